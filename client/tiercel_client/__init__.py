@@ -1,0 +1,1 @@
+"""The thin gRPC client an application installs."""

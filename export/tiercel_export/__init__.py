@@ -1,0 +1,1 @@
+"""Compilers: fitted workflow, towers, rankers and indexes in, a release for Triton out."""

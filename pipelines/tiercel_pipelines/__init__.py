@@ -1,0 +1,1 @@
+"""Recipes, data sets, training, evaluation, and the `tiercel` command."""

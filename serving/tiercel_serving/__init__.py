@@ -1,0 +1,1 @@
+"""What runs inside Triton: pure functions over NumPy arrays, and one thin adapter to Triton."""

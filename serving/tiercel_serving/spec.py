@@ -1,0 +1,151 @@
+"""What a stage is: a spec (names, dtypes, dims) and a function from named arrays to named arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+#: The dtypes a tensor may have. ``bytes`` is an object array of ``bytes`` (Triton's BYTES).
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "bool": np.dtype(np.bool_),
+    "int32": np.dtype(np.int32),
+    "int64": np.dtype(np.int64),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "bytes": np.dtype(np.object_),
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One named tensor at a stage's edge.
+
+    Parameters
+    ----------
+    name
+        The tensor's name, the same in every stage that speaks of it.
+    dtype
+        A key of :data:`DTYPES`.
+    dims
+        The shape without the leading user axis; -1 is a length that differs between requests.
+    optional
+        A request may leave it out, which means null in every row.
+    pad
+        What fills the end of a shorter row when requests with different lengths run together, and
+        what stands for the absent tensor (with length 0 on a -1 axis).
+    doc
+        One line for the reader of the served graph.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+    pad: int | float | bool | bytes = 0
+    doc: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"tensor {self.name!r}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+        object.__setattr__(self, "dims", tuple(self.dims))
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The NumPy dtype of the array that carries this tensor."""
+        return DTYPES[self.dtype]
+
+    @property
+    def variable(self) -> bool:
+        """Whether some axis differs in length between requests."""
+        return -1 in self.dims
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON form; the pad of a ``bytes`` tensor is written as text."""
+        data = asdict(self)
+        data["dims"] = list(self.dims)
+        if isinstance(self.pad, bytes):
+            data["pad"] = self.pad.decode()
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TensorSpec:
+        """Read what :meth:`to_json` wrote."""
+        pad = data.get("pad", 0)
+        if data["dtype"] == "bytes" and isinstance(pad, str):
+            pad = pad.encode()
+        return cls(**{**data, "dims": tuple(data["dims"]), "pad": pad})
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What a stage takes, gives and needs.
+
+    Parameters
+    ----------
+    name
+        The stage's name: ``user_features``, ``user_tower``, ``retrieval`` and so on.
+    inputs, outputs
+        Its tensors, each with the user axis first.
+    device
+        ``cpu`` or ``gpu``: where its arrays live.
+    blocking
+        Whether it waits for a network or disk; such a stage wants more instances than cores.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    device: str = "cpu"
+    blocking: bool = field(default=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON form."""
+        return {
+            "name": self.name,
+            "inputs": [tensor.to_json() for tensor in self.inputs],
+            "outputs": [tensor.to_json() for tensor in self.outputs],
+            "device": self.device,
+            "blocking": self.blocking,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StageSpec:
+        """Read what :meth:`to_json` wrote."""
+        return cls(
+            name=data["name"],
+            inputs=tuple(TensorSpec.from_json(tensor) for tensor in data["inputs"]),
+            outputs=tuple(TensorSpec.from_json(tensor) for tensor in data["outputs"]),
+            device=data.get("device", "cpu"),
+            blocking=data.get("blocking", False),
+        )
+
+
+class Stage(Protocol):
+    """A pure function from named arrays to named arrays, with its spec beside it."""
+
+    @property
+    def spec(self) -> StageSpec:
+        """The stage's tensors."""
+        ...
+
+    def check(self, arrays: Arrays) -> None:
+        """Raise :class:`~tiercel_serving.errors.InvalidRequest` if one request's arrays can't be answered.
+
+        Called once per request, before requests are put together, with those of the stage's inputs
+        that the request carries. Vectorised over the request's rows.
+        """
+        ...
+
+    def run(self, arrays: Arrays) -> dict[str, Array]:
+        """Compute the outputs for all rows at once.
+
+        ``arrays`` holds every input of the spec (absent optional ones already filled by the adapter).
+        """
+        ...
