@@ -1,4 +1,4 @@
-"""Imports run one way: pipelines → export → serving, pipelines → client; client and serving import nothing of ours."""
+"""Imports run one way: pipelines → export → serving; client and serving import nothing of ours."""
 
 from __future__ import annotations
 
