@@ -67,17 +67,21 @@ class TensorSpec:
         return -1 in self.dims
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON form; the pad of a ``bytes`` tensor is written as text."""
+        """Return a JSON form: a pad of bytes is written as text, and NaN, which JSON lacks, as null."""
         data = asdict(self)
         data["dims"] = list(self.dims)
         if isinstance(self.pad, bytes):
             data["pad"] = self.pad.decode()
+        elif self.pad != self.pad:
+            data["pad"] = None
         return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TensorSpec:
         """Read what :meth:`to_json` wrote."""
         pad = data.get("pad", 0)
+        if pad is None:
+            pad = float("nan")
         if data["dtype"] == "bytes" and isinstance(pad, str):
             pad = pad.encode()
         return cls(**{**data, "dims": tuple(data["dims"]), "pad": pad})
