@@ -1,0 +1,11 @@
+"""Start, watch and stop a real Triton on this machine.
+
+::
+
+    with start_server("releases/movielens") as server:
+        print(server.grpc_url)
+"""
+
+from .process import TritonServer, start_server
+
+__all__ = ["TritonServer", "start_server"]

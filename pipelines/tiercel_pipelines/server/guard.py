@@ -1,0 +1,100 @@
+"""What a server leaves behind, and how it is removed: processes, shared memory, a temporary directory.
+
+Run as a script, it is the guard: a small process that waits until the one that started the server is
+gone, however it went, and then removes what that one could not. It needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")
+#: First line that the guard is sent on a clean stop.
+DONE = "done"
+
+
+def group_members(group: int) -> list[int]:
+    """Return the process ids of a process group, without zombies."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                # After the command's name, which may hold anything: state, parent, group.
+                fields = Path("/proc", entry, "stat").read_text(errors="replace").rpartition(")")[2].split()
+                if int(fields[2]) == group and fields[0] not in "ZX":
+                    found.append(int(entry))
+    return found
+
+
+def kill_group(group: int, grace_s: float = 0.0) -> None:
+    """End every process of a group: SIGTERM and a grace, if there is one, then SIGKILL; wait for the end."""
+    if grace_s > 0:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGTERM)
+        deadline = time.monotonic() + grace_s
+        while group_members(group) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    deadline = time.monotonic() + 5.0
+    while group_members(group) and time.monotonic() < deadline:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def remove_shared_memory(prefix: str) -> list[str]:
+    """Remove the shared memory regions whose names start with ``prefix``; return their names."""
+    removed = []
+    for file in SHARED_MEMORY.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            file.unlink()
+            removed.append(file.name)
+    return removed
+
+
+def remove_environments(spawned: float) -> None:
+    """Remove the empty directory that the Python backend makes as it starts, and a killed one leaves.
+
+    Its name is random and its place is fixed in the backend, so it is told by its age. Should it be
+    another Triton's that started at the same moment, an empty directory is missed by nobody: it is only
+    used by models that bring a packed environment.
+
+    Parameters
+    ----------
+    spawned
+        When Triton was started, seconds since the epoch.
+    """
+    for folder in Path("/tmp").glob("python_env_??????"):
+        with contextlib.suppress(OSError):
+            status = folder.stat()
+            if status.st_uid == os.getuid() and -0.5 <= status.st_ctime - spawned <= 3.0:
+                folder.rmdir()
+
+
+def main(workdir: str, prefix: str) -> None:
+    """Wait for the other end of standard input to close; clean up unless it said that it had done so.
+
+    Each line is the id of a process group to end, or :data:`DONE`.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    groups = {}
+    # Not `for line in sys.stdin`, which reads ahead.
+    while line := sys.stdin.readline():
+        if line.strip() == DONE:
+            return
+        groups[int(line)] = time.time()
+    for group, spawned in groups.items():
+        kill_group(group, grace_s=6.0)
+        remove_environments(spawned)
+    remove_shared_memory(prefix)
+    shutil.rmtree(workdir, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

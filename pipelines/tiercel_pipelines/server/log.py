@@ -1,0 +1,50 @@
+"""Find in Triton's log why it failed."""
+
+from __future__ import annotations
+
+import re
+
+#: Errors that every start without a GPU writes.
+_HARMLESS = ("CudaDriverHelper", "CUDA memory pool", "pinned system memory")
+
+_LOAD = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)")
+_ERROR = re.compile(r"^(?:\S+Z \d+ )?E\S* .*?\] (?P<message>.*)$|^error: (?P<plain>.*)$")
+_PORT = re.compile(r"Socket '[^']*:(\d+)' already in use")
+
+
+def failure_reasons(text: str, limit: int = 4) -> list[str]:
+    """Return why a start failed, in Triton's and the models' words, the most telling first.
+
+    Parameters
+    ----------
+    text
+        Triton's log.
+    limit
+        How many reasons, at most.
+    """
+    loads: list[str] = []
+    others: list[str] = []
+    for line in text.splitlines():
+        if load := _LOAD.search(line):
+            loads.append(f"model {load['model']}: {_plain(load['reason'])}")
+        elif (error := _ERROR.match(line)) and not any(word in line for word in _HARMLESS):
+            others.append(_plain(error["message"] or error["plain"] or ""))
+    return list(dict.fromkeys(loads or others))[:limit]
+
+
+def port_in_use(text: str) -> int | None:
+    """Return the port that Triton could not bind, if that is why it failed."""
+    match = _PORT.search(text)
+    return int(match[1]) if match else None
+
+
+def tail(text: str, lines: int = 15) -> list[str]:
+    """Return the last lines of a log without its tables."""
+    plain = [line for line in text.splitlines() if line and line[0] not in "|+"]
+    return plain[-lines:]
+
+
+def _plain(message: str) -> str:
+    """Undo the quoting of Triton's log, and leave out the place in the code after the message."""
+    text = message.strip().strip('"').replace("\\n", "\n").split("\n\nAt:")[0]
+    return re.sub(r"\s+", " ", text.removeprefix("Internal: ")).strip()
