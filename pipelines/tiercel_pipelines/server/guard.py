@@ -57,7 +57,7 @@ def remove_shared_memory(prefix: str) -> list[str]:
     return removed
 
 
-def remove_environments(spawned: float) -> None:
+def remove_environments(spawned: float, folder: Path = Path("/tmp")) -> None:
     """Remove the empty directory that the Python backend makes as it starts, and a killed one leaves.
 
     Its name is random and its place is fixed in the backend, so it is told by its age. Should it be
@@ -68,12 +68,14 @@ def remove_environments(spawned: float) -> None:
     ----------
     spawned
         When Triton was started, seconds since the epoch.
+    folder
+        Where the backend makes it, which nothing changes.
     """
-    for folder in Path("/tmp").glob("python_env_??????"):
+    for path in folder.glob("python_env_??????"):
         with contextlib.suppress(OSError):
-            status = folder.stat()
+            status = path.stat()
             if status.st_uid == os.getuid() and -0.5 <= status.st_ctime - spawned <= 3.0:
-                folder.rmdir()
+                path.rmdir()
 
 
 def main(workdir: str, prefix: str) -> None:

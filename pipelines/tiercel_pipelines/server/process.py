@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from tiercel_serving.errors import ReleaseMissing
 from tiercel_serving.release import MANIFEST_NAME, Release, check_files, open_release
 
-from ..errors import ServerFailed
+from ..errors import ServerError, ServerFailed
 from . import guard
 from .installation import Installation, find_installation, find_libpython
 from .log import failure_reasons, port_in_use, tail
@@ -85,14 +84,14 @@ def start_server(
     """
     installation = find_installation(triton)
     address = resolve_host(host)
-    release = _as_release(release_or_repository)
-    if release is not None:
-        check_files(release, progress)
+    source = _as_source(release_or_repository)
+    if isinstance(source, Release):
+        check_files(source, progress)
     ports = {"grpc": grpc_port or None, "http": http_port or None, "metrics": metrics_port or None}
     with held_ports(address, ports) as held:
-        server = TritonServer(installation, address, held, release, Path(log) if log else None)
+        server = TritonServer(installation, address, held, source, Path(log) if log else None)
         try:
-            repository = server._repository(release_or_repository, layout)
+            repository = server._repository(layout)
             if canary is None and (repository / "recommend").is_dir():
                 canary = recommend_canary
             server._start(repository, canary, timeout_s)
@@ -127,10 +126,10 @@ class TritonServer:
         installation: Installation,
         host: str,
         ports: Mapping[str, int],
-        release: Release | None,
+        source: Release | Path,
         log: Path | None,
     ) -> None:
-        self.release = release
+        self.release = source if isinstance(source, Release) else None
         self.host = host
         self.ports = dict(ports)
         near = "127.0.0.1" if host == "0.0.0.0" else host
@@ -143,6 +142,8 @@ class TritonServer:
         self._near = near
         self._workdir = Path(tempfile.mkdtemp(prefix="tiercel-server-"))
         self._shm_prefix = f"tiercel_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._mirror = self._workdir / "mirror"
+        self._mirrored = Path(source.path if isinstance(source, Release) else source).resolve()
         self.log_path = log if log is not None else self._workdir / "triton.log"
         self._guard = _start_guard(self._workdir, self._shm_prefix)
         self._process: subprocess.Popen[bytes] | None = None
@@ -230,21 +231,31 @@ class TritonServer:
             if not self._stopping.is_set():
                 raise
 
-    def _repository(self, source: str | Path | Release, layout: str | None) -> Path:
-        """Return the model repository: the release's own, or one rendered for another layout."""
-        if self.release is None:
-            assert not isinstance(source, Release)
-            if layout is not None:
-                raise ServerFailed(f"{source}: a plain model repository has no layouts; leave layout out")
-            return Path(source).resolve()
-        if layout is None or layout == self.release.manifest["layout"]:
-            return (self.release.path / "triton").resolve()
-        from tiercel_export.graph import render_repository
+    def _repository(self, layout: str | None) -> Path:
+        """Return the model repository that Triton shall read.
 
-        repository = self._workdir / "models"
-        repository.mkdir()
-        render_repository(self.release, repository, layout, release_path=str(self.release.path.resolve()))
-        return repository
+        It is a mirror of links in the temporary directory: the stub writes ``__pycache__`` beside a
+        ``model.py`` and cannot be told not to (its interpreter ignores the environment), but a release
+        is immutable.
+        """
+        if self.release is None:
+            if layout is not None:
+                raise ServerError(
+                    f"{self._mirrored}: a plain model repository has no layouts; leave layout out"
+                )
+            return _mirror(self._mirrored, self._mirror)
+        if layout is not None and layout != self.release.manifest["layout"]:
+            from tiercel_export.graph import render_repository
+
+            repository = self._workdir / "models"
+            repository.mkdir()
+            render_repository(self.release, repository, layout, release_path=str(self._mirrored))
+            return repository
+        # Models find their release by a relative path, so its other parts are linked beside them.
+        self._mirror.mkdir()
+        for name in (MANIFEST_NAME, "artefacts"):
+            (self._mirror / name).symlink_to(self._mirrored / name)
+        return _mirror(self._mirrored / "triton", self._mirror / "triton")
 
     def _start(self, repository: Path, canary: Canary | None, timeout_s: float) -> None:
         libpython = find_libpython()
@@ -321,8 +332,6 @@ class TritonServer:
             **os.environ,
             "PATH": os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join(libraries + ([before] if before else [])),
-            # A release is immutable: no __pycache__ in it.
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
 
     def _wait_ready(self, deadline: float, timeout_s: float) -> None:
@@ -391,7 +400,8 @@ class TritonServer:
 
     def _log_text(self) -> str:
         with contextlib.suppress(OSError):
-            return self.log_path.read_text(errors="replace")
+            text = self.log_path.read_text(errors="replace")
+            return text.replace(str(self._mirror), str(self._mirrored))
         return ""
 
     def _failure(self, what: str) -> ServerFailed:
@@ -434,15 +444,24 @@ def _try(canary: Canary, url: str, timeout_s: float) -> Exception | None:
     return None
 
 
-def _as_release(source: str | Path | Release) -> Release | None:
+def _as_source(source: str | Path | Release) -> Release | Path:
     if isinstance(source, Release):
         return source
     path = Path(source)
     if not (path / MANIFEST_NAME).is_file() and any(path.glob("*/config.pbtxt")):
-        return None
-    if not path.exists():
-        raise ReleaseMissing(f"{path}: no release here; make one with `tiercel export`")
+        return path
     return open_release(path)
+
+
+def _mirror(source: Path, destination: Path) -> Path:
+    """Make the directories of ``source`` in ``destination``, with a link for each file."""
+    for folder, folders, files in os.walk(source):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        copy = destination / Path(folder).relative_to(source)
+        copy.mkdir()
+        for name in files:
+            (copy / name).symlink_to(Path(folder, name))
+    return destination
 
 
 def _start_guard(workdir: Path, prefix: str) -> subprocess.Popen[bytes]:

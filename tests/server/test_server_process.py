@@ -1,0 +1,164 @@
+"""A real Triton, started and stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tiercel_pipelines.errors import PortTaken, ServerFailed
+from tiercel_pipelines.server import guard, start_server
+from tiercel_serving.errors import ReleaseMissing
+
+Canary = Callable[[str, float], None]
+
+
+def test_a_server_answers_and_leaves_nothing(repository: Path, canary: Canary, nothing_left: Path) -> None:
+    with start_server(repository, canary=canary) as server:
+        assert server.started_s < 10
+        canary(server.grpc_url, 5.0)
+        with urllib.request.urlopen(f"{server.http_url}/v2/health/ready") as answer:
+            assert answer.status == 200
+        with urllib.request.urlopen(server.metrics_url) as answer:
+            assert b"nv_inference_request_success" in answer.read()
+        server.check()
+        # Interfaces that could change a server are off.
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{server.http_url}/v2/logging")
+        with pytest.raises(PortTaken, match=f"grpc port {server.ports['grpc']}"):
+            start_server(repository, grpc_port=server.ports["grpc"])
+        with pytest.raises(PortTaken, match=f"metrics port {server.ports['metrics']}"):
+            start_server(repository, metrics_port=server.ports["metrics"])
+    server.stop()
+    with pytest.raises(ServerFailed, match="was stopped"):
+        server.check()
+    assert not list(repository.rglob("__pycache__"))
+    with contextlib.ExitStack() as stack:
+        again = stack.enter_context(
+            start_server(repository, grpc_port=server.ports["grpc"], log=nothing_left / "t.log")
+        )
+        assert again.ports["grpc"] == server.ports["grpc"]
+        again.stop(grace_s=0.0)
+    assert "Started GRPCInferenceService" in (nothing_left / "t.log").read_text()
+
+
+def test_a_model_that_does_not_load_is_told_in_its_own_words(
+    broken_repository: Path, nothing_left: Path
+) -> None:
+    with pytest.raises(ServerFailed) as caught:
+        start_server(broken_repository)
+    text = str(caught.value)
+    assert "model broken: ValueError: artefact users: expected build abc, found def; export again" in text
+    kept = Path(text.rpartition("The whole log: ")[2])
+    assert "failed to load all models" in kept.read_text()
+
+
+def test_a_failing_first_inference_is_a_failed_start(repository: Path, nothing_left: Path) -> None:
+    def failing(url: str, timeout_s: float) -> None:
+        raise RuntimeError("no answer worth the name")
+
+    with pytest.raises(ServerFailed, match=r"ready, but a real inference failed .*no answer worth the name"):
+        start_server(repository, canary=failing)
+
+
+def test_a_start_that_takes_too_long_is_given_up(
+    tmp_path: Path, repository: Path, nothing_left: Path
+) -> None:
+    slow = "import time\nclass TritonPythonModel:\n    def initialize(self, args):\n        time.sleep(30)\n"
+    (repository / "identity" / "1" / "model.py").write_text(slow)
+    begun = time.monotonic()
+    with pytest.raises(ServerFailed, match=r"not ready within 1 s"):
+        start_server(repository, timeout_s=1.0)
+    assert time.monotonic() - begun < 10
+
+
+def test_nothing_to_serve(tmp_path: Path) -> None:
+    with pytest.raises(ReleaseMissing, match="tiercel export"):
+        start_server(tmp_path / "no")
+    with pytest.raises(ReleaseMissing, match="tiercel export"):
+        start_server(tmp_path)
+
+
+def test_the_backends_own_leavings_are_told_by_their_age(tmp_path: Path) -> None:
+    for name in ("python_env_abcdef", "python_env_full00", "other_abcdef"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "python_env_full00" / "file").touch()
+    guard.remove_environments(time.time() - 60, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    guard.remove_environments(time.time(), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"python_env_full00", "other_abcdef"}
+
+
+def stub_of(pid: int) -> int:
+    [stub] = set(guard.group_members(pid)) - {pid}
+    return stub
+
+
+@pytest.mark.parametrize("victim", ["stub", "triton"])
+def test_the_watch_notices_a_death(repository: Path, canary: Canary, nothing_left: Path, victim: str) -> None:
+    with start_server(repository, canary=canary) as server:
+        os.kill(stub_of(server.pid) if victim == "stub" else server.pid, signal.SIGKILL)
+        words = "stub process .* died" if victim == "stub" else "Triton was killed by SIGKILL"
+        with pytest.raises(ServerFailed, match=words):
+            server.wait()
+        server.stop(grace_s=0.0)
+
+
+def test_the_watch_notices_a_failing_canary_and_a_stop(
+    repository: Path, canary: Canary, nothing_left: Path
+) -> None:
+    broken = threading.Event()
+
+    def breakable(url: str, timeout_s: float) -> None:
+        if broken.is_set():
+            raise TimeoutError("no answer in time")
+        canary(url, timeout_s)
+
+    with start_server(repository, canary=breakable) as server:
+        threading.Timer(1.2, broken.set).start()
+        with pytest.raises(ServerFailed, match="no answer in time"):
+            server.wait(canary_interval_s=0.5)
+        broken.clear()
+        stopper = threading.Timer(0.7, server.stop, kwargs={"grace_s": 0.0})
+        stopper.start()
+        server.wait(canary_interval_s=0.5)
+        stopper.join()
+
+
+SCRIPT = """
+import sys, tempfile, time
+from tiercel_pipelines.server import start_server
+tempfile.tempdir = sys.argv[2]
+with start_server(sys.argv[1]):
+    print("up", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nothing_is_left_when_the_starter_is_killed(
+    tmp_path: Path, repository: Path, traces: Callable[[int], list[str]], number: signal.Signals
+) -> None:
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    command = [sys.executable, "-c", SCRIPT, str(repository), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        assert traces(process.pid)
+        process.send_signal(number)
+    deadline = time.monotonic() + 15
+    while (traces(process.pid) or list(folder.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert traces(process.pid) == []
+    assert list(folder.iterdir()) == []
