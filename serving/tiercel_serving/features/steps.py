@@ -1,0 +1,471 @@
+"""The steps of a feature program.
+
+A step reads one register (or request columns) and writes another. A register is four arrays:
+
+``x``
+    ``[C, n]``: C columns that share an operator chain, n rows. dtype int64, float32, float64, or object
+    for ``bytes``. A list column is ``[1, m]``, its m elements.
+``valid``
+    ``[C, n]`` boolean or None. None in a float register, where a null is NaN.
+``offsets``, ``row_valid``
+    Of a list column, as in :class:`~tiercel_serving.columns.Column`; None otherwise.
+
+Every float operation is written as NVTabular orders it: folding ``(x - m) / s`` into one multiplication
+and addition changes last bits in over half of all values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column
+from ..errors import InvalidRequest
+from ..lookup import Lookup, open_lookup
+from ..spec import Array
+
+
+class Register(NamedTuple):
+    """Columns between two steps; see the module's text."""
+
+    x: Array
+    valid: npt.NDArray[np.bool_] | None = None
+    offsets: npt.NDArray[np.int64] | None = None
+    row_valid: npt.NDArray[np.bool_] | None = None
+
+
+Registers = list[Register]
+Columns = Mapping[str, Column]
+
+
+class Step(Protocol):
+    """One vectorised step."""
+
+    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
+        """Compute the step's register from earlier ones and the request's columns."""
+        ...
+
+
+# --------------------------------------------------------------------------------------------- loading
+
+
+def _column(columns: Columns, name: str, n: int, is_list: bool) -> Column:
+    column = columns.get(name)
+    if column is None:
+        raise InvalidRequest(f"features: column {name!r} is missing; send it, or null in every row")
+    if (column.offsets is not None) != is_list:
+        want, came = ("lists", "scalars") if is_list else ("scalars", "lists")
+        raise InvalidRequest(f"features: column {name!r} holds {want}, but {came} came")
+    if len(column) != n:
+        raise InvalidRequest(f"features: column {name!r} has {len(column)} rows, expected {n}")
+    return column
+
+
+def _typed(name: str, values: Array, dtype: np.dtype[Any]) -> Array:
+    """Return the values in the register's dtype, or refuse them."""
+    if values.dtype == dtype:
+        return values
+    kind = values.dtype.kind
+    if dtype == np.int64 and kind in "iub":
+        return values.astype(np.int64)
+    if dtype.kind == "f" and kind in "iubf":
+        return values.astype(dtype)
+    if len(values) == 0:
+        # An empty column carries no value that could be of the wrong type.
+        return np.empty(0, dtype)
+    want = "bytes" if dtype == np.object_ else dtype.name
+    came = "bytes" if values.dtype == np.object_ else values.dtype.name
+    raise InvalidRequest(f"features: column {name!r} must be {want}, but {came} came")
+
+
+def _nan_where_null(x: Array, valid: Array | None) -> Array:
+    if valid is None or valid.all():
+        return x
+    return np.where(valid, x, x.dtype.type(np.nan))
+
+
+class Load:
+    """Stack scalar columns of one dtype into a register."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        self._names: list[str] = step["columns"]
+        self._dtype = np.dtype(step["dtype"])
+
+    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
+        """Stack; in float dtypes nulls become NaN."""
+        loaded = [_column(columns, name, n, False) for name in self._names]
+        parts = [_typed(name, c.values, self._dtype) for name, c in zip(self._names, loaded, strict=True)]
+        x = parts[0].reshape(1, n) if len(parts) == 1 else np.concatenate(parts).reshape(len(parts), n)
+        if all(column.valid is None for column in loaded):
+            return Register(x)
+        full = np.ones(n, np.bool_)
+        valid = np.stack([full if column.valid is None else column.valid for column in loaded])
+        if self._dtype.kind == "f":
+            return Register(_nan_where_null(x, valid))
+        return Register(x, None if valid.all() else valid)
+
+
+class LoadList:
+    """Load one list column; what lies in a null list is dropped."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        self._name: str = step["column"]
+        self._dtype = np.dtype(step["dtype"])
+
+    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
+        """Load; in float dtypes null elements become NaN."""
+        column = _column(columns, self._name, n, True)
+        values, valid, offsets, row_valid = column.values, column.valid, column.offsets, column.row_valid
+        assert offsets is not None
+        if len(values) and (offsets[0] != 0 or offsets[-1] != len(values)):
+            values = values[offsets[0] : offsets[-1]]
+            valid = None if valid is None else valid[offsets[0] : offsets[-1]]
+            offsets = offsets - offsets[0]
+        if row_valid is not None and not row_valid.all():
+            lengths = np.diff(offsets)
+            keep = np.repeat(row_valid, lengths)
+            values, valid = values[keep], None if valid is None else valid[keep]
+            offsets = np.concatenate([[0], np.cumsum(lengths * row_valid)])
+        else:
+            row_valid = None
+        x = _typed(self._name, values, self._dtype).reshape(1, -1)
+        valid = None if valid is None else valid.reshape(1, -1)
+        if self._dtype.kind == "f":
+            return Register(_nan_where_null(x, valid), None, offsets, row_valid)
+        return Register(x, None if valid is None or valid.all() else valid, offsets, row_valid)
+
+
+# ----------------------------------------------------------------------------------- element by element
+
+
+class _Elementwise:
+    """Base of the steps that change each element by itself; lists keep their offsets."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        self._source: int = step["in"]
+
+    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
+        """Apply :meth:`apply` to the source register."""
+        source = registers[self._source]
+        x, valid = self.apply(source.x, source.valid)
+        return Register(x, valid, source.offsets)
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Return the new ``x`` and ``valid``."""
+        raise NotImplementedError
+
+
+class Rows(_Elementwise):
+    """Take some columns of a register."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        rows: list[int] = step["rows"]
+        contiguous = rows == list(range(rows[0], rows[0] + len(rows)))
+        self._rows: Any = slice(rows[0], rows[0] + len(rows)) if contiguous else np.array(rows)
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Select."""
+        return x[self._rows], None if valid is None else valid[self._rows]
+
+
+class Cast(_Elementwise):
+    """int64 to a float dtype, null to NaN; or between float dtypes."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._dtype = np.dtype(step["dtype"])
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Cast."""
+        return _nan_where_null(x.astype(self._dtype), valid), None
+
+
+class Fill(_Elementwise):
+    """``fillna(value)``: ``x`` where it is not null, else its column's value."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._value = arrays["value"]
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Fill."""
+        if x.dtype.kind == "f":
+            null = np.isnan(x)
+            return (np.where(null, self._value, x) if null.any() else x), None
+        return (x if valid is None else np.where(valid, x, self._value)), None
+
+
+class FillText(_Elementwise):
+    """``fillna(text)``."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._value = step["value"].encode("utf-8", "surrogatepass")
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Fill."""
+        return (x if valid is None else np.where(valid, x, self._value)), None
+
+
+class IsNull(_Elementwise):
+    """``isna()`` as 0 and 1."""
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Compare."""
+        if x.dtype.kind == "f":
+            return np.isnan(x).astype(np.int64), None
+        return (np.zeros(x.shape, np.int64) if valid is None else (~valid).astype(np.int64)), None
+
+
+class RowIsNull:
+    """``isna()`` of a list column's rows as 0 and 1."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        self._source: int = step["in"]
+
+    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
+        """Compare."""
+        row_valid = registers[self._source].row_valid
+        null = np.zeros(n, np.int64) if row_valid is None else (~row_valid).astype(np.int64)
+        return Register(null.reshape(1, n))
+
+
+class Clip(_Elementwise):
+    """``x`` below ``low`` becomes ``low``, then above ``high`` becomes ``high``; NaN stays.
+
+    Not ``numpy.clip``: there -0.0 against a bound of 0.0 may change its sign.
+    """
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._low, self._high = arrays.get("low"), arrays.get("high")
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Clip."""
+        if self._low is not None:
+            x = np.where(x < self._low, self._low, x)
+        if self._high is not None:
+            x = np.where(x > self._high, self._high, x)
+        return x, valid
+
+
+class Log(_Elementwise):
+    """``log(float32(x) + 1)``."""
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Take the logarithm."""
+        y = x + np.float32(1) if x.dtype == np.float32 else x.astype(np.float32) + np.float32(1)
+        return _nan_where_null(np.log(y), valid), None
+
+
+class Normalize(_Elementwise):
+    """``(x - mean) / std`` in float32 for float32 columns, else in float64; then the output dtype."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._mean, self._std, self._dtype = arrays["mean"], arrays["std"], np.dtype(step["dtype"])
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Subtract, then divide."""
+        y = (x - self._mean) / self._std
+        return _nan_where_null(y if y.dtype == self._dtype else y.astype(self._dtype), valid), None
+
+
+class Bucketize(_Elementwise):
+    """``numpy.digitize(x, boundaries)``; a null is NaN there, and lands in the last bucket."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._boundaries = [arrays[f"boundaries{i}"] for i in range(step["columns"])]
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Search each column's boundaries."""
+        y = np.empty(x.shape, np.int64)
+        for row, boundaries in enumerate(self._boundaries):
+            # Increasing boundaries: what digitize itself does, without its checks.
+            y[row] = boundaries.searchsorted(x[row], "right")
+            if valid is not None:
+                y[row][~valid[row]] = len(boundaries)
+        return y, None
+
+
+class BucketizeDown(Bucketize):
+    """:class:`Bucketize` with decreasing boundaries, where NaN lands in bucket 0.
+
+    The boundaries are stored reversed, that is increasing.
+    """
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Search each column's boundaries from their other end."""
+        y = np.empty(x.shape, np.int64)
+        for row, boundaries in enumerate(self._boundaries):
+            y[row] = len(boundaries) - boundaries.searchsorted(x[row], "left")
+            if valid is not None:
+                y[row][~valid[row]] = 0
+        return y, None
+
+
+# -------------------------------------------------------------------------------------------- encoding
+
+_NO_KEY = np.int64(-(2**63))
+
+
+def keys_as_is(x: Array) -> tuple[Array, Array | None]:
+    """int64 into an int64 vocabulary."""
+    return x, None
+
+
+def keys_by_cast(dtype: str) -> Any:
+    """Return what casts into an integer or boolean vocabulary, as ``astype`` does: 5.5 becomes 5.
+
+    NVTabular raises on what is not finite; here ±inf is merely not in the vocabulary.
+    """
+    target = np.dtype(dtype)
+
+    def keys(x: Array) -> tuple[Array, Array | None]:
+        if x.dtype.kind != "f":
+            return x.astype(target).astype(np.int64), None
+        finite = np.isfinite(x)
+        cast = np.where(finite, x, 0).astype(target).astype(np.int64)
+        return cast, None if finite.all() else ~finite
+
+    return keys
+
+
+def keys_of_whole(x: Array) -> tuple[Array, Array | None]:
+    """Into a float vocabulary that holds only whole numbers below 2**53: an exact int64 key or none."""
+    if x.dtype.kind != "f":
+        return x, None
+    whole = x.astype(np.int64)
+    return np.where(whole == x, whole, _NO_KEY), None
+
+
+def keys_of_bits(dtype: str) -> Any:
+    """Return what casts into any other float vocabulary and takes the bits; -0.0 and 0.0 are one key."""
+    target = np.dtype(dtype)
+    bits = np.dtype(f"i{target.itemsize}")
+
+    def keys(x: Array) -> tuple[Array, Array | None]:
+        return (x.astype(target) + target.type(0)).view(bits).astype(np.int64), None
+
+    return keys
+
+
+def key_function(name: str) -> Any:
+    """Return the function that a step's ``keys`` names: ``int64``, ``whole``, ``cast:…`` or ``bits:…``."""
+    if name == "int64":
+        return keys_as_is
+    if name == "whole":
+        return keys_of_whole
+    kind, dtype = name.split(":")
+    return {"cast": keys_by_cast, "bits": keys_of_bits}[kind](dtype)
+
+
+class _Encode(_Elementwise):
+    """Base of the steps that turn values into category ids."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._keys = key_function(step["keys"])
+        self._null, self._unseen = arrays["null"], arrays["unseen"]
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Look up; nulls and what cannot be a key get their own ids."""
+        keys, outside = self._keys(x)
+        ids = self.find(keys)
+        if outside is not None:
+            ids = np.where(outside, self._unseen, ids)
+        if x.dtype.kind == "f":
+            null = np.isnan(x)
+            if null.any():
+                ids = np.where(null, self._null, ids)
+        elif valid is not None:
+            ids = np.where(valid, ids, self._null)
+        return ids, None
+
+    def find(self, keys: Array) -> Array:
+        """Return the id of each key, ``[C, n]``."""
+        raise NotImplementedError
+
+
+class EncodeDirect(_Encode):
+    """Dense integer vocabularies: one gather from all columns' direct tables, laid end to end."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._table = arrays["table"]
+        self._lowest = arrays["lowest"].view(np.uint64)
+        self._span = arrays["span"].view(np.uint64)
+        self._base = arrays["base"] if len(arrays["base"]) > 1 else None
+
+    def find(self, keys: Array) -> Array:
+        """Gather; what lies outside a column's table reads its last entry, the unseen id."""
+        index = np.minimum(keys.view(np.uint64) - self._lowest, self._span).view(np.int64)
+        if self._base is not None:
+            index += self._base
+        ids: Array = self._table[index]
+        return ids
+
+
+class EncodeHash(_Encode):
+    """Other vocabularies of numbers: one lookup for each column."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._lookups: list[Lookup] = [open_lookup(arrays, f"lookup{i}") for i in range(step["columns"])]
+
+    def find(self, keys: Array) -> Array:
+        """Look up."""
+        if len(self._lookups) == 1:
+            return self._lookups[0].find(keys[0]).reshape(1, -1)
+        return np.stack([lookup.find(row) for lookup, row in zip(self._lookups, keys, strict=True)])
+
+
+class EncodeText(_Elementwise):
+    """A vocabulary of strings, looked up as UTF-8 bytes."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._lookup = open_lookup(arrays, "lookup0")
+        self._null: int = step["null"]
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Look up."""
+        if valid is None:
+            return self._lookup.find(x[0]).reshape(1, -1), None
+        ids = self._lookup.find(np.where(valid, x, b"")[0]).reshape(1, -1)
+        return np.where(valid, ids, self._null), None
+
+
+#: Every step by the name it has in the artefact.
+STEPS: Mapping[str, type[Any]] = {
+    "load": Load,
+    "load_list": LoadList,
+    "rows": Rows,
+    "cast": Cast,
+    "fill": Fill,
+    "fill_text": FillText,
+    "is_null": IsNull,
+    "row_is_null": RowIsNull,
+    "clip": Clip,
+    "log": Log,
+    "normalize": Normalize,
+    "bucketize": Bucketize,
+    "bucketize_down": BucketizeDown,
+    "encode_direct": EncodeDirect,
+    "encode_hash": EncodeHash,
+    "encode_text": EncodeText,
+}
+
+
+def open_steps(steps: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -> list[Step]:
+    """Build the steps of a program; step ``i`` owns the arrays named ``s<i>.<part>``."""
+    owned: list[dict[str, Array]] = [{} for _ in steps]
+    for name, array in arrays.items():
+        number, part = name[1:].split(".", 1)
+        owned[int(number)][part] = array
+    return [STEPS[step["op"]](step, own) for step, own in zip(steps, owned, strict=True)]
