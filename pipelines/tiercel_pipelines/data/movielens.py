@@ -1,0 +1,223 @@
+"""MovieLens-100K: found on disk or fetched from GroupLens, checked, and read.
+
+Its licence forbids redistribution, so it is never part of this project: each machine fetches its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pandas as pd
+
+from ..errors import DataCorrupt, DataMissing
+from .dataset import Dataset, Progress
+
+URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
+FOLDER = "ml-100k"
+DATA_DIR_VARIABLE = "TIERCEL_DATA_DIR"
+
+#: MD5 and size in bytes of ``u.data``, as GroupLens publishes it.
+RATINGS_MD5 = "6e47046882bad158b0efbb84cd5cb987"
+RATINGS_BYTES = 1_979_173
+#: Rows of each file.
+ROWS = {"u.user": 943, "u.item": 1_682, "u.data": 100_000}
+
+_FILES = ("u.data", "u.user", "u.item", "u.genre")
+
+
+def load_ml_100k(
+    *,
+    data_dir: str | Path | None = None,
+    progress: Progress | None = None,
+    transport: httpx.BaseTransport | None = None,
+) -> Dataset:
+    """Find or fetch MovieLens-100K, check it, and read it.
+
+    Parameters
+    ----------
+    data_dir
+        Folder that holds ``ml-100k/``, looked at first; also where a download goes.
+    progress
+        Told of the download's bytes.
+    transport
+        The HTTP transport of the download; None is the network.
+
+    Raises
+    ------
+    DataMissing
+        If it is nowhere and cannot be downloaded.
+    DataCorrupt
+        If a file is truncated or has another checksum.
+    """
+    places = _places(data_dir)
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        found = fetch_ml_100k(places, progress, transport)
+    check_ml_100k(found)
+    return read_ml_100k(found)
+
+
+def find_ml_100k(data_dir: str | Path | None = None) -> Path | None:
+    """Return the folder with MovieLens-100K on this machine, unchecked, or None."""
+    return next((place for place in _places(data_dir) if place.is_dir()), None)
+
+
+def _places(data_dir: str | Path | None) -> list[Path]:
+    """Folders to look at, in order. A download goes to the first."""
+    roots = [Path(data_dir)] if data_dir is not None else []
+    if variable := os.environ.get(DATA_DIR_VARIABLE):
+        roots.append(Path(variable))
+    roots.append(Path("data"))
+    return [root / FOLDER for root in roots]
+
+
+def fetch_ml_100k(
+    places: Sequence[Path], progress: Progress | None = None, transport: httpx.BaseTransport | None = None
+) -> Path:
+    """Download MovieLens-100K into the first place; it appears there only when whole and checked.
+
+    Parameters
+    ----------
+    places
+        Where it was looked for, for the message; the first is where it goes.
+    progress
+        Told of the bytes that came.
+    transport
+        The HTTP transport; None is the network.
+    """
+    target = places[0]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.", dir=target.parent))
+    try:
+        archive = scratch / f"{FOLDER}.zip"
+        try:
+            _download(archive, progress, transport)
+        except (httpx.HTTPError, OSError) as error:
+            looked = ", ".join(str(place.absolute()) for place in places)
+            raise DataMissing(
+                f"ml-100k: not found in {looked}, and {URL} could not be downloaded "
+                f"({type(error).__name__}: {error}); connect to the internet, or put the unpacked "
+                f"{FOLDER} folder there, or let {DATA_DIR_VARIABLE} name the folder that holds it; "
+                "the synthetic data set needs no download"
+            ) from error
+        unpacked = _unpack(archive, scratch / FOLDER)
+        check_ml_100k(unpacked)
+        unpacked.replace(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _download(archive: Path, progress: Progress | None, transport: httpx.BaseTransport | None) -> None:
+    with httpx.Client(transport=transport, follow_redirects=True, timeout=30.0) as client:
+        with client.stream("GET", URL) as response, archive.open("wb") as file:
+            response.raise_for_status()
+            length = response.headers.get("content-length", "")
+            total = int(length) if length.isdigit() else None
+            done = 0
+            for chunk in response.iter_bytes(1 << 16):
+                file.write(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(f"downloading {FOLDER}.zip", done, total)
+
+
+def _unpack(archive: Path, target: Path) -> Path:
+    """Copy the wanted members out by name, so that no path in the archive is ever trusted."""
+    target.mkdir()
+    try:
+        with zipfile.ZipFile(archive) as source:
+            for name in (*_FILES, "README"):
+                with source.open(f"{FOLDER}/{name}") as member, (target / name).open("wb") as file:
+                    shutil.copyfileobj(member, file)
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise DataCorrupt(
+            f"{URL}: expected a zip archive with {FOLDER}/u.data and its neighbours, got something else "
+            f"({error}); the download was cut off or replaced on its way: try again"
+        ) from error
+    return target
+
+
+def check_ml_100k(folder: Path) -> None:
+    """Check that a folder holds the whole of MovieLens-100K.
+
+    Raises
+    ------
+    DataMissing
+        If a file is not there.
+    DataCorrupt
+        If ``u.data`` has another size or checksum, or a table another number of rows.
+    """
+    again = f"delete {folder} and run again to download it anew"
+    for name in _FILES:
+        if not (folder / name).is_file():
+            raise DataMissing(f"{folder / name}: missing from the ml-100k folder; {again}")
+    ratings = (folder / "u.data").read_bytes()
+    if len(ratings) < RATINGS_BYTES:
+        raise DataCorrupt(
+            f"{folder / 'u.data'}: truncated: expected {RATINGS_BYTES} bytes, found {len(ratings)}; {again}"
+        )
+    digest = hashlib.md5(ratings, usedforsecurity=False).hexdigest()
+    if digest != RATINGS_MD5:
+        raise DataCorrupt(f"{folder / 'u.data'}: expected the MD5 {RATINGS_MD5}, found {digest}; {again}")
+    for name, expected in ROWS.items():
+        rows = (folder / name).read_bytes().rstrip(b"\n").count(b"\n") + 1
+        if rows != expected:
+            state = "truncated" if rows < expected else "changed"
+            raise DataCorrupt(f"{folder / name}: {state}: expected {expected} rows, found {rows}; {again}")
+
+
+def read_ml_100k(folder: Path) -> Dataset:
+    """Read the tables of a checked folder (see :class:`~tiercel_pipelines.data.MovieLens100K`)."""
+    try:
+        users, items, interactions = _read_users(folder), _read_items(folder), _read_ratings(folder)
+    except (ValueError, KeyError, UnicodeDecodeError) as error:
+        raise DataCorrupt(
+            f"{folder}: the ml-100k tables cannot be read ({error}); delete the folder and run again"
+        ) from error
+    return Dataset("ml-100k", users, items, interactions, source=str(folder)).check()
+
+
+def _read_users(folder: Path) -> pd.DataFrame:
+    names = ["user_id", "age", "gender", "occupation", "zip_code"]
+    frame = pd.read_csv(
+        folder / "u.user", sep="|", names=names, dtype={"zip_code": str}, keep_default_na=False
+    )
+    # The first digit of a US zip code is a group of states; Canadian codes begin with a letter.
+    return frame.assign(zip_prefix=frame["zip_code"].str[:1])
+
+
+def _read_items(folder: Path) -> pd.DataFrame:
+    genres = pd.read_csv(folder / "u.genre", sep="|", names=["genre", "code"]).sort_values("code")["genre"]
+    # The video release date is empty in every row as published, and the IMDb links are long dead.
+    names = ["item_id", "title", "release_date", "video_date", "imdb_url", *genres]
+    # The one file that is Latin-1 and not ASCII.
+    frame = pd.read_csv(folder / "u.item", sep="|", names=names, encoding="latin-1", keep_default_na=False)
+    title = frame["title"].str.strip()
+    released = pd.to_datetime(frame["release_date"].replace("", None), format="%d-%b-%Y")
+    in_title = title.str.extract(r"\((\d{4})\)\s*$", expand=False).astype(np.float64)
+    flags = frame[list(genres)].to_numpy(dtype=bool)
+    names_of = genres.to_numpy(dtype=object)
+    return pd.DataFrame(
+        {
+            "item_id": frame["item_id"],
+            "title": title,
+            # The title's year is the film's; the release date may be that of a re-release.
+            "year": in_title.fillna(released.dt.year.astype(np.float64)),
+            "released": released,
+            "genres": [names_of[row].tolist() for row in flags],
+        }
+    )
+
+
+def _read_ratings(folder: Path) -> pd.DataFrame:
+    names = ["user_id", "item_id", "rating", "timestamp"]
+    return pd.read_csv(folder / "u.data", sep="\t", names=names, dtype=np.int64)

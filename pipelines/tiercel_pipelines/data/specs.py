@@ -1,0 +1,79 @@
+"""What a recipe says about its data: one small dataclass for each kind of data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+
+@dataclass(frozen=True)
+class MovieLens100K:
+    """MovieLens-100K: 943 users, 1,682 films, 100,000 ratings from 1997 and 1998.
+
+    Looked for in ``data_dir``, ``$TIERCEL_DATA_DIR`` and ``./data`` (a folder ``ml-100k`` in one of
+    them), else downloaded from GroupLens. Users have ``age``, ``gender``, ``occupation``, ``zip_code``
+    and ``zip_prefix``; items ``title``, ``year``, ``released`` and ``genres``; interactions ``rating``.
+    """
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Made-up data with real structure: tastes, genres, popularity, and every type of column.
+
+    The same arguments give the same data on every machine.
+
+    Parameters
+    ----------
+    users, items
+        How many of each.
+    interactions
+        About how many interactions; nobody has one item twice.
+    ids
+        ``int`` (gaps between them, so that an id is never a row by chance) or ``str`` (with letters
+        outside ASCII).
+    seed
+        Another seed, another data set.
+    """
+
+    users: int = 600
+    items: int = 400
+    interactions: int = 24_000
+    ids: Literal["int", "str"] = "int"
+    seed: int = 7
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """Your own three tables.
+
+    Parameters
+    ----------
+    users, items, interactions
+        Paths of Parquet files (or folders of them). Relative paths start at ``data_dir``, or where
+        the command runs if there is none.
+    user_id, item_id
+        The id columns: 64-bit integers or strings, the same type in both tables that have them.
+    timestamp
+        The column of ``interactions`` with the time, as dates or as seconds; None if there is none.
+    user_columns, item_columns, context_columns
+        The columns to read from ``users``, ``items`` and ``interactions`` besides ids and time, each
+        with its type (``int``, ``float``, ``bool``, ``string``, ``time``, ``list[int]``,
+        ``list[float]`` or ``list[string]``); None reads all as they are.
+    name
+        What the data set is called.
+    """
+
+    users: str
+    items: str
+    interactions: str
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    timestamp: str | None = "timestamp"
+    user_columns: tuple[tuple[str, str], ...] | None = None
+    item_columns: tuple[tuple[str, str], ...] | None = None
+    context_columns: tuple[tuple[str, str], ...] | None = None
+    name: str = "parquet"
+
+
+#: What :func:`~tiercel_pipelines.data.load_dataset` takes besides a name.
+DatasetSpec: TypeAlias = MovieLens100K | Synthetic | Parquet

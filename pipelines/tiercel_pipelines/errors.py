@@ -1,0 +1,107 @@
+"""Every error of the pipelines, in one tree.
+
+::
+
+    TiercelError                     (tiercel_serving.errors)
+    └── PipelineError
+        ├── RecipeError              the recipe says something that cannot be; lists every mistake
+        ├── DataError
+        │   ├── DataMissing          the data is not where it was looked for, and could not be fetched
+        │   └── DataCorrupt          the data is there, but truncated, changed or not what its schema says
+        ├── TrainingError            training cannot go on
+        └── ServerError
+            ├── PortTaken            something else listens on the port
+            ├── TritonMissing        there is no server binary
+            ├── LibPythonMissing     this Python has no shared library, which Triton's Python backend needs
+            └── ServerFailed         the server started and did not become healthy, or died
+
+A message says the stage or file, what was expected, what came, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tiercel_serving.errors import TiercelError
+
+
+class PipelineError(TiercelError):
+    """Base of every error of the pipelines package."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake in a recipe.
+
+    Parameters
+    ----------
+    field
+        Where it is, in the recipe's own words: ``serving.rules[0].column``.
+    problem
+        What is wrong, with what was expected and what came.
+    remedy
+        What to do about it.
+    """
+
+    field: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}; {self.remedy}"
+
+
+class RecipeError(PipelineError):
+    """The recipe says something that cannot be.
+
+    Parameters
+    ----------
+    recipe
+        The recipe's name or file.
+    mistakes
+        Every mistake that was found, not only the first.
+    """
+
+    def __init__(self, recipe: str, mistakes: Iterable[Mistake]):
+        self.recipe = recipe
+        self.mistakes = tuple(mistakes)
+        count = len(self.mistakes)
+        head = f"recipe {recipe}: {count} mistake{'s' if count != 1 else ''}"
+        super().__init__("\n".join([head, *(f"  - {mistake}" for mistake in self.mistakes)]))
+
+
+class DataError(PipelineError):
+    """A data set cannot be used."""
+
+
+class DataMissing(DataError):
+    """The data is not where it was looked for, and could not be fetched."""
+
+
+class DataCorrupt(DataError):
+    """The data is there, but truncated, changed, or not what its schema says."""
+
+
+class TrainingError(PipelineError):
+    """Training cannot go on."""
+
+
+class ServerError(PipelineError):
+    """The inference server cannot be started or does not answer."""
+
+
+class PortTaken(ServerError):
+    """Something else listens on the port."""
+
+
+class TritonMissing(ServerError):
+    """There is no server binary."""
+
+
+class LibPythonMissing(ServerError):
+    """This Python has no shared library, which Triton's Python backend needs."""
+
+
+class ServerFailed(ServerError):
+    """The server started and did not become healthy, or died."""

@@ -1,0 +1,1 @@
+"""Recipes that come with Tiercel: ``movielens`` and ``synthetic``. Copy one and change it."""

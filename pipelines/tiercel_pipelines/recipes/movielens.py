@@ -1,0 +1,67 @@
+"""Films for the users of MovieLens-100K. Copy this file, change it, and run ``tiercel train my_recipe.py``.
+
+``docs/recipes.md`` explains every field that can be set here.
+"""
+
+from typing import Any
+
+from nvtabular import ops
+
+from tiercel_pipelines.recipe import (
+    IndexSettings,
+    MovieLens100K,
+    RankingSettings,
+    Recipe,
+    RetrievalSettings,
+    Rule,
+    ServingSettings,
+    Source,
+)
+
+
+def features() -> Any:
+    """Describe what the models see. A chain starts with raw columns and ends with a tag: whose they are."""
+    # Users. The id itself is a feature: each user with training data gets an embedding, all others share one.
+    user_id = ["user_id"] >> ops.Categorify() >> ops.TagAsUserID()
+    age_group = ["age"] >> ops.Bucketize([18, 25, 35, 45, 50, 56]) >> ops.Rename(postfix="_group")
+    age = ["age"] >> ops.Normalize()
+    who = ["gender", "occupation", "zip_prefix"] >> ops.Categorify()
+    user = user_id + ((age_group + age + who) >> ops.TagAsUserFeatures())
+
+    # Items. Exactly one column is the item id; a user's history is looked up in its vocabulary.
+    item_id = ["item_id"] >> ops.Categorify() >> ops.TagAsItemID()
+    genres = ["genres"] >> ops.Categorify()  # a list: several genres a film
+    year = ["year"] >> ops.FillMissing(1995) >> ops.Clip(min_value=1920) >> ops.Normalize()
+    item = item_id + ((genres + year) >> ops.TagAsItemFeatures())
+
+    # Context (the device, the hour) would be tagged AddTags([Tags.CONTEXT]), as in synthetic.py.
+    return user + item
+
+
+RECIPE = Recipe(
+    name="movielens",
+    dataset=MovieLens100K(),
+    features=features,
+    # 1. Find candidates: a two-tower model, and an index over the item vectors.
+    retrieval=RetrievalSettings(model="two_tower"),
+    index=IndexSettings(factory="Flat"),
+    # 2. Order them.
+    ranking=RankingSettings(model="dlrm"),
+    # 3. Serve them.
+    serving=ServingSettings(
+        candidates=200,  # retrieved for each user, without what was seen or excluded
+        kept=100,  # of those, how many pass the rules and are ranked
+        k_default=10,  # in an answer, unless the request says otherwise
+        k_max=100,
+        history_length=50,
+        history_columns=("item_id",),
+        sources=(
+            Source("two_tower", kind="index"),
+            # Serves users of whom nothing is known, and fills up what the index leaves empty.
+            Source("popular", kind="popular", quota=0),
+        ),
+        # The data has one film that is called "unknown" and has no year; a null fails every rule.
+        rules=(Rule("has a year", column="year", operator=">", value=0),),
+        title_column="title",
+    ),
+)

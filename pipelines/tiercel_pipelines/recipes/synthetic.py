@@ -1,0 +1,73 @@
+"""A recipe over made-up data with every type of column: numbers, strings, lists, nulls, times, context.
+
+It needs no download. Change ``ids`` to ``"str"`` for ids that are strings.
+"""
+
+from typing import Any
+
+from merlin.schema import Tags
+from nvtabular import ops
+
+from tiercel_pipelines.recipe import (
+    IndexSettings,
+    RankingSettings,
+    Recipe,
+    RetrievalSettings,
+    Rule,
+    ServingSettings,
+    Source,
+    Synthetic,
+)
+
+
+def features() -> Any:
+    """Describe what the models see."""
+    # Users: integers, floats with nulls, strings with nulls, a list of strings, a time.
+    user_id = ["user_id"] >> ops.Categorify() >> ops.TagAsUserID()
+    age_group = ["age"] >> ops.Bucketize([18, 25, 35, 50, 65]) >> ops.Rename(postfix="_group")
+    income = ["income"] >> ops.FillMissing(0) >> ops.LogOp() >> ops.Normalize()
+    joined = ["joined"] >> ops.Normalize()
+    who = ["country", "interests"] >> ops.Categorify()
+    user = user_id + ((age_group + income + joined + who) >> ops.TagAsUserFeatures())
+
+    # Items: lists of strings and of integers, strings with nulls, numbers with outliers and nulls.
+    item_id = ["item_id"] >> ops.Categorify() >> ops.TagAsItemID()
+    about = ["genres", "topics", "maker"] >> ops.Categorify()
+    price = ["price"] >> ops.FillMissing(0) >> ops.LogOp() >> ops.Normalize()
+    minutes = ["minutes"] >> ops.Clip(min_value=10, max_value=180) >> ops.Normalize()
+    year = ["year"] >> ops.FillMissing(2000) >> ops.Normalize()
+    item = item_id + ((about + price + minutes + year) >> ops.TagAsItemFeatures())
+
+    # Context: what is known at the time of a request and not before.
+    device = ["device"] >> ops.Categorify()
+    part_of_day = ["hour"] >> ops.Bucketize([6, 12, 18, 22]) >> ops.Rename(name="part_of_day")
+    context = (device + part_of_day) >> ops.AddTags([Tags.CONTEXT])
+
+    return user + item + context
+
+
+RECIPE = Recipe(
+    name="synthetic",
+    dataset=Synthetic(users=600, items=400, interactions=24_000, ids="int"),
+    features=features,
+    retrieval=RetrievalSettings(model="two_tower", dimension=32, embedding_dimension=32),
+    index=IndexSettings(factory="Flat"),
+    ranking=RankingSettings(model="dlrm", embedding_dimension=16),
+    serving=ServingSettings(
+        candidates=100,
+        kept=50,
+        k_default=10,
+        k_max=50,
+        history_length=20,
+        history_columns=("item_id", "maker"),
+        sources=(
+            Source("two_tower", kind="index"),
+            Source("popular", kind="popular", quota=10),
+        ),
+        rules=(
+            Rule("in stock", column="in_stock", operator="==", value=1),
+            Rule("not too long", column="minutes", operator="<=", value=200),
+        ),
+        title_column="title",
+    ),
+)
