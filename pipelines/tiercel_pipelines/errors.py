@@ -100,7 +100,7 @@ class TritonMissing(ServerError):
 
 
 class LibPythonMissing(ServerError):
-    """This Python has no shared library, which Triton's Python backend needs."""
+    """The running Python has no shared library, which Triton's Python backend needs."""
 
 
 class ServerFailed(ServerError):

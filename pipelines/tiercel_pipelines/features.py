@@ -27,6 +27,7 @@ with warnings.catch_warnings():
     # Merlin warns on import about TensorFlow and CUDA packages that nothing here uses.
     warnings.simplefilter("ignore")
     import nvtabular
+    from merlin.dag import Node
     from merlin.dag.node import iter_nodes
     from merlin.io import Dataset as MerlinDataset
     from merlin.schema import ColumnSchema, Schema, Tags
@@ -75,6 +76,11 @@ class FeatureColumn:
     def part(self) -> str:
         """The part it belongs to; the models see context as part of the user."""
         return self.parts[0]
+
+
+def is_graph(value: object) -> bool:
+    """Whether a value is an NVTabular graph: chains of operators, joined by ``+``."""
+    return isinstance(value, Node)
 
 
 def supported_operators() -> frozenset[str]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,18 +128,20 @@ def find_mistakes(recipe: Recipe, dataset: Dataset | None = None) -> list[Mistak
 
 
 def _check_sections(recipe: Recipe) -> Iterator[Mistake]:
+    dataset: object = recipe.dataset
+    features: object = recipe.features
     for name, kind in _SECTIONS.items():
         value = getattr(recipe, name)
         if not isinstance(value, kind):
             yield Mistake(
                 name, f"expected {kind.__name__}(…), got {value!r}", f"write {name}={kind.__name__}(…)"
             )
-    if not isinstance(recipe.dataset, MovieLens100K | Synthetic | Parquet):
+    if not isinstance(dataset, MovieLens100K | Synthetic | Parquet):
         remedy = "write dataset=MovieLens100K(), Synthetic(…) or Parquet(…)"
-        yield Mistake("dataset", f"expected a data set, got {recipe.dataset!r}", remedy)
-    if not callable(recipe.features):
+        yield Mistake("dataset", f"expected a data set, got {dataset!r}", remedy)
+    if not callable(features):
         remedy = "give the function itself, without calling it: features=features"
-        yield Mistake("features", f"expected a function, got {type(recipe.features).__name__}", remedy)
+        yield Mistake("features", f"expected a function, got {type(features).__name__}", remedy)
 
 
 def _check_name(recipe: Recipe) -> Iterator[Mistake]:
@@ -176,11 +179,11 @@ def _check_models(recipe: Recipe) -> Iterator[Mistake]:
     if len(weights) > 1:
         problem = f"{len(weights)} weights, but the ranking model has one task"
         yield Mistake("serving.task_weights", problem, "leave it empty")
-    if recipe.ranking.use_history or recipe.retrieval.use_history:
-        if not recipe.serving.history_columns:
-            problem = "empty, but a model has use_history=True"
-            remedy = "name the item id feature, or set use_history=False in retrieval and ranking"
-            yield Mistake("serving.history_columns", problem, remedy)
+    needed = recipe.ranking.use_history or recipe.retrieval.use_history
+    if needed and not recipe.serving.history_columns:
+        problem = "empty, but a model has use_history=True"
+        remedy = "name the item id feature, or set use_history=False in retrieval and ranking"
+        yield Mistake("serving.history_columns", problem, remedy)
 
 
 def _check_index(recipe: Recipe) -> Iterator[Mistake]:
@@ -192,8 +195,8 @@ def _check_index(recipe: Recipe) -> Iterator[Mistake]:
     try:
         faiss.index_factory(int(dimension), recipe.index.factory, faiss.METRIC_INNER_PRODUCT)
     except Exception as error:
-        # FAISS puts the C++ source line first and what it means last.
-        reason = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]
+        # FAISS names its own C++ function and line first, and says last what it means.
+        reason = re.sub(r"(?s)^.* at \S+:\d+: ", "", str(error)).strip()
         problem = f"FAISS makes no index of {recipe.index.factory!r} with {dimension} dimensions ({reason})"
         yield Mistake(
             "index.factory", problem, "use Flat, IVF<lists>,Flat, HNSW<links> or another FAISS factory"
@@ -209,15 +212,15 @@ def _check_serving(serving: ServingSettings) -> Iterator[Mistake]:
         "k_max": "more than the candidates that are ranked",
         "k_default": "more than a request may ask for",
     }
-    for upper, lower in zip(limits, limits[1:], strict=False):
+    for upper, lower in pairwise(limits):
         top, value = getattr(serving, upper), getattr(serving, lower)
         if value > top:
             problem = f"{value} is {meaning[lower]} (serving.{upper} is {top})"
             yield Mistake(f"serving.{lower}", problem, f"lower it to at most {top}, or raise serving.{upper}")
-    if _COUNT.holds(serving.history_length) and _COUNT.holds(serving.max_excluded):
-        if serving.max_excluded < serving.history_length:
-            problem = f"{serving.max_excluded} is below serving.history_length ({serving.history_length})"
-            yield Mistake("serving.max_excluded", problem, "raise it: a request's history counts against it")
+    counts = _COUNT.holds(serving.history_length) and _COUNT.holds(serving.max_excluded)
+    if counts and serving.max_excluded < serving.history_length:
+        problem = f"{serving.max_excluded} is below serving.history_length ({serving.history_length})"
+        yield Mistake("serving.max_excluded", problem, "raise it: a request's history counts against it")
     if serving.unknown_users not in UNKNOWN_USERS:
         problem = f"there is no way {serving.unknown_users!r} to serve unknown users"
         yield Mistake("serving.unknown_users", problem, _choose(serving.unknown_users, UNKNOWN_USERS))
@@ -287,7 +290,7 @@ def _check_features(recipe: Recipe, dataset: Dataset | None) -> Iterator[Mistake
         problem = f"the function failed with {type(error).__name__}: {error}"
         yield Mistake("features", problem, "correct the graph; docs/recipes.md shows how chains are written")
         return
-    if not isinstance(graph, features.Node):
+    if not features.is_graph(graph):
         problem = f"the function returned {type(graph).__name__}, not an NVTabular graph"
         yield Mistake("features", problem, "return chains such as ['age'] >> ops.Normalize(), joined by +")
         return
@@ -329,7 +332,7 @@ def _check_tags(columns: Iterable[FeatureColumn]) -> Iterator[Mistake]:
         if len(column.parts) != 1:
             found = " and ".join(part.upper() for part in column.parts) or "none of them"
             problem = f"{column.name!r} needs exactly one of the tags USER, ITEM and CONTEXT, and has {found}"
-            remedy = "end its chain with ops.TagAsUserFeatures(), ops.TagAsItemFeatures() or AddTags([Tags.CONTEXT])"
+            remedy = "end its chain with TagAsUserFeatures(), TagAsItemFeatures() or AddTags([Tags.CONTEXT])"
             yield Mistake("features", problem, remedy)
         if column.is_id and column.parts == ("item",):
             item_ids += 1
@@ -363,7 +366,7 @@ def _check_history(recipe: Recipe, columns: Iterable[FeatureColumn]) -> Iterator
 
 
 def _check_operators(columns: Iterable[FeatureColumn]) -> Iterator[Mistake]:
-    """What the order of operators alone tells."""
+    """Find operators that cannot be served, and boundaries that do not rise."""
     from .features import supported_operators
 
     known = supported_operators()
@@ -385,7 +388,8 @@ def _check_origins(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Da
         for name in column.inputs:
             home = next((part for part, table in tables.items() if name in table.columns), "context")
             if len(column.parts) == 1 and home != column.part:
-                problem = f"{column.name!r} is tagged {column.part.upper()}, but its column {name!r} is in {_TABLES[home]}"
+                wrong = column.part.upper()
+                problem = f"{column.name!r} is tagged {wrong}, but its column {name!r} is in {_TABLES[home]}"
                 yield Mistake("features", problem, f"tag it {home.upper()}")
             if home == "context" and name == recipe.ranking.target:
                 problem = f"{column.name!r} shows the models their target {name!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -148,7 +149,9 @@ def _objects(column: pd.Series, where: str) -> np.ndarray:  # type: ignore[type-
     values = column.to_numpy(dtype=object)
     kind = pd.api.types.infer_dtype(column, skipna=True)
     if kind in ("string", "empty"):
-        return np.where(column.isna().to_numpy(), None, values)
+        strings: np.ndarray[Any, Any] = values.copy()
+        strings[column.isna().to_numpy()] = None
+        return strings
     if kind == "boolean":
         return _integers(column.astype("boolean"))
     first = next((value for value in values if value is not None), None)
@@ -161,7 +164,7 @@ def _objects(column: pd.Series, where: str) -> np.ndarray:  # type: ignore[type-
 
 
 def _lists(values: np.ndarray, where: str) -> np.ndarray:  # type: ignore[type-arg]
-    """Lists become lists of Python values; a null list becomes an empty one, as NVTabular needs."""
+    """Return lists of Python values; a null list becomes an empty one, as NVTabular needs."""
     rows = np.empty(len(values), dtype=object)
     kinds: set[str] = set()
     for position, value in enumerate(values):
@@ -174,7 +177,8 @@ def _lists(values: np.ndarray, where: str) -> np.ndarray:  # type: ignore[type-a
         kinds.update(type(element).__name__ for element in rows[position])
     if len(kinds - {"NoneType"}) > 1 or not kinds <= {"str", "int", "float", "bool", "NoneType"}:
         raise DataCorrupt(
-            f"{where}: the lists must hold one of strings, integers or floats, found {', '.join(sorted(kinds))}"
+            f"{where}: the lists must hold one of strings, integers or floats, found "
+            f"{', '.join(sorted(kinds))}"
         )
     return rows
 
@@ -252,13 +256,13 @@ def _check_time(name: str, interactions: pd.DataFrame, timestamp: str | None) ->
 def _check_shared_names(
     dataset: Dataset, users: pd.DataFrame, items: pd.DataFrame, interactions: pd.DataFrame
 ) -> None:
-    """Joined tables must not fight over a name: a feature is named by its raw column alone."""
+    """Refuse two tables with a column of one name: a feature names its column without its table."""
     tables = {"users": set(users.columns), "items": set(items.columns)}
     tables["interactions"] = set(interactions.columns) - {dataset.user_id, dataset.item_id}
     for first, second in (("users", "items"), ("users", "interactions"), ("items", "interactions")):
         shared = sorted(tables[first] & tables[second])
         if shared:
             raise DataCorrupt(
-                f"{dataset.name}: the column {shared[0]!r} is in {first} and in {second}; rename one, since a "
-                "feature names its column without its table"
+                f"{dataset.name}: the column {shared[0]!r} is in {first} and in {second}; rename one, since "
+                "a feature names its column without its table"
             )

@@ -42,8 +42,8 @@ def load_dataset(
     if isinstance(spec, str):
         if spec not in LOADERS:
             raise DataError(
-                f"data set {spec!r}: there is none of that name; use {' or '.join(LOADERS)}, or give a recipe "
-                "with a Parquet data set of your own"
+                f"data set {spec!r}: there is none of that name; use {' or '.join(LOADERS)}, or give a "
+                "recipe with a Parquet data set of your own"
             )
         spec = LOADERS[spec]
     if isinstance(spec, MovieLens100K):

@@ -75,7 +75,8 @@ def _check_columns(path: Path, table: str, schema: pa.Schema, wanted: list[str],
     for name, expected in columns:
         if expected not in COLUMN_TYPES:
             raise DataError(
-                f"parquet: {table}.{name}: {expected!r} is no column type; use one of {', '.join(COLUMN_TYPES)}"
+                f"parquet: {table}.{name}: {expected!r} is no column type; use one of "
+                f"{', '.join(COLUMN_TYPES)}"
             )
         came = schema.field(name).type
         if _type_name(came) != expected:

@@ -8,6 +8,7 @@ of the latent structure, some of them clearly (genres, interests), some faintly 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,8 +86,9 @@ def _check(spec: Synthetic) -> None:
             raise DataError(f"synthetic: {name} must be at least 1, got {getattr(spec, name)}")
     if spec.interactions < spec.users or spec.interactions > spec.users * min(spec.items, _POOL) // 2:
         raise DataError(
-            f"synthetic: {spec.interactions} interactions do not fit {spec.users} users and {spec.items} items: "
-            "each user has at least one, and on average at most half of the items; change one of the three"
+            f"synthetic: {spec.interactions} interactions do not fit {spec.users} users and {spec.items} "
+            "items: each user has at least one, and on average at most half of the items; change one of "
+            "the three numbers"
         )
     if spec.ids not in ("int", "str"):
         raise DataError(f"synthetic: ids must be 'int' or 'str', got {spec.ids!r}")
@@ -130,17 +132,22 @@ def _ids(prefix: str, n: int, kind: str, start: int, step: int) -> object:
 def _nulled(
     rng: np.random.Generator, values: npt.NDArray[np.object_], share: float
 ) -> npt.NDArray[np.object_]:
-    return np.where(rng.random(len(values)) < share, None, values)
+    nulled = values.copy()
+    nulled[rng.random(len(values)) < share] = None
+    return nulled
 
 
 def _with_nan(rng: np.random.Generator, values: Floats, share: float) -> Floats:
     return np.where(rng.random(len(values)) < share, np.nan, values)
 
 
-def _pick(rng: np.random.Generator, names: tuple[str, ...], logits: Floats) -> npt.NDArray[np.object_]:
+def _pick(
+    rng: np.random.Generator, names: tuple[str, ...], logits: npt.NDArray[Any]
+) -> npt.NDArray[np.object_]:
     """Draw one name a row by softmax of the logits [n, len(names)]."""
     choice = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
-    return np.array(names, dtype=object)[choice]
+    picked: npt.NDArray[np.object_] = np.array(names, dtype=object)[choice]
+    return picked
 
 
 def _names_of(members: npt.NDArray[np.bool_]) -> list[list[str]]:
@@ -190,7 +197,7 @@ def _make_items(rng: np.random.Generator, spec: Synthetic, world: _World) -> pd.
 
 
 def _topics(rng: np.random.Generator, points: Floats) -> list[list[int]]:
-    """Lists of integers, some empty: the latent axes along which an item stands out."""
+    """Return lists of integers, some empty: the latent axes along which an item stands out."""
     strong = (points > 0.35) & (rng.random(points.shape) < 0.9)
     return [(np.flatnonzero(row) + 100).tolist() for row in strong]
 
