@@ -6,6 +6,7 @@
     ├── RequestError            one request is at fault; its neighbours in the batch are not
     │   ├── InvalidRequest      the input can never be answered            (Triton: INVALID_ARG)
     │   └── UnknownId           something named in the request is missing  (Triton: NOT_FOUND)
+    ├── StageFailed             a stage broke on input that it had accepted       (Triton: INTERNAL)
     └── ReleaseError            the release on disk is at fault
         ├── ReleaseMissing      there is no release where one was expected
         ├── ArtefactMissing     the manifest names a file that is not there
@@ -33,6 +34,22 @@ class InvalidRequest(RequestError):
 
 class UnknownId(RequestError):
     """Something that the request names does not exist in this release."""
+
+
+class StageFailed(TiercelError):
+    """A stage broke on input that it had accepted: a bug, or a damaged machine.
+
+    Parameters
+    ----------
+    stage
+        The stage's name.
+    cause
+        What it raised.
+    """
+
+    def __init__(self, stage: str, cause: Exception) -> None:
+        super().__init__(f"stage {stage}: {type(cause).__name__}: {cause}; see the server's log")
+        self.stage = stage
 
 
 class ReleaseError(TiercelError):

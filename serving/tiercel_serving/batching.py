@@ -1,0 +1,182 @@
+"""Requests → one batch → their answers: the arithmetic of the Triton adapter, without Triton.
+
+A request is a mapping from tensor names to arrays with the user axis first. Two conventions tie a tensor
+to its companion: ``<c>__length`` says how long each row of a list is, ``<c>__valid`` which values are real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from .errors import InvalidRequest
+from .spec import Array, Arrays, TensorSpec
+from .stages.specs import LENGTH, VALID
+
+
+def count_users(specs: Sequence[TensorSpec], arrays: Arrays) -> int:
+    """Return how many users a request has, after checking its tensors against their specs.
+
+    Parameters
+    ----------
+    specs
+        What the model takes.
+    arrays
+        What the request carries: some or all of it, nothing else.
+
+    Raises
+    ------
+    InvalidRequest
+        A tensor is missing, has the wrong dtype or shape, or has more or fewer rows than the others.
+    """
+    users = -1
+    for spec in specs:
+        array = arrays.get(spec.name)
+        if array is None:
+            if not spec.optional:
+                raise InvalidRequest(f"input {spec.name} is missing; it is not optional")
+            continue
+        if array.ndim != len(spec.dims) + 1 or any(
+            dim not in (-1, size) for dim, size in zip(spec.dims, array.shape[1:], strict=True)
+        ):
+            raise InvalidRequest(
+                f"input {spec.name}: expected the shape {_shape_text(spec)}, came {list(array.shape)}"
+            )
+        if array.dtype != spec.numpy_dtype:
+            raise InvalidRequest(f"input {spec.name}: expected {spec.dtype}, came {array.dtype}")
+        if users not in (-1, len(array)):
+            raise InvalidRequest(
+                f"input {spec.name}: expected {users} rows as in the others, came {len(array)}"
+            )
+        users = len(array)
+    if users < 1:
+        raise InvalidRequest("the request has no rows; send one for each user")
+    return users
+
+
+def _shape_text(spec: TensorSpec) -> str:
+    return "[users, " + ", ".join("any" if dim == -1 else str(dim) for dim in spec.dims) + "]"
+
+
+def complete(specs: Sequence[TensorSpec], arrays: Arrays, users: int) -> dict[str, Array]:
+    """Return all tensors of ``specs``: those of ``arrays`` as they are, absent ones filled in.
+
+    A list without its lengths is real from end to end; a column without its validity is real. Whatever
+    else is absent is null: its pad, with length 0 on a variable axis.
+
+    Parameters
+    ----------
+    specs
+        What the model takes.
+    arrays
+        What there is.
+    users
+        B.
+    """
+    full: dict[str, Array] = {}
+    for spec in specs:
+        array = arrays.get(spec.name)
+        full[spec.name] = array if array is not None else _filler(spec, arrays, users)
+    return full
+
+
+def _filler(spec: TensorSpec, arrays: Arrays, users: int) -> Array:
+    shape = (users, *(0 if dim == -1 else dim for dim in spec.dims))
+    return np.full(shape, _fill_value(spec, arrays), spec.numpy_dtype)
+
+
+def _fill_value(spec: TensorSpec, arrays: Arrays) -> object:
+    """Return what an absent tensor holds in a request that carries ``arrays``."""
+    if spec.name.endswith(LENGTH):
+        values = arrays.get(spec.name.removesuffix(LENGTH))
+        if values is not None:
+            return values.shape[1]
+    if spec.name.endswith(VALID) and spec.name.removesuffix(VALID) in arrays:
+        return True
+    return spec.pad
+
+
+def concatenate(
+    specs: Sequence[TensorSpec], requests: Sequence[Arrays], users: Sequence[int]
+) -> dict[str, Array]:
+    """Put requests together on the user axis.
+
+    Parameters
+    ----------
+    specs
+        What the model takes.
+    requests
+        What each request carries.
+    users
+        How many users each has.
+
+    Returns
+    -------
+    All tensors of ``specs`` for all users: variable axes as long as the longest request's and padded,
+    absent tensors filled as :func:`complete` does. One complete request comes back without a copy.
+    """
+    if len(requests) == 1:
+        return complete(specs, requests[0], users[0])
+    total = sum(users)
+    return {spec.name: _concatenate_one(spec, requests, users, total) for spec in specs}
+
+
+def _concatenate_one(spec: TensorSpec, requests: Sequence[Arrays], users: Sequence[int], total: int) -> Array:
+    parts = [request.get(spec.name) for request in requests]
+    present = [part for part in parts if part is not None]
+    shapes = {part.shape[1:] for part in present}
+    if len(present) == len(parts) and len(shapes) == 1:
+        return np.concatenate(present)
+    widths = [0 if dim == -1 else dim for dim in spec.dims]
+    for shape in shapes:
+        widths = [max(width, size) for width, size in zip(widths, shape, strict=True)]
+    out = np.full((total, *widths), spec.pad, spec.numpy_dtype)
+    begin = 0
+    for request, part, count in zip(requests, parts, users, strict=True):
+        rows = out[begin : begin + count]
+        if part is None:
+            rows[...] = _fill_value(spec, request)
+        else:
+            rows[tuple(slice(size) for size in part.shape)] = part
+        begin += count
+    return out
+
+
+def split(
+    outputs: Arrays,
+    users: Sequence[int],
+    wanted: Sequence[Sequence[str]],
+    widths: Sequence[Mapping[str, int]],
+) -> list[dict[str, Array]]:
+    """Take a batch's outputs apart.
+
+    Parameters
+    ----------
+    outputs
+        ``[sum(users), …]`` each.
+    users
+        How many users each request has.
+    wanted
+        Which outputs each request asked for.
+    widths
+        How wide a request's own outputs are where they are narrower than the batch's.
+
+    Returns
+    -------
+    For each request, its outputs: contiguous, and views of the batch's where they can be.
+    """
+    if len(users) == 1:
+        return [{name: _narrow(outputs[name], widths[0].get(name)) for name in wanted[0]}]
+    ends = np.cumsum([0, *users]).tolist()
+    return [
+        {name: _narrow(outputs[name][begin:end], width.get(name)) for name in names}
+        for (begin, end), names, width in zip(pairwise(ends), wanted, widths, strict=True)
+    ]
+
+
+def _narrow(array: Array, width: int | None) -> Array:
+    if width is not None and array.shape[1] != width:
+        array = array[:, :width]
+    return np.ascontiguousarray(array)

@@ -1,0 +1,30 @@
+"""``candidate_features``: packed item tensors of the kept candidates, gathered from tables made at export."""
+
+from __future__ import annotations
+
+from ..release import Release
+from ..spec import Array, Arrays, StageSpec
+from ..store import ItemTable
+
+
+class CandidateFeatures:
+    """Gather each packed item table by ``kept_row``; the pad row holds zeros.
+
+    Parameters
+    ----------
+    release
+        The release.
+    """
+
+    def __init__(self, release: Release) -> None:
+        self.spec: StageSpec = release.stages["candidate_features"]
+        items = ItemTable.open(release)
+        self._tables = tuple((tensor.name, items.packed(tensor.name)) for tensor in self.spec.outputs)
+
+    def check(self, arrays: Arrays) -> None:
+        """Accept everything: nothing here comes from the caller."""
+
+    def run(self, arrays: Arrays) -> dict[str, Array]:
+        """Gather ``kept_row [B, K]`` into ``item_cat [B, K, Ci]``, ``item_num [B, K, Fi]`` and lists."""
+        rows = arrays["kept_row"]
+        return {name: table.take(rows, axis=0) for name, table in self._tables}

@@ -1,0 +1,93 @@
+"""``ordering``: final scores, the best k, raw ids."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import InvalidRequest
+from ..release import Release
+from ..settings import UNKNOWN
+from ..spec import Array, Arrays, StageSpec
+from ..store import ItemTable
+from .ranked import sort_by_score
+
+
+class Ordering:
+    """Turn the ranker's scores into an answer.
+
+    The final score is the weighted sum of the tasks; an unknown user keeps the popularity instead,
+    unless the settings say ``rank``. Items come by (score descending, row ascending).
+
+    Parameters
+    ----------
+    release
+        The release.
+    """
+
+    def __init__(self, release: Release) -> None:
+        self.spec: StageSpec = release.stages["ordering"]
+        settings = release.settings
+        items = ItemTable.open(release)
+        self._ids, self._pad_row = items.ids, items.size
+        self._k_default, self._k_max = settings.k_default, settings.k_max
+        self._popular_bypass = settings.unknown_users == "popular"
+        self._weights = np.array(settings.task_weights, np.float32) if settings.task_weights else None
+
+    def check(self, arrays: Arrays) -> None:
+        """Refuse a ``k`` outside of 1 … k_max."""
+        k = arrays.get("k")
+        if k is not None and (k.min() < 1 or k.max() > self._k_max):
+            wrong = k[(k < 1) | (k > self._k_max)].reshape(-1)[0]
+            raise InvalidRequest(f"stage ordering: k must be 1 to {self._k_max}, came {wrong}")
+
+    def widths(self, arrays: Arrays) -> dict[str, int]:
+        """Return how wide one request's ``item_id`` and ``score`` are: its largest k."""
+        k = arrays.get("k")
+        width = self._k_default if k is None else int(k.max())
+        return {"item_id": width, "score": width}
+
+    def run(self, arrays: Arrays) -> dict[str, Array]:
+        """Order the kept.
+
+        Parameters
+        ----------
+        arrays
+            ``kept_row [B, K]``, ``kept_score [B, K]``, ``rank_score [B, K, T]``, ``status [B, 1]``,
+            ``k [B, 1]``.
+
+        Returns
+        -------
+        ``item_id`` and ``score`` ``[B, max k]``, ``count [B, 1]``.
+        """
+        kept, k = arrays["kept_row"], arrays["k"]
+        scores = self._final_scores(arrays)
+        real = kept != self._pad_row
+        width = int(k.max())
+        sorted_scores, rows = sort_by_score(np.where(real, scores, np.float32(-np.inf)), kept)
+        count = np.minimum(k, np.count_nonzero(real, axis=1, keepdims=True))
+        rows, sorted_scores = rows[:, :width], sorted_scores[:, :width]
+        if width > kept.shape[1]:
+            missing = ((0, 0), (0, width - kept.shape[1]))
+            rows = np.pad(rows, missing, constant_values=self._pad_row)
+            sorted_scores = np.pad(sorted_scores, missing)
+        if count.min() < width:
+            given = np.arange(width) < count
+            rows = np.where(given, rows, self._pad_row)
+            sorted_scores = np.where(given, sorted_scores, np.float32(0))
+        return {"item_id": self._ids[rows], "score": sorted_scores, "count": count.astype(np.int32)}
+
+    def _final_scores(self, arrays: Arrays) -> Array:
+        tasks = arrays["rank_score"]
+        if self._weights is None:
+            scores = tasks[:, :, 0]
+        else:
+            # Task by task, in order: one definition of the sum, whatever the batch.
+            scores = tasks[:, :, 0] * self._weights[0]
+            for task in range(1, len(self._weights)):
+                scores = scores + tasks[:, :, task] * self._weights[task]
+        if self._popular_bypass:
+            unknown = arrays["status"] == UNKNOWN
+            if unknown.any():
+                scores = np.where(unknown, arrays["kept_score"], scores)
+        # A model that answers NaN says nothing about the item: it goes last, and sorts as a number.
+        return np.fmax(scores, np.float32(-np.inf))
