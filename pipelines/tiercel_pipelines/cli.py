@@ -1,0 +1,111 @@
+"""The ``tiercel`` command: a literal table of commands, each imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+BUILD, SERVE, MEASURE = "Build a release", "Serve it", "Measure it"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of ``tiercel --help``.
+
+    Parameters
+    ----------
+    module
+        The module of the function ``command``.
+    help
+        What the command does.
+    panel
+        The heading that it stands under.
+    """
+
+    module: str
+    help: str
+    panel: str
+
+
+COMMANDS: Mapping[str, Entry] = {
+    "demo": Entry("demo", "Train, export, verify and serve, then recommend for one user.", BUILD),
+    "data": Entry("data", "Find or download a data set, check it, and show what is in it.", BUILD),
+    "train": Entry("train", "Train a recipe: workflow, retrieval model, ranker.", BUILD),
+    "export": Entry("export", "Compile a run into a release, and verify it.", BUILD),
+    "verify": Entry("verify", "Compare every artefact of a release with its golden vectors.", BUILD),
+    "serve": Entry("serve", "Serve a release on Triton until Ctrl-C.", SERVE),
+    "recommend": Entry("recommend", "Ask a server for recommendations, and for their reasons.", SERVE),
+    "health": Entry("health", "Make one real inference with a deadline: a container probe.", SERVE),
+    "evaluate": Entry("evaluate", "Measure the quality of what is served.", MEASURE),
+    "bench": Entry("bench", "Measure the latency and throughput of what is served.", MEASURE),
+}
+
+
+def load_command(name: str) -> Any:
+    """Import one command and return it as typer builds it."""
+    module = importlib.import_module(f"tiercel_pipelines.commands.{COMMANDS[name].module}")
+    single = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    single.command(name)(module.command)
+    return typer.main.get_command(single)
+
+
+class LazyGroup(TyperGroup):
+    """Lists commands from the table, and imports only the one that is called."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        for name, entry in COMMANDS.items():
+            listed = typer.core.TyperCommand(name, help=entry.help, rich_help_panel=entry.panel)
+            self.commands[name] = listed
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names in the table's order."""
+        return list(COMMANDS)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Put the real command in the place of the listed one."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, load_command(str(name)), rest
+
+
+app = typer.Typer(
+    name="tiercel",
+    cls=LazyGroup,
+    help=(
+        "Compile a trained multi-stage recommender into a Triton Inference Server model repository, serve "
+        "it, and prove that what is served is what was trained."
+    ),
+    epilog="Start with [bold]tiercel demo[/].",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tiercel {version('tiercel')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the ``tiercel`` command."""
+    app(prog_name="tiercel")
