@@ -1,0 +1,305 @@
+"""The offline reference: what the served graph must answer, from the parts as they were trained.
+
+NVTabular transforms, torch scores, NumPy searches exactly, one user at a time and in plain Python. No
+compiled part is used: no feature program, no ONNX, no FAISS, no stage. DESIGN.md section 2 is the text
+this follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from tiercel_pipelines.features import packed_columns, packed_frame
+from tiercel_serving.settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES, ServingSettings
+
+#: Two scores this close may swap places: float32 sums taken in another order differ by as much.
+TIE = 1e-5
+
+COMPARE = {
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+    "in": lambda a, b: a in b,
+    "not in": lambda a, b: a not in b,
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One user's request. None and absent features are null."""
+
+    user_id: Any
+    k: int | None = None
+    exclude: Sequence[Any] = ()
+    history: Sequence[Any] | None = None
+    features: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What must come: the ranking of all kept candidates, best first, of which the answer is the head."""
+
+    status: int
+    item_ids: list[Any]
+    scores: list[float]
+    retrieved: list[int]
+    k: int
+    #: Another item's retrieval score lies within TIE of a cut, so another candidate set is right too.
+    ambiguous: bool
+
+
+def call(module: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Run a torch module on the packed tensors that it names."""
+    module.eval()
+    with torch.no_grad():
+        out = module(*(torch.from_numpy(np.ascontiguousarray(tensors[n])) for n in module.input_names))
+    return out.numpy()
+
+
+class OfflineReference:
+    """Everything that was trained, and the tables it was trained on.
+
+    Parameters
+    ----------
+    workflow, user_tower, item_tower, ranker
+        The fitted NVTabular workflow and the torch modules.
+    users, items, interactions
+        Raw tables; interactions are all that serving may know (not the test part).
+    packed
+        The manifest's column map, for the lengths of lists alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        workflow: Any,
+        user_tower: torch.nn.Module,
+        item_tower: torch.nn.Module,
+        ranker: torch.nn.Module,
+        users: pd.DataFrame,
+        items: pd.DataFrame,
+        interactions: pd.DataFrame,
+        settings: ServingSettings,
+        packed: Mapping[str, Any],
+        user_id: str = "user_id",
+        item_id: str = "item_id",
+        timestamp: str | None = "timestamp",
+    ) -> None:
+        self.workflow, self.settings, self.users, self.items = workflow, settings, users, items
+        self.user_tower, self.ranker = user_tower, ranker
+        self.user_id, self.item_id = user_id, item_id
+        self.lengths = {
+            name: entry["length"] if isinstance(entry, Mapping) else entry
+            for name, entry in {**packed["user_lists"], **packed["item_lists"]}.items()
+        }
+        self.raw_ids = items[item_id].tolist()
+        self.row_of = {raw: row for row, raw in enumerate(self.raw_ids)}
+        self.user_at = {raw: at for at, raw in enumerate(users[user_id].tolist())}
+
+        table = packed_frame(workflow, "item", items, self.lengths)
+        self.vectors = call(item_tower, table)
+        # The pad row is one more row of zeros.
+        self.table = {name: np.concatenate([rows, np.zeros_like(rows[:1])]) for name, rows in table.items()}
+        cats = [c.name for c in packed_columns(workflow, "item") if c.kind == "cat" and not c.is_list]
+        self.history_columns = [cats.index(name) for name in settings.history_columns]
+
+        ordered = interactions if timestamp is None else interactions.sort_values(timestamp, kind="stable")
+        self.history: dict[Any, list[int]] = {}
+        for user, item in zip(ordered[user_id].tolist(), ordered[item_id].tolist(), strict=True):
+            rows = self.history.setdefault(user, [])
+            row = self.row_of[item]
+            if row in rows:  # an item that a user came back to counts once, at its latest place
+                rows.remove(row)
+            rows.append(row)
+        counts = np.bincount([self.row_of[item] for item in interactions[item_id]], minlength=len(items))
+        self.popularity = (counts / counts.max()).astype(np.float32)
+        self.popular = sorted(range(len(items)), key=lambda row: (-counts[row], row))
+        self.failed_rule = [self._passes(row) for row in range(len(items))]
+        self.context = {c.inputs[0] for c in packed_columns(workflow, "user") if c.part == "context"}
+
+    def _passes(self, row: int) -> bool:
+        for rule in self.settings.rules:
+            value = self.items[rule.column].iloc[row]
+            null = value is None or (isinstance(value, float) and np.isnan(value))
+            if null or not COMPARE[rule.operator](value, rule.value):
+                return False
+        return True
+
+    def answer(
+        self, questions: Sequence[Question], retrieved: Sequence[Sequence[int]] | None = None
+    ) -> list[Expected]:
+        """Answer questions; with an approximate index, start from the served candidates."""
+        users = self._user_tensors(questions)
+        queries = call(self.user_tower, users)
+        drafts = []
+        for at, question in enumerate(questions):
+            given = None if retrieved is None else list(retrieved[at])
+            drafts.append(self._candidates(question, self._status(question), queries[at], given))
+        k, pad = self.settings.kept, len(self.raw_ids)
+        rows = np.full((len(questions), k), pad, np.int64)
+        scores = np.zeros((len(questions), k), np.float32)
+        sources = np.zeros((len(questions), k), np.int32)
+        for at, (kept, _, _) in enumerate(drafts):
+            rows[at, : len(kept)] = [row for row, _, _ in kept]
+            scores[at, : len(kept)] = [score for _, score, _ in kept]
+            sources[at, : len(kept)] = [source for _, _, source in kept]
+        items = {name: table[rows] for name, table in self.table.items()}
+        ranked = call(self.ranker, {**users, **items, "kept_score": scores, "kept_source": sources})
+        weights = self.settings.task_weights or (1.0,)
+        final = sum(weight * ranked[:, :, task] for task, weight in enumerate(weights))
+        return [
+            self._expected(question, draft, final[at])
+            for at, (question, draft) in enumerate(zip(questions, drafts, strict=True))
+        ]
+
+    def _expected(self, question: Question, draft: Any, ranked: np.ndarray) -> Expected:
+        kept, retrieved, ambiguous = draft
+        status = self._status(question)
+        popular = status == UNKNOWN and self.settings.unknown_users == "popular"
+        scored = [(row, float(score if popular else ranked[at])) for at, (row, score, _) in enumerate(kept)]
+        scored.sort(key=lambda pair: (-pair[1], pair[0]))
+        return Expected(
+            status=status,
+            item_ids=[self.raw_ids[row] for row, _ in scored],
+            scores=[score for _, score in scored],
+            retrieved=retrieved,
+            k=self.settings.k_default if question.k is None else question.k,
+            ambiguous=ambiguous,
+        )
+
+    def _status(self, question: Question) -> int:
+        if question.user_id in self.user_at:
+            return KNOWN
+        told = [v for n, v in question.features.items() if n not in self.context and not _is_null(v)]
+        return UNKNOWN_WITH_FEATURES if told or question.history is not None else UNKNOWN
+
+    def _history(self, question: Question) -> list[int]:
+        if question.history is None:
+            return self.history.get(question.user_id, [])[-self.settings.history_length :]
+        rows = [self.row_of[item] for item in question.history if item in self.row_of]
+        return rows[-self.settings.history_length :]
+
+    def _user_tensors(self, questions: Sequence[Question]) -> dict[str, np.ndarray]:
+        """Transform by NVTabular; a known user goes along, for it raises on a column of nulls alone."""
+        names = {name for column in packed_columns(self.workflow, "user") for name in column.inputs}
+        rows = [self._raw(question, names) for question in questions]
+        anchor = {name: self._told(self.users.iloc[0].to_dict().get(name), name) for name in names}
+        frame = pd.DataFrame([*rows, anchor])
+        packed = packed_frame(self.workflow, "user", self._as_trained(frame), self.lengths)
+        packed = {name: array[:-1] for name, array in packed.items()}
+        length, pad = self.settings.history_length, len(self.raw_ids)
+        history = np.full((len(questions), length), pad, np.int64)
+        for at, question in enumerate(questions):
+            mine = self._history(question)
+            history[at, : len(mine)] = mine
+        packed["history_row"] = history
+        packed["history_length"] = (history != pad).sum(1, keepdims=True).astype(np.int32)
+        if self.history_columns:
+            packed["history_cat"] = self.table["item_cat"][history][:, :, self.history_columns]
+        return packed
+
+    def _raw(self, question: Question, names: set[str]) -> dict[str, Any]:
+        at = self.user_at.get(question.user_id)
+        stored = {} if at is None else self.users.iloc[at].to_dict()
+        row = {name: stored.get(name) for name in names}
+        row |= {name: value for name, value in question.features.items() if not _is_null(value)}
+        if self.user_id in names:
+            row[self.user_id] = question.user_id
+        return row
+
+    def _told(self, value: Any, name: str) -> Any:
+        """A value for a column that the users' table does not have (context): any that NVTabular takes."""
+        return value if not _is_null(value) or name not in self.context else self.context_anchor[name]
+
+    #: Column → a value that occurred in training, for context columns.
+    context_anchor: Mapping[str, Any] = {}
+
+    def _as_trained(self, frame: pd.DataFrame) -> pd.DataFrame:
+        for name in frame:
+            if name in self.users and self.users[name].dtype != object and frame[name].dtype == object:
+                frame[name] = frame[name].astype(np.float64)
+            elif frame[name].dtype == object:
+                frame[name] = frame[name].where(frame[name].notna(), None)
+        return frame
+
+    def _candidates(
+        self, question: Question, status: int, query: np.ndarray, given: list[int] | None
+    ) -> tuple[list[tuple[int, float, int]], list[int], bool]:
+        settings = self.settings
+        masked = set(self.history.get(question.user_id, ())) | set(self._history(question))
+        masked |= {self.row_of[item] for item in question.exclude if item in self.row_of}
+        masked |= {self.row_of[item] for item in question.history or () if item in self.row_of}
+        popular = [row for row in self.popular if row not in masked]
+        code = {source.kind: number + 1 for number, source in enumerate(settings.sources)}
+        cuts: list[float] = []
+        if status == UNKNOWN and settings.unknown_users == "popular":
+            scores = self.popularity
+            taken = dict.fromkeys(popular[:settings.candidates], code["popular"])
+        else:
+            scores = (self.vectors @ query).astype(np.float32)
+            taken = self._from_sources(scores, popular, masked, cuts)
+            if given is not None:
+                taken = {row: taken.get(row, code["index"]) for row in given if row < len(self.raw_ids)}
+        retrieved = sorted(taken, key=lambda row: (-scores[row], row))
+        passed = [row for row in retrieved if self.failed_rule[row]]
+        kept = passed[: settings.kept]
+        if len(passed) > len(kept):
+            cuts.append(float(scores[passed[settings.kept]]))
+            cuts[-1:] = [cuts[-1]] if abs(float(scores[kept[-1]]) - cuts[-1]) <= TIE else []
+        exact = status == UNKNOWN and settings.unknown_users == "popular"
+        rows = [(row, float(scores[row]), taken[row]) for row in kept]
+        return rows, retrieved, bool(cuts) and not exact
+
+    def _from_sources(
+        self, scores: np.ndarray, popular: list[int], masked: set[int], cuts: list[float]
+    ) -> dict[int, int]:
+        settings = self.settings
+        nearest = [row for row in np.lexsort((np.arange(len(scores)), -scores)) if row not in masked]
+        taken: dict[int, int] = {}
+        for number, source in enumerate(settings.sources):
+            quota = source.quota
+            if quota is None:
+                quota = settings.candidates - sum(other.quota or 0 for other in settings.sources)
+            order = nearest if source.kind == "index" else popular
+            fresh = [int(row) for row in order if row not in taken]
+            taken |= dict.fromkeys(fresh[:quota], number + 1)
+            tied = source.kind == "index" and 0 < quota < len(fresh)
+            if tied and float(scores[fresh[quota - 1]] - scores[fresh[quota]]) <= TIE:
+                cuts.append(float(scores[fresh[quota]]))
+        code = 1 + next(n for n, source in enumerate(settings.sources) if source.kind == "popular")
+        rest = [row for row in popular if row not in taken]
+        return taken | dict.fromkeys(rest[: settings.candidates - len(taken)], code)
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def assert_same(expected: Expected, item_ids: Sequence[Any], scores: Sequence[float], status: int) -> bool:
+    """Assert that an answer is the reference's; return whether the ids are the same one for one.
+
+    Scores within TIE (relative to their size) may swap, at the cut-offs too.
+    """
+    assert status == expected.status
+    assert len(item_ids) == len(set(item_ids)) == min(expected.k, len(expected.item_ids))
+    assert list(scores) == sorted(scores, reverse=True)
+    score_of = dict(zip(expected.item_ids, expected.scores, strict=True))
+    if expected.ambiguous and not set(item_ids) <= set(score_of):
+        return False
+    assert set(item_ids) <= set(score_of), "an item that is not among the reference's candidates"
+    for place, (item, score) in enumerate(zip(item_ids, scores, strict=True)):
+        tie = TIE * max(1.0, abs(score))
+        assert abs(score - score_of[item]) <= tie, f"{item}: score {score}, expected {score_of[item]}"
+        if not expected.ambiguous:
+            there = expected.scores[place]
+            assert abs(score - there) <= 2 * tie, f"place {place}: score {score}, expected {there}"
+    return list(item_ids) == expected.item_ids[: len(item_ids)]
