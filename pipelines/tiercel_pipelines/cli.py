@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -50,7 +51,8 @@ def load_command(name: str) -> Any:
     """Import one command and return it as typer builds it."""
     module = importlib.import_module(f"tiercel_pipelines.commands.{COMMANDS[name].module}")
     single = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    single.command(name)(module.command)
+    paragraphs = inspect.cleandoc(module.command.__doc__ or COMMANDS[name].help).split("\n\n")
+    single.command(name, help="\n\n".join(" ".join(text.split()) for text in paragraphs))(module.command)
     return typer.main.get_command(single)
 
 

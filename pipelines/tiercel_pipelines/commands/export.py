@@ -1,0 +1,90 @@
+"""``tiercel export``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .shell import Debug, Json, Refused, shell
+from .tables import number, pairs, seconds
+from .train import Replace, check_free
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tiercel_serving.release import Release
+
+
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory that `tiercel train` made.")],
+    release: Annotated[
+        Path | None, typer.Option("--release", metavar="DIR", help="Where it goes; else releases/<name>.")
+    ] = None,
+    layout: Annotated[
+        str, typer.Option("--layout", metavar="fused|staged", help="One Triton model, or one for each stage.")
+    ] = "fused",
+    target: Annotated[str, typer.Option("--target", help="What it is compiled for.")] = "cpu",
+    replace: Replace = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compile a run into a release: workflow, towers, ranker, index, tables, Triton configs.
+
+    Ends by verifying every artefact against what was trained; the release appears under its name only if
+    nothing differs.
+
+    Example: [bold]tiercel export runs/movielens --layout staged[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        begun = time.perf_counter()
+        with sh.work(f"Exporting {run}") as progress:
+            from tiercel_export.targets import TARGETS
+
+            if layout not in ("fused", "staged"):
+                raise Refused(f"--layout {layout}: the layouts are fused and staged")
+            if target not in TARGETS:
+                raise Refused(f"--target {target}: the targets are {', '.join(TARGETS)}")
+
+            from ..run_export import export_run
+            from ..training import TrainedRun
+
+            trained = TrainedRun.open(run)
+            where = release if release is not None else Path("releases") / trained.recipe_name
+            check_free(where, replace, "release")
+            made = export_run(
+                trained, where, layout=layout, target=target, replace=replace, progress=progress
+            )
+        document = describe(made, time.perf_counter() - begun)
+        sh.emit(document, release_table(document), f"\nnext: [bold]tiercel serve {where}[/]")
+
+
+def describe(release: Release, took_s: float) -> dict[str, Any]:
+    """Return what is in a release as JSON."""
+    manifest = release.manifest
+    return {
+        "release": str(release.path),
+        "seconds": took_s,
+        **{key: manifest[key] for key in ("name", "build_id", "layout", "target", "catalogue", "index")},
+        "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
+        "files": len(manifest["files"]),
+    }
+
+
+def release_table(document: dict[str, Any]) -> Table:
+    """Return the release in short."""
+    catalogue, index = document["catalogue"], document["index"]
+    values = {
+        "build": document["build_id"],
+        "layout, target": f"{document['layout']}, {document['target']}",
+        "items": catalogue["items"],
+        "users": catalogue["users"],
+        "index": f"{index['factory']}, recall {number(index['recall'])} of the best {index['candidates']}",
+        "size": f"{document['bytes'] / 1e6:.1f} MB in {document['files']} files",
+    }
+    title = (
+        f"{document['name']}: exported and verified in {seconds(document['seconds'])} → {document['release']}"
+    )
+    return pairs(title, values)

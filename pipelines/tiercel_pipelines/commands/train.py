@@ -1,0 +1,111 @@
+"""``tiercel train``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .data import DataDir
+from .shell import Debug, Json, Refused, Report, shell
+from .tables import number, seconds, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..recipe import Recipe
+    from ..training import TrainedRun
+
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="At most so many, for both models.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Overwrite what is already there.")]
+
+
+def command(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="movielens, synthetic, a .py file, or a module's name.")
+    ],
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="DIR", help="Where the run goes; else runs/<recipe>.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Another seed than the recipe's.")] = None,
+    epochs: Epochs = None,
+    replace_run: Replace = False,
+    data_dir: DataDir = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a recipe: fit its workflow, train its retrieval model and its ranker, measure both offline.
+
+    The run appears under its name only when it is whole.
+
+    Example: [bold]tiercel train movielens[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        begun = time.perf_counter()
+        with sh.work(f"Training {recipe}") as progress:
+            from ..recipe import load_recipe
+
+            loaded = adjusted(load_recipe(recipe), seed, epochs)
+            where = run if run is not None else Path("runs") / loaded.name
+            check_free(where, replace_run, "run")
+            trained = train(loaded, where, data_dir, progress, replace_run)
+        document = describe(trained, where, time.perf_counter() - begun)
+        sh.emit(document, metrics_table(document), f"\nnext: [bold]tiercel export {where}[/]")
+
+
+def train(
+    recipe: Recipe, run: Path, data_dir: Path | None, progress: Report, replace_run: bool
+) -> TrainedRun:
+    """Load a recipe's data and train on it."""
+    from ..data import load_dataset
+    from ..training import train_recipe
+
+    dataset = load_dataset(recipe.dataset, data_dir=data_dir, progress=progress)
+    recipe.check(dataset)
+    return train_recipe(recipe, dataset, run, replace=replace_run, progress=progress)
+
+
+def adjusted(recipe: Recipe, seed: int | None, epochs: int | None) -> Recipe:
+    """Return the recipe with what the command line says instead."""
+    if seed is not None:
+        recipe = replace(recipe, seed=seed)
+    if epochs is not None:
+        recipe = replace(
+            recipe,
+            retrieval=replace(recipe.retrieval, max_epochs=epochs),
+            ranking=replace(recipe.ranking, max_epochs=epochs),
+        )
+    return recipe
+
+
+def check_free(path: Path, may_replace: bool, what: str) -> None:
+    """Refuse early, before an hour of work, to write over something that is there."""
+    if path.exists() and not may_replace:
+        option = "--run" if what == "run" else "--release"
+        raise Refused(f"{path}: there is something already; --replace overwrites it, {option} names another")
+
+
+def describe(trained: TrainedRun, run: Path, took_s: float) -> dict[str, Any]:
+    """Return what came of a training as JSON."""
+    return {"run": str(run), "recipe": trained.recipe_name, "seconds": took_s, "metrics": trained.metrics}
+
+
+def metrics_table(document: dict[str, Any]) -> Table:
+    """Return one line for each metric."""
+    made = table(
+        f"{document['recipe']}: trained in {seconds(document['seconds'])} → {document['run']}",
+        "metric", "value", right=("value",),
+    )  # fmt: skip
+    for name, value in flat(document["metrics"]):
+        made.add_row(name, number(value))
+    return made
+
+
+def flat(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the leaves of nested mappings with dotted names."""
+    if not isinstance(values, dict):
+        return [(prefix, values)]
+    return [leaf for key, value in values.items() for leaf in flat(value, f"{prefix} {key}".strip())]

@@ -1,0 +1,66 @@
+"""``tiercel verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .shell import FAILED, Debug, Json, Report, shell
+from .tables import number, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tiercel_serving.release import Release
+
+
+def command(
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Directory of a release.")],
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare every artefact of a release with its checksum and its golden vectors.
+
+    Needs neither the training data nor NVTabular. Exit code 1 if anything differs.
+
+    Example: [bold]tiercel verify releases/movielens[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        with sh.work(f"Verifying {release}") as progress:
+            from tiercel_export.verify import verify_release
+
+            from tiercel_serving.release import check_files, open_release
+
+            opened = open_release(release)
+            check_files(opened, checksum_report(opened, progress))
+            report = verify_release(opened)
+        document = {"release": str(release), "build_id": opened.build_id, **report.to_json()}
+        sh.emit(document, verify_table(document))
+        if not document["ok"]:
+            sh.note("The release is not what was trained; export it again.", style="red")
+            raise typer.Exit(FAILED)
+
+
+def checksum_report(release: Release, progress: Report) -> Any:
+    """Return a callback for ``check_files`` that reports bytes of all."""
+    total = sum(entry["bytes"] for entry in release.manifest["files"].values())
+    done = 0
+
+    def report(name: str, size: int) -> None:
+        nonlocal done
+        done += size
+        progress("checksums", done, total)
+
+    return report
+
+
+def verify_table(document: dict[str, Any]) -> Table:
+    """Return one line for each check."""
+    made = table(f"Build {document['build_id']}", "artefact", "check", "compared", "worst", "",
+                 right=("compared", "worst"))  # fmt: skip
+    for row in document["rows"]:
+        mark = "[green]✓[/]" if row["ok"] else "[bold red]✗[/]"
+        made.add_row(row["artefact"], row["check"], number(row["compared"]), number(row["worst"]), mark)
+    return made
