@@ -139,10 +139,7 @@ def _seconds(column: pd.Series) -> np.ndarray:  # type: ignore[type-arg]
 def _integers(column: pd.Series) -> np.ndarray:  # type: ignore[type-arg]
     if column.isna().any():
         return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
-    width = getattr(column.dtype, "itemsize", 8)
-    return np.asarray(
-        column.to_numpy(dtype=np.int32 if width == 4 and column.dtype.kind == "i" else np.int64)
-    )
+    return np.asarray(column.to_numpy(dtype=np.int64))
 
 
 def _objects(column: pd.Series, where: str) -> np.ndarray:  # type: ignore[type-arg]
@@ -152,6 +149,8 @@ def _objects(column: pd.Series, where: str) -> np.ndarray:  # type: ignore[type-
         strings: np.ndarray[Any, Any] = values.copy()
         strings[column.isna().to_numpy()] = None
         return strings
+    if kind in ("date", "datetime"):
+        return _seconds(pd.to_datetime(column))
     if kind == "boolean":
         return _integers(column.astype("boolean"))
     first = next((value for value in values if value is not None), None)

@@ -1,0 +1,14 @@
+"""Data that the tests of this folder share."""
+
+import pytest
+
+from tiercel_pipelines.data import Dataset, load_dataset
+from tiercel_pipelines.data.movielens import find_ml_100k
+
+
+@pytest.fixture(scope="session")
+def ml_100k() -> Dataset:
+    folder = find_ml_100k()
+    if folder is None:
+        pytest.skip("ml-100k is not on this machine: set TIERCEL_DATA_DIR to the folder that holds it")
+    return load_dataset("ml-100k")

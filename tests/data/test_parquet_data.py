@@ -1,0 +1,220 @@
+"""Your own tables: what is read, and each way in which files and schema may not fit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tiercel_pipelines.data import Parquet, load_dataset
+from tiercel_pipelines.errors import DataCorrupt, DataError, DataMissing
+
+SPEC = Parquet(users="users.parquet", items="items.parquet", interactions="log.parquet", timestamp="when")
+
+
+@pytest.fixture
+def tables() -> dict[str, pd.DataFrame]:
+    users = pd.DataFrame(
+        {
+            "user_id": ["ann", "bo", "çelik"],
+            "age": pd.array([31, None, 40], dtype="Int64"),
+            "plan": pd.Categorical(["free", None, "paid"]),
+            "active": [True, False, True],
+        }
+    )
+    items = pd.DataFrame(
+        {
+            "item_id": np.array([7, 8, 9, 10], dtype=np.int32),
+            "name": ["a", "b", None, "d"],
+            "tags": [["x", "y"], [], None, ["z"]],
+            "sizes": [[1, 2], [3], [], []],
+            "added": pd.to_datetime(["2020-01-01", "2020-01-02", None, "2020-01-04"]),
+        }
+    )
+    log = pd.DataFrame(
+        {
+            "user_id": ["ann", "ann", "bo", "çelik"],
+            "item_id": np.array([7, 8, 7, 9], dtype=np.int32),
+            "when": pd.to_datetime(["2021-01-01", "2021-01-02", "2021-01-03", "2021-01-04"], utc=True),
+            "device": ["phone", None, "tv", "tv"],
+        }
+    )
+    return {"users": users, "items": items, "log": log}
+
+
+def write(tables: dict[str, pd.DataFrame], folder: Path) -> Path:
+    for name, frame in tables.items():
+        frame.to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def test_reads_plain_columns(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    dataset = load_dataset(SPEC, data_dir=write(tables, tmp_path))
+    assert dataset.users.age.tolist()[::2] == [31.0, 40.0]
+    assert np.isnan(dataset.users.age[1])
+    assert dataset.users.plan.tolist() == ["free", None, "paid"]
+    assert dataset.users.active.dtype == np.bool_
+    assert dataset.items.item_id.dtype == np.int64
+    assert dataset.items.name.tolist() == ["a", "b", None, "d"]
+    assert dataset.items.tags.tolist() == [["x", "y"], [], [], ["z"]]
+    assert dataset.items.sizes.tolist() == [[1, 2], [3], [], []]
+    assert dataset.items.added[0] == 1_577_836_800
+    assert np.isnan(dataset.items.added[2])
+    assert dataset.interactions.when.dtype == np.int64
+    assert dataset.interactions.when[0] == 1_609_459_200
+    assert dataset.interactions.device.tolist() == ["phone", None, "tv", "tv"]
+    assert dataset.context_columns == ("device",)
+
+
+def test_reads_only_the_columns_of_the_schema(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    spec = replace(
+        SPEC,
+        user_columns=(("age", "int"),),
+        item_columns=(("tags", "list[string]"), ("sizes", "list[int]"), ("added", "time")),
+        context_columns=(),
+    )
+    dataset = load_dataset(spec, data_dir=write(tables, tmp_path))
+    assert list(dataset.users.columns) == ["user_id", "age"]
+    assert list(dataset.items.columns) == ["item_id", "tags", "sizes", "added"]
+    assert dataset.context_columns == ()
+
+
+def test_a_folder_of_files_is_one_table(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    write(tables, tmp_path)
+    (tmp_path / "users.parquet").unlink()
+    parts = tmp_path / "users.parquet"
+    parts.mkdir()
+    tables["users"].iloc[:1].to_parquet(parts / "1.parquet")
+    tables["users"].iloc[1:].to_parquet(parts / "2.parquet")
+    assert load_dataset(SPEC, data_dir=tmp_path).users.user_id.tolist() == ["ann", "bo", "çelik"]
+
+
+def test_no_time_at_all(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    del tables["log"]["when"]
+    dataset = load_dataset(replace(SPEC, timestamp=None), data_dir=write(tables, tmp_path))
+    assert dataset.timestamp is None
+    assert dataset.context_columns == ("device",)
+
+
+def test_a_missing_file(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    write(tables, tmp_path)
+    with pytest.raises(DataMissing, match=r"items: .*thing\.parquet does not exist"):
+        load_dataset(replace(SPEC, items="thing.parquet"), data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"user_id": "uid"}, r"users has no column 'uid'; it has user_id, age"),
+        ({"item_id": "iid"}, r"items has no column 'iid'"),
+        ({"timestamp": "time"}, r"interactions has no column 'time'"),
+        ({"item_columns": (("price", "float"),)}, r"items has no column 'price'"),
+    ],
+)
+def test_a_missing_column(
+    tables: dict[str, pd.DataFrame], tmp_path: Path, change: dict[str, object], match: str
+) -> None:
+    with pytest.raises(DataMissing, match=match):
+        load_dataset(replace(SPEC, **change), data_dir=write(tables, tmp_path))  # type: ignore[arg-type]
+
+
+def test_another_type_than_the_schema_says(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    spec = replace(SPEC, item_columns=(("name", "int"),))
+    with pytest.raises(
+        DataCorrupt, match=r"items\.name: the recipe says int, the file holds (large_)?string"
+    ):
+        load_dataset(spec, data_dir=write(tables, tmp_path))
+
+
+def test_a_type_that_there_is_not(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    spec = replace(SPEC, item_columns=(("name", "text"),))
+    with pytest.raises(DataError, match=r"'text' is no column type; use one of int, float"):
+        load_dataset(spec, data_dir=write(tables, tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 this is not Parquet", b"x" * 10_000])
+def test_no_parquet(tables: dict[str, pd.DataFrame], tmp_path: Path, content: bytes) -> None:
+    write(tables, tmp_path)
+    (tmp_path / "items.parquet").write_bytes(content)
+    with pytest.raises(DataCorrupt, match="items is not a readable Parquet file"):
+        load_dataset(SPEC, data_dir=tmp_path)
+
+
+def test_a_truncated_file(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    file = write(tables, tmp_path) / "log.parquet"
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(DataCorrupt, match="interactions is not a readable Parquet file"):
+        load_dataset(SPEC, data_dir=tmp_path)
+
+
+def test_ids_that_do_not_join(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    tables["log"].loc[2, "user_id"] = "zoe"
+    with pytest.raises(DataCorrupt, match=r"1 interactions have a user_id that users does not have.*'zoe'"):
+        load_dataset(SPEC, data_dir=write(tables, tmp_path))
+
+
+def test_ids_of_two_types(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    tables["log"]["item_id"] = tables["log"]["item_id"].astype(str)
+    with pytest.raises(DataCorrupt, match="item_id is int64 in items but string in interactions"):
+        load_dataset(SPEC, data_dir=write(tables, tmp_path))
+
+
+def test_repeated_ids(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    tables["items"].loc[1, "item_id"] = 7
+    with pytest.raises(DataCorrupt, match=r"items\.item_id must be unique, but 7 is there more than once"):
+        load_dataset(SPEC, data_dir=write(tables, tmp_path))
+
+
+def test_null_ids(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    tables["log"].loc[0, "user_id"] = None
+    with pytest.raises(DataCorrupt, match=r"interactions\.user_id has 1 null ids"):
+        load_dataset(SPEC, data_dir=write(tables, tmp_path))
+
+
+def test_ids_that_are_numbers_with_a_point(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    tables["items"]["item_id"] = tables["items"]["item_id"].astype(float)
+    with pytest.raises(DataCorrupt, match="must hold 64-bit integers or strings, found float64"):
+        load_dataset(SPEC, data_dir=write(tables, tmp_path))
+
+
+@pytest.mark.parametrize("table", ["users", "items", "log"])
+def test_an_empty_table(tables: dict[str, pd.DataFrame], tmp_path: Path, table: str) -> None:
+    tables[table] = tables[table].iloc[:0]
+    with pytest.raises(DataCorrupt, match="is empty"):
+        load_dataset(SPEC, data_dir=write(tables, tmp_path))
+
+
+def test_two_tables_with_a_column_of_one_name(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    tables["items"]["age"] = 1
+    with pytest.raises(DataCorrupt, match="'age' is in users and in items; rename one"):
+        load_dataset(SPEC, data_dir=write(tables, tmp_path))
+
+
+def test_time_with_nulls(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    tables["log"].loc[0, "when"] = None
+    with pytest.raises(DataCorrupt, match=r"interactions\.when must be dates or numbers without nulls"):
+        load_dataset(SPEC, data_dir=write(tables, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ([{"a": 1}] * 4, "expected one of integers"),
+        ([["x"], [1], [], []], "the lists must hold one of|not a readable"),
+        ([b"x"] * 4, "expected one of integers"),
+    ],
+)
+def test_columns_of_types_that_nothing_stands_for(
+    tables: dict[str, pd.DataFrame], values: list[object], match: str
+) -> None:
+    from tiercel_pipelines.data.dataset import plain_frame
+
+    with pytest.raises(DataCorrupt, match=match):
+        plain_frame(tables["items"].assign(odd=pd.Series(values, dtype=object)), "items")
+
+
+def test_dates_without_a_time_of_day(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    tables["items"]["added"] = tables["items"]["added"].dt.date
+    dataset = load_dataset(SPEC, data_dir=write(tables, tmp_path))
+    assert dataset.items.added[0] == 1_577_836_800

@@ -1,0 +1,70 @@
+"""Splits: the published one for MovieLens-100K, and what holds for any data."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiercel_pipelines.data import Dataset, carve_validation, load_dataset, split_dataset, stratified_split
+
+
+def published_split(data: pd.DataFrame, ratio: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The protocol of the published benchmarks, as its words say: a slow, plain oracle."""
+    random = pd.Series(np.random.RandomState(seed).rand(len(data)), index=data.index)
+    rank = random.groupby(data.user_id).rank(method="first")
+    first = rank / data.user_id.map(data.user_id.value_counts()) <= ratio
+    return data[first], data[~first]
+
+
+def test_movielens_is_split_as_published(ml_100k: Dataset) -> None:
+    train, test = stratified_split(ml_100k.interactions, "user_id")
+    expected_train, expected_test = published_split(ml_100k.interactions, 0.75, 42)
+    pd.testing.assert_frame_equal(train, expected_train)
+    pd.testing.assert_frame_equal(test, expected_test)
+    assert train.user_id.nunique() == test.user_id.nunique() == 943
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    users=st.lists(st.sampled_from(["ann", "bo", "çelik", ""]), max_size=60),
+    ratio=st.floats(0.05, 0.95),
+    seed=st.integers(0, 2**31),
+)
+def test_each_user_keeps_the_share(users: list[str], ratio: float, seed: int) -> None:
+    data = pd.DataFrame({"user_id": pd.Series(users, dtype=object), "row": range(len(users))})
+    train, test = stratified_split(data, "user_id", ratio, seed)
+    assert sorted([*train.row, *test.row]) == list(range(len(users)))
+    assert train.row.is_monotonic_increasing
+    assert test.row.is_monotonic_increasing
+    for user in set(users):
+        total, kept = users.count(user), int((train.user_id == user).sum())
+        assert kept >= 1
+        assert kept == 1 or kept <= ratio * total + 1e-9 < kept + 1
+    again, _ = stratified_split(data, "user_id", ratio, seed)
+    pd.testing.assert_frame_equal(train, again)
+
+
+def test_validation_is_part_of_training_and_independent_of_the_test() -> None:
+    dataset = load_dataset("synthetic")
+    split = split_dataset(dataset, train=0.75, validation=0.1, seed=3)
+    train, test = stratified_split(dataset.interactions, "user_id", 0.75, 3)
+    pd.testing.assert_frame_equal(split.test, test)
+    pd.testing.assert_frame_equal(split.fit, train)
+    assert 0.08 < len(split.valid) / len(train) < 0.14
+    parts = [set(part.index) for part in (split.train, split.valid, split.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == len(dataset.interactions)
+
+
+def test_no_validation() -> None:
+    data = pd.DataFrame({"user_id": [1, 1, 2]})
+    train, valid = carve_validation(data, "user_id", 0)
+    assert len(train) == 3
+    assert len(valid) == 0
+    assert list(valid.columns) == ["user_id"]
+
+
+@pytest.mark.parametrize("ratio", [0, 1, -0.5, 1.5])
+def test_a_share_that_is_none(ratio: float) -> None:
+    with pytest.raises(ValueError, match="expected a share"):
+        stratified_split(pd.DataFrame({"user_id": [1]}), "user_id", ratio)
