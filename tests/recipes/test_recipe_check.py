@@ -1,0 +1,308 @@
+"""Every mistake of a recipe is named in the recipe's own words, and all of them at once."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tiercel_pipelines.data import Dataset, Synthetic, load_dataset
+from tiercel_pipelines.errors import RecipeError
+from tiercel_pipelines.recipe import Recipe, Rule, ServingSettings, Source, load_recipe
+
+RECIPE = load_recipe("synthetic")
+
+from merlin.schema import Tags  # noqa: E402  (NVTabular's warnings are silenced by the first import)
+from nvtabular import ops  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return load_dataset(Synthetic(users=60, items=50, interactions=900))
+
+
+def found(recipe: Recipe, dataset: Dataset | None = None) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        recipe.check(dataset)
+    message = str(caught.value)
+    assert "Traceback" not in message
+    for mistake in caught.value.mistakes:
+        assert mistake.problem
+        assert mistake.remedy
+        assert str(mistake) in message
+    return [str(mistake) for mistake in caught.value.mistakes]
+
+
+def serving(**changes: Any) -> Recipe:
+    return replace(RECIPE, serving=replace(RECIPE.serving, **changes))
+
+
+def with_features(*chains: Callable[[], Any]) -> Recipe:
+    """The synthetic recipe with more chains in its graph."""
+
+    def features() -> Any:
+        graph = RECIPE.features()
+        for chain in chains:
+            graph = graph + chain()
+        return graph
+
+    return replace(RECIPE, features=features)
+
+
+def only(node: Callable[[], Any]) -> Recipe:
+    recipe = replace(RECIPE, features=node)
+    return replace(recipe, serving=replace(recipe.serving, history_columns=("item_id",)))
+
+
+def item_id() -> Any:
+    return ["item_id"] >> ops.Categorify() >> ops.TagAsItemID()
+
+
+@pytest.mark.parametrize("ids", ["int", "str"])
+def test_a_right_recipe_has_no_mistakes(ids: str) -> None:
+    data = load_dataset(Synthetic(users=60, items=50, interactions=900, ids=ids))  # type: ignore[arg-type]
+    assert RECIPE.check(data) is RECIPE
+
+
+def test_the_defaults_are_right_but_for_the_history() -> None:
+    assert found(replace(RECIPE, serving=ServingSettings())) == [
+        "serving.history_columns: empty, but a model has use_history=True; "
+        "name the item id feature, or set use_history=False in retrieval and ranking"
+    ]
+
+
+SETTINGS = [
+    (lambda: replace(RECIPE, name="my recipe"), r"name: 'my recipe' cannot name a folder"),
+    (lambda: replace(RECIPE, name=""), r"name: '' cannot name"),
+    (lambda: replace(RECIPE, seed=-1), r"seed: expected a whole number of at least 0, got -1"),
+    (lambda: replace(RECIPE, retrieval={"dimension": 8}), r"retrieval: expected RetrievalSettings\(…\)"),
+    (lambda: replace(RECIPE, dataset="ml-100k"), r"dataset: expected a data set, got 'ml-100k'"),
+    (lambda: replace(RECIPE, features=3), r"features: expected a function, got int"),
+    (
+        lambda: serving(kept=101),
+        r"serving\.kept: 101 is more than are retrieved \(serving\.candidates is 100\)",
+    ),
+    (lambda: serving(k_max=51), r"serving\.k_max: 51 is more than the candidates that are ranked"),
+    (lambda: serving(k_default=51), r"serving\.k_default: 51 is more than a request may ask for"),
+    (lambda: serving(candidates="many"), r"serving\.candidates: expected a whole number.*'many'"),
+    (lambda: serving(k_default=0), r"serving\.k_default: expected a whole number of at least 1, got 0"),
+    (lambda: serving(max_batch_size=2.5), r"serving\.max_batch_size: expected a whole number"),
+    (lambda: serving(max_excluded=5), r"serving\.max_excluded: 5 is below serving\.history_length \(20\)"),
+    (lambda: serving(unknown_users="guess"), r"serving\.unknown_users: .*'guess'.*'popular', 'rank'"),
+    (lambda: serving(task_weights=(1.0, 2.0)), r"serving\.task_weights: 2 weights, but .* one task"),
+    (
+        lambda: serving(history_columns=("item",)),
+        r"serving\.history_columns\[0\]: there is no feature 'item'",
+    ),
+    (lambda: serving(history_columns=("price",)), r"history_columns\[0\]: 'price' is a number"),
+    (lambda: serving(history_columns=("country",)), r"history_columns\[0\]: 'country' is no item feature"),
+    (lambda: serving(sources=(Source("a", "index"),)), r"sources: .* one source of kind 'popular', found 0"),
+    (lambda: serving(sources=(Source("a", "popular"),)), r"sources: .* one source of kind 'index', found 0"),
+    (
+        lambda: serving(sources=(Source("a", "index"), Source("a", "popular", 0))),
+        r"sources: 2 sources are called 'a'",
+    ),
+    (
+        lambda: serving(sources=(Source("a", "index"), Source("b", "popular"))),
+        r"sources: more than one source has no quota",
+    ),
+    (
+        lambda: serving(sources=(Source("a", "index", 90), Source("b", "popular", 11))),
+        r"sources: the quotas add up to 101, more than serving\.candidates \(100\)",
+    ),
+    (
+        lambda: serving(sources=(Source("a", "index", -1), Source("b", "populer", 0))),
+        r"sources\[0\]\.quota: expected a whole number.*-1",
+    ),
+    (
+        lambda: serving(sources=(Source("a", "index"), Source("b", "populer", 0))),
+        r"sources\[1\]\.kind: there is no kind of source 'populer'",
+    ),
+    (
+        lambda: serving(rules=(Rule("r", "price", "=", 1),)),
+        r"rules\[0\]\.operator: .* no known operator: '='",
+    ),
+    (lambda: serving(rules=(Rule("r", "maker", "in", "Iris"),)), r"rules\[0\]\.value: .*; give a tuple"),
+    (lambda: serving(rules=(Rule("r", "price", ">", 1),) * 2), r"rules: 2 rules are called 'r'"),
+    (
+        lambda: replace(RECIPE, retrieval=replace(RECIPE.retrieval, model="three_tower")),
+        r"retrieval\.model: there is no model 'three_tower'; use 'two_tower'",
+    ),
+    (
+        lambda: replace(RECIPE, ranking=replace(RECIPE.ranking, model="drlm")),
+        r"ranking\.model: there is no model 'drlm'; use 'dlrm'",
+    ),
+    (
+        lambda: replace(RECIPE, ranking=replace(RECIPE.ranking, target=None)),
+        r"ranking\.target: the model 'dlrm' has no target; set target='interaction'",
+    ),
+    (
+        lambda: replace(RECIPE, retrieval=replace(RECIPE.retrieval, temperature=0)),
+        r"retrieval\.temperature: expected a number above 0, got 0",
+    ),
+    (
+        lambda: replace(RECIPE, retrieval=replace(RECIPE.retrieval, user_layers=128)),
+        r"retrieval\.user_layers: expected the widths of hidden layers, got 128",
+    ),
+    (
+        lambda: replace(RECIPE, ranking=replace(RECIPE.ranking, dropout=1.0)),
+        r"ranking\.dropout: expected a number of at least 0 and below 1, got 1\.0",
+    ),
+    (
+        lambda: replace(RECIPE, split=replace(RECIPE.split, train=1.0)),
+        r"split\.train: expected a number above 0 and below 1",
+    ),
+    (
+        lambda: replace(RECIPE, index=replace(RECIPE.index, factory="IVFx")),
+        r"index\.factory: FAISS makes no index of 'IVFx' with 32 dimensions",
+    ),
+    (
+        lambda: replace(RECIPE, index=replace(RECIPE.index, min_recall=0)),
+        r"index\.min_recall: expected a number above 0 and at most 1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "pattern"), SETTINGS, ids=[pattern for _, pattern in SETTINGS])
+def test_a_mistake_in_the_settings(make: Callable[[], Recipe], pattern: str) -> None:
+    mistakes = found(make())
+    assert any(re.search(pattern, mistake) for mistake in mistakes), mistakes
+
+
+FEATURES = [
+    (
+        only(lambda: ["item_id"] >> ops.Categorify() >> ops.TagAsItemFeatures()),
+        r"one feature tagged ITEM_ID, found 0",
+    ),
+    (
+        with_features(lambda: ["title"] >> ops.Categorify() >> ops.TagAsItemID()),
+        r"exactly one feature tagged ITEM_ID, found 2",
+    ),
+    (
+        only(lambda: ["item_id"] >> ops.Normalize() >> ops.TagAsItemID()),
+        r"the item id 'item_id' is not categorical",
+    ),
+    (
+        with_features(lambda: ["title"] >> ops.Categorify()),
+        r"'title' needs exactly one of the tags USER, ITEM and CONTEXT, and has none of them",
+    ),
+    (
+        with_features(lambda: ["title"] >> ops.Categorify() >> ops.AddTags([Tags.USER, Tags.ITEM])),
+        r"'title' needs exactly one .* and has USER and ITEM",
+    ),
+    (
+        with_features(
+            lambda: ["age"] >> ops.Normalize() >> ops.TagAsUserFeatures(), lambda: ["age"] >> ops.LogOp()
+        ),
+        r"two features are called 'age'.*ops\.Rename",
+    ),
+    (replace(RECIPE, features=lambda: ["age"]), r"the function returned list, not an NVTabular graph"),
+    (replace(RECIPE, features=lambda: 1 / 0), r"the function failed with ZeroDivisionError"),
+    (
+        with_features(
+            lambda: ["age"] >> ops.Bucketize([5, 3]) >> ops.Rename(postfix="_b") >> ops.TagAsUserFeatures()
+        ),
+        r"the boundaries of 'age_b' do not rise: \[5, 3\]",
+    ),
+    (
+        with_features(
+            lambda: ["age"] >> ops.HashBucket(10) >> ops.Rename(postfix="_b") >> ops.TagAsUserFeatures()
+        ),
+        r"'age_b' uses HashBucket, which Tiercel cannot serve; use Bucketize, Categorify",
+    ),
+]
+
+
+@pytest.mark.parametrize(("recipe", "pattern"), FEATURES, ids=[pattern for _, pattern in FEATURES])
+def test_a_mistake_in_the_graph(recipe: Recipe, pattern: str) -> None:
+    mistakes = found(recipe)
+    assert any(re.search(pattern, mistake) for mistake in mistakes), mistakes
+
+
+COLUMNS = [
+    (serving(history_columns=("genres",)), r"history_columns\[0\]: 'genres' is a list"),
+    (
+        with_features(lambda: ["agee"] >> ops.Normalize() >> ops.TagAsUserFeatures()),
+        r"features: the data set synthetic has no column 'agee'; did you mean 'age'\?",
+    ),
+    (
+        with_features(lambda: ["title"] >> ops.Categorify() >> ops.TagAsUserFeatures()),
+        r"'title' is tagged USER, but its column 'title' is in items; tag it ITEM",
+    ),
+    (
+        with_features(lambda: ["timestamp"] >> ops.Normalize() >> ops.TagAsItemFeatures()),
+        r"'timestamp' is tagged ITEM, but its column 'timestamp' is in interactions; tag it CONTEXT",
+    ),
+    (
+        with_features(lambda: ["title"] >> ops.Normalize() >> ops.TagAsItemFeatures()),
+        r"'title': Normalize needs numbers, but 'title' holds strings; use ops\.Categorify",
+    ),
+    (
+        with_features(lambda: ["title"] >> ops.FillMissing("") >> ops.TagAsItemFeatures()),
+        r"'title' reaches the models as strings; put ops\.Categorify",
+    ),
+    (
+        with_features(
+            lambda: ["topics"] >> ops.Clip(0, 1) >> ops.Rename(postfix="_c") >> ops.TagAsItemFeatures()
+        ),
+        r"'topics_c': Clip does not work on lists, which 'topics' holds",
+    ),
+    (
+        only(lambda: item_id() + (["maker"] >> ops.Categorify() >> ops.TagAsItemID())),
+        r"the item id is made of maker, not of 'item_id'",
+    ),
+    (
+        serving(title_column="titel"),
+        r"serving\.title_column: the items have no column 'titel'; did you mean 'title'",
+    ),
+    (serving(title_column="price"), r"serving\.title_column: 'price' holds numbers, not strings"),
+    (
+        serving(rules=(Rule("cheap", "prize", "<", 5),)),
+        r"serving\.rules\[0\]\.column: the rule 'cheap': the items have no column 'prize'",
+    ),
+    (
+        serving(rules=(Rule("cheap", "genres", "==", "drama"),)),
+        r"rules\[0\]\.column: the rule 'cheap' compares 'genres', which holds lists of strings",
+    ),
+    (
+        serving(rules=(Rule("cheap", "price", "<", "5"),)),
+        r"rules\[0\]\.value: the rule 'cheap' compares 'price', which holds numbers, with '5'",
+    ),
+    (
+        serving(rules=(Rule("made", "maker", "in", ("Iris", 3)),)),
+        r"rules\[0\]\.value: the rule 'made' compares 'maker', which holds strings, with 3",
+    ),
+    (
+        replace(RECIPE, ranking=replace(RECIPE.ranking, target="bought")),
+        r"ranking\.target: the interactions have no column 'bought'; use 'interaction', 'device', 'hour'",
+    ),
+    (
+        replace(RECIPE, ranking=replace(RECIPE.ranking, target="hour")),
+        r"ranking\.target: 'hour' is not everywhere a number between 0 and 1",
+    ),
+    (
+        replace(RECIPE, ranking=replace(RECIPE.ranking, target="hour")),
+        r"features: 'part_of_day' shows the models their target 'hour'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("recipe", "pattern"), COLUMNS, ids=[pattern for _, pattern in COLUMNS])
+def test_a_mistake_that_only_the_data_shows(recipe: Recipe, pattern: str, dataset: Dataset) -> None:
+    mistakes = found(recipe, dataset)
+    assert any(re.search(pattern, mistake) for mistake in mistakes), mistakes
+
+
+def test_all_mistakes_at_once(dataset: Dataset) -> None:
+    recipe = serving(kept=200, title_column="titel", rules=(Rule("r", "prize", "=", 1),), unknown_users="x")
+    mistakes = found(replace(recipe, seed=-1), dataset)
+    fields = [mistake.partition(":")[0] for mistake in mistakes]
+    assert fields == [
+        "seed",
+        "serving.kept",
+        "serving.unknown_users",
+        "serving.rules[0].operator",
+        "serving.rules[0].column",
+        "serving.title_column",
+    ]
