@@ -117,6 +117,14 @@ def open_lookup(arrays: Mapping[str, Array], prefix: str | None = None) -> Looku
     return BytesLookup({name: arrays[f"{dot}{name}"] for name in BYTES_PARTS}, missing)
 
 
+def is_dense(values: npt.NDArray[np.int64]) -> bool:
+    """Whether distinct int64 keys lie close enough for a direct table."""
+    if len(values) == 0:
+        return True
+    span = int(values.max()) - int(values.min()) + 1
+    return span <= max(DIRECT_SLOTS_FREE, DIRECT_SLOTS_PER_KEY * len(values))
+
+
 class DirectLookup:
     """Integers that lie close together: one table indexed by ``key - lowest``.
 
@@ -286,9 +294,9 @@ def _build_int(values: npt.NDArray[np.int64], codes: Array, missing: int) -> dic
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(repeated):
         raise ValueError(f"lookup key {repeated[0]} occurs more than once")
-    lowest, highest = (int(ordered[0]), int(ordered[-1])) if len(ordered) else (0, -1)
-    span = highest - lowest + 1
-    if span <= max(DIRECT_SLOTS_FREE, DIRECT_SLOTS_PER_KEY * len(values)):
+    if is_dense(values):
+        lowest = int(values.min()) if len(values) else 0
+        span = int(values.max()) - lowest + 1 if len(values) else 0
         table = np.full(span + 1, missing, np.int64)
         table[values - lowest] = codes
         return {"table": table, "lowest": np.array([lowest], np.int64)}

@@ -1,0 +1,123 @@
+"""Typed column expressions: what one column of the workflow is, before columns are grouped into steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from ..errors import UnsupportedOperator
+
+#: dtypes of NVTabular columns that travel and compute as int64.
+INTEGER_DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
+
+
+@dataclass(frozen=True)
+class Expression:
+    """One column: an operation on another column, or an input.
+
+    Two equal expressions are the same column, so that what the graph writes twice is computed once.
+
+    Parameters
+    ----------
+    op
+        Name of the runtime step (a key of ``tiercel_serving.features.steps.STEPS``).
+    source
+        The column it is computed from; None for an input.
+    shared
+        Parameters that all columns of one vectorised step must have in common.
+    own
+        This column's own parameters.
+    physical
+        dtype of the values while the program runs: ``int64``, ``float32``, ``float64`` or ``bytes``.
+    dtype
+        NVTabular's dtype of the column (of its elements, for a list).
+    is_list
+        Whether each row is a list.
+    """
+
+    op: str
+    source: Expression | None
+    shared: tuple[tuple[str, Any], ...]
+    own: tuple[tuple[str, Any], ...]
+    physical: str
+    dtype: str
+    is_list: bool
+    depth: int = field(init=False, compare=False)
+    inputs: frozenset[str] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        source = self.source
+        names = frozenset([dict(self.own)["name"]]) if source is None else source.inputs
+        object.__setattr__(self, "depth", 0 if source is None else source.depth + 1)
+        object.__setattr__(self, "inputs", names)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the column holds strings."""
+        return self.physical == "bytes"
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nulls are NaN."""
+        return self.physical in ("float32", "float64")
+
+
+Columns: TypeAlias = dict[str, Expression]
+#: ``lower(operator, names, columns, where)``: what a node's operator makes of its input frame.
+Lowering: TypeAlias = Callable[[Any, list[str], Mapping[str, Expression], "Where"], Columns]
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a lowering needs to name itself in an error, and the node's own schema.
+
+    Parameters
+    ----------
+    operator
+        Class name of the operator.
+    selector
+        The node's resolved column selector, with its groups.
+    """
+
+    operator: str
+    selector: Any
+
+    def refuse(self, column: str, reason: str, remedy: str) -> UnsupportedOperator:
+        """Return the error that says why this column can't be compiled."""
+        return UnsupportedOperator(self.operator, column, reason, remedy)
+
+
+def input_column(name: str, physical: str, dtype: str, is_list: bool) -> Expression:
+    """Return the expression of a raw column."""
+    op = "load_list" if is_list else "load"
+    return Expression(op, None, (), (("name", name),), physical, dtype, is_list)
+
+
+def apply(
+    op: str,
+    source: Expression,
+    *,
+    shared: Mapping[str, Any] | None = None,
+    own: Mapping[str, Any] | None = None,
+    physical: str | None = None,
+    dtype: str | None = None,
+    is_list: bool | None = None,
+) -> Expression:
+    """Return the expression ``op(source)``; types that are not given stay the source's."""
+    return Expression(
+        op,
+        source,
+        tuple(sorted((shared or {}).items())),
+        tuple(sorted((own or {}).items())),
+        physical or source.physical,
+        dtype or source.dtype,
+        source.is_list if is_list is None else is_list,
+    )
+
+
+def cast(source: Expression, physical: str) -> Expression:
+    """Return the column in a float dtype, nulls as NaN."""
+    if source.physical == physical:
+        return source
+    return apply("cast", source, shared={"dtype": physical}, physical=physical, dtype=physical)

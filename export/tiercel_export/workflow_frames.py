@@ -1,0 +1,202 @@
+"""pandas frames beside compiled programs: into columns, through NVTabular as the oracle, and samples.
+
+**The oracle's frame.** NVTabular computes in whatever dtypes a frame happens to have, so equality is
+stated against the frame that a service would build: each column in the dtype of the fit; an integer
+column with a null in the batch is float64 with NaN; strings are ``object`` with None; a list column is
+``object`` with one list per row.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tiercel_serving.columns import Column
+from tiercel_serving.features import InputColumn
+from tiercel_serving.spec import Array
+
+from .errors import ExportInputError
+from .workflow import WorkflowParts, cut_workflow
+
+
+def columns_from_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> dict[str, Column]:
+    """Convert a frame's columns to what a feature program takes.
+
+    Parameters
+    ----------
+    frame
+        Has a column for each input; others are ignored. None, NaN and pandas' NA are nulls.
+    inputs
+        The program's inputs.
+
+    Raises
+    ------
+    ExportInputError
+        A column is missing or can't be converted, named with the first value at fault.
+    """
+    missing = [column.name for column in inputs if column.name not in frame.columns]
+    if missing:
+        raise ExportInputError(
+            f"columns {missing} are missing; the feature workflow reads {[c.name for c in inputs]}, "
+            f"the table has {list(frame.columns)}"
+        )
+    return {column.name: column_from_series(frame[column.name], column) for column in inputs}
+
+
+def column_from_series(series: pd.Series, column: InputColumn) -> Column:
+    """Convert one pandas column; see :func:`columns_from_frame`."""
+    if not column.is_list:
+        values, valid = _elements(series, column)
+        return Column(values, valid)
+    rows = series.tolist()
+    row_valid = np.array([_is_sequence(row) for row in rows], np.bool_)
+    strays = [row for row, ok in zip(rows, row_valid, strict=True) if not ok and not _is_null(row)]
+    if strays:
+        raise ExportInputError(f"column {column.name!r}: expected lists, found {strays[0]!r}")
+    lists = [list(row) if ok else [] for row, ok in zip(rows, row_valid, strict=True)]
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in lists], out=offsets[1:])
+    flat = [element for row in lists for element in row]
+    values, valid = _elements(_series_of(flat, column.dtype), column)
+    return Column(values, valid, offsets, None if row_valid.all() else row_valid)
+
+
+def _series_of(flat: list[Any], dtype: str) -> pd.Series:
+    # object keeps huge integers beside nulls exact, where a plain Series would make them floats.
+    return pd.Series(flat, dtype=np.float64 if dtype.startswith("float") else object)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (list, tuple, np.ndarray))
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
+
+
+def _elements(series: pd.Series, column: InputColumn) -> tuple[Array, Array | None]:
+    null = series.isna().to_numpy()
+    valid = None if not null.any() else ~null
+    if column.dtype == "bytes":
+        return _texts(series, null, column.name), valid
+    try:
+        if column.dtype in ("float32", "float64"):
+            return series.to_numpy(column.dtype, na_value=np.nan), None
+        filled = series.where(~null, 0) if valid is not None else series
+        return _whole(filled, column), valid
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ExportInputError(f"column {column.name!r}: expected {column.dtype} ({error})") from error
+
+
+def _whole(series: pd.Series, column: InputColumn) -> Array:
+    if column.dtype == "bool":
+        return np.asarray(series.to_numpy().astype(np.bool_))
+    if series.dtype.kind == "f":
+        values = series.to_numpy()
+        whole: Array = values.astype(np.int64)
+        if not np.array_equal(whole, values):
+            stray = values[whole != values][0]
+            raise ExportInputError(f"column {column.name!r}: expected whole numbers, found {stray!r}")
+        return whole
+    return np.asarray(series.to_numpy().astype(np.int64))
+
+
+def _texts(series: pd.Series, null: Array, name: str) -> Array:
+    out = np.empty(len(series), np.object_)
+    out[:] = [_utf8(value, name) if ok else b"" for value, ok in zip(series.tolist(), ~null, strict=True)]
+    return out
+
+
+def _utf8(value: Any, name: str) -> bytes:
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
+    if isinstance(value, bytes):
+        return value
+    raise ExportInputError(f"column {name!r}: expected text, found {value!r}")
+
+
+class FrameOracle:
+    """NVTabular itself, for one part of a workflow.
+
+    Parameters
+    ----------
+    workflow
+        A fitted workflow, the path of a saved one, or :class:`WorkflowParts`.
+    part
+        ``user`` (with context) or ``item``.
+    parts
+        As for :func:`~tiercel_export.workflow.cut_workflow`.
+    """
+
+    def __init__(self, workflow: Any, part: str, *, parts: Mapping[str, str] | None = None) -> None:
+        cut = workflow if isinstance(workflow, WorkflowParts) else cut_workflow(workflow, parts=parts)
+        self.outputs = cut.output_names(part)
+        self.inputs = cut.input_names(part)
+        others = [name for name in cut.workflow.input_schema.column_names if name not in self.inputs]
+        # remove_inputs changes the graph in place; the caller's workflow stays whole.
+        self.workflow = copy.deepcopy(cut.workflow)
+        if others:
+            self.workflow.remove_inputs(others)
+
+    def __call__(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return what ``Workflow.transform`` gives for the part's outputs, row for row."""
+        given = frame[self.inputs].reset_index(drop=True)
+        transformed: pd.DataFrame = self.workflow.transform(given)
+        return transformed[self.outputs]
+
+
+def frame_oracle(workflow: Any, part: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return what NVTabular gives for one part; keep a :class:`FrameOracle` to ask more than once."""
+    return FrameOracle(workflow, part)(frame)
+
+
+def oracle_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> pd.DataFrame:
+    """Return the frame in the oracle's form: see the module's text.
+
+    Parameters
+    ----------
+    frame
+        Has a column for each input; nullable and object columns of numbers are fine.
+    inputs
+        The program's inputs.
+    """
+    out = {}
+    for column in inputs:
+        series = frame[column.name].reset_index(drop=True)
+        if column.is_list or column.dtype == "bytes":
+            out[column.name] = series.astype(object).where(series.notna(), None)
+        elif column.dtype.startswith("float") or series.isna().any():
+            dtype = column.dtype if column.dtype.startswith("float") else "float64"
+            out[column.name] = pd.Series(series.to_numpy(dtype, na_value=np.nan))
+        else:
+            out[column.name] = series.astype(column.dtype)
+    return pd.DataFrame(out)
+
+
+def golden_inputs(frame: pd.DataFrame, inputs: Sequence[InputColumn], rows: int = 16) -> pd.DataFrame:
+    """Return rows worth keeping as golden vectors: the first ones, and one with a null in every column.
+
+    Parameters
+    ----------
+    frame
+        Real rows with the program's input columns.
+    inputs
+        The program's inputs.
+    rows
+        How many real rows to keep, spread evenly over the frame.
+
+    Returns
+    -------
+    A frame in the oracle's form, ``min(rows, len(frame)) + 1`` rows. The last row's lists are empty and
+    its scalars null.
+    """
+    picked = np.unique(np.linspace(0, max(len(frame) - 1, 0), min(rows, len(frame))).astype(np.int64))
+    real = frame[[column.name for column in inputs]].iloc[picked].astype(object)
+    null = pd.DataFrame(
+        {column.name: pd.Series([[] if column.is_list else None], dtype=object) for column in inputs}
+    )
+    return oracle_frame(pd.concat([real, null], ignore_index=True), inputs)

@@ -1,0 +1,242 @@
+"""The optimiser: from column expressions to a short list of vectorised steps.
+
+Columns that share their whole operator chain, from the input to every use, become the rows of one
+register and run as one step each. Columns that nothing served needs never appear. Dense integer
+vocabularies of one step become one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from tiercel_serving.features import PROGRAM_FORMAT
+from tiercel_serving.lookup import build_lookup
+from tiercel_serving.spec import Array
+
+from .lowering.expressions import Expression
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output column: its name, packing and expression."""
+
+    name: str
+    kind: str
+    expression: Expression
+    length: int | None
+
+
+Group: TypeAlias = list[Expression]
+
+
+def schedule(
+    part: str, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Output]
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Group the expressions behind the outputs into steps.
+
+    Parameters
+    ----------
+    part
+        ``user`` or ``item``.
+    inputs
+        JSON of the input columns.
+    outputs
+        The output columns.
+
+    Returns
+    -------
+    The program's JSON form, and its arrays by ``s<step>.<part>``.
+    """
+    emitter = _Emitter()
+    for group in _groups([output.expression for output in outputs]):
+        emitter.emit(group)
+    document = {
+        "format": PROGRAM_FORMAT,
+        "part": part,
+        "inputs": [dict(column) for column in inputs],
+        "steps": emitter.steps,
+        "outputs": [
+            {
+                "name": output.name,
+                "kind": output.kind,
+                "is_list": output.expression.is_list,
+                "length": output.length,
+                "dtype": output.expression.dtype,
+                "register": emitter.place[output.expression][0],
+                "row": emitter.place[output.expression][1],
+            }
+            for output in outputs
+        ],
+    }
+    return document, emitter.arrays
+
+
+def _groups(outputs: Sequence[Expression]) -> list[Group]:
+    """Return the distinct expressions in groups that run as one step, sources before what needs them."""
+    live: dict[Expression, None] = {}
+    users: dict[Expression, list[Expression]] = {}
+
+    def visit(expression: Expression) -> None:
+        if expression in live:
+            return
+        if expression.source is not None:
+            visit(expression.source)
+            users.setdefault(expression.source, []).append(expression)
+        live[expression] = None
+
+    for output in outputs:
+        visit(output)
+    terminal = set(outputs)
+    ahead: dict[Expression, tuple[Any, ...]] = {}
+    for expression in sorted(live, key=lambda e: -e.depth):
+        uses = sorted(repr((use.op, use.shared, ahead[use])) for use in users.get(expression, []))
+        ahead[expression] = (expression in terminal, *uses)
+    behind: dict[Expression, tuple[Any, ...]] = {}
+    groups: dict[tuple[Any, ...], Group] = {}
+    for expression in sorted(live, key=lambda e: e.depth):
+        source = None if expression.source is None else behind[expression.source]
+        # Lists and text have a length or a table of their own, so that each is a group by itself.
+        alone = expression.own if expression.is_list or expression.is_text else ()
+        if expression.op == "encode_text":
+            alone = expression.own
+        key = (expression.op, expression.shared, expression.physical, alone, ahead[expression], source)
+        behind[expression] = key
+        groups.setdefault(key, []).append(expression)
+    return list(groups.values())
+
+
+class _Emitter:
+    """Writes one step for each group and remembers where each expression lies."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []
+        self.arrays: dict[str, Array] = {}
+        self.place: dict[Expression, tuple[int, int]] = {}
+
+    def emit(self, group: Group) -> None:
+        """Write the step of a group."""
+        first = group[0]
+        if first.source is None:
+            step = _load(group)
+        else:
+            sources = [expression.source for expression in group]
+            register = self._register([source for source in sources if source is not None])
+            step = {"op": first.op, "in": register, **dict(first.shared)}
+        arrays = ARRAYS[first.op](group, step)
+        number = len(self.steps)
+        self.steps.append(step)
+        self.arrays.update({f"s{number}.{name}": array for name, array in arrays.items()})
+        self.place.update({expression: (number, row) for row, expression in enumerate(group)})
+
+    def _register(self, sources: Group) -> int:
+        """Return a register with exactly these rows, after a step that takes them if need be."""
+        places = [self.place[source] for source in sources]
+        numbers = {number for number, _ in places}
+        assert len(numbers) == 1, "columns of one step come from one register"
+        number, rows = numbers.pop(), [row for _, row in places]
+        if rows == list(range(sum(place[0] == number for place in self.place.values()))):
+            return number
+        self.steps.append({"op": "rows", "in": number, "rows": rows})
+        return len(self.steps) - 1
+
+
+def _load(group: Group) -> dict[str, Any]:
+    first = group[0]
+    names = [dict(expression.own)["name"] for expression in group]
+    dtype = "object" if first.is_text else first.physical
+    if first.is_list:
+        return {"op": "load_list", "column": names[0], "dtype": dtype}
+    return {"op": "load", "columns": names, "dtype": dtype}
+
+
+# ---------------------------------------------------------------------------------- tables of each step
+
+
+def _own(group: Group, name: str) -> list[Any]:
+    return [dict(expression.own)[name] for expression in group]
+
+
+def _column_vector(values: Sequence[Any] | Array, dtype: str) -> Array:
+    return np.array(values, dtype).reshape(-1, 1)
+
+
+def _no_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    return {}
+
+
+def _fill_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    return {"value": _column_vector(_own(group, "value"), group[0].physical)}
+
+
+def _clip_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    given = [name for name in ("low", "high") if step.pop(name, False)]
+    return {name: _column_vector(_own(group, name), group[0].physical) for name in given}
+
+
+def _normalize_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    compute = step.pop("compute")
+    return {name: _column_vector(_own(group, name), compute) for name in ("mean", "std")}
+
+
+def _bucketize_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    step["columns"] = len(group)
+    return {f"boundaries{i}": np.array(values) for i, values in enumerate(_own(group, "boundaries"))}
+
+
+def _ids(group: Group) -> dict[str, Array]:
+    return {name: _column_vector(_own(group, name), "int64") for name in ("null", "unseen")}
+
+
+def _direct_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    tables, lowest = [], []
+    for table, unseen in zip(_own(group, "vocabulary"), _own(group, "unseen"), strict=True):
+        parts = build_lookup(table.keys, codes=table.vocabulary.ids, missing=unseen)
+        tables.append(parts["table"])
+        lowest.append(parts["lowest"][0])
+    sizes = np.array([len(table) for table in tables], np.int64)
+    return {
+        "table": np.concatenate(tables),
+        "lowest": _column_vector(lowest, "int64"),
+        "span": _column_vector(sizes - 1, "int64"),
+        "base": _column_vector(np.cumsum(sizes) - sizes, "int64"),
+        **_ids(group),
+    }
+
+
+def _hash_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    step["columns"] = len(group)
+    arrays = _ids(group)
+    for i, (table, unseen) in enumerate(zip(_own(group, "vocabulary"), _own(group, "unseen"), strict=True)):
+        arrays |= build_lookup(table.keys, f"lookup{i}", codes=table.vocabulary.ids, missing=unseen)
+    return arrays
+
+
+def _text_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    own = dict(group[0].own)
+    step["null"] = own["null"]
+    vocabulary = own["vocabulary"].vocabulary
+    return build_lookup(vocabulary.values, "lookup0", codes=vocabulary.ids, missing=own["unseen"])
+
+
+#: What each step keeps in arrays.
+ARRAYS: Mapping[str, Callable[[Group, dict[str, Any]], dict[str, Array]]] = {
+    "load": _no_arrays,
+    "load_list": _no_arrays,
+    "cast": _no_arrays,
+    "fill": _fill_arrays,
+    "fill_text": _no_arrays,
+    "is_null": _no_arrays,
+    "row_is_null": _no_arrays,
+    "clip": _clip_arrays,
+    "log": _no_arrays,
+    "normalize": _normalize_arrays,
+    "bucketize": _bucketize_arrays,
+    "bucketize_down": _bucketize_arrays,
+    "encode_direct": _direct_arrays,
+    "encode_hash": _hash_arrays,
+    "encode_text": _text_arrays,
+}
