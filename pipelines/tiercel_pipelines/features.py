@@ -6,7 +6,6 @@ and moments, and a user's history shares the vocabulary of the item ids.
 
 from __future__ import annotations
 
-import copy
 import shutil
 import tempfile
 import warnings
@@ -19,6 +18,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+from tiercel_export.lowering.table import TABLE, key_of
+from tiercel_export.workflow import cut_workflow
+from tiercel_export.workflow_frames import frame_oracle
 
 from .data import Dataset
 from .recipe import Recipe
@@ -83,9 +86,18 @@ def is_graph(value: object) -> bool:
     return isinstance(value, Node)
 
 
-def supported_operators() -> frozenset[str]:
-    """Return the names of the operators that a recipe may use to change columns."""
-    return frozenset({"Categorify", "FillMissing", "Clip", "LogOp", "Normalize", "Bucketize"})
+def why_unsupported(op: Any) -> tuple[str, str] | None:
+    """Return why an operator cannot be served and what to do instead; None if it can."""
+    entry = TABLE.get(key_of(op))
+    if entry is not None and entry.lower is not None:
+        return None
+    known = sorted(
+        {key.partition(".")[2] for key, entry in TABLE.items() if entry.lower is not None} - _STRUCTURE
+    )
+    served = f"use {', '.join(known)}"
+    if entry is None:
+        return "it is not an operator of NVTabular 23.08", served
+    return entry.note, entry.remedy or served
 
 
 def root_columns(graph: Any) -> tuple[str, ...]:
@@ -138,7 +150,8 @@ def feature_columns(workflow: Any) -> tuple[FeatureColumn, ...]:
 
 def _feature_column(workflow: Any, column: Any) -> FeatureColumn:
     inputs, operators = _lineage(workflow.output_node, column.name)
-    categorical = Tags.CATEGORICAL in column.tags or column.dtype.is_integer
+    # The same rule as the compiler's, so that both pack a column into the same tensor.
+    categorical = Tags.CATEGORICAL in column.tags and not column.dtype.is_float
     return FeatureColumn(
         name=column.name,
         parts=tuple(part for part, tag in PART_TAGS.items() if tag in column.tags),
@@ -261,7 +274,7 @@ def packed_frame(
     workflow
         The fitted workflow.
     part
-        ``user`` (with the context columns, which come last) or ``item``.
+        ``user`` (with the context columns) or ``item``.
     frame
         ``[n]`` rows with that part's raw columns.
     lengths
@@ -274,7 +287,9 @@ def packed_frame(
         ``<part>_list_<column>`` ``[n, L]`` padded with 0. Those without columns are left out.
     """
     columns = packed_columns(workflow, part)
-    transformed = _transform(workflow, part, frame)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformed = frame_oracle(workflow, part, frame)
     packed: dict[str, Array] = {}
     for kind, dtype in (("cat", np.int64), ("num", np.float32)):
         names = [column.name for column in columns if column.kind == kind and not column.is_list]
@@ -290,21 +305,28 @@ def packed_frame(
 
 
 def packed_columns(workflow: Any, part: Part) -> tuple[FeatureColumn, ...]:
-    """Return one part's output columns in the order in which they are packed."""
-    wanted = ("user", "context") if part == "user" else ("item",)
-    columns = feature_columns(workflow)
-    return tuple(column for name in wanted for column in columns if column.part == name)
+    """Return one part's output columns in the order in which they are packed: the workflow's own."""
+    by_name = {column.name: column for column in feature_columns(workflow)}
+    return tuple(by_name[name] for name in cut_workflow(workflow).output_names(part))
 
 
-def _transform(workflow: Any, part: Part, frame: pd.DataFrame) -> pd.DataFrame:
-    columns = feature_columns(workflow)
-    mine = {name for column in packed_columns(workflow, part) for name in column.inputs}
-    others = {name for column in columns for name in column.inputs} - mine
-    cut = copy.deepcopy(workflow)
-    cut.remove_inputs(sorted(others))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return cut.transform(frame[sorted(mine)].reset_index(drop=True))
+def list_lengths(workflow: Any, dataset: Dataset) -> dict[str, int]:
+    """Return the length L of each packed list: that of the longest list in the data set, at least 1.
+
+    Parameters
+    ----------
+    workflow
+        The fitted workflow. None of its operators changes the length of a list.
+    dataset
+        All users, items and interactions, whatever part the workflow was fitted on.
+    """
+    lengths = {}
+    for column in feature_columns(workflow):
+        if column.is_list:
+            tables = {"user": dataset.users, "item": dataset.items, "context": dataset.interactions}
+            rows = tables[column.part][column.inputs[0]]
+            lengths[column.name] = max(1, int(rows.map(len).max()))
+    return lengths
 
 
 def _padded(rows: Iterable[Any], length: int | None, dtype: Any) -> Array:

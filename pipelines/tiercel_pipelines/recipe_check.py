@@ -367,14 +367,14 @@ def _check_history(recipe: Recipe, columns: Iterable[FeatureColumn]) -> Iterator
 
 def _check_operators(columns: Iterable[FeatureColumn]) -> Iterator[Mistake]:
     """Find operators that cannot be served, and boundaries that do not rise."""
-    from .features import supported_operators
+    from .features import why_unsupported
 
-    known = supported_operators()
     for column in columns:
         for step in column.operators:
-            if step.operator not in known:
-                problem = f"{column.name!r} uses {step.operator}, which Tiercel cannot serve"
-                yield Mistake("features", problem, f"use {', '.join(sorted(known))}")
+            refusal = why_unsupported(step.op)
+            if refusal is not None:
+                problem = f"{column.name!r} uses {step.operator}, which Tiercel cannot serve: {refusal[0]}"
+                yield Mistake("features", problem, refusal[1])
             if step.operator == "Bucketize":
                 boundaries = list(step.op.boundaries(step.column))
                 if boundaries != sorted(set(boundaries)):
