@@ -25,7 +25,7 @@ shows its stack trace, and with `--json` it is also the object `{"error": {"type
 |---|---|
 | 0 | done |
 | 1 | the work failed |
-| 2 | what was typed cannot be: an unknown option, a recipe with mistakes, no such release, a port that is taken |
+| 2 | what was typed cannot be: an unknown option, a recipe with mistakes, no such release, a port taken |
 | 130 | Ctrl-C; nothing half-made is left |
 | 143 | SIGTERM; the same (`tiercel serve` ends with 0) |
 """
@@ -38,7 +38,9 @@ def markdown() -> str:
 
 def _section(name: str) -> Iterator[str]:
     command = load_command(name)
-    shown = [param for param in command.params if param.name != "help" and not getattr(param, "hidden", False)]
+    shown = [
+        param for param in command.params if param.name != "help" and not getattr(param, "hidden", False)
+    ]
     arguments = [param for param in shown if param.param_type_name == "argument"]
     usage = [param.metavar if param.required else f"[{param.metavar}]" for param in arguments]
     yield f"## `{' '.join(['tiercel', name, *usage])}`\n"

@@ -180,6 +180,8 @@ class shell:
             raise typer.Exit(code)
 
     def _code(self, error: BaseException | None) -> int | None:
+        if isinstance(error, BrokenPipeError):
+            return FAILED  # nobody reads any more, as with `| head`
         if isinstance(error, Exception) and not _is_typers(error):
             return self._shell.fail(error, self._debug)
         if isinstance(error, KeyboardInterrupt):
@@ -210,8 +212,12 @@ def _result_stream() -> Iterator[IO[str]]:
     saved = os.dup(1)
     try:
         os.dup2(2, 1)
-        with os.fdopen(os.dup(saved), "w", encoding=stdout.encoding, errors="replace") as result:
+        result = os.fdopen(os.dup(saved), "w", encoding=stdout.encoding, errors="replace")
+        try:
             yield result
+        finally:
+            with contextlib.suppress(OSError):
+                result.close()
     finally:
         with contextlib.suppress(OSError):
             stdout.flush()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from .shell import FAILED, Debug, Json, Report, shell
 from .tables import number, table
@@ -30,7 +31,6 @@ def command(
     with shell(json=json, debug=debug) as sh:
         with sh.work(f"Verifying {release}") as progress:
             from tiercel_export.verify import verify_release
-
             from tiercel_serving.release import check_files, open_release
 
             opened = open_release(release)
@@ -58,9 +58,11 @@ def checksum_report(release: Release, progress: Report) -> Any:
 
 def verify_table(document: dict[str, Any]) -> Table:
     """Return one line for each check."""
-    made = table(f"Build {document['build_id']}", "artefact", "check", "compared", "worst", "",
+    made = table(f"Build {document['build_id']}", "artefact", "check", "compared", "worst", "allowed", "",
                  right=("compared", "worst"))  # fmt: skip
     for row in document["rows"]:
         mark = "[green]✓[/]" if row["ok"] else "[bold red]✗[/]"
-        made.add_row(row["artefact"], row["check"], number(row["compared"]), number(row["worst"]), mark)
+        worst = "" if row["worst"] is None else number(row["worst"])
+        note = f"{mark} [dim]{escape(row['detail'])}[/]"
+        made.add_row(row["artefact"], row["check"], number(row["compared"]), worst, row["tolerance"], note)
     return made

@@ -1,0 +1,71 @@
+"""The command's face: help, docs/cli.md, usage errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tiercel_pipelines.cli import COMMANDS, app, load_command
+
+ROOT = Path(__file__).parents[2]
+WRITTEN = [
+    name
+    for name, entry in COMMANDS.items()
+    if importlib.util.find_spec(f"tiercel_pipelines.commands.{entry.module}")
+]
+HEAVY = {"numpy", "torch", "pandas", "grpc", "httpx"}
+
+
+def test_every_command_of_the_table_exists() -> None:
+    assert list(COMMANDS) == WRITTEN
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_command_has_help_with_an_example_json_and_debug(name: str) -> None:
+    command = load_command(name)
+    assert re.search(rf"Example: \[bold\]tiercel {name}\b.*\[/\]", command.help)
+    options = {option for param in command.params for option in param.opts}
+    assert {"--json", "--debug"} <= options
+    assert all(param.help for param in command.params)
+    result = CliRunner().invoke(app, [name, "--help"])
+    assert result.exit_code == 0
+    assert f"tiercel {name}" in result.output
+
+
+def test_help_lists_every_command_and_imports_none() -> None:
+    code = (
+        "import sys; sys.argv = ['tiercel', '--help']\n"
+        "from tiercel_pipelines.cli import main\n"
+        "try: main()\n"
+        f"finally: print({{m.split('.')[0] for m in sys.modules}} & {HEAVY})"
+    )
+    begun = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert time.perf_counter() - begun < 2.0
+    assert done.stdout.rstrip().endswith("set()")
+    for name, entry in COMMANDS.items():
+        assert re.search(rf"{name}\s+{re.escape(entry.help)}", done.stdout)
+
+
+def test_docs_are_what_the_commands_say() -> None:
+    from tiercel_pipelines.commands.reference import markdown
+
+    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert written == markdown(), "run: python -m tiercel_pipelines.commands.reference > docs/cli.md"
+
+
+def test_usage_errors_are_two() -> None:
+    runner = CliRunner()
+    for arguments in (["rekommend"], ["serve"], ["serve", "x", "--grpc-port", "many"], ["train"]):
+        result = runner.invoke(app, arguments)
+        assert result.exit_code == 2, arguments
+        assert "Usage: tiercel" in result.output
+    assert "Did you mean 'recommend'" in runner.invoke(app, ["rekommend"]).output
+    assert runner.invoke(app, ["--version"]).output.startswith("tiercel ")
