@@ -122,6 +122,7 @@ class UserFeatures:
             RequestColumn(entry, self._users.raw(entry["name"]) if entry["part"] == "user" else None)
             for entry in manifest["request_columns"]
         )
+        self._id_column = self._find_id_column()
         names = [tensor.name for tensor in self.spec.outputs]
         self._packed = tuple(
             (name, self._users.packed(name))
@@ -132,6 +133,17 @@ class UserFeatures:
         self._limit = settings.max_excluded
         self._pad = self._items.size
         self._history_cat = self._history_table(manifest) if "history_cat" in names else None
+
+    def _find_id_column(self) -> str | None:
+        """Return the name under which the program reads the user id, if the id is a feature."""
+        columns = {column.name for column in self._columns}
+        others = [column.name for column in self._program.inputs if column.name not in columns]
+        if len(others) > 1:
+            raise ArtefactCorrupt(
+                f"stage user_features: the feature program reads {others}, but besides the request's columns "
+                f"{sorted(columns)} only the user id can be a feature; export again"
+            )
+        return others[0] if others else None
 
     def _history_table(self, manifest: Mapping[str, Any]) -> Array:
         """Return the items' category ids that a history shows, ``[I + 1, H]``."""
@@ -194,7 +206,9 @@ class UserFeatures:
             "user_row": rows[:, None],
             "status": self._status(rows, sent, history_lengths)[:, None],
         }
-        if any(flags.any() for flags in sent):
+        # The dummy row stands for no id at all, which is not what an unknown id is to the program.
+        new_ids = self._id_column is not None and int(rows.max()) == self._users.size
+        if new_ids or any(flags.any() for flags in sent):
             outputs.update(self._computed(arrays, rows, sent))
         else:
             outputs.update((name, table.take(rows, axis=0)) for name, table in self._packed)
@@ -208,7 +222,7 @@ class UserFeatures:
         known = rows < self._users.size
         if known.all():
             return np.full(len(rows), KNOWN, np.int32)
-        features = history_lengths > 0
+        features = history_lengths >= 0
         for column, flags in zip(self._columns, sent, strict=True):
             if column.of_user:
                 features |= flags
@@ -221,6 +235,8 @@ class UserFeatures:
             column.name: column.column(arrays, rows, flags)
             for column, flags in zip(self._columns, sent, strict=True)
         }
+        if self._id_column is not None:
+            columns[self._id_column] = Column(arrays["user_id"][:, 0])
         packed = self._program.packed(columns, len(rows))
         return {name: packed[name] for name, _ in self._packed}
 

@@ -1,0 +1,199 @@
+"""Every stage against its oracle, on whatever Hypothesis asks of every kind of recommender."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import stage_oracles as oracle
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from stage_oracles import Ask, tensors
+from tiny_release import OCCUPATIONS, Tiny, ranker_oracle, tower_oracle, transform
+
+from tiercel_serving import batching
+from tiercel_serving.errors import StageFailed
+from tiercel_serving.pipeline import Pipeline
+from tiercel_serving.spec import DTYPES
+
+quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@st.composite
+def asks_of(draw: st.DrawFn, tiny: Tiny, most: int = 8) -> list[Ask]:
+    """Between one user and the largest batch, with everything that a request may say of each."""
+    string = tiny.release.manifest["catalogue"]["user_id_dtype"] == "bytes"
+    strangers = st.text(max_size=4).map(str.encode) if string else st.integers(-5, 10**6)
+    users = st.sampled_from(tiny.user_ids) | strangers if tiny.user_ids else strangers
+    items = st.sampled_from(tiny.item_ids) | strangers
+    lists = st.lists(items, max_size=12) | st.just(tiny.item_ids) | st.just(tiny.item_ids[:3] * 4)
+    ask = st.builds(
+        Ask,
+        user_id=users,
+        k=st.none() | st.integers(1, tiny.settings.k_max),
+        exclude=st.just(()) | lists,
+        history=st.none() | lists,
+        age=st.none() | st.floats(-1e30, 1e30) | st.just(float("nan")),
+        occupation=st.none() | st.sampled_from(OCCUPATIONS) | st.text(max_size=3).map(str.encode),
+        tags=st.none() | st.lists(st.integers(0, 99), max_size=5),
+        hour=st.none() | st.integers(0, 23),
+    )
+    plain = st.builds(Ask, user_id=users)
+    return draw(st.lists(ask | plain, min_size=1, max_size=most))
+
+
+def check_user_features(tiny: Tiny, asks: list[Ask], out: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    expected = [oracle.user_features(tiny, ask) for ask in asks]
+    for name in ("user_row", "status"):
+        assert out[name][:, 0].tolist() == [e[name] for e in expected]
+    columns = [[e[name] for e in expected] for name in ("age", "occupation", "tags", "hour")]
+    for name, packed in transform(*columns).items():
+        np.testing.assert_array_equal(out[name], packed, err_msg=name)
+    for place, e in enumerate(expected):
+        masked = set(out["excluded_row"][place].tolist()) - {len(tiny.item_ids)}
+        assert masked == e["excluded"]
+    if tiny.settings.history_length:
+        assert out["history_row"].tolist() == [e["history_row"] for e in expected]
+        assert out["history_length"][:, 0].tolist() == [e["history_length"] for e in expected]
+        np.testing.assert_array_equal(out["history_cat"], tiny.item_cat[out["history_row"]][:, :, 1:])
+    return expected
+
+
+def check_candidates(tiny: Tiny, expected: list[dict[str, Any]], out: dict[str, np.ndarray]) -> None:
+    n, pad = tiny.settings.candidates, len(tiny.item_ids)
+    for place, e in enumerate(expected):
+        best = oracle.retrieval(tiny, out["query"][place], e["masked"], e["status"])
+        blanks = [(pad, 0.0, 0)] * (n - len(best))
+        columns = (out[name][place].tolist() for name in ("retrieved_row", "retrieval_score", "source"))
+        assert list(zip(*columns, strict=True)) == best + blanks
+        kept, reasons = oracle.filtering(tiny, out["retrieved_row"][place].tolist())
+        assert out["filter_reason"][place].tolist() == reasons
+        blanks_kept = tiny.settings.kept - len(kept)
+        assert out["kept_index"][place].tolist() == kept + [0] * blanks_kept
+        for name, source, blank in (
+            ("kept_row", "retrieved_row", pad),
+            ("kept_score", "retrieval_score", 0),
+            ("kept_source", "source", 0),
+        ):
+            assert out[name][place].tolist() == out[source][place, kept].tolist() + [blank] * blanks_kept
+
+
+def check_answers(tiny: Tiny, asks: list[Ask], out: dict[str, np.ndarray]) -> None:
+    default = 4 if any(ask.k is not None for ask in asks) else tiny.settings.k_default
+    ks = [default if ask.k is None else ask.k for ask in asks]
+    assert out["item_id"].shape == out["score"].shape == (len(asks), max(ks))
+    empty: Any = b"" if isinstance(tiny.item_ids[0], bytes) else 0
+    for place, k in enumerate(ks):
+        args = (out[name][place] for name in ("kept_row", "kept_score", "rank_score"))
+        answer = oracle.ordering(tiny, *args, int(out["status"][place, 0]), k)
+        blanks = [(empty, 0.0)] * (max(ks) - len(answer))
+        given_ = zip(out["item_id"][place].tolist(), out["score"][place].tolist(), strict=True)
+        assert list(given_) == answer + blanks
+        assert out["count"][place, 0] == len(answer)
+
+
+@quick
+@given(data=st.data())
+def test_whole_graph_agrees_with_the_oracles(tiny: Tiny, pipeline: Pipeline, data: st.DataObject) -> None:
+    asks = data.draw(asks_of(tiny))
+    arrays = tensors(asks, lengths=data.draw(st.booleans()))
+    pipeline.check(arrays)
+    out, times = pipeline.run(arrays)
+    for stage in pipeline.stages:
+        assert times[stage.spec.name] >= 0
+        for spec in stage.spec.outputs:
+            array = out[spec.name]
+            assert array.dtype == DTYPES[spec.dtype], spec.name
+            assert len(array) == len(asks)
+            assert all(d in (-1, s) for d, s in zip(spec.dims, array.shape[1:], strict=True)), spec.name
+            assert array.size > 0
+    expected = check_user_features(tiny, asks, out)
+    query = tower_oracle(tiny, out["user_num"], out["user_cat"])
+    np.testing.assert_allclose(out["query"], query, rtol=1e-5, atol=1e-5)
+    check_candidates(tiny, expected, out)
+    for name, table in (("item_cat", tiny.item_cat), ("item_num", tiny.item_num)):
+        np.testing.assert_array_equal(out[name], table[out["kept_row"]])
+    np.testing.assert_array_equal(out["item_list_genres"], tiny.item_genres[out["kept_row"]])
+    ranked = ranker_oracle(tiny, out["user_num"], out["item_num"], out["kept_score"])
+    np.testing.assert_allclose(out["rank_score"], ranked, rtol=1e-4, atol=1e-4)
+    check_answers(tiny, asks, out)
+
+
+@quick
+@given(data=st.data())
+def test_a_user_is_answered_alike_alone_and_in_company(
+    tiny: Tiny, pipeline: Pipeline, data: st.DataObject
+) -> None:
+    asks = data.draw(asks_of(tiny))
+    together, _ = pipeline.run(tensors(asks))
+    for place, ask in enumerate(asks):
+        alone, _ = pipeline.run(tensors([ask]))
+        for name in ("user_row", "status", "user_cat", "user_num", "user_list_tags"):
+            np.testing.assert_array_equal(alone[name][0], together[name][place])
+        if np.array_equal(alone["query"][0], together["query"][place]):
+            # The tower itself may round differently in a batch; where it does not, nothing else may.
+            for name in ("retrieved_row", "retrieval_score", "source", "kept_row", "filter_reason"):
+                np.testing.assert_array_equal(alone[name][0], together[name][place])
+
+
+@quick
+@given(data=st.data())
+def test_requests_in_one_batch_get_what_they_get_alone(
+    tiny: Tiny, pipeline: Pipeline, data: st.DataObject
+) -> None:
+    """Concatenate and split: the adapter's path, without Triton."""
+    groups = data.draw(st.lists(asks_of(tiny, most=3), min_size=1, max_size=4))
+    requests = [tensors(group, lengths=data.draw(st.booleans())) for group in groups]
+    users = [batching.count_users(pipeline.external_inputs, request) for request in requests]
+    assert users == [len(group) for group in groups]
+    out, _ = pipeline.run(batching.concatenate(pipeline.external_inputs, requests, users))
+    names = ["item_id", "score", "count", "status", "retrieved_row"]
+    widths = [pipeline.widths(request) for request in requests]
+    answers = batching.split(out, users, [names] * len(requests), widths)
+    for request, answer in zip(requests, answers, strict=True):
+        alone, _ = pipeline.run(request)
+        for name in names:
+            assert answer[name].shape == alone[name].shape, name
+            assert answer[name].flags.c_contiguous
+            if name == "score":
+                np.testing.assert_allclose(answer[name], alone[name], rtol=1e-4, atol=1e-4)
+            elif name in ("count", "status"):
+                np.testing.assert_array_equal(answer[name], alone[name])
+
+
+def test_everything_excluded_and_everything_seen_are_answers(plain: Tiny, plain_pipeline: Pipeline) -> None:
+    asks = [Ask(plain.user_ids[1], k=8), Ask(plain.user_ids[0], exclude=plain.item_ids), Ask(-7, k=3)]
+    out, _ = plain_pipeline.run(tensors(asks))
+    assert out["count"][:, 0].tolist() == [0, 0, 3]
+    assert out["status"][:, 0].tolist() == [0, 0, 2]
+    assert (out["item_id"][:2] == 0).all()
+    assert (out["retrieved_row"][:2] == len(plain.item_ids)).all()
+
+
+def test_the_largest_batch(plain: Tiny, plain_pipeline: Pipeline) -> None:
+    asks = [Ask(plain.user_ids[n % len(plain.user_ids)], k=1 + n % 8) for n in range(64)]
+    out, _ = plain_pipeline.run(tensors(asks))
+    check_answers(plain, asks, out)
+
+
+def test_a_query_of_nan_still_gives_an_answer(plain: Tiny) -> None:
+    retrieval = Pipeline.open(plain.release, ["retrieval"])
+    inputs = {
+        "query": np.array([[np.nan] * 4, [1, 0, 0, 0]], np.float32),
+        "user_row": np.array([[2], [3]]),
+        "status": np.zeros((2, 1), np.int32),
+        "history_row": np.full((2, 4), 30),
+        "excluded_row": np.full((2, 1), 30),
+    }
+    out, _ = retrieval.run(inputs)
+    best = oracle.retrieval(plain, inputs["query"][1], plain.seen[3], 0)
+    assert out["retrieved_row"][1].tolist() == [row for row, _, _ in best]
+    assert not set(out["retrieved_row"][0].tolist()) & plain.seen[2]
+
+
+def test_a_stage_that_breaks_is_named(plain: Tiny) -> None:
+    broken = Pipeline.open(plain.release, ["candidate_features"])
+    with pytest.raises(StageFailed, match="stage candidate_features: IndexError") as caught:
+        broken.run({"kept_row": np.full((1, 6), 10**6)})
+    assert caught.value.stage == "candidate_features"
