@@ -1,0 +1,176 @@
+"""Filling, concatenating and splitting, and the small tools of the stages."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_release import Tiny, objects
+
+from tiercel_serving.batching import complete, concatenate, split
+from tiercel_serving.pipeline import Pipeline
+from tiercel_serving.spec import StageSpec, TensorSpec
+from tiercel_serving.stages.ranked import (
+    BitmapMask,
+    KeyMask,
+    first_allowed,
+    order_by_score,
+    sort_by_score,
+)
+from tiercel_serving.stages.specs import stage_specs
+from tiercel_serving.store import flat_ranges
+
+SPECS = (
+    TensorSpec("user_id", "int64", (1,)),
+    TensorSpec("x", "float32", (1,), True, float("nan")),
+    TensorSpec("c", "bytes", (1,), True, b""),
+    TensorSpec("c__valid", "bool", (1,), True, False),
+    TensorSpec("l", "int64", (-1,), True, 7),
+    TensorSpec("l__length", "int32", (1,), True, -1),
+    TensorSpec("m", "float32", (2, 3), True),
+)
+
+
+def test_absent_means_null() -> None:
+    full = complete(SPECS, {"user_id": np.zeros((2, 1), np.int64)}, 2)
+    assert np.isnan(full["x"]).all()
+    assert full["c"].tolist() == [[b""], [b""]]
+    assert not full["c__valid"].any()
+    assert full["l"].shape == (2, 0)
+    assert full["l__length"].tolist() == [[-1], [-1]]
+    assert full["m"].shape == (2, 2, 3)
+
+
+def test_a_tensor_without_its_companion_is_real() -> None:
+    given = {
+        "user_id": np.zeros((2, 1), np.int64),
+        "c": objects([b"a", b"b"])[:, None],
+        "l": np.ones((2, 3), int),
+    }
+    full = complete(SPECS, given, 2)
+    assert full["c__valid"].all()
+    assert full["l__length"].tolist() == [[3], [3]]
+    assert all(full[name] is array for name, array in given.items()), "one request must not be copied"
+
+
+def test_requests_with_different_tensors_run_together() -> None:
+    first = {"user_id": np.array([[1]]), "l": np.array([[4, 5]]), "c": objects([b"a"])[:, None]}
+    second = {"user_id": np.array([[2], [3]]), "x": np.array([[1.0], [2.0]], np.float32)}
+    third = {"user_id": np.array([[4]]), "l": np.array([[6]]), "l__length": np.array([[0]], np.int32)}
+    full = concatenate(SPECS, [first, second, third], [1, 2, 1])
+    assert full["user_id"][:, 0].tolist() == [1, 2, 3, 4]
+    np.testing.assert_array_equal(full["x"][:, 0], np.array([np.nan, 1, 2, np.nan], np.float32))
+    assert full["c"][:, 0].tolist() == [b"a", b"", b"", b""]
+    assert full["c__valid"][:, 0].tolist() == [True, False, False, False]
+    assert full["l"].tolist() == [[4, 5], [7, 7], [7, 7], [6, 7]]
+    assert full["l__length"][:, 0].tolist() == [2, -1, -1, 0]
+    assert {name: array.dtype for name, array in full.items()} == {s.name: s.numpy_dtype for s in SPECS}
+
+
+def test_split_gives_each_request_its_own_width() -> None:
+    outputs = {"a": np.arange(12).reshape(3, 4), "b": np.arange(3)[:, None]}
+    parts = split(outputs, [1, 2], [["a"], ["a", "b"]], [{"a": 2}, {"a": 4}])
+    assert [sorted(part) for part in parts] == [["a"], ["a", "b"]]
+    assert parts[0]["a"].tolist() == [[0, 1]]
+    assert parts[1]["a"].tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
+    assert all(array.flags.c_contiguous for part in parts for array in part.values())
+
+
+def test_specs_survive_json(plain: Tiny) -> None:
+    for spec in stage_specs(plain.release.manifest):
+        # Compared as text: NaN is not equal to itself.
+        assert repr(StageSpec.from_json(json.loads(json.dumps(spec.to_json(), allow_nan=False)))) == repr(
+            spec
+        )
+
+
+def test_a_model_may_only_name_tensors_of_the_graph(plain: Tiny) -> None:
+    engines = {**plain.release.manifest["engines"], "ranking": {"inputs": ["item_cat", "price"]}}
+    with pytest.raises(ValueError, match="stage ranking: the model's forward names price, but this graph"):
+        stage_specs({**plain.release.manifest, "engines": engines})
+
+
+scores = st.floats(width=32, allow_nan=False)
+
+
+@given(st.integers(1, 3), st.lists(scores, max_size=9).flatmap(lambda s: st.permutations(s * 2)))
+def test_sorting_by_score_then_row(users: int, values: list[float]) -> None:
+    batch = np.tile(np.array(values, np.float32), (users, 1)).reshape(users, len(values))
+    rows = np.tile(np.arange(len(values))[::-1] * 1000, (users, 1))
+    order = order_by_score(batch, rows)
+    sorted_scores, sorted_rows = sort_by_score(batch, rows)
+    for user in range(users):
+        expected = sorted(range(len(values)), key=lambda i: (-batch[0, i], rows[0, i]))
+        assert order[user].tolist() == expected
+        assert sorted_rows[user].tolist() == rows[0, expected].tolist()
+        assert sorted_scores[user].tolist() == batch[0, expected].tolist()
+
+
+masks = st.integers(1, 5).flatmap(
+    lambda items: st.lists(st.lists(st.integers(0, items), max_size=9), min_size=1, max_size=3).map(
+        lambda rows: (items, rows)
+    )
+)
+
+
+@given(masks, masks)
+def test_both_masks_are_sets(first: tuple[int, list[list[int]]], more: tuple[int, list[list[int]]]) -> None:
+    items, seen = first
+    users = len(seen)
+    flat = np.array([row for mine in seen for row in sorted(set(mine))], np.int64)
+    counts = np.array([len(set(mine)) for mine in seen])
+    added = np.resize(np.array([0, *more[1][0]], np.int64) % (items + 1), (users, 4))
+    asked = np.tile(np.arange(items + 1), (users, 1))
+    for kind in (BitmapMask, KeyMask):
+        mask = kind(users, items, flat, counts)
+        mask.add(added)
+        for user in range(users):
+            masked = {*seen[user], *added[user].tolist(), items}
+            assert mask.allows(asked)[user].tolist() == [row not in masked for row in range(items + 1)]
+        assert mask.most == max(len({*seen[u], *added[u].tolist()} - {items}) for u in range(users))
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=4), st.integers(0, 7))
+def test_first_allowed(allowed: list[list[bool]], count: int) -> None:
+    places, real = first_allowed(np.array(allowed), count)
+    for user, row in enumerate(allowed):
+        expected = [place for place, flag in enumerate(row) if flag][:count]
+        assert places[user, real[user]].tolist() == expected
+        assert real[user].tolist() == [n < len(expected) for n in range(count)]
+        assert (places[user, ~real[user]] == 0).all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5)), min_size=1))
+def test_flat_ranges(ranges: list[tuple[int, int]]) -> None:
+    starts, lengths = np.array(ranges, np.int64).T
+    expected = [i for start, length in ranges for i in range(start, start + length)]
+    assert flat_ranges(starts, lengths).tolist() == expected
+
+
+def test_describe_items_by_id_and_by_row(plain: Tiny) -> None:
+    describe = Pipeline.open(plain.release, ["describe_items"])
+    by_id, _ = describe.run({"item_id": np.array([[plain.item_ids[2], -1, plain.item_ids[6]]])})
+    assert by_id["item_row"].tolist() == [[2, 30, 6]]
+    assert by_id["found"].tolist() == [[True, False, True]]
+    assert by_id["title"].tolist() == [["Film № 2".encode(), b"", b""]]
+    by_row, _ = describe.run({"item_row": np.array([[6, 30, 2, 10**12]])})
+    assert by_row["item_id"].tolist() == [[plain.item_ids[6], 0, plain.item_ids[2], 0]]
+    assert by_row["found"].tolist() == [[True, False, True, False]]
+
+
+def test_describe_items_answers_ids_and_rows_in_one_batch(tiny_of) -> None:
+    for tiny in (tiny_of("plain"), tiny_of("strings")):
+        describe = Pipeline.open(tiny.release, ["describe_items"])
+        ids = (
+            objects(tiny.item_ids[:2]) if isinstance(tiny.item_ids[0], bytes) else np.array(tiny.item_ids[:2])
+        )
+        requests = [{"item_id": ids[None]}, {"item_row": np.array([[3, 4, 5], [30, 0, 1]])}]
+        out, _ = describe.run(concatenate(describe.external_inputs, requests, [1, 2]))
+        widths = [describe.widths(request) for request in requests]
+        first, second = split(out, [1, 2], [["item_row", "found"]] * 2, widths)
+        assert first["item_row"].tolist() == [[0, 1]]
+        assert second["item_row"].tolist() == [[3, 4, 5], [30, 0, 1]]
+        assert second["found"].tolist() == [[True] * 3, [False, True, True]]
