@@ -95,8 +95,16 @@ class RetrievalSettings:
         Dropout of the hidden layers.
     learning_rate, weight_decay
         Of the optimiser.
+    id_dropout
+        Share of a user's category ids that training makes null or unknown, so that the model has
+        something to say about users it does not know.
+    context_dropout
+        Share of the interactions whose context is hidden in training, since requests may come without.
     batch_size
         Interactions in a batch; the other items of a batch are the negatives.
+    positives
+        How many interactions of one user share one query in a batch; the rest of the user's items
+        is its history.
     max_epochs, patience
         Training stops after so many epochs, or after so many without a better validation.
     """
@@ -104,17 +112,20 @@ class RetrievalSettings:
     model: str = "two_tower"
     dimension: int = 64
     embedding_dimension: int = 64
-    user_layers: tuple[int, ...] = (128,)
-    item_layers: tuple[int, ...] = (128,)
-    temperature: float = 0.1
+    user_layers: tuple[int, ...] = (64,)
+    item_layers: tuple[int, ...] = (64,)
+    temperature: float = 0.2
     logq_correction: bool = True
     use_history: bool = True
     history_dropout: float = 0.2
-    dropout: float = 0.1
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-5
-    batch_size: int = 1024
-    max_epochs: int = 40
+    dropout: float = 0.3
+    id_dropout: float = 0.1
+    context_dropout: float = 0.3
+    learning_rate: float = 5e-3
+    weight_decay: float = 1e-2
+    batch_size: int = 4096
+    positives: int = 16
+    max_epochs: int = 20
     patience: int = 4
 
 
@@ -140,16 +151,23 @@ class RankingSettings:
         Whether it sees the items a user had before.
     history_dropout
         Share of the history's items that is left out at random in training.
+    folds
+        The ranker learns from interactions that the retrieval model did not know. They are dealt
+        into so many folds, and for each fold a retrieval model is trained without it: more folds,
+        more to learn from, more time. The first fold is the validation part.
     negatives
-        Negatives for each interaction.
+        Negatives in the list of a user.
     hard_negatives
-        Share of the negatives drawn from the user's best retrieved items, not from all.
+        Share of the negatives drawn from the ``serving.kept`` best candidates, the others from all
+        candidates.
+    context_dropout
+        Share of the lists whose context is hidden in training.
     dropout
-        Dropout of the hidden layers.
+        Dropout of the hidden layers and of the user's embeddings.
     learning_rate, weight_decay
         Of the optimiser.
     batch_size
-        Interactions in a batch.
+        Users in a batch.
     max_epochs, patience
         Training stops after so many epochs, or after so many without a better validation.
     """
@@ -157,18 +175,20 @@ class RankingSettings:
     model: str = "dlrm"
     target: str | None = IMPLICIT
     embedding_dimension: int = 32
-    bottom_layers: tuple[int, ...] = (64,)
-    top_layers: tuple[int, ...] = (128, 64)
+    bottom_layers: tuple[int, ...] = ()
+    top_layers: tuple[int, ...] = (64,)
     use_retrieval_score: bool = True
     use_history: bool = True
-    history_dropout: float = 0.2
-    negatives: int = 8
-    hard_negatives: float = 0.5
-    dropout: float = 0.1
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-5
-    batch_size: int = 512
-    max_epochs: int = 10
+    history_dropout: float = 0.0
+    folds: int = 4
+    negatives: int = 100
+    hard_negatives: float = 0.9
+    context_dropout: float = 0.3
+    dropout: float = 0.2
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    batch_size: int = 64
+    max_epochs: int = 8
     patience: int = 2
 
 

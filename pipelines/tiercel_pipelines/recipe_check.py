@@ -79,10 +79,17 @@ _TRAINING = {
     "patience": _COUNT,
     "dropout": _BELOW_1,
     "history_dropout": _BELOW_1,
+    "context_dropout": _SHARE,
 }
 _RANGES: Mapping[str, Mapping[str, _Range]] = {
-    "retrieval": {**_TRAINING, "dimension": _COUNT, "temperature": _POSITIVE},
-    "ranking": {**_TRAINING, "negatives": _COUNT, "hard_negatives": _SHARE},
+    "retrieval": {
+        **_TRAINING,
+        "dimension": _COUNT,
+        "temperature": _POSITIVE,
+        "positives": _COUNT,
+        "id_dropout": _BELOW_1,
+    },
+    "ranking": {**_TRAINING, "folds": _COUNT, "negatives": _COUNT, "hard_negatives": _SHARE},
     "index": {"min_recall": _Range(0, 1, open_low=True)},
     "split": {
         "train": _Range(0, 1, open_low=True, open_high=True),

@@ -1,0 +1,269 @@
+"""Layers that the model families share, made of operators that every engine has.
+
+Embedding (Gather), matrix products, comparisons and reductions only: no EmbeddingBag, NonZero or
+OneHot, and no shape that depends on a value. Category id 0 is padding, 1 null, 2 out of vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+#: Category ids that name no category: padding, null, out of vocabulary.
+PAD_ID, NULL_ID, UNKNOWN_ID = 0, 1, 2
+
+#: Numbers are normalised; what is further out is an outlier and must not drown the rest.
+NUMBER_LIMIT = 10.0
+
+
+@dataclass(frozen=True)
+class CategoryColumn:
+    """A categorical scalar column.
+
+    Parameters
+    ----------
+    name
+        The workflow's output column.
+    cardinality
+        One more than the largest id.
+    vocabulary
+        Whether the ids are those of a vocabulary, with null and out-of-vocabulary ids; False for
+        buckets.
+    """
+
+    name: str
+    cardinality: int
+    vocabulary: bool = True
+
+
+@dataclass(frozen=True)
+class ListColumn:
+    """A list column; ``cardinality`` is None for a list of numbers."""
+
+    name: str
+    cardinality: int | None
+
+
+@dataclass(frozen=True)
+class Side:
+    """The packed columns of one side, in their packed order.
+
+    Parameters
+    ----------
+    part
+        ``user`` or ``item``, the prefix of the tensors' names.
+    cat, num, lists
+        Columns of ``<part>_cat`` and ``<part>_num``, and those that travel alone.
+    """
+
+    part: str
+    cat: tuple[CategoryColumn, ...] = ()
+    num: tuple[str, ...] = ()
+    lists: tuple[ListColumn, ...] = ()
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Names of the packed tensors that this side has."""
+        scalars = ((f"{self.part}_cat", self.cat), (f"{self.part}_num", self.num))
+        return (
+            *(name for name, columns in scalars if columns),
+            *(self.list_tensor(column) for column in self.lists),
+        )
+
+    def list_tensor(self, column: ListColumn) -> str:
+        """Return the name of a list column's packed tensor."""
+        return f"{self.part}_list_{column.name}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Side:
+        """Read what :meth:`to_json` wrote."""
+        return cls(
+            part=data["part"],
+            cat=tuple(CategoryColumn(**column) for column in data["cat"]),
+            num=tuple(data["num"]),
+            lists=tuple(ListColumn(**column) for column in data["lists"]),
+        )
+
+
+class PackedModule(nn.Module):
+    """A module over packed tensors, whose ``forward`` names them as parameters.
+
+    Which tensors there are depends on the recipe's columns, so a subclass writes :meth:`compute` over
+    a mapping and :func:`with_inputs` gives it a ``forward`` whose signature names exactly its tensors.
+    That signature is all that an exporter reads.
+    """
+
+    #: The parameters of ``forward``, in order.
+    input_names: tuple[str, ...] = ()
+
+    def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Compute the output from named tensors."""
+        raise NotImplementedError
+
+
+Module = TypeVar("Module", bound=PackedModule)
+
+
+def with_inputs(kind: type[Module], names: Sequence[str]) -> type[Module]:
+    """Return a subclass of ``kind`` whose ``forward`` has the parameters ``names``.
+
+    Parameters
+    ----------
+    kind
+        A class with a ``compute``.
+    names
+        Names of packed tensors.
+    """
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    signature = inspect.Signature(parameters)
+
+    def forward(self: PackedModule, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        return self.compute(signature.bind(*args, **kwargs).arguments)
+
+    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = signature.replace(parameters=[this, *parameters])  # type: ignore[attr-defined]
+    members = {"forward": forward, "input_names": tuple(names), "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind,), members)
+
+
+class SideEncoder(nn.Module):
+    """Embeds the columns of one side, each into a vector of one width.
+
+    Works on any leading axes: ``[B]`` for a user or an item, ``[B, K]`` for candidates.
+
+    Parameters
+    ----------
+    side
+        The columns.
+    width
+        E, the width of every vector.
+    spread
+        Standard deviation of the initial embeddings.
+    """
+
+    def __init__(self, side: Side, width: int, *, spread: float = 0.01):
+        super().__init__()
+        self.side = side
+        self.tables = nn.ModuleList(embedding(column.cardinality, width, spread) for column in side.cat)
+        self.list_tables = nn.ModuleList(
+            embedding(column.cardinality, width, spread)
+            for column in side.lists
+            if column.cardinality is not None
+        )
+        self.number_count = len(side.num) + sum(column.cardinality is None for column in side.lists)
+
+    @property
+    def field_count(self) -> int:
+        """How many vectors :meth:`fields` gives."""
+        return len(self.tables) + len(self.list_tables)
+
+    def fields(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return one vector ``[..., E]`` for each categorical column and list of categories."""
+        found = []
+        if self.side.cat:
+            ids = tensors[f"{self.side.part}_cat"]
+            found = [table(ids[..., place]) for place, table in enumerate(self.tables)]
+        listed = [column for column in self.side.lists if column.cardinality is not None]
+        for column, table in zip(listed, self.list_tables, strict=True):
+            found.append(mean_of_list(table, tensors[self.side.list_tensor(column)]))
+        return found
+
+    def numbers(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """Return all numbers ``[..., F]``, nulls as 0 (their mean), or None if there are none."""
+        found = [tensors[f"{self.side.part}_num"]] if self.side.num else []
+        for column in self.side.lists:
+            if column.cardinality is None:
+                found.append(tensors[self.side.list_tensor(column)].mean(dim=-1, keepdim=True))
+        if not found:
+            return None
+        numbers = torch.cat(found, dim=-1)
+        numbers = torch.where(torch.isnan(numbers), torch.zeros_like(numbers), numbers)
+        return numbers.clamp(-NUMBER_LIMIT, NUMBER_LIMIT)
+
+
+def embedding(cardinality: int, width: int, spread: float) -> nn.Embedding:
+    """Return an embedding table whose rows for padding, null and unknown start at zero.
+
+    A category that training never sees then adds nothing, instead of noise.
+    """
+    table = nn.Embedding(cardinality, width)
+    with torch.no_grad():
+        table.weight.normal_(std=spread)
+        table.weight[: UNKNOWN_ID + 1] = 0
+    return table
+
+
+def mean_of_list(table: nn.Module, ids: Tensor) -> Tensor:
+    """Return the mean embedding of each padded list; zeros for an empty one.
+
+    Parameters
+    ----------
+    table
+        The embedding.
+    ids
+        ``[..., L]`` int64, 0 is padding.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[..., E]``.
+    """
+    real = (ids != PAD_ID).unsqueeze(-1).to(torch.float32)
+    total = (table(ids) * real).sum(dim=-2)
+    return total / real.sum(dim=-2).clamp(min=1.0)
+
+
+def pool_history(tables: Sequence[nn.Module], history_cat: Tensor, history_length: Tensor) -> Tensor:
+    """Add up the embeddings of the items of a history and divide by the root of its length.
+
+    The root lies between the sum, in which long histories drown everything else, and the mean, in
+    which they are no surer than short ones.
+
+    Parameters
+    ----------
+    tables
+        One embedding for each of the H history columns.
+    history_cat
+        ``[B, L, H]`` int64 category ids, left aligned.
+    history_length
+        ``[B, 1]`` how many of the L are real.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[B, E]``; zeros for an empty history.
+    """
+    places = torch.arange(history_cat.shape[1], device=history_cat.device)
+    real = (places.unsqueeze(0) < history_length).unsqueeze(-1).to(torch.float32)
+    vectors = tables[0](history_cat[:, :, 0])
+    for place, table in enumerate(tables[1:], start=1):
+        vectors = vectors + table(history_cat[:, :, place])
+    total = (vectors * real).sum(dim=1)
+    return total / history_length.to(torch.float32).clamp(min=1.0).sqrt()
+
+
+def hidden_layers(inputs: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
+    """Return linear layers with ReLU and dropout after each."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)]
+        inputs = width
+    return nn.Sequential(*layers)
+
+
+def zero_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
+    """Return a linear layer that starts as zero, so that what it adds to starts unchanged."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.zeros_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer

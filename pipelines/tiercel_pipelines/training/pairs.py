@@ -1,0 +1,186 @@
+"""Interactions as arrays, sorted by user and time, and the packed tensors they point into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Interactions, sorted by user, then time. No user has an item twice.
+
+    Parameters
+    ----------
+    users
+        ``[n]`` user rows.
+    items
+        ``[n]`` catalogue rows.
+    contexts
+        ``[n]`` row of the packed user tensors that holds the user with the interaction's context;
+        equal to ``users`` where a recipe has no context.
+    weights
+        ``[n]`` float32, above 0 for a positive of the ranker.
+    offsets
+        ``[U + 1]``: the interactions of user u are ``offsets[u]:offsets[u + 1]``.
+    """
+
+    users: IntArray
+    items: IntArray
+    contexts: IntArray
+    weights: npt.NDArray[np.float32]
+    offsets: IntArray
+
+    @classmethod
+    def build(
+        cls, users: IntArray, items: IntArray, contexts: IntArray, weights: Array, n_users: int
+    ) -> Pairs:
+        """Build from arrays that are sorted by user and time already."""
+        offsets = np.zeros(n_users + 1, dtype=np.int64)
+        np.cumsum(np.bincount(users, minlength=n_users), out=offsets[1:])
+        return cls(users, items, contexts, weights.astype(np.float32), offsets)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def n_users(self) -> int:
+        """U."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> IntArray:
+        """``[U]``: how many interactions each user has."""
+        return np.diff(self.offsets)
+
+    def select(self, chosen: BoolArray) -> Pairs:
+        """Return the chosen interactions, in the same order, over the same users."""
+        return Pairs.build(
+            self.users[chosen], self.items[chosen], self.contexts[chosen], self.weights[chosen], self.n_users
+        )
+
+    def latest(self, users: IntArray, width: int) -> tuple[IntArray, BoolArray]:
+        """Return the positions of each user's latest interactions.
+
+        Parameters
+        ----------
+        users
+            ``[B]`` user rows.
+        width
+            At most so many for each user.
+
+        Returns
+        -------
+        positions
+            ``[B, width]`` into the interactions, oldest first, left aligned.
+        real
+            ``[B, width]`` False where a user has fewer.
+        """
+        counts = np.minimum(self.lengths[users], width)
+        start = self.offsets[users + 1] - counts
+        places = np.arange(width)
+        real = places < counts[:, None]
+        return np.where(real, start[:, None] + places, 0), real
+
+    def seen(self, users: IntArray) -> tuple[IntArray, IntArray]:
+        """Return all pairs of the given users as (index into ``users``, catalogue row)."""
+        counts = self.lengths[users]
+        owner = np.repeat(np.arange(len(users)), counts)
+        first = np.repeat(self.offsets[users] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+        return owner, self.items[first + np.arange(int(counts.sum()))]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The packed tensors of a data set.
+
+    Parameters
+    ----------
+    user
+        Tensor name → ``[R, …]``. Rows 0 … U-1 are the users without context (null context, if the
+        recipe has any); each further row is a user in the context of one interaction.
+    item
+        Tensor name → ``[I + 1, …]``; row I is the padding row, all 0.
+    history_places
+        Positions in ``item_cat`` of the H history columns.
+    history_length
+        L.
+    n_users
+        U.
+    """
+
+    user: Mapping[str, Array]
+    item: Mapping[str, Array]
+    history_places: tuple[int, ...]
+    history_length: int
+    n_users: int
+
+    @property
+    def n_items(self) -> int:
+        """I, which is also the padding row."""
+        return len(next(iter(self.item.values()))) - 1
+
+    def history(self, rows: IntArray) -> dict[str, Array]:
+        """Return ``history_cat [B, w, H]`` and ``history_length [B, 1]`` of left-aligned item rows.
+
+        The width w is that of the longest row, at least 1: the models mask by length, so nothing is
+        lost, and short histories cost less.
+        """
+        lengths = (rows != self.n_items).sum(axis=1)
+        width = max(1, int(lengths.max(initial=0)))
+        categories = self.item["item_cat"][rows[:, :width]][:, :, list(self.history_places)]
+        return {
+            "history_cat": np.ascontiguousarray(categories),
+            "history_length": lengths.astype(np.int32)[:, None],
+        }
+
+    def user_tensors(self, context_rows: IntArray, history_rows: IntArray) -> dict[str, Array]:
+        """Return the packed user tensors and histories of a batch."""
+        tensors = {name: array[context_rows] for name, array in self.user.items()}
+        return {**tensors, **self.history(history_rows)} if self.history_places else tensors
+
+
+def history_rows(pairs: Pairs, users: IntArray, length: int, pad: int) -> IntArray:
+    """Return each user's latest ``length`` items ``[B, length]``, oldest first, padded with ``pad``."""
+    positions, real = pairs.latest(users, length)
+    return np.where(real, pairs.items[positions] if len(pairs) else pad, pad)
+
+
+def left_align(rows: IntArray, keep: BoolArray, length: int, pad: int) -> IntArray:
+    """Keep some places of each row, move them to the left in order, and cut to the last ``length``.
+
+    Parameters
+    ----------
+    rows
+        ``[B, W]``.
+    keep
+        ``[B, W]`` boolean.
+    length
+        Width of the result; of more than so many kept places, the last ones stay.
+    pad
+        What fills the end.
+    """
+    from_end = np.cumsum(keep[:, ::-1], axis=1)[:, ::-1]
+    keep = keep & (from_end <= length)
+    result = np.full((len(rows), length), pad, dtype=np.int64)
+    owner, _ = np.nonzero(keep)
+    place = (np.cumsum(keep, axis=1) - 1)[keep]
+    result[owner, place] = rows[keep]
+    return result
+
+
+def assign_folds(pairs: Pairs, folds: int, rng: np.random.Generator) -> IntArray:
+    """Deal each user's interactions at random and evenly into folds; ``[n]`` in 0 … folds - 1."""
+    order = np.lexsort((rng.random(len(pairs)), pairs.users))
+    rank = np.empty(len(pairs), dtype=np.int64)
+    rank[order] = np.arange(len(pairs)) - pairs.offsets[pairs.users]
+    # A random first fold for each user, so that users with few interactions do not all fill fold 0.
+    return (rank + rng.integers(folds, size=pairs.n_users)[pairs.users]) % folds
