@@ -1,0 +1,172 @@
+"""Fitting a recipe's workflow: quiet, repeatable, without leftovers, and compilable."""
+
+import gc
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tiercel_export.workflow import compile_workflow
+from tiercel_export.workflow_frames import columns_from_frame, frame_oracle
+from tiercel_pipelines.data import Dataset, MovieLens100K, Synthetic, load_dataset, split_dataset
+from tiercel_pipelines.data.movielens import find_ml_100k
+from tiercel_pipelines.features import (
+    feature_columns,
+    fit_workflow,
+    list_lengths,
+    packed_columns,
+    packed_frame,
+)
+from tiercel_pipelines.recipe import Recipe, load_recipe
+
+CASES = {
+    "movielens": MovieLens100K(),
+    "synthetic-int": Synthetic(users=120, items=80, interactions=2_000),
+    "synthetic-str": Synthetic(users=120, items=80, interactions=2_000, ids="str"),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def fitted(request: pytest.FixtureRequest) -> tuple[Recipe, Dataset, pd.DataFrame, Any]:
+    spec = CASES[request.param]
+    if isinstance(spec, MovieLens100K) and find_ml_100k() is None:
+        pytest.skip("ml-100k is not on this machine: set TIERCEL_DATA_DIR to the folder that holds it")
+    dataset = load_dataset(spec)
+    recipe = load_recipe(request.param.partition("-")[0]).check(dataset)
+    train = split_dataset(dataset).train
+    return recipe, dataset, train, fit_workflow(recipe, dataset, train)
+
+
+def raw_rows(part: str, dataset: Dataset) -> pd.DataFrame:
+    return dataset.items if part == "item" else dataset.joined().iloc[::7]
+
+
+@pytest.mark.parametrize("part", ["user", "item"])
+def test_compiles_and_equals_nvtabular(fitted: Any, part: str) -> None:
+    _, dataset, _, workflow = fitted
+    frame = raw_rows(part, dataset)
+    lengths = list_lengths(workflow, dataset)
+    program = compile_workflow(workflow, part, list_lengths=lengths).program
+    columns = columns_from_frame(frame, program.inputs)
+    expected = frame_oracle(workflow, part, frame)
+    for name, column in program.run(columns, len(frame)).items():
+        if column.is_list:
+            flat = np.concatenate([np.asarray(row) for row in expected[name] if len(row)])
+            np.testing.assert_array_equal(column.values, flat)
+        else:
+            assert column.values.dtype == expected[name].dtype
+            assert column.values.tobytes() == np.ascontiguousarray(expected[name].to_numpy()).tobytes()
+    packed = packed_frame(workflow, part, frame, lengths)  # type: ignore[arg-type]
+    compiled = program.packed(columns, len(frame))
+    assert compiled.keys() == packed.keys()
+    for name, array in packed.items():
+        assert compiled[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(compiled[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("part", ["user", "item"])
+def test_columns_are_packed_in_the_compilers_order(fitted: Any, part: str) -> None:
+    _, _, _, workflow = fitted
+    mine = [(column.name, column.kind, column.is_list) for column in packed_columns(workflow, part)]  # type: ignore[arg-type]
+    program = compile_workflow(workflow, part).program
+    assert mine == [(column.name, column.kind, column.is_list) for column in program.outputs]
+
+
+def test_every_id_is_below_the_cardinality(fitted: Any) -> None:
+    _, dataset, _, workflow = fitted
+    lengths = list_lengths(workflow, dataset)
+    for part in ("user", "item"):
+        packed = packed_frame(workflow, part, raw_rows(part, dataset), lengths)  # type: ignore[arg-type]
+        columns = [column for column in packed_columns(workflow, part) if column.kind == "cat"]  # type: ignore[arg-type]
+        scalars = [column for column in columns if not column.is_list]
+        assert (packed[f"{part}_cat"].max(axis=0) < [column.cardinality for column in scalars]).all()
+        for column in columns:
+            if column.is_list:
+                assert 0 < packed[f"{part}_list_{column.name}"].max() < column.cardinality
+
+
+def test_only_training_interactions_count(fitted: Any) -> None:
+    recipe, dataset, train, _ = fitted
+    few = train[train[dataset.item_id].isin(train[dataset.item_id].unique()[:10])]
+    workflow = fit_workflow(recipe, dataset, few)
+    columns = {column.name: column for column in feature_columns(workflow)}
+    assert columns["item_id"].cardinality == 3 + 10
+    items = packed_frame(workflow, "item", dataset.items)
+    place = [c.name for c in packed_columns(workflow, "item") if c.kind == "cat"].index("item_id")
+    known = dataset.items[dataset.item_id].isin(few[dataset.item_id]).to_numpy()
+    # All others are in the catalogue too, under the id of what the training has not seen.
+    assert (items["item_cat"][~known, place] == 2).all()
+    assert (items["item_cat"][known, place] > 2).all()
+    assert np.isfinite(items["item_num"]).all()
+
+
+def test_the_same_data_gives_the_same_ids(fitted: Any) -> None:
+    recipe, dataset, train, workflow = fitted
+    again = fit_workflow(recipe, dataset, train)
+    for part in ("user", "item"):
+        first = packed_frame(workflow, part, raw_rows(part, dataset))  # type: ignore[arg-type]
+        second = packed_frame(again, part, raw_rows(part, dataset))  # type: ignore[arg-type]
+        for name, array in first.items():
+            np.testing.assert_array_equal(second[name], array)
+
+
+def test_is_quiet_and_leaves_nothing_behind(
+    fitted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe, dataset, train, _ = fitted
+    scratch, here = tmp_path / "scratch", tmp_path / "here"
+    scratch.mkdir()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        workflow = fit_workflow(recipe, dataset, train)
+        packed_frame(workflow, "item", dataset.items)
+    assert capfd.readouterr() == ("", "")
+    assert os.listdir(here) == []
+    del workflow
+    gc.collect()
+    assert os.listdir(scratch) == []
+
+
+def test_a_saved_workflow_needs_nothing_else_and_may_move(
+    fitted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, dataset, train, workflow = fitted
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    fit_workflow(recipe, dataset, train, tmp_path / "workflow")
+    gc.collect()
+    assert os.listdir(tmp_path) == ["workflow"]
+    (tmp_path / "workflow").rename(tmp_path / "moved")
+    import nvtabular
+
+    moved = nvtabular.Workflow.load(str(tmp_path / "moved"))
+    expected = packed_frame(workflow, "item", dataset.items)
+    for name, array in packed_frame(moved, "item", dataset.items).items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+def test_a_failing_fit_leaves_nothing_behind(
+    fitted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, dataset, _, _ = fitted
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(Exception, match=r"."):
+        fit_workflow(recipe, dataset, dataset.interactions.drop(columns=dataset.item_id))
+    assert os.listdir(tmp_path) == []
+
+
+def test_long_lists_are_cut_and_short_ones_padded() -> None:
+    from tiercel_pipelines.features import _padded
+
+    rows = [[1, 2, 3], [], [4]]
+    np.testing.assert_array_equal(_padded(rows, 2, np.int64), [[1, 2], [0, 0], [4, 0]])
+    np.testing.assert_array_equal(_padded(rows, None, np.int64), [[1, 2, 3], [0, 0, 0], [4, 0, 0]])
+    np.testing.assert_array_equal(_padded([[], []], None, np.int64), [[0], [0]])
+    assert _padded([], 4, np.float32).shape == (0, 4)
