@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .shell import Debug, Json, shell
-from .tables import number, pairs, table
+from .tables import heading, number, pairs, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ def command(
 
                 loaded = load_dataset(load_recipe(dataset).dataset, data_dir=data_dir, progress=progress)
         document = describe(loaded)
-        sh.emit(document, summary(document), columns(document))
+        sh.emit(document, heading(f"Data set {document['name']}"), summary(document), "", columns(document))
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
@@ -78,12 +78,12 @@ def summary(document: dict[str, Any]) -> Table:
     names = ("source", "users", "items", "interactions")
     values = {name: document[name] for name in names}
     values["density"] = f"{document['density']:.2%}"
-    return pairs(f"Data set {document['name']}", values)
+    return pairs(values)
 
 
 def columns(document: dict[str, Any]) -> Table:
     """Return the second table: every column with its type and an example."""
-    made = table("", "table", "column", "type", "nulls", "distinct", "example", right=("nulls", "distinct"))
+    made = table("table", "column", "type", "nulls", "distinct", "example", right=("nulls", "distinct"))
     for part, listed in document["columns"].items():
         for position, column in enumerate(listed):
             made.add_row(
@@ -109,7 +109,7 @@ def _column(frame: pd.DataFrame, name: str) -> dict[str, Any]:
         "type": kind,
         "nulls": int(values.isna().sum()),
         "distinct": None if is_list else int(real.nunique()),
-        "example": list(example) if is_list else example,
+        "example": list(example) if is_list and example is not None else example,
     }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .shell import Debug, Json, Refused, shell
-from .tables import number, pairs, seconds
+from .tables import heading, number, pairs, seconds
 from .train import Replace, check_free
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def command(
                 trained, where, layout=layout, target=target, replace=replace, progress=progress
             )
         document = describe(made, time.perf_counter() - begun)
-        sh.emit(document, release_table(document), f"\nnext: [bold]tiercel serve {where}[/]")
+        title = f"{document['name']}: exported and verified in {seconds(document['seconds'])} → {where}"
+        sh.emit(document, heading(title), release_table(document), f"\nnext: [bold]tiercel serve {where}[/]")
 
 
 def describe(release: Release, took_s: float) -> dict[str, Any]:
@@ -84,7 +85,4 @@ def release_table(document: dict[str, Any]) -> Table:
         "index": f"{index['factory']}, recall {number(index['recall'])} of the best {index['candidates']}",
         "size": f"{document['bytes'] / 1e6:.1f} MB in {document['files']} files",
     }
-    title = (
-        f"{document['name']}: exported and verified in {seconds(document['seconds'])} → {document['release']}"
-    )
-    return pairs(title, values)
+    return pairs(values)

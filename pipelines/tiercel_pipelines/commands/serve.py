@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .shell import Debug, Json, Shell, Terminated, shell
-from .tables import pairs, seconds
+from .tables import heading, pairs, seconds
 from .verify import checksum_report
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def start(
     sh: Shell,
     release: Path,
     *,
-    layout: str | None,
-    triton: Path | None,
+    layout: str | None = None,
+    triton: Path | None = None,
     log: Path | None = None,
     **where: Any,
 ) -> TritonServer:
@@ -125,7 +125,8 @@ def human(document: Mapping[str, Any]) -> list[Any]:
     )
     recommend = f"tiercel recommend --user 42 --url {document['grpc']}"
     return [
-        pairs(title, values),
+        heading(title),
+        pairs(values),
         "",
         f"  [dim]ask  [/] {escape(recommend)}",
         f"  [dim]curl [/] {escape(document['curl'])}",
@@ -149,5 +150,21 @@ def curl_line(http_url: str, release: Release) -> str:
 
 
 def example_user(release: Release) -> int | str:
-    """Return the id of some user in the store, or one that is not if there is no store."""
-    return "42" if release.manifest["catalogue"]["user_id_dtype"] == "bytes" else 42
+    """Return the id of a user who is in the store if one is easily found: 42, or the first."""
+    import numpy as np
+
+    from tiercel_serving.store import UserStore
+
+    is_text = release.manifest["catalogue"]["user_id_dtype"] == "bytes"
+    fallback: int | str = "42" if is_text else 42
+    if not release.manifest["catalogue"]["users"]:
+        return fallback
+    store = UserStore.open(release)
+    if is_text:
+        known = store.raw(str(release.manifest["catalogue"].get("user_id", "user_id")))
+        return fallback if known is None else known.take(np.array([0])).values[0].decode()
+    for ids in (np.array([42]), np.arange(100_000)):
+        found = ids[store.rows(ids) < store.size]
+        if len(found):
+            return int(found[0])
+    return fallback

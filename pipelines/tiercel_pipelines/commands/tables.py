@@ -8,35 +8,34 @@ from typing import Any
 from rich import box
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 
-def table(title: str, *columns: str, right: Iterable[str] = (), caption: str | None = None) -> Table:
+def heading(text: str) -> Text:
+    """Return a line above a table; a table's own title would be broken at the table's width."""
+    return Text(text, style="bold")
+
+
+def table(*columns: str, right: Iterable[str] = ()) -> Table:
     """Return an empty table in the house style.
 
     Parameters
     ----------
-    title
-        What it is about.
     columns
         The headings.
     right
         The headings of the columns that hold numbers.
-    caption
-        A line below it.
     """
-    made = Table(
-        title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
-        caption=None if caption is None else escape(caption), caption_justify="left", show_edge=False,
-    )  # fmt: skip
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     numbers = set(right)
-    for heading in columns:
-        made.add_column(heading, justify="right" if heading in numbers else "left", overflow="fold")
+    for name in columns:
+        made.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     return made
 
 
-def pairs(title: str, values: Mapping[str, Any]) -> Table:
+def pairs(values: Mapping[str, Any]) -> Table:
     """Return a table of names and values."""
-    made = Table(title=escape(title), title_justify="left", title_style="bold", box=None, show_header=False)
+    made = Table(box=None, show_header=False)
     made.add_column(style="dim")
     made.add_column(overflow="fold")
     for name, value in values.items():

@@ -11,7 +11,7 @@ import typer
 
 from .data import DataDir
 from .shell import Debug, Json, Refused, Report, shell
-from .tables import number, seconds, table
+from .tables import heading, pairs, seconds, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,7 +53,9 @@ def command(
             check_free(where, replace_run, "run")
             trained = train(loaded, where, data_dir, progress, replace_run)
         document = describe(trained, where, time.perf_counter() - begun)
-        sh.emit(document, metrics_table(document), f"\nnext: [bold]tiercel export {where}[/]")
+        title = f"{document['recipe']}: trained in {seconds(document['seconds'])} → {where}"
+        tables = metrics_tables(document["metrics"])
+        sh.emit(document, heading(title), *tables, f"\nnext: [bold]tiercel export {where}[/]")
 
 
 def train(
@@ -93,14 +95,19 @@ def describe(trained: TrainedRun, run: Path, took_s: float) -> dict[str, Any]:
     return {"run": str(run), "recipe": trained.recipe_name, "seconds": took_s, "metrics": trained.metrics}
 
 
-def metrics_table(document: dict[str, Any]) -> Table:
-    """Return one line for each metric."""
-    made = table(
-        f"{document['recipe']}: trained in {seconds(document['seconds'])} → {document['run']}",
-        "metric", "value", right=("value",),
-    )  # fmt: skip
-    for name, value in flat(document["metrics"]):
-        made.add_row(name, number(value))
+def metrics_tables(metrics: dict[str, Any]) -> list[Table]:
+    """Return what was measured: one line for each model that makes lists, and a table of the rest."""
+    models = {name: value for name, value in metrics.items() if isinstance(value, dict) and "ndcg" in value}
+    rest = {name: value for name, value in metrics.items() if name not in models}
+    made = []
+    if models:
+        figures = [name for name in next(iter(models.values())) if name not in ("k", "users")]
+        ranked = table("offline, top 10 of all unseen items", *figures, right=figures)
+        for name, values in models.items():
+            ranked.add_row(name, *(f"{values[figure]:.4f}" for figure in figures))
+        made.append(ranked)
+    if rest:
+        made.append(pairs(dict(flat(rest))))
     return made
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from .shell import FAILED, Debug, Json, Report, shell
-from .tables import number, table
+from .tables import heading, number, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +37,7 @@ def command(
             check_files(opened, checksum_report(opened, progress))
             report = verify_release(opened)
         document = {"release": str(release), "build_id": opened.build_id, **report.to_json()}
-        sh.emit(document, verify_table(document))
+        sh.emit(document, heading(f"{release}, build {document['build_id']}"), verify_table(document))
         if not document["ok"]:
             sh.note("The release is not what was trained; export it again.", style="red")
             raise typer.Exit(FAILED)
@@ -58,8 +58,9 @@ def checksum_report(release: Release, progress: Report) -> Any:
 
 def verify_table(document: dict[str, Any]) -> Table:
     """Return one line for each check."""
-    made = table(f"Build {document['build_id']}", "artefact", "check", "compared", "worst", "allowed", "",
-                 right=("compared", "worst"))  # fmt: skip
+    made = table(
+        "artefact", "check", "compared", "worst", "allowed", "", right=("compared", "worst", "allowed")
+    )
     for row in document["rows"]:
         mark = "[green]✓[/]" if row["ok"] else "[bold red]✗[/]"
         worst = "" if row["worst"] is None else number(row["worst"])
