@@ -1,0 +1,98 @@
+"""``docs/recipes.md`` explains every field of a recipe, and its example is right."""
+
+import re
+from dataclasses import MISSING, fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tiercel_export.lowering.table import TABLE
+from tiercel_pipelines.data import Parquet, Synthetic
+from tiercel_pipelines.recipe import (
+    IndexSettings,
+    RankingSettings,
+    Recipe,
+    RetrievalSettings,
+    ServingSettings,
+    SplitSettings,
+)
+
+TEXT = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+SECTIONS = {
+    "`Recipe`": Recipe,
+    "`RetrievalSettings`": RetrievalSettings,
+    "`IndexSettings`": IndexSettings,
+    "`RankingSettings`": RankingSettings,
+    "`ServingSettings`": ServingSettings,
+    "`SplitSettings`": SplitSettings,
+}
+
+
+def rows(section: str) -> dict[str, str]:
+    """The fields of a section's table, each with the cell of its default."""
+    body = TEXT.partition(f"## {section}\n")[2].partition("\n## ")[0]
+    found: dict[str, str] = {}
+    for line in body.splitlines():
+        if line.startswith("| `"):
+            names, default = (cell.strip() for cell in line.strip("|").split("|")[:2])
+            columns = re.findall(r"`(\w+)`", names)
+            defaults = re.split(r",\s+(?![^(]*\))", default)
+            for position, name in enumerate(columns):
+                found[name] = defaults[position] if len(defaults) == len(columns) else default
+    return found
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_field_is_explained_and_no_other(section: str) -> None:
+    assert set(rows(section)) == {item.name for item in fields(SECTIONS[section])}
+
+
+@pytest.mark.parametrize("section", [name for name in SECTIONS if name != "`Recipe`"])
+def test_the_defaults_are_the_real_ones(section: str) -> None:
+    shown = rows(section)
+    for item in fields(SECTIONS[section]):
+        default: Any = item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
+        if item.name == "sources":
+            continue
+        cell = shown[item.name].strip("`").replace("10,000", "10000")
+        assert eval(cell) == default, f"{section}.{item.name}: docs say {cell}, it is {default!r}"
+
+
+@pytest.mark.parametrize("kind", [Synthetic, Parquet])
+def test_every_field_of_the_data_sets_is_explained(kind: Any) -> None:
+    data = TEXT.partition("## Data\n")[2].partition("\n## ")[0]
+    for item in fields(kind):
+        assert f"`{item.name}`" in data
+
+
+def test_every_operator_that_is_listed_is_compiled() -> None:
+    names = re.findall(
+        r"^\| `(\w+)` \|", TEXT.partition("| operator |")[2].partition("\n## ")[0], re.MULTILINE
+    )
+    assert len(names) == 7
+    for name in names:
+        assert TABLE[f"nvtabular.{name}"].lower is not None
+
+
+def test_the_example_of_own_tables_is_right() -> None:
+    code = re.search(r"```python\ndataset=(Parquet\(.*?\n\))\n```", TEXT, re.DOTALL)
+    assert code is not None
+    assert eval(code[1], {"Parquet": Parquet}).item_id == "sku"
+
+
+def test_the_example_of_features_is_right() -> None:
+    # First, since it silences what NVTabular warns of on import.
+    from tiercel_pipelines.features import blank_schema, describe_graph, root_columns  # isort: skip
+    from merlin.schema import Tags
+    from nvtabular import ops
+
+    code = re.search(r"```python\n(def features.*?)```", TEXT, re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {"ops": ops, "Tags": Tags}
+    exec(code[1], names)
+    graph = SimpleNamespace(**names).features()
+    columns, doubled = describe_graph(graph, blank_schema(root_columns(graph)))
+    assert doubled == ()
+    assert [column.part for column in columns] == ["user"] * 4 + ["item"] * 2 + ["context"]
