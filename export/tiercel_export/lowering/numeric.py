@@ -24,7 +24,8 @@ def lower_fill_missing(op: Any, names: list[str], columns: Mapping[str, Expressi
     """
     out = dict(columns)
     for name in names:
-        source = columns[name]
+        # From ``out``: ``<column>_filled`` may itself be among the names, and is then overwritten first.
+        source = out[name]
         if op.add_binary_cols:
             is_null = "row_is_null" if source.is_list else "is_null"
             out[f"{name}_filled"] = apply(is_null, source, physical="int64", dtype="bool", is_list=False)

@@ -303,7 +303,7 @@ class BucketizeDown(Bucketize):
         """Search each column's boundaries from their other end."""
         y = np.empty(x.shape, np.int64)
         for row, boundaries in enumerate(self._boundaries):
-            y[row] = len(boundaries) - boundaries.searchsorted(x[row], "left")
+            y[row] = len(boundaries) - boundaries.searchsorted(x[row], "right")
             if valid is not None:
                 y[row][~valid[row]] = 0
         return y, None

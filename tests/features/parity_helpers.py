@@ -1,0 +1,167 @@
+"""Comparing a compiled feature program with NVTabular, bit for bit, wherever NVTabular answers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tiercel_export.workflow import CompiledProgram, compile_workflow, cut_workflow
+from tiercel_export.workflow_frames import FrameOracle, columns_from_frame, oracle_frame
+from tiercel_serving.columns import Column
+from tiercel_serving.features import FeatureProgram
+
+# NVTabular logs a traceback for each frame that it refuses; the tests ask for many.
+logging.getLogger("merlin").disabled = True
+for name in ("executors", "merlin.dag.executors"):
+    logging.getLogger(name).disabled = True
+
+
+@dataclass
+class Pair:
+    """A compiled program and its oracle, with which raw columns each output reads."""
+
+    compiled: CompiledProgram
+    oracle: FrameOracle
+    lineage: dict[str, frozenset[str]]
+    #: Outputs whose dtype NVTabular chooses by the batch's content, and the program by the schema.
+    wide: frozenset[str] = field(default=frozenset())
+    #: Rows that NVTabular answers, such as those of the fit.
+    anchor: pd.DataFrame | None = None
+
+    @property
+    def program(self) -> FeatureProgram:
+        if not hasattr(self, "_program"):
+            self._program = self.compiled.program
+        return self._program
+
+
+def pair(workflow: Any, part: str = "user", **more: Any) -> Pair:
+    from tiercel_export.workflow import trace
+
+    cut = cut_workflow(workflow)
+    lineage = {name: expression.inputs for name, expression in trace(cut.workflow).items()}
+    return Pair(compile_workflow(cut, part), FrameOracle(cut, part), lineage, **more)
+
+
+def check(pair: Pair, raw: pd.DataFrame, *, strict: bool = False) -> str:
+    """Compare both on a frame.
+
+    Returns ``equal`` if NVTabular answered; ``rest equal`` if it raised, and all rows agree but those
+    whose cells had to be replaced to make it answer. ``strict`` insists on the first.
+    """
+    frame = oracle_frame(raw, pair.program.inputs)
+    columns = columns_from_frame(frame, pair.program.inputs)
+    got = pair.program.run(columns, len(frame))
+    assert set(got) == set(pair.oracle.outputs)
+    if len(frame) == 0:
+        for output in pair.program.outputs:
+            assert len(got[output.name]) == 0
+            assert got[output.name].values.dtype == ("O" if output.dtype == "bytes" else output.dtype)
+        return "equal"
+    try:
+        expected = pair.oracle(frame)
+        replaced: dict[str, np.ndarray] = {}
+    except Exception:
+        if strict:
+            raise
+        frame, replaced = without_nulls(frame, pair)
+        expected = anchored(pair, frame)
+    for output in pair.program.outputs:
+        skip = np.zeros(len(frame), bool)
+        for source in pair.lineage[output.name]:
+            skip |= replaced.get(source, False)
+        has_null = any(frame[source].isna().any() for source in pair.lineage[output.name])
+        compare(
+            output.name,
+            expected[output.name],
+            got[output.name],
+            skip,
+            flexible=has_null or bool(replaced) or output.name in pair.wide,
+        )
+    return "rest equal" if replaced else "equal"
+
+
+def anchored(pair: Pair, frame: pd.DataFrame) -> pd.DataFrame:
+    """Ask the oracle with rows of the fit below the frame's, for it raises on columns that are all null."""
+    assert pair.anchor is not None, "NVTabular raised, and the test has no frame that it answers"
+    below = oracle_frame(pair.anchor, pair.program.inputs)
+    together = pd.concat([frame.astype(object), below.astype(object)], ignore_index=True)
+    return pair.oracle(oracle_frame(together, pair.program.inputs)).iloc[: len(frame)]
+
+
+def without_nulls(frame: pd.DataFrame, pair: Pair) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Return the frame with harmless values in place of nulls and infinities, and where they are."""
+    out, replaced = {}, {}
+    for column in pair.program.inputs:
+        series = frame[column.name]
+        if column.is_list:
+            bad = series.map(lambda row: row is None or any(_bad(e) for e in row)).to_numpy(bool)
+            harmless: Any = []
+        else:
+            bad = series.map(_bad).to_numpy(bool)
+            harmless = "harmless" if column.dtype == "bytes" else 1
+        if bad.any():
+            replaced[column.name] = bad
+            values = [harmless if b else v for b, v in zip(bad, series.tolist(), strict=True)]
+            series = pd.Series(values, dtype=object)
+            if not column.is_list and column.dtype != "bytes":
+                series = series.astype(column.dtype)
+        out[column.name] = series
+    return pd.DataFrame(out), replaced
+
+
+def _bad(value: Any) -> bool:
+    return value is None or (isinstance(value, (float, np.floating)) and not np.isfinite(value))
+
+
+def compare(name: str, expected: pd.Series, got: Column, skip: np.ndarray, *, flexible: bool) -> None:
+    if got.is_list:
+        compare_lists(name, expected, got, skip)
+        return
+    want = expected.to_numpy()
+    if got.values.dtype == np.object_:
+        texts = [None if v is None or v != v else v.encode("utf-8", "surrogatepass") for v in want]
+        valid = np.ones(len(texts), bool) if got.valid is None else got.valid
+        ours = [v if ok else None for v, ok in zip(got.values.tolist(), valid, strict=True)]
+        assert [t for t, s in zip(texts, skip, strict=True) if not s] == [
+            t for t, s in zip(ours, skip, strict=True) if not s
+        ], name
+        return
+    if not flexible:
+        assert got.values.dtype == want.dtype, f"{name}: {got.values.dtype}, NVTabular has {want.dtype}"
+    null = expected.isna().to_numpy()
+    if got.values.dtype.kind != "f":
+        ours_null = np.zeros(len(null), bool) if got.valid is None else ~got.valid
+        assert (ours_null == null)[~skip].all(), name
+        skip = skip | null
+    assert_bits(name, want[~skip].astype(got.values.dtype), got.values[~skip])
+
+
+def compare_lists(name: str, expected: pd.Series, got: Column, skip: np.ndarray) -> None:
+    assert got.offsets is not None
+    for i, row in enumerate(expected):
+        if skip[i]:
+            continue
+        ours = got.values[got.offsets[i] : got.offsets[i + 1]]
+        if not isinstance(row, np.ndarray):  # a list that only passes through
+            row = np.array(row if row is not None else [], got.values.dtype)
+        elif len(row):
+            assert row.dtype == ours.dtype, f"{name}: {ours.dtype}, NVTabular has {row.dtype}"
+        assert len(row) == len(ours), name
+        assert_bits(name, row.astype(ours.dtype), ours)
+
+
+def assert_bits(name: str, want: np.ndarray, got: np.ndarray) -> None:
+    if got.dtype.kind == "f":
+        bits = f"i{got.dtype.itemsize}"
+        same = (want.view(bits) == got.view(bits)) | (np.isnan(want) & np.isnan(got))
+    else:
+        same = want == got
+    assert same.all(), (
+        f"{name}: NVTabular {want[~same][:5].tolist()}, compiled {got[~same][:5].tolist()} "
+        f"({(~same).sum()} of {len(same)} differ)"
+    )
