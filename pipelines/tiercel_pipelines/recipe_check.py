@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tiercel_serving.settings import RULE_OPERATORS, ServingSettings
+from tiercel_serving.settings import RULE_OPERATORS, Rule, ServingSettings, Source
 
 from .data import Dataset, MovieLens100K, Parquet, Synthetic
 from .errors import Mistake
@@ -109,6 +109,13 @@ _LAYERS = (
     ("ranking", "top_layers"),
 )
 
+_TUPLES: tuple[tuple[str, str, Any, str], ...] = (
+    ("serving", "sources", Source, "Source(…)"),
+    ("serving", "rules", Rule, "Rule(…)"),
+    ("serving", "history_columns", str, '"item_id"'),
+    ("serving", "task_weights", (int, float), "1.0"),
+)
+
 #: Operators that need numbers, and those of them that NVTabular cannot use on lists.
 _NUMERIC = frozenset({"Clip", "LogOp", "Normalize", "NormalizeMinMax", "Bucketize", "FillMedian"})
 _SCALAR_ONLY = frozenset({"Clip", "Bucketize", "FillMissing", "FillMedian", "NormalizeMinMax"})
@@ -116,7 +123,7 @@ _SCALAR_ONLY = frozenset({"Clip", "Bucketize", "FillMissing", "FillMedian", "Nor
 
 def find_mistakes(recipe: Recipe, dataset: Dataset | None = None) -> list[Mistake]:
     """Return every mistake of a recipe; with its data set, those about columns too."""
-    mistakes = list(_check_sections(recipe))
+    mistakes = list(_check_sections(recipe)) or list(_check_tuples(recipe))
     if mistakes:
         # Nothing else can be said of a section that is something else altogether.
         return mistakes
@@ -149,6 +156,21 @@ def _check_sections(recipe: Recipe) -> Iterator[Mistake]:
     if not callable(features):
         remedy = "give the function itself, without calling it: features=features"
         yield Mistake("features", f"expected a function, got {type(features).__name__}", remedy)
+
+
+def _check_tuples(recipe: Recipe) -> Iterator[Mistake]:
+    """Find single values where several are expected: a missing comma, most of the time."""
+    for section, name, kind, example in _TUPLES:
+        value = getattr(getattr(recipe, section), name)
+        where = f"{section}.{name}"
+        if isinstance(value, str) or not isinstance(value, tuple | list):
+            problem = f"expected a tuple, got {value!r}"
+            yield Mistake(where, problem, f"write {name}=({example},): a tuple of one needs its comma")
+            continue
+        for position, item in enumerate(value):
+            if not isinstance(item, kind):
+                remedy = f"write {name}=({example},)"
+                yield Mistake(f"{where}[{position}]", f"expected {example}, got {item!r}", remedy)
 
 
 def _check_name(recipe: Recipe) -> Iterator[Mistake]:
@@ -307,7 +329,7 @@ def _check_features(recipe: Recipe, dataset: Dataset | None) -> Iterator[Mistake
         yield from unknown
         if unknown:
             return
-    schema = features.table_schema(dataset.joined()) if dataset is not None else features.blank_schema(roots)
+    schema = _schema(roots, dataset)
     try:
         columns, doubled = features.describe_graph(graph, schema)
     except Exception as error:
@@ -321,6 +343,15 @@ def _check_features(recipe: Recipe, dataset: Dataset | None) -> Iterator[Mistake
     yield from _check_operators(columns)
     if dataset is not None:
         yield from _check_origins(recipe, columns, dataset)
+
+
+def _schema(names: Iterable[str], dataset: Dataset | None) -> Any:
+    from .features import blank_schema, table_schema
+
+    if dataset is None:
+        return blank_schema(names)
+    # A column has one type in all its rows, so that a few are enough.
+    return table_schema(dataset.joined(dataset.interactions.head(100)))
 
 
 def _unknown_columns(names: Iterable[str], dataset: Dataset) -> Iterator[Mistake]:

@@ -131,6 +131,12 @@ def test_no_download_says_where_it_looked_and_what_to_do(
     assert list(target.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_made(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataMissing, match="could not be downloaded"):
+        movielens.load_ml_100k(data_dir=tmp_path / "file", transport=answering(200, archive_of(tiny)))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
 def test_a_download_cut_off_leaves_nothing(tiny: Path, tmp_path: Path, share: float) -> None:
     content = archive_of(tiny)

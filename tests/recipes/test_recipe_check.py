@@ -73,6 +73,15 @@ def test_the_defaults_are_right_but_for_the_history() -> None:
 
 
 SETTINGS = [
+    (
+        lambda: serving(rules=Rule("r", "price", ">", 1)),
+        r"serving\.rules: expected a tuple.* needs its comma",
+    ),
+    (
+        lambda: serving(history_columns="item_id"),
+        r"serving\.history_columns: expected a tuple, got 'item_id'",
+    ),
+    (lambda: serving(sources=("index",)), r"serving\.sources\[0\]: expected Source\(…\), got 'index'"),
     (lambda: replace(RECIPE, name="my recipe"), r"name: 'my recipe' cannot name a folder"),
     (lambda: replace(RECIPE, name=""), r"name: '' cannot name"),
     (lambda: replace(RECIPE, seed=-1), r"seed: expected a whole number of at least 0, got -1"),

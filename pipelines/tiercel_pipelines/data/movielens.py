@@ -30,6 +30,7 @@ RATINGS_BYTES = 1_979_173
 #: Rows of each file.
 ROWS = {"u.user": 943, "u.item": 1_682, "u.data": 100_000}
 
+_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _FILES = ("u.data", "u.user", "u.item", "u.genre")
 
 
@@ -94,30 +95,39 @@ def fetch_ml_100k(
         The HTTP transport; None is the network.
     """
     target = places[0]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.", dir=target.parent))
+    except OSError as error:
+        raise _missing(places, error) from error
     try:
         archive = scratch / f"{FOLDER}.zip"
         try:
             _download(archive, progress, transport)
         except (httpx.HTTPError, OSError) as error:
-            looked = ", ".join(str(place.absolute()) for place in places)
-            raise DataMissing(
-                f"ml-100k: not found in {looked}, and {URL} could not be downloaded "
-                f"({type(error).__name__}: {error}); connect to the internet, or put the unpacked "
-                f"{FOLDER} folder there, or let {DATA_DIR_VARIABLE} name the folder that holds it; "
-                "the synthetic data set needs no download"
-            ) from error
+            raise _missing(places, error) from error
         unpacked = _unpack(archive, scratch / FOLDER)
         check_ml_100k(unpacked)
-        unpacked.replace(target)
+        # Somebody else may have fetched it meanwhile, which is as good.
+        if not target.is_dir():
+            unpacked.replace(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
+def _missing(places: Sequence[Path], error: Exception) -> DataMissing:
+    looked = ", ".join(str(place.absolute()) for place in places)
+    return DataMissing(
+        f"ml-100k: not found in {looked}, and {URL} could not be downloaded to the first of them "
+        f"({type(error).__name__}: {error}); connect to the internet, or put the unpacked {FOLDER} folder "
+        f"there, or let {DATA_DIR_VARIABLE} name the folder that holds it; the synthetic data set needs no "
+        "download"
+    )
+
+
 def _download(archive: Path, progress: Progress | None, transport: httpx.BaseTransport | None) -> None:
-    with httpx.Client(transport=transport, follow_redirects=True, timeout=30.0) as client:
+    with httpx.Client(transport=transport, follow_redirects=True, timeout=_TIMEOUT) as client:
         with client.stream("GET", URL) as response, archive.open("wb") as file:
             response.raise_for_status()
             length = response.headers.get("content-length", "")
