@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from tiercel_serving.features import InputColumn
 from tiercel_serving.settings import RULE_OPERATORS, ServingSettings
 from tiercel_serving.spec import Array
 
@@ -308,3 +309,38 @@ def check_columns(settings: ServingSettings, items: pd.DataFrame, item_cat: Sequ
             wrong.append(f"rule {rule.name!r}: the value {rule.value!r} is no plain JSON value")
     if wrong:
         raise ExportInputError("settings: " + "; ".join(wrong))
+
+
+def infer_column(series: pd.Series, name: str, what: str) -> InputColumn:
+    """Return how a raw column that no program reads is stored: by its own dtype.
+
+    Raises
+    ------
+    ExportInputError
+        If it holds something else than numbers, booleans, text, or lists of these.
+    """
+    present = series[series.notna()] if series.dtype == object else series
+    first = present.iloc[0] if len(present) else None
+    is_list = isinstance(first, (list, tuple, np.ndarray))
+    sample = pd.Series([value for row in present for value in row], dtype=object) if is_list else present
+    kind = getattr(sample.dtype, "kind", "O")
+    if kind == "O":
+        kinds = {type(value) for value in sample}
+        dtype = next((text for text, types in _PYTHON_TYPES if kinds and kinds <= types), None)
+        dtype = "bytes" if not kinds else dtype
+    else:
+        dtype = {"b": "bool", "i": "int64", "u": "int64", "f": "float64"}.get(kind)
+    if dtype is None:
+        raise ExportInputError(
+            f"{what}: column {name!r} ({series.dtype}) holds something else than numbers, booleans, text or "
+            "lists of these; convert it"
+        )
+    return InputColumn(name, dtype, is_list, "item")
+
+
+_PYTHON_TYPES: tuple[tuple[str, set[type]], ...] = (
+    ("bool", {bool, np.bool_}),
+    ("int64", {int, np.int64, np.int32}),
+    ("float64", {int, float, np.int64, np.int32, np.float64, np.float32}),
+    ("bytes", {str, bytes}),
+)

@@ -72,18 +72,26 @@ def exact_search(vectors: Array, queries: Array, n: int) -> tuple[Array, Array]:
 
     Returns
     -------
-    rows : ``[Q, n]`` int64, by (score descending, row ascending)
+    rows : ``[Q, n]`` int64, by (score descending, row ascending); of items that tie at the end, any
     scores : ``[Q, n]`` float32
     """
     rows = np.empty((len(queries), n), np.int64)
     scores = np.empty((len(queries), n), np.float32)
     for start in range(0, len(queries), _BLOCK):
         block = np.asarray(queries[start : start + _BLOCK] @ vectors.T, np.float32)
-        # A stable sort keeps the lower row first where scores are equal.
-        order = np.argsort(-block, axis=1, kind="stable")[:, :n]
+        order = _best(block, n)
         rows[start : start + _BLOCK] = order
         scores[start : start + _BLOCK] = np.take_along_axis(block, order, axis=1)
     return rows, scores
+
+
+def _best(scores: Array, n: int) -> Array:
+    if n < scores.shape[1] // 4:
+        few = np.sort(np.argpartition(-scores, n - 1, axis=1)[:, :n], axis=1)
+        order = np.argsort(-np.take_along_axis(scores, few, axis=1), axis=1, kind="stable")
+        return np.take_along_axis(few, order, axis=1)
+    # A stable sort keeps the lower row first where scores are equal.
+    return np.argsort(-scores, axis=1, kind="stable")[:, :n]
 
 
 def recall(index: Any, vectors: Array, queries: Array, n: int) -> float:
@@ -145,7 +153,14 @@ def build_index(
     """
     index = _make(vectors, factory, seed) if ready is None else _check_ready(ready, vectors)
     name = factory if ready is None else "ready"
-    if parameters is not None:
+    if (
+        ready is not None
+        and parameters is None
+        and (as_given := recall(index, vectors, queries, candidates)) >= min_recall
+    ):
+        # A ready index keeps its own search parameters if they do.
+        chosen, reached = {}, as_given
+    elif parameters is not None:
         for key, value in parameters.items():
             _set(index, key, value)
         chosen, reached = dict(parameters), recall(index, vectors, queries, candidates)
