@@ -95,6 +95,7 @@ def build_release(
     min_recall: float = 0.99,
     index_ready: Any = None,
     parts: Mapping[str, str] | None = None,
+    expected_packed: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     replace: bool = False,
     verify: bool = True,
@@ -147,6 +148,10 @@ def build_release(
         A FAISS index over the item vectors to take instead of building one.
     parts
         Part (``user``, ``item``, ``context``) of output columns whose tags are missing or wrong.
+    expected_packed
+        Columns of ``user_cat``, ``user_num``, ``item_cat`` and ``item_num`` in the order in which the
+        models were trained on them; another order is refused. None trusts that the models were
+        trained on the workflow's own order.
     seed
         For clustering and for what is sampled.
     replace
@@ -192,6 +197,7 @@ def build_release(
     with manifest.staging_directory(Path(destination), replace=replace) as staging:
         report.step(1)
         programs = _compile(given, workflow, parts)
+        _check_order(programs, expected_packed or {})
         report.step(2)
         made = _make_tables(given, programs)
         head = _manifest_head(given, programs, made)
@@ -311,6 +317,17 @@ def _compile(given: Given, workflow: Any, parts: Mapping[str, str] | None) -> Pr
     programs = Programs(cut, user, item)
     check_columns(given.settings, given.items, programs.packed("item", "cat"))
     return programs
+
+
+def _check_order(programs: Programs, expected: Mapping[str, Sequence[str]]) -> None:
+    for tensor, columns in expected.items():
+        part, _, kind = tensor.partition("_")
+        packed = programs.packed(part, kind)
+        if packed != list(columns):
+            raise ExportInputError(
+                f"{tensor}: the models were trained on the columns {list(columns)}, the compiled workflow "
+                f"packs {packed}; list the workflow's outputs in the order of training"
+            )
 
 
 def _user_examples(given: Given, inputs: Sequence[InputColumn]) -> dict[str, Column]:
