@@ -60,11 +60,27 @@ def _shape_text(spec: TensorSpec) -> str:
     return "[users, " + ", ".join("any" if dim == -1 else str(dim) for dim in spec.dims) + "]"
 
 
-def complete(specs: Sequence[TensorSpec], arrays: Arrays, users: int) -> dict[str, Array]:
+def absent(specs: Sequence[TensorSpec], users: int) -> dict[str, Array]:
+    """Return every optional tensor as it is if a request lacks it: its pad, length 0 on variable axes.
+
+    The arrays are read-only, so that they may serve many batches.
+    """
+    made: dict[str, Array] = {}
+    for spec in specs:
+        if spec.optional:
+            shape = (users, *(0 if dim == -1 else dim for dim in spec.dims))
+            made[spec.name] = np.full(shape, spec.pad, spec.numpy_dtype)
+            made[spec.name].setflags(write=False)
+    return made
+
+
+def complete(
+    specs: Sequence[TensorSpec], arrays: Arrays, users: int, blank: Arrays | None = None
+) -> dict[str, Array]:
     """Return all tensors of ``specs``: those of ``arrays`` as they are, absent ones filled in.
 
     A list without its lengths is real from end to end; a column without its validity is real. Whatever
-    else is absent is null: its pad, with length 0 on a variable axis.
+    else is absent is null.
 
     Parameters
     ----------
@@ -74,17 +90,18 @@ def complete(specs: Sequence[TensorSpec], arrays: Arrays, users: int) -> dict[st
         What there is.
     users
         B.
+    blank
+        What :func:`absent` returns for them, if it is at hand.
     """
-    full: dict[str, Array] = {}
+    full = {**(absent(specs, users) if blank is None else blank), **arrays}
+    if len(arrays) == 1:
+        return full
     for spec in specs:
-        array = arrays.get(spec.name)
-        full[spec.name] = array if array is not None else _filler(spec, arrays, users)
+        if spec.name.endswith((LENGTH, VALID)) and spec.name not in arrays:
+            value = _fill_value(spec, arrays)
+            if value != spec.pad:
+                full[spec.name] = np.full((users, 1), value, spec.numpy_dtype)
     return full
-
-
-def _filler(spec: TensorSpec, arrays: Arrays, users: int) -> Array:
-    shape = (users, *(0 if dim == -1 else dim for dim in spec.dims))
-    return np.full(shape, _fill_value(spec, arrays), spec.numpy_dtype)
 
 
 def _fill_value(spec: TensorSpec, arrays: Arrays) -> object:

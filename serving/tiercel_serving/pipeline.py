@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import perf_counter_ns
 
-from .batching import complete
+from .batching import absent, complete
 from .errors import RequestError, StageFailed
 from .release import Release, open_release
 from .spec import Array, Arrays, Stage, TensorSpec
@@ -40,6 +40,8 @@ class Pipeline:
             made.update((t.name, t) for t in stage.spec.outputs)
         self.external_inputs: tuple[TensorSpec, ...] = tuple(needed.values())
         self.outputs: tuple[TensorSpec, ...] = tuple(made.values())
+        # By batch size, of which there are few: what absent inputs look like.
+        self._blanks: dict[int, dict[str, Array]] = {}
 
     @classmethod
     def open(cls, release: Release | str | Path, names: Sequence[str] | None = None) -> Pipeline:
@@ -96,7 +98,10 @@ class Pipeline:
             A stage broke. Request errors pass as they are.
         """
         users = len(next(iter(arrays.values())))
-        tensors = complete(self.external_inputs, arrays, users)
+        blank = self._blanks.get(users)
+        if blank is None:
+            blank = self._blanks[users] = absent(self.external_inputs, users)
+        tensors = complete(self.external_inputs, arrays, users, blank)
         outputs: dict[str, Array] = {}
         times: dict[str, float] = {}
         before = perf_counter_ns()

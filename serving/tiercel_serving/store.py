@@ -127,9 +127,14 @@ class UserStore:
         -------
         ``[B, L]`` item rows, oldest first, left aligned; ``[B]`` int32 how many are real.
         """
+        out = np.full((len(rows), length), pad, np.int64)
+        if len(rows) == 1:
+            begin, end = self._history_offsets[rows[0] : rows[0] + 2].tolist()
+            count = min(end - begin, length)
+            out[0, :count] = self._history_rows[end - count : end]
+            return out, np.array([count], np.int32)
         ends = self._history_offsets[rows + 1]
         counts = np.minimum(ends - self._history_offsets[rows], length)
-        out = np.full((len(rows), length), pad, np.int64)
         real = np.arange(length) < counts[:, None]
         out[real] = self._history_rows[flat_ranges(ends - counts, counts)]
         return out, counts.astype(np.int32)

@@ -41,6 +41,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "scarce": {"items": 8, "most_seen": 8, "settings": {"candidates": 10, "kept": 9, "k_max": 20}},
     "no users": {"users": 0},
     "ivf": {"factory": "IVF4,Flat", "items": 60},
+    "plain, by index": {"items": 200, "seed": 6},
+    "ties, by index": {"tied": True, "items": 60, "seed": 7},
+    "quotas, by index": {
+        "seed": 8,
+        "items": 50,
+        "settings": {"sources": (Source("near", "index", 4), Source("hot", "popular", 3))},
+    },
+    "scarce, by index": {"items": 8, "most_seen": 8, "settings": {"candidates": 10, "kept": 9}},
 }
 
 
@@ -63,7 +71,11 @@ def pipeline_of(tiny_of: Callable[[str], Tiny]) -> Callable[[str], Pipeline]:
 
     def get(variant: str) -> Pipeline:
         if variant not in made:
-            made[variant] = Pipeline.open(tiny_of(variant).release)
+            with pytest.MonkeyPatch.context() as patch:
+                if variant.endswith("by index"):
+                    # Catalogues as small as these are otherwise searched without their index.
+                    patch.setattr("tiercel_serving.stages.search.SCAN_ITEMS", 0)
+                made[variant] = Pipeline.open(tiny_of(variant).release)
         return made[variant]
 
     return get

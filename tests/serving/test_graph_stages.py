@@ -17,7 +17,7 @@ from tiercel_serving.errors import StageFailed
 from tiercel_serving.pipeline import Pipeline
 from tiercel_serving.spec import DTYPES
 
-quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite

@@ -42,8 +42,8 @@ def int32(*values: int) -> np.ndarray:
         ({"k": int32(9)}, "k must be 1 to 8, came 9"),
         ({"age": np.array([[np.inf]])}, "age must be finite"),
         ({"age": np.array([[-np.inf]])}, "age must be finite"),
-        ({"exclude_item_ids": np.zeros((1, 101), np.int64)}, "may hold 100 ids at most, came 101"),
-        ({"history_item_ids": np.zeros((1, 101), np.int64)}, "may hold 100 ids at most, came 101"),
+        ({"exclude_item_ids": np.zeros((1, 201), np.int64)}, "may hold 200 ids at most, came 201"),
+        ({"history_item_ids": np.zeros((1, 201), np.int64)}, "may hold 200 ids at most, came 201"),
         (
             {"exclude_item_ids": np.zeros((1, 2), np.int64), "exclude_item_ids__length": int32(3)},
             "exclude_item_ids__length must be -1 .null. to 2, the width of exclude_item_ids, came 3",
@@ -59,7 +59,7 @@ def test_stages_refuse(plain_pipeline: Pipeline, extra: dict[str, Any], message:
 
 
 def test_stages_accept_the_limits(plain_pipeline: Pipeline) -> None:
-    full = {"exclude_item_ids": np.zeros((1, 100), np.int64), "exclude_item_ids__length": int32(100)}
+    full = {"exclude_item_ids": np.zeros((1, 200), np.int64), "exclude_item_ids__length": int32(200)}
     plain_pipeline.check({**ONE, **full, "k": int32(8), "age": np.array([[np.nan]])})
     plain_pipeline.check({**ONE, "tags__length": int32(0), "hour__valid": np.array([[False]])})
 

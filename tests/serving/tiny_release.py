@@ -119,7 +119,7 @@ def make_tiny(
         "k_max": 8,
         "history_length": 4,
         "max_batch_size": 8,
-        "max_excluded": 100,
+        "max_excluded": 200,
         "history_columns": ("topic",),
         "title_column": "label",
     }

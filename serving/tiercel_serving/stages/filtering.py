@@ -15,7 +15,7 @@ from ..release import Release
 from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT, Rule
 from ..spec import Array, Arrays, StageSpec
 from ..store import ItemTable
-from .ranked import first_allowed
+from .ranked import first_allowed, pick
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
@@ -40,6 +40,7 @@ class Filtering:
         self.spec: StageSpec = release.stages["filtering"]
         settings = release.settings
         self._kept = settings.kept
+        self._places = np.arange(settings.candidates)
         self._reasons = reason_table(ItemTable.open(release), settings.rules)
 
     def check(self, arrays: Arrays) -> None:
@@ -57,17 +58,24 @@ class Filtering:
         reason = self._reasons[retrieved]
         passed = reason == KEPT
         kept_index, real = first_allowed(passed, self._kept)
-        if retrieved.shape[1] > self._kept:
-            # Whatever passed behind the last kept candidate came too late.
-            last = np.where(real[:, -1:], kept_index[:, -1:], retrieved.shape[1])
-            reason[passed & (np.arange(retrieved.shape[1]) > last)] = BEYOND_KEPT
-        users = np.arange(len(retrieved))[:, None]
-        pad_row = len(self._reasons) - 1
+        kept_row = pick(retrieved, kept_index)
+        kept_score, kept_source = (
+            pick(arrays["retrieval_score"], kept_index),
+            pick(arrays["source"], kept_index),
+        )
+        last = kept_index[:, -1:]
+        if real is not None:
+            empty = ~real
+            kept_row[empty], kept_score[empty], kept_source[empty] = len(self._reasons) - 1, 0, 0
+            last = np.where(empty[:, -1:], retrieved.shape[1], last)
+        # Whatever passed behind the last kept candidate came too late.
+        passed &= self._places > last
+        reason[passed] = BEYOND_KEPT
         return {
-            "kept_row": np.where(real, retrieved[users, kept_index], pad_row),
+            "kept_row": kept_row,
             "kept_index": kept_index,
-            "kept_score": np.where(real, arrays["retrieval_score"][users, kept_index], np.float32(0)),
-            "kept_source": np.where(real, arrays["source"][users, kept_index], np.int32(0)),
+            "kept_score": kept_score,
+            "kept_source": kept_source,
             "filter_reason": reason,
         }
 

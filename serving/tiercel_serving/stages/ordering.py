@@ -11,6 +11,8 @@ from ..spec import Array, Arrays, StageSpec
 from ..store import ItemTable
 from .ranked import sort_by_score
 
+_NOTHING = np.float32(-np.inf)
+
 
 class Ordering:
     """Turn the ranker's scores into an answer.
@@ -60,21 +62,20 @@ class Ordering:
         ``item_id`` and ``score`` ``[B, max k]``, ``count [B, 1]``.
         """
         kept, k = arrays["kept_row"], arrays["k"]
-        scores = self._final_scores(arrays)
-        real = kept != self._pad_row
         width = int(k.max())
-        sorted_scores, rows = sort_by_score(np.where(real, scores, np.float32(-np.inf)), kept)
-        count = np.minimum(k, np.count_nonzero(real, axis=1, keepdims=True))
-        rows, sorted_scores = rows[:, :width], sorted_scores[:, :width]
+        scores, rows = sort_by_score(self._final_scores(arrays), kept)
+        rows, scores = rows[:, :width], scores[:, :width]
         if width > kept.shape[1]:
             missing = ((0, 0), (0, width - kept.shape[1]))
             rows = np.pad(rows, missing, constant_values=self._pad_row)
-            sorted_scores = np.pad(sorted_scores, missing)
-        if count.min() < width:
-            given = np.arange(width) < count
-            rows = np.where(given, rows, self._pad_row)
-            sorted_scores = np.where(given, sorted_scores, np.float32(0))
-        return {"item_id": self._ids[rows], "score": sorted_scores, "count": count.astype(np.int32)}
+            scores = np.pad(scores, missing)
+        if rows[:, -1].max() != self._pad_row and k.min() == width:
+            # Every slot is real: nearly every answer to one user.
+            return {"item_id": self._ids[rows], "score": scores, "count": k}
+        count = np.minimum(k, np.count_nonzero(kept != self._pad_row, axis=1)[:, None]).astype(np.int32)
+        given = np.arange(width) < count
+        rows, scores = np.where(given, rows, self._pad_row), np.where(given, scores, np.float32(0))
+        return {"item_id": self._ids[rows], "score": scores, "count": count}
 
     def _final_scores(self, arrays: Arrays) -> Array:
         tasks = arrays["rank_score"]
@@ -90,4 +91,6 @@ class Ordering:
             if unknown.any():
                 scores = np.where(unknown, arrays["kept_score"], scores)
         # A model that answers NaN says nothing about the item: it goes last, and sorts as a number.
-        return np.fmax(scores, np.float32(-np.inf))
+        scores = np.fmax(scores, _NOTHING)
+        scores[arrays["kept_row"] == self._pad_row] = _NOTHING
+        return scores

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import sys
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,11 @@ Scores = npt.NDArray[np.float32]
 #: nearly every cell costs more than a binary search (measured with 64 users of 200 masked items each).
 BITMAP_CELLS = 1 << 23
 
+_ZERO = np.float32(0)
+_ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
+#: Which int32 half of an int64 is the lower one.
+_LOW = 0 if sys.byteorder == "little" else 1
+
 
 def order_by_score(scores: Scores, rows: Rows) -> Rows:
     """Return the places of each user's candidates by (score descending, row ascending).
@@ -23,46 +29,69 @@ def order_by_score(scores: Scores, rows: Rows) -> Rows:
     scores
         ``[B, M]`` float32 without NaN; -0.0 equals 0.0.
     rows
-        ``[B, M]`` int64, not negative, below 2**32.
+        ``[B, M]`` int64, not negative, below 2**31.
 
     Returns
     -------
     ``[B, M]`` int64 places along the second axis.
     """
-    if len(scores) == 1:
-        # One lexsort beats the key's dozen small steps; on many rows it is the other way round.
-        order: Rows = np.lexsort((rows[0], -scores[0]))
-        return order[None]
-    return _keys(scores, rows).argsort(axis=1)
+    return sort_keys(scores, rows).argsort(axis=1)
 
 
 def sort_by_score(scores: Scores, rows: Rows) -> tuple[Scores, Rows]:
     """Return each user's scores and rows by (score descending, row ascending).
 
-    Parameters and shapes are those of :func:`order_by_score`; -0.0 may come back as 0.0.
+    Parameters and shapes are those of :func:`order_by_score`; -0.0 comes back as 0.0.
     """
-    if len(scores) == 1:
-        order = np.lexsort((rows[0], -scores[0]))
-        return scores[0][order][None], rows[0][order][None]
-    keys = _keys(scores, rows)
+    keys = sort_keys(scores, rows)
     keys.sort(axis=1)
-    flipped = ~(keys >> 32).astype(np.int32)
-    return (flipped ^ ((flipped >> 31) & 0x7FFFFFFF)).view(np.float32), keys & 0xFFFFFFFF
+    return read_keys(keys)
 
 
-def _keys(scores: Scores, rows: Rows) -> Rows:
-    """Return int64 keys that sort ascending like (score descending, row ascending)."""
-    # Adding 0.0 turns -0.0 into 0.0. The bits of a float, with all but the sign flipped where it is
-    # negative, sort as integers do.
-    bits = (scores + np.float32(0)).view(np.int32)
-    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    keys: Rows = (~ascending).astype(np.int64)
-    keys <<= 32
-    keys |= rows
+def sort_keys(scores: Scores, rows: Rows) -> Rows:
+    """Return int64 keys that sort ascending like (score descending, row ascending).
+
+    One integer sort is several times faster than a lexsort, and gives back both of its parts. The upper
+    half is the negated score (0 - x, so that -0.0 and 0.0 are one): its bits, with all but the sign
+    flipped where it is negative, sort as integers do.
+    """
+    bits = np.subtract(_ZERO, scores).view(np.int32)
+    flips = bits >> 31
+    flips &= _ALL_BUT_SIGN
+    flips ^= bits
+    keys = np.empty(flips.shape, np.int64)
+    halves = keys.view(np.int32)
+    halves[..., _LOW::2] = rows
+    halves[..., 1 - _LOW :: 2] = flips
     return keys
 
 
-def first_allowed(allowed: npt.NDArray[np.bool_], count: int) -> tuple[Rows, npt.NDArray[np.bool_]]:
+def read_keys(keys: Rows) -> tuple[Scores, Rows]:
+    """Return the scores and rows that :func:`sort_keys` put together."""
+    flipped = (keys >> 32).astype(np.int32)
+    bits = flipped ^ ((flipped >> 31) & _ALL_BUT_SIGN)
+    return np.subtract(_ZERO, bits.view(np.float32)), keys & 0xFFFFFFFF
+
+
+def pick(array: npt.NDArray[Any], places: Rows) -> npt.NDArray[Any]:
+    """Return ``array[b, places[b, m]]`` for all b and m.
+
+    Parameters
+    ----------
+    array
+        ``[B, N]``.
+    places
+        ``[B, M]``.
+    """
+    if len(places) == 1:
+        picked: npt.NDArray[Any] = array[0].take(places[0])
+        return picked[None]
+    base = (np.arange(len(places)) * array.shape[1])[:, None]
+    picked = array.reshape(-1).take(places + base)
+    return picked
+
+
+def first_allowed(allowed: npt.NDArray[np.bool_], count: int) -> tuple[Rows, npt.NDArray[np.bool_] | None]:
     """Return the places of the first ``count`` True of each row.
 
     Parameters
@@ -75,22 +104,25 @@ def first_allowed(allowed: npt.NDArray[np.bool_], count: int) -> tuple[Rows, npt
     Returns
     -------
     ``[B, count]`` int64 places along the second axis, left aligned (0 where there is none);
-    ``[B, count]`` boolean, True where there is one.
+    ``[B, count]`` boolean, True where there is one, or None if there is one everywhere.
     """
     users = len(allowed)
-    out = np.zeros((users, count), np.int64)
     if users == 1:
-        places = allowed[0].nonzero()[0][:count]
-        out[0, : len(places)] = places
-        real = np.zeros((1, count), np.bool_)
-        real[0, : len(places)] = True
-        return out, real
+        found = allowed[0].nonzero()[0][:count]
+        if len(found) == count:
+            return found[None], None
+        out = np.zeros((1, count), np.int64)
+        out[0, : len(found)] = found
+        return out, (np.arange(count) < len(found))[None]
     users_of, places = allowed.nonzero()
-    counts = np.count_nonzero(allowed, axis=1)
-    rank = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
-    kept = rank < count
-    out[users_of[kept], rank[kept]] = places[kept]
-    return out, np.arange(count) < counts[:, None]
+    ends = np.searchsorted(users_of, np.arange(users + 1))
+    counts = ends[1:] - ends[:-1]
+    if counts.min() >= count:
+        return places[ends[:-1, None] + np.arange(count)], None
+    real = np.arange(count) < counts[:, None]
+    out = np.zeros((users, count), np.int64)
+    out[real] = places[(ends[:-1, None] + np.arange(count))[real]]
+    return out, real
 
 
 class Mask(Protocol):
@@ -107,6 +139,10 @@ class Mask(Protocol):
 
     def allows(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Return for ``[B, M]`` rows whether their user may get them."""
+        ...
+
+    def table(self) -> npt.NDArray[np.bool_]:
+        """Return ``[B, I + 1]``: True where a user must not get an item."""
         ...
 
 
@@ -150,6 +186,10 @@ class BitmapMask:
         masked: npt.NDArray[np.bool_] = self._cells[rows + self._base]
         return ~masked
 
+    def table(self) -> npt.NDArray[np.bool_]:
+        """Return ``[B, I + 1]``: True where a user must not get an item."""
+        return self._cells.reshape(self._shape)
+
 
 class KeyMask:
     """A mask that is a sorted list of (user, item): for large catalogues."""
@@ -185,3 +225,9 @@ class KeyMask:
         # The last key is the last user's pad row and no key lies beyond it.
         allowed: npt.NDArray[np.bool_] = self._keys[np.searchsorted(self._keys, keys)] != keys
         return allowed
+
+    def table(self) -> npt.NDArray[np.bool_]:
+        """Return ``[B, I + 1]``: True where a user must not get an item."""
+        cells = np.zeros((self._users, self._items + 1), np.bool_)
+        cells.reshape(-1)[self._keys] = True
+        return cells

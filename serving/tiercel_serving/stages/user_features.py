@@ -221,7 +221,8 @@ class UserFeatures:
     def _status(self, rows: Rows, sent: list[npt.NDArray[np.bool_]], history_lengths: Array) -> Array:
         known = rows < self._users.size
         if known.all():
-            return np.full(len(rows), KNOWN, np.int32)
+            # KNOWN, and the quicker way to write it.
+            return np.zeros(len(rows), np.int32)
         features = history_lengths >= 0
         for column, flags in zip(self._columns, sent, strict=True):
             if column.of_user:
