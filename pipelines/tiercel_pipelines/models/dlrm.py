@@ -79,9 +79,11 @@ class DLRMConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DLRMConfig:
         """Read what :meth:`to_json` wrote."""
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-        sides = {"user": Side.from_json(data["user"]), "item": Side.from_json(data["item"])}
-        return cls(**{**values, **sides})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
+        values.update(user=Side.from_json(data["user"]), item=Side.from_json(data["item"]))
+        return cls(**values)
 
 
 class DLRM(PackedModule):

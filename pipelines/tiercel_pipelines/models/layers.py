@@ -180,9 +180,12 @@ class SideEncoder(nn.Module):
     def numbers(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
         """Return all numbers ``[..., F]``, nulls as 0 (their mean), or None if there are none."""
         found = [tensors[f"{self.side.part}_num"]] if self.side.num else []
-        for column in self.side.lists:
-            if column.cardinality is None:
-                found.append(tensors[self.side.list_tensor(column)].mean(dim=-1, keepdim=True))
+        # A sum and not a mean: the padding adds nothing, however long it is.
+        found.extend(
+            tensors[self.side.list_tensor(column)].sum(dim=-1, keepdim=True)
+            for column in self.side.lists
+            if column.cardinality is None
+        )
         if not found:
             return None
         numbers = torch.cat(found, dim=-1)
@@ -218,7 +221,7 @@ def mean_of_list(table: nn.Module, ids: Tensor) -> Tensor:
         ``[..., E]``.
     """
     real = (ids != PAD_ID).unsqueeze(-1).to(torch.float32)
-    total = (table(ids) * real).sum(dim=-2)
+    total: Tensor = (table(ids) * real).sum(dim=-2)
     return total / real.sum(dim=-2).clamp(min=1.0)
 
 
@@ -247,7 +250,7 @@ def pool_history(tables: Sequence[nn.Module], history_cat: Tensor, history_lengt
     vectors = tables[0](history_cat[:, :, 0])
     for place, table in enumerate(tables[1:], start=1):
         vectors = vectors + table(history_cat[:, :, place])
-    total = (vectors * real).sum(dim=1)
+    total: Tensor = (vectors * real).sum(dim=1)
     return total / history_length.to(torch.float32).clamp(min=1.0).sqrt()
 
 

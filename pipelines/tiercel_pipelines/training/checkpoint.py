@@ -20,7 +20,9 @@ def save_weights(module: torch.nn.Module, path: Path) -> None:
     Tensors that the module shares under several names are written under each.
     """
     # safetensors refuses views of one storage, hence the copies.
-    save_file({name: value.detach().clone().contiguous() for name, value in module.state_dict().items()}, path)
+    save_file(
+        {name: value.detach().clone().contiguous() for name, value in module.state_dict().items()}, path
+    )
 
 
 def load_weights(module: torch.nn.Module, path: Path) -> None:

@@ -97,9 +97,7 @@ def fit_two_tower(
         raise TrainingError(f"{label}: there are no interactions to learn from")
     with seeded(seed) as rng:
         model = build_two_tower(config)
-        maker = BatchMaker(
-            pairs, packed, config.user, settings.history_dropout, settings.id_dropout
-        )
+        maker = BatchMaker(pairs, packed, config.user, settings.history_dropout, settings.id_dropout)
         optimiser = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -290,7 +288,7 @@ def _step(optimiser: torch.optim.Optimizer, loss: torch.Tensor, label: str) -> f
             f"{label}: the loss became {value}; lower the learning rate, or raise the temperature"
         )
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     return value
 

@@ -77,9 +77,7 @@ def pack_dataset(
 
 def _user_frame(workflow: object, dataset: Dataset, interactions: pd.DataFrame) -> pd.DataFrame:
     """Return all users without context, then each interaction's user in its context."""
-    columns = {
-        name for c in packed_columns(workflow, "user") if c.part == "context" for name in c.inputs
-    }
+    columns = {name for c in packed_columns(workflow, "user") if c.part == "context" for name in c.inputs}
     context = [name for name in interactions.columns if name in columns]
     if not context:
         return dataset.users

@@ -114,7 +114,7 @@ def retrieve(
 def _retrieve_chunk(
     scores: FloatArray, users: IntArray, pairs: Pairs, popular: IntArray, settings: ServingSettings
 ) -> Candidates:
-    n_users, n_items = scores.shape
+    n_items = scores.shape[1]
     free = np.ones(scores.shape, dtype=np.bool_)
     free[pairs.seen(users)] = False
     taken = np.zeros(scores.shape, dtype=np.int32)

@@ -265,7 +265,9 @@ def check_destination(destination: Path, replace_existing: bool) -> None:
         return
     empty = destination.is_dir() and not any(destination.iterdir())
     if not replace_existing and not empty:
-        raise TrainingError(f"{destination}: there is something already; replace it or name another directory")
+        raise TrainingError(
+            f"{destination}: something is there already; replace it or name another directory"
+        )
     if not empty and not (destination / RUN_NAME).is_file():
         raise TrainingError(
             f"{destination}: expected a run to replace, found something else; name another directory"

@@ -118,9 +118,7 @@ class BatchMaker:
     history_dropout: float
     id_dropout: float
 
-    def epoch(
-        self, groups: Groups, batch_size: int, rng: np.random.Generator
-    ) -> Iterator[RetrievalBatch]:
+    def epoch(self, groups: Groups, batch_size: int, rng: np.random.Generator) -> Iterator[RetrievalBatch]:
         """Yield the groups in random order, ``batch_size`` at a time."""
         order = rng.permutation(len(groups.users))
         for start in range(0, len(order), batch_size):
@@ -287,7 +285,7 @@ def _weights_of(held_out: Pairs, rows: IntArray, n_items: int) -> FloatArray:
 
 def sample_candidates(
     lists: RankingLists, kept: int, negatives: int, hard: float, n_items: int, rng: np.random.Generator
-) -> tuple[BoolArray, BoolArray]:
+) -> BoolArray:
     """Choose which candidates of each list take part in one training step.
 
     The best candidate always does (scores are seen relative to its), and every positive among the
@@ -324,7 +322,7 @@ def sample_candidates(
     first = _lowest(np.where(free & near, drawn, np.inf), wanted)
     second = _lowest(np.where(free & ~first, drawn, np.inf), negatives - wanted)
     best = real & (np.arange(width) == 0)
-    return positive | first | second | best
+    return np.asarray(positive | first | second | best)
 
 
 def _lowest(values: npt.NDArray[np.float64], count: int) -> BoolArray:

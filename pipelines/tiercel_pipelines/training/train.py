@@ -2,12 +2,17 @@
 
 ::
 
-    split ─ fit workflow ─ pack ─┬─ two-tower on everything but fold f, for each fold f
-                                 │     └─ its candidates, in which fold f's interactions are positives
-                                 ├─ two-tower on all folds, for as many epochs as were best on fold 0
-                                 └─ ranker: early stopping on fold 0's lists, then again on all lists
+    split ─ fit workflow ─ pack ─┬─ two-tower on all but fold 0; early stopping on fold 0
+                                 │     └─ its candidates: the lists that the ranker is judged on
+                                 ├─ two-tower on all but folds 0 and f, for each further fold f
+                                 │     └─ its candidates, of which fold f's interactions are positives:
+                                 │        the lists that the ranker learns; early stopping on fold 0
+                                 └─ two-tower on all folds, for as many epochs as were best: the one served
 
-Fold 0 is the validation part. The test part is looked at once, at the end.
+Fold 0 is the validation part. The ranker must not know it, neither as history nor as something seen:
+an unseen item that a user will like is a negative in training as it is in the test, and a validation
+that spares its own positives this fate rewards learning the negatives by heart. The test part is
+looked at once, at the end.
 """
 
 from __future__ import annotations
@@ -202,12 +207,13 @@ class Trainer:
         """Train both models as the module's picture says."""
         settings, seed = self.recipe.retrieval, self.recipe.seed
         rng = np.random.default_rng(seed)
-        fold_numbers = [fold for fold in range(int(self.folds.max(initial=-1)) + 1) if (self.folds == fold).any()]
+        count = int(self.folds.max(initial=-1)) + 1
         lists: list[RankingLists] = []
         best: Course | None = None
         with clock.part("two-tower"):
-            for fold in fold_numbers:
-                rest, held_out = self.pairs.select(self.folds != fold), self.pairs.select(self.folds == fold)
+            for fold in range(count):
+                rest = self.pairs.select((self.folds != 0) & (self.folds != fold))
+                held_out = self.pairs.select(self.folds == fold)
                 model, course = fit_two_tower(
                     self.two_tower,
                     settings,
@@ -215,21 +221,14 @@ class Trainer:
                     rest,
                     seed=seed + fold,
                     valid=held_out if fold == 0 else None,
-                    epochs=None if best is None else best.epochs,
+                    epochs=None if best is None else max(1, best.epochs),
                     progress=self.progress,
-                    label=f"two-tower, fold {fold + 1} of {len(fold_numbers)}",
+                    label=f"two-tower, fold {fold + 1} of {count}",
                 )
                 best = best or course
-                lists.append(
-                    make_lists(
-                        rest,
-                        held_out,
-                        self.packed,
-                        self._candidates(model, rest),
-                        self.recipe.ranking.context_dropout,
-                        rng,
-                    )
-                )
+                candidates = self._candidates(model, rest)
+                dropout = self.recipe.ranking.context_dropout
+                lists.append(make_lists(rest, held_out, self.packed, candidates, dropout, rng))
             two_tower, last = fit_two_tower(
                 self.two_tower,
                 settings,
@@ -238,48 +237,27 @@ class Trainer:
                 seed=seed,
                 epochs=None if best is None else max(1, best.epochs),
                 progress=self.progress,
-                label="two-tower",
             )
         with clock.part("ranker"):
             ranker, ranked = self._fit_ranker(lists)
-        return two_tower, ranker, {
-            "two_tower": _course(best or last),
-            "ranker": _course(ranked) if ranked is not None else None,
-        }
+        return two_tower, ranker, {"two_tower": _course(best or last), "ranker": _course(ranked)}
 
-    def _fit_ranker(self, lists: list[RankingLists]) -> tuple[DLRM, Course | None]:
-        """Find the number of epochs on fold 0's lists, then train on all."""
+    def _fit_ranker(self, lists: list[RankingLists]) -> tuple[DLRM, Course]:
+        """Train the ranker on the further folds' lists, judged on fold 0's."""
         settings, kept, seed = self.recipe.ranking, self.recipe.serving.kept, self.recipe.seed
         if len(lists) < 2:
             # Nothing to learn from that retrieval did not know, or nothing to judge it by.
-            empty = lists[0].take(np.arange(0)) if lists else self._no_lists()
-            ranker, _ = fit_dlrm(self.dlrm, settings, self.packed, empty, kept, seed=seed, epochs=0)
-            return ranker, None
-        valid = (lists[0], self.pairs.select(self.folds == 0))
-        first = RankingLists.concatenate(lists[1:])
-        _, course = fit_dlrm(
+            return fit_dlrm(self.dlrm, settings, self.packed, self._no_lists(), kept, seed=seed, epochs=0)
+        return fit_dlrm(
             self.dlrm,
             settings,
             self.packed,
-            first,
+            RankingLists.concatenate(lists[1:]),
             kept,
             seed=seed,
-            valid=valid,
+            valid=(lists[0], self.pairs.select(self.folds == 0)),
             progress=self.progress,
-            label="ranker, without fold 1",
         )
-        ranker, _ = fit_dlrm(
-            self.dlrm,
-            settings,
-            self.packed,
-            RankingLists.concatenate(lists),
-            kept,
-            seed=seed,
-            epochs=course.epochs,
-            progress=self.progress,
-            label="ranker",
-        )
-        return ranker, course
 
     def _no_lists(self) -> RankingLists:
         nothing = np.zeros((0, self.recipe.serving.candidates))
