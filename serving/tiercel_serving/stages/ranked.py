@@ -87,8 +87,7 @@ def pick(array: npt.NDArray[Any], places: Rows) -> npt.NDArray[Any]:
         picked: npt.NDArray[Any] = array[0].take(places[0])
         return picked[None]
     base = (np.arange(len(places)) * array.shape[1])[:, None]
-    picked = array.reshape(-1).take(places + base)
-    return picked
+    return array.reshape(-1).take(places + base)
 
 
 def first_allowed(allowed: npt.NDArray[np.bool_], count: int) -> tuple[Rows, npt.NDArray[np.bool_] | None]:

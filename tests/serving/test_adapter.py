@@ -1,0 +1,225 @@
+"""The adapter with a stand-in for Triton's module: who is answered, who is refused, what is counted.
+
+That a real Triton takes it is the end-to-end tests' business.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from stage_oracles import Ask, tensors
+from tiny_release import Tiny
+
+OUTPUTS = ("item_id", "score", "count", "status")
+
+
+class Tensor:
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        assert array.flags.c_contiguous, name
+        self._name, self._array = name, array
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> np.ndarray:
+        return self._array
+
+
+class TritonError(Exception):
+    INTERNAL, NOT_FOUND, INVALID_ARG = "INTERNAL", "NOT_FOUND", "INVALID_ARG"
+
+    def __init__(self, message: str, code: str = INTERNAL) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Response:
+    def __init__(self, output_tensors: tuple[Tensor, ...] = (), error: TritonError | None = None) -> None:
+        self.error = error
+        self.arrays = {tensor.name(): tensor.as_numpy() for tensor in output_tensors}
+
+
+class Request:
+    def __init__(self, arrays: dict[str, np.ndarray], outputs: tuple[str, ...] = OUTPUTS) -> None:
+        self._arrays, self._outputs = arrays, outputs
+
+    def inputs(self) -> list[Tensor]:
+        return [Tensor(name, array) for name, array in self._arrays.items()]
+
+    def requested_output_names(self) -> list[str]:
+        return list(self._outputs)
+
+
+class MetricFamily:
+    COUNTER = "counter"
+    values: dict[tuple[str, str], float]
+
+    def __init__(self, name: str, description: str, kind: str) -> None:
+        assert description
+        assert kind == self.COUNTER
+        self._name = name
+
+    def Metric(self, labels: dict[str, str]) -> Any:
+        key = (self._name, "".join(labels.values()))
+        self.values.setdefault(key, 0)
+
+        def increment(by: float) -> None:
+            self.values[key] += by
+
+        return SimpleNamespace(increment=increment)
+
+
+@pytest.fixture
+def fake_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[str, str], float]]:
+    """Yield the counts that reached Triton."""
+    MetricFamily.values = {}
+    module = ModuleType("triton_python_backend_utils")
+    logger = SimpleNamespace(log_error=lambda message: None)
+    for name, value in {
+        "Tensor": Tensor,
+        "TritonError": TritonError,
+        "TritonModelException": type("TritonModelException", (Exception,), {}),
+        "InferenceResponse": Response,
+        "MetricFamily": MetricFamily,
+        "Logger": logger,
+    }.items():
+        setattr(module, name, value)
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
+    monkeypatch.delitem(sys.modules, "tiercel_serving.triton", raising=False)
+    yield MetricFamily.values
+    sys.modules.pop("tiercel_serving.triton", None)
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def open_model(fake_triton: dict[tuple[str, str], float], plain: Tiny) -> Iterator[Open]:
+    opened: list[Any] = []
+
+    def get(stages: str = "", build_id: str = "build-1", release: str | None = None) -> Any:
+        from tiercel_serving.triton import TritonPythonModel
+
+        parameters = {
+            "stages": stages or ",".join(name for name in plain.release.stages if name != "describe_items"),
+            "build_id": build_id,
+            "release": release or str(plain.release.path),
+        }
+        config = {"parameters": {name: {"string_value": value} for name, value in parameters.items()}}
+        model = TritonPythonModel()
+        repository = plain.release.path / "triton" / "pipeline"
+        model.initialize({"model_config": json.dumps(config), "model_repository": str(repository)})
+        opened.append(model)
+        return model
+
+    yield get
+    for model in opened:
+        model.finalize()
+
+
+def test_the_bad_are_refused_and_their_neighbours_answered(open_model: Open, plain: Tiny) -> None:
+    model = open_model()
+    good = [tensors([Ask(plain.user_ids[2], k=3)]), tensors([Ask(plain.user_ids[3], k=7), Ask(-4)])]
+    bad = [{"k": np.array([[1]], np.int32)}, tensors([Ask(plain.user_ids[2], k=99)])]
+    mixed = [bad[0], good[0], bad[1], good[1]]
+    responses = model.execute([Request(arrays) for arrays in mixed])
+    assert [response.error and response.error.code for response in responses] == [
+        "INVALID_ARG",
+        None,
+        "INVALID_ARG",
+        None,
+    ]
+    assert "user_id is missing" in str(responses[0].error)
+    assert "k must be 1 to 8, came 99" in str(responses[2].error)
+    for arrays, response in zip(good, responses[1::2], strict=True):
+        alone = model.execute([Request(arrays)])[0]
+        assert sorted(response.arrays) == sorted(OUTPUTS)
+        for name in ("item_id", "count", "status"):
+            np.testing.assert_array_equal(response.arrays[name], alone.arrays[name])
+
+
+def test_only_what_was_asked_for_is_given(open_model: Open, plain: Tiny) -> None:
+    arrays = tensors([Ask(plain.user_ids[2]), Ask(plain.user_ids[4])])
+    names = ("kept_row", "time_us_retrieval", "time_us_user_tower")
+    response = open_model().execute([Request(arrays, names)])[0]
+    assert sorted(response.arrays) == sorted(names)
+    times = response.arrays["time_us_retrieval"]
+    assert times.dtype == np.float32
+    assert times.shape == (2, 1)
+    assert (times > 0).all()
+
+
+def test_one_poisonous_request_falls_alone(
+    open_model: Open, plain: Tiny, fake_triton: dict[tuple[str, str], float]
+) -> None:
+    model = open_model()
+    ranking = next(stage for stage in model._pipeline.stages if stage.spec.name == "ranking")
+    run = ranking.run
+
+    def broken(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if (arrays["user_num"] == 66).any():
+            raise RuntimeError("poison")
+        return run(arrays)
+
+    ranking.run = broken
+    asks = [Ask(plain.user_ids[2]), Ask(plain.user_ids[3], age=66.0), Ask(plain.user_ids[4])]
+    responses = model.execute([Request(tensors([ask])) for ask in asks])
+    assert [response.error is None for response in responses] == [True, False, True]
+    assert responses[1].error.code == "INTERNAL"
+    assert "stage ranking: RuntimeError: poison" in str(responses[1].error)
+    assert model.execute([Request(tensors([asks[0]]))])[0].error is None
+    model.finalize()
+    assert fake_triton["tiercel_stage_errors_total", "ranking"] == 1
+    assert fake_triton["tiercel_answers_total", "known"] == 3
+
+
+def test_counts(open_model: Open, plain: Tiny, fake_triton: dict[tuple[str, str], float]) -> None:
+    model = open_model()
+    asks = [Ask(plain.user_ids[2]), Ask(-1), Ask(-1, age=3.0), Ask(plain.user_ids[1]), Ask(plain.user_ids[0])]
+    model.execute([Request(tensors(asks[:2])), Request(tensors(asks[2:])), Request({})])
+    model.finalize()
+    values = {key: value for key, value in fake_triton.items() if value}
+    assert values == {
+        ("tiercel_answers_total", "known"): 3,
+        ("tiercel_answers_total", "unknown"): 1,
+        ("tiercel_answers_total", "unknown_with_features"): 1,
+        # This user has seen everything.
+        ("tiercel_short_lists_total", ""): 1,
+        ("tiercel_refused_requests_total", ""): 1,
+    }
+    assert ("tiercel_stage_errors_total", "retrieval") in fake_triton
+
+
+def test_models_of_one_stage_make_the_same_answer(open_model: Open, plain: Tiny) -> None:
+    """The staged layout, hop by hop, with the tensors that Triton would carry."""
+    asks = [Ask(plain.user_ids[2], k=2, exclude=plain.item_ids[:4]), Ask(-4, history=plain.item_ids[5:9])]
+    fused = open_model().execute([Request(tensors(asks))])[0].arrays
+    carried = tensors(asks)
+    for name, spec in plain.release.stages.items():
+        if name != "describe_items":
+            model = open_model(stages=name)
+            inputs = {t.name: carried[t.name] for t in spec.inputs if t.name in carried}
+            outputs = tuple(tensor.name for tensor in spec.outputs)
+            response = model.execute([Request(inputs, outputs)])[0]
+            assert response.error is None
+            carried.update(response.arrays)
+    for name in OUTPUTS:
+        np.testing.assert_array_equal(carried[name], fused[name])
+
+
+def test_a_model_of_another_build_does_not_load(open_model: Open) -> None:
+    with pytest.raises(Exception, match="made for build build-2") as caught:
+        open_model(build_id="build-2")
+    assert type(caught.value).__name__ == "TritonModelException"
+
+
+def test_the_release_may_be_given_relative_to_the_model(open_model: Open, plain: Tiny) -> None:
+    (plain.release.path / "triton" / "pipeline").mkdir(parents=True, exist_ok=True)
+    model = open_model(release="../..")
+    assert model.execute([Request(tensors([Ask(plain.user_ids[2])]))])[0].error is None
