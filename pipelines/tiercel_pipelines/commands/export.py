@@ -40,7 +40,7 @@ def command(
     """
     with shell(json=json, debug=debug) as sh:
         begun = time.perf_counter()
-        with sh.work(f"Exporting {run}") as progress:
+        with sh.work(f"Exporting {run}", steps=True) as progress:
             from tiercel_export.targets import TARGETS
 
             if layout not in ("fused", "staged"):

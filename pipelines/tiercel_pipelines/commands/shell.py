@@ -44,7 +44,16 @@ OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 #: Errors that mean "what you typed cannot be", by name: their modules need not be imported to know them.
 REFUSED = frozenset(
-    {"InvalidRequest", "RecipeError", "ReleaseMissing", "PortTaken", "ExportInputError", "Refused"}
+    {
+        "ExportInputError",
+        "InvalidInput",
+        "InvalidRequest",
+        "PortTaken",
+        "RecipeError",
+        "Refused",
+        "ReleaseMissing",
+        "RequestRefused",
+    }
 )
 
 
@@ -105,12 +114,19 @@ class Shell:
         return USAGE if known and _is_refused(error) else FAILED
 
     @contextlib.contextmanager
-    def work(self, title: str) -> Iterator[Report]:
+    def work(self, title: str, *, steps: bool = False) -> Iterator[Report]:
         """Show a progress bar while something long runs.
 
-        Gives a callback ``progress(what, done, total)``: each new ``what`` gets a line of its own, and a
-        ``total`` of None means that nobody knows. Where standard error is no terminal, one line is
-        printed as each begins.
+        Gives a callback ``progress(what, done, total)``; a ``total`` of None means that nobody knows.
+        Where standard error is no terminal, one line is printed as each ``what`` begins.
+
+        Parameters
+        ----------
+        title
+            What is going on until the callback says more.
+        steps
+            Whether the callback counts through the steps of one piece of work, whose names are the
+            ``what``; else each ``what`` is a piece of work with a line of its own.
         """
         if not self.err.is_terminal:
             yield self._plain_report(title)
@@ -124,7 +140,7 @@ class Shell:
         )
         with Progress(*columns, console=self.err, transient=True) as bars:
             first = bars.add_task(escape(title), total=None)
-            yield self._bar_report(bars, first)
+            yield self._steps_report(bars, first) if steps else self._bar_report(bars, first)
 
     def _plain_report(self, title: str) -> Report:
         self.note(f"{title} …")
@@ -134,6 +150,12 @@ class Shell:
             if what not in seen:
                 seen.add(what)
                 self.note(f"  {what}")
+
+        return report
+
+    def _steps_report(self, bars: Progress, task: TaskID) -> Report:
+        def report(what: str, done: int, total: int | None) -> None:
+            bars.update(task, description=escape(what), completed=done, total=total)
 
         return report
 

@@ -29,13 +29,13 @@ def command(
     Example: [bold]tiercel verify releases/movielens[/]
     """
     with shell(json=json, debug=debug) as sh:
-        with sh.work(f"Verifying {release}") as progress:
+        with sh.work(f"Verifying {release}", steps=True) as progress:
             from tiercel_export.verify import verify_release
             from tiercel_serving.release import check_files, open_release
 
             opened = open_release(release)
             check_files(opened, checksum_report(opened, progress))
-            report = verify_release(opened)
+            report = verify_release(release, progress=progress)
         document = {"release": str(release), "build_id": opened.build_id, **report.to_json()}
         sh.emit(document, heading(f"{release}, build {document['build_id']}"), verify_table(document))
         if not document["ok"]:

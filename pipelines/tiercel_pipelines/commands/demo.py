@@ -1,0 +1,166 @@
+"""``tiercel demo``."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from .recommend import document_of, items_table
+from .serve import example_user, start
+from .shell import Debug, Json, Refused, Shell, shell
+from .tables import number, seconds
+from .train import Epochs, adjusted
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+
+#: Data set → its recipe.
+RECIPES = {"ml-100k": "movielens", "synthetic": "synthetic"}
+
+
+def command(
+    data: Annotated[
+        str,
+        typer.Option("--data", metavar="auto|ml-100k|synthetic", help="auto takes ml-100k if it can be had."),
+    ] = "auto",
+    folder: Annotated[Path, typer.Option("--dir", help="Where runs/ and releases/ go.")] = Path(),
+    epochs: Epochs = None,
+    reuse: Annotated[bool, typer.Option("--reuse", help="Keep a run and a release that are there.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Do everything once: data, training, export, verification, a real Triton, ten recommendations.
+
+    Takes MovieLens-100K if it is there or can be downloaded, else made-up data, and says which.
+
+    Example: [bold]tiercel demo[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        if data not in ("auto", *RECIPES):
+            raise Refused(f"--data {data}: use auto, {' or '.join(RECIPES)}")
+        demo = _Demo(sh, folder, epochs, reuse)
+        document = demo.run(data)
+        sh.emit(document, *_human(document))
+
+
+class _Demo:
+    """The steps, and how long each took."""
+
+    def __init__(self, sh: Shell, folder: Path, epochs: int | None, reuse: bool) -> None:
+        self.sh, self.folder, self.epochs, self.reuse = sh, folder, epochs, reuse
+        self.steps: dict[str, float] = {}
+
+    def run(self, data: str) -> dict[str, Any]:
+        """Take every step, and return what came of it as JSON."""
+        begun = time.perf_counter()
+        dataset = self.data(data)
+        name = RECIPES[dataset.name]
+        run, release = self.folder / "runs" / name, self.folder / "releases" / name
+        metrics = self.train(dataset, run)
+        self.export(run, release)
+        answer = self.serve(release)
+        return {
+            "data": dataset.name,
+            "source": dataset.source,
+            "run": str(run),
+            "release": str(release),
+            "metrics": metrics,
+            "recommendation": answer,
+            "seconds": {**self.steps, "total": time.perf_counter() - begun},
+        }
+
+    def data(self, wanted: str) -> Dataset:
+        """Load ml-100k if it is wanted or can be had, else make data up, and say which."""
+        from ..data import load_dataset
+        from ..errors import DataError
+
+        with self.step("data"), self.sh.work("Loading data") as progress:
+            name = "ml-100k" if wanted == "auto" else wanted
+            try:
+                dataset = load_dataset(name, progress=progress)
+            except DataError as error:
+                if wanted != "auto":
+                    raise
+                self.sh.note(f"{error}\nTaking made-up data instead.", style="yellow")
+                dataset = load_dataset("synthetic", progress=progress)
+        count = number(len(dataset.interactions))
+        self.done("data", f"{dataset.name} ({dataset.source}), {count} interactions")
+        return dataset
+
+    def train(self, dataset: Dataset, run: Path) -> Any:
+        """Train the data set's recipe, and return the metrics."""
+        with self.step("train"), self.sh.work("Training") as progress:
+            from ..recipe import load_recipe
+            from ..training import TrainedRun, train_recipe
+
+            if self.reuse and run.exists():
+                trained = TrainedRun.open(run)
+            else:
+                recipe = adjusted(load_recipe(RECIPES[dataset.name]), None, self.epochs)
+                recipe.check(dataset)
+                trained = train_recipe(recipe, dataset, run, replace=True, progress=progress)
+        self.done("train", f"workflow, retrieval model and ranker → {run}")
+        return trained.metrics
+
+    def export(self, run: Path, release: Path) -> None:
+        """Compile and verify the run."""
+        with self.step("export"), self.sh.work("Exporting", steps=True) as progress:
+            from ..run_export import export_run
+            from ..training import TrainedRun
+
+            if not (self.reuse and release.exists()):
+                trained = TrainedRun.open(run)
+                export_run(trained, release, layout="fused", target="cpu", replace=True, progress=progress)
+        self.done("export", f"compiled and verified → {release}")
+
+    def serve(self, release: Path) -> dict[str, Any]:
+        """Serve the release, ask it once, and stop it."""
+        from tiercel_client import Recommender
+
+        with self.step("serve"):
+            server = start(self.sh, release)
+        try:
+            self.done("serve", f"Triton answers at {server.grpc_url} (gRPC) and {server.http_url}")
+            assert server.release is not None
+            user = example_user(server.release)
+            with self.step("recommend"), Recommender(server.grpc_url) as recommender:
+                answer = recommender.recommend(user_id=user, k=10)
+            self.done("recommend", f"{len(answer.items)} items for user {user}, over gRPC")
+        finally:
+            with self.step("stop"):
+                server.stop()
+        self.done("stop", "the server is gone, and left nothing")
+        return document_of(answer)
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Measure a step."""
+        begun = time.perf_counter()
+        yield
+        self.steps[name] = time.perf_counter() - begun
+
+    def done(self, name: str, what: str) -> None:
+        """Say that a step is done."""
+        took = seconds(self.steps[name])
+        line = f"[green]✓[/] {name:<10}{escape(what)}  [dim]{took}[/]"
+        self.sh.err.print(line, highlight=False, soft_wrap=True)
+
+
+def _human(document: Mapping[str, Any]) -> list[Any]:
+    release, user = document["release"], document["recommendation"]["user_id"]
+    total = seconds(document["seconds"]["total"])
+    return [
+        "",
+        items_table(document["recommendation"]),
+        "",
+        f"All of it took {total}. What to type next:",
+        f"  tiercel serve {escape(release)}",
+        f"  tiercel recommend --user {escape(str(user))} -k 10 --explain     [dim]# in another terminal[/]",
+        f"  tiercel evaluate {escape(document['run'])}",
+    ]
