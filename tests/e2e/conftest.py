@@ -1,0 +1,115 @@
+"""Two recommenders, trained, exported and served on a real Triton once for all end-to-end tests.
+
+``movielens`` is the recipe that ships, on real data where it is found; ``synthetic`` has string ids,
+context, lists and nulls. Both are trained for a few epochs: parity does not need good models. One
+server holds both layouts: ``recommend`` is fused, ``recommend_staged`` is staged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc as grpcclient
+from reference import OfflineReference, Question
+
+from tiercel_export.graph import render_repository
+from tiercel_pipelines.data import Dataset, Synthetic, load_dataset
+from tiercel_pipelines.recipe import Recipe, load_recipe
+from tiercel_pipelines.run_export import export_run
+from tiercel_pipelines.server import TritonServer, start_server
+from tiercel_pipelines.training import TrainedRun, train_recipe
+from tiercel_serving.release import Release
+
+LAYOUTS = {"fused": "recommend", "staged": "recommend_staged"}
+
+
+@dataclass
+class Served:
+    """A served recommender and everything it was made of."""
+
+    recipe: Recipe
+    dataset: Dataset
+    run: TrainedRun
+    release: Release
+    server: TritonServer
+
+    @cached_property
+    def reference(self) -> OfflineReference:
+        return OfflineReference(
+            workflow=self.run.load_workflow(),
+            user_tower=self.run.load_user_tower(),
+            item_tower=self.run.load_item_tower(),
+            ranker=self.run.load_ranker(),
+            users=self.run.users,
+            items=self.run.items,
+            interactions=self.run.fit,
+            settings=self.release.settings,
+            packed=self.release.manifest["packed"],
+            user_id=self.dataset.user_id,
+            item_id=self.dataset.item_id,
+            timestamp=self.dataset.timestamp,
+        )
+
+    @cached_property
+    def client(self) -> grpcclient.InferenceServerClient:
+        """A plain gRPC client, for requests that ours would refuse to send."""
+        return grpcclient.InferenceServerClient(self.server.grpc_url)
+
+    @property
+    def known_user(self) -> Any:
+        return self.run.users[self.dataset.user_id].iloc[7]
+
+    @property
+    def unknown_user(self) -> Any:
+        return "nobody – 誰も" if isinstance(self.known_user, str) else 987_654_321
+
+    def question(self, **changes: Any) -> Question:
+        return Question(**{"user_id": self.known_user, **changes})
+
+
+def quick(recipe: Recipe, epochs: int = 2) -> Recipe:
+    """The same recipe, trained for a few epochs only."""
+    return dataclasses.replace(
+        recipe,
+        retrieval=dataclasses.replace(recipe.retrieval, max_epochs=epochs),
+        ranking=dataclasses.replace(recipe.ranking, max_epochs=epochs),
+    )
+
+
+def recipe_for(name: str) -> Recipe:
+    recipe = quick(load_recipe(name))
+    if name == "synthetic":
+        data = Synthetic(users=500, items=300, interactions=12_000, ids="str")
+        recipe = dataclasses.replace(recipe, dataset=data)
+    return recipe
+
+
+def ml_100k_missing() -> str | None:
+    places = [Path(os.environ.get("TIERCEL_DATA_DIR", "data")), Path("data")]
+    if any((place / "ml-100k" / "u.data").is_file() for place in places):
+        return None
+    return "ml-100k is not here: set TIERCEL_DATA_DIR, or say `tiercel data ml-100k`"
+
+
+@pytest.fixture(scope="session", params=["movielens", "synthetic"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with both layouts of one release."""
+    if request.param == "movielens" and (reason := ml_100k_missing()):
+        pytest.skip(reason)
+    place = tmp_path_factory.mktemp(request.param)
+    recipe = recipe_for(request.param)
+    dataset = load_dataset(recipe.dataset)
+    run = train_recipe(recipe, dataset, place / "run")
+    release = export_run(run, place / "release")
+    repository = place / "repository"
+    render_repository(release, repository, "fused", release_path=str(release.path))
+    render_repository(release, repository, "staged", suffix="_staged", release_path=str(release.path))
+    with start_server(repository) as server:
+        yield Served(recipe, dataset, run, release, server)

@@ -1,0 +1,148 @@
+"""Input that is odd but answered: each case has a defined answer, which is an answer and not an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from e2e.conftest import LAYOUTS, Served
+from e2e.raw import raw_infer
+from reference import Question, assert_same
+
+from tiercel_client import Recommendation, Recommender, Status
+
+UNICODE_IDS = ["", " ", "é", "e\u0301", "誰も", "🦅", "a\x00b", "a\x00", "\u200f", "x" * 10_000]
+
+
+@pytest.fixture(params=LAYOUTS)
+def recommender(request: pytest.FixtureRequest, served: Served) -> Any:
+    with Recommender(served.server.grpc_url, model=LAYOUTS[request.param], timeout_s=60.0) as client:
+        yield client
+
+
+def assert_right(served: Served, question: Question, answer: Recommendation) -> None:
+    [expected] = served.reference.answer([question])
+    ids, scores = [i.item_id for i in answer.items], [i.score for i in answer.items]
+    assert_same(expected, ids, scores, answer.status.value)
+
+
+def all_items(served: Served) -> list[Any]:
+    return served.run.items[served.dataset.item_id].tolist()
+
+
+def test_unknown_user_gets_popular_items_that_pass_the_filters(
+    served: Served, recommender: Recommender
+) -> None:
+    answer = recommender.recommend(served.unknown_user)
+    assert answer.status is Status.UNKNOWN
+    passing = [row for row in served.reference.popular if served.reference.failed_rule[row]]
+    assert [item.item_id for item in answer.items] == [all_items(served)[row] for row in passing[:10]]
+
+
+def test_unknown_user_with_features_goes_through_the_models(served: Served, recommender: Recommender) -> None:
+    column = next(c for c in served.release.manifest["request_columns"] if c["part"] == "user")["name"]
+    value = served.run.users[column].iloc[3]
+    features = {column: value.tolist() if isinstance(value, np.generic | np.ndarray) else value}
+    question = Question(served.unknown_user, features=features)
+    answer = recommender.recommend(served.unknown_user, features=features)
+    assert answer.status is Status.UNKNOWN_WITH_FEATURES
+    assert_right(served, question, answer)
+
+
+def test_unknown_user_with_a_history(served: Served, recommender: Recommender) -> None:
+    history = all_items(served)[3:40]
+    answer = recommender.recommend(served.unknown_user, history=history)
+    assert answer.status is Status.UNKNOWN_WITH_FEATURES
+    assert not {item.item_id for item in answer.items} & set(history)
+    assert_right(served, Question(served.unknown_user, history=history), answer)
+
+
+def test_an_empty_history_overrides_the_store(served: Served, recommender: Recommender) -> None:
+    answer = recommender.recommend(served.known_user, history=[])
+    assert_right(served, served.question(history=[]), answer)
+
+
+def test_excluded_ids_unknown_repeated_and_thousands(served: Served, recommender: Recommender) -> None:
+    first = [item.item_id for item in recommender.recommend(served.known_user).items]
+    strange: list[Any] = UNICODE_IDS[:4] if isinstance(first[0], str) else [-1, 2**62, -(2**63), 0]
+    exclude = (first[:5] * 500 + strange * 300)[:5_000]
+    answer = recommender.recommend(served.known_user, exclude=exclude)
+    assert not {item.item_id for item in answer.items} & set(exclude)
+    assert_right(served, served.question(exclude=exclude), answer)
+
+
+def test_everything_excluded(served: Served, recommender: Recommender) -> None:
+    answer = recommender.recommend(served.known_user, exclude=all_items(served))
+    assert answer.items == ()
+    assert answer.status is Status.KNOWN
+
+
+def test_everything_excluded_for_an_unknown_user(served: Served, recommender: Recommender) -> None:
+    answer = recommender.recommend(served.unknown_user, exclude=all_items(served))
+    assert answer.items == ()
+
+
+def test_k_above_what_is_left(served: Served, recommender: Recommender) -> None:
+    seen = {served.reference.raw_ids[row] for row in served.reference.history[served.known_user]}
+    passing = {
+        item
+        for row, item in enumerate(all_items(served))
+        if served.reference.failed_rule[row] and item not in seen
+    }
+    left = set(sorted(passing, key=str)[:3])
+    exclude = [item for item in all_items(served) if item not in left]
+    answer = recommender.recommend(served.known_user, k=served.release.settings.k_max, exclude=exclude)
+    assert {item.item_id for item in answer.items} == left
+    raw = raw_infer(
+        served.client,
+        {
+            "user_id": np.array(
+                [[served.known_user]], object if isinstance(served.known_user, str) else None
+            ),
+            "exclude_item_ids": np.array([exclude], object if isinstance(exclude[0], str) else None),
+            "k": np.array([[20]], np.int32),
+        },
+    )
+    assert raw["count"].tolist() == [[3]]
+    assert raw["item_id"].shape == (1, 20)
+
+
+def test_nan_means_null(served: Served, recommender: Recommender) -> None:
+    columns = [c for c in served.release.manifest["request_columns"] if c["part"] == "user" and not c["list"]]
+    plain = recommender.recommend(served.known_user)
+    for column in columns:
+        null = float("nan") if column["dtype"].startswith("float") else None
+        answer = recommender.recommend(served.known_user, features={column["name"]: null})
+        assert [i.item_id for i in answer.items] == [i.item_id for i in plain.items], column["name"]
+        assert answer.status is Status.KNOWN
+
+
+def test_string_ids_with_any_unicode(served: Served, recommender: Recommender) -> None:
+    if not isinstance(served.known_user, str):
+        assert recommender.recommend(-(2**63)).status is Status.UNKNOWN
+        return
+    answers = recommender.recommend_many(UNICODE_IDS, exclude=[UNICODE_IDS] * len(UNICODE_IDS))
+    assert [answer.user_id for answer in answers] == UNICODE_IDS
+    assert all(answer.status is Status.UNKNOWN and len(answer.items) == 10 for answer in answers)
+    nonascii = [u for u in served.run.users[served.dataset.user_id] if not u.isascii()]
+    assert nonascii
+    assert recommender.recommend(nonascii[0]).status is Status.KNOWN
+
+
+def test_titles_come_with_the_answer(served: Served, recommender: Recommender) -> None:
+    answer = recommender.recommend(served.known_user)
+    title_of = dict(zip(all_items(served), served.run.items["title"].tolist(), strict=True))
+    assert [item.title for item in answer.items] == [title_of[item.item_id] for item in answer.items]
+
+
+def test_explain_accounts_for_every_candidate(served: Served) -> None:
+    with Recommender(served.server.grpc_url, timeout_s=60.0) as client:
+        explained = client.explain(served.known_user, k=5)
+        answer = client.recommend(served.known_user, k=5)
+    [expected] = served.reference.answer([served.question(k=5)])
+    assert len(explained.candidates) == len(expected.retrieved)
+    final = [c for c in explained.candidates if c.rank is not None]
+    assert [c.item_id for c in sorted(final, key=lambda c: c.rank)] == [i.item_id for i in answer.items]
+    assert set(explained.stage_times_us) == set(served.release.stages) - {"describe_items"}
+    assert all(time > 0 for time in explained.stage_times_us.values())
