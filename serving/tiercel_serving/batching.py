@@ -104,15 +104,12 @@ def complete(
     return full
 
 
-def _fill_value(spec: TensorSpec, arrays: Arrays) -> object:
+def _fill_value(spec: TensorSpec, arrays: Arrays) -> int | float | bool | bytes:
     """Return what an absent tensor holds in a request that carries ``arrays``."""
-    if spec.name.endswith(LENGTH):
-        values = arrays.get(spec.name.removesuffix(LENGTH))
-        if values is not None:
-            return values.shape[1]
-    if spec.name.endswith(VALID) and spec.name.removesuffix(VALID) in arrays:
-        return True
-    return spec.pad
+    base = arrays.get(_base_name(spec.name))
+    if base is None:
+        return spec.pad
+    return base.shape[1] if spec.name.endswith(LENGTH) else True
 
 
 def concatenate(
@@ -131,17 +128,36 @@ def concatenate(
 
     Returns
     -------
-    All tensors of ``specs`` for all users: variable axes as long as the longest request's and padded,
-    absent tensors filled as :func:`complete` does. One complete request comes back without a copy.
+    Every tensor that some request carries, for all users: variable axes as long as the longest request's
+    and padded, and in the rows of a request that lacks it what :func:`complete` would put there. A
+    companion comes along where requests differ in it. One request comes back as it is.
     """
     if len(requests) == 1:
-        return complete(specs, requests[0], users[0])
+        return dict(requests[0])
     total = sum(users)
-    return {spec.name: _concatenate_one(spec, requests, users, total) for spec in specs}
+    full: dict[str, Array] = {}
+    for spec in specs:
+        parts = [request.get(spec.name) for request in requests]
+        if any(part is not None for part in parts) or _base_name(spec.name) in full:
+            full[spec.name] = _concatenate_one(spec, requests, parts, users, total)
+    return full
 
 
-def _concatenate_one(spec: TensorSpec, requests: Sequence[Arrays], users: Sequence[int], total: int) -> Array:
-    parts = [request.get(spec.name) for request in requests]
+def _base_name(name: str) -> str:
+    """Return the tensor whose companion this one is, or an empty name."""
+    for suffix in (LENGTH, VALID):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return ""
+
+
+def _concatenate_one(
+    spec: TensorSpec,
+    requests: Sequence[Arrays],
+    parts: Sequence[Array | None],
+    users: Sequence[int],
+    total: int,
+) -> Array:
     present = [part for part in parts if part is not None]
     shapes = {part.shape[1:] for part in present}
     if len(present) == len(parts) and len(shapes) == 1:

@@ -40,6 +40,12 @@ class Pipeline:
             made.update((t.name, t) for t in stage.spec.outputs)
         self.external_inputs: tuple[TensorSpec, ...] = tuple(needed.values())
         self.outputs: tuple[TensorSpec, ...] = tuple(made.values())
+        # Each stage that sees something of the caller's, and what.
+        self._checked = [
+            (stage, names)
+            for stage in self.stages
+            if (names := [tensor.name for tensor in stage.spec.inputs if tensor.name in needed])
+        ]
         # By batch size, of which there are few: what absent inputs look like.
         self._blanks: dict[int, dict[str, Array]] = {}
 
@@ -67,9 +73,8 @@ class Pipeline:
         InvalidRequest
             The request can never be answered.
         """
-        for stage in self.stages:
-            given = {t.name: arrays[t.name] for t in stage.spec.inputs if t.name in arrays}
-            stage.check(given)
+        for stage, names in self._checked:
+            stage.check({name: arrays[name] for name in names if name in arrays})
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
         """Return how wide one request's own outputs are where that depends on the request (its ``k``)."""

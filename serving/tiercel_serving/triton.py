@@ -98,6 +98,7 @@ class TritonPythonModel:
             self._pipeline = Pipeline.open(release, names)
         except ReleaseError as error:
             raise pb_utils.TritonModelException(str(error)) from error
+        self._k_default = release.settings.k_default
         self._metrics = Metrics(names)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -155,9 +156,10 @@ class TritonPythonModel:
         arrays = batching.concatenate(self._pipeline.external_inputs, [call.arrays for call in calls], users)
         outputs, times = self._pipeline.run(arrays)
         self._count_answers(arrays, outputs)
-        for stage, time_us in times.items():
-            outputs[TIME_PREFIX + stage] = np.full((sum(users), 1), time_us, np.float32)
         wanted = [call.wanted for call in calls]
+        for name in {name for names in wanted for name in names if name.startswith(TIME_PREFIX)}:
+            time_us = times[name.removeprefix(TIME_PREFIX)]
+            outputs[name] = np.full((sum(users), 1), time_us, np.float32)
         widths = [self._pipeline.widths(call.arrays) for call in calls] if len(calls) > 1 else [{}]
         return batching.split(outputs, users, wanted, widths)
 
@@ -169,7 +171,7 @@ class TritonPythonModel:
         status = outputs["status"] if "status" in outputs else arrays["status"]
         for number, users in enumerate(np.bincount(status[:, 0], minlength=len(STATUS_NAMES)).tolist()):
             self._metrics.count(ANSWERS, STATUS_NAMES[number], users)
-        self._metrics.count(SHORT_LISTS, "", int(np.count_nonzero(count < arrays["k"])))
+        self._metrics.count(SHORT_LISTS, "", int(np.count_nonzero(count < arrays.get("k", self._k_default))))
 
     def _failure(self, error: Exception) -> Any:
         """Return the response to a request that broke a stage, or that a stage refused only in its run."""

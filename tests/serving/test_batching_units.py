@@ -60,7 +60,9 @@ def test_requests_with_different_tensors_run_together() -> None:
     first = {"user_id": np.array([[1]]), "l": np.array([[4, 5]]), "c": objects([b"a"])[:, None]}
     second = {"user_id": np.array([[2], [3]]), "x": np.array([[1.0], [2.0]], np.float32)}
     third = {"user_id": np.array([[4]]), "l": np.array([[6]]), "l__length": np.array([[0]], np.int32)}
-    full = concatenate(SPECS, [first, second, third], [1, 2, 1])
+    carried = concatenate(SPECS, [first, second, third], [1, 2, 1])
+    assert "m" not in carried, "nobody sent it"
+    full = complete(SPECS, carried, 4)
     assert full["user_id"][:, 0].tolist() == [1, 2, 3, 4]
     np.testing.assert_array_equal(full["x"][:, 0], np.array([np.nan, 1, 2, np.nan], np.float32))
     assert full["c"][:, 0].tolist() == [b"a", b"", b"", b""]
