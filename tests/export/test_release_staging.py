@@ -1,0 +1,157 @@
+"""A release appears whole or not at all, and leaves nothing beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiercel_export.errors import ExportInputError
+from tiercel_export.manifest import new_build_id, staging_directory, write_manifest
+from tiercel_serving.release import Release, check_files, open_release
+
+
+def write(path: Path, name: str) -> None:
+    (path / "data").write_text(name)
+    write_manifest(path, {"format": 1, "build_id": name})
+
+
+def test_the_name_appears_at_the_end(tmp_path: Path) -> None:
+    destination = tmp_path / "deep" / "release"
+    with staging_directory(destination, replace=False) as staging:
+        assert staging.parent == destination.parent
+        assert not destination.exists()
+        write(staging, "one")
+    assert (destination / "data").read_text() == "one"
+    assert [path.name for path in destination.parent.iterdir()] == ["release"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_when_it_fails(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), staging_directory(tmp_path / "release", replace=False) as staging:
+        write(staging, "one")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_release_stays_when_its_replacement_fails(tmp_path: Path) -> None:
+    destination = tmp_path / "release"
+    with staging_directory(destination, replace=False) as staging:
+        write(staging, "one")
+    with pytest.raises(KeyboardInterrupt), staging_directory(destination, replace=True) as staging:
+        write(staging, "two")
+        raise KeyboardInterrupt
+    assert (destination / "data").read_text() == "one"
+    with staging_directory(destination, replace=True) as staging:
+        write(staging, "two")
+    assert (destination / "data").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+def test_an_old_release_comes_back_when_the_swap_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination = tmp_path / "release"
+    with staging_directory(destination, replace=False) as staging:
+        write(staging, "one")
+    rename = Path.rename
+
+    def broken(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise OSError("disk")
+        return rename(self, target)
+
+    with pytest.raises(OSError, match="disk"), staging_directory(destination, replace=True) as staging:
+        write(staging, "two")
+        monkeypatch.setattr(Path, "rename", broken)
+    assert (destination / "data").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    release, folder, file = tmp_path / "release", tmp_path / "folder", tmp_path / "file"
+    with staging_directory(release, replace=False) as staging:
+        write(staging, "one")
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("x")
+    file.write_text("x")
+    for path, replace, words in (
+        (release, False, "already here"),
+        (folder, True, "is no release"),
+        (file, True, "is no release"),
+    ):
+        with pytest.raises(ExportInputError, match=words), staging_directory(path, replace=replace):
+            pytest.fail("must not begin")
+    (tmp_path / "empty").mkdir()
+    with staging_directory(tmp_path / "empty", replace=False) as staging:
+        write(staging, "one")
+    assert (tmp_path / "empty" / "data").exists()
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from tiercel_export.manifest import staging_directory
+with staging_directory(Path(sys.argv[1]), replace=True) as staging:
+    (staging / "half").write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def start_export(destination: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(destination)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_killed_export_is_swept_away_and_a_running_one_is_not(tmp_path: Path) -> None:
+    destination = tmp_path / "release"
+    killed = start_export(destination)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not destination.exists()
+    left = list(tmp_path.iterdir())
+    assert len(left) == 1
+    running = start_export(destination)
+    try:
+        assert not left[0].exists()
+        with staging_directory(destination, replace=True) as staging:
+            write(staging, "one")
+        assert len([path for path in tmp_path.iterdir() if ".partial-" in path.name]) == 1
+    finally:
+        running.send_signal(signal.SIGINT)
+        running.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+def test_a_release_moved_away_by_a_killed_export_comes_back(tmp_path: Path) -> None:
+    destination = tmp_path / "release"
+    with staging_directory(destination, replace=False) as staging:
+        write(staging, "one")
+    destination.rename(tmp_path / ".release.old-0123")
+    with pytest.raises(ExportInputError, match="already here"), staging_directory(destination, replace=False):
+        pytest.fail("must not begin")
+    assert (destination / "data").read_text() == "one"
+
+
+def test_manifest_lists_every_file(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c.bin").write_bytes(b"123")
+    write_manifest(tmp_path, {"format": 1, "build_id": "x"})
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["files"]["a/b/c.bin"]["bytes"] == 3
+    check_files(Release(tmp_path, manifest))
+    assert open_release(tmp_path).build_id == "x"
+
+
+def test_build_ids_are_unlike_each_other() -> None:
+    assert len({new_build_id() for _ in range(100)}) == 100

@@ -1,0 +1,109 @@
+"""Histories, seen sets, popularity and null rows against plain Python."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tiercel_export.tables import (
+    histories,
+    latest,
+    null_column,
+    popular_list,
+    seen_sets,
+    take_rows,
+    transform,
+    with_null_row,
+)
+from tiercel_serving.columns import Column
+
+EVENTS = st.lists(st.tuples(st.integers(-1, 4), st.integers(0, 6)), max_size=40)
+
+
+@given(EVENTS, st.integers(0, 5))
+def test_histories_keep_the_latest_of_repeated_items(events: list[tuple[int, int]], length: int) -> None:
+    users = np.array([user for user, _ in events], np.int64)
+    items = np.array([item for _, item in events], np.int64)
+    offsets, rows = histories(users, items, 5)
+    seen_offsets, seen = seen_sets(offsets, rows)
+    want: list[list[int]] = [[] for _ in range(6)]
+    for user, item in events:
+        if user >= 0:
+            if item in want[user]:
+                want[user].remove(item)
+            want[user].append(item)
+    assert offsets.tolist() == np.cumsum([0, *map(len, want)]).tolist()
+    assert np.array_equal(offsets, seen_offsets)
+    for user in range(6):
+        assert rows[offsets[user] : offsets[user + 1]].tolist() == want[user]
+        assert seen[offsets[user] : offsets[user + 1]].tolist() == sorted(want[user])
+    got, count = latest(offsets, rows, np.arange(6), length, 99)
+    for user in range(6):
+        mine = want[user][len(want[user]) - min(length, len(want[user])) :]
+        assert got[user].tolist() == mine + [99] * (length - len(mine))
+        assert count[user, 0] == len(mine)
+
+
+def test_popular_list_breaks_ties_by_row() -> None:
+    rows, scores = popular_list(np.array([1, 4, 0, 4]))
+    assert rows.tolist() == [1, 3, 0, 2]
+    assert scores.tolist() == [1.0, 1.0, 0.25, 0.0]
+    assert popular_list(np.zeros(3, int))[1].tolist() == [0, 0, 0]
+
+
+SCALARS = [
+    Column(np.array([1, 2], np.int64)),
+    Column(np.array([1, 2], np.int64), np.array([True, False])),
+    Column(np.array([1.5, np.nan], np.float32)),
+    Column(np.array([b"a", b""], object), np.array([True, False])),
+    Column(np.array([True, False])),
+]
+
+
+def plain(column: Column) -> list:
+    valid = np.ones(len(column.values), bool) if column.valid is None else column.valid
+    if column.values.dtype.kind == "f":
+        valid = valid & ~np.isnan(column.values)
+    flat = [v if ok else None for v, ok in zip(column.values.tolist(), valid, strict=True)]
+    if column.offsets is None:
+        return flat
+    rows = [True] * len(column) if column.row_valid is None else column.row_valid.tolist()
+    ends = column.offsets.tolist()
+    return [flat[ends[i] : ends[i + 1]] if ok else None for i, ok in enumerate(rows)]
+
+
+LISTS = [
+    Column(np.array([1, 2, 3]), None, np.array([0, 1, 3])),
+    Column(np.array([b"x"], object), None, np.array([0, 0, 1]), np.array([False, True])),
+]
+
+
+@pytest.mark.parametrize("column", SCALARS + LISTS)
+def test_null_row_comes_last_and_rows_can_be_taken(column: Column) -> None:
+    longer = with_null_row(column)
+    assert plain(longer) == [*plain(column), None]
+    assert longer.values.dtype == column.values.dtype
+    assert plain(take_rows(longer, np.array([2, 0, 0]))) == [None, *[plain(column)[0]] * 2]
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+@pytest.mark.parametrize("dtype", ["int64", "float32", "float64", "bool", "bytes"])
+def test_null_columns(dtype: str, is_list: bool) -> None:
+    assert plain(null_column(dtype, is_list, 3)) == [None] * 3
+
+
+def test_tables_are_transformed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lengths:
+        calls = 0
+
+        def packed(self, columns, n):
+            self.calls += 1
+            return {"item_num": columns["x"].values[:, None] * 2}
+
+    monkeypatch.setattr("tiercel_export.tables._BLOCK", 4)
+    program = Lengths()
+    made = transform(program, {"x": Column(np.arange(10.0))}, 10)
+    assert program.calls == 3
+    assert made["item_num"][:, 0].tolist() == (np.arange(10) * 2).tolist()
