@@ -1,0 +1,98 @@
+"""A small release, a small recipe, and the `tiercel` command in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tiercel_pipelines.cli import app
+
+ROOT = Path(__file__).parents[2]
+TIERCEL = [sys.executable, "-c", "from tiercel_pipelines.cli import main; main()"]
+
+Tiercel = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release with string ids outside ASCII, every kind of column, and random weights."""
+    folder = tmp_path_factory.mktemp("cli")
+    small = _load(ROOT / "tests" / "export" / "small_release.py")
+    parts = small.small_parts(folder, text_ids=True)
+    return Path(small.small_release(folder / "release", parts).path)
+
+
+@pytest.fixture(scope="session")
+def tiercel() -> Tiercel:
+    """Run the command to its end."""
+
+    def run(*arguments: Any, timeout: float = 60.0, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [*TIERCEL, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiercel_here() -> Tiercel:
+    """Run the command in this process, where what is heavy is imported once."""
+
+    def run(*arguments: Any, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        with pytest.MonkeyPatch.context() as patch:
+            if cwd is not None:
+                patch.chdir(cwd)
+            result = CliRunner().invoke(app, list(map(str, arguments)), prog_name="tiercel")
+        return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+@contextmanager
+def serving(release: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """`tiercel serve` on free ports; gives the process and what it says about itself."""
+    ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    command = [*TIERCEL, "serve", str(release), *ports, "--json", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            assert process.stderr is not None
+            pytest.fail(process.stderr.read())
+        try:
+            yield process, json.loads(line)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], dict[str, Any]]]]:
+    return serving
+
+
+@pytest.fixture(scope="session")
+def server(release: Path) -> Iterator[dict[str, Any]]:
+    """A running `tiercel serve`, shared by the tests that only ask it."""
+    with serving(release) as (_, document):
+        yield document

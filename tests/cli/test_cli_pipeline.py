@@ -1,0 +1,104 @@
+"""From data to a verified release through the command alone, each step asked for JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Tiercel = Callable[..., subprocess.CompletedProcess[str]]
+
+RECIPE = """
+from dataclasses import replace
+
+from tiercel_pipelines.recipe import Synthetic
+from tiercel_pipelines.recipes.synthetic import RECIPE
+
+RECIPE = replace(
+    RECIPE,
+    name="tiny",
+    dataset=Synthetic(users=60, items=120, interactions=1500),
+    serving=replace(RECIPE.serving, candidates=40, kept=20, k_max=20),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline")
+    (folder / "tiny.py").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(work: Path, tiercel_here: Tiercel) -> Path:
+    done = tiercel_here("train", "tiny.py", "--epochs", 1, "--seed", 3, "--json", cwd=work)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["run"] == "runs/tiny"
+    assert 0 <= document["metrics"]["ranking"]["ndcg"] <= 1
+    return work / "runs" / "tiny"
+
+
+def test_data(tiercel: Tiercel, tiercel_here: Tiercel) -> None:
+    done = tiercel("data", "synthetic", "--json")
+    document = json.loads(done.stdout)
+    assert (document["users"], document["items"]) == (600, 400)
+    types = {column["name"]: column["type"] for column in document["columns"]["items"]}
+    assert types["genres"] == "list"
+    assert types["title"] == "string"
+    shown = tiercel_here("data", "synthetic")
+    assert "interactions  23,995" in shown.stdout
+
+
+def test_data_that_is_not_there(tiercel_here: Tiercel, tmp_path: Path) -> None:
+    done = tiercel_here("data", "ml-1000k", "--json")
+    assert done.returncode == 2
+    assert "no such recipe" in done.stderr
+    (tmp_path / "ml-100k").mkdir()
+    done = tiercel_here("data", "ml-100k", "--data-dir", tmp_path)
+    assert done.returncode == 1
+    assert "u.data" in done.stderr or "u.user" in done.stderr
+
+
+def test_train_export_verify(trained: Path, work: Path, tiercel_here: Tiercel) -> None:
+    done = tiercel_here("export", "runs/tiny", "--layout", "staged", "--json", cwd=work)
+    assert done.returncode == 0, done.stderr
+    exported = json.loads(done.stdout)
+    assert (exported["layout"], exported["target"], exported["name"]) == ("staged", "cpu", "tiny")
+    assert exported["index"]["recall"] >= 0.99
+    done = tiercel_here("verify", "releases/tiny", "--json", cwd=work)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert report["ok"]
+    assert report["build_id"] == exported["build_id"]
+    shown = tiercel_here("verify", "releases/tiny", cwd=work)
+    assert "NVTabular" in shown.stdout
+    assert "✗" not in shown.stdout
+    again = tiercel_here("export", "runs/tiny", cwd=work)
+    assert again.returncode == 2
+    assert "--replace" in again.stderr
+
+
+def test_training_does_not_write_over_a_run(trained: Path, work: Path, tiercel_here: Tiercel) -> None:
+    done = tiercel_here("train", "tiny.py", "--json", cwd=work)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["type"] == "Refused"
+    assert "--replace" in done.stderr
+
+
+def test_mistakes_are_named_in_the_recipes_words(work: Path, tiercel_here: Tiercel) -> None:
+    (work / "wrong.py").write_text(RECIPE.replace("candidates=40", "candidates=10"))
+    done = tiercel_here("train", "wrong.py", cwd=work)
+    assert done.returncode == 2
+    assert "serving." in done.stderr
+    assert "Traceback" not in done.stderr
+    done = tiercel_here("export", "runs/none", cwd=work)
+    assert done.returncode == 1
+    assert "tiercel train" in done.stderr
+    assert tiercel_here("export", "runs/tiny", "--target", "tpu", cwd=work).returncode == 2
+    assert tiercel_here("export", "runs/tiny", "--layout", "round", cwd=work).returncode == 2
+    assert tiercel_here("verify", "nothing", cwd=work).returncode == 2
