@@ -26,20 +26,17 @@ def command(
         from tiercel_client import Recommender
 
         begun = time.perf_counter()
-        error: Exception | None = None
         try:
             with Recommender(url) as recommender:
-                recommender.health(timeout_s=timeout_s)
-        except Exception as caught:
-            error = caught
-        took_ms = (time.perf_counter() - begun) * 1000
-        document = {"url": url, "healthy": error is None, "took_ms": round(took_ms, 3)}
-        if error is None:
-            sh.emit(document, f"[green]✓[/] {url} answered in {took_ms:.1f} ms")
-            return
-        document["error"] = {"type": type(error).__name__, "message": str(error)}
-        sh.emit(document)
-        sh.note(f"✗ {url}: {error}", style="red")
-        if debug:
-            raise error
-        raise typer.Exit(FAILED)
+                health = recommender.health(timeout_s=timeout_s)
+        except Exception as error:
+            took_ms = (time.perf_counter() - begun) * 1000
+            failure = {"type": type(error).__name__, "message": str(error)}
+            sh.emit({"url": url, "healthy": False, "took_ms": round(took_ms, 3), "error": failure})
+            if debug:
+                raise
+            sh.note(f"✗ {url}: {error}", style="red")
+            raise typer.Exit(FAILED) from None
+        took_ms = health.latency_s * 1000
+        document = {"url": url, "healthy": True, "took_ms": round(took_ms, 3), "build_id": health.build_id}
+        sh.emit(document, f"[green]✓[/] {url} answered in {took_ms:.1f} ms (build {health.build_id})")
