@@ -1,0 +1,153 @@
+"""What the config writer writes, read back through Triton's own messages."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from small_release import SETTINGS
+from tritonclient.grpc import model_config_pb2 as pb
+
+from tiercel_export.errors import ExportInputError
+from tiercel_export.graph import EXPLAIN_OUTPUTS, RECOMMEND_OUTPUTS, filter_reasons, render_repository
+from tiercel_export.targets import find_target, model_groups
+from tiercel_export.validate import validate_repository
+from tiercel_serving.release import Release
+from tiercel_serving.stages.specs import GRAPH_STAGES
+
+
+def read(directory: Path) -> dict[str, Any]:
+    return {
+        path.parent.name: text_format.Parse(path.read_text(), pb.ModelConfig())
+        for path in directory.glob("*/config.pbtxt")
+    }
+
+
+@pytest.fixture(scope="module")
+def configs(release: Release, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Both layouts in one repository."""
+    directory = tmp_path_factory.mktemp("repository")
+    assert render_repository(release, directory, "fused")[-2:] == ["recommend", "recommend_explain"]
+    render_repository(release, directory, "staged", suffix="_staged")
+    validate_repository(directory)
+    return read(directory)
+
+
+def test_models_of_both_layouts(configs: dict[str, Any]) -> None:
+    ensembles = {"recommend", "recommend_explain", "recommend_staged", "recommend_explain_staged"}
+    assert set(configs) == {"pipeline", "describe_items", *GRAPH_STAGES, *ensembles}
+    assert {name for name, config in configs.items() if config.platform == "ensemble"} == ensembles
+    assert configs["pipeline"].parameters["stages"].string_value == ",".join(GRAPH_STAGES)
+    assert configs["ranking"].parameters["stages"].string_value == "ranking"
+
+
+def test_both_layouts_have_the_same_public_face(configs: dict[str, Any]) -> None:
+    for name in ("recommend", "recommend_explain"):
+        one, other = configs[name], configs[f"{name}_staged"]
+        assert sorted(map(str, one.input)) == sorted(map(str, other.input))
+        assert sorted(map(str, one.output)) == sorted(map(str, other.output))
+        assert one.parameters == other.parameters
+        assert len(one.ensemble_scheduling.step) == 1
+        assert len(other.ensemble_scheduling.step) == len(GRAPH_STAGES)
+    assert [output.name for output in configs["recommend"].output] == list(RECOMMEND_OUTPUTS)
+    explained = {output.name for output in configs["recommend_explain"].output}
+    assert explained == {*RECOMMEND_OUTPUTS, *EXPLAIN_OUTPUTS, *(f"time_us_{stage}" for stage in GRAPH_STAGES)}
+
+
+def test_public_inputs(configs: dict[str, Any], release: Release) -> None:
+    inputs = {tensor.name: tensor for tensor in configs["recommend"].input}
+    assert [name for name, tensor in inputs.items() if not tensor.optional] == ["user_id"]
+    assert inputs["user_id"].data_type == pb.TYPE_INT64
+    assert list(inputs["exclude_item_ids"].dims) == [-1]
+    assert {"k", "device", "device__valid", "age", "age__valid", "income", "history_item_ids__length"} <= set(
+        inputs
+    )
+    assert "income__valid" not in inputs
+    # The id is a feature too, but a request carries it once.
+    assert "user_id__valid" not in inputs
+    assert "user_id" not in {column["name"] for column in release.manifest["request_columns"]}
+
+
+def test_recommend_maps_only_what_is_needed(configs: dict[str, Any]) -> None:
+    steps = {step.model_name: step for step in configs["recommend_staged"].ensemble_scheduling.step}
+    assert "filter_reason" not in steps["filtering"].output_map
+    assert "time_us_ranking" not in steps["ranking"].output_map
+    explain = {step.model_name: step for step in configs["recommend_explain_staged"].ensemble_scheduling.step}
+    assert "filter_reason" in explain["filtering"].output_map
+
+
+def test_stage_models_batch_ragged_requests_and_warm_up(configs: dict[str, Any]) -> None:
+    for config in configs.values():
+        assert config.max_batch_size == SETTINGS.max_batch_size
+        if config.platform == "ensemble":
+            assert not config.instance_group
+            continue
+        assert config.backend == "python"
+        assert config.HasField("dynamic_batching")
+        assert not config.dynamic_batching.HasField("default_queue_policy")
+        assert config.instance_group[0].kind == pb.ModelInstanceGroup.KIND_CPU
+        assert all(tensor.allow_ragged_batch == (-1 in tensor.dims) for tensor in config.input)
+        required = {tensor.name for tensor in config.input if not tensor.optional}
+        assert required <= set(config.model_warmup[0].inputs)
+        assert len(config.model_warmup[0].inputs) >= 1
+
+
+def test_clients_are_told_the_limits(configs: dict[str, Any], release: Release) -> None:
+    parameters = {key: value.string_value for key, value in configs["recommend"].parameters.items()}
+    assert parameters["build_id"] == release.build_id
+    assert parameters["k_max"] == str(SETTINGS.k_max)
+    assert parameters["k_default"] == str(SETTINGS.k_default)
+    assert parameters["max_excluded"] == str(SETTINGS.max_excluded)
+    assert parameters["item_id_dtype"] == "int64"
+    assert json.loads(parameters["sources"]) == ["towers", "popular"]
+    assert json.loads(parameters["stages"]) == list(GRAPH_STAGES)
+    assert json.loads(parameters["filter_reasons"])["3"] == "in stock: not stock > 0"
+    columns = {column["name"]: column for column in json.loads(parameters["request_columns"])}
+    assert columns["device"] == {"name": "device", "dtype": "bytes", "list": False, "part": "context"}
+
+
+def test_filter_reasons_number_the_rules() -> None:
+    reasons = filter_reasons(SETTINGS)
+    assert list(reasons) == ["0", "1", "2", "3", "4"]
+    assert reasons["4"] == 'not for sale: not kind not in ["gift"]'
+
+
+def test_settings_reach_the_configs(release: Release, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, queue_delay_us=500, max_queue_size=32, instances=3)
+    changed = Release(release.path, {**release.manifest, "settings": settings.to_json()})
+    render_repository(changed, tmp_path, "fused")
+    config = read(tmp_path)["pipeline"]
+    assert config.dynamic_batching.max_queue_delay_microseconds == 500
+    assert config.dynamic_batching.default_queue_policy.max_queue_size == 32
+    assert config.instance_group[0].count == 3
+
+
+@pytest.mark.parametrize(
+    ("inside", "given", "expected"),
+    [(True, None, "../.."), (False, None, "absolute"), (False, "../../x", "../../x")],
+)
+def test_models_find_the_release(
+    release: Release, tmp_path: Path, inside: bool, given: str | None, expected: str
+) -> None:
+    root = Release(tmp_path / "release", release.manifest)
+    directory = root.path / "triton" if inside else tmp_path / "elsewhere"
+    render_repository(root, directory, "fused", release_path=given)
+    path = read(directory)["pipeline"].parameters["release"].string_value
+    assert path == (str(root.path.resolve()) if expected == "absolute" else expected)
+
+
+def test_text_and_message_agree(configs: dict[str, Any]) -> None:
+    for config in configs.values():
+        again = text_format.Parse(text_format.MessageToString(config), pb.ModelConfig())
+        assert again == config
+
+
+def test_unknown_targets_and_layouts_are_named() -> None:
+    with pytest.raises(ExportInputError, match="cpu"):
+        find_target("tpu")
+    with pytest.raises(ExportInputError, match="fused, staged"):
+        model_groups(find_target("cpu"), "sideways")
