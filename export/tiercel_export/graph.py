@@ -202,11 +202,14 @@ def _set_batching(config: Any, settings: ServingSettings) -> None:
     batching.SetInParent()
     if settings.queue_delay_us:
         batching.max_queue_delay_microseconds = settings.queue_delay_us
-    policy = batching.default_queue_policy
-    policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
-    # The request's own `timeout` parameter may bound its wait; without one it waits.
-    policy.allow_timeout_override = True
-    policy.max_queue_size = settings.max_queue_size
+    if settings.max_queue_size:
+        # No queue policy unless one is wanted. Any of its limits (a size, a timeout, an override) turns
+        # off Triton's prefetching, and then a request that arrives while an instance finishes its last
+        # batch is not picked up before the batcher's idle wait of 500 ms is over: measured on 2.51, one
+        # request in a hundred from a single caller.
+        policy = batching.default_queue_policy
+        policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
+        policy.max_queue_size = settings.max_queue_size
 
 
 def _set_parameters(config: Any, values: Mapping[str, str]) -> None:
