@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,3 +180,15 @@ def test_describe_items_answers_ids_and_rows_in_one_batch(tiny_of) -> None:
         assert first["item_row"].tolist() == [[0, 1]]
         assert second["item_row"].tolist() == [[3, 4, 5], [30, 0, 1]]
         assert second["found"].tolist() == [[True] * 3, [False, True, True]]
+
+
+def test_the_readme_lists_every_tensor(plain: Tiny) -> None:
+    readme = Path(__file__).parents[2] / "model_repository" / "README.md"
+    rows = {line.split("`")[1]: line for line in readme.read_text().splitlines() if line.startswith("| `")}
+    own = {"age", "occupation", "tags", "hour"}
+    for name, spec in plain.release.stages.items():
+        for tensor in spec.outputs if name in ("user_tower", "ranking") else (*spec.inputs, *spec.outputs):
+            if tensor.name.split("__")[0] in own:
+                continue
+            wanted = tensor.name.replace("_tags", "_<c>").replace("_genres", "_<c>")
+            assert f"`{wanted}`" in rows[name], f"{name}: {wanted}"

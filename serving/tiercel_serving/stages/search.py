@@ -193,11 +193,14 @@ def open_search(file: Path, parameters: Mapping[str, float], vectors: Array) -> 
 
 
 def _read_index(file: Path) -> Any:
+    # Mapped, so that the instances of a model share one copy. Older versions of FAISS can only map
+    # inverted lists, and then start 32 threads at each search to read ahead: there it is read instead.
+    mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
     try:
         try:
-            return faiss.read_index(str(file), faiss.IO_FLAG_MMAP)
+            return faiss.read_index(str(file), mapped)
         except RuntimeError:
-            # Not every index type can be memory-mapped.
+            # Not every index type can be mapped.
             return faiss.read_index(str(file))
     except RuntimeError as error:
         raise ArtefactCorrupt(f"{file}: not an index that FAISS reads ({error}); export again") from error
