@@ -1,0 +1,171 @@
+"""The benchmark's model repository: both layouts of one release and an identity model beside them.
+
+One server holds them all, so that they share its process, its threads and the state of the machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf import text_format  # type: ignore[import-untyped]
+from tritonclient.grpc import model_config_pb2
+
+from tiercel_export.graph import render_repository
+from tiercel_serving.release import Release
+from tiercel_serving.spec import Array
+from tiercel_serving.store import USER_LOOKUP
+
+from ..errors import BenchError
+
+IDENTITY = "bench_identity"
+STAGED_SUFFIX = "_staged"
+#: What is measured → its Triton model.
+MODELS = {"identity": IDENTITY, "fused": "recommend", "staged": f"recommend{STAGED_SUFFIX}"}
+
+# What the cheapest possible Python model does: take every input that came, give outputs of the right
+# names, dtypes and shapes.
+IDENTITY_MODEL = '''\
+"""The public face of a recommender with nothing behind it: what a Python model costs by itself."""
+
+import json
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        length = int(config["parameters"]["k_default"]["string_value"])
+        self.outputs = []
+        for output in config["output"]:
+            dtype = pb_utils.triton_string_to_numpy(output["data_type"])
+            width = length if int(output["dims"][0]) < 0 else int(output["dims"][0])
+            self.outputs.append((output["name"], np.zeros((1, width), dtype)))
+
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            inputs = [tensor.as_numpy() for tensor in request.inputs()]
+            tensors = [
+                pb_utils.Tensor(name, np.repeat(row, len(inputs[0]), axis=0)) for name, row in self.outputs
+            ]
+            responses.append(pb_utils.InferenceResponse(tensors))
+        return responses
+'''
+
+
+def write_bench_repository(release: Release, directory: Path) -> None:
+    """Write the models of :data:`MODELS` and what they need into ``directory``.
+
+    Parameters
+    ----------
+    release
+        An exported release; its files are read where they are.
+    directory
+        Created if missing; becomes the server's model repository.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    place = str(release.path.resolve())
+    render_repository(release, directory, "fused", release_path=place)
+    render_repository(release, directory, "staged", suffix=STAGED_SUFFIX, release_path=place)
+    for model in (MODELS["fused"], MODELS["staged"]):
+        if not (directory / model / "config.pbtxt").is_file():
+            raise BenchError(f"{directory}: expected the ensemble {model!r} among the rendered models")
+    write_identity(directory, directory / MODELS["fused"] / "config.pbtxt")
+
+
+def write_identity(directory: Path, face: Path) -> None:
+    """Write the identity model with the inputs and outputs of an ensemble.
+
+    Parameters
+    ----------
+    directory
+        The model repository.
+    face
+        ``config.pbtxt`` of the ensemble whose public face it copies.
+    """
+    ensemble = text_format.Parse(face.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    config = model_config_pb2.ModelConfig(
+        name=IDENTITY,
+        backend="python",
+        max_batch_size=ensemble.max_batch_size,
+        input=ensemble.input,
+        output=ensemble.output,
+        instance_group=[
+            model_config_pb2.ModelInstanceGroup(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
+        ],
+        dynamic_batching=model_config_pb2.ModelDynamicBatching(),
+    )
+    for tensor in config.input:
+        # As in the models of a release: a length that differs must not keep requests apart.
+        tensor.allow_ragged_batch = -1 in tensor.dims
+    config.parameters["k_default"].string_value = ensemble.parameters["k_default"].string_value or "10"
+    version = directory / IDENTITY / "1"
+    version.mkdir(parents=True, exist_ok=True)
+    (version / "model.py").write_text(IDENTITY_MODEL, encoding="utf-8")
+    (version.parent / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
+
+
+def known_user_ids(release: Release, count: int, seed: int = 0) -> Array:
+    """Draw ids of users whom the release knows.
+
+    Parameters
+    ----------
+    release
+        An exported release.
+    count
+        How many at most; without repeats.
+    seed
+        Seed of the draw.
+
+    Returns
+    -------
+    ids
+        ``[n]`` int64, or objects that are ``bytes``.
+    """
+    arrays = release.artefact("users", "users").arrays
+    prefix = f"{USER_LOOKUP}."
+    parts = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    ids = _lookup_keys(parts)
+    if not len(ids):
+        raise BenchError(f"{release.path}: the release knows no users, so there is nobody to ask about")
+    chosen = np.random.default_rng(seed).permutation(len(ids))[:count]
+    return ids[chosen]
+
+
+def _lookup_keys(parts: dict[str, Array]) -> Array:
+    """Return the keys of a table that ``tiercel_serving.lookup.build_lookup`` laid out."""
+    missing = int(parts["missing"][0])
+    if "table" in parts:
+        numbers: Array = np.flatnonzero(parts["table"][:-1] != missing) + int(parts["lowest"][0])
+        return numbers
+    if "keys" in parts:
+        keys: Array = parts["keys"][parts["codes"] != missing]
+        return keys
+    blob, ends = parts["blob"].tobytes(), parts["offsets"].tolist()
+    texts: Array = np.array([blob[a:b] for a, b in pairwise(ends)], dtype=np.object_)
+    return texts
+
+
+def write_requests(user_ids: Array, file: Path, extra: Sequence[tuple[str, Any]] = ()) -> None:
+    """Write perf_analyzer's input data: one request for each user, in turn.
+
+    Parameters
+    ----------
+    user_ids
+        ``[n]`` int64, or objects that are ``bytes`` and valid UTF-8 (JSON can carry no others).
+    file
+        Where to write.
+    extra
+        Further inputs that every request sends: name and value, such as ``("k", 10)``.
+    """
+    values = [user.decode("utf-8") if isinstance(user, bytes) else int(user) for user in user_ids.tolist()]
+    common = {name: [value] for name, value in extra}
+    data = {"data": [{"user_id": [value], **common} for value in values]}
+    file.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
