@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_release import Tiny, objects
+from tiny_release import Tiny, make_tiny, objects
 
 from tiercel_serving.batching import complete, concatenate, split
+from tiercel_serving.errors import ArtefactCorrupt
 from tiercel_serving.pipeline import Pipeline
 from tiercel_serving.spec import StageSpec, TensorSpec
 from tiercel_serving.stages.ranked import (
@@ -192,3 +193,31 @@ def test_the_readme_lists_every_tensor(plain: Tiny) -> None:
                 continue
             wanted = tensor.name.replace("_tags", "_<c>").replace("_genres", "_<c>")
             assert f"`{wanted}`" in rows[name], f"{name}: {wanted}"
+
+
+def test_the_user_id_may_be_a_feature(tmp_path: Path) -> None:
+    """An unknown id is a value to the program, and the store's dummy row is none."""
+    tiny = make_tiny(tmp_path / "r")
+    header = tiny.release.path / "artefacts/user_features/header.json"
+    data = json.loads(header.read_text())
+    program = data["meta"]["program"]
+    program["inputs"].append({"name": "member", "dtype": "int64", "is_list": False, "part": "user"})
+    program["steps"].append({"op": "load", "columns": ["member"], "dtype": "int64"})
+    # It takes the place of the hour among the categories.
+    hour = next(output for output in program["outputs"] if output["name"] == "hour")
+    hour["register"] = len(program["steps"]) - 1
+    header.write_text(json.dumps(data))
+    stage = Pipeline.open(tiny.release, ["user_features"])
+    out, _ = stage.run({"user_id": np.array([[-5], [tiny.user_ids[2]]])})
+    assert out["user_cat"][:, 1].tolist() == [-5, tiny.user_ids[2]]
+    out, _ = stage.run({"user_id": np.array([[tiny.user_ids[2]]])})
+    assert out["user_cat"][0, 1] == 0, "a known user's row is what export made of it"
+
+
+def test_a_program_that_reads_what_no_request_has(tmp_path: Path) -> None:
+    tiny = make_tiny(tmp_path / "r")
+    manifest = json.loads((tiny.release.path / "manifest.json").read_text())
+    manifest["request_columns"] = manifest["request_columns"][:2]
+    (tiny.release.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactCorrupt, match=r"reads \['tags', 'hour'\].*only the user id can be a feature"):
+        Pipeline.open(tiny.release.path, ["user_features"])
