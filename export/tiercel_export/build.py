@@ -24,10 +24,11 @@ from tiercel_serving.release import Release, open_release
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.spec import Array
 
-from . import golden, manifest, tables
+from . import manifest, tables
 from .checks import (
     check_columns,
     check_events,
+    check_rules,
     check_settings,
     check_vectors,
     id_dtype,
@@ -41,6 +42,7 @@ from .index import IndexBuild, build_index
 from .models import prepare_models, write_engines
 from .oracles import make_oracle, user_queries, write_golden
 from .parts import Given, Programs, Tables
+from .reference import Oracle
 from .targets import find_target, model_groups
 from .verify import verify_release
 from .workflow import CompiledProgram, WorkflowParts, compile_workflow, cut_workflow
@@ -400,6 +402,7 @@ def _raw_item_columns(given: Given, programs: Programs) -> dict[str, Column]:
         if name not in columns:
             column = infer_column(given.items[name], name, "items")
             columns[name] = column_from_series(given.items[name], column)
+    check_rules(settings.rules, columns)
     return columns
 
 
@@ -472,7 +475,7 @@ def _write_tables(staging: Path, head: Mapping[str, Any], programs: Programs, ma
 
 def _make_index(
     given: Given,
-    oracle: golden.Oracle,
+    oracle: Oracle,
     factory: str,
     parameters: Mapping[str, int] | None,
     min_recall: float,

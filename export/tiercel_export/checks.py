@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from tiercel_serving.columns import Column
 from tiercel_serving.features import InputColumn
-from tiercel_serving.settings import RULE_OPERATORS, ServingSettings
+from tiercel_serving.settings import RULE_OPERATORS, Rule, ServingSettings
 from tiercel_serving.spec import Array
 
 from .errors import ExportInputError
@@ -307,6 +308,31 @@ def check_columns(settings: ServingSettings, items: pd.DataFrame, item_cat: Sequ
             json.dumps(rule.value)
         except TypeError:
             wrong.append(f"rule {rule.name!r}: the value {rule.value!r} is no plain JSON value")
+    if wrong:
+        raise ExportInputError("settings: " + "; ".join(wrong))
+
+
+def check_rules(rules: Sequence[Rule], columns: Mapping[str, Column]) -> None:
+    """Refuse rules whose operator or value does not fit what their column holds.
+
+    Parameters
+    ----------
+    rules
+        The rules.
+    columns
+        Raw item columns by name.
+    """
+    wrong = []
+    for rule in rules:
+        column = columns[rule.column]
+        values = rule.value if isinstance(rule.value, (list, tuple)) else [rule.value]
+        text = column.values.dtype == np.object_
+        for value in values:
+            if isinstance(value, str) != text:
+                kind = "text" if text else "numbers"
+                wrong.append(f"rule {rule.name!r}: column {rule.column!r} holds {kind}, came {value!r}")
+        if column.is_list and rule.operator not in ("in", "not in"):
+            wrong.append(f"rule {rule.name!r}: column {rule.column!r} is a list; use 'in' or 'not in'")
     if wrong:
         raise ExportInputError("settings: " + "; ".join(wrong))
 

@@ -16,7 +16,7 @@ from tiercel_serving.pipeline import Pipeline
 from tiercel_serving.release import Release
 from tiercel_serving.spec import Array
 
-from . import golden
+from . import golden, reference
 from .errors import ExportInputError
 from .parts import Given, Models, Programs, Tables
 from .runners import TorchRunner
@@ -28,10 +28,10 @@ from .workflow_frames import FrameOracle, columns_from_frame, golden_inputs, ora
 RECALL_QUERIES, SOURCE_ROWS = 1000, 2000
 
 
-def make_oracle(given: Given, made: Tables, models: Models, head: Mapping[str, Any]) -> golden.Oracle:
+def make_oracle(given: Given, made: Tables, models: Models, head: Mapping[str, Any]) -> reference.Oracle:
     """Put the uncompiled parts together."""
     item_cat = head["packed"]["item_cat"]
-    return golden.Oracle(
+    return reference.Oracle(
         settings=given.settings,
         stages={spec.name: spec for spec in models.stages},
         user_tower=models.user_tower,
@@ -42,12 +42,12 @@ def make_oracle(given: Given, made: Tables, models: Models, head: Mapping[str, A
         history_columns=[item_cat.index(name) for name in given.settings.history_columns],
         popular_rows=made.item_arrays["popular_rows"],
         popular_scores=made.item_arrays["popular_scores"],
-        allowed=golden.allowed_items(given.items, given.settings.rules),
+        allowed=reference.allowed_items(given.items, given.settings.rules),
         item_ids=given.item_ids,
     )
 
 
-def user_queries(given: Given, oracle: golden.Oracle) -> Array:
+def user_queries(given: Given, oracle: reference.Oracle) -> Array:
     """Return queries like those to come: real users', or item vectors where there are no users."""
     random = np.random.default_rng(given.seed)
     if len(given.user_ids):
@@ -69,7 +69,7 @@ def user_queries(given: Given, oracle: golden.Oracle) -> Array:
 
 
 def write_golden(
-    release: Release, given: Given, programs: Programs, oracle: golden.Oracle, *, exact: bool
+    release: Release, given: Given, programs: Programs, oracle: reference.Oracle, *, exact: bool
 ) -> Sources:
     """Ask every oracle, write the artefact ``golden``, and return the sources for the verification."""
     random = np.random.default_rng(given.seed)
@@ -104,7 +104,7 @@ def write_golden(
 
 def _asked(ask: FrameOracle, program: CompiledProgram, frame: pd.DataFrame) -> FeatureSource:
     inputs = columns_from_frame(frame, program.inputs)
-    outputs = golden.oracle_columns(ask(frame), program.outputs)
+    outputs = reference.oracle_columns(ask(frame), program.outputs)
     return FeatureSource(inputs, outputs, len(frame))
 
 
@@ -182,7 +182,7 @@ def _made_up(column: InputColumn, rows: int, random: np.random.Generator) -> pd.
 
 def _model_golden(
     release: Release,
-    oracle: golden.Oracle,
+    oracle: reference.Oracle,
     arrays: dict[str, Array],
     meta: dict[str, Any],
     random: np.random.Generator,
@@ -206,7 +206,7 @@ def _model_golden(
 
 
 def _model_inputs(
-    oracle: golden.Oracle, stage: str, users: Array, random: np.random.Generator
+    oracle: reference.Oracle, stage: str, users: Array, random: np.random.Generator
 ) -> dict[str, Array]:
     """Return what a model takes for users; their candidates end in empty slots, the last one has none."""
     tensors = oracle.of_users(users)
@@ -224,7 +224,7 @@ def _model_inputs(
 def _pipeline_golden(
     release: Release,
     given: Given,
-    oracle: golden.Oracle,
+    oracle: reference.Oracle,
     arrays: dict[str, Array],
     meta: dict[str, Any],
     *,
@@ -244,7 +244,7 @@ def _pipeline_golden(
     if not exact:
         found, _ = Pipeline.open(release, ("user_features", "user_tower", "retrieval")).run(inputs)
         retrieved = found["retrieved_row"], found["source"]
-    answers = golden.answer(oracle, rows, retrieved)
+    answers = reference.answer(oracle, rows, retrieved)
     clear = answers.clear
     arrays |= golden.put_arrays("pipeline.in", {name: array[clear] for name, array in inputs.items()})
     outputs = {name: array[clear] for name, array in answers.outputs.items()}

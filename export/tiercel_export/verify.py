@@ -365,6 +365,10 @@ def _pipeline(release: Release) -> Iterator[VerifyRow]:
     want = get_arrays(golden.arrays, "pipeline.out", entry["outputs"])
     users = len(inputs["user_id"])
     pipeline = Pipeline.open(release)
+    if not users:
+        detail = "every example's candidates depend on the last bit of a score"
+        yield VerifyRow("pipeline", "opens", 0, None, "exact", True, detail)
+        return
     pipeline.check(inputs)
     for batch in sorted({1, min(users, release.settings.max_batch_size)}):
         parts = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_release import Parts, small_parts, small_release
+from small_release import CachedExport, Parts, small_parts, small_release
 
 from tiercel_serving.release import Release
 
@@ -18,6 +18,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cached_export() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tiercel_export.models.export_onnx", CachedExport())
+        yield
 
 
 @pytest.fixture(scope="session")

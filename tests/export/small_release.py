@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import torch
 from torch import nn
 
+from tiercel_export import dense
 from tiercel_export.build import build_release
 from tiercel_serving.release import Release
 from tiercel_serving.settings import Rule, ServingSettings, Source
@@ -102,9 +104,7 @@ def small_frames(*, text_ids: bool = False, seed: int = 0) -> tuple[pd.DataFrame
     return users, items, interactions
 
 
-def small_workflow(
-    users: pd.DataFrame, items: pd.DataFrame, interactions: pd.DataFrame, folder: Path
-) -> Any:
+def small_workflow(users: pd.DataFrame, items: pd.DataFrame, interactions: pd.DataFrame, folder: Path) -> Any:
     """Fit a workflow with user, item and context columns; ``folder`` keeps its vocabularies."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -217,3 +217,20 @@ def small_parts(folder: Path, *, text_ids: bool = False) -> Parts:
 def small_release(destination: Path, parts: Parts, **changes: Any) -> Release:
     """Build a release; ``changes`` replace arguments of ``build_release``."""
     return build_release(destination, **{**parts.arguments(), **changes})
+
+
+class CachedExport:
+    """``export_onnx`` that exports equal modules once: it takes seconds and is tested by itself."""
+
+    def __init__(self) -> None:
+        self._models: dict[Any, bytes] = {}
+
+    def __call__(self, module: nn.Module, path: Path, *, build_id: str, **options: Any) -> None:
+        state = [(name, value.numpy().tobytes()) for name, value in module.state_dict().items()]
+        key = (type(module).__name__, tuple(state), repr(sorted(options.items())))
+        if key not in self._models:
+            dense.export_onnx(module, path, build_id="cached", **options)
+            self._models[key] = path.read_bytes()
+        model = onnx.load_from_string(self._models[key])
+        model.metadata_props[0].value = build_id
+        path.write_bytes(model.SerializeToString())

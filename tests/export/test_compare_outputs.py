@@ -41,7 +41,9 @@ def test_tolerance_is_absolute_plus_relative() -> None:
     assert not compare_arrays(oracle + np.float32([0.0, 10.9]), oracle, tolerance).ok
 
 
-@pytest.mark.parametrize("values", [np.array([1, 2, 3]), np.array([b"a", b"b", b"c"], object), np.zeros(3, bool)])
+@pytest.mark.parametrize(
+    "values", [np.array([1, 2, 3]), np.array([b"a", b"b", b"c"], object), np.zeros(3, bool)]
+)
 def test_what_is_no_float_must_be_equal(values: np.ndarray) -> None:
     other = values.copy()
     other[1] = values[0] if values.dtype != bool else True

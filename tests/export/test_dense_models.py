@@ -120,8 +120,7 @@ def test_file_carries_its_build(exported: tuple[Model, Path]) -> None:
 
 def test_an_output_computed_from_users_alone_is_one_gemm_a_user(exported: tuple[Model, Path]) -> None:
     """The user's layer must see [B, …], not [B·K, …]."""
-    model, path = exported
-    graph = onnx.shape_inference.infer_shapes(onnx.load(str(path))).graph
+    graph = onnx.shape_inference.infer_shapes(onnx.load(str(exported[1]))).graph
     weight = next(t.name for t in graph.initializer if t.name == "user.weight" or list(t.dims) == [4, 15])
     node = next(node for node in graph.node if weight in node.input)
     shape = next(v for v in graph.value_info if v.name == node.output[0]).type.tensor_type.shape.dim

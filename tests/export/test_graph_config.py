@@ -55,7 +55,11 @@ def test_both_layouts_have_the_same_public_face(configs: dict[str, Any]) -> None
         assert len(other.ensemble_scheduling.step) == len(GRAPH_STAGES)
     assert [output.name for output in configs["recommend"].output] == list(RECOMMEND_OUTPUTS)
     explained = {output.name for output in configs["recommend_explain"].output}
-    assert explained == {*RECOMMEND_OUTPUTS, *EXPLAIN_OUTPUTS, *(f"time_us_{stage}" for stage in GRAPH_STAGES)}
+    assert explained == {
+        *RECOMMEND_OUTPUTS,
+        *EXPLAIN_OUTPUTS,
+        *(f"time_us_{stage}" for stage in GRAPH_STAGES),
+    }
 
 
 def test_public_inputs(configs: dict[str, Any], release: Release) -> None:

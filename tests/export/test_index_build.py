@@ -69,9 +69,12 @@ def test_items_that_tie_at_the_cut_count_as_found() -> None:
 
 
 def test_more_candidates_than_items() -> None:
-    assert build_index(
-        VECTORS[:5], QUERIES, factory="Flat", parameters=None, candidates=50, min_recall=1.0
-    ).recall == 1.0
+    assert (
+        build_index(
+            VECTORS[:5], QUERIES, factory="Flat", parameters=None, candidates=50, min_recall=1.0
+        ).recall
+        == 1.0
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,13 @@ def write(path: Path, name: str) -> None:
     write_manifest(path, {"format": 1, "build_id": name})
 
 
+def export(destination: Path, name: str, *, replace: bool, error: type[BaseException] | None = None) -> None:
+    with staging_directory(destination, replace=replace) as staging:
+        write(staging, name)
+        if error is not None:
+            raise error
+
+
 def test_the_name_appears_at_the_end(tmp_path: Path) -> None:
     destination = tmp_path / "deep" / "release"
     with staging_directory(destination, replace=False) as staging:
@@ -33,9 +40,8 @@ def test_the_name_appears_at_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_nothing_is_left_when_it_fails(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), staging_directory(tmp_path / "release", replace=False) as staging:
-        write(staging, "one")
-        raise error
+    with pytest.raises(error):
+        export(tmp_path / "release", "one", replace=False, error=error)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -43,9 +49,8 @@ def test_an_old_release_stays_when_its_replacement_fails(tmp_path: Path) -> None
     destination = tmp_path / "release"
     with staging_directory(destination, replace=False) as staging:
         write(staging, "one")
-    with pytest.raises(KeyboardInterrupt), staging_directory(destination, replace=True) as staging:
-        write(staging, "two")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        export(destination, "two", replace=True, error=KeyboardInterrupt)
     assert (destination / "data").read_text() == "one"
     with staging_directory(destination, replace=True) as staging:
         write(staging, "two")
@@ -66,9 +71,9 @@ def test_an_old_release_comes_back_when_the_swap_fails(
             raise OSError("disk")
         return rename(self, target)
 
-    with pytest.raises(OSError, match="disk"), staging_directory(destination, replace=True) as staging:
-        write(staging, "two")
-        monkeypatch.setattr(Path, "rename", broken)
+    monkeypatch.setattr(Path, "rename", broken)
+    with pytest.raises(OSError, match="disk"):
+        export(destination, "two", replace=True)
     assert (destination / "data").read_text() == "one"
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
 

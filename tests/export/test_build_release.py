@@ -1,0 +1,455 @@
+"""From parts to a release that answers; and every way in which that is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small_release import ITEMS, SETTINGS, USERS, Parts, small_parts, small_release
+from torch import nn
+
+from tiercel_export.build import STEPS, build_release
+from tiercel_export.errors import ExportInputError, VerificationFailed
+from tiercel_export.verify import verify_release
+from tiercel_serving.errors import (
+    ArtefactCorrupt,
+    ArtefactMissing,
+    BuildMismatch,
+    NewerFormat,
+    ReleaseMissing,
+)
+from tiercel_serving.pipeline import Pipeline
+from tiercel_serving.release import Release, check_files, open_release
+from tiercel_serving.settings import Rule, ServingSettings, Source
+
+
+def answer(release: Release, ids: list[Any], **more: Any) -> dict[str, np.ndarray]:
+    dtype = object if isinstance(ids[0], bytes) else np.int64
+    users = np.empty((len(ids), 1), dtype)
+    users[:, 0] = ids
+    pipeline = Pipeline.open(release)
+    arrays = {"user_id": users, **more}
+    pipeline.check(arrays)
+    return pipeline.run(arrays)[0]
+
+
+def test_a_release_answers_in_process(release: Release, parts: Parts) -> None:
+    out = answer(release, parts.users["user_id"].tolist())
+    assert out["count"].tolist() == [[SETTINGS.k_default]] * USERS
+    assert (out["status"] == 0).all()
+    assert (np.diff(out["score"], axis=1) <= 0).all()
+    seen = parts.interactions.groupby("user_id")["item_id"].apply(set)
+    stock = parts.items.set_index("item_id")
+    for user, row in zip(parts.users["user_id"], out["item_id"], strict=True):
+        assert not set(row.tolist()) & seen.get(user, set())
+        assert (stock.loc[row, "stock"] > 0).all()
+        assert (stock.loc[row, "kind"] != "gift").all()
+
+
+def test_unknown_users_get_what_is_popular(release: Release, parts: Parts) -> None:
+    out = answer(release, [1])
+    counts = parts.interactions["item_id"].value_counts()
+    assert out["status"].tolist() == [[2]]
+    expected = counts.loc[out["item_id"][0]].to_numpy() / counts.max()
+    assert np.allclose(out["score"][0], expected)
+
+
+def test_text_ids(tmp_path: Path, release: Release) -> None:
+    parts = small_parts(tmp_path / "workflow", text_ids=True)
+    made = small_release(tmp_path / "release", parts)
+    assert made.manifest["catalogue"]["item_id_dtype"] == "bytes"
+    out = answer(made, ["ü 3".encode(), b"nobody"])
+    assert out["status"].tolist() == [[0], [2]]
+    assert set(out["item_id"][0].tolist()) <= {item.encode() for item in parts.items["item_id"]}
+    assert verify_release(made).ok
+
+
+def test_manifest_says_what_there_is(release: Release) -> None:
+    manifest = release.manifest
+    assert manifest["catalogue"] == {
+        "items": ITEMS,
+        "users": USERS,
+        "interactions": 700,
+        "item_id_dtype": "int64",
+        "user_id_dtype": "int64",
+        "item_id_column": "item_id",
+        "user_id_column": "user_id",
+        "dimension": 8,
+    }
+    assert manifest["packed"]["user_cat"] == ["user_id", "country", "age", "device"]
+    assert manifest["packed"]["item_lists"] == {"tags": 3}
+    assert manifest["engines"]["ranking"]["tasks"] == 2
+    assert manifest["index"]["recall"] == 1.0
+    assert manifest["libraries"]["onnxruntime"]
+    assert ServingSettings.from_json(manifest["settings"]) == SETTINGS
+    assert set(manifest["raw_item_columns"]) == {"item_id", "kind", "tags", "price", "stock", "title"}
+    check_files(release)
+    assert not [name for name in manifest["files"] if name.endswith((".pkl", ".pickle"))]
+
+
+def test_progress_reports_every_step(parts: Parts, tmp_path: Path) -> None:
+    heard: list[tuple[str, int, int]] = []
+    small_release(tmp_path / "r", parts, progress=lambda *call: heard.append(call), layout="staged")
+    assert [done for _, done, _ in heard] == list(range(len(STEPS) + 1))
+    assert heard[3] == ("exporting the models", 3, len(STEPS))
+    assert (tmp_path / "r" / "triton" / "retrieval").is_dir()
+
+
+def test_an_approximate_index_is_verified_from_its_own_candidates(parts: Parts, tmp_path: Path) -> None:
+    made = small_release(tmp_path / "r", parts, index="IVF4,Flat")
+    assert made.manifest["index"]["parameters"]["nprobe"] >= 1
+    assert made.manifest["index"]["recall"] >= 0.99
+    assert verify_release(made).ok
+
+
+def test_vectors_instead_of_a_tower_and_no_users(parts: Parts, tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(ITEMS, 8)).astype(np.float32)
+    made = small_release(
+        tmp_path / "r", parts, item_tower=None, item_vectors=vectors, users=None, interactions=None
+    )
+    assert made.manifest["catalogue"]["users"] == 0
+    stored = made.artefact("index", "index").arrays["vectors"]
+    assert np.array_equal(stored, vectors)
+    out = answer(made, [5, 6], age=np.array([[30], [0]]), age__valid=np.array([[True], [False]]))
+    assert out["status"].tolist() == [[1], [2]]
+    assert out["count"].tolist() == [[5], [5]]
+
+
+def test_a_history_sent_overrides_the_store(release: Release, parts: Parts) -> None:
+    items = parts.items["item_id"].to_numpy()[:3]
+    out = answer(release, [parts.users["user_id"][0]], history_item_ids=items[None, :])
+    assert out["history_length"].tolist() == [[3]]
+    assert not set(out["item_id"][0]) & set(items)
+
+
+def test_unknown_ids_in_interactions_are_said_and_left_out(parts: Parts, tmp_path: Path) -> None:
+    stray = pd.DataFrame(
+        {"user_id": [1000, -5, -6], "item_id": [1, 500, 500], "timestamp": [0, 0, 0], "device": ["web"] * 3}
+    )
+    made = small_release(tmp_path / "r", parts, interactions=pd.concat([parts.interactions, stray]))
+    notes = "\n".join(made.manifest["notes"])
+    assert "1 of 703 name 1 items that `items` does not hold (1); they were dropped" in notes
+    assert "2 of 703 belong to 2 users that `users` does not hold (-5, -6)" in notes
+
+
+def test_more_candidates_than_items_is_noted(parts: Parts, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, candidates=100)
+    made = small_release(tmp_path / "r", parts, settings=settings)
+    assert any("40 slots stay empty" in note for note in made.manifest["notes"])
+    out = answer(made, [parts.users["user_id"][0]])
+    assert (out["retrieved_row"][0] < ITEMS).sum() < 100
+
+
+# --------------------------------------------------------------------------------------------- refused
+
+
+class OneColumn(nn.Module):
+    def forward(self, item_num):
+        return item_num[:, :, 0]
+
+
+class Narrow(nn.Module):
+    def forward(self, user_num):
+        return user_num[:, :1]
+
+
+def frame(name: str, edit: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Parts], dict[str, Any]]:
+    return lambda parts: {name: edit(getattr(parts, name).copy())}
+
+
+def setting(**changes: Any) -> Callable[[Parts], dict[str, Any]]:
+    return lambda parts: {"settings": replace(SETTINGS, **changes)}
+
+
+def vectors(array: Any) -> Callable[[Parts], dict[str, Any]]:
+    return lambda parts: {"item_tower": None, "item_vectors": array}
+
+
+GOOD = np.ones((ITEMS, 8), np.float32)
+HOLE = GOOD.copy()
+HOLE[7, 2] = np.nan
+
+REFUSED = {
+    "item id missing": (frame("items", lambda f: f.drop(columns="item_id")), "items: no column 'item_id'"),
+    "item column missing": (frame("items", lambda f: f.drop(columns="price")), "price"),
+    "user column missing": (frame("users", lambda f: f.drop(columns="age")), "age"),
+    "no items": (frame("items", lambda f: f.iloc[:0]), "no rows"),
+    "item twice": (frame("items", lambda f: pd.concat([f, f.iloc[3:5]])), "2 of 62 rows repeat an id"),
+    "user twice": (frame("users", lambda f: pd.concat([f, f.iloc[:1]])), "users: 1 of 41 rows repeat"),
+    "null id": (frame("users", lambda f: f.assign(user_id=f.user_id.where(f.user_id > 1000))), "are null"),
+    "float ids": (frame("items", lambda f: f.assign(item_id=f.item_id + 0.5)), "integers or all strings"),
+    "mixed ids": (
+        frame("items", lambda f: f.assign(item_id=["a", *f.item_id.tolist()[1:]])),
+        "integers or all strings",
+    ),
+    "other kind of id": (
+        frame("interactions", lambda f: f.assign(item_id=f.item_id.astype(str))),
+        "bytes ids, but items has int64",
+    ),
+    "workflow of other ids": (
+        lambda parts: {
+            "users": parts.users.assign(user_id=parts.users.user_id.astype(str)),
+            "interactions": parts.interactions.assign(user_id=parts.interactions.user_id.astype(str)),
+        },
+        "user_id",
+    ),
+    "no time": (frame("interactions", lambda f: f.drop(columns="timestamp")), "timestamp=None"),
+    "null time": (
+        frame("interactions", lambda f: f.assign(timestamp=f.timestamp.where(f.timestamp > 50))),
+        "have no 'timestamp'",
+    ),
+    "both vectors and tower": (lambda parts: {"item_vectors": GOOD}, "item_vectors or item_tower"),
+    "neither": (lambda parts: {"item_tower": None}, "item_vectors or item_tower"),
+    "vectors of other items": (vectors(GOOD[:-1]), r"expected \[60, D\].*came \[59, 8\]"),
+    "flat vectors": (vectors(GOOD[:, 0]), r"expected \[60, D\]"),
+    "integer vectors": (vectors(GOOD.astype(np.int64)), "expected float32, came int64"),
+    "a hole in a vector": (vectors(HOLE), "the first in row 7"),
+    "tower of another dimension": (
+        lambda parts: {"user_tower": Narrow()},
+        r"user_tower: expected float32 \[B, 8\], came float32 \[3, 1\]",
+    ),
+    "ranker without tasks": (
+        lambda parts: {"ranker": OneColumn()},
+        r"ranker: expected float32 \[B, 16, any\], came float32 \[3, 16\]",
+    ),
+    "weights of other tasks": (setting(task_weights=(1.0,)), "1 task_weights for a ranker with 2 tasks"),
+    "k above kept": (setting(k_max=17), r"k_max \(17\) is above kept \(16\)"),
+    "kept above candidates": (setting(kept=25), r"kept \(25\) is above candidates \(24\)"),
+    "default above max": (setting(k_default=13), r"k_default \(13\) is above k_max"),
+    "no candidates": (setting(candidates=0), "candidates is 0, at least 1"),
+    "negative history": (setting(history_length=-1), "history_length is -1"),
+    "history columns alone": (setting(history_length=0), "history_columns need"),
+    "unknown users' fate": (setting(unknown_users="ignore"), "unknown_users is 'ignore'"),
+    "no popular source": (setting(sources=(Source("towers", "index"),)), "exactly one source"),
+    "twice the name": (
+        setting(sources=(Source("a", "index"), Source("a", "popular", 0))),
+        "the same name twice",
+    ),
+    "unknown kind": (
+        setting(sources=(Source("a", "graph"), Source("p", "popular", 0))),
+        "kind 'graph'",
+    ),
+    "quotas too large": (
+        setting(sources=(Source("a", "index", 20), Source("p", "popular", 9))),
+        "29 together, above 24",
+    ),
+    "two open quotas": (
+        setting(sources=(Source("a", "index"), Source("p", "popular"))),
+        "only one source may leave its quota open",
+    ),
+    "rule on nothing": (setting(rules=(Rule("r", "colour", "==", 1),)), "'colour' is no column of `items`"),
+    "odd operator": (setting(rules=(Rule("r", "stock", "~", 1),)), "operator '~' is none of"),
+    "in needs a list": (setting(rules=(Rule("r", "kind", "in", "toy"),)), "needs a list of values"),
+    "text against number": (setting(rules=(Rule("r", "stock", ">", "many"),)), "holds numbers"),
+    "number against text": (setting(rules=(Rule("r", "kind", "==", 3),)), "holds text"),
+    "list needs in": (setting(rules=(Rule("r", "tags", "==", "a"),)), "is a list"),
+    "title of nothing": (setting(title_column="name"), "title_column 'name'"),
+    "history of a list": (setting(history_columns=("tags",)), "history column 'tags'"),
+    "order of training": (
+        lambda parts: {"expected_packed": {"item_cat": ["kind", "item_id"]}},
+        r"trained on the columns \['kind', 'item_id'\]",
+    ),
+    "unknown target": (lambda parts: {"target": "abacus"}, "target: expected one of cpu"),
+    "unknown layout": (lambda parts: {"layout": "flat"}, "layout: expected one of fused, staged"),
+    "unknown index": (lambda parts: {"index": "Magic"}, "factory string 'Magic'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_parts_that_do_not_fit_are_refused(
+    case: str, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes, words = REFUSED[case]
+    # The models are not what is tested here, and take most of the time.
+    monkeypatch.setattr("tiercel_export.models.export_onnx", lambda *args, **kwargs: None)
+    with pytest.raises(ExportInputError, match=words):
+        small_release(tmp_path / "r", parts, **changes(parts))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_release_stays_unless_it_may_go(release: Release, parts: Parts, copied: Path) -> None:
+    before = (copied / "manifest.json").read_text()
+    with pytest.raises(ExportInputError, match="replace"):
+        small_release(copied, parts)
+    assert (copied / "manifest.json").read_text() == before
+    made = small_release(copied, parts, replace=True)
+    assert made.build_id != release.build_id
+    assert [path.name for path in copied.parent.iterdir()] == ["copy"]
+
+
+# -------------------------------------------------------------------------------- interrupts, verification
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_ctrl_c_at_any_step_leaves_nothing(
+    step: str, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(name: str, done: int, total: int) -> None:
+        if name == step:
+            raise KeyboardInterrupt
+
+    if step != STEPS[-1]:
+        monkeypatch.setattr("tiercel_export.models.export_onnx", fake_export(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        small_release(tmp_path / "deep" / "r", parts, progress=interrupt, verify=False)
+    assert not (tmp_path / "deep").exists() or list((tmp_path / "deep").iterdir()) == []
+
+
+def fake_export(folder: Path) -> Callable[..., None]:
+    def write(module: nn.Module, path: Path, **kwargs: Any) -> None:
+        path.write_bytes(b"")
+
+    return write
+
+
+def test_a_model_that_differs_from_its_source_is_never_released(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tiercel_export.models as models
+
+    export = models.export_onnx
+
+    def wrong(module: nn.Module, path: Path, **kwargs: Any) -> None:
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(0.01)
+        export(module, path, **kwargs)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.sub_(0.01)
+
+    monkeypatch.setattr(models, "export_onnx", wrong)
+    with pytest.raises(VerificationFailed, match="user_tower, torch") as error:
+        small_release(tmp_path / "r", parts)
+    assert "ranking, torch" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_prints_a_row_for_every_artefact(release: Release) -> None:
+    report = verify_release(release)
+    assert report.ok
+    assert {row.artefact for row in report.rows} == {
+        *("files", "triton", "user_features", "item_features", "items", "users"),
+        *("user_tower", "ranking", "index", "pipeline"),
+    }
+    assert all(row.compared > 0 for row in report.rows)
+    document = json.loads(json.dumps(report.to_json()))
+    assert document["ok"] is True
+    assert document["build_id"] == release.build_id
+
+
+def test_verify_needs_neither_nvtabular_nor_torch(release: Release) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'nvtabular', 'merlin', 'onnx'): sys.modules[name] = None\n"
+        "from tiercel_export.verify import verify_release\n"
+        f"assert verify_release({str(release.path)!r}).ok\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def rewrite(path: Path, name: str, edit: Callable[[np.ndarray], None]) -> None:
+    """Change an array on disk and make the checksums agree, as a bug in a compiler would."""
+    file = path / "artefacts" / f"{name}.npy"
+    array = np.load(file)
+    edit(array)
+    np.save(file, array)
+    from tiercel_export.manifest import write_manifest
+
+    manifest = json.loads((path / "manifest.json").read_text())
+    write_manifest(path, {key: value for key, value in manifest.items() if key != "files"})
+
+
+@pytest.mark.parametrize(
+    ("name", "artefact"),
+    [
+        ("items/item_num", "items"),
+        ("items/item_cat", "items"),
+        ("users/user_cat", "users"),
+        ("index/vectors", "index"),
+        ("items/popular_scores", "pipeline"),
+    ],
+)
+def test_verify_finds_a_wrong_artefact(copied: Path, name: str, artefact: str) -> None:
+    def damage(array: np.ndarray) -> None:
+        array[:20] += 3
+
+    rewrite(copied, name, damage)
+    report = verify_release(copied)
+    assert not report.ok
+    failed = {row.artefact for row in report.rows if not row.ok}
+    assert artefact in failed
+    assert all(row.detail for row in report.rows if not row.ok)
+    with pytest.raises(VerificationFailed, match=artefact):
+        report.raise_if_failed()
+
+
+def test_verify_finds_a_config_that_triton_would_refuse(copied: Path) -> None:
+    (copied / "triton" / "stray").mkdir()
+    report = verify_release(copied)
+    assert [row.artefact for row in report.rows if not row.ok] == ["triton"]
+
+
+def test_one_changed_byte_is_found(copied: Path) -> None:
+    for name in (
+        "artefacts/ranking/model.onnx",
+        "artefacts/index/index.faiss",
+        "triton/pipeline/config.pbtxt",
+    ):
+        file = copied / name
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(bytes(data))
+        with pytest.raises(ArtefactCorrupt, match=Path(name).name):
+            verify_release(copied)
+        data[len(data) // 2] ^= 1
+        file.write_bytes(bytes(data))
+    verify_release(copied)
+
+
+def test_a_missing_file_and_a_truncated_one_are_found(copied: Path) -> None:
+    (copied / "artefacts" / "golden" / "header.json").unlink()
+    with pytest.raises(ArtefactMissing, match=r"header\.json"):
+        verify_release(copied)
+    file = copied / "artefacts" / "items" / "item_cat.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ArtefactCorrupt, match="item_cat"):
+        Pipeline.open(copied)
+
+
+def test_files_of_two_builds_do_not_mix(copied: Path, parts: Parts, tmp_path: Path) -> None:
+    other = small_release(tmp_path / "other", parts)
+    shutil.rmtree(copied / "artefacts" / "items")
+    shutil.copytree(other.path / "artefacts" / "items", copied / "artefacts" / "items")
+    with pytest.raises(BuildMismatch, match="items"):
+        Pipeline.open(copied)
+
+
+def test_newer_and_missing_releases(copied: Path, tmp_path: Path) -> None:
+    manifest = json.loads((copied / "manifest.json").read_text())
+    (copied / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(NewerFormat, match="99"):
+        verify_release(copied)
+    with pytest.raises(ReleaseMissing, match="no release here"):
+        verify_release(tmp_path / "nowhere")
+
+
+def test_modules_are_exported_in_evaluation_mode_and_left_alone(parts: Parts, tmp_path: Path) -> None:
+    tower, ranker = copy.deepcopy(parts.user_tower).train(), copy.deepcopy(parts.ranker).train()
+    build_release(tmp_path / "r", **{**parts.arguments(), "user_tower": tower, "ranker": ranker})
+    assert tower.training
+    assert ranker.training
+    assert open_release(tmp_path / "r").manifest["engines"]["ranking"]["parameters"] > 0
