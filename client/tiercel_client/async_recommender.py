@@ -1,0 +1,202 @@
+"""The recommender for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
+from types import TracebackType
+from typing import Any, TypeVar
+
+from .core import Call, Core, Flow, Options
+from .errors import ClientError, Closed
+from .options import DEFAULT_TIMEOUT_S, TLS, KeepAlive, Retry
+from .request import Question
+from .results import Anonymous, Explanation, Health, Id, Recommendation, ServerInfo
+from .transport import AsyncTransport, AsyncTritonTransport, Headers
+
+Result = TypeVar("Result")
+
+
+class AsyncRecommender:
+    """Asks a served Tiercel release for recommendations, in asyncio.
+
+    The same requests, checks, results and errors as :class:`~tiercel_client.Recommender`. It connects
+    in the event loop of its first call and belongs to that loop from then on. A cancelled call is
+    cancelled on the wire too.
+
+    Parameters
+    ----------
+    url, model, explain_model, describe_model, timeout_s, retry, headers, tls, keep_alive
+        As in :class:`~tiercel_client.Recommender`.
+    max_concurrency, title_cache_size, refresh_s
+        Likewise.
+    transport
+        Used instead of a connection to ``url``: see :mod:`tiercel_client.testing`.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> from tiercel_client import AsyncRecommender
+    >>> from tiercel_client.testing import AsyncFakeTransport
+    >>> async def first() -> str | None:
+    ...     transport = AsyncFakeTransport(items={1: "Heat", 2: "Fargo"})
+    ...     async with AsyncRecommender(transport=transport) as recommender:
+    ...         return (await recommender.recommend(user_id=42)).items[0].title
+    >>> asyncio.run(first())
+    'Heat'
+    """
+
+    def __init__(
+        self,
+        url: str = "localhost:8001",
+        *,
+        model: str = "recommend",
+        explain_model: str | None = None,
+        describe_model: str = "describe_items",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: Retry | None = None,
+        headers: Headers | None = None,
+        tls: TLS | None = None,
+        keep_alive: KeepAlive | None = None,
+        max_concurrency: int = 4,
+        title_cache_size: int = 10_000,
+        refresh_s: float = 60.0,
+        transport: AsyncTransport | None = None,
+    ) -> None:
+        self._core = Core(
+            model=model,
+            explain_model=explain_model,
+            describe_model=describe_model,
+            timeout_s=timeout_s,
+            retry=Retry() if retry is None else retry,
+            headers=headers,
+            max_concurrency=max_concurrency,
+            title_cache_size=title_cache_size,
+            refresh_s=refresh_s,
+        )
+        self._transport: AsyncTransport = (
+            AsyncTritonTransport(url, tls=tls, keep_alive=keep_alive) if transport is None else transport
+        )
+        self._closed = False
+
+    async def recommend(
+        self,
+        user_id: Id | Anonymous,
+        k: int | None = None,
+        *,
+        exclude: Iterable[Id] | None = None,
+        history: Sequence[Id] | None = None,
+        features: Mapping[str, Any] | None = None,
+        titles: bool = True,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Headers | None = None,
+    ) -> Recommendation:
+        """Recommend items to one user; as :meth:`tiercel_client.Recommender.recommend`."""
+        question = Question.of_one(user_id, k, exclude, history, features)
+        options = Options(timeout_s, request_id, headers)
+        return (await self._drive(self._core.recommend(question, options, titles=titles)))[0]
+
+    async def recommend_many(
+        self,
+        user_ids: Sequence[Id | Anonymous],
+        k: int | Sequence[int | None] | None = None,
+        *,
+        exclude: Sequence[Iterable[Id] | None] | None = None,
+        history: Sequence[Sequence[Id] | None] | None = None,
+        features: Mapping[str, Sequence[Any]] | None = None,
+        titles: bool = True,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Headers | None = None,
+    ) -> list[Recommendation]:
+        """Recommend items to several users; as :meth:`tiercel_client.Recommender.recommend_many`."""
+        question = Question(user_ids, k, exclude, history, features)
+        options = Options(timeout_s, request_id, headers)
+        return await self._drive(self._core.recommend(question, options, titles=titles))
+
+    async def explain(
+        self,
+        user_id: Id | Anonymous,
+        k: int | None = None,
+        *,
+        exclude: Iterable[Id] | None = None,
+        history: Sequence[Id] | None = None,
+        features: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Headers | None = None,
+    ) -> Explanation:
+        """Say what each stage did for one user; as :meth:`tiercel_client.Recommender.explain`."""
+        question = Question.of_one(user_id, k, exclude, history, features)
+        options = Options(timeout_s, request_id, headers)
+        return await self._drive(self._core.explain(question, options))
+
+    async def health(self, timeout_s: float | None = None, *, headers: Headers | None = None) -> Health:
+        """Make one real inference; as :meth:`tiercel_client.Recommender.health`."""
+        return await self._drive(self._core.health(Options(timeout_s, headers=headers)))
+
+    async def server_info(
+        self, timeout_s: float | None = None, *, headers: Headers | None = None
+    ) -> ServerInfo:
+        """Return what answers at the address; as :meth:`tiercel_client.Recommender.server_info`."""
+        return await self._drive(self._core.server_info(Options(timeout_s, headers=headers)))
+
+    async def close(self) -> None:
+        """Close the connection; calls under way fail, and so do later ones."""
+        if not self._closed:
+            self._closed = True
+            await self._transport.close()
+
+    async def __aenter__(self) -> AsyncRecommender:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _drive(self, flow: Flow[Result]) -> Result:
+        """Run a flow to its end: send what it yields, hand it the answers or the error."""
+        try:
+            calls = next(flow)
+            while True:
+                calls = flow.send(await self._outcome(calls))
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+
+    async def _outcome(self, calls: Sequence[Call]) -> list[Any] | ClientError:
+        try:
+            return [await self._perform(calls[0])] if len(calls) == 1 else await self._perform_together(calls)
+        except ClientError as error:
+            return error
+
+    async def _perform_together(self, calls: Sequence[Call]) -> list[Any]:
+        gate = asyncio.Semaphore(self._core.max_concurrency)
+
+        async def one(call: Call) -> Any:
+            async with gate:
+                return await self._perform(call)
+
+        tasks = [asyncio.ensure_future(one(call)) for call in calls]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            # After an error, or if the caller was cancelled, nothing of ours runs on.
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _perform(self, call: Call) -> Any:
+        for attempt in count(1):
+            if self._closed:
+                raise Closed("the recommender was closed; make another one")
+            try:
+                return await call.send(self._transport)
+            except ClientError as error:
+                delay = call.delay(attempt, error)
+                if delay is None:
+                    raise
+            await asyncio.sleep(delay)
+        raise AssertionError  # count() never ends

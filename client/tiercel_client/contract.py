@@ -1,0 +1,212 @@
+"""What the served ensemble says about itself: limits, id types, request columns, tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ProtocolMismatch
+from .results import RequestColumn, ServerInfo
+
+#: Suffix of the tensor that says which rows of a request column are not null.
+VALID = "__valid"
+
+#: Suffix of the tensor that says how long each row of a list is; -1 is a null list.
+LENGTH = "__length"
+
+#: Names of the two list inputs that every ensemble has.
+EXCLUDE, HISTORY = "exclude_item_ids", "history_item_ids"
+
+#: Prefix of the outputs of ``recommend_explain`` that hold a stage's microseconds.
+TIME_PREFIX = "time_us_"
+
+ID_DTYPES = ("int64", "bytes")
+COLUMN_DTYPES = ("int64", "int32", "float32", "float64", "bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One input or output of a model; ``dims`` are without the batch axis, -1 is any length."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What a server tells about one of its models, without protobuf.
+
+    Parameters
+    ----------
+    name
+        The model.
+    max_batch_size
+        Rows in one request, at most; 0 is a model without a batch axis.
+    inputs, outputs
+        Its tensors; dtypes as NumPy names them, text is ``bytes``.
+    parameters
+        The string parameters of its configuration.
+    """
+
+    name: str
+    max_batch_size: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What requests to one ensemble must keep to.
+
+    Parameters
+    ----------
+    model, name, build_id
+        The ensemble, the recommender, the release.
+    max_batch_size, k_default, k_max, max_excluded
+        Its limits.
+    user_id_dtype, item_id_dtype
+        ``int64`` or ``bytes``.
+    sources, stages
+        Names, in order.
+    filter_reasons
+        Code → text.
+    columns
+        Request columns by name.
+    inputs
+        Names of its inputs.
+    """
+
+    model: str
+    name: str
+    build_id: str
+    max_batch_size: int
+    k_default: int
+    k_max: int
+    max_excluded: int
+    user_id_dtype: str
+    item_id_dtype: str
+    sources: tuple[str, ...]
+    stages: tuple[str, ...]
+    filter_reasons: Mapping[int, str]
+    columns: Mapping[str, RequestColumn]
+    inputs: frozenset[str]
+
+    def info(self, server: str, version: str) -> ServerInfo:
+        """Return what an application may want to know."""
+        return ServerInfo(
+            server=server,
+            server_version=version,
+            model=self.model,
+            name=self.name,
+            build_id=self.build_id,
+            max_batch_size=self.max_batch_size,
+            k_default=self.k_default,
+            k_max=self.k_max,
+            max_excluded=self.max_excluded,
+            user_id_dtype=self.user_id_dtype,
+            item_id_dtype=self.item_id_dtype,
+            sources=self.sources,
+            stages=self.stages,
+            filter_reasons=dict(self.filter_reasons),
+            request_columns=tuple(self.columns.values()),
+        )
+
+
+def read_contract(config: ModelConfig) -> Contract:
+    """Read the contract out of an ensemble's configuration.
+
+    Raises
+    ------
+    ProtocolMismatch
+        The model is not a Tiercel ensemble, or one of another kind than this client knows.
+    """
+    reader = _Reader(config)
+    return Contract(
+        model=config.name,
+        name=reader.text("name"),
+        build_id=reader.text("build_id"),
+        max_batch_size=reader.positive("max_batch_size", config.max_batch_size),
+        k_default=reader.positive("k_default"),
+        k_max=reader.positive("k_max"),
+        max_excluded=reader.positive("max_excluded", least=0),
+        user_id_dtype=reader.choice("user_id_dtype", ID_DTYPES),
+        item_id_dtype=reader.choice("item_id_dtype", ID_DTYPES),
+        sources=tuple(str(name) for name in reader.json("sources", list)),
+        stages=tuple(str(name) for name in reader.json("stages", list)),
+        filter_reasons=reader.reasons(),
+        columns={column.name: column for column in reader.columns()},
+        inputs=frozenset(tensor.name for tensor in config.inputs),
+    )
+
+
+class _Reader:
+    """Reads one configuration's parameters; every mistake names the model and the parameter."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.inputs = {tensor.name: tensor for tensor in config.inputs}
+
+    def wrong(self, what: str) -> ProtocolMismatch:
+        return ProtocolMismatch(
+            f"model {self.config.name!r}: {what}. Is it an ensemble of a Tiercel release? If it is, "
+            "install the tiercel version that exported it."
+        )
+
+    def text(self, key: str) -> str:
+        if key not in self.config.parameters:
+            raise self.wrong(f"expected the parameter {key!r} in its configuration, came none")
+        return self.config.parameters[key]
+
+    def positive(self, key: str, value: int | None = None, least: int = 1) -> int:
+        try:
+            number = int(self.text(key)) if value is None else value
+        except ValueError:
+            raise self.wrong(f"{key}: expected a number, came {self.text(key)!r}") from None
+        if number < least:
+            raise self.wrong(f"{key}: expected at least {least}, came {number}")
+        return number
+
+    def choice(self, key: str, known: tuple[str, ...]) -> str:
+        value = self.text(key)
+        if value not in known:
+            raise self.wrong(f"{key}: expected one of {', '.join(known)}, came {value!r}")
+        return value
+
+    def json(self, key: str, kind: type | tuple[type, ...]) -> Any:
+        try:
+            value = json.loads(self.text(key))
+        except ValueError:
+            raise self.wrong(f"{key}: expected JSON, came {self.text(key)!r}") from None
+        if not isinstance(value, kind):
+            raise self.wrong(f"{key}: came {type(value).__name__} {self.text(key)[:80]!r}")
+        return value
+
+    def reasons(self) -> dict[int, str]:
+        value = self.json("filter_reasons", (dict, list))
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        try:
+            return {int(code): str(text) for code, text in pairs}
+        except ValueError:
+            raise self.wrong("filter_reasons: expected numbers as codes") from None
+
+    def columns(self) -> list[RequestColumn]:
+        return [self._column(entry) for entry in self.json("request_columns", list)]
+
+    def _column(self, entry: Any) -> RequestColumn:
+        try:
+            column = RequestColumn(
+                str(entry["name"]), str(entry["dtype"]), bool(entry["list"]), str(entry["part"])
+            )
+        except (KeyError, TypeError):
+            expected = "expected name, dtype, list and part"
+            raise self.wrong(f"request_columns: {expected}, came {entry!r}") from None
+        tensor = self.inputs.get(column.name)
+        if tensor is None or tensor.dtype != column.dtype or column.dtype not in COLUMN_DTYPES:
+            came = "no such input" if tensor is None else f"an input of {tensor.dtype}"
+            raise self.wrong(f"request column {column.name!r} of {column.dtype}: came {came}")
+        return column

@@ -1,0 +1,251 @@
+"""What an application may choose about calls: retries, TLS, keep-alive, deadlines, headers."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from .errors import ClientError, DeadlineExceeded, InvalidInput
+from .values import shown
+
+#: Seconds that a call may take, retries and titles included, if nothing else is said.
+DEFAULT_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When and how often to repeat a request that a repeat can help.
+
+    Only requests that reached no server and requests in front of a full queue are repeated; a
+    refused request, a fault and a passed deadline are not. No repeat begins that could not be
+    answered within the call's deadline.
+
+    Parameters
+    ----------
+    attempts
+        How often a request is sent, at most; 1 is never again.
+    first_delay_s
+        Seconds before the first repeat; each further one waits ``factor`` times longer, up to
+        ``max_delay_s``.
+    jitter
+        Share of each delay that is random (0 to 1), so that clients do not come back all at once.
+    """
+
+    attempts: int = 3
+    first_delay_s: float = 0.05
+    factor: float = 2.0
+    max_delay_s: float = 1.0
+    jitter: float = 0.5
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
+            raise InvalidInput(f"Retry: attempts: expected a whole number, came {shown(self.attempts)}")
+        limits = {
+            "attempts": (1, 100),
+            "first_delay_s": (0, 3600),
+            "factor": (1, 100),
+            "max_delay_s": (0, 3600),
+            "jitter": (0, 1),
+        }
+        for name, (least, most) in limits.items():
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not least <= value <= most:
+                raise InvalidInput(f"Retry: {name}: expected {least} to {most}, came {shown(value)}")
+
+    def delay(self, attempt: int, error: ClientError, remaining_s: float) -> float | None:
+        """Return how many seconds to wait after attempt number ``attempt`` failed; None is give up."""
+        if not error.retryable or attempt >= self.attempts:
+            return None
+        whole = min(self.max_delay_s, self.first_delay_s * self.factor ** (attempt - 1))
+        delay = whole * (1 - self.jitter * random.random())
+        return delay if delay < remaining_s else None
+
+
+#: The longest timeout in seconds; more than three years is a mistake.
+LONGEST_S = 1e8
+
+#: Send everything once.
+NO_RETRY = Retry(attempts=1)
+
+
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """An encrypted channel.
+
+    Parameters
+    ----------
+    root_certificates
+        PEM file of the authorities to trust; None is the ones that gRPC brings.
+    private_key, certificate_chain
+        PEM files of this client's own key and certificate, for a server that asks for them.
+    server_name
+        The name to expect in the server's certificate, where it is not the one in the address.
+    """
+
+    root_certificates: str | PathLike[str] | None = None
+    private_key: str | PathLike[str] | None = None
+    certificate_chain: str | PathLike[str] | None = None
+    server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.private_key is None) != (self.certificate_chain is None):
+            raise InvalidInput("TLS: expected private_key and certificate_chain together, came one of them")
+
+    def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """Return the files' content: root certificates, private key, certificate chain.
+
+        Raises
+        ------
+        InvalidInput
+            A file can't be read.
+        """
+        names = ("root_certificates", "private_key", "certificate_chain")
+        first, second, third = (self._read(name) for name in names)
+        return first, second, third
+
+    def _read(self, name: str) -> bytes | None:
+        path = getattr(self, name)
+        if path is None:
+            return None
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise InvalidInput(f"TLS: {name}: expected a PEM file, came {error.strerror}: {path}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAlive:
+    """Pings on an idle connection, so that a dead one is noticed before the next request.
+
+    A server closes connections that ping more often than it allows; Triton's own limit is one ping
+    in five minutes without data, unless it was started with ``--grpc-http2-min-recv-ping-interval-
+    without-data`` and ``--grpc-http2-max-ping-strikes``.
+
+    Parameters
+    ----------
+    time_s
+        Seconds of silence before a ping.
+    timeout_s
+        Seconds to wait for its answer.
+    without_calls
+        Whether to ping while no request is under way.
+    """
+
+    time_s: float = 300.0
+    timeout_s: float = 20.0
+    without_calls: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("time_s", "timeout_s"):
+            seconds(getattr(self, name), f"KeepAlive: {name}")
+
+
+class Deadline:
+    """The moment at which a call must be over.
+
+    Parameters
+    ----------
+    timeout_s
+        Seconds from now.
+    """
+
+    __slots__ = ("_at", "timeout_s")
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._at = time.monotonic() + timeout_s
+
+    def extend(self, more_s: float) -> None:
+        """Move it."""
+        self.timeout_s += more_s
+        self._at += more_s
+
+    def remaining_s(self) -> float:
+        """Return how many seconds are left; may be negative."""
+        return self._at - time.monotonic()
+
+    def require_s(self, what: str, request_id: str) -> float:
+        """Return how many seconds are left.
+
+        Raises
+        ------
+        DeadlineExceeded
+            None are.
+        """
+        left = self.remaining_s()
+        if left <= 0:
+            raise DeadlineExceeded(
+                f"{what}: the {self.timeout_s:g} s of this call were over before it was sent; "
+                "give it a longer timeout_s",
+                request_id=request_id,
+            )
+        return left
+
+
+def seconds(value: Any, what: str) -> float:
+    """Return a positive, finite number of seconds.
+
+    Raises
+    ------
+    InvalidInput
+        It is no such thing.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST_S:
+        raise InvalidInput(f"{what}: expected a positive, finite number of seconds, came {shown(value)}")
+    return float(value)
+
+
+_HEADER_NAME = re.compile(r"[0-9a-z_.-]+")
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
+
+
+def check_headers(headers: Any) -> dict[str, str | bytes]:
+    """Return request metadata as gRPC wants it: names in lower case, values in printable ASCII.
+
+    Raises
+    ------
+    InvalidInput
+        A name or a value can't travel. The message never shows a value: it may be a secret.
+    """
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise InvalidInput(f"headers: expected a mapping of name to value, came {type(headers).__name__}")
+    checked: dict[str, str | bytes] = {}
+    for name, value in headers.items():
+        lower = name.lower() if isinstance(name, str) else ""
+        if not _HEADER_NAME.fullmatch(lower) or lower.startswith("grpc-"):
+            raise InvalidInput(
+                "headers: expected names of letters, digits, '-', '_' and '.' that do not begin with "
+                f"'grpc-', came {shown(name)}"
+            )
+        binary = lower.endswith("-bin")
+        if binary != isinstance(value, bytes) or not (
+            binary or (isinstance(value, str) and _HEADER_VALUE.fullmatch(value))
+        ):
+            want = "bytes" if binary else "printable ASCII text"
+            raise InvalidInput(f"headers: {lower}: expected {want}, came another {type(value).__name__}")
+        checked[lower] = value
+    return checked
+
+
+def check_request_id(request_id: Any) -> str:
+    """Return a request id that can travel.
+
+    Raises
+    ------
+    InvalidInput
+        It is not text, is empty, or UTF-8 can't write it.
+    """
+    try:
+        if isinstance(request_id, str) and request_id and request_id.encode():
+            return request_id
+    except UnicodeEncodeError:
+        pass
+    raise InvalidInput(f"request_id: expected text that UTF-8 can write, came {shown(request_id)}")

@@ -1,0 +1,343 @@
+"""The recommender for ordinary, blocking code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from itertools import count
+from threading import Lock
+from types import TracebackType
+from typing import Any, TypeVar
+
+from .core import Call, Core, Flow, Options
+from .errors import ClientError, Closed
+from .options import DEFAULT_TIMEOUT_S, TLS, KeepAlive, Retry
+from .request import Question
+from .results import Anonymous, Explanation, Health, Id, Recommendation, ServerInfo
+from .transport import Headers, Transport, TritonTransport
+
+Result = TypeVar("Result")
+
+
+class Recommender:
+    """Asks a served Tiercel release for recommendations. Safe to use from several threads.
+
+    Nothing is sent before the first call, which also reads the ensemble's configuration: its limits,
+    the types of its ids and its request columns. Make one and keep it: it holds one connection.
+
+    Parameters
+    ----------
+    url
+        ``host:port`` of the server's gRPC service.
+    model
+        Name of the ensemble.
+    explain_model
+        Name of the ensemble that explains; None is ``recommend_explain`` where ``model`` is
+        ``recommend``, ``recommend_explain_staged`` where it is ``recommend_staged``, and so on.
+    describe_model
+        Name of the model that knows the titles.
+    timeout_s
+        Deadline of each call in seconds: requests, retries and titles together.
+    retry
+        When a request that a repeat can help is sent again.
+    headers
+        Metadata for every request, such as ``{"authorization": "Bearer …"}``. They travel in plain
+        text unless ``tls`` is given.
+    tls
+        Options of an encrypted channel; None is plain text.
+    keep_alive
+        Pings on an idle connection; None is no pings.
+    max_concurrency
+        Requests of :meth:`recommend_many` under way at once.
+    title_cache_size
+        Titles to remember; 0 asks for them every time.
+    refresh_s
+        Seconds after which the configuration is read again, so that a new release behind the same
+        address is noticed.
+    transport
+        Used instead of a connection to ``url``: see :mod:`tiercel_client.testing`.
+
+    Raises
+    ------
+    InvalidInput
+        An option can't be right.
+
+    Examples
+    --------
+    >>> from tiercel_client import Recommender
+    >>> from tiercel_client.testing import FakeTransport
+    >>> with Recommender(transport=FakeTransport(items={1: "Heat", 2: "Fargo"})) as recommender:
+    ...     for item in recommender.recommend(user_id=42, k=1):
+    ...         print(item.rank, item.item_id, item.title)
+    1 1 Heat
+    """
+
+    def __init__(
+        self,
+        url: str = "localhost:8001",
+        *,
+        model: str = "recommend",
+        explain_model: str | None = None,
+        describe_model: str = "describe_items",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: Retry | None = None,
+        headers: Headers | None = None,
+        tls: TLS | None = None,
+        keep_alive: KeepAlive | None = None,
+        max_concurrency: int = 4,
+        title_cache_size: int = 10_000,
+        refresh_s: float = 60.0,
+        transport: Transport | None = None,
+    ) -> None:
+        self._core = Core(
+            model=model,
+            explain_model=explain_model,
+            describe_model=describe_model,
+            timeout_s=timeout_s,
+            retry=Retry() if retry is None else retry,
+            headers=headers,
+            max_concurrency=max_concurrency,
+            title_cache_size=title_cache_size,
+            refresh_s=refresh_s,
+        )
+        self._transport: Transport = (
+            TritonTransport(url, tls=tls, keep_alive=keep_alive) if transport is None else transport
+        )
+        self._lock = Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._closed = False
+
+    def recommend(
+        self,
+        user_id: Id | Anonymous,
+        k: int | None = None,
+        *,
+        exclude: Iterable[Id] | None = None,
+        history: Sequence[Id] | None = None,
+        features: Mapping[str, Any] | None = None,
+        titles: bool = True,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Headers | None = None,
+    ) -> Recommendation:
+        """Recommend items to one user.
+
+        Parameters
+        ----------
+        user_id
+            Raw id; one that the server does not know is answered too. :data:`ANONYMOUS` for somebody
+            without one.
+        k
+            How many items, at most; None is the server's default.
+        exclude
+            Raw ids of items that must not be recommended.
+        history
+            Raw ids of the items the user had to do with, oldest first, instead of what the store
+            knows; an empty list is an empty history, None is the store's.
+        features
+            Request column → value (or list of values); overrides the store. None and NaN are null.
+        titles
+            Whether to look the titles up.
+        timeout_s
+            Deadline in seconds; None is the recommender's.
+        request_id
+            For the server's log; None makes one.
+        headers
+            Metadata of this call, over those of the recommender.
+
+        Returns
+        -------
+        Recommendation
+            Status and at most ``k`` items, best first.
+
+        Raises
+        ------
+        InvalidInput
+            An argument can't be answered; nothing was sent.
+        ClientError
+            Its other subclasses: see :mod:`tiercel_client.errors`.
+        """
+        question = Question.of_one(user_id, k, exclude, history, features)
+        options = Options(timeout_s, request_id, headers)
+        return self._drive(self._core.recommend(question, options, titles=titles))[0]
+
+    def recommend_many(
+        self,
+        user_ids: Sequence[Id | Anonymous],
+        k: int | Sequence[int | None] | None = None,
+        *,
+        exclude: Sequence[Iterable[Id] | None] | None = None,
+        history: Sequence[Sequence[Id] | None] | None = None,
+        features: Mapping[str, Sequence[Any]] | None = None,
+        titles: bool = True,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Headers | None = None,
+    ) -> list[Recommendation]:
+        """Recommend items to several users.
+
+        Everything is checked before anything is sent. More users than the server takes at once are
+        split into several requests, at most ``max_concurrency`` of them under way at a time. If one
+        fails, the call fails with its error.
+
+        Parameters
+        ----------
+        user_ids
+            Raw ids ``[n]``; an id may come twice.
+        k
+            For all users, or for each (None is the server's default).
+        exclude, history
+            One list (or None) for each user, as in :meth:`recommend`.
+        features
+            Request column → one value (or list of values) for each user.
+        titles, request_id, headers
+            As in :meth:`recommend`; request number i has the id ``request_id/i``.
+        timeout_s
+            Deadline in seconds of the whole call; None is the recommender's, once for every
+            ``max_concurrency`` requests.
+
+        Returns
+        -------
+        list of Recommendation
+            One for each user, in their order.
+
+        Raises
+        ------
+        InvalidInput, ClientError
+            As in :meth:`recommend`.
+        """
+        question = Question(user_ids, k, exclude, history, features)
+        options = Options(timeout_s, request_id, headers)
+        return self._drive(self._core.recommend(question, options, titles=titles))
+
+    def explain(
+        self,
+        user_id: Id | Anonymous,
+        k: int | None = None,
+        *,
+        exclude: Iterable[Id] | None = None,
+        history: Sequence[Id] | None = None,
+        features: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Headers | None = None,
+    ) -> Explanation:
+        """Recommend items to one user and say what each stage did.
+
+        Parameters
+        ----------
+        user_id, k, exclude, history, features, timeout_s, request_id, headers
+            As in :meth:`recommend`.
+
+        Returns
+        -------
+        Explanation
+            The answer, every candidate with what became of it, and the stages' times.
+
+        Raises
+        ------
+        NotFound
+            The server has no ensemble that explains.
+        InvalidInput, ClientError
+            As in :meth:`recommend`.
+        """
+        question = Question.of_one(user_id, k, exclude, history, features)
+        options = Options(timeout_s, request_id, headers)
+        return self._drive(self._core.explain(question, options))
+
+    def health(self, timeout_s: float | None = None, *, headers: Headers | None = None) -> Health:
+        """Make one real inference, for somebody unknown, without retries.
+
+        A server can call itself ready and not answer.
+
+        Returns
+        -------
+        Health
+            Which release answered and how fast.
+
+        Raises
+        ------
+        ClientError
+            It did not answer in time, or not rightly.
+        """
+        return self._drive(self._core.health(Options(timeout_s, headers=headers)))
+
+    def server_info(self, timeout_s: float | None = None, *, headers: Headers | None = None) -> ServerInfo:
+        """Return what answers at the address: server, release, limits, id types, request columns.
+
+        Raises
+        ------
+        ClientError
+            It did not answer in time, or is no Tiercel.
+        """
+        return self._drive(self._core.server_info(Options(timeout_s, headers=headers)))
+
+    def close(self) -> None:
+        """Close the connection; calls under way fail, and so do later ones."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._transport.close()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> Recommender:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _drive(self, flow: Flow[Result]) -> Result:
+        """Run a flow to its end: send what it yields, hand it the answers or the error."""
+        try:
+            calls = next(flow)
+            while True:
+                calls = flow.send(self._outcome(calls))
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+
+    def _outcome(self, calls: Sequence[Call]) -> list[Any] | ClientError:
+        try:
+            return [self._perform(calls[0])] if len(calls) == 1 else self._perform_together(calls)
+        except ClientError as error:
+            return error
+
+    def _perform_together(self, calls: Sequence[Call]) -> list[Any]:
+        pool = self._threads()
+        futures: list[Future[Any]] = []
+        try:
+            futures += (pool.submit(self._perform, call) for call in calls)
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()  # raises its error
+            return [future.result() for future in futures]
+        except RuntimeError:  # the pool was shut down under our hands
+            raise Closed("the recommender was closed; make another one") from None
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _perform(self, call: Call) -> Any:
+        for attempt in count(1):
+            if self._closed:
+                raise Closed("the recommender was closed; make another one")
+            try:
+                return call.send(self._transport)
+            except ClientError as error:
+                delay = call.delay(attempt, error)
+                if delay is None:
+                    raise
+            time.sleep(delay)
+        raise AssertionError  # count() never ends
+
+    def _threads(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._closed:
+                raise Closed("the recommender was closed; make another one")
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._core.max_concurrency, "tiercel-client")
+            return self._pool

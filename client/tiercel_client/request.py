@@ -1,0 +1,291 @@
+"""Arguments → the tensors of one or several requests. Everything is checked before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .contract import EXCLUDE, HISTORY, LENGTH, VALID, Contract
+from .errors import InvalidInput
+from .results import Anonymous, RequestColumn
+from .values import (
+    PADS,
+    Array,
+    Place,
+    convert_column,
+    convert_ids,
+    flatten,
+    sequence,
+    shown,
+)
+
+#: What stands for a user without an id, by the dtype of user ids. No release should use these.
+ANONYMOUS_IDS: Mapping[str, int | bytes] = {"int64": -(2**63), "bytes": b"\x00anonymous"}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What was asked: one entry a user in each sequence, in the same order.
+
+    Parameters
+    ----------
+    users
+        Raw ids or :data:`~tiercel_client.ANONYMOUS`.
+    k
+        How many items: for all users, or for each (None is the server's default).
+    exclude, history
+        A list of raw item ids for each user, or None.
+    features
+        Column → one value (or list of values) for each user.
+    single
+        Whether one user was asked, so that messages name no positions.
+    """
+
+    users: Any
+    k: Any = None
+    exclude: Any = None
+    history: Any = None
+    features: Any = None
+    single: bool = False
+
+    @classmethod
+    def of_one(cls, user: Any, k: Any, exclude: Any, history: Any, features: Any) -> Question:
+        """Return the question for one user."""
+        return cls(
+            users=[user],
+            k=None if k is None else [k],
+            exclude=None if exclude is None else [exclude],
+            history=None if history is None else [history],
+            features={name: [value] for name, value in features.items()}
+            if isinstance(features, Mapping)
+            else features,
+            single=True,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One request: the users it asks for, as they were given, and its tensors (user axis first)."""
+
+    users: Sequence[Any]
+    inputs: dict[str, Array]
+
+
+def build_requests(contract: Contract, question: Question) -> list[Part]:
+    """Check a question and split it into requests of at most ``max_batch_size`` users.
+
+    Parameters
+    ----------
+    contract
+        What the ensemble takes.
+    question
+        What was asked.
+
+    Returns
+    -------
+    list of Part
+        In the order of the users. A tensor that would say null for every user of a request is left
+        out; ``__valid`` and ``__length`` are sent only where some row needs them.
+
+    Raises
+    ------
+    InvalidInput
+        Something can't be answered; the message names the argument and the position.
+    """
+    users = sequence(question.users, "user_ids")
+    count = len(users)
+    if not count:
+        raise InvalidInput("user_ids: expected at least one user, came none; nothing to ask for")
+    tensors: list[_Scalars | _Lists] = [_user_ids(contract, users, question.single)]
+    if question.k is not None and (k := _k(contract, question, count)) is not None:
+        tensors.append(k)
+    for argument, name in (("exclude", EXCLUDE), ("history", HISTORY)):
+        given = getattr(question, argument)
+        if given is not None:
+            tensors.append(_item_ids(contract, argument, name, given, count, question.single))
+    if question.features is not None:
+        tensors += _features(contract, question.features, count, question.single)
+    given_users = users.tolist() if isinstance(users, np.ndarray) else users
+    parts = []
+    for start in range(0, count, contract.max_batch_size):
+        rows = slice(start, min(start + contract.max_batch_size, count))
+        inputs: dict[str, Array] = {}
+        for tensor in tensors:
+            inputs.update(tensor.part(rows))
+        parts.append(Part(given_users[rows], inputs))
+    return parts
+
+
+def canary(contract: Contract) -> dict[str, Array]:
+    """Return the smallest real request: one item for somebody unknown."""
+    return build_requests(contract, Question.of_one(Anonymous.ANONYMOUS, 1, None, None, None))[0].inputs
+
+
+def id_array(ids: Sequence[Any], dtype: str) -> Array:
+    """Return raw ids, as an answer held them, as an array ``[n]``."""
+    if dtype == "bytes":
+        out = np.empty(len(ids), np.object_)
+        out[:] = [one.encode() for one in ids]
+        return out
+    return np.array(ids, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scalars:
+    """One value a user: ``values [n]``, and which are real (None is all of them)."""
+
+    name: str
+    values: Array
+    valid: Array | None = None
+
+    def part(self, rows: slice) -> Iterator[tuple[str, Array]]:
+        values = self.values[rows]
+        if self.valid is not None and not (valid := self.valid[rows]).all():
+            if not valid.any():
+                return
+            yield self.name + VALID, valid.reshape(-1, 1)
+        elif values.dtype.kind == "f" and np.isnan(values).all():
+            return
+        yield self.name, values.reshape(-1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    """One list a user: all values one after another, and each user's length (-1 is null)."""
+
+    name: str
+    flat: Array
+    lengths: npt.NDArray[np.int32]
+    pad: Any
+
+    def part(self, rows: slice) -> Iterator[tuple[str, Array]]:
+        lengths = self.lengths[rows]
+        if (lengths < 0).all():
+            return
+        width = max(1, int(lengths.max()))  # an empty list is one pad and the length 0
+        if (lengths == width).all() and len(lengths) == len(self.lengths):
+            values = self.flat.reshape(len(lengths), width)
+        else:
+            before = int(self.lengths[: rows.start].clip(0).sum())
+            real = np.arange(width) < lengths[:, None]
+            values = np.full(real.shape, self.pad, self.flat.dtype)
+            values[real] = self.flat[before : before + int(real.sum())]
+        yield self.name, values
+        if not (lengths == width).all():
+            yield self.name + LENGTH, lengths.reshape(-1, 1)
+
+
+def _place(argument: str, single: bool) -> Place:
+    return (lambda position: argument) if single else (lambda position: f"{argument}[{position}]")
+
+
+def _inner_place(argument: str, lengths: npt.NDArray[np.int32], single: bool) -> Place:
+    def where(position: int) -> str:
+        ends = np.cumsum(lengths.clip(0))
+        row = int(np.searchsorted(ends, position, side="right"))
+        column = position - (int(ends[row - 1]) if row else 0)
+        return f"{argument}[{column}]" if single else f"{argument}[{row}][{column}]"
+
+    return where
+
+
+def _user_ids(contract: Contract, users: Sequence[Any] | Array, single: bool) -> _Scalars:
+    argument = "user_id" if single else "user_ids"
+    stand_in = ANONYMOUS_IDS[contract.user_id_dtype]
+    if not isinstance(users, np.ndarray):
+        users = [stand_in if isinstance(user, Anonymous) else user for user in users]
+    return _Scalars("user_id", convert_ids(users, contract.user_id_dtype, _place(argument, single)))
+
+
+def _k(contract: Contract, question: Question, count: int) -> _Scalars | None:
+    several = isinstance(question.k, list | tuple | np.ndarray) or hasattr(question.k, "to_numpy")
+    values: Any = _each(sequence(question.k, "k"), "k", count) if several else [question.k] * count
+    place = _place("k", question.single or not several)
+    if not isinstance(values, np.ndarray):
+        if all(one is None for one in values):
+            return None
+        values = [contract.k_default if one is None else one for one in values]
+    k = convert_ids(values, "int64", place)
+    wrong = (k < 1) | (k > contract.k_max)
+    if wrong.any():
+        worst = int(np.argmax(wrong))
+        raise InvalidInput(
+            f"{place(worst)}: expected 1 to {contract.k_max} items (k_max of {contract.model}), "
+            f"came {int(k[worst])}"
+        )
+    return _Scalars("k", k.astype(np.int32))
+
+
+def _item_ids(contract: Contract, argument: str, name: str, given: Any, count: int, single: bool) -> _Lists:
+    if name not in contract.inputs:
+        raise InvalidInput(f"{argument}: model {contract.model} takes no {name}; leave it out")
+    rows = _each(_rows(given, argument), argument, count)
+    unordered = name == EXCLUDE
+    flat, lengths = flatten(rows, _place(argument, single), unordered=unordered)
+    if lengths.max() > contract.max_excluded:
+        worst = int(np.argmax(lengths))
+        raise InvalidInput(
+            f"{_place(argument, single)(worst)}: expected at most {contract.max_excluded} item ids "
+            f"(max_excluded of {contract.model}), came {int(lengths[worst])}"
+        )
+    if unordered:
+        lengths = np.where(lengths == 0, np.int32(-1), lengths)  # nothing to exclude is nothing to send
+    ids = convert_ids(flat, contract.item_id_dtype, _inner_place(argument, lengths, single))
+    return _Lists(name, ids, lengths, PADS[contract.item_id_dtype])
+
+
+def _features(contract: Contract, features: Any, count: int, single: bool) -> list[_Scalars | _Lists]:
+    if not isinstance(features, Mapping):
+        raise InvalidInput(f"features: expected a mapping of column to value, came {shown(features)}")
+    return [_feature(contract, name, values, count, single) for name, values in features.items()]
+
+
+def _feature(contract: Contract, name: Any, given: Any, count: int, single: bool) -> _Scalars | _Lists:
+    column = contract.columns.get(name) if isinstance(name, str) else None
+    if column is None:
+        raise _unknown_feature(contract, name)
+    argument = f"features[{name!r}]"
+    if column.is_list:
+        return _list_feature(column, argument, _each(_rows(given, argument), argument, count), single)
+    place = _place(argument, single)
+    values = _each(sequence(given, argument), argument, count)
+    real, valid = convert_column(values, column.dtype, place, nullable=True)
+    return _Scalars(column.name, real, valid)
+
+
+def _list_feature(column: RequestColumn, argument: str, rows: Any, single: bool) -> _Lists:
+    flat, lengths = flatten(rows, _place(argument, single))
+    values, _ = convert_column(flat, column.dtype, _inner_place(argument, lengths, single), nullable=False)
+    return _Lists(column.name, values, lengths, PADS[column.dtype])
+
+
+def _rows(given: Any, argument: str) -> Sequence[Any] | Array:
+    """Return one list a user; a two-dimensional array is one row a user."""
+    if isinstance(given, np.ndarray) and given.ndim == 2:
+        return list(given)
+    return sequence(given, argument)
+
+
+def _each(values: Sequence[Any] | Array, argument: str, count: int) -> Sequence[Any] | Array:
+    if len(values) != count:
+        raise InvalidInput(
+            f"{argument}: expected one entry for each of the {count} users, came {len(values)}"
+        )
+    return values
+
+
+def _unknown_feature(contract: Contract, name: Any) -> InvalidInput:
+    known = list(contract.columns)
+    near = get_close_matches(name, known, 1, 0.5) if isinstance(name, str) else []
+    if near:
+        hint = f"did you mean {near[0]!r}?"
+    elif known:
+        hint = f"it has {', '.join(map(repr, known))}"
+    else:
+        hint = "it has none"
+    return InvalidInput(f"features: model {contract.model} has no request column {shown(name)}; {hint}")

@@ -1,0 +1,389 @@
+"""Fake transports, so that an application can test itself without a server.
+
+>>> from tiercel_client import Recommender
+>>> from tiercel_client.testing import FakeTransport
+>>> transport = FakeTransport(items={1: "Heat", 2: "Fargo", 3: "Alien"}, users={42: [3, 1]})
+>>> recommender = Recommender(transport=transport)
+>>> [item.title for item in recommender.recommend(42)]
+['Alien', 'Heat']
+>>> [item.title for item in recommender.recommend(7, k=1)]  # an unknown user gets the first items
+['Heat']
+
+An error can be ordered, and everything that was asked can be looked at:
+
+>>> from tiercel_client import ServerFull
+>>> transport.fail(ServerFull("the queue is full"), times=1)
+>>> recommender.recommend(42).count  # sent again after a moment
+2
+>>> transport.requests[-1].inputs["user_id"].tolist()
+[[42]]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from .contract import EXCLUDE, HISTORY, LENGTH, TIME_PREFIX, VALID, ModelConfig, TensorInfo
+from .errors import ClientError, DeadlineExceeded, InvalidInput, NotFound, RequestRefused
+from .request import id_array
+from .results import Id, RequestColumn
+from .transport import Array, Arrays, Headers
+
+#: The stages that the fake says it has.
+STAGES = (
+    "user_features",
+    "user_tower",
+    "retrieval",
+    "filtering",
+    "candidate_features",
+    "ranking",
+    "ordering",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FakeRequest:
+    """One request that a fake transport was asked.
+
+    Parameters
+    ----------
+    model, inputs, outputs, timeout_s, request_id, headers
+        As in :class:`~tiercel_client.Transport`.
+    """
+
+    model: str
+    inputs: dict[str, Array]
+    outputs: tuple[str, ...]
+    timeout_s: float
+    request_id: str
+    headers: dict[str, str | bytes]
+
+
+class FakeServer:
+    """What both fake transports do: a tiny recommender with the real one's interface.
+
+    A known user gets the items that ``users`` names, everybody else all items in their order;
+    excluded items and those of a sent history are left out. Scores fall from 1.
+
+    Parameters
+    ----------
+    items
+        Raw id → title (None is an item without one), best first. All ids are numbers or all are text.
+    users
+        Raw id → raw ids of the items that user gets, best first. None has no known users.
+    columns
+        What ``features`` may hold.
+    max_batch_size, k_default, k_max, max_excluded
+        Limits of the fake.
+    build_id
+        Its release.
+    titles
+        Whether it has a model that knows the titles.
+    latency_s
+        Seconds that each request takes; one that has less time left ends with a passed deadline.
+    """
+
+    def __init__(
+        self,
+        items: Mapping[Id, str | None] | None = None,
+        users: Mapping[Id, Sequence[Id]] | None = None,
+        *,
+        columns: Sequence[RequestColumn] = (),
+        max_batch_size: int = 64,
+        k_default: int = 10,
+        k_max: int = 100,
+        max_excluded: int = 10_000,
+        build_id: str = "fake",
+        titles: bool = True,
+        latency_s: float = 0.0,
+    ) -> None:
+        self.items: dict[Id, str | None] = dict({1: "One", 2: "Two", 3: "Three"} if items is None else items)
+        self.users: dict[Id, Sequence[Id]] = dict(users or {})
+        self.columns = tuple(columns)
+        self.max_batch_size, self.k_default, self.k_max = max_batch_size, k_default, k_max
+        self.max_excluded, self.build_id, self.titles = max_excluded, build_id, titles
+        self.latency_s = latency_s
+        self.requests: list[FakeRequest] = []
+        self.config_reads = 0
+        self.closed = False
+        self._ids: list[Id] = list(self.items)
+        self._rows = {item_id: row for row, item_id in enumerate(self._ids)}
+        self._dtypes = {"item": _id_dtype(self.items), "user": _id_dtype(self.users)}
+        self._errors: deque[tuple[ClientError, str | None]] = deque()
+        self._lock = Lock()
+
+    def fail(self, error: ClientError, times: int = 1, *, model: str | None = None) -> None:
+        """Let the next ``times`` requests (to one model, or to any) end with an error."""
+        with self._lock:
+            self._errors.extend([(error, model)] * times)
+
+    def _config(self, model: str) -> ModelConfig:
+        self.config_reads += 1
+        self._raise_ordered(model)
+        times = {TIME_PREFIX + name: "float32" for name in STAGES}
+        tables = {"recommend": _OUTPUTS, "recommend_explain": {**_OUTPUTS, **_EXPLAIN_OUTPUTS, **times}}
+        if model == "describe_items" and self.titles:
+            described = {"item_row": "int64", "title": "bytes", "found": "bool"}
+            outputs = self._tensors({"item_id": self._dtypes["item"], **described}, -1)
+            return ModelConfig(model, self.max_batch_size, outputs[:2], outputs, {})
+        if model not in tables:
+            raise NotFound(f"model {model!r}: the fake server has none")
+        return ModelConfig(
+            model, self.max_batch_size, self._inputs(), self._tensors(tables[model], 1), self._parameters()
+        )
+
+    def _parameters(self) -> dict[str, str]:
+        columns = [
+            {"name": c.name, "dtype": c.dtype, "list": c.is_list, "part": c.part} for c in self.columns
+        ]
+        return {
+            "build_id": self.build_id,
+            "name": "fake",
+            "k_default": str(self.k_default),
+            "k_max": str(self.k_max),
+            "max_excluded": str(self.max_excluded),
+            "item_id_dtype": self._dtypes["item"],
+            "user_id_dtype": self._dtypes["user"],
+            "sources": json.dumps(["fake"]),
+            "filter_reasons": json.dumps({"0": "kept", "1": "empty slot"}),
+            "stages": json.dumps(STAGES),
+            "request_columns": json.dumps(columns),
+        }
+
+    def _inputs(self) -> tuple[TensorInfo, ...]:
+        tensors = [TensorInfo("user_id", self._dtypes["user"], (1,))]
+        lists = [RequestColumn(name, self._dtypes["item"], True, "") for name in (EXCLUDE, HISTORY)]
+        for column in (*lists, *self.columns):
+            tensors.append(TensorInfo(column.name, column.dtype, (-1 if column.is_list else 1,), True))
+            if column.is_list:
+                tensors.append(TensorInfo(column.name + LENGTH, "int32", (1,), True))
+            elif not column.dtype.startswith("float"):
+                tensors.append(TensorInfo(column.name + VALID, "bool", (1,), True))
+        return (*tensors, TensorInfo("k", "int32", (1,), True))
+
+    def _tensors(self, dtypes: Mapping[str, str], width: int) -> tuple[TensorInfo, ...]:
+        real = {name: self._dtypes["item"] if name == "item_id" else dtype for name, dtype in dtypes.items()}
+        return tuple(TensorInfo(name, dtype, (width,)) for name, dtype in real.items())
+
+    def _raise_ordered(self, model: str) -> None:
+        with self._lock:
+            if self._errors and self._errors[0][1] in (None, model):
+                raise self._errors.popleft()[0]
+
+    def _note(self, request: FakeRequest) -> None:
+        with self._lock:
+            self.requests.append(request)
+        if self.latency_s > request.timeout_s:
+            raise DeadlineExceeded(f"model {request.model!r}: the fake server is slow")
+
+    def _answer(self, request: FakeRequest) -> Arrays:
+        self._raise_ordered(request.model)
+        if request.model == "describe_items" and self.titles:
+            answer = self._describe(request.inputs)
+        elif request.model in ("recommend", "recommend_explain"):
+            answer = self._recommend(request.inputs, explain=request.model != "recommend")
+        else:
+            raise NotFound(f"model {request.model!r}: the fake server has none")
+        return {name: answer[name] for name in request.outputs}
+
+    def _describe(self, inputs: Arrays) -> dict[str, Array]:
+        if "item_row" in inputs:
+            rows = inputs["item_row"][0].tolist()
+        else:
+            rows = [self._rows.get(item_id, len(self._ids)) for item_id in _plain(inputs["item_id"][0])]
+        found = np.array([row < len(self._ids) for row in rows])
+        known = [self._ids[row] if there else None for row, there in zip(rows, found, strict=True)]
+        texts = [(self.items[one] or "").encode() if one is not None else b"" for one in known]
+        empty: Id = "" if self._dtypes["item"] == "bytes" else 0
+        ids = id_array([empty if one is None else one for one in known], self._dtypes["item"])
+        return {
+            "item_id": ids[None],
+            "item_row": np.array(rows, np.int64)[None],
+            "title": id_array([text.decode() for text in texts], "bytes")[None],
+            "found": found[None],
+        }
+
+    def _recommend(self, inputs: Arrays, *, explain: bool) -> dict[str, Array]:
+        users = _plain(inputs["user_id"][:, 0])
+        if len(users) > self.max_batch_size:
+            raise RequestRefused(f"the fake server takes {self.max_batch_size} users, came {len(users)}")
+        k = inputs["k"][:, 0].tolist() if "k" in inputs else [self.k_default] * len(users)
+        excluded, history = (self._lists(inputs, name, len(users)) for name in (EXCLUDE, HISTORY))
+        answers, statuses = [], []
+        for row, user in enumerate(users):
+            gone = {*(excluded[row] or ()), *(history[row] or ())}
+            answers.append([one for one in self.users.get(user, self._ids) if one not in gone])
+            statuses.append(self._status(user, inputs, row, history[row]))
+        outputs = self._outputs(answers, k)
+        outputs["status"] = np.array(statuses, np.int32).reshape(-1, 1)
+        return {**outputs, **self._explained(answers[0])} if explain else outputs
+
+    def _outputs(self, answers: Sequence[Sequence[Id]], k: Sequence[int]) -> dict[str, Array]:
+        width = max(k)
+        pad: Id = "" if self._dtypes["item"] == "bytes" else 0
+        counts = [min(len(answer), most) for answer, most in zip(answers, k, strict=True)]
+        ids = [
+            one
+            for answer, count in zip(answers, counts, strict=True)
+            for one in (*answer[:count], *[pad] * (width - count))
+        ]
+        flat = id_array(ids, self._dtypes["item"])
+        real = np.arange(width) < np.array(counts).reshape(-1, 1)
+        return {
+            "item_id": flat.reshape(len(answers), width),
+            "score": np.where(real, 1 / (1 + np.arange(width)), 0).astype(np.float32),
+            "count": np.array(counts, np.int32).reshape(-1, 1),
+        }
+
+    def _status(self, user: Id, inputs: Arrays, row: int, history: list[Id] | None) -> int:
+        if user in self.users:
+            return 0
+        of_user = [column for column in self.columns if column.part == "user"]
+        return 1 if history or any(_given(column, inputs, row) for column in of_user) else 2
+
+    def _explained(self, answer: Sequence[Id]) -> dict[str, Array]:
+        n = max(1, len(self._ids))
+        pads = n - len(answer)
+        rows = [self._rows[item_id] for item_id in answer]
+        places = np.arange(n)
+        real = places < len(answer)
+        scores = np.where(real, 1 / (1 + places), 0).astype(np.float32)
+        return {
+            "user_row": np.zeros((1, 1), np.int64),
+            "history_row": np.full((1, 1), len(self._ids), np.int64),
+            "history_length": np.zeros((1, 1), np.int32),
+            "retrieved_row": np.array([rows + [len(self._ids)] * pads], np.int64),
+            "retrieval_score": scores[None],
+            "source": real.astype(np.int32)[None],
+            "kept_row": np.array([rows + [len(self._ids)] * pads], np.int64),
+            "kept_index": np.where(real, places, 0)[None],
+            "filter_reason": np.where(real, 0, 1).astype(np.int32)[None],
+            "rank_score": scores[None, :, None],
+            **{TIME_PREFIX + stage: np.full((1, 1), 100, np.float32) for stage in STAGES},
+        }
+
+    def _lists(self, inputs: Arrays, name: str, count: int) -> list[list[Id] | None]:
+        if name not in inputs:
+            return [None] * count
+        values = inputs[name]
+        lengths = (
+            inputs[name + LENGTH][:, 0].tolist() if name + LENGTH in inputs else [values.shape[1]] * count
+        )
+        return [
+            _plain(row[:length]) if length >= 0 else None for row, length in zip(values, lengths, strict=True)
+        ]
+
+
+class FakeTransport(FakeServer):
+    """A :class:`~tiercel_client.Transport` that answers by itself. See :class:`FakeServer` for its arguments.
+
+    ``requests`` lists everything it was asked, ``closed`` says whether it was closed.
+    """
+
+    def infer(
+        self,
+        model: str,
+        inputs: Arrays,
+        outputs: Sequence[str],
+        *,
+        timeout_s: float,
+        request_id: str,
+        headers: Headers,
+    ) -> Arrays:
+        """Answer, after ``latency_s``."""
+        request = FakeRequest(model, dict(inputs), tuple(outputs), timeout_s, request_id, dict(headers))
+        time.sleep(min(self.latency_s, timeout_s))
+        self._note(request)
+        return self._answer(request)
+
+    def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
+        """Return what a real server would say about the model."""
+        return self._config(model)
+
+    def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
+        """Return the name ``fake`` and a version."""
+        return "fake", "0"
+
+    def close(self) -> None:
+        """Note that it was closed."""
+        self.closed = True
+
+
+class AsyncFakeTransport(FakeServer):
+    """:class:`FakeTransport` for asyncio. See :class:`FakeServer` for its arguments."""
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Arrays,
+        outputs: Sequence[str],
+        *,
+        timeout_s: float,
+        request_id: str,
+        headers: Headers,
+    ) -> Arrays:
+        """Answer, after ``latency_s``."""
+        request = FakeRequest(model, dict(inputs), tuple(outputs), timeout_s, request_id, dict(headers))
+        await asyncio.sleep(min(self.latency_s, timeout_s))
+        self._note(request)
+        return self._answer(request)
+
+    async def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
+        """Return what a real server would say about the model."""
+        return self._config(model)
+
+    async def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
+        """Return the name ``fake`` and a version."""
+        return "fake", "0"
+
+    async def close(self) -> None:
+        """Note that it was closed."""
+        self.closed = True
+
+
+_OUTPUTS = {"item_id": "", "score": "float32", "count": "int32", "status": "int32"}
+
+_EXPLAIN_OUTPUTS = {
+    "user_row": "int64",
+    "history_row": "int64",
+    "history_length": "int32",
+    "retrieved_row": "int64",
+    "retrieval_score": "float32",
+    "source": "int32",
+    "kept_row": "int64",
+    "kept_index": "int64",
+    "filter_reason": "int32",
+    "rank_score": "float32",
+}
+
+
+def _id_dtype(ids: Mapping[Id, Any]) -> str:
+    kinds = {"bytes" if isinstance(one, str) else "int64" for one in ids}
+    if len(kinds) > 1:
+        raise InvalidInput("FakeServer: expected ids that are all numbers or all text, came both")
+    return kinds.pop() if kinds else "int64"
+
+
+def _plain(ids: Array) -> list[Id]:
+    return [one.decode() if isinstance(one, bytes) else one for one in ids.tolist()]
+
+
+def _given(column: RequestColumn, inputs: Arrays, row: int) -> bool:
+    """Whether a request has a value of a column for one of its users."""
+    if column.name not in inputs:
+        return False
+    if column.is_list:
+        return column.name + LENGTH not in inputs or bool(inputs[column.name + LENGTH][row, 0] >= 0)
+    if column.name + VALID in inputs:
+        return bool(inputs[column.name + VALID][row, 0])
+    value = inputs[column.name][row, 0]
+    return bool(value == value)

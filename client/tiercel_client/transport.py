@@ -1,0 +1,429 @@
+"""The one seam between the client and the network, and the one place that knows gRPC's status codes.
+
+A transport sends named arrays to a model and returns named arrays; whatever goes wrong leaves it as a
+:class:`~tiercel_client.errors.ClientError`. Everything above it is the same for sync and asyncio, and
+for a real server and a fake one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+import tritonclient.grpc
+import tritonclient.grpc.aio
+from tritonclient.grpc import InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException
+
+from .contract import ModelConfig, TensorInfo
+from .errors import (
+    ClientError,
+    Closed,
+    DeadlineExceeded,
+    InvalidInput,
+    NotAuthorised,
+    NotFound,
+    ProtocolMismatch,
+    RequestRefused,
+    ServerFault,
+    ServerFull,
+    ServerUnavailable,
+)
+from .options import TLS, KeepAlive
+from .values import shown
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+Headers = Mapping[str, str | bytes]
+
+
+class Transport(Protocol):
+    """Sends named arrays to a model and returns named arrays."""
+
+    def infer(
+        self,
+        model: str,
+        inputs: Arrays,
+        outputs: Sequence[str],
+        *,
+        timeout_s: float,
+        request_id: str,
+        headers: Headers,
+    ) -> Arrays:
+        """Ask a model. Text tensors are object arrays of ``bytes``. May be called from several threads."""
+        ...
+
+    def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
+        """Return what the server says about a model."""
+        ...
+
+    def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
+        """Return the server's name and version."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back; the transport is not used again."""
+        ...
+
+
+class AsyncTransport(Protocol):
+    """:class:`Transport` for asyncio."""
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Arrays,
+        outputs: Sequence[str],
+        *,
+        timeout_s: float,
+        request_id: str,
+        headers: Headers,
+    ) -> Arrays:
+        """Ask a model."""
+        ...
+
+    async def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
+        """Return what the server says about a model."""
+        ...
+
+    async def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
+        """Return the server's name and version."""
+        ...
+
+    async def close(self) -> None:
+        """Give everything back; the transport is not used again."""
+        ...
+
+
+class TritonTransport:
+    """A Triton Inference Server over gRPC.
+
+    Parameters
+    ----------
+    url
+        ``host:port``.
+    tls
+        Options of an encrypted channel; None is plain text.
+    keep_alive
+        Pings on an idle connection; None is no pings.
+    """
+
+    def __init__(self, url: str, *, tls: TLS | None = None, keep_alive: KeepAlive | None = None) -> None:
+        self._url = check_url(url)
+        self._client: Any = tritonclient.grpc.InferenceServerClient(
+            self._url, creds=_credentials(tls), channel_args=_channel_args(tls, keep_alive)
+        )
+
+    def infer(
+        self,
+        model: str,
+        inputs: Arrays,
+        outputs: Sequence[str],
+        *,
+        timeout_s: float,
+        request_id: str,
+        headers: Headers,
+    ) -> Arrays:
+        """See :class:`Transport`."""
+        arguments = _infer_arguments(model, inputs, outputs, timeout_s, request_id, headers)
+        try:
+            return _arrays(self._client.infer(**arguments), outputs)
+        except Exception as error:
+            raise client_error(error, self._url, model, request_id) from error
+
+    def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
+        """See :class:`Transport`."""
+        try:
+            answer = self._client.get_model_config(model, headers=dict(headers), client_timeout=timeout_s)
+            return _model_config(answer.config)
+        except Exception as error:
+            raise client_error(error, self._url, model) from error
+
+    def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
+        """See :class:`Transport`."""
+        try:
+            answer = self._client.get_server_metadata(headers=dict(headers), client_timeout=timeout_s)
+            return str(answer.name), str(answer.version)
+        except Exception as error:
+            raise client_error(error, self._url) from error
+
+    def close(self) -> None:
+        """See :class:`Transport`."""
+        self._client.close()
+
+
+class AsyncTritonTransport:
+    """A Triton Inference Server over gRPC, for asyncio. Connects in the event loop of its first call.
+
+    Parameters
+    ----------
+    url, tls, keep_alive
+        As in :class:`TritonTransport`.
+    """
+
+    def __init__(self, url: str, *, tls: TLS | None = None, keep_alive: KeepAlive | None = None) -> None:
+        self._url = check_url(url)
+        self._make: Callable[[], Any] = lambda: tritonclient.grpc.aio.InferenceServerClient(
+            self._url, creds=_credentials(tls), channel_args=_channel_args(tls, keep_alive)
+        )
+        self._client: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Arrays,
+        outputs: Sequence[str],
+        *,
+        timeout_s: float,
+        request_id: str,
+        headers: Headers,
+    ) -> Arrays:
+        """See :class:`Transport`."""
+        client = self._connected()
+        arguments = _infer_arguments(model, inputs, outputs, timeout_s, request_id, headers)
+        try:
+            return _arrays(await client.infer(**arguments), outputs)
+        except Exception as error:
+            raise client_error(error, self._url, model, request_id) from error
+
+    async def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
+        """See :class:`Transport`."""
+        client = self._connected()
+        try:
+            answer = await client.get_model_config(model, headers=dict(headers), client_timeout=timeout_s)
+            return _model_config(answer.config)
+        except Exception as error:
+            raise client_error(error, self._url, model) from error
+
+    async def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
+        """See :class:`Transport`."""
+        client = self._connected()
+        try:
+            answer = await client.get_server_metadata(headers=dict(headers), client_timeout=timeout_s)
+            return str(answer.name), str(answer.version)
+        except Exception as error:
+            raise client_error(error, self._url) from error
+
+    async def close(self) -> None:
+        """See :class:`Transport`."""
+        if self._client is not None:
+            await self._client.close()
+
+    def _connected(self) -> Any:
+        loop = asyncio.get_running_loop()
+        if self._client is None:
+            self._client, self._loop = self._make(), loop
+        elif self._loop is not loop:
+            raise Closed(
+                f"{self._url}: this recommender belongs to another event loop; make one in each loop"
+            )
+        return self._client
+
+
+def check_url(url: Any) -> str:
+    """Return an address for gRPC.
+
+    Raises
+    ------
+    InvalidInput
+        It is empty, no text, or a web address.
+    """
+    if not isinstance(url, str) or not url.strip() or "://" in url:
+        raise InvalidInput(
+            "url: expected host:port of the server's gRPC service, such as 'localhost:8001', "
+            f"came {shown(url)}"
+        )
+    return url.strip()
+
+
+def _credentials(tls: TLS | None) -> Any:
+    if tls is None:
+        return None
+    roots, key, chain = tls.read()
+    return grpc.ssl_channel_credentials(root_certificates=roots, private_key=key, certificate_chain=chain)
+
+
+def _channel_args(tls: TLS | None, keep_alive: KeepAlive | None) -> list[tuple[str, Any]]:
+    args: list[tuple[str, Any]] = [
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        # Each recommender has a connection of its own, so that closing one closes it.
+        ("grpc.use_local_subchannel_pool", 1),
+        # gRPC waits a second before it tries a refused connection again; a retry would only be told
+        # of the old refusal.
+        ("grpc.initial_reconnect_backoff_ms", 20),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+    ]
+    if keep_alive is not None:
+        args += [
+            ("grpc.keepalive_time_ms", int(keep_alive.time_s * 1000)),
+            ("grpc.keepalive_timeout_ms", int(keep_alive.timeout_s * 1000)),
+            ("grpc.keepalive_permit_without_calls", int(keep_alive.without_calls)),
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
+    if tls is not None and tls.server_name is not None:
+        args.append(("grpc.ssl_target_name_override", tls.server_name))
+    return args
+
+
+#: NumPy dtype → Triton's name of it.
+_WIRE_DTYPES: Mapping[np.dtype[Any], str] = {
+    np.dtype(np.bool_): "BOOL",
+    np.dtype(np.int32): "INT32",
+    np.dtype(np.int64): "INT64",
+    np.dtype(np.float32): "FP32",
+    np.dtype(np.float64): "FP64",
+    np.dtype(np.object_): "BYTES",
+}
+
+#: Number of a data type in a model's configuration → our name of it.
+_CONFIG_DTYPES: Mapping[int, str] = {
+    1: "bool",
+    8: "int32",
+    9: "int64",
+    11: "float32",
+    12: "float64",
+    13: "bytes",
+}
+
+
+def _infer_arguments(
+    model: str, inputs: Arrays, outputs: Sequence[str], timeout_s: float, request_id: str, headers: Headers
+) -> dict[str, Any]:
+    """Return the arguments of tritonclient's ``infer``, which are the same for sync and asyncio."""
+    tensors = []
+    for name, array in inputs.items():
+        tensor = InferInput(name, array.shape, _WIRE_DTYPES[array.dtype])
+        tensor.set_data_from_numpy(array)
+        tensors.append(tensor)
+    return {
+        "model_name": model,
+        "inputs": tensors,
+        "outputs": _requested(tuple(outputs)),
+        "request_id": request_id,
+        # The deadline ends our waiting; this ends the request's waiting in the server's queue.
+        "timeout": max(1, int(timeout_s * 1e6)),
+        "client_timeout": timeout_s,
+        "headers": dict(headers),
+    }
+
+
+@lru_cache(maxsize=64)
+def _requested(names: tuple[str, ...]) -> list[Any]:
+    return [InferRequestedOutput(name) for name in names]
+
+
+def _arrays(result: Any, names: Sequence[str]) -> dict[str, Array]:
+    arrays = {name: result.as_numpy(name) for name in names}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _model_config(config: Any) -> ModelConfig:
+    return ModelConfig(
+        name=str(config.name),
+        max_batch_size=int(config.max_batch_size),
+        inputs=tuple(_tensor(tensor, bool(tensor.optional)) for tensor in config.input),
+        outputs=tuple(_tensor(tensor, False) for tensor in config.output),
+        parameters={key: str(value.string_value) for key, value in config.parameters.items()},
+    )
+
+
+def _tensor(tensor: Any, optional: bool) -> TensorInfo:
+    dtype = _CONFIG_DTYPES.get(tensor.data_type, f"type {tensor.data_type}")
+    return TensorInfo(str(tensor.name), dtype, tuple(tensor.dims), optional)
+
+
+#: gRPC status → error and what to do, where the status alone says enough.
+_STATUS_ERRORS: Mapping[str, tuple[type[ClientError], str]] = {
+    "INVALID_ARGUMENT": (RequestRefused, "correct the request; a repeat would be refused too"),
+    "FAILED_PRECONDITION": (RequestRefused, "correct the request; a repeat would be refused too"),
+    "OUT_OF_RANGE": (RequestRefused, "correct the request; a repeat would be refused too"),
+    "UNAUTHENTICATED": (NotAuthorised, "send other credentials in headers"),
+    "PERMISSION_DENIED": (NotAuthorised, "send other credentials in headers"),
+    "NOT_FOUND": (NotFound, "check the model's name and which release the server runs"),
+    "UNIMPLEMENTED": (ProtocolMismatch, "is it the gRPC port of a Triton Inference Server?"),
+    "DEADLINE_EXCEEDED": (DeadlineExceeded, "give it a longer timeout_s, or find out what is slow"),
+}
+
+#: What Triton says of a request that waited too long in a queue.
+_QUEUE_TIMEOUT = "request timeout expired"
+
+#: What Triton says of a request that found a queue full.
+_QUEUE_FULL = "exceeds maximum queue size"
+
+#: What gRPC says when the request reached no server, and Triton when it is on its way out.
+_NOT_REACHED = (
+    "failed to connect",
+    "connection refused",
+    "dns resolution failed",
+    "name resolution",
+    "empty address list",
+    "server is stopping",
+)
+
+
+def client_error(
+    error: Exception, url: str, model: str | None = None, request_id: str | None = None
+) -> ClientError:
+    """Return what went wrong, as the error tree has it: the one map of gRPC's status codes.
+
+    Parameters
+    ----------
+    error
+        What tritonclient, or gRPC below it, raised.
+    url, model, request_id
+        What was asked where.
+    """
+    where = url if model is None else f"{url}: model {model!r}"
+    if isinstance(error, ClientError):
+        return error
+    if not isinstance(error, InferenceServerException):
+        # What a closed channel raises, in either flavour.
+        closed = isinstance(error, ValueError | grpc.aio.UsageError) and "closed" in str(error).lower()
+        if closed:
+            return Closed(f"{where}: the recommender was closed; make another one", request_id=request_id)
+        return ServerFault(
+            f"{where}: {type(error).__name__} in the gRPC library: {error}", request_id=request_id
+        )
+    text = str(error.message() or "")
+    if error.status() is None:  # tritonclient could not read the answer
+        return ProtocolMismatch(f"{where}: an answer that can't be read: {text}", request_id=request_id)
+    status = str(error.status()).removeprefix("StatusCode.")
+    kind, hint, retryable = _meaning(status, text)
+    return kind(
+        f"{where}: {status}: {text or 'no message'}; {hint}",
+        status=status,
+        server_message=text,
+        request_id=request_id,
+        retryable=retryable,
+    )
+
+
+def _meaning(status: str, text: str) -> tuple[type[ClientError], str, bool | None]:
+    """Return the error's class, what to do, and whether a repeat can help (None is what the class says)."""
+    lower = text.lower()
+    if status in _STATUS_ERRORS:
+        return *_STATUS_ERRORS[status], None
+    if status == "RESOURCE_EXHAUSTED":
+        if "larger than max" in lower:
+            return RequestRefused, "ask for fewer users, exclusions or items at once", None
+        return ServerFull, "send less at once, or give the server more instances", None
+    if status == "CANCELLED" and "channel closed" in lower:
+        return Closed, "the recommender was closed while it waited", None
+    if status != "UNAVAILABLE":
+        return ServerFault, "look into the server's log; if it goes on, restart the server", None
+    if _QUEUE_TIMEOUT in lower:
+        return DeadlineExceeded, "it waited too long in the server's queue; give it a longer timeout_s", None
+    if _QUEUE_FULL in lower:
+        return ServerFull, "send less at once, or give the server more instances", None
+    if "handshake failed" in lower or "certificate" in lower:
+        return ServerUnavailable, "the TLS handshake failed: check the certificates in tls", False
+    if any(words in lower for words in _NOT_REACHED):
+        return ServerUnavailable, "is the server running there, and is it its gRPC port?", True
+    return ServerUnavailable, "the connection or the server broke off while it had the request", False

@@ -1,0 +1,283 @@
+"""Python values → tensors: every check of a value is here, and every message about one.
+
+Whole sequences are converted at once. Only a sequence that fails, or one that mixes types, is looked
+at value by value, to say which one it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InvalidInput
+
+Array = npt.NDArray[Any]
+
+#: Says in words which value is meant, from its position: ``exclude[3][0]``.
+Place = Callable[[int], str]
+
+#: What fills the unused end of a row, by dtype.
+PADS: Mapping[str, Any] = {"int64": 0, "int32": 0, "float32": 0.0, "float64": 0.0, "bytes": b""}
+
+_KINDS = {"int64": "a whole number", "int32": "a whole number", "bytes": "a string"}
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: type and a short form."""
+    try:
+        text = ascii(value)
+    except Exception:
+        text = "?"
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def sequence(values: object, what: str, *, unordered: bool = False) -> Sequence[Any] | Array:
+    """Return the values as a list, a tuple or a one-dimensional array.
+
+    Parameters
+    ----------
+    values
+        A list, tuple, array, pandas series or any other iterable that is not text and not a mapping.
+    what
+        What the message calls it.
+    unordered
+        Whether a set will do.
+
+    Raises
+    ------
+    InvalidInput
+        It is no such thing.
+    """
+    if isinstance(values, list | tuple):
+        return values
+    if not isinstance(values, np.ndarray) and hasattr(values, "to_numpy"):
+        values = values.to_numpy()
+    if isinstance(values, np.ndarray):
+        if values.ndim != 1:
+            raise InvalidInput(f"{what}: expected one dimension, came an array of shape {values.shape}")
+        return values
+    is_set = isinstance(values, set | frozenset)
+    if (
+        isinstance(values, str | bytes | bytearray | Mapping)
+        or not isinstance(values, Iterable)
+        or (is_set and not unordered)
+    ):
+        raise InvalidInput(f"{what}: expected a list, came {shown(values)}")
+    return list(values)
+
+
+def convert_ids(values: Sequence[Any] | Array, dtype: str, place: Place) -> Array:
+    """Return raw ids ``[n]`` as int64, or as an object array of UTF-8 ``bytes``.
+
+    Raises
+    ------
+    InvalidInput
+        An id is of the other type, null, a bool, out of range, or text with half a surrogate pair.
+    """
+    if dtype == "bytes":
+        return _texts(values, place, nullable=False)[0]
+    return _integers(values, dtype, place, nullable=False)[0]
+
+
+def convert_column(
+    values: Sequence[Any] | Array, dtype: str, place: Place, *, nullable: bool
+) -> tuple[Array, Array | None]:
+    """Return a feature's values ``[n]`` and which of them are real (bool ``[n]``; None is all).
+
+    None and NaN are null. Floats carry their nulls as NaN and have no mask.
+
+    Raises
+    ------
+    InvalidInput
+        A value is of another type, infinite or out of range, or null where ``nullable`` is False.
+    """
+    if dtype == "bytes":
+        return _texts(values, place, nullable=nullable)
+    if dtype in ("float32", "float64"):
+        return _floats(values, dtype, place, nullable=nullable), None
+    return _integers(values, dtype, place, nullable=nullable)
+
+
+def is_null(value: object) -> bool:
+    """Whether a value is None or NaN."""
+    return value is None or (isinstance(value, float | np.floating) and bool(value != value))
+
+
+def _kinds(values: Sequence[Any] | Array) -> set[type]:
+    return set(map(type, values))
+
+
+def _listed(values: Sequence[Any] | Array) -> Sequence[Any]:
+    """Return the values as Python's own; times stay what they are, so that they can be refused."""
+    if isinstance(values, np.ndarray):
+        return list(values) if values.dtype.kind in "mM" else values.tolist()
+    return values
+
+
+def _integers(
+    values: Sequence[Any] | Array, dtype: str, place: Place, *, nullable: bool
+) -> tuple[Array, Array | None]:
+    whole, valid = _whole_numbers(values, place, nullable)
+    limits = np.iinfo(dtype)
+    if dtype != "int64" and whole.size and (whole.min() < limits.min or whole.max() > limits.max):
+        worst = int(np.argmax((whole < limits.min) | (whole > limits.max)))
+        raise _out_of_range(place(worst), int(whole[worst]), dtype)
+    return whole.astype(dtype, copy=False), valid
+
+
+def _whole_numbers(
+    values: Sequence[Any] | Array, place: Place, nullable: bool
+) -> tuple[npt.NDArray[np.int64], Array | None]:
+    if isinstance(values, np.ndarray) and values.dtype.kind == "i":
+        return values.astype(np.int64), None
+    values = _listed(values)
+    if _kinds(values) <= {int}:
+        try:
+            return np.array(values, np.int64), None
+        except OverflowError:
+            pass  # the slow way finds which one it is
+    whole = np.zeros(len(values), np.int64)
+    valid = np.ones(len(values), np.bool_)
+    for position, value in enumerate(values):
+        if nullable and is_null(value):
+            valid[position] = False
+        else:
+            whole[position] = _whole(value, place(position), nullable)
+    return whole, None if valid.all() else valid
+
+
+def _whole(value: object, where: str, feature: bool) -> int:
+    """Return one value as an int; a feature may be a float without a fraction, as pandas makes them."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole and not (feature and isinstance(value, float | np.floating) and value.is_integer()):
+        raise _wrong_type(where, "int64", value)
+    number: int = int(value)  # type: ignore[call-overload]
+    if not -(2**63) <= number < 2**63:
+        raise _out_of_range(where, number, "int64")
+    return number
+
+
+def _floats(values: Sequence[Any] | Array, dtype: str, place: Place, *, nullable: bool) -> Array:
+    wide = _wide_floats(values, place)
+    if not nullable and (empty := np.isnan(wide)).any():
+        raise InvalidInput(f"{place(int(np.argmax(empty)))}: expected a number, came NaN or None")
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(dtype, copy=False)
+    infinite = np.isinf(narrow)
+    if infinite.any():
+        worst = int(np.argmax(infinite))
+        raise InvalidInput(
+            f"{place(worst)}: expected a finite {dtype}, came {wide[worst]}; send None or NaN for "
+            "a value that is not known"
+        )
+    return narrow
+
+
+def _wide_floats(values: Sequence[Any] | Array, place: Place) -> npt.NDArray[np.float64]:
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
+        return values.astype(np.float64)
+    values = _listed(values)
+    if _kinds(values) <= {float, int, type(None)}:
+        try:
+            return np.array(values, np.float64)  # None becomes NaN
+        except OverflowError:
+            pass
+    return np.array([_number(value, place(n)) for n, value in enumerate(values)], np.float64)
+
+
+def _number(value: object, where: str) -> float:
+    if value is None:
+        return np.nan
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise InvalidInput(f"{where}: expected a number, came {shown(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidInput(f"{where}: expected a number that fits a float64, came {shown(value)}") from None
+
+
+def _texts(values: Sequence[Any] | Array, place: Place, *, nullable: bool) -> tuple[Array, Array | None]:
+    values = _listed(values)
+    out = np.full(len(values), b"", np.object_)
+    if _kinds(values) <= {str}:
+        try:
+            out[:] = [value.encode() for value in values]
+        except UnicodeEncodeError:
+            pass  # the slow way finds which one it is
+        else:
+            return out, None
+    valid = np.ones(len(values), np.bool_)
+    for position, value in enumerate(values):
+        if nullable and is_null(value):
+            valid[position] = False
+        else:
+            out[position] = _text(value, place(position))
+    return out, None if valid.all() else valid
+
+
+def _text(value: object, where: str) -> bytes:
+    if isinstance(value, bytes):
+        return bytes(value)
+    if not isinstance(value, str):
+        raise _wrong_type(where, "bytes", value)
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            f"{where}: expected text that UTF-8 can write, came {shown(value)} with a lone surrogate at "
+            f"position {error.start}; decode its source with the encoding it was written in"
+        ) from None
+
+
+def _wrong_type(where: str, dtype: str, value: object) -> InvalidInput:
+    hint = ""
+    if dtype == "bytes" and isinstance(value, int | np.integer) and not isinstance(value, bool):
+        hint = f"; if it is the string {str(value)!r}, send that"
+    elif dtype == "int64" and isinstance(value, str) and value.lstrip("-").isdecimal():
+        hint = "; if it is a number, send int(...) of it"
+    elif is_null(value):
+        anonymous = "send tiercel_client.ANONYMOUS for a user without an id"
+        hint = f"; {anonymous if where.startswith('user_id') else 'leave it out'}"
+    return InvalidInput(f"{where}: expected {_KINDS[dtype]}, came {shown(value)}{hint}")
+
+
+def _out_of_range(where: str, number: int, dtype: str) -> InvalidInput:
+    limits = np.iinfo(dtype)
+    return InvalidInput(
+        f"{where}: expected a number that fits {dtype} ({limits.min} to {limits.max}), came {shown(number)}"
+    )
+
+
+def flatten(
+    rows: Sequence[Any] | Array, what: Place, *, unordered: bool = False
+) -> tuple[Sequence[Any] | Array, npt.NDArray[np.int32]]:
+    """Return all values of all rows one after another, and each row's length (-1 is a null row).
+
+    Parameters
+    ----------
+    rows
+        One list a user, or None or NaN for no list at all.
+    what
+        Says in words which row is meant.
+    unordered
+        Whether a set will do for a list.
+    """
+    lists: list[Sequence[Any] | Array] = []
+    lengths = np.empty(len(rows), np.int32)
+    for position, row in enumerate(rows):
+        if is_null(row):
+            lengths[position] = -1
+            continue
+        found = sequence(row, what(position), unordered=unordered)
+        lengths[position] = len(found)
+        lists.append(found)
+    if len(lists) == 1:
+        return lists[0], lengths
+    dtypes = {row.dtype if isinstance(row, np.ndarray) else None for row in lists}
+    if len(dtypes) == 1 and None not in dtypes:
+        return np.concatenate(lists), lengths
+    return list(chain.from_iterable(map(_listed, lists))), lengths
