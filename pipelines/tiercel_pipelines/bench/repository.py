@@ -136,7 +136,8 @@ def known_user_ids(release: Release, count: int, seed: int = 0) -> Array:
     if not len(ids):
         raise BenchError(f"{release.path}: the release knows no users, so there is nobody to ask about")
     chosen = np.random.default_rng(seed).permutation(len(ids))[:count]
-    return ids[chosen]
+    drawn: Array = ids[chosen]
+    return drawn
 
 
 def _lookup_keys(parts: dict[str, Array]) -> Array:

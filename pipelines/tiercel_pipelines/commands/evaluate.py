@@ -1,0 +1,113 @@
+"""``tiercel evaluate``."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .serve import Layout, Triton, start
+from .shell import Debug, Json, Refused, Shell, shell
+from .tables import heading, number, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..evaluate import EvaluationReport
+    from ..training import TrainedRun
+
+#: Row of the table → what it is.
+ROWS = {
+    "popularity": "popularity (baseline)",
+    "retrieval": "served, retrieval alone",
+    "ranking": "served, after ranking",
+}
+
+
+def command(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Directory that `tiercel train` made; holds the test part.")
+    ],
+    release: Annotated[
+        Path | None,
+        typer.Option("--release", metavar="RELEASE", help="Start a server on this release, and stop it."),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="HOST:PORT", help="Ask a server that runs already (gRPC).")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many places to look at.")] = 10,
+    layout: Layout = None,
+    triton: Triton = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Ask the served ensemble for every test user, and measure what it answers.
+
+    Reports nDCG, precision, recall, hit rate and coverage after retrieval alone and after ranking, beside
+    the most popular items and, where the protocol is theirs, published figures.
+
+    Example: [bold]tiercel evaluate runs/movielens --release releases/movielens[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        if release is None and url is None:
+            raise Refused("name what to ask: --release DIR starts a server on it, --url HOST:PORT asks one")
+        if url is not None and (layout or triton):
+            raise Refused("--layout and --triton are for a server that this command starts; leave out --url")
+        from ..training import TrainedRun
+
+        report = evaluate(sh, TrainedRun.open(run), release, url, k, layout=layout, triton=triton)
+        document = {"run": str(run), **report.to_json()}
+        sh.emit(document, *human(document))
+
+
+def evaluate(
+    sh: Shell, run: TrainedRun, release: Path | None, url: str | None, k: int, **how: Any
+) -> EvaluationReport:
+    """Ask the server at ``url``, or one started on ``release``; with both, the server must serve it."""
+    from tiercel_serving.release import open_release
+
+    from ..evaluate import EvaluationData, ServedEnsemble, check_same, evaluate_served
+
+    data = EvaluationData.from_run(run, k)
+    with ExitStack() as stack:
+        build_id = None if release is None else open_release(release).build_id
+        if url is None:
+            assert release is not None
+            url = stack.enter_context(start(sh, release, **how)).grpc_url
+        served = stack.enter_context(ServedEnsemble(url))
+        check_same(served.info, run, build_id)
+        with sh.work(f"Asking for {len(data.user_ids)} users") as progress:
+            return evaluate_served(served, data, k=k, progress=progress)
+
+
+def human(document: dict[str, Any]) -> list[Any]:
+    """Return what people see."""
+    title = (
+        f"{document['name']} (build {document['build_id']}), {document['dataset']}: "
+        f"{number(document['users'])} users, top {document['k']} of all unseen items"
+    )
+    parts: list[Any] = [heading(title), figures_table(document)]
+    sources = {row["source"] for row in document["published"]}
+    if sources:
+        parts.append(f"[dim]published figures: {'; '.join(sorted(sources, reverse=True))}[/]")
+    return parts
+
+
+def figures_table(document: dict[str, Any]) -> Table:
+    """Return one line for each list that was measured, then one for each published figure."""
+    k = document["k"]
+    figures = ("ndcg", "precision", "recall", "hit_rate", "coverage")
+    columns = [f"nDCG@{k}", f"precision@{k}", f"recall@{k}", f"hit rate@{k}", "coverage"]
+    made = table("", *columns, right=columns)
+    for name, label in ROWS.items():
+        values = document["figures"][name]
+        cells = [f"{values[figure]:.4f}" for figure in figures]
+        made.add_row(label, *cells, style="bold" if name == "ranking" else "")
+    if document["published"]:
+        made.add_section()
+    for row in document["published"]:
+        cells = [f"{row[figure]:.4f}" for figure in ("ndcg", "precision", "recall")]
+        made.add_row(f"[dim]{row['name']}[/]", *cells, "", "")
+    return made

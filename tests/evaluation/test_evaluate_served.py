@@ -1,0 +1,204 @@
+"""Evaluation against a fake server with known lists, whose figures can be computed by hand."""
+
+import math
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tiercel_pipelines.commands.evaluate import figures_table, human
+from tiercel_pipelines.errors import EvaluationError
+from tiercel_pipelines.evaluate import (
+    PUBLISHED,
+    EvaluationData,
+    check_same,
+    evaluate_served,
+    popularity_lists,
+)
+
+ITEMS = [f"i{row}" for row in range(6)]
+KNOWN = [("anna", "i0"), ("anna", "i1"), ("bo", "i0"), ("bo", "i2"), ("cy", "i0")]
+TEST = [("anna", "i2"), ("anna", "i3"), ("bo", "i5"), ("anna", "i3")]
+
+
+@dataclass
+class FakeServed:
+    """Gives every user the lists that the test says."""
+
+    ranked: dict
+    retrieved: dict
+    batch: int = 1
+    k_max: int = 5
+    asked: list = field(default_factory=list)
+
+    @property
+    def info(self):
+        return SimpleNamespace(name="toy", build_id="b1", max_batch_size=self.batch, k_max=self.k_max)
+
+    def recommend(self, user_ids, k):
+        self.asked.append(list(user_ids))
+        return [[ITEMS[row] for row in self.ranked[user][:k]] for user in user_ids]
+
+    def retrieve(self, user_ids):
+        width = max(map(len, self.retrieved.values()))
+        rows = np.full((len(user_ids), width), len(ITEMS))
+        for place, user in enumerate(user_ids):
+            rows[place, : len(self.retrieved[user])] = self.retrieved[user]
+        return rows
+
+
+def frame(pairs):
+    return pd.DataFrame(pairs, columns=["user_id", "item_id"])
+
+
+@pytest.fixture
+def data():
+    return EvaluationData.from_frames("toy", pd.DataFrame({"item_id": ITEMS}), frame(KNOWN), frame(TEST))
+
+
+def served(**changes):
+    lists = {
+        "ranked": {"anna": [3, 4], "bo": [5, 1]},
+        "retrieved": {"anna": [4, 5, 3], "bo": [1, 3, 5]},
+    }
+    return FakeServed(**{**lists, **changes})
+
+
+def test_data_keeps_users_with_test_items_and_counts_a_repeated_pair_once(data):
+    assert data.user_ids == ["anna", "bo"]
+    assert data.relevance.counts.tolist() == [2, 1]
+    assert data.known.counts.tolist() == [2, 2]
+    assert data.popular.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 64])
+def test_figures_are_those_computed_by_hand(data, batch):
+    fake = served(batch=batch)
+    report = evaluate_served(fake, data, k=2)
+    # anna: i3 at place 1 of two relevant; bo: i5 at place 1 of one relevant.
+    ideal_two = 1 + 1 / math.log2(3)
+    ranking = report.figures["ranking"]
+    assert ranking.ndcg == pytest.approx((1 / ideal_two + 1) / 2)
+    assert ranking.precision == pytest.approx(0.5)
+    assert ranking.recall == pytest.approx((0.5 + 1) / 2)
+    assert ranking.hit_rate == 1
+    assert ranking.coverage == pytest.approx(4 / 6)
+    # Retrieval alone: neither [i4, i5] for anna nor [i1, i3] for bo has a relevant item in two places.
+    assert report.figures["retrieval"].hit_rate == 0
+    assert report.figures["retrieval"].coverage == pytest.approx(4 / 6)
+    assert [user for users in fake.asked for user in users] == ["anna", "bo"]
+    assert max(map(len, fake.asked)) <= batch
+
+
+def test_popularity_skips_what_the_user_knows(data):
+    # anna knows i0 and i1, bo knows i0 and i2.
+    assert popularity_lists(data, 3).tolist() == [[2, 3, 4], [1, 3, 4]]
+    report = evaluate_served(served(), data, k=2)
+    # Popularity finds both of anna's, none of bo's.
+    assert report.figures["popularity"].recall == pytest.approx(0.5)
+
+
+def test_popularity_is_padded_where_nothing_is_left():
+    items = pd.DataFrame({"item_id": [1, 2]})
+    data = EvaluationData.from_frames("toy", items, frame([(7, 1)]), frame([(7, 2)]))
+    assert popularity_lists(data, 4).tolist() == [[1, 2, 2, 2]]
+
+
+def test_popularity_equals_a_naive_list_of_unknown_items():
+    rng = np.random.default_rng(3)
+    pairs = np.unique(rng.integers(0, (20, 40), (300, 2)), axis=0)
+    pairs = rng.permutation(pairs).tolist()
+    known, test = frame(pairs[:200]), frame(pairs[200:])
+    data = EvaluationData.from_frames("toy", pd.DataFrame({"item_id": range(40)}), known, test)
+    counts = known["item_id"].value_counts()
+    order = sorted(range(40), key=lambda item: (-counts.get(item, 0), item))
+    for user, row in zip(data.user_ids, popularity_lists(data, 10), strict=True):
+        seen = set(known[known["user_id"] == user]["item_id"])
+        assert row.tolist() == [item for item in order if item not in seen][:10]
+
+
+def test_a_short_answer_is_an_answer(data):
+    report = evaluate_served(served(ranked={"anna": [], "bo": [5]}), data, k=2)
+    assert report.figures["ranking"].users == 2
+    assert report.figures["ranking"].recall == pytest.approx(0.5)
+
+
+def test_an_item_that_the_run_does_not_have_is_refused(data):
+    fake = served()
+    fake.recommend = lambda users, k: [["elsewhere"] for _ in users]
+    with pytest.raises(EvaluationError, match="'elsewhere', which the run does not have"):
+        evaluate_served(fake, data, k=2)
+
+
+def test_another_catalogue_behind_the_same_ids_is_refused(data):
+    with pytest.raises(EvaluationError, match="another order"):
+        evaluate_served(served(ranked={"anna": [2], "bo": [5]}), data, k=2)
+
+
+def test_an_answer_that_repeats_an_item_is_refused(data):
+    with pytest.raises(EvaluationError, match=r"toy, ranking: .* names an item twice"):
+        evaluate_served(served(ranked={"anna": [3, 3], "bo": [5]}), data, k=2)
+
+
+def test_more_places_than_the_server_answers_are_refused(data):
+    with pytest.raises(EvaluationError, match="at most 5 items"):
+        evaluate_served(served(), data, k=6)
+
+
+def test_an_empty_test_part_and_items_out_of_the_catalogue_are_refused():
+    items = pd.DataFrame({"item_id": ITEMS})
+    with pytest.raises(EvaluationError, match="nobody to ask about"):
+        EvaluationData.from_frames("toy", items, frame(KNOWN), frame([]))
+    with pytest.raises(EvaluationError, match="'i9' of the interactions is not in the catalogue"):
+        EvaluationData.from_frames("toy", items, frame(KNOWN), frame([("anna", "i9")]))
+
+
+def test_a_server_of_another_recommender_or_build_is_refused():
+    run = SimpleNamespace(recipe_name="toy", path="runs/toy")
+    info = SimpleNamespace(name="toy", build_id="b1")
+    check_same(info, run)
+    check_same(info, run, "b1")
+    with pytest.raises(EvaluationError, match="serves 'movielens', but runs/toy is a run of 'toy'"):
+        check_same(SimpleNamespace(name="movielens", build_id="b1"), run)
+    with pytest.raises(EvaluationError, match="serves build b1, but the release is build b2"):
+        check_same(info, run, "b2")
+
+
+def run_of(dataset, seed=42):
+    return SimpleNamespace(
+        info={"dataset": {"name": dataset}},
+        recipe={"split": {"train": 0.75, "validation": 0.1, "seed": seed}},
+        items=pd.DataFrame({"item_id": ITEMS}),
+        interactions=frame(KNOWN),
+        test=frame(TEST),
+        user_id="user_id",
+        item_id="item_id",
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "seed", "k", "shown"),
+    [
+        ("ml-100k", 42, 10, True),
+        ("ml-100k", 7, 10, False),
+        ("ml-100k", 42, 20, False),
+        ("toy", 42, 10, False),
+    ],
+)
+def test_published_figures_stand_only_beside_their_own_protocol(dataset, seed, k, shown):
+    data = EvaluationData.from_run(run_of(dataset, seed), k)
+    assert data.published == (PUBLISHED["ml-100k"] if shown else ())
+
+
+def test_the_report_is_json_and_a_table(data):
+    document = evaluate_served(served(), data, k=2).to_json()
+    assert document["users"] == 2
+    assert set(document["figures"]) == {"popularity", "retrieval", "ranking"}
+    table = figures_table(document)
+    assert table.row_count == 3
+    assert [str(column.header) for column in table.columns][1] == "nDCG@2"
+    document["published"] = [{"name": "SAR", "ndcg": 0.38, "precision": 0.33, "recall": 0.17, "source": "x"}]
+    assert figures_table(document).row_count == 4
+    assert "published figures: x" in human(document)[-1]
