@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: How many times faster than ``Workflow.transform`` one row shall be.
 LIMIT = 100.0
+#: Interactions among which a row without nulls is looked for.
+SAMPLE = 1000
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,10 @@ def measure_feature_program(run: TrainedRun, seconds: float = 1.0) -> list[Featu
     from tiercel_export.workflow_frames import FrameOracle, columns_from_frame, oracle_frame
 
     cut = cut_workflow(run.load_workflow())
-    joined = run.train.head(1).merge(run.users, on=run.user_id).merge(run.items, on=run.item_id)
+    joined = run.train.head(SAMPLE).merge(run.users, on=run.user_id).merge(run.items, on=run.item_id)
+    # NVTabular raises on a categorical column that is null in all rows, and one row is all rows.
+    whole_rows = joined.dropna()
+    joined = (whole_rows if len(whole_rows) else joined).head(1)
     figures, calls, frames = [], [], []
     for part in ("user", "item"):
         compiled = compile_workflow(cut, part)

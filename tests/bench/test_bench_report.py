@@ -1,0 +1,136 @@
+"""Medians, ratios, limits, and what is printed and saved."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tiercel_pipelines.bench.bare import BareCompute, median_bare
+from tiercel_pipelines.bench.feature_program import FeatureFigure, median_us
+from tiercel_pipelines.bench.measurement import Measurement, median_of
+from tiercel_pipelines.bench.report import BenchReport, format_report, format_table
+from tiercel_pipelines.commands.bench import concurrencies, write_whole
+from tiercel_pipelines.commands.shell import Refused
+
+
+def at(p50):
+    return Measurement(p50, p50 + 10, p50 + 20, 1e6 / p50)
+
+
+def bare(total, **stages):
+    return BareCompute(at(total), stages)
+
+
+@pytest.fixture
+def report():
+    served = {
+        1: {
+            "identity": [at(300), at(310), at(900)],
+            "fused": [at(900), at(910), at(920)],
+            "staged": [at(3000), at(2500), at(2600)],
+        },
+        8: {"identity": [at(1300)], "fused": [at(3000)], "staged": [at(9000)]},
+    }
+    computed = [
+        bare(400, tower=100.0, ranking=250.0),
+        bare(410, tower=110.0, ranking=260.0),
+        bare(390, tower=90.0, ranking=240.0),
+    ]
+    features = [FeatureFigure("user", 6, 30.0, 15_000.0), FeatureFigure("item", 3, 200.0, 15_000.0)]
+    facts = {"client": "perf", "release": {"kept": 100}, "command": "tiercel bench"}
+    return BenchReport(facts, served, computed, features)
+
+
+def test_latencies_become_percentiles_and_throughput():
+    measured = Measurement.from_latencies(np.arange(1, 101), seconds=2)
+    assert (measured.p50_us, measured.p90_us) == pytest.approx((50.5, 90.1))
+    assert measured.p99_us == pytest.approx(99.01)
+    assert measured.throughput == 50
+
+
+def test_one_disturbed_round_does_not_move_the_median():
+    assert median_of([at(300), at(900), at(310)]).p50_us == 310
+    with pytest.raises(ValueError, match="no rounds"):
+        median_of([])
+
+
+def test_medians_of_the_bare_compute_go_by_stage(report):
+    merged = median_bare(report.bare)
+    assert merged.stages_us == {"tower": 100.0, "ranking": 250.0}
+    assert merged.between_us == 50.0
+
+
+def test_ratios_are_of_medians_and_know_their_limits(report):
+    fused, staged = report.ratios()
+    assert fused.ratio == pytest.approx(910 / (310 + 400))
+    assert fused.ok
+    assert (fused.lowest, fused.highest) == pytest.approx((920 / (900 + 390), 900 / (300 + 400)))
+    assert staged.ratio == pytest.approx(2600 / 710)
+    assert not staged.ok
+    assert not report.ok
+
+
+def test_a_report_is_ok_if_every_limit_holds(report):
+    served = {1: {**report.served[1], "staged": [at(2400)] * 3}}
+    good = dataclasses.replace(report, served=served, features=report.features[:1])
+    assert good.ok
+    assert not dataclasses.replace(good, features=report.features).ok
+
+
+def test_without_concurrency_1_there_are_no_ratios(report):
+    assert dataclasses.replace(report, served={8: report.served[8]}).ratios() == []
+
+
+def test_what_is_printed(report):
+    text = format_report(report)
+    lines = text.splitlines()
+    assert "fused  910 / (310 + 400) = 1.28 (rounds 0.71 to 1.29), limit 1.4: pass" in text
+    assert "limit 3.5: FAIL" in text
+    assert any(line.split() == ["1", "identity", "310", "330", "3226"] for line in lines)
+    assert any(line.split() == ["ranking", "250.0", "62%"] for line in lines)
+    assert any(line.split() == ["between", "stages", "50.0", "12%"] for line in lines)
+    assert any(line.split()[:5] == ["user", "6", "30.0", "15000", "500"] for line in lines)
+    assert "stated for K" not in text
+    assert not any(line.endswith(" ") for line in lines)
+
+
+def test_another_k_is_said(report):
+    other = dataclasses.replace(report, facts={**report.facts, "release": {"kept": 20}})
+    assert "the limits are stated for K = 100; this release has K = 20" in format_report(other)
+
+
+def test_what_is_saved(report, tmp_path):
+    file = tmp_path / "deep" / "bench.json"
+    write_whole(file, report.to_json())
+    document = json.loads(file.read_text())
+    assert document["command"] == "tiercel bench"
+    assert document["served"]["1"]["fused"]["p50_us"] == 910
+    assert len(document["served"]["1"]["fused"]["rounds"]) == 3
+    assert document["bare"]["stages_us"] == {"tower": 100.0, "ranking": 250.0}
+    assert document["ratios"][0]["limit"] == 1.4
+    assert document["features"][0]["ratio"] == 500
+    assert document["ok"] is False
+    assert [entry.name for entry in file.parent.iterdir()] == ["bench.json"]
+
+
+def test_columns_are_aligned():
+    assert format_table(["name", "µs"], [["a", "1"], ["long", "100"]], left=(0,)).splitlines() == [
+        "  name   µs",
+        "  ----  ---",
+        "  a       1",
+        "  long  100",
+    ]
+
+
+def test_a_call_is_timed_at_least_five_times():
+    calls = []
+    assert median_us(lambda: calls.append(1), seconds=0) > 0
+    assert len(calls) == 6  # with the warm-up
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,x", "1,1", "-2"])
+def test_concurrencies_that_cannot_be_are_refused(text):
+    assert concurrencies("1,8") == (1, 8)
+    with pytest.raises(Refused, match="different whole numbers"):
+        concurrencies(text)

@@ -1,0 +1,128 @@
+"""The benchmark on a real server with a tiny release: both layouts, the identity model, the bare compute."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from tiercel_export.validate import validate_repository
+from tiercel_pipelines.bench import PythonClient, find_perf_analyzer, format_report, run_bench
+from tiercel_pipelines.bench.bare import full_requests, measure_bare, open_pipeline
+from tiercel_pipelines.bench.repository import (
+    IDENTITY,
+    MODELS,
+    known_user_ids,
+    write_bench_repository,
+    write_requests,
+)
+from tiercel_pipelines.errors import BenchError
+
+
+@pytest.mark.parametrize("string_ids", [False, True])
+def test_known_users_are_drawn_from_the_store(string_ids, tmp_path):
+    from tiny_release import make_tiny
+
+    tiny = make_tiny(tmp_path / "release", string_ids=string_ids)
+    assert sorted(known_user_ids(tiny.release, 100).tolist()) == sorted(tiny.user_ids)
+    assert len(set(known_user_ids(tiny.release, 3).tolist())) == 3
+    assert known_user_ids(tiny.release, 3).tolist() == known_user_ids(tiny.release, 3).tolist()
+
+
+def test_far_apart_integer_ids_are_drawn_too(tmp_path):
+    from tiercel_pipelines.bench.repository import _lookup_keys
+    from tiercel_serving.lookup import build_lookup
+
+    ids = np.array([-5, 0, 7, 10**15, -(10**12)])
+    assert sorted(_lookup_keys(build_lookup(ids)).tolist()) == sorted(ids.tolist())
+
+
+def test_requests_are_perf_analyzers_json(tmp_path):
+    file = tmp_path / "requests.json"
+    write_requests(np.array(["é☃".encode(), b""], dtype=object), file, extra=[("k", 5)])
+    expected = {"data": [{"user_id": ["é☃"], "k": [5]}, {"user_id": [""], "k": [5]}]}
+    assert json.loads(file.read_text(encoding="utf-8")) == expected
+
+
+def test_the_repository_holds_both_layouts_and_passes_triton_rules(tiny_release, tmp_path):
+    write_bench_repository(tiny_release, tmp_path)
+    assert {*MODELS.values(), "pipeline", "retrieval"} <= {entry.name for entry in tmp_path.iterdir()}
+    validate_repository(tmp_path)
+    text = (tmp_path / IDENTITY / "config.pbtxt").read_text(encoding="utf-8")
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    ensemble = text_format.Parse(
+        (tmp_path / "recommend" / "config.pbtxt").read_text(encoding="utf-8"), model_config_pb2.ModelConfig()
+    )
+    assert [tensor.name for tensor in config.input] == [tensor.name for tensor in ensemble.input]
+    assert list(config.output) == list(ensemble.output)
+    assert config.max_batch_size == ensemble.max_batch_size
+
+
+def test_bare_compute_is_split_by_stage(tiny_release):
+    pipeline = open_pipeline(tiny_release)
+    requests = full_requests(pipeline.external_inputs, known_user_ids(tiny_release, 5))
+    assert len(requests) == 5
+    assert all(set(request) == {spec.name for spec in pipeline.external_inputs} for request in requests)
+    measured = measure_bare(pipeline, requests, seconds=0.1)
+    assert list(measured.stages_us) == [stage.spec.name for stage in pipeline.stages]
+    assert sum(measured.stages_us.values()) <= measured.total.p50_us * 1.2
+    assert measured.total.p50_us <= measured.total.p99_us
+
+
+def test_a_benchmark_of_nothing_is_refused(tiny_release):
+    with pytest.raises(BenchError, match="at least one round"):
+        run_bench(tiny_release, PythonClient(), rounds=0)
+
+
+def check(report, rounds, concurrencies):
+    assert set(report.served) == set(concurrencies)
+    for models in report.served.values():
+        assert set(models) == {"identity", "fused", "staged"}
+        for measured in models.values():
+            assert len(measured) == rounds
+            assert all(0 < m.p50_us <= m.p99_us and m.throughput > 0 for m in measured)
+    assert len(report.bare) == rounds
+    assert [ratio.layout for ratio in report.ratios()] == ["fused", "staged"]
+    document = json.loads(json.dumps(report.to_json()))
+    assert document["triton"].startswith("2.")
+    assert document["machine"]["cores"] >= 1
+    assert document["versions"]["numpy"] == np.__version__
+    assert "Bare compute" in format_report(report)
+
+
+def test_the_python_client_measures_a_real_server(tiny_release):
+    steps = []
+    report = run_bench(
+        tiny_release,
+        PythonClient(),
+        seconds=0.2,
+        rounds=2,
+        concurrencies=(1, 2),
+        command="tiercel bench tiny",
+        progress=lambda what, done, total: steps.append((done, total)),
+    )
+    check(report, 2, (1, 2))
+    assert steps[0] == (0, 4)
+    assert steps[-1] == (4, 4)
+    assert all(before[0] < after[0] for before, after in pairwise(steps))
+    assert "Python client" in format_report(report)
+
+
+def test_the_python_client_reports_what_failed(tmp_path):
+    file = tmp_path / "requests.json"
+    write_requests(np.array([1]), file)
+    with pytest.raises(BenchError, match=r"'recommend' at 127[.]0[.]0[.]1:1: a request failed"):
+        PythonClient().run("recommend", "127.0.0.1:1", concurrency=1, seconds=0.1, data=file)
+
+
+@pytest.mark.bench
+def test_perf_analyzer_measures_a_real_server(tiny_release, tmp_path):
+    """Fetches the real perf_analyzer with pip, as a new machine would."""
+    load = find_perf_analyzer(tmp_path / "cache")
+    report = run_bench(tiny_release, load, seconds=0.6, rounds=1, concurrencies=(1, 8))
+    check(report, 1, (1, 8))
+    at_1, at_8 = report.served[1], report.served[8]
+    assert at_1["identity"][0].p50_us < at_1["staged"][0].p50_us
+    assert at_8["identity"][0].throughput > at_1["identity"][0].throughput * 0.8
