@@ -125,6 +125,12 @@ class OfflineReference:
         self.popular = sorted(range(len(items)), key=lambda row: (-counts[row], row))
         self.failed_rule = [self._passes(row) for row in range(len(items))]
         self.context = {c.inputs[0] for c in packed_columns(workflow, "user") if c.part == "context"}
+        self.dtypes = {**interactions.dtypes, **users.dtypes}
+        self.anchor = {**interactions.iloc[0].to_dict(), **users.iloc[0].to_dict()}
+        for name in (*interactions, *users):
+            if _is_null(self.anchor[name]):
+                column = users[name] if name in users else interactions[name]
+                self.anchor[name] = column.dropna().iloc[0]
 
     def _passes(self, row: int) -> bool:
         for rule in self.settings.rules:
@@ -192,8 +198,7 @@ class OfflineReference:
         """Transform by NVTabular; a known user goes along, for it raises on a column of nulls alone."""
         names = {name for column in packed_columns(self.workflow, "user") for name in column.inputs}
         rows = [self._raw(question, names) for question in questions]
-        anchor = {name: self._told(self.users.iloc[0].to_dict().get(name), name) for name in names}
-        frame = pd.DataFrame([*rows, anchor])
+        frame = pd.DataFrame([*rows, {name: self.anchor[name] for name in names}])
         packed = packed_frame(self.workflow, "user", self._as_trained(frame), self.lengths)
         packed = {name: array[:-1] for name, array in packed.items()}
         length, pad = self.settings.history_length, len(self.raw_ids)
@@ -216,18 +221,16 @@ class OfflineReference:
             row[self.user_id] = question.user_id
         return row
 
-    def _told(self, value: Any, name: str) -> Any:
-        """A value for a column that the users' table does not have (context): any that NVTabular takes."""
-        return value if not _is_null(value) or name not in self.context else self.context_anchor[name]
-
-    #: Column → a value that occurred in training, for context columns.
-    context_anchor: Mapping[str, Any] = {}
-
     def _as_trained(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Give each column the form it had in training: numbers as float, no list as an empty one."""
         for name in frame:
-            if name in self.users and self.users[name].dtype != object and frame[name].dtype == object:
+            if frame[name].dtype != object:
+                continue
+            if self.dtypes[name].kind != "O":
                 frame[name] = frame[name].astype(np.float64)
-            elif frame[name].dtype == object:
+            elif isinstance(self.anchor[name], (list, np.ndarray)):
+                frame[name] = [[] if _is_null(value) else list(value) for value in frame[name]]
+            else:
                 frame[name] = frame[name].where(frame[name].notna(), None)
         return frame
 
@@ -243,7 +246,7 @@ class OfflineReference:
         cuts: list[float] = []
         if status == UNKNOWN and settings.unknown_users == "popular":
             scores = self.popularity
-            taken = dict.fromkeys(popular[:settings.candidates], code["popular"])
+            taken = dict.fromkeys(popular[: settings.candidates], code["popular"])
         else:
             scores = (self.vectors @ query).astype(np.float32)
             taken = self._from_sources(scores, popular, masked, cuts)

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import tritonclient.grpc as grpcclient
-from reference import OfflineReference, Question
 
+from reference import OfflineReference, Question
 from tiercel_export.graph import render_repository
 from tiercel_pipelines.data import Dataset, Synthetic, load_dataset
 from tiercel_pipelines.recipe import Recipe, load_recipe
@@ -49,7 +49,7 @@ class Served:
             ranker=self.run.load_ranker(),
             users=self.run.users,
             items=self.run.items,
-            interactions=self.run.fit,
+            interactions=self.run.interactions,
             settings=self.release.settings,
             packed=self.release.manifest["packed"],
             user_id=self.dataset.user_id,

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from e2e.conftest import LAYOUTS, Served
 from reference import Expected, Question, assert_same
-
 from tiercel_client import Recommendation, Recommender
+from tiercel_serving.settings import STATUS_NAMES
 
 USERS = 200
 
@@ -74,7 +75,7 @@ def assert_answers(expected: Sequence[Expected], answers: Sequence[Recommendatio
             want,
             [item.item_id for item in answer.items],
             [item.score for item in answer.items],
-            answer.status.value,
+            STATUS_NAMES.index(answer.status.value),
         )
         for want, answer in zip(expected, answers, strict=True)
     ]

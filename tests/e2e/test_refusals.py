@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tritonclient.utils import InferenceServerException
+
 from e2e.conftest import LAYOUTS, Served
 from e2e.raw import raw_infer
-from tritonclient.utils import InferenceServerException
 
 Inputs = dict[str, Any]
 
