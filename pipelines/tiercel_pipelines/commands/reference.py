@@ -67,7 +67,7 @@ def _default(param: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"\[/?bold\]", "`", text).replace("|", r"\|")
+    return re.sub(r"\[/?(bold)?\]", "`", text).replace("|", r"\|")
 
 
 if __name__ == "__main__":

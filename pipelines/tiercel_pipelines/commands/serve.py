@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json as json_module
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .shell import Debug, Json, Shell, Terminated, shell
+from .shell import Debug, Json, Report, Shell, Terminated, shell
 from .tables import heading, pairs, seconds
-from .verify import checksum_report
 
 if TYPE_CHECKING:
     from tiercel_serving.release import Release
@@ -93,9 +92,24 @@ def start(
             layout=layout,
             triton=triton,
             log=log,
-            progress=checksum_report(opened, progress),
+            progress=_start_report(opened, progress),
             **where,
         )
+
+
+def _start_report(release: Release, progress: Report) -> Callable[[str, int], None]:
+    """Return a callback for the checksums of a start: bytes of all, and then what comes next."""
+    total = sum(entry["bytes"] for entry in release.manifest["files"].values())
+    done = 0
+
+    def report(name: str, size: int) -> None:
+        nonlocal done
+        done += size
+        progress("checksums", done, total)
+        if done == total:
+            progress("starting Triton", 0, None)
+
+    return report
 
 
 def describe(server: TritonServer) -> dict[str, Any]:

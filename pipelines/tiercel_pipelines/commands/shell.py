@@ -87,7 +87,7 @@ class Shell:
         """Print the result: ``document`` as JSON with ``--json``, else ``renderables`` for people."""
         if not self.json:
             for renderable in renderables:
-                self._out.print(renderable)
+                self._out.print(renderable, highlight=False)
         else:
             if self._emitted:
                 raise RuntimeError("a command prints one JSON object, and this would be the second")

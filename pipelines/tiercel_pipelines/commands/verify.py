@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from .shell import FAILED, Debug, Json, Report, shell
+from .shell import FAILED, Debug, Json, shell
 from .tables import heading, number, table
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from tiercel_serving.release import Release
 
 
 def command(
@@ -31,29 +29,13 @@ def command(
     with shell(json=json, debug=debug) as sh:
         with sh.work(f"Verifying {release}", steps=True) as progress:
             from tiercel_export.verify import verify_release
-            from tiercel_serving.release import check_files, open_release
 
-            opened = open_release(release)
-            check_files(opened, checksum_report(opened, progress))
             report = verify_release(release, progress=progress)
-        document = {"release": str(release), "build_id": opened.build_id, **report.to_json()}
+        document = {"release": str(release), **report.to_json()}
         sh.emit(document, heading(f"{release}, build {document['build_id']}"), verify_table(document))
         if not document["ok"]:
             sh.note("The release is not what was trained; export it again.", style="red")
             raise typer.Exit(FAILED)
-
-
-def checksum_report(release: Release, progress: Report) -> Any:
-    """Return a callback for ``check_files`` that reports bytes of all."""
-    total = sum(entry["bytes"] for entry in release.manifest["files"].values())
-    done = 0
-
-    def report(name: str, size: int) -> None:
-        nonlocal done
-        done += size
-        progress("checksums", done, total)
-
-    return report
 
 
 def verify_table(document: dict[str, Any]) -> Table:
