@@ -166,9 +166,11 @@ def _stage_model(
     settings = release.settings
     config = model_config_pb2.ModelConfig(name=name, backend="python", max_batch_size=settings.max_batch_size)
     inputs = model_inputs(stages)
+    public = {tensor.name for tensor in model_inputs(tuple(release.stages.values()))}
     for tensor in inputs:
         # Without this a length that differs between requests would keep them from running together.
-        _add_tensor(config.input.add(), tensor, allow_ragged_batch=tensor.variable)
+        ragged = tensor.variable
+        _add_tensor(config.input.add(), tensor, allow_ragged_batch=ragged, public=tensor.name in public)
     for tensor in model_outputs(stages):
         _add_tensor(config.output.add(), tensor)
     group = config.instance_group.add()
@@ -187,11 +189,18 @@ def _stage_model(
     return config
 
 
-def _add_tensor(message: Any, tensor: TensorSpec, *, allow_ragged_batch: bool = False) -> None:
+def _add_tensor(
+    message: Any, tensor: TensorSpec, *, allow_ragged_batch: bool = False, public: bool = False
+) -> None:
+    """Fill in a tensor of a config.
+
+    To Triton every public input is optional: an ensemble that misses a required one answers
+    "unexpected deadlock", while the first stage says by name what is missing.
+    """
     message.name = tensor.name
     message.data_type = TRITON_DTYPES[tensor.dtype]
     message.dims.extend(tensor.dims)
-    if tensor.optional and isinstance(message, model_config_pb2.ModelInput):
+    if (tensor.optional or public) and isinstance(message, model_config_pb2.ModelInput):
         message.optional = True
     if allow_ragged_batch:
         message.allow_ragged_batch = True
@@ -243,7 +252,7 @@ def _ensemble(
     outputs = {tensor.name: tensor for model in groups for tensor in model_outputs(groups[model])}
     made = {tensor for _, tensors in steps for tensor in tensors}
     for tensor in model_inputs([spec for model, _ in steps for spec in groups[model]]):
-        _add_tensor(config.input.add(), tensor)
+        _add_tensor(config.input.add(), tensor, public=True)
     for output in public:
         if output in made:
             _add_tensor(config.output.add(), outputs[output])

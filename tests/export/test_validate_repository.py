@@ -44,8 +44,8 @@ def drop(tensors: Any, name: str) -> None:
     tensors.remove(tensor(tensors, name))
 
 
-def optional_user(config: Any) -> None:
-    tensor(config.input, "user_id").optional = True
+def required_user(config: Any) -> None:
+    tensor(config.input, "user_id").optional = False
 
 
 def second_maker(config: Any) -> None:
@@ -169,7 +169,7 @@ def no_backend(config: Any) -> None:
 
 
 BROKEN = [
-    ("recommend", optional_user, "is an optional input of the ensemble"),
+    ("user_features", required_user, "is an optional input of the ensemble"),
     ("recommend", second_maker, "already made"),
     ("recommend", unused, "is used by nothing"),
     ("recommend", unknown_output, "maps an output 'reason'"),

@@ -37,10 +37,7 @@ class Ordering:
 
     def check(self, arrays: Arrays) -> None:
         """Refuse a ``k`` outside of 1 … k_max."""
-        k = arrays.get("k")
-        if k is not None and (k.min() < 1 or k.max() > self._k_max):
-            wrong = k[(k < 1) | (k > self._k_max)].reshape(-1)[0]
-            raise InvalidRequest(f"stage ordering: k must be 1 to {self._k_max}, came {wrong}")
+        check_k(arrays, self._k_max)
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
         """Return how wide one request's ``item_id`` and ``score`` are: its largest k."""
@@ -94,3 +91,11 @@ class Ordering:
         scores = np.fmax(scores, _NOTHING)
         scores[arrays["kept_row"] == self._pad_row] = _NOTHING
         return scores
+
+
+def check_k(arrays: Arrays, k_max: int) -> None:
+    """Refuse a ``k`` ``[B, 1]`` outside of 1 … k_max; the first stage asks too, before any work is done."""
+    k = arrays.get("k")
+    if k is not None and (k.min(initial=1) < 1 or k.max(initial=1) > k_max):
+        wrong = k[(k < 1) | (k > k_max)].reshape(-1)[0]
+        raise InvalidRequest(f"k must be 1 to {k_max}, came {wrong}")

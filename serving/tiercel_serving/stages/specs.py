@@ -144,6 +144,10 @@ def _list_tensors(name: str, dtype: str, pad: int | bytes, doc: str) -> tuple[Te
     )
 
 
+def _k_tensor(settings: ServingSettings) -> TensorSpec:
+    return TensorSpec("k", "int32", (1,), True, settings.k_default, "How many items the answer shall have.")
+
+
 def _user_features(manifest: Mapping[str, Any], settings: ServingSettings) -> StageSpec:
     catalogue, packed = manifest["catalogue"], manifest["packed"]
     items, length = int(catalogue["items"]), settings.history_length
@@ -158,6 +162,8 @@ def _user_features(manifest: Mapping[str, Any], settings: ServingSettings) -> St
     ]
     for column in manifest["request_columns"]:
         inputs += request_tensors(column)
+    # Only checked here: a request with a wrong k is refused before any work.
+    inputs.append(_k_tensor(settings))
     history_width = len(packed["history_cat"])
     outputs = [
         TensorSpec("user_row", "int64", (1,), doc="Row in the user tables."),
@@ -243,7 +249,7 @@ def _ordering(
         *_pick({tensor.name: tensor for tensor in kept}, "kept_row", "kept_score"),
         rank_score,
         status,
-        TensorSpec("k", "int32", (1,), True, settings.k_default, "How many items the answer shall have."),
+        _k_tensor(settings),
     )
     outputs = (
         TensorSpec("item_id", item_dtype, (-1,), pad=empty_id, doc="Raw ids, best first."),

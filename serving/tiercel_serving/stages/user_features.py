@@ -16,6 +16,7 @@ from ..release import Release
 from ..settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES
 from ..spec import DTYPES, Array, Arrays, StageSpec
 from ..store import ItemTable, Rows, UserStore, flat_ranges
+from .ordering import check_k
 from .specs import LENGTH, VALID
 
 EXCLUDED, HISTORY = "exclude_item_ids", "history_item_ids"
@@ -131,6 +132,7 @@ class UserFeatures:
         )
         self._length = settings.history_length
         self._limit = settings.max_excluded
+        self._k_max = settings.k_max
         self._pad = self._items.size
         self._history_cat = self._history_table(manifest) if "history_cat" in names else None
 
@@ -158,7 +160,8 @@ class UserFeatures:
         return table if wanted == packed else table[:, [packed.index(name) for name in wanted]]
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse infinities, lengths that do not fit their lists, and lists beyond the limit."""
+        """Refuse a wrong ``k``, infinities, lengths that do not fit their lists, and lists beyond the limit."""
+        check_k(arrays, self._k_max)
         for name in (EXCLUDED, HISTORY):
             self._check_list(arrays, name, limit=self._limit)
         for column in self._columns:

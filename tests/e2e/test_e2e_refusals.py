@@ -72,7 +72,7 @@ REFUSED: dict[str, tuple[Callable[[Served], Inputs], str]] = {
     "wrong shape": (lambda served: {"user_id": ids(served, served.known_user)}, "user_id"),
     "two ids in a row": (lambda served: {"user_id": ids(served, *[served.known_user] * 2)[None]}, "user_id"),
     "wrong dtype": (lambda served: {**one_user(served), "k": np.array([[3.0]], np.float32)}, "k"),
-    "missing input": (lambda served: {"k": np.array([[3]], np.int32)}, "inputs"),
+    "missing input": (lambda served: {"k": np.array([[3]], np.int32)}, "input user_id is missing"),
     "unknown input": (lambda served: {**one_user(served), "nonsense": np.array([[3]])}, "nonsense"),
     "length beyond the list": (length_of(3), "history_item_ids__length"),
     "length below null": (length_of(-2), "history_item_ids__length"),
