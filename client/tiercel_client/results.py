@@ -75,13 +75,13 @@ class Recommendation:
     items
         Best first; fewer than k if no more are left, and that is an answer and not an error.
     request_id
-        Id of the request that carried it.
+        Id of the request that carried it; two answers are equal without it.
     """
 
     user_id: Id | None
     status: Status
     items: tuple[Item, ...]
-    request_id: str = ""
+    request_id: str = field(default="", compare=False)
 
     @property
     def count(self) -> int:

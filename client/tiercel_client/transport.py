@@ -132,9 +132,10 @@ class TritonTransport:
         """See :class:`Transport`."""
         arguments = _infer_arguments(model, inputs, outputs, timeout_s, request_id, headers)
         try:
-            return _arrays(self._client.infer(**arguments), outputs)
+            result = self._client.infer(**arguments)
         except Exception as error:
             raise client_error(error, self._url, model, request_id) from error
+        return _arrays(result, outputs, self._url, model, request_id)
 
     def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
         """See :class:`Transport`."""
@@ -168,8 +169,9 @@ class AsyncTritonTransport:
 
     def __init__(self, url: str, *, tls: TLS | None = None, keep_alive: KeepAlive | None = None) -> None:
         self._url = check_url(url)
+        credentials = _credentials(tls)
         self._make: Callable[[], Any] = lambda: tritonclient.grpc.aio.InferenceServerClient(
-            self._url, creds=_credentials(tls), channel_args=_channel_args(tls, keep_alive)
+            self._url, creds=credentials, channel_args=_channel_args(tls, keep_alive)
         )
         self._client: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -188,9 +190,10 @@ class AsyncTritonTransport:
         client = self._connected()
         arguments = _infer_arguments(model, inputs, outputs, timeout_s, request_id, headers)
         try:
-            return _arrays(await client.infer(**arguments), outputs)
+            result = await client.infer(**arguments)
         except Exception as error:
             raise client_error(error, self._url, model, request_id) from error
+        return _arrays(result, outputs, self._url, model, request_id)
 
     async def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
         """See :class:`Transport`."""
@@ -319,8 +322,15 @@ def _requested(names: tuple[str, ...]) -> list[Any]:
     return [InferRequestedOutput(name) for name in names]
 
 
-def _arrays(result: Any, names: Sequence[str]) -> dict[str, Array]:
-    arrays = {name: result.as_numpy(name) for name in names}
+def _arrays(result: Any, names: Sequence[str], url: str, model: str, request_id: str) -> dict[str, Array]:
+    try:
+        arrays = {name: result.as_numpy(name) for name in names}
+    except Exception as error:  # bytes and shape that do not fit, text cut off, an unknown dtype
+        raise ProtocolMismatch(
+            f"{url}: model {model!r}: an answer that can't be read: {error}; is it a Triton Inference "
+            "Server that this tritonclient knows?",
+            request_id=request_id,
+        ) from error
     return {name: array for name, array in arrays.items() if array is not None}
 
 
@@ -392,8 +402,6 @@ def client_error(
             f"{where}: {type(error).__name__} in the gRPC library: {error}", request_id=request_id
         )
     text = str(error.message() or "")
-    if error.status() is None:  # tritonclient could not read the answer
-        return ProtocolMismatch(f"{where}: an answer that can't be read: {text}", request_id=request_id)
     status = str(error.status()).removeprefix("StatusCode.")
     kind, hint, retryable = _meaning(status, text)
     return kind(

@@ -6,6 +6,7 @@ at value by value, to say which one it is.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -29,9 +30,9 @@ _KINDS = {"int64": "a whole number", "int32": "a whole number", "bytes": "a stri
 def shown(value: object) -> str:
     """Return a value as a message shows it: type and a short form."""
     try:
-        text = ascii(value)
-    except Exception:
-        text = "?"
+        text = reprlib.repr(value)
+    except Exception:  # such as a number with more digits than Python will print
+        return type(value).__name__
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 

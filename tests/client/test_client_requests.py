@@ -1,0 +1,390 @@
+"""Arguments → tensors: what is sent, and what is refused before it is sent."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiercel_client import ANONYMOUS, InvalidInput, RequestColumn
+from tiercel_client.contract import Contract, read_contract
+from tiercel_client.request import Part, Question, build_requests, canary
+from tiercel_client.testing import FakeTransport
+
+COLUMNS = (
+    RequestColumn("age", "int64", False, "user"),
+    RequestColumn("rank", "int32", False, "user"),
+    RequestColumn("income", "float32", False, "user"),
+    RequestColumn("speed", "float64", False, "context"),
+    RequestColumn("country", "bytes", False, "user"),
+    RequestColumn("device", "bytes", False, "context"),
+    RequestColumn("genres", "bytes", True, "user"),
+    RequestColumn("codes", "int64", True, "user"),
+    RequestColumn("weights", "float32", True, "user"),
+)
+
+
+def contract(**changes: Any) -> Contract:
+    fake = FakeTransport(columns=COLUMNS, max_batch_size=4, k_default=5, k_max=20, max_excluded=6)
+    made = read_contract(fake.model_config("recommend", timeout_s=1, headers={}))
+    return dataclasses.replace(made, **changes)
+
+
+INTS = contract()
+TEXTS = contract(user_id_dtype="bytes", item_id_dtype="bytes")
+
+
+def one(user: Any = 1, rules: Contract = INTS, **arguments: Any) -> dict[str, Any]:
+    """The tensors of a request for one user."""
+    filled = {name: arguments.get(name) for name in ("k", "exclude", "history", "features")}
+    [part] = build_requests(rules, Question.of_one(user, **filled))
+    return part.inputs
+
+
+def many(users: Any, rules: Contract = INTS, **arguments: Any) -> list[Part]:
+    return build_requests(rules, Question(users, **arguments))
+
+
+def refused(call: Any, *args: Any, **options: Any) -> str:
+    with pytest.raises(InvalidInput) as error:
+        call(*args, **options)
+    assert isinstance(error.value, ValueError)
+    return str(error.value)
+
+
+# What is sent
+
+
+def test_the_smallest_request_is_the_user_alone() -> None:
+    inputs = one(42)
+    assert list(inputs) == ["user_id"]
+    assert inputs["user_id"].dtype == np.int64
+    assert inputs["user_id"].tolist() == [[42]]
+    assert one("é\x00", TEXTS)["user_id"].tolist() == [["é\x00".encode()]]
+
+
+def test_limits_of_int64_travel() -> None:
+    assert one(2**63 - 1)["user_id"].tolist() == [[2**63 - 1]]
+    assert one(-(2**63))["user_id"].tolist() == [[-(2**63)]]
+
+
+def test_numpy_values_travel() -> None:
+    assert one(np.int32(7))["user_id"].tolist() == [[7]]
+    assert one(np.str_("x"), TEXTS)["user_id"].tolist() == [[b"x"]]
+    parts = many(np.arange(6, dtype=np.uint16), k=np.array([1, 2, 3, 4, 5, 6], np.int8))
+    assert [part.inputs["k"].tolist() for part in parts] == [[[1], [2], [3], [4]], [[5], [6]]]
+    assert parts[1].users == [4, 5]
+    assert type(parts[1].users[0]) is int
+
+
+def test_lengths_are_sent_only_where_rows_differ() -> None:
+    assert one(exclude=[1, 2])["exclude_item_ids"].tolist() == [[1, 2]]
+    assert "exclude_item_ids__length" not in one(exclude=[1, 2])
+    [part] = many([1, 2, 3], exclude=[[1, 2], [], None])
+    assert part.inputs["exclude_item_ids"].tolist() == [[1, 2], [0, 0], [0, 0]]
+    assert part.inputs["exclude_item_ids__length"].tolist() == [[2], [-1], [-1]]
+    assert part.inputs["exclude_item_ids__length"].dtype == np.int32
+
+
+def test_an_empty_history_is_not_no_history() -> None:
+    assert "history_item_ids" not in one(history=None)
+    inputs = one(history=[])
+    assert inputs["history_item_ids"].shape == (1, 1)  # no tensor without elements
+    assert inputs["history_item_ids__length"].tolist() == [[0]]
+    assert "exclude_item_ids" not in one(exclude=[])
+
+
+def test_nulls() -> None:
+    assert list(one(features={"age": None, "income": None, "country": math.nan, "genres": None})) == [
+        "user_id"
+    ]
+    [part] = many(
+        [1, 2, 3],
+        features={
+            "age": [None, 31, math.nan],
+            "income": [1, None, math.nan],
+            "country": ["NL", None, ""],
+            "genres": [["a", "b"], None, []],
+        },
+    )
+    sent = part.inputs
+    assert sent["age__valid"].tolist() == [[False], [True], [False]]
+    assert sent["age"][1].tolist() == [31]
+    assert np.isnan(sent["income"]).tolist() == [[False], [True], [True]]
+    assert sent["country__valid"].tolist() == [[True], [False], [True]]
+    assert sent["country"].tolist() == [[b"NL"], [b""], [b""]]
+    assert sent["genres__length"].tolist() == [[2], [-1], [0]]
+
+
+def test_whole_floats_are_whole_numbers_in_features() -> None:
+    """Pandas makes floats of integers as soon as one is missing."""
+    [part] = many([1, 2], features={"age": np.array([31.0, np.nan])})
+    assert part.inputs["age"].tolist() == [[31], [0]]
+    assert part.inputs["age__valid"].tolist() == [[True], [False]]
+    assert "whole number" in refused(one, features={"age": 31.5})
+
+
+def test_dtypes_are_those_of_the_columns() -> None:
+    sent = one(features={"rank": 3, "income": 2, "speed": 1, "codes": [4], "weights": (1, 2.5)})
+    assert {name: str(sent[name].dtype) for name in sent} == {
+        "user_id": "int64",
+        "rank": "int32",
+        "income": "float32",
+        "speed": "float64",
+        "codes": "int64",
+        "weights": "float32",
+    }
+
+
+def test_k_for_each_user() -> None:
+    [part] = many([1, 2], k=[None, 3])
+    assert part.inputs["k"].tolist() == [[5], [3]]
+    assert part.inputs["k"].dtype == np.int32
+    assert "k" not in many([1, 2], k=[None, None])[0].inputs
+
+
+def test_sets_exclude_and_arrays_are_rows() -> None:
+    assert sorted(one(exclude={3, 4})["exclude_item_ids"][0].tolist()) == [3, 4]
+    [part] = many([1, 2], history=np.array([[1, 2], [3, 4]]))
+    assert part.inputs["history_item_ids"].tolist() == [[1, 2], [3, 4]]
+    assert "list" in refused(one, history={1, 2})
+
+
+def test_a_part_that_needs_no_nulls_sends_none() -> None:
+    first, second = many(range(6), features={"age": [1, 2, 3, 4, None, None]})
+    assert "age__valid" not in first.inputs
+    assert "age" in first.inputs
+    assert list(second.inputs) == ["user_id"]
+
+
+def test_somebody_without_an_id() -> None:
+    assert one(ANONYMOUS)["user_id"].tolist() == [[-(2**63)]]
+    assert one(ANONYMOUS, TEXTS)["user_id"].tolist() == [[b"\x00anonymous"]]
+    assert canary(TEXTS)["k"].tolist() == [[1]]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "user", ["42", b"42", 4.0, True, np.True_, None, math.nan, [1], {}, 2**63, -(2**63) - 1]
+)
+def test_a_number_is_expected(user: Any) -> None:
+    message = refused(one, user)
+    assert message.startswith("user_id: expected a")
+    assert "user_ids[1]" in refused(many, [1, user])
+
+
+@pytest.mark.parametrize("user", [42, 4.0, True, None, math.nan, ["a"], np.int64(4), "\ud800", "a\udfff"])
+def test_text_is_expected(user: Any) -> None:
+    assert refused(one, user, TEXTS).startswith("user_id: expected")
+
+
+def test_messages_help() -> None:
+    assert "send int(...)" in refused(one, "42")
+    assert "the string '42'" in refused(one, 42, TEXTS)
+    assert "ANONYMOUS" in refused(one, None)
+    assert "surrogate at position 1" in refused(one, "a\ud800", TEXTS)
+    assert "did you mean 'country'" in refused(one, features={"countri": "NL"})
+    assert "it has 'age'" in refused(one, features={"zzz": 1})
+    assert "it has none" in refused(one, 1, contract(columns={}), features={"age": 1})
+    assert "features['income'][1]" in refused(many, [1, 2], features={"income": [1, math.inf]})
+    assert "exclude[1][2]" in refused(many, [1, 2, 3], exclude=[[1], [2, 3, "x"], [4]])
+    assert "exclude[2]:" in refused(one, exclude=[2, 3, "x"])
+
+
+@pytest.mark.parametrize("k", [0, -1, 21, True, 2.0, "3", 2**40, [3]])
+def test_k_is_refused(k: Any) -> None:
+    assert refused(one, k=k).startswith("k:")
+    assert "k" in refused(many, [1], k=[k])
+
+
+def test_k_says_the_limit() -> None:
+    assert "1 to 20" in refused(one, k=21)
+    assert "k[1]" in refused(many, [1, 2], k=[1, 0])
+    assert "k: " in refused(many, [1, 2], k=0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"exclude": [[1]]},
+        {"history": [[1]] * 3},
+        {"k": [1, 2, 3]},
+        {"features": {"age": [1]}},
+        {"features": {"genres": [["a"]] * 3}},
+    ],
+)
+def test_lengths_that_do_not_match(arguments: dict[str, Any]) -> None:
+    assert "each of the 2 users" in refused(many, [1, 2], **arguments)
+
+
+@pytest.mark.parametrize(
+    "users", [[], (), np.zeros(0, np.int64), "abc", b"abc", 5, None, {1: 2}, {1, 2}, np.zeros((2, 2))]
+)
+def test_batches_that_are_none(users: Any) -> None:
+    assert refused(many, users).startswith("user_ids: expected")
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"income": math.inf},
+        {"income": -math.inf},
+        {"income": np.float32("inf")},
+        {"income": 1e300},  # becomes infinite as a float32
+        {"income": 10**400},
+        {"income": "1"},
+        {"income": True},
+        {"income": Decimal(1)},
+        {"age": "31"},
+        {"age": 1e300},
+        {"rank": 2**31},
+        {"age": np.datetime64("2020-01-01")},
+        {"country": 3},
+        {"country": ["NL"]},
+        {"genres": "abc"},
+        {"genres": [None]},
+        {"genres": [1]},
+        {"codes": [True]},
+        {"weights": [math.nan]},
+        {"weights": [math.inf]},
+        {1: 2},
+        {"Age": 3},
+        [("age", 3)],
+        "age",
+    ],
+)
+def test_features_are_refused(features: Any) -> None:
+    assert refused(one, features=features).startswith("features")
+
+
+def test_too_many_excluded() -> None:
+    one(exclude=[1] * 6, history=[1] * 6)
+    assert "at most 6" in refused(one, exclude=[1] * 7)
+    assert "history[1]" in refused(many, [1, 2], history=[[1], [1] * 7])
+
+
+def test_a_model_without_lists() -> None:
+    assert "takes no" in refused(one, 1, contract(inputs=frozenset({"user_id", "k"})), history=[1])
+
+
+# Properties
+
+ids = st.integers(-(2**63), 2**63 - 1)
+texts = st.text(st.characters(codec="utf-8"), max_size=8)
+floats = st.one_of(st.none(), st.floats(width=32, allow_infinity=False), st.just(math.nan))
+
+
+def rows_of(inputs: dict[str, Any], name: str, count: int) -> list[Any]:
+    """What a list tensor says, as the server reads it."""
+    if name not in inputs:
+        return [None] * count
+    values = inputs[name].tolist()
+    if name + "__length" not in inputs:
+        return values
+    lengths = inputs[name + "__length"][:, 0].tolist()
+    return [None if n < 0 else row[:n] for row, n in zip(values, lengths, strict=True)]
+
+
+def scalars_of(inputs: dict[str, Any], name: str, count: int) -> list[Any]:
+    """What a scalar tensor says, as the server reads it."""
+    if name not in inputs:
+        return [None] * count
+    values = inputs[name][:, 0].tolist()
+    valid = inputs[name + "__valid"][:, 0].tolist() if name + "__valid" in inputs else [True] * count
+    return [v if ok and v == v else None for v, ok in zip(values, valid, strict=True)]
+
+
+@st.composite
+def questions(draw: Any) -> tuple[int, dict[str, Any]]:
+    count = draw(st.integers(1, 11))
+    column = lambda values: st.one_of(st.none(), st.lists(values, min_size=count, max_size=count))  # noqa: E731
+    optional = lambda values, most: st.one_of(st.none(), st.lists(values, max_size=most))  # noqa: E731
+    return count, {
+        "exclude": draw(column(optional(ids, 6))),
+        "history": draw(column(optional(ids, 6))),
+        "age": draw(column(st.one_of(st.none(), st.just(math.nan), ids))),
+        "income": draw(column(floats)),
+        "country": draw(column(st.one_of(st.none(), texts))),
+        "genres": draw(column(optional(texts, 4))),
+        "weights": draw(column(optional(st.floats(width=32, allow_infinity=False, allow_nan=False), 4))),
+    }
+
+
+@settings(max_examples=150, deadline=None)
+@given(questions())
+def test_the_server_reads_what_was_asked(question: tuple[int, dict[str, Any]]) -> None:
+    count, arguments = question
+    names = ("age", "income", "country", "genres", "weights")
+    features = {name: arguments[name] for name in names if arguments[name] is not None}
+    parts = many(
+        list(range(count)), exclude=arguments["exclude"], history=arguments["history"], features=features
+    )
+    assert [user for part in parts for user in part.users] == list(range(count))
+    encode = lambda value: value.encode() if isinstance(value, str) else value  # noqa: E731
+    read: dict[str, list[Any]] = {name: [] for name in arguments}
+    for part in parts:
+        rows = len(part.users)
+        assert rows <= 4
+        assert all(len(array) == rows and array.size for array in part.inputs.values())
+        read["exclude"] += rows_of(part.inputs, "exclude_item_ids", rows)
+        read["history"] += rows_of(part.inputs, "history_item_ids", rows)
+        for name in ("age", "income", "country"):
+            read[name] += scalars_of(part.inputs, name, rows)
+        for name in ("genres", "weights"):
+            read[name] += rows_of(part.inputs, name, rows)
+    for name, values in arguments.items():
+        asked = [None] * count if values is None else values
+        if name == "exclude":
+            asked = [row or None for row in asked]
+        want = [
+            [encode(one) for one in value]
+            if isinstance(value, list)
+            else (None if value is None or value != value else encode(value))
+            for value in asked
+        ]
+        assert read[name] == want, name
+
+
+anything = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(),
+        st.binary(max_size=4),
+        st.complex_numbers(),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=2), inner, max_size=2), st.tuples(inner)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(anything, anything, st.sampled_from([INTS, TEXTS]))
+def test_anything_is_sent_or_refused_and_never_an_accident(first: Any, second: Any, rules: Contract) -> None:
+    user = 1 if rules is INTS else "u"
+    for call in (
+        lambda: one(first, rules),
+        lambda: one(user, rules, exclude=first, history=second),
+        lambda: one(user, rules, k=first),
+        lambda: one(user, rules, features=first),
+        lambda: one(user, rules, features={"age": first, "income": second}),
+        lambda: one(user, rules, features={"country": first, "genres": second}),
+        lambda: many(first, rules),
+        lambda: many([user, user], rules, k=first, exclude=second),
+        lambda: many([user, user], rules, features={"weights": first, "codes": second}),
+    ):
+        with contextlib.suppress(InvalidInput):
+            call()
