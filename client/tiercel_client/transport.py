@@ -367,6 +367,9 @@ _QUEUE_TIMEOUT = "request timeout expired"
 #: What Triton says of a request that found a queue full.
 _QUEUE_FULL = "exceeds maximum queue size"
 
+#: What gRPC says when server and client do not trust each other.
+_TLS_FAILED = ("handshake failed", "certificate", "verification check failed")
+
 #: What gRPC says when the request reached no server, and Triton when it is on its way out.
 _NOT_REACHED = (
     "failed to connect",
@@ -430,8 +433,8 @@ def _meaning(status: str, text: str) -> tuple[type[ClientError], str, bool | Non
         return DeadlineExceeded, "it waited too long in the server's queue; give it a longer timeout_s", None
     if _QUEUE_FULL in lower:
         return ServerFull, "send less at once, or give the server more instances", None
-    if "handshake failed" in lower or "certificate" in lower:
-        return ServerUnavailable, "the TLS handshake failed: check the certificates in tls", False
+    if any(words in lower for words in _TLS_FAILED):
+        return ServerUnavailable, "the TLS handshake failed: check the certificates and names in tls", False
     if any(words in lower for words in _NOT_REACHED):
         return ServerUnavailable, "is the server running there, and is it its gRPC port?", True
     return ServerUnavailable, "the connection or the server broke off while it had the request", False
