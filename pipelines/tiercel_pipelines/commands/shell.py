@@ -87,7 +87,8 @@ class Shell:
         """Print the result: ``document`` as JSON with ``--json``, else ``renderables`` for people."""
         if not self.json:
             for renderable in renderables:
-                self._out.print(renderable, highlight=False)
+                # A line of text is never broken: it may be a command to copy.
+                self._out.print(renderable, highlight=False, soft_wrap=isinstance(renderable, str))
         else:
             if self._emitted:
                 raise RuntimeError("a command prints one JSON object, and this would be the second")
