@@ -162,5 +162,5 @@ def _human(document: Mapping[str, Any]) -> list[Any]:
         f"All of it took {total}. What to type next:",
         f"  tiercel serve {escape(release)}",
         f"  tiercel recommend --user {escape(str(user))} -k 10 --explain     [dim]# in another terminal[/]",
-        f"  tiercel evaluate {escape(document['run'])}",
+        f"  tiercel evaluate {escape(document['run'])} --release {escape(release)}",
     ]
