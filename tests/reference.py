@@ -141,14 +141,14 @@ class OfflineReference:
         return True
 
     def answer(
-        self, questions: Sequence[Question], retrieved: Sequence[Sequence[int]] | None = None
+        self, questions: Sequence[Question], retrieved: Sequence[Mapping[int, int]] | None = None
     ) -> list[Expected]:
-        """Answer questions; with an approximate index, start from the served candidates."""
+        """Answer questions; with an approximate index, start from the served candidates (row → source)."""
         users = self._user_tensors(questions)
         queries = call(self.user_tower, users)
         drafts = []
         for at, question in enumerate(questions):
-            given = None if retrieved is None else list(retrieved[at])
+            given = None if retrieved is None else retrieved[at]
             drafts.append(self._candidates(question, self._status(question), queries[at], given))
         k, pad = self.settings.kept, len(self.raw_ids)
         rows = np.full((len(questions), k), pad, np.int64)
@@ -235,7 +235,7 @@ class OfflineReference:
         return frame
 
     def _candidates(
-        self, question: Question, status: int, query: np.ndarray, given: list[int] | None
+        self, question: Question, status: int, query: np.ndarray, given: Mapping[int, int] | None
     ) -> tuple[list[tuple[int, float, int]], list[int], bool]:
         settings = self.settings
         masked = set(self.history.get(question.user_id, ())) | set(self._history(question))
@@ -249,9 +249,8 @@ class OfflineReference:
             taken = dict.fromkeys(popular[: settings.candidates], code["popular"])
         else:
             scores = (self.vectors @ query).astype(np.float32)
-            taken = self._from_sources(scores, popular, masked, cuts)
-            if given is not None:
-                taken = {row: taken.get(row, code["index"]) for row in given if row < len(self.raw_ids)}
+            taken = self._from_sources(scores, popular, masked, cuts) if given is None else dict(given)
+            assert not masked & set(taken), "a masked item among the candidates"
         retrieved = sorted(taken, key=lambda row: (-scores[row], row))
         passed = [row for row in retrieved if self.failed_rule[row]]
         kept = passed[: settings.kept]

@@ -160,7 +160,7 @@ class UserFeatures:
         return table if wanted == packed else table[:, [packed.index(name) for name in wanted]]
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse a wrong ``k``, infinities, lengths that do not fit their lists, and lists beyond the limit."""
+        """Refuse a wrong ``k``, infinities, lengths that do not fit, and lists beyond the limit."""
         check_k(arrays, self._k_max)
         for name in (EXCLUDED, HISTORY):
             self._check_list(arrays, name, limit=self._limit)

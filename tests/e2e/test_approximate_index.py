@@ -1,0 +1,71 @@
+"""An approximate index: the reference starts from the served candidates, and recall is checked by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+
+from e2e.conftest import Served
+from e2e.raw import ANSWER, raw_infer
+from reference import Question, assert_same
+from tiercel_pipelines.run_export import export_run
+from tiercel_pipelines.server import start_server
+from tiercel_serving.release import Release
+from tiercel_serving.settings import STATUS_NAMES
+
+MIN_RECALL = 0.85
+INDEX = {"factory": "IVF16,Flat", "parameters": {"nprobe": 12}, "min_recall": MIN_RECALL}
+
+
+@pytest.fixture(scope="module")
+def approximate(
+    served: Served, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Release, grpcclient.InferenceServerClient]]:
+    """The same run behind an IVF index that looks into three of four of its lists."""
+    info = {**served.run.info, "recipe": {**served.run.info["recipe"], "index": INDEX}}
+    run = dataclasses.replace(served.run, info=info)
+    release = export_run(run, tmp_path_factory.mktemp("approximate") / "release")
+    with start_server(release) as server:
+        yield release, grpcclient.InferenceServerClient(server.grpc_url)
+
+
+def test_answers_follow_from_the_served_candidates(
+    served: Served, approximate: tuple[Release, grpcclient.InferenceServerClient]
+) -> None:
+    release, client = approximate
+    users = served.run.users[served.dataset.user_id].tolist()[:200]
+    questions = [Question(user) for user in users]
+    dtype = object if isinstance(users[0], str) else np.int64
+    wanted = (*ANSWER, "retrieved_row", "source")
+    answers = [
+        raw_infer(
+            client,
+            {"user_id": np.array(users[at : at + 50], dtype=dtype)[:, None]},
+            model="recommend_explain",
+            outputs=wanted,
+        )
+        for at in range(0, len(users), 50)
+    ]
+    got = {name: np.concatenate([answer[name] for answer in answers]) for name in wanted}
+    candidates = [
+        {int(row): int(code) for row, code in zip(rows, codes, strict=True) if code}
+        for rows, codes in zip(got["retrieved_row"], got["source"], strict=True)
+    ]
+    exact = served.reference.answer(questions)
+    identical = []
+    for at, expected in enumerate(served.reference.answer(questions, candidates)):
+        count = int(got["count"][at, 0])
+        ids = [i.decode() if isinstance(i, bytes) else int(i) for i in got["item_id"][at, :count]]
+        scores = got["score"][at, :count].tolist()
+        identical.append(assert_same(expected, ids, scores, int(got["status"][at, 0])))
+    assert np.mean(identical) > 0.9
+    assert STATUS_NAMES[int(got["status"][0, 0])] == "known"
+
+    found = [len(set(mine) & set(want.retrieved)) for mine, want in zip(candidates, exact, strict=True)]
+    recall = sum(found) / sum(len(want.retrieved) for want in exact)
+    assert MIN_RECALL <= recall < 1.0, "an index that skips a quarter of its lists should miss something"
+    assert release.manifest["index"]["recall"] >= MIN_RECALL

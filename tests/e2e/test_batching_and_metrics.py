@@ -1,0 +1,86 @@
+"""Requests of a Triton batch run together, and Triton's own metrics port says what was answered."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from e2e.conftest import LAYOUTS, Served
+from e2e.raw import raw_infer
+
+#: The adapter sends its counts to Triton once a second.
+SETTLED_S = 1.6
+
+MODELS = {"fused": ("pipeline",), "staged": ("user_features", "retrieval", "ranking", "ordering")}
+
+
+def counts(served: Served, model: str) -> tuple[int, int]:
+    """How many requests a model has answered, and in how many runs."""
+    [stats] = served.client.get_inference_statistics(model).model_stats
+    return stats.inference_count, stats.execution_count
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_requests_of_every_length_run_together(served: Served, layout: str) -> None:
+    """Variable-length inputs must not keep requests apart, nor must absent ones."""
+    items = served.run.items[served.dataset.item_id].tolist()
+    users = served.run.users[served.dataset.user_id].tolist()
+    dtype = object if isinstance(users[0], str) else np.int64
+    before = {model: counts(served, model) for model in MODELS[layout]}
+
+    def send(number: int) -> int:
+        inputs = {"user_id": np.array([[users[number % len(users)]]], dtype=dtype)}
+        if number % 5:
+            inputs["exclude_item_ids"] = np.array([items[: 3 * (number % 5)]], dtype=dtype)
+        return int(raw_infer(served.client, inputs, model=LAYOUTS[layout])["count"][0, 0])
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(send, range(400)))
+    assert answers == [served.release.settings.k_default] * 400
+    for model, (requests, runs) in before.items():
+        requests_now, runs_now = counts(served, model)
+        assert requests_now - requests == 400
+        assert runs_now - runs < 300, f"{model}: {runs_now - runs} runs for 400 requests"
+
+
+def metric(served: Served, name: str, **labels: str) -> float:
+    text = httpx.get(served.server.metrics_url).text
+    wanted = {f'{key}="{value}"' for key, value in labels.items()}
+    values = [
+        float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines()
+        if line.startswith(name) and all(label in line for label in wanted)
+    ]
+    return sum(values)
+
+
+def test_metrics_count_answers_by_status_short_lists_and_refusals(served: Served) -> None:
+    dtype = object if isinstance(served.known_user, str) else np.int64
+    known, unknown = (
+        {"user_id": np.array([[u]], dtype=dtype)} for u in (served.known_user, served.unknown_user)
+    )
+    everything = np.array([served.run.items[served.dataset.item_id].tolist()], dtype=dtype)
+    names = {
+        "known": ("tiercel_answers_total", {"status": "known"}),
+        "unknown": ("tiercel_answers_total", {"status": "unknown"}),
+        "short": ("tiercel_short_lists_total", {}),
+        "refused": ("tiercel_refused_requests_total", {}),
+        "errors": ("tiercel_stage_errors_total", {}),
+    }
+    time.sleep(SETTLED_S)
+    before = {key: metric(served, name, **labels) for key, (name, labels) in names.items()}
+    for _ in range(3):
+        raw_infer(served.client, known)
+    raw_infer(served.client, unknown)
+    raw_infer(served.client, {**known, "exclude_item_ids": everything})
+    with pytest.raises(InferenceServerException):
+        raw_infer(served.client, {**known, "k": np.array([[0]], np.int32)})
+    time.sleep(SETTLED_S)
+    after = {key: metric(served, name, **labels) for key, (name, labels) in names.items()}
+    grown = {key: after[key] - before[key] for key in names}
+    assert grown == {"known": 4, "unknown": 1, "short": 1, "refused": 1, "errors": 0}
