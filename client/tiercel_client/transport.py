@@ -310,7 +310,8 @@ def _infer_arguments(
         "inputs": tensors,
         "outputs": _requested(tuple(outputs)),
         "request_id": request_id,
-        # The deadline ends our waiting; this ends the request's waiting in the server's queue.
+        # The deadline ends our waiting; this ends the request's waiting in a queue of the server, if the
+        # model's queue policy has a default timeout and allows to override it.
         "timeout": max(1, int(timeout_s * 1e6)),
         "client_timeout": timeout_s,
         "headers": dict(headers),
