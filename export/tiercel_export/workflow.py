@@ -98,21 +98,33 @@ class WorkflowParts:
         The whole fitted workflow.
     outputs
         Part of each output column: ``user``, ``context``, ``item`` or ``label``.
-    inputs
-        Part of each input column that a served output needs: ``user``, ``context`` or ``item``.
+    lineage
+        The input columns that each output is computed from.
     """
 
     workflow: Any
     outputs: Mapping[str, str]
-    inputs: Mapping[str, str]
+    lineage: Mapping[str, frozenset[str]]
 
     def output_names(self, part: str) -> list[str]:
         """Return the output columns of a part, in the workflow's order; ``user`` includes context."""
         return [name for name, of in self.outputs.items() if _served_in(of) == part]
 
     def input_names(self, part: str) -> list[str]:
-        """Return the raw columns that a part reads; ``user`` includes context."""
-        return [name for name, of in self.inputs.items() if _served_in(of) == part]
+        """Return the raw columns that a part reads, in the workflow's order; ``user`` includes context."""
+        used = frozenset().union(*(self.lineage[name] for name in self.output_names(part)))
+        return [name for name in self.workflow.input_schema.column_names if name in used]
+
+    def input_part(self, name: str, part: str) -> str:
+        """Return ``item``, ``user`` or ``context`` for a raw column that a part reads.
+
+        Of the user part, a column is context if its own tag says so or only context outputs read it.
+        """
+        if part == "item":
+            return part
+        readers = {of for output, of in self.outputs.items() if name in self.lineage[output]}
+        own = _tag_part(_tags(self.workflow.input_schema[name]))
+        return "context" if own == "context" or "user" not in readers else "user"
 
 
 def load_workflow(workflow: Any) -> Any:
@@ -172,24 +184,12 @@ def cut_workflow(workflow: Any, *, parts: Mapping[str, str] | None = None) -> Wo
         An output has no tag, or depends on columns of both user and item.
     """
     workflow = load_workflow(workflow)
-    outputs: dict[str, str] = {}
-    inputs: dict[str, set[str]] = {}
     lineage = _lineage(workflow)
-    for name, sources in lineage.items():
-        part = (parts or {}).get(name) or _part_of(workflow, name, sources)
-        outputs[name] = part
-        if part != "label":
-            for source in sources:
-                inputs.setdefault(source, set()).add(part)
-    sides = {}
-    for source, used in inputs.items():
-        own = _tag_part(_tags(workflow.input_schema[source]))
-        if own in used or len(used) == 1:
-            sides[source] = own if own in used else next(iter(used))
-        else:
-            # Read by several parts: as item if the item side needs it, else as user.
-            sides[source] = next(side for side in ("item", "user", "context") if side in used)
-    return WorkflowParts(workflow, outputs, sides)
+    chosen = parts or {}
+    outputs = {
+        name: chosen.get(name) or _part_of(workflow, name, sources) for name, sources in lineage.items()
+    }
+    return WorkflowParts(workflow, outputs, lineage)
 
 
 def _part_of(workflow: Any, name: str, sources: frozenset[str]) -> str:
@@ -264,12 +264,7 @@ def compile_workflow(
     traced = trace(cut.workflow, set(cut.input_names(part)))
     outputs = [_output(cut.workflow, name, traced[name], (list_lengths or {}).get(name)) for name in names]
     inputs = [
-        {
-            "name": name,
-            "dtype": dtype,
-            "is_list": is_list,
-            "part": cut.inputs[name] if part == "user" else part,
-        }
+        {"name": name, "dtype": dtype, "is_list": is_list, "part": cut.input_part(name, part)}
         for name, dtype, is_list in _inputs(cut, outputs)
     ]
     document, arrays = schedule(part, inputs, outputs)

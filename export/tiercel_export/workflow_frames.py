@@ -3,7 +3,7 @@
 **The oracle's frame.** NVTabular computes in whatever dtypes a frame happens to have, so equality is
 stated against the frame that a service would build: each column in the dtype of the fit; an integer
 column with a null in the batch is float64 with NaN; strings are ``object`` with None; a list column is
-``object`` with one list per row.
+``object`` with one list per row, or one float32 array where the fit had such arrays.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tiercel_serving.features import InputColumn
 from tiercel_serving.spec import Array
 
 from .errors import ExportInputError
+from .lowering.expressions import INTEGER_DTYPES
 from .workflow import WorkflowParts, cut_workflow
 
 
@@ -85,7 +86,8 @@ def _elements(series: pd.Series, column: InputColumn) -> tuple[Array, Array | No
         return _texts(series, null, column.name), valid
     try:
         if column.dtype in ("float32", "float64"):
-            return series.to_numpy(column.dtype, na_value=np.nan), None
+            known = series.astype(object).where(~null, np.nan) if valid is not None else series
+            return np.asarray(known.to_numpy(column.dtype)), None
         filled = series.where(~null, 0) if valid is not None else series
         return _whole(filled, column), valid
     except (ValueError, TypeError, OverflowError) as error:
@@ -141,12 +143,48 @@ class FrameOracle:
         self.workflow = copy.deepcopy(cut.workflow)
         if others:
             self.workflow.remove_inputs(others)
+        schema = cut.workflow.input_schema
+        # An integer of 8 bits at fit is one in the oracle's frame too, though requests send int64.
+        self._dtypes = {name: _integer_dtype(schema[name]) for name in self.inputs}
+        # A grouping node asks for every column of the fit's data set; any value will do.
+        self._unused = {
+            name: _any_value(column)
+            for name, column in _asked(self.workflow.output_node).items()
+            if name not in self.inputs
+        }
 
     def __call__(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return what ``Workflow.transform`` gives for the part's outputs, row for row."""
         given = frame[self.inputs].reset_index(drop=True)
+        for name, dtype in self._dtypes.items():
+            if dtype is not None and given[name].dtype.kind == "i":
+                given[name] = given[name].astype(dtype)
+        for name, value in self._unused.items():
+            given[name] = _objects([value] * len(given)) if isinstance(value, list) else value
         transformed: pd.DataFrame = self.workflow.transform(given)
         return transformed[self.outputs]
+
+
+def _asked(output_node: Any) -> dict[str, Any]:
+    """Return the schema of each raw column that the executor takes from the frame."""
+    from merlin.dag.node import iter_nodes
+
+    asked: dict[str, Any] = {}
+    for node in iter_nodes([output_node]):
+        above = [parent.output_schema.column_names for parent in node.parents_with_dependencies]
+        made = {name for names in above for name in names}
+        asked |= {column.name: column for column in node.input_schema if column.name not in made}
+    return asked
+
+
+def _integer_dtype(schema: Any) -> str | None:
+    name = str(schema.dtype.name)
+    return name if name in INTEGER_DTYPES and not schema.is_list else None
+
+
+def _any_value(schema: Any) -> Any:
+    value: Any = "" if schema.dtype.name in ("object", "string") else 0
+    return [value] if schema.is_list else value
 
 
 def frame_oracle(workflow: Any, part: str, frame: pd.DataFrame) -> pd.DataFrame:
@@ -167,14 +205,25 @@ def oracle_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> pd.DataF
     out = {}
     for column in inputs:
         series = frame[column.name].reset_index(drop=True)
-        if column.is_list or column.dtype == "bytes":
+        if column.is_list and column.dtype == "float32":
+            rows = [None if _is_null(row) else np.array(row, np.float32) for row in series]
+            out[column.name] = _objects(rows)
+        elif column.is_list or column.dtype == "bytes":
             out[column.name] = series.astype(object).where(series.notna(), None)
         elif column.dtype.startswith("float") or series.isna().any():
             dtype = column.dtype if column.dtype.startswith("float") else "float64"
-            out[column.name] = pd.Series(series.to_numpy(dtype, na_value=np.nan))
+            known = series.astype(object).where(series.notna(), np.nan)
+            out[column.name] = pd.Series(known.to_numpy(dtype))
         else:
             out[column.name] = series.astype(column.dtype)
     return pd.DataFrame(out)
+
+
+def _objects(rows: list[Any]) -> pd.Series:
+    out = np.empty(len(rows), np.object_)
+    for i, row in enumerate(rows):
+        out[i] = row
+    return pd.Series(out)
 
 
 def golden_inputs(frame: pd.DataFrame, inputs: Sequence[InputColumn], rows: int = 16) -> pd.DataFrame:

@@ -6,8 +6,8 @@ import itertools
 import warnings
 from pathlib import Path
 
-import nvtabular as nvt
 import numpy as np
+import nvtabular as nvt
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -33,7 +33,9 @@ COLUMNS = {
     "ints": (INTS[:9], [777], "int64", False, True),
     "texts": (TEXTS, ["unseen"], "object", False, True),
     "floats": (FLOATS[:12], [1e9], "float64", False, True),
+    "singles": (FLOATS[:12], [1e9], "float32", False, True),
 }
+LISTS = [name for name, spec in COLUMNS.items() if spec[4]]
 NUMBERS = [name for name, spec in COLUMNS.items() if spec[2] != "object" and not spec[4]]
 
 
@@ -46,12 +48,15 @@ def sample(name: str, rows: int, rng: np.random.Generator, *, request: bool, nul
         data = [list(pool[rng.integers(0, len(pool), rng.choice([0, 1, 2, 3, 40]))]) for _ in range(rows)]
         if rows:
             data[0] = data[0] or [values[0]]
-        if request and null and dtype == "object":
+        if request and null:
             data = [[None if rng.random() < nulls / 2 else e for e in row] for row in data]
         if request and nulls > 0.25:
             data = [None if rng.random() < nulls / 2 else row for row in data]
         series = pd.Series(index=range(rows), dtype=object)
-        series[:] = data
+        if dtype == "float32":
+            data = [None if row is None else np.array(row, np.float32) for row in data]
+        for i, row in enumerate(data):
+            series.iat[i] = row
         return series
     data = pool[rng.integers(0, len(pool), rows)]
     if null:
@@ -70,11 +75,14 @@ def fit_frame(seed: int) -> pd.DataFrame:
 
 scalars = st.sampled_from([0, 1, -3, 50, 0.5, 2.25, -1.0])
 fill = st.tuples(st.just("fill"), scalars, st.booleans())
-clip = st.tuples(st.just("clip"), scalars | st.none(), scalars | st.none()).filter(lambda c: c[1:] != (None, None))
+clip = st.tuples(st.just("clip"), scalars | st.none(), scalars | st.none()).filter(
+    lambda c: c[1:] != (None, None)
+)
 log = st.just(("log",))
 normalize = st.tuples(st.just("normalize"), st.sampled_from([None, np.float32]))
 bucketize = st.tuples(
-    st.just("bucketize"), st.sampled_from([[0, 1, 5], [-1.5, 0.5, 0.5, 40.0], [3], [9.5, 2.0, -4.0], [10, 0, -10]])
+    st.just("bucketize"),
+    st.sampled_from([[0, 1, 5], [-1.5, 0.5, 0.5, 40.0], [3], [9.5, 2.0, -4.0], [10, 0, -10]]),
 )
 categorify = st.tuples(
     st.just("categorify"),
@@ -82,7 +90,9 @@ categorify = st.tuples(
 )
 rename = st.tuples(st.just("rename"), st.sampled_from(["_x", "_renamed"]))
 number_ops = st.lists(st.one_of(fill, clip, log, normalize, bucketize, rename), max_size=4)
-text_ops = st.lists(st.tuples(st.just("fill"), st.sampled_from(["", "a", "né"]), st.booleans()) | rename, max_size=2)
+text_ops = st.lists(
+    st.tuples(st.just("fill"), st.sampled_from(["", "a", "né"]), st.booleans()) | rename, max_size=2
+)
 list_ops = st.lists(st.one_of(log, normalize, rename), max_size=2)
 
 
@@ -98,7 +108,14 @@ def graphs(draw):
             names = draw(st.lists(st.sampled_from(["text", "maybe"]), min_size=1, max_size=2, unique=True))
             chain = [*draw(text_ops), draw(categorify)]
         else:
-            names = draw(st.lists(st.sampled_from(["ints", "texts", "floats"]), min_size=1, max_size=2, unique=True))
+            names = draw(
+                st.lists(
+                    st.sampled_from(["ints", "texts", "floats", "singles"]),
+                    min_size=1,
+                    max_size=2,
+                    unique=True,
+                )
+            )
             chain = draw(list_ops) if "texts" not in names else []
             chain = chain + draw(st.lists(categorify, min_size=int(not chain), max_size=1))
         branches.append((names, chain))
@@ -115,9 +132,9 @@ OPERATORS = {
 }
 
 
-def build(branches, folder: Path) -> tuple[nvt.Workflow, frozenset[str]]:
-    """Make the graph; no branch's output may bear another's name, so that each ends with its own rename."""
-    total, wide = None, set()
+def build(branches, folder: Path) -> nvt.Workflow:
+    """Make the graph; each branch renames its columns first, so that no output bears another's name."""
+    total = None
     for number, (names, chain) in enumerate(branches):
         node = names >> ops.Rename(postfix=f"_{number}")
         for step, (name, *parameters) in enumerate(chain):
@@ -128,7 +145,7 @@ def build(branches, folder: Path) -> tuple[nvt.Workflow, frozenset[str]]:
             else:
                 node = node >> OPERATORS[name](*parameters)
         total = node if total is None else total + node
-    return nvt.Workflow(total >> ops.AddTags([Tags.USER])), frozenset(wide)
+    return nvt.Workflow(total >> ops.AddTags([Tags.USER]))
 
 
 COUNTER = itertools.count()
@@ -139,7 +156,7 @@ def run_graph(branches, frames, folder: Path, seed: int) -> list[str]:
 
     place = folder / str(next(COUNTER))
     place.mkdir()
-    workflow, _ = build(branches, place)
+    workflow = build(branches, place)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fitted = fit_frame(seed)
@@ -156,13 +173,19 @@ def run_graph(branches, frames, folder: Path, seed: int) -> list[str]:
         for rows, frame_seed, nulls in frames:
             rng = np.random.default_rng(frame_seed)
             inputs = [column.name for column in both.program.inputs]
-            frame = pd.DataFrame({name: sample(name, rows, rng, request=True, nulls=nulls) for name in inputs})
+            frame = pd.DataFrame(
+                {name: sample(name, rows, rng, request=True, nulls=nulls) for name in inputs}
+            )
             results.append(check(both, frame))
     return results
 
 
 frame_lists = st.lists(
-    st.tuples(st.sampled_from([0, 1, 1, 2, 7, 40, 1000]), st.integers(0, 2**32), st.sampled_from([0.0, 0.2, 0.5, 1.0])),
+    st.tuples(
+        st.sampled_from([0, 1, 1, 2, 7, 40, 1000]),
+        st.integers(0, 2**32),
+        st.sampled_from([0.0, 0.2, 0.5, 1.0]),
+    ),
     min_size=20,
     max_size=20,
 )

@@ -179,7 +179,7 @@ def _encode(source: Expression, vocabulary: Vocabulary, null: int, unseen: int, 
     if source.is_text:
         own = {"vocabulary": TextTable(vocabulary), "null": null, "unseen": unseen}
         return apply("encode_text", source, own=own, physical="int64", dtype=dtype)
-    keys, kind = _keys(vocabulary)
+    keys, kind = _keys(vocabulary, source)
     table = IntTable(vocabulary, keys)
     return apply(
         "encode_direct" if table.is_direct else "encode_hash",
@@ -191,11 +191,12 @@ def _encode(source: Expression, vocabulary: Vocabulary, null: int, unseen: int, 
     )
 
 
-def _keys(vocabulary: Vocabulary) -> tuple[Any, str]:
+def _keys(vocabulary: Vocabulary, source: Expression) -> tuple[Any, str]:
     """Return the vocabulary as int64 keys, and the runtime's name for how inputs become such keys."""
     values = vocabulary.values
     if values.dtype.kind in "iub":
-        return values.astype(np.int64), "int64" if values.dtype == np.int64 else f"cast:{values.dtype.name}"
+        as_is = values.dtype == np.int64 and not source.is_float
+        return values.astype(np.int64), "int64" if as_is else f"cast:{values.dtype.name}"
     if np.all(np.abs(values) < 2.0**53) and np.all(values == np.floor(values)):
         return values.astype(np.int64), "whole"
     # Adding 0.0 makes -0.0 the same key as 0.0, which it equals.

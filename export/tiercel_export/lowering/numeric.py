@@ -84,8 +84,7 @@ def lower_log(op: Any, names: list[str], columns: Mapping[str, Expression], wher
 def lower_normalize(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
     """``(x - mean) / std``, or ``x - mean`` where std is not above 0; then ``out_dtype``.
 
-    A float32 column computes in float32, every other in float64. List elements always compute in
-    float64, since NVTabular gathers them as Python numbers.
+    A float32 column computes in float32, every other in float64; so does a list, by its elements.
     """
     return {name: _normalize(op, _numeric(columns[name], name, where), name, where) for name in names}
 
@@ -98,8 +97,6 @@ def _normalize(op: Any, source: Expression, name: str, where: Where) -> Expressi
     target = np.dtype(op.output_dtype)
     if target.name not in ("float32", "float64"):
         raise where.refuse(name, f"out_dtype {target.name} is not a float", "Use float32 or float64")
-    if source.is_list and source.physical == "float32":
-        source = cast(source, "float64")
     narrow = source.physical == "float32"
     if narrow and any(math.isinf(np.float32(v)) and not math.isinf(v) for v in (mean, std)):
         raise where.refuse(

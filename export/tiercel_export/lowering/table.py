@@ -67,6 +67,7 @@ TABLE: Mapping[str, Entry] = {
     "merlin.TagAsUserFeatures": Entry(COMPILED, lower_selection),
     "merlin.TagAsItemFeatures": Entry(COMPILED, lower_selection),
     "merlin.Subgraph": Entry(NOT_YET, note=_LATER, remedy="Write the subgraph's operators into the workflow"),
+    # NVTabular calls this one LambdaOp.
     "merlin.UDF": Entry(
         REFUSED, note="it is arbitrary Python, which can't be compiled exactly", remedy=_APPLY_BEFORE
     ),
@@ -133,13 +134,10 @@ TABLE: Mapping[str, Entry] = {
     ),
     "nvtabular.Dropna": Entry(REFUSED, note=_DROPS_ROWS, remedy="Filter the data before the fit"),
     "nvtabular.Filter": Entry(REFUSED, note=_DROPS_ROWS, remedy="Filter the data before the fit"),
-    "nvtabular.LambdaOp": Entry(
-        REFUSED, note="it is arbitrary Python, which can't be compiled exactly", remedy=_APPLY_BEFORE
-    ),
 }
 
 
 def key_of(operator: object) -> str:
-    """Return the table's key of an operator."""
-    kind = type(operator)
+    """Return the table's key of an operator, or of an operator's class."""
+    kind = operator if isinstance(operator, type) else type(operator)
     return f"{kind.__module__.split('.')[0]}.{kind.__name__}"

@@ -1,0 +1,385 @@
+"""Each entry of the operator table: what is compiled equals NVTabular, what is refused says so."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from pathlib import Path
+
+import numpy as np
+import nvtabular as nvt
+import pandas as pd
+import pytest
+from merlin.dag.node import iter_nodes
+from merlin.dag.ops import add_metadata as merlin_metadata
+from merlin.dag.ops.rename import Rename as MerlinRename
+from merlin.dag.ops.subgraph import Subgraph
+from merlin.schema import Tags
+from nvtabular import ops
+from parity_helpers import check, pair
+
+from tiercel_export.errors import UnsupportedOperator, WorkflowError
+from tiercel_export.lowering.table import COMPILED, NOT_YET, REFUSED, TABLE, TOTAL, key_of
+from tiercel_export.workflow import compile_workflow
+from tiercel_export.workflow_frames import columns_from_frame, oracle_frame
+
+FIT = pd.DataFrame(
+    {
+        "age": [20, 30, 40, 50, 20, 20] * 4,
+        "rank": np.array([1, 2, 3, -4, 5, 1] * 4, np.int32),
+        "price": [1.5, np.nan, 0.1, 1e6, -3.0, 1.5] * 4,
+        "score": np.array([0.1, 0.2, 0.3, -0.4, 0.5, 0.1] * 4, np.float32),
+        "flag": [True, False, True, True, False, True] * 4,
+        "city": ["Zürich", "", None, "東京", "a", "Zürich"] * 4,
+        "town": ["a", "b", "東京", "c", "a", "b"] * 4,
+        "words": [["x", "y"], ["y"], [], ["é", "x", "x"], ["x"], ["y"]] * 4,
+        "codes": [[1, 2], [2], [], [30, 1], [5], [2]] * 4,
+    }
+)
+REQUEST = pd.DataFrame(
+    {
+        "age": [20, None, 50, 7, -(2**40), 99],
+        "rank": [1, None, -4, 100, 2, 3],
+        "price": [1.5, None, np.inf, -np.inf, 1e-300, -0.0],
+        "score": [0.1, None, np.inf, -0.0, 1e-30, 7.0],
+        "flag": [True, False, True, False, True, True],
+        "city": ["", None, "東京", "unseen", "Zu\u0308rich", "Zürich"],
+        "town": ["b", None, "", "a\0", "東京", "c"],
+        "words": [["x", "unseen", "é"], [], ["", "y"], ["x"] * 50, ["é"], [None, "x"]],
+        "codes": [[2, 7], [], [30], [1] * 50, [-1, 5], [2**40]],
+    },
+    dtype=object,
+)
+#: A frame that NVTabular answers for every operator.
+WHOLE = REQUEST.iloc[[0, 4]].reset_index(drop=True)
+
+
+COUNTER = itertools.count()
+
+
+def path(tmp_path: Path) -> str:
+    place = tmp_path / f"cats{next(COUNTER)}"
+    place.mkdir()
+    return str(place)
+
+
+def fitted(node, frame: pd.DataFrame = FIT) -> nvt.Workflow:
+    workflow = nvt.Workflow(node >> ops.AddTags([Tags.USER]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workflow.fit(nvt.Dataset(frame))
+    return workflow
+
+
+def select(*names: str):
+    return list(names) >> ops.AddMetadata()
+
+
+#: Table key → graphs that contain the operator. Each is compared on REQUEST and WHOLE.
+CASES = {
+    "merlin.SelectionOp": [lambda p: select("age", "price", "words")],
+    "merlin.GroupingOp": [lambda p: select("age").__add__([select("rank"), select("price")])],
+    "merlin.ConcatColumns": [lambda p: (["age"] >> ops.LogOp()) + ["rank"] + (["price"] >> ops.Normalize())],
+    "merlin.SubsetColumns": [lambda p: (["age", "rank", "price"] >> ops.Normalize())["rank", "age"]],
+    "merlin.SubtractionOp": [
+        lambda p: (["age", "rank"] >> ops.LogOp()) - (["rank"] >> ops.LogOp()),
+    ],
+    "merlin.Rename": [lambda p: ["age", "rank"] >> MerlinRename(postfix="_m")],
+    "merlin.AddMetadata": [lambda p: ["age"] >> merlin_metadata.AddMetadata(tags=["x"])],
+    "merlin.AddTags": [lambda p: ["age"] >> merlin_metadata.AddTags(["x"])],
+    "merlin.AddProperties": [lambda p: ["age"] >> merlin_metadata.AddProperties({"x": 1})],
+    "merlin.TagAsUserID": [lambda p: ["age"] >> merlin_metadata.TagAsUserID()],
+    "merlin.TagAsItemID": [lambda p: ["age"] >> merlin_metadata.TagAsItemID()],
+    "merlin.TagAsUserFeatures": [lambda p: ["age"] >> merlin_metadata.TagAsUserFeatures()],
+    "merlin.TagAsItemFeatures": [lambda p: ["age"] >> merlin_metadata.TagAsItemFeatures()],
+    "nvtabular.Rename": [
+        lambda p: ["age", "price"] >> ops.Rename(postfix="_r") >> ops.Normalize(),
+        lambda p: ["age", "price"] >> ops.Rename(f=lambda name: f"my {name}") >> ops.LogOp(),
+        lambda p: ["city"] >> ops.Rename(name="place") >> ops.Categorify(out_path=p),
+    ],
+    "nvtabular.AddMetadata": [lambda p: ["price"] >> ops.AddMetadata(tags=["x"], properties={"y": 1})],
+    "nvtabular.AddTags": [lambda p: ["price"] >> ops.AddTags(["x"])],
+    "nvtabular.AddProperties": [lambda p: ["price"] >> ops.AddProperties({"x": 1})],
+    "nvtabular.TagAsUserID": [lambda p: ["age"] >> ops.TagAsUserID()],
+    "nvtabular.TagAsItemID": [lambda p: ["age"] >> ops.TagAsItemID()],
+    "nvtabular.TagAsUserFeatures": [lambda p: ["age"] >> ops.TagAsUserFeatures()],
+    "nvtabular.TagAsItemFeatures": [lambda p: ["age"] >> ops.TagAsItemFeatures()],
+    "nvtabular.Categorify": [
+        lambda p: ["age", "rank", "city", "words", "codes", "price", "flag"] >> ops.Categorify(out_path=p),
+        lambda p: ["city", "age"] >> ops.Categorify(out_path=p, freq_threshold=5),
+        lambda p: ["city", "age"] >> ops.Categorify(out_path=p, max_size=5, dtype=np.int32),
+        lambda p: [["city", "town"], "age"] >> ops.Categorify(out_path=p, encode_type="joint"),
+        lambda p: ["city", "town"] >> ops.Categorify(out_path=p, encode_type="combo"),
+        lambda p: ["city", "town", "age"] >> ops.Categorify(out_path=p, single_table=True),
+        lambda p: ["age", "words"] >> ops.Categorify(out_path=p, cat_cache=None),
+        lambda p: ["age", "city"] >> ops.Categorify(out_path=p, split_out=2),
+        lambda p: ["age"] >> ops.Categorify(out_path=p, num_buckets=1),
+        lambda p: ["age"] >> ops.LogOp() >> ops.Categorify(out_path=p),
+        lambda p: ["price"] >> ops.Bucketize([0, 1]) >> ops.Categorify(out_path=p) >> ops.Normalize(),
+        lambda p: ["city"] >> ops.Categorify(out_path=p, vocabs={"city": pd.Series(["b", "", "Zürich"])}),
+    ],
+    "nvtabular.FillMissing": [
+        lambda p: ["age", "price", "score", "rank"] >> ops.FillMissing(),
+        lambda p: ["age", "price", "city"] + (["score"] >> ops.FillMissing(0.5, add_binary_cols=True)),
+        lambda p: ["age", "price"] >> ops.FillMissing(-1, add_binary_cols=True),
+        lambda p: ["city", "town"] >> ops.FillMissing("né", add_binary_cols=True),
+        lambda p: ["city"] >> ops.FillMissing("a") >> ops.Categorify(out_path=p),
+        lambda p: ["flag"] >> ops.FillMissing(1) >> ops.LogOp(),
+        lambda p: ["words"] >> ops.FillMissing("a", add_binary_cols=True),
+        lambda p: ["age"] >> ops.FillMissing(0.5),
+        lambda p: ["rank"] >> ops.FillMissing(2**40),
+        lambda p: ["price"] >> ops.FillMissing(np.inf),
+    ],
+    "nvtabular.Clip": [
+        lambda p: ["age", "price", "rank"] >> ops.Clip(0, 25),
+        lambda p: ["price", "score"] >> ops.Clip(min_value=0.0),
+        lambda p: ["price"] >> ops.Clip(max_value=0.1) >> ops.Normalize(),
+        lambda p: ["age"] >> ops.Clip(30, 10),
+        lambda p: ["age", "rank"] >> ops.Clip(min_value=1.5),
+        lambda p: ["rank"] >> ops.Clip(max_value=2**40),
+        lambda p: ["price", "age"] >> ops.Clip(np.float64(-2.0), np.int64(30)),
+    ],
+    "nvtabular.LogOp": [
+        lambda p: ["age", "price", "score", "rank", "flag", "codes"] >> ops.LogOp(),
+        lambda p: ["codes"] >> ops.LogOp() >> ops.LogOp(),
+    ],
+    "nvtabular.Normalize": [
+        lambda p: ["age", "price", "score", "rank", "flag", "codes"] >> ops.Normalize(),
+        lambda p: ["age", "price", "score"] >> ops.Normalize(out_dtype=np.float32) >> ops.Normalize(),
+        lambda p: ["codes"] >> ops.Normalize(out_dtype="float32") >> ops.Normalize(),
+    ],
+    "nvtabular.Bucketize": [
+        lambda p: ["age", "price", "score", "rank"] >> ops.Bucketize([0, 1, 20, 40.5]),
+        lambda p: ["age", "price"] >> ops.Bucketize({"age": [40, 20, 0], "price": [0.1]}),
+        lambda p: ["age", "price"] >> ops.Bucketize(lambda name: [0, 0, 30]),
+        lambda p: ["price", "flag"] >> ops.Bucketize([]),
+    ],
+}
+COMPILED_KEYS = sorted(key for key, entry in TABLE.items() if entry.lower is not None)
+
+
+def test_every_compiled_entry_has_a_parity_test():
+    assert sorted(CASES) == COMPILED_KEYS
+
+
+@pytest.mark.parametrize(
+    ("key", "number"), [(key, number) for key, graphs in CASES.items() for number in range(len(graphs))]
+)
+def test_equals_nvtabular(key, number, tmp_path):
+    workflow = fitted(CASES[key][number](path(tmp_path)))
+    assert key in {key_of(node.op) for node in iter_nodes([workflow.output_node])}
+    part = "item" if "TagAsItem" in key else "user"
+    both = pair(workflow, part, anchor=FIT)
+    both.wide = frozenset(both.oracle.outputs)
+    check(both, REQUEST)
+    for i in range(len(REQUEST)):
+        check(both, REQUEST.iloc[[i]])
+    check(both, FIT, strict=True)
+    check(both, WHOLE, strict=True)
+    check(both, REQUEST.iloc[:0])
+
+
+def test_dtypes_are_nvtabulars_own(tmp_path):
+    node = (["age", "rank"] >> ops.Clip(0, 30)) + ["score", "flag"] + (["price"] >> ops.Bucketize([1]))
+    node = node + (["city"] >> ops.Categorify(out_path=path(tmp_path), dtype="int32"))
+    both = pair(fitted(node))
+    check(both, WHOLE, strict=True)  # without ``wide``: dtypes are compared too
+    dtypes = {output.name: output.dtype for output in both.program.outputs}
+    assert dtypes == {
+        "age": "int64",
+        "rank": "int32",
+        "score": "float32",
+        "flag": "bool",
+        "price": "int32",
+        "city": "int32",
+    }
+
+
+# --------------------------------------------------------------------------------------------- refusals
+
+REFUSALS = {
+    "merlin.Subgraph": lambda p: ["age"] >> Subgraph("sub", ["age"] >> ops.LogOp()) >> ops.LogOp(),
+    "merlin.UDF": lambda p: ["age"] >> ops.LambdaOp(lambda column: column + 1),
+    "nvtabular.FillMedian": lambda p: ["price"] >> ops.FillMedian(),
+    "nvtabular.NormalizeMinMax": lambda p: ["age"] >> ops.NormalizeMinMax(),
+    "nvtabular.HashBucket": lambda p: ["city"] >> ops.HashBucket(8),
+    "nvtabular.HashedCross": lambda p: [["city", "town"]] >> ops.HashedCross(8),
+    "nvtabular.TargetEncoding": lambda p: ["city"] >> ops.TargetEncoding("age", out_path=p),
+    "nvtabular.JoinGroupby": lambda p: ["city"] >> ops.JoinGroupby(cont_cols=["age"], out_path=p),
+    "nvtabular.JoinExternal": lambda p: (
+        ["age"] >> ops.JoinExternal(nvt.Dataset(pd.DataFrame({"age": [20], "z": [1]})), on=["age"])
+    ),
+    "nvtabular.ListSlice": lambda p: ["codes"] >> ops.ListSlice(2),
+    "nvtabular.ReduceDtypeSize": lambda p: ["age"] >> ops.ReduceDtypeSize(),
+    "nvtabular.DropLowCardinality": lambda p: (
+        ["age"] >> ops.Categorify(out_path=p) >> ops.DropLowCardinality()
+    ),
+    "nvtabular.ValueCount": lambda p: ["words"] >> ops.ValueCount(),
+    "nvtabular.DataStats": lambda p: ["age"] >> ops.DataStats(),
+    "nvtabular.Groupby": lambda p: ["age", "rank"] >> ops.Groupby(groupby_cols=["age"], aggs=["max"]),
+    "nvtabular.DifferenceLag": lambda p: ["age"] >> ops.DifferenceLag("rank"),
+    "nvtabular.Dropna": lambda p: ["age"] >> ops.Dropna(),
+    "nvtabular.Filter": lambda p: ["age"] >> ops.Filter(lambda frame: frame["age"] > 0),
+}
+#: Needs a feature matrix; its entry is checked by the table alone.
+WITHOUT_CASE = {"nvtabular.ColumnSimilarity"}
+
+
+def test_every_refused_entry_has_a_test():
+    refused = {key for key, entry in TABLE.items() if entry.lower is None}
+    assert set(REFUSALS) | WITHOUT_CASE == refused
+
+
+@pytest.mark.parametrize("key", REFUSALS)
+def test_refusal_names_operator_column_reason_and_remedy(key, tmp_path):
+    workflow = nvt.Workflow(REFUSALS[key](path(tmp_path)) >> ops.AddTags([Tags.USER]))
+    try:
+        workflow.fit(nvt.Dataset(FIT))
+    except Exception:
+        workflow.fit_schema(nvt.Dataset(FIT).schema)
+    with pytest.raises(UnsupportedOperator) as caught:
+        compile_workflow(workflow, "user")
+    error = caught.value
+    assert error.operator == key.split(".")[1]
+    assert error.column
+    assert error.reason == TABLE[key].note
+    assert error.remedy == TABLE[key].remedy
+    for word in (error.operator, repr(error.column), error.reason, error.remedy):
+        assert word in str(error)
+
+
+@pytest.mark.parametrize(
+    ("graph", "reason"),
+    [
+        (lambda p: ["age"] >> ops.Categorify(out_path=p, num_buckets=4, max_size=9), "num_buckets=4"),
+        (lambda p: [["city", "town"]] >> ops.Categorify(out_path=p, encode_type="combo"), "combo"),
+        (lambda p: ["codes"] >> ops.Clip(0, 1), "on lists"),
+        (lambda p: ["codes"] >> ops.Bucketize([0]), "on lists"),
+        (lambda p: ["flag"] >> ops.Clip(0, 1), "bool"),
+        (lambda p: ["city"] >> ops.Clip(0, 1), "bytes"),
+        (lambda p: ["city"] >> ops.Bucketize([0]), "text"),
+        (lambda p: ["city"] >> ops.FillMissing(0), "mixed types"),
+        (lambda p: ["flag"] >> ops.FillMissing(7), "not a boolean"),
+        (lambda p: ["age"] >> ops.FillMissing("x"), "not a number"),
+        (lambda p: ["price"] >> ops.FillMissing(np.nan), "NaN"),
+        (lambda p: ["score"] >> ops.FillMissing(0.1), "float32 can't hold"),
+        (lambda p: ["score"] >> ops.Clip(max_value=0.1), "float32 can't hold"),
+        (lambda p: ["age"] >> ops.Normalize(out_dtype="int32"), "not a float"),
+        (lambda p: ["age"] >> ops.Categorify(out_path=p, dtype=np.float32), "not an integer"),
+        (lambda p: ["age"] >> ops.Bucketize([3, 1, 2]), "not in order"),
+    ],
+)
+def test_what_an_operator_refuses(graph, reason, tmp_path):
+    workflow = nvt.Workflow(graph(path(tmp_path)) >> ops.AddTags([Tags.USER]))
+    try:
+        workflow.fit(nvt.Dataset(FIT))
+    except Exception:
+        workflow.fit_schema(nvt.Dataset(FIT).schema)
+    with pytest.raises(UnsupportedOperator, match=reason):
+        compile_workflow(workflow, "user")
+
+
+def test_operator_of_another_package_is_refused():
+    class Mine(ops.LogOp):
+        pass
+
+    with pytest.raises(UnsupportedOperator, match=r"Mine.*not an operator of NVTabular"):
+        compile_workflow(fitted(["age"] >> Mine()), "user")
+
+
+def test_table_names_every_operator_of_nvtabular():
+    skip = {"Operator", "StatOperator", "ColumnSelector"}
+    names = [name for name in dir(ops) if isinstance(getattr(ops, name), type) and name not in skip]
+    assert {key_of(getattr(ops, name)) for name in names} <= set(TABLE)
+    assert {key for key in TABLE if key.startswith("nvtabular.")} <= {f"nvtabular.{name}" for name in names}
+    for entry in TABLE.values():
+        assert entry.outcome in (COMPILED, TOTAL, REFUSED, NOT_YET)
+        assert (entry.lower is None) == (entry.outcome in (REFUSED, NOT_YET))
+        assert entry.lower or (entry.note and entry.remedy)
+
+
+# ------------------------------------------------------------------- answers where NVTabular has none
+
+
+def run(workflow: nvt.Workflow, frame: pd.DataFrame) -> dict[str, list]:
+    program = compile_workflow(workflow, "user").program
+    columns = columns_from_frame(oracle_frame(frame, program.inputs), program.inputs)
+    out = {}
+    for name, column in program.run(columns, len(frame)).items():
+        values = column.values.tolist()
+        if column.is_list:
+            values = [values[a:b] for a, b in itertools.pairwise(column.offsets.tolist())]
+        out[name] = values
+    return out
+
+
+def test_categorify_is_total(tmp_path):
+    workflow = fitted(["age", "price", "city", "codes", "words"] >> ops.Categorify(out_path=path(tmp_path)))
+    frame = pd.DataFrame(
+        {
+            "age": [None, None],
+            "price": [np.inf, None],
+            "city": [None, None],
+            "codes": [None, [None, 2]],
+            "words": [None, [None]],
+        },
+        dtype=object,
+    )
+    both = pair(workflow)
+    with pytest.raises(RuntimeError):
+        both.oracle(oracle_frame(frame, both.program.inputs))
+    assert run(workflow, frame) == {
+        "age": [1, 1],
+        "price": [2, 1],
+        "city": [1, 1],
+        "codes": [[], [2, 3]],
+        "words": [[], [2]],
+    }
+
+
+def test_infinity_and_fractions_into_an_integer_vocabulary(tmp_path):
+    # LogOp's floats meet a vocabulary of int64 that the caller gave: cast as astype does, 5.5 is 5.
+    vocabulary = {"age": pd.Series([5, 3, 0])}
+    node = ["age"] >> ops.FillMissing(5.5) >> ops.Categorify(out_path=path(tmp_path), vocabs=vocabulary)
+    workflow = fitted(node)
+    frame = pd.DataFrame({"age": [None, 3, 5, 4]}, dtype=object)
+    both = pair(workflow, wide=frozenset(["age"]))
+    assert check(both, frame, strict=True) == "equal"
+    first = int(both.oracle(oracle_frame(frame, both.program.inputs))["age"][0])
+    assert run(workflow, frame)["age"] == [first, first + 1, first, 2]
+
+
+def test_null_list_is_an_empty_list_for_lists_of_numbers():
+    workflow = fitted((["codes"] >> ops.LogOp()) + (["age"] >> ops.LogOp()))
+    assert run(workflow, pd.DataFrame({"codes": [None, [0]], "age": [0, 0]}))["codes"] == [[], [0.0]]
+
+
+def test_fill_missing_twice_with_binary_columns():
+    # Found by random graphs: the second FillMissing overwrites the first one's <column>_filled.
+    node = ["price"] >> ops.FillMissing(3, add_binary_cols=True) >> ops.FillMissing(1, add_binary_cols=True)
+    assert check(pair(fitted(node)), REQUEST[["price"]], strict=True) == "equal"
+
+
+def test_lists_compute_in_their_own_dtype():
+    # Found by random graphs: after Normalize(float32) a list's next Normalize is in float32.
+    node = ["codes"] >> ops.Normalize(out_dtype="float32") >> ops.Normalize(out_dtype="float32")
+    assert check(pair(fitted(node)), FIT, strict=True) == "equal"
+
+
+def test_float_column_into_integer_vocabulary(tmp_path):
+    # Found by random graphs: a filled int8 column is float64 here, and its vocabulary int64.
+    node = ["rank"] >> ops.FillMissing(2.25) >> ops.Categorify(out_path=path(tmp_path))
+    frame = pd.DataFrame({"rank": [None, 1, 2, 77]}, dtype=object)
+    assert check(pair(fitted(node), wide=frozenset(["rank"])), frame, strict=True) == "equal"
+
+
+def test_missing_vocabulary_file_is_named(tmp_path):
+    place = path(tmp_path)
+    workflow = fitted(["city"] >> ops.Categorify(out_path=place))
+    file = next(Path(place).rglob("unique.city.parquet"))
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(WorkflowError, match=r"unique\.city\.parquet: not a readable vocabulary"):
+        compile_workflow(workflow, "user")
+    file.unlink()
+    with pytest.raises(WorkflowError, match=r"unique\.city\.parquet: expected the vocabulary"):
+        compile_workflow(workflow, "user")
