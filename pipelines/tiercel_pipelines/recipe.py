@@ -92,7 +92,7 @@ class RetrievalSettings:
     history_dropout
         Share of the history's items that is left out at random in training.
     dropout
-        Dropout of the hidden layers.
+        Dropout of the hidden layers and of the user's embeddings.
     learning_rate, weight_decay
         Of the optimiser.
     id_dropout
@@ -117,15 +117,15 @@ class RetrievalSettings:
     temperature: float = 0.2
     logq_correction: bool = True
     use_history: bool = True
-    history_dropout: float = 0.2
+    history_dropout: float = 0.5
     dropout: float = 0.0
     id_dropout: float = 0.1
     context_dropout: float = 0.3
     learning_rate: float = 1e-2
-    weight_decay: float = 1e-2
+    weight_decay: float = 0.1
     batch_size: int = 4096
     positives: int = 16
-    max_epochs: int = 20
+    max_epochs: int = 24
     patience: int = 4
 
 
@@ -152,9 +152,9 @@ class RankingSettings:
     history_dropout
         Share of the history's items that is left out at random in training.
     folds
-        The ranker learns from interactions that the retrieval model did not know. They are dealt
-        into so many folds, and for each fold a retrieval model is trained without it: more folds,
-        more to learn from, more time. The first fold is the validation part.
+        The ranker learns from interactions that the retrieval model did not know. The training part
+        is dealt into so many folds, and for each a retrieval model is trained without it: more
+        folds, histories closer to those when serving, more time. At least 2.
     negatives
         Negatives in the list of a user.
     hard_negatives
@@ -179,8 +179,8 @@ class RankingSettings:
     top_layers: tuple[int, ...] = (64,)
     use_retrieval_score: bool = True
     use_history: bool = True
-    history_dropout: float = 0.0
-    folds: int = 4
+    history_dropout: float = 0.3
+    folds: int = 3
     negatives: int = 100
     hard_negatives: float = 0.9
     context_dropout: float = 0.3

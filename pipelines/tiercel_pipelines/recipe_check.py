@@ -89,7 +89,7 @@ _RANGES: Mapping[str, Mapping[str, _Range]] = {
         "positives": _COUNT,
         "id_dropout": _BELOW_1,
     },
-    "ranking": {**_TRAINING, "folds": _COUNT, "negatives": _COUNT, "hard_negatives": _SHARE},
+    "ranking": {**_TRAINING, "folds": _Range(2, whole=True), "negatives": _COUNT, "hard_negatives": _SHARE},
     "index": {"min_recall": _Range(0, 1, open_low=True)},
     "split": {
         "train": _Range(0, 1, open_low=True, open_high=True),

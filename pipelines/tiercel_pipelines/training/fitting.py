@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +24,9 @@ from .sampling import BatchMaker, RankingLists, draw_groups, sample_candidates
 #: Places that early stopping looks at.
 JUDGED_AT = 10
 
-#: The learning rate falls along a cosine to this share of where it began.
-LAST_RATE = 0.05
+#: The kept weights are a moving average over about 1 / (1 - this) steps: it is as good as letting the
+#: learning rate fall, and unlike that it is good at every epoch, so that one may stop at any.
+AVERAGE_DECAY = 0.98
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,13 @@ def fit_two_tower(
     with seeded(seed) as rng:
         model = build_two_tower(config)
         maker = BatchMaker(pairs, packed, config.user, settings.history_dropout, settings.id_dropout)
-        optimiser = torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        learner = Learner(model, settings.learning_rate, settings.weight_decay, label)
         log_q = _log_q(pairs, packed.n_items, settings.logq_correction)
 
         def epoch() -> float:
             groups = draw_groups(pairs, settings.positives, settings.context_dropout, rng)
-            size = max(1, settings.batch_size // settings.positives)
+            # As many groups as hold about batch_size interactions.
+            size = max(1, round(settings.batch_size * len(groups.users) / len(pairs)))
             losses = []
             for batch in maker.epoch(groups, size, rng):
                 user = {name: torch.from_numpy(array) for name, array in batch.user.items()}
@@ -123,7 +122,7 @@ def fit_two_tower(
                     torch.from_numpy(batch.hits),
                     torch.from_numpy(batch.weights),
                 )
-                losses.append(_step(optimiser, loss, label))
+                losses.append(learner.step(loss))
             return float(np.mean(losses))
 
         def judge() -> float:
@@ -131,8 +130,7 @@ def fit_two_tower(
             return retrieval_ndcg(model, packed, pairs, valid)
 
         course = _run(
-            model,
-            optimiser,
+            learner,
             epoch,
             judge if valid is not None and len(valid) else None,
             max_epochs=settings.max_epochs,
@@ -211,9 +209,7 @@ def fit_dlrm(
     """
     with seeded(seed) as rng:
         model = build_dlrm(config)
-        optimiser = torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        learner = Learner(model, settings.learning_rate, settings.weight_decay, label)
         useful = np.flatnonzero((lists.weights[:, :kept] > 0).any(axis=1))
 
         def epoch() -> float:
@@ -222,7 +218,7 @@ def fit_dlrm(
             for start in range(0, len(order), settings.batch_size):
                 batch = lists.take(order[start : start + settings.batch_size])
                 loss = _ranking_loss(model, settings, packed, batch, kept, rng)
-                losses.append(_step(optimiser, loss, label))
+                losses.append(learner.step(loss))
             return float(np.mean(losses)) if losses else 0.0
 
         def judge() -> float:
@@ -230,8 +226,7 @@ def fit_dlrm(
             return ranking_ndcg(model, packed, valid[0], valid[1], kept)
 
         course = _run(
-            model,
-            optimiser,
+            learner,
             epoch,
             judge if valid is not None and len(valid[1]) else None,
             max_epochs=settings.max_epochs,
@@ -281,21 +276,61 @@ def ranking_ndcg(model: DLRM, packed: Packed, lists: RankingLists, held_out: Pai
     return _ndcg(rows, (rows != packed.n_items).sum(axis=1), held_out, packed.n_items)
 
 
-def _step(optimiser: torch.optim.Optimizer, loss: torch.Tensor, label: str) -> float:
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"{label}: the loss became {value}; lower the learning rate, or raise the temperature"
-        )
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
-    return value
+class Learner:
+    """A model, its optimiser, and the moving average of its weights, which is what training keeps.
+
+    Parameters
+    ----------
+    model
+        The model.
+    learning_rate, weight_decay
+        Of AdamW.
+    label
+        What messages call this training.
+    """
+
+    def __init__(self, model: torch.nn.Module, learning_rate: float, weight_decay: float, label: str):
+        self.model = model
+        self.label = label
+        self.parameters: list[torch.Tensor] = list(model.parameters())
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=weight_decay)
+        self.average = [parameter.detach().clone() for parameter in self.parameters]
+        self.steps = 0
+
+    def step(self, loss: torch.Tensor) -> float:
+        """Take one step down the loss and return its value."""
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"{self.label}: the loss became {value}; lower the learning rate, or raise the temperature"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        self.steps += 1
+        # The first steps weigh more, so that the average soon forgets the random start.
+        share = max(1 - AVERAGE_DECAY, 1 / (self.steps + 1))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.parameters, share)
+        return value
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the average into the model inside the block."""
+        current = [parameter.detach().clone() for parameter in self.parameters]
+        self.load(self.average)
+        yield
+        self.load(current)
+
+    def load(self, weights: list[torch.Tensor]) -> None:
+        """Copy weights into the model."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, weights, strict=True):
+                parameter.copy_(value)
 
 
 def _run(
-    model: torch.nn.Module,
-    optimiser: torch.optim.Optimizer,
+    learner: Learner,
     epoch: Callable[[], float],
     judge: Callable[[], float] | None,
     *,
@@ -305,34 +340,26 @@ def _run(
     progress: Progress | None,
     label: str,
 ) -> Course:
-    """Run epochs until the judge has seen nothing better for ``patience`` of them, and keep the best.
-
-    The learning rate depends on ``max_epochs`` alone, so that a training of a fixed number of epochs
-    repeats what early stopping found to be best.
-    """
-    rate = optimiser.param_groups[0]["lr"]
+    """Run epochs until the judge has seen nothing better for ``patience`` of them, and keep the best."""
     total = max_epochs if judge is not None or epochs is None else epochs
     losses: list[float] = []
     judged = [judge()] if judge is not None else []
-    best, best_weights = 0, copy.deepcopy(model.state_dict()) if judge is not None else None
+    best, kept = 0, [value.clone() for value in learner.average]
     for number in range(total):
-        cosine = 0.5 * (1 + math.cos(math.pi * number / max(max_epochs, 1)))
-        for group in optimiser.param_groups:
-            group["lr"] = rate * (LAST_RATE + (1 - LAST_RATE) * cosine)
-        model.train()
+        learner.model.train()
         losses.append(epoch())
         if progress is not None:
             progress(label, number + 1, total)
         if judge is None:
             continue
-        judged.append(judge())
+        with learner.averaged():
+            judged.append(judge())
         if judged[-1] > judged[best]:
-            best, best_weights = number + 1, copy.deepcopy(model.state_dict())
+            best, kept = number + 1, [value.clone() for value in learner.average]
         if number + 1 - best >= patience:
             break
-    if best_weights is not None:
-        model.load_state_dict(best_weights)
-        if progress is not None and len(losses) < total:
-            # It stopped early: nothing is left to wait for.
-            progress(label, total, total)
+    learner.load(kept if judge is not None else learner.average)
+    if progress is not None and len(losses) < total:
+        # It stopped early: nothing is left to wait for.
+        progress(label, total, total)
     return Course(best if judge is not None else len(losses), tuple(losses), tuple(judged))

@@ -318,14 +318,14 @@ class Trainer:
 
 
 def _deal(pairs: Pairs, valid: Any, recipe: Recipe) -> IntArray:
-    """Return each interaction's fold: 0 for the validation part, the others dealt at random."""
+    """Return each interaction's fold: 0 for the validation part, the others dealt at random.
+
+    Without a ranker to train there are no further folds: -1.
+    """
     folds = np.where(valid, 0, -1)
-    others = recipe.ranking.folds - 1
-    if recipe.ranking.target is None or not valid.any():
-        return folds
-    if others > 0:
-        rest = pairs.select(~valid)
-        folds[~valid] = 1 + assign_folds(rest, others, np.random.default_rng(recipe.seed))
+    if recipe.ranking.target is not None and valid.any():
+        dealt = assign_folds(pairs.select(~valid), recipe.ranking.folds, np.random.default_rng(recipe.seed))
+        folds[~valid] = 1 + dealt
     return folds
 
 

@@ -1,0 +1,239 @@
+"""Shapes, masks, names, and that the modules go through torch.export and ONNX."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from tiercel_export.dense import export_onnx, forward_inputs, frozen
+from tiercel_pipelines.models import (
+    CategoryColumn,
+    DLRMConfig,
+    ListColumn,
+    Side,
+    TwoTowerConfig,
+    build_dlrm,
+    build_two_tower,
+)
+from tiercel_pipelines.training.checkpoint import load_weights, save_weights
+from tiercel_serving.spec import TensorSpec
+
+K, L = 5, 6
+USER = Side(
+    "user",
+    (CategoryColumn("user_id", 9), CategoryColumn("age_group", 4, vocabulary=False)),
+    ("age",),
+    (ListColumn("interests", 7), ListColumn("visits", None)),
+)
+ITEM = Side(
+    "item",
+    (CategoryColumn("item_id", 12), CategoryColumn("maker", 5)),
+    ("year", "price"),
+    (ListColumn("genres", 8),),
+)
+DIMS = {
+    "user_cat": ("int64", (2,)),
+    "user_num": ("float32", (1,)),
+    "user_list_interests": ("int64", (3,)),
+    "user_list_visits": ("float32", (2,)),
+    "history_cat": ("int64", (L, 2)),
+    "history_length": ("int32", (1,)),
+    "item_cat": ("int64", (K, 2)),
+    "item_num": ("float32", (K, 2)),
+    "item_list_genres": ("int64", (K, 4)),
+    "kept_score": ("float32", (K,)),
+    "kept_source": ("int32", (K,)),
+}
+SPECS = {name: TensorSpec(name, dtype, dims) for name, (dtype, dims) in DIMS.items()}
+
+
+def tower_config(**changes):
+    config = {"user": USER, "item": ITEM, "history_columns": ("item_id", "maker"), "dimension": 6}
+    return TwoTowerConfig(**{**config, "embedding_dimension": 4, "user_layers": (8,), **changes})
+
+
+def ranker_config(**changes):
+    config = {"user": USER, "item": ITEM, "history_columns": ("item_id", "maker"), "sources": 2}
+    return DLRMConfig(**{**config, "embedding_dimension": 4, **changes})
+
+
+def batch(size, seed=0):
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for name, (dtype, dims) in DIMS.items():
+        shape = (size, *dims)
+        arrays[name] = rng.normal(size=shape) if dtype == "float32" else rng.integers(0, 4, size=shape)
+        arrays[name] = arrays[name].astype(dtype)
+    arrays["history_length"] = rng.integers(0, L + 1, size=(size, 1)).astype(np.int32)
+    arrays["kept_source"] %= 3
+    arrays["kept_score"] = -np.sort(-arrays["kept_score"], axis=1)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def call(module, tensors):
+    return module(**{name: tensors[name] for name in module.input_names})
+
+
+def randomised(module):
+    """Give every parameter a value, so that layers which start at zero cannot hide a mistake."""
+    torch.manual_seed(3)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return module.eval()
+
+
+def test_towers_name_their_tensors_and_give_unit_vectors():
+    model = randomised(build_two_tower(tower_config()))
+    tensors = batch(4)
+    assert list(inspect.signature(model.user_tower.forward).parameters) == list(model.user_tower.input_names)
+    assert model.user_tower.input_names == (
+        "user_cat", "user_num", "user_list_interests", "user_list_visits", "history_cat", "history_length"
+    )  # fmt: skip
+    assert model.item_tower.input_names == ("item_cat", "item_num", "item_list_genres")
+    query = call(model.user_tower, tensors)
+    items = model.item_tower(
+        tensors["item_cat"][:, 0], tensors["item_num"][:, 0], tensors["item_list_genres"][:, 0]
+    )
+    for vectors in (query, items):
+        assert vectors.shape == (4, 6)
+        assert vectors.dtype == torch.float32
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
+
+
+def test_ranker_gives_one_score_a_candidate_and_task():
+    model = randomised(build_dlrm(ranker_config(tasks=2)))
+    assert call(model, batch(3)).shape == (3, K, 2)
+
+
+def test_history_is_shared_with_the_item_tower():
+    model = build_two_tower(tower_config())
+    assert model.user_tower.history_tables[0] is model.item_tower.encoder.tables[0]
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: build_two_tower(tower_config()).user_tower, lambda: build_dlrm(ranker_config())]
+)
+def test_what_stands_behind_the_history_is_never_looked_at(build):
+    module, tensors = randomised(build()), batch(5)
+    expected = call(module, tensors)
+    places = torch.arange(L).view(1, L, 1)
+    beyond = places >= tensors["history_length"].view(-1, 1, 1)
+    other = {**tensors, "history_cat": torch.where(beyond, 3, tensors["history_cat"])}
+    torch.testing.assert_close(call(module, other), expected)
+
+
+def test_padding_of_lists_and_nulls_change_nothing():
+    module, tensors = randomised(build_two_tower(tower_config()).user_tower), batch(3)
+    expected = call(module, tensors)
+    longer = dict(tensors)
+    for name in ("user_list_interests", "user_list_visits"):
+        longer[name] = torch.cat([tensors[name], torch.zeros_like(tensors[name])], dim=1)
+    torch.testing.assert_close(call(module, longer), expected)
+    null = call(module, {**tensors, "user_num": torch.full((3, 1), float("nan"))})
+    torch.testing.assert_close(null, call(module, {**tensors, "user_num": torch.zeros(3, 1)}))
+
+
+def test_all_padding_gives_numbers():
+    tensors = {name: torch.zeros_like(tensor) for name, tensor in batch(2).items()}
+    for module in (build_two_tower(tower_config()).user_tower, build_dlrm(ranker_config())):
+        assert torch.isfinite(call(module.eval(), tensors)).all()
+
+
+def test_rows_and_candidates_do_not_touch_each_other():
+    module, tensors = randomised(build_dlrm(ranker_config())), batch(4)
+    expected = call(module, tensors)
+    alone = call(module, {name: tensor[2:3] for name, tensor in tensors.items()})
+    torch.testing.assert_close(alone[0], expected[2], rtol=1e-5, atol=1e-5)
+    # A candidate in the middle is changed: its neighbours keep their scores.
+    changed = {**tensors, "item_cat": tensors["item_cat"].clone()}
+    changed["item_cat"][:, 2] = (changed["item_cat"][:, 2] + 1) % 4
+    others = [0, 1, 3, 4]
+    torch.testing.assert_close(call(module, changed)[:, others], expected[:, others])
+    assert not torch.allclose(call(module, changed)[:, 2], expected[:, 2])
+
+
+def test_a_fresh_ranker_keeps_retrievals_order():
+    tensors = batch(6)
+    scores = call(build_dlrm(ranker_config(scale=5.0)).eval(), tensors)[:, :, 0]
+    torch.testing.assert_close(scores, 5.0 * tensors["kept_score"])
+
+
+def test_parts_can_be_left_out():
+    tensors = batch(2)
+    plain = build_dlrm(ranker_config(history_columns=(), scale=None))
+    assert not {"history_cat", "history_length", "kept_score", "kept_source"} & set(plain.input_names)
+    assert call(plain, tensors).shape == (2, K, 1)
+    only_ids = Side("user", (CategoryColumn("user_id", 9),))
+    tower = build_two_tower(tower_config(user=only_ids, history_columns=())).user_tower
+    assert tower.input_names == ("user_cat",)
+    assert call(tower, {"user_cat": tensors["user_cat"][:, :1]}).shape == (2, 6)
+
+
+def test_ids_that_training_never_sees_add_nothing():
+    model = build_two_tower(tower_config())
+    assert not model.item_tower.encoder.tables[0].weight[:3].any()
+    assert model.item_tower.encoder.tables[0].weight[3:].all()
+
+
+@pytest.mark.parametrize("kind", ["user_tower", "item_tower", "ranker"])
+def test_onnx_with_a_dynamic_batch_equals_torch(kind, tmp_path):
+    model = build_two_tower(tower_config())
+    module = {"user_tower": model.user_tower, "item_tower": model.item_tower}.get(kind)
+    module = frozen(randomised(build_dlrm(ranker_config()) if module is None else module))
+    specs = SPECS
+    if kind == "item_tower":
+        specs = {
+            name: TensorSpec(name, dtype, dims[1:]) for name, (dtype, dims) in DIMS.items() if "item" in name
+        }
+    inputs = forward_inputs(module, specs, kind)
+    export_onnx(module, tmp_path / "model.onnx", inputs=inputs, output="out", max_batch=64, build_id="b")
+
+    operators = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert not operators & {"OneHot", "NonZero", "Unique", "Loop", "If", "Scan"}
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for size in (1, 3, 7):
+        tensors = batch(size, seed=size)
+        if kind == "item_tower":
+            tensors = {name: tensor[:, 0] for name, tensor in tensors.items() if "item" in name}
+        tensors = {name: tensors[name] for name in module.input_names}
+        (got,) = session.run(None, {name: tensor.numpy() for name, tensor in tensors.items()})
+        np.testing.assert_allclose(got, module(**tensors).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_configs_survive_json():
+    config, ranker = tower_config(), ranker_config(scale=None)
+    assert TwoTowerConfig.from_json(_through_json(config.to_json())) == config
+    assert DLRMConfig.from_json(_through_json(ranker.to_json())) == ranker
+
+
+def _through_json(data):
+    import json
+
+    return json.loads(json.dumps(data))
+
+
+def test_weights_survive_safetensors(tmp_path):
+    module = randomised(build_two_tower(tower_config()).user_tower)
+    save_weights(module, tmp_path / "w.safetensors")
+    other = build_two_tower(tower_config()).user_tower.eval()
+    load_weights(other, tmp_path / "w.safetensors")
+    tensors = batch(4)
+    assert torch.equal(call(other, tensors), call(module, tensors))
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    from tiercel_pipelines.errors import TrainingError
+
+    save_weights(build_two_tower(tower_config()).user_tower, tmp_path / "w.safetensors")
+    with pytest.raises(TrainingError, match="not the weights of this UserTower"):
+        load_weights(build_two_tower(tower_config(dimension=7)).user_tower, tmp_path / "w.safetensors")
+    with pytest.raises(TrainingError, match=r"found no file"):
+        load_weights(build_dlrm(ranker_config()), tmp_path / "none.safetensors")
+    (tmp_path / "w.safetensors").write_bytes(b"nothing")
+    with pytest.raises(TrainingError, match="train again"):
+        load_weights(build_dlrm(ranker_config()), tmp_path / "w.safetensors")
