@@ -40,7 +40,7 @@ format: $(READY)  ## Let ruff mend what it can.
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## perf_analyzer over both layouts of the demo's release.
-	$(BIN)/tiercel bench releases/movielens --save benchmarks/results/latest.json
+	$(BIN)/tiercel bench releases/movielens --run runs/movielens --save benchmarks/results/latest.json
 
 clean:  ## Remove what the targets made (not the data).
 	rm -rf $(VENV) runs releases build
