@@ -20,7 +20,15 @@ from tiercel_serving.spec import Array
 
 from .errors import UnsupportedOperator, WorkflowError
 from .lowering.categorify import vocabulary_of
-from .lowering.expressions import INTEGER_DTYPES, Columns, Expression, Where, input_column
+from .lowering.expressions import (
+    INTEGER_DTYPES,
+    REFUSED,
+    Columns,
+    Expression,
+    Where,
+    input_column,
+    refused_column,
+)
 from .lowering.table import TABLE, key_of
 from .workflow_program import Output, schedule
 
@@ -283,6 +291,9 @@ def _inputs(cut: WorkflowParts, outputs: list[Output]) -> list[tuple[str, str, b
 
 
 def _output(workflow: Any, name: str, expression: Expression, length: int | None) -> Output:
+    if expression.op == REFUSED:
+        error: UnsupportedOperator = dict(expression.own)["error"]
+        raise error
     categorical = "categorical" in _tags(workflow.output_schema[name])
     number = "cat" if categorical and not expression.is_float else "num"
     kind = "raw" if expression.is_text else number
@@ -297,8 +308,12 @@ def trace(workflow: Any, needed: set[str] | None = None) -> Columns:
     workflow
         A fitted workflow.
     needed
-        Raw columns; an operator that can't be compiled matters only if it is applied to a column that is
-        computed from these alone. None is all.
+        Raw columns to begin with; None is all. What is computed from other columns is left out.
+
+    Returns
+    -------
+    Expression by output name. One whose ``op`` is ``refused`` carries the error of the operator that
+    can't be compiled: it matters only if the column is served.
     """
     wanted = set(workflow.output_schema.column_names)
     columns = _Tracer(workflow, needed).run(workflow.output_node)
@@ -352,9 +367,19 @@ class _Tracer:
                 "Apply it to the data before the fit",
             )
         where = Where(type(node.op).__name__, _Present(selector, set(names)))
+        blocked = {name: columns[name] for name in names if columns[name].op == REFUSED}
         if entry.lower is None:
-            raise where.refuse(names[0], entry.note, entry.remedy)
-        return entry.lower(node.op, names, columns, where)
+            blocked = {
+                name: refused_column(columns[name], where.refuse(name, entry.note, entry.remedy))
+                for name in names
+            }
+        free = [name for name in names if name not in blocked]
+        made = entry.lower(node.op, free, columns, where) if entry.lower and free else dict(columns)
+        for new, olds in node.op.column_mapping(selector).items():
+            stopped = [blocked[old] for old in olds if old in blocked]
+            if stopped:
+                made[new] = stopped[0]
+        return made
 
 
 class _Present:

@@ -19,7 +19,7 @@ from nvtabular import ops
 from parity_helpers import check, pair
 
 from tiercel_export.errors import UnsupportedOperator, WorkflowError
-from tiercel_export.lowering.table import COMPILED, NOT_YET, REFUSED, TABLE, TOTAL, key_of
+from tiercel_export.lowering.table import COMPILED, NOT_YET, REFUSED, TABLE, TOTAL, key_of, markdown
 from tiercel_export.workflow import compile_workflow
 from tiercel_export.workflow_frames import columns_from_frame, oracle_frame
 
@@ -383,3 +383,8 @@ def test_missing_vocabulary_file_is_named(tmp_path):
     file.unlink()
     with pytest.raises(WorkflowError, match=r"unique\.city\.parquet: expected the vocabulary"):
         compile_workflow(workflow, "user")
+
+
+def test_the_guide_shows_the_table():
+    guide = Path(__file__).parents[2] / "docs" / "features.md"
+    assert guide.read_text(encoding="utf-8").endswith("\n\n" + markdown())

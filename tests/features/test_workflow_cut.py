@@ -155,6 +155,15 @@ def test_unsupported_operator_on_a_served_column():
         compile_workflow(workflow, "user")
 
 
+def test_refused_operator_of_one_side_does_not_block_the_other():
+    user = ["year"] >> ops.LambdaOp(lambda column: column) >> ops.Rename(postfix="_user")
+    item = ["year"] >> ops.LogOp() >> ops.TagAsItemFeatures()
+    workflow = fit((user >> ops.LogOp() >> ops.TagAsUserFeatures()) + item)
+    assert [column.name for column in compile_workflow(workflow, "item").outputs] == ["year"]
+    with pytest.raises(UnsupportedOperator, match=r"on column 'year'.*arbitrary Python"):
+        compile_workflow(workflow, "user")
+
+
 def test_saved_workflow(workflow, tmp_path):
     saved = tmp_path / "saved"
     node = ["genres"] >> ops.Categorify(out_path=str(tmp_path)) >> ops.TagAsItemFeatures()

@@ -11,6 +11,9 @@ from ..errors import UnsupportedOperator
 #: dtypes of NVTabular columns that travel and compute as int64.
 INTEGER_DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
 
+#: ``op`` of a column that can't be compiled.
+REFUSED = "refused"
+
 
 @dataclass(frozen=True)
 class Expression:
@@ -92,6 +95,12 @@ def input_column(name: str, physical: str, dtype: str, is_list: bool) -> Express
     """Return the expression of a raw column."""
     op = "load_list" if is_list else "load"
     return Expression(op, None, (), (("name", name),), physical, dtype, is_list)
+
+
+def refused_column(source: Expression, error: UnsupportedOperator) -> Expression:
+    """Return what stands for a column that can't be compiled, until somebody needs it."""
+    own = (("name", min(source.inputs)), ("error", error))
+    return Expression(REFUSED, None, (), own, source.physical, source.dtype, source.is_list)
 
 
 def apply(

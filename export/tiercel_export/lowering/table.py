@@ -88,7 +88,7 @@ TABLE: Mapping[str, Entry] = {
         "combo groups are refused",
     ),
     "nvtabular.FillMissing": Entry(
-        COMPILED,
+        TOTAL,
         lower_fill_missing,
         note="a null list row stays an empty list; a fill_val that the column's dtype can't hold widens an "
         "integer column always, and is refused on float32",
@@ -98,11 +98,9 @@ TABLE: Mapping[str, Entry] = {
         lower_clip,
         note="refused on lists, text and booleans; bounds that the column's dtype can't hold as FillMissing",
     ),
-    "nvtabular.LogOp": Entry(
-        COMPILED, lower_log, note="NVTabular raises on a null list row; here it is empty"
-    ),
+    "nvtabular.LogOp": Entry(TOTAL, lower_log, note="NVTabular raises on a null list row; here it is empty"),
     "nvtabular.Normalize": Entry(
-        COMPILED, lower_normalize, note="NVTabular raises on a null list row; here it is empty"
+        TOTAL, lower_normalize, note="NVTabular raises on a null list row; here it is empty"
     ),
     "nvtabular.Bucketize": Entry(COMPILED, lower_bucketize, note="refused on lists and text"),
     "nvtabular.FillMedian": Entry(NOT_YET, note=_LATER, remedy="Use FillMissing with the median"),
@@ -141,3 +139,12 @@ def key_of(operator: object) -> str:
     """Return the table's key of an operator, or of an operator's class."""
     kind = operator if isinstance(operator, type) else type(operator)
     return f"{kind.__module__.split('.')[0]}.{kind.__name__}"
+
+
+def markdown() -> str:
+    """Return the table as ``docs/features.md`` shows it."""
+    lines = ["| operator | outcome | note |", "|---|---|---|"]
+    for key, entry in TABLE.items():
+        note = entry.note if entry.lower or not entry.note else f"{entry.note}. {entry.remedy}"
+        lines.append(f"| `{key}` | {entry.outcome} | {note} |")
+    return "\n".join(lines) + "\n"

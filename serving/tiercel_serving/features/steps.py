@@ -59,8 +59,9 @@ def _column(columns: Columns, name: str, n: int, is_list: bool) -> Column:
     if (column.offsets is not None) != is_list:
         want, came = ("lists", "scalars") if is_list else ("scalars", "lists")
         raise InvalidRequest(f"features: column {name!r} holds {want}, but {came} came")
-    if len(column) != n:
-        raise InvalidRequest(f"features: column {name!r} has {len(column)} rows, expected {n}")
+    rows = len(column.values if column.offsets is None else column.offsets) - is_list
+    if rows != n:
+        raise InvalidRequest(f"features: column {name!r} has {rows} rows, expected {n}")
     return column
 
 
@@ -96,9 +97,11 @@ class Load:
 
     def run(self, registers: Registers, columns: Columns, n: int) -> Register:
         """Stack; in float dtypes nulls become NaN."""
+        if len(self._names) == 1:
+            return self._load_one(columns, n)
         loaded = [_column(columns, name, n, False) for name in self._names]
         parts = [_typed(name, c.values, self._dtype) for name, c in zip(self._names, loaded, strict=True)]
-        x = parts[0].reshape(1, n) if len(parts) == 1 else np.concatenate(parts).reshape(len(parts), n)
+        x = np.concatenate(parts).reshape(len(parts), n)
         if all(column.valid is None for column in loaded):
             return Register(x)
         full = np.ones(n, np.bool_)
@@ -106,6 +109,20 @@ class Load:
         if self._dtype.kind == "f":
             return Register(_nan_where_null(x, valid))
         return Register(x, None if valid.all() else valid)
+
+    def _load_one(self, columns: Columns, n: int) -> Register:
+        """Load a column that shares its chain with no other: the most common case, and the cheapest."""
+        name = self._names[0]
+        column = _column(columns, name, n, False)
+        x, valid = column.values, column.valid
+        if x.dtype != self._dtype:
+            x = _typed(name, x, self._dtype)
+        if valid is not None:
+            if self._dtype.kind == "f":
+                x, valid = _nan_where_null(x, valid), None
+            else:
+                valid = None if valid.all() else valid.reshape(1, n)
+        return Register(x.reshape(1, n), valid)
 
 
 class LoadList:
