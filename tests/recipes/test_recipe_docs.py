@@ -77,7 +77,7 @@ def test_every_operator_that_is_listed_is_compiled() -> None:
 
 
 def test_the_example_of_own_tables_is_right() -> None:
-    code = re.search(r"```python\ndataset=(Parquet\(.*?\n\))\n```", TEXT, re.DOTALL)
+    code = re.search(r"```python\ndataset = (Parquet\(.*?\n\))\n```", TEXT, re.DOTALL)
     assert code is not None
     assert eval(code[1], {"Parquet": Parquet}).item_id == "sku"
 
