@@ -9,7 +9,7 @@ from time import perf_counter_ns
 from .batching import absent, complete
 from .errors import RequestError, StageFailed
 from .release import Release, open_release
-from .spec import Array, Arrays, Stage, TensorSpec
+from .spec import Array, Arrays, Checks, Stage, TensorSpec, Widths
 from .stages import build_stage
 from .stages.specs import GRAPH_STAGES
 
@@ -40,12 +40,13 @@ class Pipeline:
             made.update((t.name, t) for t in stage.spec.outputs)
         self.external_inputs: tuple[TensorSpec, ...] = tuple(needed.values())
         self.outputs: tuple[TensorSpec, ...] = tuple(made.values())
-        # Each stage that sees something of the caller's, and what.
+        # Each stage that looks at what the caller sent, and at which of it.
         self._checked = [
-            (stage, names)
+            (stage, [tensor.name for tensor in stage.spec.inputs if tensor.name in needed])
             for stage in self.stages
-            if (names := [tensor.name for tensor in stage.spec.inputs if tensor.name in needed])
+            if isinstance(stage, Checks)
         ]
+        self._wide = [stage for stage in self.stages if isinstance(stage, Widths)]
         # By batch size, of which there are few: what absent inputs look like.
         self._blanks: dict[int, dict[str, Array]] = {}
 
@@ -79,10 +80,8 @@ class Pipeline:
     def widths(self, arrays: Arrays) -> dict[str, int]:
         """Return how wide one request's own outputs are where that depends on the request (its ``k``)."""
         widths: dict[str, int] = {}
-        for stage in self.stages:
-            own = getattr(stage, "widths", None)
-            if own is not None:
-                widths.update(own(arrays))
+        for stage in self._wide:
+            widths.update(stage.widths(arrays))
         return widths
 
     def run(self, arrays: Arrays) -> tuple[dict[str, Array], dict[str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -132,12 +132,27 @@ class StageSpec:
 
 
 class Stage(Protocol):
-    """A pure function from named arrays to named arrays, with its spec beside it."""
+    """A pure function from named arrays to named arrays, with its spec beside it.
+
+    A stage whose inputs come from callers may also be a :class:`Checks` or a :class:`Widths`.
+    """
 
     @property
     def spec(self) -> StageSpec:
         """The stage's tensors."""
         ...
+
+    def run(self, arrays: Arrays) -> dict[str, Array]:
+        """Compute the outputs for all rows at once.
+
+        ``arrays`` holds every input of the spec (absent optional ones already filled by the adapter).
+        """
+        ...
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """A stage that can refuse a request."""
 
     def check(self, arrays: Arrays) -> None:
         """Raise :class:`~tiercel_serving.errors.InvalidRequest` if one request's arrays can't be answered.
@@ -147,9 +162,11 @@ class Stage(Protocol):
         """
         ...
 
-    def run(self, arrays: Arrays) -> dict[str, Array]:
-        """Compute the outputs for all rows at once.
 
-        ``arrays`` holds every input of the spec (absent optional ones already filled by the adapter).
-        """
+@runtime_checkable
+class Widths(Protocol):
+    """A stage whose outputs are as wide as the request asks."""
+
+    def widths(self, arrays: Arrays) -> dict[str, int]:
+        """Return output → width for one request's own arrays."""
         ...

@@ -18,9 +18,8 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -53,8 +52,7 @@ DESCRIPTIONS = {
 ADAPTER = "adapter"
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One request that will be answered.
 
     Parameters

@@ -183,7 +183,6 @@ def test_a_query_of_nan_still_gives_an_answer(plain: Tiny) -> None:
         "query": np.array([[np.nan] * 4, [1, 0, 0, 0]], np.float32),
         "user_row": np.array([[2], [3]]),
         "status": np.zeros((2, 1), np.int32),
-        "history_row": np.full((2, 4), 30),
         "excluded_row": np.full((2, 1), 30),
     }
     out, _ = retrieval.run(inputs)

@@ -21,9 +21,6 @@ class CandidateFeatures:
         items = ItemTable.open(release)
         self._tables = tuple((tensor.name, items.packed(tensor.name)) for tensor in self.spec.outputs)
 
-    def check(self, arrays: Arrays) -> None:
-        """Accept everything: nothing here comes from the caller."""
-
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Gather ``kept_row [B, K]`` into ``item_cat [B, K, Ci]``, ``item_num [B, K, Fi]`` and lists."""
         rows = arrays["kept_row"]

@@ -42,9 +42,6 @@ class OnnxEngine:
         _expect_names(str(file), "inputs", self._inputs, [put.name for put in self._session.get_inputs()])
         _expect_names(str(file), "outputs", self._outputs, [put.name for put in self._session.get_outputs()])
 
-    def check(self, arrays: Arrays) -> None:
-        """Accept everything: nothing here comes from the caller."""
-
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Run the model on tensors ``[B, …]`` of the dtypes in the spec."""
         feed = {name: arrays[name] for name in self._inputs}

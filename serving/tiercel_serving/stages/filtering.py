@@ -43,9 +43,6 @@ class Filtering:
         self._places = np.arange(settings.candidates)
         self._reasons = reason_table(ItemTable.open(release), settings.rules)
 
-    def check(self, arrays: Arrays) -> None:
-        """Accept everything: nothing here comes from the caller."""
-
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Filter ``retrieved_row [B, N]``.
 

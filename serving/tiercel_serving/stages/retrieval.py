@@ -70,17 +70,13 @@ class Retrieval:
         )
         self._popular_bypass = settings.unknown_users == "popular"
 
-    def check(self, arrays: Arrays) -> None:
-        """Accept everything: nothing here comes from the caller."""
-
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Retrieve for ``query [B, D]``.
 
         Parameters
         ----------
         arrays
-            Also ``user_row [B, 1]``, ``status [B, 1]``, ``history_row [B, L]`` if there are histories,
-            and ``excluded_row [B, E]``.
+            Also ``user_row [B, 1]``, ``status [B, 1]`` and ``excluded_row [B, E]``.
 
         Returns
         -------
@@ -103,13 +99,13 @@ class Retrieval:
         return {"retrieved_row": rows, "retrieval_score": scores, "source": source}
 
     def _mask(self, arrays: Arrays, users: Any) -> Mask:
-        """Return what the selected users must not get: seen, history and excluded."""
+        """Return what the selected users must not get: seen and excluded.
+
+        A history is among them: the store's is part of what was seen, one sent with the request is
+        among the excluded rows.
+        """
         rows = arrays["user_row"][users, 0]
         mask = make_mask(len(rows), self._pad, *self._users.seen(rows))
-        history = arrays.get("history_row")
-        # A store's history is part of what was seen, but one sent with the request is not.
-        if history is not None:
-            mask.add(history[users])
         mask.add(arrays["excluded_row"][users])
         return mask
 

@@ -103,7 +103,7 @@ def stage_specs(manifest: Mapping[str, Any]) -> tuple[StageSpec, ...]:
         _engine(manifest, "user_tower", [*of_user, *of_history], query),
         StageSpec(
             "retrieval",
-            (query, *_pick(user, "user_row", "status", "history_row", "excluded_row")),
+            (query, *_pick(user, "user_row", "status", "excluded_row")),
             tuple(retrieved),
         ),
         StageSpec("filtering", tuple(retrieved), tuple(kept)),
