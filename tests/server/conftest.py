@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +81,10 @@ def traces_of(pid: int) -> list[str]:
     return found
 
 
-def wait_until_nothing(pid: int, timeout_s: float = 12.0) -> list[str]:
+def wait_until_nothing(pid: int, before: Collection[str], timeout_s: float = 12.0) -> set[str]:
+    """Wait until only ``before`` is left: servers of other tests may be running."""
     deadline = time.monotonic() + timeout_s
-    while (left := traces_of(pid)) and time.monotonic() < deadline:
+    while (left := set(traces_of(pid)) - set(before)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
 
@@ -99,6 +100,7 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     folder = tmp_path / "tmp"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
+    before = traces_of(os.getpid())
     yield folder
-    assert wait_until_nothing(os.getpid()) == []
+    assert wait_until_nothing(os.getpid(), before) == set()
     assert [path for path in folder.iterdir() if path.suffix != ".log"] == []
