@@ -79,6 +79,13 @@ def test_everything_excluded(served: Served, recommender: Recommender) -> None:
     assert answer.status is Status.KNOWN
 
 
+def test_a_user_who_has_seen_everything(served: Served, recommender: Recommender) -> None:
+    for user in (served.known_user, served.unknown_user):
+        answer = recommender.recommend(user, history=all_items(served))
+        assert answer.items == ()
+    assert recommender.recommend(served.known_user).count == 10
+
+
 def test_everything_excluded_for_an_unknown_user(served: Served, recommender: Recommender) -> None:
     answer = recommender.recommend(served.unknown_user, exclude=all_items(served))
     assert answer.items == ()
