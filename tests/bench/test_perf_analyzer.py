@@ -139,6 +139,27 @@ def test_it_is_fetched_once_into_the_cache(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "cache") == ["perf_analyzer"]
 
 
+def test_a_cache_that_holds_a_directory_of_that_name_is_its_parent(tmp_path, monkeypatch):
+    asked = fake_pip(tmp_path, monkeypatch)
+    (tmp_path / "perf_analyzer").mkdir()
+    for _ in range(2):
+        found = find_perf_analyzer(tmp_path)
+    assert found.path == tmp_path / "perf_analyzer" / "perf_analyzer"
+    assert found.libraries == tmp_path / "perf_analyzer"
+    assert len(asked) == 1
+    assert os.listdir(tmp_path / "perf_analyzer") == ["perf_analyzer"]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    fake_pip(tmp_path, monkeypatch)
+    (tmp_path / "file").touch()
+    (tmp_path / "twice" / "perf_analyzer" / "perf_analyzer").mkdir(parents=True)
+    for cache in ("file", "twice"):
+        with pytest.raises(PerfAnalyzerMissing, match=rf"{cache}.*can't be written .*`--cache`"):
+            find_perf_analyzer(tmp_path / cache)
+    assert os.listdir(tmp_path / "twice" / "perf_analyzer") == ["perf_analyzer"]
+
+
 def test_libraries_come_from_the_server_wheel(tmp_path, monkeypatch):
     fake_pip(tmp_path, monkeypatch)
     carried = tmp_path / "libb64-98cb6333.so.0d"

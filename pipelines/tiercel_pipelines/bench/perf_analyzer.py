@@ -144,7 +144,8 @@ def find_perf_analyzer(cache: Path | None = None, *, say: Say | None = None) -> 
     Parameters
     ----------
     cache
-        Directory for the fetched binary and its libraries; None is :func:`default_cache`.
+        Directory for the fetched binary and its libraries; None is :func:`default_cache`. If it holds
+        a directory ``perf_analyzer``, as ``~/.cache/tiercel`` does, that one is taken.
     say
         Told what is being fetched.
 
@@ -159,6 +160,8 @@ def find_perf_analyzer(cache: Path | None = None, *, say: Say | None = None) -> 
         return PerfAnalyzer(Path(found))
     folder = cache or default_cache()
     binary = folder / "perf_analyzer"
+    if binary.is_dir():
+        folder, binary = binary, binary / "perf_analyzer"
     if not binary.is_file():
         _check_platform()
         say(f"fetching perf_analyzer (wheel {WHEEL}) into {folder}")
@@ -266,16 +269,22 @@ def _unpack(wheel: str, member: str, target: Path) -> None:
 
 def _install(target: Path, content: bytes) -> None:
     """Write an executable file whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.chmod(name, 0o755)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+            os.chmod(name, 0o755)
+            os.replace(name, target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise PerfAnalyzerMissing(
+            f"{target}: can't be written ({error}); name a directory that can be with `--cache`, "
+            "put perf_analyzer on PATH, or measure with `--client python`"
+        ) from error
 
 
 def _start(
