@@ -27,10 +27,11 @@ def report():
     served = {
         1: {
             "identity": [at(300), at(310), at(900)],
+            "hollow": [at(2100), at(1900), at(2000)],
             "fused": [at(900), at(910), at(920)],
             "staged": [at(3000), at(2500), at(2600)],
         },
-        8: {"identity": [at(1300)], "fused": [at(3000)], "staged": [at(9000)]},
+        8: {"identity": [at(1300)], "hollow": [at(7000)], "fused": [at(3000)], "staged": [at(9000)]},
     }
     computed = [
         bare(400, tower=100.0, ranking=250.0),
@@ -62,13 +63,23 @@ def test_medians_of_the_bare_compute_go_by_stage(report):
 
 
 def test_ratios_are_of_medians_and_know_their_limits(report):
-    fused, staged = report.ratios()
+    fused, staged, _, _ = report.ratios()
     assert fused.ratio == pytest.approx(910 / (310 + 400))
     assert fused.ok
     assert (fused.lowest, fused.highest) == pytest.approx((920 / (900 + 390), 900 / (300 + 400)))
     assert staged.ratio == pytest.approx(2600 / 710)
     assert not staged.ok
     assert not report.ok
+
+
+def test_the_hops_are_compared_but_have_no_limit(report):
+    _, _, hollow, stages = report.ratios()
+    assert hollow.ratio == pytest.approx(2000 / 710)
+    assert hollow.against_us == (310, 400)
+    assert stages.ratio == pytest.approx(2600 / 2000)
+    assert (stages.lowest, stages.highest) == pytest.approx((2600 / 2000, 3000 / 2100))
+    slow = {1: {**report.served[1], "hollow": [at(99_000)] * 3, "staged": [at(2400)] * 3}}
+    assert dataclasses.replace(report, served=slow, features=()).ok
 
 
 def test_a_report_is_ok_if_every_limit_holds(report):
@@ -85,8 +96,16 @@ def test_without_concurrency_1_there_are_no_ratios(report):
 def test_what_is_printed(report):
     text = format_report(report)
     lines = text.splitlines()
-    assert "fused  910 / (310 + 400) = 1.28 (rounds 0.71 to 1.29), limit 1.4: pass" in text
-    assert "limit 3.5: FAIL" in text
+    at_1 = lines[lines.index("p50 at concurrency 1, K = 100:") + 1 :]
+    assert at_1[:5] == [
+        "  fused / (identity + bare)   910 / (310 + 400) = 1.28 (rounds 0.71 to 1.29), limit 1.4: pass",
+        "  staged / (identity + bare)  2600 / (310 + 400) = 3.66 (rounds 2.02 to 4.29), limit 3.5: FAIL",
+        "  hollow / (identity + bare)  2000 / (310 + 400) = 2.82 (rounds 1.55 to 3.00)",
+        "  staged / hollow             2600 / 2000 = 1.30 (rounds 1.30 to 1.43)",
+        "  (hollow is staged with stages that do nothing: "
+        "of staged, Triton's hops are 77% and the bare compute is 15%)",
+    ]
+    assert any(line.split() == ["1", "hollow", "2000", "2020", "500"] for line in lines)
     assert any(line.split() == ["1", "identity", "310", "330", "3226"] for line in lines)
     assert any(line.split() == ["ranking", "250.0", "62%"] for line in lines)
     assert any(line.split() == ["between", "stages", "50.0", "12%"] for line in lines)
@@ -108,7 +127,12 @@ def test_what_is_saved(report, tmp_path):
     assert document["served"]["1"]["fused"]["p50_us"] == 910
     assert len(document["served"]["1"]["fused"]["rounds"]) == 3
     assert document["bare"]["stages_us"] == {"tower": 100.0, "ranking": 250.0}
+    assert document["served"]["1"]["hollow"]["p99_us"] == 2020
+    assert [ratio["measured"] for ratio in document["ratios"]] == ["fused", "staged", "hollow", "staged"]
+    assert [ratio["ok"] for ratio in document["ratios"]] == [True, False, None, None]
     assert document["ratios"][0]["limit"] == 1.4
+    assert document["ratios"][3]["against"] == ["hollow"]
+    assert document["ratios"][3]["against_us"] == [2000]
     assert document["features"][0]["ratio"] == 500
     assert document["ok"] is False
     assert [entry.name for entry in file.parent.iterdir()] == ["bench.json"]

@@ -1,6 +1,7 @@
-"""The benchmark on a real server with a tiny release: both layouts, the identity model, the bare compute."""
+"""The benchmark on a real server with a tiny release: both layouts, empty models, the bare compute."""
 
 import json
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiercel_export.validate import validate_repository
 from tiercel_pipelines.bench import PythonClient, find_perf_analyzer, format_report, run_bench
 from tiercel_pipelines.bench.bare import full_requests, measure_bare, open_pipeline
 from tiercel_pipelines.bench.repository import (
+    HOLLOW,
     IDENTITY,
     MODELS,
     known_user_ids,
@@ -46,18 +48,46 @@ def test_requests_are_perf_analyzers_json(tmp_path):
     assert json.loads(file.read_text(encoding="utf-8")) == expected
 
 
+def read(repository, model):
+    text = (repository / model / "config.pbtxt").read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
 def test_the_repository_holds_both_layouts_and_passes_triton_rules(tiny_release, tmp_path):
     write_bench_repository(tiny_release, tmp_path)
     assert {*MODELS.values(), "pipeline", "retrieval"} <= {entry.name for entry in tmp_path.iterdir()}
     validate_repository(tmp_path)
-    text = (tmp_path / IDENTITY / "config.pbtxt").read_text(encoding="utf-8")
-    config = text_format.Parse(text, model_config_pb2.ModelConfig())
-    ensemble = text_format.Parse(
-        (tmp_path / "recommend" / "config.pbtxt").read_text(encoding="utf-8"), model_config_pb2.ModelConfig()
-    )
+    config, ensemble = read(tmp_path, IDENTITY), read(tmp_path, "recommend")
     assert [tensor.name for tensor in config.input] == [tensor.name for tensor in ensemble.input]
     assert list(config.output) == list(ensemble.output)
     assert config.max_batch_size == ensemble.max_batch_size
+
+
+@pytest.mark.parametrize("string_ids", [False, True])
+def test_the_hollow_ensemble_is_the_staged_one_with_stages_that_do_nothing(string_ids, tmp_path):
+    from tiny_release import make_tiny
+
+    release = make_tiny(tmp_path / "release", string_ids=string_ids).release
+    models = tmp_path / "models"
+    write_bench_repository(release, models)
+    hollow, staged = read(models, HOLLOW), read(models, MODELS["staged"])
+    wiring = re.sub(f'"{HOLLOW}_', '"', str(hollow.ensemble_scheduling))
+    assert wiring == str(staged.ensemble_scheduling)
+    assert (list(hollow.input), list(hollow.output)) == (list(staged.input), list(staged.output))
+    # What the empty models pass on has the shapes that the stages pass on.
+    pipeline = open_pipeline(release)
+    request = full_requests(pipeline.external_inputs, known_user_ids(release, 1))[0]
+    real, _ = pipeline.run(request)
+    steps = hollow.ensemble_scheduling.step
+    assert len(steps) == len(pipeline.stages)
+    for step in steps:
+        empty, stage = read(models, step.model_name), read(models, step.model_name.removeprefix(f"{HOLLOW}_"))
+        shapes = json.loads(empty.parameters["shapes"].string_value)
+        assert shapes == {name: list(real[name].shape[1:]) for name in step.output_map}
+        assert list(empty.input) == list(stage.input)
+        dtypes = {tensor.name: tensor.data_type for tensor in stage.output}
+        assert {tensor.name: tensor.data_type for tensor in empty.output} == {n: dtypes[n] for n in shapes}
+        assert "release" not in empty.parameters
 
 
 def test_bare_compute_is_split_by_stage(tiny_release):
@@ -79,17 +109,24 @@ def test_a_benchmark_of_nothing_is_refused(tiny_release):
 def check(report, rounds, concurrencies):
     assert set(report.served) == set(concurrencies)
     for models in report.served.values():
-        assert set(models) == {"identity", "fused", "staged"}
+        assert list(models) == ["identity", "hollow", "fused", "staged"]
         for measured in models.values():
             assert len(measured) == rounds
             assert all(0 < m.p50_us <= m.p99_us and m.throughput > 0 for m in measured)
     assert len(report.bare) == rounds
-    assert [ratio.layout for ratio in report.ratios()] == ["fused", "staged"]
+    assert [ratio.comparison.label for ratio in report.ratios()] == [
+        "fused / (identity + bare)",
+        "staged / (identity + bare)",
+        "hollow / (identity + bare)",
+        "staged / hollow",
+    ]
     document = json.loads(json.dumps(report.to_json()))
     assert document["triton"].startswith("2.")
     assert document["machine"]["cores"] >= 1
     assert document["versions"]["numpy"] == np.__version__
-    assert "Bare compute" in format_report(report)
+    text = format_report(report)
+    assert "Bare compute" in text
+    assert "Triton's hops are" in text
 
 
 def test_the_python_client_measures_a_real_server(tiny_release):
@@ -124,5 +161,6 @@ def test_perf_analyzer_measures_a_real_server(tiny_release, tmp_path):
     report = run_bench(tiny_release, load, seconds=0.6, rounds=1, concurrencies=(1, 8))
     check(report, 1, (1, 8))
     at_1, at_8 = report.served[1], report.served[8]
+    assert at_1["identity"][0].p50_us < at_1["hollow"][0].p50_us
     assert at_1["identity"][0].p50_us < at_1["staged"][0].p50_us
     assert at_8["identity"][0].throughput > at_1["identity"][0].throughput * 0.8

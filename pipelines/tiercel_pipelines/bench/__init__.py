@@ -5,7 +5,7 @@
     measurement      one stretch of load, and medians over rounds
     perf_analyzer    finds or fetches perf_analyzer, runs it, reads its report
     python_client    a load loop in Python, for machines without perf_analyzer
-    repository       both layouts and an identity model in one model repository
+    repository       both layouts and models that do nothing in one model repository
     bare             the same stages in one process, by stage
     feature_program  one row through the compiled workflow and through NVTabular
     run              interleaved rounds on one server

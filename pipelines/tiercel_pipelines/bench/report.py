@@ -3,57 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from .bare import BareCompute, median_bare
 from .feature_program import FeatureFigure
 from .measurement import Measurement, median_of
 
-#: Layout → how many times (identity model + bare compute) its p50 may be at concurrency 1.
-LIMITS: Mapping[str, float] = {"fused": 1.4, "staged": 3.5}
 #: The concurrency at which the limits hold.
 LIMIT_CONCURRENCY = 1
 #: K, the number of ranked candidates, that the limits are stated for.
 LIMIT_KEPT = 100
+#: What the bare compute is called among what is compared.
+BARE = "bare"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is set against the sum of what, p50 at concurrency 1.
+
+    Parameters
+    ----------
+    measured
+        What was measured: ``fused``, ``staged``, ``hollow``.
+    against
+        What is summed: measured models, or :data:`BARE`.
+    limit
+        How many times the sum it may be; None is a comparison that only informs.
+    """
+
+    measured: str
+    against: tuple[str, ...]
+    limit: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The comparison as a formula."""
+        below = " + ".join(self.against)
+        return f"{self.measured} / {below if len(self.against) == 1 else f'({below})'}"
+
+
+COMPARISONS = (
+    Comparison("fused", ("identity", BARE), 1.4),
+    Comparison("staged", ("identity", BARE), 3.5),
+    # What the staged layout would be if its stages took no time, and what they add to that.
+    Comparison("hollow", ("identity", BARE)),
+    Comparison("staged", ("hollow",)),
+)
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """One layout against (identity model + bare compute), p50 in microseconds.
+    """A comparison and its figures, p50 in microseconds.
 
     Parameters
     ----------
-    layout
-        ``fused`` or ``staged``.
-    served_us, identity_us, bare_us
-        Medians over rounds.
+    comparison
+        What is compared.
+    measured_us
+        Median over rounds.
+    against_us
+        The same of each summand.
     ratio
-        ``served / (identity + bare)``.
+        ``measured / sum of against``.
     lowest, highest
         The same ratio of single rounds.
-    limit
-        What it may be at most.
     """
 
-    layout: str
-    served_us: float
-    identity_us: float
-    bare_us: float
+    comparison: Comparison
+    measured_us: float
+    against_us: tuple[float, ...]
     ratio: float
     lowest: float
     highest: float
-    limit: float
 
     @property
     def ok(self) -> bool:
-        """Whether the ratio is within its limit."""
-        return self.ratio <= self.limit
+        """Whether the ratio is within its limit, if it has one."""
+        return self.comparison.limit is None or self.ratio <= self.comparison.limit
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON form."""
-        values = {name: round(v, 3) if isinstance(v, float) else v for name, v in asdict(self).items()}
-        return {**values, "ok": self.ok}
+        """Return a JSON form; ``ok`` is null where there is no limit."""
+        limit = self.comparison.limit
+        return {
+            "measured": self.comparison.measured,
+            "against": list(self.comparison.against),
+            "measured_us": round(self.measured_us, 1),
+            "against_us": [round(us, 1) for us in self.against_us],
+            "ratio": round(self.ratio, 3),
+            "lowest": round(self.lowest, 3),
+            "highest": round(self.highest, 3),
+            "limit": limit,
+            "ok": None if limit is None else self.ok,
+        }
 
 
 @dataclass(frozen=True)
@@ -65,7 +107,8 @@ class BenchReport:
     facts
         Date, command, machine, versions, release: what the figures depend on.
     served
-        Concurrency → what was measured (``identity``, ``fused``, ``staged``) → its rounds, in order.
+        Concurrency → what was measured (``identity``, ``hollow``, ``fused``, ``staged``) → its rounds,
+        in order.
     bare
         Rounds of the bare compute, in order.
     features
@@ -78,21 +121,12 @@ class BenchReport:
     features: Sequence[FeatureFigure] = ()
 
     def ratios(self) -> list[Ratio]:
-        """Return each layout's ratio at concurrency 1; empty if that was not measured."""
+        """Return the comparisons at concurrency 1; empty if that was not measured."""
         rounds = self.served.get(LIMIT_CONCURRENCY)
         if not rounds or not self.bare:
             return []
-        return [self._ratio(layout, limit, rounds) for layout, limit in LIMITS.items() if layout in rounds]
-
-    def _ratio(self, layout: str, limit: float, rounds: Mapping[str, Sequence[Measurement]]) -> Ratio:
-        served, identity = median_of(rounds[layout]).p50_us, median_of(rounds["identity"]).p50_us
-        bare = median_bare(self.bare).total.p50_us
-        single = [
-            s.p50_us / (i.p50_us + b.total.p50_us)
-            for s, i, b in zip(rounds[layout], rounds["identity"], self.bare, strict=True)
-        ]
-        ratio = served / (identity + bare)
-        return Ratio(layout, served, identity, bare, ratio, min(single), max(single), limit)
+        measured = {**rounds, BARE: [bare.total for bare in self.bare]}
+        return [_ratio(comparison, measured) for comparison in COMPARISONS]
 
     @property
     def ok(self) -> bool:
@@ -126,6 +160,15 @@ class BenchReport:
         }
 
 
+def _ratio(comparison: Comparison, measured: Mapping[str, Sequence[Measurement]]) -> Ratio:
+    over = median_of(measured[comparison.measured]).p50_us
+    below = tuple(median_of(measured[name]).p50_us for name in comparison.against)
+    names = (comparison.measured, *comparison.against)
+    rounds = zip(*([m.p50_us for m in measured[name]] for name in names), strict=True)
+    single = [first / sum(rest) for first, *rest in rounds]
+    return Ratio(comparison, over, below, over / sum(below), min(single), max(single))
+
+
 def format_report(report: BenchReport) -> str:
     """Return the report as plain text tables."""
     parts = [_served_table(report), _bare_table(report), _ratio_lines(report)]
@@ -156,17 +199,37 @@ def _bare_table(report: BenchReport) -> str:
 
 
 def _ratio_lines(report: BenchReport) -> str:
+    ratios = report.ratios()
+    if not ratios:
+        return ""
     kept = report.facts.get("release", {}).get("kept")
-    head = f"p50 at concurrency {LIMIT_CONCURRENCY}, K = {kept}, against identity model + bare compute:"
-    lines = [
-        f"  {ratio.layout:<7}{ratio.served_us:.0f} / ({ratio.identity_us:.0f} + {ratio.bare_us:.0f}) = "
-        f"{ratio.ratio:.2f} (rounds {ratio.lowest:.2f} to {ratio.highest:.2f}), "
-        f"limit {ratio.limit}: {'pass' if ratio.ok else 'FAIL'}"
-        for ratio in report.ratios()
-    ]
-    if kept != LIMIT_KEPT and lines:
+    width = max(len(ratio.comparison.label) for ratio in ratios)
+    lines = [f"p50 at concurrency {LIMIT_CONCURRENCY}, K = {kept}:"]
+    lines += [f"  {ratio.comparison.label:<{width}}  {_ratio_figures(ratio)}" for ratio in ratios]
+    if kept != LIMIT_KEPT:
         lines.append(f"  (the limits are stated for K = {LIMIT_KEPT}; this release has K = {kept})")
-    return "\n".join([head, *lines]) if lines else ""
+    return "\n".join([*lines, _share_line(ratios)])
+
+
+def _share_line(ratios: Sequence[Ratio]) -> str:
+    """Say what staged is made of; what neither share covers is what stages pay for being processes."""
+    hops = next(1 / ratio.ratio for ratio in ratios if ratio.comparison.against == ("hollow",))
+    staged = next(ratio for ratio in ratios if ratio.comparison.measured == "staged")
+    compute = staged.against_us[staged.comparison.against.index(BARE)] / staged.measured_us
+    return (
+        "  (hollow is staged with stages that do nothing: "
+        f"of staged, Triton's hops are {hops:.0%} and the bare compute is {compute:.0%})"
+    )
+
+
+def _ratio_figures(ratio: Ratio) -> str:
+    below = " + ".join(f"{us:.0f}" for us in ratio.against_us)
+    below = below if len(ratio.against_us) == 1 else f"({below})"
+    text = f"{ratio.measured_us:.0f} / {below} = {ratio.ratio:.2f}"
+    text += f" (rounds {ratio.lowest:.2f} to {ratio.highest:.2f})"
+    if ratio.comparison.limit is None:
+        return text
+    return f"{text}, limit {ratio.comparison.limit}: {'pass' if ratio.ok else 'FAIL'}"
 
 
 def _feature_table(figures: Sequence[FeatureFigure]) -> str:

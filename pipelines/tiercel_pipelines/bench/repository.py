@@ -1,4 +1,4 @@
-"""The benchmark's model repository: both layouts of one release and an identity model beside them.
+"""The benchmark's model repository: both layouts of one release, and beside them models that do nothing.
 
 One server holds them all, so that they share its process, its threads and the state of the machine.
 """
@@ -6,7 +6,7 @@ One server holds them all, so that they share its process, its threads and the s
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,20 @@ from tiercel_serving.store import USER_LOOKUP
 
 from ..errors import BenchError
 
-IDENTITY = "bench_identity"
+IDENTITY, HOLLOW = "bench_identity", "bench_hollow"
 STAGED_SUFFIX = "_staged"
 #: What is measured → its Triton model.
-MODELS = {"identity": IDENTITY, "fused": "recommend", "staged": f"recommend{STAGED_SUFFIX}"}
+MODELS = {
+    "identity": IDENTITY,
+    "hollow": HOLLOW,
+    "fused": "recommend",
+    "staged": f"recommend{STAGED_SUFFIX}",
+}
 
 # What the cheapest possible Python model does: take every input that came, give outputs of the right
 # names, dtypes and shapes.
-IDENTITY_MODEL = '''\
-"""The public face of a recommender with nothing behind it: what a Python model costs by itself."""
+EMPTY_MODEL = '''\
+"""Inputs and outputs with nothing between them: what a Python model costs by itself."""
 
 import json
 
@@ -41,20 +46,18 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
-        length = int(config["parameters"]["k_default"]["string_value"])
+        shapes = json.loads(config["parameters"]["shapes"]["string_value"])
+        users = int(config["max_batch_size"])
         self.outputs = []
         for output in config["output"]:
             dtype = pb_utils.triton_string_to_numpy(output["data_type"])
-            width = length if int(output["dims"][0]) < 0 else int(output["dims"][0])
-            self.outputs.append((output["name"], np.zeros((1, width), dtype)))
+            self.outputs.append((output["name"], np.zeros((users, *shapes[output["name"]]), dtype)))
 
     def execute(self, requests):
         responses = []
         for request in requests:
             inputs = [tensor.as_numpy() for tensor in request.inputs()]
-            tensors = [
-                pb_utils.Tensor(name, np.repeat(row, len(inputs[0]), axis=0)) for name, row in self.outputs
-            ]
+            tensors = [pb_utils.Tensor(name, rows[: len(inputs[0])]) for name, rows in self.outputs]
             responses.append(pb_utils.InferenceResponse(tensors))
         return responses
 '''
@@ -77,10 +80,11 @@ def write_bench_repository(release: Release, directory: Path) -> None:
     for model in (MODELS["fused"], MODELS["staged"]):
         if not (directory / model / "config.pbtxt").is_file():
             raise BenchError(f"{directory}: expected the ensemble {model!r} among the rendered models")
-    write_identity(directory, directory / MODELS["fused"] / "config.pbtxt")
+    write_identity(directory, MODELS["fused"])
+    write_hollow(directory, MODELS["staged"])
 
 
-def write_identity(directory: Path, face: Path) -> None:
+def write_identity(directory: Path, face: str) -> None:
     """Write the identity model with the inputs and outputs of an ensemble.
 
     Parameters
@@ -88,9 +92,9 @@ def write_identity(directory: Path, face: Path) -> None:
     directory
         The model repository.
     face
-        ``config.pbtxt`` of the ensemble whose public face it copies.
+        The ensemble whose public face it copies.
     """
-    ensemble = text_format.Parse(face.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    ensemble = _read_config(directory, face)
     config = model_config_pb2.ModelConfig(
         name=IDENTITY,
         backend="python",
@@ -105,11 +109,72 @@ def write_identity(directory: Path, face: Path) -> None:
     for tensor in config.input:
         # As in the models of a release: a length that differs must not keep requests apart.
         tensor.allow_ragged_batch = -1 in tensor.dims
-    config.parameters["k_default"].string_value = ensemble.parameters["k_default"].string_value or "10"
-    version = directory / IDENTITY / "1"
-    version.mkdir(parents=True, exist_ok=True)
-    (version / "model.py").write_text(IDENTITY_MODEL, encoding="utf-8")
-    (version.parent / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
+    _write_empty(directory, config, output_shapes(config.output, ensemble))
+
+
+def write_hollow(directory: Path, staged: str) -> None:
+    """Write a copy of the staged ensemble whose models do nothing: what its hops cost by themselves.
+
+    Each model takes the tensors that its stage takes in the ensemble, and gives zeros in the dtypes and
+    shapes of the tensors that the ensemble has its stage give. All else in the configs is the stage's.
+
+    Parameters
+    ----------
+    directory
+        The model repository; the staged layout is in it.
+    staged
+        The ensemble that is copied.
+    """
+    ensemble = _read_config(directory, staged)
+    ensemble.name = HOLLOW
+    for step in ensemble.ensemble_scheduling.step:
+        config = _read_config(directory, step.model_name)
+        config.name = step.model_name = f"{HOLLOW}_{step.model_name}"
+        given = [tensor for tensor in config.output if tensor.name in step.output_map]
+        del config.output[:]
+        config.output.extend(given)
+        config.parameters.clear()
+        _write_empty(directory, config, output_shapes(given, ensemble))
+    _write_config(directory, ensemble)
+
+
+def output_shapes(outputs: Iterable[Any], ensemble: Any) -> dict[str, list[int]]:
+    """Return the shape of each output in the answer to a request of the benchmark, without the user axis.
+
+    A length that depends on the request is the default k where it is of the answer. Else it is of what
+    the request excludes: nothing, which is one pad.
+
+    Parameters
+    ----------
+    outputs
+        Outputs of a model's config.
+    ensemble
+        Config of the ensemble that the model is for.
+    """
+    k_default = int(ensemble.parameters["k_default"].string_value or 10)
+    public = {tensor.name for tensor in ensemble.output}
+    return {
+        tensor.name: [dim if dim > 0 else k_default if tensor.name in public else 1 for dim in tensor.dims]
+        for tensor in outputs
+    }
+
+
+def _write_empty(directory: Path, config: Any, shapes: Mapping[str, Collection[int]]) -> None:
+    config.parameters["shapes"].string_value = json.dumps(shapes)
+    _write_config(directory, config)
+    (directory / config.name / "1" / "model.py").write_text(EMPTY_MODEL, encoding="utf-8")
+
+
+def _read_config(directory: Path, model: str) -> Any:
+    text = (directory / model / "config.pbtxt").read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def _write_config(directory: Path, config: Any) -> None:
+    """Write a model's config; an ensemble needs a version directory too, empty."""
+    (directory / config.name / "1").mkdir(parents=True, exist_ok=True)
+    file = directory / config.name / "config.pbtxt"
+    file.write_text(text_format.MessageToString(config), encoding="utf-8")
 
 
 def known_user_ids(release: Release, count: int, seed: int = 0) -> Array:

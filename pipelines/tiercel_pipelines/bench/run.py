@@ -59,11 +59,12 @@ def run_bench(
     command: str = "",
     progress: Progress | None = None,
 ) -> BenchReport:
-    """Measure both layouts of a release beside an identity model and the bare compute.
+    """Measure both layouts of a release beside models that do nothing and the bare compute.
 
-    A round measures the identity model, the fused and the staged layout at one concurrency, one after
-    the other, and at concurrency 1 the bare compute right after them. What disturbs the machine for a
-    while so disturbs all of them alike. Every figure of the report is a median over rounds.
+    A round measures the identity model, the hollow copy of the staged layout, the fused and the staged
+    layout at one concurrency, one after the other, and at concurrency 1 the bare compute right after
+    them. What disturbs the machine for a while so disturbs all of them alike. Every figure of the report
+    is a median over rounds.
 
     Parameters
     ----------

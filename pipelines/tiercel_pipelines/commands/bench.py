@@ -52,7 +52,9 @@ def command(
     cache: Annotated[
         Path | None,
         typer.Option(
-            "--cache", metavar="DIR", help="Where a fetched perf_analyzer lies (else ~/.cache/tiercel)."
+            "--cache",
+            metavar="DIR",
+            help="Where a fetched perf_analyzer lies (else ~/.cache/tiercel/perf_analyzer).",
         ),
     ] = None,
     check: Annotated[
@@ -62,7 +64,7 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure both layouts of a release on one server, beside an identity model and the bare compute.
+    """Measure both layouts of a release on one server, beside models that do nothing and the bare compute.
 
     Prints p50, p99 and throughput, where each microsecond of the bare compute goes, and how both layouts
     stand against their limits. Uses the perf_analyzer on PATH, or fetches one.
