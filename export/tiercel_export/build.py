@@ -98,6 +98,7 @@ def build_release(
     index_ready: Any = None,
     parts: Mapping[str, str] | None = None,
     expected_packed: Mapping[str, Sequence[str]] | None = None,
+    origin: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     replace: bool = False,
     verify: bool = True,
@@ -154,6 +155,8 @@ def build_release(
         Columns of ``user_cat``, ``user_num``, ``item_cat`` and ``item_num`` in the order in which the
         models were trained on them; another order is refused. None trusts that the models were
         trained on the workflow's own order.
+    origin
+        Where each table comes from, as JSON; the manifest keeps it under ``tables``.
     seed
         For clustering and for what is sampled.
     replace
@@ -203,6 +206,7 @@ def build_release(
         report.step(2)
         made = _make_tables(given, programs)
         head = _manifest_head(given, programs, made)
+        head["tables"] = {table: dict(entry) for table, entry in (origin or {}).items()}
         models = prepare_models(given, head, made, user_tower, ranker, item_vectors, item_tower)
         head["catalogue"]["dimension"] = models.vectors.shape[1]
         head["engines"] = models.engines

@@ -20,6 +20,7 @@ from .metrics import RankingMetrics, Relevance, ranking_metrics
 
 if TYPE_CHECKING:
     from tiercel_client import ServerInfo
+    from tiercel_serving.release import Release
 
     from .training import TrainedRun
 
@@ -358,6 +359,28 @@ def check_same(info: ServerInfo, run: TrainedRun, build_id: str | None = None) -
         raise EvaluationError(
             f"the server serves build {info.build_id}, but the release is build {build_id}; "
             "start the server on that release"
+        )
+
+
+def check_tables(release: Release) -> None:
+    """Refuse a release that holds other tables than its run: the test part says nothing about those.
+
+    Parameters
+    ----------
+    release
+        The release to be measured.
+
+    Raises
+    ------
+    EvaluationError
+        A table was given to the export in place of the run's.
+    """
+    tables = release.manifest.get("tables", {})
+    given = [name for name, table in tables.items() if table["from"] != "run"]
+    if given:
+        raise EvaluationError(
+            f"{release.path}: its {' and '.join(given)} are not the run's, so the run's test part does not "
+            "measure it; export the run without other tables and evaluate that"
         )
 
 

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
+
 from tiercel_export.build import build_release
 from tiercel_serving.release import Release
 
+from .catalogue import catalogue_of
 from .features import packed_columns
 from .training import TrainedRun
 
@@ -17,6 +20,9 @@ def export_run(
     run: TrainedRun | str | Path,
     destination: str | Path,
     *,
+    items: pd.DataFrame | None = None,
+    users: pd.DataFrame | None = None,
+    interactions: pd.DataFrame | None = None,
     layout: str = "fused",
     target: str = "cpu",
     replace: bool = False,
@@ -31,6 +37,11 @@ def export_run(
         The run, or its directory.
     destination
         The release's directory.
+    items, users, interactions
+        Tables in place of the run's own, in its schema: a new catalogue behind the same models, without
+        training. Ids that the workflow never saw become the out-of-vocabulary category; interactions
+        with items that are gone are dropped. None keeps the run's table. The manifest's ``tables`` says
+        which are not the run's.
     layout
         ``fused`` or ``staged``.
     target
@@ -51,12 +62,15 @@ def export_run(
     ------
     TrainingError
         If the run is missing or damaged.
+    ExportInputError
+        If a table does not fit: see :func:`~tiercel_pipelines.catalogue.catalogue_of`.
     ExportError
         If it cannot be compiled exactly, or what was compiled differs from what was trained.
     """
     opened = run if isinstance(run, TrainedRun) else TrainedRun.open(run)
     index = opened.index
     workflow = opened.load_workflow()
+    tables = catalogue_of(opened, workflow, items=items, users=users, interactions=interactions)
     return build_release(
         destination,
         name=opened.recipe_name,
@@ -64,9 +78,10 @@ def export_run(
         user_tower=opened.load_user_tower(),
         item_tower=opened.load_item_tower(),
         ranker=opened.load_ranker(),
-        items=opened.items,
-        users=opened.users,
-        interactions=opened.interactions,
+        items=tables.items,
+        users=tables.users,
+        interactions=tables.interactions,
+        origin=tables.origin,
         settings=opened.serving,
         item_id=opened.item_id,
         user_id=opened.user_id,

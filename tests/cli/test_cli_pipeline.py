@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 Tiercel = Callable[..., subprocess.CompletedProcess[str]]
@@ -81,6 +82,42 @@ def test_train_export_verify(trained: Path, work: Path, tiercel_here: Tiercel) -
     again = tiercel_here("export", "runs/tiny", cwd=work)
     assert again.returncode == 2
     assert "--replace" in again.stderr
+
+
+def test_export_with_another_catalogue(trained: Path, work: Path, tiercel_here: Tiercel) -> None:
+    items = pd.read_parquet(trained / "items.parquet").drop(columns="__row__")
+    new = items.tail(1).assign(item_id=1, title="Brand new ✓")
+    pd.concat([new, items.iloc[2:]]).to_parquet(work / "items.parquet")
+    wanted = ["export", "runs/tiny", "--release", "releases/new", "--items", "items.parquet"]
+    done = tiercel_here(*wanted, "--json", cwd=work)
+    assert done.returncode == 0, done.stderr
+    exported = json.loads(done.stdout)
+    assert exported["tables"]["items"] == {"from": "given", "new": 1, "gone": 2}
+    assert exported["catalogue"]["items"] == len(items) - 1
+    assert tiercel_here("verify", "releases/new", cwd=work).returncode == 0
+    shown = tiercel_here(*wanted, "--replace", cwd=work)
+    assert "119 (given, 1 new, 2 gone)" in shown.stdout
+    measured = tiercel_here("evaluate", "runs/tiny", "--release", "releases/new", cwd=work)
+    assert measured.returncode == 1
+    assert "its items are not the run's" in measured.stderr
+
+
+def test_tables_that_do_not_fit_are_refused(trained: Path, work: Path, tiercel_here: Tiercel) -> None:
+    wanted = ["export", "runs/tiny", "--release", "releases/none"]
+    done = tiercel_here(*wanted, "--items", "none.parquet", cwd=work)
+    assert done.returncode == 2
+    assert "--items none.parquet: there is no such file" in done.stderr
+    (work / "broken.parquet").write_text("user_id,item_id\n")
+    done = tiercel_here(*wanted, "--interactions", "broken.parquet", cwd=work)
+    assert done.returncode == 1
+    assert "broken.parquet: interactions is not a readable Parquet file" in done.stderr
+    pd.DataFrame({"user_id": [1, 2], "shoe": [41, 42]}).to_parquet(work / "users.parquet")
+    done = tiercel_here(*wanted, "--users", "users.parquet", "--json", cwd=work)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["type"] == "ExportInputError"
+    assert "users: no column 'age'" in done.stderr
+    assert "the run has no column 'shoe'" in done.stderr
+    assert not (work / "releases" / "none").exists()
 
 
 def test_training_does_not_write_over_a_run(trained: Path, work: Path, tiercel_here: Tiercel) -> None:

@@ -68,11 +68,15 @@ def evaluate(
     """Ask the server at ``url``, or one started on ``release``; with both, the server must serve it."""
     from tiercel_serving.release import open_release
 
-    from ..evaluate import EvaluationData, ServedEnsemble, check_same, evaluate_served
+    from ..evaluate import EvaluationData, ServedEnsemble, check_same, check_tables, evaluate_served
 
     data = EvaluationData.from_run(run, k)
     with ExitStack() as stack:
-        build_id = None if release is None else open_release(release).build_id
+        build_id = None
+        if release is not None:
+            opened = open_release(release)
+            check_tables(opened)
+            build_id = opened.build_id
         if url is None:
             assert release is not None
             url = stack.enter_context(start(sh, release, **how)).grpc_url

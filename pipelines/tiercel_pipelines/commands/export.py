@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from tiercel_serving.release import Release
 
 
+#: What of the manifest is printed.
+SHOWN = ("name", "build_id", "layout", "target", "catalogue", "tables", "index")
+
+
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory that `tiercel train` made.")],
     release: Annotated[
@@ -26,6 +31,18 @@ def command(
     layout: Annotated[
         str, typer.Option("--layout", metavar="fused|staged", help="One Triton model, or one for each stage.")
     ] = "fused",
+    items: Annotated[
+        Path | None,
+        typer.Option("--items", metavar="FILE", help="Parquet table in place of the run's items."),
+    ] = None,
+    users: Annotated[
+        Path | None,
+        typer.Option("--users", metavar="FILE", help="Parquet table in place of the run's users."),
+    ] = None,
+    interactions: Annotated[
+        Path | None,
+        typer.Option("--interactions", metavar="FILE", help="Parquet table in place of the run's."),
+    ] = None,
     target: Annotated[str, typer.Option("--target", help="What it is compiled for.")] = "cpu",
     replace: Replace = False,
     json: Json = False,
@@ -34,7 +51,8 @@ def command(
     """Compile a run into a release: workflow, towers, ranker, index, tables, Triton configs.
 
     Ends by verifying every artefact against what was trained; the release appears under its name only if
-    nothing differs.
+    nothing differs. With `--items`, `--users` or `--interactions` the same models serve another catalogue,
+    without training: see docs/release.md.
 
     Example: [bold]tiercel export runs/movielens --layout staged[/]
     """
@@ -47,7 +65,10 @@ def command(
                 raise Refused(f"--layout {layout}: the layouts are fused and staged")
             if target not in TARGETS:
                 raise Refused(f"--target {target}: the targets are {', '.join(TARGETS)}")
+            files = {"items": items, "users": users, "interactions": interactions}
+            check_files(files)
 
+            from ..catalogue import load_table
             from ..run_export import export_run
             from ..training import TrainedRun
 
@@ -55,11 +76,24 @@ def command(
             where = release if release is not None else Path("releases") / trained.recipe_name
             check_free(where, replace, "release")
             made = export_run(
-                trained, where, layout=layout, target=target, replace=replace, progress=progress
+                trained,
+                where,
+                **{name: load_table(path, name) for name, path in files.items() if path is not None},
+                layout=layout,
+                target=target,
+                replace=replace,
+                progress=progress,
             )
         document = describe(made, time.perf_counter() - begun)
         title = f"{document['name']}: exported and verified in {seconds(document['seconds'])} → {where}"
         sh.emit(document, heading(title), release_table(document), f"\nnext: [bold]tiercel serve {where}[/]")
+
+
+def check_files(files: Mapping[str, Path | None]) -> None:
+    """Refuse tables that are not there, before anything is loaded."""
+    for name, path in files.items():
+        if path is not None and not path.exists():
+            raise Refused(f"--{name} {path}: there is no such file; name a Parquet file")
 
 
 def describe(release: Release, took_s: float) -> dict[str, Any]:
@@ -68,7 +102,7 @@ def describe(release: Release, took_s: float) -> dict[str, Any]:
     return {
         "release": str(release.path),
         "seconds": took_s,
-        **{key: manifest[key] for key in ("name", "build_id", "layout", "target", "catalogue", "index")},
+        **{key: manifest[key] for key in SHOWN},
         "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
         "files": len(manifest["files"]),
     }
@@ -80,9 +114,19 @@ def release_table(document: dict[str, Any]) -> Table:
     values = {
         "build": document["build_id"],
         "layout, target": f"{document['layout']}, {document['target']}",
-        "items": catalogue["items"],
-        "users": catalogue["users"],
+        "items": f"{catalogue['items']:,}{replaced(document, 'items')}",
+        "users": f"{catalogue['users']:,}{replaced(document, 'users')}",
+        "interactions": f"{catalogue['interactions']:,}{replaced(document, 'interactions')}",
         "index": f"{index['factory']}, recall {number(index['recall'])} of the best {index['candidates']}",
         "size": f"{document['bytes'] / 1e6:.1f} MB in {document['files']} files",
     }
     return pairs(values)
+
+
+def replaced(document: Mapping[str, Any], name: str) -> str:
+    """Return what to say of a table that was given in place of the run's."""
+    table = document["tables"].get(name, {"from": "run"})
+    if table["from"] == "run":
+        return ""
+    counts = [f"{table[key]:,} {key}" for key in ("new", "gone") if key in table]
+    return f" ({', '.join(['given', *counts])})"

@@ -48,6 +48,27 @@ def load_parquet(spec: Parquet, *, data_dir: str | Path | None = None) -> Datase
     return dataset.check()
 
 
+def read_table(path: Path, table: str) -> pd.DataFrame:
+    """Read a Parquet file, or a folder of them, as it is.
+
+    Parameters
+    ----------
+    path
+        The file or folder, which exists.
+    table
+        What messages call it.
+
+    Raises
+    ------
+    DataCorrupt
+        If it is no Parquet.
+    """
+    try:
+        return pq.read_table(path).to_pandas(ignore_metadata=True)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, table, error) from error
+
+
 def _read(path: Path, table: str, roles: list[str], columns: Columns | None) -> pd.DataFrame:
     if not path.exists():
         raise DataMissing(
@@ -59,10 +80,12 @@ def _read(path: Path, table: str, roles: list[str], columns: Columns | None) -> 
         _check_columns(path, table, schema, [*roles, *wanted], columns or ())
         frame = pq.read_table(path, columns=list(dict.fromkeys(wanted))).to_pandas(ignore_metadata=True)
     except (pa.ArrowException, OSError) as error:
-        raise DataCorrupt(
-            f"{path}: {table} is not a readable Parquet file ({error}); write it again"
-        ) from error
+        raise _unreadable(path, table, error) from error
     return frame
+
+
+def _unreadable(path: Path, table: str, error: Exception) -> DataCorrupt:
+    return DataCorrupt(f"{path}: {table} is not a readable Parquet file ({error}); write it again")
 
 
 def _check_columns(path: Path, table: str, schema: pa.Schema, wanted: list[str], columns: Columns) -> None:
