@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from tiercel_export.build import build_release
+from tiercel_export import build_release
 from tiercel_export.verify import verify_release
 from tiercel_serving.pipeline import Pipeline
 from tiercel_serving.release import Release

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,6 +98,7 @@ class TritonPythonModel:
         except ReleaseError as error:
             raise pb_utils.TritonModelException(str(error)) from error
         self._k_default = release.settings.k_default
+        self._time_outputs = frozenset(TIME_PREFIX + name for name in names)
         self._metrics = Metrics(names)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -153,23 +155,26 @@ class TritonPythonModel:
         users = [call.users for call in calls]
         arrays = batching.concatenate(self._pipeline.external_inputs, [call.arrays for call in calls], users)
         outputs, times = self._pipeline.run(arrays)
-        self._count_answers(arrays, outputs)
+        self._note_answers(arrays, outputs)
         wanted = [call.wanted for call in calls]
-        for name in {name for names in wanted for name in names if name.startswith(TIME_PREFIX)}:
+        for name in self._time_outputs.intersection(chain.from_iterable(wanted)):
             time_us = times[name.removeprefix(TIME_PREFIX)]
             outputs[name] = np.full((sum(users), 1), time_us, np.float32)
         widths = [self._pipeline.widths(call.arrays) for call in calls] if len(calls) > 1 else [{}]
         return batching.split(outputs, users, wanted, widths)
 
-    def _count_answers(self, arrays: Arrays, outputs: Arrays) -> None:
-        """Count answers by status, and those with fewer items than asked for, where answers are made."""
+    def _note_answers(self, arrays: Arrays, outputs: Arrays) -> None:
+        """Note what was answered, where answers are made; it is counted later, off the caller's time."""
         count = outputs.get("count")
         if count is None:
             return
-        status = outputs["status"] if "status" in outputs else arrays["status"]
-        for number, users in enumerate(np.bincount(status[:, 0], minlength=len(STATUS_NAMES)).tolist()):
-            self._metrics.count(ANSWERS, STATUS_NAMES[number], users)
-        self._metrics.count(SHORT_LISTS, "", int(np.count_nonzero(count < arrays.get("k", self._k_default))))
+        k, status = arrays.get("k"), outputs.get("status")
+        self._metrics.note(
+            # Inputs lie in memory that is Triton's again once the request is answered.
+            arrays["status"].copy() if status is None else status,
+            count,
+            self._k_default if k is None else k.copy(),
+        )
 
     def _failure(self, error: Exception) -> Any:
         """Return the response to a request that broke a stage, or that a stage refused only in its run."""
@@ -186,7 +191,8 @@ class TritonPythonModel:
 class Metrics:
     """Counts on Triton's own metrics port.
 
-    Counting is a dictionary's; a thread sends what has gathered every :data:`METRICS_PERIOD_S`.
+    A request only leaves a note; a thread counts the notes and sends the sums every
+    :data:`METRICS_PERIOD_S`.
 
     Parameters
     ----------
@@ -215,6 +221,8 @@ class Metrics:
             for value in values
         }
         self._gathered: Counter[tuple[str, str]] = Counter()
+        # (status, count, k) of each batch; a deque's append and popleft need no lock.
+        self._notes: deque[tuple[Array, Array, Array | int]] = deque()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._send_often, name="tiercel-metrics", daemon=True)
@@ -225,6 +233,10 @@ class Metrics:
         if by:
             with self._lock:
                 self._gathered[name, value] += by
+
+    def note(self, status: Array, count: Array, k: Array | int) -> None:
+        """Note a batch of answers: ``status`` and ``count`` ``[B, 1]``, and how many were asked for."""
+        self._notes.append((status, count, k))
 
     def close(self) -> None:
         """Send what is left and stop."""
@@ -239,6 +251,11 @@ class Metrics:
         self._send()
 
     def _send(self) -> None:
+        while self._notes:
+            status, count, k = self._notes.popleft()
+            for number, users in enumerate(np.bincount(status[:, 0], minlength=len(STATUS_NAMES)).tolist()):
+                self.count(ANSWERS, STATUS_NAMES[number], users)
+            self.count(SHORT_LISTS, "", int(np.count_nonzero(count < k)))
         with self._lock:
             gathered, self._gathered = self._gathered, Counter()
         for key, by in gathered.items():
