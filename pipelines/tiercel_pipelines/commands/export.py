@@ -66,7 +66,7 @@ def command(
             if target not in TARGETS:
                 raise Refused(f"--target {target}: the targets are {', '.join(TARGETS)}")
             files = {"items": items, "users": users, "interactions": interactions}
-            check_files(files)
+            refuse_missing(files)
 
             from ..catalogue import load_table
             from ..run_export import export_run
@@ -89,7 +89,7 @@ def command(
         sh.emit(document, heading(title), release_table(document), f"\nnext: [bold]tiercel serve {where}[/]")
 
 
-def check_files(files: Mapping[str, Path | None]) -> None:
+def refuse_missing(files: Mapping[str, Path | None]) -> None:
     """Refuse tables that are not there, before anything is loaded."""
     for name, path in files.items():
         if path is not None and not path.exists():
