@@ -25,6 +25,7 @@ from .lowering.expressions import (
     REFUSED,
     Columns,
     Expression,
+    Lowering,
     Where,
     input_column,
     refused_column,
@@ -374,7 +375,7 @@ class _Tracer:
                 for name in names
             }
         free = [name for name in names if name not in blocked]
-        made = entry.lower(node.op, free, columns, where) if entry.lower and free else dict(columns)
+        made = _lower(entry.lower, node.op, free, columns, where) if entry.lower and free else dict(columns)
         for new, olds in node.op.column_mapping(selector).items():
             stopped = [blocked[old] for old in olds if old in blocked]
             if stopped:
@@ -382,13 +383,45 @@ class _Tracer:
         return made
 
 
+def _lower(lower: Lowering, op: Any, names: list[str], columns: Columns, where: Where) -> Columns:
+    """Lower an operator; what it can't do for one column or group of columns stops that one alone."""
+    try:
+        return lower(op, names, columns, where)
+    except UnsupportedOperator:
+        pass
+    made: Columns = {}
+    for unit in _units(where.selector, names):
+        alone = _Present(where.selector, set(unit))
+        try:
+            result = lower(op, unit, columns, Where(where.operator, alone))
+        except UnsupportedOperator as error:
+            stopped = refused_column(columns[unit[0]], error)
+            result = dict.fromkeys(op.column_mapping(alone), stopped)
+        for name, expression in result.items():
+            if name not in made or expression is not columns.get(name):
+                made[name] = expression
+    return made
+
+
+def _units(selector: Any, names: list[str]) -> list[list[str]]:
+    """Return the names in the groups that an operator takes together: subgroups, and the rest one by one."""
+    groups = [[name for name in group.names if name in names] for group in selector.subgroups]
+    grouped = {name for group in groups for name in group}
+    return [group for group in groups if group] + [[name] for name in names if name not in grouped]
+
+
 class _Present:
-    """A column selector without the columns of other parts."""
+    """A column selector without the columns of other parts, and without groups that lack one of them."""
 
     def __init__(self, selector: Any, present: set[str]) -> None:
-        self.names = [name for name in selector.names if name in present]
-        self.subgroups = [_Present(group, present) for group in selector.subgroups]
-        self.grouped_names = self.names
+        self.names: list[str] = [name for name in selector.names if name in present]
+        whole = [group for group in selector.subgroups if present.issuperset(group.names)]
+        self.subgroups: list[_Present] = [_Present(group, present) for group in whole]
+        grouped = {name for group in self.subgroups for name in group.names}
+        self.grouped_names: list[Any] = [
+            *(name for name in self.names if name not in grouped),
+            *(tuple(group.names) for group in self.subgroups),
+        ]
 
 
 def _lineage(workflow: Any) -> dict[str, frozenset[str]]:

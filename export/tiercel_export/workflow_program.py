@@ -83,9 +83,9 @@ def _groups(outputs: Sequence[Expression]) -> list[Group]:
     def visit(expression: Expression) -> None:
         if expression in live:
             return
-        if expression.source is not None:
-            visit(expression.source)
-            users.setdefault(expression.source, []).append(expression)
+        for source in expression.sources:
+            visit(source)
+            users.setdefault(source, []).append(expression)
         live[expression] = None
 
     for output in outputs:
@@ -98,11 +98,13 @@ def _groups(outputs: Sequence[Expression]) -> list[Group]:
     behind: dict[Expression, tuple[Any, ...]] = {}
     groups: dict[tuple[Any, ...], Group] = {}
     for expression in sorted(live, key=lambda e: e.depth):
-        source = None if expression.source is None else behind[expression.source]
+        source = tuple(behind[source] for source in expression.sources)
         # Lists and text have a length or a table of their own, so that each is a group by itself.
-        alone = expression.own if expression.is_list or expression.is_text else ()
+        alone: Any = expression.own if expression.is_list or expression.is_text else ()
         if expression.op == "encode_text":
             alone = expression.own
+        if len(expression.sources) > 1:
+            alone = expression
         key = (expression.op, expression.shared, expression.physical, alone, ahead[expression], source)
         behind[expression] = key
         groups.setdefault(key, []).append(expression)
@@ -120,12 +122,14 @@ class _Emitter:
     def emit(self, group: Group) -> None:
         """Write the step of a group."""
         first = group[0]
-        if first.source is None:
+        if not first.sources:
             step = _load(group)
-        else:
-            sources = [expression.source for expression in group]
-            register = self._register([source for source in sources if source is not None])
+        elif len(first.sources) == 1:
+            register = self._register([expression.sources[0] for expression in group])
             step = {"op": first.op, "in": register, **dict(first.shared)}
+        else:
+            places = [list(self.place[source]) for source in first.sources]
+            step = {"op": first.op, "in": places, **dict(first.shared)}
         arrays = ARRAYS[first.op](group, step)
         number = len(self.steps)
         self.steps.append(step)

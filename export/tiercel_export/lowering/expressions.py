@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ REFUSED = "refused"
 
 @dataclass(frozen=True)
 class Expression:
-    """One column: an operation on another column, or an input.
+    """One column: an operation on other columns, or an input.
 
     Two equal expressions are the same column, so that what the graph writes twice is computed once.
 
@@ -25,8 +25,8 @@ class Expression:
     ----------
     op
         Name of the runtime step (a key of ``tiercel_serving.features.steps.STEPS``).
-    source
-        The column it is computed from; None for an input.
+    sources
+        The columns that it is computed from, nearly always one; none for an input.
     shared
         Parameters that all columns of one vectorised step must have in common.
     own
@@ -40,7 +40,7 @@ class Expression:
     """
 
     op: str
-    source: Expression | None
+    sources: tuple[Expression, ...]
     shared: tuple[tuple[str, Any], ...]
     own: tuple[tuple[str, Any], ...]
     physical: str
@@ -50,10 +50,11 @@ class Expression:
     inputs: frozenset[str] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        source = self.source
-        names = frozenset([dict(self.own)["name"]]) if source is None else source.inputs
-        object.__setattr__(self, "depth", 0 if source is None else source.depth + 1)
-        object.__setattr__(self, "inputs", names)
+        own = dict(self.own)
+        read = [source.inputs for source in self.sources] or [frozenset([own["name"]])]
+        depth = 1 + max((source.depth for source in self.sources), default=-1)
+        object.__setattr__(self, "depth", depth)
+        object.__setattr__(self, "inputs", frozenset().union(*read))
 
     @property
     def is_text(self) -> bool:
@@ -94,13 +95,13 @@ class Where:
 def input_column(name: str, physical: str, dtype: str, is_list: bool) -> Expression:
     """Return the expression of a raw column."""
     op = "load_list" if is_list else "load"
-    return Expression(op, None, (), (("name", name),), physical, dtype, is_list)
+    return Expression(op, (), (), (("name", name),), physical, dtype, is_list)
 
 
 def refused_column(source: Expression, error: UnsupportedOperator) -> Expression:
     """Return what stands for a column that can't be compiled, until somebody needs it."""
     own = (("name", min(source.inputs)), ("error", error))
-    return Expression(REFUSED, None, (), own, source.physical, source.dtype, source.is_list)
+    return Expression(REFUSED, (), (), own, source.physical, source.dtype, source.is_list)
 
 
 def apply(
@@ -114,14 +115,40 @@ def apply(
     is_list: bool | None = None,
 ) -> Expression:
     """Return the expression ``op(source)``; types that are not given stay the source's."""
+    return combine(
+        op,
+        (source,),
+        shared=shared,
+        own=own,
+        physical=physical or source.physical,
+        dtype=dtype or source.dtype,
+        is_list=source.is_list if is_list is None else is_list,
+    )
+
+
+def combine(
+    op: str,
+    sources: Sequence[Expression],
+    *,
+    physical: str,
+    dtype: str,
+    shared: Mapping[str, Any] | None = None,
+    own: Mapping[str, Any] | None = None,
+    is_list: bool = False,
+) -> Expression:
+    """Return the expression ``op(*sources)``.
+
+    With more than one source it is a step by itself, whose JSON has ``"in": [[register, row], …]``; with
+    one source columns alike share a step, whose JSON has ``"in": register``.
+    """
     return Expression(
         op,
-        source,
+        tuple(sources),
         tuple(sorted((shared or {}).items())),
         tuple(sorted((own or {}).items())),
-        physical or source.physical,
-        dtype or source.dtype,
-        source.is_list if is_list is None else is_list,
+        physical,
+        dtype,
+        is_list,
     )
 
 
