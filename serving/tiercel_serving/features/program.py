@@ -13,7 +13,8 @@ from ..artefacts import Artefact
 from ..columns import Column
 from ..errors import ArtefactCorrupt, NewerFormat
 from ..spec import Array
-from .steps import STEPS, Register, Registers, open_steps
+from .registers import Register, Registers
+from .steps import STEPS, open_steps
 
 PROGRAM_FORMAT = 1
 

@@ -1,14 +1,6 @@
 """The steps of a feature program.
 
-A step reads one register (or request columns) and writes another. A register is four arrays:
-
-``x``
-    ``[C, n]``: C columns that share an operator chain, n rows. dtype int64, float32, float64, or object
-    for ``bytes``. A list column is ``[1, m]``, its m elements.
-``valid``
-    ``[C, n]`` boolean or None. None in a float register, where a null is NaN.
-``offsets``, ``row_valid``
-    Of a list column, as in :class:`~tiercel_serving.columns.Column`; None otherwise.
+A step reads registers (``registers.py``) or request columns, and writes a register.
 
 Every float operation is written as NVTabular orders it: folding ``(x - m) / s`` into one multiplication
 and addition changes last bits in over half of all values.
@@ -17,37 +9,15 @@ and addition changes last bits in over half of all values.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..columns import Column
 from ..errors import InvalidRequest
-from ..lookup import Lookup, open_lookup
 from ..spec import Array
-
-
-class Register(NamedTuple):
-    """Columns between two steps; see the module's text."""
-
-    x: Array
-    valid: npt.NDArray[np.bool_] | None = None
-    offsets: npt.NDArray[np.int64] | None = None
-    row_valid: npt.NDArray[np.bool_] | None = None
-
-
-Registers = list[Register]
-Columns = Mapping[str, Column]
-
-
-class Step(Protocol):
-    """One vectorised step."""
-
-    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
-        """Compute the step's register from earlier ones and the request's columns."""
-        ...
-
+from .encode import EncodeDirect, EncodeHash, EncodeText
+from .registers import Columns, Elementwise, Register, Registers, Step, nan_where_null
 
 # --------------------------------------------------------------------------------------------- loading
 
@@ -82,12 +52,6 @@ def _typed(name: str, values: Array, dtype: np.dtype[Any]) -> Array:
     raise InvalidRequest(f"features: column {name!r} must be {want}, but {came} came")
 
 
-def _nan_where_null(x: Array, valid: Array | None) -> Array:
-    if valid is None or valid.all():
-        return x
-    return np.where(valid, x, x.dtype.type(np.nan))
-
-
 class Load:
     """Stack scalar columns of one dtype into a register."""
 
@@ -107,7 +71,7 @@ class Load:
         full = np.ones(n, np.bool_)
         valid = np.stack([full if column.valid is None else column.valid for column in loaded])
         if self._dtype.kind == "f":
-            return Register(_nan_where_null(x, valid))
+            return Register(nan_where_null(x, valid))
         return Register(x, None if valid.all() else valid)
 
     def _load_one(self, columns: Columns, n: int) -> Register:
@@ -119,7 +83,7 @@ class Load:
             x = _typed(name, x, self._dtype)
         if valid is not None:
             if self._dtype.kind == "f":
-                x, valid = _nan_where_null(x, valid), None
+                x, valid = nan_where_null(x, valid), None
             else:
                 valid = None if valid.all() else valid.reshape(1, n)
         return Register(x.reshape(1, n), valid)
@@ -151,31 +115,14 @@ class LoadList:
         x = _typed(self._name, values, self._dtype).reshape(1, -1)
         valid = None if valid is None else valid.reshape(1, -1)
         if self._dtype.kind == "f":
-            return Register(_nan_where_null(x, valid), None, offsets, row_valid)
+            return Register(nan_where_null(x, valid), None, offsets, row_valid)
         return Register(x, None if valid is None or valid.all() else valid, offsets, row_valid)
 
 
 # ----------------------------------------------------------------------------------- element by element
 
 
-class _Elementwise:
-    """Base of the steps that change each element by itself; lists keep their offsets."""
-
-    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-        self._source: int = step["in"]
-
-    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
-        """Apply :meth:`apply` to the source register."""
-        source = registers[self._source]
-        x, valid = self.apply(source.x, source.valid)
-        return Register(x, valid, source.offsets)
-
-    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
-        """Return the new ``x`` and ``valid``."""
-        raise NotImplementedError
-
-
-class Rows(_Elementwise):
+class Rows(Elementwise):
     """Take some columns of a register."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -189,7 +136,7 @@ class Rows(_Elementwise):
         return x[self._rows], None if valid is None else valid[self._rows]
 
 
-class Cast(_Elementwise):
+class Cast(Elementwise):
     """int64 to a float dtype, null to NaN; or between float dtypes."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -198,10 +145,10 @@ class Cast(_Elementwise):
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Cast."""
-        return _nan_where_null(x.astype(self._dtype), valid), None
+        return nan_where_null(x.astype(self._dtype), valid), None
 
 
-class Fill(_Elementwise):
+class Fill(Elementwise):
     """``fillna(value)``: ``x`` where it is not null, else its column's value."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -216,7 +163,7 @@ class Fill(_Elementwise):
         return (x if valid is None else np.where(valid, x, self._value)), None
 
 
-class FillText(_Elementwise):
+class FillText(Elementwise):
     """``fillna(text)``."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -228,7 +175,7 @@ class FillText(_Elementwise):
         return (x if valid is None else np.where(valid, x, self._value)), None
 
 
-class IsNull(_Elementwise):
+class IsNull(Elementwise):
     """``isna()`` as 0 and 1."""
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
@@ -251,7 +198,7 @@ class RowIsNull:
         return Register(null.reshape(1, n))
 
 
-class Clip(_Elementwise):
+class Clip(Elementwise):
     """``x`` below ``low`` becomes ``low``, then above ``high`` becomes ``high``; NaN stays.
 
     Not ``numpy.clip``: there -0.0 against a bound of 0.0 may change its sign.
@@ -270,16 +217,16 @@ class Clip(_Elementwise):
         return x, valid
 
 
-class Log(_Elementwise):
+class Log(Elementwise):
     """``log(float32(x) + 1)``."""
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Take the logarithm."""
         y = x + np.float32(1) if x.dtype == np.float32 else x.astype(np.float32) + np.float32(1)
-        return _nan_where_null(np.log(y), valid), None
+        return nan_where_null(np.log(y), valid), None
 
 
-class Normalize(_Elementwise):
+class Normalize(Elementwise):
     """``(x - mean) / std`` in float32 for float32 columns, else in float64; then the output dtype."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -289,10 +236,10 @@ class Normalize(_Elementwise):
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Subtract, then divide."""
         y = (x - self._mean) / self._std
-        return _nan_where_null(y if y.dtype == self._dtype else y.astype(self._dtype), valid), None
+        return nan_where_null(y if y.dtype == self._dtype else y.astype(self._dtype), valid), None
 
 
-class Bucketize(_Elementwise):
+class Bucketize(Elementwise):
     """``numpy.digitize(x, boundaries)``; a null is NaN there, and lands in the last bucket."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -324,138 +271,6 @@ class BucketizeDown(Bucketize):
             if valid is not None:
                 y[row][~valid[row]] = 0
         return y, None
-
-
-# -------------------------------------------------------------------------------------------- encoding
-
-_NO_KEY = np.int64(-(2**63))
-
-
-def keys_as_is(x: Array) -> tuple[Array, Array | None]:
-    """int64 into an int64 vocabulary."""
-    return x, None
-
-
-def keys_by_cast(dtype: str) -> Any:
-    """Return what casts into an integer or boolean vocabulary, as ``astype`` does: 5.5 becomes 5.
-
-    NVTabular raises on what is not finite; here ±inf is merely not in the vocabulary.
-    """
-    target = np.dtype(dtype)
-
-    def keys(x: Array) -> tuple[Array, Array | None]:
-        if x.dtype.kind != "f":
-            return x.astype(target).astype(np.int64), None
-        finite = np.isfinite(x)
-        cast = np.where(finite, x, 0).astype(target).astype(np.int64)
-        return cast, None if finite.all() else ~finite
-
-    return keys
-
-
-def keys_of_whole(x: Array) -> tuple[Array, Array | None]:
-    """Into a float vocabulary that holds only whole numbers below 2**53: an exact int64 key or none."""
-    if x.dtype.kind != "f":
-        return x, None
-    whole = x.astype(np.int64)
-    return np.where(whole == x, whole, _NO_KEY), None
-
-
-def keys_of_bits(dtype: str) -> Any:
-    """Return what casts into any other float vocabulary and takes the bits; -0.0 and 0.0 are one key."""
-    target = np.dtype(dtype)
-    bits = np.dtype(f"i{target.itemsize}")
-
-    def keys(x: Array) -> tuple[Array, Array | None]:
-        return (x.astype(target) + target.type(0)).view(bits).astype(np.int64), None
-
-    return keys
-
-
-def key_function(name: str) -> Any:
-    """Return the function that a step's ``keys`` names: ``int64``, ``whole``, ``cast:…`` or ``bits:…``."""
-    if name == "int64":
-        return keys_as_is
-    if name == "whole":
-        return keys_of_whole
-    kind, dtype = name.split(":")
-    return {"cast": keys_by_cast, "bits": keys_of_bits}[kind](dtype)
-
-
-class _Encode(_Elementwise):
-    """Base of the steps that turn values into category ids."""
-
-    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-        super().__init__(step, arrays)
-        self._keys = key_function(step["keys"])
-        self._null, self._unseen = arrays["null"], arrays["unseen"]
-
-    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
-        """Look up; nulls and what cannot be a key get their own ids."""
-        keys, outside = self._keys(x)
-        ids = self.find(keys)
-        if outside is not None:
-            ids = np.where(outside, self._unseen, ids)
-        if x.dtype.kind == "f":
-            null = np.isnan(x)
-            if null.any():
-                ids = np.where(null, self._null, ids)
-        elif valid is not None:
-            ids = np.where(valid, ids, self._null)
-        return ids, None
-
-    def find(self, keys: Array) -> Array:
-        """Return the id of each key, ``[C, n]``."""
-        raise NotImplementedError
-
-
-class EncodeDirect(_Encode):
-    """Dense integer vocabularies: one gather from all columns' direct tables, laid end to end."""
-
-    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-        super().__init__(step, arrays)
-        self._table = arrays["table"]
-        self._lowest = arrays["lowest"].view(np.uint64)
-        self._span = arrays["span"].view(np.uint64)
-        self._base = arrays["base"] if len(arrays["base"]) > 1 else None
-
-    def find(self, keys: Array) -> Array:
-        """Gather; what lies outside a column's table reads its last entry, the unseen id."""
-        index = np.minimum(keys.view(np.uint64) - self._lowest, self._span).view(np.int64)
-        if self._base is not None:
-            index += self._base
-        ids: Array = self._table[index]
-        return ids
-
-
-class EncodeHash(_Encode):
-    """Other vocabularies of numbers: one lookup for each column."""
-
-    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-        super().__init__(step, arrays)
-        self._lookups: list[Lookup] = [open_lookup(arrays, f"lookup{i}") for i in range(step["columns"])]
-
-    def find(self, keys: Array) -> Array:
-        """Look up."""
-        if len(self._lookups) == 1:
-            return self._lookups[0].find(keys[0]).reshape(1, -1)
-        return np.stack([lookup.find(row) for lookup, row in zip(self._lookups, keys, strict=True)])
-
-
-class EncodeText(_Elementwise):
-    """A vocabulary of strings, looked up as UTF-8 bytes."""
-
-    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-        super().__init__(step, arrays)
-        self._lookup = open_lookup(arrays, "lookup0")
-        self._null: int = step["null"]
-
-    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
-        """Look up."""
-        if valid is None:
-            return self._lookup.find(x[0]).reshape(1, -1), None
-        ids = self._lookup.find(np.where(valid, x, b"")[0]).reshape(1, -1)
-        return np.where(valid, ids, self._null), None
 
 
 #: Every step by the name it has in the artefact.

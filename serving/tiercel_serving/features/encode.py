@@ -1,0 +1,141 @@
+"""The steps that turn values into category ids: vocabularies as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..lookup import Lookup, open_lookup
+from ..spec import Array
+from .registers import Elementwise
+
+_NO_KEY = np.int64(-(2**63))
+
+
+def keys_as_is(x: Array) -> tuple[Array, Array | None]:
+    """int64 into an int64 vocabulary."""
+    return x, None
+
+
+def keys_by_cast(dtype: str) -> Any:
+    """Return what casts into an integer or boolean vocabulary, as ``astype`` does: 5.5 becomes 5.
+
+    NVTabular raises on what is not finite; here ±inf is merely not in the vocabulary.
+    """
+    target = np.dtype(dtype)
+
+    def keys(x: Array) -> tuple[Array, Array | None]:
+        if x.dtype.kind != "f":
+            return x.astype(target).astype(np.int64), None
+        finite = np.isfinite(x)
+        cast = np.where(finite, x, 0).astype(target).astype(np.int64)
+        return cast, None if finite.all() else ~finite
+
+    return keys
+
+
+def keys_of_whole(x: Array) -> tuple[Array, Array | None]:
+    """Into a float vocabulary that holds only whole numbers below 2**53: an exact int64 key or none."""
+    if x.dtype.kind != "f":
+        return x, None
+    whole = x.astype(np.int64)
+    return np.where(whole == x, whole, _NO_KEY), None
+
+
+def keys_of_bits(dtype: str) -> Any:
+    """Return what casts into any other float vocabulary and takes the bits; -0.0 and 0.0 are one key."""
+    target = np.dtype(dtype)
+    bits = np.dtype(f"i{target.itemsize}")
+
+    def keys(x: Array) -> tuple[Array, Array | None]:
+        return (x.astype(target) + target.type(0)).view(bits).astype(np.int64), None
+
+    return keys
+
+
+def key_function(name: str) -> Any:
+    """Return the function that a step's ``keys`` names: ``int64``, ``whole``, ``cast:…`` or ``bits:…``."""
+    if name == "int64":
+        return keys_as_is
+    if name == "whole":
+        return keys_of_whole
+    kind, dtype = name.split(":")
+    return {"cast": keys_by_cast, "bits": keys_of_bits}[kind](dtype)
+
+
+class _Encode(Elementwise):
+    """Base of the steps that turn values into category ids."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._keys = key_function(step["keys"])
+        self._null, self._unseen = arrays["null"], arrays["unseen"]
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Look up; nulls and what cannot be a key get their own ids."""
+        keys, outside = self._keys(x)
+        ids = self.find(keys)
+        if outside is not None:
+            ids = np.where(outside, self._unseen, ids)
+        if x.dtype.kind == "f":
+            null = np.isnan(x)
+            if null.any():
+                ids = np.where(null, self._null, ids)
+        elif valid is not None:
+            ids = np.where(valid, ids, self._null)
+        return ids, None
+
+    def find(self, keys: Array) -> Array:
+        """Return the id of each key, ``[C, n]``."""
+        raise NotImplementedError
+
+
+class EncodeDirect(_Encode):
+    """Dense integer vocabularies: one gather from all columns' direct tables, laid end to end."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._table = arrays["table"]
+        self._lowest = arrays["lowest"].view(np.uint64)
+        self._span = arrays["span"].view(np.uint64)
+        self._base = arrays["base"] if len(arrays["base"]) > 1 else None
+
+    def find(self, keys: Array) -> Array:
+        """Gather; what lies outside a column's table reads its last entry, the unseen id."""
+        index = np.minimum(keys.view(np.uint64) - self._lowest, self._span).view(np.int64)
+        if self._base is not None:
+            index += self._base
+        ids: Array = self._table[index]
+        return ids
+
+
+class EncodeHash(_Encode):
+    """Other vocabularies of numbers: one lookup for each column."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._lookups: list[Lookup] = [open_lookup(arrays, f"lookup{i}") for i in range(step["columns"])]
+
+    def find(self, keys: Array) -> Array:
+        """Look up."""
+        if len(self._lookups) == 1:
+            return self._lookups[0].find(keys[0]).reshape(1, -1)
+        return np.stack([lookup.find(row) for lookup, row in zip(self._lookups, keys, strict=True)])
+
+
+class EncodeText(Elementwise):
+    """A vocabulary of strings, looked up as UTF-8 bytes."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._lookup = open_lookup(arrays, "lookup0")
+        self._null: int = step["null"]
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Look up."""
+        if valid is None:
+            return self._lookup.find(x[0]).reshape(1, -1), None
+        ids = self._lookup.find(np.where(valid, x, b"")[0]).reshape(1, -1)
+        return np.where(valid, ids, self._null), None

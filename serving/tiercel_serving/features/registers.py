@@ -1,0 +1,68 @@
+"""What the steps of a feature program read and write: registers.
+
+A register is four arrays:
+
+``x``
+    ``[C, n]``: C columns that share an operator chain, n rows. dtype int64, float32, float64, or object
+    for ``bytes``. A list column is ``[1, m]``, its m elements.
+``valid``
+    ``[C, n]`` boolean or None. None in a float register, where a null is NaN.
+``offsets``, ``row_valid``
+    Of a list column, as in :class:`~tiercel_serving.columns.Column`; None otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column
+from ..spec import Array
+
+
+class Register(NamedTuple):
+    """Columns between two steps; see the module's text."""
+
+    x: Array
+    valid: npt.NDArray[np.bool_] | None = None
+    offsets: npt.NDArray[np.int64] | None = None
+    row_valid: npt.NDArray[np.bool_] | None = None
+
+
+Registers = list[Register]
+Columns = Mapping[str, Column]
+
+
+class Step(Protocol):
+    """One vectorised step."""
+
+    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
+        """Compute the step's register from earlier ones and the request's columns."""
+        ...
+
+
+def nan_where_null(x: Array, valid: Array | None) -> Array:
+    """Return a float array with NaN where it is null."""
+    if valid is None or valid.all():
+        return x
+    return np.where(valid, x, x.dtype.type(np.nan))
+
+
+class Elementwise:
+    """Base of the steps that change each element by itself; lists keep their offsets."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        self._source: int = step["in"]
+
+    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
+        """Apply :meth:`apply` to the source register."""
+        source = registers[self._source]
+        x, valid = self.apply(source.x, source.valid)
+        return Register(x, valid, source.offsets)
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Return the new ``x`` and ``valid``."""
+        raise NotImplementedError
