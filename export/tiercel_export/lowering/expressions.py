@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ..errors import UnsupportedOperator
+from ..errors import UnsupportedOperator, WorkflowError
 
 #: dtypes of NVTabular columns that travel and compute as int64.
 INTEGER_DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
@@ -82,10 +82,13 @@ class Where:
         Class name of the operator.
     selector
         The node's resolved column selector, with its groups.
+    nested
+        What a nested graph makes of an input frame.
     """
 
     operator: str
     selector: Any
+    nested: Callable[[Any, Columns], Columns]
 
     def refuse(self, column: str, reason: str, remedy: str) -> UnsupportedOperator:
         """Return the error that says why this column can't be compiled."""
@@ -100,8 +103,12 @@ def input_column(name: str, physical: str, dtype: str, is_list: bool) -> Express
 
 def refused_column(source: Expression, error: UnsupportedOperator) -> Expression:
     """Return what stands for a column that can't be compiled, until somebody needs it."""
-    own = (("name", min(source.inputs)), ("error", error))
-    return Expression(REFUSED, (), (), own, source.physical, source.dtype, source.is_list)
+    return apply(REFUSED, source, own={"error": error})
+
+
+def unreadable_column(name: str, error: WorkflowError) -> Expression:
+    """Return what stands for a raw column that no request can carry, until somebody needs it."""
+    return Expression(REFUSED, (), (), (("error", error), ("name", name)), "bytes", "bytes", False)
 
 
 def apply(

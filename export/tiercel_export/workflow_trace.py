@@ -1,0 +1,249 @@
+"""Walking a fitted workflow as NVTabular's executor does, with typed expressions in place of a data frame.
+
+What can't be compiled stops no walk: its columns carry the error, which counts only if they are served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .errors import UnsupportedOperator, WorkflowError
+from .lowering.categorify import vocabulary_of
+from .lowering.expressions import (
+    INTEGER_DTYPES,
+    REFUSED,
+    Columns,
+    Expression,
+    Lowering,
+    Where,
+    input_column,
+    refused_column,
+    unreadable_column,
+)
+from .lowering.table import TABLE, key_of
+
+#: What a raw column is, by name; None for one that isn't there or isn't needed.
+Root: TypeAlias = Callable[[str], Expression | None]
+
+
+def trace(workflow: Any, needed: set[str] | None = None) -> Columns:
+    """Return each output column as an expression of the inputs.
+
+    Parameters
+    ----------
+    workflow
+        A fitted workflow.
+    needed
+        Raw columns to begin with; None is all. What is computed from other columns is left out.
+
+    Returns
+    -------
+    Expression by output name. One whose ``op`` is ``refused`` carries the error of the operator that
+    can't be compiled: it matters only if the column is served.
+    """
+    given = set(workflow.input_schema.column_names)
+    wanted = given if needed is None else given & needed
+
+    def root(name: str) -> Expression | None:
+        if name not in wanted:
+            return None
+        try:
+            return raw_column(workflow, name)
+        except WorkflowError as error:
+            return unreadable_column(name, error)
+
+    columns = _Tracer(root).run(workflow.output_node)
+    return {name: columns[name] for name in workflow.output_schema.column_names if name in columns}
+
+
+class _Tracer:
+    """Walks one graph; a nested graph has a tracer of its own, whose raw columns are its node's input."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._done: dict[int, Columns] = {}
+
+    def run(self, node: Any) -> Columns:
+        """Return what the node makes, column by column."""
+        if id(node) not in self._done:
+            self._done[id(node)] = self._transform(node, self._gather(node))
+        return self._done[id(node)]
+
+    def _gather(self, node: Any) -> Columns:
+        """Join what the node's parents make; of a name that occurs twice the later counts."""
+        columns: Columns = {}
+        for parent in node.parents_with_dependencies:
+            columns.update(self.run(parent))
+        for name in [*node.input_schema.column_names, *node.dependency_columns.names]:
+            raw = self._root(name) if name not in columns else None
+            if raw is not None:
+                columns[name] = raw
+        return columns
+
+    def _transform(self, node: Any, columns: Columns) -> Columns:
+        if node.op is None:
+            return columns
+        selector = node.input_columns.resolve(node.input_schema)
+        names = [name for name in selector.names if name in columns]
+        where = Where(type(node.op).__name__, _Present(selector, set(names)), _nested)
+        lower, refusal = _lowering_of(node.op)
+        if not names:
+            return {} if lower is None else dict(columns)
+        blocked = {name: columns[name] for name in names if columns[name].op == REFUSED}
+        if refusal is not None:
+            blocked = {
+                name: blocked.get(name) or refused_column(columns[name], where.refuse(name, *refusal))
+                for name in names
+            }
+        free = [name for name in names if name not in blocked]
+        made = _lower(lower, node.op, free, columns, where) if lower and free else dict(columns)
+        if node.op.is_subgraph and free:
+            return made  # its own nodes were stopped one by one
+        for new, olds in node.op.column_mapping(selector).items():
+            stopped = [blocked[old] for old in olds if old in blocked]
+            if stopped:
+                made[new] = stopped[0]
+        return made
+
+
+def _nested(graph: Any, columns: Columns) -> Columns:
+    """Return what a nested graph makes of its node's input frame."""
+    made = _Tracer(columns.get).run(graph.output_node)
+    return {name: made[name] for name in graph.output_schema.column_names if name in made}
+
+
+def _lowering_of(op: Any) -> tuple[Lowering | None, tuple[str, str] | None]:
+    """Return an operator's lowering, or the reason and remedy why it has none."""
+    entry = TABLE.get(key_of(op))
+    if entry is None:
+        foreign = f"it is not an operator of NVTabular 23.08 ({type(op).__module__})"
+        return None, (foreign, "Apply it to the data before the fit")
+    if entry.lower is None:
+        return None, (entry.note, entry.remedy)
+    if not getattr(op, "fitted", True):
+        return None, ("it was never fitted", "Call fit() of the workflow on the training data first")
+    return entry.lower, None
+
+
+def _lower(lower: Lowering, op: Any, names: list[str], columns: Columns, where: Where) -> Columns:
+    """Lower an operator; what it can't do for one column or group of columns stops that one alone."""
+    try:
+        return lower(op, names, columns, where)
+    except UnsupportedOperator:
+        pass
+    made: Columns = {}
+    for unit in _units(where.selector, names):
+        alone = _Present(where.selector, set(unit))
+        try:
+            result = lower(op, unit, columns, replace(where, selector=alone))
+        except UnsupportedOperator as error:
+            stopped = refused_column(columns[unit[0]], error)
+            result = dict.fromkeys(op.column_mapping(alone), stopped)
+        for name, expression in result.items():
+            if name not in made or expression is not columns.get(name):
+                made[name] = expression
+    return made
+
+
+def _units(selector: Any, names: list[str]) -> list[list[str]]:
+    """Return the names in the groups that an operator takes together: subgroups, and the rest one by one."""
+    groups = [[name for name in group.names if name in names] for group in selector.subgroups]
+    grouped = {name for group in groups for name in group}
+    return [group for group in groups if group] + [[name] for name in names if name not in grouped]
+
+
+class _Present:
+    """A column selector without the columns of other parts, and without groups that lack one of them."""
+
+    def __init__(self, selector: Any, present: set[str]) -> None:
+        self.names: list[str] = [name for name in selector.names if name in present]
+        whole = [group for group in selector.subgroups if present.issuperset(group.names)]
+        self.subgroups: list[_Present] = [_Present(group, present) for group in whole]
+        grouped = {name for group in self.subgroups for name in group.names}
+        self.grouped_names: list[Any] = [
+            *(name for name in self.names if name not in grouped),
+            *(tuple(group.names) for group in self.subgroups),
+        ]
+
+
+def lineage_of(workflow: Any) -> dict[str, frozenset[str]]:
+    """Return the raw columns behind each output, by the operators' own column mappings.
+
+    No fitted state is read, so that this is quick for any workflow.
+    """
+    raw = {name: frozenset([name]) for name in workflow.input_schema.column_names}
+    return _lineage(workflow.output_node, raw)
+
+
+def _lineage(output_node: Any, raw: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    done: dict[int, dict[str, frozenset[str]]] = {}
+
+    def visit(node: Any) -> dict[str, frozenset[str]]:
+        if id(node) in done:
+            return done[id(node)]
+        above: dict[str, frozenset[str]] = {}
+        for parent in node.parents_with_dependencies:
+            above.update(visit(parent))
+        for name in node.input_schema.column_names:
+            if name not in above and name in raw:
+                above[name] = raw[name]
+        if node.op.is_subgraph:
+            made = _lineage(node.op.graph.output_node, above)
+        else:
+            selector = node.input_columns.resolve(node.input_schema)
+            made = {
+                new: frozenset().union(*(above.get(old, frozenset()) for old in olds))
+                for new, olds in node.op.column_mapping(selector).items()
+            }
+        names = node.output_schema.column_names
+        done[id(node)] = {name: made.get(name) or above.get(name, frozenset()) for name in names}
+        return done[id(node)]
+
+    return visit(output_node)
+
+
+def raw_column(workflow: Any, name: str) -> Expression:
+    """Return a raw column with the type that the schema of the fit gives it.
+
+    Raises
+    ------
+    WorkflowError
+        No request can carry its dtype, or the schema does not know it.
+    """
+    schema = workflow.input_schema[name]
+    is_list = bool(schema.is_list)
+    if schema.dtype.name == "unknown":
+        dtype = _dtype_by_vocabulary(workflow, name)
+    else:
+        dtype = schema.dtype.without_shape.to_numpy
+    if dtype.kind in "OUS":
+        return input_column(name, "bytes", "bytes", is_list)
+    if dtype.name == "bool" or dtype.name in INTEGER_DTYPES:
+        return input_column(name, "int64", dtype.name, is_list)
+    if dtype in (np.float32, np.float64):
+        return input_column(name, dtype.name, dtype.name, is_list)
+    raise WorkflowError(
+        f"input column {name!r} is {dtype.name}, which no request can carry; cast it to int64, float64 or "
+        "text before the fit"
+    )
+
+
+def _dtype_by_vocabulary(workflow: Any, name: str) -> np.dtype[Any]:
+    """Return the dtype of a column that the schema does not know (its first row was an empty list).
+
+    The vocabulary that encodes it tells.
+    """
+    from merlin.dag.node import iter_nodes
+
+    for node in iter_nodes([workflow.output_node], flatten_subgraphs=True):
+        if key_of(node.op) == "nvtabular.Categorify" and name in node.input_columns.names:
+            kind = vocabulary_of(node.op, name).kind
+            return np.dtype(np.object_ if kind == "text" else kind)
+    raise WorkflowError(
+        f"input column {name!r} has no dtype in the workflow's schema (its first row was an empty list): fit "
+        "on a Dataset with a schema, or put a row first that has elements"
+    )
