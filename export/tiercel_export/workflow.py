@@ -6,7 +6,8 @@ expression of the inputs: ``workflow_trace.py``) → schedule (``workflow_progra
 
 from __future__ import annotations
 
-import warnings
+import json
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,37 +131,75 @@ def load_workflow(workflow: Any) -> Any:
     Raises
     ------
     WorkflowError
-        The folder is not a saved workflow, another NVTabular or pandas wrote it, or it was never fitted.
+        The folder is missing, unreadable or not a saved workflow; another NVTabular, pandas or Python wrote
+        it; or it was never fitted. Names the file, what was found and what was expected.
     """
+    place = ""
     if isinstance(workflow, (str, Path)):
+        place = f"{workflow}: "
         workflow = _read_saved(Path(workflow))
     if not hasattr(workflow, "output_node"):
         raise WorkflowError(
-            f"expected an nvtabular.Workflow or a path to one, came {type(workflow).__name__}"
+            f"{place}expected an nvtabular.Workflow or the path of one, came {type(workflow).__name__}"
         )
     if workflow.output_schema is None:
-        raise WorkflowError("the workflow was never fitted: call fit() on the training data first")
+        raise WorkflowError(f"{place}the workflow was never fitted: call fit() on the training data first")
     return workflow
 
 
 def _read_saved(path: Path) -> Any:
     import nvtabular
 
+    if not path.is_dir():
+        what = "it is a file" if path.exists() else "there is no such folder"
+        raise WorkflowError(f"{path}: expected a folder written by Workflow.save, but {what}")
     for name in ("workflow.pkl", "metadata.json"):
         if not (path / name).is_file():
             raise WorkflowError(f"{path}: expected a folder written by Workflow.save, but it has no {name}")
+    _check_versions(path / "metadata.json")
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            workflow = nvtabular.Workflow.load(path)
+        return nvtabular.Workflow.load(path)
     except Exception as error:
         raise WorkflowError(
-            f"{path}: not a readable workflow ({type(error).__name__}: {error}); fit and save it again here"
+            f"{path / 'workflow.pkl'}: not a readable workflow ({type(error).__name__}: {error}); fit and "
+            "save it again here"
         ) from error
-    for warning in caught:
-        if "Loading workflow generated" in str(warning.message):
-            raise WorkflowError(f"{path}: {warning.message}; fit and save it again with these versions")
-    return workflow
+
+
+def _check_versions(file: Path) -> None:
+    """Compare what wrote a saved workflow with what runs here, before anything is unpickled.
+
+    As NVTabular does, by the first two numbers of each version; where it warns, this raises, for a pickle of
+    another version may load and compute something else.
+    """
+    import nvtabular
+    import pandas as pd
+
+    try:
+        versions = json.loads(file.read_text(encoding="utf-8"))["versions"]
+        found = {str(name): str(version) for name, version in versions.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WorkflowError(
+            f"{file}: expected the versions that Workflow.save wrote ({type(error).__name__}: {error}); save "
+            "the workflow again"
+        ) from error
+    expected = {
+        "nvtabular": nvtabular.__version__,
+        "pandas": pd.__version__,
+        "python": platform.python_version(),
+    }
+    if "cudf" in found:
+        raise WorkflowError(
+            f"{file}: the workflow was fitted on a GPU (cudf {found['cudf']}), expected pandas "
+            f"{expected['pandas']}; fit and save it again on CPU, for the two do not compute alike"
+        )
+    for name, version in expected.items():
+        came = found.get(name, "unknown").split(" ")[0]
+        if came.split(".")[:2] != version.split(".")[:2]:
+            raise WorkflowError(
+                f"{file}: saved by {name} version {came}, expected {version}; fit and save it again with the "
+                "versions that are here"
+            )
 
 
 def cut_workflow(workflow: Any, *, parts: Mapping[str, str] | None = None) -> WorkflowParts:
@@ -196,7 +235,10 @@ def _part_of(workflow: Any, name: str, sources: frozenset[str]) -> str:
     part = _tag_part(tags)
     if part is not None:
         return part
-    of_inputs = {_tag_part(_tags(workflow.input_schema[source])) for source in sources}
+    tags_of_inputs = [_tags(workflow.input_schema[source]) for source in sources]
+    if tags_of_inputs and all(of & LABEL_TAGS for of in tags_of_inputs):
+        return "label"
+    of_inputs = {_tag_part(of) for of in tags_of_inputs}
     known = {side for side in of_inputs if side is not None}
     if len(known) == 1:
         return known.pop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import warnings
 
@@ -10,6 +11,7 @@ import numpy as np
 import nvtabular as nvt
 import pandas as pd
 import pytest
+from merlin.dag.node import iter_nodes
 from merlin.schema import Tags
 from nvtabular import ops
 
@@ -164,6 +166,102 @@ def test_refused_operator_of_one_side_does_not_block_the_other():
         compile_workflow(workflow, "user")
 
 
+class Doubled(ops.Operator):
+    """An operator that NVTabular does not have."""
+
+    def transform(self, col_selector, df):
+        return df[col_selector.names] * 2
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda: ops.LambdaOp(lambda column: column * 2),
+        lambda: ops.HashBucket(4),
+        lambda: ops.DifferenceLag("user_id"),
+        lambda: ops.Bucketize([3, 1, 2]),
+        Doubled,
+    ],
+)
+def test_refused_operator_of_the_item_side_does_not_block_the_user_side(operator):
+    frame = FRAME.assign(clicked=FRAME["clicked"].astype("int64"))
+    node = (["age"] >> ops.Normalize() >> ops.TagAsUserFeatures()) + (
+        ["year", "user_id"] >> operator() >> ops.Rename(postfix="_2") >> ops.TagAsItemFeatures()
+    )
+    workflow = nvt.Workflow(node)
+    try:
+        workflow.fit(nvt.Dataset(frame))
+    except ValueError:  # boundaries that are not in order
+        workflow.fit_schema(nvt.Dataset(frame).schema)
+        for one in iter_nodes([workflow.output_node]):
+            if isinstance(one.op, ops.Normalize):
+                one.op.means, one.op.stds, one.op.fitted = {"age": 1.0}, {"age": 2.0}, True
+    assert [column.name for column in compile_workflow(workflow, "user").outputs] == ["age"]
+    with pytest.raises(UnsupportedOperator, match=r"on column '(year|user_id)'"):
+        compile_workflow(workflow, "item")
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        lambda: ["clicked"] >> ops.LambdaOp(lambda column: column > 0, tags=[Tags.TARGET]),
+        lambda: ["clicked"] >> ops.LambdaOp(lambda c, frame: c * frame["age"], dependency=["age"]),
+        lambda: ["clicked"] >> ops.DifferenceLag("user_id"),
+        lambda: ["clicked"] >> Doubled(),
+        lambda: ["clicked"] >> ops.Normalize() >> ops.LambdaOp(lambda column: column) >> ops.LogOp(),
+        lambda: ["clicked"] >> ops.Filter(lambda frame: frame["clicked"] >= 0),
+        lambda: ["clicked", "age"] >> ops.Rename(postfix="_2") >> ops.HashBucket(2),
+    ],
+)
+def test_labels_are_dropped_whatever_makes_them(label):
+    served = (["age"] >> ops.LogOp() >> ops.TagAsUserFeatures()) + (
+        ["year"] >> ops.LogOp() >> ops.TagAsItemFeatures()
+    )
+    workflow = fit(served + (label() >> ops.AddTags([Tags.TARGET])))
+    cut = cut_workflow(workflow)
+    assert [name for name, part in cut.outputs.items() if part != "label"] == ["age", "year"]
+    assert [name for name, part in cut.outputs.items() if part == "label"]
+    for part, name in (("user", "age"), ("item", "year")):
+        compiled = compile_workflow(cut, part)
+        assert [column.name for column in compiled.outputs] == [name]
+        assert [column.name for column in compiled.inputs] == [name]
+
+
+def test_a_column_made_of_labels_alone_is_a_label():
+    schema = nvt.Dataset(FRAME).schema
+    schema["clicked"] = schema["clicked"].with_tags([Tags.BINARY_CLASSIFICATION])
+    schema["age"] = schema["age"].with_tags([Tags.USER])
+    workflow = nvt.Workflow((["clicked"] >> ops.LogOp() >> ops.Rename(postfix="_log")) + ["age"])
+    workflow.fit(nvt.Dataset(FRAME, schema=schema))
+    assert cut_workflow(workflow).outputs == {"clicked_log": "label", "age": "user"}
+
+
+def test_a_raw_column_that_no_request_can_carry_counts_only_if_it_is_served():
+    frame = FRAME.assign(when=pd.to_datetime(FRAME["year"], format="%Y"))
+    served = ["age"] >> ops.LogOp() >> ops.TagAsUserFeatures()
+    label = ["when"] >> ops.LambdaOp(lambda column: column) >> ops.AddTags([Tags.TARGET])
+    assert len(compile_workflow(fit(served + label, frame), "user").outputs) == 1
+    with pytest.raises(WorkflowError, match=r"input column 'when' is datetime64.*cast it"):
+        compile_workflow(fit(served + (["when"] >> ops.TagAsUserFeatures()), frame), "user")
+
+
+@pytest.mark.parametrize(
+    ("operator", "name"),
+    [
+        (lambda: ops.Dropna(), "Dropna"),
+        (lambda: ops.Filter(lambda frame: frame["age"] > 0), "Filter"),
+    ],
+)
+def test_dropping_rows_above_a_served_column(operator, name):
+    node = ["age", "hour"] >> operator() >> ops.FillMissing() >> ops.Normalize() >> ops.Rename(postfix="_n")
+    workflow = fit(node >> ops.TagAsUserFeatures())
+    with pytest.raises(UnsupportedOperator) as caught:
+        compile_workflow(workflow, "user")
+    assert (caught.value.operator, caught.value.column) == (name, "age")
+    assert "it drops rows" in caught.value.reason
+    assert "before the fit" in caught.value.remedy
+
+
 def test_saved_workflow(workflow, tmp_path):
     saved = tmp_path / "saved"
     node = ["genres"] >> ops.Categorify(out_path=str(tmp_path)) >> ops.TagAsItemFeatures()
@@ -176,17 +274,86 @@ def test_saved_workflow(workflow, tmp_path):
     expected = frame_oracle(str(moved), "item", FRAME)["genres"]
     assert program.run(columns, 4)["genres"].values.tolist() == [v for row in expected for v in row]
 
-    (moved / "metadata.json").write_text(
-        json.dumps({"versions": {"nvtabular": "1.2.0", "pandas": pd.__version__, "python": "3.11.0"}})
-    )
-    with pytest.raises(WorkflowError, match=r"nvtabular version 1\.2\.0.*fit and save it again"):
-        compile_workflow(moved, "item")
-    (moved / "workflow.pkl").write_bytes(b"no pickle")
-    with pytest.raises(WorkflowError, match="not a readable workflow"):
-        compile_workflow(moved, "item")
-    (moved / "workflow.pkl").unlink()
+
+@pytest.fixture
+def saved(tmp_path):
+    workflow = fit(["age"] >> ops.Normalize() >> ops.TagAsUserFeatures())
+    workflow.save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def metadata(saved, **versions):
+    """Write other versions over the saved ones; None leaves one out."""
+    file = saved / "metadata.json"
+    found = json.loads(file.read_text())
+    for name, version in versions.items():
+        found["versions"].pop(name, None)
+        if version is not None:
+            found["versions"][name] = version
+    file.write_text(json.dumps(found))
+
+
+def test_saved_by_the_versions_that_are_here(saved):
+    found = json.loads((saved / "metadata.json").read_text())["versions"]
+    assert set(found) == {"nvtabular", "pandas", "python"}
+    metadata(saved, pandas=".".join(pd.__version__.split(".")[:2]) + ".99")
+    assert [column.name for column in compile_workflow(saved, "user").outputs] == ["age"]
+
+
+@pytest.mark.parametrize(
+    ("versions", "message"),
+    [
+        (
+            {"nvtabular": "1.2.0"},
+            rf"nvtabular version 1\.2\.0, expected {nvt.__version__}.*fit and save it again",
+        ),
+        ({"pandas": "2.2.3"}, rf"pandas version 2\.2\.3, expected {pd.__version__}"),
+        ({"python": "3.8.10 (default)"}, r"python version 3\.8\.10, expected 3\.\d+"),
+        ({"pandas": None}, "pandas version unknown"),
+        ({"pandas": None, "cudf": "23.08.00"}, r"fitted on a GPU \(cudf 23\.08\.00\), expected pandas"),
+    ],
+)
+def test_saved_by_another_version(saved, versions, message):
+    metadata(saved, **versions)
+    with pytest.raises(WorkflowError, match=rf"metadata\.json: .*{message}"):
+        compile_workflow(saved, "user")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"versions": 3}', "\udcff"])
+def test_saved_with_unreadable_metadata(saved, text):
+    (saved / "metadata.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(WorkflowError, match=r"metadata\.json: expected the versions that"):
+        compile_workflow(saved, "user")
+
+
+def test_saved_folder_missing_or_incomplete(saved, tmp_path):
+    with pytest.raises(WorkflowError, match=r"nowhere: expected a folder.*there is no such folder"):
+        compile_workflow(tmp_path / "nowhere", "user")
+    with pytest.raises(WorkflowError, match=r"workflow\.pkl: expected a folder.*it is a file"):
+        compile_workflow(saved / "workflow.pkl", "user")
+    (saved / "workflow.pkl").write_bytes(b"no pickle")
+    with pytest.raises(WorkflowError, match=r"workflow\.pkl: not a readable workflow"):
+        compile_workflow(saved, "user")
+    (saved / "workflow.pkl").write_bytes(pickle.dumps({"not": "a workflow"}))
+    with pytest.raises(WorkflowError, match=r"workflow\.pkl: not a readable workflow"):
+        compile_workflow(str(saved), "user")
+    (saved / "metadata.json").unlink()
+    with pytest.raises(WorkflowError, match=r"has no metadata\.json"):
+        compile_workflow(saved, "user")
+    (saved / "workflow.pkl").unlink()
     with pytest.raises(WorkflowError, match=r"has no workflow\.pkl"):
-        compile_workflow(moved, "item")
+        compile_workflow(saved, "user")
+
+
+def test_saved_but_never_fitted(tmp_path):
+    nvt.Workflow(["age"] >> ops.Normalize()).save(tmp_path)
+    with pytest.raises(WorkflowError, match=rf"{tmp_path}: the workflow was never fitted"):
+        cut_workflow(tmp_path)
+    # The schemas alone are no fit.
+    workflow = nvt.Workflow(["age"] >> ops.Normalize() >> ops.TagAsUserFeatures())
+    workflow.fit_schema(nvt.Dataset(FRAME).schema)
+    with pytest.raises(UnsupportedOperator, match=r"Normalize on column 'age'.*never fitted.*Call fit\(\)"):
+        compile_workflow(workflow, "user")
 
 
 def test_list_column_whose_first_row_was_empty(tmp_path):
