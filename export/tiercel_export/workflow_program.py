@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from tiercel_serving.features import PROGRAM_FORMAT
-from tiercel_serving.lookup import build_lookup
+from tiercel_serving.lookup import Table, build_fused, build_lookup, packed_strings, word_count
 from tiercel_serving.spec import Array
+from tiercel_serving.strings import Strings
 
 from .lowering.expressions import Expression
 
@@ -31,6 +33,12 @@ class Output:
 
 
 Group: TypeAlias = list[Expression]
+
+#: The steps that pick rows of their register themselves: columns of one fitted table have one row number.
+PICKING = ("gather", "gather_text", "gather_list")
+
+#: The steps that work on several text columns at once.
+FUSED_TEXT = ("load", "fill_text", "encode_text")
 
 
 def schedule(
@@ -93,22 +101,38 @@ def _groups(outputs: Sequence[Expression]) -> list[Group]:
     terminal = set(outputs)
     ahead: dict[Expression, tuple[Any, ...]] = {}
     for expression in sorted(live, key=lambda e: -e.depth):
-        uses = sorted(repr((use.op, use.shared, ahead[use])) for use in users.get(expression, []))
+        uses = sorted(repr((*_step_key(use), ahead[use])) for use in users.get(expression, []))
         ahead[expression] = (expression in terminal, *uses)
     behind: dict[Expression, tuple[Any, ...]] = {}
     groups: dict[tuple[Any, ...], Group] = {}
     for expression in sorted(live, key=lambda e: e.depth):
         source = tuple(behind[source] for source in expression.sources)
-        # Lists and text have a length or a table of their own, so that each is a group by itself.
-        alone: Any = expression.own if expression.is_list or expression.is_text else ()
-        if expression.op == "encode_text":
-            alone = expression.own
-        if len(expression.sources) > 1:
-            alone = expression
-        key = (expression.op, expression.shared, expression.physical, alone, ahead[expression], source)
+        fused = _is_fused(expression, expression in terminal, users.get(expression, []))
+        alone = () if fused else (expression,)
+        key = (*_step_key(expression), expression.physical, alone, ahead[expression], source)
         behind[expression] = key
         groups.setdefault(key, []).append(expression)
     return list(groups.values())
+
+
+def _step_key(expression: Expression) -> tuple[Any, ...]:
+    """Return what columns of one step have in common; for text also how wide the vocabulary's keys are."""
+    if expression.op != "encode_text":
+        return expression.op, expression.shared
+    return expression.op, expression.shared, word_count(_text_keys(expression))
+
+
+def _is_fused(expression: Expression, is_output: bool, users: Sequence[Expression]) -> bool:
+    """Tell whether a column may share its step with others that are like it.
+
+    Lists have lengths of their own, and steps of several sources stand by themselves. Text is fused on its
+    way into vocabularies: only there is it cheaper to have it in one piece.
+    """
+    if expression.is_list or len(expression.sources) > 1:
+        return False
+    if expression.is_text:
+        return expression.op in FUSED_TEXT and not is_output and all(use.op in FUSED_TEXT for use in users)
+    return True
 
 
 class _Emitter:
@@ -124,6 +148,9 @@ class _Emitter:
         first = group[0]
         if not first.sources:
             step = _load(group)
+        elif first.op in PICKING:
+            places = [self.place[expression.sources[0]] for expression in group]
+            step = {"op": first.op, "in": places[0][0], "rows": [row for _, row in places]}
         elif len(first.sources) == 1:
             register = self._register([expression.sources[0] for expression in group])
             step = {"op": first.op, "in": register, **dict(first.shared)}
@@ -212,18 +239,68 @@ def _direct_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
 
 
 def _hash_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
-    step["columns"] = len(group)
-    arrays = _ids(group)
-    for i, (table, unseen) in enumerate(zip(_own(group, "vocabulary"), _own(group, "unseen"), strict=True)):
-        arrays |= build_lookup(table.keys, f"lookup{i}", codes=table.vocabulary.ids, missing=unseen)
-    return arrays
+    return _ids(group) | _fused(group, [table.keys for table in _own(group, "vocabulary")])
 
 
 def _text_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
-    own = dict(group[0].own)
-    step["null"] = own["null"]
-    vocabulary = own["vocabulary"].vocabulary
-    return build_lookup(vocabulary.values, "lookup0", codes=vocabulary.ids, missing=own["unseen"])
+    return _ids(group) | _fused(group, [_text_keys(expression) for expression in group])
+
+
+def _text_keys(expression: Expression) -> Strings:
+    return _packed(dict(expression.own)["vocabulary"].vocabulary)
+
+
+@lru_cache(maxsize=64)
+def _packed(vocabulary: Any) -> Strings:
+    return packed_strings(vocabulary.values)
+
+
+def _fused(group: Group, keys: Sequence[Array | Strings]) -> dict[str, Array]:
+    """Lay out the columns' hash tables; columns of one vocabulary share theirs."""
+    number: dict[tuple[Any, int], int] = {}
+    tables: list[Table] = []
+    which: list[int] = []
+    vocabularies, unseen = _own(group, "vocabulary"), _own(group, "unseen")
+    for vocabulary, missing, own_keys in zip(vocabularies, unseen, keys, strict=True):
+        name = (vocabulary, missing)
+        if name not in number:
+            number[name] = len(tables)
+            tables.append(Table(own_keys, vocabulary.vocabulary.ids, missing))
+        which.append(number[name])
+    return build_fused(tables, "lookup", which=which)
+
+
+def _key_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    table = dict(group[0].own)["table"]
+    return build_lookup(table.keys, "lookup0", codes=table.answers, missing=table.missing)
+
+
+def _gather_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    columns = _own(group, "column")
+    sizes = np.array([len(column.values) for column in columns], np.int64)
+    arrays = {"table": np.concatenate([column.values for column in columns])}
+    if any(column.valid is not None for column in columns):
+        every = [np.ones(len(c.values), np.bool_) if c.valid is None else c.valid for c in columns]
+        arrays["valid"] = np.concatenate(every)
+    return arrays | {"base": _column_vector(np.cumsum(sizes) - sizes, "int64")}
+
+
+def _gather_text_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    column = dict(group[0].own)["column"]
+    return _texts(column.values) | {"valid": column.valid}
+
+
+def _gather_list_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    column = dict(group[0].own)["column"]
+    arrays = _texts(column.values) if group[0].is_text else {"values": column.values}
+    if column.valid is not None:
+        arrays["valid"] = column.valid
+    return arrays | {"row_offsets": column.offsets, "row_valid": column.row_valid}
+
+
+def _texts(values: Array) -> dict[str, Array]:
+    strings = Strings.of(values)
+    return {"offsets": strings.offsets, "blob": strings.blob}
 
 
 #: What each step keeps in arrays.
@@ -233,6 +310,7 @@ ARRAYS: Mapping[str, Callable[[Group, dict[str, Any]], dict[str, Array]]] = {
     "cast": _no_arrays,
     "fill": _fill_arrays,
     "fill_text": _no_arrays,
+    "fill_rows": _no_arrays,
     "is_null": _no_arrays,
     "row_is_null": _no_arrays,
     "clip": _clip_arrays,
@@ -243,4 +321,8 @@ ARRAYS: Mapping[str, Callable[[Group, dict[str, Any]], dict[str, Array]]] = {
     "encode_direct": _direct_arrays,
     "encode_hash": _hash_arrays,
     "encode_text": _text_arrays,
+    "combine_keys": _key_arrays,
+    "gather": _gather_arrays,
+    "gather_text": _gather_text_arrays,
+    "gather_list": _gather_list_arrays,
 }

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .columns import Column
-from .lookup import pack_bytes
 from .spec import Array
+from .strings import Strings
 
 
 def store_column(column: Column, prefix: str) -> dict[str, Array]:
@@ -136,8 +136,8 @@ def _store_strings(values: Array, valid: Array | None) -> dict[str, Array]:
         codes_of[b""] = 0
     distinct = np.empty(len(codes_of), np.object_)
     distinct[:] = list(codes_of)
-    offsets, blob = pack_bytes(distinct)
-    return {"codes": codes, "offsets": offsets, "blob": blob}
+    packed = Strings.of(distinct)
+    return {"codes": codes, "offsets": packed.offsets, "blob": packed.blob}
 
 
 def _strings(codes: Array, offsets: Array, blob: Array) -> Array:

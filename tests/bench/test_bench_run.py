@@ -33,14 +33,6 @@ def test_known_users_are_drawn_from_the_store(string_ids, tmp_path):
     assert known_user_ids(tiny.release, 3).tolist() == known_user_ids(tiny.release, 3).tolist()
 
 
-def test_far_apart_integer_ids_are_drawn_too(tmp_path):
-    from tiercel_pipelines.bench.repository import _lookup_keys
-    from tiercel_serving.lookup import build_lookup
-
-    ids = np.array([-5, 0, 7, 10**15, -(10**12)])
-    assert sorted(_lookup_keys(build_lookup(ids)).tolist()) == sorted(ids.tolist())
-
-
 def test_requests_are_perf_analyzers_json(tmp_path):
     file = tmp_path / "requests.json"
     write_requests(np.array(["é☃".encode(), b""], dtype=object), file, extra=[("k", 5)])

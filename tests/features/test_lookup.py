@@ -9,14 +9,27 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tiercel_serving import perfect_hash
 from tiercel_serving.artefacts import open_artefact, write_artefact
 from tiercel_serving.column_store import open_column, store_column
 from tiercel_serving.columns import Column
-from tiercel_serving.lookup import BytesLookup, DirectLookup, IntLookup, build_lookup, open_lookup
+from tiercel_serving.lookup import (
+    FEW,
+    DirectLookup,
+    IntLookup,
+    Table,
+    build_fused,
+    build_lookup,
+    open_lookup,
+    read_keys,
+)
+from tiercel_serving.strings import Strings
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 KEYS = st.one_of(
-    st.binary(max_size=12), st.text(max_size=8).map(lambda s: s.encode("utf-8", "surrogatepass"))
+    st.binary(max_size=12),
+    st.binary(max_size=150),
+    st.text(max_size=8).map(lambda s: s.encode("utf-8", "surrogatepass")),
 )
 EXTREMES = [0, 1, -1, 2**63 - 1, -(2**63), 2**53 + 1, 2**31, -(2**31)]
 
@@ -28,14 +41,18 @@ def objects(items) -> np.ndarray:
 
 
 def check(keys: np.ndarray, asked: np.ndarray, lookup) -> None:
+    """All at once (by arrays), in parts (key by key), and packed: each answers as a ``dict`` does."""
     position = {key: i for i, key in enumerate(keys.tolist())}
     expected = [position.get(value, -1) for value in asked.tolist()]
-    found = lookup.find(asked)
+    many = np.concatenate([asked] * (FEW // max(len(asked), 1) + 1))
+    found = lookup.find(many)
     assert found.dtype == np.int64
-    assert found.tolist() == expected
-    for value, answer in zip(asked[:3], expected[:3], strict=True):
-        one = np.array([value], asked.dtype)
-        assert lookup.find(one).tolist() == [answer]
+    assert found.tolist() == [position.get(value, -1) for value in many.tolist()]
+    few = [lookup.find(asked[begin : begin + FEW]) for begin in range(0, len(asked), FEW)]
+    assert [code for codes in few for code in codes.tolist()] == expected
+    if asked.dtype == np.object_:
+        assert lookup.find(Strings.of(many)).tolist() == found.tolist()
+        assert lookup.find(Strings.of(asked[:FEW])).tolist() == expected[:FEW]
 
 
 @given(st.lists(INT64, unique=True, max_size=60), st.lists(INT64, max_size=60))
@@ -53,48 +70,142 @@ def test_dense_integers_anywhere_use_a_direct_table(lowest, steps):
     check(keys, np.array([*asked, *EXTREMES], np.int64), lookup)
 
 
-@pytest.mark.parametrize("stride", [1, 2**40, -(2**44) + 1, 3**20])
+@pytest.mark.parametrize("stride", [1, 2**40, -(2**44) + 1, 3**20, 2**52])
 def test_many_spread_integers(stride):
-    keys = (np.arange(5000) * stride).astype(np.int64)
+    keys = np.unique((np.arange(5000) * stride).astype(np.int64))
     lookup = open_lookup(build_lookup(keys))
     check(keys, np.concatenate([keys[::-1], keys + 1]), lookup)
     if abs(stride) > 1:
         assert isinstance(lookup, IntLookup)
 
 
-@given(st.lists(KEYS, unique=True, max_size=60), st.lists(KEYS, max_size=60), st.booleans())
-def test_any_bytes(keys, asked, mapped):
+@settings(max_examples=300)
+@given(st.lists(KEYS, unique=True, max_size=60), st.lists(KEYS, max_size=60))
+def test_any_bytes(keys, asked):
     keys = objects(keys)
-    lookup = open_lookup(build_lookup(keys))
-    if mapped:
-        lookup._dict = None  # as in a table too large for a private copy
     edge = [b"", b"\0", b"\0\0", b"a", b"a\0", "né".encode(), "ne\u0301".encode()]
-    check(keys, objects([*asked, *edge, *keys.tolist()]), lookup)
+    near = [key + end for key in keys for end in (b"", b"\0", b"x")] + [key[:-1] for key in keys]
+    check(keys, objects([*asked, *edge, *near]), open_lookup(build_lookup(keys)))
 
 
-def test_crc_collisions_are_told_apart():
-    # Both have CRC-32 0x4DDB0C25, as every pair of this well-known kind does.
+@pytest.mark.parametrize("length", [7, 8, 9, 23, 24, 25, 55, 56, 57, 119, 120, 121, 500])
+@pytest.mark.parametrize("outliers", [0, 1, 50])
+def test_strings_of_any_length_beside_longer_ones(length, outliers):
+    keys = [(b"%06d" % i).ljust(length, b"x") for i in range(3000)]
+    keys += [key + b"-and-more" * (1 + i % 30) for i, key in enumerate(keys[:outliers])]
+    asked = [
+        end for key in keys[:100] for end in (key, key[:-1], key + b"y", key + b"\0", key + b"-and-more")
+    ]
+    check(objects(keys), objects([*asked, b"", *keys]), open_lookup(build_lookup(objects(keys))))
+
+
+def test_equal_checksums_of_odd_strings_are_told_apart():
+    # CRC-32 is affine: equal checksums stay equal behind a common end.
     from zlib import crc32
 
-    first, second = b"plumless", b"buckeroo"
+    first, second = b"plumless\0", b"buckeroo\0"
     assert crc32(first) == crc32(second)
-    lookup = open_lookup(build_lookup(objects([first])))
-    lookup._dict = None
-    assert lookup.find(objects([first, second])).tolist() == [0, -1]
-    assert lookup.find(objects([first, second] * 40)).tolist() == [0, -1] * 40
-    both = open_lookup(build_lookup(objects([second, first])))
-    both._dict = None
-    assert both.find(objects([first, second] * 40)).tolist() == [1, 0] * 40
-    assert both.find(objects([first])).tolist() == [1]
+    check(objects([first]), objects([first, second]), open_lookup(build_lookup(objects([first]))))
+    check(
+        objects([second, first]),
+        objects([first, second]),
+        open_lookup(build_lookup(objects([second, first]))),
+    )
 
 
-def test_large_bytes_table_is_memory_mapped(tmp_path: Path):
-    keys = objects([f"key-{i}-é".encode() for i in range(20_000)])
+@settings(max_examples=100)
+@given(
+    st.lists(st.lists(INT64, unique=True, max_size=30), min_size=1, max_size=4),
+    st.lists(INT64, min_size=1, max_size=20),
+    st.data(),
+)
+def test_fused_integers_stay_apart(tables, asked, data):
+    which = data.draw(st.lists(st.integers(0, len(tables) - 1), min_size=1, max_size=5))
+    built = [
+        Table(np.array(keys, np.int64), np.arange(len(keys)) + 10 * number, -1 - number)
+        for number, keys in enumerate(tables)
+    ]
+    lookup = open_lookup(build_fused(built, which=which))
+    asked = np.array([*asked, *(key for keys in tables for key in keys)], np.int64)
+    check_fused(lookup, built, which, asked)
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.lists(KEYS, unique=True, max_size=30), min_size=1, max_size=4),
+    st.lists(KEYS, min_size=1, max_size=20),
+    st.data(),
+)
+def test_fused_strings_stay_apart(tables, asked, data):
+    which = data.draw(st.lists(st.integers(0, len(tables) - 1), min_size=1, max_size=5))
+    built = [
+        Table(objects(keys), np.arange(len(keys)) + 10 * number, -1 - number)
+        for number, keys in enumerate(tables)
+    ]
+    lookup = open_lookup(build_fused(built, which=which))
+    check_fused(lookup, built, which, objects([*asked, *(key for keys in tables for key in keys)]))
+
+
+def check_fused(lookup, tables: list[Table], which: list[int], asked: np.ndarray) -> None:
+    codes = [dict(zip(t.keys.tolist(), t.codes.tolist(), strict=True)) for t in tables]
+    for n in (1, 2, len(asked)):
+        expected = [[codes[t].get(key, tables[t].missing) for key in asked[:n].tolist()] for t in which]
+        stacked = np.stack([asked[:n]] * len(which))
+        assert lookup.find(stacked).tolist() == expected
+        if asked.dtype == np.object_:
+            packed = lookup.find(Strings.of(stacked.ravel()))
+            assert packed.reshape(stacked.shape).tolist() == expected
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("shape", [(3, 10_000), (2, 40_000), (40, 1000)])
+def test_long_batches_are_looked_up_in_blocks(text, shape):
+    columns, n = shape
+    rng = np.random.default_rng(0)
+    tables = []
+    for number in range(columns):
+        keys = rng.choice(10**15, 500, replace=False)
+        own = objects([b"%d" % key for key in keys.tolist()]) if text else keys
+        tables.append(Table(own, np.arange(500) + number, -number))
+    lookup = open_lookup(build_fused(tables))
+    picked = rng.integers(0, 500, shape)
+    asked = np.stack([table.keys[row] for table, row in zip(tables, picked, strict=True)])
+    assert np.array_equal(lookup.find(asked), picked + np.arange(columns)[:, None])
+    # What one column holds, the next one does not.
+    missing = np.tile(-np.arange(columns)[:, None], n)
+    assert np.array_equal(lookup.find(np.roll(asked, 1, axis=0)), missing)
+    if text:
+        assert np.array_equal(lookup.find(Strings.of(asked.ravel())), picked + np.arange(columns)[:, None])
+
+
+def test_another_seed_is_tried_where_hashes_meet(monkeypatch):
+    real, seeds = perfect_hash.hash_words, []
+
+    def bad_at_first(words, seed):
+        seeds.append(int(seed))
+        return real(words, seed) if len(seeds) > 1 else np.zeros_like(words[0])
+
+    monkeypatch.setattr(perfect_hash, "hash_words", bad_at_first)
+    keys = np.arange(1000) * 10**12
+    arrays = build_lookup(keys)
+    assert len(set(seeds)) == 2
+    check(keys, keys, open_lookup(arrays))
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_tables_are_memory_mapped_and_give_back_their_keys(text, tmp_path: Path):
+    keys = np.arange(20_000)[::-1] * 10**10
+    keys = objects([f"key-{i}-é".encode() for i in keys.tolist()] + [b"nul\0", b"x" * 400]) if text else keys
     write_artefact(tmp_path / "a", "users", "b", build_lookup(keys, "id"))
-    lookup = open_lookup(open_artefact(tmp_path / "a", "users").arrays, "id")
-    assert isinstance(lookup, BytesLookup)
-    assert lookup._dict is None
-    check(keys, objects([*keys[::-1].tolist(), b"key-", b"key-1-", b""]), lookup)
+    arrays = open_artefact(tmp_path / "a", "users").arrays
+    assert not arrays["id.records"].flags.owndata
+    check(keys, keys[::-1], open_lookup(arrays, "id"))
+    assert read_keys(arrays, "id").tolist() == keys.tolist()
+
+
+def test_dense_table_gives_back_its_keys():
+    keys = np.array([7, 3, -2, 5])
+    assert read_keys(build_lookup(keys)).tolist() == keys.tolist()
 
 
 @pytest.mark.parametrize("keys", [np.array([], np.int64), objects([])])
@@ -103,6 +214,7 @@ def test_empty_table(keys, tmp_path: Path):
     lookup = open_lookup(open_artefact(tmp_path / "a", "users").arrays, "id")
     asked = np.array([0, 5], np.int64) if keys.dtype != object else objects([b"", b"x"])
     assert lookup.find(asked).tolist() == [-1, -1]
+    assert lookup.find(np.concatenate([asked] * FEW)).tolist() == [-1] * 2 * FEW
     assert lookup.find(asked[:0]).tolist() == []
 
 
@@ -112,15 +224,34 @@ def test_codes_and_missing():
     assert lookup.find(np.array([30, 10**15, 10, 11], np.int64)).tolist() == [8, 9, 7, 2]
 
 
-@pytest.mark.parametrize("keys", [np.array([3, 3]), objects([b"x", b"x"])])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        *(np.array([3, 3]), np.array([3, 10**15, 3])),
+        *(objects([b"x", b"x"]), objects([b"x\0", b"y", b"x\0"]), objects([b"", b"q" * 9, b""])),
+    ],
+)
 def test_repeated_key_is_named(keys):
-    with pytest.raises(ValueError, match=r"(3|b'x') occurs more than once"):
+    with pytest.raises(ValueError, match=r"(3|b'x'|b'x\\x00'|b'') occurs more than once"):
         build_lookup(keys)
 
 
 def test_text_keys_are_refused():
     with pytest.raises(TypeError, match="encode text as UTF-8"):
         build_lookup(objects(["text"]))
+
+
+@given(st.lists(KEYS, max_size=20), st.data())
+def test_packed_strings(items, data):
+    packed = Strings.of(objects(items))
+    assert packed.objects().tolist() == items
+    begin = data.draw(st.integers(0, len(items)))
+    end = data.draw(st.integers(begin, len(items)))
+    assert packed.part(begin, end).objects().tolist() == items[begin:end]
+    rows = data.draw(st.lists(st.integers(0, len(items) - 1), max_size=9)) if items else []
+    assert packed.take(np.array(rows, np.int64)).objects().tolist() == [items[row] for row in rows]
+    both = Strings.join([packed.part(begin, end), packed, packed.part(end, end)])
+    assert both.objects().tolist() == [*items[begin:end], *items]
 
 
 ELEMENTS = {

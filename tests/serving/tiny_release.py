@@ -235,7 +235,8 @@ def _write_index(tiny: Tiny, path: Path, factory: str) -> None:
 def _write_program(path: Path) -> None:
     codes = np.arange(len(OCCUPATIONS)) + 3
     arrays = {"s1.value": np.array([[30.0]])}
-    arrays |= build_lookup(objects(OCCUPATIONS), "s3.lookup0", codes=codes, missing=2)
+    arrays |= build_lookup(objects(OCCUPATIONS), "s3.lookup", codes=codes, missing=2)
+    arrays |= {"s3.null": np.array([[1]], np.int64)}
     inputs = [
         {"name": "age", "dtype": "float64", "is_list": False, "part": "user"},
         {"name": "occupation", "dtype": "bytes", "is_list": False, "part": "user"},
@@ -246,7 +247,7 @@ def _write_program(path: Path) -> None:
         {"op": "load", "columns": ["age"], "dtype": "float64"},
         {"op": "fill", "in": 0},
         {"op": "load", "columns": ["occupation"], "dtype": "object"},
-        {"op": "encode_text", "in": 2, "null": 1},
+        {"op": "encode_text", "in": 2},
         {"op": "load_list", "column": "tags", "dtype": "int64"},
         {"op": "load", "columns": ["hour"], "dtype": "int64"},
     ]

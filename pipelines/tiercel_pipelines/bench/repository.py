@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
 from tiercel_export.graph import render_repository
+from tiercel_serving.lookup import read_keys
 from tiercel_serving.release import Release
 from tiercel_serving.spec import Array
 from tiercel_serving.store import USER_LOOKUP
@@ -194,29 +194,12 @@ def known_user_ids(release: Release, count: int, seed: int = 0) -> Array:
     ids
         ``[n]`` int64, or objects that are ``bytes``.
     """
-    arrays = release.artefact("users", "users").arrays
-    prefix = f"{USER_LOOKUP}."
-    parts = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    ids = _lookup_keys(parts)
+    ids = read_keys(release.artefact("users", "users").arrays, USER_LOOKUP)
     if not len(ids):
         raise BenchError(f"{release.path}: the release knows no users, so there is nobody to ask about")
     chosen = np.random.default_rng(seed).permutation(len(ids))[:count]
     drawn: Array = ids[chosen]
     return drawn
-
-
-def _lookup_keys(parts: dict[str, Array]) -> Array:
-    """Return the keys of a table that ``tiercel_serving.lookup.build_lookup`` laid out."""
-    missing = int(parts["missing"][0])
-    if "table" in parts:
-        numbers: Array = np.flatnonzero(parts["table"][:-1] != missing) + int(parts["lowest"][0])
-        return numbers
-    if "keys" in parts:
-        keys: Array = parts["keys"][parts["codes"] != missing]
-        return keys
-    blob, ends = parts["blob"].tobytes(), parts["offsets"].tolist()
-    texts: Array = np.array([blob[a:b] for a, b in pairwise(ends)], dtype=np.object_)
-    return texts
 
 
 def write_requests(user_ids: Array, file: Path, extra: Sequence[tuple[str, Any]] = ()) -> None:

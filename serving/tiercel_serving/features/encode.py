@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..lookup import Lookup, open_lookup
+from ..lookup import open_lookup
 from ..spec import Array
 from .registers import Elementwise
 
@@ -112,30 +112,27 @@ class EncodeDirect(_Encode):
 
 
 class EncodeHash(_Encode):
-    """Other vocabularies of numbers: one lookup for each column."""
+    """Other vocabularies of numbers: one fused lookup for all columns."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
-        self._lookups: list[Lookup] = [open_lookup(arrays, f"lookup{i}") for i in range(step["columns"])]
+        self._lookup = open_lookup(arrays, "lookup")
 
     def find(self, keys: Array) -> Array:
         """Look up."""
-        if len(self._lookups) == 1:
-            return self._lookups[0].find(keys[0]).reshape(1, -1)
-        return np.stack([lookup.find(row) for lookup, row in zip(self._lookups, keys, strict=True)])
+        return self._lookup.find(keys)
 
 
 class EncodeText(Elementwise):
-    """A vocabulary of strings, looked up as UTF-8 bytes."""
+    """Vocabularies of strings, looked up as UTF-8 bytes: one fused lookup for all columns."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
-        self._lookup = open_lookup(arrays, "lookup0")
-        self._null: int = step["null"]
+        self._lookup = open_lookup(arrays, "lookup")
+        self._null = arrays["null"]
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Look up."""
         if valid is None:
-            return self._lookup.find(x[0]).reshape(1, -1), None
-        ids = self._lookup.find(np.where(valid, x, b"")[0]).reshape(1, -1)
-        return np.where(valid, ids, self._null), None
+            return self._lookup.find(x), None
+        return np.where(valid, self._lookup.find(np.where(valid, x, b"")), self._null), None
