@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-BUILD, SERVE, MEASURE = "Build a release", "Serve it", "Measure it"
+BUILD, FEATURES, SERVE, MEASURE = "Build a release", "Compute its features", "Serve it", "Measure it"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ COMMANDS: Mapping[str, Entry] = {
     "train": Entry("train", "Train a recipe: workflow, retrieval model, ranker.", BUILD),
     "export": Entry("export", "Compile a run into a release, and verify it.", BUILD),
     "verify": Entry("verify", "Compare every artefact of a release with its golden vectors.", BUILD),
+    "transform": Entry("transform", "Compute the features of Parquet files by the served program.", FEATURES),
     "serve": Entry("serve", "Serve a release on Triton until Ctrl-C.", SERVE),
     "recommend": Entry("recommend", "Ask a server for recommendations, and for their reasons.", SERVE),
     "health": Entry("health", "Make one real inference with a deadline: a container probe.", SERVE),

@@ -1,0 +1,210 @@
+"""``tiercel transform``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .shell import Debug, Json, Refused, Shell, shell
+from .tables import heading, pairs, seconds
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..feature_source import FeatureSource
+    from ..transform import Transformed
+
+CHOICES = ("user", "item", "both")
+
+
+def command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="A release, a run, or the folder of a saved NVTabular workflow."
+        ),
+    ],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT…", help="Parquet files, or folders of them, in order.")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The Parquet file to write.")],
+    part: Annotated[
+        str | None,
+        typer.Option(
+            "--part",
+            metavar="user|item|both",
+            help="Whose features; else of every part with its columns.",
+        ),
+    ] = None,
+    packed: Annotated[
+        bool, typer.Option("--packed", help="Write the models' tensors in place of named features.")
+    ] = False,
+    list_length: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--list-length",
+            metavar="NAME=N",
+            help="Length of a packed list, which a run or workflow does not say (repeat).",
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep",
+            metavar="NAME[=AS]",
+            help="Also write this column of the files as it is, under this or another name (repeat).",
+        ),
+    ] = None,
+    batch_rows: Annotated[
+        int | None,
+        typer.Option("--batch-rows", min=1, help="Rows at a time, for less memory; else 65,536."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an OUTPUT that is there.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compute the features of Parquet files by the program that serves them, in bounded memory.
+
+    Writes what NVTabular's `Workflow.transform` gives, to the last bit, row for row. The output appears
+    under its name only when it is whole.
+
+    Example: [bold]tiercel transform releases/movielens users.parquet features.parquet[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        with sh.work(f"Transforming by {source}") as progress:
+            from ..feature_source import kind_of
+            from ..transform import BATCH_ROWS, Transform, check_output, parquet_files, transform_files
+
+            kind = kind_of(source)
+            if kind is None:
+                raise Refused(
+                    f"{source}: expected a release, a run, or the folder of a saved NVTabular workflow, and "
+                    "it is none of them; make a run with `tiercel train`, or save one with Workflow.save"
+                )
+            if part is not None and part not in CHOICES:
+                raise Refused(f"--part {part}: the parts are {', '.join(CHOICES)}")
+            with refused():
+                files = parquet_files(inputs)
+                check_output(output, files, overwrite)
+            opened = source_of(kind, source, list_length or [])
+            chosen = chosen_parts(opened, part, files, sh)
+            build = opened.build_id
+            transform = Transform(
+                [opened.program(name) for name in chosen],
+                packed=packed,
+                keep=dict(kept(name) for name in keep or []),
+                batch_rows=batch_rows or BATCH_ROWS,
+                metadata={} if build is None else {"tiercel.build_id": build},
+            )
+            done = transform_files(transform, files, output, overwrite=overwrite, progress=progress)
+        document = describe(done, source, kind, chosen, packed)
+        title = f"{document['rows']:,} rows in {seconds(document['seconds'])} → {output}"
+        sh.emit(document, heading(title), summary(document))
+
+
+@contextlib.contextmanager
+def refused() -> Iterator[None]:
+    """Turn what is wrong with the files that were named into a usage error."""
+    from ..errors import DataError
+
+    try:
+        yield
+    except DataError as error:
+        raise Refused(str(error)) from error
+
+
+def source_of(kind: str, path: Path, list_lengths: Sequence[str]) -> FeatureSource:
+    """Return the source, with the lengths that ``NAME=N`` say."""
+    from ..feature_source import FeatureSource
+
+    source = FeatureSource(kind, path)
+    if not list_lengths:
+        return source
+    if not source.has_workflow:
+        raise Refused(f"--list-length: {path} has fixed lengths; leave the option out")
+    lengths: dict[str, int] = {}
+    for text in list_lengths:
+        name, _, length = text.rpartition("=")
+        if not name or not length.isdigit() or int(length) < 1:
+            raise Refused(f"--list-length {text}: expected NAME=N with N of at least 1")
+        lengths[name] = int(length)
+    lists = {column.name for column in source.workflow.workflow.output_schema if column.is_list}
+    unknown = sorted(set(lengths) - lists)
+    if unknown:
+        raise Refused(
+            f"--list-length {unknown[0]}: there is no such list; there are {', '.join(sorted(lists))}"
+        )
+    return source.with_list_lengths(lengths)
+
+
+def kept(text: str) -> tuple[str, str]:
+    """Return the name of a column to keep, and the one that it is written under."""
+    old, _, new = text.partition("=")
+    return old, new or old
+
+
+def chosen_parts(
+    source: FeatureSource, part: str | None, files: Sequence[Path], sh: Shell
+) -> tuple[str, ...]:
+    """Return the parts to transform: those that are asked for, else those whose columns the files have."""
+    from ..errors import DataMissing
+    from ..transform import read_footer
+
+    if part == "both":
+        return source.parts
+    if part is not None:
+        if part not in source.parts:
+            raise Refused(f"--part {part}: {source.path} has only {', '.join(source.parts)}")
+        return (part,)
+    names = set(read_footer(files[0]).schema.names)
+    missing = {name: [c for c in source.input_names(name) if c not in names] for name in source.parts}
+    found = tuple(name for name, lacking in missing.items() if not lacking)
+    if not found:
+        lines = [f"  {name}: {', '.join(lacking)}" for name, lacking in missing.items()]
+        raise DataMissing(
+            "\n".join([f"{files[0]}: it has the columns of no part; these are missing:", *lines])
+            + "\nadd the missing columns, null where they are not known"
+        )
+    for name, lacking in missing.items():
+        if lacking and len(lacking) < len(source.input_names(name)):
+            sh.note(f"Without the {name} part, for which {', '.join(lacking)} would be needed.")
+    return found
+
+
+def describe(
+    done: Transformed, source: Path, kind: str, parts: Sequence[str], packed: bool
+) -> dict[str, Any]:
+    """Return what was done as JSON."""
+    return {
+        "source": str(source),
+        "kind": kind,
+        "parts": list(parts),
+        "packed": packed,
+        "files": [str(file) for file in done.files],
+        "output": str(done.output),
+        "rows": done.rows,
+        "row_groups": done.row_groups,
+        "bytes": done.output.stat().st_size,
+        "columns": list(done.columns),
+        "ignored": list(done.ignored),
+        "seconds": done.seconds,
+        "rows_per_s": done.rows_per_s,
+    }
+
+
+def summary(document: Mapping[str, Any]) -> Table:
+    """Return what was done in short."""
+    files = document["files"]
+    values = {
+        "part": " and ".join(document["parts"]),
+        "read": files[0] if len(files) == 1 else f"{len(files):,} files, the first {files[0]}",
+        "columns": ", ".join(document["columns"]),
+        "ignored columns": ", ".join(document["ignored"]) or "none",
+        "size": f"{document['bytes'] / 1e6:.1f} MB, row groups: {document['row_groups']:,}",
+        "speed": f"{document['rows_per_s']:,.0f} rows/s",
+    }
+    return pairs(values)
