@@ -19,8 +19,9 @@ from tiercel_serving.spec import Array
 
 from .errors import WorkflowError
 from .lowering.expressions import REFUSED, Expression
+from .lowering.target_encoding import NO_FOLD
 from .workflow_program import Output, schedule
-from .workflow_trace import lineage_of, raw_column, trace
+from .workflow_trace import Behind, lineage_of, raw_column, tags_of, trace
 
 #: Tags that make a column a label, which serving does not have.
 LABEL_TAGS = frozenset(
@@ -98,11 +99,17 @@ class WorkflowParts:
         Part of each output column: ``user``, ``context``, ``item`` or ``label``.
     lineage
         The input columns that each output is computed from.
+    asked
+        Those that NVTabular wants in the frame for it, such as the target of a statistic.
+    target_encoding
+        As for :func:`cut_workflow`.
     """
 
     workflow: Any
     outputs: Mapping[str, str]
     lineage: Mapping[str, frozenset[str]]
+    asked: Mapping[str, frozenset[str]]
+    target_encoding: str | None = None
 
     def output_names(self, part: str) -> list[str]:
         """Return the output columns of a part, in the workflow's order; ``user`` includes context."""
@@ -121,7 +128,7 @@ class WorkflowParts:
         if part == "item":
             return part
         readers = {of for output, of in self.outputs.items() if name in self.lineage[output]}
-        own = _tag_part(_tags(self.workflow.input_schema[name]))
+        own = _tag_part(tags_of(self.workflow.input_schema[name]))
         return "context" if own == "context" or "user" not in readers else "user"
 
 
@@ -202,10 +209,13 @@ def _check_versions(file: Path) -> None:
             )
 
 
-def cut_workflow(workflow: Any, *, parts: Mapping[str, str] | None = None) -> WorkflowParts:
+def cut_workflow(
+    workflow: Any, *, parts: Mapping[str, str] | None = None, target_encoding: str | None = None
+) -> WorkflowParts:
     """Cut a workflow into user, context, item and label columns by the tags of its schema.
 
-    An output's own tags count first, then those of the inputs it is computed from.
+    An output's own tags count first, then those of the inputs it is computed from. A statistic's tags from
+    the column that it is of do not count: the mean rating of an item is no label.
 
     Parameters
     ----------
@@ -213,29 +223,37 @@ def cut_workflow(workflow: Any, *, parts: Mapping[str, str] | None = None) -> Wo
         A fitted workflow, or the path of a saved one.
     parts
         Part by output column, where tags are missing or wrong.
+    target_encoding
+        ``no_fold`` compiles TargetEncoding as if it had been fitted with ``kfold=1``, over all folds: what a
+        row of no fold gets. None refuses its folds, which depend on the row's position in the batch.
 
     Raises
     ------
     WorkflowError
         An output has no tag, or depends on columns of both user and item.
     """
+    if target_encoding not in (None, NO_FOLD):
+        raise WorkflowError(f"target_encoding must be None or {NO_FOLD!r}, came {target_encoding!r}")
     workflow = load_workflow(workflow)
-    lineage = lineage_of(workflow)
+    behind = lineage_of(workflow)
     chosen = parts or {}
-    outputs = {
-        name: chosen.get(name) or _part_of(workflow, name, sources) for name, sources in lineage.items()
-    }
-    return WorkflowParts(workflow, outputs, lineage)
+    return WorkflowParts(
+        workflow,
+        {name: chosen.get(name) or _part_of(workflow, name, of) for name, of in behind.items()},
+        {name: of.reads for name, of in behind.items()},
+        {name: of.asks for name, of in behind.items()},
+        target_encoding,
+    )
 
 
-def _part_of(workflow: Any, name: str, sources: frozenset[str]) -> str:
-    tags = _tags(workflow.output_schema[name])
+def _part_of(workflow: Any, name: str, behind: Behind) -> str:
+    sources, tags = behind.reads, tags_of(workflow.output_schema[name]) - behind.lent
     if tags & LABEL_TAGS:
         return "label"
     part = _tag_part(tags)
     if part is not None:
         return part
-    tags_of_inputs = [_tags(workflow.input_schema[source]) for source in sources]
+    tags_of_inputs = [tags_of(workflow.input_schema[source]) for source in sources]
     if tags_of_inputs and all(of & LABEL_TAGS for of in tags_of_inputs):
         return "label"
     of_inputs = {_tag_part(of) for of in tags_of_inputs}
@@ -252,10 +270,6 @@ def _part_of(workflow: Any, name: str, sources: frozenset[str]) -> str:
         f"{' and '.join(sorted(known))}; a served feature belongs to one side: tag it, or take it out of "
         "the workflow"
     )
-
-
-def _tags(column: Any) -> frozenset[str]:
-    return frozenset(str(getattr(tag, "value", tag)).lower() for tag in column.tags)
 
 
 def _tag_part(tags: frozenset[str]) -> str | None:
@@ -275,6 +289,7 @@ def compile_workflow(
     *,
     list_lengths: Mapping[str, int] | None = None,
     parts: Mapping[str, str] | None = None,
+    target_encoding: str | None = None,
 ) -> CompiledProgram:
     """Compile one part of a fitted workflow.
 
@@ -286,8 +301,8 @@ def compile_workflow(
         ``user`` (user and context columns) or ``item``.
     list_lengths
         Packed length by list output; a list without one packs to the longest row of each batch.
-    parts
-        As for :func:`cut_workflow`.
+    parts, target_encoding
+        As for :func:`cut_workflow`, unless the workflow is already cut.
 
     Raises
     ------
@@ -298,9 +313,11 @@ def compile_workflow(
     """
     if part not in ("user", "item"):
         raise WorkflowError(f"part must be 'user' or 'item', came {part!r}")
-    cut = workflow if isinstance(workflow, WorkflowParts) else cut_workflow(workflow, parts=parts)
+    cut = workflow
+    if not isinstance(cut, WorkflowParts):
+        cut = cut_workflow(workflow, parts=parts, target_encoding=target_encoding)
     names = cut.output_names(part)
-    traced = trace(cut.workflow, set(cut.input_names(part)))
+    traced = trace(cut.workflow, set(cut.input_names(part)), target_encoding=cut.target_encoding)
     outputs = [_output(cut.workflow, name, traced[name], (list_lengths or {}).get(name)) for name in names]
     inputs = [
         {"name": name, "dtype": dtype, "is_list": is_list, "part": cut.input_part(name, part)}
@@ -325,7 +342,7 @@ def _output(workflow: Any, name: str, expression: Expression, length: int | None
     if expression.op == REFUSED:
         error: WorkflowError = dict(expression.own)["error"]
         raise error
-    categorical = "categorical" in _tags(workflow.output_schema[name])
+    categorical = "categorical" in tags_of(workflow.output_schema[name])
     number = "cat" if categorical and not expression.is_float else "num"
     kind = "raw" if expression.is_text else number
     return Output(name, kind, expression, length if expression.is_list else None)

@@ -21,6 +21,8 @@ from tiercel_serving.spec import Array
 
 from .errors import ExportInputError
 from .lowering.expressions import INTEGER_DTYPES
+from .lowering.table import key_of
+from .lowering.target_encoding import keep_output_names
 from .workflow import WorkflowParts, cut_workflow
 
 
@@ -138,11 +140,15 @@ class FrameOracle:
         cut = workflow if isinstance(workflow, WorkflowParts) else cut_workflow(workflow, parts=parts)
         self.outputs = cut.output_names(part)
         self.inputs = cut.input_names(part)
-        others = [name for name in cut.workflow.input_schema.column_names if name not in self.inputs]
+        asked = frozenset().union(*(cut.asked[name] for name in self.outputs))
+        others = [name for name in cut.workflow.input_schema.column_names if name not in asked]
         # remove_inputs changes the graph in place; the caller's workflow stays whole.
         self.workflow = copy.deepcopy(cut.workflow)
         if others:
-            self.workflow.remove_inputs(others)
+            _without(self.workflow, others)
+        if cut.target_encoding is not None:
+            for op in _target_encodings(self.workflow).values():
+                op.kfold = 1
         schema = cut.workflow.input_schema
         # An integer of 8 bits at fit is one in the oracle's frame too, though requests send int64.
         self._dtypes = {name: _integer_dtype(schema[name]) for name in self.inputs}
@@ -163,6 +169,22 @@ class FrameOracle:
             given[name] = _objects([value] * len(given)) if isinstance(value, list) else value
         transformed: pd.DataFrame = self.workflow.transform(given)
         return transformed[self.outputs]
+
+
+def _without(workflow: Any, others: list[str]) -> None:
+    """Remove input columns; what remains of TargetEncoding keeps its own names."""
+    before = {node: node.input_columns.resolve(node.input_schema) for node in _target_encodings(workflow)}
+    workflow.remove_inputs(others)
+    for node, op in _target_encodings(workflow).items():
+        keep_output_names(op, before[node], node.input_columns.resolve(node.input_schema))
+
+
+def _target_encodings(workflow: Any) -> dict[Any, Any]:
+    """Return the operators that encode targets, by node."""
+    from merlin.dag.node import iter_nodes
+
+    nodes = iter_nodes([workflow.output_node], flatten_subgraphs=True)
+    return {node: node.op for node in nodes if key_of(node.op) == "nvtabular.TargetEncoding"}
 
 
 def _asked(output_node: Any) -> dict[str, Any]:

@@ -149,8 +149,8 @@ class _Emitter:
         if not first.sources:
             step = _load(group)
         elif first.op in PICKING:
-            places = [self.place[expression.sources[0]] for expression in group]
-            step = {"op": first.op, "in": places[0][0], "rows": [row for _, row in places]}
+            rows = [self.place[expression.sources[0]] for expression in group]
+            step = {"op": first.op, "in": rows[0][0], "rows": [row for _, row in rows]}
         elif len(first.sources) == 1:
             register = self._register([expression.sources[0] for expression in group])
             step = {"op": first.op, "in": register, **dict(first.shared)}

@@ -6,7 +6,7 @@ What can't be compiled stops no walk: its columns carry the error, which counts 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,7 +30,7 @@ from .lowering.table import TABLE, key_of
 Root: TypeAlias = Callable[[str], Expression | None]
 
 
-def trace(workflow: Any, needed: set[str] | None = None) -> Columns:
+def trace(workflow: Any, needed: set[str] | None = None, *, target_encoding: str | None = None) -> Columns:
     """Return each output column as an expression of the inputs.
 
     Parameters
@@ -39,6 +39,8 @@ def trace(workflow: Any, needed: set[str] | None = None) -> Columns:
         A fitted workflow.
     needed
         Raw columns to begin with; None is all. What is computed from other columns is left out.
+    target_encoding
+        As for :func:`~tiercel_export.workflow.cut_workflow`.
 
     Returns
     -------
@@ -56,15 +58,16 @@ def trace(workflow: Any, needed: set[str] | None = None) -> Columns:
         except WorkflowError as error:
             return unreadable_column(name, error)
 
-    columns = _Tracer(root).run(workflow.output_node)
+    columns = _Tracer(root, target_encoding).run(workflow.output_node)
     return {name: columns[name] for name in workflow.output_schema.column_names if name in columns}
 
 
 class _Tracer:
     """Walks one graph; a nested graph has a tracer of its own, whose raw columns are its node's input."""
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: Root, target_encoding: str | None) -> None:
         self._root = root
+        self._target_encoding = target_encoding
         self._done: dict[int, Columns] = {}
 
     def run(self, node: Any) -> Columns:
@@ -89,7 +92,14 @@ class _Tracer:
             return columns
         selector = node.input_columns.resolve(node.input_schema)
         names = [name for name in selector.names if name in columns]
-        where = Where(type(node.op).__name__, _Present(selector, set(names)), _nested)
+        where = Where(
+            type(node.op).__name__,
+            _Present(selector, set(names)),
+            self._nested,
+            selector,
+            node.output_schema,
+            self._target_encoding,
+        )
         lower, refusal = _lowering_of(node.op)
         if not names:
             return {} if lower is None else dict(columns)
@@ -103,17 +113,23 @@ class _Tracer:
         made = _lower(lower, node.op, free, columns, where) if lower and free else dict(columns)
         if node.op.is_subgraph and free:
             return made  # its own nodes were stopped one by one
-        for new, olds in node.op.column_mapping(selector).items():
+        for new, olds in _columns_read(node.op, selector).items():
             stopped = [blocked[old] for old in olds if old in blocked]
             if stopped:
                 made[new] = stopped[0]
         return made
 
+    def _nested(self, graph: Any, columns: Columns) -> Columns:
+        """Return what a nested graph makes of its node's input frame."""
+        made = _Tracer(columns.get, self._target_encoding).run(graph.output_node)
+        return {name: made[name] for name in graph.output_schema.column_names if name in made}
 
-def _nested(graph: Any, columns: Columns) -> Columns:
-    """Return what a nested graph makes of its node's input frame."""
-    made = _Tracer(columns.get).run(graph.output_node)
-    return {name: made[name] for name in graph.output_schema.column_names if name in made}
+
+def _columns_read(op: Any, selector: Any) -> Mapping[str, list[str]]:
+    """Return the columns that each output of an operator is computed from, row by row."""
+    entry = TABLE.get(key_of(op))
+    mapping: Mapping[str, list[str]] = op.column_mapping(selector)
+    return mapping if entry is None or entry.reads is None else entry.reads(op, selector)
 
 
 def _lowering_of(op: Any) -> tuple[Lowering | None, tuple[str, str] | None]:
@@ -163,47 +179,82 @@ class _Present:
         self.names: list[str] = [name for name in selector.names if name in present]
         whole = [group for group in selector.subgroups if present.issuperset(group.names)]
         self.subgroups: list[_Present] = [_Present(group, present) for group in whole]
-        grouped = {name for group in self.subgroups for name in group.names}
-        self.grouped_names: list[Any] = [
-            *(name for name in self.names if name not in grouped),
-            *(tuple(group.names) for group in self.subgroups),
-        ]
+        # A column may be selected by itself and in a group.
+        self._names: list[str] = [name for name in selector._names if name in present]
+        self.grouped_names: list[Any] = [*self._names, *(tuple(group.names) for group in self.subgroups)]
 
 
-def lineage_of(workflow: Any) -> dict[str, frozenset[str]]:
-    """Return the raw columns behind each output, by the operators' own column mappings.
+@dataclass(frozen=True)
+class Behind:
+    """What is behind one output column.
+
+    Parameters
+    ----------
+    reads
+        The raw columns that it is computed from, row by row.
+    asks
+        Those that NVTabular wants in the frame, such as the target of a statistic, which it does not read.
+    lent
+        The tags that it has from columns that it does not read.
+    """
+
+    reads: frozenset[str] = frozenset()
+    asks: frozenset[str] = frozenset()
+    lent: frozenset[str] = frozenset()
+
+
+def lineage_of(workflow: Any) -> dict[str, Behind]:
+    """Return what is behind each output.
 
     No fitted state is read, so that this is quick for any workflow.
     """
-    raw = {name: frozenset([name]) for name in workflow.input_schema.column_names}
+    raw = {name: Behind(frozenset([name]), frozenset([name])) for name in workflow.input_schema.column_names}
     return _lineage(workflow.output_node, raw)
 
 
-def _lineage(output_node: Any, raw: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
-    done: dict[int, dict[str, frozenset[str]]] = {}
+def tags_of(column: Any) -> frozenset[str]:
+    """Return the tags of a column's schema, in lower case."""
+    return frozenset(str(getattr(tag, "value", tag)).lower() for tag in column.tags)
 
-    def visit(node: Any) -> dict[str, frozenset[str]]:
+
+def _lineage(output_node: Any, raw: Mapping[str, Behind]) -> dict[str, Behind]:
+    done: dict[int, dict[str, Behind]] = {}
+
+    def visit(node: Any) -> dict[str, Behind]:
         if id(node) in done:
             return done[id(node)]
-        above: dict[str, frozenset[str]] = {}
+        above: dict[str, Behind] = {}
         for parent in node.parents_with_dependencies:
             above.update(visit(parent))
         for name in node.input_schema.column_names:
             if name not in above and name in raw:
                 above[name] = raw[name]
-        if node.op.is_subgraph:
-            made = _lineage(node.op.graph.output_node, above)
-        else:
-            selector = node.input_columns.resolve(node.input_schema)
-            made = {
-                new: frozenset().union(*(above.get(old, frozenset()) for old in olds))
-                for new, olds in node.op.column_mapping(selector).items()
-            }
-        names = node.output_schema.column_names
-        done[id(node)] = {name: made.get(name) or above.get(name, frozenset()) for name in names}
+        made = _lineage(node.op.graph.output_node, above) if node.op.is_subgraph else _behind(node, above)
+        known = above | {name: behind for name, behind in made.items() if behind.reads}
+        done[id(node)] = {name: known.get(name, Behind()) for name in node.output_schema.column_names}
         return done[id(node)]
 
     return visit(output_node)
+
+
+def _behind(node: Any, above: Mapping[str, Behind]) -> dict[str, Behind]:
+    """Return what is behind each output of an operator, given that of its input."""
+    selector = node.input_columns.resolve(node.input_schema)
+    mapping = node.op.column_mapping(selector)
+    entry = TABLE.get(key_of(node.op))
+    asks = entry.asks(node.op) if entry is not None and entry.asks is not None else []
+    made = {}
+    for new, olds in _columns_read(node.op, selector).items():
+        unread = [name for name in mapping.get(new, []) if name not in olds]
+        sources = [above.get(old, Behind()) for old in olds]
+        asked = [above.get(old, Behind()) for old in (*olds, *unread, *asks)]
+        lent = [tags_of(node.input_schema[name]) for name in unread if name in node.input_schema.column_names]
+        made[new] = Behind(
+            frozenset().union(*(source.reads for source in sources)),
+            frozenset().union(*(source.asks for source in asked)),
+            frozenset().union(*(source.lent for source in sources), *lent),
+        )
+    return made
 
 
 def raw_column(workflow: Any, name: str) -> Expression:

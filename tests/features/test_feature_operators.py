@@ -75,6 +75,32 @@ def select(*names: str):
     return list(names) >> ops.AddMetadata()
 
 
+#: Tables to join.
+EXTERNAL = pd.DataFrame(
+    {
+        "age": [20, 7, 30, 50, 40],
+        "label": ["é", None, "", "東京", "é"],
+        "size": np.array([1, -2, 3, 4, 3], np.int16),
+        "weight": [0.1, np.nan, np.inf, -0.0, 1.0],
+        "old": [True, False, True, True, False],
+        "parts": [["a", "é"], [], ["b"], ["a"] * 9, ["b"]],
+        "numbers": [[1, 2], [], [3], [2**40], [0]],
+    }
+)
+TOWNS = pd.DataFrame({"name": ["a", "b", None, "東京"], "x": np.array([1, 2, 3, 4], np.float32)})
+PAIRS = pd.DataFrame(
+    {"city": ["Zürich", None, "東京", None], "price": [1.5, 1e6, 0.1, np.nan], "y": [1, 2, 3, 4]}
+)
+
+
+def combo(p: str, **parameters):
+    return ops.Categorify(out_path=p, encode_type="combo", **parameters)
+
+
+def join_groupby(p: str, stats: list[str]):
+    return ops.JoinGroupby(cont_cols=["rank", "score"], stats=stats, out_path=p)
+
+
 #: Table key → graphs that contain the operator. Each is compared on REQUEST and WHOLE.
 CASES = {
     "merlin.SelectionOp": [lambda p: select("age", "price", "words")],
@@ -117,6 +143,35 @@ CASES = {
         lambda p: ["age"] >> ops.LogOp() >> ops.Categorify(out_path=p),
         lambda p: ["price"] >> ops.Bucketize([0, 1]) >> ops.Categorify(out_path=p) >> ops.Normalize(),
         lambda p: ["city"] >> ops.Categorify(out_path=p, vocabs={"city": pd.Series(["b", "", "Zürich"])}),
+        lambda p: [["city", "town"], "age"] >> ops.Categorify(out_path=p, encode_type="combo"),
+        lambda p: [["age", "price"], ["price", "city", "flag"]] >> combo(p, dtype=np.int32, name_sep="+"),
+        lambda p: [["score", "town"], "town"] >> combo(p, freq_threshold=5),
+        lambda p: [["age", "rank"], "flag"] >> ops.Categorify(out_path=p),
+        lambda p: [["codes", "age"]] >> ops.Categorify(out_path=p, dtype=np.int8),
+        lambda p: [["city", "town"]] >> ops.Categorify(out_path=p, num_buckets=4, max_size=20),
+        lambda p: ["city"] >> ops.Categorify(out_path=p, dtype=np.float32),
+    ],
+    "nvtabular.JoinGroupby": [
+        lambda p: ["age", "city"] >> join_groupby(p, ["sum", "mean", "std", "var", "min", "max"]),
+        lambda p: [["city", "town"], "price"] >> join_groupby(p, ["min", "sum", "mean"]),
+        lambda p: ["flag"] >> join_groupby(p, ["count", "mean", "max"]),
+        lambda p: ["city"] >> ops.Categorify(out_path=p) >> join_groupby(p, ["std"]) >> ops.Normalize(),
+    ],
+    "nvtabular.TargetEncoding": [
+        lambda p: ["age", "city", "flag"] >> ops.TargetEncoding("rank", kfold=1, out_path=p),
+        lambda p: (
+            [["city", "town"], "price"]
+            >> ops.TargetEncoding(["score", "rank"], kfold=1, p_smooth=0.5, out_dtype="float64", out_path=p)
+        ),
+        lambda p: ["age"] >> ops.TargetEncoding("score", kfold=1, out_dtype="int32", out_path=p),
+    ],
+    "nvtabular.JoinExternal": [
+        lambda p: ["age", "city"] >> ops.JoinExternal(EXTERNAL, on="age"),
+        lambda p: ["town"] >> ops.JoinExternal(TOWNS, on="town", on_ext="name", columns_ext=["name", "x"]),
+        lambda p: ["city", "rank", "price"] >> ops.JoinExternal(PAIRS, on=["city", "price"]),
+        lambda p: (
+            (["age"] >> ops.JoinExternal(EXTERNAL, on="age"))["label", "weight"] >> ops.Categorify(out_path=p)
+        ),
     ],
     "nvtabular.FillMissing": [
         lambda p: ["age", "price", "score", "rank"] >> ops.FillMissing(),
@@ -204,11 +259,6 @@ REFUSALS = {
     "nvtabular.NormalizeMinMax": lambda p: ["age"] >> ops.NormalizeMinMax(),
     "nvtabular.HashBucket": lambda p: ["city"] >> ops.HashBucket(8),
     "nvtabular.HashedCross": lambda p: [["city", "town"]] >> ops.HashedCross(8),
-    "nvtabular.TargetEncoding": lambda p: ["city"] >> ops.TargetEncoding("age", out_path=p),
-    "nvtabular.JoinGroupby": lambda p: ["city"] >> ops.JoinGroupby(cont_cols=["age"], out_path=p),
-    "nvtabular.JoinExternal": lambda p: (
-        ["age"] >> ops.JoinExternal(nvt.Dataset(pd.DataFrame({"age": [20], "z": [1]})), on=["age"])
-    ),
     "nvtabular.ListSlice": lambda p: ["codes"] >> ops.ListSlice(2),
     "nvtabular.ReduceDtypeSize": lambda p: ["age"] >> ops.ReduceDtypeSize(),
     "nvtabular.DropLowCardinality": lambda p: (
@@ -252,7 +302,9 @@ def test_refusal_names_operator_column_reason_and_remedy(key, tmp_path):
     ("graph", "reason"),
     [
         (lambda p: ["age"] >> ops.Categorify(out_path=p, num_buckets=4, max_size=9), "num_buckets=4"),
-        (lambda p: [["city", "town"]] >> ops.Categorify(out_path=p, encode_type="combo"), "combo"),
+        (lambda p: [["city", "town"]] >> combo(p, num_buckets=4, max_size=9), "row's position"),
+        (lambda p: ["age"] >> ops.TargetEncoding("rank", out_path=p), "folds at transform"),
+        (lambda p: ["age"] >> ops.JoinExternal(EXTERNAL, on="age", how="inner"), "drops rows"),
         (lambda p: ["codes"] >> ops.Clip(0, 1), "on lists"),
         (lambda p: ["codes"] >> ops.Bucketize([0]), "on lists"),
         (lambda p: ["flag"] >> ops.Clip(0, 1), "bool"),
@@ -265,7 +317,7 @@ def test_refusal_names_operator_column_reason_and_remedy(key, tmp_path):
         (lambda p: ["score"] >> ops.FillMissing(0.1), "float32 can't hold"),
         (lambda p: ["score"] >> ops.Clip(max_value=0.1), "float32 can't hold"),
         (lambda p: ["age"] >> ops.Normalize(out_dtype="int32"), "not a float"),
-        (lambda p: ["age"] >> ops.Categorify(out_path=p, dtype=np.float32), "not an integer"),
+        (lambda p: ["age"] >> ops.Categorify(out_path=p, dtype=np.float16), "float16"),
         (lambda p: ["age"] >> ops.Bucketize([3, 1, 2]), "not in order"),
     ],
 )

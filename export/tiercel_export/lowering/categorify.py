@@ -7,93 +7,89 @@ depends on a sort at fit.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ..errors import WorkflowError
-from .expressions import Columns, Expression, Where, apply
+from ..errors import UnsupportedOperator, WorkflowError
+from .expressions import Columns, Expression, Where, cast, refused_column
+from .keys import Vocabulary, check_type, encode, find_row, plain_values
 
 NULL, FIRST_OOV = 1, 2
 
 
-@dataclass(frozen=True, eq=False)
-class Vocabulary:
-    """A fitted vocabulary.
-
-    Parameters
-    ----------
-    source
-        Its file.
-    kind
-        ``text``, ``bool``, or the NumPy name of its integer or float dtype: what inputs are cast to.
-    values
-        ``[V]`` distinct values: objects that are ``bytes``, or numbers of that dtype.
-    ids
-        ``[V]`` int64.
-    first
-        The id of the file's first row (also if that row is null).
-    null_element
-        The id that a null inside a list gets: that of a null row of the file, else None (unseen).
-    """
-
-    source: str
-    kind: str
-    values: Any
-    ids: Any
-    first: int
-    null_element: int | None
-
-
-def read_vocabulary(path: str, column: str, *, shift_small_ids: bool) -> Vocabulary:
+def read_categories(path: str, columns: Sequence[str], *, below: int | None) -> Any:
     """Read one ``unique.<name>.parquet`` (or the folder of parts that ``split_out`` makes).
 
     Parameters
     ----------
     path
         The file or folder.
-    column
-        The column of values.
-    shift_small_ids
-        Whether NVTabular moves ids that start below 3 (a file without a stored index) up by 3.
+    columns
+        The columns of values: one, or those of a combination.
+    below
+        NVTabular moves ids up by this much if the first lies below it (a file without a stored index);
+        None never does.
+
+    Returns
+    -------
+    Data frame of these columns, the ids as its index.
+
+    Raises
+    ------
+    WorkflowError
+        The file is missing or unreadable, has no such column, or a value or an id twice.
     """
     import pandas as pd
 
-    place = Path(path)
+    place, name = Path(path), ", ".join(columns)
     if not place.exists():
         raise WorkflowError(
-            f"{path}: expected the vocabulary of {column!r}, but there is no such file; "
+            f"{path}: expected the vocabulary of {name!r}, but there is no such file; "
             "save the workflow again, or fit it again"
         )
     try:
         files = sorted(place.glob("part.*.parquet"), key=_part_number) if place.is_dir() else [place]
-        frame = pd.concat([pd.read_parquet(file, columns=[column]) for file in files])
+        frame = pd.concat([pd.read_parquet(file, columns=list(columns)) for file in files])
     except Exception as error:
         raise WorkflowError(
-            f"{path}: not a readable vocabulary of {column!r} ({type(error).__name__}: {error}); "
+            f"{path}: not a readable vocabulary of {name!r} ({type(error).__name__}: {error}); "
             "save the workflow again, or fit it again"
         ) from error
     ids = np.asarray(frame.index, np.int64)
-    if shift_small_ids and len(ids) and ids[0] < FIRST_OOV + 1:
-        ids = ids + FIRST_OOV + 1
-    series = frame[column]
-    null = series.isna().to_numpy()
-    kind, values = _values(series[~null], path)
-    if len(set(values.tolist())) != len(values):
-        raise WorkflowError(f"{path}: a value occurs twice in the vocabulary of {column!r}; fit it again")
-    null_element = int(ids[null][0]) if null.any() else None
-    return Vocabulary(path, kind, values, ids[~null], int(ids[0]) if len(ids) else 0, null_element)
+    if below is not None and len(ids) and ids[0] < below:
+        frame.index = ids + below
+    if frame.duplicated().any():
+        raise WorkflowError(f"{path}: a value occurs twice in the vocabulary of {name!r}; fit it again")
+    if not frame.index.is_unique:
+        raise WorkflowError(f"{path}: an id occurs twice in the vocabulary of {name!r}; fit it again")
+    return frame
 
 
 def vocabulary_of(op: Any, name: str) -> Vocabulary:
     """Read the vocabulary that a fitted Categorify has for a column."""
     storage = _storage(op, name)
+    return _vocabulary(_categories(op, storage, [storage], 1), op.categories[storage])
+
+
+def _vocabulary(frame: Any, path: str) -> Vocabulary:
+    ids, series = np.asarray(frame.index, np.int64), frame.iloc[:, 0]
+    null = series.isna().to_numpy()
+    kind, values = plain_values(series[~null], path)
+    # NVTabular casts the elements of a list to the vocabulary's dtype; to bool, a null becomes False.
+    as_null = ids[~values if series.dtype == np.bool_ else null]
+    null_element = int(as_null[0]) if len(as_null) else None
+    return Vocabulary(path, kind, values, ids[~null], int(ids[0]) if len(ids) else 0, null_element)
+
+
+def _categories(op: Any, storage: str, columns: Sequence[str], oov: int) -> Any:
     parts = op.split_out.get(storage, 1) if isinstance(op.split_out, dict) else op.split_out
-    shift = op.cat_cache is not None and parts == 1
-    return read_vocabulary(op.categories[storage], storage, shift_small_ids=shift)
+    below = FIRST_OOV + oov if op.cat_cache is not None and parts == 1 else None
+    return read_categories(op.categories[storage], columns, below=below)
 
 
 def _storage(op: Any, name: str) -> str:
@@ -105,128 +101,127 @@ def _part_number(file: Path) -> int:
     return int(re.sub(r"\D", "", file.name))
 
 
-def _values(series: Any, path: str) -> tuple[str, Any]:
-    dtype = getattr(series.dtype, "numpy_dtype", series.dtype)  # Int64 and its like are as int64
-    if dtype.kind in "iufb" and dtype.name not in ("uint64", "float16"):
-        return dtype.name, series.to_numpy(dtype)
-    if dtype.kind == "O":
-        values = np.empty(len(series), np.object_)
-        values[:] = [_utf8(value, path) for value in series.tolist()]
-        return "text", values
-    raise WorkflowError(
-        f"{path}: a vocabulary of {series.dtype} is not supported; cast the column to an integer, a float "
-        "or text before the workflow"
-    )
-
-
-def _utf8(value: Any, path: str) -> bytes:
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass")
-    if isinstance(value, bytes):
-        return value
-    raise WorkflowError(f"{path}: expected text, found {value!r}; cast the column before the workflow")
-
-
 def lower_categorify(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """Vocabulary id; 1 for null, 2 for a value not in the vocabulary (and for a null inside a list)."""
-    if op.encode_type != "joint" and any(len(group.names) > 1 for group in where.selector.subgroups):
-        first = next(group.names for group in where.selector.subgroups if len(group.names) > 1)
-        raise where.refuse(
-            op.name_sep.join(first),
-            "encode_type='combo' over several columns is not compiled yet",
-            "Join the columns into one text column before the workflow",
-        )
-    out = dict(columns)
-    for name in names:
-        out[name] = _categorify(op, columns[name], name, where)
-    return out
+    """Vocabulary id; 1 for null, 2 for a value not in the vocabulary (and for a null inside a list).
+
+    A combination of columns (``encode_type="combo"``) is null if all of them are; with some nulls it is a
+    value like any other.
+    """
+    groups = _groups(op, names, where)
+    made = {
+        name: _or_refused(op, name, group, [columns[column] for column in group], where)
+        for name, group in groups.items()
+    }
+    return dict(columns) | made
 
 
-def _categorify(op: Any, source: Expression, name: str, where: Where) -> Expression:
-    storage = _storage(op, name)
-    buckets = op.num_buckets.get(storage) if isinstance(op.num_buckets, dict) else op.num_buckets
-    if buckets and buckets > 1:
-        raise where.refuse(
-            name,
-            f"num_buckets={buckets} spreads unseen values by a hash that, on CPU, includes the row's "
-            "position in the batch",
-            "Use num_buckets=None: all unseen values share id 2",
-        )
+def _or_refused(op: Any, name: str, group: list[str], sources: list[Expression], where: Where) -> Expression:
+    try:
+        return _categorify(op, name, group, sources, where)
+    except UnsupportedOperator as error:
+        return refused_column(sources[0], error)
+
+
+def _groups(op: Any, names: Sequence[str], where: Where) -> dict[str, list[str]]:
+    """Return what each output encodes: itself, or the columns of a combination."""
+    if op.encode_type == "joint":
+        return {name: [name] for name in names}
+    groups = [[group] if isinstance(group, str) else [*group] for group in where.selector.grouped_names]
+    return {op.name_sep.join(group): group for group in groups if set(group) <= set(names)}
+
+
+def _categorify(op: Any, name: str, group: list[str], sources: list[Expression], where: Where) -> Expression:
+    storage = _storage(op, name) if len(group) == 1 else str(op.storage_name.get(name, name))
+    oov = _oov_ids(op, name, storage, group, where)
     if storage not in op.categories:
         raise where.refuse(name, "it has no fitted vocabulary", "Fit the workflow before it is compiled")
-    vocabulary = vocabulary_of(op, name)
     dtype = np.dtype(op.output_dtype)
-    if dtype.kind not in "iu":
-        raise where.refuse(name, f"dtype {dtype.name} is not an integer", "Use int32 or int64")
-    _check_types(source, vocabulary, name, where)
+    if dtype.kind not in "iu" and dtype.name not in ("float32", "float64"):
+        raise where.refuse(name, f"dtype {dtype.name} is not a number's", "Use int32 or int64")
+    path = op.categories[storage]
+    frame = _categories(op, storage, group if len(group) > 1 else [storage], oov)
+    _check_size(op, name, storage, path, frame, where)
+    if len(group) == 1:
+        encoded = _one(op, sources[0], _vocabulary(frame, path), name, dtype, where)
+    else:
+        encoded = _combination(op, sources, frame, path, dtype, where)
+    return cast(encoded, dtype.name) if dtype.kind == "f" else encoded
+
+
+def _one(
+    op: Any, source: Expression, vocabulary: Vocabulary, name: str, dtype: np.dtype[Any], where: Where
+) -> Expression:
+    check_type(source, vocabulary.kind, name, where)
     null = vocabulary.first if op.single_table else NULL
     unseen = null + 1
     if source.is_list:
         null = unseen if vocabulary.null_element is None else vocabulary.null_element
-    return _encode(source, vocabulary, null, unseen, dtype.name)
+    held = replace(vocabulary, ids=_held(vocabulary.ids, dtype))
+    null, unseen = (int(_held(np.int64(value), dtype)) for value in (null, unseen))
+    return encode(source, held, null, unseen, _encoded(dtype), cast=True)
 
 
-def _check_types(source: Expression, vocabulary: Vocabulary, name: str, where: Where) -> None:
-    if source.is_text != (vocabulary.kind == "text"):
+def _combination(
+    op: Any, sources: list[Expression], frame: Any, path: str, dtype: np.dtype[Any], where: Where
+) -> Expression:
+    ids = np.asarray(frame.index, np.int64)
+    null = int(ids[0]) if op.single_table and len(ids) else NULL
+    index = find_row(
+        sources,
+        frame,
+        _held(ids, dtype),
+        missing=int(_held(np.int64(null + 1), dtype)),
+        all_null=int(_held(np.int64(null), dtype)),
+        source=path,
+        cast=True,
+        where=where,
+    )
+    return replace(index, dtype=_encoded(dtype))
+
+
+def _held(ids: npt.NDArray[np.int64] | np.int64, dtype: np.dtype[Any]) -> npt.NDArray[np.int64]:
+    """Return ids as the output's dtype holds them: int8 makes 128 of -128."""
+    return np.asarray(ids.astype(dtype).astype(np.int64) if dtype.kind in "iu" else ids)
+
+
+def _encoded(dtype: np.dtype[Any]) -> str:
+    return dtype.name if dtype.kind in "iu" else "int64"
+
+
+def _oov_ids(op: Any, name: str, storage: str, group: list[str], where: Where) -> int:
+    """Return how many ids are kept for unseen values; refuse if a hash spreads values over them.
+
+    NVTabular looks the number up by the vocabulary's name, and hashes by that of the first column or of the
+    combination. Neither knows a joint vocabulary if ``num_buckets`` is an integer: all unseen values share
+    id 2 then.
+    """
+    buckets = op.num_buckets
+    if isinstance(buckets, int):
+        buckets = dict.fromkeys(op.column_mapping(where.whole), buckets)
+    if not buckets or storage not in buckets:
+        return 1
+    by = group[0] if op.encode_type == "joint" or len(group) == 1 else "_".join(group)
+    if buckets.get(by) != 1:
         raise where.refuse(
             name,
-            f"the column holds {source.dtype}, but its fitted vocabulary {vocabulary.kind}",
-            "Give the column the type that it had at fit",
+            f"num_buckets={buckets.get(by)} spreads unseen values by a hash that, on CPU, includes the "
+            "row's position in the batch",
+            "Use num_buckets=None: all unseen values share id 2",
         )
+    return int(buckets[storage])
 
 
-def _encode(source: Expression, vocabulary: Vocabulary, null: int, unseen: int, dtype: str) -> Expression:
-    if source.is_text:
-        own = {"vocabulary": TextTable(vocabulary), "null": null, "unseen": unseen}
-        return apply("encode_text", source, own=own, physical="int64", dtype=dtype)
-    keys, kind = _keys(vocabulary, source)
-    table = IntTable(vocabulary, keys)
-    return apply(
-        "encode_direct" if table.is_direct else "encode_hash",
-        source,
-        shared={"keys": kind},
-        own={"vocabulary": table, "null": null, "unseen": unseen},
-        physical="int64",
-        dtype=dtype,
-    )
-
-
-def _keys(vocabulary: Vocabulary, source: Expression) -> tuple[Any, str]:
-    """Return the vocabulary as int64 keys, and the runtime's name for how inputs become such keys."""
-    values = vocabulary.values
-    if values.dtype.kind in "iub":
-        as_is = values.dtype == np.int64 and not source.is_float
-        return values.astype(np.int64), "int64" if as_is else f"cast:{values.dtype.name}"
-    if np.all(np.abs(values) < 2.0**53) and np.all(values == np.floor(values)):
-        return values.astype(np.int64), "whole"
-    # Adding 0.0 makes -0.0 the same key as 0.0, which it equals.
-    bits = (values + values.dtype.type(0)).view(f"i{values.dtype.itemsize}")
-    return bits.astype(np.int64), f"bits:{values.dtype.name}"
-
-
-class TextTable:
-    """The table of a vocabulary of strings. Equal if it comes from the same file."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TextTable) and other.vocabulary.source == self.vocabulary.source
-
-    def __hash__(self) -> int:
-        return hash(self.vocabulary.source)
-
-
-class IntTable(TextTable):
-    """The table of a vocabulary of int64 keys."""
-
-    def __init__(self, vocabulary: Vocabulary, keys: Any) -> None:
-        super().__init__(vocabulary)
-        self.keys = keys
-
-    @property
-    def is_direct(self) -> bool:
-        """Whether the keys lie close enough for a table indexed by the key."""
-        from tiercel_serving.lookup import is_dense
-
-        return is_dense(self.keys)
+def _check_size(op: Any, name: str, storage: str, path: str, frame: Any, where: Where) -> None:
+    """Compare a vocabulary with the size that the schema keeps from the fit."""
+    schema = where.schema[name] if where.schema is not None and name in where.schema.column_names else None
+    properties = schema.properties if schema is not None else {}
+    size = properties.get("embedding_sizes", {}).get("cardinality")
+    if size is None or properties.get("domain", {}).get("name") != storage:
+        return
+    buckets = op.num_buckets
+    oov = buckets.get(storage, 0) if isinstance(buckets, dict) else buckets or 1
+    if len(frame) != size - oov - FIRST_OOV:
+        raise WorkflowError(
+            f"{path}: the workflow was fitted with {size - oov - FIRST_OOV} categories of {storage!r}, the "
+            f"file has {len(frame)}; save the workflow again, or fit it again"
+        )

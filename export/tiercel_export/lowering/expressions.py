@@ -84,11 +84,20 @@ class Where:
         The node's resolved column selector, with its groups.
     nested
         What a nested graph makes of an input frame.
+    whole
+        The selector with the columns of all parts.
+    schema
+        The schema of the node's output.
+    target_encoding
+        As for :func:`~tiercel_export.workflow.cut_workflow`.
     """
 
     operator: str
     selector: Any
     nested: Callable[[Any, Columns], Columns]
+    whole: Any = None
+    schema: Any = None
+    target_encoding: str | None = None
 
     def refuse(self, column: str, reason: str, remedy: str) -> UnsupportedOperator:
         """Return the error that says why this column can't be compiled."""

@@ -6,14 +6,18 @@ holds that it does; another test fails if an entry that is compiled has no parit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .bucketize import lower_bucketize
 from .categorify import lower_categorify
 from .expressions import Lowering
+from .join_external import columns_joined, columns_of_keys, lower_join_external
+from .join_groupby import keys_of_statistics, lower_join_groupby
 from .numeric import lower_clip, lower_fill_missing, lower_log, lower_normalize
 from .structure import lower_rename, lower_selection, lower_subtraction
+from .target_encoding import keys_of_encodings, lower_target_encoding
 
 #: Equal to NVTabular to the last bit.
 COMPILED = "compiled"
@@ -39,12 +43,19 @@ class Entry:
         If compiled: where it is more than NVTabular, or what of it is refused. Else: the reason.
     remedy
         If refused: what to do instead.
+    reads
+        ``reads(operator, selector)``: the columns that each output is computed from, where the operator's
+        own ``column_mapping`` names others.
+    asks
+        ``asks(operator)``: columns that NVTabular wants for any output, besides those of its mapping.
     """
 
     outcome: str
     lower: Lowering | None = None
     note: str = ""
     remedy: str = ""
+    reads: Callable[[Any, Any], Mapping[str, list[str]]] | None = None
+    asks: Callable[[Any], list[str]] | None = None
 
 
 _LATER = "there is no lowering for it yet"
@@ -84,8 +95,8 @@ TABLE: Mapping[str, Entry] = {
         TOTAL,
         lower_categorify,
         note="NVTabular raises on an all-null column, a null list row, and NaN or ±inf into an integer "
-        "vocabulary; here a null is id 1, a null list is empty, ±inf is unseen. num_buckets above 1 and "
-        "combo groups are refused",
+        "vocabulary; here a null is id 1 (in a combination a value like any other, unless all are null), a "
+        "null list is empty, ±inf is unseen. num_buckets above 1 is refused where unseen values are hashed",
     ),
     "nvtabular.FillMissing": Entry(
         TOTAL,
@@ -114,12 +125,31 @@ TABLE: Mapping[str, Entry] = {
         remedy="Join the columns into one text column before the workflow and Categorify it",
     ),
     "nvtabular.TargetEncoding": Entry(
-        REFUSED,
-        note="it applies its k-folds at transform too, by the row's position, and reads the target column",
-        remedy=_APPLY_BEFORE,
+        TOTAL,
+        lower_target_encoding,
+        note="with kfold=1, or without folds if compiled with target_encoding='no_fold': as it stands, any "
+        "other kfold is refused, since NVTabular applies its folds at transform too, by the row's position. "
+        "The target is not needed at serving time",
+        reads=keys_of_encodings,
     ),
-    "nvtabular.JoinGroupby": Entry(NOT_YET, note=_LATER, remedy=_APPLY_BEFORE),
-    "nvtabular.JoinExternal": Entry(NOT_YET, note=_LATER, remedy=_APPLY_BEFORE),
+    "nvtabular.JoinGroupby": Entry(
+        TOTAL,
+        lower_join_groupby,
+        note="NVTabular raises on an unseen key if it counts; here its count is 0. An unseen key's other "
+        "statistics are null; sum, min and max of integers and booleans keep their dtype then, which pandas "
+        "changes as soon as a key of the batch is unseen",
+        reads=keys_of_statistics,
+    ),
+    "nvtabular.JoinExternal": Entry(
+        TOTAL,
+        lower_join_external,
+        note="the table is read when the workflow is compiled. An unseen key's columns are null; integers, "
+        "booleans and lists keep their dtype then, which pandas changes as soon as a key of the batch is "
+        "unseen. how='inner', keys that occur twice, and numeric keys of a table of several partitions are "
+        "refused",
+        reads=columns_joined,
+        asks=columns_of_keys,
+    ),
     "nvtabular.ListSlice": Entry(NOT_YET, note=_LATER, remedy=_APPLY_BEFORE),
     "nvtabular.ColumnSimilarity": Entry(NOT_YET, note=_LATER, remedy=_APPLY_BEFORE),
     "nvtabular.ReduceDtypeSize": Entry(NOT_YET, note=_LATER, remedy="Leave it out: features are packed"),

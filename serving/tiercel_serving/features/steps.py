@@ -17,6 +17,7 @@ from ..columns import Column
 from ..errors import InvalidRequest
 from ..spec import Array
 from .encode import EncodeDirect, EncodeHash, EncodeText
+from .joins import CombineKeys, Gather, GatherList, GatherText
 from .registers import Columns, Elementwise, Register, Registers, Step, nan_where_null
 
 # --------------------------------------------------------------------------------------------- loading
@@ -291,6 +292,10 @@ STEPS: Mapping[str, type[Any]] = {
     "encode_direct": EncodeDirect,
     "encode_hash": EncodeHash,
     "encode_text": EncodeText,
+    "combine_keys": CombineKeys,
+    "gather": Gather,
+    "gather_text": GatherText,
+    "gather_list": GatherList,
 }
 
 

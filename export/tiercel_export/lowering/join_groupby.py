@@ -1,0 +1,65 @@
+"""JoinGroupby: statistics of groups, joined by the groups' keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .expressions import Columns, Expression, Where
+from .fitted_tables import UNFITTED, each_group, read_statistics
+from .gather import gather
+from .keys import find_row
+
+
+def lower_join_groupby(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
+    """``merge(stats, how="left")`` for each group of key columns.
+
+    An unseen key counts 0, where NVTabular raises; its other statistics are null. Integer statistics stay
+    integers, where pandas makes them floats as soon as a key of the batch is unseen.
+    """
+
+    def lower(group: tuple[str, ...], sources: Sequence[Expression]) -> Columns:
+        return _group(op, group, sources, where)
+
+    def outputs(group: tuple[str, ...]) -> list[str]:
+        return [name for name, read in keys_of_statistics(op, where.selector).items() if read == [*group]]
+
+    return each_group(where, names, columns, lower, outputs)
+
+
+def keys_of_statistics(op: Any, selector: Any) -> dict[str, list[str]]:
+    """Return which columns each output reads: the keys alone, not what the statistics are of."""
+    from merlin.dag import ColumnSelector
+
+    read: dict[str, list[str]] = {}
+    for group in selector.grouped_names:
+        keys = [group] if isinstance(group, str) else [*group]
+        alone = ColumnSelector(keys if isinstance(group, str) else [keys])
+        read |= dict.fromkeys(op.column_mapping(alone), keys)
+    return read
+
+
+def _group(op: Any, group: tuple[str, ...], sources: Sequence[Expression], where: Where) -> Columns:
+    from nvtabular.ops.join_groupby import AGG_DTYPES
+
+    name = op.name_sep.join(group)
+    storage = op.storage_name.get(name, name)
+    if storage not in op.categories:
+        raise where.refuse(name, *UNFITTED)
+    path = op.categories[storage]
+    keys = list(group) if len(group) > 1 else [storage]
+    of_values = set(op.stats) - {"count"}
+    frame = read_statistics(path, keys, len(of_values) * len(op.cont_names.names) + ("count" in op.stats))
+    rows = np.arange(len(frame), dtype=np.int64)
+    index = find_row(sources, frame[keys], rows, missing=len(rows), source=path, cast=False, where=where)
+    made: Columns = {}
+    for column in frame.columns.drop(keys):
+        series, unseen = frame[column], None
+        for statistic, dtype in AGG_DTYPES.items():
+            if column.endswith(f"{op.name_sep}{statistic}"):
+                series = series.astype(dtype)
+                unseen = 0 if statistic == "count" else None
+        made[column] = gather(index, series, source=path, where=where, unseen=unseen)
+    return made

@@ -1,0 +1,132 @@
+"""The steps of keyed tables: from the keys of a row to a row of a fitted table, and from there its columns.
+
+Each key column is encoded by the steps of ``encode.py``: a dense code for each of its values in the table,
+one for null and one for unseen. ``combine_keys`` makes one number of them and looks it up; the ``gather``
+steps take columns of the table by the row number found. The table's last row answers for unseen keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..lookup import open_lookup
+from ..spec import Array
+from .registers import Columns, Register, Registers
+
+#: A gathered text column of up to this many rows is held as Python objects, which are taken at once;
+#: longer ones stay memory-mapped, and each text is sliced out when it is asked for.
+TEXTS_IN_MEMORY = 4096
+
+
+class CombineKeys:
+    """The codes of several key columns as one mixed-radix number, looked up.
+
+    ``radix`` is how many codes each column has; the last column's codes are the lowest digits.
+    """
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        self._sources: list[tuple[int, int]] = [(register, row) for register, row in step["in"]]
+        self._radix: list[int] = step["radix"]
+        self._lookup = open_lookup(arrays, "lookup0")
+
+    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
+        """Combine and look up: ``[1, n]`` int64, never null."""
+        register, row = self._sources[0]
+        keys = registers[register].x[row]
+        for (register, row), radix in zip(self._sources[1:], self._radix[1:], strict=True):
+            keys = keys * radix + registers[register].x[row]
+        return Register(self._lookup.find(keys).reshape(1, n))
+
+
+class Gather:
+    """Number columns of fitted tables, laid end to end, by row number; an integer column may have nulls."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        self._source: int = step["in"]
+        rows: list[int] = step["rows"]
+        # Columns of one table share their row numbers, which then need no copy for each of them.
+        self._rows: Any = slice(rows[0], rows[0] + 1) if len(set(rows)) == 1 else np.array(rows)
+        self._table, self._valid = arrays["table"], arrays.get("valid")
+        self._base = arrays["base"] if len(rows) > 1 else None
+
+    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
+        """Gather: ``[C, n]``."""
+        index = registers[self._source].x[self._rows]
+        if self._base is not None:
+            index = index + self._base
+        if self._valid is None:
+            return Register(self._table[index])
+        valid = self._valid[index]
+        return Register(self._table[index], None if valid.all() else valid)
+
+
+class _Texts:
+    """Texts laid end to end: ``offsets [R + 1]`` and ``blob``."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._offsets, self._blob = arrays["offsets"], memoryview(arrays["blob"])  # type: ignore[arg-type]
+        self._objects: Array | None = None
+        if len(self._offsets) <= TEXTS_IN_MEMORY:
+            self._objects = self._slice(np.arange(len(self._offsets) - 1))
+
+    def take(self, index: npt.NDArray[np.int64]) -> Array:
+        """Return the texts with these numbers as an object array of ``bytes``."""
+        return self._slice(index) if self._objects is None else self._objects[index]
+
+    def _slice(self, index: npt.NDArray[np.int64]) -> Array:
+        blob, out = self._blob, np.empty(len(index), np.object_)
+        begins, ends = self._offsets[index].tolist(), self._offsets[index + 1].tolist()
+        out[:] = [bytes(blob[begin:end]) for begin, end in zip(begins, ends, strict=True)]
+        return out
+
+
+class GatherText:
+    """A text column of a fitted table, by row number."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        self._source: int = step["in"]
+        self._row: int = step["rows"][0]
+        self._texts, self._valid = _Texts(arrays), arrays["valid"]
+
+    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
+        """Gather: ``[1, n]`` objects."""
+        index = registers[self._source].x[self._row]
+        valid = self._valid[index].reshape(1, n)
+        return Register(self._texts.take(index).reshape(1, n), None if valid.all() else valid)
+
+
+class GatherList:
+    """A list column of a fitted table, by row number; an unseen key gives a null list.
+
+    ``row_offsets [R + 1]`` bounds the elements of each row: ``values``, or texts; ``row_valid [R]`` says
+    which rows are lists, ``valid`` which elements are not null (absent if all are).
+    """
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        self._source: int = step["in"]
+        self._row: int = step["rows"][0]
+        self._offsets, self._row_valid = arrays["row_offsets"], arrays["row_valid"]
+        self._values, self._valid = arrays.get("values"), arrays.get("valid")
+        self._texts = None if self._values is not None else _Texts(arrays)
+
+    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
+        """Gather: ``[1, m]``, the m elements of all rows."""
+        index = registers[self._source].x[self._row]
+        begins = self._offsets[index]
+        lengths = self._offsets[index + 1] - begins
+        offsets = np.zeros(n + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        within = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], lengths)
+        x = self._values[within] if self._texts is None else self._texts.take(within)  # type: ignore[index]
+        valid = None if self._valid is None else self._valid[within].reshape(1, -1)
+        row_valid = self._row_valid[index]
+        return Register(
+            x.reshape(1, -1),
+            None if valid is None or valid.all() else valid,
+            offsets,
+            None if row_valid.all() else row_valid,
+        )
