@@ -28,9 +28,17 @@ from .lowering.table import TABLE, key_of
 
 #: What a raw column is, by name; None for one that isn't there or isn't needed.
 Root: TypeAlias = Callable[[str], Expression | None]
+#: Called as ``observe(node, given, made)`` after each node, with the columns that it read and made.
+Observer: TypeAlias = Callable[[Any, Columns, Columns], None]
 
 
-def trace(workflow: Any, needed: set[str] | None = None, *, target_encoding: str | None = None) -> Columns:
+def trace(
+    workflow: Any,
+    needed: set[str] | None = None,
+    *,
+    target_encoding: str | None = None,
+    observe: Observer | None = None,
+) -> Columns:
     """Return each output column as an expression of the inputs.
 
     Parameters
@@ -41,6 +49,8 @@ def trace(workflow: Any, needed: set[str] | None = None, *, target_encoding: str
         Raw columns to begin with; None is all. What is computed from other columns is left out.
     target_encoding
         As for :func:`~tiercel_export.workflow.cut_workflow`.
+    observe
+        Told of every node, those of nested graphs included.
 
     Returns
     -------
@@ -58,22 +68,26 @@ def trace(workflow: Any, needed: set[str] | None = None, *, target_encoding: str
         except WorkflowError as error:
             return unreadable_column(name, error)
 
-    columns = _Tracer(root, target_encoding).run(workflow.output_node)
+    columns = _Tracer(root, target_encoding, observe).run(workflow.output_node)
     return {name: columns[name] for name in workflow.output_schema.column_names if name in columns}
 
 
 class _Tracer:
     """Walks one graph; a nested graph has a tracer of its own, whose raw columns are its node's input."""
 
-    def __init__(self, root: Root, target_encoding: str | None) -> None:
+    def __init__(self, root: Root, target_encoding: str | None, observe: Observer | None) -> None:
         self._root = root
         self._target_encoding = target_encoding
+        self._observe = observe
         self._done: dict[int, Columns] = {}
 
     def run(self, node: Any) -> Columns:
         """Return what the node makes, column by column."""
         if id(node) not in self._done:
-            self._done[id(node)] = self._transform(node, self._gather(node))
+            given = self._gather(node)
+            self._done[id(node)] = made = self._transform(node, given)
+            if self._observe is not None:
+                self._observe(node, given, made)
         return self._done[id(node)]
 
     def _gather(self, node: Any) -> Columns:
@@ -121,7 +135,7 @@ class _Tracer:
 
     def _nested(self, graph: Any, columns: Columns) -> Columns:
         """Return what a nested graph makes of its node's input frame."""
-        made = _Tracer(columns.get, self._target_encoding).run(graph.output_node)
+        made = _Tracer(columns.get, self._target_encoding, self._observe).run(graph.output_node)
         return {name: made[name] for name in graph.output_schema.column_names if name in made}
 
 
