@@ -20,7 +20,8 @@ from .expressions import Columns, Expression, Where, apply, cast
 def lower_fill_missing(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
     """``fillna(fill_val)``, and ``<column>_filled = isna()`` if asked for.
 
-    On a list column NVTabular's ``fillna`` sees rows, never elements: it leaves the lists as they are.
+    On a list column NVTabular's ``fillna`` sees rows, never elements: a null row becomes ``fill_val``, here
+    an empty list.
     """
     out = dict(columns)
     for name in names:
@@ -29,7 +30,7 @@ def lower_fill_missing(op: Any, names: list[str], columns: Mapping[str, Expressi
         if op.add_binary_cols:
             is_null = "row_is_null" if source.is_list else "is_null"
             out[f"{name}_filled"] = apply(is_null, source, physical="int64", dtype="bool", is_list=False)
-        out[name] = source if source.is_list else _fill(source, op.fill_val, name, where)
+        out[name] = apply("fill_rows", source) if source.is_list else _fill(source, op.fill_val, name, where)
     return out
 
 

@@ -52,7 +52,7 @@ def nan_where_null(x: Array, valid: Array | None) -> Array:
 
 
 class Elementwise:
-    """Base of the steps that change each element by itself; lists keep their offsets."""
+    """Base of the steps that change each element by itself; lists keep their offsets and their null rows."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         self._source: int = step["in"]
@@ -61,7 +61,7 @@ class Elementwise:
         """Apply :meth:`apply` to the source register."""
         source = registers[self._source]
         x, valid = self.apply(source.x, source.valid)
-        return Register(x, valid, source.offsets)
+        return Register(x, valid, source.offsets, source.row_valid)
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Return the new ``x`` and ``valid``."""

@@ -176,6 +176,17 @@ class FillText(Elementwise):
         return (x if valid is None else np.where(valid, x, self._value)), None
 
 
+class FillRows:
+    """``fillna`` of a list column: a null list is an empty one from here on."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        self._source: int = step["in"]
+
+    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
+        """Fill."""
+        return registers[self._source]._replace(row_valid=None)
+
+
 class IsNull(Elementwise):
     """``isna()`` as 0 and 1."""
 
@@ -282,6 +293,7 @@ STEPS: Mapping[str, type[Any]] = {
     "cast": Cast,
     "fill": Fill,
     "fill_text": FillText,
+    "fill_rows": FillRows,
     "is_null": IsNull,
     "row_is_null": RowIsNull,
     "clip": Clip,
