@@ -1,215 +1,136 @@
-"""Random operator graphs and random frames: the compiled program equals NVTabular to the last bit."""
+"""Random operator graphs and random frames: the compiled program equals NVTabular to the last bit.
+
+Each graph is compiled whole; columns whose operator is refused are left out, as labels are, and the rest is
+compared. Graphs that NVTabular itself can't fit do not count.
+"""
 
 from __future__ import annotations
 
 import itertools
 import warnings
+from collections import Counter
 from pathlib import Path
+from zlib import crc32
 
-import numpy as np
 import nvtabular as nvt
-import pandas as pd
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
-from merlin.schema import Tags
-from nvtabular import ops
-from parity_helpers import check, pair
+from drawn_frames import Request, fit_frame, request_frame, requests
+from graph_plans import KINDS, Plan, build, plans
+from hypothesis import HealthCheck, Phase, assume, given, seed, settings
+from merlin.dag.node import iter_nodes
+from parity_helpers import check, check_rows_alone, pairs_of_compiled
 
-TEXTS = ["", "a", "b", "aa", "é", "e\u0301", "日本", "a\0", "\0", " ", "None", "nan", "🦅" * 9]
-INTS = [0, 1, 2, 3, 5, 7, -1, -2, 40, 99, 127, -128, 1000, 2**31, -(2**40), 2**52 + 1]
-FLOATS = [0.0, -0.0, 0.5, 1.0, 1.5, 3.0, -0.5, -1.0, -2.5, 5.5, 1e-9, 7.25, 99.0, 1e6, 2.0**60, 1e30]
+from tiercel_export.lowering.table import TABLE, key_of
 
-#: name → (values at fit, more values that only requests have, dtype, nulls at fit, list)
-COLUMNS = {
-    "int": (INTS, [12345, -(2**62), 2**62 + 1], "int64", False, False),
-    "small": ([v for v in INTS if -100 < v < 100], [100, -128], "int8", False, False),
-    "holes": ([float(v) for v in INTS], [5.5, np.inf, -np.inf, 1e300], "float64", True, False),
-    "double": (FLOATS, [np.inf, -np.inf, 1e308, -1e308, 5e-324], "float64", True, False),
-    "single": ([f for f in FLOATS if abs(f) < 1e20], [np.inf, -np.inf, 3e38], "float32", True, False),
-    "flag": ([True, False], [], "bool", False, False),
-    "text": (TEXTS, ["unseen", "A", "a\0\0"], "object", False, False),
-    "maybe": (TEXTS[:8], ["unseen"], "object", True, False),
-    "ints": (INTS[:9], [777], "int64", False, True),
-    "texts": (TEXTS, ["unseen"], "object", False, True),
-    "floats": (FLOATS[:12], [1e9], "float64", False, True),
-    "singles": (FLOATS[:12], [1e9], "float32", False, True),
-}
-LISTS = [name for name, spec in COLUMNS.items() if spec[4]]
-NUMBERS = [name for name, spec in COLUMNS.items() if spec[2] != "object" and not spec[4]]
-
-
-def sample(name: str, rows: int, rng: np.random.Generator, *, request: bool, nulls: float) -> pd.Series:
-    values, more, dtype, may_be_null, is_list = COLUMNS[name]
-    pool = np.empty(len(values) + (len(more) if request else 0), object)
-    pool[:] = [*values, *more] if request else values
-    null = (may_be_null or request) and nulls > 0
-    if is_list:
-        data = [list(pool[rng.integers(0, len(pool), rng.choice([0, 1, 2, 3, 40]))]) for _ in range(rows)]
-        if rows:
-            data[0] = data[0] or [values[0]]
-        if request and null:
-            data = [[None if rng.random() < nulls / 2 else e for e in row] for row in data]
-        if request and nulls > 0.25:
-            data = [None if rng.random() < nulls / 2 else row for row in data]
-        series = pd.Series(index=range(rows), dtype=object)
-        if dtype == "float32":
-            data = [None if row is None else np.array(row, np.float32) for row in data]
-        for i, row in enumerate(data):
-            series.iat[i] = row
-        return series
-    data = pool[rng.integers(0, len(pool), rows)]
-    if null:
-        data[rng.random(rows) < nulls] = None
-    if dtype == "object" or request:
-        return pd.Series(data, dtype=object)
-    return pd.Series(data).astype(dtype)
-
-
-def fit_frame(seed: int) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    return pd.DataFrame({name: sample(name, 60, rng, request=False, nulls=0.1) for name in COLUMNS})
-
-
-# A graph is drawn as data: for each branch the raw columns, and a list of operators with parameters.
-
-scalars = st.sampled_from([0, 1, -3, 50, 0.5, 2.25, -1.0])
-fill = st.tuples(st.just("fill"), scalars, st.booleans())
-clip = st.tuples(st.just("clip"), scalars | st.none(), scalars | st.none()).filter(
-    lambda c: c[1:] != (None, None)
-)
-log = st.just(("log",))
-normalize = st.tuples(st.just("normalize"), st.sampled_from([None, np.float32]))
-bucketize = st.tuples(
-    st.just("bucketize"),
-    st.sampled_from([[0, 1, 5], [-1.5, 0.5, 0.5, 40.0], [3], [9.5, 2.0, -4.0], [10, 0, -10]]),
-)
-categorify = st.tuples(
-    st.just("categorify"),
-    st.sampled_from([{}, {"freq_threshold": 3}, {"max_size": 7}, {"dtype": np.int32}]),
-)
-rename = st.tuples(st.just("rename"), st.sampled_from(["_x", "_renamed"]))
-number_ops = st.lists(st.one_of(fill, clip, log, normalize, bucketize, rename), max_size=4)
-text_ops = st.lists(
-    st.tuples(st.just("fill"), st.sampled_from(["", "a", "né"]), st.booleans()) | rename, max_size=2
-)
-list_ops = st.lists(st.one_of(log, normalize, rename), max_size=2)
-
-
-@st.composite
-def graphs(draw):
-    branches = []
-    for _ in range(draw(st.integers(1, 4))):
-        kind = draw(st.sampled_from(["numbers", "numbers", "texts", "lists"]))
-        if kind == "numbers":
-            names = draw(st.lists(st.sampled_from(NUMBERS), min_size=1, max_size=4, unique=True))
-            chain = draw(number_ops) + draw(st.lists(categorify, max_size=1))
-        elif kind == "texts":
-            names = draw(st.lists(st.sampled_from(["text", "maybe"]), min_size=1, max_size=2, unique=True))
-            chain = [*draw(text_ops), draw(categorify)]
-        else:
-            names = draw(
-                st.lists(
-                    st.sampled_from(["ints", "texts", "floats", "singles"]),
-                    min_size=1,
-                    max_size=2,
-                    unique=True,
-                )
-            )
-            chain = draw(list_ops) if "texts" not in names else []
-            chain = chain + draw(st.lists(categorify, min_size=int(not chain), max_size=1))
-        branches.append((names, chain))
-    return branches
-
-
-OPERATORS = {
-    "fill": lambda value, flag: ops.FillMissing(fill_val=value, add_binary_cols=flag),
-    "clip": lambda low, high: ops.Clip(min_value=low, max_value=high),
-    "log": ops.LogOp,
-    "normalize": ops.Normalize,
-    "bucketize": ops.Bucketize,
-    "rename": lambda postfix: ops.Rename(postfix=postfix),
-}
-
-
-def build(branches, folder: Path) -> nvt.Workflow:
-    """Make the graph; each branch renames its columns first, so that no output bears another's name."""
-    total = None
-    for number, (names, chain) in enumerate(branches):
-        node = names >> ops.Rename(postfix=f"_{number}")
-        for step, (name, *parameters) in enumerate(chain):
-            if name == "categorify":
-                path = folder / f"{number}-{step}"
-                path.mkdir()
-                node = node >> ops.Categorify(out_path=str(path), **parameters[0])
-            else:
-                node = node >> OPERATORS[name](*parameters)
-        total = node if total is None else total + node
-    return nvt.Workflow(total >> ops.AddTags([Tags.USER]))
-
+#: Graphs of each kind, and frames of each graph: together at least 100 × 20 and 1,000 × 50.
+GRAPHS, FRAMES = 6, 20
+SLOW_GRAPHS, SLOW_FRAMES = 50, 50
+#: Batch sizes that each graph is asked for sure.
+SIZES = (0, 1, 1000)
 
 COUNTER = itertools.count()
 
 
-def run_graph(branches, frames, folder: Path, seed: int) -> list[str]:
-    from tiercel_export.errors import UnsupportedOperator
+class Tally:
+    """What became of the graphs of one test."""
 
+    def __init__(self) -> None:
+        self.graphs: Counter[str] = Counter()
+        self.frames: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+
+    def __str__(self) -> str:
+        return f"graphs {dict(self.graphs)}, comparisons {dict(self.frames)}, {dict(self.reasons)}"
+
+
+def run_graph(plan: Plan, frames: list[Request], folder: Path, tally: Tally) -> bool:
+    """Compare a graph on its frames; False if NVTabular can't fit it or nothing of it is compiled."""
     place = folder / str(next(COUNTER))
     place.mkdir()
-    workflow = build(branches, place)
+    fitted = fit_frame(plan.columns, plan.rows, plan.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fitted = fit_frame(seed)
         try:
+            workflow = build(plan, place)
             workflow.fit(nvt.Dataset(fitted))
-        except Exception:  # NVTabular can't fit an empty vocabulary, such as one of rare values only
-            return ["unfit"]
-        try:
-            both = pair(workflow, anchor=fitted)
-        except UnsupportedOperator:
-            return ["refused"]
-        both.wide = frozenset(both.oracle.outputs)  # chains may widen integers by content
-        results = []
-        for rows, frame_seed, nulls in frames:
-            rng = np.random.default_rng(frame_seed)
-            inputs = [column.name for column in both.program.inputs]
-            frame = pd.DataFrame(
-                {name: sample(name, rows, rng, request=True, nulls=nulls) for name in inputs}
-            )
-            results.append(check(both, frame))
-    return results
+        except Exception as error:  # an empty vocabulary, a column that an operator has removed …
+            tally.graphs["unfit"] += 1
+            tally.reasons[f"{type(error).__name__}: {error}"] += 1
+            return False
+        names = workflow.output_schema.column_names
+        parts = {name: "item" if plan.split and number % 2 else "user" for number, name in enumerate(names)}
+        pairs, refused = pairs_of_compiled(workflow, fitted, parts)
+        tally.reasons.update(str(error) for error in refused)
+        for request in frames:
+            frame = request_frame(plan.columns, request)
+            try:
+                for both in pairs:
+                    tally.frames[check(both, frame)] += 1
+                    check_rows_alone(both, frame)
+            except Exception as error:
+                error.add_note(f"asked {request}")
+                raise
+        tally.graphs["compared" if pairs else "refused"] += 1
+        return bool(pairs)
 
 
-frame_lists = st.lists(
-    st.tuples(
-        st.sampled_from([0, 1, 1, 2, 7, 40, 1000]),
-        st.integers(0, 2**32),
-        st.sampled_from([0.0, 0.2, 0.5, 1.0]),
-    ),
-    min_size=20,
-    max_size=20,
-)
+def keys_of(plan: Plan, folder: Path) -> set[str]:
+    """Return the operators of a plan's graph."""
+    folder.mkdir()
+    return {key_of(node.op) for node in iter_nodes([build(plan, folder).output_node]) if node.op}
 
 
-@settings(
-    max_examples=20,
-    deadline=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    derandomize=True,
-)
-@given(graphs(), frame_lists, st.integers(0, 1000))
-def test_random_graphs(tmp_path, branches, frames, seed):
-    run_graph(branches, frames, tmp_path, seed)
+def test_every_compiled_operator_is_drawn():
+    compiled = {key for key, entry in TABLE.items() if entry.lower is not None}
+    assert set().union(*(kind.keys for kind in KINDS.values())) == compiled
+    assert len(KINDS) * GRAPHS >= 100
+    assert len(KINDS) * SLOW_GRAPHS >= 1000
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_brings_its_operators(name, tmp_path):
+    found: set[str] = set()
+
+    @settings(max_examples=40, deadline=None, phases=[Phase.generate], database=None, derandomize=True)
+    @given(plans(name, steps=1))
+    def collect(plan):
+        found.update(keys_of(plan, tmp_path / str(next(COUNTER))))
+
+    collect()
+    assert found >= KINDS[name].keys
+
+
+def compare_graphs(name: str, graphs: int, frames: int, folder: Path) -> Tally:
+    """Draw graphs that have the operator ``name``, from a seed of its own, until enough are compared."""
+    tally = Tally()
+
+    @seed(crc32(name.encode()))
+    @settings(
+        max_examples=graphs,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
+    @given(plans(name), requests(SIZES, frames))
+    def compare(plan, asked):
+        assume(run_graph(plan, asked, folder, tally))
+
+    compare()
+    print(name, tally)
+    return tally
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_random_graphs(tmp_path, name):
+    tally = compare_graphs(name, GRAPHS, FRAMES, tmp_path)
+    assert tally.graphs["compared"] >= GRAPHS
+    assert tally.frames.total() >= GRAPHS * FRAMES
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=1000,
-    deadline=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-@given(graphs(), st.lists(frame_lists, min_size=2, max_size=2), st.integers(0, 2**32))
-def test_many_random_graphs(tmp_path, branches, frames, seed):
-    run_graph(branches, [frame for group in frames for frame in group], tmp_path, seed)
+@pytest.mark.parametrize("name", KINDS)
+def test_many_random_graphs(tmp_path, name):
+    tally = compare_graphs(name, SLOW_GRAPHS, SLOW_FRAMES, tmp_path)
+    assert tally.graphs["compared"] >= SLOW_GRAPHS
+    assert tally.frames.total() >= SLOW_GRAPHS * SLOW_FRAMES
