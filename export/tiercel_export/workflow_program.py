@@ -213,6 +213,19 @@ def _normalize_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
     return {name: _column_vector(_own(group, name), compute) for name in ("mean", "std")}
 
 
+def _min_max_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    compute = step.pop("compute")
+    return {
+        "low": _column_vector(_own(group, "low"), compute),
+        "span": _column_vector(_own(group, "span"), "float32" if compute == "float32" else "float64"),
+    }
+
+
+def _similarity_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    arrays: dict[str, Array] = _own(group, "features")[0].arrays()
+    return arrays
+
+
 def _bucketize_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
     step["columns"] = len(group)
     return {f"boundaries{i}": np.array(values) for i, values in enumerate(_own(group, "boundaries"))}
@@ -308,6 +321,8 @@ ARRAYS: Mapping[str, Callable[[Group, dict[str, Any]], dict[str, Array]]] = {
     "load": _no_arrays,
     "load_list": _no_arrays,
     "cast": _no_arrays,
+    "widen": _no_arrays,
+    "wrap": _no_arrays,
     "fill": _fill_arrays,
     "fill_text": _no_arrays,
     "fill_rows": _no_arrays,
@@ -316,8 +331,12 @@ ARRAYS: Mapping[str, Callable[[Group, dict[str, Any]], dict[str, Array]]] = {
     "clip": _clip_arrays,
     "log": _no_arrays,
     "normalize": _normalize_arrays,
+    "min_max": _min_max_arrays,
+    "min_max_constant": _no_arrays,
     "bucketize": _bucketize_arrays,
     "bucketize_down": _bucketize_arrays,
+    "list_slice": _no_arrays,
+    "similarity": _similarity_arrays,
     "encode_direct": _direct_arrays,
     "encode_hash": _hash_arrays,
     "encode_text": _text_arrays,

@@ -1,20 +1,21 @@
-"""FillMissing, Clip, LogOp and Normalize.
+"""FillMissing, FillMedian, Clip and LogOp.
 
 Where pandas would widen a column only if a value of the batch needs it (an integer column that is filled
-or clipped with 0.5), the compiled program always has the wider dtype. Where that would change the other
-rows' last bits (a float32 column filled with 0.1, which float32 does not have), the operator is refused.
+or clipped with 0.5, a float32 column that is filled with 0.1), the compiled program always has the wider
+dtype. Where that would change the other rows' last bits, the operator is refused: a bound of Clip that
+float32 does not hold is compared in float32, and Normalize after such a fill computes in float32, unless a
+row of the batch needs float64.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from .expressions import Columns, Expression, Where, apply, cast
+from .expressions import Columns, Expression, Where, apply
 
 
 def lower_fill_missing(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
@@ -23,6 +24,38 @@ def lower_fill_missing(op: Any, names: list[str], columns: Mapping[str, Expressi
     On a list column NVTabular's ``fillna`` sees rows, never elements: a null row becomes ``fill_val``, here
     an empty list.
     """
+
+    def fill(source: Expression, name: str) -> Expression:
+        if source.is_list:
+            return apply("fill_rows", source)
+        return _fill(source, op.fill_val, "fill_val", name, where)
+
+    return _fill_each(op, names, columns, fill)
+
+
+def lower_fill_median(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
+    """``fillna(median)``, and ``<column>_filled = isna()`` if asked for.
+
+    The median of a column without a number is NaN, and ``fillna(NaN)`` changes nothing.
+    """
+
+    def fill(source: Expression, name: str) -> Expression:
+        if name not in op.medians:
+            raise where.refuse(name, "it has no fitted median", "Fit the workflow before it is compiled")
+        median = op.medians[name]
+        if source.is_float and math.isnan(median):
+            return source
+        return _fill(source, median, "the fitted median", name, where)
+
+    return _fill_each(op, names, columns, fill)
+
+
+def _fill_each(
+    op: Any,
+    names: list[str],
+    columns: Mapping[str, Expression],
+    fill: Callable[[Expression, str], Expression],
+) -> Columns:
     out = dict(columns)
     for name in names:
         # From ``out``: ``<column>_filled`` may itself be among the names, and is then overwritten first.
@@ -30,11 +63,11 @@ def lower_fill_missing(op: Any, names: list[str], columns: Mapping[str, Expressi
         if op.add_binary_cols:
             is_null = "row_is_null" if source.is_list else "is_null"
             out[f"{name}_filled"] = apply(is_null, source, physical="int64", dtype="bool", is_list=False)
-        out[name] = apply("fill_rows", source) if source.is_list else _fill(source, op.fill_val, name, where)
+        out[name] = fill(source, name)
     return out
 
 
-def _fill(source: Expression, value: Any, name: str, where: Where) -> Expression:
+def _fill(source: Expression, value: Any, what: str, name: str, where: Where) -> Expression:
     if source.is_text:
         if not isinstance(value, str):
             raise where.refuse(
@@ -43,15 +76,15 @@ def _fill(source: Expression, value: Any, name: str, where: Where) -> Expression
                 "Fill text with text: FillMissing(fill_val='...')",
             )
         return apply("fill_text", source, shared={"value": value})
-    number = _number(value, "fill_val", name, where)
+    number = number_of(value, what, name, where)
     if source.dtype == "bool":
         if number not in (0, 1):
             raise where.refuse(
-                name, f"fill_val {value!r} is not a boolean", "Use 0 or 1, or store the column as a number"
+                name, f"{what} {value!r} is not a boolean", "Use 0 or 1, or store the column as a number"
             )
         return apply("fill", source, own={"value": int(number)})
-    source = _holding(source, number, "fill_val", name, where)
-    return apply("fill", source, own={"value": _as_held(source, number)})
+    source, dtype = holding(source, [number])
+    return apply("fill", source, own={"value": as_held(source, number)}, dtype=dtype)
 
 
 def lower_clip(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
@@ -67,59 +100,41 @@ def _clip(op: Any, source: Expression, name: str, where: Where) -> Expression:
             name, f"Clip needs numbers, the column holds {source.dtype}", "Leave it out of Clip"
         )
     bounds = {"low": op.min_value, "high": op.max_value}
-    given = {key: _number(value, key, name, where) for key, value in bounds.items() if value is not None}
+    given = {key: number_of(value, key, name, where) for key, value in bounds.items() if value is not None}
     for key, value in given.items():
-        source = _holding(source, value, f"{key} bound", name, where)
-    own = {key: _as_held(source, value) for key, value in given.items()}
-    return apply("clip", source, shared=dict.fromkeys(given, True), own=own)
+        if narrowest(source) == "float32" and not _float32_holds(value):
+            raise where.refuse(
+                name,
+                f"float32 can't hold the {key} bound {value!r}, so that NVTabular compares and stores the "
+                "whole batch in float64 as soon as one row needs it",
+                f"Use {float(np.float32(value))!r}, or store the column as float64",
+            )
+    source, dtype = holding(source, given.values())
+    own = {key: as_held(source, value) for key, value in given.items()}
+    return apply("clip", source, shared=dict.fromkeys(given, True), own=own, dtype=dtype)
 
 
 def lower_log(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
     """``log(float32(x) + 1)``, of each element for a list."""
     out = dict(columns)
     for name in names:
-        out[name] = apply("log", _numeric(columns[name], name, where), physical="float32", dtype="float32")
+        source = numeric(columns[name], name, where)
+        out[name] = apply("log", source, physical="float32", dtype="float32")
     return out
 
 
-def lower_normalize(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """``(x - mean) / std``, or ``x - mean`` where std is not above 0; then ``out_dtype``.
-
-    A float32 column computes in float32, every other in float64; so does a list, by its elements.
-    """
-    return {name: _normalize(op, _numeric(columns[name], name, where), name, where) for name in names}
+# --------------------------------------------------------------------------------------------- numbers
 
 
-def _normalize(op: Any, source: Expression, name: str, where: Where) -> Expression:
-    if name not in op.means:
-        raise where.refuse(name, "it has no fitted mean", "Fit the workflow before it is compiled")
-    mean, std = op.means[name], op.stds[name]
-    std = std if std > 0 else 1.0  # x / 1.0 is x, to the last bit
-    target = np.dtype(op.output_dtype)
-    if target.name not in ("float32", "float64"):
-        raise where.refuse(name, f"out_dtype {target.name} is not a float", "Use float32 or float64")
-    narrow = source.physical == "float32"
-    if narrow and any(math.isinf(np.float32(v)) and not math.isinf(v) for v in (mean, std)):
-        raise where.refuse(
-            name, "the fitted mean or std is beyond float32's range", "Store the column as float64"
-        )
-    return apply(
-        "normalize",
-        source,
-        shared={"dtype": target.name, "compute": "float32" if narrow else "float64"},
-        own={"mean": mean, "std": std},
-        physical=target.name,
-        dtype=target.name,
-    )
-
-
-def _numeric(source: Expression, name: str, where: Where) -> Expression:
+def numeric(source: Expression, name: str, where: Where) -> Expression:
+    """Return the column, or refuse text."""
     if source.is_text:
         raise where.refuse(name, "the column holds text", "Categorify it, or leave it out")
     return source
 
 
-def _number(value: Any, what: str, name: str, where: Where) -> float | int:
+def number_of(value: Any, what: str, name: str, where: Where) -> float | int:
+    """Return a parameter as a plain number, or refuse it."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise where.refuse(name, f"{what} is {value!r}, not a number", "Use an int or a float")
     plain: int | float = value.item() if isinstance(value, np.generic) else value
@@ -128,30 +143,45 @@ def _number(value: Any, what: str, name: str, where: Where) -> float | int:
     return plain
 
 
-def _holding(source: Expression, value: float, what: str, name: str, where: Where) -> Expression:
-    """Return the column in a dtype that holds the value, or refuse."""
+def holding(source: Expression, values: Iterable[float]) -> tuple[Expression, str]:
+    """Return the column in a dtype that holds the values, and NVTabular's name of that dtype."""
+    values = list(values)
     if source.physical == "int64":
-        if not (math.isinf(value) or value != int(value)):
-            low, high = _limits(source.dtype)
-            if low <= value <= high:
-                return source
-            if -(2**63) <= value < 2**63:
-                return replace(source, dtype="int64")
-        return cast(source, "float64")
-    if source.physical == "float32" and float(np.float32(value)) != float(value):
-        raise where.refuse(
-            name,
-            f"float32 can't hold the {what} {value!r}, so that NVTabular computes the whole batch in "
-            "float64 as soon as one row needs it",
-            f"Use {float(np.float32(value))!r}, or store the column as float64",
-        )
-    return source
+        if not all(_is_int64(value) for value in values):
+            return widen(source), "float64"
+        low, high = _limits(source.dtype)
+        return source, source.dtype if all(low <= value <= high for value in values) else "int64"
+    if source.physical == "float32" and not all(_float32_holds(value) for value in values):
+        return widen(source), "float64"
+    return source, source.dtype
+
+
+def widen(source: Expression) -> Expression:
+    """Return the column as float64, where NVTabular makes it float64 only if a row of the batch needs it."""
+    return apply("widen", source, shared={"dtype": "float64"}, physical="float64", dtype="float64")
+
+
+def narrowest(source: Expression) -> str:
+    """Return the dtype that NVTabular's column has in a batch that needs no widening."""
+    while source.op in ("widen", "fill", "clip"):
+        source = source.sources[0]
+    return source.dtype
+
+
+def as_held(source: Expression, value: float) -> int | float:
+    """Return the value in the type that the program computes the column in."""
+    return int(value) if source.physical == "int64" else float(value)
+
+
+def _is_int64(value: float) -> bool:
+    return math.isfinite(value) and value == int(value) and -(2**63) <= value < 2**63
+
+
+def _float32_holds(value: float) -> bool:
+    with np.errstate(over="ignore"):
+        return float(np.float32(value)) == float(value)
 
 
 def _limits(dtype: str) -> tuple[int, int]:
     info = np.iinfo(dtype)
     return int(info.min), int(info.max)
-
-
-def _as_held(source: Expression, value: float) -> int | float:
-    return int(value) if source.physical == "int64" else float(value)

@@ -1,4 +1,4 @@
-"""Operators that choose, join, rename or tag columns and compute nothing."""
+"""Operators that choose, join, rename or tag columns, gather statistics, or hold a graph of their own."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ from .expressions import Columns, Expression, Where
 
 
 def lower_selection(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """``df[names]``: selection, ``+``, ``[...]`` and everything that only changes the schema."""
+    """``df[names]``: selection, ``+``, ``-`` and ``[...]``."""
     return {name: columns[name] for name in names}
 
 
-def lower_subtraction(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """Return the frame of ``a - b`` as it is; which columns remain is the output schema's business."""
+def lower_frame(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
+    """``df`` as it is, with whatever else lies in it: operators that change the schema or look at the fit."""
     return dict(columns)
 
 
 def lower_rename(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
     """``df[names]`` under the names that the operator's function, postfix or name gives."""
     return {new: columns[old] for new, (old,) in op.column_mapping(where.selector).items()}
+
+
+def lower_subgraph(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
+    """Return what the nested graph makes of the frame."""
+    if op.loop_until is not None:
+        raise where.refuse(
+            names[0], "loop_until is arbitrary Python, which sees the whole batch", "Leave loop_until out"
+        )
+    return where.nested(op.graph, dict(columns))

@@ -15,8 +15,11 @@ from .categorify import lower_categorify
 from .expressions import Lowering
 from .join_external import columns_joined, columns_of_keys, lower_join_external
 from .join_groupby import keys_of_statistics, lower_join_groupby
-from .numeric import lower_clip, lower_fill_missing, lower_log, lower_normalize
-from .structure import lower_rename, lower_selection, lower_subtraction
+from .lists import lower_list_slice
+from .numeric import lower_clip, lower_fill_median, lower_fill_missing, lower_log
+from .scaling import lower_min_max, lower_normalize, lower_reduce_dtype
+from .similarity import lower_column_similarity
+from .structure import lower_frame, lower_rename, lower_selection, lower_subgraph
 from .target_encoding import keys_of_encodings, lower_target_encoding
 
 #: Equal to NVTabular to the last bit.
@@ -25,8 +28,6 @@ COMPILED = "compiled"
 TOTAL = "compiled, total"
 #: An error at compile time.
 REFUSED = "refused"
-#: Refused for now.
-NOT_YET = "not yet compiled"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Entry:
     Parameters
     ----------
     outcome
-        :data:`COMPILED`, :data:`TOTAL`, :data:`REFUSED` or :data:`NOT_YET`.
+        :data:`COMPILED`, :data:`TOTAL` or :data:`REFUSED`.
     lower
         Its lowering, if compiled.
     note
@@ -58,8 +59,6 @@ class Entry:
     asks: Callable[[Any], list[str]] | None = None
 
 
-_LATER = "there is no lowering for it yet"
-_APPLY_BEFORE = "Apply it to the data before the workflow"
 _DROPS_ROWS = "it drops rows, and a served batch must keep every row"
 
 TABLE: Mapping[str, Entry] = {
@@ -68,29 +67,30 @@ TABLE: Mapping[str, Entry] = {
     "merlin.GroupingOp": Entry(COMPILED, lower_selection),
     "merlin.ConcatColumns": Entry(COMPILED, lower_selection),
     "merlin.SubsetColumns": Entry(COMPILED, lower_selection),
-    "merlin.SubtractionOp": Entry(COMPILED, lower_subtraction),
+    "merlin.SubtractionOp": Entry(COMPILED, lower_selection),
     "merlin.Rename": Entry(COMPILED, lower_rename),
-    "merlin.AddMetadata": Entry(COMPILED, lower_selection),
-    "merlin.AddTags": Entry(COMPILED, lower_selection),
-    "merlin.AddProperties": Entry(COMPILED, lower_selection),
-    "merlin.TagAsUserID": Entry(COMPILED, lower_selection),
-    "merlin.TagAsItemID": Entry(COMPILED, lower_selection),
-    "merlin.TagAsUserFeatures": Entry(COMPILED, lower_selection),
-    "merlin.TagAsItemFeatures": Entry(COMPILED, lower_selection),
-    "merlin.Subgraph": Entry(NOT_YET, note=_LATER, remedy="Write the subgraph's operators into the workflow"),
-    # NVTabular calls this one LambdaOp.
+    "merlin.AddMetadata": Entry(COMPILED, lower_frame),
+    "merlin.AddTags": Entry(COMPILED, lower_frame),
+    "merlin.AddProperties": Entry(COMPILED, lower_frame),
+    "merlin.TagAsUserID": Entry(COMPILED, lower_frame),
+    "merlin.TagAsItemID": Entry(COMPILED, lower_frame),
+    "merlin.TagAsUserFeatures": Entry(COMPILED, lower_frame),
+    "merlin.TagAsItemFeatures": Entry(COMPILED, lower_frame),
+    "merlin.Subgraph": Entry(COMPILED, lower_subgraph, note="loop_until is refused"),
     "merlin.UDF": Entry(
-        REFUSED, note="it is arbitrary Python, which can't be compiled exactly", remedy=_APPLY_BEFORE
+        REFUSED,
+        note="it is a LambdaOp: arbitrary Python, which can't be compiled exactly",
+        remedy="Apply it to the data before the workflow, or tag what it makes as TARGET if it is a label",
     ),
     # NVTabular
     "nvtabular.Rename": Entry(COMPILED, lower_rename),
-    "nvtabular.AddMetadata": Entry(COMPILED, lower_selection),
-    "nvtabular.AddTags": Entry(COMPILED, lower_selection),
-    "nvtabular.AddProperties": Entry(COMPILED, lower_selection),
-    "nvtabular.TagAsUserID": Entry(COMPILED, lower_selection),
-    "nvtabular.TagAsItemID": Entry(COMPILED, lower_selection),
-    "nvtabular.TagAsUserFeatures": Entry(COMPILED, lower_selection),
-    "nvtabular.TagAsItemFeatures": Entry(COMPILED, lower_selection),
+    "nvtabular.AddMetadata": Entry(COMPILED, lower_frame),
+    "nvtabular.AddTags": Entry(COMPILED, lower_frame),
+    "nvtabular.AddProperties": Entry(COMPILED, lower_frame),
+    "nvtabular.TagAsUserID": Entry(COMPILED, lower_frame),
+    "nvtabular.TagAsItemID": Entry(COMPILED, lower_frame),
+    "nvtabular.TagAsUserFeatures": Entry(COMPILED, lower_frame),
+    "nvtabular.TagAsItemFeatures": Entry(COMPILED, lower_frame),
     "nvtabular.Categorify": Entry(
         TOTAL,
         lower_categorify,
@@ -101,28 +101,44 @@ TABLE: Mapping[str, Entry] = {
     "nvtabular.FillMissing": Entry(
         TOTAL,
         lower_fill_missing,
-        note="a null list row stays an empty list; a fill_val that the column's dtype can't hold widens an "
-        "integer column always, and is refused on float32",
+        note="a null list row becomes an empty list. NVTabular widens a column by a fill_val that its dtype "
+        "can't hold only if a row of the batch is null; here an integer or float32 column is then wider "
+        "always, and refused if Normalize or NormalizeMinMax of a float32 column follow",
     ),
     "nvtabular.Clip": Entry(
         COMPILED,
         lower_clip,
-        note="refused on lists, text and booleans; bounds that the column's dtype can't hold as FillMissing",
+        note="refused on lists, text and booleans, and on float32 with a bound that float32 can't hold; a "
+        "bound that an integer column can't hold makes it wider always, in NVTabular only if a row needs it",
     ),
     "nvtabular.LogOp": Entry(TOTAL, lower_log, note="NVTabular raises on a null list row; here it is empty"),
     "nvtabular.Normalize": Entry(
         TOTAL, lower_normalize, note="NVTabular raises on a null list row; here it is empty"
     ),
     "nvtabular.Bucketize": Entry(COMPILED, lower_bucketize, note="refused on lists and text"),
-    "nvtabular.FillMedian": Entry(NOT_YET, note=_LATER, remedy="Use FillMissing with the median"),
-    "nvtabular.NormalizeMinMax": Entry(NOT_YET, note=_LATER, remedy="Use Normalize"),
+    "nvtabular.FillMedian": Entry(
+        COMPILED,
+        lower_fill_median,
+        note="the median of an even number of rows may be one that the column's dtype can't hold: as "
+        "FillMissing. NVTabular can't fit it on text and lists",
+    ),
+    "nvtabular.NormalizeMinMax": Entry(
+        COMPILED,
+        lower_min_max,
+        note="nothing is clipped; a column that was constant at fit gives x / (2 * x), which is 0.5 or NaN. "
+        "Refused on lists, text and booleans. Integers subtract as such if no column of the operator is a "
+        "float: int32 and int64 wrap round where the difference leaves them, as in NVTabular if no row of "
+        "the batch is null; narrower and unsigned ones are refused, unless their minimum is 0",
+    ),
     "nvtabular.HashBucket": Entry(
-        REFUSED, note="on CPU its hash includes the row's position in the batch", remedy="Use Categorify"
+        REFUSED,
+        note="on CPU its hash includes the row's position in the batch",
+        remedy="Use Categorify, with max_size or freq_threshold for a bounded number of ids",
     ),
     "nvtabular.HashedCross": Entry(
         REFUSED,
         note="on CPU its hash includes the row's position in the batch",
-        remedy="Join the columns into one text column before the workflow and Categorify it",
+        remedy="Use Categorify with encode_type='combo' on the group of columns",
     ),
     "nvtabular.TargetEncoding": Entry(
         TOTAL,
@@ -150,17 +166,46 @@ TABLE: Mapping[str, Entry] = {
         reads=columns_joined,
         asks=columns_of_keys,
     ),
-    "nvtabular.ListSlice": Entry(NOT_YET, note=_LATER, remedy=_APPLY_BEFORE),
-    "nvtabular.ColumnSimilarity": Entry(NOT_YET, note=_LATER, remedy=_APPLY_BEFORE),
-    "nvtabular.ReduceDtypeSize": Entry(NOT_YET, note=_LATER, remedy="Leave it out: features are packed"),
-    "nvtabular.DropLowCardinality": Entry(NOT_YET, note=_LATER, remedy="Leave the columns out by name"),
-    "nvtabular.ValueCount": Entry(NOT_YET, note=_LATER, remedy="Leave it out of the served workflow"),
-    "nvtabular.DataStats": Entry(NOT_YET, note=_LATER, remedy="Leave it out of the served workflow"),
-    "nvtabular.Groupby": Entry(REFUSED, note="it computes across the rows of a batch", remedy=_APPLY_BEFORE),
-    "nvtabular.DifferenceLag": Entry(
-        REFUSED, note="it computes across the rows of a batch", remedy=_APPLY_BEFORE
+    "nvtabular.ListSlice": Entry(
+        TOTAL,
+        lower_list_slice,
+        note="NVTabular raises on a null list row; here it stays null, and with pad it is all padding. pad "
+        "lengthens the lists of a request; lists that an operator computed, and lists of float32, are arrays "
+        "in NVTabular, which it leaves unpadded without a word, and so does the program. A pad_value of "
+        "another type than the elements is refused, but a number that integers can't hold makes them float64",
     ),
-    "nvtabular.Dropna": Entry(REFUSED, note=_DROPS_ROWS, remedy="Filter the data before the fit"),
+    "nvtabular.ColumnSimilarity": Entry(
+        TOTAL,
+        lower_column_similarity,
+        note="a null gives NaN, where NVTabular raises; a row that the feature matrix does not have gives 0, "
+        "where NVTabular reads beyond the matrix. Refused for matrices of integers that metric='inner' "
+        "leaves such, and on columns that are not integers",
+    ),
+    "nvtabular.ReduceDtypeSize": Entry(
+        TOTAL,
+        lower_reduce_dtype,
+        note="the dtype is that of the fit: a value beyond it wraps round, as in NVTabular if no row of the "
+        "batch is null. A null stays null where NVTabular raises, and becomes True among booleans. Refused "
+        "on lists, for float16, and on integers that an operator before may have widened",
+    ),
+    "nvtabular.DropLowCardinality": Entry(
+        COMPILED, lower_selection, note="which columns it drops is decided at fit"
+    ),
+    "nvtabular.ValueCount": Entry(COMPILED, lower_frame, note="its statistics are in the schema alone"),
+    "nvtabular.DataStats": Entry(COMPILED, lower_frame, note="its statistics are of the fit alone"),
+    "nvtabular.Groupby": Entry(
+        REFUSED,
+        note="it makes one row of all rows of a group in the batch",
+        remedy="Aggregate the data before the workflow, or use JoinGroupby for statistics of the fit",
+    ),
+    "nvtabular.DifferenceLag": Entry(
+        REFUSED,
+        note="it subtracts another row of the batch from each row",
+        remedy="Compute the difference before the workflow and send it as a column",
+    ),
+    "nvtabular.Dropna": Entry(
+        REFUSED, note=_DROPS_ROWS, remedy="Drop the rows of the data before the fit, or use FillMissing"
+    ),
     "nvtabular.Filter": Entry(REFUSED, note=_DROPS_ROWS, remedy="Filter the data before the fit"),
 }
 

@@ -18,7 +18,9 @@ from ..errors import InvalidRequest
 from ..spec import Array
 from .encode import EncodeDirect, EncodeHash, EncodeText
 from .joins import CombineKeys, Gather, GatherList, GatherText
+from .lists import ListSlice
 from .registers import Columns, Elementwise, Register, Registers, Step, nan_where_null
+from .similarity import Similarity
 
 # --------------------------------------------------------------------------------------------- loading
 
@@ -251,6 +253,55 @@ class Normalize(Elementwise):
         return nan_where_null(y if y.dtype == self._dtype else y.astype(self._dtype), valid), None
 
 
+class MinMax(Elementwise):
+    """``(x - low) / span`` without clipping, in float32 for float32 columns; then the output dtype.
+
+    Integers subtract as integers where ``wrap`` names a dtype, and wrap round where the difference leaves it.
+    """
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._low, self._span, self._dtype = arrays["low"], arrays["span"], np.dtype(step["dtype"])
+        self._wrap = np.dtype(step["wrap"]) if step["wrap"] == "int32" else None
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Subtract, then divide."""
+        y = x - self._low
+        if self._wrap is not None:
+            y = y.astype(self._wrap)
+        y = y / self._span
+        return nan_where_null(y if y.dtype == self._dtype else y.astype(self._dtype), valid), None
+
+
+class MinMaxConstant(Elementwise):
+    """``x / (2 * x)``, for a column that had one value at fit; integers wrap round as in :class:`MinMax`."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._dtype = np.dtype(step["dtype"])
+        self._wrap = np.dtype(step["wrap"]) if step["wrap"] == "int32" else None
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Double, then divide."""
+        double = 2 * x
+        if self._wrap is not None:
+            double = double.astype(self._wrap)
+        y = x / double
+        return nan_where_null(y if y.dtype == self._dtype else y.astype(self._dtype), valid), None
+
+
+class Wrap(Elementwise):
+    """``astype`` of a narrower integer dtype, which wraps round; a null stays null."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._dtype = np.dtype(step["dtype"])
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Cast there and back."""
+        return x.astype(self._dtype).astype(np.int64), valid
+
+
 class Bucketize(Elementwise):
     """``numpy.digitize(x, boundaries)``; a null is NaN there, and lands in the last bucket."""
 
@@ -291,6 +342,8 @@ STEPS: Mapping[str, type[Any]] = {
     "load_list": LoadList,
     "rows": Rows,
     "cast": Cast,
+    "widen": Cast,
+    "wrap": Wrap,
     "fill": Fill,
     "fill_text": FillText,
     "fill_rows": FillRows,
@@ -299,8 +352,12 @@ STEPS: Mapping[str, type[Any]] = {
     "clip": Clip,
     "log": Log,
     "normalize": Normalize,
+    "min_max": MinMax,
+    "min_max_constant": MinMaxConstant,
     "bucketize": Bucketize,
     "bucketize_down": BucketizeDown,
+    "list_slice": ListSlice,
+    "similarity": Similarity,
     "encode_direct": EncodeDirect,
     "encode_hash": EncodeHash,
     "encode_text": EncodeText,
