@@ -256,8 +256,8 @@ def _part_of(workflow: Any, name: str, behind: Behind) -> str:
     tags_of_inputs = [tags_of(workflow.input_schema[source]) for source in sources]
     if tags_of_inputs and all(of & LABEL_TAGS for of in tags_of_inputs):
         return "label"
-    of_inputs = {_tag_part(of) for of in tags_of_inputs}
-    known = {side for side in of_inputs if side is not None}
+    behind_it = [*tags_of_inputs, *(frozenset([tag]) for tag in behind.lost)]
+    known = {side for side in map(_tag_part, behind_it) if side is not None}
     if len(known) == 1:
         return known.pop()
     if not known:

@@ -5,7 +5,7 @@ What can't be compiled stops no walk: its columns carry the error, which counts 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -210,11 +210,14 @@ class Behind:
         Those that NVTabular wants in the frame, such as the target of a statistic, which it does not read.
     lent
         The tags that it has from columns that it does not read.
+    lost
+        The tags that it has not, though the columns that it reads have them: those of a statistic's keys.
     """
 
     reads: frozenset[str] = frozenset()
     asks: frozenset[str] = frozenset()
     lent: frozenset[str] = frozenset()
+    lost: frozenset[str] = frozenset()
 
 
 def lineage_of(workflow: Any) -> dict[str, Behind]:
@@ -257,18 +260,24 @@ def _behind(node: Any, above: Mapping[str, Behind]) -> dict[str, Behind]:
     mapping = node.op.column_mapping(selector)
     entry = TABLE.get(key_of(node.op))
     asks = entry.asks(node.op) if entry is not None and entry.asks is not None else []
+    keyed = entry is not None and entry.reads is not None
+    tags = {column.name: tags_of(column) for column in node.input_schema}
     made = {}
     for new, olds in _columns_read(node.op, selector).items():
         unread = [name for name in mapping.get(new, []) if name not in olds]
         sources = [above.get(old, Behind()) for old in olds]
         asked = [above.get(old, Behind()) for old in (*olds, *unread, *asks)]
-        lent = [tags_of(node.input_schema[name]) for name in unread if name in node.input_schema.column_names]
         made[new] = Behind(
-            frozenset().union(*(source.reads for source in sources)),
-            frozenset().union(*(source.asks for source in asked)),
-            frozenset().union(*(source.lent for source in sources), *lent),
+            _union(source.reads for source in sources),
+            _union(source.asks for source in asked),
+            _union([*(source.lent for source in sources), *(tags[name] for name in unread if name in tags)]),
+            _union([*(source.lost for source in sources), *(tags[name] for name in olds if keyed)]),
         )
     return made
+
+
+def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
+    return frozenset().union(*sets)
 
 
 def raw_column(workflow: Any, name: str) -> Expression:
