@@ -144,8 +144,7 @@ class FrameOracle:
         others = [name for name in cut.workflow.input_schema.column_names if name not in asked]
         # remove_inputs changes the graph in place; the caller's workflow stays whole.
         self.workflow = copy.deepcopy(cut.workflow)
-        if others:
-            _without(self.workflow, others)
+        _without(self.workflow, others)
         if cut.target_encoding is not None:
             for op in _target_encodings(self.workflow).values():
                 op.kfold = 1
@@ -174,9 +173,26 @@ class FrameOracle:
 def _without(workflow: Any, others: list[str]) -> None:
     """Remove input columns; what remains of TargetEncoding keeps its own names."""
     before = {node: node.input_columns.resolve(node.input_schema) for node in _target_encodings(workflow)}
-    workflow.remove_inputs(others)
+    if others:
+        workflow.remove_inputs(others)
+    _without_inside(workflow.output_node)
     for node, op in _target_encodings(workflow).items():
         keep_output_names(op, before[node], node.input_columns.resolve(node.input_schema))
+
+
+def _without_inside(output_node: Any) -> None:
+    """Tell the operators that hold columns of their own which of them are left."""
+    from merlin.dag.node import iter_nodes
+
+    for node in list(iter_nodes([output_node])):
+        left = node.input_schema.column_names
+        if node.op.is_subgraph:
+            gone = [name for name in node.op.graph.input_schema.column_names if name not in left]
+            if gone:
+                node.op.graph.remove_inputs(gone)
+            _without_inside(node.op.graph.output_node)
+        elif key_of(node.op) == "nvtabular.ReduceDtypeSize":
+            node.op.dtypes = {name: dtype for name, dtype in node.op.dtypes.items() if name in left}
 
 
 def _target_encodings(workflow: Any) -> dict[Any, Any]:
