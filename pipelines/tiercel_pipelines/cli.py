@@ -34,15 +34,16 @@ class Entry:
 
 
 COMMANDS: Mapping[str, Entry] = {
-    "demo": Entry("demo", "Train, export, verify and serve, then recommend for one user.", BUILD),
-    "data": Entry("data", "Find or download a data set, check it, and show what is in it.", BUILD),
+    "demo": Entry("demo", "Train, export, verify, serve; recommend for one user.", BUILD),
+    "data": Entry("data", "Find or download a data set, check it, show what it holds.", BUILD),
     "train": Entry("train", "Train a recipe: workflow, retrieval model, ranker.", BUILD),
     "export": Entry("export", "Compile a run into a release, and verify it.", BUILD),
-    "verify": Entry("verify", "Compare every artefact of a release with its golden vectors.", BUILD),
-    "transform": Entry("transform", "Compute the features of Parquet files by the served program.", FEATURES),
+    "verify": Entry("verify", "Compare each artefact with its golden vectors.", BUILD),
+    "explain-features": Entry("explain_features", "Show what the compiler made of a workflow.", FEATURES),
+    "transform": Entry("transform", "Compute the features of Parquet files.", FEATURES),
     "serve": Entry("serve", "Serve a release on Triton until Ctrl-C.", SERVE),
     "recommend": Entry("recommend", "Ask a server for recommendations, and for their reasons.", SERVE),
-    "health": Entry("health", "Make one real inference with a deadline: a container probe.", SERVE),
+    "health": Entry("health", "Make one real inference in time: a container probe.", SERVE),
     "evaluate": Entry("evaluate", "Measure the quality of what is served.", MEASURE),
     "bench": Entry("bench", "Measure the latency and throughput of what is served.", MEASURE),
 }

@@ -291,6 +291,24 @@ def read_footer(path: Path) -> Footer:
         return Footer(file.schema_arrow, file.metadata.num_rows)
 
 
+def read_head(path: Path, rows: int) -> pa.RecordBatch:
+    """Read the first rows of a file.
+
+    Raises
+    ------
+    DataCorrupt
+        It is no Parquet file, or has no rows.
+    """
+    with _open(path) as file:
+        try:
+            batch = next(file.iter_batches(rows), None)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(path, error) from error
+    if batch is None:
+        raise DataCorrupt(f"{path}: it has no rows; name a file with some")
+    return batch
+
+
 def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, buffer_size=_READ_AHEAD, pre_buffer=False)

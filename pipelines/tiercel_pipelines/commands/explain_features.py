@@ -1,0 +1,339 @@
+"""``tiercel explain-features``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from .data import DataDir
+from .shell import Debug, Json, Refused, Report, Shell, shell
+from .tables import heading, number, table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from tiercel_export.explain import PartPlan
+    from tiercel_export.explain_workflow import WorkflowPlan
+    from tiercel_export.workflow import WorkflowParts
+    from tiercel_serving.features import InputColumn
+    from tiercel_serving.spec import Array
+
+    from ..feature_source import FeatureSource
+    from ..sample_rows import SampleRows
+
+#: So many columns of a step are named; of more, the first ones and the last.
+NAMED = 6
+
+
+def command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe; or the directory of a run, a release or a saved NVTabular workflow.",
+        ),
+    ],
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="user|item", help="This part alone; else both.")
+    ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Fit a recipe's workflow anew, even if runs/<recipe> is there.")
+    ] = False,
+    timed: Annotated[
+        bool, typer.Option("--time", help="Also measure each step, on one row and on a batch.")
+    ] = False,
+    rows: Annotated[int, typer.Option("--rows", min=2, help="Rows of the batch of --time.")] = 1_000,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FILE", help="Parquet file whose first rows --time takes."),
+    ] = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what the compiler made of a feature workflow: inputs, steps in order, tables, outputs.
+
+    Says which columns run together, which operators each step was lowered from, what vanished because
+    nothing served needs it, and what can't be compiled. A recipe is explained by its run in runs/<recipe>;
+    where there is none, its workflow is fitted for the purpose.
+
+    Example: [bold]tiercel explain-features movielens --time[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        with sh.work(f"Explaining {source}") as progress:
+            if part not in (None, "user", "item"):
+                raise Refused(f"--part {part}: the parts are user and item")
+            explained = explain(source, part, fit, data_dir, progress, sh)
+            if timed:
+                explained = explained.timed(rows, data, progress)
+        document = explained.to_json()
+        sh.emit(document, *pages(explained, document))
+
+
+# ------------------------------------------------------------------------------------------- explaining
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The plans, the programs that they are of, and where rows to time them on come from."""
+
+    name: str
+    kind: str
+    parts: tuple[PartPlan, ...]
+    programs: tuple[tuple[Mapping[str, Any], Mapping[str, Array]], ...]
+    sample: Callable[[str, Sequence[InputColumn], int], SampleRows]
+    workflow: WorkflowPlan | None = None
+    timed_on: str | None = None
+
+    def timed(self, rows: int, data: Path | None, progress: Report) -> Explained:
+        """Return the same with times."""
+        from tiercel_export.explain import time_plan
+
+        from ..sample_rows import rows_of_file
+
+        plans, what = [], ""
+        for plan, (document, arrays) in zip(self.parts, self.programs, strict=True):
+            progress(f"timing the {plan.part} part", 0, None)
+            if data is not None:
+                sample = rows_of_file(data, plan.inputs, rows)
+            else:
+                sample = self.sample(plan.part, plan.inputs, rows)
+            what = sample.what
+            plans.append(time_plan(plan, document, arrays, {n: sample.take(n) for n in (1, rows)}))
+        return replace(self, parts=tuple(plans), timed_on=what)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON form."""
+        made: dict[str, Any] = {
+            "source": self.name,
+            "kind": self.kind,
+            "parts": [plan.to_json() for plan in self.parts],
+            "steps": sum(plan.computing for plan in self.parts),
+            "applications": None,
+            "vanished": [],
+            "timed_on": self.timed_on,
+        }
+        if self.workflow is not None:
+            made["applications"] = sum(plan.applications or 0 for plan in self.parts)
+            made["vanished"] = [vars(gone) for gone in self.workflow.vanished]
+        return made
+
+
+def explain(
+    source: str, part: str | None, fit: bool, data_dir: Path | None, progress: Report, sh: Shell
+) -> Explained:
+    """Find what is to be explained, and explain it."""
+    from ..feature_source import FeatureSource, kind_of
+
+    path = Path(source)
+    kind = kind_of(path)
+    if kind is not None:
+        if fit:
+            raise Refused(
+                f"--fit: {source} is a {kind}, whose workflow is fitted; name a recipe, or leave it out"
+            )
+        return explain_source(FeatureSource(kind, path), source, part)
+    if path.is_dir() and path.suffix != ".py":
+        raise Refused(
+            f"{source}: expected a recipe, or the directory of a run, a release or a saved NVTabular "
+            "workflow; this directory is none of them"
+        )
+    from ..recipe import load_recipe
+
+    recipe = load_recipe(source)
+    run = Path("runs") / recipe.name
+    if not fit and kind_of(run) == "run":
+        sh.note(f"By the run {run}; --fit fits the recipe's workflow anew.")
+        return explain_source(FeatureSource("run", run), str(run), part)
+    return explain_recipe(recipe, part, data_dir, progress)
+
+
+def explain_source(source: FeatureSource, name: str, part: str | None) -> Explained:
+    """Explain a directory."""
+    from ..sample_rows import made_up_rows, rows_of_release, rows_of_run
+
+    def sample(of: str, inputs: Sequence[InputColumn], n: int) -> SampleRows:
+        if source.kind == "run":
+            return rows_of_run(source.path, inputs, n)
+        return (
+            rows_of_release(source.path, of, inputs) if source.kind == "release" else made_up_rows(inputs, n)
+        )
+
+    if part is not None and part not in source.parts:
+        raise Refused(f"--part {part}: {name} has only {', '.join(source.parts)}")
+    if source.has_workflow:
+        return explain_cut(source.workflow, name, source.kind, part, sample)
+    from tiercel_export.explain import explain_program
+
+    programs = tuple(source.compiled(of) for of in source.parts if part in (None, of))
+    plans = tuple(explain_program(document, arrays) for document, arrays in programs)
+    return Explained(name, source.kind, plans, programs, sample)
+
+
+def explain_recipe(recipe: Any, part: str | None, data_dir: Path | None, progress: Report) -> Explained:
+    """Fit a recipe's workflow, as training would, and explain it."""
+    from ..data import load_dataset, split_dataset
+    from ..feature_source import cut_or_whole
+    from ..features import fit_workflow
+    from ..sample_rows import rows_of_frame
+
+    dataset = load_dataset(recipe.dataset, data_dir=data_dir, progress=progress)
+    recipe.check(dataset)
+    split = split_dataset(
+        dataset, train=recipe.split.train, validation=recipe.split.validation, seed=recipe.split.seed
+    )
+    progress("fitting the workflow", 0, None)
+    workflow = fit_workflow(recipe, dataset, split.fit)
+
+    def sample(of: str, inputs: Sequence[InputColumn], n: int) -> SampleRows:
+        return rows_of_frame(dataset.joined(split.fit.head(n)), inputs, "training interactions")
+
+    return explain_cut(cut_or_whole(workflow), recipe.name, "recipe", part, sample)
+
+
+def explain_cut(
+    cut: WorkflowParts,
+    name: str,
+    kind: str,
+    part: str | None,
+    sample: Callable[[str, Sequence[InputColumn], int], SampleRows],
+) -> Explained:
+    """Explain a workflow."""
+    from tiercel_export.explain_workflow import explain_workflow
+
+    plan = explain_workflow(cut, part=part)
+    programs = tuple((program.document, program.arrays) for program in plan.programs)
+    return Explained(name, kind, plan.parts, programs, sample, plan)
+
+
+# --------------------------------------------------------------------------------------------- printing
+
+
+def pages(explained: Explained, document: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield what people read."""
+    yield heading(
+        f"{explained.name} ({explained.kind}): {effect(document['applications'], document['steps'])}"
+    )
+    for plan in explained.parts:
+        yield from part_page(plan)
+    if document["vanished"]:
+        yield heading("\nnot served")
+        yield vanished_table(document["vanished"])
+    if explained.timed_on is not None:
+        yield f"\n[dim]µs are medians, on {escape(explained.timed_on)}.[/]"
+
+
+def effect(applications: int | None, steps: int) -> str:
+    """Return the optimiser's effect in one line."""
+    if applications is None:
+        return f"{steps} steps"
+    return f"{applications} applications of an operator to a column → {steps} steps"
+
+
+def part_page(plan: PartPlan) -> Iterator[RenderableType]:
+    """Yield the page of one part."""
+    loads = len(plan.steps) - plan.computing
+    size = f"{plan.nbytes / 1e6:,.1f} MB" if plan.nbytes >= 1e5 else f"{plan.nbytes / 1e3:,.1f} kB"
+    title = f"{plan.part}: {effect(plan.applications, plan.computing)}, after {loads} that load"
+    yield heading(f"\n{title}; {size} of tables")
+    yield inputs_table(plan)
+    yield ""
+    yield steps_table(plan)
+    for names, path in plan.chains:
+        steps = " → ".join(plan.steps[step].step for step in path)
+        yield f"  [bold]{len(names)} columns in one[/]: {escape(short(names))}: {steps}"
+    if plan.merged:
+        yield f"  [bold]computed once[/], though written more than once: {escape(short(plan.merged))}"
+    for gone in plan.vanished:
+        yield f"  [bold]vanished[/]: {escape(f'{gone.column} of {gone.operator}: {gone.reason}')}"
+    yield ""
+    yield outputs_table(plan)
+    if plan.refused:
+        yield heading(f"\n{plan.part}: refused, and left out above")
+        yield refusals_table(plan)
+
+
+def short(names: Sequence[str]) -> str:
+    """Return names with a comma between; of many the first ones, the last, and how many there are."""
+    if len(names) <= NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[: NAMED - 2])} … {names[-1]} ({len(names)})"
+
+
+def inputs_table(plan: PartPlan) -> Table:
+    """Return the raw columns."""
+    made = table("raw column", "dtype", "part")
+    for column in plan.inputs:
+        made.add_row(escape(column.name), words(column.dtype, column.is_list), column.part)
+    return made
+
+
+def steps_table(plan: PartPlan) -> Table:
+    """Return the steps in order."""
+    times = [f"µs, {n:,} row{'s' if n > 1 else ''}" for n in plan.total_us]
+    right = ("", "entries", "bytes", *times)
+    made = table(
+        "", "step", "columns together", "from", "reads", "table", "entries", "bytes", *times, right=right
+    )
+    for step in plan.steps:
+        arrays = step.table
+        made.add_row(
+            str(step.number),
+            step.step,
+            escape(short(step.columns)),
+            ", ".join(step.lowered_from),
+            ", ".join(map(str, step.reads)),
+            arrays.layout if arrays is not None else "",
+            number(arrays.entries) if arrays is not None and arrays.entries is not None else "",
+            number(arrays.nbytes) if arrays is not None else "",
+            *(f"{step.microseconds[n]:,.1f}" for n in plan.total_us),
+        )
+    if times:
+        made.add_section()
+        totals = (f"{total:,.1f}" for total in plan.total_us.values())
+        made.add_row("", "all", "", "", "", "", "", number(plan.nbytes), *totals)
+    return made
+
+
+def outputs_table(plan: PartPlan) -> Table:
+    """Return the features."""
+    made = table("feature", "kind", "dtype", "packed as", "steps")
+    for output in plan.outputs:
+        packed = output.packed or "not packed"
+        if output.is_list and output.packed:
+            packed += f" [:, {output.length or 'longest'}]"
+        elif output.position is not None:
+            packed += f" [:, {output.position}]"
+        path = " → ".join(map(str, output.path))
+        dtype = words(output.dtype, output.is_list)
+        made.add_row(escape(output.name), output.kind, dtype, escape(packed), path)
+    return made
+
+
+def words(dtype: str, is_list: bool) -> str:
+    """Return a dtype as people call it."""
+    element = "text" if dtype == "bytes" else dtype
+    return f"list of {element}" if is_list else element
+
+
+def refusals_table(plan: PartPlan) -> Table:
+    """Return what can't be compiled, and what to do instead."""
+    made = table("feature", "operator", "column", "why", "what to do")
+    for refusal in plan.refused:
+        cells = (refusal.output, refusal.operator, refusal.column, refusal.reason, refusal.remedy)
+        made.add_row(*map(escape, cells))
+    return made
+
+
+def vanished_table(gone: Sequence[Mapping[str, Any]]) -> Table:
+    """Return what the workflow has and no program reads."""
+    made = table("column", "why")
+    for column in gone:
+        made.add_row(escape(column["column"]), escape(column["reason"]))
+    return made
