@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,11 +45,14 @@ class FeatureSource:
         A key of :data:`MARKS`.
     path
         Its directory.
+    list_lengths, target_encoding
+        How a workflow is compiled: as for :func:`~tiercel_export.workflow.compile_workflow`.
     """
 
     kind: str
     path: Path
     list_lengths: Mapping[str, int] = field(default_factory=dict)
+    target_encoding: str | None = None
 
     @cached_property
     def parts(self) -> tuple[str, ...]:
@@ -78,7 +81,7 @@ class FeatureSource:
             from tiercel_export.workflow import load_workflow
 
             folder = self.path / "workflow" if self.kind == "run" else self.path
-            return cut_or_whole(load_workflow(folder))
+            return cut_or_whole(load_workflow(folder), self.target_encoding)
 
     @cached_property
     def _artefacts(self) -> Mapping[str, Artefact]:
@@ -127,21 +130,15 @@ class FeatureSource:
         compiled = compile_workflow(self.workflow, part, list_lengths=self.list_lengths)
         return compiled.document, compiled.arrays
 
-    def with_list_lengths(self, lengths: Mapping[str, int]) -> FeatureSource:
-        """Return the same with packed lengths of lists, for a workflow that is compiled."""
-        return replace(self, list_lengths=lengths)
 
-
-def cut_or_whole(workflow: Any) -> WorkflowParts:
+def cut_or_whole(workflow: Any, target_encoding: str | None = None) -> WorkflowParts:
     """Cut a workflow by its tags; if no column has any, all is the user part."""
     from tiercel_export.workflow import LABEL_TAGS, PART_TAGS, cut_workflow
+    from tiercel_export.workflow_trace import tags_of
 
-    tags = {
-        str(getattr(tag, "value", tag)).lower()
-        for schema in (workflow.input_schema, workflow.output_schema)
-        for column in schema
-        for tag in column.tags
-    }
-    if tags & (set(PART_TAGS) | LABEL_TAGS):
-        return cut_workflow(workflow)
-    return cut_workflow(workflow, parts=dict.fromkeys(workflow.output_schema.column_names, "user"))
+    schemas = (workflow.input_schema, workflow.output_schema)
+    tags = {tag for schema in schemas for column in schema for tag in tags_of(column)}
+    whole = None
+    if not tags & (set(PART_TAGS) | LABEL_TAGS):
+        whole = dict.fromkeys(workflow.output_schema.column_names, "user")
+    return cut_workflow(workflow, parts=whole, target_encoding=target_encoding)

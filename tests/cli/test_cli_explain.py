@@ -127,6 +127,8 @@ def without_times(part: dict[str, Any]) -> dict[str, Any]:
         (["workflow", "--fit"], "--fit: workflow is a workflow, whose workflow is fitted"),
         (["workflow", "--part", "context"], "the parts are user and item"),
         (["program", "--part", "user"], "--part user: program has only item"),
+        (["program", "--target-encoding", "no_fold"], "--target-encoding: program is compiled already"),
+        (["workflow", "--target-encoding", "folds"], "--target-encoding folds: expected no_fold"),
     ],
 )
 def test_what_cannot_be_is_exit_code_two(

@@ -113,6 +113,7 @@ def test_parts_are_chosen_by_the_columns_or_by_name(work: Path, tiercel_here: Ti
         (["workflow", "users.parquet", "o.parquet", "--part", "context"], "the parts are user, item, both"),
         (["workflow", "items.parquet", "o.parquet", "--list-length", "tags"], "expected NAME=N"),
         (["workflow", "items.parquet", "o.parquet", "--list-length", "kind=2"], "there are tags"),
+        (["workflow", "items.parquet", "o.parquet", "--target-encoding", "all"], "expected no_fold"),
     ],
 )
 def test_what_cannot_be_is_exit_code_two(
@@ -157,7 +158,7 @@ def test_a_newer_or_broken_program_is_refused(work: Path, release: Path, tiercel
 def test_stopped_half_way_it_leaves_nothing(number: int, code: int, work: Path, tmp_path: Path) -> None:
     rows = pq.read_table(work / "items.parquet")
     with pq.ParquetWriter(tmp_path / "many.parquet", rows.schema) as writer:
-        writer.write_table(pa.concat_tables([rows] * 20_000), row_group_size=100_000)
+        writer.write_table(pa.concat_tables([rows] * 8_000), row_group_size=100_000)
     code_of = "from tiercel_pipelines.cli import main; main()"
     arguments = ["transform", str(work / "workflow"), "many.parquet", "out.parquet", "--batch-rows", "500"]
     process = subprocess.Popen(

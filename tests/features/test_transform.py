@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from nvtabular import ops
 from parity_helpers import compare
 
+from tiercel_export.errors import UnsupportedOperator
 from tiercel_export.workflow import compile_workflow
 from tiercel_export.workflow_frames import FrameOracle, oracle_frame
 from tiercel_pipelines.arrow_columns import array_from_column, column_from_arrow
@@ -501,6 +502,24 @@ def test_a_workflow_without_tags_is_all_one_part(tmp_path):
     source = FeatureSource("workflow", tmp_path / "w")
     assert source.parts == ("user",)
     assert source.input_names("user") == ["age", "rank"]
+
+
+def test_target_encoding_without_folds_must_be_asked_for(tmp_path):
+    given = table(60, 16, nulls=False).select(["far", "score"])
+    node = ["far"] >> ops.TargetEncoding("score", kfold=3, out_path=str(tmp_path / "t"))
+    workflow = nvt.Workflow(node >> ops.TagAsUserFeatures())
+    workflow.fit(nvt.Dataset(given.to_pandas()))
+    workflow.save(str(tmp_path / "w"))
+    with pytest.raises(UnsupportedOperator, match="no_fold"):
+        FeatureSource("workflow", tmp_path / "w").program("user")
+    program = FeatureSource("workflow", tmp_path / "w", target_encoding="no_fold").program("user")
+    path = written(tmp_path, given.select(["far"]))
+    transform_files(Transform([program]), [path], tmp_path / "out.parquet")
+    mean = float(np.mean(given["score"].to_numpy().astype(np.float64)))
+    frame = given.to_pandas().astype({"score": "float64"}).groupby("far")["score"].agg(["sum", "count"])
+    smooth = (frame["sum"] + 20 * mean) / (frame["count"] + 20)
+    got = pq.read_table(tmp_path / "out.parquet")[0].to_numpy()
+    assert np.allclose(got, smooth[given["far"].to_pylist()], rtol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------- memory

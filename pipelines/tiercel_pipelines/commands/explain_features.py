@@ -13,6 +13,7 @@ from rich.markup import escape
 from .data import DataDir
 from .shell import Debug, Json, Refused, Report, Shell, shell
 from .tables import heading, number, table
+from .transform import TargetEncoding, check_target_encoding, source_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,6 +54,7 @@ def command(
         Path | None,
         typer.Option("--data", metavar="FILE", help="Parquet file whose first rows --time takes."),
     ] = None,
+    target_encoding: TargetEncoding = None,
     data_dir: DataDir = None,
     json: Json = False,
     debug: Debug = False,
@@ -69,7 +71,7 @@ def command(
         with sh.work(f"Explaining {source}") as progress:
             if part not in (None, "user", "item"):
                 raise Refused(f"--part {part}: the parts are user and item")
-            explained = explain(source, part, fit, data_dir, progress, sh)
+            explained = explain(source, part, fit, target_encoding, data_dir, progress, sh)
             if timed:
                 explained = explained.timed(rows, data, progress)
         document = explained.to_json()
@@ -126,10 +128,16 @@ class Explained:
 
 
 def explain(
-    source: str, part: str | None, fit: bool, data_dir: Path | None, progress: Report, sh: Shell
+    source: str,
+    part: str | None,
+    fit: bool,
+    target_encoding: str | None,
+    data_dir: Path | None,
+    progress: Report,
+    sh: Shell,
 ) -> Explained:
     """Find what is to be explained, and explain it."""
-    from ..feature_source import FeatureSource, kind_of
+    from ..feature_source import kind_of
 
     path = Path(source)
     kind = kind_of(path)
@@ -138,7 +146,7 @@ def explain(
             raise Refused(
                 f"--fit: {source} is a {kind}, whose workflow is fitted; name a recipe, or leave it out"
             )
-        return explain_source(FeatureSource(kind, path), source, part)
+        return explain_source(source_of(kind, path, [], target_encoding), source, part)
     if path.is_dir() and path.suffix != ".py":
         raise Refused(
             f"{source}: expected a recipe, or the directory of a run, a release or a saved NVTabular "
@@ -150,8 +158,9 @@ def explain(
     run = Path("runs") / recipe.name
     if not fit and kind_of(run) == "run":
         sh.note(f"By the run {run}; --fit fits the recipe's workflow anew.")
-        return explain_source(FeatureSource("run", run), str(run), part)
-    return explain_recipe(recipe, part, data_dir, progress)
+        return explain_source(source_of("run", run, [], target_encoding), str(run), part)
+    check_target_encoding(target_encoding)
+    return explain_recipe(recipe, part, target_encoding, data_dir, progress)
 
 
 def explain_source(source: FeatureSource, name: str, part: str | None) -> Explained:
@@ -176,7 +185,9 @@ def explain_source(source: FeatureSource, name: str, part: str | None) -> Explai
     return Explained(name, source.kind, plans, programs, sample)
 
 
-def explain_recipe(recipe: Any, part: str | None, data_dir: Path | None, progress: Report) -> Explained:
+def explain_recipe(
+    recipe: Any, part: str | None, target_encoding: str | None, data_dir: Path | None, progress: Report
+) -> Explained:
     """Fit a recipe's workflow, as training would, and explain it."""
     from ..data import load_dataset, split_dataset
     from ..feature_source import cut_or_whole
@@ -194,7 +205,7 @@ def explain_recipe(recipe: Any, part: str | None, data_dir: Path | None, progres
     def sample(of: str, inputs: Sequence[InputColumn], n: int) -> SampleRows:
         return rows_of_frame(dataset.joined(split.fit.head(n)), inputs, "training interactions")
 
-    return explain_cut(cut_or_whole(workflow), recipe.name, "recipe", part, sample)
+    return explain_cut(cut_or_whole(workflow, target_encoding), recipe.name, "recipe", part, sample)
 
 
 def explain_cut(

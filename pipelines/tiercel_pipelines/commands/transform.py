@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
     from ..transform import Transformed
 
 CHOICES = ("user", "item", "both")
+
+TargetEncoding = Annotated[
+    str | None,
+    typer.Option(
+        "--target-encoding",
+        metavar="no_fold",
+        help="Compile a workflow's TargetEncoding over all folds, which it else refuses.",
+    ),
+]
 
 
 def command(
@@ -51,6 +61,7 @@ def command(
             help="Length of a packed list, which a run or workflow does not say (repeat).",
         ),
     ] = None,
+    target_encoding: TargetEncoding = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(
@@ -90,7 +101,7 @@ def command(
             with refused():
                 files = parquet_files(inputs)
                 check_output(output, files, overwrite)
-            opened = source_of(kind, source, list_length or [])
+            opened = source_of(kind, source, list_length or [], target_encoding)
             chosen = chosen_parts(opened, part, files, sh)
             build = opened.build_id
             transform = Transform(
@@ -117,15 +128,28 @@ def refused() -> Iterator[None]:
         raise Refused(str(error)) from error
 
 
-def source_of(kind: str, path: Path, list_lengths: Sequence[str]) -> FeatureSource:
-    """Return the source, with the lengths that ``NAME=N`` say."""
+def source_of(
+    kind: str, path: Path, list_lengths: Sequence[str], target_encoding: str | None
+) -> FeatureSource:
+    """Return the source, which compiles a workflow as the options say."""
     from ..feature_source import FeatureSource
 
-    source = FeatureSource(kind, path)
-    if not list_lengths:
-        return source
-    if not source.has_workflow:
-        raise Refused(f"--list-length: {path} has fixed lengths; leave the option out")
+    check_target_encoding(target_encoding)
+    source = FeatureSource(kind, path, target_encoding=target_encoding)
+    for option, given in (("--list-length", list_lengths), ("--target-encoding", target_encoding)):
+        if given and not source.has_workflow:
+            raise Refused(f"{option}: {path} is compiled already; leave the option out")
+    return replace(source, list_lengths=lengths_of(list_lengths, source)) if list_lengths else source
+
+
+def check_target_encoding(given: str | None) -> None:
+    """Refuse another value than the one there is."""
+    if given not in (None, "no_fold"):
+        raise Refused(f"--target-encoding {given}: expected no_fold")
+
+
+def lengths_of(list_lengths: Sequence[str], source: FeatureSource) -> dict[str, int]:
+    """Return the lengths that ``NAME=N`` say."""
     lengths: dict[str, int] = {}
     for text in list_lengths:
         name, _, length = text.rpartition("=")
@@ -138,7 +162,7 @@ def source_of(kind: str, path: Path, list_lengths: Sequence[str]) -> FeatureSour
         raise Refused(
             f"--list-length {unknown[0]}: there is no such list; there are {', '.join(sorted(lists))}"
         )
-    return source.with_list_lengths(lengths)
+    return lengths
 
 
 def kept(text: str) -> tuple[str, str]:
