@@ -7,7 +7,7 @@ vocabularies of one step become one table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -62,6 +62,8 @@ def schedule(
     emitter = _Emitter()
     for group in _groups([output.expression for output in outputs]):
         emitter.emit(group)
+    places = [emitter.place[output.expression] for output in outputs]
+    _keep_packed(emitter.steps, {register for register, _ in places})
     document = {
         "format": PROGRAM_FORMAT,
         "part": part,
@@ -74,10 +76,10 @@ def schedule(
                 "is_list": output.expression.is_list,
                 "length": output.length,
                 "dtype": output.expression.dtype,
-                "register": emitter.place[output.expression][0],
-                "row": emitter.place[output.expression][1],
+                "register": register,
+                "row": row,
             }
-            for output in outputs
+            for output, (register, row) in zip(outputs, places, strict=True)
         ],
     }
     return document, emitter.arrays
@@ -173,6 +175,18 @@ class _Emitter:
             return number
         self.steps.append({"op": "rows", "in": number, "rows": rows})
         return len(self.steps) - 1
+
+
+def _keep_packed(steps: Sequence[dict[str, Any]], outputs: Collection[int]) -> None:
+    """Let loads leave packed text as it is where nothing but vocabularies reads it."""
+    readers: dict[int, set[str]] = {number: {"output"} for number in outputs}
+    for step in steps:
+        source = step.get("in", [])
+        for number in [source] if isinstance(source, int) else [register for register, _ in source]:
+            readers.setdefault(number, set()).add(step["op"])
+    for number, step in enumerate(steps):
+        if step["op"] in ("load", "load_list") and step["dtype"] == "object":
+            step["packed"] = readers.get(number) == {"encode_text"}
 
 
 def _load(group: Group) -> dict[str, Any]:

@@ -383,8 +383,8 @@ class DirectLookup:
         """Return the code of each int64 value."""
         # Modulo 2**64 the subtraction is a bijection, so one unsigned comparison finds what is outside.
         offset = values.view(np.uint64) - self._lowest
-        index = np.minimum(offset, self._span).view(np.int64)
-        found: npt.NDArray[np.int64] = self._table[index]
+        np.minimum(offset, self._span, out=offset)
+        found: npt.NDArray[np.int64] = self._table.take(offset.view(np.int64), mode="clip")
         return found
 
 
@@ -422,10 +422,12 @@ class _HashLookup:
         bucket = bucket_of(h, self._buckets[columns])
         if self._is_based:
             bucket += self._first_bucket[columns]
-        slot = slot_of(h, self._displacements.take(bucket).astype(_U64), self._slots[columns])
+        # Every index is within: NumPy's clip mode is merely the one that does not look for errors first.
+        displacement = self._displacements.take(bucket, mode="clip").astype(_U64)
+        slot = slot_of(h, displacement, self._slots[columns])
         if self._is_based:
             slot += self._first_slot[columns]
-        records = self._records.take(slot).view(_U64).reshape(*slot.shape, self.words + 1)
+        records = self._records.take(slot, mode="clip").view(_U64).reshape(*slot.shape, self.words + 1)
         equal = records[..., 0] == words[0]
         for number in range(1, self.words):
             equal &= records[..., number] == words[number]

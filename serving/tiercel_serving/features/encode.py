@@ -9,6 +9,7 @@ import numpy as np
 
 from ..lookup import open_lookup
 from ..spec import Array
+from ..strings import Strings
 from .registers import Elementwise
 
 _NO_KEY = np.int64(-(2**63))
@@ -104,10 +105,13 @@ class EncodeDirect(_Encode):
 
     def find(self, keys: Array) -> Array:
         """Gather; what lies outside a column's table reads its last entry, the unseen id."""
-        index = np.minimum(keys.view(np.uint64) - self._lowest, self._span).view(np.int64)
+        offset = keys.view(np.uint64) - self._lowest
+        np.minimum(offset, self._span, out=offset)
+        index = offset.view(np.int64)
         if self._base is not None:
             index += self._base
-        ids: Array = self._table[index]
+        # Every index is within: NumPy's clip mode is merely the one that does not look for errors first.
+        ids: Array = self._table.take(index, mode="clip")
         return ids
 
 
@@ -131,8 +135,10 @@ class EncodeText(Elementwise):
         self._lookup = open_lookup(arrays, "lookup")
         self._null = arrays["null"]
 
-    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
-        """Look up."""
-        if valid is None:
-            return self._lookup.find(x), None
-        return np.where(valid, self._lookup.find(np.where(valid, x, b"")), self._null), None
+    def apply(self, x: Any, valid: Array | None) -> tuple[Array, Array | None]:
+        """Look up objects, or packed strings."""
+        if isinstance(x, Strings):
+            ids = self._lookup.find(x).reshape(len(self._null), -1)
+        else:
+            ids = self._lookup.find(x if valid is None else np.where(valid, x, b""))
+        return (ids if valid is None else np.where(valid, ids, self._null)), None

@@ -13,6 +13,7 @@ from ..artefacts import Artefact
 from ..columns import Column
 from ..errors import ArtefactCorrupt, NewerFormat
 from ..spec import Array
+from .quiet import Quiet
 from .registers import Register, Registers
 from .steps import STEPS, open_steps
 
@@ -95,6 +96,11 @@ class FeatureProgram:
         self._steps = open_steps(program["steps"], arrays)
         self._where = [(column["register"], column["row"]) for column in program["outputs"]]
         self._packs = self._plan_packs()
+        self._lists = [
+            (f"{self.part}_list_{column.name}", number, column.length, column.kind)
+            for column, (number, _) in zip(self.outputs, self._where, strict=True)
+            if column.is_list and column.kind != "raw"
+        ]
 
     @classmethod
     def open(cls, artefact: Artefact) -> FeatureProgram:
@@ -169,23 +175,20 @@ class FeatureProgram:
         registers = self._execute(columns, n)
         out: dict[str, Array] = {}
         for name, dtype, width, sources in self._packs:
-            tensor = np.empty((n, width), dtype)
+            if len(sources) == 1:
+                _, _, number, rows = sources[0]
+                out[name] = _rows_of(registers[number], rows, dtype).T.astype(dtype, order="C")
+                continue
+            out[name] = tensor = np.empty((n, width), dtype)
             for begin, end, number, rows in sources:
-                register = registers[number]
-                x = register.x[rows]
-                if register.valid is not None:
-                    x = np.where(register.valid[rows], x, 0 if dtype == np.int64 else np.nan)
-                tensor[:, begin:end] = x.T
-            out[name] = tensor
-        for column, (number, _) in zip(self.outputs, self._where, strict=True):
-            if column.is_list and column.kind != "raw":
-                name = f"{self.part}_list_{column.name}"
-                out[name] = pack_list(registers[number], column.length, column.kind)
+                tensor[:, begin:end] = _rows_of(registers[number], rows, dtype).T
+        for name, number, length, kind in self._lists:
+            out[name] = pack_list(registers[number], length, kind)
         return out
 
     def _execute(self, columns: Mapping[str, Column], n: int) -> Registers:
         registers: Registers = []
-        with np.errstate(all="ignore"):
+        with Quiet():
             for step in self._steps:
                 registers.append(step.run(registers, columns, n))
         return registers
@@ -203,6 +206,14 @@ class FeatureProgram:
             if wanted:
                 packs.append((f"{self.part}_{kind}", dtype, len(wanted), _runs(wanted)))
         return packs
+
+
+def _rows_of(register: Register, rows: Any, dtype: type[Any]) -> Array:
+    """Return columns of a register, a null as 0 or NaN."""
+    x: Array = register.x[rows]
+    if register.valid is None:
+        return x
+    return np.where(register.valid[rows], x, 0 if dtype is np.int64 else np.nan)
 
 
 def _runs(wanted: Sequence[tuple[int, int]]) -> list[tuple[int, int, int, Any]]:

@@ -13,114 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from ..columns import Column
-from ..errors import InvalidRequest
 from ..spec import Array
 from .encode import EncodeDirect, EncodeHash, EncodeText
 from .joins import CombineKeys, Gather, GatherList, GatherText
 from .lists import ListSlice
+from .load import Load, LoadList
 from .registers import Columns, Elementwise, Register, Registers, Step, nan_where_null
 from .similarity import Similarity
-
-# --------------------------------------------------------------------------------------------- loading
-
-
-def _column(columns: Columns, name: str, n: int, is_list: bool) -> Column:
-    column = columns.get(name)
-    if column is None:
-        raise InvalidRequest(f"features: column {name!r} is missing; send it, or null in every row")
-    if (column.offsets is not None) != is_list:
-        want, came = ("lists", "scalars") if is_list else ("scalars", "lists")
-        raise InvalidRequest(f"features: column {name!r} holds {want}, but {came} came")
-    rows = len(column.values if column.offsets is None else column.offsets) - is_list
-    if rows != n:
-        raise InvalidRequest(f"features: column {name!r} has {rows} rows, expected {n}")
-    return column
-
-
-def _typed(name: str, values: Array, dtype: np.dtype[Any]) -> Array:
-    """Return the values in the register's dtype, or refuse them."""
-    if values.dtype == dtype:
-        return values
-    kind = values.dtype.kind
-    if dtype == np.int64 and kind in "iub":
-        return values.astype(np.int64)
-    if dtype.kind == "f" and kind in "iubf":
-        return values.astype(dtype)
-    if len(values) == 0:
-        # An empty column carries no value that could be of the wrong type.
-        return np.empty(0, dtype)
-    want = "bytes" if dtype == np.object_ else dtype.name
-    came = "bytes" if values.dtype == np.object_ else values.dtype.name
-    raise InvalidRequest(f"features: column {name!r} must be {want}, but {came} came")
-
-
-class Load:
-    """Stack scalar columns of one dtype into a register."""
-
-    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-        self._names: list[str] = step["columns"]
-        self._dtype = np.dtype(step["dtype"])
-
-    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
-        """Stack; in float dtypes nulls become NaN."""
-        if len(self._names) == 1:
-            return self._load_one(columns, n)
-        loaded = [_column(columns, name, n, False) for name in self._names]
-        parts = [_typed(name, c.values, self._dtype) for name, c in zip(self._names, loaded, strict=True)]
-        x = np.concatenate(parts).reshape(len(parts), n)
-        if all(column.valid is None for column in loaded):
-            return Register(x)
-        full = np.ones(n, np.bool_)
-        valid = np.stack([full if column.valid is None else column.valid for column in loaded])
-        if self._dtype.kind == "f":
-            return Register(nan_where_null(x, valid))
-        return Register(x, None if valid.all() else valid)
-
-    def _load_one(self, columns: Columns, n: int) -> Register:
-        """Load a column that shares its chain with no other: the most common case, and the cheapest."""
-        name = self._names[0]
-        column = _column(columns, name, n, False)
-        x, valid = column.values, column.valid
-        if x.dtype != self._dtype:
-            x = _typed(name, x, self._dtype)
-        if valid is not None:
-            if self._dtype.kind == "f":
-                x, valid = nan_where_null(x, valid), None
-            else:
-                valid = None if valid.all() else valid.reshape(1, n)
-        return Register(x.reshape(1, n), valid)
-
-
-class LoadList:
-    """Load one list column; what lies in a null list is dropped."""
-
-    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-        self._name: str = step["column"]
-        self._dtype = np.dtype(step["dtype"])
-
-    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
-        """Load; in float dtypes null elements become NaN."""
-        column = _column(columns, self._name, n, True)
-        values, valid, offsets, row_valid = column.values, column.valid, column.offsets, column.row_valid
-        assert offsets is not None
-        if len(values) and (offsets[0] != 0 or offsets[-1] != len(values)):
-            values = values[offsets[0] : offsets[-1]]
-            valid = None if valid is None else valid[offsets[0] : offsets[-1]]
-            offsets = offsets - offsets[0]
-        if row_valid is not None and not row_valid.all():
-            lengths = np.diff(offsets)
-            keep = np.repeat(row_valid, lengths)
-            values, valid = values[keep], None if valid is None else valid[keep]
-            offsets = np.concatenate([[0], np.cumsum(lengths * row_valid)])
-        else:
-            row_valid = None
-        x = _typed(self._name, values, self._dtype).reshape(1, -1)
-        valid = None if valid is None else valid.reshape(1, -1)
-        if self._dtype.kind == "f":
-            return Register(nan_where_null(x, valid), None, offsets, row_valid)
-        return Register(x, None if valid is None or valid.all() else valid, offsets, row_valid)
-
 
 # ----------------------------------------------------------------------------------- element by element
 

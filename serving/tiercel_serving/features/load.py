@@ -1,0 +1,140 @@
+"""The steps that load a batch's columns into registers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column
+from ..errors import InvalidRequest
+from ..spec import Array
+from ..strings import Strings
+from .registers import Columns, Register, Registers, nan_where_null
+
+
+def _column(columns: Columns, name: str, n: int, is_list: bool) -> Column:
+    column = columns.get(name)
+    if column is None:
+        raise InvalidRequest(f"features: column {name!r} is missing; send it, or null in every row")
+    if (column.offsets is not None) != is_list:
+        want, came = ("lists", "scalars") if is_list else ("scalars", "lists")
+        raise InvalidRequest(f"features: column {name!r} holds {want}, but {came} came")
+    if len(column) != n:
+        raise InvalidRequest(f"features: column {name!r} has {len(column)} rows, expected {n}")
+    return column
+
+
+def _typed(name: str, column: Column, dtype: np.dtype[Any]) -> Array:
+    """Return a column's values in the register's dtype, or refuse them."""
+    if column.text_offsets is not None and dtype == np.object_:
+        return column.strings().objects()
+    values = column.values
+    if values.dtype == dtype and column.text_offsets is None:
+        return values
+    kind = "O" if column.text_offsets is not None else values.dtype.kind
+    if dtype == np.int64 and kind in "iub":
+        return values.astype(np.int64)
+    if dtype.kind == "f" and kind in "iubf":
+        return values.astype(dtype)
+    if (len(values) if column.text_offsets is None else len(column.text_offsets) - 1) == 0:
+        # An empty column carries no value that could be of the wrong type.
+        return np.empty(0, dtype)
+    want = "bytes" if dtype == np.object_ else dtype.name
+    came = "bytes" if kind == "O" else values.dtype.name
+    raise InvalidRequest(f"features: column {name!r} must be {want}, but {came} came")
+
+
+class Load:
+    """Stack scalar columns of one dtype into a register; packed text stays packed if the step says so."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        self._names: list[str] = step["columns"]
+        self._dtype = np.dtype(step["dtype"])
+        self._packed: bool = step.get("packed", False)
+
+    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
+        """Stack; in float dtypes nulls become NaN."""
+        parts: list[Array] = []
+        dtype, nulls = self._dtype, False
+        for name in self._names:
+            column = columns.get(name)
+            if column is None or column.offsets is not None:
+                return self._run_checked(columns, n)
+            values = column.values
+            if values.dtype is not dtype or len(values) != n:
+                return self._run_checked(columns, n)
+            parts.append(values)
+            nulls = nulls or column.valid is not None
+        x = _stacked(parts, n)
+        return self._register(x, [columns[name] for name in self._names], n) if nulls else Register(x)
+
+    def _run_checked(self, columns: Columns, n: int) -> Register:
+        """Load what needs a cast, is packed text, or is wrong."""
+        loaded = [_column(columns, name, n, False) for name in self._names]
+        if self._packed and all(column.text_offsets is not None for column in loaded):
+            strings = Strings.join([column.strings() for column in loaded])
+            return self._register(strings, loaded, n)
+        parts = [_typed(name, c, self._dtype) for name, c in zip(self._names, loaded, strict=True)]
+        return self._register(_stacked(parts, n), loaded, n)
+
+    def _register(self, x: Any, loaded: Sequence[Column], n: int) -> Register:
+        if all(column.valid is None for column in loaded):
+            return Register(x)
+        full = np.ones(n, np.bool_)
+        valid = np.stack([full if column.valid is None else column.valid for column in loaded])
+        if self._dtype.kind == "f":
+            return Register(nan_where_null(x, valid))
+        return Register(x, None if valid.all() else valid)
+
+
+def _stacked(parts: Sequence[Array], n: int) -> Array:
+    if len(parts) == 1:
+        return parts[0].reshape(1, n)
+    stacked: Array = np.concatenate(parts).reshape(len(parts), n)
+    return stacked
+
+
+class LoadList:
+    """Load one list column; what lies in a null list is dropped."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        self._name: str = step["column"]
+        self._dtype = np.dtype(step["dtype"])
+        self._packed: bool = step.get("packed", False)
+
+    def run(self, registers: Registers, columns: Columns, n: int) -> Register:
+        """Load; in float dtypes null elements become NaN."""
+        column = _column(columns, self._name, n, True)
+        valid, offsets, row_valid = column.valid, column.offsets, column.row_valid
+        assert offsets is not None
+        if self._packed and column.text_offsets is not None:
+            values: Array | Strings = column.strings()
+        else:
+            values = _typed(self._name, column, self._dtype)
+        if len(values) and (offsets[0] != 0 or offsets[-1] != len(values)):
+            begin, end = int(offsets[0]), int(offsets[-1])
+            values = values.part(begin, end) if isinstance(values, Strings) else values[begin:end]
+            valid = None if valid is None else valid[begin:end]
+            offsets = offsets - begin
+        if row_valid is not None and not row_valid.all():
+            lengths = np.diff(offsets)
+            keep = np.repeat(row_valid, lengths)
+            values = values.take(np.flatnonzero(keep)) if isinstance(values, Strings) else values[keep]
+            valid = None if valid is None else valid[keep]
+            offsets = np.concatenate([[0], np.cumsum(lengths * row_valid)])
+        else:
+            row_valid = None
+        valid = None if valid is None else valid.reshape(1, -1)
+        if isinstance(values, Strings):
+            packed: Any = values
+            return Register(packed, _unless_all(valid), offsets, row_valid)
+        if self._dtype.kind == "f":
+            return Register(nan_where_null(values.reshape(1, -1), valid), None, offsets, row_valid)
+        return Register(values.reshape(1, -1), _unless_all(valid), offsets, row_valid)
+
+
+def _unless_all(valid: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_] | None:
+    return None if valid is None or valid.all() else valid
