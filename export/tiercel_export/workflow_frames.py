@@ -246,7 +246,10 @@ def oracle_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> pd.DataF
         if column.is_list and column.dtype == "float32":
             rows = [None if _is_null(row) else np.array(row, np.float32) for row in series]
             out[column.name] = _objects(rows)
-        elif column.is_list or column.dtype == "bytes":
+        elif column.is_list:
+            rows = [row.tolist() if isinstance(row, np.ndarray) else row for row in series]
+            out[column.name] = _objects([None if _is_null(row) else row for row in rows])
+        elif column.dtype == "bytes":
             out[column.name] = series.astype(object).where(series.notna(), None)
         elif column.dtype.startswith("float") or series.isna().any():
             dtype = column.dtype if column.dtype.startswith("float") else "float64"

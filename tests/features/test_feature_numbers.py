@@ -186,6 +186,16 @@ def test_list_slice_bounds(start, end, pad):
         check(both, frame.iloc[[i]], strict=True)
 
 
+def test_list_slice_pads_what_a_request_sends_whatever_the_fit_had():
+    # In the oracle's frame integers are Python lists; as arrays, NVTabular would forget to pad them.
+    lists = pd.DataFrame({"row": [[1, 2], [], [3]]})
+    arrays = pd.DataFrame({"row": [np.array(row, np.int32) for row in lists["row"]]})
+    for fit in (lists, arrays):
+        both = pair(fitted(["row"] >> ops.ListSlice(2, pad=True, pad_value=7), fit))
+        assert check(both, lists, strict=True) == check(both, arrays, strict=True) == "equal"
+        assert both.program.run(columns_of(both, arrays), 3)["row"].values.tolist() == [1, 2, 7, 7, 3, 7]
+
+
 def test_list_slice_of_huge_integers_and_of_booleans():
     frame = pd.DataFrame({"ids": [[2**62 + 1, 5], [1]], "flags": [[True], [False, True]]})
     both = pair(fitted(["ids", "flags"] >> ops.ListSlice(3, pad=True, pad_value=0), frame))
