@@ -120,7 +120,7 @@ def columns_from_batch(batch: pa.RecordBatch, inputs: Sequence[InputColumn], whe
 
     Returns
     -------
-    Column by name. Numbers that have the program's dtype already are the batch's own memory.
+    Column by name. Text, and numbers that have the program's dtype already, are the batch's own memory.
 
     Raises
     ------
@@ -131,31 +131,29 @@ def columns_from_batch(batch: pa.RecordBatch, inputs: Sequence[InputColumn], whe
 
 
 def column_from_arrow(array: pa.Array, column: InputColumn, where: str) -> Column:
-    """Convert one array; see :func:`columns_from_batch`."""
+    """Convert one array; see :func:`columns_from_batch`. Text comes packed, as Arrow has it."""
     array = _decoded(array)
     if not column.is_list:
-        values, valid = _elements(array, column, where)
-        return Column(values, valid)
+        values, valid, text_offsets = _elements(array, column, where)
+        return Column(values, valid, text_offsets=text_offsets)
     if _types.is_null(array.type):
         n = len(array)
-        empty, _ = _elements(array.slice(0, 0), column, where)
-        return Column(empty, None, np.zeros(n + 1, np.int64), np.zeros(n, np.bool_))
+        values, _, text_offsets = _elements(array.slice(0, 0), column, where)
+        return Column(values, None, np.zeros(n + 1, np.int64), np.zeros(n, np.bool_), text_offsets)
     if _types.is_fixed_size_list(array.type):
         size = array.type.list_size
         offsets = np.arange(array.offset, array.offset + len(array) + 1, dtype=np.int64) * size
     else:
         offsets = array.offsets.to_numpy().astype(np.int64)
     begin, end = int(offsets[0]), int(offsets[-1])
-    values, valid = _elements(array.values.slice(begin, end - begin), column, where)
-    return Column(values, valid, offsets - begin, _valid(array))
+    elements = _decoded(array.values.slice(begin, end - begin))
+    values, valid, text_offsets = _elements(elements, column, where)
+    return Column(values, valid, offsets - begin, _valid(array), text_offsets)
 
 
 def _decoded(array: pa.Array) -> pa.Array:
-    """Return a dictionary of anything but text as plain values."""
-    if not _types.is_dictionary(array.type):
-        return array
-    is_text = any(test(array.type.value_type) for test in ACCEPTED["bytes"])
-    return array if is_text else array.dictionary_decode()
+    """Return a dictionary as plain values."""
+    return array.dictionary_decode() if _types.is_dictionary(array.type) else array
 
 
 def _valid(array: pa.Array) -> npt.NDArray[np.bool_] | None:
@@ -165,14 +163,16 @@ def _valid(array: pa.Array) -> npt.NDArray[np.bool_] | None:
     return valid
 
 
-def _elements(array: pa.Array, column: InputColumn, where: str) -> tuple[Array, Array | None]:
-    array = _decoded(array)
+#: Values, validity, and the offsets of packed text.
+_Elements = tuple[Array, Array | None, Array | None]
+
+
+def _elements(array: pa.Array, column: InputColumn, where: str) -> _Elements:
     if column.dtype == "bytes":
         return _texts(array, column, where)
     if _types.is_null(array.type):
-        dtype = np.bool_ if column.dtype == "bool" else np.dtype(column.dtype)
-        return np.zeros(len(array), dtype), np.zeros(len(array), np.bool_)
-    return _typed(_numbers(array), _valid(array), column, where)
+        return np.zeros(len(array), np.dtype(column.dtype)), np.zeros(len(array), np.bool_), None
+    return *_typed(_numbers(array), _valid(array), column, where), None
 
 
 def _numbers(array: pa.Array) -> Array:
@@ -186,27 +186,24 @@ def _numbers(array: pa.Array) -> Array:
     return np.frombuffer(data, dtype, len(array), array.offset * dtype.itemsize)
 
 
-def _texts(array: pa.Array, column: InputColumn, where: str) -> tuple[Array, Array | None]:
-    if _types.is_dictionary(array.type):
-        words, known = _texts(array.dictionary, column, where)
-        valid = _valid(array)
-        index = array.indices.fill_null(0).to_numpy(zero_copy_only=False)
-        if len(words) == 0:
-            return np.full(len(array), b"", np.object_), valid
-        if known is not None:
-            valid = known[index] if valid is None else valid & known[index]
-        return words[index], valid
+def _texts(array: pa.Array, column: InputColumn, where: str) -> _Elements:
     if _types.is_null(array.type):
-        return np.full(len(array), b"", np.object_), np.zeros(len(array), np.bool_)
+        return np.zeros(0, np.uint8), np.zeros(len(array), np.bool_), np.zeros(len(array) + 1, np.int64)
     try:
-        # To text first: binary columns must hold UTF-8, as everywhere in a program.
+        # Binary columns must hold UTF-8, as everywhere in a program, and views become plain.
         text = array if _types.is_large_string(array.type) else array.cast(pa.string())
     except pa.ArrowInvalid as error:
         raise DataCorrupt(
             f"{where}: column {column.name!r}: expected UTF-8 text ({error}); decode it, or leave it out"
         ) from error
-    binary = pa.large_binary() if _types.is_large_string(text.type) else pa.binary()
-    return text.cast(binary).to_numpy(zero_copy_only=False), _valid(array)
+    _, ends, data = text.buffers()
+    wide = np.dtype(np.int64 if _types.is_large_string(text.type) else np.int32)
+    if len(text) == 0:
+        offsets = np.zeros(1, np.int64)
+    else:
+        offsets = np.frombuffer(ends, wide, len(text) + 1, text.offset * wide.itemsize).astype(np.int64)
+    blob = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+    return blob, _valid(text), offsets
 
 
 def _typed(values: Array, valid: Array | None, column: InputColumn, where: str) -> tuple[Array, Array | None]:

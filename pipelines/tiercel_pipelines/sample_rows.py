@@ -57,7 +57,15 @@ def rows_of_file(path: Path, inputs: Sequence[InputColumn], n: int) -> SampleRow
     """
     batch = read_head(path, n)
     check_schema(batch.schema, inputs, str(path))
-    return SampleRows(columns_from_batch(batch, inputs, str(path)), f"rows of {path}")
+    columns = columns_from_batch(batch, inputs, str(path))
+    return SampleRows({name: _as_sent(column) for name, column in columns.items()}, f"rows of {path}")
+
+
+def _as_sent(column: Column) -> Column:
+    """Return a column with text as requests have it: objects."""
+    if column.text_offsets is None:
+        return column
+    return Column(column.strings().objects(), column.valid, column.offsets, column.row_valid)
 
 
 def rows_of_run(path: Path, inputs: Sequence[InputColumn], n: int) -> SampleRows:
