@@ -466,9 +466,9 @@ class IntLookup(_HashLookup):
     def find(self, values: Array) -> npt.NDArray[np.int64]:
         """Return the code of each int64 value; ``[n]`` of one column, ``[C, n]`` of several."""
         if values.size <= FEW:
-            rows = values.reshape(self.columns, -1).tolist()
-            found = [[self.find_one(c, (key,)) for key in row] for c, row in enumerate(rows)]
-            return np.array(found, np.int64).reshape(values.shape)
+            n, keys = values.size // self.columns, values.reshape(-1).tolist()
+            few = [self.find_one(at // n, (key,)) for at, key in enumerate(keys)]
+            return np.array(few, np.int64).reshape(values.shape)
         keys = values.view(_U64).reshape(self.columns, -1)
         out = np.empty(keys.shape, np.int64)
         for columns, rows in self._blocks(keys.shape[1]):
@@ -508,9 +508,9 @@ class TextLookup(_HashLookup):
         if isinstance(values, Strings):
             found = self._find_packed(values)
             return found[0] if self.columns == 1 else found
-        rows = values.reshape(self.columns, -1)
         if values.size <= FEW:
-            return self._find_few(rows.tolist()).reshape(values.shape)
+            return self._find_few(values.reshape(-1).tolist()).reshape(values.shape)
+        rows = values.reshape(self.columns, -1)
         out = np.empty(rows.shape, np.int64)
         for columns, part in self._blocks(rows.shape[1]):
             block = rows[columns, part]
@@ -525,7 +525,7 @@ class TextLookup(_HashLookup):
     def _find_packed(self, values: Strings) -> npt.NDArray[np.int64]:
         n = len(values) // self.columns
         if len(values) <= FEW:
-            return self._find_few(values.objects().reshape(self.columns, n).tolist())
+            return self._find_few(values.objects().tolist()).reshape(self.columns, n)
         out = np.empty((self.columns, n), np.int64)
         flat = out.reshape(-1)
         for columns, part in self._blocks(n):
@@ -541,11 +541,12 @@ class TextLookup(_HashLookup):
     def _find_block(self, words: Array, columns: slice) -> npt.NDArray[np.int64]:
         return self.find_words([words[..., number] for number in range(self.words)], columns)
 
-    def _find_few(self, rows: Sequence[Sequence[bytes]]) -> npt.NDArray[np.int64]:
-        return np.array([[self._find_item(c, item) for item in row] for c, row in enumerate(rows)], np.int64)
+    def _find_few(self, items: Sequence[bytes]) -> npt.NDArray[np.int64]:
+        n = len(items) // self.columns
+        return np.array([self._find_item(at // n, item) for at, item in enumerate(items)], np.int64)
 
     def _find_item(self, column: int, item: bytes) -> int:
-        if len(item) > self._width or item.endswith(b"\0"):
+        if len(item) > self._width or item[-1:] == b"\0":
             return self._find_odd(column, item)
         return self.find_one(column, self._unpack(item.ljust(self._width, b"\0")))
 

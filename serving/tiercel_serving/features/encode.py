@@ -82,7 +82,7 @@ class _Encode(Elementwise):
             ids = np.where(outside, self._unseen, ids)
         if x.dtype.kind == "f":
             null = np.isnan(x)
-            if null.any():
+            if np.count_nonzero(null):
                 ids = np.where(null, self._null, ids)
         elif valid is not None:
             ids = np.where(valid, ids, self._null)

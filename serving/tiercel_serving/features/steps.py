@@ -21,6 +21,8 @@ from .load import Load, LoadList
 from .registers import Columns, Elementwise, Register, Registers, Step, nan_where_null
 from .similarity import Similarity
 
+_ONE = np.float32(1)
+
 # ----------------------------------------------------------------------------------- element by element
 
 
@@ -61,7 +63,7 @@ class Fill(Elementwise):
         """Fill."""
         if x.dtype.kind == "f":
             null = np.isnan(x)
-            return (np.where(null, self._value, x) if null.any() else x), None
+            return (np.where(null, self._value, x) if np.count_nonzero(null) else x), None
         return (x if valid is None else np.where(valid, x, self._value)), None
 
 
@@ -135,8 +137,9 @@ class Log(Elementwise):
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Take the logarithm."""
-        y = x + np.float32(1) if x.dtype == np.float32 else x.astype(np.float32) + np.float32(1)
-        return nan_where_null(np.log(y), valid), None
+        y = x.astype(np.float32)
+        y += _ONE
+        return nan_where_null(np.log(y, out=y), valid), None
 
 
 class Normalize(Elementwise):
