@@ -97,6 +97,7 @@ def build_release(
     min_recall: float = 0.99,
     index_ready: Any = None,
     parts: Mapping[str, str] | None = None,
+    target_encoding: str | None = None,
     expected_packed: Mapping[str, Sequence[str]] | None = None,
     origin: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
@@ -151,6 +152,9 @@ def build_release(
         A FAISS index over the item vectors to take instead of building one.
     parts
         Part (``user``, ``item``, ``context``) of output columns whose tags are missing or wrong.
+    target_encoding
+        ``no_fold`` serves TargetEncoding over all folds; None refuses one that has folds. See
+        :func:`~tiercel_export.workflow.cut_workflow`.
     expected_packed
         Columns of ``user_cat``, ``user_num``, ``item_cat`` and ``item_num`` in the order in which the
         models were trained on them; another order is refused. None trusts that the models were
@@ -201,7 +205,7 @@ def build_release(
         item_vectors = check_vectors(item_vectors, len(given.item_ids))
     with manifest.staging_directory(Path(destination), replace=replace) as staging:
         report.step(1)
-        programs = _compile(given, workflow, parts)
+        programs = _compile(given, cut_workflow(workflow, parts=parts, target_encoding=target_encoding))
         _check_order(programs, expected_packed or {})
         report.step(2)
         made = _make_tables(given, programs)
@@ -302,8 +306,7 @@ def _check_given(
 # -------------------------------------------------------------------------------------------- workflow
 
 
-def _compile(given: Given, workflow: Any, parts: Mapping[str, str] | None) -> Programs:
-    cut = cut_workflow(workflow, parts=parts)
+def _compile(given: Given, cut: WorkflowParts) -> Programs:
     item = _with_lengths(cut, "item", lambda inputs: columns_from_frame(given.items, inputs))
     user = _with_lengths(cut, "user", lambda inputs: _user_examples(given, inputs))
     for column in user.inputs:

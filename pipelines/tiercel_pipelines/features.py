@@ -89,6 +89,9 @@ def is_graph(value: object) -> bool:
 def why_unsupported(op: Any) -> tuple[str, str] | None:
     """Return why an operator cannot be served and what to do instead; None if it can."""
     entry = TABLE.get(key_of(op))
+    if key_of(op) == "nvtabular.TargetEncoding" and op.kfold > 1:
+        # Models are trained on what NVTabular transforms, folds and all; a release would serve another form.
+        return "its folds depend on the row's position", "fit it with kfold=1"
     if entry is not None and entry.lower is not None:
         return None
     known = sorted(

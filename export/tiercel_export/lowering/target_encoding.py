@@ -64,16 +64,23 @@ def keep_output_names(op: Any, before: Any, after: Any) -> None:
         op.out_col = [names[group] for group in groups]
 
 
+def why_folds(op: Any) -> tuple[str, str] | None:
+    """Return why an operator with folds is refused and what to do; None for one without."""
+    if op.kfold == 1:
+        return None
+    return (
+        f"kfold={op.kfold}: it applies its folds at transform too, by the row's position in the batch",
+        f"Compile it without folds, with target_encoding={NO_FOLD!r}, or fit it with kfold=1",
+    )
+
+
 def _group(
     op: Any, group: tuple[str, ...], sources: Sequence[Expression], outputs: list[str], where: Where
 ) -> Columns:
     name = op.name_sep.join(group)
-    if op.kfold > 1 and where.target_encoding != NO_FOLD:
-        raise where.refuse(
-            name,
-            f"kfold={op.kfold}: it applies its folds at transform too, by the row's position in the batch",
-            f"Compile it without folds, with target_encoding={NO_FOLD!r}, or fit it with kfold=1",
-        )
+    folds = why_folds(op)
+    if folds is not None and where.target_encoding != NO_FOLD:
+        raise where.refuse(name, *folds)
     means = op.target_mean or op.means
     if name not in op.stats or not set(op.target_columns) <= set(means):
         raise where.refuse(name, *UNFITTED)
