@@ -224,7 +224,7 @@ def transform_files(
         check_schema(footer.schema, transform.inputs, str(path))
         _check_kept(path, footer.schema, first, transform.keep)
     total, done, row_groups = sum(footer.rows for footer in footers), 0, 0
-    with whole_file(output) as partial, pq.ParquetWriter(partial, schema) as writer:
+    with whole_file(output) as partial, _writer(partial, schema) as writer:
         if progress is not None:
             progress("rows", 0, total)
         for where, batch in _batches(transform, files):
@@ -247,6 +247,16 @@ def transform_files(
         tuple(ignored),
         time.perf_counter() - begun,
     )
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open the output. Floats get no dictionary: nearly all differ, and it would take time and space."""
+    worth = []
+    for made in schema:
+        is_list = pa.types.is_list(made.type) or pa.types.is_fixed_size_list(made.type)
+        if not pa.types.is_floating(made.type.value_type if is_list else made.type):
+            worth.append(f"{made.name}.list.element" if is_list else made.name)
+    return pq.ParquetWriter(path, schema, use_dictionary=worth or False)
 
 
 def _batches(transform: Transform, files: Sequence[Path]) -> Iterator[tuple[str, pa.RecordBatch]]:
