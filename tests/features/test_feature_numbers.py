@@ -92,6 +92,18 @@ def test_normalize_min_max_of_a_column_that_was_constant_at_fit():
     assert np.isnan(got["zero"]).all()
 
 
+def test_narrow_integers_beside_float32_columns_are_refused():
+    # Found by random graphs: int8 less a minimum of float32 is float32, but float64 if a row is null.
+    frame = pd.DataFrame({"tiny": np.array([6, -50, 40], np.int8), "f": np.array([8, 9, 1], np.float32)})
+    workflow = fitted(["tiny", "f"] >> ops.NormalizeMinMax(), frame)
+    with pytest.raises(UnsupportedOperator, match=r"'tiny'.*int8 in float32.*of its own"):
+        compile_workflow(workflow, "user")
+    request = pd.DataFrame({"tiny": np.array([7], np.int8), "f": np.array([8], np.float32)})
+    assert workflow.transform(request)["tiny"][0] != (7.0 + 50.0) / 90.0
+    wider = frame.assign(tiny=frame["tiny"].astype("int32"))
+    assert check(pair(fitted(["tiny", "f"] >> ops.NormalizeMinMax(), wider)), request, strict=True) == "equal"
+
+
 def test_min_max_of_an_unsigned_column_with_a_minimum_is_refused():
     frame = pd.DataFrame({"count": np.array([5, 200], np.uint8), "small": np.array([5, 7], np.int16)})
     for name in frame:
@@ -127,6 +139,16 @@ def test_reduced_columns_are_total():
     assert out["flag"].valid is None
     assert np.isnan(out["price"].values[0])
     assert out["price"].values[1] == np.inf
+
+
+def test_reduced_text():
+    # Found by random graphs: as text that pandas holds as ``string``, a null becomes the word None.
+    fit = FIT.assign(town=FIT["town"].astype("string"))
+    request = pd.DataFrame({"town": ["a", None, ""]}, dtype=object)
+    for frame in (FIT, fit):
+        both = pair(fitted(["town"] >> ops.ReduceDtypeSize(), frame))
+        assert check(both, request, strict=True) == "equal"
+    assert run(fitted(["town"] >> ops.ReduceDtypeSize(), fit), request) == {"town": [b"a", b"None", b""]}
 
 
 def test_fill_median_of_a_column_without_a_number_changes_nothing():

@@ -446,6 +446,8 @@ def test_refusal_names_operator_column_reason_and_remedy(key, tmp_path):
         (lambda p: ["tiny", "age"] >> ops.NormalizeMinMax(), "x - min in int8, which wraps round"),
         (lambda p: ["tiny", "age"] >> ops.FillMissing(500) >> ops.NormalizeMinMax(), "in int8, which wraps"),
         (lambda p: ["tiny"] >> ops.Clip(7, 7) >> ops.NormalizeMinMax(), r"2 \* x in int8, which wraps"),
+        (lambda p: ["tiny", "score"] >> ops.NormalizeMinMax(), "int8 in float32, unless a row"),
+        (lambda p: ["count", "score"] >> ops.FillMissing(0.5) >> ops.NormalizeMinMax(), "uint8 in float32"),
         (lambda p: ["flag"] >> ops.NormalizeMinMax(), "raises on booleans"),
         (lambda p: ["codes"] >> ops.NormalizeMinMax(), "raises on lists"),
         (lambda p: ["codes"] >> ops.ListSlice(0, pad=True), "an end that is not given"),

@@ -65,6 +65,13 @@ def _min_max(op: Any, source: Expression, name: str, where: Where) -> Expression
             f"its fitted range is {low} to {op.maxs[name]}, on which NVTabular raises",
             "Leave out a column that is null in every row, or store integers as int64",
         )
+    if span > 0 and isinstance(low, np.float32) and narrowest(source) in INTEGER_DTYPES:
+        raise where.refuse(
+            name,
+            f"beside float32 columns NVTabular computes {narrowest(source)} in float32, unless a row of the "
+            "batch is null, which makes it float64",
+            "Store the column as int64, or give it a NormalizeMinMax of its own",
+        )
     wrap = _wrap(source, low, span, name, where)
     target = _float_target(op, name, where)
     if span == 0:
@@ -140,11 +147,12 @@ def _reduce(op: Any, source: Expression, name: str, where: Where) -> Expression:
         raise where.refuse(name, "it has no fitted dtype", "Fit the workflow before it is compiled")
     if source.is_list:
         raise where.refuse(name, "NVTabular's ReduceDtypeSize raises on lists", "Leave the column out")
+    target = np.dtype(op.dtypes[name].to_numpy)
     if source.is_text:
-        return source
+        # Of pandas' own strings NVTabular knows that they are text, and casts None to text too.
+        return apply("fill_text", source, shared={"value": "None"}) if target.kind == "U" else source
     if source.dtype == "bool":
         return apply("fill", source, own={"value": 1})  # pandas casts NaN to True
-    target = np.dtype(op.dtypes[name].to_numpy)
     if source.is_float and target in (np.float32, np.float64):
         return cast(source, target.name)
     if source.physical == "int64" and target.name in INTEGER_DTYPES and narrowest(source) == source.dtype:

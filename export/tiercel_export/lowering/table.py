@@ -128,7 +128,8 @@ TABLE: Mapping[str, Entry] = {
         note="nothing is clipped; a column that was constant at fit gives x / (2 * x), which is 0.5 or NaN. "
         "Refused on lists, text and booleans. Integers subtract as such if no column of the operator is a "
         "float: int32 and int64 wrap round where the difference leaves them, as in NVTabular if no row of "
-        "the batch is null; narrower and unsigned ones are refused, unless their minimum is 0",
+        "the batch is null; narrower and unsigned ones are refused, unless their minimum is 0, and beside "
+        "float32 columns",
     ),
     "nvtabular.HashBucket": Entry(
         REFUSED,
