@@ -212,10 +212,24 @@ class PartPlan:
                 sharing.setdefault(computing, []).append(output.name)
         return [(tuple(names), path) for path, names in sharing.items() if len(names) > 1]
 
+    @property
+    def fused(self) -> list[int]:
+        """The steps that look up several columns at once."""
+        return [
+            step.number
+            for step in self.steps
+            if step.table is not None and step.table.entries is not None and len(step.columns) > 1
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form."""
-        chains = [{"outputs": list(names), "steps": list(path)} for names, path in self.chains]
-        return {**asdict(self), "computing": self.computing, "nbytes": self.nbytes, "chains": chains}
+        return {
+            **asdict(self),
+            "computing": self.computing,
+            "nbytes": self.nbytes,
+            "chains": [{"outputs": list(names), "steps": list(path)} for names, path in self.chains],
+            "fused": self.fused,
+        }
 
 
 class Origins(Protocol):

@@ -124,6 +124,7 @@ def without_times(part: dict[str, Any]) -> dict[str, Any]:
     [
         (["nothing"], "there is no such recipe"),
         (["releases"], "releases: expected a recipe, or the directory of a run, a release"),
+        (["runs/nothing"], "saved NVTabular workflow; there is nothing of that name"),
         (["workflow", "--fit"], "--fit: workflow is a workflow, whose workflow is fitted"),
         (["workflow", "--part", "context"], "the parts are user and item"),
         (["program", "--part", "user"], "--part user: program has only item"),

@@ -52,6 +52,7 @@ def test_columns_that_share_a_chain_are_one_step_each(criteo, tmp_path):
     assert step_of(plan, "encode_direct").columns == tuple(CATEGORICAL)
     assert step_of(plan, "normalize").outputs == tuple(CONTINUOUS)
     assert step_of(plan, "log").outputs == ()
+    assert [plan.steps[step].columns for step in plan.fused] == [tuple(CATEGORICAL)]
     assert {names: len(steps) for names, steps in plan.chains} == {
         tuple(CONTINUOUS): 4,
         tuple(CATEGORICAL): 1,

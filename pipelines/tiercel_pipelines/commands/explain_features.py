@@ -147,10 +147,11 @@ def explain(
                 f"--fit: {source} is a {kind}, whose workflow is fitted; name a recipe, or leave it out"
             )
         return explain_source(source_of(kind, path, [], target_encoding), source, part)
-    if path.is_dir() and path.suffix != ".py":
+    if path.is_dir() or ("/" in source and path.suffix != ".py"):
+        came = "this directory is none of them" if path.is_dir() else "there is nothing of that name"
         raise Refused(
             f"{source}: expected a recipe, or the directory of a run, a release or a saved NVTabular "
-            "workflow; this directory is none of them"
+            f"workflow; {came}"
         )
     from ..recipe import load_recipe
 
@@ -258,11 +259,15 @@ def part_page(plan: PartPlan) -> Iterator[RenderableType]:
     yield steps_table(plan)
     for names, path in plan.chains:
         steps = " → ".join(plan.steps[step].step for step in path)
-        yield f"  [bold]{len(names)} columns in one[/]: {escape(short(names))}: {steps}"
+        yield f"  [bold]{len(names)} columns as one[/]: {escape(short(names))}: {steps}"
+    for step in plan.fused:
+        names = plan.steps[step].columns
+        yield f"  [bold]{len(names)} lookups in one[/]: {escape(short(names))}"
     if plan.merged:
         yield f"  [bold]computed once[/], though written more than once: {escape(short(plan.merged))}"
-    for gone in plan.vanished:
-        yield f"  [bold]vanished[/]: {escape(f'{gone.column} of {gone.operator}: {gone.reason}')}"
+    for operator in dict.fromkeys(gone.operator for gone in plan.vanished):
+        names = tuple(gone.column for gone in plan.vanished if gone.operator == operator)
+        yield f"  [bold]vanished[/], for no output needs it: {escape(short(names))} of {operator}"
     yield ""
     yield outputs_table(plan)
     if plan.refused:
@@ -308,7 +313,7 @@ def steps_table(plan: PartPlan) -> Table:
     if times:
         made.add_section()
         totals = (f"{total:,.1f}" for total in plan.total_us.values())
-        made.add_row("", "all", "", "", "", "", "", number(plan.nbytes), *totals)
+        made.add_row("", "whole program", "", "", "", "", "", number(plan.nbytes), *totals)
     return made
 
 
