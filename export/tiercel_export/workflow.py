@@ -318,6 +318,12 @@ def compile_workflow(
         cut = cut_workflow(workflow, parts=parts, target_encoding=target_encoding)
     names = cut.output_names(part)
     traced = trace(cut.workflow, set(cut.input_names(part)), target_encoding=cut.target_encoding)
+    lost = [name for name in names if name not in traced]
+    if lost:
+        raise WorkflowError(
+            f"no operator of the workflow makes its output columns {lost}, so that NVTabular's transform "
+            "raises too; if remove_inputs took their columns away, fit a workflow without them"
+        )
     outputs = [_output(cut.workflow, name, traced[name], (list_lengths or {}).get(name)) for name in names]
     inputs = [
         {"name": name, "dtype": dtype, "is_list": is_list, "part": cut.input_part(name, part)}

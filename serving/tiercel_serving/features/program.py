@@ -115,6 +115,8 @@ class FeatureProgram:
         """
         try:
             return cls(artefact.meta["program"], artefact.arrays)
+        except NewerFormat as error:
+            raise NewerFormat(f"{artefact.path}: {error}") from error
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ArtefactCorrupt(
                 f"{artefact.path}: not a readable feature program ({error!r}; known steps: "
