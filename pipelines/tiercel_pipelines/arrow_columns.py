@@ -262,7 +262,13 @@ def array_from_column(column: Column, output: OutputColumn) -> pa.Array:
     dtype = arrow_type(output)
     mask = None if column.valid is None else ~column.valid
     element = dtype.value_type if output.is_list else dtype
-    elements = pa.array(column.values, element, mask=mask, from_pandas=True)
+    try:
+        elements = pa.array(column.values, element, mask=mask, from_pandas=True)
+    except pa.ArrowInvalid as error:
+        raise DataCorrupt(
+            f"column {output.name!r}: expected UTF-8 text ({error}); mend the text of the files, or leave the "
+            "feature out of the workflow"
+        ) from error
     if column.offsets is None:
         return elements
     if column.offsets[-1] > _MOST_ELEMENTS:

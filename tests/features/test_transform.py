@@ -442,6 +442,16 @@ def test_unreadable_files(tmp_path, program):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.parquet", "text.parquet"]
 
 
+def test_text_that_passes_through_must_be_text(tmp_path, program):
+    given = table(3, 17, nulls=False)
+    broken = pa.array([b"a", b"\xff", b""], pa.binary())
+    text = pa.StringArray.from_buffers(3, broken.buffers()[1], broken.buffers()[2])
+    path = written(tmp_path, given.set_column(given.schema.get_field_index("town"), "town", text))
+    with pytest.raises(DataCorrupt, match="'town_raw': expected UTF-8 text"):
+        transform_files(Transform([program]), [path], tmp_path / "out.parquet")
+    assert [file.name for file in tmp_path.iterdir()] == ["in.parquet"]
+
+
 def test_outputs_that_may_not_be_written(tmp_path, program):
     path, transform = written(tmp_path, table(2, 11, nulls=False)), Transform([program])
     with pytest.raises(DataError, match="one of the files to read"):
