@@ -381,6 +381,29 @@ def test_joined_columns_go_on(tmp_path):
     }
 
 
+def test_joined_text_is_encoded_when_the_workflow_is_compiled(tmp_path):
+    table = external(["text"])[["text", "word", "words"]]
+    fit = FIT[FIT["text"].isin(table["text"][table["words"].notna()])]
+    joined = (["text"] >> ops.JoinExternal(table, on="text"))["word", "words"]
+    both = exact(fitted(joined >> ops.Categorify(out_path=path(tmp_path)), fit))
+    assert [step["op"] for step in both.compiled.document["steps"]] == [
+        "load",
+        "encode_text",
+        "gather",
+        "gather_list",
+    ]
+    assert check(both, fit[["text"]], strict=True) == "equal"
+
+
+def test_joined_text_of_a_table_too_long_for_objects(monkeypatch):
+    monkeypatch.setattr("tiercel_serving.features.joins.TEXTS_IN_MEMORY", 3)
+    both = exact(
+        fitted(["text"] >> ops.JoinExternal(external(["text"])[["text", "word", "words"]], on="text"))
+    )
+    for rows, share in itertools.product([0, 1, 40], [0.0, 0.4]):
+        check(both, request_frame(Drawn(rows, 3, share, share), ["text"]), strict=True)
+
+
 def test_a_table_from_parquet_and_a_dataset(tmp_path):
     table = external(["text", "small"])
     table.to_parquet(tmp_path / "table.parquet")

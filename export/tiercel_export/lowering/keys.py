@@ -8,13 +8,14 @@ the digits of one number, are looked up together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tiercel_serving.lookup import is_dense
+from tiercel_serving.lookup import is_dense, packed_strings
 
 from ..errors import WorkflowError
 from .expressions import Expression, Where, apply, combine
@@ -58,6 +59,11 @@ class TextTable:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
 
+    @cached_property
+    def keys(self) -> Any:
+        """The keys as packed strings."""
+        return packed_strings(self.vocabulary.values)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, type(self)) and other.vocabulary.source == self.vocabulary.source
 
@@ -70,7 +76,7 @@ class IntTable(TextTable):
 
     def __init__(self, vocabulary: Vocabulary, keys: Any) -> None:
         super().__init__(vocabulary)
-        self.keys = keys
+        self.keys: Any = keys
 
     @property
     def is_direct(self) -> bool:
@@ -163,6 +169,8 @@ def encode(
         Whether values are cast to the vocabulary's dtype first, as Categorify does (5.5 becomes 5), or
         compared as numbers, as a pandas merge does (which compares a float with an integer exactly).
     """
+    if source.op in ("gather_text", "gather_list") and source.is_text:
+        return _encoded_table(source, vocabulary, null, unseen, dtype)
     if source.is_text:
         own = {"vocabulary": TextTable(vocabulary), "null": null, "unseen": unseen}
         return apply("encode_text", source, own=own, physical="int64", dtype=dtype)
@@ -178,6 +186,21 @@ def encode(
         physical="int64",
         dtype=dtype,
     )
+
+
+def _encoded_table(
+    source: Expression, vocabulary: Vocabulary, null: int, unseen: int, dtype: str
+) -> Expression:
+    """Encode the text column of a fitted table here, so that the program takes ids from it, and no text."""
+    column = dict(source.own)["column"]
+    ids = dict(zip(vocabulary.values.tolist(), vocabulary.ids.tolist(), strict=True))
+    values = np.array([ids.get(value, unseen) for value in column.values.tolist()], np.int64)
+    if column.valid is not None:
+        values[~column.valid] = null
+    name = f"{column.source} in {vocabulary.source} with {null} and {unseen}"
+    encoded = replace(column, source=name, values=values, valid=None)
+    op = "gather_list" if source.is_list else "gather"
+    return replace(source, op=op, own=(("column", encoded),), physical="int64", dtype=dtype)
 
 
 def _cast_keys(vocabulary: Vocabulary, source: Expression) -> tuple[Any, str]:

@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from ..lookup import open_lookup
 from ..spec import Array
+from ..strings import Strings
 from .registers import Columns, Register, Registers
 
 #: A gathered text column of up to this many rows is held as Python objects, which are taken at once;
-#: longer ones stay memory-mapped, and each text is sliced out when it is asked for.
+#: longer ones stay memory-mapped, and only the texts asked for become objects.
 TEXTS_IN_MEMORY = 4096
 
 
@@ -68,20 +69,12 @@ class _Texts:
     """Texts laid end to end: ``offsets [R + 1]`` and ``blob``."""
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
-        self._offsets, self._blob = arrays["offsets"], memoryview(arrays["blob"])  # type: ignore[arg-type]
-        self._objects: Array | None = None
-        if len(self._offsets) <= TEXTS_IN_MEMORY:
-            self._objects = self._slice(np.arange(len(self._offsets) - 1))
+        self._strings = Strings(arrays["blob"], arrays["offsets"])
+        self._objects = self._strings.objects() if len(self._strings) <= TEXTS_IN_MEMORY else None
 
     def take(self, index: npt.NDArray[np.int64]) -> Array:
         """Return the texts with these numbers as an object array of ``bytes``."""
-        return self._slice(index) if self._objects is None else self._objects[index]
-
-    def _slice(self, index: npt.NDArray[np.int64]) -> Array:
-        blob, out = self._blob, np.empty(len(index), np.object_)
-        begins, ends = self._offsets[index].tolist(), self._offsets[index + 1].tolist()
-        out[:] = [bytes(blob[begin:end]) for begin, end in zip(begins, ends, strict=True)]
-        return out
+        return self._strings.take(index).objects() if self._objects is None else self._objects[index]
 
 
 class GatherText:
