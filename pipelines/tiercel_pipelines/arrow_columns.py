@@ -266,8 +266,8 @@ def array_from_column(column: Column, output: OutputColumn) -> pa.Array:
         elements = pa.array(column.values, element, mask=mask, from_pandas=True)
     except pa.ArrowInvalid as error:
         raise DataCorrupt(
-            f"column {output.name!r}: expected UTF-8 text ({error}); mend the text of the files, or leave the "
-            "feature out of the workflow"
+            f"column {output.name!r}: expected UTF-8 text ({error}); mend the text of the files, or leave "
+            "the feature out of the workflow"
         ) from error
     if column.offsets is None:
         return elements

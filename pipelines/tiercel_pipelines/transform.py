@@ -401,16 +401,25 @@ def whole_file(output: Path) -> Iterator[Path]:
 
     It lies beside ``output`` under a hidden name, and is removed whatever ends the block, Ctrl-C
     included.
+
+    Raises
+    ------
+    DataError
+        It can't be written: the disk is full, or the folder is not ours.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{output.name}.partial-", dir=output.parent)
-    os.close(handle)
-    partial = Path(name)
+    partial: Path | None = None
     try:
+        handle, name = tempfile.mkstemp(prefix=f".{output.name}.partial-", dir=output.parent)
+        os.close(handle)
+        partial = Path(name)
         yield partial
         partial.chmod(0o666 & ~_umask())
         os.replace(partial, output)
+    except OSError as error:
+        raise DataError(f"{output}: can't be written ({error}); make room, or name another place") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -470,6 +471,21 @@ def test_outputs_that_may_not_be_written(tmp_path, program):
     assert (tmp_path / "out.parquet").read_text() == "mine"
     transform_files(transform, [path], tmp_path / "out.parquet", overwrite=True)
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 2
+
+
+def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, program):
+    """A file may not grow beyond a limit here, as it may not on a full disk."""
+    resource = pytest.importorskip("resource")
+    path = written(tmp_path, table(3_000, 18))
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"out.parquet: can't be written .*make room"):
+            transform_files(Transform([program], batch_rows=500), [path], tmp_path / "out.parquet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [file.name for file in tmp_path.iterdir()] == ["in.parquet"]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
