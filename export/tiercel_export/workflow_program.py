@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from tiercel_serving.features import PROGRAM_FORMAT
-from tiercel_serving.lookup import Table, build_fused, build_lookup, packed_strings, word_count
+from tiercel_serving.lookup import Table, build_fused, build_lookup, word_count
 from tiercel_serving.spec import Array
 from tiercel_serving.strings import Strings
 
@@ -121,7 +120,7 @@ def _step_key(expression: Expression) -> tuple[Any, ...]:
     """Return what columns of one step have in common; for text also how wide the vocabulary's keys are."""
     if expression.op != "encode_text":
         return expression.op, expression.shared
-    return expression.op, expression.shared, word_count(_text_keys(expression))
+    return expression.op, expression.shared, word_count(dict(expression.own)["vocabulary"].keys)
 
 
 def _is_fused(expression: Expression, is_output: bool, users: Sequence[Expression]) -> bool:
@@ -266,35 +265,17 @@ def _direct_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
 
 
 def _hash_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
-    return _ids(group) | _fused(group, [table.keys for table in _own(group, "vocabulary")])
-
-
-def _text_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
-    return _ids(group) | _fused(group, [_text_keys(expression) for expression in group])
-
-
-def _text_keys(expression: Expression) -> Strings:
-    return _packed(dict(expression.own)["vocabulary"].vocabulary)
-
-
-@lru_cache(maxsize=64)
-def _packed(vocabulary: Any) -> Strings:
-    return packed_strings(vocabulary.values)
-
-
-def _fused(group: Group, keys: Sequence[Array | Strings]) -> dict[str, Array]:
     """Lay out the columns' hash tables; columns of one vocabulary share theirs."""
     number: dict[tuple[Any, int], int] = {}
     tables: list[Table] = []
     which: list[int] = []
-    vocabularies, unseen = _own(group, "vocabulary"), _own(group, "unseen")
-    for vocabulary, missing, own_keys in zip(vocabularies, unseen, keys, strict=True):
+    for vocabulary, missing in zip(_own(group, "vocabulary"), _own(group, "unseen"), strict=True):
         name = (vocabulary, missing)
         if name not in number:
             number[name] = len(tables)
-            tables.append(Table(own_keys, vocabulary.vocabulary.ids, missing))
+            tables.append(Table(vocabulary.keys, vocabulary.vocabulary.ids, missing))
         which.append(number[name])
-    return build_fused(tables, "lookup", which=which)
+    return _ids(group) | build_fused(tables, "lookup", which=which)
 
 
 def _key_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
@@ -353,7 +334,7 @@ ARRAYS: Mapping[str, Callable[[Group, dict[str, Any]], dict[str, Array]]] = {
     "similarity": _similarity_arrays,
     "encode_direct": _direct_arrays,
     "encode_hash": _hash_arrays,
-    "encode_text": _text_arrays,
+    "encode_text": _hash_arrays,
     "combine_keys": _key_arrays,
     "gather": _gather_arrays,
     "gather_text": _gather_text_arrays,

@@ -41,10 +41,12 @@ class Strings:
         TypeError
             One of them is not ``bytes``.
         """
-        items: list[bytes] = values.tolist()
-        for item in items:
-            if not isinstance(item, bytes):
-                raise TypeError(f"expected bytes, came {type(item).__name__}: {item!r}; encode text as UTF-8")
+        items: list[Any] = values.tolist()
+        if not set(map(type, items)) <= {bytes}:
+            stray = next((item for item in items if not isinstance(item, bytes)), b"")
+            if not isinstance(stray, bytes):
+                came = type(stray).__name__
+                raise TypeError(f"expected bytes, came {came}: {stray!r}; encode text as UTF-8")
         offsets = np.zeros(len(items) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, items), np.int64, len(items)), out=offsets[1:])
         return cls(np.frombuffer(b"".join(items), np.uint8), offsets)

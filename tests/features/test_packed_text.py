@@ -43,7 +43,9 @@ def list_column_of(rows: list[list[bytes | None] | None], before: int, after: in
     flat = [b"before"] * before + [item for row in kept for item in row] + [b"after"] * after
     offsets = np.cumsum([before, *map(len, kept)])
     elements = column_of(flat)
-    return Column(elements.values, elements.valid, offsets, np.array([row is not None for row in rows]))
+    return Column(
+        elements.values, elements.valid, offsets, np.array([row is not None for row in rows], np.bool_)
+    )
 
 
 @pytest.fixture(scope="module")
