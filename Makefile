@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format bench bench-features clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets.
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(READY)  ## Make .venv with the pinned packages (once).
 
@@ -41,6 +41,9 @@ format: $(READY)  ## Let ruff mend what it can.
 
 bench: $(READY)  ## perf_analyzer over both layouts of the demo's release.
 	$(BIN)/tiercel bench releases/movielens --run runs/movielens --save benchmarks/results/latest.json
+
+bench-features: $(READY)  ## Compiled features beside NVTabular, pandas and Merlin Systems; about 15 minutes.
+	$(BIN)/tiercel bench-features --save benchmarks/results/latest-features.json
 
 clean:  ## Remove what the targets made (not the data).
 	rm -rf $(VENV) runs releases build

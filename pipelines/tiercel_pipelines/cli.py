@@ -46,6 +46,9 @@ COMMANDS: Mapping[str, Entry] = {
     "health": Entry("health", "Make one real inference in time: a container probe.", SERVE),
     "evaluate": Entry("evaluate", "Measure the quality of what is served.", MEASURE),
     "bench": Entry("bench", "Measure the latency and throughput of what is served.", MEASURE),
+    "bench-features": Entry(
+        "bench_features", "Measure what compiled features cost, beside NVTabular and Merlin Systems.", MEASURE
+    ),
 }
 
 

@@ -8,8 +8,10 @@
     repository       both layouts and models that do nothing in one model repository
     bare             the same stages in one process, by stage
     feature_program  one row through the compiled workflow and through NVTabular
+    machine          the processor, the system, the versions
     run              interleaved rounds on one server
     report           ratios, limits, tables, JSON
+    features/        a benchmark by itself: what compiled features cost (``tiercel bench-features``)
 """
 
 from .perf_analyzer import PerfAnalyzer, find_perf_analyzer

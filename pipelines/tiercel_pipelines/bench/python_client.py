@@ -70,7 +70,7 @@ class _Caller(threading.Thread):
             with triton_grpc.InferenceServerClient(self._url) as client:
                 metadata = client.get_model_metadata(self._model)
                 dtypes = {tensor.name: tensor.datatype for tensor in metadata.inputs}
-                self._loop(client, [_inputs(request, dtypes) for request in self._requests])
+                self._loop(client, [request_inputs(request, dtypes) for request in self._requests])
         except Exception as error:  # Any failure ends this caller; the measurement reports it.
             self.error = error
 
@@ -84,11 +84,14 @@ class _Caller(threading.Thread):
                 self.latencies_us.append((after - before) * 1e6)
 
 
-def _inputs(request: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
-    """Build the input tensors ``[1, width]`` of one request."""
+def request_inputs(request: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
+    """Build the input tensors of one request: ``[1, width]``, unless it says ``shape``."""
     tensors = []
     for name, values in request.items():
-        array = _array(values, dtypes[name])
+        if isinstance(values, dict):
+            array = _array(values["content"], dtypes[name]).reshape(values["shape"])
+        else:
+            array = _array(values, dtypes[name])
         tensor = triton_grpc.InferInput(name, list(array.shape), dtypes[name])
         tensor.set_data_from_numpy(array)
         tensors.append(tensor)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
-import os
-import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-
-import tritonclient.grpc as triton_grpc
 
 from tiercel_serving.release import Release
 
@@ -19,6 +14,7 @@ from ..errors import BenchError
 from ..server import start_server
 from .bare import BareCompute, full_requests, measure_bare, open_pipeline
 from .feature_program import FeatureFigure
+from .machine import describe_machine, installed_versions, triton_version
 from .measurement import Measurement
 from .report import BenchReport
 from .repository import MODELS, known_user_ids, write_bench_repository, write_requests
@@ -107,7 +103,7 @@ def run_bench(
             _warm_up(load, server.grpc_url, data)
             facts = {
                 **_facts(release, load, command, seconds, rounds),
-                "triton": _triton_version(server.grpc_url),
+                "triton": triton_version(server.grpc_url),
             }
             served: dict[int, dict[str, list[Measurement]]] = {}
             bare: list[BareCompute] = []
@@ -156,38 +152,6 @@ def _facts(release: Release, load: Load, command: str, seconds: float, rounds: i
             "k_default": settings.k_default,
             "index": manifest.get("index", {}).get("factory"),
         },
-        "machine": _machine(),
-        "versions": _versions(),
+        "machine": describe_machine(),
+        "versions": installed_versions(PACKAGES),
     }
-
-
-def _machine() -> dict[str, Any]:
-    """Return what ran the benchmark."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "system": " ".join((platform.system(), platform.machine(), *platform.libc_ver())),
-        "python": platform.python_version(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _versions() -> Mapping[str, str]:
-    installed = {
-        distribution.name: distribution.version for distribution in importlib.metadata.distributions()
-    }
-    return {name: installed[name] for name in PACKAGES if name in installed}
-
-
-def _triton_version(url: str) -> str:
-    with triton_grpc.InferenceServerClient(url) as client:
-        metadata = client.get_server_metadata(client_timeout=5.0)
-    return str(metadata.version)

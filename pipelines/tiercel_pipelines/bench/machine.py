@@ -1,0 +1,46 @@
+"""What the figures of a benchmark depend on: the processor, the system, the versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tritonclient.grpc as triton_grpc
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what ran the benchmark."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "system": " ".join((platform.system(), platform.machine(), *platform.libc_ver())),
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    installed = {
+        distribution.name: distribution.version for distribution in importlib.metadata.distributions()
+    }
+    return {name: installed[name] for name in packages if name in installed}
+
+
+def triton_version(url: str) -> str:
+    """Return the version of the server at ``host:port``."""
+    with triton_grpc.InferenceServerClient(url) as client:
+        metadata = client.get_server_metadata(client_timeout=5.0)
+    return str(metadata.version)
