@@ -92,6 +92,16 @@ def _objects(values: list[Any]) -> np.ndarray:
     return out
 
 
+#: A few requests that have it all: no rows, one, many; nulls, unseen values, both.
+REQUESTS = [
+    Drawn(0, 1),
+    Drawn(1, 2),
+    Drawn(1, 3, 0.5, 0.5),
+    Drawn(40, 4, 0.4, 0.0),
+    Drawn(40, 5, 0.0, 0.6),
+    Drawn(1000, 6, 0.3, 0.4),
+]
+
 shares = st.sampled_from([0.0, 0.0, 0.2, 0.5, 1.0])
 requests = st.builds(
     Drawn, st.sampled_from([0, 1, 1, 2, 7, 40, 1000]), st.integers(0, 2**32 - 1), shares, shares

@@ -131,6 +131,12 @@ def _groups(op: Any, names: Sequence[str], where: Where) -> dict[str, list[str]]
 
 
 def _categorify(op: Any, name: str, group: list[str], sources: list[Expression], where: Where) -> Expression:
+    if "order" in group:
+        raise where.refuse(
+            "order",
+            "NVTabular keeps the rows' order in a column of that name, and so sorts the batch by its values",
+            "Rename the column before the workflow",
+        )
     storage = _storage(op, name) if len(group) == 1 else str(op.storage_name.get(name, name))
     oov = _oov_ids(op, name, storage, group, where)
     if storage not in op.categories:

@@ -19,25 +19,30 @@ def lower_join_groupby(op: Any, names: list[str], columns: Mapping[str, Expressi
     An unseen key counts 0, where NVTabular raises; its other statistics are null. Integer statistics stay
     integers, where pandas makes them floats as soon as a key of the batch is unseen.
     """
+    keys = keys_of_statistics(op, where.whole)
 
     def lower(group: tuple[str, ...], sources: Sequence[Expression]) -> Columns:
-        return _group(op, group, sources, where)
+        made = _group(op, group, sources, where)
+        return {name: made[name] for name in outputs(group)}
 
     def outputs(group: tuple[str, ...]) -> list[str]:
-        return [name for name, read in keys_of_statistics(op, where.selector).items() if read == [*group]]
+        return [name for name, read in keys.items() if read == [*group]]
 
     return each_group(where, names, columns, lower, outputs)
 
 
 def keys_of_statistics(op: Any, selector: Any) -> dict[str, list[str]]:
-    """Return which columns each output reads: the keys alone, not what the statistics are of."""
+    """Return which columns each output reads: the keys alone, not what the statistics are of.
+
+    Of a name that two groups make (``a_b`` of ``c``, ``a`` of ``b_c``) the first group's counts.
+    """
     from merlin.dag import ColumnSelector
 
     read: dict[str, list[str]] = {}
     for group in selector.grouped_names:
         keys = [group] if isinstance(group, str) else [*group]
         alone = ColumnSelector(keys if isinstance(group, str) else [keys])
-        read |= dict.fromkeys(op.column_mapping(alone), keys)
+        read = dict.fromkeys(op.column_mapping(alone), keys) | read
     return read
 
 
