@@ -47,7 +47,7 @@ COMMANDS: Mapping[str, Entry] = {
     "evaluate": Entry("evaluate", "Measure the quality of what is served.", MEASURE),
     "bench": Entry("bench", "Measure the latency and throughput of what is served.", MEASURE),
     "bench-features": Entry(
-        "bench_features", "Measure what compiled features cost, beside NVTabular and Merlin Systems.", MEASURE
+        "bench_features", "Measure what compiled features cost, beside NVTabular.", MEASURE
     ),
 }
 
