@@ -487,6 +487,30 @@ def test_one_side_of_a_join():
         check(both, request_frame(Drawn(40, 4, 0.2, 0.2), names), strict=True)
 
 
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "boolean", "string"])
+@pytest.mark.parametrize("nulls", [False, True])
+def test_keys_of_extension_dtypes(tmp_path, dtype, nulls):
+    values = {"boolean": [True, False], "string": ["a", ""], "Float64": [0.5, 1.0]}.get(dtype, [1, 2**60])
+    key = pd.Series([*values, None if nulls else values[0]] * 5, dtype=dtype)
+    fit = pd.DataFrame({"key": key, "x": np.arange(15.0), "hit": [0, 1, 1] * 5})
+    frame = pd.DataFrame({"key": [*values, None, values[0]]}, dtype=object)
+    for node in (
+        ["key"] >> ops.JoinGroupby(cont_cols=["x"], stats=STATS, out_path=path(tmp_path)),
+        ["key"] >> ops.TargetEncoding("hit", kfold=1, out_path=path(tmp_path)),
+    ):
+        workflow = fitted(node, fit)
+        if dtype == "Int64" and nulls:
+            with pytest.raises(UnsupportedOperator, match="Int64 with a null"):
+                compile_workflow(workflow, "user")
+            continue
+        both = exact(workflow)
+        # A batch with a null is float64, which pandas can't merge with Int64.
+        check(both, frame.dropna() if dtype == "Int64" else frame, strict=True)
+        check(both, frame.iloc[[0]], strict=True)
+    with pytest.raises(UnsupportedOperator, match=f"the table's key {dtype}"):
+        compile_workflow(fitted(["key"] >> ops.JoinExternal(fit.iloc[:2], on="key"), fit), "user")
+
+
 # --------------------------------------------------------------------------------------------- bad input
 
 

@@ -306,6 +306,12 @@ def find_row(
         if expression.is_list:
             raise where.refuse(str(column.name), "lists are not keys", "Leave list columns out of the keys")
         check_type(expression, kind, str(column.name), where)
+        if not cast and kind not in ("text", "bool") and column.dtype.kind != "f" and column.isna().any():
+            raise where.refuse(
+                str(column.name),
+                f"its fitted keys are {column.dtype} with a null, and NVTabular's own merge raises on those",
+                "Fit the column as float64, or as int64 without nulls",
+            )
     if len(sources) == 1:
         (kind, values), null = kinds[0], nulls[0]
         vocabulary = Vocabulary(f"{source}#", kind, values, answers[~null])
