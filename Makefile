@@ -42,7 +42,7 @@ format: $(READY)  ## Let ruff mend what it can.
 bench: $(READY)  ## perf_analyzer over both layouts of the demo's release.
 	$(BIN)/tiercel bench releases/movielens --run runs/movielens --save benchmarks/results/latest.json
 
-bench-features: $(READY)  ## Compiled features beside NVTabular, pandas and Merlin Systems; about 15 minutes.
+bench-features: $(READY)  ## Compiled features beside NVTabular, pandas and Merlin Systems, 10 to 15 minutes.
 	$(BIN)/tiercel bench-features --save benchmarks/results/latest-features.json
 
 clean:  ## Remove what the targets made (not the data).

@@ -83,7 +83,7 @@ def command(
 ) -> None:
     """Measure compiled features beside NVTabular, pandas, bare NumPy gathers, and Merlin Systems on Triton.
 
-    Takes about ten minutes, 8 GB of memory and, the first time, a minute more to build an environment for
+    Takes 10 to 15 minutes, 8 GB of memory and, the first time, a minute more to build an environment for
     Merlin Systems, which needs PyPI. MovieLens-100K is used where it is found, else made-up data of its
     form.
 

@@ -127,7 +127,7 @@ def measure_opening(plan: Plan, scratch: Path, progress: Callable[[int, int], No
     try:
         for number in range(plan.instances):
             report(1 + number, steps)
-            running.append(_start([instance.__file__, str(scratch / PROGRAM), str(asked)]))
+            running.append(_start(["-I", instance.__file__, str(scratch / PROGRAM), str(asked)]))
             opened.append(_answer(running[-1]))
     finally:
         for process in running:

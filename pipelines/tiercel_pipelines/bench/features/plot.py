@@ -55,8 +55,8 @@ def _sizes(axis: Any, report: FeatureReport) -> None:
     axis.set(title="One row of one column", xlabel="entries of the vocabulary", ylabel="µs")
     for figure in report.flats:
         axis.plot(list(figure.sizes), [timed.us for timed in figure.sizes.values()], "-o", label=figure.kind)
-    axis.set_ylim(bottom=0)
     _finish(axis, bool(report.flats), log="x")
+    axis.set_ylim(bottom=0)
 
 
 def _hashes(axis: Any, report: FeatureReport) -> None:
@@ -96,4 +96,5 @@ def _finish(axis: Any, measured: bool, *, log: str = "", legend: bool = True) ->
     if "y" in log:
         axis.set_yscale("log")
     if legend:
-        axis.legend(frameon=False)
+        axis.margins(y=0.25)
+        axis.legend(frameon=False, loc="upper left", ncols=3)

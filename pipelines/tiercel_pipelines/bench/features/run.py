@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,9 @@ def run_features(
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": command,
         "quick": plan.quick,
+        "plan": asdict(plan),
+        "served_rounds": serving.rounds if serving is not None else None,
+        "served_seconds": serving.seconds if serving is not None else None,
         "machine": describe_machine(),
         "versions": installed_versions(PACKAGES),
         "client": run.load.version() if run.load is not None else None,
