@@ -75,7 +75,7 @@ COLUMN_PARTS = (
 )
 ODD_PARTS = ("odd_tags", "odd_offsets", "odd_blob", "odd_codes")
 
-_U64 = np.dtype(np.uint64)
+_INT64, _UINT64 = np.dtype(np.int64), np.dtype(np.uint64)
 
 
 class Lookup(Protocol):
@@ -404,7 +404,7 @@ class _HashLookup:
         records, columns = arrays["records"], arrays["columns"]
         self.columns, self.words = len(columns), records.shape[1] - 1
         seed, buckets, first_bucket, slots, first_slot, _, _, missing = columns.T[:, :, None]
-        self._seed, self._buckets, self._slots = seed.view(_U64), buckets.view(_U64), slots.view(_U64)
+        self._seed, self._buckets, self._slots = (a.view(_UINT64) for a in (seed, buckets, slots))
         self._first_bucket, self._first_slot, self._missing = first_bucket, first_slot, missing
         self._is_based = bool(first_bucket.any())
         # Whole records as single elements: complex128 is the only plain one of 16 bytes.
@@ -423,11 +423,11 @@ class _HashLookup:
         if self._is_based:
             bucket += self._first_bucket[columns]
         # Every index is within: NumPy's clip mode is merely the one that does not look for errors first.
-        displacement = self._displacements.take(bucket, mode="clip").astype(_U64)
+        displacement = self._displacements.take(bucket, mode="clip").astype(_UINT64)
         slot = slot_of(h, displacement, self._slots[columns])
         if self._is_based:
             slot += self._first_slot[columns]
-        records = self._records.take(slot, mode="clip").view(_U64).reshape(*slot.shape, self.words + 1)
+        records = self._records.take(slot, mode="clip").view(_UINT64).reshape(*slot.shape, self.words + 1)
         equal = records[..., 0] == words[0]
         for number in range(1, self.words):
             equal &= records[..., number] == words[number]
@@ -468,8 +468,8 @@ class IntLookup(_HashLookup):
         if values.size <= FEW:
             n, keys = values.size // self.columns, values.reshape(-1).tolist()
             few = [self.find_one(at // n, (key,)) for at, key in enumerate(keys)]
-            return np.array(few, np.int64).reshape(values.shape)
-        keys = values.view(_U64).reshape(self.columns, -1)
+            return np.array(few, _INT64).reshape(values.shape)
+        keys = values.view(_UINT64).reshape(self.columns, -1)
         out = np.empty(keys.shape, np.int64)
         for columns, rows in self._blocks(keys.shape[1]):
             out[columns, rows] = self.find_words([keys[columns, rows]], columns)
@@ -543,7 +543,7 @@ class TextLookup(_HashLookup):
 
     def _find_few(self, items: Sequence[bytes]) -> npt.NDArray[np.int64]:
         n = len(items) // self.columns
-        return np.array([self._find_item(at // n, item) for at, item in enumerate(items)], np.int64)
+        return np.array([self._find_item(at // n, item) for at, item in enumerate(items)], _INT64)
 
     def _find_item(self, column: int, item: bytes) -> int:
         if len(item) > self._width or item[-1:] == b"\0":

@@ -12,6 +12,7 @@ from ..spec import Array
 from ..strings import Strings
 from .registers import Elementwise
 
+_INT64, _UINT64 = np.dtype(np.int64), np.dtype(np.uint64)
 _NO_KEY = np.int64(-(2**63))
 
 
@@ -105,13 +106,10 @@ class EncodeDirect(_Encode):
 
     def find(self, keys: Array) -> Array:
         """Gather; what lies outside a column's table reads its last entry, the unseen id."""
-        offset = keys.view(np.uint64) - self._lowest
-        np.minimum(offset, self._span, out=offset)
-        index = offset.view(np.int64)
+        index = np.minimum(keys.view(_UINT64) - self._lowest, self._span).view(_INT64)
         if self._base is not None:
             index += self._base
-        # Every index is within: NumPy's clip mode is merely the one that does not look for errors first.
-        ids: Array = self._table.take(index, mode="clip")
+        ids: Array = self._table.take(index)
         return ids
 
 

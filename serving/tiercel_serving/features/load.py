@@ -108,21 +108,19 @@ class Load:
     def run(self, registers: Registers, columns: Columns, n: int) -> Register:
         """Stack; in float dtypes nulls become NaN."""
         parts: list[Array] = []
-        dtype, nulls = self._dtype, False
+        dtype = self._dtype
         for name in self._names:
             column = columns.get(name)
-            if column is None or column.offsets is not None:
+            if column is None or column.valid is not None or column.offsets is not None:
                 return self._run_checked(columns, n)
             values = column.values
             if values.dtype is not dtype or len(values) != n:
                 return self._run_checked(columns, n)
             parts.append(values)
-            nulls = nulls or column.valid is not None
-        x = _stacked(parts, n)
-        return self._register(x, [columns[name] for name in self._names], n) if nulls else Register(x)
+        return Register(_stacked(parts, n))
 
     def _run_checked(self, columns: Columns, n: int) -> Register:
-        """Load what needs a cast, is packed text, or is wrong."""
+        """Load what has nulls, needs a cast, is packed text, or is wrong."""
         loaded = [_column(columns, name, n, False) for name in self._names]
         if self._packed and all(column.text_offsets is not None for column in loaded):
             strings = Strings.join([column.strings() for column in loaded])

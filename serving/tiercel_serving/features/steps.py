@@ -21,7 +21,9 @@ from .load import Load, LoadList
 from .registers import Columns, Elementwise, Register, Registers, Step, nan_where_null
 from .similarity import Similarity
 
-_ONE = np.float32(1)
+_FLOAT32 = np.dtype(np.float32)
+#: An array, not a scalar: NumPy 1 adds it twice as fast.
+_ONE = np.ones((1, 1), np.float32)
 
 # ----------------------------------------------------------------------------------- element by element
 
@@ -126,9 +128,11 @@ class Clip(Elementwise):
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Clip."""
         if self._low is not None:
-            x = np.where(x < self._low, self._low, x)
+            below = x < self._low
+            x = np.where(below, self._low, x) if np.count_nonzero(below) else x
         if self._high is not None:
-            x = np.where(x > self._high, self._high, x)
+            above = x > self._high
+            x = np.where(above, self._high, x) if np.count_nonzero(above) else x
         return x, valid
 
 
@@ -137,9 +141,7 @@ class Log(Elementwise):
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Take the logarithm."""
-        y = x.astype(np.float32)
-        y += _ONE
-        return nan_where_null(np.log(y, out=y), valid), None
+        return nan_where_null(np.log(x.astype(_FLOAT32) + _ONE), valid), None
 
 
 class Normalize(Elementwise):
