@@ -116,7 +116,8 @@ class _Tracer:
         )
         lower, refusal = _lowering_of(node.op)
         if not names:
-            return {} if lower is None else dict(columns)
+            # Nothing to compute, but what else lies in its frame may pass on, and overwrite others.
+            return {} if lower is None else lower(node.op, [], columns, where)
         blocked = {name: columns[name] for name in names if columns[name].op == REFUSED}
         if refusal is not None:
             blocked = {
@@ -142,8 +143,21 @@ class _Tracer:
 def _columns_read(op: Any, selector: Any) -> Mapping[str, list[str]]:
     """Return the columns that each output of an operator is computed from, row by row."""
     entry = TABLE.get(key_of(op))
-    mapping: Mapping[str, list[str]] = op.column_mapping(selector)
+    mapping = _mapping(op, selector)
     return mapping if entry is None or entry.reads is None else entry.reads(op, selector)
+
+
+def _mapping(op: Any, selector: Any) -> Mapping[str, list[str]]:
+    """Return NVTabular's own account of which columns an operator makes of which."""
+    try:
+        mapping: Mapping[str, list[str]] = op.column_mapping(selector)
+    except Exception as error:
+        raise WorkflowError(
+            f"{type(op).__name__} on {selector.names}: NVTabular itself can't tell which columns it makes "
+            f"({type(error).__name__}: {error}); if remove_inputs took a column of a group away, fit a "
+            "workflow without the group"
+        ) from error
+    return mapping
 
 
 def _lowering_of(op: Any) -> tuple[Lowering | None, tuple[str, str] | None]:
@@ -257,7 +271,7 @@ def _lineage(output_node: Any, raw: Mapping[str, Behind]) -> dict[str, Behind]:
 def _behind(node: Any, above: Mapping[str, Behind]) -> dict[str, Behind]:
     """Return what is behind each output of an operator, given that of its input."""
     selector = node.input_columns.resolve(node.input_schema)
-    mapping = node.op.column_mapping(selector)
+    mapping = _mapping(node.op, selector)
     entry = TABLE.get(key_of(node.op))
     asks = entry.asks(node.op) if entry is not None and entry.asks is not None else []
     keyed = entry is not None and entry.reads is not None

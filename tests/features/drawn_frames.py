@@ -116,7 +116,7 @@ def columns(name: str, dtypes: tuple[str, ...], *, is_list: bool = False) -> st.
         if (
             not is_list
             and dtype in EXTENSIONS
-            and ((dtype == "bool" and nulls) or draw(st.integers(0, 5)) == 0)
+            and ((dtype == "bool" and nulls) or draw(st.integers(0, 9)) == 0)
         ):
             form = "extension"
         if is_list and dtype in ("text", "int64") and draw(st.integers(0, 5)) == 0:
@@ -206,7 +206,7 @@ def _request_series(spec: ColumnSpec, request: Request, rng: np.random.Generator
     lists: list[Any] = [_with_nulls(row, request.nulls / 2, rng).tolist() for row in data]
     if request.nulls > 0.25:
         lists = [None if null else row for row, null in zip(lists, rng.random(rows) < 0.3, strict=True)]
-    return _list_series(lists, spec)
+    return pd.Series(_objects(lists), dtype=object)
 
 
 def _with_nulls(data: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -217,12 +217,10 @@ def _with_nulls(data: np.ndarray, share: float, rng: np.random.Generator) -> np.
 
 
 def _list_series(lists: list[Any], spec: ColumnSpec) -> pd.Series:
+    """Return the lists of a fit: arrays where NVTabular could not tell the dtype else."""
     rows = lists
     if spec.dtype in ("float32", "int32"):
-        rows = [
-            row if row is None or (None in row and spec.dtype == "int32") else np.array(row, spec.dtype)
-            for row in lists
-        ]
+        rows = [row if None in row and spec.dtype == "int32" else np.array(row, spec.dtype) for row in lists]
     return pd.Series(_objects(rows), dtype=object)
 
 

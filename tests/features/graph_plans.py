@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import nvtabular as nvt
 import pandas as pd
 from drawn_frames import ELEMENTS, FLOAT_DTYPES, INT_DTYPES, SCALARS, ColumnSpec, columns
 from hypothesis import strategies as st
 from merlin.dag.ops import add_metadata as merlin_metadata
 from merlin.dag.ops.rename import Rename as MerlinRename
+from merlin.dag.ops.subgraph import Subgraph
 from nvtabular import ops
+from scipy.sparse import coo_matrix
 
 Draw = Callable[[Any], Any]
 RAW = -1
@@ -26,7 +29,7 @@ RAW = -1
 
 @dataclass(frozen=True)
 class Type:
-    """What a column of the graph holds: ``int``, ``float``, ``bool`` or ``text``, or lists of that."""
+    """What a column holds: ``int``, ``float``, ``bool``, ``text``, ``row`` (of a matrix), or lists of it."""
 
     kind: str
     is_list: bool = False
@@ -74,6 +77,8 @@ class Plan:
         Whether each leaf's columns get a postfix; else a name of two leaves is the later's.
     split
         Whether every other output is the item part's.
+    removed
+        Raw columns that ``remove_inputs`` takes out after the fit.
     rows, seed
         Of the fit's frame.
     """
@@ -83,6 +88,7 @@ class Plan:
     leaves: tuple[int, ...]
     apart: bool
     split: bool
+    removed: tuple[str, ...]
     rows: int
     seed: int
 
@@ -181,7 +187,8 @@ def draw_statistics(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
 
 
 def draw_targets(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    return (tuple(draw(st.lists(st.sampled_from(TARGETS), min_size=1, max_size=2, unique=True))),)
+    free = [name for name in TARGETS if name not in taken] or TARGETS
+    return (tuple(draw(st.lists(st.sampled_from(free), min_size=1, max_size=2, unique=True))),)
 
 
 def draw_target_encoding(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
@@ -196,6 +203,43 @@ def draw_table(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
     rows = tuple(dict.fromkeys(zip(*keys, strict=False)))
     others = draw(st.lists(st.sampled_from(sorted(JOINED)), min_size=1, unique=True))
     return (on, rows, tuple(others), draw(st.booleans()), draw(st.booleans()))
+
+
+def draw_flag(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
+    return (draw(st.booleans()),)
+
+
+def draw_slice(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
+    """Draw start and end, and what to pad with; None is no padding."""
+    start, end = draw(st.sampled_from([(2, None), (1, 3), (-2, None), (-3, -1), (-3, 2), (0, 5), (0, None)]))
+    texts = all(column.kind == "text" for column in taken.values())
+    pads = ["", "a", "né"] if texts else [0, -7, 0.5, 2**40]
+    return (start, end, draw(st.none() | st.sampled_from(pads)))
+
+
+def draw_cardinality(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
+    return (draw(st.integers(1, 8)),)
+
+
+def draw_matrix(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
+    seed, metric = draw(st.integers(0, 99)), draw(st.sampled_from(["tfidf", "cosine", "inner"]))
+    return (seed, metric, draw(st.sampled_from(["float64", "float32"])))
+
+
+def draw_inner(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
+    """Draw the chain of a nested graph."""
+    chain = []
+    for _ in range(draw(st.integers(1, 2))):
+        able = [name for name in INNER if _takes_all(KINDS[name], taken)]
+        name = draw(st.sampled_from(able))
+        parameters = KINDS[name].draw(draw, taken, specs)
+        chain.append((name, parameters))
+        taken = KINDS[name].makes(taken, parameters)
+    return (tuple(chain),)
+
+
+def _takes_all(kind: Kind, taken: Types) -> bool:
+    return sorted(taken) in [sorted(names) for names in _takeable(kind, taken)]
 
 
 def draw_rename(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
@@ -227,6 +271,10 @@ TAGGING: dict[str, Callable[[], Any]] = {
 #: What statistics and encodings are of: raw columns that each plan has.
 TARGETS = ["i", "f"]
 
+#: Rows of the feature matrix of ColumnSimilarity. NVTabular reads memory beyond it for any other row.
+MATRIX_ROWS = 6
+ROWS = tuple(range(MATRIX_ROWS))
+
 #: Columns of an external table: type and values.
 JOINED: dict[str, tuple[Type, list[Any]]] = {
     "e int": (Type("int"), [1, -7, 2**40]),
@@ -245,7 +293,15 @@ def any_column(column: Type) -> bool:
 
 
 def numbers(column: Type) -> bool:
-    return column.kind in ("int", "float") and not column.is_list
+    return column.kind in ("int", "float", "row") and not column.is_list
+
+
+def lists(column: Type) -> bool:
+    return column.is_list
+
+
+def matrix_rows(column: Type) -> bool:
+    return column.kind == "row"
 
 
 def numbers_and_flags(column: Type) -> bool:
@@ -279,6 +335,12 @@ def ids(taken: Types, parameters: tuple[Any, ...]) -> Types:
 def filled(taken: Types, parameters: tuple[Any, ...]) -> Types:
     flags = {f"{name}_filled": Type("bool") for name in taken} if parameters[-1] else {}
     return {**taken, **flags}
+
+
+def inner(taken: Types, parameters: tuple[Any, ...]) -> Types:
+    for name, own in parameters[0]:
+        taken = KINDS[name].makes(taken, own)
+    return taken
 
 
 def combined(taken: Types, parameters: tuple[Any, ...]) -> Types:
@@ -350,6 +412,31 @@ def key_series(spec: ColumnSpec, values: tuple[Any, ...]) -> pd.Series:
     return pd.Series(list(values), dtype=object if dtype == "text" else dtype)
 
 
+def build_slice(built: Building, start: int, end: int | None, pad: Any) -> Any:
+    padding = {} if pad is None else {"pad": True, "pad_value": pad}
+    return built.node >> ops.ListSlice(start, end, **padding)
+
+
+def build_drop(built: Building, least: int) -> Any:
+    """Drop columns that are just made categories: on others NVTabular's operator raises."""
+    return categorify(built, {}) >> ops.DropLowCardinality(least)
+
+
+def build_similarity(built: Building, seed: int, metric: str, dtype: str) -> Any:
+    rng = np.random.default_rng(seed)
+    dense = rng.random((MATRIX_ROWS, 4)) * (rng.random((MATRIX_ROWS, 4)) < 0.6)
+    return built.node >> ops.ColumnSimilarity(coo_matrix(dense.astype(dtype)), metric=metric)
+
+
+def build_subgraph(built: Building, chain: tuple[Any, ...]) -> Any:
+    node: Any = list(built.names)
+    for number, (name, parameters) in enumerate(chain):
+        place = built.folder / str(number)
+        place.mkdir()
+        node = KINDS[name].build(Building(node, [], built.names, place, built.specs), *parameters)
+    return built.node >> Subgraph(f"nested {built.folder.name}", node)
+
+
 def as_node(node: Any) -> Any:
     """Make a list of raw names a node of its own."""
     return node >> ops.AddMetadata() if isinstance(node, list) else node
@@ -388,6 +475,8 @@ class Kind:
         Whether its columns must be all of text or all of numbers.
     raw
         Whether it takes raw columns alone.
+    named
+        Whether it takes columns only under a raw column's name.
     """
 
     keys: frozenset[str]
@@ -400,6 +489,7 @@ class Kind:
     grouped: bool = False
     alike: bool = False
     raw: bool = False
+    named: bool = False
 
 
 def kind(keys: str, takes: Any, draw: Any, makes: Any, build: Any, **more: Any) -> Kind:
@@ -486,21 +576,67 @@ KINDS: dict[str, Kind] = {
     "join external": kind(
         "nvtabular.JoinExternal", scalars, draw_table, joined, build_join_external, raw=True
     ),
+    "median": kind(
+        "nvtabular.FillMedian",
+        numbers_and_flags,
+        draw_flag,
+        filled,
+        lambda b, flags: b.node >> ops.FillMedian(add_binary_cols=flags),
+    ),
+    "min max": kind(
+        "nvtabular.NormalizeMinMax",
+        numbers,
+        draw_out_dtype,
+        floats,
+        lambda b, dtype: b.node >> ops.NormalizeMinMax(out_dtype=dtype),
+    ),
+    "slice": kind("nvtabular.ListSlice", lists, draw_slice, same, build_slice, alike=True),
+    "similarity": kind(
+        "nvtabular.ColumnSimilarity",
+        matrix_rows,
+        draw_matrix,
+        combined,
+        build_similarity,
+        least=2,
+        grouped=True,
+        raw=True,
+    ),
+    "reduce": kind(
+        "nvtabular.ReduceDtypeSize", scalars, draw_nothing, same, lambda b: b.node >> ops.ReduceDtypeSize()
+    ),
+    "drop": kind(
+        "nvtabular.DropLowCardinality",
+        any_column,
+        draw_cardinality,
+        ids,
+        build_drop,
+    ),
+    "count": kind(
+        "nvtabular.ValueCount", any_column, draw_nothing, same, lambda b: b.node >> ops.ValueCount()
+    ),
+    "stats": kind("nvtabular.DataStats", any_column, draw_nothing, same, lambda b: b.node >> ops.DataStats()),
+    "subgraph": kind("merlin.Subgraph", any_column, draw_inner, inner, build_subgraph, named=True),
 }
 
 #: What stands in each graph beside the operator in question.
 ORDINARY = (
     "fill",
+    "median",
     "clip",
     "log",
     "normalize",
+    "min max",
     "bucketize",
     "categorify",
     "rename",
     "tag",
     "subset",
     "concat",
+    "slice",
+    "reduce",
 )
+#: What stands in a nested graph.
+INNER = ("fill", "median", "log", "normalize", "categorify", "rename", "tag")
 
 
 # --------------------------------------------------------------------------------------------- the strategy
@@ -517,6 +653,8 @@ def plans(draw: Draw, focus: str, steps: int = 5) -> Plan:
         *(draw(columns(f"s{i}", SCALARS)) for i in range(draw(st.integers(0, 2)))),
         *(draw(columns(f"m{i}", ELEMENTS, is_list=True)) for i in range(draw(st.integers(0, 1)))),
     ]
+    if focus == "similarity":
+        specs += [ColumnSpec(name, "int64", False, ROWS, ROWS) for name in ("left", "right")]
     raw = {spec.name: Type(_kind_of(spec), spec.is_list) for spec in specs}
     by_name = {spec.name: spec for spec in specs}
     made: list[Types] = []
@@ -536,12 +674,17 @@ def plans(draw: Draw, focus: str, steps: int = 5) -> Plan:
         tuple(leaves),
         draw(st.integers(0, 3)) > 0,
         draw(st.integers(0, 3)) == 0,
+        tuple(draw(st.lists(st.sampled_from(sorted(raw)), max_size=2)))
+        if draw(st.integers(0, 5)) == 0
+        else (),
         draw(st.sampled_from([1, 3, 12, 30, 60])),
         draw(st.integers(0, 2**32 - 1)),
     )
 
 
 def _kind_of(spec: ColumnSpec) -> str:
+    if spec.values == ROWS:
+        return "row"
     if spec.form == "floats" or spec.dtype in FLOAT_DTYPES:
         return "float"
     return {"bool": "bool", "text": "text"}.get(spec.dtype, "int")
@@ -549,11 +692,16 @@ def _kind_of(spec: ColumnSpec) -> str:
 
 def _draw_step(draw: Draw, name: str, specs: Specs, raw: Types, made: list[Types]) -> tuple[Step, Types]:
     kind = KINDS[name]
+
+    def offered(source: int) -> Types:
+        types = raw if source == RAW else made[source]
+        return {name: types[name] for name in types if name in raw} if kind.named else types
+
     sources = [RAW] if kind.raw else range(RAW, len(made))
-    able = [source for source in sources if _takeable(kind, raw if source == RAW else made[source])]
+    able = [source for source in sources if _takeable(kind, offered(source))]
     # Half of all steps start from raw columns, the others go on from a node.
     source = RAW if draw(st.booleans()) else draw(st.sampled_from(able))
-    types = raw if source == RAW else made[source]
+    types = offered(source)
     eligible = draw(st.sampled_from(_takeable(kind, types)))
     names = draw(st.lists(st.sampled_from(eligible), min_size=kind.least, max_size=4, unique=True))
     taken = {name: types[name] for name in names}

@@ -21,15 +21,18 @@ def lower_join_external(
     The table is read when the workflow is compiled. Its integer, boolean and list columns keep their
     dtypes, where pandas changes them as soon as a key of the batch is not in the table.
     """
-    made = {name: columns[name] for name in names}
+    made = dict(columns)
     on = _listed(op.on)
+    if not made:
+        return made
     try:
         table = _table(op, on, where)
         if not set(on) <= set(columns):
             return made  # the keys belong to another part of the workflow
         index = _index(op, table, on, [columns[name] for name in on], where)
     except UnsupportedOperator as error:
-        return dict.fromkeys(columns_joined(op, where.selector), refused_column(columns[names[0]], error))
+        source = next(iter(made.values()))
+        return dict.fromkeys(columns_joined(op, where.selector), refused_column(source, error))
     joined = [name for name in table.columns if name not in on]
     return made | {name: _joined(op, index, table[name], name in made, where) for name in joined}
 

@@ -25,6 +25,8 @@ def lower_rename(op: Any, names: list[str], columns: Mapping[str, Expression], w
 
 def lower_subgraph(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
     """Return what the nested graph makes of the frame."""
+    if not names:
+        return {}
     if op.loop_until is not None:
         raise where.refuse(
             names[0], "loop_until is arbitrary Python, which sees the whole batch", "Leave loop_until out"

@@ -1,0 +1,121 @@
+"""Bugs that random graphs found, each by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import nvtabular as nvt
+import pandas as pd
+import pytest
+from nvtabular import ops
+from parity_helpers import check, pair
+from scipy.sparse import coo_matrix
+from test_feature_operators import fitted, path, run
+
+from tiercel_export.errors import WorkflowError
+from tiercel_export.workflow import compile_workflow
+
+
+def objects(**columns):
+    return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+def test_vocabulary_of_unsigned_integers(dtype, tmp_path):
+    # NVTabular writes it as uint64, which was refused.
+    high = int(np.iinfo(dtype).max)
+    fit = pd.DataFrame({"code": np.array([5, 7, 7, high], dtype)})
+    both = pair(fitted(["code"] >> ops.Categorify(out_path=path(tmp_path)), fit))
+    assert check(both, objects(code=[7, 5, high, 6, 0]), strict=True) == "equal"
+
+
+@pytest.mark.parametrize("values", [[[True], [False, True]], [[True], [True]]])
+def test_null_inside_a_list_of_booleans(values, tmp_path):
+    # NVTabular casts the elements to bool: a null becomes False, where other vocabularies leave it unseen.
+    workflow = fitted(["flags"] >> ops.Categorify(out_path=path(tmp_path)), objects(flags=values))
+    assert check(pair(workflow), objects(flags=[[None, True], [], [False]]), strict=True) == "equal"
+
+
+def test_single_table_gives_unseen_values_the_id_of_a_category(tmp_path):
+    # The second column's ids begin where the first one's end; unseen is its first id plus one, a category's.
+    far = [2**40 + 7 * i**3 for i in range(40)]
+    fit = pd.DataFrame({"city": list("abcd") * 10, "far": far})
+    workflow = fitted(["city", "far"] >> ops.Categorify(out_path=path(tmp_path), single_table=True), fit)
+    request = pd.DataFrame({"city": ["a", "z"] * 21, "far": [*far, 1, 2]})
+    assert check(pair(workflow), request, strict=True) == "equal"
+
+
+def test_list_rows_that_an_earlier_fill_has_filled_are_not_null():
+    node = ["words"] >> ops.FillMissing("a") >> ops.FillMissing("b", add_binary_cols=True)
+    workflow = fitted(node, objects(words=[["x"], ["y"]]))
+    request = objects(words=[["x"], None])
+    both = pair(workflow, anchor=objects(words=[["x"]]))
+    assert check(both, request, strict=True) == "equal"
+    assert run(workflow, request) == {"words": [[b"x"], []], "words_filled": [False, False]}
+
+
+@pytest.mark.parametrize("operator", [ops.LogOp, ops.Normalize])
+def test_null_list_rows_stay_null_through_arithmetic(operator):
+    # NVTabular raises on a null list beside others; where all are null it answers, and they stay null.
+    node = ["codes"] >> operator() >> ops.FillMissing(0, add_binary_cols=True)
+    workflow = fitted(node, objects(codes=[[1, 2], [3]]))
+    assert check(pair(workflow), objects(codes=[None, None]), strict=True) == "equal"
+    assert run(workflow, objects(codes=[None, [1]]))["codes_filled"] == [True, False]
+
+
+def test_columns_that_an_operator_leaves_in_its_frame_overwrite_others(tmp_path):
+    # Categorify of a combination leaves the single columns, and tagging does not take them away.
+    fit = pd.DataFrame({"a": [1, 2, 3], "b": ["x", "y", "x"]})
+    clipped = ["a"] >> ops.Clip(min_value=2) >> ops.AddMetadata()
+    combined = [["a", "b"]] >> ops.Categorify(out_path=path(tmp_path), encode_type="combo")
+    both = pair(fitted(clipped + (combined >> ops.AddMetadata()), fit))
+    assert set(both.oracle.outputs) == {"a", "a_b"}
+    assert check(both, fit, strict=True) == "equal"
+    assert both.oracle(fit)["a"].tolist() == [1, 2, 3]
+
+
+def broken(node):
+    """Return a workflow from which ``b`` is taken away, and check that NVTabular does not run it."""
+    fit = pd.DataFrame({"a": [1, 2], "b": [0, 1], "c": ["x", "y"]})
+    workflow = nvt.Workflow(node)
+    workflow.fit(nvt.Dataset(fit))
+    workflow.remove_inputs(["b"])
+    with pytest.raises((KeyError, ValueError)):
+        workflow.transform(fit)
+    return workflow
+
+
+def test_graph_that_remove_inputs_has_left_an_output_that_nothing_makes():
+    node = (["b", "c"] >> ops.AddMetadata()) + [["a", "b", "c"] >> ops.AddMetadata()]
+    workflow = broken(node >> ops.Rename(postfix="_1") >> ops.TagAsUserFeatures())
+    with pytest.raises(
+        WorkflowError, match=r"no operator .* makes its output columns \['a_1'\].*remove_inputs"
+    ):
+        compile_workflow(workflow, "user")
+
+
+def test_group_of_which_remove_inputs_has_taken_a_column():
+    similar = [["a", "b"]] >> ops.ColumnSimilarity(coo_matrix(np.eye(3)))
+    workflow = broken(similar + (["c"] >> ops.AddMetadata()) >> ops.TagAsUserFeatures())
+    with pytest.raises(
+        WorkflowError, match=r"ColumnSimilarity on \['a'\].*remove_inputs took a column of a group"
+    ):
+        compile_workflow(workflow, "user")
+
+
+def test_operator_of_another_part_lends_none_of_its_columns():
+    # Of the item part FillMedian computes only ``a``, and what is chosen of it is none of that.
+    fit = pd.DataFrame({"a": [1.5, 2.0], "b": [1.0, 2.0]})
+    chosen = (["a", "b"] >> ops.FillMedian())["b"]
+    workflow = nvt.Workflow(((["a", "b"] >> ops.AddMetadata()) + chosen)["a"] >> ops.TagAsUserFeatures())
+    workflow.fit(nvt.Dataset(fit))
+    assert run(workflow, objects(a=[None, 1.0])) == {"a": [pytest.approx(np.nan, nan_ok=True), 1.0]}
+
+
+def test_columns_beside_a_join_overwrite_others(tmp_path):
+    # JoinExternal gives back the whole frame, with what a combination has left in it.
+    fit = pd.DataFrame({"a": [1, 2, 2], "b": [-1, 0, 1]})
+    combined = [["a", "b"]] >> ops.Categorify(out_path=path(tmp_path), encode_type="combo")
+    joined = combined >> ops.JoinExternal(pd.DataFrame({"a_b": [3, 4, 5], "x": [5, 6, 7]}), on="a_b")
+    both = pair(fitted((["b"] >> ops.Clip(min_value=0)) + joined, fit))
+    assert check(both, fit, strict=True) == "equal"
+    assert both.oracle(fit)["b"].tolist() == [-1, 0, 1]
