@@ -333,6 +333,8 @@ def open_lookup(arrays: Mapping[str, Array], prefix: str | None = None) -> Looku
     if f"{dot}table" in arrays:
         return DirectLookup(arrays[f"{dot}table"], int(arrays[f"{dot}lowest"][0]))
     named = {name.removeprefix(dot): array for name, array in arrays.items() if name.startswith(dot)}
+    if not {"records", "displacements", "columns"} <= set(named):
+        raise KeyError(f"no lookup table {prefix!r} of a layout that this Tiercel reads")
     return TextLookup(named) if "odd_tags" in named else IntLookup(named)
 
 

@@ -96,7 +96,7 @@ class UserStore:
     @cached_property
     def lookup(self) -> Lookup:
         """Raw user id → row. Opened on first use: only one stage speaks raw ids."""
-        return open_lookup(self._artefact.arrays, USER_LOOKUP)
+        return _lookup(self._artefact, USER_LOOKUP)
 
     def rows(self, user_ids: Array) -> Rows:
         """Return the row of each raw id ``[n]``; U where the store has no such user."""
@@ -190,7 +190,7 @@ class ItemTable:
     @cached_property
     def lookup(self) -> Lookup:
         """Raw item id → row."""
-        return open_lookup(self._artefact.arrays, ITEM_LOOKUP)
+        return _lookup(self._artefact, ITEM_LOOKUP)
 
     @cached_property
     def ids(self) -> Array:
@@ -227,6 +227,13 @@ def _raw_column(artefact: Artefact, column: str) -> StoredColumn | None:
     if f"{prefix}.values" not in artefact.arrays and f"{prefix}.codes" not in artefact.arrays:
         return None
     return open_column(artefact.arrays, prefix)
+
+
+def _lookup(artefact: Artefact, prefix: str) -> Lookup:
+    try:
+        return open_lookup(artefact.arrays, prefix)
+    except KeyError as error:
+        raise ArtefactCorrupt(f"{artefact.path}: {error.args[0]}; export again") from None
 
 
 def _array(artefact: Artefact, name: str) -> Array:

@@ -236,6 +236,13 @@ def test_repeated_key_is_named(keys):
         build_lookup(keys)
 
 
+def test_missing_or_unknown_layout_is_named():
+    arrays = build_lookup(np.array([1, 10**9]), "id")
+    del arrays["id.records"]
+    with pytest.raises(KeyError, match="no lookup table 'id' of a layout that this Tiercel reads"):
+        open_lookup(arrays, "id")
+
+
 def test_text_keys_are_refused():
     with pytest.raises(TypeError, match="encode text as UTF-8"):
         build_lookup(objects(["text"]))

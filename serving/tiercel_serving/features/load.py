@@ -134,7 +134,7 @@ class Load:
         for name, column in zip(self._names, loaded, strict=True):
             _check_valid(name, column.valid, n, "values")
         full = np.ones(n, np.bool_)
-        valid = np.stack([full if column.valid is None else column.valid for column in loaded])
+        valid = _stacked([full if column.valid is None else column.valid for column in loaded], n)
         if self._dtype.kind == "f":
             return Register(nan_where_null(x, valid))
         return Register(x, None if valid.all() else valid)
