@@ -13,7 +13,7 @@ from .expressions import Columns, Expression, Where, refused_column
 UNFITTED = ("it has no fitted statistics", "Fit the workflow before it is compiled")
 
 
-def read_statistics(path: str, keys: Sequence[str], columns: int) -> Any:
+def read_statistics(path: str, keys: Sequence[str], statistics: Sequence[str]) -> Any:
     """Read one ``cat_stats.<name>.parquet``: a row for each group, its keys distinct.
 
     Parameters
@@ -22,8 +22,9 @@ def read_statistics(path: str, keys: Sequence[str], columns: int) -> Any:
         The file, or the folder of parts.
     keys
         The key columns.
-    columns
-        How many columns the fit wrote beside the keys.
+    statistics
+        The columns that the fit wrote beside the keys. Two operators that share a folder overwrite each
+        other's file, which shows here.
 
     Raises
     ------
@@ -44,11 +45,11 @@ def read_statistics(path: str, keys: Sequence[str], columns: int) -> Any:
         raise WorkflowError(
             f"{path}: not readable statistics by {list(keys)} ({type(error).__name__}: {error}); {again}"
         ) from error
-    missing = [name for name in keys if name not in frame.columns]
-    if missing or len(frame.columns) != len(keys) + columns:
+    if set(frame.columns) != {*keys, *statistics}:
         raise WorkflowError(
-            f"{path}: expected the key columns {list(keys)} and {columns} statistics, found the columns "
-            f"{list(frame.columns)}; {again}"
+            f"{path}: expected the columns {[*keys, *statistics]}, found {list(frame.columns)}: the file was "
+            "changed, or another operator keeps its statistics by the same keys in the same folder (as saved "
+            f"workflows do); {again}, each such operator in a workflow of its own"
         )
     twice = frame.duplicated(list(keys))
     if twice.any():

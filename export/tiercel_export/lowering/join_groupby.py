@@ -46,6 +46,14 @@ def keys_of_statistics(op: Any, selector: Any) -> dict[str, list[str]]:
     return read
 
 
+def _statistics(op: Any, keys: Sequence[str]) -> list[str]:
+    """Return the columns of a fitted file beside its keys."""
+    of_values = [statistic for statistic in dict.fromkeys(op.stats) if statistic != "count"]
+    names = [[value, statistic] for value in op.cont_names.names for statistic in of_values]
+    names += [["count"]] if "count" in op.stats else []
+    return [op.name_sep.join([*keys, *name]) for name in names]
+
+
 def _group(op: Any, group: tuple[str, ...], sources: Sequence[Expression], where: Where) -> Columns:
     from nvtabular.ops.join_groupby import AGG_DTYPES
 
@@ -55,8 +63,7 @@ def _group(op: Any, group: tuple[str, ...], sources: Sequence[Expression], where
         raise where.refuse(name, *UNFITTED)
     path = op.categories[storage]
     keys = list(group) if len(group) > 1 else [storage]
-    of_values = set(op.stats) - {"count"}
-    frame = read_statistics(path, keys, len(of_values) * len(op.cont_names.names) + ("count" in op.stats))
+    frame = read_statistics(path, keys, _statistics(op, keys))
     rows = np.arange(len(frame), dtype=np.int64)
     index = find_row(sources, frame[keys], rows, missing=len(rows), source=path, cast=False, where=where)
     made: Columns = {}

@@ -85,17 +85,17 @@ def _group(
     if name not in op.stats or not set(op.target_columns) <= set(means):
         raise where.refuse(name, *UNFITTED)
     path = op.stats[name]
-    frame = read_statistics(path, group, 1 + len(op.target_columns))
-    # As NVTabular does: by position, for names could be ambiguous.
-    frame.columns = [*group, "count", *(f"sum of {target}" for target in op.target_columns)]
+    count = op.name_sep.join([*group, "count"])
+    sums = {target: op.name_sep.join([*group, target, "sum"]) for target in op.target_columns}
+    frame = read_statistics(path, group, [count, *sums.values()])
     rows = np.arange(len(frame), dtype=np.int64)
     index = find_row(
         sources, frame[list(group)], rows, missing=len(rows), source=path, cast=False, where=where
     )
     made: Columns = {}
     for target, output in zip(op.target_columns, outputs, strict=True):
-        smoothed = frame[f"sum of {target}"] + op.p_smooth * means[target]
-        smoothed = smoothed / (frame["count"] + op.p_smooth)
+        smoothed = frame[sums[target]] + op.p_smooth * means[target]
+        smoothed = smoothed / (frame[count] + op.p_smooth)
         made[output] = _encoding(op, index, smoothed, means[target], output, path, where)
     return made
 
