@@ -322,6 +322,20 @@ def test_dtypes_hold_the_ids_as_nvtabulars_do(tmp_path, dtype):
     assert check(both, fit.assign(many=fit["many"] + 7), strict=True) == "equal"
 
 
+@pytest.mark.parametrize("names", [["number"], ["word"], [["number", "word"]]])
+def test_two_dtypes_of_one_vocabulary_file(tmp_path, names):
+    fit = pd.DataFrame({"number": np.arange(300) * 10**9, "word": [f"w{i}" for i in range(300)]})
+    place = path(tmp_path)
+    narrow, wide = (
+        names
+        >> ops.Categorify(out_path=place, encode_type="combo", dtype=dtype)
+        >> ops.Rename(postfix=f"_{dtype}")
+        for dtype in ("int8", "int64")
+    )
+    both = exact(narrow + wide, fit)
+    assert check(both, fit, strict=True) == "equal"
+
+
 @pytest.mark.parametrize("dtype", ["float16", "object"])
 def test_dtypes_that_no_tensor_has(tmp_path, dtype):
     workflow = fitted(["int"] >> ops.Categorify(out_path=path(tmp_path), dtype=dtype))

@@ -240,6 +240,20 @@ def test_target_encoding_of_drawn_frames(
         check(both, request_frame(request, names), strict=True)
 
 
+def test_two_encodings_that_share_a_file(tmp_path):
+    place = path(tmp_path)
+    few, many = (
+        ["text"]
+        >> ops.TargetEncoding("hit", kfold=1, p_smooth=p_smooth, out_path=place)
+        >> ops.Rename(postfix=f"_{p_smooth}")
+        for p_smooth in (1, 50)
+    )
+    both = exact(fitted(few + many))
+    assert check(both, FIT[["text"]], strict=True) == "equal"
+    made = run(both, FIT)
+    assert made["TE_text_hit_1"] != made["TE_text_hit_50"]
+
+
 def test_target_encoding_under_names_of_its_own(tmp_path):
     names = ["TE_maybe_int_hit", "TE_text_hit"]  # the other group's, which the schema does not mind
     encoding = ops.TargetEncoding("hit", kfold=1, out_path=path(tmp_path), out_col=names)

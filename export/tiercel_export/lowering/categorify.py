@@ -162,7 +162,9 @@ def _one(
     unseen = null + 1
     if source.is_list:
         null = unseen if vocabulary.null_element is None else vocabulary.null_element
-    held = replace(vocabulary, ids=_held(vocabulary.ids, dtype))
+    held = replace(
+        vocabulary, source=f"{vocabulary.source} as {dtype.name}", ids=_held(vocabulary.ids, dtype)
+    )
     null, unseen = (int(_held(np.int64(value), dtype)) for value in (null, unseen))
     return encode(source, held, null, unseen, _encoded(dtype), cast=True)
 
@@ -178,7 +180,7 @@ def _combination(
         _held(ids, dtype),
         missing=int(_held(np.int64(null + 1), dtype)),
         all_null=int(_held(np.int64(null), dtype)),
-        source=path,
+        source=f"{path} as {dtype.name}",
         cast=True,
         where=where,
     )

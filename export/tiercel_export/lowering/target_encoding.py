@@ -96,12 +96,14 @@ def _group(
     for target, output in zip(op.target_columns, outputs, strict=True):
         smoothed = frame[sums[target]] + op.p_smooth * means[target]
         smoothed = smoothed / (frame[count] + op.p_smooth)
-        made[output] = _encoding(op, index, smoothed, means[target], output, path, where)
+        # Two operators may share a file and differ in smoothing.
+        source = f"{path} by {id(op)}"
+        made[output] = _encoding(op, index, smoothed, means[target], output, source, where)
     return made
 
 
 def _encoding(
-    op: Any, index: Expression, smoothed: Any, mean: float, output: str, path: str, where: Where
+    op: Any, index: Expression, smoothed: Any, mean: float, output: str, source: str, where: Where
 ) -> Expression:
     import pandas as pd
 
@@ -112,4 +114,4 @@ def _encoding(
             output, f"an encoding is infinite, which {dtype.name} can't hold", "Use a float out_dtype"
         )
     column = column.astype(dtype).rename(output)
-    return gather(index, column.iloc[:-1], source=path, where=where, unseen=column.iloc[-1])
+    return gather(index, column.iloc[:-1], source=source, where=where, unseen=column.iloc[-1])
