@@ -248,24 +248,8 @@ def _ids(group: Group) -> dict[str, Array]:
     return {name: _column_vector(_own(group, name), "int64") for name in ("null", "unseen")}
 
 
-def _direct_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
-    tables, lowest = [], []
-    for table, unseen in zip(_own(group, "vocabulary"), _own(group, "unseen"), strict=True):
-        parts = build_lookup(table.keys, codes=table.vocabulary.ids, missing=unseen)
-        tables.append(parts["table"])
-        lowest.append(parts["lowest"][0])
-    sizes = np.array([len(table) for table in tables], np.int64)
-    return {
-        "table": np.concatenate(tables),
-        "lowest": _column_vector(lowest, "int64"),
-        "span": _column_vector(sizes - 1, "int64"),
-        "base": _column_vector(np.cumsum(sizes) - sizes, "int64"),
-        **_ids(group),
-    }
-
-
-def _hash_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
-    """Lay out the columns' hash tables; columns of one vocabulary share theirs."""
+def _distinct_tables(group: Group) -> tuple[list[Table], list[int]]:
+    """Return the tables of the columns' vocabularies, each once, and which one each column has."""
     number: dict[tuple[Any, int], int] = {}
     tables: list[Table] = []
     which: list[int] = []
@@ -275,6 +259,24 @@ def _hash_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
             number[name] = len(tables)
             tables.append(Table(vocabulary.keys, vocabulary.vocabulary.ids, missing))
         which.append(number[name])
+    return tables, which
+
+
+def _direct_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    tables, which = _distinct_tables(group)
+    parts = [build_lookup(table.keys, codes=table.codes, missing=table.missing) for table in tables]
+    sizes = np.array([len(part["table"]) for part in parts], np.int64)
+    return {
+        "table": np.concatenate([part["table"] for part in parts]),
+        "lowest": np.array([part["lowest"] for part in parts], np.int64)[which],
+        "span": _column_vector(sizes - 1, "int64")[which],
+        "base": _column_vector(np.cumsum(sizes) - sizes, "int64")[which],
+        **_ids(group),
+    }
+
+
+def _hash_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    tables, which = _distinct_tables(group)
     return _ids(group) | build_fused(tables, "lookup", which=which)
 
 

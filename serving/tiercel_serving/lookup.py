@@ -192,7 +192,7 @@ def build_fused(
     ValueError, TypeError
         As for :func:`build_lookup`.
     """
-    layouts = [_text_layout, _int_layout][_is_int(tables[0].keys)](tables)
+    layouts = _int_layout(tables) if _is_int(tables[0].keys) else _text_layout(tables)
     columns, buckets, slots, odd = [], 0, 0, 0
     for table, (placement, _, odds) in zip(tables, layouts, strict=True):
         seed = placement.seed - (placement.seed >> 63 << 64)  # as int64
