@@ -112,6 +112,18 @@ def test_nulls_into_a_combination_of_integers(tmp_path):
     assert ids(both, frame)["a_b"] == [2, 1, 2]
 
 
+def test_a_null_flag_in_a_combination_is_true(tmp_path):
+    # Found by random frames: beside a null the flags are float64, and cast to bool NaN is True.
+    fit = pd.DataFrame({"a": [7.0, 7.0, 8.0, np.nan], "flag": [True, False, False, True]})
+    both = exact([["a", "flag"]] >> ops.Categorify(out_path=path(tmp_path), encode_type="combo"), fit)
+    rows = [(7, None), (7, True), (8, None), (None, True), (None, None), (9, None), (None, False)]
+    frame = pd.DataFrame(rows, columns=["a", "flag"], dtype=object)
+    assert check(both, frame, strict=True) == "equal"
+    made = ids(both, frame)["a_flag"]
+    assert made[0] == made[1] > 2
+    assert made[2:] == [2, made[3], 1, 2, 2]
+
+
 def test_a_column_alone_and_in_a_combination(tmp_path):
     encode = ops.Categorify(out_path=path(tmp_path), encode_type="combo")
     both = exact(["text", ["text", "int"]] >> encode)

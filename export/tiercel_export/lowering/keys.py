@@ -295,50 +295,103 @@ def find_row(
     -------
     int64 column, never null.
     """
-    series = [keys.iloc[:, i] for i in range(len(sources))]
+    columns = [
+        _KeyColumn.of(keys.iloc[:, i], expression, source, cast, where)
+        for i, expression in enumerate(sources)
+    ]
+    if len(columns) == 1:
+        return columns[0].find(answers, missing, f"{source}#", all_null)
+    codes = np.stack([column.codes() for column in columns])
+    for i, column in enumerate(columns):
+        if column.null_is_true:
+            again = codes[:, codes[i] == column.true_code]
+            answers = np.append(answers, answers[codes[i] == column.true_code])
+            again[i] = column.size - 2
+            codes = np.concatenate([codes, again], axis=1)
     if all_null is not None:
-        some = ~keys.isna().all(axis=1).to_numpy()
-        series, answers = [column[some] for column in series], answers[some]
-    nulls = [column.isna().to_numpy() for column in series]
-    parts = zip(series, nulls, strict=True)
-    kinds = [plain_values(column[~null], f"{source}, column {column.name!r}") for column, null in parts]
-    for column, (kind, _), expression in zip(series, kinds, sources, strict=True):
-        if expression.is_list:
-            raise where.refuse(str(column.name), "lists are not keys", "Leave list columns out of the keys")
-        check_type(expression, kind, str(column.name), where)
-        if not cast and kind not in ("text", "bool") and column.dtype.kind != "f" and column.isna().any():
-            raise where.refuse(
-                str(column.name),
-                f"its fitted keys are {column.dtype} with a null, and NVTabular's own merge raises on those",
-                "Fit the column as float64, or as int64 without nulls",
-            )
-    if len(sources) == 1:
-        (kind, values), null = kinds[0], nulls[0]
-        vocabulary = Vocabulary(f"{source}#", kind, values, answers[~null])
-        of_null = int(answers[null][0]) if null.any() else missing
-        of_null = of_null if all_null is None else all_null
-        return encode(sources[0], vocabulary, of_null, missing, "int64", cast=cast)
-    digits = []
-    for i, (expression, (kind, values), null) in enumerate(zip(sources, kinds, nulls, strict=True)):
-        digits.append(_digit(expression, kind, values, null, f"{source}#{i}", cast))
-    if all_null is not None:
-        digits = [(expression, np.append(codes, size - 2), size) for expression, codes, size in digits]
-        answers = np.append(answers, all_null)
+        nulls = np.array([[column.size - 2] for column in columns])
+        some = (codes != nulls).any(axis=0)
+        codes, answers = np.append(codes[:, some], nulls, axis=1), np.append(answers[some], all_null)
+    digits = [(column.encoded(f"{source}#{i}"), codes[i], column.size) for i, column in enumerate(columns)]
     return _combined(digits, answers, missing, source)
 
 
-def _digit(
-    source: Expression, kind: str, values: Any, null: npt.NDArray[np.bool_], name: str, cast: bool
-) -> tuple[Expression, npt.NDArray[np.int64], int]:
-    """Return a key column as codes: the expression, the codes of the table's rows, and how many codes."""
-    import pandas as pd
+@dataclass(frozen=True)
+class _KeyColumn:
+    """A fitted key column, and the column that is looked up in it.
 
-    of_values, distinct = pd.factorize(values)
-    count = len(distinct)
-    codes = np.full(len(null), count, np.int64)
-    codes[~null] = of_values
-    vocabulary = Vocabulary(name, kind, distinct, np.arange(count, dtype=np.int64))
-    return encode(source, vocabulary, count, count + 1, "int64", cast=cast), codes, count + 2
+    Parameters
+    ----------
+    expression
+        The column that is looked up.
+    kind, distinct
+        Kind of the fitted values, and each of them once.
+    positions
+        ``[R]`` which of them each row of the table has; -1 is null.
+    cast
+        As for :func:`encode`.
+    null_is_true
+        Whether a null is looked up as True: NumPy makes that of NaN where it is cast to bool.
+    """
+
+    expression: Expression
+    kind: str
+    distinct: Any
+    positions: npt.NDArray[np.int64]
+    cast: bool
+    null_is_true: bool
+
+    @classmethod
+    def of(cls, series: Any, expression: Expression, source: str, cast: bool, where: Where) -> _KeyColumn:
+        """Check a fitted key column, and factorize it."""
+        import pandas as pd
+
+        name, null = str(series.name), series.isna().to_numpy()
+        kind, values = plain_values(series[~null], f"{source}, column {name!r}")
+        if expression.is_list:
+            raise where.refuse(name, "lists are not keys", "Leave list columns out of the keys")
+        check_type(expression, kind, name, where)
+        if not cast and kind not in ("text", "bool") and series.dtype.kind != "f" and null.any():
+            raise where.refuse(
+                name,
+                f"its fitted keys are {series.dtype} with a null, and NVTabular's own merge raises on those",
+                "Fit the column as float64, or as int64 without nulls",
+            )
+        positions = np.full(len(null), -1, np.int64)
+        positions[~null], distinct = pd.factorize(values)
+        return cls(expression, kind, distinct, positions, cast, cast and series.dtype == np.bool_)
+
+    @property
+    def size(self) -> int:
+        """How many codes there are: the values, null, unseen."""
+        return len(self.distinct) + 2
+
+    @property
+    def true_code(self) -> int:
+        """The code of True; that of unseen if the table does not have it."""
+        return next((code for code, value in enumerate(self.distinct) if value), self.size - 1)
+
+    def codes(self) -> npt.NDArray[np.int64]:
+        """Return the code of each row of the table."""
+        return np.where(self.positions < 0, self.size - 2, self.positions)
+
+    def encoded(self, source: str) -> Expression:
+        """Return the column as codes."""
+        count = len(self.distinct)
+        vocabulary = Vocabulary(source, self.kind, self.distinct, np.arange(count, dtype=np.int64))
+        return encode(self.expression, vocabulary, count, count + 1, "int64", cast=self.cast)
+
+    def find(
+        self, answers: npt.NDArray[np.int64], missing: int, source: str, all_null: int | None
+    ) -> Expression:
+        """Return what a table of this one key answers."""
+        null = self.positions < 0
+        of_null = int(answers[null][0]) if null.any() else missing
+        ids = np.empty(len(self.distinct), np.int64)
+        ids[self.positions[~null]] = answers[~null]
+        vocabulary = Vocabulary(source, self.kind, self.distinct, ids)
+        of_null = of_null if all_null is None else all_null
+        return encode(self.expression, vocabulary, of_null, missing, "int64", cast=self.cast)
 
 
 def _combined(

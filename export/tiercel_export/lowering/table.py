@@ -95,9 +95,10 @@ TABLE: Mapping[str, Entry] = {
         TOTAL,
         lower_categorify,
         note="NVTabular raises on an all-null column, a null list row, and NaN or ±inf into an integer "
-        "vocabulary; here a null is id 1 (in a combination a value like any other, unless all are null), a "
-        "null list is empty, ±inf is unseen. num_buckets above 1 is refused where unseen values are hashed, "
-        "and so is a column called 'order', by which NVTabular sorts the batch",
+        "vocabulary; here a null is id 1 (in a combination a value like any other, unless all are null, "
+        "and a null boolean is True, as NVTabular has it), a null list is empty, ±inf is unseen. "
+        "num_buckets above 1 is refused where unseen values are hashed, and so is a column called 'order', "
+        "by which NVTabular sorts the batch",
     ),
     "nvtabular.FillMissing": Entry(
         TOTAL,
