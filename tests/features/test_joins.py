@@ -296,6 +296,17 @@ def test_nvtabulars_folds_depend_on_the_position(tmp_path):
     assert workflow.transform(same)["TE_text_hit"].nunique() > 1
 
 
+def test_a_recipe_has_no_folds():
+    # Its models are trained on what NVTabular transforms, and served by another form than that.
+    from tiercel_pipelines.features import why_unsupported
+
+    assert why_unsupported(ops.TargetEncoding("hit", kfold=1)) is None
+    assert why_unsupported(ops.TargetEncoding("hit")) == (
+        "its folds depend on the row's position",
+        "fit it with kfold=1",
+    )
+
+
 def test_another_form_than_no_fold_is_an_error():
     with pytest.raises(WorkflowError, match="'no_fold', came 'folds'"):
         cut_workflow(fitted(["int"] >> ops.LogOp()), target_encoding="folds")

@@ -188,7 +188,7 @@ def _combination(
 
 
 def _held(ids: npt.NDArray[np.int64] | np.int64, dtype: np.dtype[Any]) -> npt.NDArray[np.int64]:
-    """Return ids as the output's dtype holds them: int8 makes 128 of -128."""
+    """Return ids as the output's dtype holds them: int8 makes -128 of 128."""
     return np.asarray(ids.astype(dtype).astype(np.int64) if dtype.kind in "iu" else ids)
 
 
