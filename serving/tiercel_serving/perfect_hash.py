@@ -31,9 +31,9 @@ MASK = (1 << 64) - 1
 _GOLDEN, _MULTIPLIER, _DISPLACER = np.uint64(GOLDEN), np.uint64(MULTIPLIER), np.uint64(DISPLACER)
 _HALF = np.uint64(32)
 
-#: Slots for three keys, and keys for each bucket: measured, a table a third emptier is hardly faster, and
-#: one with larger buckets takes much longer to build.
-SLOTS_FOR_3 = 4
+#: Slots for seven keys, and keys for each bucket: measured, emptier tables are slower, since less of them
+#: fits the cache, and fuller ones or larger buckets take longer to build.
+SLOTS_FOR_7 = 8
 KEYS_PER_BUCKET = 3
 #: How often a table is built anew with another seed; once is nearly always enough.
 SEEDS = 16
@@ -147,7 +147,7 @@ def _displace(h: npt.NDArray[np.uint64]) -> tuple[Array, Array, int] | None:
     displacement after the other. Of buckets that want the same slot, one wins and the others go on.
     """
     n = len(h)
-    buckets, slots = n // KEYS_PER_BUCKET + 1, n * SLOTS_FOR_3 // 3 + 1
+    buckets, slots = n // KEYS_PER_BUCKET + 1, n * SLOTS_FOR_7 // 7 + 1
     bucket = bucket_of(h, np.uint64(buckets))
     sizes = np.bincount(bucket, minlength=buckets)
     order = np.argsort(bucket, kind="stable")
