@@ -52,7 +52,7 @@ def command(
     ] = False,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, help="Length of each single measurement of a server.")
-    ] = 1.5,
+    ] = 2.0,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of those.")] = 5,
     client: Annotated[
         str,

@@ -56,7 +56,7 @@ def _sizes(axis: Any, report: FeatureReport) -> None:
     for figure in report.flats:
         axis.plot(list(figure.sizes), [timed.us for timed in figure.sizes.values()], "-o", label=figure.kind)
     _finish(axis, bool(report.flats), log="x")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, axis.get_ylim()[1])
 
 
 def _hashes(axis: Any, report: FeatureReport) -> None:

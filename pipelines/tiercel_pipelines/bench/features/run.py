@@ -51,7 +51,7 @@ class Serving:
     find_load: Callable[[], Load]
     cache: Path
     rounds: int = 5
-    seconds: float = 1.5
+    seconds: float = 2.0
     triton: str | Path | None = None
 
 

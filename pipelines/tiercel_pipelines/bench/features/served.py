@@ -52,9 +52,8 @@ MODELS: Mapping[str, str] = {
     "workflow": WORKFLOW_MODEL,
     "executor": EXECUTOR_MODEL,
 }
-#: Requests that take turns, and how many of their answers are compared first.
+#: Requests that take turns, and how many of their answers are compared first, which also warms the models up.
 REQUESTS, COMPARED = 200, 20
-WARM_UP_S = 0.5
 TIMEOUT_S = 30.0
 
 IDENTITY_MODEL = '''\
@@ -255,8 +254,6 @@ def measure_served(
     measured: dict[str, list[Measurement]] = {name: [] for name in MODELS}
     with start_server(repository, triton=triton, canary=lambda url, timeout_s: None) as server:
         compare_answers(server.grpc_url, case.name, requests[:COMPARED])
-        for model in MODELS.values():
-            load.run(model, server.grpc_url, concurrency=1, seconds=WARM_UP_S, data=data)
         version = triton_version(server.grpc_url)
         for done in range(rounds):
             if progress is not None:
@@ -336,7 +333,7 @@ def _request(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def compare_answers(url: str, case: str, requests: Sequence[Mapping[str, Any]]) -> None:
-    """Ask both for the same rows.
+    """Ask every model for the same rows, and compare those that give one tensor a feature.
 
     Raises
     ------
@@ -345,14 +342,14 @@ def compare_answers(url: str, case: str, requests: Sequence[Mapping[str, Any]]) 
     """
     with triton_grpc.InferenceServerClient(url) as client:
         for request in requests:
-            expected = _ask(client, MODELS["workflow"], request)
-            for model in (MODELS["executor"], MODELS["columns"]):
-                got = _ask(client, model, request)
-                for name, values in expected.items():
-                    if not np.array_equal(got[name], values, equal_nan=values.dtype.kind == "f"):
+            answers = {name: _ask(client, model, request) for name, model in MODELS.items()}
+            for name, values in answers["workflow"].items():
+                for other in ("executor", "columns"):
+                    got = answers[other][name]
+                    if not np.array_equal(got, values, equal_nan=values.dtype.kind == "f"):
                         raise BenchError(
-                            f"case {case}: model {model!r} answers {name} = {got[name].tolist()}, but Merlin "
-                            f"Systems {values.tolist()}; their times must not be compared"
+                            f"case {case}: {other!r} answers {name} = {got.tolist()}, but Merlin Systems "
+                            f"{values.tolist()}; their times must not be compared"
                         )
 
 
