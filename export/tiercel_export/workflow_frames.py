@@ -145,9 +145,11 @@ class FrameOracle:
         # remove_inputs changes the graph in place; the caller's workflow stays whole.
         self.workflow = copy.deepcopy(cut.workflow)
         _without(self.workflow, others)
+        self._whole = copy.deepcopy(cut.workflow)
         if cut.target_encoding is not None:
-            for op in _target_encodings(self.workflow).values():
-                op.kfold = 1
+            for workflow in (self.workflow, self._whole):
+                for op in _target_encodings(workflow).values():
+                    op.kfold = 1
         schema = cut.workflow.input_schema
         # An integer of 8 bits at fit is one in the oracle's frame too, though requests send int64.
         self._dtypes = {name: _integer_dtype(schema[name]) for name in self.inputs}
@@ -157,6 +159,7 @@ class FrameOracle:
             for name, column in _asked(self.workflow.output_node).items()
             if name not in self.inputs
         }
+        self._others = {name: _any_value(schema[name]) for name in others}
 
     def __call__(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return what ``Workflow.transform`` gives for the part's outputs, row for row."""
@@ -164,10 +167,27 @@ class FrameOracle:
         for name, dtype in self._dtypes.items():
             if dtype is not None and given[name].dtype.kind == "i":
                 given[name] = given[name].astype(dtype)
-        for name, value in self._unused.items():
-            given[name] = _objects([value] * len(given)) if isinstance(value, list) else value
-        transformed: pd.DataFrame = self.workflow.transform(given)
+        given = _with_values(given, self._unused)
+        try:
+            transformed: pd.DataFrame = self.workflow.transform(given)
+        except (IndexError, KeyError, ValueError) as error:
+            # Graphs of some shapes do not run any more once remove_inputs was there: then the whole one does.
+            try:
+                transformed = self._whole.transform(_with_values(given, self._others))
+            except Exception:
+                raise error from None
         return transformed[self.outputs]
+
+
+def _with_values(frame: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the frame with further columns, of one value each."""
+    rows = len(frame)
+    return frame.assign(
+        **{
+            name: _objects([value] * rows) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+    )
 
 
 def _without(workflow: Any, others: list[str]) -> None:
@@ -221,7 +241,7 @@ def _integer_dtype(schema: Any) -> str | None:
 
 
 def _any_value(schema: Any) -> Any:
-    value: Any = "" if schema.dtype.name in ("object", "string") else 0
+    value: Any = "" if schema.dtype.name in ("object", "str", "string") else 0
     return [value] if schema.is_list else value
 
 

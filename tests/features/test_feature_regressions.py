@@ -13,6 +13,7 @@ from test_feature_operators import fitted, path, run
 
 from tiercel_export.errors import WorkflowError
 from tiercel_export.workflow import compile_workflow
+from tiercel_export.workflow_frames import FrameOracle
 
 
 def objects(**columns):
@@ -119,3 +120,16 @@ def test_columns_beside_a_join_overwrite_others(tmp_path):
     both = pair(fitted((["b"] >> ops.Clip(min_value=0)) + joined, fit))
     assert check(both, fit, strict=True) == "equal"
     assert both.oracle(fit)["b"].tolist() == [-1, 0, 1]
+
+
+@pytest.mark.parametrize("part", ["user", "item"])
+def test_oracle_of_a_part_whose_graph_remove_inputs_breaks(part):
+    fit = pd.DataFrame({"a": [1, 2], "b": [1.0, 2.0]})
+    group = (["a", "b"] >> ops.AddMetadata()) + [["a", "b"] >> ops.AddMetadata()]
+    workflow = nvt.Workflow(group >> ops.Rename(postfix="_0"))
+    workflow.fit(nvt.Dataset(fit))
+    parts = {"a_0": "user", "b_0": "item"}
+    (name,) = FrameOracle(workflow, part, parts=parts).outputs
+    got = FrameOracle(workflow, part, parts=parts)(fit)
+    assert got[name].tolist() == workflow.transform(fit)[name].tolist()
+    assert [column.name for column in compile_workflow(workflow, part, parts=parts).inputs] == [name[0]]
