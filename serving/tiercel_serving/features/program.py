@@ -134,7 +134,8 @@ class FeatureProgram:
         ----------
         columns
             One column of ``n`` rows for each of :attr:`inputs`; others are ignored. Integers and
-            booleans of any width stand for int64, and any number for a float.
+            booleans of any width stand for int64, and any number for a float. Text is an object array of
+            ``bytes``, or packed (``Column.text_offsets``), which vocabularies read as it is.
         n
             Rows of the batch; 0 is fine.
 
