@@ -1,42 +1,39 @@
 """Drawn operator graphs: what a graph is, how Hypothesis draws one, and how NVTabular's graph is built.
 
-A graph is drawn as data (:class:`Plan`), so that a failure prints whole and can be kept as a test. Each
-operator is a :class:`Kind` of the literal table :data:`KINDS`; a test holds that the table covers every
-compiled operator of ``tiercel_export.lowering.table``.
+A graph is drawn as data (:class:`Plan`), so that a failure prints whole and can be kept as a test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import nvtabular as nvt
-import pandas as pd
 from drawn_frames import ELEMENTS, FLOAT_DTYPES, INT_DTYPES, SCALARS, ColumnSpec, columns
+from graph_kinds import KINDS, ROWS, Building, Draw, Specs, Type, Types, takeable
 from hypothesis import strategies as st
-from merlin.dag.ops import add_metadata as merlin_metadata
-from merlin.dag.ops.rename import Rename as MerlinRename
-from merlin.dag.ops.subgraph import Subgraph
 from nvtabular import ops
-from scipy.sparse import coo_matrix
 
-Draw = Callable[[Any], Any]
 RAW = -1
 
-
-@dataclass(frozen=True)
-class Type:
-    """What a column holds: ``int``, ``float``, ``bool``, ``text``, ``row`` (of a matrix), or lists of it."""
-
-    kind: str
-    is_list: bool = False
-
-
-Types = dict[str, Type]
-Specs = dict[str, ColumnSpec]
+#: What stands in each graph beside the operator in question.
+ORDINARY = (
+    "fill",
+    "median",
+    "clip",
+    "log",
+    "normalize",
+    "min max",
+    "bucketize",
+    "categorify",
+    "rename",
+    "tag",
+    "subset",
+    "concat",
+    "slice",
+    "reduce",
+)
 
 
 @dataclass(frozen=True)
@@ -53,12 +50,15 @@ class Step:
         The columns of the first source that it takes; a tuple among them is a group.
     parameters
         Whatever the kind draws.
+    whole
+        Whether it takes the node as it is, of which the names are all; else they are selected first.
     """
 
     kind: str
     sources: tuple[int, ...]
     names: tuple[Any, ...]
     parameters: tuple[Any, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,552 +93,6 @@ class Plan:
     seed: int
 
 
-@dataclass(frozen=True)
-class Building:
-    """What a kind builds a node from.
-
-    Parameters
-    ----------
-    node
-        The first source with the columns taken: a node, or a list of raw names.
-    others
-        The other sources, whole.
-    names
-        As in :class:`Step`.
-    folder
-        For the files of a fit.
-    specs
-        The raw columns by name.
-    """
-
-    node: Any
-    others: list[Any]
-    names: tuple[Any, ...]
-    folder: Path
-    specs: Specs
-
-
-# ------------------------------------------------------------------------------------- drawing parameters
-
-SCALAR_VALUES = [0, 1, -3, 50, 0.5, 2.25, -1.0, 300, 2**40]
-NOTHING: tuple[Any, ...] = ()
-
-
-def number() -> st.SearchStrategy[Any]:
-    return st.sampled_from(SCALAR_VALUES) | st.floats(-100, 100, width=32) | st.integers(-200, 200)
-
-
-def draw_nothing(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    return ()
-
-
-def draw_fill(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    kinds = {column.kind for column in taken.values() if not column.is_list}
-    value = draw(st.sampled_from(["", "a", "né"]) if kinds == {"text"} else number())
-    return (0 if "bool" in kinds else value, draw(st.booleans()))
-
-
-def draw_clip(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    bounds = st.tuples(number() | st.none(), number() | st.none()).filter(lambda both: both != (None, None))
-    return tuple(draw(bounds))
-
-
-def draw_out_dtype(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    return (draw(st.sampled_from([None, None, "float32", "float64"])),)
-
-
-def draw_boundaries(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    known = [[0, 1, 5], [-1.5, 0.5, 0.5, 40.0], [3], [9.5, 2.0, -4.0], [10, 0, -10], []]
-    values = draw(st.sampled_from(known) | st.lists(number(), min_size=1, max_size=5).map(sorted))
-    return (tuple(values),)
-
-
-def draw_categorify(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    options = [
-        {},
-        {},
-        {"freq_threshold": 2},
-        {"freq_threshold": 4},
-        {"max_size": 5},
-        {"max_size": 3},
-        {"dtype": "int32"},
-        {"single_table": True},
-        {"cat_cache": None},
-        {"split_out": 2},
-        {"num_buckets": 1},
-    ]
-    return (draw(st.sampled_from(options)),)
-
-
-def draw_joint(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    (options,) = draw_categorify(draw, taken, specs)
-    return ({**options, "encode_type": "joint"},)
-
-
-def draw_combo(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    options = [{}, {}, {"freq_threshold": 2}, {"max_size": 5}, {"dtype": "int32"}, {"name_sep": "·"}]
-    return ({**draw(st.sampled_from(options)), "encode_type": "combo"},)
-
-
-def draw_statistics(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    known = ["count", "sum", "mean", "std", "var", "min", "max"]
-    statistics = draw(st.lists(st.sampled_from(known), min_size=1, max_size=3, unique=True))
-    return (*draw_targets(draw, taken, specs), tuple(statistics))
-
-
-def draw_targets(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    free = [name for name in TARGETS if name not in taken] or TARGETS
-    return (tuple(draw(st.lists(st.sampled_from(free), min_size=1, max_size=2, unique=True))),)
-
-
-def draw_target_encoding(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    options = [{}, {"p_smooth": 0.5}, {"p_smooth": 0}, {"out_dtype": "float64"}, {"target_mean": None}]
-    return (*draw_targets(draw, taken, specs), draw(st.sampled_from(options)))
-
-
-def draw_table(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    """Draw which columns are keys, the table's keys, and which other columns it has."""
-    on = tuple(taken)[: draw(st.integers(1, 2))]
-    keys = [draw(st.lists(st.sampled_from(specs[name].values + specs[name].more), min_size=3)) for name in on]
-    rows = tuple(dict.fromkeys(zip(*keys, strict=False)))
-    others = draw(st.lists(st.sampled_from(sorted(JOINED)), min_size=1, unique=True))
-    return (on, rows, tuple(others), draw(st.booleans()), draw(st.booleans()))
-
-
-def draw_flag(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    return (draw(st.booleans()),)
-
-
-def draw_slice(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    """Draw start and end, and what to pad with; None is no padding."""
-    start, end = draw(st.sampled_from([(2, None), (1, 3), (-2, None), (-3, -1), (-3, 2), (0, 5), (0, None)]))
-    texts = all(column.kind == "text" for column in taken.values())
-    pads = ["", "a", "né"] if texts else [0, -7, 0.5, 2**40]
-    return (start, end, draw(st.none() | st.sampled_from(pads)))
-
-
-def draw_cardinality(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    return (draw(st.integers(1, 8)),)
-
-
-def draw_matrix(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    seed, metric = draw(st.integers(0, 99)), draw(st.sampled_from(["tfidf", "cosine", "inner"]))
-    return (seed, metric, draw(st.sampled_from(["float64", "float32"])))
-
-
-def draw_inner(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    """Draw the chain of a nested graph."""
-    chain = []
-    for _ in range(draw(st.integers(1, 2))):
-        able = [name for name in INNER if _takes_all(KINDS[name], taken)]
-        name = draw(st.sampled_from(able))
-        parameters = KINDS[name].draw(draw, taken, specs)
-        chain.append((name, parameters))
-        taken = KINDS[name].makes(taken, parameters)
-    return (tuple(chain),)
-
-
-def _takes_all(kind: Kind, taken: Types) -> bool:
-    return sorted(taken) in [sorted(names) for names in _takeable(kind, taken)]
-
-
-def draw_rename(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    return (draw(st.sampled_from(["postfix", "function"])), draw(st.sampled_from(["_x", "_é", " 2"])))
-
-
-def draw_tag(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    return (draw(st.sampled_from(sorted(TAGGING))),)
-
-
-TAGGING: dict[str, Callable[[], Any]] = {
-    "merlin.AddMetadata": lambda: merlin_metadata.AddMetadata(tags=["x"], properties={"y": 1}),
-    "merlin.AddTags": lambda: merlin_metadata.AddTags(["x"]),
-    "merlin.AddProperties": lambda: merlin_metadata.AddProperties({"x": 1}),
-    "merlin.TagAsUserID": merlin_metadata.TagAsUserID,
-    "merlin.TagAsItemID": merlin_metadata.TagAsItemID,
-    "merlin.TagAsUserFeatures": merlin_metadata.TagAsUserFeatures,
-    "merlin.TagAsItemFeatures": merlin_metadata.TagAsItemFeatures,
-    "nvtabular.AddMetadata": lambda: ops.AddMetadata(tags=["x"], properties={"y": 1}),
-    "nvtabular.AddTags": lambda: ops.AddTags(["x"]),
-    "nvtabular.AddProperties": lambda: ops.AddProperties({"x": 1}),
-    "nvtabular.TagAsUserID": ops.TagAsUserID,
-    "nvtabular.TagAsItemID": ops.TagAsItemID,
-    "nvtabular.TagAsUserFeatures": ops.TagAsUserFeatures,
-    "nvtabular.TagAsItemFeatures": ops.TagAsItemFeatures,
-}
-
-
-#: What statistics and encodings are of: raw columns that each plan has.
-TARGETS = ["i", "f"]
-
-#: Rows of the feature matrix of ColumnSimilarity. NVTabular reads memory beyond it for any other row.
-MATRIX_ROWS = 6
-ROWS = tuple(range(MATRIX_ROWS))
-
-#: Columns of an external table: type and values.
-JOINED: dict[str, tuple[Type, list[Any]]] = {
-    "e int": (Type("int"), [1, -7, 2**40]),
-    "e float": (Type("float"), [0.5, None, 1e300, -0.0]),
-    "e text": (Type("text"), ["x", "", "é", None]),
-    "e list": (Type("int", True), [[1, 2], [], [3]]),
-    "e flag": (Type("bool"), [True, False]),
-}
-
-
-# ------------------------------------------------------------------------------- which columns it can take
-
-
-def any_column(column: Type) -> bool:
-    return True
-
-
-def numbers(column: Type) -> bool:
-    return column.kind in ("int", "float", "row") and not column.is_list
-
-
-def lists(column: Type) -> bool:
-    return column.is_list
-
-
-def matrix_rows(column: Type) -> bool:
-    return column.kind == "row"
-
-
-def numbers_and_flags(column: Type) -> bool:
-    return column.kind != "text" and not column.is_list
-
-
-def numeric(column: Type) -> bool:
-    """Numbers and lists of numbers."""
-    return column.kind != "text"
-
-
-def scalars(column: Type) -> bool:
-    return not column.is_list
-
-
-# --------------------------------------------------------------------------------- the columns that it makes
-
-
-def same(taken: Types, parameters: tuple[Any, ...]) -> Types:
-    return dict(taken)
-
-
-def floats(taken: Types, parameters: tuple[Any, ...]) -> Types:
-    return {name: Type("float", column.is_list) for name, column in taken.items()}
-
-
-def ids(taken: Types, parameters: tuple[Any, ...]) -> Types:
-    return {name: Type("int", column.is_list) for name, column in taken.items()}
-
-
-def filled(taken: Types, parameters: tuple[Any, ...]) -> Types:
-    flags = {f"{name}_filled": Type("bool") for name in taken} if parameters[-1] else {}
-    return {**taken, **flags}
-
-
-def inner(taken: Types, parameters: tuple[Any, ...]) -> Types:
-    for name, own in parameters[0]:
-        taken = KINDS[name].makes(taken, own)
-    return taken
-
-
-def combined(taken: Types, parameters: tuple[Any, ...]) -> Types:
-    # Groups are drawn after the parameters: of the group's name nothing is known but that it is there.
-    return {}
-
-
-def joined(taken: Types, parameters: tuple[Any, ...]) -> Types:
-    return taken | {name: JOINED[name][0] for name in parameters[2]}
-
-
-def renamed(taken: Types, parameters: tuple[Any, ...]) -> Types:
-    return {rename(*parameters)(name): column for name, column in taken.items()}
-
-
-def rename(how: str, word: str) -> Callable[[str], str]:
-    return (lambda name: name + word) if how == "postfix" else (lambda name: word + name)
-
-
-# ------------------------------------------------------------------------------------------------ building
-
-
-def build_rename(built: Building, how: str, word: str) -> Any:
-    if how == "postfix":
-        return built.node >> (ops.Rename(postfix=word) if " " in word else MerlinRename(postfix=word))
-    return built.node >> ops.Rename(f=rename(how, word))
-
-
-def build_group(built: Building) -> Any:
-    node = as_node(built.node)
-    return node + list(built.others)
-
-
-def build_join_groupby(built: Building, of: tuple[str, ...], statistics: tuple[str, ...]) -> Any:
-    return built.node >> ops.JoinGroupby(
-        cont_cols=list(of), stats=list(statistics), out_path=str(built.folder)
-    )
-
-
-def build_target_encoding(built: Building, targets: tuple[str, ...], options: dict[str, Any]) -> Any:
-    return built.node >> ops.TargetEncoding(list(targets), kfold=1, out_path=str(built.folder), **options)
-
-
-def build_join_external(
-    built: Building,
-    on: tuple[str, ...],
-    keys: tuple[Any, ...],
-    others: tuple[str, ...],
-    named: bool,
-    some: bool,
-) -> Any:
-    """Join a table whose keys have the raw columns' dtypes, under their names or others."""
-    on_ext = [f"key {name}" if named else name for name in on]
-    table = pd.DataFrame(
-        {
-            name: key_series(built.specs[key], values)
-            for name, key, values in zip(on_ext, on, zip(*keys, strict=True), strict=True)
-        }
-    )
-    for name in others:
-        values = JOINED[name][1]
-        table[name] = pd.Series([values[row % len(values)] for row in range(len(table))])
-    chosen = [*on_ext, *others] if some else None
-    return built.node >> ops.JoinExternal(table, on=list(on), on_ext=on_ext, columns_ext=chosen)
-
-
-def key_series(spec: ColumnSpec, values: tuple[Any, ...]) -> pd.Series:
-    dtype = "float64" if spec.form == "floats" else spec.dtype
-    return pd.Series(list(values), dtype=object if dtype == "text" else dtype)
-
-
-def build_slice(built: Building, start: int, end: int | None, pad: Any) -> Any:
-    padding = {} if pad is None else {"pad": True, "pad_value": pad}
-    return built.node >> ops.ListSlice(start, end, **padding)
-
-
-def build_drop(built: Building, least: int) -> Any:
-    """Drop columns that are just made categories: on others NVTabular's operator raises."""
-    return categorify(built, {}) >> ops.DropLowCardinality(least)
-
-
-def build_similarity(built: Building, seed: int, metric: str, dtype: str) -> Any:
-    rng = np.random.default_rng(seed)
-    dense = rng.random((MATRIX_ROWS, 4)) * (rng.random((MATRIX_ROWS, 4)) < 0.6)
-    return built.node >> ops.ColumnSimilarity(coo_matrix(dense.astype(dtype)), metric=metric)
-
-
-def build_subgraph(built: Building, chain: tuple[Any, ...]) -> Any:
-    node: Any = list(built.names)
-    for number, (name, parameters) in enumerate(chain):
-        place = built.folder / str(number)
-        place.mkdir()
-        node = KINDS[name].build(Building(node, [], built.names, place, built.specs), *parameters)
-    return built.node >> Subgraph(f"nested {built.folder.name}", node)
-
-
-def as_node(node: Any) -> Any:
-    """Make a list of raw names a node of its own."""
-    return node >> ops.AddMetadata() if isinstance(node, list) else node
-
-
-def categorify(built: Building, options: dict[str, Any]) -> Any:
-    return built.node >> ops.Categorify(out_path=str(built.folder), **options)
-
-
-# -------------------------------------------------------------------------------------------- the operators
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How one operator is drawn and built.
-
-    Parameters
-    ----------
-    keys
-        Operators of the lowering table, one of which it brings into the graph.
-    takes
-        Whether it takes a column of a type.
-    draw
-        Draws its parameters, given the columns taken and the raw columns.
-    makes
-        The columns that it makes.
-    build
-        Makes the node, given the parameters.
-    least
-        How many columns it needs.
-    others
-        How many further sources it has.
-    grouped
-        Whether a group of columns is among its names.
-    alike
-        Whether its columns must be all of text or all of numbers.
-    raw
-        Whether it takes raw columns alone.
-    named
-        Whether it takes columns only under a raw column's name.
-    """
-
-    keys: frozenset[str]
-    takes: Callable[[Type], bool]
-    draw: Callable[[Draw, Types, Specs], tuple[Any, ...]]
-    makes: Callable[[Types, tuple[Any, ...]], Types]
-    build: Callable[..., Any]
-    least: int = 1
-    others: int = 0
-    grouped: bool = False
-    alike: bool = False
-    raw: bool = False
-    named: bool = False
-
-
-def kind(keys: str, takes: Any, draw: Any, makes: Any, build: Any, **more: Any) -> Kind:
-    return Kind(frozenset(keys.split()), takes, draw, makes, build, **more)
-
-
-KINDS: dict[str, Kind] = {
-    "select": kind("merlin.SelectionOp", any_column, draw_nothing, same, lambda b: as_node(b.node)),
-    "subset": kind(
-        "merlin.SubsetColumns", any_column, draw_nothing, same, lambda b: as_node(b.node)[list(b.names)]
-    ),
-    "concat": kind(
-        "merlin.ConcatColumns",
-        any_column,
-        draw_nothing,
-        same,
-        lambda b: as_node(b.others[0]) + b.node,
-        others=1,
-    ),
-    "minus": kind(
-        "merlin.SubtractionOp",
-        any_column,
-        draw_nothing,
-        same,
-        lambda b: as_node(b.others[0]) - as_node(b.node),
-        others=1,
-    ),
-    "group": kind("merlin.GroupingOp", any_column, draw_nothing, same, build_group, others=2),
-    "tag": kind(" ".join(TAGGING), any_column, draw_tag, same, lambda b, name: b.node >> TAGGING[name]()),
-    "rename": kind("merlin.Rename nvtabular.Rename", any_column, draw_rename, renamed, build_rename),
-    "fill": kind(
-        "nvtabular.FillMissing",
-        any_column,
-        draw_fill,
-        filled,
-        lambda b, value, flags: b.node >> ops.FillMissing(value, add_binary_cols=flags),
-        alike=True,
-    ),
-    "clip": kind(
-        "nvtabular.Clip",
-        numbers,
-        draw_clip,
-        same,
-        lambda b, low, high: b.node >> ops.Clip(min_value=low, max_value=high),
-    ),
-    "log": kind("nvtabular.LogOp", numeric, draw_nothing, floats, lambda b: b.node >> ops.LogOp()),
-    "normalize": kind(
-        "nvtabular.Normalize",
-        numeric,
-        draw_out_dtype,
-        floats,
-        lambda b, dtype: b.node >> ops.Normalize(out_dtype=dtype),
-    ),
-    "bucketize": kind(
-        "nvtabular.Bucketize",
-        numbers_and_flags,
-        draw_boundaries,
-        ids,
-        lambda b, boundaries: b.node >> ops.Bucketize(list(boundaries)),
-    ),
-    "categorify": kind("nvtabular.Categorify", any_column, draw_categorify, ids, categorify),
-    "joint": kind(
-        "nvtabular.Categorify",
-        any_column,
-        draw_joint,
-        ids,
-        categorify,
-        least=2,
-        grouped=True,
-        alike=True,
-    ),
-    "combo": kind("nvtabular.Categorify", scalars, draw_combo, combined, categorify, least=2, grouped=True),
-    "join groupby": kind(
-        "nvtabular.JoinGroupby", scalars, draw_statistics, combined, build_join_groupby, grouped=True
-    ),
-    "target encoding": kind(
-        "nvtabular.TargetEncoding",
-        scalars,
-        draw_target_encoding,
-        combined,
-        build_target_encoding,
-        grouped=True,
-    ),
-    "join external": kind(
-        "nvtabular.JoinExternal", scalars, draw_table, joined, build_join_external, raw=True
-    ),
-    "median": kind(
-        "nvtabular.FillMedian",
-        numbers_and_flags,
-        draw_flag,
-        filled,
-        lambda b, flags: b.node >> ops.FillMedian(add_binary_cols=flags),
-    ),
-    "min max": kind(
-        "nvtabular.NormalizeMinMax",
-        numbers,
-        draw_out_dtype,
-        floats,
-        lambda b, dtype: b.node >> ops.NormalizeMinMax(out_dtype=dtype),
-    ),
-    "slice": kind("nvtabular.ListSlice", lists, draw_slice, same, build_slice, alike=True),
-    "similarity": kind(
-        "nvtabular.ColumnSimilarity",
-        matrix_rows,
-        draw_matrix,
-        combined,
-        build_similarity,
-        least=2,
-        grouped=True,
-        raw=True,
-    ),
-    "reduce": kind(
-        "nvtabular.ReduceDtypeSize", scalars, draw_nothing, same, lambda b: b.node >> ops.ReduceDtypeSize()
-    ),
-    "drop": kind(
-        "nvtabular.DropLowCardinality",
-        any_column,
-        draw_cardinality,
-        ids,
-        build_drop,
-    ),
-    "count": kind(
-        "nvtabular.ValueCount", any_column, draw_nothing, same, lambda b: b.node >> ops.ValueCount()
-    ),
-    "stats": kind("nvtabular.DataStats", any_column, draw_nothing, same, lambda b: b.node >> ops.DataStats()),
-    "subgraph": kind("merlin.Subgraph", any_column, draw_inner, inner, build_subgraph, named=True),
-}
-
-#: What stands in each graph beside the operator in question.
-ORDINARY = (
-    "fill",
-    "median",
-    "clip",
-    "log",
-    "normalize",
-    "min max",
-    "bucketize",
-    "categorify",
-    "rename",
-    "tag",
-    "subset",
-    "concat",
-    "slice",
-    "reduce",
-)
-#: What stands in a nested graph.
-INNER = ("fill", "median", "log", "normalize", "categorify", "rename", "tag")
-
-
 # --------------------------------------------------------------------------------------------- the strategy
 
 
@@ -666,6 +120,7 @@ def plans(draw: Draw, focus: str, steps: int = 5) -> Plan:
         step, types = _draw_step(draw, name, by_name, raw, made)
         nodes.append(step)
         made.append(types)
+    removed = draw(st.lists(st.sampled_from(sorted(raw)), max_size=2)) if draw(st.integers(0, 5)) == 0 else []
     used = {source for step in nodes for source in step.sources}
     leaves = [n for n in range(count) if n not in used or draw(st.integers(0, 4)) == 0]
     return Plan(
@@ -674,9 +129,7 @@ def plans(draw: Draw, focus: str, steps: int = 5) -> Plan:
         tuple(leaves),
         draw(st.integers(0, 3)) > 0,
         draw(st.integers(0, 3)) == 0,
-        tuple(draw(st.lists(st.sampled_from(sorted(raw)), max_size=2)))
-        if draw(st.integers(0, 5)) == 0
-        else (),
+        tuple(removed),
         draw(st.sampled_from([1, 3, 12, 30, 60])),
         draw(st.integers(0, 2**32 - 1)),
     )
@@ -698,28 +151,26 @@ def _draw_step(draw: Draw, name: str, specs: Specs, raw: Types, made: list[Types
         return {name: types[name] for name in types if name in raw} if kind.named else types
 
     sources = [RAW] if kind.raw else range(RAW, len(made))
-    able = [source for source in sources if _takeable(kind, offered(source))]
+    able = [source for source in sources if takeable(kind, offered(source))]
     # Half of all steps start from raw columns, the others go on from a node.
     source = RAW if draw(st.booleans()) else draw(st.sampled_from(able))
     types = offered(source)
-    eligible = draw(st.sampled_from(_takeable(kind, types)))
-    names = draw(st.lists(st.sampled_from(eligible), min_size=kind.least, max_size=4, unique=True))
+    eligible = draw(st.sampled_from(takeable(kind, types)))
+    whole = source != RAW and eligible == list(types) and draw(st.booleans())
+    names = (
+        eligible
+        if whole
+        else draw(st.lists(st.sampled_from(eligible), min_size=kind.least, max_size=4, unique=True))
+    )
     taken = {name: types[name] for name in names}
     parameters = kind.draw(draw, taken, specs)
     others = tuple(draw(st.integers(RAW, len(made) - 1)) for _ in range(kind.others))
     result = kind.makes(taken, parameters)
     for other in others:
         result = {**(raw if other == RAW else made[other]), **result}
-    groups = _groups(draw, tuple(names)) if kind.grouped and len(names) > 1 else tuple(names)
-    return Step(name, (source, *others), groups, parameters), result
-
-
-def _takeable(kind: Kind, types: Types) -> list[list[str]]:
-    """Return the columns that the operator takes; those of text apart, if it can't take them together."""
-    names = [name for name, column in types.items() if kind.takes(column)]
-    texts = [name for name in names if types[name].kind == "text"]
-    sets = [texts, [name for name in names if name not in texts]] if kind.alike else [names]
-    return [names for names in sets if len(names) >= kind.least]
+    grouped = kind.grouped and len(names) > 1 and not whole
+    groups = _groups(draw, tuple(names)) if grouped else tuple(names)
+    return Step(name, (source, *others), groups, parameters, whole), result
 
 
 def _groups(draw: Draw, names: tuple[str, ...]) -> tuple[Any, ...]:
@@ -740,7 +191,7 @@ def build(plan: Plan, folder: Path) -> nvt.Workflow:
         place.mkdir()
         first, *others = (raw if source == RAW else nodes[source] for source in step.sources)
         names = [list(name) if isinstance(name, tuple) else name for name in step.names]
-        node = names if step.sources[0] == RAW else first[names]
+        node = names if step.sources[0] == RAW else (first if step.whole else first[names])
         nodes.append(
             KINDS[step.kind].build(Building(node, others, tuple(names), place, specs), *step.parameters)
         )

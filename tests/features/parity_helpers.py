@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from merlin.dag.node import iter_nodes
 
 from tiercel_export.errors import UnsupportedOperator
 from tiercel_export.lowering.expressions import INTEGER_DTYPES, REFUSED
@@ -77,6 +79,15 @@ class WholeWorkflow:
         return self._workflow.transform(pd.DataFrame(given))[self.outputs]
 
 
+def without_folds(workflow: Any) -> Any:
+    """Return a copy whose TargetEncoding applies no folds, which is what ``no_fold`` compiles."""
+    workflow = copy.deepcopy(workflow)
+    for node in iter_nodes([workflow.output_node], flatten_subgraphs=True):
+        if hasattr(node.op, "kfold"):
+            node.op.kfold = 1
+    return workflow
+
+
 def pairs_of_compiled(
     workflow: Any, fit: pd.DataFrame, parts: dict[str, str], *, wide: bool = True
 ) -> tuple[list[Pair], list[UnsupportedOperator]]:
@@ -93,12 +104,15 @@ def pairs_of_compiled(
     wide
         Whether it has operators that widen a column by the batch's content.
     """
-    traced = trace(workflow)
+    traced = trace(workflow, target_encoding="no_fold")
     lineage = {name: expression.inputs for name, expression in traced.items()}
     refused = {name: dict(e.own)["error"] for name, e in traced.items() if e.op == REFUSED}
     for name in set(workflow.output_schema.column_names) - set(traced):
         lineage[name] = frozenset()
-    cut = cut_workflow(workflow, parts={**parts, **dict.fromkeys(refused, "label")})
+    cut = cut_workflow(
+        workflow, parts={**parts, **dict.fromkeys(refused, "label")}, target_encoding="no_fold"
+    )
+    workflow = without_folds(workflow)
     pairs = []
     for part in ("user", "item"):
         outputs = cut.output_names(part)

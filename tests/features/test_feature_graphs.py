@@ -15,7 +15,8 @@ from zlib import crc32
 import nvtabular as nvt
 import pytest
 from drawn_frames import Request, fit_frame, request_frame, requests
-from graph_plans import KINDS, TAGGING, Plan, build, plans
+from graph_kinds import KINDS, TAGGING
+from graph_plans import Plan, build, plans
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from merlin.dag.node import iter_nodes
 from parity_helpers import answers_its_fit, check, check_rows_alone, pairs_of_compiled
