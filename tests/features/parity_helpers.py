@@ -134,7 +134,9 @@ def answers_its_fit(pair: Pair) -> bool:
         expected = pair.oracle(fit)
     except Exception:
         return False
-    pd.testing.assert_frame_equal(FrameOracle(pair.cut, pair.program.part)(fit), expected, check_exact=True)
+    again = FrameOracle(pair.cut, pair.program.part)(fit)
+    # FillMissing widens a column beside another one's null: that one may be of the other part.
+    pd.testing.assert_frame_equal(again, expected, check_exact=True, check_dtype=False)
     return True
 
 
@@ -376,6 +378,16 @@ def compare_with_other_nulls(
     False if nothing of this can be the case.
     """
     name = output.name
+    if (
+        name in pair.wide
+        and not got.is_list
+        and got.values.dtype.kind in "iu"
+        and expected[name].dtype == np.float64
+    ):
+        # Beside an unseen key a statistic of integers is float64, too, which rounds beyond 2**53.
+        rounded = np.where(valid_of(got), got.values.astype(np.float64), np.nan)
+        compare(name, expected[name], Column(rounded), skip, flexible=True)
+        return True
     if null.any() and not null.all():
         compare(name, expected[name], got, skip | ~null, flexible=True)
         alone = frame[~null].reset_index(drop=True)
@@ -391,6 +403,10 @@ def compare_with_other_nulls(
         compare(name, again[name].iloc[:-1], got, skip, flexible=True)
         return True
     return False
+
+
+def valid_of(column: Column) -> np.ndarray:
+    return np.ones(len(column.values), bool) if column.valid is None else column.valid
 
 
 def rows_of(column: Column, keep: np.ndarray) -> Column:
