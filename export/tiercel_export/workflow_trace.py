@@ -285,7 +285,12 @@ def _behind(node: Any, above: Mapping[str, Behind]) -> dict[str, Behind]:
             _union(source.reads for source in sources),
             _union(source.asks for source in asked),
             _union([*(source.lent for source in sources), *(tags[name] for name in unread if name in tags)]),
-            _union([*(source.lost for source in sources), *(tags[name] for name in olds if keyed)]),
+            _union(
+                [
+                    *(source.lost for source in sources),
+                    *(tags.get(name, frozenset()) for name in olds if keyed),
+                ]
+            ),
         )
     return made
 

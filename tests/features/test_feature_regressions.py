@@ -94,6 +94,13 @@ def test_graph_that_remove_inputs_has_left_an_output_that_nothing_makes():
         compile_workflow(workflow, "user")
 
 
+def test_key_of_a_join_that_remove_inputs_has_taken():
+    table = pd.DataFrame({"b": [0, 1], "x": [5, 6]})
+    workflow = broken(["a", "b"] >> ops.JoinExternal(table, on="b") >> ops.TagAsUserFeatures())
+    with pytest.raises(WorkflowError, match=r"no operator .* output columns \['x'\].*remove_inputs"):
+        compile_workflow(workflow, "user")
+
+
 def test_group_of_which_remove_inputs_has_taken_a_column():
     similar = [["a", "b"]] >> ops.ColumnSimilarity(coo_matrix(np.eye(3)))
     workflow = broken(similar + (["c"] >> ops.AddMetadata()) >> ops.TagAsUserFeatures())
