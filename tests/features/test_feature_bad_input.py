@@ -207,6 +207,13 @@ YES = np.ones(3, bool)
         ("city", Column(np.zeros(2, np.int64)), "column 'city' must be bytes, but int64 came"),
         ("city", Column(np.array(["a", "b"])), "column 'city' must be bytes, but str"),
         ("codes", Column(np.zeros(2), None, np.array([0, 1, 2])), "'codes' must be int64, but float64 came"),
+        ("city", Column(texts("a", "b")), "column 'city' must be bytes, but str came: 'a'; encode text"),
+        ("city", Column(texts(b"a", None)), "column 'city' must be bytes, but NoneType came: None"),
+        (
+            "words",
+            Column(texts(b"a", 7), None, np.array([0, 1, 2])),
+            "'words' must be bytes, but int came: 7",
+        ),
         # scalars and lists
         ("age", Column(np.zeros(2, np.int64), None, np.array([0, 1, 2])), "'age' holds scalars, but lists"),
         ("words", Column(texts(b"", b"")), "'words' holds lists, but scalars"),

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..artefacts import Artefact
 from ..columns import Column
-from ..errors import ArtefactCorrupt, NewerFormat
+from ..errors import ArtefactCorrupt, InvalidRequest, NewerFormat
 from ..spec import Array
 from .quiet import Quiet
 from .registers import Register, Registers
@@ -191,9 +191,15 @@ class FeatureProgram:
 
     def _execute(self, columns: Mapping[str, Column], n: int) -> Registers:
         registers: Registers = []
-        with Quiet():
-            for step in self._steps:
-                registers.append(step.run(registers, columns, n))
+        try:
+            with Quiet():
+                for step in self._steps:
+                    registers.append(step.run(registers, columns, n))
+        except TypeError as error:
+            wrong = _not_bytes(self.inputs, columns)
+            if wrong is None:
+                raise
+            raise wrong from error
         return registers
 
     def _plan_packs(self) -> list[tuple[str, type[Any], int, list[tuple[int, int, int, Any]]]]:
@@ -209,6 +215,24 @@ class FeatureProgram:
             if wanted:
                 packs.append((f"{self.part}_{kind}", dtype, len(wanted), _runs(wanted)))
         return packs
+
+
+def _not_bytes(inputs: Sequence[InputColumn], columns: Mapping[str, Column]) -> InvalidRequest | None:
+    """Return the error of a text column that holds something else than ``bytes``, if there is one.
+
+    Looked for once a step has failed: to look at each string of each request would cost more than the steps.
+    """
+    for column in inputs:
+        if column.dtype == "bytes" and columns[column.name].values.dtype == np.object_:
+            given = columns[column.name]
+            valid = np.ones(len(given.values), np.bool_) if given.valid is None else given.valid
+            for value in given.values[valid].tolist():
+                if not isinstance(value, bytes):
+                    return InvalidRequest(
+                        f"features: column {column.name!r} must be bytes, but {type(value).__name__} came: "
+                        f"{value!r}; encode text as UTF-8, and mark nulls in 'valid'"
+                    )
+    return None
 
 
 def _rows_of(register: Register, rows: Any, dtype: type[Any]) -> Array:
