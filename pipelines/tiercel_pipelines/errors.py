@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from tiercel_serving.errors import TiercelError
 
@@ -72,6 +73,10 @@ class RecipeError(PipelineError):
         count = len(self.mistakes)
         head = f"recipe {recipe}: {count} mistake{'s' if count != 1 else ''}"
         super().__init__("\n".join([head, *(f"  - {mistake}" for mistake in self.mistakes)]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is otherwise unpickled from its message alone.
+        return type(self), (self.recipe, self.mistakes)
 
 
 class DataError(PipelineError):
