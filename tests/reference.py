@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from tiercel_pipelines.features import packed_columns, packed_frame
+from tiercel_pipelines.features.workflow import packed_columns, packed_frame
 from tiercel_serving.settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES, ServingSettings
 
 #: Two scores this close may swap places: float32 sums taken in another order differ by as much.

@@ -13,16 +13,7 @@ import numpy.typing as npt
 from .contract import EXCLUDE, HISTORY, LENGTH, VALID, Contract
 from .errors import InvalidInput
 from .results import Anonymous, RequestColumn
-from .values import (
-    PADS,
-    Array,
-    Place,
-    convert_column,
-    convert_ids,
-    flatten,
-    sequence,
-    shown,
-)
+from .values import PADS, Array, Place, convert_column, convert_ids, flatten, sequence, shown
 
 #: What stands for a user without an id, by the dtype of user ids. No release should use these.
 ANONYMOUS_IDS: Mapping[str, int | bytes] = {"int64": -(2**63), "bytes": b"\x00anonymous"}

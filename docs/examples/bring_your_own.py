@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from tiercel_export import build_release
-from tiercel_export.verify import verify_release
-from tiercel_serving.pipeline import Pipeline
-from tiercel_serving.release import Release
+from tiercel_serving.release.opened import Release
+from tiercel_serving.runtime.chain import Pipeline
 from tiercel_serving.settings import Rule, ServingSettings
+from tiercel_serving.verify.checks import verify_release
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Merlin warns about GPU packages that nothing here uses

@@ -6,9 +6,7 @@
     └── ExportError
         ├── WorkflowError           the feature workflow can't be read, cut or used as it is
         │   └── UnsupportedOperator one of its operators can't be compiled exactly
-        ├── ExportInputError        items, users, interactions, vectors or modules do not fit
-        ├── InvalidConfig           a generated model repository breaks one of Triton's rules
-        └── VerificationFailed      what was compiled differs from its source
+        └── ExportInputError        items, users, interactions, vectors or modules do not fit
 
 A message says the part, what was expected, what came, and what to do.
 """
@@ -48,11 +46,3 @@ class UnsupportedOperator(WorkflowError):
 
 class ExportInputError(ExportError):
     """Items, users, interactions, vectors or modules do not fit together."""
-
-
-class InvalidConfig(ExportError):
-    """A generated model repository breaks one of Triton's rules."""
-
-
-class VerificationFailed(ExportError):
-    """What was compiled differs from its source."""

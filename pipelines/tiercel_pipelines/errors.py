@@ -9,14 +9,7 @@
         │   ├── DataMissing          the data is not where it was looked for, and could not be fetched
         │   └── DataCorrupt          the data is there, but truncated, changed or not what its schema says
         ├── TrainingError            training cannot go on
-        ├── ServerError
-        │   ├── PortTaken            something else listens on the port
-        │   ├── TritonMissing        there is no server binary
-        │   ├── LibPythonMissing     this Python has no shared library, which Triton's Python backend needs
-        │   └── ServerFailed         the server started and did not become healthy, or died
-        ├── EvaluationError          what is served and what it is measured by do not belong together
-        └── BenchError               the benchmark cannot be run, or what it printed cannot be read
-            └── PerfAnalyzerMissing  perf_analyzer cannot be had on this machine
+        └── EvaluationError          what is served and what it is measured by do not belong together
 
 A message says the stage or file, what was expected, what came, and what to do.
 """
@@ -95,33 +88,5 @@ class TrainingError(PipelineError):
     """Training cannot go on."""
 
 
-class ServerError(PipelineError):
-    """The inference server cannot be started or does not answer."""
-
-
-class PortTaken(ServerError):
-    """Something else listens on the port."""
-
-
-class TritonMissing(ServerError):
-    """There is no server binary."""
-
-
-class LibPythonMissing(ServerError):
-    """The running Python has no shared library, which Triton's Python backend needs."""
-
-
-class ServerFailed(ServerError):
-    """The server started and did not become healthy, or died."""
-
-
 class EvaluationError(PipelineError):
     """What is served and what it is measured by do not belong together."""
-
-
-class BenchError(PipelineError):
-    """The benchmark cannot be run, or what it printed cannot be read."""
-
-
-class PerfAnalyzerMissing(BenchError):
-    """perf_analyzer, or a library that it needs, cannot be had on this machine."""

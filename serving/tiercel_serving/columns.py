@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .spec import Array
-from .strings import Strings
+from .lookups.strings import Strings
+from .spec import DTYPES, Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +56,79 @@ class Column:
         """Return the values of a column of packed text."""
         assert self.text_offsets is not None
         return Strings(self.values, self.text_offsets)
+
+
+def null_column(dtype: str, is_list: bool, n: int) -> Column:
+    """Return a column of ``n`` nulls.
+
+    Parameters
+    ----------
+    dtype
+        A key of :data:`tiercel_serving.spec.DTYPES`.
+    is_list
+        Whether its rows are lists.
+    n
+        How many rows.
+    """
+    kind = DTYPES[dtype]
+    if is_list:
+        return Column(_filler(kind, 0), None, np.zeros(n + 1, np.int64), np.zeros(n, np.bool_))
+    if kind.kind == "f":
+        return Column(np.full(n, np.nan, kind))
+    return Column(_filler(kind, n), np.zeros(n, np.bool_))
+
+
+def with_null_row(column: Column) -> Column:
+    """Return the column with one null row more: what nobody's, or the pad item's, row holds."""
+    n = len(column)
+    if column.offsets is not None:
+        valid = np.ones(n, np.bool_) if column.row_valid is None else column.row_valid
+        offsets = np.append(column.offsets, column.offsets[-1])
+        return replace(column, offsets=offsets, row_valid=np.append(valid, False))
+    kind = column.values.dtype
+    if kind.kind == "f":
+        values = np.append(column.values, np.array([np.nan], kind))
+        return Column(values, None if column.valid is None else np.append(column.valid, False))
+    valid = np.ones(n, np.bool_) if column.valid is None else column.valid
+    return Column(np.concatenate([column.values, _filler(kind, 1)]), np.append(valid, False))
+
+
+def take_rows(column: Column, rows: npt.NDArray[np.int64]) -> Column:
+    """Return some rows of a column, in the order asked for."""
+    if column.offsets is None:
+        return Column(column.values[rows], None if column.valid is None else column.valid[rows])
+    starts = column.offsets[rows]
+    lengths = column.offsets[rows + 1] - starts
+    index = flat_ranges(starts, lengths)
+    return Column(
+        column.values[index],
+        None if column.valid is None else column.valid[index],
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        None if column.row_valid is None else column.row_valid[rows],
+    )
+
+
+def _filler(kind: np.dtype[Any], n: int) -> Array:
+    array: Array = np.zeros(n, kind)
+    if kind == np.object_:
+        array[:] = b""
+    return array
+
+
+def flat_ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the indexes of several ranges, end to end.
+
+    Parameters
+    ----------
+    starts, lengths
+        ``[n]`` int64.
+
+    Returns
+    -------
+    ``[sum(lengths)]`` int64: ``starts[0], starts[0] + 1, …, starts[1], …``.
+    """
+    if len(starts) == 1:
+        start = int(starts[0])
+        return np.arange(start, start + int(lengths[0]))
+    ends = np.cumsum(lengths)
+    return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)

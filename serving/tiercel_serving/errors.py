@@ -7,12 +7,26 @@
     │   ├── InvalidRequest      the input can never be answered            (Triton: INVALID_ARG)
     │   └── UnknownId           something named in the request is missing  (Triton: NOT_FOUND)
     ├── StageFailed             a stage broke on input that it had accepted       (Triton: INTERNAL)
-    └── ReleaseError            the release on disk is at fault
-        ├── ReleaseMissing      there is no release where one was expected
-        ├── ArtefactMissing     the manifest names a file that is not there
-        ├── ArtefactCorrupt     a file differs from what the manifest says
-        ├── BuildMismatch       a file belongs to another build
-        └── NewerFormat         written by a newer Tiercel than this one
+    ├── InvalidSettings         settings contradict themselves, or do not fit what they speak of
+    ├── KindUnavailable         a kind is unknown, or the library that it needs is not installed
+    ├── ReleaseError            the release on disk is at fault
+    │   ├── ReleaseMissing      there is no release where one was expected
+    │   ├── DestinationTaken    something is where a release shall be written
+    │   ├── ArtefactMissing     the manifest names a file that is not there
+    │   ├── ArtefactCorrupt     a file differs from what the manifest says
+    │   ├── ManifestInvalid     the manifest says something that cannot be
+    │   ├── BuildMismatch       a file belongs to another build
+    │   ├── NewerFormat         written by a newer Tiercel than this one
+    │   └── OlderFormat         written by an older Tiercel, in a format that is no longer read
+    ├── InvalidConfig           a generated model repository breaks one of Triton's rules
+    ├── VerificationFailed      what was compiled differs from its source
+    ├── ServerError             the inference server can't be started or does not answer
+    │   ├── PortTaken           something else listens on the port
+    │   ├── TritonMissing       there is no server binary
+    │   ├── LibPythonMissing    this Python has no shared library, which Triton's Python backend needs
+    │   └── ServerFailed        the server started and did not become healthy, or died
+    └── BenchError              the benchmark can't be run, or what it printed can't be read
+        └── PerfAnalyzerMissing perf_analyzer can't be had on this machine
 
 A message says the stage or file, what was expected, what came, and what to do.
 """
@@ -52,12 +66,24 @@ class StageFailed(TiercelError):
         self.stage = stage
 
 
+class InvalidSettings(TiercelError):
+    """Settings contradict themselves, or do not fit what they speak of."""
+
+
+class KindUnavailable(TiercelError):
+    """A kind is in no table, or the library that it needs is not installed."""
+
+
 class ReleaseError(TiercelError):
     """The release on disk is at fault."""
 
 
 class ReleaseMissing(ReleaseError):
     """There is no release where one was expected."""
+
+
+class DestinationTaken(ReleaseError):
+    """Something is where a release shall be written."""
 
 
 class ArtefactMissing(ReleaseError):
@@ -68,9 +94,53 @@ class ArtefactCorrupt(ReleaseError):
     """A file differs from what the manifest or its own header says."""
 
 
+class ManifestInvalid(ReleaseError):
+    """The manifest says something that cannot be."""
+
+
 class BuildMismatch(ReleaseError):
     """A file belongs to another build than the manifest."""
 
 
 class NewerFormat(ReleaseError):
     """The file was written by a newer Tiercel; upgrade this one or export again."""
+
+
+class OlderFormat(ReleaseError):
+    """The file was written by an older Tiercel, in a format that is no longer read."""
+
+
+class InvalidConfig(TiercelError):
+    """A generated model repository breaks one of Triton's rules."""
+
+
+class VerificationFailed(TiercelError):
+    """What was compiled differs from its source."""
+
+
+class ServerError(TiercelError):
+    """The inference server cannot be started or does not answer."""
+
+
+class PortTaken(ServerError):
+    """Something else listens on the port."""
+
+
+class TritonMissing(ServerError):
+    """There is no server binary."""
+
+
+class LibPythonMissing(ServerError):
+    """The running Python has no shared library, which Triton's Python backend needs."""
+
+
+class ServerFailed(ServerError):
+    """The server started and did not become healthy, or died."""
+
+
+class BenchError(TiercelError):
+    """The benchmark cannot be run, or what it printed cannot be read."""
+
+
+class PerfAnalyzerMissing(BenchError):
+    """perf_analyzer, or a library that it needs, cannot be had on this machine."""

@@ -15,30 +15,24 @@ from typer.testing import CliRunner
 
 pytest.importorskip("nvtabular")
 
-from tiercel_export.workflow import CompiledProgram
-from tiercel_pipelines.bench import PythonClient, find_perf_analyzer
-from tiercel_pipelines.bench.features import (
-    FULL,
-    QUICK,
-    FeatureReport,
-    Serving,
-    format_features,
-    run_features,
-)
-from tiercel_pipelines.bench.features import merlin_systems as peer_module
-from tiercel_pipelines.bench.features.against import Against, Programs, check_same, tensors_of
-from tiercel_pipelines.bench.features.cases import CASES, make_case
-from tiercel_pipelines.bench.features.lookups import Flat, Gather, Hash
-from tiercel_pipelines.bench.features.merlin_systems import PACKAGES, STAMP, find_merlin_systems
-from tiercel_pipelines.bench.features.opening import Opening
-from tiercel_pipelines.bench.features.plot import draw
-from tiercel_pipelines.bench.features.served import MODELS, SERVED, Served, requests_of
-from tiercel_pipelines.bench.features.timing import Timed, interleave, span
-from tiercel_pipelines.bench.measurement import Measurement
-from tiercel_pipelines.bench.perf_analyzer import default_cache
-from tiercel_pipelines.bench.python_client import request_inputs
-from tiercel_pipelines.cli import app
-from tiercel_pipelines.errors import BenchError, PerfAnalyzerMissing
+from benchmarks.features import FULL, QUICK, FeatureReport, Serving, format_features, run_features
+from benchmarks.features import merlin_systems as peer_module
+from benchmarks.features.against import Against, Programs, check_same, tensors_of
+from benchmarks.features.cases import CASES, make_case
+from benchmarks.features.lookups import Flat, Gather, Hash
+from benchmarks.features.merlin_systems import PACKAGES, STAMP, find_merlin_systems
+from benchmarks.features.opening import Opening
+from benchmarks.features.plot import draw
+from benchmarks.features.served import MODELS, SERVED, Served, requests_of
+from benchmarks.features.timing import Timed, interleave, span
+
+from tiercel_export.workflow.cut import CompiledProgram
+from tiercel_serving.bench import PythonClient, find_perf_analyzer
+from tiercel_serving.bench.measurement import Measurement
+from tiercel_serving.bench.perf_analyzer import default_cache
+from tiercel_serving.bench.python_client import request_inputs
+from tiercel_serving.commands.cli import app
+from tiercel_serving.errors import BenchError, PerfAnalyzerMissing
 
 
 def tiercel(*arguments: str) -> Result:
@@ -161,7 +155,7 @@ def test_interleaving_takes_turns_and_gives_slow_sides_fewer_rounds(monkeypatch)
     # One call of each before anything counts, then rounds that go through the inputs in turn.
     assert taken == [("a", 1), ("b", 1), ("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert len(found["a"].rounds_us) == 2
-    monkeypatch.setattr("tiercel_pipelines.bench.features.timing._clock", lambda call: 2e6)
+    monkeypatch.setattr("benchmarks.features.timing._clock", lambda call: 2e6)
     assert len(interleave(sides, rounds=5, slow_rounds=1, seconds=0.0)["b"].rounds_us) == 1
 
 

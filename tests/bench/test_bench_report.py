@@ -5,13 +5,13 @@ import json
 
 import numpy as np
 import pytest
+from benchmarks.features.one_row import FeatureFigure, median_us
 
-from tiercel_pipelines.bench.bare import BareCompute, median_bare
-from tiercel_pipelines.bench.feature_program import FeatureFigure, median_us
-from tiercel_pipelines.bench.measurement import Measurement, median_of
-from tiercel_pipelines.bench.report import BenchReport, format_report, format_table
-from tiercel_pipelines.commands.bench import concurrencies, write_whole
-from tiercel_pipelines.commands.shell import Refused
+from tiercel_serving.bench.bare import BareCompute, median_bare
+from tiercel_serving.bench.measurement import Measurement, median_of
+from tiercel_serving.bench.report import BenchReport, format_report, format_table
+from tiercel_serving.commands.bench import concurrencies, write_whole
+from tiercel_serving.commands.shell import Refused
 
 
 def at(p50):

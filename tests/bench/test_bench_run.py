@@ -9,10 +9,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from tiercel_export.validate import validate_repository
-from tiercel_pipelines.bench import PythonClient, find_perf_analyzer, format_report, run_bench
-from tiercel_pipelines.bench.bare import full_requests, measure_bare, open_pipeline
-from tiercel_pipelines.bench.repository import (
+from tiercel_serving.bench import PythonClient, find_perf_analyzer, format_report, run_bench
+from tiercel_serving.bench.bare import full_requests, measure_bare, open_pipeline
+from tiercel_serving.bench.repository import (
     HOLLOW,
     IDENTITY,
     MODELS,
@@ -20,7 +19,8 @@ from tiercel_pipelines.bench.repository import (
     write_bench_repository,
     write_requests,
 )
-from tiercel_pipelines.errors import BenchError
+from tiercel_serving.errors import BenchError
+from tiercel_serving.repository.validate import validate_repository
 
 
 @pytest.mark.parametrize("string_ids", [False, True])

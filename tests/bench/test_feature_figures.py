@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("nvtabular")
 
-from tiercel_pipelines.bench.feature_program import LIMIT, measure_feature_program
+from benchmarks.features.one_row import LIMIT, measure_feature_program
 
 
 def test_both_ways_are_timed_on_the_same_workflow(tmp_path):

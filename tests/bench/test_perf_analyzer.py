@@ -9,16 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from tiercel_pipelines.bench import perf_analyzer
-from tiercel_pipelines.bench.measurement import Measurement
-from tiercel_pipelines.bench.perf_analyzer import (
+from tiercel_serving.bench import perf_analyzer
+from tiercel_serving.bench.measurement import Measurement
+from tiercel_serving.bench.perf_analyzer import (
     PerfAnalyzer,
     default_cache,
     find_perf_analyzer,
     parse_ldd,
     parse_report,
 )
-from tiercel_pipelines.errors import BenchError, PerfAnalyzerMissing
+from tiercel_serving.errors import BenchError, PerfAnalyzerMissing
 
 # perf_analyzer 2.50 on an identity model, and on an ensemble with --verbose-csv.
 REPORT = """\

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tiercel_pipelines.cli import app
+from tiercel_serving.commands.cli import app
 
 ROOT = Path(__file__).parents[2]
-TIERCEL = [sys.executable, "-c", "from tiercel_pipelines.cli import main; main()"]
+TIERCEL = [sys.executable, "-c", "from tiercel_serving.commands.cli import main; main()"]
 
 Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -15,7 +15,7 @@ Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 RECIPE = """
 from dataclasses import replace
 
-from tiercel_pipelines.recipe import Synthetic
+from tiercel_pipelines.recipe.recipe import Synthetic
 from tiercel_pipelines.recipes.synthetic import RECIPE
 
 RECIPE = replace(

@@ -21,7 +21,7 @@ from tiercel_client.results import (
     RequestColumn,
     Status,
 )
-from tiercel_pipelines.commands.recommend import (
+from tiercel_serving.commands.recommend import (
     answer_line,
     explanation_document,
     explanation_view,
@@ -29,7 +29,7 @@ from tiercel_pipelines.commands.recommend import (
     parse_features,
     parse_id,
 )
-from tiercel_pipelines.commands.shell import Refused
+from tiercel_serving.commands.shell import Refused
 
 Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -12,14 +12,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tiercel_pipelines.cli import COMMANDS, app, load_command
+from tiercel_serving.commands.cli import COMMANDS, app, load_command
 
 ROOT = Path(__file__).parents[2]
-WRITTEN = [
-    name
-    for name, entry in COMMANDS.items()
-    if importlib.util.find_spec(f"tiercel_pipelines.commands.{entry.module}")
-]
+WRITTEN = [name for name, entry in COMMANDS.items() if importlib.util.find_spec(entry.module)]
 HEAVY = {"numpy", "torch", "pandas", "grpc", "httpx"}
 
 
@@ -42,7 +38,7 @@ def test_every_command_has_help_with_an_example_json_and_debug(name: str) -> Non
 def test_help_lists_every_command_and_imports_none() -> None:
     code = (
         "import sys; sys.argv = ['tiercel', '--help']\n"
-        "from tiercel_pipelines.cli import main\n"
+        "from tiercel_serving.commands.cli import main\n"
         "try: main()\n"
         f"finally: print({{m.split('.')[0] for m in sys.modules}} & {HEAVY})"
     )
@@ -55,10 +51,10 @@ def test_help_lists_every_command_and_imports_none() -> None:
 
 
 def test_docs_are_what_the_commands_say() -> None:
-    from tiercel_pipelines.commands.reference import markdown
+    from tiercel_serving.commands.reference import markdown
 
     written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    assert written == markdown(), "run: python -m tiercel_pipelines.commands.reference > docs/cli.md"
+    assert written == markdown(), "run: python -m tiercel_serving.commands.reference > docs/cli.md"
 
 
 def test_usage_errors_are_two() -> None:

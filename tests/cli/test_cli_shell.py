@@ -14,7 +14,7 @@ import pytest
 COMMAND = """
 import json as json_module, os, signal, sys, time
 import typer
-from tiercel_pipelines.commands.shell import Debug, Json, shell
+from tiercel_serving.commands.shell import Debug, Json, shell
 
 def command(what: str = "ok", json: Json = False, debug: Debug = False) -> None:
     with shell(json=json, debug=debug) as sh:
@@ -69,7 +69,7 @@ def test_two_json_objects_are_a_defect() -> None:
     ("raised", "code", "words"),
     [
         (
-            "from tiercel_pipelines.errors import ServerFailed as E; raise E('[Triton] died')",
+            "from tiercel_serving.errors import ServerFailed as E; raise E('[Triton] died')",
             1,
             "error [Triton] died",
         ),

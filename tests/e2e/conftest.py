@@ -19,13 +19,13 @@ import pytest
 import tritonclient.grpc as grpcclient
 
 from reference import OfflineReference, Question
-from tiercel_export.graph import render_repository
 from tiercel_pipelines.data import Dataset, Synthetic, load_dataset
-from tiercel_pipelines.recipe import Recipe, load_recipe
-from tiercel_pipelines.run_export import export_run
-from tiercel_pipelines.server import TritonServer, start_server
+from tiercel_pipelines.export.run_export import export_run
+from tiercel_pipelines.recipe.recipe import Recipe, load_recipe
 from tiercel_pipelines.training import TrainedRun, train_recipe
-from tiercel_serving.release import Release
+from tiercel_serving.release.opened import Release
+from tiercel_serving.repository.graph import render_repository
+from tiercel_serving.supervise import TritonServer, start_server
 
 LAYOUTS = {"fused": "recommend", "staged": "recommend_staged"}
 

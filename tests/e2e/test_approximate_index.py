@@ -12,10 +12,10 @@ import tritonclient.grpc as grpcclient
 from e2e.conftest import Served
 from e2e.raw import ANSWER, raw_infer
 from reference import Question, assert_same
-from tiercel_pipelines.run_export import export_run
-from tiercel_pipelines.server import start_server
-from tiercel_serving.release import Release
+from tiercel_pipelines.export.run_export import export_run
+from tiercel_serving.release.opened import Release
 from tiercel_serving.settings import STATUS_NAMES
+from tiercel_serving.supervise import start_server
 
 MIN_RECALL = 0.85
 INDEX = {"factory": "IVF16,Flat", "parameters": {"nprobe": 12}, "min_recall": MIN_RECALL}

@@ -10,7 +10,7 @@ import pytest
 
 from tiercel_pipelines.commands.evaluate import figures_table, human
 from tiercel_pipelines.errors import EvaluationError
-from tiercel_pipelines.evaluate import (
+from tiercel_pipelines.offline.evaluate import (
     PUBLISHED,
     EvaluationData,
     check_same,

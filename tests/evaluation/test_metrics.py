@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiercel_pipelines.metrics import (
+from tiercel_pipelines.offline.metrics import (
     Relevance,
     catalogue_coverage,
     find_hits,

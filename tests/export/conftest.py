@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_release import CachedExport, Parts, small_parts, small_release
 
-from tiercel_serving.release import Release
+from tiercel_serving.release.opened import Release
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,7 +23,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _cached_export() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tiercel_export.models.export_onnx", CachedExport())
+        patch.setattr("tiercel_export.models.prepare.export_onnx", CachedExport())
         yield
 
 

@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from tiercel_export import dense
-from tiercel_export.build import build_release
-from tiercel_serving.release import Release
+from tiercel_export.models import dense
+from tiercel_export.release.build import build_release
+from tiercel_serving.release.opened import Release
 from tiercel_serving.settings import Rule, ServingSettings, Source
 
 USERS, ITEMS, EVENTS = 40, 60, 700

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiercel_export.verify import verify_release
-from tiercel_serving.pipeline import Pipeline
+from tiercel_serving.runtime.chain import Pipeline
+from tiercel_serving.verify.checks import verify_release
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -50,7 +50,7 @@ def test_the_pages_name_what_exists() -> None:
     """Every argument that the page explains is one of ``build_release``, and every manifest key is there."""
     import inspect
 
-    from tiercel_export.build import build_release
+    from tiercel_export.release.build import build_release
 
     page = (DOCS / "bring-your-own.md").read_text()
     arguments = set(inspect.signature(build_release).parameters)

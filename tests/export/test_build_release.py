@@ -17,19 +17,20 @@ import torch
 from small_release import ITEMS, SETTINGS, USERS, Parts, small_parts, small_release
 from torch import nn
 
-from tiercel_export.build import STEPS, build_release
-from tiercel_export.errors import ExportInputError, VerificationFailed
-from tiercel_export.verify import verify_release
+from tiercel_export.errors import ExportInputError
+from tiercel_export.release.build import STEPS, build_release
 from tiercel_serving.errors import (
     ArtefactCorrupt,
     ArtefactMissing,
     BuildMismatch,
     NewerFormat,
     ReleaseMissing,
+    VerificationFailed,
 )
-from tiercel_serving.pipeline import Pipeline
-from tiercel_serving.release import Release, check_files, open_release
+from tiercel_serving.release.opened import Release, check_files, open_release
+from tiercel_serving.runtime.chain import Pipeline
 from tiercel_serving.settings import Rule, ServingSettings, Source
+from tiercel_serving.verify.checks import verify_release
 
 
 def answer(release: Release, ids: list[Any], **more: Any) -> dict[str, np.ndarray]:
@@ -270,7 +271,7 @@ def test_parts_that_do_not_fit_are_refused(
 ) -> None:
     changes, words = REFUSED[case]
     # The models are not what is tested here, and take most of the time.
-    monkeypatch.setattr("tiercel_export.models.export_onnx", lambda *args, **kwargs: None)
+    monkeypatch.setattr("tiercel_export.models.prepare.export_onnx", lambda *args, **kwargs: None)
     with pytest.raises(ExportInputError, match=words):
         small_release(tmp_path / "r", parts, **changes(parts))
     assert list(tmp_path.iterdir()) == []
@@ -298,7 +299,7 @@ def test_ctrl_c_at_any_step_leaves_nothing(
             raise KeyboardInterrupt
 
     if step != STEPS[-1]:
-        monkeypatch.setattr("tiercel_export.models.export_onnx", fake_export(tmp_path))
+        monkeypatch.setattr("tiercel_export.models.prepare.export_onnx", fake_export(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         small_release(tmp_path / "deep" / "r", parts, progress=interrupt, verify=False)
     assert not (tmp_path / "deep").exists() or list((tmp_path / "deep").iterdir()) == []
@@ -314,7 +315,7 @@ def fake_export(folder: Path) -> Callable[..., None]:
 def test_a_model_that_differs_from_its_source_is_never_released(
     parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tiercel_export.models as models
+    import tiercel_export.models.prepare as models
 
     export = models.export_onnx
 
@@ -354,7 +355,7 @@ def test_verify_needs_neither_nvtabular_nor_torch(release: Release) -> None:
     code = (
         "import sys\n"
         "for name in ('torch', 'nvtabular', 'merlin', 'onnx'): sys.modules[name] = None\n"
-        "from tiercel_export.verify import verify_release\n"
+        "from tiercel_serving.verify.checks import verify_release\n"
         f"assert verify_release({str(release.path)!r}).ok\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -367,7 +368,7 @@ def rewrite(path: Path, name: str, edit: Callable[[np.ndarray], None]) -> None:
     array = np.load(file)
     edit(array)
     np.save(file, array)
-    from tiercel_export.manifest import write_manifest
+    from tiercel_serving.release.writing import write_manifest
 
     manifest = json.loads((path / "manifest.json").read_text())
     write_manifest(path, {key: value for key, value in manifest.items() if key != "files"})

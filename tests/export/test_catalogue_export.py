@@ -12,19 +12,19 @@ import pandas as pd
 import pytest
 
 from tiercel_export.errors import ExportInputError
-from tiercel_export.verify import verify_release
-from tiercel_export.workflow_frames import frame_oracle
-from tiercel_pipelines.catalogue import catalogue_of, kind_of, load_table
+from tiercel_export.workflow.frames import frame_oracle
 from tiercel_pipelines.commands.export import describe, release_table
 from tiercel_pipelines.data import load_dataset
 from tiercel_pipelines.errors import DataCorrupt, DataMissing, EvaluationError
-from tiercel_pipelines.evaluate import check_tables
-from tiercel_pipelines.features import packed_columns
-from tiercel_pipelines.recipe import Recipe, Synthetic, load_recipe
-from tiercel_pipelines.run_export import export_run
+from tiercel_pipelines.export.catalogue import catalogue_of, kind_of, load_table
+from tiercel_pipelines.export.run_export import export_run
+from tiercel_pipelines.features.workflow import packed_columns
+from tiercel_pipelines.offline.evaluate import check_tables
+from tiercel_pipelines.recipe.recipe import Recipe, Synthetic, load_recipe
 from tiercel_pipelines.training import TrainedRun, train_recipe
-from tiercel_serving.pipeline import Pipeline
-from tiercel_serving.release import Release
+from tiercel_serving.release.opened import Release
+from tiercel_serving.runtime.chain import Pipeline
+from tiercel_serving.verify.checks import verify_release
 
 #: The category of what the workflow never saw, as NVTabular numbers it.
 UNKNOWN = 2
@@ -219,7 +219,7 @@ def test_a_category_without_a_vocabulary_must_have_an_embedding(
 ) -> None:
     column = next(column for column in packed_columns(workflow, "item") if column.name == "maker")
     raw = dataclasses.replace(column, inputs=("minutes",), operators=())
-    monkeypatch.setattr("tiercel_pipelines.catalogue.packed_columns", lambda workflow, part: (raw,))
+    monkeypatch.setattr("tiercel_pipelines.export.catalogue.packed_columns", lambda workflow, part: (raw,))
     assert column.cardinality is not None
     inside = run.items.assign(minutes=column.cardinality - 1)
     assert len(catalogue_of(run, workflow, items=inside).items) == len(inside)

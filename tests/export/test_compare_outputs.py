@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tiercel_export.compare import ENGINE, EXACT, Tolerance, compare, compare_arrays, compare_rankings
+from tiercel_serving.verify.compare import ENGINE, EXACT, Tolerance, compare, compare_arrays, compare_rankings
 
 FLOATS = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5), elements=st.floats(width=32))
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from tiercel_export.compare import ENGINE
-from tiercel_export.dense import (
+from tiercel_export.errors import ExportError, ExportInputError
+from tiercel_export.models.dense import (
     check_output,
     example_inputs,
     export_onnx,
@@ -19,9 +19,10 @@ from tiercel_export.dense import (
     frozen,
     onnx_build_id,
 )
-from tiercel_export.errors import ExportError, ExportInputError
-from tiercel_export.runners import OnnxRunner, TorchRunner, compare_runners
+from tiercel_export.models.runners import TorchRunner
 from tiercel_serving.spec import TensorSpec
+from tiercel_serving.verify.compare import ENGINE
+from tiercel_serving.verify.runners import OnnxRunner, compare_runners
 
 K, L, MAX = 7, 5, 16
 AVAILABLE = {

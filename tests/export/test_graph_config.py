@@ -13,10 +13,15 @@ from small_release import SETTINGS
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tiercel_export.errors import ExportInputError
-from tiercel_export.graph import EXPLAIN_OUTPUTS, RECOMMEND_OUTPUTS, filter_reasons, render_repository
-from tiercel_export.targets import find_target, model_groups
-from tiercel_export.validate import validate_repository
-from tiercel_serving.release import Release
+from tiercel_serving.release.opened import Release
+from tiercel_serving.repository.graph import (
+    EXPLAIN_OUTPUTS,
+    RECOMMEND_OUTPUTS,
+    filter_reasons,
+    render_repository,
+)
+from tiercel_serving.repository.targets import find_target, model_groups
+from tiercel_serving.repository.validate import validate_repository
 from tiercel_serving.stages.specs import GRAPH_STAGES
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tiercel_export.errors import ExportInputError
-from tiercel_export.index import build_index, exact_search, recall
+from tiercel_export.release.index import build_index
+from tiercel_serving.verify.recall import exact_search, recall
 
 RANDOM = np.random.default_rng(0)
 VECTORS = RANDOM.normal(size=(2000, 16)).astype(np.float32)

@@ -13,7 +13,7 @@ import pytest
 from small_release import Parts, small_release
 
 from tiercel_export.errors import UnsupportedOperator
-from tiercel_serving.release import open_release
+from tiercel_serving.release.opened import open_release
 
 
 def keyed_workflow(parts: Parts, folder: Path) -> Any:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tiercel_export.errors import ExportInputError
-from tiercel_export.manifest import new_build_id, staging_directory, write_manifest
-from tiercel_serving.release import Release, check_files, open_release
+from tiercel_serving.release.opened import Release, check_files, open_release
+from tiercel_serving.release.writing import new_build_id, staging_directory, write_manifest
 
 
 def write(path: Path, name: str) -> None:
@@ -101,7 +101,7 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from tiercel_export.manifest import staging_directory
+from tiercel_serving.release.writing import staging_directory
 with staging_directory(Path(sys.argv[1]), replace=True) as staging:
     (staging / "half").write_text("half")
     print("ready", flush=True)

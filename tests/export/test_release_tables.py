@@ -7,17 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiercel_export.tables import (
+from tiercel_export.release.tables import (
     histories,
     latest,
-    null_column,
     popular_list,
     seen_sets,
-    take_rows,
-    transform,
-    with_null_row,
 )
-from tiercel_serving.columns import Column
+from tiercel_serving.columns import Column, null_column, take_rows, with_null_row
+from tiercel_serving.features.blocks import transform
 
 EVENTS = st.lists(st.tuples(st.integers(-1, 4), st.integers(0, 6)), max_size=40)
 
@@ -102,7 +99,7 @@ def test_tables_are_transformed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> No
             self.calls += 1
             return {"item_num": columns["x"].values[:, None] * 2}
 
-    monkeypatch.setattr("tiercel_export.tables._BLOCK", 4)
+    monkeypatch.setattr("tiercel_serving.features.blocks._BLOCK", 4)
     program = Lengths()
     made = transform(program, {"x": Column(np.arange(10.0))}, 10)
     assert program.calls == 3

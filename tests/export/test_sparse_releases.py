@@ -14,9 +14,9 @@ from small_release import ITEMS, SETTINGS, Parts, small_release
 from torch import nn
 
 from tiercel_export.errors import ExportError
-from tiercel_export.runners import TensorRTRunner, tensorrt_available
-from tiercel_export.verify import verify_release
-from tiercel_serving.pipeline import Pipeline
+from tiercel_export.models.runners import TensorRTRunner, tensorrt_available
+from tiercel_serving.runtime.chain import Pipeline
+from tiercel_serving.verify.checks import verify_release
 
 
 class HistoryTower(nn.Module):

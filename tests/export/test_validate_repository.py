@@ -11,10 +11,10 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from tiercel_export.errors import InvalidConfig
-from tiercel_export.graph import render_repository
-from tiercel_export.validate import validate_repository
-from tiercel_serving.release import Release
+from tiercel_serving.errors import InvalidConfig
+from tiercel_serving.release.opened import Release
+from tiercel_serving.repository.graph import render_repository
+from tiercel_serving.repository.validate import validate_repository
 
 
 @pytest.fixture(scope="module")

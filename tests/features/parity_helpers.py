@@ -14,11 +14,17 @@ from merlin.dag.node import iter_nodes
 
 from tiercel_export.errors import UnsupportedOperator
 from tiercel_export.lowering.expressions import INTEGER_DTYPES, REFUSED
-from tiercel_export.workflow import CompiledProgram, WorkflowParts, compile_workflow, cut_workflow, trace
-from tiercel_export.workflow_frames import FrameOracle, columns_from_frame, oracle_frame
+from tiercel_export.workflow.cut import (
+    CompiledProgram,
+    WorkflowParts,
+    compile_workflow,
+    cut_workflow,
+    trace,
+)
+from tiercel_export.workflow.frames import FrameOracle, columns_from_frame, oracle_frame
 from tiercel_serving.columns import Column
 from tiercel_serving.features import FeatureProgram, InputColumn, OutputColumn
-from tiercel_serving.strings import Strings
+from tiercel_serving.lookups.strings import Strings
 
 # NVTabular logs a traceback for each frame that it refuses; the tests ask for many.
 logging.getLogger("merlin").disabled = True

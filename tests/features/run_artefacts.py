@@ -62,8 +62,8 @@ def load_columns(file: Path) -> tuple[dict[str, Any], int]:
 def main(folders: list[str]) -> None:
     """Run each folder's artefact."""
     sys.meta_path.insert(0, Block())
-    from tiercel_serving.artefacts import open_artefact
     from tiercel_serving.features import FeatureProgram
+    from tiercel_serving.release.artefacts import open_artefact
 
     for folder in map(Path, folders):
         program = FeatureProgram.open(open_artefact(folder / "artefact", "features", BUILD))

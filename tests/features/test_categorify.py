@@ -20,8 +20,8 @@ from parity_helpers import Pair, check, pair
 
 from tiercel_export.errors import UnsupportedOperator, WorkflowError
 from tiercel_export.lowering import keys as lowering_keys
-from tiercel_export.workflow import compile_workflow, cut_workflow
-from tiercel_export.workflow_frames import columns_from_frame, oracle_frame
+from tiercel_export.workflow.cut import compile_workflow, cut_workflow
+from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
 
 FIT = fit_frame(400, 2)
 COUNTER = itertools.count()

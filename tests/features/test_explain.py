@@ -10,11 +10,11 @@ from merlin.schema import Tags
 from nvtabular import ops
 from test_feature_operators import CASES, FIT, fitted, path
 
-from tiercel_export.explain import MOVING, describe_arrays, explain_program, time_plan
-from tiercel_export.explain_workflow import explain_workflow
-from tiercel_export.workflow import compile_workflow, cut_workflow
-from tiercel_export.workflow_frames import columns_from_frame, oracle_frame
-from tiercel_pipelines.sample_rows import made_up_rows
+from tiercel_export.explain.program import MOVING, describe_arrays, explain_program, time_plan
+from tiercel_export.explain.workflow import explain_workflow
+from tiercel_export.workflow.cut import compile_workflow, cut_workflow
+from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
+from tiercel_pipelines.features.sample_rows import made_up_rows
 from tiercel_serving.features import steps as runtime
 from tiercel_serving.features.registers import Register
 

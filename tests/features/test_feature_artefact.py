@@ -10,11 +10,11 @@ import pytest
 from nvtabular import ops
 from test_feature_operators import FIT, REQUEST
 
-from tiercel_export.workflow import compile_workflow
-from tiercel_export.workflow_frames import columns_from_frame, oracle_frame
-from tiercel_serving.artefacts import open_artefact
+from tiercel_export.workflow.cut import compile_workflow
+from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
 from tiercel_serving.columns import Column
 from tiercel_serving.features import FeatureProgram
+from tiercel_serving.release.artefacts import open_artefact
 
 
 @pytest.fixture(scope="module")

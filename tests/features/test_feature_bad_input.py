@@ -16,9 +16,8 @@ import pytest
 from nvtabular import ops
 
 from tiercel_export.errors import ExportInputError, WorkflowError
-from tiercel_export.workflow import compile_workflow
-from tiercel_export.workflow_frames import columns_from_frame
-from tiercel_serving.artefacts import open_artefact
+from tiercel_export.workflow.cut import compile_workflow
+from tiercel_export.workflow.frames import columns_from_frame
 from tiercel_serving.columns import Column
 from tiercel_serving.errors import (
     ArtefactCorrupt,
@@ -28,6 +27,7 @@ from tiercel_serving.errors import (
     NewerFormat,
 )
 from tiercel_serving.features import FeatureProgram
+from tiercel_serving.release.artefacts import open_artefact
 
 FIT = pd.DataFrame(
     {

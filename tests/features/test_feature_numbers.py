@@ -11,8 +11,8 @@ from parity_helpers import check, pair
 from test_feature_operators import FIT, MATRIX, REQUEST, fitted, path, run, similarity
 
 from tiercel_export.errors import UnsupportedOperator
-from tiercel_export.workflow import compile_workflow
-from tiercel_export.workflow_frames import columns_from_frame, oracle_frame
+from tiercel_export.workflow.cut import compile_workflow
+from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
 
 #: One column of each dtype that may stand in a group.
 GROUP = ["tiny", "count", "rank", "age", "score", "price", "flag"]

@@ -24,8 +24,8 @@ from scipy.sparse import coo_matrix
 
 from tiercel_export.errors import UnsupportedOperator, WorkflowError
 from tiercel_export.lowering.table import COMPILED, REFUSED, TABLE, TOTAL, key_of, markdown
-from tiercel_export.workflow import compile_workflow
-from tiercel_export.workflow_frames import columns_from_frame, oracle_frame
+from tiercel_export.workflow.cut import compile_workflow
+from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
 
 FIT = pd.DataFrame(
     {

@@ -12,8 +12,8 @@ from scipy.sparse import coo_matrix
 from test_feature_operators import fitted, path, run
 
 from tiercel_export.errors import WorkflowError
-from tiercel_export.workflow import compile_workflow
-from tiercel_export.workflow_frames import FrameOracle, columns_from_frame
+from tiercel_export.workflow.cut import compile_workflow
+from tiercel_export.workflow.frames import FrameOracle, columns_from_frame
 
 
 def objects(**columns):

@@ -19,7 +19,7 @@ import run_artefacts
 from parity_helpers import Pair, compare, pair
 from test_feature_operators import CASES, FIT, WHOLE, fitted, path
 
-from tiercel_export.workflow_frames import columns_from_frame, oracle_frame
+from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
 
 #: Rows that NVTabular answers whatever the operator.
 FRAME = pd.concat([FIT.iloc[:6], WHOLE], ignore_index=True)

@@ -16,13 +16,13 @@ from nvtabular import ops
 
 from tiercel_export.lowering.expressions import Expression, apply, input_column
 from tiercel_export.lowering.keys import Vocabulary, encode
-from tiercel_export.workflow import compile_workflow
-from tiercel_export.workflow_frames import FrameOracle, columns_from_frame, oracle_frame
-from tiercel_export.workflow_program import Output, schedule
+from tiercel_export.workflow.cut import compile_workflow
+from tiercel_export.workflow.frames import FrameOracle, columns_from_frame, oracle_frame
+from tiercel_export.workflow.program import Output, schedule
 from tiercel_serving.columns import Column
 from tiercel_serving.features import FeatureProgram
-from tiercel_serving.lookup import build_lookup, open_lookup
-from tiercel_serving.strings import Strings
+from tiercel_serving.lookups.lookup import build_lookup, open_lookup
+from tiercel_serving.lookups.strings import Strings
 
 ROWS = 3000
 MANY = 10_000

@@ -16,8 +16,8 @@ from parity_helpers import Pair, check, pair
 from test_feature_operators import FIT, MATRIX, REQUEST, WHOLE, fitted, path, select, similarity
 
 from tiercel_export.errors import UnsupportedOperator
-from tiercel_export.workflow import compile_workflow, cut_workflow
-from tiercel_export.workflow_frames import FrameOracle
+from tiercel_export.workflow.cut import compile_workflow, cut_workflow
+from tiercel_export.workflow.frames import FrameOracle
 
 #: Graphs in which a column of one name comes from two places, or groups, or nests.
 SHAPES = {

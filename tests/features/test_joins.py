@@ -20,8 +20,8 @@ from nvtabular import ops
 from parity_helpers import Pair, check
 
 from tiercel_export.errors import UnsupportedOperator, WorkflowError
-from tiercel_export.workflow import compile_workflow, cut_workflow, trace
-from tiercel_export.workflow_frames import FrameOracle, columns_from_frame, oracle_frame
+from tiercel_export.workflow.cut import compile_workflow, cut_workflow, trace
+from tiercel_export.workflow.frames import FrameOracle, columns_from_frame, oracle_frame
 
 FIT = fit_frame(400, 1)
 COUNTER = itertools.count()
@@ -298,7 +298,7 @@ def test_nvtabulars_folds_depend_on_the_position(tmp_path):
 
 def test_a_recipe_has_no_folds():
     # Its models are trained on what NVTabular transforms, and served by another form than that.
-    from tiercel_pipelines.features import why_unsupported
+    from tiercel_pipelines.features.workflow import why_unsupported
 
     assert why_unsupported(ops.TargetEncoding("hit", kfold=1)) is None
     assert why_unsupported(ops.TargetEncoding("hit")) == (

@@ -14,9 +14,9 @@ import pytest
 
 from tiercel_export.lowering.expressions import input_column
 from tiercel_export.lowering.keys import Vocabulary, encode
-from tiercel_export.workflow_program import Output, schedule
-from tiercel_serving.artefacts import write_artefact
-from tiercel_serving.strings import Strings
+from tiercel_export.workflow.program import Output, schedule
+from tiercel_serving.lookups.strings import Strings
+from tiercel_serving.release.artefacts import write_artefact
 
 SMAPS = Path("/proc/self/smaps_rollup")
 
@@ -27,7 +27,7 @@ CHILD = textwrap.dedent(
     import json
     from pathlib import Path
     import numpy as np
-    from tiercel_serving.artefacts import open_artefact
+    from tiercel_serving.release.artefacts import open_artefact
     from tiercel_serving.columns import Column
     from tiercel_serving.features import FeatureProgram
 

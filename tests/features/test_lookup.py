@@ -9,11 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tiercel_serving import perfect_hash
-from tiercel_serving.artefacts import open_artefact, write_artefact
-from tiercel_serving.column_store import open_column, store_column
 from tiercel_serving.columns import Column
-from tiercel_serving.lookup import (
+from tiercel_serving.lookups import perfect_hash
+from tiercel_serving.lookups.lookup import (
     FEW,
     DirectLookup,
     IntLookup,
@@ -23,7 +21,9 @@ from tiercel_serving.lookup import (
     open_lookup,
     read_keys,
 )
-from tiercel_serving.strings import Strings
+from tiercel_serving.lookups.strings import Strings
+from tiercel_serving.release.artefacts import open_artefact, write_artefact
+from tiercel_serving.tables.column_store import open_column, store_column
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 KEYS = st.one_of(

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nvtabular import ops
 
-from tiercel_export.workflow import compile_workflow
+from tiercel_export.workflow.cut import compile_workflow
 from tiercel_serving.columns import Column
 from tiercel_serving.errors import InvalidRequest
 from tiercel_serving.features.quiet import Quiet
-from tiercel_serving.strings import Strings
+from tiercel_serving.lookups.strings import Strings
 
 WORDS = ["", "a", "ab", "né", "日本", "x" * 8, "x" * 9, "y" * 24, "z" * 60, "w" * 150]
 TEXT = st.one_of(st.none(), st.sampled_from([word.encode() for word in WORDS]), st.binary(max_size=30))

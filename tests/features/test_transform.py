@@ -23,12 +23,12 @@ from nvtabular import ops
 from parity_helpers import compare
 
 from tiercel_export.errors import UnsupportedOperator
-from tiercel_export.workflow import compile_workflow
-from tiercel_export.workflow_frames import FrameOracle, oracle_frame
-from tiercel_pipelines.arrow_columns import array_from_column, column_from_arrow
+from tiercel_export.workflow.cut import compile_workflow
+from tiercel_export.workflow.frames import FrameOracle, oracle_frame
 from tiercel_pipelines.errors import DataCorrupt, DataError, DataMissing
-from tiercel_pipelines.feature_source import FeatureSource, kind_of
-from tiercel_pipelines.transform import Transform, parquet_files, transform_files
+from tiercel_pipelines.features.arrow_columns import array_from_column, column_from_arrow
+from tiercel_pipelines.features.source import FeatureSource, kind_of
+from tiercel_pipelines.features.transform import Transform, parquet_files, transform_files
 from tiercel_serving.features import InputColumn, OutputColumn
 
 ROWS = 2_500
@@ -269,7 +269,7 @@ def test_packed_tensors_are_lists_of_a_fixed_size(tmp_path, source):
     path = written(tmp_path, given)
     transform_files(Transform([program], packed=True, batch_rows=90), [path], tmp_path / "out.parquet")
     got = pq.read_table(tmp_path / "out.parquet")
-    from tiercel_export.workflow_frames import columns_from_frame
+    from tiercel_export.workflow.frames import columns_from_frame
 
     frame = oracle_frame(given.to_pandas(), program.inputs)
     expected = program.packed(columns_from_frame(frame, program.inputs), len(frame))
@@ -555,8 +555,8 @@ def test_target_encoding_without_folds_must_be_asked_for(tmp_path):
 MEMORY = """
     import sys
     from pathlib import Path
-    from tiercel_pipelines.feature_source import FeatureSource
-    from tiercel_pipelines.transform import Transform, transform_files
+    from tiercel_pipelines.features.source import FeatureSource
+    from tiercel_pipelines.features.transform import Transform, transform_files
 
     root = Path(sys.argv[1])
     transform = Transform([FeatureSource("program", root / "program").program("user")])

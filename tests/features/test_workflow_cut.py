@@ -16,8 +16,8 @@ from merlin.schema import Tags
 from nvtabular import ops
 
 from tiercel_export.errors import ExportInputError, UnsupportedOperator, WorkflowError
-from tiercel_export.workflow import compile_workflow, cut_workflow
-from tiercel_export.workflow_frames import (
+from tiercel_export.workflow.cut import compile_workflow, cut_workflow
+from tiercel_export.workflow.frames import (
     FrameOracle,
     columns_from_frame,
     frame_oracle,

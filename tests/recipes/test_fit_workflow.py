@@ -10,18 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tiercel_export.workflow import compile_workflow
-from tiercel_export.workflow_frames import columns_from_frame, frame_oracle
+from tiercel_export.workflow.cut import compile_workflow
+from tiercel_export.workflow.frames import columns_from_frame, frame_oracle
 from tiercel_pipelines.data import Dataset, MovieLens100K, Synthetic, load_dataset, split_dataset
 from tiercel_pipelines.data.movielens import find_ml_100k
-from tiercel_pipelines.features import (
+from tiercel_pipelines.features.workflow import (
     feature_columns,
     fit_workflow,
     list_lengths,
     packed_columns,
     packed_frame,
 )
-from tiercel_pipelines.recipe import Recipe, load_recipe
+from tiercel_pipelines.recipe.recipe import Recipe, load_recipe
 
 CASES = {
     "movielens": MovieLens100K(),
@@ -163,7 +163,7 @@ def test_a_failing_fit_leaves_nothing_behind(
 
 
 def test_long_lists_are_cut_and_short_ones_padded() -> None:
-    from tiercel_pipelines.features import _padded
+    from tiercel_pipelines.features.workflow import _padded
 
     rows = [[1, 2, 3], [], [4]]
     np.testing.assert_array_equal(_padded(rows, 2, np.int64), [[1, 2], [0, 0], [4, 0]])

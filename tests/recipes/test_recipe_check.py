@@ -9,7 +9,7 @@ import pytest
 
 from tiercel_pipelines.data import Dataset, Synthetic, load_dataset
 from tiercel_pipelines.errors import RecipeError
-from tiercel_pipelines.recipe import Recipe, Rule, ServingSettings, Source, load_recipe
+from tiercel_pipelines.recipe.recipe import Recipe, Rule, ServingSettings, Source, load_recipe
 
 RECIPE = load_recipe("synthetic")
 

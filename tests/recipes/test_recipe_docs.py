@@ -10,7 +10,7 @@ import pytest
 
 from tiercel_export.lowering.table import TABLE
 from tiercel_pipelines.data import Parquet, Synthetic
-from tiercel_pipelines.recipe import (
+from tiercel_pipelines.recipe.recipe import (
     IndexSettings,
     RankingSettings,
     Recipe,
@@ -84,7 +84,7 @@ def test_the_example_of_own_tables_is_right() -> None:
 
 def test_the_example_of_features_is_right() -> None:
     # First, since it silences what NVTabular warns of on import.
-    from tiercel_pipelines.features import blank_schema, describe_graph, root_columns  # isort: skip
+    from tiercel_pipelines.features.workflow import blank_schema, describe_graph, root_columns  # isort: skip
     from merlin.schema import Tags
     from nvtabular import ops
 

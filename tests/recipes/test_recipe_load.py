@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tiercel_pipelines.errors import RecipeError
-from tiercel_pipelines.recipe import BUILT_IN, load_recipe
+from tiercel_pipelines.recipe.recipe import BUILT_IN, load_recipe
 from tiercel_pipelines.recipes import movielens
 
 MOVIELENS = Path(movielens.__file__).read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tiercel_pipelines.server.process import RESTRICTED
+from tiercel_serving.supervise.process import RESTRICTED
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tiercel_pipelines.errors import LibPythonMissing, TritonMissing
-from tiercel_pipelines.server.installation import PYTHON_VERSION, STUB, find_installation, find_libpython
+from tiercel_serving.errors import LibPythonMissing, TritonMissing
+from tiercel_serving.supervise.installation import PYTHON_VERSION, STUB, find_installation, find_libpython
 
 
 def container_like(root: Path, *, stub: bool = True) -> Path:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tiercel_pipelines.server.log import failure_reasons, port_in_use, tail
+from tiercel_serving.supervise.log import failure_reasons, port_in_use, tail
 
 NOISE = '2026-11-21T11:01:22Z 7454 E server.cc:241] "CudaDriverHelper has not been initialized."\n'
 

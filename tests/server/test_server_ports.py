@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from tiercel_pipelines.errors import PortTaken, ServerError
-from tiercel_pipelines.server.ports import held_ports, resolve_host
+from tiercel_serving.errors import PortTaken, ServerError
+from tiercel_serving.supervise.ports import held_ports, resolve_host
 
 NAMES = ("grpc", "http", "metrics")
 

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tiercel_pipelines.errors import PortTaken, ServerFailed
-from tiercel_pipelines.server import guard, start_server
-from tiercel_serving.errors import ReleaseMissing
+from tiercel_serving.errors import PortTaken, ReleaseMissing, ServerFailed
+from tiercel_serving.supervise import guard, start_server
 
 Canary = Callable[[str, float], None]
 
@@ -137,7 +136,7 @@ def test_the_watch_notices_a_failing_canary_and_a_stop(
 
 SCRIPT = """
 import sys, tempfile, time
-from tiercel_pipelines.server import start_server
+from tiercel_serving.supervise import start_server
 tempfile.tempdir = sys.argv[2]
 with start_server(sys.argv[1]):
     print("up", flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_release import Tiny, make_tiny
 
-from tiercel_serving.pipeline import Pipeline
+from tiercel_serving.runtime.chain import Pipeline
 from tiercel_serving.settings import Rule, Source
 
 #: Every shape of a recommender that the stages must serve.
@@ -74,7 +74,7 @@ def pipeline_of(tiny_of: Callable[[str], Tiny]) -> Callable[[str], Pipeline]:
             with pytest.MonkeyPatch.context() as patch:
                 if variant.endswith("by index"):
                     # Catalogues as small as these are otherwise searched without their index.
-                    patch.setattr("tiercel_serving.stages.search.SCAN_ITEMS", 0)
+                    patch.setattr("tiercel_serving.sources.search.SCAN_ITEMS", 0)
                 made[variant] = Pipeline.open(tiny_of(variant).release)
         return made[variant]
 

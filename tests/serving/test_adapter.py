@@ -91,9 +91,9 @@ def fake_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[str, str
     }.items():
         setattr(module, name, value)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
-    monkeypatch.delitem(sys.modules, "tiercel_serving.triton", raising=False)
+    monkeypatch.delitem(sys.modules, "tiercel_serving.runtime.triton", raising=False)
     yield MetricFamily.values
-    sys.modules.pop("tiercel_serving.triton", None)
+    sys.modules.pop("tiercel_serving.runtime.triton", None)
 
 
 Open = Callable[..., Any]
@@ -104,7 +104,7 @@ def open_model(fake_triton: dict[tuple[str, str], float], plain: Tiny) -> Iterat
     opened: list[Any] = []
 
     def get(stages: str = "", build_id: str = "build-1", release: str | None = None) -> Any:
-        from tiercel_serving.triton import TritonPythonModel
+        from tiercel_serving.runtime.triton import TritonPythonModel
 
         parameters = {
             "stages": stages or ",".join(name for name in plain.release.stages if name != "describe_items"),

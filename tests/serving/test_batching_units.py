@@ -11,19 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_release import Tiny, make_tiny, objects
 
-from tiercel_serving.batching import complete, concatenate, split
+from tiercel_serving.columns import flat_ranges
 from tiercel_serving.errors import ArtefactCorrupt
-from tiercel_serving.pipeline import Pipeline
+from tiercel_serving.ranked import BitmapMask, KeyMask, first_allowed, order_by_score, sort_by_score
+from tiercel_serving.runtime.batching import complete, concatenate, split
+from tiercel_serving.runtime.chain import Pipeline
 from tiercel_serving.spec import StageSpec, TensorSpec
-from tiercel_serving.stages.ranked import (
-    BitmapMask,
-    KeyMask,
-    first_allowed,
-    order_by_score,
-    sort_by_score,
-)
 from tiercel_serving.stages.specs import stage_specs
-from tiercel_serving.store import flat_ranges
 
 SPECS = (
     TensorSpec("user_id", "int64", (1,)),

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from stage_oracles import Ask, tensors
 from tiny_release import OCCUPATIONS, Tiny, ranker_oracle, tower_oracle, transform
 
-from tiercel_serving import batching
 from tiercel_serving.errors import StageFailed
-from tiercel_serving.pipeline import Pipeline
+from tiercel_serving.runtime import batching
+from tiercel_serving.runtime.chain import Pipeline
 from tiercel_serving.spec import DTYPES
 
 quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,7 +12,6 @@ import pytest
 from stage_oracles import Ask, tensors
 from tiny_release import Tiny, make_tiny, objects
 
-from tiercel_serving import batching
 from tiercel_serving.columns import Column
 from tiercel_serving.errors import (
     ArtefactCorrupt,
@@ -21,8 +20,9 @@ from tiercel_serving.errors import (
     InvalidRequest,
     ReleaseMissing,
 )
-from tiercel_serving.pipeline import Pipeline
-from tiercel_serving.release import open_release
+from tiercel_serving.release.opened import open_release
+from tiercel_serving.runtime import batching
+from tiercel_serving.runtime.chain import Pipeline
 from tiercel_serving.settings import Rule
 from tiercel_serving.stages import build_stage
 from tiercel_serving.stages.filtering import rule_passes

@@ -16,14 +16,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tiercel_serving.artefacts import write_artefact
-from tiercel_serving.column_store import store_column
 from tiercel_serving.columns import Column
-from tiercel_serving.lookup import build_lookup
-from tiercel_serving.release import Release, open_release
+from tiercel_serving.lookups.lookup import build_lookup
+from tiercel_serving.release.artefacts import write_artefact
+from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.stages.specs import stage_specs
-from tiercel_serving.store import ITEM_IDS, ITEM_LOOKUP, USER_LOOKUP, raw_prefix
+from tiercel_serving.tables.column_store import store_column
+from tiercel_serving.tables.store import ITEM_IDS, ITEM_LOOKUP, USER_LOOKUP, raw_prefix
 
 BUILD = "build-1"
 DIMENSION = 4

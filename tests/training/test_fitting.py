@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tiercel_pipelines.errors import TrainingError
-from tiercel_pipelines.models import CategoryColumn, DLRMConfig, Side, TwoTowerConfig
-from tiercel_pipelines.recipe import RankingSettings, RetrievalSettings
+from tiercel_pipelines.families import CategoryColumn, DLRMConfig, Side, TwoTowerConfig
+from tiercel_pipelines.recipe.recipe import RankingSettings, RetrievalSettings
 from tiercel_pipelines.training import fitting
 from tiercel_pipelines.training.fitting import fit_dlrm, fit_two_tower, retrieval_ndcg
 from tiercel_pipelines.training.pairs import Packed, Pairs, assign_folds

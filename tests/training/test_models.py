@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 import torch
 
-from tiercel_export.dense import export_onnx, forward_inputs, frozen
-from tiercel_pipelines.models import (
+from tiercel_export.models.dense import export_onnx, forward_inputs, frozen
+from tiercel_pipelines.families import (
     CategoryColumn,
     DLRMConfig,
     ListColumn,

@@ -89,7 +89,7 @@ class Where:
     schema
         The schema of the node's output.
     target_encoding
-        As for :func:`~tiercel_export.workflow.cut_workflow`.
+        As for :func:`~tiercel_export.workflow.cut.cut_workflow`.
     """
 
     operator: str

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tiercel_serving.lookup import is_dense, packed_strings
+from tiercel_serving.lookups.lookup import is_dense, packed_strings
 
 from ..errors import WorkflowError
 from .expressions import Expression, Where, apply, combine

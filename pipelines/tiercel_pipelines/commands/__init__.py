@@ -1,4 +1,4 @@
-"""The commands of ``tiercel``, one module each, named in the table of :mod:`tiercel_pipelines.cli`.
+"""The commands of ``tiercel``, one module each, named in the table of :mod:`tiercel_serving.commands.cli`.
 
 A module holds a function ``command`` with typer's annotations. Its docstring is the help text and ends
 with an example. It imports what is heavy inside functions, and does its work in a

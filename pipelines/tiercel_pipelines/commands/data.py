@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .shell import Debug, Json, shell
-from .tables import heading, number, pairs, table
+from tiercel_serving.commands.shell import Debug, Json, shell
+from tiercel_serving.commands.tables import heading, number, pairs, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +45,7 @@ def command(
             if dataset in LOADERS:
                 loaded = load_dataset(dataset, data_dir=data_dir, progress=progress)
             else:
-                from ..recipe import load_recipe
+                from ..recipe.recipe import load_recipe
 
                 loaded = load_dataset(load_recipe(dataset).dataset, data_dir=data_dir, progress=progress)
         document = describe(loaded)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from .recommend import document_of, items_table
-from .serve import example_user, start
-from .shell import Debug, Json, Refused, Shell, shell
-from .tables import number, seconds
+from tiercel_serving.commands.recommend import document_of, items_table
+from tiercel_serving.commands.serve import example_user, start
+from tiercel_serving.commands.shell import Debug, Json, Refused, Shell, shell
+from tiercel_serving.commands.tables import number, seconds
+
 from .train import Epochs, adjusted
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class _Demo:
     def train(self, dataset: Dataset, run: Path) -> Any:
         """Train the data set's recipe, and return the metrics."""
         with self.step("train"), self.sh.work("Training") as progress:
-            from ..recipe import load_recipe
+            from ..recipe.recipe import load_recipe
             from ..training import TrainedRun, train_recipe
 
             if self.reuse and run.exists():
@@ -111,7 +112,7 @@ class _Demo:
     def export(self, run: Path, release: Path) -> None:
         """Compile and verify the run."""
         with self.step("export"), self.sh.work("Exporting", steps=True) as progress:
-            from ..run_export import export_run
+            from ..export.run_export import export_run
             from ..training import TrainedRun
 
             if not (self.reuse and release.exists()):

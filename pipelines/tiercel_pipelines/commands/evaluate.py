@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .serve import Layout, Triton, start
-from .shell import Debug, Json, Refused, Shell, shell
-from .tables import heading, number, table
+from tiercel_serving.commands.serve import Layout, Triton, start
+from tiercel_serving.commands.shell import Debug, Json, Refused, Shell, shell
+from tiercel_serving.commands.tables import heading, number, table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..evaluate import EvaluationReport
+    from ..offline.evaluate import EvaluationReport
     from ..training import TrainedRun
 
 #: Row of the table → what it is.
@@ -66,9 +66,9 @@ def evaluate(
     sh: Shell, run: TrainedRun, release: Path | None, url: str | None, k: int, **how: Any
 ) -> EvaluationReport:
     """Ask the server at ``url``, or one started on ``release``; with both, the server must serve it."""
-    from tiercel_serving.release import open_release
+    from tiercel_serving.release.opened import open_release
 
-    from ..evaluate import EvaluationData, ServedEnsemble, check_same, check_tables, evaluate_served
+    from ..offline.evaluate import EvaluationData, ServedEnsemble, check_same, check_tables, evaluate_served
 
     data = EvaluationData.from_run(run, k)
     with ExitStack() as stack:

@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from tiercel_serving.commands.shell import Debug, Json, Refused, Report, Shell, shell
+from tiercel_serving.commands.tables import heading, number, table
+
 from .data import DataDir
-from .shell import Debug, Json, Refused, Report, Shell, shell
-from .tables import heading, number, table
 from .transform import TargetEncoding, check_target_encoding, source_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from tiercel_export.explain import PartPlan
-    from tiercel_export.explain_workflow import WorkflowPlan
-    from tiercel_export.workflow import WorkflowParts
+    from tiercel_export.explain.program import PartPlan
+    from tiercel_export.explain.workflow import WorkflowPlan
+    from tiercel_export.workflow.cut import WorkflowParts
     from tiercel_serving.features import InputColumn
     from tiercel_serving.spec import Array
 
-    from ..feature_source import FeatureSource
-    from ..sample_rows import SampleRows
+    from ..features.sample_rows import SampleRows
+    from ..features.source import FeatureSource
 
 #: So many columns of a step are named; of more, the first ones and the last.
 NAMED = 6
@@ -95,9 +96,9 @@ class Explained:
 
     def timed(self, rows: int, data: Path | None, progress: Report) -> Explained:
         """Return the same with times."""
-        from tiercel_export.explain import time_plan
+        from tiercel_export.explain.program import time_plan
 
-        from ..sample_rows import rows_of_file
+        from ..features.sample_rows import rows_of_file
 
         plans, what = [], ""
         for plan, (document, arrays) in zip(self.parts, self.programs, strict=True):
@@ -137,7 +138,7 @@ def explain(
     sh: Shell,
 ) -> Explained:
     """Find what is to be explained, and explain it."""
-    from ..feature_source import kind_of
+    from ..features.source import kind_of
 
     path = Path(source)
     kind = kind_of(path)
@@ -153,7 +154,7 @@ def explain(
             f"{source}: expected a recipe, or the directory of a run, a release or a saved NVTabular "
             f"workflow; {came}"
         )
-    from ..recipe import load_recipe
+    from ..recipe.recipe import load_recipe
 
     recipe = load_recipe(source)
     run = Path("runs") / recipe.name
@@ -166,7 +167,7 @@ def explain(
 
 def explain_source(source: FeatureSource, name: str, part: str | None) -> Explained:
     """Explain a directory."""
-    from ..sample_rows import made_up_rows, rows_of_release, rows_of_run
+    from ..features.sample_rows import made_up_rows, rows_of_release, rows_of_run
 
     def sample(of: str, inputs: Sequence[InputColumn], n: int) -> SampleRows:
         if source.kind == "run":
@@ -179,7 +180,7 @@ def explain_source(source: FeatureSource, name: str, part: str | None) -> Explai
         raise Refused(f"--part {part}: {name} has only {', '.join(source.parts)}")
     if source.has_workflow:
         return explain_cut(source.workflow, name, source.kind, part, sample)
-    from tiercel_export.explain import explain_program
+    from tiercel_export.explain.program import explain_program
 
     programs = tuple(source.compiled(of) for of in source.parts if part in (None, of))
     plans = tuple(explain_program(document, arrays) for document, arrays in programs)
@@ -191,9 +192,9 @@ def explain_recipe(
 ) -> Explained:
     """Fit a recipe's workflow, as training would, and explain it."""
     from ..data import load_dataset, split_dataset
-    from ..feature_source import cut_or_whole
-    from ..features import fit_workflow
-    from ..sample_rows import rows_of_frame
+    from ..features.sample_rows import rows_of_frame
+    from ..features.source import cut_or_whole
+    from ..features.workflow import fit_workflow
 
     dataset = load_dataset(recipe.dataset, data_dir=data_dir, progress=progress)
     recipe.check(dataset)
@@ -217,7 +218,7 @@ def explain_cut(
     sample: Callable[[str, Sequence[InputColumn], int], SampleRows],
 ) -> Explained:
     """Explain a workflow."""
-    from tiercel_export.explain_workflow import explain_workflow
+    from tiercel_export.explain.workflow import explain_workflow
 
     plan = explain_workflow(cut, part=part)
     programs = tuple((program.document, program.arrays) for program in plan.programs)

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .shell import Debug, Json, Refused, shell
-from .tables import heading, number, pairs, seconds
+from tiercel_serving.commands.shell import Debug, Json, Refused, shell
+from tiercel_serving.commands.tables import heading, number, pairs, seconds
+
 from .train import Replace, check_free
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tiercel_serving.release import Release
+    from tiercel_serving.release.opened import Release
 
 
 #: What of the manifest is printed.
@@ -59,7 +60,7 @@ def command(
     with shell(json=json, debug=debug) as sh:
         begun = time.perf_counter()
         with sh.work(f"Exporting {run}", steps=True) as progress:
-            from tiercel_export.targets import TARGETS
+            from tiercel_serving.repository.targets import TARGETS
 
             if layout not in ("fused", "staged"):
                 raise Refused(f"--layout {layout}: the layouts are fused and staged")
@@ -68,8 +69,8 @@ def command(
             files = {"items": items, "users": users, "interactions": interactions}
             refuse_missing(files)
 
-            from ..catalogue import load_table
-            from ..run_export import export_run
+            from ..export.catalogue import load_table
+            from ..export.run_export import export_run
             from ..training import TrainedRun
 
             trained = TrainedRun.open(run)

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tiercel_serving.commands.shell import Debug, Json, Refused, Report, shell
+from tiercel_serving.commands.tables import heading, pairs, seconds, table
+
 from .data import DataDir
-from .shell import Debug, Json, Refused, Report, shell
-from .tables import heading, pairs, seconds, table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..recipe import Recipe
+    from ..recipe.recipe import Recipe
     from ..training import TrainedRun
 
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="At most so many, for both models.")]
@@ -46,7 +47,7 @@ def command(
     with shell(json=json, debug=debug) as sh:
         begun = time.perf_counter()
         with sh.work(f"Training {recipe}") as progress:
-            from ..recipe import load_recipe
+            from ..recipe.recipe import load_recipe
 
             loaded = adjusted(load_recipe(recipe), seed, epochs)
             where = run if run is not None else Path("runs") / loaded.name

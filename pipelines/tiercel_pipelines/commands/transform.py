@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .shell import Debug, Json, Refused, Shell, shell
-from .tables import heading, pairs, seconds
+from tiercel_serving.commands.shell import Debug, Json, Refused, Shell, shell
+from tiercel_serving.commands.tables import heading, pairs, seconds
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..feature_source import FeatureSource
-    from ..transform import Transformed
+    from ..features.source import FeatureSource
+    from ..features.transform import Transformed
 
 CHOICES = ("user", "item", "both")
 
@@ -87,8 +87,14 @@ def command(
     """
     with shell(json=json, debug=debug) as sh:
         with sh.work(f"Transforming by {source}") as progress:
-            from ..feature_source import kind_of
-            from ..transform import BATCH_ROWS, Transform, check_output, parquet_files, transform_files
+            from ..features.source import kind_of
+            from ..features.transform import (
+                BATCH_ROWS,
+                Transform,
+                check_output,
+                parquet_files,
+                transform_files,
+            )
 
             kind = kind_of(source)
             if kind is None:
@@ -132,7 +138,7 @@ def source_of(
     kind: str, path: Path, list_lengths: Sequence[str], target_encoding: str | None
 ) -> FeatureSource:
     """Return the source, which compiles a workflow as the options say."""
-    from ..feature_source import FeatureSource
+    from ..features.source import FeatureSource
 
     check_target_encoding(target_encoding)
     source = FeatureSource(kind, path, target_encoding=target_encoding)
@@ -176,7 +182,7 @@ def chosen_parts(
 ) -> tuple[str, ...]:
     """Return the parts to transform: those that are asked for, else those whose columns the files have."""
     from ..errors import DataMissing
-    from ..transform import read_footer
+    from ..features.transform import read_footer
 
     if part == "both":
         return source.parts

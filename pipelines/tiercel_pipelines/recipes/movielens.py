@@ -7,7 +7,7 @@ from typing import Any
 
 from nvtabular import ops
 
-from tiercel_pipelines.recipe import (
+from ..recipe.recipe import (
     IndexSettings,
     MovieLens100K,
     RankingSettings,

@@ -8,7 +8,7 @@ from typing import Any
 from merlin.schema import Tags
 from nvtabular import ops
 
-from tiercel_pipelines.recipe import (
+from ..recipe.recipe import (
     IndexSettings,
     RankingSettings,
     Recipe,

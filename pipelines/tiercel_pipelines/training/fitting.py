@@ -12,10 +12,10 @@ import torch
 
 from ..data import Progress
 from ..errors import TrainingError
-from ..metrics import Relevance, ranking_metrics
-from ..models.dlrm import DLRM, DLRMConfig, build_dlrm
-from ..models.two_tower import TwoTower, TwoTowerConfig, build_two_tower
-from ..recipe import RankingSettings, RetrievalSettings
+from ..families.dlrm import DLRM, DLRMConfig, build_dlrm
+from ..families.two_tower import TwoTower, TwoTowerConfig, build_two_tower
+from ..offline.metrics import Relevance, ranking_metrics
+from ..recipe.recipe import RankingSettings, RetrievalSettings
 from .losses import listwise_softmax, sampled_softmax
 from .pairs import IntArray, Packed, Pairs, left_align
 from .retrieval import item_vectors, queries, rank, reorder

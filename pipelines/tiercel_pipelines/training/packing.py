@@ -11,8 +11,8 @@ import pandas as pd
 from tiercel_serving.settings import ServingSettings
 
 from ..data import Dataset
-from ..features import FeatureColumn, packed_columns, packed_frame
-from ..models.layers import CategoryColumn, ListColumn, Side
+from ..families.layers import CategoryColumn, ListColumn, Side
+from ..features.workflow import FeatureColumn, packed_columns, packed_frame
 from .pairs import Array, IntArray, Packed, Pairs
 
 
@@ -22,7 +22,7 @@ def side_of(columns: Iterable[FeatureColumn], part: str, packed: Mapping[str, Ar
     Parameters
     ----------
     columns
-        As :func:`~tiercel_pipelines.features.packed_columns` gives them.
+        As :func:`~tiercel_pipelines.features.workflow.packed_columns` gives them.
     part
         ``user`` or ``item``.
     packed

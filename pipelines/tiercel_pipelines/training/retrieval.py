@@ -12,7 +12,7 @@ import torch
 
 from tiercel_serving.settings import Rule, ServingSettings, Source
 
-from ..models.layers import PackedModule
+from ..families.layers import PackedModule
 from .pairs import Array, BoolArray, IntArray, Packed, Pairs, history_rows
 
 FloatArray = npt.NDArray[np.float32]

@@ -24,15 +24,15 @@ from typing import Any
 
 import pandas as pd
 
-from tiercel_serving.release import file_sha256
+from tiercel_serving.release.opened import file_sha256
 from tiercel_serving.settings import ServingSettings
 
 from ..data.dataset import plain_frame
 from ..errors import TrainingError
-from ..models.dlrm import DLRM, DLRMConfig, build_dlrm
-from ..models.layers import PackedModule
-from ..models.two_tower import TwoTower, TwoTowerConfig, build_two_tower
-from ..recipe import IndexSettings
+from ..families.dlrm import DLRM, DLRMConfig, build_dlrm
+from ..families.layers import PackedModule
+from ..families.two_tower import TwoTower, TwoTowerConfig, build_two_tower
+from ..recipe.recipe import IndexSettings
 from .checkpoint import load_json, load_weights, save_json, save_weights
 
 RUN_FORMAT = 1

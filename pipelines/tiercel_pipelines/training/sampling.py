@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from ..models.layers import NULL_ID, UNKNOWN_ID, Side
+from ..families.layers import NULL_ID, UNKNOWN_ID, Side
 from .pairs import Array, BoolArray, IntArray, Packed, Pairs, history_rows, left_align
 
 FloatArray = npt.NDArray[np.float32]

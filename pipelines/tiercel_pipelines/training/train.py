@@ -30,11 +30,11 @@ import pandas as pd
 
 from ..data import Dataset, Progress, Split, split_dataset
 from ..errors import TrainingError
-from ..features import fit_workflow, packed_columns
-from ..metrics import Relevance, ranking_metrics
-from ..models.dlrm import DLRM, DLRMConfig
-from ..models.two_tower import TwoTower, TwoTowerConfig
-from ..recipe import IMPLICIT, Recipe
+from ..families.dlrm import DLRM, DLRMConfig
+from ..families.two_tower import TwoTower, TwoTowerConfig
+from ..features.workflow import fit_workflow, packed_columns
+from ..offline.metrics import Relevance, ranking_metrics
+from ..recipe.recipe import IMPLICIT, Recipe
 from .fitting import Course, fit_dlrm, fit_two_tower
 from .packing import build_pairs, pack_dataset, side_of
 from .pairs import IntArray, Packed, Pairs, assign_folds, history_rows

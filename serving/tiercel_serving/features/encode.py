@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..lookup import open_lookup
+from ..lookups.lookup import open_lookup
+from ..lookups.strings import Strings
 from ..spec import Array
-from ..strings import Strings
 from .registers import Elementwise
 
 _INT64, _UINT64 = np.dtype(np.int64), np.dtype(np.uint64)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..lookup import open_lookup
+from ..lookups.lookup import open_lookup
+from ..lookups.strings import Strings
 from ..spec import Array
-from ..strings import Strings
 from .registers import Columns, Register, Registers
 
 #: A gathered text column of up to this many rows is held as Python objects, which are taken at once;

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..errors import InvalidRequest
+from ..lookups.strings import Strings
 from ..spec import Array
-from ..strings import Strings
 from .registers import Columns, Register, Registers, nan_where_null
 
 #: Up to this many offsets are compared as Python integers, which takes a fifth of NumPy's time.

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..artefacts import Artefact
 from ..columns import Column
 from ..errors import ArtefactCorrupt, InvalidRequest, NewerFormat
+from ..release.artefacts import Artefact
 from ..spec import Array
 from .quiet import Quiet
 from .registers import Register, Registers

@@ -6,7 +6,7 @@ A register is four arrays:
     ``[C, n]``: C columns that share an operator chain, n rows. dtype int64, float32, float64, or object
     for ``bytes``. A list column is ``[1, m]``, its m elements.
     Where nothing but vocabularies reads a text column (``packed`` in the JSON of its load), ``x`` may be
-    packed :class:`~tiercel_serving.strings.Strings` instead: C columns of n, one after the other.
+    packed :class:`~tiercel_serving.lookups.strings.Strings` instead: C columns of n, one after the other.
 ``valid``
     ``[C, n]`` boolean or None. None in a float register, where a null is NaN.
 ``offsets``, ``row_valid``

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..release import Release
+from ..release.opened import Release
 from ..spec import Stage
 
 # A stage's module is imported when the stage is built: a Triton model loads FAISS or ONNX Runtime only

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..release import Release
+from ..release.opened import Release
 from ..spec import Array, Arrays, StageSpec
-from ..store import ItemTable
+from ..tables.store import ItemTable
 
 
 class CandidateFeatures:

@@ -6,9 +6,9 @@ import numpy as np
 
 from ..columns import Column
 from ..errors import InvalidRequest
-from ..release import Release
+from ..release.opened import Release
 from ..spec import Array, Arrays, StageSpec
-from ..store import ItemTable
+from ..tables.store import ItemTable
 
 
 class DescribeItems:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnxruntime
 
 from ..errors import ArtefactCorrupt
-from ..release import Release
+from ..release.opened import Release
 from ..spec import Array, Arrays, StageSpec
 
 #: The model's file in its artefact.

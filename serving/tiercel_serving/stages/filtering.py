@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..errors import ArtefactCorrupt
-from ..release import Release
+from ..ranked import first_allowed, pick
+from ..release.opened import Release
 from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT, Rule
 from ..spec import Array, Arrays, StageSpec
-from ..store import ItemTable
-from .ranked import first_allowed, pick
+from ..tables.store import ItemTable
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,

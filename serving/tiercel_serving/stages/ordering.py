@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import InvalidRequest
-from ..release import Release
+from ..ranked import sort_by_score
+from ..release.opened import Release
 from ..settings import UNKNOWN
 from ..spec import Array, Arrays, StageSpec
-from ..store import ItemTable
-from .ranked import sort_by_score
+from ..tables.store import ItemTable
 
 _NOTHING = np.float32(-np.inf)
 

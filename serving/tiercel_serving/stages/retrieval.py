@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArtefactCorrupt
-from ..release import Release
+from ..ranked import Mask, Rows, Scores, first_allowed, make_mask, order_by_score, pick, sort_by_score
+from ..release.opened import Release
 from ..settings import NO_SOURCE, UNKNOWN, ServingSettings
+from ..sources.search import open_search, score_rows
 from ..spec import Array, Arrays, StageSpec
-from ..store import ItemTable, UserStore
-from .ranked import Mask, Rows, Scores, first_allowed, make_mask, order_by_score, pick, sort_by_score
-from .search import open_search, score_rows
+from ..tables.store import ItemTable, UserStore
 
 #: The index's file in its artefact.
 INDEX_FILE = "index.faiss"

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..column_store import StoredColumn
-from ..columns import Column
+from ..columns import Column, flat_ranges
 from ..errors import ArtefactCorrupt, InvalidRequest
 from ..features import FeatureProgram
-from ..release import Release
+from ..release.opened import Release
 from ..settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES
 from ..spec import DTYPES, Array, Arrays, StageSpec
-from ..store import ItemTable, Rows, UserStore, flat_ranges
+from ..tables.column_store import StoredColumn
+from ..tables.store import ItemTable, Rows, UserStore
 from .ordering import check_k
 from .specs import LENGTH, VALID
 

@@ -1,0 +1,30 @@
+"""What compiled features cost, beside what is used otherwise: ``tiercel bench-features``.
+
+::
+
+    plan            how large everything is
+    cases           fitted workflows, and rows to ask about
+    timing          calls in one process, in interleaved rounds
+    against         the compiled program and Workflow.transform
+    lookups         direct tables and bare gathers, hash lookups and pandas, flatness
+    opening         ten million strings: seconds to open, private memory of an instance
+    merlin_systems  Merlin Systems in an environment of its own
+    served          Tiercel and Merlin Systems in one Triton
+    run             all of it in turn
+    report, plot    limits, tables, JSON, a picture
+"""
+
+from benchmarks.features.plan import FULL, QUICK, Plan
+from benchmarks.features.report import FeatureReport, format_features
+from benchmarks.features.run import PARTS, Serving, run_features
+
+__all__ = [
+    "FULL",
+    "PARTS",
+    "QUICK",
+    "FeatureReport",
+    "Plan",
+    "Serving",
+    "format_features",
+    "run_features",
+]

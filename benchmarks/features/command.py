@@ -1,0 +1,176 @@
+"""``tiercel bench-features``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tiercel_serving.commands.bench import CLIENTS, find_load, write_whole
+from tiercel_serving.commands.serve import Triton
+from tiercel_serving.commands.shell import FAILED, Debug, Json, Refused, Shell, shell
+from tiercel_serving.commands.tables import heading
+
+if TYPE_CHECKING:
+    from benchmarks.features import FeatureReport, Serving
+
+    from tiercel_serving.bench.run import Load
+
+
+def command(
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save", metavar="FILE.json", help="Also write the JSON object here, and a plot beside it."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Where the plot goes instead: a .png or an .svg."),
+    ] = None,
+    case: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--case",
+            metavar="CASE",
+            help="Only three, three-small, movielens, criteo-int, criteo-text (repeat).",
+        ),
+    ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option("--part", metavar="PART", help="Only cases, lookups, opening, served (repeat)."),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Tiny sizes, no server, no limits: whether it works, not how fast."),
+    ] = False,
+    no_merlin: Annotated[
+        bool, typer.Option("--no-merlin", help="Leave out Merlin Systems and its environment.")
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, help="Length of each single measurement of a server.")
+    ] = 2.0,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of those.")] = 5,
+    client: Annotated[
+        str,
+        typer.Option(
+            "--client",
+            metavar="perf_analyzer|python",
+            help="What makes the load; python adds the cost of the Python client to every figure.",
+        ),
+    ] = "perf_analyzer",
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache",
+            metavar="DIR",
+            help="Where perf_analyzer and Merlin Systems' environment lie, or go (else ~/.cache/tiercel).",
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", metavar="DIR", help="Folder that holds ml-100k; else as `tiercel data`."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 if a figure is beyond its limit.")
+    ] = False,
+    triton: Triton = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure compiled features beside NVTabular, pandas, bare NumPy gathers, and Merlin Systems on Triton.
+
+    Takes 10 to 15 minutes, 8 GB of memory and, the first time, a minute more to build an environment for
+    Merlin Systems, which needs PyPI. MovieLens-100K is used where it is found, else made-up data of its
+    form.
+
+    Example: [bold]tiercel bench-features --save features.json[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        if client not in CLIENTS:
+            raise Refused(f"--client {client}: use {' or '.join(CLIENTS)}")
+        picture = plot_file(save, plot)
+        with sh.work("Measuring features") as progress:
+            from benchmarks.features import FULL, PARTS, QUICK, run_features
+            from benchmarks.features.cases import CASES
+
+            cases, parts = chosen("--case", case, CASES), chosen("--part", part, PARTS)
+            serving = how_to_serve(sh, client, cache, rounds, seconds, triton)
+            report = run_features(
+                QUICK if quick else FULL,
+                serving=None if quick or no_merlin else serving,
+                cases=cases,
+                parts=parts,
+                data_dir=data_dir,
+                command=shlex.join(["tiercel", *sys.argv[1:]]),
+                progress=progress,
+            )
+        document = report.to_json()
+        if save is not None:
+            write_whole(save, document)
+        if picture is not None:
+            from benchmarks.features.plot import draw
+
+            draw(report, picture)
+        sh.emit(document, *human(report, save, picture))
+        if check and not report.ok:
+            sh.note("A figure is beyond its limit.", style="red")
+            raise typer.Exit(FAILED)
+
+
+def chosen(option: str, asked: list[str] | None, known: Collection[str]) -> tuple[str, ...]:
+    """Return what an option names, or all there is."""
+    for name in asked or ():
+        if name not in known:
+            *most, last = known
+            raise Refused(f"{option} {name}: use {', '.join(most)} or {last}")
+    return tuple(asked or known)
+
+
+def plot_file(save: Path | None, plot: Path | None) -> Path | None:
+    """Return where the plot goes: as asked, or beside the JSON object."""
+    file = plot or (None if save is None else save.with_suffix(".png"))
+    if file is not None and file.suffix not in (".png", ".svg"):
+        raise Refused(f"--plot {file}: expected a name that ends with .png or .svg")
+    return file
+
+
+def how_to_serve(
+    sh: Shell, client: str, cache: Path | None, rounds: int, seconds: float, triton: Path | None
+) -> Serving:
+    """Return how the part that serves is measured."""
+    from benchmarks.features import Serving
+
+    from tiercel_serving.bench.perf_analyzer import default_cache
+
+    root = cache or default_cache().parent
+
+    def load() -> Load:
+        return find_load(sh, client, root / "perf_analyzer")
+
+    return Serving(load, root / "merlin-systems", rounds, seconds, triton)
+
+
+def human(report: FeatureReport, save: Path | None, picture: Path | None) -> list[Any]:
+    """Return what people see."""
+    from benchmarks.features import format_features
+    from rich.markup import escape
+    from rich.text import Text
+
+    machine = report.facts["machine"]
+    lines: list[Any] = [
+        heading("Compiled features"),
+        Text(f"{machine['cpu']}, {machine['cores']} cores", style="dim"),
+        Text(),
+    ]
+    if report.facts["quick"]:
+        lines.append(Text("A quick run: these are no figures.\n", style="yellow"))
+    lines.append(escape(format_features(report)))
+    saved = [str(file) for file in (save, picture) if file is not None]
+    if saved:
+        lines += [Text(), Text(f"saved to {' and '.join(saved)}", style="dim")]
+    return lines

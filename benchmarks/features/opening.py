@@ -1,0 +1,199 @@
+"""Opening a vocabulary of ten million strings: seconds, and the memory that each instance has to itself.
+
+The vocabulary is given to a Categorify, the workflow compiled and written as an artefact. Then processes
+open the artefact as a stage does, and look strings up; each stays, as instances that serve do. The figures
+are medians of those that come after the first.
+
+An instance's own memory is what Linux counts as *anonymous*: pages that no file backs. Pages of the
+memory-mapped tables are the file's, and one copy of them serves all processes of a machine.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from benchmarks.features import instance
+from benchmarks.features.plan import Plan
+
+from tiercel_serving.errors import BenchError
+
+#: How long opening may take, and what an instance may have to itself of the size of the tables.
+OPEN_LIMIT_S, PRIVATE_LIMIT = 1.0, 0.05
+#: Strings that an instance looks up before its memory is read.
+LOOKUPS = 10_000
+COLUMN, PROGRAM = "key", "program"
+#: The id of a vocabulary's first entry.
+FIRST_ID = 3
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What opening a large vocabulary costs.
+
+    Parameters
+    ----------
+    strings
+        Its entries.
+    size_bytes
+        Size of the artefact.
+    open_s
+        Seconds from the artefact's path to a program that is ready: header, sizes, memory maps.
+    first_row_us
+        The first row after that.
+    private_bytes
+        What a further instance has to itself after its lookups.
+    build_s, build_peak_bytes
+        Of compiling and writing it, which happens once, at export.
+    limited
+        Whether the limits apply.
+    """
+
+    strings: int
+    size_bytes: int
+    open_s: float
+    first_row_us: float
+    private_bytes: int
+    build_s: float
+    build_peak_bytes: int
+    limited: bool = True
+
+    @property
+    def private_share(self) -> float:
+        """An instance's own memory over the size of the tables."""
+        return self.private_bytes / self.size_bytes
+
+    @property
+    def open_ok(self) -> bool:
+        """Whether it opens in time."""
+        return not self.limited or self.open_s <= OPEN_LIMIT_S
+
+    @property
+    def private_ok(self) -> bool:
+        """Whether an instance has little enough to itself."""
+        return not self.limited or self.private_share <= PRIVATE_LIMIT
+
+    @property
+    def ok(self) -> bool:
+        """Whether both are so."""
+        return self.open_ok and self.private_ok
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON form."""
+        values = {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
+        return {
+            **values,
+            "private_share": round(self.private_share, 5),
+            "open_limit_s": OPEN_LIMIT_S,
+            "private_limit": PRIVATE_LIMIT,
+            "ok": self.ok,
+        }
+
+
+def measure_opening(plan: Plan, scratch: Path, progress: Callable[[int, int], None] | None = None) -> Opening:
+    """Build the vocabulary and open it in processes of their own.
+
+    Parameters
+    ----------
+    plan
+        How large it is.
+    scratch
+        A directory for the Parquet file and the artefact.
+    progress
+        Called as ``progress(done, total)``.
+
+    Raises
+    ------
+    BenchError
+        A process failed, or a string was not found.
+    """
+    steps = 1 + plan.instances
+    report = progress or (lambda done, total: None)
+    report(0, steps)
+    built = _answer(_start(["-m", __name__, str(scratch), str(plan.strings)]))
+    asked = scratch / "asked.json"
+    asked.write_text(json.dumps(_spell(np.random.default_rng(0).integers(0, plan.strings, LOOKUPS).tolist())))
+    running: list[subprocess.Popen[str]] = []
+    opened = []
+    try:
+        for number in range(plan.instances):
+            report(1 + number, steps)
+            running.append(_start(["-I", instance.__file__, str(scratch / PROGRAM), str(asked)]))
+            opened.append(_answer(running[-1]))
+    finally:
+        for process in running:
+            process.communicate()
+    report(steps, steps)
+    if min(one["lowest_id"] for one in opened) < FIRST_ID:
+        raise BenchError("opening strings: one that is in the vocabulary was not found; this is a defect")
+    further = opened[1:]
+    return Opening(
+        strings=plan.strings,
+        size_bytes=int(built["size_bytes"]),
+        open_s=median(one["open_s"] for one in further),
+        first_row_us=median(one["first_row_us"] for one in further),
+        private_bytes=int(median(one["private_bytes"] for one in further)),
+        build_s=built["build_s"],
+        build_peak_bytes=int(built["build_peak_bytes"]),
+        limited=not plan.quick,
+    )
+
+
+def _start(arguments: list[str]) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, *arguments], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def _answer(process: subprocess.Popen[str]) -> dict[str, float]:
+    """Return the JSON line that a process prints."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    try:
+        found: dict[str, float] = json.loads(line)
+    except ValueError:
+        _, said = process.communicate()
+        tail = "\n".join(said.strip().splitlines()[-5:])
+        raise BenchError(f"opening strings: {process.args!r} failed:\n{tail}") from None
+    return found
+
+
+# ------------------------------------------------------------------------- in the process that builds it
+
+
+def build(scratch: Path, strings: int) -> dict[str, float]:
+    """Compile a Categorify whose vocabulary has so many strings, and write the artefact."""
+    import pandas as pd
+    from benchmarks.features.cases import fit_graph
+    from nvtabular import ops
+
+    from tiercel_export.workflow.cut import compile_workflow
+
+    # A vocabulary that is given is written as a fit would write it, which would take minutes longer.
+    vocabulary = {COLUMN: pd.Series(_spell(range(strings)), dtype=object)}
+    graph = [COLUMN] >> ops.Categorify(vocabs=vocabulary, out_path=str(scratch / "fit"))
+    workflow = fit_graph(graph, pd.DataFrame({COLUMN: _spell([0, 1, 2])}))
+    del vocabulary
+    begin = time.perf_counter()
+    compile_workflow(workflow, "user").write(scratch / PROGRAM, "bench")
+    spent = time.perf_counter() - begin
+    sizes = [file.stat().st_size for file in (scratch / PROGRAM).iterdir()]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"size_bytes": sum(sizes), "build_s": round(spent, 2), "build_peak_bytes": peak}
+
+
+def _spell(numbers: Iterable[int]) -> list[str]:
+    """Return the strings of a vocabulary: 6 to 12 bytes."""
+    return [f"user-{number}" for number in numbers]
+
+
+if __name__ == "__main__":
+    print(json.dumps(build(Path(sys.argv[1]), int(sys.argv[2]))), flush=True)

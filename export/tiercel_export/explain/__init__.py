@@ -1,0 +1,1 @@
+"""What the compiler made of a workflow, in words: for ``tiercel explain-features``."""

@@ -1,0 +1,223 @@
+"""The plan of a workflow: what each step was lowered from, what vanished, what could not be compiled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import UnsupportedOperator
+from ..lowering.expressions import REFUSED, Columns, Expression
+from ..lowering.table import TABLE, key_of
+from ..workflow.cut import CompiledProgram, WorkflowParts, compile_workflow
+from ..workflow.trace import trace
+from .program import PartPlan, Refusal, Vanished, explain_program
+
+
+@dataclass(frozen=True)
+class WorkflowPlan:
+    """The plan of a workflow.
+
+    Parameters
+    ----------
+    parts
+        The plan of each part that has outputs.
+    programs
+        Their programs, without what is refused.
+    vanished
+        Labels, and raw columns that no part reads.
+    applications
+        How often the whole workflow applies an operator to a column, labels included.
+    """
+
+    parts: tuple[PartPlan, ...]
+    programs: tuple[CompiledProgram, ...]
+    vanished: tuple[Vanished, ...]
+    applications: int
+
+
+def explain_workflow(
+    cut: WorkflowParts, *, list_lengths: Mapping[str, int] | None = None, part: str | None = None
+) -> WorkflowPlan:
+    """Compile the parts of a workflow and tell what became of them.
+
+    Parameters
+    ----------
+    cut
+        The workflow.
+    list_lengths
+        Packed length by list output.
+    part
+        ``user`` or ``item`` alone; None is both.
+
+    Returns
+    -------
+    The plan. Outputs that can't be compiled are named in it, and the rest is planned without them.
+
+    Raises
+    ------
+    WorkflowError
+        Its fitted state can't be read.
+    """
+    parts, programs = [], []
+    for name in ("user", "item"):
+        if cut.output_names(name) and part in (None, name):
+            plan, program = _explain_part(cut, name, list_lengths or {})
+            parts.append(plan)
+            programs.append(program)
+    vanished = tuple(_unserved(cut, parts)) if part is None else ()
+    return WorkflowPlan(tuple(parts), tuple(programs), vanished, _observe(cut, None).applications)
+
+
+def _explain_part(
+    cut: WorkflowParts, part: str, list_lengths: Mapping[str, int]
+) -> tuple[PartPlan, CompiledProgram]:
+    names = cut.output_names(part)
+    seen = _observe(cut, part)
+    refused = tuple(
+        _refusal(name, dict(seen.outputs[name].own)["error"])
+        for name in names
+        if seen.outputs[name].op == REFUSED
+    )
+    gone = {refusal.output for refusal in refused}
+    left = {name: "refused" if name in gone else of for name, of in cut.outputs.items()}
+    compiled = compile_workflow(replace(cut, outputs=left), part, list_lengths=list_lengths)
+    origins = _Origins(compiled.document, seen)
+    plan = explain_program(compiled.document, compiled.arrays, origins)
+    needed: set[Expression] = set()
+    for name in names:
+        _collect(seen.outputs[name], needed)
+    plan = replace(
+        plan,
+        applications=seen.applications,
+        merged=tuple(seen.names[made] for made, times in seen.times.items() if times > 1 and made in needed),
+        vanished=tuple(_unneeded(seen, needed)),
+        refused=refused,
+    )
+    return plan, compiled
+
+
+def _refusal(output: str, error: Exception) -> Refusal:
+    if isinstance(error, UnsupportedOperator):
+        return Refusal(output, error.operator, error.column, error.reason, error.remedy)
+    return Refusal(output, "", output, str(error), "")
+
+
+def _unneeded(seen: _Seen, needed: set[Expression]) -> Iterator[Vanished]:
+    for made, name in seen.names.items():
+        if made not in needed and made.sources and made.op != REFUSED:
+            operators = list(seen.operators.get(made, ()))
+            yield Vanished(name, operators[0] if operators else None, "no output needs it")
+
+
+def _unserved(cut: WorkflowParts, parts: Sequence[PartPlan]) -> Iterator[Vanished]:
+    """Yield labels, and raw columns that no program reads."""
+    for name, of in cut.outputs.items():
+        if of == "label":
+            yield Vanished(name, None, "a label, which serving does not have")
+    read = {column.name for plan in parts for column in plan.inputs}
+    refused = {refusal.output for plan in parts for refusal in plan.refused}
+    for name in cut.workflow.input_schema.column_names:
+        readers = [output for output, sources in cut.lineage.items() if name in sources]
+        if name not in read and readers != [name]:
+            kinds = {"refused" if reader in refused else cut.outputs[reader] for reader in readers}
+            why = f"only {', '.join(readers)} ({', '.join(sorted(kinds))}) needs it"
+            yield Vanished(name, None, why if readers else "no output needs it")
+
+
+# --------------------------------------------------------------------------------------------- watching
+
+
+def _observe(cut: WorkflowParts, part: str | None) -> _Seen:
+    seen = _Seen()
+    needed = None if part is None else set(cut.input_names(part))
+    seen.outputs = trace(cut.workflow, needed, target_encoding=cut.target_encoding, observe=seen.node)
+    return seen
+
+
+class _Seen:
+    """What a walk over the graph saw: which operators made which columns, and how often one was applied."""
+
+    def __init__(self) -> None:
+        self.applications = 0
+        #: The operators that made an expression or what it is computed from, since the node's input.
+        self.operators: dict[Expression, dict[str, None]] = {}
+        #: The name under which an expression was first made.
+        self.names: dict[Expression, str] = {}
+        #: How many nodes made an expression.
+        self.times: Counter[Expression] = Counter()
+        self.outputs: Columns = {}
+
+    def node(self, node: Any, given: Columns, made: Columns) -> None:
+        """Take note of what one node of the graph did."""
+        for name, expression in given.items():
+            self.names.setdefault(expression, name)
+        if node.op is None or node.op.is_subgraph:
+            return
+        names = [name for name in node.input_columns.resolve(node.input_schema).names if name in given]
+        if not _only_moves(node.op):
+            self.applications += len(names)
+        known: set[Expression] = set()
+        for expression in given.values():
+            _collect(expression, known)
+        new: set[Expression] = set()
+        for name, expression in made.items():
+            _collect(expression, new, known)
+            if expression not in known:
+                self.names.setdefault(expression, name)
+                self.times[expression] += 1
+        for expression in new:
+            self.operators.setdefault(expression, {})[type(node.op).__name__] = None
+
+
+def _only_moves(op: Any) -> bool:
+    """Tell operators that choose, rename or tag columns."""
+    entry = TABLE.get(key_of(op))
+    return entry is not None and entry.lower is not None and entry.lower.__module__.endswith(".structure")
+
+
+def _collect(expression: Expression, found: set[Expression], stop: set[Expression] | None = None) -> None:
+    """Add an expression and all that it is computed from, but what ``stop`` holds."""
+    if expression in found or (stop is not None and expression in stop):
+        return
+    found.add(expression)
+    for source in expression.sources:
+        _collect(source, found, stop)
+
+
+class _Origins:
+    """Which expression lies in which row of which step: found by walking both from the outputs back."""
+
+    def __init__(self, document: Mapping[str, Any], seen: _Seen) -> None:
+        self._steps, self._seen = document["steps"], seen
+        self._at: dict[tuple[int, int], Expression] = {}
+        for column in document["outputs"]:
+            self._walk(seen.outputs[column["name"]], column["register"], column["row"])
+
+    def _walk(self, expression: Expression, number: int, row: int) -> None:
+        step = self._steps[number]
+        if step["op"] == "rows":
+            self._walk(expression, step["in"], step["rows"][row])
+            return
+        # A step that stands for several expressions would be left without origins, not with wrong ones.
+        if step["op"] != expression.op or (number, row) in self._at:
+            return
+        self._at[number, row] = expression
+        source = step.get("in")
+        if isinstance(source, int):
+            self._walk(expression.sources[0], source, step["rows"][row] if "rows" in step else row)
+        elif source is not None:
+            for of, (register, at) in zip(expression.sources, source, strict=True):
+                self._walk(of, register, at)
+
+    def name(self, step: int, row: int) -> str | None:
+        expression = self._at.get((step, row))
+        return None if expression is None else self._seen.names.get(expression)
+
+    def operators(self, step: int) -> tuple[str, ...]:
+        found: dict[str, None] = {}
+        for (number, _), expression in self._at.items():
+            if number == step:
+                found.update(self._seen.operators.get(expression, {}))
+        return tuple(found)

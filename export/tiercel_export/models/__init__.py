@@ -1,0 +1,1 @@
+"""Dense models: torch modules → ONNX files, and what runs both for comparison."""

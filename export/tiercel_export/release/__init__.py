@@ -1,0 +1,1 @@
+"""Trained parts → a release: checks, tables, indexes, golden vectors, verification."""

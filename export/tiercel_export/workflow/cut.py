@@ -1,0 +1,354 @@
+"""From a fitted NVTabular workflow to compiled feature programs.
+
+Reads top to bottom: load → cut (into user and item by schema tags) → trace (each output as a typed
+expression of the inputs: ``workflow_trace.py``) → schedule (``workflow_program.py``) → write.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiercel_serving.features import FeatureProgram, InputColumn, OutputColumn
+from tiercel_serving.release.artefacts import write_artefact
+from tiercel_serving.spec import Array
+
+from ..errors import WorkflowError
+from ..lowering.expressions import REFUSED, Expression
+from ..lowering.target_encoding import NO_FOLD
+from .program import Output, schedule
+from .trace import Behind, lineage_of, raw_column, tags_of, trace
+
+#: Tags that make a column a label, which serving does not have.
+LABEL_TAGS = frozenset(
+    (
+        "target",
+        "regression",
+        "classification",
+        "binary",
+        "multi_class",
+        "binary_classification",
+        "multi_class_classification",
+    )
+)
+#: Tags that put a column into a part; the first that matches counts.
+PART_TAGS: Mapping[str, str] = {
+    "item": "item",
+    "item_id": "item",
+    "user": "user",
+    "user_id": "user",
+    "context": "context",
+    "session": "context",
+    "session_id": "context",
+}
+
+
+@dataclass(frozen=True)
+class CompiledProgram:
+    """One part of a workflow, compiled.
+
+    Parameters
+    ----------
+    document
+        The program's JSON form.
+    arrays
+        Its tables.
+    """
+
+    document: Mapping[str, Any]
+    arrays: Mapping[str, Array]
+
+    @property
+    def program(self) -> FeatureProgram:
+        """The program, in memory."""
+        return FeatureProgram(self.document, self.arrays)
+
+    @property
+    def part(self) -> str:
+        """``user`` (with context columns) or ``item``."""
+        return str(self.document["part"])
+
+    @property
+    def inputs(self) -> tuple[InputColumn, ...]:
+        """The raw columns that it reads."""
+        return self.program.inputs
+
+    @property
+    def outputs(self) -> tuple[OutputColumn, ...]:
+        """The features that it computes."""
+        return self.program.outputs
+
+    def write(self, path: Path, build_id: str) -> None:
+        """Write the artefact of kind ``features``."""
+        write_artefact(path, "features", build_id, self.arrays, {"program": self.document})
+
+
+@dataclass(frozen=True)
+class WorkflowParts:
+    """A workflow cut by schema tags.
+
+    Parameters
+    ----------
+    workflow
+        The whole fitted workflow.
+    outputs
+        Part of each output column: ``user``, ``context``, ``item`` or ``label``.
+    lineage
+        The input columns that each output is computed from.
+    asked
+        Those that NVTabular wants in the frame for it, such as the target of a statistic.
+    target_encoding
+        As for :func:`cut_workflow`.
+    """
+
+    workflow: Any
+    outputs: Mapping[str, str]
+    lineage: Mapping[str, frozenset[str]]
+    asked: Mapping[str, frozenset[str]]
+    target_encoding: str | None = None
+
+    def output_names(self, part: str) -> list[str]:
+        """Return the output columns of a part, in the workflow's order; ``user`` includes context."""
+        return [name for name, of in self.outputs.items() if _served_in(of) == part]
+
+    def input_names(self, part: str) -> list[str]:
+        """Return the raw columns that a part reads, in the workflow's order; ``user`` includes context."""
+        used = frozenset().union(*(self.lineage[name] for name in self.output_names(part)))
+        return [name for name in self.workflow.input_schema.column_names if name in used]
+
+    def input_part(self, name: str, part: str) -> str:
+        """Return ``item``, ``user`` or ``context`` for a raw column that a part reads.
+
+        Of the user part, a column is context if its own tag says so or only context outputs read it.
+        """
+        if part == "item":
+            return part
+        readers = {of for output, of in self.outputs.items() if name in self.lineage[output]}
+        own = _tag_part(tags_of(self.workflow.input_schema[name]))
+        return "context" if own == "context" or "user" not in readers else "user"
+
+
+def load_workflow(workflow: Any) -> Any:
+    """Return a fitted workflow, from memory or from the folder that ``Workflow.save`` wrote.
+
+    Raises
+    ------
+    WorkflowError
+        The folder is missing, unreadable or not a saved workflow; another NVTabular, pandas or Python wrote
+        it; or it was never fitted. Names the file, what was found and what was expected.
+    """
+    place = ""
+    if isinstance(workflow, (str, Path)):
+        place = f"{workflow}: "
+        workflow = _read_saved(Path(workflow))
+    if not hasattr(workflow, "output_node"):
+        raise WorkflowError(
+            f"{place}expected an nvtabular.Workflow or the path of one, came {type(workflow).__name__}"
+        )
+    if workflow.output_schema is None:
+        raise WorkflowError(f"{place}the workflow was never fitted: call fit() on the training data first")
+    return workflow
+
+
+def _read_saved(path: Path) -> Any:
+    import nvtabular
+
+    if not path.is_dir():
+        what = "it is a file" if path.exists() else "there is no such folder"
+        raise WorkflowError(f"{path}: expected a folder written by Workflow.save, but {what}")
+    for name in ("workflow.pkl", "metadata.json"):
+        if not (path / name).is_file():
+            raise WorkflowError(f"{path}: expected a folder written by Workflow.save, but it has no {name}")
+    _check_versions(path / "metadata.json")
+    try:
+        return nvtabular.Workflow.load(path)
+    except Exception as error:
+        raise WorkflowError(
+            f"{path / 'workflow.pkl'}: not a readable workflow ({type(error).__name__}: {error}); fit and "
+            "save it again here"
+        ) from error
+
+
+def _check_versions(file: Path) -> None:
+    """Compare what wrote a saved workflow with what runs here, before anything is unpickled.
+
+    As NVTabular does, by the first two numbers of each version; where it warns, this raises, for a pickle of
+    another version may load and compute something else.
+    """
+    import nvtabular
+    import pandas as pd
+
+    try:
+        versions = json.loads(file.read_text(encoding="utf-8"))["versions"]
+        found = {str(name): str(version) for name, version in versions.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WorkflowError(
+            f"{file}: expected the versions that Workflow.save wrote ({type(error).__name__}: {error}); save "
+            "the workflow again"
+        ) from error
+    expected = {
+        "nvtabular": nvtabular.__version__,
+        "pandas": pd.__version__,
+        "python": platform.python_version(),
+    }
+    if "cudf" in found:
+        raise WorkflowError(
+            f"{file}: the workflow was fitted on a GPU (cudf {found['cudf']}), expected pandas "
+            f"{expected['pandas']}; fit and save it again on CPU, for the two do not compute alike"
+        )
+    for name, version in expected.items():
+        came = found.get(name, "unknown").split(" ")[0]
+        if came.split(".")[:2] != version.split(".")[:2]:
+            raise WorkflowError(
+                f"{file}: saved by {name} version {came}, expected {version}; fit and save it again with the "
+                "versions that are here"
+            )
+
+
+def cut_workflow(
+    workflow: Any, *, parts: Mapping[str, str] | None = None, target_encoding: str | None = None
+) -> WorkflowParts:
+    """Cut a workflow into user, context, item and label columns by the tags of its schema.
+
+    An output's own tags count first, then those of the inputs it is computed from. A statistic's tags from
+    the column that it is of do not count: the mean rating of an item is no label.
+
+    Parameters
+    ----------
+    workflow
+        A fitted workflow, or the path of a saved one.
+    parts
+        Part by output column, where tags are missing or wrong.
+    target_encoding
+        ``no_fold`` compiles TargetEncoding as if it had been fitted with ``kfold=1``, over all folds: what a
+        row of no fold gets. None refuses its folds, which depend on the row's position in the batch.
+
+    Raises
+    ------
+    WorkflowError
+        An output has no tag, or depends on columns of both user and item.
+    """
+    if target_encoding not in (None, NO_FOLD):
+        raise WorkflowError(f"target_encoding must be None or {NO_FOLD!r}, came {target_encoding!r}")
+    workflow = load_workflow(workflow)
+    behind = lineage_of(workflow)
+    chosen = parts or {}
+    return WorkflowParts(
+        workflow,
+        {name: chosen.get(name) or _part_of(workflow, name, of) for name, of in behind.items()},
+        {name: of.reads for name, of in behind.items()},
+        {name: of.asks for name, of in behind.items()},
+        target_encoding,
+    )
+
+
+def _part_of(workflow: Any, name: str, behind: Behind) -> str:
+    sources, tags = behind.reads, tags_of(workflow.output_schema[name]) - behind.lent
+    if tags & LABEL_TAGS:
+        return "label"
+    part = _tag_part(tags)
+    if part is not None:
+        return part
+    tags_of_inputs = [tags_of(workflow.input_schema[source]) for source in sources]
+    if tags_of_inputs and all(of & LABEL_TAGS for of in tags_of_inputs):
+        return "label"
+    behind_it = [*tags_of_inputs, *(frozenset([tag]) for tag in behind.lost)]
+    known = {side for side in map(_tag_part, behind_it) if side is not None}
+    if len(known) == 1:
+        return known.pop()
+    if not known:
+        raise WorkflowError(
+            f"output column {name!r} has none of the tags USER, ITEM, CONTEXT or TARGET (it has "
+            f"{sorted(tags) or 'no tags'}); tag it, for instance with >> TagAsUserFeatures()"
+        )
+    raise WorkflowError(
+        f"output column {name!r} is computed from {sorted(sources)}, columns of "
+        f"{' and '.join(sorted(known))}; a served feature belongs to one side: tag it, or take it out of "
+        "the workflow"
+    )
+
+
+def _tag_part(tags: frozenset[str]) -> str | None:
+    return next((part for tag, part in PART_TAGS.items() if tag in tags), None)
+
+
+def _served_in(part: str) -> str:
+    return "user" if part == "context" else part
+
+
+# --------------------------------------------------------------------------------------------- compiling
+
+
+def compile_workflow(
+    workflow: Any,
+    part: str,
+    *,
+    list_lengths: Mapping[str, int] | None = None,
+    parts: Mapping[str, str] | None = None,
+    target_encoding: str | None = None,
+) -> CompiledProgram:
+    """Compile one part of a fitted workflow.
+
+    Parameters
+    ----------
+    workflow
+        A fitted workflow, the path of a saved one, or :class:`WorkflowParts`.
+    part
+        ``user`` (user and context columns) or ``item``.
+    list_lengths
+        Packed length by list output; a list without one packs to the longest row of each batch.
+    parts, target_encoding
+        As for :func:`cut_workflow`, unless the workflow is already cut.
+
+    Raises
+    ------
+    UnsupportedOperator
+        An operator can't be compiled exactly.
+    WorkflowError
+        The workflow can't be read or cut.
+    """
+    if part not in ("user", "item"):
+        raise WorkflowError(f"part must be 'user' or 'item', came {part!r}")
+    cut = workflow
+    if not isinstance(cut, WorkflowParts):
+        cut = cut_workflow(workflow, parts=parts, target_encoding=target_encoding)
+    names = cut.output_names(part)
+    traced = trace(cut.workflow, set(cut.input_names(part)), target_encoding=cut.target_encoding)
+    lost = [name for name in names if name not in traced]
+    if lost:
+        raise WorkflowError(
+            f"no operator of the workflow makes its output columns {lost}, so that NVTabular's transform "
+            "raises too; if remove_inputs took their columns away, fit a workflow without them"
+        )
+    outputs = [_output(cut.workflow, name, traced[name], (list_lengths or {}).get(name)) for name in names]
+    inputs = [
+        {"name": name, "dtype": dtype, "is_list": is_list, "part": cut.input_part(name, part)}
+        for name, dtype, is_list in _inputs(cut, outputs)
+    ]
+    document, arrays = schedule(part, inputs, outputs)
+    return CompiledProgram(document, arrays)
+
+
+def _inputs(cut: WorkflowParts, outputs: list[Output]) -> list[tuple[str, str, bool]]:
+    used = frozenset().union(*(output.expression.inputs for output in outputs))
+    found = []
+    for name in cut.workflow.input_schema.column_names:
+        if name in used:
+            expression = raw_column(cut.workflow, name)
+            dtype = "bool" if expression.dtype == "bool" else expression.physical
+            found.append((name, dtype, expression.is_list))
+    return found
+
+
+def _output(workflow: Any, name: str, expression: Expression, length: int | None) -> Output:
+    if expression.op == REFUSED:
+        error: WorkflowError = dict(expression.own)["error"]
+        raise error
+    categorical = "categorical" in tags_of(workflow.output_schema[name])
+    number = "cat" if categorical and not expression.is_float else "num"
+    kind = "raw" if expression.is_text else number
+    return Output(name, kind, expression, length if expression.is_list else None)

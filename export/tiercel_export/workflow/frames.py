@@ -1,0 +1,312 @@
+"""pandas frames beside compiled programs: into columns, through NVTabular as the oracle, and samples.
+
+**The oracle's frame.** NVTabular computes in whatever dtypes a frame happens to have, so equality is
+stated against the frame that a service would build: each column in the dtype of the fit; an integer
+column with a null in the batch is float64 with NaN; strings are ``object`` with None; a list column is
+``object`` with one list per row, or one float32 array where the fit had such arrays.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tiercel_serving.columns import Column
+from tiercel_serving.features import InputColumn
+from tiercel_serving.spec import Array
+
+from ..errors import ExportInputError
+from ..lowering.expressions import INTEGER_DTYPES
+from ..lowering.table import key_of
+from ..lowering.target_encoding import keep_output_names
+from .cut import WorkflowParts, cut_workflow
+
+
+def columns_from_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> dict[str, Column]:
+    """Convert a frame's columns to what a feature program takes.
+
+    Parameters
+    ----------
+    frame
+        Has a column for each input; others are ignored. None, NaN and pandas' NA are nulls.
+    inputs
+        The program's inputs.
+
+    Raises
+    ------
+    ExportInputError
+        A column is missing or can't be converted, named with the first value at fault.
+    """
+    missing = [column.name for column in inputs if column.name not in frame.columns]
+    if missing:
+        raise ExportInputError(
+            f"columns {missing} are missing; the feature workflow reads {[c.name for c in inputs]}, "
+            f"the table has {list(frame.columns)}"
+        )
+    return {column.name: column_from_series(frame[column.name], column) for column in inputs}
+
+
+def column_from_series(series: pd.Series, column: InputColumn) -> Column:
+    """Convert one pandas column; see :func:`columns_from_frame`."""
+    if not column.is_list:
+        values, valid = _elements(series, column)
+        return Column(values, valid)
+    rows = series.tolist()
+    row_valid = np.array([_is_sequence(row) for row in rows], np.bool_)
+    strays = [row for row, ok in zip(rows, row_valid, strict=True) if not ok and not _is_null(row)]
+    if strays:
+        raise ExportInputError(f"column {column.name!r}: expected lists, found {strays[0]!r}")
+    lists = [list(row) if ok else [] for row, ok in zip(rows, row_valid, strict=True)]
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in lists], out=offsets[1:])
+    flat = [element for row in lists for element in row]
+    values, valid = _elements(_series_of(flat, column.dtype), column)
+    return Column(values, valid, offsets, None if row_valid.all() else row_valid)
+
+
+def _series_of(flat: list[Any], dtype: str) -> pd.Series:
+    # object keeps huge integers beside nulls exact, where a plain Series would make them floats.
+    return pd.Series(flat, dtype=np.float64 if dtype.startswith("float") else object)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (list, tuple, np.ndarray))
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
+
+
+def _elements(series: pd.Series, column: InputColumn) -> tuple[Array, Array | None]:
+    null = series.isna().to_numpy()
+    valid = None if not null.any() else ~null
+    if column.dtype == "bytes":
+        return _texts(series, null, column.name), valid
+    try:
+        if column.dtype in ("float32", "float64"):
+            known = series.astype(object).where(~null, np.nan) if valid is not None else series
+            return np.asarray(known.to_numpy(column.dtype)), None
+        filled = series.where(~null, 0) if valid is not None else series
+        return _whole(filled, column), valid
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ExportInputError(f"column {column.name!r}: expected {column.dtype} ({error})") from error
+
+
+def _whole(series: pd.Series, column: InputColumn) -> Array:
+    if column.dtype == "bool":
+        return np.asarray(series.to_numpy().astype(np.bool_))
+    if series.dtype.kind == "f":
+        values = series.to_numpy()
+        whole: Array = values.astype(np.int64)
+        if not np.array_equal(whole, values):
+            stray = values[whole != values][0]
+            raise ExportInputError(f"column {column.name!r}: expected whole numbers, found {stray!r}")
+        return whole
+    return np.asarray(series.to_numpy().astype(np.int64))
+
+
+def _texts(series: pd.Series, null: Array, name: str) -> Array:
+    out = np.empty(len(series), np.object_)
+    out[:] = [_utf8(value, name) if ok else b"" for value, ok in zip(series.tolist(), ~null, strict=True)]
+    return out
+
+
+def _utf8(value: Any, name: str) -> bytes:
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
+    if isinstance(value, bytes):
+        return value
+    raise ExportInputError(f"column {name!r}: expected text, found {value!r}")
+
+
+class FrameOracle:
+    """NVTabular itself, for one part of a workflow.
+
+    Parameters
+    ----------
+    workflow
+        A fitted workflow, the path of a saved one, or :class:`WorkflowParts`.
+    part
+        ``user`` (with context) or ``item``.
+    parts
+        As for :func:`~tiercel_export.workflow.cut.cut_workflow`.
+    """
+
+    def __init__(self, workflow: Any, part: str, *, parts: Mapping[str, str] | None = None) -> None:
+        cut = workflow if isinstance(workflow, WorkflowParts) else cut_workflow(workflow, parts=parts)
+        self.outputs = cut.output_names(part)
+        self.inputs = cut.input_names(part)
+        asked = frozenset().union(*(cut.asked[name] for name in self.outputs))
+        others = [name for name in cut.workflow.input_schema.column_names if name not in asked]
+        # remove_inputs changes the graph in place; the caller's workflow stays whole.
+        self.workflow = copy.deepcopy(cut.workflow)
+        _without(self.workflow, others)
+        self._whole = copy.deepcopy(cut.workflow)
+        if cut.target_encoding is not None:
+            for workflow in (self.workflow, self._whole):
+                for op in _target_encodings(workflow).values():
+                    op.kfold = 1
+        schema = cut.workflow.input_schema
+        # An integer of 8 bits at fit is one in the oracle's frame too, though requests send int64.
+        self._dtypes = {name: _integer_dtype(schema[name]) for name in self.inputs}
+        # A grouping node asks for every column of the fit's data set; any value will do.
+        self._unused = {
+            name: _any_value(column)
+            for name, column in _asked(self.workflow.output_node).items()
+            if name not in self.inputs
+        }
+        self._others = {name: _any_value(schema[name]) for name in others}
+
+    def __call__(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return what ``Workflow.transform`` gives for the part's outputs, row for row."""
+        given = frame[self.inputs].reset_index(drop=True)
+        for name, dtype in self._dtypes.items():
+            if dtype is not None and given[name].dtype.kind == "i":
+                given[name] = given[name].astype(dtype)
+        given = _with_values(given, self._unused)
+        try:
+            transformed: pd.DataFrame = self.workflow.transform(given)
+        except (IndexError, KeyError, ValueError) as error:
+            # Graphs of some shapes do not run any more once remove_inputs was there: then the whole one does.
+            try:
+                transformed = self._whole.transform(_with_values(given, self._others))
+            except Exception:
+                raise error from None
+        return transformed[self.outputs]
+
+
+def _with_values(frame: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the frame with further columns, of one value each."""
+    rows = len(frame)
+    return frame.assign(
+        **{
+            name: _objects([value] * rows) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+    )
+
+
+def _without(workflow: Any, others: list[str]) -> None:
+    """Remove input columns; what remains of TargetEncoding keeps its own names."""
+    before = {node: node.input_columns.resolve(node.input_schema) for node in _target_encodings(workflow)}
+    if others:
+        workflow.remove_inputs(others)
+    _without_inside(workflow.output_node)
+    for node, op in _target_encodings(workflow).items():
+        keep_output_names(op, before[node], node.input_columns.resolve(node.input_schema))
+
+
+def _without_inside(output_node: Any) -> None:
+    """Tell the operators that hold columns of their own which of them are left."""
+    from merlin.dag.node import iter_nodes
+
+    for node in list(iter_nodes([output_node])):
+        left = node.input_schema.column_names
+        if node.op.is_subgraph:
+            gone = [name for name in node.op.graph.input_schema.column_names if name not in left]
+            if gone:
+                node.op.graph.remove_inputs(gone)
+            _without_inside(node.op.graph.output_node)
+        elif key_of(node.op) == "nvtabular.ReduceDtypeSize":
+            node.op.dtypes = {name: dtype for name, dtype in node.op.dtypes.items() if name in left}
+
+
+def _target_encodings(workflow: Any) -> dict[Any, Any]:
+    """Return the operators that encode targets, by node."""
+    from merlin.dag.node import iter_nodes
+
+    nodes = iter_nodes([workflow.output_node], flatten_subgraphs=True)
+    return {node: node.op for node in nodes if key_of(node.op) == "nvtabular.TargetEncoding"}
+
+
+def _asked(output_node: Any) -> dict[str, Any]:
+    """Return the schema of each raw column that the executor takes from the frame."""
+    from merlin.dag.node import iter_nodes
+
+    asked: dict[str, Any] = {}
+    for node in iter_nodes([output_node]):
+        above = [parent.output_schema.column_names for parent in node.parents_with_dependencies]
+        made = {name for names in above for name in names}
+        asked |= {column.name: column for column in node.input_schema if column.name not in made}
+    return asked
+
+
+def _integer_dtype(schema: Any) -> str | None:
+    name = str(schema.dtype.name)
+    return name if name in INTEGER_DTYPES and not schema.is_list else None
+
+
+def _any_value(schema: Any) -> Any:
+    value: Any = "" if schema.dtype.name in ("object", "str", "string") else 0
+    return [value] if schema.is_list else value
+
+
+def frame_oracle(workflow: Any, part: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return what NVTabular gives for one part; keep a :class:`FrameOracle` to ask more than once."""
+    return FrameOracle(workflow, part)(frame)
+
+
+def oracle_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> pd.DataFrame:
+    """Return the frame in the oracle's form: see the module's text.
+
+    Parameters
+    ----------
+    frame
+        Has a column for each input; nullable and object columns of numbers are fine.
+    inputs
+        The program's inputs.
+    """
+    out = {}
+    for column in inputs:
+        series = frame[column.name].reset_index(drop=True)
+        if column.is_list and column.dtype == "float32":
+            rows = [None if _is_null(row) else np.array(row, np.float32) for row in series]
+            out[column.name] = _objects(rows)
+        elif column.is_list:
+            rows = [row.tolist() if isinstance(row, np.ndarray) else row for row in series]
+            out[column.name] = _objects([None if _is_null(row) else row for row in rows])
+        elif column.dtype == "bytes":
+            out[column.name] = series.astype(object).where(series.notna(), None)
+        elif column.dtype.startswith("float") or series.isna().any():
+            dtype = column.dtype if column.dtype.startswith("float") else "float64"
+            known = series.astype(object).where(series.notna(), np.nan)
+            out[column.name] = pd.Series(known.to_numpy(dtype))
+        else:
+            out[column.name] = series.astype(column.dtype)
+    return pd.DataFrame(out)
+
+
+def _objects(rows: list[Any]) -> pd.Series:
+    out = np.empty(len(rows), np.object_)
+    for i, row in enumerate(rows):
+        out[i] = row
+    return pd.Series(out)
+
+
+def golden_inputs(frame: pd.DataFrame, inputs: Sequence[InputColumn], rows: int = 16) -> pd.DataFrame:
+    """Return rows worth keeping as golden vectors: the first ones, and one with a null in every column.
+
+    Parameters
+    ----------
+    frame
+        Real rows with the program's input columns.
+    inputs
+        The program's inputs.
+    rows
+        How many real rows to keep, spread evenly over the frame.
+
+    Returns
+    -------
+    A frame in the oracle's form, ``min(rows, len(frame)) + 1`` rows. The last row's lists are empty and
+    its scalars null.
+    """
+    picked = np.unique(np.linspace(0, max(len(frame) - 1, 0), min(rows, len(frame))).astype(np.int64))
+    real = frame[[column.name for column in inputs]].iloc[picked].astype(object)
+    null = pd.DataFrame(
+        {column.name: pd.Series([[] if column.is_list else None], dtype=object) for column in inputs}
+    )
+    return oracle_frame(pd.concat([real, null], ignore_index=True), inputs)

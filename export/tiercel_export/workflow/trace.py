@@ -1,0 +1,342 @@
+"""Walking a fitted workflow as NVTabular's executor does, with typed expressions in place of a data frame.
+
+What can't be compiled stops no walk: its columns carry the error, which counts only if they are served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ..errors import UnsupportedOperator, WorkflowError
+from ..lowering.categorify import vocabulary_of
+from ..lowering.expressions import (
+    INTEGER_DTYPES,
+    REFUSED,
+    Columns,
+    Expression,
+    Lowering,
+    Where,
+    input_column,
+    refused_column,
+    unreadable_column,
+)
+from ..lowering.table import TABLE, key_of
+
+#: What a raw column is, by name; None for one that isn't there or isn't needed.
+Root: TypeAlias = Callable[[str], Expression | None]
+#: Called as ``observe(node, given, made)`` after each node, with the columns that it read and made.
+Observer: TypeAlias = Callable[[Any, Columns, Columns], None]
+
+
+def trace(
+    workflow: Any,
+    needed: set[str] | None = None,
+    *,
+    target_encoding: str | None = None,
+    observe: Observer | None = None,
+) -> Columns:
+    """Return each output column as an expression of the inputs.
+
+    Parameters
+    ----------
+    workflow
+        A fitted workflow.
+    needed
+        Raw columns to begin with; None is all. What is computed from other columns is left out.
+    target_encoding
+        As for :func:`~tiercel_export.workflow.cut.cut_workflow`.
+    observe
+        Told of every node, those of nested graphs included.
+
+    Returns
+    -------
+    Expression by output name. One whose ``op`` is ``refused`` carries the error of the operator that
+    can't be compiled: it matters only if the column is served.
+    """
+    given = set(workflow.input_schema.column_names)
+    wanted = given if needed is None else given & needed
+
+    def root(name: str) -> Expression | None:
+        if name not in wanted:
+            return None
+        try:
+            return raw_column(workflow, name)
+        except WorkflowError as error:
+            return unreadable_column(name, error)
+
+    columns = _Tracer(root, target_encoding, observe).run(workflow.output_node)
+    return {name: columns[name] for name in workflow.output_schema.column_names if name in columns}
+
+
+class _Tracer:
+    """Walks one graph; a nested graph has a tracer of its own, whose raw columns are its node's input."""
+
+    def __init__(self, root: Root, target_encoding: str | None, observe: Observer | None) -> None:
+        self._root = root
+        self._target_encoding = target_encoding
+        self._observe = observe
+        self._done: dict[int, Columns] = {}
+
+    def run(self, node: Any) -> Columns:
+        """Return what the node makes, column by column."""
+        if id(node) not in self._done:
+            given = self._gather(node)
+            self._done[id(node)] = made = self._transform(node, given)
+            if self._observe is not None:
+                self._observe(node, given, made)
+        return self._done[id(node)]
+
+    def _gather(self, node: Any) -> Columns:
+        """Join what the node's parents make; of a name that occurs twice the later counts."""
+        columns: Columns = {}
+        for parent in node.parents_with_dependencies:
+            columns.update(self.run(parent))
+        for name in [*node.input_schema.column_names, *node.dependency_columns.names]:
+            raw = self._root(name) if name not in columns else None
+            if raw is not None:
+                columns[name] = raw
+        return columns
+
+    def _transform(self, node: Any, columns: Columns) -> Columns:
+        if node.op is None:
+            return columns
+        selector = node.input_columns.resolve(node.input_schema)
+        names = [name for name in selector.names if name in columns]
+        where = Where(
+            type(node.op).__name__,
+            _Present(selector, set(names)),
+            self._nested,
+            selector,
+            node.output_schema,
+            self._target_encoding,
+        )
+        lower, refusal = _lowering_of(node.op)
+        if not names:
+            # Nothing to compute, but what else lies in its frame may pass on, and overwrite others.
+            return {} if lower is None else lower(node.op, [], columns, where)
+        blocked = {name: columns[name] for name in names if columns[name].op == REFUSED}
+        if refusal is not None:
+            blocked = {
+                name: blocked.get(name) or refused_column(columns[name], where.refuse(name, *refusal))
+                for name in names
+            }
+        free = [name for name in names if name not in blocked]
+        made = _lower(lower, node.op, free, columns, where) if lower and free else dict(columns)
+        if node.op.is_subgraph and free:
+            return made  # its own nodes were stopped one by one
+        for new, olds in _columns_read(node.op, selector).items():
+            stopped = [blocked[old] for old in olds if old in blocked]
+            if stopped:
+                made[new] = stopped[0]
+        return made
+
+    def _nested(self, graph: Any, columns: Columns) -> Columns:
+        """Return what a nested graph makes of its node's input frame."""
+        made = _Tracer(columns.get, self._target_encoding, self._observe).run(graph.output_node)
+        return {name: made[name] for name in graph.output_schema.column_names if name in made}
+
+
+def _columns_read(op: Any, selector: Any) -> Mapping[str, list[str]]:
+    """Return the columns that each output of an operator is computed from, row by row."""
+    entry = TABLE.get(key_of(op))
+    mapping = _mapping(op, selector)
+    return mapping if entry is None or entry.reads is None else entry.reads(op, selector)
+
+
+def _mapping(op: Any, selector: Any) -> Mapping[str, list[str]]:
+    """Return NVTabular's own account of which columns an operator makes of which."""
+    try:
+        mapping: Mapping[str, list[str]] = op.column_mapping(selector)
+    except Exception as error:
+        raise WorkflowError(
+            f"{type(op).__name__} on {selector.names}: NVTabular itself can't tell which columns it makes "
+            f"({type(error).__name__}: {error}); if remove_inputs took a column of a group away, fit a "
+            "workflow without the group"
+        ) from error
+    return mapping
+
+
+def _lowering_of(op: Any) -> tuple[Lowering | None, tuple[str, str] | None]:
+    """Return an operator's lowering, or the reason and remedy why it has none."""
+    entry = TABLE.get(key_of(op))
+    if entry is None:
+        foreign = f"it is not an operator of NVTabular 23.08 ({type(op).__module__})"
+        return None, (foreign, "Apply it to the data before the fit")
+    if entry.lower is None:
+        return None, (entry.note, entry.remedy)
+    if not getattr(op, "fitted", True):
+        return None, ("it was never fitted", "Call fit() of the workflow on the training data first")
+    return entry.lower, None
+
+
+def _lower(lower: Lowering, op: Any, names: list[str], columns: Columns, where: Where) -> Columns:
+    """Lower an operator; what it can't do for one column or group of columns stops that one alone."""
+    try:
+        return lower(op, names, columns, where)
+    except UnsupportedOperator:
+        pass
+    made: Columns = {}
+    for unit in _units(where.selector, names):
+        alone = _Present(where.selector, set(unit))
+        try:
+            result = lower(op, unit, columns, replace(where, selector=alone))
+        except UnsupportedOperator as error:
+            stopped = refused_column(columns[unit[0]], error)
+            result = dict.fromkeys(op.column_mapping(alone), stopped)
+        for name, expression in result.items():
+            if name not in made or expression is not columns.get(name):
+                made[name] = expression
+    return made
+
+
+def _units(selector: Any, names: list[str]) -> list[list[str]]:
+    """Return the names in the groups that an operator takes together: subgroups, and the rest one by one."""
+    groups = [[name for name in group.names if name in names] for group in selector.subgroups]
+    grouped = {name for group in groups for name in group}
+    return [group for group in groups if group] + [[name] for name in names if name not in grouped]
+
+
+class _Present:
+    """A column selector without the columns of other parts, and without groups that lack one of them."""
+
+    def __init__(self, selector: Any, present: set[str]) -> None:
+        self.names: list[str] = [name for name in selector.names if name in present]
+        whole = [group for group in selector.subgroups if present.issuperset(group.names)]
+        self.subgroups: list[_Present] = [_Present(group, present) for group in whole]
+        # A column may be selected by itself and in a group.
+        self._names: list[str] = [name for name in selector._names if name in present]
+        self.grouped_names: list[Any] = [*self._names, *(tuple(group.names) for group in self.subgroups)]
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What is behind one output column.
+
+    Parameters
+    ----------
+    reads
+        The raw columns that it is computed from, row by row.
+    asks
+        Those that NVTabular wants in the frame, such as the target of a statistic, which it does not read.
+    lent
+        The tags that it has from columns that it does not read.
+    lost
+        The tags that it has not, though the columns that it reads have them: those of a statistic's keys.
+    """
+
+    reads: frozenset[str] = frozenset()
+    asks: frozenset[str] = frozenset()
+    lent: frozenset[str] = frozenset()
+    lost: frozenset[str] = frozenset()
+
+
+def lineage_of(workflow: Any) -> dict[str, Behind]:
+    """Return what is behind each output.
+
+    No fitted state is read, so that this is quick for any workflow.
+    """
+    raw = {name: Behind(frozenset([name]), frozenset([name])) for name in workflow.input_schema.column_names}
+    return _lineage(workflow.output_node, raw)
+
+
+def tags_of(column: Any) -> frozenset[str]:
+    """Return the tags of a column's schema, in lower case."""
+    return frozenset(str(getattr(tag, "value", tag)).lower() for tag in column.tags)
+
+
+def _lineage(output_node: Any, raw: Mapping[str, Behind]) -> dict[str, Behind]:
+    done: dict[int, dict[str, Behind]] = {}
+
+    def visit(node: Any) -> dict[str, Behind]:
+        if id(node) in done:
+            return done[id(node)]
+        above: dict[str, Behind] = {}
+        for parent in node.parents_with_dependencies:
+            above.update(visit(parent))
+        for name in node.input_schema.column_names:
+            if name not in above and name in raw:
+                above[name] = raw[name]
+        made = _lineage(node.op.graph.output_node, above) if node.op.is_subgraph else _behind(node, above)
+        known = above | {name: behind for name, behind in made.items() if behind.reads}
+        done[id(node)] = {name: known.get(name, Behind()) for name in node.output_schema.column_names}
+        return done[id(node)]
+
+    return visit(output_node)
+
+
+def _behind(node: Any, above: Mapping[str, Behind]) -> dict[str, Behind]:
+    """Return what is behind each output of an operator, given that of its input."""
+    selector = node.input_columns.resolve(node.input_schema)
+    mapping = _mapping(node.op, selector)
+    entry = TABLE.get(key_of(node.op))
+    asks = entry.asks(node.op) if entry is not None and entry.asks is not None else []
+    keyed = entry is not None and entry.reads is not None
+    tags = {column.name: tags_of(column) for column in node.input_schema}
+    made = {}
+    for new, olds in _columns_read(node.op, selector).items():
+        unread = [name for name in mapping.get(new, []) if name not in olds]
+        sources = [above.get(old, Behind()) for old in olds]
+        asked = [above.get(old, Behind()) for old in (*olds, *unread, *asks)]
+        made[new] = Behind(
+            _union(source.reads for source in sources),
+            _union(source.asks for source in asked),
+            _union([*(source.lent for source in sources), *(tags[name] for name in unread if name in tags)]),
+            _union(
+                [
+                    *(source.lost for source in sources),
+                    *(tags.get(name, frozenset()) for name in olds if keyed),
+                ]
+            ),
+        )
+    return made
+
+
+def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
+    return frozenset().union(*sets)
+
+
+def raw_column(workflow: Any, name: str) -> Expression:
+    """Return a raw column with the type that the schema of the fit gives it.
+
+    Raises
+    ------
+    WorkflowError
+        No request can carry its dtype, or the schema does not know it.
+    """
+    schema = workflow.input_schema[name]
+    is_list = bool(schema.is_list)
+    if schema.dtype.name == "unknown":
+        dtype = _dtype_by_vocabulary(workflow, name)
+    else:
+        dtype = schema.dtype.without_shape.to_numpy
+    if dtype.kind in "OUS":
+        return input_column(name, "bytes", "bytes", is_list)
+    if dtype.name == "bool" or dtype.name in INTEGER_DTYPES:
+        return input_column(name, "int64", dtype.name, is_list)
+    if dtype in (np.float32, np.float64):
+        return input_column(name, dtype.name, dtype.name, is_list)
+    raise WorkflowError(
+        f"input column {name!r} is {dtype.name}, which no request can carry; cast it to int64, float64 or "
+        "text before the fit"
+    )
+
+
+def _dtype_by_vocabulary(workflow: Any, name: str) -> np.dtype[Any]:
+    """Return the dtype of a column that the schema does not know (its first row was an empty list).
+
+    The vocabulary that encodes it tells.
+    """
+    from merlin.dag.node import iter_nodes
+
+    for node in iter_nodes([workflow.output_node], flatten_subgraphs=True):
+        if key_of(node.op) == "nvtabular.Categorify" and name in node.input_columns.names:
+            kind = vocabulary_of(node.op, name).kind
+            return np.dtype(np.object_ if kind == "text" else kind)
+    raise WorkflowError(
+        f"input column {name!r} has no dtype in the workflow's schema (its first row was an empty list): fit "
+        "on a Dataset with a schema, or put a row first that has elements"
+    )

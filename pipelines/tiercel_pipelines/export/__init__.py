@@ -1,0 +1,1 @@
+"""From a trained run to a release, with the run's own tables or with others."""

@@ -1,0 +1,1 @@
+"""Features of a recipe: its fitted workflow, and compiled programs over Parquet files."""

@@ -1,0 +1,422 @@
+"""Features of Parquet files, computed in bounded memory by the program that serves them.
+
+Reads top to bottom: find the files → check their schemas → batch by batch: Arrow → columns → program →
+Arrow → the file beside the output's name → rename.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tiercel_serving.features import FeatureProgram, InputColumn
+
+from ..errors import DataCorrupt, DataError, DataMissing
+from .arrow_columns import array_from_column, array_from_tensor, arrow_type, check_schema, columns_from_batch
+
+#: Rows that go through the programs at once, and rows of the output's row groups.
+BATCH_ROWS = 65_536
+#: Bytes of each column that are read ahead; without it a whole row group would be.
+_READ_AHEAD = 1 << 18
+#: What a folder's files must end with.
+_SUFFIXES = (".parquet", ".parq", ".pq")
+#: Key of a packed tensor's columns in the metadata of its field.
+COLUMNS_KEY = b"columns"
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """What a transform did.
+
+    Parameters
+    ----------
+    output
+        The file that was written.
+    files
+        The files that were read, in order.
+    rows, row_groups
+        How much was written.
+    columns
+        The output's column names.
+    ignored
+        Columns of the files that nothing read.
+    seconds
+        How long it took, reading and writing included.
+    """
+
+    output: Path
+    files: tuple[Path, ...]
+    rows: int
+    row_groups: int
+    columns: tuple[str, ...]
+    ignored: tuple[str, ...]
+    seconds: float
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows per second, reading and writing included."""
+        return self.rows / self.seconds
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Feature programs, and what to write of them.
+
+    Parameters
+    ----------
+    programs
+        One for each part; their features are written in this order.
+    packed
+        Whether to write the models' tensors in place of named features.
+    keep
+        Columns of the files that are written as they are: name there → name in the output.
+    batch_rows
+        Rows that go through the programs at once, and rows of the output's row groups.
+    metadata
+        Written into the output's schema.
+    """
+
+    programs: Sequence[FeatureProgram]
+    packed: bool = False
+    keep: Mapping[str, str] = field(default_factory=dict)
+    batch_rows: int = BATCH_ROWS
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> tuple[InputColumn, ...]:
+        """The raw columns that the programs read, each once."""
+        return tuple({column.name: column for program in self.programs for column in program.inputs}.values())
+
+    def features(self) -> list[pa.Field]:
+        """Return the fields of the features.
+
+        Raises
+        ------
+        DataError
+            A list has no fixed length, and its tensor is asked for.
+        """
+        if not self.packed:
+            return [
+                pa.field(output.name, arrow_type(output))
+                for program in self.programs
+                for output in program.outputs
+            ]
+        return [made for program in self.programs for made in _packed_fields(program)]
+
+    def schema(self, given: pa.Schema) -> pa.Schema:
+        """Return the output's schema: what is kept of a file with the given schema, then the features.
+
+        Raises
+        ------
+        DataMissing
+            A column to keep is missing.
+        DataError
+            Two columns would have the same name.
+        """
+        kept = []
+        for old, new in self.keep.items():
+            if old not in given.names:
+                raise DataMissing(
+                    f"--keep {old}: there is no such column; there are {', '.join(given.names)}"
+                )
+            kept.append(given.field(old).with_name(new))
+        fields = [*kept, *self.features()]
+        names = [made.name for made in fields]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise DataError(
+                f"the output would have two columns {twice[0]!r}; keep the raw one under another name: "
+                f"--keep {twice[0]}=raw_{twice[0]}"
+            )
+        return pa.schema(fields, metadata=dict(self.metadata) or None)
+
+    def batch(self, batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordBatch:
+        """Return the output's rows of a batch of the files' rows."""
+        columns = columns_from_batch(batch, self.inputs, where)
+        arrays = [batch.column(old) for old in self.keep]
+        for program in self.programs:
+            if self.packed:
+                with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, as it does online
+                    tensors = program.packed(columns, batch.num_rows)
+                arrays += [array_from_tensor(tensors[made.name]) for made in _packed_fields(program)]
+            else:
+                features = program.run(columns, batch.num_rows)
+                arrays += [array_from_column(features[output.name], output) for output in program.outputs]
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _packed_fields(program: FeatureProgram) -> list[pa.Field]:
+    """Return the fields of the packed tensors; ``columns`` in their metadata says what lies where."""
+    made = []
+    for kind, dtype in (("cat", pa.int64()), ("num", pa.float32())):
+        names = [output.name for output in program.outputs if output.kind == kind and not output.is_list]
+        if names:
+            metadata = {COLUMNS_KEY: json.dumps(names, ensure_ascii=False).encode()}
+            made.append(pa.field(f"{program.part}_{kind}", pa.list_(dtype, len(names)), metadata=metadata))
+    for output in program.outputs:
+        if output.is_list and output.kind != "raw":
+            if output.length is None:
+                raise DataError(
+                    f"feature {output.name!r} is a list without a fixed length, which a packed tensor needs; "
+                    f"give one: --list-length {output.name}=N"
+                )
+            dtype = pa.int64() if output.kind == "cat" else pa.float32()
+            made.append(pa.field(f"{program.part}_list_{output.name}", pa.list_(dtype, output.length)))
+    return made
+
+
+def transform_files(
+    transform: Transform,
+    files: Sequence[Path],
+    output: Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Transformed:
+    """Write the features of Parquet files, row for row in their order, to one Parquet file.
+
+    Memory is bounded by the batch: neither a file nor a row group is ever held whole. The output appears
+    under its name only when it is whole.
+
+    Parameters
+    ----------
+    transform
+        The programs, and what to write.
+    files
+        Parquet files, as :func:`parquet_files` finds them.
+    output
+        The file to write.
+    overwrite
+        Whether a file that is there may be replaced.
+    progress
+        Called as ``progress(what, done, total)`` with rows.
+
+    Raises
+    ------
+    DataError
+        A file is missing, unreadable or does not fit the programs, or the output is there already.
+    """
+    begun = time.perf_counter()
+    check_output(output, files, overwrite)
+    footers = [read_footer(path) for path in files]
+    first = footers[0].schema
+    schema = transform.schema(first)
+    for path, footer in zip(files, footers, strict=True):
+        check_schema(footer.schema, transform.inputs, str(path))
+        _check_kept(path, footer.schema, first, transform.keep)
+    total, done, row_groups = sum(footer.rows for footer in footers), 0, 0
+    with whole_file(output) as partial, _writer(partial, schema) as writer:
+        if progress is not None:
+            progress("rows", 0, total)
+        for where, batch in _batches(transform, files):
+            writer.write_batch(transform.batch(batch, schema, where))
+            done, row_groups = done + batch.num_rows, row_groups + 1
+            if progress is not None:
+                progress("rows", done, total)
+        if done != total:
+            raise DataCorrupt(
+                f"read {done:,} rows, the files' footers promise {total:,}; they changed meanwhile: run again"
+            )
+    used = {column.name for column in transform.inputs} | set(transform.keep)
+    ignored = dict.fromkeys(n for footer in footers for n in footer.schema.names if n not in used)
+    return Transformed(
+        output,
+        tuple(files),
+        done,
+        row_groups,
+        tuple(schema.names),
+        tuple(ignored),
+        time.perf_counter() - begun,
+    )
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open the output. Floats get no dictionary: nearly all differ, and it would take time and space."""
+    worth = []
+    for made in schema:
+        is_list = pa.types.is_list(made.type) or pa.types.is_fixed_size_list(made.type)
+        if not pa.types.is_floating(made.type.value_type if is_list else made.type):
+            worth.append(f"{made.name}.list.element" if is_list else made.name)
+    return pq.ParquetWriter(path, schema, use_dictionary=worth or False)
+
+
+def _batches(transform: Transform, files: Sequence[Path]) -> Iterator[tuple[str, pa.RecordBatch]]:
+    names = list(dict.fromkeys([*(column.name for column in transform.inputs), *transform.keep]))
+    for path in files:
+        first = 0
+        with _open(path) as file:
+            try:
+                for batch in file.iter_batches(transform.batch_rows, columns=names, use_threads=False):
+                    last = first + batch.num_rows
+                    yield f"{path}: rows {first:,} to {last - 1:,}", batch
+                    first = last
+            except (pa.ArrowException, OSError) as error:
+                raise _unreadable(path, error) from error
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a Parquet file says of itself.
+
+    Parameters
+    ----------
+    schema
+        Its Arrow schema.
+    rows
+        How many rows it has.
+    """
+
+    schema: pa.Schema
+    rows: int
+
+
+def read_footer(path: Path) -> Footer:
+    """Read a file's footer alone.
+
+    Raises
+    ------
+    DataCorrupt
+        It is no Parquet file.
+    """
+    with _open(path) as file:
+        return Footer(file.schema_arrow, file.metadata.num_rows)
+
+
+def read_head(path: Path, rows: int) -> pa.RecordBatch:
+    """Read the first rows of a file.
+
+    Raises
+    ------
+    DataCorrupt
+        It is no Parquet file, or has no rows.
+    """
+    with _open(path) as file:
+        try:
+            batch = next(file.iter_batches(rows), None)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(path, error) from error
+    if batch is None:
+        raise DataCorrupt(f"{path}: it has no rows; name a file with some")
+    return batch
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, buffer_size=_READ_AHEAD, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataCorrupt:
+    return DataCorrupt(f"{path}: not a readable Parquet file ({error}); write it again")
+
+
+def _check_kept(path: Path, came: pa.Schema, first: pa.Schema, keep: Mapping[str, str]) -> None:
+    for name in keep:
+        if name not in came.names:
+            raise DataMissing(
+                f"{path}: column {name!r}, which is to be kept, is missing; the first file has it"
+            )
+        if came.field(name).type != first.field(name).type:
+            raise DataCorrupt(
+                f"{path}: column {name!r} is to be kept, and is {came.field(name).type}, in the first file "
+                f"it is {first.field(name).type}; write all files alike"
+            )
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+def parquet_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the files that paths name: each file itself, and of a folder all Parquet files below it.
+
+    Those of a folder come in the order of their names, numbers by value; hidden ones and those that
+    begin with an underscore are left out.
+
+    Raises
+    ------
+    DataMissing
+        A path does not exist, or a folder has no Parquet file.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise DataMissing(
+                f"{path}: there is no such file or folder; name a Parquet file or a folder of them"
+            )
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = [
+            file
+            for file in path.rglob("*")
+            if file.suffix in _SUFFIXES
+            and file.is_file()
+            and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
+        ]
+        if not inside:
+            raise DataMissing(f"{path}: there is no Parquet file below this folder; name another")
+        found += sorted(inside, key=_natural)
+    return found
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", str(path))]
+
+
+def check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
+    """Raise DataError if the output may not be written: early, before anything is computed."""
+    if output.is_dir():
+        raise DataError(f"{output}: is a folder; name the file to write")
+    if not output.parent.is_dir():
+        raise DataMissing(f"{output}: there is no folder {output.parent}; make it, or name another")
+    if any(output.exists() and path.samefile(output) for path in files):
+        raise DataError(f"{output}: is one of the files to read; name another output")
+    if output.exists() and not overwrite:
+        raise DataError(f"{output}: is there already; --overwrite replaces it")
+
+
+@contextmanager
+def whole_file(output: Path) -> Iterator[Path]:
+    """Give a file to write, which becomes ``output`` only if the block ends well.
+
+    It lies beside ``output`` under a hidden name, and is removed whatever ends the block, Ctrl-C
+    included.
+
+    Raises
+    ------
+    DataError
+        It can't be written: the disk is full, or the folder is not ours.
+    """
+    partial: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{output.name}.partial-", dir=output.parent)
+        os.close(handle)
+        partial = Path(name)
+        yield partial
+        partial.chmod(0o666 & ~_umask())
+        os.replace(partial, output)
+    except OSError as error:
+        raise DataError(f"{output}: can't be written ({error}); make room, or name another place") from error
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,345 @@
+"""Fitting a recipe's NVTabular workflow, and packing what it gives into the models' tensors.
+
+One workflow is fitted on the joined training interactions: fitting the parts apart would change ids
+and moments, and a user's history shares the vocabulary of the item ids.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from tiercel_export.lowering.table import TABLE, key_of
+from tiercel_export.workflow.cut import cut_workflow
+from tiercel_export.workflow.frames import frame_oracle
+
+from ..data import Dataset
+from ..recipe.recipe import Recipe
+
+with warnings.catch_warnings():
+    # Merlin warns on import about TensorFlow and CUDA packages that nothing here uses.
+    warnings.simplefilter("ignore")
+    import nvtabular
+    from merlin.dag import Node
+    from merlin.dag.node import iter_nodes
+    from merlin.io import Dataset as MerlinDataset
+    from merlin.schema import ColumnSchema, Schema, Tags
+
+Array = npt.NDArray[Any]
+Part = Literal["user", "item"]
+
+#: The tag that says which table a feature comes from.
+PART_TAGS: Mapping[str, Any] = {"user": Tags.USER, "item": Tags.ITEM, "context": Tags.CONTEXT}
+
+
+@dataclass(frozen=True)
+class FeatureColumn:
+    """One output column of a recipe's graph.
+
+    Parameters
+    ----------
+    name
+        Its name after the workflow.
+    parts
+        Those of ``user``, ``item``, ``context`` that its tags name; a right one has exactly one.
+    is_id
+        Whether it has the tag ID (with ITEM: the item id).
+    kind
+        ``cat`` (an integer category) or ``num``.
+    is_list
+        Whether each row is a list.
+    inputs
+        The raw columns it is made of.
+    operators
+        The operators that make it, first to last, without those that only tag.
+    cardinality
+        For ``cat`` of a fitted workflow, one more than the largest id; else None.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    is_id: bool
+    kind: str
+    is_list: bool
+    inputs: tuple[str, ...]
+    operators: tuple[Any, ...]
+    cardinality: int | None
+
+    @property
+    def part(self) -> str:
+        """The part it belongs to; the models see context as part of the user."""
+        return self.parts[0]
+
+
+def is_graph(value: object) -> bool:
+    """Whether a value is an NVTabular graph: chains of operators, joined by ``+``."""
+    return isinstance(value, Node)
+
+
+def why_unsupported(op: Any) -> tuple[str, str] | None:
+    """Return why an operator cannot be served and what to do instead; None if it can."""
+    entry = TABLE.get(key_of(op))
+    if key_of(op) == "nvtabular.TargetEncoding" and op.kfold > 1:
+        # Models are trained on what NVTabular transforms, folds and all; a release would serve another form.
+        return "its folds depend on the row's position", "fit it with kfold=1"
+    if entry is not None and entry.lower is not None:
+        return None
+    known = sorted(
+        {key.partition(".")[2] for key, entry in TABLE.items() if entry.lower is not None} - _STRUCTURE
+    )
+    served = f"use {', '.join(known)}"
+    if entry is None:
+        return "it is not an operator of NVTabular 23.08", served
+    return entry.note, entry.remedy or served
+
+
+def root_columns(graph: Any) -> tuple[str, ...]:
+    """Return the raw columns that a graph reads, each once, in the order of the graph."""
+    names: dict[str, None] = {}
+    for node in _nodes(graph):
+        if not node.parents and not node.dependencies and node.selector is not None:
+            names.update(dict.fromkeys(node.selector.names))
+    return tuple(names)
+
+
+def table_schema(frame: pd.DataFrame) -> Any:
+    """Return the merlin schema of a frame's columns, without tags."""
+    columns = []
+    for name in frame.columns:
+        first = next((value for value in frame[name] if value is not None), None)
+        is_list = isinstance(first, list | np.ndarray)
+        dtype = "object" if frame[name].dtype == object else str(frame[name].dtype)
+        columns.append(ColumnSchema(name, dtype=dtype, dims=(None, None) if is_list else None))
+    return Schema(columns)
+
+
+def blank_schema(names: Iterable[str]) -> Any:
+    """Return a schema of numbers, for looking at a graph's names and tags without any data."""
+    return Schema([ColumnSchema(name, dtype="float64") for name in names])
+
+
+def describe_graph(graph: Any, schema: Any) -> tuple[tuple[FeatureColumn, ...], tuple[str, ...]]:
+    """Describe what an unfitted graph would give, and name the columns that it gives more than once."""
+    workflow = nvtabular.Workflow(graph)
+    workflow.fit_schema(schema)
+    doubled: dict[str, None] = {}
+    for node in _nodes(workflow):
+        above = [name for parent in node.parents_with_dependencies for name in parent.output_columns.names]
+        if type(node.op).__name__ == "ConcatColumns":
+            doubled.update(dict.fromkeys(name for name in above if above.count(name) > 1))
+    return feature_columns(workflow), tuple(doubled)
+
+
+def feature_columns(workflow: Any) -> tuple[FeatureColumn, ...]:
+    """Describe the output columns of a workflow that has a schema, in its own order.
+
+    Parameters
+    ----------
+    workflow
+        A fitted workflow, or one with ``fit_schema`` done (then cardinalities are None).
+    """
+    return tuple(_feature_column(workflow, column) for column in workflow.output_schema)
+
+
+def _feature_column(workflow: Any, column: Any) -> FeatureColumn:
+    inputs, operators = _lineage(workflow.output_node, column.name)
+    # The same rule as the compiler's, so that both pack a column into the same tensor.
+    categorical = Tags.CATEGORICAL in column.tags and not column.dtype.is_float
+    return FeatureColumn(
+        name=column.name,
+        parts=tuple(part for part, tag in PART_TAGS.items() if tag in column.tags),
+        is_id=Tags.ID in column.tags,
+        kind="cat" if categorical else "num",
+        is_list=bool(column.is_list),
+        inputs=tuple(dict.fromkeys(inputs)),
+        operators=operators,
+        cardinality=_cardinality(column, operators) if categorical else None,
+    )
+
+
+def _lineage(node: Any, name: str) -> tuple[list[str], tuple[Any, ...]]:
+    """Follow an output column back to its raw columns; operators come first to last."""
+    above = node.parents_with_dependencies
+    if not above:
+        return [name], ()
+    inputs: list[str] = []
+    operators: tuple[Any, ...] = ()
+    for source in node.column_mapping.get(name, [name]):
+        parent = next((parent for parent in above if source in parent.output_columns.names), None)
+        if parent is None:
+            continue
+        found, earlier = _lineage(parent, source)
+        inputs += found
+        operators += earlier
+    own = () if type(node.op).__name__ in _STRUCTURE else (_Step(type(node.op).__name__, node.op, name),)
+    return inputs, operators + own
+
+
+#: Nodes that move or tag columns and do not change them.
+_STRUCTURE = frozenset(
+    {
+        *("SelectionOp", "SubsetColumns", "SubtractionOp", "ConcatColumns", "Rename"),
+        *("AddMetadata", "AddTags", "AddProperties"),
+        *("TagAsUserID", "TagAsItemID", "TagAsUserFeatures", "TagAsItemFeatures"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An operator at work on one column, under the name the column has there."""
+
+    operator: str
+    op: Any
+    column: str
+
+
+def _cardinality(column: Any, operators: tuple[_Step, ...]) -> int | None:
+    last = operators[-1] if operators else None
+    if last is not None and last.operator == "Bucketize":
+        # NVTabular writes no domain for buckets; values past the last boundary are one bucket more.
+        return len(last.op.boundaries(last.column)) + 1
+    domain = column.int_domain
+    return int(domain.max) + 1 if domain is not None and domain.max is not None else None
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    output = graph if not isinstance(graph, nvtabular.Workflow) else graph.output_node
+    return iter(list(iter_nodes([output])))
+
+
+def fit_workflow(
+    recipe: Recipe, dataset: Dataset, interactions: pd.DataFrame, directory: str | Path | None = None
+) -> Any:
+    """Fit a recipe's workflow on training interactions joined with their users and items.
+
+    NVTabular computes the statistics with Dask, in this process. Nothing is left in the current
+    directory.
+
+    Parameters
+    ----------
+    recipe
+        Gives the graph.
+    dataset
+        Gives the user and item columns.
+    interactions
+        The training part of the data set's interactions.
+    directory
+        Where to save the fitted workflow; the returned one reads its vocabularies there. None keeps
+        them in a temporary directory, which goes when the workflow does.
+
+    Returns
+    -------
+    nvtabular.Workflow
+        The fitted workflow.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="tiercel-workflow-"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = recipe.features()
+            for node in _nodes(graph):
+                if hasattr(node.op, "out_path"):
+                    node.op.out_path = str(scratch / "fit")
+            workflow = nvtabular.Workflow(graph)
+            frame = dataset.joined(interactions)[list(root_columns(graph))]
+            workflow.fit(MerlinDataset(frame, cpu=True))
+            target = Path(directory) if directory is not None else scratch / "saved"
+            workflow.save(str(target))
+            fitted = nvtabular.Workflow.load(str(target))
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    if directory is None:
+        weakref.finalize(fitted, shutil.rmtree, str(scratch), True)
+    else:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return fitted
+
+
+def packed_frame(
+    workflow: Any, part: Part, frame: pd.DataFrame, lengths: Mapping[str, int] | None = None
+) -> dict[str, Array]:
+    """Transform raw rows of one part by NVTabular itself and pack them into the models' tensors.
+
+    Parameters
+    ----------
+    workflow
+        The fitted workflow.
+    part
+        ``user`` (with the context columns) or ``item``.
+    frame
+        ``[n]`` rows with that part's raw columns.
+    lengths
+        Length of each list column; None, or a column that is not named, takes the longest list.
+
+    Returns
+    -------
+    dict
+        ``<part>_cat`` int64 ``[n, C]``, ``<part>_num`` float32 ``[n, F]`` and, for each list,
+        ``<part>_list_<column>`` ``[n, L]`` padded with 0. Those without columns are left out.
+    """
+    columns = packed_columns(workflow, part)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformed = frame_oracle(workflow, part, frame)
+    packed: dict[str, Array] = {}
+    for kind, dtype in (("cat", np.int64), ("num", np.float32)):
+        names = [column.name for column in columns if column.kind == kind and not column.is_list]
+        if names:
+            parts = [transformed[name].to_numpy().astype(dtype) for name in names]
+            packed[f"{part}_{kind}"] = np.ascontiguousarray(np.stack(parts, axis=1))
+    for column in columns:
+        if column.is_list:
+            length = (lengths or {}).get(column.name)
+            dtype = np.int64 if column.kind == "cat" else np.float32
+            packed[f"{part}_list_{column.name}"] = _padded(transformed[column.name], length, dtype)
+    return packed
+
+
+def packed_columns(workflow: Any, part: Part) -> tuple[FeatureColumn, ...]:
+    """Return one part's output columns in the order in which they are packed: the workflow's own."""
+    by_name = {column.name: column for column in feature_columns(workflow)}
+    return tuple(by_name[name] for name in cut_workflow(workflow).output_names(part))
+
+
+def list_lengths(workflow: Any, dataset: Dataset) -> dict[str, int]:
+    """Return the length L of each packed list: that of the longest list in the data set, at least 1.
+
+    Parameters
+    ----------
+    workflow
+        The fitted workflow. None of its operators changes the length of a list.
+    dataset
+        All users, items and interactions, whatever part the workflow was fitted on.
+    """
+    lengths = {}
+    for column in feature_columns(workflow):
+        if column.is_list:
+            tables = {"user": dataset.users, "item": dataset.items, "context": dataset.interactions}
+            rows = tables[column.part][column.inputs[0]]
+            lengths[column.name] = max(1, int(rows.map(len).max()))
+    return lengths
+
+
+def _padded(rows: Iterable[Any], length: int | None, dtype: Any) -> Array:
+    """Return lists as [n, L], cut or padded with 0 at the end; L is at least 1."""
+    lists = [np.asarray(row) for row in rows]
+    longest = max((len(row) for row in lists), default=0)
+    width = max(1, longest if length is None else length)
+    padded = np.zeros((len(lists), width), dtype=dtype)
+    counts = np.minimum(np.array([len(row) for row in lists], dtype=np.int64), width)
+    taken = np.arange(width) < counts[:, None]
+    if taken.any():
+        padded[taken] = np.concatenate([row[:width] for row in lists]).astype(dtype)
+    return padded

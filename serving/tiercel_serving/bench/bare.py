@@ -1,0 +1,100 @@
+"""The bare compute: the stages of a release in one process, without Triton, and where the time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from statistics import median
+
+from ..release.opened import Release
+from ..runtime.batching import complete
+from ..runtime.chain import Pipeline
+from ..spec import Array, TensorSpec
+from .measurement import Measurement, median_of
+
+#: Requests answered before the clock starts: pages are read, caches warm.
+WARM_UP = 50
+
+
+@dataclass(frozen=True)
+class BareCompute:
+    """What one user's answer costs without a server.
+
+    Parameters
+    ----------
+    total
+        Whole runs of the pipeline.
+    stages_us
+        Stage → median microseconds, in the order of the served graph.
+    """
+
+    total: Measurement
+    stages_us: Mapping[str, float]
+
+    @property
+    def between_us(self) -> float:
+        """What the stages do not account for: handing arrays from one to the next, and the clock."""
+        return max(0.0, self.total.p50_us - sum(self.stages_us.values()))
+
+
+def measure_bare(pipeline: Pipeline, requests: Sequence[Mapping[str, Array]], seconds: float) -> BareCompute:
+    """Run requests of one user each, one after the other.
+
+    Parameters
+    ----------
+    pipeline
+        All stages of the served graph.
+    requests
+        What each request carries, every external input included; see :func:`full_requests`.
+    seconds
+        How long to measure.
+    """
+    for _, request in zip(range(WARM_UP), cycle(requests), strict=False):
+        pipeline.run(request)
+    totals: list[float] = []
+    stages: dict[str, list[float]] = {}
+    end = time.perf_counter() + seconds
+    for request in cycle(requests):
+        start = time.perf_counter()
+        _, times_us = pipeline.run(request)
+        stop = time.perf_counter()
+        totals.append((stop - start) * 1e6)
+        for stage, spent in times_us.items():
+            stages.setdefault(stage, []).append(float(spent))
+        if stop >= end:
+            break
+    total = Measurement.from_latencies(totals, sum(totals) / 1e6)
+    return BareCompute(total, {stage: median(spent) for stage, spent in stages.items()})
+
+
+def median_bare(rounds: Iterable[BareCompute]) -> BareCompute:
+    """Return the median of each figure over rounds."""
+    measured = list(rounds)
+    stages = {name: median(r.stages_us[name] for r in measured) for name in measured[0].stages_us}
+    return BareCompute(median_of(r.total for r in measured), stages)
+
+
+def open_pipeline(release: Release) -> Pipeline:
+    """Open the stages of the served graph in this process."""
+    return Pipeline.open(release)
+
+
+def full_requests(inputs: Iterable[TensorSpec], user_ids: Array) -> list[dict[str, Array]]:
+    """Return one request a user, with what Triton's adapter would put for every absent optional input.
+
+    Parameters
+    ----------
+    inputs
+        External inputs of the pipeline.
+    user_ids
+        ``[n]`` raw ids.
+
+    Returns
+    -------
+    requests
+        n dictionaries of arrays with a user axis of length 1.
+    """
+    specs = list(inputs)
+    return [complete(specs, {"user_id": user_ids[i : i + 1, None]}, 1) for i in range(len(user_ids))]

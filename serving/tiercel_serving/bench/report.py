@@ -1,0 +1,263 @@
+"""The benchmark's report: figures, ratios against their limits, tables for people, JSON for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.features.one_row import FeatureFigure
+
+from .bare import BareCompute, median_bare
+from .measurement import Measurement, median_of
+
+#: The concurrency at which the limits hold.
+LIMIT_CONCURRENCY = 1
+#: K, the number of ranked candidates, that the limits are stated for.
+LIMIT_KEPT = 100
+#: What the bare compute is called among what is compared.
+BARE = "bare"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is set against the sum of what, p50 at concurrency 1.
+
+    Parameters
+    ----------
+    measured
+        What was measured: ``fused``, ``staged``, ``hollow``.
+    against
+        What is summed: measured models, or :data:`BARE`.
+    limit
+        How many times the sum it may be; None is a comparison that only informs.
+    """
+
+    measured: str
+    against: tuple[str, ...]
+    limit: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The comparison as a formula."""
+        below = " + ".join(self.against)
+        return f"{self.measured} / {below if len(self.against) == 1 else f'({below})'}"
+
+
+COMPARISONS = (
+    Comparison("fused", ("identity", BARE), 1.4),
+    Comparison("staged", ("identity", BARE), 3.5),
+    # What the staged layout would be if its stages took no time, and what they add to that.
+    Comparison("hollow", ("identity", BARE)),
+    Comparison("staged", ("hollow",)),
+)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A comparison and its figures, p50 in microseconds.
+
+    Parameters
+    ----------
+    comparison
+        What is compared.
+    measured_us
+        Median over rounds.
+    against_us
+        The same of each summand.
+    ratio
+        ``measured / sum of against``.
+    lowest, highest
+        The same ratio of single rounds.
+    """
+
+    comparison: Comparison
+    measured_us: float
+    against_us: tuple[float, ...]
+    ratio: float
+    lowest: float
+    highest: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the ratio is within its limit, if it has one."""
+        return self.comparison.limit is None or self.ratio <= self.comparison.limit
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON form; ``ok`` is null where there is no limit."""
+        limit = self.comparison.limit
+        return {
+            "measured": self.comparison.measured,
+            "against": list(self.comparison.against),
+            "measured_us": round(self.measured_us, 1),
+            "against_us": [round(us, 1) for us in self.against_us],
+            "ratio": round(self.ratio, 3),
+            "lowest": round(self.lowest, 3),
+            "highest": round(self.highest, 3),
+            "limit": limit,
+            "ok": None if limit is None else self.ok,
+        }
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Everything that one run of the benchmark found.
+
+    Parameters
+    ----------
+    facts
+        Date, command, machine, versions, release: what the figures depend on.
+    served
+        Concurrency → what was measured (``identity``, ``hollow``, ``fused``, ``staged``) → its rounds,
+        in order.
+    bare
+        Rounds of the bare compute, in order.
+    features
+        The feature program against NVTabular, if that was measured.
+    """
+
+    facts: Mapping[str, Any]
+    served: Mapping[int, Mapping[str, Sequence[Measurement]]]
+    bare: Sequence[BareCompute]
+    features: Sequence[FeatureFigure] = ()
+
+    def ratios(self) -> list[Ratio]:
+        """Return the comparisons at concurrency 1; empty if that was not measured."""
+        rounds = self.served.get(LIMIT_CONCURRENCY)
+        if not rounds or not self.bare:
+            return []
+        measured = {**rounds, BARE: [bare.total for bare in self.bare]}
+        return [_ratio(comparison, measured) for comparison in COMPARISONS]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every figure that has a limit is within it."""
+        return all(ratio.ok for ratio in self.ratios()) and all(figure.ok for figure in self.features)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON form: medians, and every round that they were taken of."""
+        bare = median_bare(self.bare)
+        return {
+            **self.facts,
+            "served": {
+                str(concurrency): {
+                    model: {
+                        **median_of(rounds).to_json(),
+                        "rounds": [measurement.to_json() for measurement in rounds],
+                    }
+                    for model, rounds in models.items()
+                }
+                for concurrency, models in self.served.items()
+            },
+            "bare": {
+                **bare.total.to_json(),
+                "stages_us": {stage: round(spent, 1) for stage, spent in bare.stages_us.items()},
+                "between_stages_us": round(bare.between_us, 1),
+                "rounds": [measured.total.to_json() for measured in self.bare],
+            },
+            "ratios": [ratio.to_json() for ratio in self.ratios()],
+            "features": [figure.to_json() for figure in self.features],
+            "ok": self.ok,
+        }
+
+
+def _ratio(comparison: Comparison, measured: Mapping[str, Sequence[Measurement]]) -> Ratio:
+    over = median_of(measured[comparison.measured]).p50_us
+    below = tuple(median_of(measured[name]).p50_us for name in comparison.against)
+    names = (comparison.measured, *comparison.against)
+    rounds = zip(*([m.p50_us for m in measured[name]] for name in names), strict=True)
+    single = [first / sum(rest) for first, *rest in rounds]
+    return Ratio(comparison, over, below, over / sum(below), min(single), max(single))
+
+
+def format_report(report: BenchReport) -> str:
+    """Return the report as plain text tables."""
+    parts = [_served_table(report), _bare_table(report), _ratio_lines(report)]
+    if report.features:
+        parts.append(_feature_table(report.features))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _served_table(report: BenchReport) -> str:
+    rows = [
+        [str(concurrency), model, f"{m.p50_us:.0f}", f"{m.p99_us:.0f}", f"{m.throughput:.0f}"]
+        for concurrency, models in report.served.items()
+        for model, m in ((name, median_of(rounds)) for name, rounds in models.items())
+    ]
+    title = f"Served, one user a request, medians of {len(report.bare)} rounds ({report.facts['client']}):"
+    head = ["concurrency", "model", "p50 µs", "p99 µs", "requests/s"]
+    return f"{title}\n{format_table(head, rows, left=(1,))}"
+
+
+def _bare_table(report: BenchReport) -> str:
+    bare = median_bare(report.bare)
+    whole = bare.total.p50_us
+    spent = {**bare.stages_us, "between stages": bare.between_us}
+    rows = [[stage, f"{us:.1f}", f"{us / whole:.0%}"] for stage, us in spent.items()]
+    rows.append(["whole", f"{whole:.1f}", f"p99 {bare.total.p99_us:.1f}"])
+    title = "Bare compute of the same stages in one process, one user, p50:"
+    return f"{title}\n{format_table(['stage', 'µs', 'share'], rows, left=(0,))}"
+
+
+def _ratio_lines(report: BenchReport) -> str:
+    ratios = report.ratios()
+    if not ratios:
+        return ""
+    kept = report.facts.get("release", {}).get("kept")
+    width = max(len(ratio.comparison.label) for ratio in ratios)
+    lines = [f"p50 at concurrency {LIMIT_CONCURRENCY}, K = {kept}:"]
+    lines += [f"  {ratio.comparison.label:<{width}}  {_ratio_figures(ratio)}" for ratio in ratios]
+    if kept != LIMIT_KEPT:
+        lines.append(f"  (the limits are stated for K = {LIMIT_KEPT}; this release has K = {kept})")
+    return "\n".join([*lines, _share_line(ratios)])
+
+
+def _share_line(ratios: Sequence[Ratio]) -> str:
+    """Say what staged is made of; what neither share covers is what stages pay for being processes."""
+    hops = next(1 / ratio.ratio for ratio in ratios if ratio.comparison.against == ("hollow",))
+    staged = next(ratio for ratio in ratios if ratio.comparison.measured == "staged")
+    compute = staged.against_us[staged.comparison.against.index(BARE)] / staged.measured_us
+    return (
+        "  (hollow is staged with stages that do nothing: "
+        f"of staged, Triton's hops are {hops:.0%} and the bare compute is {compute:.0%})"
+    )
+
+
+def _ratio_figures(ratio: Ratio) -> str:
+    below = " + ".join(f"{us:.0f}" for us in ratio.against_us)
+    below = below if len(ratio.against_us) == 1 else f"({below})"
+    text = f"{ratio.measured_us:.0f} / {below} = {ratio.ratio:.2f}"
+    text += f" (rounds {ratio.lowest:.2f} to {ratio.highest:.2f})"
+    if ratio.comparison.limit is None:
+        return text
+    return f"{text}, limit {ratio.comparison.limit}: {'pass' if ratio.ok else 'FAIL'}"
+
+
+def _feature_table(figures: Sequence[FeatureFigure]) -> str:
+    rows = [
+        [
+            figure.part,
+            str(figure.columns),
+            f"{figure.program_us:.1f}",
+            f"{figure.transform_us:.0f}",
+            f"{figure.ratio:.0f}",
+            f"at least {figure.limit:.0f}: {'pass' if figure.ok else 'FAIL'}",
+        ]
+        for figure in figures
+    ]
+    head = ["part", "columns", "program µs", "Workflow.transform µs", "times faster", "limit"]
+    return "Feature program, one row, same workflow, p50:\n" + format_table(head, rows, left=(0, 5))
+
+
+def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
+    """Return an aligned text table, columns right-aligned except those in ``left``."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = [
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return ("  " + "  ".join(aligned)).rstrip()
+
+    return "\n".join([line(head), line(["-" * width for width in widths]), *(line(row) for row in rows)])

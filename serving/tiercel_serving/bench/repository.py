@@ -1,0 +1,220 @@
+"""The benchmark's model repository: both layouts of one release, and beside them models that do nothing.
+
+One server holds them all, so that they share its process, its threads and the state of the machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf import text_format  # type: ignore[import-untyped]
+from tritonclient.grpc import model_config_pb2
+
+from tiercel_serving.errors import BenchError
+
+from ..lookups.lookup import read_keys
+from ..release.opened import Release
+from ..repository.graph import render_repository
+from ..spec import Array
+from ..tables.store import USER_LOOKUP
+
+IDENTITY, HOLLOW = "bench_identity", "bench_hollow"
+STAGED_SUFFIX = "_staged"
+#: What is measured → its Triton model.
+MODELS = {
+    "identity": IDENTITY,
+    "hollow": HOLLOW,
+    "fused": "recommend",
+    "staged": f"recommend{STAGED_SUFFIX}",
+}
+
+# What the cheapest possible Python model does: take every input that came, give outputs of the right
+# names, dtypes and shapes.
+EMPTY_MODEL = '''\
+"""Inputs and outputs with nothing between them: what a Python model costs by itself."""
+
+import json
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        shapes = json.loads(config["parameters"]["shapes"]["string_value"])
+        users = int(config["max_batch_size"])
+        self.outputs = []
+        for output in config["output"]:
+            dtype = pb_utils.triton_string_to_numpy(output["data_type"])
+            self.outputs.append((output["name"], np.zeros((users, *shapes[output["name"]]), dtype)))
+
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            inputs = [tensor.as_numpy() for tensor in request.inputs()]
+            tensors = [pb_utils.Tensor(name, rows[: len(inputs[0])]) for name, rows in self.outputs]
+            responses.append(pb_utils.InferenceResponse(tensors))
+        return responses
+'''
+
+
+def write_bench_repository(release: Release, directory: Path) -> None:
+    """Write the models of :data:`MODELS` and what they need into ``directory``.
+
+    Parameters
+    ----------
+    release
+        An exported release; its files are read where they are.
+    directory
+        Created if missing; becomes the server's model repository.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    place = str(release.path.resolve())
+    render_repository(release, directory, "fused", release_path=place)
+    render_repository(release, directory, "staged", suffix=STAGED_SUFFIX, release_path=place)
+    for model in (MODELS["fused"], MODELS["staged"]):
+        if not (directory / model / "config.pbtxt").is_file():
+            raise BenchError(f"{directory}: expected the ensemble {model!r} among the rendered models")
+    write_identity(directory, MODELS["fused"])
+    write_hollow(directory, MODELS["staged"])
+
+
+def write_identity(directory: Path, face: str) -> None:
+    """Write the identity model with the inputs and outputs of an ensemble.
+
+    Parameters
+    ----------
+    directory
+        The model repository.
+    face
+        The ensemble whose public face it copies.
+    """
+    ensemble = _read_config(directory, face)
+    config = model_config_pb2.ModelConfig(
+        name=IDENTITY,
+        backend="python",
+        max_batch_size=ensemble.max_batch_size,
+        input=ensemble.input,
+        output=ensemble.output,
+        instance_group=[
+            model_config_pb2.ModelInstanceGroup(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
+        ],
+        dynamic_batching=model_config_pb2.ModelDynamicBatching(),
+    )
+    for tensor in config.input:
+        # As in the models of a release: a length that differs must not keep requests apart.
+        tensor.allow_ragged_batch = -1 in tensor.dims
+    _write_empty(directory, config, output_shapes(config.output, ensemble))
+
+
+def write_hollow(directory: Path, staged: str) -> None:
+    """Write a copy of the staged ensemble whose models do nothing: what its hops cost by themselves.
+
+    Each model takes the tensors that its stage takes in the ensemble, and gives zeros in the dtypes and
+    shapes of the tensors that the ensemble has its stage give. All else in the configs is the stage's.
+
+    Parameters
+    ----------
+    directory
+        The model repository; the staged layout is in it.
+    staged
+        The ensemble that is copied.
+    """
+    ensemble = _read_config(directory, staged)
+    ensemble.name = HOLLOW
+    for step in ensemble.ensemble_scheduling.step:
+        config = _read_config(directory, step.model_name)
+        config.name = step.model_name = f"{HOLLOW}_{step.model_name}"
+        given = [tensor for tensor in config.output if tensor.name in step.output_map]
+        del config.output[:]
+        config.output.extend(given)
+        config.parameters.clear()
+        _write_empty(directory, config, output_shapes(given, ensemble))
+    _write_config(directory, ensemble)
+
+
+def output_shapes(outputs: Iterable[Any], ensemble: Any) -> dict[str, list[int]]:
+    """Return the shape of each output in the answer to a request of the benchmark, without the user axis.
+
+    A length that depends on the request is the default k where it is of the answer. Else it is of what
+    the request excludes: nothing, which is one pad.
+
+    Parameters
+    ----------
+    outputs
+        Outputs of a model's config.
+    ensemble
+        Config of the ensemble that the model is for.
+    """
+    k_default = int(ensemble.parameters["k_default"].string_value or 10)
+    public = {tensor.name for tensor in ensemble.output}
+    return {
+        tensor.name: [dim if dim > 0 else k_default if tensor.name in public else 1 for dim in tensor.dims]
+        for tensor in outputs
+    }
+
+
+def _write_empty(directory: Path, config: Any, shapes: Mapping[str, Collection[int]]) -> None:
+    config.parameters["shapes"].string_value = json.dumps(shapes)
+    _write_config(directory, config)
+    (directory / config.name / "1" / "model.py").write_text(EMPTY_MODEL, encoding="utf-8")
+
+
+def _read_config(directory: Path, model: str) -> Any:
+    text = (directory / model / "config.pbtxt").read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def _write_config(directory: Path, config: Any) -> None:
+    """Write a model's config; an ensemble needs a version directory too, empty."""
+    (directory / config.name / "1").mkdir(parents=True, exist_ok=True)
+    file = directory / config.name / "config.pbtxt"
+    file.write_text(text_format.MessageToString(config), encoding="utf-8")
+
+
+def known_user_ids(release: Release, count: int, seed: int = 0) -> Array:
+    """Draw ids of users whom the release knows.
+
+    Parameters
+    ----------
+    release
+        An exported release.
+    count
+        How many at most; without repeats.
+    seed
+        Seed of the draw.
+
+    Returns
+    -------
+    ids
+        ``[n]`` int64, or objects that are ``bytes``.
+    """
+    ids = read_keys(release.artefact("users", "users").arrays, USER_LOOKUP)
+    if not len(ids):
+        raise BenchError(f"{release.path}: the release knows no users, so there is nobody to ask about")
+    chosen = np.random.default_rng(seed).permutation(len(ids))[:count]
+    drawn: Array = ids[chosen]
+    return drawn
+
+
+def write_requests(user_ids: Array, file: Path, extra: Sequence[tuple[str, Any]] = ()) -> None:
+    """Write perf_analyzer's input data: one request for each user, in turn.
+
+    Parameters
+    ----------
+    user_ids
+        ``[n]`` int64, or objects that are ``bytes`` and valid UTF-8 (JSON can carry no others).
+    file
+        Where to write.
+    extra
+        Further inputs that every request sends: name and value, such as ``("k", 10)``.
+    """
+    values = [user.decode("utf-8") if isinstance(user, bytes) else int(user) for user in user_ids.tolist()]
+    common = {name: [value] for name, value in extra}
+    data = {"data": [{"user_id": [value], **common} for value in values]}
+    file.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")

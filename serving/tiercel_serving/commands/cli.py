@@ -1,0 +1,122 @@
+"""The ``tiercel`` command: a literal table of commands, each imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+BUILD, FEATURES, SERVE, MEASURE = "Build a release", "Compute its features", "Serve it", "Measure it"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of ``tiercel --help``.
+
+    Parameters
+    ----------
+    module
+        The module of the function ``command``.
+    help
+        What the command does.
+    panel
+        The heading that it stands under.
+    """
+
+    module: str
+    help: str
+    panel: str
+
+
+_SERVING, _PIPELINES = "tiercel_serving.commands", "tiercel_pipelines.commands"
+
+#: Every command. Those of heavier packages are found here by name, and imported only when they are called.
+COMMANDS: Mapping[str, Entry] = {
+    "demo": Entry(f"{_PIPELINES}.demo", "Train, export, verify, serve; recommend for one user.", BUILD),
+    "data": Entry(f"{_PIPELINES}.data", "Find or download a data set, check it, show what it holds.", BUILD),
+    "train": Entry(f"{_PIPELINES}.train", "Train a recipe: workflow, retrieval model, ranker.", BUILD),
+    "export": Entry(f"{_PIPELINES}.export", "Compile a run into a release, and verify it.", BUILD),
+    "verify": Entry(f"{_SERVING}.verify", "Compare each artefact with its golden vectors.", BUILD),
+    "explain-features": Entry(
+        f"{_PIPELINES}.explain_features", "Show what the compiler made of a workflow.", FEATURES
+    ),
+    "transform": Entry(f"{_PIPELINES}.transform", "Compute the features of Parquet files.", FEATURES),
+    "serve": Entry(f"{_SERVING}.serve", "Serve a release on Triton until Ctrl-C.", SERVE),
+    "recommend": Entry(
+        f"{_SERVING}.recommend", "Ask a server for recommendations, and for their reasons.", SERVE
+    ),
+    "health": Entry(f"{_SERVING}.health", "Make one real inference in time: a container probe.", SERVE),
+    "evaluate": Entry(f"{_PIPELINES}.evaluate", "Measure the quality of what is served.", MEASURE),
+    "bench": Entry(f"{_SERVING}.bench", "Measure the latency and throughput of what is served.", MEASURE),
+}
+
+
+def load_command(name: str) -> Any:
+    """Import one command and return it as typer builds it."""
+    module = importlib.import_module(COMMANDS[name].module)
+    single = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    paragraphs = inspect.cleandoc(module.command.__doc__ or COMMANDS[name].help).split("\n\n")
+    single.command(name, help="\n\n".join(" ".join(text.split()) for text in paragraphs))(module.command)
+    return typer.main.get_command(single)
+
+
+class LazyGroup(TyperGroup):
+    """Lists commands from the table, and imports only the one that is called."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        for name, entry in COMMANDS.items():
+            listed = typer.core.TyperCommand(name, help=entry.help, rich_help_panel=entry.panel)
+            self.commands[name] = listed
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names in the table's order."""
+        return list(COMMANDS)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Put the real command in the place of the listed one."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, load_command(str(name)), rest
+
+
+app = typer.Typer(
+    name="tiercel",
+    cls=LazyGroup,
+    help=(
+        "Compile a trained multi-stage recommender into a Triton Inference Server model repository, serve "
+        "it, and prove that what is served is what was trained."
+    ),
+    epilog="Start with [bold]tiercel demo[/].",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tiercel {version('tiercel')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the ``tiercel`` command."""
+    app(prog_name="tiercel")

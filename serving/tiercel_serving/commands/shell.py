@@ -1,0 +1,299 @@
+"""What every command shares: two kinds of output, progress, errors, signals, exit codes.
+
+Standard output carries the result alone: a table for people, or with ``--json`` exactly one JSON object.
+Everything else, whoever writes it, goes to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json as json_module
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType, TracebackType
+from typing import IO, Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from ..errors import TiercelError
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, and everything else on standard error.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")]
+
+#: Called as ``progress(what, done, total)`` during long work; ``total`` is None where it is not known.
+Report = Callable[[str, int, int | None], None]
+
+OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+#: Errors that mean "what you typed cannot be", by name: their modules need not be imported to know them.
+REFUSED = frozenset(
+    {
+        "ExportInputError",
+        "InvalidInput",
+        "InvalidRequest",
+        "PortTaken",
+        "RecipeError",
+        "Refused",
+        "ReleaseMissing",
+        "RequestRefused",
+    }
+)
+
+
+class Refused(TiercelError):
+    """The command line asks for something that cannot be; exit code 2."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Like KeyboardInterrupt, no ``except Exception`` holds it up."""
+
+
+class Shell:
+    """Where a command writes; :func:`shell` makes one.
+
+    Parameters
+    ----------
+    json
+        Whether the result is one JSON object.
+    result
+        The stream of the result.
+    """
+
+    def __init__(self, json: bool, result: IO[str]) -> None:
+        self.json = json
+        self.err = _console(sys.stderr)
+        self._result = result
+        self._out = _console(result)
+        self._emitted = False
+
+    def emit(self, document: Mapping[str, Any], *renderables: RenderableType) -> None:
+        """Print the result: ``document`` as JSON with ``--json``, else ``renderables`` for people."""
+        if not self.json:
+            for renderable in renderables:
+                # A line of text is never broken: it may be a command to copy.
+                self._out.print(renderable, highlight=False, soft_wrap=isinstance(renderable, str))
+        else:
+            if self._emitted:
+                raise RuntimeError("a command prints one JSON object, and this would be the second")
+            text = json_module.dumps(document, ensure_ascii=False, default=_plain)
+            self._result.write(text + "\n")
+        self._emitted = True
+        self._result.flush()
+
+    def note(self, text: str, *, style: str = "") -> None:
+        """Tell the reader something on standard error."""
+        self.err.print(escape(text), style=style, highlight=False, soft_wrap=True)
+
+    def fail(self, error: BaseException, debug: bool) -> int:
+        """Print an error, and return the exit code for it."""
+        known = _is_ours(error)
+        text = str(error) if known else f"unexpected {type(error).__name__}: {error}"
+        if debug:
+            self.note("".join(traceback.format_exception(error)), style="dim")
+        elif not known:
+            text += "\nThis is a defect of Tiercel; --debug shows where it happened."
+        self.err.print(f"[bold red]error[/] {escape(text)}", highlight=False, soft_wrap=True)
+        if self.json and not self._emitted:
+            self.emit({"error": {"type": type(error).__name__, "message": str(error)}})
+        return USAGE if known and _is_refused(error) else FAILED
+
+    @contextlib.contextmanager
+    def work(self, title: str, *, steps: bool = False) -> Iterator[Report]:
+        """Show a progress bar while something long runs.
+
+        Gives a callback ``progress(what, done, total)``; a ``total`` of None means that nobody knows.
+        Where standard error is no terminal, one line is printed as each ``what`` begins.
+
+        Parameters
+        ----------
+        title
+            What is going on until the callback says more.
+        steps
+            Whether the callback counts through the steps of one piece of work, whose names are the
+            ``what``; else each ``what`` is a piece of work with a line of its own.
+        """
+        if not self.err.is_terminal:
+            yield self._plain_report(title)
+            return
+        columns = (
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self.err, transient=True) as bars:
+            first = bars.add_task(escape(title), total=None)
+            yield self._steps_report(bars, first) if steps else self._bar_report(bars, first)
+
+    def _plain_report(self, title: str) -> Report:
+        self.note(f"{title} …")
+        seen: set[str] = set()
+
+        def report(what: str, done: int, total: int | None) -> None:
+            if what not in seen:
+                seen.add(what)
+                self.note(f"  {what}")
+
+        return report
+
+    def _steps_report(self, bars: Progress, task: TaskID) -> Report:
+        def report(what: str, done: int, total: int | None) -> None:
+            bars.update(task, description=escape(what), completed=done, total=total)
+
+        return report
+
+    def _bar_report(self, bars: Progress, first: TaskID) -> Report:
+        tasks: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                if not tasks:
+                    bars.update(first, visible=False)
+                tasks[what] = bars.add_task(escape(what), total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        return report
+
+
+class shell:
+    """Run a command's work, and turn how it ends into an exit code.
+
+    Parameters
+    ----------
+    json
+        The command's ``--json``.
+    debug
+        The command's ``--debug``.
+    """
+
+    def __init__(self, *, json: bool = False, debug: bool = False) -> None:
+        self._json, self._debug = json, debug
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Shell:
+        result = self._stack.enter_context(_result_stream())
+        self._stack.enter_context(_terminate_by_exception())
+        self._shell = Shell(self._json, result)
+        return self._shell
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stack:
+            code = self._code(error)
+        if code is not None:
+            raise typer.Exit(code)
+
+    def _code(self, error: BaseException | None) -> int | None:
+        if isinstance(error, BrokenPipeError):
+            return FAILED  # nobody reads any more, as with `| head`
+        if isinstance(error, Exception) and not _is_typers(error):
+            return self._shell.fail(error, self._debug)
+        if isinstance(error, KeyboardInterrupt):
+            self._shell.note("Interrupted.")
+            return INTERRUPTED
+        if isinstance(error, Terminated):
+            self._shell.note("Terminated.")
+            return TERMINATED
+        return None
+
+
+@contextlib.contextmanager
+def _result_stream() -> Iterator[IO[str]]:
+    """Give the stream of the result, and send all else that is written to standard output to standard error.
+
+    Libraries print where they like, some of them from C, so the file descriptor itself is turned.
+    """
+    stdout = sys.stdout
+    stdout.flush()
+    try:
+        redirectable = stdout.fileno() == 1
+    except (OSError, io.UnsupportedOperation):
+        redirectable = False
+    if not redirectable:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield stdout
+        return
+    saved = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        result = os.fdopen(os.dup(saved), "w", encoding=stdout.encoding, errors="replace")
+        try:
+            yield result
+        finally:
+            with contextlib.suppress(OSError):
+                result.close()
+    finally:
+        with contextlib.suppress(OSError):
+            stdout.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+@contextlib.contextmanager
+def _terminate_by_exception() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that what was begun is taken back."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        # A second one must not interrupt the taking back.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, handler)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _console(stream: IO[str]) -> Console:
+    console = Console(file=stream)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        # A pipe has no width: wide enough that no cell of ours is cut.
+        console.width = 120
+    return console
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Tell an error raised on purpose; the client's tree has a root of its own."""
+    if isinstance(error, TiercelError):
+        return True
+    return any(base.__module__.startswith("tiercel_client") for base in type(error).__mro__)
+
+
+def _is_refused(error: BaseException) -> bool:
+    return any(base.__name__ in REFUSED for base in type(error).__mro__)
+
+
+def _is_typers(error: BaseException) -> bool:
+    return any(base.__module__.startswith(("typer", "click")) for base in type(error).__mro__)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return str(value)

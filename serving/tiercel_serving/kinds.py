@@ -1,0 +1,126 @@
+"""Tables of kinds: name → the class that is it, imported on use. Nothing registers itself.
+
+What the future multiplies (sources, rules, reorder steps, engines, stores; families and tasks in
+``tiercel_pipelines``) is one file with one class, and one row in a literal table::
+
+    SOURCES = Kinds("source", {"popular": Kind("tiercel_serving.sources.popular:Popular")})
+
+The class is its own settings: a frozen ``msgspec.Struct`` whose tag is the row's name, with the methods of
+the table's contract. Drivers walk the tables and name no kind.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
+
+from .errors import KindUnavailable
+from .problems import choose
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One row of a table.
+
+    Parameters
+    ----------
+    path
+        ``module:class``.
+    extra
+        The extra of the distribution that installs what the kind needs beyond its package.
+    """
+
+    path: str
+    extra: str | None = None
+
+
+class Kinds(Generic[T]):
+    """A literal table of kinds.
+
+    Parameters
+    ----------
+    what
+        What one of them is called in messages.
+    rows
+        Name → row. The name is the tag of the class.
+    """
+
+    def __init__(self, what: str, rows: Mapping[str, Kind]) -> None:
+        self.what = what
+        self.rows = dict(rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def find(self, name: str) -> type[T]:
+        """Import the class of a kind.
+
+        Raises
+        ------
+        KindUnavailable
+            There is no such kind, its module can't be imported, or a library that it needs is missing.
+        """
+        row = self.rows.get(name)
+        if row is None:
+            raise KindUnavailable(f"there is no {self.what} {name!r}; {choose(name, self.rows)}")
+        module, _, attribute = row.path.partition(":")
+        try:
+            return cast("type[T]", getattr(importlib.import_module(module), attribute))
+        except ModuleNotFoundError as error:
+            missing = error.name or ""
+            if row.extra is None or module.startswith(missing):
+                raise KindUnavailable(self._broken(name, row, error)) from error
+            raise KindUnavailable(
+                f"{self.what} {name!r} needs {missing}, which is not installed; "
+                f'run pip install "tiercel[{row.extra}]"'
+            ) from error
+        except (ImportError, AttributeError) as error:
+            raise KindUnavailable(self._broken(name, row, error)) from error
+
+    def _broken(self, name: str, row: Kind, error: Exception) -> str:
+        return (
+            f"{self.what} {name!r}: its row says {row.path!r}, which can't be imported ({error}); "
+            "correct the row of the table, or the module"
+        )
+
+    def name_of(self, settings: object) -> str:
+        """Return the name of the row that a settings object belongs to; its class need not be imported.
+
+        Raises
+        ------
+        KindUnavailable
+            Its class is in no row.
+        """
+        kind = settings if isinstance(settings, type) else type(settings)
+        path = f"{kind.__module__}:{kind.__qualname__}"
+        for name, row in self.rows.items():
+            if row.path == path:
+                return name
+        raise KindUnavailable(
+            f"{kind.__qualname__} of {kind.__module__} is in no row of the table of {self.what}s; "
+            f"{choose(kind.__qualname__, self.rows)}"
+        )
+
+    def read(self, data: Any) -> T:
+        """Make a kind's settings from plain data, whose ``kind`` says which.
+
+        Raises
+        ------
+        ValueError
+            The data does not fit; in the words of the codec.
+        """
+        if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str):
+            raise ValueError(f"expected an object with the kind of a {self.what}, got {data!r}")
+        name = str(data["kind"])
+        try:
+            return msgspec.convert(data, self.find(name))
+        except msgspec.ValidationError as error:
+            raise ValueError(str(error).replace("`$", f"`{name}")) from None
+        except KindUnavailable as error:
+            raise ValueError(str(error)) from error

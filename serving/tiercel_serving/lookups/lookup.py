@@ -1,0 +1,564 @@
+"""Exact lookup tables for int64 and bytes keys, laid out in plain arrays that can be memory-mapped.
+
+A table maps each distinct key to a code (its position, unless codes are given) and every other value to
+one ``missing`` code. Two layouts, chosen by :func:`build_lookup` from the keys alone:
+
+``direct``
+    Integers that lie close together: one table indexed by ``key - lowest``.
+``hash``
+    All other keys: a perfect hash (``perfect_hash.py``) over *records* of 64-bit words, a key's words and
+    its code. An integer is one word. A string is 1, 3, 7 or 15 words (up to 8, 24, 56 or 120 bytes),
+    padded with NULs, so that a record fills 16, 32, 64 or 128 bytes and never lies across two cache lines
+    where it could lie in one. A lookup reads one displacement and one record, and compares the whole key:
+    the answer is exact.
+
+Strings that padding can't hold, or can't tell apart, are *odd*: those that end in a NUL, and the few that
+are longer than the width chosen for the table. They are sorted by CRC-32, found by bisection and compared
+byte by byte.
+
+Several tables of one kind and width can be *fused*: their displacements and records lie end to end, and
+one call looks up as many columns.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from struct import Struct
+from typing import Any, Protocol
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+
+from ..spec import Array
+from .perfect_hash import (
+    DISPLACER,
+    GOLDEN,
+    MASK,
+    MULTIPLIER,
+    Placement,
+    RepeatedKey,
+    bucket_of,
+    hash_words,
+    place,
+    slot_of,
+)
+from .strings import Strings, words_of_objects, words_of_strings
+
+#: A direct table may have this many slots for each key; beyond, integers are hashed.
+DIRECT_SLOTS_PER_KEY = 8
+#: A direct table of this size is always worth it.
+DIRECT_SLOTS_FREE = 1024
+#: How many words a string's key may have; with its code that is a power of two.
+WORDS = (1, 3, 7, 15)
+#: The narrowest width is taken that leaves at most one key in so many to the slower odd ones.
+KEYS_FOR_ONE_ODD = 1000
+#: Up to this many keys a lookup goes key by key: measured, plain Python takes 0.9 (integers) to 1.2
+#: microseconds (strings) for each, and the vectorised path 14 to 20 however few they are.
+FEW = 16
+#: Longer batches are looked up in blocks of so many keys, whose temporaries stay in the cache.
+BLOCK = 1 << 14
+
+#: What a hash layout says of each column, in this order: its displacements, its records, its odd strings.
+COLUMN_PARTS = (
+    "seed",
+    "buckets",
+    "first_bucket",
+    "slots",
+    "first_slot",
+    "first_odd",
+    "end_odd",
+    "missing",
+)
+ODD_PARTS = ("odd_tags", "odd_offsets", "odd_blob", "odd_codes")
+
+_INT64, _UINT64 = np.dtype(np.int64), np.dtype(np.uint64)
+
+
+class Lookup(Protocol):
+    """A table from keys to codes."""
+
+    def find(self, values: Any) -> npt.NDArray[np.int64]:
+        """Return the code of each value, or the table's ``missing`` code.
+
+        Parameters
+        ----------
+        values
+            ``[n]`` int64, or ``[n]`` objects that are ``bytes``: whatever the table was built from. Fused
+            tables take ``[C, n]``. A table of strings also takes :class:`Strings`,
+            those of C columns one column after the other.
+
+        Returns
+        -------
+        int64, ``[n]`` or ``[C, n]``.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table of a fused lookup maps.
+
+    Parameters
+    ----------
+    keys
+        ``[n]`` distinct keys: any integer dtype, objects that are ``bytes``, or ``Strings``.
+    codes
+        ``[n]`` int64, what :meth:`Lookup.find` answers for each key.
+    missing
+        What it answers for any other value.
+    """
+
+    keys: Array | Strings
+    codes: npt.NDArray[np.int64]
+    missing: int
+
+
+# -------------------------------------------------------------------------------------------- building
+
+
+def build_lookup(
+    values: Array | Strings,
+    prefix: str | None = None,
+    *,
+    codes: npt.NDArray[np.int64] | None = None,
+    missing: int = -1,
+) -> dict[str, Array]:
+    """Lay out the lookup table of distinct keys.
+
+    Parameters
+    ----------
+    values
+        ``[n]`` distinct keys: any integer dtype, objects that are ``bytes``, or ``Strings``.
+    prefix
+        Put before each array's name as ``<prefix>.<part>``; None leaves the bare part names.
+    codes
+        ``[n]`` what :meth:`Lookup.find` answers for each key; None is the key's position.
+    missing
+        What it answers for any other value.
+
+    Returns
+    -------
+    Arrays to store in an artefact, for :func:`open_lookup`.
+
+    Raises
+    ------
+    ValueError
+        A key occurs twice.
+    TypeError
+        The keys are neither integers nor bytes.
+    """
+    answers = np.arange(len(values), dtype=np.int64) if codes is None else np.asarray(codes, np.int64)
+    if isinstance(values, Strings) or values.dtype == np.object_:
+        return build_fused([Table(values, answers, missing)], prefix)
+    if values.dtype.kind not in "iub":
+        raise TypeError(f"lookup keys must be integers or bytes, not {values.dtype}")
+    keys = values.astype(np.int64)
+    if not is_dense(keys):
+        return build_fused([Table(keys, answers, missing)], prefix)
+    _check_distinct(keys)
+    lowest = int(keys.min()) if len(keys) else 0
+    span = int(keys.max()) - lowest + 1 if len(keys) else 0
+    table = np.full(span + 1, missing, np.int64)
+    table[keys - lowest] = answers
+    return _named({"table": table, "lowest": np.array([lowest], np.int64)}, prefix)
+
+
+def build_fused(
+    tables: Sequence[Table], prefix: str | None = None, *, which: Sequence[int] | None = None
+) -> dict[str, Array]:
+    """Lay out hash tables so that one call looks up a column in each.
+
+    Parameters
+    ----------
+    tables
+        At least one; all of integers, or all of strings.
+    prefix
+        As for :func:`build_lookup`.
+    which
+        The table of each column; None is one column for each table. Columns may share a table.
+
+    Returns
+    -------
+    Arrays for :func:`open_lookup`: ``records [slots, words + 1]`` int64, ``displacements [buckets]`` uint16,
+    ``columns [C, 8]`` int64 (:data:`COLUMN_PARTS`), and for strings ``odd_tags`` (CRC-32, sorted within a
+    table), ``odd_offsets``, ``odd_blob``, ``odd_codes``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for :func:`build_lookup`.
+    """
+    layouts = _int_layout(tables) if _is_int(tables[0].keys) else _text_layout(tables)
+    columns, buckets, slots, odd = [], 0, 0, 0
+    for table, (placement, _, odds) in zip(tables, layouts, strict=True):
+        seed = placement.seed - (placement.seed >> 63 << 64)  # as int64
+        sizes = len(placement.displacement), placement.slots
+        columns.append([seed, sizes[0], buckets, sizes[1], slots, odd, odd + len(odds), table.missing])
+        buckets, slots, odd = buckets + sizes[0], slots + sizes[1], odd + len(odds)
+    taken = range(len(tables)) if which is None else which
+    arrays = {
+        "records": _end_to_end([records for _, records, _ in layouts]),
+        "displacements": _end_to_end([placement.displacement for placement, _, _ in layouts]),
+        "columns": np.array([columns[number] for number in taken], np.int64),
+    }
+    if not _is_int(tables[0].keys):
+        arrays |= _odd_arrays([odds for _, _, odds in layouts])
+    return _named(arrays, prefix)
+
+
+def word_count(keys: Strings) -> int:
+    """Return how many words each key of a table of strings gets: one of :data:`WORDS`."""
+    lengths = np.diff(keys.offsets)
+    fitting = (c for c in WORDS if int((lengths > 8 * c).sum()) * KEYS_FOR_ONE_ODD <= len(lengths))
+    return next(fitting, WORDS[-1])
+
+
+def is_dense(values: npt.NDArray[np.int64]) -> bool:
+    """Whether distinct int64 keys lie close enough for a direct table."""
+    if len(values) == 0:
+        return True
+    span = int(values.max()) - int(values.min()) + 1
+    return span <= max(DIRECT_SLOTS_FREE, DIRECT_SLOTS_PER_KEY * len(values))
+
+
+def packed_strings(values: Array | Strings) -> Strings:
+    """Return keys as packed strings, whichever way they come."""
+    return values if isinstance(values, Strings) else Strings.of(values)
+
+
+#: Odd strings of a table and their codes, sorted by CRC-32.
+_Odds = list[tuple[int, bytes, int]]
+_Layout = tuple[Placement, Array, _Odds]
+
+
+def _int_layout(tables: Sequence[Table]) -> list[_Layout]:
+    layouts: list[_Layout] = []
+    for table in tables:
+        assert not isinstance(table.keys, Strings)
+        keys = np.asarray(table.keys, np.int64)
+        _check_distinct(keys)
+        placement = place([keys.view(np.uint64)])
+        layouts.append((placement, _records(placement, keys[:, None], table.codes, table.missing), []))
+    return layouts
+
+
+def _text_layout(tables: Sequence[Table]) -> list[_Layout]:
+    texts = [packed_strings(table.keys) for table in tables]
+    count = max(map(word_count, texts))
+    layouts: list[_Layout] = []
+    for text, table in zip(texts, tables, strict=True):
+        words, odd = words_of_strings(text, count)
+        codes, odds = table.codes, []
+        if odd is not None:
+            odds = _odds(text.take(np.flatnonzero(odd)), codes[odd])
+            text, words, codes = text.take(np.flatnonzero(~odd)), words[~odd], codes[~odd]
+        try:
+            placement = place([words[:, number] for number in range(count)])
+        except RepeatedKey as error:
+            raise _repeated(text.part(error.position, error.position + 1).objects()[0]) from None
+        keys = words[:, :count].view(np.int64)
+        layouts.append((placement, _records(placement, keys, codes, table.missing), odds))
+    return layouts
+
+
+def _records(placement: Placement, keys: Array, codes: Array, missing: int) -> Array:
+    """Return ``[slots, words + 1]``; an empty slot has the missing code, so that its key 0 does no harm."""
+    records = np.zeros((placement.slots, keys.shape[1] + 1), np.int64)
+    records[:, -1] = missing
+    records[placement.slot, :-1] = keys
+    records[placement.slot, -1] = codes
+    return records
+
+
+def _odds(text: Strings, codes: Array) -> _Odds:
+    items: list[bytes] = text.objects().tolist()
+    key, times = Counter(items).most_common(1)[0]
+    if times > 1:
+        raise _repeated(key)
+    return sorted((crc32(item), item, code) for item, code in zip(items, codes.tolist(), strict=True))
+
+
+def _odd_arrays(odds: Sequence[_Odds]) -> dict[str, Array]:
+    flat = [odd for own in odds for odd in own]
+    keys = np.empty(len(flat), np.object_)
+    keys[:] = [key for _, key, _ in flat]
+    packed = Strings.of(keys)
+    return {
+        "odd_tags": np.array([tag for tag, _, _ in flat], np.uint32),
+        "odd_offsets": packed.offsets,
+        "odd_blob": packed.blob,
+        "odd_codes": np.array([code for _, _, code in flat], np.int64),
+    }
+
+
+def _is_int(keys: Array | Strings) -> bool:
+    return not isinstance(keys, Strings) and keys.dtype.kind in "iub"
+
+
+def _check_distinct(keys: npt.NDArray[np.int64]) -> None:
+    ordered = np.sort(keys)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(repeated):
+        raise _repeated(int(repeated[0]))
+
+
+def _repeated(key: int | bytes) -> ValueError:
+    return ValueError(f"lookup key {key!r} occurs more than once")
+
+
+def _end_to_end(parts: Sequence[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _named(parts: dict[str, Array], prefix: str | None) -> dict[str, Array]:
+    return parts if prefix is None else {f"{prefix}.{name}": array for name, array in parts.items()}
+
+
+# --------------------------------------------------------------------------------------------- opening
+
+
+def open_lookup(arrays: Mapping[str, Array], prefix: str | None = None) -> Lookup:
+    """Open a table that :func:`build_lookup` or :func:`build_fused` laid out; it may be memory-mapped.
+
+    Raises
+    ------
+    KeyError
+        The arrays hold no table of these layouts.
+    """
+    dot = "" if prefix is None else f"{prefix}."
+    if f"{dot}table" in arrays:
+        return DirectLookup(arrays[f"{dot}table"], int(arrays[f"{dot}lowest"][0]))
+    named = {name.removeprefix(dot): array for name, array in arrays.items() if name.startswith(dot)}
+    if not {"records", "displacements", "columns"} <= set(named):
+        raise KeyError(f"no lookup table {prefix!r} of a layout that this Tiercel reads")
+    return TextLookup(named) if "odd_tags" in named else IntLookup(named)
+
+
+def read_keys(arrays: Mapping[str, Array], prefix: str | None = None) -> Array:
+    """Return the keys of a table that :func:`build_lookup` laid out, by increasing code.
+
+    Returns
+    -------
+    ``[n]`` int64, or objects that are ``bytes``. Keys whose code is the missing code are left out.
+    """
+    dot = "" if prefix is None else f"{prefix}."
+    if f"{dot}table" in arrays:
+        table, lowest = arrays[f"{dot}table"], int(arrays[f"{dot}lowest"][0])
+        there = np.flatnonzero(table[:-1] != table[-1])
+        dense: Array = (there + lowest)[np.argsort(table[there], kind="stable")]
+        return dense
+    records, missing = arrays[f"{dot}records"], int(arrays[f"{dot}columns"][0, -1])
+    held = records[records[:, -1] != missing]
+    keys, codes = held[:, :-1], held[:, -1]
+    if f"{dot}odd_tags" not in arrays:
+        numbers: Array = keys[np.argsort(codes, kind="stable"), 0]
+        return numbers
+    odd = Strings(arrays[f"{dot}odd_blob"], arrays[f"{dot}odd_offsets"]).objects()
+    # NumPy takes the padding off a string of fixed width; the odd ones are kept whole.
+    padded = np.ascontiguousarray(keys).view(f"S{8 * keys.shape[1]}").reshape(-1).astype(np.object_)
+    codes = np.concatenate([codes, arrays[f"{dot}odd_codes"]])
+    texts: Array = np.concatenate([padded, odd])[np.argsort(codes, kind="stable")]
+    return texts
+
+
+class DirectLookup:
+    """Integers that lie close together: one table indexed by ``key - lowest``.
+
+    Parameters
+    ----------
+    table
+        ``[span + 1]`` codes; the last is the missing code, and so is every hole.
+    lowest
+        The lowest key.
+    """
+
+    def __init__(self, table: Array, lowest: int) -> None:
+        self._table = table
+        self._lowest = np.uint64(lowest & MASK)
+        self._span = np.uint64(len(table) - 1)
+
+    def find(self, values: Array) -> npt.NDArray[np.int64]:
+        """Return the code of each int64 value."""
+        # Modulo 2**64 the subtraction is a bijection, so one unsigned comparison finds what is outside.
+        offset = values.view(np.uint64) - self._lowest
+        np.minimum(offset, self._span, out=offset)
+        found: npt.NDArray[np.int64] = self._table.take(offset.view(np.int64), mode="clip")
+        return found
+
+
+class _HashLookup:
+    """The hash layout of C columns.
+
+    Parameters
+    ----------
+    arrays
+        As :func:`build_fused` returns them, without a prefix.
+    """
+
+    #: Up to how many keys go one by one.
+    few: int
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        records, columns = arrays["records"], arrays["columns"]
+        self.columns, self.words = len(columns), records.shape[1] - 1
+        seed, buckets, first_bucket, slots, first_slot, _, _, missing = columns.T[:, :, None]
+        self._seed, self._buckets, self._slots = (a.view(_UINT64) for a in (seed, buckets, slots))
+        self._first_bucket, self._first_slot, self._missing = first_bucket, first_slot, missing
+        self._is_based = bool(first_bucket.any())
+        # Whole records as single elements: complex128 is the only plain one of 16 bytes.
+        whole = np.complex128 if self.words == 1 else np.dtype(f"V{8 * (self.words + 1)}")
+        self._records = records.reshape(-1).view(whole)
+        self._displacements = arrays["displacements"]
+        # Plain memoryviews and ints: indexing one gives a Python int several times faster than an array.
+        self._record_view = memoryview(records.reshape(-1))  # type: ignore[arg-type]
+        self._displacement_view = memoryview(arrays["displacements"])  # type: ignore[arg-type]
+        self._plain: list[list[int]] = columns.tolist()
+
+    def find_words(self, words: Sequence[Array], columns: slice) -> npt.NDArray[np.int64]:
+        """Return the codes of keys given as one ``[c, n]`` uint64 array for each word."""
+        h = hash_words(words, self._seed[columns])
+        bucket = bucket_of(h, self._buckets[columns])
+        if self._is_based:
+            bucket += self._first_bucket[columns]
+        # Every index is within: NumPy's clip mode is merely the one that does not look for errors first.
+        displacement = self._displacements.take(bucket, mode="clip").astype(_UINT64)
+        slot = slot_of(h, displacement, self._slots[columns])
+        if self._is_based:
+            slot += self._first_slot[columns]
+        records = self._records.take(slot, mode="clip").view(_UINT64).reshape(*slot.shape, self.words + 1)
+        equal = records[..., 0] == words[0]
+        for number in range(1, self.words):
+            equal &= records[..., number] == words[number]
+        return np.where(equal, records[..., -1].view(np.int64), self._missing[columns])
+
+    def find_one(self, column: int, words: tuple[int, ...]) -> int:
+        """Return the code of one key given as signed words: :meth:`find_words` in plain Python."""
+        seed, buckets, first_bucket, slots, first_slot, _, _, missing = self._plain[column]
+        h = words[0] * seed & MASK
+        for word in words[1:]:
+            h = ((h ^ h >> 32) + word) * MULTIPLIER & MASK
+        h = (h ^ h >> 32) * MULTIPLIER & MASK
+        displacement = self._displacement_view[first_bucket + ((h >> 32) * buckets >> 32)]
+        slot = ((h ^ displacement * DISPLACER & MASK) * GOLDEN & MASK) >> 32
+        at = (first_slot + (slot * slots >> 32)) * (self.words + 1)
+        records = self._record_view
+        if records[at] != words[0]:
+            return missing
+        for number in range(1, self.words):
+            if records[at + number] != words[number]:
+                return missing
+        code: int = records[at + self.words]
+        return code
+
+    def _blocks(self, n: int) -> Iterator[tuple[slice, slice]]:
+        """Cut ``[C, n]`` into blocks of some columns, or of some rows of one column."""
+        step = max(1, BLOCK // n)
+        for column in range(0, self.columns, step):
+            for row in range(0, n, BLOCK):
+                yield slice(column, column + step), slice(row, row + BLOCK)
+
+
+class IntLookup(_HashLookup):
+    """Integers far apart; see :class:`_HashLookup`."""
+
+    def find(self, values: Array) -> npt.NDArray[np.int64]:
+        """Return the code of each int64 value; ``[n]`` of one column, ``[C, n]`` of several."""
+        if values.size <= FEW:
+            n, keys = values.size // self.columns, values.reshape(-1).tolist()
+            few = [self.find_one(at // n, (key,)) for at, key in enumerate(keys)]
+            return np.array(few, _INT64).reshape(values.shape)
+        keys = values.view(_UINT64).reshape(self.columns, -1)
+        out = np.empty(keys.shape, np.int64)
+        for columns, rows in self._blocks(keys.shape[1]):
+            out[columns, rows] = self.find_words([keys[columns, rows]], columns)
+        return out.reshape(values.shape)
+
+
+class TextLookup(_HashLookup):
+    """Strings as bytes; see :class:`_HashLookup`.
+
+    Parameters
+    ----------
+    arrays
+        As :func:`build_fused` returns them, without a prefix.
+    """
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        super().__init__(arrays)
+        self._width = 8 * self.words
+        self._unpack = Struct(f"<{self.words}q").unpack
+        views = (memoryview(arrays[name]) for name in ODD_PARTS)  # type: ignore[arg-type]
+        self._odd_tags, self._odd_offsets, self._odd_blob, self._odd_codes = views
+
+    def find(self, values: Array | Strings) -> npt.NDArray[np.int64]:
+        """Return the code of each string.
+
+        Parameters
+        ----------
+        values
+            ``[n]`` or ``[C, n]`` objects that are ``bytes``, or packed strings, one column after the
+            other.
+
+        Returns
+        -------
+        int64 of the values' shape; of packed strings ``[n]`` for one column, ``[C, n]`` for several.
+        """
+        if isinstance(values, Strings):
+            found = self._find_packed(values)
+            return found[0] if self.columns == 1 else found
+        if values.size <= FEW:
+            return self._find_few(values.reshape(-1).tolist()).reshape(values.shape)
+        rows = values.reshape(self.columns, -1)
+        out = np.empty(rows.shape, np.int64)
+        for columns, part in self._blocks(rows.shape[1]):
+            block = rows[columns, part]
+            words, odd = words_of_objects(block, self.words)
+            out[columns, part] = self._find_block(words, columns)
+            if odd is not None:
+                for column, row in zip(*(index.tolist() for index in odd.nonzero()), strict=True):
+                    found_odd = self._find_odd(columns.start + column, block[column, row])
+                    out[columns.start + column, part.start + row] = found_odd
+        return out.reshape(values.shape)
+
+    def _find_packed(self, values: Strings) -> npt.NDArray[np.int64]:
+        n = len(values) // self.columns
+        if len(values) <= FEW:
+            return self._find_few(values.objects().tolist()).reshape(self.columns, n)
+        out = np.empty((self.columns, n), np.int64)
+        flat = out.reshape(-1)
+        for columns, part in self._blocks(n):
+            shape = out[columns, part].shape
+            begin = columns.start * n + part.start
+            words, odd = words_of_strings(values.part(begin, begin + shape[0] * shape[1]), self.words)
+            out[columns, part] = self._find_block(words.reshape(*shape, -1), columns)
+            if odd is not None:
+                for at in (begin + odd.nonzero()[0]).tolist():
+                    flat[at] = self._find_odd(at // n, values.part(at, at + 1).objects()[0])
+        return out
+
+    def _find_block(self, words: Array, columns: slice) -> npt.NDArray[np.int64]:
+        return self.find_words([words[..., number] for number in range(self.words)], columns)
+
+    def _find_few(self, items: Sequence[bytes]) -> npt.NDArray[np.int64]:
+        n = len(items) // self.columns
+        return np.array([self._find_item(at // n, item) for at, item in enumerate(items)], _INT64)
+
+    def _find_item(self, column: int, item: bytes) -> int:
+        if len(item) > self._width or item[-1:] == b"\0":
+            return self._find_odd(column, item)
+        return self.find_one(column, self._unpack(item.ljust(self._width, b"\0")))
+
+    def _find_odd(self, column: int, item: bytes) -> int:
+        first, end, missing = self._plain[column][5:]
+        tag = crc32(item)
+        at = bisect_left(self._odd_tags, tag, first, end)
+        while at < end and self._odd_tags[at] == tag:
+            if self._odd_blob[self._odd_offsets[at] : self._odd_offsets[at + 1]] == item:
+                code: int = self._odd_codes[at]
+                return code
+            at += 1
+        return missing

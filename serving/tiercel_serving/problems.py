@@ -1,0 +1,98 @@
+"""What is wrong with settings, in one wording: settings say it, recipes and exports only pass it on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with settings.
+
+    Parameters
+    ----------
+    field
+        Where, in the words of whoever wrote it: ``rules[0].column``.
+    problem
+        What is wrong, with what was expected and what came.
+    remedy
+        What to do about it.
+    """
+
+    field: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}; {self.remedy}"
+
+    def within(self, place: str) -> Problem:
+        """Return the same problem as seen from outside: ``column`` within ``rules[0]``."""
+        joined = f"{place}.{self.field}" if self.field and place else place or self.field
+        return Problem(joined, self.problem, self.remedy)
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a number may be. ``whole`` asks for an integer; the ends are open where so marked."""
+
+    low: float
+    high: float = float("inf")
+    whole: bool = False
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value lies in the range."""
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+            return False
+        if self.whole and not isinstance(value, int | np.integer):
+            return False
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return bool(above and below)
+
+    def __str__(self) -> str:
+        what = "a whole number" if self.whole else "a number"
+        words = f"{what} {'above' if self.open_low else 'of at least'} {self.low:g}"
+        if self.high != float("inf"):
+            words += f" and {'below' if self.open_high else 'at most'} {self.high:g}"
+        return words
+
+
+COUNT = Range(1, whole=True)
+COUNT_OR_0 = Range(0, whole=True)
+POSITIVE = Range(0, open_low=True)
+AT_LEAST_0 = Range(0)
+SHARE = Range(0, 1)
+BELOW_1 = Range(0, 1, open_high=True)
+
+
+def out_of_range(settings: object, ranges: Mapping[str, Range]) -> Iterator[Problem]:
+    """Yield a problem for each of the settings' numbers that is not in its range."""
+    for name, wanted in ranges.items():
+        value = getattr(settings, name)
+        if not wanted.holds(value):
+            yield Problem(name, f"expected {wanted}, got {value!r}", "give such a number")
+
+
+def named_twice(names: Iterable[str], field: str, what: str) -> Iterator[Problem]:
+    """Yield a problem for each name that occurs more than once."""
+    listed = list(names)
+    for name in dict.fromkeys(listed):
+        if listed.count(name) > 1:
+            yield Problem(field, f"{listed.count(name)} {what} are called {name!r}", "give each its own name")
+
+
+def choose(came: Any, known: Iterable[str]) -> str:
+    """Return a remedy that names what there is to choose from, or what was meant."""
+    names = list(dict.fromkeys(known))
+    close = get_close_matches(str(came), names, n=1)
+    if close and len(names) > 8:
+        return f"did you mean {close[0]!r}?"
+    return f"use {', '.join(map(repr, names))}" if names else "there is none to choose from"

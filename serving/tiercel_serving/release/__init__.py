@@ -1,0 +1,1 @@
+"""A release on disk: manifest, artefacts, checksums, and how it comes to be."""

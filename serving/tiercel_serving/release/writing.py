@@ -1,0 +1,180 @@
+"""The manifest, and how a release directory comes to be: beside its name, then renamed, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tiercel_serving.errors import DestinationTaken
+
+from .opened import MANIFEST_FORMAT, MANIFEST_NAME, file_sha256
+
+#: Distributions whose versions say how a release was made.
+LIBRARIES = (
+    "numpy",
+    "pandas",
+    "nvtabular",
+    "merlin-core",
+    "pyarrow",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "faiss-cpu",
+    "tritonclient",
+    "protobuf",
+)
+
+
+def new_build_id() -> str:
+    """Return a build id that no other export has: the time in UTC, for people, and 48 random bits."""
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(6)}"
+
+
+def header(name: str, build_id: str) -> dict[str, Any]:
+    """Return the manifest's first keys: what made this release, and when."""
+    return {
+        "format": MANIFEST_FORMAT,
+        "build_id": build_id,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "name": name,
+        "tiercel": version("tiercel"),
+        "libraries": {library: version(library) for library in LIBRARIES},
+    }
+
+
+def version(distribution: str) -> str | None:
+    """Return an installed distribution's version, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of the release at ``path``, with the size and SHA-256 of every file there."""
+    files = {
+        file.relative_to(path).as_posix(): {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name != MANIFEST_NAME
+    }
+    text = json.dumps({**manifest, "files": files}, indent=1, ensure_ascii=False) + "\n"
+    (path / MANIFEST_NAME).write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def staging_directory(destination: Path, *, replace: bool) -> Iterator[Path]:
+    """Give a directory beside ``destination`` that takes its name if, and only if, the block succeeds.
+
+    Parameters
+    ----------
+    destination
+        The directory to be.
+    replace
+        Whether a release that is already there may go.
+
+    Yields
+    ------
+    Path
+        The directory to write into. It lies on the same file system, so the rename is atomic. It is
+        removed if the block raises, Ctrl-C included; what a killed process left is removed by the
+        next export to the same destination.
+
+    Raises
+    ------
+    DestinationTaken
+        If the destination exists and ``replace`` is False, or it is something else than a release.
+    """
+    destination = destination.resolve()
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    _clean_leftovers(destination)
+    _check_destination(destination, replace)
+    staging = destination.parent / f".{destination.name}.partial-{secrets.token_hex(6)}"
+    staging.mkdir()
+    try:
+        with _locked(staging):
+            yield staging
+            _swap(staging, destination, replace)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_destination(destination: Path, replace: bool) -> None:
+    if not destination.exists():
+        return
+    if destination.is_dir() and not any(destination.iterdir()):
+        return
+    if not destination.is_dir() or not (destination / MANIFEST_NAME).is_file():
+        raise DestinationTaken(
+            f"{destination}: exists and is no release (it has no {MANIFEST_NAME}); choose another destination"
+        )
+    if not replace:
+        raise DestinationTaken(
+            f"{destination}: a release is already here; choose another destination, or replace it "
+            "(replace=True, `tiercel export --replace`)"
+        )
+
+
+def _swap(staging: Path, destination: Path, replace: bool) -> None:
+    # Checked again: minutes may have passed since the export began.
+    _check_destination(destination, replace)
+    if not destination.exists():
+        staging.rename(destination)
+        return
+    old = destination.parent / staging.name.replace(".partial-", ".old-")
+    with _locked(destination):
+        destination.rename(old)
+        try:
+            staging.rename(destination)
+        except BaseException:
+            old.rename(destination)
+            raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _clean_leftovers(destination: Path) -> None:
+    """Remove what killed exports to this destination left; put back what one had moved away."""
+    name = _escaped(destination.name)
+    for old in destination.parent.glob(f".{name}.old-*"):
+        if _in_use(old):
+            continue
+        if destination.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(destination)
+    for partial in destination.parent.glob(f".{name}.partial-*"):
+        if not _in_use(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold a lock on the directory itself; it ends with the process, however that ends."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _in_use(directory: Path) -> bool:
+    """Whether a running export holds the directory."""
+    try:
+        with _locked(directory):
+            return False
+    except OSError:
+        return True

@@ -1,0 +1,88 @@
+"""The contract of a reorder step, and the table of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column
+from ..kinds import Kind, Kinds
+from ..problems import Problem
+from ..ranked import Scores
+from ..spec import Array, Arrays
+
+
+class Step(Protocol):
+    """An opened step."""
+
+    def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32] | None]:
+        """Change the order of the kept candidates.
+
+        Parameters
+        ----------
+        scores
+            ``[B, K]`` float32: what the steps before it made of the ranker's score; -inf in empty slots.
+        arrays
+            ``kept_row [B, K]``, ``kept_score [B, K]``, ``rank_score [B, K, T]`` (where there is a ranker), and
+            the tensors that the kind reads.
+
+        Returns
+        -------
+        ``[B, K]`` float32 new scores (-inf drops the item), and ``[B, K]`` int32: 0, or 1 + the place in
+        the kind's ``reasons`` of why the item was moved or dropped; None where it has no reasons.
+        """
+        ...
+
+
+@runtime_checkable
+class ReorderKind(Protocol):
+    """A kind of reorder step: its settings, how it is opened, and its plain reference."""
+
+    #: Whether it works on the ranker's scores, and so leaves alone users who bypass the ranker.
+    of_ranker: ClassVar[bool]
+    #: Why it moves or drops an item, in words.
+    reasons: ClassVar[tuple[str, ...]]
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the settings by themselves."""
+        ...
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the raw item columns that it reads."""
+        ...
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the names of further tensors that it reads, such as ``history_row``."""
+        ...
+
+    def misfits(self, tasks: int) -> list[Problem]:
+        """Return what does not fit a ranker that gives ``tasks`` scores to an item; 0 is no ranker."""
+        ...
+
+    def open(self, columns: Mapping[str, Column]) -> Step:
+        """Return the step over raw item columns ``[I + 1]``, whose last row is null."""
+        ...
+
+    def reference(self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]]) -> list[float]:
+        """Return one user's new scores in plain Python.
+
+        Parameters
+        ----------
+        scores
+            Of the candidates, in the order of ``candidates``.
+        candidates
+            For each: ``row``, ``kept_score``, ``rank_score`` (one number a task) and its raw columns.
+        """
+        ...
+
+
+#: Every kind of reorder step.
+REORDER: Kinds[ReorderKind] = Kinds(
+    "reorder step", {"weighted_sum": Kind("tiercel_serving.reorder.weighted_sum:WeightedSum")}
+)
+
+
+__all__ = ["REORDER", "Array", "ReorderKind", "Step"]

@@ -1,0 +1,1 @@
+"""The Triton model repository of a release: configs, Triton's own rules, targets."""

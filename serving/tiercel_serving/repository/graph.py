@@ -1,0 +1,325 @@
+"""The served graph: stage list → Triton model directories, by way of Triton's own protobuf messages.
+
+Each Triton model is a list of stages behind one generic ``model.py``; the two ensembles over them are
+the public face. Nothing here writes config text by hand, so nothing here can misspell it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format  # type: ignore[import-untyped]
+from tritonclient.grpc import model_config_pb2
+
+from ..release.opened import Release
+from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT, ServingSettings
+from ..spec import StageSpec, TensorSpec
+from ..stages.specs import DESCRIBE_ITEMS, GRAPH_STAGES, TIME_PREFIX, time_spec
+from .targets import Target, find_target, model_groups
+
+#: Names of the two ensembles.
+RECOMMEND, EXPLAIN = "recommend", "recommend_explain"
+
+#: What ``recommend`` answers.
+RECOMMEND_OUTPUTS = ("item_id", "score", "count", "status")
+
+#: What ``recommend_explain`` answers besides, before the times.
+EXPLAIN_OUTPUTS = (
+    "user_row",
+    "history_row",
+    "history_length",
+    "retrieved_row",
+    "retrieval_score",
+    "source",
+    "kept_row",
+    "kept_index",
+    "filter_reason",
+    "rank_score",
+)
+
+#: Where a Triton model finds its stages' code.
+MODEL_FILE = "model.py"
+
+CONFIG_FILE = "config.pbtxt"
+
+#: Tensor dtype → Triton's.
+TRITON_DTYPES: Mapping[str, int] = {
+    "bool": model_config_pb2.TYPE_BOOL,
+    "int32": model_config_pb2.TYPE_INT32,
+    "int64": model_config_pb2.TYPE_INT64,
+    "float32": model_config_pb2.TYPE_FP32,
+    "float64": model_config_pb2.TYPE_FP64,
+    "bytes": model_config_pb2.TYPE_STRING,
+}
+
+
+def render_repository(
+    release: Release,
+    directory: Path,
+    layout: str,
+    *,
+    suffix: str = "",
+    release_path: str | None = None,
+) -> list[str]:
+    """Write the Triton models of a release into a model repository.
+
+    Parameters
+    ----------
+    release
+        The release; its artefacts need not be there yet.
+    directory
+        The model repository. Models of the other layout may already lie there, if ``suffix`` keeps
+        the ensembles apart: ``describe_items`` is then shared.
+    layout
+        ``fused`` or ``staged``.
+    suffix
+        Put behind the names of the ensembles.
+    release_path
+        What the models take for the release's directory: absolute, or relative to a model's own
+        directory. None means relative if the repository lies in the release, else absolute.
+
+    Returns
+    -------
+    list of str
+        Names of the models written, ensembles last.
+    """
+    target = find_target(release.manifest["target"])
+    specs = release.stages
+    groups = {
+        model: tuple(specs[stage] for stage in stages if stage in specs)
+        for model, stages in model_groups(target, layout).items()
+    }
+    groups = {model: stages for model, stages in groups.items() if stages}
+    if DESCRIBE_ITEMS in specs and not (directory / DESCRIBE_ITEMS).exists():
+        groups[DESCRIBE_ITEMS] = (specs[DESCRIBE_ITEMS],)
+    configs = [
+        _stage_model(release, target, model, stages, _release_path(release, directory, release_path))
+        for model, stages in groups.items()
+    ]
+    graph = {model: stages for model, stages in groups.items() if model != DESCRIBE_ITEMS}
+    for name, public in ((RECOMMEND, RECOMMEND_OUTPUTS), (EXPLAIN, _explain_outputs(graph.values()))):
+        configs.append(_ensemble(release, name + suffix, graph, public))
+    code = resources.files("tiercel_serving.repository").joinpath("model.py.txt").read_text(encoding="utf-8")
+    for config in configs:
+        _write_model(directory, config, code, release.build_id)
+    return [config.name for config in configs]
+
+
+def _write_model(directory: Path, config: Any, code: str, build_id: str) -> None:
+    version = directory / config.name / "1"
+    version.mkdir(parents=True, exist_ok=True)
+    text = f"# Written by `tiercel export` for build {build_id}; change the recipe and export again.\n"
+    text += text_format.MessageToString(config)
+    (directory / config.name / CONFIG_FILE).write_text(text, encoding="utf-8")
+    if config.platform != "ensemble":
+        (version / MODEL_FILE).write_text(code, encoding="utf-8")
+
+
+def _release_path(release: Release, directory: Path, given: str | None) -> str:
+    if given is not None:
+        return given
+    # A model lies one level below the repository.
+    root, models = release.path.resolve(), directory.resolve()
+    if models.is_relative_to(root):
+        return os.path.relpath(root, models / "model")
+    return str(root)
+
+
+def _explain_outputs(groups: Iterable[Sequence[StageSpec]]) -> tuple[str, ...]:
+    times = tuple(TIME_PREFIX + spec.name for stages in groups for spec in stages)
+    return RECOMMEND_OUTPUTS + EXPLAIN_OUTPUTS + times
+
+
+def model_inputs(stages: Sequence[StageSpec]) -> tuple[TensorSpec, ...]:
+    """Return what a model of these stages takes from outside, in the order in which it is needed."""
+    made: set[str] = set()
+    inputs: dict[str, TensorSpec] = {}
+    for spec in stages:
+        for tensor in spec.inputs:
+            if tensor.name not in made:
+                inputs.setdefault(tensor.name, tensor)
+        made.update(tensor.name for tensor in spec.outputs)
+    return tuple(inputs.values())
+
+
+def model_outputs(stages: Sequence[StageSpec]) -> tuple[TensorSpec, ...]:
+    """Return what a model of these stages can give: a lone stage everything, a chain what others may want.
+
+    Every stage's time comes last.
+    """
+    outputs = {tensor.name: tensor for spec in stages for tensor in spec.outputs}
+    if len(stages) > 1:
+        public = (*RECOMMEND_OUTPUTS, *EXPLAIN_OUTPUTS)
+        outputs = {name: outputs[name] for name in public if name in outputs}
+    return (*outputs.values(), *(time_spec(spec.name) for spec in stages))
+
+
+def _stage_model(
+    release: Release, target: Target, name: str, stages: Sequence[StageSpec], release_path: str
+) -> Any:
+    settings = release.settings
+    config = model_config_pb2.ModelConfig(name=name, backend="python", max_batch_size=settings.max_batch_size)
+    inputs = model_inputs(stages)
+    public = {tensor.name for tensor in model_inputs(tuple(release.stages.values()))}
+    for tensor in inputs:
+        # Without this a length that differs between requests would keep them from running together.
+        ragged = tensor.variable
+        _add_tensor(config.input.add(), tensor, allow_ragged_batch=ragged, public=tensor.name in public)
+    for tensor in model_outputs(stages):
+        _add_tensor(config.output.add(), tensor)
+    group = config.instance_group.add()
+    group.kind = model_config_pb2.ModelInstanceGroup.Kind.Value(target.instance_kind)
+    group.count = settings.instances
+    _set_batching(config, settings)
+    _set_parameters(
+        config,
+        {
+            "stages": ",".join(spec.name for spec in stages),
+            "release": release_path,
+            "build_id": release.build_id,
+        },
+    )
+    _add_warmup(config, inputs)
+    return config
+
+
+def _add_tensor(
+    message: Any, tensor: TensorSpec, *, allow_ragged_batch: bool = False, public: bool = False
+) -> None:
+    """Fill in a tensor of a config.
+
+    To Triton every public input is optional: an ensemble that misses a required one answers
+    "unexpected deadlock", while the first stage says by name what is missing.
+    """
+    message.name = tensor.name
+    message.data_type = TRITON_DTYPES[tensor.dtype]
+    message.dims.extend(tensor.dims)
+    if (tensor.optional or public) and isinstance(message, model_config_pb2.ModelInput):
+        message.optional = True
+    if allow_ragged_batch:
+        message.allow_ragged_batch = True
+
+
+def _set_batching(config: Any, settings: ServingSettings) -> None:
+    batching = config.dynamic_batching
+    batching.SetInParent()
+    if settings.queue_delay_us:
+        batching.max_queue_delay_microseconds = settings.queue_delay_us
+    if settings.max_queue_size:
+        # No queue policy unless one is wanted. Any of its limits (a size, a timeout, an override) turns
+        # off Triton's prefetching, and then a request that arrives while an instance finishes its last
+        # batch is not picked up before the batcher's idle wait of 500 ms is over: measured on 2.51, one
+        # request in a hundred from a single caller.
+        policy = batching.default_queue_policy
+        policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
+        policy.max_queue_size = settings.max_queue_size
+
+
+def _set_parameters(config: Any, values: Mapping[str, str]) -> None:
+    for key, value in values.items():
+        config.parameters[key].string_value = value
+
+
+def _add_warmup(config: Any, inputs: Sequence[TensorSpec]) -> None:
+    """Have one request run before READY, so that the first caller meets loaded pages and warm caches."""
+    wanted = [tensor for tensor in inputs if not tensor.optional]
+    # A model with nothing but optional inputs still needs one; rows are cheap and always there.
+    wanted = wanted or [tensor for tensor in inputs if tensor.dtype == "int64"][-1:]
+    if not wanted:
+        return
+    warmup = config.model_warmup.add()
+    warmup.name, warmup.batch_size, warmup.count = "zeros", 1, 1
+    for tensor in wanted:
+        entry = warmup.inputs[tensor.name]
+        entry.data_type = TRITON_DTYPES[tensor.dtype]
+        entry.dims.extend(1 if dim == -1 else dim for dim in tensor.dims)
+        entry.zero_data = True
+
+
+def _ensemble(
+    release: Release, name: str, groups: Mapping[str, Sequence[StageSpec]], public: Sequence[str]
+) -> Any:
+    config = model_config_pb2.ModelConfig(
+        name=name, platform="ensemble", max_batch_size=release.settings.max_batch_size
+    )
+    steps = _needed_steps(groups, public)
+    outputs = {tensor.name: tensor for model in groups for tensor in model_outputs(groups[model])}
+    made = {tensor for _, tensors in steps for tensor in tensors}
+    for tensor in model_inputs([spec for model, _ in steps for spec in groups[model]]):
+        _add_tensor(config.input.add(), tensor, public=True)
+    for output in public:
+        if output in made:
+            _add_tensor(config.output.add(), outputs[output])
+    for model, tensors in steps:
+        step = config.ensemble_scheduling.step.add()
+        step.model_name, step.model_version = model, -1
+        for tensor in model_inputs(groups[model]):
+            step.input_map[tensor.name] = tensor.name
+        for output in tensors:
+            step.output_map[output] = output
+    _set_parameters(config, client_parameters(release))
+    return config
+
+
+def _needed_steps(
+    groups: Mapping[str, Sequence[StageSpec]], public: Sequence[str]
+) -> list[tuple[str, list[str]]]:
+    """Return (model, outputs to map) of each step, walking back from what the ensemble answers.
+
+    Triton computes whatever is mapped and refuses a mapped tensor that nothing uses, so each step maps
+    what a later step or the caller needs, and a step that nobody needs is left out.
+    """
+    wanted = set(public)
+    steps: list[tuple[str, list[str]]] = []
+    for model in reversed(list(groups)):
+        tensors = [tensor.name for tensor in model_outputs(groups[model]) if tensor.name in wanted]
+        if not tensors:
+            continue
+        steps.append((model, tensors))
+        wanted.update(tensor.name for tensor in model_inputs(groups[model]))
+    return steps[::-1]
+
+
+def client_parameters(release: Release) -> dict[str, str]:
+    """Return what the ensembles tell their clients, as the config's string parameters."""
+    manifest, settings = release.manifest, release.settings
+    columns = [
+        {key: column[key] for key in ("name", "dtype", "list", "part")}
+        for column in manifest["request_columns"]
+    ]
+    return {
+        "build_id": release.build_id,
+        "name": str(manifest["name"]),
+        "k_default": str(settings.k_default),
+        "k_max": str(settings.k_max),
+        "max_excluded": str(settings.max_excluded),
+        "item_id_dtype": str(manifest["catalogue"]["item_id_dtype"]),
+        "user_id_dtype": str(manifest["catalogue"]["user_id_dtype"]),
+        "sources": _json([source.name for source in settings.sources]),
+        "filter_reasons": _json(filter_reasons(settings)),
+        "stages": _json([name for name in release.stages if name in GRAPH_STAGES]),
+        "request_columns": _json(columns),
+    }
+
+
+def filter_reasons(settings: ServingSettings) -> dict[str, str]:
+    """Return reason code → text for people, as :mod:`tiercel_serving.settings` numbers them."""
+    reasons = {
+        KEPT: "kept",
+        EMPTY_SLOT: "empty slot",
+        BEYOND_KEPT: f"passed, but after the first {settings.kept}",
+    }
+    for number, rule in enumerate(settings.rules):
+        reasons[FIRST_RULE_REASON + number] = (
+            f"{rule.name}: not {rule.column} {rule.operator} {json.dumps(rule.value, ensure_ascii=False)}"
+        )
+    return {str(code): text for code, text in reasons.items()}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

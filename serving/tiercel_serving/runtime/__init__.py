@@ -1,0 +1,1 @@
+"""Stages at work: a chain of them, batches of requests, and Triton's Python backend."""

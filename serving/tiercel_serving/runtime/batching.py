@@ -1,0 +1,215 @@
+"""Requests → one batch → their answers: the arithmetic of the Triton adapter, without Triton.
+
+A request is a mapping from tensor names to arrays with the user axis first. Two conventions tie a tensor
+to its companion: ``<c>__length`` says how long each row of a list is, ``<c>__valid`` which values are real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from ..errors import InvalidRequest
+from ..spec import Array, Arrays, TensorSpec
+from ..stages.specs import LENGTH, VALID
+
+
+def count_users(specs: Sequence[TensorSpec], arrays: Arrays) -> int:
+    """Return how many users a request has, after checking its tensors against their specs.
+
+    Parameters
+    ----------
+    specs
+        What the model takes.
+    arrays
+        What the request carries: some or all of it, nothing else.
+
+    Raises
+    ------
+    InvalidRequest
+        A tensor is missing, has the wrong dtype or shape, or has more or fewer rows than the others.
+    """
+    users = -1
+    for spec in specs:
+        array = arrays.get(spec.name)
+        if array is None:
+            if not spec.optional:
+                raise InvalidRequest(f"input {spec.name} is missing; it is not optional")
+            continue
+        if array.ndim != len(spec.dims) + 1 or any(
+            dim not in (-1, size) for dim, size in zip(spec.dims, array.shape[1:], strict=True)
+        ):
+            raise InvalidRequest(
+                f"input {spec.name}: expected the shape {_shape_text(spec)}, came {list(array.shape)}"
+            )
+        if array.dtype != spec.numpy_dtype:
+            raise InvalidRequest(f"input {spec.name}: expected {spec.dtype}, came {array.dtype}")
+        if users not in (-1, len(array)):
+            raise InvalidRequest(
+                f"input {spec.name}: expected {users} rows as in the others, came {len(array)}"
+            )
+        users = len(array)
+    if users < 1:
+        raise InvalidRequest("the request has no rows; send one for each user")
+    return users
+
+
+def _shape_text(spec: TensorSpec) -> str:
+    return "[users, " + ", ".join("any" if dim == -1 else str(dim) for dim in spec.dims) + "]"
+
+
+def absent(specs: Sequence[TensorSpec], users: int) -> dict[str, Array]:
+    """Return every optional tensor as it is if a request lacks it: its pad, length 0 on variable axes.
+
+    The arrays are read-only, so that they may serve many batches.
+    """
+    made: dict[str, Array] = {}
+    for spec in specs:
+        if spec.optional:
+            shape = (users, *(0 if dim == -1 else dim for dim in spec.dims))
+            made[spec.name] = np.full(shape, spec.pad, spec.numpy_dtype)
+            made[spec.name].setflags(write=False)
+    return made
+
+
+def complete(
+    specs: Sequence[TensorSpec], arrays: Arrays, users: int, blank: Arrays | None = None
+) -> dict[str, Array]:
+    """Return all tensors of ``specs``: those of ``arrays`` as they are, absent ones filled in.
+
+    A list without its lengths is real from end to end; a column without its validity is real. Whatever
+    else is absent is null.
+
+    Parameters
+    ----------
+    specs
+        What the model takes.
+    arrays
+        What there is.
+    users
+        B.
+    blank
+        What :func:`absent` returns for them, if it is at hand.
+    """
+    full = {**(absent(specs, users) if blank is None else blank), **arrays}
+    if len(arrays) == 1:
+        return full
+    for spec in specs:
+        if spec.name.endswith((LENGTH, VALID)) and spec.name not in arrays:
+            value = _fill_value(spec, arrays)
+            if value != spec.pad:
+                full[spec.name] = np.full((users, 1), value, spec.numpy_dtype)
+    return full
+
+
+def _fill_value(spec: TensorSpec, arrays: Arrays) -> int | float | bool | bytes:
+    """Return what an absent tensor holds in a request that carries ``arrays``."""
+    base = arrays.get(_base_name(spec.name))
+    if base is None:
+        return spec.pad
+    return base.shape[1] if spec.name.endswith(LENGTH) else True
+
+
+def concatenate(
+    specs: Sequence[TensorSpec], requests: Sequence[Arrays], users: Sequence[int]
+) -> dict[str, Array]:
+    """Put requests together on the user axis.
+
+    Parameters
+    ----------
+    specs
+        What the model takes.
+    requests
+        What each request carries.
+    users
+        How many users each has.
+
+    Returns
+    -------
+    Every tensor that some request carries, for all users: variable axes as long as the longest request's
+    and padded, and in the rows of a request that lacks it what :func:`complete` would put there. A
+    companion comes along where requests differ in it. One request comes back as it is.
+    """
+    if len(requests) == 1:
+        return dict(requests[0])
+    total = sum(users)
+    full: dict[str, Array] = {}
+    for spec in specs:
+        parts = [request.get(spec.name) for request in requests]
+        if any(part is not None for part in parts) or _base_name(spec.name) in full:
+            full[spec.name] = _concatenate_one(spec, requests, parts, users, total)
+    return full
+
+
+def _base_name(name: str) -> str:
+    """Return the tensor whose companion this one is, or an empty name."""
+    for suffix in (LENGTH, VALID):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return ""
+
+
+def _concatenate_one(
+    spec: TensorSpec,
+    requests: Sequence[Arrays],
+    parts: Sequence[Array | None],
+    users: Sequence[int],
+    total: int,
+) -> Array:
+    present = [part for part in parts if part is not None]
+    shapes = {part.shape[1:] for part in present}
+    if len(present) == len(parts) and len(shapes) == 1:
+        return np.concatenate(present)
+    widths = [0 if dim == -1 else dim for dim in spec.dims]
+    for shape in shapes:
+        widths = [max(width, size) for width, size in zip(widths, shape, strict=True)]
+    out = np.full((total, *widths), spec.pad, spec.numpy_dtype)
+    begin = 0
+    for request, part, count in zip(requests, parts, users, strict=True):
+        rows = out[begin : begin + count]
+        if part is None:
+            rows[...] = _fill_value(spec, request)
+        else:
+            rows[tuple(slice(size) for size in part.shape)] = part
+        begin += count
+    return out
+
+
+def split(
+    outputs: Arrays,
+    users: Sequence[int],
+    wanted: Sequence[Sequence[str]],
+    widths: Sequence[Mapping[str, int]],
+) -> list[dict[str, Array]]:
+    """Take a batch's outputs apart.
+
+    Parameters
+    ----------
+    outputs
+        ``[sum(users), …]`` each.
+    users
+        How many users each request has.
+    wanted
+        Which outputs each request asked for.
+    widths
+        How wide a request's own outputs are where they are narrower than the batch's.
+
+    Returns
+    -------
+    For each request, its outputs: contiguous, and views of the batch's where they can be.
+    """
+    if len(users) == 1:
+        return [{name: _narrow(outputs[name], widths[0].get(name)) for name in wanted[0]}]
+    ends = np.cumsum([0, *users]).tolist()
+    return [
+        {name: _narrow(outputs[name][begin:end], width.get(name)) for name in names}
+        for (begin, end), names, width in zip(pairwise(ends), wanted, widths, strict=True)
+    ]
+
+
+def _narrow(array: Array, width: int | None) -> Array:
+    if width is not None and array.shape[1] != width:
+        array = array[:, :width]
+    return np.ascontiguousarray(array)

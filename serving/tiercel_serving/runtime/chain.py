@@ -1,0 +1,124 @@
+"""A chain of stages run as one: arrays pass from stage to stage untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from time import perf_counter_ns
+
+from ..errors import RequestError, StageFailed
+from ..release.opened import Release, open_release
+from ..spec import Array, Arrays, Checks, Stage, TensorSpec, Widths
+from ..stages import build_stage
+from ..stages.specs import GRAPH_STAGES
+from .batching import absent, complete
+
+
+class Pipeline:
+    """Stages in the order in which they run.
+
+    Parameters
+    ----------
+    stages
+        Each takes what the caller gives or what an earlier one made.
+
+    Attributes
+    ----------
+    stages : tuple of Stage
+    external_inputs : tuple of TensorSpec
+        What the caller gives: inputs that no earlier stage makes.
+    outputs : tuple of TensorSpec
+        Everything that some stage makes.
+    """
+
+    def __init__(self, stages: Iterable[Stage]) -> None:
+        self.stages: tuple[Stage, ...] = tuple(stages)
+        made: dict[str, TensorSpec] = {}
+        needed: dict[str, TensorSpec] = {}
+        for stage in self.stages:
+            needed.update((t.name, t) for t in stage.spec.inputs if t.name not in made)
+            made.update((t.name, t) for t in stage.spec.outputs)
+        self.external_inputs: tuple[TensorSpec, ...] = tuple(needed.values())
+        self.outputs: tuple[TensorSpec, ...] = tuple(made.values())
+        # Each stage that looks at what the caller sent, and at which of it.
+        self._checked = [
+            (stage, [tensor.name for tensor in stage.spec.inputs if tensor.name in needed])
+            for stage in self.stages
+            if isinstance(stage, Checks)
+        ]
+        self._wide = [stage for stage in self.stages if isinstance(stage, Widths)]
+        # By batch size, of which there are few: what absent inputs look like.
+        self._blanks: dict[int, dict[str, Array]] = {}
+
+    @classmethod
+    def open(cls, release: Release | str | Path, names: Sequence[str] | None = None) -> Pipeline:
+        """Open stages of a release.
+
+        Parameters
+        ----------
+        release
+            The release or its directory.
+        names
+            Which stages, in order; None is the whole served graph.
+        """
+        opened = release if isinstance(release, Release) else open_release(release)
+        if names is None:
+            names = [name for name in GRAPH_STAGES if name in opened.stages]
+        return cls(build_stage(name, opened) for name in names)
+
+    def check(self, arrays: Arrays) -> None:
+        """Have each stage check what one request brings from outside.
+
+        Raises
+        ------
+        InvalidRequest
+            The request can never be answered.
+        """
+        for stage, names in self._checked:
+            stage.check({name: arrays[name] for name in names if name in arrays})
+
+    def widths(self, arrays: Arrays) -> dict[str, int]:
+        """Return how wide one request's own outputs are where that depends on the request (its ``k``)."""
+        widths: dict[str, int] = {}
+        for stage in self._wide:
+            widths.update(stage.widths(arrays))
+        return widths
+
+    def run(self, arrays: Arrays) -> tuple[dict[str, Array], dict[str, float]]:
+        """Run all stages on one batch.
+
+        Parameters
+        ----------
+        arrays
+            The external inputs; absent optional ones count as null.
+
+        Returns
+        -------
+        Every tensor that some stage made, by name; and for each stage the microseconds it took.
+
+        Raises
+        ------
+        StageFailed
+            A stage broke. Request errors pass as they are.
+        """
+        users = len(next(iter(arrays.values())))
+        blank = self._blanks.get(users)
+        if blank is None:
+            blank = self._blanks[users] = absent(self.external_inputs, users)
+        tensors = complete(self.external_inputs, arrays, users, blank)
+        outputs: dict[str, Array] = {}
+        times: dict[str, float] = {}
+        before = perf_counter_ns()
+        for stage in self.stages:
+            try:
+                made = stage.run(tensors)
+            except RequestError:
+                raise
+            except Exception as error:
+                raise StageFailed(stage.spec.name, error) from error
+            tensors.update(made)
+            outputs.update(made)
+            after = perf_counter_ns()
+            times[stage.spec.name] = (after - before) / 1000
+            before = after
+        return outputs, times

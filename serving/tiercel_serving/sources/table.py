@@ -1,0 +1,164 @@
+"""The contract of a source of candidates, and the table of sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column
+from ..kinds import Kind, Kinds
+from ..problems import Problem
+from ..ranked import Mask, Rows, Scores
+from ..release.artefacts import Artefact
+from ..spec import Array, Arrays
+
+#: Tensors of one user, for a plain reference: without the user axis.
+UserTensors = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What sources are made of, in the order of the catalogue.
+
+    Parameters
+    ----------
+    items
+        I.
+    users, rows
+        ``[n]`` user and item rows of the interactions, in order of time; a user row of -1 is nobody known.
+    columns
+        Raw item columns ``[I]`` that the source asked for.
+    form
+        What the source's retrieval model gives: arrays by name (``vectors [I, D]`` float32); empty for a
+        source without one.
+    queries
+        ``[Q, D]`` queries like those to come, to measure with; None where nothing shall be measured.
+    candidates
+        N.
+    seed
+        For whatever is random.
+    """
+
+    items: int
+    users: Rows
+    rows: Rows
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    form: Mapping[str, Array] = field(default_factory=dict)
+    queries: Array | None = None
+    candidates: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a source keeps: its artefact before it is written.
+
+    Parameters
+    ----------
+    arrays, meta
+        As an artefact has them.
+    files
+        Name → writes that file.
+    figures
+        What was measured, for people: the manifest keeps it.
+    notes
+        What people should know.
+    """
+
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Callable[[str], None]] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+class Source(Protocol):
+    """An opened source."""
+
+    def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
+        """Return each user's ``count`` best allowed items, by (score descending, row ascending).
+
+        Parameters
+        ----------
+        arrays
+            The tensors that the kind reads, for the users of ``mask``.
+        mask
+            Which items each user must not get.
+        count
+            How many.
+
+        Returns
+        -------
+        ``[B, count]`` float32 scores, -inf where there is no more item; ``[B, count]`` int64 rows, there
+        the pad row I.
+        """
+        ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """An opened source that can score any item for a user, and so give all candidates one scale."""
+
+    def score(self, arrays: Arrays, rows: Rows) -> Scores:
+        """Return the scores ``[B, M]`` of items ``[B, M]``; -inf for the pad row."""
+        ...
+
+
+@runtime_checkable
+class SourceKind(Protocol):
+    """A kind of source: its settings, how it is made and opened, and its plain reference."""
+
+    #: Whether it needs to know the user: one that does not also serves unknown users, and fills up.
+    personal: ClassVar[bool]
+    #: The served form that a retrieval model of the same name must have; None needs no model.
+    form: ClassVar[str | None]
+
+    @property
+    def name(self) -> str:
+        """What ``--explain`` calls it; the retrieval model of this name feeds it."""
+        ...
+
+    @property
+    def quota(self) -> int | None:
+        """How many candidates it may give; None is whatever the other quotas leave."""
+        ...
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the settings by themselves."""
+        ...
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the raw item columns that it is made of."""
+        ...
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the names of the tensors that :meth:`Source.candidates` reads."""
+        ...
+
+    def make(self, material: Material) -> Made:
+        """Make what it serves from: for a release, or in memory for training."""
+        ...
+
+    def open(self, artefact: Artefact, items: int) -> Source:
+        """Open what :meth:`make` made."""
+        ...
+
+    def reference(
+        self, arrays: Mapping[str, Array], user: UserTensors, allowed: npt.NDArray[np.bool_], count: int
+    ) -> list[tuple[int, float]]:
+        """Return (row, score) of one user's best allowed items, best first, in plain Python."""
+        ...
+
+
+#: Every kind of source.
+SOURCES: Kinds[SourceKind] = Kinds(
+    "source",
+    {
+        "index": Kind("tiercel_serving.sources.index:Index", extra="serving"),
+        "popular": Kind("tiercel_serving.sources.popular:Popular"),
+    },
+)

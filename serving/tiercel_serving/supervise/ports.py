@@ -1,0 +1,75 @@
+"""Ports for a server that is about to start: held from the moment they are chosen until it has them.
+
+A held socket is bound and never listens. Linux lets a second socket with ``SO_REUSEADDR`` bind to the
+same port as long as nobody listens there, so Triton can take a held port, while whoever asks the kernel
+for a free one is never given it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator, Mapping
+
+from tiercel_serving.errors import PortTaken, ServerError
+
+
+@contextlib.contextmanager
+def held_ports(host: str, wanted: Mapping[str, int | None]) -> Iterator[dict[str, int]]:
+    """Hold one port for each name; None takes a free one.
+
+    Parameters
+    ----------
+    host
+        IPv4 address to bind.
+    wanted
+        Name of the endpoint → port or None.
+
+    Raises
+    ------
+    PortTaken
+        Somebody listens on a port that was asked for.
+    """
+    with contextlib.ExitStack() as stack:
+        # The ports that were named come first: a free one must not happen to be one of them.
+        order = sorted(wanted, key=lambda name: wanted[name] is None)
+        found = {name: _hold(stack, host, name, wanted[name]) for name in order}
+        if len(set(found.values())) != len(found):
+            said = ", ".join(f"{name} {port}" for name, port in found.items())
+            raise PortTaken(f"one port was asked for twice ({said}); give each endpoint its own")
+        yield {name: found[name] for name in wanted}
+
+
+def _hold(stack: contextlib.ExitStack, host: str, name: str, port: int | None) -> int:
+    holder = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        holder.bind((host, port or 0))
+    except (OSError, OverflowError) as error:
+        if port is None:
+            raise ServerError(f"{host}: cannot bind there ({error}); give a local IPv4 address") from error
+        raise port_taken(host, name, port, str(error)) from error
+    return int(holder.getsockname()[1])
+
+
+def port_taken(host: str, name: str, port: int, reason: str) -> PortTaken:
+    """Return the error for a port that could not be had."""
+    option = f"--{name}-port"
+    return PortTaken(
+        f"{name} port {port} on {host} is not free ({reason}); stop what uses it, or choose another with "
+        f"{option} (0 takes a free one)"
+    )
+
+
+def resolve_host(host: str) -> str:
+    """Return the IPv4 address of ``host``, since Triton's endpoints bind to addresses.
+
+    Raises
+    ------
+    ServerError
+        The name has no IPv4 address.
+    """
+    try:
+        return str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise ServerError(f"--host {host}: not an IPv4 address or a name that has one ({error})") from error

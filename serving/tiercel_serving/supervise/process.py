@@ -1,0 +1,489 @@
+"""Start a real Triton, wait until it answers, watch it, and stop it without leaving anything behind."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from tiercel_serving.errors import ServerError, ServerFailed
+
+from ..release.opened import MANIFEST_NAME, Release, check_files, open_release
+from . import guard
+from .installation import Installation, find_installation, find_libpython
+from .log import failure_reasons, port_in_use, tail
+from .ports import held_ports, port_taken, resolve_host
+
+#: Makes one real inference at a gRPC address within so many seconds, or raises.
+Canary = Callable[[str, float], None]
+
+#: What nobody needs to change on a server whose repository is read-only.
+RESTRICTED = "shared-memory,model-repository,trace,logging"
+
+_CANARY_ATTEMPTS = 3
+_CANARY_START_S = 10.0
+
+
+def start_server(
+    release_or_repository: str | Path | Release,
+    *,
+    host: str = "127.0.0.1",
+    grpc_port: int | None = None,
+    http_port: int | None = None,
+    metrics_port: int | None = None,
+    layout: str | None = None,
+    triton: str | Path | None = None,
+    canary: Canary | None = None,
+    timeout_s: float = 60.0,
+    log: str | Path | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> TritonServer:
+    """Start Triton on a release and return when it has answered a real inference.
+
+    Parameters
+    ----------
+    release_or_repository
+        A release, its directory, or a plain Triton model repository (for tests and the bench).
+    host
+        Where gRPC, HTTP and metrics listen: an IPv4 address, or a name that has one.
+    grpc_port, http_port, metrics_port
+        Ports; None or 0 takes a free one, held until Triton has it.
+    layout
+        ``staged`` or ``fused``; None serves the release's own.
+    triton
+        Another Triton than the wheel's, see :func:`~.installation.find_installation`.
+    canary
+        The first inference; None asks the release's ``recommend``, and a repository without that
+        ensemble only for readiness.
+    timeout_s
+        How long the start may take.
+    log
+        Where Triton's log goes; None keeps it only if the server fails.
+    progress
+        Called with a file's name and bytes as the release's checksums are compared.
+
+    Raises
+    ------
+    ReleaseError
+        The release is missing, damaged or of another build or format.
+    PortTaken, TritonMissing, LibPythonMissing
+        Something that the server needs is not to be had.
+    ServerFailed
+        Triton exited, did not become ready in time, or its first inference failed.
+    """
+    installation = find_installation(triton)
+    address = resolve_host(host)
+    source = _as_source(release_or_repository)
+    if isinstance(source, Release):
+        check_files(source, progress)
+    ports = {"grpc": grpc_port or None, "http": http_port or None, "metrics": metrics_port or None}
+    with held_ports(address, ports) as held:
+        server = TritonServer(installation, address, held, source, Path(log) if log else None)
+        try:
+            repository = server._repository(layout)
+            if canary is None and (repository / "recommend").is_dir():
+                canary = recommend_canary
+            server._start(repository, canary, timeout_s)
+        except BaseException:
+            server.stop(grace_s=0.0)
+            raise
+    return server
+
+
+class TritonServer:
+    """A running Triton; :func:`start_server` makes one. Leaving its ``with`` block stops it.
+
+    If the process that started it ends in any other way, SIGKILL included, a small guard process stops
+    it and removes its shared memory and its temporary directory.
+
+    Attributes
+    ----------
+    grpc_url
+        ``host:port``, as ``tiercel_client`` takes it.
+    http_url, metrics_url
+        URLs with scheme; the second one is the whole address of the metrics page.
+    release
+        What is served, or None for a plain repository.
+    pid
+        Triton's process id, which is also its process group.
+    started_s
+        Seconds from the start of the process to the first answer.
+    """
+
+    def __init__(
+        self,
+        installation: Installation,
+        host: str,
+        ports: Mapping[str, int],
+        source: Release | Path,
+        log: Path | None,
+    ) -> None:
+        self.release = source if isinstance(source, Release) else None
+        self.host = host
+        self.ports = dict(ports)
+        near = "127.0.0.1" if host == "0.0.0.0" else host
+        self.grpc_url = f"{near}:{ports['grpc']}"
+        self.http_url = f"http://{near}:{ports['http']}"
+        self.metrics_url = f"http://{near}:{ports['metrics']}/metrics"
+        self.pid = 0
+        self.started_s = 0.0
+        self._installation = installation
+        self._near = near
+        self._workdir = Path(tempfile.mkdtemp(prefix="tiercel-server-"))
+        self._shm_prefix = f"tiercel_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._mirror = self._workdir / "mirror"
+        self._mirrored = Path(source.path if isinstance(source, Release) else source).resolve()
+        self.log_path = log if log is not None else self._workdir / "triton.log"
+        self._guard = _start_guard(self._workdir, self._shm_prefix)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._spawned = 0.0
+        self._canary: Canary | None = None
+        self._members: frozenset[int] = frozenset()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> TritonServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def check(self) -> None:
+        """Raise if Triton or one of its Python stubs has died, which costs a few reads of ``/proc``.
+
+        Raises
+        ------
+        ServerFailed
+            Triton never restarts a stub: every later request that needs it would fail.
+        """
+        if self._stopped.is_set() or self._process is None:
+            raise ServerFailed("this server was stopped; start another")
+        status = self._process.poll()
+        if status is not None:
+            raise self._failure(f"Triton {_exit_text(status)} while it was serving")
+        gone = self._members.difference(guard.group_members(self.pid)) if self._members else ()
+        if gone:
+            raise self._failure(
+                f"Triton's Python stub process {min(gone)} died, and Triton does not restart it; "
+                "start the server again"
+            )
+
+    def wait(self, *, canary_interval_s: float = 10.0, canary_timeout_s: float = 5.0) -> None:
+        """Block while the server serves, and return when another thread has stopped it.
+
+        Parameters
+        ----------
+        canary_interval_s, canary_timeout_s
+            How often a real inference is made, and how long it may take. One failure is repeated at
+            once; two in a row mean that the server no longer serves.
+
+        Raises
+        ------
+        ServerFailed
+            Triton or a stub died, or the canary failed: stop, and let a supervisor start again.
+        """
+        due = time.monotonic() + canary_interval_s
+        while not self._stopped.wait(0.5):
+            # A stop by another thread looks like a failure from here.
+            with self._unless_stopped():
+                self.check()
+                if self._canary is not None and time.monotonic() >= due:
+                    self._repeat_canary(self._canary, canary_timeout_s)
+                    due = time.monotonic() + canary_interval_s
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """Stop Triton and remove all it left: processes, shared memory, temporary files. May be repeated.
+
+        Parameters
+        ----------
+        grace_s
+            How long requests in flight may take to end before the processes are killed.
+        """
+        with self._lock:
+            if self._stopped.is_set():
+                return
+            self._stopping.set()
+            try:
+                self._end_process(grace_s)
+            finally:
+                self._stopped.set()
+                self._clean()
+
+    @contextlib.contextmanager
+    def _unless_stopped(self) -> Iterator[None]:
+        try:
+            yield
+        except ServerFailed:
+            if not self._stopping.is_set():
+                raise
+
+    def _repository(self, layout: str | None) -> Path:
+        """Return the model repository that Triton shall read.
+
+        It is a mirror of links in the temporary directory: the stub writes ``__pycache__`` beside a
+        ``model.py`` and cannot be told not to (its interpreter ignores the environment), but a release
+        is immutable.
+        """
+        if self.release is None:
+            if layout is not None:
+                raise ServerError(
+                    f"{self._mirrored}: a plain model repository has no layouts; leave layout out"
+                )
+            return _mirror(self._mirrored, self._mirror)
+        if layout is not None and layout != self.release.manifest["layout"]:
+            from ..repository.graph import render_repository
+
+            repository = self._workdir / "models"
+            repository.mkdir()
+            render_repository(self.release, repository, layout, release_path=str(self._mirrored))
+            return repository
+        # Models find their release by a relative path, so its other parts are linked beside them.
+        self._mirror.mkdir()
+        for name in (MANIFEST_NAME, "artefacts"):
+            (self._mirror / name).symlink_to(self._mirrored / name)
+        return _mirror(self._mirrored / "triton", self._mirror / "triton")
+
+    def _start(self, repository: Path, canary: Canary | None, timeout_s: float) -> None:
+        libpython = find_libpython()
+        command = self._command(repository)
+        begun = time.monotonic()
+        self._spawned = time.time()
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(libpython),
+                cwd=self._workdir,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        _tell(self._guard, str(self.pid))
+        self._wait_ready(begun + timeout_s, timeout_s)
+        self._members = frozenset(guard.group_members(self.pid))
+        if canary is not None:
+            self._repeat_canary(canary, _CANARY_START_S, _CANARY_ATTEMPTS)
+        self._canary = canary
+        self.started_s = time.monotonic() - begun
+
+    def _command(self, repository: Path) -> list[str]:
+        found, key = self._installation, secrets.token_hex(16)
+        command = [
+            str(found.binary),
+            f"--model-repository={repository}",
+            f"--backend-directory={self._backend_directory()}",
+            f"--grpc-address={self.host}",
+            f"--http-address={self.host}",
+            f"--metrics-address={self.host}",
+            *(f"--{name}-port={port}" for name, port in self.ports.items()),
+            "--model-control-mode=none",
+            "--exit-on-error=true",
+            "--strict-readiness=true",
+            "--disable-auto-complete-config",
+            "--exit-timeout-secs=8",
+            "--log-format=ISO8601",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            # The key is drawn anew at each start and told to nobody, which turns these interfaces off.
+            f"--http-restricted-api={RESTRICTED}:tiercel={key}",
+            f"--grpc-restricted-protocol={RESTRICTED}:tiercel={key}",
+        ]
+        if found.caches is not None:
+            command.append(f"--cache-directory={found.caches}")
+        return command
+
+    def _backend_directory(self) -> Path:
+        """Return a complete backend directory; the wheel keeps its stubs apart from the backend."""
+        found = self._installation
+        if found.stub is None:
+            return found.backends
+        directory = self._workdir / "backends" / "python"
+        directory.mkdir(parents=True)
+        for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
+            (directory / name).symlink_to(found.backends / "python" / name)
+        (directory / found.stub.name).symlink_to(found.stub)
+        return directory.parent
+
+    def _environment(self, libpython: Path) -> dict[str, str]:
+        # The stub is the Python whose `python3` comes first on PATH: this one, not resolved, since a
+        # virtual environment is recognised by where its link lies.
+        folder = Path(sys.executable).parent
+        if not (folder / "python3").exists():
+            folder = self._workdir / "bin"
+            folder.mkdir()
+            (folder / "python3").symlink_to(sys.executable)
+        libraries = [*map(str, self._installation.libraries), str(libpython.parent)]
+        before = os.environ.get("LD_LIBRARY_PATH")
+        return {
+            **os.environ,
+            "PATH": os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)]),
+            "LD_LIBRARY_PATH": os.pathsep.join(libraries + ([before] if before else [])),
+        }
+
+    def _wait_ready(self, deadline: float, timeout_s: float) -> None:
+        assert self._process is not None
+        while not self._ready():
+            status = self._process.poll()
+            if status is not None:
+                text = self._log_text()
+                port = port_in_use(text)
+                for name, mine in self.ports.items():
+                    if mine == port:
+                        raise port_taken(self.host, name, mine, "taken while Triton started")
+                raise self._failure(f"Triton {_exit_text(status)} before it was ready")
+            if time.monotonic() > deadline:
+                raise self._failure(f"Triton was not ready within {timeout_s:g} s")
+            time.sleep(0.02)
+
+    def _ready(self) -> bool:
+        connection = http.client.HTTPConnection(self._near, self.ports["http"], timeout=2.0)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _repeat_canary(self, canary: Canary, timeout_s: float, attempts: int = 2) -> None:
+        error: Exception | None = None
+        for _ in range(attempts):
+            error = _try(canary, self.grpc_url, timeout_s)
+            if error is None:
+                return
+            self.check()
+            time.sleep(0.1)
+        raise self._failure(
+            f"Triton at {self.grpc_url} says that it is ready, but a real inference failed "
+            f"{attempts} times: {error}"
+        ) from error
+
+    def _end_process(self, grace_s: float) -> None:
+        process = self._process
+        if process is None:
+            return
+        try:
+            if grace_s > 0 and process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(grace_s)
+        finally:
+            # Reached by a second Ctrl-C too. The group still holds stubs that outlived the server.
+            if process.poll() is None or guard.group_members(self.pid):
+                guard.kill_group(self.pid)
+            process.wait()
+            if process.returncode < 0:
+                guard.remove_environments(self._spawned)
+
+    def _clean(self) -> None:
+        guard.remove_shared_memory(self._shm_prefix)
+        shutil.rmtree(self._workdir, ignore_errors=True)
+        _tell(self._guard, guard.DONE)
+        with contextlib.suppress(OSError):
+            if self._guard.stdin is not None:
+                self._guard.stdin.close()
+        self._guard.wait()
+
+    def _log_text(self) -> str:
+        with contextlib.suppress(OSError):
+            text = self.log_path.read_text(errors="replace")
+            return text.replace(str(self._mirror), str(self._mirrored))
+        return ""
+
+    def _failure(self, what: str) -> ServerFailed:
+        """Describe a failure by Triton's own words, and keep its log."""
+        text = self._log_text()
+        kept = self.log_path
+        if self._workdir in kept.parents:
+            handle, name = tempfile.mkstemp(prefix="tiercel-triton-", suffix=".log")
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+            kept = Path(name)
+        reasons = failure_reasons(text)
+        lines = [what, *(f"  {reason}" for reason in reasons)]
+        if not reasons:
+            lines += ["Triton's last words:", *(f"  {line}" for line in tail(text))]
+        return ServerFailed("\n".join([*lines, f"The whole log: {kept}"]))
+
+
+def recommend_canary(url: str, timeout_s: float) -> None:
+    """Make one real inference with the ``recommend`` ensemble, as ``tiercel health`` does.
+
+    Parameters
+    ----------
+    url
+        ``host:port`` of gRPC.
+    timeout_s
+        Its deadline.
+    """
+    from tiercel_client import Recommender
+
+    with Recommender(url) as recommender:
+        recommender.health(timeout_s=timeout_s)
+
+
+def _try(canary: Canary, url: str, timeout_s: float) -> Exception | None:
+    try:
+        canary(url, timeout_s)
+    except Exception as error:
+        return error
+    return None
+
+
+def _as_source(source: str | Path | Release) -> Release | Path:
+    if isinstance(source, Release):
+        return source
+    path = Path(source)
+    if not (path / MANIFEST_NAME).is_file() and any(path.glob("*/config.pbtxt")):
+        return path
+    return open_release(path)
+
+
+def _mirror(source: Path, destination: Path) -> Path:
+    """Make the directories of ``source`` in ``destination``, with a link for each file."""
+    for folder, folders, files in os.walk(source):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        copy = destination / Path(folder).relative_to(source)
+        copy.mkdir()
+        for name in files:
+            (copy / name).symlink_to(Path(folder, name))
+    return destination
+
+
+def _start_guard(workdir: Path, prefix: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", guard.__file__, str(workdir), prefix],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _tell(process: subprocess.Popen[bytes], line: str) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(OSError, ValueError):
+            process.stdin.write(f"{line}\n".encode())
+            process.stdin.flush()
+
+
+def _exit_text(status: int) -> str:
+    if status >= 0:
+        return f"exited with status {status}"
+    with contextlib.suppress(ValueError):
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"was killed by signal {-status}"

@@ -1,0 +1,1 @@
+"""What is served against what was trained: comparers, golden vectors, checks."""

@@ -1,0 +1,167 @@
+"""One comparator for every form of the same thing: an oracle's outputs against a candidate's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..spec import Array
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two floats may lie apart: ``|a − b| ≤ absolute + relative · |b|``, b being the oracle's."""
+
+    absolute: float
+    relative: float
+
+    def __str__(self) -> str:
+        return "exact" if self == EXACT else f"{self.absolute:g} + {self.relative:g}·|x|"
+
+
+#: Not one bit may differ.
+EXACT = Tolerance(0.0, 0.0)
+
+#: The same float32 graph in another engine, whose kernels sum in another order.
+ENGINE = Tolerance(1e-5, 1e-4)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The outcome of one comparison.
+
+    Parameters
+    ----------
+    compared
+        How many elements were compared.
+    worst
+        The largest absolute difference; infinite where one side is NaN and the other not, or where
+        things that are not numbers differ.
+    worst_relative
+        The largest difference relative to the oracle's value, where that is not 0.
+    ok
+        Whether everything lies within the tolerance.
+    where
+        The tensor and index of the worst element that is out of tolerance, or why shapes or dtypes
+        do not fit; empty if all is well.
+    """
+
+    compared: int
+    worst: float
+    worst_relative: float
+    ok: bool
+    where: str = ""
+
+
+def compare_arrays(
+    candidate: Array, oracle: Array, tolerance: Tolerance = EXACT, name: str = ""
+) -> Difference:
+    """Compare two arrays of the same shape and dtype; NaN equals NaN.
+
+    Parameters
+    ----------
+    candidate, oracle
+        The array under test and the one that is right.
+    tolerance
+        Applies to floats; everything else must be equal.
+    name
+        The tensor's name, for messages.
+    """
+    if candidate.shape != oracle.shape or candidate.dtype != oracle.dtype:
+        text = (
+            f"{name}: expected {oracle.dtype} {list(oracle.shape)}, "
+            f"came {candidate.dtype} {list(candidate.shape)}"
+        )
+        return Difference(0, np.inf, np.inf, False, text)
+    if oracle.size == 0:
+        return Difference(0, 0.0, 0.0, True)
+    if oracle.dtype.kind != "f":
+        unequal = np.asarray(candidate != oracle)
+        distance = np.where(unequal, np.inf, 0.0)
+        allowed, relative = np.zeros(oracle.shape), distance
+    else:
+        distance, allowed, relative = _float_distance(candidate, oracle, tolerance)
+    bad = distance > allowed
+    where = ""
+    if bad.any():
+        index = np.unravel_index(int(np.argmax(np.where(bad, distance, -1.0))), oracle.shape)
+        place = [int(i) for i in index]
+        where = f"{name}{place}: expected {oracle[index]!r}, came {candidate[index]!r}"
+    return Difference(int(oracle.size), float(distance.max()), float(relative.max()), not bad.any(), where)
+
+
+def _float_distance(candidate: Array, oracle: Array, tolerance: Tolerance) -> tuple[Array, Array, Array]:
+    a, b = candidate.astype(np.float64), oracle.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        distance = np.abs(a - b)
+        both_nan = np.isnan(a) & np.isnan(b)
+        distance = np.where(both_nan | (a == b), 0.0, np.where(np.isnan(distance), np.inf, distance))
+        allowed = tolerance.absolute + tolerance.relative * np.abs(b)
+        allowed = np.where(np.isfinite(allowed), allowed, tolerance.absolute)
+        relative = np.where(b != 0, distance / np.abs(b), 0.0)
+        relative = np.where(np.isnan(relative), 0.0, relative)
+    return distance, allowed, relative
+
+
+def compare(
+    candidate: Mapping[str, Array], oracle: Mapping[str, Array], tolerance: Tolerance = EXACT
+) -> Difference:
+    """Compare named arrays. A name that only one side has is a difference."""
+    if set(candidate) != set(oracle):
+        text = f"expected tensors {sorted(oracle)}, came {sorted(candidate)}"
+        return Difference(0, np.inf, np.inf, False, text)
+    return merge([compare_arrays(candidate[name], oracle[name], tolerance, name) for name in oracle])
+
+
+def merge(differences: list[Difference]) -> Difference:
+    """Put several comparisons together; the first failure says where."""
+    return Difference(
+        sum(item.compared for item in differences),
+        max((item.worst for item in differences), default=0.0),
+        max((item.worst_relative for item in differences), default=0.0),
+        all(item.ok for item in differences),
+        next((item.where for item in differences if not item.ok), ""),
+    )
+
+
+def compare_rankings(
+    candidate_ids: Array,
+    candidate_scores: Array,
+    oracle_ids: Array,
+    oracle_scores: Array,
+    tolerance: Tolerance = ENGINE,
+) -> Difference:
+    """Compare ranked lists, row by row: the same scores, and the same ids but for ties.
+
+    Two engines may swap items whose scores lie within the tolerance of each other, also across the
+    end of the list; nothing else may differ.
+
+    Parameters
+    ----------
+    candidate_ids, oracle_ids
+        ``[B, k]``, integers or objects.
+    candidate_scores, oracle_scores
+        ``[B, k]`` float32, best first.
+    tolerance
+        For the scores, and for what counts as a tie.
+    """
+    scores = compare_arrays(candidate_scores, oracle_scores, tolerance, "score")
+    if candidate_ids.shape != oracle_ids.shape:
+        text = f"item_id: expected {list(oracle_ids.shape)}, came {list(candidate_ids.shape)}"
+        return merge([scores, Difference(0, np.inf, np.inf, False, text)])
+    swapped = np.asarray(candidate_ids != oracle_ids)
+    for row, column in zip(*np.nonzero(swapped), strict=True):
+        score = float(oracle_scores[row, column])
+        allowed = tolerance.absolute + tolerance.relative * abs(score)
+        places = np.flatnonzero(oracle_ids[row] == candidate_ids[row, column])
+        # An id that the oracle does not list must tie with the last one that it does.
+        place = int(places[0]) if places.size else oracle_ids.shape[1] - 1
+        if abs(float(oracle_scores[row, place]) - score) > 2 * allowed:
+            text = (
+                f"item_id[{row}, {column}]: expected {oracle_ids[row, column]!r} ({score:.6g}), "
+                f"came {candidate_ids[row, column]!r} ({float(candidate_scores[row, column]):.6g})"
+            )
+            return merge([scores, Difference(int(swapped.size), np.inf, np.inf, False, text)])
+    return merge([scores, Difference(int(swapped.size), 0.0, 0.0, True)])
