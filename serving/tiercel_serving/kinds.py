@@ -19,9 +19,25 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 
 from .errors import KindUnavailable
-from .problems import choose
+from .problems import Problem, choose
 
 T = TypeVar("T")
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    """Base of the settings of a kind, with what most kinds have nothing to say to."""
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the settings by themselves."""
+        return []
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the raw item columns that it reads."""
+        return ()
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the names of the tensors that it reads, besides those that its contract gives it."""
+        return ()
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def start(
 
 def _start_report(release: Release, progress: Report) -> Callable[[str, int], None]:
     """Return a callback for the checksums of a start: bytes of all, and then what comes next."""
-    total = sum(entry["bytes"] for entry in release.manifest["files"].values())
+    total = sum(entry.bytes for entry in release.manifest.files.values())
     done = 0
 
     def report(name: str, size: int) -> None:
@@ -116,7 +116,7 @@ def describe(server: TritonServer) -> dict[str, Any]:
     assert release is not None
     return {
         "release": str(release.path),
-        "name": release.manifest["name"],
+        "name": release.manifest.name,
         "build_id": release.build_id,
         "grpc": server.grpc_url,
         "http": server.http_url,
@@ -162,21 +162,12 @@ def curl_line(http_url: str, release: Release) -> str:
 
 
 def example_user(release: Release) -> int | str:
-    """Return the id of a user who is in the store if one is easily found: 42, or the first."""
-    import numpy as np
+    """Return the id of a user who is in the store: 42 if there is one, else the first."""
+    from ..lookups.lookup import read_keys
+    from ..stores.memory_mapped import USER_LOOKUP
 
-    from ..tables.store import UserStore
-
-    is_text = release.manifest["catalogue"]["user_id_dtype"] == "bytes"
-    fallback: int | str = "42" if is_text else 42
-    if not release.manifest["catalogue"]["users"]:
-        return fallback
-    store = UserStore.open(release)
-    if is_text:
-        known = store.raw(str(release.manifest["catalogue"].get("user_id", "user_id")))
-        return fallback if known is None else known.take(np.array([0])).values[0].decode()
-    for ids in (np.array([42]), np.arange(100_000)):
-        found = ids[store.rows(ids) < store.size]
-        if len(found):
-            return int(found[0])
-    return fallback
+    is_text = release.manifest.catalogue.user_id_dtype == "bytes"
+    ids = read_keys(release.artefact("users", "users").arrays, USER_LOOKUP).tolist()
+    favourite: int | bytes = b"42" if is_text else 42
+    user = favourite if favourite in ids or not ids else ids[0]
+    return user.decode(errors="replace") if isinstance(user, bytes) else int(user)

@@ -12,7 +12,7 @@ from ..columns import Column
 from ..kinds import Kind, Kinds
 from ..problems import Problem
 from ..ranked import Scores
-from ..spec import Array, Arrays
+from ..spec import Arrays
 
 
 class Step(Protocol):
@@ -26,8 +26,8 @@ class Step(Protocol):
         scores
             ``[B, K]`` float32: what the steps before it made of the ranker's score; -inf in empty slots.
         arrays
-            ``kept_row [B, K]``, ``kept_score [B, K]``, ``rank_score [B, K, T]`` (where there is a ranker), and
-            the tensors that the kind reads.
+            ``kept_row``, ``kept_score`` ``[B, K]``, ``rank_score [B, K, T]`` if there is a ranker, and the
+            tensors that the kind reads.
 
         Returns
         -------
@@ -83,6 +83,3 @@ class ReorderKind(Protocol):
 REORDER: Kinds[ReorderKind] = Kinds(
     "reorder step", {"weighted_sum": Kind("tiercel_serving.reorder.weighted_sum:WeightedSum")}
 )
-
-
-__all__ = ["REORDER", "Array", "ReorderKind", "Step"]

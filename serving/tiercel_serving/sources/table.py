@@ -143,14 +143,17 @@ class SourceKind(Protocol):
         """Make what it serves from: for a release, or in memory for training."""
         ...
 
-    def open(self, artefact: Artefact, items: int) -> Source:
-        """Open what :meth:`make` made."""
+    def open(self, artefact: Artefact, items: int, threads: int) -> Source:
+        """Open what :meth:`make` made, for I ``items``, with so many threads."""
         ...
 
     def reference(
         self, arrays: Mapping[str, Array], user: UserTensors, allowed: npt.NDArray[np.bool_], count: int
     ) -> list[tuple[int, float]]:
-        """Return (row, score) of one user's best allowed items, best first, in plain Python."""
+        """Return (row, score) of one user's best allowed items, best first: plainly, without a fast path.
+
+        A kind whose opened source is a :class:`Scorer` also has ``reference_score(arrays, user, row)``.
+        """
         ...
 
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from tiercel_serving.errors import ServerError, ServerFailed
-
-from ..release.opened import MANIFEST_NAME, Release, check_files, open_release
+from ..errors import ServerError, ServerFailed
+from ..release.manifest import MANIFEST_NAME
+from ..release.opened import Release, check_files, open_release
 from . import guard
 from .installation import Installation, find_installation, find_libpython
 from .log import failure_reasons, port_in_use, tail
@@ -244,7 +244,7 @@ class TritonServer:
                     f"{self._mirrored}: a plain model repository has no layouts; leave layout out"
                 )
             return _mirror(self._mirrored, self._mirror)
-        if layout is not None and layout != self.release.manifest["layout"]:
+        if layout is not None and layout != self.release.manifest.layout:
             from ..repository.graph import render_repository
 
             repository = self._workdir / "models"
