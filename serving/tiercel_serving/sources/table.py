@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
+from ..errors import KindUnavailable
 from ..kinds import Kind, Kinds
 from ..problems import Problem
 from ..ranked import Mask, Rows, Scores
@@ -165,3 +166,34 @@ SOURCES: Kinds[SourceKind] = Kinds(
         "popular": Kind("tiercel_serving.sources.popular:Popular"),
     },
 )
+
+
+def default_sources(models: Mapping[str, str]) -> tuple[SourceKind, ...]:
+    """Return the sources of a recommender that names none.
+
+    Parameters
+    ----------
+    models
+        Retrieval model → its served form.
+
+    Returns
+    -------
+    tuple of SourceKind
+        For each model the first kind in the table that takes its form; then, with a quota of 0, the first
+        kind that needs neither model nor user. With several models, say quotas yourself: all but one
+        need a number.
+    """
+    kinds = [SOURCES.find(name) for name in SOURCES]
+    found = []
+    for model, form in models.items():
+        kind = next((kind for kind in kinds if kind.form == form), None)
+        if kind is None:
+            raise KindUnavailable(f"no source takes the form {form!r} of the retrieval model {model!r}")
+        found.append(_made(kind, name=model))
+    fallback = next(kind for kind in kinds if kind.form is None and not kind.personal)
+    return (*found, _made(fallback, quota=0))
+
+
+def _made(kind: type[SourceKind], **fields: Any) -> SourceKind:
+    # A protocol says nothing of how its classes are made; every kind takes a name and a quota.
+    return cast("Callable[..., SourceKind]", kind)(**fields)

@@ -33,7 +33,7 @@ class Users(Protocol):
         ...
 
     def history(self, length: int, pad: int) -> tuple[Rows, npt.NDArray[np.int32]]:
-        """Return the latest items ``[B, length]``, oldest first and left aligned, and ``[B]`` their numbers."""
+        """Return the latest items ``[B, length]``, oldest first and left aligned, and ``[B]`` how many."""
         ...
 
     def seen(self) -> tuple[Rows, Rows]:
