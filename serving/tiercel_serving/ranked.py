@@ -133,17 +133,20 @@ class Mask(Protocol):
         """B."""
         ...
 
-    @property
-    def most(self) -> int:
-        """Upper bound of the items (without the pad row) that any one user must not get."""
-        ...
-
     def add(self, rows: Rows) -> None:
         """Mask ``[B, M]`` more rows."""
         ...
 
-    def allows(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Return for ``[B, M]`` rows whether their user may get them."""
+    def allows(self, rows: Rows, users: Rows | None = None) -> npt.NDArray[np.bool_]:
+        """Return for ``[B, M]`` rows whether their user may get them; ``users`` are those of the rows."""
+        ...
+
+    def rows_of(self, user: int) -> Rows:
+        """Return the rows that one user must not get, ascending, without the pad row."""
+        ...
+
+    def counts(self) -> Rows:
+        """Return ``[B]`` how many rows each user must not get, without the pad row."""
         ...
 
     def table(self) -> npt.NDArray[np.bool_]:
@@ -176,20 +179,24 @@ class BitmapMask:
         self._cells[flat + (np.repeat(self._base[:, 0], counts) if users > 1 else 0)] = True
         self._shape = (users, items + 1)
 
-    @property
-    def most(self) -> int:
-        """Most masked items of any one user."""
-        if self._shape[0] == 1:
-            return int(np.count_nonzero(self._cells)) - 1
-        return int(np.count_nonzero(self._cells.reshape(self._shape), axis=1).max()) - 1
+    def rows_of(self, user: int) -> Rows:
+        """Return the rows that one user must not get, ascending, without the pad row."""
+        rows: Rows = np.flatnonzero(self._cells.reshape(self._shape)[user])[:-1]
+        return rows
+
+    def counts(self) -> Rows:
+        """Return ``[B]`` how many rows each user must not get, without the pad row."""
+        counts: Rows = np.count_nonzero(self._cells.reshape(self._shape), axis=1) - 1
+        return counts
 
     def add(self, rows: Rows) -> None:
         """Mask ``[B, M]`` more rows."""
         self._cells[rows + self._base] = True
 
-    def allows(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Return for ``[B, M]`` rows whether their user may get them."""
-        masked: npt.NDArray[np.bool_] = self._cells[rows + self._base]
+    def allows(self, rows: Rows, users: Rows | None = None) -> npt.NDArray[np.bool_]:
+        """Return for ``[B, M]`` rows whether their user may get them; ``users`` are those of the rows."""
+        base = self._base if users is None else self._base[users]
+        masked: npt.NDArray[np.bool_] = self._cells[rows + base]
         return ~masked
 
     def table(self) -> npt.NDArray[np.bool_]:
@@ -214,20 +221,29 @@ class KeyMask:
         if len(self._keys) > 1:
             self._keys = self._keys[np.append(True, self._keys[1:] != self._keys[:-1])]
 
-    @property
-    def most(self) -> int:
-        """Most masked items of any one user."""
-        ends = np.searchsorted(self._keys, self._base[:, 0] + self._items, side="right")
-        return int(np.diff(ends, prepend=0).max()) - 1
+    def _ends(self) -> Rows:
+        ends: Rows = np.searchsorted(self._keys, self._base[:, 0] + self._items, side="right")
+        return ends
+
+    def rows_of(self, user: int) -> Rows:
+        """Return the rows that one user must not get, ascending, without the pad row."""
+        base = int(self._base[user, 0])
+        begin, end = np.searchsorted(self._keys, [base, base + self._items]).tolist()
+        rows: Rows = self._keys[begin:end] - base
+        return rows
+
+    def counts(self) -> Rows:
+        """Return ``[B]`` how many rows each user must not get, without the pad row."""
+        return np.diff(self._ends(), prepend=0) - 1
 
     def add(self, rows: Rows) -> None:
         """Mask ``[B, M]`` more rows."""
         self._keys = np.concatenate([self._keys, (rows + self._base).reshape(-1)])
         self._sort()
 
-    def allows(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Return for ``[B, M]`` rows whether their user may get them."""
-        keys = rows + self._base
+    def allows(self, rows: Rows, users: Rows | None = None) -> npt.NDArray[np.bool_]:
+        """Return for ``[B, M]`` rows whether their user may get them; ``users`` are those of the rows."""
+        keys = rows + (self._base if users is None else self._base[users])
         # The last key is the last user's pad row and no key lies beyond it.
         allowed: npt.NDArray[np.bool_] = self._keys[np.searchsorted(self._keys, keys)] != keys
         return allowed

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ArtefactCorrupt, InvalidSettings
 from ..kinds import Settings
 from ..problems import POSITIVE, Problem, Range
 from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
+from .search import ExactSearch, IndexSearch, Profile, Search, Space, longest_norm
 from .table import Made, Material, UserTensors
 
 #: The index's file in its artefact.
 INDEX_FILE = "index.faiss"
+
+#: Of a catalogue that rules have cut down to so many items no index is made: a scan is quicker.
+EXACT_ITEMS = 32_768
+
+#: Queries whose served recall is measured.
+MEASURED = 200
 
 _RECALL = Range(0, 1, open_low=True)
 
@@ -76,54 +86,133 @@ class Index(Settings, frozen=True, tag="index"):
         return (self.query,)
 
     def make(self, material: Material) -> Made:
-        """Keep the item vectors; with queries at hand, build the index and measure its recall."""
-        vectors: Array = material.form["vectors"]
+        """Keep the vectors of the allowed items; with queries at hand, build the index and measure it.
+
+        Raises
+        ------
+        InvalidSettings
+            The index can't be built, or is served with a smaller recall than was asked for.
+        """
+        space = _space(material)
+        arrays: dict[str, Array] = {"vectors": space.vectors}
+        if space.rows is not None:
+            arrays["rows"] = space.rows
+        meta: dict[str, Any] = {"longest": longest_norm(space.vectors)}
         if material.queries is None:
-            return Made({"vectors": vectors})
+            return Made(arrays, meta)
         import faiss
 
-        from .index_build import build_index
+        from .index_build import build_index, served_recall
 
+        factory = self.factory
+        if space.rows is not None and len(space) <= EXACT_ITEMS:
+            # What is left after the rules is looked at faster than any index is asked.
+            factory = "Flat"
         built = build_index(
-            vectors,
+            space.vectors,
             material.queries,
-            factory=self.factory,
+            factory=factory,
             parameters={name: int(value) for name, value in self.parameters.items()} or None,
             candidates=material.candidates,
             min_recall=self.min_recall,
-            ready=material.form.get("index"),
+            ready=material.form.get("index") if space.rows is None else None,
             seed=material.seed,
         )
-        meta = {"factory": built.factory, "parameters": dict(built.parameters)}
-        files = {INDEX_FILE: partial(faiss.write_index, built.index)}
-        return Made({"vectors": vectors}, meta, files, built.figures())
+        figures: dict[str, Any] = {"factory": built.factory, "recall": 1.0, "items": len(space)}
+        if built.profile is not None:
+            cases = served_recall(
+                built.search(space),
+                space,
+                material.queries[:MEASURED],
+                material.seen[:MEASURED],
+                material.candidates,
+            )
+            figures |= {"recall": round(min(cases.values()), 6), "cases": cases, "queries": MEASURED}
+            self._refuse_low(cases, built.profile)
+        if built.profile is None:
+            # An exact index is the vectors themselves.
+            return Made(arrays, meta, {}, figures)
+        meta["profile"] = msgspec.to_builtins(built.profile)
+        return Made(arrays, meta, {INDEX_FILE: partial(faiss.write_index, built.index)}, figures)
+
+    def _refuse_low(self, cases: Mapping[str, float], profile: Profile) -> None:
+        case, reached = min(cases.items(), key=lambda pair: pair[1])
+        if reached >= self.min_recall:
+            return
+        raise InvalidSettings(
+            f"index {self.name!r} ({self.factory}): of the best allowed items {reached:.4f} are served where "
+            f"users have {case} masked, below min_recall {self.min_recall}. Its knob goes to "
+            f"{profile.ladder[-1].knob}, and no further helps: the vectors' rounding limits "
+            "it; take a finer quantiser ('Flat' is exact) or lower min_recall"
+        )
 
     def open(self, artefact: Artefact, items: int, threads: int) -> VectorIndex:
         """Open the index; in memory, where no index was built, the search is exact."""
         import faiss
 
-        from .search import exact_search_over, open_search
-
         # FAISS counts its threads for the whole process; a Python model has its own.
         faiss.omp_set_num_threads(threads)
-        vectors = artefact.array("vectors", items)
-        if artefact.path is None:
-            return VectorIndex(self.query, vectors, exact_search_over(vectors))
-        parameters = artefact.meta.get("parameters", {})
-        return VectorIndex(self.query, vectors, open_search(artefact.file(INDEX_FILE), parameters, vectors))
+        rows = artefact.arrays.get("rows")
+        vectors = artefact.array("vectors", items if rows is None else len(rows))
+        space = Space(vectors, rows, items, artefact.meta.get("longest"))
+        if "profile" not in artefact.meta:
+            return VectorIndex(self.query, space, ExactSearch(space))
+        profile = msgspec.convert(artefact.meta["profile"], Profile)
+        index = read_index(artefact.file(INDEX_FILE), vectors)
+        return VectorIndex(self.query, space, IndexSearch(space, index, profile))
 
     def reference(
         self, arrays: Mapping[str, Array], user: UserTensors, allowed: npt.NDArray[np.bool_], count: int
     ) -> list[tuple[int, float]]:
         """Return the allowed items with the largest inner products, ties by row."""
+        rows = arrays.get("rows", np.arange(len(arrays["vectors"])))
         scores = np.einsum("id,d->i", arrays["vectors"], user[self.query])
-        free = np.flatnonzero(allowed)
-        best = free[np.lexsort((free, -scores[free]))][:count]
-        return [(int(row), float(scores[row])) for row in best]
+        free = np.flatnonzero(allowed[rows])
+        best = free[np.lexsort((rows[free], -scores[free]))][:count]
+        return [(int(rows[at]), float(scores[at])) for at in best]
 
     def reference_score(self, arrays: Mapping[str, Array], user: UserTensors, row: int) -> float:
         """Return one item's inner product."""
-        return float(np.einsum("id,d->i", arrays["vectors"][row : row + 1], user[self.query])[0])
+        at = row if "rows" not in arrays else int(np.flatnonzero(arrays["rows"] == row)[0])
+        return float(np.einsum("id,d->i", arrays["vectors"][at : at + 1], user[self.query])[0])
+
+
+def _space(material: Material) -> Space:
+    """Return the vectors of the items that may be recommended at all."""
+    vectors: Array = material.form["vectors"]
+    if material.allowed is None or material.allowed.all():
+        return Space(vectors, None, material.items)
+    rows = np.flatnonzero(material.allowed).astype(np.int32)
+    return Space(np.ascontiguousarray(vectors[rows]), rows, material.items)
+
+
+def read_index(file: Path, vectors: Array) -> Any:
+    """Read an index file, mapped where its type can be.
+
+    Raises
+    ------
+    ArtefactCorrupt
+        The file is no index, or holds another number of items.
+    """
+    import faiss
+
+    # Mapped, so that the instances of a model share one copy. Older versions of FAISS can only map
+    # inverted lists, and then start 32 threads at each search to read ahead: there it is read instead.
+    mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+    try:
+        try:
+            index = faiss.read_index(str(file), mapped)
+        except RuntimeError:
+            # Not every index type can be mapped.
+            index = faiss.read_index(str(file))
+    except RuntimeError as error:
+        raise ArtefactCorrupt(f"{file}: not an index that FAISS reads ({error}); export again") from error
+    if (index.ntotal, index.d) != vectors.shape:
+        raise ArtefactCorrupt(
+            f"{file}: expected {len(vectors)} items of {vectors.shape[1]} dimensions, found {index.ntotal} "
+            f"of {index.d}; export again"
+        )
+    return index
 
 
 class VectorIndex:
@@ -133,22 +222,19 @@ class VectorIndex:
     ----------
     query
         The tensor of the queries.
-    vectors
-        ``[I, D]`` float32.
+    space
+        The vectors that are searched.
     search
         Finds the allowed items with the largest inner product.
     """
 
-    def __init__(self, query: str, vectors: Array, search: Any) -> None:
-        from .search import score_rows
-
-        self._query, self._vectors, self._search, self._score = query, vectors, search, score_rows
+    def __init__(self, query: str, space: Space, search: Search) -> None:
+        self._query, self._space, self._search = query, space, search
 
     def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the nearest ``count`` that the mask allows."""
-        found: tuple[Scores, Rows] = self._search.nearest(arrays[self._query], mask, count)
-        return found
+        return self._search.nearest(arrays[self._query], mask, count)
 
     def score(self, arrays: Arrays, rows: Rows) -> Scores:
         """Return the inner products of queries with any items ``[B, M]``."""
-        return self._score(self._vectors, arrays[self._query], rows)
+        return self._space.score(arrays[self._query], self._space.positions_of(rows))

@@ -1,57 +1,63 @@
-"""How an index is built: FAISS by factory string, with its recall measured and not assumed."""
+"""How an index is built: FAISS by factory string, its knob measured for every depth, its recall as served."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import faiss
+import numpy as np
 
 from ..errors import InvalidSettings
+from ..ranked import Mask, Rows, make_mask
 from ..spec import Array
-from ..verify.recall import recall
+from .search import ExactSearch, IndexSearch, Profile, Rung, Search, Space
 
 #: Knobs that trade time for recall, tried in this order on whatever the factory string builds.
 KNOBS = ("nprobe", "efSearch")
 
+#: How many times deeper than the one before a rung of the ladder lies, and how many rungs there are at most.
+RUNG, RUNGS = 2, 7
+
+#: Queries that the ladder is measured with, and that the time of a search is taken of.
+LADDER_QUERIES, TIMED_QUERIES = 200, 8
+
+#: Points that k-means learns a centroid from, at most; FAISS's own default of 256 takes four times as long.
+POINTS_PER_CENTROID = 64
+
+#: The best items that one case of the recall as served hides.
+HIDDEN = 500
+
 
 @dataclass(frozen=True)
 class IndexBuild:
-    """A searched-for index and what is known about it.
+    """An index and what is known about it.
 
     Parameters
     ----------
     index
-        The FAISS index; position = catalogue row.
+        The FAISS index; position = position of the vectors.
     factory
         The string that made it, or ``ready`` if it was given.
+    profile
+        What was measured of it; None for an exact one, which needs no FAISS to be served.
     parameters
-        Search parameters that lie in it.
-    recall
-        Share of the exact top-N that it finds, over ``queries`` queries.
-    candidates
-        That N.
-    queries
-        How many queries the recall was measured over.
+        Search parameters that it was given.
+    notes
+        What people should know.
     """
 
     index: Any
     factory: str
-    parameters: Mapping[str, int]
-    recall: float
-    candidates: int
-    queries: int
+    profile: Profile | None = None
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
-    def figures(self) -> dict[str, Any]:
-        """Return what was measured, for the manifest."""
-        return {
-            "factory": self.factory,
-            "parameters": dict(self.parameters),
-            "recall": round(self.recall, 6),
-            "candidates": self.candidates,
-            "queries": self.queries,
-        }
+    def search(self, space: Space) -> Search:
+        """Return the search that serves it."""
+        return ExactSearch(space) if self.profile is None else IndexSearch(space, self.index, self.profile)
 
 
 def build_index(
@@ -65,25 +71,25 @@ def build_index(
     ready: Any = None,
     seed: int = 0,
 ) -> IndexBuild:
-    """Build or take over an index, choose its search parameters, and measure its recall.
+    """Build or take over an index, and measure how its knob must be set to find the best at each depth.
 
     Parameters
     ----------
     vectors
-        ``[I, D]`` float32, in catalogue order.
+        ``[A, D]`` float32.
     queries
         ``[Q, D]`` float32, as like to real queries as can be had.
     factory
         A FAISS factory string, such as ``Flat`` or ``IVF256,Flat``.
     parameters
-        Search parameters by FAISS name (``nprobe``, ``efSearch``); None doubles the index's own knob
-        until the recall is reached.
+        Search parameters by FAISS name (``nprobe``, ``efSearch``): where the knob begins; None lets it be
+        searched.
     candidates
         N, the number of candidates that retrieval asks for.
     min_recall
-        The recall at N to reach.
+        The recall that each depth shall have.
     ready
-        A trained and filled FAISS index to take instead, whose position i is catalogue row i.
+        A trained and filled FAISS index to take instead, whose position i is position i of the vectors.
     seed
         For the clustering.
 
@@ -91,31 +97,21 @@ def build_index(
     ------
     InvalidSettings
         For a factory string that FAISS does not know, too few items to train on, a ready index of
-        other vectors, an unknown parameter, or a recall below ``min_recall``.
+        other vectors, an unknown parameter, or a knob beyond what the index has.
     """
     index = _make(vectors, factory, seed) if ready is None else _check_ready(ready, vectors)
     name = factory if ready is None else "ready"
-    if (
-        ready is not None
-        and parameters is None
-        and (as_given := recall(index, vectors, queries, candidates)) >= min_recall
-    ):
-        # A ready index keeps its own search parameters if they do.
-        chosen, reached = {}, as_given
-    elif parameters is not None:
-        for key, value in parameters.items():
-            _set(index, key, value)
-        chosen, reached = dict(parameters), recall(index, vectors, queries, candidates)
-    else:
-        chosen, reached = _search_parameters(index, vectors, queries, candidates, min_recall)
-    if reached < min_recall:
-        raise InvalidSettings(
-            f"index {name} {chosen or ''}: recall at {candidates} candidates is {reached:.4f} over "
-            f"{len(queries)} queries, below min_recall {min_recall}. Raise nprobe or efSearch in "
-            "index_parameters (or leave them out, then they are searched), choose a finer factory string "
-            "('Flat' is exact), or lower min_recall"
-        )
-    return IndexBuild(index, name, chosen, reached, candidates, len(queries))
+    for key, value in (parameters or {}).items():
+        _set(index, key, value)
+    if isinstance(faiss.downcast_index(index), faiss.IndexFlat):
+        return IndexBuild(index, name, None, parameters or {})
+    knob = next((name for name in KNOBS if _has(index, name)), None)
+    profile = _measure(
+        index, knob, (parameters or {}).get(knob or ""), vectors, queries, candidates, min_recall
+    )
+    if knob is not None:
+        _set(index, knob, profile.ladder[0].knob)
+    return IndexBuild(index, name, profile, parameters or {})
 
 
 def _make(vectors: Array, factory: str, seed: int) -> Any:
@@ -124,7 +120,7 @@ def _make(vectors: Array, factory: str, seed: int) -> Any:
     except RuntimeError as error:
         raise InvalidSettings(
             f"index: FAISS does not know the factory string {factory!r} for {vectors.shape[1]} dimensions "
-            f"({_reason(error)}); for example 'Flat', 'IVF64,Flat' or 'HNSW32'"
+            f"({faiss_reason(error)}); for example 'Flat', 'IVF64,Flat' or 'HNSW32'"
         ) from error
     ivf = faiss.try_extract_index_ivf(index)
     if ivf is not None:
@@ -133,53 +129,49 @@ def _make(vectors: Array, factory: str, seed: int) -> Any:
                 f"index {factory!r}: {ivf.nlist} lists for {len(vectors)} items; use fewer lists, or 'Flat'"
             )
         ivf.cp.seed = seed
+        ivf.cp.max_points_per_centroid = POINTS_PER_CENTROID
         # Small catalogues are trained on all they have; FAISS only warns about that.
         ivf.cp.min_points_per_centroid = 1
     try:
-        index.train(vectors)
+        index.train(_sample(vectors, ivf, seed))
         index.add(vectors)
     except RuntimeError as error:
         raise InvalidSettings(
-            f"index {factory!r}: FAISS cannot build it over {len(vectors)} items: {_reason(error)}"
+            f"index {factory!r}: FAISS cannot build it over {len(vectors)} items: {faiss_reason(error)}"
         ) from error
     return index
 
 
+def _sample(vectors: Array, ivf: Any, seed: int) -> Array:
+    """Return the vectors to train on: enough for every list and every quantiser, not all of a million."""
+    enough = max(65_536, POINTS_PER_CENTROID * (0 if ivf is None else ivf.nlist))
+    if len(vectors) <= enough:
+        return vectors
+    chosen = np.random.default_rng(seed).choice(len(vectors), enough, replace=False)
+    return np.ascontiguousarray(vectors[np.sort(chosen)])
+
+
 def _check_ready(index: Any, vectors: Array) -> Any:
     if getattr(index, "metric_type", None) != faiss.METRIC_INNER_PRODUCT:
-        raise InvalidSettings("index_ready: expected a FAISS index with METRIC_INNER_PRODUCT")
+        raise InvalidSettings("index: the given one must be a FAISS index with METRIC_INNER_PRODUCT")
     if index.d != vectors.shape[1] or index.ntotal != len(vectors):
         raise InvalidSettings(
-            f"index_ready: expected {len(vectors)} vectors of {vectors.shape[1]} dimensions, position = row "
-            f"of `items`; came {index.ntotal} of {index.d}"
+            f"index: the given one must hold {len(vectors)} vectors of {vectors.shape[1]} dimensions, "
+            f"position = row of `items`; it holds {index.ntotal} of {index.d}"
         )
     return index
 
 
 def _set(index: Any, name: str, value: int) -> None:
+    limit = _limit(index, name)
+    if value > limit:
+        raise InvalidSettings(f"index: {name} {value} is above the {limit} that this index has; lower it")
     try:
         faiss.ParameterSpace().set_index_parameter(index, name, float(value))
     except RuntimeError as error:
         raise InvalidSettings(
-            f"index_parameters: {type(index).__name__} has no parameter {name!r} ({_reason(error)})"
+            f"index: {type(index).__name__} has no parameter {name!r} ({faiss_reason(error)})"
         ) from error
-
-
-def _search_parameters(
-    index: Any, vectors: Array, queries: Array, candidates: int, min_recall: float
-) -> tuple[dict[str, int], float]:
-    """Double the index's knob until the recall is reached or doubling cannot help."""
-    knob = next((name for name in KNOBS if _has(index, name)), None)
-    if knob is None:
-        return {}, recall(index, vectors, queries, candidates)
-    ivf = faiss.try_extract_index_ivf(index)
-    limit = ivf.nlist if ivf is not None else len(vectors)
-    value, reached = 0, 0.0
-    while reached < min_recall and value < limit:
-        value = min(limit, max(1, 2 * value) if knob == "nprobe" else max(32, 2 * value))
-        _set(index, knob, value)
-        reached = recall(index, vectors, queries, candidates)
-    return {knob: value}, reached
 
 
 def _has(index: Any, name: str) -> bool:
@@ -190,6 +182,151 @@ def _has(index: Any, name: str) -> bool:
     return True
 
 
-def _reason(error: Exception) -> str:
-    # FAISS puts the useful half of its message last: "Error in …: 'condition' failed: reason".
-    return str(error).strip().splitlines()[-1][-200:]
+def _limit(index: Any, knob: str) -> int:
+    ivf = faiss.try_extract_index_ivf(index)
+    return int(ivf.nlist) if knob == "nprobe" and ivf is not None else int(index.ntotal)
+
+
+def _measure(
+    index: Any,
+    knob: str | None,
+    begin: int | None,
+    vectors: Array,
+    queries: Array,
+    candidates: int,
+    min_recall: float,
+) -> Profile:
+    """Find, for deeper and deeper searches, the knob that reaches the recall, and what it costs.
+
+    The exact answers are looked up once, for the deepest. The ladder ends where a scan of everything is
+    cheaper, or where the knob no longer helps: there the vectors themselves are rounded.
+    """
+    picked = queries[:LADDER_QUERIES]
+    depths = [min(candidates * RUNG**i, len(vectors)) for i in range(RUNGS)]
+    depths = list(dict.fromkeys(depths))
+    # Between what was asked for and perfection, since other queries will come than these.
+    target = min_recall + 0.3 * (1 - min_recall)
+    best, _ = faiss.knn(picked, vectors, depths[-1], metric=faiss.METRIC_INNER_PRODUCT)
+    scan_s = _seconds(lambda query: vectors @ query[0], picked)
+    value = begin or 1
+    rungs: list[Rung] = []
+    for depth in depths:
+        value, reached = _climb(index, knob, value, vectors, picked, best[:, depth - 1], depth, target)
+        cost = _seconds(lambda query, depth=depth: index.search(query, depth), picked) / scan_s  # type: ignore[misc]
+        if rungs and (reached < target or cost >= 1):
+            break
+        rungs.append(Rung(int(depth), value, round(cost, 4)))
+    norms = np.sqrt(np.einsum("qd,qd->q", picked, picked))
+    cut = float(np.median(best[:, depths[0] - 1] / np.maximum(norms, 1e-12)))
+    return Profile(knob, tuple(rungs), cut)
+
+
+def _climb(
+    index: Any,
+    knob: str | None,
+    value: int,
+    vectors: Array,
+    queries: Array,
+    cut: Array,
+    depth: int,
+    min_recall: float,
+) -> tuple[int, float]:
+    """Raise the knob by half until the recall is reached, or the knob is at its end."""
+    limit = 1 if knob is None else _limit(index, knob)
+    while True:
+        if knob is not None:
+            _set(index, knob, min(value, limit))
+        _, found = index.search(queries, depth)
+        reached = _share(vectors, queries, found, cut)
+        if reached >= min_recall or value >= limit:
+            return min(value, limit), reached
+        value = max(value + 1, value * 3 // 2)
+
+
+def _share(vectors: Array, queries: Array, found: Rows, cut: Array) -> float:
+    """Return the share of found items whose exact score reaches the n-th best one.
+
+    Which of several equal items stands at the cut-off is nobody's loss.
+    """
+    shares = []
+    for query, rows, last in zip(queries, found, cut, strict=True):
+        scores = vectors[np.maximum(rows, 0)] @ query
+        shares.append(np.mean((rows >= 0) & (scores >= last - 1e-6 - 1e-5 * abs(last))))
+    return float(np.mean(shares))
+
+
+def _seconds(search: Callable[[Array], Any], queries: Array) -> float:
+    """Return the median time of one search."""
+    times = []
+    for row in range(min(TIMED_QUERIES, len(queries))):
+        begun = time.perf_counter()
+        search(queries[row : row + 1])
+        times.append(time.perf_counter() - begun)
+    return float(np.median(times))
+
+
+def served_recall(
+    search: Search, space: Space, queries: Array, seen: Sequence[Rows], count: int
+) -> dict[str, float]:
+    """Measure what is served: the share of the best allowed items that the masked search gives.
+
+    Parameters
+    ----------
+    search, space
+        The search under test, and what it searches.
+    queries
+        ``[Q, D]``.
+    seen
+        The catalogue rows that each query's user has had.
+    count
+        N.
+
+    Returns
+    -------
+    Case → recall: ``plain`` (nothing masked), ``seen`` (what each user has had), ``best hidden`` (and the
+    :data:`HIDDEN` best besides).
+    """
+    hidden = [
+        space.scan(query[None], _mask(space, [[]]), 0, min(HIDDEN, len(space)))[1][0] for query in queries
+    ]
+    cases: dict[str, list[Any]] = {
+        "plain": [[]] * len(queries),
+        "seen": list(seen),
+        "best hidden": [np.union1d(a, b[b < space.items]) for a, b in zip(seen, hidden, strict=True)],
+    }
+    return {name: _recall_of(search, space, queries, masked, count) for name, masked in cases.items()}
+
+
+def _recall_of(search: Search, space: Space, queries: Array, masked: Sequence[Any], count: int) -> float:
+    shares = []
+    for begin in range(0, len(queries), 64):
+        part = masked[begin : begin + 64]
+        mask = _mask(space, part)
+        scores, _ = search.nearest(queries[begin : begin + 64], mask, count)
+        for user, found in enumerate(scores):
+            exact, _ = space.scan(queries[begin + user : begin + user + 1], mask, [user], count)
+            real = exact[0] > -np.inf
+            cut = exact[0][real][-1:] if real.any() else np.zeros(0, np.float32)
+            if len(cut):
+                reached = found[: int(real.sum())] >= cut[0] - 1e-6 - 1e-5 * abs(cut[0])
+                shares.append(float(np.mean(reached)))
+    return float(np.mean(shares)) if shares else 1.0
+
+
+def _mask(space: Space, masked: Sequence[Any]) -> Mask:
+    counts = np.array([len(rows) for rows in masked], np.int64)
+    flat = (
+        np.concatenate([np.asarray(rows, np.int64) for rows in masked])
+        if counts.sum()
+        else np.zeros(0, np.int64)
+    )
+    return make_mask(len(masked), space.items, flat, counts)
+
+
+def faiss_reason(error: Exception) -> str:
+    """Return the useful half of a FAISS error: what it says behind the place where it happened."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    for mark in ("failed: ", "Error: "):
+        text = text.rpartition(mark)[2] or text
+    return text

@@ -35,15 +35,18 @@ class Popular(Settings, frozen=True, tag="popular"):
     form: ClassVar[str | None] = None
 
     def make(self, material: Material) -> Made:
-        """Return ``rows [I]``, most interactions first (ties by row), and ``scores [I]`` float32."""
+        """Return ``rows [A]`` of the allowed items, most interactions first (ties by row), and ``scores``."""
         counts = np.bincount(material.rows, minlength=material.items)
-        order = np.argsort(-counts, kind="stable").astype(np.int64)
+        order = np.argsort(-counts, kind="stable").astype(np.int32)
+        if material.allowed is not None:
+            order = order[material.allowed[order]]
         highest = max(int(counts.max(initial=0)), 1)
         return Made({"rows": order, "scores": (counts[order] / highest).astype(np.float32)})
 
     def open(self, artefact: Artefact, items: int, threads: int) -> PopularList:
         """Open the list."""
-        return PopularList(artefact.array("rows", items), artefact.array("scores", items))
+        rows = artefact.array("rows")
+        return PopularList(rows, artefact.array("scores", len(rows)), items)
 
     def reference(
         self, arrays: Mapping[str, Array], user: UserTensors, allowed: npt.NDArray[np.bool_], count: int
@@ -54,24 +57,33 @@ class Popular(Settings, frozen=True, tag="popular"):
 
 
 class PopularList:
-    """One list of all items.
+    """One list of items.
 
     Parameters
     ----------
     rows, scores
-        ``[I]`` int64 and float32, best first.
+        ``[A]`` int32 and float32, best first.
+    items
+        I, the pad row.
     """
 
-    def __init__(self, rows: Array, scores: Array) -> None:
-        self._rows, self._scores, self._pad = rows, scores, len(rows)
+    def __init__(self, rows: Array, scores: Array, items: int) -> None:
+        # The place behind the last holds the pad row.
+        self._rows = np.append(rows, items).astype(np.int64)
+        self._scores = np.append(scores, _NOTHING).astype(np.float32)
+        self._size = len(rows)
 
     def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return the first ``count`` that the mask allows."""
-        listed = self._rows[: count + mask.most]
-        places, real = first_allowed(mask.allows(np.broadcast_to(listed, (mask.users, len(listed)))), count)
-        if not len(listed):
-            return np.full(places.shape, _NOTHING), np.full(places.shape, self._pad)
-        rows, scores = self._rows[places], self._scores[places]
-        if real is not None:
-            rows, scores = np.where(real, rows, self._pad), np.where(real, scores, _NOTHING)
-        return sort_by_score(scores, rows)
+        """Return the first ``count`` that the mask allows: the list is read on while somebody lacks some."""
+        places = np.full((mask.users, count), self._size)
+        listed, open_ended = 2 * count + 16, np.arange(mask.users)
+        while len(open_ended):
+            rows = self._rows[: min(listed, self._size)]
+            allowed = mask.allows(np.broadcast_to(rows, (len(open_ended), len(rows))), open_ended)
+            found, real = first_allowed(allowed, count)
+            places[open_ended] = found if real is None else np.where(real, found, self._size)
+            if real is None or len(rows) == self._size:
+                break
+            open_ended = open_ended[~real[:, -1]]
+            listed *= 8
+        return sort_by_score(self._scores[places], self._rows[places])

@@ -1,28 +1,82 @@
-"""The best allowed items for a query: by an index, or by looking at all of a small catalogue."""
+"""The best allowed items for a query: exact by a scan, or by an index that digs deeper where much is masked.
+
+An index is asked for a few more than are wanted, for all users of a batch at once. A user whose masked items
+crowd out the best ones is served alone: by the index with a knob that was measured for that depth, or by a
+scan of all vectors, whichever is cheaper. So nobody gets fewer items than there are, and a user with much to hide
+costs his own time alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import faiss
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArtefactCorrupt
 from ..ranked import Mask, Rows, Scores, first_allowed, pick, read_keys, sort_by_score, sort_keys
 from ..spec import Array
 
-#: Up to this many items an exact index is not asked: scoring all items here and masking before the cut
-#: takes a third of the time of asking for N and all masked ones (measured at 1,700 items × 64, batches of
-#: 1 and 64). From some 8,000 items on a batch of 64 is faster in the index.
+#: Up to this many items the scores of all users are sorted together.
 SCAN_ITEMS = 4096
 
-#: Candidates taken from an index beyond those needed, so that items which tie at the cut are all seen.
+#: Candidates taken beyond those needed, so that items which tie at the cut are all seen.
 MARGIN = 16
 
+#: Further candidates that an index is asked for at first, in place of masked ones.
+SLACK = 128
+
+#: An approximate index that was measured at depth d is trusted to this many times d.
+TRUSTED = 1.25
+
+#: Masked items that are looked at to guess whether they are among the user's best.
+SAMPLE = 64
+
+#: Users whose scores of all items are computed by one matrix product.
+SCAN_USERS = 8
+
+#: What may be spent on trying, in scans, where it is not certain that a search will be enough.
+TRIES = 0.2
+
 _NOTHING = np.float32(-np.inf)
+
+
+class Rung(msgspec.Struct, frozen=True):
+    """How an approximate index finds the best ``depth`` items with the recall that was asked for.
+
+    Parameters
+    ----------
+    depth
+        How many.
+    knob
+        What its knob must be.
+    cost
+        What one search takes, over what a scan of all vectors takes.
+    """
+
+    depth: int
+    knob: int
+    cost: float
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """What was measured of an approximate index.
+
+    Parameters
+    ----------
+    knob
+        The name of its knob (``nprobe``, ``efSearch``); None where it has none.
+    ladder
+        How the knob is set, shallow to deep; the first is how the index is set.
+    cut
+        What the N-th best item scores, over the norm of the query: the median of many queries.
+    """
+
+    knob: str | None
+    ladder: tuple[Rung, ...]
+    cut: float
 
 
 class Search(Protocol):
@@ -48,187 +102,268 @@ class Search(Protocol):
         ...
 
 
-def score_rows(vectors: Array, query: Array, rows: Rows) -> Scores:
-    """Return the inner products of queries with the items in ``rows``; -inf for the pad row.
-
-    One sum an item over its own vector alone: unlike a matrix product's, its value does not depend on
-    what else is in the batch.
+class Space:
+    """The vectors that are searched, and the catalogue rows they belong to.
 
     Parameters
     ----------
     vectors
-        ``[I, D]`` float32.
-    query
-        ``[B, D]`` float32.
+        ``[A, D]`` float32.
     rows
-        ``[B, M]`` int64.
-
-    Returns
-    -------
-    ``[B, M]`` float32; the NaN of a broken model is -inf, which sorts.
-    """
-    products: Scores = np.einsum("bmd,bd->bm", vectors.take(rows, axis=0, mode="clip"), query)
-    np.fmax(products, _NOTHING, out=products)
-    products[rows == len(vectors)] = _NOTHING
-    return products
-
-
-class ScanSearch:
-    """Scores every item, masks, and cuts.
-
-    Parameters
-    ----------
-    vectors
-        ``[I, D]`` float32.
+        ``[A]`` ascending catalogue rows; None if position and row are the same.
+    items
+        I, the pad row.
+    longest
+        The largest norm of a vector; None looks for it.
     """
 
-    def __init__(self, vectors: Array) -> None:
-        self._vectors = vectors
-        self._rows = np.arange(len(vectors))
-        pad = np.array([[len(vectors)]])
+    def __init__(self, vectors: Array, rows: Array | None, items: int, longest: float | None = None) -> None:
+        self.vectors, self.items = vectors, items
+        self.rows: Array | None = rows
+        # The position behind the last stands for the pad row, and for rows that are not searched.
+        self._row_of = None if rows is None else np.append(rows, items).astype(np.int64)
+        self._position_of: Array | None = None
+        if rows is not None:
+            self._position_of = np.full(items + 1, len(vectors), np.int32)
+            self._position_of[rows] = np.arange(len(rows), dtype=np.int32)
+        # How far two float32 sums of one inner product may lie apart, per unit of the query's norm. The
+        # textbook bound: D roundings in each, of a sum that is at most the product of the norms.
+        norm = longest_norm(vectors) if longest is None else longest
+        self.slack = 2 * vectors.shape[1] * 2.0**-24 * norm
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def rows_at(self, positions: Rows) -> Rows:
+        """Return the catalogue rows of positions; position A is the pad row."""
+        if self._row_of is None:
+            return positions
+        rows: Rows = self._row_of.take(positions)
+        return rows
+
+    def positions_of(self, rows: Rows) -> Rows:
+        """Return the positions of catalogue rows; A for the pad row and for rows that are not searched."""
+        if self._position_of is None:
+            return rows
+        positions: Rows = self._position_of.take(rows).astype(np.int64)
+        return positions
+
+    def score(self, query: Array, positions: Rows) -> Scores:
+        """Return inner products ``[B, M]`` of queries with items at positions; -inf for position A.
+
+        One sum an item over its own vector alone: unlike a matrix product's, its value does not depend on
+        what else is in the batch. The NaN of a broken model is -inf, which sorts.
+        """
+        products: Scores = np.einsum("bmd,bd->bm", self.vectors.take(positions, axis=0, mode="clip"), query)
+        np.fmax(products, _NOTHING, out=products)
+        products[positions == len(self.vectors)] = _NOTHING
+        return products
+
+    def best(self, query: Array, positions: Rows, count: int) -> tuple[Scores, Rows]:
+        """Return the best ``count`` of the given positions ``[B, M]``, as :meth:`Search.nearest` does."""
+        scores, rows = sort_by_score(self.score(query, positions), self.rows_at(positions))
+        missing = count - rows.shape[1]
+        if missing > 0:
+            scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=_NOTHING)
+            rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=self.items)
+        return scores[:, :count], rows[:, :count]
+
+    def scan(self, query: Array, mask: Mask, users: Sequence[int], count: int) -> tuple[Scores, Rows]:
+        """Return the best ``count`` of some users by looking at every vector; ``[n, count]`` each.
+
+        A matrix product finds the items above a threshold, which is read off a sample; these are then
+        scored as everywhere. Items whose two sums might lie on either side of the cut are all among them.
+
+        Parameters
+        ----------
+        query
+            ``[n, D]`` float32.
+        mask, users
+            What those users of the mask must not get.
+        count
+            How many.
+        """
+        scores = np.empty((len(query), count), np.float32)
+        rows = np.empty((len(query), count), np.int64)
+        for begin in range(0, len(query), SCAN_USERS):
+            part = query[begin : begin + SCAN_USERS]
+            rough = self.vectors @ part[0] if len(part) == 1 else part @ self.vectors.T
+            for at, own in enumerate(rough.reshape(len(part), -1), begin):
+                scores[at], rows[at] = self._scanned(query[at : at + 1], own, mask.rows_of(users[at]), count)
+        return scores, rows
+
+    def _scanned(self, query: Array, rough: Scores, masked: Rows, count: int) -> tuple[Scores, Rows]:
+        np.fmax(rough, _NOTHING, out=rough)
+        positions = self.positions_of(masked)
+        rough[positions if self.rows is None else positions[positions < len(self)]] = _NOTHING
+        slack = self.slack * float(np.sqrt(query[0] @ query[0]))
+        wanted = count + MARGIN
+        while True:
+            threshold = _threshold(rough, wanted)
+            found = np.flatnonzero(rough >= threshold if threshold > _NOTHING else rough > _NOTHING)
+            scores, rows = self.best(query, found[None], count)
+            if threshold == _NOTHING or scores[0, -1] > threshold + slack:
+                return scores[0], rows[0]
+            wanted *= 4
+
+
+def _threshold(rough: Scores, wanted: int) -> np.float32:
+    """Return a score that at least ``wanted`` items reach, and not many times more; -inf takes all."""
+    if wanted * 4 >= len(rough):
+        return _NOTHING
+    step = max(1, len(rough) // 16_384)
+    sample = rough[::step]
+    rank = min(len(sample) - 1, int(1.5 * wanted / step) + 8)
+    threshold: np.float32 = np.partition(sample, len(sample) - 1 - rank)[len(sample) - 1 - rank]
+    if np.count_nonzero(rough >= threshold) >= wanted:
+        return threshold
+    exact: np.float32 = np.partition(rough, len(rough) - wanted)[len(rough) - wanted]
+    return exact
+
+
+class ExactSearch:
+    """Looks at every vector: of a small catalogue for all users at once, else user by user."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._rows = space.rows_at(np.arange(len(space)))
+        pad = np.array([[space.items]])
         self._nothing = int(sort_keys(np.full((1, 1), _NOTHING), pad)[0, 0])
 
     def nearest(self, query: Array, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the best allowed items, as :meth:`Search.nearest` says."""
-        # The same sums as score_rows makes, bit for bit.
-        scores = np.einsum("id,bd->bi", self._vectors, query)
+        if len(self._space) > SCAN_ITEMS:
+            return self._space.scan(query, mask, range(len(query)), count)
+        # The same sums as Space.score makes, bit for bit.
+        scores = np.einsum("id,bd->bi", self._space.vectors, query)
         keys = sort_keys(np.fmax(scores, _NOTHING, out=scores), self._rows)
-        keys[mask.table()[:, :-1]] = self._nothing
-        if count < len(self._vectors):
+        table = mask.table()
+        masked = table[:, :-1] if self._space.rows is None else table.take(self._rows, axis=1)
+        keys[masked] = self._nothing
+        size = len(self._space)
+        if count < size:
             keys.partition(count - 1, axis=1)
             keys = keys[:, :count]
-        elif count > len(self._vectors):
-            keys = np.pad(keys, ((0, 0), (0, count - len(self._vectors))), constant_values=self._nothing)
+        elif count > size:
+            keys = np.pad(keys, ((0, 0), (0, count - size)), constant_values=self._nothing)
         keys.sort(axis=1)
         return read_keys(keys)
 
 
 class IndexSearch:
-    """Asks a FAISS index for as many items as are wanted and masked.
+    """Asks an approximate FAISS index, deeper where masked items crowd out the best, or scans.
 
     Parameters
     ----------
+    space
+        What is searched.
     index
-        The index; position = catalogue row.
-    vectors
-        ``[I, D]`` float32, to score what it finds.
+        The FAISS index over it; position = position.
+    profile
+        What was measured of it.
     """
 
-    def __init__(self, index: Any, vectors: Array) -> None:
-        self._index, self._vectors, self._pad = index, vectors, len(vectors)
-        self._slack = _rounding_slack(vectors)
+    def __init__(self, space: Space, index: Any, profile: Profile) -> None:
+        self._space, self._index, self._profile = space, index, profile
+        self._ladder = profile.ladder
 
     def nearest(self, query: Array, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return the best allowed items, as :meth:`Search.nearest` says.
+        """Return the best allowed items, as :meth:`Search.nearest` says."""
+        hidden = self._hidden(query, mask, count)
+        if hidden.all():
+            return self._each(query, mask, np.arange(len(query)), count)
+        fetched = min(count + MARGIN + SLACK, len(self._space))
+        scores, rows, used = self._ask(query, mask, None, count, fetched)
+        if fetched < len(self._space):
+            depth = max(count, self._ladder[0].depth)
+            again = np.flatnonzero(hidden | (used > TRUSTED * depth))
+            if len(again):
+                scores[again], rows[again] = self._each(query[again], mask, again, count)
+        return scores, rows
 
-        The index is asked again for more while items that it left out might still tie with the last
-        one, so that neither its order among equal items nor its rounding shows in the answer.
+    def _hidden(self, query: Array, mask: Mask, count: int) -> npt.NDArray[np.bool_]:
+        """Guess ``[B]`` from a sample whose masked items are among the best, before anything is searched."""
+        if self._ladder[0].cost >= 1:
+            # The index is dearer than looking at everything.
+            return np.ones(len(query), np.bool_)
+        hidden, counts = np.zeros(len(query), np.bool_), mask.counts()
+        for user in np.flatnonzero(counts > count // 4).tolist():
+            rows = mask.rows_of(user)
+            sample = self._space.positions_of(rows[:: -(-len(rows) // SAMPLE)])
+            scores = self._space.score(query[user : user + 1], sample[None])[0]
+            cut = self._profile.cut * float(np.sqrt(query[user] @ query[user]))
+            hidden[user] = np.count_nonzero(scores >= cut) / len(sample) * len(rows) > count / 4
+        return hidden
+
+    def _each(self, query: Array, mask: Mask, users: Rows, count: int) -> tuple[Scores, Rows]:
+        """Answer users one by one, deep in the index where it is sure to be cheaper than a scan."""
+        scores = np.empty((len(users), count), np.float32)
+        rows = np.empty((len(users), count), np.int64)
+        counts = mask.counts()[users]
+        left = []
+        for at, user in enumerate(users.tolist()):
+            found = self._deep(query[at : at + 1], mask, user, count, int(counts[at]))
+            if found is None:
+                left.append(at)
+            else:
+                scores[at], rows[at] = found
+        if left:
+            scores[left], rows[left] = self._space.scan(query[left], mask, users[left].tolist(), count)
+        return scores, rows
+
+    def _deep(
+        self, query: Array, mask: Mask, user: int, count: int, masked: int
+    ) -> tuple[Scores, Rows] | None:
+        """Return one user's best from deeper in the index; None if a scan is cheaper, or surer."""
+        certain, spent = count + MARGIN + masked, 0.0
+        wanted = min(certain, 3 * (count + MARGIN))
+        for rung in self._ladder[1:]:
+            if rung.depth < wanted:
+                continue
+            sure = rung.depth >= certain
+            if spent + rung.cost >= (1 if sure else TRIES):
+                return None
+            self._turn(rung.knob)
+            scores, rows, used = self._ask(query, mask, user, count, min(certain, rung.depth))
+            self._turn(self._ladder[0].knob)
+            if used[0] <= rung.depth:
+                return scores[0], rows[0]
+            spent += rung.cost
+        return None
+
+    def _ask(
+        self, query: Array, mask: Mask, user: int | None, count: int, fetched: int
+    ) -> tuple[Scores, Rows, Rows]:
+        """Ask the index once, for all users of the mask or for one.
+
+        Returns
+        -------
+        Scores and rows ``[B, count]``, and ``[B]`` how deep the search had to go; deeper than anything where
+        it did not find ``count`` allowed items.
         """
-        width, masked = count + MARGIN, mask.most
-        while True:
-            fetched = min(width + masked, self._pad)
-            found_scores, found = self._index.search(query, fetched)
-            # FAISS says -1 where it has no more.
-            found[found < 0] = self._pad
-            places, real = first_allowed(mask.allows(found), min(width, fetched))
-            rows = pick(found, places)
-            if real is not None:
-                rows[~real] = self._pad
-            scores, rows = sort_by_score(score_rows(self._vectors, query, rows), rows)
-            scores, rows = scores[:, :count], rows[:, :count]
-            ended = np.zeros(len(query), np.bool_) if real is None else ~real[:, -1]
-            if fetched == self._pad or not self._open_end(
-                query, pick(found_scores, places[:, -1:])[:, 0], ended, scores[:, -1]
-            ):
-                return _widen(scores, count, _NOTHING), _widen(rows, count, self._pad)
-            width *= 4
+        size = len(self._space)
+        _, found = self._index.search(query, fetched)
+        # FAISS says -1 where it has no more.
+        found[found < 0] = size
+        allowed = mask.allows(self._space.rows_at(found), None if user is None else np.array([user]))
+        places, real = first_allowed(allowed, min(count + MARGIN, fetched))
+        positions = pick(found, places)
+        if real is not None:
+            positions[~real] = size
+        scores, rows = self._space.best(query, positions, count)
+        used = places[:, min(count, places.shape[1]) - 1] + 1
+        return scores, rows, np.where(rows[:, -1] == self._space.items, size + 1, used)
 
-    def _open_end(self, query: Array, last: Array, ended: npt.NDArray[np.bool_], worst: Array) -> bool:
-        """Whether an item that the index did not return might belong among the best of some user.
-
-        Parameters
-        ----------
-        query
-            ``[B, D]``.
-        last
-            ``[B]`` the index's own score of the last item that was looked at.
-        ended
-            ``[B]`` whether the index had no more than that.
-        worst
-            ``[B]`` score of the last of the best.
-        """
-        slack = self._slack * np.sqrt(np.einsum("bd,bd->b", query, query))
-        return bool((~ended & (last + slack >= worst)).any())
+    def _turn(self, value: int) -> None:
+        if self._profile.knob is not None:
+            faiss.ParameterSpace().set_index_parameter(self._index, self._profile.knob, float(value))
 
 
-def exact_search_over(vectors: Array) -> Search:
-    """Return an exact search over vectors ``[I, D]`` that no file holds."""
-    if len(vectors) <= SCAN_ITEMS:
-        return ScanSearch(vectors)
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors, np.float32))
-    return IndexSearch(index, vectors)
-
-
-def open_search(file: Path, parameters: Mapping[str, float], vectors: Array) -> Search:
-    """Open an index file.
-
-    Parameters
-    ----------
-    file
-        What FAISS wrote.
-    parameters
-        Search parameters (``nprobe``, ``efSearch``).
-    vectors
-        ``[I, D]`` float32.
-
-    Raises
-    ------
-    ArtefactCorrupt
-        The file is no index, or holds another number of items.
-    """
-    index = _read_index(file)
-    if (index.ntotal, index.d) != vectors.shape:
-        raise ArtefactCorrupt(
-            f"{file}: expected {len(vectors)} items of {vectors.shape[1]} dimensions, found {index.ntotal} "
-            f"of {index.d}; export again"
-        )
-    for name, value in parameters.items():
-        faiss.ParameterSpace().set_index_parameter(index, name, value)
-    exact = isinstance(faiss.downcast_index(index), faiss.IndexFlat)
-    if exact and index.metric_type == faiss.METRIC_INNER_PRODUCT and len(vectors) <= SCAN_ITEMS:
-        return ScanSearch(vectors)
-    return IndexSearch(index, vectors)
-
-
-def _read_index(file: Path) -> Any:
-    # Mapped, so that the instances of a model share one copy. Older versions of FAISS can only map
-    # inverted lists, and then start 32 threads at each search to read ahead: there it is read instead.
-    mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
-    try:
-        try:
-            return faiss.read_index(str(file), mapped)
-        except RuntimeError:
-            # Not every index type can be mapped.
-            return faiss.read_index(str(file))
-    except RuntimeError as error:
-        raise ArtefactCorrupt(f"{file}: not an index that FAISS reads ({error}); export again") from error
-
-
-def _rounding_slack(vectors: Array) -> float:
-    """Return how far two float32 sums of one inner product may lie apart, per unit of the query's norm.
-
-    The textbook bound: D roundings in each, of a sum that is at most the product of the norms.
-    """
+def longest_norm(vectors: Array) -> float:
+    """Return the largest Euclidean norm of vectors ``[A, D]``."""
     block = 1 << 16
     norms = (
         np.einsum("id,id->i", vectors[i : i + block], vectors[i : i + block]).max()
         for i in range(0, len(vectors), block)
     )
-    return float(2 * vectors.shape[1] * 2.0**-24 * np.sqrt(max(norms, default=0.0)))
-
-
-def _widen(array: Array, width: int, pad: Any) -> Array:
-    if array.shape[1] == width:
-        return array
-    return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=pad)
+    return float(np.sqrt(max(norms, default=0.0)))

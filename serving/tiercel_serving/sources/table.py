@@ -38,6 +38,10 @@ class Material:
         source without one.
     queries
         ``[Q, D]`` queries like those to come, to measure with; None where nothing shall be measured.
+    seen
+        For each query, the catalogue rows that its user has had.
+    allowed
+        ``[I]``: which items pass every rule; None is all. No source ever gives another.
     candidates
         N.
     seed
@@ -50,6 +54,8 @@ class Material:
     columns: Mapping[str, Column] = field(default_factory=dict)
     form: Mapping[str, Array] = field(default_factory=dict)
     queries: Array | None = None
+    seen: Sequence[Rows] = ()
+    allowed: npt.NDArray[np.bool_] | None = None
     candidates: int = 0
     seed: int = 0
 
