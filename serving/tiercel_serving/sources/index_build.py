@@ -287,7 +287,7 @@ def served_recall(
     :data:`HIDDEN` best besides).
     """
     hidden = [
-        space.scan(query[None], _mask(space, [[]]), 0, min(HIDDEN, len(space)))[1][0] for query in queries
+        space.scan(query[None], _mask(space, [[]]), [0], min(HIDDEN, len(space)))[1][0] for query in queries
     ]
     cases: dict[str, list[Any]] = {
         "plain": [[]] * len(queries),
