@@ -1,4 +1,4 @@
-"""What ``tiercel_serving.verify.reference`` does not say: requests, and what ``user_features`` makes of them."""
+"""Requests, and what ``user_features`` makes of them: what ``verify.reference`` does not say."""
 
 from __future__ import annotations
 
