@@ -55,7 +55,13 @@ class Release:
     @cached_property
     def store(self) -> Store:
         """The users."""
-        return self.settings.store.open(lambda: self.artefact("users", "users"))
+        return self.settings.store.open(self._users)
+
+    def _users(self) -> Artefact:
+        artefact = self.artefact("users", "users")
+        # Offsets: one more than users, with the dummy row of nobody.
+        artefact.array("seen_offsets", self.manifest.catalogue.users + 2)
+        return artefact
 
     def artefact(self, name: str, kind: str) -> Artefact:
         """Open ``artefacts/<name>`` and check that it belongs to this build."""
