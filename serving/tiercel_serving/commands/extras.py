@@ -32,6 +32,6 @@ def missing_library(error: ModuleNotFoundError, extra: str | None) -> str | None
         return None
     text = f'{top} is not installed, and this command needs it: pip install "tiercel[{extra}]"'
     too_new, fitting = PYTHONS.get(extra, ((4, 0), ""))
-    if RUNNING >= too_new:
+    if too_new <= RUNNING:
         text += f", on Python {fitting} (this is {RUNNING[0]}.{RUNNING[1]})"
     return text

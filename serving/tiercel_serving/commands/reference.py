@@ -25,7 +25,8 @@ shows its stack trace, and with `--json` it is also the object `{"error": {"type
 |---|---|
 | 0 | done |
 | 1 | the work failed |
-| 2 | what was typed cannot be: an unknown option, a recipe with mistakes, no such release, a port taken, a command whose libraries are not installed |
+| 2 | what was typed cannot be: an unknown option, a recipe with mistakes, no such release, a port taken, \
+a command whose libraries are not installed |
 | 130 | Ctrl-C; nothing half-made is left |
 | 143 | SIGTERM; the same (`tiercel serve` ends with 0) |
 """
