@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tiercel_serving.supervise.process import RESTRICTED
+from tiercel_serving.supervise.launch import RESTRICTED
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
