@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -107,7 +106,7 @@ def test_a_manifest_that_cannot_be(
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff"])
 def test_a_manifest_that_is_none(text: bytes) -> None:
-    with pytest.raises(ManifestInvalid, match="m.json: not a readable manifest .*export again"):
+    with pytest.raises(ManifestInvalid, match=r"m\.json: not a readable manifest .*export again"):
         read_manifest(text, "m.json")
 
 
@@ -159,7 +158,7 @@ def test_a_row_that_names_nothing(monkeypatch: pytest.MonkeyPatch, path: str) ->
 
 
 def test_a_kind_that_is_in_no_table() -> None:
-    with pytest.raises(KindUnavailable, match="Compare of tiercel_serving.rules.compare is in no row"):
+    with pytest.raises(KindUnavailable, match=r"Compare of tiercel_serving\.rules\.compare is in no row"):
         SOURCES.name_of(Compare("r", "c", "==", 1))
 
 

@@ -210,18 +210,17 @@ def test_objects_are_not_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("stage", "settings"),
     [
-        {"rules": (Compare("r", "price", "<", 3),)},
-        {"title_column": "price"},
+        ("filtering", {"rules": (Compare("r", "price", "<", 3),)}),
+        ("describe_items", {"title_column": "price"}),
     ],
 )
-def test_a_column_that_is_not_there(plain: Tiny, settings: dict[str, Any]) -> None:
+def test_a_column_that_is_not_there(plain: Tiny, stage: str, settings: dict[str, Any]) -> None:
     manifest = plain.release.manifest
     other = replace(manifest, settings=replace(manifest.settings, **settings))
     with pytest.raises(ArtefactCorrupt, match="the items hold no raw column 'price'"):
-        release = Release(plain.release.path, other)
-        build_stage("filtering", release), build_stage("describe_items", release)
+        build_stage(stage, Release(plain.release.path, other))
 
 
 def test_the_request_after_a_refusal_is_answered(plain: Tiny, plain_chain: Chain) -> None:
