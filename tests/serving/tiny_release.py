@@ -190,7 +190,7 @@ def make_tiny(
         vectors=vectors,
     )
     tiny.weights = _weights(rng, tasks, vectors)
-    _write_users(tiny, path)
+    write_artefact(path / "artefacts/users", "users", BUILD, user_arrays(tiny))
     _write_items(tiny, path)
     _write_sources(tiny, path)
     _write_program(path)
@@ -232,7 +232,8 @@ def transform(
     }
 
 
-def _write_users(tiny: Tiny, path: Path) -> None:
+def user_arrays(tiny: Tiny) -> dict[str, np.ndarray]:
+    """What the artefact of users holds."""
     users = len(tiny.user_ids)
     arrays = dict(build_lookup(ids_array(tiny.user_ids), USER_LOOKUP))
     arrays |= store_column(column([*tiny.age, None], np.float64), raw_prefix("age"))
@@ -245,7 +246,7 @@ def _write_users(tiny: Tiny, path: Path) -> None:
     arrays["history_rows"] = np.array([row for mine in tiny.history for row in mine], np.int64)
     arrays["seen_offsets"] = arrays["history_offsets"]
     arrays["seen_rows"] = np.array([row for mine in tiny.seen for row in sorted(mine)], np.int64)
-    write_artefact(path / "artefacts/users", "users", BUILD, arrays)
+    return arrays
 
 
 def _write_items(tiny: Tiny, path: Path) -> None:
