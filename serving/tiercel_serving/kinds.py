@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -87,23 +88,33 @@ class Kinds(Generic[T]):
             raise KindUnavailable(f"there is no {self.what} {name!r}; {choose(name, self.rows)}")
         module, _, attribute = row.path.partition(":")
         try:
-            return cast("type[T]", getattr(importlib.import_module(module), attribute))
-        except ModuleNotFoundError as error:
-            missing = error.name or ""
-            if row.extra is None or module.startswith(missing):
-                raise KindUnavailable(self._broken(name, row, error)) from error
+            with self.using(name):
+                return cast("type[T]", getattr(importlib.import_module(module), attribute))
+        except (ImportError, AttributeError) as error:
             raise KindUnavailable(
-                f"{self.what} {name!r} needs {missing}, which is not installed; "
+                f"{self.what} {name!r}: its row says {row.path!r}, which can't be imported ({error}); "
+                "correct the row of the table, or the module"
+            ) from error
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """Say of a library that turns out to be missing which extra installs it.
+
+        Raises
+        ------
+        KindUnavailable
+            A library that the kind needs is missing.
+        """
+        row = self.rows[name]
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            if row.extra is None or error.name is None or row.path.startswith(error.name):
+                raise
+            raise KindUnavailable(
+                f"{self.what} {name!r} needs {error.name}, which is not installed; "
                 f'run pip install "tiercel[{row.extra}]"'
             ) from error
-        except (ImportError, AttributeError) as error:
-            raise KindUnavailable(self._broken(name, row, error)) from error
-
-    def _broken(self, name: str, row: Kind, error: Exception) -> str:
-        return (
-            f"{self.what} {name!r}: its row says {row.path!r}, which can't be imported ({error}); "
-            "correct the row of the table, or the module"
-        )
 
     def name_of(self, settings: object) -> str:
         """Return the name of the row that a settings object belongs to; its class need not be imported.
@@ -129,14 +140,16 @@ class Kinds(Generic[T]):
         Raises
         ------
         ValueError
-            The data does not fit; in the words of the codec.
+            There is no such kind, or the data does not fit; in the words of the codec.
+        KindUnavailable
+            The kind can't be had on this machine.
         """
         if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str):
             raise ValueError(f"expected an object with the kind of a {self.what}, got {data!r}")
         name = str(data["kind"])
+        if name not in self.rows:
+            raise ValueError(f"there is no {self.what} {name!r}; {choose(name, self.rows)}")
         try:
             return msgspec.convert(data, self.find(name))
         except msgspec.ValidationError as error:
             raise ValueError(str(error).replace("`$", f"`{name}")) from None
-        except KindUnavailable as error:
-            raise ValueError(str(error)) from error

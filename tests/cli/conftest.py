@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from tiercel_serving.commands.cli import app
 
 ROOT = Path(__file__).parents[2]
-TIERCEL = [sys.executable, "-c", "from tiercel_serving.commands.cli import main; main()"]
+TIERCEL = [sys.executable, "-c", "from tiercel_serving.commands.main import main; main()"]
 
 Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 

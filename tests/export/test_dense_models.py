@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from tiercel_serving.verify.runners import OnnxRunner, compare_runners
 from torch import nn
 
 from tiercel_export.errors import ExportError, ExportInputError
@@ -22,7 +23,6 @@ from tiercel_export.models.dense import (
 from tiercel_export.models.runners import TorchRunner
 from tiercel_serving.spec import TensorSpec
 from tiercel_serving.verify.compare import ENGINE
-from tiercel_serving.verify.runners import OnnxRunner, compare_runners
 
 K, L, MAX = 7, 5, 16
 AVAILABLE = {

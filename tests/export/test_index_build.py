@@ -7,9 +7,9 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
+from tiercel_export.release.index import build_index
 
 from tiercel_export.errors import ExportInputError
-from tiercel_export.release.index import build_index
 from tiercel_serving.verify.recall import exact_search, recall
 
 RANDOM = np.random.default_rng(0)

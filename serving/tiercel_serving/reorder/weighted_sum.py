@@ -51,10 +51,13 @@ class WeightedSum(Settings, frozen=True, tag="weighted_sum"):
 
     def reference(self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]]) -> list[float]:
         """Return the sums."""
-        return [
-            sum(weight * task for weight, task in zip(self.weights, candidate["rank_score"], strict=True))
-            for candidate in candidates
-        ]
+        return [self._sum(candidate["rank_score"]) for candidate in candidates]
+
+    def _sum(self, tasks: Sequence[float]) -> float:
+        total = np.float32(0)
+        for weight, task in zip(self.weights, tasks, strict=True):
+            total = np.float32(total + np.float32(weight) * np.float32(task))
+        return float(total)
 
 
 class WeightedTasks:

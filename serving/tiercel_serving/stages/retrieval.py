@@ -10,6 +10,7 @@ from ..ranked import Mask, make_mask
 from ..release.opened import Release
 from ..settings import FALLBACK, UNKNOWN
 from ..sources.merged import MergedSources
+from ..sources.table import open_source
 from ..spec import Array, Arrays, StageSpec
 from ..stores.table import Users
 
@@ -33,7 +34,9 @@ class Retrieval:
         settings = release.settings
         self._store, self._pad = release.store, release.manifest.catalogue.items
         opened = [
-            kind.open(release.artefact(f"source_{kind.name}", "source"), self._pad, settings.engine_threads)
+            open_source(
+                kind, release.artefact(f"source_{kind.name}", "source"), self._pad, settings.engine_threads
+            )
             for kind in settings.sources
         ]
         self._sources = MergedSources(settings, opened, self._pad)

@@ -22,7 +22,7 @@ from ..release.artefacts import Artefact
 from ..release.opened import Release, check_files, open_release
 from ..repository.validate import validate_repository
 from ..runtime.chain import Chain
-from ..sources.table import SourceKind
+from ..sources.table import SourceKind, open_source
 from ..spec import Array, Arrays
 from ..stages.engine import model_of, open_engine
 from .compare import (
@@ -226,7 +226,7 @@ def _sources(release: Release) -> Iterator[VerifyRow]:
     for kind in release.settings.sources:
         artefact = release.artefact(f"source_{kind.name}", "source")
         inputs, want = golden.tensors("sources", kind.name)
-        source = kind.open(artefact, items, release.settings.engine_threads)
+        source = open_source(kind, artefact, items, release.settings.engine_threads)
         counts = inputs["seen_count"][:, 0]
         mask = make_mask(len(counts), items, inputs["seen_row"], counts)
         count = want["rows"].shape[1]
