@@ -160,7 +160,7 @@ def order(
     *,
     unknown: bool = False,
 ) -> list[tuple[int, float]]:
-    """Return (row, final score) of the kept that no step dropped, best first; -inf is last.
+    """Return (row, final score) of the kept, best first; -inf is last.
 
     Parameters
     ----------
@@ -183,15 +183,12 @@ def order(
         {**item_of(c.row), "row": c.row, "kept_score": c.score, "rank_score": list(t)}
         for c, t in zip(kept, [()] * len(kept) if tasks is None else tasks, strict=True)
     ]
-    nothing, dropped = float("-inf"), set()
     for step in settings.reorder:
         if not (bypass and step.of_ranker):
             scores = step.reference(scores, described)
-            if step.reasons:
-                dropped |= {c.row for c, score in zip(kept, scores, strict=True) if score == nothing}
-    numbers = [nothing if score != score else score for score in scores]
+    numbers = [float("-inf") if score != score else score for score in scores]
     ranked = zip((candidate.row for candidate in kept), numbers, strict=True)
-    return sorted((pair for pair in ranked if pair[0] not in dropped), key=lambda pair: (-pair[1], pair[0]))
+    return sorted(ranked, key=lambda pair: (-pair[1], pair[0]))
 
 
 def plain_items(columns: Mapping[str, Column]) -> Callable[[int], dict[str, Any]]:
