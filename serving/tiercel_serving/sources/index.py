@@ -118,7 +118,12 @@ class Index(Settings, frozen=True, tag="index"):
             ready=material.form.get("index") if space.rows is None else None,
             seed=material.seed,
         )
-        figures: dict[str, Any] = {"factory": built.factory, "recall": 1.0, "items": len(space)}
+        figures: dict[str, Any] = {
+            "factory": built.factory,
+            "exact": built.profile is None,
+            "recall": 1.0,
+            "candidates": material.candidates,
+        }
         if built.profile is not None:
             cases = served_recall(
                 built.search(space),
@@ -127,7 +132,8 @@ class Index(Settings, frozen=True, tag="index"):
                 material.seen[:MEASURED],
                 material.candidates,
             )
-            figures |= {"recall": round(min(cases.values()), 6), "cases": cases, "queries": MEASURED}
+            figures |= {"recall": min(cases.values()), "cases": cases, "queries": len(queries)}
+            figures["ladder"] = [msgspec.to_builtins(rung) for rung in built.profile.ladder]
             self._refuse_low(cases, built.profile)
         if built.profile is None:
             # An exact index is the vectors themselves.

@@ -34,8 +34,8 @@ class Material:
     columns
         Raw item columns ``[I]`` that the source asked for.
     form
-        What the source's retrieval model gives: arrays by name (``vectors [I, D]`` float32); empty for a
-        source without one.
+        What the source's retrieval model gives: arrays by name (``vectors [I, D]`` float32), and whatever
+        else its kind takes; empty for a source without one.
     queries
         ``[Q, D]`` queries like those to come, to measure with; None where nothing shall be measured.
     seen
@@ -52,7 +52,7 @@ class Material:
     users: Rows
     rows: Rows
     columns: Mapping[str, Column] = field(default_factory=dict)
-    form: Mapping[str, Array] = field(default_factory=dict)
+    form: Mapping[str, Any] = field(default_factory=dict)
     queries: Array | None = None
     seen: Sequence[Rows] = ()
     allowed: npt.NDArray[np.bool_] | None = None
@@ -71,7 +71,8 @@ class Made:
     files
         Name → writes that file.
     figures
-        What was measured, for people: the manifest keeps it.
+        What was measured, for people: the manifest keeps it. ``exact`` False says that the source may miss
+        what its plain reference finds; ``recall`` then says how much it finds.
     notes
         What people should know.
     """
