@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from tiercel_serving.errors import InvalidSettings
 from tiercel_serving.release.artefacts import write_artefact
@@ -28,15 +29,19 @@ def make_sources(inputs: Inputs, uncompiled: Uncompiled) -> dict[str, Made]:
         A source can't be made as its settings say.
     """
     made = {}
+    allowed = _allowed(inputs, uncompiled)
     for place, kind in enumerate(inputs.settings.sources):
         form = uncompiled.models.forms.get(kind.name)
+        queries, seen = _queries(inputs, uncompiled, kind.name)
         material = Material(
             items=uncompiled.items,
             users=inputs.events.users,
             rows=inputs.events.items,
             columns={name: uncompiled.tables.raw_items[name] for name in kind.columns()},
             form={} if form is None else form.arrays,
-            queries=_queries(inputs, uncompiled, kind.name),
+            queries=queries,
+            seen=seen,
+            allowed=allowed,
             candidates=inputs.settings.candidates,
             seed=inputs.seed,
         )
@@ -49,28 +54,47 @@ def make_sources(inputs: Inputs, uncompiled: Uncompiled) -> dict[str, Made]:
     return made
 
 
-def _queries(inputs: Inputs, uncompiled: Uncompiled, source: str) -> Array | None:
-    """Return queries like those to come: real users', or what stands in for them where nobody is known."""
+def _allowed(inputs: Inputs, uncompiled: Uncompiled) -> npt.NDArray[np.bool_]:
+    """Return ``[I]``: which items pass every rule; and say how many each rule lets through."""
+    rules, raw = inputs.settings.rules, uncompiled.tables.raw_items
+    for rule in rules:
+        count = int(np.count_nonzero(rule.passes(raw)))
+        share = f"{count} of {uncompiled.items} items pass the rule {rule.name!r}"
+        inputs.notes.append(f"rules: {share}" + ("" if count else "; nobody will be recommended anything"))
+    allowed = uncompiled.passing
+    count, kept = int(np.count_nonzero(allowed)), inputs.settings.kept
+    if len(rules) > 1 or count < kept:
+        inputs.notes.append(f"rules: {count} of {uncompiled.items} items pass all of them")
+    return allowed
+
+
+def _queries(inputs: Inputs, uncompiled: Uncompiled, source: str) -> tuple[Array | None, list[Array]]:
+    """Return queries like those to come, and what their users have had.
+
+    They are real users', or what stands in for them where nobody is known.
+    """
     if source not in uncompiled.models.queries:
-        return None
+        return None, []
     random = np.random.default_rng(inputs.seed)
     users = uncompiled.nobody
     stand_ins = uncompiled.models.forms[source].stand_ins
+    seen: list[Array] = []
     if users:
         chosen = np.sort(random.choice(users, min(RECALL_QUERIES, users), replace=False))
-        queries = uncompiled.queries(source, chosen)
+        queries, seen = uncompiled.queries(source, chosen), [uncompiled.seen(int(row)) for row in chosen]
     elif stand_ins is None:
-        return None
+        return None, []
     else:
         count = min(RECALL_QUERIES, len(stand_ins))
         queries = stand_ins[np.sort(random.choice(len(stand_ins), count, replace=False))]
+        seen = [np.zeros(0, np.int64)] * count
     finite = np.isfinite(queries).all(axis=1)
     if not finite.all():
         raise ExportInputError(
             f"retrieval[{source!r}].query: {int((~finite).sum())} of {len(finite)} users' vectors hold NaN "
             "or infinity; a null in a numeric column stays NaN unless the workflow fills it (FillMissing)"
         )
-    return np.ascontiguousarray(queries, np.float32)
+    return np.ascontiguousarray(queries, np.float32), seen
 
 
 def write_source(folder: Path, made: Made, build_id: str) -> None:

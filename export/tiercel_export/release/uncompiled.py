@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from tiercel_serving.rules.kept import allowed_items
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.spec import Array, Arrays
 
@@ -84,9 +86,14 @@ class Uncompiled:
         """Return the item rows that a user has had."""
         return self._of_user("seen", row)
 
+    @cached_property
+    def passing(self) -> npt.NDArray[np.bool_]:
+        """Return ``[I]``: which items pass every rule; verification holds rules to their plain references."""
+        return allowed_items(self.settings.rules, self.tables.raw_items, self.items)
+
     def allowed(self, row: int) -> npt.NDArray[np.bool_]:
-        """Return ``[I]``: what a user has not had."""
-        allowed = np.ones(self.items, np.bool_)
+        """Return ``[I]``: what passes every rule, and the user has not had."""
+        allowed = self.passing.copy()
         allowed[self.seen(row)] = False
         return allowed
 

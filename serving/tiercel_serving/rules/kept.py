@@ -40,6 +40,14 @@ def reason_table(
     return reasons
 
 
+def allowed_items(
+    rules: Sequence[RuleKind], columns: Mapping[str, Column], items: int
+) -> npt.NDArray[np.bool_]:
+    """Return ``[I]``: which items pass every rule."""
+    allowed: npt.NDArray[np.bool_] = reason_table(rules, columns, items)[:-1] == KEPT
+    return allowed
+
+
 class KeptRules:
     """Keep the first K candidates that pass every rule, and say of each why it was kept or not.
 

@@ -132,7 +132,11 @@ class Index(Settings, frozen=True, tag="index"):
                 material.seen[:MEASURED],
                 material.candidates,
             )
-            figures |= {"recall": min(cases.values()), "cases": cases, "queries": len(queries)}
+            figures |= {
+                "recall": min(cases.values()),
+                "cases": cases,
+                "queries": len(material.queries[:MEASURED]),
+            }
             figures["ladder"] = [msgspec.to_builtins(rung) for rung in built.profile.ladder]
             self._refuse_low(cases, built.profile)
         if built.profile is None:

@@ -38,7 +38,11 @@ from .compare import (
     merge,
 )
 from .golden import StoredGolden
+from .reference import plain_items
 from .report import VerifyReport, VerifyRow
+
+#: Items on which rules are compared.
+RULE_ITEMS = 1000
 
 #: How far the measured recall of a source may lie below the manifest's, on fewer users.
 RECALL_SLACK = 0.02
@@ -176,6 +180,18 @@ def _fitted(made: Array, like: Array) -> Array:
     return out
 
 
+def _rules(release: Release) -> Iterator[VerifyRow]:
+    """Compare each rule with its plain reference, for some items."""
+    settings, table = release.settings, release.items
+    columns = table.columns(dict.fromkeys(name for rule in settings.rules for name in rule.columns()))
+    rows = np.unique(np.linspace(0, table.size - 1, RULE_ITEMS).astype(np.int64))
+    item_of = plain_items(columns)
+    for rule in settings.rules:
+        want = np.array([rule.reference(item_of(row)) for row in rows.tolist()], np.bool_)
+        difference = compare_arrays(rule.passes(columns)[rows], want, name=rule.name)
+        yield VerifyRow.of("rules", f"{rule.name}, plain reference", difference)
+
+
 def _users(release: Release) -> Iterator[VerifyRow]:
     from ..stores.memory_mapped import UserTables
 
@@ -298,6 +314,7 @@ CHECKS: Mapping[str, Callable[[Release], Iterator[VerifyRow]]] = {
     "triton": _triton,
     "features": _features,
     "items": _items,
+    "rules": _rules,
     "users": _users,
     "engines": _engines,
     "sources": _sources,
