@@ -163,9 +163,9 @@ def _check_ready(index: Any, vectors: Array) -> Any:
 
 
 def _set(index: Any, name: str, value: int) -> None:
-    limit = _limit(index, name)
-    if value > limit:
-        raise InvalidSettings(f"index: {name} {value} is above the {limit} that this index has; lower it")
+    ivf = faiss.try_extract_index_ivf(index)
+    if name == "nprobe" and ivf is not None and value > ivf.nlist:
+        raise InvalidSettings(f"index: nprobe {value} is above the {ivf.nlist} lists of this index; lower it")
     try:
         faiss.ParameterSpace().set_index_parameter(index, name, float(value))
     except RuntimeError as error:
@@ -184,7 +184,7 @@ def _has(index: Any, name: str) -> bool:
 
 def _limit(index: Any, knob: str) -> int:
     ivf = faiss.try_extract_index_ivf(index)
-    return int(ivf.nlist) if knob == "nprobe" and ivf is not None else int(index.ntotal)
+    return int(ivf.nlist) if knob == "nprobe" and ivf is not None else max(int(index.ntotal), 64)
 
 
 def _measure(
