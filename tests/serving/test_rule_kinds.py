@@ -38,6 +38,8 @@ EXAMPLES: dict[str, list[Any]] = {
         *(Compare("r", name, "not in", []) for name in COLUMNS),
     ],
 }
+
+
 def test_every_kind_is_here() -> None:
     check_rows(RULES, EXAMPLES)
 

@@ -48,7 +48,9 @@ def vectors(rng: np.random.Generator, n: int) -> np.ndarray:
 #: Kind → some of its settings. ``history_row`` and ``history_length`` are there for all.
 EXAMPLES: dict[str, list[Example]] = {
     "index": [
-        Example(kind, lambda rng, n: {"vectors": vectors(rng, n)}, lambda rng, n: {"query_near": vectors(rng, n)})
+        Example(
+            kind, lambda rng, n: {"vectors": vectors(rng, n)}, lambda rng, n: {"query_near": vectors(rng, n)}
+        )
         for kind in (
             Index("near"),
             Index("near", 3, factory="IVF2,Flat", parameters={"nprobe": 2}),
@@ -58,7 +60,9 @@ EXAMPLES: dict[str, list[Example]] = {
     "popular": [Example(Popular()), Example(Popular("hot", 2))],
     "beside": [Example(Beside("next"))],
 }
-EACH = [pytest.param(e, id=f"{name}-{n}") for name, examples in EXAMPLES.items() for n, e in enumerate(examples)]
+EACH = [
+    pytest.param(e, id=f"{name}-{n}") for name, examples in EXAMPLES.items() for n, e in enumerate(examples)
+]
 
 
 def test_every_kind_is_here() -> None:
@@ -91,7 +95,9 @@ class Case:
             form=example.form(rng, items),
             candidates=items,
         )
-        self.masked = [set(range(items)) if rows is None else {row % items for row in rows} for rows in masked]
+        self.masked = [
+            set(range(items)) if rows is None else {row % items for row in rows} for rows in masked
+        ]
 
     def mask(self, *users: int) -> Mask:
         chosen = [sorted(self.masked[user]) for user in users]
