@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
+import numpy as np
 
 from .errors import KindUnavailable
 from .problems import Problem, choose
@@ -29,8 +30,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     """Base of the settings of a kind, with what most kinds have nothing to say to."""
 
     def problems(self) -> list[Problem]:
-        """Return what is wrong with the settings by themselves."""
-        return []
+        """Return what is wrong with the settings by themselves: values of another type than is theirs."""
+        return list(mistyped(self))
 
     def columns(self) -> tuple[str, ...]:
         """Return the raw item columns that it reads."""
@@ -39,6 +40,24 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     def reads(self) -> tuple[str, ...]:
         """Return the names of the tensors that it reads, besides those that its contract gives it."""
         return ()
+
+
+def builtin(value: Any) -> Any:
+    """Return a NumPy scalar as Python has it: what the codec asks of values that it does not know."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be written")
+
+
+def mistyped(settings: msgspec.Struct) -> Iterator[Problem]:
+    """Yield a problem for each field whose value the codec would not read back, in its words."""
+    for field in msgspec.structs.fields(settings):
+        value = getattr(settings, field.name)
+        try:
+            msgspec.convert(msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=builtin), field.type)
+        except (msgspec.ValidationError, TypeError) as error:
+            problem = str(error).replace(" - at `$", f" - at `{field.name}")
+            yield Problem(field.name, f"{problem} ({value!r})", "give a value of that type")
 
 
 @dataclass(frozen=True)
