@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
+import own_sources
 import pytest
 import torch
 from small_release import ITEMS, SETTINGS, USERS, Parts, small_release
@@ -117,6 +118,41 @@ def test_lists_alone_need_no_form_at_all(parts: Parts, tmp_path: Path) -> None:
     assert made.settings.sources == (Popular(),)
     out, _ = Chain.open(made).run({"user_id": parts.users["user_id"].to_numpy()[:, None]})
     assert (out["source"] == 1).all()
+
+
+@pytest.fixture
+def _own_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, row in own_sources.ROWS.items():
+        monkeypatch.setitem(SOURCES.rows, name, row)
+
+
+@pytest.mark.usefixtures("_own_sources")
+def test_kinds_that_nobody_knew_are_served(parts: Parts, tmp_path: Path) -> None:
+    """One reads a raw column and needs no model, the other the history and takes item weights."""
+    # Few digits, so that a sum is the same in whatever order it is taken.
+    weights = np.random.default_rng(1).integers(0, 64, (ITEMS, ITEMS)) / 8
+    sources = (own_sources.Weights("alike", quota=10), own_sources.Best("best", quota=None))
+    made = small_release(
+        tmp_path / "r",
+        parts,
+        retrieval={"alike": Given("item weights", {"weights": weights})},
+        settings=changed(sources=sources, rules=(), reorder=()),
+    )
+    assert verify_release(made).ok
+    assert made.manifest.queries == {}
+    assert made.manifest.sources == {"alike": {}, "best": {"most": 8.0}}
+    assert made.manifest.notes == ("best: made",)
+    user = int(parts.users["user_id"][3])
+    out, _ = Chain.open(made).run({"user_id": np.array([[user], [1]])})
+    history = out["history_row"][0, : out["history_length"][0, 0]]
+    expected = weights[history].sum(0)
+    seen = set(parts.interactions.query("user_id == @user")["item_id"])
+    expected[parts.items["item_id"].isin(seen)] = -1
+    first = out["retrieved_row"][0, :10]
+    assert first.tolist() == np.argsort(-expected, kind="stable")[:10].tolist()
+    assert out["source"][0].tolist() == [1] * 10 + [2] * 14
+    stock = parts.items["stock"].to_numpy()
+    assert stock[out["retrieved_row"][1]].tolist() == sorted(stock.tolist(), reverse=True)[:24]
 
 
 class Odd:
