@@ -13,15 +13,32 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
 from .errors import KindUnavailable
-from .problems import choose
+from .problems import Problem, choose
 
 T = TypeVar("T")
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    """Base of the settings of a kind, with what most kinds have nothing to say to."""
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the settings by themselves."""
+        return []
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the raw item columns that it reads."""
+        return ()
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the names of the tensors that it reads, besides those that its contract gives it."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -71,23 +88,36 @@ class Kinds(Generic[T]):
             raise KindUnavailable(f"there is no {self.what} {name!r}; {choose(name, self.rows)}")
         module, _, attribute = row.path.partition(":")
         try:
-            return cast("type[T]", getattr(importlib.import_module(module), attribute))
-        except ModuleNotFoundError as error:
-            missing = error.name or ""
-            if row.extra is None or module.startswith(missing):
-                raise KindUnavailable(self._broken(name, row, error)) from error
+            with self.using(name):
+                return cast("type[T]", getattr(importlib.import_module(module), attribute))
+        except (ImportError, AttributeError) as error:
             raise KindUnavailable(
-                f"{self.what} {name!r} needs {missing}, which is not installed; "
+                f"{self.what} {name!r}: its row says {row.path!r}, which can't be imported ({error}); "
+                "correct the row of the table, or the module"
+            ) from error
+
+    @contextmanager
+    def using(self, kind: object) -> Iterator[None]:
+        """Say of a library that turns out to be missing which extra installs it.
+
+        For what a kind, given by name or by its settings, imports only where it is made or opened.
+
+        Raises
+        ------
+        KindUnavailable
+            A library that the kind needs is missing.
+        """
+        name = kind if isinstance(kind, str) else self.name_of(kind)
+        row = self.rows[name]
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            if row.extra is None or error.name is None or row.path.startswith(error.name):
+                raise
+            raise KindUnavailable(
+                f"{self.what} {name!r} needs {error.name}, which is not installed; "
                 f'run pip install "tiercel[{row.extra}]"'
             ) from error
-        except (ImportError, AttributeError) as error:
-            raise KindUnavailable(self._broken(name, row, error)) from error
-
-    def _broken(self, name: str, row: Kind, error: Exception) -> str:
-        return (
-            f"{self.what} {name!r}: its row says {row.path!r}, which can't be imported ({error}); "
-            "correct the row of the table, or the module"
-        )
 
     def name_of(self, settings: object) -> str:
         """Return the name of the row that a settings object belongs to; its class need not be imported.
@@ -113,14 +143,16 @@ class Kinds(Generic[T]):
         Raises
         ------
         ValueError
-            The data does not fit; in the words of the codec.
+            There is no such kind, or the data does not fit; in the words of the codec.
+        KindUnavailable
+            The kind can't be had on this machine.
         """
         if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str):
             raise ValueError(f"expected an object with the kind of a {self.what}, got {data!r}")
         name = str(data["kind"])
+        if name not in self.rows:
+            raise ValueError(f"there is no {self.what} {name!r}; {choose(name, self.rows)}")
         try:
             return msgspec.convert(data, self.find(name))
         except msgspec.ValidationError as error:
             raise ValueError(str(error).replace("`$", f"`{name}")) from None
-        except KindUnavailable as error:
-            raise ValueError(str(error)) from error

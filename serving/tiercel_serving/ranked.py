@@ -129,6 +129,11 @@ class Mask(Protocol):
     """Which items each user of a batch must not get. The pad row is always among them."""
 
     @property
+    def users(self) -> int:
+        """B."""
+        ...
+
+    @property
     def most(self) -> int:
         """Upper bound of the items (without the pad row) that any one user must not get."""
         ...
@@ -164,6 +169,7 @@ class BitmapMask:
     """A mask that is a table of users × items: for small ones."""
 
     def __init__(self, users: int, items: int, flat: Rows, counts: Rows) -> None:
+        self.users = users
         self._cells = np.zeros(users * (items + 1), np.bool_)
         self._base = (np.arange(users) * (items + 1))[:, None]
         self._cells[self._base + items] = True
@@ -197,7 +203,7 @@ class KeyMask:
     def __init__(self, users: int, items: int, flat: Rows, counts: Rows) -> None:
         self._items = items
         self._base = (np.arange(users) * (items + 1))[:, None]
-        self._users = users
+        self.users = users
         ends = self._base[:, 0] + items
         self._keys = np.concatenate([flat + np.repeat(self._base[:, 0], counts), ends])
         self._sort()
@@ -228,6 +234,6 @@ class KeyMask:
 
     def table(self) -> npt.NDArray[np.bool_]:
         """Return ``[B, I + 1]``: True where a user must not get an item."""
-        cells = np.zeros((self._users, self._items + 1), np.bool_)
+        cells = np.zeros((self.users, self._items + 1), np.bool_)
         cells.reshape(-1)[self._keys] = True
         return cells

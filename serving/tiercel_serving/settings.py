@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any, ClassVar
 
-#: Comparisons a filter rule may use on a raw item column.
-RULE_OPERATORS = ("==", "!=", "<", "<=", ">", ">=", "in", "not in")
+import msgspec
+
+from .problems import COUNT, COUNT_OR_0, Problem, Range, choose, named_twice, out_of_range
+from .reorder.table import REORDER, ReorderKind
+from .rules.table import RULES, RuleKind
+from .sources.table import SOURCES, SourceKind
+from .stores.memory_mapped import MemoryMapped
+from .stores.table import STORES, StoreKind
 
 #: ``filter_reason`` of a candidate that was kept, of an empty slot, and of one that passed every rule
 #: but came after the first K. Rule number i has reason ``FIRST_RULE_REASON + i``.
@@ -21,41 +28,14 @@ NO_SOURCE = 0
 KNOWN, UNKNOWN_WITH_FEATURES, UNKNOWN = 0, 1, 2
 STATUS_NAMES = ("known", "unknown_with_features", "unknown")
 
+#: What :attr:`ServingSettings.unknown_users` may be.
+FALLBACK, RANK = "fallback", "rank"
 
-@dataclass(frozen=True)
-class Source:
-    """One place that candidates come from.
-
-    Parameters
-    ----------
-    name
-        What ``--explain`` calls it.
-    kind
-        ``index`` (nearest item vectors to the query) or ``popular`` (most interactions first).
-    quota
-        How many candidates it may give; None is whatever the other quotas leave.
-    """
-
-    name: str
-    kind: str
-    quota: int | None = None
+#: A source's name becomes part of the names of tensors, models and files.
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Keep a candidate only if ``column operator value`` holds for its raw item column.
-
-    A null in the column fails every rule.
-    """
-
-    name: str
-    column: str
-    operator: str
-    value: Any
-
-
-@dataclass(frozen=True)
-class ServingSettings:
+class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything about serving that is a choice and not a fact of the trained models.
 
     Parameters
@@ -73,14 +53,16 @@ class ServingSettings:
     max_excluded
         Length of ``exclude_item_ids`` and of ``history_item_ids`` in a request, at most.
     sources
-        Where candidates come from, in order of precedence; exactly one has the kind ``popular``
-        (its quota may be 0: then it serves unknown users and fills what the others leave empty).
+        Where candidates come from, in order of precedence. The first that needs no user (its quota may be
+        0) serves unknown users, and fills what the others leave empty.
     rules
-        Filter rules on raw item columns.
+        Which items may be recommended.
+    reorder
+        From the ranker's scores to the final order, step by step; empty means the first task's score.
+    store
+        Where users are kept.
     unknown_users
-        ``popular`` (the default: popular items, no ranker) or ``rank`` (like everybody else).
-    task_weights
-        Weight of each ranker task in the final score; empty means 1 for the first task.
+        ``fallback`` (the default: that source's items, no ranker) or ``rank`` (like everybody else).
     history_columns
         Categorical item columns whose category ids make ``history_cat [B, L, H]``, in this order.
     title_column
@@ -101,10 +83,11 @@ class ServingSettings:
     history_length: int = 50
     max_batch_size: int = 64
     max_excluded: int = 10_000
-    sources: tuple[Source, ...] = (Source("index", "index"), Source("popular", "popular", 0))
-    rules: tuple[Rule, ...] = ()
-    unknown_users: str = "popular"
-    task_weights: tuple[float, ...] = ()
+    sources: tuple[SourceKind, ...] = ()
+    rules: tuple[RuleKind, ...] = ()
+    reorder: tuple[ReorderKind, ...] = ()
+    store: StoreKind = MemoryMapped()
+    unknown_users: str = FALLBACK
     history_columns: tuple[str, ...] = ()
     title_column: str | None = None
     queue_delay_us: int = 0
@@ -112,22 +95,122 @@ class ServingSettings:
     instances: int = 1
     engine_threads: int = 1
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON form."""
-        return asdict(self)
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        **dict.fromkeys(("candidates", "kept", "k_default", "k_max"), COUNT),
+        **dict.fromkeys(("max_batch_size", "max_excluded", "instances", "engine_threads"), COUNT),
+        **dict.fromkeys(("history_length", "queue_delay_us", "max_queue_size"), COUNT_OR_0),
+    }
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ServingSettings:
-        """Read what :meth:`to_json` wrote."""
-        nested = {"sources": Source, "rules": Rule}
-        values: dict[str, Any] = {}
-        for item in fields(cls):
-            if item.name not in data:
-                continue
-            value = data[item.name]
-            if item.name in nested:
-                value = tuple(v if is_dataclass(v) else nested[item.name](**v) for v in value)
-            elif isinstance(value, list):
-                value = tuple(value)
-            values[item.name] = value
-        return cls(**values)
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the settings by themselves."""
+        shapes = list(_shapes(self))
+        if shapes:
+            # Nothing else can be said of a field that is something else altogether.
+            return shapes
+        wrong = [*out_of_range(self, self.RANGES), *_limits(self), *_sources(self)]
+        for field in ("sources", "rules", "reorder"):
+            for place, kind in enumerate(getattr(self, field)):
+                wrong += [problem.within(f"{field}[{place}]") for problem in kind.problems()]
+        wrong += [problem.within("store") for problem in self.store.problems()]
+        wrong += named_twice((rule.name for rule in self.rules), "rules", "rules")
+        return wrong
+
+    @property
+    def fallback(self) -> int:
+        """The place of the source that serves unknown users and fills up."""
+        return next(place for place, source in enumerate(self.sources) if not source.personal)
+
+    def quotas(self) -> tuple[int, ...]:
+        """Return how many candidates each source may give, in order."""
+        given = sum(source.quota for source in self.sources if source.quota is not None)
+        rest = max(self.candidates - given, 0)
+        return tuple(rest if source.quota is None else source.quota for source in self.sources)
+
+    def raw_columns(self) -> tuple[str, ...]:
+        """Return the raw item columns that sources, rules, steps and titles read, each once."""
+        names = [name for source in self.sources for name in source.columns()]
+        names += [name for rule in self.rules for name in rule.columns()]
+        names += [name for step in self.reorder for name in step.columns()]
+        if self.title_column is not None:
+            names.append(self.title_column)
+        return tuple(dict.fromkeys(names))
+
+
+def _shapes(settings: ServingSettings) -> Iterator[Problem]:
+    """Find single values where several are expected, and objects of no kind: before anything is asked."""
+    kinds: tuple[tuple[str, Any, str], ...] = (
+        ("sources", SOURCES, 'Popular("popular", quota=0)'),
+        ("rules", RULES, 'Compare("in stock", column="stock", operator=">", value=0)'),
+        ("reorder", REORDER, "WeightedSum((1.0,))"),
+        ("history_columns", None, '"item_id"'),
+    )
+    for field, table, example in kinds:
+        value = getattr(settings, field)
+        if isinstance(value, str) or not isinstance(value, tuple | list):
+            problem = f"expected a tuple, got {value!r}"
+            yield Problem(field, problem, f"write {field}=({example},): a tuple of one needs its comma")
+            continue
+        for place, item in enumerate(value):
+            fits = isinstance(item, str) if table is None else _is_kind(item, table)
+            if not fits:
+                remedy = f"write {field}=({example},)"
+                yield Problem(f"{field}[{place}]", f"expected {example}, got {item!r}", remedy)
+    if not _is_kind(settings.store, STORES):
+        yield Problem("store", f"expected a store, got {settings.store!r}", "write store=MemoryMapped()")
+
+
+def _is_kind(value: object, table: Any) -> bool:
+    path = f"{type(value).__module__}:{type(value).__qualname__}"
+    return any(row.path == path for row in table.rows.values())
+
+
+def _limits(settings: ServingSettings) -> Iterator[Problem]:
+    limits = ("candidates", "kept", "k_max", "k_default")
+    meaning = {
+        "kept": "more than are retrieved",
+        "k_max": "more than the candidates that are ranked",
+        "k_default": "more than a request may ask for",
+    }
+    for upper, lower in pairwise(limits):
+        top, value = getattr(settings, upper), getattr(settings, lower)
+        if COUNT.holds(top) and COUNT.holds(value) and value > top:
+            remedy = f"lower it to at most {top}, or raise {upper}"
+            yield Problem(lower, f"{value} is {meaning[lower]} ({upper} is {top})", remedy)
+    counts = COUNT.holds(settings.history_length) and COUNT.holds(settings.max_excluded)
+    if counts and settings.max_excluded < settings.history_length:
+        problem = f"{settings.max_excluded} is below history_length ({settings.history_length})"
+        yield Problem("max_excluded", problem, "raise it: a request's history counts against it")
+    if settings.unknown_users not in (FALLBACK, RANK):
+        problem = f"there is no way {settings.unknown_users!r} to serve unknown users"
+        yield Problem("unknown_users", problem, choose(settings.unknown_users, (FALLBACK, RANK)))
+    if settings.history_columns and not settings.history_length:
+        yield Problem("history_columns", "need a history_length above 0", "raise it, or leave them out")
+
+
+def _sources(settings: ServingSettings) -> Iterator[Problem]:
+    sources = settings.sources
+    for place, source in enumerate(sources):
+        if not isinstance(source.name, str) or not _NAME.fullmatch(source.name):
+            problem = f"{source.name!r} cannot name a source"
+            remedy = "use letters, digits and _, and begin with a letter"
+            yield Problem(f"sources[{place}].name", problem, remedy)
+        if source.quota is not None and not COUNT_OR_0.holds(source.quota):
+            problem = f"expected {COUNT_OR_0} or None, got {source.quota!r}"
+            yield Problem(f"sources[{place}].quota", problem, "give such a number")
+        elif source.quota == 0 and source.personal:
+            problem = f"the source {source.name!r} has a quota of 0, so it would give nothing"
+            yield Problem(f"sources[{place}].quota", problem, "raise it, or leave the source out")
+    yield from named_twice((source.name for source in sources), "sources", "sources")
+    if all(source.personal for source in sources):
+        problem = "no source serves users of whom nothing is known"
+        yield Problem("sources", problem, "add one that needs no user, such as Popular(quota=0)")
+    quotas = [source.quota for source in sources]
+    if quotas.count(None) > 1:
+        remedy = "give all but one a number; None is what the others leave"
+        yield Problem("sources", "more than one source has no quota", remedy)
+    total = sum(quota for quota in quotas if isinstance(quota, int))
+    if COUNT.holds(settings.candidates) and total > settings.candidates:
+        problem = f"the quotas add up to {total}, more than candidates ({settings.candidates})"
+        yield Problem("sources", problem, "lower a quota or raise candidates")
+    elif COUNT.holds(settings.candidates) and sources and None not in quotas and total == 0:
+        yield Problem("sources", "no source has a quota, so nobody gets anything", "give one a quota")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,6 +21,10 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "float64": np.dtype(np.float64),
     "bytes": np.dtype(np.object_),
 }
+
+#: What a companion says of its tensor: how long each row of a list is (-1 is a null list), or which values
+#: are real.
+LENGTH_OF, VALID_OF = "length", "valid"
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class TensorSpec:
         what stands for the absent tensor (with length 0 on a -1 axis).
     doc
         One line for the reader of the served graph.
+    of, says
+        For a companion: the tensor it belongs to, and :data:`LENGTH_OF` or :data:`VALID_OF`.
     """
 
     name: str
@@ -50,6 +56,8 @@ class TensorSpec:
     optional: bool = False
     pad: int | float | bool | bytes = 0
     doc: str = ""
+    of: str | None = None
+    says: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -66,69 +74,22 @@ class TensorSpec:
         """Whether some axis differs in length between requests."""
         return -1 in self.dims
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON form: a pad of bytes is written as text, and NaN, which JSON lacks, as null."""
-        data = asdict(self)
-        data["dims"] = list(self.dims)
-        if isinstance(self.pad, bytes):
-            data["pad"] = self.pad.decode()
-        elif self.pad != self.pad:
-            data["pad"] = None
-        return data
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> TensorSpec:
-        """Read what :meth:`to_json` wrote."""
-        pad = data.get("pad", 0)
-        if pad is None:
-            pad = float("nan")
-        if data["dtype"] == "bytes" and isinstance(pad, str):
-            pad = pad.encode()
-        return cls(**{**data, "dims": tuple(data["dims"]), "pad": pad})
-
 
 @dataclass(frozen=True)
 class StageSpec:
-    """What a stage takes, gives and needs.
+    """What a stage takes and gives.
 
     Parameters
     ----------
     name
-        The stage's name: ``user_features``, ``user_tower``, ``retrieval`` and so on.
+        The stage's name: ``user_features``, ``retrieval`` and so on.
     inputs, outputs
         Its tensors, each with the user axis first.
-    device
-        ``cpu`` or ``gpu``: where its arrays live.
-    blocking
-        Whether it waits for a network or disk; such a stage wants more instances than cores.
     """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    device: str = "cpu"
-    blocking: bool = field(default=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON form."""
-        return {
-            "name": self.name,
-            "inputs": [tensor.to_json() for tensor in self.inputs],
-            "outputs": [tensor.to_json() for tensor in self.outputs],
-            "device": self.device,
-            "blocking": self.blocking,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> StageSpec:
-        """Read what :meth:`to_json` wrote."""
-        return cls(
-            name=data["name"],
-            inputs=tuple(TensorSpec.from_json(tensor) for tensor in data["inputs"]),
-            outputs=tuple(TensorSpec.from_json(tensor) for tensor in data["outputs"]),
-            device=data.get("device", "cpu"),
-            blocking=data.get("blocking", False),
-        )
 
 
 class Stage(Protocol):

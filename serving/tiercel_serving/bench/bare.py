@@ -10,7 +10,7 @@ from statistics import median
 
 from ..release.opened import Release
 from ..runtime.batching import complete
-from ..runtime.chain import Pipeline
+from ..runtime.chain import Chain
 from ..spec import Array, TensorSpec
 from .measurement import Measurement, median_of
 
@@ -39,7 +39,7 @@ class BareCompute:
         return max(0.0, self.total.p50_us - sum(self.stages_us.values()))
 
 
-def measure_bare(pipeline: Pipeline, requests: Sequence[Mapping[str, Array]], seconds: float) -> BareCompute:
+def measure_bare(pipeline: Chain, requests: Sequence[Mapping[str, Array]], seconds: float) -> BareCompute:
     """Run requests of one user each, one after the other.
 
     Parameters
@@ -76,9 +76,9 @@ def median_bare(rounds: Iterable[BareCompute]) -> BareCompute:
     return BareCompute(median_of(r.total for r in measured), stages)
 
 
-def open_pipeline(release: Release) -> Pipeline:
+def open_pipeline(release: Release) -> Chain:
     """Open the stages of the served graph in this process."""
-    return Pipeline.open(release)
+    return Chain.open(release)
 
 
 def full_requests(inputs: Iterable[TensorSpec], user_ids: Array) -> list[dict[str, Array]]:

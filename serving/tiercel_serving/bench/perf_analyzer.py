@@ -21,8 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiercel_serving.errors import BenchError, PerfAnalyzerMissing
-
+from ..errors import BenchError, PerfAnalyzerMissing
 from .measurement import Measurement
 
 WHEEL = "tritonclient==2.50.0"

@@ -17,8 +17,7 @@ import numpy as np
 import tritonclient.grpc as triton_grpc
 from tritonclient.utils import np_to_triton_dtype
 
-from tiercel_serving.errors import BenchError
-
+from ..errors import BenchError
 from .measurement import Measurement
 
 TIMEOUT_S = 10.0

@@ -14,13 +14,12 @@ import numpy as np
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
-from tiercel_serving.errors import BenchError
-
+from ..errors import BenchError
 from ..lookups.lookup import read_keys
 from ..release.opened import Release
 from ..repository.graph import render_repository
 from ..spec import Array
-from ..tables.store import USER_LOOKUP
+from ..stores.memory_mapped import USER_LOOKUP
 
 IDENTITY, HOLLOW = "bench_identity", "bench_hollow"
 STAGED_SUFFIX = "_staged"

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tiercel_serving.errors import BenchError
-
+from ..errors import BenchError
 from ..release.opened import Release
 from ..supervise import start_server
 from .bare import BareCompute, full_requests, measure_bare, open_pipeline
@@ -138,15 +137,15 @@ def _facts(release: Release, load: Load, command: str, seconds: float, rounds: i
         "seconds": seconds,
         "rounds": rounds,
         "release": {
-            "name": manifest["name"],
+            "name": manifest.name,
             "build_id": release.build_id,
-            "target": manifest["target"],
-            "items": manifest["catalogue"]["items"],
-            "users": manifest["catalogue"]["users"],
+            "target": manifest.target,
+            "items": manifest.catalogue.items,
+            "users": manifest.catalogue.users,
             "candidates": settings.candidates,
             "kept": settings.kept,
             "k_default": settings.k_default,
-            "index": manifest.get("index", {}).get("factory"),
+            "sources": manifest.sources,
         },
         "machine": describe_machine(),
         "versions": installed_versions(PACKAGES),

@@ -100,7 +100,7 @@ def start(
 
 def _start_report(release: Release, progress: Report) -> Callable[[str, int], None]:
     """Return a callback for the checksums of a start: bytes of all, and then what comes next."""
-    total = sum(entry["bytes"] for entry in release.manifest["files"].values())
+    total = sum(entry.bytes for entry in release.manifest.files.values())
     done = 0
 
     def report(name: str, size: int) -> None:
@@ -120,7 +120,7 @@ def describe(server: TritonServer) -> dict[str, Any]:
     user = example_user(release)
     return {
         "release": str(release.path),
-        "name": release.manifest["name"],
+        "name": release.manifest.name,
         "build_id": release.build_id,
         "grpc": server.grpc_url,
         "http": server.http_url,
@@ -175,7 +175,7 @@ def example_user(release: Release) -> int | str:
     for user in (42, "42", *known):
         if user in known and user is not None:
             return user
-    return "nobody" if release.manifest["catalogue"]["user_id_dtype"] == "bytes" else 0
+    return "nobody" if release.manifest.catalogue.user_id_dtype == "bytes" else 0
 
 
 def _as_typed(user: int | bytes) -> int | str | None:
@@ -194,7 +194,7 @@ def _some_users(release: Release) -> list[int | bytes]:
     import numpy as np
 
     from ..lookups.lookup import read_keys
-    from ..tables.store import USER_LOOKUP
+    from ..stores.memory_mapped import USER_LOOKUP
 
     arrays = dict(release.artefact("users", "users").arrays)
     for part, least in (("records", 0), ("odd_codes", 0), ("odd_offsets", 1)):

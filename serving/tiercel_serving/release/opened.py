@@ -3,54 +3,73 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from ..errors import ArtefactCorrupt, ArtefactMissing, BuildMismatch, NewerFormat, ReleaseMissing
+from ..errors import ArtefactCorrupt, ArtefactMissing, BuildMismatch, ReleaseMissing
 from ..settings import ServingSettings
 from ..spec import StageSpec
+from ..stages.specs import stage_specs
+from ..stores.table import STORES, Store
+from ..tables.items import ItemTable
 from .artefacts import Artefact, open_artefact
-
-MANIFEST_FORMAT = 1
-MANIFEST_NAME = "manifest.json"
+from .manifest import MANIFEST_NAME, Manifest, read_manifest
 
 
-@dataclass(frozen=True)
 class Release:
-    """An opened release.
+    """An opened release. Each artefact is opened once, however many stages read it.
 
     Parameters
     ----------
     path
         The release's directory, with ``triton/``, ``artefacts/`` and ``manifest.json``.
     manifest
-        The parsed manifest. Its keys are listed in ``docs/release.md``.
+        What it says of itself.
     """
 
-    path: Path
-    manifest: Mapping[str, Any]
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        self._artefacts: dict[str, Artefact] = {}
 
     @property
     def build_id(self) -> str:
         """The build that every artefact must carry."""
-        return str(self.manifest["build_id"])
+        return self.manifest.build_id
 
     @property
     def settings(self) -> ServingSettings:
         """Limits and rules of serving."""
-        return ServingSettings.from_json(self.manifest["settings"])
+        return self.manifest.settings
 
-    @property
+    @cached_property
     def stages(self) -> dict[str, StageSpec]:
-        """Specs of all stages by name, in the order of the served graph."""
-        return {data["name"]: StageSpec.from_json(data) for data in self.manifest["stages"]}
+        """Specs of all stages by name, in the order of the served graph; ``describe_items`` is last."""
+        return {spec.name: spec for spec in stage_specs(self.manifest)}
+
+    @cached_property
+    def items(self) -> ItemTable:
+        """The items."""
+        return ItemTable(self.artefact("items", "items"), self.manifest.catalogue.items)
+
+    @cached_property
+    def store(self) -> Store:
+        """The users."""
+        store = self.settings.store
+        with STORES.using(STORES.name_of(store)):
+            return store.open(self._users)
+
+    def _users(self) -> Artefact:
+        artefact = self.artefact("users", "users")
+        # Offsets: one more than users, with the dummy row of nobody.
+        artefact.array("seen_offsets", self.manifest.catalogue.users + 2)
+        return artefact
 
     def artefact(self, name: str, kind: str) -> Artefact:
         """Open ``artefacts/<name>`` and check that it belongs to this build."""
-        return open_artefact(self.path / "artefacts" / name, kind, self.build_id)
+        if name not in self._artefacts:
+            self._artefacts[name] = open_artefact(self.path / "artefacts" / name, kind, self.build_id)
+        return self._artefacts[name]
 
 
 def open_release(path: str | Path, *, build_id: str | None = None) -> Release:
@@ -62,22 +81,17 @@ def open_release(path: str | Path, *, build_id: str | None = None) -> Release:
         The release's directory.
     build_id
         The build that the caller (a Triton model's config) expects; None accepts any.
+
+    Raises
+    ------
+    ReleaseError
+        There is no release, its manifest can't be read, or it is of another build.
     """
     root = Path(path)
     file = root / MANIFEST_NAME
     if not file.is_file():
         raise ReleaseMissing(f"{file}: no release here; make one with `tiercel export`")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        version = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtefactCorrupt(f"{file}: not a readable manifest ({error}); export again") from error
-    if version > MANIFEST_FORMAT:
-        raise NewerFormat(
-            f"{file}: manifest format {version}, but this Tiercel reads up to {MANIFEST_FORMAT}; "
-            "upgrade Tiercel or export again"
-        )
-    release = Release(root, manifest)
+    release = Release(root, read_manifest(file.read_bytes(), str(file)))
     if build_id is not None and release.build_id != build_id:
         raise BuildMismatch(
             f"{file}: build {release.build_id}, but the model repository was made for build {build_id}; "
@@ -96,17 +110,17 @@ def check_files(release: Release, progress: Callable[[str, int], None] | None = 
     progress
         Called with a file's name and its bytes after each file.
     """
-    for name, entry in release.manifest["files"].items():
+    for name, entry in release.manifest.files.items():
         file = release.path / name
         if not file.is_file():
             raise ArtefactMissing(f"{file}: listed in {MANIFEST_NAME}, but missing; export again")
         size = file.stat().st_size
-        if size != entry["bytes"]:
-            raise ArtefactCorrupt(f"{file}: expected {entry['bytes']} bytes, found {size}; export again")
+        if size != entry.bytes:
+            raise ArtefactCorrupt(f"{file}: expected {entry.bytes} bytes, found {size}; export again")
         digest = file_sha256(file)
-        if digest != entry["sha256"]:
+        if digest != entry.sha256:
             raise ArtefactCorrupt(
-                f"{file}: expected SHA-256 {entry['sha256'][:16]}…, found {digest[:16]}…; "
+                f"{file}: expected SHA-256 {entry.sha256[:16]}…, found {digest[:16]}…; "
                 "the file was changed after the export: export again"
             )
         if progress is not None:

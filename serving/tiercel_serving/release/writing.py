@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from tiercel_serving.errors import DestinationTaken
+import msgspec
 
-from .opened import MANIFEST_FORMAT, MANIFEST_NAME, file_sha256
+from ..errors import DestinationTaken
+from .manifest import MANIFEST_NAME, File, Made, Manifest, encode
+from .opened import file_sha256
 
 #: Distributions whose versions say how a release was made.
 LIBRARIES = (
@@ -40,16 +40,13 @@ def new_build_id() -> str:
     return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(6)}"
 
 
-def header(name: str, build_id: str) -> dict[str, Any]:
-    """Return the manifest's first keys: what made this release, and when."""
-    return {
-        "format": MANIFEST_FORMAT,
-        "build_id": build_id,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "name": name,
-        "tiercel": version("tiercel"),
-        "libraries": {library: version(library) for library in LIBRARIES},
-    }
+def made_now() -> Made:
+    """Return what makes a release here, and when."""
+    return Made(
+        datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        version("tiercel"),
+        {library: version(library) for library in LIBRARIES},
+    )
 
 
 def version(distribution: str) -> str | None:
@@ -60,15 +57,14 @@ def version(distribution: str) -> str | None:
         return None
 
 
-def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write the manifest of the release at ``path``, with the size and SHA-256 of every file there."""
     files = {
-        file.relative_to(path).as_posix(): {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        file.relative_to(path).as_posix(): File(file.stat().st_size, file_sha256(file))
         for file in sorted(path.rglob("*"))
         if file.is_file() and file.name != MANIFEST_NAME
     }
-    text = json.dumps({**manifest, "files": files}, indent=1, ensure_ascii=False) + "\n"
-    (path / MANIFEST_NAME).write_text(text, encoding="utf-8")
+    (path / MANIFEST_NAME).write_bytes(encode(msgspec.structs.replace(manifest, files=files)))
 
 
 @contextlib.contextmanager

@@ -13,14 +13,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
 from ..release.opened import Release
+from ..reorder.steps import reasons_of
 from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT, ServingSettings
 from ..spec import StageSpec, TensorSpec
-from ..stages.specs import DESCRIBE_ITEMS, GRAPH_STAGES, TIME_PREFIX, time_spec
-from .targets import Target, find_target, model_groups
+from ..stages.specs import DESCRIBE_ITEMS, TIME_PREFIX, time_spec
+from .targets import find_target, model_groups
 
 #: Names of the two ensembles.
 RECOMMEND, EXPLAIN = "recommend", "recommend_explain"
@@ -30,7 +32,6 @@ RECOMMEND_OUTPUTS = ("item_id", "score", "count", "status")
 
 #: What ``recommend_explain`` answers besides, before the times.
 EXPLAIN_OUTPUTS = (
-    "user_row",
     "history_row",
     "history_length",
     "retrieved_row",
@@ -40,6 +41,7 @@ EXPLAIN_OUTPUTS = (
     "kept_index",
     "filter_reason",
     "rank_score",
+    "reorder_reason",
 )
 
 #: Where a Triton model finds its stages' code.
@@ -88,23 +90,19 @@ def render_repository(
     list of str
         Names of the models written, ensembles last.
     """
-    target = find_target(release.manifest["target"])
     specs = release.stages
-    groups = {
-        model: tuple(specs[stage] for stage in stages if stage in specs)
-        for model, stages in model_groups(target, layout).items()
+    graph = {
+        model: tuple(specs[stage] for stage in stages)
+        for model, stages in model_groups(layout, graph_stages(release)).items()
     }
-    groups = {model: stages for model, stages in groups.items() if stages}
-    if DESCRIBE_ITEMS in specs and not (directory / DESCRIBE_ITEMS).exists():
+    groups = dict(graph)
+    if not (directory / DESCRIBE_ITEMS).exists():
         groups[DESCRIBE_ITEMS] = (specs[DESCRIBE_ITEMS],)
-    configs = [
-        _stage_model(release, target, model, stages, _release_path(release, directory, release_path))
-        for model, stages in groups.items()
-    ]
-    graph = {model: stages for model, stages in groups.items() if model != DESCRIBE_ITEMS}
+    place = _release_path(release, directory, release_path)
+    configs = [_stage_model(release, model, stages, place) for model, stages in groups.items()]
     for name, public in ((RECOMMEND, RECOMMEND_OUTPUTS), (EXPLAIN, _explain_outputs(graph.values()))):
         configs.append(_ensemble(release, name + suffix, graph, public))
-    code = resources.files("tiercel_serving.repository").joinpath("model.py.txt").read_text(encoding="utf-8")
+    code = resources.files(__package__).joinpath("model.py.txt").read_text(encoding="utf-8")
     for config in configs:
         _write_model(directory, config, code, release.build_id)
     return [config.name for config in configs]
@@ -159,10 +157,8 @@ def model_outputs(stages: Sequence[StageSpec]) -> tuple[TensorSpec, ...]:
     return (*outputs.values(), *(time_spec(spec.name) for spec in stages))
 
 
-def _stage_model(
-    release: Release, target: Target, name: str, stages: Sequence[StageSpec], release_path: str
-) -> Any:
-    settings = release.settings
+def _stage_model(release: Release, name: str, stages: Sequence[StageSpec], release_path: str) -> Any:
+    settings, target = release.settings, find_target(release.manifest.target)
     config = model_config_pb2.ModelConfig(name=name, backend="python", max_batch_size=settings.max_batch_size)
     inputs = model_inputs(stages)
     public = {tensor.name for tensor in model_inputs(tuple(release.stages.values()))}
@@ -285,25 +281,28 @@ def _needed_steps(
     return steps[::-1]
 
 
+def graph_stages(release: Release) -> list[str]:
+    """Return the names of the stages of the served graph, in its order."""
+    return [name for name in release.stages if name != DESCRIBE_ITEMS]
+
+
 def client_parameters(release: Release) -> dict[str, str]:
     """Return what the ensembles tell their clients, as the config's string parameters."""
     manifest, settings = release.manifest, release.settings
-    columns = [
-        {key: column[key] for key in ("name", "dtype", "list", "part")}
-        for column in manifest["request_columns"]
-    ]
+    catalogue = manifest.catalogue
     return {
         "build_id": release.build_id,
-        "name": str(manifest["name"]),
+        "name": manifest.name,
         "k_default": str(settings.k_default),
         "k_max": str(settings.k_max),
         "max_excluded": str(settings.max_excluded),
-        "item_id_dtype": str(manifest["catalogue"]["item_id_dtype"]),
-        "user_id_dtype": str(manifest["catalogue"]["user_id_dtype"]),
+        "item_id_dtype": catalogue.item_id_dtype,
+        "user_id_dtype": catalogue.user_id_dtype,
         "sources": _json([source.name for source in settings.sources]),
         "filter_reasons": _json(filter_reasons(settings)),
-        "stages": _json([name for name in release.stages if name in GRAPH_STAGES]),
-        "request_columns": _json(columns),
+        "reorder_reasons": _json(reasons_of(settings.reorder)),
+        "stages": _json(graph_stages(release)),
+        "request_columns": _json(msgspec.to_builtins(manifest.request_columns)),
     }
 
 
@@ -315,9 +314,7 @@ def filter_reasons(settings: ServingSettings) -> dict[str, str]:
         BEYOND_KEPT: f"passed, but after the first {settings.kept}",
     }
     for number, rule in enumerate(settings.rules):
-        reasons[FIRST_RULE_REASON + number] = (
-            f"{rule.name}: not {rule.column} {rule.operator} {json.dumps(rule.value, ensure_ascii=False)}"
-        )
+        reasons[FIRST_RULE_REASON + number] = f"{rule.name}: {rule.reason}"
     return {str(code): text for code, text in reasons.items()}
 
 

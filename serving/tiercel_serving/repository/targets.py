@@ -1,14 +1,19 @@
-"""The targets a release can be compiled for. A target is a row of this table, not an ``if`` elsewhere."""
+"""The targets a release can be compiled for, and the layouts of its stages. A target is data: one row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tiercel_serving.errors import InvalidSettings
+from ..errors import InvalidSettings
+from ..problems import choose
 
 #: The layouts in which the same stages can be put into Triton models.
-LAYOUTS = ("fused", "staged")
+FUSED, STAGED = "fused", "staged"
+LAYOUTS = (FUSED, STAGED)
+
+#: The Triton model that runs every stage in the fused layout.
+FUSED_MODEL = "chain"
 
 
 @dataclass(frozen=True)
@@ -17,45 +22,23 @@ class Target:
 
     Parameters
     ----------
-    name
-        What ``--target`` calls it.
     engine
-        The form of the dense models: ``onnx`` runs in ONNX Runtime inside the Python backend.
+        A row of :data:`~tiercel_serving.engines.table.ENGINES`: the form of the dense models, unless the
+        export names another.
     instance_kind
         Triton's instance group kind of the stage models.
-    fused
-        The fused layout: Triton model name → the stages it runs, in the order of the served graph.
     doc
         One line for people.
     """
 
-    name: str
     engine: str
     instance_kind: str
-    fused: Mapping[str, tuple[str, ...]]
     doc: str
 
 
-_ALL_STAGES = (
-    "user_features",
-    "user_tower",
-    "retrieval",
-    "filtering",
-    "candidate_features",
-    "ranking",
-    "ordering",
-)
-
 #: Target name → what it means.
 TARGETS: Mapping[str, Target] = {
-    "cpu": Target(
-        name="cpu",
-        engine="onnx",
-        instance_kind="KIND_CPU",
-        # No engine leaves the Python process, so nothing forces a hop between stages.
-        fused={"pipeline": _ALL_STAGES},
-        doc="ONNX Runtime and faiss-cpu in Triton's Python backend",
-    ),
+    "cpu": Target("onnx", "KIND_CPU", "ONNX Runtime and faiss-cpu in Triton's Python backend"),
 }
 
 
@@ -68,11 +51,11 @@ def find_target(name: str) -> Target:
         If there is no such target.
     """
     if name not in TARGETS:
-        raise InvalidSettings(f"target: expected one of {', '.join(TARGETS)}; came {name!r}")
+        raise InvalidSettings(f"target: there is no target {name!r}; {choose(name, TARGETS)}")
     return TARGETS[name]
 
 
-def model_groups(target: Target, layout: str) -> dict[str, tuple[str, ...]]:
+def model_groups(layout: str, stages: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return Triton model name → its stages, in the order of the served graph.
 
     Raises
@@ -80,8 +63,8 @@ def model_groups(target: Target, layout: str) -> dict[str, tuple[str, ...]]:
     InvalidSettings
         If there is no such layout.
     """
-    if layout == "fused":
-        return dict(target.fused)
-    if layout == "staged":
-        return {stage: (stage,) for group in target.fused.values() for stage in group}
-    raise InvalidSettings(f"layout: expected one of {', '.join(LAYOUTS)}; came {layout!r}")
+    if layout not in LAYOUTS:
+        raise InvalidSettings(f"layout: there is no layout {layout!r}; {choose(layout, LAYOUTS)}")
+    if layout == FUSED:
+        return {FUSED_MODEL: tuple(stages)}
+    return {stage: (stage,) for stage in stages}

@@ -13,8 +13,7 @@ from typing import Any
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
-from tiercel_serving.errors import InvalidConfig
-
+from ..errors import InvalidConfig
 from .graph import CONFIG_FILE, MODEL_FILE
 
 #: Model name → its parsed config.

@@ -1,1 +1,1 @@
-"""Rules: which items may be recommended. One file a kind; ``table.py`` has the contract and the rows."""
+"""Rules: which items may be recommended. One file a kind; ``table.py`` lists them."""

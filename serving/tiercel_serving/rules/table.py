@@ -44,9 +44,14 @@ class RuleKind(Protocol):
         ...
 
     def reference(self, item: Mapping[str, Any]) -> bool:
-        """Return whether one item passes, from its raw values (None is null, text is str), in plain Python."""
+        """Return whether one item passes, in plain Python; None is null, text is str."""
         ...
 
 
 #: Every kind of rule.
-RULES: Kinds[RuleKind] = Kinds("rule", {"compare": Kind("tiercel_serving.rules.compare:Compare")})
+RULES: Kinds[RuleKind] = Kinds(
+    "rule",
+    {
+        "compare": Kind("tiercel_serving.rules.compare:Compare"),
+    },
+)

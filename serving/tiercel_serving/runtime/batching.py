@@ -1,7 +1,7 @@
 """Requests → one batch → their answers: the arithmetic of the Triton adapter, without Triton.
 
-A request is a mapping from tensor names to arrays with the user axis first. Two conventions tie a tensor
-to its companion: ``<c>__length`` says how long each row of a list is, ``<c>__valid`` which values are real.
+A request is a mapping from tensor names to arrays with the user axis first. A tensor's spec names the one
+that it is the companion of, and what it says of it: how long each row of a list is, or which values are real.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..errors import InvalidRequest
-from ..spec import Array, Arrays, TensorSpec
-from ..stages.specs import LENGTH, VALID
+from ..spec import LENGTH_OF, Array, Arrays, TensorSpec
 
 
 def count_users(specs: Sequence[TensorSpec], arrays: Arrays) -> int:
@@ -97,7 +96,7 @@ def complete(
     if len(arrays) == 1:
         return full
     for spec in specs:
-        if spec.name.endswith((LENGTH, VALID)) and spec.name not in arrays:
+        if spec.of is not None and spec.name not in arrays:
             value = _fill_value(spec, arrays)
             if value != spec.pad:
                 full[spec.name] = np.full((users, 1), value, spec.numpy_dtype)
@@ -106,10 +105,10 @@ def complete(
 
 def _fill_value(spec: TensorSpec, arrays: Arrays) -> int | float | bool | bytes:
     """Return what an absent tensor holds in a request that carries ``arrays``."""
-    base = arrays.get(_base_name(spec.name))
+    base = None if spec.of is None else arrays.get(spec.of)
     if base is None:
         return spec.pad
-    return base.shape[1] if spec.name.endswith(LENGTH) else True
+    return base.shape[1] if spec.says == LENGTH_OF else True
 
 
 def concatenate(
@@ -138,17 +137,9 @@ def concatenate(
     full: dict[str, Array] = {}
     for spec in specs:
         parts = [request.get(spec.name) for request in requests]
-        if any(part is not None for part in parts) or _base_name(spec.name) in full:
+        if any(part is not None for part in parts) or spec.of in full:
             full[spec.name] = _concatenate_one(spec, requests, parts, users, total)
     return full
-
-
-def _base_name(name: str) -> str:
-    """Return the tensor whose companion this one is, or an empty name."""
-    for suffix in (LENGTH, VALID):
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
-    return ""
 
 
 def _concatenate_one(

@@ -9,12 +9,12 @@ from time import perf_counter_ns
 from ..errors import RequestError, StageFailed
 from ..release.opened import Release, open_release
 from ..spec import Array, Arrays, Checks, Stage, TensorSpec, Widths
-from ..stages import build_stage
-from ..stages.specs import GRAPH_STAGES
+from ..stages.specs import DESCRIBE_ITEMS
+from ..stages.table import build_stage
 from .batching import absent, complete
 
 
-class Pipeline:
+class Chain:
     """Stages in the order in which they run.
 
     Parameters
@@ -51,7 +51,7 @@ class Pipeline:
         self._blanks: dict[int, dict[str, Array]] = {}
 
     @classmethod
-    def open(cls, release: Release | str | Path, names: Sequence[str] | None = None) -> Pipeline:
+    def open(cls, release: Release | str | Path, names: Sequence[str] | None = None) -> Chain:
         """Open stages of a release.
 
         Parameters
@@ -63,7 +63,7 @@ class Pipeline:
         """
         opened = release if isinstance(release, Release) else open_release(release)
         if names is None:
-            names = [name for name in GRAPH_STAGES if name in opened.stages]
+            names = [name for name in opened.stages if name != DESCRIBE_ITEMS]
         return cls(build_stage(name, opened) for name in names)
 
     def check(self, arrays: Arrays) -> None:

@@ -1,4 +1,4 @@
-"""The one adapter between Triton's Python backend and a :class:`~tiercel_serving.runtime.chain.Pipeline`.
+"""The one adapter between Triton's Python backend and a :class:`~tiercel_serving.runtime.chain.Chain`.
 
 A model's config says what it runs:
 
@@ -15,8 +15,6 @@ Triton's types end here: everything below sees NumPy arrays.
 from __future__ import annotations
 
 import json
-import threading
-from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -25,32 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from ..errors import InvalidRequest, ReleaseError, RequestError, StageFailed, UnknownId
+from ..errors import InvalidRequest, RequestError, StageFailed, TiercelError, UnknownId
 from ..release.opened import open_release
-from ..settings import STATUS_NAMES
 from ..spec import Array, Arrays
 from ..stages.specs import TIME_PREFIX
 from . import batching
-from .chain import Pipeline
-
-#: How often counts go to Triton, in seconds. One increment is a round trip to the server's process; off
-#: the request's path it costs the caller nothing.
-METRICS_PERIOD_S = 1.0
-
-
-#: Custom metrics: name → (label, values it may have, what it says). The values of stage errors are the
-#: model's own stages; answers and short lists are counted where ``ordering`` runs.
-ANSWERS, SHORT_LISTS = "tiercel_answers_total", "tiercel_short_lists_total"
-STAGE_ERRORS, REFUSED = "tiercel_stage_errors_total", "tiercel_refused_requests_total"
-DESCRIPTIONS = {
-    ANSWERS: "Users answered, by what was known of them",
-    SHORT_LISTS: "Answers with fewer items than were asked for",
-    STAGE_ERRORS: "Requests that broke a stage",
-    REFUSED: "Requests refused for what they carried",
-}
-
-#: A stage error outside of every stage.
-ADAPTER = "adapter"
+from .chain import Chain
+from .metrics import ADAPTER, REFUSED, STAGE_ERRORS, Metrics
 
 
 class Call(NamedTuple):
@@ -94,8 +73,8 @@ class TritonPythonModel:
                 Path(args["model_repository"]) / parameters["release"], build_id=parameters["build_id"]
             )
             names = [name.strip() for name in parameters["stages"].split(",")]
-            self._pipeline = Pipeline.open(release, names)
-        except ReleaseError as error:
+            self._chain = Chain.open(release, names)
+        except TiercelError as error:
             raise pb_utils.TritonModelException(str(error)) from error
         self._k_default = release.settings.k_default
         self._time_outputs = frozenset(TIME_PREFIX + name for name in names)
@@ -132,8 +111,8 @@ class TritonPythonModel:
     def _read(self, place: int, request: Any) -> Call:
         """Return the request's tensors, checked."""
         arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        users = batching.count_users(self._pipeline.external_inputs, arrays)
-        self._pipeline.check(arrays)
+        users = batching.count_users(self._chain.external_inputs, arrays)
+        self._chain.check(arrays)
         return Call(place, arrays, users, tuple(request.requested_output_names()))
 
     def _answer(self, calls: Sequence[Call], responses: list[Any]) -> None:
@@ -153,14 +132,14 @@ class TritonPythonModel:
 
     def _run(self, calls: Sequence[Call]) -> list[dict[str, Array]]:
         users = [call.users for call in calls]
-        arrays = batching.concatenate(self._pipeline.external_inputs, [call.arrays for call in calls], users)
-        outputs, times = self._pipeline.run(arrays)
+        arrays = batching.concatenate(self._chain.external_inputs, [call.arrays for call in calls], users)
+        outputs, times = self._chain.run(arrays)
         self._note_answers(arrays, outputs)
         wanted = [call.wanted for call in calls]
         for name in self._time_outputs.intersection(chain.from_iterable(wanted)):
             time_us = times[name.removeprefix(TIME_PREFIX)]
             outputs[name] = np.full((sum(users), 1), time_us, np.float32)
-        widths = [self._pipeline.widths(call.arrays) for call in calls] if len(calls) > 1 else [{}]
+        widths = [self._chain.widths(call.arrays) for call in calls] if len(calls) > 1 else [{}]
         return batching.split(outputs, users, wanted, widths)
 
     def _note_answers(self, arrays: Arrays, outputs: Arrays) -> None:
@@ -186,80 +165,6 @@ class TritonPythonModel:
         pb_utils.Logger.log_error(f"{error!r}")
         message = str(error) if isinstance(error, StageFailed) else f"the model broke: {error!r}"
         return _error(message, pb_utils.TritonError.INTERNAL)
-
-
-class Metrics:
-    """Counts on Triton's own metrics port.
-
-    A request only leaves a note; a thread counts the notes and sends the sums every
-    :data:`METRICS_PERIOD_S`.
-
-    Parameters
-    ----------
-    stages
-        The model's stages.
-    """
-
-    def __init__(self, stages: Sequence[str]) -> None:
-        labels: dict[str, tuple[str, Sequence[str]]] = {
-            STAGE_ERRORS: ("stage", (*stages, ADAPTER)),
-            REFUSED: ("", ("",)),
-        }
-        if "ordering" in stages:
-            labels[ANSWERS] = ("status", STATUS_NAMES)
-            labels[SHORT_LISTS] = ("", ("",))
-        # The families must outlive their metrics, so both are kept.
-        self._families = {
-            name: pb_utils.MetricFamily(
-                name=name, description=DESCRIPTIONS[name], kind=pb_utils.MetricFamily.COUNTER
-            )
-            for name in labels
-        }
-        self._metrics = {
-            (name, value): self._families[name].Metric(labels={label: value} if label else {})
-            for name, (label, values) in labels.items()
-            for value in values
-        }
-        self._gathered: Counter[tuple[str, str]] = Counter()
-        # (status, count, k) of each batch; a deque's append and popleft need no lock.
-        self._notes: deque[tuple[Array, Array, Array | int]] = deque()
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._send_often, name="tiercel-metrics", daemon=True)
-        self._thread.start()
-
-    def count(self, name: str, value: str = "", by: int = 1) -> None:
-        """Add to the metric ``name`` whose label has this value."""
-        if by:
-            with self._lock:
-                self._gathered[name, value] += by
-
-    def note(self, status: Array, count: Array, k: Array | int) -> None:
-        """Note a batch of answers: ``status`` and ``count`` ``[B, 1]``, and how many were asked for."""
-        self._notes.append((status, count, k))
-
-    def close(self) -> None:
-        """Send what is left and stop."""
-        self._closed.set()
-        self._thread.join()
-        self._metrics.clear()
-        self._families.clear()
-
-    def _send_often(self) -> None:
-        while not self._closed.wait(METRICS_PERIOD_S):
-            self._send()
-        self._send()
-
-    def _send(self) -> None:
-        while self._notes:
-            status, count, k = self._notes.popleft()
-            for number, users in enumerate(np.bincount(status[:, 0], minlength=len(STATUS_NAMES)).tolist()):
-                self.count(ANSWERS, STATUS_NAMES[number], users)
-            self.count(SHORT_LISTS, "", int(np.count_nonzero(count < k)))
-        with self._lock:
-            gathered, self._gathered = self._gathered, Counter()
-        for key, by in gathered.items():
-            self._metrics[key].increment(by)
 
 
 def _refusal(error: RequestError) -> Any:

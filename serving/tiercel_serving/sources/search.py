@@ -161,6 +161,15 @@ class IndexSearch:
         return bool((~ended & (last + slack >= worst)).any())
 
 
+def exact_search_over(vectors: Array) -> Search:
+    """Return an exact search over vectors ``[I, D]`` that no file holds."""
+    if len(vectors) <= SCAN_ITEMS:
+        return ScanSearch(vectors)
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(np.ascontiguousarray(vectors, np.float32))
+    return IndexSearch(index, vectors)
+
+
 def open_search(file: Path, parameters: Mapping[str, float], vectors: Array) -> Search:
     """Open an index file.
 

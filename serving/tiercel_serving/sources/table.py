@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
+from ..errors import KindUnavailable
 from ..kinds import Kind, Kinds
 from ..problems import Problem
 from ..ranked import Mask, Rows, Scores
@@ -33,8 +34,8 @@ class Material:
     columns
         Raw item columns ``[I]`` that the source asked for.
     form
-        What the source's retrieval model gives: arrays by name (``vectors [I, D]`` float32); empty for a
-        source without one.
+        What the source's retrieval model gives: arrays by name (``vectors [I, D]`` float32), and whatever
+        else its kind takes; empty for a source without one.
     queries
         ``[Q, D]`` queries like those to come, to measure with; None where nothing shall be measured.
     candidates
@@ -47,7 +48,7 @@ class Material:
     users: Rows
     rows: Rows
     columns: Mapping[str, Column] = field(default_factory=dict)
-    form: Mapping[str, Array] = field(default_factory=dict)
+    form: Mapping[str, Any] = field(default_factory=dict)
     queries: Array | None = None
     candidates: int = 0
     seed: int = 0
@@ -64,7 +65,8 @@ class Made:
     files
         Name → writes that file.
     figures
-        What was measured, for people: the manifest keeps it.
+        What was measured, for people: the manifest keeps it. ``exact`` False says that the source may miss
+        what its plain reference finds; ``recall`` then says how much it finds.
     notes
         What people should know.
     """
@@ -143,14 +145,17 @@ class SourceKind(Protocol):
         """Make what it serves from: for a release, or in memory for training."""
         ...
 
-    def open(self, artefact: Artefact, items: int) -> Source:
-        """Open what :meth:`make` made."""
+    def open(self, artefact: Artefact, items: int, threads: int) -> Source:
+        """Open what :meth:`make` made, for I ``items``, with so many threads."""
         ...
 
     def reference(
         self, arrays: Mapping[str, Array], user: UserTensors, allowed: npt.NDArray[np.bool_], count: int
     ) -> list[tuple[int, float]]:
-        """Return (row, score) of one user's best allowed items, best first, in plain Python."""
+        """Return (row, score) of one user's best allowed items, best first: plainly, without a fast path.
+
+        A kind whose opened source is a :class:`Scorer` also has ``reference_score(arrays, user, row)``.
+        """
         ...
 
 
@@ -162,3 +167,46 @@ SOURCES: Kinds[SourceKind] = Kinds(
         "popular": Kind("tiercel_serving.sources.popular:Popular"),
     },
 )
+
+
+def open_source(kind: SourceKind, artefact: Artefact, items: int, threads: int) -> Source:
+    """Open a source; see :meth:`SourceKind.open`.
+
+    Raises
+    ------
+    KindUnavailable
+        A library that it needs is not installed.
+    """
+    with SOURCES.using(SOURCES.name_of(kind)):
+        return kind.open(artefact, items, threads)
+
+
+def default_sources(models: Mapping[str, str]) -> tuple[SourceKind, ...]:
+    """Return the sources of a recommender that names none.
+
+    Parameters
+    ----------
+    models
+        Retrieval model → its served form.
+
+    Returns
+    -------
+    tuple of SourceKind
+        For each model the first kind in the table that takes its form; then, with a quota of 0, the first
+        kind that needs neither model nor user. With several models, say quotas yourself: all but one
+        need a number.
+    """
+    kinds = [SOURCES.find(name) for name in SOURCES]
+    found = []
+    for model, form in models.items():
+        kind = next((kind for kind in kinds if kind.form == form), None)
+        if kind is None:
+            raise KindUnavailable(f"no source takes the form {form!r} of the retrieval model {model!r}")
+        found.append(_made(kind, name=model))
+    fallback = next(kind for kind in kinds if kind.form is None and not kind.personal)
+    return (*found, _made(fallback, quota=0))
+
+
+def _made(kind: type[SourceKind], **fields: Any) -> SourceKind:
+    # A protocol says nothing of how its classes are made; every kind takes a name and a quota.
+    return cast("Callable[..., SourceKind]", kind)(**fields)

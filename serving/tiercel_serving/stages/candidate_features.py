@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..release.opened import Release
 from ..spec import Array, Arrays, StageSpec
-from ..tables.store import ItemTable
 
 
 class CandidateFeatures:
@@ -12,13 +11,15 @@ class CandidateFeatures:
 
     Parameters
     ----------
+    name
+        The stage's name.
     release
         The release.
     """
 
-    def __init__(self, release: Release) -> None:
-        self.spec: StageSpec = release.stages["candidate_features"]
-        items = ItemTable.open(release)
+    def __init__(self, name: str, release: Release) -> None:
+        self.spec: StageSpec = release.stages[name]
+        items = release.items
         self._tables = tuple((tensor.name, items.packed(tensor.name)) for tensor in self.spec.outputs)
 
     def run(self, arrays: Arrays) -> dict[str, Array]:

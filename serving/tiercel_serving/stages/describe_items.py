@@ -8,7 +8,6 @@ from ..columns import Column
 from ..errors import InvalidRequest
 from ..release.opened import Release
 from ..spec import Array, Arrays, StageSpec
-from ..tables.store import ItemTable
 
 
 class DescribeItems:
@@ -16,14 +15,16 @@ class DescribeItems:
 
     Parameters
     ----------
+    name
+        The stage's name.
     release
         The release.
     """
 
-    def __init__(self, release: Release) -> None:
-        self.spec: StageSpec = release.stages["describe_items"]
+    def __init__(self, name: str, release: Release) -> None:
+        self.spec: StageSpec = release.stages[name]
         title = release.settings.title_column
-        self._items = ItemTable.open(release)
+        self._items = release.items
         self._items.lookup, self._items.ids  # noqa: B018 - opened now, not in the first request
         self._titles = None if title is None else self._items.raw(title)
 

@@ -1,19 +1,51 @@
-"""``user_tower`` and ``ranking``: a dense model in ONNX Runtime on the CPU."""
+"""Query stages and ``ranking``: a dense model in the engine that the manifest names."""
 
 from __future__ import annotations
 
-import onnxruntime
-
-from ..errors import ArtefactCorrupt
+from ..engines.table import ENGINES, Engine
+from ..errors import ArtefactCorrupt, KindUnavailable
+from ..release.manifest import QueryModel, RankingModel
 from ..release.opened import Release
 from ..spec import Array, Arrays, StageSpec
-
-#: The model's file in its artefact.
-MODEL_FILE = "model.onnx"
+from .specs import QUERY_PREFIX, RANKING
 
 
-class OnnxEngine:
-    """Run one ONNX model whose inputs and outputs carry the names of the stage's tensors.
+def model_of(name: str, release: Release) -> QueryModel | RankingModel:
+    """Return what the manifest says of a stage's model."""
+    if name == RANKING and release.manifest.ranking is not None:
+        return release.manifest.ranking
+    return release.manifest.queries[name.removeprefix(QUERY_PREFIX)]
+
+
+def open_engine(name: str, release: Release) -> Engine:
+    """Open the engine of a stage.
+
+    Raises
+    ------
+    ArtefactCorrupt
+        Its file is no such model, or takes other tensors than the stage has.
+    KindUnavailable
+        The engine's library is not installed.
+    """
+    spec, model = release.stages[name], model_of(name, release)
+    outputs = tuple(tensor.name for tensor in spec.outputs)
+    try:
+        kind = ENGINES.find(model.engine)
+        file = release.artefact(name, "engine").file(kind.file)
+        with ENGINES.using(model.engine):
+            engine = kind.open(file, outputs, threads=release.settings.engine_threads)
+    except KindUnavailable as error:
+        raise KindUnavailable(f"stage {name}: {error}") from error
+    expected = {tensor.name for tensor in spec.inputs}
+    if set(engine.inputs) != expected:
+        raise ArtefactCorrupt(
+            f"{file}: expected the inputs {sorted(expected)}, found {sorted(engine.inputs)}; export again"
+        )
+    return engine
+
+
+class EngineStage:
+    """Run one dense model whose inputs and outputs carry the names of the stage's tensors.
 
     Parameters
     ----------
@@ -25,31 +57,8 @@ class OnnxEngine:
 
     def __init__(self, name: str, release: Release) -> None:
         self.spec: StageSpec = release.stages[name]
-        file = release.artefact(name, "engine").file(MODEL_FILE)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = release.settings.engine_threads
-        options.inter_op_num_threads = 1
-        # Threads that spin while they wait would take the cores from the other stages.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(file), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            raise ArtefactCorrupt(f"{file}: not a model that ONNX Runtime reads ({error})") from error
-        self._inputs = tuple(tensor.name for tensor in self.spec.inputs)
-        self._outputs = [tensor.name for tensor in self.spec.outputs]
-        _expect_names(str(file), "inputs", self._inputs, [put.name for put in self._session.get_inputs()])
-        _expect_names(str(file), "outputs", self._outputs, [put.name for put in self._session.get_outputs()])
+        self._engine = open_engine(name, release)
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Run the model on tensors ``[B, …]`` of the dtypes in the spec."""
-        feed = {name: arrays[name] for name in self._inputs}
-        return dict(zip(self._outputs, self._session.run(self._outputs, feed), strict=True))
-
-
-def _expect_names(file: str, what: str, expected: tuple[str, ...] | list[str], found: list[str]) -> None:
-    if set(expected) != set(found):
-        raise ArtefactCorrupt(
-            f"{file}: expected the {what} {sorted(expected)}, found {sorted(found)}; export again"
-        )
+        return self._engine.run(arrays)

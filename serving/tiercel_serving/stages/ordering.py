@@ -7,33 +7,28 @@ import numpy as np
 from ..errors import InvalidRequest
 from ..ranked import sort_by_score
 from ..release.opened import Release
-from ..settings import UNKNOWN
+from ..reorder.steps import Steps
 from ..spec import Array, Arrays, StageSpec
-from ..tables.store import ItemTable
-
-_NOTHING = np.float32(-np.inf)
 
 
 class Ordering:
-    """Turn the ranker's scores into an answer.
-
-    The final score is the weighted sum of the tasks; an unknown user keeps the popularity instead,
-    unless the settings say ``rank``. Items come by (score descending, row ascending).
+    """Turn scores into an answer: the reorder steps, then items by (score descending, row ascending).
 
     Parameters
     ----------
+    name
+        The stage's name.
     release
         The release.
     """
 
-    def __init__(self, release: Release) -> None:
-        self.spec: StageSpec = release.stages["ordering"]
-        settings = release.settings
-        items = ItemTable.open(release)
+    def __init__(self, name: str, release: Release) -> None:
+        self.spec: StageSpec = release.stages[name]
+        settings, items = release.settings, release.items
+        columns = items.columns((c for step in settings.reorder for c in step.columns()), pad=True)
+        self._steps = Steps(settings, columns, items.size)
         self._ids, self._pad_row = items.ids, items.size
         self._k_default, self._k_max = settings.k_default, settings.k_max
-        self._popular_bypass = settings.unknown_users == "popular"
-        self._weights = np.array(settings.task_weights, np.float32) if settings.task_weights else None
 
     def check(self, arrays: Arrays) -> None:
         """Refuse a ``k`` outside of 1 … k_max."""
@@ -51,21 +46,21 @@ class Ordering:
         Parameters
         ----------
         arrays
-            ``kept_row [B, K]``, ``kept_score [B, K]``, ``rank_score [B, K, T]``, ``status [B, 1]``,
-            ``k [B, 1]``.
+            What :meth:`~tiercel_serving.reorder.steps.Steps.apply` takes, and ``k [B, 1]``.
 
         Returns
         -------
-        ``item_id`` and ``score`` ``[B, max k]``, ``count [B, 1]``.
+        ``item_id`` and ``score`` ``[B, max k]``, ``count [B, 1]``; ``reorder_reason [B, K]`` where a step
+        has reasons.
         """
-        kept, k = arrays["kept_row"], arrays["k"]
+        scores, kept, reasons = self._steps.apply(arrays)
+        answer = self._best(scores, kept, arrays["k"])
+        return answer if reasons is None else {**answer, "reorder_reason": reasons}
+
+    def _best(self, scores: Array, kept: Array, k: Array) -> dict[str, Array]:
         width = int(k.max())
-        scores, rows = sort_by_score(self._final_scores(arrays), kept)
+        scores, rows = sort_by_score(scores, kept)
         rows, scores = rows[:, :width], scores[:, :width]
-        if width > kept.shape[1]:
-            missing = ((0, 0), (0, width - kept.shape[1]))
-            rows = np.pad(rows, missing, constant_values=self._pad_row)
-            scores = np.pad(scores, missing)
         if rows[:, -1].max() != self._pad_row and k.min() == width:
             # Every slot is real: nearly every answer to one user.
             return {"item_id": self._ids[rows], "score": scores, "count": k}
@@ -73,24 +68,6 @@ class Ordering:
         given = np.arange(width) < count
         rows, scores = np.where(given, rows, self._pad_row), np.where(given, scores, np.float32(0))
         return {"item_id": self._ids[rows], "score": scores, "count": count}
-
-    def _final_scores(self, arrays: Arrays) -> Array:
-        tasks = arrays["rank_score"]
-        if self._weights is None:
-            scores = tasks[:, :, 0]
-        else:
-            # Task by task, in order: one definition of the sum, whatever the batch.
-            scores = tasks[:, :, 0] * self._weights[0]
-            for task in range(1, len(self._weights)):
-                scores = scores + tasks[:, :, task] * self._weights[task]
-        if self._popular_bypass:
-            unknown = arrays["status"] == UNKNOWN
-            if unknown.any():
-                scores = np.where(unknown, arrays["kept_score"], scores)
-        # A model that answers NaN says nothing about the item: it goes last, and sorts as a number.
-        scores = np.fmax(scores, _NOTHING)
-        scores[arrays["kept_row"] == self._pad_row] = _NOTHING
-        return scores
 
 
 def check_k(arrays: Arrays, k_max: int) -> None:

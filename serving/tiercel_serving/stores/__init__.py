@@ -1,1 +1,1 @@
-"""User stores: what is known of users, by raw id. One file a kind; ``table.py`` has the contract and the rows."""
+"""User stores: what is known of users, by raw id. One file a kind; ``table.py`` lists them."""

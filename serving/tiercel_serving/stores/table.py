@@ -33,7 +33,7 @@ class Users(Protocol):
         ...
 
     def history(self, length: int, pad: int) -> tuple[Rows, npt.NDArray[np.int32]]:
-        """Return the latest items ``[B, length]``, oldest first, left aligned, and how many ``[B]`` are real."""
+        """Return the latest items ``[B, length]``, oldest first and left aligned, and ``[B]`` how many."""
         ...
 
     def seen(self) -> tuple[Rows, Rows]:
@@ -71,4 +71,9 @@ class StoreKind(Protocol):
 
 
 #: Every kind of store.
-STORES: Kinds[StoreKind] = Kinds("store", {"memory_mapped": Kind("tiercel_serving.stores.memory_mapped:MemoryMapped")})
+STORES: Kinds[StoreKind] = Kinds(
+    "store",
+    {
+        "memory_mapped": Kind("tiercel_serving.stores.memory_mapped:MemoryMapped"),
+    },
+)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiercel_serving.errors import LibPythonMissing, TritonMissing
+from ..errors import LibPythonMissing, TritonMissing
 
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 #: Files of a ready-made Python backend directory.

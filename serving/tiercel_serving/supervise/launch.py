@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ServerError
-from ..release.opened import MANIFEST_NAME, Release
+from ..release.manifest import MANIFEST_NAME
+from ..release.opened import Release
 from .installation import Installation
 
 #: What nobody needs to change on a server whose repository is read-only.
@@ -124,7 +125,7 @@ def model_repository(source: Release | Path, layout: str | None, workdir: Path, 
             raise ServerError(f"{source}: a plain model repository has no layouts; leave layout out")
         return _link(source, mirror)
     place = source.path.resolve()
-    if layout is not None and layout != source.manifest["layout"]:
+    if layout is not None and layout != source.manifest.layout:
         from ..repository.graph import render_repository
 
         repository = workdir / "models"

@@ -11,7 +11,7 @@ import contextlib
 import socket
 from collections.abc import Iterator, Mapping
 
-from tiercel_serving.errors import PortTaken, ServerError
+from ..errors import PortTaken, ServerError
 
 
 @contextlib.contextmanager

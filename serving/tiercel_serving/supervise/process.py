@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from tiercel_serving.errors import ServerFailed
-
-from ..release.opened import MANIFEST_NAME, Release, check_files, open_release
+from ..errors import ServerFailed
+from ..release.manifest import MANIFEST_NAME
+from ..release.opened import Release, check_files, open_release
 from . import guard
 from .installation import Installation, find_installation, find_libpython
 from .launch import Launch, model_repository

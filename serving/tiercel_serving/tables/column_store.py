@@ -14,7 +14,21 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..lookups.strings import Strings
+from ..release.artefacts import Artefact
 from ..spec import Array
+
+
+def raw_prefix(column: str) -> str:
+    """Return the prefix under which a raw column of users or items is stored."""
+    return f"raw.{column}"
+
+
+def raw_column(artefact: Artefact, column: str) -> StoredColumn | None:
+    """Open a raw column of users or items; None if the artefact does not hold it."""
+    prefix = raw_prefix(column)
+    if f"{prefix}.values" not in artefact.arrays and f"{prefix}.codes" not in artefact.arrays:
+        return None
+    return open_column(artefact.arrays, prefix)
 
 
 def store_column(column: Column, prefix: str) -> dict[str, Array]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..columns import Column
 from ..spec import Array
 
 
@@ -165,3 +166,37 @@ def compare_rankings(
             )
             return merge([scores, Difference(int(swapped.size), np.inf, np.inf, False, text)])
     return merge([scores, Difference(int(swapped.size), 0.0, 0.0, True)])
+
+
+def compare_answers(candidate: Mapping[str, Array], oracle: Mapping[str, Array]) -> Difference:
+    """Compare ``item_id``, ``score``, ``count`` and ``status``; items whose scores tie may swap."""
+    names = ("count", "status")
+    return merge(
+        [
+            *(compare_arrays(candidate[name], oracle[name], EXACT, name) for name in names),
+            compare_rankings(
+                candidate["item_id"], candidate["score"], oracle["item_id"], oracle["score"], ENGINE
+            ),
+        ]
+    )
+
+
+def compare_columns(candidate: Mapping[str, Column], oracle: Mapping[str, Column]) -> Difference:
+    """Compare feature columns to the last bit: values, what is null, and where lists end."""
+    return compare(_comparable(candidate), _comparable(oracle))
+
+
+def _comparable(columns: Mapping[str, Column]) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    for name, column in columns.items():
+        values = column.values
+        valid = np.ones(len(values), np.bool_) if column.valid is None else np.asarray(column.valid)
+        if values.dtype.kind == "f":
+            valid = valid & ~np.isnan(values)
+        # What stands at a null's place is unspecified.
+        blank = b"" if values.dtype == np.object_ else values.dtype.type(0)
+        arrays[name] = np.where(valid, values, blank).astype(values.dtype)
+        arrays[f"{name} (not null)"] = valid
+        if column.offsets is not None:
+            arrays[f"{name} (list ends)"] = np.asarray(column.offsets, np.int64)
+    return arrays

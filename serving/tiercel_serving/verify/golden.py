@@ -1,27 +1,132 @@
 """Golden vectors: a few inputs of every artefact with what its oracle makes of them.
 
-The oracles are NVTabular for the feature programs, torch for the models, exact search for the index, and
-:mod:`tiercel_export.release.reference` for the whole pipeline. They are asked once, at export; afterwards a
-release can be verified on a machine that has neither NVTabular nor torch, and so this module needs
-neither.
+The oracles are NVTabular for the feature programs, torch for the models, and the plain reference of each kind
+for sources and for whole answers. They are asked once, at export; afterwards a release can be verified on a
+machine that has neither NVTabular nor torch, and so this module needs neither.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from ..columns import Column
+from ..release.artefacts import write_artefact
+from ..release.opened import Release
 from ..spec import Array
 from ..tables.column_store import open_column, store_column
-from ..verify.recall import exact_search
 
-#: Rows of each feature program, users of the tower and the ranker, and of the whole pipeline.
-FEATURE_ROWS, MODEL_ROWS, PIPELINE_USERS = 48, 8, 16
+#: Rows of each feature program, users of each model and source, and of whole answers.
+FEATURE_ROWS, MODEL_ROWS, ANSWER_USERS = 48, 8, 16
+
+#: The artefact.
+GOLDEN = "golden"
 
 
-def put_arrays(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+class Program(msgspec.Struct, frozen=True):
+    """Names of a feature program's golden columns, and how many rows they have."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    rows: int
+
+
+class Tensors(msgspec.Struct, frozen=True):
+    """Names of golden tensors."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Contents(msgspec.Struct, frozen=True):
+    """What the artefact holds: by feature artefact, by engine stage, by source, and whole answers."""
+
+    features: dict[str, Program]
+    engines: dict[str, Tensors]
+    sources: dict[str, Tensors]
+    answers: Tensors
+
+
+@dataclass
+class Golden:
+    """Golden vectors while they are gathered.
+
+    Parameters
+    ----------
+    arrays
+        What the artefact will hold.
+    features, engines, sources, answers
+        As in :class:`Contents`.
+    """
+
+    arrays: dict[str, Array] = field(default_factory=dict)
+    features: dict[str, Program] = field(default_factory=dict)
+    engines: dict[str, Tensors] = field(default_factory=dict)
+    sources: dict[str, Tensors] = field(default_factory=dict)
+    answers: Tensors = field(default_factory=lambda: Tensors((), ()))
+
+    def add_features(
+        self, name: str, inputs: Mapping[str, Column], outputs: Mapping[str, Column], rows: int
+    ) -> None:
+        """Add rows of a feature program."""
+        self.arrays |= _put_columns(f"{name}.in", inputs)
+        self.arrays |= _put_columns(f"{name}.out", outputs)
+        self.features[name] = Program(tuple(inputs), tuple(outputs), rows)
+
+    def add_tensors(
+        self, group: str, name: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+    ) -> None:
+        """Add tensors of an engine stage (``engines``), a source (``sources``) or whole ``answers``."""
+        self.arrays |= _put_arrays(f"{group}.{name}.in", inputs)
+        self.arrays |= _put_arrays(f"{group}.{name}.out", outputs)
+        names = Tensors(tuple(inputs), tuple(outputs))
+        if group == "answers":
+            self.answers = names
+        else:
+            getattr(self, group)[name] = names
+
+    def write(self, folder: Path, build_id: str) -> None:
+        """Write the artefact."""
+        contents = Contents(self.features, self.engines, self.sources, self.answers)
+        write_artefact(folder / GOLDEN, GOLDEN, build_id, self.arrays, msgspec.to_builtins(contents))
+
+
+class StoredGolden:
+    """The golden vectors of a release.
+
+    Parameters
+    ----------
+    release
+        The release.
+    """
+
+    def __init__(self, release: Release) -> None:
+        artefact = release.artefact(GOLDEN, GOLDEN)
+        self._arrays = artefact.arrays
+        self.contents = msgspec.convert(dict(artefact.meta), Contents)
+
+    def columns(self, name: str) -> tuple[dict[str, Column], dict[str, Column]]:
+        """Return the inputs and outputs of a feature program."""
+        names = self.contents.features[name]
+        return (
+            _get_columns(self._arrays, f"{name}.in", names.inputs),
+            _get_columns(self._arrays, f"{name}.out", names.outputs),
+        )
+
+    def tensors(self, group: str, name: str = "all") -> tuple[dict[str, Array], dict[str, Array]]:
+        """Return the inputs and outputs of an engine stage, a source, or of whole ``answers``."""
+        found = self.contents.answers if group == "answers" else getattr(self.contents, group)[name]
+        return (
+            _get_arrays(self._arrays, f"{group}.{name}.in", found.inputs),
+            _get_arrays(self._arrays, f"{group}.{name}.out", found.outputs),
+        )
+
+
+def _put_arrays(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Lay out named tensors for an artefact; ``bytes`` become a stored column and a shape."""
     stored: dict[str, Array] = {}
     for name, array in arrays.items():
@@ -34,8 +139,7 @@ def put_arrays(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
     return stored
 
 
-def get_arrays(arrays: Mapping[str, Array], prefix: str, names: Sequence[str]) -> dict[str, Array]:
-    """Read what :func:`put_arrays` laid out."""
+def _get_arrays(arrays: Mapping[str, Array], prefix: str, names: Sequence[str]) -> dict[str, Array]:
     found: dict[str, Array] = {}
     for name in names:
         key = f"{prefix}.{name}"
@@ -48,24 +152,16 @@ def get_arrays(arrays: Mapping[str, Array], prefix: str, names: Sequence[str]) -
     return found
 
 
-def put_columns(prefix: str, columns: Mapping[str, Column]) -> dict[str, Array]:
-    """Lay out columns for an artefact."""
+def _put_columns(prefix: str, columns: Mapping[str, Column]) -> dict[str, Array]:
     stored: dict[str, Array] = {}
     for name, column in columns.items():
         stored.update(store_column(column, f"{prefix}.{name}"))
     return stored
 
 
-def get_columns(arrays: Mapping[str, Array], prefix: str, names: Sequence[str]) -> dict[str, Column]:
-    """Read what :func:`put_columns` laid out."""
+def _get_columns(arrays: Mapping[str, Array], prefix: str, names: Sequence[str]) -> dict[str, Column]:
     columns = {}
     for name in names:
         stored = open_column(arrays, f"{prefix}.{name}")
         columns[name] = stored.take(np.arange(len(stored)))
     return columns
-
-
-def index_golden(vectors: Array, queries: Array, n: int) -> dict[str, Array]:
-    """Return queries with their exact top-n."""
-    rows, scores = exact_search(vectors, queries, min(n, len(vectors)))
-    return {"queries": queries, "rows": rows, "scores": scores}

@@ -1,4 +1,4 @@
-"""The retrieval index: FAISS by factory string, with its recall measured and not assumed."""
+"""How an index is built: FAISS by factory string, with its recall measured and not assumed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 import faiss
 
-from tiercel_serving.spec import Array
-from tiercel_serving.verify.recall import recall
-
-from ..errors import ExportInputError
+from ..errors import InvalidSettings
+from ..spec import Array
+from ..verify.recall import recall
 
 #: Knobs that trade time for recall, tried in this order on whatever the factory string builds.
 KNOBS = ("nprobe", "efSearch")
@@ -44,11 +43,17 @@ class IndexBuild:
     candidates: int
     queries: int
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the manifest's entry."""
+    @property
+    def exact(self) -> bool:
+        """Whether it can miss nothing, whoever asks."""
+        return isinstance(faiss.downcast_index(self.index), faiss.IndexFlat)
+
+    def figures(self) -> dict[str, Any]:
+        """Return what was measured, for the manifest."""
         return {
             "factory": self.factory,
             "parameters": dict(self.parameters),
+            "exact": self.exact,
             "recall": round(self.recall, 6),
             "candidates": self.candidates,
             "queries": self.queries,
@@ -90,7 +95,7 @@ def build_index(
 
     Raises
     ------
-    ExportInputError
+    InvalidSettings
         For a factory string that FAISS does not know, too few items to train on, a ready index of
         other vectors, an unknown parameter, or a recall below ``min_recall``.
     """
@@ -110,10 +115,10 @@ def build_index(
     else:
         chosen, reached = _search_parameters(index, vectors, queries, candidates, min_recall)
     if reached < min_recall:
-        raise ExportInputError(
+        raise InvalidSettings(
             f"index {name} {chosen or ''}: recall at {candidates} candidates is {reached:.4f} over "
             f"{len(queries)} queries, below min_recall {min_recall}. Raise nprobe or efSearch in "
-            "index_parameters (or leave them out, then they are searched), choose a finer factory string "
+            "parameters (or leave them out, then they are searched), choose a finer factory string "
             "('Flat' is exact), or lower min_recall"
         )
     return IndexBuild(index, name, chosen, reached, candidates, len(queries))
@@ -123,14 +128,14 @@ def _make(vectors: Array, factory: str, seed: int) -> Any:
     try:
         index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        raise ExportInputError(
+        raise InvalidSettings(
             f"index: FAISS does not know the factory string {factory!r} for {vectors.shape[1]} dimensions "
             f"({_reason(error)}); for example 'Flat', 'IVF64,Flat' or 'HNSW32'"
         ) from error
     ivf = faiss.try_extract_index_ivf(index)
     if ivf is not None:
         if ivf.nlist > len(vectors):
-            raise ExportInputError(
+            raise InvalidSettings(
                 f"index {factory!r}: {ivf.nlist} lists for {len(vectors)} items; use fewer lists, or 'Flat'"
             )
         ivf.cp.seed = seed
@@ -140,7 +145,7 @@ def _make(vectors: Array, factory: str, seed: int) -> Any:
         index.train(vectors)
         index.add(vectors)
     except RuntimeError as error:
-        raise ExportInputError(
+        raise InvalidSettings(
             f"index {factory!r}: FAISS cannot build it over {len(vectors)} items: {_reason(error)}"
         ) from error
     return index
@@ -148,11 +153,11 @@ def _make(vectors: Array, factory: str, seed: int) -> Any:
 
 def _check_ready(index: Any, vectors: Array) -> Any:
     if getattr(index, "metric_type", None) != faiss.METRIC_INNER_PRODUCT:
-        raise ExportInputError("index_ready: expected a FAISS index with METRIC_INNER_PRODUCT")
+        raise InvalidSettings("the index given: expected a FAISS index with METRIC_INNER_PRODUCT")
     if index.d != vectors.shape[1] or index.ntotal != len(vectors):
-        raise ExportInputError(
-            f"index_ready: expected {len(vectors)} vectors of {vectors.shape[1]} dimensions, position = row "
-            f"of `items`; came {index.ntotal} of {index.d}"
+        raise InvalidSettings(
+            f"the index given: expected {len(vectors)} vectors of {vectors.shape[1]} dimensions, position = "
+            f"row of `items`; came {index.ntotal} of {index.d}"
         )
     return index
 
@@ -161,8 +166,8 @@ def _set(index: Any, name: str, value: int) -> None:
     try:
         faiss.ParameterSpace().set_index_parameter(index, name, float(value))
     except RuntimeError as error:
-        raise ExportInputError(
-            f"index_parameters: {type(index).__name__} has no parameter {name!r} ({_reason(error)})"
+        raise InvalidSettings(
+            f"parameters: {type(index).__name__} has no parameter {name!r} ({_reason(error)})"
         ) from error
 
 

@@ -1,0 +1,86 @@
+"""The reorder steps of a recommender as one: final scores of the kept, and why each was moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column
+from ..ranked import Rows, Scores
+from ..settings import FALLBACK, UNKNOWN, ServingSettings
+from ..spec import Array, Arrays
+from .table import ReorderKind
+
+_NOTHING = np.float32(-np.inf)
+
+
+def reasons_of(steps: Sequence[ReorderKind]) -> list[str]:
+    """Return the texts of all steps' reasons; reason code i is text i - 1, and 0 is none."""
+    return [text for step in steps for text in step.reasons]
+
+
+class Steps:
+    """Turn the ranker's scores into final ones.
+
+    The first score is that of the first task, or retrieval's own where there is no ranker. A user of whom
+    nothing is known keeps the fallback's score, unless the settings say ``rank``.
+
+    Parameters
+    ----------
+    settings
+        The steps, and what unknown users get.
+    columns
+        The raw item columns ``[I + 1]`` that the steps read.
+    items
+        I, the pad row.
+    """
+
+    def __init__(self, settings: ServingSettings, columns: Mapping[str, Column], items: int) -> None:
+        self._pad = items
+        self._bypass = settings.unknown_users == FALLBACK
+        self._steps = [(step, step.open(columns)) for step in settings.reorder]
+        self._has_reasons = bool(reasons_of(settings.reorder))
+
+    def apply(self, arrays: Arrays) -> tuple[Scores, Rows, npt.NDArray[np.int32] | None]:
+        """Score the kept.
+
+        Parameters
+        ----------
+        arrays
+            ``kept_row``, ``kept_score`` ``[B, K]``, ``status [B, 1]``, ``rank_score [B, K, T]`` unless there
+            is no ranker, and what the steps read.
+
+        Returns
+        -------
+        ``[B, K]`` float32 scores, -inf in empty slots; ``[B, K]`` rows, the pad row where a step dropped the
+        item; ``[B, K]`` int32 codes of :func:`reasons_of`, or None where no step has any.
+        """
+        kept, tasks = arrays["kept_row"], arrays.get("rank_score")
+        scores: Scores = arrays["kept_score"] if tasks is None else tasks[:, :, 0]
+        bypass: Array | None = None
+        if self._bypass and tasks is not None:
+            unknown = arrays["status"] == UNKNOWN
+            if unknown.any():
+                bypass, scores = unknown, np.where(unknown, arrays["kept_score"], scores)
+        rows, scores = kept, self._blank(scores, kept)
+        reasons = np.zeros(kept.shape, np.int32) if self._has_reasons else None
+        first = 1
+        for kind, step in self._steps:
+            changed, why = step.apply(scores, arrays)
+            if bypass is not None and kind.of_ranker:
+                changed, why = np.where(bypass, scores, changed), None if why is None else why * ~bypass
+            dropped = (changed == _NOTHING) & (scores != _NOTHING)
+            if dropped.any():
+                rows = np.where(dropped, self._pad, rows)
+            if why is not None and reasons is not None:
+                reasons = np.where(why > 0, why + (first - 1), reasons)
+            scores, first = self._blank(changed, rows), first + len(kind.reasons)
+        return scores, rows, reasons
+
+    def _blank(self, scores: Scores, rows: Rows) -> Scores:
+        """Give empty slots -inf, and items of whose score a broken model says NaN: they go last."""
+        blanked: Scores = np.fmax(scores, _NOTHING)
+        blanked[rows == self._pad] = _NOTHING
+        return blanked

@@ -1,0 +1,85 @@
+"""The rules of a recommender as one: which candidates are kept, and why each of the others is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column
+from ..ranked import Rows, Scores, first_allowed, pick
+from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT
+from ..spec import Array
+from .table import RuleKind
+
+
+def reason_table(
+    rules: Sequence[RuleKind], columns: Mapping[str, Column], items: int
+) -> npt.NDArray[np.int32]:
+    """Return for every catalogue row the reason of the first rule that it fails.
+
+    Parameters
+    ----------
+    rules
+        In order.
+    columns
+        The raw item columns ``[I]`` that they read.
+    items
+        I.
+
+    Returns
+    -------
+    ``[I + 1]`` int32: ``KEPT``, ``FIRST_RULE_REASON + i``, and ``EMPTY_SLOT`` for the pad row.
+    """
+    reasons = np.full(items + 1, KEPT, np.int32)
+    reasons[-1] = EMPTY_SLOT
+    for number, rule in enumerate(rules):
+        failed = (reasons[:-1] == KEPT) & ~rule.passes(columns)
+        reasons[:-1][failed] = FIRST_RULE_REASON + number
+    return reasons
+
+
+class KeptRules:
+    """Keep the first K candidates that pass every rule, and say of each why it was kept or not.
+
+    Parameters
+    ----------
+    reasons
+        What :func:`reason_table` returns.
+    candidates, kept
+        N and K.
+    """
+
+    def __init__(self, reasons: npt.NDArray[np.int32], candidates: int, kept: int) -> None:
+        self._reasons, self._kept, self._pad = reasons, kept, len(reasons) - 1
+        self._places = np.arange(candidates)
+
+    def keep(self, rows: Rows, scores: Scores, source: npt.NDArray[np.int32]) -> dict[str, Array]:
+        """Filter candidates ``[B, N]``, best first.
+
+        Returns
+        -------
+        ``kept_row``, ``kept_index``, ``kept_score``, ``kept_source`` ``[B, K]`` and ``filter_reason
+        [B, N]``.
+        """
+        reason = self._reasons[rows]
+        passed = reason == KEPT
+        kept_index, real = first_allowed(passed, self._kept)
+        kept_row = pick(rows, kept_index)
+        kept_score, kept_source = pick(scores, kept_index), pick(source, kept_index)
+        last = kept_index[:, -1:]
+        if real is not None:
+            empty = ~real
+            kept_row[empty], kept_score[empty], kept_source[empty] = self._pad, 0, 0
+            last = np.where(empty[:, -1:], rows.shape[1], last)
+        # Whatever passed behind the last kept candidate came too late.
+        passed &= self._places > last
+        reason[passed] = BEYOND_KEPT
+        return {
+            "kept_row": kept_row,
+            "kept_index": kept_index,
+            "kept_score": kept_score,
+            "kept_source": kept_source,
+            "filter_reason": reason,
+        }

@@ -1,0 +1,107 @@
+"""Counts on Triton's own metrics port."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Sequence
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from ..settings import STATUS_NAMES
+from ..spec import Array
+from ..stages.specs import ORDERING
+
+#: How often counts go to Triton, in seconds. One increment is a round trip to the server's process; off
+#: the request's path it costs the caller nothing.
+METRICS_PERIOD_S = 1.0
+
+
+#: Custom metrics: name → (label, values it may have, what it says). The values of stage errors are the
+#: model's own stages; answers and short lists are counted where ``ordering`` runs.
+ANSWERS, SHORT_LISTS = "tiercel_answers_total", "tiercel_short_lists_total"
+STAGE_ERRORS, REFUSED = "tiercel_stage_errors_total", "tiercel_refused_requests_total"
+DESCRIPTIONS = {
+    ANSWERS: "Users answered, by what was known of them",
+    SHORT_LISTS: "Answers with fewer items than were asked for",
+    STAGE_ERRORS: "Requests that broke a stage",
+    REFUSED: "Requests refused for what they carried",
+}
+
+#: A stage error outside of every stage.
+ADAPTER = "adapter"
+
+
+class Metrics:
+    """Counts on Triton's own metrics port.
+
+    A request only leaves a note; a thread counts the notes and sends the sums every
+    :data:`METRICS_PERIOD_S`.
+
+    Parameters
+    ----------
+    stages
+        The model's stages.
+    """
+
+    def __init__(self, stages: Sequence[str]) -> None:
+        labels: dict[str, tuple[str, Sequence[str]]] = {
+            STAGE_ERRORS: ("stage", (*stages, ADAPTER)),
+            REFUSED: ("", ("",)),
+        }
+        if ORDERING in stages:
+            labels[ANSWERS] = ("status", STATUS_NAMES)
+            labels[SHORT_LISTS] = ("", ("",))
+        # The families must outlive their metrics, so both are kept.
+        self._families = {
+            name: pb_utils.MetricFamily(
+                name=name, description=DESCRIPTIONS[name], kind=pb_utils.MetricFamily.COUNTER
+            )
+            for name in labels
+        }
+        self._metrics = {
+            (name, value): self._families[name].Metric(labels={label: value} if label else {})
+            for name, (label, values) in labels.items()
+            for value in values
+        }
+        self._gathered: Counter[tuple[str, str]] = Counter()
+        # (status, count, k) of each batch; a deque's append and popleft need no lock.
+        self._notes: deque[tuple[Array, Array, Array | int]] = deque()
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._send_often, name="tiercel-metrics", daemon=True)
+        self._thread.start()
+
+    def count(self, name: str, value: str = "", by: int = 1) -> None:
+        """Add to the metric ``name`` whose label has this value."""
+        if by:
+            with self._lock:
+                self._gathered[name, value] += by
+
+    def note(self, status: Array, count: Array, k: Array | int) -> None:
+        """Note a batch of answers: ``status`` and ``count`` ``[B, 1]``, and how many were asked for."""
+        self._notes.append((status, count, k))
+
+    def close(self) -> None:
+        """Send what is left and stop."""
+        self._closed.set()
+        self._thread.join()
+        self._metrics.clear()
+        self._families.clear()
+
+    def _send_often(self) -> None:
+        while not self._closed.wait(METRICS_PERIOD_S):
+            self._send()
+        self._send()
+
+    def _send(self) -> None:
+        while self._notes:
+            status, count, k = self._notes.popleft()
+            for number, users in enumerate(np.bincount(status[:, 0], minlength=len(STATUS_NAMES)).tolist()):
+                self.count(ANSWERS, STATUS_NAMES[number], users)
+            self.count(SHORT_LISTS, "", int(np.count_nonzero(count < k)))
+        with self._lock:
+            gathered, self._gathered = self._gathered, Counter()
+        for key, by in gathered.items():
+            self._metrics[key].increment(by)

@@ -1,0 +1,123 @@
+"""The sources of a recommender as one: quotas, one scale of scores, no item twice, nothing masked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ranked import Mask, Rows, Scores, order_by_score, pick
+from ..settings import NO_SOURCE, ServingSettings
+from ..spec import Arrays
+from .table import Scorer, Source
+
+#: Scores, rows and source codes, each ``[B, N]``; empty slots are last and hold 0, the pad row I and 0.
+Candidates = tuple[Scores, Rows, npt.NDArray[np.int32]]
+
+
+class MergedSources:
+    """Give each user the N best candidates that the mask allows.
+
+    Each source in order gives its share of items that no earlier one gave; the fallback fills what they
+    leave empty. The first source that can score any item is the scale: by its scores all candidates are
+    sorted, ties by row. Without such a source each keeps its own scores, and sources follow one another.
+
+    Parameters
+    ----------
+    settings
+        Sources, quotas and N.
+    sources
+        The opened sources, in the settings' order.
+    items
+        I.
+    """
+
+    def __init__(self, settings: ServingSettings, sources: Sequence[Source], items: int) -> None:
+        self._sources, self._count, self._pad = tuple(sources), settings.candidates, items
+        self._shares = [(place, quota) for place, quota in enumerate(settings.quotas()) if quota > 0]
+        self._fallback = settings.fallback
+        #: The place of the source that gives the scale, and what scores by it.
+        self._scale = next((i for i, source in enumerate(self._sources) if isinstance(source, Scorer)), None)
+        self._scorer = None if self._scale is None else cast("Scorer", self._sources[self._scale])
+        # One source that fills every slot on its own scale has nothing to be merged with.
+        self._alone = self._shares[0][1] == self._count and self._scale in (None, self._shares[0][0])
+
+    def personal(self, arrays: Arrays, mask: Mask) -> Candidates:
+        """Return the candidates of users of whom something is known.
+
+        Parameters
+        ----------
+        arrays
+            What the sources read, ``[B, …]``.
+        mask
+            What each user must not get; it is added to.
+        """
+        if self._alone:
+            place = self._shares[0][0]
+            scores, rows = self._sources[place].candidates(arrays, mask, self._count)
+            if rows[:, -1].max() != self._pad:
+                return scores, rows, np.full(rows.shape, place + 1, np.int32)
+            parts, codes = [(scores, rows)], [place + 1] * self._count
+        else:
+            parts, codes = self._from_each(arrays, mask)
+        parts, codes = self._filled(arrays, mask, parts, codes)
+        scores = np.concatenate([part[0] for part in parts], axis=1)
+        rows = np.concatenate([part[1] for part in parts], axis=1)
+        source = np.broadcast_to(np.array(codes, np.int32), rows.shape)
+        order = self._order(scores, rows, source)[:, : self._count]
+        return self._blank(pick(scores, order), pick(rows, order), np.array(codes, np.int32)[order])
+
+    def fallback(self, arrays: Arrays, mask: Mask) -> Candidates:
+        """Return the fallback's candidates, with its own scores, for users of whom nothing is known."""
+        scores, rows = self._sources[self._fallback].candidates(arrays, mask, self._count)
+        return self._blank(scores, rows, np.full(rows.shape, self._fallback + 1, np.int32))
+
+    def _from_each(self, arrays: Arrays, mask: Mask) -> tuple[list[tuple[Scores, Rows]], list[int]]:
+        parts: list[tuple[Scores, Rows]] = []
+        codes: list[int] = []
+        for place, quota in self._shares:
+            if parts:
+                mask.add(parts[-1][1])
+            parts.append(self._scaled(place, arrays, *self._sources[place].candidates(arrays, mask, quota)))
+            codes += [place + 1] * quota
+        return parts, codes
+
+    def _scaled(self, place: int, arrays: Arrays, scores: Scores, rows: Rows) -> tuple[Scores, Rows]:
+        """Return a source's candidates with their scores on the common scale."""
+        if self._scorer is None or place == self._scale:
+            return scores, rows
+        return self._scorer.score(arrays, rows), rows
+
+    def _filled(
+        self, arrays: Arrays, mask: Mask, parts: list[tuple[Scores, Rows]], codes: list[int]
+    ) -> tuple[list[tuple[Scores, Rows]], list[int]]:
+        """Fill what the shares left empty from the fallback."""
+        found = sum(np.count_nonzero(rows != self._pad, axis=1) for _, rows in parts)
+        missing = self._count - found
+        most = int(missing.max())
+        if most > 0:
+            mask.add(parts[-1][1])
+            scores, rows = self._sources[self._fallback].candidates(arrays, mask, most)
+            unwanted = np.arange(most) >= missing[:, None]
+            rows = np.where(unwanted, self._pad, rows)
+            scores = np.where(unwanted, np.float32(-np.inf), scores)
+            parts.append(self._scaled(self._fallback, arrays, scores, rows))
+            codes = codes + [self._fallback + 1] * most
+        return parts, codes
+
+    def _order(self, scores: Scores, rows: Rows, source: npt.NDArray[np.int32]) -> Rows:
+        if self._scorer is not None:
+            return order_by_score(scores, rows)
+        place = np.where(rows == self._pad, len(self._sources) + 1, source)
+        order: Rows = np.lexsort((rows, -scores, place), axis=1)
+        return order
+
+    def _blank(self, scores: Scores, rows: Rows, source: npt.NDArray[np.int32]) -> Candidates:
+        """Blank the scores and sources of empty slots, which are the last of a user."""
+        if rows[:, -1].max() == self._pad:
+            empty = rows == self._pad
+            scores = np.where(empty, np.float32(0), scores)
+            source = np.where(empty, np.int32(NO_SOURCE), source)
+        return scores, rows, source

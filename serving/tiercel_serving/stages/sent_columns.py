@@ -1,0 +1,121 @@
+"""Raw columns that a request may carry: what was sent, else what the store holds, else null."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column, flat_ranges
+from ..errors import InvalidRequest
+from ..release.manifest import RequestColumn
+from ..spec import DTYPES, Arrays
+from ..stores.table import Users
+
+
+class SentColumn:
+    """One raw column that a request may carry, and where the store keeps it.
+
+    Parameters
+    ----------
+    column
+        What the manifest says of it.
+    """
+
+    def __init__(self, column: RequestColumn) -> None:
+        self.name, self.tensor, self.companion = column.name, column.tensor, column.companion or ""
+        self.dtype = DTYPES[column.dtype]
+        self.is_list = column.is_list
+        self.of_user = column.part == "user"
+
+    def sent(self, arrays: Arrays) -> npt.NDArray[np.bool_]:
+        """Return ``[B]``: which rows carry a value that is not null."""
+        if self.is_list:
+            return np.asarray(arrays[self.companion][:, 0] >= 0, np.bool_)
+        if self.dtype.kind == "f":
+            return np.asarray(~np.isnan(arrays[self.tensor][:, 0]), np.bool_)
+        return np.asarray(arrays[self.companion][:, 0], np.bool_)
+
+    def column(self, arrays: Arrays, users: Users, sent: npt.NDArray[np.bool_]) -> Column:
+        """Return the column of the batch: what was sent, else what the store holds, else null.
+
+        Parameters
+        ----------
+        arrays
+            The request's tensors.
+        users
+            What the store knows.
+        sent
+            What :meth:`sent` returned.
+        """
+        stored = users.raw(self.name) if self.of_user and not sent.all() else None
+        if stored is None:
+            return self._as_column(arrays, sent)
+        if not sent.any():
+            return stored
+        merge = _merge_lists if self.is_list else _merge_scalars
+        return merge(self._as_column(arrays, sent), stored, sent)
+
+    def check(self, arrays: Arrays) -> None:
+        """Refuse infinities, lengths that do not fit, and a validity without values."""
+        values = arrays.get(self.tensor)
+        if self.is_list:
+            check_list(arrays, self.tensor, self.companion)
+        elif self.dtype.kind != "f" and values is None:
+            valid = arrays.get(self.companion)
+            if valid is not None and valid.any():
+                raise InvalidRequest(
+                    f"stage user_features: {self.companion} says that {self.tensor} has values, but "
+                    f"{self.tensor} was not sent; send it too"
+                )
+        if values is not None and self.dtype.kind == "f" and np.isinf(values).any():
+            raise InvalidRequest(
+                f"stage user_features: {self.tensor} must be finite (NaN means null), came an infinity"
+            )
+
+    def _as_column(self, arrays: Arrays, sent: npt.NDArray[np.bool_]) -> Column:
+        values = arrays[self.tensor]
+        if not self.is_list:
+            return Column(values[:, 0], None if self.dtype.kind == "f" or sent.all() else sent)
+        lengths = np.maximum(arrays[self.companion][:, 0], 0)
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        flat = values[np.arange(values.shape[1]) < lengths[:, None]]
+        return Column(flat, None, offsets, None if sent.all() else sent)
+
+
+def _merge_scalars(sent: Column, stored: Column, where: npt.NDArray[np.bool_]) -> Column:
+    """Return the sent value where there is one, else the stored."""
+    values = np.where(where, sent.values.astype(stored.values.dtype, copy=False), stored.values)
+    return Column(values, None if stored.valid is None else stored.valid | where)
+
+
+def _merge_lists(sent: Column, stored: Column, where: npt.NDArray[np.bool_]) -> Column:
+    """Return the sent list where there is one, else the stored."""
+    if sent.offsets is None or stored.offsets is None:
+        raise TypeError("expected two list columns")
+    behind = len(stored.values)
+    starts = np.where(where, sent.offsets[:-1] + behind, stored.offsets[:-1])
+    lengths = np.where(where, np.diff(sent.offsets), np.diff(stored.offsets))
+    index = flat_ranges(starts, lengths)
+    values = np.concatenate([stored.values, sent.values.astype(stored.values.dtype, copy=False)])[index]
+    valid = None
+    if stored.valid is not None:
+        valid = np.concatenate([stored.valid, np.ones(len(sent.values), np.bool_)])[index]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    row_valid = None if stored.row_valid is None else stored.row_valid | where
+    return Column(values, valid, offsets, row_valid)
+
+
+def check_list(arrays: Arrays, name: str, companion: str, limit: int | None = None) -> None:
+    """Refuse a list tensor that is too long, or whose lengths do not fit its width."""
+    values, lengths = arrays.get(name), arrays.get(companion)
+    width = 0 if values is None else values.shape[1]
+    if limit is not None and width > limit:
+        raise InvalidRequest(
+            f"stage user_features: {name} may hold {limit} ids at most, came {width}; send fewer"
+        )
+    if lengths is not None and lengths.size and (lengths.min() < -1 or lengths.max() > width):
+        wrong = lengths[(lengths < -1) | (lengths > width)].reshape(-1)[0]
+        raise InvalidRequest(
+            f"stage user_features: {companion} must be -1 (null) to {width}, the width of {name}, "
+            f"came {wrong}"
+        )

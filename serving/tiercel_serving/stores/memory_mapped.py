@@ -1,0 +1,144 @@
+"""``memory_mapped``: the users of the release itself, in its memory-mapped tables.
+
+The artefact ``users`` (U users; row U is the dummy row of everybody who is not in the store) holds
+
+    the lookup :data:`USER_LOOKUP` (raw id → row), a stored column :func:`raw_prefix` for each raw user
+    column ``[U + 1]``, ``user_cat [U + 1, Cu]`` i64, ``user_num [U + 1, Fu]`` f32,
+    ``user_list_<c> [U + 1, Lc]``, ``history_offsets [U + 2]``, ``history_rows`` in order of time,
+    ``seen_offsets [U + 2]``, ``seen_rows`` sorted and unique within a user.
+
+Packed arrays of width zero are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column, flat_ranges
+from ..kinds import Settings
+from ..lookups.lookup import Lookup
+from ..ranked import Rows
+from ..release.artefacts import Artefact
+from ..spec import Array
+from ..tables.column_store import StoredColumn, raw_column
+
+#: Prefix of the lookup from raw user id to user row.
+USER_LOOKUP = "user_id"
+
+
+class MemoryMapped(Settings, frozen=True, tag="memory_mapped"):
+    """The release's own tables; they change with the release alone."""
+
+    def open(self, users: Callable[[], Artefact]) -> UserTables:
+        """Open the tables."""
+        return UserTables(users())
+
+
+class UserTables:
+    """The users of a release.
+
+    Parameters
+    ----------
+    artefact
+        The artefact ``users``.
+
+    Attributes
+    ----------
+    size : int
+        U, and the row of everybody who is not in the store.
+    """
+
+    def __init__(self, artefact: Artefact) -> None:
+        self._artefact = artefact
+        self.history_offsets = artefact.array("history_offsets")
+        self.history_rows = artefact.array("history_rows")
+        self.seen_offsets = artefact.array("seen_offsets")
+        self.seen_rows = artefact.array("seen_rows")
+        self.size = len(self.seen_offsets) - 2
+        self._raw: dict[str, StoredColumn | None] = {}
+        # The latest batch: the array that asked, and its snapshot. Holding the array keeps ``is`` honest.
+        self._latest: tuple[Array | None, UserRows | None] = (None, None)
+
+    @cached_property
+    def lookup(self) -> Lookup:
+        """Raw user id → row."""
+        return self._artefact.lookup(USER_LOOKUP)
+
+    def read(self, user_ids: Array) -> UserRows:
+        """Look the users ``[B, 1]`` up."""
+        asked, snapshot = self._latest
+        if asked is user_ids and snapshot is not None:
+            return snapshot
+        snapshot = self.at(self.rows(user_ids[:, 0]))
+        self._latest = (user_ids, snapshot)
+        return snapshot
+
+    def at(self, rows: Rows) -> UserRows:
+        """Return the users in ``rows [B]``; row U is nobody."""
+        return UserRows(self, rows)
+
+    def rows(self, user_ids: Array) -> Rows:
+        """Return the row of each raw id ``[n]``; U where the store has no such user."""
+        found = self.lookup.find(user_ids)
+        return np.where(found < 0, self.size, found)
+
+    def packed(self, name: str) -> Array:
+        """Return a packed table ``[U + 1, …]``."""
+        return self._artefact.array(name, self.size + 1)
+
+    def raw(self, column: str) -> StoredColumn | None:
+        """Return a raw column ``[U + 1]``; None if the store does not hold it."""
+        if column not in self._raw:
+            self._raw[column] = raw_column(self._artefact, column)
+        return self._raw[column]
+
+
+class UserRows:
+    """Some users of the tables: a snapshot, since the tables do not change.
+
+    Parameters
+    ----------
+    tables
+        The tables.
+    rows
+        ``[B]`` their rows.
+    """
+
+    def __init__(self, tables: UserTables, rows: Rows) -> None:
+        self._tables, self.rows = tables, rows
+        self.known: npt.NDArray[np.bool_] = rows < tables.size
+
+    def packed(self, name: str) -> Array:
+        """Return a model-ready tensor ``[B, …]``."""
+        taken: Array = self._tables.packed(name).take(self.rows, axis=0)
+        return taken
+
+    def raw(self, name: str) -> Column | None:
+        """Return a raw column of ``B`` rows; None if the store does not hold it."""
+        stored = self._tables.raw(name)
+        return None if stored is None else stored.take(self.rows)
+
+    def history(self, length: int, pad: int) -> tuple[Rows, npt.NDArray[np.int32]]:
+        """Return the latest items ``[B, length]``, oldest first, and how many ``[B]`` are real."""
+        offsets, listed, rows = self._tables.history_offsets, self._tables.history_rows, self.rows
+        out = np.full((len(rows), length), pad, np.int64)
+        if len(rows) == 1:
+            begin, end = offsets[rows[0] : rows[0] + 2].tolist()
+            count = min(end - begin, length)
+            out[0, :count] = listed[end - count : end]
+            return out, np.array([count], np.int32)
+        ends = offsets[rows + 1]
+        counts = np.minimum(ends - offsets[rows], length)
+        real = np.arange(length) < counts[:, None]
+        out[real] = listed[flat_ranges(ends - counts, counts)]
+        return out, counts.astype(np.int32)
+
+    def seen(self) -> tuple[Rows, Rows]:
+        """Return all item rows that they have had, end to end, and how many ``[B]`` belong to each."""
+        starts = self._tables.seen_offsets[self.rows]
+        counts = self._tables.seen_offsets[self.rows + 1] - starts
+        return self._tables.seen_rows[flat_ranges(starts, counts)], counts
