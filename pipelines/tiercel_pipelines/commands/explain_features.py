@@ -154,7 +154,7 @@ def explain(
             f"{source}: expected a recipe, or the directory of a run, a release or a saved NVTabular "
             f"workflow; {came}"
         )
-    from ..recipe.recipe import load_recipe
+    from ..recipe.load import load_recipe
 
     recipe = load_recipe(source)
     run = Path("runs") / recipe.name
@@ -195,9 +195,10 @@ def explain_recipe(
     from ..features.origin import cut_or_whole
     from ..features.sample_rows import rows_of_frame
     from ..features.workflow import fit_workflow
+    from ..recipe.check import check_recipe
 
     dataset = load_dataset(recipe.dataset, data_dir=data_dir, progress=progress)
-    recipe.check(dataset)
+    check_recipe(recipe, dataset)
     split = split_dataset(
         dataset, train=recipe.split.train, validation=recipe.split.validation, seed=recipe.split.seed
     )

@@ -88,13 +88,8 @@ def command(
     with shell(json=json, debug=debug) as sh:
         with sh.work(f"Transforming by {source}") as progress:
             from ..features.origin import kind_of
-            from ..features.transform import (
-                BATCH_ROWS,
-                Transform,
-                check_output,
-                parquet_files,
-                transform_files,
-            )
+            from ..features.parquet_files import check_output, parquet_files
+            from ..features.transform import BATCH_ROWS, Transform, transform_files
 
             kind = kind_of(source)
             if kind is None:
@@ -182,7 +177,7 @@ def chosen_parts(
 ) -> tuple[str, ...]:
     """Return the parts to transform: those that are asked for, else those whose columns the files have."""
     from ..errors import DataMissing
-    from ..features.transform import read_footer
+    from ..features.parquet_files import read_footer
 
     if part == "both":
         return source.parts
