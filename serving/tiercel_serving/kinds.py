@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -87,17 +88,31 @@ class Kinds(Generic[T]):
             raise KindUnavailable(f"there is no {self.what} {name!r}; {choose(name, self.rows)}")
         module, _, attribute = row.path.partition(":")
         try:
-            return cast("type[T]", getattr(importlib.import_module(module), attribute))
+            with self._needing(name, row):
+                return cast("type[T]", getattr(importlib.import_module(module), attribute))
+        except (ImportError, AttributeError) as error:
+            raise KindUnavailable(self._broken(name, row, error)) from error
+
+    def using(self, settings: object) -> AbstractContextManager[None]:
+        """Return a context in which a library that a kind misses is an error that says what to install.
+
+        For what a kind imports only where it is made or opened.
+        """
+        name = self.name_of(settings)
+        return self._needing(name, self.rows[name])
+
+    @contextmanager
+    def _needing(self, name: str, row: Kind) -> Iterator[None]:
+        try:
+            yield
         except ModuleNotFoundError as error:
             missing = error.name or ""
-            if row.extra is None or module.startswith(missing):
+            if row.extra is None or row.path.startswith(missing):
                 raise KindUnavailable(self._broken(name, row, error)) from error
             raise KindUnavailable(
                 f"{self.what} {name!r} needs {missing}, which is not installed; "
                 f'run pip install "tiercel[{row.extra}]"'
             ) from error
-        except (ImportError, AttributeError) as error:
-            raise KindUnavailable(self._broken(name, row, error)) from error
 
     def _broken(self, name: str, row: Kind, error: Exception) -> str:
         return (

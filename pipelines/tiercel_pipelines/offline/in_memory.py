@@ -18,7 +18,7 @@ from tiercel_serving.reorder.steps import Steps
 from tiercel_serving.rules.kept import KeptRules, reason_table
 from tiercel_serving.settings import KNOWN, ServingSettings
 from tiercel_serving.sources.merged import Candidates, MergedSources
-from tiercel_serving.sources.table import Material, Source, SourceKind
+from tiercel_serving.sources.table import SOURCES, Material, Source, SourceKind
 from tiercel_serving.spec import Array, Arrays
 from tiercel_serving.stages.specs import query_stage
 from tiercel_serving.stores.memory_mapped import UserTables
@@ -106,9 +106,10 @@ def open_source(
         form={} if model is None else model.form(packed.catalogue),
         candidates=candidates,
     )
-    made = kind.make(material)
-    artefact = Artefact.in_memory("source", made.arrays, made.meta)
-    return kind.open(artefact, packed.n_items, len(os.sched_getaffinity(0)))
+    with SOURCES.using(kind):
+        made = kind.make(material)
+        artefact = Artefact.in_memory("source", made.arrays, made.meta)
+        return kind.open(artefact, packed.n_items, len(os.sched_getaffinity(0)))
 
 
 class OfflineRetrieval:
