@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..recipe.recipe import Recipe
     from ..training import TrainedRun
 
-Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="At most so many, for each model that has any.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="At most so many, for each model.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Overwrite what is already there.")]
 
 

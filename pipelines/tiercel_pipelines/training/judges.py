@@ -15,7 +15,7 @@ from tiercel_serving.stages.specs import query_stage
 
 from ..arrays.lists import RankingLists
 from ..arrays.packed import Packed
-from ..arrays.pairs import IntArray, Pairs
+from ..arrays.pairs import Array, IntArray, Pairs
 from ..families.table import FittedRanking, FittedRetrieval
 from ..offline.in_memory import KnownUsers, OfflineOrdering, blocks, open_source
 from ..offline.metrics import Relevance, ranking_metrics
@@ -109,7 +109,7 @@ class RankingJudge:
         for block in blocks(np.arange(len(self.lists))):
             lists = self.lists.take(block)
             users = self.packed.user_tensors(lists.users, lists.history)
-            first = {
+            first: dict[str, Array] = {
                 "kept_row": lists.rows[:, :kept],
                 "kept_score": lists.scores[:, :kept],
                 "kept_source": lists.sources[:, :kept],
