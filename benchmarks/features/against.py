@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from benchmarks.features.cases import Case
 from benchmarks.features.plan import Plan
 from benchmarks.features.timing import Call, Timed, interleave, span
-
 from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
 from tiercel_serving.columns import Column
 from tiercel_serving.errors import BenchError

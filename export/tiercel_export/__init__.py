@@ -1,22 +1,24 @@
-"""Compilers: fitted workflow, towers, rankers and indexes in, a release for Triton out.
+"""Compilers: fitted workflow, served forms of retrieval models and a ranker in, a release for Triton out.
 
->>> from tiercel_export import build_release  # doctest: +SKIP
+>>> from tiercel_export import Vectors, build_release  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .release.build import build_release
+    from .forms import Given, Vectors
+    from .release.build import FeatureOptions, TableColumns, build_release
 
-__all__ = ["build_release"]
+__all__ = ["FeatureOptions", "Given", "TableColumns", "Vectors", "build_release"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``build_release`` when it is asked for: it brings torch and NVTabular along."""
-    if name == "build_release":
-        from .release.build import build_release
-
-        return build_release
+    """Import what is asked for: it brings torch and NVTabular along."""
+    if name in __all__:
+        return getattr(
+            import_module(".forms" if name in ("Given", "Vectors") else ".release.build", __name__), name
+        )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

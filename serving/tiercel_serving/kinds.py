@@ -116,14 +116,17 @@ class Kinds(Generic[T]):
             ) from error
 
     @contextmanager
-    def using(self, name: str) -> Iterator[None]:
+    def using(self, kind: object) -> Iterator[None]:
         """Say of a library that turns out to be missing which extra installs it.
+
+        For what a kind, given by name or by its settings, imports only where it is made or opened.
 
         Raises
         ------
         KindUnavailable
             A library that the kind needs is missing.
         """
+        name = kind if isinstance(kind, str) else self.name_of(kind)
         row = self.rows[name]
         try:
             yield

@@ -123,6 +123,7 @@ def test_nothing_is_sent_if_one_user_is_wrong(make: Make) -> None:
     assert transport.requests == []
 
 
+@pytest.mark.timed
 def test_requests_run_side_by_side_and_not_too_many(make: Make) -> None:
     recommender, _ = make({"max_batch_size": 1, "latency_s": 0.1}, max_concurrency=5)
     begun = time.perf_counter()
@@ -389,6 +390,7 @@ def test_a_retry_has_the_same_request_id_and_less_time(make: Make) -> None:
     assert second.timeout_s <= first.timeout_s - 0.02
 
 
+@pytest.mark.timed
 def test_no_retry_that_would_be_late(make: Make) -> None:
     recommender, transport = make(retry=Retry(attempts=5, first_delay_s=0.5, jitter=0))
     recommender.recommend(42)

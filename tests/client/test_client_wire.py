@@ -165,6 +165,7 @@ def test_a_full_queue_is_tried_again(recommender: Any, server: WireServer) -> No
     assert len(server.requests) == 3
 
 
+@pytest.mark.timed
 def test_a_slow_server(recommender: Any, server: WireServer) -> None:
     recommender.recommend("ü")
     server.script.append(1.0)
@@ -182,6 +183,7 @@ def test_health_has_a_deadline(recommender: Any, server: WireServer) -> None:
     assert recommender.health().build_id == "fake"
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_nobody_listens(flavour: str) -> None:
     with FLAVOURS[flavour][0](f"127.0.0.1:{free_port()}", retry=QUICK, timeout_s=5.0) as recommender:

@@ -23,7 +23,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _cached_export() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tiercel_export.models.prepare.export_onnx", CachedExport())
+        patch.setattr("tiercel_export.models.onnx.make_onnx", CachedExport())
         yield
 
 

@@ -17,10 +17,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from tiercel_export.models import dense
-from tiercel_export.release.build import build_release
+from tiercel_export import Vectors, build_release
+from tiercel_export.models.onnx import make_onnx
+from tiercel_serving.engines.onnx import Onnx
 from tiercel_serving.release.opened import Release
-from tiercel_serving.settings import Rule, ServingSettings, Source
+from tiercel_serving.reorder.weighted_sum import WeightedSum
+from tiercel_serving.rules.compare import Compare
+from tiercel_serving.settings import ServingSettings
+from tiercel_serving.sources.index import Index
+from tiercel_serving.sources.popular import Popular
 
 USERS, ITEMS, EVENTS = 40, 60, 700
 
@@ -32,9 +37,12 @@ SETTINGS = ServingSettings(
     history_length=6,
     max_batch_size=8,
     max_excluded=50,
-    sources=(Source("towers", "index"), Source("popular", "popular", 4)),
-    rules=(Rule("in stock", "stock", ">", 0), Rule("not for sale", "kind", "not in", ["gift"])),
-    task_weights=(1.0, 0.5),
+    sources=(Index("towers"), Popular("popular", quota=4)),
+    rules=(
+        Compare("in stock", column="stock", operator=">", value=0),
+        Compare("not for sale", column="kind", operator="not in", value=("gift",)),
+    ),
+    reorder=(WeightedSum((1.0, 0.5)),),
     history_columns=("item_id", "kind"),
     title_column="title",
 )
@@ -57,8 +65,7 @@ class Parts:
         return {
             "name": "small",
             "workflow": self.workflow,
-            "user_tower": self.user_tower,
-            "item_tower": self.item_tower,
+            "retrieval": {"towers": Vectors(self.user_tower, self.item_tower)},
             "ranker": self.ranker,
             "users": self.users,
             "items": self.items,
@@ -220,16 +227,17 @@ def small_release(destination: Path, parts: Parts, **changes: Any) -> Release:
 
 
 class CachedExport:
-    """``export_onnx`` that exports equal modules once: it takes seconds and is tested by itself."""
+    """``make_onnx`` that exports equal modules once: it takes seconds and is tested by itself."""
 
     def __init__(self) -> None:
         self._models: dict[Any, bytes] = {}
 
-    def __call__(self, module: nn.Module, path: Path, *, build_id: str, **options: Any) -> None:
+    def __call__(self, module: nn.Module, folder: Path, *, build_id: str, **options: Any) -> None:
+        path = folder / Onnx.file
         state = [(name, value.numpy().tobytes()) for name, value in module.state_dict().items()]
         key = (type(module).__name__, tuple(state), repr(sorted(options.items())))
         if key not in self._models:
-            dense.export_onnx(module, path, build_id="cached", **options)
+            make_onnx(module, folder, build_id="cached", **options)
             self._models[key] = path.read_bytes()
         model = onnx.load_from_string(self._models[key])
         model.metadata_props[0].value = build_id

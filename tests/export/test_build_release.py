@@ -6,10 +6,10 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,19 +17,29 @@ import torch
 from small_release import ITEMS, SETTINGS, USERS, Parts, small_parts, small_release
 from torch import nn
 
+from tiercel_export import FeatureOptions, Vectors, build_release
 from tiercel_export.errors import ExportInputError
-from tiercel_export.release.build import STEPS, build_release
+from tiercel_export.release.build import STEPS
 from tiercel_serving.errors import (
     ArtefactCorrupt,
     ArtefactMissing,
     BuildMismatch,
+    DestinationTaken,
+    InvalidSettings,
+    KindUnavailable,
     NewerFormat,
     ReleaseMissing,
+    TiercelError,
     VerificationFailed,
 )
+from tiercel_serving.release.manifest import Catalogue, PackedList, encode, read_manifest
 from tiercel_serving.release.opened import Release, check_files, open_release
-from tiercel_serving.runtime.chain import Pipeline
-from tiercel_serving.settings import Rule, ServingSettings, Source
+from tiercel_serving.release.writing import write_manifest
+from tiercel_serving.reorder.weighted_sum import WeightedSum
+from tiercel_serving.rules.compare import Compare
+from tiercel_serving.runtime.chain import Chain
+from tiercel_serving.sources.index import Index
+from tiercel_serving.sources.popular import Popular
 from tiercel_serving.verify.checks import verify_release
 
 
@@ -37,10 +47,14 @@ def answer(release: Release, ids: list[Any], **more: Any) -> dict[str, np.ndarra
     dtype = object if isinstance(ids[0], bytes) else np.int64
     users = np.empty((len(ids), 1), dtype)
     users[:, 0] = ids
-    pipeline = Pipeline.open(release)
+    chain = Chain.open(release)
     arrays = {"user_id": users, **more}
-    pipeline.check(arrays)
-    return pipeline.run(arrays)[0]
+    chain.check(arrays)
+    return chain.run(arrays)[0]
+
+
+def changed(**changes: Any) -> Any:
+    return msgspec.structs.replace(SETTINGS, **changes)
 
 
 def test_a_release_answers_in_process(release: Release, parts: Parts) -> None:
@@ -67,7 +81,7 @@ def test_unknown_users_get_what_is_popular(release: Release, parts: Parts) -> No
 def test_text_ids(tmp_path: Path, release: Release) -> None:
     parts = small_parts(tmp_path / "workflow", text_ids=True)
     made = small_release(tmp_path / "release", parts)
-    assert made.manifest["catalogue"]["item_id_dtype"] == "bytes"
+    assert made.manifest.catalogue.item_id_dtype == "bytes"
     out = answer(made, ["ü 3".encode(), b"nobody"])
     assert out["status"].tolist() == [[0], [2]]
     assert set(out["item_id"][0].tolist()) <= {item.encode() for item in parts.items["item_id"]}
@@ -76,25 +90,18 @@ def test_text_ids(tmp_path: Path, release: Release) -> None:
 
 def test_manifest_says_what_there_is(release: Release) -> None:
     manifest = release.manifest
-    assert manifest["catalogue"] == {
-        "items": ITEMS,
-        "users": USERS,
-        "interactions": 700,
-        "item_id_dtype": "int64",
-        "user_id_dtype": "int64",
-        "item_id_column": "item_id",
-        "user_id_column": "user_id",
-        "dimension": 8,
-    }
-    assert manifest["packed"]["user_cat"] == ["user_id", "country", "age", "device"]
-    assert manifest["packed"]["item_lists"] == {"tags": 3}
-    assert manifest["engines"]["ranking"]["tasks"] == 2
-    assert manifest["index"]["recall"] == 1.0
-    assert manifest["libraries"]["onnxruntime"]
-    assert ServingSettings.from_json(manifest["settings"]) == SETTINGS
-    assert set(manifest["raw_item_columns"]) == {"item_id", "kind", "tags", "price", "stock", "title"}
+    assert manifest.catalogue == Catalogue(ITEMS, USERS, 700, "int64", "int64", "item_id", "user_id")
+    assert manifest.packed.user_cat == ("user_id", "country", "age", "device")
+    assert manifest.packed.item_lists == (PackedList("tags", 3),)
+    assert manifest.queries["towers"].dimension == 8
+    assert manifest.ranking is not None
+    assert manifest.ranking.tasks == 2
+    assert manifest.sources["towers"]["recall"] == 1.0
+    assert manifest.made.libraries["onnxruntime"]
+    assert encode(manifest.settings) == encode(SETTINGS)
+    assert set(manifest.raw_item_columns) == {"item_id", "kind", "tags", "price", "stock", "title"}
     check_files(release)
-    assert not [name for name in manifest["files"] if name.endswith((".pkl", ".pickle"))]
+    assert not [name for name in manifest.files if name.endswith((".pkl", ".pickle"))]
 
 
 def test_progress_reports_every_step(parts: Parts, tmp_path: Path) -> None:
@@ -106,19 +113,22 @@ def test_progress_reports_every_step(parts: Parts, tmp_path: Path) -> None:
 
 
 def test_an_approximate_index_is_verified_from_its_own_candidates(parts: Parts, tmp_path: Path) -> None:
-    made = small_release(tmp_path / "r", parts, index="IVF4,Flat")
-    assert made.manifest["index"]["parameters"]["nprobe"] >= 1
-    assert made.manifest["index"]["recall"] >= 0.99
-    assert verify_release(made).ok
+    sources = (Index("towers", factory="IVF4,Flat"), Popular(quota=4))
+    made = small_release(tmp_path / "r", parts, settings=changed(sources=sources))
+    assert made.manifest.sources["towers"]["parameters"]["nprobe"] >= 1
+    assert made.manifest.sources["towers"]["recall"] >= 0.99
+    assert not made.manifest.sources["towers"]["exact"]
+    report = verify_release(made)
+    assert report.ok
+    assert "recall" in next(row.detail for row in report.rows if row.artefact == "towers")
 
 
 def test_vectors_instead_of_a_tower_and_no_users(parts: Parts, tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(ITEMS, 8)).astype(np.float32)
-    made = small_release(
-        tmp_path / "r", parts, item_tower=None, item_vectors=vectors, users=None, interactions=None
-    )
-    assert made.manifest["catalogue"]["users"] == 0
-    stored = made.artefact("index", "index").arrays["vectors"]
+    retrieval = {"towers": Vectors(parts.user_tower, vectors)}
+    made = small_release(tmp_path / "r", parts, retrieval=retrieval, users=None, interactions=None)
+    assert made.manifest.catalogue.users == 0
+    stored = made.artefact("source_towers", "source").arrays["vectors"]
     assert np.array_equal(stored, vectors)
     out = answer(made, [5, 6], age=np.array([[30], [0]]), age__valid=np.array([[True], [False]]))
     assert out["status"].tolist() == [[1], [2]]
@@ -137,15 +147,15 @@ def test_unknown_ids_in_interactions_are_said_and_left_out(parts: Parts, tmp_pat
         {"user_id": [1000, -5, -6], "item_id": [1, 500, 500], "timestamp": [0, 0, 0], "device": ["web"] * 3}
     )
     made = small_release(tmp_path / "r", parts, interactions=pd.concat([parts.interactions, stray]))
-    notes = "\n".join(made.manifest["notes"])
+    notes = "\n".join(made.manifest.notes)
     assert "1 of 703 name 1 items that `items` does not hold (1); they were dropped" in notes
     assert "2 of 703 belong to 2 users that `users` does not hold (-5, -6)" in notes
 
 
 def test_more_candidates_than_items_is_noted(parts: Parts, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, candidates=100)
+    settings = changed(candidates=100)
     made = small_release(tmp_path / "r", parts, settings=settings)
-    assert any("40 slots stay empty" in note for note in made.manifest["notes"])
+    assert any("40 slots stay empty" in note for note in made.manifest.notes)
     out = answer(made, [parts.users["user_id"][0]])
     assert (out["retrieved_row"][0] < ITEMS).sum() < 100
 
@@ -168,11 +178,11 @@ def frame(name: str, edit: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[
 
 
 def setting(**changes: Any) -> Callable[[Parts], dict[str, Any]]:
-    return lambda parts: {"settings": replace(SETTINGS, **changes)}
+    return lambda parts: {"settings": changed(**changes)}
 
 
 def vectors(array: Any) -> Callable[[Parts], dict[str, Any]]:
-    return lambda parts: {"item_tower": None, "item_vectors": array}
+    return lambda parts: {"retrieval": {"towers": Vectors(parts.user_tower, array)}}
 
 
 GOOD = np.ones((ITEMS, 8), np.float32)
@@ -208,60 +218,85 @@ REFUSED = {
         frame("interactions", lambda f: f.assign(timestamp=f.timestamp.where(f.timestamp > 50))),
         "have no 'timestamp'",
     ),
-    "both vectors and tower": (lambda parts: {"item_vectors": GOOD}, "item_vectors or item_tower"),
-    "neither": (lambda parts: {"item_tower": None}, "item_vectors or item_tower"),
-    "vectors of other items": (vectors(GOOD[:-1]), r"expected \[60, D\].*came \[59, 8\]"),
+    "vectors of other items": (
+        vectors(GOOD[:-1]),
+        r"retrieval\['towers'\]\.items: expected \[60, D\].*came \[59, 8\]",
+    ),
     "flat vectors": (vectors(GOOD[:, 0]), r"expected \[60, D\]"),
     "integer vectors": (vectors(GOOD.astype(np.int64)), "expected float32, came int64"),
     "a hole in a vector": (vectors(HOLE), "the first in row 7"),
     "tower of another dimension": (
-        lambda parts: {"user_tower": Narrow()},
-        r"user_tower: expected float32 \[B, 8\], came float32 \[3, 1\]",
+        lambda parts: {"retrieval": {"towers": Vectors(Narrow(), parts.item_tower)}},
+        r"retrieval\['towers'\]\.query: expected float32 \[B, 8\], came float32 \[3, 1\]",
     ),
     "ranker without tasks": (
         lambda parts: {"ranker": OneColumn()},
         r"ranker: expected float32 \[B, 16, any\], came float32 \[3, 16\]",
     ),
-    "weights of other tasks": (setting(task_weights=(1.0,)), "1 task_weights for a ranker with 2 tasks"),
-    "k above kept": (setting(k_max=17), r"k_max \(17\) is above kept \(16\)"),
-    "kept above candidates": (setting(kept=25), r"kept \(25\) is above candidates \(24\)"),
-    "default above max": (setting(k_default=13), r"k_default \(13\) is above k_max"),
-    "no candidates": (setting(candidates=0), "candidates is 0, at least 1"),
-    "negative history": (setting(history_length=-1), "history_length is -1"),
-    "history columns alone": (setting(history_length=0), "history_columns need"),
-    "unknown users' fate": (setting(unknown_users="ignore"), "unknown_users is 'ignore'"),
-    "no popular source": (setting(sources=(Source("towers", "index"),)), "exactly one source"),
+    "weights of other tasks": (
+        setting(reorder=(WeightedSum((1.0,)),)),
+        r"settings\.reorder\[0\]\.weights: 1 weights, but the ranking model has 2 tasks",
+    ),
+    "weights without a ranker": (lambda parts: {"ranker": None}, "has no tasks"),
+    "k above kept": (setting(k_max=17), r"settings\.k_max: 17 is more than the candidates that are ranked"),
+    "kept above candidates": (setting(kept=25), r"settings\.kept: 25 is more than are retrieved"),
+    "several at once": (
+        setting(kept=25, history_length=-1, k_default=0),
+        r"(?s)settings\.k_default: .*\nsettings\.history_length: .*\nsettings\.kept: ",
+    ),
+    "default above max": (setting(k_default=13), r"settings\.k_default: 13 is more than a request may ask"),
+    "no candidates": (setting(candidates=0), r"settings\.candidates: expected a whole number of at least 1"),
+    "negative history": (setting(history_length=-1), r"settings\.history_length: expected"),
+    "history columns alone": (setting(history_length=0), r"settings\.history_columns: need a history_length"),
+    "unknown users' fate": (setting(unknown_users="ignore"), "no way 'ignore'"),
+    "no fallback": (setting(sources=(Index("towers"),)), r"settings\.sources: no source serves users"),
     "twice the name": (
-        setting(sources=(Source("a", "index"), Source("a", "popular", 0))),
-        "the same name twice",
+        setting(sources=(Index("towers"), Popular("towers", quota=0))),
+        "2 sources are called 'towers'",
     ),
-    "unknown kind": (
-        setting(sources=(Source("a", "graph"), Source("p", "popular", 0))),
-        "kind 'graph'",
-    ),
+    "a source of no kind": (setting(sources=("index", Popular())), r"settings\.sources\[0\]: expected"),
     "quotas too large": (
-        setting(sources=(Source("a", "index", 20), Source("p", "popular", 9))),
-        "29 together, above 24",
+        setting(sources=(Index("towers", quota=20), Popular(quota=9))),
+        r"quotas add up to 29, more than candidates \(24\)",
+    ),
+    "a quota of nothing": (
+        setting(sources=(Index("towers", quota=0), Popular())),
+        r"settings\.sources\[0\]\.quota: the source 'towers' has a quota of 0",
     ),
     "two open quotas": (
-        setting(sources=(Source("a", "index"), Source("p", "popular"))),
-        "only one source may leave its quota open",
+        setting(sources=(Index("towers"), Popular())),
+        "more than one source has no quota",
     ),
-    "rule on nothing": (setting(rules=(Rule("r", "colour", "==", 1),)), "'colour' is no column of `items`"),
-    "odd operator": (setting(rules=(Rule("r", "stock", "~", 1),)), "operator '~' is none of"),
-    "in needs a list": (setting(rules=(Rule("r", "kind", "in", "toy"),)), "needs a list of values"),
-    "text against number": (setting(rules=(Rule("r", "stock", ">", "many"),)), "holds numbers"),
-    "number against text": (setting(rules=(Rule("r", "kind", "==", 3),)), "holds text"),
-    "list needs in": (setting(rules=(Rule("r", "tags", "==", "a"),)), "is a list"),
-    "title of nothing": (setting(title_column="name"), "title_column 'name'"),
-    "history of a list": (setting(history_columns=("tags",)), "history column 'tags'"),
+    "rule on nothing": (
+        setting(rules=(Compare("r", "colour", "==", 1),)),
+        r"settings\.rules\[0\]: 'colour' is no column of `items`",
+    ),
+    "odd operator": (setting(rules=(Compare("r", "stock", "~", 1),)), "no known operator: '~'"),
+    "in needs a list": (setting(rules=(Compare("r", "kind", "in", "toy"),)), "give a tuple of values"),
+    "text against number": (
+        setting(rules=(Compare("r", "stock", ">", "many"),)),
+        r"settings\.rules\[0\]\.value: .*holds numbers, with 'many'",
+    ),
+    "number against text": (setting(rules=(Compare("r", "kind", "==", 3),)), "holds strings, with 3"),
+    "list needs in": (setting(rules=(Compare("r", "tags", "==", "a"),)), "holds lists of strings"),
+    "title of nothing": (setting(title_column="name"), r"settings\.title_column: 'name' is no column"),
+    "history of a list": (setting(history_columns=("tags",)), r"settings\.history_columns: 'tags' is no"),
     "order of training": (
-        lambda parts: {"expected_packed": {"item_cat": ["kind", "item_id"]}},
+        lambda parts: {"features": FeatureOptions(expected_packed={"item_cat": ["kind", "item_id"]})},
         r"trained on the columns \['kind', 'item_id'\]",
     ),
-    "unknown target": (lambda parts: {"target": "abacus"}, "target: expected one of cpu"),
-    "unknown layout": (lambda parts: {"layout": "flat"}, "layout: expected one of fused, staged"),
-    "unknown index": (lambda parts: {"index": "Magic"}, "factory string 'Magic'"),
+}
+
+#: What is no fault of the parts, but of the choice of a target, an engine, a layout or an index.
+UNKNOWN: dict[str, tuple[Callable[[Parts], dict[str, Any]], type[TiercelError], str]] = {
+    "target": (lambda parts: {"target": "abacus"}, InvalidSettings, "no target 'abacus'; use 'cpu'"),
+    "engine": (lambda parts: {"engine": "abacus"}, KindUnavailable, "no engine 'abacus'; use 'onnx'"),
+    "layout": (lambda parts: {"layout": "flat"}, InvalidSettings, "no layout 'flat'; use 'fused', 'staged'"),
+    "index": (
+        setting(sources=(Index("towers", factory="Magic"), Popular(quota=4))),
+        InvalidSettings,
+        r"settings\.sources\[0\] \(towers\): .*factory string 'Magic'",
+    ),
 }
 
 
@@ -271,15 +306,26 @@ def test_parts_that_do_not_fit_are_refused(
 ) -> None:
     changes, words = REFUSED[case]
     # The models are not what is tested here, and take most of the time.
-    monkeypatch.setattr("tiercel_export.models.prepare.export_onnx", lambda *args, **kwargs: None)
+    monkeypatch.setattr("tiercel_export.models.onnx.make_onnx", lambda *args, **kwargs: None)
     with pytest.raises(ExportInputError, match=words):
+        small_release(tmp_path / "r", parts, **changes(parts))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_what_there_is_to_choose_from_is_said(
+    case: str, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes, error, words = UNKNOWN[case]
+    monkeypatch.setattr("tiercel_export.models.onnx.make_onnx", lambda *args, **kwargs: None)
+    with pytest.raises(error, match=words):
         small_release(tmp_path / "r", parts, **changes(parts))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_release_stays_unless_it_may_go(release: Release, parts: Parts, copied: Path) -> None:
     before = (copied / "manifest.json").read_text()
-    with pytest.raises(ExportInputError, match="replace"):
+    with pytest.raises(DestinationTaken, match="replace"):
         small_release(copied, parts)
     assert (copied / "manifest.json").read_text() == before
     made = small_release(copied, parts, replace=True)
@@ -299,37 +345,34 @@ def test_ctrl_c_at_any_step_leaves_nothing(
             raise KeyboardInterrupt
 
     if step != STEPS[-1]:
-        monkeypatch.setattr("tiercel_export.models.prepare.export_onnx", fake_export(tmp_path))
+        monkeypatch.setattr("tiercel_export.models.onnx.make_onnx", fake_export)
     with pytest.raises(KeyboardInterrupt):
         small_release(tmp_path / "deep" / "r", parts, progress=interrupt, verify=False)
     assert not (tmp_path / "deep").exists() or list((tmp_path / "deep").iterdir()) == []
 
 
-def fake_export(folder: Path) -> Callable[..., None]:
-    def write(module: nn.Module, path: Path, **kwargs: Any) -> None:
-        path.write_bytes(b"")
-
-    return write
+def fake_export(module: nn.Module, folder: Path, **kwargs: Any) -> None:
+    (folder / "model.onnx").write_bytes(b"")
 
 
 def test_a_model_that_differs_from_its_source_is_never_released(
     parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tiercel_export.models.prepare as models
+    from tiercel_export.models import onnx
 
-    export = models.export_onnx
+    make = onnx.make_onnx
 
-    def wrong(module: nn.Module, path: Path, **kwargs: Any) -> None:
+    def wrong(module: nn.Module, folder: Path, **kwargs: Any) -> None:
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.add_(0.01)
-        export(module, path, **kwargs)
+        make(module, folder, **kwargs)
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.sub_(0.01)
 
-    monkeypatch.setattr(models, "export_onnx", wrong)
-    with pytest.raises(VerificationFailed, match="user_tower, torch") as error:
+    monkeypatch.setattr(onnx, "make_onnx", wrong)
+    with pytest.raises(VerificationFailed, match="query_towers, torch") as error:
         small_release(tmp_path / "r", parts)
     assert "ranking, torch" in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -340,7 +383,7 @@ def test_verify_prints_a_row_for_every_artefact(release: Release) -> None:
     assert report.ok
     assert {row.artefact for row in report.rows} == {
         *("files", "triton", "user_features", "item_features", "items", "users"),
-        *("user_tower", "ranking", "index", "pipeline"),
+        *("query_towers", "ranking", "towers", "popular", "answers"),
     }
     assert all(row.compared > 0 for row in report.rows)
     document = json.loads(json.dumps(report.to_json()))
@@ -368,10 +411,7 @@ def rewrite(path: Path, name: str, edit: Callable[[np.ndarray], None]) -> None:
     array = np.load(file)
     edit(array)
     np.save(file, array)
-    from tiercel_serving.release.writing import write_manifest
-
-    manifest = json.loads((path / "manifest.json").read_text())
-    write_manifest(path, {key: value for key, value in manifest.items() if key != "files"})
+    write_manifest(path, read_manifest((path / "manifest.json").read_bytes(), "manifest.json"))
 
 
 @pytest.mark.parametrize(
@@ -380,8 +420,10 @@ def rewrite(path: Path, name: str, edit: Callable[[np.ndarray], None]) -> None:
         ("items/item_num", "items"),
         ("items/item_cat", "items"),
         ("users/user_cat", "users"),
-        ("index/vectors", "index"),
-        ("items/popular_scores", "pipeline"),
+        ("source_towers/vectors", "towers"),
+        ("source_popular/scores", "popular"),
+        ("source_popular/scores", "answers"),
+        ("source_popular/rows", "answers"),
     ],
 )
 def test_verify_finds_a_wrong_artefact(copied: Path, name: str, artefact: str) -> None:
@@ -407,8 +449,8 @@ def test_verify_finds_a_config_that_triton_would_refuse(copied: Path) -> None:
 def test_one_changed_byte_is_found(copied: Path) -> None:
     for name in (
         "artefacts/ranking/model.onnx",
-        "artefacts/index/index.faiss",
-        "triton/pipeline/config.pbtxt",
+        "artefacts/source_towers/index.faiss",
+        "triton/chain/config.pbtxt",
     ):
         file = copied / name
         data = bytearray(file.read_bytes())
@@ -428,7 +470,7 @@ def test_a_missing_file_and_a_truncated_one_are_found(copied: Path) -> None:
     file = copied / "artefacts" / "items" / "item_cat.npy"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ArtefactCorrupt, match="item_cat"):
-        Pipeline.open(copied)
+        Chain.open(copied)
 
 
 def test_files_of_two_builds_do_not_mix(copied: Path, parts: Parts, tmp_path: Path) -> None:
@@ -436,7 +478,7 @@ def test_files_of_two_builds_do_not_mix(copied: Path, parts: Parts, tmp_path: Pa
     shutil.rmtree(copied / "artefacts" / "items")
     shutil.copytree(other.path / "artefacts" / "items", copied / "artefacts" / "items")
     with pytest.raises(BuildMismatch, match="items"):
-        Pipeline.open(copied)
+        Chain.open(copied)
 
 
 def test_newer_and_missing_releases(copied: Path, tmp_path: Path) -> None:
@@ -450,7 +492,8 @@ def test_newer_and_missing_releases(copied: Path, tmp_path: Path) -> None:
 
 def test_modules_are_exported_in_evaluation_mode_and_left_alone(parts: Parts, tmp_path: Path) -> None:
     tower, ranker = copy.deepcopy(parts.user_tower).train(), copy.deepcopy(parts.ranker).train()
-    build_release(tmp_path / "r", **{**parts.arguments(), "user_tower": tower, "ranker": ranker})
+    retrieval = {"towers": Vectors(tower, parts.item_tower)}
+    build_release(tmp_path / "r", **{**parts.arguments(), "retrieval": retrieval, "ranker": ranker})
     assert tower.training
     assert ranker.training
-    assert open_release(tmp_path / "r").manifest["engines"]["ranking"]["parameters"] > 0
+    assert open_release(tmp_path / "r").manifest.ranking.parameters > 0

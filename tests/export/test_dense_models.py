@@ -11,18 +11,13 @@ import torch
 from torch import nn
 
 from tiercel_export.errors import ExportError, ExportInputError
-from tiercel_export.models.dense import (
-    check_output,
-    example_inputs,
-    export_onnx,
-    forward_inputs,
-    frozen,
-    onnx_build_id,
-)
-from tiercel_export.models.runners import TorchRunner
+from tiercel_export.models.dense import check_output, example_inputs, forward_inputs, frozen
+from tiercel_export.models.onnx import BUILD_ID_KEY, make_onnx
+from tiercel_export.models.prepare import DenseModel
+from tiercel_serving.engines.onnx import Onnx
+from tiercel_serving.errors import ArtefactCorrupt
 from tiercel_serving.spec import TensorSpec
-from tiercel_serving.verify.compare import ENGINE
-from tiercel_serving.verify.runners import OnnxRunner, compare_runners
+from tiercel_serving.verify.compare import compare
 
 K, L, MAX = 7, 5, 16
 AVAILABLE = {
@@ -64,10 +59,10 @@ class Model(nn.Module):
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
     torch.manual_seed(0)
     model = Model()
-    path = tmp_path_factory.mktemp("dense") / "model.onnx"
+    folder = tmp_path_factory.mktemp("dense")
     inputs = forward_inputs(model, AVAILABLE, "model")
-    export_onnx(frozen(model), path, inputs=inputs, output="out", max_batch=MAX, build_id="b-1")
-    return model, path
+    make_onnx(frozen(model), folder, inputs=inputs, output="out", max_batch=MAX, build_id="b-1")
+    return model, folder / Onnx.file
 
 
 def batch(rows: int, seed: int) -> dict[str, np.ndarray]:
@@ -89,12 +84,16 @@ def batch(rows: int, seed: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("rows", [1, 2, 3, MAX])
 def test_onnx_equals_torch_at_every_batch(exported: tuple[Model, Path], rows: int) -> None:
     model, path = exported
-    runner = OnnxRunner(path)
-    oracle = TorchRunner(model, runner.inputs, "out")
-    difference = compare_runners(runner, oracle, [batch(rows, seed) for seed in range(5)], ENGINE)
-    assert difference.ok, difference.where
-    assert difference.compared == 5 * rows * K * 2
-    assert difference.worst < 1e-5
+    engine = Onnx.open(path, ["out"])
+    inputs = forward_inputs(model, AVAILABLE, "model")
+    oracle = DenseModel("ranking", frozen(model), inputs, TensorSpec("out", "float32", (K, 2)))
+    assert engine.inputs == oracle.names
+    for seed in range(5):
+        arrays = batch(rows, seed)
+        difference = compare(engine.run(arrays), oracle.run(arrays), Onnx.tolerance)
+        assert difference.ok, difference.where
+        assert difference.compared == rows * K * 2
+        assert difference.worst < 1e-5
 
 
 def test_exporting_leaves_the_module_as_it_was(exported: tuple[Model, Path]) -> None:
@@ -116,7 +115,8 @@ def test_graph_has_one_dynamic_axis_and_plain_operators(exported: tuple[Model, P
 
 
 def test_file_carries_its_build(exported: tuple[Model, Path]) -> None:
-    assert onnx_build_id(exported[1]) == "b-1"
+    properties = {entry.key: entry.value for entry in onnx.load(str(exported[1])).metadata_props}
+    assert properties == {BUILD_ID_KEY: "b-1"}
 
 
 def test_an_output_computed_from_users_alone_is_one_gemm_a_user(exported: tuple[Model, Path]) -> None:
@@ -210,7 +210,7 @@ def test_a_module_that_fixes_the_batch_is_refused(tmp_path: Path) -> None:
 
     inputs = forward_inputs(Fixed(), AVAILABLE, "m")
     with pytest.raises(ExportError, match="batch is axis 0"):
-        export_onnx(Fixed(), tmp_path / "m.onnx", inputs=inputs, output="o", max_batch=4, build_id="b")
+        make_onnx(Fixed(), tmp_path, inputs=inputs, output="o", max_batch=4, build_id="b")
 
 
 def test_examples_are_zeros_of_the_right_kind() -> None:
@@ -221,5 +221,10 @@ def test_examples_are_zeros_of_the_right_kind() -> None:
 
 def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"nonsense")
-    with pytest.raises(ExportError, match=r"m\.onnx"):
-        OnnxRunner(tmp_path / "m.onnx")
+    with pytest.raises(ArtefactCorrupt, match=r"m\.onnx"):
+        Onnx.open(tmp_path / "m.onnx", ["out"])
+
+
+def test_a_file_without_the_output_is_named(exported: tuple[Model, Path]) -> None:
+    with pytest.raises(ArtefactCorrupt, match=r"expected the outputs \['query'\]"):
+        Onnx.open(exported[1], ["query"])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from google.protobuf import text_format
 from small_release import SETTINGS
 from tritonclient.grpc import model_config_pb2 as pb
 
-from tiercel_export.errors import ExportInputError
+from tiercel_serving.errors import InvalidSettings
 from tiercel_serving.release.opened import Release
 from tiercel_serving.repository.graph import (
     EXPLAIN_OUTPUTS,
@@ -22,7 +22,17 @@ from tiercel_serving.repository.graph import (
 )
 from tiercel_serving.repository.targets import find_target, model_groups
 from tiercel_serving.repository.validate import validate_repository
-from tiercel_serving.stages.specs import GRAPH_STAGES
+
+#: The stages of the small release, in order.
+GRAPH_STAGES = (
+    "user_features",
+    "query_towers",
+    "retrieval",
+    "filtering",
+    "candidate_features",
+    "ranking",
+    "ordering",
+)
 
 
 def read(directory: Path) -> dict[str, Any]:
@@ -44,9 +54,9 @@ def configs(release: Release, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 def test_models_of_both_layouts(configs: dict[str, Any]) -> None:
     ensembles = {"recommend", "recommend_explain", "recommend_staged", "recommend_explain_staged"}
-    assert set(configs) == {"pipeline", "describe_items", *GRAPH_STAGES, *ensembles}
+    assert set(configs) == {"chain", "describe_items", *GRAPH_STAGES, *ensembles}
     assert {name for name, config in configs.items() if config.platform == "ensemble"} == ensembles
-    assert configs["pipeline"].parameters["stages"].string_value == ",".join(GRAPH_STAGES)
+    assert configs["chain"].parameters["stages"].string_value == ",".join(GRAPH_STAGES)
     assert configs["ranking"].parameters["stages"].string_value == "ranking"
 
 
@@ -62,7 +72,7 @@ def test_both_layouts_have_the_same_public_face(configs: dict[str, Any]) -> None
     explained = {output.name for output in configs["recommend_explain"].output}
     assert explained == {
         *RECOMMEND_OUTPUTS,
-        *EXPLAIN_OUTPUTS,
+        *(name for name in EXPLAIN_OUTPUTS if name != "reorder_reason"),
         *(f"time_us_{stage}" for stage in GRAPH_STAGES),
     }
 
@@ -79,7 +89,7 @@ def test_public_inputs(configs: dict[str, Any], release: Release) -> None:
     assert "income__valid" not in inputs
     # The id is a feature too, but a request carries it once.
     assert "user_id__valid" not in inputs
-    assert "user_id" not in {column["name"] for column in release.manifest["request_columns"]}
+    assert "user_id" not in {column.name for column in release.manifest.request_columns}
 
 
 def test_recommend_maps_only_what_is_needed(configs: dict[str, Any]) -> None:
@@ -117,7 +127,10 @@ def test_clients_are_told_the_limits(configs: dict[str, Any], release: Release) 
     assert json.loads(parameters["stages"]) == list(GRAPH_STAGES)
     assert json.loads(parameters["filter_reasons"])["3"] == "in stock: not stock > 0"
     columns = {column["name"]: column for column in json.loads(parameters["request_columns"])}
-    assert columns["device"] == {"name": "device", "dtype": "bytes", "list": False, "part": "context"}
+    assert columns["device"] == {
+        **{"name": "device", "dtype": "bytes", "is_list": False, "part": "context"},
+        **{"tensor": "device", "companion": "device__valid"},
+    }
 
 
 def test_filter_reasons_number_the_rules() -> None:
@@ -127,10 +140,10 @@ def test_filter_reasons_number_the_rules() -> None:
 
 
 def test_settings_reach_the_configs(release: Release, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, queue_delay_us=500, max_queue_size=32, instances=3)
-    changed = Release(release.path, {**release.manifest, "settings": settings.to_json()})
+    settings = msgspec.structs.replace(SETTINGS, queue_delay_us=500, max_queue_size=32, instances=3)
+    changed = Release(release.path, msgspec.structs.replace(release.manifest, settings=settings))
     render_repository(changed, tmp_path, "fused")
-    config = read(tmp_path)["pipeline"]
+    config = read(tmp_path)["chain"]
     assert config.dynamic_batching.max_queue_delay_microseconds == 500
     assert config.dynamic_batching.default_queue_policy.max_queue_size == 32
     assert config.instance_group[0].count == 3
@@ -146,7 +159,7 @@ def test_models_find_the_release(
     root = Release(tmp_path / "release", release.manifest)
     directory = root.path / "triton" if inside else tmp_path / "elsewhere"
     render_repository(root, directory, "fused", release_path=given)
-    path = read(directory)["pipeline"].parameters["release"].string_value
+    path = read(directory)["chain"].parameters["release"].string_value
     assert path == (str(root.path.resolve()) if expected == "absolute" else expected)
 
 
@@ -157,7 +170,7 @@ def test_text_and_message_agree(configs: dict[str, Any]) -> None:
 
 
 def test_unknown_targets_and_layouts_are_named() -> None:
-    with pytest.raises(ExportInputError, match="cpu"):
+    with pytest.raises(InvalidSettings, match="no target 'tpu'; use 'cpu'"):
         find_target("tpu")
-    with pytest.raises(ExportInputError, match="fused, staged"):
-        model_groups(find_target("cpu"), "sideways")
+    with pytest.raises(InvalidSettings, match="'fused', 'staged'"):
+        model_groups("sideways", GRAPH_STAGES)

@@ -8,8 +8,8 @@ import faiss
 import numpy as np
 import pytest
 
-from tiercel_export.errors import ExportInputError
-from tiercel_export.release.index import build_index
+from tiercel_serving.errors import InvalidSettings
+from tiercel_serving.sources.index_build import build_index
 from tiercel_serving.verify.recall import exact_search, recall
 
 RANDOM = np.random.default_rng(0)
@@ -35,13 +35,15 @@ def test_flat_is_exact() -> None:
     built = build()
     assert built.recall == 1.0
     assert built.parameters == {}
-    assert built.to_json()["queries"] == len(QUERIES)
+    assert built.figures()["queries"] == len(QUERIES)
+    assert built.figures()["exact"]
 
 
 @pytest.mark.parametrize(("factory", "knob"), [("IVF32,Flat", "nprobe"), ("HNSW16", "efSearch")])
 def test_parameters_are_searched_until_the_recall_is_reached(factory: str, knob: str) -> None:
     built = build(factory=factory)
     assert built.recall >= 0.99
+    assert not built.exact
     assert built.parameters[knob] >= 1
     # They lie in the index itself: whoever reads the file searches with them.
     copy = faiss.deserialize_index(faiss.serialize_index(built.index))
@@ -54,7 +56,7 @@ def test_same_seed_same_index() -> None:
 
 
 def test_given_parameters_are_used_and_a_poor_recall_is_refused() -> None:
-    with pytest.raises(ExportInputError, match="nprobe or efSearch") as error:
+    with pytest.raises(InvalidSettings, match="nprobe or efSearch") as error:
         build(factory="IVF32,Flat", parameters={"nprobe": 1})
     assert "recall at 50 candidates" in str(error.value)
     built = build(factory="IVF32,Flat", parameters={"nprobe": 1}, min_recall=0.05)
@@ -87,7 +89,7 @@ def test_more_candidates_than_items() -> None:
     ],
 )
 def test_mistakes_are_named(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(ExportInputError, match=words):
+    with pytest.raises(InvalidSettings, match=words):
         build(**changes)
 
 
@@ -99,9 +101,9 @@ def ready(metric: int = faiss.METRIC_INNER_PRODUCT, vectors: np.ndarray = VECTOR
 
 def test_a_ready_index_is_taken_if_it_holds_these_vectors() -> None:
     assert build(ready=ready()).factory == "ready"
-    with pytest.raises(ExportInputError, match="INNER_PRODUCT"):
+    with pytest.raises(InvalidSettings, match="INNER_PRODUCT"):
         build(ready=ready(faiss.METRIC_L2))
-    with pytest.raises(ExportInputError, match="came 100 of 16"):
+    with pytest.raises(InvalidSettings, match="came 100 of 16"):
         build(ready=ready(vectors=VECTORS[:100]))
-    with pytest.raises(ExportInputError, match="recall"):
+    with pytest.raises(InvalidSettings, match="recall"):
         build(ready=ready(vectors=VECTORS[::-1].copy()))

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from small_release import Parts, small_release
 
+from tiercel_export import FeatureOptions
 from tiercel_export.errors import UnsupportedOperator
 from tiercel_serving.release.opened import open_release
 
@@ -55,7 +56,7 @@ def test_a_release_with_keyed_tables(tmp_path: Path, parts: Parts) -> None:
     keyed = replace(parts, workflow=keyed_workflow(parts, tmp_path))
     with pytest.raises(UnsupportedOperator, match="no_fold"):
         small_release(tmp_path / "refused", keyed)
-    release = small_release(tmp_path / "release", keyed, target_encoding="no_fold")
+    release = small_release(tmp_path / "release", keyed, features=FeatureOptions(target_encoding="no_fold"))
     # The export has compared every feature with NVTabular's; the target is nowhere among the inputs.
     manifest = repr(open_release(release.path).manifest)
     assert "'TE_country_liked'" in manifest

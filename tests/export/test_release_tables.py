@@ -1,4 +1,4 @@
-"""Histories, seen sets, popularity and null rows against plain Python."""
+"""Histories, seen sets and null rows against plain Python."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiercel_export.release.tables import (
-    histories,
-    latest,
-    popular_list,
-    seen_sets,
-)
+from tiercel_export.release.tables import histories, seen_sets, user_arrays
 from tiercel_serving.columns import Column, null_column, take_rows, with_null_row
 from tiercel_serving.features.blocks import transform
+from tiercel_serving.release.artefacts import Artefact
+from tiercel_serving.stores.memory_mapped import UserTables
 
 EVENTS = st.lists(st.tuples(st.integers(-1, 4), st.integers(0, 6)), max_size=40)
 
@@ -36,18 +33,13 @@ def test_histories_keep_the_latest_of_repeated_items(events: list[tuple[int, int
     for user in range(6):
         assert rows[offsets[user] : offsets[user + 1]].tolist() == want[user]
         assert seen[offsets[user] : offsets[user + 1]].tolist() == sorted(want[user])
-    got, count = latest(offsets, rows, np.arange(6), length, 99)
+    arrays = user_arrays(np.arange(5), {}, {}, users, items)
+    stored = UserTables(Artefact.in_memory("users", arrays)).at(np.arange(6))
+    got, count = stored.history(length, 99)
     for user in range(6):
         mine = want[user][len(want[user]) - min(length, len(want[user])) :]
         assert got[user].tolist() == mine + [99] * (length - len(mine))
-        assert count[user, 0] == len(mine)
-
-
-def test_popular_list_breaks_ties_by_row() -> None:
-    rows, scores = popular_list(np.array([1, 4, 0, 4]))
-    assert rows.tolist() == [1, 3, 0, 2]
-    assert scores.tolist() == [1.0, 1.0, 0.25, 0.0]
-    assert popular_list(np.zeros(3, int))[1].tolist() == [0, 0, 0]
+        assert count[user] == len(mine)
 
 
 SCALARS = [

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
-import pytest
 import torch
 from small_release import ITEMS, SETTINGS, Parts, small_release
 from torch import nn
 
-from tiercel_export.errors import ExportError
-from tiercel_export.models.runners import TensorRTRunner, tensorrt_available
-from tiercel_serving.runtime.chain import Pipeline
+from tiercel_export import Vectors
+from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.verify.checks import verify_release
 
 
@@ -37,7 +35,7 @@ class NumberTower(nn.Module):
         return self.last(user_num)
 
 
-class NoRanker(nn.Module):
+class SameOrder(nn.Module):
     """Keeps the order of retrieval."""
 
     def forward(self, kept_score):
@@ -66,23 +64,21 @@ def test_a_history_is_enough(parts: Parts, tmp_path: Path) -> None:
         tmp_path / "r",
         parts,
         workflow=item_workflow(parts, tmp_path / "categories"),
-        user_tower=tower,
-        item_tower=None,
-        item_vectors=vectors,
-        ranker=NoRanker(),
-        settings=replace(
-            SETTINGS, history_columns=(), task_weights=(), rules=(), title_column=None, unknown_users="rank"
+        retrieval={"towers": Vectors(tower, vectors)},
+        ranker=SameOrder(),
+        settings=msgspec.structs.replace(
+            SETTINGS, history_columns=(), reorder=(), rules=(), title_column=None, unknown_users="rank"
         ),
     )
     assert verify_release(release).ok
-    assert release.manifest["request_columns"] == []
+    assert release.manifest.request_columns == ()
     user = int(parts.users["user_id"][0])
-    out, _ = Pipeline.open(release).run({"user_id": np.array([[user], [1]])})
+    out, _ = Chain.open(release).run({"user_id": np.array([[user], [1]])})
     assert out["count"].tolist() == [[5], [5]]
     assert out["status"].tolist() == [[0], [2]]
     rows = out["history_row"][0][: out["history_length"][0, 0]]
     query = tower.items.weight.detach().numpy()[rows].mean(0)
-    assert np.allclose(out["query"][0], query, atol=1e-6)
+    assert np.allclose(out["query_towers"][0], query, atol=1e-6)
     assert np.allclose(out["retrieval_score"][0], vectors[out["retrieved_row"][0]] @ query, atol=1e-5)
 
 
@@ -90,10 +86,10 @@ def test_no_history_and_models_that_ignore_the_items(parts: Parts, tmp_path: Pat
     release = small_release(
         tmp_path / "r",
         parts,
-        user_tower=NumberTower(),
-        ranker=NoRanker(),
+        retrieval={"towers": Vectors(NumberTower(), parts.item_tower)},
+        ranker=SameOrder(),
         layout="staged",
-        settings=replace(SETTINGS, history_length=0, history_columns=(), task_weights=()),
+        settings=msgspec.structs.replace(SETTINGS, history_length=0, history_columns=(), reorder=()),
     )
     assert verify_release(release).ok
     names = {tensor.name for tensor in release.stages["user_features"].outputs}
@@ -103,9 +99,3 @@ def test_no_history_and_models_that_ignore_the_items(parts: Parts, tmp_path: Pat
     assert 'model_name: "candidate_features"' not in config
     config = (release.path / "triton" / "recommend_explain" / "config.pbtxt").read_text()
     assert 'model_name: "candidate_features"' in config
-
-
-@pytest.mark.skipif(tensorrt_available(), reason="the TensorRT libraries are here")
-def test_tensorrt_says_what_it_lacks(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="Triton container"):
-        TensorRTRunner(tmp_path / "m.onnx", [], 8)

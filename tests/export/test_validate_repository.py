@@ -49,7 +49,7 @@ def required_user(config: Any) -> None:
 
 
 def second_maker(config: Any) -> None:
-    step(config, "ordering").output_map["item_id"] = "query"
+    step(config, "ordering").output_map["item_id"] = "query_towers"
 
 
 def unused(config: Any) -> None:
@@ -69,15 +69,15 @@ def instances(config: Any) -> None:
 
 
 def lost_input(config: Any) -> None:
-    del step(config, "retrieval").input_map["query"]
+    del step(config, "retrieval").input_map["query_towers"]
 
 
 def later_tensor(config: Any) -> None:
-    step(config, "retrieval").input_map["query"] = "kept_score"
+    step(config, "retrieval").input_map["query_towers"] = "kept_score"
 
 
 def extra_input(config: Any) -> None:
-    step(config, "retrieval").input_map["nothing"] = "user_row"
+    step(config, "retrieval").input_map["nothing"] = "user_cat"
 
 
 def no_maker(config: Any) -> None:
@@ -117,23 +117,23 @@ def negative_batch(config: Any) -> None:
 
 
 def wrong_dtype(config: Any) -> None:
-    tensor(config.input, "query").data_type = pb.TYPE_FP64
+    tensor(config.input, "query_towers").data_type = pb.TYPE_FP64
 
 
 def wrong_dims(config: Any) -> None:
-    tensor(config.input, "query").dims[:] = [9]
+    tensor(config.input, "query_towers").dims[:] = [9]
 
 
 def no_dtype(config: Any) -> None:
-    tensor(config.input, "query").data_type = pb.TYPE_INVALID
+    tensor(config.input, "query_towers").data_type = pb.TYPE_INVALID
 
 
 def zero_dims(config: Any) -> None:
-    tensor(config.input, "query").dims[:] = [0]
+    tensor(config.input, "query_towers").dims[:] = [0]
 
 
 def twice(config: Any) -> None:
-    config.input.add().CopyFrom(tensor(config.input, "query"))
+    config.input.add().CopyFrom(tensor(config.input, "query_towers"))
 
 
 def no_outputs(config: Any) -> None:
@@ -149,11 +149,11 @@ def warm_stranger(config: Any) -> None:
 
 
 def warm_dtype(config: Any) -> None:
-    config.model_warmup[0].inputs["query"].data_type = pb.TYPE_INT32
+    config.model_warmup[0].inputs["query_towers"].data_type = pb.TYPE_INT32
 
 
 def warm_gap(config: Any) -> None:
-    del config.model_warmup[0].inputs["query"]
+    del config.model_warmup[0].inputs["query_towers"]
 
 
 def warm_batch(config: Any) -> None:
@@ -175,7 +175,7 @@ BROKEN = [
     ("recommend", unknown_output, "maps an output 'reason'"),
     ("recommend", own_batching, "its own batching"),
     ("recommend", instances, "instance_group"),
-    ("recommend", lost_input, "'query' is not mapped"),
+    ("recommend", lost_input, "'query_towers' is not mapped"),
     ("recommend", later_tensor, "no earlier step makes"),
     ("recommend", extra_input, "maps an input 'nothing'"),
     ("recommend", no_maker, "no step makes it"),
@@ -196,7 +196,7 @@ BROKEN = [
     ("retrieval", not_ragged, "stops batching"),
     ("retrieval", warm_stranger, "no input 'nothing'"),
     ("retrieval", warm_dtype, "not of the input's dtype"),
-    ("retrieval", warm_gap, "input 'query' is missing"),
+    ("retrieval", warm_gap, "input 'query_towers' is missing"),
     ("retrieval", warm_batch, "batch_size 1000"),
     ("retrieval", other_name, "is named 'retrieve'"),
     ("retrieval", no_backend, "neither backend nor platform"),

@@ -2,115 +2,205 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
-import numpy as np
 import torch
 
+from tiercel_serving.engines.table import ENGINES
 from tiercel_serving.release.artefacts import write_artefact
-from tiercel_serving.repository.targets import find_target
-from tiercel_serving.spec import Array, StageSpec, TensorSpec
-from tiercel_serving.stages.specs import stage_specs
+from tiercel_serving.release.manifest import QueryModel, RankingModel
+from tiercel_serving.spec import Array, Arrays, TensorSpec
+from tiercel_serving.stages.specs import RANKING, Tensors, query_stage
 
-from ..errors import ExportInputError
-from ..release.given import check_vectors
-from ..release.parts import Given, Models, Tables
-from .dense import check_output, export_onnx, forward_inputs, frozen, run_module
+from ..forms import FormArrays, ItemTensors, ServedForm
+from .dense import check_output, forward_inputs, frozen, run_module
 
-#: Items that go through the item tower at once.
-_ITEM_BLOCK = 4096
+
+class Maker(Protocol):
+    """What the row of an engine names as its ``maker``."""
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        folder: Path,
+        *,
+        inputs: Sequence[TensorSpec],
+        output: str,
+        max_batch: int,
+        build_id: str,
+    ) -> None:
+        """Write a model as the engine's file.
+
+        Parameters
+        ----------
+        module
+            A module as :func:`~.dense.frozen` gives it.
+        folder
+            The artefact's directory; it exists.
+        inputs
+            The inputs, in the order of the graph's inputs.
+        output
+            The name of the one output.
+        max_batch
+            The largest batch that will be asked for.
+        build_id
+            Goes into the file, if there is a place for it.
+
+        Raises
+        ------
+        ExportError
+            The engine can't express the module.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """A module that becomes the engine of a stage.
+
+    Parameters
+    ----------
+    stage
+        The stage, and its artefact.
+    module
+        A copy of the module on the CPU, in evaluation mode.
+    inputs
+        What it takes.
+    output
+        What it gives; its dims are those of one user.
+    """
+
+    stage: str
+    module: torch.nn.Module
+    inputs: tuple[TensorSpec, ...]
+    output: TensorSpec
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its inputs."""
+        return tuple(spec.name for spec in self.inputs)
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    def run(self, arrays: Arrays) -> dict[str, Array]:
+        """Run the module on named arrays ``[B, …]``; those that are no input are ignored."""
+        return {self.output.name: run_module(self.module, {name: arrays[name] for name in self.names})}
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a recommender, before any is compiled.
+
+    Parameters
+    ----------
+    forms
+        Source → the arrays of its served form.
+    queries
+        Source → its query model, where the form has one.
+    ranker
+        The ranker; None where retrieval's order is the order.
+    """
+
+    forms: Mapping[str, FormArrays]
+    queries: Mapping[str, DenseModel]
+    ranker: DenseModel | None
+
+    @property
+    def dense(self) -> tuple[DenseModel, ...]:
+        """Every model that becomes an engine."""
+        return (*self.queries.values(), *(() if self.ranker is None else (self.ranker,)))
+
+    def query_models(self, engine: str) -> dict[str, QueryModel]:
+        """Return what the manifest says of the query models."""
+        return {
+            source: QueryModel(engine, model.names, model.output.dims[0], model.parameters)
+            for source, model in self.queries.items()
+        }
+
+    def ranking_model(self, engine: str) -> RankingModel | None:
+        """Return what the manifest says of the ranker."""
+        if self.ranker is None:
+            return None
+        return RankingModel(engine, self.ranker.names, self.ranker.output.dims[1], self.ranker.parameters)
 
 
 def prepare_models(
-    given: Given,
-    head: Mapping[str, Any],
-    made: Tables,
-    user_tower: torch.nn.Module,
-    ranker: torch.nn.Module,
-    item_vectors: Array | None,
-    item_tower: torch.nn.Module | None,
+    retrieval: Mapping[str, ServedForm],
+    ranker: torch.nn.Module | None,
+    tensors: Tensors,
+    packed: Mapping[str, Array],
 ) -> Models:
-    """Find what each module takes, make the item vectors, and check every output's shape."""
-    draft = {**head, "engines": {"user_tower": {"inputs": []}, "ranking": {"inputs": [], "tasks": 1}}}
-    specs = {spec.name: spec for spec in stage_specs(draft)}
-    of_users = {
-        tensor.name: tensor
-        for tensor in specs["user_features"].outputs
-        if tensor.name.startswith(("user_cat", "user_num", "user_list_", "history_"))
-    }
-    of_items = _outputs(specs, "candidate_features")
-    if item_vectors is None:
-        assert item_tower is not None
-        item_vectors = _vectors_of(item_tower, of_items, made, len(given.item_ids))
-    tower, rank = frozen(user_tower), frozen(ranker)
-    tower_inputs = forward_inputs(tower, of_users, "user_tower")
-    check_output(tower, tower_inputs, [item_vectors.shape[1]], "user_tower")
-    kept = {t.name: t for t in specs["filtering"].outputs if t.name in ("kept_score", "kept_source")}
-    rank_inputs = forward_inputs(rank, {**of_users, **of_items, **kept}, "ranker")
-    tasks = check_output(rank, rank_inputs, [given.settings.kept, None], "ranker")[1]
-    weights = given.settings.task_weights
-    if weights and len(weights) != tasks:
-        raise ExportInputError(f"settings: {len(weights)} task_weights for a ranker with {tasks} tasks")
-    engine = find_target(given.target).engine
-    engines: dict[str, dict[str, Any]] = {
-        "user_tower": {"engine": engine, "inputs": [t.name for t in tower_inputs]},
-        "ranking": {"engine": engine, "inputs": [t.name for t in rank_inputs], "tasks": tasks},
-    }
-    for stage, module in (("user_tower", tower), ("ranking", rank)):
-        engines[stage]["parameters"] = sum(parameter.numel() for parameter in module.parameters())
-    catalogue = {**head["catalogue"], "dimension": item_vectors.shape[1]}
-    stages = stage_specs({**head, "catalogue": catalogue, "engines": engines})
-    return Models(item_vectors, tower, rank, stages, engines)
+    """Make the served forms, find what each module takes, and check what it gives.
+
+    Parameters
+    ----------
+    retrieval, ranker
+        As the caller of ``build_release`` gave them.
+    tensors
+        What modules may name.
+    packed
+        The packed item tensors ``[I + 1, …]``.
+    """
+    items = tensors.catalogue.items
+    # At serving the item axis comes second; a module of items alone sees rows.
+    rows = {t.name: TensorSpec(t.name, t.dtype, t.dims[1:], doc=t.doc) for t in tensors.item}
+    table = ItemTensors(items, rows, {name: array[:items] for name, array in packed.items()})
+    forms, queries = {}, {}
+    for source, form in retrieval.items():
+        what = f"retrieval[{source!r}]"
+        forms[source] = form.make(table, what)
+        if form.query is not None:
+            queries[source] = _dense(
+                form.query,
+                {tensor.name: tensor for tensor in tensors.user},
+                query_stage(source),
+                (forms[source].dimension,),
+                f"{what}.query",
+            )
+    ranking = None
+    if ranker is not None:
+        known = {tensor.name: tensor for tensor in tensors.ranker}
+        ranking = _dense(ranker, known, RANKING, (tensors.settings.kept, None), "ranker")
+    return Models(forms, queries, ranking)
 
 
-def _outputs(specs: Mapping[str, StageSpec], stage: str) -> dict[str, TensorSpec]:
-    return {tensor.name: tensor for tensor in specs[stage].outputs} if stage in specs else {}
+def _dense(
+    module: torch.nn.Module,
+    available: Mapping[str, TensorSpec],
+    stage: str,
+    dims: Sequence[int | None],
+    what: str,
+) -> DenseModel:
+    still = frozen(module)
+    inputs = forward_inputs(still, available, what)
+    shape = check_output(still, inputs, dims, what)
+    return DenseModel(stage, still, inputs, TensorSpec(_OUTPUTS.get(stage, stage), "float32", shape))
 
 
-def _vectors_of(
-    item_tower: torch.nn.Module, of_items: Mapping[str, TensorSpec], made: Tables, items: int
-) -> Array:
-    """Run the item tower over the item tables, without the pad row."""
-    # At serving the item axis comes second; the tower sees rows.
-    rows = {
-        name: TensorSpec(name, tensor.dtype, tensor.dims[1:], doc=tensor.doc)
-        for name, tensor in of_items.items()
-    }
-    tower = frozen(item_tower)
-    inputs = forward_inputs(tower, rows, "item_tower")
-    check_output(tower, inputs, [None], "item_tower")
-    blocks = [
-        run_module(
-            tower,
-            {t.name: made.item_packed[t.name][start : min(start + _ITEM_BLOCK, items)] for t in inputs},
-        )
-        for start in range(0, items, _ITEM_BLOCK)
-    ]
-    return check_vectors(np.concatenate(blocks), items, "item_tower")
+#: The output of a stage whose tensor is not called as the stage.
+_OUTPUTS = {RANKING: "rank_score"}
 
 
-def write_engines(staging: Path, head: Mapping[str, Any], models: Models) -> None:
-    """Write the artefacts ``user_tower`` and ``ranking``."""
-    specs = {spec.name: spec for spec in models.stages}
-    build_id = str(head["build_id"])
-    largest = int(head["settings"]["max_batch_size"])
-    for stage, module in (("user_tower", models.user_tower), ("ranking", models.ranker)):
-        path = staging / "artefacts" / stage
-        path.mkdir(parents=True)
-        spec = specs[stage]
-        export_onnx(
-            module,
-            path / "model.onnx",
-            inputs=spec.inputs,
-            output=spec.outputs[0].name,
-            max_batch=largest,
+def write_engines(artefacts: Path, models: Models, engine: str, *, max_batch: int, build_id: str) -> None:
+    """Write the artefact of every model, by the maker that the engine's row names."""
+    module, _, name = ENGINES.find(engine).maker.partition(":")
+    make = cast("Maker", getattr(import_module(module), name))
+    for model in models.dense:
+        folder = artefacts / model.stage
+        folder.mkdir(parents=True)
+        make(
+            model.module,
+            folder,
+            inputs=model.inputs,
+            output=model.output.name,
+            max_batch=max_batch,
             build_id=build_id,
         )
-        meta = {
-            "engine": models.engines[stage]["engine"],
-            "inputs": [tensor.to_json() for tensor in spec.inputs],
-            "outputs": [tensor.to_json() for tensor in spec.outputs],
-        }
-        write_artefact(path, "engine", build_id, {}, meta)
+        write_artefact(folder, "engine", build_id, {})

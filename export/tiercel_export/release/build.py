@@ -1,59 +1,54 @@
 """One function from trained parts to a release: :func:`build_release`.
 
-It reads top to bottom: check → compile the workflow → tables → dense models → index → golden vectors →
-Triton repository → manifest → verify → rename. Everything is written beside the destination; the name
-appears when the release has been verified, or not at all.
+It reads top to bottom: check → compile the workflow → tables → dense models → sources → manifest → golden
+vectors → Triton repository → verify → rename. Everything is written beside the destination; the name appears
+when the release has been verified, or not at all.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import faiss
-import numpy as np
+import msgspec
 import pandas as pd
 import torch
 
-from tiercel_serving.columns import Column, null_column, take_rows, with_null_row
-from tiercel_serving.features import InputColumn
-from tiercel_serving.features.blocks import transform
-from tiercel_serving.release import writing as manifest
+from tiercel_serving.engines.table import ENGINES
 from tiercel_serving.release.artefacts import write_artefact
+from tiercel_serving.release.manifest import MANIFEST_FORMAT, Manifest
 from tiercel_serving.release.opened import Release, open_release
+from tiercel_serving.release.writing import made_now, new_build_id, staging_directory, write_manifest
 from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.repository.targets import find_target, model_groups
 from tiercel_serving.settings import ServingSettings
-from tiercel_serving.spec import Array
+from tiercel_serving.sources.table import Made
+from tiercel_serving.stages.specs import Tensors
 from tiercel_serving.verify.checks import verify_release
 
-from ..errors import ExportInputError
-from ..models.prepare import prepare_models, write_engines
-from ..workflow.cut import CompiledProgram, WorkflowParts, compile_workflow, cut_workflow
-from ..workflow.frames import column_from_series, columns_from_frame
-from . import tables
-from .given import (
-    check_columns,
-    check_events,
-    check_rules,
-    check_settings,
-    check_vectors,
-    id_dtype,
-    infer_column,
-    raw_ids,
-    unique_ids,
-)
-from .index import IndexBuild, build_index
-from .oracles import make_oracle, user_queries, write_golden
-from .parts import Given, Programs, Tables
-from .reference import Oracle
+from ..forms import ServedForm
+from ..models.prepare import Models, prepare_models, write_engines
+from .fit import check_reorder
+from .given import check_inputs
+from .golden import ask_oracles
+from .parts import FeatureOptions, Goal, Inputs, Programs, TableColumns, Tables
+from .programs import compile_programs
+from .request_columns import graph_names, request_columns
+from .sources import make_sources, write_source
+from .tables import make_tables
+from .uncompiled import Uncompiled
+
+__all__ = ["STEPS", "FeatureOptions", "Progress", "TableColumns", "build_release"]
 
 logger = logging.getLogger("tiercel_export")
 
 #: Called with a step's name, how many steps are done, and of how many.
 Progress = Callable[[str, int, int], None]
+
+#: What ids and time are called, and how the workflow is read, unless the caller says otherwise.
+COLUMNS, FEATURES = TableColumns(), FeatureOptions()
 
 #: The steps that ``progress`` hears of.
 STEPS = (
@@ -61,19 +56,11 @@ STEPS = (
     "compiling the workflow",
     "making tables",
     "exporting the models",
-    "building the index",
+    "making the sources",
     "asking the oracles",
     "writing the model repository",
     "verifying",
 )
-
-#: Names that a request's own tensors have; no raw column may take them.
-RESERVED = ("user_id", "exclude_item_ids", "history_item_ids", "k")
-
-#: Users whose queries measure the index, and rows that are compared with NVTabular at export.
-RECALL_QUERIES, SOURCE_ROWS = 1000, 2000
-
-_ITEM_BLOCK = 4096
 
 
 def build_release(
@@ -81,26 +68,17 @@ def build_release(
     *,
     name: str,
     workflow: Any,
-    user_tower: torch.nn.Module,
-    ranker: torch.nn.Module,
     items: pd.DataFrame,
-    item_vectors: Array | None = None,
-    item_tower: torch.nn.Module | None = None,
+    retrieval: Mapping[str, ServedForm],
+    ranker: torch.nn.Module | None = None,
     users: pd.DataFrame | None = None,
     interactions: pd.DataFrame | None = None,
     settings: ServingSettings | None = None,
-    item_id: str = "item_id",
-    user_id: str = "user_id",
-    timestamp: str | None = "timestamp",
+    columns: TableColumns = COLUMNS,
+    features: FeatureOptions = FEATURES,
     target: str = "cpu",
+    engine: str | None = None,
     layout: str = "fused",
-    index: str = "Flat",
-    index_parameters: Mapping[str, int] | None = None,
-    min_recall: float = 0.99,
-    index_ready: Any = None,
-    parts: Mapping[str, str] | None = None,
-    target_encoding: str | None = None,
-    expected_packed: Mapping[str, Sequence[str]] | None = None,
     origin: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     replace: bool = False,
@@ -118,49 +96,33 @@ def build_release(
     workflow
         A fitted ``nvtabular.Workflow``, or the folder that its ``save`` wrote. Its outputs carry the
         tags USER, ITEM or CONTEXT, its categories CATEGORICAL.
-    user_tower
-        Torch module; the parameters of its ``forward`` are named after the tensors it takes: of
-        ``user_cat [B, C]`` int64, ``user_num [B, F]`` float32, ``user_list_<column> [B, L]``,
-        ``history_row [B, L]``, ``history_cat [B, L, H]`` int64 and ``history_length [B, 1]`` int32.
-        Gives the query ``[B, D]`` float32.
-    ranker
-        Torch module, likewise; besides those ``item_cat [B, K, C]``, ``item_num [B, K, F]``,
-        ``item_list_<column> [B, K, L]``, ``kept_score [B, K]`` float32 and ``kept_source [B, K]``
-        int32. Gives ``[B, K, T]`` float32, one column a task.
     items
-        One row an item: the id, the workflow's raw item columns, and what rules and titles name.
-    item_vectors
-        ``[I, D]`` float32 in the order of ``items``; or
-    item_tower
-        a torch module that makes them from ``item_cat [B, C]``, ``item_num [B, F]`` and
-        ``item_list_<column> [B, L]``.
+        One row an item: the id, the workflow's raw item columns, and what sources, rules, reorder steps and
+        titles name.
+    retrieval
+        Source → what its model leaves for it: :class:`~tiercel_export.forms.Vectors` and its like.
+    ranker
+        Torch module whose ``forward`` names the tensors that it takes, as that of
+        :class:`~tiercel_export.forms.Vectors` does; besides those ``item_cat [B, K, C]``,
+        ``item_num [B, K, F]``, ``item_list_<column> [B, K, L]``, ``kept_score [B, K]`` float32 and
+        ``kept_source [B, K]`` int32. Gives ``[B, K, T]`` float32, one column a task. None serves
+        retrieval's own order.
     users
         One row a user: the id and the workflow's raw user columns. None serves without a store.
     interactions
-        Who had what and when: ids and ``timestamp``. Histories, seen items and popularity come from
+        Who had what and when: ids and the timestamp. Histories, seen items and popularity come from
         it; context columns, if it has them, are examples for golden vectors.
     settings
-        Limits and rules of serving; None takes the defaults.
-    item_id, user_id, timestamp
-        Column names. A ``timestamp`` of None takes the rows as they come.
+        Limits, sources, rules and reorder steps of serving; None takes the defaults. Without sources each
+        served form gets its own.
+    columns
+        What the tables call ids and time.
+    features
+        How the workflow is read.
     target, layout
         Rows of :data:`tiercel_serving.repository.targets.TARGETS`, and ``fused`` or ``staged``.
-    index, index_parameters
-        FAISS factory string and search parameters; without parameters they are searched until
-        ``min_recall`` is reached.
-    min_recall
-        Recall at ``settings.candidates`` against exact search, below which the export fails.
-    index_ready
-        A FAISS index over the item vectors to take instead of building one.
-    parts
-        Part (``user``, ``item``, ``context``) of output columns whose tags are missing or wrong.
-    target_encoding
-        ``no_fold`` serves TargetEncoding over all folds; None refuses one that has folds. See
-        :func:`~tiercel_export.workflow.cut.cut_workflow`.
-    expected_packed
-        Columns of ``user_cat``, ``user_num``, ``item_cat`` and ``item_num`` in the order in which the
-        models were trained on them; another order is refused. None trusts that the models were
-        trained on the workflow's own order.
+    engine
+        A row of :data:`tiercel_serving.engines.table.ENGINES` for the dense models; None takes the target's.
     origin
         Where each table comes from, as JSON; the manifest keeps it under ``tables``.
     seed
@@ -168,347 +130,129 @@ def build_release(
     replace
         Whether a release at the destination may be replaced.
     verify
-        Whether to compare everything with its sources before the release gets its name.
+        Whether to compare everything with its originals before the release gets its name.
     progress
         Called with the step's name, the number of steps done, and of how many.
 
     Returns
     -------
     Release
-        The opened release. ``manifest["notes"]`` says what was left out of the data and why.
+        The opened release. Its manifest's ``notes`` say what was left out of the data and why.
 
     Raises
     ------
     ExportInputError
-        If parts do not fit together; before anything is written.
+        If parts do not fit together.
     WorkflowError
         If the workflow cannot be compiled exactly.
+    InvalidSettings, KindUnavailable
+        If there is no such target or layout, a source can't be made as it shall, or what a kind needs is
+        not installed.
     VerificationFailed
-        If what was compiled differs from its source. Nothing is left at the destination.
+        If what was compiled differs from its original. Nothing is left at the destination.
     """
-    report = _Reporter(progress)
-    report.step(0)
-    given = _check_given(
-        name=name,
+    step = _reporter(progress)
+    step(0)
+    goal = _goal(name, target, engine, layout, origin or {})
+    inputs = check_inputs(
         items=items,
         users=users,
         interactions=interactions,
+        columns=columns,
         settings=ServingSettings() if settings is None else settings,
-        item_id=item_id,
-        user_id=user_id,
-        timestamp=timestamp,
-        target=target,
-        layout=layout,
+        retrieval=retrieval,
         seed=seed,
     )
-    if (item_vectors is None) == (item_tower is None):
-        raise ExportInputError("give item_vectors or item_tower, and not both")
-    if item_vectors is not None:
-        item_vectors = check_vectors(item_vectors, len(given.item_ids))
-    with manifest.staging_directory(Path(destination), replace=replace) as staging:
-        report.step(1)
-        programs = _compile(given, cut_workflow(workflow, parts=parts, target_encoding=target_encoding))
-        _check_order(programs, expected_packed or {})
-        report.step(2)
-        made = _make_tables(given, programs)
-        head = _manifest_head(given, programs, made)
-        head["tables"] = {table: dict(entry) for table, entry in (origin or {}).items()}
-        models = prepare_models(given, head, made, user_tower, ranker, item_vectors, item_tower)
-        head["catalogue"]["dimension"] = models.vectors.shape[1]
-        head["engines"] = models.engines
-        head["stages"] = [spec.to_json() for spec in models.stages]
-        oracle = make_oracle(given, made, models, head)
-        _write_tables(staging, head, programs, made)
-        report.step(3)
-        write_engines(staging, head, models)
-        report.step(4)
-        built = _make_index(given, oracle, index, index_parameters, min_recall, index_ready)
-        head["index"] = built.to_json()
-        _write_index(staging, head, built, models.vectors)
-        report.step(5)
-        release = Release(staging, head)
-        sources = write_golden(release, given, programs, oracle, exact=_is_exact(built))
-        report.step(6)
+    with staging_directory(Path(destination), replace=replace) as staging:
+        artefacts, build_id = staging / "artefacts", new_build_id()
+        step(1)
+        programs = compile_programs(inputs, workflow, features)
+        step(2)
+        tables = make_tables(inputs, programs)
+        step(3)
+        tensors = Tensors(inputs.settings, tables.catalogue, tables.packed)
+        models = prepare_models(retrieval, ranker, tensors, tables.item_packed)
+        check_reorder(inputs.settings, 0 if models.ranker is None else models.ranker.output.dims[1])
+        most = inputs.settings.max_batch_size
+        write_engines(artefacts, models, goal.engine, max_batch=most, build_id=build_id)
+        step(4)
+        uncompiled = Uncompiled(inputs.settings, tables, models)
+        sources = make_sources(inputs, uncompiled)
+        manifest = _manifest(goal, build_id, inputs, programs, tables, models, sources)
+        _write_artefacts(artefacts, programs, tables, sources, build_id)
+        release = Release(staging, manifest)
+        step(5)
+        golden, originals = ask_oracles(release, inputs, programs, uncompiled, sources)
+        golden.write(artefacts, build_id)
+        step(6)
         render_repository(release, staging / "triton", layout, release_path="../..")
-        manifest.write_manifest(staging, head)
-        report.step(7)
+        write_manifest(staging, manifest)
+        step(7)
         if verify:
-            verify_release(open_release(staging), sources=sources).raise_if_failed()
-    report.step(len(STEPS))
-    for note in given.notes:
+            verify_release(open_release(staging), originals=originals).raise_if_failed()
+    step(len(STEPS))
+    for note in inputs.notes:
         logger.warning("%s", note)
     return open_release(Path(destination))
 
 
-class _Reporter:
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
+def _reporter(progress: Progress | None) -> Callable[[int], None]:
+    def step(done: int) -> None:
+        if progress is not None:
+            progress(STEPS[min(done, len(STEPS) - 1)], done, len(STEPS))
 
-    def step(self, done: int) -> None:
-        if self._progress is not None:
-            self._progress(STEPS[min(done, len(STEPS) - 1)], done, len(STEPS))
-
-
-# ---------------------------------------------------------------------------------------------- checks
+    return step
 
 
-def _check_given(
-    *,
-    name: str,
-    items: pd.DataFrame,
-    users: pd.DataFrame | None,
-    interactions: pd.DataFrame | None,
-    settings: ServingSettings,
-    item_id: str,
-    user_id: str,
-    timestamp: str | None,
-    target: str,
-    layout: str,
-    seed: int,
-) -> Given:
-    notes: list[str] = []
-    model_groups(find_target(target), layout)
-    item_ids = unique_ids(items, item_id, "items")
-    check_settings(settings, len(item_ids), notes)
-    if users is not None:
-        user_ids = unique_ids(users, user_id, "users")
-    else:
-        # Nobody is in the store; the ids' type is that of the interactions, if there are any.
-        like = (
-            raw_ids(interactions, user_id, "interactions") if interactions is not None else np.zeros(0, int)
-        )
-        user_ids = np.zeros(0, like.dtype)
-    events = check_events(
-        interactions,
-        item_ids,
-        None if users is None else user_ids,
-        item_id=item_id,
-        user_id=user_id,
-        timestamp=timestamp,
-        notes=notes,
+def _goal(
+    name: str, target: str, engine: str | None, layout: str, origin: Mapping[str, Mapping[str, Any]]
+) -> Goal:
+    """Refuse a target, an engine or a layout that does not exist, before any work."""
+    chosen = find_target(target).engine if engine is None else engine
+    ENGINES.find(chosen)
+    model_groups(layout, ())
+    return Goal(name, target, chosen, layout, origin)
+
+
+def _manifest(
+    goal: Goal,
+    build_id: str,
+    inputs: Inputs,
+    programs: Programs,
+    tables: Tables,
+    models: Models,
+    sources: Mapping[str, Made],
+) -> Manifest:
+    manifest = Manifest(
+        format=MANIFEST_FORMAT,
+        build_id=build_id,
+        name=goal.name,
+        made=made_now(),
+        target=goal.target,
+        layout=goal.layout,
+        settings=inputs.settings,
+        catalogue=tables.catalogue,
+        packed=tables.packed,
+        request_columns=(),
+        raw_item_columns=tuple(tables.raw_items),
+        queries=models.query_models(goal.engine),
+        ranking=models.ranking_model(goal.engine),
+        sources={source: dict(made.figures) for source, made in sources.items()},
+        tables={table: dict(entry) for table, entry in goal.origin.items()},
+        notes=tuple(inputs.notes),
     )
-    return Given(
-        name=name,
-        items=items.reset_index(drop=True),
-        users=None if users is None else users.reset_index(drop=True),
-        interactions=interactions,
-        item_ids=item_ids,
-        user_ids=user_ids,
-        events=events,
-        settings=settings,
-        item_id=item_id,
-        user_id=user_id,
-        target=target,
-        layout=layout,
-        seed=seed,
-        notes=notes,
-    )
+    # The graph's own tensors have their names; the request's columns choose from the rest.
+    named = request_columns(programs.user.inputs, inputs.columns.user_id, graph_names(manifest))
+    return msgspec.structs.replace(manifest, request_columns=named)
 
 
-# -------------------------------------------------------------------------------------------- workflow
-
-
-def _compile(given: Given, cut: WorkflowParts) -> Programs:
-    item = _with_lengths(cut, "item", lambda inputs: columns_from_frame(given.items, inputs))
-    user = _with_lengths(cut, "user", lambda inputs: _user_examples(given, inputs))
-    for column in user.inputs:
-        if (
-            column.name == given.user_id
-            and column.dtype != id_dtype(given.user_ids)
-            and given.users is not None
-        ):
-            raise ExportInputError(
-                f"users: the workflow was fitted on {column.dtype} ids in {column.name!r}, but `users` has "
-                f"{id_dtype(given.user_ids)}; convert one of them"
-            )
-        if column.name in RESERVED and column.name != given.user_id:
-            raise ExportInputError(
-                f"workflow: the user column {column.name!r} has the name of a request's own tensor; rename it"
-            )
-    programs = Programs(cut, user, item)
-    check_columns(given.settings, given.items, programs.packed("item", "cat"))
-    return programs
-
-
-def _check_order(programs: Programs, expected: Mapping[str, Sequence[str]]) -> None:
-    for tensor, columns in expected.items():
-        part, _, kind = tensor.partition("_")
-        packed = programs.packed(part, kind)
-        if packed != list(columns):
-            raise ExportInputError(
-                f"{tensor}: the models were trained on the columns {list(columns)}, the compiled workflow "
-                f"packs {packed}; list the workflow's outputs in the order of training"
-            )
-
-
-def _user_examples(given: Given, inputs: Sequence[InputColumn]) -> dict[str, Column]:
-    """Return rows from which the lengths of user and context lists can be read."""
-    examples: dict[str, Column] = {}
-    frames = [frame for frame in (given.users, given.interactions) if frame is not None]
-    rows = max([1, *(len(frame) for frame in frames)])
-    for column in inputs:
-        frame = next((frame for frame in frames if column.name in frame.columns), None)
-        found = None if frame is None else column_from_series(frame[column.name], column)
-        examples[column.name] = _to_length(found, column, rows)
-    return examples
-
-
-def _to_length(found: Column | None, column: InputColumn, rows: int) -> Column:
-    nulls = null_column(column.dtype, column.is_list, 1)
-    if found is None or not len(found):
-        return take_rows(nulls, np.zeros(rows, np.int64))
-    return take_rows(found, np.arange(rows) % len(found))
-
-
-def _with_lengths(
-    cut: WorkflowParts, part: str, examples: Callable[[Sequence[InputColumn]], Mapping[str, Column]]
-) -> CompiledProgram:
-    """Compile one part with the packed length of each list: that of its longest row."""
-    compiled = compile_workflow(cut, part)
-    if not any(column.is_list for column in compiled.outputs):
-        return compiled
-    columns = examples(compiled.inputs)
-    made = compiled.program.run(columns, max((len(column) for column in columns.values()), default=0))
-    lengths = {}
-    for column in compiled.outputs:
-        offsets = made[column.name].offsets
-        if column.is_list and offsets is not None:
-            lengths[column.name] = max(1, int(np.diff(offsets).max(initial=0)))
-    return compile_workflow(cut, part, list_lengths=lengths)
-
-
-# ---------------------------------------------------------------------------------------------- tables
-
-
-def _make_tables(given: Given, programs: Programs) -> Tables:
-    n_items, n_users = len(given.item_ids), len(given.user_ids)
-    raw_items = _raw_item_columns(given, programs)
-    inputs = columns_from_frame(given.items, programs.item.inputs)
-    packed = transform(programs.item.program, inputs, n_items)
-    popularity = np.bincount(given.events.items, minlength=n_items)
-    item_arrays = tables.item_arrays(given.item_ids, raw_items, packed, popularity)
-    raw_users = _raw_user_columns(given, programs)
-    user_packed = transform(programs.user.program, raw_users, n_users + 1)
-    stored = {column.name for column in programs.user.inputs if column.part == "user"}
-    user_arrays = tables.user_arrays(
-        given.user_ids,
-        {name: column for name, column in raw_users.items() if name in stored},
-        user_packed,
-        given.events.users,
-        given.events.items,
-    )
-    item_packed = {name: item_arrays[name] for name in packed}
-    return Tables(user_arrays, item_arrays, item_packed, list(raw_items))
-
-
-def _raw_item_columns(given: Given, programs: Programs) -> dict[str, Column]:
-    """Return the columns that the program, the rules and the title read."""
-    columns = columns_from_frame(given.items, programs.item.inputs)
-    settings = given.settings
-    wanted = [rule.column for rule in settings.rules]
-    wanted += [] if settings.title_column is None else [settings.title_column]
-    for name in wanted:
-        if name not in columns:
-            column = infer_column(given.items[name], name, "items")
-            columns[name] = column_from_series(given.items[name], column)
-    check_rules(settings.rules, columns)
-    return columns
-
-
-def _raw_user_columns(given: Given, programs: Programs) -> dict[str, Column]:
-    """Return every input of the user program ``[U + 1]``; what a request alone can know is null."""
-    rows = len(given.user_ids) + 1
-    of_users = [column for column in programs.user.inputs if column.part == "user"]
-    columns = {}
-    if given.users is not None:
-        found = columns_from_frame(given.users, of_users)
-        columns = {name: with_null_row(column) for name, column in found.items()}
-    for column in programs.user.inputs:
-        if column.name not in columns:
-            columns[column.name] = null_column(column.dtype, column.is_list, rows)
-    return columns
-
-
-def _manifest_head(given: Given, programs: Programs, made: Tables) -> dict[str, Any]:
-    """Return the manifest without what the models and the index add."""
-    head = manifest.header(given.name, manifest.new_build_id())
-    return head | {
-        "target": given.target,
-        "layout": given.layout,
-        "settings": given.settings.to_json(),
-        "catalogue": {
-            "items": len(given.item_ids),
-            "users": len(given.user_ids),
-            "interactions": len(given.events.items),
-            "item_id_dtype": id_dtype(given.item_ids),
-            "user_id_dtype": id_dtype(given.user_ids),
-            "item_id_column": given.item_id,
-            "user_id_column": given.user_id,
-            "dimension": 1,
-        },
-        "packed": {
-            "user_cat": programs.packed("user", "cat"),
-            "user_num": programs.packed("user", "num"),
-            "user_lists": _list_layout(made.user_arrays, "user_list_"),
-            "history_cat": list(given.settings.history_columns),
-            "item_cat": programs.packed("item", "cat"),
-            "item_num": programs.packed("item", "num"),
-            "item_lists": _list_layout(made.item_packed, "item_list_"),
-        },
-        "request_columns": programs.request_columns(given.user_id),
-        "raw_item_columns": made.raw_items,
-        "notes": given.notes,
-    }
-
-
-def _list_layout(arrays: Mapping[str, Array], prefix: str) -> dict[str, Any]:
-    layout: dict[str, Any] = {}
-    for name, array in arrays.items():
-        if name.startswith(prefix):
-            length = int(array.shape[1])
-            is_id = array.dtype == np.int64
-            layout[name.removeprefix(prefix)] = length if is_id else {"length": length, "dtype": "float32"}
-    return layout
-
-
-def _write_tables(staging: Path, head: Mapping[str, Any], programs: Programs, made: Tables) -> None:
-    artefacts, build_id = staging / "artefacts", str(head["build_id"])
+def _write_artefacts(
+    artefacts: Path, programs: Programs, tables: Tables, sources: Mapping[str, Made], build_id: str
+) -> None:
+    """Write the artefacts of programs, tables and sources; those of the models are there."""
     programs.user.write(artefacts / "user_features", build_id)
     programs.item.write(artefacts / "item_features", build_id)
-    write_artefact(artefacts / "users", "users", build_id, made.user_arrays)
-    write_artefact(artefacts / "items", "items", build_id, made.item_arrays)
-
-
-# ----------------------------------------------------------------------------------------------- index
-
-
-def _make_index(
-    given: Given,
-    oracle: Oracle,
-    factory: str,
-    parameters: Mapping[str, int] | None,
-    min_recall: float,
-    ready: Any,
-) -> IndexBuild:
-    return build_index(
-        oracle.vectors,
-        user_queries(given, oracle),
-        factory=factory,
-        parameters=parameters,
-        candidates=given.settings.candidates,
-        min_recall=min_recall,
-        ready=ready,
-        seed=given.seed,
-    )
-
-
-def _is_exact(built: IndexBuild) -> bool:
-    return built.factory == "Flat"
-
-
-def _write_index(staging: Path, head: Mapping[str, Any], built: IndexBuild, vectors: Array) -> None:
-    path = staging / "artefacts" / "index"
-    path.mkdir(parents=True)
-    faiss.write_index(built.index, str(path / "index.faiss"))
-    meta = {"factory": built.factory, "parameters": dict(built.parameters)}
-    write_artefact(path, "index", str(head["build_id"]), {"vectors": vectors}, meta)
+    write_artefact(artefacts / "users", "users", build_id, tables.user_arrays)
+    write_artefact(artefacts / "items", "items", build_id, tables.item_arrays)
+    for name, made in sources.items():
+        write_source(artefacts / f"source_{name}", made, build_id)

@@ -1,41 +1,26 @@
-"""What a caller hands to an export, checked before any work: ids, frames, vectors, settings."""
+"""The tables that a caller hands to an export, checked before any work: ids, interactions, columns."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from tiercel_serving.columns import Column
 from tiercel_serving.features import InputColumn
-from tiercel_serving.settings import RULE_OPERATORS, Rule, ServingSettings
+from tiercel_serving.release.manifest import IdDtype
+from tiercel_serving.settings import ServingSettings
 from tiercel_serving.spec import Array
 
 from ..errors import ExportInputError
+from ..forms import ServedForm
+from .fit import checked_settings
+from .parts import Events, Inputs, TableColumns
 
 #: How many offending values a message lists.
 _SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Events:
-    """Interactions by rows instead of raw ids, in order of time.
-
-    Parameters
-    ----------
-    users
-        ``[n]`` user rows; -1 for a user that the store does not hold.
-    items
-        ``[n]`` catalogue rows.
-    """
-
-    users: npt.NDArray[np.int64]
-    items: npt.NDArray[np.int64]
 
 
 def raw_ids(frame: pd.DataFrame, column: str, what: str) -> Array:
@@ -95,7 +80,7 @@ def unique_ids(frame: pd.DataFrame, column: str, what: str) -> Array:
     return ids
 
 
-def id_dtype(ids: Array) -> str:
+def id_dtype(ids: Array) -> IdDtype:
     """Return ``int64`` or ``bytes``."""
     return "bytes" if ids.dtype == np.object_ else "int64"
 
@@ -109,14 +94,61 @@ def shown(values: Array | Sequence[Any]) -> str:
     return ", ".join(texts) + (", …" if len(values) > _SHOWN else "")
 
 
+def check_inputs(
+    *,
+    items: pd.DataFrame,
+    users: pd.DataFrame | None,
+    interactions: pd.DataFrame | None,
+    columns: TableColumns,
+    settings: ServingSettings,
+    retrieval: Mapping[str, ServedForm],
+    seed: int,
+) -> Inputs:
+    """Check what was given by itself and against each other.
+
+    More candidates than items is not refused: the slots stay empty, and a later catalogue may fill them
+    with the same models. It is said in the notes.
+
+    Raises
+    ------
+    ExportInputError
+        Something does not fit.
+    """
+    notes: list[str] = []
+    settings = checked_settings(settings, retrieval)
+    item_ids = unique_ids(items, columns.item_id, "items")
+    empty = settings.candidates - len(item_ids)
+    if empty > 0:
+        notes.append(
+            f"settings: {settings.candidates} candidates of {len(item_ids)} items; {empty} slots stay empty"
+        )
+    if users is not None:
+        user_ids = unique_ids(users, columns.user_id, "users")
+    else:
+        # Nobody is in the store; the ids' type is that of the interactions, if there are any.
+        like = None if interactions is None else raw_ids(interactions, columns.user_id, "interactions")
+        user_ids = np.zeros(0, np.int64 if like is None else like.dtype)
+    events = check_events(interactions, item_ids, None if users is None else user_ids, columns, notes)
+    return Inputs(
+        items=items.reset_index(drop=True),
+        users=None if users is None else users.reset_index(drop=True),
+        interactions=interactions,
+        item_ids=item_ids,
+        user_ids=user_ids,
+        events=events,
+        columns=columns,
+        settings=settings,
+        retrieval=retrieval,
+        seed=seed,
+        notes=notes,
+    )
+
+
 def check_events(
     interactions: pd.DataFrame | None,
     item_ids: Array,
     user_ids: Array | None,
-    *,
-    item_id: str,
-    user_id: str,
-    timestamp: str | None,
+    columns: TableColumns,
     notes: list[str],
 ) -> Events:
     """Turn interactions into rows, in order of time (ties in the order of the frame).
@@ -127,15 +159,15 @@ def check_events(
     if interactions is None:
         nobody = np.zeros(0, np.int64)
         return Events(nobody, nobody)
-    event_items = raw_ids(interactions, item_id, "interactions")
-    _same_kind(event_items, item_ids, item_id, "items")
+    event_items = raw_ids(interactions, columns.item_id, "interactions")
+    _same_kind(event_items, item_ids, columns.item_id, "items")
     items = pd.Index(item_ids).get_indexer(event_items)
-    event_users = raw_ids(interactions, user_id, "interactions")
+    event_users = raw_ids(interactions, columns.user_id, "interactions")
     users = np.full(len(items), -1, np.int64)
     if user_ids is not None:
-        _same_kind(event_users, user_ids, user_id, "users")
+        _same_kind(event_users, user_ids, columns.user_id, "users")
         users = pd.Index(user_ids).get_indexer(event_users).astype(np.int64)
-    order = _time_order(interactions, timestamp)
+    order = _time_order(interactions, columns.timestamp)
     known = items[order] >= 0
     dropped = int((~known).sum())
     if dropped:
@@ -168,7 +200,7 @@ def _time_order(interactions: pd.DataFrame, timestamp: str | None) -> npt.NDArra
     if timestamp not in interactions.columns:
         raise ExportInputError(
             f"interactions: no column {timestamp!r} to order them by; name another one, or pass "
-            "timestamp=None if the rows are already in order of time"
+            "TableColumns(timestamp=None) if the rows are already in order of time"
         )
     times = interactions[timestamp]
     nulls = int(times.isna().sum())
@@ -177,164 +209,6 @@ def _time_order(interactions: pd.DataFrame, timestamp: str | None) -> npt.NDArra
             f"interactions: {nulls} of {len(times)} have no {timestamp!r}; fill or drop them"
         )
     return np.argsort(times.to_numpy(), kind="stable")
-
-
-def check_vectors(vectors: Any, items: int, what: str = "item_vectors") -> Array:
-    """Return item vectors as ``[I, D]`` float32, C-contiguous.
-
-    Raises
-    ------
-    ExportInputError
-        For another shape, a dtype that is no float, or values that are not finite.
-    """
-    array = np.asarray(vectors)
-    if array.ndim != 2 or len(array) != items or array.shape[1] == 0:
-        raise ExportInputError(
-            f"{what}: expected [{items}, D], one row for each row of `items` in its order; "
-            f"came {list(array.shape)}"
-        )
-    if array.dtype.kind != "f":
-        raise ExportInputError(f"{what}: expected float32, came {array.dtype}")
-    bad = ~np.isfinite(array).all(axis=1)
-    if bad.any():
-        raise ExportInputError(
-            f"{what}: {int(bad.sum())} of {items} vectors hold NaN or infinity, the first in row "
-            f"{int(np.argmax(bad))}"
-        )
-    return np.ascontiguousarray(array, np.float32)
-
-
-def check_settings(settings: ServingSettings, items: int, notes: list[str]) -> None:
-    """Refuse settings that contradict themselves.
-
-    More candidates than items is not refused: the slots stay empty, and a later catalogue may fill
-    them with the same models. It is said in ``notes``.
-
-    Raises
-    ------
-    ExportInputError
-        One message with every contradiction.
-    """
-    wrong = [text for text in _limits(settings) if text] + _sources(settings)
-    if wrong:
-        raise ExportInputError("settings: " + "; ".join(wrong))
-    if settings.candidates > items:
-        notes.append(
-            f"settings: {settings.candidates} candidates of {items} items; "
-            f"{settings.candidates - items} slots stay empty"
-        )
-
-
-def _limits(settings: ServingSettings) -> list[str]:
-    positive = ("candidates", "kept", "k_default", "k_max", "max_batch_size", "max_excluded", "instances")
-    wrong = [
-        f"{name} is {getattr(settings, name)}, at least 1 is needed"
-        for name in (*positive, "engine_threads")
-        if getattr(settings, name) < 1
-    ]
-    natural = ("history_length", "queue_delay_us", "max_queue_size")
-    wrong += [
-        f"{name} is {getattr(settings, name)}, below 0" for name in natural if getattr(settings, name) < 0
-    ]
-    for low, high in (("kept", "candidates"), ("k_max", "kept"), ("k_default", "k_max")):
-        if getattr(settings, low) > getattr(settings, high):
-            wrong.append(
-                f"{low} ({getattr(settings, low)}) is above {high} ({getattr(settings, high)}); "
-                "an answer comes from the kept, the kept come from the candidates"
-            )
-    if settings.unknown_users not in ("popular", "rank"):
-        wrong.append(f"unknown_users is {settings.unknown_users!r}; expected 'popular' or 'rank'")
-    if settings.history_columns and not settings.history_length:
-        wrong.append("history_columns need a history_length above 0")
-    return wrong
-
-
-def _sources(settings: ServingSettings) -> list[str]:
-    wrong = []
-    names = [source.name for source in settings.sources]
-    if len(set(names)) != len(names):
-        wrong.append(f"sources have the same name twice: {', '.join(names)}")
-    for source in settings.sources:
-        if source.kind not in ("index", "popular"):
-            wrong.append(f"source {source.name!r}: kind {source.kind!r}; expected 'index' or 'popular'")
-        if source.quota is not None and source.quota < 0:
-            wrong.append(f"source {source.name!r}: quota {source.quota} is below 0")
-    popular = sum(source.kind == "popular" for source in settings.sources)
-    if popular != 1:
-        wrong.append(
-            f"exactly one source must be of the kind 'popular' (its quota may be 0); there are {popular}"
-        )
-    open_ended = [source.name for source in settings.sources if source.quota is None]
-    if len(open_ended) > 1:
-        wrong.append(f"only one source may leave its quota open; {', '.join(open_ended)} do")
-    quotas = sum(source.quota or 0 for source in settings.sources)
-    if quotas > settings.candidates:
-        wrong.append(f"the sources' quotas are {quotas} together, above {settings.candidates} candidates")
-    return wrong
-
-
-def check_columns(settings: ServingSettings, items: pd.DataFrame, item_cat: Sequence[str]) -> None:
-    """Refuse rules, a title or history columns that speak of what the items do not have.
-
-    Parameters
-    ----------
-    settings
-        The settings.
-    items
-        The raw item columns.
-    item_cat
-        Names of the items' packed scalar categories.
-    """
-    columns = ", ".join(map(str, items.columns))
-    wrong: list[str] = []
-    if settings.title_column is not None and settings.title_column not in items.columns:
-        wrong.append(f"title_column {settings.title_column!r} is no column of `items` ({columns})")
-    wrong += [
-        f"history column {name!r} is no scalar category of the workflow's items "
-        f"({', '.join(item_cat) or 'there are none'})"
-        for name in settings.history_columns
-        if name not in item_cat
-    ]
-    for rule in settings.rules:
-        if rule.operator not in RULE_OPERATORS:
-            wrong.append(
-                f"rule {rule.name!r}: operator {rule.operator!r} is none of {', '.join(RULE_OPERATORS)}"
-            )
-        elif rule.operator in ("in", "not in") and not isinstance(rule.value, (list, tuple)):
-            wrong.append(f"rule {rule.name!r}: {rule.operator!r} needs a list of values, came {rule.value!r}")
-        if rule.column not in items.columns:
-            wrong.append(f"rule {rule.name!r}: {rule.column!r} is no column of `items` ({columns})")
-        try:
-            json.dumps(rule.value)
-        except TypeError:
-            wrong.append(f"rule {rule.name!r}: the value {rule.value!r} is no plain JSON value")
-    if wrong:
-        raise ExportInputError("settings: " + "; ".join(wrong))
-
-
-def check_rules(rules: Sequence[Rule], columns: Mapping[str, Column]) -> None:
-    """Refuse rules whose operator or value does not fit what their column holds.
-
-    Parameters
-    ----------
-    rules
-        The rules.
-    columns
-        Raw item columns by name.
-    """
-    wrong = []
-    for rule in rules:
-        column = columns[rule.column]
-        values = rule.value if isinstance(rule.value, (list, tuple)) else [rule.value]
-        text = column.values.dtype == np.object_
-        for value in values:
-            if isinstance(value, str) != text:
-                kind = "text" if text else "numbers"
-                wrong.append(f"rule {rule.name!r}: column {rule.column!r} holds {kind}, came {value!r}")
-        if column.is_list and rule.operator not in ("in", "not in"):
-            wrong.append(f"rule {rule.name!r}: column {rule.column!r} is a list; use 'in' or 'not in'")
-    if wrong:
-        raise ExportInputError("settings: " + "; ".join(wrong))
 
 
 def infer_column(series: pd.Series, name: str, what: str) -> InputColumn:

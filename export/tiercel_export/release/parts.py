@@ -2,35 +2,105 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
-import torch
 
+from tiercel_serving.columns import Column
+from tiercel_serving.release.manifest import Catalogue, Packed
 from tiercel_serving.settings import ServingSettings
-from tiercel_serving.spec import Array, StageSpec
+from tiercel_serving.spec import Array
 
+from ..forms import ServedForm
 from ..workflow.cut import CompiledProgram, WorkflowParts
-from .given import Events
 
 
 @dataclass(frozen=True)
-class Given:
-    """The caller's data, checked."""
+class TableColumns:
+    """What the raw tables call their columns.
+
+    Parameters
+    ----------
+    item_id, user_id
+        The ids.
+    timestamp
+        What puts interactions in order; None takes the rows as they come.
+    """
+
+    item_id: str = "item_id"
+    user_id: str = "user_id"
+    timestamp: str | None = "timestamp"
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """How the feature workflow is read.
+
+    Parameters
+    ----------
+    parts
+        Part (``user``, ``item``, ``context``) of output columns whose tags are missing or wrong.
+    target_encoding
+        ``no_fold`` serves TargetEncoding over all folds; None refuses one that has folds. See
+        :func:`~tiercel_export.workflow.cut.cut_workflow`.
+    expected_packed
+        Columns of ``user_cat``, ``user_num``, ``item_cat`` and ``item_num`` in the order in which the
+        models were trained on them; another order is refused. None trusts that the models were trained on
+        the workflow's own order.
+    """
+
+    parts: Mapping[str, str] | None = None
+    target_encoding: str | None = None
+    expected_packed: Mapping[str, Sequence[str]] | None = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the release shall be: its name, rows of the tables of targets and engines, its layout.
+
+    ``origin`` says where each raw table comes from.
+    """
 
     name: str
+    target: str
+    engine: str
+    layout: str
+    origin: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Events:
+    """Interactions by rows instead of raw ids, in order of time.
+
+    Parameters
+    ----------
+    users
+        ``[n]`` user rows; -1 for a user that the store does not hold.
+    items
+        ``[n]`` catalogue rows.
+    """
+
+    users: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The caller's data, checked: ``settings`` have their sources, ``notes`` grow with every step."""
+
     items: pd.DataFrame
     users: pd.DataFrame | None
     interactions: pd.DataFrame | None
     item_ids: Array
     user_ids: Array
     events: Events
+    columns: TableColumns
     settings: ServingSettings
-    item_id: str
-    user_id: str
-    target: str
-    layout: str
+    retrieval: Mapping[str, ServedForm]
     seed: int
     notes: list[str] = field(default_factory=list)
 
@@ -43,36 +113,32 @@ class Programs:
     user: CompiledProgram
     item: CompiledProgram
 
-    def request_columns(self, id_column: str) -> list[dict[str, Any]]:
-        """Return the raw columns that a request may carry: all of the user's side but the id."""
-        return [
-            {"name": column.name, "dtype": column.dtype, "list": column.is_list, "part": column.part}
-            for column in self.user.inputs
-            if column.name != id_column
-        ]
-
-    def packed(self, part: str, kind: str) -> list[str]:
+    def packed(self, part: str, kind: str) -> tuple[str, ...]:
         """Return the scalar outputs of one kind, in the order in which they are packed."""
         outputs = (self.user if part == "user" else self.item).outputs
-        return [column.name for column in outputs if column.kind == kind and not column.is_list]
+        return tuple(column.name for column in outputs if column.kind == kind and not column.is_list)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What serving gathers from, in memory."""
+    """What serving gathers from, in memory.
 
-    user_arrays: dict[str, Array]
-    item_arrays: dict[str, Array]
-    item_packed: dict[str, Array]
-    raw_items: list[str]
+    Parameters
+    ----------
+    user_arrays, item_arrays
+        The artefacts ``users`` and ``items``.
+    user_packed, item_packed
+        Those of their arrays that models take, ``[U + 1, …]`` and ``[I + 1, …]``.
+    raw_items
+        Raw item columns ``[I]``.
+    catalogue, packed
+        As the manifest has them.
+    """
 
-
-@dataclass(frozen=True)
-class Models:
-    """The dense models: modules ready to export, and what they take."""
-
-    vectors: Array
-    user_tower: torch.nn.Module
-    ranker: torch.nn.Module
-    stages: tuple[StageSpec, ...]
-    engines: dict[str, Any]
+    user_arrays: Mapping[str, Array]
+    item_arrays: Mapping[str, Array]
+    user_packed: Mapping[str, Array]
+    item_packed: Mapping[str, Array]
+    raw_items: Mapping[str, Column]
+    catalogue: Catalogue
+    packed: Packed

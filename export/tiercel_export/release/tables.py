@@ -1,27 +1,107 @@
-"""Tables that serving gathers from: items, users, histories, popularity.
+"""Tables that serving gathers from: items, users, histories.
 
-Their layout is written down in :mod:`tiercel_serving.tables.store`.
+Their layout is written down in :mod:`tiercel_serving.tables.items` and in
+:mod:`tiercel_serving.stores.memory_mapped`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from tiercel_serving.columns import Column, flat_ranges, with_null_row
+from tiercel_serving.columns import Column, null_column, with_null_row
+from tiercel_serving.features.blocks import transform
 from tiercel_serving.lookups.lookup import build_lookup
+from tiercel_serving.release.manifest import Catalogue, Packed, PackedList
 from tiercel_serving.spec import Array
-from tiercel_serving.tables.column_store import store_column
-from tiercel_serving.tables.store import ITEM_IDS, ITEM_LOOKUP, USER_LOOKUP, raw_prefix
+from tiercel_serving.stores.memory_mapped import USER_LOOKUP
+from tiercel_serving.tables.column_store import raw_prefix, store_column
+from tiercel_serving.tables.items import ITEM_IDS, ITEM_LOOKUP
+
+from ..workflow.frames import column_from_series, columns_from_frame
+from .fit import check_rules
+from .given import id_dtype, infer_column
+from .parts import Inputs, Programs, Tables
 
 Rows = npt.NDArray[np.int64]
 
 
-def item_arrays(
-    ids: Array, raw: Mapping[str, Column], packed: Mapping[str, Array], popularity: Array
-) -> dict[str, Array]:
+def make_tables(inputs: Inputs, programs: Programs) -> Tables:
+    """Transform items and users once, and lay both out with all that is known of them."""
+    raw_items = _raw_item_columns(inputs, programs)
+    check_rules(inputs.settings, raw_items)
+    items = transform(programs.item.program, raw_items, len(inputs.item_ids))
+    item_packed = {
+        name: np.concatenate([table, np.zeros((1, *table.shape[1:]), table.dtype)])
+        for name, table in items.items()
+    }
+    raw_users = _raw_user_columns(inputs, programs)
+    user_packed = transform(programs.user.program, raw_users, len(inputs.user_ids) + 1)
+    stored = {column.name for column in programs.user.inputs if column.part == "user"}
+    user_raw = {name: column for name, column in raw_users.items() if name in stored}
+    return Tables(
+        user_arrays(inputs.user_ids, user_raw, user_packed, inputs.events.users, inputs.events.items),
+        item_arrays(inputs.item_ids, raw_items, item_packed),
+        user_packed,
+        item_packed,
+        raw_items,
+        Catalogue(
+            items=len(inputs.item_ids),
+            users=len(inputs.user_ids),
+            interactions=len(inputs.events.items),
+            item_id_dtype=id_dtype(inputs.item_ids),
+            user_id_dtype=id_dtype(inputs.user_ids),
+            item_id_column=inputs.columns.item_id,
+            user_id_column=inputs.columns.user_id,
+        ),
+        Packed(
+            user_cat=programs.packed("user", "cat"),
+            user_num=programs.packed("user", "num"),
+            user_lists=_lists(user_packed, "user_list_"),
+            item_cat=programs.packed("item", "cat"),
+            item_num=programs.packed("item", "num"),
+            item_lists=_lists(item_packed, "item_list_"),
+        ),
+    )
+
+
+def _raw_item_columns(inputs: Inputs, programs: Programs) -> dict[str, Column]:
+    """Return the columns that the program, sources, rules, steps and the title read."""
+    columns = columns_from_frame(inputs.items, programs.item.inputs)
+    for name in inputs.settings.raw_columns():
+        if name not in columns:
+            column = infer_column(inputs.items[name], name, "items")
+            columns[name] = column_from_series(inputs.items[name], column)
+    return columns
+
+
+def _raw_user_columns(inputs: Inputs, programs: Programs) -> dict[str, Column]:
+    """Return every input of the user program ``[U + 1]``; what a request alone can know is null."""
+    rows = len(inputs.user_ids) + 1
+    columns = {}
+    if inputs.users is not None:
+        of_users = [column for column in programs.user.inputs if column.part == "user"]
+        found = columns_from_frame(inputs.users, of_users)
+        columns = {name: with_null_row(column) for name, column in found.items()}
+    for column in programs.user.inputs:
+        if column.name not in columns:
+            columns[column.name] = null_column(column.dtype, column.is_list, rows)
+    return columns
+
+
+def _lists(packed: Mapping[str, Array], prefix: str) -> tuple[PackedList, ...]:
+    return tuple(
+        PackedList(
+            name.removeprefix(prefix), array.shape[1], "int64" if array.dtype == np.int64 else "float32"
+        )
+        for name, array in packed.items()
+        if name.startswith(prefix)
+    )
+
+
+def item_arrays(ids: Array, raw: Mapping[str, Column], packed: Mapping[str, Array]) -> dict[str, Array]:
     """Lay out the artefact ``items``.
 
     Parameters
@@ -29,27 +109,16 @@ def item_arrays(
     ids
         ``[I]`` raw ids, int64 or ``bytes`` objects, in catalogue order.
     raw
-        Raw columns ``[I]`` that rules, titles or a later check read.
+        Raw columns ``[I]`` that sources, rules, steps, titles or a later check read.
     packed
-        Model-ready tensors ``[I, …]``; they get the pad row of zeros here.
-    popularity
-        ``[I]`` how many interactions each item has.
+        Model-ready tensors ``[I + 1, …]``; the pad row is last.
     """
     arrays: dict[str, Array] = dict(build_lookup(ids, ITEM_LOOKUP))
     arrays.update(store_column(Column(ids), ITEM_IDS))
     for name, column in raw.items():
         arrays.update(store_column(with_null_row(column), raw_prefix(name)))
-    for name, table in packed.items():
-        arrays[name] = np.concatenate([table, np.zeros((1, *table.shape[1:]), table.dtype)])
-    arrays["popular_rows"], arrays["popular_scores"] = popular_list(popularity)
+    arrays.update(packed)
     return arrays
-
-
-def popular_list(counts: Array) -> tuple[Rows, npt.NDArray[np.float32]]:
-    """Return item rows by (count descending, row ascending), and count ÷ largest count for each."""
-    order = np.argsort(-counts, kind="stable").astype(np.int64)
-    highest = max(int(counts.max(initial=0)), 1)
-    return order, (counts[order] / highest).astype(np.float32)
 
 
 def user_arrays(
@@ -115,67 +184,3 @@ def seen_sets(offsets: Rows, rows: Rows) -> tuple[Rows, Rows]:
     """Return the same groups with each one's rows sorted; they are distinct already."""
     groups = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     return offsets.copy(), rows[np.lexsort((rows, groups))]
-
-
-def latest(
-    offsets: Rows, rows: Rows, users: Rows, length: int, pad: int
-) -> tuple[Rows, npt.NDArray[np.int32]]:
-    """Return the latest ``length`` items of users, oldest first, left aligned.
-
-    Parameters
-    ----------
-    offsets, rows
-        As :func:`histories` gives them.
-    users
-        ``[B]`` user rows.
-    length, pad
-        L, and what fills the end.
-
-    Returns
-    -------
-    ``[B, L]`` int64 and ``[B, 1]`` int32 how many are real.
-    """
-    out = np.full((len(users), length), pad, np.int64)
-    ends = offsets[users + 1]
-    counts = np.minimum(ends - offsets[users], length)
-    out[np.arange(length) < counts[:, None]] = rows[flat_ranges(ends - counts, counts)]
-    return out, counts.astype(np.int32)[:, None]
-
-
-def user_tensors(
-    arrays: Mapping[str, Array],
-    item_cat: Array | None,
-    users: Rows,
-    *,
-    length: int,
-    history_columns: Sequence[int],
-    pad: int,
-) -> dict[str, Array]:
-    """Gather everything that a model may know of users: the packed tensors and the history.
-
-    Parameters
-    ----------
-    arrays
-        The artefact ``users``, as :func:`user_arrays` lays it out.
-    item_cat
-        ``[I + 1, Ci]``; None if the items have no categories.
-    users
-        ``[B]`` user rows.
-    length
-        L.
-    history_columns
-        Positions within ``item_cat`` that make ``history_cat``.
-    pad
-        The pad row I.
-    """
-    tensors = {
-        name: array[users]
-        for name, array in arrays.items()
-        if name in ("user_cat", "user_num") or name.startswith("user_list_")
-    }
-    if length:
-        history, counts = latest(arrays["history_offsets"], arrays["history_rows"], users, length, pad)
-        tensors["history_row"], tensors["history_length"] = history, counts
-        if item_cat is not None and len(history_columns):
-            tensors["history_cat"] = item_cat[history][:, :, list(history_columns)]
-    return tensors

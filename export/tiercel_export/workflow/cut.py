@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class CompiledProgram:
     document: Mapping[str, Any]
     arrays: Mapping[str, Array]
 
-    @property
+    @cached_property
     def program(self) -> FeatureProgram:
         """The program, in memory."""
         return FeatureProgram(self.document, self.arrays)
@@ -81,6 +82,14 @@ class CompiledProgram:
     def outputs(self) -> tuple[OutputColumn, ...]:
         """The features that it computes."""
         return self.program.outputs
+
+    def with_lengths(self, lengths: Mapping[str, int]) -> CompiledProgram:
+        """Return the same program with the packed lengths of some lists."""
+        outputs = [
+            {**column, "length": lengths.get(column["name"], column["length"])}
+            for column in self.document["outputs"]
+        ]
+        return replace(self, document={**self.document, "outputs": outputs})
 
     def write(self, path: Path, build_id: str) -> None:
         """Write the artefact of kind ``features``."""

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from tiercel_serving.columns import Column
-from tiercel_serving.features import InputColumn
+from tiercel_serving.features import InputColumn, OutputColumn
 from tiercel_serving.spec import Array
 
 from ..errors import ExportInputError
@@ -310,3 +310,44 @@ def golden_inputs(frame: pd.DataFrame, inputs: Sequence[InputColumn], rows: int 
         {column.name: pd.Series([[] if column.is_list else None], dtype=object) for column in inputs}
     )
     return oracle_frame(pd.concat([real, null], ignore_index=True), inputs)
+
+
+def oracle_columns(frame: pd.DataFrame, outputs: Sequence[OutputColumn]) -> dict[str, Column]:
+    """Convert what NVTabular gave into columns, without changing a bit.
+
+    Parameters
+    ----------
+    frame
+        The transformed rows.
+    outputs
+        The compiled program's outputs. Their dtypes matter only where pandas had to make floats of
+        integers with nulls.
+    """
+    columns = {}
+    for output in outputs:
+        series = frame[output.name]
+        if output.is_list:
+            rows = [row if isinstance(row, (list, tuple, np.ndarray)) else None for row in series]
+            lists = [np.asarray([] if row is None else row) for row in rows]
+            offsets = np.concatenate([[0], np.cumsum([len(row) for row in lists])]).astype(np.int64)
+            flat = pd.Series(np.concatenate([row for row in lists if len(row)] or [np.zeros(0)]))
+            if not len(flat):
+                flat = flat.astype(object if output.dtype == "bytes" else output.dtype)
+            columns[output.name] = Column(*_values(flat, output), offsets)
+        else:
+            columns[output.name] = Column(*_values(series, output))
+    return columns
+
+
+def _values(series: pd.Series, output: OutputColumn) -> tuple[Array, Array | None]:
+    null = series.isna().to_numpy()
+    if output.dtype == "bytes":
+        values = np.empty(len(series), object)
+        values[:] = [
+            b"" if absent else value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+            for value, absent in zip(series, null, strict=True)
+        ]
+        return values, ~null if null.any() else None
+    if null.any() and np.dtype(output.dtype).kind in "iub":
+        return series.where(~null, 0).to_numpy().astype(output.dtype), ~null
+    return np.asarray(series.to_numpy()), None

@@ -228,7 +228,7 @@ def _what(stage: str, explained: Explanation) -> str:
     if stage == "user_features":
         store = "in the store" if explained.user_row is not None else "not in the store"
         return f"user is {store}; the latest {len(explained.history)} items of the history"
-    if stage == "user_tower":
+    if stage.startswith("query_"):
         return "made the query"
     if stage == "retrieval":
         sources = [candidate.source for candidate in candidates]

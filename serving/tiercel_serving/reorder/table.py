@@ -83,5 +83,8 @@ class ReorderKind(Protocol):
 
 #: Every kind of reorder step.
 REORDER: Kinds[ReorderKind] = Kinds(
-    "reorder step", {"weighted_sum": Kind("tiercel_serving.reorder.weighted_sum:WeightedSum")}
+    "reorder step",
+    {
+        "weighted_sum": Kind("tiercel_serving.reorder.weighted_sum:WeightedSum"),
+    },
 )

@@ -43,11 +43,17 @@ class IndexBuild:
     candidates: int
     queries: int
 
+    @property
+    def exact(self) -> bool:
+        """Whether it can miss nothing, whoever asks."""
+        return isinstance(faiss.downcast_index(self.index), faiss.IndexFlat)
+
     def figures(self) -> dict[str, Any]:
         """Return what was measured, for the manifest."""
         return {
             "factory": self.factory,
             "parameters": dict(self.parameters),
+            "exact": self.exact,
             "recall": round(self.recall, 6),
             "candidates": self.candidates,
             "queries": self.queries,
@@ -112,7 +118,7 @@ def build_index(
         raise InvalidSettings(
             f"index {name} {chosen or ''}: recall at {candidates} candidates is {reached:.4f} over "
             f"{len(queries)} queries, below min_recall {min_recall}. Raise nprobe or efSearch in "
-            "index_parameters (or leave them out, then they are searched), choose a finer factory string "
+            "parameters (or leave them out, then they are searched), choose a finer factory string "
             "('Flat' is exact), or lower min_recall"
         )
     return IndexBuild(index, name, chosen, reached, candidates, len(queries))
@@ -147,11 +153,11 @@ def _make(vectors: Array, factory: str, seed: int) -> Any:
 
 def _check_ready(index: Any, vectors: Array) -> Any:
     if getattr(index, "metric_type", None) != faiss.METRIC_INNER_PRODUCT:
-        raise InvalidSettings("index_ready: expected a FAISS index with METRIC_INNER_PRODUCT")
+        raise InvalidSettings("the index given: expected a FAISS index with METRIC_INNER_PRODUCT")
     if index.d != vectors.shape[1] or index.ntotal != len(vectors):
         raise InvalidSettings(
-            f"index_ready: expected {len(vectors)} vectors of {vectors.shape[1]} dimensions, position = row "
-            f"of `items`; came {index.ntotal} of {index.d}"
+            f"the index given: expected {len(vectors)} vectors of {vectors.shape[1]} dimensions, position = "
+            f"row of `items`; came {index.ntotal} of {index.d}"
         )
     return index
 
@@ -161,7 +167,7 @@ def _set(index: Any, name: str, value: int) -> None:
         faiss.ParameterSpace().set_index_parameter(index, name, float(value))
     except RuntimeError as error:
         raise InvalidSettings(
-            f"index_parameters: {type(index).__name__} has no parameter {name!r} ({_reason(error)})"
+            f"parameters: {type(index).__name__} has no parameter {name!r} ({_reason(error)})"
         ) from error
 
 

@@ -34,8 +34,8 @@ class Material:
     columns
         Raw item columns ``[I]`` that the source asked for.
     form
-        What the source's retrieval model gives: arrays by name (``vectors [I, D]`` float32); empty for a
-        source without one.
+        What the source's retrieval model gives: arrays by name (``vectors [I, D]`` float32), and whatever
+        else its kind takes; empty for a source without one.
     queries
         ``[Q, D]`` queries like those to come, to measure with; None where nothing shall be measured.
     candidates
@@ -48,7 +48,7 @@ class Material:
     users: Rows
     rows: Rows
     columns: Mapping[str, Column] = field(default_factory=dict)
-    form: Mapping[str, Array] = field(default_factory=dict)
+    form: Mapping[str, Any] = field(default_factory=dict)
     queries: Array | None = None
     candidates: int = 0
     seed: int = 0
@@ -65,7 +65,8 @@ class Made:
     files
         Name → writes that file.
     figures
-        What was measured, for people: the manifest keeps it.
+        What was measured, for people: the manifest keeps it. ``exact`` False says that the source may miss
+        what its plain reference finds; ``recall`` then says how much it finds.
     notes
         What people should know.
     """
@@ -191,9 +192,9 @@ def default_sources(models: Mapping[str, str]) -> tuple[SourceKind, ...]:
     Returns
     -------
     tuple of SourceKind
-        For each model the first kind in the table that takes its form; then, with a quota of 0, the first
-        kind that needs neither model nor user. With several models, say quotas yourself: all but one
-        need a number.
+        For each model the first kind in the table that takes its form; then, with a quota of 0 unless it
+        is alone, the first kind that needs neither model nor user. With several models, say quotas
+        yourself: all but one need a number.
     """
     kinds = [SOURCES.find(name) for name in SOURCES]
     found = []
@@ -203,7 +204,7 @@ def default_sources(models: Mapping[str, str]) -> tuple[SourceKind, ...]:
             raise KindUnavailable(f"no source takes the form {form!r} of the retrieval model {model!r}")
         found.append(_made(kind, name=model))
     fallback = next(kind for kind in kinds if kind.form is None and not kind.personal)
-    return (*found, _made(fallback, quota=0))
+    return (*found, _made(fallback, quota=0 if found else None))
 
 
 def _made(kind: type[SourceKind], **fields: Any) -> SourceKind:

@@ -88,10 +88,10 @@ def retrieve(
         clear &= not settings.sources[place].personal or _clear_cut(scores, count)
         taken += [Candidate(row, score, place + 1) for row, score in found[:count]]
         free[[candidate.row for candidate in taken]] = False
-    return Retrieved(_in_order(settings, sources, user, taken), clear)
+    return Retrieved(in_order(settings, sources, user, taken), clear)
 
 
-def _in_order(
+def in_order(
     settings: ServingSettings,
     sources: Sequence[Mapping[str, Array]],
     user: UserTensors,

@@ -1,0 +1,117 @@
+"""Asking NVTabular at export: rows of both parts of the workflow with its own answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+
+from tiercel_serving.features import InputColumn
+from tiercel_serving.verify.checks import FeatureRows
+from tiercel_serving.verify.golden import FEATURE_ROWS, Golden
+
+from ..workflow.cut import CompiledProgram
+from ..workflow.frames import FrameOracle, columns_from_frame, golden_inputs, oracle_columns, oracle_frame
+from .parts import Inputs, Programs
+
+#: Rows that are compared with NVTabular at export.
+FRESH_ROWS = 2000
+
+
+def ask_nvtabular(
+    golden: Golden, inputs: Inputs, programs: Programs, random: np.random.Generator
+) -> dict[str, FeatureRows]:
+    """Add golden rows of each program, and return fresh ones for the verification."""
+    fresh = {}
+    for artefact, program, frame in (
+        ("user_features", programs.user, _user_frame(inputs, programs, random)),
+        ("item_features", programs.item, inputs.items),
+    ):
+        if not program.inputs or frame is None:
+            continue
+        ask = FrameOracle(programs.parts, program.part)
+        few = _few_rows(ask, program, frame)
+        golden.add_features(artefact, few.inputs, few.outputs, few.rows)
+        picked = random.choice(len(frame), min(FRESH_ROWS, len(frame)), replace=False)
+        fresh[artefact] = _asked(ask, program, oracle_frame(frame.iloc[picked], program.inputs))
+    return fresh
+
+
+def _asked(ask: FrameOracle, program: CompiledProgram, frame: pd.DataFrame) -> FeatureRows:
+    inputs = columns_from_frame(frame, program.inputs)
+    return FeatureRows(inputs, oracle_columns(ask(frame), program.outputs), len(frame))
+
+
+def _few_rows(ask: FrameOracle, program: CompiledProgram, frame: pd.DataFrame) -> FeatureRows:
+    """Ask for some real rows and one with nulls, as far as NVTabular answers those.
+
+    It raises on some nulls, in an integer id for example; then only the columns in which it takes one
+    are null.
+    """
+    full = golden_inputs(frame, program.inputs, FEATURE_ROWS)
+    with _silent("merlin"):
+        try:
+            return _asked(ask, program, full)
+        except Exception:
+            real, nulls = full.iloc[:-1], full.iloc[-1]
+            row = real.iloc[0].astype(object)
+            for column in program.inputs:
+                trial = row.copy()
+                trial[column.name] = nulls[column.name]
+                try:
+                    ask(_with_row(real, trial, program))
+                except Exception:
+                    continue
+                row = trial
+        return _asked(ask, program, _with_row(real, row, program))
+
+
+def _with_row(frame: pd.DataFrame, row: pd.Series, program: CompiledProgram) -> pd.DataFrame:
+    return oracle_frame(
+        pd.concat([frame.astype(object), row.to_frame().T], ignore_index=True), program.inputs
+    )
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Keep a library from logging failures that are expected here."""
+    library = logging.getLogger(name)
+    disabled, library.disabled = library.disabled, True
+    try:
+        yield
+    finally:
+        library.disabled = disabled
+
+
+def _user_frame(inputs: Inputs, programs: Programs, random: np.random.Generator) -> pd.DataFrame | None:
+    """Return raw user rows with examples of the context beside them; None without users."""
+    if inputs.users is None:
+        return None
+    frame = inputs.users
+    context = [column for column in programs.user.inputs if column.part != "user"]
+    if context:
+        frame = frame.copy()
+    for column in context:
+        source = inputs.interactions
+        if source is not None and column.name in source.columns and len(source):
+            picked = source[column.name].iloc[random.integers(0, len(source), len(frame))]
+            frame[column.name] = picked.to_numpy()
+        else:
+            frame[column.name] = _made_up(column, len(frame), random)
+    return frame
+
+
+def _made_up(column: InputColumn, rows: int, random: np.random.Generator) -> pd.Series:
+    """Return values for a column of which no example was given."""
+    if column.dtype == "bytes":
+        values = [f"value {number}" for number in random.integers(0, 5, rows)]
+    elif column.dtype == "bool":
+        values = (random.random(rows) < 0.5).tolist()
+    elif column.dtype == "int64":
+        values = random.integers(0, 50, rows).tolist()
+    else:
+        values = random.normal(size=rows).astype(column.dtype).tolist()
+    return pd.Series([[value] for value in values] if column.is_list else values)

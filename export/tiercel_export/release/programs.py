@@ -1,0 +1,86 @@
+"""The workflow → its two compiled programs, with the packed length of every list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tiercel_serving.columns import Column, null_column, take_rows
+from tiercel_serving.features import InputColumn
+
+from ..errors import ExportInputError
+from ..workflow.cut import CompiledProgram, compile_workflow, cut_workflow
+from ..workflow.frames import column_from_series
+from .fit import check_columns
+from .given import id_dtype
+from .parts import FeatureOptions, Inputs, Programs
+
+#: Rows that are looked at together for the length of their lists.
+_BLOCK = 65_536
+
+
+def compile_programs(inputs: Inputs, workflow: Any, options: FeatureOptions) -> Programs:
+    """Cut the workflow and compile its parts; check that they fit the tables and the settings."""
+    cut = cut_workflow(workflow, parts=options.parts, target_encoding=options.target_encoding)
+    frames = [frame for frame in (inputs.users, inputs.interactions) if frame is not None]
+    programs = Programs(
+        cut,
+        _with_lengths(compile_workflow(cut, "user"), frames),
+        _with_lengths(compile_workflow(cut, "item"), [inputs.items]),
+    )
+    _check_ids(programs.user.inputs, inputs)
+    item_cat = programs.packed("item", "cat")
+    check_columns(inputs.settings, [str(name) for name in inputs.items.columns], item_cat)
+    _check_order(programs, options.expected_packed or {})
+    return programs
+
+
+def _check_ids(columns: Sequence[InputColumn], inputs: Inputs) -> None:
+    for column in columns:
+        is_id = column.name == inputs.columns.user_id and inputs.users is not None
+        if is_id and column.dtype != id_dtype(inputs.user_ids):
+            raise ExportInputError(
+                f"users: the workflow was fitted on {column.dtype} ids in {column.name!r}, but `users` has "
+                f"{id_dtype(inputs.user_ids)}; convert one of them"
+            )
+
+
+def _check_order(programs: Programs, expected: Mapping[str, Sequence[str]]) -> None:
+    for tensor, columns in expected.items():
+        part, _, kind = tensor.partition("_")
+        packed = programs.packed(part, kind)
+        if packed != tuple(columns):
+            raise ExportInputError(
+                f"{tensor}: the models were trained on the columns {list(columns)}, the compiled workflow "
+                f"packs {list(packed)}; list the workflow's outputs in the order of training"
+            )
+
+
+def _with_lengths(compiled: CompiledProgram, frames: Sequence[pd.DataFrame]) -> CompiledProgram:
+    """Give each list output the length of its longest row among the examples in the frames."""
+    lists = [column.name for column in compiled.outputs if column.is_list]
+    if not lists:
+        return compiled
+    lengths = dict.fromkeys(lists, 1)
+    examples = {column.name: _example(column, frames) for column in compiled.inputs}
+    rows = max(len(column) for column in examples.values())
+    for start in range(0, rows, _BLOCK):
+        places = np.arange(start, min(rows, start + _BLOCK))
+        # Columns of different frames need not belong together: a shorter one begins again.
+        block = {name: take_rows(column, places % len(column)) for name, column in examples.items()}
+        made = compiled.program.run(block, len(places))
+        for name in lists:
+            longest = int(np.diff(made[name].offsets).max(initial=0))  # type: ignore[arg-type]
+            lengths[name] = max(lengths[name], longest)
+    return compiled.with_lengths(lengths)
+
+
+def _example(column: InputColumn, frames: Sequence[pd.DataFrame]) -> Column:
+    """Return a raw column from the first frame that has it; one null where none has any row of it."""
+    frame = next((frame for frame in frames if column.name in frame.columns and len(frame)), None)
+    if frame is None:
+        return null_column(column.dtype, column.is_list, 1)
+    return column_from_series(frame[column.name], column)

@@ -1,0 +1,102 @@
+"""The recommender before anything is compiled: user tensors gathered one by one, and modules in torch.
+
+What is asked here are the tables that a release will hold; the verification compares those with NVTabular by
+themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tiercel_serving.settings import ServingSettings
+from tiercel_serving.spec import Array, Arrays
+
+from ..models.prepare import Models
+from .parts import Tables
+
+#: Users whose queries are computed at once.
+_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Uncompiled:
+    """Settings, tables and models.
+
+    Parameters
+    ----------
+    settings, tables, models
+        As the steps of an export made them.
+    """
+
+    settings: ServingSettings
+    tables: Tables
+    models: Models
+
+    @property
+    def items(self) -> int:
+        """I, and the pad row."""
+        return self.tables.catalogue.items
+
+    @property
+    def nobody(self) -> int:
+        """U, the row of everybody who is not in the store."""
+        return self.tables.catalogue.users
+
+    def user(self, row: int) -> dict[str, Array]:
+        """Return every tensor that a model may know of one user, without the user axis."""
+        tensors: dict[str, Array] = {name: array[row] for name, array in self.tables.user_packed.items()}
+        length = self.settings.history_length
+        if not length:
+            return tensors
+        latest = self._of_user("history", row)[-length:]
+        history = np.full(length, self.items, np.int64)
+        history[: len(latest)] = latest
+        tensors["history_row"] = history
+        tensors["history_length"] = np.array([len(latest)], np.int32)
+        if self.settings.history_columns:
+            columns = [self.tables.packed.item_cat.index(name) for name in self.settings.history_columns]
+            tensors["history_cat"] = self.tables.item_packed["item_cat"][history][:, columns]
+        return tensors
+
+    def users(self, rows: Iterable[int]) -> dict[str, Array]:
+        """Return those tensors of several users ``[B, …]``."""
+        known = [self.user(int(row)) for row in rows]
+        return {name: np.stack([user[name] for user in known]) for name in known[0]}
+
+    def with_queries(self, tensors: Arrays) -> dict[str, Array]:
+        """Return user tensors with the query of each source beside them."""
+        known = dict(tensors)
+        for model in self.models.queries.values():
+            known |= model.run(tensors)
+        return known
+
+    def queries(self, source: str, rows: Array) -> Array:
+        """Return the queries ``[Q, D]`` of users."""
+        model = self.models.queries[source]
+        blocks = np.array_split(rows, -(-len(rows) // _BLOCK))
+        return np.concatenate([model.run(self.users(block))[model.output.name] for block in blocks])
+
+    def seen(self, row: int) -> Array:
+        """Return the item rows that a user has had."""
+        return self._of_user("seen", row)
+
+    def allowed(self, row: int) -> npt.NDArray[np.bool_]:
+        """Return ``[I]``: what a user has not had."""
+        allowed = np.ones(self.items, np.bool_)
+        allowed[self.seen(row)] = False
+        return allowed
+
+    def _of_user(self, what: str, row: int) -> Array:
+        arrays = self.tables.user_arrays
+        begin, end = arrays[f"{what}_offsets"][row : row + 2]
+        of_user: Array = arrays[f"{what}_rows"][begin:end]
+        return of_user
+
+    def candidates(self, rows: Array, scores: Array, sources: Array) -> dict[str, Array]:
+        """Return what a ranker may know of candidates ``[B, K]``."""
+        known: dict[str, Array] = {name: table[rows] for name, table in self.tables.item_packed.items()}
+        return known | {"kept_score": scores, "kept_source": sources}
