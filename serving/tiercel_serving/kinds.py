@@ -12,7 +12,7 @@ the table's contract. Drivers walk the tables and name no kind.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -156,8 +156,27 @@ class Kinds(Generic[T]):
             f"{choose(kind.__qualname__, self.rows)}"
         )
 
-    def read(self, data: Any) -> T:
+    def class_names(self) -> dict[str, str]:
+        """Return what people write → the name of its row."""
+        return {row.path.rpartition(":")[2]: name for name, row in self.rows.items()}
+
+    def misfit(self, value: object, field: str) -> list[Problem]:
+        """Return the problem of a value of a field that is none of these kinds; none if it is one."""
+        path = f"{type(value).__module__}:{type(value).__qualname__}"
+        if any(row.path == path for row in self.rows.values()):
+            return []
+        known = " or ".join(f"{name}(…)" for name in self.class_names())
+        return [Problem(field, f"expected a {self.what}, got {value!r}", f"write {known}")]
+
+    def read(self, data: Any, hook: Callable[[Any, Any], Any] | None = None) -> T:
         """Make a kind's settings from plain data, whose ``kind`` says which.
+
+        Parameters
+        ----------
+        data
+            A mapping.
+        hook
+            Makes the fields that are kinds themselves, as msgspec's ``dec_hook`` does.
 
         Raises
         ------
@@ -172,6 +191,6 @@ class Kinds(Generic[T]):
         if name not in self.rows:
             raise ValueError(f"there is no {self.what} {name!r}; {choose(name, self.rows)}")
         try:
-            return msgspec.convert(data, self.find(name))
+            return msgspec.convert(data, self.find(name), dec_hook=hook)
         except msgspec.ValidationError as error:
             raise ValueError(str(error).replace("`$", f"`{name}")) from None

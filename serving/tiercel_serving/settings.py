@@ -101,11 +101,14 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         **dict.fromkeys(("history_length", "queue_delay_us", "max_queue_size"), COUNT_OR_0),
     }
 
+    def shape_problems(self) -> list[Problem]:
+        """Return fields that are something else altogether: nothing else can be said of such settings."""
+        return list(_shapes(self))
+
     def problems(self) -> list[Problem]:
         """Return what is wrong with the settings by themselves."""
-        shapes = list(_shapes(self))
+        shapes = self.shape_problems()
         if shapes:
-            # Nothing else can be said of a field that is something else altogether.
             return shapes
         wrong = [*out_of_range(self, self.RANGES), *_limits(self), *_sources(self)]
         for field in ("sources", "rules", "reorder"):

@@ -69,6 +69,20 @@ class Index(Settings, frozen=True, tag="index"):
                 wrong.append(Problem(f"parameters[{key!r}]", problem, "give such a number"))
         return wrong
 
+    def misfits(self, dimension: int) -> list[Problem]:
+        """Return a factory string of which FAISS makes no index of so many dimensions."""
+        import faiss
+
+        try:
+            faiss.index_factory(dimension, self.factory, faiss.METRIC_INNER_PRODUCT)
+        except Exception as error:
+            # FAISS names its own C++ function and line first, and says last what it means.
+            reason = str(error).strip().rpartition(": ")[2]
+            problem = f"FAISS makes no index of {self.factory!r} with {dimension} dimensions ({reason})"
+            remedy = "use Flat, IVF<lists>,Flat, HNSW<links> or another FAISS factory"
+            return [Problem("factory", problem, remedy)]
+        return []
+
     def reads(self) -> tuple[str, ...]:
         """Return the tensor of its queries."""
         return (self.query,)

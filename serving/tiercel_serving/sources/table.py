@@ -159,6 +159,15 @@ class SourceKind(Protocol):
         ...
 
 
+@runtime_checkable
+class FitsModel(Protocol):
+    """A kind of source that can say before anything is trained whether a model fits it."""
+
+    def misfits(self, dimension: int) -> list[Problem]:
+        """Return what does not fit queries of so many dimensions."""
+        ...
+
+
 #: Every kind of source.
 SOURCES: Kinds[SourceKind] = Kinds(
     "source",
