@@ -226,9 +226,9 @@ def _what(stage: str, explained: Explanation) -> str:
     """Say in words what a stage did for this user."""
     candidates, kept = explained.candidates, explained.kept
     if stage == "user_features":
-        store = "in the store" if explained.user_row is not None else "not in the store"
+        store = "in the store" if explained.status.value == "known" else "not in the store"
         return f"user is {store}; the latest {len(explained.history)} items of the history"
-    if stage == "user_tower":
+    if stage.startswith("query_"):
         return "made the query"
     if stage == "retrieval":
         sources = [candidate.source for candidate in candidates]
