@@ -70,7 +70,7 @@ class Environment:
 
     folder: Path
     python: Python
-    variables: dict[str, str] = field(init=False)
+    variables: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         foreign = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}
