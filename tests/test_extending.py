@@ -39,9 +39,7 @@ TABLES = {
 }
 
 RECIPE = """
-import dataclasses
-
-import msgspec
+from msgspec.structs import replace
 
 from tiercel_pipelines.families.biased import Biased
 from tiercel_pipelines.families.pure_svd import PureSVD
@@ -54,13 +52,13 @@ from tiercel_serving.rules.between import Between
 from tiercel_serving.sources.newest import Newest
 from tiercel_serving.stores.loaded import Loaded
 
-RECIPE = dataclasses.replace(
+RECIPE = replace(
     BASE,
     name="extended",
     dataset=Synthetic(users=150, items=120, interactions=3_000, ids="int"),
     retrieval=(TwoTower(dimension=8, embedding_dimension=8, max_epochs=1, task=BPR()), PureSVD(dimension=8)),
     ranking=Biased(max_epochs=1, task=Pointwise()),
-    serving=msgspec.structs.replace(
+    serving=replace(
         BASE.serving,
         sources=(
             Index("two_tower"),
@@ -78,11 +76,13 @@ RECIPE = dataclasses.replace(
 ASK = """
 import json, sys
 from tiercel_client import Recommender
+from tiercel_serving.commands.serve import example_user
+from tiercel_serving.release.opened import open_release
 from tiercel_serving.supervise import start_server
 
 with start_server(sys.argv[1], grpc_port=0, http_port=0, metrics_port=0) as server:
     with Recommender(server.grpc_url) as recommender:
-        explained = recommender.explain(user_id=int(sys.argv[2]), k=10)
+        explained = recommender.explain(user_id=example_user(open_release(sys.argv[1])), k=10)
         sources = sorted({candidate.source for candidate in explained.candidates})
         reasons = sorted({candidate.reorder_reason or "" for candidate in explained.candidates})
         print(json.dumps({"items": len(explained.items), "sources": sources, "reasons": reasons}))
@@ -157,7 +157,7 @@ def test_from_training_to_a_served_answer(extended: Path) -> None:
     assert manifest["ranking"]["engine"] == "plain_onnx"
     run_info = json.loads((extended / "runs" / "extended" / "run.json").read_text(encoding="utf-8"))
     assert "pure_svd" in json.dumps(run_info["models"])
-    answer = json.loads(run(extended, "ask.py", "release", "1").splitlines()[-1])
+    answer = json.loads(run(extended, "ask.py", "release").splitlines()[-1])
     assert answer["items"] == 10
     assert {"two_tower", "pure_svd", "newest"} <= set(answer["sources"])
     assert "boosted" in answer["reasons"]
