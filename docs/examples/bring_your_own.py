@@ -18,10 +18,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from tiercel_export import build_release
+from tiercel_export import TableColumns, Vectors, build_release
 from tiercel_serving.release.opened import Release
-from tiercel_serving.runtime.chain import Pipeline
-from tiercel_serving.settings import Rule, ServingSettings
+from tiercel_serving.rules.compare import Compare
+from tiercel_serving.runtime.chain import Chain
+from tiercel_serving.settings import ServingSettings
+from tiercel_serving.sources.index import Index
+from tiercel_serving.sources.popular import Popular
 from tiercel_serving.verify.checks import verify_release
 
 with warnings.catch_warnings():
@@ -135,21 +138,20 @@ def build(destination: Path) -> Release:
             destination,
             name="books",
             workflow=fit_workflow(readers, books, loans, folder),
-            user_tower=ReaderTower(vectors),
+            retrieval={"readers_like_you": Vectors(ReaderTower(vectors), vectors)},
             ranker=BookRanker(),
             items=books,
-            item_vectors=vectors,
             users=readers,
             interactions=loans,
-            item_id="isbn",
-            user_id="reader",
+            columns=TableColumns(item_id="isbn", user_id="reader"),
             settings=ServingSettings(
+                sources=(Index("readers_like_you"), Popular(quota=5)),
                 candidates=60,
                 kept=40,
                 k_max=20,
                 history_length=10,
                 history_columns=("genre",),
-                rules=(Rule("in print", column="in_print", operator="==", value=True),),
+                rules=(Compare("in print", column="in_print", operator="==", value=True),),
                 title_column="title",
             ),
             replace=True,
@@ -161,7 +163,7 @@ def main(destination: Path) -> Release:
     release = build(destination)
     report = verify_release(destination)
     print(f"{sum(row.ok for row in report.rows)} of {len(report.rows)} checks passed")
-    answers, _ = Pipeline.open(release).run({"user_id": np.array([[7], [8]])})
+    answers, _ = Chain.open(release).run({"user_id": np.array([[7], [8]])})
     for reader, ids, scores in zip((7, 8), answers["item_id"], answers["score"], strict=True):
         print(
             f"reader {reader}:", ", ".join(f"{i.decode()} {s:.2f}" for i, s in zip(ids, scores, strict=True))

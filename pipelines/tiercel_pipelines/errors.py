@@ -17,36 +17,14 @@ A message says the stage or file, what was expected, what came, and what to do.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from tiercel_serving.errors import TiercelError
+from tiercel_serving.problems import Problem
 
 
 class PipelineError(TiercelError):
     """Base of every error of the pipelines package."""
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """One mistake in a recipe.
-
-    Parameters
-    ----------
-    field
-        Where it is, in the recipe's own words: ``serving.rules[0].column``.
-    problem
-        What is wrong, with what was expected and what came.
-    remedy
-        What to do about it.
-    """
-
-    field: str
-    problem: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.problem}; {self.remedy}"
 
 
 class RecipeError(PipelineError):
@@ -56,20 +34,20 @@ class RecipeError(PipelineError):
     ----------
     recipe
         The recipe's name or file.
-    mistakes
-        Every mistake that was found, not only the first.
+    problems
+        Every problem that was found, not only the first.
     """
 
-    def __init__(self, recipe: str, mistakes: Iterable[Mistake]):
+    def __init__(self, recipe: str, problems: Iterable[Problem]):
         self.recipe = recipe
-        self.mistakes = tuple(mistakes)
-        count = len(self.mistakes)
+        self.problems = tuple(problems)
+        count = len(self.problems)
         head = f"recipe {recipe}: {count} mistake{'s' if count != 1 else ''}"
-        super().__init__("\n".join([head, *(f"  - {mistake}" for mistake in self.mistakes)]))
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception is otherwise unpickled from its message alone.
-        return type(self), (self.recipe, self.mistakes)
+        return type(self), (self.recipe, self.problems)
 
 
 class DataError(PipelineError):

@@ -12,12 +12,13 @@ the table's contract. Drivers walk the tables and name no kind.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
+import numpy as np
 
 from .errors import KindUnavailable
 from .problems import Problem, choose
@@ -29,8 +30,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     """Base of the settings of a kind, with what most kinds have nothing to say to."""
 
     def problems(self) -> list[Problem]:
-        """Return what is wrong with the settings by themselves."""
-        return []
+        """Return what is wrong with the settings by themselves: values of another type than is theirs."""
+        return list(mistyped(self))
 
     def columns(self) -> tuple[str, ...]:
         """Return the raw item columns that it reads."""
@@ -39,6 +40,24 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     def reads(self) -> tuple[str, ...]:
         """Return the names of the tensors that it reads, besides those that its contract gives it."""
         return ()
+
+
+def builtin(value: Any) -> Any:
+    """Return a NumPy scalar as Python has it: what the codec asks of values that it does not know."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be written")
+
+
+def mistyped(settings: msgspec.Struct) -> Iterator[Problem]:
+    """Yield a problem for each field whose value the codec would not read back, in its words."""
+    for field in msgspec.structs.fields(settings):
+        value = getattr(settings, field.name)
+        try:
+            msgspec.convert(msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=builtin), field.type)
+        except (msgspec.ValidationError, TypeError) as error:
+            problem = str(error).replace(" - at `$", f" - at `{field.name}")
+            yield Problem(field.name, f"{problem} ({value!r})", "give a value of that type")
 
 
 @dataclass(frozen=True)
@@ -137,8 +156,27 @@ class Kinds(Generic[T]):
             f"{choose(kind.__qualname__, self.rows)}"
         )
 
-    def read(self, data: Any) -> T:
+    def class_names(self) -> dict[str, str]:
+        """Return what people write → the name of its row."""
+        return {row.path.rpartition(":")[2]: name for name, row in self.rows.items()}
+
+    def misfit(self, value: object, field: str) -> list[Problem]:
+        """Return the problem of a value of a field that is none of these kinds; none if it is one."""
+        path = f"{type(value).__module__}:{type(value).__qualname__}"
+        if any(row.path == path for row in self.rows.values()):
+            return []
+        known = " or ".join(f"{name}(…)" for name in self.class_names())
+        return [Problem(field, f"expected a {self.what}, got {value!r}", f"write {known}")]
+
+    def read(self, data: Any, hook: Callable[[Any, Any], Any] | None = None) -> T:
         """Make a kind's settings from plain data, whose ``kind`` says which.
+
+        Parameters
+        ----------
+        data
+            A mapping.
+        hook
+            Makes the fields that are kinds themselves, as msgspec's ``dec_hook`` does.
 
         Raises
         ------
@@ -153,6 +191,6 @@ class Kinds(Generic[T]):
         if name not in self.rows:
             raise ValueError(f"there is no {self.what} {name!r}; {choose(name, self.rows)}")
         try:
-            return msgspec.convert(data, self.find(name))
+            return msgspec.convert(data, self.find(name), dec_hook=hook)
         except msgspec.ValidationError as error:
             raise ValueError(str(error).replace("`$", f"`{name}")) from None

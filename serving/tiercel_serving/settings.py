@@ -101,16 +101,21 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         **dict.fromkeys(("history_length", "queue_delay_us", "max_queue_size"), COUNT_OR_0),
     }
 
+    def shape_problems(self) -> list[Problem]:
+        """Return fields that are something else altogether: nothing else can be said of such settings."""
+        return list(_shapes(self))
+
     def problems(self) -> list[Problem]:
         """Return what is wrong with the settings by themselves."""
-        shapes = list(_shapes(self))
+        shapes = self.shape_problems()
         if shapes:
-            # Nothing else can be said of a field that is something else altogether.
             return shapes
         wrong = [*out_of_range(self, self.RANGES), *_limits(self), *_sources(self)]
         for field in ("sources", "rules", "reorder"):
             for place, kind in enumerate(getattr(self, field)):
-                wrong += [problem.within(f"{field}[{place}]") for problem in kind.problems()]
+                within = [problem.within(f"{field}[{place}]") for problem in kind.problems()]
+                told = {problem.field for problem in wrong}
+                wrong += [problem for problem in within if problem.field not in told]
         wrong += [problem.within("store") for problem in self.store.problems()]
         wrong += named_twice((rule.name for rule in self.rules), "rules", "rules")
         return wrong
@@ -155,6 +160,10 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
             if not fits:
                 remedy = f"write {field}=({example},)"
                 yield Problem(f"{field}[{place}]", f"expected {example}, got {item!r}", remedy)
+    title: Any = settings.title_column
+    if not isinstance(title, str | None):
+        problem = f"expected a raw item column, got {title!r}"
+        yield Problem("title_column", problem, "name the column, or leave it out")
     if not _is_kind(settings.store, STORES):
         yield Problem("store", f"expected a store, got {settings.store!r}", "write store=MemoryMapped()")
 

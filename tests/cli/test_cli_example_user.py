@@ -24,9 +24,10 @@ def release_of(user_ids: list[Any]) -> Any:
     is_text = any(isinstance(user, bytes) for user in user_ids)
     keys = np.array(user_ids, np.object_ if is_text else np.int64)
     arrays = {**build_lookup(keys, "user_id"), **build_lookup(keys[::-1], "other")}
-    catalogue = {"users": len(keys), "user_id_dtype": "bytes" if is_text else "int64"}
+    catalogue = SimpleNamespace(user_id_dtype="bytes" if is_text else "int64")
     return SimpleNamespace(
-        artefact=lambda kind, name: SimpleNamespace(arrays=arrays), manifest={"catalogue": catalogue}
+        artefact=lambda kind, name: SimpleNamespace(arrays=arrays),
+        manifest=SimpleNamespace(catalogue=catalogue),
     )
 
 

@@ -51,14 +51,23 @@ def test_a_library_that_every_command_imports() -> None:
 
 
 def test_a_library_that_a_command_imports_as_it_works(release: Path) -> None:
-    done = without("onnxruntime", arguments=("verify", str(release), "--json"))
+    done = without("msgspec", arguments=("verify", str(release), "--json"))
     assert done.returncode == 2
     error = json.loads(done.stdout)["error"]
     assert error["type"] == "ModuleNotFoundError"
     assert error["message"] == (
-        'onnxruntime is not installed, and this command needs it: pip install "tiercel[server]"'
+        'msgspec is not installed, and this command needs it: pip install "tiercel[server]"'
     )
     assert error["message"] in done.stderr
+
+
+def test_a_library_that_a_kind_imports_as_it_works(release: Path) -> None:
+    done = without("onnxruntime", arguments=("verify", str(release), "--json"))
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert error["type"] == "KindUnavailable"
+    assert "onnxruntime" in error["message"]
+    assert 'pip install "tiercel[' in error["message"]
 
 
 def test_a_module_of_ours_that_is_not_there_is_a_defect() -> None:

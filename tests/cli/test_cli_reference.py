@@ -35,6 +35,7 @@ def test_every_command_has_help_with_an_example_json_and_debug(name: str) -> Non
     assert f"tiercel {name}" in result.output
 
 
+@pytest.mark.timed
 def test_help_lists_every_command_and_imports_none() -> None:
     code = (
         "import sys; sys.argv = ['tiercel', '--help']\n"

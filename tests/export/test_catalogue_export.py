@@ -23,7 +23,7 @@ from tiercel_pipelines.offline.evaluate import check_tables
 from tiercel_pipelines.recipe.recipe import Recipe, Synthetic, load_recipe
 from tiercel_pipelines.training import TrainedRun, train_recipe
 from tiercel_serving.release.opened import Release
-from tiercel_serving.runtime.chain import Pipeline
+from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.verify.checks import verify_release
 
 #: The category of what the workflow never saw, as NVTabular numbers it.
@@ -95,20 +95,20 @@ def release(run: TrainedRun, items: pd.DataFrame, tmp_path_factory: pytest.TempP
 
 
 def ask(release: Release, ids: list[int], **more: Any) -> dict[str, Any]:
-    pipeline = Pipeline.open(release)
+    chain = Chain.open(release)
     arrays = {"user_id": np.array(ids, np.int64)[:, None], **more}
-    pipeline.check(arrays)
-    return pipeline.run(arrays)[0]
+    chain.check(arrays)
+    return chain.run(arrays)[0]
 
 
 def test_it_verifies_and_says_whose_tables_it_holds(release: Release, run: TrainedRun) -> None:
     report = verify_release(release)
     assert report.ok, report.to_json()
-    tables = release.manifest["tables"]
+    tables = release.manifest.tables
     assert tables["items"] == {"from": "given", "new": len(NEW), "gone": GONE}
     assert tables["users"] == {"from": "run"}
     assert tables["interactions"] == {"from": "given"}
-    assert release.manifest["catalogue"]["items"] == len(run.items) - GONE + len(NEW)
+    assert release.manifest.catalogue.items == len(run.items) - GONE + len(NEW)
     assert describe(release, 1.0)["tables"] == tables
     shown = [str(cell) for column in release_table(describe(release, 1.0)).columns for cell in column.cells]
     assert "78 (given, 3 new, 5 gone)" in shown
@@ -117,16 +117,16 @@ def test_it_verifies_and_says_whose_tables_it_holds(release: Release, run: Train
 def test_interactions_with_items_that_are_gone_are_dropped(release: Release, run: TrainedRun) -> None:
     gone = run.interactions["item_id"].isin(run.items["item_id"].iloc[:GONE])
     assert gone.any()
-    notes = "\n".join(release.manifest["notes"])
+    notes = "\n".join(release.manifest.notes)
     assert f"interactions: {gone.sum()} of {len(run.interactions) + 2} name" in notes
     assert "they were dropped" in notes
-    assert release.manifest["catalogue"]["interactions"] == len(run.interactions) + 2 - gone.sum()
+    assert release.manifest.catalogue.interactions == len(run.interactions) + 2 - gone.sum()
 
 
 def test_rows_are_those_of_the_table(release: Release, items: pd.DataFrame) -> None:
     ids = items["item_id"].tolist()
-    pipeline = Pipeline.open(release, ["describe_items"])
-    out = pipeline.run({"item_id": np.array([ids], np.int64)})[0]
+    chain = Chain.open(release, ["describe_items"])
+    out = chain.run({"item_id": np.array([ids], np.int64)})[0]
     assert out["found"].all()
     assert out["item_row"][0].tolist() == list(range(len(ids)))
     assert [title.decode() for title in out["title"][0]] == items["title"].tolist()
@@ -134,7 +134,7 @@ def test_rows_are_those_of_the_table(release: Release, items: pd.DataFrame) -> N
 
 def test_categories_are_what_nvtabular_gives(release: Release, items: pd.DataFrame, workflow: Any) -> None:
     arrays = release.artefact("items", "items").arrays
-    columns = release.manifest["packed"]["item_cat"]
+    columns = list(release.manifest.packed.item_cat)
     expected = frame_oracle(workflow, "item", items)
     assert np.array_equal(arrays["item_cat"][:-1], expected[columns].to_numpy(np.int64))
     rows = [0, len(items) - 2, len(items) - 1]
@@ -177,9 +177,9 @@ def test_a_catalogue_of_new_items_only(run: TrainedRun, tmp_path: Path) -> None:
     items = run.items.assign(item_id=run.items["item_id"] + 1_000_000)
     users = run.users.iloc[::-1].head(20)
     made = export_run(run, tmp_path / "r", items=items, users=users)
-    assert made.manifest["tables"]["items"] == {"from": "given", "new": len(items), "gone": len(items)}
-    assert made.manifest["tables"]["users"] == {"from": "given", "new": 0, "gone": len(run.users) - 20}
-    assert made.manifest["catalogue"]["interactions"] == 0
+    assert made.manifest.tables["items"] == {"from": "given", "new": len(items), "gone": len(items)}
+    assert made.manifest.tables["users"] == {"from": "given", "new": 0, "gone": len(run.users) - 20}
+    assert made.manifest.catalogue.interactions == 0
     assert verify_release(made).ok
     out = ask(made, [int(users["user_id"].iloc[0]), int(run.users["user_id"].iloc[0])])
     assert out["status"].tolist() == [[0], [2]]

@@ -102,7 +102,7 @@ BAD: dict[str, tuple[Edit, type[ReleaseError], str]] = {
     "older format": (
         put("format", 1),
         OlderFormat,
-        "format 1, but this Tiercel reads format 2; make the release anew with `tiercel export RUN --replace`",
+        "format 1, but this Tiercel reads format 2; make the release anew with `tiercel export RUN",
     ),
     "no format": (
         lambda document: document.pop("format"),

@@ -10,7 +10,8 @@ from merlin.schema import Tags
 from nvtabular import ops
 from test_feature_operators import CASES, FIT, fitted, path
 
-from tiercel_export.explain.program import MOVING, describe_arrays, explain_program, time_plan
+from tiercel_export.explain.arrays import describe_arrays
+from tiercel_export.explain.program import MOVING, explain_program, time_plan
 from tiercel_export.explain.workflow import explain_workflow
 from tiercel_export.workflow.cut import compile_workflow, cut_workflow
 from tiercel_export.workflow.frames import columns_from_frame, oracle_frame

@@ -12,6 +12,26 @@ import msgspec
 import pytest
 
 from tiercel_serving.kinds import Kinds
+from tiercel_serving.problems import Problem
+
+#: What somebody may write where something else belongs: settings say so, and never break.
+ODDITIES: tuple[Any, ...] = (
+    None,
+    True,
+    0,
+    -1,
+    2.5,
+    "x",
+    "",
+    b"x",
+    (),
+    (None,),
+    [[]],
+    {},
+    {"a": "b"},
+    object(),
+    int,
+)
 
 
 def check_settings(table: Kinds[Any], name: str, settings: Any, protocol: type) -> None:
@@ -26,6 +46,10 @@ def check_settings(table: Kinds[Any], name: str, settings: Any, protocol: type) 
     assert msgspec.json.encode(read) == msgspec.json.encode(settings)
     with pytest.raises(ValueError, match="unknown field `no such field`"):
         table.read({**data, "no such field": 1})
+    for field in type(settings).__struct_fields__:
+        for value in ODDITIES:
+            odd = msgspec.structs.replace(settings, **{field: value})
+            assert all(isinstance(problem, Problem) for problem in odd.problems()), (field, value)
 
 
 def check_rows(table: Kinds[Any], examples: dict[str, Any]) -> None:

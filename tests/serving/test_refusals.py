@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from stage_oracles import Ask, tensors
@@ -191,6 +191,7 @@ def test_an_array_that_is_not_as_its_header_says(release_copy: Path) -> None:
         Chain.open(release_copy)
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=6, unique=True))
 def test_files_have_ascii_names_whatever_arrays_are_called(names: list[str]) -> None:
     with TemporaryDirectory() as place:
@@ -210,15 +211,15 @@ def test_objects_are_not_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "settings"),
+    ("stage", "changes"),
     [
         ("filtering", {"rules": (Compare("r", "price", "<", 3),)}),
         ("describe_items", {"title_column": "price"}),
     ],
 )
-def test_a_column_that_is_not_there(plain: Tiny, stage: str, settings: dict[str, Any]) -> None:
+def test_a_column_that_is_not_there(plain: Tiny, stage: str, changes: dict[str, Any]) -> None:
     manifest = plain.release.manifest
-    other = replace(manifest, settings=replace(manifest.settings, **settings))
+    other = replace(manifest, settings=replace(manifest.settings, **changes))
     with pytest.raises(ArtefactCorrupt, match="the items hold no raw column 'price'"):
         build_stage(stage, Release(plain.release.path, other))
 

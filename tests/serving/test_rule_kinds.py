@@ -78,6 +78,7 @@ class TestRuleKind:
                 assert kind.passes(last).tolist() == [passed[-1]]
 
 
+@settings(max_examples=50, deadline=None)
 @given(columns=tables(), chosen=st.lists(st.sampled_from(EXAMPLES["compare"]), max_size=3))
 def test_the_first_rule_that_fails_is_the_reason(columns: dict[str, Column], chosen: list[Compare]) -> None:
     items, item_of = len(columns["whole"]), plain_items(columns)

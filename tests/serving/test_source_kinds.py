@@ -16,7 +16,7 @@ from kind_contracts import check_rows, check_settings
 from own_kinds import Beside
 
 from tiercel_serving.columns import Column
-from tiercel_serving.ranked import Mask, make_mask
+from tiercel_serving.ranked import BitmapMask, KeyMask, Mask
 from tiercel_serving.release.artefacts import Artefact, open_artefact, write_artefact
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.popular import Popular
@@ -76,6 +76,7 @@ class Case:
         rng = np.random.default_rng(seed)
         self.kind: SourceKind = example.kind
         self.items, self.users = items, users
+        self.kind_of_mask = (BitmapMask, KeyMask)[seed % 2]
         lengths = rng.integers(0, 4, users)
         history = np.full((users, 4), items)
         for user, length in enumerate(lengths):
@@ -102,7 +103,7 @@ class Case:
     def mask(self, *users: int) -> Mask:
         chosen = [sorted(self.masked[user]) for user in users]
         flat = np.array([row for rows in chosen for row in rows], np.int64)
-        return make_mask(len(users), self.items, flat, np.array([len(rows) for rows in chosen]))
+        return self.kind_of_mask(len(users), self.items, flat, np.array([len(rows) for rows in chosen]))
 
     def made(self, *, measured: bool = False) -> Made:
         queries = self.tensors.get(f"query_{self.kind.name}") if measured else None

@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiercel_pipelines.training.fitting import fit_dlrm, fit_two_tower, retrieval_ndcg
+from tiercel_pipelines.training.pairs import Packed, Pairs, assign_folds
+from tiercel_pipelines.training.retrieval import item_vectors, popular_items, queries, retrieve
+from tiercel_pipelines.training.sampling import make_lists
 
 from tiercel_pipelines.errors import TrainingError
 from tiercel_pipelines.families import CategoryColumn, DLRMConfig, Side, TwoTowerConfig
 from tiercel_pipelines.recipe.recipe import RankingSettings, RetrievalSettings
 from tiercel_pipelines.training import fitting
-from tiercel_pipelines.training.fitting import fit_dlrm, fit_two_tower, retrieval_ndcg
-from tiercel_pipelines.training.pairs import Packed, Pairs, assign_folds
-from tiercel_pipelines.training.retrieval import item_vectors, popular_items, queries, retrieve
-from tiercel_pipelines.training.sampling import make_lists
 from tiercel_serving.settings import ServingSettings
 
 USERS, ITEMS, GROUPS = 60, 40, 4

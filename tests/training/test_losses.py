@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tiercel_pipelines.training.losses import listwise_softmax, sampled_softmax
 
 

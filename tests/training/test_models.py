@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from tiercel_pipelines.training.checkpoint import load_weights, save_weights
 
 from tiercel_export.models.dense import export_onnx, forward_inputs, frozen
 from tiercel_pipelines.families import (
@@ -20,7 +21,6 @@ from tiercel_pipelines.families import (
     build_dlrm,
     build_two_tower,
 )
-from tiercel_pipelines.training.checkpoint import load_weights, save_weights
 from tiercel_serving.spec import TensorSpec
 
 K, L = 5, 6

@@ -7,8 +7,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from tiercel_pipelines.families import CategoryColumn, Side
 from tiercel_pipelines.training.pairs import Packed, Pairs, assign_folds, history_rows, left_align
 from tiercel_pipelines.training.retrieval import allowed_items, keep, popular_items, reorder, retrieve
 from tiercel_pipelines.training.sampling import (
@@ -19,6 +17,8 @@ from tiercel_pipelines.training.sampling import (
     make_lists,
     sample_candidates,
 )
+
+from tiercel_pipelines.families import CategoryColumn, Side
 from tiercel_serving.settings import Rule, ServingSettings, Source
 
 USERS, ITEMS = 7, 12

@@ -19,29 +19,13 @@ from tiercel_serving.features import FeatureProgram, InputColumn
 from tiercel_serving.features.steps import open_steps
 from tiercel_serving.spec import Array
 
+from .arrays import StepTable, describe_arrays
+from .registers import path_to, places_of, raw_columns
+
 #: Steps that bring columns in or pick some of a register's, and compute nothing.
 MOVING = ("load", "load_list", "rows")
 #: Each number of rows is timed so many times, or for so long.
 TIMES, SECONDS = 300, 1.0
-
-
-@dataclass(frozen=True)
-class StepTable:
-    """What a step keeps in arrays.
-
-    Parameters
-    ----------
-    layout
-        In words, such as ``direct`` or ``text hash``; for a step without a lookup its arrays' names.
-    entries
-        How many keys it holds; None for what is no lookup.
-    nbytes
-        Bytes of all its arrays.
-    """
-
-    layout: str
-    entries: int | None
-    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -256,8 +240,8 @@ def explain_program(
     """
     program = FeatureProgram(document, arrays)
     registers = _empty_registers(program, document["steps"], arrays)
-    reads = [_places(step) for step in document["steps"]]
-    raw = _raw_columns(document["steps"], reads, [len(register.x) for register in registers])
+    reads = [places_of(step) for step in document["steps"]]
+    raw = raw_columns(document["steps"], reads, [len(register.x) for register in registers])
     steps = []
     for number, step in enumerate(document["steps"]):
         own = {name.partition(".")[2]: array for name, array in arrays.items() if _owner(name) == number}
@@ -281,7 +265,7 @@ def explain_program(
         )
         steps.append(plan)
     paths = [
-        _path(column["register"], column["row"], reads, document["steps"]) for column in document["outputs"]
+        path_to(column["register"], column["row"], reads, document["steps"]) for column in document["outputs"]
     ]
     return PartPlan(program.part, program.inputs, tuple(steps), tuple(_outputs(program, paths)))
 
@@ -303,53 +287,6 @@ def _empty_registers(
     return registers
 
 
-def _places(step: Mapping[str, Any]) -> list[tuple[int, int | None]]:
-    """Return the (register, row) that a step reads; a row of None is all of them."""
-    source = step.get("in")
-    if source is None:
-        return []
-    if isinstance(source, int):
-        rows = step.get("rows")
-        return [(source, None)] if rows is None else [(source, row) for row in rows]
-    return [(place, None) if isinstance(place, int) else (place[0], place[1]) for place in source]
-
-
-def _raw_columns(
-    steps: Sequence[Mapping[str, Any]],
-    reads: Sequence[Sequence[tuple[int, int | None]]],
-    heights: Sequence[int],
-) -> list[list[str]]:
-    """Return what each row of each register is made of, as ``a`` or ``a × b``."""
-    names: list[list[str]] = []
-    for step, places, height in zip(steps, reads, heights, strict=True):
-        if places:
-            own = [name for at, row in places for name in (names[at] if row is None else [names[at][row]])]
-        else:
-            listed = step.get("columns", [step.get("column", "?")])
-            own = list(listed)
-        if len(own) != height:
-            own = [" × ".join(dict.fromkeys(own))] * height
-        names.append(own)
-    return names
-
-
-def _path(
-    register: int,
-    row: int,
-    reads: Sequence[Sequence[tuple[int, int | None]]],
-    steps: Sequence[Mapping[str, Any]],
-) -> tuple[int, ...]:
-    """Return the steps behind a register's row, in order."""
-    behind = {register}
-    waiting = [register]
-    while waiting:
-        for at, _ in reads[waiting.pop()]:
-            if at not in behind:
-                behind.add(at)
-                waiting.append(at)
-    return tuple(sorted(behind))
-
-
 def _outputs(program: FeatureProgram, paths: Sequence[tuple[int, ...]]) -> list[OutputPlan]:
     position = {"cat": 0, "num": 0}
     plans = []
@@ -367,68 +304,6 @@ def _outputs(program: FeatureProgram, paths: Sequence[tuple[int, ...]]) -> list[
             )
         )
     return plans
-
-
-# ---------------------------------------------------------------------------------------------- arrays
-
-
-def describe_arrays(arrays: Mapping[str, Array]) -> StepTable:
-    """Tell the layout, entries and bytes of a step's arrays, by their names."""
-    nbytes = sum(array.nbytes for array in arrays.values())
-    for layout, is_it, count in _LAYOUTS:
-        if is_it(arrays):
-            return StepTable(layout, count(arrays), nbytes)
-    names = dict.fromkeys(name.rstrip("0123456789") for name in arrays)
-    return StepTable(", ".join(names), None, nbytes)
-
-
-def _ending(arrays: Mapping[str, Array], name: str) -> Array | None:
-    """Return the array of that name, with or without a lookup's prefix."""
-    return next((array for key, array in arrays.items() if key.rpartition(".")[2] == name), None)
-
-
-def _is_direct(arrays: Mapping[str, Array]) -> bool:
-    return _ending(arrays, "table") is not None and _ending(arrays, "lowest") is not None
-
-
-def _direct_entries(arrays: Mapping[str, Array]) -> int:
-    table, base = _ending(arrays, "table"), _ending(arrays, "base")
-    assert table is not None
-    begins = [0] if base is None else base.reshape(-1).tolist()
-    ends = [*begins[1:], len(table)]
-    # The last entry of each column's table is what an unseen key gets, and so is every hole.
-    return sum(
-        int((table[begin : end - 1] != table[end - 1]).sum()) for begin, end in zip(begins, ends, strict=True)
-    )
-
-
-def _is_hash(arrays: Mapping[str, Array]) -> bool:
-    return _ending(arrays, "records") is not None and _ending(arrays, "columns") is not None
-
-
-def _is_text_hash(arrays: Mapping[str, Array]) -> bool:
-    return _is_hash(arrays) and _ending(arrays, "odd_tags") is not None
-
-
-def _hash_entries(arrays: Mapping[str, Array]) -> int:
-    """Count the filled slots and odd keys of each column's table; a shared table counts once."""
-    records, columns = _ending(arrays, "records"), _ending(arrays, "columns")
-    assert records is not None
-    assert columns is not None
-    entries = 0
-    for slots, first, odd, end_odd, missing in {tuple(row[3:]) for row in columns.tolist()}:
-        entries += int((records[first : first + slots, -1] != missing).sum()) + end_odd - odd
-    return entries
-
-
-#: Layouts in the order of looking: what they are called, how their arrays tell them, how to count entries.
-_LAYOUTS: Sequence[
-    tuple[str, Callable[[Mapping[str, Array]], bool], Callable[[Mapping[str, Array]], int]]
-] = (
-    ("direct", _is_direct, _direct_entries),
-    ("text hash", _is_text_hash, _hash_entries),
-    ("hash", _is_hash, _hash_entries),
-)
 
 
 # ---------------------------------------------------------------------------------------------- timing

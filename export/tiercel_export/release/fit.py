@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from tiercel_serving.columns import Column
-from tiercel_serving.errors import KindUnavailable
 from tiercel_serving.problems import Problem, choose
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.table import SOURCES, SourceKind, default_sources
@@ -44,10 +43,7 @@ def checked_settings(settings: ServingSettings, retrieval: Mapping[str, ServedFo
             "give Vectors(query, items), or another form of tiercel_export.forms"
         )
     if not settings.sources:
-        try:
-            sources = default_sources({name: form.form for name, form in retrieval.items()})
-        except KindUnavailable as error:
-            raise ExportInputError(f"retrieval: {error}") from error
+        sources = default_sources({name: form.form for name, form in retrieval.items()})
         settings = msgspec.structs.replace(settings, sources=sources)
     refuse(settings.problems())
     wrong = list(_unmatched(settings.sources, retrieval))

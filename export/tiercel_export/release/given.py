@@ -222,7 +222,8 @@ def infer_column(series: pd.Series, name: str, what: str) -> InputColumn:
     present = series[series.notna()] if series.dtype == object else series
     first = present.iloc[0] if len(present) else None
     is_list = isinstance(first, (list, tuple, np.ndarray))
-    sample = pd.Series([value for row in present for value in row], dtype=object) if is_list else present
+    elements = [value for row in present for value in row if value is not None] if is_list else ()
+    sample = pd.Series(elements, dtype=object) if is_list else present
     kind = getattr(sample.dtype, "kind", "O")
     if kind == "O":
         kinds = {type(value) for value in sample}

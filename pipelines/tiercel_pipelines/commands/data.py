@@ -45,7 +45,7 @@ def command(
             if dataset in LOADERS:
                 loaded = load_dataset(dataset, data_dir=data_dir, progress=progress)
             else:
-                from ..recipe.recipe import load_recipe
+                from ..recipe.load import load_recipe
 
                 loaded = load_dataset(load_recipe(dataset).dataset, data_dir=data_dir, progress=progress)
         document = describe(loaded)

@@ -68,7 +68,9 @@ def evaluate(
     """Ask the server at ``url``, or one started on ``release``; with both, the server must serve it."""
     from tiercel_serving.release.opened import open_release
 
-    from ..offline.evaluate import EvaluationData, ServedEnsemble, check_same, check_tables, evaluate_served
+    from ..offline.evaluate import check_same, check_tables, evaluate_served
+    from ..offline.evaluation_data import EvaluationData
+    from ..offline.served_ensemble import ServedEnsemble
 
     data = EvaluationData.from_run(run, k)
     with ExitStack() as stack:

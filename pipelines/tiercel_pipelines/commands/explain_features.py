@@ -14,7 +14,7 @@ from tiercel_serving.commands.shell import Debug, Json, Refused, Report, Shell, 
 from tiercel_serving.commands.tables import heading, number, table
 
 from .data import DataDir
-from .transform import TargetEncoding, check_target_encoding, source_of
+from .transform import TargetEncoding, check_target_encoding, origin_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tiercel_serving.features import InputColumn
     from tiercel_serving.spec import Array
 
+    from ..features.origin import FeatureOrigin
     from ..features.sample_rows import SampleRows
-    from ..features.source import FeatureSource
 
 #: So many columns of a step are named; of more, the first ones and the last.
 NAMED = 6
@@ -138,7 +138,7 @@ def explain(
     sh: Shell,
 ) -> Explained:
     """Find what is to be explained, and explain it."""
-    from ..features.source import kind_of
+    from ..features.origin import kind_of
 
     path = Path(source)
     kind = kind_of(path)
@@ -147,25 +147,25 @@ def explain(
             raise Refused(
                 f"--fit: {source} is a {kind}, whose workflow is fitted; name a recipe, or leave it out"
             )
-        return explain_source(source_of(kind, path, [], target_encoding), source, part)
+        return explain_source(origin_of(kind, path, [], target_encoding), source, part)
     if path.is_dir() or ("/" in source and path.suffix != ".py"):
         came = "this directory is none of them" if path.is_dir() else "there is nothing of that name"
         raise Refused(
             f"{source}: expected a recipe, or the directory of a run, a release or a saved NVTabular "
             f"workflow; {came}"
         )
-    from ..recipe.recipe import load_recipe
+    from ..recipe.load import load_recipe
 
     recipe = load_recipe(source)
     run = Path("runs") / recipe.name
     if not fit and kind_of(run) == "run":
         sh.note(f"By the run {run}; --fit fits the recipe's workflow anew.")
-        return explain_source(source_of("run", run, [], target_encoding), str(run), part)
+        return explain_source(origin_of("run", run, [], target_encoding), str(run), part)
     check_target_encoding(target_encoding)
     return explain_recipe(recipe, part, target_encoding, data_dir, progress)
 
 
-def explain_source(source: FeatureSource, name: str, part: str | None) -> Explained:
+def explain_source(source: FeatureOrigin, name: str, part: str | None) -> Explained:
     """Explain a directory."""
     from ..features.sample_rows import made_up_rows, rows_of_release, rows_of_run
 
@@ -192,12 +192,13 @@ def explain_recipe(
 ) -> Explained:
     """Fit a recipe's workflow, as training would, and explain it."""
     from ..data import load_dataset, split_dataset
+    from ..features.origin import cut_or_whole
     from ..features.sample_rows import rows_of_frame
-    from ..features.source import cut_or_whole
     from ..features.workflow import fit_workflow
+    from ..recipe.check import check_recipe
 
     dataset = load_dataset(recipe.dataset, data_dir=data_dir, progress=progress)
-    recipe.check(dataset)
+    check_recipe(recipe, dataset)
     split = split_dataset(
         dataset, train=recipe.split.train, validation=recipe.split.validation, seed=recipe.split.seed
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tiercel_serving.release.opened import Release
-
-
-#: What of the manifest is printed.
-SHOWN = ("name", "build_id", "layout", "target", "catalogue", "tables", "index")
 
 
 def command(
@@ -45,11 +41,15 @@ def command(
         typer.Option("--interactions", metavar="FILE", help="Parquet table in place of the run's."),
     ] = None,
     target: Annotated[str, typer.Option("--target", help="What it is compiled for.")] = "cpu",
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", metavar="NAME", help="What runs the dense models; else the target's."),
+    ] = None,
     replace: Replace = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compile a run into a release: workflow, towers, ranker, index, tables, Triton configs.
+    """Compile a run into a release: workflow, models, sources, tables, Triton configs.
 
     Ends by verifying every artefact against what was trained; the release appears under its name only if
     nothing differs. With `--items`, `--users` or `--interactions` the same models serve another catalogue,
@@ -60,12 +60,12 @@ def command(
     with shell(json=json, debug=debug) as sh:
         begun = time.perf_counter()
         with sh.work(f"Exporting {run}", steps=True) as progress:
-            from tiercel_serving.repository.targets import TARGETS
+            from tiercel_serving.engines.table import ENGINES
+            from tiercel_serving.repository.targets import LAYOUTS, TARGETS
 
-            if layout not in ("fused", "staged"):
-                raise Refused(f"--layout {layout}: the layouts are fused and staged")
-            if target not in TARGETS:
-                raise Refused(f"--target {target}: the targets are {', '.join(TARGETS)}")
+            refuse_unknown("layout", layout, LAYOUTS)
+            refuse_unknown("target", target, TARGETS)
+            refuse_unknown("engine", engine, ENGINES)
             files = {"items": items, "users": users, "interactions": interactions}
             refuse_missing(files)
 
@@ -82,12 +82,20 @@ def command(
                 **{name: load_table(path, name) for name, path in files.items() if path is not None},
                 layout=layout,
                 target=target,
+                engine=engine,
                 replace=replace,
                 progress=progress,
             )
         document = describe(made, time.perf_counter() - begun)
         title = f"{document['name']}: exported and verified in {seconds(document['seconds'])} → {where}"
         sh.emit(document, heading(title), release_table(document), f"\nnext: [bold]tiercel serve {where}[/]")
+
+
+def refuse_unknown(option: str, given: str | None, known: Iterable[str]) -> None:
+    """Refuse a value that is not one of those there are."""
+    names = list(known)
+    if given is not None and given not in names:
+        raise Refused(f"--{option} {given}: there is {', '.join(names)}")
 
 
 def refuse_missing(files: Mapping[str, Path | None]) -> None:
@@ -99,29 +107,51 @@ def refuse_missing(files: Mapping[str, Path | None]) -> None:
 
 def describe(release: Release, took_s: float) -> dict[str, Any]:
     """Return what is in a release as JSON."""
+    import msgspec
+
+    from tiercel_serving.stages.specs import RANKING, query_stage
+
     manifest = release.manifest
+    queries = {query_stage(name): model.engine for name, model in manifest.queries.items()}
+    ranking = {} if manifest.ranking is None else {RANKING: manifest.ranking.engine}
     return {
         "release": str(release.path),
         "seconds": took_s,
-        **{key: manifest[key] for key in SHOWN},
-        "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
-        "files": len(manifest["files"]),
+        "name": manifest.name,
+        "build_id": manifest.build_id,
+        "layout": manifest.layout,
+        "target": manifest.target,
+        "engines": {**queries, **ranking},
+        "catalogue": msgspec.to_builtins(manifest.catalogue),
+        "tables": manifest.tables,
+        "sources": manifest.sources,
+        "bytes": sum(entry.bytes for entry in manifest.files.values()),
+        "files": len(manifest.files),
     }
 
 
 def release_table(document: dict[str, Any]) -> Table:
     """Return the release in short."""
-    catalogue, index = document["catalogue"], document["index"]
+    catalogue = document["catalogue"]
     values = {
         "build": document["build_id"],
         "layout, target": f"{document['layout']}, {document['target']}",
         "items": f"{catalogue['items']:,}{replaced(document, 'items')}",
         "users": f"{catalogue['users']:,}{replaced(document, 'users')}",
         "interactions": f"{catalogue['interactions']:,}{replaced(document, 'interactions')}",
-        "index": f"{index['factory']}, recall {number(index['recall'])} of the best {index['candidates']}",
+        **{f"source {name}": measured(figures) for name, figures in document["sources"].items() if figures},
         "size": f"{document['bytes'] / 1e6:.1f} MB in {document['files']} files",
     }
     return pairs(values)
+
+
+def measured(figures: Mapping[str, Any]) -> str:
+    """Return what was measured of a source, in one line."""
+    return ", ".join(
+        str(value) if key == "factory" else f"{key} {number(value) if isinstance(value, float) else value}"
+        for key, value in figures.items()
+        if value != {}
+    )
 
 
 def replaced(document: Mapping[str, Any], name: str) -> str:

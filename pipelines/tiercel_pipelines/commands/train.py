@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from ..recipe.recipe import Recipe
     from ..training import TrainedRun
 
-Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="At most so many, for both models.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="At most so many, for each model.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Overwrite what is already there.")]
 
 
@@ -38,7 +37,7 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train a recipe: fit its workflow, train its retrieval model and its ranker, measure both offline.
+    """Train a recipe: fit its workflow, train its models, measure them offline.
 
     The run appears under its name only when it is whole.
 
@@ -47,7 +46,7 @@ def command(
     with shell(json=json, debug=debug) as sh:
         begun = time.perf_counter()
         with sh.work(f"Training {recipe}") as progress:
-            from ..recipe.recipe import load_recipe
+            from ..recipe.load import load_recipe
 
             loaded = adjusted(load_recipe(recipe), seed, epochs)
             where = run if run is not None else Path("runs") / loaded.name
@@ -67,21 +66,26 @@ def train(
     from ..training import train_recipe
 
     dataset = load_dataset(recipe.dataset, data_dir=data_dir, progress=progress)
-    recipe.check(dataset)
     return train_recipe(recipe, dataset, run, replace=replace_run, progress=progress)
 
 
 def adjusted(recipe: Recipe, seed: int | None, epochs: int | None) -> Recipe:
     """Return the recipe with what the command line says instead."""
+    from msgspec.structs import replace
+
     if seed is not None:
         recipe = replace(recipe, seed=seed)
     if epochs is not None:
-        recipe = replace(
-            recipe,
-            retrieval=replace(recipe.retrieval, max_epochs=epochs),
-            ranking=replace(recipe.ranking, max_epochs=epochs),
-        )
+        models = tuple(with_epochs(family, epochs) for family in recipe.models)
+        recipe = replace(recipe, retrieval=models, ranking=with_epochs(recipe.ranking, epochs))
     return recipe
+
+
+def with_epochs(family: Any, epochs: int) -> Any:
+    """Return a family's settings with so many epochs at most; one without epochs stays as it is."""
+    from msgspec.structs import replace
+
+    return replace(family, max_epochs=epochs) if hasattr(family, "max_epochs") else family
 
 
 def check_free(path: Path, may_replace: bool, what: str) -> None:

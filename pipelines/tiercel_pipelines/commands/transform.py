@@ -16,7 +16,7 @@ from tiercel_serving.commands.tables import heading, pairs, seconds
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..features.source import FeatureSource
+    from ..features.origin import FeatureOrigin
     from ..features.transform import Transformed
 
 CHOICES = ("user", "item", "both")
@@ -87,14 +87,9 @@ def command(
     """
     with shell(json=json, debug=debug) as sh:
         with sh.work(f"Transforming by {source}") as progress:
-            from ..features.source import kind_of
-            from ..features.transform import (
-                BATCH_ROWS,
-                Transform,
-                check_output,
-                parquet_files,
-                transform_files,
-            )
+            from ..features.origin import kind_of
+            from ..features.parquet_files import check_output, parquet_files
+            from ..features.transform import BATCH_ROWS, Transform, transform_files
 
             kind = kind_of(source)
             if kind is None:
@@ -107,7 +102,7 @@ def command(
             with refused():
                 files = parquet_files(inputs)
                 check_output(output, files, overwrite)
-            opened = source_of(kind, source, list_length or [], target_encoding)
+            opened = origin_of(kind, source, list_length or [], target_encoding)
             chosen = chosen_parts(opened, part, files, sh)
             build = opened.build_id
             transform = Transform(
@@ -134,14 +129,14 @@ def refused() -> Iterator[None]:
         raise Refused(str(error)) from error
 
 
-def source_of(
+def origin_of(
     kind: str, path: Path, list_lengths: Sequence[str], target_encoding: str | None
-) -> FeatureSource:
+) -> FeatureOrigin:
     """Return the source, which compiles a workflow as the options say."""
-    from ..features.source import FeatureSource
+    from ..features.origin import FeatureOrigin
 
     check_target_encoding(target_encoding)
-    source = FeatureSource(kind, path, target_encoding=target_encoding)
+    source = FeatureOrigin(kind, path, target_encoding=target_encoding)
     for option, given in (("--list-length", list_lengths), ("--target-encoding", target_encoding)):
         if given and not source.has_workflow:
             raise Refused(f"{option}: {path} is compiled already; leave the option out")
@@ -154,7 +149,7 @@ def check_target_encoding(given: str | None) -> None:
         raise Refused(f"--target-encoding {given}: expected no_fold")
 
 
-def lengths_of(list_lengths: Sequence[str], source: FeatureSource) -> dict[str, int]:
+def lengths_of(list_lengths: Sequence[str], source: FeatureOrigin) -> dict[str, int]:
     """Return the lengths that ``NAME=N`` say."""
     lengths: dict[str, int] = {}
     for text in list_lengths:
@@ -178,11 +173,11 @@ def kept(text: str) -> tuple[str, str]:
 
 
 def chosen_parts(
-    source: FeatureSource, part: str | None, files: Sequence[Path], sh: Shell
+    source: FeatureOrigin, part: str | None, files: Sequence[Path], sh: Shell
 ) -> tuple[str, ...]:
     """Return the parts to transform: those that are asked for, else those whose columns the files have."""
     from ..errors import DataMissing
-    from ..features.transform import read_footer
+    from ..features.parquet_files import read_footer
 
     if part == "both":
         return source.parts

@@ -143,8 +143,7 @@ def _columns_read(run: TrainedRun, workflow: Any, own: Mapping[str, pd.DataFrame
     cut, settings = cut_workflow(workflow), run.serving
     inputs = {*cut.input_names("user"), *cut.input_names("item")}
     read = {name: set(_ids(run, name)) | (inputs & set(table.columns)) for name, table in own.items()}
-    read["items"] |= {rule.column for rule in settings.rules}
-    read["items"] |= set() if settings.title_column is None else {settings.title_column}
+    read["items"] |= set(settings.raw_columns())
     read["interactions"] |= set() if run.timestamp is None else {run.timestamp}
     return read
 
@@ -251,8 +250,7 @@ def _check_raw_categories(run: TrainedRun, workflow: Any, name: str, frame: pd.D
     A vocabulary or buckets take any value; a raw column of numbers that is used as a category does not.
     """
     part: Literal["user", "item"] = "item" if name == "items" else "user"
-    side = run.info["models"]["two_tower"][part]
-    sizes = {column["name"]: column["cardinality"] for column in (*side["cat"], *side["lists"])}
+    sizes = (run.record.inputs.item if part == "item" else run.record.inputs.user).cardinalities
     for column in packed_columns(workflow, part):
         raw = next(iter(column.inputs), "")
         if column.kind != "cat" or column.operators or raw not in frame.columns:

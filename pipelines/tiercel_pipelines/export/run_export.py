@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
 
 import pandas as pd
 
-from tiercel_export.release.build import build_release
+from tiercel_export import FeatureOptions, TableColumns, build_release
 from tiercel_serving.release.opened import Release
 
-from ..features.workflow import packed_columns
 from ..training import TrainedRun
 from .catalogue import catalogue_of
 
@@ -25,6 +23,7 @@ def export_run(
     interactions: pd.DataFrame | None = None,
     layout: str = "fused",
     target: str = "cpu",
+    engine: str | None = None,
     replace: bool = False,
     verify: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
@@ -46,6 +45,8 @@ def export_run(
         ``fused`` or ``staged``.
     target
         A row of :data:`tiercel_serving.repository.targets.TARGETS`.
+    engine
+        A row of :data:`tiercel_serving.engines.table.ENGINES`; None is the target's.
     replace
         Whether a release at the destination may be replaced.
     verify
@@ -68,43 +69,35 @@ def export_run(
         If it cannot be compiled exactly, or what was compiled differs from what was trained.
     """
     opened = run if isinstance(run, TrainedRun) else TrainedRun.open(run)
-    index = opened.index
     workflow = opened.load_workflow()
     tables = catalogue_of(opened, workflow, items=items, users=users, interactions=interactions)
+    ranker = opened.load_ranking()
     return build_release(
         destination,
         name=opened.recipe_name,
         workflow=workflow,
-        user_tower=opened.load_user_tower(),
-        item_tower=opened.load_item_tower(),
-        ranker=opened.load_ranker(),
         items=tables.items,
         users=tables.users,
         interactions=tables.interactions,
-        origin=tables.origin,
+        retrieval={name: model.served() for name, model in opened.load_retrieval().items()},
+        ranker=None if ranker is None else ranker.served(),
         settings=opened.serving,
-        item_id=opened.item_id,
-        user_id=opened.user_id,
-        timestamp=opened.timestamp,
+        columns=TableColumns(opened.item_id, opened.user_id, opened.timestamp),
+        features=FeatureOptions(expected_packed=_trained_columns(opened)),
         target=target,
+        engine=engine,
         layout=layout,
-        index=index.factory,
-        # None lets the export search them until the recall is reached.
-        index_parameters={name: int(value) for name, value in index.parameters.items()} or None,
-        min_recall=index.min_recall,
+        origin=tables.origin,
         replace=replace,
         verify=verify,
         progress=progress,
-        expected_packed=_trained_columns(workflow),
     )
 
 
-def _trained_columns(workflow: Any) -> Mapping[str, list[str]]:
+def _trained_columns(run: TrainedRun) -> dict[str, list[str]]:
     """Return the columns of each packed tensor in the order in which the models were trained on them."""
     order: dict[str, list[str]] = {}
-    parts: tuple[Literal["user", "item"], ...] = ("user", "item")
-    for part in parts:
-        columns = [column for column in packed_columns(workflow, part) if not column.is_list]
-        for kind in ("cat", "num"):
-            order[f"{part}_{kind}"] = [column.name for column in columns if column.kind == kind]
+    for side in (run.record.inputs.user, run.record.inputs.item):
+        order[f"{side.part}_cat"] = [column.name for column in side.cat]
+        order[f"{side.part}_num"] = list(side.num)
     return order

@@ -1,4 +1,4 @@
-"""DLRM ranker: pairwise inner products of user and item embeddings, and two small networks.
+"""``dlrm``: pairwise inner products of user and item embeddings, and two small networks.
 
 ::
 
@@ -15,104 +15,125 @@ order, and training learns only what to change about it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from tiercel_serving.kinds import Settings
+from tiercel_serving.problems import BELOW_1, COUNT, Problem, out_of_range
+
+from ..arrays.inputs import ModelInputs
+from ..tasks.listwise_softmax import ListwiseSoftmax
+from ..tasks.table import RANKING_TASKS, RankingTask, task_problems
+from .descent import DESCENT
+from .fitted import FittedRanker, fit_ranker
 from .layers import (
     PackedModule,
-    Side,
     SideEncoder,
     embedding,
     hidden_layers,
     pool_history,
     with_inputs,
+    wrong_widths,
     zero_linear,
 )
+from .table import Course, Plan, RankingData
 
 #: Spread of the ranker's initial embeddings: large enough for inner products to have gradients.
 SPREAD = 0.05
 
 
-@dataclass(frozen=True)
-class DLRMConfig:
-    """What must be known to build the ranker again.
+class DLRM(Settings, frozen=True, tag="dlrm"):
+    """Deep learning recommendation model.
 
     Parameters
     ----------
-    user, item
-        Columns of both sides.
-    history_columns
-        The H item columns whose ids make ``history_cat [B, L, H]``; empty for no history.
-    sources
-        How many retrieval sources there are.
     embedding_dimension
-        E.
+        E, the length of each column's embedding, and the width at which columns interact.
     bottom_layers, top_layers
-        Widths of the hidden layers before and after the inner products.
+        Widths of the hidden layers before and after the interaction.
+    use_retrieval_score
+        Whether it sees the score that retrieval gave; else it starts from nothing.
+    use_history
+        Whether it sees the items a user had before.
+    history_dropout
+        Share of the history's items that is left out at random in training.
     dropout
-        Of the hidden layers and of the user's embeddings.
-    tasks
-        T, how many scores a candidate gets.
-    scale
-        Where the factor of the retrieval score starts: 1 / temperature of the retrieval model, so
-        that scores are its log-probabilities up to a constant. None leaves the score out.
+        Dropout of the hidden layers and of the user's embeddings.
+    learning_rate, weight_decay
+        Of the optimiser.
+    max_epochs, patience
+        Training stops after so many epochs, or after so many without a better validation.
+    task
+        What it learns.
     """
 
-    user: Side
-    item: Side
-    history_columns: tuple[str, ...] = ()
-    sources: int = 1
     embedding_dimension: int = 32
     bottom_layers: tuple[int, ...] = ()
     top_layers: tuple[int, ...] = (64,)
+    use_retrieval_score: bool = True
+    use_history: bool = True
+    history_dropout: float = 0.3
     dropout: float = 0.2
-    tasks: int = 1
-    scale: float | None = 5.0
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    max_epochs: int = 8
+    patience: int = 2
+    task: RankingTask = ListwiseSoftmax()
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON form."""
-        return asdict(self)
+    def problems(self) -> list[Problem]:
+        """Return numbers out of their ranges, layers that are none, and what is wrong with the task."""
+        ranges = {**DESCENT, "embedding_dimension": COUNT, "dropout": BELOW_1, "history_dropout": BELOW_1}
+        wrong = [*out_of_range(self, ranges), *wrong_widths(self, "bottom_layers", "top_layers")]
+        return wrong + task_problems(self.task, RANKING_TASKS)
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> DLRMConfig:
-        """Read what :meth:`to_json` wrote."""
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
-        }
-        values.update(user=Side.from_json(data["user"]), item=Side.from_json(data["item"]))
-        return cls(**values)
+    def needs(self) -> Mapping[str, str]:
+        """Return the history's columns, if it sees the history."""
+        remedy = "name the item id feature, or set use_history=False"
+        return {"history_columns": remedy} if self.use_history else {}
+
+    def build(self, inputs: ModelInputs, scale: float = 1.0) -> Interactions:
+        """Return the network with fresh weights from torch's global random state."""
+        return build_dlrm(self, inputs, scale)
+
+    def fit(self, data: RankingData, plan: Plan) -> tuple[FittedRanker, Course]:
+        """Train on the lists; if no epoch is better than the start, the start is returned."""
+        return fit_ranker(self, data, plan)
+
+    def load(self, folder: Path, inputs: ModelInputs) -> FittedRanker:
+        """Read the network."""
+        return FittedRanker(self.build(inputs)).restored(folder)
 
 
-class DLRM(PackedModule):
+class Interactions(PackedModule):
     """User tensors, candidates ``[B, K, …]`` and their retrieval scores → ``rank_score [B, K, T]``."""
 
-    def __init__(self, config: DLRMConfig):
+    def __init__(self, settings: DLRM, inputs: ModelInputs, scale: float):
         super().__init__()
-        self.config = config
-        width, dropout = config.embedding_dimension, config.dropout
-        self.user_encoder = SideEncoder(config.user, width, spread=SPREAD)
-        self.item_encoder = SideEncoder(config.item, width, spread=SPREAD)
-        cardinalities = {column.name: column.cardinality for column in config.item.cat}
+        width, dropout, tasks = settings.embedding_dimension, settings.dropout, settings.task.tasks
+        self.user_encoder = SideEncoder(inputs.user, width, spread=SPREAD)
+        self.item_encoder = SideEncoder(inputs.item, width, spread=SPREAD)
+        cardinalities = inputs.item.cardinalities
         self.history_tables = nn.ModuleList(
-            embedding(cardinalities[name], width, SPREAD) for name in config.history_columns
+            embedding(cardinalities[name], width, SPREAD) for name in _history(settings, inputs)
         )
-        history, score = bool(config.history_columns), config.scale is not None
-        self.user_bottom = _Bottom(self.user_encoder.number_count + history, config)
-        self.item_bottom = _Bottom(self.item_encoder.number_count + 2 * score, config)
+        self.sees_history, self.sees_score = bool(self.history_tables), settings.use_retrieval_score
+        history, score = self.sees_history, self.sees_score
+        self.user_bottom = _Bottom(self.user_encoder.number_count + history, settings)
+        self.item_bottom = _Bottom(self.item_encoder.number_count + 2 * score, settings)
         users = self.user_encoder.field_count + history + self.user_bottom.used
         items = self.item_encoder.field_count + self.item_bottom.used
         pairs = users * items
-        inputs = pairs + width * (self.user_bottom.used + self.item_bottom.used)
+        numbers = pairs + width * (self.user_bottom.used + self.item_bottom.used)
         self.drop = nn.Dropout(dropout)
-        self.top = hidden_layers(inputs, config.top_layers, dropout)
-        self.last = zero_linear(config.top_layers[-1] if config.top_layers else inputs, config.tasks)
-        self.pair_weights = zero_linear(pairs, config.tasks, bias=False)
+        layers = tuple(settings.top_layers)
+        self.top = hidden_layers(numbers, layers, dropout)
+        self.last = zero_linear(layers[-1] if layers else numbers, tasks)
+        self.pair_weights = zero_linear(pairs, tasks, bias=False)
         if score:
-            self.scale = nn.Parameter(torch.full((config.tasks,), float(config.scale or 0.0)))
-            self.source_bias = nn.Embedding(config.sources + 1, config.tasks)
+            self.scale = nn.Parameter(torch.full((tasks,), float(scale)))
+            self.source_bias = nn.Embedding(inputs.sources + 1, tasks)
             nn.init.zeros_(self.source_bias.weight)
 
     def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -129,7 +150,7 @@ class DLRM(PackedModule):
         if item_numbers is not None:
             parts.append(item_numbers)
         score = self.last(self.top(torch.cat(parts, dim=-1))) + self.pair_weights(pairs)
-        if self.config.scale is not None:
+        if self.sees_score:
             score = score + tensors["kept_score"].unsqueeze(-1) * self.scale
             score = score + self.source_bias(tensors["kept_source"])
         result: Tensor = score
@@ -139,7 +160,7 @@ class DLRM(PackedModule):
         """Return the user's vectors [B, u, E] and the bottom network's output [B, E]."""
         vectors = self.user_encoder.fields(tensors)
         numbers = _present(self.user_encoder.numbers(tensors))
-        if self.config.history_columns:
+        if self.sees_history:
             length = tensors["history_length"]
             vectors.append(pool_history(list(self.history_tables), tensors["history_cat"], length))
             numbers.append(torch.log1p(length.to(torch.float32)))
@@ -152,7 +173,7 @@ class DLRM(PackedModule):
         """Return the candidates' vectors [B, K, i, E] and the bottom network's output [B, K, E]."""
         vectors = self.item_encoder.fields(tensors)
         numbers = _present(self.item_encoder.numbers(tensors))
-        if self.config.scale is not None:
+        if self.sees_score:
             score = tensors["kept_score"]
             # Candidates come best first: the second number is how far one lies behind the best.
             numbers.append(torch.stack([score, score - score[:, :1]], dim=-1))
@@ -165,13 +186,13 @@ class DLRM(PackedModule):
 class _Bottom(nn.Module):
     """Numbers → one vector of width E; ``used`` is False if there are none."""
 
-    def __init__(self, inputs: int, config: DLRMConfig):
+    def __init__(self, inputs: int, settings: DLRM):
         super().__init__()
         self.used = inputs > 0
         if self.used:
-            widths = config.bottom_layers
+            widths = tuple(settings.bottom_layers)
             self.hidden = hidden_layers(inputs, widths, 0.0)
-            self.last = nn.Linear(widths[-1] if widths else inputs, config.embedding_dimension)
+            self.last = nn.Linear(widths[-1] if widths else inputs, settings.embedding_dimension)
 
     def forward(self, numbers: Tensor) -> Tensor:
         vector: Tensor = self.last(self.hidden(numbers))
@@ -182,23 +203,31 @@ def _present(tensor: Tensor | None) -> list[Tensor]:
     return [] if tensor is None else [tensor]
 
 
-def build_dlrm(config: DLRMConfig) -> DLRM:
-    """Build the ranker with fresh weights from torch's global random state.
+def build_dlrm(settings: DLRM, inputs: ModelInputs, scale: float = 1.0) -> Interactions:
+    """Build the network with fresh weights from torch's global random state.
 
     Parameters
     ----------
-    config
-        Columns and widths.
+    settings
+        Widths.
+    inputs
+        Columns.
+    scale
+        Where the factor of the retrieval score starts: what turns it into log-probabilities.
 
     Returns
     -------
-    DLRM
+    Interactions
         With ``forward(user_cat, …, item_cat, …, kept_score, kept_source) → [B, K, T]`` float32; its
         signature names its packed tensors.
     """
-    if not (config.item.cat or config.item.lists):
+    if not (inputs.item.cat or inputs.item.lists):
         raise ValueError("the ranker needs at least one categorical item column, such as the item id")
-    history = ("history_cat", "history_length") if config.history_columns else ()
-    retrieved = ("kept_score", "kept_source") if config.scale is not None else ()
-    names = (*config.user.tensor_names, *history, *config.item.tensor_names, *retrieved)
-    return with_inputs(DLRM, names)(config)
+    history = ("history_cat", "history_length") if _history(settings, inputs) else ()
+    retrieved = ("kept_score", "kept_source") if settings.use_retrieval_score else ()
+    names = (*inputs.user.tensor_names, *history, *inputs.item.tensor_names, *retrieved)
+    return with_inputs(Interactions, names)(settings, inputs, scale)
+
+
+def _history(settings: DLRM, inputs: ModelInputs) -> tuple[str, ...]:
+    return inputs.history if settings.use_history else ()

@@ -7,12 +7,18 @@ OneHot, and no shape that depends on a value. Category id 0 is padding, 1 null, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+from tiercel_serving.problems import COUNT, Problem
+from tiercel_serving.spec import Arrays
+
+from ..arrays.inputs import Side
 
 #: Category ids that name no category: padding, null, out of vocabulary.
 PAD_ID, NULL_ID, UNKNOWN_ID = 0, 1, 2
@@ -20,78 +26,8 @@ PAD_ID, NULL_ID, UNKNOWN_ID = 0, 1, 2
 #: Numbers are normalised; what is further out is an outlier and must not drown the rest.
 NUMBER_LIMIT = 10.0
 
-
-@dataclass(frozen=True)
-class CategoryColumn:
-    """A categorical scalar column.
-
-    Parameters
-    ----------
-    name
-        The workflow's output column.
-    cardinality
-        One more than the largest id.
-    vocabulary
-        Whether the ids are those of a vocabulary, with null and out-of-vocabulary ids; False for
-        buckets.
-    """
-
-    name: str
-    cardinality: int
-    vocabulary: bool = True
-
-
-@dataclass(frozen=True)
-class ListColumn:
-    """A list column; ``cardinality`` is None for a list of numbers."""
-
-    name: str
-    cardinality: int | None
-
-
-@dataclass(frozen=True)
-class Side:
-    """The packed columns of one side, in their packed order.
-
-    Parameters
-    ----------
-    part
-        ``user`` or ``item``, the prefix of the tensors' names.
-    cat, num, lists
-        Columns of ``<part>_cat`` and ``<part>_num``, and those that travel alone.
-    """
-
-    part: str
-    cat: tuple[CategoryColumn, ...] = ()
-    num: tuple[str, ...] = ()
-    lists: tuple[ListColumn, ...] = ()
-
-    @property
-    def tensor_names(self) -> tuple[str, ...]:
-        """Names of the packed tensors that this side has."""
-        scalars = ((f"{self.part}_cat", self.cat), (f"{self.part}_num", self.num))
-        return (
-            *(name for name, columns in scalars if columns),
-            *(self.list_tensor(column) for column in self.lists),
-        )
-
-    def list_tensor(self, column: ListColumn) -> str:
-        """Return the name of a list column's packed tensor."""
-        return f"{self.part}_list_{column.name}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON form."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Side:
-        """Read what :meth:`to_json` wrote."""
-        return cls(
-            part=data["part"],
-            cat=tuple(CategoryColumn(**column) for column in data["cat"]),
-            num=tuple(data["num"]),
-            lists=tuple(ListColumn(**column) for column in data["lists"]),
-        )
+#: Rows that go through a model at once.
+CHUNK = 1024
 
 
 class PackedModule(nn.Module):
@@ -133,6 +69,21 @@ def with_inputs(kind: type[Module], names: Sequence[str]) -> type[Module]:
     forward.__signature__ = signature.replace(parameters=[this, *parameters])  # type: ignore[attr-defined]
     members = {"forward": forward, "input_names": tuple(names), "__doc__": kind.__doc__}
     return type(kind.__name__, (kind,), members)
+
+
+def run_module(module: PackedModule, arrays: Arrays, rows: int = CHUNK) -> npt.NDArray[np.float32]:
+    """Run a module on NumPy tensors, so many rows at a time, without gradients and in evaluation mode."""
+    training = module.training
+    module.eval()
+    named = {name: arrays[name] for name in module.input_names}
+    length = len(next(iter(named.values())))
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, length, rows):
+            chunk = {name: torch.from_numpy(array[start : start + rows]) for name, array in named.items()}
+            parts.append(module(**chunk).numpy())
+    module.train(training)
+    return np.concatenate(parts)
 
 
 class SideEncoder(nn.Module):
@@ -270,3 +221,12 @@ def zero_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def wrong_widths(settings: object, *names: str) -> Iterator[Problem]:
+    """Yield a problem for each of the settings' fields that does not hold the widths of hidden layers."""
+    for name in names:
+        widths = getattr(settings, name)
+        if not isinstance(widths, tuple | list) or not all(COUNT.holds(width) for width in widths):
+            problem = f"expected the widths of hidden layers, got {widths!r}"
+            yield Problem(name, problem, "write a tuple such as (128, 64)")

@@ -1,4 +1,4 @@
-"""Two-tower retrieval: a user tower and an item tower that meet in an inner product of unit vectors.
+"""``two_tower``: a user tower and an item tower that meet in an inner product of unit vectors.
 
 ::
 
@@ -12,75 +12,143 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import PackedModule, Side, SideEncoder, hidden_layers, pool_history, with_inputs, zero_linear
+from tiercel_serving.kinds import Settings
+from tiercel_serving.problems import BELOW_1, COUNT, Problem, out_of_range
+
+from ..arrays.inputs import ModelInputs, Side
+from ..errors import TrainingError
+from ..tasks.sampled_softmax import SampledSoftmax
+from ..tasks.table import RETRIEVAL_TASKS, RetrievalTask, task_problems
+from .descent import DESCENT, Learner, descend, seeded, tensors
+from .fitted import FittedVectors
+from .layers import (
+    PackedModule,
+    SideEncoder,
+    hidden_layers,
+    pool_history,
+    with_inputs,
+    wrong_widths,
+    zero_linear,
+)
+from .table import Course, Plan, RetrievalData
+from .views import TrainingViews
 
 #: Spread of the initial embeddings that a history adds up; they carry most of what is learned.
 ITEM_SPREAD = 0.1
 
 
-@dataclass(frozen=True)
-class TwoTowerConfig:
-    """What must be known to build both towers again.
+class TwoTower(Settings, frozen=True, tag="two_tower"):
+    """Two towers.
 
     Parameters
     ----------
-    user, item
-        Columns of both sides.
-    history_columns
-        The H item columns whose ids make ``history_cat [B, L, H]``; empty for no history.
+    name
+        What its source is called.
     dimension
-        D.
+        D, the length of the query and of the item vectors.
     embedding_dimension
-        E.
+        E, the length of each categorical column's embedding.
     user_layers, item_layers
-        Widths of the hidden layers.
+        Widths of the hidden layers of each tower.
+    use_history
+        Whether the user tower sees the items a user had before.
+    history_dropout
+        Share of the history's items that is left out at random in training.
     dropout
-        Of the hidden layers and of the user's embeddings.
+        Dropout of the hidden layers and of the user's embeddings.
+    id_dropout
+        Share of a user's category ids that training makes null or unknown, so that the model has
+        something to say about users it does not know.
+    learning_rate, weight_decay
+        Of the optimiser.
+    max_epochs, patience
+        Training stops after so many epochs, or after so many without a better validation.
+    task
+        What it learns.
     """
 
-    user: Side
-    item: Side
-    history_columns: tuple[str, ...] = ()
+    name: str = "two_tower"
     dimension: int = 64
     embedding_dimension: int = 64
     user_layers: tuple[int, ...] = ()
     item_layers: tuple[int, ...] = ()
-    dropout: float = 0.1
+    use_history: bool = True
+    history_dropout: float = 0.5
+    dropout: float = 0.0
+    id_dropout: float = 0.1
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.1
+    max_epochs: int = 24
+    patience: int = 4
+    task: RetrievalTask = SampledSoftmax()
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON form."""
-        return asdict(self)
+    form: ClassVar[str] = "vectors"
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> TwoTowerConfig:
-        """Read what :meth:`to_json` wrote."""
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
-        }
-        values.update(user=Side.from_json(data["user"]), item=Side.from_json(data["item"]))
-        return cls(**values)
+    @property
+    def scale(self) -> float:
+        """What turns its scores into log-probabilities, up to a constant."""
+        return self.task.scale
+
+    def problems(self) -> list[Problem]:
+        """Return numbers out of their ranges, layers that are none, and what is wrong with the task."""
+        ranges = {**DESCENT, "dimension": COUNT, "embedding_dimension": COUNT}
+        ranges |= dict.fromkeys(("dropout", "history_dropout", "id_dropout"), BELOW_1)
+        wrong = [*out_of_range(self, ranges), *wrong_widths(self, "user_layers", "item_layers")]
+        return wrong + task_problems(self.task, RETRIEVAL_TASKS)
+
+    def needs(self) -> Mapping[str, str]:
+        """Return the history's columns, if it sees the history."""
+        remedy = "name the item id feature, or set use_history=False"
+        return {"history_columns": remedy} if self.use_history else {}
+
+    def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedVectors, Course]:
+        """Train both towers."""
+        pairs, packed = data.pairs, data.packed
+        if not len(pairs):
+            raise TrainingError(f"{plan.label}: there are no interactions to learn from")
+        with seeded(plan.seed) as rng:
+            towers = Towers(self, data.inputs)
+            views = TrainingViews(pairs, packed, data.inputs.user, self.history_dropout, self.id_dropout)
+            objective = self.task.start(pairs, packed.n_items)
+
+            def epoch() -> Iterator[Tensor]:
+                for batch in objective.epoch(rng):
+                    users = tensors(views.users(batch, rng), towers.user_tower.input_names)
+                    items = {name: array[batch.items] for name, array in packed.item.items()}
+                    vectors = towers.item_tower(**tensors(items, towers.item_tower.input_names))
+                    yield objective.loss(towers.user_tower(**users), vectors, batch)
+
+            fitted = FittedVectors(towers.user_tower, towers.item_tower)
+            learner = Learner(towers, self.learning_rate, self.weight_decay, plan.label)
+            course = descend(learner, fitted, epoch, plan, max_epochs=self.max_epochs, patience=self.patience)
+        return fitted, course
+
+    def load(self, folder: Path, inputs: ModelInputs) -> FittedVectors:
+        """Read both towers."""
+        towers = Towers(self, inputs)
+        return FittedVectors(towers.user_tower, towers.item_tower).restored(folder)
 
 
 class Tower(PackedModule):
     """What both towers share: columns → sum of embeddings → residual hidden layers → unit vector."""
 
-    def __init__(self, side: Side, config: TwoTowerConfig, layers: tuple[int, ...]):
+    def __init__(self, side: Side, settings: TwoTower, layers: tuple[int, ...]):
         super().__init__()
-        width, dimension = config.embedding_dimension, config.dimension
+        width, dimension = settings.embedding_dimension, settings.dimension
         self.encoder = SideEncoder(side, width)
         count = self.encoder.number_count
         self.number_layer = nn.Linear(count, width) if count else None
         self.project = nn.Linear(width, dimension, bias=False) if width != dimension else None
         self.bias = nn.Parameter(torch.zeros(dimension))
-        self.hidden = hidden_layers(dimension, layers, config.dropout) if layers else None
+        self.hidden = hidden_layers(dimension, layers, settings.dropout) if layers else None
         self.last = zero_linear(layers[-1], dimension) if layers else None
 
     def columns(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
@@ -107,11 +175,11 @@ class Tower(PackedModule):
 class ItemTower(Tower):
     """Item columns → ``[B, D]`` float32 unit vectors."""
 
-    def __init__(self, config: TwoTowerConfig):
-        super().__init__(config.item, config, config.item_layers)
-        places = {column.name: place for place, column in enumerate(config.item.cat)}
+    def __init__(self, settings: TwoTower, inputs: ModelInputs):
+        super().__init__(inputs.item, settings, tuple(settings.item_layers))
+        places = {column.name: place for place, column in enumerate(inputs.item.cat)}
         with torch.no_grad():
-            for name in config.history_columns or tuple(places)[:1]:
+            for name in _history(settings, inputs) or tuple(places)[:1]:
                 self.table(places[name]).weight[3:].normal_(std=ITEM_SPREAD)
 
     def table(self, place: int) -> nn.Embedding:
@@ -131,16 +199,16 @@ class UserTower(Tower):
     The embeddings of the history are the item tower's own.
     """
 
-    def __init__(self, config: TwoTowerConfig, item_tower: ItemTower):
-        super().__init__(config.user, config, config.user_layers)
-        places = {column.name: place for place, column in enumerate(config.item.cat)}
-        width = config.embedding_dimension
-        tables = [item_tower.table(places[name]) for name in config.history_columns]
+    def __init__(self, settings: TwoTower, inputs: ModelInputs, item_tower: ItemTower):
+        super().__init__(inputs.user, settings, tuple(settings.user_layers))
+        places = {column.name: place for place, column in enumerate(inputs.item.cat)}
+        width = settings.embedding_dimension
+        tables = [item_tower.table(places[name]) for name in _history(settings, inputs)]
         self.history_tables = nn.ModuleList(tables)
         self.history_layer = nn.Linear(width, width, bias=False) if tables else None
         if self.history_layer is not None:
             nn.init.eye_(self.history_layer.weight)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = nn.Dropout(settings.dropout)
 
     def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the queries ``[B, D]``."""
@@ -152,32 +220,27 @@ class UserTower(Tower):
         return self.finish(vectors)
 
 
-class TwoTower(nn.Module):
-    """Both towers, with their shared embeddings once."""
-
-    def __init__(self, config: TwoTowerConfig):
-        super().__init__()
-        history = ("history_cat", "history_length") if config.history_columns else ()
-        self.config = config
-        self.item_tower = with_inputs(ItemTower, config.item.tensor_names)(config)
-        user_inputs = (*config.user.tensor_names, *history)
-        self.user_tower = with_inputs(UserTower, user_inputs)(config, self.item_tower)
-
-
-def build_two_tower(config: TwoTowerConfig) -> TwoTower:
-    """Build both towers with fresh weights from torch's global random state.
+class Towers(nn.Module):
+    """Both towers, with their shared embeddings once; fresh weights come from torch's random state.
 
     Parameters
     ----------
-    config
-        Columns and widths.
-
-    Returns
-    -------
-    TwoTower
-        With ``user_tower(user_cat, …, history_cat, history_length) → [B, D]`` and
-        ``item_tower(item_cat, …) → [B, D]``, each naming its packed tensors in its signature.
+    settings
+        Widths.
+    inputs
+        Columns. ``user_tower(user_cat, …, history_cat, history_length)`` and ``item_tower(item_cat, …)``
+        name their packed tensors in their signatures.
     """
-    if not config.item.cat:
-        raise ValueError("the item tower needs at least one categorical column, such as the item id")
-    return TwoTower(config)
+
+    def __init__(self, settings: TwoTower, inputs: ModelInputs):
+        super().__init__()
+        if not inputs.item.cat:
+            raise ValueError("the item tower needs at least one categorical column, such as the item id")
+        history = ("history_cat", "history_length") if _history(settings, inputs) else ()
+        self.item_tower = with_inputs(ItemTower, inputs.item.tensor_names)(settings, inputs)
+        names = (*inputs.user.tensor_names, *history)
+        self.user_tower = with_inputs(UserTower, names)(settings, inputs, self.item_tower)
+
+
+def _history(settings: TwoTower, inputs: ModelInputs) -> tuple[str, ...]:
+    return inputs.history if settings.use_history else ()

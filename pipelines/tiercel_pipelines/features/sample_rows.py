@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from tiercel_serving.columns import Column, take_rows
 from tiercel_serving.features import InputColumn
 from tiercel_serving.release.opened import open_release
 from tiercel_serving.spec import DTYPES
-from tiercel_serving.verify.golden import get_columns
+from tiercel_serving.verify.golden import StoredGolden
 
+from ..training.record import RUN_NAME, read_record
 from .arrow_columns import check_schema, columns_from_batch
-from .transform import read_head
+from .parquet_files import read_head
 
 #: How many elements each made-up list has.
 _LIST = 3
@@ -69,11 +69,11 @@ def _as_sent(column: Column) -> Column:
 
 def rows_of_run(path: Path, inputs: Sequence[InputColumn], n: int) -> SampleRows:
     """Return training interactions of a run, joined with their users and items."""
-    info = json.loads((path / "run.json").read_text(encoding="utf-8"))["dataset"]
+    data = read_record(path / RUN_NAME).data
     joined = pd.read_parquet(path / "train.parquet").head(n)
-    for table in ("user", "item"):
-        own = pd.read_parquet(path / f"{table}s.parquet").drop(columns="__row__")
-        joined = joined.merge(own, on=info[f"{table}_id"])
+    for table, key in (("users", data.user_id), ("items", data.item_id)):
+        own = pd.read_parquet(path / f"{table}.parquet").drop(columns="__row__")
+        joined = joined.merge(own, on=key)
     return rows_of_frame(joined, inputs, "training interactions of the run")
 
 
@@ -84,9 +84,8 @@ def rows_of_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn], what: str)
 
 def rows_of_release(path: Path, part: str, inputs: Sequence[InputColumn]) -> SampleRows:
     """Return the golden rows of a release."""
-    golden = open_release(path).artefact("golden", "golden")
-    names = [column.name for column in inputs]
-    return SampleRows(get_columns(golden.arrays, f"{part}_features.in", names), "golden rows of the release")
+    columns, _ = StoredGolden(open_release(path)).columns(f"{part}_features")
+    return SampleRows({column.name: columns[column.name] for column in inputs}, "golden rows of the release")
 
 
 def made_up_rows(inputs: Sequence[InputColumn], n: int) -> SampleRows:

@@ -7,12 +7,8 @@ Arrow → the file beside the output's name → rename.
 from __future__ import annotations
 
 import json
-import os
-import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,13 +20,10 @@ from tiercel_serving.features import FeatureProgram, InputColumn
 
 from ..errors import DataCorrupt, DataError, DataMissing
 from .arrow_columns import array_from_column, array_from_tensor, arrow_type, check_schema, columns_from_batch
+from .parquet_files import check_output, open_parquet, read_footer, unreadable, whole_file
 
 #: Rows that go through the programs at once, and rows of the output's row groups.
 BATCH_ROWS = 65_536
-#: Bytes of each column that are read ahead; without it a whole row group would be.
-_READ_AHEAD = 1 << 18
-#: What a folder's files must end with.
-_SUFFIXES = (".parquet", ".parq", ".pq")
 #: Key of a packed tensor's columns in the metadata of its field.
 COLUMNS_KEY = b"columns"
 
@@ -257,71 +250,14 @@ def _batches(transform: Transform, files: Sequence[Path]) -> Iterator[tuple[str,
     names = list(dict.fromkeys([*(column.name for column in transform.inputs), *transform.keep]))
     for path in files:
         first = 0
-        with _open(path) as file:
+        with open_parquet(path) as file:
             try:
                 for batch in file.iter_batches(transform.batch_rows, columns=names, use_threads=False):
                     last = first + batch.num_rows
                     yield f"{path}: rows {first:,} to {last - 1:,}", batch
                     first = last
             except (pa.ArrowException, OSError) as error:
-                raise _unreadable(path, error) from error
-
-
-@dataclass(frozen=True)
-class Footer:
-    """What a Parquet file says of itself.
-
-    Parameters
-    ----------
-    schema
-        Its Arrow schema.
-    rows
-        How many rows it has.
-    """
-
-    schema: pa.Schema
-    rows: int
-
-
-def read_footer(path: Path) -> Footer:
-    """Read a file's footer alone.
-
-    Raises
-    ------
-    DataCorrupt
-        It is no Parquet file.
-    """
-    with _open(path) as file:
-        return Footer(file.schema_arrow, file.metadata.num_rows)
-
-
-def read_head(path: Path, rows: int) -> pa.RecordBatch:
-    """Read the first rows of a file.
-
-    Raises
-    ------
-    DataCorrupt
-        It is no Parquet file, or has no rows.
-    """
-    with _open(path) as file:
-        try:
-            batch = next(file.iter_batches(rows), None)
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(path, error) from error
-    if batch is None:
-        raise DataCorrupt(f"{path}: it has no rows; name a file with some")
-    return batch
-
-
-def _open(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path, buffer_size=_READ_AHEAD, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> DataCorrupt:
-    return DataCorrupt(f"{path}: not a readable Parquet file ({error}); write it again")
+                raise unreadable(path, error) from error
 
 
 def _check_kept(path: Path, came: pa.Schema, first: pa.Schema, keep: Mapping[str, str]) -> None:
@@ -335,88 +271,3 @@ def _check_kept(path: Path, came: pa.Schema, first: pa.Schema, keep: Mapping[str
                 f"{path}: column {name!r} is to be kept, and is {came.field(name).type}, in the first file "
                 f"it is {first.field(name).type}; write all files alike"
             )
-
-
-# --------------------------------------------------------------------------------------------- files
-
-
-def parquet_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files that paths name: each file itself, and of a folder all Parquet files below it.
-
-    Those of a folder come in the order of their names, numbers by value; hidden ones and those that
-    begin with an underscore are left out.
-
-    Raises
-    ------
-    DataMissing
-        A path does not exist, or a folder has no Parquet file.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if not path.exists():
-            raise DataMissing(
-                f"{path}: there is no such file or folder; name a Parquet file or a folder of them"
-            )
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = [
-            file
-            for file in path.rglob("*")
-            if file.suffix in _SUFFIXES
-            and file.is_file()
-            and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
-        ]
-        if not inside:
-            raise DataMissing(f"{path}: there is no Parquet file below this folder; name another")
-        found += sorted(inside, key=_natural)
-    return found
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", str(path))]
-
-
-def check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
-    """Raise DataError if the output may not be written: early, before anything is computed."""
-    if output.is_dir():
-        raise DataError(f"{output}: is a folder; name the file to write")
-    if not output.parent.is_dir():
-        raise DataMissing(f"{output}: there is no folder {output.parent}; make it, or name another")
-    if any(output.exists() and path.samefile(output) for path in files):
-        raise DataError(f"{output}: is one of the files to read; name another output")
-    if output.exists() and not overwrite:
-        raise DataError(f"{output}: is there already; --overwrite replaces it")
-
-
-@contextmanager
-def whole_file(output: Path) -> Iterator[Path]:
-    """Give a file to write, which becomes ``output`` only if the block ends well.
-
-    It lies beside ``output`` under a hidden name, and is removed whatever ends the block, Ctrl-C
-    included.
-
-    Raises
-    ------
-    DataError
-        It can't be written: the disk is full, or the folder is not ours.
-    """
-    partial: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{output.name}.partial-", dir=output.parent)
-        os.close(handle)
-        partial = Path(name)
-        yield partial
-        partial.chmod(0o666 & ~_umask())
-        os.replace(partial, output)
-    except OSError as error:
-        raise DataError(f"{output}: can't be written ({error}); make room, or name another place") from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

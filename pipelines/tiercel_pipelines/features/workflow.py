@@ -1,4 +1,4 @@
-"""Fitting a recipe's NVTabular workflow, and packing what it gives into the models' tensors.
+"""Fitting a recipe's NVTabular workflow, and what its columns are.
 
 One workflow is fitted on the joined training interactions: fitting the parts apart would change ids
 and moments, and a user's history shares the vocabulary of the item ids.
@@ -10,21 +10,18 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from tiercel_export.lowering.table import TABLE, key_of
-from tiercel_export.workflow.cut import cut_workflow
-from tiercel_export.workflow.frames import frame_oracle
+from tiercel_export.workflow.cut import WorkflowParts, cut_workflow
 
 from ..data import Dataset
-from ..recipe.recipe import Recipe
 
 with warnings.catch_warnings():
     # Merlin warns on import about TensorFlow and CUDA packages that nothing here uses.
@@ -35,7 +32,6 @@ with warnings.catch_warnings():
     from merlin.io import Dataset as MerlinDataset
     from merlin.schema import ColumnSchema, Schema, Tags
 
-Array = npt.NDArray[Any]
 Part = Literal["user", "item"]
 
 #: The tag that says which table a feature comes from.
@@ -218,8 +214,17 @@ def _nodes(graph: Any) -> Iterator[Any]:
     return iter(list(iter_nodes([output])))
 
 
+class HasFeatures(Protocol):
+    """What a workflow is fitted for: a recipe, of which the graph alone is looked at."""
+
+    @property
+    def features(self) -> Callable[[], Any]:
+        """Returns a new graph."""
+        ...
+
+
 def fit_workflow(
-    recipe: Recipe, dataset: Dataset, interactions: pd.DataFrame, directory: str | Path | None = None
+    recipe: HasFeatures, dataset: Dataset, interactions: pd.DataFrame, directory: str | Path | None = None
 ) -> Any:
     """Fit a recipe's workflow on training interactions joined with their users and items.
 
@@ -267,50 +272,19 @@ def fit_workflow(
     return fitted
 
 
-def packed_frame(
-    workflow: Any, part: Part, frame: pd.DataFrame, lengths: Mapping[str, int] | None = None
-) -> dict[str, Array]:
-    """Transform raw rows of one part by NVTabular itself and pack them into the models' tensors.
+def packed_columns(workflow: Any, part: Part) -> tuple[FeatureColumn, ...]:
+    """Return one part's output columns in the order in which they are packed: the workflow's own.
 
     Parameters
     ----------
     workflow
-        The fitted workflow.
+        The fitted workflow, or its :class:`~tiercel_export.workflow.cut.WorkflowParts`.
     part
         ``user`` (with the context columns) or ``item``.
-    frame
-        ``[n]`` rows with that part's raw columns.
-    lengths
-        Length of each list column; None, or a column that is not named, takes the longest list.
-
-    Returns
-    -------
-    dict
-        ``<part>_cat`` int64 ``[n, C]``, ``<part>_num`` float32 ``[n, F]`` and, for each list,
-        ``<part>_list_<column>`` ``[n, L]`` padded with 0. Those without columns are left out.
     """
-    columns = packed_columns(workflow, part)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        transformed = frame_oracle(workflow, part, frame)
-    packed: dict[str, Array] = {}
-    for kind, dtype in (("cat", np.int64), ("num", np.float32)):
-        names = [column.name for column in columns if column.kind == kind and not column.is_list]
-        if names:
-            parts = [transformed[name].to_numpy().astype(dtype) for name in names]
-            packed[f"{part}_{kind}"] = np.ascontiguousarray(np.stack(parts, axis=1))
-    for column in columns:
-        if column.is_list:
-            length = (lengths or {}).get(column.name)
-            dtype = np.int64 if column.kind == "cat" else np.float32
-            packed[f"{part}_list_{column.name}"] = _padded(transformed[column.name], length, dtype)
-    return packed
-
-
-def packed_columns(workflow: Any, part: Part) -> tuple[FeatureColumn, ...]:
-    """Return one part's output columns in the order in which they are packed: the workflow's own."""
-    by_name = {column.name: column for column in feature_columns(workflow)}
-    return tuple(by_name[name] for name in cut_workflow(workflow).output_names(part))
+    cut = workflow if isinstance(workflow, WorkflowParts) else cut_workflow(workflow)
+    by_name = {column.name: column for column in feature_columns(cut.workflow)}
+    return tuple(by_name[name] for name in cut.output_names(part))
 
 
 def list_lengths(workflow: Any, dataset: Dataset) -> dict[str, int]:
@@ -330,16 +304,3 @@ def list_lengths(workflow: Any, dataset: Dataset) -> dict[str, int]:
             rows = tables[column.part][column.inputs[0]]
             lengths[column.name] = max(1, int(rows.map(len).max()))
     return lengths
-
-
-def _padded(rows: Iterable[Any], length: int | None, dtype: Any) -> Array:
-    """Return lists as [n, L], cut or padded with 0 at the end; L is at least 1."""
-    lists = [np.asarray(row) for row in rows]
-    longest = max((len(row) for row in lists), default=0)
-    width = max(1, longest if length is None else length)
-    padded = np.zeros((len(lists), width), dtype=dtype)
-    counts = np.minimum(np.array([len(row) for row in lists], dtype=np.int64), width)
-    taken = np.arange(width) < counts[:, None]
-    if taken.any():
-        padded[taken] = np.concatenate([row[:width] for row in lists]).astype(dtype)
-    return padded

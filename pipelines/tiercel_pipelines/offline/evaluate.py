@@ -6,221 +6,24 @@ trained models. Protocol: ``docs/evaluation.md``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 
+from ..data import Progress
 from ..errors import EvaluationError
-from .metrics import RankingMetrics, Relevance, ranking_metrics
+from .evaluation_data import EvaluationData
+from .metrics import IntArray, RankingMetrics, ranking_metrics
+from .published import Published
+from .served_ensemble import Id, Served, ServedEnsemble
 
 if TYPE_CHECKING:
     from tiercel_client import ServerInfo
     from tiercel_serving.release.opened import Release
 
     from ..training import TrainedRun
-
-IntArray = npt.NDArray[np.int64]
-Id = int | str
-Progress = Callable[[str, int, int | None], None]
-
-EXPLAIN_MODEL = "recommend_explain"
-#: Seconds that one batch of users may take.
-TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True)
-class Published:
-    """Somebody's figures at 10 for the same data set, split and protocol."""
-
-    name: str
-    ndcg: float
-    precision: float
-    recall: float
-    source: str
-
-
-RECOMMENDERS = "recommenders-team/recommenders, comparison of algorithms"
-MEASURED = "measured for this project with the same split"
-
-#: Data set → what others reached on it with a random 75/25 split by user (seed 42), top 10 of all unseen
-#: items.
-PUBLISHED: Mapping[str, tuple[Published, ...]] = {
-    "ml-100k": (
-        Published("EASE (λ = 400)", 0.4826, 0.4201, 0.2241, MEASURED),
-        Published("BiVAE", 0.4751, 0.4118, 0.2191, RECOMMENDERS),
-        Published("iALS (64 factors)", 0.4725, 0.4156, 0.2214, MEASURED),
-        Published("BPR", 0.4420, 0.3882, 0.2125, RECOMMENDERS),
-        Published("LightGCN", 0.4198, 0.3796, 0.1443, RECOMMENDERS),
-        Published("NCF", 0.3961, 0.3473, 0.1808, RECOMMENDERS),
-        Published("SAR", 0.3825, 0.3308, 0.1764, RECOMMENDERS),
-    )
-}
-#: The k and the split that the published figures are for.
-PUBLISHED_K = 10
-PUBLISHED_SPLIT: Mapping[str, Any] = {"train": 0.75, "seed": 42}
-
-
-class Served(Protocol):
-    """What can be asked; :class:`ServedEnsemble` asks a real server."""
-
-    @property
-    def info(self) -> ServerInfo:
-        """What answers."""
-        ...
-
-    def recommend(self, user_ids: Sequence[Id], k: int) -> list[Sequence[Id]]:
-        """Return each user's answer, best first: raw item ids, at most k."""
-        ...
-
-    def retrieve(self, user_ids: Sequence[Id]) -> IntArray:
-        """Return what retrieval gave each user, best first: catalogue rows ``[n, N]``, pad I."""
-        ...
-
-
-class ServedEnsemble:
-    """A server that ``tiercel serve`` started, or any other with the same ensembles.
-
-    Parameters
-    ----------
-    url
-        ``host:port`` of gRPC.
-    """
-
-    def __init__(self, url: str) -> None:
-        import tritonclient.grpc as triton_grpc
-
-        from tiercel_client import Recommender
-
-        self._recommender = Recommender(url)
-        self._triton = triton_grpc.InferenceServerClient(url)
-        self._grpc = triton_grpc
-        self.info: ServerInfo = self._recommender.server_info()
-
-    def __enter__(self) -> ServedEnsemble:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._triton.close()
-        self._recommender.close()
-
-    def recommend(self, user_ids: Sequence[Id], k: int) -> list[Sequence[Id]]:
-        """See :class:`Served`."""
-        answers = self._recommender.recommend_many(user_ids, k=k, titles=False, timeout_s=TIMEOUT_S)
-        return [answer.item_ids for answer in answers]
-
-    def retrieve(self, user_ids: Sequence[Id]) -> IntArray:
-        """See :class:`Served`. One request, since the client explains one user at a time."""
-        is_text = self.info.user_id_dtype == "bytes"
-        ids = np.empty((len(user_ids), 1), np.object_ if is_text else np.int64)
-        ids[:, 0] = [user.encode() for user in map(str, user_ids)] if is_text else list(user_ids)
-        tensor = self._grpc.InferInput("user_id", list(ids.shape), "BYTES" if is_text else "INT64")
-        tensor.set_data_from_numpy(ids)
-        wanted = [self._grpc.InferRequestedOutput("retrieved_row")]
-        try:
-            answer = self._triton.infer(EXPLAIN_MODEL, [tensor], outputs=wanted, client_timeout=TIMEOUT_S)
-        except Exception as error:
-            raise EvaluationError(f"{EXPLAIN_MODEL} failed for {len(user_ids)} users: {error}") from error
-        rows: IntArray = answer.as_numpy("retrieved_row")
-        return rows
-
-
-@dataclass(frozen=True)
-class EvaluationData:
-    """Who is asked for, and what counts as right.
-
-    Parameters
-    ----------
-    dataset
-        Name of the data set.
-    user_ids
-        The U users with test items.
-    item_ids
-        Raw ids of the catalogue, in row order.
-    relevance
-        Each user's test items as catalogue rows.
-    known
-        Each user's items of the training and validation part, which must not be recommended.
-    popular
-        All rows, most known interactions first, ties by row.
-    published
-        Figures to stand beside, if they were measured in the same way.
-    """
-
-    dataset: str
-    user_ids: list[Id]
-    item_ids: list[Id]
-    relevance: Relevance
-    known: Relevance
-    popular: IntArray
-    published: tuple[Published, ...] = ()
-
-    @classmethod
-    def from_frames(
-        cls,
-        dataset: str,
-        items: pd.DataFrame,
-        known: pd.DataFrame,
-        test: pd.DataFrame,
-        *,
-        user_id: str = "user_id",
-        item_id: str = "item_id",
-        published: tuple[Published, ...] = (),
-    ) -> EvaluationData:
-        """Build from tables with raw ids.
-
-        Parameters
-        ----------
-        dataset
-            Name of the data set.
-        items
-            The catalogue; a row's position is the catalogue row.
-        known, test
-            Interactions that serving may know, and those to be found.
-        user_id, item_id
-            Names of the id columns.
-        published
-            Figures to stand beside.
-        """
-        if not len(test):
-            raise EvaluationError(f"{dataset}: the test part is empty, so there is nobody to ask about")
-        catalogue = pd.Index(items[item_id])
-        users = pd.Index(test[user_id].unique())
-        of_test = _rows(catalogue, test[item_id], dataset)
-        of_known = _rows(catalogue, known[item_id], dataset)
-        by = users.get_indexer(known[user_id])
-        counts = np.bincount(of_known, minlength=len(catalogue))
-        return cls(
-            dataset=dataset,
-            user_ids=users.tolist(),
-            item_ids=catalogue.tolist(),
-            relevance=Relevance.from_pairs(users.get_indexer(test[user_id]), of_test, len(users)),
-            known=Relevance.from_pairs(by[by >= 0], of_known[by >= 0], len(users)),
-            popular=np.argsort(-counts, kind="stable"),
-            published=published,
-        )
-
-    @classmethod
-    def from_run(cls, run: TrainedRun, k: int = PUBLISHED_K) -> EvaluationData:
-        """Take the tables of a run; published figures only if data set, split and k are theirs."""
-        dataset = str(run.info["dataset"]["name"])
-        split = run.recipe.get("split", {})
-        same = k == PUBLISHED_K and all(split.get(key) == value for key, value in PUBLISHED_SPLIT.items())
-        return cls.from_frames(
-            dataset,
-            run.items,
-            run.interactions,
-            run.test,
-            user_id=run.user_id,
-            item_id=run.item_id,
-            published=PUBLISHED.get(dataset, ()) if same else (),
-        )
 
 
 @dataclass(frozen=True)
@@ -301,7 +104,7 @@ def evaluate_served(
         raise EvaluationError(f"k = {k}: the server answers with at most {info.k_max} items; ask for fewer")
     ranked, retrieved = _ask(served, data, k, info.max_batch_size, progress)
     lists = {
-        "popularity": popularity_lists(data, k),
+        "popularity": data.popularity_lists(k),
         "retrieval": retrieved,
         "ranking": ranked,
     }
@@ -314,23 +117,6 @@ def evaluate_served(
         except ValueError as error:
             raise EvaluationError(f"{info.name}, {name}: {error}") from error
     return EvaluationReport(data.dataset, info.name, info.build_id, k, figures, data.published)
-
-
-def popularity_lists(data: EvaluationData, k: int) -> IntArray:
-    """Return each user's k most popular items among those the user does not know; ``[U, k]``, pad I."""
-    catalogue, users = len(data.item_ids), len(data.user_ids)
-    place = np.empty(catalogue, np.int64)
-    place[data.popular] = np.arange(catalogue)
-    lists = np.full((users, k), catalogue, np.int64)
-    for user in range(users):
-        known = data.known.rows[data.known.offsets[user] : data.known.offsets[user + 1]]
-        # Nobody's k-th unknown item stands further down than k plus what the user knows.
-        taken = np.zeros(min(catalogue, k + len(known)), np.bool_)
-        places = place[known]
-        taken[places[places < len(taken)]] = True
-        best = data.popular[np.flatnonzero(~taken)[:k]]
-        lists[user, : len(best)] = best
-    return lists
 
 
 def check_same(info: ServerInfo, run: TrainedRun, build_id: str | None = None) -> None:
@@ -375,8 +161,7 @@ def check_tables(release: Release) -> None:
     EvaluationError
         A table was given to the export in place of the run's.
     """
-    tables = release.manifest.get("tables", {})
-    given = [name for name, table in tables.items() if table["from"] != "run"]
+    given = [name for name, table in release.manifest.tables.items() if table["from"] != "run"]
     if given:
         raise EvaluationError(
             f"{release.path}: its {' and '.join(given)} are not the run's, so the run's test part does not "
@@ -423,12 +208,3 @@ def _check_catalogue(rows: Sequence[int], candidates: IntArray, user: Id, data: 
             f"user {user!r}: an item of the answer is not among the rows that retrieval gave, so the "
             f"server's catalogue is in another order than {data.dataset}; name the run that was exported"
         )
-
-
-def _rows(catalogue: pd.Index, ids: pd.Series, dataset: str) -> IntArray:
-    rows: IntArray = catalogue.get_indexer(ids).astype(np.int64)
-    if (rows < 0).any():
-        raise EvaluationError(
-            f"{dataset}: item {ids.to_numpy()[rows < 0][0]!r} of the interactions is not in the catalogue"
-        )
-    return rows

@@ -7,15 +7,15 @@ from typing import Any
 
 from nvtabular import ops
 
-from ..recipe.recipe import (
-    IndexSettings,
+from tiercel_pipelines.recipe import (
+    DLRM,
+    Compare,
+    Index,
     MovieLens100K,
-    RankingSettings,
+    Popular,
     Recipe,
-    RetrievalSettings,
-    Rule,
     ServingSettings,
-    Source,
+    TwoTower,
 )
 
 
@@ -42,11 +42,10 @@ RECIPE = Recipe(
     name="movielens",
     dataset=MovieLens100K(),
     features=features,
-    # 1. Find candidates: a two-tower model, and an index over the item vectors.
-    retrieval=RetrievalSettings(model="two_tower"),
-    index=IndexSettings(factory="Flat"),
+    # 1. Find candidates.
+    retrieval=TwoTower(),
     # 2. Order them.
-    ranking=RankingSettings(model="dlrm"),
+    ranking=DLRM(),
     # 3. Serve them.
     serving=ServingSettings(
         candidates=200,  # retrieved for each user, without what was seen or excluded
@@ -56,12 +55,13 @@ RECIPE = Recipe(
         history_length=100,
         history_columns=("item_id",),
         sources=(
-            Source("two_tower", kind="index"),
+            # The item vectors of the retrieval model of this name.
+            Index("two_tower", factory="Flat"),
             # Serves users of whom nothing is known, and fills up what the index leaves empty.
-            Source("popular", kind="popular", quota=0),
+            Popular(quota=0),
         ),
         # The data has one film that is called "unknown" and has no year; a null fails every rule.
-        rules=(Rule("has a year", column="year", operator=">", value=0),),
+        rules=(Compare("has a year", column="year", operator=">", value=0),),
         title_column="title",
     ),
 )

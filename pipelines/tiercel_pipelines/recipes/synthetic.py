@@ -8,15 +8,15 @@ from typing import Any
 from merlin.schema import Tags
 from nvtabular import ops
 
-from ..recipe.recipe import (
-    IndexSettings,
-    RankingSettings,
+from tiercel_pipelines.recipe import (
+    DLRM,
+    Compare,
+    Index,
+    Popular,
     Recipe,
-    RetrievalSettings,
-    Rule,
     ServingSettings,
-    Source,
     Synthetic,
+    TwoTower,
 )
 
 
@@ -50,9 +50,8 @@ RECIPE = Recipe(
     name="synthetic",
     dataset=Synthetic(users=600, items=400, interactions=24_000, ids="int"),
     features=features,
-    retrieval=RetrievalSettings(model="two_tower", dimension=32, embedding_dimension=32),
-    index=IndexSettings(factory="Flat"),
-    ranking=RankingSettings(model="dlrm", embedding_dimension=16),
+    retrieval=TwoTower(dimension=32, embedding_dimension=32),
+    ranking=DLRM(embedding_dimension=16),
     serving=ServingSettings(
         candidates=100,
         kept=50,
@@ -60,13 +59,10 @@ RECIPE = Recipe(
         k_max=50,
         history_length=20,
         history_columns=("item_id", "maker"),
-        sources=(
-            Source("two_tower", kind="index"),
-            Source("popular", kind="popular", quota=10),
-        ),
+        sources=(Index("two_tower"), Popular(quota=10)),
         rules=(
-            Rule("in stock", column="in_stock", operator="==", value=1),
-            Rule("not too long", column="minutes", operator="<=", value=200),
+            Compare("in stock", column="in_stock", operator="==", value=1),
+            Compare("not too long", column="minutes", operator="<=", value=200),
         ),
         title_column="title",
     ),

@@ -4,40 +4,34 @@
 
     run.json                     what it is, and the size and SHA-256 of every other file; written last
     workflow/                    the fitted NVTabular workflow, as NVTabular saves it
-    user_tower.safetensors       weights; the shapes are in run.json
-    item_tower.safetensors
-    ranker.safetensors
+    retrieval/<name>/            each retrieval model, as its family saves it
+    ranking/                     the ranker, if there is one
     users.parquet, items.parquet, train.parquet, valid.parquet, test.parquet
 """
 
 from __future__ import annotations
 
 import functools
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pandas as pd
 
+from tiercel_serving.release.manifest import File, encode
 from tiercel_serving.release.opened import file_sha256
 from tiercel_serving.settings import ServingSettings
 
 from ..data.dataset import plain_frame
 from ..errors import TrainingError
-from ..families.dlrm import DLRM, DLRMConfig, build_dlrm
-from ..families.layers import PackedModule
-from ..families.two_tower import TwoTower, TwoTowerConfig, build_two_tower
-from ..recipe.recipe import IndexSettings
-from .checkpoint import load_json, load_weights, save_json, save_weights
+from ..families.table import FittedRanking, FittedRetrieval
+from .record import RUN_NAME, RunRecord, read_record
 
-RUN_FORMAT = 1
-RUN_NAME = "run.json"
 TABLES = ("users", "items", "train", "valid", "test")
+
+_RETRIEVAL, _RANKING = "retrieval", "ranking"
 
 
 @dataclass(frozen=True)
@@ -48,12 +42,12 @@ class TrainedRun:
     ----------
     path
         Its directory.
-    info
+    record
         What ``run.json`` says.
     """
 
     path: Path
-    info: Mapping[str, Any]
+    record: RunRecord
 
     @classmethod
     def open(cls, path: str | Path) -> TrainedRun:
@@ -67,67 +61,43 @@ class TrainedRun:
         Raises
         ------
         TrainingError
-            If there is no run, a file is missing or changed, or a newer Tiercel wrote it.
+            If there is no run, a file is missing or changed, or a Tiercel of another format wrote it.
         """
         root = Path(path)
-        file = root / RUN_NAME
-        if not file.is_file():
-            raise TrainingError(f"{file}: no run here; make one with `tiercel train`")
-        info = load_json(file)
-        try:
-            version, files = int(info["format"]), dict(info["files"])
-            expected = [(name, int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()]
-        except (KeyError, TypeError, ValueError) as error:
-            raise TrainingError(f"{file}: not the description of a run ({error!r}); train again") from error
-        if version > RUN_FORMAT:
-            raise TrainingError(
-                f"{file}: run format {version}, but this Tiercel reads up to {RUN_FORMAT}; "
-                "upgrade Tiercel or train again"
-            )
-        for name, size, digest in expected:
-            _check_file(root / name, size, digest)
-        return cls(root, info)
+        record = read_record(root / RUN_NAME)
+        for name, entry in record.files.items():
+            _check_file(root / name, entry)
+        return cls(root, record)
 
     @property
     def recipe_name(self) -> str:
         """The recipe's name."""
-        return str(self.info["recipe"]["name"])
-
-    @property
-    def recipe(self) -> Mapping[str, Any]:
-        """The recipe's JSON form, as it was when it was trained."""
-        return dict(self.info["recipe"])
+        return self.record.recipe.name
 
     @property
     def serving(self) -> ServingSettings:
         """The recipe's limits and rules of serving."""
-        return ServingSettings.from_json(self.info["recipe"]["serving"])
-
-    @property
-    def index(self) -> IndexSettings:
-        """The recipe's choice of index."""
-        return IndexSettings(**self.info["recipe"]["index"])
+        return self.record.recipe.serving
 
     @property
     def user_id(self) -> str:
         """The column of the user ids."""
-        return str(self.info["dataset"]["user_id"])
+        return self.record.data.user_id
 
     @property
     def item_id(self) -> str:
         """The column of the item ids."""
-        return str(self.info["dataset"]["item_id"])
+        return self.record.data.item_id
 
     @property
     def timestamp(self) -> str | None:
         """The column of the interactions' time, or None."""
-        name = self.info["dataset"]["timestamp"]
-        return None if name is None else str(name)
+        return self.record.data.timestamp
 
     @property
     def metrics(self) -> dict[str, Any]:
         """Offline figures: see ``docs/training.md``."""
-        return dict(self.info["metrics"])
+        return self.record.metrics
 
     @property
     def workflow_path(self) -> Path:
@@ -140,26 +110,18 @@ class TrainedRun:
 
         return nvtabular.Workflow.load(str(self.workflow_path))
 
-    def load_user_tower(self) -> PackedModule:
-        """Load the user tower, in evaluation mode: packed user tensors → ``[B, D]``."""
-        return self._two_tower.user_tower
+    def load_retrieval(self) -> dict[str, FittedRetrieval]:
+        """Load the retrieval models by name."""
+        models = self.record.models.retrieval
+        return {
+            name: family.load(self.path / _RETRIEVAL / name, self.record.inputs)
+            for name, family in models.items()
+        }
 
-    def load_item_tower(self) -> PackedModule:
-        """Load the item tower, in evaluation mode: packed item tensors ``[B, …]`` → ``[B, D]``."""
-        return self._two_tower.item_tower
-
-    def load_ranker(self) -> DLRM:
-        """Load the ranker, in evaluation mode: all packed tensors → ``[B, K, T]``."""
-        ranker = build_dlrm(DLRMConfig.from_json(self.info["models"]["ranker"]))
-        load_weights(ranker, self.path / "ranker.safetensors")
-        return ranker.eval()
-
-    @functools.cached_property
-    def _two_tower(self) -> TwoTower:
-        model = build_two_tower(TwoTowerConfig.from_json(self.info["models"]["two_tower"]))
-        load_weights(model.user_tower, self.path / "user_tower.safetensors")
-        load_weights(model.item_tower, self.path / "item_tower.safetensors")
-        return model.eval()
+    def load_ranking(self) -> FittedRanking | None:
+        """Load the ranker, if there is one."""
+        family = self.record.models.ranking
+        return None if family is None else family.load(self.path / _RANKING, self.record.inputs)
 
     @functools.cached_property
     def users(self) -> pd.DataFrame:
@@ -203,85 +165,51 @@ class TrainedRun:
 
 def write_run(
     directory: Path,
-    info: Mapping[str, Any],
-    two_tower: TwoTower,
-    ranker: DLRM,
+    record: RunRecord,
+    retrieval: Mapping[str, FittedRetrieval],
+    ranking: FittedRanking | None,
     tables: Mapping[str, pd.DataFrame],
 ) -> None:
-    """Fill a directory that already holds ``workflow/``; ``run.json`` comes last."""
-    save_weights(two_tower.user_tower, directory / "user_tower.safetensors")
-    save_weights(two_tower.item_tower, directory / "item_tower.safetensors")
-    save_weights(ranker, directory / "ranker.safetensors")
+    """Fill a directory that already holds ``workflow/``; ``run.json`` comes last.
+
+    Parameters
+    ----------
+    directory
+        The directory.
+    record
+        What ``run.json`` shall say; the files are listed here.
+    retrieval, ranking
+        The models.
+    tables
+        A frame for each of :data:`TABLES`.
+    """
+    for name, model in retrieval.items():
+        folder = directory / _RETRIEVAL / name
+        folder.mkdir(parents=True)
+        model.save(folder)
+    if ranking is not None:
+        (directory / _RANKING).mkdir()
+        ranking.save(directory / _RANKING)
     for name in TABLES:
         # The row in the original table tells the order of interactions of the same moment.
         tables[name].assign(__row__=tables[name].index).to_parquet(directory / f"{name}.parquet", index=False)
     files = {
-        str(file.relative_to(directory)): {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        str(file.relative_to(directory)): File(file.stat().st_size, file_sha256(file))
         for file in sorted(directory.rglob("*"))
         if file.is_file()
     }
-    models = {"two_tower": two_tower.config.to_json(), "ranker": ranker.config.to_json()}
-    save_json({"format": RUN_FORMAT, **info, "models": models, "files": files}, directory / RUN_NAME)
+    (directory / RUN_NAME).write_bytes(encode(msgspec.structs.replace(record, files=files)))
 
 
-@contextmanager
-def whole_directory(destination: Path, replace_existing: bool) -> Iterator[Path]:
-    """Give a directory to fill, which becomes ``destination`` only if the block ends well.
-
-    It lies beside ``destination``, under a name that no command takes for a run, and is removed
-    whatever ends the block, Ctrl-C included.
-
-    Raises
-    ------
-    TrainingError
-        If ``destination`` exists and may not be replaced, or is no run.
-    """
-    check_destination(destination, replace_existing)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        check_destination(destination, replace_existing)
-        if destination.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old-", dir=destination.parent))
-            os.rename(destination, old / "run")
-            try:
-                os.rename(partial, destination)
-            except BaseException:
-                os.rename(old / "run", destination)
-                raise
-            finally:
-                shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(partial, destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def check_destination(destination: Path, replace_existing: bool) -> None:
-    """Raise TrainingError if a run may not be written here."""
-    if not destination.exists():
-        return
-    empty = destination.is_dir() and not any(destination.iterdir())
-    if not replace_existing and not empty:
-        raise TrainingError(
-            f"{destination}: something is there already; replace it or name another directory"
-        )
-    if not empty and not (destination / RUN_NAME).is_file():
-        raise TrainingError(
-            f"{destination}: expected a run to replace, found something else; name another directory"
-        )
-
-
-def _check_file(file: Path, size: int, digest: str) -> None:
+def _check_file(file: Path, listed: File) -> None:
     if not file.is_file():
         raise TrainingError(f"{file}: listed in {RUN_NAME}, but missing; train again")
-    if file.stat().st_size != size:
-        raise TrainingError(f"{file}: expected {size} bytes, found {file.stat().st_size}; train again")
+    size = file.stat().st_size
+    if size != listed.bytes:
+        raise TrainingError(f"{file}: expected {listed.bytes} bytes, found {size}; train again")
     found = file_sha256(file)
-    if found != digest:
+    if found != listed.sha256:
         raise TrainingError(
-            f"{file}: expected SHA-256 {digest[:16]}…, found {found[:16]}…; "
+            f"{file}: expected SHA-256 {listed.sha256[:16]}…, found {found[:16]}…; "
             "the file was changed after the training: train again"
         )

@@ -49,6 +49,7 @@ REFUSED = frozenset(
         "ExportInputError",
         "InvalidInput",
         "InvalidRequest",
+        "KindUnavailable",
         "PortTaken",
         "RecipeError",
         "Refused",

@@ -12,6 +12,7 @@ import msgspec
 
 from ..engines.table import ENGINES
 from ..errors import KindUnavailable, ManifestInvalid, NewerFormat, OlderFormat
+from ..kinds import builtin
 from ..reorder.table import REORDER, ReorderKind
 from ..rules.table import RULES, RuleKind
 from ..settings import ServingSettings
@@ -217,7 +218,7 @@ def read_kind(kind: Any, data: Any) -> Any:
 
 def encode(value: Any) -> bytes:
     """Write a struct as JSON for people: one line an entry."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=builtin), indent=1) + b"\n"
 
 
 def read_settings(data: Any) -> ServingSettings:

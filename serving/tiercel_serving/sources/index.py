@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArtefactCorrupt, InvalidSettings
-from ..kinds import Settings
-from ..problems import POSITIVE, Problem, Range
+from ..kinds import Settings, mistyped
+from ..problems import POSITIVE, Problem, Range, out_of_range
 from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
@@ -68,18 +68,30 @@ class Index(Settings, frozen=True, tag="index"):
 
     def problems(self) -> list[Problem]:
         """Return a recall or parameters that cannot be."""
-        wrong = []
-        if not _RECALL.holds(self.min_recall):
-            wrong.append(
-                Problem("min_recall", f"expected {_RECALL}, got {self.min_recall!r}", "give such a number")
-            )
-        if not isinstance(self.factory, str) or not self.factory:
-            wrong.append(Problem("factory", f"expected a FAISS factory, got {self.factory!r}", "use 'Flat'"))
+        if wrong := list(mistyped(self)):
+            return wrong
+        wrong += out_of_range(self, {"min_recall": _RECALL})
+        if not self.factory:
+            wrong.append(Problem("factory", "expected a FAISS factory, got none", "use 'Flat'"))
         for key, value in self.parameters.items():
             if not POSITIVE.holds(value):
                 problem = f"expected {POSITIVE}, got {value!r}"
                 wrong.append(Problem(f"parameters[{key!r}]", problem, "give such a number"))
         return wrong
+
+    def misfits(self, dimension: int) -> list[Problem]:
+        """Return a factory string of which FAISS makes no index of so many dimensions."""
+        import faiss
+
+        try:
+            faiss.index_factory(dimension, self.factory, faiss.METRIC_INNER_PRODUCT)
+        except Exception as error:
+            # FAISS names its own C++ function and line first, and says last what it means.
+            reason = str(error).strip().rpartition(": ")[2]
+            problem = f"FAISS makes no index of {self.factory!r} with {dimension} dimensions ({reason})"
+            remedy = "use Flat, IVF<lists>,Flat, HNSW<links> or another FAISS factory"
+            return [Problem("factory", problem, remedy)]
+        return []
 
     def reads(self) -> tuple[str, ...]:
         """Return the tensor of its queries."""

@@ -165,6 +165,15 @@ class SourceKind(Protocol):
         ...
 
 
+@runtime_checkable
+class FitsModel(Protocol):
+    """A kind of source that can say before anything is trained whether a model fits it."""
+
+    def misfits(self, dimension: int) -> list[Problem]:
+        """Return what does not fit queries of so many dimensions."""
+        ...
+
+
 #: Every kind of source.
 SOURCES: Kinds[SourceKind] = Kinds(
     "source",
@@ -198,9 +207,9 @@ def default_sources(models: Mapping[str, str]) -> tuple[SourceKind, ...]:
     Returns
     -------
     tuple of SourceKind
-        For each model the first kind in the table that takes its form; then, with a quota of 0, the first
-        kind that needs neither model nor user. With several models, say quotas yourself: all but one
-        need a number.
+        For each model the first kind in the table that takes its form; then, with a quota of 0 unless it
+        is alone, the first kind that needs neither model nor user. With several models, say quotas
+        yourself: all but one need a number.
     """
     kinds = [SOURCES.find(name) for name in SOURCES]
     found = []
@@ -210,7 +219,7 @@ def default_sources(models: Mapping[str, str]) -> tuple[SourceKind, ...]:
             raise KindUnavailable(f"no source takes the form {form!r} of the retrieval model {model!r}")
         found.append(_made(kind, name=model))
     fallback = next(kind for kind in kinds if kind.form is None and not kind.personal)
-    return (*found, _made(fallback, quota=0))
+    return (*found, _made(fallback, quota=0 if found else None))
 
 
 def _made(kind: type[SourceKind], **fields: Any) -> SourceKind:

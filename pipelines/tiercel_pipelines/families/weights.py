@@ -1,11 +1,8 @@
-"""Checkpoints without pickle: weights as safetensors, everything else as JSON."""
+"""Weights as safetensors, without pickle."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -41,26 +38,3 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
         raise TrainingError(
             f"{path}: these are not the weights of this {type(module).__name__} ({error}); train again"
         ) from error
-
-
-def save_json(data: Mapping[str, Any], path: Path) -> None:
-    """Write a JSON file; NaN and infinity, which are no JSON, are refused."""
-    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises
-    ------
-    TrainingError
-        If the file is missing or holds something else.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{path}: expected a JSON file ({error}); train again") from error
-    if not isinstance(data, dict):
-        raise TrainingError(f"{path}: expected a JSON object, found {type(data).__name__}; train again")
-    return data

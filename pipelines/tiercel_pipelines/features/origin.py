@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from tiercel_serving.features import FeatureProgram
 from tiercel_serving.release.artefacts import HEADER_NAME, Artefact, open_artefact
-from tiercel_serving.release.opened import MANIFEST_NAME, open_release
+from tiercel_serving.release.manifest import MANIFEST_NAME
+from tiercel_serving.release.opened import open_release
 from tiercel_serving.spec import Array
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def kind_of(path: Path) -> str | None:
 
 
 @dataclass(frozen=True)
-class FeatureSource:
+class FeatureOrigin:
     """Something that gives feature programs.
 
     Parameters

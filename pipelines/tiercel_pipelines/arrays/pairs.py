@@ -1,8 +1,7 @@
-"""Interactions as arrays, sorted by user and time, and the packed tensors they point into."""
+"""Interactions as arrays, sorted by user and time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,62 +95,6 @@ class Pairs:
         owner = np.repeat(np.arange(len(users)), counts)
         first = np.repeat(self.offsets[users] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
         return owner, self.items[first + np.arange(int(counts.sum()))]
-
-
-@dataclass(frozen=True)
-class Packed:
-    """The packed tensors of a data set.
-
-    Parameters
-    ----------
-    user
-        Tensor name → ``[R, …]``. Rows 0 … U-1 are the users without context (null context, if the
-        recipe has any); each further row is a user in the context of one interaction.
-    item
-        Tensor name → ``[I + 1, …]``; row I is the padding row, all 0.
-    history_places
-        Positions in ``item_cat`` of the H history columns.
-    history_length
-        L.
-    n_users
-        U.
-    """
-
-    user: Mapping[str, Array]
-    item: Mapping[str, Array]
-    history_places: tuple[int, ...]
-    history_length: int
-    n_users: int
-
-    @property
-    def n_items(self) -> int:
-        """I, which is also the padding row."""
-        return len(next(iter(self.item.values()))) - 1
-
-    def history(self, rows: IntArray) -> dict[str, Array]:
-        """Return ``history_cat [B, w, H]`` and ``history_length [B, 1]`` of left-aligned item rows.
-
-        The width w is that of the longest row, at least 1: the models mask by length, so nothing is
-        lost, and short histories cost less.
-        """
-        lengths = (rows != self.n_items).sum(axis=1)
-        width = max(1, int(lengths.max(initial=0)))
-        categories = self.item["item_cat"][rows[:, :width]][:, :, list(self.history_places)]
-        return {
-            "history_cat": np.ascontiguousarray(categories),
-            "history_length": lengths.astype(np.int32)[:, None],
-        }
-
-    def user_tensors(self, context_rows: IntArray, history_rows: IntArray) -> dict[str, Array]:
-        """Return the packed user tensors and histories of a batch."""
-        tensors = {name: array[context_rows] for name, array in self.user.items()}
-        return {**tensors, **self.history(history_rows)} if self.history_places else tensors
-
-
-def history_rows(pairs: Pairs, users: IntArray, length: int, pad: int) -> IntArray:
-    """Return each user's latest ``length`` items ``[B, length]``, oldest first, padded with ``pad``."""
-    positions, real = pairs.latest(users, length)
-    return np.where(real, pairs.items[positions] if len(pairs) else pad, pad)
 
 
 def left_align(rows: IntArray, keep: BoolArray, length: int, pad: int) -> IntArray:

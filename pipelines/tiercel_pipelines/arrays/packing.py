@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from tiercel_export.workflow.cut import WorkflowParts, compile_workflow
+from tiercel_export.workflow.frames import columns_from_frame
+from tiercel_serving.columns import Column, null_column, take_rows
+from tiercel_serving.features import FeatureProgram
+from tiercel_serving.features.blocks import transform
 from tiercel_serving.settings import ServingSettings
 
 from ..data import Dataset
-from ..families.layers import CategoryColumn, ListColumn, Side
-from ..features.workflow import FeatureColumn, packed_columns, packed_frame
-from .pairs import Array, IntArray, Packed, Pairs
+from ..features.workflow import FeatureColumn, list_lengths, packed_columns
+from .inputs import CategoryColumn, ListColumn, ModelInputs, Side
+from .packed import Packed
+from .pairs import Array, IntArray, Pairs
 
 
 def side_of(columns: Iterable[FeatureColumn], part: str, packed: Mapping[str, Array]) -> Side:
@@ -47,15 +52,22 @@ def side_of(columns: Iterable[FeatureColumn], part: str, packed: Mapping[str, Ar
     return Side(part, tuple(cat), num, tuple(lists))
 
 
+def inputs_of(cut: WorkflowParts, packed: Packed, settings: ServingSettings) -> ModelInputs:
+    """Describe what the models of a recipe may take."""
+    user = side_of(packed_columns(cut, "user"), "user", packed.user)
+    item = side_of(packed_columns(cut, "item"), "item", packed.item)
+    return ModelInputs(user, item, tuple(settings.history_columns), len(settings.sources))
+
+
 def pack_dataset(
-    workflow: object, dataset: Dataset, interactions: pd.DataFrame, settings: ServingSettings
+    cut: WorkflowParts, dataset: Dataset, interactions: pd.DataFrame, settings: ServingSettings
 ) -> Packed:
-    """Pack items, users, and users in the context of each interaction.
+    """Pack items, users, and users in the context of each interaction, by the compiled feature programs.
 
     Parameters
     ----------
-    workflow
-        The fitted workflow.
+    cut
+        The fitted workflow, cut into its parts.
     dataset
         Gives the user and item tables.
     interactions
@@ -63,40 +75,47 @@ def pack_dataset(
     settings
         History length and columns.
     """
-    item = packed_frame(workflow, "item", dataset.items)
-    item = {name: np.concatenate([array, np.zeros_like(array[:1])]) for name, array in item.items()}
-    categories = [c.name for c in packed_columns(workflow, "item") if c.kind == "cat" and not c.is_list]
+    lengths = list_lengths(cut.workflow, dataset)
+    program = compile_workflow(cut, "item", list_lengths=lengths).program
+    item = _packed(program, columns_from_frame(dataset.items, program.inputs), len(dataset.items))
+    categories = [c.name for c in packed_columns(cut, "item") if c.kind == "cat" and not c.is_list]
     return Packed(
-        user=packed_frame(workflow, "user", _user_frame(workflow, dataset, interactions)),
-        item=item,
+        user=_pack_users(compile_workflow(cut, "user", list_lengths=lengths).program, dataset, interactions),
+        item={name: np.concatenate([array, np.zeros_like(array[:1])]) for name, array in item.items()},
         history_places=tuple(categories.index(name) for name in settings.history_columns),
         history_length=settings.history_length,
         n_users=len(dataset.users),
     )
 
 
-def _user_frame(workflow: object, dataset: Dataset, interactions: pd.DataFrame) -> pd.DataFrame:
+def _pack_users(program: FeatureProgram, dataset: Dataset, interactions: pd.DataFrame) -> dict[str, Array]:
     """Return all users without context, then each interaction's user in its context."""
-    columns = {name for c in packed_columns(workflow, "user") if c.part == "context" for name in c.inputs}
-    context = [name for name in interactions.columns if name in columns]
+    known = [column for column in program.inputs if column.name in dataset.users.columns]
+    context = [column for column in program.inputs if column not in known]
+    users = columns_from_frame(dataset.users, known)
+    count = len(dataset.users)
+    nothing = {column.name: null_column(column.dtype, column.is_list, count) for column in context}
+    alone = _packed(program, users | nothing, count)
     if not context:
-        return dataset.users
-    alone = dataset.users.copy()
-    for name in context:
-        alone[name] = _nulls(interactions[name], len(alone))
-    joined = interactions[[dataset.user_id, *context]].merge(dataset.users, on=dataset.user_id, how="left")
-    return pd.concat([alone, joined[list(alone.columns)]], ignore_index=True)
+        return alone
+    rows, _ = rows_of(dataset, interactions)
+    columns = {name: take_rows(column, rows) for name, column in users.items()}
+    columns |= columns_from_frame(interactions, context)
+    shown = _packed(program, columns, len(interactions))
+    return {name: np.concatenate([array, shown[name]]) for name, array in alone.items()}
 
 
-def _nulls(column: pd.Series, count: int) -> npt.NDArray[np.object_] | npt.NDArray[np.float64]:
-    """Return nulls of the column's kind; a null list is an empty one."""
-    if column.dtype != object:
-        return np.full(count, np.nan)
-    values = np.empty(count, dtype=object)
-    first = next((value for value in column if value is not None), None)
-    if isinstance(first, list | np.ndarray):
-        values[:] = [[] for _ in range(count)]
-    return values
+def _packed(program: FeatureProgram, columns: Mapping[str, Column], n: int) -> dict[str, Array]:
+    # What is beyond float32 becomes infinite, as it does online.
+    with np.errstate(over="ignore"):
+        return transform(program, columns, n)
+
+
+def rows_of(dataset: Dataset, interactions: pd.DataFrame) -> tuple[IntArray, IntArray]:
+    """Return the user rows and catalogue rows of interactions."""
+    users = pd.Index(dataset.users[dataset.user_id]).get_indexer(interactions[dataset.user_id])
+    items = pd.Index(dataset.items[dataset.item_id]).get_indexer(interactions[dataset.item_id])
+    return users.astype(np.int64), items.astype(np.int64)
 
 
 def build_pairs(
@@ -124,19 +143,17 @@ def build_pairs(
     source
         ``[n]`` the position in ``interactions`` of each.
     """
-    users = pd.Index(dataset.users[dataset.user_id]).get_indexer(interactions[dataset.user_id])
-    items = pd.Index(dataset.items[dataset.item_id]).get_indexer(interactions[dataset.item_id])
+    users, items = rows_of(dataset, interactions)
     position = np.arange(len(interactions))
     time = position if dataset.timestamp is None else interactions[dataset.timestamp].to_numpy()
     order = np.lexsort((position, time, users))
     frame = pd.DataFrame({"user": users[order], "item": items[order]})
     order = order[~frame.duplicated(keep="last").to_numpy()]
-    with_context = len(next(iter(packed.user.values()))) > packed.n_users
     weights = np.ones(len(interactions)) if weight is None else interactions[weight].to_numpy(np.float64)
     pairs = Pairs.build(
-        users[order].astype(np.int64),
-        items[order].astype(np.int64),
-        (packed.n_users + order if with_context else users[order]).astype(np.int64),
+        users[order],
+        items[order],
+        packed.n_users + order if packed.has_context else users[order],
         np.nan_to_num(weights[order]),
         packed.n_users,
     )

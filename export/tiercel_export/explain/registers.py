@@ -1,0 +1,53 @@
+"""Where a step of a feature program reads: registers, their rows, and the raw columns behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def places_of(step: Mapping[str, Any]) -> list[tuple[int, int | None]]:
+    """Return the (register, row) that a step reads; a row of None is all of them."""
+    source = step.get("in")
+    if source is None:
+        return []
+    if isinstance(source, int):
+        rows = step.get("rows")
+        return [(source, None)] if rows is None else [(source, row) for row in rows]
+    return [(place, None) if isinstance(place, int) else (place[0], place[1]) for place in source]
+
+
+def raw_columns(
+    steps: Sequence[Mapping[str, Any]],
+    reads: Sequence[Sequence[tuple[int, int | None]]],
+    heights: Sequence[int],
+) -> list[list[str]]:
+    """Return what each row of each register is made of, as ``a`` or ``a × b``."""
+    names: list[list[str]] = []
+    for step, places, height in zip(steps, reads, heights, strict=True):
+        if places:
+            own = [name for at, row in places for name in (names[at] if row is None else [names[at][row]])]
+        else:
+            listed = step.get("columns", [step.get("column", "?")])
+            own = list(listed)
+        if len(own) != height:
+            own = [" × ".join(dict.fromkeys(own))] * height
+        names.append(own)
+    return names
+
+
+def path_to(
+    register: int,
+    row: int,
+    reads: Sequence[Sequence[tuple[int, int | None]]],
+    steps: Sequence[Mapping[str, Any]],
+) -> tuple[int, ...]:
+    """Return the steps behind a register's row, in order."""
+    behind = {register}
+    waiting = [register]
+    while waiting:
+        for at, _ in reads[waiting.pop()]:
+            if at not in behind:
+                behind.add(at)
+                waiting.append(at)
+    return tuple(sorted(behind))

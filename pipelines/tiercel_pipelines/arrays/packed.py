@@ -1,0 +1,77 @@
+"""The packed tensors of a data set, which pairs of users and items point into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .pairs import Array, IntArray
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The packed tensors of a data set.
+
+    Parameters
+    ----------
+    user
+        Tensor name → ``[R, …]``. Rows 0 … U-1 are the users without context (null context, if the
+        recipe has any); each further row is a user in the context of one interaction.
+    item
+        Tensor name → ``[I + 1, …]``; row I is the padding row, all 0.
+    history_places
+        Positions in ``item_cat`` of the H history columns.
+    history_length
+        L.
+    n_users
+        U.
+    """
+
+    user: Mapping[str, Array]
+    item: Mapping[str, Array]
+    history_places: tuple[int, ...]
+    history_length: int
+    n_users: int
+
+    @property
+    def n_items(self) -> int:
+        """I, which is also the padding row."""
+        return len(next(iter(self.item.values()))) - 1
+
+    @property
+    def has_context(self) -> bool:
+        """Whether each interaction has a row of its own."""
+        return any(len(array) > self.n_users for array in self.user.values())
+
+    @property
+    def catalogue(self) -> dict[str, Array]:
+        """The items' tensors without the padding row."""
+        return {name: array[:-1] for name, array in self.item.items()}
+
+    @cached_property
+    def _history_table(self) -> Array:
+        """The items' categories that a history shows, ``[I + 1, H]`` with each row together."""
+        return np.ascontiguousarray(self.item["item_cat"][:, list(self.history_places)])
+
+    def history(self, rows: IntArray) -> dict[str, Array]:
+        """Return the history tensors of left-aligned item rows: ``history_row [B, w]`` and the others.
+
+        The width w is that of the longest row, at least 1: the models mask by length, so nothing is
+        lost, and short histories cost less.
+        """
+        if not self.history_length:
+            return {}
+        lengths = (rows != self.n_items).sum(axis=1)
+        rows = rows[:, : max(1, int(lengths.max(initial=0)))]
+        tensors = {"history_row": rows, "history_length": lengths.astype(np.int32)[:, None]}
+        if self.history_places:
+            tensors["history_cat"] = self._history_table.take(rows, axis=0)
+        return tensors
+
+    def user_tensors(self, context_rows: IntArray, history_rows: IntArray) -> dict[str, Array]:
+        """Return the packed user tensors and histories of a batch."""
+        tensors = {name: array[context_rows] for name, array in self.user.items()}
+        return {**tensors, **self.history(history_rows)}

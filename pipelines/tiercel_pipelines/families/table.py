@@ -1,0 +1,235 @@
+"""The contracts of model families, and the tables of them.
+
+A family's class is its settings: what a recipe writes, and what a run keeps beside the weights. Fitting gives
+a *fitted* model, which training asks for candidates or scores and an export for its served form. Nothing here
+knows torch, gradients or epochs: a family that solves an equation or grows trees fits as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from tiercel_serving.kinds import Kind, Kinds
+from tiercel_serving.problems import Problem
+from tiercel_serving.spec import Array, Arrays
+
+from ..arrays.inputs import ModelInputs
+from ..arrays.lists import RankingLists
+from ..arrays.packed import Packed
+from ..arrays.pairs import Pairs
+from ..data import Progress
+from ..tasks.table import ListSettings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one training is run.
+
+    Parameters
+    ----------
+    seed
+        Same seed, same model, on the same machine with the same number of threads.
+    label
+        What progress and messages call it.
+    judge
+        Gives a fitted model's quality on what was held out, more is better; whoever trains in epochs stops
+        when it gets no better, and keeps the best. None judges nothing.
+    epochs
+        How many epochs without a judge; None is as many as the settings allow. No matter to a family
+        without epochs.
+    progress
+        Called after each epoch.
+    """
+
+    seed: int
+    label: str
+    judge: Callable[[Any], float] | None = None
+    epochs: int | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a training went.
+
+    Parameters
+    ----------
+    epochs
+        How many epochs the kept model saw; 0 for a family without.
+    losses
+        Mean loss of each epoch run.
+    validation
+        What the judge said: before the first epoch, then after each. Empty without a judge.
+    """
+
+    epochs: int
+    losses: tuple[float, ...] = ()
+    validation: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class RetrievalData:
+    """What a retrieval family learns from.
+
+    Parameters
+    ----------
+    packed
+        The packed tensors.
+    pairs
+        The interactions to learn.
+    inputs
+        The columns of the packed tensors.
+    """
+
+    packed: Packed
+    pairs: Pairs
+    inputs: ModelInputs
+
+
+@dataclass(frozen=True)
+class RankingData:
+    """What a ranking family learns from.
+
+    Parameters
+    ----------
+    packed, inputs
+        As for retrieval.
+    lists
+        Lists of candidates whose positives retrieval did not know; maybe none.
+    kept
+        K: how many candidates reach the ranker when it serves.
+    scale
+        What turns retrieval scores into log-probabilities, up to a constant.
+    """
+
+    packed: Packed
+    inputs: ModelInputs
+    lists: RankingLists
+    kept: int
+    scale: float
+
+
+class FittedRetrieval(Protocol):
+    """A fitted retrieval model."""
+
+    def query(self, users: Arrays) -> Array | None:
+        """Return the queries ``[B, D]`` of user tensors ``[B, …]``; None for a form without queries."""
+        ...
+
+    def form(self, items: Arrays) -> dict[str, Array]:
+        """Return the arrays of its served form for item tensors ``[I, …]``: what its source is made of."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what :meth:`RetrievalFamily.load` reads into a folder of its own."""
+        ...
+
+    def served(self) -> Any:
+        """Return its served form as :func:`tiercel_export.build_release` takes it."""
+        ...
+
+
+class FittedRanking(Protocol):
+    """A fitted ranker."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that :meth:`scores` reads."""
+        ...
+
+    def scores(self, arrays: Arrays) -> Array:
+        """Return ``rank_score [B, K, T]`` of user and candidate tensors, as the stage gets them."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what :meth:`RankingFamily.load` reads into a folder of its own."""
+        ...
+
+    def served(self) -> Any:
+        """Return the ranker as :func:`tiercel_export.build_release` takes it."""
+        ...
+
+
+@runtime_checkable
+class RetrievalFamily(Protocol):
+    """A family of models that find candidates among all items."""
+
+    #: The served form: a source of this form and of the model's name serves it.
+    form: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """What its source and its stage are called."""
+        ...
+
+    @property
+    def dimension(self) -> int | None:
+        """D of its queries; None for a form without queries."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """What turns its scores into log-probabilities, up to a constant."""
+        ...
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the settings by themselves."""
+        ...
+
+    def needs(self) -> Mapping[str, str]:
+        """Return fields of the serving settings that it can't do without, each with what to do instead."""
+        ...
+
+    def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedRetrieval, Course]:
+        """Fit a model."""
+        ...
+
+    def load(self, folder: Path, inputs: ModelInputs) -> FittedRetrieval:
+        """Read what :meth:`FittedRetrieval.save` wrote."""
+        ...
+
+
+@runtime_checkable
+class RankingFamily(Protocol):
+    """A family of models that order the candidates which passed the rules."""
+
+    @property
+    def task(self) -> ListSettings:
+        """What it learns, and from which lists."""
+        ...
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the settings by themselves."""
+        ...
+
+    def needs(self) -> Mapping[str, str]:
+        """As for :class:`RetrievalFamily`."""
+        ...
+
+    def fit(self, data: RankingData, plan: Plan) -> tuple[FittedRanking, Course]:
+        """Fit a model; without lists, one that keeps retrieval's order."""
+        ...
+
+    def load(self, folder: Path, inputs: ModelInputs) -> FittedRanking:
+        """Read what :meth:`FittedRanking.save` wrote."""
+        ...
+
+
+#: Every family that finds candidates.
+RETRIEVAL_FAMILIES: Kinds[RetrievalFamily] = Kinds(
+    "retrieval family",
+    {
+        "two_tower": Kind("tiercel_pipelines.families.two_tower:TwoTower"),
+    },
+)
+
+#: Every family that orders them.
+RANKING_FAMILIES: Kinds[RankingFamily] = Kinds(
+    "ranking family",
+    {
+        "dlrm": Kind("tiercel_pipelines.families.dlrm:DLRM"),
+    },
+)

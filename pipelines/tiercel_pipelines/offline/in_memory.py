@@ -1,0 +1,211 @@
+"""The served graph in memory, for training and offline figures: the same sources, rules, steps and store.
+
+No release is written. The store and the sources are the served ones over artefacts in memory; an index is
+searched exactly. Users come in blocks, so that nothing is ever users × items.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from tiercel_serving.columns import Column, with_null_row
+from tiercel_serving.ranked import Mask, make_mask, sort_by_score
+from tiercel_serving.release.artefacts import Artefact
+from tiercel_serving.reorder.steps import Steps
+from tiercel_serving.rules.kept import KeptRules, allowed_items, reason_table
+from tiercel_serving.rules.table import RuleKind
+from tiercel_serving.settings import KNOWN, ServingSettings
+from tiercel_serving.sources.merged import Candidates, MergedSources
+from tiercel_serving.sources.table import SOURCES, Material, Source, SourceKind
+from tiercel_serving.spec import Array, Arrays
+from tiercel_serving.stages.specs import query_stage
+from tiercel_serving.stores.memory_mapped import UserTables
+
+from ..arrays.packed import Packed
+from ..arrays.pairs import IntArray, Pairs
+from ..families.table import FittedRanking, FittedRetrieval
+
+#: Users at once.
+BLOCK = 256
+
+
+def blocks(users: IntArray) -> Iterator[IntArray]:
+    """Yield users in blocks."""
+    for start in range(0, len(users), BLOCK):
+        yield users[start : start + BLOCK]
+
+
+class KnownUsers:
+    """Users with what they had so far, behind the served store.
+
+    Parameters
+    ----------
+    packed
+        The packed tensors.
+    pairs
+        What each user had.
+    """
+
+    def __init__(self, packed: Packed, pairs: Pairs) -> None:
+        # One user more: nobody, who had nothing.
+        offsets = np.append(pairs.offsets, pairs.offsets[-1])
+        seen = pairs.items[np.lexsort((pairs.items, pairs.users))]
+        arrays = {
+            "history_offsets": offsets,
+            "history_rows": pairs.items,
+            "seen_offsets": offsets,
+            "seen_rows": seen,
+        }
+        self._packed, self._tables = packed, UserTables(Artefact.in_memory("users", arrays))
+
+    def history(self, users: IntArray) -> IntArray:
+        """Return their latest items ``[B, L]``, oldest first."""
+        return self._tables.at(users).history(self._packed.history_length, self._packed.n_items)[0]
+
+    def tensors(self, users: IntArray) -> dict[str, Array]:
+        """Return their tensors ``[B, …]``, without context."""
+        return self._packed.user_tensors(users, self.history(users))
+
+    def mask(self, users: IntArray) -> Mask:
+        """Return what they must not get: what they had."""
+        return make_mask(len(users), self._packed.n_items, *self._tables.at(users).seen())
+
+
+def open_source(
+    kind: SourceKind,
+    model: FittedRetrieval | None,
+    packed: Packed,
+    pairs: Pairs,
+    columns: Mapping[str, Column],
+    candidates: int,
+    rules: Sequence[RuleKind] = (),
+) -> Source:
+    """Make a source and open it, in memory.
+
+    Parameters
+    ----------
+    kind
+        Its settings.
+    model
+        The retrieval model that feeds it; None for a source without one.
+    packed
+        The packed tensors.
+    pairs
+        The interactions that it may know.
+    columns
+        Raw item columns ``[I]``.
+    candidates
+        N.
+    rules
+        What its items must pass.
+    """
+    material = Material(
+        items=packed.n_items,
+        users=pairs.users,
+        rows=pairs.items,
+        columns={name: columns[name] for name in kind.columns()},
+        form={} if model is None else model.form(packed.catalogue),
+        allowed=allowed_items(rules, columns, packed.n_items) if rules else None,
+        candidates=candidates,
+    )
+    with SOURCES.using(kind):
+        made = kind.make(material)
+        artefact = Artefact.in_memory("source", made.arrays, made.meta)
+        return kind.open(artefact, packed.n_items, len(os.sched_getaffinity(0)))
+
+
+class OfflineRetrieval:
+    """The candidates that the served sources would give.
+
+    Parameters
+    ----------
+    settings
+        Sources, quotas and N.
+    models
+        Retrieval model by the name of its source.
+    packed
+        The packed tensors.
+    pairs
+        What each user had: it makes histories and popularity, and is masked.
+    columns
+        Raw item columns ``[I]`` that the sources are made of.
+    """
+
+    def __init__(
+        self,
+        settings: ServingSettings,
+        models: Mapping[str, FittedRetrieval],
+        packed: Packed,
+        pairs: Pairs,
+        columns: Mapping[str, Column],
+    ) -> None:
+        self.users, self._models = KnownUsers(packed, pairs), models
+        opened = [
+            open_source(
+                kind, models.get(kind.name), packed, pairs, columns, settings.candidates, settings.rules
+            )
+            for kind in settings.sources
+        ]
+        self._sources = MergedSources(settings, opened, packed.n_items)
+
+    def candidates(self, users: IntArray) -> tuple[dict[str, Array], Candidates]:
+        """Return the tensors of a block of users, and their candidates: scores, rows, sources ``[B, N]``."""
+        tensors = self.users.tensors(users)
+        queries = {query_stage(name): model.query(tensors) for name, model in self._models.items()}
+        arrays = tensors | {name: query for name, query in queries.items() if query is not None}
+        return tensors, self._sources.personal(arrays, self.users.mask(users))
+
+
+class OfflineOrdering:
+    """What the served rules, ranker and reorder steps make of candidates.
+
+    Parameters
+    ----------
+    settings
+        Rules, K and steps.
+    ranker
+        The ranker; None keeps retrieval's order.
+    packed
+        The packed tensors.
+    columns
+        Raw item columns ``[I]`` that rules and steps read.
+    """
+
+    def __init__(
+        self,
+        settings: ServingSettings,
+        ranker: FittedRanking | None,
+        packed: Packed,
+        columns: Mapping[str, Column],
+    ) -> None:
+        reasons = reason_table(settings.rules, columns, packed.n_items)
+        self._rules = KeptRules(reasons, settings.candidates, settings.kept)
+        padded = {name: with_null_row(columns[name]) for step in settings.reorder for name in step.columns()}
+        self._steps = Steps(settings, padded, packed.n_items)
+        self._ranker, self._packed = ranker, packed
+
+    def keep(self, candidates: Candidates) -> dict[str, Array]:
+        """Return the kept candidates ``[B, K]``: the first K that pass every rule."""
+        scores, rows, sources = candidates
+        return self._rules.keep(rows, scores, sources)
+
+    def order(self, users: Arrays, kept: Arrays) -> IntArray:
+        """Return the rows ``[B, K]`` in their final order, the pad row last.
+
+        Parameters
+        ----------
+        users
+            Tensors of the users.
+        kept
+            ``kept_row``, ``kept_score`` and ``kept_source``.
+        """
+        arrays = {**users, **kept, "status": np.full((len(kept["kept_row"]), 1), KNOWN, np.int32)}
+        if self._ranker is not None:
+            read = [name for name in self._ranker.inputs if name in self._packed.item]
+            items = {name: self._packed.item[name].take(kept["kept_row"], axis=0) for name in read}
+            arrays["rank_score"] = self._ranker.scores({**arrays, **items})
+        scores, rows, _ = self._steps.apply(arrays)
+        return sort_by_score(scores, rows)[1]

@@ -1,0 +1,63 @@
+"""What of a recipe's serving and target does not fit the columns of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from tiercel_serving.problems import Problem, choose
+
+from ..arrays.lists import IMPLICIT
+from ..data import Dataset
+from ..features.raw_columns import raw_columns
+from .check_graph import held_in
+from .recipe import Recipe
+
+
+def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
+    """Yield the problems of columns that sources, rules, steps, titles and the target name."""
+    items, served = dataset.items, recipe.served
+    for section in ("sources", "rules", "reorder"):
+        for place, kind in enumerate(getattr(served, section)):
+            where = f"serving.{section}[{place}]"
+            missing = [name for name in kind.columns() if name not in items.columns]
+            for name in missing:
+                problem = f"the items have no column {name!r}"
+                yield Problem(f"{where}{_field(kind, name)}", problem, choose(name, items.columns))
+            if section == "rules" and not missing and not kind.problems():
+                columns = raw_columns(items, kind.columns())
+                yield from (problem.within(where) for problem in kind.misfits(columns))
+    yield from _title(recipe.serving.title_column, dataset)
+    if recipe.ranking is not None and recipe.ranking.task.target not in ("", IMPLICIT):
+        yield from _target(recipe.ranking.task.target, dataset)
+
+
+def _field(kind: Any, value: str) -> str:
+    """Return the field of a kind's settings that holds a value, as a suffix; nothing if none does."""
+    fields = (field.name for field in msgspec.structs.fields(kind))
+    return next((f".{name}" for name in fields if getattr(kind, name) == value), "")
+
+
+def _title(title: str | None, dataset: Dataset) -> Iterator[Problem]:
+    items, where = dataset.items, "serving.title_column"
+    if title is None:
+        return
+    if title not in items.columns:
+        yield Problem(where, f"the items have no column {title!r}", choose(title, items.columns))
+    elif held_in(items[title]) != "strings":
+        problem = f"{title!r} holds {held_in(items[title])}, not strings"
+        yield Problem(where, problem, "name a column that people can read, or None")
+
+
+def _target(target: str, dataset: Dataset) -> Iterator[Problem]:
+    where = "ranking.task.target"
+    if target not in dataset.context_columns:
+        problem = f"the interactions have no column {target!r}"
+        yield Problem(where, problem, choose(target, [IMPLICIT, *dataset.context_columns]))
+        return
+    values = dataset.interactions[target]
+    if values.dtype == object or not values.between(0, 1).all():
+        problem = f"{target!r} is not everywhere a number between 0 and 1"
+        yield Problem(where, problem, f"prepare such a column, or use {IMPLICIT!r}")

@@ -1,0 +1,187 @@
+"""What can be wrong with a recipe's feature graph: names, tags, operators, and columns that do not fit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tiercel_serving.problems import Problem, choose
+
+from ..data import Dataset
+from ..features.workflow import (
+    FeatureColumn,
+    blank_schema,
+    describe_graph,
+    is_graph,
+    root_columns,
+    table_schema,
+    why_unsupported,
+)
+from .recipe import Recipe
+
+#: Operators that need numbers, and those of them that NVTabular cannot use on lists.
+_NUMERIC = frozenset({"Clip", "LogOp", "Normalize", "NormalizeMinMax", "Bucketize", "FillMedian"})
+_SCALAR_ONLY = frozenset({"Clip", "Bucketize", "FillMissing", "FillMedian", "NormalizeMinMax"})
+
+
+def graph_problems(recipe: Recipe, dataset: Dataset | None) -> Iterator[Problem]:
+    """Yield the problems of the graph; with the data set, those about columns too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = recipe.features()
+    except Exception as error:
+        problem = f"the function failed with {type(error).__name__}: {error}"
+        yield Problem("features", problem, "correct the graph; docs/recipes.md shows how chains are written")
+        return
+    if not is_graph(graph):
+        problem = f"the function returned {type(graph).__name__}, not an NVTabular graph"
+        yield Problem("features", problem, "return chains such as ['age'] >> ops.Normalize(), joined by +")
+        return
+    roots = root_columns(graph)
+    if dataset is not None:
+        unknown = list(_unknown_columns(roots, dataset))
+        yield from unknown
+        if unknown:
+            return
+    schema = _schema(roots, dataset)
+    try:
+        columns, doubled = describe_graph(graph, schema)
+    except Exception as error:
+        yield Problem("features", f"NVTabular refuses the graph: {error}", "correct the graph")
+        return
+    for name in doubled:
+        problem = f"two features are called {name!r}, and NVTabular would silently keep one"
+        yield Problem("features", problem, "rename one with ops.Rename(postfix=…)")
+    yield from _check_tags(columns)
+    yield from _check_history(recipe, columns)
+    yield from _check_operators(columns)
+    if dataset is not None:
+        yield from _check_origins(recipe, columns, dataset)
+
+
+def _schema(names: Iterable[str], dataset: Dataset | None) -> Any:
+    if dataset is None:
+        return blank_schema(names)
+    # A column has one type in all its rows, so that a few are enough.
+    return table_schema(dataset.joined(dataset.interactions.head(100)))
+
+
+def _unknown_columns(names: Iterable[str], dataset: Dataset) -> Iterator[Problem]:
+    known = [*dataset.users.columns, *dataset.items.columns, *dataset.context_columns]
+    if dataset.timestamp is not None:
+        known.append(dataset.timestamp)
+    for name in names:
+        if name not in known:
+            problem = f"the data set {dataset.name} has no column {name!r}"
+            yield Problem("features", problem, choose(name, known))
+
+
+def _check_tags(columns: Iterable[FeatureColumn]) -> Iterator[Problem]:
+    item_ids = 0
+    for column in columns:
+        if len(column.parts) != 1:
+            found = " and ".join(part.upper() for part in column.parts) or "none of them"
+            problem = f"{column.name!r} needs exactly one of the tags USER, ITEM and CONTEXT, and has {found}"
+            remedy = "end its chain with TagAsUserFeatures(), TagAsItemFeatures() or AddTags([Tags.CONTEXT])"
+            yield Problem("features", problem, remedy)
+        if column.is_id and column.parts == ("item",):
+            item_ids += 1
+            steps = [step.operator for step in column.operators]
+            if steps[-1:] != ["Categorify"] or column.is_list:
+                problem = f"the item id {column.name!r} is not categorical"
+                remedy = "write ['item_id'] >> ops.Categorify() >> ops.TagAsItemID()"
+                yield Problem("features", problem, remedy)
+    if item_ids != 1:
+        problem = f"expected exactly one feature tagged ITEM_ID, found {item_ids}"
+        remedy = "write ['item_id'] >> ops.Categorify() >> ops.TagAsItemID(), once"
+        yield Problem("features", problem, remedy)
+
+
+def _check_history(recipe: Recipe, columns: Iterable[FeatureColumn]) -> Iterator[Problem]:
+    by_name = {column.name: column for column in columns}
+    usable = [
+        column.name
+        for column in by_name.values()
+        if column.parts == ("item",) and column.kind == "cat" and not column.is_list
+    ]
+    for position, name in enumerate(recipe.serving.history_columns):
+        where = f"serving.history_columns[{position}]"
+        column = by_name.get(name)
+        if column is None:
+            yield Problem(where, f"there is no feature {name!r}", choose(name, usable))
+        elif name not in usable:
+            kind = "a list" if column.is_list else "a number" if column.kind == "num" else "no item feature"
+            problem = f"{name!r} is {kind}; a history is made of categorical item features"
+            yield Problem(where, problem, choose(name, usable))
+
+
+def _check_operators(columns: Iterable[FeatureColumn]) -> Iterator[Problem]:
+    """Find operators that cannot be served, and boundaries that do not rise."""
+    for column in columns:
+        for step in column.operators:
+            refusal = why_unsupported(step.op)
+            if refusal is not None:
+                problem = f"{column.name!r} uses {step.operator}, which Tiercel cannot serve: {refusal[0]}"
+                yield Problem("features", problem, refusal[1])
+            if step.operator == "Bucketize":
+                boundaries = list(step.op.boundaries(step.column))
+                if boundaries != sorted(set(boundaries)):
+                    problem = f"the boundaries of {column.name!r} do not rise: {boundaries}"
+                    yield Problem("features", problem, "sort them and drop repeated ones")
+
+
+def _check_origins(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Dataset) -> Iterator[Problem]:
+    tables = {"user": dataset.users, "item": dataset.items}
+    for column in columns:
+        for name in column.inputs:
+            home = next((part for part, table in tables.items() if name in table.columns), "context")
+            if len(column.parts) == 1 and home != column.part:
+                wrong = column.part.upper()
+                problem = f"{column.name!r} is tagged {wrong}, but its column {name!r} is in {_TABLES[home]}"
+                yield Problem("features", problem, f"tag it {home.upper()}")
+            if home == "context" and name == _target(recipe):
+                problem = f"{column.name!r} shows the models their target {name!r}"
+                yield Problem("features", problem, "take it out: it is not known when a request comes")
+            values = tables.get(home, dataset.interactions)[name]
+            yield from _check_types(column, name, values)
+        if column.is_id and column.parts == ("item",) and column.inputs != (dataset.item_id,):
+            problem = f"the item id is made of {', '.join(column.inputs)}, not of {dataset.item_id!r}"
+            yield Problem(
+                "features", problem, f"tag the feature of {dataset.item_id!r} as the item id, and only that"
+            )
+
+
+def _target(recipe: Recipe) -> str | None:
+    return None if recipe.ranking is None else recipe.ranking.task.target
+
+
+_TABLES = {"user": "users", "item": "items", "context": "interactions"}
+
+
+def _check_types(column: FeatureColumn, name: str, values: Any) -> Iterator[Problem]:
+    kind = held_in(values)
+    for step in column.operators:
+        if step.operator == "Categorify":
+            return  # from here on these are ids
+        if step.operator in _NUMERIC and kind in ("strings", "lists of strings"):
+            problem = f"{column.name!r}: {step.operator} needs numbers, but {name!r} holds {kind}"
+            yield Problem("features", problem, "use ops.Categorify() for strings")
+        elif step.operator in _SCALAR_ONLY and kind.startswith("lists"):
+            problem = f"{column.name!r}: {step.operator} does not work on lists, which {name!r} holds"
+            yield Problem("features", problem, "use Categorify, LogOp or Normalize for lists")
+    if kind.endswith("strings"):
+        problem = f"{column.name!r} reaches the models as {kind}"
+        yield Problem("features", problem, "put ops.Categorify() into its chain")
+
+
+def held_in(values: Any) -> str:
+    """Return what a plain column holds: ``numbers`` or ``strings``, or ``lists of`` them."""
+    if values.dtype != object:
+        return "numbers"
+    first = next((value for value in values if value is not None), None)
+    if isinstance(first, list):
+        element = next((value for row in values for value in row if value is not None), None)
+        return "lists of strings" if isinstance(element, str) else "lists of numbers"
+    return "strings"

@@ -1,0 +1,65 @@
+"""The names that a recipe writes, and where each is."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tiercel_serving.kinds import Kinds
+
+from .old_names import old_name
+
+#: Names that are in no table of kinds.
+PLAIN: Mapping[str, str] = {
+    "Recipe": "tiercel_pipelines.recipe.recipe",
+    "SplitSettings": "tiercel_pipelines.recipe.recipe",
+    "load_recipe": "tiercel_pipelines.recipe.load",
+    "MovieLens100K": "tiercel_pipelines.data",
+    "Parquet": "tiercel_pipelines.data",
+    "Synthetic": "tiercel_pipelines.data",
+    "ServingSettings": "tiercel_serving.settings",
+    # The same settings with some fields changed.
+    "replace": "msgspec.structs",
+}
+
+
+def tables() -> tuple[Kinds[Any], ...]:
+    """Return the tables of everything that a recipe may write."""
+    from tiercel_serving.reorder.table import REORDER
+    from tiercel_serving.rules.table import RULES
+    from tiercel_serving.sources.table import SOURCES
+    from tiercel_serving.stores.table import STORES
+
+    from ..families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES
+    from ..tasks.table import RANKING_TASKS, RETRIEVAL_TASKS
+
+    models = (RETRIEVAL_FAMILIES, RANKING_FAMILIES, RETRIEVAL_TASKS, RANKING_TASKS)
+    return (*models, SOURCES, RULES, REORDER, STORES)
+
+
+def names() -> Iterator[str]:
+    """Yield all names."""
+    yield from PLAIN
+    for table in tables():
+        yield from table.class_names()
+
+
+def find_name(name: str) -> Any:
+    """Import what a name stands for.
+
+    Raises
+    ------
+    KindUnavailable
+        Its module can't be imported, or a library that it needs is missing.
+    ImportError
+        It is of an older Tiercel; the message says what to write now.
+    AttributeError
+        There is no such name.
+    """
+    if name in PLAIN:
+        return getattr(importlib.import_module(PLAIN[name]), name)
+    for table in tables():
+        if name in table.class_names():
+            return table.find(table.class_names()[name])
+    raise old_name(name, "tiercel_pipelines.recipe")

@@ -1,0 +1,195 @@
+"""``listwise_softmax``: in each list, the items that a user picked against those that the user did not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tiercel_serving.kinds import Settings
+from tiercel_serving.problems import COUNT, SHARE, Problem, Range, out_of_range
+
+from ..arrays.lists import IMPLICIT, RankingLists
+from ..arrays.pairs import Array, BoolArray, left_align
+
+#: Stands for minus infinity: its exponential is 0, and unlike infinity it never makes a NaN.
+MASKED = -1e9
+
+
+class ListwiseSoftmax(Settings, frozen=True, tag="listwise_softmax"):
+    """Each positive of a list against the list's negatives; see :func:`listwise_softmax`.
+
+    Parameters
+    ----------
+    target
+        What it learns: ``interaction`` (a user picked the item; items that the user did not pick are the
+        negatives), or a column of the interactions between 0 and 1, which weighs the positives.
+    folds
+        The ranker learns from interactions that retrieval did not know. The training part is dealt into
+        so many folds, and for each the retrieval models are trained without it: more folds, histories
+        closer to those when serving, more time. At least 2.
+    negatives
+        Negatives in the list of a user.
+    hard_negatives
+        Share of the negatives drawn from the ``serving.kept`` best candidates, the others from all
+        candidates.
+    context_dropout
+        Share of the lists whose context is hidden in training.
+    batch_size
+        Users in a batch.
+    """
+
+    target: str = IMPLICIT
+    folds: int = 3
+    negatives: int = 100
+    hard_negatives: float = 0.9
+    context_dropout: float = 0.3
+    batch_size: int = 64
+
+    tasks: ClassVar[int] = 1
+
+    def problems(self) -> list[Problem]:
+        """Return numbers out of their ranges, and no target."""
+        several = Range(2, whole=True)
+        ranges = {"folds": several, "negatives": COUNT, "hard_negatives": SHARE, "context_dropout": SHARE}
+        wrong = list(out_of_range(self, {**ranges, "batch_size": several}))
+        if not isinstance(self.target, str) or not self.target:
+            remedy = f"set target={IMPLICIT!r} (which items a user picked), or a column of the interactions"
+            wrong.append(Problem("target", f"expected a target, got {self.target!r}", remedy))
+        return wrong
+
+    def start(self, lists: RankingLists, kept: int, n_items: int) -> SampledLists:
+        """Return the task at work."""
+        return SampledLists(self, lists, kept, n_items)
+
+
+class SampledLists:
+    """The task at work on some lists.
+
+    Parameters
+    ----------
+    settings
+        The task.
+    lists
+        The lists to learn.
+    kept
+        K.
+    n_items
+        The padding row.
+    """
+
+    def __init__(self, settings: ListwiseSoftmax, lists: RankingLists, kept: int, n_items: int) -> None:
+        self._settings, self._lists, self._kept, self._pad = settings, lists, kept, n_items
+        self._useful = np.flatnonzero((lists.weights[:, :kept] > 0).any(axis=1))
+
+    def epoch(self, rng: np.random.Generator) -> Iterator[RankingLists]:
+        """Yield the lists that have a positive, in random order, each with the candidates that take part."""
+        order = rng.permutation(self._useful)
+        for start in range(0, len(order), self._settings.batch_size):
+            yield self._sampled(self._lists.take(order[start : start + self._settings.batch_size]), rng)
+
+    def _sampled(self, lists: RankingLists, rng: np.random.Generator) -> RankingLists:
+        settings, pad = self._settings, self._pad
+        chosen = sample_candidates(lists, self._kept, settings.negatives, settings.hard_negatives, pad, rng)
+        width = int(chosen.sum(axis=1).max())
+        places = np.broadcast_to(np.arange(chosen.shape[1]), chosen.shape)
+        # One more column of padding, for the places that a shorter row does not use.
+        place = left_align(places, chosen, width, chosen.shape[1])
+        columns: tuple[tuple[Array, int], ...] = (
+            (lists.rows, pad),
+            (lists.scores, 0),
+            (lists.sources, 0),
+            (lists.weights, 0),
+        )
+        taken = (
+            np.take_along_axis(np.pad(array, ((0, 0), (0, 1)), constant_values=fill), place, axis=1)
+            for array, fill in columns
+        )
+        return RankingLists(lists.users, lists.contexts, lists.history, *taken)
+
+    def loss(self, scores: Tensor, batch: RankingLists) -> Tensor:
+        """Return the listwise softmax of the first task's scores."""
+        real = torch.from_numpy(batch.rows != self._pad)
+        return listwise_softmax(scores[:, :, 0], torch.from_numpy(batch.weights), real)
+
+
+def sample_candidates(
+    lists: RankingLists, kept: int, negatives: int, hard: float, n_items: int, rng: np.random.Generator
+) -> BoolArray:
+    """Choose which candidates of each list take part in one training step.
+
+    The best candidate always does (scores are seen relative to its), and every positive among the
+    first ``kept``. Of the negatives, ``hard`` are drawn from the first ``kept`` candidates, which are
+    the ones the ranker will have to order, the others from all N that were retrieved.
+
+    Parameters
+    ----------
+    lists
+        A batch of lists, N wide.
+    kept
+        K, how many candidates reach the ranker when it serves.
+    negatives
+        For each list.
+    hard
+        Share of the hard ones.
+    n_items
+        The padding row.
+    rng
+        Source of randomness.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``[B, N]`` True for those that take part.
+    """
+    width = lists.rows.shape[1]
+    real = lists.rows != n_items
+    near = np.arange(width) < kept
+    positive = (lists.weights > 0) & real & near
+    free = real & ~positive & (lists.weights <= 0)
+    drawn = rng.random(lists.rows.shape)
+    wanted = round(negatives * hard)
+    first = _lowest(np.where(free & near, drawn, np.inf), wanted)
+    second = _lowest(np.where(free & ~first, drawn, np.inf), negatives - wanted)
+    best = real & (np.arange(width) == 0)
+    return np.asarray(positive | first | second | best)
+
+
+def _lowest(values: npt.NDArray[np.float64], count: int) -> BoolArray:
+    """Mark the ``count`` lowest finite values of each row."""
+    if count <= 0:
+        return np.zeros(values.shape, dtype=np.bool_)
+    count = min(count, values.shape[1])
+    limit = np.partition(values, count - 1, axis=1)[:, count - 1 : count]
+    return np.asarray((values <= limit) & np.isfinite(values))
+
+
+def listwise_softmax(scores: Tensor, weights: Tensor, real: Tensor) -> Tensor:
+    r"""Return the softmax of each positive against its list's negatives, averaged over lists.
+
+    For a list with positives ``P`` and negatives ``N``,
+
+    .. math:: \frac{1}{\sum_P w_p} \sum_{p \in P} -w_p \log \frac{e^{s_p}}{e^{s_p} + \sum_{n \in N} e^{s_n}}
+
+    so positives never push each other down. Lists without a positive count for nothing.
+
+    Parameters
+    ----------
+    scores
+        ``[B, K]``.
+    weights
+        ``[B, K]`` weight of each positive, 0 for negatives.
+    real
+        ``[B, K]`` boolean: False is padding.
+    """
+    positive = weights > 0
+    negatives = scores.masked_fill(positive | ~real, MASKED)
+    rest = torch.logsumexp(negatives, dim=1, keepdim=True)
+    losses = (torch.logaddexp(scores, rest.expand_as(scores)) - scores) * weights
+    total = weights.sum(dim=1)
+    lists = losses.sum(dim=1) / total.clamp(min=1e-9)
+    return lists.sum() / (total > 0).sum().clamp(min=1)

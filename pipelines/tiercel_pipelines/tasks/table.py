@@ -1,0 +1,145 @@
+"""The contracts of tasks, and the tables of them: which batches a model learns from, and by what loss.
+
+These tasks are for models that torch trains. Their batches name rows of the data set; the family turns rows
+into tensors, so that one task serves every model of its kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from tiercel_serving.kinds import Kind, Kinds
+from tiercel_serving.problems import Problem
+
+from ..arrays.lists import RankingLists
+from ..arrays.pairs import IntArray, Pairs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RetrievalBatch:
+    """One batch of a retrieval model: B users, C items.
+
+    Parameters
+    ----------
+    contexts
+        ``[B]`` rows of the packed user tensors.
+    users
+        ``[B]`` user rows.
+    targets
+        ``[B, T]`` positions into the pairs of what is to be found: no history shows it. -1 is none.
+    items
+        ``[C]`` catalogue rows.
+    """
+
+    contexts: IntArray
+    users: IntArray
+    targets: IntArray
+    items: IntArray
+
+
+class RetrievalObjective(Protocol):
+    """A retrieval task at work on some interactions."""
+
+    def epoch(self, rng: np.random.Generator) -> Iterator[RetrievalBatch]:
+        """Yield the batches of one epoch."""
+        ...
+
+    def loss(self, query: Tensor, vectors: Tensor, batch: Any) -> Tensor:
+        """Return the loss of queries ``[B, D]`` and item vectors ``[C, D]`` of a batch."""
+        ...
+
+
+@runtime_checkable
+class RetrievalTask(Protocol):
+    """What a model of queries and item vectors learns."""
+
+    @property
+    def scale(self) -> float:
+        """What turns inner products into log-probabilities, up to a constant."""
+        ...
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the settings by themselves."""
+        ...
+
+    def start(self, pairs: Pairs, n_items: int) -> RetrievalObjective:
+        """Return the task at work on some interactions with a catalogue of ``n_items``."""
+        ...
+
+
+class RankingObjective(Protocol):
+    """A ranking task at work on some lists."""
+
+    def epoch(self, rng: np.random.Generator) -> Iterator[RankingLists]:
+        """Yield the batches of one epoch: lists with the candidates that take part."""
+        ...
+
+    def loss(self, scores: Tensor, batch: RankingLists) -> Tensor:
+        """Return the loss of scores ``[B, K, T]``."""
+        ...
+
+
+@runtime_checkable
+class ListSettings(Protocol):
+    """How the lists that a ranker learns from are made: part of its task."""
+
+    #: T, how many scores a candidate gets.
+    tasks: ClassVar[int]
+
+    @property
+    def target(self) -> str:
+        """``interaction``, or the column of the interactions between 0 and 1 that weighs the positives."""
+        ...
+
+    @property
+    def folds(self) -> int:
+        """Into how many folds the training part is dealt, for lists that retrieval did not know."""
+        ...
+
+    @property
+    def context_dropout(self) -> float:
+        """Share of the lists without context."""
+        ...
+
+
+@runtime_checkable
+class RankingTask(ListSettings, Protocol):
+    """What a ranker learns, and from which lists."""
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the settings by themselves."""
+        ...
+
+    def start(self, lists: RankingLists, kept: int, n_items: int) -> RankingObjective:
+        """Return the task at work on some lists, of which a ranker sees the first ``kept`` when it serves."""
+        ...
+
+
+#: Every task of retrieval models.
+RETRIEVAL_TASKS: Kinds[RetrievalTask] = Kinds(
+    "retrieval task",
+    {
+        "sampled_softmax": Kind("tiercel_pipelines.tasks.sampled_softmax:SampledSoftmax"),
+    },
+)
+
+#: Every task of rankers.
+RANKING_TASKS: Kinds[RankingTask] = Kinds(
+    "ranking task",
+    {
+        "listwise_softmax": Kind("tiercel_pipelines.tasks.listwise_softmax:ListwiseSoftmax"),
+    },
+)
+
+
+def task_problems(task: Any, table: Kinds[Any]) -> list[Problem]:
+    """Return what is wrong with a family's task: it is none of its table, or its own problems."""
+    wrong = table.misfit(task, "task")
+    return wrong or [problem.within("task") for problem in task.problems()]

@@ -1,0 +1,58 @@
+"""Offline figures of a training: popularity, retrieval and what a caller gets, on the test part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tiercel_serving.sources.popular import Popular
+
+from ..arrays.pairs import IntArray
+from ..offline.in_memory import OfflineOrdering, OfflineRetrieval, blocks, open_source
+from ..offline.metrics import Relevance, ranking_metrics
+from .trainer import Trained, Trainer
+
+#: Places of the offline figures.
+FIGURES_AT = 10
+
+
+def offline_figures(
+    trainer: Trainer, trained: Trained, test_users: IntArray, test_items: IntArray
+) -> dict[str, Any]:
+    """Return the figures of popularity, retrieval and ranking on the test part.
+
+    All follow the served path: seen items masked before the best N, filter rules, the first K
+    ranked, no context. ``ranking`` is what a caller gets, with a ranker or without.
+
+    Parameters
+    ----------
+    trainer, trained
+        What was trained, on what.
+    test_users, test_items
+        ``[n]`` rows of the test interactions.
+    """
+    users = np.unique(test_users)
+    if not len(users):
+        return {}
+    packed, settings, pairs = trainer.packed, trainer.settings, trainer.pairs
+    retrieval = OfflineRetrieval(settings, trained.retrieval, packed, pairs, trainer.columns)
+    ordering = OfflineOrdering(settings, trained.ranking, packed, trainer.columns)
+    popular = open_source(Popular(), None, packed, pairs, trainer.columns, settings.candidates)
+    found: dict[str, list[IntArray]] = {"popularity": [], "retrieval": [], "ranking": []}
+    for block in blocks(users):
+        tensors, candidates = retrieval.candidates(block)
+        kept = ordering.keep(candidates)
+        scores, rows = popular.candidates({}, retrieval.users.mask(block), settings.candidates)
+        found["popularity"].append(ordering.keep((scores, rows, np.zeros(rows.shape, np.int32)))["kept_row"])
+        found["retrieval"].append(kept["kept_row"])
+        found["ranking"].append(ordering.order(tensors, kept))
+    relevance = Relevance.from_pairs(np.searchsorted(users, test_users), test_items, len(users))
+    return {
+        name: _metrics(np.concatenate([rows[:, :FIGURES_AT] for rows in parts]), relevance, packed.n_items)
+        for name, parts in found.items()
+    }
+
+
+def _metrics(rows: IntArray, relevance: Relevance, n_items: int) -> dict[str, Any]:
+    return ranking_metrics(rows, (rows != n_items).sum(axis=1), relevance, FIGURES_AT, n_items).to_json()

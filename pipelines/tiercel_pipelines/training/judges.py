@@ -1,0 +1,127 @@
+"""What early stopping looks at: nDCG@10 on held-out interactions of a fixed sample of users, as served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from tiercel_serving.columns import Column
+from tiercel_serving.settings import ServingSettings
+from tiercel_serving.sources.table import SourceKind
+from tiercel_serving.stages.specs import query_stage
+
+from ..arrays.lists import RankingLists
+from ..arrays.packed import Packed
+from ..arrays.pairs import Array, IntArray, Pairs
+from ..families.table import FittedRanking, FittedRetrieval
+from ..offline.in_memory import KnownUsers, OfflineOrdering, blocks, open_source
+from ..offline.metrics import Relevance, ranking_metrics
+
+#: Places that early stopping looks at.
+JUDGED_AT = 10
+
+#: Users that it looks at, at most: an epoch shall not cost more than learning it.
+JUDGED_USERS = 10_000
+
+
+def judged_users(held_out: Pairs, seed: int, most: int = JUDGED_USERS) -> IntArray:
+    """Return users with something held out: all of them, or a sample that a seed fixes; ascending."""
+    users = np.flatnonzero(held_out.lengths > 0)
+    if len(users) > most:
+        users = np.sort(np.random.default_rng(seed).choice(users, most, replace=False))
+    return users
+
+
+@dataclass(frozen=True)
+class RetrievalJudge:
+    """Judges a retrieval model by what its source finds among all unseen items.
+
+    Parameters
+    ----------
+    source
+        The source that the model feeds.
+    packed
+        The packed tensors.
+    seen
+        What the model knows.
+    held_out
+        What it shall find.
+    columns
+        Raw item columns.
+    users
+        Whom to look at.
+    """
+
+    source: SourceKind
+    packed: Packed
+    seen: Pairs
+    held_out: Pairs
+    columns: Mapping[str, Column]
+    users: IntArray
+
+    @cached_property
+    def _known(self) -> KnownUsers:
+        return KnownUsers(self.packed, self.seen)
+
+    def __call__(self, model: FittedRetrieval) -> float:
+        """Return nDCG@10."""
+        source = open_source(self.source, model, self.packed, self.seen, self.columns, JUDGED_AT)
+        known, found = self._known, []
+        for block in blocks(self.users):
+            tensors = known.tensors(block)
+            query = model.query(tensors)
+            arrays = tensors if query is None else {**tensors, query_stage(self.source.name): query}
+            found.append(source.candidates(arrays, known.mask(block), JUDGED_AT)[1])
+        return ndcg(np.concatenate(found), self.users, self.held_out, self.packed.n_items)
+
+
+@dataclass(frozen=True)
+class RankingJudge:
+    """Judges a ranker by its order of each list's first K candidates, without context.
+
+    Parameters
+    ----------
+    settings
+        K and the reorder steps.
+    packed
+        The packed tensors.
+    lists
+        What retrieval gave.
+    held_out
+        What shall stand first.
+    columns
+        Raw item columns.
+    """
+
+    settings: ServingSettings
+    packed: Packed
+    lists: RankingLists
+    held_out: Pairs
+    columns: Mapping[str, Column]
+
+    def __call__(self, ranker: FittedRanking) -> float:
+        """Return nDCG@10."""
+        ordering = OfflineOrdering(self.settings, ranker, self.packed, self.columns)
+        kept, found = self.settings.kept, []
+        for block in blocks(np.arange(len(self.lists))):
+            lists = self.lists.take(block)
+            users = self.packed.user_tensors(lists.users, lists.history)
+            first: dict[str, Array] = {
+                "kept_row": lists.rows[:, :kept],
+                "kept_score": lists.scores[:, :kept],
+                "kept_source": lists.sources[:, :kept],
+            }
+            found.append(ordering.order(users, first))
+        return ndcg(np.concatenate(found), self.lists.users, self.held_out, self.packed.n_items)
+
+
+def ndcg(rows: IntArray, users: IntArray, held_out: Pairs, n_items: int) -> float:
+    """Return nDCG@10 of rows ``[M, K]`` that end in the pad row, for users ``[M]`` in ascending order."""
+    place = np.full(held_out.n_users, -1)
+    place[users] = np.arange(len(users))
+    judged = place[held_out.users]
+    relevance = Relevance.from_pairs(judged[judged >= 0], held_out.items[judged >= 0], len(users))
+    return ranking_metrics(rows, (rows != n_items).sum(axis=1), relevance, JUDGED_AT, n_items).ndcg

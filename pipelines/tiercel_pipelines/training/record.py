@@ -1,0 +1,146 @@
+"""What ``run.json`` says: one typed object with one codec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tiercel_serving.kinds import Kinds
+from tiercel_serving.release.manifest import File, read_kind
+from tiercel_serving.settings import ServingSettings
+
+from ..arrays.inputs import ModelInputs
+from ..data import DatasetSpec
+from ..errors import TrainingError
+from ..families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, RankingFamily, RetrievalFamily
+from ..recipe.recipe import Recipe, SplitSettings
+from ..tasks.table import RANKING_TASKS, RETRIEVAL_TASKS, RankingTask, RetrievalTask
+
+RUN_FORMAT = 2
+RUN_NAME = "run.json"
+
+_TABLES: Mapping[Any, Kinds[Any]] = {
+    RetrievalFamily: RETRIEVAL_FAMILIES,
+    RankingFamily: RANKING_FAMILIES,
+    RetrievalTask: RETRIEVAL_TASKS,
+    RankingTask: RANKING_TASKS,
+}
+
+
+class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the record is made of."""
+
+
+class RecipeRecord(_Struct, frozen=True):
+    """The recipe, but for its graph (which is the saved workflow) and its models."""
+
+    name: str
+    origin: str
+    seed: int
+    dataset: DatasetSpec
+    split: SplitSettings
+    serving: ServingSettings
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> RecipeRecord:
+        """Return the record of a recipe, its default sources written out."""
+        return cls(recipe.name, recipe.origin, recipe.seed, recipe.dataset, recipe.split, recipe.served)
+
+
+class DataRecord(_Struct, frozen=True):
+    """The data set: its names of columns, and how many rows each table has."""
+
+    name: str
+    source: str
+    user_id: str
+    item_id: str
+    timestamp: str | None
+    users: int
+    items: int
+    train: int
+    valid: int
+    test: int
+
+
+class ModelsRecord(_Struct, frozen=True):
+    """Each model's settings, whose kind says which family loads its weights."""
+
+    retrieval: dict[str, RetrievalFamily]
+    ranking: RankingFamily | None
+
+
+class RunRecord(_Struct, frozen=True):
+    """A run, as it describes itself.
+
+    Parameters
+    ----------
+    format
+        :data:`RUN_FORMAT`.
+    created
+        When, in UTC (ISO 8601).
+    recipe, data
+        What was trained, and on what.
+    inputs
+        The packed columns that the models may take.
+    models
+        The models.
+    metrics
+        Offline figures: see ``docs/training.md``.
+    files
+        Every other file of the run by its path.
+    """
+
+    format: int
+    created: str
+    recipe: RecipeRecord
+    data: DataRecord
+    inputs: ModelInputs
+    models: ModelsRecord
+    metrics: dict[str, Any]
+    files: dict[str, File] = {}
+
+
+def read_record(file: Path) -> RunRecord:
+    """Read ``run.json``.
+
+    Raises
+    ------
+    TrainingError
+        It is missing or no description of a run, or of another format than this Tiercel writes.
+    """
+    if not file.is_file():
+        raise TrainingError(f"{file}: no run here; make one with `tiercel train`")
+    text = file.read_bytes()
+    try:
+        version = msgspec.json.decode(text, type=_Head)
+    except msgspec.DecodeError as error:
+        raise TrainingError(f"{file}: not the description of a run ({error}); train again") from error
+    if version.format > RUN_FORMAT:
+        raise TrainingError(
+            f"{file}: run format {version.format}, but this Tiercel reads format {RUN_FORMAT}; "
+            "upgrade Tiercel or train again"
+        )
+    if version.format < RUN_FORMAT:
+        origin = str(version.recipe.get("origin", ""))
+        recipe = origin if origin.endswith(".py") else version.recipe.get("name", "RECIPE")
+        raise TrainingError(
+            f"{file}: run format {version.format}, but this Tiercel reads format {RUN_FORMAT}; make the run "
+            f"anew with `tiercel train {recipe} --run {file.parent} --replace`"
+        )
+    try:
+        return msgspec.json.decode(text, type=RunRecord, dec_hook=_read_kind)
+    except msgspec.ValidationError as error:
+        raise TrainingError(f"{file}: {error}; it was changed by hand or damaged: train again") from error
+
+
+def _read_kind(kind: Any, data: Any) -> Any:
+    table = _TABLES.get(kind)
+    return read_kind(kind, data) if table is None else table.read(data, _read_kind)
+
+
+class _Head(msgspec.Struct):
+    format: int
+    recipe: dict[str, Any] = {}

@@ -1,0 +1,250 @@
+"""What is trained on what.
+
+::
+
+    pack ─┬─ retrieval on all but fold 0; early stopping on fold 0
+          │     └─ its candidates: the lists that the ranker is judged on
+          ├─ retrieval on all but folds 0 and f, for each further fold f
+          │     └─ its candidates, of which fold f's interactions are positives:
+          │        the lists that the ranker learns; early stopping on fold 0
+          └─ retrieval on all folds, for as many epochs as were best: the one served
+
+Fold 0 is the validation part. The ranker must not know it, neither as history nor as something seen:
+an unseen item that a user will like is a negative in training as it is in the test, and a validation
+that spares its own positives this fate rewards learning the negatives by heart. The test part is
+looked at once, at the end. Without a ranker there are no further folds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tiercel_export.workflow.cut import cut_workflow
+from tiercel_serving.columns import Column
+from tiercel_serving.settings import ServingSettings
+
+from ..arrays.inputs import ModelInputs
+from ..arrays.lists import IMPLICIT, RankingLists, draw_contexts, weights_of
+from ..arrays.packed import Packed
+from ..arrays.packing import build_pairs, inputs_of, pack_dataset
+from ..arrays.pairs import IntArray, Pairs, assign_folds
+from ..data import Dataset, Progress, Split
+from ..families.table import (
+    Course,
+    FittedRanking,
+    FittedRetrieval,
+    Plan,
+    RankingData,
+    RankingFamily,
+    RetrievalData,
+    RetrievalFamily,
+)
+from ..features.raw_columns import raw_columns
+from ..offline.in_memory import OfflineRetrieval, blocks
+from ..recipe.recipe import Recipe
+from .judges import RankingJudge, RetrievalJudge, judged_users
+
+#: Between the seeds of two retrieval models of one recipe, so that they draw differently.
+_APART = 7_919
+
+Models = Mapping[str, FittedRetrieval]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training.
+
+    Parameters
+    ----------
+    retrieval
+        Retrieval model by name: the ones that are served.
+    ranking
+        The ranker, or None.
+    courses
+        How each training went, as JSON.
+    """
+
+    retrieval: Models
+    ranking: FittedRanking | None
+    courses: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One recipe's data, packed and ready to train on.
+
+    Parameters
+    ----------
+    recipe
+        The recipe.
+    settings
+        How it is served.
+    packed, inputs
+        The packed tensors, and their columns.
+    pairs
+        Training and validation interactions.
+    folds
+        ``[n]`` the fold of each; fold 0 is the validation part, -1 is in no fold.
+    columns
+        Raw item columns that sources, rules and steps read.
+    progress
+        Called as ``progress(what, done, total)``.
+    seconds
+        Wall time of each part.
+    """
+
+    recipe: Recipe
+    settings: ServingSettings
+    packed: Packed
+    inputs: ModelInputs
+    pairs: Pairs
+    folds: IntArray
+    columns: Mapping[str, Column]
+    progress: Progress | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(
+        cls, recipe: Recipe, dataset: Dataset, split: Split, workflow: Any, progress: Progress | None = None
+    ) -> Trainer:
+        """Pack a data set by its fitted workflow and deal its interactions into folds."""
+        settings, fit, cut = recipe.served, split.fit, cut_workflow(workflow)
+        packed = pack_dataset(cut, dataset, fit, settings)
+        target = None if recipe.ranking is None else recipe.ranking.task.target
+        pairs, source = build_pairs(dataset, fit, None if target == IMPLICIT else target, packed)
+        return cls(
+            recipe,
+            settings,
+            packed,
+            inputs_of(cut, packed, settings),
+            pairs,
+            _deal(pairs, fit.index.isin(split.valid.index)[source], recipe),
+            raw_columns(dataset.items, settings.raw_columns()),
+            progress,
+        )
+
+    def fit(self) -> Trained:
+        """Train all models as the module's picture says."""
+        count = int(self.folds.max(initial=-1)) + 1
+        users = judged_users(self._fold(0), self.recipe.seed)
+        rng = np.random.default_rng(self.recipe.seed)
+        courses: dict[str, Course] = {}
+        lists: list[RankingLists] = []
+        with timed(self.seconds, "retrieval"):
+            for fold in range(count):
+                models = self._fit_without(fold, count, courses, users)
+                if self.recipe.ranking is not None:
+                    lists.append(self._lists(models, fold, users if fold == 0 else None, rng))
+            served = {}
+            for place, family in enumerate(self.recipe.models):
+                epochs = max(1, courses[family.name].epochs) if count else None
+                plan = Plan(self._seed(place), family.name, epochs=epochs, progress=self.progress)
+                served[family.name], course = family.fit(self._data(self.pairs), plan)
+                courses.setdefault(family.name, course)
+        ranking = None
+        if self.recipe.ranking is not None:
+            with timed(self.seconds, "ranking"):
+                ranking, courses["ranking"] = self._fit_ranker(self.recipe.ranking, lists)
+        return Trained(served, ranking, {name: _course(course) for name, course in courses.items()})
+
+    def _fit_without(self, fold: int, count: int, courses: dict[str, Course], users: IntArray) -> Models:
+        """Train retrieval without fold 0 and another; without fold 0 alone, it is judged by that."""
+        rest = self.pairs.select((self.folds != 0) & (self.folds != fold))
+        models = {}
+        for place, family in enumerate(self.recipe.models):
+            judge = None
+            if fold == 0:
+                source = next(source for source in self.settings.sources if source.name == family.name)
+                judge = RetrievalJudge(source, self.packed, rest, self._fold(0), self.columns, users)
+            plan = Plan(
+                self._seed(place) + fold,
+                f"{family.name}, fold {fold + 1} of {count}",
+                judge,
+                None if fold == 0 else max(1, courses[family.name].epochs),
+                self.progress,
+            )
+            models[family.name], course = family.fit(self._data(rest), plan)
+            courses.setdefault(family.name, course)
+        return models
+
+    def _lists(
+        self, models: Models, fold: int, users: IntArray | None, rng: np.random.Generator
+    ) -> RankingLists:
+        """Return what retrieval without fold 0 and another gives users of whom that fold holds something."""
+        assert self.recipe.ranking is not None
+        rest, held_out = self.pairs.select((self.folds != 0) & (self.folds != fold)), self._fold(fold)
+        contexts = draw_contexts(held_out, self.recipe.ranking.task.context_dropout, rng)
+        chosen = np.flatnonzero(held_out.lengths > 0) if users is None else users
+        retrieval = OfflineRetrieval(self.settings, models, self.packed, rest, self.columns)
+        parts = []
+        for block in blocks(chosen):
+            scores, rows, sources = retrieval.candidates(block)[1]
+            weights = weights_of(held_out, block, rows, self.packed.n_items)
+            history = retrieval.users.history(block)
+            parts.append(RankingLists(block, contexts[block], history, rows, scores, sources, weights))
+        return RankingLists.concatenate(parts) if parts else self._no_lists()
+
+    def _fit_ranker(self, family: RankingFamily, lists: list[RankingLists]) -> tuple[FittedRanking, Course]:
+        """Train the ranker on the further folds' lists, judged on fold 0's."""
+        judge = None
+        if len(lists) > 1 and len(lists[0]):
+            judge = RankingJudge(self.settings, self.packed, lists[0], self._fold(0), self.columns)
+        # With one fold or none there is nothing to learn from that retrieval did not know.
+        learned = RankingLists.concatenate(lists[1:]) if len(lists) > 1 else self._no_lists()
+        data = RankingData(self.packed, self.inputs, learned, self.settings.kept, self._scale())
+        return family.fit(data, Plan(self.recipe.seed, "ranking", judge, progress=self.progress))
+
+    def _no_lists(self) -> RankingLists:
+        nothing = np.zeros((0, self.settings.candidates))
+        rows, score = nothing.astype(np.int64), nothing.astype(np.float32)
+        history = np.zeros((0, self.packed.history_length), dtype=np.int64)
+        return RankingLists(rows[:, 0], rows[:, 0], history, rows, score, nothing.astype(np.int32), score)
+
+    def _scale(self) -> float:
+        """Return what turns retrieval scores into log-probabilities: by the first model among the sources."""
+        families: dict[str, RetrievalFamily] = {family.name: family for family in self.recipe.models}
+        found = (families[s.name].scale for s in self.settings.sources if s.form and s.name in families)
+        return next(found, 1.0)
+
+    def _data(self, pairs: Pairs) -> RetrievalData:
+        return RetrievalData(self.packed, pairs, self.inputs)
+
+    def _fold(self, fold: int) -> Pairs:
+        return self.pairs.select(self.folds == fold)
+
+    def _seed(self, place: int) -> int:
+        return self.recipe.seed + _APART * place
+
+
+def _deal(pairs: Pairs, valid: Any, recipe: Recipe) -> IntArray:
+    """Return each interaction's fold: 0 for the validation part, the others dealt at random.
+
+    Without a ranker to train there are no further folds: -1.
+    """
+    folds = np.where(valid, 0, -1)
+    if recipe.ranking is not None and valid.any():
+        rng = np.random.default_rng(recipe.seed)
+        folds[~valid] = 1 + assign_folds(pairs.select(~valid), recipe.ranking.task.folds, rng)
+    return folds
+
+
+def _course(course: Course) -> dict[str, Any]:
+    return {
+        "best": course.epochs,
+        "run": len(course.losses),
+        "validation_ndcg": course.validation[course.epochs] if course.validation else None,
+    }
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Keep the wall time of a part."""
+    begun = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - begun, 2)
