@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import faiss
@@ -9,12 +10,15 @@ import numpy as np
 import pytest
 
 from tiercel_serving.errors import InvalidSettings
-from tiercel_serving.sources.index_build import build_index
-from tiercel_serving.verify.recall import exact_search, recall
+from tiercel_serving.ranked import Mask
+from tiercel_serving.sources.index_build import build_index, faiss_reason, served_recall
+from tiercel_serving.sources.search import ExactSearch, Space
 
 RANDOM = np.random.default_rng(0)
 VECTORS = RANDOM.normal(size=(2000, 16)).astype(np.float32)
 QUERIES = RANDOM.normal(size=(60, 16)).astype(np.float32)
+NOTHING = [np.zeros(0, np.int64)] * len(QUERIES)
+SPACE = Space(VECTORS, None, len(VECTORS))
 
 
 def build(**changes: Any):
@@ -22,32 +26,33 @@ def build(**changes: Any):
     return build_index(VECTORS, QUERIES, **{**arguments, **changes})
 
 
-@pytest.mark.parametrize("n", [1, 7, 600, 2000])
-def test_exact_search_is_a_full_sort(n: int) -> None:
-    rows, scores = exact_search(VECTORS, QUERIES, n)
+def recall(index: Any, n: int) -> float:
+    """The share of the exact best n that FAISS finds."""
     products = QUERIES @ VECTORS.T
-    want = np.argsort(-products, axis=1, kind="stable")[:, :n]
-    assert np.array_equal(rows, want)
-    assert np.array_equal(scores, np.take_along_axis(products, want, axis=1))
+    best = np.argsort(-products, axis=1)[:, :n]
+    _, found = index.search(QUERIES, n)
+    return float(np.mean([len(set(a) & set(b)) / n for a, b in zip(best, found, strict=True)]))
 
 
-def test_flat_is_exact() -> None:
+def test_flat_is_exact_and_needs_no_measure() -> None:
     built = build()
-    assert built.recall == 1.0
+    assert built.profile is None
     assert built.parameters == {}
-    assert built.figures()["queries"] == len(QUERIES)
-    assert built.figures()["exact"]
+    assert isinstance(built.search(SPACE), ExactSearch)
 
 
 @pytest.mark.parametrize(("factory", "knob"), [("IVF32,Flat", "nprobe"), ("HNSW16", "efSearch")])
-def test_parameters_are_searched_until_the_recall_is_reached(factory: str, knob: str) -> None:
+def test_the_knob_is_searched_for_each_depth(factory: str, knob: str) -> None:
     built = build(factory=factory)
-    assert built.recall >= 0.99
-    assert not built.exact
-    assert built.parameters[knob] >= 1
-    # They lie in the index itself: whoever reads the file searches with them.
-    copy = faiss.deserialize_index(faiss.serialize_index(built.index))
-    assert recall(copy, VECTORS, QUERIES, 50) == pytest.approx(built.recall)
+    assert built.profile is not None
+    assert built.profile.knob == knob
+    depths, knobs = zip(*((rung.depth, rung.knob) for rung in built.profile.ladder), strict=True)
+    assert depths[0] == 50
+    assert list(depths) == sorted(set(depths))
+    assert list(knobs) == sorted(knobs)
+    # The first lies in the index itself: whoever reads the file searches with it.
+    read = faiss.deserialize_index(faiss.serialize_index(built.index))
+    assert recall(read, 50) >= 0.99
 
 
 def test_same_seed_same_index() -> None:
@@ -55,29 +60,47 @@ def test_same_seed_same_index() -> None:
     assert np.array_equal(faiss.serialize_index(first.index), faiss.serialize_index(second.index))
 
 
-def test_given_parameters_are_used_and_a_poor_recall_is_refused() -> None:
-    with pytest.raises(InvalidSettings, match="nprobe or efSearch") as error:
-        build(factory="IVF32,Flat", parameters={"nprobe": 1})
-    assert "recall at 50 candidates" in str(error.value)
-    built = build(factory="IVF32,Flat", parameters={"nprobe": 1}, min_recall=0.05)
-    assert built.parameters == {"nprobe": 1}
-    assert 0.05 <= built.recall < 0.9
-
-
-def test_items_that_tie_at_the_cut_count_as_found() -> None:
-    vectors = np.repeat(VECTORS[:10], 20, axis=0)
-    index = faiss.IndexFlatIP(16)
-    index.add(vectors)
-    assert recall(index, vectors, QUERIES, 30) == 1.0
+def test_given_parameters_are_where_the_knob_begins() -> None:
+    built = build(factory="IVF32,Flat", parameters={"nprobe": 31})
+    assert built.parameters == {"nprobe": 31}
+    assert built.profile is not None
+    assert built.profile.ladder[0].knob == 31
 
 
 def test_more_candidates_than_items() -> None:
-    assert (
-        build_index(
-            VECTORS[:5], QUERIES, factory="Flat", parameters=None, candidates=50, min_recall=1.0
-        ).recall
-        == 1.0
-    )
+    few = VECTORS[:5]
+    for factory in ("Flat", "IVF2,Flat", "HNSW8"):
+        built = build_index(few, QUERIES, factory=factory, parameters=None, candidates=50, min_recall=1.0)
+        cases = served_recall(built.search(Space(few, None, 5)), Space(few, None, 5), QUERIES, NOTHING, 50)
+        assert set(cases.values()) == {1.0}
+
+
+def test_recall_is_measured_as_served() -> None:
+    built = build(factory="IVF32,SQ8")
+    seen = [np.sort(RANDOM.choice(2000, 100, replace=False)) for _ in QUERIES]
+    cases = served_recall(built.search(SPACE), SPACE, QUERIES, seen, 50)
+    assert list(cases) == ["plain", "seen", "best hidden"]
+    assert min(cases.values()) >= 0.99
+
+
+class Blind:
+    """A search that never looks at half of the items."""
+
+    def nearest(self, query: np.ndarray, mask: Mask, count: int) -> tuple[np.ndarray, np.ndarray]:
+        blind = copy.deepcopy(mask)
+        blind.add(np.tile(np.arange(0, 2000, 2), (len(query), 1)))
+        return ExactSearch(SPACE).nearest(query, blind, count)
+
+
+def test_what_a_search_misses_is_measured() -> None:
+    cases = served_recall(Blind(), SPACE, QUERIES, NOTHING, 50)
+    assert all(0.4 < share < 0.6 for share in cases.values())
+
+
+def test_items_that_tie_at_the_cut_count_as_found() -> None:
+    space = Space(np.repeat(VECTORS[:1], 200, axis=0), None, 200)
+    cases = served_recall(ExactSearch(space), space, QUERIES, NOTHING, 30)
+    assert set(cases.values()) == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +109,8 @@ def test_more_candidates_than_items() -> None:
         ({"factory": "Flatt"}, "does not know the factory string 'Flatt'"),
         ({"factory": "IVF4000,Flat"}, "4000 lists for 2000 items"),
         ({"parameters": {"nprobe": 3}}, "no parameter 'nprobe'"),
+        ({"factory": "IVF32,Flat", "parameters": {"nprobe": 33}}, "nprobe 33 is above the 32 lists"),
+        ({"factory": "PQ5"}, r"\(The dimension of the vector \(d\) should be a multiple of the number of"),
     ],
 )
 def test_mistakes_are_named(changes: dict[str, Any], words: str) -> None:
@@ -93,8 +118,11 @@ def test_mistakes_are_named(changes: dict[str, Any], words: str) -> None:
         build(**changes)
 
 
-def ready(metric: int = faiss.METRIC_INNER_PRODUCT, vectors: np.ndarray = VECTORS):
-    index = faiss.index_factory(vectors.shape[1], "Flat", metric)
+def ready(
+    metric: int = faiss.METRIC_INNER_PRODUCT, vectors: np.ndarray = VECTORS, factory: str = "Flat"
+) -> Any:
+    index = faiss.index_factory(vectors.shape[1], factory, metric)
+    index.train(vectors)
     index.add(vectors)
     return index
 
@@ -103,7 +131,32 @@ def test_a_ready_index_is_taken_if_it_holds_these_vectors() -> None:
     assert build(ready=ready()).factory == "ready"
     with pytest.raises(InvalidSettings, match="INNER_PRODUCT"):
         build(ready=ready(faiss.METRIC_L2))
-    with pytest.raises(InvalidSettings, match="came 100 of 16"):
+    with pytest.raises(InvalidSettings, match="it holds 100 of 16"):
         build(ready=ready(vectors=VECTORS[:100]))
-    with pytest.raises(InvalidSettings, match="recall"):
-        build(ready=ready(vectors=VECTORS[::-1].copy()))
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF32,Flat", "HNSW16", "SQ8", "IVF32,SQ8"])
+def test_a_ready_index_of_other_items_is_refused(factory: str) -> None:
+    for vectors in (VECTORS[::-1].copy(), np.roll(VECTORS, 1, axis=0)):
+        with pytest.raises(InvalidSettings, match="other vectors than `items`, or in another order"):
+            build(ready=ready(vectors=vectors, factory=factory))
+    build(ready=ready(factory=factory))
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (
+            "Error in int f(char, x::y) const at /a/b.cpp:12: could not parse IVF1: no",
+            "could not parse IVF1: no",
+        ),
+        (
+            "Error in void f() at b.cpp:1: Error: '!(d % M == 0)' failed: d (7) is no multiple",
+            "d (7) is no multiple",
+        ),
+        ("Error in void f() at b.cpp:1: Error: 'is_trained' failed", "'is_trained' failed"),
+        ("out of memory", "out of memory"),
+    ],
+)
+def test_the_useful_half_of_a_faiss_error_is_whole(words: str, reason: str) -> None:
+    assert faiss_reason(RuntimeError(words)) == reason

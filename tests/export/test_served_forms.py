@@ -62,7 +62,7 @@ def two_sources(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Relea
         tmp_path_factory.mktemp("releases") / "two",
         parts,
         retrieval=two_forms(parts),
-        settings=changed(sources=sources),
+        settings=changed(sources=sources, rules=()),
     )
 
 

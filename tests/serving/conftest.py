@@ -53,14 +53,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no scale": {"settings": {"sources": (Beside("next", 5), Popular(quota=0))}},
     "no scale, one share": {"settings": {"sources": (Popular(quota=0), Beside("next"))}},
     "ivf": {"factory": "IVF4,Flat", "items": 60},
-    "plain, by index": {"items": 200, "seed": 6},
-    "ties, by index": {"tied": True, "items": 60, "seed": 7},
-    "quotas, by index": {
+    "ivf of ties": {"factory": "IVF3,Flat", "tied": True, "items": 60, "seed": 7},
+    "ivf, most seen": {"factory": "IVF4,Flat", "items": 60, "most_seen": 60, "seed": 11},
+    "plain, by a scan": {"items": 200, "seed": 6},
+    "ties, by a scan": {"tied": True, "items": 60, "seed": 7},
+    "quotas, by a scan": {
         "seed": 8,
         "items": 50,
         "settings": {"sources": (Index("near", 4), Popular("hot", 3))},
     },
-    "scarce, by index": {"items": 8, "most_seen": 8, "settings": {"candidates": 10, "kept": 9}},
+    "scarce, by a scan": {"items": 8, "most_seen": 8, "settings": {"candidates": 10, "kept": 9}},
 }
 
 
@@ -90,8 +92,8 @@ def chain_of(tiny_of: Callable[[str], Tiny]) -> Callable[[str], Chain]:
     def get(variant: str) -> Chain:
         if variant not in made:
             with pytest.MonkeyPatch.context() as patch:
-                if variant.endswith("by index"):
-                    # Catalogues as small as these are otherwise searched without their index.
+                if variant.endswith("by a scan"):
+                    # Catalogues as small as these are otherwise sorted for all users at once.
                     patch.setattr("tiercel_serving.sources.search.SCAN_ITEMS", 0)
                 made[variant] = Chain.open(tiny_of(variant).release)
         return made[variant]

@@ -141,7 +141,9 @@ def test_both_masks_are_sets(first: tuple[int, list[list[int]]], more: tuple[int
         for user in range(users):
             masked = {*seen[user], *added[user].tolist(), items}
             assert mask.allows(asked)[user].tolist() == [row not in masked for row in range(items + 1)]
-        assert mask.most == max(len({*seen[u], *added[u].tolist()} - {items}) for u in range(users))
+        hidden = [sorted({*seen[user], *added[user].tolist()} - {items}) for user in range(users)]
+        assert mask.counts().tolist() == [len(rows) for rows in hidden]
+        assert [mask.rows_of(user).tolist() for user in range(users)] == hidden
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=4), st.integers(0, 7))

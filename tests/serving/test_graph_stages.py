@@ -196,7 +196,7 @@ def test_the_largest_batch(plain: Tiny, plain_chain: Chain) -> None:
     check_answers(plain, asks, out)
 
 
-@pytest.mark.parametrize("variant", ["plain", "plain, by index"])
+@pytest.mark.parametrize("variant", ["plain", "plain, by a scan"])
 def test_a_query_of_nan_still_gives_an_answer(tiny: Tiny, chain: Chain) -> None:
     retrieval = next(stage for stage in chain.stages if stage.spec.name == "retrieval")
     inputs = {

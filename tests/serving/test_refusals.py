@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -135,11 +136,14 @@ def test_an_artefact_of_another_build(release_copy: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(("artefact", "file"), [("source_near", "index.faiss"), ("ranking", "model.onnx")])
-def test_a_damaged_model_file(release_copy: Path, artefact: str, file: str) -> None:
-    path = release_copy / "artefacts" / artefact / file
+def test_a_damaged_model_file(
+    tiny_of: Callable[[str], Tiny], tmp_path: Path, artefact: str, file: str
+) -> None:
+    copy = Path(shutil.copytree(tiny_of("ivf").release.path, tmp_path / "copy"))
+    path = copy / "artefacts" / artefact / file
     path.write_bytes(b"\0" * path.stat().st_size)
     with pytest.raises(ArtefactCorrupt, match=file):
-        Chain.open(release_copy)
+        Chain.open(copy)
 
 
 def test_a_model_with_other_inputs(plain: Tiny) -> None:

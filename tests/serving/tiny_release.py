@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import faiss
+import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -33,6 +34,7 @@ from tiercel_serving.release.writing import write_manifest
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.index import INDEX_FILE, Index
 from tiercel_serving.sources.popular import Popular
+from tiercel_serving.sources.search import Profile, Rung
 from tiercel_serving.sources.table import Material
 from tiercel_serving.stores.memory_mapped import USER_LOOKUP
 from tiercel_serving.tables.column_store import raw_prefix, store_column
@@ -270,12 +272,16 @@ def _write_sources(tiny: Tiny, path: Path) -> None:
         form = {} if vectors is None else {"vectors": vectors}
         made = source.make(Material(len(tiny.item_ids), users, rows, form=form))
         meta = dict(made.meta)
-        if vectors is not None:
+        if vectors is not None and source.factory != "Flat":
             index = faiss.index_factory(DIMENSION, source.factory, faiss.METRIC_INNER_PRODUCT)
             index.train(vectors)
             index.add(vectors)
             faiss.write_index(index, str(place / INDEX_FILE))
-            meta["parameters"] = {"nprobe": 100} if source.factory.startswith("IVF") else {}
+            # All of its lists: it finds what exact search finds.
+            index.nprobe = index.nlist
+            rungs = Rung(tiny.settings.candidates, index.nlist, 0.01), Rung(len(vectors), index.nlist, 0.05)
+            profile = Profile("nprobe", rungs, 0.0)
+            meta["profile"] = msgspec.to_builtins(profile)
         write_artefact(place, "source", BUILD, made.arrays, meta)
 
 

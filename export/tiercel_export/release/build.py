@@ -182,7 +182,7 @@ def build_release(
         _write_artefacts(artefacts, programs, tables, sources, build_id)
         release = Release(staging, manifest)
         step(5)
-        golden, originals = ask_oracles(release, inputs, programs, uncompiled, sources)
+        golden, originals = ask_oracles(inputs, programs, uncompiled, sources)
         golden.write(artefacts, build_id)
         step(6)
         render_repository(release, staging / "triton", layout, release_path="../..")

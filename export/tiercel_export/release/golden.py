@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tiercel_serving.release.opened import Release
 from tiercel_serving.sources.table import Made
 from tiercel_serving.spec import Array
 from tiercel_serving.verify.checks import Originals
@@ -20,7 +19,6 @@ from .uncompiled import Uncompiled
 
 
 def ask_oracles(
-    release: Release,
     inputs: Inputs,
     programs: Programs,
     uncompiled: Uncompiled,
@@ -30,9 +28,6 @@ def ask_oracles(
 
     Parameters
     ----------
-    release
-        The release, whose artefacts are there but for the golden vectors: where a source is approximate,
-        answers begin with the candidates that it serves.
     inputs, programs, uncompiled, made
         What the steps of the export made.
     """
@@ -41,7 +36,7 @@ def ask_oracles(
     features = ask_nvtabular(golden, inputs, programs, random)
     batches = _ask_models(golden, uncompiled, random)
     _ask_sources(golden, uncompiled, made)
-    ask_for_answers(golden, release, inputs, programs, uncompiled, made)
+    ask_for_answers(golden, inputs, programs, uncompiled, made)
     models = {model.stage: model.run for model in uncompiled.models.dense}
     return golden, Originals(features, models, batches, {name: one.arrays for name, one in made.items()})
 

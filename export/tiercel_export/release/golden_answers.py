@@ -3,128 +3,158 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from tiercel_serving.release.opened import Release
-from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.settings import FALLBACK, KNOWN, UNKNOWN
 from tiercel_serving.sources.table import Made
 from tiercel_serving.spec import Array, Arrays
-from tiercel_serving.stages.specs import RETRIEVAL
 from tiercel_serving.verify.golden import ANSWER_USERS, Golden
-from tiercel_serving.verify.reference import (
-    Candidate,
-    Retrieved,
-    in_order,
-    keep,
-    order,
-    plain_items,
-    retrieve,
-)
+from tiercel_serving.verify.reference import Candidate, keep, near_cut, order, plain_items, retrieve
 
 from .parts import Inputs, Programs
 from .uncompiled import Uncompiled
 
-#: An answer: catalogue rows and scores, best first.
-Answer = list[tuple[int, float]]
+#: What an approximate source may miss of the kept: so many behind the cut-off take its place.
+SPARE = 0.25
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One user's answer, and all that it may be made of.
+
+    Parameters
+    ----------
+    best
+        Catalogue rows and scores, best first.
+    candidates
+        What may be kept, and whether it is whichever way near ties fall.
+    kept
+        The rows that the reference keeps.
+    tasks
+        The ranker's scores of the candidates, one number a task.
+    """
+
+    best: list[tuple[int, float]]
+    candidates: list[tuple[Candidate, bool]]
+    kept: set[int]
+    tasks: list[list[float]] | None
 
 
 def ask_for_answers(
     golden: Golden,
-    release: Release,
     inputs: Inputs,
     programs: Programs,
     uncompiled: Uncompiled,
     made: Mapping[str, Made],
 ) -> None:
-    """Answer for some users; those whose candidates depend on the last bit of a score are left out."""
+    """Answer for some users; one of whom too many candidates nearly tie is passed over for another."""
     nobody, settings = uncompiled.nobody, uncompiled.settings
-    rows = np.unique(np.linspace(0, max(nobody - 1, 0), ANSWER_USERS).astype(np.int64))[:nobody]
+    rows = np.unique(np.linspace(0, max(nobody - 1, 0), 2 * ANSWER_USERS).astype(np.int64))[:nobody]
+    # Those spread over all users first, then those between them.
+    rows = np.concatenate([rows[::2], rows[1::2]])
     ids = inputs.user_ids[rows]
     id_is_feature = any(column.name == inputs.columns.user_id for column in programs.user.inputs)
     if settings.unknown_users == FALLBACK or not id_is_feature:
         # The row of nobody has no id, which is another feature than an id that was never seen.
-        rows, ids = np.append(rows, nobody), np.concatenate([ids, stranger(inputs.user_ids)])
-    asked = {"user_id": ids[:, None], "k": np.full((len(ids), 1), settings.k_max, np.int32)}
-    served: list[list[Candidate]] | None = None
-    if len(rows) and not all(one.figures.get("exact", True) for one in made.values()):
-        served = _served(release, asked)
+        rows, ids = np.insert(rows, 0, nobody), np.concatenate([stranger(inputs.user_ids), ids])
     sources = [made[kind.name].arrays for kind in settings.sources]
-    answers = [
-        _answer(uncompiled, sources, int(row), None if served is None else served[number])
-        for number, row in enumerate(rows)
-    ]
-    clear = np.array([number for number, answer in enumerate(answers) if answer is not None], np.int64)
-    outputs = _outputs([answer for answer in answers if answer is not None], inputs.item_ids, settings.k_max)
-    outputs["status"] = np.where(rows[clear] == nobody, UNKNOWN, KNOWN).astype(np.int32)[:, None]
-    golden.add_tensors("answers", "all", {name: array[clear] for name, array in asked.items()}, outputs)
-
-
-def _served(release: Release, asked: Arrays) -> list[list[Candidate]]:
-    """Return the candidates that the release itself gives to each user."""
-    stages = list(release.stages)
-    found, _ = Chain.open(release, stages[: stages.index(RETRIEVAL) + 1]).run(asked)
-    columns = (found[name].tolist() for name in ("retrieved_row", "retrieval_score", "source"))
-    of_users = zip(*columns, strict=True)
-    return [[Candidate(*one) for one in zip(*of_user, strict=True) if one[2]] for of_user in of_users]
+    exact = all(one.figures.get("exact", True) for one in made.values())
+    spare = 0 if exact else int(settings.kept * SPARE)
+    wanted = min(ANSWER_USERS + 1, len(rows))
+    answers: dict[int, Answer] = {}
+    for number, row in enumerate(rows.tolist()):
+        answer = _answer(uncompiled, sources, row, spare)
+        if answer is not None:
+            answers[number] = answer
+        if len(answers) == wanted:
+            break
+    chosen = np.array(list(answers), np.int64)
+    asked = {
+        "user_id": ids[chosen][:, None],
+        "k": np.full((len(chosen), 1), settings.k_max, np.int32),
+    }
+    found = list(answers.values())
+    outputs = _outputs([answer.best for answer in found], inputs.item_ids, settings.k_max)
+    outputs["status"] = np.where(rows[chosen] == nobody, UNKNOWN, KNOWN).astype(np.int32)[:, None]
+    outputs |= _candidates(found, uncompiled.items)
+    outputs["wanted"] = np.array([wanted], np.int64)
+    golden.add_tensors("answers", "all", asked, outputs)
 
 
 def _answer(
-    uncompiled: Uncompiled,
-    sources: Sequence[Mapping[str, Array]],
-    row: int,
-    served: list[Candidate] | None,
+    uncompiled: Uncompiled, sources: Sequence[Mapping[str, Array]], row: int, spare: int
 ) -> Answer | None:
-    """Answer one user; None if a cut-off falls between scores so close that another engine may swap them.
-
-    Parameters
-    ----------
-    uncompiled
-        The recommender.
-    sources
-        The arrays of each source.
-    row
-        The user's row.
-    served
-        Candidates to start from, where some source is approximate.
-    """
+    """Answer one user; None if too many candidates nearly tie."""
     settings = uncompiled.settings
     unknown = row == uncompiled.nobody
-    bypass = unknown and settings.unknown_users == FALLBACK
     tensors = uncompiled.with_queries(uncompiled.users([row]))
     user = {name: tensor[0] for name, tensor in tensors.items()}
-    if served is None or bypass:
-        found = retrieve(settings, sources, user, uncompiled.allowed(row), unknown=unknown)
-    else:
-        found = Retrieved(in_order(settings, sources, user, served), True)
+    allowed = uncompiled.allowed(row)
+    found = retrieve(settings, sources, user, allowed, unknown=unknown, spare=spare)
+    if found.band is None:
+        return None
     raw = uncompiled.tables.raw_items
     item_of = plain_items({name: raw[name] for name in settings.raw_columns()})
-    kept = keep(settings, item_of, found.candidates)
-    # The fallback's scores are the same numbers in every engine.
-    if not (bypass or (found.clear and kept.clear)):
-        return None
-    tasks = _rank(uncompiled, tensors, kept.candidates)
-    return order(settings, item_of, kept.candidates, tasks, unknown=unknown)[: settings.k_max]
+    kept = keep(settings, item_of, found.candidates).candidates
+    if unknown and settings.unknown_users == FALLBACK:
+        # The fallback's scores are the same numbers in every engine.
+        candidates = [(candidate, True) for candidate in kept]
+    else:
+        candidates = near_cut(settings, sources, user, item_of, found, spare=spare)
+    tasks = _rank(uncompiled, tensors, [candidate for candidate, _ in candidates])
+    rows = {candidate.row for candidate in kept}
+    own = None if tasks is None else [t for (c, _), t in zip(candidates, tasks, strict=True) if c.row in rows]
+    best = order(settings, item_of, kept, own, unknown=unknown)[: settings.k_max]
+    return Answer(best, candidates, rows, tasks)
 
 
-def _rank(uncompiled: Uncompiled, user: Arrays, kept: Sequence[Candidate]) -> list[list[float]] | None:
-    """Return the ranker's scores of the kept, one number a task."""
+def _rank(uncompiled: Uncompiled, user: Arrays, candidates: Sequence[Candidate]) -> list[list[float]] | None:
+    """Return the ranker's scores of candidates, one number a task: each is scored by itself."""
     model, width = uncompiled.models.ranker, uncompiled.settings.kept
     if model is None:
         return None
-    rows = np.full((1, width), uncompiled.items, np.int64)
-    scores, sources = np.zeros((1, width), np.float32), np.zeros((1, width), np.int32)
-    for slot, candidate in enumerate(kept):
-        rows[0, slot], scores[0, slot] = candidate.row, candidate.score
-        sources[0, slot] = candidate.source
-    known = {**user, **uncompiled.candidates(rows, scores, sources)}
-    tasks: list[list[float]] = model.run(known)[model.output.name][0, : len(kept)].tolist()
+    tasks: list[list[float]] = []
+    for begin in range(0, len(candidates), width):
+        part = candidates[begin : begin + width]
+        rows = np.full((1, width), uncompiled.items, np.int64)
+        scores, sources = np.zeros((1, width), np.float32), np.zeros((1, width), np.int32)
+        for slot, candidate in enumerate(part):
+            rows[0, slot], scores[0, slot] = candidate.row, candidate.score
+            sources[0, slot] = candidate.source
+        known = {**user, **uncompiled.candidates(rows, scores, sources)}
+        tasks += model.run(known)[model.output.name][0, : len(part)].tolist()
     return tasks
 
 
-def _outputs(answers: Sequence[Answer], item_ids: Array, width: int) -> dict[str, Array]:
+def _candidates(answers: Sequence[Answer], pad: int) -> dict[str, Array]:
+    """Return all candidates of each user, padded to the most that one has."""
+    width = max((len(answer.candidates) for answer in answers), default=0)
+    depth = max((len(tasks) for answer in answers for tasks in answer.tasks or ()), default=0)
+    shape = (len(answers), width)
+    out: dict[str, Array] = {
+        "candidate_row": np.full(shape, pad, np.int64),
+        "candidate_score": np.zeros(shape, np.float32),
+        "candidate_source": np.zeros(shape, np.int32),
+        "candidate_certain": np.zeros(shape, np.bool_),
+        "candidate_kept": np.zeros(shape, np.bool_),
+        "candidate_tasks": np.zeros((*shape, depth), np.float32),
+    }
+    for number, answer in enumerate(answers):
+        for place, (candidate, certain) in enumerate(answer.candidates):
+            out["candidate_row"][number, place] = candidate.row
+            out["candidate_score"][number, place] = candidate.score
+            out["candidate_source"][number, place] = candidate.source
+            out["candidate_certain"][number, place] = certain
+            out["candidate_kept"][number, place] = candidate.row in answer.kept
+        if answer.tasks:
+            out["candidate_tasks"][number, : len(answer.tasks)] = answer.tasks
+    return out
+
+
+def _outputs(answers: Sequence[list[tuple[int, float]]], item_ids: Array, width: int) -> dict[str, Array]:
     empty = np.zeros(1, item_ids.dtype)
     empty[0] = b"" if item_ids.dtype == np.object_ else 0
     ids: Array = np.repeat(empty, len(answers) * width).reshape(len(answers), width)

@@ -44,7 +44,7 @@ def verify_table(document: dict[str, Any]) -> Table:
         "artefact", "check", "compared", "worst", "allowed", "", right=("compared", "worst", "allowed")
     )
     for row in document["rows"]:
-        mark = "[green]✓[/]" if row["ok"] else "[bold red]✗[/]"
+        mark = "[bold red]✗[/]" if not row["ok"] else "[yellow]![/]" if row["warning"] else "[green]✓[/]"
         worst = "" if row["worst"] is None else number(row["worst"])
         note = f"{mark} [dim]{escape(row['detail'])}[/]"
         made.add_row(row["artefact"], row["check"], number(row["compared"]), worst, row["tolerance"], note)

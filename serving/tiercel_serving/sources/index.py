@@ -83,11 +83,12 @@ class Index(Settings, frozen=True, tag="index"):
         """Return a factory string of which FAISS makes no index of so many dimensions."""
         import faiss
 
+        from .index_build import faiss_reason
+
         try:
             faiss.index_factory(dimension, self.factory, faiss.METRIC_INNER_PRODUCT)
         except Exception as error:
-            # FAISS names its own C++ function and line first, and says last what it means.
-            reason = str(error).strip().rpartition(": ")[2]
+            reason = faiss_reason(error)
             problem = f"FAISS makes no index of {self.factory!r} with {dimension} dimensions ({reason})"
             remedy = "use Flat, IVF<lists>,Flat, HNSW<links> or another FAISS factory"
             return [Problem("factory", problem, remedy)]
@@ -116,10 +117,17 @@ class Index(Settings, frozen=True, tag="index"):
 
         from .index_build import build_index, served_recall
 
-        factory = self.factory
+        for problem in self.misfits(space.vectors.shape[1]):
+            raise InvalidSettings(f"index: {problem}")
+        factory, ready, notes = self.factory, material.form.get("index"), []
         if space.rows is not None and len(space) <= EXACT_ITEMS:
             # What is left after the rules is looked at faster than any index is asked.
             factory = "Flat"
+        if space.rows is not None and ready is not None:
+            ready = None
+            notes.append(
+                f"index {self.name!r}: the given one holds items that the rules exclude; {factory} it is"
+            )
         built = build_index(
             space.vectors,
             material.queries,
@@ -127,7 +135,7 @@ class Index(Settings, frozen=True, tag="index"):
             parameters={name: int(value) for name, value in self.parameters.items()} or None,
             candidates=material.candidates,
             min_recall=self.min_recall,
-            ready=material.form.get("index") if space.rows is None else None,
+            ready=ready,
             seed=material.seed,
         )
         figures: dict[str, Any] = {
@@ -141,7 +149,7 @@ class Index(Settings, frozen=True, tag="index"):
                 built.search(space),
                 space,
                 material.queries[:MEASURED],
-                material.seen[:MEASURED],
+                material.seen[:MEASURED] or [np.zeros(0, np.int64)] * len(material.queries[:MEASURED]),
                 material.candidates,
             )
             figures |= {
@@ -153,19 +161,23 @@ class Index(Settings, frozen=True, tag="index"):
             self._refuse_low(cases, built.profile)
         if built.profile is None:
             # An exact index is the vectors themselves.
-            return Made(arrays, meta, {}, figures)
+            return Made(arrays, meta, {}, figures, notes)
         meta["profile"] = msgspec.to_builtins(built.profile)
-        return Made(arrays, meta, {INDEX_FILE: partial(faiss.write_index, built.index)}, figures)
+        return Made(arrays, meta, {INDEX_FILE: partial(faiss.write_index, built.index)}, figures, notes)
 
     def _refuse_low(self, cases: Mapping[str, float], profile: Profile) -> None:
         case, reached = min(cases.items(), key=lambda pair: pair[1])
         if reached >= self.min_recall:
             return
+        knob = (
+            f"{profile.knob} was raised to {profile.ladder[-1].knob} and"
+            if profile.knob
+            else "it has no knob:"
+        )
         raise InvalidSettings(
-            f"index {self.name!r} ({self.factory}): of the best allowed items {reached:.4f} are served where "
-            f"users have {case} masked, below min_recall {self.min_recall}. Its knob goes to "
-            f"{profile.ladder[-1].knob}, and no further helps: the vectors' rounding limits "
-            "it; take a finer quantiser ('Flat' is exact) or lower min_recall"
+            f"index {self.name!r} ({self.factory}): of the best allowed items {reached:.4f} are served "
+            f"(masked: {case}), below min_recall {self.min_recall}; {knob} how it rounds its vectors "
+            "limits it; take a finer quantiser ('Flat' is exact) or lower min_recall"
         )
 
     def open(self, artefact: Artefact, items: int, threads: int) -> VectorIndex:
@@ -228,7 +240,10 @@ def read_index(file: Path, vectors: Array) -> Any:
             # Not every index type can be mapped.
             index = faiss.read_index(str(file))
     except RuntimeError as error:
-        raise ArtefactCorrupt(f"{file}: not an index that FAISS reads ({error}); export again") from error
+        from .index_build import faiss_reason
+
+        reason = faiss_reason(error)
+        raise ArtefactCorrupt(f"{file}: not an index that FAISS reads ({reason}); export again") from error
     if (index.ntotal, index.d) != vectors.shape:
         raise ArtefactCorrupt(
             f"{file}: expected {len(vectors)} items of {vectors.shape[1]} dimensions, found {index.ntotal} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ def build_index(
         For a factory string that FAISS does not know, too few items to train on, a ready index of
         other vectors, an unknown parameter, or a knob beyond what the index has.
     """
-    index = _make(vectors, factory, seed) if ready is None else _check_ready(ready, vectors)
+    index = _make(vectors, factory, seed) if ready is None else _check_ready(ready, vectors, queries)
     name = factory if ready is None else "ready"
     for key, value in (parameters or {}).items():
         _set(index, key, value)
@@ -151,13 +152,22 @@ def _sample(vectors: Array, ivf: Any, seed: int) -> Array:
     return np.ascontiguousarray(vectors[np.sort(chosen)])
 
 
-def _check_ready(index: Any, vectors: Array) -> Any:
+def _check_ready(index: Any, vectors: Array, queries: Array) -> Any:
     if getattr(index, "metric_type", None) != faiss.METRIC_INNER_PRODUCT:
         raise InvalidSettings("index: the given one must be a FAISS index with METRIC_INNER_PRODUCT")
     if index.d != vectors.shape[1] or index.ntotal != len(vectors):
         raise InvalidSettings(
             f"index: the given one must hold {len(vectors)} vectors of {vectors.shape[1]} dimensions, "
             f"position = row of `items`; it holds {index.ntotal} of {index.d}"
+        )
+    # The scores that it gives are its own vectors': rounded perhaps, but not as far off as chance.
+    told, found = index.search(queries[:LADDER_QUERIES], min(10, len(vectors)))
+    products = np.einsum("qnd,qd->qn", vectors[found], queries[:LADDER_QUERIES])
+    shifted = np.einsum("qnd,qd->qn", vectors[(found + 1) % len(vectors)], queries[:LADDER_QUERIES])
+    off, chance = (float(np.abs(told - scores)[found >= 0].mean()) for scores in (products, shifted))
+    if off > chance / 2:
+        raise InvalidSettings(
+            "index: the given one holds other vectors than `items`, or in another order: position = row"
         )
     return index
 
@@ -327,6 +337,6 @@ def faiss_reason(error: Exception) -> str:
     """Return the useful half of a FAISS error: what it says behind the place where it happened."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
-    for mark in ("failed: ", "Error: "):
-        text = text.rpartition(mark)[2] or text
-    return text
+    # "Error in <C++ function> at <file>:<line>: Error: '<condition>' failed: <words>", the last not always.
+    text = re.sub(r"^Error in .*? at \S+:\d+: (Error: )?", "", text)
+    return re.sub(r"^'.*' failed: (?=.)", "", text)

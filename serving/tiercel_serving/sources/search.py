@@ -274,11 +274,9 @@ class IndexSearch:
             return self._each(query, mask, np.arange(len(query)), count)
         fetched = min(count + MARGIN + SLACK, len(self._space))
         scores, rows, used = self._ask(query, mask, None, count, fetched)
-        if fetched < len(self._space):
-            depth = max(count, self._ladder[0].depth)
-            again = np.flatnonzero(hidden | (used > TRUSTED * depth))
-            if len(again):
-                scores[again], rows[again] = self._each(query[again], mask, again, count)
+        again = np.flatnonzero(hidden | (used > TRUSTED * max(count, self._ladder[0].depth)))
+        if len(again):
+            scores[again], rows[again] = self._each(query[again], mask, again, count)
         return scores, rows
 
     def _hidden(self, query: Array, mask: Mask, count: int) -> npt.NDArray[np.bool_]:

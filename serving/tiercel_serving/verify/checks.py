@@ -7,7 +7,7 @@ its originals over as well, so that fresh rows are compared with them while they
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +25,13 @@ from ..runtime.chain import Chain
 from ..sources.table import SourceKind, open_source
 from ..spec import Array, Arrays
 from ..stages.engine import model_of, open_engine
+from .answers import StoredAnswers
 from .compare import (
     ENGINE,
     EXACT,
     Difference,
     Tolerance,
     compare,
-    compare_answers,
     compare_arrays,
     compare_columns,
     compare_rankings,
@@ -267,20 +267,26 @@ def _source_row(
         if (expected < items).any()
     ]
     share = float(np.mean(shares)) if shares else 1.0
-    # A share lies between 0 and 1, so its variance is at most r(1 - r): two standard errors.
-    chance = 2 * np.sqrt(measured * (1 - measured) / max(len(shares), 1))
-    floor = float(measured - RECALL_SLACK - chance)
+    floor = _floor(measured, len(shares))
     detail = f"recall {share:.4f} of {rows.shape[1]} (export measured {measured:.4f})"
     return VerifyRow(kind.name, check, rows.size, None, f"recall ≥ {floor:.4f}", share >= floor, detail)
 
 
+def _floor(measured: float, users: int) -> float:
+    """Return the recall below which chance does not explain what so few users see."""
+    # A share lies between 0 and 1, so its variance is at most r(1 - r): two standard errors.
+    return float(measured - RECALL_SLACK - 2 * np.sqrt(measured * (1 - measured) / max(users, 1)))
+
+
 def _answers(release: Release) -> Iterator[VerifyRow]:
     inputs, want = StoredGolden(release).tensors("answers")
-    users = len(inputs["user_id"])
-    chain = Chain.open(release)
+    users, wanted = len(inputs["user_id"]), int(want["wanted"][0])
+    chain, answers = Chain.open(release), StoredAnswers(release, want)
+    said, few = f"{users} users compared", users < wanted
+    if few:
+        said = f"only {users} of {wanted} users compared: of the others too many candidates nearly tie"
     if not users:
-        detail = "every example's candidates depend on the last bit of a score"
-        yield VerifyRow("answers", "opens", 0, None, "exact", True, detail)
+        yield VerifyRow("answers", "opens", 0, None, "exact", True, said, warning=few)
         return
     chain.check(inputs)
     for batch in sorted({1, min(users, release.settings.max_batch_size)}):
@@ -288,9 +294,17 @@ def _answers(release: Release) -> Iterator[VerifyRow]:
             chain.run({name: array[start : start + batch] for name, array in inputs.items()})[0]
             for start in range(0, users, batch)
         ]
-        got = {name: np.concatenate([part[name] for part in parts]) for name in want}
-        difference = compare_answers(got, want)
-        yield VerifyRow.of("answers", f"plain reference (golden), batch {batch}", difference, ENGINE)
+        names = ("kept_row", "item_id", "score", "count", "status")
+        got = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        difference, share = answers.compare(got)
+        detail = said
+        if answers.recall is not None:
+            floor = _floor(answers.recall, users)
+            detail = f"{said}, with {share:.4f} of the candidates of exact search"
+            if share < floor:
+                difference = replace(difference, ok=False, where=f"{detail}; expected at least {floor:.4f}")
+        check = f"plain reference (golden), batch {batch}"
+        yield replace(VerifyRow.of("answers", check, difference, ENGINE, detail), warning=few)
 
 
 def _originals(release: Release, originals: Originals) -> Iterator[VerifyRow]:

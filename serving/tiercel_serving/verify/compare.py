@@ -168,19 +168,6 @@ def compare_rankings(
     return merge([scores, Difference(int(swapped.size), 0.0, 0.0, True)])
 
 
-def compare_answers(candidate: Mapping[str, Array], oracle: Mapping[str, Array]) -> Difference:
-    """Compare ``item_id``, ``score``, ``count`` and ``status``; items whose scores tie may swap."""
-    names = ("count", "status")
-    return merge(
-        [
-            *(compare_arrays(candidate[name], oracle[name], EXACT, name) for name in names),
-            compare_rankings(
-                candidate["item_id"], candidate["score"], oracle["item_id"], oracle["score"], ENGINE
-            ),
-        ]
-    )
-
-
 def compare_columns(candidate: Mapping[str, Column], oracle: Mapping[str, Column]) -> Difference:
     """Compare feature columns to the last bit: values, what is null, and where lists end."""
     return compare(_comparable(candidate), _comparable(oracle))

@@ -43,10 +43,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """One user's candidates, best first, and whether no cut-off falls between scores that nearly tie."""
+    """One user's candidates, best first, and what another engine may make of scores that nearly tie.
+
+    Parameters
+    ----------
+    candidates
+        The candidates.
+    certain
+        Rows that are retrieved whichever way near ties fall.
+    band
+        Candidates beyond the first that may be retrieved; None if there are too many to say.
+    """
 
     candidates: list[Candidate]
-    clear: bool
+    certain: set[int]
+    band: list[Candidate] | None
 
 
 def retrieve(
@@ -56,6 +67,7 @@ def retrieve(
     allowed: npt.NDArray[np.bool_],
     *,
     unknown: bool = False,
+    spare: int = 0,
 ) -> Retrieved:
     """Return the candidates of one user.
 
@@ -71,24 +83,79 @@ def retrieve(
         ``[I]``: what the user may get.
     unknown
         Whether nothing is known of the user.
+    spare
+        How many behind each cut-off shall count as near it, for sources that miss a few.
     """
     fallback = settings.fallback
     if unknown and settings.unknown_users == FALLBACK:
         kind = settings.sources[fallback]
         found = kind.reference(sources[fallback], user, allowed, settings.candidates)
-        return Retrieved([Candidate(row, score, fallback + 1) for row, score in found], True)
+        return Retrieved(
+            [Candidate(row, score, fallback + 1) for row, score in found], {r for r, _ in found}, []
+        )
     free = allowed.copy()
-    taken: list[Candidate] = []
-    clear = True
+    taken: dict[int, Candidate] = {}
+    maybe: dict[int, Candidate] = {}
+    certain: set[int] = set()
+    wide = False
     shares = [*enumerate(settings.quotas()), (fallback, settings.candidates)]
     for place, share in shares:
         count = min(share, settings.candidates - len(taken))
-        found = settings.sources[place].reference(sources[place], user, free, count + 1)
-        scores = [score for _, score in found]
-        clear &= not settings.sources[place].personal or _clear_cut(scores, count)
-        taken += [Candidate(row, score, place + 1) for row, score in found[:count]]
-        free[[candidate.row for candidate in taken]] = False
-    return Retrieved(in_order(settings, sources, user, taken), clear)
+        if count == 0:
+            continue
+        kind, most = settings.sources[place], len(maybe) + 4 * settings.candidates + 64
+        found = kind.reference(sources[place], user, free, most)
+        settled = np.array([row not in maybe for row, _ in found], np.bool_)
+        scores = np.array([score for _, score in found])
+        above = _above(scores, TIE if kind.personal else 0.0)
+        sure, near = _first(above, settled, count, spare)
+        wide |= len(found) == most and bool(near[-1])
+        of_source = [Candidate(row, score, place + 1) for row, score in found]
+        taken |= {c.row: c for c in [c for c in of_source if c.row not in taken][:count]}
+        certain |= {c.row for c in compress(of_source, sure)}
+        maybe |= {c.row: c for c in compress(of_source, near & ~sure) if c.row not in maybe}
+        free[list(certain)] = False
+    band = None if wide else [c for row, c in maybe.items() if row not in taken]
+    return Retrieved(in_order(settings, sources, user, list(taken.values())), certain, band)
+
+
+def near_cut(
+    settings: ServingSettings,
+    sources: Sequence[Mapping[str, Array]],
+    user: UserTensors,
+    item_of: Callable[[int], Mapping[str, Any]],
+    found: Retrieved,
+    *,
+    spare: int = 0,
+) -> list[tuple[Candidate, bool]]:
+    """Return every candidate that may be kept, best first, and whether it is whichever way near ties fall."""
+    every = in_order(settings, sources, user, [*found.candidates, *(found.band or ())])
+    every = [c for c in every if all(rule.reference(item_of(c.row)) for rule in settings.rules)]
+    settled = np.array([c.row in found.certain for c in every], np.bool_)
+    above = _above(np.array([c.score for c in every]), TIE)
+    if not any(hasattr(kind, "reference_score") for kind in settings.sources):
+        # Sources follow one another; nobody knows which of them gives what is not settled.
+        of = np.array([c.source for c in every])
+        above = np.where(of[:, None] == of, above, of[:, None] < of) & settled & settled[:, None]
+    sure, near = _first(above, settled, settings.kept, spare)
+    return [(c, bool(one)) for c, one in zip(compress(every, near), (sure & settled)[near], strict=True)]
+
+
+def _above(scores: Array, tie: float) -> npt.NDArray[np.bool_]:
+    """Return ``[x, y]``: whether x, of scores best first, is clearly above y; without ``tie`` all are."""
+    if not tie:
+        return np.tri(len(scores), k=-1, dtype=np.bool_).T
+    above: npt.NDArray[np.bool_] = scores[:, None] - scores > tie * np.maximum(np.abs(scores), 1e-3)
+    return above
+
+
+def _first(
+    above: npt.NDArray[np.bool_], settled: npt.NDArray[np.bool_], count: int, spare: int
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return who is surely among the first ``count``, and who may be: only the settled surely stand ahead."""
+    sure = np.count_nonzero(~above, axis=1) - 1 < count
+    near = np.count_nonzero(above & settled[:, None], axis=0) < count
+    return sure, near | sure | (np.arange(len(above)) < count + spare)
 
 
 def in_order(
@@ -106,21 +173,13 @@ def in_order(
     return sorted(taken, key=lambda c: (c.source, -c.score, c.row))
 
 
-def _clear_cut(scores: Sequence[float], cut: int) -> bool:
-    """Whether the scores, best first, are clearly apart at the cut-off."""
-    if cut <= 0 or cut >= len(scores):
-        return True
-    return scores[cut - 1] - scores[cut] > TIE * max(abs(scores[cut - 1]), 1e-3)
-
-
 @dataclass(frozen=True)
 class Kept:
-    """The kept candidates, their places among the retrieved, every slot's reason, and as in Retrieved."""
+    """The kept candidates, their places among the retrieved, and every slot's reason."""
 
     candidates: list[Candidate]
     places: list[int]
     reasons: list[int]
-    clear: bool
 
 
 def keep(
@@ -138,7 +197,6 @@ def keep(
         Best first.
     """
     kept: list[int] = []
-    passing: list[float] = []
     reasons = []
     for place, candidate in enumerate(candidates):
         item = item_of(candidate.row)
@@ -146,13 +204,11 @@ def keep(
         if failed:
             reasons.append(FIRST_RULE_REASON + failed[0])
             continue
-        passing.append(candidate.score)
         reasons.append(KEPT if len(kept) < settings.kept else BEYOND_KEPT)
         if reasons[-1] == KEPT:
             kept.append(place)
     reasons += [EMPTY_SLOT] * (settings.candidates - len(reasons))
-    clear = _clear_cut(passing, settings.kept)
-    return Kept([candidates[place] for place in kept], kept, reasons, clear)
+    return Kept([candidates[place] for place in kept], kept, reasons)
 
 
 def order(

@@ -31,6 +31,8 @@ class VerifyRow:
         Whether it is within.
     detail
         Where it failed, or what was measured.
+    warning
+        Whether it says less than it should.
     """
 
     artefact: str
@@ -40,6 +42,7 @@ class VerifyRow:
     tolerance: str
     ok: bool
     detail: str = ""
+    warning: bool = False
 
     @classmethod
     def of(

@@ -1,0 +1,95 @@
+"""Whole answers against the plain reference: the same candidates but for near ties, in the same order.
+
+Where a cut-off falls between scores so close that another engine may swap them, the golden vectors say which
+candidates are certain and which lie near; what is then made of those that are served is worked out anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..release.opened import Release
+from ..settings import UNKNOWN
+from ..spec import Array
+from .compare import EXACT, Difference, compare_arrays, compare_rankings, merge
+from .reference import Candidate, order, plain_items
+
+
+class StoredAnswers:
+    """The golden answers of a release.
+
+    Parameters
+    ----------
+    release
+        The release.
+    want
+        The golden tensors.
+    """
+
+    def __init__(self, release: Release, want: Mapping[str, Array]) -> None:
+        self._settings, self._items, self._want = release.settings, release.items, want
+        self._item_of = plain_items(release.items.columns(release.settings.raw_columns()))
+        figures = release.manifest.sources.values()
+        #: What share of the best items the sources find together, at least.
+        self.recall = min(
+            (one.get("recall", 1.0) for one in figures if not one.get("exact", True)), default=None
+        )
+
+    def compare(self, got: Mapping[str, Array]) -> tuple[Difference, float]:
+        """Compare what was served; return the difference, and the mean share of certain candidates kept."""
+        pairs = [self._compare(got, user) for user in range(len(self._want["status"]))]
+        status = compare_arrays(got["status"], self._want["status"], EXACT, "status")
+        return merge([status, *(one for one, _ in pairs)]), float(np.mean([share for _, share in pairs]))
+
+    def _compare(self, got: Mapping[str, Array], user: int) -> tuple[Difference, float]:
+        want = {name: array[user] for name, array in self._want.items() if name != "wanted"}
+        place_of = {
+            row: at for at, row in enumerate(want["candidate_row"].tolist()) if row != self._items.size
+        }
+        kept = [row for row in got["kept_row"][user].tolist() if row != self._items.size]
+        strange = [row for row in kept if row not in place_of]
+        certain = {row for row, at in place_of.items() if want["candidate_certain"][at]}
+        lacking = sorted(certain.difference(kept))
+        share = 1 - len(lacking) / max(len(certain), 1)
+        count = int(want["candidate_kept"].sum())
+        if len(kept) != count or (self.recall is None and (lacking or strange)):
+            text = (
+                f"user {user}: {count} candidates expected, {len(kept)} kept; catalogue rows lacking: "
+                f"{lacking[:3]}, kept and not expected: {strange[:3]}"
+            )
+            return Difference(count, np.inf, np.inf, False, text), share
+        served = int(got["count"][user, 0])
+        ids, scores = got["item_id"][user, :served], got["score"][user, :served]
+        if strange:
+            known = np.isin(self._items.lookup.find(ids), list(place_of))
+            ids, scores = ids[known], scores[known]
+        places = [place_of[row] for row in kept if row in place_of]
+        if want["candidate_kept"][places].all() and len(places) == count:
+            size = int(want["count"][0])
+            best_ids, best = want["item_id"][:size], want["score"][:size]
+        else:
+            best_ids, best = self._ordered(want, places)
+        if strange:
+            size = min(len(ids), len(best))
+            ids, scores, best_ids, best = ids[:size], scores[:size], best_ids[:size], best[:size]
+        return compare_rankings(ids[None], scores[None], best_ids[None], best[None]), share
+
+    def _ordered(self, want: Mapping[str, Array], places: list[int]) -> tuple[Array, Array]:
+        """Return ids and scores of what the reference makes of these candidates."""
+        numbers = zip(
+            *(want[f"candidate_{name}"].tolist() for name in ("row", "score", "source")), strict=True
+        )
+        candidates = [Candidate(*one) for one in numbers]
+        tasks = want["candidate_tasks"].tolist() if want["candidate_tasks"].shape[1] else None
+        made = order(
+            self._settings,
+            self._item_of,
+            [candidates[at] for at in places],
+            None if tasks is None else [tasks[at] for at in places],
+            unknown=bool(want["status"][0] == UNKNOWN),
+        )[: self._settings.k_max]
+        return self._items.ids[np.array([row for row, _ in made], np.int64)], np.array(
+            [score for _, score in made], np.float32
+        )

@@ -1,0 +1,284 @@
+"""Whatever is masked, everybody gets the best of what is left, and as many as there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from tiny_release import Tiny, make_tiny
+
+from tiercel_serving.errors import InvalidSettings
+from tiercel_serving.ranked import Mask, make_mask
+from tiercel_serving.release.artefacts import Artefact, open_artefact, write_artefact
+from tiercel_serving.runtime.chain import Chain
+from tiercel_serving.sources import index as index_kind
+from tiercel_serving.sources.index import Index
+from tiercel_serving.sources.index_build import build_index
+from tiercel_serving.sources.search import ExactSearch, IndexSearch, Search, Space
+from tiercel_serving.sources.table import Material, Source, open_source
+
+ITEMS, DIMENSION, COUNT = 3000, 16, 50
+RANDOM = np.random.default_rng(0)
+CENTRES = RANDOM.normal(size=(40, DIMENSION))
+VECTORS = (CENTRES[RANDOM.integers(0, 40, ITEMS)] + RANDOM.normal(size=(ITEMS, DIMENSION)) / 2).astype(
+    np.float32
+)
+QUERIES = RANDOM.normal(size=(64, DIMENSION)).astype(np.float32)
+ORDER = np.argsort(-(QUERIES @ VECTORS.T), axis=1)
+SPACE = Space(VECTORS, None, ITEMS)
+
+FACTORIES = ["Flat", "IVF32,Flat", "HNSW16", "SQ8", "IVF32,SQ8"]
+
+#: What one user has masked.
+MASKS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "nothing": lambda rng, user: np.zeros(0, np.int64),
+    "seen": lambda rng, user: rng.choice(ITEMS, 200, replace=False),
+    "500 best hidden": lambda rng, user: ORDER[user, :500],
+    "much seen": lambda rng, user: rng.choice(ITEMS, 2000, replace=False),
+    "all but a few": lambda rng, user: rng.choice(ITEMS, ITEMS - 7, replace=False),
+    "all but the best": lambda rng, user: ORDER[user, COUNT:],
+    "everything": lambda rng, user: np.arange(ITEMS),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_catalogue_is_small() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tiercel_serving.sources.search.SCAN_ITEMS", 0)
+        yield
+
+
+@pytest.fixture(scope="module", params=FACTORIES)
+def search(request: pytest.FixtureRequest) -> Search:
+    return made(request.param)
+
+
+MADE: dict[str, Search] = {}
+
+
+def made(factory: str) -> Search:
+    """The search of an index that is thought to be cheap, so that it is asked and not scanned."""
+    if factory not in MADE:
+        built = build_index(
+            VECTORS, QUERIES, factory=factory, parameters=None, candidates=COUNT, min_recall=0.99
+        )
+        MADE[factory] = built.search(SPACE)
+        if built.profile is not None:
+            cheap = tuple(replace(rung, cost=0.01) for rung in built.profile.ladder)
+            MADE[factory] = IndexSearch(SPACE, built.index, replace(built.profile, ladder=cheap))
+    return MADE[factory]
+
+
+def mask_of(masked: list[np.ndarray], items: int = ITEMS) -> Mask:
+    rows = [np.sort(one) for one in masked]
+    flat = np.concatenate([np.zeros(0, np.int64), *rows])
+    return make_mask(len(rows), items, flat, np.array([len(one) for one in rows]))
+
+
+def check(search: Search, users: list[int], masked: list[np.ndarray]) -> float:
+    """Compare with exact search; return the mean share of the best allowed that was found."""
+    query = QUERIES[users]
+    scores, rows = search.nearest(query, mask_of(masked), COUNT)
+    best, want = ExactSearch(SPACE).nearest(query, mask_of(masked), COUNT)
+    shares = []
+    for user, hidden in enumerate(masked):
+        real = rows[user] < ITEMS
+        count = min(COUNT, ITEMS - len(hidden))
+        assert real.tolist() == [place < count for place in range(COUNT)]
+        assert np.isneginf(scores[user, count:]).all()
+        assert len(set(rows[user, :count].tolist())) == count
+        assert not set(rows[user, :count].tolist()) & set(hidden.tolist())
+        assert (np.diff(scores[user, :count]) <= 0).all()
+        if isinstance(search, ExactSearch):
+            np.testing.assert_array_equal(rows[user], want[user])
+            np.testing.assert_array_equal(scores[user], best[user])
+        if count:
+            shares.append(np.isin(want[user, :count], rows[user]).mean())
+    return float(np.mean(shares)) if shares else 1.0
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_each_case_alone_and_in_company(search: Search, case: str) -> None:
+    rng = np.random.default_rng(1)
+    masked = [MASKS[case](rng, user) for user in range(64)]
+    assert check(search, list(range(64)), masked) >= 0.99
+    assert np.mean([check(search, [user], [masked[user]]) for user in range(0, 64, 4)]) >= 0.99
+
+
+@pytest.mark.parametrize("heavy", ["500 best hidden", "much seen", "all but a few", "everything"])
+def test_one_heavy_user_among_many(search: Search, heavy: str) -> None:
+    rng = np.random.default_rng(2)
+    masked = [MASKS["seen"](rng, user) for user in range(64)]
+    light = search.nearest(QUERIES, mask_of(masked), COUNT)
+    masked[17] = MASKS[heavy](rng, 17)
+    assert check(search, list(range(64)), masked) >= 0.99
+    together = search.nearest(QUERIES, mask_of(masked), COUNT)
+    alone = search.nearest(QUERIES[17:18], mask_of([masked[17]]), COUNT)
+    others = np.arange(64) != 17
+    for one, before, mine in zip(together, light, alone, strict=True):
+        np.testing.assert_array_equal(one[17], mine[0])
+        np.testing.assert_array_equal(one[others], before[others])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    factory=st.sampled_from(FACTORIES),
+    drawn=st.lists(st.tuples(st.integers(0, 63), st.sampled_from(list(MASKS))), min_size=1, max_size=9),
+    seed=st.integers(0, 99),
+)
+def test_any_company(factory: str, drawn: list[tuple[int, str]], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    users = [user for user, _ in drawn]
+    check(made(factory), users, [MASKS[case](rng, user) for user, case in drawn])
+
+
+def test_ties_are_cut_by_row() -> None:
+    space = Space(VECTORS[np.arange(ITEMS) % 3], None, ITEMS)
+    masked = [np.arange(0, ITEMS, 2)]
+    scores, rows = ExactSearch(space).nearest(QUERIES[:1], mask_of(masked), COUNT)
+    products = np.einsum("id,d->i", space.vectors, QUERIES[0])
+    free = np.arange(1, ITEMS, 2)
+    want = free[np.lexsort((free, -products[free]))][:COUNT]
+    assert rows[0].tolist() == want.tolist()
+    assert scores[0].tolist() == products[want].tolist()
+
+
+@pytest.mark.parametrize("items", [1, 3, 40, 170])
+@pytest.mark.parametrize("factory", ["IVF8,Flat", "HNSW8", "SQ8"])
+def test_a_catalogue_smaller_than_what_is_asked_for(factory: str, items: int) -> None:
+    """An index that reads few of its lists says that it has no more; there are more."""
+    factory = factory if items >= 8 else factory.replace("IVF8", "IVF1")
+    vectors = VECTORS[:items]
+    space = Space(vectors, None, items)
+    built = build_index(vectors, QUERIES, factory=factory, parameters=None, candidates=5, min_recall=0.99)
+    masked = [np.argsort(-(vectors @ query))[: items // 2] for query in QUERIES]
+    _, rows = built.search(space).nearest(QUERIES, mask_of(masked, items), COUNT)
+    assert (np.count_nonzero(rows < items, axis=1) == min(COUNT, items - items // 2)).all()
+
+
+# ----------------------------------------------------------------------------------------------- as a source
+
+
+def source(place: Path, factory: str, allowed: np.ndarray | None, **form: Any) -> tuple[Index, Source]:
+    kind = Index("near", factory=factory)
+    material = Material(
+        ITEMS,
+        np.zeros(0, np.int64),
+        np.zeros(0, np.int64),
+        form={"vectors": VECTORS, **form},
+        queries=QUERIES,
+        allowed=allowed,
+        candidates=COUNT,
+    )
+    made = kind.make(material)
+    place.mkdir()
+    for name, write in made.files.items():
+        write(str(place / name))
+    write_artefact(place, "source", "build-1", made.arrays, made.meta)
+    assert made.figures["recall"] >= 0.99
+    return kind, open_source(kind, open_artefact(place, "source", "build-1"), ITEMS, 1)
+
+
+@pytest.mark.parametrize("by_index", [False, True])
+@pytest.mark.parametrize("share", [0.5, 0.01, 0.0005, 0])
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_a_rule_leaves_its_items_and_no_fewer(
+    factory: str, share: float, by_index: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by_index and share < 0.5:
+        pytest.skip("so few are always scanned")
+    monkeypatch.setattr(index_kind, "EXACT_ITEMS", 0 if by_index else 32_768)
+    allowed = np.zeros(ITEMS, np.bool_)
+    allowed[np.random.default_rng(5).permutation(ITEMS)[: int(share * ITEMS + 0.5)]] = True
+    _, opened = source(tmp_path / "source", factory, allowed)
+    rng = np.random.default_rng(6)
+    masked = [MASKS["seen"](rng, user) for user in range(64)]
+    _, rows = opened.candidates({"query_near": QUERIES}, mask_of(masked), COUNT)
+    shares = []
+    for user, hidden in enumerate(masked):
+        free = allowed.copy()
+        free[hidden] = False
+        want = [row for row in ORDER[user].tolist() if free[row]][:COUNT]
+        found = [row for row in rows[user].tolist() if row < ITEMS]
+        assert len(found) == len(want)
+        assert free[found].all()
+        shares.append(np.isin(want, found).mean() if want else 1.0)
+    assert np.mean(shares) >= 0.99
+
+
+def test_scores_of_items_that_a_rule_excludes() -> None:
+    kind = Index("near")
+    none = np.zeros(0, np.int64)
+    allowed = np.arange(ITEMS) % 2 == 0
+    made = kind.make(Material(ITEMS, none, none, form={"vectors": VECTORS}, allowed=allowed))
+    opened: Any = open_source(kind, Artefact.in_memory("source", made.arrays, made.meta), ITEMS, 1)
+    scores = opened.score({"query_near": QUERIES[:1]}, np.array([[0, 1, 2, ITEMS]]))
+    assert np.isneginf(scores[0]).tolist() == [False, True, False, True]
+
+
+def test_an_impossible_factory_is_refused_even_where_none_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match="could not parse index string Magic"):
+        source(tmp_path / "source", "Magic", np.arange(ITEMS) < 5)
+
+
+# -------------------------------------------------------------------------------------------------- as served
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Chain]:
+    changes = {
+        **{"candidates": 200, "kept": 100, "k_default": 100, "k_max": 100},
+        **{"max_excluded": 1000, "max_batch_size": 64},
+    }
+    path = tmp_path_factory.mktemp("masked") / "release"
+    tiny = make_tiny(
+        path, users=70, items=2500, most_seen=2480, factory="IVF16,Flat", settings=changes, seed=3
+    )
+    return tiny, Chain.open(tiny.release)
+
+
+def best(tiny: Tiny, query: np.ndarray, hidden: set[int]) -> list[int]:
+    products = np.einsum("id,d->i", tiny.vectors["near"], query)
+    return [row for row in np.argsort(-products, kind="stable").tolist() if row not in hidden]
+
+
+def test_paging_by_excluding_what_was_shown(served: tuple[Tiny, Chain]) -> None:
+    tiny, chain = served
+    # Of the users with little seen, one has seen nothing at all.
+    users = sorted(range(70), key=lambda user: len(tiny.seen[user]))[:8]
+    shown = np.zeros((8, 0), np.int64)
+    for page in range(5):
+        asked = {"user_id": np.array([[tiny.user_ids[user]] for user in users])}
+        if page:
+            asked["exclude_item_ids"] = shown
+        out, _ = chain.run(asked)
+        assert out["count"].tolist() == [[100]] * 8
+        for at, user in enumerate(users):
+            rows = [tiny.item_ids.index(item) for item in out["item_id"][at].tolist()]
+            excluded = {tiny.item_ids.index(item) for item in shown[at].tolist()}
+            want = best(tiny, out["query_near"][at], tiny.seen[user] | excluded)[:100]
+            assert set(rows) == set(want)
+            assert out["source"][at].tolist() == [1] * 200
+        shown = np.concatenate([shown, out["item_id"]], axis=1)
+
+
+def test_sixty_four_heavy_users_in_one_batch(served: tuple[Tiny, Chain]) -> None:
+    tiny, chain = served
+    # The heaviest has seen the whole catalogue; some have fewer than k left.
+    users = sorted(range(70), key=lambda user: -len(tiny.seen[user]))[:64]
+    assert len(tiny.seen[users[0]]) == 2500
+    out, _ = chain.run({"user_id": np.array([[tiny.user_ids[user]] for user in users])})
+    for at, user in enumerate(users):
+        left = 2500 - len(tiny.seen[user])
+        count = int(out["count"][at, 0])
+        assert count == min(100, left)
+        want = best(tiny, out["query_near"][at], tiny.seen[user])[:100]
+        assert {tiny.item_ids.index(item) for item in out["item_id"][at, :count].tolist()} == set(want)
+    alone, _ = chain.run({"user_id": np.array([[tiny.user_ids[users[5]]]])})
+    assert alone["item_id"][0].tolist() == out["item_id"][5].tolist()
