@@ -166,6 +166,17 @@ def test_more_candidates_than_items_is_noted(parts: Parts, tmp_path: Path) -> No
     assert (out["retrieved_row"][0] < ITEMS).sum() < 100
 
 
+def test_a_rule_that_nothing_passes_is_said_and_leaves_empty_answers(parts: Parts, tmp_path: Path) -> None:
+    sources = (Index("towers", factory="IVF4,Flat"), Popular(quota=4))
+    settings = changed(sources=sources, rules=(Compare("in heaps", column="stock", operator=">", value=100),))
+    made = small_release(tmp_path / "r", parts, settings=settings)
+    said = f"rules: 0 of {ITEMS} items pass the rule 'in heaps'; nobody will be recommended anything"
+    assert said in made.manifest.notes
+    assert verify_release(made).ok
+    out = answer(made, [*parts.users["user_id"].tolist()[:3], -1])
+    assert out["count"].tolist() == [[0]] * 4
+
+
 # --------------------------------------------------------------------------------------------- refused
 
 

@@ -1,0 +1,157 @@
+"""Verification of whole answers where the catalogue is large and scores lie close together."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+from small_release import SETTINGS, Parts, small_release
+
+from tiercel_export import Vectors
+from tiercel_serving.release.manifest import encode, read_manifest
+from tiercel_serving.release.opened import Release
+from tiercel_serving.release.writing import write_manifest
+from tiercel_serving.rules.compare import Compare
+from tiercel_serving.sources.index import Index
+from tiercel_serving.sources.popular import Popular
+from tiercel_serving.verify.checks import verify_release
+from tiercel_serving.verify.golden import ANSWER_USERS, StoredGolden
+from tiercel_serving.verify.report import VerifyRow
+
+MANY = 20_000
+
+
+def many_items(items: pd.DataFrame) -> pd.DataFrame:
+    """The same items, and made-up ones that nobody has had."""
+    random = np.random.default_rng(0)
+    more = MANY - len(items)
+    others = pd.DataFrame(
+        {
+            "item_id": 100_000 + np.arange(more),
+            "kind": random.choice(["tool", "toy", "gift", "book"], more),
+            "tags": [list("ab")[: n % 3] for n in range(more)],
+            "price": random.gamma(2, 20, more),
+            "stock": random.integers(0, 9, more),
+            "title": [f"Other {n}" for n in range(more)],
+        }
+    )
+    return pd.concat([items, others], ignore_index=True)
+
+
+def large(parts: Parts, path: Path, factory: str) -> Release:
+    """Vectors that differ by little: at each cut-off several scores nearly tie."""
+    random = np.random.default_rng(1)
+    vectors = random.normal(size=8) + 0.03 * random.normal(size=(MANY, 8))
+    settings = msgspec.structs.replace(
+        SETTINGS,
+        candidates=200,
+        kept=100,
+        k_max=50,
+        sources=(Index("towers", factory=factory), Popular(quota=20)),
+        rules=SETTINGS.rules[:1],
+    )
+    changed = replace(parts, items=many_items(parts.items))
+    retrieval = {"towers": Vectors(parts.user_tower, vectors.astype(np.float32))}
+    return small_release(path, changed, settings=settings, retrieval=retrieval)
+
+
+@pytest.fixture(scope="module", params=["Flat", "IVF64,Flat"])
+def many(request: pytest.FixtureRequest, parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    # So that an index is made of what the rule leaves.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tiercel_serving.sources.index.EXACT_ITEMS", 0)
+        return large(parts, tmp_path_factory.mktemp("many") / "release", request.param)
+
+
+def answers(release: Release | Path) -> list[VerifyRow]:
+    return [row for row in verify_release(release).rows if row.artefact == "answers"]
+
+
+def test_nobody_is_left_out_because_scores_lie_close(many: Release) -> None:
+    _, want = StoredGolden(many).tensors("answers")
+    assert len(want["status"]) == want["wanted"][0] == ANSWER_USERS + 1
+    real = want["candidate_row"] < MANY
+    # All but the stranger have somebody near a cut-off, and far more who are certain.
+    near = (real & ~want["candidate_certain"]).sum(axis=1)
+    assert np.count_nonzero(near == 0) <= 3
+    assert (want["candidate_certain"].sum(axis=1) > 60).all()
+    for row in answers(many):
+        assert row.ok
+        assert not row.warning
+        assert f"{ANSWER_USERS + 1} users compared" in row.detail
+
+
+def certain_of(release: Release) -> np.ndarray:
+    """Rows of items of which it is certain that the first known user's ranker sees them, best first."""
+    _, want = StoredGolden(release).tensors("answers")
+    user = int(np.flatnonzero(want["status"][:, 0] == 0)[0])
+    rows: np.ndarray = want["candidate_row"][user][want["candidate_certain"][user]]
+    return rows
+
+
+def edit(path: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
+    file = path / "artefacts" / f"{name}.npy"
+    array = np.load(file)
+    change(array)
+    np.save(file, array)
+
+
+def turn_vectors(path: Path, rows: np.ndarray) -> None:
+    at = np.isin(np.load(path / "artefacts/source_towers/rows.npy"), rows)
+
+    def change(vectors: np.ndarray) -> None:
+        vectors[at] *= -1
+
+    edit(path, "source_towers/vectors", change)
+
+
+def swap_two_rows(path: Path, rows: np.ndarray) -> None:
+    numbers = np.load(path / "artefacts/items/item_num.npy")
+    other = rows[np.argmax(np.abs(numbers[rows, 0] - numbers[rows[0], 0]))]
+
+    def change(table: np.ndarray) -> None:
+        table[[rows[0], other]] = table[[other, rows[0]]]
+
+    for name in ("item_num", "item_cat"):
+        edit(path, f"items/{name}", change)
+
+
+def tighten_the_rule(path: Path, rows: np.ndarray) -> None:
+    manifest = read_manifest((path / "manifest.json").read_bytes(), "manifest.json")
+    rules = (Compare("in stock", column="stock", operator=">", value=3),)
+    settings = msgspec.structs.replace(manifest.settings, rules=rules)
+    (path / "manifest.json").write_bytes(encode(msgspec.structs.replace(manifest, settings=settings)))
+
+
+@pytest.mark.parametrize("breaks", [turn_vectors, swap_two_rows, tighten_the_rule])
+def test_a_broken_release_is_caught(
+    many: Release, tmp_path: Path, breaks: Callable[[Path, np.ndarray], None]
+) -> None:
+    path = Path(shutil.copytree(many.path, tmp_path / "copy"))
+    rows = certain_of(many)
+    if breaks is turn_vectors and many.manifest.sources["towers"]["exact"]:
+        # One is enough; an index that may miss some is held to how many it misses.
+        rows = rows[:1]
+    breaks(path, rows)
+    write_manifest(path, read_manifest((path / "manifest.json").read_bytes(), "manifest.json"))
+    caught = answers(path)
+    assert caught
+    assert not any(row.ok for row in caught)
+    assert all(row.detail for row in caught)
+
+
+def test_one_vector_for_all_items_is_a_warning(parts: Parts, tmp_path: Path) -> None:
+    items = many_items(parts.items).iloc[:1500]
+    settings = msgspec.structs.replace(SETTINGS, sources=(Index("towers"), Popular(quota=0)))
+    retrieval = {"towers": Vectors(parts.user_tower, np.ones((1500, 8), np.float32))}
+    made = small_release(tmp_path / "r", replace(parts, items=items), settings=settings, retrieval=retrieval)
+    rows = answers(made)
+    assert rows
+    assert all(row.ok and row.warning for row in rows)
+    assert all(f"only 1 of {ANSWER_USERS + 1} users compared" in row.detail for row in rows)
