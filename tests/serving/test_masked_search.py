@@ -33,7 +33,7 @@ QUERIES = RANDOM.normal(size=(64, DIMENSION)).astype(np.float32)
 ORDER = np.argsort(-(QUERIES @ VECTORS.T), axis=1)
 SPACE = Space(VECTORS, None, ITEMS)
 
-FACTORIES = ["Flat", "IVF32,Flat", "HNSW16", "SQ8", "IVF32,SQ8"]
+FACTORIES = ["Flat", "IVF32,Flat", "HNSW32", "SQ8", "IVF32,SQ8"]
 
 #: What one user has masked.
 MASKS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {

@@ -276,9 +276,9 @@ def _write_sources(tiny: Tiny, path: Path) -> None:
             index = faiss.index_factory(DIMENSION, source.factory, faiss.METRIC_INNER_PRODUCT)
             index.train(vectors)
             index.add(vectors)
-            faiss.write_index(index, str(place / INDEX_FILE))
             # All of its lists: it finds what exact search finds.
             index.nprobe = index.nlist
+            faiss.write_index(index, str(place / INDEX_FILE))
             rungs = Rung(tiny.settings.candidates, index.nlist, 0.01), Rung(len(vectors), index.nlist, 0.05)
             profile = Profile("nprobe", rungs, 0.0)
             meta["profile"] = msgspec.to_builtins(profile)

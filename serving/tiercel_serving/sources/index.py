@@ -176,7 +176,7 @@ class Index(Settings, frozen=True, tag="index"):
         )
         raise InvalidSettings(
             f"index {self.name!r} ({self.factory}): of the best allowed items {reached:.4f} are served "
-            f"(masked: {case}), below min_recall {self.min_recall}; {knob} how it rounds its vectors "
+            f"(masked: {case}), below min_recall {self.min_recall}; {knob} how it rounds or links its vectors "
             "limits it; take a finer quantiser ('Flat' is exact) or lower min_recall"
         )
 

@@ -196,7 +196,7 @@ class Space:
         np.fmax(rough, _NOTHING, out=rough)
         positions = self.positions_of(masked)
         rough[positions if self.rows is None else positions[positions < len(self)]] = _NOTHING
-        slack = self.slack * float(np.sqrt(query[0] @ query[0]))
+        slack = self.slack * _norm(query[0])
         wanted = count + MARGIN
         while True:
             threshold = _threshold(rough, wanted)
@@ -289,7 +289,7 @@ class IndexSearch:
             rows = mask.rows_of(user)
             sample = self._space.positions_of(rows[:: -(-len(rows) // SAMPLE)])
             scores = self._space.score(query[user : user + 1], sample[None])[0]
-            cut = self._profile.cut * float(np.sqrt(query[user] @ query[user]))
+            cut = self._profile.cut * _norm(query[user])
             hidden[user] = np.count_nonzero(scores >= cut) / len(sample) * len(rows) > count / 4
         return hidden
 
@@ -355,6 +355,11 @@ class IndexSearch:
     def _turn(self, value: int) -> None:
         if self._profile.knob is not None:
             faiss.ParameterSpace().set_index_parameter(self._index, self._profile.knob, float(value))
+
+
+def _norm(query: Array) -> float:
+    wide = query.astype(np.float64)
+    return float(np.sqrt(wide @ wide))
 
 
 def longest_norm(vectors: Array) -> float:
