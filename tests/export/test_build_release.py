@@ -123,7 +123,9 @@ def test_an_approximate_index_is_verified_by_its_share_of_the_exact_answer(
     assert set(figures["cases"]) == {"plain", "seen", "best hidden"}
     report = verify_release(made)
     assert report.ok
-    assert "recall" in next(row.detail for row in report.rows if row.artefact == "towers")
+    compared = [row.detail for row in report.rows if row.artefact == "answers"]
+    assert compared
+    assert all("1.0000 of the candidates of exact search" in detail for detail in compared)
 
 
 def test_vectors_instead_of_a_tower_and_no_users(parts: Parts, tmp_path: Path) -> None:
@@ -312,7 +314,7 @@ UNKNOWN: dict[str, tuple[Callable[[Parts], dict[str, Any]], type[TiercelError], 
     "index": (
         setting(sources=(Index("towers", factory="Magic"), Popular(quota=4))),
         InvalidSettings,
-        r"settings\.sources\[0\] \(towers\): .*factory string 'Magic'",
+        r"settings\.sources\[0\] \(towers\): .*no index of 'Magic' .*index string Magic",
     ),
 }
 

@@ -11,8 +11,10 @@ import pytest
 
 from tiercel_serving.errors import InvalidSettings
 from tiercel_serving.ranked import Mask
+from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.index_build import build_index, faiss_reason, served_recall
 from tiercel_serving.sources.search import ExactSearch, Space
+from tiercel_serving.sources.table import Material
 
 RANDOM = np.random.default_rng(0)
 VECTORS = RANDOM.normal(size=(2000, 16)).astype(np.float32)
@@ -160,3 +162,18 @@ def test_a_ready_index_of_other_items_is_refused(factory: str) -> None:
 )
 def test_the_useful_half_of_a_faiss_error_is_whole(words: str, reason: str) -> None:
     assert faiss_reason(RuntimeError(words)) == reason
+
+
+def test_a_poor_recall_is_refused_and_what_limits_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = {"plain": 0.995, "best hidden": 0.9}
+    monkeypatch.setattr("tiercel_serving.sources.index_build.served_recall", lambda *_: cases)
+    none = np.zeros(0, np.int64)
+    material = Material(
+        2000, none, none, form={"vectors": VECTORS}, queries=QUERIES, candidates=50, seen=NOTHING
+    )
+    with pytest.raises(
+        InvalidSettings, match="how it rounds or links vectors limits it, and no knob"
+    ) as error:
+        Index("towers", factory="IVF32,SQ4", parameters={"nprobe": 32}).make(material)
+    assert "0.9000 are served with nprobe 32 (masked: best hidden)" in str(error.value)
+    assert "raise" not in str(error.value)

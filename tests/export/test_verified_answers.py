@@ -47,7 +47,7 @@ def many_items(items: pd.DataFrame) -> pd.DataFrame:
 def large(parts: Parts, path: Path, factory: str) -> Release:
     """Vectors that differ by little: at each cut-off several scores nearly tie."""
     random = np.random.default_rng(1)
-    vectors = random.normal(size=8) + 0.03 * random.normal(size=(MANY, 8))
+    vectors = random.normal(size=8) + 0.005 * random.normal(size=(MANY, 8))
     settings = msgspec.structs.replace(
         SETTINGS,
         candidates=200,

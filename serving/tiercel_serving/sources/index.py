@@ -169,15 +169,11 @@ class Index(Settings, frozen=True, tag="index"):
         case, reached = min(cases.items(), key=lambda pair: pair[1])
         if reached >= self.min_recall:
             return
-        knob = (
-            f"{profile.knob} was raised to {profile.ladder[-1].knob} and"
-            if profile.knob
-            else "it has no knob:"
-        )
+        tried = f"with {profile.knob} {profile.ladder[-1].knob}" if profile.knob else "without a knob"
         raise InvalidSettings(
             f"index {self.name!r} ({self.factory}): of the best allowed items {reached:.4f} are served "
-            f"(masked: {case}), below min_recall {self.min_recall}; {knob} how it rounds or links its vectors "
-            "limits it; take a finer quantiser ('Flat' is exact) or lower min_recall"
+            f"{tried} (masked: {case}), below min_recall {self.min_recall}; how it rounds or links vectors "
+            "limits it, and no knob: take a finer quantiser ('Flat' is exact) or lower min_recall"
         )
 
     def open(self, artefact: Artefact, items: int, threads: int) -> VectorIndex:

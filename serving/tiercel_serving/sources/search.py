@@ -154,6 +154,8 @@ class Space:
         One sum an item over its own vector alone: unlike a matrix product's, its value does not depend on
         what else is in the batch. The NaN of a broken model is -inf, which sorts.
         """
+        if not len(self):
+            return np.full(positions.shape, _NOTHING)
         products: Scores = np.einsum("bmd,bd->bm", self.vectors.take(positions, axis=0, mode="clip"), query)
         np.fmax(products, _NOTHING, out=products)
         products[positions == len(self.vectors)] = _NOTHING
