@@ -21,8 +21,7 @@ import tritonclient.grpc as grpcclient
 from reference import OfflineReference, Question
 from tiercel_pipelines.data import Dataset, Synthetic, load_dataset
 from tiercel_pipelines.export.run_export import export_run
-from tiercel_pipelines.recipe.load import load_recipe
-from tiercel_pipelines.recipe.recipe import Recipe
+from tiercel_pipelines.recipe.recipe import Recipe, load_recipe
 from tiercel_pipelines.training import TrainedRun, train_recipe
 from tiercel_serving.release.opened import Release
 from tiercel_serving.repository.graph import render_repository

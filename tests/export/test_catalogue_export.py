@@ -20,8 +20,7 @@ from tiercel_pipelines.export.catalogue import catalogue_of, kind_of, load_table
 from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.features.workflow import packed_columns
 from tiercel_pipelines.offline.evaluate import check_tables
-from tiercel_pipelines.recipe.load import load_recipe
-from tiercel_pipelines.recipe.recipe import Recipe, Synthetic
+from tiercel_pipelines.recipe.recipe import Recipe, Synthetic, load_recipe
 from tiercel_pipelines.training import TrainedRun, train_recipe
 from tiercel_serving.release.opened import Release
 from tiercel_serving.runtime.chain import Chain

@@ -12,8 +12,7 @@ import torch
 
 from tiercel_pipelines.data import load_dataset
 from tiercel_pipelines.errors import TrainingError
-from tiercel_pipelines.recipe.load import load_recipe
-from tiercel_pipelines.recipe.recipe import Synthetic
+from tiercel_pipelines.recipe.recipe import Synthetic, load_recipe
 from tiercel_pipelines.training import TrainedRun, train_recipe
 from tiercel_pipelines.training import train as train_module
 
