@@ -203,7 +203,7 @@ class Index(Settings, frozen=True, tag="index"):
 
     def reference_score(self, arrays: Mapping[str, Array], user: UserTensors, row: int) -> float:
         """Return one item's inner product."""
-        at = row if "rows" not in arrays else int(np.flatnonzero(arrays["rows"] == row)[0])
+        at = row if "rows" not in arrays else int(np.searchsorted(arrays["rows"], row))
         return float(np.einsum("id,d->i", arrays["vectors"][at : at + 1], user[self.query])[0])
 
 
