@@ -42,12 +42,13 @@ class Query(nn.Module):
     def __init__(self, vectors: Array) -> None:
         super().__init__()
         table = np.concatenate([vectors, np.zeros((1, vectors.shape[1]), np.float32)])
-        self.items = nn.Embedding.from_pretrained(torch.from_numpy(table))
+        self.items = nn.Embedding(table.shape[0], table.shape[1], _weight=torch.from_numpy(table))
         # Who has had nothing asks for something, not for everything alike.
         self.start = nn.Parameter(torch.from_numpy(vectors[:: max(1, len(vectors) // 50)].mean(0)))
 
     def forward(self, history_row: torch.Tensor, history_length: torch.Tensor) -> torch.Tensor:
-        return self.start + self.items(history_row).sum(1) / history_length.clamp(min=1)
+        mean: torch.Tensor = self.items(history_row).sum(1) / history_length.clamp(min=1)
+        return self.start + mean
 
 
 class Ranker(nn.Module):
@@ -63,7 +64,8 @@ class Ranker(nn.Module):
         self, item_cat: torch.Tensor, item_num: torch.Tensor, kept_score: torch.Tensor
     ) -> torch.Tensor:
         known = torch.cat([self.kinds(item_cat[:, :, 0]), item_num, kept_score[..., None]], 2)
-        return self.last(torch.relu(self.hidden(known)))
+        scores: torch.Tensor = self.last(torch.relu(self.hidden(known)))
+        return scores
 
 
 def workflow(made: MadeUp, folder: str) -> Any:

@@ -180,9 +180,8 @@ def _searched(
             spent[side].append((time.perf_counter() - begun) * 1e6)
             scores[side] = found[0]
         shares.append(_share(*scores))
-    return Searched(
-        index, mask, float(np.mean(shares)), *(median(times[len(times) // 5 :]) for times in spent)
-    )
+    us, scan_us = (median(times[len(times) // 5 :]) for times in spent)
+    return Searched(index, mask, float(np.mean(shares)), us, scan_us)
 
 
 def _share(found: Array, exact: Array) -> float:

@@ -204,7 +204,7 @@ def _rows_of(
 
 
 def _factorized(frame: pd.DataFrame, column: str, what: str) -> tuple[npt.NDArray[np.intp] | None, Array]:
-    """Return codes ``[n]`` into distinct ids, in order of appearance; None and all ids where they are integers."""
+    """Return codes ``[n]`` into distinct ids by first appearance; None and all ids if they are integers."""
     if column not in frame.columns or getattr(frame[column].dtype, "kind", "O") in "iu":
         return None, raw_ids(frame, column, what)
     series = frame[column]

@@ -3,9 +3,9 @@
 The artefact ``items`` (I items; row I is the pad row) holds
 
     the lookup :data:`ITEM_LOOKUP` (raw id → row), the raw ids :data:`ITEM_IDS` in row order, laid out by
-    :func:`store_ids`, a stored column :func:`~.column_store.raw_prefix` ``[I + 1]`` for each raw item column (the
-    pad row is null), ``item_cat [I + 1, Ci]`` i64, ``item_num [I + 1, Fi]`` f32 and ``item_list_<c>
-    [I + 1, Lc]``.
+    :func:`store_ids`, a stored column :func:`~.column_store.raw_prefix` ``[I + 1]`` for each raw item
+    column (the pad row is null), ``item_cat [I + 1, Ci]`` i64, ``item_num [I + 1, Fi]`` f32 and
+    ``item_list_<c> [I + 1, Lc]``.
 
 Packed arrays of width zero are left out.
 """
@@ -59,7 +59,8 @@ class ItemTable:
 
     def __init__(self, artefact: Artefact, size: int) -> None:
         self._artefact, self.size = artefact, size
-        self._offsets = self._blob = None
+        self._offsets: Array | None = None
+        self._blob: Array | None = None
         if f"{ITEM_IDS}.offsets" in artefact.arrays:
             self._offsets = artefact.array(f"{ITEM_IDS}.offsets", size + 2)
             self._blob = artefact.array(f"{ITEM_IDS}.blob")

@@ -95,9 +95,9 @@ def compare_arrays(
         worst_relative = max(worst_relative, float(relative.max()))
         bad = distance > allowed
         if bad.any():
-            index = np.unravel_index(int(np.argmax(np.where(bad, distance, -1.0))), b.shape)
-            if wrong is None or distance[index] > wrong[0]:
-                wrong = float(distance[index]), (begin + int(index[0]), *(int(i) for i in index[1:]))
+            place = np.unravel_index(int(np.argmax(np.where(bad, distance, -1.0))), b.shape)
+            if wrong is None or distance[place] > wrong[0]:
+                wrong = float(distance[place]), (begin + int(place[0]), *(int(i) for i in place[1:]))
     if wrong is None:
         return Difference(int(oracle.size), worst, worst_relative, True)
     index = wrong[1]
