@@ -79,7 +79,8 @@ def _flattened(rows: list[Any], dtype: str) -> pd.Series:
     """Return the elements of all rows, end to end, without a loop over them where they are plain numbers."""
     if rows and set(map(type, rows)) == {np.ndarray}:
         kinds = {row.dtype for row in rows}
-        if len(kinds) == 1 and next(iter(kinds)).kind in "iufb" and all(row.ndim == 1 for row in rows):
+        plain = len(kinds) == 1 and next(iter(kinds)).kind in "iufb" and np.dtype(np.uint64) not in kinds
+        if plain and all(row.ndim == 1 for row in rows):
             return pd.Series(np.concatenate(rows))
     flat = list(chain.from_iterable(rows))
     if set(map(type, flat)) == {int} and dtype.startswith("int"):

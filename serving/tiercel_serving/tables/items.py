@@ -64,8 +64,9 @@ class ItemTable:
         if f"{ITEM_IDS}.offsets" in artefact.arrays:
             self._offsets = artefact.array(f"{ITEM_IDS}.offsets", size + 2)
             self._blob = artefact.array(f"{ITEM_IDS}.blob")
-            # A memoryview gives the bytes of a slice several times faster than an array does.
+            # Plain memoryviews: indexing one is several times quicker than an array.
             self._text = memoryview(self._blob)  # type: ignore[arg-type]
+            self._ends = memoryview(self._offsets)  # type: ignore[arg-type]
         else:
             self._values = artefact.array(f"{ITEM_IDS}.values", size + 1)
 
@@ -83,11 +84,9 @@ class ItemTable:
         if self._offsets is None:
             numbers: Array = self._values.take(rows)
             return numbers
-        flat = rows.reshape(-1)
-        begins, ends = self._offsets.take(flat).tolist(), self._offsets.take(flat + 1).tolist()
-        text = self._text
-        out = np.empty(flat.shape, np.object_)
-        out[:] = [bytes(text[begin:end]) for begin, end in zip(begins, ends, strict=True)]
+        ends, text = self._ends, self._text
+        out = np.empty(rows.size, np.object_)
+        out[:] = [text[ends[row] : ends[row + 1]].tobytes() for row in rows.ravel().tolist()]
         return out.reshape(rows.shape)
 
     def all_ids(self) -> Array | Strings:
