@@ -8,7 +8,7 @@ DEMO := $(VENV)/.ready-demo
 DEV := $(VENV)/.ready-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test lint format bench bench-features clean
+.PHONY: help setup demo test lint format bench bench-features bench-scale clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets.
@@ -58,6 +58,9 @@ bench: $(DEMO)  ## perf_analyzer over both layouts of the demo's release.
 
 bench-features: $(DEV)  ## Compiled features beside NVTabular, pandas and Merlin Systems, 10 to 15 minutes.
 	$(BIN)/python -m benchmarks.features --save benchmarks/results/latest-features.json
+
+bench-scale: $(DEV)  ## Large made-up catalogues: export, memory, masked search; some minutes.
+	$(BIN)/python -m benchmarks.scale --save benchmarks/results/latest-scale.json
 
 clean:  ## Remove what the targets made (not the data).
 	rm -rf $(VENV) runs releases build

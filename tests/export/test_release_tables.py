@@ -1,4 +1,4 @@
-"""Histories, seen sets and null rows against plain Python."""
+"""Histories and null rows against plain Python."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiercel_export.release.tables import histories, seen_sets, user_arrays
+from tiercel_export.release import tables
+from tiercel_export.release.tables import histories, user_arrays
 from tiercel_serving.columns import Column, null_column, take_rows, with_null_row
 from tiercel_serving.features.blocks import transform
 from tiercel_serving.release.artefacts import Artefact
@@ -16,30 +17,37 @@ from tiercel_serving.stores.memory_mapped import UserTables
 EVENTS = st.lists(st.tuples(st.integers(-1, 4), st.integers(0, 6)), max_size=40)
 
 
-@given(EVENTS, st.integers(0, 5))
-def test_histories_keep_the_latest_of_repeated_items(events: list[tuple[int, int]], length: int) -> None:
+@given(EVENTS, st.integers(0, 5), st.sampled_from([1, 3, 1 << 20]))
+def test_histories_keep_the_latest_of_repeated_items(
+    events: list[tuple[int, int]], length: int, block: int
+) -> None:
     users = np.array([user for user, _ in events], np.int64)
     items = np.array([item for _, item in events], np.int64)
-    offsets, rows = histories(users, items, 5)
-    seen_offsets, seen = seen_sets(offsets, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "_BLOCK", block)
+        offsets, rows = histories(users, items, 5, length)
     want: list[list[int]] = [[] for _ in range(6)]
     for user, item in events:
         if user >= 0:
             if item in want[user]:
                 want[user].remove(item)
             want[user].append(item)
+    assert (offsets.dtype, rows.dtype) == (np.int64, np.int32)
     assert offsets.tolist() == np.cumsum([0, *map(len, want)]).tolist()
-    assert np.array_equal(offsets, seen_offsets)
     for user in range(6):
-        assert rows[offsets[user] : offsets[user + 1]].tolist() == want[user]
-        assert seen[offsets[user] : offsets[user + 1]].tolist() == sorted(want[user])
-    arrays = user_arrays(np.arange(5), {}, {}, users, items)
+        old = len(want[user]) - min(length, len(want[user]))
+        assert rows[offsets[user] : offsets[user + 1]].tolist() == sorted(want[user][:old]) + want[user][old:]
+    arrays = user_arrays(np.arange(5), {}, {}, users, items, latest=length)
     stored = UserTables(Artefact.in_memory("users", arrays)).at(np.arange(6))
     got, count = stored.history(length, 99)
     for user in range(6):
         mine = want[user][len(want[user]) - min(length, len(want[user])) :]
         assert got[user].tolist() == mine + [99] * (length - len(mine))
         assert count[user] == len(mine)
+    flat, counts = stored.seen()
+    assert [sorted(part.tolist()) for part in np.split(flat, np.cumsum(counts)[:-1])] == list(
+        map(sorted, want)
+    )
 
 
 SCALARS = [

@@ -158,8 +158,8 @@ def test_tables_that_do_not_fit_the_catalogue(plain: Tiny) -> None:
     other = replace(manifest, catalogue=replace(manifest.catalogue, items=31, users=6))
     release = Release(plain.release.path, other)
     for stage, message in (
-        ("filtering", "expected 31 rows of ids.values, found 30"),
-        ("retrieval", "expected 8 rows of seen_offsets, found 9"),
+        ("filtering", "expected 32 rows of ids.values, found 31"),
+        ("retrieval", "expected 8 rows of history_offsets, found 9"),
     ):
         with pytest.raises(ArtefactCorrupt, match=message):
             build_stage(stage, release)
@@ -173,8 +173,8 @@ def test_tables_that_do_not_fit_the_catalogue(plain: Tiny) -> None:
         ({"artefact_format": None}, ArtefactCorrupt, "not a readable header"),
         ({"kind": "items"}, ArtefactCorrupt, "expected an artefact of kind 'users', found 'items'"),
         ({"bytes": ["a"]}, ArtefactCorrupt, "not a readable header .Expected `object`, got `array`"),
-        ({"arrays": {"seen_rows": {"file": "x"}}}, ArtefactCorrupt, "missing required field `dtype`"),
-        ({"bytes": {"seen_rows.npy": 1}}, ArtefactCorrupt, "seen_rows.npy: expected 1 bytes, found"),
+        ({"arrays": {"history_rows": {"file": "x"}}}, ArtefactCorrupt, "missing required field `dtype`"),
+        ({"bytes": {"history_rows.npy": 1}}, ArtefactCorrupt, "history_rows.npy: expected 1 bytes, found"),
         ({"bytes": {"gone.npy": 1}}, ArtefactMissing, "gone.npy: listed in header.json, but missing"),
     ],
 )
@@ -189,9 +189,9 @@ def test_a_header_that_cannot_be(
 def test_an_array_that_is_not_as_its_header_says(release_copy: Path) -> None:
     header = release_copy / "artefacts/users/header.json"
     arrays = json.loads(header.read_text())["arrays"]
-    arrays["seen_rows"]["dtype"] = "<i4"
+    arrays["history_rows"]["dtype"] = "<i8"
     edit_json(header, arrays=arrays)
-    with pytest.raises(ArtefactCorrupt, match=r"seen_rows.npy: expected <i4 \[\d+\], found <i8"):
+    with pytest.raises(ArtefactCorrupt, match=r"history_rows.npy: expected <i8 \[\d+\], found <i4"):
         Chain.open(release_copy)
 
 

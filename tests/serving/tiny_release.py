@@ -38,7 +38,7 @@ from tiercel_serving.sources.search import Profile, Rung
 from tiercel_serving.sources.table import Material
 from tiercel_serving.stores.memory_mapped import USER_LOOKUP
 from tiercel_serving.tables.column_store import raw_prefix, store_column
-from tiercel_serving.tables.items import ITEM_IDS, ITEM_LOOKUP
+from tiercel_serving.tables.items import ITEM_LOOKUP, store_ids
 
 BUILD = "build-1"
 DIMENSION = 4
@@ -245,15 +245,13 @@ def user_arrays(tiny: Tiny) -> dict[str, np.ndarray]:
     arrays |= transform([*tiny.age, None], [*tiny.occupation, None], [*tiny.tags, None], nulls, nulls)
     sizes = [0, *(len(mine) for mine in tiny.history), 0]
     arrays["history_offsets"] = np.cumsum(sizes)
-    arrays["history_rows"] = np.array([row for mine in tiny.history for row in mine], np.int64)
-    arrays["seen_offsets"] = arrays["history_offsets"]
-    arrays["seen_rows"] = np.array([row for mine in tiny.seen for row in sorted(mine)], np.int64)
+    arrays["history_rows"] = np.array([row for mine in tiny.history for row in mine], np.int32)
     return arrays
 
 
 def _write_items(tiny: Tiny, path: Path) -> None:
     arrays = dict(build_lookup(ids_array(tiny.item_ids), ITEM_LOOKUP))
-    arrays |= store_column(Column(ids_array(tiny.item_ids)), ITEM_IDS)
+    arrays |= store_ids(ids_array(tiny.item_ids))
     arrays |= {"item_cat": tiny.item_cat, "item_num": tiny.item_num, "item_list_genres": tiny.item_genres}
     arrays |= store_column(column([*tiny.year, None], np.int64), raw_prefix("year"))
     arrays |= store_column(column([*tiny.label, None], np.object_), raw_prefix("label"))

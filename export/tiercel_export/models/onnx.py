@@ -23,8 +23,12 @@ OPSET = 18
 #: The key under which the build id lies in the model's ``metadata_props``.
 BUILD_ID_KEY = "tiercel_build_id"
 
-#: Protobuf ends at 2 GiB; from here on the weights go into a file beside the model.
-EXTERNAL_DATA_BYTES = 1 << 30
+#: From here on the weights go into a file beside the model, which the instances of a model map and so share;
+#: what is inside of the ONNX file each process reads into memory of its own.
+EXTERNAL_DATA_BYTES = 1 << 20
+
+#: What that file is called: the model's name and this.
+EXTERNAL_DATA_SUFFIX = ".data"
 
 #: Operator domains that ONNX Runtime carries by itself.
 _PLAIN_DOMAINS = {"", "ai.onnx"}
@@ -101,9 +105,13 @@ def _finish(model: onnx.ModelProto, path: Path, build_id: str) -> onnx.ModelProt
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if weights > EXTERNAL_DATA_BYTES:
+    if weights >= EXTERNAL_DATA_BYTES:
         onnx.save_model(
-            model, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024
+            model,
+            str(path),
+            save_as_external_data=True,
+            location=path.name + EXTERNAL_DATA_SUFFIX,
+            size_threshold=1024,
         )
         onnx.checker.check_model(str(path))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -46,11 +47,10 @@ def raw_ids(frame: pd.DataFrame, column: str, what: str) -> Array:
             raise ExportInputError(f"{what}: ids in {column!r} do not fit 64 bits with a sign")
         return np.asarray(values, np.int64)
     values = series.to_numpy(dtype=object)
-    return _as_bytes(values, column, what, series.dtype)
+    return _as_bytes(values, set(map(type, values)), column, what, series.dtype)
 
 
-def _as_bytes(values: Array, column: str, what: str, dtype: Any) -> Array:
-    kinds = {type(value) for value in values}
+def _as_bytes(values: Array, kinds: set[type], column: str, what: str, dtype: Any) -> Array:
     if kinds and all(issubclass(kind, (int, np.integer)) and kind is not bool for kind in kinds):
         return values.astype(np.int64)
     if not kinds <= {str, bytes}:
@@ -126,12 +126,12 @@ def check_inputs(
         user_ids = unique_ids(users, columns.user_id, "users")
     else:
         # Nobody is in the store; the ids' type is that of the interactions, if there are any.
-        like = None if interactions is None else raw_ids(interactions, columns.user_id, "interactions")
+        like = None if interactions is None else _factorized(interactions, columns.user_id, "interactions")[1]
         user_ids = np.zeros(0, np.int64 if like is None else like.dtype)
     events = check_events(interactions, item_ids, None if users is None else user_ids, columns, notes)
     return Inputs(
-        items=items.reset_index(drop=True),
-        users=None if users is None else users.reset_index(drop=True),
+        items=_numbered(items),
+        users=None if users is None else _numbered(users),
         interactions=interactions,
         item_ids=item_ids,
         user_ids=user_ids,
@@ -142,6 +142,13 @@ def check_inputs(
         seed=seed,
         notes=notes,
     )
+
+
+def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with its rows numbered from 0, without a copy of its columns."""
+    numbered = frame.copy(deep=False)
+    numbered.index = pd.RangeIndex(len(frame))
+    return numbered
 
 
 def check_events(
@@ -159,31 +166,59 @@ def check_events(
     if interactions is None:
         nobody = np.zeros(0, np.int64)
         return Events(nobody, nobody)
-    event_items = raw_ids(interactions, columns.item_id, "interactions")
-    _same_kind(event_items, item_ids, columns.item_id, "items")
-    items = pd.Index(item_ids).get_indexer(event_items)
-    event_users = raw_ids(interactions, columns.user_id, "interactions")
-    users = np.full(len(items), -1, np.int64)
-    if user_ids is not None:
-        _same_kind(event_users, user_ids, columns.user_id, "users")
-        users = pd.Index(user_ids).get_indexer(event_users).astype(np.int64)
-    order = _time_order(interactions, columns.timestamp)
-    known = items[order] >= 0
-    dropped = int((~known).sum())
+    items, distinct = _rows_of(interactions, columns.item_id, item_ids, "items")
+    known = items >= 0
+    dropped = len(known) - int(np.count_nonzero(known))
     if dropped:
-        distinct = pd.unique(event_items[items < 0])
         notes.append(
             f"interactions: {dropped} of {len(items)} name {len(distinct)} items that `items` does not hold "
             f"({shown(distinct)}); they were dropped"
         )
-    strangers = users < 0
-    if user_ids is not None and strangers.any():
-        distinct = pd.unique(event_users[strangers])
+    users, distinct = _rows_of(interactions, columns.user_id, user_ids, "users")
+    strangers = 0 if user_ids is None else int(np.count_nonzero(users < 0))
+    if strangers:
         notes.append(
-            f"interactions: {int(strangers.sum())} of {len(users)} belong to {len(distinct)} users that "
+            f"interactions: {strangers} of {len(users)} belong to {len(distinct)} users that "
             f"`users` does not hold ({shown(distinct)}); they count for popularity only"
         )
-    return Events(users[order][known], items[order][known].astype(np.int64))
+    order = _time_order(interactions, columns.timestamp)
+    if order is not None:
+        users, items, known = users[order], items[order], known[order]
+    return Events(users[known], items[known]) if dropped else Events(users, items)
+
+
+def _rows_of(
+    interactions: pd.DataFrame, column: str, ids: Array | None, where: str
+) -> tuple[npt.NDArray[np.int64], Array]:
+    """Return the row of each interaction's id, -1 where ``ids`` has none, and the distinct ids without a row.
+
+    Only distinct text becomes bytes: there are far fewer of them than interactions.
+    """
+    codes, distinct = _factorized(interactions, column, "interactions")
+    if ids is None:
+        return np.full(len(interactions), -1, np.int64), distinct[:0]
+    _same_kind(distinct, ids, column, where)
+    rows = pd.Index(ids).get_indexer(distinct).astype(np.int64)
+    missing = distinct[rows < 0]
+    return (rows, pd.unique(missing)) if codes is None else (rows.take(codes), missing)
+
+
+def _factorized(frame: pd.DataFrame, column: str, what: str) -> tuple[npt.NDArray[np.intp] | None, Array]:
+    """Return codes ``[n]`` into distinct ids by first appearance; None and all ids if they are integers."""
+    if column not in frame.columns or getattr(frame[column].dtype, "kind", "O") in "iu":
+        return None, raw_ids(frame, column, what)
+    series = frame[column]
+    # A category or an Arrow string is no Python object yet; what is one says here what it is.
+    kinds = set(map(type, series.to_numpy())) if series.dtype == object else None
+    codes, distinct = pd.factorize(series)
+    nulls = int(np.count_nonzero(codes < 0))
+    if nulls:
+        raise ExportInputError(
+            f"{what}: {nulls} of {len(series)} ids in {column!r} are null; drop those rows"
+        )
+    values = np.asarray(distinct, dtype=object)
+    kinds = set(map(type, values)) if kinds is None else kinds
+    return codes, _as_bytes(values, kinds, column, what, series.dtype)
 
 
 def _same_kind(ids: Array, others: Array, column: str, where: str) -> None:
@@ -194,9 +229,10 @@ def _same_kind(ids: Array, others: Array, column: str, where: str) -> None:
         )
 
 
-def _time_order(interactions: pd.DataFrame, timestamp: str | None) -> npt.NDArray[np.intp]:
+def _time_order(interactions: pd.DataFrame, timestamp: str | None) -> npt.NDArray[np.intp] | None:
+    """Return the places of the interactions in order of time; None if they are in order."""
     if timestamp is None:
-        return np.arange(len(interactions))
+        return None
     if timestamp not in interactions.columns:
         raise ExportInputError(
             f"interactions: no column {timestamp!r} to order them by; name another one, or pass "
@@ -208,7 +244,10 @@ def _time_order(interactions: pd.DataFrame, timestamp: str | None) -> npt.NDArra
         raise ExportInputError(
             f"interactions: {nulls} of {len(times)} have no {timestamp!r}; fill or drop them"
         )
-    return np.argsort(times.to_numpy(), kind="stable")
+    values = times.to_numpy()
+    if (values[1:] >= values[:-1]).all():
+        return None
+    return np.argsort(values, kind="stable")
 
 
 def infer_column(series: pd.Series, name: str, what: str) -> InputColumn:
@@ -222,11 +261,9 @@ def infer_column(series: pd.Series, name: str, what: str) -> InputColumn:
     present = series[series.notna()] if series.dtype == object else series
     first = present.iloc[0] if len(present) else None
     is_list = isinstance(first, (list, tuple, np.ndarray))
-    elements = [value for row in present for value in row if value is not None] if is_list else ()
-    sample = pd.Series(elements, dtype=object) if is_list else present
-    kind = getattr(sample.dtype, "kind", "O")
+    kind = getattr(series.dtype, "kind", "O")
     if kind == "O":
-        kinds = {type(value) for value in sample}
+        kinds = _kinds_in_lists(present) if is_list else set(map(type, present))
         dtype = next((text for text, types in _PYTHON_TYPES if kinds and kinds <= types), None)
         dtype = "bytes" if not kinds else dtype
     else:
@@ -237,6 +274,12 @@ def infer_column(series: pd.Series, name: str, what: str) -> InputColumn:
             "lists of these; convert it"
         )
     return InputColumn(name, dtype, is_list, "item")
+
+
+def _kinds_in_lists(rows: pd.Series) -> set[type]:
+    if set(map(type, rows)) == {np.ndarray} and all(row.dtype != object for row in rows):
+        return {dtype.type for dtype in {row.dtype for row in rows if len(row)}}
+    return set(map(type, chain.from_iterable(rows))) - {type(None)}
 
 
 _PYTHON_TYPES: tuple[tuple[str, set[type]], ...] = (

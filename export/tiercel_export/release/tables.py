@@ -18,7 +18,7 @@ from tiercel_serving.release.manifest import Catalogue, Packed, PackedList
 from tiercel_serving.spec import Array
 from tiercel_serving.stores.memory_mapped import USER_LOOKUP
 from tiercel_serving.tables.column_store import raw_prefix, store_column
-from tiercel_serving.tables.items import ITEM_IDS, ITEM_LOOKUP
+from tiercel_serving.tables.items import ITEM_LOOKUP, store_ids
 
 from ..workflow.frames import column_from_series, columns_from_frame
 from .fit import check_rules
@@ -26,6 +26,9 @@ from .given import id_dtype, infer_column
 from .parts import Inputs, Programs, Tables
 
 Rows = npt.NDArray[np.int64]
+
+#: Interactions whose repetitions are looked for together: bounds the temporaries.
+_BLOCK = 1 << 20
 
 
 def make_tables(inputs: Inputs, programs: Programs) -> Tables:
@@ -42,7 +45,14 @@ def make_tables(inputs: Inputs, programs: Programs) -> Tables:
     stored = {column.name for column in programs.user.inputs if column.part == "user"}
     user_raw = {name: column for name, column in raw_users.items() if name in stored}
     return Tables(
-        user_arrays(inputs.user_ids, user_raw, user_packed, inputs.events.users, inputs.events.items),
+        user_arrays(
+            inputs.user_ids,
+            user_raw,
+            user_packed,
+            inputs.events.users,
+            inputs.events.items,
+            latest=inputs.settings.history_length,
+        ),
         item_arrays(inputs.item_ids, raw_items, item_packed),
         user_packed,
         item_packed,
@@ -114,7 +124,7 @@ def item_arrays(ids: Array, raw: Mapping[str, Column], packed: Mapping[str, Arra
         Model-ready tensors ``[I + 1, …]``; the pad row is last.
     """
     arrays: dict[str, Array] = dict(build_lookup(ids, ITEM_LOOKUP))
-    arrays.update(store_column(Column(ids), ITEM_IDS))
+    arrays.update(store_ids(ids))
     for name, column in raw.items():
         arrays.update(store_column(with_null_row(column), raw_prefix(name)))
     arrays.update(packed)
@@ -127,6 +137,8 @@ def user_arrays(
     packed: Mapping[str, Array],
     users: Rows,
     items: Rows,
+    *,
+    latest: int,
 ) -> dict[str, Array]:
     """Lay out the artefact ``users``.
 
@@ -140,19 +152,19 @@ def user_arrays(
         Model-ready tensors ``[U + 1, …]``.
     users, items
         ``[n]`` rows of the interactions, in order of time; other users' are left out (-1).
+    latest
+        How many of a user's latest items a history shows.
     """
     arrays: dict[str, Array] = dict(build_lookup(ids, USER_LOOKUP))
     for name, column in raw.items():
         arrays.update(store_column(column, raw_prefix(name)))
     arrays.update(packed)
-    history_offsets, history_rows = histories(users, items, len(ids))
-    arrays["history_offsets"], arrays["history_rows"] = history_offsets, history_rows
-    arrays["seen_offsets"], arrays["seen_rows"] = seen_sets(history_offsets, history_rows)
+    arrays["history_offsets"], arrays["history_rows"] = histories(users, items, len(ids), latest)
     return arrays
 
 
-def histories(users: Rows, items: Rows, n_users: int) -> tuple[Rows, Rows]:
-    """Group interactions by user, in order of time; of a repeated item only the latest stays.
+def histories(users: Rows, items: Rows, n_users: int, latest: int) -> tuple[Rows, npt.NDArray[np.int32]]:
+    """Group interactions by user; of a repeated item only the latest stays.
 
     Parameters
     ----------
@@ -160,27 +172,66 @@ def histories(users: Rows, items: Rows, n_users: int) -> tuple[Rows, Rows]:
         ``[n]`` rows, in order of time; users below 0 are left out.
     n_users
         U.
+    latest
+        So many of each user's items come last, in order of time; those before them in order of row.
 
     Returns
     -------
     offsets : ``[U + 2]`` int64; row U is empty
     rows : item rows of all users, end to end
     """
-    known = users >= 0
-    users, items = users[known], items[known]
-    order = np.argsort(users, kind="stable")
-    users, items = users[order], items[order]
-    # Seen from the end, the first of equal (user, item) pairs is the latest.
+    events = _by_user(users, items)
+    ends = np.searchsorted(events[0], np.arange(n_users + 1), side="right")
+    counts = np.zeros(n_users + 1, np.int64)
+    kept, begin, first = [], 0, 0
+    while first < n_users:
+        # Whole users, as many as fit into a block; one of them at least.
+        beyond = max(first + 1, int(np.searchsorted(ends, begin + _BLOCK, side="right")))
+        beyond = min(beyond, n_users)
+        end = int(ends[beyond - 1])
+        own = events[0][begin:end].astype(np.int64) - first
+        rows, counts[first:beyond] = _distinct(own, events[1][begin:end], beyond - first, latest)
+        kept.append(rows)
+        begin, first = end, beyond
+    offsets = np.zeros(n_users + 2, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets, np.concatenate(kept) if kept else np.zeros(0, np.int32)
+
+
+def _by_user(users: Rows, items: Rows) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Return the known users' events by user, each one's in order of time."""
+    # One sort of integers that hold both user and place is several times cheaper than a stable argsort.
+    keys = users << 32 | np.arange(len(users))
+    if (users < 0).any():
+        keys = keys[users >= 0]
+    keys.sort()
+    sorted_items = items.astype(np.int32)[keys & 0xFFFFFFFF]
+    keys >>= 32
+    return keys.astype(np.int32), sorted_items
+
+
+def _distinct(
+    users: Rows, items: npt.NDArray[np.int32], n_users: int, latest: int
+) -> tuple[npt.NDArray[np.int32], Rows]:
+    """Return each user's items once, in the order that :func:`histories` says, and how many they are.
+
+    Parameters
+    ----------
+    users, items
+        Events of some users, by user and time; users count from 0.
+    n_users, latest
+        How many users; as for :func:`histories`.
+    """
     width = int(items.max(initial=0)) + 1
-    pairs = (users * width + items)[::-1]
-    _, first = np.unique(pairs, return_index=True)
-    kept = np.sort(len(pairs) - 1 - first)
-    users, items = users[kept], items[kept]
-    counts = np.bincount(users, minlength=n_users + 1) if len(users) else np.zeros(n_users + 1, np.int64)
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), items.astype(np.int64)
-
-
-def seen_sets(offsets: Rows, rows: Rows) -> tuple[Rows, Rows]:
-    """Return the same groups with each one's rows sorted; they are distinct already."""
-    groups = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    return offsets.copy(), rows[np.lexsort((rows, groups))]
+    pairs = users * width + items
+    order = np.argsort(pairs, kind="stable")
+    ordered = pairs[order]
+    # The last of equal pairs is the latest.
+    last = np.append(ordered[1:] != ordered[:-1], np.ones(min(1, len(ordered)), np.bool_))
+    places = np.sort(order[last])
+    users, items = users[places], items[places]
+    counts = np.bincount(users, minlength=n_users)
+    age = np.cumsum(counts)[users] - np.arange(len(users))
+    # Old items by row, then the latest from the oldest on.
+    keys = np.where(age > latest, items, width + latest - age) + users * (width + latest)
+    return items[np.argsort(keys, kind="stable")], counts

@@ -54,7 +54,7 @@ class Uncompiled:
         length = self.settings.history_length
         if not length:
             return tensors
-        latest = self._of_user("history", row)[-length:]
+        latest = self.seen(row)[-length:]
         history = np.full(length, self.items, np.int64)
         history[: len(latest)] = latest
         tensors["history_row"] = history
@@ -83,8 +83,11 @@ class Uncompiled:
         return np.concatenate([model.run(self.users(block))[model.output.name] for block in blocks])
 
     def seen(self, row: int) -> Array:
-        """Return the item rows that a user has had."""
-        return self._of_user("seen", row)
+        """Return the item rows that a user has had, the latest in order of time last."""
+        arrays = self.tables.user_arrays
+        begin, end = arrays["history_offsets"][row : row + 2]
+        seen: Array = arrays["history_rows"][begin:end].astype(np.int64)
+        return seen
 
     @cached_property
     def passing(self) -> npt.NDArray[np.bool_]:
@@ -96,12 +99,6 @@ class Uncompiled:
         allowed = self.passing.copy()
         allowed[self.seen(row)] = False
         return allowed
-
-    def _of_user(self, what: str, row: int) -> Array:
-        arrays = self.tables.user_arrays
-        begin, end = arrays[f"{what}_offsets"][row : row + 2]
-        of_user: Array = arrays[f"{what}_rows"][begin:end]
-        return of_user
 
     def candidates(self, rows: Array, scores: Array, sources: Array) -> dict[str, Array]:
         """Return what a ranker may know of candidates ``[B, K]``."""

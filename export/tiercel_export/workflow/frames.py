@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -55,17 +56,40 @@ def column_from_series(series: pd.Series, column: InputColumn) -> Column:
     if not column.is_list:
         values, valid = _elements(series, column)
         return Column(values, valid)
-    rows = series.tolist()
+    rows, row_valid = _lists(series.tolist(), column.name)
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=offsets[1:])
+    values, valid = _elements(_flattened(rows, column.dtype), column)
+    return Column(values, valid, offsets, row_valid)
+
+
+def _lists(rows: list[Any], name: str) -> tuple[list[Any], Array | None]:
+    """Return the rows with an empty list where one is null, and which are none; None if all are lists."""
+    if set(map(type, rows)) <= {list, tuple, np.ndarray}:
+        return rows, None
     row_valid = np.array([_is_sequence(row) for row in rows], np.bool_)
     strays = [row for row, ok in zip(rows, row_valid, strict=True) if not ok and not _is_null(row)]
     if strays:
-        raise ExportInputError(f"column {column.name!r}: expected lists, found {strays[0]!r}")
-    lists = [list(row) if ok else [] for row, ok in zip(rows, row_valid, strict=True)]
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(row) for row in lists], out=offsets[1:])
-    flat = [element for row in lists for element in row]
-    values, valid = _elements(_series_of(flat, column.dtype), column)
-    return Column(values, valid, offsets, None if row_valid.all() else row_valid)
+        raise ExportInputError(f"column {name!r}: expected lists, found {strays[0]!r}")
+    lists = [row if ok else [] for row, ok in zip(rows, row_valid, strict=True)]
+    return lists, None if row_valid.all() else row_valid
+
+
+def _flattened(rows: list[Any], dtype: str) -> pd.Series:
+    """Return the elements of all rows, end to end, without a loop over them where they are plain numbers."""
+    if rows and set(map(type, rows)) == {np.ndarray}:
+        kinds = {row.dtype for row in rows}
+        plain = len(kinds) == 1 and next(iter(kinds)).kind in "iufb" and np.dtype(np.uint64) not in kinds
+        if plain and all(row.ndim == 1 for row in rows):
+            return pd.Series(np.concatenate(rows))
+    flat = list(chain.from_iterable(rows))
+    if set(map(type, flat)) == {int} and dtype.startswith("int"):
+        try:
+            return pd.Series(np.array(flat, np.int64))
+        except OverflowError:
+            # The error says which column, elsewhere.
+            pass
+    return _series_of(flat, dtype)
 
 
 def _series_of(flat: list[Any], dtype: str) -> pd.Series:
@@ -110,8 +134,11 @@ def _whole(series: pd.Series, column: InputColumn) -> Array:
 
 
 def _texts(series: pd.Series, null: Array, name: str) -> Array:
-    out = np.empty(len(series), np.object_)
-    out[:] = [_utf8(value, name) if ok else b"" for value, ok in zip(series.tolist(), ~null, strict=True)]
+    out, values = np.empty(len(series), np.object_), series.tolist()
+    if set(map(type, values)) == {str}:
+        out[:] = [value.encode("utf-8", "surrogatepass") for value in values]
+    else:
+        out[:] = [_utf8(value, name) if ok else b"" for value, ok in zip(values, ~null, strict=True)]
     return out
 
 

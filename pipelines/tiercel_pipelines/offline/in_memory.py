@@ -52,13 +52,7 @@ class KnownUsers:
     def __init__(self, packed: Packed, pairs: Pairs) -> None:
         # One user more: nobody, who had nothing.
         offsets = np.append(pairs.offsets, pairs.offsets[-1])
-        seen = pairs.items[np.lexsort((pairs.items, pairs.users))]
-        arrays = {
-            "history_offsets": offsets,
-            "history_rows": pairs.items,
-            "seen_offsets": offsets,
-            "seen_rows": seen,
-        }
+        arrays = {"history_offsets": offsets, "history_rows": pairs.items}
         self._packed, self._tables = packed, UserTables(Artefact.in_memory("users", arrays))
 
     def history(self, users: IntArray) -> IntArray:

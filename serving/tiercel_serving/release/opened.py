@@ -62,7 +62,7 @@ class Release:
     def _users(self) -> Artefact:
         artefact = self.artefact("users", "users")
         # Offsets: one more than users, with the dummy row of nobody.
-        artefact.array("seen_offsets", self.manifest.catalogue.users + 2)
+        artefact.array("history_offsets", self.manifest.catalogue.users + 2)
         return artefact
 
     def artefact(self, name: str, kind: str) -> Artefact:

@@ -25,7 +25,7 @@ class DescribeItems:
         self.spec: StageSpec = release.stages[name]
         title = release.settings.title_column
         self._items = release.items
-        self._items.lookup, self._items.ids  # noqa: B018 - opened now, not in the first request
+        self._items.lookup  # noqa: B018 - opened now, not in the first request
         self._titles = None if title is None else self._items.raw(title)
 
     def check(self, arrays: Arrays) -> None:
@@ -61,7 +61,7 @@ class DescribeItems:
         given = np.where(rows < pad_row, rows, pad_row)
         found[:, : rows.shape[1]] = np.where(by_row, given, found[:, : rows.shape[1]])
         return {
-            "item_id": self._items.ids[found],
+            "item_id": self._items.ids(found),
             "item_row": found,
             "title": self._title(found),
             "found": found < pad_row,

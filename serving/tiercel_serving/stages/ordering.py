@@ -63,11 +63,11 @@ class Ordering:
         rows, scores = rows[:, :width], scores[:, :width]
         if rows[:, -1].max() != self._pad_row and k.min() == width:
             # Every slot is real: nearly every answer to one user.
-            return {"item_id": self._ids[rows], "score": scores, "count": k}
+            return {"item_id": self._ids(rows), "score": scores, "count": k}
         count = np.minimum(k, np.count_nonzero(kept != self._pad_row, axis=1)[:, None]).astype(np.int32)
         given = np.arange(width) < count
         rows, scores = np.where(given, rows, self._pad_row), np.where(given, scores, np.float32(0))
-        return {"item_id": self._ids[rows], "score": scores, "count": count}
+        return {"item_id": self._ids(rows), "score": scores, "count": count}
 
 
 def check_k(arrays: Arrays, k_max: int) -> None:

@@ -4,8 +4,12 @@ The artefact ``users`` (U users; row U is the dummy row of everybody who is not 
 
     the lookup :data:`USER_LOOKUP` (raw id → row), a stored column :func:`raw_prefix` for each raw user
     column ``[U + 1]``, ``user_cat [U + 1, Cu]`` i64, ``user_num [U + 1, Fu]`` f32,
-    ``user_list_<c> [U + 1, Lc]``, ``history_offsets [U + 2]``, ``history_rows`` in order of time,
-    ``seen_offsets [U + 2]``, ``seen_rows`` sorted and unique within a user.
+    ``user_list_<c> [U + 1, Lc]``, ``history_offsets [U + 2]`` i64 and ``history_rows`` i32: the item rows
+    that each user has had, once each.
+
+A user's latest rows, as many as a history shows, come last and in order of time. Those before them are only
+ever masked: they lie in order of row, since sorted rows make masks several times cheaper (a user of 10,000
+items: 13 against 600 to 1,200 microseconds on a slow core). Any other order is as right.
 
 Packed arrays of width zero are left out.
 """
@@ -56,9 +60,7 @@ class UserTables:
         self._artefact = artefact
         self.history_offsets = artefact.array("history_offsets")
         self.history_rows = artefact.array("history_rows")
-        self.seen_offsets = artefact.array("seen_offsets")
-        self.seen_rows = artefact.array("seen_rows")
-        self.size = len(self.seen_offsets) - 2
+        self.size = len(self.history_offsets) - 2
         self._raw: dict[str, StoredColumn | None] = {}
         # The latest batch: the array that asked, and its snapshot. Holding the array keeps ``is`` honest.
         self._latest: tuple[Array | None, UserRows | None] = (None, None)
@@ -139,6 +141,10 @@ class UserRows:
 
     def seen(self) -> tuple[Rows, Rows]:
         """Return all item rows that they have had, end to end, and how many ``[B]`` belong to each."""
-        starts = self._tables.seen_offsets[self.rows]
-        counts = self._tables.seen_offsets[self.rows + 1] - starts
-        return self._tables.seen_rows[flat_ranges(starts, counts)], counts
+        offsets, listed, rows = self._tables.history_offsets, self._tables.history_rows, self.rows
+        if len(rows) == 1:
+            begin, end = offsets[rows[0] : rows[0] + 2].tolist()
+            return listed[begin:end].astype(np.int64), np.array([end - begin])
+        starts = offsets[rows]
+        counts = offsets[rows + 1] - starts
+        return listed.take(flat_ranges(starts, counts)).astype(np.int64), counts

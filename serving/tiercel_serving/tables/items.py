@@ -2,10 +2,10 @@
 
 The artefact ``items`` (I items; row I is the pad row) holds
 
-    the lookup :data:`ITEM_LOOKUP` (raw id → row), the stored column :data:`ITEM_IDS` ``[I]`` of raw ids
-    in row order, a stored column :func:`~.column_store.raw_prefix` ``[I + 1]`` for each raw item column (the
-    pad row is null), ``item_cat [I + 1, Ci]`` i64, ``item_num [I + 1, Fi]`` f32 and ``item_list_<c>
-    [I + 1, Lc]``.
+    the lookup :data:`ITEM_LOOKUP` (raw id → row), the raw ids :data:`ITEM_IDS` in row order, laid out by
+    :func:`store_ids`, a stored column :func:`~.column_store.raw_prefix` ``[I + 1]`` for each raw item
+    column (the pad row is null), ``item_cat [I + 1, Ci]`` i64, ``item_num [I + 1, Fi]`` f32 and
+    ``item_list_<c> [I + 1, Lc]``.
 
 Packed arrays of width zero are left out.
 """
@@ -20,17 +20,30 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..errors import ArtefactCorrupt
-from ..lookups.lookup import Lookup
+from ..lookups.lookup import Lookup, packed_strings
+from ..lookups.strings import Strings
 from ..release.artefacts import Artefact
 from ..spec import Array
-from .column_store import StoredColumn, open_column, raw_column
+from .column_store import StoredColumn, raw_column
 
 #: Prefix of the lookup from raw item id to catalogue row.
 ITEM_LOOKUP = "item_id"
-#: Prefix of the stored column with the items' raw ids in row order.
+#: Prefix of the items' raw ids in row order.
 ITEM_IDS = "ids"
 
 Rows = npt.NDArray[np.int64]
+
+
+def store_ids(ids: Array | Strings) -> dict[str, Array]:
+    """Lay out raw ids ``[I]`` in row order: ``values [I + 1]``, or ``offsets [I + 2]`` and ``blob`` of text.
+
+    The pad row's id is 0 or ``b""``.
+    """
+    if isinstance(ids, Strings) or ids.dtype == np.object_:
+        text = packed_strings(ids)
+        offsets = np.append(text.offsets, text.offsets[-1:])
+        return {f"{ITEM_IDS}.offsets": offsets, f"{ITEM_IDS}.blob": text.blob}
+    return {f"{ITEM_IDS}.values": np.append(ids, np.zeros(1, ids.dtype))}
 
 
 class ItemTable:
@@ -46,26 +59,41 @@ class ItemTable:
 
     def __init__(self, artefact: Artefact, size: int) -> None:
         self._artefact, self.size = artefact, size
-        text = f"{ITEM_IDS}.codes"
-        artefact.array(text if text in artefact.arrays else f"{ITEM_IDS}.values", size)
+        self._offsets: Array | None = None
+        self._blob: Array | None = None
+        if f"{ITEM_IDS}.offsets" in artefact.arrays:
+            self._offsets = artefact.array(f"{ITEM_IDS}.offsets", size + 2)
+            self._blob = artefact.array(f"{ITEM_IDS}.blob")
+            # Plain memoryviews: indexing one is several times quicker than an array.
+            self._text = memoryview(self._blob)  # type: ignore[arg-type]
+            self._ends = memoryview(self._offsets)  # type: ignore[arg-type]
+        else:
+            self._values = artefact.array(f"{ITEM_IDS}.values", size + 1)
 
     @cached_property
     def lookup(self) -> Lookup:
         """Raw item id → row. Opened on first use: not every stage speaks raw ids."""
         return self._artefact.lookup(ITEM_LOOKUP)
 
-    @cached_property
-    def ids(self) -> Array:
-        """Raw ids ``[I + 1]``, in memory: the pad row's is 0 or ``b""``.
+    def ids(self, rows: Rows) -> Array:
+        """Return the raw ids of rows (any shape): int64, or ``bytes`` objects; 0 or ``b""`` for the pad row.
 
-        String ids become Python objects once, here: making them anew for each answer costs more than
-        they weigh (some 60 bytes an item).
+        Text becomes Python objects here, for these rows alone: a table of them would weigh some 60 bytes an
+        item in each process that serves.
         """
-        values = open_column(self._artefact.arrays, ITEM_IDS).take(np.arange(self.size)).values
-        pad = np.zeros(1, values.dtype)
-        if values.dtype == np.object_:
-            pad[0] = b""
-        return np.concatenate([values, pad])
+        if self._offsets is None:
+            numbers: Array = self._values.take(rows)
+            return numbers
+        ends, text = self._ends, self._text
+        out = np.empty(rows.size, np.object_)
+        out[:] = [text[ends[row] : ends[row + 1]].tobytes() for row in rows.ravel().tolist()]
+        return out.reshape(rows.shape)
+
+    def all_ids(self) -> Array | Strings:
+        """Return the raw ids ``[I]``, text without a Python object for each."""
+        if self._offsets is None or self._blob is None:
+            return self._values[:-1]
+        return Strings(self._blob, self._offsets[:-1])
 
     def rows(self, item_ids: Array) -> Rows:
         """Return the row of each raw id (any shape); I where the catalogue has no such item."""

@@ -90,6 +90,6 @@ class StoredAnswers:
             None if tasks is None else [tasks[at] for at in places],
             unknown=bool(want["status"][0] == UNKNOWN),
         )[: self._settings.k_max]
-        return self._items.ids[np.array([row for row, _ in made], np.int64)], np.array(
+        return self._items.ids(np.array([row for row, _ in made], np.int64)), np.array(
             [score for _, score in made], np.float32
         )

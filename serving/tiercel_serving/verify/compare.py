@@ -22,6 +22,9 @@ class Tolerance:
         return "exact" if self == EXACT else f"{self.absolute:g} + {self.relative:g}·|x|"
 
 
+#: Elements that are compared at once: bounds the float64 copies.
+_BLOCK = 1 << 20
+
 #: Not one bit may differ.
 EXACT = Tolerance(0.0, 0.0)
 
@@ -78,19 +81,43 @@ def compare_arrays(
         return Difference(0, np.inf, np.inf, False, text)
     if oracle.size == 0:
         return Difference(0, 0.0, 0.0, True)
-    if oracle.dtype.kind != "f":
-        unequal = np.asarray(candidate != oracle)
-        distance = np.where(unequal, np.inf, 0.0)
-        allowed, relative = np.zeros(oracle.shape), distance
-    else:
-        distance, allowed, relative = _float_distance(candidate, oracle, tolerance)
-    bad = distance > allowed
-    where = ""
-    if bad.any():
-        index = np.unravel_index(int(np.argmax(np.where(bad, distance, -1.0))), oracle.shape)
-        place = [int(i) for i in index]
-        where = f"{name}{place}: expected {oracle[index]!r}, came {candidate[index]!r}"
-    return Difference(int(oracle.size), float(distance.max()), float(relative.max()), not bad.any(), where)
+    if oracle.ndim == 0:
+        candidate, oracle = candidate.reshape(1), oracle.reshape(1)
+    rows = max(1, _BLOCK * len(oracle) // oracle.size)
+    worst = worst_relative = 0.0
+    wrong: tuple[float, tuple[int, ...]] | None = None
+    for begin in range(0, len(oracle), rows):
+        a, b = candidate[begin : begin + rows], oracle[begin : begin + rows]
+        if _same_bits(a, b):
+            continue
+        distance, allowed, relative = _distance(a, b, tolerance)
+        worst = max(worst, float(distance.max()))
+        worst_relative = max(worst_relative, float(relative.max()))
+        bad = distance > allowed
+        if bad.any():
+            place = np.unravel_index(int(np.argmax(np.where(bad, distance, -1.0))), b.shape)
+            if wrong is None or distance[place] > wrong[0]:
+                wrong = float(distance[place]), (begin + int(place[0]), *(int(i) for i in place[1:]))
+    if wrong is None:
+        return Difference(int(oracle.size), worst, worst_relative, True)
+    index = wrong[1]
+    where = f"{name}{list(index)}: expected {oracle[index]!r}, came {candidate[index]!r}"
+    return Difference(int(oracle.size), worst, worst_relative, False, where)
+
+
+def _same_bits(a: Array, b: Array) -> bool:
+    """Whether numbers are equal bit for bit; False also says that this can't be told so easily."""
+    if a.dtype.kind not in "iufb" or a.dtype.itemsize > 8:
+        return False
+    bits = f"u{a.dtype.itemsize}"
+    return bool((a.view(bits) == b.view(bits)).all())
+
+
+def _distance(candidate: Array, oracle: Array, tolerance: Tolerance) -> tuple[Array, Array, Array]:
+    if oracle.dtype.kind == "f":
+        return _float_distance(candidate, oracle, tolerance)
+    distance = np.where(np.asarray(candidate != oracle), np.inf, 0.0)
+    return distance, np.zeros(oracle.shape), distance
 
 
 def _float_distance(candidate: Array, oracle: Array, tolerance: Tolerance) -> tuple[Array, Array, Array]:

@@ -1,0 +1,119 @@
+"""Made-up data: items in clusters, users who mostly stay in one. The same seed gives the same data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.scale.sizes import Size
+from tiercel_serving.spec import Array
+
+#: How far items lie from the middle of their cluster, which has length 1.
+SPREAD = 0.6
+#: The share of a user's events that lie in his own clusters.
+FAITHFUL = 0.8
+#: The lots of items, of which rules let some pass, and share of the items → what lots those are.
+LOTS = 2000
+RULES = {"50%": LOTS // 2, "1%": LOTS // 100, "0.05%": 1}
+#: Kinds of items.
+KINDS = ("tool", "toy", "gift", "book")
+
+
+@dataclass(frozen=True)
+class MadeUp:
+    """What is made up: frames, and item vectors in the order of the items."""
+
+    items: pd.DataFrame
+    users: pd.DataFrame
+    interactions: pd.DataFrame
+    vectors: Array
+
+
+def make_up(size: Size, *, text_ids: bool = False, seed: int = 0) -> MadeUp:
+    """Make a size up.
+
+    Parameters
+    ----------
+    size
+        How much.
+    text_ids
+        Whether ids are text of 14 characters instead of integers.
+    seed
+        Of everything.
+    """
+    random = np.random.default_rng(seed)
+    vectors = item_vectors(size, random)
+    item_ids = _ids("item", random.permutation(size.items * 3)[: size.items], text_ids)
+    user_ids = _ids("user", random.permutation(size.users * 3)[: size.users], text_ids)
+    items = pd.DataFrame(
+        {
+            "item_id": item_ids,
+            "kind": np.array(KINDS, object)[random.integers(0, len(KINDS), size.items)],
+            "price": random.gamma(2, 20, size.items),
+            "lot": random.permutation(size.items) % LOTS,
+            "title": [f"Thing {number}" for number in range(size.items)],
+        }
+    )
+    users = pd.DataFrame({"user_id": user_ids, "age": random.integers(15, 80, size.users)})
+    by, of = _events(size, random)
+    interactions = pd.DataFrame(
+        {
+            "user_id": user_ids[by],
+            "item_id": item_ids[of],
+            "timestamp": random.integers(0, 10**9, len(by)),
+        }
+    )
+    return MadeUp(items, users, interactions, vectors)
+
+
+def item_vectors(size: Size, random: np.random.Generator) -> Array:
+    """Return unit vectors ``[I, D]`` float32; item i is of cluster ``i * clusters // I``."""
+    centres = random.normal(size=(size.clusters, size.dimension)).astype(np.float32)
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    vectors = random.standard_normal((size.items, size.dimension), np.float32)
+    vectors *= np.float32(SPREAD / np.sqrt(size.dimension))
+    vectors += centres[np.arange(size.items) * size.clusters // size.items]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+def heavy_users(size: Size) -> Array:
+    """Return the rows of the heavy users, spread over all."""
+    return np.linspace(0, size.users - 1, size.heavy).astype(np.int64)
+
+
+def _ids(prefix: str, numbers: Array, text: bool) -> Array:
+    if not text:
+        return numbers + 1000
+    return np.array([f"{prefix}-{number:09d}" for number in numbers.tolist()], object)
+
+
+def _events(size: Size, random: np.random.Generator) -> tuple[Array, Array]:
+    """Return user and item rows of all events: one at least for each user, many for few."""
+    heavy = heavy_users(size)
+    each = min(size.heavy_events, size.items // 2)
+    light = size.events - each * len(heavy) - size.users
+    # Of two draws the product: some have a hundred times what others have.
+    drawn = (random.random(light) * random.random(light) * size.users).astype(np.int64)
+    by = np.concatenate([np.arange(size.users), drawn])
+    own = _near(by * 7919 % size.clusters, size, random)
+    anywhere = (random.random(len(by)) ** 2 * size.items).astype(np.int64)
+    of = np.where(random.random(len(by)) < FAITHFUL, own, anywhere)
+    # A heavy user has had most of his clusters, and as much elsewhere.
+    clusters = max(2, size.clusters * each // (2 * size.items))
+    some = []
+    for user in heavy.tolist():
+        near = ((user * 7919 + np.arange(clusters)) % size.clusters)[random.integers(0, clusters, each)]
+        mine = np.concatenate([_near(near, size, random), random.integers(0, size.items, each)])
+        some.append(random.permutation(pd.unique(mine))[:each])
+    by = np.concatenate([by, np.repeat(heavy, [len(mine) for mine in some])])
+    return by, np.concatenate([of, *some])
+
+
+def _near(clusters: Array, size: Size, random: np.random.Generator) -> Array:
+    """Return an item of each cluster."""
+    begins = -(-clusters * size.items // size.clusters)
+    ends = -(-(clusters + 1) * size.items // size.clusters)
+    return begins + (random.random(len(clusters)) * (ends - begins)).astype(np.int64)

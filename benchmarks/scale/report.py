@@ -1,0 +1,177 @@
+"""The scale benchmark's report: figures with their limits, tables for people, JSON for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.scale.searching import Searched
+from benchmarks.scale.sizes import SIZES
+from tiercel_serving.bench.report import format_table
+
+#: Limits: the served recall, a search over an exact scan, a batch with one heavy user over one without.
+RECALL, SCAN, HEAVY = 0.99, 1.2, 1.5
+#: Limits on the largest size alone: bytes of an export beyond the caller's frames, seconds to the first
+#: answer, and a search over an unmasked one (with the most excluded, and under any other mask).
+LARGE, EXPORT_BYTES, OPEN_S, EXCLUDED, MASKED = "S2", 4e9, 3.0, 10.0, 5.0
+#: The sizes at which a search is set against a scan: of less, any search is quick.
+SEARCHED = ("S1", "S2")
+#: Limits: private memory of a further instance over the release, one answer over that of the smallest size.
+PRIVATE, FLAT = 0.15, 1.5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one size.
+
+    Parameters
+    ----------
+    size, index
+        Its name, and the index type of the release.
+    release_bytes
+        What the release weighs.
+    export, opening, answers
+        As their modules say.
+    source
+        What the manifest says of the index.
+    searches
+        Each index type under each mask.
+    """
+
+    size: str
+    index: str
+    release_bytes: int
+    export: Mapping[str, Any]
+    opening: Mapping[str, float]
+    answers: Mapping[str, float]
+    source: Mapping[str, Any]
+    searches: Sequence[Searched]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure with its limit.
+
+    Parameters
+    ----------
+    what
+        In words.
+    value, limit
+        The figure, and what it may be at most, or at least if ``least``.
+    """
+
+    what: str
+    value: float
+    limit: float
+    least: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is within its limit."""
+        return self.value >= self.limit if self.least else self.value <= self.limit
+
+    def row(self) -> list[str]:
+        """Return what a table shows."""
+        bound = f"at {'least' if self.least else 'most'} {self.limit:g}"
+        return [self.what, f"{self.value:.4g}", bound, "ok" if self.ok else "MISSED"]
+
+
+@dataclass(frozen=True)
+class ScaleReport:
+    """Everything that one run of the scale benchmark found: ``facts`` of the machine, and sizes."""
+
+    facts: Mapping[str, Any]
+    sizes: Mapping[str, Measured]
+
+    def figures(self) -> list[Figure]:
+        """Return every figure that has a limit."""
+        found = [figure for measured in self.sizes.values() for figure in _figures(measured)]
+        names = [name for name in self.sizes if name != "tiny"]
+        if len(names) > 1:
+            first, last = self.sizes[names[0]], self.sizes[names[-1]]
+            ratio = last.answers["one"] / first.answers["one"]
+            what = f"{last.size} {last.index} / {first.size} {first.index}: an answer to one user"
+            found.append(Figure(what, ratio, FLAT))
+        return found
+
+    @property
+    def ok(self) -> bool:
+        """Whether every figure is within its limit."""
+        return all(figure.ok for figure in self.figures())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON form."""
+        figures = [{**asdict(figure), "ok": figure.ok} for figure in self.figures()]
+        sizes = {name: {**asdict(SIZES[name]), **asdict(one)} for name, one in self.sizes.items()}
+        return {**self.facts, "sizes": sizes, "figures": figures, "ok": self.ok}
+
+
+def _figures(one: Measured) -> Iterator[Figure]:
+    large = one.size == LARGE
+    if large:
+        yield Figure(
+            f"{one.size}: GB of an export beyond the frames",
+            one.export["peak_bytes"] / 1e9,
+            EXPORT_BYTES / 1e9,
+        )
+        yield Figure(f"{one.size}: seconds to the first answer", one.opening["seconds"], OPEN_S)
+    if one.size == "tiny":
+        # Too small for what is measured to be a figure.
+        return
+    share = one.opening["private_bytes"] / one.release_bytes
+    yield Figure(f"{one.size}: private memory of an instance / release", share, PRIVATE)
+    ratio = one.answers["heavy_retrieval"] / one.answers["batch_retrieval"]
+    yield Figure(f"{one.size}: retrieval of a batch with a heavy user / without", ratio, HEAVY)
+    plain = {found.index: found.us for found in one.searches if found.mask == "none"}
+    for found in one.searches:
+        if found.refused:
+            continue
+        what = f"{one.size} {found.index}, {found.mask}"
+        yield Figure(f"{what}: recall", found.recall, RECALL, least=True)
+        if found.index == "Flat" or one.size not in SEARCHED:
+            continue
+        yield Figure(f"{what}: search / scan", found.us / found.scan_us, SCAN)
+        if large and found.mask != "none":
+            most = found.mask.startswith(f"{SIZES[one.size].hidden[1]:,} best")
+            limit = EXCLUDED if most else MASKED
+            yield Figure(f"{what}: search / unmasked", found.us / plain[found.index], limit)
+
+
+def format_scale(report: ScaleReport) -> str:
+    """Return the report as tables."""
+    parts = [_whole(list(report.sizes.values()))]
+    for one in report.sizes.values():
+        rows = [
+            [
+                s.index,
+                s.mask,
+                *(["refused", "", ""] if s.refused else [f"{s.recall:.4f}", _ms(s.us), _ms(s.scan_us)]),
+            ]
+            for s in one.searches
+        ]
+        parts.append(
+            f"{one.size}\n" + format_table(["index", "mask", "recall", "search ms", "scan ms"], rows)
+        )
+    if figures := report.figures():
+        parts.append(format_table(["figure", "", "limit", ""], [figure.row() for figure in figures]))
+    return "\n\n".join(parts)
+
+
+def _whole(sizes: Sequence[Measured]) -> str:
+    head = ["size", "index", "export s", "peak GB", "release GB", "open s", "private MB"]
+    head += ["1 user ms", "64: a user µs", "with a heavy one"]
+    rows = [
+        [
+            *(one.size, one.index, f"{one.export['seconds']:.1f}", f"{one.export['peak_bytes'] / 1e9:.2f}"),
+            *(f"{one.release_bytes / 1e9:.3f}", f"{one.opening['seconds']:.2f}"),
+            *(f"{one.opening['private_bytes'] / 1e6:.1f}", _ms(one.answers["one"])),
+            *(f"{one.answers['batch']:.0f}", f"{one.answers['heavy']:.0f}"),
+        ]
+        for one in sizes
+    ]
+    return format_table(head, rows)
+
+
+def _ms(us: float) -> str:
+    return f"{us / 1000:.3f}"

@@ -1,0 +1,193 @@
+"""Recall and latency of an index type under each mask, beside an exact scan of the same in this process."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.scale.made_up import RULES
+from benchmarks.scale.parts import SOURCE
+from benchmarks.scale.sizes import Size
+from tiercel_export.release.sources import write_source
+from tiercel_serving.errors import InvalidSettings
+from tiercel_serving.ranked import make_mask
+from tiercel_serving.release.artefacts import open_artefact
+from tiercel_serving.sources.index import Index
+from tiercel_serving.sources.table import Material, Source, open_source
+from tiercel_serving.spec import Array
+
+#: Queries that an index is measured with when it is built.
+BUILD_QUERIES = 100
+
+
+@dataclass(frozen=True)
+class Users:
+    """Users who are asked for.
+
+    Parameters
+    ----------
+    queries
+        ``[Q, D]``.
+    seen
+        The item rows that each has had.
+    """
+
+    queries: Array
+    seen: list[Array]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What was measured of one index type under one mask.
+
+    Parameters
+    ----------
+    index, mask
+        Their names.
+    recall
+        The share of the best allowed items that are found.
+    us, scan_us
+        The median microseconds of one search, and of an exact scan.
+    refused
+        Why there is no such index.
+    """
+
+    index: str
+    mask: str
+    recall: float = 0.0
+    us: float = 0.0
+    scan_us: float = 0.0
+    refused: str = ""
+
+
+def measure_searches(
+    vectors: Array,
+    lots: Array,
+    light: Users,
+    heavy: Users,
+    size: Size,
+    indexes: tuple[str, ...],
+    progress: Callable[[str], None],
+) -> Iterator[Searched]:
+    """Yield the figures of each index type: unmasked, masked by user, and cut down by rules.
+
+    Parameters
+    ----------
+    vectors, lots
+        The items' vectors, and the column of which rules let some pass.
+    light, heavy
+        Users who have had little, and much.
+    size, indexes
+        How much, and which index types.
+    progress
+        Called with what comes next.
+    """
+    count = size.candidates
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        exact = _source(place / "exact", "Flat", vectors, None, light, count)
+        best = _best(exact, light.queries, len(vectors), max(size.hidden))
+        few, many = size.hidden
+        masks = {
+            "none": Users(light.queries, [np.zeros(0, np.int64)] * len(light.queries)),
+            f"{max(map(len, heavy.seen)):,} seen": heavy,
+            f"{few:,} best excluded": Users(light.queries, [rows[:few] for rows in best]),
+            f"{many:,} best excluded": Users(light.queries, [rows[:many] for rows in best]),
+        }
+        for number, index in enumerate(indexes):
+            progress(index)
+            try:
+                source = (
+                    exact
+                    if index == "Flat"
+                    else _source(place / f"{number}", index, vectors, None, light, count)
+                )
+            except InvalidSettings as error:
+                yield Searched(index, "none", refused=str(error))
+                continue
+            for name, users in masks.items():
+                yield _searched(index, name, source, exact, users, len(vectors), count)
+        for share, most in RULES.items():
+            allowed = lots < most
+            cut = _source(place / f"exact {share}", "Flat", vectors, allowed, light, count)
+            for number, index in enumerate(indexes):
+                progress(f"{index}, a rule that {share} pass")
+                folder_of = place / f"{number} {share}"
+                try:
+                    source = (
+                        cut if index == "Flat" else _source(folder_of, index, vectors, allowed, light, count)
+                    )
+                except InvalidSettings as error:
+                    yield Searched(index, f"rule of {share}", refused=str(error))
+                    continue
+                yield _searched(index, f"rule of {share}", source, cut, masks["none"], len(vectors), count)
+
+
+def _source(
+    folder: Path, index: str, vectors: Array, allowed: npt.NDArray[np.bool_] | None, users: Users, count: int
+) -> Source:
+    """Make a source, write it, and open it, as an export and a stage do."""
+    nothing = np.zeros(0, np.int64)
+    kind = Index(SOURCE, factory=index)
+    made = kind.make(
+        Material(
+            items=len(vectors),
+            users=nothing,
+            rows=nothing,
+            form={"vectors": vectors},
+            queries=users.queries[:BUILD_QUERIES],
+            seen=users.seen[:BUILD_QUERIES],
+            allowed=allowed,
+            candidates=count,
+        )
+    )
+    write_source(folder, made, "scale")
+    return open_source(kind, open_artefact(folder, "source"), len(vectors), 1)
+
+
+def _best(exact: Source, queries: Array, items: int, count: int) -> list[Array]:
+    """Return the best rows of each query, of all items."""
+    nothing = np.zeros(0, np.int64)
+    found = []
+    for query in queries:
+        mask = make_mask(1, items, nothing, np.zeros(1, np.int64))
+        found.append(exact.candidates({Index(SOURCE).query: query[None]}, mask, min(count, items))[1][0])
+    return found
+
+
+def _searched(
+    index: str, mask: str, source: Source, exact: Source, users: Users, items: int, count: int
+) -> Searched:
+    """Search for each user by himself, index and scan in turn."""
+    spent: tuple[list[float], list[float]] = ([], [])
+    shares = []
+    for turn, (query, seen) in enumerate(zip(users.queries, users.seen, strict=True)):
+        scores = [np.empty(0, np.float32)] * 2
+        # The mask is made before: both need it, and it costs both the same.
+        hidden = make_mask(1, items, seen, np.array([len(seen)]))
+        # Who comes first finds cold caches: they take turns.
+        for side in (turn % 2, 1 - turn % 2):
+            tensors = {Index(SOURCE).query: query[None]}
+            begun = time.perf_counter()
+            found, _ = (source, exact)[side].candidates(tensors, hidden, count)
+            spent[side].append((time.perf_counter() - begun) * 1e6)
+            scores[side] = found[0]
+        shares.append(_share(*scores))
+    us, scan_us = (median(times[len(times) // 5 :]) for times in spent)
+    return Searched(index, mask, float(np.mean(shares)), us, scan_us)
+
+
+def _share(found: Array, exact: Array) -> float:
+    """Return the share of found items whose score reaches the last of the best: ties are nobody's loss."""
+    real = int(np.count_nonzero(exact > -np.inf))
+    if not real:
+        return 1.0
+    cut = exact[real - 1]
+    return float(np.mean(found[:real] >= cut - 1e-6 - 1e-5 * abs(cut)))
