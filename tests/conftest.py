@@ -1,10 +1,28 @@
-"""Options, markers and what every test area shares."""
+"""Options, markers and what every test area shares.
+
+`make test` runs in two processes. A directory with a ``conftest.py`` of its own shares what is dear to make,
+a trained recipe, a release, a server, so its tests stay in one process; elsewhere each file goes by itself.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+TESTS = Path(__file__).resolve().parent
+#: Directories that go together, since they use the same release.
+TOGETHER = {"weight": "cli"}
+#: What is begun first, so that nothing long is left at the end; and last what times itself, while the other
+#: process has little to do.
+FIRST = ("e2e", "cli", "export", "serving", "test_readme.py", "bench")
+LAST = ("test_feature_speed.py", "test_large_vocabulary.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,3 +47,97 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if marked and (reason := _missing(marker, config)):
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=f"{marker}: {reason}"))
+    if hasattr(config, "workerinput"):  # one of several processes
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(group_of(item.path)))
+        items.sort(key=lambda item: _turn(group_of(item.path)))
+
+
+def group_of(file: Path) -> str:
+    """Which tests stay in one process with those of this file."""
+    folder = file.parent
+    if folder == TESTS or not (folder / "conftest.py").is_file():
+        return file.name
+    return TOGETHER.get(folder.name, folder.name)
+
+
+def _turn(group: str) -> int:
+    order = (*FIRST, None, *LAST)
+    return order.index(group if group in order else None)
+
+
+# ------------------------------------------------------------------------------------------------- time
+
+
+class Room:
+    """Where tests run: many at once, or one that measures time alone, whichever process they are in.
+
+    The locks are on files that are there anyway. Whoever wants to be alone keeps the door shut while it
+    waits for those inside to leave, so that it is not passed by others again and again.
+    """
+
+    def __init__(self) -> None:
+        self._door = os.open(__file__, os.O_RDONLY)
+        self._room = os.open(TESTS.parent / "pyproject.toml", os.O_RDONLY)
+
+    @contextlib.contextmanager
+    def among_others(self) -> Iterator[None]:
+        fcntl.flock(self._door, fcntl.LOCK_EX)
+        fcntl.flock(self._room, fcntl.LOCK_SH)
+        fcntl.flock(self._door, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._room, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Leave, wait until nobody is inside, and be alone; afterwards be among others again."""
+        fcntl.flock(self._room, fcntl.LOCK_UN)
+        fcntl.flock(self._door, fcntl.LOCK_EX)
+        fcntl.flock(self._room, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._room, fcntl.LOCK_SH)
+            fcntl.flock(self._door, fcntl.LOCK_UN)
+
+
+_room: Room | None = None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _room
+    if hasattr(config, "workerinput"):
+        _room = Room()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with _room.among_others() if _room else contextlib.nullcontext():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    alone = _room is not None and item.get_closest_marker("timed") is not None
+    with _room.alone() if _room and alone else contextlib.nullcontext():
+        return (yield)
+
+
+# ---------------------------------------------------------------------------------------------- releases
+
+
+@pytest.fixture(scope="session")
+def text_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release with string ids outside ASCII, every kind of column, and random weights. Read only."""
+    pytest.importorskip("nvtabular", reason="a release is exported with NVTabular, which is not installed")
+    file = TESTS / "export" / "small_release.py"
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    small = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = small
+    spec.loader.exec_module(small)
+    folder = tmp_path_factory.mktemp("text")
+    return Path(small.small_release(folder / "release", small.small_parts(folder, text_ids=True)).path)

@@ -1,78 +1,253 @@
-"""Imports run one way: pipelines → export → serving; client and serving import nothing of ours."""
+"""The laws of the house: which way imports run, what each package may need, how large its parts may grow.
+
+What an environment with no more than an extra's packages can do is tried in ``tests/weight``.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = {"tiercel_client", "tiercel_export", "tiercel_pipelines", "tiercel_serving"}
+PACKAGES = {
+    "client": "tiercel_client",
+    "serving": "tiercel_serving",
+    "export": "tiercel_export",
+    "pipelines": "tiercel_pipelines",
+}
+#: Folder → what else of ours it may import. Nothing imports benchmarks or tests.
 MAY_IMPORT = {
-    "client/tiercel_client": set(),
-    "serving/tiercel_serving": set(),
-    "export/tiercel_export": {"tiercel_serving"},
-    "pipelines/tiercel_pipelines": {"tiercel_client", "tiercel_export", "tiercel_serving"},
+    "client": set(),
+    "serving": {"tiercel_client"},
+    "export": {"tiercel_serving"},
+    "pipelines": {"tiercel_client", "tiercel_export", "tiercel_serving"},
     "model_repository": {"tiercel_serving"},
+    "benchmarks": {*PACKAGES.values()},
 }
-#: Third-party packages that may be imported at all, anywhere in the package.
-THIRD_PARTY = {
-    "client/tiercel_client": {"grpc", "numpy", "tritonclient", "google"},
-    "serving/tiercel_serving": {"numpy", "faiss", "onnxruntime", "triton_python_backend_utils"},
+OURS = {*PACKAGES.values(), "benchmarks", "tests"}
+#: Folder → the extra that installs what its package imports, anywhere; the client has no extra.
+EXTRAS = {"client": None, "serving": "commands", "export": "export", "pipelines": "pipelines"}
+#: Module → the distribution that brings it, where that has another name or brings it along.
+DISTRIBUTIONS = {
+    "faiss": "faiss-cpu",
+    "google": "protobuf",
+    "grpc": "tritonclient",
+    "dask": "nvtabular",
+    "merlin": "nvtabular",
+    "pandas": "nvtabular",
 }
-#: What must not be imported just because a stage or a client was.
-HEAVY = {"pandas", "nvtabular", "merlin", "dask", "torch", "pyarrow", "numba", "onnx"}
+#: What single kinds import when they are used: it comes with an extra of their own, or not from pip at all.
+OPTIONAL = {"export": {"tensorrt"}}
+#: What Triton itself puts before a Python model.
+TRITONS = {"triton_python_backend_utils"}
+#: What must not be imported just because a stage, a command of a serving host or a client was.
+HEAVY = {"torch", "pandas", "nvtabular", "merlin", "dask", "pyarrow", "numba", "onnx"}
+
+LONG_MODULE, LONG_MODULES_AT_MOST, LONG_FUNCTION, LOOSE_AT_MOST = 400, 4, 60, 12
 
 
-def _imported(package: Path) -> dict[str, set[str]]:
+@dataclass(frozen=True)
+class Module:
+    """One file of a package."""
+
+    name: str
+    path: Path
+    tree: ast.Module
+    lines: int
+
+    @property
+    def is_package(self) -> bool:
+        return self.path.name == "__init__.py"
+
+    def imports(self) -> Iterator[tuple[str, str]]:
+        """What is imported anywhere in it: the module named, and that with the imported name behind it."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                yield from ((alias.name, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                above = self.name.split(".")
+                above = above[: len(above) - node.level + self.is_package] if node.level else []
+                stem = ".".join([*above, *([node.module] if node.module else [])])
+                yield from ((stem, f"{stem}.{alias.name}") for alias in node.names)
+
+
+@cache
+def modules_of(folder: str) -> tuple[Module, ...]:
+    found = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        inside = path.relative_to(ROOT / folder if folder in PACKAGES else ROOT)
+        text = path.read_text(encoding="utf-8")
+        name = ".".join(inside.with_suffix("").parts).removesuffix(".__init__")
+        found.append(Module(name, path, ast.parse(text), len(text.splitlines())))
+    assert found, folder
+    return tuple(found)
+
+
+def every_module() -> list[Module]:
+    return [module for folder in PACKAGES for module in modules_of(folder)]
+
+
+def imported_by(folder: str) -> dict[str, set[str]]:
     """Top-level name → the files that import it."""
     found: dict[str, set[str]] = {}
-    for file in sorted(package.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names: list[str] = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-                names = [node.module]
-            for name in names:
-                found.setdefault(name.split(".")[0], set()).add(str(file.relative_to(ROOT)))
+    for module in modules_of(folder):
+        for stem, _ in module.imports():
+            found.setdefault(stem.split(".")[0], set()).add(str(module.path.relative_to(ROOT)))
     return found
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_imports_run_one_way(package: str) -> None:
-    own = package.rsplit("/", 1)[-1]
-    wrong = {
-        name: files
-        for name, files in _imported(ROOT / package).items()
-        if name in OURS and name != own and name not in MAY_IMPORT[package]
-    }
+# ------------------------------------------------------------------------------------- direction, weight
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_imports_run_one_way(folder: str) -> None:
+    allowed = MAY_IMPORT[folder] | {PACKAGES.get(folder, folder)}
+    wrong = {name: files for name, files in imported_by(folder).items() if name in OURS - allowed}
     assert not wrong
 
 
-@pytest.mark.parametrize("package", THIRD_PARTY)
-def test_thin_packages_import_only_what_they_say(package: str) -> None:
-    imported = _imported(ROOT / package)
-    foreign = set(imported) - set(sys.stdlib_module_names) - OURS
-    assert foreign <= THIRD_PARTY[package], {name: imported[name] for name in foreign - THIRD_PARTY[package]}
+def declared(extra: str | None) -> set[str]:
+    """The distributions that an install with an extra asks for."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    lists = dict(re.findall(r"^(\w+) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL))
+    found = set()
+    for quoted in re.findall(r'"([^"]+)"', lists["dependencies"] + (lists[extra] if extra else "")):
+        requirement = Requirement(quoted)
+        found.add(requirement.name)
+        if requirement.name == "tiercel":
+            found |= {name for inner in requirement.extras for name in declared(inner)}
+    return found
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["tiercel_client", "tiercel_serving.runtime.chain", "tiercel_serving.features", "tiercel_serving.stages"],
-)
-def test_importing_it_loads_nothing_heavy(module: str) -> None:
-    code = f"import sys, {module}; print(*[name for name in {sorted(HEAVY)!r} if name in sys.modules])"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert loaded == []
+def test_extras_are_read_as_pip_reads_them() -> None:
+    assert declared(None) == {"numpy", "tritonclient", "protobuf"}
+    assert declared("commands") >= {"faiss-cpu", "onnxruntime", "msgspec", "typer", "rich", "numpy"}
+    assert declared("server") - declared("commands") == {"nvidia-pytriton"}
+    assert declared("pipelines") >= {"nvidia-pytriton", "nvtabular", "torch", "safetensors"}
+    assert "pytest" in declared("dev") - declared("pipelines")
+    for light in ("serving", "commands", "server"):
+        assert not declared(light) & {DISTRIBUTIONS.get(name, name) for name in HEAVY}, light
+
+
+@pytest.mark.parametrize("folder", EXTRAS)
+def test_a_package_imports_only_what_its_extra_installs(folder: str) -> None:
+    imported = imported_by(folder)
+    foreign = set(imported) - set(sys.stdlib_module_names) - OURS - TRITONS - OPTIONAL.get(folder, set())
+    installed = declared(EXTRAS[folder])
+    wrong = {name: imported[name] for name in foreign if DISTRIBUTIONS.get(name, name) not in installed}
+    assert not wrong
+
+
+def loaded_by(*names: str) -> set[str]:
+    """The top-level modules that are there after some were imported in a fresh process."""
+    code = f"import sys, {', '.join(names)}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_client_loads_nothing_else_of_ours() -> None:
+    assert not loaded_by("tiercel_client") & (HEAVY | OURS - {"tiercel_client"} | {"typer", "faiss"})
+
+
+def test_importing_all_of_serving_loads_nothing_heavy() -> None:
+    """The stub and every command of a serving host: whatever they import, they import nothing heavy."""
+    names = [module.name for module in modules_of("serving") if not uses_tritons_own(module)]
+    assert "tiercel_serving.commands.serve" in names
+    assert not loaded_by(*names) & (HEAVY | OURS - {"tiercel_client", "tiercel_serving"})
+
+
+def uses_tritons_own(module: Module) -> bool:
+    return any(stem in TRITONS for stem, _ in module.imports())
 
 
 def test_nothing_is_pickled_on_the_serving_path() -> None:
-    for package in ("client/tiercel_client", "serving/tiercel_serving"):
-        imported = _imported(ROOT / package)
-        assert not {"pickle", "cloudpickle", "dill", "joblib"} & set(imported)
+    for folder in ("client", "serving"):
+        assert not {"pickle", "cloudpickle", "dill", "joblib"} & set(imported_by(folder))
+
+
+# ------------------------------------------------------------------------------------------------- shape
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Strongly connected components of more than one module (Tarjan, 1972), without recursion."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    path: list[str] = []
+    found: list[list[str]] = []
+    for start in graph:
+        work = [] if start in index else [(start, iter(sorted(graph[start])))]
+        while work:
+            name, rest = work[-1]
+            if name not in index:
+                index[name] = low[name] = len(index)
+                path.append(name)
+            for other in rest:
+                if other not in index:
+                    work.append((other, iter(sorted(graph[other]))))
+                    break
+                if other in path:
+                    low[name] = min(low[name], low[other])
+            else:
+                work.pop()
+                if work:
+                    low[work[-1][0]] = min(low[work[-1][0]], low[name])
+                if low[name] == index[name]:
+                    part = path[path.index(name) :]
+                    del path[path.index(name) :]
+                    found += [sorted(part)] if len(part) > 1 else []
+    return found
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": {"e"}, "e": set(), "f": {"a", "g"}, "g": {"f"}}
+    assert circles(graph) == [["b", "c"], ["f", "g"]]
+
+
+def test_no_circle_of_imports() -> None:
+    modules = {module.name: module for module in every_module()}
+    graph = {
+        # `from package import module` is an import of the module, not of the package.
+        name: {full if full in modules else stem for stem, full in module.imports()} & set(modules) - {name}
+        for name, module in modules.items()
+    }
+    assert circles(graph) == []
+
+
+def test_few_modules_are_long() -> None:
+    long = {
+        str(module.path.relative_to(ROOT)): module.lines
+        for module in every_module()
+        if module.lines > LONG_MODULE
+    }
+    assert len(long) <= LONG_MODULES_AT_MOST, long
+
+
+def own_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its signature and its docstring."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return (function.end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def test_no_function_is_long() -> None:
+    long = {
+        f"{module.path.relative_to(ROOT)}:{node.name}": own_lines(node)
+        for module in every_module()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and own_lines(node) > LONG_FUNCTION
+    }
+    assert not long
+
+
+@pytest.mark.parametrize("folder", PACKAGES)
+def test_a_package_is_no_heap_of_modules(folder: str) -> None:
+    loose = sorted(path.name for path in (ROOT / folder / PACKAGES[folder]).glob("*.py"))
+    assert len(loose) <= LOOSE_AT_MOST, loose

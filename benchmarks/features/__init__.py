@@ -1,4 +1,4 @@
-"""What compiled features cost, beside what is used otherwise: ``tiercel bench-features``.
+"""What compiled features cost, beside what is used otherwise: ``python -m benchmarks.features``.
 
 ::
 
@@ -6,12 +6,14 @@
     cases           fitted workflows, and rows to ask about
     timing          calls in one process, in interleaved rounds
     against         the compiled program and Workflow.transform
+    one_row         the same for one row of a trained run
     lookups         direct tables and bare gathers, hash lookups and pandas, flatness
     opening         ten million strings: seconds to open, private memory of an instance
     merlin_systems  Merlin Systems in an environment of its own
     served          Tiercel and Merlin Systems in one Triton
     run             all of it in turn
     report, plot    limits, tables, JSON, a picture
+    command         what is typed
 """
 
 from benchmarks.features.plan import FULL, QUICK, Plan

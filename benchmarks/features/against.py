@@ -25,18 +25,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from benchmarks.features.cases import Case
 from benchmarks.features.plan import Plan
 from benchmarks.features.timing import Call, Timed, interleave, span
-
 from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
 from tiercel_serving.columns import Column
 from tiercel_serving.errors import BenchError
 from tiercel_serving.features import FeatureProgram, InputColumn
 from tiercel_serving.release.artefacts import open_artefact
+from tiercel_serving.release.manifest import RequestColumn
 from tiercel_serving.spec import Array, Arrays
-from tiercel_serving.stages.specs import LENGTH, VALID
-from tiercel_serving.stages.user_features import RequestColumn
+from tiercel_serving.stages.sent_columns import SentColumn
 from tiercel_serving.verify.compare import compare_arrays
 
 #: How many times faster than ``Workflow.transform`` the program shall be, by rows of a batch.
@@ -153,9 +153,9 @@ class Programs:
 
     def columns_of_tensors(self, tensors: Arrays) -> list[Columns]:
         """Return what each program takes, made as the ``user_features`` stage makes it."""
-        stored = np.empty(0, np.int64)
+        nobody: Any = None  # the columns are of the context, so that no store is asked
         return [
-            {column.name: column.column(tensors, stored, column.sent(tensors)) for column in request}
+            {column.name: column.column(tensors, nobody, column.sent(tensors)) for column in request}
             for request in self._requests
         ]
 
@@ -168,11 +168,21 @@ class Programs:
         self.packed(self.columns(frame), len(frame))
 
 
-def _request_columns(inputs: Sequence[InputColumn]) -> list[RequestColumn]:
-    return [
-        RequestColumn({"name": c.name, "dtype": c.dtype, "list": c.is_list, "part": c.part}, None)
-        for c in inputs
-    ]
+def _request_columns(inputs: Sequence[InputColumn]) -> list[SentColumn]:
+    made = []
+    for column in inputs:
+        dtype: Any = column.dtype  # one of a request's dtypes
+        companion = companion_of(column)
+        name, is_list = column.name, column.is_list
+        made.append(SentColumn(RequestColumn(name, dtype, is_list, "context", name, companion)))
+    return made
+
+
+def companion_of(column: InputColumn) -> str | None:
+    """Return the name of the tensor that says how long a column's lists are, or which values are real."""
+    if column.is_list:
+        return f"{column.name}__length"
+    return None if column.dtype.startswith("float") else f"{column.name}__valid"
 
 
 def tensors_of(columns: Mapping[str, Column], inputs: Sequence[InputColumn]) -> dict[str, Array]:
@@ -185,11 +195,13 @@ def tensors_of(columns: Mapping[str, Column], inputs: Sequence[InputColumn]) -> 
             lengths = np.diff(offsets)
             padded = np.zeros((len(lengths), max(int(lengths.max(initial=0)), 1)), values.dtype)
             padded[np.arange(padded.shape[1]) < lengths[:, None]] = values
-            tensors |= {name: padded, name + LENGTH: lengths[:, None].astype(np.int32)}
-            continue
-        tensors[name] = values[:, None]
-        if values.dtype.kind != "f":
-            tensors[name + VALID] = np.ones((len(values), 1), np.bool_) if valid is None else valid[:, None]
+            says: Array = lengths[:, None].astype(np.int32)
+        else:
+            padded = values[:, None]
+            says = np.ones((len(values), 1), np.bool_) if valid is None else valid[:, None]
+        tensors[name] = padded
+        if (companion := companion_of(column)) is not None:
+            tensors[companion] = says
     return tensors
 
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from benchmarks.features.plan import Plan
 
+from benchmarks.features.plan import Plan
 from tiercel_export.workflow.cut import CompiledProgram, compile_workflow, cut_workflow
 from tiercel_pipelines.data import load_dataset, split_dataset
 from tiercel_pipelines.data.dataset import Dataset

@@ -1,4 +1,4 @@
-"""``tiercel bench-features``."""
+"""``python -m benchmarks.features``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from tiercel_serving.commands.serve import Triton
 from tiercel_serving.commands.shell import FAILED, Debug, Json, Refused, Shell, shell
 from tiercel_serving.commands.tables import heading
 
+NAME = "python -m benchmarks.features"
+
 if TYPE_CHECKING:
     from benchmarks.features import FeatureReport, Serving
-
     from tiercel_serving.bench.run import Load
 
 
@@ -43,6 +44,10 @@ def command(
     part: Annotated[
         list[str] | None,
         typer.Option("--part", metavar="PART", help="Only cases, lookups, opening, served (repeat)."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="RUN", help="Also time one row of this run's workflow, both ways."),
     ] = None,
     quick: Annotated[
         bool,
@@ -88,7 +93,7 @@ def command(
     Merlin Systems, which needs PyPI. MovieLens-100K is used where it is found, else made-up data of its
     form.
 
-    Example: [bold]tiercel bench-features --save features.json[/]
+    Example: [bold]python -m benchmarks.features --save features.json[/]
     """
     with shell(json=json, debug=debug) as sh:
         if client not in CLIENTS:
@@ -106,7 +111,8 @@ def command(
                 cases=cases,
                 parts=parts,
                 data_dir=data_dir,
-                command=shlex.join(["tiercel", *sys.argv[1:]]),
+                trained=run,
+                command=" ".join([NAME, shlex.join(sys.argv[1:])]).rstrip(),
                 progress=progress,
             )
         document = report.to_json()
@@ -144,7 +150,6 @@ def how_to_serve(
 ) -> Serving:
     """Return how the part that serves is measured."""
     from benchmarks.features import Serving
-
     from tiercel_serving.bench.perf_analyzer import default_cache
 
     root = cache or default_cache().parent
@@ -157,9 +162,10 @@ def how_to_serve(
 
 def human(report: FeatureReport, save: Path | None, picture: Path | None) -> list[Any]:
     """Return what people see."""
-    from benchmarks.features import format_features
     from rich.markup import escape
     from rich.text import Text
+
+    from benchmarks.features import format_features
 
     machine = report.facts["machine"]
     lines: list[Any] = [

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from nvtabular import ops
+
 from benchmarks.features.cases import CRITEO_SIZES, UNSEEN, fit_graph, hexadecimal, scattered
 from benchmarks.features.plan import Plan
 from benchmarks.features.timing import Call, Timed, interleave, span
-from nvtabular import ops
-
 from tiercel_export.workflow.cut import CompiledProgram, compile_workflow
 from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
 from tiercel_serving.columns import Column

@@ -22,9 +22,9 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+
 from benchmarks.features import instance
 from benchmarks.features.plan import Plan
-
 from tiercel_serving.errors import BenchError
 
 #: How long opening may take, and what an instance may have to itself of the size of the tables.
@@ -172,9 +172,9 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, float]:
 def build(scratch: Path, strings: int) -> dict[str, float]:
     """Compile a Categorify whose vocabulary has so many strings, and write the artefact."""
     import pandas as pd
-    from benchmarks.features.cases import fit_graph
     from nvtabular import ops
 
+    from benchmarks.features.cases import fit_graph
     from tiercel_export.workflow.cut import compile_workflow
 
     # A vocabulary that is given is written as a fit would write it, which would take minutes longer.

@@ -8,9 +8,9 @@ from typing import Any
 
 from benchmarks.features.against import Against
 from benchmarks.features.lookups import BATCH, Flat, Gather, Hash, ns_a_key
+from benchmarks.features.one_row import OneRow
 from benchmarks.features.opening import OPEN_LIMIT_S, PRIVATE_LIMIT, Opening
 from benchmarks.features.served import MODELS, Served
-
 from tiercel_serving.bench.report import format_table
 
 
@@ -26,6 +26,8 @@ class FeatureReport:
         Case → what it is, in words.
     against
         The program and ``Workflow.transform``, by case and batch.
+    one_row
+        The same for one row of a run's workflow, by part.
     gathers, hashes, flats, openings
         What vocabularies cost.
     served
@@ -37,6 +39,7 @@ class FeatureReport:
     facts: Mapping[str, Any]
     cases: Mapping[str, str] = field(default_factory=dict)
     against: Sequence[Against] = ()
+    one_row: Sequence[OneRow] = ()
     gathers: Sequence[Gather] = ()
     hashes: Sequence[Hash] = ()
     flats: Sequence[Flat] = ()
@@ -49,6 +52,7 @@ class FeatureReport:
         """Every figure."""
         return [
             *self.against,
+            *self.one_row,
             *self.gathers,
             *self.hashes,
             *self.flats,
@@ -63,7 +67,7 @@ class FeatureReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form: medians, and every round that they were taken of."""
-        groups = ("against", "gathers", "hashes", "flats", "openings", "served")
+        groups = ("against", "one_row", "gathers", "hashes", "flats", "openings", "served")
         return {
             **self.facts,
             "cases": dict(self.cases),
@@ -78,6 +82,7 @@ def format_features(report: FeatureReport) -> str:
     parts = [
         _cases(report),
         _against_table(report.against),
+        _one_row_table(report.one_row),
         _vocabulary_table(report),
         _flat_table(report.flats),
         _served_table(report.served),
@@ -122,6 +127,24 @@ def _against_table(figures: Sequence[Against]) -> str:
         "the program with all that comes before it, from Triton's arrays and from the same frame:\n"
         + format_table(head, rows, left=(0, 7))
     )
+
+
+def _one_row_table(figures: Sequence[OneRow]) -> str:
+    if not figures:
+        return ""
+    rows = [
+        [
+            figure.part,
+            str(figure.columns),
+            duration(figure.program_us),
+            duration(figure.transform_us),
+            f"{figure.ratio:,.0f}",
+            _limit("at least", figure.limit, "times", figure.ok),
+        ]
+        for figure in figures
+    ]
+    head = ["part", "columns", "program", "transform", "times", "limit"]
+    return "One row of the run's workflow, medians:\n" + format_table(head, rows, left=(0, 5))
 
 
 def _against_limits(figure: Against) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ from benchmarks.features.against import Against, measure_against
 from benchmarks.features.cases import CASES, Case, make_case
 from benchmarks.features.lookups import measure_flatness, measure_gather, measure_hashes
 from benchmarks.features.merlin_systems import MerlinSystems, find_merlin_systems
+from benchmarks.features.one_row import measure_one_row
 from benchmarks.features.opening import measure_opening
 from benchmarks.features.plan import Plan
 from benchmarks.features.report import FeatureReport
 from benchmarks.features.served import SERVED, Served, measure_served
-
-from tiercel_pipelines.errors import PipelineError
+from tiercel_pipelines.training import TrainedRun
 from tiercel_serving.bench.machine import describe_machine, installed_versions
 from tiercel_serving.bench.run import Load
+from tiercel_serving.errors import TiercelError
 
 #: What can be measured by itself.
 PARTS = ("cases", "lookups", "opening", "served")
@@ -63,6 +64,7 @@ def run_features(
     cases: Sequence[str] = tuple(CASES),
     parts: Collection[str] = PARTS,
     data_dir: Path | None = None,
+    trained: Path | None = None,
     command: str = "",
     progress: Progress | None = None,
 ) -> FeatureReport:
@@ -80,6 +82,8 @@ def run_features(
         Which of :data:`PARTS`.
     data_dir
         Where MovieLens-100K is looked for.
+    trained
+        A run, as `tiercel train` leaves it; one row of its workflow is timed too.
     command
         The command line, for the report.
     progress
@@ -98,6 +102,8 @@ def run_features(
         for name in cases:
             if "cases" in parts or (ready and name in SERVED):
                 run.case(name, timed="cases" in parts, served=ready)
+        if trained is not None:
+            run.one_row(trained)
         if "lookups" in parts:
             run.lookups()
         if "opening" in parts:
@@ -148,7 +154,7 @@ class _Run:
             self._peer = find_merlin_systems(
                 serving.cache, partial(self._progress, "building Merlin Systems' environment")
             )
-        except PipelineError as error:
+        except TiercelError as error:
             self._missing["Merlin Systems"] = str(error)
             return False
         self._serving = serving
@@ -187,8 +193,17 @@ class _Run:
                     progress=partial(self._progress, f"{case.name}: beside Merlin Systems"),
                 )
             )
-        except PipelineError as error:
+        except TiercelError as error:
             self._missing[f"{case.name} beside Merlin Systems"] = str(error)
+
+    def one_row(self, trained: Path) -> None:
+        """Measure one row of a run's workflow."""
+        self._progress("one row", 0, 1)
+        figures = measure_one_row(TrainedRun.open(trained), self._plan.seconds)
+        if self._plan.quick:
+            figures = [replace(figure, limit=None) for figure in figures]
+        self.found["one_row"] = figures
+        self._progress("one row", 1, 1)
 
     def lookups(self) -> None:
         """Measure what vocabularies cost."""

@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import tritonclient.grpc as triton_grpc
-from benchmarks.features.cases import Case
-from benchmarks.features.merlin_systems import EXECUTOR_MODEL, WORKFLOW_MODEL, MerlinSystems
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
+from benchmarks.features.cases import Case
+from benchmarks.features.merlin_systems import EXECUTOR_MODEL, WORKFLOW_MODEL, MerlinSystems
 from tiercel_serving.bench.machine import triton_version
 from tiercel_serving.bench.measurement import Measurement, median_of
 from tiercel_serving.bench.python_client import request_inputs

@@ -10,20 +10,15 @@ from typing import Any
 from .errors import ProtocolMismatch
 from .results import RequestColumn, ServerInfo
 
-#: Suffix of the tensor that says which rows of a request column are not null.
-VALID = "__valid"
-
-#: Suffix of the tensor that says how long each row of a list is; -1 is a null list.
-LENGTH = "__length"
-
-#: Names of the two list inputs that every ensemble has.
+#: The two list inputs that every ensemble has, and what says how long each of their rows is.
 EXCLUDE, HISTORY = "exclude_item_ids", "history_item_ids"
+LENGTHS: Mapping[str, str] = {EXCLUDE: "exclude_item_ids__length", HISTORY: "history_item_ids__length"}
 
 #: Prefix of the outputs of ``recommend_explain`` that hold a stage's microseconds.
 TIME_PREFIX = "time_us_"
 
 ID_DTYPES = ("int64", "bytes")
-COLUMN_DTYPES = ("int64", "int32", "float32", "float64", "bytes")
+COLUMN_DTYPES = ("bool", "int64", "int32", "float32", "float64", "bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +70,8 @@ class Contract:
         Names, in order.
     filter_reasons
         Code → text.
+    reorder_reasons
+        Texts; code 1 is the first, 0 is none.
     columns
         Request columns by name.
     inputs
@@ -93,6 +90,7 @@ class Contract:
     sources: tuple[str, ...]
     stages: tuple[str, ...]
     filter_reasons: Mapping[int, str]
+    reorder_reasons: tuple[str, ...]
     columns: Mapping[str, RequestColumn]
     inputs: frozenset[str]
 
@@ -113,6 +111,7 @@ class Contract:
             sources=self.sources,
             stages=self.stages,
             filter_reasons=dict(self.filter_reasons),
+            reorder_reasons=self.reorder_reasons,
             request_columns=tuple(self.columns.values()),
         )
 
@@ -139,6 +138,7 @@ def read_contract(config: ModelConfig) -> Contract:
         sources=tuple(str(name) for name in reader.json("sources", list)),
         stages=tuple(str(name) for name in reader.json("stages", list)),
         filter_reasons=reader.reasons(),
+        reorder_reasons=tuple(str(text) for text in reader.json("reorder_reasons", list)),
         columns={column.name: column for column in reader.columns()},
         inputs=frozenset(tensor.name for tensor in config.inputs),
     )
@@ -199,14 +199,21 @@ class _Reader:
 
     def _column(self, entry: Any) -> RequestColumn:
         try:
-            column = RequestColumn(
-                str(entry["name"]), str(entry["dtype"]), bool(entry["list"]), str(entry["part"])
-            )
+            name, dtype, part, tensor = (str(entry[key]) for key in ("name", "dtype", "part", "tensor"))
+            companion = None if entry["companion"] is None else str(entry["companion"])
+            column = RequestColumn(name, dtype, bool(entry["is_list"]), part, tensor, companion)
         except (KeyError, TypeError):
-            expected = "expected name, dtype, list and part"
+            expected = "expected name, dtype, is_list, part, tensor and companion"
             raise self.wrong(f"request_columns: {expected}, came {entry!r}") from None
-        tensor = self.inputs.get(column.name)
-        if tensor is None or tensor.dtype != column.dtype or column.dtype not in COLUMN_DTYPES:
-            came = "no such input" if tensor is None else f"an input of {tensor.dtype}"
-            raise self.wrong(f"request column {column.name!r} of {column.dtype}: came {came}")
+        self._check_input(column, column.tensor, column.dtype, column.dtype in COLUMN_DTYPES)
+        if column.is_list:
+            self._check_input(column, column.companion, "int32")
+        elif not column.dtype.startswith("float"):
+            self._check_input(column, column.companion, "bool")
         return column
+
+    def _check_input(self, column: RequestColumn, name: str | None, dtype: str, known: bool = True) -> None:
+        tensor = None if name is None else self.inputs.get(name)
+        if tensor is None or tensor.dtype != dtype or not known:
+            came = "no such input" if tensor is None else f"an input of {tensor.dtype}"
+            raise self.wrong(f"request column {column.name!r}: expected {name!r} of {dtype}, came {came}")

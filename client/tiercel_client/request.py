@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .contract import EXCLUDE, HISTORY, LENGTH, VALID, Contract
+from .contract import EXCLUDE, HISTORY, LENGTHS, Contract
 from .errors import InvalidInput
 from .results import Anonymous, RequestColumn
 from .values import PADS, Array, Place, convert_column, convert_ids, flatten, sequence, shown
@@ -81,7 +81,7 @@ def build_requests(contract: Contract, question: Question) -> list[Part]:
     -------
     list of Part
         In the order of the users. A tensor that would say null for every user of a request is left
-        out; ``__valid`` and ``__length`` are sent only where some row needs them.
+        out; what says which values are null, or how long lists are, is sent only where some row needs it.
 
     Raises
     ------
@@ -133,13 +133,14 @@ class _Scalars:
     name: str
     values: Array
     valid: Array | None = None
+    companion: str = ""
 
     def part(self, rows: slice) -> Iterator[tuple[str, Array]]:
         values = self.values[rows]
         if self.valid is not None and not (valid := self.valid[rows]).all():
             if not valid.any():
                 return
-            yield self.name + VALID, valid.reshape(-1, 1)
+            yield self.companion, valid.reshape(-1, 1)
         elif values.dtype.kind == "f" and np.isnan(values).all():
             return
         yield self.name, values.reshape(-1, 1)
@@ -150,6 +151,7 @@ class _Lists:
     """One list a user: all values one after another, and each user's length (-1 is null)."""
 
     name: str
+    companion: str
     flat: Array
     lengths: npt.NDArray[np.int32]
     pad: Any
@@ -168,7 +170,7 @@ class _Lists:
             values[real] = self.flat[before : before + int(real.sum())]
         yield self.name, values
         if not (lengths == width).all():
-            yield self.name + LENGTH, lengths.reshape(-1, 1)
+            yield self.companion, lengths.reshape(-1, 1)
 
 
 def _place(argument: str, single: bool) -> Place:
@@ -227,7 +229,7 @@ def _item_ids(contract: Contract, argument: str, name: str, given: Any, count: i
     if unordered:
         lengths = np.where(lengths == 0, np.int32(-1), lengths)  # nothing to exclude is nothing to send
     ids = convert_ids(flat, contract.item_id_dtype, _inner_place(argument, lengths, single))
-    return _Lists(name, ids, lengths, PADS[contract.item_id_dtype])
+    return _Lists(name, LENGTHS[name], ids, lengths, PADS[contract.item_id_dtype])
 
 
 def _features(contract: Contract, features: Any, count: int, single: bool) -> list[_Scalars | _Lists]:
@@ -246,13 +248,13 @@ def _feature(contract: Contract, name: Any, given: Any, count: int, single: bool
     place = _place(argument, single)
     values = _each(sequence(given, argument), argument, count)
     real, valid = convert_column(values, column.dtype, place, nullable=True)
-    return _Scalars(column.name, real, valid)
+    return _Scalars(column.tensor, real, valid, column.companion or "")
 
 
 def _list_feature(column: RequestColumn, argument: str, rows: Any, single: bool) -> _Lists:
     flat, lengths = flatten(rows, _place(argument, single))
     values, _ = convert_column(flat, column.dtype, _inner_place(argument, lengths, single), nullable=False)
-    return _Lists(column.name, values, lengths, PADS[column.dtype])
+    return _Lists(column.tensor, column.companion or "", values, lengths, PADS[column.dtype])
 
 
 def _rows(given: Any, argument: str) -> Sequence[Any] | Array:

@@ -103,7 +103,6 @@ class Explained:
     """The outputs of ``recommend_explain`` for one user, checked."""
 
     answer: Answer
-    user_row: int
     history_rows: list[int]
     retrieved_rows: list[int]
     retrieval_scores: list[float]
@@ -111,6 +110,7 @@ class Explained:
     reasons: list[int]
     kept_index: list[int]
     rank_scores: list[list[float]]
+    reorder_reasons: list[int]
     times_us: dict[str, float]
 
 
@@ -133,13 +133,18 @@ def read_explained(contract: Contract, arrays: Arrays, user: Any, request_id: st
     places = read.array("kept_index", "iu", (-1,))[0][: int((reasons == KEPT).sum())]
     if places.size and (places.min() < 0 or places.max() >= len(rows) or (reasons[places] != KEPT).any()):
         raise read.wrong("kept_index: expected the places of the kept candidates, came others")
-    scores = read.array("rank_score", "f", (-1, -1))[0]
+    scores, moved = np.zeros((len(rows), 0)), np.zeros(len(rows), np.int32)
+    if "rank_score" in arrays:
+        scores = read.array("rank_score", "f", (-1, -1))[0]
+    if "reorder_reason" in arrays:
+        moved = read.array("reorder_reason", "iu", (-1,))[0]
+    if min(len(scores), len(moved)) < len(places):
+        raise read.wrong("rank_score, reorder_reason: expected one for each of the kept, came fewer")
     history: Array = np.zeros(0, np.int64)
     if "history_row" in arrays:
         history = read.array("history_row", "iu", (-1,))[0][: read.within("history_length", 0, None)[0]]
     return Explained(
         answer=answer,
-        user_row=int(read.array("user_row", "iu", (1,))[0, 0]),
         history_rows=history.tolist(),
         retrieved_rows=rows[real].tolist(),
         retrieval_scores=read.array("retrieval_score", "f", candidates)[0][real].tolist(),
@@ -147,6 +152,7 @@ def read_explained(contract: Contract, arrays: Arrays, user: Any, request_id: st
         reasons=reasons[real].tolist(),
         kept_index=places.tolist(),
         rank_scores=scores[: len(places)].tolist(),
+        reorder_reasons=moved[: len(places)].tolist(),
         times_us={
             name.removeprefix(TIME_PREFIX): float(array.flat[0])
             for name, array in arrays.items()
@@ -173,6 +179,7 @@ def explanation(
     answer = recommendation(explained.answer, titles)
     final = {item.item_id: item for item in answer.items}
     ranked = dict(zip(explained.kept_index, explained.rank_scores, strict=True))
+    moved = dict(zip(explained.kept_index, explained.reorder_reasons, strict=True))
     candidates = []
     columns = (explained.retrieved_rows, explained.retrieval_scores, explained.sources, explained.reasons)
     for place, (row, score, source, reason) in enumerate(zip(*columns, strict=True)):
@@ -189,13 +196,13 @@ def explanation(
                 reason=contract.filter_reasons.get(reason, f"reason {reason}"),
                 kept=reason == KEPT,
                 rank_scores=tuple(ranked.get(place, ())),
+                reorder_reason=_reorder_reason(contract, moved.get(place, 0)),
                 score=None if item is None else item.score,
                 rank=None if item is None else item.rank,
             )
         )
     return Explanation(
         recommendation=answer,
-        user_row=explained.user_row if answer.status is Status.KNOWN else None,
         history=tuple(_history_item(row, described) for row in explained.history_rows),
         candidates=tuple(candidates),
         stages=contract.stages,
@@ -213,6 +220,11 @@ def _history_item(row: int, described: Mapping[int, tuple[Id, str]]) -> HistoryI
 def _source(contract: Contract, code: int) -> str:
     """Return a source's name; code 0 is a slot that no source filled."""
     return contract.sources[code - 1] if 0 < code <= len(contract.sources) else f"source {code}"
+
+
+def _reorder_reason(contract: Contract, code: int) -> str | None:
+    known = 0 < code <= len(contract.reorder_reasons)
+    return contract.reorder_reasons[code - 1] if known else f"reason {code}" if code else None
 
 
 class _Reader:

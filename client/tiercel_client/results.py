@@ -132,7 +132,7 @@ class Candidate:
     item_id, title
         What people call it; None if the server has no ``describe_items``.
     retrieval_score
-        Inner product of query and item vector, or the popularity of an unknown user's candidate.
+        On the scale of the first source that scores any item; an unknown user's is the fallback's own.
     source
         Name of the retrieval source that found it.
     reason
@@ -140,9 +140,11 @@ class Candidate:
     kept
         Whether it went on to the ranker.
     rank_scores
-        One score a ranker task; empty if it was dropped.
+        One score a ranker task; empty if it was dropped, or there is no ranker.
     score, rank
         Its final score and place (from 1) in the answer; None if it is not in it.
+    reorder_reason
+        Why a reorder step moved or dropped it, in words; None if no step did, or none gives reasons.
     """
 
     position: int
@@ -156,6 +158,7 @@ class Candidate:
     rank_scores: tuple[float, ...] = ()
     score: float | None = None
     rank: int | None = None
+    reorder_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +169,6 @@ class Explanation:
     ----------
     recommendation
         The answer.
-    user_row
-        Row in the user tables; None if the user is not in the store.
     history
         What the models saw of the history, oldest first.
     candidates
@@ -180,7 +181,6 @@ class Explanation:
     """
 
     recommendation: Recommendation
-    user_row: int | None
     history: tuple[HistoryItem, ...]
     candidates: tuple[Candidate, ...]
     stages: tuple[str, ...]
@@ -215,7 +215,6 @@ class Explanation:
         """Return a JSON form."""
         return {
             "recommendation": self.recommendation.to_json(),
-            "user_row": self.user_row,
             "history": [asdict(item) for item in self.history],
             "candidates": [asdict(candidate) for candidate in self.candidates],
             "stages": list(self.stages),
@@ -252,17 +251,22 @@ class RequestColumn:
     name
         Its name.
     dtype
-        ``int64``, ``int32``, ``float32``, ``float64`` or ``bytes`` (text).
+        ``bool``, ``int64``, ``int32``, ``float32``, ``float64`` or ``bytes`` (text).
     is_list
         Whether a user has a list of values.
     part
         ``user`` (overrides the store) or ``context`` (of this request alone).
+    tensor, companion
+        The request's tensor that carries the values, and the one that says how long each list is, or which
+        values are real; None for a float, whose null is NaN. The release names them; a fake by itself.
     """
 
     name: str
     dtype: str
     is_list: bool
     part: str
+    tensor: str = ""
+    companion: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +295,8 @@ class ServerInfo:
         Names of the retrieval sources and of the served stages, in order.
     filter_reasons
         Code → why filtering kept or dropped a candidate.
+    reorder_reasons
+        Why reorder steps move or drop candidates.
     request_columns
         What ``features`` may hold.
     """
@@ -309,6 +315,7 @@ class ServerInfo:
     sources: tuple[str, ...]
     stages: tuple[str, ...]
     filter_reasons: Mapping[int, str]
+    reorder_reasons: tuple[str, ...]
     request_columns: tuple[RequestColumn, ...]
 
     def to_json(self) -> dict[str, Any]:

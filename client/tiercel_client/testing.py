@@ -26,22 +26,22 @@ import json
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from .contract import EXCLUDE, HISTORY, LENGTH, TIME_PREFIX, VALID, ModelConfig, TensorInfo
+from .contract import EXCLUDE, HISTORY, LENGTHS, TIME_PREFIX, ModelConfig, TensorInfo
 from .errors import ClientError, DeadlineExceeded, InvalidInput, NotFound, RequestRefused
 from .request import id_array
 from .results import Id, RequestColumn
-from .transport import Array, Arrays, Headers
+from .wire.transport import Array, Arrays, Headers
 
 #: The stages that the fake says it has.
 STAGES = (
     "user_features",
-    "user_tower",
+    "query_fake",
     "retrieval",
     "filtering",
     "candidate_features",
@@ -81,7 +81,7 @@ class FakeServer:
     users
         Raw id → raw ids of the items that user gets, best first. None has no known users.
     columns
-        What ``features`` may hold.
+        What ``features`` may hold; the fake names their tensors.
     max_batch_size, k_default, k_max, max_excluded
         Limits of the fake.
     build_id
@@ -108,7 +108,9 @@ class FakeServer:
     ) -> None:
         self.items: dict[Id, str | None] = dict({1: "One", 2: "Two", 3: "Three"} if items is None else items)
         self.users: dict[Id, Sequence[Id]] = dict(users or {})
-        self.columns = tuple(columns)
+        self.columns = tuple(map(_with_tensors, columns))
+        self.stages, self.explain_outputs = STAGES, dict(_EXPLAIN_OUTPUTS)
+        self.reorder_reasons: tuple[str, ...] = ()
         self.max_batch_size, self.k_default, self.k_max = max_batch_size, k_default, k_max
         self.max_excluded, self.build_id, self.titles = max_excluded, build_id, titles
         self.latency_s = latency_s
@@ -129,8 +131,8 @@ class FakeServer:
     def _config(self, model: str) -> ModelConfig:
         self.config_reads += 1
         self._raise_ordered(model)
-        times = {TIME_PREFIX + name: "float32" for name in STAGES}
-        tables = {"recommend": _OUTPUTS, "recommend_explain": {**_OUTPUTS, **_EXPLAIN_OUTPUTS, **times}}
+        times = {TIME_PREFIX + name: "float32" for name in self.stages}
+        tables = {"recommend": _OUTPUTS, "recommend_explain": {**_OUTPUTS, **self.explain_outputs, **times}}
         if model == "describe_items" and self.titles:
             described = {"item_row": "int64", "title": "bytes", "found": "bool"}
             outputs = self._tensors({"item_id": self._dtypes["item"], **described}, -1)
@@ -142,9 +144,6 @@ class FakeServer:
         )
 
     def _parameters(self) -> dict[str, str]:
-        columns = [
-            {"name": c.name, "dtype": c.dtype, "list": c.is_list, "part": c.part} for c in self.columns
-        ]
         return {
             "build_id": self.build_id,
             "name": "fake",
@@ -155,19 +154,19 @@ class FakeServer:
             "user_id_dtype": self._dtypes["user"],
             "sources": json.dumps(["fake"]),
             "filter_reasons": json.dumps({"0": "kept", "1": "empty slot"}),
-            "stages": json.dumps(STAGES),
-            "request_columns": json.dumps(columns),
+            "stages": json.dumps(self.stages),
+            "reorder_reasons": json.dumps(self.reorder_reasons),
+            "request_columns": json.dumps([asdict(column) for column in self.columns]),
         }
 
     def _inputs(self) -> tuple[TensorInfo, ...]:
         tensors = [TensorInfo("user_id", self._dtypes["user"], (1,))]
-        lists = [RequestColumn(name, self._dtypes["item"], True, "") for name in (EXCLUDE, HISTORY)]
+        lists = [RequestColumn(name, self._dtypes["item"], True, "", name, LENGTHS[name]) for name in LENGTHS]
         for column in (*lists, *self.columns):
-            tensors.append(TensorInfo(column.name, column.dtype, (-1 if column.is_list else 1,), True))
-            if column.is_list:
-                tensors.append(TensorInfo(column.name + LENGTH, "int32", (1,), True))
-            elif not column.dtype.startswith("float"):
-                tensors.append(TensorInfo(column.name + VALID, "bool", (1,), True))
+            tensors.append(TensorInfo(column.tensor, column.dtype, (-1 if column.is_list else 1,), True))
+            if column.companion is not None:
+                dtype = "int32" if column.is_list else "bool"
+                tensors.append(TensorInfo(column.companion, dtype, (1,), True))
         return (*tensors, TensorInfo("k", "int32", (1,), True))
 
     def _tensors(self, dtypes: Mapping[str, str], width: int) -> tuple[TensorInfo, ...]:
@@ -258,7 +257,6 @@ class FakeServer:
         real = places < len(answer)
         scores = np.where(real, 1 / (1 + places), 0).astype(np.float32)
         return {
-            "user_row": np.zeros((1, 1), np.int64),
             "history_row": np.full((1, 1), len(self._ids), np.int64),
             "history_length": np.zeros((1, 1), np.int32),
             "retrieved_row": np.array([rows + [len(self._ids)] * pads], np.int64),
@@ -268,16 +266,16 @@ class FakeServer:
             "kept_index": np.where(real, places, 0)[None],
             "filter_reason": np.where(real, 0, 1).astype(np.int32)[None],
             "rank_score": scores[None, :, None],
-            **{TIME_PREFIX + stage: np.full((1, 1), 100, np.float32) for stage in STAGES},
+            "reorder_reason": (real & bool(self.reorder_reasons)).astype(np.int32)[None],
+            **{TIME_PREFIX + stage: np.full((1, 1), 100, np.float32) for stage in self.stages},
         }
 
     def _lists(self, inputs: Arrays, name: str, count: int) -> list[list[Id] | None]:
         if name not in inputs:
             return [None] * count
         values = inputs[name]
-        lengths = (
-            inputs[name + LENGTH][:, 0].tolist() if name + LENGTH in inputs else [values.shape[1]] * count
-        )
+        said = inputs.get(LENGTHS[name])
+        lengths = [values.shape[1]] * count if said is None else said[:, 0].tolist()
         return [
             _plain(row[:length]) if length >= 0 else None for row, length in zip(values, lengths, strict=True)
         ]
@@ -353,7 +351,6 @@ class AsyncFakeTransport(FakeServer):
 _OUTPUTS = {"item_id": "", "score": "float32", "count": "int32", "status": "int32"}
 
 _EXPLAIN_OUTPUTS = {
-    "user_row": "int64",
     "history_row": "int64",
     "history_length": "int32",
     "retrieved_row": "int64",
@@ -363,6 +360,7 @@ _EXPLAIN_OUTPUTS = {
     "kept_index": "int64",
     "filter_reason": "int32",
     "rank_score": "float32",
+    "reorder_reason": "int32",
 }
 
 
@@ -379,11 +377,14 @@ def _plain(ids: Array) -> list[Id]:
 
 def _given(column: RequestColumn, inputs: Arrays, row: int) -> bool:
     """Whether a request has a value of a column for one of its users."""
-    if column.name not in inputs:
-        return False
-    if column.is_list:
-        return column.name + LENGTH not in inputs or bool(inputs[column.name + LENGTH][row, 0] >= 0)
-    if column.name + VALID in inputs:
-        return bool(inputs[column.name + VALID][row, 0])
-    value = inputs[column.name][row, 0]
-    return bool(value == value)
+    values, said = inputs.get(column.tensor), inputs.get(column.companion or "")
+    if values is None or said is not None:
+        return values is not None and said is not None and bool(said[row, 0] >= int(not column.is_list))
+    return column.is_list or bool(values[row, 0] == values[row, 0])
+
+
+def _with_tensors(column: RequestColumn) -> RequestColumn:
+    """Name the tensors of a column where it does not; nobody guesses a name from another."""
+    bare = column.dtype.startswith("float") and not column.is_list
+    said = None if bare else f"{column.name}: {'length' if column.is_list else 'valid'}"
+    return replace(column, tensor=column.tensor or column.name, companion=column.companion or said)

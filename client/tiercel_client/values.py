@@ -22,9 +22,16 @@ Array = npt.NDArray[Any]
 Place = Callable[[int], str]
 
 #: What fills the unused end of a row, by dtype.
-PADS: Mapping[str, Any] = {"int64": 0, "int32": 0, "float32": 0.0, "float64": 0.0, "bytes": b""}
+PADS: Mapping[str, Any] = {
+    "bool": False,
+    "int64": 0,
+    "int32": 0,
+    "float32": 0.0,
+    "float64": 0.0,
+    "bytes": b"",
+}
 
-_KINDS = {"int64": "a whole number", "int32": "a whole number", "bytes": "a string"}
+_KINDS = {"bool": "True or False", "int64": "a whole number", "int32": "a whole number", "bytes": "a string"}
 
 
 def shown(value: object) -> str:
@@ -100,6 +107,8 @@ def convert_column(
         return _texts(values, place, nullable=nullable)
     if dtype in ("float32", "float64"):
         return _floats(values, dtype, place, nullable=nullable), None
+    if dtype == "bool":
+        return _booleans(values, place, nullable=nullable)
     return _integers(values, dtype, place, nullable=nullable)
 
 
@@ -160,6 +169,16 @@ def _whole(value: object, where: str, feature: bool) -> int:
     if not -(2**63) <= number < 2**63:
         raise _out_of_range(where, number, "int64")
     return number
+
+
+def _booleans(values: Sequence[Any] | Array, place: Place, *, nullable: bool) -> tuple[Array, Array | None]:
+    listed = _listed(values)
+    valid = np.array([not (nullable and is_null(value)) for value in listed], np.bool_)
+    for position, value in enumerate(listed):
+        if valid[position] and not isinstance(value, bool | np.bool_):
+            raise _wrong_type(place(position), "bool", value)
+    real = np.array([bool(value) and ok for value, ok in zip(listed, valid, strict=True)], np.bool_)
+    return real, None if valid.all() else valid
 
 
 def _floats(values: Sequence[Any] | Array, dtype: str, place: Place, *, nullable: bool) -> Array:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
+import numpy as np
 
 from .errors import KindUnavailable
 from .problems import Problem, choose
@@ -29,8 +30,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     """Base of the settings of a kind, with what most kinds have nothing to say to."""
 
     def problems(self) -> list[Problem]:
-        """Return what is wrong with the settings by themselves."""
-        return []
+        """Return what is wrong with the settings by themselves: values of another type than is theirs."""
+        return list(mistyped(self))
 
     def columns(self) -> tuple[str, ...]:
         """Return the raw item columns that it reads."""
@@ -39,6 +40,24 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     def reads(self) -> tuple[str, ...]:
         """Return the names of the tensors that it reads, besides those that its contract gives it."""
         return ()
+
+
+def builtin(value: Any) -> Any:
+    """Return a NumPy scalar as Python has it: what the codec asks of values that it does not know."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be written")
+
+
+def mistyped(settings: msgspec.Struct) -> Iterator[Problem]:
+    """Yield a problem for each field whose value the codec would not read back, in its words."""
+    for field in msgspec.structs.fields(settings):
+        value = getattr(settings, field.name)
+        try:
+            msgspec.convert(msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=builtin), field.type)
+        except (msgspec.ValidationError, TypeError) as error:
+            problem = str(error).replace(" - at `$", f" - at `{field.name}")
+            yield Problem(field.name, f"{problem} ({value!r})", "give a value of that type")
 
 
 @dataclass(frozen=True)
@@ -88,37 +107,36 @@ class Kinds(Generic[T]):
             raise KindUnavailable(f"there is no {self.what} {name!r}; {choose(name, self.rows)}")
         module, _, attribute = row.path.partition(":")
         try:
-            with self._needing(name, row):
+            with self.using(name):
                 return cast("type[T]", getattr(importlib.import_module(module), attribute))
         except (ImportError, AttributeError) as error:
-            raise KindUnavailable(self._broken(name, row, error)) from error
-
-    def using(self, settings: object) -> AbstractContextManager[None]:
-        """Return a context in which a library that a kind misses is an error that says what to install.
-
-        For what a kind imports only where it is made or opened.
-        """
-        name = self.name_of(settings)
-        return self._needing(name, self.rows[name])
+            raise KindUnavailable(
+                f"{self.what} {name!r}: its row says {row.path!r}, which can't be imported ({error}); "
+                "correct the row of the table, or the module"
+            ) from error
 
     @contextmanager
-    def _needing(self, name: str, row: Kind) -> Iterator[None]:
+    def using(self, kind: object) -> Iterator[None]:
+        """Say of a library that turns out to be missing which extra installs it.
+
+        For what a kind, given by name or by its settings, imports only where it is made or opened.
+
+        Raises
+        ------
+        KindUnavailable
+            A library that the kind needs is missing.
+        """
+        name = kind if isinstance(kind, str) else self.name_of(kind)
+        row = self.rows[name]
         try:
             yield
         except ModuleNotFoundError as error:
-            missing = error.name or ""
-            if row.extra is None or row.path.startswith(missing):
-                raise KindUnavailable(self._broken(name, row, error)) from error
+            if row.extra is None or error.name is None or row.path.startswith(error.name):
+                raise
             raise KindUnavailable(
-                f"{self.what} {name!r} needs {missing}, which is not installed; "
+                f"{self.what} {name!r} needs {error.name}, which is not installed; "
                 f'run pip install "tiercel[{row.extra}]"'
             ) from error
-
-    def _broken(self, name: str, row: Kind, error: Exception) -> str:
-        return (
-            f"{self.what} {name!r}: its row says {row.path!r}, which can't be imported ({error}); "
-            "correct the row of the table, or the module"
-        )
 
     def name_of(self, settings: object) -> str:
         """Return the name of the row that a settings object belongs to; its class need not be imported.
@@ -163,14 +181,16 @@ class Kinds(Generic[T]):
         Raises
         ------
         ValueError
-            The data does not fit; in the words of the codec.
+            There is no such kind, or the data does not fit; in the words of the codec.
+        KindUnavailable
+            The kind can't be had on this machine.
         """
         if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str):
             raise ValueError(f"expected an object with the kind of a {self.what}, got {data!r}")
         name = str(data["kind"])
+        if name not in self.rows:
+            raise ValueError(f"there is no {self.what} {name!r}; {choose(name, self.rows)}")
         try:
             return msgspec.convert(data, self.find(name), dec_hook=hook)
         except msgspec.ValidationError as error:
             raise ValueError(str(error).replace("`$", f"`{name}")) from None
-        except KindUnavailable as error:
-            raise ValueError(str(error)) from error

@@ -83,7 +83,7 @@ def out_of_range(settings: object, ranges: Mapping[str, Range]) -> Iterator[Prob
 
 def named_twice(names: Iterable[str], field: str, what: str) -> Iterator[Problem]:
     """Yield a problem for each name that occurs more than once."""
-    listed = list(names)
+    listed = [name for name in names if isinstance(name, str)]
     for name in dict.fromkeys(listed):
         if listed.count(name) > 1:
             yield Problem(field, f"{listed.count(name)} {what} are called {name!r}", "give each its own name")

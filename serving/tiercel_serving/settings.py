@@ -113,7 +113,9 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         wrong = [*out_of_range(self, self.RANGES), *_limits(self), *_sources(self)]
         for field in ("sources", "rules", "reorder"):
             for place, kind in enumerate(getattr(self, field)):
-                wrong += [problem.within(f"{field}[{place}]") for problem in kind.problems()]
+                within = [problem.within(f"{field}[{place}]") for problem in kind.problems()]
+                told = {problem.field for problem in wrong}
+                wrong += [problem for problem in within if problem.field not in told]
         wrong += [problem.within("store") for problem in self.store.problems()]
         wrong += named_twice((rule.name for rule in self.rules), "rules", "rules")
         return wrong
@@ -158,6 +160,10 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
             if not fits:
                 remedy = f"write {field}=({example},)"
                 yield Problem(f"{field}[{place}]", f"expected {example}, got {item!r}", remedy)
+    title: Any = settings.title_column
+    if not isinstance(title, str | None):
+        problem = f"expected a raw item column, got {title!r}"
+        yield Problem("title_column", problem, "name the column, or leave it out")
     if not _is_kind(settings.store, STORES):
         yield Problem("store", f"expected a store, got {settings.store!r}", "write store=MemoryMapped()")
 

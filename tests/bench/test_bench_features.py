@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 pytest.importorskip("nvtabular")
 
 from benchmarks.features import FULL, QUICK, FeatureReport, Serving, format_features, run_features
 from benchmarks.features import merlin_systems as peer_module
+from benchmarks.features.__main__ import app
 from benchmarks.features.against import Against, Programs, check_same, tensors_of
 from benchmarks.features.cases import CASES, make_case
 from benchmarks.features.lookups import Flat, Gather, Hash
@@ -25,18 +25,16 @@ from benchmarks.features.opening import Opening
 from benchmarks.features.plot import draw
 from benchmarks.features.served import MODELS, SERVED, Served, requests_of
 from benchmarks.features.timing import Timed, interleave, span
-
 from tiercel_export.workflow.cut import CompiledProgram
 from tiercel_serving.bench import PythonClient, find_perf_analyzer
 from tiercel_serving.bench.measurement import Measurement
 from tiercel_serving.bench.perf_analyzer import default_cache
 from tiercel_serving.bench.python_client import request_inputs
-from tiercel_serving.commands.cli import app
 from tiercel_serving.errors import BenchError, PerfAnalyzerMissing
 
 
 def tiercel(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["bench-features", *arguments], prog_name="tiercel")
+    return CliRunner().invoke(app, arguments, prog_name="python -m benchmarks.features")
 
 
 def test_quick_run_measures_everything_but_the_peer(tmp_path):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,29 +15,15 @@ from typer.testing import CliRunner
 
 from tiercel_serving.commands.cli import app
 
-ROOT = Path(__file__).parents[2]
-TIERCEL = [sys.executable, "-c", "from tiercel_serving.commands.cli import main; main()"]
+TIERCEL = [sys.executable, "-c", "from tiercel_serving.commands.main import main; main()"]
 
 Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A release with string ids outside ASCII, every kind of column, and random weights."""
-    folder = tmp_path_factory.mktemp("cli")
-    small = _load(ROOT / "tests" / "export" / "small_release.py")
-    parts = small.small_parts(folder, text_ids=True)
-    return Path(small.small_release(folder / "release", parts).path)
+def release(text_release: Path) -> Path:
+    """A release whose users have text ids with accents and blanks."""
+    return text_release
 
 
 @pytest.fixture(scope="session")

@@ -159,7 +159,7 @@ def test_stopped_half_way_it_leaves_nothing(number: int, code: int, work: Path, 
     rows = pq.read_table(work / "items.parquet")
     with pq.ParquetWriter(tmp_path / "many.parquet", rows.schema) as writer:
         writer.write_table(pa.concat_tables([rows] * 8_000), row_group_size=100_000)
-    code_of = "from tiercel_serving.commands.cli import main; main()"
+    code_of = "from tiercel_serving.commands.main import main; main()"
     arguments = ["transform", str(work / "workflow"), "many.parquet", "out.parquet", "--batch-rows", "500"]
     process = subprocess.Popen(
         [sys.executable, "-c", code_of, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True

@@ -123,6 +123,7 @@ def test_nothing_is_sent_if_one_user_is_wrong(make: Make) -> None:
     assert transport.requests == []
 
 
+@pytest.mark.timed
 def test_requests_run_side_by_side_and_not_too_many(make: Make) -> None:
     recommender, _ = make({"max_batch_size": 1, "latency_s": 0.1}, max_concurrency=5)
     begun = time.perf_counter()
@@ -217,7 +218,9 @@ def test_server_info(make: Make) -> None:
     recommender, _ = make()
     info = recommender.server_info()
     assert (info.server, info.build_id, info.k_max, info.user_id_dtype) == ("fake", "fake", 100, "int64")
-    assert info.request_columns == COLUMNS
+    assert [column.name for column in info.request_columns] == [column.name for column in COLUMNS]
+    assert info.request_columns[0].tensor == "age"
+    assert info.reorder_reasons == ()
     assert info.filter_reasons[0] == "kept"
     json.dumps(info.to_json())
 
@@ -256,7 +259,7 @@ def test_an_explanation(make: Make) -> None:
     recommender, transport = make()
     explained = recommender.explain(42, k=2)
     assert explained.recommendation == recommender.recommend(42, k=2)
-    assert (explained.user_id, explained.user_row, explained.status) == (42, 0, Status.KNOWN)
+    assert (explained.user_id, explained.status) == (42, Status.KNOWN)
     first, second, third = explained.candidates
     assert (first.position, first.item_id, first.title, first.source) == (1, 3, "Alien", "fake")
     assert (first.reason, first.kept, first.rank, first.score) == ("kept", True, 1, 1.0)
@@ -265,9 +268,59 @@ def test_an_explanation(make: Make) -> None:
     assert explained.kept == explained.candidates
     assert explained.dropped == ()
     assert list(explained.times_us) == list(explained.stages)
+    assert [candidate.reorder_reason for candidate in explained.candidates] == [None] * 3
     json.dumps(explained.to_json())
-    assert recommender.explain(7).user_row is None
+    assert recommender.explain(7).status is Status.UNKNOWN
     assert asked(transport, "describe_items")[0].inputs.keys() == {"item_row"}
+
+
+def test_an_explanation_of_another_graph(make: Make) -> None:
+    """No ranker, no history, and stages of which this client has never heard."""
+    recommender, transport = make()
+    for name in ("rank_score", "history_row", "history_length", "reorder_reason"):
+        del transport.explain_outputs[name]
+    transport.stages = ("user_features", "query_near", "query_far", "retrieval", "filtering", "ordering")
+    explained = recommender.explain(42)
+    assert [candidate.rank_scores for candidate in explained.candidates] == [()] * 3
+    assert [candidate.rank for candidate in explained.candidates] == [1, 2, 3]
+    assert explained.history == ()
+    assert explained.stages == transport.stages
+    assert list(explained.times_us) == [
+        "user_features",
+        "query_near",
+        "query_far",
+        "retrieval",
+        "filtering",
+        "ordering",
+    ]
+
+
+def test_why_a_step_moved_a_candidate(make: Make) -> None:
+    recommender, transport = make()
+    transport.reorder_reasons = ("too many of one kind", "seen lately")
+    explain = transport._explained
+
+    def moved(answer: Any) -> dict[str, Any]:
+        arrays = explain(answer)
+        arrays["filter_reason"][0, 1] = 7  # dropped before any step
+        arrays["kept_index"] = np.array([[0, 2, 0, 0]])
+        arrays["reorder_reason"] = np.array([[2, 0, 0, 0]], np.int32)
+        return arrays
+
+    transport._explained = moved
+    first, second, third = recommender.explain(42).candidates
+    assert (first.reorder_reason, second.reorder_reason, third.reorder_reason) == ("seen lately", None, None)
+    assert not second.kept
+    assert recommender.server_info().reorder_reasons == transport.reorder_reasons
+    transport._explained = lambda answer: {
+        **moved(answer),
+        "reorder_reason": np.array([[3, 1, 0, 0]], np.int32),
+    }
+    first, _, third = recommender.explain(42).candidates
+    assert (first.reorder_reason, third.reorder_reason) == ("reason 3", "too many of one kind")
+    transport._explained = lambda answer: {**moved(answer), "reorder_reason": np.zeros((1, 1), np.int32)}
+    with pytest.raises(ProtocolMismatch, match="one for each of the kept, came fewer"):
+        recommender.explain(42)
 
 
 def test_an_explanation_without_titles(make: Make) -> None:
@@ -337,6 +390,7 @@ def test_a_retry_has_the_same_request_id_and_less_time(make: Make) -> None:
     assert second.timeout_s <= first.timeout_s - 0.02
 
 
+@pytest.mark.timed
 def test_no_retry_that_would_be_late(make: Make) -> None:
     recommender, transport = make(retry=Retry(attempts=5, first_delay_s=0.5, jitter=0))
     recommender.recommend(42)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -13,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiercel_client import ANONYMOUS, InvalidInput, RequestColumn
-from tiercel_client.contract import Contract, read_contract
+from tiercel_client import ANONYMOUS, InvalidInput, ProtocolMismatch, RequestColumn
+from tiercel_client.contract import LENGTHS, Contract, read_contract
 from tiercel_client.request import Part, Question, build_requests, canary
 from tiercel_client.testing import FakeTransport
 
@@ -28,6 +30,11 @@ COLUMNS = (
     RequestColumn("genres", "bytes", True, "user"),
     RequestColumn("codes", "int64", True, "user"),
     RequestColumn("weights", "float32", True, "user"),
+    RequestColumn("member", "bool", False, "user"),
+    # Names from which nothing follows.
+    RequestColumn("trip", "int64", True, "context", "a tensor", "trip__valid"),
+    RequestColumn("trip__length", "float32", False, "context"),
+    RequestColumn("k", "int64", False, "context", "column k", "k__length"),
 )
 
 
@@ -115,20 +122,71 @@ def test_nulls() -> None:
         },
     )
     sent = part.inputs
-    assert sent["age__valid"].tolist() == [[False], [True], [False]]
+    assert sent["age: valid"].tolist() == [[False], [True], [False]]
     assert sent["age"][1].tolist() == [31]
     assert np.isnan(sent["income"]).tolist() == [[False], [True], [True]]
-    assert sent["country__valid"].tolist() == [[True], [False], [True]]
+    assert sent["country: valid"].tolist() == [[True], [False], [True]]
     assert sent["country"].tolist() == [[b"NL"], [b""], [b""]]
-    assert sent["genres__length"].tolist() == [[2], [-1], [0]]
+    assert sent["genres: length"].tolist() == [[2], [-1], [0]]
 
 
 def test_whole_floats_are_whole_numbers_in_features() -> None:
     """Pandas makes floats of integers as soon as one is missing."""
     [part] = many([1, 2], features={"age": np.array([31.0, np.nan])})
     assert part.inputs["age"].tolist() == [[31], [0]]
-    assert part.inputs["age__valid"].tolist() == [[True], [False]]
+    assert part.inputs["age: valid"].tolist() == [[True], [False]]
     assert "whole number" in refused(one, features={"age": 31.5})
+
+
+def test_tensors_have_the_names_that_the_release_gives_them() -> None:
+    assert list(one(features={"trip": [1, 2]})) == ["user_id", "a tensor"]
+    [part] = many([1, 2], features={"trip": [[1, 2], [3]], "k": [None, 4], "trip__length": [None, 2.5]}, k=3)
+    assert {name: array.tolist() for name, array in part.inputs.items() if name != "trip__length"} == {
+        "user_id": [[1], [2]],
+        "k": [[3], [3]],
+        "a tensor": [[1, 2], [3, 0]],
+        "trip__valid": [[2], [1]],
+        "column k": [[0], [4]],
+        "k__length": [[False], [True]],
+    }
+    assert np.isnan(part.inputs["trip__length"]).tolist() == [[True], [False]]
+
+
+def test_yes_and_no() -> None:
+    [part] = many([1, 2, 3], features={"member": [True, None, np.False_]})
+    assert part.inputs["member"].tolist() == [[True], [False], [False]]
+    assert part.inputs["member: valid"].tolist() == [[True], [False], [True]]
+    assert "True or False" in refused(one, features={"member": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tensor": "elsewhere"}, "'trip': expected 'elsewhere' of int64, came no such input"),
+        ({"dtype": "int32"}, "expected 'a tensor' of int32, came an input of int64"),
+        ({"companion": None}, "expected None of int32, came no such input"),
+        ({"companion": "a tensor"}, "expected 'a tensor' of int32, came an input of int64"),
+        ({"is_list": False}, "expected 'trip__valid' of bool, came an input of int32"),
+        ({"dtype": "datetime"}, "of datetime, came an input of int64"),
+    ],
+)
+def test_a_release_that_names_what_it_does_not_have(changes: dict[str, Any], message: str) -> None:
+    config = FakeTransport(columns=COLUMNS).model_config("recommend", timeout_s=1, headers={})
+    columns = json.loads(config.parameters["request_columns"])
+    next(column for column in columns if column["name"] == "trip").update(changes)
+    parameters = {**config.parameters, "request_columns": json.dumps(columns)}
+    with pytest.raises(ProtocolMismatch, match=re.escape(message)):
+        read_contract(dataclasses.replace(config, parameters=parameters))
+
+
+def test_a_release_of_an_older_form() -> None:
+    config = FakeTransport().model_config("recommend", timeout_s=1, headers={})
+    old = json.dumps([{"name": "age", "dtype": "int64", "list": False, "part": "user"}])
+    parameters = {**config.parameters, "request_columns": old}
+    with pytest.raises(
+        ProtocolMismatch, match=r"expected name, dtype, is_list, .* install the tiercel version"
+    ):
+        read_contract(dataclasses.replace(config, parameters=parameters))
 
 
 def test_dtypes_are_those_of_the_columns() -> None:
@@ -159,7 +217,7 @@ def test_sets_exclude_and_arrays_are_rows() -> None:
 
 def test_a_part_that_needs_no_nulls_sends_none() -> None:
     first, second = many(range(6), features={"age": [1, 2, 3, 4, None, None]})
-    assert "age__valid" not in first.inputs
+    assert "age: valid" not in first.inputs
     assert "age" in first.inputs
     assert list(second.inputs) == ["user_id"]
 
@@ -283,14 +341,18 @@ texts = st.text(st.characters(codec="utf-8"), max_size=8)
 floats = st.one_of(st.none(), st.floats(width=32, allow_infinity=False), st.just(math.nan))
 
 
+COMPANIONS = {**LENGTHS, **{column.name: column.companion for column in INTS.columns.values()}}
+
+
 def rows_of(inputs: dict[str, Any], name: str, count: int) -> list[Any]:
     """What a list tensor says, as the server reads it."""
     if name not in inputs:
         return [None] * count
     values = inputs[name].tolist()
-    if name + "__length" not in inputs:
+    said = COMPANIONS[name]
+    if said not in inputs:
         return values
-    lengths = inputs[name + "__length"][:, 0].tolist()
+    lengths = inputs[said][:, 0].tolist()
     return [None if n < 0 else row[:n] for row, n in zip(values, lengths, strict=True)]
 
 
@@ -299,7 +361,8 @@ def scalars_of(inputs: dict[str, Any], name: str, count: int) -> list[Any]:
     if name not in inputs:
         return [None] * count
     values = inputs[name][:, 0].tolist()
-    valid = inputs[name + "__valid"][:, 0].tolist() if name + "__valid" in inputs else [True] * count
+    said = COMPANIONS[name]
+    valid = inputs[said][:, 0].tolist() if said in inputs else [True] * count
     return [v if ok and v == v else None for v, ok in zip(values, valid, strict=True)]
 
 

@@ -24,6 +24,8 @@ from tiercel_serving.features import FeatureProgram
 from tiercel_serving.lookups.lookup import build_lookup, open_lookup
 from tiercel_serving.lookups.strings import Strings
 
+pytestmark = pytest.mark.timed
+
 ROWS = 3000
 MANY = 10_000
 #: Vocabulary sizes of a Criteo-like data set with up to a million values.

@@ -69,6 +69,7 @@ def numbered(size: int) -> Strings:
     return Strings(blob[np.arange(blob.shape[1]) < lengths[:, None]], offsets)
 
 
+@pytest.mark.timed
 @pytest.mark.skipif(not SMAPS.exists(), reason="needs Linux's /proc/self/smaps_rollup")
 @pytest.mark.parametrize("size", [200_000, pytest.param(10_000_000, marks=pytest.mark.slow)])
 def test_large_vocabulary(size: int, tmp_path: Path, record_property):

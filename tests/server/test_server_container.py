@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-from tiercel_serving.supervise.process import RESTRICTED
+from tiercel_serving.supervise.launch import RESTRICTED
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -50,8 +51,19 @@ def test_what_the_image_copies_exists() -> None:
 
 
 def test_the_probe_fails_where_nobody_answers() -> None:
-    command = [sys.executable, str(DOCKER / "probe.py"), "127.0.0.1:1", "0.5"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    text = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    [cmd] = re.findall(r"^HEALTHCHECK .*\n +CMD (\[.*\])$", text, flags=re.M)
+    name, *arguments = json.loads(cmd)
+    assert [name, *arguments] == ["tiercel", "health", "localhost:8001", "--timeout-s", "2"]
+    probe = [sys.executable, "-c", "from tiercel_serving.commands.main import main; main()"]
+    nobody = [argument.replace("localhost:8001", "127.0.0.1:1") for argument in arguments]
+    done = subprocess.run([*probe, *nobody], capture_output=True, text=True, timeout=20)
     assert done.returncode == 1
     assert "127.0.0.1:1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_image_has_the_command_of_the_probe() -> None:
+    text = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    assert re.search(r'pip install .* "\.\[commands\]"', text)
+    assert re.search(r"^commands = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), flags=re.M)

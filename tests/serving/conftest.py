@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from own_kinds import Beside, EvenYears, own_kinds
 from tiny_release import Tiny, make_tiny
 
-from tiercel_serving.runtime.chain import Pipeline
-from tiercel_serving.settings import Rule, Source
+from tiercel_serving.reorder.weighted_sum import WeightedSum
+from tiercel_serving.rules.compare import Compare
+from tiercel_serving.runtime.chain import Chain
+from tiercel_serving.sources.index import Index
+from tiercel_serving.sources.popular import Popular
 
 #: Every shape of a recommender that the stages must serve.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -19,37 +23,51 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no history": {"settings": {"history_length": 0, "history_columns": ()}},
     "quotas": {
         "seed": 3,
-        "settings": {
-            "sources": (Source("hot", "popular", 2), Source("near", "index", 4), Source("more", "index", 3))
-        },
+        "settings": {"sources": (Popular("hot", 2), Index("near", 4), Index("more", 3))},
     },
     "rules": {
         "seed": 4,
         "settings": {
             "rules": (
-                Rule("recent", "year", ">=", 1995),
-                Rule("not one", "label", "not in", ["Film № 7", "Film № 8"]),
-                Rule("genre", "genres", "not in", ["пилот"]),
+                Compare("recent", "year", ">=", 1995),
+                Compare("not one", "label", "not in", ["Film № 7", "Film № 8"]),
+                Compare("genre", "genres", "not in", ["пилот"]),
             )
         },
     },
     "ranked unknowns": {
         "seed": 5,
         "tasks": 2,
-        "settings": {"unknown_users": "rank", "task_weights": (0.5, -2.0)},
+        "settings": {"unknown_users": "rank", "reorder": (WeightedSum((0.5, -2.0)),)},
     },
-    "scarce": {"items": 8, "most_seen": 8, "settings": {"candidates": 10, "kept": 9, "k_max": 20}},
+    "scarce": {"items": 8, "most_seen": 8, "settings": {"candidates": 10, "kept": 9, "k_max": 9}},
     "no users": {"users": 0},
+    "no ranker": {"seed": 9, "ranked": False, "settings": {"rules": (Compare("old", "year", "<", 2015),)}},
+    "reordered": {
+        "seed": 10,
+        "tasks": 2,
+        "settings": {"reorder": (WeightedSum((1.0, -0.5)), EvenYears(), EvenYears(0.25))},
+    },
+    "reordered without a ranker": {"ranked": False, "settings": {"reorder": (EvenYears(),)}},
+    "popular alone": {"settings": {"sources": (Popular(),)}},
+    "no scale": {"settings": {"sources": (Beside("next", 5), Popular(quota=0))}},
+    "no scale, one share": {"settings": {"sources": (Popular(quota=0), Beside("next"))}},
     "ivf": {"factory": "IVF4,Flat", "items": 60},
     "plain, by index": {"items": 200, "seed": 6},
     "ties, by index": {"tied": True, "items": 60, "seed": 7},
     "quotas, by index": {
         "seed": 8,
         "items": 50,
-        "settings": {"sources": (Source("near", "index", 4), Source("hot", "popular", 3))},
+        "settings": {"sources": (Index("near", 4), Popular("hot", 3))},
     },
     "scarce, by index": {"items": 8, "most_seen": 8, "settings": {"candidates": 10, "kept": 9}},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kinds_of_the_tests() -> Iterator[None]:
+    with own_kinds():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -66,16 +84,16 @@ def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
 
 
 @pytest.fixture(scope="session")
-def pipeline_of(tiny_of: Callable[[str], Tiny]) -> Callable[[str], Pipeline]:
-    made: dict[str, Pipeline] = {}
+def chain_of(tiny_of: Callable[[str], Tiny]) -> Callable[[str], Chain]:
+    made: dict[str, Chain] = {}
 
-    def get(variant: str) -> Pipeline:
+    def get(variant: str) -> Chain:
         if variant not in made:
             with pytest.MonkeyPatch.context() as patch:
                 if variant.endswith("by index"):
                     # Catalogues as small as these are otherwise searched without their index.
                     patch.setattr("tiercel_serving.sources.search.SCAN_ITEMS", 0)
-                made[variant] = Pipeline.open(tiny_of(variant).release)
+                made[variant] = Chain.open(tiny_of(variant).release)
         return made[variant]
 
     return get
@@ -92,8 +110,8 @@ def tiny(variant: str, tiny_of: Callable[[str], Tiny]) -> Tiny:
 
 
 @pytest.fixture
-def pipeline(variant: str, pipeline_of: Callable[[str], Pipeline]) -> Pipeline:
-    return pipeline_of(variant)
+def chain(variant: str, chain_of: Callable[[str], Chain]) -> Chain:
+    return chain_of(variant)
 
 
 @pytest.fixture
@@ -102,5 +120,5 @@ def plain(tiny_of: Callable[[str], Tiny]) -> Tiny:
 
 
 @pytest.fixture
-def plain_pipeline(pipeline_of: Callable[[str], Pipeline]) -> Pipeline:
-    return pipeline_of("plain")
+def plain_chain(chain_of: Callable[[str], Chain]) -> Chain:
+    return chain_of("plain")

@@ -113,7 +113,7 @@ def open_model(fake_triton: dict[tuple[str, str], float], plain: Tiny) -> Iterat
         }
         config = {"parameters": {name: {"string_value": value} for name, value in parameters.items()}}
         model = TritonPythonModel()
-        repository = plain.release.path / "triton" / "pipeline"
+        repository = plain.release.path / "triton" / "chain"
         model.initialize({"model_config": json.dumps(config), "model_repository": str(repository)})
         opened.append(model)
         return model
@@ -146,7 +146,7 @@ def test_the_bad_are_refused_and_their_neighbours_answered(open_model: Open, pla
 
 def test_only_what_was_asked_for_is_given(open_model: Open, plain: Tiny) -> None:
     arrays = tensors([Ask(plain.user_ids[2]), Ask(plain.user_ids[4])])
-    names = ("kept_row", "time_us_retrieval", "time_us_user_tower")
+    names = ("kept_row", "time_us_retrieval", "time_us_query_near")
     response = open_model().execute([Request(arrays, names)])[0]
     assert sorted(response.arrays) == sorted(names)
     times = response.arrays["time_us_retrieval"]
@@ -159,7 +159,7 @@ def test_one_poisonous_request_falls_alone(
     open_model: Open, plain: Tiny, fake_triton: dict[tuple[str, str], float]
 ) -> None:
     model = open_model()
-    ranking = next(stage for stage in model._pipeline.stages if stage.spec.name == "ranking")
+    ranking = next(stage for stage in model._chain.stages if stage.spec.name == "ranking")
     run = ranking.run
 
     def broken(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -220,6 +220,6 @@ def test_a_model_of_another_build_does_not_load(open_model: Open) -> None:
 
 
 def test_the_release_may_be_given_relative_to_the_model(open_model: Open, plain: Tiny) -> None:
-    (plain.release.path / "triton" / "pipeline").mkdir(parents=True, exist_ok=True)
+    (plain.release.path / "triton" / "chain").mkdir(parents=True, exist_ok=True)
     model = open_model(release="../..")
     assert model.execute([Request(tensors([Ask(plain.user_ids[2])]))])[0].error is None

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_release import Tiny, make_tiny, objects
+from msgspec.structs import replace
+from tiny_release import COLUMNS, Tiny, make_tiny, objects
 
 from tiercel_serving.columns import flat_ranges
-from tiercel_serving.errors import ArtefactCorrupt
+from tiercel_serving.errors import ArtefactCorrupt, ManifestInvalid
 from tiercel_serving.ranked import BitmapMask, KeyMask, first_allowed, order_by_score, sort_by_score
+from tiercel_serving.release.artefacts import open_artefact
+from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.runtime.batching import complete, concatenate, split
-from tiercel_serving.runtime.chain import Pipeline
-from tiercel_serving.spec import StageSpec, TensorSpec
+from tiercel_serving.runtime.chain import Chain
+from tiercel_serving.spec import LENGTH_OF, VALID_OF, TensorSpec
 from tiercel_serving.stages.specs import stage_specs
 
 SPECS = (
     TensorSpec("user_id", "int64", (1,)),
     TensorSpec("x", "float32", (1,), True, float("nan")),
     TensorSpec("c", "bytes", (1,), True, b""),
-    TensorSpec("c__valid", "bool", (1,), True, False),
+    TensorSpec("c__valid", "bool", (1,), True, False, of="c", says=VALID_OF),
     TensorSpec("l", "int64", (-1,), True, 7),
-    TensorSpec("l__length", "int32", (1,), True, -1),
+    TensorSpec("l__length", "int32", (1,), True, -1, of="l", says=LENGTH_OF),
+    # A column that is called like a companion, beside a list whose companion is called otherwise.
+    TensorSpec("trip", "int64", (-1,), True, 0),
+    TensorSpec("trip__length", "float32", (1,), True, float("nan")),
+    TensorSpec("stops", "int32", (1,), True, -1, of="trip", says=LENGTH_OF),
     TensorSpec("m", "float32", (2, 3), True),
 )
 
@@ -50,6 +58,18 @@ def test_a_tensor_without_its_companion_is_real() -> None:
     assert full["c__valid"].all()
     assert full["l__length"].tolist() == [[3], [3]]
     assert all(full[name] is array for name, array in given.items()), "one request must not be copied"
+
+
+def test_a_column_may_have_the_name_of_a_companion() -> None:
+    user, trip = {"user_id": np.array([[1]])}, {"trip": np.array([[4, 5]])}
+    named = np.array([[2.5]], np.float32)
+    full = complete(SPECS, {**user, **trip}, 1)
+    assert full["stops"].tolist() == [[2]]
+    assert np.isnan(full["trip__length"]).all(), "not sent is null, whatever lies beside it"
+    carried = concatenate(SPECS, [{**user, **trip}, {**user, "trip__length": named}, user], [1, 1, 1])
+    full = complete(SPECS, carried, 3)
+    assert full["stops"].tolist() == [[2], [-1], [-1]]
+    np.testing.assert_array_equal(full["trip__length"], [[np.nan], [2.5], [np.nan]])
 
 
 def test_requests_with_different_tensors_run_together() -> None:
@@ -77,18 +97,11 @@ def test_split_gives_each_request_its_own_width() -> None:
     assert all(array.flags.c_contiguous for part in parts for array in part.values())
 
 
-def test_specs_survive_json(plain: Tiny) -> None:
-    for spec in stage_specs(plain.release.manifest):
-        # Compared as text: NaN is not equal to itself.
-        assert repr(StageSpec.from_json(json.loads(json.dumps(spec.to_json(), allow_nan=False)))) == repr(
-            spec
-        )
-
-
 def test_a_model_may_only_name_tensors_of_the_graph(plain: Tiny) -> None:
-    engines = {**plain.release.manifest["engines"], "ranking": {"inputs": ["item_cat", "price"]}}
-    with pytest.raises(ValueError, match="stage ranking: the model's forward names price, but this graph"):
-        stage_specs({**plain.release.manifest, "engines": engines})
+    manifest = plain.release.manifest
+    ranking = replace(manifest.ranking, inputs=("item_cat", "price"))
+    with pytest.raises(ManifestInvalid, match="stage ranking: price are wanted, but this graph has user_cat"):
+        stage_specs(replace(manifest, ranking=ranking))
 
 
 scores = st.floats(width=32, allow_nan=False)
@@ -152,7 +165,7 @@ def test_flat_ranges(ranges: list[tuple[int, int]]) -> None:
 
 
 def test_describe_items_by_id_and_by_row(plain: Tiny) -> None:
-    describe = Pipeline.open(plain.release, ["describe_items"])
+    describe = Chain.open(plain.release, ["describe_items"])
     by_id, _ = describe.run({"item_id": np.array([[plain.item_ids[2], -1, plain.item_ids[6]]])})
     assert by_id["item_row"].tolist() == [[2, 30, 6]]
     assert by_id["found"].tolist() == [[True, False, True]]
@@ -164,7 +177,7 @@ def test_describe_items_by_id_and_by_row(plain: Tiny) -> None:
 
 def test_describe_items_answers_ids_and_rows_in_one_batch(tiny_of) -> None:
     for tiny in (tiny_of("plain"), tiny_of("strings")):
-        describe = Pipeline.open(tiny.release, ["describe_items"])
+        describe = Chain.open(tiny.release, ["describe_items"])
         ids = (
             objects(tiny.item_ids[:2]) if isinstance(tiny.item_ids[0], bytes) else np.array(tiny.item_ids[:2])
         )
@@ -180,13 +193,15 @@ def test_describe_items_answers_ids_and_rows_in_one_batch(tiny_of) -> None:
 def test_the_readme_lists_every_tensor(plain: Tiny) -> None:
     readme = Path(__file__).parents[2] / "model_repository" / "README.md"
     rows = {line.split("`")[1]: line for line in readme.read_text().splitlines() if line.startswith("| `")}
-    own = {"age", "occupation", "tags", "hour"}
+    own = {column.tensor for column in COLUMNS} | {column.companion for column in COLUMNS}
     for name, spec in plain.release.stages.items():
-        for tensor in spec.outputs if name in ("user_tower", "ranking") else (*spec.inputs, *spec.outputs):
-            if tensor.name.split("__")[0] in own:
+        engine = name in ("query_near", "ranking")
+        for tensor in spec.outputs if engine else (*spec.inputs, *spec.outputs):
+            if tensor.name in own:
                 continue
             wanted = tensor.name.replace("_tags", "_<c>").replace("_genres", "_<c>")
-            assert f"`{wanted}`" in rows[name], f"{name}: {wanted}"
+            row = rows[name.replace("_near", "_<source>")]
+            assert f"`{wanted.replace('_near', '_<source>')}`" in row, f"{name}: {wanted}"
 
 
 def test_the_user_id_may_be_a_feature(tmp_path: Path) -> None:
@@ -201,17 +216,28 @@ def test_the_user_id_may_be_a_feature(tmp_path: Path) -> None:
     hour = next(output for output in program["outputs"] if output["name"] == "hour")
     hour["register"] = len(program["steps"]) - 1
     header.write_text(json.dumps(data))
-    stage = Pipeline.open(tiny.release, ["user_features"])
+    stage = Chain.open(tiny.release, ["user_features"])
     out, _ = stage.run({"user_id": np.array([[-5], [tiny.user_ids[2]]])})
     assert out["user_cat"][:, 1].tolist() == [-5, tiny.user_ids[2]]
     out, _ = stage.run({"user_id": np.array([[tiny.user_ids[2]]])})
     assert out["user_cat"][0, 1] == 0, "a known user's row is what export made of it"
 
 
-def test_a_program_that_reads_what_no_request_has(tmp_path: Path) -> None:
-    tiny = make_tiny(tmp_path / "r")
-    manifest = json.loads((tiny.release.path / "manifest.json").read_text())
-    manifest["request_columns"] = manifest["request_columns"][:2]
-    (tiny.release.path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtefactCorrupt, match=r"reads \['tags', 'hour'\].*only the user id can be a feature"):
-        Pipeline.open(tiny.release.path, ["user_features"])
+def test_a_program_that_reads_what_no_request_has(plain: Tiny) -> None:
+    manifest = replace(plain.release.manifest, request_columns=COLUMNS[:2])
+    with pytest.raises(ArtefactCorrupt, match=r"reads \['tags', .*only the user id can be a feature"):
+        Chain.open(Release(plain.release.path, manifest), ["user_features"])
+
+
+def test_a_chain_opens_each_artefact_once(plain: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Counter[str]()
+    monkeypatch.setattr(
+        "tiercel_serving.release.opened.open_artefact",
+        lambda path, *rest: opened.update([path.name]) or open_artefact(path, *rest),
+    )
+    release = open_release(plain.release.path)
+    chain = Chain.open(release)
+    Chain.open(release, ["describe_items"])
+    chain.run({"user_id": np.array([[plain.user_ids[2]]])})
+    assert set(opened.values()) == {1}
+    assert set(opened) == {path.name for path in (plain.release.path / "artefacts").iterdir()}

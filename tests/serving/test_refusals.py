@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
 from stage_oracles import Ask, tensors
-from tiny_release import Tiny, make_tiny, objects
+from tiny_release import Tiny, objects
 
-from tiercel_serving.columns import Column
 from tiercel_serving.errors import (
     ArtefactCorrupt,
     ArtefactMissing,
     BuildMismatch,
     InvalidRequest,
+    NewerFormat,
+    OlderFormat,
+    ReleaseError,
     ReleaseMissing,
 )
-from tiercel_serving.release.opened import open_release
+from tiercel_serving.release.artefacts import open_artefact, write_artefact
+from tiercel_serving.release.opened import Release
+from tiercel_serving.rules.compare import Compare
 from tiercel_serving.runtime import batching
-from tiercel_serving.runtime.chain import Pipeline
-from tiercel_serving.settings import Rule
-from tiercel_serving.stages import build_stage
-from tiercel_serving.stages.filtering import rule_passes
+from tiercel_serving.runtime.chain import Chain
+from tiercel_serving.stages.table import build_stage
 
 ONE = {"user_id": np.array([[10]])}
 
@@ -48,20 +55,21 @@ def int32(*values: int) -> np.ndarray:
             {"exclude_item_ids": np.zeros((1, 2), np.int64), "exclude_item_ids__length": int32(3)},
             "exclude_item_ids__length must be -1 .null. to 2, the width of exclude_item_ids, came 3",
         ),
-        ({"tags": np.zeros((1, 2), np.int64), "tags__length": int32(-2)}, "came -2"),
-        ({"tags__length": int32(1)}, "tags__length must be -1 .null. to 0"),
+        ({"tags": np.zeros((1, 2), np.int64), "how many tags": int32(-2)}, "came -2"),
+        ({"how many tags": int32(1)}, "how many tags must be -1 .null. to 0"),
+        ({"tags__length": np.array([[np.inf]], np.float32)}, "tags__length must be finite"),
         ({"hour__valid": np.array([[True]])}, "hour was not sent"),
     ],
 )
-def test_stages_refuse(plain_pipeline: Pipeline, extra: dict[str, Any], message: str) -> None:
+def test_stages_refuse(plain_chain: Chain, extra: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        plain_pipeline.check({**ONE, **extra})
+        plain_chain.check({**ONE, **extra})
 
 
-def test_stages_accept_the_limits(plain_pipeline: Pipeline) -> None:
+def test_stages_accept_the_limits(plain_chain: Chain) -> None:
     full = {"exclude_item_ids": np.zeros((1, 200), np.int64), "exclude_item_ids__length": int32(200)}
-    plain_pipeline.check({**ONE, **full, "k": int32(8), "age": np.array([[np.nan]])})
-    plain_pipeline.check({**ONE, "tags__length": int32(0), "hour__valid": np.array([[False]])})
+    plain_chain.check({**ONE, **full, "k": int32(8), "age": np.array([[np.nan]])})
+    plain_chain.check({**ONE, "how many tags": int32(0), "hour__valid": np.array([[False]])})
 
 
 @pytest.mark.parametrize(
@@ -76,13 +84,13 @@ def test_stages_accept_the_limits(plain_pipeline: Pipeline) -> None:
         ({**ONE, "k": int32(1, 2)}, "input k: expected 1 rows as in the others, came 2"),
     ],
 )
-def test_edge_refuses(plain_pipeline: Pipeline, arrays: dict[str, Any], message: str) -> None:
+def test_edge_refuses(plain_chain: Chain, arrays: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        batching.count_users(plain_pipeline.external_inputs, arrays)
+        batching.count_users(plain_chain.external_inputs, arrays)
 
 
 def test_describe_items_refuses(plain: Tiny) -> None:
-    describe = Pipeline.open(plain.release, ["describe_items"])
+    describe = Chain.open(plain.release, ["describe_items"])
     ids, rows = np.array([[1, 2]]), np.array([[1, -1]])
     for arrays, message in (
         ({}, "send item_id or item_row, came neither"),
@@ -109,100 +117,115 @@ def edit_json(file: Path, **changes: Any) -> None:
 
 def test_a_missing_release(tmp_path: Path) -> None:
     with pytest.raises(ReleaseMissing, match="make one with `tiercel export`"):
-        Pipeline.open(tmp_path)
+        Chain.open(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["users", "items", "index", "user_tower", "ranking", "user_features"])
+@pytest.mark.parametrize("name", ["users", "items", "source_near", "query_near", "ranking", "user_features"])
 def test_a_missing_artefact(release_copy: Path, name: str) -> None:
     shutil.rmtree(release_copy / "artefacts" / name)
     with pytest.raises(ArtefactMissing, match=f"artefacts/{name}"):
-        Pipeline.open(release_copy)
+        Chain.open(release_copy)
 
 
-@pytest.mark.parametrize("name", ["users", "items", "index", "user_tower", "ranking", "user_features"])
+@pytest.mark.parametrize("name", ["users", "items", "source_near", "query_near", "ranking", "user_features"])
 def test_an_artefact_of_another_build(release_copy: Path, name: str) -> None:
     edit_json(release_copy / "artefacts" / name / "header.json", build_id="build-2")
     with pytest.raises(BuildMismatch, match="belongs to build build-2"):
-        Pipeline.open(release_copy)
+        Chain.open(release_copy)
 
 
-@pytest.mark.parametrize(("artefact", "file"), [("index", "index.faiss"), ("ranking", "model.onnx")])
+@pytest.mark.parametrize(("artefact", "file"), [("source_near", "index.faiss"), ("ranking", "model.onnx")])
 def test_a_damaged_model_file(release_copy: Path, artefact: str, file: str) -> None:
     path = release_copy / "artefacts" / artefact / file
     path.write_bytes(b"\0" * path.stat().st_size)
     with pytest.raises(ArtefactCorrupt, match=file):
-        Pipeline.open(release_copy)
+        Chain.open(release_copy)
 
 
-def test_a_model_with_other_inputs(release_copy: Path) -> None:
-    manifest = json.loads((release_copy / "manifest.json").read_text())
-    tower = next(stage for stage in manifest["stages"] if stage["name"] == "user_tower")
-    tower["inputs"] = tower["inputs"][:1]
-    (release_copy / "manifest.json").write_text(json.dumps(manifest))
+def test_a_model_with_other_inputs(plain: Tiny) -> None:
+    manifest = plain.release.manifest
+    queries = {"near": replace(manifest.queries["near"], inputs=("user_num",))}
     with pytest.raises(ArtefactCorrupt, match="expected the inputs"):
-        Pipeline.open(release_copy)
+        Chain.open(Release(plain.release.path, replace(manifest, queries=queries)))
 
 
-def test_tables_that_do_not_fit_the_catalogue(release_copy: Path) -> None:
-    release = open_release(release_copy)
-    edit_json(
-        release_copy / "manifest.json", catalogue={**release.manifest["catalogue"], "items": 31, "users": 6}
-    )
-    release = open_release(release_copy)
-    with pytest.raises(ArtefactCorrupt, match="expected 31 rows of items, found 30"):
-        build_stage("candidate_features", release)
-    with pytest.raises(ArtefactCorrupt, match="expected 6 rows of users, found 7"):
-        build_stage("retrieval", release)
-
-
-NUMBERS = Column(np.array([1, 2, 3]), np.array([True, True, False]))
-TEXTS = Column(objects([b"a", b"b", b""]), np.array([True, True, False]))
-LISTS = Column(objects([b"a", b"b"]), None, np.array([0, 2, 2, 2]), np.array([True, True, False]))
+def test_tables_that_do_not_fit_the_catalogue(plain: Tiny) -> None:
+    manifest = plain.release.manifest
+    other = replace(manifest, catalogue=replace(manifest.catalogue, items=31, users=6))
+    release = Release(plain.release.path, other)
+    for stage, message in (
+        ("filtering", "expected 31 rows of ids.values, found 30"),
+        ("retrieval", "expected 8 rows of seen_offsets, found 9"),
+    ):
+        with pytest.raises(ArtefactCorrupt, match=message):
+            build_stage(stage, release)
 
 
 @pytest.mark.parametrize(
-    ("column", "operator", "value", "holds"),
+    ("changes", "error", "message"),
     [
-        (NUMBERS, "==", 2, [False, True, False]),
-        (NUMBERS, "!=", 2, [True, False, False]),
-        (NUMBERS, "<", 2, [True, False, False]),
-        (NUMBERS, "in", [1, 3], [True, False, False]),
-        (NUMBERS, "not in", [1], [False, True, False]),
-        (Column(np.array([1.0, np.nan])), ">=", 0, [True, False]),
-        (Column(np.array([1.0, np.nan])), "not in", [5], [True, False]),
-        (TEXTS, "==", "a", [True, False, False]),
-        (TEXTS, ">", "a", [False, True, False]),
-        (TEXTS, "not in", ["b", "c"], [True, False, False]),
-        (LISTS, "in", ["b"], [True, False, False]),
-        (LISTS, "not in", ["b"], [False, True, False]),
+        ({"artefact_format": 3}, NewerFormat, "reads format 2; upgrade Tiercel"),
+        ({"artefact_format": 1}, OlderFormat, "artefact format 1, but this Tiercel reads format 2; export"),
+        ({"artefact_format": None}, ArtefactCorrupt, "not a readable header"),
+        ({"kind": "items"}, ArtefactCorrupt, "expected an artefact of kind 'users', found 'items'"),
+        ({"bytes": ["a"]}, ArtefactCorrupt, "not a readable header .Expected `object`, got `array`"),
+        ({"arrays": {"seen_rows": {"file": "x"}}}, ArtefactCorrupt, "missing required field `dtype`"),
+        ({"bytes": {"seen_rows.npy": 1}}, ArtefactCorrupt, "seen_rows.npy: expected 1 bytes, found"),
+        ({"bytes": {"gone.npy": 1}}, ArtefactMissing, "gone.npy: listed in header.json, but missing"),
     ],
 )
-def test_rules(column: Column, operator: str, value: Any, holds: list[bool]) -> None:
-    assert rule_passes(column, Rule("r", "c", operator, value)).tolist() == holds
+def test_a_header_that_cannot_be(
+    release_copy: Path, changes: dict[str, Any], error: type[ReleaseError], message: str
+) -> None:
+    edit_json(release_copy / "artefacts/users/header.json", **changes)
+    with pytest.raises(error, match=message):
+        Chain.open(release_copy)
+
+
+def test_an_array_that_is_not_as_its_header_says(release_copy: Path) -> None:
+    header = release_copy / "artefacts/users/header.json"
+    arrays = json.loads(header.read_text())["arrays"]
+    arrays["seen_rows"]["dtype"] = "<i4"
+    edit_json(header, arrays=arrays)
+    with pytest.raises(ArtefactCorrupt, match=r"seen_rows.npy: expected <i4 \[\d+\], found <i8"):
+        Chain.open(release_copy)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=6, unique=True))
+def test_files_have_ascii_names_whatever_arrays_are_called(names: list[str]) -> None:
+    with TemporaryDirectory() as place:
+        path = Path(place) / "a"
+        made = {name: np.array([number]) for number, name in enumerate([*names, "_1", "1", "ü"])}
+        write_artefact(path, "source", "b", made)
+        assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", file.name) for file in path.iterdir())
+        arrays = open_artefact(path, "source").arrays
+        assert {name: array.tolist() for name, array in arrays.items()} == {
+            name: array.tolist() for name, array in made.items()
+        }
+
+
+def test_objects_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="'ids' holds Python objects; store bytes and offsets"):
+        write_artefact(tmp_path / "a", "source", "b", {"ids": objects([b"x"])})
 
 
 @pytest.mark.parametrize(
-    ("column", "operator", "value", "message"),
+    ("stage", "changes"),
     [
-        (NUMBERS, "==", "two", "column 'c' holds numbers, not 'two'"),
-        (TEXTS, "==", 2, "column 'c' holds text"),
-        (LISTS, "==", "a", "column 'c' is a list; use `in`"),
-        (NUMBERS, "~", 2, "operator '~'"),
+        ("filtering", {"rules": (Compare("r", "price", "<", 3),)}),
+        ("describe_items", {"title_column": "price"}),
     ],
 )
-def test_rules_that_do_not_fit(column: Column, operator: str, value: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        rule_passes(column, Rule("r", "c", operator, value))
+def test_a_column_that_is_not_there(plain: Tiny, stage: str, changes: dict[str, Any]) -> None:
+    manifest = plain.release.manifest
+    other = replace(manifest, settings=replace(manifest.settings, **changes))
+    with pytest.raises(ArtefactCorrupt, match="the items hold no raw column 'price'"):
+        build_stage(stage, Release(plain.release.path, other))
 
 
-def test_a_rule_on_a_column_that_is_not_there(tmp_path: Path) -> None:
-    tiny = make_tiny(tmp_path / "r", settings={"rules": (Rule("r", "price", "<", 3),)})
-    with pytest.raises(ArtefactCorrupt, match="rule 'r' speaks of column 'price'"):
-        build_stage("filtering", tiny.release)
-
-
-def test_the_request_after_a_refusal_is_answered(plain: Tiny, plain_pipeline: Pipeline) -> None:
+def test_the_request_after_a_refusal_is_answered(plain: Tiny, plain_chain: Chain) -> None:
     with pytest.raises(InvalidRequest):
-        plain_pipeline.check({**ONE, "k": int32(0)})
-    out, _ = plain_pipeline.run(tensors([Ask(plain.user_ids[2])]))
+        plain_chain.check({**ONE, "k": int32(0)})
+    out, _ = plain_chain.run(tensors([Ask(plain.user_ids[2])]))
     assert out["count"][0, 0] == 4

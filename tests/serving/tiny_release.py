@@ -5,7 +5,6 @@ Nothing of the exporter is used: what lies here is the layout itself.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,19 +18,41 @@ from onnx import TensorProto, helper, numpy_helper
 from tiercel_serving.columns import Column
 from tiercel_serving.lookups.lookup import build_lookup
 from tiercel_serving.release.artefacts import write_artefact
+from tiercel_serving.release.manifest import (
+    Catalogue,
+    Made,
+    Manifest,
+    Packed,
+    PackedList,
+    QueryModel,
+    RankingModel,
+    RequestColumn,
+)
 from tiercel_serving.release.opened import Release, open_release
+from tiercel_serving.release.writing import write_manifest
 from tiercel_serving.settings import ServingSettings
-from tiercel_serving.stages.specs import stage_specs
-from tiercel_serving.tables.column_store import store_column
-from tiercel_serving.tables.store import ITEM_IDS, ITEM_LOOKUP, USER_LOOKUP, raw_prefix
+from tiercel_serving.sources.index import INDEX_FILE, Index
+from tiercel_serving.sources.popular import Popular
+from tiercel_serving.sources.table import Material
+from tiercel_serving.stores.memory_mapped import USER_LOOKUP
+from tiercel_serving.tables.column_store import raw_prefix, store_column
+from tiercel_serving.tables.items import ITEM_IDS, ITEM_LOOKUP
 
 BUILD = "build-1"
 DIMENSION = 4
 TAGS = 3
 OCCUPATIONS = [b"artist", "пилот".encode(), b"", b"nul\0byte"]
+#: What a request may carry. Nothing follows from a name: one tensor is called like another's companion.
+COLUMNS = (
+    RequestColumn("age", "float64", False, "user", "age", None),
+    RequestColumn("occupation", "bytes", False, "user", "occupation", "occupation__valid"),
+    RequestColumn("tags", "int64", True, "user", "tags", "how many tags"),
+    RequestColumn("tags__length", "float32", False, "context", "tags__length", None),
+    RequestColumn("hour", "int64", False, "context", "hour", "hour__valid"),
+)
 
 
-@dataclass
+@dataclass(repr=False)
 class Tiny:
     """What the release was made of, for oracles.
 
@@ -52,14 +73,21 @@ class Tiny:
     year: list[int | None]
     label: list[bytes | None]
     genres: list[list[bytes] | None]
-    vectors: np.ndarray
-    popular_rows: list[int]
-    popular_scores: np.ndarray
+    vectors: Mapping[str, np.ndarray]
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def settings(self) -> ServingSettings:
         return self.release.settings
+
+    def item(self, row: int) -> dict[str, Any]:
+        """An item's raw values, as rules and steps are told of them: text is ``str``."""
+        label, genres = self.label[row], self.genres[row]
+        return {
+            "year": self.year[row],
+            "label": None if label is None else label.decode(),
+            "genres": None if genres is None else [one.decode() for one in genres],
+        }
 
 
 def objects(values: Sequence[Any]) -> np.ndarray:
@@ -100,6 +128,7 @@ def make_tiny(
     tasks: int = 1,
     factory: str = "Flat",
     tied: bool = False,
+    ranked: bool = True,
     settings: Mapping[str, Any] | None = None,
 ) -> Tiny:
     """Write the release and return it with its ingredients.
@@ -108,18 +137,21 @@ def make_tiny(
     ----------
     tied
         Give the items few distinct vectors, so that scores tie.
+    ranked
+        Whether there is a ranker.
     settings
         Overrides of the serving settings.
     """
     rng = np.random.default_rng(seed)
     values: dict[str, Any] = {
-        "candidates": 10,
-        "kept": 6,
+        "candidates": 12,
+        "kept": 8,
         "k_default": 4,
         "k_max": 8,
         "history_length": 4,
         "max_batch_size": 8,
         "max_excluded": 200,
+        "sources": (Index("near", factory=factory), Popular(quota=0)),
         "history_columns": ("topic",),
         "title_column": "label",
     }
@@ -130,18 +162,18 @@ def make_tiny(
     if not string_ids:
         user_ids = [10 + 3 * number for number in range(users)]
         item_ids = [int(v) for v in rng.permutation(5 * items)[:items] + 1]
-    vectors = rng.normal(size=(items, DIMENSION)).astype(np.float32)
-    if tied:
-        vectors = vectors[rng.integers(0, 3, items)]
+    vectors = {}
+    for source in chosen.sources:
+        if source.form == "vectors":
+            made = rng.normal(size=(items, DIMENSION)).astype(np.float32)
+            vectors[source.name] = made[rng.integers(0, 3, items)] if tied else made
     history = [
         [int(row) for row in rng.permutation(items)[: rng.integers(0, most_seen + 1)]] for _ in range(users)
     ]
     if users > 1:
         history[0], history[1] = [], [int(row) for row in rng.permutation(items)]
-    counts = np.array([sum(row in mine for mine in history) for row in range(items)])
-    popular = sorted(range(items), key=lambda row: (-counts[row], row))
     tiny = Tiny(
-        release=Release(path, {}),
+        release=Release(path, _manifest(chosen, len(user_ids), len(item_ids), string_ids, tasks * ranked)),
         user_ids=user_ids,
         item_ids=item_ids,
         age=[None if number % 3 == 2 else 20.0 + number for number in range(users)],
@@ -156,16 +188,14 @@ def make_tiny(
         label=[None if row % 7 == 6 else f"Film № {row}".encode() for row in range(items)],
         genres=[None if row % 6 == 5 else [OCCUPATIONS[g] for g in range(row % 3)] for row in range(items)],
         vectors=vectors,
-        popular_rows=popular,
-        popular_scores=(counts[popular] / max(counts.max(), 1)).astype(np.float32),
     )
-    tiny.weights = _weights(rng, tasks)
-    _write_users(tiny, path)
+    tiny.weights = _weights(rng, tasks, vectors)
+    write_artefact(path / "artefacts/users", "users", BUILD, user_arrays(tiny))
     _write_items(tiny, path)
-    _write_index(tiny, path, factory)
+    _write_sources(tiny, path)
     _write_program(path)
-    _write_engines(tiny, path, chosen)
-    _write_manifest(tiny, path, chosen, tasks, string_ids)
+    _write_engines(tiny, path)
+    write_manifest(path, tiny.release.manifest)
     tiny.release = open_release(path)
     return tiny
 
@@ -174,9 +204,13 @@ def transform(
     age: Sequence[float | None],
     occupation: Sequence[bytes | None],
     tags: Sequence[Sequence[int] | None],
+    tags__length: Sequence[float | None],
     hour: Sequence[int | None],
 ) -> dict[str, np.ndarray]:
-    """What the feature program computes, in plain Python: 30 years for a null, 1 null, 2 unseen, pad 0."""
+    """What the feature program computes, in plain Python.
+
+    A null is 30 years, a length of -1, and category 1; an unseen category is 2, and lists end with 0.
+    """
     code = {name: number + 3 for number, name in enumerate(OCCUPATIONS)}
     cats = [
         [1 if o is None else code.get(o, 2), 0 if h is None else h]
@@ -185,27 +219,34 @@ def transform(
     lists = [[*(row or ())][:TAGS] for row in tags]
     return {
         "user_cat": np.array(cats, np.int64).reshape(-1, 2),
-        "user_num": np.array([[30.0 if a is None else a] for a in age], np.float32).reshape(-1, 1),
+        "user_num": np.array(
+            [
+                [30.0 if a is None else a, -1.0 if t is None else t]
+                for a, t in zip(age, tags__length, strict=True)
+            ],
+            np.float32,
+        ).reshape(-1, 2),
         "user_list_tags": np.array([row + [0] * (TAGS - len(row)) for row in lists], np.int64).reshape(
             -1, TAGS
         ),
     }
 
 
-def _write_users(tiny: Tiny, path: Path) -> None:
+def user_arrays(tiny: Tiny) -> dict[str, np.ndarray]:
+    """What the artefact of users holds."""
     users = len(tiny.user_ids)
     arrays = dict(build_lookup(ids_array(tiny.user_ids), USER_LOOKUP))
     arrays |= store_column(column([*tiny.age, None], np.float64), raw_prefix("age"))
     arrays |= store_column(column([*tiny.occupation, None], np.object_), raw_prefix("occupation"))
     arrays |= store_column(list_column([*tiny.tags, None], np.int64), raw_prefix("tags"))
     nulls: list[Any] = [None] * (users + 1)
-    arrays |= transform([*tiny.age, None], [*tiny.occupation, None], [*tiny.tags, None], nulls)
+    arrays |= transform([*tiny.age, None], [*tiny.occupation, None], [*tiny.tags, None], nulls, nulls)
     sizes = [0, *(len(mine) for mine in tiny.history), 0]
     arrays["history_offsets"] = np.cumsum(sizes)
     arrays["history_rows"] = np.array([row for mine in tiny.history for row in mine], np.int64)
     arrays["seen_offsets"] = arrays["history_offsets"]
     arrays["seen_rows"] = np.array([row for mine in tiny.seen for row in sorted(mine)], np.int64)
-    write_artefact(path / "artefacts/users", "users", BUILD, arrays)
+    return arrays
 
 
 def _write_items(tiny: Tiny, path: Path) -> None:
@@ -215,36 +256,37 @@ def _write_items(tiny: Tiny, path: Path) -> None:
     arrays |= store_column(column([*tiny.year, None], np.int64), raw_prefix("year"))
     arrays |= store_column(column([*tiny.label, None], np.object_), raw_prefix("label"))
     arrays |= store_column(list_column([*tiny.genres, None], np.object_), raw_prefix("genres"))
-    arrays["popular_rows"] = np.array(tiny.popular_rows, np.int64)
-    arrays["popular_scores"] = tiny.popular_scores
     write_artefact(path / "artefacts/items", "items", BUILD, arrays)
 
 
-def _write_index(tiny: Tiny, path: Path, factory: str) -> None:
-    index = faiss.index_factory(DIMENSION, factory, faiss.METRIC_INNER_PRODUCT)
-    index.train(tiny.vectors)
-    index.add(tiny.vectors)
-    (path / "artefacts/index").mkdir(parents=True)
-    faiss.write_index(index, str(path / "artefacts/index/index.faiss"))
-    parameters = {"nprobe": 100} if factory.startswith("IVF") else {}
-    write_artefact(
-        path / "artefacts/index", "index", BUILD, {"vectors": tiny.vectors}, {"parameters": parameters}
-    )
+def _write_sources(tiny: Tiny, path: Path) -> None:
+    """Write what each source serves from; the index itself as any other FAISS would have made it."""
+    users = np.repeat(np.arange(len(tiny.history)), [len(mine) for mine in tiny.history])
+    rows = np.array([row for mine in tiny.history for row in mine], np.int64)
+    for source in tiny.settings.sources:
+        place = path / f"artefacts/source_{source.name}"
+        place.mkdir(parents=True)
+        vectors = tiny.vectors.get(source.name)
+        form = {} if vectors is None else {"vectors": vectors}
+        made = source.make(Material(len(tiny.item_ids), users, rows, form=form))
+        meta = dict(made.meta)
+        if vectors is not None:
+            index = faiss.index_factory(DIMENSION, source.factory, faiss.METRIC_INNER_PRODUCT)
+            index.train(vectors)
+            index.add(vectors)
+            faiss.write_index(index, str(place / INDEX_FILE))
+            meta["parameters"] = {"nprobe": 100} if source.factory.startswith("IVF") else {}
+        write_artefact(place, "source", BUILD, made.arrays, meta)
 
 
 def _write_program(path: Path) -> None:
     codes = np.arange(len(OCCUPATIONS)) + 3
-    arrays = {"s1.value": np.array([[30.0]])}
+    arrays = {"s1.value": np.array([[30.0], [-1.0]])}
     arrays |= build_lookup(objects(OCCUPATIONS), "s3.lookup", codes=codes, missing=2)
     arrays |= {"s3.null": np.array([[1]], np.int64)}
-    inputs = [
-        {"name": "age", "dtype": "float64", "is_list": False, "part": "user"},
-        {"name": "occupation", "dtype": "bytes", "is_list": False, "part": "user"},
-        {"name": "tags", "dtype": "int64", "is_list": True, "part": "user"},
-        {"name": "hour", "dtype": "int64", "is_list": False, "part": "context"},
-    ]
+    inputs = [{"name": c.name, "dtype": c.dtype, "is_list": c.is_list, "part": c.part} for c in COLUMNS]
     steps = [
-        {"op": "load", "columns": ["age"], "dtype": "float64"},
+        {"op": "load", "columns": ["age", "tags__length"], "dtype": "float64"},
         {"op": "fill", "in": 0},
         {"op": "load", "columns": ["occupation"], "dtype": "object"},
         {"op": "encode_text", "in": 2},
@@ -252,30 +294,35 @@ def _write_program(path: Path) -> None:
         {"op": "load", "columns": ["hour"], "dtype": "int64"},
     ]
     outputs = [
-        ("age", "num", False, None, "float64", 1),
-        ("occupation", "cat", False, None, "int64", 3),
-        ("hour", "cat", False, None, "int64", 5),
-        ("tags", "cat", True, TAGS, "int64", 4),
+        ("age", "num", False, None, "float64", 1, 0),
+        ("tags__length", "num", False, None, "float64", 1, 1),
+        ("occupation", "cat", False, None, "int64", 3, 0),
+        ("hour", "cat", False, None, "int64", 5, 0),
+        ("tags", "cat", True, TAGS, "int64", 4, 0),
     ]
-    names = ("name", "kind", "is_list", "length", "dtype", "register")
-    listed = [{**dict(zip(names, output, strict=True)), "row": 0} for output in outputs]
+    names = ("name", "kind", "is_list", "length", "dtype", "register", "row")
+    listed = [dict(zip(names, output, strict=True)) for output in outputs]
     program = {"format": 1, "part": "user", "inputs": inputs, "steps": steps, "outputs": listed}
     write_artefact(path / "artefacts/user_features", "features", BUILD, arrays, {"program": program})
 
 
-def _weights(rng: np.random.Generator, tasks: int) -> dict[str, np.ndarray]:
-    return {
-        "w_age": (rng.normal(size=(1, DIMENSION)) / 30).astype(np.float32),
-        "e_occupation": rng.normal(size=(16, DIMENSION)).astype(np.float32),
+def _weights(
+    rng: np.random.Generator, tasks: int, sources: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    weights = {
         "w_item": rng.normal(size=(3, tasks)).astype(np.float32),
         "w_kept": rng.normal(size=(1, tasks)).astype(np.float32),
-        "w_user": rng.normal(size=(1, tasks)).astype(np.float32),
+        "w_user": rng.normal(size=(2, tasks)).astype(np.float32),
     }
+    for name in sources:
+        weights[f"w_{name}"] = (rng.normal(size=(2, DIMENSION)) / 30).astype(np.float32)
+        weights[f"e_{name}"] = rng.normal(size=(16, DIMENSION)).astype(np.float32)
+    return weights
 
 
-def tower_oracle(tiny: Tiny, user_num: np.ndarray, user_cat: np.ndarray) -> np.ndarray:
+def tower_oracle(tiny: Tiny, source: str, user_num: np.ndarray, user_cat: np.ndarray) -> np.ndarray:
     w = tiny.weights
-    return (user_num @ w["w_age"] + w["e_occupation"][user_cat[:, 0]]).astype(np.float32)
+    return (user_num @ w[f"w_{source}"] + w[f"e_{source}"][user_cat[:, 0]]).astype(np.float32)
 
 
 def ranker_oracle(
@@ -286,22 +333,25 @@ def ranker_oracle(
     return (item_num @ w["w_item"] + kept_score[:, :, None] @ w["w_kept"] + user).astype(np.float32)
 
 
-def _write_engines(tiny: Tiny, path: Path, settings: ServingSettings) -> None:
-    k, tasks = settings.kept, tiny.weights["w_item"].shape[1]
-    tower = [
-        helper.make_node("MatMul", ["user_num", "w_age"], ["a"]),
-        helper.make_node("Gather", ["user_cat", "zero"], ["code"], axis=1),
-        helper.make_node("Gather", ["e_occupation", "code"], ["b"]),
-        helper.make_node("Add", ["a", "b"], ["query"]),
-    ]
-    _write_model(
-        tiny,
-        path / "artefacts/user_tower",
-        tower,
-        {"zero": np.array(0, np.int64)},
-        [("user_num", np.float32, [1]), ("user_cat", np.int64, [2])],
-        ("query", [DIMENSION]),
-    )
+def _write_engines(tiny: Tiny, path: Path) -> None:
+    k, tasks = tiny.settings.kept, tiny.weights["w_item"].shape[1]
+    for source in tiny.vectors:
+        tower = [
+            helper.make_node("MatMul", ["user_num", f"w_{source}"], ["a"]),
+            helper.make_node("Gather", ["user_cat", "zero"], ["code"], axis=1),
+            helper.make_node("Gather", [f"e_{source}", "code"], ["b"]),
+            helper.make_node("Add", ["a", "b"], [f"query_{source}"]),
+        ]
+        _write_model(
+            tiny,
+            path / f"artefacts/query_{source}",
+            tower,
+            {"zero": np.array(0, np.int64)},
+            [("user_num", np.float32, [2]), ("user_cat", np.int64, [2])],
+            (f"query_{source}", [DIMENSION]),
+        )
+    if tiny.release.manifest.ranking is None:
+        return
     ranker = [
         helper.make_node("MatMul", ["item_num", "w_item"], ["a"]),
         helper.make_node("Unsqueeze", ["kept_score", "two"], ["kept3"]),
@@ -316,7 +366,7 @@ def _write_engines(tiny: Tiny, path: Path, settings: ServingSettings) -> None:
         path / "artefacts/ranking",
         ranker,
         {"two": np.array([2]), "one": np.array([1])},
-        [("user_num", np.float32, [1]), ("item_num", np.float32, [k, 3]), ("kept_score", np.float32, [k])],
+        [("user_num", np.float32, [2]), ("item_num", np.float32, [k, 3]), ("kept_score", np.float32, [k])],
         ("rank_score", [k, tasks]),
     )
 
@@ -347,45 +397,35 @@ def _write_model(
     onnx.checker.check_model(model)
     path.mkdir(parents=True)
     onnx.save(model, str(path / "model.onnx"))
-    write_artefact(path, "engine", BUILD, {}, {"inputs": [name for name, _, _ in inputs]})
+    write_artefact(path, "engine", BUILD, {})
 
 
-def _write_manifest(tiny: Tiny, path: Path, settings: ServingSettings, tasks: int, string_ids: bool) -> None:
-    dtype = "bytes" if string_ids else "int64"
-    manifest: dict[str, Any] = {
-        "format": 1,
-        "build_id": BUILD,
-        "name": "tiny",
-        "target": "cpu",
-        "layout": "fused",
-        "settings": settings.to_json(),
-        "catalogue": {
-            "items": len(tiny.item_ids),
-            "users": len(tiny.user_ids),
-            "item_id_dtype": dtype,
-            "user_id_dtype": dtype,
-            "dimension": DIMENSION,
-        },
-        "packed": {
-            "user_cat": ["occupation", "hour"],
-            "user_num": ["age"],
-            "user_lists": {"tags": TAGS},
-            "history_cat": list(settings.history_columns),
-            "item_cat": ["item", "topic"],
-            "item_num": ["a", "b", "c"],
-            "item_lists": {"genres": 2},
-        },
-        "request_columns": [
-            {"name": "age", "dtype": "float64", "list": False, "part": "user"},
-            {"name": "occupation", "dtype": "bytes", "list": False, "part": "user"},
-            {"name": "tags", "dtype": "int64", "list": True, "part": "user"},
-            {"name": "hour", "dtype": "int64", "list": False, "part": "context"},
-        ],
-        "engines": {
-            "user_tower": {"inputs": ["user_num", "user_cat"]},
-            "ranking": {"inputs": ["user_num", "item_num", "kept_score"], "tasks": tasks},
-        },
-        "files": {},
-    }
-    manifest["stages"] = [spec.to_json() for spec in stage_specs(manifest)]
-    (path / "manifest.json").write_text(json.dumps(manifest, allow_nan=False), encoding="utf-8")
+def _manifest(settings: ServingSettings, users: int, items: int, string_ids: bool, tasks: int) -> Manifest:
+    """The manifest; no tasks are no ranker."""
+    dtype: Any = "bytes" if string_ids else "int64"
+    query = QueryModel("onnx", ("user_num", "user_cat"), DIMENSION, 0)
+    return Manifest(
+        format=2,
+        build_id=BUILD,
+        name="tiny",
+        made=Made("2026-11-25T12:00:00+00:00", None, {}),
+        target="cpu",
+        layout="fused",
+        settings=settings,
+        catalogue=Catalogue(items, users, 0, dtype, dtype, "film", "person"),
+        packed=Packed(
+            user_cat=("occupation", "hour"),
+            user_num=("age", "tags__length"),
+            user_lists=(PackedList("tags", TAGS),),
+            item_cat=("item", "topic"),
+            item_num=("a", "b", "c"),
+            item_lists=(PackedList("genres", 2),),
+        ),
+        request_columns=COLUMNS,
+        raw_item_columns=("year", "label", "genres"),
+        queries={source.name: query for source in settings.sources if source.form == "vectors"},
+        ranking=RankingModel("onnx", ("user_num", "item_num", "kept_score"), tasks, 0) if tasks else None,
+        sources={source.name: {} for source in settings.sources},
+        tables={},
+        notes=(),
+    )

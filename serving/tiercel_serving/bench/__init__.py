@@ -2,16 +2,14 @@
 
 ::
 
-    measurement      one stretch of load, and medians over rounds
-    perf_analyzer    finds or fetches perf_analyzer, runs it, reads its report
-    python_client    a load loop in Python, for machines without perf_analyzer
-    repository       both layouts and models that do nothing in one model repository
-    bare             the same stages in one process, by stage
-    feature_program  one row through the compiled workflow and through NVTabular
-    machine          the processor, the system, the versions
-    run              interleaved rounds on one server
-    report           ratios, limits, tables, JSON
-    features/        a benchmark by itself: what compiled features cost (``tiercel bench-features``)
+    measurement    one stretch of load, and medians over rounds
+    perf_analyzer  finds or fetches perf_analyzer, runs it, reads its report
+    python_client  a load loop in Python, for machines without perf_analyzer
+    repository     both layouts and models that do nothing in one model repository
+    bare           the same stages in one process, by stage
+    machine        the processor, the system, the versions
+    run            interleaved rounds on one server
+    report         ratios, limits, tables, JSON
 """
 
 from .perf_analyzer import PerfAnalyzer, find_perf_analyzer

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.features.one_row import FeatureFigure
-
 from .bare import BareCompute, median_bare
 from .measurement import Measurement, median_of
 
@@ -112,14 +110,11 @@ class BenchReport:
         in order.
     bare
         Rounds of the bare compute, in order.
-    features
-        The feature program against NVTabular, if that was measured.
     """
 
     facts: Mapping[str, Any]
     served: Mapping[int, Mapping[str, Sequence[Measurement]]]
     bare: Sequence[BareCompute]
-    features: Sequence[FeatureFigure] = ()
 
     def ratios(self) -> list[Ratio]:
         """Return the comparisons at concurrency 1; empty if that was not measured."""
@@ -132,7 +127,7 @@ class BenchReport:
     @property
     def ok(self) -> bool:
         """Whether every figure that has a limit is within it."""
-        return all(ratio.ok for ratio in self.ratios()) and all(figure.ok for figure in self.features)
+        return all(ratio.ok for ratio in self.ratios())
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form: medians, and every round that they were taken of."""
@@ -156,7 +151,6 @@ class BenchReport:
                 "rounds": [measured.total.to_json() for measured in self.bare],
             },
             "ratios": [ratio.to_json() for ratio in self.ratios()],
-            "features": [figure.to_json() for figure in self.features],
             "ok": self.ok,
         }
 
@@ -172,9 +166,7 @@ def _ratio(comparison: Comparison, measured: Mapping[str, Sequence[Measurement]]
 
 def format_report(report: BenchReport) -> str:
     """Return the report as plain text tables."""
-    parts = [_served_table(report), _bare_table(report), _ratio_lines(report)]
-    if report.features:
-        parts.append(_feature_table(report.features))
+    parts = (_served_table(report), _bare_table(report), _ratio_lines(report))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -231,22 +223,6 @@ def _ratio_figures(ratio: Ratio) -> str:
     if ratio.comparison.limit is None:
         return text
     return f"{text}, limit {ratio.comparison.limit}: {'pass' if ratio.ok else 'FAIL'}"
-
-
-def _feature_table(figures: Sequence[FeatureFigure]) -> str:
-    rows = [
-        [
-            figure.part,
-            str(figure.columns),
-            f"{figure.program_us:.1f}",
-            f"{figure.transform_us:.0f}",
-            f"{figure.ratio:.0f}",
-            f"at least {figure.limit:.0f}: {'pass' if figure.ok else 'FAIL'}",
-        ]
-        for figure in figures
-    ]
-    head = ["part", "columns", "program µs", "Workflow.transform µs", "times faster", "limit"]
-    return "Feature program, one row, same workflow, p50:\n" + format_table(head, rows, left=(0, 5))
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:

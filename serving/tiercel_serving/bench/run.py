@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.features.one_row import FeatureFigure
-
 from ..errors import BenchError
 from ..release.opened import Release
 from ..supervise import start_server
@@ -51,7 +49,6 @@ def run_bench(
     rounds: int = 5,
     concurrencies: Sequence[int] = (1, 8),
     triton: str | Path | None = None,
-    features: Sequence[FeatureFigure] = (),
     command: str = "",
     progress: Progress | None = None,
 ) -> BenchReport:
@@ -76,8 +73,6 @@ def run_bench(
         Requests in flight.
     triton
         As for :func:`~tiercel_serving.supervise.start_server`.
-    features
-        Figures of the feature program to put into the report.
     command
         The command line, for the report.
     progress
@@ -120,7 +115,7 @@ def run_bench(
                     bare.append(measure_bare(pipeline, requests, seconds))
             if progress is not None:
                 progress("rounds", len(steps), len(steps))
-    return BenchReport(facts, served, bare, tuple(features))
+    return BenchReport(facts, served, bare)
 
 
 def _no_canary(url: str, timeout_s: float) -> None:

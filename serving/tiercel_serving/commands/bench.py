@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .serve import Triton
-from .shell import FAILED, Debug, Json, Refused, Report, Shell, shell
+from .shell import FAILED, Debug, Json, Refused, Shell, shell
 from .tables import heading
 
 if TYPE_CHECKING:
-    from benchmarks.features.one_row import FeatureFigure
-
     from ..bench.report import BenchReport
     from ..bench.run import Load
 
@@ -28,12 +26,6 @@ def command(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Directory of a release.")],
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE.json", help="Also write the JSON object here.")
-    ] = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            "--run", metavar="RUN", help="Also time one row of this run's workflow against NVTabular."
-        ),
     ] = None,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, help="Length of each single measurement.")
@@ -70,7 +62,7 @@ def command(
     Prints p50, p99 and throughput, where each microsecond of the bare compute goes, and how both layouts
     stand against their limits. Uses the perf_analyzer on PATH, or fetches one.
 
-    Example: [bold]tiercel bench releases/movielens --run runs/movielens --save bench.json[/]
+    Example: [bold]tiercel bench releases/movielens --save bench.json[/]
     """
     with shell(json=json, debug=debug) as sh:
         if client not in CLIENTS:
@@ -82,7 +74,6 @@ def command(
             opened = open_release(release)
             check_files(opened)
             load = find_load(sh, client, cache)
-            features = time_features(run, progress) if run is not None else ()
 
             from ..bench import run_bench
 
@@ -93,7 +84,6 @@ def command(
                 rounds=rounds,
                 concurrencies=levels,
                 triton=triton,
-                features=features,
                 command=shlex.join(["tiercel", *sys.argv[1:]]),
                 progress=progress,
             )
@@ -125,18 +115,6 @@ def find_load(sh: Shell, client: str, cache: Path | None) -> Load:
         sh.note("The figures include the cost of the Python client.", style="yellow")
         return PythonClient()
     return find_perf_analyzer(cache, say=sh.note)
-
-
-def time_features(run: Path, progress: Report) -> list[FeatureFigure]:
-    """Time the feature program of a run."""
-    from benchmarks.features.one_row import measure_feature_program
-
-    from tiercel_pipelines.training import TrainedRun
-
-    progress("feature program", 0, 1)
-    figures = measure_feature_program(TrainedRun.open(run))
-    progress("feature program", 1, 1)
-    return figures
 
 
 def write_whole(file: Path, document: dict[str, Any]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from .extras import extra_of_command, missing_library
 
 BUILD, FEATURES, SERVE, MEASURE = "Build a release", "Compute its features", "Serve it", "Measure it"
 
@@ -26,43 +29,67 @@ class Entry:
         What the command does.
     panel
         The heading that it stands under.
+    extra
+        The extra of ``pip install "tiercel[extra]"`` that installs what the command imports.
     """
 
     module: str
     help: str
     panel: str
+    extra: str
 
 
 _SERVING, _PIPELINES = "tiercel_serving.commands", "tiercel_pipelines.commands"
 
 #: Every command. Those of heavier packages are found here by name, and imported only when they are called.
 COMMANDS: Mapping[str, Entry] = {
-    "demo": Entry(f"{_PIPELINES}.demo", "Train, export, verify, serve; recommend for one user.", BUILD),
-    "data": Entry(f"{_PIPELINES}.data", "Find or download a data set, check it, show what it holds.", BUILD),
-    "train": Entry(f"{_PIPELINES}.train", "Train a recipe: workflow, retrieval model, ranker.", BUILD),
-    "export": Entry(f"{_PIPELINES}.export", "Compile a run into a release, and verify it.", BUILD),
-    "verify": Entry(f"{_SERVING}.verify", "Compare each artefact with its golden vectors.", BUILD),
+    "demo": Entry(
+        f"{_PIPELINES}.demo", "Train, export, verify, serve; recommend for one user.", BUILD, "pipelines"
+    ),
+    "data": Entry(
+        f"{_PIPELINES}.data", "Find or download a data set, check it, show what it holds.", BUILD, "pipelines"
+    ),
+    "train": Entry(
+        f"{_PIPELINES}.train", "Train a recipe: workflow, retrieval model, ranker.", BUILD, "pipelines"
+    ),
+    "export": Entry(
+        f"{_PIPELINES}.export", "Compile a run into a release, and verify it.", BUILD, "pipelines"
+    ),
+    "verify": Entry(f"{_SERVING}.verify", "Compare each artefact with its golden vectors.", BUILD, "server"),
     "explain-features": Entry(
-        f"{_PIPELINES}.explain_features", "Show what the compiler made of a workflow.", FEATURES
+        f"{_PIPELINES}.explain_features", "Show what the compiler made of a workflow.", FEATURES, "pipelines"
     ),
-    "transform": Entry(f"{_PIPELINES}.transform", "Compute the features of Parquet files.", FEATURES),
-    "serve": Entry(f"{_SERVING}.serve", "Serve a release on Triton until Ctrl-C.", SERVE),
+    "transform": Entry(
+        f"{_PIPELINES}.transform", "Compute the features of Parquet files.", FEATURES, "pipelines"
+    ),
+    "serve": Entry(f"{_SERVING}.serve", "Serve a release on Triton until Ctrl-C.", SERVE, "server"),
     "recommend": Entry(
-        f"{_SERVING}.recommend", "Ask a server for recommendations, and for their reasons.", SERVE
+        f"{_SERVING}.recommend", "Ask a server for recommendations, and for their reasons.", SERVE, "server"
     ),
-    "health": Entry(f"{_SERVING}.health", "Make one real inference in time: a container probe.", SERVE),
-    "evaluate": Entry(f"{_PIPELINES}.evaluate", "Measure the quality of what is served.", MEASURE),
-    "bench": Entry(f"{_SERVING}.bench", "Measure the latency and throughput of what is served.", MEASURE),
+    "health": Entry(
+        f"{_SERVING}.health", "Make one real inference in time: a container probe.", SERVE, "server"
+    ),
+    "evaluate": Entry(
+        f"{_PIPELINES}.evaluate", "Measure the quality of what is served.", MEASURE, "pipelines"
+    ),
+    "bench": Entry(
+        f"{_SERVING}.bench", "Measure the latency and throughput of what is served.", MEASURE, "server"
+    ),
 }
 
 
 def load_command(name: str) -> Any:
     """Import one command and return it as typer builds it."""
     module = importlib.import_module(COMMANDS[name].module)
+    return typer.main.get_command(app_of(name, module.command))
+
+
+def app_of(name: str, command: Callable[..., None]) -> typer.Typer:
+    """Return an app of one command, whose docstring is the help text."""
     single = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    paragraphs = inspect.cleandoc(module.command.__doc__ or COMMANDS[name].help).split("\n\n")
-    single.command(name, help="\n\n".join(" ".join(text.split()) for text in paragraphs))(module.command)
-    return typer.main.get_command(single)
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    single.command(name, help="\n\n".join(" ".join(text.split()) for text in paragraphs))(command)
+    return single
 
 
 class LazyGroup(TyperGroup):
@@ -81,7 +108,18 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Put the real command in the place of the listed one."""
         name, _, rest = super().resolve_command(ctx, args)
-        return name, load_command(str(name)), rest
+        extra = COMMANDS[str(name)].extra
+        extra_of_command.set(extra)
+        try:
+            return name, load_command(str(name)), rest
+        except ModuleNotFoundError as error:
+            message = missing_library(error, extra)
+            if message is None:
+                raise
+            typer.echo(f"error {message}", err=True)
+            if "--json" in rest:
+                typer.echo(json.dumps({"error": {"type": "ModuleNotFoundError", "message": message}}))
+            raise typer.Exit(2) from None
 
 
 app = typer.Typer(
@@ -115,8 +153,3 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-def main() -> None:
-    """Run the ``tiercel`` command."""
-    app(prog_name="tiercel")

@@ -25,7 +25,8 @@ shows its stack trace, and with `--json` it is also the object `{"error": {"type
 |---|---|
 | 0 | done |
 | 1 | the work failed |
-| 2 | what was typed cannot be: an unknown option, a recipe with mistakes, no such release, a port taken |
+| 2 | what was typed cannot be: an unknown option, a recipe with mistakes, no such release, a port taken, \
+a command whose libraries are not installed |
 | 130 | Ctrl-C; nothing half-made is left |
 | 143 | SIGTERM; the same (`tiercel serve` ends with 0) |
 """
@@ -45,6 +46,7 @@ def _section(name: str) -> Iterator[str]:
     usage = [param.metavar if param.required else f"[{param.metavar}]" for param in arguments]
     yield f"## `{' '.join(['tiercel', name, *usage])}`\n"
     yield _plain(command.help) + "\n"
+    yield f'Needs `pip install "tiercel[{COMMANDS[name].extra}]"`.\n'
     yield "| | | default |\n|---|---|---|"
     for param in shown:
         yield f"| {_names(param)} | {_plain(param.help or '')} | {_default(param)} |"

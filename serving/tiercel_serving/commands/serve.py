@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ..release.opened import Release
     from ..supervise import TritonServer
 
+#: How many slots of the users' lookup are searched for a user to name as an example.
+SLOTS = 4096
+
 Layout = Annotated[
     str | None,
     typer.Option("--layout", metavar="fused|staged", help="Another layout than the release was made in."),
@@ -114,6 +117,7 @@ def describe(server: TritonServer) -> dict[str, Any]:
     """Return where a server is and what it serves, as JSON."""
     release = server.release
     assert release is not None
+    user = example_user(release)
     return {
         "release": str(release.path),
         "name": release.manifest.name,
@@ -123,7 +127,8 @@ def describe(server: TritonServer) -> dict[str, Any]:
         "metrics": server.metrics_url,
         "pid": server.pid,
         "ready_s": round(server.started_s, 3),
-        "curl": curl_line(server.http_url, release),
+        "user": user,
+        "curl": curl_line(server.http_url, user),
     }
 
 
@@ -135,7 +140,8 @@ def human(document: Mapping[str, Any]) -> list[Any]:
     title = (
         f"Serving {document['name']} (build {document['build_id']}), ready in {seconds(document['ready_s'])}"
     )
-    recommend = f"tiercel recommend --user 42 --url {document['grpc']}"
+    user = shlex.quote(str(document["user"]))
+    recommend = f"tiercel recommend --user {user} --url {document['grpc']}"
     return [
         heading(title),
         pairs(values),
@@ -148,9 +154,8 @@ def human(document: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-def curl_line(http_url: str, release: Release) -> str:
-    """Return a line for the shell that asks for recommendations over plain HTTP."""
-    user = example_user(release)
+def curl_line(http_url: str, user: int | str) -> str:
+    """Return a line for the shell that asks for recommendations for a user over plain HTTP."""
     tensor = {
         "name": "user_id",
         "shape": [1, 1],
@@ -162,12 +167,41 @@ def curl_line(http_url: str, release: Release) -> str:
 
 
 def example_user(release: Release) -> int | str:
-    """Return the id of a user who is in the store: 42 if there is one, else the first."""
+    """Return the id of a user whom the release knows: 42 if there is such a one, else one of the first.
+
+    Where it knows nobody, or nobody whose id can be typed, this is an id that it does not know.
+    """
+    known = [_as_typed(user) for user in _some_users(release)]
+    for user in (42, "42", *known):
+        if user in known and user is not None:
+            return user
+    return "nobody" if release.manifest.catalogue.user_id_dtype == "bytes" else 0
+
+
+def _as_typed(user: int | bytes) -> int | str | None:
+    """Return an id as people type it; None if they cannot."""
+    if isinstance(user, int):
+        return user
+    try:
+        text = user.decode()
+    except UnicodeDecodeError:
+        return None
+    return text if text and text.isprintable() else None
+
+
+def _some_users(release: Release) -> list[int | bytes]:
+    """Return the ids in the first slots of the users' lookup: to read all of millions takes seconds."""
+    import numpy as np
+
     from ..lookups.lookup import read_keys
     from ..stores.memory_mapped import USER_LOOKUP
 
-    is_text = release.manifest.catalogue.user_id_dtype == "bytes"
-    ids = read_keys(release.artefact("users", "users").arrays, USER_LOOKUP).tolist()
-    favourite: int | bytes = b"42" if is_text else 42
-    user = favourite if favourite in ids or not ids else ids[0]
-    return user.decode(errors="replace") if isinstance(user, bytes) else int(user)
+    arrays = dict(release.artefact("users", "users").arrays)
+    for part, least in (("records", 0), ("odd_codes", 0), ("odd_offsets", 1)):
+        if (name := f"{USER_LOOKUP}.{part}") in arrays:
+            arrays[name] = arrays[name][: SLOTS + least]
+    if (name := f"{USER_LOOKUP}.table") in arrays:
+        # The last one is no slot: it says what an empty slot holds.
+        arrays[name] = np.append(arrays[name][:-1][:SLOTS], arrays[name][-1:])
+    ids: list[int | bytes] = read_keys(arrays, USER_LOOKUP).tolist()
+    return ids

@@ -31,6 +31,7 @@ from rich.progress import (
 )
 
 from ..errors import TiercelError
+from .extras import extra_of_command, missing_library
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object, and everything else on standard error.")
@@ -48,6 +49,7 @@ REFUSED = frozenset(
         "ExportInputError",
         "InvalidInput",
         "InvalidRequest",
+        "KindUnavailable",
         "PortTaken",
         "RecipeError",
         "Refused",
@@ -103,16 +105,20 @@ class Shell:
 
     def fail(self, error: BaseException, debug: bool) -> int:
         """Print an error, and return the exit code for it."""
-        known = _is_ours(error)
-        text = str(error) if known else f"unexpected {type(error).__name__}: {error}"
+        missing = None
+        if isinstance(error, ModuleNotFoundError):
+            missing = missing_library(error, extra_of_command.get())
+        known = missing is not None or _is_ours(error)
+        message = missing or str(error)
+        text = message if known else f"unexpected {type(error).__name__}: {error}"
         if debug:
             self.note("".join(traceback.format_exception(error)), style="dim")
         elif not known:
             text += "\nThis is a defect of Tiercel; --debug shows where it happened."
         self.err.print(f"[bold red]error[/] {escape(text)}", highlight=False, soft_wrap=True)
         if self.json and not self._emitted:
-            self.emit({"error": {"type": type(error).__name__, "message": str(error)}})
-        return USAGE if known and _is_refused(error) else FAILED
+            self.emit({"error": {"type": type(error).__name__, "message": message}})
+        return USAGE if missing or (known and _is_refused(error)) else FAILED
 
     @contextlib.contextmanager
     def work(self, title: str, *, steps: bool = False) -> Iterator[Report]:

@@ -67,5 +67,8 @@ class EngineKind(Protocol):
 
 #: Every kind of engine.
 ENGINES: Kinds[EngineKind] = Kinds(
-    "engine", {"onnx": Kind("tiercel_serving.engines.onnx:Onnx", extra="serving")}
+    "engine",
+    {
+        "onnx": Kind("tiercel_serving.engines.onnx:Onnx", extra="serving"),
+    },
 )

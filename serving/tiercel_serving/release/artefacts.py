@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ..errors import ArtefactCorrupt, ArtefactMissing, BuildMismatch, NewerFormat, OlderFormat
@@ -22,8 +23,27 @@ from ..spec import Array
 ARTEFACT_FORMAT = 2
 HEADER_NAME = "header.json"
 
-#: Names of arrays that may name their files as they are; others get a number.
+#: Names of arrays that may name their files as they are; others get a number behind a ``_``.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    """An array of an artefact: its file, and what that must hold."""
+
+    file: str
+    dtype: str
+    shape: list[int]
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """What ``header.json`` says; ``bytes`` is the size of every file beside it."""
+
+    artefact_format: int
+    kind: str
+    build_id: str
+    meta: dict[str, Any]
+    arrays: dict[str, _Stored]
+    bytes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -98,28 +118,21 @@ def write_artefact(
     have ASCII names, whatever the arrays are called.
     """
     path.mkdir(parents=True, exist_ok=True)
-    listed: dict[str, Any] = {}
+    listed: dict[str, _Stored] = {}
     for number, (name, array) in enumerate(arrays.items()):
         if array.dtype.hasobject:
             raise TypeError(
                 f"artefact {path.name}: array {name!r} holds Python objects; store bytes and offsets"
             )
-        file = f"{name}.npy" if _PLAIN_NAME.fullmatch(name) else f"array-{number}.npy"
+        file = f"{name}.npy" if _PLAIN_NAME.fullmatch(name) else f"_{number}.npy"
         np.save(path / file, np.ascontiguousarray(array), allow_pickle=False)
-        listed[name] = {"file": file, "dtype": array.dtype.str, "shape": list(array.shape)}
+        listed[name] = _Stored(file, array.dtype.str, list(array.shape))
     sizes = {
         str(file.relative_to(path)): file.stat().st_size
         for file in sorted(path.rglob("*"))
         if file.is_file() and file.name != HEADER_NAME
     }
-    header = {
-        "artefact_format": ARTEFACT_FORMAT,
-        "kind": kind,
-        "build_id": build_id,
-        "meta": dict(meta or {}),
-        "arrays": listed,
-        "bytes": sizes,
-    }
+    header = msgspec.to_builtins(_Header(ARTEFACT_FORMAT, kind, build_id, dict(meta or {}), listed, sizes))
     (path / HEADER_NAME).write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -135,47 +148,51 @@ def open_artefact(path: Path, kind: str, build_id: str | None = None) -> Artefac
     build_id
         The build it must belong to; None accepts any.
     """
-    header_path = path / HEADER_NAME
-    if not header_path.is_file():
-        raise ArtefactMissing(f"{header_path}: expected the header of the {kind} artefact; export again")
-    try:
-        header = json.loads(header_path.read_text(encoding="utf-8"))
-        version = header["artefact_format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtefactCorrupt(f"{header_path}: not a readable header ({error}); export again") from error
-    if version != ARTEFACT_FORMAT:
-        newer = version > ARTEFACT_FORMAT
-        raise (NewerFormat if newer else OlderFormat)(
-            f"{header_path}: artefact format {version}, but this Tiercel reads format {ARTEFACT_FORMAT}; "
-            f"{'upgrade Tiercel or export again' if newer else 'export again'}"
-        )
-    if header["kind"] != kind:
-        raise ArtefactCorrupt(f"{path}: expected an artefact of kind {kind!r}, found {header['kind']!r}")
-    if build_id is not None and header["build_id"] != build_id:
+    header = _read_header(path / HEADER_NAME, kind)
+    if header.kind != kind:
+        raise ArtefactCorrupt(f"{path}: expected an artefact of kind {kind!r}, found {header.kind!r}")
+    if build_id is not None and header.build_id != build_id:
         raise BuildMismatch(
-            f"{path}: belongs to build {header['build_id']}, but the release is build {build_id}; "
+            f"{path}: belongs to build {header.build_id}, but the release is build {build_id}; "
             "files of two builds were mixed: export again"
         )
-    for name, size in header["bytes"].items():
+    for name, size in header.bytes.items():
         file = path / name
         if not file.is_file():
-            raise ArtefactMissing(f"{file}: listed in {header_path.name}, but missing; export again")
+            raise ArtefactMissing(f"{file}: listed in {HEADER_NAME}, but missing; export again")
         if file.stat().st_size != size:
             raise ArtefactCorrupt(f"{file}: expected {size} bytes, found {file.stat().st_size}; export again")
-    arrays = {name: _open_array(path / entry["file"], entry) for name, entry in header["arrays"].items()}
-    return Artefact(path, kind, header["build_id"], header["meta"], arrays)
+    arrays = {name: _open_array(path / stored.file, stored) for name, stored in header.arrays.items()}
+    return Artefact(path, kind, header.build_id, header.meta, arrays)
 
 
-def _open_array(file: Path, entry: Mapping[str, Any]) -> Array:
+def _read_header(file: Path, kind: str) -> _Header:
+    if not file.is_file():
+        raise ArtefactMissing(f"{file}: expected the header of the {kind} artefact; export again")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        version = int(data["artefact_format"])
+        if version == ARTEFACT_FORMAT:
+            return msgspec.convert(data, _Header)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtefactCorrupt(f"{file}: not a readable header ({error}); export again") from error
+    newer = version > ARTEFACT_FORMAT
+    raise (NewerFormat if newer else OlderFormat)(
+        f"{file}: artefact format {version}, but this Tiercel reads format {ARTEFACT_FORMAT}; "
+        f"{'upgrade Tiercel or export again' if newer else 'export again'}"
+    )
+
+
+def _open_array(file: Path, stored: _Stored) -> Array:
     try:
         # An empty array cannot be memory-mapped.
-        mode = "r" if 0 not in entry["shape"] else None
+        mode = "r" if 0 not in stored.shape else None
         array: Array = np.load(file, mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
     except (ValueError, OSError) as error:
         raise ArtefactCorrupt(f"{file}: not a readable array ({error}); export again") from error
-    if array.dtype.str != entry["dtype"] or list(array.shape) != entry["shape"]:
+    if array.dtype.str != stored.dtype or list(array.shape) != stored.shape:
         raise ArtefactCorrupt(
-            f"{file}: expected {entry['dtype']} {entry['shape']}, found "
+            f"{file}: expected {stored.dtype} {stored.shape}, found "
             f"{array.dtype.str} {list(array.shape)}; export again"
         )
     # A plain ndarray view over the map: indexing np.memmap itself costs a microsecond a time.

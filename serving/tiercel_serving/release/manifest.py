@@ -11,7 +11,8 @@ from typing import Any, Literal
 import msgspec
 
 from ..engines.table import ENGINES
-from ..errors import ManifestInvalid, NewerFormat, OlderFormat
+from ..errors import KindUnavailable, ManifestInvalid, NewerFormat, OlderFormat
+from ..kinds import builtin
 from ..reorder.table import REORDER, ReorderKind
 from ..rules.table import RULES, RuleKind
 from ..settings import ServingSettings
@@ -191,7 +192,7 @@ class Manifest(_Struct, frozen=True):
     files: dict[str, File] = {}
 
     def problems(self) -> list[str]:
-        """Return what no type can say: unknown engines, and sources without their model."""
+        """Return what no type can say: unknown engines, and what the settings say of themselves."""
         models: dict[str, QueryModel | RankingModel] = dict(self.queries)
         if self.ranking is not None:
             models["ranking"] = self.ranking
@@ -217,7 +218,7 @@ def read_kind(kind: Any, data: Any) -> Any:
 
 def encode(value: Any) -> bytes:
     """Write a struct as JSON for people: one line an entry."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=builtin), indent=1) + b"\n"
 
 
 def read_settings(data: Any) -> ServingSettings:
@@ -247,6 +248,8 @@ def read_manifest(text: bytes, place: str) -> Manifest:
         Another format than this Tiercel writes.
     ManifestInvalid
         It is no JSON, lacks a field, or a field is of another type, unknown, or of an unknown kind.
+    KindUnavailable
+        A kind that it speaks of can't be had on this machine.
     """
     try:
         version = msgspec.json.decode(text, type=_Format).format
@@ -266,6 +269,8 @@ def read_manifest(text: bytes, place: str) -> Manifest:
         manifest = msgspec.json.decode(text, type=Manifest, dec_hook=read_kind)
     except msgspec.ValidationError as error:
         raise ManifestInvalid(f"{place}: {error}; it was changed by hand or damaged: export again") from error
+    except KindUnavailable as error:
+        raise KindUnavailable(f"{place}: {error}") from error
     wrong = manifest.problems()
     if wrong:
         raise ManifestInvalid(f"{place}: {'; '.join(wrong)}; export again")

@@ -11,7 +11,7 @@ from ..errors import ArtefactCorrupt, ArtefactMissing, BuildMismatch, ReleaseMis
 from ..settings import ServingSettings
 from ..spec import StageSpec
 from ..stages.specs import stage_specs
-from ..stores.table import Store
+from ..stores.table import STORES, Store
 from ..tables.items import ItemTable
 from .artefacts import Artefact, open_artefact
 from .manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -55,7 +55,15 @@ class Release:
     @cached_property
     def store(self) -> Store:
         """The users."""
-        return self.settings.store.open(lambda: self.artefact("users", "users"))
+        store = self.settings.store
+        with STORES.using(STORES.name_of(store)):
+            return store.open(self._users)
+
+    def _users(self) -> Artefact:
+        artefact = self.artefact("users", "users")
+        # Offsets: one more than users, with the dummy row of nobody.
+        artefact.array("seen_offsets", self.manifest.catalogue.users + 2)
+        return artefact
 
     def artefact(self, name: str, kind: str) -> Artefact:
         """Open ``artefacts/<name>`` and check that it belongs to this build."""

@@ -64,18 +64,23 @@ class Steps:
             unknown = arrays["status"] == UNKNOWN
             if unknown.any():
                 bypass, scores = unknown, np.where(unknown, arrays["kept_score"], scores)
-        rows, reasons, first = kept, None, 1
-        if self._has_reasons:
-            reasons = np.zeros(kept.shape, np.int32)
+        rows, scores = kept, self._blank(scores, kept)
+        reasons = np.zeros(kept.shape, np.int32) if self._has_reasons else None
+        first = 1
         for kind, step in self._steps:
             changed, why = step.apply(scores, arrays)
             if bypass is not None and kind.of_ranker:
                 changed, why = np.where(bypass, scores, changed), None if why is None else why * ~bypass
+            dropped = (changed == _NOTHING) & (scores != _NOTHING)
+            if dropped.any():
+                rows = np.where(dropped, self._pad, rows)
             if why is not None and reasons is not None:
                 reasons = np.where(why > 0, why + (first - 1), reasons)
-                rows = np.where((why > 0) & np.isneginf(changed), self._pad, rows)
-            scores, first = changed, first + len(kind.reasons)
-        # A model that answers NaN says nothing about the item: it goes last, and sorts as a number.
-        scores = np.fmax(scores, _NOTHING)
-        scores[rows == self._pad] = _NOTHING
+            scores, first = self._blank(changed, rows), first + len(kind.reasons)
         return scores, rows, reasons
+
+    def _blank(self, scores: Scores, rows: Rows) -> Scores:
+        """Give empty slots -inf, and items of whose score a broken model says NaN: they go last."""
+        blanked: Scores = np.fmax(scores, _NOTHING)
+        blanked[rows == self._pad] = _NOTHING
+        return blanked

@@ -24,15 +24,17 @@ class Step(Protocol):
         Parameters
         ----------
         scores
-            ``[B, K]`` float32: what the steps before it made of the ranker's score; -inf in empty slots.
+            ``[B, K]`` float32: what the steps before it made of the ranker's score; -inf in empty slots,
+            of items dropped before, and where the ranker said NaN.
         arrays
             ``kept_row``, ``kept_score`` ``[B, K]``, ``rank_score [B, K, T]`` if there is a ranker, and the
             tensors that the kind reads.
 
         Returns
         -------
-        ``[B, K]`` float32 new scores (-inf drops the item), and ``[B, K]`` int32: 0, or 1 + the place in
-        the kind's ``reasons`` of why the item was moved or dropped; None where it has no reasons.
+        ``[B, K]`` float32 new scores, of which -inf drops an item that had another; and ``[B, K]`` int32:
+        0, or 1 + the place in the kind's ``reasons`` of why the item was moved or dropped; None where it
+        has no reasons.
         """
         ...
 
@@ -67,12 +69,12 @@ class ReorderKind(Protocol):
         ...
 
     def reference(self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]]) -> list[float]:
-        """Return one user's new scores in plain Python.
+        """Return one user's new scores in plain Python; -inf drops an item that had another.
 
         Parameters
         ----------
         scores
-            Of the candidates, in the order of ``candidates``.
+            Of the candidates that no step dropped, in the order of ``candidates``.
         candidates
             For each: ``row``, ``kept_score``, ``rank_score`` (one number a task) and its raw columns.
         """
@@ -81,5 +83,8 @@ class ReorderKind(Protocol):
 
 #: Every kind of reorder step.
 REORDER: Kinds[ReorderKind] = Kinds(
-    "reorder step", {"weighted_sum": Kind("tiercel_serving.reorder.weighted_sum:WeightedSum")}
+    "reorder step",
+    {
+        "weighted_sum": Kind("tiercel_serving.reorder.weighted_sum:WeightedSum"),
+    },
 )

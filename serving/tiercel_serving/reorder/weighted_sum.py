@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
-from ..kinds import Settings
+from ..kinds import Settings, mistyped
 from ..problems import Problem
 from ..ranked import Scores
 from ..spec import Arrays
@@ -31,10 +31,7 @@ class WeightedSum(Settings, frozen=True, tag="weighted_sum"):
 
     def problems(self) -> list[Problem]:
         """Return weights that are no numbers."""
-        numbers = isinstance(self.weights, tuple | list) and all(
-            isinstance(weight, int | float) and not isinstance(weight, bool) for weight in self.weights
-        )
-        if numbers and self.weights:
+        if self.weights and not any(mistyped(self)):
             return []
         return [Problem("weights", f"expected a number a task, got {self.weights!r}", "write (1.0, 0.5)")]
 
@@ -51,10 +48,13 @@ class WeightedSum(Settings, frozen=True, tag="weighted_sum"):
 
     def reference(self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]]) -> list[float]:
         """Return the sums."""
-        return [
-            sum(weight * task for weight, task in zip(self.weights, candidate["rank_score"], strict=True))
-            for candidate in candidates
-        ]
+        return [self._sum(candidate["rank_score"]) for candidate in candidates]
+
+    def _sum(self, tasks: Sequence[float]) -> float:
+        total = np.float32(0)
+        for weight, task in zip(self.weights, tasks, strict=True):
+            total = np.float32(total + np.float32(weight) * np.float32(task))
+        return float(total)
 
 
 class WeightedTasks:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
-from ..kinds import Settings
+from ..kinds import Settings, mistyped
 from ..problems import Problem, choose
 from ..spec import Array
 
@@ -58,6 +58,8 @@ class Compare(Settings, frozen=True, tag="compare"):
 
     def problems(self) -> list[Problem]:
         """Return an unknown operator, or a value that it can't take."""
+        if wrong := list(mistyped(self)):
+            return wrong
         if self.operator not in self.OPERATORS:
             problem = f"the rule {self.name!r} has no known operator: {self.operator!r}"
             return [Problem("operator", problem, choose(self.operator, self.OPERATORS))]
@@ -66,8 +68,8 @@ class Compare(Settings, frozen=True, tag="compare"):
             problem = f"the rule {self.name!r} compares by {self.operator!r} with {self.value!r}"
             return [Problem("value", problem, "give a tuple of values")]
         values = list(self.value) if several else [self.value]
-        plain = [value for value in values if not isinstance(value, str | bool | int | float)]
-        if plain or (several and self.operator not in _SETS):
+        odd = [value for value in values if not isinstance(value, str | bool | int | float)]
+        if odd or (several and self.operator not in _SETS):
             problem = f"the rule {self.name!r} compares by {self.operator!r} with {self.value!r}"
             return [Problem("value", problem, "give a number or text (several for in and not in)")]
         return []

@@ -49,4 +49,9 @@ class RuleKind(Protocol):
 
 
 #: Every kind of rule.
-RULES: Kinds[RuleKind] = Kinds("rule", {"compare": Kind("tiercel_serving.rules.compare:Compare")})
+RULES: Kinds[RuleKind] = Kinds(
+    "rule",
+    {
+        "compare": Kind("tiercel_serving.rules.compare:Compare"),
+    },
+)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ..kinds import Settings
-from ..problems import POSITIVE, Problem, Range
+from ..kinds import Settings, mistyped
+from ..problems import POSITIVE, Problem, Range, out_of_range
 from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
@@ -58,13 +58,11 @@ class Index(Settings, frozen=True, tag="index"):
 
     def problems(self) -> list[Problem]:
         """Return a recall or parameters that cannot be."""
-        wrong = []
-        if not _RECALL.holds(self.min_recall):
-            wrong.append(
-                Problem("min_recall", f"expected {_RECALL}, got {self.min_recall!r}", "give such a number")
-            )
-        if not isinstance(self.factory, str) or not self.factory:
-            wrong.append(Problem("factory", f"expected a FAISS factory, got {self.factory!r}", "use 'Flat'"))
+        if wrong := list(mistyped(self)):
+            return wrong
+        wrong += out_of_range(self, {"min_recall": _RECALL})
+        if not self.factory:
+            wrong.append(Problem("factory", "expected a FAISS factory, got none", "use 'Flat'"))
         for key, value in self.parameters.items():
             if not POSITIVE.holds(value):
                 problem = f"expected {POSITIVE}, got {value!r}"

@@ -108,7 +108,7 @@ class MergedSources:
         return parts, codes
 
     def _order(self, scores: Scores, rows: Rows, source: npt.NDArray[np.int32]) -> Rows:
-        if self._scorer is not None or len(self._shares) == 1:
+        if self._scorer is not None:
             return order_by_score(scores, rows)
         place = np.where(rows == self._pad, len(self._sources) + 1, source)
         order: Rows = np.lexsort((rows, -scores, place), axis=1)

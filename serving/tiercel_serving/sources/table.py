@@ -178,6 +178,18 @@ SOURCES: Kinds[SourceKind] = Kinds(
 )
 
 
+def open_source(kind: SourceKind, artefact: Artefact, items: int, threads: int) -> Source:
+    """Open a source; see :meth:`SourceKind.open`.
+
+    Raises
+    ------
+    KindUnavailable
+        A library that it needs is not installed.
+    """
+    with SOURCES.using(SOURCES.name_of(kind)):
+        return kind.open(artefact, items, threads)
+
+
 def default_sources(models: Mapping[str, str]) -> tuple[SourceKind, ...]:
     """Return the sources of a recommender that names none.
 

@@ -28,13 +28,14 @@ def open_engine(name: str, release: Release) -> Engine:
         The engine's library is not installed.
     """
     spec, model = release.stages[name], model_of(name, release)
+    outputs = tuple(tensor.name for tensor in spec.outputs)
     try:
         kind = ENGINES.find(model.engine)
+        file = release.artefact(name, "engine").file(kind.file)
+        with ENGINES.using(model.engine):
+            engine = kind.open(file, outputs, threads=release.settings.engine_threads)
     except KindUnavailable as error:
         raise KindUnavailable(f"stage {name}: {error}") from error
-    file = release.artefact(name, "engine").file(kind.file)
-    outputs = tuple(tensor.name for tensor in spec.outputs)
-    engine = kind.open(file, outputs, threads=release.settings.engine_threads)
     expected = {tensor.name for tensor in spec.inputs}
     if set(engine.inputs) != expected:
         raise ArtefactCorrupt(

@@ -61,10 +61,6 @@ class Ordering:
         width = int(k.max())
         scores, rows = sort_by_score(scores, kept)
         rows, scores = rows[:, :width], scores[:, :width]
-        if width > kept.shape[1]:
-            missing = ((0, 0), (0, width - kept.shape[1]))
-            rows = np.pad(rows, missing, constant_values=self._pad_row)
-            scores = np.pad(scores, missing)
         if rows[:, -1].max() != self._pad_row and k.min() == width:
             # Every slot is real: nearly every answer to one user.
             return {"item_id": self._ids[rows], "score": scores, "count": k}

@@ -10,7 +10,7 @@ from ..ranked import Mask, make_mask
 from ..release.opened import Release
 from ..settings import FALLBACK, UNKNOWN
 from ..sources.merged import MergedSources
-from ..sources.table import SOURCES
+from ..sources.table import open_source
 from ..spec import Array, Arrays, StageSpec
 from ..stores.table import Users
 
@@ -33,11 +33,12 @@ class Retrieval:
         self.spec: StageSpec = release.stages[name]
         settings = release.settings
         self._store, self._pad = release.store, release.manifest.catalogue.items
-        opened = []
-        for kind in settings.sources:
-            artefact = release.artefact(f"source_{kind.name}", "source")
-            with SOURCES.using(kind):
-                opened.append(kind.open(artefact, self._pad, settings.engine_threads))
+        opened = [
+            open_source(
+                kind, release.artefact(f"source_{kind.name}", "source"), self._pad, settings.engine_threads
+            )
+            for kind in settings.sources
+        ]
         self._sources = MergedSources(settings, opened, self._pad)
         self._count = settings.candidates
         self._bypass = settings.unknown_users == FALLBACK

@@ -72,5 +72,8 @@ class StoreKind(Protocol):
 
 #: Every kind of store.
 STORES: Kinds[StoreKind] = Kinds(
-    "store", {"memory_mapped": Kind("tiercel_serving.stores.memory_mapped:MemoryMapped")}
+    "store",
+    {
+        "memory_mapped": Kind("tiercel_serving.stores.memory_mapped:MemoryMapped"),
+    },
 )

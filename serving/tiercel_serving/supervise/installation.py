@@ -102,8 +102,8 @@ def _wheel_binary(module: str) -> Path:
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         raise TritonMissing(
-            "no Triton server here: install the one of the wheel with `pip install 'nvidia-pytriton>=0.7'`, "
-            "or name yours with --triton PATH"
+            'no Triton server here: install the embedded one with `pip install "tiercel[server]"` on Python '
+            f"3.10 to 3.12 (this is {PYTHON_VERSION}), or name yours with --triton PATH"
         )
     binary = Path(next(iter(spec.submodule_search_locations))) / "tritonserver" / "bin" / "tritonserver"
     if not binary.is_file():

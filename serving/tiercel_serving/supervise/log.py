@@ -1,8 +1,10 @@
-"""Find in Triton's log why it failed."""
+"""Why Triton failed: in its log, and by how its process ended."""
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
 
 #: Errors that every start without a GPU writes.
 _HARMLESS = ("CudaDriverHelper", "CUDA memory pool", "pinned system memory")
@@ -42,6 +44,15 @@ def tail(text: str, lines: int = 15) -> list[str]:
     """Return the last lines of a log without its tables."""
     plain = [line for line in text.splitlines() if line and line[0] not in "|+"]
     return plain[-lines:]
+
+
+def exit_text(status: int) -> str:
+    """Say how a process ended, from its return code as ``subprocess`` gives it."""
+    if status >= 0:
+        return f"exited with status {status}"
+    with contextlib.suppress(ValueError):
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"was killed by signal {-status}"
 
 
 def _plain(message: str) -> str:

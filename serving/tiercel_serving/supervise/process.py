@@ -17,19 +17,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from ..errors import ServerError, ServerFailed
+from ..errors import ServerFailed
 from ..release.manifest import MANIFEST_NAME
 from ..release.opened import Release, check_files, open_release
 from . import guard
 from .installation import Installation, find_installation, find_libpython
-from .log import failure_reasons, port_in_use, tail
+from .launch import Launch, model_repository
+from .log import exit_text, failure_reasons, port_in_use, tail
 from .ports import held_ports, port_taken, resolve_host
 
 #: Makes one real inference at a gRPC address within so many seconds, or raises.
 Canary = Callable[[str, float], None]
-
-#: What nobody needs to change on a server whose repository is read-only.
-RESTRICTED = "shared-memory,model-repository,trace,logging"
 
 _CANARY_ATTEMPTS = 3
 _CANARY_START_S = 10.0
@@ -138,12 +136,12 @@ class TritonServer:
         self.metrics_url = f"http://{near}:{ports['metrics']}/metrics"
         self.pid = 0
         self.started_s = 0.0
-        self._installation = installation
         self._near = near
         self._workdir = Path(tempfile.mkdtemp(prefix="tiercel-server-"))
         self._shm_prefix = f"tiercel_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._launch = Launch(installation, self._workdir, host, self.ports, self._shm_prefix)
+        self._source = source if isinstance(source, Release) else source.resolve()
         self._mirror = self._workdir / "mirror"
-        self._mirrored = Path(source.path if isinstance(source, Release) else source).resolve()
         self.log_path = log if log is not None else self._workdir / "triton.log"
         self._guard = _start_guard(self._workdir, self._shm_prefix)
         self._process: subprocess.Popen[bytes] | None = None
@@ -174,7 +172,7 @@ class TritonServer:
             raise ServerFailed("this server was stopped; start another")
         status = self._process.poll()
         if status is not None:
-            raise self._failure(f"Triton {_exit_text(status)} while it was serving")
+            raise self._failure(f"Triton {exit_text(status)} while it was serving")
         gone = self._members.difference(guard.group_members(self.pid)) if self._members else ()
         if gone:
             raise self._failure(
@@ -232,34 +230,11 @@ class TritonServer:
                 raise
 
     def _repository(self, layout: str | None) -> Path:
-        """Return the model repository that Triton shall read.
-
-        It is a mirror of links in the temporary directory: the stub writes ``__pycache__`` beside a
-        ``model.py`` and cannot be told not to (its interpreter ignores the environment), but a release
-        is immutable.
-        """
-        if self.release is None:
-            if layout is not None:
-                raise ServerError(
-                    f"{self._mirrored}: a plain model repository has no layouts; leave layout out"
-                )
-            return _mirror(self._mirrored, self._mirror)
-        if layout is not None and layout != self.release.manifest.layout:
-            from ..repository.graph import render_repository
-
-            repository = self._workdir / "models"
-            repository.mkdir()
-            render_repository(self.release, repository, layout, release_path=str(self._mirrored))
-            return repository
-        # Models find their release by a relative path, so its other parts are linked beside them.
-        self._mirror.mkdir()
-        for name in (MANIFEST_NAME, "artefacts"):
-            (self._mirror / name).symlink_to(self._mirrored / name)
-        return _mirror(self._mirrored / "triton", self._mirror / "triton")
+        return model_repository(self._source, layout, self._workdir, self._mirror)
 
     def _start(self, repository: Path, canary: Canary | None, timeout_s: float) -> None:
-        libpython = find_libpython()
-        command = self._command(repository)
+        environment = self._launch.environment(find_libpython())
+        command = self._launch.command(repository)
         begun = time.monotonic()
         self._spawned = time.time()
         with self.log_path.open("ab") as log:
@@ -268,7 +243,7 @@ class TritonServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment(libpython),
+                env=environment,
                 cwd=self._workdir,
                 start_new_session=True,
             )
@@ -281,59 +256,6 @@ class TritonServer:
         self._canary = canary
         self.started_s = time.monotonic() - begun
 
-    def _command(self, repository: Path) -> list[str]:
-        found, key = self._installation, secrets.token_hex(16)
-        command = [
-            str(found.binary),
-            f"--model-repository={repository}",
-            f"--backend-directory={self._backend_directory()}",
-            f"--grpc-address={self.host}",
-            f"--http-address={self.host}",
-            f"--metrics-address={self.host}",
-            *(f"--{name}-port={port}" for name, port in self.ports.items()),
-            "--model-control-mode=none",
-            "--exit-on-error=true",
-            "--strict-readiness=true",
-            "--disable-auto-complete-config",
-            "--exit-timeout-secs=8",
-            "--log-format=ISO8601",
-            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-            # The key is drawn anew at each start and told to nobody, which turns these interfaces off.
-            f"--http-restricted-api={RESTRICTED}:tiercel={key}",
-            f"--grpc-restricted-protocol={RESTRICTED}:tiercel={key}",
-        ]
-        if found.caches is not None:
-            command.append(f"--cache-directory={found.caches}")
-        return command
-
-    def _backend_directory(self) -> Path:
-        """Return a complete backend directory; the wheel keeps its stubs apart from the backend."""
-        found = self._installation
-        if found.stub is None:
-            return found.backends
-        directory = self._workdir / "backends" / "python"
-        directory.mkdir(parents=True)
-        for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
-            (directory / name).symlink_to(found.backends / "python" / name)
-        (directory / found.stub.name).symlink_to(found.stub)
-        return directory.parent
-
-    def _environment(self, libpython: Path) -> dict[str, str]:
-        # The stub is the Python whose `python3` comes first on PATH: this one, not resolved, since a
-        # virtual environment is recognised by where its link lies.
-        folder = Path(sys.executable).parent
-        if not (folder / "python3").exists():
-            folder = self._workdir / "bin"
-            folder.mkdir()
-            (folder / "python3").symlink_to(sys.executable)
-        libraries = [*map(str, self._installation.libraries), str(libpython.parent)]
-        before = os.environ.get("LD_LIBRARY_PATH")
-        return {
-            **os.environ,
-            "PATH": os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)]),
-            "LD_LIBRARY_PATH": os.pathsep.join(libraries + ([before] if before else [])),
-        }
-
     def _wait_ready(self, deadline: float, timeout_s: float) -> None:
         assert self._process is not None
         while not self._ready():
@@ -344,7 +266,7 @@ class TritonServer:
                 for name, mine in self.ports.items():
                     if mine == port:
                         raise port_taken(self.host, name, mine, "taken while Triton started")
-                raise self._failure(f"Triton {_exit_text(status)} before it was ready")
+                raise self._failure(f"Triton {exit_text(status)} before it was ready")
             if time.monotonic() > deadline:
                 raise self._failure(f"Triton was not ready within {timeout_s:g} s")
             time.sleep(0.02)
@@ -401,7 +323,8 @@ class TritonServer:
     def _log_text(self) -> str:
         with contextlib.suppress(OSError):
             text = self.log_path.read_text(errors="replace")
-            return text.replace(str(self._mirror), str(self._mirrored))
+            source = self._source.path.resolve() if isinstance(self._source, Release) else self._source
+            return text.replace(str(self._mirror), str(source))
         return ""
 
     def _failure(self, what: str) -> ServerFailed:
@@ -453,17 +376,6 @@ def _as_source(source: str | Path | Release) -> Release | Path:
     return open_release(path)
 
 
-def _mirror(source: Path, destination: Path) -> Path:
-    """Make the directories of ``source`` in ``destination``, with a link for each file."""
-    for folder, folders, files in os.walk(source):
-        folders[:] = [name for name in folders if name != "__pycache__"]
-        copy = destination / Path(folder).relative_to(source)
-        copy.mkdir()
-        for name in files:
-            (copy / name).symlink_to(Path(folder, name))
-    return destination
-
-
 def _start_guard(workdir: Path, prefix: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-I", "-S", guard.__file__, str(workdir), prefix],
@@ -479,11 +391,3 @@ def _tell(process: subprocess.Popen[bytes], line: str) -> None:
         with contextlib.suppress(OSError, ValueError):
             process.stdin.write(f"{line}\n".encode())
             process.stdin.flush()
-
-
-def _exit_text(status: int) -> str:
-    if status >= 0:
-        return f"exited with status {status}"
-    with contextlib.suppress(ValueError):
-        return f"was killed by {signal.Signals(-status).name}"
-    return f"was killed by signal {-status}"

@@ -46,6 +46,8 @@ class ItemTable:
 
     def __init__(self, artefact: Artefact, size: int) -> None:
         self._artefact, self.size = artefact, size
+        text = f"{ITEM_IDS}.codes"
+        artefact.array(text if text in artefact.arrays else f"{ITEM_IDS}.values", size)
 
     @cached_property
     def lookup(self) -> Lookup:
@@ -74,26 +76,23 @@ class ItemTable:
         """Return a packed table ``[I + 1, …]``."""
         return self._artefact.array(name, self.size + 1)
 
-    def raw(self, column: str) -> StoredColumn | None:
-        """Return a raw column ``[I + 1]``; None if the table does not hold it."""
-        return raw_column(self._artefact, column)
-
-    def columns(self, names: Iterable[str], *, pad: bool = False) -> dict[str, Column]:
-        """Return whole raw columns ``[I]``, or ``[I + 1]`` with the null pad row.
+    def raw(self, column: str) -> StoredColumn:
+        """Return a raw column ``[I + 1]``.
 
         Raises
         ------
         ArtefactCorrupt
-            The table does not hold one of them.
+            The table does not hold it.
         """
+        stored = raw_column(self._artefact, column)
+        if stored is None:
+            raise ArtefactCorrupt(
+                f"{self._artefact.path or 'items'}: the items hold no raw column {column!r}, which a "
+                "source, rule, step or title speaks of; export again with this column among the items"
+            )
+        return stored
+
+    def columns(self, names: Iterable[str], *, pad: bool = False) -> dict[str, Column]:
+        """Return whole raw columns ``[I]``, or ``[I + 1]`` with the null pad row; see :meth:`raw`."""
         rows = np.arange(self.size + pad)
-        found = {}
-        for name in names:
-            stored = self.raw(name)
-            if stored is None:
-                raise ArtefactCorrupt(
-                    f"{self._artefact.path or 'items'}: the items hold no raw column {name!r}, which a "
-                    "source, rule, step or title speaks of; export again with this column among the items"
-                )
-            found[name] = stored.take(rows)
-        return found
+        return {name: self.raw(name).take(rows) for name in names}

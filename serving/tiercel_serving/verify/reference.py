@@ -6,8 +6,9 @@ with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from ..spec import Array
 
 #: Two scores closer than this, relative to the larger, may come in either order from another engine.
 TIE = 2e-4
+
+_NOTHING = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def order(
     *,
     unknown: bool = False,
 ) -> list[tuple[int, float]]:
-    """Return (row, final score) of the kept, best first; -inf is last.
+    """Return (row, final score) of the kept that no step drops, best first; -inf is last.
 
     Parameters
     ----------
@@ -183,12 +186,21 @@ def order(
         {**item_of(c.row), "row": c.row, "kept_score": c.score, "rank_score": list(t)}
         for c, t in zip(kept, [()] * len(kept) if tasks is None else tasks, strict=True)
     ]
+    rows = [candidate.row for candidate in kept]
+    scores = _numbers(scores)
     for step in settings.reorder:
-        if not (bypass and step.of_ranker):
-            scores = step.reference(scores, described)
-    numbers = [float("-inf") if score != score else score for score in scores]
-    ranked = zip((candidate.row for candidate in kept), numbers, strict=True)
-    return sorted(ranked, key=lambda pair: (-pair[1], pair[0]))
+        if bypass and step.of_ranker:
+            continue
+        changed = step.reference(scores, described)
+        stay = [not (new == _NOTHING and old != _NOTHING) for new, old in zip(changed, scores, strict=True)]
+        scores = _numbers(compress(changed, stay))
+        rows, described = list(compress(rows, stay)), list(compress(described, stay))
+    return sorted(zip(rows, scores, strict=True), key=lambda pair: (-pair[1], pair[0]))
+
+
+def _numbers(scores: Iterable[float]) -> list[float]:
+    """Return scores that sort: what is no number goes last."""
+    return [_NOTHING if score != score else score for score in scores]
 
 
 def plain_items(columns: Mapping[str, Column]) -> Callable[[int], dict[str, Any]]:

@@ -1,103 +1,24 @@
-"""The one seam between the client and the network, and the one place that knows gRPC's status codes.
-
-A transport sends named arrays to a model and returns named arrays; whatever goes wrong leaves it as a
-:class:`~tiercel_client.errors.ClientError`. Everything above it is the same for sync and asyncio, and
-for a real server and a fake one.
-"""
+"""A Triton Inference Server over gRPC, blocking and for asyncio."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import numpy as np
-import numpy.typing as npt
 import tritonclient.grpc
 import tritonclient.grpc.aio
 from tritonclient.grpc import InferInput, InferRequestedOutput
-from tritonclient.utils import InferenceServerException
 
-from .contract import ModelConfig, TensorInfo
-from .errors import (
-    ClientError,
-    Closed,
-    DeadlineExceeded,
-    InvalidInput,
-    NotAuthorised,
-    NotFound,
-    ProtocolMismatch,
-    RequestRefused,
-    ServerFault,
-    ServerFull,
-    ServerUnavailable,
-)
-from .options import TLS, KeepAlive
-from .values import shown
-
-Array = npt.NDArray[Any]
-Arrays = Mapping[str, Array]
-Headers = Mapping[str, str | bytes]
-
-
-class Transport(Protocol):
-    """Sends named arrays to a model and returns named arrays."""
-
-    def infer(
-        self,
-        model: str,
-        inputs: Arrays,
-        outputs: Sequence[str],
-        *,
-        timeout_s: float,
-        request_id: str,
-        headers: Headers,
-    ) -> Arrays:
-        """Ask a model. Text tensors are object arrays of ``bytes``. May be called from several threads."""
-        ...
-
-    def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
-        """Return what the server says about a model."""
-        ...
-
-    def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
-        """Return the server's name and version."""
-        ...
-
-    def close(self) -> None:
-        """Give everything back; the transport is not used again."""
-        ...
-
-
-class AsyncTransport(Protocol):
-    """:class:`Transport` for asyncio."""
-
-    async def infer(
-        self,
-        model: str,
-        inputs: Arrays,
-        outputs: Sequence[str],
-        *,
-        timeout_s: float,
-        request_id: str,
-        headers: Headers,
-    ) -> Arrays:
-        """Ask a model."""
-        ...
-
-    async def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
-        """Return what the server says about a model."""
-        ...
-
-    async def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
-        """Return the server's name and version."""
-        ...
-
-    async def close(self) -> None:
-        """Give everything back; the transport is not used again."""
-        ...
+from ..contract import ModelConfig, TensorInfo
+from ..errors import Closed, InvalidInput, ProtocolMismatch
+from ..options import TLS, KeepAlive
+from ..values import shown
+from .status_codes import client_error
+from .transport import Array, Arrays, Headers
 
 
 class TritonTransport:
@@ -348,94 +269,3 @@ def _model_config(config: Any) -> ModelConfig:
 def _tensor(tensor: Any, optional: bool) -> TensorInfo:
     dtype = _CONFIG_DTYPES.get(tensor.data_type, f"type {tensor.data_type}")
     return TensorInfo(str(tensor.name), dtype, tuple(tensor.dims), optional)
-
-
-#: gRPC status → error and what to do, where the status alone says enough.
-_STATUS_ERRORS: Mapping[str, tuple[type[ClientError], str]] = {
-    "INVALID_ARGUMENT": (RequestRefused, "correct the request; a repeat would be refused too"),
-    "FAILED_PRECONDITION": (RequestRefused, "correct the request; a repeat would be refused too"),
-    "OUT_OF_RANGE": (RequestRefused, "correct the request; a repeat would be refused too"),
-    "UNAUTHENTICATED": (NotAuthorised, "send other credentials in headers"),
-    "PERMISSION_DENIED": (NotAuthorised, "send other credentials in headers"),
-    "NOT_FOUND": (NotFound, "check the model's name and which release the server runs"),
-    "UNIMPLEMENTED": (ProtocolMismatch, "is it the gRPC port of a Triton Inference Server?"),
-    "DEADLINE_EXCEEDED": (DeadlineExceeded, "give it a longer timeout_s, or find out what is slow"),
-}
-
-#: What Triton says of a request that waited too long in a queue.
-_QUEUE_TIMEOUT = "request timeout expired"
-
-#: What Triton says of a request that found a queue full.
-_QUEUE_FULL = "exceeds maximum queue size"
-
-#: What gRPC says when server and client do not trust each other.
-_TLS_FAILED = ("handshake failed", "certificate", "verification check failed")
-
-#: What gRPC says when the request reached no server, and Triton when it is on its way out.
-_NOT_REACHED = (
-    "failed to connect",
-    "connection refused",
-    "dns resolution failed",
-    "name resolution",
-    "empty address list",
-    "server is stopping",
-)
-
-
-def client_error(
-    error: Exception, url: str, model: str | None = None, request_id: str | None = None
-) -> ClientError:
-    """Return what went wrong, as the error tree has it: the one map of gRPC's status codes.
-
-    Parameters
-    ----------
-    error
-        What tritonclient, or gRPC below it, raised.
-    url, model, request_id
-        What was asked where.
-    """
-    where = url if model is None else f"{url}: model {model!r}"
-    if isinstance(error, ClientError):
-        return error
-    if not isinstance(error, InferenceServerException):
-        # What a closed channel raises, in either flavour.
-        closed = isinstance(error, ValueError | grpc.aio.UsageError) and "closed" in str(error).lower()
-        if closed:
-            return Closed(f"{where}: the recommender was closed; make another one", request_id=request_id)
-        return ServerFault(
-            f"{where}: {type(error).__name__} in the gRPC library: {error}", request_id=request_id
-        )
-    text = str(error.message() or "")
-    status = str(error.status()).removeprefix("StatusCode.")
-    kind, hint, retryable = _meaning(status, text)
-    return kind(
-        f"{where}: {status}: {text or 'no message'}; {hint}",
-        status=status,
-        server_message=text,
-        request_id=request_id,
-        retryable=retryable,
-    )
-
-
-def _meaning(status: str, text: str) -> tuple[type[ClientError], str, bool | None]:
-    """Return the error's class, what to do, and whether a repeat can help (None is what the class says)."""
-    lower = text.lower()
-    if status in _STATUS_ERRORS:
-        return *_STATUS_ERRORS[status], None
-    if status == "RESOURCE_EXHAUSTED":
-        if "larger than max" in lower:
-            return RequestRefused, "ask for fewer users, exclusions or items at once", None
-        return ServerFull, "send less at once, or give the server more instances", None
-    if status == "CANCELLED" and "channel closed" in lower:
-        return Closed, "the recommender was closed while it waited", None
-    if status != "UNAVAILABLE":
-        return ServerFault, "look into the server's log; if it goes on, restart the server", None
-    if _QUEUE_TIMEOUT in lower:
-        return DeadlineExceeded, "it waited too long in the server's queue; give it a longer timeout_s", None
-    if _QUEUE_FULL in lower:
-        return ServerFull, "send less at once, or give the server more instances", None
-    if any(words in lower for words in _TLS_FAILED):
-        return ServerUnavailable, "the TLS handshake failed: check the certificates and names in tls", False
-    if any(words in lower for words in _NOT_REACHED):
-        return ServerUnavailable, "is the server running there, and is it its gRPC port?", True
-    return ServerUnavailable, "the connection or the server broke off while it had the request", False

@@ -1,0 +1,127 @@
+"""What serving settings say is wrong with themselves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from kind_contracts import ODDITIES
+from msgspec.structs import replace
+
+from tiercel_serving.errors import KindUnavailable
+from tiercel_serving.release.manifest import encode, read_settings
+from tiercel_serving.reorder.weighted_sum import WeightedSum
+from tiercel_serving.rules.compare import Compare
+from tiercel_serving.settings import ServingSettings
+from tiercel_serving.sources.index import Index
+from tiercel_serving.sources.popular import Popular
+from tiercel_serving.sources.table import default_sources
+
+GOOD = ServingSettings(
+    sources=(Index("near"), Popular(quota=0)),
+    rules=(Compare("fresh", "year", ">", 1990),),
+    reorder=(WeightedSum((1.0,)),),
+)
+
+
+def said(**changes: Any) -> str:
+    return "\n".join(map(str, replace(GOOD, **changes).problems()))
+
+
+def test_nothing_is_wrong_with_good_ones() -> None:
+    assert said() == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"kept": 201}, "kept: 201 is more than are retrieved (candidates is 200); lower it to at most 200"),
+        ({"k_max": 101}, "k_max: 101 is more than the candidates that are ranked (kept is 100)"),
+        ({"k_default": 0}, "k_default: expected a whole number of at least 1, got 0"),
+        ({"candidates": True}, "candidates: expected a whole number of at least 1, got True"),
+        ({"max_excluded": 49}, "max_excluded: 49 is below history_length (50)"),
+        (
+            {"unknown_users": "popular"},
+            "unknown_users: there is no way 'popular' to serve unknown users; use",
+        ),
+        ({"history_length": 0, "history_columns": ("a",)}, "history_columns: need a history_length above 0"),
+        (
+            {"history_columns": "topic"},
+            "history_columns: expected a tuple, got 'topic'; write history_columns",
+        ),
+        ({"sources": ()}, "sources: no source serves users of whom nothing is known; add one that needs no"),
+        ({"sources": (Index("near"),)}, "sources: no source serves users of whom nothing is known"),
+        ({"sources": Popular()}, "a tuple of one needs its comma"),
+        ({"sources": ("popular",)}, "sources[0]: expected Popular("),
+        ({"sources": (WeightedSum((1.0,)),)}, "sources[0]: expected Popular("),
+        ({"sources": (Index("near", 3), Popular("near"))}, "sources: 2 sources are called 'near'; give each"),
+        ({"sources": (Index("near"), Popular())}, "sources: more than one source has no quota"),
+        ({"sources": (Index("near", 0), Popular())}, "sources[0].quota: the source 'near' has a quota of 0"),
+        (
+            {"sources": (Index("near", -1), Popular())},
+            "sources[0].quota: expected a whole number of at least 0",
+        ),
+        ({"sources": (Popular(quota=0),)}, "sources: no source has a quota, so nobody gets anything"),
+        (
+            {"sources": (Index("near", 150), Popular(quota=60))},
+            "the quotas add up to 210, more than candidates",
+        ),
+        ({"sources": (Index("5 near"), Popular(quota=0))}, "sources[0].name: '5 near' cannot name a source"),
+        (
+            {"sources": (Index("near", min_recall=0), Popular(quota=0))},
+            "sources[0].min_recall: expected a num",
+        ),
+        (
+            {"sources": (Index("near", parameters={"nprobe": 0}), Popular(quota=0))},
+            "parameters['nprobe']: exp",
+        ),
+        ({"rules": (*GOOD.rules, *GOOD.rules)}, "rules: 2 rules are called 'fresh'"),
+        (
+            {"rules": (Compare("fresh", "year", "=", 3),)},
+            "rules[0].operator: the rule 'fresh' has no known op",
+        ),
+        ({"reorder": (WeightedSum(()),)}, "reorder[0].weights: expected a number a task, got ()"),
+        ({"store": "redis"}, "store: expected a store, got 'redis'; write store=MemoryMapped()"),
+    ],
+)
+def test_it_says_what_is_wrong_and_what_to_do(changes: dict[str, Any], expected: str) -> None:
+    assert expected in said(**changes)
+
+
+@pytest.mark.parametrize("field", ServingSettings.__struct_fields__)
+def test_nothing_odd_breaks_it(field: str) -> None:
+    for value in ODDITIES:
+        said(**{field: value})
+    for kind in (*GOOD.sources, *GOOD.rules, *GOOD.reorder):
+        for own in type(kind).__struct_fields__:
+            for value in ODDITIES:
+                odd = replace(kind, **{own: value})
+                place = next(n for n in ("sources", "rules", "reorder") if kind in getattr(GOOD, n))
+                rest = tuple(one for one in getattr(GOOD, place) if one is not kind)
+                said(**{place: (odd, *rest)})
+
+
+def test_default_sources() -> None:
+    near, popular = default_sources({"near": "vectors"})
+    assert (near, popular) == (Index("near"), Popular(quota=0))
+    assert ServingSettings(sources=(near, popular)).problems() == []
+    assert default_sources({}) == (Popular(),)
+    with pytest.raises(KindUnavailable, match="no source takes the form 'walks' of the retrieval model 'w'"):
+        default_sources({"w": "walks"})
+
+
+def test_what_the_others_leave() -> None:
+    settings = replace(GOOD, sources=(Index("near", 150), Index("more"), Popular(quota=20)))
+    assert settings.quotas() == (150, 30, 20)
+    assert settings.fallback == 2
+    assert replace(GOOD, title_column="title").raw_columns() == ("year", "title")
+
+
+def test_numbers_of_numpy_travel() -> None:
+    settings = replace(GOOD, candidates=np.int64(200), sources=(Index("near", np.int64(3)), Popular()))
+    assert settings.problems() == []
+    read = read_settings(json.loads(encode(settings)))
+    assert (type(read.candidates), type(read.sources[0].quota)) == (int, int)
+    assert read == settings

@@ -1,0 +1,202 @@
+"""The contract of a source, held by every row of ``SOURCES``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kind_contracts import check_rows, check_settings
+from own_kinds import Beside
+
+from tiercel_serving.columns import Column
+from tiercel_serving.ranked import BitmapMask, KeyMask, Mask
+from tiercel_serving.release.artefacts import Artefact, open_artefact, write_artefact
+from tiercel_serving.sources.index import Index
+from tiercel_serving.sources.popular import Popular
+from tiercel_serving.sources.table import SOURCES, Made, Material, Scorer, Source, SourceKind, open_source
+
+Draw = Callable[[np.random.Generator, int], dict[str, np.ndarray]]
+
+
+def nothing(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A kind with what it is made of (for so many items), and what it reads (of so many users)."""
+
+    kind: Any
+    form: Draw = nothing
+    tensors: Draw = nothing
+    columns: Callable[[np.random.Generator, int], Mapping[str, Column]] = nothing  # type: ignore[assignment]
+
+
+def vectors(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Some of them alike, so that scores tie."""
+    some = rng.normal(size=(n, 33)).astype(np.float32)
+    return some[rng.integers(0, n, n)]
+
+
+#: Kind → some of its settings. ``history_row`` and ``history_length`` are there for all.
+EXAMPLES: dict[str, list[Example]] = {
+    "index": [
+        Example(
+            kind, lambda rng, n: {"vectors": vectors(rng, n)}, lambda rng, n: {"query_near": vectors(rng, n)}
+        )
+        for kind in (
+            Index("near"),
+            Index("near", 3, factory="IVF2,Flat", parameters={"nprobe": 2}),
+            Index("near", factory="HNSW8", parameters={"efSearch": 64}),
+        )
+    ],
+    "popular": [Example(Popular()), Example(Popular("hot", 2))],
+    "beside": [Example(Beside("next"))],
+}
+EACH = [
+    pytest.param(e, id=f"{name}-{n}") for name, examples in EXAMPLES.items() for n, e in enumerate(examples)
+]
+
+
+def test_every_kind_is_here() -> None:
+    check_rows(SOURCES, EXAMPLES)
+
+
+class Case:
+    """One drawn catalogue with its users: what a source is made of, and what is asked of it."""
+
+    def __init__(self, example: Example, seed: int, items: int, users: int, masked: list[Any]) -> None:
+        rng = np.random.default_rng(seed)
+        self.kind: SourceKind = example.kind
+        self.items, self.users = items, users
+        self.kind_of_mask = (BitmapMask, KeyMask)[seed % 2]
+        lengths = rng.integers(0, 4, users)
+        history = np.full((users, 4), items)
+        for user, length in enumerate(lengths):
+            history[user, :length] = rng.integers(0, items, length)
+        drawn = {
+            "history_row": history,
+            "history_length": lengths.astype(np.int32)[:, None],
+            **example.tensors(rng, users),
+        }
+        self.tensors = {name: drawn[name] for name in self.kind.reads()}
+        n = int(rng.integers(0, 40))
+        self.material = Material(
+            items,
+            rng.integers(-1, users, n),
+            rng.integers(0, items, n),
+            columns=example.columns(rng, items),
+            form=example.form(rng, items),
+            candidates=items,
+        )
+        self.masked = [
+            set(range(items)) if rows is None else {row % items for row in rows} for rows in masked
+        ]
+
+    def mask(self, *users: int) -> Mask:
+        chosen = [sorted(self.masked[user]) for user in users]
+        flat = np.array([row for rows in chosen for row in rows], np.int64)
+        return self.kind_of_mask(len(users), self.items, flat, np.array([len(rows) for rows in chosen]))
+
+    def made(self, *, measured: bool = False) -> Made:
+        queries = self.tensors.get(f"query_{self.kind.name}") if measured else None
+        return self.kind.make(replace(self.material, queries=queries))
+
+    def opened(self, made: Made) -> Source:
+        return open_source(self.kind, Artefact.in_memory("source", made.arrays, made.meta), self.items, 1)
+
+    def ask(self, source: Source, count: int, *users: int) -> tuple[np.ndarray, np.ndarray]:
+        tensors = {name: array[list(users)] for name, array in self.tensors.items()}
+        mask = self.mask(*users)
+        before = mask.table().copy()
+        scores, rows = source.candidates(tensors, mask, count)
+        np.testing.assert_array_equal(mask.table(), before)
+        return scores, rows
+
+
+@st.composite
+def cases(draw: st.DrawFn, example: Example) -> Case:
+    users = draw(st.integers(1, 5))
+    masks = st.none() | st.just([]) | st.lists(st.integers(0, 99), max_size=9)
+    return Case(
+        example,
+        draw(st.integers(0, 999)),
+        draw(st.integers(4, 12)),
+        users,
+        draw(st.lists(masks, min_size=users, max_size=users)),
+    )
+
+
+quick = settings(max_examples=25, deadline=None)
+
+
+@pytest.mark.parametrize("example", EACH)
+class TestSourceKind:
+    def test_settings(self, example: Example) -> None:
+        name = next(name for name, examples in EXAMPLES.items() if example in examples)
+        check_settings(SOURCES, name, example.kind, SourceKind)
+        assert set(example.kind.columns()) <= set(example.columns(np.random.default_rng(0), 3))
+
+    @quick
+    @given(data=st.data())
+    def test_it_gives_what_its_reference_gives(self, example: Example, data: st.DataObject) -> None:
+        case = data.draw(cases(example))
+        count = data.draw(st.integers(1, case.items + 3))
+        made = case.made()
+        scores, rows = case.ask(case.opened(made), count, *range(case.users))
+        assert scores.shape == rows.shape == (case.users, count)
+        assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
+        for user in range(case.users):
+            allowed = np.array([row not in case.masked[user] for row in range(case.items)])
+            tensors = {name: array[user] for name, array in case.tensors.items()}
+            best = case.kind.reference(made.arrays, tensors, allowed, count)
+            empty = [(case.items, -np.inf)] * (count - len(best))
+            assert list(zip(rows[user].tolist(), scores[user].tolist(), strict=True)) == best + empty
+
+    @quick
+    @given(data=st.data())
+    def test_written_or_in_memory_alone_or_in_company(self, example: Example, data: st.DataObject) -> None:
+        case = data.draw(cases(example))
+        count = data.draw(st.integers(1, case.items + 3))
+        scores, rows = case.ask(case.opened(case.made()), count, *range(case.users))
+        with TemporaryDirectory() as place:
+            written = self.written(case, Path(place) / "source")
+            for user in range(case.users):
+                alone = case.ask(written, count, user)
+                np.testing.assert_array_equal(alone[0], scores[[user]])
+                np.testing.assert_array_equal(alone[1], rows[[user]])
+
+    def written(self, case: Case, path: Path) -> Source:
+        made = case.made(measured=True)
+        path.mkdir()
+        for name, write in made.files.items():
+            write(str(path / name))
+        write_artefact(path, "source", "build-1", made.arrays, made.meta)
+        return open_source(case.kind, open_artefact(path, "source", "build-1"), case.items, 1)
+
+    @quick
+    @given(data=st.data())
+    def test_a_scorer_scores_any_item(self, example: Example, data: st.DataObject) -> None:
+        case = data.draw(cases(example))
+        made = case.made()
+        source = case.opened(made)
+        assert isinstance(source, Scorer) == hasattr(case.kind, "reference_score")
+        if not isinstance(source, Scorer):
+            return
+        rows = np.tile(np.arange(case.items + 1), (case.users, 1))
+        scores = source.score(case.tensors, rows)
+        assert (scores.shape, scores.dtype) == (rows.shape, np.float32)
+        assert np.isneginf(scores[:, -1]).all()
+        for user in range(case.users):
+            tensors = {name: array[user] for name, array in case.tensors.items()}
+            expected = [case.kind.reference_score(made.arrays, tensors, row) for row in range(case.items)]  # type: ignore[attr-defined]
+            assert scores[user, :-1].tolist() == expected
+        given_, found = case.ask(source, case.items, *range(case.users))
+        np.testing.assert_array_equal(given_, source.score(case.tensors, found))
