@@ -39,13 +39,9 @@ TABLES = {
 }
 
 RECIPE = """
-import dataclasses
-
-import msgspec
-
 from tiercel_pipelines.families.biased import Biased
 from tiercel_pipelines.families.pure_svd import PureSVD
-from tiercel_pipelines.recipe import Index, Popular, Synthetic, TwoTower
+from tiercel_pipelines.recipe import Index, Popular, Synthetic, TwoTower, replace
 from tiercel_pipelines.recipes.synthetic import RECIPE as BASE
 from tiercel_pipelines.tasks.bpr import BPR
 from tiercel_pipelines.tasks.pointwise import Pointwise
@@ -54,13 +50,13 @@ from tiercel_serving.rules.between import Between
 from tiercel_serving.sources.newest import Newest
 from tiercel_serving.stores.loaded import Loaded
 
-RECIPE = dataclasses.replace(
+RECIPE = replace(
     BASE,
     name="extended",
     dataset=Synthetic(users=150, items=120, interactions=3_000, ids="int"),
     retrieval=(TwoTower(dimension=8, embedding_dimension=8, max_epochs=1, task=BPR()), PureSVD(dimension=8)),
     ranking=Biased(max_epochs=1, task=Pointwise()),
-    serving=msgspec.structs.replace(
+    serving=replace(
         BASE.serving,
         sources=(
             Index("two_tower"),
