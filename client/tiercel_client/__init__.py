@@ -37,7 +37,8 @@ from .results import (
     ServerInfo,
     Status,
 )
-from .transport import AsyncTransport, AsyncTritonTransport, Transport, TritonTransport
+from .wire.transport import AsyncTransport, Transport
+from .wire.triton import AsyncTritonTransport, TritonTransport
 
 __all__ = [
     "ANONYMOUS",

@@ -13,7 +13,8 @@ from .errors import ClientError, Closed
 from .options import DEFAULT_TIMEOUT_S, TLS, KeepAlive, Retry
 from .request import Question
 from .results import Anonymous, Explanation, Health, Id, Recommendation, ServerInfo
-from .transport import AsyncTransport, AsyncTritonTransport, Headers
+from .wire.transport import AsyncTransport, Headers
+from .wire.triton import AsyncTritonTransport
 
 Result = TypeVar("Result")
 

@@ -15,7 +15,8 @@ from .errors import ClientError, Closed
 from .options import DEFAULT_TIMEOUT_S, TLS, KeepAlive, Retry
 from .request import Question
 from .results import Anonymous, Explanation, Health, Id, Recommendation, ServerInfo
-from .transport import Headers, Transport, TritonTransport
+from .wire.transport import Headers, Transport
+from .wire.triton import TritonTransport
 
 Result = TypeVar("Result")
 

@@ -141,10 +141,10 @@ class Candidate:
         Whether it went on to the ranker.
     rank_scores
         One score a ranker task; empty if it was dropped, or there is no ranker.
-    reorder_reason
-        Why a reorder step moved or dropped it, in words; None if no step did, or none gives reasons.
     score, rank
         Its final score and place (from 1) in the answer; None if it is not in it.
+    reorder_reason
+        Why a reorder step moved or dropped it, in words; None if no step did, or none gives reasons.
     """
 
     position: int
@@ -156,9 +156,9 @@ class Candidate:
     reason: str
     kept: bool
     rank_scores: tuple[float, ...] = ()
-    reorder_reason: str | None = None
     score: float | None = None
     rank: int | None = None
+    reorder_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from .contract import EXCLUDE, HISTORY, LENGTHS, TIME_PREFIX, ModelConfig, Tenso
 from .errors import ClientError, DeadlineExceeded, InvalidInput, NotFound, RequestRefused
 from .request import id_array
 from .results import Id, RequestColumn
-from .transport import Array, Arrays, Headers
+from .wire.transport import Array, Arrays, Headers
 
 #: The stages that the fake says it has.
 STAGES = (

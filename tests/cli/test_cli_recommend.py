@@ -34,7 +34,7 @@ from tiercel_serving.commands.shell import Refused
 Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 STAGES = (
-    "user_features", "user_tower", "retrieval", "filtering", "candidate_features", "ranking", "ordering"
+    "user_features", "query_towers", "retrieval", "filtering", "candidate_features", "ranking", "ordering"
 )  # fmt: skip
 
 
@@ -51,10 +51,9 @@ def explanation() -> Explanation:
         *late,
     )
     items = (Item(13, 0.6, None, 1), Item(11, 0.1, "Heat [1995]", 2))
-    times = {stage: 100.0 for stage in STAGES if stage != "user_tower"}
+    times = {stage: 100.0 for stage in STAGES if stage != "query_towers"}
     return Explanation(
         Recommendation(7, Status.KNOWN, items, "id"),
-        4,
         (HistoryItem(9, 19, "Seven"),),
         candidates,
         STAGES,
@@ -96,7 +95,7 @@ def test_an_explanation_says_what_each_stage_did() -> None:
 def test_an_empty_answer_is_an_answer() -> None:
     answer = Recommendation(None, Status.UNKNOWN_WITH_FEATURES, ())
     assert answer_line(answer.to_json()) == "Anybody (unknown with features): 0 items"
-    empty = Explanation(answer, None, (), (), STAGES, {})
+    empty = Explanation(answer, (), (), STAGES, {})
     text = shown(*explanation_view(explanation_document(empty)))
     assert "found nothing" in text
     assert "dropped before" not in text
@@ -108,23 +107,31 @@ COLUMNS = (
     RequestColumn("income", "float64", False, "user"),
     RequestColumn("country", "bytes", False, "user"),
     RequestColumn("likes", "int64", True, "user"),
+    RequestColumn("member", "bool", False, "user"),
 )
 
 
 def test_features_are_typed_as_the_server_says() -> None:
-    given = ["age=31", "income=1e3", "country=a=b, c", "likes=1,2"]
+    given = ["age=31", "income=1e3", "country=a=b, c", "likes=1,2", "member=false"]
     assert parse_features(given, COLUMNS) == {
         "age": 31,
         "income": 1000.0,
         "country": "a=b, c",
         "likes": [1, 2],
+        "member": False,
     }
     assert parse_features(["age=", "likes="], COLUMNS) == {"age": None, "likes": []}
 
 
 @pytest.mark.parametrize(
     ("pair", "words"),
-    [("age", "NAME=VALUE"), ("size=3", "it takes age, income"), ("age=old", "int64"), ("likes=1,b", "int64")],
+    [
+        ("age", "NAME=VALUE"),
+        ("size=3", "it takes age, income"),
+        ("age=old", "int64"),
+        ("likes=1,b", "int64"),
+        ("member=1", "bool"),
+    ],
 )
 def test_features_that_cannot_be(pair: str, words: str) -> None:
     with pytest.raises(Refused, match=words):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nvtabular_tensors import packed_frame, padded
 from tiercel_export.workflow.cut import compile_workflow
 from tiercel_export.workflow.frames import columns_from_frame, frame_oracle
 from tiercel_pipelines.data import Dataset, MovieLens100K, Synthetic, load_dataset, split_dataset
@@ -19,9 +20,10 @@ from tiercel_pipelines.features.workflow import (
     fit_workflow,
     list_lengths,
     packed_columns,
-    packed_frame,
 )
-from tiercel_pipelines.recipe.recipe import Recipe, load_recipe
+from tiercel_pipelines.recipe.check import check_recipe
+from tiercel_pipelines.recipe.load import load_recipe
+from tiercel_pipelines.recipe.recipe import Recipe
 
 CASES = {
     "movielens": MovieLens100K(),
@@ -36,7 +38,7 @@ def fitted(request: pytest.FixtureRequest) -> tuple[Recipe, Dataset, pd.DataFram
     if isinstance(spec, MovieLens100K) and find_ml_100k() is None:
         pytest.skip("ml-100k is not on this machine: set TIERCEL_DATA_DIR to the folder that holds it")
     dataset = load_dataset(spec)
-    recipe = load_recipe(request.param.partition("-")[0]).check(dataset)
+    recipe = check_recipe(load_recipe(request.param.partition("-")[0]), dataset)
     train = split_dataset(dataset).train
     return recipe, dataset, train, fit_workflow(recipe, dataset, train)
 
@@ -60,7 +62,7 @@ def test_compiles_and_equals_nvtabular(fitted: Any, part: str) -> None:
         else:
             assert column.values.dtype == expected[name].dtype
             assert column.values.tobytes() == np.ascontiguousarray(expected[name].to_numpy()).tobytes()
-    packed = packed_frame(workflow, part, frame, lengths)  # type: ignore[arg-type]
+    packed = packed_frame(workflow, part, frame, lengths)
     compiled = program.packed(columns, len(frame))
     assert compiled.keys() == packed.keys()
     for name, array in packed.items():
@@ -71,7 +73,7 @@ def test_compiles_and_equals_nvtabular(fitted: Any, part: str) -> None:
 @pytest.mark.parametrize("part", ["user", "item"])
 def test_columns_are_packed_in_the_compilers_order(fitted: Any, part: str) -> None:
     _, _, _, workflow = fitted
-    mine = [(column.name, column.kind, column.is_list) for column in packed_columns(workflow, part)]  # type: ignore[arg-type]
+    mine = [(column.name, column.kind, column.is_list) for column in packed_columns(workflow, part)]
     program = compile_workflow(workflow, part).program
     assert mine == [(column.name, column.kind, column.is_list) for column in program.outputs]
 
@@ -80,8 +82,8 @@ def test_every_id_is_below_the_cardinality(fitted: Any) -> None:
     _, dataset, _, workflow = fitted
     lengths = list_lengths(workflow, dataset)
     for part in ("user", "item"):
-        packed = packed_frame(workflow, part, raw_rows(part, dataset), lengths)  # type: ignore[arg-type]
-        columns = [column for column in packed_columns(workflow, part) if column.kind == "cat"]  # type: ignore[arg-type]
+        packed = packed_frame(workflow, part, raw_rows(part, dataset), lengths)
+        columns = [column for column in packed_columns(workflow, part) if column.kind == "cat"]
         scalars = [column for column in columns if not column.is_list]
         assert (packed[f"{part}_cat"].max(axis=0) < [column.cardinality for column in scalars]).all()
         for column in columns:
@@ -108,8 +110,8 @@ def test_the_same_data_gives_the_same_ids(fitted: Any) -> None:
     recipe, dataset, train, workflow = fitted
     again = fit_workflow(recipe, dataset, train)
     for part in ("user", "item"):
-        first = packed_frame(workflow, part, raw_rows(part, dataset))  # type: ignore[arg-type]
-        second = packed_frame(again, part, raw_rows(part, dataset))  # type: ignore[arg-type]
+        first = packed_frame(workflow, part, raw_rows(part, dataset))
+        second = packed_frame(again, part, raw_rows(part, dataset))
         for name, array in first.items():
             np.testing.assert_array_equal(second[name], array)
 
@@ -162,11 +164,9 @@ def test_a_failing_fit_leaves_nothing_behind(
     assert os.listdir(tmp_path) == []
 
 
-def test_long_lists_are_cut_and_short_ones_padded() -> None:
-    from tiercel_pipelines.features.workflow import _padded
-
+def test_long_lists_are_cut_and_short_onespadded() -> None:
     rows = [[1, 2, 3], [], [4]]
-    np.testing.assert_array_equal(_padded(rows, 2, np.int64), [[1, 2], [0, 0], [4, 0]])
-    np.testing.assert_array_equal(_padded(rows, None, np.int64), [[1, 2, 3], [0, 0, 0], [4, 0, 0]])
-    np.testing.assert_array_equal(_padded([[], []], None, np.int64), [[0], [0]])
-    assert _padded([], 4, np.float32).shape == (0, 4)
+    np.testing.assert_array_equal(padded(rows, 2, np.int64), [[1, 2], [0, 0], [4, 0]])
+    np.testing.assert_array_equal(padded(rows, None, np.int64), [[1, 2, 3], [0, 0, 0], [4, 0, 0]])
+    np.testing.assert_array_equal(padded([[], []], None, np.int64), [[0], [0]])
+    assert padded([], 4, np.float32).shape == (0, 4)

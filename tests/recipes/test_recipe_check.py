@@ -2,14 +2,28 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tiercel_pipelines.data import Dataset, Synthetic, load_dataset
 from tiercel_pipelines.errors import RecipeError
-from tiercel_pipelines.recipe.recipe import Recipe, Rule, ServingSettings, Source, load_recipe
+from tiercel_pipelines.recipe import (
+    DLRM,
+    Compare,
+    Index,
+    ListwiseSoftmax,
+    Popular,
+    Recipe,
+    SampledSoftmax,
+    ServingSettings,
+    SplitSettings,
+    TwoTower,
+    WeightedSum,
+    load_recipe,
+    replace,
+)
+from tiercel_pipelines.recipe.check import check_recipe
 
 RECIPE = load_recipe("synthetic")
 
@@ -24,14 +38,14 @@ def dataset() -> Dataset:
 
 def found(recipe: Recipe, dataset: Dataset | None = None) -> list[str]:
     with pytest.raises(RecipeError) as caught:
-        recipe.check(dataset)
+        check_recipe(recipe, dataset)
     message = str(caught.value)
     assert "Traceback" not in message
-    for mistake in caught.value.mistakes:
-        assert mistake.problem
-        assert mistake.remedy
-        assert str(mistake) in message
-    return [str(mistake) for mistake in caught.value.mistakes]
+    for problem in caught.value.problems:
+        assert problem.problem
+        assert problem.remedy
+        assert str(problem) in message
+    return [str(problem) for problem in caught.value.problems]
 
 
 def serving(**changes: Any) -> Recipe:
@@ -62,113 +76,161 @@ def item_id() -> Any:
 @pytest.mark.parametrize("ids", ["int", "str"])
 def test_a_right_recipe_has_no_mistakes(ids: str) -> None:
     data = load_dataset(Synthetic(users=60, items=50, interactions=900, ids=ids))  # type: ignore[arg-type]
-    assert RECIPE.check(data) is RECIPE
+    assert check_recipe(RECIPE, data) is RECIPE
 
 
 def test_the_defaults_are_right_but_for_the_history() -> None:
-    assert found(replace(RECIPE, serving=ServingSettings())) == [
-        "serving.history_columns: empty, but a model has use_history=True; "
-        "name the item id feature, or set use_history=False in retrieval and ranking"
+    recipe = replace(RECIPE, serving=ServingSettings())
+    assert found(recipe) == [
+        "serving.history_columns: empty, but ranking needs it (DLRM); "
+        "name the item id feature, or set use_history=False"
     ]
+    assert recipe.served.sources == (Index("two_tower"), Popular(quota=0))
+    bare = replace(recipe, retrieval=TwoTower(use_history=False), ranking=None)
+    assert check_recipe(bare) is bare
 
 
 SETTINGS = [
     (
-        lambda: serving(rules=Rule("r", "price", ">", 1)),
+        lambda: serving(rules=Compare("r", "price", ">", 1)),
         r"serving\.rules: expected a tuple.* needs its comma",
     ),
     (
         lambda: serving(history_columns="item_id"),
         r"serving\.history_columns: expected a tuple, got 'item_id'",
     ),
-    (lambda: serving(sources=("index",)), r"serving\.sources\[0\]: expected Source\(…\), got 'index'"),
+    (lambda: serving(sources=("index",)), r"serving\.sources\[0\]: expected Popular\(.*, got 'index'"),
     (lambda: replace(RECIPE, name="my recipe"), r"name: 'my recipe' cannot name a folder"),
     (lambda: replace(RECIPE, name=""), r"name: '' cannot name"),
     (lambda: replace(RECIPE, seed=-1), r"seed: expected a whole number of at least 0, got -1"),
-    (lambda: replace(RECIPE, retrieval={"dimension": 8}), r"retrieval: expected RetrievalSettings\(…\)"),
+    (
+        lambda: replace(RECIPE, retrieval={"dimension": 8}),
+        r"retrieval: expected a retrieval family, got \{'dimension': 8\}; write TwoTower\(…\)",
+    ),
+    (
+        lambda: replace(RECIPE, retrieval=(TwoTower(), DLRM())),
+        r"retrieval\[1\]: expected a retrieval family, got DLRM\(",
+    ),
+    (lambda: replace(RECIPE, retrieval=()), r"retrieval: there is no model"),
+    (lambda: replace(RECIPE, ranking="dlrm"), r"ranking: expected a ranking family, got 'dlrm'; write DLRM"),
+    (
+        lambda: replace(RECIPE, retrieval=TwoTower(task=ListwiseSoftmax())),
+        r"retrieval\.task: expected a retrieval task, got ListwiseSoftmax\(.*; write SampledSoftmax\(…\)",
+    ),
+    (
+        lambda: replace(RECIPE, retrieval=TwoTower(task="bpr")),
+        r"retrieval\.task: expected a retrieval task, got 'bpr'",
+    ),
+    (lambda: serving(store="redis"), r"serving\.store: expected a store, got 'redis'"),
+    (lambda: replace(RECIPE, split=0.8), r"split: expected SplitSettings\(…\), got 0\.8"),
     (lambda: replace(RECIPE, dataset="ml-100k"), r"dataset: expected a data set, got 'ml-100k'"),
     (lambda: replace(RECIPE, features=3), r"features: expected a function, got int"),
     (
         lambda: serving(kept=101),
-        r"serving\.kept: 101 is more than are retrieved \(serving\.candidates is 100\)",
+        r"serving\.kept: 101 is more than are retrieved \(candidates is 100\)",
     ),
     (lambda: serving(k_max=51), r"serving\.k_max: 51 is more than the candidates that are ranked"),
     (lambda: serving(k_default=51), r"serving\.k_default: 51 is more than a request may ask for"),
     (lambda: serving(candidates="many"), r"serving\.candidates: expected a whole number.*'many'"),
     (lambda: serving(k_default=0), r"serving\.k_default: expected a whole number of at least 1, got 0"),
     (lambda: serving(max_batch_size=2.5), r"serving\.max_batch_size: expected a whole number"),
-    (lambda: serving(max_excluded=5), r"serving\.max_excluded: 5 is below serving\.history_length \(20\)"),
-    (lambda: serving(unknown_users="guess"), r"serving\.unknown_users: .*'guess'.*'popular', 'rank'"),
-    (lambda: serving(task_weights=(1.0, 2.0)), r"serving\.task_weights: 2 weights, but .* one task"),
+    (lambda: serving(max_excluded=5), r"serving\.max_excluded: 5 is below history_length \(20\)"),
+    (lambda: serving(unknown_users="guess"), r"serving\.unknown_users: .*'guess'.*'fallback', 'rank'"),
+    (
+        lambda: serving(reorder=(WeightedSum((1.0, 2.0)),)),
+        r"serving\.reorder\[0\]\.weights: 2 weights, but the ranking model has 1 task",
+    ),
+    (
+        lambda: replace(serving(reorder=(WeightedSum((1.0,)),)), ranking=None),
+        r"serving\.reorder\[0\]\.weights: 1 weights, but the ranking model has no tasks",
+    ),
     (
         lambda: serving(history_columns=("item",)),
         r"serving\.history_columns\[0\]: there is no feature 'item'",
     ),
     (lambda: serving(history_columns=("price",)), r"history_columns\[0\]: 'price' is a number"),
     (lambda: serving(history_columns=("country",)), r"history_columns\[0\]: 'country' is no item feature"),
-    (lambda: serving(sources=(Source("a", "index"),)), r"sources: .* one source of kind 'popular', found 0"),
-    (lambda: serving(sources=(Source("a", "popular"),)), r"sources: .* one source of kind 'index', found 0"),
     (
-        lambda: serving(sources=(Source("a", "index"), Source("a", "popular", 0))),
-        r"sources: 2 sources are called 'a'",
+        lambda: serving(sources=(Index("two_tower"),)),
+        r"serving\.sources: no source serves users of whom nothing is known",
     ),
     (
-        lambda: serving(sources=(Source("a", "index"), Source("b", "popular"))),
+        lambda: serving(sources=(Popular(),)),
+        r"retrieval: no source is called 'two_tower', so the model would give nothing",
+    ),
+    (
+        lambda: serving(sources=(Index("tow_tower"), Popular(quota=0))),
+        r"serving\.sources\[0\]\.name: no retrieval model is called 'tow_tower'.*; use 'two_tower'",
+    ),
+    (
+        lambda: serving(sources=(Index("two_tower"), Popular("two_tower", quota=0))),
+        r"sources: 2 sources are called 'two_tower'",
+    ),
+    (
+        lambda: serving(sources=(Index("two_tower"), Popular())),
         r"sources: more than one source has no quota",
     ),
     (
-        lambda: serving(sources=(Source("a", "index", 90), Source("b", "popular", 11))),
-        r"sources: the quotas add up to 101, more than serving\.candidates \(100\)",
+        lambda: serving(sources=(Index("two_tower", quota=90), Popular(quota=11))),
+        r"sources: the quotas add up to 101, more than candidates \(100\)",
     ),
     (
-        lambda: serving(sources=(Source("a", "index", -1), Source("b", "populer", 0))),
+        lambda: serving(sources=(Index("two_tower", quota=-1), Popular(quota=0))),
         r"sources\[0\]\.quota: expected a whole number.*-1",
     ),
     (
-        lambda: serving(sources=(Source("a", "index"), Source("b", "populer", 0))),
-        r"sources\[1\]\.kind: there is no kind of source 'populer'",
+        lambda: serving(sources=(Index("two_tower", quota=0), Popular())),
+        r"sources\[0\]\.quota: the source 'two_tower' has a quota of 0, so it would give nothing",
     ),
     (
-        lambda: serving(rules=(Rule("r", "price", "=", 1),)),
+        lambda: replace(RECIPE, retrieval=(TwoTower(), TwoTower(dimension=8))),
+        r"retrieval: 2 models are called 'two_tower'; give each its own name",
+    ),
+    (
+        lambda: replace(RECIPE, retrieval=(TwoTower(), TwoTower("second"))),
+        r"retrieval\[1\]: no source is called 'second'",
+    ),
+    (
+        lambda: replace(serving(sources=()), retrieval=(TwoTower(), TwoTower("second"))),
+        r"serving\.sources: more than one source has no quota; give all but one a number",
+    ),
+    (
+        lambda: serving(rules=(Compare("r", "price", "=", 1),)),
         r"rules\[0\]\.operator: .* no known operator: '='",
     ),
-    (lambda: serving(rules=(Rule("r", "maker", "in", "Iris"),)), r"rules\[0\]\.value: .*; give a tuple"),
-    (lambda: serving(rules=(Rule("r", "price", ">", 1),) * 2), r"rules: 2 rules are called 'r'"),
+    (lambda: serving(rules=(Compare("r", "maker", "in", "Iris"),)), r"rules\[0\]\.value: .*; give a tuple"),
+    (lambda: serving(rules=(Compare("r", "price", ">", 1),) * 2), r"rules: 2 rules are called 'r'"),
     (
-        lambda: replace(RECIPE, retrieval=replace(RECIPE.retrieval, model="three_tower")),
-        r"retrieval\.model: there is no model 'three_tower'; use 'two_tower'",
+        lambda: replace(RECIPE, ranking=DLRM(task=ListwiseSoftmax(target=""))),
+        r"ranking\.task\.target: expected a target, got ''; set target='interaction'",
     ),
     (
-        lambda: replace(RECIPE, ranking=replace(RECIPE.ranking, model="drlm")),
-        r"ranking\.model: there is no model 'drlm'; use 'dlrm'",
+        lambda: replace(RECIPE, ranking=DLRM(task=ListwiseSoftmax(folds=1))),
+        r"ranking\.task\.folds: expected a whole number of at least 2, got 1",
     ),
     (
-        lambda: replace(RECIPE, ranking=replace(RECIPE.ranking, target=None)),
-        r"ranking\.target: the model 'dlrm' has no target; set target='interaction'",
+        lambda: replace(RECIPE, retrieval=TwoTower(task=SampledSoftmax(temperature=0))),
+        r"retrieval\.task\.temperature: expected a number above 0, got 0",
     ),
     (
-        lambda: replace(RECIPE, retrieval=replace(RECIPE.retrieval, temperature=0)),
-        r"retrieval\.temperature: expected a number above 0, got 0",
-    ),
-    (
-        lambda: replace(RECIPE, retrieval=replace(RECIPE.retrieval, user_layers=128)),
+        lambda: replace(RECIPE, retrieval=TwoTower(user_layers=128)),
         r"retrieval\.user_layers: expected the widths of hidden layers, got 128",
     ),
     (
-        lambda: replace(RECIPE, ranking=replace(RECIPE.ranking, dropout=1.0)),
+        lambda: replace(RECIPE, ranking=DLRM(dropout=1.0)),
         r"ranking\.dropout: expected a number of at least 0 and below 1, got 1\.0",
     ),
     (
-        lambda: replace(RECIPE, split=replace(RECIPE.split, train=1.0)),
+        lambda: replace(RECIPE, split=SplitSettings(train=1.0)),
         r"split\.train: expected a number above 0 and below 1",
     ),
     (
-        lambda: replace(RECIPE, index=replace(RECIPE.index, factory="IVFx")),
-        r"index\.factory: FAISS makes no index of 'IVFx' with 32 dimensions",
+        lambda: serving(sources=(Index("two_tower", factory="IVFx"), Popular(quota=0))),
+        r"serving\.sources\[0\]\.factory: FAISS makes no index of 'IVFx' with 32 dimensions \(could not",
     ),
     (
-        lambda: replace(RECIPE, index=replace(RECIPE.index, min_recall=0)),
-        r"index\.min_recall: expected a number above 0 and at most 1",
+        lambda: serving(sources=(Index("two_tower", min_recall=0), Popular(quota=0))),
+        r"serving\.sources\[0\]\.min_recall: expected a number above 0 and at most 1",
     ),
 ]
 
@@ -267,31 +329,31 @@ COLUMNS = [
     ),
     (serving(title_column="price"), r"serving\.title_column: 'price' holds numbers, not strings"),
     (
-        serving(rules=(Rule("cheap", "prize", "<", 5),)),
-        r"serving\.rules\[0\]\.column: the rule 'cheap': the items have no column 'prize'",
+        serving(rules=(Compare("cheap", "prize", "<", 5),)),
+        r"serving\.rules\[0\]\.column: the items have no column 'prize'",
     ),
     (
-        serving(rules=(Rule("cheap", "genres", "==", "drama"),)),
-        r"rules\[0\]\.column: the rule 'cheap' compares 'genres', which holds lists of strings",
+        serving(rules=(Compare("cheap", "genres", "==", "drama"),)),
+        r"rules\[0\]\.operator: the rule 'cheap' compares 'genres', which holds lists of strings",
     ),
     (
-        serving(rules=(Rule("cheap", "price", "<", "5"),)),
+        serving(rules=(Compare("cheap", "price", "<", "5"),)),
         r"rules\[0\]\.value: the rule 'cheap' compares 'price', which holds numbers, with '5'",
     ),
     (
-        serving(rules=(Rule("made", "maker", "in", ("Iris", 3)),)),
+        serving(rules=(Compare("made", "maker", "in", ("Iris", 3)),)),
         r"rules\[0\]\.value: the rule 'made' compares 'maker', which holds strings, with 3",
     ),
     (
-        replace(RECIPE, ranking=replace(RECIPE.ranking, target="bought")),
-        r"ranking\.target: the interactions have no column 'bought'; use 'interaction', 'device', 'hour'",
+        replace(RECIPE, ranking=DLRM(task=ListwiseSoftmax(target="bought"))),
+        r"ranking\.task\.target: the interactions have no column 'bought'; use 'interaction', 'device'",
     ),
     (
-        replace(RECIPE, ranking=replace(RECIPE.ranking, target="hour")),
-        r"ranking\.target: 'hour' is not everywhere a number between 0 and 1",
+        replace(RECIPE, ranking=DLRM(task=ListwiseSoftmax(target="hour"))),
+        r"ranking\.task\.target: 'hour' is not everywhere a number between 0 and 1",
     ),
     (
-        replace(RECIPE, ranking=replace(RECIPE.ranking, target="hour")),
+        replace(RECIPE, ranking=DLRM(task=ListwiseSoftmax(target="hour"))),
         r"features: 'part_of_day' shows the models their target 'hour'",
     ),
 ]
@@ -304,7 +366,9 @@ def test_a_mistake_that_only_the_data_shows(recipe: Recipe, pattern: str, datase
 
 
 def test_all_mistakes_at_once(dataset: Dataset) -> None:
-    recipe = serving(kept=200, title_column="titel", rules=(Rule("r", "prize", "=", 1),), unknown_users="x")
+    recipe = serving(
+        kept=200, title_column="titel", rules=(Compare("r", "prize", "=", 1),), unknown_users="x"
+    )
     mistakes = found(replace(recipe, seed=-1), dataset)
     fields = [mistake.partition(":")[0] for mistake in mistakes]
     assert fields == [

@@ -1,15 +1,18 @@
 """Loading recipes: the built-in ones, files, and everything that can be wrong with the module itself."""
 
-import json
 import pickle
 import sys
 from pathlib import Path
 
 import pytest
 
+import tiercel_pipelines.recipe as writes
 from tiercel_pipelines.errors import RecipeError
-from tiercel_pipelines.recipe.recipe import BUILT_IN, load_recipe
+from tiercel_pipelines.families.table import RANKING_FAMILIES
+from tiercel_pipelines.recipe import load_recipe
+from tiercel_pipelines.recipe.load import BUILT_IN
 from tiercel_pipelines.recipes import movielens
+from tiercel_serving.kinds import Kind
 
 MOVIELENS = Path(movielens.__file__).read_text(encoding="utf-8")
 
@@ -34,7 +37,7 @@ def test_built_in_recipes(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.origin == BUILT_IN[name]
-    assert json.loads(json.dumps(recipe.to_json()))["dataset"]["kind"] in ("MovieLens100K", "Synthetic")
+    assert recipe.problems() == []
     assert load_recipe(BUILT_IN[name]).name == name
 
 
@@ -116,7 +119,7 @@ def test_a_module_whose_import_fails(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_loading_checks_the_recipe(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, MOVIELENS.replace("k_max=100", "k_max=300")))
-    assert "serving.k_max: 300 is more than the candidates that are ranked (serving.kept is 100)" in message
+    assert "serving.k_max: 300 is more than the candidates that are ranked (kept is 100)" in message
 
 
 def test_a_recipe_error_can_cross_processes() -> None:
@@ -124,4 +127,97 @@ def test_a_recipe_error_can_cross_processes() -> None:
         load_recipe("nope")
     copy = pickle.loads(pickle.dumps(caught.value))
     assert str(copy) == str(caught.value)
-    assert copy.mistakes == caught.value.mistakes
+    assert copy.problems == caught.value.problems
+
+
+def test_every_kind_can_be_imported_by_the_name_of_its_class() -> None:
+    for name in dir(writes):
+        assert getattr(writes, name) is not None
+    assert {"TwoTower", "DLRM", "SampledSoftmax", "Index", "Compare", "WeightedSum"} <= set(dir(writes))
+    with pytest.raises(ImportError, match="cannot import name 'ThreeTower'"):
+        from tiercel_pipelines.recipe import ThreeTower  # noqa: F401
+
+
+OLD = """
+from tiercel_pipelines.recipe.recipe import {names}
+
+RECIPE = Recipe(name="mine", dataset=None, features=None, {body})
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "body", "words"),
+    [
+        (
+            "Recipe, RetrievalSettings",
+            'retrieval=RetrievalSettings(model="two_tower")',
+            "line 2: RetrievalSettings is of an older Tiercel; write TwoTower(…): the class is the model",
+        ),
+        (
+            "Recipe, RankingSettings",
+            'ranking=RankingSettings(model="dlrm")',
+            "line 2: RankingSettings is of an older Tiercel; write DLRM(…)",
+        ),
+        ("Recipe, IndexSettings", "", 'write Index("two_tower", factory=…) among serving.sources'),
+        ("Recipe, Source", "", 'write Index("two_tower") or Popular(quota=0)'),
+        ("Recipe, Rule", "", "write Compare(…), with the same arguments"),
+    ],
+)
+def test_a_recipe_of_an_older_tiercel_is_told_what_to_write(
+    tmp_path: Path, names: str, body: str, words: str
+) -> None:
+    assert words in refusal(write(tmp_path, OLD.format(names=names, body=body)))
+    assert words in refusal(
+        write(tmp_path, OLD.format(names=names, body=body).replace("recipe.recipe", "recipe"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "words"),
+    [
+        ("TwoTower()", 'TwoTower(model="two_tower")', "TwoTower has no field 'model': leave it out"),
+        ("DLRM()", 'DLRM(model="dlrm")', "DLRM has no field 'model': leave it out"),
+        ("DLRM()", "DLRM(folds=3)", "'folds': it belongs to the task: task=ListwiseSoftmax(…)"),
+        (
+            "    features=features,\n",
+            "    features=features,\n    index=None,\n",
+            "Recipe has no field 'index': write Index(",
+        ),
+        ("k_max=100,", "k_max=100, task_weights=(1.0,),", "'task_weights': write reorder=(WeightedSum("),
+    ],
+)
+def test_a_field_of_an_older_tiercel(tmp_path: Path, new: str, old: str, words: str) -> None:
+    assert new in MOVIELENS
+    message = refusal(write(tmp_path, MOVIELENS.replace(new, old, 1)))
+    assert words in message
+    assert "line " in message
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            Kind("tiercel_pipelines.families.ghost:Ghost"),
+            "ranking family 'ghost': its row says 'tiercel_pipelines.families.ghost:Ghost', which can't be "
+            "imported (No module named 'tiercel_pipelines.families.ghost'); correct the row",
+        ),
+        (
+            Kind("tiercel_pipelines.families.dlrm:Ghost"),
+            "its row says 'tiercel_pipelines.families.dlrm:Ghost'",
+        ),
+        (
+            Kind("family_of_trees:Ghost", extra="trees"),
+            "ranking family 'ghost' needs no_such_library, which is not installed; run pip install "
+            '"tiercel[trees]"',
+        ),
+    ],
+)
+def test_a_kind_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: Kind, words: str
+) -> None:
+    (tmp_path / "family_of_trees.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(RANKING_FAMILIES.rows, "ghost", row)
+    message = refusal(write(tmp_path, "from tiercel_pipelines.recipe import Ghost\n"))
+    assert words in message
+    assert "line 1" in message

@@ -107,7 +107,7 @@ def test_default_sources() -> None:
     near, popular = default_sources({"near": "vectors"})
     assert (near, popular) == (Index("near"), Popular(quota=0))
     assert ServingSettings(sources=(near, popular)).problems() == []
-    assert default_sources({}) == (Popular(quota=0),)
+    assert default_sources({}) == (Popular(),)
     with pytest.raises(KindUnavailable, match="no source takes the form 'walks' of the retrieval model 'w'"):
         default_sources({"w": "walks"})
 

@@ -37,17 +37,13 @@ class WorkflowPlan:
     applications: int
 
 
-def explain_workflow(
-    cut: WorkflowParts, *, list_lengths: Mapping[str, int] | None = None, part: str | None = None
-) -> WorkflowPlan:
+def explain_workflow(cut: WorkflowParts, *, part: str | None = None) -> WorkflowPlan:
     """Compile the parts of a workflow and tell what became of them.
 
     Parameters
     ----------
     cut
         The workflow.
-    list_lengths
-        Packed length by list output.
     part
         ``user`` or ``item`` alone; None is both.
 
@@ -63,16 +59,14 @@ def explain_workflow(
     parts, programs = [], []
     for name in ("user", "item"):
         if cut.output_names(name) and part in (None, name):
-            plan, program = _explain_part(cut, name, list_lengths or {})
+            plan, program = _explain_part(cut, name)
             parts.append(plan)
             programs.append(program)
     vanished = tuple(_unserved(cut, parts)) if part is None else ()
     return WorkflowPlan(tuple(parts), tuple(programs), vanished, _observe(cut, None).applications)
 
 
-def _explain_part(
-    cut: WorkflowParts, part: str, list_lengths: Mapping[str, int]
-) -> tuple[PartPlan, CompiledProgram]:
+def _explain_part(cut: WorkflowParts, part: str) -> tuple[PartPlan, CompiledProgram]:
     names = cut.output_names(part)
     seen = _observe(cut, part)
     refused = tuple(
@@ -82,7 +76,7 @@ def _explain_part(
     )
     gone = {refusal.output for refusal in refused}
     left = {name: "refused" if name in gone else of for name, of in cut.outputs.items()}
-    compiled = compile_workflow(replace(cut, outputs=left), part, list_lengths=list_lengths)
+    compiled = compile_workflow(replace(cut, outputs=left), part)
     origins = _Origins(compiled.document, seen)
     plan = explain_program(compiled.document, compiled.arrays, origins)
     needed: set[Expression] = set()

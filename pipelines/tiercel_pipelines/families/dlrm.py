@@ -14,7 +14,7 @@ order, and training learns only what to change about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,31 +22,26 @@ from torch import Tensor, nn
 
 from tiercel_serving.kinds import Settings
 from tiercel_serving.problems import BELOW_1, COUNT, Problem, out_of_range
-from tiercel_serving.spec import Array, Arrays
 
 from ..arrays.inputs import ModelInputs
 from ..tasks.listwise_softmax import ListwiseSoftmax
 from ..tasks.table import RANKING_TASKS, RankingTask, task_problems
-from .descent import DESCENT, Learner, descend, seeded, tensors
+from .descent import DESCENT
+from .fitted import FittedRanker, fit_ranker
 from .layers import (
     PackedModule,
     SideEncoder,
     embedding,
     hidden_layers,
     pool_history,
-    run_module,
     with_inputs,
     wrong_widths,
     zero_linear,
 )
 from .table import Course, Plan, RankingData
-from .views import drop_history
-from .weights import load_weights, save_weights
 
 #: Spread of the ranker's initial embeddings: large enough for inner products to have gradients.
 SPREAD = 0.05
-
-_WEIGHTS = "weights.safetensors"
 
 
 class DLRM(Settings, frozen=True, tag="dlrm"):
@@ -98,63 +93,17 @@ class DLRM(Settings, frozen=True, tag="dlrm"):
         remedy = "name the item id feature, or set use_history=False"
         return {"history_columns": remedy} if self.use_history else {}
 
-    def fit(self, data: RankingData, plan: Plan) -> tuple[FittedDLRM, Course]:
+    def build(self, inputs: ModelInputs, scale: float = 1.0) -> Interactions:
+        """Return the network with fresh weights from torch's global random state."""
+        return build_dlrm(self, inputs, scale)
+
+    def fit(self, data: RankingData, plan: Plan) -> tuple[FittedRanker, Course]:
         """Train on the lists; if no epoch is better than the start, the start is returned."""
-        packed, pad = data.packed, data.packed.n_items
-        with seeded(plan.seed) as rng:
-            model = build_dlrm(self, data.inputs, data.scale)
-            objective = self.task.start(data.lists, data.kept, pad)
+        return fit_ranker(self, data, plan)
 
-            def epoch() -> Iterator[Tensor]:
-                for batch in objective.epoch(rng):
-                    history = drop_history(batch.history, self.history_dropout, pad, rng)
-                    arrays = packed.user_tensors(batch.contexts, history)
-                    arrays.update({name: array[batch.rows] for name, array in packed.item.items()})
-                    arrays.update(kept_score=batch.scores, kept_source=batch.sources)
-                    yield objective.loss(model(**tensors(arrays, model.input_names)), batch)
-
-            fitted = FittedDLRM(model)
-            learner = Learner(model, self.learning_rate, self.weight_decay, plan.label)
-            # Without lists there is nothing to learn: the start keeps retrieval's order.
-            epochs = self.max_epochs if len(data.lists) else 0
-            course = descend(learner, fitted, epoch, plan, max_epochs=epochs, patience=self.patience)
-        return fitted, course
-
-    def load(self, folder: Path, inputs: ModelInputs) -> FittedDLRM:
+    def load(self, folder: Path, inputs: ModelInputs) -> FittedRanker:
         """Read the network."""
-        model = build_dlrm(self, inputs).eval()
-        load_weights(model, folder / _WEIGHTS)
-        return FittedDLRM(model)
-
-
-class FittedDLRM:
-    """The network, trained.
-
-    Parameters
-    ----------
-    module
-        The network.
-    """
-
-    def __init__(self, module: Interactions) -> None:
-        self.module = module
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the tensors that it reads."""
-        return self.module.input_names
-
-    def scores(self, arrays: Arrays) -> Array:
-        """Return ``rank_score [B, K, T]``."""
-        return run_module(self.module, arrays)
-
-    def save(self, folder: Path) -> None:
-        """Write the network."""
-        save_weights(self.module, folder / _WEIGHTS)
-
-    def served(self) -> nn.Module:
-        """Return the network."""
-        return self.module
+        return FittedRanker(self.build(inputs)).restored(folder)
 
 
 class Interactions(PackedModule):

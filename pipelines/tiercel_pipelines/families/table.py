@@ -220,10 +220,16 @@ class RankingFamily(Protocol):
 
 #: Every family that finds candidates.
 RETRIEVAL_FAMILIES: Kinds[RetrievalFamily] = Kinds(
-    "retrieval family", {"two_tower": Kind("tiercel_pipelines.families.two_tower:TwoTower")}
+    "retrieval family",
+    {
+        "two_tower": Kind("tiercel_pipelines.families.two_tower:TwoTower"),
+    },
 )
 
 #: Every family that orders them.
 RANKING_FAMILIES: Kinds[RankingFamily] = Kinds(
-    "ranking family", {"dlrm": Kind("tiercel_pipelines.families.dlrm:DLRM")}
+    "ranking family",
+    {
+        "dlrm": Kind("tiercel_pipelines.families.dlrm:DLRM"),
+    },
 )

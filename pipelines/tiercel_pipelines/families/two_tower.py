@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,26 +22,24 @@ from torch import Tensor, nn
 
 from tiercel_serving.kinds import Settings
 from tiercel_serving.problems import BELOW_1, COUNT, Problem, out_of_range
-from tiercel_serving.spec import Array, Arrays
 
 from ..arrays.inputs import ModelInputs, Side
 from ..errors import TrainingError
 from ..tasks.sampled_softmax import SampledSoftmax
 from ..tasks.table import RETRIEVAL_TASKS, RetrievalTask, task_problems
 from .descent import DESCENT, Learner, descend, seeded, tensors
+from .fitted import FittedVectors
 from .layers import (
     PackedModule,
     SideEncoder,
     hidden_layers,
     pool_history,
-    run_module,
     with_inputs,
     wrong_widths,
     zero_linear,
 )
 from .table import Course, Plan, RetrievalData
 from .views import TrainingViews
-from .weights import load_weights, save_weights
 
 #: Spread of the initial embeddings that a history adds up; they carry most of what is learned.
 ITEM_SPREAD = 0.1
@@ -111,7 +109,7 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
         remedy = "name the item id feature, or set use_history=False"
         return {"history_columns": remedy} if self.use_history else {}
 
-    def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedTwoTower, Course]:
+    def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedVectors, Course]:
         """Train both towers."""
         pairs, packed = data.pairs, data.packed
         if not len(pairs):
@@ -128,49 +126,15 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
                     vectors = towers.item_tower(**tensors(items, towers.item_tower.input_names))
                     yield objective.loss(towers.user_tower(**users), vectors, batch)
 
-            fitted = FittedTwoTower(towers)
+            fitted = FittedVectors(towers.user_tower, towers.item_tower)
             learner = Learner(towers, self.learning_rate, self.weight_decay, plan.label)
             course = descend(learner, fitted, epoch, plan, max_epochs=self.max_epochs, patience=self.patience)
         return fitted, course
 
-    def load(self, folder: Path, inputs: ModelInputs) -> FittedTwoTower:
+    def load(self, folder: Path, inputs: ModelInputs) -> FittedVectors:
         """Read both towers."""
-        towers = Towers(self, inputs).eval()
-        load_weights(towers.user_tower, folder / "user_tower.safetensors")
-        load_weights(towers.item_tower, folder / "item_tower.safetensors")
-        return FittedTwoTower(towers)
-
-
-class FittedTwoTower:
-    """Both towers, trained.
-
-    Parameters
-    ----------
-    towers
-        The modules.
-    """
-
-    def __init__(self, towers: Towers) -> None:
-        self.user_tower, self.item_tower = towers.user_tower, towers.item_tower
-
-    def query(self, users: Arrays) -> Array:
-        """Return the queries ``[B, D]``."""
-        return run_module(self.user_tower, users)
-
-    def form(self, items: Arrays) -> dict[str, Array]:
-        """Return ``vectors [I, D]``."""
-        return {"vectors": run_module(self.item_tower, items)}
-
-    def save(self, folder: Path) -> None:
-        """Write both towers."""
-        save_weights(self.user_tower, folder / "user_tower.safetensors")
-        save_weights(self.item_tower, folder / "item_tower.safetensors")
-
-    def served(self) -> Any:
-        """Return the query module, and the module that makes the item vectors."""
-        from tiercel_export import Vectors
-
-        return Vectors(query=self.user_tower, items=self.item_tower)
+        towers = Towers(self, inputs)
+        return FittedVectors(towers.user_tower, towers.item_tower).restored(folder)
 
 
 class Tower(PackedModule):

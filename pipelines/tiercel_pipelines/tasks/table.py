@@ -124,12 +124,18 @@ class RankingTask(ListSettings, Protocol):
 
 #: Every task of retrieval models.
 RETRIEVAL_TASKS: Kinds[RetrievalTask] = Kinds(
-    "retrieval task", {"sampled_softmax": Kind("tiercel_pipelines.tasks.sampled_softmax:SampledSoftmax")}
+    "retrieval task",
+    {
+        "sampled_softmax": Kind("tiercel_pipelines.tasks.sampled_softmax:SampledSoftmax"),
+    },
 )
 
 #: Every task of rankers.
 RANKING_TASKS: Kinds[RankingTask] = Kinds(
-    "ranking task", {"listwise_softmax": Kind("tiercel_pipelines.tasks.listwise_softmax:ListwiseSoftmax")}
+    "ranking task",
+    {
+        "listwise_softmax": Kind("tiercel_pipelines.tasks.listwise_softmax:ListwiseSoftmax"),
+    },
 )
 
 

@@ -115,13 +115,19 @@ def parse_features(given: Sequence[str], columns: Sequence[RequestColumn]) -> di
 
 def _parse_value(text: str, column: RequestColumn, pair: str) -> Any:
     kinds: Mapping[str, Any] = {"int64": int, "int32": int, "float32": float, "float64": float}
-    parse = kinds.get(column.dtype, str)
+    parse = _yes_or_no if column.dtype == "bool" else kinds.get(column.dtype, str)
     try:
         if column.is_list:
             return [parse(part) for part in text.split(",")] if text else []
         return parse(text) if text else None
     except ValueError:
         raise Refused(f"--feature {pair}: {column.name} has the type {column.dtype}") from None
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
 
 
 def document_of(answer: Recommendation) -> dict[str, Any]:

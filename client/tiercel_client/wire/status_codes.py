@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import grpc
 from tritonclient.utils import InferenceServerException
 
-from .errors import (
+from ..errors import (
     ClientError,
     Closed,
     DeadlineExceeded,

@@ -1,0 +1,1 @@
+"""How requests travel: the seam, Triton over gRPC, and what its status codes mean."""

@@ -1,0 +1,119 @@
+"""Fitted models that are torch modules: their outputs, their weights on disk, and their served forms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from tiercel_serving.spec import Array, Arrays
+
+from .descent import Learner, descend, seeded, tensors
+from .layers import PackedModule, run_module
+from .table import Course, Plan, RankingData
+from .views import drop_history
+from .weights import load_weights, save_weights
+
+
+class FittedVectors:
+    """A query module and an item module that meet in an inner product.
+
+    Parameters
+    ----------
+    user_tower
+        User tensors → ``[B, D]``.
+    item_tower
+        Item tensors ``[I, …]`` → ``[I, D]``.
+    """
+
+    def __init__(self, user_tower: PackedModule, item_tower: PackedModule) -> None:
+        self.user_tower, self.item_tower = user_tower, item_tower
+
+    def query(self, users: Arrays) -> Array:
+        """Return the queries ``[B, D]``."""
+        return run_module(self.user_tower, users)
+
+    def form(self, items: Arrays) -> dict[str, Array]:
+        """Return ``vectors [I, D]``."""
+        return {"vectors": run_module(self.item_tower, items)}
+
+    def save(self, folder: Path) -> None:
+        """Write the weights of both."""
+        save_weights(self.user_tower, folder / "user_tower.safetensors")
+        save_weights(self.item_tower, folder / "item_tower.safetensors")
+
+    def restored(self, folder: Path) -> FittedVectors:
+        """Read what :meth:`save` wrote into modules of the same shape, and return them."""
+        load_weights(self.user_tower.eval(), folder / "user_tower.safetensors")
+        load_weights(self.item_tower.eval(), folder / "item_tower.safetensors")
+        return self
+
+    def served(self) -> Any:
+        """Return the query module, and the module that makes the item vectors."""
+        from tiercel_export import Vectors
+
+        return Vectors(query=self.user_tower, items=self.item_tower)
+
+
+class FittedRanker:
+    """A module over user tensors and candidates that gives ``rank_score [B, K, T]``."""
+
+    def __init__(self, module: PackedModule) -> None:
+        self.module = module
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that it reads."""
+        return self.module.input_names
+
+    def scores(self, arrays: Arrays) -> Array:
+        """Return ``rank_score [B, K, T]``."""
+        return run_module(self.module, arrays)
+
+    def save(self, folder: Path) -> None:
+        """Write the weights."""
+        save_weights(self.module, folder / "weights.safetensors")
+
+    def restored(self, folder: Path) -> FittedRanker:
+        """Read what :meth:`save` wrote into a module of the same shape, and return it."""
+        load_weights(self.module.eval(), folder / "weights.safetensors")
+        return self
+
+    def served(self) -> nn.Module:
+        """Return the module."""
+        return self.module
+
+
+def fit_ranker(settings: Any, data: RankingData, plan: Plan) -> tuple[FittedRanker, Course]:
+    """Train a ranker on lists; if no epoch is better than the start, the start is returned.
+
+    Parameters
+    ----------
+    settings
+        The family: its ``build(inputs, scale)`` makes the module with fresh weights, its ``task`` says what
+        is learned; its ``history_dropout``, ``learning_rate``, ``weight_decay``, ``max_epochs`` and
+        ``patience`` say how.
+    data, plan
+        As for :meth:`~.table.RankingFamily.fit`.
+    """
+    packed, pad = data.packed, data.packed.n_items
+    with seeded(plan.seed) as rng:
+        model: PackedModule = settings.build(data.inputs, data.scale)
+        objective = settings.task.start(data.lists, data.kept, pad)
+
+        def epoch() -> Iterator[Tensor]:
+            for batch in objective.epoch(rng):
+                history = drop_history(batch.history, settings.history_dropout, pad, rng)
+                arrays = packed.user_tensors(batch.contexts, history)
+                arrays.update({name: array[batch.rows] for name, array in packed.item.items()})
+                arrays.update(kept_score=batch.scores, kept_source=batch.sources)
+                yield objective.loss(model(**tensors(arrays, model.input_names)), batch)
+
+        fitted = FittedRanker(model)
+        learner = Learner(model, settings.learning_rate, settings.weight_decay, plan.label)
+        # Without lists there is nothing to learn: the start keeps retrieval's order.
+        epochs = settings.max_epochs if len(data.lists) else 0
+        course = descend(learner, fitted, epoch, plan, max_epochs=epochs, patience=settings.patience)
+    return fitted, course
