@@ -30,7 +30,7 @@ from tiercel_serving.columns import Column
 from tiercel_serving.settings import ServingSettings
 
 from ..arrays.inputs import ModelInputs
-from ..arrays.lists import IMPLICIT, RankingLists, draw_contexts, weights_of
+from ..arrays.lists import IMPLICIT, RankingLists, draw_contexts, positive_weights
 from ..arrays.packed import Packed
 from ..arrays.packing import build_pairs, inputs_of, pack_dataset
 from ..arrays.pairs import IntArray, Pairs, assign_folds
@@ -185,7 +185,7 @@ class Trainer:
         parts = []
         for block in blocks(chosen):
             scores, rows, sources = retrieval.candidates(block)[1]
-            weights = weights_of(held_out, block, rows, self.packed.n_items)
+            weights = positive_weights(held_out, block, rows, self.packed.n_items)
             history = retrieval.users.history(block)
             parts.append(RankingLists(block, contexts[block], history, rows, scores, sources, weights))
         return RankingLists.concatenate(parts) if parts else self._no_lists()
