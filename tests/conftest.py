@@ -21,7 +21,7 @@ TESTS = Path(__file__).resolve().parent
 TOGETHER = {"weight": "cli"}
 #: What is begun first, so that nothing long is left at the end; and last what times itself, while the other
 #: process has little to do.
-FIRST = ("e2e", "cli", "export", "serving", "test_readme.py", "bench")
+FIRST = ("e2e", "cli", "export", "test_extending.py", "serving", "test_readme.py", "bench")
 LAST = ("test_feature_speed.py", "test_large_vocabulary.py")
 
 
