@@ -13,7 +13,7 @@ import pytest
 Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 RECIPE = """
-from dataclasses import replace
+from msgspec.structs import replace
 
 from tiercel_pipelines.recipe.recipe import Synthetic
 from tiercel_pipelines.recipes.synthetic import RECIPE
@@ -70,7 +70,8 @@ def test_train_export_verify(trained: Path, work: Path, tiercel_here: Tiercel) -
     assert done.returncode == 0, done.stderr
     exported = json.loads(done.stdout)
     assert (exported["layout"], exported["target"], exported["name"]) == ("staged", "cpu", "tiny")
-    assert exported["index"]["recall"] >= 0.99
+    assert exported["sources"]["two_tower"]["recall"] >= 0.99
+    assert set(exported["engines"].values()) == {"onnx"}
     done = tiercel_here("verify", "releases/tiny", "--json", cwd=work)
     report = json.loads(done.stdout)
     assert done.returncode == 0
