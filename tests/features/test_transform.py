@@ -21,13 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nvtabular import ops
 from parity_helpers import compare
+from tiercel_pipelines.features.source import FeatureSource, kind_of
 
 from tiercel_export.errors import UnsupportedOperator
 from tiercel_export.workflow.cut import compile_workflow
 from tiercel_export.workflow.frames import FrameOracle, oracle_frame
 from tiercel_pipelines.errors import DataCorrupt, DataError, DataMissing
 from tiercel_pipelines.features.arrow_columns import array_from_column, column_from_arrow
-from tiercel_pipelines.features.source import FeatureSource, kind_of
 from tiercel_pipelines.features.transform import Transform, parquet_files, transform_files
 from tiercel_serving.features import InputColumn, OutputColumn
 
