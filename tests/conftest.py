@@ -25,6 +25,12 @@ FIRST = ("e2e", "cli", "export", "test_extending.py", "serving", "test_readme.py
 LAST = ("test_feature_speed.py", "test_large_vocabulary.py")
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many threads as processes would have two for each core, which wait for one another; before NumPy and
+    # torch are imported, and for the commands that tests start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run tests that take minutes")
     parser.addoption("--bench", action="store_true", help="also run tests that measure time")
