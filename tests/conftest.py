@@ -21,8 +21,14 @@ TESTS = Path(__file__).resolve().parent
 TOGETHER = {"weight": "cli"}
 #: What is begun first, so that nothing long is left at the end; and last what times itself, while the other
 #: process has little to do.
-FIRST = ("e2e", "cli", "export", "serving", "test_readme.py", "bench")
+FIRST = ("e2e", "cli", "export", "test_extending.py", "serving", "test_readme.py", "bench")
 LAST = ("test_feature_speed.py", "test_large_vocabulary.py")
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many threads as processes would have two for each core, which wait for one another; before NumPy and
+    # torch are imported, and for the commands that tests start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

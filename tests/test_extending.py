@@ -39,9 +39,11 @@ TABLES = {
 }
 
 RECIPE = """
+from msgspec.structs import replace
+
 from tiercel_pipelines.families.biased import Biased
 from tiercel_pipelines.families.pure_svd import PureSVD
-from tiercel_pipelines.recipe import Index, Popular, Synthetic, TwoTower, replace
+from tiercel_pipelines.recipe import Index, Popular, Synthetic, TwoTower
 from tiercel_pipelines.recipes.synthetic import RECIPE as BASE
 from tiercel_pipelines.tasks.bpr import BPR
 from tiercel_pipelines.tasks.pointwise import Pointwise
@@ -74,11 +76,13 @@ RECIPE = replace(
 ASK = """
 import json, sys
 from tiercel_client import Recommender
+from tiercel_serving.commands.serve import example_user
+from tiercel_serving.release.opened import open_release
 from tiercel_serving.supervise import start_server
 
 with start_server(sys.argv[1], grpc_port=0, http_port=0, metrics_port=0) as server:
     with Recommender(server.grpc_url) as recommender:
-        explained = recommender.explain(user_id=int(sys.argv[2]), k=10)
+        explained = recommender.explain(user_id=example_user(open_release(sys.argv[1])), k=10)
         sources = sorted({candidate.source for candidate in explained.candidates})
         reasons = sorted({candidate.reorder_reason or "" for candidate in explained.candidates})
         print(json.dumps({"items": len(explained.items), "sources": sources, "reasons": reasons}))
@@ -153,7 +157,7 @@ def test_from_training_to_a_served_answer(extended: Path) -> None:
     assert manifest["ranking"]["engine"] == "plain_onnx"
     run_info = json.loads((extended / "runs" / "extended" / "run.json").read_text(encoding="utf-8"))
     assert "pure_svd" in json.dumps(run_info["models"])
-    answer = json.loads(run(extended, "ask.py", "release", "1").splitlines()[-1])
+    answer = json.loads(run(extended, "ask.py", "release").splitlines()[-1])
     assert answer["items"] == 10
     assert {"two_tower", "pure_svd", "newest"} <= set(answer["sources"])
     assert "boosted" in answer["reasons"]

@@ -16,7 +16,7 @@ from e2e.raw import raw_infer
 #: The adapter sends its counts to Triton once a second.
 SETTLED_S = 1.6
 
-MODELS = {"fused": ("pipeline",), "staged": ("user_features", "retrieval", "ranking", "ordering")}
+MODELS = {"fused": ("chain",), "staged": ("user_features", "retrieval", "ranking", "ordering")}
 
 
 def counts(served: Served, model: str) -> tuple[int, int]:

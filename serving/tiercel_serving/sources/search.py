@@ -137,7 +137,7 @@ class IndexSearch:
             scores, rows = sort_by_score(score_rows(self._vectors, query, rows), rows)
             scores, rows = scores[:, :count], rows[:, :count]
             ended = np.zeros(len(query), np.bool_) if real is None else ~real[:, -1]
-            if fetched == self._pad or not self._open_end(
+            if width >= self._pad or not self._open_end(
                 query, pick(found_scores, places[:, -1:])[:, 0], ended, scores[:, -1]
             ):
                 return _widen(scores, count, _NOTHING), _widen(rows, count, self._pad)
