@@ -1,4 +1,4 @@
-"""Batches and lists: what is a target, history, masked; the served path in memory beside a naive one."""
+"""Batches and lists, what is masked in them, and the served path in memory beside the plain reference."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from tiercel_pipelines.recipe import Compare, Index, Popular, SampledSoftmax, Se
 from tiercel_pipelines.tasks.listwise_softmax import sample_candidates
 from tiercel_pipelines.tasks.sampled_softmax import draw_groups
 from tiercel_serving.columns import Column
+from tiercel_serving.sources.table import Material
+from tiercel_serving.verify.reference import retrieve
 
 USERS, ITEMS = 7, 12
 SIDE = Side("user", (CategoryColumn("user_id", 20), CategoryColumn("group", 4, vocabulary=False)))
@@ -157,31 +159,9 @@ class Table:
         return {"vectors": self.vectors}
 
 
-def naive_retrieve(user, models, seen, popular, config):
-    """Follow the served definition word by word for one user."""
-    scores = {name: model.vectors @ model.queries[user] for name, model in models.items()}
-    free = [row for row in range(ITEMS) if row not in seen]
-    taken: dict[int, int] = {}
-    fixed = sum(source.quota or 0 for source in config.sources)
-    for code, source in enumerate(config.sources, 1):
-        quota = config.candidates - fixed if source.quota is None else source.quota
-        order = [row for row in popular if row in free]
-        if source.form == "vectors":
-            order = sorted(free, key=lambda row: (-scores[source.name][row], row))
-        for row in [row for row in order if row not in taken][:quota]:
-            taken[row] = code
-    fill = [source.form for source in config.sources].index(None) + 1
-    for row in popular:
-        if len(taken) < config.candidates and row in free and row not in taken:
-            taken[row] = fill
-    scale = next(scores[source.name] for source in config.sources if source.form)
-    rows = sorted(taken, key=lambda row: (-scale[row], row))
-    return rows, [taken[row] for row in rows]
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 15), st.integers(0, 3), st.integers(0, 3), st.booleans())
-def test_retrieval_equals_a_naive_one(seed, candidates, quota, second, popular_first):
+def test_candidates_equal_the_plain_reference(seed, candidates, quota, second, popular_first):
     rng = np.random.default_rng(seed)
     pairs = random_pairs(seed, share=0.6)
     models = {
@@ -200,17 +180,23 @@ def test_retrieval_equals_a_naive_one(seed, candidates, quota, second, popular_f
     config = ServingSettings(
         candidates=candidates, sources=tuple(sources[::-1] if popular_first else sources), history_length=5
     )
-    counts = np.bincount(pairs.items, minlength=ITEMS)
-    popular = sorted(range(ITEMS), key=lambda row: (-counts[row], row))
     retrieval = OfflineRetrieval(config, models, packed(pairs), pairs)
     _, (scores, rows, codes) = retrieval.candidates(np.arange(USERS))
     assert rows.shape == (USERS, candidates)
+    forms = [models[source.name].form({}) if source.form else {} for source in config.sources]
+    made = [
+        source.make(Material(ITEMS, pairs.users, pairs.items, form=form)).arrays
+        for source, form in zip(config.sources, forms, strict=True)
+    ]
     for user in range(USERS):
-        seen = set(pairs.items[pairs.users == user].tolist())
-        expected, sources_of = naive_retrieve(user, models, seen, popular, config)
+        allowed = np.ones(ITEMS, np.bool_)
+        allowed[pairs.items[pairs.users == user]] = False
+        queries = {f"query_{name}": model.queries[user] for name, model in models.items()}
+        expected = retrieve(config, made, queries, allowed).candidates
         real = rows[user] < ITEMS
-        assert rows[user][real].tolist() == expected
-        assert codes[user][real].tolist() == sources_of
+        assert rows[user][real].tolist() == [candidate.row for candidate in expected]
+        assert codes[user][real].tolist() == [candidate.source for candidate in expected]
+        assert scores[user][real] == pytest.approx([candidate.score for candidate in expected])
         assert not scores[user][~real].any()
         assert not codes[user][~real].any()
 
