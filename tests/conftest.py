@@ -47,7 +47,9 @@ def _missing(marker: str, config: pytest.Config) -> str | None:
     return None if torch.cuda.is_available() else "no CUDA device"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # First, for pytest-xdist reads the groups in the same hook.
     for marker in ("slow", "bench", "tensorrt", "gpu"):
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and (reason := _missing(marker, config)):
