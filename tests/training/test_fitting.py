@@ -84,7 +84,7 @@ def module_of(fitted):
 
 
 def judge_of(world, seen, valid):
-    return RetrievalJudge(SERVING.sources[0], world[0], seen, valid, {}, judged_users(valid, 0))
+    return RetrievalJudge(SERVING.sources[0], world[0], seen, valid, judged_users(valid, 0))
 
 
 def test_the_same_seed_gives_the_same_weights(world):
@@ -174,7 +174,7 @@ def ranking_lists(world, fold):
     packed, pairs, folds = world
     rest, positives = pairs.select((folds != 0) & (folds != fold)), pairs.select(folds == fold)
     model, _ = fit(world, rest, epochs=3)
-    retrieval = OfflineRetrieval(SERVING, {"two_tower": model}, packed, rest, {})
+    retrieval = OfflineRetrieval(SERVING, {"two_tower": model}, packed, rest)
     parts = []
     for users in blocks(np.arange(USERS)):
         scores, rows, sources = retrieval.candidates(users)[1]
@@ -186,7 +186,7 @@ def ranking_lists(world, fold):
 
 def test_the_ranker_is_never_worse_than_retrieval_on_what_it_is_judged_by(world):
     valid, lists = ranking_lists(world, 0), ranking_lists(world, 1)[0]
-    judge = RankingJudge(SERVING, world[0], *valid, {})
+    judge = RankingJudge(SERVING, world[0], *valid)
     data = RankingData(world[0], INPUTS, lists, SERVING.kept, RETRIEVAL.scale)
     fitted, course = RANKING.fit(data, Plan(0, "ranking", judge))
     again, _ = RANKING.fit(data, Plan(0, "ranking", judge))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -200,7 +202,7 @@ def test_retrieval_equals_a_naive_one(seed, candidates, quota, second, popular_f
     )
     counts = np.bincount(pairs.items, minlength=ITEMS)
     popular = sorted(range(ITEMS), key=lambda row: (-counts[row], row))
-    retrieval = OfflineRetrieval(config, models, packed(pairs), pairs, {})
+    retrieval = OfflineRetrieval(config, models, packed(pairs), pairs)
     _, (scores, rows, codes) = retrieval.candidates(np.arange(USERS))
     assert rows.shape == (USERS, candidates)
     for user in range(USERS):
@@ -226,7 +228,7 @@ class Backwards:
 def test_rules_the_cut_to_k_the_ranker_and_the_steps():
     pairs = random_pairs(0)
     year = np.array([1990.0, np.nan, 2000, 2010, *[1980.0] * 8])
-    columns = {"year": Column(year)}
+    table = replace(packed(pairs), raw={"year": Column(year)})
     config = ServingSettings(
         candidates=4,
         kept=3,
@@ -238,20 +240,16 @@ def test_rules_the_cut_to_k_the_ranker_and_the_steps():
         np.array([[0, 1, 2, ITEMS]]),
         np.array([[1, 1, 2, 0]], np.int32),
     )
-    ordering = OfflineOrdering(config, None, packed(pairs), columns)
+    ordering = OfflineOrdering(config, None, table)
     kept = ordering.keep(candidates)
     assert kept["kept_row"].tolist() == [[0, 2, ITEMS]]
     assert kept["kept_score"].tolist() == [[4, 2, 0]]
     assert kept["kept_source"].tolist() == [[1, 2, 0]]
     # Without a ranker the order is retrieval's; with one it is the ranker's first task, or the steps'.
     assert ordering.order({}, kept).tolist() == [[0, 2, ITEMS]]
-    assert OfflineOrdering(config, Backwards(), packed(pairs), columns).order({}, kept).tolist() == [
-        [2, 0, ITEMS]
-    ]
+    assert OfflineOrdering(config, Backwards(), table).order({}, kept).tolist() == [[2, 0, ITEMS]]
     fair = ServingSettings(candidates=4, kept=3, rules=config.rules, reorder=(WeightedSum((-1.0, 0.0)),))
-    assert OfflineOrdering(fair, Backwards(), packed(pairs), columns).order({}, kept).tolist() == [
-        [0, 2, ITEMS]
-    ]
+    assert OfflineOrdering(fair, Backwards(), table).order({}, kept).tolist() == [[0, 2, ITEMS]]
 
 
 def test_lists_know_nothing_of_what_was_held_out():
@@ -260,7 +258,7 @@ def test_lists_know_nothing_of_what_was_held_out():
     rest, held_out = pairs.select(folds != 1), pairs.select(folds == 1)
     model = Table(np.ones((USERS, 2), np.float32), np.ones((ITEMS, 2), np.float32))
     config = ServingSettings(candidates=ITEMS, sources=(Index("one"), Popular(quota=0)))
-    retrieval = OfflineRetrieval(config, {"one": model}, packed(pairs, 20), rest, {})
+    retrieval = OfflineRetrieval(config, {"one": model}, packed(pairs, 20), rest)
     users = np.arange(USERS)
     _, (_, rows, _) = retrieval.candidates(users)
     weights, histories = positive_weights(held_out, users, rows, ITEMS), retrieval.users.history(users)

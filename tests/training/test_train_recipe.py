@@ -22,6 +22,7 @@ from tiercel_pipelines.recipe import (
     replace,
 )
 from tiercel_pipelines.training import TrainedRun, train_recipe
+from tiercel_serving.errors import ArtefactCorrupt, ArtefactMissing, DestinationTaken
 
 TWO_TOWER = TwoTower(dimension=16, embedding_dimension=16, max_epochs=8, task=SampledSoftmax(batch_size=256))
 
@@ -135,7 +136,7 @@ def test_a_missing_run_is_refused(tmp_path):
 
 def test_a_missing_file_is_refused(copied):
     (copied / "ranking/weights.safetensors").unlink()
-    with pytest.raises(TrainingError, match=r"weights\.safetensors: listed in run\.json, but missing"):
+    with pytest.raises(ArtefactMissing, match=r"weights\.safetensors: listed in run\.json, but missing"):
         TrainedRun.open(copied)
 
 
@@ -144,10 +145,10 @@ def test_one_changed_byte_is_refused(copied):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(TrainingError, match="expected SHA-256"):
+    with pytest.raises(ArtefactCorrupt, match=r"expected SHA-256.*train again"):
         TrainedRun.open(copied)
     file.write_bytes(data[:-1])
-    with pytest.raises(TrainingError, match=r"expected \d+ bytes"):
+    with pytest.raises(ArtefactCorrupt, match=r"expected \d+ bytes"):
         TrainedRun.open(copied)
 
 
@@ -203,11 +204,11 @@ def test_an_interrupt_keeps_the_run_that_was_there(recipe, dataset, copied, monk
 
 
 def test_what_is_there_is_not_written_over(recipe, dataset, copied, tmp_path):
-    with pytest.raises(TrainingError, match="something is there already"):
+    with pytest.raises(DestinationTaken, match="a run is already here"):
         train_recipe(recipe, dataset, copied)
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("precious")
-    with pytest.raises(TrainingError, match="expected a run to replace"):
+    with pytest.raises(DestinationTaken, match=r"exists and is no run \(it has no run\.json\)"):
         train_recipe(recipe, dataset, other, replace=True)
     assert (other / "thesis.txt").read_text() == "precious"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from tiercel_serving.columns import Column, with_null_row
+from tiercel_serving.columns import with_null_row
 from tiercel_serving.ranked import Mask, make_mask, sort_by_score
 from tiercel_serving.release.artefacts import Artefact
 from tiercel_serving.reorder.steps import Steps
@@ -78,7 +78,6 @@ def open_source(
     model: FittedRetrieval | None,
     packed: Packed,
     pairs: Pairs,
-    columns: Mapping[str, Column],
     candidates: int,
 ) -> Source:
     """Make a source and open it, in memory.
@@ -93,8 +92,6 @@ def open_source(
         The packed tensors.
     pairs
         The interactions that it may know.
-    columns
-        Raw item columns ``[I]``.
     candidates
         N.
     """
@@ -102,7 +99,7 @@ def open_source(
         items=packed.n_items,
         users=pairs.users,
         rows=pairs.items,
-        columns={name: columns[name] for name in kind.columns()},
+        columns={name: packed.raw[name] for name in kind.columns()},
         form={} if model is None else model.form(packed.catalogue),
         candidates=candidates,
     )
@@ -125,8 +122,6 @@ class OfflineRetrieval:
         The packed tensors.
     pairs
         What each user had: it makes histories and popularity, and is masked.
-    columns
-        Raw item columns ``[I]`` that the sources are made of.
     """
 
     def __init__(
@@ -135,11 +130,10 @@ class OfflineRetrieval:
         models: Mapping[str, FittedRetrieval],
         packed: Packed,
         pairs: Pairs,
-        columns: Mapping[str, Column],
     ) -> None:
         self.users, self._models = KnownUsers(packed, pairs), models
         opened = [
-            open_source(kind, models.get(kind.name), packed, pairs, columns, settings.candidates)
+            open_source(kind, models.get(kind.name), packed, pairs, settings.candidates)
             for kind in settings.sources
         ]
         self._sources = MergedSources(settings, opened, packed.n_items)
@@ -163,20 +157,13 @@ class OfflineOrdering:
         The ranker; None keeps retrieval's order.
     packed
         The packed tensors.
-    columns
-        Raw item columns ``[I]`` that rules and steps read.
     """
 
-    def __init__(
-        self,
-        settings: ServingSettings,
-        ranker: FittedRanking | None,
-        packed: Packed,
-        columns: Mapping[str, Column],
-    ) -> None:
-        reasons = reason_table(settings.rules, columns, packed.n_items)
+    def __init__(self, settings: ServingSettings, ranker: FittedRanking | None, packed: Packed) -> None:
+        reasons = reason_table(settings.rules, packed.raw, packed.n_items)
         self._rules = KeptRules(reasons, settings.candidates, settings.kept)
-        padded = {name: with_null_row(columns[name]) for step in settings.reorder for name in step.columns()}
+        read = [name for step in settings.reorder for name in step.columns()]
+        padded = {name: with_null_row(packed.raw[name]) for name in read}
         self._steps = Steps(settings, padded, packed.n_items)
         self._ranker, self._packed = ranker, packed
 
