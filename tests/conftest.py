@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,9 +55,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=f"{marker}: {reason}"))
     if hasattr(config, "workerinput"):  # one of several processes
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(group_of(item.path)))
         items.sort(key=lambda item: _turn(group_of(item.path)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal tests to the processes by group; xdist's own marker for that does nothing under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(TESTS.parent / nodeid.partition("::")[0])
+
+    return ByGroup(config, log)
 
 
 def group_of(file: Path) -> str:
