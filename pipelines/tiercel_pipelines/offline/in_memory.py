@@ -106,7 +106,7 @@ def open_source(
     with SOURCES.using(kind):
         made = kind.make(material)
         artefact = Artefact.in_memory("source", made.arrays, made.meta)
-        return kind.open(artefact, packed.n_items, len(os.sched_getaffinity(0)))
+        return kind.open(artefact, packed.n_items, os.cpu_count() or 1)
 
 
 class OfflineRetrieval:
