@@ -27,20 +27,21 @@ from tiercel_serving.errors import ArtefactCorrupt, ArtefactMissing, Destination
 TWO_TOWER = TwoTower(dimension=16, embedding_dimension=16, max_epochs=8, task=SampledSoftmax(batch_size=256))
 
 
-def small_recipe(ids="int"):
+def small_recipe():
+    """String ids; ``test_train_variants.py`` has integers."""
     recipe = load_recipe("synthetic")
     return replace(
         recipe,
-        dataset=Synthetic(users=150, items=150, interactions=5000, ids=ids),
+        dataset=Synthetic(users=150, items=150, interactions=5000, ids="str"),
         retrieval=TWO_TOWER,
         ranking=DLRM(embedding_dimension=8, max_epochs=2, task=ListwiseSoftmax(folds=2)),
         serving=replace(recipe.serving, candidates=40, kept=20, k_max=20, history_length=10),
     )
 
 
-@pytest.fixture(scope="module", params=["int", "str"])
-def recipe(request):
-    return small_recipe(request.param)
+@pytest.fixture(scope="module")
+def recipe():
+    return small_recipe()
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,8 @@ def test_without_a_validation_part(dataset, tmp_path):
     plain = quick(split=SplitSettings(validation=0.0))
     trained = train_recipe(plain, dataset, tmp_path / "r", replace=True)
     assert not len(trained.valid)
+    assert trained.users.equals(dataset.users)
+    assert trained.items.equals(dataset.items)
     assert trained.metrics["epochs"]["ranking"]["best"] == 0
     assert trained.metrics["ranking"]["ndcg"] == pytest.approx(trained.metrics["retrieval"]["ndcg"])
 
