@@ -42,7 +42,7 @@ demo: $(DEMO)  ## Train, export, verify, serve on a real Triton, recommend.
 
 # Two processes: the tests of one group share what is dear to make (tests/conftest.py).
 test: $(DEV)  ## The whole test suite (real Triton included).
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 lint: $(DEV)  ## ruff and mypy --strict.
 	$(BIN)/ruff check .

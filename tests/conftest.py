@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,14 @@ TESTS = Path(__file__).resolve().parent
 TOGETHER = {"weight": "cli"}
 #: What is begun first, so that nothing long is left at the end; and last what times itself, while the other
 #: process has little to do.
-FIRST = ("e2e", "cli", "export", "serving", "test_readme.py", "bench")
+FIRST = ("e2e", "cli", "export", "test_extending.py", "serving", "test_readme.py", "bench")
 LAST = ("test_feature_speed.py", "test_large_vocabulary.py")
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many threads as processes would have two for each core, which wait for one another; before NumPy and
+    # torch are imported, and for the commands that tests start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,9 +55,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=f"{marker}: {reason}"))
     if hasattr(config, "workerinput"):  # one of several processes
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(group_of(item.path)))
         items.sort(key=lambda item: _turn(group_of(item.path)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal tests to the processes by group; xdist's own marker for that does nothing under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(TESTS.parent / nodeid.partition("::")[0])
+
+    return ByGroup(config, log)
 
 
 def group_of(file: Path) -> str:

@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from tiercel_pipelines.features.workflow import packed_columns, packed_frame
+from nvtabular_tensors import packed_frame
+from tiercel_pipelines.features.workflow import packed_columns
+from tiercel_serving.release.manifest import Packed
 from tiercel_serving.settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES, ServingSettings
 
 #: Two scores this close may swap places: float32 sums taken in another order differ by as much.
@@ -70,8 +72,12 @@ class OfflineReference:
 
     Parameters
     ----------
-    workflow, user_tower, item_tower, ranker
-        The fitted NVTabular workflow and the torch modules.
+    workflow
+        The fitted NVTabular workflow.
+    towers
+        Source → the torch modules that make its queries and its item vectors.
+    ranker
+        The torch module, or None for retrieval's own order.
     users, items, interactions
         Raw tables; interactions are all that serving may know (not the test part).
     packed
@@ -82,31 +88,27 @@ class OfflineReference:
         self,
         *,
         workflow: Any,
-        user_tower: torch.nn.Module,
-        item_tower: torch.nn.Module,
-        ranker: torch.nn.Module,
+        towers: Mapping[str, tuple[torch.nn.Module, torch.nn.Module]],
+        ranker: torch.nn.Module | None,
         users: pd.DataFrame,
         items: pd.DataFrame,
         interactions: pd.DataFrame,
         settings: ServingSettings,
-        packed: Mapping[str, Any],
+        packed: Packed,
         user_id: str = "user_id",
         item_id: str = "item_id",
         timestamp: str | None = "timestamp",
     ) -> None:
         self.workflow, self.settings, self.users, self.items = workflow, settings, users, items
-        self.user_tower, self.ranker = user_tower, ranker
+        self.towers, self.ranker = towers, ranker
         self.user_id, self.item_id = user_id, item_id
-        self.lengths = {
-            name: entry["length"] if isinstance(entry, Mapping) else entry
-            for name, entry in {**packed["user_lists"], **packed["item_lists"]}.items()
-        }
+        self.lengths = {entry.name: entry.length for entry in (*packed.user_lists, *packed.item_lists)}
         self.raw_ids = items[item_id].tolist()
         self.row_of = {raw: row for row, raw in enumerate(self.raw_ids)}
         self.user_at = {raw: at for at, raw in enumerate(users[user_id].tolist())}
 
         table = packed_frame(workflow, "item", items, self.lengths)
-        self.vectors = call(item_tower, table)
+        self.vectors = {name: call(item_tower, table) for name, (_, item_tower) in towers.items()}
         # The pad row is one more row of zeros.
         self.table = {name: np.concatenate([rows, np.zeros_like(rows[:1])]) for name, rows in table.items()}
         cats = [c.name for c in packed_columns(workflow, "item") if c.kind == "cat" and not c.is_list]
@@ -145,11 +147,12 @@ class OfflineReference:
     ) -> list[Expected]:
         """Answer questions; with an approximate index, start from the served candidates (row → source)."""
         users = self._user_tensors(questions)
-        queries = call(self.user_tower, users)
+        queries = {name: call(user_tower, users) for name, (user_tower, _) in self.towers.items()}
         drafts = []
         for at, question in enumerate(questions):
             given = None if retrieved is None else retrieved[at]
-            drafts.append(self._candidates(question, self._status(question), queries[at], given))
+            scores = {name: self.vectors[name] @ query[at] for name, query in queries.items()}
+            drafts.append(self._candidates(question, self._status(question), scores, given))
         k, pad = self.settings.kept, len(self.raw_ids)
         rows = np.full((len(questions), k), pad, np.int64)
         scores = np.zeros((len(questions), k), np.float32)
@@ -158,19 +161,28 @@ class OfflineReference:
             rows[at, : len(kept)] = [row for row, _, _ in kept]
             scores[at, : len(kept)] = [score for _, score, _ in kept]
             sources[at, : len(kept)] = [source for _, _, source in kept]
-        items = {name: table[rows] for name, table in self.table.items()}
-        ranked = call(self.ranker, {**users, **items, "kept_score": scores, "kept_source": sources})
-        weights = self.settings.task_weights or (1.0,)
-        final = sum(weight * ranked[:, :, task] for task, weight in enumerate(weights))
+        final = scores
+        if self.ranker is not None:
+            items = {name: table[rows] for name, table in self.table.items()}
+            final = self._reordered(
+                call(self.ranker, {**users, **items, "kept_score": scores, "kept_source": sources})
+            )
         return [
             self._expected(question, draft, final[at])
             for at, (question, draft) in enumerate(zip(questions, drafts, strict=True))
         ]
 
+    def _reordered(self, ranked: np.ndarray) -> np.ndarray:
+        final = ranked[:, :, 0]
+        for step in self.settings.reorder:
+            assert type(step).__name__ == "WeightedSum", "this reference knows no other step"
+            final = sum(weight * ranked[:, :, task] for task, weight in enumerate(step.weights))
+        return final
+
     def _expected(self, question: Question, draft: Any, ranked: np.ndarray) -> Expected:
         kept, retrieved, ambiguous = draft
         status = self._status(question)
-        popular = status == UNKNOWN and self.settings.unknown_users == "popular"
+        popular = status == UNKNOWN and self.settings.unknown_users == "fallback"
         scored = [(row, float(score if popular else ranked[at])) for at, (row, score, _) in enumerate(kept)]
         scored.sort(key=lambda pair: (-pair[1], pair[0]))
         return Expected(
@@ -235,51 +247,68 @@ class OfflineReference:
         return frame
 
     def _candidates(
-        self, question: Question, status: int, query: np.ndarray, given: Mapping[int, int] | None
+        self,
+        question: Question,
+        status: int,
+        scores: Mapping[str, np.ndarray],
+        given: Mapping[int, int] | None,
     ) -> tuple[list[tuple[int, float, int]], list[int], bool]:
+        """Return a user's kept (row, score, source), the retrieved rows, and whether a cut is ambiguous.
+
+        ``scores`` are those of all items by each vector source; the first source's sort the candidates.
+        """
         settings = self.settings
         masked = set(self.history.get(question.user_id, ())) | set(self._history(question))
         masked |= {self.row_of[item] for item in question.exclude if item in self.row_of}
         masked |= {self.row_of[item] for item in question.history or () if item in self.row_of}
         popular = [row for row in self.popular if row not in masked]
-        code = {source.kind: number + 1 for number, source in enumerate(settings.sources)}
         cuts: list[float] = []
-        if status == UNKNOWN and settings.unknown_users == "popular":
-            scores = self.popularity
-            taken = dict.fromkeys(popular[: settings.candidates], code["popular"])
+        exact = status == UNKNOWN and settings.unknown_users == "fallback"
+        if exact:
+            scale = self.popularity
+            taken = dict.fromkeys(popular[: settings.candidates], self._fallback)
         else:
-            scores = (self.vectors @ query).astype(np.float32)
+            scale = next(scores[source.name] for source in settings.sources if source.name in scores)
+            scale = scale.astype(np.float32)
             taken = self._from_sources(scores, popular, masked, cuts) if given is None else dict(given)
             assert not masked & set(taken), "a masked item among the candidates"
-        retrieved = sorted(taken, key=lambda row: (-scores[row], row))
+        retrieved = sorted(taken, key=lambda row: (-scale[row], row))
         passed = [row for row in retrieved if self.failed_rule[row]]
         kept = passed[: settings.kept]
-        if len(passed) > len(kept):
-            cuts.append(float(scores[passed[settings.kept]]))
-            cuts[-1:] = [cuts[-1]] if abs(float(scores[kept[-1]]) - cuts[-1]) <= TIE else []
-        exact = status == UNKNOWN and settings.unknown_users == "popular"
-        rows = [(row, float(scores[row]), taken[row]) for row in kept]
+        if len(passed) > len(kept) and scale[kept[-1]] - scale[passed[settings.kept]] <= TIE:
+            cuts.append(float(scale[kept[-1]]))
+        rows = [(row, float(scale[row]), taken[row]) for row in kept]
         return rows, retrieved, bool(cuts) and not exact
 
+    @property
+    def _fallback(self) -> int:
+        """The code of the first source without a model: popular items."""
+        return 1 + next(n for n, source in enumerate(self.settings.sources) if source.name not in self.towers)
+
     def _from_sources(
-        self, scores: np.ndarray, popular: list[int], masked: set[int], cuts: list[float]
+        self,
+        scores: Mapping[str, np.ndarray],
+        popular: list[int],
+        masked: set[int],
+        cuts: list[float],
     ) -> dict[int, int]:
         settings = self.settings
-        nearest = [row for row in np.lexsort((np.arange(len(scores)), -scores)) if row not in masked]
         taken: dict[int, int] = {}
         for number, source in enumerate(settings.sources):
             quota = source.quota
             if quota is None:
                 quota = settings.candidates - sum(other.quota or 0 for other in settings.sources)
-            order = nearest if source.kind == "index" else popular
+            own = scores.get(source.name)
+            order = popular
+            if own is not None:
+                order = [row for row in np.lexsort((np.arange(len(own)), -own)) if row not in masked]
             fresh = [int(row) for row in order if row not in taken]
             taken |= dict.fromkeys(fresh[:quota], number + 1)
-            tied = source.kind == "index" and 0 < quota < len(fresh)
-            if tied and float(scores[fresh[quota - 1]] - scores[fresh[quota]]) <= TIE:
-                cuts.append(float(scores[fresh[quota]]))
-        code = 1 + next(n for n, source in enumerate(settings.sources) if source.kind == "popular")
+            cut = own is not None and 0 < quota < len(fresh)
+            if cut and float(own[fresh[quota - 1]] - own[fresh[quota]]) <= TIE:
+                cuts.append(float(own[fresh[quota]]))
         rest = [row for row in popular if row not in taken]
-        return taken | dict.fromkeys(rest[: settings.candidates - len(taken)], code)
+        return taken | dict.fromkeys(rest[: settings.candidates - len(taken)], self._fallback)
 
 
 def _is_null(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -136,6 +137,8 @@ def run(root: Path, *command: str) -> str:
     done = subprocess.run(
         [str(root / "venv" / "bin" / "python"), *command],
         cwd=root,
+        # The copy is what is tried: no path of the checkout comes before it.
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,
         timeout=500,

@@ -47,7 +47,7 @@ def read(repository, model):
 
 def test_the_repository_holds_both_layouts_and_passes_triton_rules(tiny_release, tmp_path):
     write_bench_repository(tiny_release, tmp_path)
-    assert {*MODELS.values(), "pipeline", "retrieval"} <= {entry.name for entry in tmp_path.iterdir()}
+    assert {*MODELS.values(), "chain", "retrieval"} <= {entry.name for entry in tmp_path.iterdir()}
     validate_repository(tmp_path)
     config, ensemble = read(tmp_path, IDENTITY), read(tmp_path, "recommend")
     assert [tensor.name for tensor in config.input] == [tensor.name for tensor in ensemble.input]

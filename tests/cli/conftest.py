@@ -43,6 +43,8 @@ def tiercel_here() -> Tiercel:
 
     def run(*arguments: Any, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         with pytest.MonkeyPatch.context() as patch:
+            # As to a pipe: how wide the terminal of these tests is must not matter.
+            patch.delenv("COLUMNS", raising=False)
             if cwd is not None:
                 patch.chdir(cwd)
             result = CliRunner().invoke(app, list(map(str, arguments)), prog_name="tiercel")

@@ -18,9 +18,7 @@ Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[2]
 
 RECIPE = """
-from dataclasses import replace
-
-from tiercel_pipelines.recipe.recipe import Synthetic
+from tiercel_pipelines.recipe import Synthetic, replace
 from tiercel_pipelines.recipes.synthetic import RECIPE
 
 RECIPE = replace(

@@ -13,9 +13,7 @@ import pytest
 Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 RECIPE = """
-from dataclasses import replace
-
-from tiercel_pipelines.recipe.recipe import Synthetic
+from tiercel_pipelines.recipe import Synthetic, replace
 from tiercel_pipelines.recipes.synthetic import RECIPE
 
 RECIPE = replace(
@@ -70,7 +68,8 @@ def test_train_export_verify(trained: Path, work: Path, tiercel_here: Tiercel) -
     assert done.returncode == 0, done.stderr
     exported = json.loads(done.stdout)
     assert (exported["layout"], exported["target"], exported["name"]) == ("staged", "cpu", "tiny")
-    assert exported["index"]["recall"] >= 0.99
+    assert exported["sources"]["two_tower"]["recall"] >= 0.99
+    assert exported["engines"] == {"query_two_tower": "onnx", "ranking": "onnx"}
     done = tiercel_here("verify", "releases/tiny", "--json", cwd=work)
     report = json.loads(done.stdout)
     assert done.returncode == 0
@@ -138,4 +137,7 @@ def test_mistakes_are_named_in_the_recipes_words(work: Path, tiercel_here: Tierc
     assert "tiercel train" in done.stderr
     assert tiercel_here("export", "runs/tiny", "--target", "tpu", cwd=work).returncode == 2
     assert tiercel_here("export", "runs/tiny", "--layout", "round", cwd=work).returncode == 2
+    done = tiercel_here("export", "runs/tiny", "--engine", "steam", cwd=work)
+    assert done.returncode == 2
+    assert "--engine steam: there is onnx" in done.stderr
     assert tiercel_here("verify", "nothing", cwd=work).returncode == 2

@@ -1,11 +1,11 @@
 """Your own tables: what is read, and each way in which files and schema may not fit."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from msgspec.structs import replace
 
 from tiercel_pipelines.data import Parquet, load_dataset
 from tiercel_pipelines.errors import DataCorrupt, DataError, DataMissing

@@ -7,7 +7,6 @@ server holds both layouts: ``recommend`` is fused, ``recommend_staged`` is stage
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ import pytest
 import tritonclient.grpc as grpcclient
 
 from reference import OfflineReference, Question
-from tiercel_pipelines.data import Dataset, Synthetic, load_dataset
+from tiercel_pipelines.data import Dataset, load_dataset
 from tiercel_pipelines.export.run_export import export_run
-from tiercel_pipelines.recipe.recipe import Recipe, load_recipe
+from tiercel_pipelines.recipe import Recipe, Synthetic, load_recipe, replace
 from tiercel_pipelines.training import TrainedRun, train_recipe
 from tiercel_serving.release.opened import Release
 from tiercel_serving.repository.graph import render_repository
@@ -42,16 +41,19 @@ class Served:
 
     @cached_property
     def reference(self) -> OfflineReference:
+        ranker: Any = self.run.load_ranking()
         return OfflineReference(
             workflow=self.run.load_workflow(),
-            user_tower=self.run.load_user_tower(),
-            item_tower=self.run.load_item_tower(),
-            ranker=self.run.load_ranker(),
+            towers={
+                name: (model.user_tower, model.item_tower)
+                for name, model in self.run.load_retrieval().items()
+            },
+            ranker=None if ranker is None else ranker.module,
             users=self.run.users,
             items=self.run.items,
             interactions=self.run.interactions,
             settings=self.release.settings,
-            packed=self.release.manifest["packed"],
+            packed=self.release.manifest.packed,
             user_id=self.dataset.user_id,
             item_id=self.dataset.item_id,
             timestamp=self.dataset.timestamp,
@@ -76,10 +78,10 @@ class Served:
 
 def quick(recipe: Recipe, epochs: int = 2) -> Recipe:
     """The same recipe, trained for a few epochs only."""
-    return dataclasses.replace(
+    return replace(
         recipe,
-        retrieval=dataclasses.replace(recipe.retrieval, max_epochs=epochs),
-        ranking=dataclasses.replace(recipe.ranking, max_epochs=epochs),
+        retrieval=replace(recipe.retrieval, max_epochs=epochs),
+        ranking=replace(recipe.ranking, max_epochs=epochs),
     )
 
 
@@ -87,7 +89,7 @@ def recipe_for(name: str) -> Recipe:
     recipe = quick(load_recipe(name))
     if name == "synthetic":
         data = Synthetic(users=500, items=300, interactions=12_000, ids="str")
-        recipe = dataclasses.replace(recipe, dataset=data)
+        recipe = replace(recipe, dataset=data)
     return recipe
 
 

@@ -42,7 +42,7 @@ def test_unknown_user_gets_popular_items_that_pass_the_filters(
 
 
 def test_unknown_user_with_features_goes_through_the_models(served: Served, recommender: Recommender) -> None:
-    column = next(c for c in served.release.manifest["request_columns"] if c["part"] == "user")["name"]
+    column = next(c for c in served.release.manifest.request_columns if c.part == "user").name
     value = served.run.users[column].iloc[3]
     features = {column: value.tolist() if isinstance(value, np.generic | np.ndarray) else value}
     question = Question(served.unknown_user, features=features)
@@ -116,12 +116,12 @@ def test_k_above_what_is_left(served: Served, recommender: Recommender) -> None:
 
 
 def test_nan_means_null(served: Served, recommender: Recommender) -> None:
-    columns = [c for c in served.release.manifest["request_columns"] if c["part"] == "user" and not c["list"]]
+    columns = [c for c in served.release.manifest.request_columns if c.part == "user" and not c.is_list]
     plain = recommender.recommend(served.known_user)
     for column in columns:
-        null = float("nan") if column["dtype"].startswith("float") else None
-        answer = recommender.recommend(served.known_user, features={column["name"]: null})
-        assert [i.item_id for i in answer.items] == [i.item_id for i in plain.items], column["name"]
+        null = float("nan") if column.dtype.startswith("float") else None
+        answer = recommender.recommend(served.known_user, features={column.name: null})
+        assert [i.item_id for i in answer.items] == [i.item_id for i in plain.items], column.name
         assert answer.status is Status.KNOWN
 
 

@@ -13,12 +13,13 @@ from e2e.conftest import Served
 from e2e.raw import ANSWER, raw_infer
 from reference import Question, assert_same
 from tiercel_pipelines.export.run_export import export_run
+from tiercel_pipelines.recipe import Index, replace
 from tiercel_serving.release.opened import Release
 from tiercel_serving.settings import STATUS_NAMES
 from tiercel_serving.supervise import start_server
 
 MIN_RECALL = 0.85
-INDEX = {"factory": "IVF16,Flat", "parameters": {"nprobe": 12}, "min_recall": MIN_RECALL}
+INDEX = Index("two_tower", factory="IVF16,Flat", parameters={"nprobe": 12}, min_recall=MIN_RECALL)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,10 @@ def approximate(
     served: Served, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Release, grpcclient.InferenceServerClient]]:
     """The same run behind an IVF index that looks into three of four of its lists."""
-    info = {**served.run.info, "recipe": {**served.run.info["recipe"], "index": INDEX}}
-    run = dataclasses.replace(served.run, info=info)
+    record = served.run.record
+    serving = replace(record.recipe.serving, sources=(INDEX, *record.recipe.serving.sources[1:]))
+    recipe = replace(record.recipe, serving=serving)
+    run = dataclasses.replace(served.run, record=replace(record, recipe=recipe))
     release = export_run(run, tmp_path_factory.mktemp("approximate") / "release")
     with start_server(release) as server:
         yield release, grpcclient.InferenceServerClient(server.grpc_url)
@@ -68,4 +71,4 @@ def test_answers_follow_from_the_served_candidates(
     found = [len(set(mine) & set(want.retrieved)) for mine, want in zip(candidates, exact, strict=True)]
     recall = sum(found) / sum(len(want.retrieved) for want in exact)
     assert MIN_RECALL <= recall < 1.0, "an index that skips a quarter of its lists should miss something"
-    assert release.manifest["index"]["recall"] >= MIN_RECALL
+    assert release.manifest.sources["two_tower"]["recall"] >= MIN_RECALL

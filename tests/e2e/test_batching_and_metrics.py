@@ -16,7 +16,7 @@ from e2e.raw import raw_infer
 #: The adapter sends its counts to Triton once a second.
 SETTLED_S = 1.6
 
-MODELS = {"fused": ("pipeline",), "staged": ("user_features", "retrieval", "ranking", "ordering")}
+MODELS = {"fused": ("chain",), "staged": ("user_features", "retrieval", "ranking", "ordering")}
 
 
 def counts(served: Served, model: str) -> tuple[int, int]:
@@ -25,6 +25,8 @@ def counts(served: Served, model: str) -> tuple[int, int]:
     return stats.inference_count, stats.execution_count
 
 
+# Requests meet in the queue only if they come together: nothing else may keep the cores from sending them.
+@pytest.mark.timed
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_requests_of_every_length_run_together(served: Served, layout: str) -> None:
     """Variable-length inputs must not keep requests apart, nor must absent ones."""

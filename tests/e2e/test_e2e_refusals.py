@@ -35,12 +35,10 @@ def wrong_user_type(served: Served) -> Inputs:
 
 def infinite(served: Served) -> Inputs:
     """An infinity in a column of numbers; where the recipe's users have only integers, in one of those."""
-    columns = [
-        c for c in served.release.manifest["request_columns"] if not c["list"] and c["dtype"] != "bytes"
-    ]
-    entry = min(columns, key=lambda c: not c["dtype"].startswith("float"))
-    dtype = entry["dtype"] if entry["dtype"].startswith("float") else "float32"
-    return {**one_user(served), entry["name"]: np.array([[-np.inf]], dtype)}
+    columns = [c for c in served.release.manifest.request_columns if not c.is_list and c.dtype != "bytes"]
+    entry = min(columns, key=lambda c: not c.dtype.startswith("float"))
+    dtype = entry.dtype if entry.dtype.startswith("float") else "float32"
+    return {**one_user(served), entry.name: np.array([[-np.inf]], dtype)}
 
 
 def too_many_users(served: Served) -> Inputs:

@@ -23,8 +23,8 @@ def variety(served: Served, count: int = USERS) -> list[Question]:
     users = served.run.users
     items = served.run.items[served.dataset.item_id].tolist()
     known = users[served.dataset.user_id].tolist()
-    columns = [c for c in served.release.manifest["request_columns"] if c["part"] == "user"]
-    context = [c["name"] for c in served.release.manifest["request_columns"] if c["part"] == "context"]
+    columns = [c for c in served.release.manifest.request_columns if c.part == "user"]
+    context = [c.name for c in served.release.manifest.request_columns if c.part == "context"]
     questions = []
     for number in range(count):
         kind = number % 5
@@ -32,7 +32,7 @@ def variety(served: Served, count: int = USERS) -> list[Question]:
         changes: dict[str, Any] = {}
         features: dict[str, Any] = {}
         if kind == 1:  # a value sent overrides the store
-            column = columns[int(rng.integers(len(columns)))]["name"]
+            column = columns[int(rng.integers(len(columns)))].name
             features[column] = plain(users[column].iloc[int(rng.integers(len(users)))])
         if kind == 2:  # exclusions, some unknown and some twice, and a history of its own
             changes["exclude"] = [items[int(i)] for i in rng.integers(len(items), size=20)] * 2
@@ -40,7 +40,7 @@ def variety(served: Served, count: int = USERS) -> list[Question]:
         if kind == 3:  # anonymous with features
             user = f"new-{number}-é" if isinstance(user, str) else 10_000_000 + number
             for column in columns[: 1 + int(rng.integers(len(columns)))]:
-                features[column["name"]] = plain(users[column["name"]].iloc[int(rng.integers(len(users)))])
+                features[column.name] = plain(users[column.name].iloc[int(rng.integers(len(users)))])
         if kind == 4 and number % 2:  # nothing known
             user = f"nobody-{number}" if isinstance(user, str) else 20_000_000 + number
         for name in context:

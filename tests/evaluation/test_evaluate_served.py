@@ -10,13 +10,10 @@ import pytest
 
 from tiercel_pipelines.commands.evaluate import figures_table, human
 from tiercel_pipelines.errors import EvaluationError
-from tiercel_pipelines.offline.evaluate import (
-    PUBLISHED,
-    EvaluationData,
-    check_same,
-    evaluate_served,
-    popularity_lists,
-)
+from tiercel_pipelines.offline.evaluate import check_same, evaluate_served
+from tiercel_pipelines.offline.evaluation_data import EvaluationData
+from tiercel_pipelines.offline.published import PUBLISHED
+from tiercel_pipelines.recipe import SplitSettings
 
 ITEMS = [f"i{row}" for row in range(6)]
 KNOWN = [("anna", "i0"), ("anna", "i1"), ("bo", "i0"), ("bo", "i2"), ("cy", "i0")]
@@ -70,7 +67,7 @@ def test_data_keeps_users_with_test_items_and_counts_a_repeated_pair_once(data):
     assert data.user_ids == ["anna", "bo"]
     assert data.relevance.counts.tolist() == [2, 1]
     assert data.known.counts.tolist() == [2, 2]
-    assert data.popular.tolist() == [0, 1, 2, 3, 4, 5]
+    assert data.popularity_lists(6).tolist() == [[2, 3, 4, 5, 6, 6], [1, 3, 4, 5, 6, 6]]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 64])
@@ -94,7 +91,7 @@ def test_figures_are_those_computed_by_hand(data, batch):
 
 def test_popularity_skips_what_the_user_knows(data):
     # anna knows i0 and i1, bo knows i0 and i2.
-    assert popularity_lists(data, 3).tolist() == [[2, 3, 4], [1, 3, 4]]
+    assert data.popularity_lists(3).tolist() == [[2, 3, 4], [1, 3, 4]]
     report = evaluate_served(served(), data, k=2)
     # Popularity finds both of anna's, none of bo's.
     assert report.figures["popularity"].recall == pytest.approx(0.5)
@@ -103,10 +100,11 @@ def test_popularity_skips_what_the_user_knows(data):
 def test_popularity_is_padded_where_nothing_is_left():
     items = pd.DataFrame({"item_id": [1, 2]})
     data = EvaluationData.from_frames("toy", items, frame([(7, 1)]), frame([(7, 2)]))
-    assert popularity_lists(data, 4).tolist() == [[1, 2, 2, 2]]
+    assert data.popularity_lists(4).tolist() == [[1, 2, 2, 2]]
 
 
-def test_popularity_equals_a_naive_list_of_unknown_items():
+def test_popularity_equals_a_naive_list_of_unknown_items(monkeypatch):
+    monkeypatch.setattr("tiercel_pipelines.offline.evaluation_data.BLOCK", 3)
     rng = np.random.default_rng(3)
     pairs = np.unique(rng.integers(0, (20, 40), (300, 2)), axis=0)
     pairs = rng.permutation(pairs).tolist()
@@ -114,7 +112,7 @@ def test_popularity_equals_a_naive_list_of_unknown_items():
     data = EvaluationData.from_frames("toy", pd.DataFrame({"item_id": range(40)}), known, test)
     counts = known["item_id"].value_counts()
     order = sorted(range(40), key=lambda item: (-counts.get(item, 0), item))
-    for user, row in zip(data.user_ids, popularity_lists(data, 10), strict=True):
+    for user, row in zip(data.user_ids, data.popularity_lists(10), strict=True):
         seen = set(known[known["user_id"] == user]["item_id"])
         assert row.tolist() == [item for item in order if item not in seen][:10]
 
@@ -168,8 +166,9 @@ def test_a_server_of_another_recommender_or_build_is_refused():
 
 def run_of(dataset, seed=42):
     return SimpleNamespace(
-        info={"dataset": {"name": dataset}},
-        recipe={"split": {"train": 0.75, "validation": 0.1, "seed": seed}},
+        record=SimpleNamespace(
+            data=SimpleNamespace(name=dataset), recipe=SimpleNamespace(split=SplitSettings(seed=seed))
+        ),
         items=pd.DataFrame({"item_id": ITEMS}),
         interactions=frame(KNOWN),
         test=frame(TEST),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +21,7 @@ from tiercel_pipelines.export.catalogue import catalogue_of, kind_of, load_table
 from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.features.workflow import packed_columns
 from tiercel_pipelines.offline.evaluate import check_tables
-from tiercel_pipelines.recipe.recipe import Recipe, Synthetic, load_recipe
+from tiercel_pipelines.recipe import DLRM, ListwiseSoftmax, Recipe, Synthetic, TwoTower, load_recipe
 from tiercel_pipelines.training import TrainedRun, train_recipe
 from tiercel_serving.release.opened import Release
 from tiercel_serving.runtime.chain import Chain
@@ -34,13 +35,12 @@ GONE = 5
 
 def tiny() -> Recipe:
     recipe = load_recipe("synthetic")
-    sizes: dict[str, Any] = {"embedding_dimension": 8, "max_epochs": 1}
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         recipe,
         dataset=Synthetic(users=60, items=80, interactions=1200),
-        retrieval=dataclasses.replace(recipe.retrieval, dimension=8, **sizes),
-        ranking=dataclasses.replace(recipe.ranking, folds=2, **sizes),
-        serving=dataclasses.replace(recipe.serving, candidates=40, kept=20, k_max=20),
+        retrieval=TwoTower(dimension=8, embedding_dimension=8, max_epochs=1),
+        ranking=DLRM(embedding_dimension=8, max_epochs=1, task=ListwiseSoftmax(folds=2)),
+        serving=msgspec.structs.replace(recipe.serving, candidates=40, kept=20, k_max=20),
     )
 
 

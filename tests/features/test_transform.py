@@ -21,14 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nvtabular import ops
 from parity_helpers import compare
-from tiercel_pipelines.features.source import FeatureSource, kind_of
 
 from tiercel_export.errors import UnsupportedOperator
 from tiercel_export.workflow.cut import compile_workflow
 from tiercel_export.workflow.frames import FrameOracle, oracle_frame
 from tiercel_pipelines.errors import DataCorrupt, DataError, DataMissing
 from tiercel_pipelines.features.arrow_columns import array_from_column, column_from_arrow
-from tiercel_pipelines.features.transform import Transform, parquet_files, transform_files
+from tiercel_pipelines.features.origin import FeatureOrigin, kind_of
+from tiercel_pipelines.features.parquet_files import parquet_files
+from tiercel_pipelines.features.transform import Transform, transform_files
 from tiercel_serving.features import InputColumn, OutputColumn
 
 ROWS = 2_500
@@ -110,7 +111,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(folder):
-    return FeatureSource("workflow", folder)
+    return FeatureOrigin("workflow", folder)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def written(tmp_path: Path, given: pa.Table, **options) -> Path:
     return path
 
 
-def as_nvtabular(source: FeatureSource, program, given: pa.Table) -> pd.DataFrame:
+def as_nvtabular(source: FeatureOrigin, program, given: pa.Table) -> pd.DataFrame:
     """What NVTabular gives on the frame that the docs state."""
     return FrameOracle(source.workflow, "user")(oracle_frame(given.to_pandas(), program.inputs))
 
@@ -515,7 +516,7 @@ def test_what_is_stopped_leaves_nothing_that_looks_whole(tmp_path, program, stop
 
 def test_a_program_of_its_own_needs_no_workflow(tmp_path, source, program):
     compile_workflow(source.workflow, "user").write(tmp_path / "program", "b1")
-    alone = FeatureSource(kind_of(tmp_path / "program"), tmp_path / "program")
+    alone = FeatureOrigin(kind_of(tmp_path / "program"), tmp_path / "program")
     assert (alone.kind, alone.parts, alone.build_id) == ("program", ("user",), "b1")
     given = written(tmp_path, table(50, 13))
     for name, made in (("a", program), ("b", alone.program("user"))):
@@ -527,7 +528,7 @@ def test_a_workflow_without_tags_is_all_one_part(tmp_path):
     workflow = nvt.Workflow(["age", "rank"] >> ops.Normalize())
     workflow.fit(nvt.Dataset(table(20, 14, nulls=False).select(["age", "rank"]).to_pandas()))
     workflow.save(str(tmp_path / "w"))
-    source = FeatureSource("workflow", tmp_path / "w")
+    source = FeatureOrigin("workflow", tmp_path / "w")
     assert source.parts == ("user",)
     assert source.input_names("user") == ["age", "rank"]
 
@@ -539,8 +540,8 @@ def test_target_encoding_without_folds_must_be_asked_for(tmp_path):
     workflow.fit(nvt.Dataset(given.to_pandas()))
     workflow.save(str(tmp_path / "w"))
     with pytest.raises(UnsupportedOperator, match="no_fold"):
-        FeatureSource("workflow", tmp_path / "w").program("user")
-    program = FeatureSource("workflow", tmp_path / "w", target_encoding="no_fold").program("user")
+        FeatureOrigin("workflow", tmp_path / "w").program("user")
+    program = FeatureOrigin("workflow", tmp_path / "w", target_encoding="no_fold").program("user")
     path = written(tmp_path, given.select(["far"]))
     transform_files(Transform([program]), [path], tmp_path / "out.parquet")
     mean = float(np.mean(given["score"].to_numpy().astype(np.float64)))
@@ -555,11 +556,11 @@ def test_target_encoding_without_folds_must_be_asked_for(tmp_path):
 MEMORY = """
     import sys
     from pathlib import Path
-    from tiercel_pipelines.features.source import FeatureSource
+    from tiercel_pipelines.features.origin import FeatureOrigin
     from tiercel_pipelines.features.transform import Transform, transform_files
 
     root = Path(sys.argv[1])
-    transform = Transform([FeatureSource("program", root / "program").program("user")])
+    transform = Transform([FeatureOrigin("program", root / "program").program("user")])
     peaks = []
     for name in ("small", "large"):
         transform_files(transform, [root / name], root / "out", overwrite=True)

@@ -1,38 +1,32 @@
 """``docs/recipes.md`` explains every field of a recipe, and its example is right."""
 
 import re
-from dataclasses import MISSING, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
+import tiercel_pipelines.recipe as writes
 from tiercel_export.lowering.table import TABLE
 from tiercel_pipelines.data import Parquet, Synthetic
-from tiercel_pipelines.recipe.recipe import (
-    IndexSettings,
-    RankingSettings,
-    Recipe,
-    RetrievalSettings,
-    ServingSettings,
-    SplitSettings,
-)
+from tiercel_pipelines.recipe.names import tables
 
 TEXT = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+#: Everything that a recipe writes and that has fields of its own.
+KINDS = [name for table in tables() for name in table.class_names()]
 SECTIONS = {
-    "`Recipe`": Recipe,
-    "`RetrievalSettings`": RetrievalSettings,
-    "`IndexSettings`": IndexSettings,
-    "`RankingSettings`": RankingSettings,
-    "`ServingSettings`": ServingSettings,
-    "`SplitSettings`": SplitSettings,
+    f"`{name}`": kind
+    for name in ("Recipe", "ServingSettings", "SplitSettings", *KINDS)
+    if msgspec.structs.fields(kind := getattr(writes, name))
 }
+NAMESPACE = {name: getattr(writes, name) for name in dir(writes)}
 
 
 def rows(section: str) -> dict[str, str]:
     """The fields of a section's table, each with the cell of its default."""
-    body = TEXT.partition(f"## {section}\n")[2].partition("\n## ")[0]
+    body = re.split(r"\n##+ ", TEXT.partition(f"## {section}\n")[2])[0]
     found: dict[str, str] = {}
     for line in body.splitlines():
         if line.startswith("| `"):
@@ -46,24 +40,27 @@ def rows(section: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_field_is_explained_and_no_other(section: str) -> None:
-    assert set(rows(section)) == {item.name for item in fields(SECTIONS[section])}
+    assert set(rows(section)) == {item.name for item in msgspec.structs.fields(SECTIONS[section])}
 
 
 @pytest.mark.parametrize("section", [name for name in SECTIONS if name != "`Recipe`"])
 def test_the_defaults_are_the_real_ones(section: str) -> None:
     shown = rows(section)
-    for item in fields(SECTIONS[section]):
-        default: Any = item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
-        if item.name == "sources":
-            continue
+    for item in msgspec.structs.fields(SECTIONS[section]):
+        default: Any = item.default
+        if item.default_factory is not msgspec.NODEFAULT:
+            default = item.default_factory()
         cell = shown[item.name].strip("`").replace("10,000", "10000")
-        assert eval(cell) == default, f"{section}.{item.name}: docs say {cell}, it is {default!r}"
+        if default is msgspec.NODEFAULT:
+            assert cell == "", f"{section}.{item.name}: docs say {cell}, but it must be given"
+        else:
+            assert eval(cell, NAMESPACE) == default, f"{section}.{item.name}: not {cell}, {default!r}"
 
 
 @pytest.mark.parametrize("kind", [Synthetic, Parquet])
 def test_every_field_of_the_data_sets_is_explained(kind: Any) -> None:
     data = TEXT.partition("## Data\n")[2].partition("\n## ")[0]
-    for item in fields(kind):
+    for item in msgspec.structs.fields(kind):
         assert f"`{item.name}`" in data
 
 
@@ -80,6 +77,17 @@ def test_the_example_of_own_tables_is_right() -> None:
     code = re.search(r"```python\ndataset = (Parquet\(.*?\n\))\n```", TEXT, re.DOTALL)
     assert code is not None
     assert eval(code[1], {"Parquet": Parquet}).item_id == "sku"
+
+
+def test_the_example_of_several_models_is_right() -> None:
+    code = re.search(r"```python\n(retrieval = .*?)```", TEXT, re.DOTALL)
+    assert code is not None
+    names = dict(NAMESPACE)
+    exec(code[1], names)
+    serving = names["ServingSettings"](sources=names["sources"], history_columns=("item_id",))
+    base = writes.load_recipe("movielens")
+    changed = writes.replace(base, retrieval=names["retrieval"], serving=serving)
+    assert changed.problems() == []
 
 
 def test_the_example_of_features_is_right() -> None:

@@ -100,6 +100,12 @@ def test_a_field_that_is_missing(tmp_path: Path) -> None:
     assert "Recipe needs 'features'" in message
 
 
+def test_dataclasses_replace_is_told_to_be_the_wrong_one(tmp_path: Path) -> None:
+    text = "import dataclasses\n" + MOVIELENS + "\nRECIPE = dataclasses.replace(RECIPE, seed=1)\n"
+    message = refusal(write(tmp_path, text))
+    assert "from tiercel_pipelines.recipe import replace" in message
+
+
 def test_a_name_that_is_not_defined(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, MOVIELENS.replace("dataset=MovieLens100K()", "dataset=MovieLens1B()")))
     assert "NameError: name 'MovieLens1B' is not defined" in message

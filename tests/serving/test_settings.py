@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from kind_contracts import ODDITIES
 from msgspec.structs import replace
 
 from tiercel_serving.errors import KindUnavailable
-from tiercel_serving.release.manifest import encode, read_settings
+from tiercel_serving.release.manifest import encode, read_kind
 from tiercel_serving.reorder.weighted_sum import WeightedSum
 from tiercel_serving.rules.compare import Compare
 from tiercel_serving.settings import ServingSettings
@@ -122,6 +122,6 @@ def test_what_the_others_leave() -> None:
 def test_numbers_of_numpy_travel() -> None:
     settings = replace(GOOD, candidates=np.int64(200), sources=(Index("near", np.int64(3)), Popular()))
     assert settings.problems() == []
-    read = read_settings(json.loads(encode(settings)))
+    read = msgspec.json.decode(encode(settings), type=ServingSettings, dec_hook=read_kind)
     assert (type(read.candidates), type(read.sources[0].quota)) == (int, int)
     assert read == settings

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from tiercel_serving.ranked import BitmapMask, KeyMask, Mask
 from tiercel_serving.release.artefacts import Artefact, open_artefact, write_artefact
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.popular import Popular
+from tiercel_serving.sources.search import IndexSearch
 from tiercel_serving.sources.table import SOURCES, Made, Material, Scorer, Source, SourceKind, open_source
 
 Draw = Callable[[np.random.Generator, int], dict[str, np.ndarray]]
@@ -200,3 +202,21 @@ class TestSourceKind:
             assert scores[user, :-1].tolist() == expected
         given_, found = case.ask(source, case.items, *range(case.users))
         np.testing.assert_array_equal(given_, source.score(case.tensors, found))
+
+
+# ``index``
+
+
+@pytest.mark.parametrize("masked", [0, 20, 60])
+def test_all_that_tie_are_seen_whatever_the_neighbours_must_not_get(masked: int) -> None:
+    """A neighbour to whom nothing is allowed has the index asked for all items: that is not the end."""
+    vectors = np.tile(np.eye(2, dtype=np.float32)[::-1], (30, 1))
+    index = faiss.IndexFlatIP(2)
+    index.add(vectors)
+    seen = np.arange(masked)
+    for kind in (BitmapMask, KeyMask):
+        mask = kind(2, 60, seen, np.array([0, masked]))
+        scores, rows = IndexSearch(index, vectors).nearest(np.eye(2, dtype=np.float32), mask, 5)
+        assert rows[0].tolist() == [1, 3, 5, 7, 9]
+        assert rows[1].tolist() == {0: [0, 2, 4, 6, 8], 20: [20, 22, 24, 26, 28], 60: [60] * 5}[masked]
+        assert scores[0].tolist() == [1.0] * 5

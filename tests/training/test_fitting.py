@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from tiercel_pipelines.training.fitting import fit_dlrm, fit_two_tower, retrieval_ndcg
-from tiercel_pipelines.training.pairs import Packed, Pairs, assign_folds
-from tiercel_pipelines.training.retrieval import item_vectors, popular_items, queries, retrieve
-from tiercel_pipelines.training.sampling import make_lists
 
+from tiercel_pipelines.arrays.inputs import CategoryColumn, ModelInputs, Side
+from tiercel_pipelines.arrays.lists import RankingLists, positive_weights
+from tiercel_pipelines.arrays.packed import Packed
+from tiercel_pipelines.arrays.pairs import Pairs, assign_folds
 from tiercel_pipelines.errors import TrainingError
-from tiercel_pipelines.families import CategoryColumn, DLRMConfig, Side, TwoTowerConfig
-from tiercel_pipelines.recipe.recipe import RankingSettings, RetrievalSettings
-from tiercel_pipelines.training import fitting
-from tiercel_serving.settings import ServingSettings
+from tiercel_pipelines.families.table import Plan, RankingData, RetrievalData
+from tiercel_pipelines.offline.in_memory import OfflineRetrieval, blocks
+from tiercel_pipelines.recipe import (
+    DLRM,
+    Index,
+    ListwiseSoftmax,
+    Popular,
+    SampledSoftmax,
+    ServingSettings,
+    TwoTower,
+    replace,
+)
+from tiercel_pipelines.training import judges
+from tiercel_pipelines.training.judges import RankingJudge, RetrievalJudge, judged_users, ndcg
 
 USERS, ITEMS, GROUPS = 60, 40, 4
 USER = Side("user", (CategoryColumn("user_id", USERS + 3),))
 ITEM = Side("item", (CategoryColumn("item_id", ITEMS + 3),))
-TOWERS = TwoTowerConfig(USER, ITEM, ("item_id",), dimension=8, embedding_dimension=8)
-RANKER = DLRMConfig(USER, ITEM, ("item_id",), embedding_dimension=4, top_layers=(8,))
-RETRIEVAL = RetrievalSettings(batch_size=64, positives=4, max_epochs=8, patience=2)
-RANKING = RankingSettings(negatives=10, batch_size=32, max_epochs=4, patience=2)
-SERVING = ServingSettings(candidates=20, kept=15)
+INPUTS = ModelInputs(USER, ITEM, ("item_id",), sources=2)
+RETRIEVAL = TwoTower(
+    dimension=8,
+    embedding_dimension=8,
+    max_epochs=8,
+    patience=2,
+    task=SampledSoftmax(batch_size=64, positives=4),
+)
+RANKING = DLRM(
+    embedding_dimension=4,
+    top_layers=(8,),
+    max_epochs=4,
+    patience=2,
+    task=ListwiseSoftmax(negatives=10, batch_size=32),
+)
+SERVING = ServingSettings(
+    candidates=20, kept=15, k_max=15, sources=(Index("two_tower"), Popular(quota=0)), history_length=10
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,91 +74,137 @@ def equal(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
+def fit(world, pairs, seed=0, judge=None, epochs=None, settings=RETRIEVAL, progress=None):
+    plan = Plan(seed, "two_tower", judge, epochs, progress)
+    return settings.fit(RetrievalData(world[0], pairs, INPUTS), plan)
+
+
+def module_of(fitted):
+    return torch.nn.ModuleList([fitted.user_tower, fitted.item_tower])
+
+
+def judge_of(world, seen, valid):
+    return RetrievalJudge(SERVING.sources[0], world[0], seen, valid, judged_users(valid, 0))
+
+
 def test_the_same_seed_gives_the_same_weights(world):
-    packed, pairs, _ = world
+    pairs = world[1]
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    first, _ = fit_two_tower(TOWERS, RETRIEVAL, packed, pairs, seed=5, epochs=2)
+    first, _ = fit(world, pairs, seed=5, epochs=2)
     assert torch.equal(before, torch.random.get_rng_state())
     torch.manual_seed(2)
-    second, _ = fit_two_tower(TOWERS, RETRIEVAL, packed, pairs, seed=5, epochs=2)
-    third, _ = fit_two_tower(TOWERS, RETRIEVAL, packed, pairs, seed=6, epochs=2)
-    assert equal(weights_of(first), weights_of(second))
-    assert not equal(weights_of(first), weights_of(third))
+    second, _ = fit(world, pairs, seed=5, epochs=2)
+    third, _ = fit(world, pairs, seed=6, epochs=2)
+    assert equal(weights_of(module_of(first)), weights_of(module_of(second)))
+    assert not equal(weights_of(module_of(first)), weights_of(module_of(third)))
+
+
+def held_out(world):
+    _, pairs, folds = world
+    return pairs.select(folds != 0), pairs.select(folds == 0)
 
 
 def test_training_beats_popularity(world):
-    packed, pairs, folds = world
-    seen, valid = pairs.select(folds != 0), pairs.select(folds == 0)
-    _, course = fit_two_tower(TOWERS, RETRIEVAL, packed, seen, seed=0, valid=valid)
-    place = np.argsort(popular_items(seen, ITEMS))
-    scores = np.tile(-place.astype(float), (USERS, 1))
+    seen, valid = held_out(world)
+    _, course = fit(world, seen, judge=judge_of(world, seen, valid))
+    scores = np.tile(np.bincount(seen.items, minlength=ITEMS).astype(float), (USERS, 1))
     scores[seen.users, seen.items] = -np.inf
-    rows = np.argsort(-scores, axis=1)[:, :10]
-    popular = fitting._ndcg(rows, np.full(USERS, 10), valid, ITEMS)
-    assert course.validation[course.epochs] > popular + 0.2
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    users = judged_users(valid, 0)
+    assert course.validation[course.epochs] > ndcg(rows[users], users, valid, ITEMS) + 0.2
 
 
-def test_early_stopping_returns_the_best_epoch(world, monkeypatch):
-    packed, pairs, folds = world
-    seen, valid = pairs.select(folds != 0), pairs.select(folds == 0)
+def test_early_stopping_returns_the_best_epoch(world):
+    seen, _ = held_out(world)
     judged = iter([0.1, 0.3, 0.5, 0.4, 0.4, 0.9])
     kept = []
 
-    def judge(model, *_):
-        kept.append(weights_of(model))
+    def judge(fitted):
+        kept.append(weights_of(module_of(fitted)))
         return next(judged)
 
-    monkeypatch.setattr(fitting, "retrieval_ndcg", judge)
     told = []
-    model, course = fit_two_tower(
-        TOWERS, RETRIEVAL, packed, seen, seed=0, valid=valid, progress=lambda *step: told.append(step)
-    )
+    fitted, course = fit(world, seen, judge=judge, progress=lambda *step: told.append(step))
     assert course.validation == (0.1, 0.3, 0.5, 0.4, 0.4)
     assert course.epochs == 2
-    assert equal(weights_of(model), kept[2])
-    assert told[-1] == ("two-tower", 8, 8)
+    assert equal(weights_of(module_of(fitted)), kept[2])
+    assert told[-1] == ("two_tower", 8, 8)
 
 
 def test_a_fixed_number_of_epochs_repeats_what_early_stopping_found(world):
-    packed, pairs, folds = world
-    seen, valid = pairs.select(folds != 0), pairs.select(folds == 0)
-    stopped, course = fit_two_tower(TOWERS, RETRIEVAL, packed, seen, seed=0, valid=valid)
-    repeated, _ = fit_two_tower(TOWERS, RETRIEVAL, packed, seen, seed=0, epochs=course.epochs)
-    assert equal(weights_of(stopped), weights_of(repeated))
-    assert retrieval_ndcg(repeated, packed, seen, valid) == course.validation[course.epochs]
+    seen, valid = held_out(world)
+    judge = judge_of(world, seen, valid)
+    stopped, course = fit(world, seen, judge=judge)
+    repeated, _ = fit(world, seen, epochs=course.epochs)
+    assert equal(weights_of(module_of(stopped)), weights_of(module_of(repeated)))
+    assert judge(repeated) == course.validation[course.epochs]
+
+
+def test_the_judge_finds_what_a_plain_search_of_all_unseen_items_finds(world, monkeypatch):
+    seen, valid = held_out(world)
+    packed = world[0]
+    fitted, _ = fit(world, seen, epochs=3)
+    monkeypatch.setattr("tiercel_pipelines.offline.in_memory.BLOCK", 7)
+    scores = np.empty((USERS, ITEMS))
+    for user in range(USERS):
+        mine = seen.items[seen.users == user][-packed.history_length :]
+        history = np.append(mine, np.full(packed.history_length - len(mine), ITEMS))[None]
+        query = fitted.query(packed.user_tensors(np.array([user]), history))
+        scores[user] = fitted.form(packed.catalogue)["vectors"] @ query[0]
+    scores[seen.users, seen.items] = -np.inf
+    users = judged_users(valid, 0)
+    expected = ndcg(np.argsort(-scores, axis=1)[users, :10], users, valid, ITEMS)
+    assert judge_of(world, seen, valid)(fitted) == pytest.approx(expected)
+
+
+def test_the_judge_looks_at_a_fixed_sample_of_users(world):
+    _, valid = held_out(world)
+    everybody = judged_users(valid, 0)
+    assert everybody.tolist() == sorted(set(valid.users.tolist()))
+    some = judged_users(valid, 0, most=10)
+    assert len(some) == 10
+    assert set(some.tolist()) < set(everybody.tolist())
+    assert some.tolist() == judged_users(valid, 0, most=10).tolist() == sorted(some.tolist())
+    assert some.tolist() != judged_users(valid, 1, most=10).tolist()
+    assert judges.JUDGED_USERS >= 943
 
 
 def ranking_lists(world, fold):
     packed, pairs, folds = world
-    rest, held_out = pairs.select((folds != 0) & (folds != fold)), pairs.select(folds == fold)
-    model, _ = fit_two_tower(TOWERS, RETRIEVAL, packed, rest, seed=0, epochs=3)
-    query, vectors = queries(model.user_tower, packed, rest), item_vectors(model.item_tower, packed)
-    found = retrieve(query, vectors, rest, popular_items(rest, ITEMS), SERVING)
-    return make_lists(rest, held_out, packed, found, 0.3, np.random.default_rng(0)), held_out
+    rest, positives = pairs.select((folds != 0) & (folds != fold)), pairs.select(folds == fold)
+    model, _ = fit(world, rest, epochs=3)
+    retrieval = OfflineRetrieval(SERVING, {"two_tower": model}, packed, rest)
+    parts = []
+    for users in blocks(np.arange(USERS)):
+        scores, rows, sources = retrieval.candidates(users)[1]
+        weights = positive_weights(positives, users, rows, ITEMS)
+        history = retrieval.users.history(users)
+        parts.append(RankingLists(users, users, history, rows, scores, sources, weights))
+    return RankingLists.concatenate(parts), positives
 
 
 def test_the_ranker_is_never_worse_than_retrieval_on_what_it_is_judged_by(world):
     valid, lists = ranking_lists(world, 0), ranking_lists(world, 1)[0]
-    packed = world[0]
-    model, course = fit_dlrm(RANKER, RANKING, packed, lists, SERVING.kept, seed=0, valid=valid)
-    again, _ = fit_dlrm(RANKER, RANKING, packed, lists, SERVING.kept, seed=0, valid=valid)
+    judge = RankingJudge(SERVING, world[0], *valid)
+    data = RankingData(world[0], INPUTS, lists, SERVING.kept, RETRIEVAL.scale)
+    fitted, course = RANKING.fit(data, Plan(0, "ranking", judge))
+    again, _ = RANKING.fit(data, Plan(0, "ranking", judge))
     assert course.validation[course.epochs] == max(course.validation) >= course.validation[0]
-    assert equal(weights_of(model), weights_of(again))
-    start, none = fit_dlrm(RANKER, RANKING, packed, lists, SERVING.kept, seed=0, epochs=0)
+    assert equal(weights_of(fitted.module), weights_of(again.module))
+    nothing = lists.take(np.array([], dtype=int))
+    start, none = RANKING.fit(RankingData(world[0], INPUTS, nothing, 15, 5.0), Plan(0, "ranking"))
     assert none.epochs == 0
-    before = fitting.ranking_ndcg(start, packed, valid[0], valid[1], SERVING.kept)
-    assert before == pytest.approx(course.validation[0])
+    assert judge(start) == pytest.approx(course.validation[0])
 
 
 def test_a_loss_that_is_no_number_is_told(world):
-    packed, pairs, _ = world
-    wild = replace(RETRIEVAL, temperature=1e-42)
+    wild = replace(RETRIEVAL, task=SampledSoftmax(temperature=1e-42))
     with pytest.raises(TrainingError, match="raise the temperature"):
-        fit_two_tower(TOWERS, wild, packed, pairs, seed=0)
+        fit(world, world[1], settings=wild)
 
 
 def test_nothing_to_learn_is_told(world):
-    packed, pairs, _ = world
+    pairs = world[1]
     with pytest.raises(TrainingError, match="no interactions"):
-        fit_two_tower(TOWERS, RETRIEVAL, packed, pairs.select(np.zeros(len(pairs), bool)), seed=0)
+        fit(world, pairs.select(np.zeros(len(pairs), bool)))

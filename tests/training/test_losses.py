@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiercel_pipelines.training.losses import listwise_softmax, sampled_softmax
+
+from tiercel_pipelines.tasks.listwise_softmax import listwise_softmax
+from tiercel_pipelines.tasks.sampled_softmax import sampled_softmax
 
 
 def oracle_sampled(draws, query_scores, log_q, positives_of, owner):

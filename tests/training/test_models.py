@@ -9,18 +9,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tiercel_pipelines.training.checkpoint import load_weights, save_weights
 
-from tiercel_export.models.dense import export_onnx, forward_inputs, frozen
-from tiercel_pipelines.families import (
-    CategoryColumn,
-    DLRMConfig,
-    ListColumn,
-    Side,
-    TwoTowerConfig,
-    build_dlrm,
-    build_two_tower,
-)
+from tiercel_export.models.dense import forward_inputs, frozen
+from tiercel_export.models.onnx import make_onnx
+from tiercel_pipelines.arrays.inputs import CategoryColumn, ListColumn, ModelInputs, Side
+from tiercel_pipelines.families.dlrm import DLRM, build_dlrm
+from tiercel_pipelines.families.two_tower import Towers, TwoTower
+from tiercel_pipelines.families.weights import load_weights, save_weights
+from tiercel_pipelines.tasks.listwise_softmax import ListwiseSoftmax
 from tiercel_serving.spec import TensorSpec
 
 K, L = 5, 6
@@ -52,14 +48,20 @@ DIMS = {
 SPECS = {name: TensorSpec(name, dtype, dims) for name, (dtype, dims) in DIMS.items()}
 
 
-def tower_config(**changes):
-    config = {"user": USER, "item": ITEM, "history_columns": ("item_id", "maker"), "dimension": 6}
-    return TwoTowerConfig(**{**config, "embedding_dimension": 4, "user_layers": (8,), **changes})
+INPUTS = ModelInputs(USER, ITEM, ("item_id", "maker"), sources=2)
 
 
-def ranker_config(**changes):
-    config = {"user": USER, "item": ITEM, "history_columns": ("item_id", "maker"), "sources": 2}
-    return DLRMConfig(**{**config, "embedding_dimension": 4, **changes})
+class TwoTasks(ListwiseSoftmax, frozen=True, tag="two_tasks"):
+    tasks = 2
+
+
+def towers(inputs=INPUTS, **changes):
+    widths = {"dimension": 6, "embedding_dimension": 4, "user_layers": (8,)}
+    return Towers(TwoTower(**{**widths, **changes}), inputs)
+
+
+def ranker(scale=5.0, **changes):
+    return build_dlrm(DLRM(embedding_dimension=4, **changes), INPUTS, scale)
 
 
 def batch(size, seed=0):
@@ -88,7 +90,7 @@ def randomised(module):
 
 
 def test_towers_name_their_tensors_and_give_unit_vectors():
-    model = randomised(build_two_tower(tower_config()))
+    model = randomised(towers())
     tensors = batch(4)
     assert list(inspect.signature(model.user_tower.forward).parameters) == list(model.user_tower.input_names)
     assert model.user_tower.input_names == (
@@ -106,18 +108,16 @@ def test_towers_name_their_tensors_and_give_unit_vectors():
 
 
 def test_ranker_gives_one_score_a_candidate_and_task():
-    model = randomised(build_dlrm(ranker_config(tasks=2)))
+    model = randomised(ranker(task=TwoTasks()))
     assert call(model, batch(3)).shape == (3, K, 2)
 
 
 def test_history_is_shared_with_the_item_tower():
-    model = build_two_tower(tower_config())
+    model = towers()
     assert model.user_tower.history_tables[0] is model.item_tower.encoder.tables[0]
 
 
-@pytest.mark.parametrize(
-    "build", [lambda: build_two_tower(tower_config()).user_tower, lambda: build_dlrm(ranker_config())]
-)
+@pytest.mark.parametrize("build", [lambda: towers().user_tower, ranker])
 def test_what_stands_behind_the_history_is_never_looked_at(build):
     module, tensors = randomised(build()), batch(5)
     expected = call(module, tensors)
@@ -128,7 +128,7 @@ def test_what_stands_behind_the_history_is_never_looked_at(build):
 
 
 def test_padding_of_lists_and_nulls_change_nothing():
-    module, tensors = randomised(build_two_tower(tower_config()).user_tower), batch(3)
+    module, tensors = randomised(towers().user_tower), batch(3)
     expected = call(module, tensors)
     longer = dict(tensors)
     for name in ("user_list_interests", "user_list_visits"):
@@ -140,12 +140,12 @@ def test_padding_of_lists_and_nulls_change_nothing():
 
 def test_all_padding_gives_numbers():
     tensors = {name: torch.zeros_like(tensor) for name, tensor in batch(2).items()}
-    for module in (build_two_tower(tower_config()).user_tower, build_dlrm(ranker_config())):
+    for module in (towers().user_tower, ranker()):
         assert torch.isfinite(call(module.eval(), tensors)).all()
 
 
 def test_rows_and_candidates_do_not_touch_each_other():
-    module, tensors = randomised(build_dlrm(ranker_config())), batch(4)
+    module, tensors = randomised(ranker()), batch(4)
     expected = call(module, tensors)
     alone = call(module, {name: tensor[2:3] for name, tensor in tensors.items()})
     torch.testing.assert_close(alone[0], expected[2], rtol=1e-5, atol=1e-5)
@@ -159,39 +159,39 @@ def test_rows_and_candidates_do_not_touch_each_other():
 
 def test_a_fresh_ranker_keeps_retrievals_order():
     tensors = batch(6)
-    scores = call(build_dlrm(ranker_config(scale=5.0)).eval(), tensors)[:, :, 0]
+    scores = call(ranker(scale=5.0).eval(), tensors)[:, :, 0]
     torch.testing.assert_close(scores, 5.0 * tensors["kept_score"])
 
 
 def test_parts_can_be_left_out():
     tensors = batch(2)
-    plain = build_dlrm(ranker_config(history_columns=(), scale=None))
+    plain = ranker(use_history=False, use_retrieval_score=False)
     assert not {"history_cat", "history_length", "kept_score", "kept_source"} & set(plain.input_names)
     assert call(plain, tensors).shape == (2, K, 1)
     only_ids = Side("user", (CategoryColumn("user_id", 9),))
-    tower = build_two_tower(tower_config(user=only_ids, history_columns=())).user_tower
+    tower = towers(ModelInputs(only_ids, ITEM), use_history=False).user_tower
     assert tower.input_names == ("user_cat",)
     assert call(tower, {"user_cat": tensors["user_cat"][:, :1]}).shape == (2, 6)
 
 
 def test_ids_that_training_never_sees_add_nothing():
-    model = build_two_tower(tower_config())
+    model = towers()
     assert not model.item_tower.encoder.tables[0].weight[:3].any()
     assert model.item_tower.encoder.tables[0].weight[3:].all()
 
 
 @pytest.mark.parametrize("kind", ["user_tower", "item_tower", "ranker"])
 def test_onnx_with_a_dynamic_batch_equals_torch(kind, tmp_path):
-    model = build_two_tower(tower_config())
+    model = towers()
     module = {"user_tower": model.user_tower, "item_tower": model.item_tower}.get(kind)
-    module = frozen(randomised(build_dlrm(ranker_config()) if module is None else module))
+    module = frozen(randomised(ranker() if module is None else module))
     specs = SPECS
     if kind == "item_tower":
         specs = {
             name: TensorSpec(name, dtype, dims[1:]) for name, (dtype, dims) in DIMS.items() if "item" in name
         }
     inputs = forward_inputs(module, specs, kind)
-    export_onnx(module, tmp_path / "model.onnx", inputs=inputs, output="out", max_batch=64, build_id="b")
+    make_onnx(module, tmp_path, inputs=inputs, output="out", max_batch=64, build_id="b")
 
     operators = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
     assert not operators & {"OneHot", "NonZero", "Unique", "Loop", "If", "Scan"}
@@ -205,22 +205,10 @@ def test_onnx_with_a_dynamic_batch_equals_torch(kind, tmp_path):
         np.testing.assert_allclose(got, module(**tensors).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_configs_survive_json():
-    config, ranker = tower_config(), ranker_config(scale=None)
-    assert TwoTowerConfig.from_json(_through_json(config.to_json())) == config
-    assert DLRMConfig.from_json(_through_json(ranker.to_json())) == ranker
-
-
-def _through_json(data):
-    import json
-
-    return json.loads(json.dumps(data))
-
-
 def test_weights_survive_safetensors(tmp_path):
-    module = randomised(build_two_tower(tower_config()).user_tower)
+    module = randomised(towers().user_tower)
     save_weights(module, tmp_path / "w.safetensors")
-    other = build_two_tower(tower_config()).user_tower.eval()
+    other = towers().user_tower.eval()
     load_weights(other, tmp_path / "w.safetensors")
     tensors = batch(4)
     assert torch.equal(call(other, tensors), call(module, tensors))
@@ -229,11 +217,11 @@ def test_weights_survive_safetensors(tmp_path):
 def test_weights_of_another_model_are_refused(tmp_path):
     from tiercel_pipelines.errors import TrainingError
 
-    save_weights(build_two_tower(tower_config()).user_tower, tmp_path / "w.safetensors")
+    save_weights(towers().user_tower, tmp_path / "w.safetensors")
     with pytest.raises(TrainingError, match="not the weights of this UserTower"):
-        load_weights(build_two_tower(tower_config(dimension=7)).user_tower, tmp_path / "w.safetensors")
+        load_weights(towers(dimension=7).user_tower, tmp_path / "w.safetensors")
     with pytest.raises(TrainingError, match=r"found no file"):
-        load_weights(build_dlrm(ranker_config()), tmp_path / "none.safetensors")
+        load_weights(ranker(), tmp_path / "none.safetensors")
     (tmp_path / "w.safetensors").write_bytes(b"nothing")
     with pytest.raises(TrainingError, match="train again"):
-        load_weights(build_dlrm(ranker_config()), tmp_path / "w.safetensors")
+        load_weights(ranker(), tmp_path / "w.safetensors")

@@ -1,25 +1,26 @@
-"""Batches and lists: what is a target, history, masked; exact retrieval beside a naive one."""
+"""Batches and lists, what is masked in them, and the served path in memory beside the plain reference."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiercel_pipelines.training.pairs import Packed, Pairs, assign_folds, history_rows, left_align
-from tiercel_pipelines.training.retrieval import allowed_items, keep, popular_items, reorder, retrieve
-from tiercel_pipelines.training.sampling import (
-    BatchMaker,
-    RankingLists,
-    draw_groups,
-    drop_ids,
-    make_lists,
-    sample_candidates,
-)
 
-from tiercel_pipelines.families import CategoryColumn, Side
-from tiercel_serving.settings import Rule, ServingSettings, Source
+from tiercel_pipelines.arrays.inputs import CategoryColumn, Side
+from tiercel_pipelines.arrays.lists import RankingLists, draw_contexts, positive_weights
+from tiercel_pipelines.arrays.packed import Packed
+from tiercel_pipelines.arrays.pairs import Pairs, assign_folds, left_align
+from tiercel_pipelines.families.views import TrainingViews, drop_history, drop_ids
+from tiercel_pipelines.offline.in_memory import OfflineOrdering, OfflineRetrieval
+from tiercel_pipelines.recipe import Compare, Index, Popular, SampledSoftmax, ServingSettings, WeightedSum
+from tiercel_pipelines.tasks.listwise_softmax import sample_candidates
+from tiercel_pipelines.tasks.sampled_softmax import draw_groups
+from tiercel_serving.columns import Column
+from tiercel_serving.sources.table import Material
+from tiercel_serving.verify.reference import retrieve
 
 USERS, ITEMS = 7, 12
 SIDE = Side("user", (CategoryColumn("user_id", 20), CategoryColumn("group", 4, vocabulary=False)))
@@ -71,19 +72,19 @@ def test_a_batch_masks_targets_out_of_the_history_and_positives_out_of_the_negat
     pairs = random_pairs(seed)
     if not len(pairs):
         return
-    table = packed(pairs, length)
-    maker = BatchMaker(pairs, table, SIDE, history_dropout=0.0, id_dropout=0.0)
+    views = TrainingViews(pairs, packed(pairs, length), SIDE, history_dropout=0.0, id_dropout=0.0)
     groups = draw_groups(pairs, size, 0.0, rng)
     chosen = rng.permutation(len(groups.users))[:4]
-    batch = maker.batch(groups, chosen, rng)
+    batch = SampledSoftmax().start(pairs, ITEMS).batch(groups, chosen)
+    shown = views.users(batch, rng)
     for row, group in enumerate(chosen):
         user, positions = groups.users[group], groups.targets[group]
         targets = pairs.items[positions[positions >= 0]].tolist()
         expected = naive_history(pairs, user, targets, length)
-        assert batch.user["history_length"][row, 0] == len(expected)
-        got = batch.user["history_cat"][row, :, 0] - 3
+        assert shown["history_length"][row, 0] == len(expected)
+        got = shown["history_cat"][row, :, 0] - 3
         assert got[: len(expected)].tolist() == expected
-        assert (batch.user["history_cat"][row, len(expected) :] == 0).all()
+        assert (shown["history_cat"][row, len(expected) :] == 0).all()
         positives = set(pairs.items[pairs.users == user].tolist())
         assert batch.hits[row].tolist() == [int(item) in positives for item in batch.items]
         real = batch.weights[row] > 0
@@ -91,18 +92,35 @@ def test_a_batch_masks_targets_out_of_the_history_and_positives_out_of_the_negat
     assert batch.counts.sum() == batch.weights.sum()
 
 
+def test_an_epoch_has_every_group_once_and_about_batch_size_interactions():
+    pairs = random_pairs(4, share=0.9)
+    batches = list(
+        SampledSoftmax(batch_size=16, positives=4).start(pairs, ITEMS).epoch(np.random.default_rng(0))
+    )
+    assert sum(batch.weights.sum() for batch in batches) == len(pairs)
+    assert len(batches) == pytest.approx(len(pairs) / 16, abs=1.5)
+
+
 def test_history_dropout_leaves_some_out_and_keeps_the_order():
     pairs = random_pairs(2, share=1.0)
-    maker = BatchMaker(pairs, packed(pairs, 12), SIDE, history_dropout=0.5, id_dropout=0.0)
+    views = TrainingViews(pairs, packed(pairs, 12), SIDE, history_dropout=0.5, id_dropout=0.0)
     groups = draw_groups(pairs, 1, 0.0, np.random.default_rng(0))
-    batch = maker.batch(groups, np.arange(USERS), np.random.default_rng(0))
-    lengths = batch.user["history_length"][:, 0]
+    batch = SampledSoftmax().start(pairs, ITEMS).batch(groups, np.arange(USERS))
+    shown = views.users(batch, np.random.default_rng(0))
+    lengths = shown["history_length"][:, 0]
     assert len(set(lengths.tolist())) > 1
     place = {(user, item): at for at, (user, item) in enumerate(zip(pairs.users, pairs.items, strict=True))}
     for row, user in enumerate(groups.users[:USERS]):
-        items = batch.user["history_cat"][row, : lengths[row], 0] - 3
+        items = shown["history_cat"][row, : lengths[row], 0] - 3
         positions = [place[user, item] for item in items]
         assert positions == sorted(positions)
+    history = np.tile(np.arange(12), (50, 1))
+    assert drop_history(history, 0.0, ITEMS, np.random.default_rng(0)) is history
+    fewer = drop_history(history, 0.5, ITEMS, np.random.default_rng(0))
+    for row in fewer:
+        kept = row[row != ITEMS]
+        assert kept.tolist() == sorted(kept.tolist()) == row[: len(kept)].tolist()
+    assert 0.4 < (fewer != ITEMS).mean() < 0.6
 
 
 def test_ids_are_dropped_only_where_there_is_a_vocabulary():
@@ -128,80 +146,122 @@ def test_folds_are_even_for_each_user():
         assert counts.max() - counts.min() <= 1
 
 
-def naive_retrieve(query, vectors, seen, popular, config):
-    """Follow the served definition word by word for one user."""
-    scores = vectors @ query
-    free = [row for row in range(len(vectors)) if row not in seen]
-    taken: dict[int, int] = {}
-    fixed = sum(source.quota or 0 for source in config.sources)
-    for code, source in enumerate(config.sources, 1):
-        quota = config.candidates - fixed if source.quota is None else source.quota
-        order = sorted(free, key=lambda row: (-scores[row], row))
-        if source.kind == "popular":
-            order = [row for row in popular if row in free]
-        for row in [row for row in order if row not in taken][:quota]:
-            taken[row] = code
-    fill = [source.kind for source in config.sources].index("popular") + 1
-    for row in popular:
-        if len(taken) < config.candidates and row in free and row not in taken:
-            taken[row] = fill
-    rows = sorted(taken, key=lambda row: (-scores[row], row))
-    return rows, [taken[row] for row in rows]
+class Table:
+    """A model that knows the queries of all users and the vectors of all items by heart."""
+
+    def __init__(self, queries, vectors):
+        self.queries, self.vectors = queries, vectors
+
+    def query(self, users):
+        return self.queries[users["user_cat"][:, 0] - 3]
+
+    def form(self, items):
+        return {"vectors": self.vectors}
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 15), st.integers(0, 3), st.booleans())
-def test_retrieval_equals_a_naive_one(seed, candidates, quota, popular_first):
+@given(st.integers(0, 10_000), st.integers(1, 15), st.integers(0, 3), st.integers(0, 3), st.booleans())
+def test_candidates_equal_the_plain_reference(seed, candidates, quota, second, popular_first):
     rng = np.random.default_rng(seed)
     pairs = random_pairs(seed, share=0.6)
-    query = rng.normal(size=(USERS, 3)).astype(np.float32)
-    vectors = rng.integers(-1, 2, size=(ITEMS, 3)).astype(np.float32)  # many ties
-    sources = (Source("index", "index"), Source("popular", "popular", min(quota, candidates)))
-    config = ServingSettings(candidates=candidates, sources=sources[::-1] if popular_first else sources)
-    popular = popular_items(pairs, ITEMS)
-    rows, scores, codes = retrieve(query, vectors, pairs, popular, config)
+    models = {
+        name: Table(
+            rng.normal(size=(USERS, 3)).astype(np.float32),
+            rng.integers(-1, 2, size=(ITEMS, 3)).astype(np.float32),  # many ties
+        )
+        for name in ("one", "two")[: 1 + (second > 0)]
+    }
+    quota = min(quota, candidates)
+    sources = [Index("one"), Popular(quota=quota)]
+    if second and quota + second <= candidates:
+        sources.append(Index("two", quota=second))
+    else:
+        models.pop("two", None)
+    config = ServingSettings(
+        candidates=candidates, sources=tuple(sources[::-1] if popular_first else sources), history_length=5
+    )
+    retrieval = OfflineRetrieval(config, models, packed(pairs), pairs)
+    _, (scores, rows, codes) = retrieval.candidates(np.arange(USERS))
     assert rows.shape == (USERS, candidates)
+    forms = [models[source.name].form({}) if source.form else {} for source in config.sources]
+    made = [
+        source.make(Material(ITEMS, pairs.users, pairs.items, form=form)).arrays
+        for source, form in zip(config.sources, forms, strict=True)
+    ]
     for user in range(USERS):
-        seen = set(pairs.items[pairs.users == user].tolist())
-        expected, sources_of = naive_retrieve(query[user], vectors, seen, popular.tolist(), config)
+        allowed = np.ones(ITEMS, np.bool_)
+        allowed[pairs.items[pairs.users == user]] = False
+        queries = {f"query_{name}": model.queries[user] for name, model in models.items()}
+        expected = retrieve(config, made, queries, allowed).candidates
         real = rows[user] < ITEMS
-        assert rows[user][real].tolist() == expected
-        assert codes[user][real].tolist() == sources_of
+        assert rows[user][real].tolist() == [candidate.row for candidate in expected]
+        assert codes[user][real].tolist() == [candidate.source for candidate in expected]
+        assert scores[user][real] == pytest.approx([candidate.score for candidate in expected])
         assert not scores[user][~real].any()
         assert not codes[user][~real].any()
 
 
-def test_rules_and_the_cut_to_k():
-    frame = pd.DataFrame({"year": [1990.0, np.nan, 2000, 2010], "kind": ["a", "b", None, "a"]})
-    rules = (Rule("new", "year", ">=", 1995), Rule("known", "kind", "in", ("a", "b")))
-    assert allowed_items(frame, rules).tolist() == [False, False, False, True]
-    assert allowed_items(frame, rules[:1]).tolist() == [False, False, True, True]
+class Backwards:
+    """A ranker whose two tasks turn retrieval's order round, and do nothing."""
+
+    inputs = ("item_cat", "kept_score")
+
+    def scores(self, arrays):
+        assert arrays["item_cat"].shape[:2] == arrays["kept_score"].shape
+        return np.stack([-arrays["kept_score"], np.zeros_like(arrays["kept_score"])], axis=-1)
+
+
+def test_rules_the_cut_to_k_the_ranker_and_the_steps():
+    pairs = random_pairs(0)
+    year = np.array([1990.0, np.nan, 2000, 2010, *[1980.0] * 8])
+    table = replace(packed(pairs), raw={"year": Column(year)})
+    config = ServingSettings(
+        candidates=4,
+        kept=3,
+        sources=(Popular(),),
+        rules=(Compare("new", "year", ">=", 1985), Compare("known", "year", "<", 2005)),
+    )
     candidates = (
-        np.array([[3, 0, 2, 4]]),
         np.array([[4, 3, 2, 0]], np.float32),
+        np.array([[0, 1, 2, ITEMS]]),
         np.array([[1, 1, 2, 0]], np.int32),
     )
-    rows, scores, sources = keep(candidates, allowed_items(frame, rules[:1]), 3)
-    assert (rows.tolist(), scores.tolist(), sources.tolist()) == ([[3, 2, 4]], [[4, 2, 0]], [[1, 2, 0]])
-    assert reorder(np.array([[3, 1, 2]]), np.array([[1.0, 5.0, 1.0]], np.float32)).tolist() == [[1, 2, 3]]
+    ordering = OfflineOrdering(config, None, table)
+    kept = ordering.keep(candidates)
+    assert kept["kept_row"].tolist() == [[0, 2, ITEMS]]
+    assert kept["kept_score"].tolist() == [[4, 2, 0]]
+    assert kept["kept_source"].tolist() == [[1, 2, 0]]
+    # Without a ranker the order is retrieval's; with one it is the ranker's first task, or the steps'.
+    assert ordering.order({}, kept).tolist() == [[0, 2, ITEMS]]
+    assert OfflineOrdering(config, Backwards(), table).order({}, kept).tolist() == [[2, 0, ITEMS]]
+    fair = ServingSettings(candidates=4, kept=3, rules=config.rules, reorder=(WeightedSum((-1.0, 0.0)),))
+    assert OfflineOrdering(fair, Backwards(), table).order({}, kept).tolist() == [[0, 2, ITEMS]]
 
 
 def test_lists_know_nothing_of_what_was_held_out():
     pairs = random_pairs(5, share=0.7)
     folds = assign_folds(pairs, 3, np.random.default_rng(1))
     rest, held_out = pairs.select(folds != 1), pairs.select(folds == 1)
-    table = packed(pairs, 20)
-    query, vectors = np.ones((USERS, 2), np.float32), np.ones((ITEMS, 2), np.float32)
-    config = ServingSettings(candidates=ITEMS)
-    found = retrieve(query, vectors, rest, popular_items(rest, ITEMS), config)
-    lists = make_lists(rest, held_out, table, found, 0.0, np.random.default_rng(0))
+    model = Table(np.ones((USERS, 2), np.float32), np.ones((ITEMS, 2), np.float32))
+    config = ServingSettings(candidates=ITEMS, sources=(Index("one"), Popular(quota=0)))
+    retrieval = OfflineRetrieval(config, {"one": model}, packed(pairs, 20), rest)
+    users = np.arange(USERS)
+    _, (_, rows, _) = retrieval.candidates(users)
+    weights, histories = positive_weights(held_out, users, rows, ITEMS), retrieval.users.history(users)
     for user in range(USERS):
         positives = set(held_out.items[held_out.users == user].tolist())
-        known = set(rest.items[rest.users == user].tolist())
-        assert not positives & set(lists.history[user].tolist())
-        assert not known & set(lists.rows[user].tolist())
-        assert positives == set(lists.rows[user][lists.weights[user] > 0].tolist())
-    assert (lists.history == history_rows(rest, np.arange(USERS), 20, ITEMS)).all()
+        known = rest.items[rest.users == user].tolist()
+        assert histories[user].tolist() == known + [ITEMS] * (20 - len(known))
+        assert not set(known) & set(rows[user].tolist())
+        assert positives == set(rows[user][weights[user] > 0].tolist())
+
+
+def test_a_list_has_the_context_of_one_of_its_positives_or_none():
+    pairs = random_pairs(6, share=0.4, contexts=True)
+    contexts = draw_contexts(pairs, 0.3, np.random.default_rng(0))
+    assert (draw_contexts(pairs, 1.0, np.random.default_rng(0)) == np.arange(USERS)).all()
+    for user, context in enumerate(contexts):
+        assert context == user or context in pairs.contexts[pairs.users == user]
 
 
 @pytest.mark.parametrize("hard", [0.0, 0.5, 1.0])

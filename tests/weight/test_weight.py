@@ -9,9 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from environments import Environment
-
-from conftest import Bare
+from environments import Bare, Environment
 
 #: None of these is on a host that serves.
 HEAVY = {"torch", "pandas", "nvtabular", "merlin-core", "dask", "numba", "pyarrow", "onnx", "scipy"}

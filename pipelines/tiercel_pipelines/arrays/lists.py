@@ -74,7 +74,7 @@ def draw_contexts(held_out: Pairs, dropout: float, rng: np.random.Generator) -> 
     return np.where(shown, np.append(held_out.contexts, 0)[np.minimum(picked, len(held_out))], users)
 
 
-def weights_of(held_out: Pairs, users: IntArray, rows: IntArray, n_items: int) -> FloatArray:
+def positive_weights(held_out: Pairs, users: IntArray, rows: IntArray, n_items: int) -> FloatArray:
     """Return the weight of each candidate ``[M, N]`` of some users, 0 for those that were not held out."""
     if not len(held_out):
         return np.zeros(rows.shape, dtype=np.float32)

@@ -1,19 +1,21 @@
-"""The packed tensors of a data set, which pairs of users and items point into."""
+"""The tensors of a data set, which pairs of users and items point into."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+
+from tiercel_serving.columns import Column
 
 from .pairs import Array, IntArray
 
 
 @dataclass(frozen=True)
 class Packed:
-    """The packed tensors of a data set.
+    """The packed tensors of a data set, and raw columns of its items.
 
     Parameters
     ----------
@@ -28,6 +30,8 @@ class Packed:
         L.
     n_users
         U.
+    raw
+        Raw item columns ``[I]`` that sources, rules and reorder steps read.
     """
 
     user: Mapping[str, Array]
@@ -35,6 +39,7 @@ class Packed:
     history_places: tuple[int, ...]
     history_length: int
     n_users: int
+    raw: Mapping[str, Column] = field(default_factory=dict)
 
     @property
     def n_items(self) -> int:

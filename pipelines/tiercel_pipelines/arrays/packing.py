@@ -15,6 +15,7 @@ from tiercel_serving.features.blocks import transform
 from tiercel_serving.settings import ServingSettings
 
 from ..data import Dataset
+from ..features.raw_columns import raw_columns
 from ..features.workflow import FeatureColumn, list_lengths, packed_columns
 from .inputs import CategoryColumn, ListColumn, ModelInputs, Side
 from .packed import Packed
@@ -73,7 +74,7 @@ def pack_dataset(
     interactions
         The training and validation part, whose contexts are packed, in this order.
     settings
-        History length and columns.
+        History length and columns, and the raw columns that are read.
     """
     lengths = list_lengths(cut.workflow, dataset)
     program = compile_workflow(cut, "item", list_lengths=lengths).program
@@ -85,6 +86,7 @@ def pack_dataset(
         history_places=tuple(categories.index(name) for name in settings.history_columns),
         history_length=settings.history_length,
         n_users=len(dataset.users),
+        raw=raw_columns(dataset.items, settings.raw_columns()),
     )
 
 

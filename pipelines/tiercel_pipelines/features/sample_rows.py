@@ -16,7 +16,6 @@ from tiercel_serving.release.opened import open_release
 from tiercel_serving.spec import DTYPES
 from tiercel_serving.verify.golden import StoredGolden
 
-from ..training.record import RUN_NAME, read_record
 from .arrow_columns import check_schema, columns_from_batch
 from .parquet_files import read_head
 
@@ -69,6 +68,8 @@ def _as_sent(column: Column) -> Column:
 
 def rows_of_run(path: Path, inputs: Sequence[InputColumn], n: int) -> SampleRows:
     """Return training interactions of a run, joined with their users and items."""
+    from ..training.record import RUN_NAME, read_record
+
     data = read_record(path / RUN_NAME).data
     joined = pd.read_parquet(path / "train.parquet").head(n)
     for table, key in (("users", data.user_id), ("items", data.item_id)):

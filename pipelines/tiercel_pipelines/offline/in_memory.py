@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from tiercel_serving.columns import Column, with_null_row
+from tiercel_serving.columns import with_null_row
 from tiercel_serving.ranked import Mask, make_mask, sort_by_score
 from tiercel_serving.release.artefacts import Artefact
 from tiercel_serving.reorder.steps import Steps
@@ -73,7 +73,6 @@ def open_source(
     model: FittedRetrieval | None,
     packed: Packed,
     pairs: Pairs,
-    columns: Mapping[str, Column],
     candidates: int,
     rules: Sequence[RuleKind] = (),
 ) -> Source:
@@ -89,8 +88,6 @@ def open_source(
         The packed tensors.
     pairs
         The interactions that it may know.
-    columns
-        Raw item columns ``[I]``.
     candidates
         N.
     rules
@@ -100,15 +97,15 @@ def open_source(
         items=packed.n_items,
         users=pairs.users,
         rows=pairs.items,
-        columns={name: columns[name] for name in kind.columns()},
+        columns={name: packed.raw[name] for name in kind.columns()},
         form={} if model is None else model.form(packed.catalogue),
-        allowed=allowed_items(rules, columns, packed.n_items) if rules else None,
+        allowed=allowed_items(rules, packed.raw, packed.n_items) if rules else None,
         candidates=candidates,
     )
     with SOURCES.using(kind):
         made = kind.make(material)
         artefact = Artefact.in_memory("source", made.arrays, made.meta)
-        return kind.open(artefact, packed.n_items, len(os.sched_getaffinity(0)))
+        return kind.open(artefact, packed.n_items, os.cpu_count() or 1)
 
 
 class OfflineRetrieval:
@@ -124,8 +121,6 @@ class OfflineRetrieval:
         The packed tensors.
     pairs
         What each user had: it makes histories and popularity, and is masked.
-    columns
-        Raw item columns ``[I]`` that the sources are made of.
     """
 
     def __init__(
@@ -134,13 +129,10 @@ class OfflineRetrieval:
         models: Mapping[str, FittedRetrieval],
         packed: Packed,
         pairs: Pairs,
-        columns: Mapping[str, Column],
     ) -> None:
         self.users, self._models = KnownUsers(packed, pairs), models
         opened = [
-            open_source(
-                kind, models.get(kind.name), packed, pairs, columns, settings.candidates, settings.rules
-            )
+            open_source(kind, models.get(kind.name), packed, pairs, settings.candidates, settings.rules)
             for kind in settings.sources
         ]
         self._sources = MergedSources(settings, opened, packed.n_items)
@@ -164,20 +156,13 @@ class OfflineOrdering:
         The ranker; None keeps retrieval's order.
     packed
         The packed tensors.
-    columns
-        Raw item columns ``[I]`` that rules and steps read.
     """
 
-    def __init__(
-        self,
-        settings: ServingSettings,
-        ranker: FittedRanking | None,
-        packed: Packed,
-        columns: Mapping[str, Column],
-    ) -> None:
-        reasons = reason_table(settings.rules, columns, packed.n_items)
+    def __init__(self, settings: ServingSettings, ranker: FittedRanking | None, packed: Packed) -> None:
+        reasons = reason_table(settings.rules, packed.raw, packed.n_items)
         self._rules = KeptRules(reasons, settings.candidates, settings.kept)
-        padded = {name: with_null_row(columns[name]) for step in settings.reorder for name in step.columns()}
+        read = [name for step in settings.reorder for name in step.columns()]
+        padded = {name: with_null_row(packed.raw[name]) for name in read}
         self._steps = Steps(settings, padded, packed.n_items)
         self._ranker, self._packed = ranker, packed
 

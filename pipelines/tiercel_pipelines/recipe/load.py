@@ -128,6 +128,8 @@ def _in_words(error: BaseException, frame: traceback.FrameSummary | None) -> str
         return f"{maker or 'this'} has no field {name!r}{_hint(maker, name)}"
     if isinstance(error, TypeError) and missing is not None:
         return f"{_maker(frame) or 'this'} needs {missing[1]!r}"
+    if isinstance(error, TypeError) and "dataclass instance" in str(error):
+        return f"{error}; settings are no dataclasses: from tiercel_pipelines.recipe import replace"
     if isinstance(error, TiercelError | ImportError) and not isinstance(error, ModuleNotFoundError):
         return str(error)
     return f"{type(error).__name__}: {error}"

@@ -36,9 +36,9 @@ def offline_figures(
     if not len(users):
         return {}
     packed, settings, pairs = trainer.packed, trainer.settings, trainer.pairs
-    retrieval = OfflineRetrieval(settings, trained.retrieval, packed, pairs, trainer.columns)
-    ordering = OfflineOrdering(settings, trained.ranking, packed, trainer.columns)
-    popular = open_source(Popular(), None, packed, pairs, trainer.columns, settings.candidates)
+    retrieval = OfflineRetrieval(settings, trained.retrieval, packed, pairs)
+    ordering = OfflineOrdering(settings, trained.ranking, packed)
+    popular = open_source(Popular(), None, packed, pairs, settings.candidates)
     found: dict[str, list[IntArray]] = {"popularity": [], "retrieval": [], "ranking": []}
     for block in blocks(users):
         tensors, candidates = retrieval.candidates(block)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from tiercel_serving.columns import Column
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.table import SourceKind
 from tiercel_serving.stages.specs import query_stage
@@ -49,8 +47,6 @@ class RetrievalJudge:
         What the model knows.
     held_out
         What it shall find.
-    columns
-        Raw item columns.
     users
         Whom to look at.
     """
@@ -59,7 +55,6 @@ class RetrievalJudge:
     packed: Packed
     seen: Pairs
     held_out: Pairs
-    columns: Mapping[str, Column]
     users: IntArray
 
     @cached_property
@@ -68,7 +63,7 @@ class RetrievalJudge:
 
     def __call__(self, model: FittedRetrieval) -> float:
         """Return nDCG@10."""
-        source = open_source(self.source, model, self.packed, self.seen, self.columns, JUDGED_AT)
+        source = open_source(self.source, model, self.packed, self.seen, JUDGED_AT)
         known, found = self._known, []
         for block in blocks(self.users):
             tensors = known.tensors(block)
@@ -92,19 +87,16 @@ class RankingJudge:
         What retrieval gave.
     held_out
         What shall stand first.
-    columns
-        Raw item columns.
     """
 
     settings: ServingSettings
     packed: Packed
     lists: RankingLists
     held_out: Pairs
-    columns: Mapping[str, Column]
 
     def __call__(self, ranker: FittedRanking) -> float:
         """Return nDCG@10."""
-        ordering = OfflineOrdering(self.settings, ranker, self.packed, self.columns)
+        ordering = OfflineOrdering(self.settings, ranker, self.packed)
         kept, found = self.settings.kept, []
         for block in blocks(np.arange(len(self.lists))):
             lists = self.lists.take(block)

@@ -20,8 +20,9 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from tiercel_serving.release.manifest import File, encode
-from tiercel_serving.release.opened import file_sha256
+from tiercel_serving.release.manifest import encode
+from tiercel_serving.release.opened import check_file
+from tiercel_serving.release.writing import list_files
 from tiercel_serving.settings import ServingSettings
 
 from ..data.dataset import plain_frame
@@ -61,12 +62,14 @@ class TrainedRun:
         Raises
         ------
         TrainingError
-            If there is no run, a file is missing or changed, or a Tiercel of another format wrote it.
+            If there is no run, or a Tiercel of another format wrote it.
+        ReleaseError
+            If a file is missing or changed.
         """
         root = Path(path)
         record = read_record(root / RUN_NAME)
         for name, entry in record.files.items():
-            _check_file(root / name, entry)
+            check_file(root / name, entry, RUN_NAME, "train again")
         return cls(root, record)
 
     @property
@@ -193,23 +196,5 @@ def write_run(
     for name in TABLES:
         # The row in the original table tells the order of interactions of the same moment.
         tables[name].assign(__row__=tables[name].index).to_parquet(directory / f"{name}.parquet", index=False)
-    files = {
-        str(file.relative_to(directory)): File(file.stat().st_size, file_sha256(file))
-        for file in sorted(directory.rglob("*"))
-        if file.is_file()
-    }
+    files = list_files(directory, RUN_NAME)
     (directory / RUN_NAME).write_bytes(encode(msgspec.structs.replace(record, files=files)))
-
-
-def _check_file(file: Path, listed: File) -> None:
-    if not file.is_file():
-        raise TrainingError(f"{file}: listed in {RUN_NAME}, but missing; train again")
-    size = file.stat().st_size
-    if size != listed.bytes:
-        raise TrainingError(f"{file}: expected {listed.bytes} bytes, found {size}; train again")
-    found = file_sha256(file)
-    if found != listed.sha256:
-        raise TrainingError(
-            f"{file}: expected SHA-256 {listed.sha256[:16]}…, found {found[:16]}…; "
-            "the file was changed after the training: train again"
-        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from pathlib import Path
 
+from tiercel_serving.release.writing import check_destination, staging_directory
+
 from ..arrays.packing import rows_of
 from ..data import Dataset, Progress, Split, split_dataset
 from ..errors import TrainingError
@@ -12,10 +14,9 @@ from ..features.workflow import fit_workflow
 from ..recipe.check import check_recipe
 from ..recipe.recipe import Recipe
 from .figures import offline_figures
-from .record import RUN_FORMAT, DataRecord, ModelsRecord, RecipeRecord, RunRecord
+from .record import RUN_FORMAT, RUN_NAME, DataRecord, ModelsRecord, RecipeRecord, RunRecord
 from .run import TrainedRun, write_run
 from .trainer import Trainer, timed
-from .whole_directory import check_destination, whole_directory
 
 
 def train_recipe(
@@ -51,17 +52,19 @@ def train_recipe(
     RecipeError
         If the recipe does not fit the data set.
     TrainingError
-        If there is nothing to learn from, a loss is not finite, or the directory is taken.
+        If there is nothing to learn from, or a loss is not finite.
+    DestinationTaken
+        If the directory is taken.
     """
     destination = Path(run_dir)
-    check_destination(destination, replace)
+    check_destination(destination, replace, "run", RUN_NAME)
     check_recipe(recipe, dataset)
     split = split_dataset(
         dataset, train=recipe.split.train, validation=recipe.split.validation, seed=recipe.split.seed
     )
     if not len(split.train):
         raise TrainingError(f"recipe {recipe.name!r}: the training part is empty; give more interactions")
-    with whole_directory(destination, replace) as directory:
+    with staging_directory(destination, replace=replace, what="run", mark=RUN_NAME) as directory:
         seconds: dict[str, float] = {}
         with timed(seconds, "workflow"):
             if progress is not None:

@@ -26,11 +26,10 @@ from typing import Any
 import numpy as np
 
 from tiercel_export.workflow.cut import cut_workflow
-from tiercel_serving.columns import Column
 from tiercel_serving.settings import ServingSettings
 
 from ..arrays.inputs import ModelInputs
-from ..arrays.lists import IMPLICIT, RankingLists, draw_contexts, weights_of
+from ..arrays.lists import IMPLICIT, RankingLists, draw_contexts, positive_weights
 from ..arrays.packed import Packed
 from ..arrays.packing import build_pairs, inputs_of, pack_dataset
 from ..arrays.pairs import IntArray, Pairs, assign_folds
@@ -45,7 +44,6 @@ from ..families.table import (
     RetrievalData,
     RetrievalFamily,
 )
-from ..features.raw_columns import raw_columns
 from ..offline.in_memory import OfflineRetrieval, blocks
 from ..recipe.recipe import Recipe
 from .judges import RankingJudge, RetrievalJudge, judged_users
@@ -91,8 +89,6 @@ class Trainer:
         Training and validation interactions.
     folds
         ``[n]`` the fold of each; fold 0 is the validation part, -1 is in no fold.
-    columns
-        Raw item columns that sources, rules and steps read.
     progress
         Called as ``progress(what, done, total)``.
     seconds
@@ -105,7 +101,6 @@ class Trainer:
     inputs: ModelInputs
     pairs: Pairs
     folds: IntArray
-    columns: Mapping[str, Column]
     progress: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -125,7 +120,6 @@ class Trainer:
             inputs_of(cut, packed, settings),
             pairs,
             _deal(pairs, fit.index.isin(split.valid.index)[source], recipe),
-            raw_columns(dataset.items, settings.raw_columns()),
             progress,
         )
 
@@ -161,7 +155,7 @@ class Trainer:
             judge = None
             if fold == 0:
                 source = next(source for source in self.settings.sources if source.name == family.name)
-                judge = RetrievalJudge(source, self.packed, rest, self._fold(0), self.columns, users)
+                judge = RetrievalJudge(source, self.packed, rest, self._fold(0), users)
             plan = Plan(
                 self._seed(place) + fold,
                 f"{family.name}, fold {fold + 1} of {count}",
@@ -181,11 +175,11 @@ class Trainer:
         rest, held_out = self.pairs.select((self.folds != 0) & (self.folds != fold)), self._fold(fold)
         contexts = draw_contexts(held_out, self.recipe.ranking.task.context_dropout, rng)
         chosen = np.flatnonzero(held_out.lengths > 0) if users is None else users
-        retrieval = OfflineRetrieval(self.settings, models, self.packed, rest, self.columns)
+        retrieval = OfflineRetrieval(self.settings, models, self.packed, rest)
         parts = []
         for block in blocks(chosen):
             scores, rows, sources = retrieval.candidates(block)[1]
-            weights = weights_of(held_out, block, rows, self.packed.n_items)
+            weights = positive_weights(held_out, block, rows, self.packed.n_items)
             history = retrieval.users.history(block)
             parts.append(RankingLists(block, contexts[block], history, rows, scores, sources, weights))
         return RankingLists.concatenate(parts) if parts else self._no_lists()
@@ -194,7 +188,7 @@ class Trainer:
         """Train the ranker on the further folds' lists, judged on fold 0's."""
         judge = None
         if len(lists) > 1 and len(lists[0]):
-            judge = RankingJudge(self.settings, self.packed, lists[0], self._fold(0), self.columns)
+            judge = RankingJudge(self.settings, self.packed, lists[0], self._fold(0))
         # With one fold or none there is nothing to learn from that retrieval did not know.
         learned = RankingLists.concatenate(lists[1:]) if len(lists) > 1 else self._no_lists()
         data = RankingData(self.packed, self.inputs, learned, self.settings.kept, self._scale())

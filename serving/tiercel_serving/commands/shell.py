@@ -278,7 +278,7 @@ def _console(stream: IO[str]) -> Console:
     console = Console(file=stream)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         # A pipe has no width: wide enough that no cell of ours is cut.
-        console.width = 120
+        console.width = 160
     return console
 
 

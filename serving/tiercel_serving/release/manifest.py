@@ -221,17 +221,6 @@ def encode(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value, enc_hook=builtin), indent=1) + b"\n"
 
 
-def read_settings(data: Any) -> ServingSettings:
-    """Read serving settings from plain data.
-
-    Raises
-    ------
-    msgspec.ValidationError
-        In the codec's words.
-    """
-    return msgspec.convert(data, ServingSettings, dec_hook=read_kind)
-
-
 def read_manifest(text: bytes, place: str) -> Manifest:
     """Read a manifest.
 

@@ -14,7 +14,7 @@ from ..stages.specs import stage_specs
 from ..stores.table import STORES, Store
 from ..tables.items import ItemTable
 from .artefacts import Artefact, open_artefact
-from .manifest import MANIFEST_NAME, Manifest, read_manifest
+from .manifest import MANIFEST_NAME, File, Manifest, read_manifest
 
 
 class Release:
@@ -111,20 +111,30 @@ def check_files(release: Release, progress: Callable[[str, int], None] | None = 
         Called with a file's name and its bytes after each file.
     """
     for name, entry in release.manifest.files.items():
-        file = release.path / name
-        if not file.is_file():
-            raise ArtefactMissing(f"{file}: listed in {MANIFEST_NAME}, but missing; export again")
-        size = file.stat().st_size
-        if size != entry.bytes:
-            raise ArtefactCorrupt(f"{file}: expected {entry.bytes} bytes, found {size}; export again")
-        digest = file_sha256(file)
-        if digest != entry.sha256:
-            raise ArtefactCorrupt(
-                f"{file}: expected SHA-256 {entry.sha256[:16]}…, found {digest[:16]}…; "
-                "the file was changed after the export: export again"
-            )
+        check_file(release.path / name, entry, MANIFEST_NAME, "export again")
         if progress is not None:
-            progress(name, size)
+            progress(name, entry.bytes)
+
+
+def check_file(file: Path, entry: File, listing: str, remedy: str) -> None:
+    """Compare a file with what a listing says of it.
+
+    Raises
+    ------
+    ArtefactMissing, ArtefactCorrupt
+        It is missing, or another size or checksum; the remedy says what to do.
+    """
+    if not file.is_file():
+        raise ArtefactMissing(f"{file}: listed in {listing}, but missing; {remedy}")
+    size = file.stat().st_size
+    if size != entry.bytes:
+        raise ArtefactCorrupt(f"{file}: expected {entry.bytes} bytes, found {size}; {remedy}")
+    digest = file_sha256(file)
+    if digest != entry.sha256:
+        raise ArtefactCorrupt(
+            f"{file}: expected SHA-256 {entry.sha256[:16]}…, found {digest[:16]}…; "
+            f"the file was changed after it was written: {remedy}"
+        )
 
 
 def file_sha256(file: Path) -> str:

@@ -59,16 +59,23 @@ def version(distribution: str) -> str | None:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write the manifest of the release at ``path``, with the size and SHA-256 of every file there."""
-    files = {
-        file.relative_to(path).as_posix(): File(file.stat().st_size, file_sha256(file))
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name != MANIFEST_NAME
-    }
+    files = list_files(path, MANIFEST_NAME)
     (path / MANIFEST_NAME).write_bytes(encode(msgspec.structs.replace(manifest, files=files)))
 
 
+def list_files(path: Path, without: str) -> dict[str, File]:
+    """Return the size and SHA-256 of every file below a directory, but for those of one name."""
+    return {
+        file.relative_to(path).as_posix(): File(file.stat().st_size, file_sha256(file))
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name != without
+    }
+
+
 @contextlib.contextmanager
-def staging_directory(destination: Path, *, replace: bool) -> Iterator[Path]:
+def staging_directory(
+    destination: Path, *, replace: bool, what: str = "release", mark: str = MANIFEST_NAME
+) -> Iterator[Path]:
     """Give a directory beside ``destination`` that takes its name if, and only if, the block succeeds.
 
     Parameters
@@ -76,7 +83,9 @@ def staging_directory(destination: Path, *, replace: bool) -> Iterator[Path]:
     destination
         The directory to be.
     replace
-        Whether a release that is already there may go.
+        Whether one of its kind that is already there may go.
+    what, mark
+        What it is called in messages, and the file that tells one.
 
     Yields
     ------
@@ -88,41 +97,44 @@ def staging_directory(destination: Path, *, replace: bool) -> Iterator[Path]:
     Raises
     ------
     DestinationTaken
-        If the destination exists and ``replace`` is False, or it is something else than a release.
+        If the destination exists and ``replace`` is False, or it is something else.
     """
     destination = destination.resolve()
     destination.parent.mkdir(parents=True, exist_ok=True)
     _clean_leftovers(destination)
-    _check_destination(destination, replace)
+    check_destination(destination, replace, what, mark)
     staging = destination.parent / f".{destination.name}.partial-{secrets.token_hex(6)}"
     staging.mkdir()
     try:
         with _locked(staging):
             yield staging
-            _swap(staging, destination, replace)
+            # Checked again: minutes may have passed since the work began.
+            check_destination(destination, replace, what, mark)
+            _swap(staging, destination)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _check_destination(destination: Path, replace: bool) -> None:
+def check_destination(
+    destination: Path, replace: bool, what: str = "release", mark: str = MANIFEST_NAME
+) -> None:
+    """Raise DestinationTaken as :func:`staging_directory` would."""
     if not destination.exists():
         return
     if destination.is_dir() and not any(destination.iterdir()):
         return
-    if not destination.is_dir() or not (destination / MANIFEST_NAME).is_file():
+    if not destination.is_dir() or not (destination / mark).is_file():
         raise DestinationTaken(
-            f"{destination}: exists and is no release (it has no {MANIFEST_NAME}); choose another destination"
+            f"{destination}: exists and is no {what} (it has no {mark}); choose another destination"
         )
     if not replace:
         raise DestinationTaken(
-            f"{destination}: a release is already here; choose another destination, or replace it "
-            "(replace=True, `tiercel export --replace`)"
+            f"{destination}: a {what} is already here; choose another destination, or replace it "
+            "(replace=True, --replace)"
         )
 
 
-def _swap(staging: Path, destination: Path, replace: bool) -> None:
-    # Checked again: minutes may have passed since the export began.
-    _check_destination(destination, replace)
+def _swap(staging: Path, destination: Path) -> None:
     if not destination.exists():
         staging.rename(destination)
         return

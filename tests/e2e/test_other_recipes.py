@@ -1,0 +1,78 @@
+"""Recipes of other forms, from training to a real Triton: several retrieval families, and no ranker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e.conftest import Served
+from reference import Question, assert_same
+from tiercel_client import Recommender
+from tiercel_pipelines.data import load_dataset
+from tiercel_pipelines.export.run_export import export_run
+from tiercel_pipelines.recipe import (
+    DLRM,
+    Index,
+    ListwiseSoftmax,
+    Popular,
+    Recipe,
+    Synthetic,
+    TwoTower,
+    load_recipe,
+    replace,
+)
+from tiercel_pipelines.training import train_recipe
+from tiercel_serving.settings import STATUS_NAMES
+from tiercel_serving.supervise import start_server
+
+
+def recipe_of(form: str) -> Recipe:
+    recipe = load_recipe("synthetic")
+    towers = TwoTower(dimension=8, embedding_dimension=8, max_epochs=1)
+    changes: dict[str, Any] = {"retrieval": towers, "ranking": None}
+    sources: tuple[Any, ...] = (Index("two_tower"), Popular(quota=4))
+    if form == "two families":
+        changes["retrieval"] = (towers, replace(towers, name="wide", dimension=12, use_history=False))
+        changes["ranking"] = DLRM(embedding_dimension=4, max_epochs=1, task=ListwiseSoftmax(folds=2))
+        sources = (Index("two_tower", quota=14), Popular(quota=4), Index("wide"))
+    serving = replace(recipe.serving, candidates=30, kept=20, k_max=20, history_length=10, sources=sources)
+    data = Synthetic(users=100, items=120, interactions=2_500)
+    return replace(recipe, name="other", dataset=data, serving=serving, **changes)
+
+
+@pytest.fixture(scope="module", params=["two families", "no ranker"])
+def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    place: Path = tmp_path_factory.mktemp("other")
+    recipe = recipe_of(request.param)
+    dataset = load_dataset(recipe.dataset)
+    run = train_recipe(recipe, dataset, place / "run")
+    layout = "staged" if recipe.ranking is None else "fused"
+    release = export_run(run, place / "release", layout=layout)
+    with start_server(release) as server:
+        yield Served(recipe, dataset, run, release, server)
+
+
+def test_the_graph_has_one_query_stage_for_each_family(other: Served) -> None:
+    stages = set(other.release.stages)
+    assert {f"query_{family.name}" for family in other.recipe.models} <= stages
+    assert ("ranking" in stages) == (other.recipe.ranking is not None)
+
+
+def test_served_equals_the_offline_reference(other: Served) -> None:
+    users = [*other.run.users[other.dataset.user_id].tolist()[:60], other.unknown_user]
+    questions = [Question(user) for user in users]
+    with Recommender(other.server.grpc_url, timeout_s=60.0) as recommender:
+        answers = recommender.recommend_many(users, k=10)
+        explained = recommender.explain(users[3], k=10)
+    identical = []
+    for expected, answer in zip(other.reference.answer(questions), answers, strict=True):
+        ids, scores = [i.item_id for i in answer.items], [i.score for i in answer.items]
+        identical.append(assert_same(expected, ids, scores, STATUS_NAMES.index(answer.status.value)))
+    assert sum(identical) > 0.9 * len(users)
+    given = [candidate.source for candidate in explained.candidates]
+    for source in other.recipe.serving.sources:
+        quota = source.quota or 0
+        assert given.count(source.name) >= quota

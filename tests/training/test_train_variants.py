@@ -1,0 +1,130 @@
+"""Recipes of other forms, trained in a second or two: no ranker, several retrieval models, interruptions."""
+
+from __future__ import annotations
+
+import pytest
+
+from tiercel_pipelines.data import load_dataset
+from tiercel_pipelines.errors import RecipeError
+from tiercel_pipelines.families.dlrm import DLRM
+from tiercel_pipelines.families.two_tower import TwoTower
+from tiercel_pipelines.recipe import (
+    Index,
+    ListwiseSoftmax,
+    Popular,
+    ServingSettings,
+    SplitSettings,
+    Synthetic,
+    load_recipe,
+    replace,
+)
+from tiercel_pipelines.training import train as train_module
+from tiercel_pipelines.training import train_recipe
+
+RECIPE = load_recipe("synthetic")
+TWO_TOWER = TwoTower(dimension=8, embedding_dimension=8, max_epochs=1)
+SERVING = replace(RECIPE.serving, candidates=30, kept=20, k_max=20, history_length=10)
+
+
+def quick(**changes):
+    settings = {
+        "dataset": Synthetic(users=80, items=60, interactions=1500),
+        "retrieval": TWO_TOWER,
+        "ranking": DLRM(embedding_dimension=4, max_epochs=1, task=ListwiseSoftmax(folds=2)),
+        "serving": SERVING,
+    }
+    return replace(RECIPE, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return load_dataset(quick().dataset)
+
+
+def test_without_a_validation_part(dataset, tmp_path):
+    plain = quick(split=SplitSettings(validation=0.0))
+    trained = train_recipe(plain, dataset, tmp_path / "r", replace=True)
+    assert not len(trained.valid)
+    assert trained.users.equals(dataset.users)
+    assert trained.items.equals(dataset.items)
+    assert trained.metrics["epochs"]["ranking"]["best"] == 0
+    assert trained.metrics["ranking"]["ndcg"] == pytest.approx(trained.metrics["retrieval"]["ndcg"])
+
+
+def test_without_a_ranker_retrievals_order_is_the_order_and_no_fold_is_trained(dataset, tmp_path):
+    told = []
+    trained = train_recipe(
+        quick(ranking=None), dataset, tmp_path / "r", progress=lambda what, *_: told.append(what)
+    )
+    assert dict.fromkeys(told) == dict.fromkeys(("workflow", "two_tower, fold 1 of 1", "two_tower"))
+    assert trained.load_ranking() is None
+    assert trained.metrics["ranking"] == trained.metrics["retrieval"]
+    assert list(trained.metrics["epochs"]) == ["two_tower"]
+    assert not (trained.path / "ranking").exists()
+
+
+def test_several_retrieval_families_are_each_trained_judged_and_kept(dataset, tmp_path):
+    wide = replace(TWO_TOWER, name="wide", dimension=12)
+    both = quick(
+        retrieval=(TWO_TOWER, wide),
+        serving=replace(
+            SERVING, sources=(Index("two_tower"), Index("wide", quota=15), Popular(quota=0)), candidates=30
+        ),
+    )
+    told = []
+    trained = train_recipe(both, dataset, tmp_path / "r", progress=lambda what, *_: told.append(what))
+    assert [what for what in dict.fromkeys(told) if "fold 1" in what] == [
+        "two_tower, fold 1 of 3",
+        "wide, fold 1 of 3",
+    ]
+    assert trained.record.inputs.sources == 3
+    models = trained.load_retrieval()
+    assert {name: len(model.user_tower.bias) for name, model in models.items()} == {
+        "two_tower": 8,
+        "wide": 12,
+    }
+    epochs = trained.metrics["epochs"]
+    assert set(epochs) == {"two_tower", "wide", "ranking"}
+    assert epochs["two_tower"]["validation_ndcg"] > 0
+    assert epochs["wide"]["validation_ndcg"] > 0
+
+
+def test_a_training_checks_its_recipe_once(dataset, tmp_path, monkeypatch):
+    built, checked = [], []
+
+    def features():
+        built.append(1)
+        return RECIPE.features()
+
+    def check(*arguments):
+        checked.append(1)
+        return real(*arguments)
+
+    real = train_module.check_recipe
+    monkeypatch.setattr(train_module, "check_recipe", check)
+    counted = quick(features=features, ranking=None)
+    train_recipe(counted, dataset, tmp_path / "r")
+    assert (len(checked), len(built)) == (1, 2)  # the graph is built to be checked, and to be fitted
+    wrong = replace(counted, serving=ServingSettings(kept=300))
+    with pytest.raises(RecipeError, match=r"serving\.kept"):
+        train_recipe(wrong, dataset, tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
+STOPS = {
+    "workflow": (train_module, "fit_workflow"),
+    "retrieval": (TwoTower, "fit"),
+    "ranking": (DLRM, "fit"),
+    "writing": (train_module, "write_run"),
+}
+
+
+@pytest.mark.parametrize("stop_at", STOPS)
+def test_an_interrupt_leaves_nothing(dataset, tmp_path, monkeypatch, stop_at):
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(*STOPS[stop_at], interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(quick(), dataset, tmp_path / "runs" / "r")
+    assert list((tmp_path / "runs").iterdir()) == []
