@@ -15,7 +15,7 @@ from benchmarks.scale.made_up import heavy_users, make_up
 from benchmarks.scale.opening import measure_opening
 from benchmarks.scale.parts import SOURCE
 from benchmarks.scale.report import Measured, ScaleReport
-from benchmarks.scale.searching import Users, measure_searches
+from benchmarks.scale.searching import BUILD_HEAVY, BUILD_QUERIES, Users, measure_searches
 from benchmarks.scale.sizes import SIZES, Size
 from tiercel_serving.bench.machine import describe_machine, installed_versions
 from tiercel_serving.lookups.lookup import read_keys
@@ -99,8 +99,10 @@ def _users(release: Release, user_ids: Array, size: Size, seed: int = 1) -> tupl
     """Return some users who have had little, and some who have had much, with their queries as served."""
     heavy = heavy_users(size)
     light = np.setdiff1d(np.arange(size.users), heavy)
-    chosen = np.random.default_rng(seed).choice(light, min(size.queries, len(light)), replace=False)
-    return _asked(release, user_ids, np.sort(chosen)), _asked(release, user_ids, heavy[: size.queries])
+    many = min(max(size.queries, BUILD_QUERIES), len(light))
+    chosen = np.random.default_rng(seed).choice(light, many, replace=False)
+    mixed = np.random.default_rng(seed).permutation(heavy)[: size.queries + BUILD_HEAVY]
+    return _asked(release, user_ids, chosen), _asked(release, user_ids, mixed)
 
 
 def _asked(release: Release, user_ids: Array, rows: Array) -> Users:

@@ -23,8 +23,8 @@ from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.table import Material, Source, open_source
 from tiercel_serving.spec import Array
 
-#: Queries that an index is measured with when it is built.
-BUILD_QUERIES = 100
+#: Queries that an index is measured with when it is built: of users who have had little, and much.
+BUILD_QUERIES, BUILD_HEAVY = 100, 20
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,23 @@ def measure_searches(
     vectors, lots
         The items' vectors, and the column of which rules let some pass.
     light, heavy
-        Users who have had little, and much.
+        Users who have had little, and much; the last of the heavy ones are not searched for, but an index
+        is made with them.
     size, indexes
         How much, and which index types.
     progress
         Called with what comes next.
     """
     count = size.candidates
+    known = Users(
+        np.concatenate([light.queries[:BUILD_QUERIES], heavy.queries[size.queries :][:BUILD_HEAVY]]),
+        [*light.seen[:BUILD_QUERIES], *heavy.seen[size.queries :][:BUILD_HEAVY]],
+    )
+    heavy = Users(heavy.queries[: size.queries], heavy.seen[: size.queries])
+    light = Users(light.queries[: size.queries], light.seen[: size.queries])
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        exact = _source(place / "exact", "Flat", vectors, None, light, count)
+        exact = _source(place / "exact", "Flat", vectors, None, known, count)
         best = _best(exact, light.queries, len(vectors), max(size.hidden))
         few, many = size.hidden
         masks = {
@@ -107,7 +114,7 @@ def measure_searches(
                 source = (
                     exact
                     if index == "Flat"
-                    else _source(place / f"{number}", index, vectors, None, light, count)
+                    else _source(place / f"{number}", index, vectors, None, known, count)
                 )
             except InvalidSettings as error:
                 yield Searched(index, "none", refused=str(error))
@@ -116,13 +123,13 @@ def measure_searches(
                 yield _searched(index, name, source, exact, users, len(vectors), count)
         for share, most in RULES.items():
             allowed = lots < most
-            cut = _source(place / f"exact {share}", "Flat", vectors, allowed, light, count)
+            cut = _source(place / f"exact {share}", "Flat", vectors, allowed, known, count)
             for number, index in enumerate(indexes):
                 progress(f"{index}, a rule that {share} pass")
                 folder_of = place / f"{number} {share}"
                 try:
                     source = (
-                        cut if index == "Flat" else _source(folder_of, index, vectors, allowed, light, count)
+                        cut if index == "Flat" else _source(folder_of, index, vectors, allowed, known, count)
                     )
                 except InvalidSettings as error:
                     yield Searched(index, f"rule of {share}", refused=str(error))
@@ -142,8 +149,8 @@ def _source(
             users=nothing,
             rows=nothing,
             form={"vectors": vectors},
-            queries=users.queries[:BUILD_QUERIES],
-            seen=users.seen[:BUILD_QUERIES],
+            queries=users.queries,
+            seen=users.seen,
             allowed=allowed,
             candidates=count,
         )

@@ -194,7 +194,7 @@ def release_of(
         raw[column.name] = with_null_row(as_column(column, stored[column.name]))
     both = {c.name: raw.get(c.name, null_column(c.dtype, c.is_list, 2)) for c in columns}
     nobody = np.zeros(0, np.int64)
-    users = user_arrays(np.array([5]), raw, program.packed(both, 2), nobody, nobody)
+    users = user_arrays(np.array([5]), raw, program.packed(both, 2), nobody, nobody, latest=1)
     meta = {"program": program.to_json()}
     for name, kind, content, more in (
         ("user_features", "features", arrays, meta),

@@ -21,7 +21,7 @@ from tiercel_serving.ranked import BitmapMask, KeyMask, Mask
 from tiercel_serving.release.artefacts import Artefact, open_artefact, write_artefact
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.popular import Popular
-from tiercel_serving.sources.search import IndexSearch
+from tiercel_serving.sources.search import ExactSearch, IndexSearch, Profile, Rung, Space
 from tiercel_serving.sources.table import SOURCES, Made, Material, Scorer, Source, SourceKind, open_source
 
 Draw = Callable[[np.random.Generator, int], dict[str, np.ndarray]]
@@ -207,16 +207,24 @@ class TestSourceKind:
 # ``index``
 
 
+@pytest.mark.parametrize("copies", [30, 300])
 @pytest.mark.parametrize("masked", [0, 20, 60])
-def test_all_that_tie_are_seen_whatever_the_neighbours_must_not_get(masked: int) -> None:
-    """A neighbour to whom nothing is allowed has the index asked for all items: that is not the end."""
-    vectors = np.tile(np.eye(2, dtype=np.float32)[::-1], (30, 1))
+def test_all_that_tie_are_seen_whatever_the_neighbours_must_not_get(masked: int, copies: int) -> None:
+    """An index is asked for a few more than are wanted; where more than those tie, that is not the end."""
+    vectors = np.tile(np.eye(2, dtype=np.float32)[::-1], (copies, 1))
     index = faiss.IndexFlatIP(2)
     index.add(vectors)
+    space = Space(vectors, None, 2 * copies)
+    searches = (
+        ExactSearch(space),
+        IndexSearch(space, index, Profile(None, (Rung(5, 0, 0.1), Rung(10, 0, 0.1)), 1.0)),
+    )
     seen = np.arange(masked)
+    wanted = 2 * np.arange(copies * 2)
     for kind in (BitmapMask, KeyMask):
-        mask = kind(2, 60, seen, np.array([0, masked]))
-        scores, rows = IndexSearch(index, vectors).nearest(np.eye(2, dtype=np.float32), mask, 5)
-        assert rows[0].tolist() == [1, 3, 5, 7, 9]
-        assert rows[1].tolist() == {0: [0, 2, 4, 6, 8], 20: [20, 22, 24, 26, 28], 60: [60] * 5}[masked]
-        assert scores[0].tolist() == [1.0] * 5
+        mask = kind(2, 2 * copies, seen, np.array([0, masked]))
+        for search in searches:
+            scores, rows = search.nearest(np.eye(2, dtype=np.float32), mask, 5)
+            assert rows[0].tolist() == [1, 3, 5, 7, 9]
+            assert rows[1].tolist() == np.append(wanted[masked // 2 : copies], [2 * copies] * 5)[:5].tolist()
+            assert scores[0].tolist() == [1.0] * 5

@@ -16,8 +16,8 @@ from ..errors import ExportInputError
 from .parts import Inputs
 from .uncompiled import Uncompiled
 
-#: Users whose queries measure a source.
-RECALL_QUERIES = 1000
+#: Users whose queries measure a source, and how many are added of those who have had most.
+RECALL_QUERIES, MOST_SEEN = 200, 50
 
 
 def make_sources(inputs: Inputs, uncompiled: Uncompiled) -> dict[str, Made]:
@@ -80,7 +80,10 @@ def _queries(inputs: Inputs, uncompiled: Uncompiled, source: str) -> tuple[Array
     stand_ins = uncompiled.models.forms[source].stand_ins
     seen: list[Array] = []
     if users:
-        chosen = np.sort(random.choice(users, min(RECALL_QUERIES, users), replace=False))
+        chosen = random.choice(users, min(RECALL_QUERIES, users), replace=False)
+        counts = np.diff(uncompiled.tables.user_arrays["history_offsets"][: users + 1])
+        most = np.argpartition(-counts, min(MOST_SEEN, users) - 1)[:MOST_SEEN]
+        chosen = np.append(chosen, np.setdiff1d(most, chosen))
         queries, seen = uncompiled.queries(source, chosen), [uncompiled.seen(int(row)) for row in chosen]
     elif stand_ins is None:
         return None, []

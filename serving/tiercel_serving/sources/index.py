@@ -17,7 +17,7 @@ from ..problems import POSITIVE, Problem, Range, out_of_range
 from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
-from .search import ExactSearch, IndexSearch, Profile, Search, Space, longest_norm
+from .search import HEAVY, ExactSearch, IndexSearch, Profile, Search, Space, longest_norm
 from .table import Made, Material, UserTensors
 
 #: The index's file in its artefact.
@@ -128,13 +128,15 @@ class Index(Settings, frozen=True, tag="index"):
             notes.append(
                 f"index {self.name!r}: the given one holds items that the rules exclude; {factory} it is"
             )
+        queries, seen, heavy = _measured(material, material.queries)
         built = build_index(
             space.vectors,
-            material.queries,
+            queries,
             factory=factory,
             parameters={name: int(value) for name, value in self.parameters.items()} or None,
             candidates=material.candidates,
             min_recall=self.min_recall,
+            heavy=heavy[0],
             ready=ready,
             seed=material.seed,
         )
@@ -145,18 +147,8 @@ class Index(Settings, frozen=True, tag="index"):
             "candidates": material.candidates,
         }
         if built.profile is not None:
-            cases = served_recall(
-                built.search(space),
-                space,
-                material.queries[:MEASURED],
-                material.seen[:MEASURED] or [np.zeros(0, np.int64)] * len(material.queries[:MEASURED]),
-                material.candidates,
-            )
-            figures |= {
-                "recall": min(cases.values()),
-                "cases": cases,
-                "queries": len(material.queries[:MEASURED]),
-            }
+            cases = served_recall(built.search(space), space, queries, seen, material.candidates, heavy)
+            figures |= {"recall": min(cases.values()), "cases": cases, "queries": len(queries)}
             figures["ladder"] = [msgspec.to_builtins(rung) for rung in built.profile.ladder]
             self._refuse_low(cases, built.profile)
         if built.profile is None:
@@ -214,6 +206,17 @@ def _space(material: Material) -> Space:
         return Space(vectors, None, material.items)
     rows = np.flatnonzero(material.allowed).astype(np.int32)
     return Space(np.ascontiguousarray(vectors[rows]), rows, material.items)
+
+
+def _measured(material: Material, queries: Array) -> tuple[Array, list[Rows], tuple[Array, list[Rows]]]:
+    """Return the queries that are measured with what their users have had, and those who have had much."""
+    seen = list(material.seen) or [np.zeros(0, np.int64)] * len(queries)
+    much = np.array([len(rows) > HEAVY * material.candidates for rows in seen], np.bool_)
+    # If that is everybody, they are the typical ones too.
+    groups = ~much | much.all(), much
+    places = [np.flatnonzero(group)[:MEASURED] for group in groups]
+    parts = [(queries[some], [seen[at] for at in some.tolist()]) for some in places]
+    return *parts[0], parts[1]
 
 
 def read_index(file: Path, vectors: Array) -> Any:

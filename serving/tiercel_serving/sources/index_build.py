@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ KNOBS = ("nprobe", "efSearch")
 RUNG, RUNGS = 2, 7
 
 #: Queries that the ladder is measured with, and that the time of a search is taken of.
-LADDER_QUERIES, TIMED_QUERIES = 200, 8
+LADDER_QUERIES, TIMED_QUERIES = 200, 15
 
 #: Points that k-means learns a centroid from, at most; FAISS's own default of 256 takes four times as long.
 POINTS_PER_CENTROID = 64
@@ -69,6 +69,7 @@ def build_index(
     parameters: Mapping[str, int] | None,
     candidates: int,
     min_recall: float,
+    heavy: Array | None = None,
     ready: Any = None,
     seed: int = 0,
 ) -> IndexBuild:
@@ -89,6 +90,8 @@ def build_index(
         N, the number of candidates that retrieval asks for.
     min_recall
         The recall that each depth shall have.
+    heavy
+        ``[H, D]`` queries of users who have had much, whom only the deeper rungs serve.
     ready
         A trained and filled FAISS index to take instead, whose position i is position i of the vectors.
     seed
@@ -108,7 +111,13 @@ def build_index(
         return IndexBuild(index, name, None, parameters or {})
     knob = next((name for name in KNOBS if _has(index, name)), None)
     profile = _measure(
-        index, knob, (parameters or {}).get(knob or ""), vectors, queries, candidates, min_recall
+        index,
+        knob,
+        (parameters or {}).get(knob or ""),
+        vectors,
+        [queries] if heavy is None or not len(heavy) else [queries, heavy],
+        candidates,
+        min_recall,
     )
     if knob is not None:
         _set(index, knob, profile.ladder[0].knob)
@@ -123,6 +132,10 @@ def _make(vectors: Array, factory: str, seed: int) -> Any:
             f"index: FAISS does not know the factory string {factory!r} for {vectors.shape[1]} dimensions "
             f"({faiss_reason(error)}); for example 'Flat', 'IVF64,Flat' or 'HNSW32'"
         ) from error
+    plain = faiss.downcast_index(index.index if isinstance(index, faiss.IndexPreTransform) else index)
+    if isinstance(plain, faiss.IndexPQ):
+        # It orders the codes for a kind of search that is not used here, by annealing: half a minute or more.
+        plain.do_polysemous_training = False  # type: ignore[attr-defined]
     ivf = faiss.try_extract_index_ivf(index)
     if ivf is not None:
         if ivf.nlist > len(vectors):
@@ -202,33 +215,55 @@ def _measure(
     knob: str | None,
     begin: int | None,
     vectors: Array,
-    queries: Array,
+    queries: Sequence[Array],
     candidates: int,
     min_recall: float,
 ) -> Profile:
     """Find, for deeper and deeper searches, the knob that reaches the recall, and what it costs.
 
-    The exact answers are looked up once, for the deepest. The ladder ends where a scan of everything is
-    cheaper, or where the knob no longer helps: there the vectors themselves are rounded.
+    The first rung is held to the first queries, the deeper ones to the others too. The exact answers are
+    looked up once, for the deepest. The ladder ends where a scan of everything is cheaper, or where the knob
+    no longer helps: there the vectors themselves are rounded.
     """
-    picked = queries[:LADDER_QUERIES]
+    picked = [some[:LADDER_QUERIES] for some in queries]
     depths = [min(candidates * RUNG**i, len(vectors)) for i in range(RUNGS)]
     depths = list(dict.fromkeys(depths))
     # Between what was asked for and perfection, since other queries will come than these.
     target = min_recall + 0.3 * (1 - min_recall)
-    best, _ = faiss.knn(picked, vectors, depths[-1], metric=faiss.METRIC_INNER_PRODUCT)
-    scan_s = _seconds(lambda query: vectors @ query[0], picked)
+    best = [faiss.knn(some, vectors, depths[-1], metric=faiss.METRIC_INNER_PRODUCT)[0] for some in picked]
+    space = Space(vectors, None, len(vectors))
     value = begin or 1
     rungs: list[Rung] = []
     for depth in depths:
-        value, reached = _climb(index, knob, value, vectors, picked, best[:, depth - 1], depth, target)
-        cost = _seconds(lambda query, depth=depth: index.search(query, depth), picked) / scan_s  # type: ignore[misc]
+        reached = 1.0
+        for some, scores in list(zip(picked, best, strict=True))[: None if rungs else 1]:
+            value, own = _climb(index, knob, value, vectors, some, scores[:, depth - 1], depth, target)
+            reached = min(reached, own)
+        cost = _cost(index, space, picked[0], depth)
         if rungs and (reached < target or cost >= 1):
             break
         rungs.append(Rung(int(depth), value, round(cost, 4)))
-    norms = np.sqrt(np.einsum("qd,qd->q", picked, picked))
-    cut = float(np.median(best[:, depths[0] - 1] / np.maximum(norms, 1e-12)))
+    norms = np.sqrt(np.einsum("qd,qd->q", picked[0], picked[0]))
+    cut = float(np.median(best[0][:, depths[0] - 1] / np.maximum(norms, 1e-12)))
     return Profile(knob, tuple(rungs), cut)
+
+
+def _cost(index: Any, space: Space, queries: Array, depth: int) -> float:
+    """Return the median time of a search over that of a scan.
+
+    They take turns, so that each finds the caches as the other leaves them, and whatever else the machine
+    does disturbs both.
+    """
+    mask, spent = _mask(space, [[]]), np.zeros((2, TIMED_QUERIES))
+    for turn in range(TIMED_QUERIES):
+        query = queries[turn % len(queries)][None]
+        begun = time.perf_counter()
+        index.search(query, depth)
+        between = time.perf_counter()
+        space.scan(query, mask, [0], min(depth, len(space)))
+        spent[:, turn] = between - begun, time.perf_counter() - between
+    search, scan = np.median(spent, axis=1)
+    return float(search / scan)
 
 
 def _climb(
@@ -265,18 +300,13 @@ def _share(vectors: Array, queries: Array, found: Rows, cut: Array) -> float:
     return float(np.mean(shares))
 
 
-def _seconds(search: Callable[[Array], Any], queries: Array) -> float:
-    """Return the median time of one search."""
-    times = []
-    for row in range(min(TIMED_QUERIES, len(queries))):
-        begun = time.perf_counter()
-        search(queries[row : row + 1])
-        times.append(time.perf_counter() - begun)
-    return float(np.median(times))
-
-
 def served_recall(
-    search: Search, space: Space, queries: Array, seen: Sequence[Rows], count: int
+    search: Search,
+    space: Space,
+    queries: Array,
+    seen: Sequence[Rows],
+    count: int,
+    heavy: tuple[Array, Sequence[Rows]] | None = None,
 ) -> dict[str, float]:
     """Measure what is served: the share of the best allowed items that the masked search gives.
 
@@ -290,21 +320,28 @@ def served_recall(
         The catalogue rows that each query's user has had.
     count
         N.
+    heavy
+        Queries and rows of users who have had much.
 
     Returns
     -------
     Case → recall: ``plain`` (nothing masked), ``seen`` (what each user has had), ``best hidden`` (and the
-    :data:`HIDDEN` best besides).
+    :data:`HIDDEN` best besides), ``much seen`` (of users who have had much).
     """
     hidden = [
         space.scan(query[None], _mask(space, [[]]), [0], min(HIDDEN, len(space)))[1][0] for query in queries
     ]
-    cases: dict[str, list[Any]] = {
-        "plain": [[]] * len(queries),
-        "seen": list(seen),
-        "best hidden": [np.union1d(a, b[b < space.items]) for a, b in zip(seen, hidden, strict=True)],
+    cases: dict[str, tuple[Array, Sequence[Any]]] = {
+        "plain": (queries, [[]] * len(queries)),
+        "seen": (queries, seen),
+        "best hidden": (
+            queries,
+            [np.union1d(a, b[b < space.items]) for a, b in zip(seen, hidden, strict=True)],
+        ),
     }
-    return {name: _recall_of(search, space, queries, masked, count) for name, masked in cases.items()}
+    if heavy is not None and len(heavy[0]):
+        cases["much seen"] = heavy
+    return {name: _recall_of(search, space, asked, masked, count) for name, (asked, masked) in cases.items()}
 
 
 def _recall_of(search: Search, space: Space, queries: Array, masked: Sequence[Any], count: int) -> float:

@@ -34,13 +34,19 @@ TRUSTED = 1.25
 #: Masked items that are looked at to guess whether they are among the user's best.
 SAMPLE = 64
 
+#: Who has more than this many times N items masked is served alone. Users who have had that much are not like
+#: those that an index is tuned for: its deeper rungs are held to the recall for them too.
+HEAVY = 5
+
 #: Users whose scores of all items are computed by one matrix product.
 SCAN_USERS = 8
 
-#: What may be spent on trying, in scans, where it is not certain that a search will be enough.
-TRIES = 0.2
+#: What may be spent on trying, in scans, where a search will likely be enough, and where that is not known.
+LIKELY, TRIES = 0.7, 0.2
 
 _NOTHING = np.float32(-np.inf)
+#: Deeper than any search.
+_ENDLESS = np.int64(1) << 62
 
 
 class Rung(msgspec.Struct, frozen=True):
@@ -271,38 +277,51 @@ class IndexSearch:
 
     def nearest(self, query: Array, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the best allowed items, as :meth:`Search.nearest` says."""
-        hidden = self._hidden(query, mask, count)
-        if hidden.all():
-            return self._each(query, mask, np.arange(len(query)), count)
-        fetched = min(count + MARGIN + SLACK, len(self._space))
-        scores, rows, used = self._ask(query, mask, None, count, fetched)
-        again = np.flatnonzero(hidden | (used > TRUSTED * max(count, self._ladder[0].depth)))
-        if len(again):
-            scores[again], rows[again] = self._each(query[again], mask, again, count)
-        return scores, rows
-
-    def _hidden(self, query: Array, mask: Mask, count: int) -> npt.NDArray[np.bool_]:
-        """Guess ``[B]`` from a sample whose masked items are among the best, before anything is searched."""
         if self._ladder[0].cost >= 1:
             # The index is dearer than looking at everything.
-            return np.ones(len(query), np.bool_)
-        hidden, counts = np.zeros(len(query), np.bool_), mask.counts()
+            return self._space.scan(query, mask, range(len(query)), count)
+        counts = mask.counts()
+        hidden = self._hidden(query, mask, counts, count)
+        alone = (hidden > count / 4) | (counts > HEAVY * count)
+        if alone.all():
+            return self._each(query, mask, np.arange(len(query)), counts, hidden, count)
+        fetched = min(count + MARGIN + SLACK, len(self._space))
+        scores, rows, used = self._ask(query, mask, None, count, fetched)
+        again = np.flatnonzero(alone | (used > TRUSTED * max(count, self._ladder[0].depth)))
+        if len(again):
+            # What was found to be masked is known better now than from a sample.
+            hidden = np.maximum(hidden, np.where(used < _ENDLESS, used - count, 0))
+            scores[again], rows[again] = self._each(
+                query[again], mask, again, counts[again], hidden[again], count
+            )
+        return scores, rows
+
+    def _hidden(self, query: Array, mask: Mask, counts: Rows, count: int) -> npt.NDArray[np.float64]:
+        """Guess from a sample how many of each user's best items are masked, before anything is searched."""
+        hidden = np.zeros(len(query))
         for user in np.flatnonzero(counts > count // 4).tolist():
             rows = mask.rows_of(user)
             sample = self._space.positions_of(rows[:: -(-len(rows) // SAMPLE)])
             scores = self._space.score(query[user : user + 1], sample[None])[0]
             cut = self._profile.cut * _norm(query[user])
-            hidden[user] = np.count_nonzero(scores >= cut) / len(sample) * len(rows) > count / 4
+            hidden[user] = np.count_nonzero(scores >= cut) / len(sample) * len(rows)
         return hidden
 
-    def _each(self, query: Array, mask: Mask, users: Rows, count: int) -> tuple[Scores, Rows]:
-        """Answer users one by one, deep in the index where it is sure to be cheaper than a scan."""
+    def _each(
+        self,
+        query: Array,
+        mask: Mask,
+        users: Rows,
+        counts: Rows,
+        hidden: npt.NDArray[np.float64],
+        count: int,
+    ) -> tuple[Scores, Rows]:
+        """Answer users one by one, deep in the index where that is cheaper than a scan."""
         scores = np.empty((len(users), count), np.float32)
         rows = np.empty((len(users), count), np.int64)
-        counts = mask.counts()[users]
         left = []
         for at, user in enumerate(users.tolist()):
-            found = self._deep(query[at : at + 1], mask, user, count, int(counts[at]))
+            found = self._deep(query[at : at + 1], mask, user, count, int(counts[at]), float(hidden[at]))
             if found is None:
                 left.append(at)
             else:
@@ -312,16 +331,17 @@ class IndexSearch:
         return scores, rows
 
     def _deep(
-        self, query: Array, mask: Mask, user: int, count: int, masked: int
+        self, query: Array, mask: Mask, user: int, count: int, masked: int, hidden: float
     ) -> tuple[Scores, Rows] | None:
         """Return one user's best from deeper in the index; None if a scan is cheaper, or surer."""
         certain, spent = count + MARGIN + masked, 0.0
-        wanted = min(certain, 3 * (count + MARGIN))
+        likely = count + MARGIN + 3 * hidden
+        wanted = min(certain, likely, 3 * (count + MARGIN))
         for rung in self._ladder[1:]:
             if rung.depth < wanted:
                 continue
-            sure = rung.depth >= certain
-            if spent + rung.cost >= (1 if sure else TRIES):
+            most = 1 if rung.depth >= certain else LIKELY if rung.depth >= likely else TRIES
+            if spent + rung.cost >= most:
                 return None
             self._turn(rung.knob)
             scores, rows, used = self._ask(query, mask, user, count, min(certain, rung.depth))
@@ -339,7 +359,7 @@ class IndexSearch:
         Returns
         -------
         Scores and rows ``[B, count]``, and ``[B]`` how deep the search had to go; deeper than anything where
-        it did not find ``count`` allowed items.
+        it did not find ``count`` allowed items, or more of them tie at the cut than were looked at.
         """
         size = len(self._space)
         _, found = self._index.search(query, fetched)
@@ -350,9 +370,12 @@ class IndexSearch:
         positions = pick(found, places)
         if real is not None:
             positions[~real] = size
-        scores, rows = self._space.best(query, positions, count)
+        scores, rows = self._space.best(query, positions, max(count, positions.shape[1]))
+        open_end = rows[:, count - 1] == self._space.items
+        if scores.shape[1] > count:
+            open_end |= scores[:, -1] == scores[:, count - 1]
         used = places[:, min(count, places.shape[1]) - 1] + 1
-        return scores, rows, np.where(rows[:, -1] == self._space.items, size + 1, used)
+        return scores[:, :count], rows[:, :count], np.where(open_end, _ENDLESS, used)
 
     def _turn(self, value: int) -> None:
         if self._profile.knob is not None:

@@ -6,6 +6,7 @@ null. Lists are offsets into the values.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -138,18 +139,16 @@ class StoredColumn:
 
 
 def _store_strings(values: Array, valid: Array | None) -> dict[str, Array]:
-    items = values.tolist()
-    keep = [True] * len(items) if valid is None else valid.tolist()
-    codes_of: dict[bytes, int] = {}
-    # setdefault with the dictionary's own length numbers each distinct string by its first occurrence.
-    codes = np.array(
-        [codes_of.setdefault(item, len(codes_of)) if ok else 0 for item, ok in zip(items, keep, strict=True)],
-        np.int32,
-    )
-    if not codes_of:
-        codes_of[b""] = 0
-    distinct = np.empty(len(codes_of), np.object_)
-    distinct[:] = list(codes_of)
+    # What stands at a null's place may be anything.
+    items = (values if valid is None else values[valid]).tolist()
+    # Each distinct string is numbered by its first occurrence.
+    code_of = dict(zip(dict.fromkeys(items), itertools.count(), strict=False))
+    found = np.fromiter(map(code_of.__getitem__, items), np.int32, len(items))
+    codes = found if valid is None else np.zeros(len(values), np.int32)
+    if valid is not None:
+        codes[valid] = found
+    distinct = np.empty(len(code_of) or 1, np.object_)
+    distinct[:] = list(code_of) or [b""]
     packed = Strings.of(distinct)
     return {"codes": codes, "offsets": packed.offsets, "blob": packed.blob}
 

@@ -260,11 +260,15 @@ def _source_row(
         difference = compare_rankings(rows, scores, want["rows"], want["scores"])
         return VerifyRow.of(kind.name, check, difference, ENGINE)
     items = release.manifest.catalogue.items
-    shares = [
-        np.isin(expected[expected < items], found).mean()
-        for expected, found in zip(want["rows"], rows, strict=True)
-        if (expected < items).any()
-    ]
+    shares = []
+    for expected, found, best, own in zip(want["rows"], rows, want["scores"], scores, strict=True):
+        real = expected < items
+        if real.any():
+            # Which of several equal items stands at the cut-off is nobody's loss.
+            cut = best[real].min()
+            ties = np.abs(own - cut) <= ENGINE.absolute + ENGINE.relative * abs(cut)
+            reached = np.isin(found, expected[real]) | ((found < items) & ties)
+            shares.append(min(np.count_nonzero(reached) / np.count_nonzero(real), 1.0))
     share = float(np.mean(shares)) if shares else 1.0
     floor = _floor(measured, len(shares))
     detail = f"recall {share:.4f} of {rows.shape[1]} (export measured {measured:.4f})"
