@@ -31,7 +31,11 @@ def approximate(
     serving = replace(record.recipe.serving, sources=(INDEX, *record.recipe.serving.sources[1:]))
     recipe = replace(record.recipe, serving=serving)
     run = dataclasses.replace(served.run, record=replace(record, recipe=recipe))
-    release = export_run(run, tmp_path_factory.mktemp("approximate") / "release")
+    with pytest.MonkeyPatch.context() as patch:
+        # So few items are else looked at one by one.
+        patch.setattr("tiercel_serving.sources.index.EXACT_ITEMS", 0)
+        patch.setattr("tiercel_serving.sources.index_build._cost", lambda *_: 0.1)
+        release = export_run(run, tmp_path_factory.mktemp("approximate") / "release")
     with start_server(release) as server:
         yield release, grpcclient.InferenceServerClient(server.grpc_url)
 

@@ -227,6 +227,18 @@ def test_an_impossible_factory_is_refused_even_where_none_is_needed(tmp_path: Pa
         source(tmp_path / "source", "Magic", np.arange(ITEMS) < 5)
 
 
+def test_parameters_are_checked_and_left_aside_where_a_rule_leaves_few_items() -> None:
+    none = np.zeros(0, np.int64)
+    few = Material(
+        ITEMS, none, none, form={"vectors": VECTORS}, queries=QUERIES, allowed=np.arange(ITEMS) < 9
+    )
+    made = Index("near", factory="IVF32,Flat", parameters={"nprobe": 8}).make(few)
+    assert made.figures["factory"] == "Flat"
+    for name, value in (("nprobe", 33), ("efSearch", 8)):
+        with pytest.raises(InvalidSettings, match=name):
+            Index("near", factory="IVF32,Flat", parameters={name: value}).make(few)
+
+
 # -------------------------------------------------------------------------------------------------- as served
 
 

@@ -277,8 +277,11 @@ def _write_sources(tiny: Tiny, path: Path) -> None:
             # All of its lists: it finds what exact search finds.
             index.nprobe = index.nlist
             faiss.write_index(index, str(place / INDEX_FILE))
-            rungs = Rung(tiny.settings.candidates, index.nlist, 0.01), Rung(len(vectors), index.nlist, 0.05)
-            profile = Profile("nprobe", rungs, 0.0)
+            rungs = tuple(
+                Rung(depth, index.nlist, cost, 0.0)
+                for depth, cost in ((tiny.settings.candidates, 0.01), (len(vectors), 0.05))
+            )
+            profile = Profile("nprobe", rungs)
             meta["profile"] = msgspec.to_builtins(profile)
         write_artefact(place, "source", BUILD, made.arrays, meta)
 

@@ -115,14 +115,17 @@ class Index(Settings, frozen=True, tag="index"):
             return Made(arrays, meta)
         import faiss
 
-        from .index_build import build_index, served_recall
+        from .index_build import build_index, check_parameters, served_recall
 
         for problem in self.misfits(space.vectors.shape[1]):
             raise InvalidSettings(f"index: {problem}")
         factory, ready, notes = self.factory, material.form.get("index"), []
+        parameters = {name: int(value) for name, value in self.parameters.items()}
         if space.rows is not None and len(space) <= EXACT_ITEMS:
             # What is left after the rules is looked at faster than any index is asked.
-            factory = "Flat"
+            if ready is None:
+                check_parameters(space.vectors.shape[1], factory, parameters)
+            factory, parameters = "Flat", {}
         if space.rows is not None and ready is not None:
             ready = None
             notes.append(
@@ -133,7 +136,7 @@ class Index(Settings, frozen=True, tag="index"):
             space.vectors,
             queries,
             factory=factory,
-            parameters={name: int(value) for name, value in self.parameters.items()} or None,
+            parameters=parameters or None,
             candidates=material.candidates,
             min_recall=self.min_recall,
             heavy=heavy[0],

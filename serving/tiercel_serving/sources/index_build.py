@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InvalidSettings
 from ..ranked import Mask, Rows, make_mask
 from ..spec import Array
-from .search import ExactSearch, IndexSearch, Profile, Rung, Search, Space
+from .search import WORTH, ExactSearch, IndexSearch, Profile, Rung, Search, Space
 
 #: Knobs that trade time for recall, tried in this order on whatever the factory string builds.
 KNOBS = ("nprobe", "efSearch")
@@ -185,6 +185,13 @@ def _check_ready(index: Any, vectors: Array, queries: Array) -> Any:
     return index
 
 
+def check_parameters(dimension: int, factory: str, parameters: Mapping[str, int]) -> None:
+    """Refuse parameters that an index of this kind does not have, without building one."""
+    index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    for name, value in parameters.items():
+        _set(index, name, value)
+
+
 def _set(index: Any, name: str, value: int) -> None:
     ivf = faiss.try_extract_index_ivf(index)
     if name == "nprobe" and ivf is not None and value > ivf.nlist:
@@ -222,8 +229,8 @@ def _measure(
     """Find, for deeper and deeper searches, the knob that reaches the recall, and what it costs.
 
     The first rung is held to the first queries, the deeper ones to the others too. The exact answers are
-    looked up once, for the deepest. The ladder ends where a scan of everything is cheaper, or where the knob
-    no longer helps: there the vectors themselves are rounded.
+    looked up once, for the deepest. The ladder ends where a scan of everything is hardly dearer, or where the
+    knob no longer helps: there the vectors themselves are rounded.
     """
     picked = [some[:LADDER_QUERIES] for some in queries]
     depths = [min(candidates * RUNG**i, len(vectors)) for i in range(RUNGS)]
@@ -232,6 +239,7 @@ def _measure(
     target = min_recall + 0.3 * (1 - min_recall)
     best = [faiss.knn(some, vectors, depths[-1], metric=faiss.METRIC_INNER_PRODUCT)[0] for some in picked]
     space = Space(vectors, None, len(vectors))
+    norms = np.maximum(np.sqrt(np.einsum("qd,qd->q", picked[0], picked[0])), 1e-12)
     value = begin or 1
     rungs: list[Rung] = []
     for depth in depths:
@@ -240,12 +248,11 @@ def _measure(
             value, own = _climb(index, knob, value, vectors, some, scores[:, depth - 1], depth, target)
             reached = min(reached, own)
         cost = _cost(index, space, picked[0], depth)
-        if rungs and (reached < target or cost >= 1):
+        if rungs and (reached < target or cost >= WORTH):
             break
-        rungs.append(Rung(int(depth), value, round(cost, 4)))
-    norms = np.sqrt(np.einsum("qd,qd->q", picked[0], picked[0]))
-    cut = float(np.median(best[0][:, depths[0] - 1] / np.maximum(norms, 1e-12)))
-    return Profile(knob, tuple(rungs), cut)
+        cut = float(np.median(best[0][:, depth - 1] / norms))
+        rungs.append(Rung(int(depth), value, round(cost, 4), cut))
+    return Profile(knob, tuple(rungs))
 
 
 def _cost(index: Any, space: Space, queries: Array, depth: int) -> float:

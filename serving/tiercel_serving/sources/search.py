@@ -41,8 +41,9 @@ HEAVY = 5
 #: Users whose scores of all items are computed by one matrix product.
 SCAN_USERS = 8
 
-#: What may be spent on trying, in scans, where a search will likely be enough, and where that is not known.
-LIKELY, TRIES = 0.7, 0.2
+#: An index is asked where that took less than this share of a scan when it was measured: elsewhere it may
+#: take longer. And what may be spent, in scans, on a second search where the first was not deep enough.
+WORTH, AGAIN = 0.7, 0.3
 
 _NOTHING = np.float32(-np.inf)
 #: Deeper than any search.
@@ -60,11 +61,14 @@ class Rung(msgspec.Struct, frozen=True):
         What its knob must be.
     cost
         What one search takes, over what a scan of all vectors takes.
+    cut
+        What the ``depth``-th best item scores, over the norm of the query: the median of many queries.
     """
 
     depth: int
     knob: int
     cost: float
+    cut: float
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -76,13 +80,10 @@ class Profile(msgspec.Struct, frozen=True):
         The name of its knob (``nprobe``, ``efSearch``); None where it has none.
     ladder
         How the knob is set, shallow to deep; the first is how the index is set.
-    cut
-        What the N-th best item scores, over the norm of the query: the median of many queries.
     """
 
     knob: str | None
     ladder: tuple[Rung, ...]
-    cut: float
 
 
 class Search(Protocol):
@@ -274,37 +275,40 @@ class IndexSearch:
     def __init__(self, space: Space, index: Any, profile: Profile) -> None:
         self._space, self._index, self._profile = space, index, profile
         self._ladder = profile.ladder
+        self._cuts = np.array([rung.cut for rung in self._ladder], np.float32)
 
     def nearest(self, query: Array, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the best allowed items, as :meth:`Search.nearest` says."""
-        if self._ladder[0].cost >= 1:
-            # The index is dearer than looking at everything.
+        if self._ladder[0].cost >= WORTH:
+            # It is no matter how much is masked: looking at everything costs the same.
             return self._space.scan(query, mask, range(len(query)), count)
         counts = mask.counts()
         hidden = self._hidden(query, mask, counts, count)
-        alone = (hidden > count / 4) | (counts > HEAVY * count)
+        alone = (hidden[:, 0] > count / 4) | (counts > HEAVY * count)
         if alone.all():
             return self._each(query, mask, np.arange(len(query)), counts, hidden, count)
         fetched = min(count + MARGIN + SLACK, len(self._space))
         scores, rows, used = self._ask(query, mask, None, count, fetched)
         again = np.flatnonzero(alone | (used > TRUSTED * max(count, self._ladder[0].depth)))
         if len(again):
-            # What was found to be masked is known better now than from a sample.
-            hidden = np.maximum(hidden, np.where(used < _ENDLESS, used - count, 0))
-            scores[again], rows[again] = self._each(
-                query[again], mask, again, counts[again], hidden[again], count
-            )
+            # How many masked ones were met is known better than from a sample.
+            met = np.where(used < _ENDLESS, used - count, 0)[:, None]
+            hidden = np.maximum(hidden, met)[again]
+            scores[again], rows[again] = self._each(query[again], mask, again, counts[again], hidden, count)
         return scores, rows
 
     def _hidden(self, query: Array, mask: Mask, counts: Rows, count: int) -> npt.NDArray[np.float64]:
-        """Guess from a sample how many of each user's best items are masked, before anything is searched."""
-        hidden = np.zeros(len(query))
+        """Guess ``[B, rungs]`` how many items a user has masked among the best of each rung's depth.
+
+        It is guessed from a sample of them, before anything is searched.
+        """
+        hidden = np.zeros((len(query), len(self._ladder)))
         for user in np.flatnonzero(counts > count // 4).tolist():
             rows = mask.rows_of(user)
             sample = self._space.positions_of(rows[:: -(-len(rows) // SAMPLE)])
             scores = self._space.score(query[user : user + 1], sample[None])[0]
-            cut = self._profile.cut * _norm(query[user])
-            hidden[user] = np.count_nonzero(scores >= cut) / len(sample) * len(rows)
+            among = np.count_nonzero(scores[:, None] >= self._cuts * _norm(query[user]), axis=0)
+            hidden[user] = among / len(sample) * len(rows)
         return hidden
 
     def _each(
@@ -321,7 +325,7 @@ class IndexSearch:
         rows = np.empty((len(users), count), np.int64)
         left = []
         for at, user in enumerate(users.tolist()):
-            found = self._deep(query[at : at + 1], mask, user, count, int(counts[at]), float(hidden[at]))
+            found = self._deep(query[at : at + 1], mask, user, count, int(counts[at]), hidden[at])
             if found is None:
                 left.append(at)
             else:
@@ -331,17 +335,20 @@ class IndexSearch:
         return scores, rows
 
     def _deep(
-        self, query: Array, mask: Mask, user: int, count: int, masked: int, hidden: float
+        self,
+        query: Array,
+        mask: Mask,
+        user: int,
+        count: int,
+        masked: int,
+        hidden: npt.NDArray[np.float64],
     ) -> tuple[Scores, Rows] | None:
         """Return one user's best from deeper in the index; None if a scan is cheaper, or surer."""
         certain, spent = count + MARGIN + masked, 0.0
-        likely = count + MARGIN + 3 * hidden
-        wanted = min(certain, likely, 3 * (count + MARGIN))
-        for rung in self._ladder[1:]:
-            if rung.depth < wanted:
+        for rung, among in zip(self._ladder[1:], hidden[1:].tolist(), strict=True):
+            if rung.depth < min(certain, count + MARGIN + among):
                 continue
-            most = 1 if rung.depth >= certain else LIKELY if rung.depth >= likely else TRIES
-            if spent + rung.cost >= most:
+            if spent + rung.cost >= (AGAIN if spent else WORTH):
                 return None
             self._turn(rung.knob)
             scores, rows, used = self._ask(query, mask, user, count, min(certain, rung.depth))
