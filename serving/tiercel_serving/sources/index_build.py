@@ -22,8 +22,8 @@ KNOBS = ("nprobe", "efSearch")
 #: How many times deeper than the one before a rung of the ladder lies, and how many rungs there are at most.
 RUNG, RUNGS = 2, 7
 
-#: Queries that the ladder is measured with, and that the time of a search is taken of.
-LADDER_QUERIES, TIMED_QUERIES = 200, 15
+#: Queries that the ladder is measured with; those that the time of a search is taken of, and how often.
+LADDER_QUERIES, TIMED_QUERIES, TIMED_TURNS = 200, 8, 3
 
 #: Points that k-means learns a centroid from, at most; FAISS's own default of 256 takes four times as long.
 POINTS_PER_CENTROID = 64
@@ -258,17 +258,24 @@ def _measure(
 def _cost(index: Any, space: Space, queries: Array, depth: int) -> float:
     """Return the median time of a search over that of a scan.
 
-    They take turns, so that each finds the caches as the other leaves them, and whatever else the machine
-    does disturbs both.
+    They take turns, so that each finds the caches as the other leaves them. Of a few turns the quickest
+    counts: what else the machine does only makes them slower. One query is one thread's work.
     """
-    mask, spent = _mask(space, [[]]), np.zeros((2, TIMED_QUERIES))
-    for turn in range(TIMED_QUERIES):
-        query = queries[turn % len(queries)][None]
-        begun = time.perf_counter()
-        index.search(query, depth)
-        between = time.perf_counter()
-        space.scan(query, mask, [0], min(depth, len(space)))
-        spent[:, turn] = between - begun, time.perf_counter() - between
+    mask, spent = _mask(space, [[]]), np.full((2, TIMED_QUERIES), np.inf)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        for turn in range(TIMED_QUERIES * TIMED_TURNS):
+            at = turn % TIMED_QUERIES
+            query = queries[at % len(queries)][None]
+            begun = time.perf_counter()
+            index.search(query, depth)
+            between = time.perf_counter()
+            space.scan(query, mask, [0], min(depth, len(space)))
+            took = between - begun, time.perf_counter() - between
+            spent[:, at] = np.minimum(spent[:, at], took)
+    finally:
+        faiss.omp_set_num_threads(threads)
     search, scan = np.median(spent, axis=1)
     return float(search / scan)
 

@@ -48,9 +48,17 @@ class StoredAnswers:
         place_of = {
             row: at for at, row in enumerate(want["candidate_row"].tolist()) if row != self._items.size
         }
-        kept = [row for row in got["kept_row"][user].tolist() if row != self._items.size]
+        pairs = zip(got["kept_row"][user].tolist(), got["kept_source"][user].tolist(), strict=True)
+        source_of = {row: source for row, source in pairs if row != self._items.size}
+        kept = list(source_of)
         strange = [row for row in kept if row not in place_of]
         certain = {row for row, at in place_of.items() if want["candidate_certain"][at]}
+        # Another source gave what the first one missed, or what nearly tied: a ranker may read which.
+        moved = {row for row in kept if source_of[row] != want["candidate_source"][place_of.get(row, 0)]}
+        moved.difference_update(strange)
+        if self.recall is None:
+            strange += sorted(moved & certain)
+        apart = moved.union(strange)
         lacking = sorted(certain.difference(kept))
         share = 1 - len(lacking) / max(len(certain), 1)
         count = int(want["candidate_kept"].sum())
@@ -62,16 +70,16 @@ class StoredAnswers:
             return Difference(count, np.inf, np.inf, False, text), share
         served = int(got["count"][user, 0])
         ids, scores = got["item_id"][user, :served], got["score"][user, :served]
-        if strange:
-            known = np.isin(self._items.lookup.find(ids), list(place_of))
+        if apart:
+            known = ~np.isin(self._items.lookup.find(ids), list(apart))
             ids, scores = ids[known], scores[known]
-        places = [place_of[row] for row in kept if row in place_of]
+        places = [place_of[row] for row in kept if row not in apart]
         if want["candidate_kept"][places].all() and len(places) == count:
             size = int(want["count"][0])
             best_ids, best = want["item_id"][:size], want["score"][:size]
         else:
             best_ids, best = self._ordered(want, places)
-        if strange:
+        if apart:
             size = min(len(ids), len(best))
             ids, scores, best_ids, best = ids[:size], scores[:size], best_ids[:size], best[:size]
         return compare_rankings(ids[None], scores[None], best_ids[None], best[None]), share
