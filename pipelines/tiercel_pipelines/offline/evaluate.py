@@ -103,19 +103,13 @@ def evaluate_served(
     if k > info.k_max:
         raise EvaluationError(f"k = {k}: the server answers with at most {info.k_max} items; ask for fewer")
     ranked, retrieved = _ask(served, data, k, info.max_batch_size, progress)
-    lists = {
-        "popularity": data.popularity_lists(k),
-        "retrieval": retrieved,
-        "ranking": ranked,
-    }
-    catalogue = len(data.item_ids)
+    lists = {"popularity": data.popularity_lists(k), "retrieval": retrieved, "ranking": ranked}
     figures = {}
-    for name, rows in lists.items():
-        counts = (rows != catalogue).sum(axis=1)
-        try:
-            figures[name] = ranking_metrics(rows, counts, data.relevance, k, catalogue)
-        except ValueError as error:
-            raise EvaluationError(f"{info.name}, {name}: {error}") from error
+    try:
+        for name, rows in lists.items():
+            figures[name] = ranking_metrics(rows, data.relevance, k, len(data.item_ids))
+    except ValueError as error:
+        raise EvaluationError(f"{info.name}, {name}: {error}") from error
     return EvaluationReport(data.dataset, info.name, info.build_id, k, figures, data.published)
 
 

@@ -116,4 +116,4 @@ def ndcg(rows: IntArray, users: IntArray, held_out: Pairs, n_items: int) -> floa
     place[users] = np.arange(len(users))
     judged = place[held_out.users]
     relevance = Relevance.from_pairs(judged[judged >= 0], held_out.items[judged >= 0], len(users))
-    return ranking_metrics(rows, (rows != n_items).sum(axis=1), relevance, JUDGED_AT, n_items).ndcg
+    return ranking_metrics(rows, relevance, JUDGED_AT, n_items).ndcg
