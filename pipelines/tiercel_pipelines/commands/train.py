@@ -97,7 +97,12 @@ def check_free(path: Path, may_replace: bool, what: str) -> None:
 
 def describe(trained: TrainedRun, run: Path, took_s: float) -> dict[str, Any]:
     """Return what came of a training as JSON."""
-    return {"run": str(run), "recipe": trained.recipe_name, "seconds": took_s, "metrics": trained.metrics}
+    return {
+        "run": str(run),
+        "recipe": trained.record.recipe.name,
+        "seconds": took_s,
+        "metrics": trained.metrics,
+    }
 
 
 def metrics_tables(metrics: dict[str, Any]) -> list[Table]:

@@ -134,17 +134,17 @@ def load_table(path: str | Path, name: str) -> pd.DataFrame:
 
 
 def _ids(run: TrainedRun, name: str) -> tuple[str, ...]:
-    ids = {"items": (run.item_id,), "users": (run.user_id,), "interactions": (run.user_id, run.item_id)}
-    return ids[name]
+    user, item = run.record.data.user_id, run.record.data.item_id
+    return {"items": (item,), "users": (user,), "interactions": (user, item)}[name]
 
 
 def _columns_read(run: TrainedRun, workflow: Any, own: Mapping[str, pd.DataFrame]) -> dict[str, set[str]]:
     """Return the columns of each table that an export reads."""
-    cut, settings = cut_workflow(workflow), run.serving
+    cut, timestamp = cut_workflow(workflow), run.record.data.timestamp
     inputs = {*cut.input_names("user"), *cut.input_names("item")}
     read = {name: set(_ids(run, name)) | (inputs & set(table.columns)) for name, table in own.items()}
-    read["items"] |= set(settings.raw_columns())
-    read["interactions"] |= set() if run.timestamp is None else {run.timestamp}
+    read["items"] |= set(run.record.recipe.serving.raw_columns())
+    read["interactions"] |= set() if timestamp is None else {timestamp}
     return read
 
 

@@ -50,15 +50,7 @@ Module = TypeVar("Module", bound=PackedModule)
 
 
 def with_inputs(kind: type[Module], names: Sequence[str]) -> type[Module]:
-    """Return a subclass of ``kind`` whose ``forward`` has the parameters ``names``.
-
-    Parameters
-    ----------
-    kind
-        A class with a ``compute``.
-    names
-        Names of packed tensors.
-    """
+    """Return a subclass of ``kind`` whose ``forward`` has the packed tensors ``names`` as parameters."""
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     signature = inspect.Signature(parameters)
 
@@ -128,8 +120,8 @@ class SideEncoder(nn.Module):
             found.append(mean_of_list(table, tensors[self.side.list_tensor(column)]))
         return found
 
-    def numbers(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
-        """Return all numbers ``[..., F]``, nulls as 0 (their mean), or None if there are none."""
+    def numbers(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return one tensor ``[..., F]`` of all numbers, nulls as 0 (their mean); none if there are none."""
         found = [tensors[f"{self.side.part}_num"]] if self.side.num else []
         # A sum and not a mean: the padding adds nothing, however long it is.
         found.extend(
@@ -138,10 +130,10 @@ class SideEncoder(nn.Module):
             if column.cardinality is None
         )
         if not found:
-            return None
+            return []
         numbers = torch.cat(found, dim=-1)
         numbers = torch.where(torch.isnan(numbers), torch.zeros_like(numbers), numbers)
-        return numbers.clamp(-NUMBER_LIMIT, NUMBER_LIMIT)
+        return [numbers.clamp(-NUMBER_LIMIT, NUMBER_LIMIT)]
 
 
 def embedding(cardinality: int, width: int, spread: float) -> nn.Embedding:
@@ -157,20 +149,7 @@ def embedding(cardinality: int, width: int, spread: float) -> nn.Embedding:
 
 
 def mean_of_list(table: nn.Module, ids: Tensor) -> Tensor:
-    """Return the mean embedding of each padded list; zeros for an empty one.
-
-    Parameters
-    ----------
-    table
-        The embedding.
-    ids
-        ``[..., L]`` int64, 0 is padding.
-
-    Returns
-    -------
-    torch.Tensor
-        ``[..., E]``.
-    """
+    """Return the mean embedding ``[..., E]`` of each padded list ``[..., L]``; zeros for an empty one."""
     real = (ids != PAD_ID).unsqueeze(-1).to(torch.float32)
     total: Tensor = (table(ids) * real).sum(dim=-2)
     return total / real.sum(dim=-2).clamp(min=1.0)

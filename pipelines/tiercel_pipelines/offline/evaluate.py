@@ -130,9 +130,10 @@ def check_same(info: ServerInfo, run: TrainedRun, build_id: str | None = None) -
     EvaluationError
         The recommender's name, its build or its type of ids differs.
     """
-    if info.name != run.recipe_name:
+    name = run.record.recipe.name
+    if info.name != name:
         raise EvaluationError(
-            f"the server serves {info.name!r}, but {run.path} is a run of {run.recipe_name!r}; "
+            f"the server serves {info.name!r}, but {run.path} is a run of {name!r}; "
             "name the run that was exported"
         )
     if build_id is not None and info.build_id != build_id:
