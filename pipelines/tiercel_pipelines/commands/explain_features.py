@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -167,15 +168,9 @@ def explain(
 
 def explain_source(source: FeatureOrigin, name: str, part: str | None) -> Explained:
     """Explain a directory."""
-    from ..features.sample_rows import made_up_rows, rows_of_release, rows_of_run
+    from ..features.sample_rows import rows_of_origin
 
-    def sample(of: str, inputs: Sequence[InputColumn], n: int) -> SampleRows:
-        if source.kind == "run":
-            return rows_of_run(source.path, inputs, n)
-        return (
-            rows_of_release(source.path, of, inputs) if source.kind == "release" else made_up_rows(inputs, n)
-        )
-
+    sample = partial(rows_of_origin, source)
     if part is not None and part not in source.parts:
         raise Refused(f"--part {part}: {name} has only {', '.join(source.parts)}")
     if source.has_workflow:
@@ -191,22 +186,24 @@ def explain_recipe(
     recipe: Any, part: str | None, target_encoding: str | None, data_dir: Path | None, progress: Report
 ) -> Explained:
     """Fit a recipe's workflow, as training would, and explain it."""
+    from msgspec.structs import asdict
+
+    from tiercel_export.workflow.frames import columns_from_frame
+
     from ..data import load_dataset, split_dataset
     from ..features.origin import cut_or_whole
-    from ..features.sample_rows import rows_of_frame
+    from ..features.sample_rows import SampleRows
     from ..features.workflow import fit_workflow
     from ..recipe.check import check_recipe
 
     dataset = load_dataset(recipe.dataset, data_dir=data_dir, progress=progress)
     check_recipe(recipe, dataset)
-    split = split_dataset(
-        dataset, train=recipe.split.train, validation=recipe.split.validation, seed=recipe.split.seed
-    )
+    fit = split_dataset(dataset, **asdict(recipe.split)).fit
     progress("fitting the workflow", 0, None)
-    workflow = fit_workflow(recipe, dataset, split.fit)
+    workflow = fit_workflow(recipe, dataset, fit)
 
     def sample(of: str, inputs: Sequence[InputColumn], n: int) -> SampleRows:
-        return rows_of_frame(dataset.joined(split.fit.head(n)), inputs, "training interactions")
+        return SampleRows(columns_from_frame(dataset.joined(fit.head(n)), inputs), "training interactions")
 
     return explain_cut(cut_or_whole(workflow, target_encoding), recipe.name, "recipe", part, sample)
 

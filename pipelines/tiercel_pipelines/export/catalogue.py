@@ -69,15 +69,8 @@ def catalogue_of(
 ) -> Catalogue:
     """Return a run's tables, with others in place of its own.
 
-    Parameters
-    ----------
-    run
-        The run.
-    workflow
-        Its fitted workflow.
-    items, users, interactions
-        What stands in for the run's table; None keeps it. A column that the export does not read may be
-        missing, and the order of columns is free. Integers may be floats where nulls made them so.
+    A column of those that the export does not read may be missing, and the order of columns is free. Integers
+    may be floats where nulls made them so.
 
     Raises
     ------
@@ -106,14 +99,7 @@ def catalogue_of(
 def load_table(path: str | Path, name: str) -> pd.DataFrame:
     """Read one table from a Parquet file, or from a folder of them, with plain dtypes.
 
-    The files of a run and those that pandas wrote with an index are fine.
-
-    Parameters
-    ----------
-    path
-        The file or folder.
-    name
-        What messages call it.
+    The files of a run and those that pandas wrote with an index are fine; messages call the table ``name``.
 
     Raises
     ------

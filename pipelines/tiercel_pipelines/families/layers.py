@@ -81,16 +81,8 @@ def run_module(module: PackedModule, arrays: Arrays, rows: int = CHUNK) -> npt.N
 class SideEncoder(nn.Module):
     """Embeds the columns of one side, each into a vector of one width.
 
-    Works on any leading axes: ``[B]`` for a user or an item, ``[B, K]`` for candidates.
-
-    Parameters
-    ----------
-    side
-        The columns.
-    width
-        E, the width of every vector.
-    spread
-        Standard deviation of the initial embeddings.
+    Works on any leading axes: ``[B]`` for a user or an item, ``[B, K]`` for candidates. ``width`` is E,
+    ``spread`` the standard deviation of the initial embeddings.
     """
 
     def __init__(self, side: Side, width: int, *, spread: float = 0.01):
@@ -156,7 +148,7 @@ def mean_of_list(table: nn.Module, ids: Tensor) -> Tensor:
 
 
 def pool_history(tables: Sequence[nn.Module], history_cat: Tensor, history_length: Tensor) -> Tensor:
-    """Add up the embeddings of the items of a history and divide by the root of its length.
+    """Add up the embeddings of the items of a history and divide by the root of its length: ``[B, E]``.
 
     The root lies between the sum, in which long histories drown everything else, and the mean, in
     which they are no surer than short ones.
@@ -165,15 +157,8 @@ def pool_history(tables: Sequence[nn.Module], history_cat: Tensor, history_lengt
     ----------
     tables
         One embedding for each of the H history columns.
-    history_cat
-        ``[B, L, H]`` int64 category ids, left aligned.
-    history_length
-        ``[B, 1]`` how many of the L are real.
-
-    Returns
-    -------
-    torch.Tensor
-        ``[B, E]``; zeros for an empty history.
+    history_cat, history_length
+        ``[B, L, H]`` int64 category ids, left aligned, and ``[B, 1]`` how many of the L are real.
     """
     places = torch.arange(history_cat.shape[1], device=history_cat.device)
     real = (places.unsqueeze(0) < history_length).unsqueeze(-1).to(torch.float32)

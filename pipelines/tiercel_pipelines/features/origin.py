@@ -69,13 +69,7 @@ class FeatureOrigin:
 
     @cached_property
     def workflow(self) -> WorkflowParts:
-        """The fitted workflow, cut into parts. One without any tag is all ``user``.
-
-        Raises
-        ------
-        WorkflowError
-            It can't be read or cut.
-        """
+        """The fitted workflow, cut into parts. One without any tag is all ``user``."""
         with warnings.catch_warnings():
             # Merlin warns on import about TensorFlow and CUDA packages that nothing here uses.
             warnings.simplefilter("ignore")

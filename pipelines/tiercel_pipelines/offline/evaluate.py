@@ -32,12 +32,8 @@ class EvaluationReport:
 
     Parameters
     ----------
-    dataset
-        Name of the data set.
-    name, build_id
-        What was served.
-    k
-        Places looked at.
+    dataset, name, build_id, k
+        On which data, what was served, and how many places were looked at.
     figures
         ``popularity`` (a baseline, not served), ``retrieval`` and ``ranking`` (both served).
     published
@@ -114,22 +110,7 @@ def evaluate_served(
 
 
 def check_same(info: ServerInfo, run: TrainedRun, build_id: str | None = None) -> None:
-    """Refuse to measure a server by a run that it was not made of.
-
-    Parameters
-    ----------
-    info
-        What answers.
-    run
-        The run whose test part is used.
-    build_id
-        The build that must answer, if a release says which.
-
-    Raises
-    ------
-    EvaluationError
-        The recommender's name, its build or its type of ids differs.
-    """
+    """Raise EvaluationError if a server serves another recommender than a run's, or another build."""
     name = run.record.recipe.name
     if info.name != name:
         raise EvaluationError(
@@ -144,18 +125,7 @@ def check_same(info: ServerInfo, run: TrainedRun, build_id: str | None = None) -
 
 
 def check_tables(release: Release) -> None:
-    """Refuse a release that holds other tables than its run: the test part says nothing about those.
-
-    Parameters
-    ----------
-    release
-        The release to be measured.
-
-    Raises
-    ------
-    EvaluationError
-        A table was given to the export in place of the run's.
-    """
+    """Raise EvaluationError if a release holds tables that the run's test part does not measure."""
     given = [name for name, table in release.manifest.tables.items() if table["from"] != "run"]
     if given:
         raise EvaluationError(

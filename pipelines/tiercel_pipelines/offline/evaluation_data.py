@@ -32,10 +32,8 @@ class EvaluationData:
     ----------
     dataset
         Name of the data set.
-    user_ids
-        The U users with test items.
-    item_ids
-        Raw ids of the catalogue, in row order.
+    user_ids, item_ids
+        Raw ids of the U users with test items, and of the catalogue in row order.
     relevance
         Each user's test items as catalogue rows.
     known

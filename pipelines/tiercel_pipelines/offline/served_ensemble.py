@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -39,13 +38,7 @@ class Served(Protocol):
 
 
 class ServedEnsemble:
-    """A server that ``tiercel serve`` started, or any other with the same ensembles.
-
-    Parameters
-    ----------
-    url
-        ``host:port`` of gRPC.
-    """
+    """A server at ``host:port`` of gRPC that ``tiercel serve`` started, or any with the same ensembles."""
 
     def __init__(self, url: str) -> None:
         import tritonclient.grpc as triton_grpc
@@ -60,9 +53,7 @@ class ServedEnsemble:
     def __enter__(self) -> ServedEnsemble:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._triton.close()
         self._recommender.close()
 

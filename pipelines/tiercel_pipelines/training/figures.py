@@ -23,14 +23,8 @@ def offline_figures(
     """Return the figures of popularity, retrieval and ranking on the test part.
 
     All follow the served path: seen items masked before the best N, filter rules, the first K
-    ranked, no context. ``ranking`` is what a caller gets, with a ranker or without.
-
-    Parameters
-    ----------
-    trainer, trained
-        What was trained, on what.
-    test_users, test_items
-        ``[n]`` rows of the test interactions.
+    ranked, no context. ``ranking`` is what a caller gets, with a ranker or without. The test interactions
+    are given as rows ``[n]`` of users and items.
     """
     users = np.unique(test_users)
     if not len(users):

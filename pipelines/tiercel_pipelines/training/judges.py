@@ -35,20 +35,9 @@ def judged_users(held_out: Pairs, seed: int, most: int = JUDGED_USERS) -> IntArr
 
 @dataclass(frozen=True)
 class RetrievalJudge:
-    """Judges a retrieval model by what its source finds among all unseen items.
+    """Judges a retrieval model by what the source that it feeds finds among all unseen items.
 
-    Parameters
-    ----------
-    source
-        The source that the model feeds.
-    packed
-        The packed tensors.
-    seen
-        What the model knows.
-    held_out
-        What it shall find.
-    users
-        Whom to look at.
+    It knows ``seen`` and shall find ``held_out``; only ``users`` are looked at.
     """
 
     source: SourceKind
@@ -77,16 +66,7 @@ class RetrievalJudge:
 class RankingJudge:
     """Judges a ranker by its order of each list's first K candidates, without context.
 
-    Parameters
-    ----------
-    settings
-        K and the reorder steps.
-    packed
-        The packed tensors.
-    lists
-        What retrieval gave.
-    held_out
-        What shall stand first.
+    ``lists`` are what retrieval gave; what is ``held_out`` shall stand first.
     """
 
     settings: ServingSettings

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from pathlib import Path
 
+import msgspec
+
 from tiercel_serving.release.writing import check_destination, staging_directory
 
 from ..arrays.packing import rows_of
@@ -59,9 +61,7 @@ def train_recipe(
     destination = Path(run_dir)
     check_destination(destination, replace, "run", RUN_NAME)
     check_recipe(recipe, dataset)
-    split = split_dataset(
-        dataset, train=recipe.split.train, validation=recipe.split.validation, seed=recipe.split.seed
-    )
+    split = split_dataset(dataset, **msgspec.structs.asdict(recipe.split))
     if not len(split.train):
         raise TrainingError(f"recipe {recipe.name!r}: the training part is empty; give more interactions")
     with staging_directory(destination, replace=replace, what="run", mark=RUN_NAME) as directory:
