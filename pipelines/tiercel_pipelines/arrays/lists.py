@@ -22,10 +22,8 @@ class RankingLists:
 
     Parameters
     ----------
-    users
-        ``[M]`` user rows.
-    contexts
-        ``[M]`` rows of the packed user tensors.
+    users, contexts
+        ``[M]`` user rows, and rows of the packed user tensors.
     history
         ``[M, L]`` the users' histories without the held-out positives.
     rows, scores, sources

@@ -19,10 +19,8 @@ class Pairs:
 
     Parameters
     ----------
-    users
-        ``[n]`` user rows.
-    items
-        ``[n]`` catalogue rows.
+    users, items
+        ``[n]`` user rows and catalogue rows.
     contexts
         ``[n]`` row of the packed user tensors that holds the user with the interaction's context;
         equal to ``users`` where a recipe has no context.

@@ -100,15 +100,7 @@ class FeatureOrigin:
         return [column.name for column in self.program(part).inputs]
 
     def program(self, part: str) -> FeatureProgram:
-        """Open or compile the program of a part.
-
-        Raises
-        ------
-        UnsupportedOperator
-            An operator of the workflow can't be compiled exactly.
-        NewerFormat
-            A newer Tiercel wrote the program.
-        """
+        """Open or compile the program of a part, or refuse an operator that can't be compiled exactly."""
         if not self.has_workflow:
             return FeatureProgram.open(self._artefacts[part])
         document, arrays = self.compiled(part)

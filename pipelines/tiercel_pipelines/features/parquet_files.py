@@ -55,12 +55,7 @@ def parquet_files(paths: Sequence[Path]) -> list[Path]:
     """Return the files that paths name: each file itself, and of a folder all Parquet files below it.
 
     Those of a folder come in the order of their names, numbers by value; hidden ones and those that
-    begin with an underscore are left out.
-
-    Raises
-    ------
-    DataMissing
-        A path does not exist, or a folder has no Parquet file.
+    begin with an underscore are left out. Raises DataMissing if there is none.
     """
     found: list[Path] = []
     for path in paths:

@@ -17,7 +17,7 @@ from ..errors import EvaluationError
 from .evaluation_data import EvaluationData
 from .metrics import IntArray, RankingMetrics, ranking_metrics
 from .published import Published
-from .served_ensemble import Id, Served, ServedEnsemble
+from .served_ensemble import Id, ServedEnsemble
 
 if TYPE_CHECKING:
     from tiercel_client import ServerInfo
@@ -61,7 +61,7 @@ class EvaluationReport:
 
 
 def evaluate_served(
-    served: Served | str,
+    served: ServedEnsemble | str,
     data: EvaluationData,
     *,
     k: int = 10,
@@ -135,7 +135,7 @@ def check_tables(release: Release) -> None:
 
 
 def _ask(
-    served: Served, data: EvaluationData, k: int, batch: int, progress: Progress | None
+    served: ServedEnsemble, data: EvaluationData, k: int, batch: int, progress: Progress | None
 ) -> tuple[IntArray, IntArray]:
     """Return what a caller gets and what retrieval gave, as rows ``[U, k]`` with pad I."""
     catalogue, users = len(data.item_ids), len(data.user_ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,23 +18,6 @@ Id = int | str
 EXPLAIN_MODEL = "recommend_explain"
 #: Seconds that one batch of users may take.
 TIMEOUT_S = 30.0
-
-
-class Served(Protocol):
-    """What can be asked; :class:`ServedEnsemble` asks a real server."""
-
-    @property
-    def info(self) -> ServerInfo:
-        """What answers."""
-        ...
-
-    def recommend(self, user_ids: Sequence[Id], k: int) -> list[Sequence[Id]]:
-        """Return each user's answer, best first: raw item ids, at most k."""
-        ...
-
-    def retrieve(self, user_ids: Sequence[Id]) -> IntArray:
-        """Return what retrieval gave each user, best first: catalogue rows ``[n, N]``, pad I."""
-        ...
 
 
 class ServedEnsemble:
@@ -58,12 +41,13 @@ class ServedEnsemble:
         self._recommender.close()
 
     def recommend(self, user_ids: Sequence[Id], k: int) -> list[Sequence[Id]]:
-        """See :class:`Served`."""
+        """Return each user's answer, best first: raw item ids, at most k."""
         answers = self._recommender.recommend_many(user_ids, k=k, titles=False, timeout_s=TIMEOUT_S)
         return [answer.item_ids for answer in answers]
 
     def retrieve(self, user_ids: Sequence[Id]) -> IntArray:
-        """See :class:`Served`. One request, since the client explains one user at a time."""
+        """Return what retrieval gave each user, best first: catalogue rows ``[n, N]``, pad I."""
+        # One request, since the client explains one user at a time.
         is_text = self.info.user_id_dtype == "bytes"
         ids = np.empty((len(user_ids), 1), np.object_ if is_text else np.int64)
         ids[:, 0] = [user.encode() for user in map(str, user_ids)] if is_text else list(user_ids)

@@ -64,10 +64,8 @@ class SampledBatch(RetrievalBatch):
     ----------
     counts
         ``[C]`` how often each item was drawn; ``items`` are distinct and ascending.
-    positives
-        ``[B, T]`` positions into ``items``.
-    weights
-        ``[B, T]`` 1 for a real positive, else 0.
+    positives, weights
+        ``[B, T]`` positions into ``items``, and 1 for a real positive, else 0.
     hits
         ``[B, C]`` True where the item is any positive of the row's user.
     """
@@ -141,10 +139,8 @@ class Groups:
 
     Parameters
     ----------
-    contexts
-        ``[G]`` rows of the packed user tensors.
-    users
-        ``[G]`` user rows.
+    contexts, users
+        ``[G]`` rows of the packed user tensors, and user rows.
     targets
         ``[G, T]`` positions into the pairs, -1 where a group has fewer than T.
     """

@@ -29,25 +29,16 @@ def train_recipe(
     replace: bool = False,
     progress: Progress | None = None,
 ) -> TrainedRun:
-    """Train a recipe and write a run.
+    """Train a recipe on its loaded data set, write a run, and open it.
 
     Parameters
     ----------
-    recipe
-        The recipe.
-    dataset
-        Its loaded data set.
     run_dir
         Where the run goes. It appears there only when it is whole.
     replace
         Whether a run that is already there may be replaced.
     progress
         Called as ``progress(what, done, total)``.
-
-    Returns
-    -------
-    TrainedRun
-        The opened run.
 
     Raises
     ------
