@@ -78,22 +78,19 @@ def catalogue_of(
         If a table has no rows or no such ids, an id is null or repeated, or a column is missing, unknown or
         of another type than the run's. One message names all columns of a table.
     """
-    given = {"items": items, "users": users, "interactions": interactions}
-    tables: dict[str, pd.DataFrame] = {}
-    origin: dict[str, dict[str, Any]] = {}
-    own = {"items": run.items, "users": run.users, "interactions": run.interactions}
-    read = _columns_read(run, workflow, own)
-    for name, frame in given.items():
-        tables[name], origin[name] = own[name], {"from": "run"}
+    tables = {"items": run.items, "users": run.users, "interactions": run.interactions}
+    origin: dict[str, dict[str, Any]] = {name: {"from": "run"} for name in tables}
+    read = _columns_read(run, workflow, tables)
+    for name, frame in (("items", items), ("users", users), ("interactions", interactions)):
         if frame is None:
             continue
-        ids = _ids(run, name)
-        tables[name] = _conformed(name, frame, own[name], read[name], ids)
+        own, ids = tables[name], _ids(run, name)
+        tables[name] = _conformed(name, frame, own, read[name], ids)
         origin[name] = {"from": "given"}
         if name != "interactions":
             _check_raw_categories(run, workflow, name, tables[name])
-            origin[name] |= _difference(tables[name][ids[0]], own[name][ids[0]])
-    return Catalogue(tables["items"], tables["users"], tables["interactions"], origin)
+            origin[name] |= _difference(tables[name][ids[0]], own[ids[0]])
+    return Catalogue(**tables, origin=origin)
 
 
 def load_table(path: str | Path, name: str) -> pd.DataFrame:

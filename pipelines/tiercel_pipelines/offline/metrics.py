@@ -43,16 +43,9 @@ class Relevance:
 
     @classmethod
     def from_pairs(cls, users: npt.ArrayLike, rows: npt.ArrayLike, n_users: int) -> Relevance:
-        """Build from interactions; a pair that comes twice counts once.
+        """Build from interactions ``[n]``: user positions below ``n_users``, which is U, and catalogue rows.
 
-        Parameters
-        ----------
-        users
-            ``[n]`` positions in ``0 … n_users - 1``.
-        rows
-            ``[n]`` catalogue rows.
-        n_users
-            U. Users without a pair have no relevant item.
+        A pair that comes twice counts once, and users without a pair have no relevant item.
         """
         user = np.asarray(users, dtype=np.int64)
         row = np.asarray(rows, dtype=np.int64)
