@@ -26,7 +26,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from threading import Lock
 from typing import Any
 
@@ -36,7 +36,7 @@ from .contract import EXCLUDE, HISTORY, LENGTHS, TIME_PREFIX, ModelConfig, Tenso
 from .errors import ClientError, DeadlineExceeded, InvalidInput, NotFound, RequestRefused
 from .request import id_array
 from .results import Id, RequestColumn
-from .wire.transport import Array, Arrays, Headers
+from .wire.transport import Array, Arrays, Headers, InferRequest
 
 #: The stages that the fake says it has.
 STAGES = (
@@ -48,24 +48,6 @@ STAGES = (
     "ranking",
     "ordering",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class FakeRequest:
-    """One request that a fake transport was asked.
-
-    Parameters
-    ----------
-    model, inputs, outputs, timeout_s, request_id, headers
-        As in :class:`~tiercel_client.Transport`.
-    """
-
-    model: str
-    inputs: dict[str, Array]
-    outputs: tuple[str, ...]
-    timeout_s: float
-    request_id: str
-    headers: dict[str, str | bytes]
 
 
 class FakeServer:
@@ -114,7 +96,7 @@ class FakeServer:
         self.max_batch_size, self.k_default, self.k_max = max_batch_size, k_default, k_max
         self.max_excluded, self.build_id, self.titles = max_excluded, build_id, titles
         self.latency_s = latency_s
-        self.requests: list[FakeRequest] = []
+        self.requests: list[InferRequest] = []
         self.config_reads = 0
         self.closed = False
         self._ids: list[Id] = list(self.items)
@@ -178,13 +160,11 @@ class FakeServer:
             if self._errors and self._errors[0][1] in (None, model):
                 raise self._errors.popleft()[0]
 
-    def _note(self, request: FakeRequest) -> None:
+    def _answer(self, request: InferRequest) -> Arrays:
         with self._lock:
             self.requests.append(request)
         if self.latency_s > request.timeout_s:
             raise DeadlineExceeded(f"model {request.model!r}: the fake server is slow")
-
-    def _answer(self, request: FakeRequest) -> Arrays:
         self._raise_ordered(request.model)
         if request.model == "describe_items" and self.titles:
             answer = self._describe(request.inputs)
@@ -287,20 +267,9 @@ class FakeTransport(FakeServer):
     ``requests`` lists everything it was asked, ``closed`` says whether it was closed.
     """
 
-    def infer(
-        self,
-        model: str,
-        inputs: Arrays,
-        outputs: Sequence[str],
-        *,
-        timeout_s: float,
-        request_id: str,
-        headers: Headers,
-    ) -> Arrays:
+    def infer(self, request: InferRequest) -> Arrays:
         """Answer, after ``latency_s``."""
-        request = FakeRequest(model, dict(inputs), tuple(outputs), timeout_s, request_id, dict(headers))
-        time.sleep(min(self.latency_s, timeout_s))
-        self._note(request)
+        time.sleep(min(self.latency_s, request.timeout_s))
         return self._answer(request)
 
     def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
@@ -319,20 +288,9 @@ class FakeTransport(FakeServer):
 class AsyncFakeTransport(FakeServer):
     """:class:`FakeTransport` for asyncio. See :class:`FakeServer` for its arguments."""
 
-    async def infer(
-        self,
-        model: str,
-        inputs: Arrays,
-        outputs: Sequence[str],
-        *,
-        timeout_s: float,
-        request_id: str,
-        headers: Headers,
-    ) -> Arrays:
+    async def infer(self, request: InferRequest) -> Arrays:
         """Answer, after ``latency_s``."""
-        request = FakeRequest(model, dict(inputs), tuple(outputs), timeout_s, request_id, dict(headers))
-        await asyncio.sleep(min(self.latency_s, timeout_s))
-        self._note(request)
+        await asyncio.sleep(min(self.latency_s, request.timeout_s))
         return self._answer(request)
 
     async def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:

@@ -65,8 +65,6 @@ def client_error(
         What was asked where.
     """
     where = url if model is None else f"{url}: model {model!r}"
-    if isinstance(error, ClientError):
-        return error
     if not isinstance(error, InferenceServerException):
         # What a closed channel raises, in either flavour.
         closed = isinstance(error, ValueError | grpc.aio.UsageError) and "closed" in str(error).lower()
