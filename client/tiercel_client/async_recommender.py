@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from types import TracebackType
 from typing import Any
@@ -126,20 +126,21 @@ class AsyncRecommender(Core[AsyncTransport]):
 
     async def _drive(self, flow: Flow[Result]) -> Result:
         """Run a flow to its end: send what it yields, hand it the answers or the error."""
+        step: Callable[[Any], Sequence[Call]] = flow.send
+        outcome: Any = None
         try:
-            calls = next(flow)
             while True:
-                calls = flow.send(await self._outcome(calls))
+                calls = step(outcome)
+                try:
+                    step, outcome = flow.send, await self._perform_together(calls)
+                except ClientError as error:
+                    step, outcome = flow.throw, error
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
 
-    async def _outcome(self, calls: Sequence[Call]) -> list[Any] | ClientError:
-        try:
-            return [await self._perform(calls[0])] if len(calls) == 1 else await self._perform_together(calls)
-        except ClientError as error:
-            return error
-
     async def _perform_together(self, calls: Sequence[Call]) -> list[Any]:
+        if len(calls) == 1:
+            return [await self._perform(calls[0])]
         gate = asyncio.Semaphore(self._max_concurrency)
 
         async def one(call: Call) -> Any:

@@ -85,16 +85,8 @@ class Call:
 Result = TypeVar("Result")
 AnyTransport = TypeVar("AnyTransport")
 
-#: Yields requests that may run side by side; is sent their answers in the same order, or the error.
-Flow = Generator[Sequence[Call], list[Any] | ClientError, Result]
-
-
-def ask(*calls: Call) -> Flow[list[Any]]:
-    """Yield requests and return their answers, or raise the error, within the flow that asked."""
-    outcome = yield calls
-    if isinstance(outcome, ClientError):
-        raise outcome
-    return outcome
+#: Yields requests that may run side by side; is sent their answers in the same order, or thrown the error.
+Flow = Generator[Sequence[Call], list[Any], Result]
 
 
 @dataclass(slots=True)
@@ -197,7 +189,7 @@ class Core(Generic[AnyTransport]):
                 f"beside {self._model!r}; name it with explain_model"
             )
         outputs = [tensor.name for tensor in config.outputs]
-        [arrays] = yield from ask(context.infer(self._explain_model, part.inputs, outputs))
+        [arrays] = yield [context.infer(self._explain_model, part.inputs, outputs)]
         explained = read_explained(contract, arrays, part.users[0], context.request_id)
         described = yield from self._described_rows(context, contract, explained)
         return explanation(contract, explained, described)
@@ -207,7 +199,7 @@ class Core(Generic[AnyTransport]):
         context.retry = NO_RETRY
         contract = yield from self._contract(context)
         begun = time.perf_counter()
-        [arrays] = yield from ask(context.infer(self._model, canary(contract), OUTPUTS))
+        [arrays] = yield [context.infer(self._model, canary(contract), OUTPUTS)]
         read_answers(contract, arrays, [None], context.request_id)
         return Health(contract.build_id, time.perf_counter() - begun)
 
@@ -215,7 +207,7 @@ class Core(Generic[AnyTransport]):
         """Ask what the server is; nothing remembered is used."""
         self._known = None
         contract = yield from self._contract(context)
-        [(server, version)] = yield from ask(Call("server_metadata", {}, context))
+        [(server, version)] = yield [Call("server_metadata", {}, context)]
         return contract.info(server, version)
 
     def _context(
@@ -236,7 +228,7 @@ class Core(Generic[AnyTransport]):
     def _contract(self, context: Context) -> Flow[Contract]:
         known = self._known
         if known is None or time.monotonic() - known.at > self._refresh_s:
-            [config] = yield from ask(Call("model_config", {"model": self._model}, context))
+            [config] = yield [Call("model_config", {"model": self._model}, context)]
             known = self._known = _Known(read_contract(config))
         return known.contract
 
@@ -248,7 +240,7 @@ class Core(Generic[AnyTransport]):
             return configs[key]
         found: ModelConfig | None = None
         with suppress(NotFound):
-            [found] = yield from ask(Call("model_config", {"model": model}, context))
+            [found] = yield [Call("model_config", {"model": model}, context)]
         # Another thread may read the old dictionary, so it is never changed, only replaced.
         self._configs = {**{old: kept for old, kept in configs.items() if old[0] == key[0]}, key: found}
         return found
@@ -259,7 +251,7 @@ class Core(Generic[AnyTransport]):
             context.infer(self._model, part.inputs, OUTPUTS, f"/{number}" if several else "")
             for number, part in enumerate(parts)
         ]
-        arrays = yield from ask(*calls)
+        arrays = yield calls
         answers: list[Answer] = []
         for part, call, one in zip(parts, calls, arrays, strict=True):
             answers += read_answers(contract, one, part.users, call.arguments["request_id"])
@@ -281,7 +273,7 @@ class Core(Generic[AnyTransport]):
             for ids in _slices(missing, DESCRIBE_AT_ONCE)
         ]
         found: dict[Id, str | None] = {}
-        answered = yield from ask(*calls)
+        answered = yield calls
         for ids, arrays in zip(_slices(missing, DESCRIBE_AT_ONCE), answered, strict=True):
             described = read_titles(self._describe_model, arrays, len(ids), contract.item_id_dtype)
             for item_id, one in zip(ids, described, strict=True):
@@ -298,7 +290,7 @@ class Core(Generic[AnyTransport]):
         if config is None or not rows:
             return {}
         call = self._describe(context, config, "item_row", np.array(rows, np.int64))
-        [arrays] = yield from ask(call)
+        [arrays] = yield [call]
         described = read_titles(self._describe_model, arrays, len(rows), contract.item_id_dtype)
         return {row: one for row, one in zip(rows, described, strict=True) if one is not None}
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from .errors import ClientError, DeadlineExceeded, InvalidInput
@@ -96,8 +97,8 @@ class TLS:
         if (self.private_key is None) != (self.certificate_chain is None):
             raise InvalidInput("TLS: expected private_key and certificate_chain together, came one of them")
 
-    def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """Return the files' content: root certificates, private key, certificate chain.
+    def read(self) -> dict[str, bytes | None]:
+        """Return the files' content as gRPC's channel credentials take it.
 
         Raises
         ------
@@ -105,16 +106,14 @@ class TLS:
             A file can't be read.
         """
         names = ("root_certificates", "private_key", "certificate_chain")
-        first, second, third = (self._read(name) for name in names)
-        return first, second, third
+        return {name: self._read(name) for name in names}
 
     def _read(self, name: str) -> bytes | None:
         path = getattr(self, name)
         if path is None:
             return None
         try:
-            with open(path, "rb") as file:
-                return file.read()
+            return Path(path).read_bytes()
         except OSError as error:
             raise InvalidInput(f"TLS: {name}: expected a PEM file, came {error.strerror}: {path}") from None
 

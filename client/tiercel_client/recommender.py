@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from itertools import count
 from types import TracebackType
@@ -253,20 +253,21 @@ class Recommender(Core[Transport]):
 
     def _drive(self, flow: Flow[Result]) -> Result:
         """Run a flow to its end: send what it yields, hand it the answers or the error."""
+        step: Callable[[Any], Sequence[Call]] = flow.send
+        outcome: Any = None
         try:
-            calls = next(flow)
             while True:
-                calls = flow.send(self._outcome(calls))
+                calls = step(outcome)
+                try:
+                    step, outcome = flow.send, self._perform_together(calls)
+                except ClientError as error:
+                    step, outcome = flow.throw, error
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
 
-    def _outcome(self, calls: Sequence[Call]) -> list[Any] | ClientError:
-        try:
-            return [self._perform(calls[0])] if len(calls) == 1 else self._perform_together(calls)
-        except ClientError as error:
-            return error
-
     def _perform_together(self, calls: Sequence[Call]) -> list[Any]:
+        if len(calls) == 1:
+            return [self._perform(calls[0])]
         pool = ThreadPoolExecutor(self._max_concurrency, "tiercel-client")
         try:
             futures = [pool.submit(self._perform, call) for call in calls]

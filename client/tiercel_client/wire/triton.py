@@ -144,10 +144,7 @@ def _errors(url: str, model: str | None = None, request_id: str | None = None) -
 
 
 def _credentials(tls: TLS | None) -> Any:
-    if tls is None:
-        return None
-    roots, key, chain = tls.read()
-    return grpc.ssl_channel_credentials(root_certificates=roots, private_key=key, certificate_chain=chain)
+    return None if tls is None else grpc.ssl_channel_credentials(**tls.read())
 
 
 def _channel_args(tls: TLS | None, keep_alive: KeepAlive | None) -> list[tuple[str, Any]]:
