@@ -75,20 +75,7 @@ class PerfAnalyzer:
         ]
 
     def run(self, model: str, url: str, *, concurrency: int, seconds: float, data: Path) -> Measurement:
-        """Load one model and return what was measured.
-
-        Parameters
-        ----------
-        model
-            Name of the Triton model.
-        url
-            ``host:port`` of Triton's gRPC service.
-        concurrency
-            Requests in flight at any time.
-        seconds
-            How long to measure.
-        data
-            Input data in perf_analyzer's JSON form.
+        """Load one model and return what was measured; ``data`` is in perf_analyzer's JSON form.
 
         Raises
         ------

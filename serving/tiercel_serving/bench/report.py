@@ -53,21 +53,7 @@ COMPARISONS = (
 
 @dataclass(frozen=True)
 class Ratio:
-    """A comparison and its figures, p50 in microseconds.
-
-    Parameters
-    ----------
-    comparison
-        What is compared.
-    measured_us
-        Median over rounds.
-    against_us
-        The same of each summand.
-    ratio
-        ``measured / sum of against``.
-    lowest, highest
-        The same ratio of single rounds.
-    """
+    """A comparison's figures: medians over rounds of the p50 in µs, their ratio, that of single rounds."""
 
     comparison: Comparison
     measured_us: float
