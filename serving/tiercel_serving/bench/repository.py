@@ -65,9 +65,8 @@ class TritonPythonModel:
 def write_bench_repository(release: Release, directory: Path) -> None:
     """Write the models of :data:`MODELS` and what they need; the release's files are read where they are."""
     directory.mkdir(parents=True, exist_ok=True)
-    place = str(release.path.resolve())
-    render_repository(release, directory, "fused", release_path=place)
-    render_repository(release, directory, "staged", suffix=STAGED_SUFFIX, release_path=place)
+    render_repository(release, directory, "fused")
+    render_repository(release, directory, "staged", suffix=STAGED_SUFFIX)
     write_identity(directory, MODELS["fused"])
     write_hollow(directory, MODELS["staged"])
 

@@ -60,15 +60,8 @@ TRITON_DTYPES: Mapping[str, int] = {
 }
 
 
-def render_repository(
-    release: Release,
-    directory: Path,
-    layout: str,
-    *,
-    suffix: str = "",
-    release_path: str | None = None,
-) -> list[str]:
-    """Write the Triton models of a release into a model repository.
+def render_repository(release: Release, directory: Path, layout: str, *, suffix: str = "") -> list[str]:
+    """Write the Triton models of a release into a model repository; return their names, ensembles last.
 
     Parameters
     ----------
@@ -81,14 +74,6 @@ def render_repository(
         ``fused`` or ``staged``.
     suffix
         Put behind the names of the ensembles.
-    release_path
-        What the models take for the release's directory: absolute, or relative to a model's own
-        directory. None means relative if the repository lies in the release, else absolute.
-
-    Returns
-    -------
-    list of str
-        Names of the models written, ensembles last.
     """
     specs = release.stages
     graph = {
@@ -98,7 +83,7 @@ def render_repository(
     groups = dict(graph)
     if not (directory / DESCRIBE_ITEMS).exists():
         groups[DESCRIBE_ITEMS] = (specs[DESCRIBE_ITEMS],)
-    place = _release_path(release, directory, release_path)
+    place = _release_path(release, directory)
     configs = [_stage_model(release, model, stages, place) for model, stages in groups.items()]
     for name, public in ((RECOMMEND, RECOMMEND_OUTPUTS), (EXPLAIN, _explain_outputs(graph.values()))):
         configs.append(_ensemble(release, name + suffix, graph, public))
@@ -118,10 +103,8 @@ def _write_model(directory: Path, config: Any, code: str, build_id: str) -> None
         (version / MODEL_FILE).write_text(code, encoding="utf-8")
 
 
-def _release_path(release: Release, directory: Path, given: str | None) -> str:
-    if given is not None:
-        return given
-    # A model lies one level below the repository.
+def _release_path(release: Release, directory: Path) -> str:
+    """Return where models find the release: relative to one of them if they lie in it, else absolute."""
     root, models = release.path.resolve(), directory.resolve()
     if models.is_relative_to(root):
         return os.path.relpath(root, models / "model")

@@ -23,11 +23,6 @@ Configs = Mapping[str, Any]
 def validate_repository(directory: Path) -> None:
     """Check every model of a Triton model repository.
 
-    Parameters
-    ----------
-    directory
-        The model repository.
-
     Raises
     ------
     InvalidConfig

@@ -127,11 +127,6 @@ def _named_binary(path: Path) -> Path:
 def find_libpython(config: Mapping[str, object] | None = None) -> Path:
     """Find the shared library of the running Python, which Triton's Python backend loads.
 
-    Parameters
-    ----------
-    config
-        The values of ``sysconfig.get_config_vars()``; None asks for them.
-
     Raises
     ------
     LibPythonMissing
