@@ -265,19 +265,11 @@ class Core(Generic[AnyTransport]):
         titles, missing = self._titles.find(contract.build_id, wanted)
         if not missing:
             return titles
-        config = yield from self._config(context, contract, self._describe_model)
-        if config is None:
-            return titles
-        calls = [
-            self._describe(context, config, "item_id", id_array(ids, contract.item_id_dtype))
-            for ids in _slices(missing, DESCRIBE_AT_ONCE)
-        ]
-        found: dict[Id, str | None] = {}
-        answered = yield calls
-        for ids, arrays in zip(_slices(missing, DESCRIBE_AT_ONCE), answered, strict=True):
-            described = read_titles(self._describe_model, arrays, len(ids), contract.item_id_dtype)
-            for item_id, one in zip(ids, described, strict=True):
-                found[item_id] = (one[1] or None) if one else None
+        ids = id_array(missing, contract.item_id_dtype)
+        described = yield from self._describe(context, contract, "item_id", ids)
+        found = {
+            one: (said[1] or None) if said else None for one, said in zip(missing, described, strict=True)
+        }
         self._titles.remember(contract.build_id, found)
         return {**titles, **found}
 
@@ -286,28 +278,34 @@ class Core(Generic[AnyTransport]):
     ) -> Flow[dict[int, tuple[Id, str]]]:
         """Return catalogue row → raw id and title, of the candidates and the history."""
         rows = list(dict.fromkeys([*explained.retrieved_rows, *explained.history_rows]))
-        config = yield from self._config(context, contract, self._describe_model)
-        if config is None or not rows:
-            return {}
-        call = self._describe(context, config, "item_row", np.array(rows, np.int64))
-        [arrays] = yield [call]
-        described = read_titles(self._describe_model, arrays, len(rows), contract.item_id_dtype)
-        return {row: one for row, one in zip(rows, described, strict=True) if one is not None}
+        described = yield from self._describe(context, contract, "item_row", np.array(rows, np.int64))
+        return {row: said for row, said in zip(rows, described, strict=True) if said is not None}
 
-    def _describe(self, context: Context, config: ModelConfig, name: str, values: Array) -> Call:
-        if config.max_batch_size:
-            values = values.reshape(1, -1)
-        return context.infer(self._describe_model, {name: values}, DESCRIBE_OUTPUTS, "/titles")
+    def _describe(
+        self, context: Context, contract: Contract, name: str, values: Array
+    ) -> Flow[list[tuple[Id, str] | None]]:
+        """Return id and title of each item, or None: not found, or the server has no such model."""
+        config = yield from self._config(context, contract, self._describe_model)
+        if config is None or not len(values):
+            return [None] * len(values)
+        parts = [values[n : n + DESCRIBE_AT_ONCE] for n in range(0, len(values), DESCRIBE_AT_ONCE)]
+        answered = yield [
+            context.infer(
+                self._describe_model,
+                {name: part.reshape(1, -1) if config.max_batch_size else part},
+                DESCRIBE_OUTPUTS,
+                "/titles",
+            )
+            for part in parts
+        ]
+        described: list[tuple[Id, str] | None] = []
+        for part, arrays in zip(parts, answered, strict=True):
+            described += read_titles(self._describe_model, arrays, len(part), contract.item_id_dtype)
+        return described
 
 
 class TitleCache:
-    """The titles that were asked for last, by release and item. Safe to use from several threads.
-
-    Parameters
-    ----------
-    size
-        How many to remember; 0 is none.
-    """
+    """The ``size`` titles that were asked for last, by release and item. Safe to use from several threads."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -339,10 +337,6 @@ class TitleCache:
                 self._titles.move_to_end((build_id, item_id))
             while len(self._titles) > self._size:
                 self._titles.popitem(last=False)
-
-
-def _slices(values: Sequence[Id], size: int) -> list[Sequence[Id]]:
-    return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 def _name(value: Any, what: str) -> str:

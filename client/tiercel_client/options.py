@@ -98,13 +98,7 @@ class TLS:
             raise InvalidInput("TLS: expected private_key and certificate_chain together, came one of them")
 
     def read(self) -> dict[str, bytes | None]:
-        """Return the files' content as gRPC's channel credentials take it.
-
-        Raises
-        ------
-        InvalidInput
-            A file can't be read.
-        """
+        """Return the files' content as gRPC's credentials take it; InvalidInput if one can't be read."""
         names = ("root_certificates", "private_key", "certificate_chain")
         return {name: self._read(name) for name in names}
 
@@ -146,13 +140,7 @@ class KeepAlive:
 
 
 class Deadline:
-    """The moment at which a call must be over.
-
-    Parameters
-    ----------
-    timeout_s
-        Seconds from now.
-    """
+    """The moment at which a call must be over, ``timeout_s`` seconds from now."""
 
     __slots__ = ("_at", "timeout_s")
 
@@ -170,13 +158,7 @@ class Deadline:
         return self._at - time.monotonic()
 
     def require_s(self, what: str, request_id: str) -> float:
-        """Return how many seconds are left.
-
-        Raises
-        ------
-        DeadlineExceeded
-            None are.
-        """
+        """Return how many seconds are left; DeadlineExceeded if none are."""
         left = self.remaining_s()
         if left <= 0:
             raise DeadlineExceeded(
@@ -188,13 +170,7 @@ class Deadline:
 
 
 def seconds(value: Any, what: str) -> float:
-    """Return a positive, finite number of seconds.
-
-    Raises
-    ------
-    InvalidInput
-        It is no such thing.
-    """
+    """Return a positive, finite number of seconds; InvalidInput if ``value`` is no such thing."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST_S:
         raise InvalidInput(f"{what}: expected a positive, finite number of seconds, came {shown(value)}")
     return float(value)
@@ -235,13 +211,7 @@ def check_headers(headers: Any) -> dict[str, str | bytes]:
 
 
 def check_request_id(request_id: Any) -> str:
-    """Return a request id that can travel.
-
-    Raises
-    ------
-    InvalidInput
-        It is not text, is empty, or UTF-8 can't write it.
-    """
+    """Return a request id that can travel; InvalidInput if it can't."""
     try:
         if isinstance(request_id, str) and request_id and request_id.encode():
             return request_id

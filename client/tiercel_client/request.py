@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .contract import EXCLUDE, HISTORY, LENGTHS, Contract
 from .errors import InvalidInput
 from .results import Anonymous, RequestColumn
-from .values import PADS, Array, Place, convert_column, convert_ids, flatten, sequence, shown
+from .values import Array, Place, convert_column, convert_ids, flatten, sequence, shown
 
 #: What stands for a user without an id, by the dtype of user ids. No release should use these.
 ANONYMOUS_IDS: Mapping[str, int | bytes] = {"int64": -(2**63), "bytes": b"\x00anonymous"}
@@ -154,7 +154,6 @@ class _Lists:
     companion: str
     flat: Array
     lengths: npt.NDArray[np.int32]
-    pad: Any
 
     def part(self, rows: slice) -> Iterator[tuple[str, Array]]:
         lengths = self.lengths[rows]
@@ -166,7 +165,7 @@ class _Lists:
         else:
             before = int(self.lengths[: rows.start].clip(0).sum())
             real = np.arange(width) < lengths[:, None]
-            values = np.full(real.shape, self.pad, self.flat.dtype)
+            values = np.full(real.shape, b"" if self.flat.dtype == object else 0, self.flat.dtype)
             values[real] = self.flat[before : before + int(real.sum())]
         yield self.name, values
         if not (lengths == width).all():
@@ -229,7 +228,7 @@ def _item_ids(contract: Contract, argument: str, name: str, given: Any, count: i
     if unordered:
         lengths = np.where(lengths == 0, np.int32(-1), lengths)  # nothing to exclude is nothing to send
     ids = convert_ids(flat, contract.item_id_dtype, _inner_place(argument, lengths, single))
-    return _Lists(name, LENGTHS[name], ids, lengths, PADS[contract.item_id_dtype])
+    return _Lists(name, LENGTHS[name], ids, lengths)
 
 
 def _features(contract: Contract, features: Any, count: int, single: bool) -> list[_Scalars | _Lists]:
@@ -254,7 +253,7 @@ def _feature(contract: Contract, name: Any, given: Any, count: int, single: bool
 def _list_feature(column: RequestColumn, argument: str, rows: Any, single: bool) -> _Lists:
     flat, lengths = flatten(rows, _place(argument, single))
     values, _ = convert_column(flat, column.dtype, _inner_place(argument, lengths, single), nullable=False)
-    return _Lists(column.tensor, column.companion or "", values, lengths, PADS[column.dtype])
+    return _Lists(column.tensor, column.companion or "", values, lengths)
 
 
 def _rows(given: Any, argument: str) -> Sequence[Any] | Array:

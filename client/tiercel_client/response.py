@@ -166,14 +166,7 @@ def explanation(
 ) -> Explanation:
     """Join what each stage did with what its rows are called.
 
-    Parameters
-    ----------
-    contract
-        Names of sources, reasons and stages.
-    explained
-        The checked outputs.
-    described
-        Catalogue row → raw id and title; empty if the server can't describe items.
+    ``described`` is catalogue row → raw id and title; empty if the server can't describe items.
     """
     titles: dict[Id, str | None] = {item_id: title or None for item_id, title in described.values()}
     answer = recommendation(explained.answer, titles)

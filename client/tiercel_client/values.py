@@ -21,16 +21,6 @@ Array = npt.NDArray[Any]
 #: Says in words which value is meant, from its position: ``exclude[3][0]``.
 Place = Callable[[int], str]
 
-#: What fills the unused end of a row, by dtype.
-PADS: Mapping[str, Any] = {
-    "bool": False,
-    "int64": 0,
-    "int32": 0,
-    "float32": 0.0,
-    "float64": 0.0,
-    "bytes": b"",
-}
-
 _KINDS = {"bool": "True or False", "int64": "a whole number", "int32": "a whole number", "bytes": "a string"}
 
 

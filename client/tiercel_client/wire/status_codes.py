@@ -55,15 +55,7 @@ _NOT_REACHED = (
 def client_error(
     error: Exception, url: str, model: str | None = None, request_id: str | None = None
 ) -> ClientError:
-    """Return what went wrong, as the error tree has it: the one map of gRPC's status codes.
-
-    Parameters
-    ----------
-    error
-        What tritonclient, or gRPC below it, raised.
-    url, model, request_id
-        What was asked where.
-    """
+    """Return what went wrong with what was asked there: the one map of gRPC's status codes."""
     where = url if model is None else f"{url}: model {model!r}"
     if not isinstance(error, InferenceServerException):
         # What a closed channel raises, in either flavour.

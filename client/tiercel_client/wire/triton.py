@@ -9,10 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 import grpc
-import numpy as np
 import tritonclient.grpc
 import tritonclient.grpc.aio
 from tritonclient.grpc import InferInput, InferRequestedOutput
+from tritonclient.utils import np_to_triton_dtype
 
 from ..contract import ModelConfig, TensorInfo
 from ..errors import ClientError, Closed, InvalidInput, ProtocolMismatch
@@ -118,13 +118,7 @@ class AsyncTritonTransport:
 
 
 def check_url(url: Any) -> str:
-    """Return an address for gRPC.
-
-    Raises
-    ------
-    InvalidInput
-        It is empty, no text, or a web address.
-    """
+    """Return an address for gRPC; InvalidInput if it is empty, no text, or a web address."""
     if not isinstance(url, str) or not url.strip() or "://" in url:
         raise InvalidInput(
             "url: expected host:port of the server's gRPC service, such as 'localhost:8001', "
@@ -170,16 +164,6 @@ def _channel_args(tls: TLS | None, keep_alive: KeepAlive | None) -> list[tuple[s
     return args
 
 
-#: NumPy dtype → Triton's name of it.
-_WIRE_DTYPES: Mapping[np.dtype[Any], str] = {
-    np.dtype(np.bool_): "BOOL",
-    np.dtype(np.int32): "INT32",
-    np.dtype(np.int64): "INT64",
-    np.dtype(np.float32): "FP32",
-    np.dtype(np.float64): "FP64",
-    np.dtype(np.object_): "BYTES",
-}
-
 #: Number of a data type in a model's configuration → our name of it.
 _CONFIG_DTYPES: Mapping[int, str] = {
     1: "bool",
@@ -195,7 +179,7 @@ def _infer_arguments(request: InferRequest) -> dict[str, Any]:
     """Return the arguments of tritonclient's ``infer``, which are the same for sync and asyncio."""
     tensors = []
     for name, array in request.inputs.items():
-        tensor = InferInput(name, array.shape, _WIRE_DTYPES[array.dtype])
+        tensor = InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
         tensor.set_data_from_numpy(array)
         tensors.append(tensor)
     return {

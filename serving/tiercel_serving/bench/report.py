@@ -19,16 +19,9 @@ BARE = "bare"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is set against the sum of what, p50 at concurrency 1.
+    """What is set against the sum of what (measured models, or :data:`BARE`), p50 at concurrency 1.
 
-    Parameters
-    ----------
-    measured
-        What was measured: ``fused``, ``staged``, ``hollow``.
-    against
-        What is summed: measured models, or :data:`BARE`.
-    limit
-        How many times the sum it may be; None is a comparison that only informs.
+    ``limit`` is how many times the sum it may be; None is a comparison that only informs.
     """
 
     measured: str
