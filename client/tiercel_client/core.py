@@ -43,14 +43,13 @@ from .request import Part, Question, build_requests, canary, id_array
 from .response import (
     DESCRIBE_OUTPUTS,
     OUTPUTS,
-    Answer,
     Array,
     Explained,
     explanation,
     read_answers,
     read_explained,
     read_titles,
-    recommendation,
+    titled,
 )
 from .results import Explanation, Health, Id, Recommendation, ServerInfo
 from .values import shown
@@ -173,10 +172,10 @@ class Core(Generic[AnyTransport]):
         except (RequestRefused, NotFound, ServerUnavailable, ProtocolMismatch):
             self._known = None  # perhaps another release answers from now on; the next call asks
             raise
-        named: Mapping[Id, str | None] = {}
-        if titles:
-            named = yield from self._named(context, contract, answers)
-        return [recommendation(answer, named) for answer in answers]
+        if not titles:
+            return answers
+        named = yield from self._named(context, contract, answers)
+        return [titled(answer, named) for answer in answers]
 
     def _explain(self, context: Context, question: Question) -> Flow[Explanation]:
         """Answer a question for one user with what each stage did."""
@@ -245,20 +244,22 @@ class Core(Generic[AnyTransport]):
         self._configs = {**{old: kept for old, kept in configs.items() if old[0] == key[0]}, key: found}
         return found
 
-    def _answers(self, context: Context, contract: Contract, parts: Sequence[Part]) -> Flow[list[Answer]]:
+    def _answers(
+        self, context: Context, contract: Contract, parts: Sequence[Part]
+    ) -> Flow[list[Recommendation]]:
         several = len(parts) > 1
         calls = [
             context.infer(self._model, part.inputs, OUTPUTS, f"/{number}" if several else "")
             for number, part in enumerate(parts)
         ]
         arrays = yield calls
-        answers: list[Answer] = []
+        answers: list[Recommendation] = []
         for part, call, one in zip(parts, calls, arrays, strict=True):
             answers += read_answers(contract, one, part.users, call.arguments["request_id"])
         return answers
 
     def _named(
-        self, context: Context, contract: Contract, answers: Iterable[Answer]
+        self, context: Context, contract: Contract, answers: Iterable[Recommendation]
     ) -> Flow[Mapping[Id, str | None]]:
         """Return the titles of all answered items; only those not remembered are asked for."""
         wanted = dict.fromkeys(item_id for answer in answers for item_id in answer.item_ids)

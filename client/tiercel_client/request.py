@@ -21,20 +21,9 @@ ANONYMOUS_IDS: Mapping[str, int | bytes] = {"int64": -(2**63), "bytes": b"\x00an
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What was asked: one entry a user in each sequence, in the same order.
+    """What was asked: one entry a user in each argument of ``recommend_many``, in the same order.
 
-    Parameters
-    ----------
-    users
-        Raw ids or :data:`~tiercel_client.ANONYMOUS`.
-    k
-        How many items: for all users, or for each (None is the server's default).
-    exclude, history
-        A list of raw item ids for each user, or None.
-    features
-        Column → one value (or list of values) for each user.
-    single
-        Whether one user was asked, so that messages name no positions.
+    ``single`` says that one user was asked, so that messages name no positions.
     """
 
     users: Any
@@ -68,20 +57,10 @@ class Part:
 
 
 def build_requests(contract: Contract, question: Question) -> list[Part]:
-    """Check a question and split it into requests of at most ``max_batch_size`` users.
+    """Check a question and split it into requests of at most ``max_batch_size`` users, in their order.
 
-    Parameters
-    ----------
-    contract
-        What the ensemble takes.
-    question
-        What was asked.
-
-    Returns
-    -------
-    list of Part
-        In the order of the users. A tensor that would say null for every user of a request is left
-        out; what says which values are null, or how long lists are, is sent only where some row needs it.
+    A tensor that would say null for every user of a request is left out; what says which values are null, or
+    how long lists are, is sent only where some row needs it.
 
     Raises
     ------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from .results import (
     Id,
     Item,
     Recommendation,
-    Status,
 )
 
 Array = npt.NDArray[Any]
@@ -36,18 +35,9 @@ DESCRIBE_OUTPUTS = ("item_id", "title", "found")
 KEPT, EMPTY_SLOT = 0, 1
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came for one user, without titles."""
-
-    user: Any
-    status: Status
-    item_ids: list[Id]
-    scores: list[float]
-    request_id: str
-
-
-def read_answers(contract: Contract, arrays: Arrays, users: Sequence[Any], request_id: str) -> list[Answer]:
+def read_answers(
+    contract: Contract, arrays: Arrays, users: Sequence[Any], request_id: str
+) -> list[Recommendation]:
     """Read ``recommend``'s outputs: ``item_id`` and ``score`` ``[B,k]``, ``count`` and ``status`` ``[B,1]``.
 
     Raises
@@ -61,25 +51,24 @@ def read_answers(contract: Contract, arrays: Arrays, users: Sequence[Any], reque
     counts = read.within("count", 0, ids.shape[1])
     statuses = read.within("status", 0, len(STATUSES) - 1)
     return [
-        Answer(
-            user=None if isinstance(user, Anonymous) else user,
+        Recommendation(
+            user_id=None if isinstance(user, Anonymous) else user,
             status=STATUSES[status],
-            item_ids=read.ids(ids[row, :count]),
-            scores=scores[row, :count].tolist(),
+            items=_items(read.ids(ids[row, :count]), scores[row, :count].tolist()),
             request_id=request_id,
         )
         for row, (user, count, status) in enumerate(zip(users, counts, statuses, strict=True))
     ]
 
 
-def recommendation(answer: Answer, titles: Mapping[Id, str | None]) -> Recommendation:
-    """Return the typed result; an id that ``titles`` lacks has none."""
-    title = titles.get
-    items = tuple(
-        Item(item_id, score, title(item_id), rank)
-        for rank, (item_id, score) in enumerate(zip(answer.item_ids, answer.scores, strict=True), 1)
-    )
-    return Recommendation(answer.user, answer.status, items, answer.request_id)
+def _items(ids: Sequence[Id], scores: Sequence[float]) -> tuple[Item, ...]:
+    return tuple(Item(one, score, None, n) for n, (one, score) in enumerate(zip(ids, scores, strict=True), 1))
+
+
+def titled(answer: Recommendation, titles: Mapping[Id, str | None]) -> Recommendation:
+    """Return an answer with titles; an id that ``titles`` lacks has none."""
+    items = (Item(one.item_id, one.score, titles.get(one.item_id), one.rank) for one in answer.items)
+    return replace(answer, items=tuple(items))
 
 
 def read_titles(model: str, arrays: Arrays, count: int, item_id_dtype: str) -> list[tuple[Id, str] | None]:
@@ -102,7 +91,7 @@ def read_titles(model: str, arrays: Arrays, count: int, item_id_dtype: str) -> l
 class Explained:
     """The outputs of ``recommend_explain`` for one user, checked."""
 
-    answer: Answer
+    answer: Recommendation
     history_rows: list[int]
     retrieved_rows: list[int]
     retrieval_scores: list[float]
@@ -169,7 +158,7 @@ def explanation(
     ``described`` is catalogue row → raw id and title; empty if the server can't describe items.
     """
     titles: dict[Id, str | None] = {item_id: title or None for item_id, title in described.values()}
-    answer = recommendation(explained.answer, titles)
+    answer = titled(explained.answer, titles)
     final = {item.item_id: item for item in answer.items}
     ranked = dict(zip(explained.kept_index, explained.rank_scores, strict=True))
     moved = dict(zip(explained.kept_index, explained.reorder_reasons, strict=True))

@@ -102,6 +102,7 @@ class FakeServer:
         self._ids: list[Id] = list(self.items)
         self._rows = {item_id: row for row, item_id in enumerate(self._ids)}
         self._dtypes = {"item": _id_dtype(self.items), "user": _id_dtype(self.users)}
+        self._pad: Id = "" if self._dtypes["item"] == "bytes" else 0
         self._errors: deque[tuple[ClientError, str | None]] = deque()
         self._lock = Lock()
 
@@ -179,16 +180,13 @@ class FakeServer:
             rows = inputs["item_row"][0].tolist()
         else:
             rows = [self._rows.get(item_id, len(self._ids)) for item_id in _plain(inputs["item_id"][0])]
-        found = np.array([row < len(self._ids) for row in rows])
-        known = [self._ids[row] if there else None for row, there in zip(rows, found, strict=True)]
-        texts = [(self.items[one] or "").encode() if one is not None else b"" for one in known]
-        empty: Id = "" if self._dtypes["item"] == "bytes" else 0
-        ids = id_array([empty if one is None else one for one in known], self._dtypes["item"])
+        ids = [*self._ids, self._pad]
+        titles = [*(title or "" for title in self.items.values()), ""]
         return {
-            "item_id": ids[None],
-            "item_row": np.array(rows, np.int64)[None],
-            "title": id_array([text.decode() for text in texts], "bytes")[None],
-            "found": found[None],
+            "item_id": id_array([ids[row] for row in rows], self._dtypes["item"])[None],
+            "item_row": np.array([rows], np.int64),
+            "title": id_array([titles[row] for row in rows], "bytes")[None],
+            "found": np.array([[row < len(self._ids) for row in rows]], np.bool_),
         }
 
     def _recommend(self, inputs: Arrays, *, explain: bool) -> dict[str, Array]:
@@ -208,12 +206,11 @@ class FakeServer:
 
     def _outputs(self, answers: Sequence[Sequence[Id]], k: Sequence[int]) -> dict[str, Array]:
         width = max(k)
-        pad: Id = "" if self._dtypes["item"] == "bytes" else 0
         counts = [min(len(answer), most) for answer, most in zip(answers, k, strict=True)]
         ids = [
             one
             for answer, count in zip(answers, counts, strict=True)
-            for one in (*answer[:count], *[pad] * (width - count))
+            for one in (*answer[:count], *[self._pad] * (width - count))
         ]
         flat = id_array(ids, self._dtypes["item"])
         real = np.arange(width) < np.array(counts).reshape(-1, 1)

@@ -19,15 +19,7 @@ WARM_UP = 50
 
 @dataclass(frozen=True)
 class BareCompute:
-    """What one user's answer costs without a server.
-
-    Parameters
-    ----------
-    total
-        Whole runs of the pipeline.
-    stages_us
-        Stage → median microseconds, in the order of the served graph.
-    """
+    """What one user's answer costs without a server: whole runs, and median µs by stage."""
 
     total: Measurement
     stages_us: Mapping[str, float]

@@ -39,16 +39,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PerfAnalyzer:
-    """A perf_analyzer that starts on this machine.
+    """A perf_analyzer that starts on this machine, from ``source``: ``PATH`` or the wheel.
 
-    Parameters
-    ----------
-    path
-        The binary.
-    libraries
-        Directory put in front of the loader's path; None leaves it as it is.
-    source
-        Where it came from: ``PATH`` or the wheel.
+    ``libraries`` is put in front of the loader's path; None leaves it as it is.
     """
 
     path: Path

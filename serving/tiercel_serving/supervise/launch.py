@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import ServerError
 from ..release.manifest import MANIFEST_NAME
 from ..release.opened import Release
-from .installation import Installation
+from .installation import BACKEND_FILES, Installation
 
 #: What nobody needs to change on a server whose repository is read-only.
 RESTRICTED = "shared-memory,model-repository,trace,logging"
@@ -61,7 +61,7 @@ class Launch:
             return found.backends
         directory = self.workdir / "backends" / "python"
         directory.mkdir(parents=True)
-        for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
+        for name in BACKEND_FILES:
             (directory / name).symlink_to(found.backends / "python" / name)
         (directory / found.stub.name).symlink_to(found.stub)
         return directory.parent
