@@ -12,7 +12,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -44,8 +44,7 @@ from .response import (
     DESCRIBE_OUTPUTS,
     OUTPUTS,
     Array,
-    Explained,
-    explanation,
+    described,
     read_answers,
     read_explained,
     read_titles,
@@ -107,14 +106,6 @@ class Context:
         return Call("infer", asked, self)
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What was learnt of the server, and when."""
-
-    contract: Contract
-    at: float = field(default_factory=time.monotonic)
-
-
 class Core(Generic[AnyTransport]):
     """What both recommenders are: their options, their flows, and what these remember between calls.
 
@@ -152,7 +143,7 @@ class Core(Generic[AnyTransport]):
         self._headers = check_headers(headers)
         self._max_concurrency = _whole(max_concurrency, "max_concurrency", 1)
         self._refresh_s = seconds(refresh_s, "refresh_s")
-        self._known: _Known | None = None
+        self._known: tuple[Contract, float] | None = None  # and when it was read
         self._configs: dict[tuple[str, str], ModelConfig | None] = {}
         self._titles = TitleCache(_whole(title_cache_size, "title_cache_size", 0))
         self._transport: AnyTransport = (
@@ -190,8 +181,11 @@ class Core(Generic[AnyTransport]):
         outputs = [tensor.name for tensor in config.outputs]
         [arrays] = yield [context.infer(self._explain_model, part.inputs, outputs)]
         explained = read_explained(contract, arrays, part.users[0], context.request_id)
-        described = yield from self._described_rows(context, contract, explained)
-        return explanation(contract, explained, described)
+        seen = [one.item_row for one in explained.history]
+        rows = list(dict.fromkeys([one.item_row for one in explained.candidates] + seen))
+        said = yield from self._describe(context, contract, "item_row", np.array(rows, np.int64))
+        names = {row: one for row, one in zip(rows, said, strict=True) if one is not None}
+        return described(explained, names)
 
     def _health(self, context: Context) -> Flow[Health]:
         """Make one inference for somebody unknown; no retries."""
@@ -226,10 +220,10 @@ class Core(Generic[AnyTransport]):
 
     def _contract(self, context: Context) -> Flow[Contract]:
         known = self._known
-        if known is None or time.monotonic() - known.at > self._refresh_s:
+        if known is None or time.monotonic() - known[1] > self._refresh_s:
             [config] = yield [Call("model_config", {"model": self._model}, context)]
-            known = self._known = _Known(read_contract(config))
-        return known.contract
+            known = self._known = read_contract(config), time.monotonic()
+        return known[0]
 
     def _config(self, context: Context, contract: Contract, model: str) -> Flow[ModelConfig | None]:
         """Return the configuration of a model beside the ensemble, or None if there is none."""
@@ -267,20 +261,12 @@ class Core(Generic[AnyTransport]):
         if not missing:
             return titles
         ids = id_array(missing, contract.item_id_dtype)
-        described = yield from self._describe(context, contract, "item_id", ids)
+        answered = yield from self._describe(context, contract, "item_id", ids)
         found = {
-            one: (said[1] or None) if said else None for one, said in zip(missing, described, strict=True)
+            one: (said[1] or None) if said else None for one, said in zip(missing, answered, strict=True)
         }
         self._titles.remember(contract.build_id, found)
         return {**titles, **found}
-
-    def _described_rows(
-        self, context: Context, contract: Contract, explained: Explained
-    ) -> Flow[dict[int, tuple[Id, str]]]:
-        """Return catalogue row → raw id and title, of the candidates and the history."""
-        rows = list(dict.fromkeys([*explained.retrieved_rows, *explained.history_rows]))
-        described = yield from self._describe(context, contract, "item_row", np.array(rows, np.int64))
-        return {row: said for row, said in zip(rows, described, strict=True) if said is not None}
 
     def _describe(
         self, context: Context, contract: Contract, name: str, values: Array
@@ -299,10 +285,10 @@ class Core(Generic[AnyTransport]):
             )
             for part in parts
         ]
-        described: list[tuple[Id, str] | None] = []
+        items: list[tuple[Id, str] | None] = []
         for part, arrays in zip(parts, answered, strict=True):
-            described += read_titles(self._describe_model, arrays, len(part), contract.item_id_dtype)
-        return described
+            items += read_titles(self._describe_model, arrays, len(part), contract.item_id_dtype)
+        return items
 
 
 class TitleCache:
@@ -312,9 +298,6 @@ class TitleCache:
         self._size = size
         self._titles: OrderedDict[tuple[str, Id], str | None] = OrderedDict()
         self._lock = Lock()
-
-    def __len__(self) -> int:
-        return len(self._titles)
 
     def find(self, build_id: str, ids: Iterable[Id]) -> tuple[dict[Id, str | None], list[Id]]:
         """Return the titles that are remembered, and the ids of those that are not."""
