@@ -78,17 +78,10 @@ class Ratio:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Everything that one run of the benchmark found.
+    """Everything that one run of the benchmark found, rounds in their order.
 
-    Parameters
-    ----------
-    facts
-        Date, command, machine, versions, release: what the figures depend on.
-    served
-        Concurrency → what was measured (``identity``, ``hollow``, ``fused``, ``staged``) → its rounds,
-        in order.
-    bare
-        Rounds of the bare compute, in order.
+    ``facts`` are what the figures depend on: date, command, machine, versions, release. ``served`` is
+    concurrency → what was measured (``identity``, ``hollow``, ``fused``, ``staged``) → its rounds.
     """
 
     facts: Mapping[str, Any]
