@@ -111,7 +111,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     run = train_recipe(recipe, dataset, place / "run")
     release = export_run(run, place / "release")
     repository = place / "repository"
-    render_repository(release, repository, "fused", release_path=str(release.path))
-    render_repository(release, repository, "staged", suffix="_staged", release_path=str(release.path))
+    render_repository(release, repository, "fused")
+    render_repository(release, repository, "staged", suffix="_staged")
     with start_server(repository) as server:
         yield Served(recipe, dataset, run, release, server)
