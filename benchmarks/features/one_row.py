@@ -87,7 +87,8 @@ def measure_one_row(run: TrainedRun, seconds: float = 1.0) -> list[OneRow]:
         How long each of the six measurements takes.
     """
     cut = cut_workflow(run.load_workflow())
-    joined = run.train.head(SAMPLE).merge(run.users, on=run.user_id).merge(run.items, on=run.item_id)
+    data = run.record.data
+    joined = run.train.head(SAMPLE).merge(run.users, on=data.user_id).merge(run.items, on=data.item_id)
     # NVTabular raises on a categorical column that is null in all rows, and one row is all rows.
     whole_rows = joined.dropna()
     joined = (whole_rows if len(whole_rows) else joined).head(1)

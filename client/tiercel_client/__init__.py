@@ -37,7 +37,7 @@ from .results import (
     ServerInfo,
     Status,
 )
-from .wire.transport import AsyncTransport, Transport
+from .wire.transport import AsyncTransport, InferRequest, Transport
 from .wire.triton import AsyncTritonTransport, TritonTransport
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "Explanation",
     "Health",
     "HistoryItem",
+    "InferRequest",
     "InvalidInput",
     "Item",
     "KeepAlive",

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-from .core import Call, Core, Flow, Options
-from .errors import ClientError, Closed
-from .options import DEFAULT_TIMEOUT_S, TLS, KeepAlive, Retry
+from .core import Call, Core, Flow, Result
+from .errors import ClientError
 from .request import Question
 from .results import Anonymous, Explanation, Health, Id, Recommendation, ServerInfo
 from .wire.transport import AsyncTransport, Headers
 from .wire.triton import AsyncTritonTransport
 
-Result = TypeVar("Result")
 
-
-class AsyncRecommender:
+class AsyncRecommender(Core[AsyncTransport]):
     """Asks a served Tiercel release for recommendations, in asyncio.
 
     The same requests, checks, results and errors as :class:`~tiercel_client.Recommender`. It connects
@@ -48,38 +45,7 @@ class AsyncRecommender:
     'Heat'
     """
 
-    def __init__(
-        self,
-        url: str = "localhost:8001",
-        *,
-        model: str = "recommend",
-        explain_model: str | None = None,
-        describe_model: str = "describe_items",
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        retry: Retry | None = None,
-        headers: Headers | None = None,
-        tls: TLS | None = None,
-        keep_alive: KeepAlive | None = None,
-        max_concurrency: int = 4,
-        title_cache_size: int = 10_000,
-        refresh_s: float = 60.0,
-        transport: AsyncTransport | None = None,
-    ) -> None:
-        self._core = Core(
-            model=model,
-            explain_model=explain_model,
-            describe_model=describe_model,
-            timeout_s=timeout_s,
-            retry=Retry() if retry is None else retry,
-            headers=headers,
-            max_concurrency=max_concurrency,
-            title_cache_size=title_cache_size,
-            refresh_s=refresh_s,
-        )
-        self._transport: AsyncTransport = (
-            AsyncTritonTransport(url, tls=tls, keep_alive=keep_alive) if transport is None else transport
-        )
-        self._closed = False
+    _connect = AsyncTritonTransport
 
     async def recommend(
         self,
@@ -96,8 +62,8 @@ class AsyncRecommender:
     ) -> Recommendation:
         """Recommend items to one user; as :meth:`tiercel_client.Recommender.recommend`."""
         question = Question.of_one(user_id, k, exclude, history, features)
-        options = Options(timeout_s, request_id, headers)
-        return (await self._drive(self._core.recommend(question, options, titles=titles)))[0]
+        context = self._context(timeout_s, request_id, headers)
+        return (await self._drive(self._recommend(context, question, titles)))[0]
 
     async def recommend_many(
         self,
@@ -114,8 +80,8 @@ class AsyncRecommender:
     ) -> list[Recommendation]:
         """Recommend items to several users; as :meth:`tiercel_client.Recommender.recommend_many`."""
         question = Question(user_ids, k, exclude, history, features)
-        options = Options(timeout_s, request_id, headers)
-        return await self._drive(self._core.recommend(question, options, titles=titles))
+        context = self._context(timeout_s, request_id, headers)
+        return await self._drive(self._recommend(context, question, titles))
 
     async def explain(
         self,
@@ -131,18 +97,18 @@ class AsyncRecommender:
     ) -> Explanation:
         """Say what each stage did for one user; as :meth:`tiercel_client.Recommender.explain`."""
         question = Question.of_one(user_id, k, exclude, history, features)
-        options = Options(timeout_s, request_id, headers)
-        return await self._drive(self._core.explain(question, options))
+        context = self._context(timeout_s, request_id, headers)
+        return await self._drive(self._explain(context, question))
 
     async def health(self, timeout_s: float | None = None, *, headers: Headers | None = None) -> Health:
         """Make one real inference; as :meth:`tiercel_client.Recommender.health`."""
-        return await self._drive(self._core.health(Options(timeout_s, headers=headers)))
+        return await self._drive(self._health(self._context(timeout_s, headers=headers)))
 
     async def server_info(
         self, timeout_s: float | None = None, *, headers: Headers | None = None
     ) -> ServerInfo:
         """Return what answers at the address; as :meth:`tiercel_client.Recommender.server_info`."""
-        return await self._drive(self._core.server_info(Options(timeout_s, headers=headers)))
+        return await self._drive(self._server_info(self._context(timeout_s, headers=headers)))
 
     async def close(self) -> None:
         """Close the connection; calls under way fail, and so do later ones."""
@@ -160,21 +126,22 @@ class AsyncRecommender:
 
     async def _drive(self, flow: Flow[Result]) -> Result:
         """Run a flow to its end: send what it yields, hand it the answers or the error."""
+        step: Callable[[Any], Sequence[Call]] = flow.send
+        outcome: Any = None
         try:
-            calls = next(flow)
             while True:
-                calls = flow.send(await self._outcome(calls))
+                calls = step(outcome)
+                try:
+                    step, outcome = flow.send, await self._perform_together(calls)
+                except ClientError as error:
+                    step, outcome = flow.throw, error
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
 
-    async def _outcome(self, calls: Sequence[Call]) -> list[Any] | ClientError:
-        try:
-            return [await self._perform(calls[0])] if len(calls) == 1 else await self._perform_together(calls)
-        except ClientError as error:
-            return error
-
     async def _perform_together(self, calls: Sequence[Call]) -> list[Any]:
-        gate = asyncio.Semaphore(self._core.max_concurrency)
+        if len(calls) == 1:
+            return [await self._perform(calls[0])]
+        gate = asyncio.Semaphore(self._max_concurrency)
 
         async def one(call: Call) -> Any:
             async with gate:
@@ -191,8 +158,7 @@ class AsyncRecommender:
 
     async def _perform(self, call: Call) -> Any:
         for attempt in count(1):
-            if self._closed:
-                raise Closed("the recommender was closed; make another one")
+            self._refuse_if_closed()
             try:
                 return await call.send(self._transport)
             except ClientError as error:

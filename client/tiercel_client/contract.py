@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from .errors import ProtocolMismatch
@@ -55,65 +55,16 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Contract:
-    """What requests to one ensemble must keep to.
+class Contract(ServerInfo):
+    """What requests to one ensemble must keep to; the server's name and version are not known yet."""
 
-    Parameters
-    ----------
-    model, name, build_id
-        The ensemble, the recommender, the release.
-    max_batch_size, k_default, k_max, max_excluded
-        Its limits.
-    user_id_dtype, item_id_dtype
-        ``int64`` or ``bytes``.
-    sources, stages
-        Names, in order.
-    filter_reasons
-        Code → text.
-    reorder_reasons
-        Texts; code 1 is the first, 0 is none.
-    columns
-        Request columns by name.
-    inputs
-        Names of its inputs.
-    """
-
-    model: str
-    name: str
-    build_id: str
-    max_batch_size: int
-    k_default: int
-    k_max: int
-    max_excluded: int
-    user_id_dtype: str
-    item_id_dtype: str
-    sources: tuple[str, ...]
-    stages: tuple[str, ...]
-    filter_reasons: Mapping[int, str]
-    reorder_reasons: tuple[str, ...]
     columns: Mapping[str, RequestColumn]
     inputs: frozenset[str]
 
     def info(self, server: str, version: str) -> ServerInfo:
         """Return what an application may want to know."""
-        return ServerInfo(
-            server=server,
-            server_version=version,
-            model=self.model,
-            name=self.name,
-            build_id=self.build_id,
-            max_batch_size=self.max_batch_size,
-            k_default=self.k_default,
-            k_max=self.k_max,
-            max_excluded=self.max_excluded,
-            user_id_dtype=self.user_id_dtype,
-            item_id_dtype=self.item_id_dtype,
-            sources=self.sources,
-            stages=self.stages,
-            filter_reasons=dict(self.filter_reasons),
-            reorder_reasons=self.reorder_reasons,
-            request_columns=tuple(self.columns.values()),
-        )
+        said = {field.name: getattr(self, field.name) for field in fields(ServerInfo)}
+        return ServerInfo(**{**said, "server": server, "server_version": version})
 
 
 def read_contract(config: ModelConfig) -> Contract:
@@ -125,7 +76,10 @@ def read_contract(config: ModelConfig) -> Contract:
         The model is not a Tiercel ensemble, or one of another kind than this client knows.
     """
     reader = _Reader(config)
+    columns = reader.columns()
     return Contract(
+        server="",
+        server_version="",
         model=config.name,
         name=reader.text("name"),
         build_id=reader.text("build_id"),
@@ -139,7 +93,8 @@ def read_contract(config: ModelConfig) -> Contract:
         stages=tuple(str(name) for name in reader.json("stages", list)),
         filter_reasons=reader.reasons(),
         reorder_reasons=tuple(str(text) for text in reader.json("reorder_reasons", list)),
-        columns={column.name: column for column in reader.columns()},
+        request_columns=tuple(columns),
+        columns={column.name: column for column in columns},
         inputs=frozenset(tensor.name for tensor in config.inputs),
     )
 

@@ -10,32 +10,49 @@ from __future__ import annotations
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
 from .contract import Contract, ModelConfig, read_contract
-from .errors import ClientError, InvalidInput, NotFound, ProtocolMismatch, RequestRefused, ServerUnavailable
-from .options import NO_RETRY, Deadline, Retry, check_headers, check_request_id, seconds
+from .errors import (
+    ClientError,
+    Closed,
+    InvalidInput,
+    NotFound,
+    ProtocolMismatch,
+    RequestRefused,
+    ServerUnavailable,
+)
+from .options import (
+    DEFAULT_TIMEOUT_S,
+    NO_RETRY,
+    TLS,
+    Deadline,
+    KeepAlive,
+    Retry,
+    check_headers,
+    check_request_id,
+    seconds,
+)
 from .request import Part, Question, build_requests, canary, id_array
 from .response import (
     DESCRIBE_OUTPUTS,
     OUTPUTS,
-    Answer,
     Array,
-    Explained,
-    explanation,
+    described,
     read_answers,
     read_explained,
     read_titles,
-    recommendation,
+    titled,
 )
 from .results import Explanation, Health, Id, Recommendation, ServerInfo
 from .values import shown
+from .wire.transport import Headers, InferRequest
 
 #: How many items ``describe_items`` is asked for at once.
 DESCRIBE_AT_ONCE = 4096
@@ -43,213 +60,172 @@ DESCRIBE_AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request of a flow: a method of the transport, its arguments, and until when to try.
-
-    Parameters
-    ----------
-    method
-        ``infer``, ``model_config`` or ``server_metadata``.
-    arguments
-        Its keyword arguments, without ``timeout_s``.
-    deadline
-        When the whole flow must be over.
-    retry
-        When to send it again.
-    """
+    """One request of a flow: a method of the transport, its arguments without a timeout, what bounds it."""
 
     method: str
     arguments: Mapping[str, Any]
-    deadline: Deadline
-    retry: Retry
+    context: Context
 
     def send(self, transport: Any) -> Any:
         """Call the transport: returns the answer, or from an asyncio transport an awaitable of it."""
         what = self.arguments.get("model", self.method)
-        left = self.deadline.require_s(f"model {what!r}", self.arguments.get("request_id", ""))
-        return getattr(transport, self.method)(**self.arguments, timeout_s=left)
+        left = self.context.deadline.require_s(f"model {what!r}", self.arguments.get("request_id", ""))
+        arguments = {**self.arguments, "headers": self.context.headers, "timeout_s": left}
+        if self.method == "infer":
+            return transport.infer(InferRequest(**arguments))
+        return getattr(transport, self.method)(**arguments)
 
     def delay(self, attempt: int, error: ClientError) -> float | None:
         """Return how long to wait before another attempt, or None to give up."""
-        return self.retry.delay(attempt, error, self.deadline.remaining_s())
+        return self.context.retry.delay(attempt, error, self.context.deadline.remaining_s())
 
 
 Result = TypeVar("Result")
+AnyTransport = TypeVar("AnyTransport")
 
-#: Yields requests that may run side by side; is sent their answers in the same order, or the error.
-Flow = Generator[Sequence[Call], list[Any] | ClientError, Result]
-
-
-def ask(*calls: Call) -> Flow[list[Any]]:
-    """Yield requests and return their answers, or raise the error, within the flow that asked."""
-    outcome = yield calls
-    if isinstance(outcome, ClientError):
-        raise outcome
-    return outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a caller may say about one call; None is the recommender's own, or for the id a new one."""
-
-    timeout_s: float | None = None
-    request_id: str | None = None
-    headers: Mapping[str, str | bytes] | None = None
+#: Yields requests that may run side by side; is sent their answers in the same order, or thrown the error.
+Flow = Generator[Sequence[Call], list[Any], Result]
 
 
 @dataclass(slots=True)
-class _Context:
-    """What all requests of one call share."""
+class Context:
+    """What all requests of one call share; the deadline grows with their number if the call named none."""
 
     deadline: Deadline
+    grows: bool
     request_id: str
-    headers: Mapping[str, str | bytes]
+    headers: Headers
     retry: Retry
 
     def infer(
         self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], suffix: str = ""
     ) -> Call:
-        arguments = {
-            "model": model,
-            "inputs": inputs,
-            "outputs": outputs,
-            "request_id": self.request_id + suffix,
-            "headers": self.headers,
-        }
-        return Call("infer", arguments, self.deadline, self.retry)
-
-    def config(self, model: str) -> Call:
-        return Call("model_config", {"model": model, "headers": self.headers}, self.deadline, self.retry)
-
-    def metadata(self) -> Call:
-        return Call("server_metadata", {"headers": self.headers}, self.deadline, self.retry)
+        """Return a request to a model; ``suffix`` tells it from the call's other ones."""
+        request_id = self.request_id + suffix
+        asked = {"model": model, "inputs": inputs, "outputs": outputs, "request_id": request_id}
+        return Call("infer", asked, self)
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What was learnt of the server, and when."""
+class Core(Generic[AnyTransport]):
+    """What both recommenders are: their options, their flows, and what these remember between calls.
 
-    contract: Contract
-    at: float = field(default_factory=time.monotonic)
-
-
-class Core:
-    """The flows of one recommender, and what they remember between calls. Safe to use from several threads.
-
-    Parameters
-    ----------
-    model, explain_model, describe_model
-        Names of the server's models.
-    timeout_s
-        Deadline of a call that names none.
-    retry, headers
-        For every request.
-    max_concurrency
-        Requests under way at once for one call.
-    title_cache_size
-        Titles to remember.
-    refresh_s
-        Seconds after which the ensemble's configuration is read again.
+    A flow may run in several threads at once. The options are those of :class:`~tiercel_client.Recommender`.
     """
+
+    _connect: ClassVar[Callable[..., Any]]
 
     def __init__(
         self,
+        url: str = "localhost:8001",
         *,
-        model: str,
-        explain_model: str | None,
-        describe_model: str,
-        timeout_s: float,
-        retry: Retry,
-        headers: Mapping[str, str | bytes] | None,
-        max_concurrency: int,
-        title_cache_size: int,
-        refresh_s: float,
+        model: str = "recommend",
+        explain_model: str | None = None,
+        describe_model: str = "describe_items",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: Retry | None = None,
+        headers: Headers | None = None,
+        tls: TLS | None = None,
+        keep_alive: KeepAlive | None = None,
+        max_concurrency: int = 4,
+        title_cache_size: int = 10_000,
+        refresh_s: float = 60.0,
+        transport: AnyTransport | None = None,
     ) -> None:
-        self.model = _name(model, "model")
-        self.explain_model = (
+        self._model = _name(model, "model")
+        self._explain_model = (
             model.replace("recommend", "recommend_explain", 1)
             if explain_model is None
             else _name(explain_model, "explain_model")
         )
-        self.describe_model = _name(describe_model, "describe_model")
-        self.timeout_s = seconds(timeout_s, "timeout_s")
-        self.retry = retry
-        self.headers = check_headers(headers)
-        self.max_concurrency = _whole(max_concurrency, "max_concurrency", 1)
-        self.refresh_s = seconds(refresh_s, "refresh_s")
-        self._known: _Known | None = None
+        self._describe_model = _name(describe_model, "describe_model")
+        self._timeout_s = seconds(timeout_s, "timeout_s")
+        self._retry = Retry() if retry is None else retry
+        self._headers = check_headers(headers)
+        self._max_concurrency = _whole(max_concurrency, "max_concurrency", 1)
+        self._refresh_s = seconds(refresh_s, "refresh_s")
+        self._known: tuple[Contract, float] | None = None  # and when it was read
         self._configs: dict[tuple[str, str], ModelConfig | None] = {}
         self._titles = TitleCache(_whole(title_cache_size, "title_cache_size", 0))
+        self._transport: AnyTransport = (
+            self._connect(url, tls=tls, keep_alive=keep_alive) if transport is None else transport
+        )
+        self._closed = False
 
-    def recommend(self, question: Question, options: Options, *, titles: bool) -> Flow[list[Recommendation]]:
+    def _recommend(self, context: Context, question: Question, titles: bool) -> Flow[list[Recommendation]]:
         """Answer a question, in the order of its users."""
-        context = self._context(options)
         contract = yield from self._contract(context)
         parts = build_requests(contract, question)
-        if options.timeout_s is None:
-            rounds = -(-len(parts) // self.max_concurrency)
-            context.deadline.extend(self.timeout_s * (rounds - 1))
+        if context.grows:
+            rounds = -(-len(parts) // self._max_concurrency)
+            context.deadline.extend(self._timeout_s * (rounds - 1))
         try:
             answers = yield from self._answers(context, contract, parts)
         except (RequestRefused, NotFound, ServerUnavailable, ProtocolMismatch):
             self._known = None  # perhaps another release answers from now on; the next call asks
             raise
-        named: Mapping[Id, str | None] = {}
-        if titles:
-            named = yield from self._named(context, contract, answers)
-        return [recommendation(answer, named) for answer in answers]
+        if not titles:
+            return answers
+        named = yield from self._named(context, contract, answers)
+        return [titled(answer, named) for answer in answers]
 
-    def explain(self, question: Question, options: Options) -> Flow[Explanation]:
+    def _explain(self, context: Context, question: Question) -> Flow[Explanation]:
         """Answer a question for one user with what each stage did."""
-        context = self._context(options)
         contract = yield from self._contract(context)
         [part] = build_requests(contract, question)
-        config = yield from self._config(context, contract, self.explain_model)
+        config = yield from self._config(context, contract, self._explain_model)
         if config is None:
             raise NotFound(
-                f"model {self.explain_model!r}: the server has none; expected the ensemble that explains "
-                f"beside {self.model!r}; name it with explain_model"
+                f"model {self._explain_model!r}: the server has none; expected the ensemble that explains "
+                f"beside {self._model!r}; name it with explain_model"
             )
         outputs = [tensor.name for tensor in config.outputs]
-        [arrays] = yield from ask(context.infer(self.explain_model, part.inputs, outputs))
+        [arrays] = yield [context.infer(self._explain_model, part.inputs, outputs)]
         explained = read_explained(contract, arrays, part.users[0], context.request_id)
-        described = yield from self._described_rows(context, contract, explained)
-        return explanation(contract, explained, described)
+        seen = [one.item_row for one in explained.history]
+        rows = list(dict.fromkeys([one.item_row for one in explained.candidates] + seen))
+        said = yield from self._describe(context, contract, "item_row", np.array(rows, np.int64))
+        names = {row: one for row, one in zip(rows, said, strict=True) if one is not None}
+        return described(explained, names)
 
-    def health(self, options: Options) -> Flow[Health]:
+    def _health(self, context: Context) -> Flow[Health]:
         """Make one inference for somebody unknown; no retries."""
-        context = self._context(options)
         context.retry = NO_RETRY
         contract = yield from self._contract(context)
         begun = time.perf_counter()
-        [arrays] = yield from ask(context.infer(self.model, canary(contract), OUTPUTS))
+        [arrays] = yield [context.infer(self._model, canary(contract), OUTPUTS)]
         read_answers(contract, arrays, [None], context.request_id)
         return Health(contract.build_id, time.perf_counter() - begun)
 
-    def server_info(self, options: Options) -> Flow[ServerInfo]:
+    def _server_info(self, context: Context) -> Flow[ServerInfo]:
         """Ask what the server is; nothing remembered is used."""
-        context = self._context(options)
         self._known = None
         contract = yield from self._contract(context)
-        [(server, version)] = yield from ask(context.metadata())
+        [(server, version)] = yield [Call("server_metadata", {}, context)]
         return contract.info(server, version)
 
-    def _context(self, options: Options) -> _Context:
-        timeout_s, request_id = options.timeout_s, options.request_id
-        return _Context(
-            deadline=Deadline(self.timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s")),
+    def _context(
+        self, timeout_s: float | None = None, request_id: str | None = None, headers: Headers | None = None
+    ) -> Context:
+        return Context(
+            deadline=Deadline(self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s")),
+            grows=timeout_s is None,
             request_id=uuid.uuid4().hex if request_id is None else check_request_id(request_id),
-            headers={**self.headers, **check_headers(options.headers)},
-            retry=self.retry,
+            headers={**self._headers, **check_headers(headers)},
+            retry=self._retry,
         )
 
-    def _contract(self, context: _Context) -> Flow[Contract]:
-        known = self._known
-        if known is None or time.monotonic() - known.at > self.refresh_s:
-            [config] = yield from ask(context.config(self.model))
-            known = self._known = _Known(read_contract(config))
-        return known.contract
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise Closed("the recommender was closed; make another one")
 
-    def _config(self, context: _Context, contract: Contract, model: str) -> Flow[ModelConfig | None]:
+    def _contract(self, context: Context) -> Flow[Contract]:
+        known = self._known
+        if known is None or time.monotonic() - known[1] > self._refresh_s:
+            [config] = yield [Call("model_config", {"model": self._model}, context)]
+            known = self._known = read_contract(config), time.monotonic()
+        return known[0]
+
+    def _config(self, context: Context, contract: Contract, model: str) -> Flow[ModelConfig | None]:
         """Return the configuration of a model beside the ensemble, or None if there is none."""
         configs = self._configs
         key = (contract.build_id, model)
@@ -257,82 +233,71 @@ class Core:
             return configs[key]
         found: ModelConfig | None = None
         with suppress(NotFound):
-            [found] = yield from ask(context.config(model))
+            [found] = yield [Call("model_config", {"model": model}, context)]
         # Another thread may read the old dictionary, so it is never changed, only replaced.
         self._configs = {**{old: kept for old, kept in configs.items() if old[0] == key[0]}, key: found}
         return found
 
-    def _answers(self, context: _Context, contract: Contract, parts: Sequence[Part]) -> Flow[list[Answer]]:
+    def _answers(
+        self, context: Context, contract: Contract, parts: Sequence[Part]
+    ) -> Flow[list[Recommendation]]:
         several = len(parts) > 1
         calls = [
-            context.infer(self.model, part.inputs, OUTPUTS, f"/{number}" if several else "")
+            context.infer(self._model, part.inputs, OUTPUTS, f"/{number}" if several else "")
             for number, part in enumerate(parts)
         ]
-        arrays = yield from ask(*calls)
-        answers: list[Answer] = []
+        arrays = yield calls
+        answers: list[Recommendation] = []
         for part, call, one in zip(parts, calls, arrays, strict=True):
             answers += read_answers(contract, one, part.users, call.arguments["request_id"])
         return answers
 
     def _named(
-        self, context: _Context, contract: Contract, answers: Iterable[Answer]
+        self, context: Context, contract: Contract, answers: Iterable[Recommendation]
     ) -> Flow[Mapping[Id, str | None]]:
         """Return the titles of all answered items; only those not remembered are asked for."""
         wanted = dict.fromkeys(item_id for answer in answers for item_id in answer.item_ids)
         titles, missing = self._titles.find(contract.build_id, wanted)
         if not missing:
             return titles
-        config = yield from self._config(context, contract, self.describe_model)
-        if config is None:
-            return titles
-        calls = [
-            self._describe(context, config, "item_id", id_array(ids, contract.item_id_dtype))
-            for ids in _slices(missing, DESCRIBE_AT_ONCE)
-        ]
-        found: dict[Id, str | None] = {}
-        answered = yield from ask(*calls)
-        for ids, arrays in zip(_slices(missing, DESCRIBE_AT_ONCE), answered, strict=True):
-            described = read_titles(self.describe_model, arrays, len(ids), contract.item_id_dtype)
-            for item_id, one in zip(ids, described, strict=True):
-                found[item_id] = (one[1] or None) if one else None
+        ids = id_array(missing, contract.item_id_dtype)
+        answered = yield from self._describe(context, contract, "item_id", ids)
+        found = {
+            one: (said[1] or None) if said else None for one, said in zip(missing, answered, strict=True)
+        }
         self._titles.remember(contract.build_id, found)
         return {**titles, **found}
 
-    def _described_rows(
-        self, context: _Context, contract: Contract, explained: Explained
-    ) -> Flow[dict[int, tuple[Id, str]]]:
-        """Return catalogue row → raw id and title, of the candidates and the history."""
-        rows = list(dict.fromkeys([*explained.retrieved_rows, *explained.history_rows]))
-        config = yield from self._config(context, contract, self.describe_model)
-        if config is None or not rows:
-            return {}
-        call = self._describe(context, config, "item_row", np.array(rows, np.int64))
-        [arrays] = yield from ask(call)
-        described = read_titles(self.describe_model, arrays, len(rows), contract.item_id_dtype)
-        return {row: one for row, one in zip(rows, described, strict=True) if one is not None}
-
-    def _describe(self, context: _Context, config: ModelConfig, name: str, values: Array) -> Call:
-        if config.max_batch_size:
-            values = values.reshape(1, -1)
-        return context.infer(self.describe_model, {name: values}, DESCRIBE_OUTPUTS, "/titles")
+    def _describe(
+        self, context: Context, contract: Contract, name: str, values: Array
+    ) -> Flow[list[tuple[Id, str] | None]]:
+        """Return id and title of each item, or None: not found, or the server has no such model."""
+        config = yield from self._config(context, contract, self._describe_model)
+        if config is None or not len(values):
+            return [None] * len(values)
+        parts = [values[n : n + DESCRIBE_AT_ONCE] for n in range(0, len(values), DESCRIBE_AT_ONCE)]
+        answered = yield [
+            context.infer(
+                self._describe_model,
+                {name: part.reshape(1, -1) if config.max_batch_size else part},
+                DESCRIBE_OUTPUTS,
+                "/titles",
+            )
+            for part in parts
+        ]
+        items: list[tuple[Id, str] | None] = []
+        for part, arrays in zip(parts, answered, strict=True):
+            items += read_titles(self._describe_model, arrays, len(part), contract.item_id_dtype)
+        return items
 
 
 class TitleCache:
-    """The titles that were asked for last, by release and item. Safe to use from several threads.
-
-    Parameters
-    ----------
-    size
-        How many to remember; 0 is none.
-    """
+    """The ``size`` titles that were asked for last, by release and item. Safe to use from several threads."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._titles: OrderedDict[tuple[str, Id], str | None] = OrderedDict()
         self._lock = Lock()
-
-    def __len__(self) -> int:
-        return len(self._titles)
 
     def find(self, build_id: str, ids: Iterable[Id]) -> tuple[dict[Id, str | None], list[Id]]:
         """Return the titles that are remembered, and the ids of those that are not."""
@@ -356,10 +321,6 @@ class TitleCache:
                 self._titles.move_to_end((build_id, item_id))
             while len(self._titles) > self._size:
                 self._titles.popitem(last=False)
-
-
-def _slices(values: Sequence[Id], size: int) -> list[Sequence[Id]]:
-    return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 def _name(value: Any, what: str) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from .errors import ClientError, DeadlineExceeded, InvalidInput
@@ -96,25 +97,17 @@ class TLS:
         if (self.private_key is None) != (self.certificate_chain is None):
             raise InvalidInput("TLS: expected private_key and certificate_chain together, came one of them")
 
-    def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """Return the files' content: root certificates, private key, certificate chain.
-
-        Raises
-        ------
-        InvalidInput
-            A file can't be read.
-        """
+    def read(self) -> dict[str, bytes | None]:
+        """Return the files' content as gRPC's credentials take it; InvalidInput if one can't be read."""
         names = ("root_certificates", "private_key", "certificate_chain")
-        first, second, third = (self._read(name) for name in names)
-        return first, second, third
+        return {name: self._read(name) for name in names}
 
     def _read(self, name: str) -> bytes | None:
         path = getattr(self, name)
         if path is None:
             return None
         try:
-            with open(path, "rb") as file:
-                return file.read()
+            return Path(path).read_bytes()
         except OSError as error:
             raise InvalidInput(f"TLS: {name}: expected a PEM file, came {error.strerror}: {path}") from None
 
@@ -147,13 +140,7 @@ class KeepAlive:
 
 
 class Deadline:
-    """The moment at which a call must be over.
-
-    Parameters
-    ----------
-    timeout_s
-        Seconds from now.
-    """
+    """The moment at which a call must be over, ``timeout_s`` seconds from now."""
 
     __slots__ = ("_at", "timeout_s")
 
@@ -171,13 +158,7 @@ class Deadline:
         return self._at - time.monotonic()
 
     def require_s(self, what: str, request_id: str) -> float:
-        """Return how many seconds are left.
-
-        Raises
-        ------
-        DeadlineExceeded
-            None are.
-        """
+        """Return how many seconds are left; DeadlineExceeded if none are."""
         left = self.remaining_s()
         if left <= 0:
             raise DeadlineExceeded(
@@ -189,13 +170,7 @@ class Deadline:
 
 
 def seconds(value: Any, what: str) -> float:
-    """Return a positive, finite number of seconds.
-
-    Raises
-    ------
-    InvalidInput
-        It is no such thing.
-    """
+    """Return a positive, finite number of seconds; InvalidInput if ``value`` is no such thing."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST_S:
         raise InvalidInput(f"{what}: expected a positive, finite number of seconds, came {shown(value)}")
     return float(value)
@@ -236,13 +211,7 @@ def check_headers(headers: Any) -> dict[str, str | bytes]:
 
 
 def check_request_id(request_id: Any) -> str:
-    """Return a request id that can travel.
-
-    Raises
-    ------
-    InvalidInput
-        It is not text, is empty, or UTF-8 can't write it.
-    """
+    """Return a request id that can travel; InvalidInput if it can't."""
     try:
         if isinstance(request_id, str) and request_id and request_id.encode():
             return request_id

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from itertools import count
-from threading import Lock
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-from .core import Call, Core, Flow, Options
-from .errors import ClientError, Closed
-from .options import DEFAULT_TIMEOUT_S, TLS, KeepAlive, Retry
+from .core import Call, Core, Flow, Result
+from .errors import ClientError
 from .request import Question
 from .results import Anonymous, Explanation, Health, Id, Recommendation, ServerInfo
 from .wire.transport import Headers, Transport
 from .wire.triton import TritonTransport
 
-Result = TypeVar("Result")
 
-
-class Recommender:
+class Recommender(Core[Transport]):
     """Asks a served Tiercel release for recommendations. Safe to use from several threads.
 
     Nothing is sent before the first call, which also reads the ensemble's configuration: its limits,
@@ -74,40 +70,7 @@ class Recommender:
     1 1 Heat
     """
 
-    def __init__(
-        self,
-        url: str = "localhost:8001",
-        *,
-        model: str = "recommend",
-        explain_model: str | None = None,
-        describe_model: str = "describe_items",
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        retry: Retry | None = None,
-        headers: Headers | None = None,
-        tls: TLS | None = None,
-        keep_alive: KeepAlive | None = None,
-        max_concurrency: int = 4,
-        title_cache_size: int = 10_000,
-        refresh_s: float = 60.0,
-        transport: Transport | None = None,
-    ) -> None:
-        self._core = Core(
-            model=model,
-            explain_model=explain_model,
-            describe_model=describe_model,
-            timeout_s=timeout_s,
-            retry=Retry() if retry is None else retry,
-            headers=headers,
-            max_concurrency=max_concurrency,
-            title_cache_size=title_cache_size,
-            refresh_s=refresh_s,
-        )
-        self._transport: Transport = (
-            TritonTransport(url, tls=tls, keep_alive=keep_alive) if transport is None else transport
-        )
-        self._lock = Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self._closed = False
+    _connect = TritonTransport
 
     def recommend(
         self,
@@ -160,8 +123,8 @@ class Recommender:
             Its other subclasses: see :mod:`tiercel_client.errors`.
         """
         question = Question.of_one(user_id, k, exclude, history, features)
-        options = Options(timeout_s, request_id, headers)
-        return self._drive(self._core.recommend(question, options, titles=titles))[0]
+        context = self._context(timeout_s, request_id, headers)
+        return self._drive(self._recommend(context, question, titles))[0]
 
     def recommend_many(
         self,
@@ -209,8 +172,8 @@ class Recommender:
             As in :meth:`recommend`.
         """
         question = Question(user_ids, k, exclude, history, features)
-        options = Options(timeout_s, request_id, headers)
-        return self._drive(self._core.recommend(question, options, titles=titles))
+        context = self._context(timeout_s, request_id, headers)
+        return self._drive(self._recommend(context, question, titles))
 
     def explain(
         self,
@@ -244,8 +207,8 @@ class Recommender:
             As in :meth:`recommend`.
         """
         question = Question.of_one(user_id, k, exclude, history, features)
-        options = Options(timeout_s, request_id, headers)
-        return self._drive(self._core.explain(question, options))
+        context = self._context(timeout_s, request_id, headers)
+        return self._drive(self._explain(context, question))
 
     def health(self, timeout_s: float | None = None, *, headers: Headers | None = None) -> Health:
         """Make one real inference, for somebody unknown, without retries.
@@ -262,7 +225,7 @@ class Recommender:
         ClientError
             It did not answer in time, or not rightly.
         """
-        return self._drive(self._core.health(Options(timeout_s, headers=headers)))
+        return self._drive(self._health(self._context(timeout_s, headers=headers)))
 
     def server_info(self, timeout_s: float | None = None, *, headers: Headers | None = None) -> ServerInfo:
         """Return what answers at the address: server, release, limits, id types, request columns.
@@ -272,17 +235,13 @@ class Recommender:
         ClientError
             It did not answer in time, or is no Tiercel.
         """
-        return self._drive(self._core.server_info(Options(timeout_s, headers=headers)))
+        return self._drive(self._server_info(self._context(timeout_s, headers=headers)))
 
     def close(self) -> None:
         """Close the connection; calls under way fail, and so do later ones."""
-        with self._lock:
-            if self._closed:
-                return
+        if not self._closed:
             self._closed = True
-        self._transport.close()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            self._transport.close()
 
     def __enter__(self) -> Recommender:
         return self
@@ -294,38 +253,34 @@ class Recommender:
 
     def _drive(self, flow: Flow[Result]) -> Result:
         """Run a flow to its end: send what it yields, hand it the answers or the error."""
+        step: Callable[[Any], Sequence[Call]] = flow.send
+        outcome: Any = None
         try:
-            calls = next(flow)
             while True:
-                calls = flow.send(self._outcome(calls))
+                calls = step(outcome)
+                try:
+                    step, outcome = flow.send, self._perform_together(calls)
+                except ClientError as error:
+                    step, outcome = flow.throw, error
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
 
-    def _outcome(self, calls: Sequence[Call]) -> list[Any] | ClientError:
-        try:
-            return [self._perform(calls[0])] if len(calls) == 1 else self._perform_together(calls)
-        except ClientError as error:
-            return error
-
     def _perform_together(self, calls: Sequence[Call]) -> list[Any]:
-        pool = self._threads()
-        futures: list[Future[Any]] = []
+        if len(calls) == 1:
+            return [self._perform(calls[0])]
+        pool = ThreadPoolExecutor(self._max_concurrency, "tiercel-client")
         try:
-            futures += (pool.submit(self._perform, call) for call in calls)
+            futures = [pool.submit(self._perform, call) for call in calls]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()  # raises its error
             return [future.result() for future in futures]
-        except RuntimeError:  # the pool was shut down under our hands
-            raise Closed("the recommender was closed; make another one") from None
         finally:
-            for future in futures:
-                future.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _perform(self, call: Call) -> Any:
         for attempt in count(1):
-            if self._closed:
-                raise Closed("the recommender was closed; make another one")
+            self._refuse_if_closed()
             try:
                 return call.send(self._transport)
             except ClientError as error:
@@ -334,11 +289,3 @@ class Recommender:
                     raise
             time.sleep(delay)
         raise AssertionError  # count() never ends
-
-    def _threads(self) -> ThreadPoolExecutor:
-        with self._lock:
-            if self._closed:
-                raise Closed("the recommender was closed; make another one")
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._core.max_concurrency, "tiercel-client")
-            return self._pool

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .contract import EXCLUDE, HISTORY, LENGTHS, Contract
 from .errors import InvalidInput
 from .results import Anonymous, RequestColumn
-from .values import PADS, Array, Place, convert_column, convert_ids, flatten, sequence, shown
+from .values import Array, Place, convert_column, convert_ids, flatten, sequence, shown
 
 #: What stands for a user without an id, by the dtype of user ids. No release should use these.
 ANONYMOUS_IDS: Mapping[str, int | bytes] = {"int64": -(2**63), "bytes": b"\x00anonymous"}
@@ -21,20 +21,9 @@ ANONYMOUS_IDS: Mapping[str, int | bytes] = {"int64": -(2**63), "bytes": b"\x00an
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What was asked: one entry a user in each sequence, in the same order.
+    """What was asked: one entry a user in each argument of ``recommend_many``, in the same order.
 
-    Parameters
-    ----------
-    users
-        Raw ids or :data:`~tiercel_client.ANONYMOUS`.
-    k
-        How many items: for all users, or for each (None is the server's default).
-    exclude, history
-        A list of raw item ids for each user, or None.
-    features
-        Column → one value (or list of values) for each user.
-    single
-        Whether one user was asked, so that messages name no positions.
+    ``single`` says that one user was asked, so that messages name no positions.
     """
 
     users: Any
@@ -68,20 +57,10 @@ class Part:
 
 
 def build_requests(contract: Contract, question: Question) -> list[Part]:
-    """Check a question and split it into requests of at most ``max_batch_size`` users.
+    """Check a question and split it into requests of at most ``max_batch_size`` users, in their order.
 
-    Parameters
-    ----------
-    contract
-        What the ensemble takes.
-    question
-        What was asked.
-
-    Returns
-    -------
-    list of Part
-        In the order of the users. A tensor that would say null for every user of a request is left
-        out; what says which values are null, or how long lists are, is sent only where some row needs it.
+    A tensor that would say null for every user of a request is left out; what says which values are null, or
+    how long lists are, is sent only where some row needs it.
 
     Raises
     ------
@@ -154,7 +133,6 @@ class _Lists:
     companion: str
     flat: Array
     lengths: npt.NDArray[np.int32]
-    pad: Any
 
     def part(self, rows: slice) -> Iterator[tuple[str, Array]]:
         lengths = self.lengths[rows]
@@ -166,7 +144,7 @@ class _Lists:
         else:
             before = int(self.lengths[: rows.start].clip(0).sum())
             real = np.arange(width) < lengths[:, None]
-            values = np.full(real.shape, self.pad, self.flat.dtype)
+            values = np.full(real.shape, b"" if self.flat.dtype == object else 0, self.flat.dtype)
             values[real] = self.flat[before : before + int(real.sum())]
         yield self.name, values
         if not (lengths == width).all():
@@ -229,7 +207,7 @@ def _item_ids(contract: Contract, argument: str, name: str, given: Any, count: i
     if unordered:
         lengths = np.where(lengths == 0, np.int32(-1), lengths)  # nothing to exclude is nothing to send
     ids = convert_ids(flat, contract.item_id_dtype, _inner_place(argument, lengths, single))
-    return _Lists(name, LENGTHS[name], ids, lengths, PADS[contract.item_id_dtype])
+    return _Lists(name, LENGTHS[name], ids, lengths)
 
 
 def _features(contract: Contract, features: Any, count: int, single: bool) -> list[_Scalars | _Lists]:
@@ -254,7 +232,7 @@ def _feature(contract: Contract, name: Any, given: Any, count: int, single: bool
 def _list_feature(column: RequestColumn, argument: str, rows: Any, single: bool) -> _Lists:
     flat, lengths = flatten(rows, _place(argument, single))
     values, _ = convert_column(flat, column.dtype, _inner_place(argument, lengths, single), nullable=False)
-    return _Lists(column.tensor, column.companion or "", values, lengths, PADS[column.dtype])
+    return _Lists(column.tensor, column.companion or "", values, lengths)
 
 
 def _rows(given: Any, argument: str) -> Sequence[Any] | Array:

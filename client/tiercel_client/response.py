@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from .results import (
     Id,
     Item,
     Recommendation,
-    Status,
 )
 
 Array = npt.NDArray[Any]
@@ -36,18 +35,9 @@ DESCRIBE_OUTPUTS = ("item_id", "title", "found")
 KEPT, EMPTY_SLOT = 0, 1
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came for one user, without titles."""
-
-    user: Any
-    status: Status
-    item_ids: list[Id]
-    scores: list[float]
-    request_id: str
-
-
-def read_answers(contract: Contract, arrays: Arrays, users: Sequence[Any], request_id: str) -> list[Answer]:
+def read_answers(
+    contract: Contract, arrays: Arrays, users: Sequence[Any], request_id: str
+) -> list[Recommendation]:
     """Read ``recommend``'s outputs: ``item_id`` and ``score`` ``[B,k]``, ``count`` and ``status`` ``[B,1]``.
 
     Raises
@@ -61,25 +51,24 @@ def read_answers(contract: Contract, arrays: Arrays, users: Sequence[Any], reque
     counts = read.within("count", 0, ids.shape[1])
     statuses = read.within("status", 0, len(STATUSES) - 1)
     return [
-        Answer(
-            user=None if isinstance(user, Anonymous) else user,
+        Recommendation(
+            user_id=None if isinstance(user, Anonymous) else user,
             status=STATUSES[status],
-            item_ids=read.ids(ids[row, :count]),
-            scores=scores[row, :count].tolist(),
+            items=_items(read.ids(ids[row, :count]), scores[row, :count].tolist()),
             request_id=request_id,
         )
         for row, (user, count, status) in enumerate(zip(users, counts, statuses, strict=True))
     ]
 
 
-def recommendation(answer: Answer, titles: Mapping[Id, str | None]) -> Recommendation:
-    """Return the typed result; an id that ``titles`` lacks has none."""
-    title = titles.get
-    items = tuple(
-        Item(item_id, score, title(item_id), rank)
-        for rank, (item_id, score) in enumerate(zip(answer.item_ids, answer.scores, strict=True), 1)
-    )
-    return Recommendation(answer.user, answer.status, items, answer.request_id)
+def _items(ids: Sequence[Id], scores: Sequence[float]) -> tuple[Item, ...]:
+    return tuple(Item(one, score, None, n) for n, (one, score) in enumerate(zip(ids, scores, strict=True), 1))
+
+
+def titled(answer: Recommendation, titles: Mapping[Id, str | None]) -> Recommendation:
+    """Return an answer with titles; an id that ``titles`` lacks has none."""
+    items = (Item(one.item_id, one.score, titles.get(one.item_id), one.rank) for one in answer.items)
+    return replace(answer, items=tuple(items))
 
 
 def read_titles(model: str, arrays: Arrays, count: int, item_id_dtype: str) -> list[tuple[Id, str] | None]:
@@ -98,24 +87,10 @@ def read_titles(model: str, arrays: Arrays, count: int, item_id_dtype: str) -> l
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Explained:
-    """The outputs of ``recommend_explain`` for one user, checked."""
-
-    answer: Answer
-    history_rows: list[int]
-    retrieved_rows: list[int]
-    retrieval_scores: list[float]
-    sources: list[int]
-    reasons: list[int]
-    kept_index: list[int]
-    rank_scores: list[list[float]]
-    reorder_reasons: list[int]
-    times_us: dict[str, float]
-
-
-def read_explained(contract: Contract, arrays: Arrays, user: Any, request_id: str) -> Explained:
+def read_explained(contract: Contract, arrays: Arrays, user: Any, request_id: str) -> Explanation:
     """Read the outputs of ``recommend_explain`` for one user; slots without a candidate are left out.
+
+    What the items are called is not known yet: see :func:`described`.
 
     Raises
     ------
@@ -143,88 +118,66 @@ def read_explained(contract: Contract, arrays: Arrays, user: Any, request_id: st
     history: Array = np.zeros(0, np.int64)
     if "history_row" in arrays:
         history = read.array("history_row", "iu", (-1,))[0][: read.within("history_length", 0, None)[0]]
-    return Explained(
-        answer=answer,
-        history_rows=history.tolist(),
-        retrieved_rows=rows[real].tolist(),
-        retrieval_scores=read.array("retrieval_score", "f", candidates)[0][real].tolist(),
-        sources=read.array("source", "iu", candidates)[0][real].tolist(),
-        reasons=reasons[real].tolist(),
-        kept_index=places.tolist(),
-        rank_scores=scores[: len(places)].tolist(),
-        reorder_reasons=moved[: len(places)].tolist(),
-        times_us={
-            name.removeprefix(TIME_PREFIX): float(array.flat[0])
-            for name, array in arrays.items()
-            if name.startswith(TIME_PREFIX) and array.size
-        },
-    )
-
-
-def explanation(
-    contract: Contract, explained: Explained, described: Mapping[int, tuple[Id, str]]
-) -> Explanation:
-    """Join what each stage did with what its rows are called.
-
-    Parameters
-    ----------
-    contract
-        Names of sources, reasons and stages.
-    explained
-        The checked outputs.
-    described
-        Catalogue row → raw id and title; empty if the server can't describe items.
-    """
-    titles: dict[Id, str | None] = {item_id: title or None for item_id, title in described.values()}
-    answer = recommendation(explained.answer, titles)
-    final = {item.item_id: item for item in answer.items}
-    ranked = dict(zip(explained.kept_index, explained.rank_scores, strict=True))
-    moved = dict(zip(explained.kept_index, explained.reorder_reasons, strict=True))
-    candidates = []
-    columns = (explained.retrieved_rows, explained.retrieval_scores, explained.sources, explained.reasons)
-    for place, (row, score, source, reason) in enumerate(zip(*columns, strict=True)):
-        item_id, title = described.get(row, (None, None))
-        item = None if item_id is None else final.get(item_id)
-        candidates.append(
+    times_us = {
+        stage: float(arrays[TIME_PREFIX + stage].flat[0])
+        for stage in contract.stages
+        if arrays.get(TIME_PREFIX + stage, np.empty(0)).size
+    }
+    ranked = dict(zip(places.tolist(), scores.tolist(), strict=False))
+    steps = {
+        place: _text(contract.reorder_reasons, code, "reason")
+        for place, code in zip(places.tolist(), moved.tolist(), strict=False)
+        if code
+    }
+    found = read.array("retrieval_score", "f", candidates)[0], read.array("source", "iu", candidates)[0]
+    columns = (column[real].tolist() for column in (rows, *found, reasons))
+    return Explanation(
+        recommendation=answer,
+        history=tuple(HistoryItem(row, None, None) for row in history.tolist()),
+        candidates=tuple(
             Candidate(
                 position=place + 1,
                 item_row=row,
-                item_id=item_id,
-                title=title or None,
+                item_id=None,
+                title=None,
                 retrieval_score=score,
-                source=_source(contract, source),
+                source=_text(contract.sources, source, "source"),
                 reason=contract.filter_reasons.get(reason, f"reason {reason}"),
                 kept=reason == KEPT,
                 rank_scores=tuple(ranked.get(place, ())),
-                reorder_reason=_reorder_reason(contract, moved.get(place, 0)),
-                score=None if item is None else item.score,
-                rank=None if item is None else item.rank,
+                reorder_reason=steps.get(place),
             )
-        )
-    return Explanation(
-        recommendation=answer,
-        history=tuple(_history_item(row, described) for row in explained.history_rows),
-        candidates=tuple(candidates),
+            for place, (row, score, source, reason) in enumerate(zip(*columns, strict=True))
+        ),
         stages=contract.stages,
-        times_us={
-            stage: explained.times_us[stage] for stage in contract.stages if stage in explained.times_us
-        },
+        times_us=times_us,
     )
 
 
-def _history_item(row: int, described: Mapping[int, tuple[Id, str]]) -> HistoryItem:
-    item_id, title = described.get(row, (None, None))
-    return HistoryItem(row, item_id, title or None)
+def _text(texts: Sequence[str], code: int, what: str) -> str:
+    """Return what a code means; 1 is the first text."""
+    return texts[code - 1] if 0 < code <= len(texts) else f"{what} {code}"
 
 
-def _source(contract: Contract, code: int) -> str:
-    """Return a source's name; code 0 is a slot that no source filled."""
-    return contract.sources[code - 1] if 0 < code <= len(contract.sources) else f"source {code}"
+def described(explained: Explanation, names: Mapping[int, tuple[Id, str]]) -> Explanation:
+    """Join what each stage did with what its items are called.
 
-
-def _reorder_reason(contract: Contract, code: int) -> str | None:
-    known = 0 < code <= len(contract.reorder_reasons)
-    return contract.reorder_reasons[code - 1] if known else f"reason {code}" if code else None
+    ``names`` is catalogue row → raw id and title; empty if the server can't describe items.
+    """
+    titles: dict[Id, str | None] = {item_id: title or None for item_id, title in names.values()}
+    answer = titled(explained.recommendation, titles)
+    final: dict[Id | None, Item] = {item.item_id: item for item in answer.items}
+    candidates = []
+    for one in explained.candidates:
+        item_id, title = names.get(one.item_row, (None, None))
+        item = final.get(item_id)
+        score, rank = (None, None) if item is None else (item.score, item.rank)
+        candidates.append(replace(one, item_id=item_id, title=title or None, score=score, rank=rank))
+    history = []
+    for seen in explained.history:
+        item_id, title = names.get(seen.item_row, (None, None))
+        history.append(HistoryItem(seen.item_row, item_id, title or None))
+    return replace(explained, recommendation=answer, history=tuple(history), candidates=tuple(candidates))
 
 
 class _Reader:

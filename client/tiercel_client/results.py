@@ -57,10 +57,6 @@ class Item(NamedTuple):
     title: str | None
     rank: int
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON form."""
-        return self._asdict()
-
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
@@ -105,7 +101,7 @@ class Recommendation:
             "user_id": self.user_id,
             "status": self.status.value,
             "count": self.count,
-            "items": [item.to_json() for item in self.items],
+            "items": [item._asdict() for item in self.items],
             "request_id": self.request_id,
         }
 
@@ -236,10 +232,6 @@ class Health:
 
     build_id: str
     latency_s: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON form."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

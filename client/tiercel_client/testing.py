@@ -26,7 +26,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from threading import Lock
 from typing import Any
 
@@ -36,7 +36,7 @@ from .contract import EXCLUDE, HISTORY, LENGTHS, TIME_PREFIX, ModelConfig, Tenso
 from .errors import ClientError, DeadlineExceeded, InvalidInput, NotFound, RequestRefused
 from .request import id_array
 from .results import Id, RequestColumn
-from .wire.transport import Array, Arrays, Headers
+from .wire.transport import Array, Arrays, Headers, InferRequest
 
 #: The stages that the fake says it has.
 STAGES = (
@@ -48,24 +48,6 @@ STAGES = (
     "ranking",
     "ordering",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class FakeRequest:
-    """One request that a fake transport was asked.
-
-    Parameters
-    ----------
-    model, inputs, outputs, timeout_s, request_id, headers
-        As in :class:`~tiercel_client.Transport`.
-    """
-
-    model: str
-    inputs: dict[str, Array]
-    outputs: tuple[str, ...]
-    timeout_s: float
-    request_id: str
-    headers: dict[str, str | bytes]
 
 
 class FakeServer:
@@ -114,12 +96,13 @@ class FakeServer:
         self.max_batch_size, self.k_default, self.k_max = max_batch_size, k_default, k_max
         self.max_excluded, self.build_id, self.titles = max_excluded, build_id, titles
         self.latency_s = latency_s
-        self.requests: list[FakeRequest] = []
+        self.requests: list[InferRequest] = []
         self.config_reads = 0
         self.closed = False
         self._ids: list[Id] = list(self.items)
         self._rows = {item_id: row for row, item_id in enumerate(self._ids)}
         self._dtypes = {"item": _id_dtype(self.items), "user": _id_dtype(self.users)}
+        self._pad: Id = "" if self._dtypes["item"] == "bytes" else 0
         self._errors: deque[tuple[ClientError, str | None]] = deque()
         self._lock = Lock()
 
@@ -178,13 +161,11 @@ class FakeServer:
             if self._errors and self._errors[0][1] in (None, model):
                 raise self._errors.popleft()[0]
 
-    def _note(self, request: FakeRequest) -> None:
+    def _answer(self, request: InferRequest) -> Arrays:
         with self._lock:
             self.requests.append(request)
         if self.latency_s > request.timeout_s:
             raise DeadlineExceeded(f"model {request.model!r}: the fake server is slow")
-
-    def _answer(self, request: FakeRequest) -> Arrays:
         self._raise_ordered(request.model)
         if request.model == "describe_items" and self.titles:
             answer = self._describe(request.inputs)
@@ -199,16 +180,13 @@ class FakeServer:
             rows = inputs["item_row"][0].tolist()
         else:
             rows = [self._rows.get(item_id, len(self._ids)) for item_id in _plain(inputs["item_id"][0])]
-        found = np.array([row < len(self._ids) for row in rows])
-        known = [self._ids[row] if there else None for row, there in zip(rows, found, strict=True)]
-        texts = [(self.items[one] or "").encode() if one is not None else b"" for one in known]
-        empty: Id = "" if self._dtypes["item"] == "bytes" else 0
-        ids = id_array([empty if one is None else one for one in known], self._dtypes["item"])
+        ids = [*self._ids, self._pad]
+        titles = [*(title or "" for title in self.items.values()), ""]
         return {
-            "item_id": ids[None],
-            "item_row": np.array(rows, np.int64)[None],
-            "title": id_array([text.decode() for text in texts], "bytes")[None],
-            "found": found[None],
+            "item_id": id_array([ids[row] for row in rows], self._dtypes["item"])[None],
+            "item_row": np.array([rows], np.int64),
+            "title": id_array([titles[row] for row in rows], "bytes")[None],
+            "found": np.array([[row < len(self._ids) for row in rows]], np.bool_),
         }
 
     def _recommend(self, inputs: Arrays, *, explain: bool) -> dict[str, Array]:
@@ -228,12 +206,11 @@ class FakeServer:
 
     def _outputs(self, answers: Sequence[Sequence[Id]], k: Sequence[int]) -> dict[str, Array]:
         width = max(k)
-        pad: Id = "" if self._dtypes["item"] == "bytes" else 0
         counts = [min(len(answer), most) for answer, most in zip(answers, k, strict=True)]
         ids = [
             one
             for answer, count in zip(answers, counts, strict=True)
-            for one in (*answer[:count], *[pad] * (width - count))
+            for one in (*answer[:count], *[self._pad] * (width - count))
         ]
         flat = id_array(ids, self._dtypes["item"])
         real = np.arange(width) < np.array(counts).reshape(-1, 1)
@@ -287,20 +264,9 @@ class FakeTransport(FakeServer):
     ``requests`` lists everything it was asked, ``closed`` says whether it was closed.
     """
 
-    def infer(
-        self,
-        model: str,
-        inputs: Arrays,
-        outputs: Sequence[str],
-        *,
-        timeout_s: float,
-        request_id: str,
-        headers: Headers,
-    ) -> Arrays:
+    def infer(self, request: InferRequest) -> Arrays:
         """Answer, after ``latency_s``."""
-        request = FakeRequest(model, dict(inputs), tuple(outputs), timeout_s, request_id, dict(headers))
-        time.sleep(min(self.latency_s, timeout_s))
-        self._note(request)
+        time.sleep(min(self.latency_s, request.timeout_s))
         return self._answer(request)
 
     def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
@@ -319,20 +285,9 @@ class FakeTransport(FakeServer):
 class AsyncFakeTransport(FakeServer):
     """:class:`FakeTransport` for asyncio. See :class:`FakeServer` for its arguments."""
 
-    async def infer(
-        self,
-        model: str,
-        inputs: Arrays,
-        outputs: Sequence[str],
-        *,
-        timeout_s: float,
-        request_id: str,
-        headers: Headers,
-    ) -> Arrays:
+    async def infer(self, request: InferRequest) -> Arrays:
         """Answer, after ``latency_s``."""
-        request = FakeRequest(model, dict(inputs), tuple(outputs), timeout_s, request_id, dict(headers))
-        await asyncio.sleep(min(self.latency_s, timeout_s))
-        self._note(request)
+        await asyncio.sleep(min(self.latency_s, request.timeout_s))
         return self._answer(request)
 
     async def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:

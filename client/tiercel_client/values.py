@@ -21,16 +21,6 @@ Array = npt.NDArray[Any]
 #: Says in words which value is meant, from its position: ``exclude[3][0]``.
 Place = Callable[[int], str]
 
-#: What fills the unused end of a row, by dtype.
-PADS: Mapping[str, Any] = {
-    "bool": False,
-    "int64": 0,
-    "int32": 0,
-    "float32": 0.0,
-    "float64": 0.0,
-    "bytes": b"",
-}
-
 _KINDS = {"bool": "True or False", "int64": "a whole number", "int32": "a whole number", "bytes": "a string"}
 
 
@@ -44,21 +34,12 @@ def shown(value: object) -> str:
 
 
 def sequence(values: object, what: str, *, unordered: bool = False) -> Sequence[Any] | Array:
-    """Return the values as a list, a tuple or a one-dimensional array.
-
-    Parameters
-    ----------
-    values
-        A list, tuple, array, pandas series or any other iterable that is not text and not a mapping.
-    what
-        What the message calls it.
-    unordered
-        Whether a set will do.
+    """Return the values as a list, a tuple or a one-dimensional array; a set will do if ``unordered``.
 
     Raises
     ------
     InvalidInput
-        It is no such thing.
+        They are text, a mapping, or no iterable at all; the message calls them ``what``.
     """
     if isinstance(values, list | tuple):
         return values
@@ -108,7 +89,8 @@ def convert_column(
     if dtype in ("float32", "float64"):
         return _floats(values, dtype, place, nullable=nullable), None
     if dtype == "bool":
-        return _booleans(values, place, nullable=nullable)
+        real = np.zeros(len(values), np.bool_)
+        return _one_by_one(_listed(values), real, _boolean, place, nullable)
     return _integers(values, dtype, place, nullable=nullable)
 
 
@@ -150,35 +132,38 @@ def _whole_numbers(
             return np.array(values, np.int64), None
         except OverflowError:
             pass  # the slow way finds which one it is
-    whole = np.zeros(len(values), np.int64)
+    whole, valid = _one_by_one(values, np.zeros(len(values), np.int64), _whole, place, nullable)
+    return whole, valid
+
+
+def _one_by_one(
+    values: Sequence[Any], out: Array, convert: Callable[..., Any], place: Place, nullable: bool
+) -> tuple[Array, Array | None]:
+    """Fill ``out`` with the converted values, and return it with which of them are real."""
     valid = np.ones(len(values), np.bool_)
     for position, value in enumerate(values):
         if nullable and is_null(value):
             valid[position] = False
         else:
-            whole[position] = _whole(value, place(position), nullable)
-    return whole, None if valid.all() else valid
+            out[position] = convert(value, place, position, nullable)
+    return out, None if valid.all() else valid
 
 
-def _whole(value: object, where: str, feature: bool) -> int:
+def _whole(value: object, place: Place, position: int, feature: bool) -> int:
     """Return one value as an int; a feature may be a float without a fraction, as pandas makes them."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole and not (feature and isinstance(value, float | np.floating) and value.is_integer()):
-        raise _wrong_type(where, "int64", value)
+        raise _wrong_type(place(position), "int64", value)
     number: int = int(value)  # type: ignore[call-overload]
     if not -(2**63) <= number < 2**63:
-        raise _out_of_range(where, number, "int64")
+        raise _out_of_range(place(position), number, "int64")
     return number
 
 
-def _booleans(values: Sequence[Any] | Array, place: Place, *, nullable: bool) -> tuple[Array, Array | None]:
-    listed = _listed(values)
-    valid = np.array([not (nullable and is_null(value)) for value in listed], np.bool_)
-    for position, value in enumerate(listed):
-        if valid[position] and not isinstance(value, bool | np.bool_):
-            raise _wrong_type(place(position), "bool", value)
-    real = np.array([bool(value) and ok for value, ok in zip(listed, valid, strict=True)], np.bool_)
-    return real, None if valid.all() else valid
+def _boolean(value: object, place: Place, position: int, nullable: bool) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise _wrong_type(place(position), "bool", value)
+    return bool(value)
 
 
 def _floats(values: Sequence[Any] | Array, dtype: str, place: Place, *, nullable: bool) -> Array:
@@ -230,26 +215,20 @@ def _texts(values: Sequence[Any] | Array, place: Place, *, nullable: bool) -> tu
             pass  # the slow way finds which one it is
         else:
             return out, None
-    valid = np.ones(len(values), np.bool_)
-    for position, value in enumerate(values):
-        if nullable and is_null(value):
-            valid[position] = False
-        else:
-            out[position] = _text(value, place(position))
-    return out, None if valid.all() else valid
+    return _one_by_one(values, out, _text, place, nullable)
 
 
-def _text(value: object, where: str) -> bytes:
+def _text(value: object, place: Place, position: int, nullable: bool) -> bytes:
     if isinstance(value, bytes):
         return bytes(value)
     if not isinstance(value, str):
-        raise _wrong_type(where, "bytes", value)
+        raise _wrong_type(place(position), "bytes", value)
     try:
         return value.encode()
     except UnicodeEncodeError as error:
         raise InvalidInput(
-            f"{where}: expected text that UTF-8 can write, came {shown(value)} with a lone surrogate at "
-            f"position {error.start}; decode its source with the encoding it was written in"
+            f"{place(position)}: expected text that UTF-8 can write, came {shown(value)} with a lone "
+            f"surrogate at position {error.start}; decode its source with the encoding it was written in"
         ) from None
 
 
@@ -277,14 +256,7 @@ def flatten(
 ) -> tuple[Sequence[Any] | Array, npt.NDArray[np.int32]]:
     """Return all values of all rows one after another, and each row's length (-1 is a null row).
 
-    Parameters
-    ----------
-    rows
-        One list a user, or None or NaN for no list at all.
-    what
-        Says in words which row is meant.
-    unordered
-        Whether a set will do for a list.
+    ``what`` says in words which row is meant; a set will do for a row if ``unordered``.
     """
     lists: list[Sequence[Any] | Array] = []
     lengths = np.empty(len(rows), np.int32)

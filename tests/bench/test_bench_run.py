@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from tiercel_serving.bench import PythonClient, find_perf_analyzer, format_report, run_bench
-from tiercel_serving.bench.bare import full_requests, measure_bare, open_pipeline
+from tiercel_serving.bench.bare import full_requests, measure_bare
 from tiercel_serving.bench.repository import (
     HOLLOW,
     IDENTITY,
@@ -21,6 +21,7 @@ from tiercel_serving.bench.repository import (
 )
 from tiercel_serving.errors import BenchError
 from tiercel_serving.repository.validate import validate_repository
+from tiercel_serving.runtime.chain import Chain
 
 
 @pytest.mark.parametrize("string_ids", [False, True])
@@ -35,8 +36,8 @@ def test_known_users_are_drawn_from_the_store(string_ids, tmp_path):
 
 def test_requests_are_perf_analyzers_json(tmp_path):
     file = tmp_path / "requests.json"
-    write_requests(np.array(["é☃".encode(), b""], dtype=object), file, extra=[("k", 5)])
-    expected = {"data": [{"user_id": ["é☃"], "k": [5]}, {"user_id": [""], "k": [5]}]}
+    write_requests(np.array(["é☃".encode(), b""], dtype=object), file)
+    expected = {"data": [{"user_id": ["é☃"]}, {"user_id": [""]}]}
     assert json.loads(file.read_text(encoding="utf-8")) == expected
 
 
@@ -67,7 +68,7 @@ def test_the_hollow_ensemble_is_the_staged_one_with_stages_that_do_nothing(strin
     assert wiring == str(staged.ensemble_scheduling)
     assert (list(hollow.input), list(hollow.output)) == (list(staged.input), list(staged.output))
     # What the empty models pass on has the shapes that the stages pass on.
-    pipeline = open_pipeline(release)
+    pipeline = Chain.open(release)
     request = full_requests(pipeline.external_inputs, known_user_ids(release, 1))[0]
     real, _ = pipeline.run(request)
     steps = hollow.ensemble_scheduling.step
@@ -83,7 +84,7 @@ def test_the_hollow_ensemble_is_the_staged_one_with_stages_that_do_nothing(strin
 
 
 def test_bare_compute_is_split_by_stage(tiny_release):
-    pipeline = open_pipeline(tiny_release)
+    pipeline = Chain.open(tiny_release)
     requests = full_requests(pipeline.external_inputs, known_user_ids(tiny_release, 5))
     assert len(requests) == 5
     assert all(set(request) == {spec.name for spec in pipeline.external_inputs} for request in requests)

@@ -16,7 +16,7 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
-from tiercel_client import NotFound
+from tiercel_client import InferRequest, NotFound
 from tiercel_client.testing import FakeTransport
 
 DTYPES = {
@@ -106,9 +106,7 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
         }
         outputs = [output.name for output in request.outputs]
-        answer = self.fake.infer(
-            request.model_name, inputs, outputs, timeout_s=1.0, request_id=request.id, headers={}
-        )
+        answer = self.fake.infer(InferRequest(request.model_name, inputs, outputs, 1.0, request.id, {}))
         return _encode(request, answer)
 
 

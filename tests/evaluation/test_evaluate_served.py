@@ -154,7 +154,7 @@ def test_an_empty_test_part_and_items_out_of_the_catalogue_are_refused():
 
 
 def test_a_server_of_another_recommender_or_build_is_refused():
-    run = SimpleNamespace(recipe_name="toy", path="runs/toy")
+    run = SimpleNamespace(record=SimpleNamespace(recipe=SimpleNamespace(name="toy")), path="runs/toy")
     info = SimpleNamespace(name="toy", build_id="b1")
     check_same(info, run)
     check_same(info, run, "b1")
@@ -167,13 +167,12 @@ def test_a_server_of_another_recommender_or_build_is_refused():
 def run_of(dataset, seed=42):
     return SimpleNamespace(
         record=SimpleNamespace(
-            data=SimpleNamespace(name=dataset), recipe=SimpleNamespace(split=SplitSettings(seed=seed))
+            data=SimpleNamespace(name=dataset, user_id="user_id", item_id="item_id"),
+            recipe=SimpleNamespace(split=SplitSettings(seed=seed)),
         ),
         items=pd.DataFrame({"item_id": ITEMS}),
         interactions=frame(KNOWN),
         test=frame(TEST),
-        user_id="user_id",
-        item_id="item_id",
     )
 
 

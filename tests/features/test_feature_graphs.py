@@ -25,7 +25,7 @@ from tiercel_export.errors import WorkflowError
 from tiercel_export.lowering.table import TABLE, key_of
 
 #: Graphs of each kind, and frames of each graph: together at least 100 × 20 and 1,000 × 50.
-GRAPHS, FRAMES = 5, 20
+GRAPHS, FRAMES = 4, 20
 SLOW_GRAPHS, SLOW_FRAMES = 50, 50
 #: Batch sizes that each graph is asked for sure.
 SIZES = (0, 1, 1000)

@@ -11,13 +11,14 @@ from kind_contracts import ODDITIES
 from msgspec.structs import replace
 
 from tiercel_serving.errors import KindUnavailable
+from tiercel_serving.kinds import Kind
 from tiercel_serving.release.manifest import encode, read_kind
 from tiercel_serving.reorder.weighted_sum import WeightedSum
 from tiercel_serving.rules.compare import Compare
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.popular import Popular
-from tiercel_serving.sources.table import default_sources
+from tiercel_serving.sources.table import SOURCES, default_sources
 
 GOOD = ServingSettings(
     sources=(Index("near"), Popular(quota=0)),
@@ -110,6 +111,11 @@ def test_default_sources() -> None:
     assert default_sources({}) == (Popular(),)
     with pytest.raises(KindUnavailable, match="no source takes the form 'walks' of the retrieval model 'w'"):
         default_sources({"w": "walks"})
+
+
+def test_default_sources_do_not_need_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SOURCES, "rows", {**SOURCES.rows, "far": Kind("no_such_library:Far")})
+    assert default_sources({"near": "vectors"}) == (Index("near"), Popular(quota=0))
 
 
 def test_what_the_others_leave() -> None:

@@ -46,16 +46,8 @@ def test_sampled_softmax_equals_the_sum_over_draws(seed, users, width, n_items):
     positives_of = [{int(i) for i in drawn[u][real[u]]} | {int(extra[u])} for u in range(users)]
     hits = np.array([[int(item) in positives_of[u] for item in items] for u in range(users)])
 
-    logits = torch.tensor(scores[:, items])
-    loss = sampled_softmax(
-        torch.gather(logits, 1, torch.tensor(positions)),
-        torch.tensor(log_q[items])[torch.tensor(positions)],
-        logits,
-        torch.tensor(log_q[items]),
-        torch.tensor(counts.astype(float)),
-        torch.tensor(hits),
-        torch.tensor(real.astype(float)),
-    )
+    arrays = (scores[:, items], log_q[items], counts.astype(float), positions, hits, real.astype(float))
+    loss = sampled_softmax(*map(torch.tensor, arrays))
     owner = np.nonzero(real)[0]
     expected = oracle_sampled(drawn[real].tolist(), scores, log_q, positives_of, owner)
     assert float(loss) == pytest.approx(expected, rel=1e-9, abs=1e-9)

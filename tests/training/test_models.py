@@ -13,7 +13,7 @@ import torch
 from tiercel_export.models.dense import forward_inputs, frozen
 from tiercel_export.models.onnx import make_onnx
 from tiercel_pipelines.arrays.inputs import CategoryColumn, ListColumn, ModelInputs, Side
-from tiercel_pipelines.families.dlrm import DLRM, build_dlrm
+from tiercel_pipelines.families.dlrm import DLRM
 from tiercel_pipelines.families.two_tower import Towers, TwoTower
 from tiercel_pipelines.families.weights import load_weights, save_weights
 from tiercel_pipelines.tasks.listwise_softmax import ListwiseSoftmax
@@ -61,7 +61,7 @@ def towers(inputs=INPUTS, **changes):
 
 
 def ranker(scale=5.0, **changes):
-    return build_dlrm(DLRM(embedding_dimension=4, **changes), INPUTS, scale)
+    return DLRM(embedding_dimension=4, **changes).build(INPUTS, scale)
 
 
 def batch(size, seed=0):

@@ -70,11 +70,12 @@ def test_learning_beats_popularity(run):
 
 def test_the_run_gives_everything_that_an_export_needs(run, recipe, dataset):
     opened = TrainedRun.open(run.path)
-    assert opened.recipe_name == "synthetic"
-    assert opened.serving == recipe.serving
+    assert opened.record.recipe.name == "synthetic"
+    assert opened.record.recipe.serving == recipe.serving
     assert opened.record.recipe.dataset == recipe.dataset
     assert opened.record.recipe.split == recipe.split
-    assert (opened.user_id, opened.item_id, opened.timestamp) == ("user_id", "item_id", "timestamp")
+    data = opened.record.data
+    assert (data.user_id, data.item_id, data.timestamp) == ("user_id", "item_id", "timestamp")
     assert opened.users.equals(dataset.users)
     assert opened.items.equals(dataset.items)
     parts = (opened.train, opened.valid, opened.test)

@@ -32,12 +32,6 @@ _STATUS_ERRORS: Mapping[str, tuple[type[ClientError], str]] = {
     "DEADLINE_EXCEEDED": (DeadlineExceeded, "give it a longer timeout_s, or find out what is slow"),
 }
 
-#: What Triton says of a request that waited too long in a queue.
-_QUEUE_TIMEOUT = "request timeout expired"
-
-#: What Triton says of a request that found a queue full.
-_QUEUE_FULL = "exceeds maximum queue size"
-
 #: What gRPC says when server and client do not trust each other.
 _TLS_FAILED = ("handshake failed", "certificate", "verification check failed")
 
@@ -55,18 +49,8 @@ _NOT_REACHED = (
 def client_error(
     error: Exception, url: str, model: str | None = None, request_id: str | None = None
 ) -> ClientError:
-    """Return what went wrong, as the error tree has it: the one map of gRPC's status codes.
-
-    Parameters
-    ----------
-    error
-        What tritonclient, or gRPC below it, raised.
-    url, model, request_id
-        What was asked where.
-    """
+    """Return what went wrong with what was asked there: the one map of gRPC's status codes."""
     where = url if model is None else f"{url}: model {model!r}"
-    if isinstance(error, ClientError):
-        return error
     if not isinstance(error, InferenceServerException):
         # What a closed channel raises, in either flavour.
         closed = isinstance(error, ValueError | grpc.aio.UsageError) and "closed" in str(error).lower()
@@ -100,9 +84,9 @@ def _meaning(status: str, text: str) -> tuple[type[ClientError], str, bool | Non
         return Closed, "the recommender was closed while it waited", None
     if status != "UNAVAILABLE":
         return ServerFault, "look into the server's log; if it goes on, restart the server", None
-    if _QUEUE_TIMEOUT in lower:
+    if "request timeout expired" in lower:  # Triton's words, as are the next
         return DeadlineExceeded, "it waited too long in the server's queue; give it a longer timeout_s", None
-    if _QUEUE_FULL in lower:
+    if "exceeds maximum queue size" in lower:
         return ServerFull, "send less at once, or give the server more instances", None
     if any(words in lower for words in _TLS_FAILED):
         return ServerUnavailable, "the TLS handshake failed: check the certificates and names in tls", False

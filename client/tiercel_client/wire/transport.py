@@ -8,6 +8,7 @@ real server and a fake one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -19,20 +20,39 @@ Arrays = Mapping[str, Array]
 Headers = Mapping[str, str | bytes]
 
 
-class Transport(Protocol):
-    """Sends named arrays to a model and returns named arrays."""
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """What a model is asked.
 
-    def infer(
-        self,
-        model: str,
-        inputs: Arrays,
-        outputs: Sequence[str],
-        *,
-        timeout_s: float,
-        request_id: str,
-        headers: Headers,
-    ) -> Arrays:
-        """Ask a model. Text tensors are object arrays of ``bytes``. May be called from several threads."""
+    Parameters
+    ----------
+    model
+        Its name.
+    inputs
+        Named arrays; text is object arrays of ``bytes``.
+    outputs
+        Names of what it shall answer.
+    timeout_s
+        Seconds until the answer must be there.
+    request_id
+        For the server's log.
+    headers
+        Metadata of the call.
+    """
+
+    model: str
+    inputs: Arrays
+    outputs: Sequence[str]
+    timeout_s: float
+    request_id: str
+    headers: Headers
+
+
+class Transport(Protocol):
+    """Sends named arrays to a model and returns named arrays. Called from several threads."""
+
+    def infer(self, request: InferRequest) -> Arrays:
+        """Ask a model. Text tensors are object arrays of ``bytes``."""
         ...
 
     def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
@@ -51,16 +71,7 @@ class Transport(Protocol):
 class AsyncTransport(Protocol):
     """:class:`Transport` for asyncio."""
 
-    async def infer(
-        self,
-        model: str,
-        inputs: Arrays,
-        outputs: Sequence[str],
-        *,
-        timeout_s: float,
-        request_id: str,
-        headers: Headers,
-    ) -> Arrays:
+    async def infer(self, request: InferRequest) -> Arrays:
         """Ask a model."""
         ...
 

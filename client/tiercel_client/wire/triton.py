@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import grpc
-import numpy as np
 import tritonclient.grpc
 import tritonclient.grpc.aio
 from tritonclient.grpc import InferInput, InferRequestedOutput
+from tritonclient.utils import np_to_triton_dtype
 
 from ..contract import ModelConfig, TensorInfo
-from ..errors import Closed, InvalidInput, ProtocolMismatch
+from ..errors import ClientError, Closed, InvalidInput, ProtocolMismatch
 from ..options import TLS, KeepAlive
 from ..values import shown
 from .status_codes import client_error
-from .transport import Array, Arrays, Headers
+from .transport import Array, Arrays, Headers, InferRequest
 
 
 class TritonTransport:
@@ -40,39 +41,22 @@ class TritonTransport:
             self._url, creds=_credentials(tls), channel_args=_channel_args(tls, keep_alive)
         )
 
-    def infer(
-        self,
-        model: str,
-        inputs: Arrays,
-        outputs: Sequence[str],
-        *,
-        timeout_s: float,
-        request_id: str,
-        headers: Headers,
-    ) -> Arrays:
+    def infer(self, request: InferRequest) -> Arrays:
         """See :class:`Transport`."""
-        arguments = _infer_arguments(model, inputs, outputs, timeout_s, request_id, headers)
-        try:
-            result = self._client.infer(**arguments)
-        except Exception as error:
-            raise client_error(error, self._url, model, request_id) from error
-        return _arrays(result, outputs, self._url, model, request_id)
+        with _errors(self._url, request.model, request.request_id):
+            return _arrays(self._client.infer(**_infer_arguments(request)), self._url, request)
 
     def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
         """See :class:`Transport`."""
-        try:
+        with _errors(self._url, model):
             answer = self._client.get_model_config(model, headers=dict(headers), client_timeout=timeout_s)
             return _model_config(answer.config)
-        except Exception as error:
-            raise client_error(error, self._url, model) from error
 
     def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
         """See :class:`Transport`."""
-        try:
+        with _errors(self._url):
             answer = self._client.get_server_metadata(headers=dict(headers), client_timeout=timeout_s)
             return str(answer.name), str(answer.version)
-        except Exception as error:
-            raise client_error(error, self._url) from error
 
     def close(self) -> None:
         """See :class:`Transport`."""
@@ -97,42 +81,25 @@ class AsyncTritonTransport:
         self._client: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def infer(
-        self,
-        model: str,
-        inputs: Arrays,
-        outputs: Sequence[str],
-        *,
-        timeout_s: float,
-        request_id: str,
-        headers: Headers,
-    ) -> Arrays:
+    async def infer(self, request: InferRequest) -> Arrays:
         """See :class:`Transport`."""
-        client = self._connected()
-        arguments = _infer_arguments(model, inputs, outputs, timeout_s, request_id, headers)
-        try:
-            result = await client.infer(**arguments)
-        except Exception as error:
-            raise client_error(error, self._url, model, request_id) from error
-        return _arrays(result, outputs, self._url, model, request_id)
+        with _errors(self._url, request.model, request.request_id):
+            result = await self._connected().infer(**_infer_arguments(request))
+            return _arrays(result, self._url, request)
 
     async def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
         """See :class:`Transport`."""
-        client = self._connected()
-        try:
+        with _errors(self._url, model):
+            client = self._connected()
             answer = await client.get_model_config(model, headers=dict(headers), client_timeout=timeout_s)
             return _model_config(answer.config)
-        except Exception as error:
-            raise client_error(error, self._url, model) from error
 
     async def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
         """See :class:`Transport`."""
-        client = self._connected()
-        try:
+        with _errors(self._url):
+            client = self._connected()
             answer = await client.get_server_metadata(headers=dict(headers), client_timeout=timeout_s)
             return str(answer.name), str(answer.version)
-        except Exception as error:
-            raise client_error(error, self._url) from error
 
     async def close(self) -> None:
         """See :class:`Transport`."""
@@ -151,13 +118,7 @@ class AsyncTritonTransport:
 
 
 def check_url(url: Any) -> str:
-    """Return an address for gRPC.
-
-    Raises
-    ------
-    InvalidInput
-        It is empty, no text, or a web address.
-    """
+    """Return an address for gRPC; InvalidInput if it is empty, no text, or a web address."""
     if not isinstance(url, str) or not url.strip() or "://" in url:
         raise InvalidInput(
             "url: expected host:port of the server's gRPC service, such as 'localhost:8001', "
@@ -166,11 +127,18 @@ def check_url(url: Any) -> str:
     return url.strip()
 
 
+@contextmanager
+def _errors(url: str, model: str | None = None, request_id: str | None = None) -> Iterator[None]:
+    try:
+        yield
+    except ClientError:
+        raise
+    except Exception as error:
+        raise client_error(error, url, model, request_id) from error
+
+
 def _credentials(tls: TLS | None) -> Any:
-    if tls is None:
-        return None
-    roots, key, chain = tls.read()
-    return grpc.ssl_channel_credentials(root_certificates=roots, private_key=key, certificate_chain=chain)
+    return None if tls is None else grpc.ssl_channel_credentials(**tls.read())
 
 
 def _channel_args(tls: TLS | None, keep_alive: KeepAlive | None) -> list[tuple[str, Any]]:
@@ -196,16 +164,6 @@ def _channel_args(tls: TLS | None, keep_alive: KeepAlive | None) -> list[tuple[s
     return args
 
 
-#: NumPy dtype → Triton's name of it.
-_WIRE_DTYPES: Mapping[np.dtype[Any], str] = {
-    np.dtype(np.bool_): "BOOL",
-    np.dtype(np.int32): "INT32",
-    np.dtype(np.int64): "INT64",
-    np.dtype(np.float32): "FP32",
-    np.dtype(np.float64): "FP64",
-    np.dtype(np.object_): "BYTES",
-}
-
 #: Number of a data type in a model's configuration → our name of it.
 _CONFIG_DTYPES: Mapping[int, str] = {
     1: "bool",
@@ -217,25 +175,23 @@ _CONFIG_DTYPES: Mapping[int, str] = {
 }
 
 
-def _infer_arguments(
-    model: str, inputs: Arrays, outputs: Sequence[str], timeout_s: float, request_id: str, headers: Headers
-) -> dict[str, Any]:
+def _infer_arguments(request: InferRequest) -> dict[str, Any]:
     """Return the arguments of tritonclient's ``infer``, which are the same for sync and asyncio."""
     tensors = []
-    for name, array in inputs.items():
-        tensor = InferInput(name, array.shape, _WIRE_DTYPES[array.dtype])
+    for name, array in request.inputs.items():
+        tensor = InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
         tensor.set_data_from_numpy(array)
         tensors.append(tensor)
     return {
-        "model_name": model,
+        "model_name": request.model,
         "inputs": tensors,
-        "outputs": _requested(tuple(outputs)),
-        "request_id": request_id,
+        "outputs": _requested(tuple(request.outputs)),
+        "request_id": request.request_id,
         # The deadline ends our waiting; this ends the request's waiting in a queue of the server, if the
         # model's queue policy has a default timeout and allows to override it.
-        "timeout": max(1, int(timeout_s * 1e6)),
-        "client_timeout": timeout_s,
-        "headers": dict(headers),
+        "timeout": max(1, int(request.timeout_s * 1e6)),
+        "client_timeout": request.timeout_s,
+        "headers": dict(request.headers),
     }
 
 
@@ -244,14 +200,14 @@ def _requested(names: tuple[str, ...]) -> list[Any]:
     return [InferRequestedOutput(name) for name in names]
 
 
-def _arrays(result: Any, names: Sequence[str], url: str, model: str, request_id: str) -> dict[str, Array]:
+def _arrays(result: Any, url: str, request: InferRequest) -> dict[str, Array]:
     try:
-        arrays = {name: result.as_numpy(name) for name in names}
+        arrays = {name: result.as_numpy(name) for name in request.outputs}
     except Exception as error:  # bytes and shape that do not fit, text cut off, an unknown dtype
         raise ProtocolMismatch(
-            f"{url}: model {model!r}: an answer that can't be read: {error}; is it a Triton Inference "
-            "Server that this tritonclient knows?",
-            request_id=request_id,
+            f"{url}: model {request.model!r}: an answer that can't be read: {error}; is it a Triton "
+            "Inference Server that this tritonclient knows?",
+            request_id=request.request_id,
         ) from error
     return {name: array for name, array in arrays.items() if array is not None}
 

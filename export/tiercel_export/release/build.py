@@ -185,7 +185,7 @@ def build_release(
         golden, originals = ask_oracles(inputs, programs, uncompiled, sources)
         golden.write(artefacts, build_id)
         step(6)
-        render_repository(release, staging / "triton", layout, release_path="../..")
+        render_repository(release, staging / "triton", layout)
         write_manifest(staging, manifest)
         step(7)
         if verify:

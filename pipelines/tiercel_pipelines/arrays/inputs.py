@@ -84,3 +84,9 @@ class ModelInputs(msgspec.Struct, frozen=True):
     item: Side
     history: tuple[str, ...] = ()
     sources: int = 1
+
+    @property
+    def user_names(self) -> tuple[str, ...]:
+        """Names of the user's packed tensors, and of the history's if there is one."""
+        history = ("history_cat", "history_length") if self.history else ()
+        return (*self.user.tensor_names, *history)

@@ -22,10 +22,8 @@ class RankingLists:
 
     Parameters
     ----------
-    users
-        ``[M]`` user rows.
-    contexts
-        ``[M]`` rows of the packed user tensors.
+    users, contexts
+        ``[M]`` user rows, and rows of the packed user tensors.
     history
         ``[M, L]`` the users' histories without the held-out positives.
     rows, scores, sources
@@ -58,14 +56,7 @@ class RankingLists:
 def draw_contexts(held_out: Pairs, dropout: float, rng: np.random.Generator) -> IntArray:
     """Return ``[U]`` the packed row of each user in the context of one of its positives, or in none.
 
-    Parameters
-    ----------
-    held_out
-        The positives.
-    dropout
-        Share of the users without context.
-    rng
-        Source of randomness.
+    ``dropout`` is the share of the users without context.
     """
     users = np.arange(held_out.n_users)
     counts = held_out.lengths

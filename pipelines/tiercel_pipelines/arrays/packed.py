@@ -24,12 +24,8 @@ class Packed:
         recipe has any); each further row is a user in the context of one interaction.
     item
         Tensor name → ``[I + 1, …]``; row I is the padding row, all 0.
-    history_places
-        Positions in ``item_cat`` of the H history columns.
-    history_length
-        L.
-    n_users
-        U.
+    history_places, history_length, n_users
+        Positions in ``item_cat`` of the H history columns; L; U.
     raw
         Raw item columns ``[I]`` that sources, rules and reorder steps read.
     """

@@ -25,32 +25,27 @@ from .pairs import Array, IntArray, Pairs
 def side_of(columns: Iterable[FeatureColumn], part: str, packed: Mapping[str, Array]) -> Side:
     """Describe one side's packed columns for the models.
 
-    Parameters
-    ----------
-    columns
-        As :func:`~tiercel_pipelines.features.workflow.packed_columns` gives them.
-    part
-        ``user`` or ``item``.
-    packed
-        The packed tensors: where the workflow does not say how many categories a column has, the
-        largest id that occurs does.
+    Where the workflow does not say how many categories a column has, the largest id that occurs does.
     """
-    found = list(columns)
-    scalars = [column for column in found if not column.is_list]
-    cat = []
-    for place, column in enumerate(c for c in scalars if c.kind == "cat"):
-        largest = int(packed[f"{part}_cat"][:, place].max(initial=0))
-        vocabulary = any(step.operator == "Categorify" for step in column.operators)
-        cat.append(CategoryColumn(column.name, max(column.cardinality or 0, largest + 1), vocabulary))
-    lists = []
-    for column in found:
-        if column.is_list and column.kind == "cat":
-            largest = int(packed[f"{part}_list_{column.name}"].max(initial=0))
-            lists.append(ListColumn(column.name, max(column.cardinality or 0, largest + 1)))
-        elif column.is_list:
-            lists.append(ListColumn(column.name, None))
-    num = tuple(column.name for column in scalars if column.kind == "num")
-    return Side(part, tuple(cat), num, tuple(lists))
+    cat: list[CategoryColumn] = []
+    num: list[str] = []
+    lists: list[ListColumn] = []
+
+    def cardinality(column: FeatureColumn, ids: Array) -> int:
+        return max(column.cardinality or 0, int(ids.max(initial=0)) + 1)
+
+    for column in columns:
+        name, is_cat = column.name, column.kind == "cat"
+        if column.is_list:
+            ids = packed[f"{part}_list_{name}"]
+            lists.append(ListColumn(name, cardinality(column, ids) if is_cat else None))
+        elif is_cat:
+            ids = packed[f"{part}_cat"][:, len(cat)]
+            vocabulary = any(step.operator == "Categorify" for step in column.operators)
+            cat.append(CategoryColumn(name, cardinality(column, ids), vocabulary))
+        else:
+            num.append(name)
+    return Side(part, tuple(cat), tuple(num), tuple(lists))
 
 
 def inputs_of(cut: WorkflowParts, packed: Packed, settings: ServingSettings) -> ModelInputs:
@@ -65,16 +60,7 @@ def pack_dataset(
 ) -> Packed:
     """Pack items, users, and users in the context of each interaction, by the compiled feature programs.
 
-    Parameters
-    ----------
-    cut
-        The fitted workflow, cut into its parts.
-    dataset
-        Gives the user and item tables.
-    interactions
-        The training and validation part, whose contexts are packed, in this order.
-    settings
-        History length and columns, and the raw columns that are read.
+    ``interactions`` are the training and validation part, whose contexts are packed in this order.
     """
     lengths = list_lengths(cut.workflow, dataset)
     program = compile_workflow(cut, "item", list_lengths=lengths).program
@@ -129,21 +115,15 @@ def build_pairs(
 
     Parameters
     ----------
-    dataset
-        Gives the ids' rows.
     interactions
         The training and validation part, in the order given to :func:`pack_dataset`.
     weight
         A column of the interactions between 0 and 1, or None for 1.
-    packed
-        The packed tensors.
 
     Returns
     -------
-    pairs
-        The interactions.
-    source
-        ``[n]`` the position in ``interactions`` of each.
+    pairs, source
+        The interactions, and ``[n]`` the position in ``interactions`` of each.
     """
     users, items = rows_of(dataset, interactions)
     position = np.arange(len(interactions))

@@ -19,10 +19,8 @@ class Pairs:
 
     Parameters
     ----------
-    users
-        ``[n]`` user rows.
-    items
-        ``[n]`` catalogue rows.
+    users, items
+        ``[n]`` user rows and catalogue rows.
     contexts
         ``[n]`` row of the packed user tensors that holds the user with the interaction's context;
         equal to ``users`` where a recipe has no context.
@@ -67,21 +65,9 @@ class Pairs:
         )
 
     def latest(self, users: IntArray, width: int) -> tuple[IntArray, BoolArray]:
-        """Return the positions of each user's latest interactions.
+        """Return the positions ``[B, width]`` of each user's latest interactions, oldest first, left aligned.
 
-        Parameters
-        ----------
-        users
-            ``[B]`` user rows.
-        width
-            At most so many for each user.
-
-        Returns
-        -------
-        positions
-            ``[B, width]`` into the interactions, oldest first, left aligned.
-        real
-            ``[B, width]`` False where a user has fewer.
+        The second array ``[B, width]`` is False where a user has fewer.
         """
         counts = np.minimum(self.lengths[users], width)
         start = self.offsets[users + 1] - counts
@@ -98,18 +84,9 @@ class Pairs:
 
 
 def left_align(rows: IntArray, keep: BoolArray, length: int, pad: int) -> IntArray:
-    """Keep some places of each row, move them to the left in order, and cut to the last ``length``.
+    """Keep some places of each row ``[B, W]``, move them to the left in order, and fill the end with ``pad``.
 
-    Parameters
-    ----------
-    rows
-        ``[B, W]``.
-    keep
-        ``[B, W]`` boolean.
-    length
-        Width of the result; of more than so many kept places, the last ones stay.
-    pad
-        What fills the end.
+    The result is ``[B, length]``: of more than so many kept places, the last ones stay.
     """
     from_end = np.cumsum(keep[:, ::-1], axis=1)[:, ::-1]
     keep = keep & (from_end <= length)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,7 +81,7 @@ class _Demo:
         from ..data import load_dataset
         from ..errors import DataError
 
-        with self.step("data"), self.sh.work("Loading data") as progress:
+        with self.step("data") as came, self.sh.work("Loading data") as progress:
             name = "ml-100k" if wanted == "auto" else wanted
             try:
                 dataset = load_dataset(name, progress=progress)
@@ -90,13 +90,13 @@ class _Demo:
                     raise
                 self.sh.note(f"{error}\nTaking made-up data instead.", style="yellow")
                 dataset = load_dataset("synthetic", progress=progress)
-        count = number(len(dataset.interactions))
-        self.done("data", f"{dataset.name} ({dataset.source}), {count} interactions")
+            count = number(len(dataset.interactions))
+            came(f"{dataset.name} ({dataset.source}), {count} interactions")
         return dataset
 
     def train(self, dataset: Dataset, run: Path) -> Any:
         """Train the data set's recipe, and return the metrics."""
-        with self.step("train"), self.sh.work("Training") as progress:
+        with self.step("train") as came, self.sh.work("Training") as progress:
             from ..recipe.load import load_recipe
             from ..training import TrainedRun, train_recipe
 
@@ -105,50 +105,47 @@ class _Demo:
             else:
                 recipe = adjusted(load_recipe(RECIPES[dataset.name]), None, self.epochs)
                 trained = train_recipe(recipe, dataset, run, replace=True, progress=progress)
-        self.done("train", f"workflow and models → {run}")
+            came(f"workflow and models → {run}")
         return trained.metrics
 
     def export(self, run: Path, release: Path) -> None:
         """Compile and verify the run."""
-        with self.step("export"), self.sh.work("Exporting", steps=True) as progress:
+        with self.step("export") as came, self.sh.work("Exporting", steps=True) as progress:
             from ..export.run_export import export_run
             from ..training import TrainedRun
 
             if not (self.reuse and release.exists()):
                 trained = TrainedRun.open(run)
                 export_run(trained, release, layout="fused", target="cpu", replace=True, progress=progress)
-        self.done("export", f"compiled and verified → {release}")
+            came(f"compiled and verified → {release}")
 
     def serve(self, release: Path) -> dict[str, Any]:
         """Serve the release, ask it once, and stop it."""
         from tiercel_client import Recommender
 
-        with self.step("serve"):
+        with self.step("serve") as came:
             server = start(self.sh, release)
+            came(f"Triton answers at {server.grpc_url} (gRPC) and {server.http_url}")
         try:
-            self.done("serve", f"Triton answers at {server.grpc_url} (gRPC) and {server.http_url}")
             assert server.release is not None
             user = example_user(server.release)
-            with self.step("recommend"), Recommender(server.grpc_url) as recommender:
+            with self.step("recommend") as came, Recommender(server.grpc_url) as recommender:
                 answer = recommender.recommend(user_id=user, k=10)
-            self.done("recommend", f"{len(answer.items)} items for user {user}, over gRPC")
+                came(f"{len(answer.items)} items for user {user}, over gRPC")
         finally:
-            with self.step("stop"):
+            with self.step("stop") as came:
                 server.stop()
-        self.done("stop", "the server is gone, and left nothing")
+                came("the server is gone, and left nothing")
         return document_of(answer)
 
     @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Measure a step."""
+    def step(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Measure a step, and say in the end what the block was told that came of it."""
+        came: list[str] = []
         begun = time.perf_counter()
-        yield
+        yield came.append
         self.steps[name] = time.perf_counter() - begun
-
-    def done(self, name: str, what: str) -> None:
-        """Say that a step is done."""
-        took = seconds(self.steps[name])
-        line = f"[green]✓[/] {name:<10}{escape(what)}  [dim]{took}[/]"
+        line = f"[green]✓[/] {name:<10}{escape(''.join(came))}  [dim]{seconds(self.steps[name])}[/]"
         self.sh.err.print(line, highlight=False, soft_wrap=True)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -167,15 +168,9 @@ def explain(
 
 def explain_source(source: FeatureOrigin, name: str, part: str | None) -> Explained:
     """Explain a directory."""
-    from ..features.sample_rows import made_up_rows, rows_of_release, rows_of_run
+    from ..features.sample_rows import rows_of_origin
 
-    def sample(of: str, inputs: Sequence[InputColumn], n: int) -> SampleRows:
-        if source.kind == "run":
-            return rows_of_run(source.path, inputs, n)
-        return (
-            rows_of_release(source.path, of, inputs) if source.kind == "release" else made_up_rows(inputs, n)
-        )
-
+    sample = partial(rows_of_origin, source)
     if part is not None and part not in source.parts:
         raise Refused(f"--part {part}: {name} has only {', '.join(source.parts)}")
     if source.has_workflow:
@@ -191,22 +186,24 @@ def explain_recipe(
     recipe: Any, part: str | None, target_encoding: str | None, data_dir: Path | None, progress: Report
 ) -> Explained:
     """Fit a recipe's workflow, as training would, and explain it."""
+    from msgspec.structs import asdict
+
+    from tiercel_export.workflow.frames import columns_from_frame
+
     from ..data import load_dataset, split_dataset
     from ..features.origin import cut_or_whole
-    from ..features.sample_rows import rows_of_frame
+    from ..features.sample_rows import SampleRows
     from ..features.workflow import fit_workflow
     from ..recipe.check import check_recipe
 
     dataset = load_dataset(recipe.dataset, data_dir=data_dir, progress=progress)
     check_recipe(recipe, dataset)
-    split = split_dataset(
-        dataset, train=recipe.split.train, validation=recipe.split.validation, seed=recipe.split.seed
-    )
+    fit = split_dataset(dataset, **asdict(recipe.split)).fit
     progress("fitting the workflow", 0, None)
-    workflow = fit_workflow(recipe, dataset, split.fit)
+    workflow = fit_workflow(recipe, dataset, fit)
 
     def sample(of: str, inputs: Sequence[InputColumn], n: int) -> SampleRows:
-        return rows_of_frame(dataset.joined(split.fit.head(n)), inputs, "training interactions")
+        return SampleRows(columns_from_frame(dataset.joined(fit.head(n)), inputs), "training interactions")
 
     return explain_cut(cut_or_whole(workflow, target_encoding), recipe.name, "recipe", part, sample)
 
@@ -238,7 +235,7 @@ def pages(explained: Explained, document: Mapping[str, Any]) -> Iterator[Rendera
         yield from part_page(plan)
     if document["vanished"]:
         yield heading("\nnot served")
-        yield vanished_table(document["vanished"])
+        yield filled(((gone["column"], gone["reason"]) for gone in document["vanished"]), "column", "why")
     if explained.timed_on is not None:
         yield f"\n[dim]µs are medians, on {escape(explained.timed_on)}.[/]"
 
@@ -286,9 +283,15 @@ def short(names: Sequence[str]) -> str:
 
 def inputs_table(plan: PartPlan) -> Table:
     """Return the raw columns."""
-    made = table("raw column", "dtype", "part")
-    for column in plan.inputs:
-        made.add_row(escape(column.name), words(column.dtype, column.is_list), column.part)
+    rows = ((column.name, words(column.dtype, column.is_list), column.part) for column in plan.inputs)
+    return filled(rows, "raw column", "dtype", "part")
+
+
+def filled(rows: Iterable[Sequence[str]], *columns: str) -> Table:
+    """Return a table of plain text."""
+    made = table(*columns)
+    for row in rows:
+        made.add_row(*map(escape, row))
     return made
 
 
@@ -321,7 +324,7 @@ def steps_table(plan: PartPlan) -> Table:
 
 def outputs_table(plan: PartPlan) -> Table:
     """Return the features."""
-    made = table("feature", "kind", "dtype", "packed as", "steps")
+    rows = []
     for output in plan.outputs:
         packed = output.packed or "not packed"
         if output.is_list and output.packed:
@@ -329,9 +332,8 @@ def outputs_table(plan: PartPlan) -> Table:
         elif output.position is not None:
             packed += f" [:, {output.position}]"
         path = " → ".join(map(str, output.path))
-        dtype = words(output.dtype, output.is_list)
-        made.add_row(escape(output.name), output.kind, dtype, escape(packed), path)
-    return made
+        rows.append((output.name, output.kind, words(output.dtype, output.is_list), packed, path))
+    return filled(rows, "feature", "kind", "dtype", "packed as", "steps")
 
 
 def words(dtype: str, is_list: bool) -> str:
@@ -342,16 +344,5 @@ def words(dtype: str, is_list: bool) -> str:
 
 def refusals_table(plan: PartPlan) -> Table:
     """Return what can't be compiled, and what to do instead."""
-    made = table("feature", "operator", "column", "why", "what to do")
-    for refusal in plan.refused:
-        cells = (refusal.output, refusal.operator, refusal.column, refusal.reason, refusal.remedy)
-        made.add_row(*map(escape, cells))
-    return made
-
-
-def vanished_table(gone: Sequence[Mapping[str, Any]]) -> Table:
-    """Return what the workflow has and no program reads."""
-    made = table("column", "why")
-    for column in gone:
-        made.add_row(escape(column["column"]), escape(column["reason"]))
-    return made
+    rows = ((gone.output, gone.operator, gone.column, gone.reason, gone.remedy) for gone in plan.refused)
+    return filled(rows, "feature", "operator", "column", "why", "what to do")

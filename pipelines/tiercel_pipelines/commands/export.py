@@ -74,7 +74,7 @@ def command(
             from ..training import TrainedRun
 
             trained = TrainedRun.open(run)
-            where = release if release is not None else Path("releases") / trained.recipe_name
+            where = release if release is not None else Path("releases") / trained.record.recipe.name
             check_free(where, replace, "release")
             made = export_run(
                 trained,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tiercel_serving.commands.shell import Debug, Json, Refused, Report, shell
+from tiercel_serving.commands.shell import Debug, Json, Refused, shell
 from tiercel_serving.commands.tables import heading, pairs, seconds, table
 
 from .data import DataDir
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..recipe.recipe import Recipe
-    from ..training import TrainedRun
 
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="At most so many, for each model.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Overwrite what is already there.")]
@@ -46,27 +45,20 @@ def command(
     with shell(json=json, debug=debug) as sh:
         begun = time.perf_counter()
         with sh.work(f"Training {recipe}") as progress:
+            from ..data import load_dataset
             from ..recipe.load import load_recipe
+            from ..training import train_recipe
 
             loaded = adjusted(load_recipe(recipe), seed, epochs)
             where = run if run is not None else Path("runs") / loaded.name
             check_free(where, replace_run, "run")
-            trained = train(loaded, where, data_dir, progress, replace_run)
-        document = describe(trained, where, time.perf_counter() - begun)
-        title = f"{document['recipe']}: trained in {seconds(document['seconds'])} → {where}"
-        tables = metrics_tables(document["metrics"])
+            dataset = load_dataset(loaded.dataset, data_dir=data_dir, progress=progress)
+            metrics = train_recipe(loaded, dataset, where, replace=replace_run, progress=progress).metrics
+        took = time.perf_counter() - begun
+        document = {"run": where, "recipe": loaded.name, "seconds": took, "metrics": metrics}
+        title = f"{loaded.name}: trained in {seconds(took)} → {where}"
+        tables = metrics_tables(metrics)
         sh.emit(document, heading(title), *tables, f"\nnext: [bold]tiercel export {where}[/]")
-
-
-def train(
-    recipe: Recipe, run: Path, data_dir: Path | None, progress: Report, replace_run: bool
-) -> TrainedRun:
-    """Load a recipe's data and train on it."""
-    from ..data import load_dataset
-    from ..training import train_recipe
-
-    dataset = load_dataset(recipe.dataset, data_dir=data_dir, progress=progress)
-    return train_recipe(recipe, dataset, run, replace=replace_run, progress=progress)
 
 
 def adjusted(recipe: Recipe, seed: int | None, epochs: int | None) -> Recipe:
@@ -93,11 +85,6 @@ def check_free(path: Path, may_replace: bool, what: str) -> None:
     if path.exists() and not may_replace:
         option = "--run" if what == "run" else "--release"
         raise Refused(f"{path}: there is something already; --replace overwrites it, {option} names another")
-
-
-def describe(trained: TrainedRun, run: Path, took_s: float) -> dict[str, Any]:
-    """Return what came of a training as JSON."""
-    return {"run": str(run), "recipe": trained.recipe_name, "seconds": took_s, "metrics": trained.metrics}
 
 
 def metrics_tables(metrics: dict[str, Any]) -> list[Table]:

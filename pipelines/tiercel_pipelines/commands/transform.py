@@ -185,7 +185,7 @@ def chosen_parts(
         if part not in source.parts:
             raise Refused(f"--part {part}: {source.path} has only {', '.join(source.parts)}")
         return (part,)
-    names = set(read_footer(files[0]).schema.names)
+    names = set(read_footer(files[0])[0].names)
     missing = {name: [c for c in source.input_names(name) if c not in names] for name in source.parts}
     found = tuple(name for name, lacking in missing.items() if not lacking)
     if not found:
@@ -204,21 +204,8 @@ def describe(
     done: Transformed, source: Path, kind: str, parts: Sequence[str], packed: bool
 ) -> dict[str, Any]:
     """Return what was done as JSON."""
-    return {
-        "source": str(source),
-        "kind": kind,
-        "parts": list(parts),
-        "packed": packed,
-        "files": [str(file) for file in done.files],
-        "output": str(done.output),
-        "rows": done.rows,
-        "row_groups": done.row_groups,
-        "bytes": done.output.stat().st_size,
-        "columns": list(done.columns),
-        "ignored": list(done.ignored),
-        "seconds": done.seconds,
-        "rows_per_s": done.rows_per_s,
-    }
+    asked = {"source": source, "kind": kind, "parts": parts, "packed": packed}
+    return {**asked, **vars(done), "bytes": done.output.stat().st_size, "rows_per_s": done.rows_per_s}
 
 
 def summary(document: Mapping[str, Any]) -> Table:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -27,15 +28,10 @@ class Dataset:
     ----------
     name
         What the data set is called.
-    users
-        One row a user; has the column ``user_id``.
-    items
-        One row an item; has the column ``item_id``. The row's position is the catalogue row.
-    interactions
-        One row an interaction; has the columns ``user_id``, ``item_id`` and, if it is not None,
-        ``timestamp``.
+    users, items, interactions
+        One row a user, an item (its position is the catalogue row), and an interaction.
     user_id, item_id, timestamp
-        Names of those columns. ``timestamp`` is None if the interactions carry no time.
+        Names of the columns of ids and time. ``timestamp`` is None if the interactions carry no time.
     source
         Where the tables came from, for people.
     """
@@ -56,13 +52,7 @@ class Dataset:
         return tuple(name for name in self.interactions.columns if name not in known)
 
     def joined(self, interactions: pd.DataFrame | None = None) -> pd.DataFrame:
-        """Return interactions with the columns of their user and item, in the order of the interactions.
-
-        Parameters
-        ----------
-        interactions
-            Some of the interactions; None takes all.
-        """
+        """Return interactions, all or some, with the columns of their user and item, in their order."""
         left = self.interactions if interactions is None else interactions
         frame = left.merge(self.users, on=self.user_id, how="left", validate="many_to_one")
         return frame.merge(self.items, on=self.item_id, how="left", validate="many_to_one")
@@ -76,18 +66,23 @@ class Dataset:
             If a column is missing or has no supported type, an id is null or repeated, or an
             interaction names a user or an item that the tables do not have.
         """
-        users = plain_frame(self.users, f"{self.name}: users")
-        items = plain_frame(self.items, f"{self.name}: items")
-        interactions = plain_frame(self.interactions, f"{self.name}: interactions")
-        _check_ids(self.name, "users", users, self.user_id)
-        _check_ids(self.name, "items", items, self.item_id)
-        _check_join(self.name, "users", users, interactions, self.user_id)
-        _check_join(self.name, "items", items, interactions, self.item_id)
-        _check_time(self.name, interactions, self.timestamp)
-        _check_shared_names(self, users, items, interactions)
-        return Dataset(
-            self.name, users, items, interactions, self.user_id, self.item_id, self.timestamp, self.source
-        )
+        tables = {name: getattr(self, name) for name in ("users", "items", "interactions")}
+        plain = {name: plain_frame(frame, f"{self.name}: {name}") for name, frame in tables.items()}
+        for table, column in (("users", self.user_id), ("items", self.item_id)):
+            ids = _ids(f"{self.name}: {table}", plain[table], column)
+            repeated = ids[ids.duplicated()]
+            if len(repeated):
+                raise DataCorrupt(
+                    f"{self.name}: {table}.{column} must be unique, but {repeated.iloc[0]!r} is there more "
+                    f"than once ({len(repeated)} rows too many); keep one row an id"
+                )
+            _check_join(
+                self.name, table, ids, _ids(f"{self.name}: interactions", plain["interactions"], column)
+            )
+        _check_time(f"{self.name}: interactions", plain["interactions"], self.timestamp)
+        checked = replace(self, **plain)
+        _check_shared_names(checked)
+        return checked
 
 
 def plain_frame(frame: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -182,52 +177,39 @@ def _lists(values: np.ndarray, where: str) -> np.ndarray:  # type: ignore[type-a
     return rows
 
 
-def _check_ids(name: str, table: str, frame: pd.DataFrame, column: str) -> None:
+def _column(where: str, frame: pd.DataFrame, column: str, what: str) -> pd.Series:
     if column not in frame.columns:
         raise DataCorrupt(
-            f"{name}: {table} has no column {column!r} for the ids; it has {', '.join(frame.columns)}"
+            f"{where} has no column {column!r} for the {what}; it has {', '.join(frame.columns)}; name the "
+            "right one in the recipe's data set, or add it"
         )
-    _check_id_dtype(name, table, frame[column])
-    if not len(frame):
-        raise DataCorrupt(f"{name}: {table} is empty; expected at least one row")
-    repeated = frame[column][frame[column].duplicated()]
-    if len(repeated):
-        raise DataCorrupt(
-            f"{name}: {table}.{column} must be unique, but {repeated.iloc[0]!r} is there more than once "
-            f"({len(repeated)} rows too many); keep one row an id"
-        )
+    return frame[column]
 
 
-def _check_id_dtype(name: str, table: str, column: pd.Series) -> None:
-    if column.isna().any():
+def _ids(where: str, frame: pd.DataFrame, column: str) -> pd.Series:
+    """Return a table's ids, which must be there, and be integers or strings without nulls."""
+    ids = _column(where, frame, column, "ids")
+    if not len(ids):
+        raise DataCorrupt(f"{where} is empty; expected at least one row")
+    if ids.isna().any():
+        raise DataCorrupt(f"{where}.{column} has {int(ids.isna().sum())} null ids; drop those rows")
+    if ids.dtype != np.int64 and not (ids.dtype == object and pd.api.types.infer_dtype(ids) == "string"):
         raise DataCorrupt(
-            f"{name}: {table}.{column.name} has {int(column.isna().sum())} null ids; drop those rows"
+            f"{where}.{column} must hold 64-bit integers or strings, found {ids.dtype}; convert the ids"
         )
-    strings = column.dtype == object and pd.api.types.infer_dtype(column) in ("string", "empty")
-    if column.dtype != np.int64 and not strings:
-        raise DataCorrupt(
-            f"{name}: {table}.{column.name} must hold 64-bit integers or strings, found {column.dtype}; "
-            "convert the ids"
-        )
+    return ids
 
 
-def _check_join(name: str, table: str, frame: pd.DataFrame, interactions: pd.DataFrame, column: str) -> None:
-    if column not in interactions.columns:
+def _check_join(name: str, table: str, ids: pd.Series, named: pd.Series) -> None:
+    if named.dtype != ids.dtype:
         raise DataCorrupt(
-            f"{name}: interactions has no column {column!r}; it has {', '.join(interactions.columns)}"
+            f"{name}: {ids.name} is {_kind(ids)} in {table} but {_kind(named)} in interactions; give "
+            "both the same type"
         )
-    if not len(interactions):
-        raise DataCorrupt(f"{name}: interactions is empty; expected at least one row")
-    _check_id_dtype(name, "interactions", interactions[column])
-    if interactions[column].dtype != frame[column].dtype:
-        raise DataCorrupt(
-            f"{name}: {column} is {_kind(frame[column])} in {table} but {_kind(interactions[column])} in "
-            "interactions; give both the same type"
-        )
-    unknown = interactions[column][~interactions[column].isin(frame[column])]
+    unknown = named[~named.isin(ids)]
     if len(unknown):
         raise DataCorrupt(
-            f"{name}: {len(unknown)} interactions have a {column} that {table} does not have, such as "
+            f"{name}: {len(unknown)} interactions have a {ids.name} that {table} does not have, such as "
             f"{unknown.iloc[0]!r}; add those {table} or drop those interactions"
         )
 
@@ -236,29 +218,22 @@ def _kind(column: pd.Series) -> str:
     return "string" if column.dtype == object else str(column.dtype)
 
 
-def _check_time(name: str, interactions: pd.DataFrame, timestamp: str | None) -> None:
+def _check_time(where: str, interactions: pd.DataFrame, timestamp: str | None) -> None:
     if timestamp is None:
         return
-    if timestamp not in interactions.columns:
-        raise DataCorrupt(
-            f"{name}: interactions has no column {timestamp!r} for the time; it has "
-            f"{', '.join(interactions.columns)}; name the right one, or None if there is none"
-        )
-    column = interactions[timestamp]
+    column = _column(where, interactions, timestamp, "time (None if there is none)")
     if column.dtype.kind not in "if" or column.isna().any():
         raise DataCorrupt(
-            f"{name}: interactions.{timestamp} must be dates or numbers without nulls, found "
-            f"{_kind(column)} with {int(column.isna().sum())} nulls"
+            f"{where}.{timestamp} must be dates or numbers without nulls, found {_kind(column)} with "
+            f"{int(column.isna().sum())} nulls"
         )
 
 
-def _check_shared_names(
-    dataset: Dataset, users: pd.DataFrame, items: pd.DataFrame, interactions: pd.DataFrame
-) -> None:
+def _check_shared_names(dataset: Dataset) -> None:
     """Refuse two tables with a column of one name: a feature names its column without its table."""
-    tables = {"users": set(users.columns), "items": set(items.columns)}
-    tables["interactions"] = set(interactions.columns) - {dataset.user_id, dataset.item_id}
-    for first, second in (("users", "items"), ("users", "interactions"), ("items", "interactions")):
+    tables = {"users": set(dataset.users.columns), "items": set(dataset.items.columns)}
+    tables["interactions"] = set(dataset.interactions.columns) - {dataset.user_id, dataset.item_id}
+    for first, second in combinations(tables, 2):
         shared = sorted(tables[first] & tables[second])
         if shared:
             raise DataCorrupt(

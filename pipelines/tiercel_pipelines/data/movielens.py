@@ -58,10 +58,7 @@ def load_ml_100k(
     DataCorrupt
         If a file is truncated or has another checksum.
     """
-    places = _places(data_dir)
-    found = next((place for place in places if place.is_dir()), None)
-    if found is None:
-        found = fetch_ml_100k(places, progress, transport)
+    found = find_ml_100k(data_dir) or fetch_ml_100k(_places(data_dir), progress, transport)
     check_ml_100k(found)
     return read_ml_100k(found)
 
@@ -83,17 +80,7 @@ def _places(data_dir: str | Path | None) -> list[Path]:
 def fetch_ml_100k(
     places: Sequence[Path], progress: Progress | None = None, transport: httpx.BaseTransport | None = None
 ) -> Path:
-    """Download MovieLens-100K into the first place; it appears there only when whole and checked.
-
-    Parameters
-    ----------
-    places
-        Where it was looked for, for the message; the first is where it goes.
-    progress
-        Told of the bytes that came.
-    transport
-        The HTTP transport; None is the network.
-    """
+    """Download MovieLens-100K into the first place; it appears there only when whole and checked."""
     target = places[0]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -157,15 +144,7 @@ def _unpack(archive: Path, target: Path) -> Path:
 
 
 def check_ml_100k(folder: Path) -> None:
-    """Check that a folder holds the whole of MovieLens-100K.
-
-    Raises
-    ------
-    DataMissing
-        If a file is not there.
-    DataCorrupt
-        If ``u.data`` has another size or checksum, or a table another number of rows.
-    """
+    """Check that a folder holds the whole of MovieLens-100K: files, size and checksum of ``u.data``, rows."""
     again = f"delete {folder} and run again to download it anew"
     for name in _FILES:
         if not (folder / name).is_file():

@@ -19,14 +19,7 @@ COLUMN_TYPES = ("int", "float", "bool", "string", "time", "list[int]", "list[flo
 
 
 def load_parquet(spec: Parquet, *, data_dir: str | Path | None = None) -> Dataset:
-    """Read three Parquet tables and check them against their schema.
-
-    Parameters
-    ----------
-    spec
-        Paths, roles and columns.
-    data_dir
-        Where relative paths start; None is the current directory.
+    """Read three Parquet tables and check them against their schema; relative paths start at ``data_dir``.
 
     Raises
     ------
@@ -49,20 +42,7 @@ def load_parquet(spec: Parquet, *, data_dir: str | Path | None = None) -> Datase
 
 
 def read_table(path: Path, table: str) -> pd.DataFrame:
-    """Read a Parquet file, or a folder of them, as it is.
-
-    Parameters
-    ----------
-    path
-        The file or folder, which exists.
-    table
-        What messages call it.
-
-    Raises
-    ------
-    DataCorrupt
-        If it is no Parquet.
-    """
+    """Read a Parquet file that exists, or a folder of them, as it is; messages call it ``table``."""
     try:
         return pq.read_table(path).to_pandas(ignore_metadata=True)
     except (pa.ArrowException, OSError) as error:

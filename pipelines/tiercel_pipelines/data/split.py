@@ -37,10 +37,8 @@ def stratified_split(
 
     Parameters
     ----------
-    interactions
-        One row an interaction.
-    user_id
-        The column to stratify by.
+    interactions, user_id
+        One row an interaction, and the column to stratify by.
     ratio
         The first part's share of each user's rows, above 0 and below 1.
     seed
@@ -64,10 +62,8 @@ def carve_validation(
 
     Parameters
     ----------
-    train
-        The training part of :func:`stratified_split`.
-    user_id
-        The column to stratify by.
+    train, user_id
+        The training part of :func:`stratified_split`, and the column to stratify by.
     fraction
         Validation's share of each user's rows, at least 0 and below 1; 0 gives an empty part.
     seed
@@ -90,8 +86,6 @@ def split_dataset(dataset: Dataset, *, train: float = 0.75, validation: float = 
 
     Parameters
     ----------
-    dataset
-        The data set.
     train
         Share of each user's interactions that is not the test part.
     validation
@@ -106,11 +100,7 @@ def split_dataset(dataset: Dataset, *, train: float = 0.75, validation: float = 
 
 def _share_of_each(users: pd.Series, ratio: float, seed: int) -> npt.NDArray[np.bool_]:
     # The legacy generator is the one of the published split.
-    numbers = np.random.RandomState(seed).random_sample(len(users))
-    codes, _ = pd.factorize(users)
-    order = np.lexsort((numbers, codes))
-    counts = np.bincount(codes) if len(codes) else np.zeros(0, np.int64)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64) if len(counts) else counts
-    rank = np.empty(len(codes), np.int64)
-    rank[order] = np.arange(len(codes)) - starts[codes[order]] + 1
-    return np.asarray((rank / counts[codes] <= ratio) | (rank == 1))
+    numbers = pd.Series(np.random.RandomState(seed).random_sample(len(users)))
+    of_each = numbers.groupby(users.to_numpy())
+    rank = of_each.rank(method="first")
+    return np.asarray((rank / of_each.transform("size") <= ratio) | (rank == 1))

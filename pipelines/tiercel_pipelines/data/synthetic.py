@@ -56,19 +56,9 @@ class _World:
 
 
 def make_synthetic(spec: Synthetic, progress: Progress | None = None) -> Dataset:
-    """Make the data set that a spec describes: the same spec gives the same tables.
+    """Make the data set that a spec describes; the same spec gives the same tables.
 
-    Parameters
-    ----------
-    spec
-        Sizes, type of ids, seed.
-    progress
-        Told of the users whose interactions are drawn.
-
-    Raises
-    ------
-    DataError
-        If the sizes make no data set.
+    Raises DataError if the sizes make no data set.
     """
     _check(spec)
     rng = np.random.default_rng(spec.seed)
@@ -129,16 +119,10 @@ def _ids(prefix: str, n: int, kind: str, start: int, step: int) -> object:
     return np.array([f"{prefix}-{number:05d}" for number in range(n)], dtype=object)
 
 
-def _nulled(
-    rng: np.random.Generator, values: npt.NDArray[np.object_], share: float
-) -> npt.NDArray[np.object_]:
+def _nulled(rng: np.random.Generator, values: npt.NDArray[Any], share: float) -> npt.NDArray[Any]:
     nulled = values.copy()
-    nulled[rng.random(len(values)) < share] = None
+    nulled[rng.random(len(values)) < share] = np.nan if values.dtype.kind == "f" else None
     return nulled
-
-
-def _with_nan(rng: np.random.Generator, values: Floats, share: float) -> Floats:
-    return np.where(rng.random(len(values)) < share, np.nan, values)
 
 
 def _pick(
@@ -164,7 +148,7 @@ def _make_users(rng: np.random.Generator, spec: Synthetic, world: _World) -> pd.
         {
             "user_id": _ids("käyttäjä", n, spec.ids, 1_001, 3),
             "age": age.astype(np.int64),
-            "income": _with_nan(rng, np.round(income, 2), 0.15),
+            "income": _nulled(rng, np.round(income, 2), 0.15),
             "country": _nulled(rng, _pick(rng, COUNTRIES, countries), 0.05),
             "interests": _names_of(shown),
             "joined": rng.integers(_START, _START + 365 * _DAY, size=n),
@@ -187,9 +171,9 @@ def _make_items(rng: np.random.Generator, spec: Synthetic, world: _World) -> pd.
             "genres": genres,
             "topics": _topics(rng, points),
             "maker": _nulled(rng, _pick(rng, _MAKERS, makers), 0.1),
-            "price": _with_nan(rng, np.round(price, 2), 0.1),
+            "price": _nulled(rng, np.round(price, 2), 0.1),
             "minutes": minutes.astype(np.int64),
-            "year": _with_nan(rng, year, 0.05),
+            "year": _nulled(rng, year, 0.05),
             "released": released,
             "in_stock": (rng.random(n) > 0.03).astype(np.int64),
         }

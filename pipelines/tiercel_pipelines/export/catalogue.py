@@ -69,15 +69,8 @@ def catalogue_of(
 ) -> Catalogue:
     """Return a run's tables, with others in place of its own.
 
-    Parameters
-    ----------
-    run
-        The run.
-    workflow
-        Its fitted workflow.
-    items, users, interactions
-        What stands in for the run's table; None keeps it. A column that the export does not read may be
-        missing, and the order of columns is free. Integers may be floats where nulls made them so.
+    A column of those that the export does not read may be missing, and the order of columns is free. Integers
+    may be floats where nulls made them so.
 
     Raises
     ------
@@ -85,35 +78,25 @@ def catalogue_of(
         If a table has no rows or no such ids, an id is null or repeated, or a column is missing, unknown or
         of another type than the run's. One message names all columns of a table.
     """
-    given = {"items": items, "users": users, "interactions": interactions}
-    tables: dict[str, pd.DataFrame] = {}
-    origin: dict[str, dict[str, Any]] = {}
-    own = {"items": run.items, "users": run.users, "interactions": run.interactions}
-    read = _columns_read(run, workflow, own)
-    for name, frame in given.items():
-        tables[name], origin[name] = own[name], {"from": "run"}
+    tables = {"items": run.items, "users": run.users, "interactions": run.interactions}
+    origin: dict[str, dict[str, Any]] = {name: {"from": "run"} for name in tables}
+    read = _columns_read(run, workflow, tables)
+    for name, frame in (("items", items), ("users", users), ("interactions", interactions)):
         if frame is None:
             continue
-        ids = _ids(run, name)
-        tables[name] = _conformed(name, frame, own[name], read[name], ids)
+        own, ids = tables[name], _ids(run, name)
+        tables[name] = _conformed(name, frame, own, read[name], ids)
         origin[name] = {"from": "given"}
         if name != "interactions":
             _check_raw_categories(run, workflow, name, tables[name])
-            origin[name] |= _difference(tables[name][ids[0]], own[name][ids[0]])
-    return Catalogue(tables["items"], tables["users"], tables["interactions"], origin)
+            origin[name] |= _difference(tables[name][ids[0]], own[ids[0]])
+    return Catalogue(**tables, origin=origin)
 
 
 def load_table(path: str | Path, name: str) -> pd.DataFrame:
     """Read one table from a Parquet file, or from a folder of them, with plain dtypes.
 
-    The files of a run and those that pandas wrote with an index are fine.
-
-    Parameters
-    ----------
-    path
-        The file or folder.
-    name
-        What messages call it.
+    The files of a run and those that pandas wrote with an index are fine; messages call the table ``name``.
 
     Raises
     ------
@@ -134,17 +117,17 @@ def load_table(path: str | Path, name: str) -> pd.DataFrame:
 
 
 def _ids(run: TrainedRun, name: str) -> tuple[str, ...]:
-    ids = {"items": (run.item_id,), "users": (run.user_id,), "interactions": (run.user_id, run.item_id)}
-    return ids[name]
+    user, item = run.record.data.user_id, run.record.data.item_id
+    return {"items": (item,), "users": (user,), "interactions": (user, item)}[name]
 
 
 def _columns_read(run: TrainedRun, workflow: Any, own: Mapping[str, pd.DataFrame]) -> dict[str, set[str]]:
     """Return the columns of each table that an export reads."""
-    cut, settings = cut_workflow(workflow), run.serving
+    cut, timestamp = cut_workflow(workflow), run.record.data.timestamp
     inputs = {*cut.input_names("user"), *cut.input_names("item")}
     read = {name: set(_ids(run, name)) | (inputs & set(table.columns)) for name, table in own.items()}
-    read["items"] |= set(settings.raw_columns())
-    read["interactions"] |= set() if run.timestamp is None else {run.timestamp}
+    read["items"] |= set(run.record.recipe.serving.raw_columns())
+    read["interactions"] |= set() if timestamp is None else {timestamp}
     return read
 
 

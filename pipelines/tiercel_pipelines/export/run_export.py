@@ -28,14 +28,12 @@ def export_run(
     verify: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Release:
-    """Compile a trained run into a release and verify it.
+    """Compile a trained run, or the one in a directory, into a release and verify it.
 
     Parameters
     ----------
-    run
-        The run, or its directory.
-    destination
-        The release's directory.
+    run, destination
+        What is exported, and the release's directory.
     items, users, interactions
         Tables in place of the run's own, in its schema: a new catalogue behind the same models, without
         training. Ids that the workflow never saw become the out-of-vocabulary category; interactions
@@ -54,11 +52,6 @@ def export_run(
     progress
         Called with a step's name, the number of steps done, and of how many.
 
-    Returns
-    -------
-    Release
-        The opened release.
-
     Raises
     ------
     TrainingError
@@ -69,20 +62,20 @@ def export_run(
         If it cannot be compiled exactly, or what was compiled differs from what was trained.
     """
     opened = run if isinstance(run, TrainedRun) else TrainedRun.open(run)
-    workflow = opened.load_workflow()
+    recipe, data, workflow = opened.record.recipe, opened.record.data, opened.load_workflow()
     tables = catalogue_of(opened, workflow, items=items, users=users, interactions=interactions)
     ranker = opened.load_ranking()
     return build_release(
         destination,
-        name=opened.recipe_name,
+        name=recipe.name,
         workflow=workflow,
         items=tables.items,
         users=tables.users,
         interactions=tables.interactions,
         retrieval={name: model.served() for name, model in opened.load_retrieval().items()},
         ranker=None if ranker is None else ranker.served(),
-        settings=opened.serving,
-        columns=TableColumns(opened.item_id, opened.user_id, opened.timestamp),
+        settings=recipe.serving,
+        columns=TableColumns(data.item_id, data.user_id, data.timestamp),
         features=FeatureOptions(expected_packed=_trained_columns(opened)),
         target=target,
         engine=engine,

@@ -43,17 +43,7 @@ def tensors(arrays: Arrays, names: Iterable[str]) -> dict[str, torch.Tensor]:
 
 
 class Learner:
-    """A model, its optimiser, and the moving average of its weights, which is what training keeps.
-
-    Parameters
-    ----------
-    model
-        The model.
-    learning_rate, weight_decay
-        Of AdamW.
-    label
-        What messages call this training.
-    """
+    """A model, its optimiser (AdamW), and the moving average of its weights, which is what training keeps."""
 
     def __init__(self, model: torch.nn.Module, learning_rate: float, weight_decay: float, label: str):
         self.model = model
@@ -108,14 +98,12 @@ def descend(
 
     Parameters
     ----------
-    learner
-        The model and its optimiser.
+    learner, plan
+        The model and its optimiser; the judge, and how many epochs without one.
     fitted
-        What the plan's judge judges: the model's averaged weights lie in it then.
+        What the judge judges: the model's averaged weights lie in it then.
     epoch
         Yields the loss of each batch of one epoch; a step is taken down each.
-    plan
-        The judge, and how many epochs without one.
     max_epochs, patience
         Of the settings.
     """

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from tiercel_serving.kinds import Settings
@@ -94,8 +95,27 @@ class DLRM(Settings, frozen=True, tag="dlrm"):
         return {"history_columns": remedy} if self.use_history else {}
 
     def build(self, inputs: ModelInputs, scale: float = 1.0) -> Interactions:
-        """Return the network with fresh weights from torch's global random state."""
-        return build_dlrm(self, inputs, scale)
+        """Build the network with fresh weights from torch's global random state.
+
+        Parameters
+        ----------
+        inputs
+            Columns.
+        scale
+            Where the factor of the retrieval score starts: what turns it into log-probabilities.
+
+        Returns
+        -------
+        Interactions
+            With ``forward(user_cat, …, item_cat, …, kept_score, kept_source) → [B, K, T]`` float32; its
+            signature names its packed tensors.
+        """
+        if not (inputs.item.cat or inputs.item.lists):
+            raise ValueError("the ranker needs at least one categorical item column, such as the item id")
+        inputs = inputs if self.use_history else replace(inputs, history=())
+        retrieved = ("kept_score", "kept_source") if self.use_retrieval_score else ()
+        names = (*inputs.user_names, *inputs.item.tensor_names, *retrieved)
+        return with_inputs(Interactions, names)(self, inputs, scale)
 
     def fit(self, data: RankingData, plan: Plan) -> tuple[FittedRanker, Course]:
         """Train on the lists; if no epoch is better than the start, the start is returned."""
@@ -116,7 +136,7 @@ class Interactions(PackedModule):
         self.item_encoder = SideEncoder(inputs.item, width, spread=SPREAD)
         cardinalities = inputs.item.cardinalities
         self.history_tables = nn.ModuleList(
-            embedding(cardinalities[name], width, SPREAD) for name in _history(settings, inputs)
+            embedding(cardinalities[name], width, SPREAD) for name in inputs.history
         )
         self.sees_history, self.sees_score = bool(self.history_tables), settings.use_retrieval_score
         history, score = self.sees_history, self.sees_score
@@ -159,7 +179,7 @@ class Interactions(PackedModule):
     def _user(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Return the user's vectors [B, u, E] and the bottom network's output [B, E]."""
         vectors = self.user_encoder.fields(tensors)
-        numbers = _present(self.user_encoder.numbers(tensors))
+        numbers = self.user_encoder.numbers(tensors)
         if self.sees_history:
             length = tensors["history_length"]
             vectors.append(pool_history(list(self.history_tables), tensors["history_cat"], length))
@@ -172,7 +192,7 @@ class Interactions(PackedModule):
     def _items(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Return the candidates' vectors [B, K, i, E] and the bottom network's output [B, K, E]."""
         vectors = self.item_encoder.fields(tensors)
-        numbers = _present(self.item_encoder.numbers(tensors))
+        numbers = self.item_encoder.numbers(tensors)
         if self.sees_score:
             score = tensors["kept_score"]
             # Candidates come best first: the second number is how far one lies behind the best.
@@ -197,37 +217,3 @@ class _Bottom(nn.Module):
     def forward(self, numbers: Tensor) -> Tensor:
         vector: Tensor = self.last(self.hidden(numbers))
         return vector
-
-
-def _present(tensor: Tensor | None) -> list[Tensor]:
-    return [] if tensor is None else [tensor]
-
-
-def build_dlrm(settings: DLRM, inputs: ModelInputs, scale: float = 1.0) -> Interactions:
-    """Build the network with fresh weights from torch's global random state.
-
-    Parameters
-    ----------
-    settings
-        Widths.
-    inputs
-        Columns.
-    scale
-        Where the factor of the retrieval score starts: what turns it into log-probabilities.
-
-    Returns
-    -------
-    Interactions
-        With ``forward(user_cat, …, item_cat, …, kept_score, kept_source) → [B, K, T]`` float32; its
-        signature names its packed tensors.
-    """
-    if not (inputs.item.cat or inputs.item.lists):
-        raise ValueError("the ranker needs at least one categorical item column, such as the item id")
-    history = ("history_cat", "history_length") if _history(settings, inputs) else ()
-    retrieved = ("kept_score", "kept_source") if settings.use_retrieval_score else ()
-    names = (*inputs.user.tensor_names, *history, *inputs.item.tensor_names, *retrieved)
-    return with_inputs(Interactions, names)(settings, inputs, scale)
-
-
-def _history(settings: DLRM, inputs: ModelInputs) -> tuple[str, ...]:
-    return inputs.history if settings.use_history else ()

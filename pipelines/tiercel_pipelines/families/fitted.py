@@ -18,15 +18,7 @@ from .weights import load_weights, save_weights
 
 
 class FittedVectors:
-    """A query module and an item module that meet in an inner product.
-
-    Parameters
-    ----------
-    user_tower
-        User tensors → ``[B, D]``.
-    item_tower
-        Item tensors ``[I, …]`` → ``[I, D]``.
-    """
+    """Modules of users, ``→ [B, D]``, and of items, ``→ [I, D]``, that meet in an inner product."""
 
     def __init__(self, user_tower: PackedModule, item_tower: PackedModule) -> None:
         self.user_tower, self.item_tower = user_tower, item_tower

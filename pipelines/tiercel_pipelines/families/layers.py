@@ -50,15 +50,7 @@ Module = TypeVar("Module", bound=PackedModule)
 
 
 def with_inputs(kind: type[Module], names: Sequence[str]) -> type[Module]:
-    """Return a subclass of ``kind`` whose ``forward`` has the parameters ``names``.
-
-    Parameters
-    ----------
-    kind
-        A class with a ``compute``.
-    names
-        Names of packed tensors.
-    """
+    """Return a subclass of ``kind`` whose ``forward`` has the packed tensors ``names`` as parameters."""
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     signature = inspect.Signature(parameters)
 
@@ -89,16 +81,8 @@ def run_module(module: PackedModule, arrays: Arrays, rows: int = CHUNK) -> npt.N
 class SideEncoder(nn.Module):
     """Embeds the columns of one side, each into a vector of one width.
 
-    Works on any leading axes: ``[B]`` for a user or an item, ``[B, K]`` for candidates.
-
-    Parameters
-    ----------
-    side
-        The columns.
-    width
-        E, the width of every vector.
-    spread
-        Standard deviation of the initial embeddings.
+    Works on any leading axes: ``[B]`` for a user or an item, ``[B, K]`` for candidates. ``width`` is E,
+    ``spread`` the standard deviation of the initial embeddings.
     """
 
     def __init__(self, side: Side, width: int, *, spread: float = 0.01):
@@ -128,8 +112,8 @@ class SideEncoder(nn.Module):
             found.append(mean_of_list(table, tensors[self.side.list_tensor(column)]))
         return found
 
-    def numbers(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
-        """Return all numbers ``[..., F]``, nulls as 0 (their mean), or None if there are none."""
+    def numbers(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return one tensor ``[..., F]`` of all numbers, nulls as 0 (their mean); none if there are none."""
         found = [tensors[f"{self.side.part}_num"]] if self.side.num else []
         # A sum and not a mean: the padding adds nothing, however long it is.
         found.extend(
@@ -138,10 +122,10 @@ class SideEncoder(nn.Module):
             if column.cardinality is None
         )
         if not found:
-            return None
+            return []
         numbers = torch.cat(found, dim=-1)
         numbers = torch.where(torch.isnan(numbers), torch.zeros_like(numbers), numbers)
-        return numbers.clamp(-NUMBER_LIMIT, NUMBER_LIMIT)
+        return [numbers.clamp(-NUMBER_LIMIT, NUMBER_LIMIT)]
 
 
 def embedding(cardinality: int, width: int, spread: float) -> nn.Embedding:
@@ -157,27 +141,14 @@ def embedding(cardinality: int, width: int, spread: float) -> nn.Embedding:
 
 
 def mean_of_list(table: nn.Module, ids: Tensor) -> Tensor:
-    """Return the mean embedding of each padded list; zeros for an empty one.
-
-    Parameters
-    ----------
-    table
-        The embedding.
-    ids
-        ``[..., L]`` int64, 0 is padding.
-
-    Returns
-    -------
-    torch.Tensor
-        ``[..., E]``.
-    """
+    """Return the mean embedding ``[..., E]`` of each padded list ``[..., L]``; zeros for an empty one."""
     real = (ids != PAD_ID).unsqueeze(-1).to(torch.float32)
     total: Tensor = (table(ids) * real).sum(dim=-2)
     return total / real.sum(dim=-2).clamp(min=1.0)
 
 
 def pool_history(tables: Sequence[nn.Module], history_cat: Tensor, history_length: Tensor) -> Tensor:
-    """Add up the embeddings of the items of a history and divide by the root of its length.
+    """Add up the embeddings of the items of a history and divide by the root of its length: ``[B, E]``.
 
     The root lies between the sum, in which long histories drown everything else, and the mean, in
     which they are no surer than short ones.
@@ -186,15 +157,8 @@ def pool_history(tables: Sequence[nn.Module], history_cat: Tensor, history_lengt
     ----------
     tables
         One embedding for each of the H history columns.
-    history_cat
-        ``[B, L, H]`` int64 category ids, left aligned.
-    history_length
-        ``[B, 1]`` how many of the L are real.
-
-    Returns
-    -------
-    torch.Tensor
-        ``[B, E]``; zeros for an empty history.
+    history_cat, history_length
+        ``[B, L, H]`` int64 category ids, left aligned, and ``[B, 1]`` how many of the L are real.
     """
     places = torch.arange(history_cat.shape[1], device=history_cat.device)
     real = (places.unsqueeze(0) < history_length).unsqueeze(-1).to(torch.float32)

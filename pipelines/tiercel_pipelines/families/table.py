@@ -76,12 +76,10 @@ class RetrievalData:
 
     Parameters
     ----------
-    packed
-        The packed tensors.
+    packed, inputs
+        The packed tensors, and their columns.
     pairs
         The interactions to learn.
-    inputs
-        The columns of the packed tensors.
     """
 
     packed: Packed
@@ -112,7 +110,19 @@ class RankingData:
     scale: float
 
 
-class FittedRetrieval(Protocol):
+class Fitted(Protocol):
+    """A fitted model."""
+
+    def save(self, folder: Path) -> None:
+        """Write what its family's ``load`` reads into a folder of its own."""
+        ...
+
+    def served(self) -> Any:
+        """Return its served form, or the ranker, as :func:`tiercel_export.build_release` takes it."""
+        ...
+
+
+class FittedRetrieval(Fitted, Protocol):
     """A fitted retrieval model."""
 
     def query(self, users: Arrays) -> Array | None:
@@ -123,16 +133,8 @@ class FittedRetrieval(Protocol):
         """Return the arrays of its served form for item tensors ``[I, …]``: what its source is made of."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write what :meth:`RetrievalFamily.load` reads into a folder of its own."""
-        ...
 
-    def served(self) -> Any:
-        """Return its served form as :func:`tiercel_export.build_release` takes it."""
-        ...
-
-
-class FittedRanking(Protocol):
+class FittedRanking(Fitted, Protocol):
     """A fitted ranker."""
 
     @property
@@ -144,17 +146,21 @@ class FittedRanking(Protocol):
         """Return ``rank_score [B, K, T]`` of user and candidate tensors, as the stage gets them."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write what :meth:`RankingFamily.load` reads into a folder of its own."""
+
+class Family(Protocol):
+    """The settings of a model."""
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the settings by themselves."""
         ...
 
-    def served(self) -> Any:
-        """Return the ranker as :func:`tiercel_export.build_release` takes it."""
+    def needs(self) -> Mapping[str, str]:
+        """Return fields of the serving settings that it can't do without, each with what to do instead."""
         ...
 
 
 @runtime_checkable
-class RetrievalFamily(Protocol):
+class RetrievalFamily(Family, Protocol):
     """A family of models that find candidates among all items."""
 
     #: The served form: a source of this form and of the model's name serves it.
@@ -175,14 +181,6 @@ class RetrievalFamily(Protocol):
         """What turns its scores into log-probabilities, up to a constant."""
         ...
 
-    def problems(self) -> list[Problem]:
-        """Return what is wrong with the settings by themselves."""
-        ...
-
-    def needs(self) -> Mapping[str, str]:
-        """Return fields of the serving settings that it can't do without, each with what to do instead."""
-        ...
-
     def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedRetrieval, Course]:
         """Fit a model."""
         ...
@@ -193,20 +191,12 @@ class RetrievalFamily(Protocol):
 
 
 @runtime_checkable
-class RankingFamily(Protocol):
+class RankingFamily(Family, Protocol):
     """A family of models that order the candidates which passed the rules."""
 
     @property
     def task(self) -> ListSettings:
         """What it learns, and from which lists."""
-        ...
-
-    def problems(self) -> list[Problem]:
-        """Return what is wrong with the settings by themselves."""
-        ...
-
-    def needs(self) -> Mapping[str, str]:
-        """As for :class:`RetrievalFamily`."""
         ...
 
     def fit(self, data: RankingData, plan: Plan) -> tuple[FittedRanking, Course]:

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from tiercel_serving.kinds import Settings
@@ -145,19 +146,16 @@ class Tower(PackedModule):
         width, dimension = settings.embedding_dimension, settings.dimension
         self.encoder = SideEncoder(side, width)
         count = self.encoder.number_count
-        self.number_layer = nn.Linear(count, width) if count else None
+        self.number_layer = nn.Linear(count, width) if count else nn.Identity()
         self.project = nn.Linear(width, dimension, bias=False) if width != dimension else None
         self.bias = nn.Parameter(torch.zeros(dimension))
-        self.hidden = hidden_layers(dimension, layers, settings.dropout) if layers else None
+        self.hidden = hidden_layers(dimension, layers, settings.dropout)
         self.last = zero_linear(layers[-1], dimension) if layers else None
 
     def columns(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the vectors ``[B, E]`` to add up."""
-        found = self.encoder.fields(tensors)
         numbers = self.encoder.numbers(tensors)
-        if self.number_layer is not None and numbers is not None:
-            found.append(self.number_layer(numbers))
-        return found
+        return self.encoder.fields(tensors) + [self.number_layer(number) for number in numbers]
 
     def finish(self, vectors: list[Tensor]) -> Tensor:
         """Add up ``[B, E]`` vectors and return unit vectors ``[B, D]``."""
@@ -167,7 +165,7 @@ class Tower(PackedModule):
         if self.project is not None:
             total = self.project(total)
         total = total + self.bias
-        if self.hidden is not None and self.last is not None:
+        if self.last is not None:
             total = total + self.last(self.hidden(total))
         return F.normalize(total, dim=-1, eps=1e-6)
 
@@ -179,7 +177,7 @@ class ItemTower(Tower):
         super().__init__(inputs.item, settings, tuple(settings.item_layers))
         places = {column.name: place for place, column in enumerate(inputs.item.cat)}
         with torch.no_grad():
-            for name in _history(settings, inputs) or tuple(places)[:1]:
+            for name in inputs.history or tuple(places)[:1]:
                 self.table(places[name]).weight[3:].normal_(std=ITEM_SPREAD)
 
     def table(self, place: int) -> nn.Embedding:
@@ -203,7 +201,7 @@ class UserTower(Tower):
         super().__init__(inputs.user, settings, tuple(settings.user_layers))
         places = {column.name: place for place, column in enumerate(inputs.item.cat)}
         width = settings.embedding_dimension
-        tables = [item_tower.table(places[name]) for name in _history(settings, inputs)]
+        tables = [item_tower.table(places[name]) for name in inputs.history]
         self.history_tables = nn.ModuleList(tables)
         self.history_layer = nn.Linear(width, width, bias=False) if tables else None
         if self.history_layer is not None:
@@ -223,24 +221,14 @@ class UserTower(Tower):
 class Towers(nn.Module):
     """Both towers, with their shared embeddings once; fresh weights come from torch's random state.
 
-    Parameters
-    ----------
-    settings
-        Widths.
-    inputs
-        Columns. ``user_tower(user_cat, …, history_cat, history_length)`` and ``item_tower(item_cat, …)``
-        name their packed tensors in their signatures.
+    ``user_tower(user_cat, …, history_cat, history_length)`` and ``item_tower(item_cat, …)`` name their
+    packed tensors in their signatures.
     """
 
     def __init__(self, settings: TwoTower, inputs: ModelInputs):
         super().__init__()
         if not inputs.item.cat:
             raise ValueError("the item tower needs at least one categorical column, such as the item id")
-        history = ("history_cat", "history_length") if _history(settings, inputs) else ()
+        inputs = inputs if settings.use_history else replace(inputs, history=())
         self.item_tower = with_inputs(ItemTower, inputs.item.tensor_names)(settings, inputs)
-        names = (*inputs.user.tensor_names, *history)
-        self.user_tower = with_inputs(UserTower, names)(settings, inputs, self.item_tower)
-
-
-def _history(settings: TwoTower, inputs: ModelInputs) -> tuple[str, ...]:
-    return inputs.history if settings.use_history else ()
+        self.user_tower = with_inputs(UserTower, inputs.user_names)(settings, inputs, self.item_tower)

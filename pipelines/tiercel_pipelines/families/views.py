@@ -19,12 +19,8 @@ class TrainingViews:
 
     Parameters
     ----------
-    pairs
-        The interactions to train on.
-    packed
-        The packed tensors.
-    side
-        The user's columns.
+    pairs, packed, side
+        The interactions to train on, the packed tensors, and the user's columns.
     history_dropout
         Mean share of a history that is left out; the share itself is drawn anew for each row, so
         that short and long histories both occur.

@@ -23,13 +23,7 @@ def save_weights(module: torch.nn.Module, path: Path) -> None:
 
 
 def load_weights(module: torch.nn.Module, path: Path) -> None:
-    """Read what :func:`save_weights` wrote into a module of the same shape.
-
-    Raises
-    ------
-    TrainingError
-        If the file is missing, is no safetensors file, or holds other tensors than the module has.
-    """
+    """Read what :func:`save_weights` wrote into a module of the same shape; else raise TrainingError."""
     if not path.is_file():
         raise TrainingError(f"{path}: expected a model's weights, found no file; train again")
     try:

@@ -50,16 +50,7 @@ WORDS: Mapping[str, str] = {
 
 
 def check_schema(schema: pa.Schema, inputs: Sequence[InputColumn], where: str) -> None:
-    """Compare a file's columns with what a program reads.
-
-    Parameters
-    ----------
-    schema
-        The file's schema; columns that no input names are ignored.
-    inputs
-        The program's inputs.
-    where
-        The file, for messages.
+    """Compare the columns of a file, which messages call ``where``, with what a program reads.
 
     Raises
     ------
@@ -109,23 +100,8 @@ def _plain(dtype: pa.DataType) -> pa.DataType:
 def columns_from_batch(batch: pa.RecordBatch, inputs: Sequence[InputColumn], where: str) -> dict[str, Column]:
     """Convert a batch whose schema :func:`check_schema` has accepted.
 
-    Parameters
-    ----------
-    batch
-        Holds a column for each input.
-    inputs
-        The program's inputs.
-    where
-        The file and rows, for messages.
-
-    Returns
-    -------
-    Column by name. Text, and numbers that have the program's dtype already, are the batch's own memory.
-
-    Raises
-    ------
-    DataCorrupt
-        A value is not one of the program's dtype.
+    Text, and numbers that have the program's dtype already, are the batch's own memory. Raises DataCorrupt
+    if a value is not one of the program's dtype; ``where`` is what messages call the file and rows.
     """
     return {column.name: column_from_arrow(batch.column(column.name), column, where) for column in inputs}
 

@@ -69,13 +69,7 @@ class FeatureOrigin:
 
     @cached_property
     def workflow(self) -> WorkflowParts:
-        """The fitted workflow, cut into parts. One without any tag is all ``user``.
-
-        Raises
-        ------
-        WorkflowError
-            It can't be read or cut.
-        """
+        """The fitted workflow, cut into parts. One without any tag is all ``user``."""
         with warnings.catch_warnings():
             # Merlin warns on import about TensorFlow and CUDA packages that nothing here uses.
             warnings.simplefilter("ignore")
@@ -106,15 +100,7 @@ class FeatureOrigin:
         return [column.name for column in self.program(part).inputs]
 
     def program(self, part: str) -> FeatureProgram:
-        """Open or compile the program of a part.
-
-        Raises
-        ------
-        UnsupportedOperator
-            An operator of the workflow can't be compiled exactly.
-        NewerFormat
-            A newer Tiercel wrote the program.
-        """
+        """Open or compile the program of a part, or refuse an operator that can't be compiled exactly."""
         if not self.has_workflow:
             return FeatureProgram.open(self._artefacts[part])
         document, arrays = self.compiled(part)

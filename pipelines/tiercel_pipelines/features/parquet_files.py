@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,42 +20,14 @@ _READ_AHEAD = 1 << 18
 _SUFFIXES = (".parquet", ".parq", ".pq")
 
 
-@dataclass(frozen=True)
-class Footer:
-    """What a Parquet file says of itself.
-
-    Parameters
-    ----------
-    schema
-        Its Arrow schema.
-    rows
-        How many rows it has.
-    """
-
-    schema: pa.Schema
-    rows: int
-
-
-def read_footer(path: Path) -> Footer:
-    """Read a file's footer alone.
-
-    Raises
-    ------
-    DataCorrupt
-        It is no Parquet file.
-    """
+def read_footer(path: Path) -> tuple[pa.Schema, int]:
+    """Read a file's footer alone: its schema, and how many rows it has."""
     with open_parquet(path) as file:
-        return Footer(file.schema_arrow, file.metadata.num_rows)
+        return file.schema_arrow, file.metadata.num_rows
 
 
 def read_head(path: Path, rows: int) -> pa.RecordBatch:
-    """Read the first rows of a file.
-
-    Raises
-    ------
-    DataCorrupt
-        It is no Parquet file, or has no rows.
-    """
+    """Read the first rows of a file, which must have some."""
     with open_parquet(path) as file:
         try:
             batch = next(file.iter_batches(rows), None)
@@ -68,13 +39,7 @@ def read_head(path: Path, rows: int) -> pa.RecordBatch:
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a file to read batches of it.
-
-    Raises
-    ------
-    DataCorrupt
-        It is no Parquet file.
-    """
+    """Open a file to read batches of it; raise DataCorrupt if it is no Parquet file."""
     try:
         return pq.ParquetFile(path, buffer_size=_READ_AHEAD, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
@@ -90,12 +55,7 @@ def parquet_files(paths: Sequence[Path]) -> list[Path]:
     """Return the files that paths name: each file itself, and of a folder all Parquet files below it.
 
     Those of a folder come in the order of their names, numbers by value; hidden ones and those that
-    begin with an underscore are left out.
-
-    Raises
-    ------
-    DataMissing
-        A path does not exist, or a folder has no Parquet file.
+    begin with an underscore are left out. Raises DataMissing if there is none.
     """
     found: list[Path] = []
     for path in paths:
@@ -137,32 +97,16 @@ def check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
 
 @contextmanager
 def whole_file(output: Path) -> Iterator[Path]:
-    """Give a file to write, which becomes ``output`` only if the block ends well.
+    """Give a hidden name beside ``output`` to write to, which becomes ``output`` only if the block ends well.
 
-    It lies beside ``output`` under a hidden name, and is removed whatever ends the block, Ctrl-C
-    included.
-
-    Raises
-    ------
-    DataError
-        It can't be written: the disk is full, or the folder is not ours.
+    What is there is removed whatever ends the block, Ctrl-C included. Raises DataError if it can't be
+    written: the disk is full, or the folder is not ours.
     """
-    partial: Path | None = None
+    partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(6)}")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{output.name}.partial-", dir=output.parent)
-        os.close(handle)
-        partial = Path(name)
         yield partial
-        partial.chmod(0o666 & ~_umask())
         os.replace(partial, output)
     except OSError as error:
         raise DataError(f"{output}: can't be written ({error}); make room, or name another place") from error
     finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        partial.unlink(missing_ok=True)

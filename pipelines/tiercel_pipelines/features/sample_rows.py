@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from tiercel_export.workflow.frames import columns_from_frame
 from tiercel_serving.columns import Column, take_rows
@@ -17,6 +16,7 @@ from tiercel_serving.spec import DTYPES
 from tiercel_serving.verify.golden import StoredGolden
 
 from .arrow_columns import check_schema, columns_from_batch
+from .origin import FeatureOrigin
 from .parquet_files import read_head
 
 #: How many elements each made-up list has.
@@ -25,15 +25,7 @@ _LIST = 3
 
 @dataclass(frozen=True)
 class SampleRows:
-    """Some rows, repeated as often as needed.
-
-    Parameters
-    ----------
-    columns
-        At least one row.
-    what
-        Where they come from, in words.
-    """
+    """Some rows, at least one, repeated as often as needed; ``what`` says where they come from."""
 
     columns: Mapping[str, Column]
     what: str
@@ -46,13 +38,7 @@ class SampleRows:
 
 
 def rows_of_file(path: Path, inputs: Sequence[InputColumn], n: int) -> SampleRows:
-    """Return the first rows of a Parquet file.
-
-    Raises
-    ------
-    DataError
-        It can't be read, does not fit, or is empty.
-    """
+    """Return the first rows of a Parquet file, which must fit the inputs."""
     batch = read_head(path, n)
     check_schema(batch.schema, inputs, str(path))
     columns = columns_from_batch(batch, inputs, str(path))
@@ -66,27 +52,22 @@ def _as_sent(column: Column) -> Column:
     return Column(column.strings().objects(), column.valid, column.offsets, column.row_valid)
 
 
-def rows_of_run(path: Path, inputs: Sequence[InputColumn], n: int) -> SampleRows:
-    """Return training interactions of a run, joined with their users and items."""
-    from ..training.record import RUN_NAME, read_record
+def rows_of_origin(origin: FeatureOrigin, part: str, inputs: Sequence[InputColumn], n: int) -> SampleRows:
+    """Return a run's training interactions, joined; a release's golden rows; or made-up ones."""
+    if origin.kind == "run":
+        from ..training.record import RUN_NAME, read_record
+        from ..training.run import TrainedRun
 
-    data = read_record(path / RUN_NAME).data
-    joined = pd.read_parquet(path / "train.parquet").head(n)
-    for table, key in (("users", data.user_id), ("items", data.item_id)):
-        own = pd.read_parquet(path / f"{table}.parquet").drop(columns="__row__")
-        joined = joined.merge(own, on=key)
-    return rows_of_frame(joined, inputs, "training interactions of the run")
-
-
-def rows_of_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn], what: str) -> SampleRows:
-    """Return the rows of a frame that holds every input."""
-    return SampleRows(columns_from_frame(frame, inputs), what)
-
-
-def rows_of_release(path: Path, part: str, inputs: Sequence[InputColumn]) -> SampleRows:
-    """Return the golden rows of a release."""
-    columns, _ = StoredGolden(open_release(path)).columns(f"{part}_features")
-    return SampleRows({column.name: columns[column.name] for column in inputs}, "golden rows of the release")
+        run = TrainedRun(origin.path, read_record(origin.path / RUN_NAME))
+        data, joined = run.record.data, run.train.head(n)
+        joined = joined.merge(run.users, on=data.user_id).merge(run.items, on=data.item_id)
+        return SampleRows(columns_from_frame(joined, inputs), "training interactions of the run")
+    if origin.kind == "release":
+        golden, _ = StoredGolden(open_release(origin.path)).columns(f"{part}_features")
+        return SampleRows(
+            {column.name: golden[column.name] for column in inputs}, "golden rows of the release"
+        )
+    return made_up_rows(inputs, n)
 
 
 def made_up_rows(inputs: Sequence[InputColumn], n: int) -> SampleRows:

@@ -94,13 +94,7 @@ class Transform:
         return tuple({column.name: column for program in self.programs for column in program.inputs}.values())
 
     def features(self) -> list[pa.Field]:
-        """Return the fields of the features.
-
-        Raises
-        ------
-        DataError
-            A list has no fixed length, and its tensor is asked for.
-        """
+        """Return the fields of the features; a packed list must have a fixed length."""
         if not self.packed:
             return [
                 pa.field(output.name, arrow_type(output))
@@ -204,13 +198,12 @@ def transform_files(
     """
     begun = time.perf_counter()
     check_output(output, files, overwrite)
-    footers = [read_footer(path) for path in files]
-    first = footers[0].schema
-    schema = transform.schema(first)
-    for path, footer in zip(files, footers, strict=True):
-        check_schema(footer.schema, transform.inputs, str(path))
-        _check_kept(path, footer.schema, first, transform.keep)
-    total, done, row_groups = sum(footer.rows for footer in footers), 0, 0
+    schemas, rows = zip(*(read_footer(path) for path in files), strict=True)
+    schema = transform.schema(schemas[0])
+    for path, came in zip(files, schemas, strict=True):
+        check_schema(came, transform.inputs, str(path))
+        _check_kept(path, came, schemas[0], transform.keep)
+    total, done, row_groups = sum(rows), 0, 0
     with whole_file(output) as partial, _writer(partial, schema) as writer:
         if progress is not None:
             progress("rows", 0, total)
@@ -224,16 +217,9 @@ def transform_files(
                 f"read {done:,} rows, the files' footers promise {total:,}; they changed meanwhile: run again"
             )
     used = {column.name for column in transform.inputs} | set(transform.keep)
-    ignored = dict.fromkeys(n for footer in footers for n in footer.schema.names if n not in used)
-    return Transformed(
-        output,
-        tuple(files),
-        done,
-        row_groups,
-        tuple(schema.names),
-        tuple(ignored),
-        time.perf_counter() - begun,
-    )
+    ignored = dict.fromkeys(name for came in schemas for name in came.names if name not in used)
+    took, columns = time.perf_counter() - begun, tuple(schema.names)
+    return Transformed(output, tuple(files), done, row_groups, columns, tuple(ignored), took)
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:

@@ -6,14 +6,14 @@ and moments, and a user's history shares the vocabulary of the item ids.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -137,13 +137,7 @@ def describe_graph(graph: Any, schema: Any) -> tuple[tuple[FeatureColumn, ...], 
 
 
 def feature_columns(workflow: Any) -> tuple[FeatureColumn, ...]:
-    """Describe the output columns of a workflow that has a schema, in its own order.
-
-    Parameters
-    ----------
-    workflow
-        A fitted workflow, or one with ``fit_schema`` done (then cardinalities are None).
-    """
+    """Describe the output columns of a workflow that is fitted, or has ``fit_schema`` done, in its order."""
     return tuple(_feature_column(workflow, column) for column in workflow.output_schema)
 
 
@@ -214,17 +208,8 @@ def _nodes(graph: Any) -> Iterator[Any]:
     return iter(list(iter_nodes([output])))
 
 
-class HasFeatures(Protocol):
-    """What a workflow is fitted for: a recipe, of which the graph alone is looked at."""
-
-    @property
-    def features(self) -> Callable[[], Any]:
-        """Returns a new graph."""
-        ...
-
-
 def fit_workflow(
-    recipe: HasFeatures, dataset: Dataset, interactions: pd.DataFrame, directory: str | Path | None = None
+    recipe: Any, dataset: Dataset, interactions: pd.DataFrame, directory: str | Path | None = None
 ) -> Any:
     """Fit a recipe's workflow on training interactions joined with their users and items.
 
@@ -234,53 +219,35 @@ def fit_workflow(
     Parameters
     ----------
     recipe
-        Gives the graph.
-    dataset
-        Gives the user and item columns.
-    interactions
-        The training part of the data set's interactions.
+        Its ``features()`` gives a new graph.
+    dataset, interactions
+        The user and item tables, and the training part of the interactions.
     directory
         Where to save the fitted workflow; the returned one reads its vocabularies there. None keeps
         them in a temporary directory, which goes when the workflow does.
-
-    Returns
-    -------
-    nvtabular.Workflow
-        The fitted workflow.
     """
-    scratch = Path(tempfile.mkdtemp(prefix="tiercel-workflow-"))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            graph = recipe.features()
-            for node in _nodes(graph):
-                if hasattr(node.op, "out_path"):
-                    node.op.out_path = str(scratch / "fit")
-            workflow = nvtabular.Workflow(graph)
-            frame = dataset.joined(interactions)[list(root_columns(graph))]
-            workflow.fit(MerlinDataset(frame, cpu=True))
-            target = Path(directory) if directory is not None else scratch / "saved"
-            workflow.save(str(target))
-            fitted = nvtabular.Workflow.load(str(target))
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    if directory is None:
-        weakref.finalize(fitted, shutil.rmtree, str(scratch), True)
-    else:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiercel-workflow-")))
+        graph = recipe.features()
+        for node in _nodes(graph):
+            if hasattr(node.op, "out_path"):
+                node.op.out_path = str(scratch / "fit")
+        workflow = nvtabular.Workflow(graph)
+        frame = dataset.joined(interactions)[list(root_columns(graph))]
+        workflow.fit(MerlinDataset(frame, cpu=True))
+        target = Path(directory) if directory is not None else scratch / "saved"
+        workflow.save(str(target))
+        fitted = nvtabular.Workflow.load(str(target))
+        if directory is None:
+            weakref.finalize(fitted, stack.pop_all().close)
     return fitted
 
 
 def packed_columns(workflow: Any, part: Part) -> tuple[FeatureColumn, ...]:
     """Return one part's output columns in the order in which they are packed: the workflow's own.
 
-    Parameters
-    ----------
-    workflow
-        The fitted workflow, or its :class:`~tiercel_export.workflow.cut.WorkflowParts`.
-    part
-        ``user`` (with the context columns) or ``item``.
+    ``user`` has the context columns too.
     """
     cut = workflow if isinstance(workflow, WorkflowParts) else cut_workflow(workflow)
     by_name = {column.name: column for column in feature_columns(cut.workflow)}
@@ -290,12 +257,7 @@ def packed_columns(workflow: Any, part: Part) -> tuple[FeatureColumn, ...]:
 def list_lengths(workflow: Any, dataset: Dataset) -> dict[str, int]:
     """Return the length L of each packed list: that of the longest list in the data set, at least 1.
 
-    Parameters
-    ----------
-    workflow
-        The fitted workflow. None of its operators changes the length of a list.
-    dataset
-        All users, items and interactions, whatever part the workflow was fitted on.
+    No operator of a workflow changes the length of a list.
     """
     lengths = {}
     for column in feature_columns(workflow):

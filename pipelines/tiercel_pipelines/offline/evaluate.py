@@ -17,7 +17,7 @@ from ..errors import EvaluationError
 from .evaluation_data import EvaluationData
 from .metrics import IntArray, RankingMetrics, ranking_metrics
 from .published import Published
-from .served_ensemble import Id, Served, ServedEnsemble
+from .served_ensemble import Id, ServedEnsemble
 
 if TYPE_CHECKING:
     from tiercel_client import ServerInfo
@@ -32,12 +32,8 @@ class EvaluationReport:
 
     Parameters
     ----------
-    dataset
-        Name of the data set.
-    name, build_id
-        What was served.
-    k
-        Places looked at.
+    dataset, name, build_id, k
+        On which data, what was served, and how many places were looked at.
     figures
         ``popularity`` (a baseline, not served), ``retrieval`` and ``ranking`` (both served).
     published
@@ -65,7 +61,7 @@ class EvaluationReport:
 
 
 def evaluate_served(
-    served: Served | str,
+    served: ServedEnsemble | str,
     data: EvaluationData,
     *,
     k: int = 10,
@@ -103,42 +99,22 @@ def evaluate_served(
     if k > info.k_max:
         raise EvaluationError(f"k = {k}: the server answers with at most {info.k_max} items; ask for fewer")
     ranked, retrieved = _ask(served, data, k, info.max_batch_size, progress)
-    lists = {
-        "popularity": data.popularity_lists(k),
-        "retrieval": retrieved,
-        "ranking": ranked,
-    }
-    catalogue = len(data.item_ids)
+    lists = {"popularity": data.popularity_lists(k), "retrieval": retrieved, "ranking": ranked}
     figures = {}
-    for name, rows in lists.items():
-        counts = (rows != catalogue).sum(axis=1)
-        try:
-            figures[name] = ranking_metrics(rows, counts, data.relevance, k, catalogue)
-        except ValueError as error:
-            raise EvaluationError(f"{info.name}, {name}: {error}") from error
+    try:
+        for name, rows in lists.items():
+            figures[name] = ranking_metrics(rows, data.relevance, k, len(data.item_ids))
+    except ValueError as error:
+        raise EvaluationError(f"{info.name}, {name}: {error}") from error
     return EvaluationReport(data.dataset, info.name, info.build_id, k, figures, data.published)
 
 
 def check_same(info: ServerInfo, run: TrainedRun, build_id: str | None = None) -> None:
-    """Refuse to measure a server by a run that it was not made of.
-
-    Parameters
-    ----------
-    info
-        What answers.
-    run
-        The run whose test part is used.
-    build_id
-        The build that must answer, if a release says which.
-
-    Raises
-    ------
-    EvaluationError
-        The recommender's name, its build or its type of ids differs.
-    """
-    if info.name != run.recipe_name:
+    """Raise EvaluationError if a server serves another recommender than a run's, or another build."""
+    name = run.record.recipe.name
+    if info.name != name:
         raise EvaluationError(
-            f"the server serves {info.name!r}, but {run.path} is a run of {run.recipe_name!r}; "
+            f"the server serves {info.name!r}, but {run.path} is a run of {name!r}; "
             "name the run that was exported"
         )
     if build_id is not None and info.build_id != build_id:
@@ -149,18 +125,7 @@ def check_same(info: ServerInfo, run: TrainedRun, build_id: str | None = None) -
 
 
 def check_tables(release: Release) -> None:
-    """Refuse a release that holds other tables than its run: the test part says nothing about those.
-
-    Parameters
-    ----------
-    release
-        The release to be measured.
-
-    Raises
-    ------
-    EvaluationError
-        A table was given to the export in place of the run's.
-    """
+    """Raise EvaluationError if a release holds tables that the run's test part does not measure."""
     given = [name for name, table in release.manifest.tables.items() if table["from"] != "run"]
     if given:
         raise EvaluationError(
@@ -170,7 +135,7 @@ def check_tables(release: Release) -> None:
 
 
 def _ask(
-    served: Served, data: EvaluationData, k: int, batch: int, progress: Progress | None
+    served: ServedEnsemble, data: EvaluationData, k: int, batch: int, progress: Progress | None
 ) -> tuple[IntArray, IntArray]:
     """Return what a caller gets and what retrieval gave, as rows ``[U, k]`` with pad I."""
     catalogue, users = len(data.item_ids), len(data.user_ids)

@@ -32,10 +32,8 @@ class EvaluationData:
     ----------
     dataset
         Name of the data set.
-    user_ids
-        The U users with test items.
-    item_ids
-        Raw ids of the catalogue, in row order.
+    user_ids, item_ids
+        Raw ids of the U users with test items, and of the catalogue in row order.
     relevance
         Each user's test items as catalogue rows.
     known
@@ -70,16 +68,14 @@ class EvaluationData:
 
         Parameters
         ----------
-        dataset
-            Name of the data set.
+        dataset, published
+            See the class.
         items
             The catalogue; a row's position is the catalogue row.
         known, test
             Interactions that serving may know, and those to be found.
         user_id, item_id
             Names of the id columns.
-        published
-            Figures to stand beside.
         """
         if not len(test):
             raise EvaluationError(f"{dataset}: the test part is empty, so there is nobody to ask about")
@@ -102,16 +98,16 @@ class EvaluationData:
     @classmethod
     def from_run(cls, run: TrainedRun, k: int = PUBLISHED_K) -> EvaluationData:
         """Take the tables of a run; published figures only if data set, split and k are theirs."""
-        dataset, split = run.record.data.name, run.record.recipe.split
+        data, split = run.record.data, run.record.recipe.split
         same = k == PUBLISHED_K and (split.train, split.seed) == PUBLISHED_SPLIT
         return cls.from_frames(
-            dataset,
+            data.name,
             run.items,
             run.interactions,
             run.test,
-            user_id=run.user_id,
-            item_id=run.item_id,
-            published=PUBLISHED.get(dataset, ()) if same else (),
+            user_id=data.user_id,
+            item_id=data.item_id,
+            published=PUBLISHED.get(data.name, ()) if same else (),
         )
 
     def popularity_lists(self, k: int) -> IntArray:

@@ -39,15 +39,7 @@ def blocks(users: IntArray) -> Iterator[IntArray]:
 
 
 class KnownUsers:
-    """Users with what they had so far, behind the served store.
-
-    Parameters
-    ----------
-    packed
-        The packed tensors.
-    pairs
-        What each user had.
-    """
+    """Users with what they had so far, which are the pairs, behind the served store."""
 
     def __init__(self, packed: Packed, pairs: Pairs) -> None:
         # One user more: nobody, who had nothing.
@@ -80,16 +72,12 @@ def open_source(
 
     Parameters
     ----------
-    kind
-        Its settings.
+    kind, candidates
+        Its settings, and N.
     model
         The retrieval model that feeds it; None for a source without one.
-    packed
-        The packed tensors.
-    pairs
-        The interactions that it may know.
-    candidates
-        N.
+    packed, pairs
+        The items, and the interactions that it may know.
     rules
         What its items must pass.
     """
@@ -109,18 +97,9 @@ def open_source(
 
 
 class OfflineRetrieval:
-    """The candidates that the served sources would give.
+    """The candidates that the served sources would give; each model feeds the source of its name.
 
-    Parameters
-    ----------
-    settings
-        Sources, quotas and N.
-    models
-        Retrieval model by the name of its source.
-    packed
-        The packed tensors.
-    pairs
-        What each user had: it makes histories and popularity, and is masked.
+    What each user had, the pairs, makes histories and popularity, and is masked.
     """
 
     def __init__(
@@ -146,17 +125,7 @@ class OfflineRetrieval:
 
 
 class OfflineOrdering:
-    """What the served rules, ranker and reorder steps make of candidates.
-
-    Parameters
-    ----------
-    settings
-        Rules, K and steps.
-    ranker
-        The ranker; None keeps retrieval's order.
-    packed
-        The packed tensors.
-    """
+    """What the served rules, steps and ranker (None keeps retrieval's order) make of candidates."""
 
     def __init__(self, settings: ServingSettings, ranker: FittedRanking | None, packed: Packed) -> None:
         reasons = reason_table(settings.rules, packed.raw, packed.n_items)
@@ -172,15 +141,7 @@ class OfflineOrdering:
         return self._rules.keep(rows, scores, sources)
 
     def order(self, users: Arrays, kept: Arrays) -> IntArray:
-        """Return the rows ``[B, K]`` in their final order, the pad row last.
-
-        Parameters
-        ----------
-        users
-            Tensors of the users.
-        kept
-            ``kept_row``, ``kept_score`` and ``kept_source``.
-        """
+        """Return the rows ``[B, K]`` of the kept in their final order, the pad row last."""
         arrays = {**users, **kept, "status": np.full((len(kept["kept_row"]), 1), KNOWN, np.int32)}
         if self._ranker is not None:
             read = [name for name in self._ranker.inputs if name in self._packed.item]

@@ -9,8 +9,8 @@ figures can stand beside the ones it publishes:
 - precision divides by k even where the answer is shorter, recall by the number of the user's test
   items, and the ideal DCG has ``min(k, number of test items)`` hits at its top.
 
-Arrays: ``U`` users, ``k`` places. A ranking is ``ranked [U, k]`` (catalogue rows, best first) with
-``counts [U]``, the number of real places of each user; what stands after them is never looked at.
+Arrays: ``U`` users, ``k`` places, ``I`` items. A ranking is ``ranked [U, m]``: catalogue rows, best first;
+the pad row I is no item and fills what a short answer leaves.
 """
 
 from __future__ import annotations
@@ -43,16 +43,9 @@ class Relevance:
 
     @classmethod
     def from_pairs(cls, users: npt.ArrayLike, rows: npt.ArrayLike, n_users: int) -> Relevance:
-        """Build from interactions; a pair that comes twice counts once.
+        """Build from interactions ``[n]``: user positions below ``n_users``, which is U, and catalogue rows.
 
-        Parameters
-        ----------
-        users
-            ``[n]`` positions in ``0 … n_users - 1``.
-        rows
-            ``[n]`` catalogue rows.
-        n_users
-            U. Users without a pair have no relevant item.
+        A pair that comes twice counts once, and users without a pair have no relevant item.
         """
         user = np.asarray(users, dtype=np.int64)
         row = np.asarray(rows, dtype=np.int64)
@@ -105,70 +98,77 @@ class RankingMetrics:
         return asdict(self)
 
 
-def find_hits(ranked: npt.ArrayLike, counts: npt.ArrayLike, relevance: Relevance, k: int) -> BoolArray:
-    """Mark the places that hold a relevant item.
+def ranking_metrics(ranked: npt.ArrayLike, relevance: Relevance, k: int, catalogue: int) -> RankingMetrics:
+    """Compute every metric at k, averaged over the users who have relevant items.
+
+    For each user precision is ``hits / k``, recall ``hits / |relevant|``, the hit rate 1 with any hit.
+    Coverage is ``|∪_u answer_u| / I`` ("catalogue coverage" of Ge, Delgado-Battenfeld and Jannach 2010).
 
     Parameters
     ----------
     ranked
-        ``[U, m]`` catalogue rows, best first, without repeats in a user's real places.
-    counts
-        ``[U]`` real places of each user, at most m.
+        ``[U, m]`` catalogue rows, best first; narrower than k is as if filled with misses.
     relevance
         The relevant items of the same users.
     k
-        Places looked at; a ranking narrower than k is as if filled with misses.
-
-    Returns
-    -------
-    hits
-        ``[U, k]`` boolean.
+        Places looked at.
+    catalogue
+        I.
 
     Raises
     ------
     ValueError
-        If shapes do not fit, k is below 1, or an answer names an item twice (which would count a hit
-        twice).
+        If shapes or rows do not fit, k is below 1, an answer names an item twice (which would count a hit
+        twice), or no user has a relevant item.
     """
+    rows = np.asarray(ranked, dtype=np.int64)
+    hits, relevant = find_hits(rows, relevance, k, catalogue), relevance.counts
+    judged = relevant > 0
+    if not judged.any():
+        raise ValueError("no user has a relevant item, so there is nothing to average over")
+    answered = rows[:, :k]
+    return RankingMetrics(
+        k=k,
+        users=int(judged.sum()),
+        ndcg=float(ndcg_at_k(hits, relevant)[judged].mean()),
+        precision=float(hits[judged].mean()),
+        recall=float((hits.sum(axis=1)[judged] / relevant[judged]).mean()),
+        hit_rate=float(hits.any(axis=1)[judged].mean()),
+        coverage=len(np.unique(answered[answered != catalogue])) / catalogue,
+    )
+
+
+def find_hits(rows: IntArray, relevance: Relevance, k: int, catalogue: int) -> BoolArray:
+    """Mark the places ``[U, k]`` that hold a relevant item; see :func:`ranking_metrics`."""
+    users = len(relevance)
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    rows = np.asarray(ranked, dtype=np.int64)
-    real = np.asarray(counts, dtype=np.int64)
-    users = len(relevance)
-    if rows.ndim != 2 or len(rows) != users or real.shape != (users,):
-        raise ValueError(f"expected ranked [{users}, m] and counts [{users}], got {rows.shape}, {real.shape}")
-    if users and (real.min() < 0 or real.max() > rows.shape[1]):
-        raise ValueError(f"counts must lie in 0 … {rows.shape[1]}, got {real.min()} … {real.max()}")
+    if rows.ndim != 2 or len(rows) != users:
+        raise ValueError(f"expected ranked [{users}, m], got {rows.shape}")
+    if rows.size and (rows.min() < 0 or rows.max() > catalogue):
+        raise ValueError(f"rows must lie in 0 … {catalogue}, got {rows.min()} … {rows.max()}")
     rows = rows[:, :k]
-    valid = np.arange(rows.shape[1]) < real[:, None]
-    _refuse_repeats(rows, valid)
+    _refuse_repeats(rows, catalogue)
+    # One key for each (user, row) turns membership in U sets into one.
+    base = np.arange(users)[:, None] * (catalogue + 1)
+    keys = np.repeat(base[:, 0], relevance.counts) + relevance.rows
     hits = np.zeros((users, k), dtype=np.bool_)
-    if not valid.any() or not len(relevance.rows):
-        return hits
-    # One sorted key per (user, relevant row) turns membership in U sets into one binary search.
-    lowest = min(int(rows[valid].min()), int(relevance.rows.min()))
-    stride = max(int(rows[valid].max()), int(relevance.rows.max())) - lowest + 1
-    owner = np.repeat(np.arange(users, dtype=np.int64), relevance.counts)
-    keys = owner * stride + (relevance.rows - lowest)
-    wanted = np.arange(users, dtype=np.int64)[:, None] * stride + (rows - lowest)
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    hits[:, : rows.shape[1]] = (keys[place] == wanted) & valid
+    hits[:, : rows.shape[1]] = np.isin(base + rows, keys)
     return hits
 
 
-def _refuse_repeats(rows: IntArray, valid: BoolArray) -> None:
-    """Raise ValueError if a row stands twice among one user's real places."""
-    # Places that are not real get values that differ from each other and from every row.
-    filler = np.iinfo(np.int64).min + np.arange(rows.shape[1])
-    ordered = np.sort(np.where(valid, rows, filler), axis=1)
+def _refuse_repeats(rows: IntArray, pad: int) -> None:
+    # Pads get values that differ from each other and from every row.
+    ordered = np.sort(np.where(rows == pad, -1 - np.arange(rows.shape[1]), rows), axis=1)
     repeats = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
     if repeats.any():
         user = int(np.flatnonzero(repeats)[0])
-        raise ValueError(f"the answer of user {user} names an item twice: {rows[user][valid[user]].tolist()}")
+        answer = rows[user][rows[user] != pad].tolist()
+        raise ValueError(f"the answer of user {user} names an item twice: {answer}")
 
 
 def ndcg_at_k(hits: BoolArray, relevant: IntArray) -> FloatArray:
-    """Return each user's normalised discounted cumulative gain.
+    """Return each user's normalised discounted cumulative gain ``[U]``.
 
     ``DCG = Σ_i hit_i / log2(i + 1)`` over places ``i = 1 … k``, divided by the ideal
     ``IDCG = Σ_{i = 1 … min(k, |relevant|)} 1 / log2(i + 1)``; 0 where a user has no relevant item.
@@ -177,7 +177,7 @@ def ndcg_at_k(hits: BoolArray, relevant: IntArray) -> FloatArray:
     Parameters
     ----------
     hits
-        ``[U, k]`` from :func:`find_hits`.
+        ``[U, k]`` where a relevant item stands.
     relevant
         ``[U]`` number of relevant items.
     """
@@ -185,87 +185,4 @@ def ndcg_at_k(hits: BoolArray, relevant: IntArray) -> FloatArray:
     discount = 1.0 / np.log2(np.arange(2, k + 2, dtype=np.float64))
     ideal = np.concatenate([[0.0], np.cumsum(discount)])[np.minimum(relevant, k)]
     gain: FloatArray = hits @ discount
-    return _divide(gain, ideal)
-
-
-def precision_at_k(hits: BoolArray) -> FloatArray:
-    """Return each user's ``hits / k``, whatever the length of the answer; ``[U]``."""
-    share: FloatArray = hits.mean(axis=1, dtype=np.float64)
-    return share
-
-
-def recall_at_k(hits: BoolArray, relevant: IntArray) -> FloatArray:
-    """Return each user's ``hits / |relevant|``, 0 where a user has no relevant item; ``[U]``."""
-    found: FloatArray = hits.sum(axis=1, dtype=np.float64)
-    return _divide(found, relevant.astype(np.float64))
-
-
-def hit_rate_at_k(hits: BoolArray) -> FloatArray:
-    """Return 1 for each user with at least one hit, else 0; ``[U]``."""
-    found: BoolArray = hits.any(axis=1)
-    return found.astype(np.float64)
-
-
-def catalogue_coverage(ranked: npt.ArrayLike, counts: npt.ArrayLike, k: int, catalogue: int) -> float:
-    """Return the share of the catalogue that stands among the first k places of at least one answer.
-
-    ``|∪_u answer_u| / catalogue`` ("catalogue coverage" of Ge, Delgado-Battenfeld and Jannach 2010).
-
-    Parameters
-    ----------
-    ranked, counts
-        As in :func:`find_hits`.
-    k
-        Places looked at.
-    catalogue
-        Number of items, at least 1.
-    """
-    if catalogue < 1:
-        raise ValueError(f"the catalogue must hold at least one item, got {catalogue}")
-    rows = np.asarray(ranked, dtype=np.int64)[:, :k]
-    valid = np.arange(rows.shape[1]) < np.asarray(counts, dtype=np.int64)[:, None]
-    return len(np.unique(rows[valid])) / catalogue
-
-
-def ranking_metrics(
-    ranked: npt.ArrayLike, counts: npt.ArrayLike, relevance: Relevance, k: int, catalogue: int
-) -> RankingMetrics:
-    """Compute every metric at k, averaged over the users who have relevant items.
-
-    Parameters
-    ----------
-    ranked
-        ``[U, m]`` catalogue rows, best first.
-    counts
-        ``[U]`` real places of each user.
-    relevance
-        The relevant items of the same users.
-    k
-        Places looked at.
-    catalogue
-        Number of items.
-
-    Raises
-    ------
-    ValueError
-        As :func:`find_hits`; also if no user has a relevant item.
-    """
-    hits = find_hits(ranked, counts, relevance, k)
-    relevant = relevance.counts
-    judged = relevant > 0
-    if not judged.any():
-        raise ValueError("no user has a relevant item, so there is nothing to average over")
-    return RankingMetrics(
-        k=k,
-        users=int(judged.sum()),
-        ndcg=float(ndcg_at_k(hits, relevant)[judged].mean()),
-        precision=float(precision_at_k(hits)[judged].mean()),
-        recall=float(recall_at_k(hits, relevant)[judged].mean()),
-        hit_rate=float(hit_rate_at_k(hits)[judged].mean()),
-        coverage=catalogue_coverage(ranked, counts, k, catalogue),
-    )
-
-
-def _divide(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
-    """Divide element by element; 0 where the denominator is 0."""
-    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
+    return np.divide(gain, ideal, out=np.zeros_like(gain), where=ideal > 0)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,31 +20,8 @@ EXPLAIN_MODEL = "recommend_explain"
 TIMEOUT_S = 30.0
 
 
-class Served(Protocol):
-    """What can be asked; :class:`ServedEnsemble` asks a real server."""
-
-    @property
-    def info(self) -> ServerInfo:
-        """What answers."""
-        ...
-
-    def recommend(self, user_ids: Sequence[Id], k: int) -> list[Sequence[Id]]:
-        """Return each user's answer, best first: raw item ids, at most k."""
-        ...
-
-    def retrieve(self, user_ids: Sequence[Id]) -> IntArray:
-        """Return what retrieval gave each user, best first: catalogue rows ``[n, N]``, pad I."""
-        ...
-
-
 class ServedEnsemble:
-    """A server that ``tiercel serve`` started, or any other with the same ensembles.
-
-    Parameters
-    ----------
-    url
-        ``host:port`` of gRPC.
-    """
+    """A server at ``host:port`` of gRPC that ``tiercel serve`` started, or any with the same ensembles."""
 
     def __init__(self, url: str) -> None:
         import tritonclient.grpc as triton_grpc
@@ -60,19 +36,18 @@ class ServedEnsemble:
     def __enter__(self) -> ServedEnsemble:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._triton.close()
         self._recommender.close()
 
     def recommend(self, user_ids: Sequence[Id], k: int) -> list[Sequence[Id]]:
-        """See :class:`Served`."""
+        """Return each user's answer, best first: raw item ids, at most k."""
         answers = self._recommender.recommend_many(user_ids, k=k, titles=False, timeout_s=TIMEOUT_S)
         return [answer.item_ids for answer in answers]
 
     def retrieve(self, user_ids: Sequence[Id]) -> IntArray:
-        """See :class:`Served`. One request, since the client explains one user at a time."""
+        """Return what retrieval gave each user, best first: catalogue rows ``[n, N]``, pad I."""
+        # One request, since the client explains one user at a time.
         is_text = self.info.user_id_dtype == "bytes"
         ids = np.empty((len(user_ids), 1), np.object_ if is_text else np.int64)
         ids[:, 0] = [user.encode() for user in map(str, user_ids)] if is_text else list(user_ids)

@@ -141,7 +141,7 @@ def _check_origins(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Da
                 wrong = column.part.upper()
                 problem = f"{column.name!r} is tagged {wrong}, but its column {name!r} is in {_TABLES[home]}"
                 yield Problem("features", problem, f"tag it {home.upper()}")
-            if home == "context" and name == _target(recipe):
+            if home == "context" and recipe.ranking is not None and name == recipe.ranking.task.target:
                 problem = f"{column.name!r} shows the models their target {name!r}"
                 yield Problem("features", problem, "take it out: it is not known when a request comes")
             values = tables.get(home, dataset.interactions)[name]
@@ -151,10 +151,6 @@ def _check_origins(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Da
             yield Problem(
                 "features", problem, f"tag the feature of {dataset.item_id!r} as the item id, and only that"
             )
-
-
-def _target(recipe: Recipe) -> str | None:
-    return None if recipe.ranking is None else recipe.ranking.task.target
 
 
 _TABLES = {"user": "users", "item": "items", "context": "interactions"}

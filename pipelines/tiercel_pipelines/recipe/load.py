@@ -37,10 +37,7 @@ _MISSING = re.compile(r"Missing required argument '(\w+)'")
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Load a recipe and check its settings; its graph and columns are checked with its data.
 
-    Parameters
-    ----------
-    name_or_path
-        A name of :data:`BUILT_IN`, the path of a ``.py`` file, or the dotted name of a module.
+    What is given is a name of :data:`BUILT_IN`, the path of a ``.py`` file, or the dotted name of a module.
 
     Raises
     ------

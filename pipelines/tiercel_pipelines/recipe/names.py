@@ -46,17 +46,7 @@ def names() -> Iterator[str]:
 
 
 def find_name(name: str) -> Any:
-    """Import what a name stands for.
-
-    Raises
-    ------
-    KindUnavailable
-        Its module can't be imported, or a library that it needs is missing.
-    ImportError
-        It is of an older Tiercel; the message says what to write now.
-    AttributeError
-        There is no such name.
-    """
+    """Import what a name stands for; the error of one of an older Tiercel says what to write now."""
     if name in PLAIN:
         return getattr(importlib.import_module(PLAIN[name]), name)
     for table in tables():

@@ -7,7 +7,7 @@ A recipe module holds ``RECIPE = Recipe(...)``. ``docs/recipes.md`` explains eve
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -26,7 +26,7 @@ from tiercel_serving.problems import (
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.table import FitsModel, default_sources
 
-from ..data import DatasetSpec, MovieLens100K, Parquet, Synthetic
+from ..data import DatasetSpec
 from ..families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, RankingFamily, RetrievalFamily
 from .old_names import old_name
 
@@ -147,20 +147,23 @@ class Recipe(msgspec.Struct, frozen=True):
         ]
 
 
+#: Field → what it must be, what messages call that, and what to write.
+_FIELDS: Mapping[str, tuple[Any, str, str]] = {
+    "dataset": (DatasetSpec, "a data set", "MovieLens100K(), Synthetic(…) or Parquet(…)"),
+    "serving": (ServingSettings, "ServingSettings(…)", "ServingSettings(…)"),
+    "split": (SplitSettings, "SplitSettings(…)", "SplitSettings(…)"),
+}
+
+
 def _misfits(recipe: Recipe) -> Iterator[Problem]:
-    dataset: object = recipe.dataset
     features: object = recipe.features
-    if not isinstance(dataset, MovieLens100K | Synthetic | Parquet):
-        remedy = "write dataset=MovieLens100K(), Synthetic(…) or Parquet(…)"
-        yield Problem("dataset", f"expected a data set, got {dataset!r}", remedy)
     if not callable(features):
         remedy = "give the function itself, without calling it: features=features"
         yield Problem("features", f"expected a function, got {type(features).__name__}", remedy)
-    for name, kind in (("serving", ServingSettings), ("split", SplitSettings)):
+    for name, (kind, what, write) in _FIELDS.items():
         value: object = getattr(recipe, name)
         if not isinstance(value, kind):
-            came = f"expected {kind.__name__}(…), got {value!r}"
-            yield Problem(name, came, f"write {name}={kind.__name__}(…)")
+            yield Problem(name, f"expected {what}, got {value!r}", f"write {name}={write}")
         elif isinstance(value, ServingSettings):
             yield from (problem.within(name) for problem in value.shape_problems())
 

@@ -15,9 +15,7 @@ from tiercel_serving.problems import COUNT, SHARE, Problem, Range, out_of_range
 
 from ..arrays.lists import IMPLICIT, RankingLists
 from ..arrays.pairs import Array, BoolArray, left_align
-
-#: Stands for minus infinity: its exponential is 0, and unlike infinity it never makes a NaN.
-MASKED = -1e9
+from .table import MASKED
 
 
 class ListwiseSoftmax(Settings, frozen=True, tag="listwise_softmax"):
@@ -68,19 +66,7 @@ class ListwiseSoftmax(Settings, frozen=True, tag="listwise_softmax"):
 
 
 class SampledLists:
-    """The task at work on some lists.
-
-    Parameters
-    ----------
-    settings
-        The task.
-    lists
-        The lists to learn.
-    kept
-        K.
-    n_items
-        The padding row.
-    """
+    """The task at work on some lists, of which a ranker sees the first ``kept``; ``n_items`` is padding."""
 
     def __init__(self, settings: ListwiseSoftmax, lists: RankingLists, kept: int, n_items: int) -> None:
         self._settings, self._lists, self._kept, self._pad = settings, lists, kept, n_items
@@ -99,17 +85,12 @@ class SampledLists:
         places = np.broadcast_to(np.arange(chosen.shape[1]), chosen.shape)
         # One more column of padding, for the places that a shorter row does not use.
         place = left_align(places, chosen, width, chosen.shape[1])
-        columns: tuple[tuple[Array, int], ...] = (
-            (lists.rows, pad),
-            (lists.scores, 0),
-            (lists.sources, 0),
-            (lists.weights, 0),
-        )
-        taken = (
-            np.take_along_axis(np.pad(array, ((0, 0), (0, 1)), constant_values=fill), place, axis=1)
-            for array, fill in columns
-        )
-        return RankingLists(lists.users, lists.contexts, lists.history, *taken)
+
+        def taken(array: Array, fill: int = 0) -> Array:
+            return np.take_along_axis(np.pad(array, ((0, 0), (0, 1)), constant_values=fill), place, axis=1)
+
+        candidates = map(taken, (lists.scores, lists.sources, lists.weights))
+        return RankingLists(lists.users, lists.contexts, lists.history, taken(lists.rows, pad), *candidates)
 
     def loss(self, scores: Tensor, batch: RankingLists) -> Tensor:
         """Return the listwise softmax of the first task's scores."""
@@ -120,31 +101,11 @@ class SampledLists:
 def sample_candidates(
     lists: RankingLists, kept: int, negatives: int, hard: float, n_items: int, rng: np.random.Generator
 ) -> BoolArray:
-    """Choose which candidates of each list take part in one training step.
+    """Choose which candidates of each list take part in one training step: ``[B, N]`` True for those.
 
     The best candidate always does (scores are seen relative to its), and every positive among the
-    first ``kept``. Of the negatives, ``hard`` are drawn from the first ``kept`` candidates, which are
-    the ones the ranker will have to order, the others from all N that were retrieved.
-
-    Parameters
-    ----------
-    lists
-        A batch of lists, N wide.
-    kept
-        K, how many candidates reach the ranker when it serves.
-    negatives
-        For each list.
-    hard
-        Share of the hard ones.
-    n_items
-        The padding row.
-    rng
-        Source of randomness.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``[B, N]`` True for those that take part.
+    first ``kept``. Of the ``negatives`` of each list, the share ``hard`` is drawn from the first ``kept``
+    candidates, which are the ones the ranker will have to order, the others from all N that were retrieved.
     """
     width = lists.rows.shape[1]
     real = lists.rows != n_items

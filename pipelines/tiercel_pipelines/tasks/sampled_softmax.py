@@ -14,10 +14,7 @@ from tiercel_serving.problems import COUNT, POSITIVE, SHARE, Problem, Range, out
 
 from ..arrays.lists import FloatArray
 from ..arrays.pairs import BoolArray, IntArray, Pairs
-from .table import RetrievalBatch
-
-#: Stands for minus infinity: its exponential is 0, and unlike infinity it never makes a NaN.
-MASKED = -1e9
+from .table import MASKED, RetrievalBatch
 
 
 class SampledSoftmax(Settings, frozen=True, tag="sampled_softmax"):
@@ -67,10 +64,8 @@ class SampledBatch(RetrievalBatch):
     ----------
     counts
         ``[C]`` how often each item was drawn; ``items`` are distinct and ascending.
-    positives
-        ``[B, T]`` positions into ``items``.
-    weights
-        ``[B, T]`` 1 for a real positive, else 0.
+    positives, weights
+        ``[B, T]`` positions into ``items``, and 1 for a real positive, else 0.
     hits
         ``[B, C]`` True where the item is any positive of the row's user.
     """
@@ -82,17 +77,7 @@ class SampledBatch(RetrievalBatch):
 
 
 class InBatch:
-    """The task at work on some interactions.
-
-    Parameters
-    ----------
-    settings
-        The task.
-    pairs
-        The interactions to learn.
-    n_items
-        I.
-    """
+    """The task at work on some interactions with a catalogue of ``n_items``."""
 
     def __init__(self, settings: SampledSoftmax, pairs: Pairs, n_items: int) -> None:
         self._settings, self._pairs, self._n_items = settings, pairs, n_items
@@ -143,17 +128,9 @@ class InBatch:
     def loss(self, query: Tensor, vectors: Tensor, batch: SampledBatch) -> Tensor:
         """Return the sampled softmax of a batch."""
         logits = query @ vectors.T / self._settings.temperature
-        positives = torch.from_numpy(batch.positives)
         log_q = self._log_q[torch.from_numpy(batch.items)]
-        return sampled_softmax(
-            torch.gather(logits, 1, positives),
-            log_q[positives],
-            logits,
-            log_q,
-            torch.from_numpy(batch.counts),
-            torch.from_numpy(batch.hits),
-            torch.from_numpy(batch.weights),
-        )
+        arrays = (batch.counts, batch.positives, batch.hits, batch.weights)
+        return sampled_softmax(logits, log_q, *map(torch.from_numpy, arrays))
 
 
 @dataclass(frozen=True)
@@ -162,10 +139,8 @@ class Groups:
 
     Parameters
     ----------
-    contexts
-        ``[G]`` rows of the packed user tensors.
-    users
-        ``[G]`` user rows.
+    contexts, users
+        ``[G]`` rows of the packed user tensors, and user rows.
     targets
         ``[G, T]`` positions into the pairs, -1 where a group has fewer than T.
     """
@@ -176,22 +151,10 @@ class Groups:
 
 
 def draw_groups(pairs: Pairs, size: int, context_dropout: float, rng: np.random.Generator) -> Groups:
-    """Deal all interactions at random into groups of one user and context.
+    """Deal all interactions at random into groups of one user and context, at most ``size`` (T) in each.
 
     One query then serves several positives, and the rest of the user's items is its history: an epoch
     costs a fraction of one query for each interaction.
-
-    Parameters
-    ----------
-    pairs
-        The interactions to train on.
-    size
-        T.
-    context_dropout
-        Share of the interactions whose context is hidden, so that the model also learns to answer
-        without; does nothing where a recipe has no context.
-    rng
-        Source of randomness.
     """
     hidden = rng.random(len(pairs)) < context_dropout
     contexts = np.where(hidden, pairs.users, pairs.contexts)
@@ -208,13 +171,7 @@ def draw_groups(pairs: Pairs, size: int, context_dropout: float, rng: np.random.
 
 
 def sampled_softmax(
-    positive: Tensor,
-    positive_log_q: Tensor,
-    negatives: Tensor,
-    negative_log_q: Tensor,
-    counts: Tensor,
-    masked: Tensor,
-    weights: Tensor,
+    logits: Tensor, log_q: Tensor, counts: Tensor, positives: Tensor, masked: Tensor, weights: Tensor
 ) -> Tensor:
     r"""Return the in-batch sampled softmax with logQ correction, averaged over all positives.
 
@@ -230,23 +187,20 @@ def sampled_softmax(
 
     Parameters
     ----------
-    positive
-        ``[B, T]`` logits of each user's positives.
-    positive_log_q
-        ``[B, T]`` their log probabilities.
-    negatives
-        ``[B, C]`` logits of the batch's distinct items.
-    negative_log_q
-        ``[C]`` their log probabilities.
-    counts
-        ``[C]`` how often each was drawn.
+    logits
+        ``[B, C]`` of the batch's distinct items.
+    log_q, counts
+        ``[C]`` their log probabilities, and how often each was drawn.
+    positives
+        ``[B, T]`` places in C of each user's positives.
     masked
         ``[B, C]`` boolean: accidental hits, which are positives of this user.
     weights
         ``[B, T]`` weight of each positive; 0 where the user has fewer than T.
     """
-    corrected = negatives - negative_log_q + torch.log(counts)
-    rest = torch.logsumexp(corrected.masked_fill(masked, MASKED), dim=1, keepdim=True)
-    logits = positive - positive_log_q
-    losses = torch.logaddexp(logits, rest.expand_as(logits)) - logits
+    corrected = logits - log_q
+    negatives = (corrected + torch.log(counts)).masked_fill(masked, MASKED)
+    rest = torch.logsumexp(negatives, dim=1, keepdim=True)
+    positive = torch.gather(corrected, 1, positives)
+    losses = torch.logaddexp(positive, rest.expand_as(positive)) - positive
     return (losses * weights).sum() / weights.sum().clamp(min=1e-9)

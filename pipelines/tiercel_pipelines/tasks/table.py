@@ -18,6 +18,9 @@ from tiercel_serving.problems import Problem
 from ..arrays.lists import RankingLists
 from ..arrays.pairs import IntArray, Pairs
 
+#: Stands for minus infinity in losses: its exponential is 0, and unlike infinity it never makes a NaN.
+MASKED = -1e9
+
 if TYPE_CHECKING:
     from torch import Tensor
 

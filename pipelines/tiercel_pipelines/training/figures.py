@@ -23,14 +23,8 @@ def offline_figures(
     """Return the figures of popularity, retrieval and ranking on the test part.
 
     All follow the served path: seen items masked before the best N, filter rules, the first K
-    ranked, no context. ``ranking`` is what a caller gets, with a ranker or without.
-
-    Parameters
-    ----------
-    trainer, trained
-        What was trained, on what.
-    test_users, test_items
-        ``[n]`` rows of the test interactions.
+    ranked, no context. ``ranking`` is what a caller gets, with a ranker or without. The test interactions
+    are given as rows ``[n]`` of users and items.
     """
     users = np.unique(test_users)
     if not len(users):
@@ -44,15 +38,12 @@ def offline_figures(
         tensors, candidates = retrieval.candidates(block)
         kept = ordering.keep(candidates)
         scores, rows = popular.candidates({}, retrieval.users.mask(block), settings.candidates)
-        found["popularity"].append(ordering.keep((scores, rows, np.zeros(rows.shape, np.int32)))["kept_row"])
-        found["retrieval"].append(kept["kept_row"])
-        found["ranking"].append(ordering.order(tensors, kept))
+        popular_kept = ordering.keep((scores, rows, np.zeros(rows.shape, np.int32)))["kept_row"]
+        lists = (popular_kept, kept["kept_row"], ordering.order(tensors, kept))
+        for name, rows in zip(found, lists, strict=True):
+            found[name].append(rows[:, :FIGURES_AT].copy())
     relevance = Relevance.from_pairs(np.searchsorted(users, test_users), test_items, len(users))
     return {
-        name: _metrics(np.concatenate([rows[:, :FIGURES_AT] for rows in parts]), relevance, packed.n_items)
-        for name, parts in found.items()
+        name: ranking_metrics(np.concatenate(rows), relevance, FIGURES_AT, packed.n_items).to_json()
+        for name, rows in found.items()
     }
-
-
-def _metrics(rows: IntArray, relevance: Relevance, n_items: int) -> dict[str, Any]:
-    return ranking_metrics(rows, (rows != n_items).sum(axis=1), relevance, FIGURES_AT, n_items).to_json()

@@ -35,20 +35,9 @@ def judged_users(held_out: Pairs, seed: int, most: int = JUDGED_USERS) -> IntArr
 
 @dataclass(frozen=True)
 class RetrievalJudge:
-    """Judges a retrieval model by what its source finds among all unseen items.
+    """Judges a retrieval model by what the source that it feeds finds among all unseen items.
 
-    Parameters
-    ----------
-    source
-        The source that the model feeds.
-    packed
-        The packed tensors.
-    seen
-        What the model knows.
-    held_out
-        What it shall find.
-    users
-        Whom to look at.
+    It knows ``seen`` and shall find ``held_out``; only ``users`` are looked at.
     """
 
     source: SourceKind
@@ -77,16 +66,7 @@ class RetrievalJudge:
 class RankingJudge:
     """Judges a ranker by its order of each list's first K candidates, without context.
 
-    Parameters
-    ----------
-    settings
-        K and the reorder steps.
-    packed
-        The packed tensors.
-    lists
-        What retrieval gave.
-    held_out
-        What shall stand first.
+    ``lists`` are what retrieval gave; what is ``held_out`` shall stand first.
     """
 
     settings: ServingSettings
@@ -116,4 +96,4 @@ def ndcg(rows: IntArray, users: IntArray, held_out: Pairs, n_items: int) -> floa
     place[users] = np.arange(len(users))
     judged = place[held_out.users]
     relevance = Relevance.from_pairs(judged[judged >= 0], held_out.items[judged >= 0], len(users))
-    return ranking_metrics(rows, (rows != n_items).sum(axis=1), relevance, JUDGED_AT, n_items).ndcg
+    return ranking_metrics(rows, relevance, JUDGED_AT, n_items).ndcg

@@ -23,41 +23,44 @@ import pandas as pd
 from tiercel_serving.release.manifest import encode
 from tiercel_serving.release.opened import check_file
 from tiercel_serving.release.writing import list_files
-from tiercel_serving.settings import ServingSettings
 
 from ..data.dataset import plain_frame
 from ..errors import TrainingError
 from ..families.table import FittedRanking, FittedRetrieval
 from .record import RUN_NAME, RunRecord, read_record
 
-TABLES = ("users", "items", "train", "valid", "test")
-
 _RETRIEVAL, _RANKING = "retrieval", "ranking"
+
+
+def _table(name: str) -> functools.cached_property[pd.DataFrame]:
+    """Return a property that reads a table of a run."""
+
+    def read(run: TrainedRun) -> pd.DataFrame:
+        file = run.path / f"{name}.parquet"
+        try:
+            frame = pd.read_parquet(file)
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"{file}: expected a Parquet table ({error}); train again") from error
+        index = frame.pop("__row__").to_numpy()
+        return plain_frame(frame, str(file)).set_index(pd.Index(index))
+
+    return functools.cached_property(read)
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """An opened run.
-
-    Parameters
-    ----------
-    path
-        Its directory.
-    record
-        What ``run.json`` says.
-    """
+    """An opened run: its directory, and what ``run.json`` says."""
 
     path: Path
     record: RunRecord
 
+    #: The raw tables; a row's position in ``items`` is the catalogue row. Nothing was trained on ``test``.
+    users, items = _table("users"), _table("items")
+    train, valid, test = _table("train"), _table("valid"), _table("test")
+
     @classmethod
     def open(cls, path: str | Path) -> TrainedRun:
-        """Open a run after comparing every file with its checksum.
-
-        Parameters
-        ----------
-        path
-            The run's directory.
+        """Open the run in a directory after comparing every file with its checksum.
 
         Raises
         ------
@@ -73,45 +76,15 @@ class TrainedRun:
         return cls(root, record)
 
     @property
-    def recipe_name(self) -> str:
-        """The recipe's name."""
-        return self.record.recipe.name
-
-    @property
-    def serving(self) -> ServingSettings:
-        """The recipe's limits and rules of serving."""
-        return self.record.recipe.serving
-
-    @property
-    def user_id(self) -> str:
-        """The column of the user ids."""
-        return self.record.data.user_id
-
-    @property
-    def item_id(self) -> str:
-        """The column of the item ids."""
-        return self.record.data.item_id
-
-    @property
-    def timestamp(self) -> str | None:
-        """The column of the interactions' time, or None."""
-        return self.record.data.timestamp
-
-    @property
     def metrics(self) -> dict[str, Any]:
         """Offline figures: see ``docs/training.md``."""
         return self.record.metrics
-
-    @property
-    def workflow_path(self) -> Path:
-        """The fitted NVTabular workflow."""
-        return self.path / "workflow"
 
     def load_workflow(self) -> Any:
         """Load the fitted NVTabular workflow."""
         import nvtabular
 
-        return nvtabular.Workflow.load(str(self.workflow_path))
+        return nvtabular.Workflow.load(str(self.path / "workflow"))
 
     def load_retrieval(self) -> dict[str, FittedRetrieval]:
         """Load the retrieval models by name."""
@@ -126,44 +99,10 @@ class TrainedRun:
         family = self.record.models.ranking
         return None if family is None else family.load(self.path / _RANKING, self.record.inputs)
 
-    @functools.cached_property
-    def users(self) -> pd.DataFrame:
-        """The raw user table."""
-        return self._table("users")
-
-    @functools.cached_property
-    def items(self) -> pd.DataFrame:
-        """The raw item table; a row's position is the catalogue row."""
-        return self._table("items")
-
-    @functools.cached_property
-    def train(self) -> pd.DataFrame:
-        """Interactions of the training part."""
-        return self._table("train")
-
-    @functools.cached_property
-    def valid(self) -> pd.DataFrame:
-        """Interactions of the validation part."""
-        return self._table("valid")
-
-    @functools.cached_property
-    def test(self) -> pd.DataFrame:
-        """Interactions of the test part, which nothing was trained on."""
-        return self._table("test")
-
     @property
     def interactions(self) -> pd.DataFrame:
         """Everything that serving may know: training and validation part in their original order."""
         return pd.concat([self.train, self.valid]).sort_index().reset_index(drop=True)
-
-    def _table(self, name: str) -> pd.DataFrame:
-        file = self.path / f"{name}.parquet"
-        try:
-            frame = pd.read_parquet(file)
-        except (OSError, ValueError) as error:
-            raise TrainingError(f"{file}: expected a Parquet table ({error}); train again") from error
-        index = frame.pop("__row__").to_numpy()
-        return plain_frame(frame, str(file)).set_index(pd.Index(index))
 
 
 def write_run(
@@ -173,19 +112,7 @@ def write_run(
     ranking: FittedRanking | None,
     tables: Mapping[str, pd.DataFrame],
 ) -> None:
-    """Fill a directory that already holds ``workflow/``; ``run.json`` comes last.
-
-    Parameters
-    ----------
-    directory
-        The directory.
-    record
-        What ``run.json`` shall say; the files are listed here.
-    retrieval, ranking
-        The models.
-    tables
-        A frame for each of :data:`TABLES`.
-    """
+    """Fill a directory that already holds ``workflow/``; ``run.json``, with all files, comes last."""
     for name, model in retrieval.items():
         folder = directory / _RETRIEVAL / name
         folder.mkdir(parents=True)
@@ -193,8 +120,8 @@ def write_run(
     if ranking is not None:
         (directory / _RANKING).mkdir()
         ranking.save(directory / _RANKING)
-    for name in TABLES:
+    for name, table in tables.items():
         # The row in the original table tells the order of interactions of the same moment.
-        tables[name].assign(__row__=tables[name].index).to_parquet(directory / f"{name}.parquet", index=False)
+        table.assign(__row__=table.index).to_parquet(directory / f"{name}.parquet", index=False)
     files = list_files(directory, RUN_NAME)
     (directory / RUN_NAME).write_bytes(encode(msgspec.structs.replace(record, files=files)))

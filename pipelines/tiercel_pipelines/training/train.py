@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from pathlib import Path
 
+import msgspec
+
 from tiercel_serving.release.writing import check_destination, staging_directory
 
 from ..arrays.packing import rows_of
@@ -27,25 +29,16 @@ def train_recipe(
     replace: bool = False,
     progress: Progress | None = None,
 ) -> TrainedRun:
-    """Train a recipe and write a run.
+    """Train a recipe on its loaded data set, write a run, and open it.
 
     Parameters
     ----------
-    recipe
-        The recipe.
-    dataset
-        Its loaded data set.
     run_dir
         Where the run goes. It appears there only when it is whole.
     replace
         Whether a run that is already there may be replaced.
     progress
         Called as ``progress(what, done, total)``.
-
-    Returns
-    -------
-    TrainedRun
-        The opened run.
 
     Raises
     ------
@@ -59,9 +52,7 @@ def train_recipe(
     destination = Path(run_dir)
     check_destination(destination, replace, "run", RUN_NAME)
     check_recipe(recipe, dataset)
-    split = split_dataset(
-        dataset, train=recipe.split.train, validation=recipe.split.validation, seed=recipe.split.seed
-    )
+    split = split_dataset(dataset, **msgspec.structs.asdict(recipe.split))
     if not len(split.train):
         raise TrainingError(f"recipe {recipe.name!r}: the training part is empty; give more interactions")
     with staging_directory(destination, replace=replace, what="run", mark=RUN_NAME) as directory:

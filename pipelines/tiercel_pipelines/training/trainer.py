@@ -56,17 +56,7 @@ Models = Mapping[str, FittedRetrieval]
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training.
-
-    Parameters
-    ----------
-    retrieval
-        Retrieval model by name: the ones that are served.
-    ranking
-        The ranker, or None.
-    courses
-        How each training went, as JSON.
-    """
+    """What came of a training: the models that are served, and how each training went, as JSON."""
 
     retrieval: Models
     ranking: FittedRanking | None
@@ -79,18 +69,13 @@ class Trainer:
 
     Parameters
     ----------
-    recipe
-        The recipe.
-    settings
-        How it is served.
+    recipe, settings
+        The recipe, and how it is served.
     packed, inputs
         The packed tensors, and their columns.
-    pairs
-        Training and validation interactions.
-    folds
-        ``[n]`` the fold of each; fold 0 is the validation part, -1 is in no fold.
-    progress
-        Called as ``progress(what, done, total)``.
+    pairs, folds
+        Training and validation interactions, and ``[n]`` the fold of each; fold 0 is the validation part,
+        -1 is in no fold.
     seconds
         Wall time of each part.
     """

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import cycle
 from statistics import median
 
-from ..release.opened import Release
 from ..runtime.batching import complete
 from ..runtime.chain import Chain
 from ..spec import Array, TensorSpec
@@ -20,15 +19,7 @@ WARM_UP = 50
 
 @dataclass(frozen=True)
 class BareCompute:
-    """What one user's answer costs without a server.
-
-    Parameters
-    ----------
-    total
-        Whole runs of the pipeline.
-    stages_us
-        Stage → median microseconds, in the order of the served graph.
-    """
+    """What one user's answer costs without a server: whole runs, and median µs by stage."""
 
     total: Measurement
     stages_us: Mapping[str, float]
@@ -40,17 +31,7 @@ class BareCompute:
 
 
 def measure_bare(pipeline: Chain, requests: Sequence[Mapping[str, Array]], seconds: float) -> BareCompute:
-    """Run requests of one user each, one after the other.
-
-    Parameters
-    ----------
-    pipeline
-        All stages of the served graph.
-    requests
-        What each request carries, every external input included; see :func:`full_requests`.
-    seconds
-        How long to measure.
-    """
+    """Run requests of one user each (as of :func:`full_requests`), one after the other."""
     for _, request in zip(range(WARM_UP), cycle(requests), strict=False):
         pipeline.run(request)
     totals: list[float] = []
@@ -76,25 +57,10 @@ def median_bare(rounds: Iterable[BareCompute]) -> BareCompute:
     return BareCompute(median_of(r.total for r in measured), stages)
 
 
-def open_pipeline(release: Release) -> Chain:
-    """Open the stages of the served graph in this process."""
-    return Chain.open(release)
-
-
 def full_requests(inputs: Iterable[TensorSpec], user_ids: Array) -> list[dict[str, Array]]:
     """Return one request a user, with what Triton's adapter would put for every absent optional input.
 
-    Parameters
-    ----------
-    inputs
-        External inputs of the pipeline.
-    user_ids
-        ``[n]`` raw ids.
-
-    Returns
-    -------
-    requests
-        n dictionaries of arrays with a user axis of length 1.
+    ``user_ids`` are ``[n]`` raw ids; the arrays of the n requests have a user axis of length 1.
     """
     specs = list(inputs)
     return [complete(specs, {"user_id": user_ids[i : i + 1, None]}, 1) for i in range(len(user_ids))]

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,10 @@ from ..errors import BenchError, PerfAnalyzerMissing
 from .measurement import Measurement
 
 WHEEL = "tritonclient==2.50.0"
-CUDA_WHEEL = "nvidia-cuda-runtime-cu12"
-#: Library → (Debian package, wheel on PyPI) that also has it.
-LIBRARIES: Mapping[str, tuple[str | None, str | None]] = {
-    "libb64.so.0d": ("libb64-0d", None),
-    "libcudart.so.12": (None, CUDA_WHEEL),
-}
+#: Library → the wheel on PyPI that also has it.
+LIBRARY_WHEELS = {"libcudart.so.12": "nvidia-cuda-runtime-cu12"}
+#: Library → the Debian package that also has it.
+LIBRARY_PACKAGES = {"libb64.so.0d": "libb64-0d"}
 #: perf_analyzer measures until this many windows agree.
 WINDOWS = 3
 #: Seconds a run may take beyond its measurement: connecting, warming up, reporting.
@@ -41,16 +39,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PerfAnalyzer:
-    """A perf_analyzer that starts on this machine.
+    """A perf_analyzer that starts on this machine, from ``source``: ``PATH`` or the wheel.
 
-    Parameters
-    ----------
-    path
-        The binary.
-    libraries
-        Directory put in front of the loader's path; None leaves it as it is.
-    source
-        Where it came from: ``PATH`` or the wheel.
+    ``libraries`` is put in front of the loader's path; None leaves it as it is.
     """
 
     path: Path
@@ -75,20 +66,7 @@ class PerfAnalyzer:
         ]
 
     def run(self, model: str, url: str, *, concurrency: int, seconds: float, data: Path) -> Measurement:
-        """Load one model and return what was measured.
-
-        Parameters
-        ----------
-        model
-            Name of the Triton model.
-        url
-            ``host:port`` of Triton's gRPC service.
-        concurrency
-            Requests in flight at any time.
-        seconds
-            How long to measure.
-        data
-            Input data in perf_analyzer's JSON form.
+        """Load one model and return what was measured; ``data`` is in perf_analyzer's JSON form.
 
         Raises
         ------
@@ -179,19 +157,13 @@ def find_perf_analyzer(cache: Path | None = None, *, say: Say | None = None) -> 
 
 
 def missing_libraries(binary: Path, libraries: Path) -> list[str]:
-    """Return the shared libraries that the loader does not find.
-
-    Raises
-    ------
-    PerfAnalyzerMissing
-        The C library here is older than the binary needs.
-    """
+    """Return the shared libraries that the loader does not find; see :func:`parse_ldd`."""
     done = _start(["ldd", str(binary)], libraries, timeout=GRACE_S)
     return parse_ldd(done.stdout, binary)
 
 
 def parse_ldd(text: str, binary: Path) -> list[str]:
-    """Read what ``ldd`` prints; see :func:`missing_libraries`."""
+    """Read them in what ``ldd`` prints; PerfAnalyzerMissing if the C library here is too old."""
     needed = re.findall(r"version `(GLIBC(?:XX)?_[\d.]+)' not found", text)
     if needed:
         raise PerfAnalyzerMissing(
@@ -203,23 +175,19 @@ def parse_ldd(text: str, binary: Path) -> list[str]:
 
 def _provide(library: str, folder: Path, say: Say) -> None:
     """Put a library that the loader does not find into ``folder``."""
-    if library not in LIBRARIES:
-        raise PerfAnalyzerMissing(f"perf_analyzer needs {library}, which this system lacks; install it")
-    package, wheel = LIBRARIES[library]
-    target = folder / library
-    carried = _in_pytriton(library)
-    if carried is not None:
+    if (carried := _in_pytriton(library)) is not None:
         # Not a link: the cache outlives the environment that the wheel is installed in.
-        _install(target, carried.read_bytes())
-        return
-    if wheel is not None:
+        _install(folder / library, carried.read_bytes())
+    elif (wheel := LIBRARY_WHEELS.get(library)) is not None:
         say(f"fetching {library} (wheel {wheel}) into {folder}")
-        _unpack(wheel, f"/{library}", target)
-        return
-    raise PerfAnalyzerMissing(
-        f"perf_analyzer needs {library}, which is neither on this system nor in an installed "
-        f"nvidia-pytriton wheel; run `apt-get install {package}`, or measure with `--client python`"
-    )
+        _unpack(wheel, f"/{library}", folder / library)
+    else:
+        package = LIBRARY_PACKAGES.get(library)
+        how = "install it" if package is None else f"run `apt-get install {package}`"
+        raise PerfAnalyzerMissing(
+            f"perf_analyzer needs {library}, which is neither on this system nor in an installed "
+            f"nvidia-pytriton wheel; {how}, or measure with `--client python`"
+        )
 
 
 def _in_pytriton(library: str) -> Path | None:
@@ -230,11 +198,8 @@ def _in_pytriton(library: str) -> Path | None:
         files = importlib.metadata.files("nvidia-pytriton") or []
     except importlib.metadata.PackageNotFoundError:
         return None
-    for file in files:
-        if pattern.match(file.name):
-            path = Path(str(file.locate()))
-            return path if path.is_file() else None
-    return None
+    found = (Path(str(file.locate())) for file in files if pattern.match(file.name))
+    return next((path for path in found if path.is_file()), None)
 
 
 def _check_platform() -> None:

@@ -19,16 +19,9 @@ BARE = "bare"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is set against the sum of what, p50 at concurrency 1.
+    """What is set against the sum of what (measured models, or :data:`BARE`), p50 at concurrency 1.
 
-    Parameters
-    ----------
-    measured
-        What was measured: ``fused``, ``staged``, ``hollow``.
-    against
-        What is summed: measured models, or :data:`BARE`.
-    limit
-        How many times the sum it may be; None is a comparison that only informs.
+    ``limit`` is how many times the sum it may be; None is a comparison that only informs.
     """
 
     measured: str
@@ -53,21 +46,7 @@ COMPARISONS = (
 
 @dataclass(frozen=True)
 class Ratio:
-    """A comparison and its figures, p50 in microseconds.
-
-    Parameters
-    ----------
-    comparison
-        What is compared.
-    measured_us
-        Median over rounds.
-    against_us
-        The same of each summand.
-    ratio
-        ``measured / sum of against``.
-    lowest, highest
-        The same ratio of single rounds.
-    """
+    """A comparison's figures: medians over rounds of the p50 in µs, their ratio, that of single rounds."""
 
     comparison: Comparison
     measured_us: float
@@ -99,17 +78,10 @@ class Ratio:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Everything that one run of the benchmark found.
+    """Everything that one run of the benchmark found, rounds in their order.
 
-    Parameters
-    ----------
-    facts
-        Date, command, machine, versions, release: what the figures depend on.
-    served
-        Concurrency → what was measured (``identity``, ``hollow``, ``fused``, ``staged``) → its rounds,
-        in order.
-    bare
-        Rounds of the bare compute, in order.
+    ``facts`` are what the figures depend on: date, command, machine, versions, release. ``served`` is
+    concurrency → what was measured (``identity``, ``hollow``, ``fused``, ``staged``) → its rounds.
     """
 
     facts: Mapping[str, Any]

@@ -6,7 +6,7 @@ One server holds them all, so that they share its process, its threads and the s
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,36 +63,16 @@ class TritonPythonModel:
 
 
 def write_bench_repository(release: Release, directory: Path) -> None:
-    """Write the models of :data:`MODELS` and what they need into ``directory``.
-
-    Parameters
-    ----------
-    release
-        An exported release; its files are read where they are.
-    directory
-        Created if missing; becomes the server's model repository.
-    """
+    """Write the models of :data:`MODELS` and what they need; the release's files are read where they are."""
     directory.mkdir(parents=True, exist_ok=True)
-    place = str(release.path.resolve())
-    render_repository(release, directory, "fused", release_path=place)
-    render_repository(release, directory, "staged", suffix=STAGED_SUFFIX, release_path=place)
-    for model in (MODELS["fused"], MODELS["staged"]):
-        if not (directory / model / "config.pbtxt").is_file():
-            raise BenchError(f"{directory}: expected the ensemble {model!r} among the rendered models")
+    render_repository(release, directory, "fused")
+    render_repository(release, directory, "staged", suffix=STAGED_SUFFIX)
     write_identity(directory, MODELS["fused"])
     write_hollow(directory, MODELS["staged"])
 
 
 def write_identity(directory: Path, face: str) -> None:
-    """Write the identity model with the inputs and outputs of an ensemble.
-
-    Parameters
-    ----------
-    directory
-        The model repository.
-    face
-        The ensemble whose public face it copies.
-    """
+    """Write the identity model with the inputs and outputs of the ensemble ``face``."""
     ensemble = _read_config(directory, face)
     config = model_config_pb2.ModelConfig(
         name=IDENTITY,
@@ -116,13 +96,6 @@ def write_hollow(directory: Path, staged: str) -> None:
 
     Each model takes the tensors that its stage takes in the ensemble, and gives zeros in the dtypes and
     shapes of the tensors that the ensemble has its stage give. All else in the configs is the stage's.
-
-    Parameters
-    ----------
-    directory
-        The model repository; the staged layout is in it.
-    staged
-        The ensemble that is copied.
     """
     ensemble = _read_config(directory, staged)
     ensemble.name = HOLLOW
@@ -142,13 +115,6 @@ def output_shapes(outputs: Iterable[Any], ensemble: Any) -> dict[str, list[int]]
 
     A length that depends on the request is the default k where it is of the answer. Else it is of what
     the request excludes: nothing, which is one pad.
-
-    Parameters
-    ----------
-    outputs
-        Outputs of a model's config.
-    ensemble
-        Config of the ensemble that the model is for.
     """
     k_default = int(ensemble.parameters["k_default"].string_value or 10)
     public = {tensor.name for tensor in ensemble.output}
@@ -176,44 +142,20 @@ def _write_config(directory: Path, config: Any) -> None:
     file.write_text(text_format.MessageToString(config), encoding="utf-8")
 
 
-def known_user_ids(release: Release, count: int, seed: int = 0) -> Array:
-    """Draw ids of users whom the release knows.
-
-    Parameters
-    ----------
-    release
-        An exported release.
-    count
-        How many at most; without repeats.
-    seed
-        Seed of the draw.
-
-    Returns
-    -------
-    ids
-        ``[n]`` int64, or objects that are ``bytes``.
-    """
+def known_user_ids(release: Release, count: int) -> Array:
+    """Draw at most ``count`` ids of users whom the release knows, ``[n]`` int64 or ``bytes``, none twice."""
     ids = read_keys(release.artefact("users", "users").arrays, USER_LOOKUP)
     if not len(ids):
         raise BenchError(f"{release.path}: the release knows no users, so there is nobody to ask about")
-    chosen = np.random.default_rng(seed).permutation(len(ids))[:count]
-    drawn: Array = ids[chosen]
+    drawn: Array = ids[np.random.default_rng(0).permutation(len(ids))[:count]]
     return drawn
 
 
-def write_requests(user_ids: Array, file: Path, extra: Sequence[tuple[str, Any]] = ()) -> None:
+def write_requests(user_ids: Array, file: Path) -> None:
     """Write perf_analyzer's input data: one request for each user, in turn.
 
-    Parameters
-    ----------
-    user_ids
-        ``[n]`` int64, or objects that are ``bytes`` and valid UTF-8 (JSON can carry no others).
-    file
-        Where to write.
-    extra
-        Further inputs that every request sends: name and value, such as ``("k", 10)``.
+    ``user_ids`` are ``[n]`` int64, or ``bytes`` that are valid UTF-8: JSON can carry no others.
     """
     values = [user.decode("utf-8") if isinstance(user, bytes) else int(user) for user in user_ids.tolist()]
-    common = {name: [value] for name, value in extra}
-    data = {"data": [{"user_id": [value], **common} for value in values]}
+    data = {"data": [{"user_id": [value]} for value in values]}
     file.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from ..errors import BenchError
 from ..release.opened import Release
+from ..runtime.chain import Chain
 from ..supervise import start_server
-from .bare import BareCompute, full_requests, measure_bare, open_pipeline
+from .bare import BareCompute, full_requests, measure_bare
 from .machine import describe_machine, installed_versions, triton_version
 from .measurement import Measurement
 from .report import BenchReport
@@ -65,10 +66,8 @@ def run_bench(
         An exported release with a user store.
     load
         What makes the load.
-    seconds
-        How long each single measurement takes.
-    rounds
-        How many rounds for each concurrency.
+    seconds, rounds
+        How long each single measurement takes, and how many rounds there are for each concurrency.
     concurrencies
         Requests in flight.
     triton
@@ -88,14 +87,15 @@ def run_bench(
     if rounds < 1 or seconds <= 0:
         raise BenchError(f"the benchmark needs at least one round and some seconds, got {rounds}, {seconds}")
     users = known_user_ids(release, USERS)
-    pipeline = open_pipeline(release)
+    pipeline = Chain.open(release)
     requests = full_requests(pipeline.external_inputs, users[:BARE_USERS])
     with tempfile.TemporaryDirectory(prefix="tiercel-bench-") as folder:
         data, repository = Path(folder) / "requests.json", Path(folder) / "models"
         write_requests(users, data)
         write_bench_repository(release, repository)
         with start_server(repository, triton=triton, canary=_no_canary) as server:
-            _warm_up(load, server.grpc_url, data)
+            for model in MODELS.values():  # unmeasured: pages are read, caches warm
+                load.run(model, server.grpc_url, concurrency=1, seconds=WARM_UP_S, data=data)
             facts = {
                 **_facts(release, load, command, seconds, rounds),
                 "triton": triton_version(server.grpc_url),
@@ -120,11 +120,6 @@ def run_bench(
 
 def _no_canary(url: str, timeout_s: float) -> None:
     """Stand in for the server's first inference: the warm-up asks every model."""
-
-
-def _warm_up(load: Load, url: str, data: Path) -> None:
-    for model in MODELS.values():
-        load.run(model, url, concurrency=1, seconds=WARM_UP_S, data=data)
 
 
 def _facts(release: Release, load: Load, command: str, seconds: float, rounds: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A module holds a function ``command`` with typer's annotations. Its docstring is the help text and ends
 with an example. It imports what is heavy inside functions, and does its work in a
-:class:`~.shell.shell`, which handles errors, signals and the two kinds of output::
+:func:`~.shell.shell`, which handles errors, signals and the two kinds of output::
 
     def command(release: ..., json: Json = False, debug: Debug = False) -> None:
         with shell(json=json, debug=debug) as sh:

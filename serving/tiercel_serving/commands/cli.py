@@ -19,62 +19,38 @@ BUILD, FEATURES, SERVE, MEASURE = "Build a release", "Compute its features", "Se
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of ``tiercel --help``.
-
-    Parameters
-    ----------
-    module
-        The module of the function ``command``.
-    help
-        What the command does.
-    panel
-        The heading that it stands under.
-    extra
-        The extra of ``pip install "tiercel[extra]"`` that installs what the command imports.
-    """
+    """One line of ``tiercel --help``: the module of the function ``command``, what it does, its heading."""
 
     module: str
     help: str
     panel: str
-    extra: str
+
+    @property
+    def extra(self) -> str:
+        """The extra of ``pip install "tiercel[extra]"`` that installs what the command imports."""
+        return "server" if self.module.startswith(_SERVING) else "pipelines"
 
 
 _SERVING, _PIPELINES = "tiercel_serving.commands", "tiercel_pipelines.commands"
 
 #: Every command. Those of heavier packages are found here by name, and imported only when they are called.
 COMMANDS: Mapping[str, Entry] = {
-    "demo": Entry(
-        f"{_PIPELINES}.demo", "Train, export, verify, serve; recommend for one user.", BUILD, "pipelines"
-    ),
-    "data": Entry(
-        f"{_PIPELINES}.data", "Find or download a data set, check it, show what it holds.", BUILD, "pipelines"
-    ),
-    "train": Entry(
-        f"{_PIPELINES}.train", "Train a recipe: workflow, retrieval model, ranker.", BUILD, "pipelines"
-    ),
-    "export": Entry(
-        f"{_PIPELINES}.export", "Compile a run into a release, and verify it.", BUILD, "pipelines"
-    ),
-    "verify": Entry(f"{_SERVING}.verify", "Compare each artefact with its golden vectors.", BUILD, "server"),
+    "demo": Entry(f"{_PIPELINES}.demo", "Train, export, verify, serve; recommend for one user.", BUILD),
+    "data": Entry(f"{_PIPELINES}.data", "Find or download a data set, check it, show what it holds.", BUILD),
+    "train": Entry(f"{_PIPELINES}.train", "Train a recipe: workflow, retrieval model, ranker.", BUILD),
+    "export": Entry(f"{_PIPELINES}.export", "Compile a run into a release, and verify it.", BUILD),
+    "verify": Entry(f"{_SERVING}.verify", "Compare each artefact with its golden vectors.", BUILD),
     "explain-features": Entry(
-        f"{_PIPELINES}.explain_features", "Show what the compiler made of a workflow.", FEATURES, "pipelines"
+        f"{_PIPELINES}.explain_features", "Show what the compiler made of a workflow.", FEATURES
     ),
-    "transform": Entry(
-        f"{_PIPELINES}.transform", "Compute the features of Parquet files.", FEATURES, "pipelines"
-    ),
-    "serve": Entry(f"{_SERVING}.serve", "Serve a release on Triton until Ctrl-C.", SERVE, "server"),
+    "transform": Entry(f"{_PIPELINES}.transform", "Compute the features of Parquet files.", FEATURES),
+    "serve": Entry(f"{_SERVING}.serve", "Serve a release on Triton until Ctrl-C.", SERVE),
     "recommend": Entry(
-        f"{_SERVING}.recommend", "Ask a server for recommendations, and for their reasons.", SERVE, "server"
+        f"{_SERVING}.recommend", "Ask a server for recommendations, and for their reasons.", SERVE
     ),
-    "health": Entry(
-        f"{_SERVING}.health", "Make one real inference in time: a container probe.", SERVE, "server"
-    ),
-    "evaluate": Entry(
-        f"{_PIPELINES}.evaluate", "Measure the quality of what is served.", MEASURE, "pipelines"
-    ),
-    "bench": Entry(
-        f"{_SERVING}.bench", "Measure the latency and throughput of what is served.", MEASURE, "server"
-    ),
+    "health": Entry(f"{_SERVING}.health", "Make one real inference in time: a container probe.", SERVE),
+    "evaluate": Entry(f"{_PIPELINES}.evaluate", "Measure the quality of what is served.", MEASURE),
+    "bench": Entry(f"{_SERVING}.bench", "Measure the latency and throughput of what is served.", MEASURE),
 }
 
 

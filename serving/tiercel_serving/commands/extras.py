@@ -16,15 +16,7 @@ PYTHONS = {"pipelines": _NVTABULAR, "dev": _NVTABULAR}
 
 
 def missing_library(error: ModuleNotFoundError, extra: str | None) -> str | None:
-    """Return what to install; None if the module is one that pip cannot bring, a defect.
-
-    Parameters
-    ----------
-    error
-        What importing it raised.
-    extra
-        The extra that has it.
-    """
+    """Return what to install for an import that failed; None if pip cannot bring the module, a defect."""
     if extra is None or error.name is None:
         return None
     top = error.name.partition(".")[0]

@@ -92,15 +92,7 @@ def parse_id(text: str, dtype: str, option: str) -> int | str:
 
 
 def parse_features(given: Sequence[str], columns: Sequence[RequestColumn]) -> dict[str, Any]:
-    """Return ``NAME=VALUE`` pairs as typed features.
-
-    Parameters
-    ----------
-    given
-        As typed.
-    columns
-        What the server takes.
-    """
+    """Return ``NAME=VALUE`` pairs as features, typed as the server's columns are."""
     known = {column.name: column for column in columns}
     features: dict[str, Any] = {}
     for pair in given:
@@ -189,12 +181,7 @@ def journeys_table(document: Mapping[str, Any]) -> Table:
     )
     found = {candidate["rank"]: candidate for candidate in document["explain"]["candidates"]}
     for item in document["items"]:
-        cells = [
-            str(item["rank"]),
-            escape(item["title"] or ""),
-            escape(str(item["item_id"])),
-            f"{item['score']:.4f}",
-        ]
+        cells = _item_cells(item)
         candidate = found.get(item["rank"])
         if candidate is not None:
             move = _move(candidate["position"] - item["rank"])

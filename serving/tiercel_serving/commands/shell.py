@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import IO, Annotated, Any
 
 import typer
@@ -41,7 +41,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the stack trace of an
 #: Called as ``progress(what, done, total)`` during long work; ``total`` is None where it is not known.
 Report = Callable[[str, int, int | None], None]
 
-OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 #: Errors that mean "what you typed cannot be", by name: their modules need not be imported to know them.
 REFUSED = frozenset(
@@ -68,15 +68,7 @@ class Terminated(BaseException):
 
 
 class Shell:
-    """Where a command writes; :func:`shell` makes one.
-
-    Parameters
-    ----------
-    json
-        Whether the result is one JSON object.
-    result
-        The stream of the result.
-    """
+    """Where a command writes, its result on a stream of its own; :func:`shell` makes one."""
 
     def __init__(self, json: bool, result: IO[str]) -> None:
         self.json = json
@@ -122,18 +114,11 @@ class Shell:
 
     @contextlib.contextmanager
     def work(self, title: str, *, steps: bool = False) -> Iterator[Report]:
-        """Show a progress bar while something long runs.
+        """Show a progress bar while something long runs, titled so until the callback says more.
 
-        Gives a callback ``progress(what, done, total)``; a ``total`` of None means that nobody knows.
-        Where standard error is no terminal, one line is printed as each ``what`` begins.
-
-        Parameters
-        ----------
-        title
-            What is going on until the callback says more.
-        steps
-            Whether the callback counts through the steps of one piece of work, whose names are the
-            ``what``; else each ``what`` is a piece of work with a line of its own.
+        With ``steps`` the callback counts through the steps of one piece of work, whose names are its
+        ``what``; else each ``what`` is a piece of work with a line of its own. Where standard error is no
+        terminal, one line is printed as each ``what`` begins.
         """
         if not self.err.is_terminal:
             yield self._plain_report(title)
@@ -147,7 +132,7 @@ class Shell:
         )
         with Progress(*columns, console=self.err, transient=True) as bars:
             first = bars.add_task(escape(title), total=None)
-            yield self._steps_report(bars, first) if steps else self._bar_report(bars, first)
+            yield self._bar_report(bars, first, steps)
 
     def _plain_report(self, title: str) -> Report:
         self.note(f"{title} …")
@@ -160,66 +145,39 @@ class Shell:
 
         return report
 
-    def _steps_report(self, bars: Progress, task: TaskID) -> Report:
-        def report(what: str, done: int, total: int | None) -> None:
-            bars.update(task, description=escape(what), completed=done, total=total)
-
-        return report
-
-    def _bar_report(self, bars: Progress, first: TaskID) -> Report:
-        tasks: dict[str, TaskID] = {}
+    def _bar_report(self, bars: Progress, first: TaskID, steps: bool) -> Report:
+        tasks = {"": first} if steps else {}
 
         def report(what: str, done: int, total: int | None) -> None:
-            if what not in tasks:
-                if not tasks:
-                    bars.update(first, visible=False)
-                tasks[what] = bars.add_task(escape(what), total=total)
-            bars.update(tasks[what], completed=done, total=total)
+            name = "" if steps else what
+            if not tasks:
+                bars.update(first, visible=False)
+            if name not in tasks:
+                tasks[name] = bars.add_task("", total=total)
+            bars.update(tasks[name], description=escape(what), completed=done, total=total)
 
         return report
 
 
-class shell:
-    """Run a command's work, and turn how it ends into an exit code.
-
-    Parameters
-    ----------
-    json
-        The command's ``--json``.
-    debug
-        The command's ``--debug``.
-    """
-
-    def __init__(self, *, json: bool = False, debug: bool = False) -> None:
-        self._json, self._debug = json, debug
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> Shell:
-        result = self._stack.enter_context(_result_stream())
-        self._stack.enter_context(_terminate_by_exception())
-        self._shell = Shell(self._json, result)
-        return self._shell
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._stack:
-            code = self._code(error)
-        if code is not None:
-            raise typer.Exit(code)
-
-    def _code(self, error: BaseException | None) -> int | None:
-        if isinstance(error, BrokenPipeError):
-            return FAILED  # nobody reads any more, as with `| head`
-        if isinstance(error, Exception) and not _is_typers(error):
-            return self._shell.fail(error, self._debug)
-        if isinstance(error, KeyboardInterrupt):
-            self._shell.note("Interrupted.")
-            return INTERRUPTED
-        if isinstance(error, Terminated):
-            self._shell.note("Terminated.")
-            return TERMINATED
-        return None
+@contextlib.contextmanager
+def shell(*, json: bool = False, debug: bool = False) -> Iterator[Shell]:
+    """Run a command's work with its options, and turn how it ends into an exit code."""
+    with _result_stream() as result, _terminate_by_exception():
+        sh = Shell(json, result)
+        try:
+            yield sh
+        except BrokenPipeError:  # nobody reads any more, as with `| head`
+            raise typer.Exit(FAILED) from None
+        except KeyboardInterrupt:
+            sh.note("Interrupted.")
+            raise typer.Exit(INTERRUPTED) from None
+        except Terminated:
+            sh.note("Terminated.")
+            raise typer.Exit(TERMINATED) from None
+        except Exception as error:
+            if _is_typers(error):
+                raise
+            raise typer.Exit(sh.fail(error, debug)) from None
 
 
 @contextlib.contextmanager

@@ -17,15 +17,7 @@ def heading(text: str) -> Text:
 
 
 def table(*columns: str, right: Iterable[str] = ()) -> Table:
-    """Return an empty table in the house style.
-
-    Parameters
-    ----------
-    columns
-        The headings.
-    right
-        The headings of the columns that hold numbers.
-    """
+    """Return an empty table in the house style; the columns named in ``right`` hold numbers."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     numbers = set(right)
     for name in columns:

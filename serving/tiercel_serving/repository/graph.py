@@ -60,35 +60,12 @@ TRITON_DTYPES: Mapping[str, int] = {
 }
 
 
-def render_repository(
-    release: Release,
-    directory: Path,
-    layout: str,
-    *,
-    suffix: str = "",
-    release_path: str | None = None,
-) -> list[str]:
-    """Write the Triton models of a release into a model repository.
+def render_repository(release: Release, directory: Path, layout: str, *, suffix: str = "") -> list[str]:
+    """Write the Triton models of a release into a model repository; return their names, ensembles last.
 
-    Parameters
-    ----------
-    release
-        The release; its artefacts need not be there yet.
-    directory
-        The model repository. Models of the other layout may already lie there, if ``suffix`` keeps
-        the ensembles apart: ``describe_items`` is then shared.
-    layout
-        ``fused`` or ``staged``.
-    suffix
-        Put behind the names of the ensembles.
-    release_path
-        What the models take for the release's directory: absolute, or relative to a model's own
-        directory. None means relative if the repository lies in the release, else absolute.
-
-    Returns
-    -------
-    list of str
-        Names of the models written, ensembles last.
+    The release's artefacts need not be there yet. Models of the other layout may already lie in the
+    repository, if ``suffix``, put behind the names of the ensembles, keeps these apart: ``describe_items``
+    is then shared.
     """
     specs = release.stages
     graph = {
@@ -98,7 +75,7 @@ def render_repository(
     groups = dict(graph)
     if not (directory / DESCRIBE_ITEMS).exists():
         groups[DESCRIBE_ITEMS] = (specs[DESCRIBE_ITEMS],)
-    place = _release_path(release, directory, release_path)
+    place = _release_path(release, directory)
     configs = [_stage_model(release, model, stages, place) for model, stages in groups.items()]
     for name, public in ((RECOMMEND, RECOMMEND_OUTPUTS), (EXPLAIN, _explain_outputs(graph.values()))):
         configs.append(_ensemble(release, name + suffix, graph, public))
@@ -118,10 +95,8 @@ def _write_model(directory: Path, config: Any, code: str, build_id: str) -> None
         (version / MODEL_FILE).write_text(code, encoding="utf-8")
 
 
-def _release_path(release: Release, directory: Path, given: str | None) -> str:
-    if given is not None:
-        return given
-    # A model lies one level below the repository.
+def _release_path(release: Release, directory: Path) -> str:
+    """Return where models find the release: relative to one of them if they lie in it, else absolute."""
     root, models = release.path.resolve(), directory.resolve()
     if models.is_relative_to(root):
         return os.path.relpath(root, models / "model")
@@ -163,14 +138,12 @@ def _stage_model(release: Release, name: str, stages: Sequence[StageSpec], relea
     inputs = model_inputs(stages)
     public = {tensor.name for tensor in model_inputs(tuple(release.stages.values()))}
     for tensor in inputs:
-        # Without this a length that differs between requests would keep them from running together.
-        ragged = tensor.variable
-        _add_tensor(config.input.add(), tensor, allow_ragged_batch=ragged, public=tensor.name in public)
+        # Unless ragged, a length that differs between requests would keep them from running together.
+        optional = tensor.optional or tensor.name in public
+        _add_tensor(config.input, tensor, optional=optional, allow_ragged_batch=tensor.variable)
     for tensor in model_outputs(stages):
-        _add_tensor(config.output.add(), tensor)
-    group = config.instance_group.add()
-    group.kind = model_config_pb2.ModelInstanceGroup.Kind.Value(target.instance_kind)
-    group.count = settings.instances
+        _add_tensor(config.output, tensor)
+    config.instance_group.add(kind=target.instance_kind, count=settings.instances)
     _set_batching(config, settings)
     _set_parameters(
         config,
@@ -184,21 +157,13 @@ def _stage_model(release: Release, name: str, stages: Sequence[StageSpec], relea
     return config
 
 
-def _add_tensor(
-    message: Any, tensor: TensorSpec, *, allow_ragged_batch: bool = False, public: bool = False
-) -> None:
-    """Fill in a tensor of a config.
+def _add_tensor(tensors: Any, tensor: TensorSpec, **flags: bool) -> None:
+    """Add a tensor to a config.
 
     To Triton every public input is optional: an ensemble that misses a required one answers
     "unexpected deadlock", while the first stage says by name what is missing.
     """
-    message.name = tensor.name
-    message.data_type = TRITON_DTYPES[tensor.dtype]
-    message.dims.extend(tensor.dims)
-    if (tensor.optional or public) and isinstance(message, model_config_pb2.ModelInput):
-        message.optional = True
-    if allow_ragged_batch:
-        message.allow_ragged_batch = True
+    tensors.add(name=tensor.name, data_type=TRITON_DTYPES[tensor.dtype], dims=tensor.dims, **flags)
 
 
 def _set_batching(config: Any, settings: ServingSettings) -> None:
@@ -228,8 +193,7 @@ def _add_warmup(config: Any, inputs: Sequence[TensorSpec]) -> None:
     wanted = wanted or [tensor for tensor in inputs if tensor.dtype == "int64"][-1:]
     if not wanted:
         return
-    warmup = config.model_warmup.add()
-    warmup.name, warmup.batch_size, warmup.count = "zeros", 1, 1
+    warmup = config.model_warmup.add(name="zeros", batch_size=1, count=1)
     for tensor in wanted:
         entry = warmup.inputs[tensor.name]
         entry.data_type = TRITON_DTYPES[tensor.dtype]
@@ -247,17 +211,17 @@ def _ensemble(
     outputs = {tensor.name: tensor for model in groups for tensor in model_outputs(groups[model])}
     made = {tensor for _, tensors in steps for tensor in tensors}
     for tensor in model_inputs([spec for model, _ in steps for spec in groups[model]]):
-        _add_tensor(config.input.add(), tensor, public=True)
+        _add_tensor(config.input, tensor, optional=True)
     for output in public:
         if output in made:
-            _add_tensor(config.output.add(), outputs[output])
+            _add_tensor(config.output, outputs[output])
     for model, tensors in steps:
-        step = config.ensemble_scheduling.step.add()
-        step.model_name, step.model_version = model, -1
-        for tensor in model_inputs(groups[model]):
-            step.input_map[tensor.name] = tensor.name
-        for output in tensors:
-            step.output_map[output] = output
+        config.ensemble_scheduling.step.add(
+            model_name=model,
+            model_version=-1,
+            input_map={tensor.name: tensor.name for tensor in model_inputs(groups[model])},
+            output_map={output: output for output in tensors},
+        )
     _set_parameters(config, client_parameters(release))
     return config
 

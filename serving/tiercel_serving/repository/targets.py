@@ -43,26 +43,14 @@ TARGETS: Mapping[str, Target] = {
 
 
 def find_target(name: str) -> Target:
-    """Return the target's row.
-
-    Raises
-    ------
-    InvalidSettings
-        If there is no such target.
-    """
+    """Return the target's row; InvalidSettings if there is none."""
     if name not in TARGETS:
         raise InvalidSettings(f"target: there is no target {name!r}; {choose(name, TARGETS)}")
     return TARGETS[name]
 
 
 def model_groups(layout: str, stages: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return Triton model name → its stages, in the order of the served graph.
-
-    Raises
-    ------
-    InvalidSettings
-        If there is no such layout.
-    """
+    """Return Triton model name → its stages, in the order of the graph; InvalidSettings if no such layout."""
     if layout not in LAYOUTS:
         raise InvalidSettings(f"layout: there is no layout {layout!r}; {choose(layout, LAYOUTS)}")
     if layout == FUSED:

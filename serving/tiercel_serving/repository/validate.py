@@ -23,11 +23,6 @@ Configs = Mapping[str, Any]
 def validate_repository(directory: Path) -> None:
     """Check every model of a Triton model repository.
 
-    Parameters
-    ----------
-    directory
-        The model repository.
-
     Raises
     ------
     InvalidConfig
@@ -175,7 +170,8 @@ def _tensors_flow(config: Any, configs: Configs, directory: Path) -> Iterator[st
     """Each ensemble tensor is made once, before it is used, and used by somebody."""
     made: dict[str, Any] = {tensor.name: tensor for tensor in config.input}
     makers = dict.fromkeys(made, "the request")
-    used: set[str] = set()
+    public = {tensor.name: tensor for tensor in config.output}
+    used = set(public)
     for step, model in _known_steps(config, configs):
         inputs = {tensor.name: tensor for tensor in model.input}
         outputs = {tensor.name: tensor for tensor in model.output}
@@ -193,14 +189,12 @@ def _tensors_flow(config: Any, configs: Configs, directory: Path) -> Iterator[st
                 yield f"step {step.model_name!r}: makes {tensor!r}, which {makers[tensor]} already made"
             elif name in outputs:
                 made[tensor], makers[tensor] = outputs[name], f"step {step.model_name!r}"
-                made_batch = model.max_batch_size
-                if tensor in {output.name for output in config.output}:
-                    declared = next(output for output in config.output if output.name == tensor)
-                    yield from _consistent(f"output {tensor!r}", outputs[name], declared, made_batch, config)
-    for output in config.output:
-        used.add(output.name)
-        if output.name not in made or makers[output.name] == "the request":
-            yield f"output {output.name!r}: no step makes it"
+                if tensor in public:
+                    where, batch = f"output {tensor!r}", model.max_batch_size
+                    yield from _consistent(where, outputs[name], public[tensor], batch, config)
+    for name in public:
+        if makers.get(name, "the request") == "the request":
+            yield f"output {name!r}: no step makes it"
     for tensor in sorted(set(made) - used):
         yield f"tensor {tensor!r} of {makers[tensor]} is used by nothing, which Triton refuses"
 

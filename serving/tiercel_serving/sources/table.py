@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
@@ -211,15 +211,19 @@ def default_sources(models: Mapping[str, str]) -> tuple[SourceKind, ...]:
         is alone, the first kind that needs neither model nor user. With several models, say quotas
         yourself: all but one need a number.
     """
-    kinds = [SOURCES.find(name) for name in SOURCES]
     found = []
     for model, form in models.items():
-        kind = next((kind for kind in kinds if kind.form == form), None)
+        kind = next((kind for kind in _kinds() if kind.form == form), None)
         if kind is None:
             raise KindUnavailable(f"no source takes the form {form!r} of the retrieval model {model!r}")
         found.append(_made(kind, name=model))
-    fallback = next(kind for kind in kinds if kind.form is None and not kind.personal)
+    fallback = next(kind for kind in _kinds() if kind.form is None and not kind.personal)
     return (*found, _made(fallback, quota=0 if found else None))
+
+
+def _kinds() -> Iterator[type[SourceKind]]:
+    # One by one: a row whose library is missing concerns those alone who get that far.
+    return map(SOURCES.find, SOURCES)
 
 
 def _made(kind: type[SourceKind], **fields: Any) -> SourceKind:

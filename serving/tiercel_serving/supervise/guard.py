@@ -60,16 +60,9 @@ def remove_shared_memory(prefix: str) -> list[str]:
 def remove_environments(spawned: float, folder: Path = Path("/tmp")) -> None:
     """Remove the empty directory that the Python backend makes as it starts, and a killed one leaves.
 
-    Its name is random and its place is fixed in the backend, so it is told by its age. Should it be
-    another Triton's that started at the same moment, an empty directory is missed by nobody: it is only
-    used by models that bring a packed environment.
-
-    Parameters
-    ----------
-    spawned
-        When Triton was started, seconds since the epoch.
-    folder
-        Where the backend makes it, which nothing changes.
+    Its name is random and its place is fixed in the backend, so it is told by its age: ``spawned`` is when
+    Triton was started, seconds since the epoch. Should it be another Triton's that started at the same
+    moment, an empty directory is missed by nobody: only models with a packed environment use it.
     """
     for path in folder.glob("python_env_??????"):
         with contextlib.suppress(OSError):

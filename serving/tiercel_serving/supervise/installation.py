@@ -22,19 +22,8 @@ STUB = "triton_python_backend_stub"
 class Installation:
     """Where the parts of one Triton lie.
 
-    Parameters
-    ----------
-    binary
-        The ``tritonserver`` executable.
-    backends
-        Its backend directory, with ``python/libtriton_python.so``.
-    stub
-        The stub for the running Python's minor version if it lies elsewhere (as in the wheel); None if
-        the backend directory is complete as it is (as in NVIDIA's container).
-    libraries
-        Directories for the loader.
-    caches
-        Directory of the response caches, or None.
+    ``stub`` is that of the running Python's minor version if it lies elsewhere (as in the wheel); None if the
+    backend directory is complete as it is (as in NVIDIA's container). ``libraries`` are for the loader.
     """
 
     binary: Path
@@ -126,11 +115,6 @@ def _named_binary(path: Path) -> Path:
 
 def find_libpython(config: Mapping[str, object] | None = None) -> Path:
     """Find the shared library of the running Python, which Triton's Python backend loads.
-
-    Parameters
-    ----------
-    config
-        The values of ``sysconfig.get_config_vars()``; None asks for them.
 
     Raises
     ------

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import ServerError
 from ..release.manifest import MANIFEST_NAME
 from ..release.opened import Release
-from .installation import Installation
+from .installation import BACKEND_FILES, Installation
 
 #: What nobody needs to change on a server whose repository is read-only.
 RESTRICTED = "shared-memory,model-repository,trace,logging"
@@ -20,21 +20,7 @@ RESTRICTED = "shared-memory,model-repository,trace,logging"
 
 @dataclass(frozen=True)
 class Launch:
-    """What a start of Triton depends on.
-
-    Parameters
-    ----------
-    installation
-        The Triton.
-    workdir
-        A directory of its own, which is removed when it has ended.
-    host
-        IPv4 address to listen on.
-    ports
-        ``grpc``, ``http`` and ``metrics``.
-    shm_prefix
-        What the names of its shared memory regions begin with.
-    """
+    """What a start of Triton depends on; ``workdir`` is its own, and removed when it has ended."""
 
     installation: Installation
     workdir: Path
@@ -75,7 +61,7 @@ class Launch:
             return found.backends
         directory = self.workdir / "backends" / "python"
         directory.mkdir(parents=True)
-        for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
+        for name in BACKEND_FILES:
             (directory / name).symlink_to(found.backends / "python" / name)
         (directory / found.stub.name).symlink_to(found.stub)
         return directory.parent
@@ -99,21 +85,11 @@ class Launch:
 
 
 def model_repository(source: Release | Path, layout: str | None, workdir: Path, mirror: Path) -> Path:
-    """Return the model repository that Triton shall read.
+    """Return the model repository that Triton shall read, of the layout or (None) the release's own.
 
     It is a mirror of links in a temporary directory: the stub writes ``__pycache__`` beside a ``model.py``
     and cannot be told not to (its interpreter ignores the environment), but a release is immutable.
-
-    Parameters
-    ----------
-    source
-        A release, or a plain model repository.
-    layout
-        Another layout than the release's own; None takes that.
-    workdir
-        Where a repository of another layout is written.
-    mirror
-        Where the links go; not made yet.
+    Another layout is written into ``workdir``.
 
     Raises
     ------
@@ -130,7 +106,7 @@ def model_repository(source: Release | Path, layout: str | None, workdir: Path, 
 
         repository = workdir / "models"
         repository.mkdir()
-        render_repository(source, repository, layout, release_path=str(place))
+        render_repository(source, repository, layout)
         return repository
     # Models find their release by a relative path, so its other parts are linked beside them.
     mirror.mkdir()

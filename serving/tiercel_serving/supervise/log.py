@@ -15,15 +15,7 @@ _PORT = re.compile(r"Socket '[^']*:(\d+)' already in use")
 
 
 def failure_reasons(text: str, limit: int = 4) -> list[str]:
-    """Return why a start failed, in Triton's and the models' words, the most telling first.
-
-    Parameters
-    ----------
-    text
-        Triton's log.
-    limit
-        How many reasons, at most.
-    """
+    """Return at most ``limit`` reasons why a start failed, in Triton's own words, the most telling first."""
     loads: list[str] = []
     others: list[str] = []
     for line in text.splitlines():

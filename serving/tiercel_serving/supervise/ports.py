@@ -16,14 +16,7 @@ from ..errors import PortTaken, ServerError
 
 @contextlib.contextmanager
 def held_ports(host: str, wanted: Mapping[str, int | None]) -> Iterator[dict[str, int]]:
-    """Hold one port for each name; None takes a free one.
-
-    Parameters
-    ----------
-    host
-        IPv4 address to bind.
-    wanted
-        Name of the endpoint → port or None.
+    """Hold one port of an IPv4 address for each name; None takes a free one.
 
     Raises
     ------
@@ -54,21 +47,14 @@ def _hold(stack: contextlib.ExitStack, host: str, name: str, port: int | None) -
 
 def port_taken(host: str, name: str, port: int, reason: str) -> PortTaken:
     """Return the error for a port that could not be had."""
-    option = f"--{name}-port"
     return PortTaken(
         f"{name} port {port} on {host} is not free ({reason}); stop what uses it, or choose another with "
-        f"{option} (0 takes a free one)"
+        f"--{name}-port (0 takes a free one)"
     )
 
 
 def resolve_host(host: str) -> str:
-    """Return the IPv4 address of ``host``, since Triton's endpoints bind to addresses.
-
-    Raises
-    ------
-    ServerError
-        The name has no IPv4 address.
-    """
+    """Return the IPv4 address of ``host`` (Triton binds to addresses); ServerError if it has none."""
     try:
         return str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
     except OSError as error:

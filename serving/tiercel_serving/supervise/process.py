@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -89,10 +89,7 @@ def start_server(
     with held_ports(address, ports) as held:
         server = TritonServer(installation, address, held, source, Path(log) if log else None)
         try:
-            repository = server._repository(layout)
-            if canary is None and (repository / "recommend").is_dir():
-                canary = recommend_canary
-            server._start(repository, canary, timeout_s)
+            server._start(layout, canary, timeout_s)
         except BaseException:
             server.stop(grace_s=0.0)
             raise
@@ -196,12 +193,15 @@ class TritonServer:
         """
         due = time.monotonic() + canary_interval_s
         while not self._stopped.wait(0.5):
-            # A stop by another thread looks like a failure from here.
-            with self._unless_stopped():
+            now = time.monotonic()
+            try:
                 self.check()
-                if self._canary is not None and time.monotonic() >= due:
+                if self._canary is not None and now >= due:
                     self._repeat_canary(self._canary, canary_timeout_s)
                     due = time.monotonic() + canary_interval_s
+            except ServerFailed:
+                if not self._stopping.is_set():  # a stop by another thread looks like a failure from here
+                    raise
 
     def stop(self, grace_s: float = 10.0) -> None:
         """Stop Triton and remove all it left: processes, shared memory, temporary files. May be repeated.
@@ -221,18 +221,10 @@ class TritonServer:
                 self._stopped.set()
                 self._clean()
 
-    @contextlib.contextmanager
-    def _unless_stopped(self) -> Iterator[None]:
-        try:
-            yield
-        except ServerFailed:
-            if not self._stopping.is_set():
-                raise
-
-    def _repository(self, layout: str | None) -> Path:
-        return model_repository(self._source, layout, self._workdir, self._mirror)
-
-    def _start(self, repository: Path, canary: Canary | None, timeout_s: float) -> None:
+    def _start(self, layout: str | None, canary: Canary | None, timeout_s: float) -> None:
+        repository = model_repository(self._source, layout, self._workdir, self._mirror)
+        if canary is None and (repository / "recommend").is_dir():
+            canary = recommend_canary
         environment = self._launch.environment(find_libpython())
         command = self._launch.command(repository)
         begun = time.monotonic()
@@ -282,17 +274,19 @@ class TritonServer:
             connection.close()
 
     def _repeat_canary(self, canary: Canary, timeout_s: float, attempts: int = 2) -> None:
-        error: Exception | None = None
+        failed: Exception | None = None
         for _ in range(attempts):
-            error = _try(canary, self.grpc_url, timeout_s)
-            if error is None:
+            try:
+                canary(self.grpc_url, timeout_s)
                 return
+            except Exception as error:
+                failed = error
             self.check()
             time.sleep(0.1)
         raise self._failure(
             f"Triton at {self.grpc_url} says that it is ready, but a real inference failed "
-            f"{attempts} times: {error}"
-        ) from error
+            f"{attempts} times: {failed}"
+        ) from failed
 
     def _end_process(self, grace_s: float) -> None:
         process = self._process
@@ -344,27 +338,11 @@ class TritonServer:
 
 
 def recommend_canary(url: str, timeout_s: float) -> None:
-    """Make one real inference with the ``recommend`` ensemble, as ``tiercel health`` does.
-
-    Parameters
-    ----------
-    url
-        ``host:port`` of gRPC.
-    timeout_s
-        Its deadline.
-    """
+    """Make one real inference with the ``recommend`` ensemble, as ``tiercel health`` does."""
     from tiercel_client import Recommender
 
     with Recommender(url) as recommender:
         recommender.health(timeout_s=timeout_s)
-
-
-def _try(canary: Canary, url: str, timeout_s: float) -> Exception | None:
-    try:
-        canary(url, timeout_s)
-    except Exception as error:
-        return error
-    return None
 
 
 def _as_source(source: str | Path | Release) -> Release | Path:
