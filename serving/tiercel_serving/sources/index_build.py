@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InvalidSettings
 from ..ranked import Mask, Rows, make_mask
 from ..spec import Array
-from .search import WORTH, ExactSearch, IndexSearch, Profile, Rung, Search, Space
+from .search import LAST, MARGIN, SLACK, WORTH, ExactSearch, IndexSearch, Profile, Rung, Search, Space
 
 #: Knobs that trade time for recall, tried in this order on whatever the factory string builds.
 KNOBS = ("nprobe", "efSearch")
@@ -245,7 +245,10 @@ def _measure(
     for depth in depths:
         reached = 1.0
         for some, scores in list(zip(picked, best, strict=True))[: None if rungs else 1]:
-            value, own = _climb(index, knob, value, vectors, some, scores[:, depth - 1], depth, target)
+            # As served: the first rung gets more than N, the others what lies before the last of their depth.
+            fetched = depth if rungs else min(depth + MARGIN + SLACK, len(vectors))
+            sure = max(int(depth * (1 - LAST)), 1) if rungs else depth
+            value, own = _climb(index, knob, value, vectors, some, scores[:, :sure], fetched, target)
             reached = min(reached, own)
         cost = _cost(index, space, picked[0], depth)
         if rungs and (reached < target or cost >= WORTH):
@@ -286,31 +289,32 @@ def _climb(
     value: int,
     vectors: Array,
     queries: Array,
-    cut: Array,
-    depth: int,
+    best: Array,
+    fetched: int,
     min_recall: float,
 ) -> tuple[int, float]:
-    """Raise the knob by half until the recall is reached, or the knob is at its end."""
+    """Raise the knob by half until enough of the best are among those fetched, or the knob is at its end."""
     limit = 1 if knob is None else _limit(index, knob)
     while True:
         if knob is not None:
             _set(index, knob, min(value, limit))
-        _, found = index.search(queries, depth)
-        reached = _share(vectors, queries, found, cut)
+        _, found = index.search(queries, fetched)
+        reached = _share(vectors, queries, found, best)
         if reached >= min_recall or value >= limit:
             return min(value, limit), reached
         value = max(value + 1, value * 3 // 2)
 
 
-def _share(vectors: Array, queries: Array, found: Rows, cut: Array) -> float:
-    """Return the share of found items whose exact score reaches the n-th best one.
+def _share(vectors: Array, queries: Array, found: Rows, best: Array) -> float:
+    """Return the share of the best ``[Q, n]`` scores that items found reach.
 
     Which of several equal items stands at the cut-off is nobody's loss.
     """
-    shares = []
-    for query, rows, last in zip(queries, found, cut, strict=True):
+    shares, count = [], best.shape[1]
+    for query, rows, last in zip(queries, found, best[:, -1], strict=True):
         scores = vectors[np.maximum(rows, 0)] @ query
-        shares.append(np.mean((rows >= 0) & (scores >= last - 1e-6 - 1e-5 * abs(last))))
+        reached = np.count_nonzero((rows >= 0) & (scores >= last - 1e-6 - 1e-5 * abs(last)))
+        shares.append(min(reached / count, 1.0))
     return float(np.mean(shares))
 
 

@@ -41,6 +41,9 @@ HEAVY = 5
 #: Users whose scores of all items are computed by one matrix product.
 SCAN_USERS = 8
 
+#: This share of a rung's depth, its end, is not relied on: near a cut-off rounded scores go astray.
+LAST = 0.125
+
 #: An index is asked where that took less than this share of a scan when it was measured: elsewhere it may
 #: take longer. And what may be spent, in scans, on a second search where the first was not deep enough.
 WORTH, AGAIN = 0.7, 0.3
@@ -51,7 +54,7 @@ _ENDLESS = np.int64(1) << 62
 
 
 class Rung(msgspec.Struct, frozen=True):
-    """How an approximate index finds the best ``depth`` items with the recall that was asked for.
+    """How an approximate index finds the best ``depth`` items, all but the last, with the recall asked for.
 
     Parameters
     ----------
@@ -346,7 +349,7 @@ class IndexSearch:
         """Return one user's best from deeper in the index; None if a scan is cheaper, or surer."""
         certain, spent = count + MARGIN + masked, 0.0
         for rung, among in zip(self._ladder[1:], hidden[1:].tolist(), strict=True):
-            if rung.depth < min(certain, count + MARGIN + among):
+            if rung.depth * (1 - LAST) < min(certain, count + MARGIN + among):
                 continue
             if spent + rung.cost >= (AGAIN if spent else WORTH):
                 return None
