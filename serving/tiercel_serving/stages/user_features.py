@@ -24,13 +24,6 @@ class UserFeatures:
     A batch that sends no feature gathers what export made of the store's users; a batch that does runs
     the compiled feature program on all of its rows. Both give the same bits, since the program treats
     each row by itself.
-
-    Parameters
-    ----------
-    name
-        The stage's name.
-    release
-        The release.
     """
 
     def __init__(self, name: str, release: Release) -> None:
@@ -163,15 +156,7 @@ class UserFeatures:
 
 
 def _last(rows: Rows, real: npt.NDArray[np.bool_], length: int, pad: int) -> Rows:
-    """Return the last ``length`` real rows of each user, in order, left aligned.
-
-    Parameters
-    ----------
-    rows, real
-        ``[B, W]``.
-    length, pad
-        Width of the result, and what fills its end.
-    """
+    """Return the last ``length`` rows of ``[B, W]`` that are real, in order, left aligned and padded."""
     after = np.cumsum(real[:, ::-1], axis=1)[:, ::-1]
     kept = real & (after <= length)
     users, places = kept.nonzero()
