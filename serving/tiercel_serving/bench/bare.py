@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from statistics import median
 
-from ..runtime.batching import complete
+from ..runtime.batching import absent
 from ..runtime.chain import Chain
 from ..spec import Array, TensorSpec
 from .measurement import Measurement, median_of
@@ -63,4 +63,4 @@ def full_requests(inputs: Iterable[TensorSpec], user_ids: Array) -> list[dict[st
     ``user_ids`` are ``[n]`` raw ids; the arrays of the n requests have a user axis of length 1.
     """
     specs = list(inputs)
-    return [complete(specs, {"user_id": user_ids[i : i + 1, None]}, 1) for i in range(len(user_ids))]
+    return [{**absent(specs, 1), "user_id": user_ids[i : i + 1, None]} for i in range(len(user_ids))]
