@@ -50,11 +50,10 @@ def measure_bare(pipeline: Chain, requests: Sequence[Mapping[str, Array]], secon
     return BareCompute(total, {stage: median(spent) for stage, spent in stages.items()})
 
 
-def median_bare(rounds: Iterable[BareCompute]) -> BareCompute:
+def median_bare(rounds: Sequence[BareCompute]) -> BareCompute:
     """Return the median of each figure over rounds."""
-    measured = list(rounds)
-    stages = {name: median(r.stages_us[name] for r in measured) for name in measured[0].stages_us}
-    return BareCompute(median_of(r.total for r in measured), stages)
+    stages = {name: median(r.stages_us[name] for r in rounds) for name in rounds[0].stages_us}
+    return BareCompute(median_of([r.total for r in rounds]), stages)
 
 
 def full_requests(inputs: Iterable[TensorSpec], user_ids: Array) -> list[dict[str, Array]]:
