@@ -8,7 +8,7 @@ from time import perf_counter_ns
 
 from ..errors import RequestError, StageFailed
 from ..release.opened import Release, open_release
-from ..spec import Array, Arrays, Checks, Stage, TensorSpec, Widths
+from ..spec import Array, Arrays, Checks, Stage, TensorSpec, Widths, model_inputs
 from ..stages.specs import DESCRIBE_ITEMS
 from ..stages.table import build_stage
 from .batching import absent, complete, count_rows
@@ -23,19 +23,12 @@ class Chain:
         Each takes what the caller gives or what an earlier one made.
     external_inputs : tuple of TensorSpec
         What the caller gives: inputs that no earlier stage makes.
-    outputs : tuple of TensorSpec
-        Everything that some stage makes.
     """
 
     def __init__(self, stages: Iterable[Stage]) -> None:
         self.stages: tuple[Stage, ...] = tuple(stages)
-        made: dict[str, TensorSpec] = {}
-        needed: dict[str, TensorSpec] = {}
-        for stage in self.stages:
-            needed.update((t.name, t) for t in stage.spec.inputs if t.name not in made)
-            made.update((t.name, t) for t in stage.spec.outputs)
-        self.external_inputs: tuple[TensorSpec, ...] = tuple(needed.values())
-        self.outputs: tuple[TensorSpec, ...] = tuple(made.values())
+        self.external_inputs: tuple[TensorSpec, ...] = model_inputs(stage.spec for stage in self.stages)
+        needed = {tensor.name for tensor in self.external_inputs}
         # Each stage that looks at what the caller sent, and at which of it.
         self._checked = [
             (stage, [tensor.name for tensor in stage.spec.inputs if tensor.name in needed])
