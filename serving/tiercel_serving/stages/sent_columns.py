@@ -74,8 +74,8 @@ def _merge_scalars(sent: Column, stored: Column, where: npt.NDArray[np.bool_]) -
 
 def _merge_lists(sent: Column, stored: Column, where: npt.NDArray[np.bool_]) -> Column:
     """Return the sent list where there is one, else the stored."""
-    if sent.offsets is None or stored.offsets is None:
-        raise TypeError("expected two list columns")
+    assert sent.offsets is not None
+    assert stored.offsets is not None
     behind = len(stored.values)
     starts = np.where(where, sent.offsets[:-1] + behind, stored.offsets[:-1])
     lengths = np.where(where, np.diff(sent.offsets), np.diff(stored.offsets))
