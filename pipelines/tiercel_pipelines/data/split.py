@@ -56,17 +56,7 @@ def stratified_split(
 
 
 def split_dataset(dataset: Dataset, *, train: float = 0.75, validation: float = 0.1, seed: int = 42) -> Split:
-    """Split a data set's interactions into training, validation and test parts.
-
-    Parameters
-    ----------
-    train
-        Share of each user's interactions that is not the test part.
-    validation
-        Share of that which is taken for validation; 0 gives an empty part.
-    seed
-        Same seed, same split.
-    """
+    """Split a data set's interactions as :class:`~tiercel_pipelines.recipe.recipe.SplitSettings` says."""
     fit, test = stratified_split(dataset.interactions, dataset.user_id, train, seed)
     if not validation:
         return Split(fit, fit.iloc[:0], test)

@@ -72,15 +72,7 @@ class Course:
 
 @dataclass(frozen=True)
 class RetrievalData:
-    """What a retrieval family learns from.
-
-    Parameters
-    ----------
-    packed, inputs
-        The packed tensors, and their columns.
-    pairs
-        The interactions to learn.
-    """
+    """What a retrieval family learns from: packed tensors, the interactions, and the tensors' columns."""
 
     packed: Packed
     pairs: Pairs
