@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import importlib.util
 import os
 import sys
@@ -142,6 +143,17 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------------- releases
+
+
+@pytest.fixture(scope="session")
+def onnx_operators_once() -> Iterator[None]:
+    """torch reads its thousand ONNX operators anew for each model, which takes a second; here once."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        once = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+        patch.setattr(ONNXRegistry, "from_torchlib", once)
+        yield
 
 
 @pytest.fixture(scope="session")

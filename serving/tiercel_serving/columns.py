@@ -59,17 +59,7 @@ class Column:
 
 
 def null_column(dtype: str, is_list: bool, n: int) -> Column:
-    """Return a column of ``n`` nulls.
-
-    Parameters
-    ----------
-    dtype
-        A key of :data:`tiercel_serving.spec.DTYPES`.
-    is_list
-        Whether its rows are lists.
-    n
-        How many rows.
-    """
+    """Return a column of ``n`` nulls; ``dtype`` is a key of :data:`tiercel_serving.spec.DTYPES`."""
     kind = DTYPES[dtype]
     if is_list:
         return Column(_filler(kind, 0), None, np.zeros(n + 1, np.int64), np.zeros(n, np.bool_))
@@ -116,17 +106,7 @@ def _filler(kind: np.dtype[Any], n: int) -> Array:
 
 
 def flat_ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the indexes of several ranges, end to end.
-
-    Parameters
-    ----------
-    starts, lengths
-        ``[n]`` int64.
-
-    Returns
-    -------
-    ``[sum(lengths)]`` int64: ``starts[0], starts[0] + 1, …, starts[1], …``.
-    """
+    """Return the indexes of ``[n]`` ranges, end to end: ``starts[0], starts[0] + 1, …, starts[1], …``."""
     if len(starts) == 1:
         start = int(starts[0])
         return np.arange(start, start + int(lengths[0]))

@@ -51,15 +51,7 @@ class UnknownId(RequestError):
 
 
 class StageFailed(TiercelError):
-    """A stage broke on input that it had accepted: a bug, or a damaged machine.
-
-    Parameters
-    ----------
-    stage
-        The stage's name.
-    cause
-        What it raised.
-    """
+    """A stage broke on input that it had accepted: a bug, or a damaged machine."""
 
     def __init__(self, stage: str, cause: Exception) -> None:
         super().__init__(f"stage {stage}: {type(cause).__name__}: {cause}; see the server's log")

@@ -62,30 +62,14 @@ def mistyped(settings: msgspec.Struct) -> Iterator[Problem]:
 
 @dataclass(frozen=True)
 class Kind:
-    """One row of a table.
-
-    Parameters
-    ----------
-    path
-        ``module:class``.
-    extra
-        The extra of the distribution that installs what the kind needs beyond its package.
-    """
+    """One row of a table: ``module:class``, and the extra that installs what it needs beyond its package."""
 
     path: str
     extra: str | None = None
 
 
 class Kinds(Generic[T]):
-    """A literal table of kinds.
-
-    Parameters
-    ----------
-    what
-        What one of them is called in messages.
-    rows
-        Name → row. The name is the tag of the class.
-    """
+    """A literal table of kinds: what one is called in messages, and name (the tag of its class) → row."""
 
     def __init__(self, what: str, rows: Mapping[str, Kind]) -> None:
         self.what = what
@@ -139,22 +123,19 @@ class Kinds(Generic[T]):
             ) from error
 
     def name_of(self, settings: object) -> str:
-        """Return the name of the row that a settings object belongs to; its class need not be imported.
-
-        Raises
-        ------
-        KindUnavailable
-            Its class is in no row.
-        """
-        kind = settings if isinstance(settings, type) else type(settings)
-        path = f"{kind.__module__}:{kind.__qualname__}"
-        for name, row in self.rows.items():
-            if row.path == path:
-                return name
+        """Return the name of the row of a settings object's class; KindUnavailable if that is in none."""
+        if (name := self.row_of(settings)) is not None:
+            return name
+        kind = type(settings)
         raise KindUnavailable(
             f"{kind.__qualname__} of {kind.__module__} is in no row of the table of {self.what}s; "
             f"{choose(kind.__qualname__, self.rows)}"
         )
+
+    def row_of(self, settings: object) -> str | None:
+        """Return the row of a value's class, which need not be imported, or None."""
+        path = f"{type(settings).__module__}:{type(settings).__qualname__}"
+        return next((name for name, row in self.rows.items() if row.path == path), None)
 
     def class_names(self) -> dict[str, str]:
         """Return what people write → the name of its row."""
@@ -162,21 +143,13 @@ class Kinds(Generic[T]):
 
     def misfit(self, value: object, field: str) -> list[Problem]:
         """Return the problem of a value of a field that is none of these kinds; none if it is one."""
-        path = f"{type(value).__module__}:{type(value).__qualname__}"
-        if any(row.path == path for row in self.rows.values()):
+        if self.row_of(value) is not None:
             return []
         known = " or ".join(f"{name}(…)" for name in self.class_names())
         return [Problem(field, f"expected a {self.what}, got {value!r}", f"write {known}")]
 
     def read(self, data: Any, hook: Callable[[Any, Any], Any] | None = None) -> T:
-        """Make a kind's settings from plain data, whose ``kind`` says which.
-
-        Parameters
-        ----------
-        data
-            A mapping.
-        hook
-            Makes the fields that are kinds themselves, as msgspec's ``dec_hook`` does.
+        """Make settings from a mapping, whose ``kind`` says of which; ``hook`` is msgspec's ``dec_hook``.
 
         Raises
         ------

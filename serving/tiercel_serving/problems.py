@@ -14,14 +14,8 @@ import numpy as np
 class Problem:
     """One thing that is wrong with settings.
 
-    Parameters
-    ----------
-    field
-        Where, in the words of whoever wrote it: ``rules[0].column``.
-    problem
-        What is wrong, with what was expected and what came.
-    remedy
-        What to do about it.
+    ``field`` says where, in the words of whoever wrote it (``rules[0].column``), ``problem`` what was
+    expected and what came, and ``remedy`` what to do about it.
     """
 
     field: str

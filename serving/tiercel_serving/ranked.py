@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,15 +76,7 @@ def read_keys(keys: Rows) -> tuple[Scores, Rows]:
 
 
 def pick(array: npt.NDArray[Any], places: Rows) -> npt.NDArray[Any]:
-    """Return ``array[b, places[b, m]]`` for all b and m.
-
-    Parameters
-    ----------
-    array
-        ``[B, N]``.
-    places
-        ``[B, M]``.
-    """
+    """Return ``array[b, places[b, m]]`` for all b and m of an array ``[B, N]`` and places ``[B, M]``."""
     if len(places) == 1:
         picked: npt.NDArray[Any] = array[0].take(places[0])
         return picked[None]
@@ -92,14 +85,7 @@ def pick(array: npt.NDArray[Any], places: Rows) -> npt.NDArray[Any]:
 
 
 def first_allowed(allowed: npt.NDArray[np.bool_], count: int) -> tuple[Rows, npt.NDArray[np.bool_] | None]:
-    """Return the places of the first ``count`` True of each row.
-
-    Parameters
-    ----------
-    allowed
-        ``[B, M]``.
-    count
-        How many at most.
+    """Return the places of the first ``count`` True, at most, of each row of ``[B, M]``.
 
     Returns
     -------
@@ -125,37 +111,8 @@ def first_allowed(allowed: npt.NDArray[np.bool_], count: int) -> tuple[Rows, npt
     return out, real
 
 
-class Mask(Protocol):
-    """Which items each user of a batch must not get. The pad row is always among them."""
-
-    @property
-    def users(self) -> int:
-        """B."""
-        ...
-
-    def add(self, rows: Rows) -> None:
-        """Mask ``[B, M]`` more rows."""
-        ...
-
-    def allows(self, rows: Rows, users: Rows | None = None) -> npt.NDArray[np.bool_]:
-        """Return for ``[B, M]`` rows whether their user may get them; ``users`` are those of the rows."""
-        ...
-
-    def rows_of(self, user: int) -> Rows:
-        """Return the rows that one user must not get, ascending, without the pad row."""
-        ...
-
-    def counts(self) -> Rows:
-        """Return ``[B]`` how many rows each user must not get, without the pad row."""
-        ...
-
-    def table(self) -> npt.NDArray[np.bool_]:
-        """Return ``[B, I + 1]``: True where a user must not get an item."""
-        ...
-
-
-def make_mask(users: int, items: int, flat: Rows, counts: Rows) -> Mask:
-    """Return a mask of ``users`` users over ``items`` items.
+class Mask(ABC):
+    """Which items each user of a batch must not get. The pad row is always among them.
 
     Parameters
     ----------
@@ -164,92 +121,113 @@ def make_mask(users: int, items: int, flat: Rows, counts: Rows) -> Mask:
     flat, counts
         Item rows of all users end to end, and ``[B]`` how many belong to each.
     """
+
+    def __init__(self, users: int, items: int, flat: Rows, counts: Rows) -> None:
+        self.users = users
+        self._shape = (users, items + 1)
+        self._base = (np.arange(users) * (items + 1))[:, None]
+        first = self._base[:, 0]
+        self._start(first + items, flat + np.repeat(first, counts) if users > 1 else flat)
+
+    def add(self, rows: Rows) -> None:
+        """Mask ``[B, M]`` more rows."""
+        self._mask(rows + self._base)
+
+    def allows(self, rows: Rows, users: Rows | None = None) -> npt.NDArray[np.bool_]:
+        """Return for ``[B, M]`` rows whether their user may get them; ``users`` are those of the rows."""
+        return self._allows(rows + (self._base if users is None else self._base[users]))
+
+    @abstractmethod
+    def rows_of(self, user: int) -> Rows:
+        """Return the rows that one user must not get, ascending, without the pad row."""
+
+    @abstractmethod
+    def counts(self) -> Rows:
+        """Return ``[B]`` how many rows each user must not get, without the pad row."""
+
+    @abstractmethod
+    def table(self) -> npt.NDArray[np.bool_]:
+        """Return ``[B, I + 1]``: True where a user must not get an item."""
+
+    # Below, a user's item is one number: its place in that table, read row by row.
+    @abstractmethod
+    def _start(self, pads: Rows, seen: Rows) -> None: ...
+
+    @abstractmethod
+    def _mask(self, cells: Rows) -> None: ...
+
+    @abstractmethod
+    def _allows(self, cells: Rows) -> npt.NDArray[np.bool_]: ...
+
+
+def make_mask(users: int, items: int, flat: Rows, counts: Rows) -> Mask:
+    """Return a :class:`Mask` of the kind that is the faster for so many users and items."""
     kind = BitmapMask if users * (items + 1) <= BITMAP_CELLS else KeyMask
     return kind(users, items, flat, counts)
 
 
-class BitmapMask:
+class BitmapMask(Mask):
     """A mask that is a table of users × items: for small ones."""
 
-    def __init__(self, users: int, items: int, flat: Rows, counts: Rows) -> None:
-        self.users = users
-        self._cells = np.zeros(users * (items + 1), np.bool_)
-        self._base = (np.arange(users) * (items + 1))[:, None]
-        self._cells[self._base + items] = True
-        self._cells[flat + (np.repeat(self._base[:, 0], counts) if users > 1 else 0)] = True
-        self._shape = (users, items + 1)
+    def _start(self, pads: Rows, seen: Rows) -> None:
+        self._cells = np.zeros(self._shape, np.bool_).reshape(-1)
+        self._mask(pads)
+        self._mask(seen)
+
+    def _mask(self, cells: Rows) -> None:
+        self._cells[cells] = True
+
+    def _allows(self, cells: Rows) -> npt.NDArray[np.bool_]:
+        masked: npt.NDArray[np.bool_] = self._cells[cells]
+        return ~masked
 
     def rows_of(self, user: int) -> Rows:
-        """Return the rows that one user must not get, ascending, without the pad row."""
-        rows: Rows = np.flatnonzero(self._cells.reshape(self._shape)[user])[:-1]
+        """Find the masked cells of a row of the table."""
+        rows: Rows = np.flatnonzero(self.table()[user])[:-1]
         return rows
 
     def counts(self) -> Rows:
-        """Return ``[B]`` how many rows each user must not get, without the pad row."""
-        counts: Rows = np.count_nonzero(self._cells.reshape(self._shape), axis=1) - 1
+        """Count the masked cells of each row of the table."""
+        counts: Rows = np.count_nonzero(self.table(), axis=1) - 1
         return counts
 
-    def add(self, rows: Rows) -> None:
-        """Mask ``[B, M]`` more rows."""
-        self._cells[rows + self._base] = True
-
-    def allows(self, rows: Rows, users: Rows | None = None) -> npt.NDArray[np.bool_]:
-        """Return for ``[B, M]`` rows whether their user may get them; ``users`` are those of the rows."""
-        base = self._base if users is None else self._base[users]
-        masked: npt.NDArray[np.bool_] = self._cells[rows + base]
-        return ~masked
-
     def table(self) -> npt.NDArray[np.bool_]:
-        """Return ``[B, I + 1]``: True where a user must not get an item."""
+        """Return the table itself."""
         return self._cells.reshape(self._shape)
 
 
-class KeyMask:
+class KeyMask(Mask):
     """A mask that is a sorted list of (user, item): for large catalogues."""
 
-    def __init__(self, users: int, items: int, flat: Rows, counts: Rows) -> None:
-        self._items = items
-        self._base = (np.arange(users) * (items + 1))[:, None]
-        self.users = users
-        ends = self._base[:, 0] + items
-        self._keys = np.concatenate([flat + np.repeat(self._base[:, 0], counts), ends])
-        self._sort()
+    def _start(self, pads: Rows, seen: Rows) -> None:
+        self._keys, self._pads = seen, pads
+        self._mask(pads)
 
-    def _sort(self) -> None:
+    def _mask(self, cells: Rows) -> None:
         # The seen rows arrive sorted: a stable sort merges such runs.
-        self._keys.sort(kind="stable")
-        if len(self._keys) > 1:
-            self._keys = self._keys[np.append(True, self._keys[1:] != self._keys[:-1])]
+        keys = np.concatenate([self._keys, cells.reshape(-1)])
+        keys.sort(kind="stable")
+        self._keys = keys[np.append(True, keys[1:] != keys[:-1])]
 
-    def _ends(self) -> Rows:
-        ends: Rows = np.searchsorted(self._keys, self._base[:, 0] + self._items, side="right")
-        return ends
+    def _allows(self, cells: Rows) -> npt.NDArray[np.bool_]:
+        # The last key is the last user's pad row and no key lies beyond it.
+        allowed: npt.NDArray[np.bool_] = self._keys[np.searchsorted(self._keys, cells)] != cells
+        return allowed
 
     def rows_of(self, user: int) -> Rows:
-        """Return the rows that one user must not get, ascending, without the pad row."""
-        base = int(self._base[user, 0])
-        begin, end = np.searchsorted(self._keys, [base, base + self._items]).tolist()
+        """Cut a user's run out of the list."""
+        base, pad = int(self._base[user, 0]), self._pads[user]
+        begin, end = np.searchsorted(self._keys, [base, pad]).tolist()
         rows: Rows = self._keys[begin:end] - base
         return rows
 
     def counts(self) -> Rows:
-        """Return ``[B]`` how many rows each user must not get, without the pad row."""
-        return np.diff(self._ends(), prepend=0) - 1
-
-    def add(self, rows: Rows) -> None:
-        """Mask ``[B, M]`` more rows."""
-        self._keys = np.concatenate([self._keys, (rows + self._base).reshape(-1)])
-        self._sort()
-
-    def allows(self, rows: Rows, users: Rows | None = None) -> npt.NDArray[np.bool_]:
-        """Return for ``[B, M]`` rows whether their user may get them; ``users`` are those of the rows."""
-        keys = rows + (self._base if users is None else self._base[users])
-        # The last key is the last user's pad row and no key lies beyond it.
-        allowed: npt.NDArray[np.bool_] = self._keys[np.searchsorted(self._keys, keys)] != keys
-        return allowed
+        """Measure the users' runs of the list."""
+        counts: Rows = np.diff(np.searchsorted(self._keys, self._pads, side="right"), prepend=0) - 1
+        return counts
 
     def table(self) -> npt.NDArray[np.bool_]:
-        """Return ``[B, I + 1]``: True where a user must not get an item."""
-        cells = np.zeros((self.users, self._items + 1), np.bool_)
+        """Return a table that is made of the list."""
+        cells = np.zeros(self._shape, np.bool_)
         cells.reshape(-1)[self._keys] = True
         return cells

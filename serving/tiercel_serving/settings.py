@@ -133,9 +133,8 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def raw_columns(self) -> tuple[str, ...]:
         """Return the raw item columns that sources, rules, steps and titles read, each once."""
-        names = [name for source in self.sources for name in source.columns()]
-        names += [name for rule in self.rules for name in rule.columns()]
-        names += [name for step in self.reorder for name in step.columns()]
+        kinds: tuple[SourceKind | RuleKind | ReorderKind, ...] = (*self.sources, *self.rules, *self.reorder)
+        names = [name for kind in kinds for name in kind.columns()]
         if self.title_column is not None:
             names.append(self.title_column)
         return tuple(dict.fromkeys(names))
@@ -156,21 +155,15 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
             yield Problem(field, problem, f"write {field}=({example},): a tuple of one needs its comma")
             continue
         for place, item in enumerate(value):
-            fits = isinstance(item, str) if table is None else _is_kind(item, table)
-            if not fits:
+            if not (isinstance(item, str) if table is None else table.row_of(item)):
                 remedy = f"write {field}=({example},)"
                 yield Problem(f"{field}[{place}]", f"expected {example}, got {item!r}", remedy)
     title: Any = settings.title_column
     if not isinstance(title, str | None):
         problem = f"expected a raw item column, got {title!r}"
         yield Problem("title_column", problem, "name the column, or leave it out")
-    if not _is_kind(settings.store, STORES):
+    if STORES.row_of(settings.store) is None:
         yield Problem("store", f"expected a store, got {settings.store!r}", "write store=MemoryMapped()")
-
-
-def _is_kind(value: object, table: Any) -> bool:
-    path = f"{type(value).__module__}:{type(value).__qualname__}"
-    return any(row.path == path for row in table.rows.values())
 
 
 def _limits(settings: ServingSettings) -> Iterator[Problem]:

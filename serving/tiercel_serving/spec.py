@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -59,37 +59,31 @@ class TensorSpec:
     of: str | None = None
     says: str | None = None
 
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"tensor {self.name!r}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
-        object.__setattr__(self, "dims", tuple(self.dims))
-
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
         """The NumPy dtype of the array that carries this tensor."""
         return DTYPES[self.dtype]
 
-    @property
-    def variable(self) -> bool:
-        """Whether some axis differs in length between requests."""
-        return -1 in self.dims
-
 
 @dataclass(frozen=True)
 class StageSpec:
-    """What a stage takes and gives.
-
-    Parameters
-    ----------
-    name
-        The stage's name: ``user_features``, ``retrieval`` and so on.
-    inputs, outputs
-        Its tensors, each with the user axis first.
-    """
+    """What a stage takes and gives: tensors, each with the user axis first."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+def model_inputs(stages: Iterable[StageSpec]) -> tuple[TensorSpec, ...]:
+    """Return what a chain of stages takes from outside, in the order in which it is needed."""
+    made: set[str] = set()
+    inputs: dict[str, TensorSpec] = {}
+    for spec in stages:
+        for tensor in spec.inputs:
+            if tensor.name not in made:
+                inputs.setdefault(tensor.name, tensor)
+        made.update(tensor.name for tensor in spec.outputs)
+    return tuple(inputs.values())
 
 
 class Stage(Protocol):

@@ -24,8 +24,7 @@ def trained(tmp_path_factory):
         users=users,
         items=items,
         train=interactions,
-        user_id="user_id",
-        item_id="item_id",
+        record=SimpleNamespace(data=SimpleNamespace(user_id="user_id", item_id="item_id")),
     )
 
 

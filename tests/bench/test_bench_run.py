@@ -107,7 +107,7 @@ def check(report, rounds, concurrencies):
             assert len(measured) == rounds
             assert all(0 < m.p50_us <= m.p99_us and m.throughput > 0 for m in measured)
     assert len(report.bare) == rounds
-    assert [ratio.comparison.label for ratio in report.ratios()] == [
+    assert [ratio.label for ratio in report.ratios()] == [
         "fused / (identity + bare)",
         "staged / (identity + bare)",
         "hollow / (identity + bare)",

@@ -69,10 +69,11 @@ def test_an_older_c_library_is_named():
         parse_ldd(LDD + OLD_GLIBC, Path("pa"))
 
 
-def test_the_command_splits_the_measurement_in_windows():
-    command = PerfAnalyzer(Path("pa")).command(
-        "recommend", "h:1", concurrency=8, seconds=3, data=Path("d.json"), report=Path("r.csv")
-    )
+def test_the_command_splits_the_measurement_in_windows(tmp_path):
+    binary = script(tmp_path / "pa", 'echo "$@"; exit 1')
+    with pytest.raises(BenchError) as caught:
+        PerfAnalyzer(binary).run("recommend", "h:1", concurrency=8, seconds=3, data=tmp_path / "d.json")
+    command = str(caught.value).split()
     assert command[command.index("-p") + 1] == "1000"
     assert command[command.index("-r") + 1] == "3"
     assert command[command.index("--concurrency-range") + 1] == "8"
@@ -166,7 +167,7 @@ def test_libraries_come_from_the_server_wheel(tmp_path, monkeypatch):
     carried.write_bytes(b"library")
     entry = SimpleNamespace(name=carried.name, locate=lambda: carried)
     monkeypatch.setattr(perf_analyzer.importlib.metadata, "files", lambda name: [entry])
-    monkeypatch.setattr(perf_analyzer, "missing_libraries", lambda binary, folder: ["libb64.so.0d"])
+    monkeypatch.setattr(perf_analyzer, "parse_ldd", lambda text, binary: ["libb64.so.0d"])
     find_perf_analyzer(tmp_path / "cache")
     assert (tmp_path / "cache" / "libb64.so.0d").read_bytes() == b"library"
 
@@ -174,7 +175,7 @@ def test_libraries_come_from_the_server_wheel(tmp_path, monkeypatch):
 def test_a_library_that_cannot_be_had_names_its_package(tmp_path, monkeypatch):
     fake_pip(tmp_path, monkeypatch)
     monkeypatch.setattr(perf_analyzer.importlib.metadata, "files", lambda name: [])
-    monkeypatch.setattr(perf_analyzer, "missing_libraries", lambda binary, folder: ["libb64.so.0d"])
+    monkeypatch.setattr(perf_analyzer, "parse_ldd", lambda text, binary: ["libb64.so.0d"])
     with pytest.raises(PerfAnalyzerMissing, match="apt-get install libb64-0d"):
         find_perf_analyzer(tmp_path / "cache")
 
@@ -194,7 +195,7 @@ def test_a_failed_download_and_a_wheel_without_it_say_what_to_do(tmp_path, monke
 
 def test_another_platform_is_named(tmp_path, monkeypatch):
     fake_pip(tmp_path, monkeypatch)
-    monkeypatch.setattr(perf_analyzer.os, "uname", lambda: SimpleNamespace(machine="aarch64"))
+    monkeypatch.setattr(perf_analyzer.platform, "machine", lambda: "aarch64")
     with pytest.raises(PerfAnalyzerMissing, match="aarch64"):
         find_perf_analyzer(tmp_path / "cache")
 

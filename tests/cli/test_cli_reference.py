@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,12 @@ def test_every_command_has_help_with_an_example_json_and_debug(name: str) -> Non
     assert f"tiercel {name}" in result.output
 
 
-@pytest.mark.timed
+def cpu_s_of_children() -> float:
+    """Seconds of computing; how long they took also says what else the machine had to do."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def test_help_lists_every_command_and_imports_none() -> None:
     code = (
         "import sys; sys.argv = ['tiercel', '--help']\n"
@@ -43,9 +48,9 @@ def test_help_lists_every_command_and_imports_none() -> None:
         "try: main()\n"
         f"finally: print({{m.split('.')[0] for m in sys.modules}} & {HEAVY})"
     )
-    begun = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
-    assert time.perf_counter() - begun < 2.0
+    before = cpu_s_of_children()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert cpu_s_of_children() - before < 2.0
     assert done.stdout.rstrip().endswith("set()")
     for name, entry in COMMANDS.items():
         assert re.search(rf"{name}\s+{re.escape(entry.help)}", done.stdout)

@@ -123,13 +123,12 @@ def test_nothing_is_sent_if_one_user_is_wrong(make: Make) -> None:
     assert transport.requests == []
 
 
-@pytest.mark.timed
 def test_requests_run_side_by_side_and_not_too_many(make: Make) -> None:
-    recommender, _ = make({"max_batch_size": 1, "latency_s": 0.1}, max_concurrency=5)
+    recommender, _ = make({"max_batch_size": 1, "latency_s": 0.5}, max_concurrency=5)
     begun = time.perf_counter()
     recommender.recommend_many(list(range(10)), titles=False)
     took = time.perf_counter() - begun
-    assert 0.2 <= took < 0.8  # two rounds, not ten
+    assert 1.0 <= took < 4.0  # two rounds, not ten
 
 
 def test_the_first_error_ends_the_call(make: Make) -> None:
@@ -390,15 +389,14 @@ def test_a_retry_has_the_same_request_id_and_less_time(make: Make) -> None:
     assert second.timeout_s <= first.timeout_s - 0.02
 
 
-@pytest.mark.timed
 def test_no_retry_that_would_be_late(make: Make) -> None:
-    recommender, transport = make(retry=Retry(attempts=5, first_delay_s=0.5, jitter=0))
+    recommender, transport = make(retry=Retry(attempts=5, first_delay_s=10.0, max_delay_s=10.0, jitter=0))
     recommender.recommend(42)
     transport.fail(ServerFull("full"))
     begun = time.perf_counter()
     with pytest.raises(ServerFull):
-        recommender.recommend(42, timeout_s=0.2)
-    assert time.perf_counter() - begun < 0.2
+        recommender.recommend(42, timeout_s=5.0)
+    assert time.perf_counter() - begun < 4.0
 
 
 def test_the_deadline_covers_titles(make: Make) -> None:

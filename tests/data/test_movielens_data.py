@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tiercel_pipelines.data import Dataset, load_dataset, movielens
+from tiercel_pipelines.data import Dataset, MovieLens100K, load_dataset, movielens
 from tiercel_pipelines.errors import DataCorrupt, DataMissing
 
 RATINGS = "".join(f"{user}\t{item}\t{item}\t{880000000 + item}\n" for user in (1, 2, 3) for item in (1, 2, 3))
@@ -75,7 +75,7 @@ def test_the_real_data_set(ml_100k: Dataset) -> None:
 
 
 def test_reads_latin_1_years_genres_and_dates(tiny: Path) -> None:
-    dataset = load_dataset("ml-100k", data_dir=tiny.parent)
+    dataset = load_dataset(MovieLens100K(), data_dir=tiny.parent)
     items = dataset.items.set_index("item_id")
     assert items.title[2] == "Misérables, Les (1995)"
     # The title's year wins over that of the release.
@@ -97,7 +97,7 @@ def test_is_found_by_the_variable_and_in_the_current_directory(
     monkeypatch.delenv("TIERCEL_DATA_DIR")
     shutil.copytree(tiny, Path("data/ml-100k"))
     assert movielens.find_ml_100k() == Path("data/ml-100k")
-    assert len(load_dataset("ml-100k").interactions) == 9
+    assert len(load_dataset(MovieLens100K()).interactions) == 9
 
 
 def test_is_downloaded_with_progress_and_appears_whole(tiny: Path, tmp_path: Path) -> None:
@@ -171,13 +171,13 @@ def test_an_interrupted_download_leaves_nothing(tiny: Path, tmp_path: Path) -> N
 def test_truncated_ratings(tiny: Path) -> None:
     (tiny / "u.data").write_text(RATINGS[:-20])
     with pytest.raises(DataCorrupt, match=r"u\.data: truncated: expected \d+ bytes, found \d+; delete"):
-        load_dataset("ml-100k", data_dir=tiny.parent)
+        load_dataset(MovieLens100K(), data_dir=tiny.parent)
 
 
 def test_one_changed_byte(tiny: Path) -> None:
     (tiny / "u.data").write_text(RATINGS.replace("880000001", "880000009", 1))
     with pytest.raises(DataCorrupt, match=r"expected the MD5 .*, found"):
-        load_dataset("ml-100k", data_dir=tiny.parent)
+        load_dataset(MovieLens100K(), data_dir=tiny.parent)
 
 
 @pytest.mark.parametrize("name", ["u.user", "u.item"])
@@ -185,16 +185,16 @@ def test_truncated_tables(tiny: Path, name: str) -> None:
     text = (tiny / name).read_text(encoding="latin-1")
     (tiny / name).write_text(text[: text.rstrip().rindex("\n")], encoding="latin-1")
     with pytest.raises(DataCorrupt, match=rf"{name}: truncated: expected \d rows, found \d"):
-        load_dataset("ml-100k", data_dir=tiny.parent)
+        load_dataset(MovieLens100K(), data_dir=tiny.parent)
 
 
 def test_a_missing_file(tiny: Path) -> None:
     (tiny / "u.item").unlink()
     with pytest.raises(DataMissing, match=r"u\.item: missing .* delete"):
-        load_dataset("ml-100k", data_dir=tiny.parent)
+        load_dataset(MovieLens100K(), data_dir=tiny.parent)
 
 
 def test_a_garbled_table_is_no_stack_trace(tiny: Path) -> None:
     (tiny / "u.item").write_text(ITEMS.replace("01-Mar-1996", "96/3/1"), encoding="latin-1")
     with pytest.raises(DataCorrupt, match="cannot be read"):
-        load_dataset("ml-100k", data_dir=tiny.parent)
+        load_dataset(MovieLens100K(), data_dir=tiny.parent)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiercel_pipelines.data import Dataset, carve_validation, load_dataset, split_dataset, stratified_split
+from tiercel_pipelines.data import Dataset, Synthetic, load_dataset, split_dataset, stratified_split
 
 
 def published_split(data: pd.DataFrame, ratio: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -46,7 +46,7 @@ def test_each_user_keeps_the_share(users: list[str], ratio: float, seed: int) ->
 
 
 def test_validation_is_part_of_training_and_independent_of_the_test() -> None:
-    dataset = load_dataset("synthetic")
+    dataset = load_dataset(Synthetic())
     split = split_dataset(dataset, train=0.75, validation=0.1, seed=3)
     train, test = stratified_split(dataset.interactions, "user_id", 0.75, 3)
     pd.testing.assert_frame_equal(split.test, test)
@@ -57,11 +57,11 @@ def test_validation_is_part_of_training_and_independent_of_the_test() -> None:
 
 
 def test_no_validation() -> None:
-    data = pd.DataFrame({"user_id": [1, 1, 2]})
-    train, valid = carve_validation(data, "user_id", 0)
-    assert len(train) == 3
-    assert len(valid) == 0
-    assert list(valid.columns) == ["user_id"]
+    dataset = load_dataset(Synthetic())
+    split = split_dataset(dataset, validation=0)
+    pd.testing.assert_frame_equal(split.train, split.fit)
+    assert len(split.valid) == 0
+    assert list(split.valid.columns) == list(dataset.interactions.columns)
 
 
 @pytest.mark.parametrize("ratio", [0, 1, -0.5, 1.5])

@@ -100,6 +100,11 @@ def ml_100k_missing() -> str | None:
     return "ml-100k is not here: set TIERCEL_DATA_DIR, or say `tiercel data ml-100k`"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_exports(onnx_operators_once: None) -> None:
+    pass
+
+
 @pytest.fixture(scope="session", params=["movielens", "synthetic"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server with both layouts of one release."""

@@ -21,12 +21,19 @@ def raw_infer(
     timeout_s: float = 30.0,
 ) -> dict[str, np.ndarray]:
     """Send arrays as they are; strings as object arrays."""
+    tensors, wanted = raw_request(inputs, outputs)
+    result = client.infer(model, tensors, outputs=wanted, client_timeout=timeout_s)
+    return {name: result.as_numpy(name) for name in outputs}
+
+
+def raw_request(
+    inputs: Mapping[str, Any], outputs: tuple[str, ...] = ANSWER
+) -> tuple[list[grpcclient.InferInput], list[grpcclient.InferRequestedOutput]]:
+    """What tritonclient takes of a request."""
     tensors = []
     for name, value in inputs.items():
         array = np.asarray(value)
         tensor = grpcclient.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
         tensor.set_data_from_numpy(array)
         tensors.append(tensor)
-    wanted = [grpcclient.InferRequestedOutput(name) for name in outputs]
-    result = client.infer(model, tensors, outputs=wanted, client_timeout=timeout_s)
-    return {name: result.as_numpy(name) for name in outputs}
+    return tensors, [grpcclient.InferRequestedOutput(name) for name in outputs]

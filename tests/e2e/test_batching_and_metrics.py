@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
+from typing import Any
 
 import httpx
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from e2e.conftest import LAYOUTS, Served
-from e2e.raw import raw_infer
+from e2e.raw import raw_infer, raw_request
 
 #: The adapter sends its counts to Triton once a second.
 SETTLED_S = 1.6
@@ -20,13 +21,11 @@ MODELS = {"fused": ("chain",), "staged": ("user_features", "retrieval", "ranking
 
 
 def counts(served: Served, model: str) -> tuple[int, int]:
-    """How many requests a model has answered, and in how many runs."""
+    """How many rows a model has answered, and in how many runs."""
     [stats] = served.client.get_inference_statistics(model).model_stats
     return stats.inference_count, stats.execution_count
 
 
-# Requests meet in the queue only if they come together: nothing else may keep the cores from sending them.
-@pytest.mark.timed
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_requests_of_every_length_run_together(served: Served, layout: str) -> None:
     """Variable-length inputs must not keep requests apart, nor must absent ones."""
@@ -34,20 +33,26 @@ def test_requests_of_every_length_run_together(served: Served, layout: str) -> N
     users = served.run.users[served.dataset.user_id].tolist()
     dtype = object if isinstance(users[0], str) else np.int64
     before = {model: counts(served, model) for model in MODELS[layout]}
-
-    def send(number: int) -> int:
+    # Full batches go first: the others are sent without waiting, and meet in the queue behind them.
+    requests = [raw_request({"user_id": np.array([[user] for user in users[:64]], dtype=dtype)})] * 16
+    for number in range(400):
         inputs = {"user_id": np.array([[users[number % len(users)]]], dtype=dtype)}
         if number % 5:
             inputs["exclude_item_ids"] = np.array([items[: 3 * (number % 5)]], dtype=dtype)
-        return int(raw_infer(served.client, inputs, model=LAYOUTS[layout])["count"][0, 0])
-
-    with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(send, range(400)))
-    assert answers == [served.release.settings.k_default] * 400
-    for model, (requests, runs) in before.items():
-        requests_now, runs_now = counts(served, model)
-        assert requests_now - requests == 400
-        assert runs_now - runs < 300, f"{model}: {runs_now - runs} runs for 400 requests"
+        requests.append(raw_request(inputs))
+    answers: Queue[Any] = Queue()
+    for tensors, wanted in requests:
+        served.client.async_infer(
+            LAYOUTS[layout], tensors, lambda result, error: answers.put(error or result), outputs=wanted
+        )
+    for _ in requests:
+        answer = answers.get(timeout=60)
+        assert not isinstance(answer, Exception), answer
+        assert (answer.as_numpy("count") == served.release.settings.k_default).all()
+    for model, (rows, runs) in before.items():
+        rows_now, runs_now = counts(served, model)
+        assert rows_now - rows == 16 * 64 + 400
+        assert runs_now - runs < 16 + 300, f"{model}: {runs_now - runs} runs for 416 requests"
 
 
 def metric(served: Served, name: str, **labels: str) -> float:

@@ -251,6 +251,7 @@ def test_a_source_whose_library_is_missing_says_what_to_install(
 def test_a_row_whose_module_is_not_there_is_named(
     parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SOURCES.rows, "graph", Kind("tiercel_serving.sources.graph:Graph"))
+    first = {"graph": Kind("tiercel_serving.sources.graph:Graph")}
+    monkeypatch.setattr(SOURCES, "rows", {**first, **SOURCES.rows})
     with pytest.raises(KindUnavailable, match=r"source 'graph': its row says 'tiercel_serving\.sources\.gra"):
         small_release(tmp_path / "r", parts, settings=changed(sources=()))

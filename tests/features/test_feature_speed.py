@@ -52,7 +52,7 @@ def seconds(calls: Mapping[str, Callable[[], object]], rounds: int = 15) -> dict
 def best_ratio(calls: Mapping[str, Callable[[], object]], slow: str, fast: str, enough: float) -> float:
     """Return how many times faster one call is; measured again, a few times, while others crowd the cache."""
     best = 0.0
-    for _ in range(5):
+    for _ in range(15):
         took = seconds(calls)
         best = max(best, took[slow] / took[fast])
         if best >= enough:

@@ -18,7 +18,7 @@ from tiercel_serving.errors import ArtefactCorrupt, ManifestInvalid
 from tiercel_serving.ranked import BitmapMask, KeyMask, first_allowed, order_by_score, sort_by_score
 from tiercel_serving.release.artefacts import open_artefact
 from tiercel_serving.release.opened import Release, open_release
-from tiercel_serving.runtime.batching import complete, concatenate, split
+from tiercel_serving.runtime.batching import absent, complete, concatenate, split
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.spec import LENGTH_OF, VALID_OF, TensorSpec
 from tiercel_serving.stages.specs import stage_specs
@@ -39,7 +39,7 @@ SPECS = (
 
 
 def test_absent_means_null() -> None:
-    full = complete(SPECS, {"user_id": np.zeros((2, 1), np.int64)}, 2)
+    full = complete(SPECS, {"user_id": np.zeros((2, 1), np.int64)}, absent(SPECS, 2))
     assert np.isnan(full["x"]).all()
     assert full["c"].tolist() == [[b""], [b""]]
     assert not full["c__valid"].any()
@@ -54,7 +54,7 @@ def test_a_tensor_without_its_companion_is_real() -> None:
         "c": objects([b"a", b"b"])[:, None],
         "l": np.ones((2, 3), int),
     }
-    full = complete(SPECS, given, 2)
+    full = complete(SPECS, given, absent(SPECS, 2))
     assert full["c__valid"].all()
     assert full["l__length"].tolist() == [[3], [3]]
     assert all(full[name] is array for name, array in given.items()), "one request must not be copied"
@@ -63,11 +63,11 @@ def test_a_tensor_without_its_companion_is_real() -> None:
 def test_a_column_may_have_the_name_of_a_companion() -> None:
     user, trip = {"user_id": np.array([[1]])}, {"trip": np.array([[4, 5]])}
     named = np.array([[2.5]], np.float32)
-    full = complete(SPECS, {**user, **trip}, 1)
+    full = complete(SPECS, {**user, **trip}, absent(SPECS, 1))
     assert full["stops"].tolist() == [[2]]
     assert np.isnan(full["trip__length"]).all(), "not sent is null, whatever lies beside it"
-    carried = concatenate(SPECS, [{**user, **trip}, {**user, "trip__length": named}, user], [1, 1, 1])
-    full = complete(SPECS, carried, 3)
+    carried = concatenate(SPECS, [{**user, **trip}, {**user, "trip__length": named}, user])
+    full = complete(SPECS, carried, absent(SPECS, 3))
     assert full["stops"].tolist() == [[2], [-1], [-1]]
     np.testing.assert_array_equal(full["trip__length"], [[np.nan], [2.5], [np.nan]])
 
@@ -76,9 +76,9 @@ def test_requests_with_different_tensors_run_together() -> None:
     first = {"user_id": np.array([[1]]), "l": np.array([[4, 5]]), "c": objects([b"a"])[:, None]}
     second = {"user_id": np.array([[2], [3]]), "x": np.array([[1.0], [2.0]], np.float32)}
     third = {"user_id": np.array([[4]]), "l": np.array([[6]]), "l__length": np.array([[0]], np.int32)}
-    carried = concatenate(SPECS, [first, second, third], [1, 2, 1])
+    carried = concatenate(SPECS, [first, second, third])
     assert "m" not in carried, "nobody sent it"
-    full = complete(SPECS, carried, 4)
+    full = complete(SPECS, carried, absent(SPECS, 4))
     assert full["user_id"][:, 0].tolist() == [1, 2, 3, 4]
     np.testing.assert_array_equal(full["x"][:, 0], np.array([np.nan, 1, 2, np.nan], np.float32))
     assert full["c"][:, 0].tolist() == [b"a", b"", b"", b""]
@@ -184,7 +184,7 @@ def test_describe_items_answers_ids_and_rows_in_one_batch(tiny_of) -> None:
             objects(tiny.item_ids[:2]) if isinstance(tiny.item_ids[0], bytes) else np.array(tiny.item_ids[:2])
         )
         requests = [{"item_id": ids[None]}, {"item_row": np.array([[3, 4, 5], [30, 0, 1]])}]
-        out, _ = describe.run(concatenate(describe.external_inputs, requests, [1, 2]))
+        out, _ = describe.run(concatenate(describe.external_inputs, requests))
         widths = [describe.widths(request) for request in requests]
         first, second = split(out, [1, 2], [["item_row", "found"]] * 2, widths)
         assert first["item_row"].tolist() == [[0, 1]]

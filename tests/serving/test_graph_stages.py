@@ -166,7 +166,7 @@ def test_requests_in_one_batch_get_what_they_get_alone(tiny: Tiny, chain: Chain,
     requests = [tensors(group, lengths=data.draw(st.booleans())) for group in groups]
     users = [batching.count_users(chain.external_inputs, request) for request in requests]
     assert users == [len(group) for group in groups]
-    out, _ = chain.run(batching.concatenate(chain.external_inputs, requests, users))
+    out, _ = chain.run(batching.concatenate(chain.external_inputs, requests))
     names = ["item_id", "score", "count", "status", "retrieved_row"]
     widths = [chain.widths(request) for request in requests]
     answers = batching.split(out, users, [names] * len(requests), widths)

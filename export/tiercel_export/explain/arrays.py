@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tiercel_serving.spec import Array
@@ -30,26 +30,19 @@ class StepTable:
 def describe_arrays(arrays: Mapping[str, Array]) -> StepTable:
     """Tell the layout, entries and bytes of a step's arrays, by their names."""
     nbytes = sum(array.nbytes for array in arrays.values())
-    for layout, is_it, count in _LAYOUTS:
-        if is_it(arrays):
-            return StepTable(layout, count(arrays), nbytes)
+    # A lookup's arrays may have a prefix.
+    parts = {name.rpartition(".")[2]: array for name, array in arrays.items()}
+    if {"table", "lowest"} <= set(parts):
+        return StepTable("direct", _direct_entries(parts), nbytes)
+    if {"records", "columns"} <= set(parts):
+        return StepTable("text hash" if "odd_tags" in parts else "hash", _hash_entries(parts), nbytes)
     names = dict.fromkeys(name.rstrip("0123456789") for name in arrays)
     return StepTable(", ".join(names), None, nbytes)
 
 
-def _ending(arrays: Mapping[str, Array], name: str) -> Array | None:
-    """Return the array of that name, with or without a lookup's prefix."""
-    return next((array for key, array in arrays.items() if key.rpartition(".")[2] == name), None)
-
-
-def _is_direct(arrays: Mapping[str, Array]) -> bool:
-    return _ending(arrays, "table") is not None and _ending(arrays, "lowest") is not None
-
-
-def _direct_entries(arrays: Mapping[str, Array]) -> int:
-    table, base = _ending(arrays, "table"), _ending(arrays, "base")
-    assert table is not None
-    begins = [0] if base is None else base.reshape(-1).tolist()
+def _direct_entries(parts: Mapping[str, Array]) -> int:
+    table = parts["table"]
+    begins = parts["base"].reshape(-1).tolist() if "base" in parts else [0]
     ends = [*begins[1:], len(table)]
     # The last entry of each column's table is what an unseen key gets, and so is every hole.
     return sum(
@@ -57,30 +50,9 @@ def _direct_entries(arrays: Mapping[str, Array]) -> int:
     )
 
 
-def _is_hash(arrays: Mapping[str, Array]) -> bool:
-    return _ending(arrays, "records") is not None and _ending(arrays, "columns") is not None
-
-
-def _is_text_hash(arrays: Mapping[str, Array]) -> bool:
-    return _is_hash(arrays) and _ending(arrays, "odd_tags") is not None
-
-
-def _hash_entries(arrays: Mapping[str, Array]) -> int:
+def _hash_entries(parts: Mapping[str, Array]) -> int:
     """Count the filled slots and odd keys of each column's table; a shared table counts once."""
-    records, columns = _ending(arrays, "records"), _ending(arrays, "columns")
-    assert records is not None
-    assert columns is not None
-    entries = 0
-    for slots, first, odd, end_odd, missing in {tuple(row[3:]) for row in columns.tolist()}:
-        entries += int((records[first : first + slots, -1] != missing).sum()) + end_odd - odd
+    codes, entries = parts["records"][:, -1], 0
+    for slots, first, odd, end_odd, missing in {tuple(row[3:]) for row in parts["columns"].tolist()}:
+        entries += int((codes[first : first + slots] != missing).sum()) + end_odd - odd
     return entries
-
-
-#: Layouts in the order of looking: what they are called, how their arrays tell them, how to count entries.
-_LAYOUTS: Sequence[
-    tuple[str, Callable[[Mapping[str, Array]], bool], Callable[[Mapping[str, Array]], int]]
-] = (
-    ("direct", _is_direct, _direct_entries),
-    ("text hash", _is_text_hash, _hash_entries),
-    ("hash", _is_hash, _hash_entries),
-)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from tiercel_serving.columns import Column, null_column
-from tiercel_serving.features import FeatureProgram, InputColumn
+from tiercel_serving.features import FeatureProgram, InputColumn, OutputColumn
 from tiercel_serving.features.steps import open_steps
 from tiercel_serving.spec import Array
 
@@ -24,6 +24,8 @@ from .registers import path_to, places_of, raw_columns
 
 #: Steps that bring columns in or pick some of a register's, and compute nothing.
 MOVING = ("load", "load_list", "rows")
+#: What a step's JSON says of its name and of what it reads.
+PLACES = ("op", "in", "rows", "columns", "column")
 #: Each number of rows is timed so many times, or for so long.
 TIMES, SECONDS = 300, 1.0
 
@@ -75,13 +77,11 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
-class OutputPlan:
-    """One feature.
+class OutputPlan(OutputColumn):
+    """One feature, and where it is.
 
     Parameters
     ----------
-    name, kind, dtype, is_list, length
-        As in :class:`~tiercel_serving.features.OutputColumn`.
     packed
         The tensor that holds it; None for text.
     position
@@ -90,11 +90,6 @@ class OutputPlan:
         The steps that compute it, in order, its load included.
     """
 
-    name: str
-    kind: str
-    dtype: str
-    is_list: bool
-    length: int | None
     packed: str | None
     position: int | None
     path: tuple[int, ...]
@@ -214,20 +209,28 @@ class PartPlan:
         }
 
 
-class Origins(Protocol):
-    """Where the columns of a program come from; see ``explain_workflow.py``."""
+@dataclass(frozen=True)
+class Origins:
+    """Where the columns of a program come from, as far as the workflow tells.
 
-    def name(self, step: int, row: int) -> str | None:
-        """Return the name that the workflow gives a register's column."""
-        ...
+    Parameters
+    ----------
+    names
+        What the workflow calls a column, by its step and its row in the step's register.
+    operators
+        The operators that a step was lowered from.
+    """
 
-    def operators(self, step: int) -> tuple[str, ...]:
-        """Return the operators that a step was lowered from."""
-        ...
+    names: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    operators: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+
+#: Nothing is known of a program by itself.
+UNKNOWN = Origins()
 
 
 def explain_program(
-    document: Mapping[str, Any], arrays: Mapping[str, Array], origins: Origins | None = None
+    document: Mapping[str, Any], arrays: Mapping[str, Array], origins: Origins = UNKNOWN
 ) -> PartPlan:
     """Tell what a program does.
 
@@ -236,7 +239,7 @@ def explain_program(
     document, arrays
         The program, as :class:`~tiercel_serving.features.FeatureProgram` takes it.
     origins
-        Where its columns come from, if the workflow is at hand.
+        Where its columns come from.
     """
     program = FeatureProgram(document, arrays)
     registers = _empty_registers(program, document["steps"], arrays)
@@ -245,7 +248,7 @@ def explain_program(
     steps = []
     for number, step in enumerate(document["steps"]):
         own = {name.partition(".")[2]: array for name, array in arrays.items() if _owner(name) == number}
-        names = [(origins and origins.name(number, row)) or name for row, name in enumerate(raw[number])]
+        names = [origins.names.get((number, row), name) for row, name in enumerate(raw[number])]
         outputs = [column["name"] for column in document["outputs"] if column["register"] == number]
         dtype = registers[number].x.dtype
         plan = StepPlan(
@@ -254,19 +257,13 @@ def explain_program(
             tuple(names),
             tuple(dict.fromkeys(place for place, _ in reads[number])),
             tuple(outputs),
-            origins.operators(number) if origins is not None else (),
-            {
-                key: value
-                for key, value in step.items()
-                if key not in ("op", "in", "rows", "columns", "column")
-            },
+            origins.operators.get(number, ()),
+            {key: value for key, value in step.items() if key not in PLACES},
             "bytes" if dtype == np.object_ else dtype.name,
             describe_arrays(own) if own else None,
         )
         steps.append(plan)
-    paths = [
-        path_to(column["register"], column["row"], reads, document["steps"]) for column in document["outputs"]
-    ]
+    paths = [path_to(column["register"], reads) for column in document["outputs"]]
     return PartPlan(program.part, program.inputs, tuple(steps), tuple(_outputs(program, paths)))
 
 
@@ -297,12 +294,7 @@ def _outputs(program: FeatureProgram, paths: Sequence[tuple[int, ...]]) -> list[
         elif output.kind in position:
             packed, place = f"{program.part}_{output.kind}", position[output.kind]
             position[output.kind] += 1
-        plans.append(
-            OutputPlan(
-                *(output.name, output.kind, output.dtype, output.is_list, output.length),
-                *(packed, place, path),
-            )
-        )
+        plans.append(OutputPlan(**asdict(output), packed=packed, position=place, path=path))
     return plans
 
 
@@ -335,19 +327,21 @@ def time_plan(
     total: dict[int, float] = {}
     for n, columns in batches.items():
         spent = _repeat(lambda: _timed_steps(steps, columns, n))  # noqa: B023 (called at once)
-        for own, microseconds in zip(of_steps, np.median(spent, axis=0).tolist(), strict=True):
+        for own, microseconds in zip(of_steps, spent, strict=True):
             own[n] = microseconds
-        total[n] = float(np.median(_repeat(lambda: _timed_run(program, columns, n))))  # noqa: B023
+        (total[n],) = _repeat(lambda: [_microseconds(lambda: program.run(columns, n))[0]])  # noqa: B023
     timed = [replace(step, microseconds=own) for step, own in zip(plan.steps, of_steps, strict=True)]
     return replace(plan, steps=tuple(timed), total_us=total)
 
 
-def _repeat(call: Callable[[], list[float]]) -> list[list[float]]:
+def _repeat(call: Callable[[], list[float]]) -> list[float]:
+    """Return the median of each of a call's figures."""
     call()
     spent, end = [call()], time.perf_counter() + SECONDS
     while len(spent) < TIMES and time.perf_counter() < end:
         spent.append(call())
-    return spent
+    medians: list[float] = np.median(spent, axis=0).tolist()
+    return medians
 
 
 def _timed_steps(steps: Sequence[Any], columns: Mapping[str, Column], n: int) -> list[float]:
@@ -355,14 +349,13 @@ def _timed_steps(steps: Sequence[Any], columns: Mapping[str, Column], n: int) ->
     spent: list[float] = []
     with np.errstate(all="ignore"):
         for step in steps:
-            begun = time.perf_counter_ns()
-            register = step.run(registers, columns, n)
-            spent.append((time.perf_counter_ns() - begun) / 1000)
+            microseconds, register = _microseconds(lambda: step.run(registers, columns, n))  # noqa: B023
+            spent.append(microseconds)
             registers.append(register)
     return spent
 
 
-def _timed_run(program: FeatureProgram, columns: Mapping[str, Column], n: int) -> list[float]:
+def _microseconds(call: Callable[[], Any]) -> tuple[float, Any]:
     begun = time.perf_counter_ns()
-    program.run(columns, n)
-    return [(time.perf_counter_ns() - begun) / 1000]
+    result = call()
+    return (time.perf_counter_ns() - begun) / 1000, result

@@ -28,26 +28,17 @@ def raw_columns(
         if places:
             own = [name for at, row in places for name in (names[at] if row is None else [names[at][row]])]
         else:
-            listed = step.get("columns", [step.get("column", "?")])
-            own = list(listed)
+            own = list(step.get("columns", [step.get("column", "?")]))
         if len(own) != height:
             own = [" × ".join(dict.fromkeys(own))] * height
         names.append(own)
     return names
 
 
-def path_to(
-    register: int,
-    row: int,
-    reads: Sequence[Sequence[tuple[int, int | None]]],
-    steps: Sequence[Mapping[str, Any]],
-) -> tuple[int, ...]:
-    """Return the steps behind a register's row, in order."""
+def path_to(register: int, reads: Sequence[Sequence[tuple[int, int | None]]]) -> tuple[int, ...]:
+    """Return the steps behind a register, in order: a step reads earlier ones only."""
     behind = {register}
-    waiting = [register]
-    while waiting:
-        for at, _ in reads[waiting.pop()]:
-            if at not in behind:
-                behind.add(at)
-                waiting.append(at)
+    for number in range(register, -1, -1):
+        if number in behind:
+            behind.update(at for at, _ in reads[number])
     return tuple(sorted(behind))

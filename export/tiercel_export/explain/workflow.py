@@ -12,7 +12,7 @@ from ..lowering.expressions import REFUSED, Columns, Expression
 from ..lowering.table import TABLE, key_of
 from ..workflow.cut import CompiledProgram, WorkflowParts, compile_workflow
 from ..workflow.trace import trace
-from .program import PartPlan, Refusal, Vanished, explain_program
+from .program import Origins, PartPlan, Refusal, Vanished, explain_program
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,7 @@ def _explain_part(cut: WorkflowParts, part: str) -> tuple[PartPlan, CompiledProg
     gone = {refusal.output for refusal in refused}
     left = {name: "refused" if name in gone else of for name, of in cut.outputs.items()}
     compiled = compile_workflow(replace(cut, outputs=left), part)
-    origins = _Origins(compiled.document, seen)
-    plan = explain_program(compiled.document, compiled.arrays, origins)
+    plan = explain_program(compiled.document, compiled.arrays, _origins(compiled.document, seen))
     needed: set[Expression] = set()
     for name in names:
         _collect(seen.outputs[name], needed)
@@ -180,38 +179,32 @@ def _collect(expression: Expression, found: set[Expression], stop: set[Expressio
         _collect(source, found, stop)
 
 
-class _Origins:
-    """Which expression lies in which row of which step: found by walking both from the outputs back."""
+def _origins(document: Mapping[str, Any], seen: _Seen) -> Origins:
+    """Find which expression lies in which row of which step, by walking both from the outputs back."""
+    at: dict[tuple[int, int], Expression] = {}
 
-    def __init__(self, document: Mapping[str, Any], seen: _Seen) -> None:
-        self._steps, self._seen = document["steps"], seen
-        self._at: dict[tuple[int, int], Expression] = {}
-        for column in document["outputs"]:
-            self._walk(seen.outputs[column["name"]], column["register"], column["row"])
-
-    def _walk(self, expression: Expression, number: int, row: int) -> None:
-        step = self._steps[number]
+    def walk(expression: Expression, number: int, row: int) -> None:
+        step = document["steps"][number]
         if step["op"] == "rows":
-            self._walk(expression, step["in"], step["rows"][row])
+            walk(expression, step["in"], step["rows"][row])
             return
         # A step that stands for several expressions would be left without origins, not with wrong ones.
-        if step["op"] != expression.op or (number, row) in self._at:
+        if step["op"] != expression.op or (number, row) in at:
             return
-        self._at[number, row] = expression
+        at[number, row] = expression
         source = step.get("in")
         if isinstance(source, int):
-            self._walk(expression.sources[0], source, step["rows"][row] if "rows" in step else row)
+            walk(expression.sources[0], source, step["rows"][row] if "rows" in step else row)
         elif source is not None:
-            for of, (register, at) in zip(expression.sources, source, strict=True):
-                self._walk(of, register, at)
+            for of, (register, its_row) in zip(expression.sources, source, strict=True):
+                walk(of, register, its_row)
 
-    def name(self, step: int, row: int) -> str | None:
-        expression = self._at.get((step, row))
-        return None if expression is None else self._seen.names.get(expression)
-
-    def operators(self, step: int) -> tuple[str, ...]:
-        found: dict[str, None] = {}
-        for (number, _), expression in self._at.items():
-            if number == step:
-                found.update(self._seen.operators.get(expression, {}))
-        return tuple(found)
+    for column in document["outputs"]:
+        walk(seen.outputs[column["name"]], column["register"], column["row"])
+    operators: dict[int, dict[str, None]] = {}
+    for (number, _), expression in at.items():
+        operators.setdefault(number, {}).update(seen.operators.get(expression, {}))
+    return Origins(
+        {place: seen.names[expression] for place, expression in at.items() if expression in seen.names},
+        {number: tuple(names) for number, names in operators.items()},
+    )

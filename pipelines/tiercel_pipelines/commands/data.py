@@ -40,14 +40,15 @@ def command(
     """
     with shell(json=json, debug=debug) as sh:
         with sh.work(f"Loading {dataset}") as progress:
-            from ..data import LOADERS, load_dataset
+            from ..data import NAMED, load_dataset
 
-            if dataset in LOADERS:
-                loaded = load_dataset(dataset, data_dir=data_dir, progress=progress)
+            if dataset in NAMED:
+                spec = NAMED[dataset]
             else:
                 from ..recipe.load import load_recipe
 
-                loaded = load_dataset(load_recipe(dataset).dataset, data_dir=data_dir, progress=progress)
+                spec = load_recipe(dataset).dataset
+            loaded = load_dataset(spec, data_dir=data_dir, progress=progress)
         document = describe(loaded)
         sh.emit(document, heading(f"Data set {document['name']}"), summary(document), "", columns(document))
 

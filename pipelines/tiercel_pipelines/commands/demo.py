@@ -78,18 +78,18 @@ class _Demo:
 
     def data(self, wanted: str) -> Dataset:
         """Load ml-100k if it is wanted or can be had, else make data up, and say which."""
-        from ..data import load_dataset
+        from ..data import NAMED, load_dataset
         from ..errors import DataError
 
         with self.step("data") as came, self.sh.work("Loading data") as progress:
             name = "ml-100k" if wanted == "auto" else wanted
             try:
-                dataset = load_dataset(name, progress=progress)
+                dataset = load_dataset(NAMED[name], progress=progress)
             except DataError as error:
                 if wanted != "auto":
                     raise
                 self.sh.note(f"{error}\nTaking made-up data instead.", style="yellow")
-                dataset = load_dataset("synthetic", progress=progress)
+                dataset = load_dataset(NAMED["synthetic"], progress=progress)
             count = number(len(dataset.interactions))
             came(f"{dataset.name} ({dataset.source}), {count} interactions")
         return dataset

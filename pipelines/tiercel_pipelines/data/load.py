@@ -1,4 +1,4 @@
-"""The one door to data: from a recipe's spec, or a name, to a checked data set."""
+"""The one door to data: from a recipe's spec to a checked data set."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .parquet import load_parquet
 from .specs import DatasetSpec, MovieLens100K, Parquet, Synthetic
 from .synthetic import make_synthetic
 
-#: Data sets that have a name; ``Parquet`` has none, since it needs paths.
-LOADERS: Mapping[str, DatasetSpec] = {"ml-100k": MovieLens100K(), "synthetic": Synthetic()}
+#: What the command line calls some data sets.
+NAMED: Mapping[str, DatasetSpec] = {"ml-100k": MovieLens100K(), "synthetic": Synthetic()}
 
 
 def load_dataset(
-    spec: DatasetSpec | str, *, data_dir: str | Path | None = None, progress: Progress | None = None
+    spec: DatasetSpec, *, data_dir: str | Path | None = None, progress: Progress | None = None
 ) -> Dataset:
     """Load and check a data set.
 
     Parameters
     ----------
     spec
-        A data set's spec, or the name of one of :data:`LOADERS`.
+        A data set's spec.
     data_dir
         The folder that holds (or gets) ``ml-100k``, and where relative Parquet paths start.
     progress
@@ -39,19 +39,10 @@ def load_dataset(
     DataError
         If the spec itself cannot be.
     """
-    if isinstance(spec, str):
-        if spec not in LOADERS:
-            raise DataError(
-                f"data set {spec!r}: there is none of that name; use {' or '.join(LOADERS)}, or give a "
-                "recipe with a Parquet data set of your own"
-            )
-        spec = LOADERS[spec]
     if isinstance(spec, MovieLens100K):
         return load_ml_100k(data_dir=data_dir, progress=progress)
     if isinstance(spec, Synthetic):
         return make_synthetic(spec, progress)
     if isinstance(spec, Parquet):
         return load_parquet(spec, data_dir=data_dir)
-    raise DataError(
-        f"data set: expected MovieLens100K, Synthetic, Parquet or a name, got {type(spec).__name__}"
-    )
+    raise DataError(f"data set: expected MovieLens100K, Synthetic or Parquet, got {type(spec).__name__}")

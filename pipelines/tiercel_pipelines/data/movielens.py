@@ -40,23 +40,9 @@ def load_ml_100k(
     progress: Progress | None = None,
     transport: httpx.BaseTransport | None = None,
 ) -> Dataset:
-    """Find or fetch MovieLens-100K, check it, and read it.
+    """Find or fetch MovieLens-100K, check it, and read it; as :func:`~tiercel_pipelines.data.load_dataset`.
 
-    Parameters
-    ----------
-    data_dir
-        Folder that holds ``ml-100k/``, looked at first; also where a download goes.
-    progress
-        Told of the download's bytes.
-    transport
-        The HTTP transport of the download; None is the network.
-
-    Raises
-    ------
-    DataMissing
-        If it is nowhere and cannot be downloaded.
-    DataCorrupt
-        If a file is truncated or has another checksum.
+    ``transport`` is the HTTP transport of the download; None is the network.
     """
     found = find_ml_100k(data_dir) or fetch_ml_100k(_places(data_dir), progress, transport)
     check_ml_100k(found)

@@ -19,15 +19,7 @@ COLUMN_TYPES = ("int", "float", "bool", "string", "time", "list[int]", "list[flo
 
 
 def load_parquet(spec: Parquet, *, data_dir: str | Path | None = None) -> Dataset:
-    """Read three Parquet tables and check them against their schema; relative paths start at ``data_dir``.
-
-    Raises
-    ------
-    DataMissing
-        If a file or a column is not there.
-    DataCorrupt
-        If a file is no Parquet, a column has another type than the schema says, or ids do not join.
-    """
+    """Read three Parquet tables and check them against their schema; relative paths start at ``data_dir``."""
     root = Path(data_dir) if data_dir is not None else Path()
     ids = [spec.user_id, spec.item_id]
     time = [spec.timestamp] if spec.timestamp is not None else []

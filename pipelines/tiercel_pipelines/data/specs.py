@@ -77,5 +77,5 @@ class Parquet(_Spec, frozen=True):
     name: str = "parquet"
 
 
-#: What :func:`~tiercel_pipelines.data.load_dataset` takes besides a name.
+#: What :func:`~tiercel_pipelines.data.load_dataset` takes.
 DatasetSpec: TypeAlias = MovieLens100K | Synthetic | Parquet

@@ -55,47 +55,13 @@ def stratified_split(
     return interactions[first], interactions[~first]
 
 
-def carve_validation(
-    train: pd.DataFrame, user_id: str, fraction: float = 0.1, seed: int = 42
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Take a share of each user's training interactions for validation.
-
-    Parameters
-    ----------
-    train, user_id
-        The training part of :func:`stratified_split`, and the column to stratify by.
-    fraction
-        Validation's share of each user's rows, at least 0 and below 1; 0 gives an empty part.
-    seed
-        Same seed, same split. It is not the seed of the test split: equal numbers draw differently.
-
-    Returns
-    -------
-    tuple
-        What stays for training, and the validation part.
-    """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"fraction: expected a share of at least 0 and below 1, got {fraction}")
-    if fraction == 0:
-        return train, train.iloc[:0]
-    return stratified_split(train, user_id, 1 - fraction, seed + 1)
-
-
 def split_dataset(dataset: Dataset, *, train: float = 0.75, validation: float = 0.1, seed: int = 42) -> Split:
-    """Split a data set's interactions into training, validation and test parts.
-
-    Parameters
-    ----------
-    train
-        Share of each user's interactions that is not the test part.
-    validation
-        Share of that which is taken for validation.
-    seed
-        Same seed, same split.
-    """
+    """Split a data set's interactions as :class:`~tiercel_pipelines.recipe.recipe.SplitSettings` says."""
     fit, test = stratified_split(dataset.interactions, dataset.user_id, train, seed)
-    rest, valid = carve_validation(fit, dataset.user_id, validation, seed)
-    return Split(rest, valid, test)
+    if not validation:
+        return Split(fit, fit.iloc[:0], test)
+    # Equal seeds would draw the rows of the test split again.
+    return Split(*stratified_split(fit, dataset.user_id, 1 - validation, seed + 1), test)
 
 
 def _share_of_each(users: pd.Series, ratio: float, seed: int) -> npt.NDArray[np.bool_]:

@@ -86,27 +86,20 @@ class Learner:
 
 
 def descend(
-    learner: Learner,
+    settings: Any,
+    model: torch.nn.Module,
     fitted: Any,
     epoch: Callable[[], Iterable[torch.Tensor]],
     plan: Plan,
     *,
     max_epochs: int,
-    patience: int,
 ) -> Course:
     """Run epochs until the judge has seen nothing better for ``patience`` of them, and keep the best.
 
-    Parameters
-    ----------
-    learner, plan
-        The model and its optimiser; the judge, and how many epochs without one.
-    fitted
-        What the judge judges: the model's averaged weights lie in it then.
-    epoch
-        Yields the loss of each batch of one epoch; a step is taken down each.
-    max_epochs, patience
-        Of the settings.
+    ``epoch`` yields the loss of each batch, down which a step is taken; the judge judges ``fitted``, in which
+    the model's averaged weights lie then. ``settings`` have the fields of :data:`DESCENT`.
     """
+    learner = Learner(model, settings.learning_rate, settings.weight_decay, plan.label)
     judge, progress, label = plan.judge, plan.progress, plan.label
     total = max_epochs if judge is not None or plan.epochs is None else plan.epochs
     losses: list[float] = []
@@ -124,7 +117,7 @@ def descend(
             judged.append(judge(fitted))
         if judged[-1] > judged[best]:
             best, kept = number + 1, [value.clone() for value in learner.average]
-        if number + 1 - best >= patience:
+        if number + 1 - best >= settings.patience:
             break
     learner.load(kept if judge is not None else learner.average)
     learner.model.eval()

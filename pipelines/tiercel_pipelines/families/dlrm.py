@@ -97,18 +97,9 @@ class DLRM(Settings, frozen=True, tag="dlrm"):
     def build(self, inputs: ModelInputs, scale: float = 1.0) -> Interactions:
         """Build the network with fresh weights from torch's global random state.
 
-        Parameters
-        ----------
-        inputs
-            Columns.
-        scale
-            Where the factor of the retrieval score starts: what turns it into log-probabilities.
-
-        Returns
-        -------
-        Interactions
-            With ``forward(user_cat, …, item_cat, …, kept_score, kept_source) → [B, K, T]`` float32; its
-            signature names its packed tensors.
+        Its ``forward(user_cat, …, item_cat, …, kept_score, kept_source) → [B, K, T]`` float32 names its
+        packed tensors. ``scale``, where the factor of the retrieval score starts, turns that score into
+        log-probabilities.
         """
         if not (inputs.item.cat or inputs.item.lists):
             raise ValueError("the ranker needs at least one categorical item column, such as the item id")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tiercel_serving.spec import Array, Arrays
 
-from .descent import Learner, descend, seeded, tensors
+from .descent import descend, seeded, tensors
 from .layers import PackedModule, run_module
 from .table import Course, Plan, RankingData
 from .views import drop_history
@@ -81,14 +81,8 @@ class FittedRanker:
 def fit_ranker(settings: Any, data: RankingData, plan: Plan) -> tuple[FittedRanker, Course]:
     """Train a ranker on lists; if no epoch is better than the start, the start is returned.
 
-    Parameters
-    ----------
-    settings
-        The family: its ``build(inputs, scale)`` makes the module with fresh weights, its ``task`` says what
-        is learned; its ``history_dropout``, ``learning_rate``, ``weight_decay``, ``max_epochs`` and
-        ``patience`` say how.
-    data, plan
-        As for :meth:`~.table.RankingFamily.fit`.
+    The family's ``build(inputs, scale)`` makes the module with fresh weights, its ``task`` says what is
+    learned, its ``history_dropout`` and the fields of :data:`~.descent.DESCENT` say how.
     """
     packed, pad = data.packed, data.packed.n_items
     with seeded(plan.seed) as rng:
@@ -104,8 +98,7 @@ def fit_ranker(settings: Any, data: RankingData, plan: Plan) -> tuple[FittedRank
                 yield objective.loss(model(**tensors(arrays, model.input_names)), batch)
 
         fitted = FittedRanker(model)
-        learner = Learner(model, settings.learning_rate, settings.weight_decay, plan.label)
         # Without lists there is nothing to learn: the start keeps retrieval's order.
         epochs = settings.max_epochs if len(data.lists) else 0
-        course = descend(learner, fitted, epoch, plan, max_epochs=epochs, patience=settings.patience)
+        course = descend(settings, model, fitted, epoch, plan, max_epochs=epochs)
     return fitted, course

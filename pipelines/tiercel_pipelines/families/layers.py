@@ -151,14 +151,8 @@ def pool_history(tables: Sequence[nn.Module], history_cat: Tensor, history_lengt
     """Add up the embeddings of the items of a history and divide by the root of its length: ``[B, E]``.
 
     The root lies between the sum, in which long histories drown everything else, and the mean, in
-    which they are no surer than short ones.
-
-    Parameters
-    ----------
-    tables
-        One embedding for each of the H history columns.
-    history_cat, history_length
-        ``[B, L, H]`` int64 category ids, left aligned, and ``[B, 1]`` how many of the L are real.
+    which they are no surer than short ones. There is one table for each of the H columns of
+    ``history_cat [B, L, H]`` (int64 ids, left aligned), of which ``history_length [B, 1]`` are real.
     """
     places = torch.arange(history_cat.shape[1], device=history_cat.device)
     real = (places.unsqueeze(0) < history_length).unsqueeze(-1).to(torch.float32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from tiercel_serving.kinds import Kind, Kinds
 from tiercel_serving.problems import Problem
@@ -72,15 +72,7 @@ class Course:
 
 @dataclass(frozen=True)
 class RetrievalData:
-    """What a retrieval family learns from.
-
-    Parameters
-    ----------
-    packed, inputs
-        The packed tensors, and their columns.
-    pairs
-        The interactions to learn.
-    """
+    """What a retrieval family learns from: packed tensors, the interactions, and the tensors' columns."""
 
     packed: Packed
     pairs: Pairs
@@ -147,7 +139,11 @@ class FittedRanking(Fitted, Protocol):
         ...
 
 
-class Family(Protocol):
+Data = TypeVar("Data", contravariant=True)
+Model = TypeVar("Model", covariant=True)
+
+
+class Family(Protocol[Data, Model]):
     """The settings of a model."""
 
     def problems(self) -> list[Problem]:
@@ -158,9 +154,17 @@ class Family(Protocol):
         """Return fields of the serving settings that it can't do without, each with what to do instead."""
         ...
 
+    def fit(self, data: Data, plan: Plan) -> tuple[Model, Course]:
+        """Fit a model; a ranker without lists keeps retrieval's order."""
+        ...
+
+    def load(self, folder: Path, inputs: ModelInputs) -> Model:
+        """Read what the model's ``save`` wrote."""
+        ...
+
 
 @runtime_checkable
-class RetrievalFamily(Family, Protocol):
+class RetrievalFamily(Family[RetrievalData, FittedRetrieval], Protocol):
     """A family of models that find candidates among all items."""
 
     #: The served form: a source of this form and of the model's name serves it.
@@ -181,30 +185,14 @@ class RetrievalFamily(Family, Protocol):
         """What turns its scores into log-probabilities, up to a constant."""
         ...
 
-    def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedRetrieval, Course]:
-        """Fit a model."""
-        ...
-
-    def load(self, folder: Path, inputs: ModelInputs) -> FittedRetrieval:
-        """Read what :meth:`FittedRetrieval.save` wrote."""
-        ...
-
 
 @runtime_checkable
-class RankingFamily(Family, Protocol):
+class RankingFamily(Family[RankingData, FittedRanking], Protocol):
     """A family of models that order the candidates which passed the rules."""
 
     @property
     def task(self) -> ListSettings:
         """What it learns, and from which lists."""
-        ...
-
-    def fit(self, data: RankingData, plan: Plan) -> tuple[FittedRanking, Course]:
-        """Fit a model; without lists, one that keeps retrieval's order."""
-        ...
-
-    def load(self, folder: Path, inputs: ModelInputs) -> FittedRanking:
-        """Read what :meth:`FittedRanking.save` wrote."""
         ...
 
 

@@ -28,7 +28,7 @@ from ..arrays.inputs import ModelInputs, Side
 from ..errors import TrainingError
 from ..tasks.sampled_softmax import SampledSoftmax
 from ..tasks.table import RETRIEVAL_TASKS, RetrievalTask, task_problems
-from .descent import DESCENT, Learner, descend, seeded, tensors
+from .descent import DESCENT, descend, seeded, tensors
 from .fitted import FittedVectors
 from .layers import (
     PackedModule,
@@ -128,8 +128,7 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
                     yield objective.loss(towers.user_tower(**users), vectors, batch)
 
             fitted = FittedVectors(towers.user_tower, towers.item_tower)
-            learner = Learner(towers, self.learning_rate, self.weight_decay, plan.label)
-            course = descend(learner, fitted, epoch, plan, max_epochs=self.max_epochs, patience=self.patience)
+            course = descend(self, towers, fitted, epoch, plan, max_epochs=self.max_epochs)
         return fitted, course
 
     def load(self, folder: Path, inputs: ModelInputs) -> FittedVectors:

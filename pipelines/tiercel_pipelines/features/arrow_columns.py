@@ -199,8 +199,8 @@ def _typed(values: Array, valid: Array | None, column: InputColumn, where: str) 
     if changed.any():
         stray = values[changed][0].item()
         raise DataCorrupt(
-            f"{where}: column {column.name!r}: {stray!r} is not one of {_words_of(column)}, and a cast would "
-            "change it; write the column as it was when the workflow was fitted"
+            f"{where}: column {column.name!r}: a cast to {column.dtype} would change {stray!r}; write "
+            "the column as it was when the workflow was fitted"
         )
     return cast, valid
 
@@ -218,10 +218,6 @@ def _is_same(values: Array, cast: Array) -> Array:
         within = (floats >= -(2.0**63)) & (floats < 2.0**63)
         same = within & (np.where(within, cast, 0).astype(values.dtype) == values) | np.isnan(floats)
     return same
-
-
-def _words_of(column: InputColumn) -> str:
-    return {"int64": "the 64-bit integers", "bool": "0 and 1"}.get(column.dtype, f"the {column.dtype} values")
 
 
 # ------------------------------------------------------------------------------------ columns → Arrow

@@ -32,23 +32,7 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Transformed:
-    """What a transform did.
-
-    Parameters
-    ----------
-    output
-        The file that was written.
-    files
-        The files that were read, in order.
-    rows, row_groups
-        How much was written.
-    columns
-        The output's column names.
-    ignored
-        Columns of the files that nothing read.
-    seconds
-        How long it took, reading and writing included.
-    """
+    """What a transform wrote, and how long that took with reading; nothing read the ``ignored`` columns."""
 
     output: Path
     files: tuple[Path, ...]

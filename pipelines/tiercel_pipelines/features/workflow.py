@@ -213,18 +213,8 @@ def fit_workflow(
 ) -> Any:
     """Fit a recipe's workflow on training interactions joined with their users and items.
 
-    NVTabular computes the statistics with Dask, in this process. Nothing is left in the current
-    directory.
-
-    Parameters
-    ----------
-    recipe
-        Its ``features()`` gives a new graph.
-    dataset, interactions
-        The user and item tables, and the training part of the interactions.
-    directory
-        Where to save the fitted workflow; the returned one reads its vocabularies there. None keeps
-        them in a temporary directory, which goes when the workflow does.
+    NVTabular computes the statistics with Dask, in this process. The workflow is saved in ``directory`` and
+    reads its vocabularies there; None is a temporary directory, which goes when the workflow does.
     """
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from statistics import median
 
-from ..runtime.batching import complete
+from ..runtime.batching import absent
 from ..runtime.chain import Chain
 from ..spec import Array, TensorSpec
 from .measurement import Measurement, median_of
@@ -50,11 +50,10 @@ def measure_bare(pipeline: Chain, requests: Sequence[Mapping[str, Array]], secon
     return BareCompute(total, {stage: median(spent) for stage, spent in stages.items()})
 
 
-def median_bare(rounds: Iterable[BareCompute]) -> BareCompute:
+def median_bare(rounds: Sequence[BareCompute]) -> BareCompute:
     """Return the median of each figure over rounds."""
-    measured = list(rounds)
-    stages = {name: median(r.stages_us[name] for r in measured) for name in measured[0].stages_us}
-    return BareCompute(median_of(r.total for r in measured), stages)
+    stages = {name: median(r.stages_us[name] for r in rounds) for name in rounds[0].stages_us}
+    return BareCompute(median_of([r.total for r in rounds]), stages)
 
 
 def full_requests(inputs: Iterable[TensorSpec], user_ids: Array) -> list[dict[str, Array]]:
@@ -63,4 +62,4 @@ def full_requests(inputs: Iterable[TensorSpec], user_ids: Array) -> list[dict[st
     ``user_ids`` are ``[n]`` raw ids; the arrays of the n requests have a user axis of length 1.
     """
     specs = list(inputs)
-    return [complete(specs, {"user_id": user_ids[i : i + 1, None]}, 1) for i in range(len(user_ids))]
+    return [{**absent(specs, 1), "user_id": user_ids[i : i + 1, None]} for i in range(len(user_ids))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import tritonclient.grpc as triton_grpc
+
+from ..release.writing import version
 
 
 def describe_machine() -> dict[str, Any]:
@@ -33,10 +34,7 @@ def _cpu_name() -> str:
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
-    installed = {
-        distribution.name: distribution.version for distribution in importlib.metadata.distributions()
-    }
-    return {name: installed[name] for name in packages if name in installed}
+    return {name: found for name in packages if (found := version(name)) is not None}
 
 
 def triton_version(url: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from statistics import median
 
@@ -39,9 +39,6 @@ class Measurement:
         return {name: round(value, 1) for name, value in asdict(self).items()}
 
 
-def median_of(rounds: Iterable[Measurement]) -> Measurement:
+def median_of(rounds: Sequence[Measurement]) -> Measurement:
     """Return the median of each figure over rounds; one disturbed round does not move it."""
-    measured = list(rounds)
-    if not measured:
-        raise ValueError("no rounds to take a median of")
-    return Measurement(**{f.name: median(getattr(m, f.name) for m in measured) for f in fields(Measurement)})
+    return Measurement(**{f.name: median(getattr(m, f.name) for m in rounds) for f in fields(Measurement)})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -48,25 +49,12 @@ class PerfAnalyzer:
     libraries: Path | None = None
     source: str = "PATH"
 
-    def command(
-        self, model: str, url: str, *, concurrency: int, seconds: float, data: Path, report: Path
-    ) -> list[str]:
-        """Return the command line of one measurement.
+    def run(self, model: str, url: str, *, concurrency: int, seconds: float, data: Path) -> Measurement:
+        """Load one model and return what was measured; ``data`` is in perf_analyzer's JSON form.
 
         The measurement is split in three windows, which is what perf_analyzer asks for, and any three
         count as stable: rounds and medians decide what is noise, not a run that goes on until it likes
         its own figures.
-        """
-        window_ms = max(100, round(seconds * 1000 / WINDOWS))
-        return [
-            str(self.path),
-            *("-m", model, "-u", url, "-i", "grpc"),
-            *("--concurrency-range", str(concurrency), "--input-data", str(data)),
-            *("-p", str(window_ms), "-r", str(WINDOWS), "-s", "999", "-f", str(report)),
-        ]
-
-    def run(self, model: str, url: str, *, concurrency: int, seconds: float, data: Path) -> Measurement:
-        """Load one model and return what was measured; ``data`` is in perf_analyzer's JSON form.
 
         Raises
         ------
@@ -75,9 +63,13 @@ class PerfAnalyzer:
         """
         with tempfile.TemporaryDirectory(prefix="tiercel-bench-") as folder:
             report = Path(folder) / "report.csv"
-            command = self.command(
-                model, url, concurrency=concurrency, seconds=seconds, data=data, report=report
-            )
+            command = [
+                str(self.path),
+                *("-m", model, "-u", url, "-i", "grpc"),
+                *("--concurrency-range", str(concurrency), "--input-data", str(data)),
+                *("-p", str(max(100, round(seconds * 1000 / WINDOWS))), "-r", str(WINDOWS)),
+                *("-s", "999", "-f", str(report)),
+            ]
             done = _start(command, self.libraries, timeout=seconds * 4 + GRACE_S, cwd=folder)
             if done.returncode != 0 or not report.is_file():
                 raise BenchError(
@@ -133,42 +125,39 @@ def find_perf_analyzer(cache: Path | None = None, *, say: Say | None = None) -> 
         It can't be fetched or doesn't start here; the message says what to do.
     """
     say = say or (lambda message: None)
-    found = shutil.which("perf_analyzer")
-    if found:
+    if found := shutil.which("perf_analyzer"):
         return PerfAnalyzer(Path(found))
     folder = cache or default_cache()
     binary = folder / "perf_analyzer"
     if binary.is_dir():
         folder, binary = binary, binary / "perf_analyzer"
     if not binary.is_file():
-        _check_platform()
+        if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+            raise _missing(
+                "perf_analyzer is published for Linux on x86_64, "
+                f"and this is {sys.platform} on {platform.machine()}"
+            )
         say(f"fetching perf_analyzer (wheel {WHEEL}) into {folder}")
         _unpack(WHEEL, ".data/data/bin/perf_analyzer", binary)
-    for library in missing_libraries(binary, folder):
+    for library in parse_ldd(_start(["ldd", str(binary)], folder, timeout=GRACE_S).stdout, binary):
         _provide(library, folder, say)
     analyzer = PerfAnalyzer(binary, folder, f"wheel {WHEEL}")
     done = _start([str(binary), "--version"], folder, timeout=GRACE_S)
     if done.returncode != 0:
-        raise PerfAnalyzerMissing(
-            f"{binary}: does not start here (exit code {done.returncode}): {_tail(done.stdout)}; "
-            "put a perf_analyzer of your own on PATH, or measure with `--client python`"
-        )
+        raise _missing(f"{binary}: does not start here (exit code {done.returncode}): {_tail(done.stdout)}")
     return analyzer
 
 
-def missing_libraries(binary: Path, libraries: Path) -> list[str]:
-    """Return the shared libraries that the loader does not find; see :func:`parse_ldd`."""
-    done = _start(["ldd", str(binary)], libraries, timeout=GRACE_S)
-    return parse_ldd(done.stdout, binary)
+def _missing(problem: str, remedy: str = "put a perf_analyzer of your own on PATH") -> PerfAnalyzerMissing:
+    return PerfAnalyzerMissing(f"{problem}; {remedy}, or measure with `--client python`")
 
 
 def parse_ldd(text: str, binary: Path) -> list[str]:
-    """Read them in what ``ldd`` prints; PerfAnalyzerMissing if the C library here is too old."""
-    needed = re.findall(r"version `(GLIBC(?:XX)?_[\d.]+)' not found", text)
-    if needed:
-        raise PerfAnalyzerMissing(
-            f"{binary}: needs {', '.join(sorted(set(needed)))}, which this system does not have; use a newer "
-            "system (glibc 2.34 or later), NVIDIA's SDK container, or measure with `--client python`"
+    """Read the missing libraries in what ``ldd`` prints; PerfAnalyzerMissing if the C library is too old."""
+    if needed := set(re.findall(r"version `(GLIBC(?:XX)?_[\d.]+)' not found", text)):
+        raise _missing(
+            f"{binary}: needs {', '.join(sorted(needed))}, which this system does not have",
+            "use a newer system (glibc 2.34 or later) or NVIDIA's SDK container",
         )
     return re.findall(r"(\S+) => not found", text)
 
@@ -184,9 +173,9 @@ def _provide(library: str, folder: Path, say: Say) -> None:
     else:
         package = LIBRARY_PACKAGES.get(library)
         how = "install it" if package is None else f"run `apt-get install {package}`"
-        raise PerfAnalyzerMissing(
-            f"perf_analyzer needs {library}, which is neither on this system nor in an installed "
-            f"nvidia-pytriton wheel; {how}, or measure with `--client python`"
+        raise _missing(
+            f"perf_analyzer needs {library}, neither on this system nor in an nvidia-pytriton wheel here",
+            how,
         )
 
 
@@ -202,15 +191,6 @@ def _in_pytriton(library: str) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def _check_platform() -> None:
-    machine = os.uname().machine if hasattr(os, "uname") else "?"
-    if sys.platform != "linux" or machine != "x86_64":
-        raise PerfAnalyzerMissing(
-            f"perf_analyzer is published for Linux on x86_64, and this is {sys.platform} on {machine}; "
-            "measure with `--client python`"
-        )
-
-
 def _unpack(wheel: str, member: str, target: Path) -> None:
     """Download a wheel with pip and unpack the one file whose path ends with ``member``."""
     with tempfile.TemporaryDirectory(prefix="tiercel-bench-") as folder:
@@ -218,38 +198,28 @@ def _unpack(wheel: str, member: str, target: Path) -> None:
         done = _start([*command, "--dest", folder], None, timeout=600)
         found = sorted(Path(folder).glob("*.whl"))
         if done.returncode != 0 or not found:
-            raise PerfAnalyzerMissing(
-                f"pip could not download {wheel}: {_tail(done.stdout)}; put perf_analyzer on PATH, "
-                "or measure with `--client python`"
-            )
+            raise _missing(f"pip could not download {wheel}: {_tail(done.stdout)}")
         with zipfile.ZipFile(found[0]) as archive:
             names = [name for name in archive.namelist() if name.endswith(member)]
             if not names:
-                raise PerfAnalyzerMissing(
-                    f"{found[0].name}: expected a file {member}, but the wheel has none; "
-                    "put perf_analyzer on PATH, or measure with `--client python`"
-                )
+                raise _missing(f"{found[0].name}: expected a file {member}, but the wheel has none")
             _install(target, archive.read(names[0]))
 
 
 def _install(target: Path, content: bytes) -> None:
     """Write an executable file whole or not at all."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name)
         try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-            os.chmod(name, 0o755)
-            os.replace(name, target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            partial.write_bytes(content)
+            partial.chmod(0o755)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
-        raise PerfAnalyzerMissing(
-            f"{target}: can't be written ({error}); name a directory that can be with `--cache`, "
-            "put perf_analyzer on PATH, or measure with `--client python`"
-        ) from error
+        remedy = "name a directory that can be with `--cache`, put perf_analyzer on PATH"
+        raise _missing(f"{target}: can't be written ({error})", remedy) from error
 
 
 def _start(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from .bare import BareCompute, median_bare
@@ -17,62 +17,52 @@ LIMIT_KEPT = 100
 BARE = "bare"
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What is set against the sum of what (measured models, or :data:`BARE`), p50 at concurrency 1.
-
-    ``limit`` is how many times the sum it may be; None is a comparison that only informs.
-    """
-
-    measured: str
-    against: tuple[str, ...]
-    limit: float | None = None
-
-    @property
-    def label(self) -> str:
-        """The comparison as a formula."""
-        below = " + ".join(self.against)
-        return f"{self.measured} / {below if len(self.against) == 1 else f'({below})'}"
-
-
-COMPARISONS = (
-    Comparison("fused", ("identity", BARE), 1.4),
-    Comparison("staged", ("identity", BARE), 3.5),
+#: What is set against the sum of what (measured models, or :data:`BARE`), and how many times the sum it
+#: may be; None only informs.
+COMPARISONS: tuple[tuple[str, tuple[str, ...], float | None], ...] = (
+    ("fused", ("identity", BARE), 1.4),
+    ("staged", ("identity", BARE), 3.5),
     # What the staged layout would be if its stages took no time, and what they add to that.
-    Comparison("hollow", ("identity", BARE)),
-    Comparison("staged", ("hollow",)),
+    ("hollow", ("identity", BARE), None),
+    ("staged", ("hollow",), None),
 )
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A comparison's figures: medians over rounds of the p50 in µs, their ratio, that of single rounds."""
+    """One of :data:`COMPARISONS`: medians over rounds of the p50 in µs, and the ratios of single rounds."""
 
-    comparison: Comparison
+    measured: str
+    against: tuple[str, ...]
+    limit: float | None
     measured_us: float
     against_us: tuple[float, ...]
-    ratio: float
     lowest: float
     highest: float
 
     @property
+    def label(self) -> str:
+        """The comparison as a formula."""
+        return f"{self.measured} / {_sum(self.against)}"
+
+    @property
+    def ratio(self) -> float:
+        """How many times the sum of the others it is."""
+        return self.measured_us / sum(self.against_us)
+
+    @property
     def ok(self) -> bool:
         """Whether the ratio is within its limit, if it has one."""
-        return self.comparison.limit is None or self.ratio <= self.comparison.limit
+        return self.limit is None or self.ratio <= self.limit
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form; ``ok`` is null where there is no limit."""
-        limit = self.comparison.limit
         return {
-            "measured": self.comparison.measured,
-            "against": list(self.comparison.against),
+            **asdict(self),
             "measured_us": round(self.measured_us, 1),
             "against_us": [round(us, 1) for us in self.against_us],
-            "ratio": round(self.ratio, 3),
-            "lowest": round(self.lowest, 3),
-            "highest": round(self.highest, 3),
-            "limit": limit,
-            "ok": None if limit is None else self.ok,
+            **{name: round(getattr(self, name), 3) for name in ("ratio", "lowest", "highest")},
+            "ok": None if self.limit is None else self.ok,
         }
 
 
@@ -94,7 +84,7 @@ class BenchReport:
         if not rounds or not self.bare:
             return []
         measured = {**rounds, BARE: [bare.total for bare in self.bare]}
-        return [_ratio(comparison, measured) for comparison in COMPARISONS]
+        return [_ratio(measured, *comparison) for comparison in COMPARISONS]
 
     @property
     def ok(self) -> bool:
@@ -127,13 +117,18 @@ class BenchReport:
         }
 
 
-def _ratio(comparison: Comparison, measured: Mapping[str, Sequence[Measurement]]) -> Ratio:
-    over = median_of(measured[comparison.measured]).p50_us
-    below = tuple(median_of(measured[name]).p50_us for name in comparison.against)
-    names = (comparison.measured, *comparison.against)
-    rounds = zip(*([m.p50_us for m in measured[name]] for name in names), strict=True)
-    single = [first / sum(rest) for first, *rest in rounds]
-    return Ratio(comparison, over, below, over / sum(below), min(single), max(single))
+def _ratio(
+    rounds: Mapping[str, Sequence[Measurement]], measured: str, against: tuple[str, ...], limit: float | None
+) -> Ratio:
+    names = (measured, *against)
+    over, *below = (median_of(rounds[name]).p50_us for name in names)
+    by_round = zip(*([m.p50_us for m in rounds[name]] for name in names), strict=True)
+    single = [first / sum(rest) for first, *rest in by_round]
+    return Ratio(measured, against, limit, over, tuple(below), min(single), max(single))
+
+
+def _sum(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"({' + '.join(parts)})"
 
 
 def format_report(report: BenchReport) -> str:
@@ -168,9 +163,9 @@ def _ratio_lines(report: BenchReport) -> str:
     if not ratios:
         return ""
     kept = report.facts.get("release", {}).get("kept")
-    width = max(len(ratio.comparison.label) for ratio in ratios)
+    width = max(len(ratio.label) for ratio in ratios)
     lines = [f"p50 at concurrency {LIMIT_CONCURRENCY}, K = {kept}:"]
-    lines += [f"  {ratio.comparison.label:<{width}}  {_ratio_figures(ratio)}" for ratio in ratios]
+    lines += [f"  {ratio.label:<{width}}  {_ratio_figures(ratio)}" for ratio in ratios]
     if kept != LIMIT_KEPT:
         lines.append(f"  (the limits are stated for K = {LIMIT_KEPT}; this release has K = {kept})")
     return "\n".join([*lines, _share_line(ratios)])
@@ -178,9 +173,9 @@ def _ratio_lines(report: BenchReport) -> str:
 
 def _share_line(ratios: Sequence[Ratio]) -> str:
     """Say what staged is made of; what neither share covers is what stages pay for being processes."""
-    hops = next(1 / ratio.ratio for ratio in ratios if ratio.comparison.against == ("hollow",))
-    staged = next(ratio for ratio in ratios if ratio.comparison.measured == "staged")
-    compute = staged.against_us[staged.comparison.against.index(BARE)] / staged.measured_us
+    hops = next(1 / ratio.ratio for ratio in ratios if ratio.against == ("hollow",))
+    staged = next(ratio for ratio in ratios if ratio.measured == "staged")
+    compute = staged.against_us[staged.against.index(BARE)] / staged.measured_us
     return (
         "  (hollow is staged with stages that do nothing: "
         f"of staged, Triton's hops are {hops:.0%} and the bare compute is {compute:.0%})"
@@ -188,13 +183,12 @@ def _share_line(ratios: Sequence[Ratio]) -> str:
 
 
 def _ratio_figures(ratio: Ratio) -> str:
-    below = " + ".join(f"{us:.0f}" for us in ratio.against_us)
-    below = below if len(ratio.against_us) == 1 else f"({below})"
+    below = _sum([f"{us:.0f}" for us in ratio.against_us])
     text = f"{ratio.measured_us:.0f} / {below} = {ratio.ratio:.2f}"
     text += f" (rounds {ratio.lowest:.2f} to {ratio.highest:.2f})"
-    if ratio.comparison.limit is None:
+    if ratio.limit is None:
         return text
-    return f"{text}, limit {ratio.comparison.limit}: {'pass' if ratio.ok else 'FAIL'}"
+    return f"{text}, limit {ratio.limit}: {'pass' if ratio.ok else 'FAIL'}"
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:

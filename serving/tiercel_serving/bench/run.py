@@ -51,7 +51,7 @@ def run_bench(
     concurrencies: Sequence[int] = (1, 8),
     triton: str | Path | None = None,
     command: str = "",
-    progress: Progress | None = None,
+    progress: Progress = lambda what, done, total: None,
 ) -> BenchReport:
     """Measure both layouts of a release beside models that do nothing and the bare compute.
 
@@ -62,20 +62,16 @@ def run_bench(
 
     Parameters
     ----------
-    release
-        An exported release with a user store.
-    load
-        What makes the load.
+    release, load
+        An exported release with a user store, and what makes the load.
     seconds, rounds
         How long each single measurement takes, and how many rounds there are for each concurrency.
     concurrencies
         Requests in flight.
     triton
         As for :func:`~tiercel_serving.supervise.start_server`.
-    command
-        The command line, for the report.
-    progress
-        Called as measurements are done.
+    command, progress
+        The command line, for the report; and what is called as measurements are done.
 
     Raises
     ------
@@ -93,8 +89,8 @@ def run_bench(
         data, repository = Path(folder) / "requests.json", Path(folder) / "models"
         write_requests(users, data)
         write_bench_repository(release, repository)
-        with start_server(repository, triton=triton, canary=_no_canary) as server:
-            for model in MODELS.values():  # unmeasured: pages are read, caches warm
+        with start_server(repository, triton=triton, canary=lambda url, timeout_s: None) as server:
+            for model in MODELS.values():  # unmeasured: pages are read, caches warm; a canary to each
                 load.run(model, server.grpc_url, concurrency=1, seconds=WARM_UP_S, data=data)
             facts = {
                 **_facts(release, load, command, seconds, rounds),
@@ -104,8 +100,7 @@ def run_bench(
             bare: list[BareCompute] = []
             steps = [(concurrency, number) for concurrency in concurrencies for number in range(rounds)]
             for done, (concurrency, _) in enumerate(steps):
-                if progress is not None:
-                    progress("rounds", done, len(steps))
+                progress("rounds", done, len(steps))
                 of_this = served.setdefault(concurrency, {name: [] for name in MODELS})
                 for name, model in MODELS.items():
                     of_this[name].append(
@@ -113,13 +108,8 @@ def run_bench(
                     )
                 if concurrency == min(concurrencies):
                     bare.append(measure_bare(pipeline, requests, seconds))
-            if progress is not None:
-                progress("rounds", len(steps), len(steps))
+            progress("rounds", len(steps), len(steps))
     return BenchReport(facts, served, bare)
-
-
-def _no_canary(url: str, timeout_s: float) -> None:
-    """Stand in for the server's first inference: the warm-up asks every model."""
 
 
 def _facts(release: Release, load: Load, command: str, seconds: float, rounds: int) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
-from typing import Any
+
+import typer
+from typer.cli import get_docs_for_click
 
 from .cli import COMMANDS, load_command
 
@@ -34,42 +35,15 @@ a command whose libraries are not installed |
 
 def markdown() -> str:
     """Return the whole text of ``docs/cli.md``."""
-    return HEAD + "".join("\n" + "\n".join(_section(name)) + "\n" for name in COMMANDS)
+    return "\n".join([HEAD, *map(_section, COMMANDS)])
 
 
-def _section(name: str) -> Iterator[str]:
+def _section(name: str) -> str:
     command = load_command(name)
-    shown = [
-        param for param in command.params if param.name != "help" and not getattr(param, "hidden", False)
-    ]
-    arguments = [param for param in shown if param.param_type_name == "argument"]
-    usage = [param.metavar if param.required else f"[{param.metavar}]" for param in arguments]
-    yield f"## `{' '.join(['tiercel', name, *usage])}`\n"
-    yield _plain(command.help) + "\n"
-    yield f'Needs `pip install "tiercel[{COMMANDS[name].extra}]"`.\n'
-    yield "| | | default |\n|---|---|---|"
-    for param in shown:
-        yield f"| {_names(param)} | {_plain(param.help or '')} | {_default(param)} |"
-
-
-def _names(param: Any) -> str:
-    if param.param_type_name == "argument":
-        return f"`{param.metavar}`"
-    names = ", ".join(f"`{option}`" for option in (*param.opts, *param.secondary_opts))
-    return names + (f" {param.metavar}".replace("|", r"\|") if param.metavar else "")
-
-
-def _default(param: Any) -> str:
-    if param.required:
-        return "required"
-    value = param.default
-    if value is None or value is False or value == [] or value == ():
-        return ""
-    return f"`{value}`"
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\[/?(bold)?\]", "`", text).replace("|", r"\|")
+    context = typer.Context(command, info_name=f"tiercel {name}")
+    text = get_docs_for_click(obj=command, ctx=context, indent=1, name=name, call_prefix="tiercel")
+    text = text.rstrip() + f'\n\nNeeds `pip install "tiercel[{COMMANDS[name].extra}]"`.\n'
+    return re.sub(r"\[/?(bold)?\]", "`", text)
 
 
 if __name__ == "__main__":

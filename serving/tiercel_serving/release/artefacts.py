@@ -137,16 +137,9 @@ def write_artefact(
 
 
 def open_artefact(path: Path, kind: str, build_id: str | None = None) -> Artefact:
-    """Open an artefact, memory-mapped, after checking header, sizes and build id (not checksums).
+    """Open an artefact, memory-mapped, after checking header, sizes, kind and build id (not checksums).
 
-    Parameters
-    ----------
-    path
-        The artefact's directory.
-    kind
-        The kind it must have.
-    build_id
-        The build it must belong to; None accepts any.
+    It must have the kind, and belong to the build unless that is None.
     """
     header = _read_header(path / HEADER_NAME, kind)
     if header.kind != kind:
@@ -171,16 +164,22 @@ def _read_header(file: Path, kind: str) -> _Header:
         raise ArtefactMissing(f"{file}: expected the header of the {kind} artefact; export again")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        version = int(data["artefact_format"])
-        if version == ARTEFACT_FORMAT:
-            return msgspec.convert(data, _Header)
+        check_format(file, "artefact", int(data["artefact_format"]), ARTEFACT_FORMAT)
+        return msgspec.convert(data, _Header)
     except (ValueError, KeyError, TypeError) as error:
         raise ArtefactCorrupt(f"{file}: not a readable header ({error}); export again") from error
-    newer = version > ARTEFACT_FORMAT
-    raise (NewerFormat if newer else OlderFormat)(
-        f"{file}: artefact format {version}, but this Tiercel reads format {ARTEFACT_FORMAT}; "
-        f"{'upgrade Tiercel or export again' if newer else 'export again'}"
-    )
+
+
+def check_format(
+    file: Path | str, what: str, found: int, read: int, older_remedy: str = "export again"
+) -> None:
+    """Raise NewerFormat or OlderFormat if a file is of another format than this Tiercel reads."""
+    if found != read:
+        newer = found > read
+        raise (NewerFormat if newer else OlderFormat)(
+            f"{file}: {what} format {found}, but this Tiercel reads format {read}; "
+            f"{'upgrade Tiercel, or export again with this one' if newer else older_remedy}"
+        )
 
 
 def _open_array(file: Path, stored: _Stored) -> Array:

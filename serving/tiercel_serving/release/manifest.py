@@ -11,13 +11,14 @@ from typing import Any, Literal
 import msgspec
 
 from ..engines.table import ENGINES
-from ..errors import KindUnavailable, ManifestInvalid, NewerFormat, OlderFormat
+from ..errors import KindUnavailable, ManifestInvalid
 from ..kinds import builtin
 from ..reorder.table import REORDER, ReorderKind
 from ..rules.table import RULES, RuleKind
 from ..settings import ServingSettings
 from ..sources.table import SOURCES, SourceKind
 from ..stores.table import STORES, StoreKind
+from .artefacts import check_format
 
 MANIFEST_FORMAT = 2
 MANIFEST_NAME = "manifest.json"
@@ -31,17 +32,7 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Catalogue(_Struct, frozen=True):
-    """What is served, and to whom.
-
-    Parameters
-    ----------
-    items, users, interactions
-        How many.
-    item_id_dtype, user_id_dtype
-        Of the raw ids.
-    item_id_column, user_id_column
-        What the raw tables call them.
-    """
+    """What is served, and to whom: how many, and the dtypes and columns of the raw ids."""
 
     items: int
     users: int
@@ -98,16 +89,8 @@ class RequestColumn(_Struct, frozen=True):
 class QueryModel(_Struct, frozen=True):
     """The dense model of a source: user tensors → ``query_<source> [B, D]``.
 
-    Parameters
-    ----------
-    engine
-        A row of :data:`~tiercel_serving.engines.table.ENGINES`.
-    inputs
-        The tensors that it takes.
-    dimension
-        D.
-    parameters
-        How many weights it has.
+    ``engine`` is a row of :data:`~tiercel_serving.engines.table.ENGINES`, ``inputs`` are the tensors that it
+    takes, ``dimension`` is D, and ``parameters`` is how many weights it has.
     """
 
     engine: str
@@ -222,14 +205,7 @@ def encode(value: Any) -> bytes:
 
 
 def read_manifest(text: bytes, place: str) -> Manifest:
-    """Read a manifest.
-
-    Parameters
-    ----------
-    text
-        The file's content.
-    place
-        Its path, for messages.
+    """Read a manifest from its file's content; ``place`` is the file's path, for messages.
 
     Raises
     ------
@@ -244,16 +220,8 @@ def read_manifest(text: bytes, place: str) -> Manifest:
         version = msgspec.json.decode(text, type=_Format).format
     except msgspec.DecodeError as error:
         raise ManifestInvalid(f"{place}: not a readable manifest ({error}); export again") from error
-    if version > MANIFEST_FORMAT:
-        raise NewerFormat(
-            f"{place}: manifest format {version}, but this Tiercel reads format {MANIFEST_FORMAT}; upgrade "
-            "Tiercel, or export again with this one"
-        )
-    if version < MANIFEST_FORMAT:
-        raise OlderFormat(
-            f"{place}: manifest format {version}, but this Tiercel reads format {MANIFEST_FORMAT}; make the "
-            "release anew with `tiercel export RUN --replace` (a run of that time: `tiercel train` first)"
-        )
+    anew = "make the release anew with `tiercel export RUN --replace` (a run of that time: "
+    check_format(place, "manifest", version, MANIFEST_FORMAT, anew + "`tiercel train` first)")
     try:
         manifest = msgspec.json.decode(text, type=Manifest, dec_hook=read_kind)
     except msgspec.ValidationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -151,7 +152,7 @@ def _swap(staging: Path, destination: Path) -> None:
 
 def _clean_leftovers(destination: Path) -> None:
     """Remove what killed exports to this destination left; put back what one had moved away."""
-    name = _escaped(destination.name)
+    name = glob.escape(destination.name)
     for old in destination.parent.glob(f".{name}.old-*"):
         if _in_use(old):
             continue
@@ -162,10 +163,6 @@ def _clean_leftovers(destination: Path) -> None:
     for partial in destination.parent.glob(f".{name}.partial-*"):
         if not _in_use(partial):
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
 @contextlib.contextmanager

@@ -27,14 +27,7 @@ class Steps:
     The first score is that of the first task, or retrieval's own where there is no ranker. A user of whom
     nothing is known keeps the fallback's score, unless the settings say ``rank``.
 
-    Parameters
-    ----------
-    settings
-        The steps, and what unknown users get.
-    columns
-        The raw item columns ``[I + 1]`` that the steps read.
-    items
-        I, the pad row.
+    ``columns`` are the raw item columns ``[I + 1]`` that the steps read, and ``items`` is I, the pad row.
     """
 
     def __init__(self, settings: ServingSettings, columns: Mapping[str, Column], items: int) -> None:

@@ -20,7 +20,7 @@ from tritonclient.grpc import model_config_pb2
 from ..release.opened import Release
 from ..reorder.steps import reasons_of
 from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT, ServingSettings
-from ..spec import StageSpec, TensorSpec
+from ..spec import StageSpec, TensorSpec, model_inputs
 from ..stages.specs import DESCRIBE_ITEMS, TIME_PREFIX, time_spec
 from .targets import find_target, model_groups
 
@@ -108,18 +108,6 @@ def _explain_outputs(groups: Iterable[Sequence[StageSpec]]) -> tuple[str, ...]:
     return RECOMMEND_OUTPUTS + EXPLAIN_OUTPUTS + times
 
 
-def model_inputs(stages: Sequence[StageSpec]) -> tuple[TensorSpec, ...]:
-    """Return what a model of these stages takes from outside, in the order in which it is needed."""
-    made: set[str] = set()
-    inputs: dict[str, TensorSpec] = {}
-    for spec in stages:
-        for tensor in spec.inputs:
-            if tensor.name not in made:
-                inputs.setdefault(tensor.name, tensor)
-        made.update(tensor.name for tensor in spec.outputs)
-    return tuple(inputs.values())
-
-
 def model_outputs(stages: Sequence[StageSpec]) -> tuple[TensorSpec, ...]:
     """Return what a model of these stages can give: a lone stage everything, a chain what others may want.
 
@@ -140,7 +128,7 @@ def _stage_model(release: Release, name: str, stages: Sequence[StageSpec], relea
     for tensor in inputs:
         # Unless ragged, a length that differs between requests would keep them from running together.
         optional = tensor.optional or tensor.name in public
-        _add_tensor(config.input, tensor, optional=optional, allow_ragged_batch=tensor.variable)
+        _add_tensor(config.input, tensor, optional=optional, allow_ragged_batch=-1 in tensor.dims)
     for tensor in model_outputs(stages):
         _add_tensor(config.output, tensor)
     config.instance_group.add(kind=target.instance_kind, count=settings.instances)

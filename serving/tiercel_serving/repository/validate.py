@@ -6,7 +6,7 @@ reports all of them, with the model and tensor, where nothing has been started y
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from .graph import CONFIG_FILE, MODEL_FILE
 
 #: Model name → its parsed config.
 Configs = Mapping[str, Any]
+
+#: Tensor of an ensemble → what it is, and who makes it.
+Made = dict[str, tuple[Any, str]]
 
 
 def validate_repository(directory: Path) -> None:
@@ -34,9 +37,12 @@ def validate_repository(directory: Path) -> None:
     if not configs and not problems:
         problems.append(f"{directory}: no models; expected one directory each")
     for config in configs.values():
-        rules = _ENSEMBLE_RULES if config.platform == "ensemble" else _MODEL_RULES
-        for rule in (*_COMMON_RULES, *rules):
-            problems.extend(f"{config.name}: {text}" for text in rule(config, configs, directory))
+        found = list(_common_problems(config, directory))
+        if config.platform == "ensemble":
+            found += _ensemble_problems(config, configs)
+        else:
+            found += _model_problems(config, directory)
+        problems += [f"{config.name}: {text}" for text in found]
     if problems:
         raise InvalidConfig(
             f"{directory}: Triton would not serve this repository:\n" + "\n".join(f"  {p}" for p in problems)
@@ -66,12 +72,9 @@ def read_repository(directory: Path, problems: list[str]) -> dict[str, Any]:
     return configs
 
 
-def _has_version(config: Any, configs: Configs, directory: Path) -> Iterator[str]:
+def _common_problems(config: Any, directory: Path) -> Iterator[str]:
     if not (directory / config.name / "1").is_dir():
         yield "no version directory 1/ (an ensemble needs one too, empty)"
-
-
-def _has_tensors(config: Any, configs: Configs, directory: Path) -> Iterator[str]:
     for kind, tensors in (("input", config.input), ("output", config.output)):
         if not tensors:
             yield f"no {kind}s"
@@ -83,120 +86,107 @@ def _has_tensors(config: Any, configs: Configs, directory: Path) -> Iterator[str
                 yield f"{kind} {tensor.name!r} has no data type"
             if not tensor.dims or any(dim == 0 or dim < -1 for dim in tensor.dims):
                 yield f"{kind} {tensor.name!r}: dims {list(tensor.dims)} must be positive, or -1"
-
-
-def _batch_size(config: Any, configs: Configs, directory: Path) -> Iterator[str]:
     if config.max_batch_size < 0:
         yield f"max_batch_size {config.max_batch_size} is negative"
 
 
-def _model_file(config: Any, configs: Configs, directory: Path) -> Iterator[str]:
+def _model_problems(config: Any, directory: Path) -> Iterator[str]:
     if config.backend == "python" and not (directory / config.name / "1" / MODEL_FILE).is_file():
         yield f"no 1/{MODEL_FILE}"
     if not config.backend and not config.platform:
         yield "neither backend nor platform"
-
-
-def _batches_ragged(config: Any, configs: Configs, directory: Path) -> Iterator[str]:
     batching = config.HasField("dynamic_batching")
     if batching and config.max_batch_size == 0:
         yield "dynamic_batching needs max_batch_size of at least 1"
-    for tensor in config.input:
-        if tensor.allow_ragged_batch and config.max_batch_size == 0:
-            yield f"input {tensor.name!r}: allow_ragged_batch needs max_batch_size of at least 1"
-        if batching and -1 in tensor.dims and not tensor.allow_ragged_batch:
-            yield f"input {tensor.name!r}: a variable length without allow_ragged_batch stops batching"
-
-
-def _warmup_fits(config: Any, configs: Configs, directory: Path) -> Iterator[str]:
     inputs = {tensor.name: tensor for tensor in config.input}
+    for name, tensor in inputs.items():
+        if tensor.allow_ragged_batch and config.max_batch_size == 0:
+            yield f"input {name!r}: allow_ragged_batch needs max_batch_size of at least 1"
+        if batching and -1 in tensor.dims and not tensor.allow_ragged_batch:
+            yield f"input {name!r}: a variable length without allow_ragged_batch stops batching"
     for sample in config.model_warmup:
+        where = f"warmup {sample.name!r}"
         if not 1 <= sample.batch_size <= max(config.max_batch_size, 1):
-            yield f"warmup {sample.name!r}: batch_size {sample.batch_size} of {config.max_batch_size}"
+            yield f"{where}: batch_size {sample.batch_size} of {config.max_batch_size}"
         for name, entry in sample.inputs.items():
             if name not in inputs:
-                yield f"warmup {sample.name!r}: no input {name!r}"
+                yield f"{where}: no input {name!r}"
             elif entry.data_type != inputs[name].data_type or not _dims_match(entry.dims, inputs[name].dims):
-                yield f"warmup {sample.name!r}: {name!r} is not of the input's dtype and dims"
+                yield f"{where}: {name!r} is not of the input's dtype and dims"
         for name, tensor in inputs.items():
             if not tensor.optional and name not in sample.inputs:
-                yield f"warmup {sample.name!r}: input {name!r} is missing"
+                yield f"{where}: input {name!r} is missing"
 
 
-def _ensemble_alone(config: Any, configs: Configs, directory: Path) -> Iterator[str]:
+def _ensemble_problems(config: Any, configs: Configs) -> Iterator[str]:
+    """Yield what breaks a rule: each tensor is made once, before it is used, and used by somebody."""
     if config.instance_group:
         yield "an ensemble must not have an instance_group"
     if config.HasField("dynamic_batching") or config.HasField("sequence_batching"):
         yield "an ensemble must not have its own batching"
     if not config.ensemble_scheduling.step:
         yield "an ensemble needs at least one step"
-
-
-def _steps_exist(config: Any, configs: Configs, directory: Path) -> Iterator[str]:
-    for step in config.ensemble_scheduling.step:
-        if step.model_name not in configs:
-            yield f"step {step.model_name!r}: no such model in the repository"
-        elif step.model_name == config.name:
-            yield f"step {step.model_name!r}: an ensemble cannot call itself"
-
-
-def _steps_batch(config: Any, configs: Configs, directory: Path) -> Iterator[str]:
-    for step, model in _known_steps(config, configs):
-        if 0 < model.max_batch_size < config.max_batch_size:
-            yield (
-                f"step {step.model_name!r}: its max_batch_size {model.max_batch_size} is below the "
-                f"ensemble's {config.max_batch_size}"
-            )
-
-
-def _steps_mapped(config: Any, configs: Configs, directory: Path) -> Iterator[str]:
-    for step, model in _known_steps(config, configs):
-        inputs = {tensor.name: tensor for tensor in model.input}
-        outputs = {tensor.name for tensor in model.output}
-        for name, tensor in inputs.items():
-            if not tensor.optional and name not in step.input_map:
-                yield f"step {step.model_name!r}: its input {name!r} is not mapped"
-        for name in step.input_map:
-            if name not in inputs:
-                yield f"step {step.model_name!r}: maps an input {name!r} that the model does not have"
-        for name in step.output_map:
-            if name not in outputs:
-                yield f"step {step.model_name!r}: maps an output {name!r} that the model does not have"
-        if not step.output_map:
-            yield f"step {step.model_name!r}: maps no output"
-
-
-def _tensors_flow(config: Any, configs: Configs, directory: Path) -> Iterator[str]:
-    """Each ensemble tensor is made once, before it is used, and used by somebody."""
-    made: dict[str, Any] = {tensor.name: tensor for tensor in config.input}
-    makers = dict.fromkeys(made, "the request")
+    made: Made = {tensor.name: (tensor, "the request") for tensor in config.input}
     public = {tensor.name: tensor for tensor in config.output}
     used = set(public)
-    for step, model in _known_steps(config, configs):
-        inputs = {tensor.name: tensor for tensor in model.input}
-        outputs = {tensor.name: tensor for tensor in model.output}
-        for name, tensor in step.input_map.items():
-            used.add(tensor)
-            where = f"step {step.model_name!r}: input {name!r}"
-            if tensor not in made:
-                yield f"{where} is mapped to {tensor!r}, which no earlier step makes"
-            elif name in inputs:
-                yield from _consistent(where, made[tensor], inputs[name], model.max_batch_size, config)
-                if getattr(made[tensor], "optional", False) and not inputs[name].optional:
-                    yield f"{where} is required, but {tensor!r} is an optional input of the ensemble"
-        for name, tensor in step.output_map.items():
-            if tensor in made:
-                yield f"step {step.model_name!r}: makes {tensor!r}, which {makers[tensor]} already made"
-            elif name in outputs:
-                made[tensor], makers[tensor] = outputs[name], f"step {step.model_name!r}"
-                if tensor in public:
-                    where, batch = f"output {tensor!r}", model.max_batch_size
-                    yield from _consistent(where, outputs[name], public[tensor], batch, config)
+    for step in config.ensemble_scheduling.step:
+        where, model = f"step {step.model_name!r}", configs.get(step.model_name)
+        if model is None:
+            yield f"{where}: no such model in the repository"
+            continue
+        if model is config:
+            yield f"{where}: an ensemble cannot call itself"
+        if 0 < model.max_batch_size < config.max_batch_size:
+            ours = f"the ensemble's {config.max_batch_size}"
+            yield f"{where}: its max_batch_size {model.max_batch_size} is below {ours}"
+        yield from _input_problems(where, step.input_map, model, made, config)
+        yield from _output_problems(where, step.output_map, model, made, config)
+        used.update(step.input_map.values())
     for name in public:
-        if makers.get(name, "the request") == "the request":
+        if name not in made or made[name][1] == "the request":
             yield f"output {name!r}: no step makes it"
     for tensor in sorted(set(made) - used):
-        yield f"tensor {tensor!r} of {makers[tensor]} is used by nothing, which Triton refuses"
+        yield f"tensor {tensor!r} of {made[tensor][1]} is used by nothing, which Triton refuses"
+
+
+def _input_problems(
+    step: str, mapped: Mapping[str, str], model: Any, made: Made, config: Any
+) -> Iterator[str]:
+    inputs = {tensor.name: tensor for tensor in model.input}
+    for name, tensor in inputs.items():
+        if not tensor.optional and name not in mapped:
+            yield f"{step}: its input {name!r} is not mapped"
+    for name, tensor in mapped.items():
+        where = f"{step}: input {name!r}"
+        if name not in inputs:
+            yield f"{step}: maps an input {name!r} that the model does not have"
+        if tensor not in made:
+            yield f"{where} is mapped to {tensor!r}, which no earlier step makes"
+        elif name in inputs:
+            came = made[tensor][0]
+            yield from _consistent(where, came, inputs[name], model.max_batch_size, config)
+            if getattr(came, "optional", False) and not inputs[name].optional:
+                yield f"{where} is required, but {tensor!r} is an optional input of the ensemble"
+
+
+def _output_problems(
+    step: str, mapped: Mapping[str, str], model: Any, made: Made, config: Any
+) -> Iterator[str]:
+    """Yield what is wrong with a step's outputs, and note in ``made`` what it makes."""
+    outputs = {tensor.name: tensor for tensor in model.output}
+    public = {tensor.name: tensor for tensor in config.output}
+    if not mapped:
+        yield f"{step}: maps no output"
+    for name, tensor in mapped.items():
+        if name not in outputs:
+            yield f"{step}: maps an output {name!r} that the model does not have"
+        if tensor in made:
+            yield f"{step}: makes {tensor!r}, which {made[tensor][1]} already made"
+        elif name in outputs:
+            made[tensor] = outputs[name], step
+            if tensor in public:
+                where, batch = f"output {tensor!r}", model.max_batch_size
+                yield from _consistent(where, outputs[name], public[tensor], batch, config)
 
 
 def _consistent(where: str, made: Any, wanted: Any, batch: int, config: Any) -> Iterator[str]:
@@ -219,22 +209,3 @@ def _dims_match(one: Any, other: Any) -> bool:
 
 def _dtype(tensor: Any) -> str:
     return str(model_config_pb2.DataType.Name(tensor.data_type))
-
-
-def _known_steps(config: Any, configs: Configs) -> Iterator[tuple[Any, Any]]:
-    for step in config.ensemble_scheduling.step:
-        if step.model_name in configs:
-            yield step, configs[step.model_name]
-
-
-_Rule = Callable[[Any, Configs, Path], Iterator[str]]
-
-_COMMON_RULES: tuple[_Rule, ...] = (_has_version, _has_tensors, _batch_size)
-_MODEL_RULES: tuple[_Rule, ...] = (_model_file, _batches_ragged, _warmup_fits)
-_ENSEMBLE_RULES: tuple[_Rule, ...] = (
-    _ensemble_alone,
-    _steps_exist,
-    _steps_batch,
-    _steps_mapped,
-    _tensors_flow,
-)

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from ..columns import Column
 from ..kinds import Settings, mistyped
 from ..problems import Problem, choose
-from ..spec import Array
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
@@ -96,10 +95,16 @@ class Compare(Settings, frozen=True, tag="compare"):
         """Return ``[n]``: for which items it holds; not for nulls."""
         column = columns[self.column]
         negated = self.operator == "not in"
+        values = column.values
         if self.operator in _SETS:
-            holds = _any_of(column.values, [_stored(value) for value in _listed(self.value)])
+            holds = np.zeros(len(values), np.bool_)
+            for value in _listed(self.value):
+                holds |= np.asarray(values == _stored(value), np.bool_)
         else:
-            holds = _compare(column, self.operator, _stored(self.value))
+            if values.dtype == np.object_ and column.valid is not None:
+                # Whatever stands at a null's place may not compare with bytes.
+                values = np.where(column.valid, values, b"")
+            holds = np.asarray(_COMPARISONS[self.operator](values, _stored(self.value)), np.bool_)
         valid = np.ones(len(column.values), np.bool_) if column.valid is None else column.valid.copy()
         if column.values.dtype.kind == "f":
             valid &= ~np.isnan(column.values)
@@ -128,18 +133,3 @@ def _listed(value: Any) -> Any:
 def _stored(value: Any) -> Any:
     """Return a value as columns hold it: text as ``bytes``."""
     return value.encode() if isinstance(value, str) else value
-
-
-def _any_of(values: Array, wanted: list[Any]) -> npt.NDArray[np.bool_]:
-    holds = np.zeros(len(values), np.bool_)
-    for value in wanted:
-        holds |= np.asarray(values == value, np.bool_)
-    return holds
-
-
-def _compare(column: Column, comparison: str, value: Any) -> npt.NDArray[np.bool_]:
-    values = column.values
-    if values.dtype == np.object_ and column.valid is not None:
-        # Whatever stands at a null's place may not compare with bytes.
-        values = np.where(column.valid, values, b"")
-    return np.asarray(_COMPARISONS[comparison](values, value), np.bool_)

@@ -17,16 +17,7 @@ from .table import RuleKind
 def reason_table(
     rules: Sequence[RuleKind], columns: Mapping[str, Column], items: int
 ) -> npt.NDArray[np.int32]:
-    """Return for every catalogue row the reason of the first rule that it fails.
-
-    Parameters
-    ----------
-    rules
-        In order.
-    columns
-        The raw item columns ``[I]`` that they read.
-    items
-        I.
+    """Return for every catalogue row the reason of the first rule that it fails, from raw columns ``[I]``.
 
     Returns
     -------
@@ -49,22 +40,14 @@ def allowed_items(
 
 
 class KeptRules:
-    """Keep the first K candidates that pass every rule, and say of each why it was kept or not.
-
-    Parameters
-    ----------
-    reasons
-        What :func:`reason_table` returns.
-    candidates, kept
-        N and K.
-    """
+    """Keep the first K of N candidates that pass every rule; ``reasons`` is of :func:`reason_table`."""
 
     def __init__(self, reasons: npt.NDArray[np.int32], candidates: int, kept: int) -> None:
         self._reasons, self._kept, self._pad = reasons, kept, len(reasons) - 1
         self._places = np.arange(candidates)
 
     def keep(self, rows: Rows, scores: Scores, source: npt.NDArray[np.int32]) -> dict[str, Array]:
-        """Filter candidates ``[B, N]``, best first.
+        """Filter candidates ``[B, N]``, best first, and say of each why it was kept or not.
 
         Returns
         -------

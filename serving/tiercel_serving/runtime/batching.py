@@ -1,7 +1,7 @@
 """Requests → one batch → their answers: the arithmetic of the Triton adapter, without Triton.
 
-A request is a mapping from tensor names to arrays with the user axis first. A tensor's spec names the one
-that it is the companion of, and what it says of it: how long each row of a list is, or which values are real.
+A request is a mapping from tensor names to arrays with the user axis first. ``specs`` are of all tensors that
+the model takes; a companion's names its tensor and what it says of it (how long lists are, what is real).
 """
 
 from __future__ import annotations
@@ -18,13 +18,6 @@ from ..spec import LENGTH_OF, Array, Arrays, TensorSpec
 def count_users(specs: Sequence[TensorSpec], arrays: Arrays) -> int:
     """Return how many users a request has, after checking its tensors against their specs.
 
-    Parameters
-    ----------
-    specs
-        What the model takes.
-    arrays
-        What the request carries: some or all of it, nothing else.
-
     Raises
     ------
     InvalidRequest
@@ -40,8 +33,9 @@ def count_users(specs: Sequence[TensorSpec], arrays: Arrays) -> int:
         if array.ndim != len(spec.dims) + 1 or any(
             dim not in (-1, size) for dim, size in zip(spec.dims, array.shape[1:], strict=True)
         ):
+            shape = ", ".join("any" if dim == -1 else str(dim) for dim in spec.dims)
             raise InvalidRequest(
-                f"input {spec.name}: expected the shape {_shape_text(spec)}, came {list(array.shape)}"
+                f"input {spec.name}: expected the shape [users, {shape}], came {list(array.shape)}"
             )
         if array.dtype != spec.numpy_dtype:
             raise InvalidRequest(f"input {spec.name}: expected {spec.dtype}, came {array.dtype}")
@@ -53,10 +47,6 @@ def count_users(specs: Sequence[TensorSpec], arrays: Arrays) -> int:
     if users < 1:
         raise InvalidRequest("the request has no rows; send one for each user")
     return users
-
-
-def _shape_text(spec: TensorSpec) -> str:
-    return "[users, " + ", ".join("any" if dim == -1 else str(dim) for dim in spec.dims) + "]"
 
 
 def absent(specs: Sequence[TensorSpec], users: int) -> dict[str, Array]:
@@ -73,34 +63,26 @@ def absent(specs: Sequence[TensorSpec], users: int) -> dict[str, Array]:
     return made
 
 
-def complete(
-    specs: Sequence[TensorSpec], arrays: Arrays, users: int, blank: Arrays | None = None
-) -> dict[str, Array]:
-    """Return all tensors of ``specs``: those of ``arrays`` as they are, absent ones filled in.
+def complete(specs: Sequence[TensorSpec], arrays: Arrays, blank: Arrays) -> dict[str, Array]:
+    """Return all tensors: those of ``arrays`` as they are, absent ones filled in.
 
     A list without its lengths is real from end to end; a column without its validity is real. Whatever
-    else is absent is null.
-
-    Parameters
-    ----------
-    specs
-        What the model takes.
-    arrays
-        What there is.
-    users
-        B.
-    blank
-        What :func:`absent` returns for them, if it is at hand.
+    else is absent is null, as in ``blank``, which :func:`absent` returns.
     """
-    full = {**(absent(specs, users) if blank is None else blank), **arrays}
+    full = {**blank, **arrays}
     if len(arrays) == 1:
         return full
     for spec in specs:
         if spec.of is not None and spec.name not in arrays:
             value = _fill_value(spec, arrays)
             if value != spec.pad:
-                full[spec.name] = np.full((users, 1), value, spec.numpy_dtype)
+                full[spec.name] = np.full((count_rows(arrays), 1), value, spec.numpy_dtype)
     return full
+
+
+def count_rows(arrays: Arrays) -> int:
+    """Return how many users checked arrays are of."""
+    return len(next(iter(arrays.values())))
 
 
 def _fill_value(spec: TensorSpec, arrays: Arrays) -> int | float | bool | bytes:
@@ -111,19 +93,8 @@ def _fill_value(spec: TensorSpec, arrays: Arrays) -> int | float | bool | bytes:
     return base.shape[1] if spec.says == LENGTH_OF else True
 
 
-def concatenate(
-    specs: Sequence[TensorSpec], requests: Sequence[Arrays], users: Sequence[int]
-) -> dict[str, Array]:
+def concatenate(specs: Sequence[TensorSpec], requests: Sequence[Arrays]) -> dict[str, Array]:
     """Put requests together on the user axis.
-
-    Parameters
-    ----------
-    specs
-        What the model takes.
-    requests
-        What each request carries.
-    users
-        How many users each has.
 
     Returns
     -------
@@ -133,21 +104,16 @@ def concatenate(
     """
     if len(requests) == 1:
         return dict(requests[0])
-    total = sum(users)
-    full: dict[str, Array] = {}
+    users, full = [count_rows(request) for request in requests], dict[str, Array]()
     for spec in specs:
         parts = [request.get(spec.name) for request in requests]
         if any(part is not None for part in parts) or spec.of in full:
-            full[spec.name] = _concatenate_one(spec, requests, parts, users, total)
+            full[spec.name] = _concatenate_one(spec, requests, parts, users)
     return full
 
 
 def _concatenate_one(
-    spec: TensorSpec,
-    requests: Sequence[Arrays],
-    parts: Sequence[Array | None],
-    users: Sequence[int],
-    total: int,
+    spec: TensorSpec, requests: Sequence[Arrays], parts: Sequence[Array | None], users: Sequence[int]
 ) -> Array:
     present = [part for part in parts if part is not None]
     shapes = {part.shape[1:] for part in present}
@@ -156,7 +122,7 @@ def _concatenate_one(
     widths = [0 if dim == -1 else dim for dim in spec.dims]
     for shape in shapes:
         widths = [max(width, size) for width, size in zip(widths, shape, strict=True)]
-    out = np.full((total, *widths), spec.pad, spec.numpy_dtype)
+    out = np.full((sum(users), *widths), spec.pad, spec.numpy_dtype)
     begin = 0
     for request, part, count in zip(requests, parts, users, strict=True):
         rows = out[begin : begin + count]

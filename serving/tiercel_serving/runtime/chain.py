@@ -8,38 +8,27 @@ from time import perf_counter_ns
 
 from ..errors import RequestError, StageFailed
 from ..release.opened import Release, open_release
-from ..spec import Array, Arrays, Checks, Stage, TensorSpec, Widths
+from ..spec import Array, Arrays, Checks, Stage, TensorSpec, Widths, model_inputs
 from ..stages.specs import DESCRIBE_ITEMS
 from ..stages.table import build_stage
-from .batching import absent, complete
+from .batching import absent, complete, count_rows
 
 
 class Chain:
     """Stages in the order in which they run.
 
-    Parameters
-    ----------
-    stages
-        Each takes what the caller gives or what an earlier one made.
-
     Attributes
     ----------
     stages : tuple of Stage
+        Each takes what the caller gives or what an earlier one made.
     external_inputs : tuple of TensorSpec
         What the caller gives: inputs that no earlier stage makes.
-    outputs : tuple of TensorSpec
-        Everything that some stage makes.
     """
 
     def __init__(self, stages: Iterable[Stage]) -> None:
         self.stages: tuple[Stage, ...] = tuple(stages)
-        made: dict[str, TensorSpec] = {}
-        needed: dict[str, TensorSpec] = {}
-        for stage in self.stages:
-            needed.update((t.name, t) for t in stage.spec.inputs if t.name not in made)
-            made.update((t.name, t) for t in stage.spec.outputs)
-        self.external_inputs: tuple[TensorSpec, ...] = tuple(needed.values())
-        self.outputs: tuple[TensorSpec, ...] = tuple(made.values())
+        self.external_inputs: tuple[TensorSpec, ...] = model_inputs(stage.spec for stage in self.stages)
+        needed = {tensor.name for tensor in self.external_inputs}
         # Each stage that looks at what the caller sent, and at which of it.
         self._checked = [
             (stage, [tensor.name for tensor in stage.spec.inputs if tensor.name in needed])
@@ -52,15 +41,7 @@ class Chain:
 
     @classmethod
     def open(cls, release: Release | str | Path, names: Sequence[str] | None = None) -> Chain:
-        """Open stages of a release.
-
-        Parameters
-        ----------
-        release
-            The release or its directory.
-        names
-            Which stages, in order; None is the whole served graph.
-        """
+        """Open stages of a release (or its directory) in order; None is the whole served graph."""
         opened = release if isinstance(release, Release) else open_release(release)
         if names is None:
             names = [name for name in opened.stages if name != DESCRIBE_ITEMS]
@@ -85,12 +66,7 @@ class Chain:
         return widths
 
     def run(self, arrays: Arrays) -> tuple[dict[str, Array], dict[str, float]]:
-        """Run all stages on one batch.
-
-        Parameters
-        ----------
-        arrays
-            The external inputs; absent optional ones count as null.
+        """Run all stages on one batch of the external inputs, of which absent optional ones are null.
 
         Returns
         -------
@@ -101,11 +77,11 @@ class Chain:
         StageFailed
             A stage broke. Request errors pass as they are.
         """
-        users = len(next(iter(arrays.values())))
+        users = count_rows(arrays)
         blank = self._blanks.get(users)
         if blank is None:
             blank = self._blanks[users] = absent(self.external_inputs, users)
-        tensors = complete(self.external_inputs, arrays, users, blank)
+        tensors = complete(self.external_inputs, arrays, blank)
         outputs: dict[str, Array] = {}
         times: dict[str, float] = {}
         before = perf_counter_ns()

@@ -17,9 +17,7 @@ from ..stages.specs import ORDERING
 #: the request's path it costs the caller nothing.
 METRICS_PERIOD_S = 1.0
 
-
-#: Custom metrics: name → (label, values it may have, what it says). The values of stage errors are the
-#: model's own stages; answers and short lists are counted where ``ordering`` runs.
+#: Custom metrics, and what each says. Answers and short lists are counted where ``ordering`` runs.
 ANSWERS, SHORT_LISTS = "tiercel_answers_total", "tiercel_short_lists_total"
 STAGE_ERRORS, REFUSED = "tiercel_stage_errors_total", "tiercel_refused_requests_total"
 DESCRIPTIONS = {
@@ -36,13 +34,8 @@ ADAPTER = "adapter"
 class Metrics:
     """Counts on Triton's own metrics port.
 
-    A request only leaves a note; a thread counts the notes and sends the sums every
-    :data:`METRICS_PERIOD_S`.
-
-    Parameters
-    ----------
-    stages
-        The model's stages.
+    A request of a model with these stages only leaves a note; a thread counts the notes and sends the
+    sums every :data:`METRICS_PERIOD_S`.
     """
 
     def __init__(self, stages: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from ..errors import InvalidRequest, RequestError, StageFailed, TiercelError, UnknownId
+from ..errors import RequestError, StageFailed, TiercelError, UnknownId
 from ..release.opened import open_release
 from ..spec import Array, Arrays
 from ..stages.specs import TIME_PREFIX
@@ -33,19 +33,7 @@ from .metrics import ADAPTER, REFUSED, STAGE_ERRORS, Metrics
 
 
 class Call(NamedTuple):
-    """One request that will be answered.
-
-    Parameters
-    ----------
-    place
-        Its place among the requests of the Triton batch.
-    arrays
-        What it carries.
-    users
-        How many users it has.
-    wanted
-        The outputs that it asks for.
-    """
+    """A checked request: its place in the Triton batch, what it carries for whom, and what it wants."""
 
     place: int
     arrays: dict[str, Array]
@@ -59,11 +47,7 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the release and every stage; a fault of the release stops the model from loading.
 
-        Parameters
-        ----------
-        args
-            Triton's arguments: ``model_config`` (JSON), ``model_repository`` (the model's directory)
-            and others.
+        Of Triton's arguments it takes ``model_config`` (JSON) and ``model_repository`` (the model's place).
         """
         config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
@@ -81,17 +65,7 @@ class TritonPythonModel:
         self._metrics = Metrics(names)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer the requests of one Triton batch together, and a bad one by itself.
-
-        Parameters
-        ----------
-        requests
-            Triton's inference requests.
-
-        Returns
-        -------
-        One response for each, in the same order.
-        """
+        """Answer the requests of one Triton batch together, and a bad one by itself, in their order."""
         responses: list[Any] = [None] * len(requests)
         calls: list[Call] = []
         for place, request in enumerate(requests):
@@ -132,7 +106,7 @@ class TritonPythonModel:
 
     def _run(self, calls: Sequence[Call]) -> list[dict[str, Array]]:
         users = [call.users for call in calls]
-        arrays = batching.concatenate(self._chain.external_inputs, [call.arrays for call in calls], users)
+        arrays = batching.concatenate(self._chain.external_inputs, [call.arrays for call in calls])
         outputs, times = self._chain.run(arrays)
         self._note_answers(arrays, outputs)
         wanted = [call.wanted for call in calls]
@@ -168,8 +142,8 @@ class TritonPythonModel:
 
 
 def _refusal(error: RequestError) -> Any:
-    codes = {InvalidRequest: pb_utils.TritonError.INVALID_ARG, UnknownId: pb_utils.TritonError.NOT_FOUND}
-    return _error(str(error), codes.get(type(error), pb_utils.TritonError.INVALID_ARG))
+    codes = pb_utils.TritonError
+    return _error(str(error), codes.NOT_FOUND if isinstance(error, UnknownId) else codes.INVALID_ARG)
 
 
 def _error(message: str, code: Any) -> Any:

@@ -7,15 +7,7 @@ from ..spec import Array, Arrays, StageSpec
 
 
 class CandidateFeatures:
-    """Gather each packed item table by ``kept_row``; the pad row holds zeros.
-
-    Parameters
-    ----------
-    name
-        The stage's name.
-    release
-        The release.
-    """
+    """Gather each packed item table by ``kept_row``; the pad row holds zeros."""
 
     def __init__(self, name: str, release: Release) -> None:
         self.spec: StageSpec = release.stages[name]

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..columns import Column
 from ..errors import InvalidRequest
 from ..release.opened import Release
 from ..spec import Array, Arrays, StageSpec
 
 
 class DescribeItems:
-    """Look items up by raw id or by catalogue row.
-
-    Parameters
-    ----------
-    name
-        The stage's name.
-    release
-        The release.
-    """
+    """Look items up by raw id or by catalogue row."""
 
     def __init__(self, name: str, release: Release) -> None:
         self.spec: StageSpec = release.stages[name]
@@ -41,7 +32,7 @@ class DescribeItems:
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
         """Return how wide one request's outputs are: as wide as what it sent."""
-        width = max((array.shape[1] for array in arrays.values()), default=0)
+        width = max(array.shape[1] for array in arrays.values())
         return {tensor.name: width for tensor in self.spec.outputs}
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
@@ -68,17 +59,14 @@ class DescribeItems:
         }
 
     def _title(self, rows: Array) -> Array:
+        """Return titles as ``bytes`` objects; numbers are written out, nulls are empty."""
         flat = rows.reshape(-1)
         out = np.full(flat.shape, b"", np.object_)
         real = flat < self._items.size
         if self._titles is not None and real.any():
-            out[real] = _as_text(self._titles.take(flat[real]))
+            column = self._titles.take(flat[real])
+            values = column.values
+            if values.dtype != np.object_:
+                values = np.array([str(value).encode() for value in values.tolist()], np.object_)
+            out[real] = values if column.valid is None else np.where(column.valid, values, b"")
         return out.reshape(rows.shape)
-
-
-def _as_text(column: Column) -> Array:
-    """Return a column as ``bytes`` objects; numbers are written out, nulls are empty."""
-    values = column.values
-    if values.dtype != np.object_:
-        values = np.array([str(value).encode() for value in values.tolist()], np.object_)
-    return values if column.valid is None else np.where(column.valid, values, b"")

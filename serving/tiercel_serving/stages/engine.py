@@ -45,15 +45,7 @@ def open_engine(name: str, release: Release) -> Engine:
 
 
 class EngineStage:
-    """Run one dense model whose inputs and outputs carry the names of the stage's tensors.
-
-    Parameters
-    ----------
-    name
-        The stage, and the artefact that holds its model.
-    release
-        The release.
-    """
+    """Run one dense model whose inputs and outputs carry the names of the stage's tensors."""
 
     def __init__(self, name: str, release: Release) -> None:
         self.spec: StageSpec = release.stages[name]

@@ -8,15 +8,7 @@ from ..spec import Array, Arrays, StageSpec
 
 
 class Filtering:
-    """Keep the first K candidates that pass every rule, and say of each why it was kept or not.
-
-    Parameters
-    ----------
-    name
-        The stage's name.
-    release
-        The release; its rules are decided for every item once, here.
-    """
+    """Keep the first K candidates that pass every rule, which are decided for every item once, here."""
 
     def __init__(self, name: str, release: Release) -> None:
         self.spec: StageSpec = release.stages[name]

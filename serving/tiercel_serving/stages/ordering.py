@@ -12,15 +12,7 @@ from ..spec import Array, Arrays, StageSpec
 
 
 class Ordering:
-    """Turn scores into an answer: the reorder steps, then items by (score descending, row ascending).
-
-    Parameters
-    ----------
-    name
-        The stage's name.
-    release
-        The release.
-    """
+    """Turn scores into an answer: the reorder steps, then items by (score descending, row ascending)."""
 
     def __init__(self, name: str, release: Release) -> None:
         self.spec: StageSpec = release.stages[name]
@@ -41,12 +33,7 @@ class Ordering:
         return {"item_id": width, "score": width}
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
-        """Order the kept.
-
-        Parameters
-        ----------
-        arrays
-            What :meth:`~tiercel_serving.reorder.steps.Steps.apply` takes, and ``k [B, 1]``.
+        """Order what :meth:`~tiercel_serving.reorder.steps.Steps.apply` takes, for ``k [B, 1]``.
 
         Returns
         -------

@@ -13,13 +13,7 @@ from ..stores.table import Users
 
 
 class SentColumn:
-    """One raw column that a request may carry, and where the store keeps it.
-
-    Parameters
-    ----------
-    column
-        What the manifest says of it.
-    """
+    """One raw column that a request may carry."""
 
     def __init__(self, column: RequestColumn) -> None:
         self.name, self.tensor, self.companion = column.name, column.tensor, column.companion or ""
@@ -36,17 +30,7 @@ class SentColumn:
         return np.asarray(arrays[self.companion][:, 0], np.bool_)
 
     def column(self, arrays: Arrays, users: Users, sent: npt.NDArray[np.bool_]) -> Column:
-        """Return the column of the batch: what was sent, else what the store holds, else null.
-
-        Parameters
-        ----------
-        arrays
-            The request's tensors.
-        users
-            What the store knows.
-        sent
-            What :meth:`sent` returned.
-        """
+        """Return the column of the batch: where it was ``sent``, else what the store holds, else null."""
         stored = users.raw(self.name) if self.of_user and not sent.all() else None
         if stored is None:
             return self._as_column(arrays, sent)
@@ -90,8 +74,8 @@ def _merge_scalars(sent: Column, stored: Column, where: npt.NDArray[np.bool_]) -
 
 def _merge_lists(sent: Column, stored: Column, where: npt.NDArray[np.bool_]) -> Column:
     """Return the sent list where there is one, else the stored."""
-    if sent.offsets is None or stored.offsets is None:
-        raise TypeError("expected two list columns")
+    assert sent.offsets is not None
+    assert stored.offsets is not None
     behind = len(stored.values)
     starts = np.where(where, sent.offsets[:-1] + behind, stored.offsets[:-1])
     lengths = np.where(where, np.diff(sent.offsets), np.diff(stored.offsets))

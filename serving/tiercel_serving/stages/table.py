@@ -19,7 +19,7 @@ from .specs import (
     USER_FEATURES,
 )
 
-#: Stage → ``module:class``. All query stages share one row.
+#: Stage → ``module:class``, made from the stage's name and the release. All query stages share one row.
 STAGES: Mapping[str, str] = {
     USER_FEATURES: "tiercel_serving.stages.user_features:UserFeatures",
     QUERY_PREFIX: "tiercel_serving.stages.engine:EngineStage",

@@ -24,13 +24,6 @@ class UserFeatures:
     A batch that sends no feature gathers what export made of the store's users; a batch that does runs
     the compiled feature program on all of its rows. Both give the same bits, since the program treats
     each row by itself.
-
-    Parameters
-    ----------
-    name
-        The stage's name.
-    release
-        The release.
     """
 
     def __init__(self, name: str, release: Release) -> None:
@@ -101,10 +94,14 @@ class UserFeatures:
             outputs.update(self._computed(arrays, users, sent))
         else:
             outputs.update((name, users.packed(name)) for name in self._packed)
-        sent_rows = self._sent_history(arrays[HISTORY], history_lengths)
+        sent_rows = self._sent_rows(arrays, HISTORY)
         if self._length:
             outputs.update(self._history(users, sent_rows, history_lengths))
-        outputs["excluded_row"] = self._excluded(arrays, sent_rows)
+        excluded = [rows for rows in (sent_rows, self._sent_rows(arrays, EXCLUDED)) if rows.shape[1]]
+        if not excluded:
+            # Triton has no use for a tensor without elements.
+            excluded = [np.full((len(sent_rows), 1), self._pad)]
+        outputs["excluded_row"] = excluded[0] if len(excluded) == 1 else np.concatenate(excluded, axis=1)
         return outputs
 
     def _status(self, users: Users, sent: list[npt.NDArray[np.bool_]], history_lengths: Array) -> Array:
@@ -130,11 +127,13 @@ class UserFeatures:
         packed = self._program.packed(columns, len(users.known))
         return {name: packed[name] for name in self._packed}
 
-    def _sent_history(self, ids: Array, lengths: Array) -> Rows:
-        """Return the rows of the histories sent with the batch ``[B, W]``; I where there is no item."""
+    def _sent_rows(self, arrays: Arrays, name: str) -> Rows:
+        """Return the rows of a list of raw ids sent with the batch ``[B, W]``; I where there is no item."""
+        ids = arrays[name]
         if not ids.shape[1]:
-            return np.empty((len(ids), 0), np.int64)
-        return np.where(np.arange(ids.shape[1]) < lengths[:, None], self._items.rows(ids), self._pad)
+            return np.empty(ids.shape, np.int64)
+        real = np.arange(ids.shape[1]) < arrays[LENGTHS[name]][:, :1]
+        return np.where(real, self._items.rows(ids), self._pad)
 
     def _history(self, users: Users, sent_rows: Rows, lengths: Array) -> dict[str, Array]:
         history, count = users.history(self._length, self._pad)
@@ -150,28 +149,9 @@ class UserFeatures:
             outputs["history_cat"] = self._history_cat.take(history, axis=0)
         return outputs
 
-    def _excluded(self, arrays: Arrays, sent_rows: Rows) -> Rows:
-        ids = arrays[EXCLUDED]
-        parts = [sent_rows] if sent_rows.shape[1] else []
-        if ids.shape[1]:
-            real = np.arange(ids.shape[1]) < arrays[LENGTHS[EXCLUDED]][:, :1]
-            parts.append(np.where(real, self._items.rows(ids), self._pad))
-        if not parts:
-            # Triton has no use for a tensor without elements.
-            return np.full((len(ids), 1), self._pad)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-
 
 def _last(rows: Rows, real: npt.NDArray[np.bool_], length: int, pad: int) -> Rows:
-    """Return the last ``length`` real rows of each user, in order, left aligned.
-
-    Parameters
-    ----------
-    rows, real
-        ``[B, W]``.
-    length, pad
-        Width of the result, and what fills its end.
-    """
+    """Return the last ``length`` rows of ``[B, W]`` that are real, in order, left aligned and padded."""
     after = np.cumsum(real[:, ::-1], axis=1)[:, ::-1]
     kept = real & (after <= length)
     users, places = kept.nonzero()

@@ -14,7 +14,6 @@ import sys
 import time
 from pathlib import Path
 
-SHARED_MEMORY = Path("/dev/shm")
 #: First line that the guard is sent on a clean stop.
 DONE = "done"
 
@@ -47,14 +46,11 @@ def kill_group(group: int, grace_s: float = 0.0) -> None:
         time.sleep(0.02)
 
 
-def remove_shared_memory(prefix: str) -> list[str]:
-    """Remove the shared memory regions whose names start with ``prefix``; return their names."""
-    removed = []
-    for file in SHARED_MEMORY.glob(f"{prefix}*"):
+def remove_shared_memory(prefix: str) -> None:
+    """Remove the shared memory regions whose names start with ``prefix``."""
+    for file in Path("/dev/shm").glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             file.unlink()
-            removed.append(file.name)
-    return removed
 
 
 def remove_environments(spawned: float, folder: Path = Path("/tmp")) -> None:
