@@ -217,7 +217,7 @@ def test_all_that_tie_are_seen_whatever_the_neighbours_must_not_get(masked: int,
     space = Space(vectors, None, 2 * copies)
     searches = (
         ExactSearch(space),
-        IndexSearch(space, index, Profile(None, (Rung(5, 0, 0.1, 1.0), Rung(10, 0, 0.1, 1.0)))),
+        IndexSearch(space, index, Profile(None, 0.0, (Rung(5, 0, 0.1, 1.0), Rung(10, 0, 0.1, 1.0)))),
     )
     seen = np.arange(masked)
     wanted = 2 * np.arange(copies * 2)

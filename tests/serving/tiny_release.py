@@ -281,7 +281,7 @@ def _write_sources(tiny: Tiny, path: Path) -> None:
                 Rung(depth, index.nlist, cost, 0.0)
                 for depth, cost in ((tiny.settings.candidates, 0.01), (len(vectors), 0.05))
             )
-            profile = Profile("nprobe", rungs)
+            profile = Profile("nprobe", 0.0, rungs)
             meta["profile"] = msgspec.to_builtins(profile)
         write_artefact(place, "source", BUILD, made.arrays, meta)
 

@@ -14,13 +14,16 @@ import numpy as np
 from ..errors import InvalidSettings
 from ..ranked import Mask, Rows, make_mask
 from ..spec import Array
-from .search import LAST, MARGIN, SLACK, WORTH, ExactSearch, IndexSearch, Profile, Rung, Search, Space
+from .search import WORTH, ExactSearch, IndexSearch, Profile, Rung, Search, Space
 
 #: Knobs that trade time for recall, tried in this order on whatever the factory string builds.
 KNOBS = ("nprobe", "efSearch")
 
 #: How many times deeper than the one before a rung of the ladder lies, and how many rungs there are at most.
 RUNG, RUNGS = 2, 7
+
+#: A knob that finds about all that an index has; and how many queries its rounding is measured with.
+THOROUGH, MARGIN_QUERIES = 4096, 50
 
 #: Queries that the ladder is measured with; those that the time of a search is taken of, and how often.
 LADDER_QUERIES, TIMED_QUERIES, TIMED_TURNS = 200, 8, 3
@@ -233,29 +236,53 @@ def _measure(
     knob no longer helps: there the vectors themselves are rounded.
     """
     picked = [some[:LADDER_QUERIES] for some in queries]
-    depths = [min(candidates * RUNG**i, len(vectors)) for i in range(RUNGS)]
-    depths = list(dict.fromkeys(depths))
-    # Between what was asked for and perfection, since other queries will come than these.
-    target = min_recall + 0.3 * (1 - min_recall)
+    size = len(vectors)
+    depths = list(dict.fromkeys(min(candidates * RUNG**i, size) for i in range(RUNGS)))
+    # Half way from what was asked for to perfection, since other queries will come than these.
+    target = (1 + min_recall) / 2
     best = [faiss.knn(some, vectors, depths[-1], metric=faiss.METRIC_INNER_PRODUCT)[0] for some in picked]
-    space = Space(vectors, None, len(vectors))
+    space = Space(vectors, None, size)
     norms = np.maximum(np.sqrt(np.einsum("qd,qd->q", picked[0], picked[0])), 1e-12)
+    margin = _margin(index, knob, vectors, picked[0], best[0][:, : depths[0]], target)
     value = begin or 1
     rungs: list[Rung] = []
     for depth in depths:
+        # As served: the first rung gets N and what is to spare, the others what lies within their depth.
+        looked = min(Profile(knob, margin, ()).looked_at(depth), size) if not rungs else depth
+        sure = depth if not rungs else max(int(depth / (1 + margin)), 1)
         reached = 1.0
         for some, scores in list(zip(picked, best, strict=True))[: None if rungs else 1]:
-            # As served: the first rung gets more than N, the others what lies before the last of their depth.
-            fetched = depth if rungs else min(depth + MARGIN + SLACK, len(vectors))
-            sure = max(int(depth * (1 - LAST)), 1) if rungs else depth
-            value, own = _climb(index, knob, value, vectors, some, scores[:, :sure], fetched, target)
+            value, own = _climb(index, knob, value, vectors, some, scores[:, :sure], looked, target)
             reached = min(reached, own)
+        if knob is not None:
+            _set(index, knob, value)
         cost = _cost(index, space, picked[0], depth)
         if rungs and (reached < target or cost >= WORTH):
             break
         cut = float(np.median(best[0][:, depth - 1] / norms))
         rungs.append(Rung(int(depth), value, round(cost, 4), cut))
-    return Profile(knob, tuple(rungs))
+    return Profile(knob, round(margin, 4), tuple(rungs))
+
+
+def _margin(
+    index: Any, knob: str | None, vectors: Array, queries: Array, best: Array, target: float
+) -> float:
+    """Return how many more than the best must be looked at to have them, over their number, at most 3.
+
+    It is the rounding of the vectors that counts here, not the knob: of the best that were found at all,
+    those behind the first so many are counted. They may lose a third of what the recall allows to be lost.
+    """
+    count, size = best.shape[1], len(vectors)
+    if knob is not None:
+        _set(index, knob, min(_limit(index, knob), THOROUGH))
+    _, found = index.search(queries[:MARGIN_QUERIES], min(4 * count, size))
+    lost = np.zeros(found.shape[1])
+    for query, rows, last in zip(queries, found, best[:, -1], strict=False):
+        scores = vectors[np.maximum(rows, 0)] @ query
+        hits = (rows >= 0) & (scores >= last - 1e-6 - 1e-5 * abs(last))
+        lost += 1 - np.cumsum(hits) / max(np.count_nonzero(hits), 1)
+    enough = np.flatnonzero(lost / len(found) <= (1 - target) / 3)
+    return max(int(enough[0]) + 1 - count, 0) / count if len(enough) else 3.0
 
 
 def _cost(index: Any, space: Space, queries: Array, depth: int) -> float:
@@ -293,16 +320,24 @@ def _climb(
     fetched: int,
     min_recall: float,
 ) -> tuple[int, float]:
-    """Raise the knob by half until enough of the best are among those fetched, or the knob is at its end."""
+    """Raise the knob by half until enough of the best are among those fetched, or the knob is at its end.
+
+    The last step is halved once where that is still enough: what is found too much is paid in every search.
+    """
     limit = 1 if knob is None else _limit(index, knob)
-    while True:
+
+    def reached(value: int) -> float:
         if knob is not None:
-            _set(index, knob, min(value, limit))
-        _, found = index.search(queries, fetched)
-        reached = _share(vectors, queries, found, best)
-        if reached >= min_recall or value >= limit:
-            return min(value, limit), reached
-        value = max(value + 1, value * 3 // 2)
+            _set(index, knob, value)
+        return _share(vectors, queries, index.search(queries, fetched)[1], best)
+
+    value, before = min(value, limit), 0
+    while (share := reached(value)) < min_recall and value < limit:
+        value, before = min(max(value + 1, value * 3 // 2), limit), value
+    between = (before + value) // 2
+    if before and before < between and share >= min_recall and (own := reached(between)) >= min_recall:
+        return between, own
+    return value, share
 
 
 def _share(vectors: Array, queries: Array, found: Rows, best: Array) -> float:
@@ -346,9 +381,8 @@ def served_recall(
     Case → recall: ``plain`` (nothing masked), ``seen`` (what each user has had), ``best hidden`` (and the
     :data:`HIDDEN` best besides), ``much seen`` (of users who have had much).
     """
-    hidden = [
-        space.scan(query[None], _mask(space, [[]]), [0], min(HIDDEN, len(space)))[1][0] for query in queries
-    ]
+    nobody = _mask(space, [[]] * len(queries))
+    hidden = space.scan(queries, nobody, range(len(queries)), min(HIDDEN, len(space)))[1]
     cases: dict[str, tuple[Array, Sequence[Any]]] = {
         "plain": (queries, [[]] * len(queries)),
         "seen": (queries, seen),
@@ -367,11 +401,12 @@ def _recall_of(search: Search, space: Space, queries: Array, masked: Sequence[An
     for begin in range(0, len(queries), 64):
         part = masked[begin : begin + 64]
         mask = _mask(space, part)
-        scores, _ = search.nearest(queries[begin : begin + 64], mask, count)
-        for user, found in enumerate(scores):
-            exact, _ = space.scan(queries[begin + user : begin + user + 1], mask, [user], count)
-            real = exact[0] > -np.inf
-            cut = exact[0][real][-1:] if real.any() else np.zeros(0, np.float32)
+        asked = queries[begin : begin + 64]
+        scores, _ = search.nearest(asked, mask, count)
+        best, _ = space.scan(asked, mask, range(len(asked)), count)
+        for found, exact in zip(scores, best, strict=True):
+            real = exact > -np.inf
+            cut = exact[real][-1:]
             if len(cut):
                 reached = found[: int(real.sum())] >= cut[0] - 1e-6 - 1e-5 * abs(cut[0])
                 shares.append(float(np.mean(reached)))

@@ -8,6 +8,7 @@ hide costs his own time alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -28,11 +29,12 @@ MARGIN = 16
 #: Further candidates that an index is asked for at first, in place of masked ones.
 SLACK = 128
 
-#: An approximate index that was measured at depth d is trusted to this many times d.
+#: An approximate index that was measured at depth d is trusted to this many times d: by so much a guess of
+#: how deep the best lie may be wrong.
 TRUSTED = 1.25
 
 #: Masked items that are looked at to guess whether they are among the user's best.
-SAMPLE = 64
+SAMPLE = 256
 
 #: Who has more than this many times N items masked is served alone. Users who have had that much are not like
 #: those that an index is tuned for: its deeper rungs are held to the recall for them too.
@@ -40,9 +42,6 @@ HEAVY = 5
 
 #: Users whose scores of all items are computed by one matrix product.
 SCAN_USERS = 8
-
-#: This share of a rung's depth, its end, is not relied on: near a cut-off rounded scores go astray.
-LAST = 0.125
 
 #: An index is asked where that took less than this share of a scan when it was measured: elsewhere it may
 #: take longer. And what may be spent, in scans, on a second search where the first was not deep enough.
@@ -54,7 +53,7 @@ _ENDLESS = np.int64(1) << 62
 
 
 class Rung(msgspec.Struct, frozen=True):
-    """How an approximate index finds the best ``depth`` items, all but the last, with the recall asked for.
+    """How an approximate index looks ``depth`` items deep with the recall asked for, all but its margin.
 
     Parameters
     ----------
@@ -81,12 +80,20 @@ class Profile(msgspec.Struct, frozen=True):
     ----------
     knob
         The name of its knob (``nprobe``, ``efSearch``); None where it has none.
+    margin
+        How many more than are wanted must be looked at, over those wanted: an index that rounds its vectors
+        puts some of the best behind worse ones, near the cut-off.
     ladder
         How the knob is set, shallow to deep; the first is how the index is set.
     """
 
     knob: str | None
+    margin: float
     ladder: tuple[Rung, ...]
+
+    def looked_at(self, wanted: int) -> int:
+        """Return how many of what the index finds are scored anew, so that the best ``wanted`` are there."""
+        return wanted + max(MARGIN, math.ceil(self.margin * wanted))
 
 
 class Search(Protocol):
@@ -290,8 +297,8 @@ class IndexSearch:
         alone = (hidden[:, 0] > count / 4) | (counts > HEAVY * count)
         if alone.all():
             return self._each(query, mask, np.arange(len(query)), counts, hidden, count)
-        fetched = min(count + MARGIN + SLACK, len(self._space))
-        scores, rows, used = self._ask(query, mask, None, count, fetched)
+        looked = self._profile.looked_at(count)
+        scores, rows, used = self._ask(query, mask, None, count, looked + SLACK, looked)
         again = np.flatnonzero(alone | (used > TRUSTED * max(count, self._ladder[0].depth)))
         if len(again):
             # How many masked ones were met is known better than from a sample.
@@ -347,24 +354,44 @@ class IndexSearch:
         hidden: npt.NDArray[np.float64],
     ) -> tuple[Scores, Rows] | None:
         """Return one user's best from deeper in the index; None if a scan is cheaper, or surer."""
-        certain, spent = count + MARGIN + masked, 0.0
-        for rung, among in zip(self._ladder[1:], hidden[1:].tolist(), strict=True):
-            if rung.depth * (1 - LAST) < min(certain, count + MARGIN + among):
+        spent = 0.0
+        for at, among in enumerate(hidden[1:].tolist(), 1):
+            sure = count + min(masked, math.ceil(among))
+            depth = self._profile.looked_at(sure)
+            if depth > self._ladder[at].depth:
                 continue
+            rung = self._between(at, depth)
             if spent + rung.cost >= (AGAIN if spent else WORTH):
                 return None
             self._turn(rung.knob)
-            scores, rows, used = self._ask(query, mask, user, count, min(certain, rung.depth))
+            looked = math.ceil(depth * TRUSTED)
+            scores, rows, used = self._ask(query, mask, user, count, looked, looked)
             self._turn(self._ladder[0].knob)
-            if used[0] <= rung.depth:
+            if used[0] <= sure * TRUSTED:
                 return scores[0], rows[0]
             spent += rung.cost
         return None
 
+    def _between(self, at: int, depth: int) -> Rung:
+        """Return what serves a depth that lies between a rung and the one before it.
+
+        Knob and cost grow about as powers of the depth, so that their logarithms are interpolated. The first
+        rung is held to other queries than those behind it: from there it is a step.
+        """
+        below, above = self._ladder[at - 1 : at + 1]
+        if at == 1 or depth <= below.depth:
+            return above
+        share = math.log(depth / below.depth) / math.log(above.depth / below.depth)
+        knob = below.knob * (above.knob / below.knob) ** share
+        cost = below.cost * (above.cost / below.cost) ** share if below.cost else above.cost
+        return Rung(depth, math.ceil(knob), cost, above.cut)
+
     def _ask(
-        self, query: Array, mask: Mask, user: int | None, count: int, fetched: int
+        self, query: Array, mask: Mask, user: int | None, count: int, fetched: int, looked: int
     ) -> tuple[Scores, Rows, Rows]:
-        """Ask the index once, for all users of the mask or for one.
+        """Ask the index for ``fetched`` once, for all users of the mask or for one.
+
+        The first ``looked`` of those that are allowed are scored anew.
 
         Returns
         -------
@@ -372,11 +399,12 @@ class IndexSearch:
         it did not find ``count`` allowed items, or more of them tie at the cut than were looked at.
         """
         size = len(self._space)
+        fetched = min(fetched, size)
         _, found = self._index.search(query, fetched)
         # FAISS says -1 where it has no more.
         found[found < 0] = size
         allowed = mask.allows(self._space.rows_at(found), None if user is None else np.array([user]))
-        places, real = first_allowed(allowed, min(count + MARGIN, fetched))
+        places, real = first_allowed(allowed, min(looked, fetched))
         positions = pick(found, places)
         if real is not None:
             positions[~real] = size
