@@ -188,7 +188,8 @@ def _searched(
             scores[side] = found[0]
         shares.append(_share(*scores))
     us, scan_us = (median(times[len(times) // 5 :]) for times in spent)
-    return Searched(index, mask, float(np.mean(shares)), us, scan_us)
+    # A mean of twentieths is no binary fraction: .99 is .99.
+    return Searched(index, mask, round(float(np.mean(shares)), 9), us, scan_us)
 
 
 def _share(found: Array, exact: Array) -> float:
