@@ -10,9 +10,11 @@ from typing import Any
 from .errors import ProtocolMismatch
 from .results import RequestColumn, ServerInfo
 
-#: The two list inputs that every ensemble has, and what says how long each of their rows is.
+#: The two list inputs that every ensemble has, what says how long each of their rows is, and what carries
+#: them packed, if the ensemble's item ids are text.
 EXCLUDE, HISTORY = "exclude_item_ids", "history_item_ids"
 LENGTHS: Mapping[str, str] = {EXCLUDE: "exclude_item_ids__length", HISTORY: "history_item_ids__length"}
+PACKED: Mapping[str, str] = {EXCLUDE: "exclude_item_ids__packed", HISTORY: "history_item_ids__packed"}
 
 #: Prefix of the outputs of ``recommend_explain`` that hold a stage's microseconds.
 TIME_PREFIX = "time_us_"

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .contract import EXCLUDE, HISTORY, LENGTHS, Contract
+from .contract import EXCLUDE, HISTORY, LENGTHS, PACKED, Contract
 from .errors import InvalidInput
 from .results import Anonymous, RequestColumn
-from .values import Array, Place, convert_column, convert_ids, flatten, sequence, shown
+from .values import Array, Place, convert_column, convert_ids, flatten, pack_ids, sequence, shown
 
 #: What stands for a user without an id, by the dtype of user ids. No release should use these.
 ANONYMOUS_IDS: Mapping[str, int | bytes] = {"int64": -(2**63), "bytes": b"\x00anonymous"}
+
+#: From how many text ids on a request's lists travel packed: as a tensor each becomes an object at both ends.
+PACK_FROM = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ def build_requests(contract: Contract, question: Question) -> list[Part]:
     count = len(users)
     if not count:
         raise InvalidInput("user_ids: expected at least one user, came none; nothing to ask for")
-    tensors: list[_Scalars | _Lists] = [_user_ids(contract, users, question.single)]
+    tensors: list[_Scalars | _Lists | _PackedLists] = [_user_ids(contract, users, question.single)]
     if question.k is not None and (k := _k(contract, question, count)) is not None:
         tensors.append(k)
     for argument, name in (("exclude", EXCLUDE), ("history", HISTORY)):
@@ -151,6 +154,36 @@ class _Lists:
             yield self.companion, lengths.reshape(-1, 1)
 
 
+@dataclass(frozen=True, slots=True)
+class _PackedLists:
+    """One list of text ids a user, packed: all ids' UTF-8 end to end, their sizes, and each user's length.
+
+    A user's list travels as one element of bytes: int32 n, n int32 sizes, then the text, all little-endian.
+    A null list is an element without a byte.
+    """
+
+    name: str
+    text: bytes
+    sizes: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int32]
+
+    def part(self, rows: slice) -> Iterator[tuple[str, Array]]:
+        lengths = self.lengths[rows]
+        if (lengths < 0).all():
+            return
+        id_ = int(self.lengths[: rows.start].clip(0).sum())
+        at = int(self.sizes[:id_].sum())
+        packed = np.full((len(lengths), 1), b"", np.object_)
+        for row, length in enumerate(lengths.tolist()):
+            if length < 0:
+                continue
+            sizes = self.sizes[id_ : id_ + length]
+            end = at + int(sizes.sum())
+            packed[row, 0] = length.to_bytes(4, "little") + sizes.tobytes() + self.text[at:end]
+            id_, at = id_ + length, end
+        yield self.name, packed
+
+
 def _place(argument: str, single: bool) -> Place:
     return (lambda position: argument) if single else (lambda position: f"{argument}[{position}]")
 
@@ -192,7 +225,9 @@ def _k(contract: Contract, question: Question, count: int) -> _Scalars | None:
     return _Scalars("k", k.astype(np.int32))
 
 
-def _item_ids(contract: Contract, argument: str, name: str, given: Any, count: int, single: bool) -> _Lists:
+def _item_ids(
+    contract: Contract, argument: str, name: str, given: Any, count: int, single: bool
+) -> _Lists | _PackedLists:
     if name not in contract.inputs:
         raise InvalidInput(f"{argument}: model {contract.model} takes no {name}; leave it out")
     rows = _each(_rows(given, argument), argument, count)
@@ -206,8 +241,10 @@ def _item_ids(contract: Contract, argument: str, name: str, given: Any, count: i
         )
     if unordered:
         lengths = np.where(lengths == 0, np.int32(-1), lengths)  # nothing to exclude is nothing to send
-    ids = convert_ids(flat, contract.item_id_dtype, _inner_place(argument, lengths, single))
-    return _Lists(name, LENGTHS[name], ids, lengths)
+    place = _inner_place(argument, lengths, single)
+    if contract.item_id_dtype == "bytes" and len(flat) >= PACK_FROM and PACKED[name] in contract.inputs:
+        return _PackedLists(PACKED[name], *pack_ids(flat, place), lengths)
+    return _Lists(name, LENGTHS[name], convert_ids(flat, contract.item_id_dtype, place), lengths)
 
 
 def _features(contract: Contract, features: Any, count: int, single: bool) -> list[_Scalars | _Lists]:

@@ -27,12 +27,13 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from .contract import EXCLUDE, HISTORY, LENGTHS, TIME_PREFIX, ModelConfig, TensorInfo
+from .contract import EXCLUDE, HISTORY, LENGTHS, PACKED, TIME_PREFIX, ModelConfig, TensorInfo
 from .errors import ClientError, DeadlineExceeded, InvalidInput, NotFound, RequestRefused
 from .request import id_array
 from .results import Id, RequestColumn
@@ -150,6 +151,8 @@ class FakeServer:
             if column.companion is not None:
                 dtype = "int32" if column.is_list else "bool"
                 tensors.append(TensorInfo(column.companion, dtype, (1,), True))
+        if self._dtypes["item"] == "bytes":
+            tensors += [TensorInfo(name, "bytes", (1,), True) for name in PACKED.values()]
         return (*tensors, TensorInfo("k", "int32", (1,), True))
 
     def _tensors(self, dtypes: Mapping[str, str], width: int) -> tuple[TensorInfo, ...]:
@@ -248,6 +251,8 @@ class FakeServer:
         }
 
     def _lists(self, inputs: Arrays, name: str, count: int) -> list[list[Id] | None]:
+        if PACKED[name] in inputs:
+            return [_unpacked(element) for element in inputs[PACKED[name]][:, 0].tolist()]
         if name not in inputs:
             return [None] * count
         values = inputs[name]
@@ -328,6 +333,15 @@ def _id_dtype(ids: Mapping[Id, Any]) -> str:
 
 def _plain(ids: Array) -> list[Id]:
     return [one.decode() if isinstance(one, bytes) else one for one in ids.tolist()]
+
+
+def _unpacked(element: bytes) -> list[Id] | None:
+    """Return the ids of one packed list; None is null."""
+    if not element:
+        return None
+    count, *sizes = np.frombuffer(element, "<i4", 1 + int.from_bytes(element[:4], "little")).tolist()
+    ends = [4 * (count + 1), *(4 * (count + 1) + np.cumsum(sizes)).tolist()]
+    return [element[begin:end].decode() for begin, end in pairwise(ends)]
 
 
 def _given(column: RequestColumn, inputs: Arrays, row: int) -> bool:

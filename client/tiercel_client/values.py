@@ -72,6 +72,29 @@ def convert_ids(values: Sequence[Any] | Array, dtype: str, place: Place) -> Arra
     return _integers(values, dtype, place, nullable=False)[0]
 
 
+def pack_ids(values: Sequence[Any] | Array, place: Place) -> tuple[bytes, npt.NDArray[np.int32]]:
+    """Return text ids end to end as UTF-8, and how many bytes each has (little-endian int32 ``[n]``).
+
+    Raises
+    ------
+    InvalidInput
+        As :func:`convert_ids`.
+    """
+    values = _listed(values)
+    try:
+        text = "".join(values)
+    except TypeError:  # bytes among them, or what is no text
+        text = None
+    if text is not None and text.isascii():
+        return text.encode(), _sizes(values)
+    encoded = _texts(values, place, nullable=False)[0].tolist()
+    return b"".join(encoded), _sizes(encoded)
+
+
+def _sizes(values: Sequence[str] | Sequence[bytes]) -> npt.NDArray[np.int32]:
+    return np.fromiter(map(len, values), np.dtype("<i4"), len(values))
+
+
 def convert_column(
     values: Sequence[Any] | Array, dtype: str, place: Place, *, nullable: bool
 ) -> tuple[Array, Array | None]:

@@ -23,8 +23,8 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 
 #: What a companion says of its tensor: how long each row of a list is (-1 is a null list), or which values
-#: are real.
-LENGTH_OF, VALID_OF = "length", "valid"
+#: are real. One that says ``packed`` goes in place of its tensor: each row's list in a single element.
+LENGTH_OF, VALID_OF, PACKED_OF = "length", "valid", "packed"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class TensorSpec:
     doc
         One line for the reader of the served graph.
     of, says
-        For a companion: the tensor it belongs to, and :data:`LENGTH_OF` or :data:`VALID_OF`.
+        For a companion: the tensor it belongs to, and :data:`LENGTH_OF`, :data:`VALID_OF` or
+        :data:`PACKED_OF`.
     """
 
     name: str

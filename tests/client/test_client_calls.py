@@ -104,6 +104,11 @@ def test_text_ids(make: Make) -> None:
     recommender, _ = make({"items": {"ítem\x00": "Ünïcode ✓", "": None}, "users": {"ü": ["", "ítem\x00"]}})
     assert recommender.recommend("ü").items == (Item("", 1.0, None, 1), Item("ítem\x00", 0.5, "Ünïcode ✓", 2))
     assert recommender.recommend("ü", exclude=["ítem\x00"]).item_ids == ("",)
+    assert recommender.recommend("ü", exclude=["ítem\x00", "\x00"] * 50).item_ids == ("",)
+    assert [a.item_ids for a in recommender.recommend_many(["ü", "v"], history=[None, [""] * 50])] == [
+        ("", "ítem\x00"),
+        ("ítem\x00",),
+    ]
 
 
 def test_many_users_are_split_and_stay_in_order(make: Make) -> None:

@@ -45,7 +45,11 @@ def contract(**changes: Any) -> Contract:
 
 
 INTS = contract()
-TEXTS = contract(user_id_dtype="bytes", item_id_dtype="bytes")
+TEXTS = contract(
+    user_id_dtype="bytes",
+    item_id_dtype="bytes",
+    inputs=INTS.inputs | {"exclude_item_ids__packed", "history_item_ids__packed"},
+)
 
 
 def one(user: Any = 1, rules: Contract = INTS, **arguments: Any) -> dict[str, Any]:
@@ -98,6 +102,38 @@ def test_lengths_are_sent_only_where_rows_differ() -> None:
     assert part.inputs["exclude_item_ids"].tolist() == [[1, 2], [0, 0], [0, 0]]
     assert part.inputs["exclude_item_ids__length"].tolist() == [[2], [-1], [-1]]
     assert part.inputs["exclude_item_ids__length"].dtype == np.int32
+
+
+def test_long_lists_of_text_travel_packed() -> None:
+    roomy = dataclasses.replace(TEXTS, max_excluded=100)
+    assert one("u", roomy, exclude=["é"] * 31)["exclude_item_ids"].tolist() == [["é".encode()] * 31]
+    [part] = many(["u", "v", "w"], roomy, exclude=[["é", "", "b\0"] * 10, None, ["c", b"d"]])
+    packed = part.inputs.pop("exclude_item_ids__packed")
+    assert list(part.inputs) == ["user_id"]
+    sizes = np.array([30, *[2, 0, 2] * 10], "<i4").tobytes()
+    assert packed.tolist() == [
+        [sizes + "éb\0".encode() * 10],
+        [b""],  # nothing
+        [b"\2\0\0\0\1\0\0\0\1\0\0\0cd"],
+    ]
+    [part] = many(["u", "v"], roomy, history=[["a"] * 40, []])
+    assert part.inputs["history_item_ids__packed"][1].tolist() == [bytes(4)]
+
+
+@pytest.mark.parametrize("wrong", [3, None, math.nan, "a\ud800", ["a"], True])
+def test_what_cannot_be_packed_is_named(wrong: Any) -> None:
+    roomy = dataclasses.replace(TEXTS, max_excluded=100)
+    assert "exclude[40]: expected" in refused(one, "u", roomy, exclude=["a"] * 40 + [wrong])
+    assert "history[1][2]: expected" in refused(
+        many, ["u", "v"], roomy, history=[["a"] * 40, ["é", b"a", wrong, "a"]]
+    )
+
+
+def test_lists_are_packed_only_for_a_model_that_takes_them() -> None:
+    older = dataclasses.replace(TEXTS, max_excluded=100, inputs=INTS.inputs)
+    numbers = dataclasses.replace(INTS, max_excluded=100)
+    assert set(one("u", older, exclude=["a"] * 50)) == {"user_id", "exclude_item_ids"}
+    assert set(one(1, numbers, exclude=[1] * 50)) == {"user_id", "exclude_item_ids"}
 
 
 def test_an_empty_history_is_not_no_history() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tiny_release import COLUMNS, Tiny, ids_array, objects
 
-from tiercel_serving.stages.specs import LENGTHS
+from tiercel_serving.stages.specs import LENGTHS, PACKED
 
 #: List tensor → what says how long each row is.
 COMPANIONS = {**LENGTHS, **{column.tensor: str(column.companion) for column in COLUMNS if column.is_list}}
@@ -72,6 +72,23 @@ def _put_lists(
     if lengths or any(row is None or len(row) < width for row in rows):
         sizes = [-1 if row is None else len(row) for row in rows]
         out[COMPANIONS[name]] = np.array(sizes, np.int32)[:, None]
+
+
+def pack(ids: Sequence[bytes]) -> bytes:
+    """One list of text ids as one element: how many, their sizes, their bytes."""
+    return b"".join(number.to_bytes(4, "little") for number in (len(ids), *map(len, ids))) + b"".join(ids)
+
+
+def packed(request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same request with its lists of text ids packed."""
+    out = dict(request)
+    for name, element in PACKED.items():
+        ids, lengths = out.pop(name, None), out.pop(LENGTHS[name], None)
+        if ids is not None:
+            sizes = [ids.shape[1]] * len(ids) if lengths is None else lengths[:, 0].tolist()
+            rows = zip(ids.tolist(), sizes, strict=True)
+            out[element] = objects([pack(row[:n]) if n >= 0 else b"" for row, n in rows])[:, None]
+    return out
 
 
 def user_features(tiny: Tiny, ask: Ask) -> dict[str, Any]:

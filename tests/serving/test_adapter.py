@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stage_oracles import Ask, tensors
-from tiny_release import Tiny
+from stage_oracles import Ask, packed, tensors
+from tiny_release import Tiny, objects
 
 OUTPUTS = ("item_id", "score", "count", "status")
 
@@ -142,6 +142,21 @@ def test_the_bad_are_refused_and_their_neighbours_answered(open_model: Open, pla
         assert sorted(response.arrays) == sorted(OUTPUTS)
         for name in ("item_id", "count", "status"):
             np.testing.assert_array_equal(response.arrays[name], alone.arrays[name])
+
+
+def test_a_badly_packed_list_falls_alone(open_model: Open, tiny_of: Callable[[str], Tiny]) -> None:
+    tiny = tiny_of("strings")
+    model = open_model(release=str(tiny.release.path))
+    good = [packed(tensors([Ask(tiny.user_ids[n], exclude=tiny.item_ids[:9])])) for n in (2, 3)]
+    bad = {**good[0], "exclude_item_ids__packed": objects([b"\2\0\0\0"])[:, None]}
+    responses = model.execute([Request(arrays) for arrays in (good[0], bad, good[1])])
+    assert [response.error and response.error.code for response in responses] == [None, "INVALID_ARG", None]
+    assert "exclude_item_ids__packed, row 0: it says 2 ids" in str(responses[1].error)
+    for arrays, response in zip(good, responses[::2], strict=True):
+        np.testing.assert_array_equal(
+            response.arrays["item_id"], model.execute([Request(arrays)])[0].arrays["item_id"]
+        )
+        assert not set(response.arrays["item_id"][0]) & set(tiny.item_ids[:9])
 
 
 def test_only_what_was_asked_for_is_given(open_model: Open, plain: Tiny) -> None:

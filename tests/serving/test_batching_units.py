@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from tiercel_serving.release.artefacts import open_artefact
 from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.runtime.batching import absent, complete, concatenate, split
 from tiercel_serving.runtime.chain import Chain
-from tiercel_serving.spec import LENGTH_OF, VALID_OF, TensorSpec
+from tiercel_serving.spec import LENGTH_OF, PACKED_OF, VALID_OF, TensorSpec
 from tiercel_serving.stages.specs import stage_specs
 
 SPECS = (
@@ -30,6 +31,7 @@ SPECS = (
     TensorSpec("c__valid", "bool", (1,), True, False, of="c", says=VALID_OF),
     TensorSpec("l", "int64", (-1,), True, 7),
     TensorSpec("l__length", "int32", (1,), True, -1, of="l", says=LENGTH_OF),
+    TensorSpec("l__packed", "bytes", (1,), True, b"", of="l", says=PACKED_OF),
     # A column that is called like a companion, beside a list whose companion is called otherwise.
     TensorSpec("trip", "int64", (-1,), True, 0),
     TensorSpec("trip__length", "float32", (1,), True, float("nan")),
@@ -192,11 +194,11 @@ def test_describe_items_answers_ids_and_rows_in_one_batch(tiny_of) -> None:
         assert second["found"].tolist() == [[True] * 3, [False, True, True]]
 
 
-def test_the_readme_lists_every_tensor(plain: Tiny) -> None:
+def test_the_readme_lists_every_tensor(tiny_of: Callable[[str], Tiny]) -> None:
     readme = Path(__file__).parents[2] / "model_repository" / "README.md"
     rows = {line.split("`")[1]: line for line in readme.read_text().splitlines() if line.startswith("| `")}
     own = {column.tensor for column in COLUMNS} | {column.companion for column in COLUMNS}
-    for name, spec in plain.release.stages.items():
+    for name, spec in tiny_of("strings").release.stages.items():
         engine = name in ("query_near", "ranking")
         for tensor in spec.outputs if engine else (*spec.inputs, *spec.outputs):
             if tensor.name in own:

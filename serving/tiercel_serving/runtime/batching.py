@@ -12,7 +12,10 @@ from itertools import pairwise
 import numpy as np
 
 from ..errors import InvalidRequest
-from ..spec import LENGTH_OF, Array, Arrays, TensorSpec
+from ..spec import LENGTH_OF, VALID_OF, Array, Arrays, TensorSpec
+
+#: Companions that say something of a tensor which came without them: all of it is real.
+_FOLLOW = (LENGTH_OF, VALID_OF)
 
 
 def count_users(specs: Sequence[TensorSpec], arrays: Arrays) -> int:
@@ -88,7 +91,7 @@ def count_rows(arrays: Arrays) -> int:
 def _fill_value(spec: TensorSpec, arrays: Arrays) -> int | float | bool | bytes:
     """Return what an absent tensor holds in a request that carries ``arrays``."""
     base = None if spec.of is None else arrays.get(spec.of)
-    if base is None:
+    if base is None or spec.says not in _FOLLOW:
         return spec.pad
     return base.shape[1] if spec.says == LENGTH_OF else True
 
@@ -107,7 +110,7 @@ def concatenate(specs: Sequence[TensorSpec], requests: Sequence[Arrays]) -> dict
     users, full = [count_rows(request) for request in requests], dict[str, Array]()
     for spec in specs:
         parts = [request.get(spec.name) for request in requests]
-        if any(part is not None for part in parts) or spec.of in full:
+        if any(part is not None for part in parts) or (spec.of in full and spec.says in _FOLLOW):
             full[spec.name] = _concatenate_one(spec, requests, parts, users)
     return full
 

@@ -17,7 +17,7 @@ from ..errors import ManifestInvalid
 from ..release.manifest import Catalogue, Manifest, Packed, PackedList, RequestColumn
 from ..reorder.steps import reasons_of
 from ..settings import ServingSettings
-from ..spec import LENGTH_OF, VALID_OF, StageSpec, TensorSpec
+from ..spec import LENGTH_OF, PACKED_OF, VALID_OF, StageSpec, TensorSpec
 
 #: Stages that every graph has, and those of a ranker. Between the first and retrieval comes one query
 #: stage, :func:`query_stage`, for each source with a query model.
@@ -27,12 +27,14 @@ CANDIDATE_FEATURES, RANKING, ORDERING = "candidate_features", "ranking", "orderi
 #: The model beside the graph that turns ids or rows into titles.
 DESCRIBE_ITEMS = "describe_items"
 
-#: The two lists of raw ids that every request may carry, and the companions that give their lengths.
+#: The two lists of raw ids that every request may carry, the companions that give their lengths, and those
+#: that carry the same lists packed, where ids are text (``sent_ids.py``).
 EXCLUDED, HISTORY = "exclude_item_ids", "history_item_ids"
 LENGTHS: Mapping[str, str] = {EXCLUDED: "exclude_item_ids__length", HISTORY: "history_item_ids__length"}
+PACKED: Mapping[str, str] = {EXCLUDED: "exclude_item_ids__packed", HISTORY: "history_item_ids__packed"}
 
 #: Names that a request's own tensors have; a column of such a name travels under another.
-RESERVED = ("user_id", "k", EXCLUDED, HISTORY, *LENGTHS.values())
+RESERVED = ("user_id", "k", EXCLUDED, HISTORY, *LENGTHS.values(), *PACKED.values())
 
 #: Prefix of the tensor with the time that a Python stage took for the whole Triton batch.
 TIME_PREFIX = "time_us_"
@@ -172,8 +174,12 @@ def _empty(dtype: str) -> int | bytes:
 def _request(manifest: Manifest) -> Iterator[TensorSpec]:
     """Yield the request's optional tensors but k."""
     dtype = manifest.catalogue.item_id_dtype
-    yield from _list_tensors(EXCLUDED, LENGTHS[EXCLUDED], dtype, "Raw ids that must not be recommended.")
-    yield from _list_tensors(HISTORY, LENGTHS[HISTORY], dtype, "Raw ids, oldest first.")
+    docs = {EXCLUDED: "Raw ids that must not be recommended.", HISTORY: "Raw ids, oldest first."}
+    for name, doc in docs.items():
+        yield from _list_tensors(name, LENGTHS[name], dtype, doc)
+        if dtype == "bytes":
+            said = f"{name}, each list packed into one element; empty is null. Send one of the two."
+            yield TensorSpec(PACKED[name], dtype, (1,), True, b"", said, of=name, says=PACKED_OF)
     for column in manifest.request_columns:
         yield from request_tensors(column)
 

@@ -14,8 +14,9 @@ from ..settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES
 from ..spec import Array, Arrays, StageSpec
 from ..stores.table import Users
 from .ordering import check_k
-from .sent_columns import SentColumn, check_list
-from .specs import EXCLUDED, HISTORY, LENGTHS
+from .sent_columns import SentColumn
+from .sent_ids import SentIds
+from .specs import EXCLUDED, HISTORY
 
 
 class UserFeatures:
@@ -37,7 +38,8 @@ class UserFeatures:
         names = [tensor.name for tensor in self.spec.outputs]
         self._packed = tuple(n for n in names if n in ("user_cat", "user_num") or n.startswith("user_list_"))
         self._length = settings.history_length
-        self._limit = settings.max_excluded
+        self._sent_history = SentIds(HISTORY, self._items, settings.max_excluded)
+        self._excluded = SentIds(EXCLUDED, self._items, settings.max_excluded)
         self._k_max = settings.k_max
         self._pad = self._items.size
         self._history_cat = self._history_table(release) if "history_cat" in names else None
@@ -71,8 +73,8 @@ class UserFeatures:
     def check(self, arrays: Arrays) -> None:
         """Refuse a wrong ``k``, infinities, lengths that do not fit, and lists beyond the limit."""
         check_k(arrays, self._k_max)
-        for name, companion in LENGTHS.items():
-            check_list(arrays, name, companion, limit=self._limit)
+        for ids in (self._excluded, self._sent_history):
+            ids.check(arrays)
         for column in self._columns:
             column.check(arrays)
 
@@ -86,30 +88,32 @@ class UserFeatures:
         """
         users = self._store.read(arrays["user_id"])
         sent = [column.sent(arrays) for column in self._columns]
-        history_lengths = arrays[LENGTHS[HISTORY]][:, 0]
-        outputs: dict[str, Array] = {"status": self._status(users, sent, history_lengths)[:, None]}
+        overridden = self._sent_history.given(arrays)
+        outputs: dict[str, Array] = {"status": self._status(users, sent, overridden)[:, None]}
         # The dummy row stands for no id at all, which is not what an unknown id is to the program.
         new_ids = self._id_column is not None and not users.known.all()
         if new_ids or any(flags.any() for flags in sent):
             outputs.update(self._computed(arrays, users, sent))
         else:
             outputs.update((name, users.packed(name)) for name in self._packed)
-        sent_rows = self._sent_rows(arrays, HISTORY)
+        sent_rows = self._sent_history.rows(arrays)
         if self._length:
-            outputs.update(self._history(users, sent_rows, history_lengths))
-        excluded = [rows for rows in (sent_rows, self._sent_rows(arrays, EXCLUDED)) if rows.shape[1]]
+            outputs.update(self._history(users, sent_rows, overridden))
+        excluded = [rows for rows in (sent_rows, self._excluded.rows(arrays)) if rows.shape[1]]
         if not excluded:
             # Triton has no use for a tensor without elements.
             excluded = [np.full((len(sent_rows), 1), self._pad)]
         outputs["excluded_row"] = excluded[0] if len(excluded) == 1 else np.concatenate(excluded, axis=1)
         return outputs
 
-    def _status(self, users: Users, sent: list[npt.NDArray[np.bool_]], history_lengths: Array) -> Array:
+    def _status(
+        self, users: Users, sent: list[npt.NDArray[np.bool_]], overridden: npt.NDArray[np.bool_]
+    ) -> Array:
         known = users.known
         if known.all():
             # KNOWN, and the quicker way to write it.
             return np.zeros(len(known), np.int32)
-        features = history_lengths >= 0
+        features = overridden.copy()
         for column, flags in zip(self._columns, sent, strict=True):
             if column.of_user:
                 features |= flags
@@ -127,17 +131,8 @@ class UserFeatures:
         packed = self._program.packed(columns, len(users.known))
         return {name: packed[name] for name in self._packed}
 
-    def _sent_rows(self, arrays: Arrays, name: str) -> Rows:
-        """Return the rows of a list of raw ids sent with the batch ``[B, W]``; I where there is no item."""
-        ids = arrays[name]
-        if not ids.shape[1]:
-            return np.empty(ids.shape, np.int64)
-        real = np.arange(ids.shape[1]) < arrays[LENGTHS[name]][:, :1]
-        return np.where(real, self._items.rows(ids), self._pad)
-
-    def _history(self, users: Users, sent_rows: Rows, lengths: Array) -> dict[str, Array]:
+    def _history(self, users: Users, sent_rows: Rows, overridden: npt.NDArray[np.bool_]) -> dict[str, Array]:
         history, count = users.history(self._length, self._pad)
-        overridden = lengths >= 0
         if overridden.any():
             real = sent_rows != self._pad
             sent_count = np.count_nonzero(real, axis=1)

@@ -95,9 +95,12 @@ class ItemTable:
             return self._values[:-1]
         return Strings(self._blob, self._offsets[:-1])
 
-    def rows(self, item_ids: Array) -> Rows:
-        """Return the row of each raw id (any shape); I where the catalogue has no such item."""
-        found = self.lookup.find(item_ids.reshape(-1)).reshape(item_ids.shape)
+    def rows(self, item_ids: Array | Strings) -> Rows:
+        """Return the row of each raw id (any shape, or strings); I where the catalogue has no such item."""
+        if isinstance(item_ids, Strings):
+            found = self.lookup.find(item_ids)
+        else:
+            found = self.lookup.find(item_ids.reshape(-1)).reshape(item_ids.shape)
         return np.where(found < 0, self.size, found)
 
     def packed(self, name: str) -> Array:
