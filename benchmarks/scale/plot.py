@@ -36,12 +36,12 @@ def draw(report: ScaleReport, file: Path) -> None:
 
 
 def _times(axis: Any, report: ScaleReport) -> None:
-    axis.set(
-        title="An answer in process, p50", xlabel="items", ylabel="µs a user", xscale="log", yscale="log"
-    )
+    axis.set(title="An answer, p50", xlabel="items", ylabel="µs a user", xscale="log", yscale="log")
     items = [SIZES[name].items for name in report.sizes]
     for key, label in (("one", "one user"), ("batch", "64 users"), ("heavy", "64, one of them heavy")):
         axis.plot(items, [one.answers[key] for one in report.sizes.values()], "-o", markersize=3, label=label)
+    served = [one.served["one"] for one in report.sizes.values()]
+    axis.plot(items, served, "-o", markersize=3, label="one user, served")
     axis.legend(frameon=False)
 
 

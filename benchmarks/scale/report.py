@@ -17,8 +17,9 @@ RECALL, SCAN, HEAVY = 0.99, 1.2, 1.5
 LARGE, EXPORT_BYTES, OPEN_S, EXCLUDED, MASKED = "S2", 4e9, 3.0, 10.0, 5.0
 #: The sizes at which a search is set against a scan: of less, any search is quick.
 SEARCHED = ("S1", "S2")
-#: Limits: private memory of a further instance over the release, one answer over that of the smallest size.
-PRIVATE, FLAT = 0.15, 1.5
+#: Limits: private memory of a further instance over the release, one answer over that of the smallest size,
+#: and milliseconds that excluded text ids add to a served answer.
+PRIVATE, FLAT, EXCLUDED_MS = 0.15, 1.5, 2.0
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,10 @@ class Measured:
         Its name, and the index type of the release.
     release_bytes
         What the release weighs.
-    export, opening, answers
+    export, opening, answers, served
         As their modules say.
+    text_ids
+        Whether ids are text.
     source
         What the manifest says of the index.
     searches
@@ -45,6 +48,8 @@ class Measured:
     export: Mapping[str, Any]
     opening: Mapping[str, float]
     answers: Mapping[str, float]
+    served: Mapping[str, float]
+    text_ids: bool
     source: Mapping[str, Any]
     searches: Sequence[Searched]
 
@@ -90,9 +95,9 @@ class ScaleReport:
         names = [name for name in self.sizes if name != "tiny"]
         if len(names) > 1:
             first, last = self.sizes[names[0]], self.sizes[names[-1]]
-            ratio = last.answers["one"] / first.answers["one"]
             what = f"{last.size} {last.index} / {first.size} {first.index}: an answer to one user"
-            found.append(Figure(what, ratio, FLAT))
+            found.append(Figure(what, last.answers["one"] / first.answers["one"], FLAT))
+            found.append(Figure(f"{what}, served", last.served["one"] / first.served["one"], FLAT))
         return found
 
     @property
@@ -123,6 +128,9 @@ def _figures(one: Measured) -> Iterator[Figure]:
     yield Figure(f"{one.size}: private memory of an instance / release", share, PRIVATE)
     ratio = one.answers["heavy_retrieval"] / one.answers["batch_retrieval"]
     yield Figure(f"{one.size}: retrieval of a batch with a heavy user / without", ratio, HEAVY)
+    if one.text_ids:
+        added = (one.served["excluded"] - one.served["one"]) / 1000
+        yield Figure(f"{one.size}: ms that excluded ids add to a served answer", added, EXCLUDED_MS)
     plain = {found.index: found.us for found in one.searches if found.mask == "none"}
     for found in one.searches:
         if found.refused:
@@ -160,12 +168,12 @@ def format_scale(report: ScaleReport) -> str:
 
 def _whole(sizes: Sequence[Measured]) -> str:
     head = ["size", "index", "export s", "peak GB", "release GB", "open s", "private MB"]
-    head += ["1 user ms", "64: a user µs", "with a heavy one"]
+    head += ["1 user ms", "served ms", "64: a user µs", "with a heavy one"]
     rows = [
         [
             *(one.size, one.index, f"{one.export['seconds']:.1f}", f"{one.export['peak_bytes'] / 1e9:.2f}"),
             *(f"{one.release_bytes / 1e9:.3f}", f"{one.opening['seconds']:.2f}"),
-            *(f"{one.opening['private_bytes'] / 1e6:.1f}", _ms(one.answers["one"])),
+            *(f"{one.opening['private_bytes'] / 1e6:.1f}", _ms(one.answers["one"]), _ms(one.served["one"])),
             *(f"{one.answers['batch']:.0f}", f"{one.answers['heavy']:.0f}"),
         ]
         for one in sizes

@@ -16,6 +16,7 @@ from benchmarks.scale.opening import measure_opening
 from benchmarks.scale.parts import SOURCE
 from benchmarks.scale.report import Measured, ScaleReport
 from benchmarks.scale.searching import BUILD_HEAVY, BUILD_QUERIES, Users, measure_searches
+from benchmarks.scale.serving import measure_served
 from benchmarks.scale.sizes import SIZES, Size
 from tiercel_serving.bench.machine import describe_machine, installed_versions
 from tiercel_serving.lookups.lookup import read_keys
@@ -73,17 +74,19 @@ def run_scale(
 
 def _measure(name: str, indexes: tuple[str, ...], text_ids: bool, say: Callable[[str], None]) -> Measured:
     size = SIZES[name]
-    served = indexes[0] if indexes else size.served
+    index = indexes[0] if indexes else size.served
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "release"
-        say(f"exporting {served}")
-        export = measure_export(path, name, served, text_ids)
+        say(f"exporting {index}")
+        export = measure_export(path, name, index, text_ids)
         release = open_release(path)
         user_ids = read_keys(release.artefact("users", "users").arrays, USER_LOOKUP)
         say("opening")
         opening = measure_opening(path, user_ids[1].item() if user_ids.dtype != object else user_ids[1])
         say("answering")
         answers = measure_answers(release, user_ids, size)
+        say("serving")
+        served = measure_served(path, user_ids, release.items.ids(np.arange(size.items)), size)
         say("searching")
         light, heavy = _users(release, user_ids, size)
         made = make_up(size, text_ids=text_ids)
@@ -92,7 +95,10 @@ def _measure(name: str, indexes: tuple[str, ...], text_ids: bool, say: Callable[
         searches = list(measure_searches(vectors, lots, light, heavy, size, indexes or size.indexes, say))
         weight = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         recall = release.manifest.sources[SOURCE]
-        return Measured(name, served, weight, export, opening, answers, dict(recall), tuple(searches))
+        return Measured(
+            *(name, index, weight, export, opening, answers),
+            *(served, text_ids, dict(recall), tuple(searches)),
+        )
 
 
 def _users(release: Release, user_ids: Array, size: Size, seed: int = 1) -> tuple[Users, Users]:

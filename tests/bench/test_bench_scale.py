@@ -54,6 +54,7 @@ def test_tiny_runs_from_end_to_end_and_saves_json_and_a_plot(tmp_path):
     assert {found["index"] for found in searches} == set(TINY.indexes)
     assert len(searches) == len(TINY.indexes) * (4 + len(RULES))
     assert min(found["recall"] for found in searches) >= 0.99
+    assert all(0 < us < 1e6 for us in tiny["served"].values())
     assert document["figures"] == [], "too small for any limit"
 
 
@@ -79,7 +80,9 @@ def measured(size: str, **answers: float) -> Measured:
     )
     export = {"seconds": 10.0, "peak_bytes": 5e9}
     opening = {"seconds": 1.0, "private_bytes": 20e6}
-    return Measured(size, "IVF", 100_000_000, export, opening, {**spent, **answers}, {}, searches)
+    served = {"one": answers.get("one", 1000.0) + 400, "excluded": 4000.0}
+    spent |= answers
+    return Measured(size, "IVF", 100_000_000, export, opening, spent, served, True, {}, searches)
 
 
 def test_limits_are_printed_as_ok_or_missed():
@@ -88,6 +91,7 @@ def test_limits_are_printed_as_ok_or_missed():
     missed = {what for what, figure in figures.items() if not figure.ok}
     assert missed == {
         "S2 IVF / S0 IVF: an answer to one user",
+        "S0: ms that excluded ids add to a served answer",
         "S2: GB of an export beyond the frames",
         *(f"{size}: private memory of an instance / release" for size in ("S0", "S2")),
         *(f"{size}: retrieval of a batch with a heavy user / without" for size in ("S0", "S2")),
