@@ -121,11 +121,11 @@ def _figures(one: Measured) -> Iterator[Figure]:
             EXPORT_BYTES / 1e9,
         )
         yield Figure(f"{one.size}: seconds to the first answer", one.opening["seconds"], OPEN_S)
+        share = one.opening["private_bytes"] / one.release_bytes
+        yield Figure(f"{one.size}: private memory of an instance / release", share, PRIVATE)
     if one.size == "tiny":
         # Too small for what is measured to be a figure.
         return
-    share = one.opening["private_bytes"] / one.release_bytes
-    yield Figure(f"{one.size}: private memory of an instance / release", share, PRIVATE)
     ratio = one.answers["heavy_retrieval"] / one.answers["batch_retrieval"]
     yield Figure(f"{one.size}: retrieval of a batch with a heavy user / without", ratio, HEAVY)
     if one.text_ids:

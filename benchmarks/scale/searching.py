@@ -19,8 +19,9 @@ from tiercel_export.release.sources import write_source
 from tiercel_serving.errors import InvalidSettings
 from tiercel_serving.ranked import make_mask
 from tiercel_serving.release.artefacts import open_artefact
-from tiercel_serving.sources.index import Index
-from tiercel_serving.sources.table import Material, Source, open_source
+from tiercel_serving.sources.index import Index, VectorIndex
+from tiercel_serving.sources.search import ExactSearch
+from tiercel_serving.sources.table import Material
 from tiercel_serving.spec import Array
 
 #: Queries that an index is measured with when it is built: of users who have had little, and much.
@@ -120,7 +121,7 @@ def measure_searches(
                 yield Searched(index, "none", refused=str(error))
                 continue
             for name, users in masks.items():
-                yield _searched(index, name, source, exact, users, len(vectors), count)
+                yield _searched(index, name, source, users, len(vectors), count)
         for share, most in RULES.items():
             allowed = lots < most
             cut = _source(place / f"exact {share}", "Flat", vectors, allowed, known, count)
@@ -134,12 +135,12 @@ def measure_searches(
                 except InvalidSettings as error:
                     yield Searched(index, f"rule of {share}", refused=str(error))
                     continue
-                yield _searched(index, f"rule of {share}", source, cut, masks["none"], len(vectors), count)
+                yield _searched(index, f"rule of {share}", source, masks["none"], len(vectors), count)
 
 
 def _source(
     folder: Path, index: str, vectors: Array, allowed: npt.NDArray[np.bool_] | None, users: Users, count: int
-) -> Source:
+) -> VectorIndex:
     """Make a source, write it, and open it, as an export and a stage do."""
     nothing = np.zeros(0, np.int64)
     kind = Index(SOURCE, factory=index)
@@ -156,10 +157,10 @@ def _source(
         )
     )
     write_source(folder, made, "scale")
-    return open_source(kind, open_artefact(folder, "source"), len(vectors), 1)
+    return kind.open(open_artefact(folder, "source"), len(vectors), 1)
 
 
-def _best(exact: Source, queries: Array, items: int, count: int) -> list[Array]:
+def _best(exact: VectorIndex, queries: Array, items: int, count: int) -> list[Array]:
     """Return the best rows of each query, of all items."""
     nothing = np.zeros(0, np.int64)
     found = []
@@ -169,10 +170,9 @@ def _best(exact: Source, queries: Array, items: int, count: int) -> list[Array]:
     return found
 
 
-def _searched(
-    index: str, mask: str, source: Source, exact: Source, users: Users, items: int, count: int
-) -> Searched:
-    """Search for each user by himself, index and scan in turn."""
+def _searched(index: str, mask: str, source: VectorIndex, users: Users, items: int, count: int) -> Searched:
+    """Search for each user by himself, index and scan of the same vectors in turn."""
+    exact = VectorIndex(Index(SOURCE).query, source.space, ExactSearch(source.space))
     spent: tuple[list[float], list[float]] = ([], [])
     shares = []
     for turn, (query, seen) in enumerate(zip(users.queries, users.seen, strict=True)):

@@ -268,7 +268,7 @@ class VectorIndex:
     """
 
     def __init__(self, query: str, space: Space, search: Search) -> None:
-        self._query, self._space, self._search = query, space, search
+        self._query, self.space, self._search = query, space, search
 
     def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the nearest ``count`` that the mask allows."""
@@ -276,4 +276,4 @@ class VectorIndex:
 
     def score(self, arrays: Arrays, rows: Rows) -> Scores:
         """Return the inner products of queries with any items ``[B, M]``."""
-        return self._space.score(arrays[self._query], self._space.positions_of(rows))
+        return self.space.score(arrays[self._query], self.space.positions_of(rows))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import faiss
 import msgspec
@@ -45,7 +45,10 @@ SCAN_USERS = 8
 
 #: An index is asked where that took less than this share of a scan when it was measured: elsewhere it may
 #: take longer. And what may be spent, in scans, on a second search where the first was not deep enough.
-WORTH, AGAIN = 0.7, 0.3
+WORTH, AGAIN = 0.7, 0.2
+
+#: Where a search of the first rung takes more than this share of a scan, it is not asked in vain.
+CHEAP = 0.1
 
 _NOTHING = np.float32(-np.inf)
 #: Deeper than any search.
@@ -269,6 +272,32 @@ class ExactSearch:
         return read_keys(keys)
 
 
+class Asked(NamedTuple):
+    """What an index found for B users.
+
+    Parameters
+    ----------
+    scores, rows
+        The best ``count`` that are allowed, ``[B, count]``.
+    used
+        ``[B]`` how deep that went; deeper than anything where there were not ``count`` allowed items, or more
+        of them tie at the cut than were looked at.
+    met
+        ``[B]`` how many masked items there were.
+    last
+        ``[B]`` the rounded score of the last item found; -inf where the index had no more.
+    depth
+        How many items each user got.
+    """
+
+    scores: Scores
+    rows: Rows
+    used: Rows
+    met: Rows
+    last: Scores
+    depth: int
+
+
 class IndexSearch:
     """Asks an approximate FAISS index, deeper where masked items crowd out the best, or scans.
 
@@ -285,40 +314,53 @@ class IndexSearch:
     def __init__(self, space: Space, index: Any, profile: Profile) -> None:
         self._space, self._index, self._profile = space, index, profile
         self._ladder = profile.ladder
-        self._cuts = np.array([rung.cut for rung in self._ladder], np.float32)
+        self._cuts = np.array([rung.cut for rung in self._ladder])
+        self._depths = [math.log(rung.depth) for rung in self._ladder]
 
     def nearest(self, query: Array, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the best allowed items, as :meth:`Search.nearest` says."""
         if self._ladder[0].cost >= WORTH:
             # It is no matter how much is masked: looking at everything costs the same.
             return self._space.scan(query, mask, range(len(query)), count)
-        counts = mask.counts()
-        hidden = self._hidden(query, mask, counts, count)
-        alone = (hidden[:, 0] > count / 4) | (counts > HEAVY * count)
-        if alone.all():
-            return self._each(query, mask, np.arange(len(query)), counts, hidden, count)
+        counts, everybody = mask.counts(), np.arange(len(query))
+        if self._ladder[0].cost > CHEAP:
+            hidden = self._hidden(query, mask, everybody, counts, np.zeros(len(query)))
+            if (hidden[:, 0] > count / 4).all():
+                return self._each(query, mask, everybody, counts, hidden, count)
         looked = self._profile.looked_at(count)
-        scores, rows, used = self._ask(query, mask, None, count, looked + SLACK, looked)
-        again = np.flatnonzero(alone | (used > TRUSTED * max(count, self._ladder[0].depth)))
+        asked = self._ask(query, mask, everybody, count, looked + SLACK, looked)
+        again = np.flatnonzero(
+            (counts > HEAVY * count) | (asked.used > TRUSTED * max(count, self._ladder[0].depth))
+        )
         if len(again):
-            # How many masked ones were met is known better than from a sample.
-            met = np.where(used < _ENDLESS, used - count, 0)[:, None]
-            hidden = np.maximum(hidden, met)[again]
-            scores[again], rows[again] = self._each(query[again], mask, again, counts[again], hidden, count)
-        return scores, rows
+            hidden = self._hidden(query, mask, again, counts, self._shift(query, asked))
+            hidden = np.maximum(hidden, asked.met[again, None])
+            found = self._each(query[again], mask, again, counts[again], hidden, count)
+            asked.scores[again], asked.rows[again] = found
+        return asked.scores, asked.rows
 
-    def _hidden(self, query: Array, mask: Mask, counts: Rows, count: int) -> npt.NDArray[np.float64]:
-        """Guess ``[B, rungs]`` how many items a user has masked among the best of each rung's depth.
+    def _shift(self, query: Array, asked: Asked) -> npt.NDArray[np.float64]:
+        """Return ``[B]`` by how much higher than the median user's the last item scores that was found."""
+        norms = np.maximum([_norm(one) for one in query], 1e-12)
+        median = np.interp(math.log(asked.depth), self._depths, self._cuts)
+        return np.where(asked.last > _NOTHING, asked.last / norms - median, 0.0)
 
-        It is guessed from a sample of them, before anything is searched.
+    def _hidden(
+        self, query: Array, mask: Mask, users: Rows, counts: Rows, shift: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        """Guess ``[n, rungs]`` how many items some users have masked among the best of each rung's depth.
+
+        It is guessed from a sample of them. ``query``, ``counts`` and ``shift`` are those of all users.
         """
-        hidden = np.zeros((len(query), len(self._ladder)))
-        for user in np.flatnonzero(counts > count // 4).tolist():
+        hidden = np.zeros((len(users), len(self._ladder)))
+        for at, user in enumerate(users.tolist()):
+            if not counts[user]:
+                continue
             rows = mask.rows_of(user)
             sample = self._space.positions_of(rows[:: -(-len(rows) // SAMPLE)])
             scores = self._space.score(query[user : user + 1], sample[None])[0]
-            among = np.count_nonzero(scores[:, None] >= self._cuts * _norm(query[user]), axis=0)
-            hidden[user] = among / len(sample) * len(rows)
+            cuts = (self._cuts + shift[user]) * _norm(query[user])
+            hidden[at] = np.count_nonzero(scores[:, None] >= cuts, axis=0) / len(sample) * len(rows)
         return hidden
 
     def _each(
@@ -354,9 +396,9 @@ class IndexSearch:
         hidden: npt.NDArray[np.float64],
     ) -> tuple[Scores, Rows] | None:
         """Return one user's best from deeper in the index; None if a scan is cheaper, or surer."""
-        spent = 0.0
+        spent, met = 0.0, 0
         for at, among in enumerate(hidden[1:].tolist(), 1):
-            sure = count + min(masked, math.ceil(among))
+            sure = count + min(masked, max(math.ceil(among), met))
             depth = self._profile.looked_at(sure)
             if depth > self._ladder[at].depth:
                 continue
@@ -365,11 +407,12 @@ class IndexSearch:
                 return None
             self._turn(rung.knob)
             looked = math.ceil(depth * TRUSTED)
-            scores, rows, used = self._ask(query, mask, user, count, looked, looked)
+            asked = self._ask(query, mask, np.array([user]), count, looked, looked)
             self._turn(self._ladder[0].knob)
-            if used[0] <= sure * TRUSTED:
-                return scores[0], rows[0]
-            spent += rung.cost
+            if asked.used[0] <= sure * TRUSTED:
+                return asked.scores[0], asked.rows[0]
+            # Now it is known of as many, and those behind them are likely as many again.
+            spent, met = spent + rung.cost, 2 * int(asked.met[0])
         return None
 
     def _between(self, at: int, depth: int) -> Rung:
@@ -386,24 +429,19 @@ class IndexSearch:
         cost = below.cost * (above.cost / below.cost) ** share if below.cost else above.cost
         return Rung(depth, math.ceil(knob), cost, above.cut)
 
-    def _ask(
-        self, query: Array, mask: Mask, user: int | None, count: int, fetched: int, looked: int
-    ) -> tuple[Scores, Rows, Rows]:
-        """Ask the index for ``fetched`` once, for all users of the mask or for one.
+    def _ask(self, query: Array, mask: Mask, users: Rows, count: int, fetched: int, looked: int) -> Asked:
+        """Ask the index for ``fetched`` once, for these users of the mask.
 
         The first ``looked`` of those that are allowed are scored anew.
-
-        Returns
-        -------
-        Scores and rows ``[B, count]``, and ``[B]`` how deep the search had to go; deeper than anything where
-        it did not find ``count`` allowed items, or more of them tie at the cut than were looked at.
         """
         size = len(self._space)
         fetched = min(fetched, size)
-        _, found = self._index.search(query, fetched)
+        rounded, found = self._index.search(query, fetched)
+        missing = found < 0
         # FAISS says -1 where it has no more.
-        found[found < 0] = size
-        allowed = mask.allows(self._space.rows_at(found), None if user is None else np.array([user]))
+        found[missing] = size
+        last = np.where(missing[:, -1], _NOTHING, rounded[:, -1])
+        allowed = mask.allows(self._space.rows_at(found), users)
         places, real = first_allowed(allowed, min(looked, fetched))
         positions = pick(found, places)
         if real is not None:
@@ -413,7 +451,10 @@ class IndexSearch:
         if scores.shape[1] > count:
             open_end |= scores[:, -1] == scores[:, count - 1]
         used = places[:, min(count, places.shape[1]) - 1] + 1
-        return scores[:, :count], rows[:, :count], np.where(open_end, _ENDLESS, used)
+        met = fetched - np.count_nonzero(allowed | missing, axis=1)
+        return Asked(
+            scores[:, :count], rows[:, :count], np.where(open_end, _ENDLESS, used), met, last, fetched
+        )
 
     def _turn(self, value: int) -> None:
         if self._profile.knob is not None:
