@@ -183,8 +183,9 @@ class Index(Settings, frozen=True, tag="index"):
         if "profile" not in artefact.meta:
             return VectorIndex(self.query, space, ExactSearch(space))
         profile = msgspec.convert(artefact.meta["profile"], Profile)
-        index = read_index(artefact.file(INDEX_FILE), vectors)
-        return VectorIndex(self.query, space, IndexSearch(space, index, profile))
+        search = IndexSearch(space, read_index(artefact.file(INDEX_FILE), vectors), profile)
+        search.touch()
+        return VectorIndex(self.query, space, search)
 
     def reference(
         self, arrays: Mapping[str, Array], user: UserTensors, allowed: npt.NDArray[np.bool_], count: int

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InvalidSettings
 from ..ranked import Mask, Rows, make_mask
 from ..spec import Array
-from .search import WORTH, ExactSearch, IndexSearch, Profile, Rung, Search, Space
+from .search import DEEP, ExactSearch, IndexSearch, Profile, Rung, Search, Space
 
 #: Knobs that trade time for recall, tried in this order on whatever the factory string builds.
 KNOBS = ("nprobe", "efSearch")
@@ -257,7 +257,7 @@ def _measure(
         if knob is not None:
             _set(index, knob, value)
         cost = _cost(index, space, picked[0], depth)
-        if rungs and (reached < target or cost >= WORTH):
+        if rungs and (reached < target or cost >= DEEP):
             break
         cut = float(np.median(best[0][:, depth - 1] / norms))
         rungs.append(Rung(int(depth), value, round(cost, 4), cut))

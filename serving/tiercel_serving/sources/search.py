@@ -44,13 +44,16 @@ HEAVY = 5
 SCAN_USERS = 8
 
 #: An index is asked where that took less than this share of a scan when it was measured: elsewhere it may
-#: take longer. And what may be spent, in scans, on a second search where the first was not deep enough.
-WORTH, AGAIN = 0.7, 0.2
+#: take longer. One user alone is searched deeper for where that takes less than the second share, and again,
+#: where that was not deep enough, if all together take less than the third: to fail costs a scan besides.
+WORTH, DEEP, AGAIN = 0.7, 0.5, 0.2
 
 #: Where a search of the first rung takes more than this share of a scan, it is not asked in vain.
 CHEAP = 0.1
 
 _NOTHING = np.float32(-np.inf)
+#: How many numbers a page of memory holds, at most; more lists than any index has.
+_PAGE, _ALL = 1024, 1 << 30
 #: Deeper than any search.
 _ENDLESS = np.int64(1) << 62
 
@@ -315,7 +318,7 @@ class IndexSearch:
         self._space, self._index, self._profile = space, index, profile
         self._ladder = profile.ladder
         self._cuts = np.array([rung.cut for rung in self._ladder])
-        self._depths = [math.log(rung.depth) for rung in self._ladder]
+        self._depths = np.array([rung.depth for rung in self._ladder])
 
     def nearest(self, query: Array, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the best allowed items, as :meth:`Search.nearest` says."""
@@ -323,15 +326,14 @@ class IndexSearch:
             # It is no matter how much is masked: looking at everything costs the same.
             return self._space.scan(query, mask, range(len(query)), count)
         counts, everybody = mask.counts(), np.arange(len(query))
+        heavy = counts > HEAVY * count
         if self._ladder[0].cost > CHEAP:
             hidden = self._hidden(query, mask, everybody, counts, np.zeros(len(query)))
-            if (hidden[:, 0] > count / 4).all():
+            if (heavy | (hidden[:, 0] > count / 4) | (hidden > self._depths / 2).any(1)).all():
                 return self._each(query, mask, everybody, counts, hidden, count)
         looked = self._profile.looked_at(count)
-        asked = self._ask(query, mask, everybody, count, looked + SLACK, looked)
-        again = np.flatnonzero(
-            (counts > HEAVY * count) | (asked.used > TRUSTED * max(count, self._ladder[0].depth))
-        )
+        asked = self._ask(query, mask, everybody, count, looked + min(SLACK, int(counts.max())), looked)
+        again = np.flatnonzero(heavy | (asked.used > TRUSTED * max(count, self._ladder[0].depth)))
         if len(again):
             hidden = self._hidden(query, mask, again, counts, self._shift(query, asked))
             hidden = np.maximum(hidden, asked.met[again, None])
@@ -342,7 +344,7 @@ class IndexSearch:
     def _shift(self, query: Array, asked: Asked) -> npt.NDArray[np.float64]:
         """Return ``[B]`` by how much higher than the median user's the last item scores that was found."""
         norms = np.maximum([_norm(one) for one in query], 1e-12)
-        median = np.interp(math.log(asked.depth), self._depths, self._cuts)
+        median = np.interp(math.log(asked.depth), np.log(self._depths), self._cuts)
         return np.where(asked.last > _NOTHING, asked.last / norms - median, 0.0)
 
     def _hidden(
@@ -403,7 +405,7 @@ class IndexSearch:
             if depth > self._ladder[at].depth:
                 continue
             rung = self._between(at, depth)
-            if spent + rung.cost >= (AGAIN if spent else WORTH):
+            if spent + rung.cost >= (AGAIN if spent else DEEP):
                 return None
             self._turn(rung.knob)
             looked = math.ceil(depth * TRUSTED)
@@ -455,6 +457,14 @@ class IndexSearch:
         return Asked(
             scores[:, :count], rows[:, :count], np.where(open_end, _ENDLESS, used), met, last, fetched
         )
+
+    def touch(self) -> None:
+        """Map every page of the vectors and the lists: else thousands of requests do, bit by bit."""
+        self._space.vectors.reshape(-1)[::_PAGE].sum()
+        if self._profile.knob == "nprobe":
+            self._turn(_ALL)
+            self._index.search(np.zeros((1, self._space.vectors.shape[1]), np.float32), 1)
+            self._turn(self._ladder[0].knob)
 
     def _turn(self, value: int) -> None:
         if self._profile.knob is not None:
