@@ -188,7 +188,7 @@ class BitmapMask(Mask):
 
     def counts(self) -> Rows:
         """Count the masked cells of each row of the table."""
-        counts: Rows = np.count_nonzero(self.table(), axis=1) - 1
+        counts: Rows = np.array([np.count_nonzero(row) - 1 for row in self.table()])
         return counts
 
     def table(self) -> npt.NDArray[np.bool_]:
