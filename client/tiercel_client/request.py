@@ -171,16 +171,16 @@ class _PackedLists:
         lengths = self.lengths[rows]
         if (lengths < 0).all():
             return
-        id_ = int(self.lengths[: rows.start].clip(0).sum())
-        at = int(self.sizes[:id_].sum())
+        first = int(self.lengths[: rows.start].clip(0).sum())
+        at = int(self.sizes[:first].sum())
         packed = np.full((len(lengths), 1), b"", np.object_)
         for row, length in enumerate(lengths.tolist()):
             if length < 0:
                 continue
-            sizes = self.sizes[id_ : id_ + length]
+            sizes = self.sizes[first : first + length]
             end = at + int(sizes.sum())
             packed[row, 0] = length.to_bytes(4, "little") + sizes.tobytes() + self.text[at:end]
-            id_, at = id_ + length, end
+            first, at = first + length, end
         yield self.name, packed
 
 

@@ -117,7 +117,9 @@ def test_requests_of_both_ways_are_answered_alike_in_one_batch(
     for name, array in one.items():
         if name != "excluded_row":
             np.testing.assert_array_equal(array, other[name], err_msg=name)
-    assert [set(row) for row in one["excluded_row"]] == [set(row) for row in other["excluded_row"]]
+    # How far rows are padded depends on what else is in the batch.
+    pad = {len(tiny.item_ids)}
+    assert [{*row} - pad for row in one["excluded_row"]] == [{*row} - pad for row in other["excluded_row"]]
 
 
 @pytest.mark.parametrize(
