@@ -11,7 +11,7 @@ from benchmarks.scale.sizes import Size
 from tiercel_serving.spec import Array
 
 #: How far items lie from the middle of their cluster, which has length 1.
-SPREAD = 0.4
+SPREAD = 0.3
 #: The dimensions are not alike: the standard deviation of the j-th is 1 / j to this power, as the singular
 #: values of trained embeddings fall off too. (Where all are alike, an item's cluster is an island, and behind
 #: it everything is equally far: no index helps there, and no real catalogue is so.)

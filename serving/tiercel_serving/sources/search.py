@@ -408,8 +408,10 @@ class IndexSearch:
             if spent + rung.cost >= (AGAIN if spent else DEEP):
                 return None
             self._turn(rung.knob)
-            looked = math.ceil(depth * TRUSTED)
-            asked = self._ask(query, mask, np.array([user]), count, looked, looked)
+            fetched = math.ceil(depth * TRUSTED)
+            # Of as many as that, the wanted ones lie among the first allowed, but for the margin.
+            looked = fetched - sure + count
+            asked = self._ask(query, mask, np.array([user]), count, fetched, looked)
             self._turn(self._ladder[0].knob)
             if asked.used[0] <= sure * TRUSTED:
                 return asked.scores[0], asked.rows[0]
