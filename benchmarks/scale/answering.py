@@ -37,18 +37,21 @@ def measure_answers(release: Release, user_ids: Array, size: Size, seed: int = 0
     }
     asked["heavy"] = [np.append(rows[1:], random.choice(heavy)) for rows in asked["batch"]]
     spent: dict[str, list[float]] = {f"{name}{part}": [] for name in asked for part in ("", "_retrieval")}
-    # Batches with and without take turns; the first of each kind warms up.
+    # Batches with and without take turns. What is measured is a server that has answered before: as many
+    # other single users come first, and a batch of each kind.
     turns = [("one", rows) for rows in asked["one"]]
     turns += [
         pair
         for both in zip(asked["batch"], asked["heavy"], strict=True)
         for pair in zip(("batch", "heavy"), both, strict=True)
     ]
-    for name, rows in [turns[0], *turns[-2:], *turns]:
+    warm = [("one", random.choice(light, 1)) for _ in range(size.answers)] + turns[-2:]
+    for name, rows in [*warm, *turns]:
         ids = user_ids[rows][:, None]
         begun = time.perf_counter()
         _, times = chain.run({"user_id": ids})
         whole = (time.perf_counter() - begun) * 1e6
         spent[name].append(whole / len(rows))
         spent[f"{name}_retrieval"].append(times[RETRIEVAL] / len(rows))
-    return {name: median(values[1:]) for name, values in spent.items()}
+    begins = {"one": size.answers, "batch": 1, "heavy": 1}
+    return {name: median(values[begins[name.split("_")[0]] :]) for name, values in spent.items()}

@@ -223,6 +223,8 @@ class KeyMask(Mask):
 
     def counts(self) -> Rows:
         """Measure the users' runs of the list."""
+        if self.users == 1:
+            return np.array([len(self._keys) - 1])
         counts: Rows = np.diff(np.searchsorted(self._keys, self._pads, side="right"), prepend=0) - 1
         return counts
 

@@ -44,9 +44,9 @@ HEAVY = 5
 SCAN_USERS = 8
 
 #: An index is asked where that took less than this share of a scan when it was measured: elsewhere it may
-#: take longer. One user alone is searched deeper for where that takes less than the second share, and again,
-#: where that was not deep enough, if all together take less than the third: to fail costs a scan besides.
-WORTH, DEEP, AGAIN = 0.7, 0.5, 0.2
+#: take longer. One user alone is searched deeper for, and deeper again where that was not enough, as long as
+#: all together takes less than the second share: to fail costs a scan besides.
+WORTH, DEEP = 0.7, 0.5
 
 #: Where a search of the first rung takes more than this share of a scan, it is not asked in vain.
 CHEAP = 0.1
@@ -405,10 +405,10 @@ class IndexSearch:
             if depth > self._ladder[at].depth:
                 continue
             rung = self._between(at, depth)
-            if spent + rung.cost >= (AGAIN if spent else DEEP):
+            if spent + rung.cost >= DEEP:
                 return None
             self._turn(rung.knob)
-            fetched = math.ceil(depth * TRUSTED)
+            fetched = depth if sure == count + masked else math.ceil(depth * TRUSTED)
             # Of as many as that, the wanted ones lie among the first allowed, but for the margin.
             looked = fetched - sure + count
             asked = self._ask(query, mask, np.array([user]), count, fetched, looked)
