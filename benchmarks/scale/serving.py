@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,5 @@ def measure_served(
     return {kind: median(times[size.answers :]) for kind, times in spent.items()}
 
 
-def _plain(ids: Array) -> list[int] | list[str]:
-    plain: list[int] | list[str] = [one.decode() if isinstance(one, bytes) else one for one in ids.tolist()]
-    return plain
+def _plain(ids: Array) -> list[Any]:
+    return [one.decode() if isinstance(one, bytes) else one for one in ids.tolist()]
