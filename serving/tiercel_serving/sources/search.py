@@ -52,8 +52,8 @@ WORTH, DEEP = 0.7, 0.5
 CHEAP = 0.1
 
 _NOTHING = np.float32(-np.inf)
-#: How many numbers a page of memory holds, at most; more lists than any index has.
-_PAGE, _ALL = 1024, 1 << 30
+#: More lists than any index has.
+_ALL = 1 << 30
 #: Deeper than any search.
 _ENDLESS = np.int64(1) << 62
 
@@ -398,25 +398,24 @@ class IndexSearch:
         hidden: npt.NDArray[np.float64],
     ) -> tuple[Scores, Rows] | None:
         """Return one user's best from deeper in the index; None if a scan is cheaper, or surer."""
-        spent, met = 0.0, 0
-        for at, among in enumerate(hidden[1:].tolist(), 1):
-            sure = count + min(masked, max(math.ceil(among), met))
-            depth = self._profile.looked_at(sure)
-            if depth > self._ladder[at].depth:
-                continue
-            rung = self._between(at, depth)
+        sure = count + np.minimum(masked, np.ceil(hidden)).astype(np.int64)
+        needed = np.array([self._profile.looked_at(one) for one in sure.tolist()])
+        # The first rung that is deep enough and has none behind it that is not: a wrong guess shows there.
+        begin = 1 + max(np.flatnonzero(needed > self._depths), default=0)
+        spent = 0.0
+        for at in range(begin, len(self._ladder)):
+            rung = self._between(at, int(needed[at]))
             if spent + rung.cost >= DEEP:
                 return None
-            self._turn(rung.knob)
-            fetched = depth if sure == count + masked else math.ceil(depth * TRUSTED)
+            spent += rung.cost
+            own = int(sure[at])
+            fetched = int(needed[at]) if own == count + masked else math.ceil(needed[at] * TRUSTED)
             # Of as many as that, the wanted ones lie among the first allowed, but for the margin.
-            looked = fetched - sure + count
-            asked = self._ask(query, mask, np.array([user]), count, fetched, looked)
+            self._turn(rung.knob)
+            asked = self._ask(query, mask, np.array([user]), count, fetched, fetched - own + count)
             self._turn(self._ladder[0].knob)
-            if asked.used[0] <= sure * TRUSTED:
+            if asked.used[0] <= own * TRUSTED:
                 return asked.scores[0], asked.rows[0]
-            # Now it is known of as many, and those behind them are likely as many again.
-            spent, met = spent + rung.cost, 2 * int(asked.met[0])
         return None
 
     def _between(self, at: int, depth: int) -> Rung:
@@ -461,8 +460,7 @@ class IndexSearch:
         )
 
     def touch(self) -> None:
-        """Map every page of the vectors and the lists: else thousands of requests do, bit by bit."""
-        self._space.vectors.reshape(-1)[::_PAGE].sum()
+        """Map every page of the lists, as artefacts do with theirs: FAISS maps its files by itself."""
         if self._profile.knob == "nprobe":
             self._turn(_ALL)
             self._index.search(np.zeros((1, self._space.vectors.shape[1]), np.float32), 1)
