@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UnsupportedOperator, WorkflowError
-from .expressions import Columns, Expression, Where, cast, refused_column
+from .expressions import Columns, Expression, Where, cast, refused_column, with_elements
 from .keys import Vocabulary, check_type, encode, find_row, plain_values
 
 NULL, FIRST_OOV = 1, 2
@@ -157,7 +157,7 @@ def _categorify(op: Any, name: str, group: list[str], sources: list[Expression],
 def _one(
     op: Any, source: Expression, vocabulary: Vocabulary, name: str, dtype: np.dtype[Any], where: Where
 ) -> Expression:
-    check_type(source, vocabulary.kind, name, where)
+    check_type(with_elements(source, name, where), vocabulary.kind, name, where)
     null = vocabulary.first if op.single_table else NULL
     unseen = null + 1
     if source.is_list:

@@ -173,3 +173,16 @@ def cast(source: Expression, physical: str) -> Expression:
     if source.physical == physical:
         return source
     return apply("cast", source, shared={"dtype": physical}, physical=physical, dtype=physical)
+
+
+def with_elements(source: Expression, name: str, where: Where) -> Expression:
+    """Return the column, or refuse lists whose null rows FillMissing made a text of."""
+    text = dict(source.own).get("text") if source.op == "fill_rows" else None
+    if text is not None:
+        raise where.refuse(
+            name,
+            f"FillMissing made the text {text!r} of each null list, and NVTabular takes its letters for "
+            "elements",
+            "Leave lists out of that FillMissing, or fill them with '', which gives an empty list",
+        )
+    return source

@@ -103,9 +103,10 @@ TABLE: Mapping[str, Entry] = {
     "nvtabular.FillMissing": Entry(
         TOTAL,
         lower_fill_missing,
-        note="a null list row becomes an empty list. NVTabular widens a column by a fill_val that its dtype "
-        "can't hold only if a row of the batch is null; here an integer or float32 column is then wider "
-        "always, and refused if Normalize or NormalizeMinMax of a float32 column follow",
+        note="a null list row becomes an empty list; where it was filled with text, operators that read "
+        "elements are refused, for NVTabular gives them its letters. NVTabular widens a column by a fill_val "
+        "that its dtype can't hold only if a row of the batch is null; here an integer or float32 column is "
+        "then wider always, and refused if Normalize or NormalizeMinMax of a float32 column follow",
     ),
     "nvtabular.Clip": Entry(
         COMPILED,
