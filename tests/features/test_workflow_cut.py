@@ -417,3 +417,42 @@ def test_golden_inputs(workflow):
     assert rows["year"].tolist()[:2] == [1990, 1990]
     assert np.isnan(rows["year"].iloc[-1])
     assert rows["genres"].tolist() == [["a"], ["c"], []]
+
+
+@pytest.mark.parametrize("ages", [[15, 22, 22, 37, 41, 41, 41, 68], [1, 40, 40, 40, 70, 20, 20, 59]])
+def test_fitted_operators_that_share_a_file_stop_their_own_columns_alone(tmp_path, ages):
+    # Workflow.save keeps both vocabularies under the column's name; of the second frame they are as long.
+    frame = pd.DataFrame({"age": ages, "price": np.arange(8.0), "rank": 1})
+    folders = [str(tmp_path / name) for name in "abcd"]
+    exact = ["age"] >> ops.Categorify(out_path=folders[0]) >> ops.Rename(postfix="_exact")
+    groups = ["age"] >> ops.Bucketize([18, 30, 60]) >> ops.Categorify(out_path=folders[1])
+    means = ["age"] >> ops.JoinGroupby(["price"], stats=["mean"], out_path=folders[2])
+    encoding = ["age"] >> ops.Bucketize([30]) >> ops.TargetEncoding("price", kfold=1, out_path=folders[3])
+    right = ["rank"] >> ops.Categorify(out_path=folders[3]) >> ops.TagAsUserFeatures()
+    shared = exact + groups + means + encoding
+    workflow = fit((shared >> ops.TagAsUserFeatures()) + right, frame)
+    columns = ["age_exact", "age", "age_price_mean", "TE_age_price"]
+    assert {*columns, "rank"} == {column.name for column in compile_workflow(workflow, "user").outputs}
+    workflow.save(tmp_path / "saved")
+    for place in (workflow, tmp_path / "saved"):
+        for column in columns:
+            sides = {**dict.fromkeys(columns, "label"), column: "item", "rank": "user"}
+            with pytest.raises(UnsupportedOperator, match=r"in one file, .*age.parquet.* Rename"):
+                compile_workflow(place, "item", parts=sides)
+            (output,) = compile_workflow(place, "user", parts=sides).outputs
+            assert output.name == "rank"
+
+
+def test_a_vocabulary_file_of_the_users_may_serve_two_operators(tmp_path):
+    file = tmp_path / "ages.parquet"
+    pd.DataFrame({"age": [20, 40]}, index=[3, 4]).to_parquet(file)
+    chains = [
+        ["age"]
+        >> ops.Categorify(out_path=str(tmp_path / end), vocabs={"age": str(file)})
+        >> ops.Rename(postfix=end)
+        for end in "ab"
+    ]
+    workflow = fit((chains[0] + chains[1]) >> ops.TagAsUserFeatures())
+    program = compile_workflow(workflow, "user").program
+    made = program.run(columns_from_frame(FRAME, program.inputs), len(FRAME))
+    assert made["agea"].values.tolist() == made["ageb"].values.tolist() == [3, 2, 4, 3]

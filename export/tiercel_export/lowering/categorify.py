@@ -6,6 +6,7 @@ depends on a sort at fit.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -122,6 +123,15 @@ def _or_refused(op: Any, name: str, group: list[str], sources: list[Expression],
         return refused_column(sources[0], error)
 
 
+def files_of_vocabularies(op: Any, selector: Any) -> list[tuple[str, str]]:
+    """Return each column or group of a node with the file that its fit wrote; not those that a user gave."""
+    own = os.path.join(op.out_path, "categories")
+    given = [path for path in op.vocabs.values() if not path.startswith(own)]
+    names = [g if isinstance(g, str) else op.name_sep.join(g) for g in selector.grouped_names]
+    files = [(name, op.categories[name]) for name in names if name in op.categories]
+    return [(name, path) for name, path in files if path not in given]
+
+
 def _groups(op: Any, names: Sequence[str], where: Where) -> dict[str, list[str]]:
     """Return what each output encodes: itself, or the columns of a combination."""
     if op.encode_type == "joint":
@@ -144,7 +154,7 @@ def _categorify(op: Any, name: str, group: list[str], sources: list[Expression],
     dtype = np.dtype(op.output_dtype)
     if dtype.kind not in "iu" and dtype.name not in ("float32", "float64"):
         raise where.refuse(name, f"dtype {dtype.name} is not a number's", "Use int32 or int64")
-    path = op.categories[storage]
+    path = where.own_file(name, op.categories[storage])
     frame = _categories(op, storage, group if len(group) > 1 else [storage], oov)
     _check_size(op, name, storage, path, frame, where)
     if len(group) == 1:

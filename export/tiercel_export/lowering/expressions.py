@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -90,6 +91,8 @@ class Where:
         The schema of the node's output.
     target_encoding
         As for :func:`~tiercel_export.workflow.cut.cut_workflow`.
+    shared
+        Files of fitted state that several operators keep theirs in, and who they are.
     """
 
     operator: str
@@ -98,6 +101,19 @@ class Where:
     whole: Any = None
     schema: Any = None
     target_encoding: str | None = None
+    shared: Mapping[str, str] = field(default_factory=dict)
+
+    def own_file(self, column: str, path: str) -> str:
+        """Return the path of fitted state, or refuse a file that the fit of another operator overwrote."""
+        owners = self.shared.get(os.path.realpath(path))
+        if owners is None:
+            return path
+        raise self.refuse(
+            column,
+            f"{owners} keep what they learnt in one file, {path}, and the last fit overwrote the others'",
+            "Give each its own column name (>> Rename(postfix='_2') before it), or an out_path of its own if "
+            "the workflow is compiled as it was fitted, without Workflow.save",
+        )
 
     def refuse(self, column: str, reason: str, remedy: str) -> UnsupportedOperator:
         """Return the error that says why this column can't be compiled."""

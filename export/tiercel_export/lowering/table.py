@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from .bucketize import lower_bucketize
-from .categorify import lower_categorify
+from .categorify import files_of_vocabularies, lower_categorify
 from .expressions import Lowering
 from .join_external import columns_joined, columns_of_keys, lower_join_external
-from .join_groupby import keys_of_statistics, lower_join_groupby
+from .join_groupby import files_of_statistics, keys_of_statistics, lower_join_groupby
 from .lists import lower_list_slice
 from .numeric import lower_clip, lower_fill_median, lower_fill_missing, lower_log
 from .scaling import lower_min_max, lower_normalize, lower_reduce_dtype
 from .similarity import lower_column_similarity
 from .structure import lower_frame, lower_rename, lower_selection, lower_subgraph
-from .target_encoding import keys_of_encodings, lower_target_encoding
+from .target_encoding import files_of_encodings, keys_of_encodings, lower_target_encoding
 
 #: Equal to NVTabular to the last bit.
 COMPILED = "compiled"
@@ -49,6 +49,8 @@ class Entry:
         own ``column_mapping`` names others.
     asks
         ``asks(operator)``: columns that NVTabular wants for any output, besides those of its mapping.
+    files
+        ``files(operator, selector)``: columns or groups of a node, each with the file of what the fit learnt.
     """
 
     outcome: str
@@ -57,6 +59,7 @@ class Entry:
     remedy: str = ""
     reads: Callable[[Any, Any], Mapping[str, list[str]]] | None = None
     asks: Callable[[Any], list[str]] | None = None
+    files: Callable[[Any, Any], list[tuple[str, str]]] | None = None
 
 
 _DROPS_ROWS = "it drops rows, and a served batch must keep every row"
@@ -99,6 +102,7 @@ TABLE: Mapping[str, Entry] = {
         "and a null boolean is True, as NVTabular has it), a null list is empty, ±inf is unseen. "
         "num_buckets above 1 is refused where unseen values are hashed, and so is a column called 'order', "
         "by which NVTabular sorts the batch",
+        files=files_of_vocabularies,
     ),
     "nvtabular.FillMissing": Entry(
         TOTAL,
@@ -151,6 +155,7 @@ TABLE: Mapping[str, Entry] = {
         "other kfold is refused, since NVTabular applies its folds at transform too, by the row's position. "
         "The target is not needed at serving time",
         reads=keys_of_encodings,
+        files=files_of_encodings,
     ),
     "nvtabular.JoinGroupby": Entry(
         TOTAL,
@@ -159,6 +164,7 @@ TABLE: Mapping[str, Entry] = {
         "statistics are null; sum, min and max of integers and booleans keep their dtype then, which pandas "
         "changes as soon as a key of the batch is unseen",
         reads=keys_of_statistics,
+        files=files_of_statistics,
     ),
     "nvtabular.JoinExternal": Entry(
         TOTAL,

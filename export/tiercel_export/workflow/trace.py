@@ -5,6 +5,7 @@ What can't be compiled stops no walk: its columns carry the error, which counts 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -68,16 +69,20 @@ def trace(
         except WorkflowError as error:
             return unreadable_column(name, error)
 
-    columns = _Tracer(root, target_encoding, observe).run(workflow.output_node)
+    tracer = _Tracer(root, target_encoding, shared_files(workflow), observe)
+    columns = tracer.run(workflow.output_node)
     return {name: columns[name] for name in workflow.output_schema.column_names if name in columns}
 
 
 class _Tracer:
     """Walks one graph; a nested graph has a tracer of its own, whose raw columns are its node's input."""
 
-    def __init__(self, root: Root, target_encoding: str | None, observe: Observer | None) -> None:
+    def __init__(
+        self, root: Root, target_encoding: str | None, shared: Mapping[str, str], observe: Observer | None
+    ) -> None:
         self._root = root
         self._target_encoding = target_encoding
+        self._shared = shared
         self._observe = observe
         self._done: dict[int, Columns] = {}
 
@@ -113,6 +118,7 @@ class _Tracer:
             selector,
             node.output_schema,
             self._target_encoding,
+            self._shared,
         )
         lower, refusal = _lowering_of(node.op)
         if not names:
@@ -136,8 +142,21 @@ class _Tracer:
 
     def _nested(self, graph: Any, columns: Columns) -> Columns:
         """Return what a nested graph makes of its node's input frame."""
-        made = _Tracer(columns.get, self._target_encoding, self._observe).run(graph.output_node)
+        made = _Tracer(columns.get, self._target_encoding, self._shared, self._observe).run(graph.output_node)
         return {name: made[name] for name in graph.output_schema.column_names if name in made}
+
+
+def shared_files(workflow: Any) -> dict[str, str]:
+    """Return the files in which more than one operator, or group of columns, keeps what its fit learnt."""
+    from merlin.dag.node import iter_nodes
+
+    owners: dict[str, list[str]] = {}
+    for node in {id(n): n for n in iter_nodes([workflow.output_node], flatten_subgraphs=True)}.values():
+        entry = TABLE.get(key_of(node.op))
+        if entry is not None and entry.files is not None:
+            for name, path in entry.files(node.op, node.input_columns.resolve(node.input_schema)):
+                owners.setdefault(os.path.realpath(path), []).append(f"{type(node.op).__name__} on {name!r}")
+    return {path: " and ".join(names) for path, names in owners.items() if len(names) > 1}
 
 
 def _columns_read(op: Any, selector: Any) -> Mapping[str, list[str]]:

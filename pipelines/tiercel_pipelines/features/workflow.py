@@ -6,6 +6,8 @@ and moments, and a user's history shares the vocabulary of the item ids.
 
 from __future__ import annotations
 
+import copy
+import shutil
 import tempfile
 import warnings
 import weakref
@@ -18,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from tiercel_export.errors import WorkflowError
 from tiercel_export.lowering.table import TABLE, key_of
 from tiercel_export.workflow.cut import WorkflowParts, cut_workflow
 
@@ -103,7 +106,11 @@ def root_columns(graph: Any) -> tuple[str, ...]:
     """Return the raw columns that a graph reads, each once, in the order of the graph."""
     names: dict[str, None] = {}
     for node in _nodes(graph):
-        if not node.parents and not node.dependencies and node.selector is not None:
+        if node.parents or node.dependencies:
+            continue
+        if node.op is not None and node.op.is_subgraph:
+            names.update(dict.fromkeys(root_columns(node.op.graph.output_node)))
+        elif node.selector is not None:
             names.update(dict.fromkeys(node.selector.names))
     return tuple(names)
 
@@ -160,19 +167,29 @@ def _feature_column(workflow: Any, column: Any) -> FeatureColumn:
 def _lineage(node: Any, name: str) -> tuple[list[str], tuple[Any, ...]]:
     """Follow an output column back to its raw columns; operators come first to last."""
     above = node.parents_with_dependencies
+    if node.op is not None and node.op.is_subgraph:
+        sources, inner = _lineage(node.op.graph.output_node, name)
+        behind = [_lineage_above(above, source) or ([source], ()) for source in sources]
+        before = [step for _, earlier in behind for step in earlier]
+        return [column for found, _ in behind for column in found], (*before, *inner)
     if not above:
         return [name], ()
     inputs: list[str] = []
     operators: tuple[Any, ...] = ()
     for source in node.column_mapping.get(name, [name]):
-        parent = next((parent for parent in above if source in parent.output_columns.names), None)
-        if parent is None:
+        behind_source = _lineage_above(above, source)
+        if behind_source is None:
             continue
-        found, earlier = _lineage(parent, source)
+        found, earlier = behind_source
         inputs += found
         operators += earlier
     own = () if type(node.op).__name__ in _STRUCTURE else (_Step(type(node.op).__name__, node.op, name),)
     return inputs, operators + own
+
+
+def _lineage_above(above: Iterable[Any], name: str) -> tuple[list[str], tuple[Any, ...]] | None:
+    parent = next((parent for parent in above if name in parent.output_columns.names), None)
+    return None if parent is None else _lineage(parent, name)
 
 
 #: Nodes that move or tag columns and do not change them.
@@ -220,18 +237,53 @@ def fit_workflow(
         warnings.simplefilter("ignore")
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiercel-workflow-")))
         graph = recipe.features()
-        for node in _nodes(graph):
-            if hasattr(node.op, "out_path"):
-                node.op.out_path = str(scratch / "fit")
+        operators = _keep_apart(graph, scratch / "fit")
         workflow = nvtabular.Workflow(graph)
         frame = dataset.joined(interactions)[list(root_columns(graph))]
         workflow.fit(MerlinDataset(frame, cpu=True))
+        for op in operators:
+            # Workflow.save copies what lies below an operator's folder: each keeps one of its own there too.
+            op.out_path = str(scratch / "fit")
         target = Path(directory) if directory is not None else scratch / "saved"
         workflow.save(str(target))
         fitted = nvtabular.Workflow.load(str(target))
         if directory is None:
             weakref.finalize(fitted, stack.pop_all().close)
     return fitted
+
+
+def _keep_apart(graph: Any, folder: Path) -> list[Any]:
+    """Give each node an operator, and each operator a folder, of its own.
+
+    NVTabular names files by columns: two operators of one column in one folder overwrite each other's.
+    """
+    operators: dict[int, Any] = {}
+    given: dict[str, Any] = {}
+    for number, node in enumerate(iter_nodes([graph], flatten_subgraphs=True)):
+        if not hasattr(node.op, "out_path"):
+            continue
+        if id(node.op) in operators:
+            node.op = copy.deepcopy(node.op)
+        operators[id(node.op)] = node.op
+        own = folder / str(number)
+        vocabularies = getattr(node.op, "vocabs", {})
+        for name, file in vocabularies.items():
+            if Path(file).parent == Path(node.op.out_path) / "categories":
+                _check_alone(given.setdefault(file, node.op), node.op, name, file)
+            kept = own / "categories" / f"unique.{name}.parquet"
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if Path(file).is_dir() else shutil.copyfile)(file, kept)
+            vocabularies[name] = str(kept)
+        node.op.out_path = str(own)
+    return list(operators.values())
+
+
+def _check_alone(first: Any, op: Any, name: str, file: str) -> None:
+    if first is not op:
+        raise WorkflowError(
+            f"Categorify on {name!r}: another one was given vocabs of {name!r} too, and NVTabular wrote both "
+            f"to {file}, the later over the earlier; give each an out_path of its own"
+        )
 
 
 def packed_columns(workflow: Any, part: Part) -> tuple[FeatureColumn, ...]:
