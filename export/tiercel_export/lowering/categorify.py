@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UnsupportedOperator, WorkflowError
+from ..errors import WorkflowError
 from .expressions import Columns, Expression, Where, cast, refused_column, with_elements
 from .keys import Vocabulary, check_type, encode, find_row, plain_values
 
@@ -119,7 +119,7 @@ def lower_categorify(op: Any, names: list[str], columns: Mapping[str, Expression
 def _or_refused(op: Any, name: str, group: list[str], sources: list[Expression], where: Where) -> Expression:
     try:
         return _categorify(op, name, group, sources, where)
-    except UnsupportedOperator as error:
+    except WorkflowError as error:
         return refused_column(sources[0], error)
 
 

@@ -126,13 +126,13 @@ def input_column(name: str, physical: str, dtype: str, is_list: bool) -> Express
     return Expression(op, (), (), (("name", name),), physical, dtype, is_list)
 
 
-def refused_column(source: Expression, error: UnsupportedOperator) -> Expression:
+def refused_column(source: Expression, error: WorkflowError) -> Expression:
     """Return what stands for a column that can't be compiled, until somebody needs it."""
     return apply(REFUSED, source, own={"error": error})
 
 
 def unreadable_column(name: str, error: WorkflowError) -> Expression:
-    """Return what stands for a raw column that no request can carry, until somebody needs it."""
+    """Return what stands for a column of which nothing but the error is known, until somebody needs it."""
     return Expression(REFUSED, (), (), (("error", error), ("name", name)), "bytes", "bytes", False)
 
 

@@ -17,6 +17,15 @@ from .join_external import columns_joined, columns_of_keys, lower_join_external
 from .join_groupby import files_of_statistics, keys_of_statistics, lower_join_groupby
 from .lists import lower_list_slice
 from .numeric import lower_clip, lower_fill_median, lower_fill_missing, lower_log
+from .refused import (
+    Frame,
+    any_columns,
+    fewer_rows,
+    grouped_columns,
+    hashed_frame,
+    named_columns,
+    own_columns,
+)
 from .scaling import lower_min_max, lower_normalize, lower_reduce_dtype
 from .similarity import lower_column_similarity
 from .structure import lower_frame, lower_rename, lower_selection, lower_subgraph
@@ -51,6 +60,8 @@ class Entry:
         ``asks(operator)``: columns that NVTabular wants for any output, besides those of its mapping.
     files
         ``files(operator, selector)``: columns or groups of a node, each with the file of what the fit learnt.
+    frame
+        If refused: what its frame has beside its outputs.
     """
 
     outcome: str
@@ -60,6 +71,7 @@ class Entry:
     reads: Callable[[Any, Any], Mapping[str, list[str]]] | None = None
     asks: Callable[[Any], list[str]] | None = None
     files: Callable[[Any, Any], list[tuple[str, str]]] | None = None
+    frame: Frame = any_columns
 
 
 _DROPS_ROWS = "it drops rows, and a served batch must keep every row"
@@ -84,6 +96,7 @@ TABLE: Mapping[str, Entry] = {
         REFUSED,
         note="it is a LambdaOp: arbitrary Python, which can't be compiled exactly",
         remedy="Apply it to the data before the workflow, or tag what it makes as TARGET if it is a label",
+        frame=named_columns,
     ),
     # NVTabular
     "nvtabular.Rename": Entry(COMPILED, lower_rename),
@@ -142,11 +155,13 @@ TABLE: Mapping[str, Entry] = {
         REFUSED,
         note="on CPU its hash includes the row's position in the batch",
         remedy="Use Categorify, with max_size or freq_threshold for a bounded number of ids",
+        frame=hashed_frame,
     ),
     "nvtabular.HashedCross": Entry(
         REFUSED,
         note="on CPU its hash includes the row's position in the batch",
         remedy="Use Categorify with encode_type='combo' on the group of columns",
+        frame=own_columns,
     ),
     "nvtabular.TargetEncoding": Entry(
         TOTAL,
@@ -207,14 +222,19 @@ TABLE: Mapping[str, Entry] = {
         REFUSED,
         note="it makes one row of all rows of a group in the batch",
         remedy="Aggregate the data before the workflow, or use JoinGroupby for statistics of the fit",
+        frame=grouped_columns,
     ),
     "nvtabular.DifferenceLag": Entry(
         REFUSED,
         note="it subtracts another row of the batch from each row",
         remedy="Compute the difference before the workflow and send it as a column",
+        frame=own_columns,
     ),
     "nvtabular.Dropna": Entry(
-        REFUSED, note=_DROPS_ROWS, remedy="Drop the rows of the data before the fit, or use FillMissing"
+        REFUSED,
+        note=_DROPS_ROWS,
+        remedy="Drop the rows of the data before the fit, or use FillMissing",
+        frame=fewer_rows,
     ),
     "nvtabular.Filter": Entry(REFUSED, note=_DROPS_ROWS, remedy="Filter the data before the fit"),
 }
