@@ -30,10 +30,13 @@ with warnings.catch_warnings():
     # Merlin warns on import about TensorFlow and CUDA packages that nothing here uses.
     warnings.simplefilter("ignore")
     import nvtabular
-    from merlin.dag import Node
-    from merlin.dag.node import iter_nodes
+    from merlin.dag import Node, executors
+    from merlin.dag.node import iter_nodes, postorder_iter_nodes
     from merlin.io import Dataset as MerlinDataset
     from merlin.schema import ColumnSchema, Schema, Tags
+
+#: Rows on which a graph that NVTabular can't fit is tried operator by operator, and the most that are.
+SAMPLE, MOST = 1_000, 100_000
 
 Part = Literal["user", "item"]
 
@@ -176,7 +179,7 @@ def _lineage(node: Any, name: str) -> tuple[list[str], tuple[Any, ...]]:
         return [name], ()
     inputs: list[str] = []
     operators: tuple[Any, ...] = ()
-    for source in node.column_mapping.get(name, [name]):
+    for source in _read_by(node).get(name, [name]):
         behind_source = _lineage_above(above, source)
         if behind_source is None:
             continue
@@ -185,6 +188,15 @@ def _lineage(node: Any, name: str) -> tuple[list[str], tuple[Any, ...]]:
         operators += earlier
     own = () if type(node.op).__name__ in _STRUCTURE else (_Step(type(node.op).__name__, node.op, name),)
     return inputs, operators + own
+
+
+def _read_by(node: Any) -> Mapping[str, list[str]]:
+    """Return which columns a node's outputs are computed from: statistics from their keys alone."""
+    entry = TABLE.get(key_of(node.op))
+    if entry is None or entry.reads is None:
+        mapping: Mapping[str, list[str]] = node.column_mapping
+        return mapping
+    return entry.reads(node.op, node.input_columns.resolve(node.input_schema))
 
 
 def _lineage_above(above: Iterable[Any], name: str) -> tuple[list[str], tuple[Any, ...]] | None:
@@ -209,6 +221,12 @@ class _Step:
     operator: str
     op: Any
     column: str
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether what it makes is of a table that it fitted or was given: its input are the keys."""
+        entry = TABLE.get(key_of(self.op))
+        return entry is not None and entry.reads is not None
 
 
 def _cardinality(column: Any, operators: tuple[_Step, ...]) -> int | None:
@@ -238,9 +256,7 @@ def fit_workflow(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiercel-workflow-")))
         graph = recipe.features()
         operators = _keep_apart(graph, scratch / "fit")
-        workflow = nvtabular.Workflow(graph)
-        frame = dataset.joined(interactions)[list(root_columns(graph))]
-        workflow.fit(MerlinDataset(frame, cpu=True))
+        workflow = _fitted(graph, dataset, interactions)
         for op in operators:
             # Workflow.save copies what lies below an operator's folder: each keeps one of its own there too.
             op.out_path = str(scratch / "fit")
@@ -250,6 +266,42 @@ def fit_workflow(
         if directory is None:
             weakref.finalize(fitted, stack.pop_all().close)
     return fitted
+
+
+def first_unfit(
+    recipe: Any, dataset: Dataset, interactions: pd.DataFrame
+) -> tuple[str, tuple[str, ...], Exception] | None:
+    """Find the first operator that NVTabular can't fit: its name, raw columns, and why."""
+    for rows in (
+        interactions.head(SAMPLE),
+        interactions if len(interactions) <= MOST else interactions.head(0),
+    ):
+        for place in range(len(list(postorder_iter_nodes(recipe.features()))) if len(rows) else 0):
+            # Each time a new graph: a fit leaves its schemas in the nodes.
+            node = list(postorder_iter_nodes(recipe.features()))[place]
+            if type(node.op).__name__ in _STRUCTURE or not root_columns(node):
+                continue
+            with tempfile.TemporaryDirectory(prefix="tiercel-workflow-") as scratch:
+                _keep_apart(node, Path(scratch))
+                try:
+                    _fitted(node, dataset, rows)
+                except Exception as error:
+                    return type(node.op).__name__, root_columns(node), error
+    return None
+
+
+def _fitted(graph: Any, dataset: Dataset, interactions: pd.DataFrame) -> Any:
+    """Fit a graph in this process; what NVTabular logs before it raises is in what it raises."""
+    workflow = nvtabular.Workflow(graph)
+    frame = dataset.joined(interactions)[list(root_columns(graph))]
+    loud = executors.LOG.disabled
+    executors.LOG.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return workflow.fit(MerlinDataset(frame, cpu=True))
+    finally:
+        executors.LOG.disabled = loud
 
 
 def _keep_apart(graph: Any, folder: Path) -> list[Any]:

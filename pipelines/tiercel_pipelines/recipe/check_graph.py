@@ -159,8 +159,8 @@ _TABLES = {"user": "users", "item": "items", "context": "interactions"}
 def _check_types(column: FeatureColumn, name: str, values: Any) -> Iterator[Problem]:
     kind = held_in(values)
     for step in column.operators:
-        if step.operator == "Categorify":
-            return  # from here on these are ids
+        if step.operator == "Categorify" or step.looks_up:
+            return  # from here on these are ids, or columns of a table
         if step.operator in _NUMERIC and kind in ("strings", "lists of strings"):
             problem = f"{column.name!r}: {step.operator} needs numbers, but {name!r} holds {kind}"
             yield Problem("features", problem, "use ops.Categorify() for strings")
