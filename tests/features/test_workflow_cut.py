@@ -456,3 +456,27 @@ def test_a_vocabulary_file_of_the_users_may_serve_two_operators(tmp_path):
     program = compile_workflow(workflow, "user").program
     made = program.run(columns_from_frame(FRAME, program.inputs), len(FRAME))
     assert made["agea"].values.tolist() == made["ageb"].values.tolist() == [3, 2, 4, 3]
+
+
+def test_untagged_columns_belong_to_the_table_that_has_them():
+    homes = {"age": "user", "year": "item", "item_id": "item", "hour": "context"}
+    workflow = fit((["age", "year", "hour"] >> ops.LogOp()) + (["item_id"] >> ops.AddTags([Tags.USER])))
+    assert cut_workflow(workflow, homes=homes).outputs == {
+        "age": "user",
+        "year": "item",
+        "hour": "context",
+        "item_id": "user",
+    }
+    mixed = fit(["age", "year"] >> ops.JoinGroupby(["hour"], stats=["mean"]))
+    assert cut_workflow(mixed, homes=homes).outputs == {"age_hour_mean": "user", "year_hour_mean": "item"}
+
+
+def test_all_untagged_columns_are_named_with_the_line_that_tags_them():
+    workflow = fit((["age", "year"] >> ops.LogOp()) + (["hour"] >> ops.TagAsUserFeatures()))
+    words = (
+        r"output columns 'age', 'year' have none of the tags USER.*"
+        r"FeatureOptions\(parts=\{'age': 'user', 'year': 'user'\}\)"
+    )
+    with pytest.raises(WorkflowError, match=words):
+        cut_workflow(workflow)
+    assert cut_workflow(workflow, parts={"age": "user", "year": "user"}).output_names("item") == []

@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,6 +151,18 @@ def feature_columns(workflow: Any) -> tuple[FeatureColumn, ...]:
     return tuple(_feature_column(workflow, column) for column in workflow.output_schema)
 
 
+def home_of(name: str, dataset: Dataset) -> str:
+    """Return the part of a raw column: that of the table which has it."""
+    tables = {"user": dataset.users, "item": dataset.items}
+    return next((part for part, table in tables.items() if name in table.columns), "context")
+
+
+def placed(column: FeatureColumn, dataset: Dataset) -> FeatureColumn:
+    """Return a column with a part: without a tag, that of the one table which has what it is made of."""
+    homes = () if column.parts else tuple({home_of(name, dataset) for name in column.inputs})
+    return replace(column, parts=homes) if len(homes) == 1 else column
+
+
 def _feature_column(workflow: Any, column: Any) -> FeatureColumn:
     inputs, operators = _lineage(workflow.output_node, column.name)
     # The same rule as the compiler's, so that both pack a column into the same tensor.
@@ -257,6 +269,7 @@ def fit_workflow(
         graph = recipe.features()
         operators = _keep_apart(graph, scratch / "fit")
         workflow = _fitted(graph, dataset, interactions)
+        _tag(workflow, dataset)
         for op in operators:
             # Workflow.save copies what lies below an operator's folder: each keeps one of its own there too.
             op.out_path = str(scratch / "fit")
@@ -268,18 +281,25 @@ def fit_workflow(
     return fitted
 
 
+def _tag(workflow: Any, dataset: Dataset) -> None:
+    """Write into the schema where columns without a tag belong, so that whoever loads the workflow knows."""
+    schema = workflow.output_schema
+    for column in feature_columns(workflow):
+        if not column.parts:
+            tags = [PART_TAGS[part] for part in placed(column, dataset).parts]
+            schema[column.name] = schema[column.name].with_tags(tags)
+
+
 def first_unfit(
     recipe: Any, dataset: Dataset, interactions: pd.DataFrame
 ) -> tuple[str, tuple[str, ...], Exception] | None:
     """Find the first operator that NVTabular can't fit: its name, raw columns, and why."""
-    for rows in (
-        interactions.head(SAMPLE),
-        interactions if len(interactions) <= MOST else interactions.head(0),
-    ):
-        for place in range(len(list(postorder_iter_nodes(recipe.features()))) if len(rows) else 0):
+    few = [interactions.head(SAMPLE)]
+    for rows in few if len(interactions) <= SAMPLE or len(interactions) > MOST else [*few, interactions]:
+        for place in range(len(list(postorder_iter_nodes(recipe.features())))):
             # Each time a new graph: a fit leaves its schemas in the nodes.
             node = list(postorder_iter_nodes(recipe.features()))[place]
-            if type(node.op).__name__ in _STRUCTURE or not root_columns(node):
+            if not node.parents or not root_columns(node):
                 continue
             with tempfile.TemporaryDirectory(prefix="tiercel-workflow-") as scratch:
                 _keep_apart(node, Path(scratch))

@@ -18,7 +18,7 @@ from ..recipe.check import check_recipe
 from ..recipe.check_fit import fit_checked, problem_of
 from ..recipe.recipe import Recipe
 from .figures import offline_figures
-from .record import RUN_FORMAT, RUN_NAME, DataRecord, ModelsRecord, RecipeRecord, RunRecord
+from .record import RUN_FORMAT, RUN_NAME, DataRecord, ModelsRecord, RecipeRecord, RunRecord, kept_problems
 from .run import TrainedRun, write_run
 from .trainer import Trainer, timed
 
@@ -54,6 +54,9 @@ def train_recipe(
     destination = Path(run_dir)
     check_destination(destination, replace, "run", RUN_NAME)
     check_recipe(recipe, dataset)
+    lost = list(kept_problems(recipe))
+    if lost:
+        raise RecipeError(recipe.title, lost)
     split = split_dataset(dataset, **msgspec.structs.asdict(recipe.split))
     if not len(split.train):
         raise TrainingError(f"recipe {recipe.name!r}: the training part is empty; give more interactions")
