@@ -147,7 +147,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a rule whose text is none": (
         {"rules": (Compare("r", "maker", "==", "\ud800"),)},
-        r"serving\.rules\[0\]: run\.json can't hold",
+        r"serving\.rules\[0\]\.value: .*give a number or text",
     ),
 }
 
