@@ -143,7 +143,7 @@ class _Tracer:
 
             blocked = {name: stop(name) for name in names} | blocked
             if entry.lower is None:
-                made = entry.frame(node.op, names, columns, stop)
+                made = entry.frame(node, names, columns, stop)
             else:
                 made = _lower(entry.lower, node.op, [], columns, where)
         for new, olds in _columns_read(node.op, selector).items():
