@@ -78,7 +78,8 @@ def test_lists_filled_with_text(text, reader, tmp_path):
 
 @pytest.mark.parametrize("text", ["né", "12"])
 @pytest.mark.parametrize("reader", [ops.LogOp, ops.Normalize, lambda: ops.Categorify()])
-def test_lists_of_numbers_filled_with_text(text, reader):
+def test_lists_of_numbers_filled_with_text(text, reader, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where Categorify keeps its vocabulary
     node = ["codes"] >> ops.FillMissing(text, add_binary_cols=True)
     workflow = nvt.Workflow((node["codes"] >> reader() >> ops.AddTags(["item"])) + node["codes_filled"])
     workflow.fit(nvt.Dataset(objects(codes=[[1.0, 2.0], [3.0]])))

@@ -458,7 +458,7 @@ def test_a_vocabulary_file_of_the_users_may_serve_two_operators(tmp_path):
     assert made["agea"].values.tolist() == made["ageb"].values.tolist() == [3, 2, 4, 3]
 
 
-def test_untagged_columns_belong_to_the_table_that_has_them():
+def test_untagged_columns_belong_to_the_table_that_has_them(tmp_path):
     homes = {"age": "user", "year": "item", "item_id": "item", "hour": "context"}
     workflow = fit((["age", "year", "hour"] >> ops.LogOp()) + (["item_id"] >> ops.AddTags([Tags.USER])))
     assert cut_workflow(workflow, homes=homes).outputs == {
@@ -467,7 +467,7 @@ def test_untagged_columns_belong_to_the_table_that_has_them():
         "hour": "context",
         "item_id": "user",
     }
-    mixed = fit(["age", "year"] >> ops.JoinGroupby(["hour"], stats=["mean"]))
+    mixed = fit(["age", "year"] >> ops.JoinGroupby(["hour"], stats=["mean"], out_path=str(tmp_path)))
     assert cut_workflow(mixed, homes=homes).outputs == {"age_hour_mean": "user", "year_hour_mean": "item"}
 
 
