@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from drawn_frames import ColumnSpec
 from hypothesis import strategies as st
+from merlin.dag import Operator
 from merlin.dag.ops import add_metadata as merlin_metadata
 from merlin.dag.ops.rename import Rename as MerlinRename
 from merlin.dag.ops.subgraph import Subgraph
@@ -565,6 +566,34 @@ KINDS: dict[str, Kind] = {
     ),
     "stats": kind("nvtabular.DataStats", any_column, draw_nothing, same, lambda b: b.node >> ops.DataStats()),
     "subgraph": kind("merlin.Subgraph", any_column, draw_inner, inner, build_subgraph, named=True),
+}
+
+
+class Own(Operator):
+    """An operator of one's own, which returns more than it says."""
+
+    def transform(self, col_selector, df):  # type: ignore[no-untyped-def]
+        return df.assign(**dict.fromkeys(TARGETS, 0))
+
+
+#: Operators that are refused: what they leave in their frames may stand over what others make.
+REFUSED_KINDS: dict[str, Kind] = {
+    "lambda": kind(
+        "merlin.UDF", any_column, draw_nothing, same, lambda b: b.node >> ops.LambdaOp(lambda c: c)
+    ),
+    "hash": kind("nvtabular.HashBucket", scalars, draw_nothing, same, lambda b: b.node >> ops.HashBucket(7)),
+    "cross": kind(
+        "nvtabular.HashedCross", scalars, draw_nothing, combined, lambda b: b.node >> ops.HashedCross(7)
+    ),
+    "lag": kind(
+        "nvtabular.DifferenceLag",
+        numbers,
+        draw_nothing,
+        combined,
+        lambda b: b.node >> ops.DifferenceLag(["t"], shift=1),
+        raw=True,
+    ),
+    "own": kind("", any_column, draw_nothing, same, lambda b: b.node >> Own()),
 }
 
 #: What stands in a nested graph.

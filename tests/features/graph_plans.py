@@ -11,11 +11,14 @@ from typing import Any
 
 import nvtabular as nvt
 from drawn_frames import ELEMENTS, FLOAT_DTYPES, INT_DTYPES, SCALARS, ColumnSpec, columns
-from graph_kinds import KINDS, ROWS, Building, Draw, Specs, Type, Types, takeable
+from graph_kinds import KINDS, REFUSED_KINDS, ROWS, Building, Draw, Specs, Type, Types, takeable
 from hypothesis import strategies as st
 from nvtabular import ops
 
 RAW = -1
+ALL_KINDS = {**KINDS, **REFUSED_KINDS}
+#: What stands behind a refused operator.
+TAILS = ("tag", "rename", "fill", "subset", "stats", "categorify")
 
 #: What stands in each graph beside the operator in question.
 ORDINARY = (
@@ -120,9 +123,15 @@ def plans(draw: Draw, focus: str, steps: int = 5) -> Plan:
         step, types = _draw_step(draw, name, by_name, raw, made)
         nodes.append(step)
         made.append(types)
+    if draw(st.booleans()):
+        for name in [
+            draw(st.sampled_from(sorted(REFUSED_KINDS))),
+            *draw(st.lists(st.sampled_from(TAILS), max_size=2)),
+        ]:
+            _add_after(draw, name, by_name, raw, made, nodes)
     removed = draw(st.lists(st.sampled_from(sorted(raw)), max_size=2)) if draw(st.integers(0, 5)) == 0 else []
     used = {source for step in nodes for source in step.sources}
-    leaves = [n for n in range(count) if n not in used or draw(st.integers(0, 4)) == 0]
+    leaves = [n for n in range(len(nodes)) if n not in used or draw(st.integers(0, 4)) == 0]
     return Plan(
         tuple(specs),
         tuple(nodes),
@@ -135,6 +144,19 @@ def plans(draw: Draw, focus: str, steps: int = 5) -> Plan:
     )
 
 
+def _add_after(draw: Draw, name: str, specs: Specs, raw: Types, made: list[Types], nodes: list[Step]) -> None:
+    """Add a refused operator, or a tail behind one, if it takes any column; its leaf is a later one."""
+    kind = ALL_KINDS[name]
+    if name in TAILS:
+        able = [len(made) - 1] if takeable(kind, made[-1]) else []
+    else:
+        able = [n for n in range(RAW, len(made)) if takeable(kind, raw if n == RAW else made[n])]
+    if able:
+        step, types = _draw_step(draw, name, specs, raw, made, draw(st.sampled_from(able)))
+        nodes.append(step)
+        made.append(types)
+
+
 def _kind_of(spec: ColumnSpec) -> str:
     if spec.values == ROWS:
         return "row"
@@ -143,8 +165,10 @@ def _kind_of(spec: ColumnSpec) -> str:
     return {"bool": "bool", "text": "text"}.get(spec.dtype, "int")
 
 
-def _draw_step(draw: Draw, name: str, specs: Specs, raw: Types, made: list[Types]) -> tuple[Step, Types]:
-    kind = KINDS[name]
+def _draw_step(
+    draw: Draw, name: str, specs: Specs, raw: Types, made: list[Types], source: int | None = None
+) -> tuple[Step, Types]:
+    kind = ALL_KINDS[name]
 
     def offered(source: int) -> Types:
         types = raw if source == RAW else made[source]
@@ -153,7 +177,8 @@ def _draw_step(draw: Draw, name: str, specs: Specs, raw: Types, made: list[Types
     sources = [RAW] if kind.raw else range(RAW, len(made))
     able = [source for source in sources if takeable(kind, offered(source))]
     # Half of all steps start from raw columns, the others go on from a node.
-    source = RAW if draw(st.booleans()) else draw(st.sampled_from(able))
+    if source is None:
+        source = RAW if draw(st.booleans()) else draw(st.sampled_from(able))
     types = offered(source)
     eligible = draw(st.sampled_from(takeable(kind, types)))
     whole = source != RAW and eligible == list(types) and draw(st.booleans())
@@ -193,7 +218,7 @@ def build(plan: Plan, folder: Path) -> nvt.Workflow:
         names = [list(name) if isinstance(name, tuple) else name for name in step.names]
         node = names if step.sources[0] == RAW else (first if step.whole else first[names])
         nodes.append(
-            KINDS[step.kind].build(Building(node, others, tuple(names), place, specs), *step.parameters)
+            ALL_KINDS[step.kind].build(Building(node, others, tuple(names), place, specs), *step.parameters)
         )
     total = None
     for number in plan.leaves:

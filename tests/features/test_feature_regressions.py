@@ -54,6 +54,43 @@ def test_list_rows_that_an_earlier_fill_has_filled_are_not_null():
     assert run(workflow, request) == {"words": [[b"x"], []], "words_filled": [False, False]}
 
 
+@pytest.mark.parametrize("text", ["né", "12", ""])
+@pytest.mark.parametrize(
+    "reader",
+    [
+        lambda p: ops.Categorify(out_path=p),
+        lambda p: ops.Categorify(out_path=p, freq_threshold=1),
+        lambda p: ops.ListSlice(1),
+        lambda p: ops.ListSlice(-1, pad=True, pad_value=""),
+    ],
+)
+def test_lists_filled_with_text(text, reader, tmp_path):
+    # NVTabular takes the letters of the text for elements: Categorify gave a null row of them an id each.
+    node = ["words"] >> ops.FillMissing(text) >> ops.FillMissing("b") >> reader(path(tmp_path))
+    workflow = fitted(node, objects(words=[["n", "12"], ["y"], ["1"]]))
+    if text:
+        with pytest.raises(WorkflowError, match=rf"'words'.*'{text}'.*letters"):
+            pair(workflow)
+        return
+    request = objects(words=[["n"], None, ["z", "y"], []])
+    check(pair(workflow, anchor=request.iloc[:1]), request)
+
+
+@pytest.mark.parametrize("text", ["né", "12"])
+@pytest.mark.parametrize("reader", [ops.LogOp, ops.Normalize, lambda: ops.Categorify()])
+def test_lists_of_numbers_filled_with_text(text, reader, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where Categorify keeps its vocabulary
+    node = ["codes"] >> ops.FillMissing(text, add_binary_cols=True)
+    workflow = nvt.Workflow((node["codes"] >> reader() >> ops.AddTags(["item"])) + node["codes_filled"])
+    workflow.fit(nvt.Dataset(objects(codes=[[1.0, 2.0], [3.0]])))
+    parts = {"codes": "item", "codes_filled": "user"}
+    with pytest.raises(WorkflowError, match=r"'codes'.*letters"):
+        compile_workflow(workflow, "item", parts=parts)
+    program = compile_workflow(workflow, "user", parts=parts).program
+    request = columns_from_frame(objects(codes=[[1.0], None]), program.inputs)
+    assert program.run(request, 2)["codes_filled"].values.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("operator", [ops.LogOp, ops.Normalize])
 def test_null_list_rows_stay_null_through_arithmetic(operator):
     # NVTabular raises on a null list beside others; where all are null it answers, and they stay null.

@@ -417,3 +417,66 @@ def test_golden_inputs(workflow):
     assert rows["year"].tolist()[:2] == [1990, 1990]
     assert np.isnan(rows["year"].iloc[-1])
     assert rows["genres"].tolist() == [["a"], ["c"], []]
+
+
+@pytest.mark.parametrize("ages", [[15, 22, 22, 37, 41, 41, 41, 68], [1, 40, 40, 40, 70, 20, 20, 59]])
+def test_fitted_operators_that_share_a_file_stop_their_own_columns_alone(tmp_path, ages):
+    # Workflow.save keeps both vocabularies under the column's name; of the second frame they are as long.
+    frame = pd.DataFrame({"age": ages, "price": np.arange(8.0), "rank": 1})
+    folders = [str(tmp_path / name) for name in "abcd"]
+    exact = ["age"] >> ops.Categorify(out_path=folders[0]) >> ops.Rename(postfix="_exact")
+    groups = ["age"] >> ops.Bucketize([18, 30, 60]) >> ops.Categorify(out_path=folders[1])
+    means = ["age"] >> ops.JoinGroupby(["price"], stats=["mean"], out_path=folders[2])
+    encoding = ["age"] >> ops.Bucketize([30]) >> ops.TargetEncoding("price", kfold=1, out_path=folders[3])
+    right = ["rank"] >> ops.Categorify(out_path=folders[3]) >> ops.TagAsUserFeatures()
+    shared = exact + groups + means + encoding
+    workflow = fit((shared >> ops.TagAsUserFeatures()) + right, frame)
+    columns = ["age_exact", "age", "age_price_mean", "TE_age_price"]
+    assert {*columns, "rank"} == {column.name for column in compile_workflow(workflow, "user").outputs}
+    workflow.save(tmp_path / "saved")
+    for place in (workflow, tmp_path / "saved"):
+        for column in columns:
+            sides = {**dict.fromkeys(columns, "label"), column: "item", "rank": "user"}
+            with pytest.raises(UnsupportedOperator, match=r"in one file, .*age.parquet.* Rename"):
+                compile_workflow(place, "item", parts=sides)
+            (output,) = compile_workflow(place, "user", parts=sides).outputs
+            assert output.name == "rank"
+
+
+def test_a_vocabulary_file_of_the_users_may_serve_two_operators(tmp_path):
+    file = tmp_path / "ages.parquet"
+    pd.DataFrame({"age": [20, 40]}, index=[3, 4]).to_parquet(file)
+    chains = [
+        ["age"]
+        >> ops.Categorify(out_path=str(tmp_path / end), vocabs={"age": str(file)})
+        >> ops.Rename(postfix=end)
+        for end in "ab"
+    ]
+    workflow = fit((chains[0] + chains[1]) >> ops.TagAsUserFeatures())
+    program = compile_workflow(workflow, "user").program
+    made = program.run(columns_from_frame(FRAME, program.inputs), len(FRAME))
+    assert made["agea"].values.tolist() == made["ageb"].values.tolist() == [3, 2, 4, 3]
+
+
+def test_untagged_columns_belong_to_the_table_that_has_them(tmp_path):
+    homes = {"age": "user", "year": "item", "item_id": "item", "hour": "context"}
+    workflow = fit((["age", "year", "hour"] >> ops.LogOp()) + (["item_id"] >> ops.AddTags([Tags.USER])))
+    assert cut_workflow(workflow, homes=homes).outputs == {
+        "age": "user",
+        "year": "item",
+        "hour": "context",
+        "item_id": "user",
+    }
+    mixed = fit(["age", "year"] >> ops.JoinGroupby(["hour"], stats=["mean"], out_path=str(tmp_path)))
+    assert cut_workflow(mixed, homes=homes).outputs == {"age_hour_mean": "user", "year_hour_mean": "item"}
+
+
+def test_all_untagged_columns_are_named_with_the_line_that_tags_them():
+    workflow = fit((["age", "year"] >> ops.LogOp()) + (["hour"] >> ops.TagAsUserFeatures()))
+    words = (
+        r"output columns 'age', 'year' have none of the tags USER.*"
+        r"FeatureOptions\(parts=\{'age': 'user', 'year': 'user'\}\)"
+    )
+    with pytest.raises(WorkflowError, match=words):
+        cut_workflow(workflow)
+    assert cut_workflow(workflow, parts={"age": "user", "year": "user"}).output_names("item") == []

@@ -1,16 +1,24 @@
 """Fitting a recipe's workflow: quiet, repeatable, without leftovers, and compilable."""
 
+import functools
 import gc
+import operator
 import os
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import nvtabular
 import pandas as pd
 import pytest
+from merlin.dag import Node
+from merlin.dag.ops.subgraph import Subgraph
+from nvtabular import ops
 
 from nvtabular_tensors import packed_frame, padded
+from tiercel_export.errors import WorkflowError
 from tiercel_export.workflow.cut import compile_workflow
 from tiercel_export.workflow.frames import columns_from_frame, frame_oracle
 from tiercel_pipelines.data import Dataset, MovieLens100K, Synthetic, load_dataset, split_dataset
@@ -146,8 +154,6 @@ def test_a_saved_workflow_needs_nothing_else_and_may_move(
     gc.collect()
     assert os.listdir(tmp_path) == ["workflow"]
     (tmp_path / "workflow").rename(tmp_path / "moved")
-    import nvtabular
-
     moved = nvtabular.Workflow.load(str(tmp_path / "moved"))
     expected = packed_frame(workflow, "item", dataset.items)
     for name, array in packed_frame(moved, "item", dataset.items).items():
@@ -170,3 +176,87 @@ def test_long_lists_are_cut_and_short_onespadded() -> None:
     np.testing.assert_array_equal(padded(rows, None, np.int64), [[1, 2, 3], [0, 0, 0], [4, 0, 0]])
     np.testing.assert_array_equal(padded([[], []], None, np.int64), [[0], [0]])
     assert padded([], 4, np.float32).shape == (0, 4)
+
+
+AGES = pd.DataFrame(
+    {"age": [15, 22, 22, 37, 41, 41, 41, 68], "price": [1.0, 2.0, 4.0, 8.0, 16.0, 0.5, 0.25, 3]}
+)
+#: Fitted operators of one column, each of which NVTabular keeps under that column's name.
+OF_AGE = {
+    "exact": lambda: ["age"] >> ops.Categorify(),
+    "groups": lambda: ["age"] >> ops.Bucketize([18, 30, 60]) >> ops.Categorify(),
+    "frequent": lambda: ["age"] >> ops.Categorify(freq_threshold=2),
+    "given": lambda: ["age"] >> ops.Categorify(vocabs={"age": pd.Series([22, 41])}),
+    "nested": lambda: Node.construct_from(Subgraph("n", ["age"] >> ops.Bucketize([30]) >> ops.Categorify())),
+    "means": lambda: ["age"] >> ops.JoinGroupby(["price"], stats=["mean"]),
+    "sums": lambda: ["age"] >> ops.Bucketize([30]) >> ops.JoinGroupby(["price"], stats=["sum", "mean"]),
+    "target": lambda: ["age"] >> ops.TargetEncoding("price", kfold=1),
+    "rough target": lambda: ["age"] >> ops.Bucketize([30]) >> ops.TargetEncoding("price", kfold=1),
+}
+
+
+def of_ages(*names: str, directory: Path | None = None) -> Any:
+    """Fit some of :data:`OF_AGE` as a recipe's workflow, each with a postfix of its own."""
+
+    def features() -> Any:
+        chains = [
+            OF_AGE[name]()
+            >> ops.Rename(f=lambda column, end=name: f"{column} {end}")
+            >> ops.TagAsUserFeatures()
+            for name in names
+        ]
+        return functools.reduce(operator.add, chains)
+
+    data = SimpleNamespace(joined=lambda frame: frame)
+    return fit_workflow(SimpleNamespace(features=features), data, AGES, directory)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("alone"))
+        return {name: of_ages(name).transform(AGES) for name in OF_AGE}
+
+
+@pytest.mark.parametrize("names", [list(OF_AGE), list(OF_AGE)[::-1]])
+def test_fitted_operators_of_one_column_keep_apart(
+    names: list[str], alone: dict[str, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    of_ages(*names, directory=tmp_path / "saved")
+    (tmp_path / "saved").rename(tmp_path / "moved")
+    workflow = nvtabular.Workflow.load(str(tmp_path / "moved"))
+    program = compile_workflow(workflow, "user").program
+    compiled = program.run(columns_from_frame(AGES, program.inputs), len(AGES))
+    transformed = workflow.transform(AGES)
+    for name in OF_AGE:
+        for column, values in alone[name].items():
+            pd.testing.assert_series_equal(transformed[column], values, check_exact=True)
+            np.testing.assert_array_equal(compiled[str(column)].values, values.to_numpy())
+
+
+def test_one_operator_at_two_places_is_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def features() -> Any:
+        both = ops.Categorify()
+        exact = ["age"] >> both >> ops.Rename(postfix=" exact")
+        return (exact + (["age"] >> ops.Bucketize([18, 30, 60]) >> both)) >> ops.TagAsUserFeatures()
+
+    data = SimpleNamespace(joined=lambda frame: frame)
+    workflow = fit_workflow(SimpleNamespace(features=features), data, AGES)  # type: ignore[arg-type]
+    assert workflow.transform(AGES).to_dict("list") == {
+        "age exact": [5, 4, 4, 6, 3, 3, 3, 7],
+        "age": [5, 4, 4, 3, 3, 3, 3, 6],
+    }
+
+
+def test_two_vocabularies_given_for_one_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # NVTabular writes both as it makes the operators, the second over the first.
+    monkeypatch.chdir(tmp_path)
+
+    def features() -> Any:
+        few, more = (ops.Categorify(vocabs={"age": pd.Series(ages)}) for ages in ([22], [22, 41]))
+        return (["age"] >> few >> ops.Rename(postfix="_few")) + (["age"] >> more)
+
+    data = SimpleNamespace(joined=lambda frame: frame)
+    with pytest.raises(WorkflowError, match=r"'age': another one was given vocabs.*out_path of its own"):
+        fit_workflow(SimpleNamespace(features=features), data, AGES)  # type: ignore[arg-type]

@@ -379,3 +379,20 @@ def test_all_mistakes_at_once(dataset: Dataset) -> None:
         "serving.rules[0].column",
         "serving.title_column",
     ]
+
+
+def test_untagged_features_belong_to_the_table_that_has_them(dataset: Dataset) -> None:
+    recipe = with_features(
+        lambda: ["title", "age", "hour"] >> ops.Categorify() >> ops.Rename(postfix="_id"),
+        lambda: ["item_id"] >> ops.JoinGroupby(["age"], stats=["mean"]),
+    )
+    assert check_recipe(recipe, dataset) is recipe
+
+
+def test_untagged_features_are_named_in_one_mistake() -> None:
+    mistakes = found(with_features(lambda: ["title", "age"] >> ops.Categorify()))
+    assert sum("none of them" in mistake for mistake in mistakes) == 1
+    assert any(
+        "'title', 'age' need exactly one of the tags USER, ITEM and CONTEXT, and have none" in mistake
+        for mistake in mistakes
+    )

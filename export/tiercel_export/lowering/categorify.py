@@ -6,6 +6,7 @@ depends on a sort at fit.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UnsupportedOperator, WorkflowError
-from .expressions import Columns, Expression, Where, cast, refused_column
+from ..errors import WorkflowError
+from .expressions import Columns, Expression, Where, cast, refused_column, with_elements
 from .keys import Vocabulary, check_type, encode, find_row, plain_values
 
 NULL, FIRST_OOV = 1, 2
@@ -118,8 +119,17 @@ def lower_categorify(op: Any, names: list[str], columns: Mapping[str, Expression
 def _or_refused(op: Any, name: str, group: list[str], sources: list[Expression], where: Where) -> Expression:
     try:
         return _categorify(op, name, group, sources, where)
-    except UnsupportedOperator as error:
+    except WorkflowError as error:
         return refused_column(sources[0], error)
+
+
+def files_of_vocabularies(op: Any, selector: Any) -> list[tuple[str, str]]:
+    """Return each column or group of a node with the file that its fit wrote; not those that a user gave."""
+    own = os.path.join(op.out_path, "categories")
+    given = [path for path in op.vocabs.values() if not path.startswith(own)]
+    names = [g if isinstance(g, str) else op.name_sep.join(g) for g in selector.grouped_names]
+    files = [(name, op.categories[name]) for name in names if name in op.categories]
+    return [(name, path) for name, path in files if path not in given]
 
 
 def _groups(op: Any, names: Sequence[str], where: Where) -> dict[str, list[str]]:
@@ -144,7 +154,7 @@ def _categorify(op: Any, name: str, group: list[str], sources: list[Expression],
     dtype = np.dtype(op.output_dtype)
     if dtype.kind not in "iu" and dtype.name not in ("float32", "float64"):
         raise where.refuse(name, f"dtype {dtype.name} is not a number's", "Use int32 or int64")
-    path = op.categories[storage]
+    path = where.own_file(name, op.categories[storage])
     frame = _categories(op, storage, group if len(group) > 1 else [storage], oov)
     _check_size(op, name, storage, path, frame, where)
     if len(group) == 1:
@@ -157,7 +167,7 @@ def _categorify(op: Any, name: str, group: list[str], sources: list[Expression],
 def _one(
     op: Any, source: Expression, vocabulary: Vocabulary, name: str, dtype: np.dtype[Any], where: Where
 ) -> Expression:
-    check_type(source, vocabulary.kind, name, where)
+    check_type(with_elements(source, name, where), vocabulary.kind, name, where)
     null = vocabulary.first if op.single_table else NULL
     unseen = null + 1
     if source.is_list:

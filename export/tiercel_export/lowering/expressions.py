@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -90,6 +91,8 @@ class Where:
         The schema of the node's output.
     target_encoding
         As for :func:`~tiercel_export.workflow.cut.cut_workflow`.
+    shared
+        Files of fitted state that several operators keep theirs in, and who they are.
     """
 
     operator: str
@@ -98,6 +101,19 @@ class Where:
     whole: Any = None
     schema: Any = None
     target_encoding: str | None = None
+    shared: Mapping[str, str] = field(default_factory=dict)
+
+    def own_file(self, column: str, path: str) -> str:
+        """Return the path of fitted state, or refuse a file that the fit of another operator overwrote."""
+        owners = self.shared.get(os.path.realpath(path))
+        if owners is None:
+            return path
+        raise self.refuse(
+            column,
+            f"{owners} keep what they learnt in one file, {path}, and the last fit overwrote the others'",
+            "Give each its own column name (>> Rename(postfix='_2') before it), or an out_path of its own if "
+            "the workflow is compiled as it was fitted, without Workflow.save",
+        )
 
     def refuse(self, column: str, reason: str, remedy: str) -> UnsupportedOperator:
         """Return the error that says why this column can't be compiled."""
@@ -110,13 +126,13 @@ def input_column(name: str, physical: str, dtype: str, is_list: bool) -> Express
     return Expression(op, (), (), (("name", name),), physical, dtype, is_list)
 
 
-def refused_column(source: Expression, error: UnsupportedOperator) -> Expression:
+def refused_column(source: Expression, error: WorkflowError) -> Expression:
     """Return what stands for a column that can't be compiled, until somebody needs it."""
     return apply(REFUSED, source, own={"error": error})
 
 
 def unreadable_column(name: str, error: WorkflowError) -> Expression:
-    """Return what stands for a raw column that no request can carry, until somebody needs it."""
+    """Return what stands for a column of which nothing but the error is known, until somebody needs it."""
     return Expression(REFUSED, (), (), (("error", error), ("name", name)), "bytes", "bytes", False)
 
 
@@ -173,3 +189,16 @@ def cast(source: Expression, physical: str) -> Expression:
     if source.physical == physical:
         return source
     return apply("cast", source, shared={"dtype": physical}, physical=physical, dtype=physical)
+
+
+def with_elements(source: Expression, name: str, where: Where) -> Expression:
+    """Return the column, or refuse lists whose null rows FillMissing made a text of."""
+    text = dict(source.own).get("text") if source.op == "fill_rows" else None
+    if text is not None:
+        raise where.refuse(
+            name,
+            f"FillMissing made the text {text!r} of each null list, and NVTabular takes its letters for "
+            "elements",
+            "Leave lists out of that FillMissing, or fill them with '', which gives an empty list",
+        )
+    return source

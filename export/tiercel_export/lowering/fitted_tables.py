@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnsupportedOperator, WorkflowError
+from ..errors import WorkflowError
 from .expressions import Columns, Expression, Where, refused_column
 
 #: A refusal's words for an operator whose state is missing.
@@ -81,6 +81,6 @@ def each_group(where: Where, names: Sequence[str], columns: Any, lower: Any, out
         sources: list[Expression] = [columns[name] for name in group]
         try:
             made |= lower(group, sources)
-        except UnsupportedOperator as error:
+        except WorkflowError as error:
             made |= dict.fromkeys(outputs(group), refused_column(sources[0], error))
     return made

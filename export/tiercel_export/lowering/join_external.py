@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnsupportedOperator, WorkflowError
+from ..errors import WorkflowError
 from .expressions import Columns, Expression, Where, refused_column
 from .gather import gather
 from .keys import find_row
@@ -30,7 +30,7 @@ def lower_join_external(
         if not set(on) <= set(columns):
             return made  # the keys belong to another part of the workflow
         index = _index(op, table, on, [columns[name] for name in on], where)
-    except UnsupportedOperator as error:
+    except WorkflowError as error:
         source = next(iter(made.values()))
         return dict.fromkeys(columns_joined(op, where.selector), refused_column(source, error))
     joined = [name for name in table.columns if name not in on]
@@ -62,7 +62,7 @@ def _joined(op: Any, index: Expression, series: Any, is_given: bool, where: Wher
                 "Rename one of them",
             )
         return gather(index, series, source=_source(op), where=where)
-    except UnsupportedOperator as error:
+    except WorkflowError as error:
         return refused_column(index, error)
 
 

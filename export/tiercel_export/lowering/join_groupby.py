@@ -46,6 +46,13 @@ def keys_of_statistics(op: Any, selector: Any) -> dict[str, list[str]]:
     return read
 
 
+def files_of_statistics(op: Any, selector: Any) -> list[tuple[str, str]]:
+    """Return each group of keys of a node with the file that its fit wrote."""
+    names = [g if isinstance(g, str) else op.name_sep.join(g) for g in selector.grouped_names]
+    stored = [(name, op.storage_name.get(name, name)) for name in names]
+    return [(name, op.categories[key]) for name, key in stored if key in op.categories]
+
+
 def _statistics(op: Any, keys: Sequence[str]) -> list[str]:
     """Return the columns of a fitted file beside its keys."""
     of_values = [statistic for statistic in dict.fromkeys(op.stats) if statistic != "count"]
@@ -61,7 +68,7 @@ def _group(op: Any, group: tuple[str, ...], sources: Sequence[Expression], where
     storage = op.storage_name.get(name, name)
     if storage not in op.categories:
         raise where.refuse(name, *UNFITTED)
-    path = op.categories[storage]
+    path = where.own_file(name, op.categories[storage])
     keys = list(group) if len(group) > 1 else [storage]
     frame = read_statistics(path, keys, _statistics(op, keys))
     rows = np.arange(len(frame), dtype=np.int64)

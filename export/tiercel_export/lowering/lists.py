@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .expressions import Columns, Expression, Where, apply, cast
+from .expressions import Columns, Expression, Where, apply, cast, with_elements
 from .numeric import as_held, holding, number_of
 
 
@@ -23,6 +23,7 @@ def lower_list_slice(op: Any, names: list[str], columns: Mapping[str, Expression
 def _list_slice(op: Any, source: Expression, name: str, where: Where) -> Expression:
     if not source.is_list:
         raise where.refuse(name, "the column does not hold lists", "Leave it out of ListSlice")
+    with_elements(source, name, where)
     shared: dict[str, Any] = {"start": int(op.start), "end": int(op.end)}
     origin = _origin(source)
     if op.pad and origin.op == "gather_list":

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .expressions import Columns, Expression, Where, apply
+from ..errors import UnsupportedOperator
+from .expressions import Columns, Expression, Where, apply, refused_column, with_elements
 
 
 def lower_fill_missing(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
@@ -27,7 +28,7 @@ def lower_fill_missing(op: Any, names: list[str], columns: Mapping[str, Expressi
 
     def fill(source: Expression, name: str) -> Expression:
         if source.is_list:
-            return apply("fill_rows", source)
+            return _fill_rows(source, op.fill_val, name, where)
         return _fill(source, op.fill_val, "fill_val", name, where)
 
     return _fill_each(op, names, columns, fill)
@@ -63,8 +64,22 @@ def _fill_each(
         if op.add_binary_cols:
             is_null = "row_is_null" if source.is_list else "is_null"
             out[f"{name}_filled"] = apply(is_null, source, physical="int64", dtype="bool", is_list=False)
-        out[name] = fill(source, name)
+        try:
+            out[name] = fill(source, name)
+        except UnsupportedOperator as error:
+            out[name] = refused_column(source, error)  # its flag is right all the same
     return out
+
+
+def _fill_rows(source: Expression, value: Any, name: str, where: Where) -> Expression:
+    """Return lists with an empty one for a null: as a number has no elements, nor has an empty text."""
+    if source.op == "fill_rows":
+        return source  # no row is null any more
+    if isinstance(value, str) and value:
+        return apply("fill_rows", source, own={"text": value})
+    if not isinstance(value, (str, bool, np.bool_)):
+        number_of(value, "fill_val", name, where)
+    return apply("fill_rows", source)
 
 
 def _fill(source: Expression, value: Any, what: str, name: str, where: Where) -> Expression:
@@ -130,7 +145,7 @@ def numeric(source: Expression, name: str, where: Where) -> Expression:
     """Return the column, or refuse text."""
     if source.is_text:
         raise where.refuse(name, "the column holds text", "Categorify it, or leave it out")
-    return source
+    return with_elements(source, name, where)
 
 
 def number_of(value: Any, what: str, name: str, where: Where) -> float | int:

@@ -11,16 +11,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from .bucketize import lower_bucketize
-from .categorify import lower_categorify
+from .categorify import files_of_vocabularies, lower_categorify
 from .expressions import Lowering
 from .join_external import columns_joined, columns_of_keys, lower_join_external
-from .join_groupby import keys_of_statistics, lower_join_groupby
+from .join_groupby import files_of_statistics, keys_of_statistics, lower_join_groupby
 from .lists import lower_list_slice
 from .numeric import lower_clip, lower_fill_median, lower_fill_missing, lower_log
+from .refused import (
+    Frame,
+    any_columns,
+    fewer_rows,
+    grouped_columns,
+    hashed_frame,
+    named_columns,
+    own_columns,
+)
 from .scaling import lower_min_max, lower_normalize, lower_reduce_dtype
 from .similarity import lower_column_similarity
 from .structure import lower_frame, lower_rename, lower_selection, lower_subgraph
-from .target_encoding import keys_of_encodings, lower_target_encoding
+from .target_encoding import files_of_encodings, keys_of_encodings, lower_target_encoding
 
 #: Equal to NVTabular to the last bit.
 COMPILED = "compiled"
@@ -49,6 +58,10 @@ class Entry:
         own ``column_mapping`` names others.
     asks
         ``asks(operator)``: columns that NVTabular wants for any output, besides those of its mapping.
+    files
+        ``files(operator, selector)``: columns or groups of a node, each with the file of what the fit learnt.
+    frame
+        If refused: what its frame has beside its outputs.
     """
 
     outcome: str
@@ -57,6 +70,8 @@ class Entry:
     remedy: str = ""
     reads: Callable[[Any, Any], Mapping[str, list[str]]] | None = None
     asks: Callable[[Any], list[str]] | None = None
+    files: Callable[[Any, Any], list[tuple[str, str]]] | None = None
+    frame: Frame = any_columns
 
 
 _DROPS_ROWS = "it drops rows, and a served batch must keep every row"
@@ -81,6 +96,7 @@ TABLE: Mapping[str, Entry] = {
         REFUSED,
         note="it is a LambdaOp: arbitrary Python, which can't be compiled exactly",
         remedy="Apply it to the data before the workflow, or tag what it makes as TARGET if it is a label",
+        frame=named_columns,
     ),
     # NVTabular
     "nvtabular.Rename": Entry(COMPILED, lower_rename),
@@ -99,13 +115,15 @@ TABLE: Mapping[str, Entry] = {
         "and a null boolean is True, as NVTabular has it), a null list is empty, ±inf is unseen. "
         "num_buckets above 1 is refused where unseen values are hashed, and so is a column called 'order', "
         "by which NVTabular sorts the batch",
+        files=files_of_vocabularies,
     ),
     "nvtabular.FillMissing": Entry(
         TOTAL,
         lower_fill_missing,
-        note="a null list row becomes an empty list. NVTabular widens a column by a fill_val that its dtype "
-        "can't hold only if a row of the batch is null; here an integer or float32 column is then wider "
-        "always, and refused if Normalize or NormalizeMinMax of a float32 column follow",
+        note="a null list row becomes an empty list; where it was filled with text, operators that read "
+        "elements are refused, for NVTabular gives them its letters. NVTabular widens a column by a fill_val "
+        "that its dtype can't hold only if a row of the batch is null; here an integer or float32 column is "
+        "then wider always, and refused if Normalize or NormalizeMinMax of a float32 column follow",
     ),
     "nvtabular.Clip": Entry(
         COMPILED,
@@ -137,11 +155,13 @@ TABLE: Mapping[str, Entry] = {
         REFUSED,
         note="on CPU its hash includes the row's position in the batch",
         remedy="Use Categorify, with max_size or freq_threshold for a bounded number of ids",
+        frame=hashed_frame,
     ),
     "nvtabular.HashedCross": Entry(
         REFUSED,
         note="on CPU its hash includes the row's position in the batch",
         remedy="Use Categorify with encode_type='combo' on the group of columns",
+        frame=own_columns,
     ),
     "nvtabular.TargetEncoding": Entry(
         TOTAL,
@@ -150,6 +170,7 @@ TABLE: Mapping[str, Entry] = {
         "other kfold is refused, since NVTabular applies its folds at transform too, by the row's position. "
         "The target is not needed at serving time",
         reads=keys_of_encodings,
+        files=files_of_encodings,
     ),
     "nvtabular.JoinGroupby": Entry(
         TOTAL,
@@ -158,6 +179,7 @@ TABLE: Mapping[str, Entry] = {
         "statistics are null; sum, min and max of integers and booleans keep their dtype then, which pandas "
         "changes as soon as a key of the batch is unseen",
         reads=keys_of_statistics,
+        files=files_of_statistics,
     ),
     "nvtabular.JoinExternal": Entry(
         TOTAL,
@@ -200,14 +222,19 @@ TABLE: Mapping[str, Entry] = {
         REFUSED,
         note="it makes one row of all rows of a group in the batch",
         remedy="Aggregate the data before the workflow, or use JoinGroupby for statistics of the fit",
+        frame=grouped_columns,
     ),
     "nvtabular.DifferenceLag": Entry(
         REFUSED,
         note="it subtracts another row of the batch from each row",
         remedy="Compute the difference before the workflow and send it as a column",
+        frame=own_columns,
     ),
     "nvtabular.Dropna": Entry(
-        REFUSED, note=_DROPS_ROWS, remedy="Drop the rows of the data before the fit, or use FillMissing"
+        REFUSED,
+        note=_DROPS_ROWS,
+        remedy="Drop the rows of the data before the fit, or use FillMissing",
+        frame=fewer_rows,
     ),
     "nvtabular.Filter": Entry(REFUSED, note=_DROPS_ROWS, remedy="Filter the data before the fit"),
 }

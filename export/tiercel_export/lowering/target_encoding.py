@@ -44,6 +44,12 @@ def keys_of_encodings(op: Any, selector: Any) -> dict[str, list[str]]:
     return read | ({op.fold_name: list(selector.names)} if op.kfold > 1 and not op.drop_folds else {})
 
 
+def files_of_encodings(op: Any, selector: Any) -> list[tuple[str, str]]:
+    """Return each group of keys of a node with the file that its fit wrote."""
+    names = [g if isinstance(g, str) else op.name_sep.join(g) for g in selector.grouped_names]
+    return [(name, op.stats[name]) for name in names if name in op.stats]
+
+
 def output_names(op: Any, selector: Any) -> dict[tuple[str, ...], list[str]]:
     """Return the output columns of each group, one for each target.
 
@@ -84,7 +90,7 @@ def _group(
     means = op.target_mean or op.means
     if name not in op.stats or not set(op.target_columns) <= set(means):
         raise where.refuse(name, *UNFITTED)
-    path = op.stats[name]
+    path = where.own_file(name, op.stats[name])
     count = op.name_sep.join([*group, "count"])
     sums = {target: op.name_sep.join([*group, target, "sum"]) for target in op.target_columns}
     frame = read_statistics(path, group, [count, *sums.values()])

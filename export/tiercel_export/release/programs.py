@@ -24,8 +24,10 @@ _BLOCK = 65_536
 
 def compile_programs(inputs: Inputs, workflow: Any, options: FeatureOptions) -> Programs:
     """Cut the workflow and compile its parts; check that they fit the tables and the settings."""
-    cut = cut_workflow(workflow, parts=options.parts, target_encoding=options.target_encoding)
     frames = [frame for frame in (inputs.users, inputs.interactions) if frame is not None]
+    homes = table_homes(inputs.users, inputs.items, inputs.interactions)
+    homes[inputs.columns.user_id] = "user"  # also where there is no table of users
+    cut = cut_workflow(workflow, parts=options.parts, target_encoding=options.target_encoding, homes=homes)
     programs = Programs(
         cut,
         _with_lengths(compile_workflow(cut, "user"), frames),
@@ -36,6 +38,14 @@ def compile_programs(inputs: Inputs, workflow: Any, options: FeatureOptions) -> 
     check_columns(inputs.settings, [str(name) for name in inputs.items.columns], item_cat)
     _check_order(programs, options.expected_packed or {})
     return programs
+
+
+def table_homes(
+    users: pd.DataFrame | None, items: pd.DataFrame, interactions: pd.DataFrame | None
+) -> dict[str, str]:
+    """Return the part of each raw column: that of the table which has it."""
+    tables = {"context": interactions, "item": items, "user": users}
+    return {str(name): part for part, frame in tables.items() if frame is not None for name in frame.columns}
 
 
 def _check_ids(columns: Sequence[InputColumn], inputs: Inputs) -> None:

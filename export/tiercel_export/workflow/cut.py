@@ -219,12 +219,17 @@ def _check_versions(file: Path) -> None:
 
 
 def cut_workflow(
-    workflow: Any, *, parts: Mapping[str, str] | None = None, target_encoding: str | None = None
+    workflow: Any,
+    *,
+    parts: Mapping[str, str] | None = None,
+    target_encoding: str | None = None,
+    homes: Mapping[str, str] | None = None,
 ) -> WorkflowParts:
     """Cut a workflow into user, context, item and label columns by the tags of its schema.
 
-    An output's own tags count first, then those of the inputs it is computed from. A statistic's tags from
-    the column that it is of do not count: the mean rating of an item is no label.
+    An output's own tags count first, then those of the inputs it is computed from, then the tables that have
+    these inputs. A statistic's tags from the column that it is of do not count: the mean rating of an item is
+    no label.
 
     Parameters
     ----------
@@ -235,6 +240,8 @@ def cut_workflow(
     target_encoding
         ``no_fold`` compiles TargetEncoding as if it had been fitted with ``kfold=1``, over all folds: what a
         row of no fold gets. None refuses its folds, which depend on the row's position in the batch.
+    homes
+        Part by raw column, where it is known which table has it.
 
     Raises
     ------
@@ -246,16 +253,22 @@ def cut_workflow(
     workflow = load_workflow(workflow)
     behind = lineage_of(workflow)
     chosen = parts or {}
+    found = {
+        name: chosen.get(name) or _part_of(workflow, name, of, homes or {}) for name, of in behind.items()
+    }
+    untagged = [name for name, part in found.items() if part is None]
+    if untagged:
+        raise _untagged(workflow, untagged)
     return WorkflowParts(
         workflow,
-        {name: chosen.get(name) or _part_of(workflow, name, of) for name, of in behind.items()},
+        {name: str(part) for name, part in found.items()},
         {name: of.reads for name, of in behind.items()},
         {name: of.asks for name, of in behind.items()},
         target_encoding,
     )
 
 
-def _part_of(workflow: Any, name: str, behind: Behind) -> str:
+def _part_of(workflow: Any, name: str, behind: Behind, homes: Mapping[str, str]) -> str | None:
     sources, tags = behind.reads, tags_of(workflow.output_schema[name]) - behind.lent
     if tags & LABEL_TAGS:
         return "label"
@@ -270,14 +283,30 @@ def _part_of(workflow: Any, name: str, behind: Behind) -> str:
     if len(known) == 1:
         return known.pop()
     if not known:
-        raise WorkflowError(
-            f"output column {name!r} has none of the tags USER, ITEM, CONTEXT or TARGET (it has "
-            f"{sorted(tags) or 'no tags'}); tag it, for instance with >> TagAsUserFeatures()"
-        )
+        known = {homes[source] for source in sources if source in homes}
+    if not known:
+        return None
+    if len(known) == 1:
+        return known.pop()
     raise WorkflowError(
         f"output column {name!r} is computed from {sorted(sources)}, columns of "
         f"{' and '.join(sorted(known))}; a served feature belongs to one side: tag it, or take it out of "
         "the workflow"
+    )
+
+
+def _untagged(workflow: Any, names: list[str]) -> WorkflowError:
+    """Name all columns that no tag and no table puts into a part, and the line that does."""
+    one = len(names) == 1
+    tags = sorted(tags_of(workflow.output_schema[names[0]])) if one else []
+    has = f" (it has {tags or 'no tags'})" if one else ""
+    line = "{" + ", ".join(f"{name!r}: 'user'" for name in names) + "}"
+    what, has_or_have = ("", "has") if one else ("s", "have")
+    return WorkflowError(
+        f"output column{what} {', '.join(map(repr, names))} {has_or_have} none of the tags "
+        f"USER, ITEM, CONTEXT or TARGET{has}, and no table is known that has what "
+        f"{'it is' if one else 'they are'} made of; tag {'it' if one else 'them'} in the graph, with >> "
+        f"TagAsUserFeatures() or the like, or give FeatureOptions(parts={line})"
     )
 
 

@@ -5,6 +5,7 @@ What can't be compiled stops no walk: its columns carry the error, which counts 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -24,7 +25,8 @@ from ..lowering.expressions import (
     refused_column,
     unreadable_column,
 )
-from ..lowering.table import TABLE, key_of
+from ..lowering.refused import ANYTHING
+from ..lowering.table import TABLE, Entry, key_of
 
 #: What a raw column is, by name; None for one that isn't there or isn't needed.
 Root: TypeAlias = Callable[[str], Expression | None]
@@ -68,16 +70,20 @@ def trace(
         except WorkflowError as error:
             return unreadable_column(name, error)
 
-    columns = _Tracer(root, target_encoding, observe).run(workflow.output_node)
+    tracer = _Tracer(root, target_encoding, shared_files(workflow), observe)
+    columns = tracer.run(workflow.output_node)
     return {name: columns[name] for name in workflow.output_schema.column_names if name in columns}
 
 
 class _Tracer:
     """Walks one graph; a nested graph has a tracer of its own, whose raw columns are its node's input."""
 
-    def __init__(self, root: Root, target_encoding: str | None, observe: Observer | None) -> None:
+    def __init__(
+        self, root: Root, target_encoding: str | None, shared: Mapping[str, str], observe: Observer | None
+    ) -> None:
         self._root = root
         self._target_encoding = target_encoding
+        self._shared = shared
         self._observe = observe
         self._done: dict[int, Columns] = {}
 
@@ -87,18 +93,21 @@ class _Tracer:
             given = self._gather(node)
             self._done[id(node)] = made = self._transform(node, given)
             if self._observe is not None:
-                self._observe(node, given, made)
+                self._observe(node, _known(given), _known(made))
         return self._done[id(node)]
 
     def _gather(self, node: Any) -> Columns:
         """Join what the node's parents make; of a name that occurs twice the later counts."""
         columns: Columns = {}
         for parent in node.parents_with_dependencies:
-            columns.update(self.run(parent))
+            made = self.run(parent)
+            if ANYTHING in made:
+                columns = {name: _overwritten(made[ANYTHING], name) for name in columns}
+            columns.update(made)
         for name in [*node.input_schema.column_names, *node.dependency_columns.names]:
             raw = self._root(name) if name not in columns else None
             if raw is not None:
-                columns[name] = raw
+                columns[name] = _overwritten(columns[ANYTHING], name) if ANYTHING in columns else raw
         return columns
 
     def _transform(self, node: Any, columns: Columns) -> Columns:
@@ -113,21 +122,30 @@ class _Tracer:
             selector,
             node.output_schema,
             self._target_encoding,
+            self._shared,
         )
-        lower, refusal = _lowering_of(node.op)
-        if not names:
-            # Nothing to compute, but what else lies in its frame may pass on, and overwrite others.
-            return {} if lower is None else lower(node.op, [], columns, where)
-        blocked = {name: columns[name] for name in names if columns[name].op == REFUSED}
-        if refusal is not None:
-            blocked = {
-                name: blocked.get(name) or refused_column(columns[name], where.refuse(name, *refusal))
-                for name in names
-            }
-        free = [name for name in names if name not in blocked]
-        made = _lower(lower, node.op, free, columns, where) if lower and free else dict(columns)
-        if node.op.is_subgraph and free:
-            return made  # its own nodes were stopped one by one
+        entry = TABLE.get(key_of(node.op), FOREIGN)
+        blocked = {name: column for name, column in columns.items() if column.op == REFUSED}
+        refusal = _why_refused(node.op, entry)
+        if refusal is None and entry.lower is not None:
+            # The nodes of a nested graph are stopped one by one.
+            free = names if node.op.is_subgraph else [name for name in names if name not in blocked]
+            made = _lower(entry.lower, node.op, free, columns, where)
+            if node.op.is_subgraph:
+                return made
+        else:
+            reason, remedy = refusal or (entry.note, entry.remedy)
+
+            def stop(name: str) -> Expression:
+                error = where.refuse(name, reason, remedy)
+                source = columns.get(name)
+                return unreadable_column(name, error) if source is None else refused_column(source, error)
+
+            blocked = {name: stop(name) for name in names} | blocked
+            if entry.lower is None:
+                made = entry.frame(node, names, columns, stop)
+            else:
+                made = _lower(entry.lower, node.op, [], columns, where)
         for new, olds in _columns_read(node.op, selector).items():
             stopped = [blocked[old] for old in olds if old in blocked]
             if stopped:
@@ -136,8 +154,21 @@ class _Tracer:
 
     def _nested(self, graph: Any, columns: Columns) -> Columns:
         """Return what a nested graph makes of its node's input frame."""
-        made = _Tracer(columns.get, self._target_encoding, self._observe).run(graph.output_node)
+        made = _Tracer(columns.get, self._target_encoding, self._shared, self._observe).run(graph.output_node)
         return {name: made[name] for name in graph.output_schema.column_names if name in made}
+
+
+def shared_files(workflow: Any) -> dict[str, str]:
+    """Return the files in which more than one operator, or group of columns, keeps what its fit learnt."""
+    from merlin.dag.node import iter_nodes
+
+    owners: dict[str, list[str]] = {}
+    for node in {id(n): n for n in iter_nodes([workflow.output_node], flatten_subgraphs=True)}.values():
+        entry = TABLE.get(key_of(node.op))
+        if entry is not None and entry.files is not None:
+            for name, path in entry.files(node.op, node.input_columns.resolve(node.input_schema)):
+                owners.setdefault(os.path.realpath(path), []).append(f"{type(node.op).__name__} on {name!r}")
+    return {path: " and ".join(names) for path, names in owners.items() if len(names) > 1}
 
 
 def _columns_read(op: Any, selector: Any) -> Mapping[str, list[str]]:
@@ -160,31 +191,48 @@ def _mapping(op: Any, selector: Any) -> Mapping[str, list[str]]:
     return mapping
 
 
-def _lowering_of(op: Any) -> tuple[Lowering | None, tuple[str, str] | None]:
-    """Return an operator's lowering, or the reason and remedy why it has none."""
-    entry = TABLE.get(key_of(op))
-    if entry is None:
-        foreign = f"it is not an operator of NVTabular 23.08 ({type(op).__module__})"
-        return None, (foreign, "Apply it to the data before the fit")
-    if entry.lower is None:
-        return None, (entry.note, entry.remedy)
-    if not getattr(op, "fitted", True):
-        return None, ("it was never fitted", "Call fit() of the workflow on the training data first")
-    return entry.lower, None
+#: What stands in the table for an operator that it doesn't have.
+FOREIGN = Entry(
+    "refused",
+    note="it is not an operator of NVTabular 23.08",
+    remedy="Apply it to the data before the fit, or let only its own columns go on: (… >> it)['column']",
+)
+
+
+def _why_refused(op: Any, entry: Entry) -> tuple[str, str] | None:
+    """Return the reason and remedy of an operator whose own state stops it."""
+    # Fitted under a Dask client, a nested graph lacks the flag: its operators are asked, one by one.
+    if entry.lower is None or op.is_subgraph or getattr(op, "fitted", True):
+        return None
+    return "it was never fitted", "Call fit() of the workflow on the training data first"
+
+
+def _known(columns: Columns) -> Columns:
+    return {name: column for name, column in columns.items() if name != ANYTHING}
+
+
+def _overwritten(by: Expression, name: str) -> Expression:
+    """Return what stands for a column that an operator's frame may have under the same name."""
+    error: UnsupportedOperator = dict(by.own)["error"]
+    reason = f"{error.reason}, and may return a column of that name, too, over the one that is there"
+    return unreadable_column(name, UnsupportedOperator(error.operator, name, reason, error.remedy))
 
 
 def _lower(lower: Lowering, op: Any, names: list[str], columns: Columns, where: Where) -> Columns:
     """Lower an operator; what it can't do for one column or group of columns stops that one alone."""
+    if not names:
+        # Nothing to compute, but what else lies in its frame may pass on, and overwrite others.
+        return lower(op, [], columns, replace(where, selector=_Present(where.selector, set())))
     try:
         return lower(op, names, columns, where)
-    except UnsupportedOperator:
+    except WorkflowError:
         pass
-    made: Columns = {}
+    made = _lower(lower, op, [], columns, where)
     for unit in _units(where.selector, names):
         alone = _Present(where.selector, set(unit))
         try:
             result = lower(op, unit, columns, replace(where, selector=alone))
-        except UnsupportedOperator as error:
+        except WorkflowError as error:
             stopped = refused_column(columns[unit[0]], error)
             result = dict.fromkeys(op.column_mapping(alone), stopped)
         for name, expression in result.items():

@@ -6,18 +6,21 @@ and moments, and a user's history shares the vocabulary of the item ids.
 
 from __future__ import annotations
 
+import copy
+import shutil
 import tempfile
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from tiercel_export.errors import WorkflowError
 from tiercel_export.lowering.table import TABLE, key_of
 from tiercel_export.workflow.cut import WorkflowParts, cut_workflow
 
@@ -27,10 +30,13 @@ with warnings.catch_warnings():
     # Merlin warns on import about TensorFlow and CUDA packages that nothing here uses.
     warnings.simplefilter("ignore")
     import nvtabular
-    from merlin.dag import Node
-    from merlin.dag.node import iter_nodes
+    from merlin.dag import Node, executors
+    from merlin.dag.node import iter_nodes, postorder_iter_nodes
     from merlin.io import Dataset as MerlinDataset
     from merlin.schema import ColumnSchema, Schema, Tags
+
+#: Rows on which a graph that NVTabular can't fit is tried operator by operator, and the most that are.
+SAMPLE, MOST = 1_000, 100_000
 
 Part = Literal["user", "item"]
 
@@ -103,7 +109,11 @@ def root_columns(graph: Any) -> tuple[str, ...]:
     """Return the raw columns that a graph reads, each once, in the order of the graph."""
     names: dict[str, None] = {}
     for node in _nodes(graph):
-        if not node.parents and not node.dependencies and node.selector is not None:
+        if node.parents or node.dependencies:
+            continue
+        if node.op is not None and node.op.is_subgraph:
+            names.update(dict.fromkeys(root_columns(node.op.graph.output_node)))
+        elif node.selector is not None:
             names.update(dict.fromkeys(node.selector.names))
     return tuple(names)
 
@@ -141,6 +151,18 @@ def feature_columns(workflow: Any) -> tuple[FeatureColumn, ...]:
     return tuple(_feature_column(workflow, column) for column in workflow.output_schema)
 
 
+def home_of(name: str, dataset: Dataset) -> str:
+    """Return the part of a raw column: that of the table which has it."""
+    tables = {"user": dataset.users, "item": dataset.items}
+    return next((part for part, table in tables.items() if name in table.columns), "context")
+
+
+def placed(column: FeatureColumn, dataset: Dataset) -> FeatureColumn:
+    """Return a column with a part: without a tag, that of the one table which has what it is made of."""
+    homes = () if column.parts else tuple({home_of(name, dataset) for name in column.inputs})
+    return replace(column, parts=homes) if len(homes) == 1 else column
+
+
 def _feature_column(workflow: Any, column: Any) -> FeatureColumn:
     inputs, operators = _lineage(workflow.output_node, column.name)
     # The same rule as the compiler's, so that both pack a column into the same tensor.
@@ -160,19 +182,38 @@ def _feature_column(workflow: Any, column: Any) -> FeatureColumn:
 def _lineage(node: Any, name: str) -> tuple[list[str], tuple[Any, ...]]:
     """Follow an output column back to its raw columns; operators come first to last."""
     above = node.parents_with_dependencies
+    if node.op is not None and node.op.is_subgraph:
+        sources, inner = _lineage(node.op.graph.output_node, name)
+        behind = [_lineage_above(above, source) or ([source], ()) for source in sources]
+        before = [step for _, earlier in behind for step in earlier]
+        return [column for found, _ in behind for column in found], (*before, *inner)
     if not above:
         return [name], ()
     inputs: list[str] = []
     operators: tuple[Any, ...] = ()
-    for source in node.column_mapping.get(name, [name]):
-        parent = next((parent for parent in above if source in parent.output_columns.names), None)
-        if parent is None:
+    for source in _read_by(node).get(name, [name]):
+        behind_source = _lineage_above(above, source)
+        if behind_source is None:
             continue
-        found, earlier = _lineage(parent, source)
+        found, earlier = behind_source
         inputs += found
         operators += earlier
     own = () if type(node.op).__name__ in _STRUCTURE else (_Step(type(node.op).__name__, node.op, name),)
     return inputs, operators + own
+
+
+def _read_by(node: Any) -> Mapping[str, list[str]]:
+    """Return which columns a node's outputs are computed from: statistics from their keys alone."""
+    entry = TABLE.get(key_of(node.op))
+    if entry is None or entry.reads is None:
+        mapping: Mapping[str, list[str]] = node.column_mapping
+        return mapping
+    return entry.reads(node.op, node.input_columns.resolve(node.input_schema))
+
+
+def _lineage_above(above: Iterable[Any], name: str) -> tuple[list[str], tuple[Any, ...]] | None:
+    parent = next((parent for parent in above if name in parent.output_columns.names), None)
+    return None if parent is None else _lineage(parent, name)
 
 
 #: Nodes that move or tag columns and do not change them.
@@ -192,6 +233,12 @@ class _Step:
     operator: str
     op: Any
     column: str
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether what it makes is of a table that it fitted or was given: its input are the keys."""
+        entry = TABLE.get(key_of(self.op))
+        return entry is not None and entry.reads is not None
 
 
 def _cardinality(column: Any, operators: tuple[_Step, ...]) -> int | None:
@@ -220,18 +267,95 @@ def fit_workflow(
         warnings.simplefilter("ignore")
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiercel-workflow-")))
         graph = recipe.features()
-        for node in _nodes(graph):
-            if hasattr(node.op, "out_path"):
-                node.op.out_path = str(scratch / "fit")
-        workflow = nvtabular.Workflow(graph)
-        frame = dataset.joined(interactions)[list(root_columns(graph))]
-        workflow.fit(MerlinDataset(frame, cpu=True))
+        operators = _keep_apart(graph, scratch / "fit")
+        workflow = _fitted(graph, dataset, interactions)
+        _tag(workflow, dataset)
+        for op in operators:
+            # Workflow.save copies what lies below an operator's folder: each keeps one of its own there too.
+            op.out_path = str(scratch / "fit")
         target = Path(directory) if directory is not None else scratch / "saved"
         workflow.save(str(target))
         fitted = nvtabular.Workflow.load(str(target))
         if directory is None:
             weakref.finalize(fitted, stack.pop_all().close)
     return fitted
+
+
+def _tag(workflow: Any, dataset: Dataset) -> None:
+    """Write into the schema where columns without a tag belong, so that whoever loads the workflow knows."""
+    schema = workflow.output_schema
+    for column in feature_columns(workflow):
+        if not column.parts:
+            tags = [PART_TAGS[part] for part in placed(column, dataset).parts]
+            schema[column.name] = schema[column.name].with_tags(tags)
+
+
+def first_unfit(
+    recipe: Any, dataset: Dataset, interactions: pd.DataFrame
+) -> tuple[str, tuple[str, ...], Exception] | None:
+    """Find the first operator that NVTabular can't fit: its name, raw columns, and why."""
+    few = [interactions.head(SAMPLE)]
+    for rows in few if len(interactions) <= SAMPLE or len(interactions) > MOST else [*few, interactions]:
+        for place in range(len(list(postorder_iter_nodes(recipe.features())))):
+            # Each time a new graph: a fit leaves its schemas in the nodes.
+            node = list(postorder_iter_nodes(recipe.features()))[place]
+            if not node.parents or not root_columns(node):
+                continue
+            with tempfile.TemporaryDirectory(prefix="tiercel-workflow-") as scratch:
+                _keep_apart(node, Path(scratch))
+                try:
+                    _fitted(node, dataset, rows)
+                except Exception as error:
+                    return type(node.op).__name__, root_columns(node), error
+    return None
+
+
+def _fitted(graph: Any, dataset: Dataset, interactions: pd.DataFrame) -> Any:
+    """Fit a graph in this process; what NVTabular logs before it raises is in what it raises."""
+    workflow = nvtabular.Workflow(graph)
+    frame = dataset.joined(interactions)[list(root_columns(graph))]
+    loud = executors.LOG.disabled
+    executors.LOG.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return workflow.fit(MerlinDataset(frame, cpu=True))
+    finally:
+        executors.LOG.disabled = loud
+
+
+def _keep_apart(graph: Any, folder: Path) -> list[Any]:
+    """Give each node an operator, and each operator a folder, of its own.
+
+    NVTabular names files by columns: two operators of one column in one folder overwrite each other's.
+    """
+    operators: dict[int, Any] = {}
+    given: dict[str, Any] = {}
+    for number, node in enumerate(iter_nodes([graph], flatten_subgraphs=True)):
+        if not hasattr(node.op, "out_path"):
+            continue
+        if id(node.op) in operators:
+            node.op = copy.deepcopy(node.op)
+        operators[id(node.op)] = node.op
+        own = folder / str(number)
+        vocabularies = getattr(node.op, "vocabs", {})
+        for name, file in vocabularies.items():
+            if Path(file).parent == Path(node.op.out_path) / "categories":
+                _check_alone(given.setdefault(file, node.op), node.op, name, file)
+            kept = own / "categories" / f"unique.{name}.parquet"
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if Path(file).is_dir() else shutil.copyfile)(file, kept)
+            vocabularies[name] = str(kept)
+        node.op.out_path = str(own)
+    return list(operators.values())
+
+
+def _check_alone(first: Any, op: Any, name: str, file: str) -> None:
+    if first is not op:
+        raise WorkflowError(
+            f"Categorify on {name!r}: another one was given vocabs of {name!r} too, and NVTabular wrote both "
+            f"to {file}, the later over the earlier; give each an out_path of its own"
+        )
 
 
 def packed_columns(workflow: Any, part: Part) -> tuple[FeatureColumn, ...]:

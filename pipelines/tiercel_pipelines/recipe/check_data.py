@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from tiercel_serving.problems import Problem, choose
+from tiercel_serving.problems import COUNT, Problem, choose
+from tiercel_serving.sources.table import FitsModel
 
 from ..arrays.lists import IMPLICIT
 from ..data import Dataset
@@ -29,9 +31,33 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
             if section == "rules" and not missing and not kind.problems():
                 columns = raw_columns(items, kind.columns())
                 yield from (problem.within(where) for problem in kind.misfits(columns))
+    yield from _too_few_items(recipe, dataset)
     yield from _title(recipe.serving.title_column, dataset)
     if recipe.ranking is not None and recipe.ranking.task.target not in ("", IMPLICIT):
         yield from _target(recipe.ranking.task.target, dataset)
+
+
+def _too_few_items(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
+    """Find sources that can't be made over so few items."""
+    allowed = None
+    dimensions = {family.name: family.dimension for family in recipe.models}
+    for place, source in enumerate(recipe.served.sources):
+        dimension = dimensions.get(source.name)
+        if isinstance(source, FitsModel) and dimension is not None and COUNT.holds(dimension):
+            known = source.misfits(dimension)
+            allowed = _allowed(recipe, dataset) if allowed is None else allowed
+            for problem in [] if known else source.misfits(dimension, len(dataset.items), allowed):
+                yield problem.within(f"serving.sources[{place}]")
+
+
+def _allowed(recipe: Recipe, dataset: Dataset) -> int:
+    """Return how many items pass the rules, but for those that are wrong."""
+    passing = np.ones(len(dataset.items), np.bool_)
+    for rule in recipe.served.rules:
+        if not rule.problems() and set(rule.columns()) <= set(dataset.items.columns):
+            columns = raw_columns(dataset.items, rule.columns())
+            passing &= True if rule.misfits(columns) else rule.passes(columns)
+    return int(np.count_nonzero(passing))
 
 
 def _field(kind: Any, value: str) -> str:

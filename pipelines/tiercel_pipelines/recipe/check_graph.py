@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tiercel_serving.problems import Problem, choose
@@ -13,7 +13,9 @@ from ..features.workflow import (
     FeatureColumn,
     blank_schema,
     describe_graph,
+    home_of,
     is_graph,
+    placed,
     root_columns,
     table_schema,
     why_unsupported,
@@ -51,6 +53,8 @@ def graph_problems(recipe: Recipe, dataset: Dataset | None) -> Iterator[Problem]
     except Exception as error:
         yield Problem("features", f"NVTabular refuses the graph: {error}", "correct the graph")
         return
+    if dataset is not None:
+        columns = tuple(placed(column, dataset) for column in columns)
     for name in doubled:
         problem = f"two features are called {name!r}, and NVTabular would silently keep one"
         yield Problem("features", problem, "rename one with ops.Rename(postfix=…)")
@@ -78,11 +82,19 @@ def _unknown_columns(names: Iterable[str], dataset: Dataset) -> Iterator[Problem
             yield Problem("features", problem, choose(name, known))
 
 
-def _check_tags(columns: Iterable[FeatureColumn]) -> Iterator[Problem]:
+def _check_tags(columns: Sequence[FeatureColumn]) -> Iterator[Problem]:
     item_ids = 0
+    untagged = [column.name for column in columns if not column.parts]
+    if untagged:
+        needs, has = ("needs", "has") if len(untagged) == 1 else ("need", "have")
+        problem = (
+            f"{', '.join(map(repr, untagged))} {needs} exactly one of the tags USER, ITEM and CONTEXT, "
+            f"and {has} none of them"
+        )
+        yield Problem("features", problem, f"write graph[{untagged}] >> TagAsUserFeatures(), or the like")
     for column in columns:
-        if len(column.parts) != 1:
-            found = " and ".join(part.upper() for part in column.parts) or "none of them"
+        if len(column.parts) > 1:
+            found = " and ".join(part.upper() for part in column.parts)
             problem = f"{column.name!r} needs exactly one of the tags USER, ITEM and CONTEXT, and has {found}"
             remedy = "end its chain with TagAsUserFeatures(), TagAsItemFeatures() or AddTags([Tags.CONTEXT])"
             yield Problem("features", problem, remedy)
@@ -136,7 +148,7 @@ def _check_origins(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Da
     tables = {"user": dataset.users, "item": dataset.items}
     for column in columns:
         for name in column.inputs:
-            home = next((part for part, table in tables.items() if name in table.columns), "context")
+            home = home_of(name, dataset)
             if len(column.parts) == 1 and home != column.part:
                 wrong = column.part.upper()
                 problem = f"{column.name!r} is tagged {wrong}, but its column {name!r} is in {_TABLES[home]}"
@@ -159,8 +171,8 @@ _TABLES = {"user": "users", "item": "items", "context": "interactions"}
 def _check_types(column: FeatureColumn, name: str, values: Any) -> Iterator[Problem]:
     kind = held_in(values)
     for step in column.operators:
-        if step.operator == "Categorify":
-            return  # from here on these are ids
+        if step.operator == "Categorify" or step.looks_up:
+            return  # from here on these are ids, or columns of a table
         if step.operator in _NUMERIC and kind in ("strings", "lists of strings"):
             problem = f"{column.name!r}: {step.operator} needs numbers, but {name!r} holds {kind}"
             yield Problem("features", problem, "use ops.Categorify() for strings")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from tiercel_serving.kinds import Kinds
-from tiercel_serving.release.manifest import File, read_kind
+from tiercel_serving.problems import Problem
+from tiercel_serving.release.manifest import File, encode, read_kind
 from tiercel_serving.settings import ServingSettings
 
 from ..arrays.inputs import ModelInputs
@@ -101,6 +102,26 @@ class RunRecord(_Struct, frozen=True):
     models: ModelsRecord
     metrics: dict[str, Any]
     files: dict[str, File] = {}
+
+
+def kept_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield settings that ``run.json`` could not hold, or would not give back."""
+    served = recipe.served
+    places: list[tuple[str, Any]] = [
+        (f"serving.{section}[{place}]", kind)
+        for section in ("sources", "rules", "reorder")
+        for place, kind in enumerate(getattr(served, section))
+    ]
+    places += [(f"retrieval {family.name!r}", family) for family in recipe.models]
+    places += [] if recipe.ranking is None else [("ranking", recipe.ranking)]
+    for where, settings in places:
+        try:
+            kept = msgspec.json.decode(encode(settings), type=type(settings), dec_hook=_read_kind)
+        except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+            problem = f"run.json can't hold these settings ({error})"
+            yield Problem(where, problem, "write plain numbers and text, and tuples of them")
+            continue
+        yield from (problem.within(where) for problem in kept.problems())
 
 
 def read_record(file: Path) -> RunRecord:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from tiercel_export.errors import ExportError
 from tiercel_serving.release.writing import check_destination, staging_directory
 
 from ..arrays.packing import rows_of
 from ..data import Dataset, Progress, Split, split_dataset
-from ..errors import TrainingError
-from ..features.workflow import fit_workflow
+from ..errors import RecipeError, TrainingError
 from ..recipe.check import check_recipe
+from ..recipe.check_fit import fit_checked, problem_of
 from ..recipe.recipe import Recipe
 from .figures import offline_figures
-from .record import RUN_FORMAT, RUN_NAME, DataRecord, ModelsRecord, RecipeRecord, RunRecord
+from .record import RUN_FORMAT, RUN_NAME, DataRecord, ModelsRecord, RecipeRecord, RunRecord, kept_problems
 from .run import TrainedRun, write_run
 from .trainer import Trainer, timed
 
@@ -52,6 +54,9 @@ def train_recipe(
     destination = Path(run_dir)
     check_destination(destination, replace, "run", RUN_NAME)
     check_recipe(recipe, dataset)
+    lost = list(kept_problems(recipe))
+    if lost:
+        raise RecipeError(recipe.title, lost)
     split = split_dataset(dataset, **msgspec.structs.asdict(recipe.split))
     if not len(split.train):
         raise TrainingError(f"recipe {recipe.name!r}: the training part is empty; give more interactions")
@@ -60,8 +65,8 @@ def train_recipe(
         with timed(seconds, "workflow"):
             if progress is not None:
                 progress("workflow", 0, None)
-            workflow = fit_workflow(recipe, dataset, split.fit, directory=directory / "workflow")
-            trainer = Trainer.prepare(recipe, dataset, split, workflow, progress)
+            workflow = fit_checked(recipe, dataset, split.fit, directory / "workflow")
+            trainer = _prepared(recipe, dataset, split, workflow, progress)
         trained = trainer.fit()
         seconds |= trainer.seconds
         with timed(seconds, "figures"):
@@ -85,6 +90,16 @@ def train_recipe(
         }
         write_run(directory, record, trained.retrieval, trained.ranking, tables)
     return TrainedRun.open(destination)
+
+
+def _prepared(
+    recipe: Recipe, dataset: Dataset, split: Split, workflow: Any, progress: Progress | None
+) -> Trainer:
+    """Pack the data; a column that a release could not hold is a mistake of the recipe."""
+    try:
+        return Trainer.prepare(recipe, dataset, split, workflow, progress)
+    except ExportError as error:
+        raise RecipeError(recipe.title, [problem_of(error)]) from error
 
 
 def _describe(dataset: Dataset, split: Split) -> DataRecord:

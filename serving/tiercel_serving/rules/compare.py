@@ -67,7 +67,7 @@ class Compare(Settings, frozen=True, tag="compare"):
             problem = f"the rule {self.name!r} compares by {self.operator!r} with {self.value!r}"
             return [Problem("value", problem, "give a tuple of values")]
         values = list(self.value) if several else [self.value]
-        odd = [value for value in values if not isinstance(value, str | bool | int | float)]
+        odd = [value for value in values if not _can_be_kept(value)]
         if odd or (several and self.operator not in _SETS):
             problem = f"the rule {self.name!r} compares by {self.operator!r} with {self.value!r}"
             return [Problem("value", problem, "give a number or text (several for in and not in)")]
@@ -124,6 +124,13 @@ class Compare(Settings, frozen=True, tag="compare"):
             elements = value if isinstance(value, list) else [value]
             return any(element in self.value for element in elements) == (self.operator == "in")
         return bool(_COMPARISONS[self.operator](value, self.value))
+
+
+def _can_be_kept(value: Any) -> bool:
+    """Whether JSON holds a value: text without half letters, a boolean, a finite number."""
+    if isinstance(value, str):
+        return not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return isinstance(value, bool | int) or (isinstance(value, float) and bool(np.isfinite(value)))
 
 
 def _listed(value: Any) -> Any:

@@ -26,6 +26,9 @@ INDEX_FILE = "index.faiss"
 #: Of a catalogue that rules have cut down to so many items no index is made: a scan is quicker.
 EXACT_ITEMS = 32_768
 
+#: So few items are indexed for a try before anything is trained.
+_FEW = 4_096
+
 #: Queries whose served recall is measured.
 MEASURED = 200
 
@@ -79,11 +82,19 @@ class Index(Settings, frozen=True, tag="index"):
                 wrong.append(Problem(f"parameters[{key!r}]", problem, "give such a number"))
         return wrong
 
-    def misfits(self, dimension: int) -> list[Problem]:
-        """Return a factory string of which FAISS makes no index of so many dimensions."""
+    def misfits(self, dimension: int, items: int | None = None, allowed: int | None = None) -> list[Problem]:
+        """Return a factory string or parameters of which FAISS makes no index of such vectors.
+
+        Parameters
+        ----------
+        dimension
+            How long each vector is.
+        items, allowed
+            How many there are, and how many pass the rules, where that is known.
+        """
         import faiss
 
-        from .index_build import faiss_reason
+        from .index_build import check_parameters, faiss_reason
 
         try:
             faiss.index_factory(dimension, self.factory, faiss.METRIC_INNER_PRODUCT)
@@ -92,7 +103,15 @@ class Index(Settings, frozen=True, tag="index"):
             problem = f"FAISS makes no index of {self.factory!r} with {dimension} dimensions ({reason})"
             remedy = "use Flat, IVF<lists>,Flat, HNSW<links> or another FAISS factory"
             return [Problem("factory", problem, remedy)]
-        return []
+        wrong = []
+        try:
+            check_parameters(dimension, self.factory, {k: int(v) for k, v in self.parameters.items()})
+        except InvalidSettings as error:
+            wrong.append(Problem("parameters", str(error), "use parameters of that index, in their range"))
+        held = items if allowed is None else allowed
+        if held is not None and (held == items or held > EXACT_ITEMS):
+            wrong += _too_few(self.factory, dimension, held)
+        return wrong
 
     def reads(self) -> tuple[str, ...]:
         """Return the tensor of its queries."""
@@ -278,3 +297,25 @@ class VectorIndex:
     def score(self, arrays: Arrays, rows: Rows) -> Scores:
         """Return the inner products of queries with any items ``[B, M]``."""
         return self.space.score(arrays[self._query], self.space.positions_of(rows))
+
+
+def _too_few(factory: str, dimension: int, items: int) -> list[Problem]:
+    """Return why an index can't be built over so few items; where they are many, by its lists alone."""
+    import faiss
+
+    from .index_build import faiss_reason
+
+    remedy = "use 'Flat', or a factory for so few items"
+    index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    ivf = faiss.try_extract_index_ivf(index)
+    if ivf is not None and ivf.nlist > items:
+        return [Problem("factory", f"{factory!r} has {ivf.nlist} lists for {items} items", remedy)]
+    if ivf is not None:
+        ivf.cp.min_points_per_centroid, ivf.cp.niter = 1, 1
+    try:
+        if items <= _FEW:
+            index.train(np.random.default_rng(0).random((items, dimension), np.float32))
+    except RuntimeError as error:
+        problem = f"FAISS cannot build {factory!r} over {items} items ({faiss_reason(error)})"
+        return [Problem("factory", problem, remedy)]
+    return []

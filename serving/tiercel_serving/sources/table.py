@@ -169,8 +169,8 @@ class SourceKind(Protocol):
 class FitsModel(Protocol):
     """A kind of source that can say before anything is trained whether a model fits it."""
 
-    def misfits(self, dimension: int) -> list[Problem]:
-        """Return what does not fit queries of so many dimensions."""
+    def misfits(self, dimension: int, items: int | None = None, allowed: int | None = None) -> list[Problem]:
+        """Return what does not fit queries of so many dimensions, or so many items (that pass the rules)."""
         ...
 
 

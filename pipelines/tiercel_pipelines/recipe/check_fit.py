@@ -1,0 +1,96 @@
+"""What only a fit shows: NVTabular's own refusals, and what an export would refuse of the fitted workflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tiercel_export.errors import ExportError, UnsupportedOperator, WorkflowError
+from tiercel_export.lowering.expressions import REFUSED
+from tiercel_export.workflow.cut import cut_workflow
+from tiercel_export.workflow.trace import trace
+from tiercel_serving.problems import Problem
+
+from ..data import Dataset
+from ..errors import RecipeError
+from ..features.workflow import first_unfit, fit_workflow
+from .recipe import Recipe
+
+#: Names that NVTabular's Categorify needs for itself.
+_TAKEN = ("labels", "order")
+
+
+def fit_checked(recipe: Recipe, dataset: Dataset, interactions: pd.DataFrame, directory: Path) -> Any:
+    """Fit a recipe's workflow, and hold it to what an export asks of it.
+
+    Raises
+    ------
+    RecipeError
+        NVTabular can't fit it, or the fitted workflow can't be compiled; every column is named.
+    """
+    try:
+        workflow = fit_workflow(recipe, dataset, interactions, directory)
+    except MemoryError:
+        raise
+    except ExportError as error:
+        raise RecipeError(recipe.title, [problem_of(error)]) from error
+    except Exception as error:
+        raise RecipeError(recipe.title, [_unfit(recipe, dataset, interactions, error)]) from error
+    problems = list(workflow_problems(workflow))
+    if problems:
+        raise RecipeError(recipe.title, problems)
+    return workflow
+
+
+def workflow_problems(workflow: Any) -> Iterator[Problem]:
+    """Yield what of a fitted workflow can't be compiled, or reaches no model, output by output."""
+    try:
+        cut = cut_workflow(workflow)
+        columns = {
+            part: trace(cut.workflow, set(cut.input_names(part)), target_encoding=cut.target_encoding)
+            for part in ("user", "item")
+        }
+    except WorkflowError as error:
+        yield problem_of(error)
+        return
+    for part, traced in columns.items():
+        for name in cut.output_names(part):
+            column = traced.get(name)
+            if column is None:
+                yield Problem("features", f"no operator makes {name!r}", "take it out of the graph")
+            elif column.op == REFUSED:
+                yield problem_of(dict(column.own)["error"], name)
+            elif column.is_text:
+                problem = f"{name!r} reaches the models as {'lists of ' if column.is_list else ''}strings"
+                yield Problem("features", problem, "put ops.Categorify() into its chain")
+
+
+def problem_of(error: ExportError, output: str | None = None) -> Problem:
+    """Say in a recipe's words what an export refuses."""
+    about = "" if output is None else f"{output!r} can't be served: "
+    if isinstance(error, UnsupportedOperator):
+        problem = f"{about}{error.operator} on column {error.column!r}: {error.reason}"
+        return Problem("features", problem, error.remedy[:1].lower() + error.remedy[1:])
+    problem, _, remedy = str(error).rpartition("; ")
+    return Problem("features", about + (problem or remedy), remedy if problem else "correct the graph")
+
+
+def _unfit(recipe: Recipe, dataset: Dataset, interactions: pd.DataFrame, error: Exception) -> Problem:
+    """Name the operator and the columns that NVTabular can't fit."""
+    found = first_unfit(recipe, dataset, interactions)
+    if found is None:
+        problem = f"NVTabular can't fit the graph ({type(error).__name__}: {error})"
+        return Problem("features", problem, "correct the graph, or the columns that it reads")
+    operator, columns, reason = found
+    problem = (
+        f"NVTabular can't fit {operator} on {', '.join(map(repr, columns))} "
+        f"({type(reason).__name__}: {reason})"
+    )
+    taken = [name for name in columns if name in _TAKEN or "/" in name]
+    if taken:
+        remedy = f"NVTabular needs the name {taken[0]!r} for itself: put ops.Rename(…) before the operator"
+        return Problem("features", problem, remedy)
+    return Problem("features", problem, "correct that chain, or the values of its columns")

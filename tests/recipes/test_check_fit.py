@@ -1,0 +1,243 @@
+"""What an export or NVTabular would refuse is a mistake of the recipe, said before any model trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from merlin.schema import Tags
+from nvtabular import ops
+
+from tiercel_export.workflow.cut import cut_workflow
+from tiercel_pipelines.arrays.packing import pack_dataset
+from tiercel_pipelines.data import Dataset, Synthetic, load_dataset
+from tiercel_pipelines.errors import RecipeError
+from tiercel_pipelines.recipe import Compare, Index, Popular, Recipe, TwoTower, load_recipe, replace
+from tiercel_pipelines.recipe.check import check_recipe
+from tiercel_pipelines.recipe.check_fit import fit_checked
+from tiercel_pipelines.training import train_recipe
+from tiercel_pipelines.training.record import kept_problems
+from tiercel_pipelines.training.trainer import Trainer
+
+RECIPE = load_recipe("synthetic")
+
+
+def load(ids: str) -> Dataset:
+    """The synthetic data, with user columns of names and types that NVTabular or Triton may stumble over."""
+    data = load_dataset(Synthetic(users=40, items=30, interactions=400, ids=ids))  # type: ignore[arg-type]
+    users = data.users
+    more = {
+        "labels": users["country"],
+        "order": users["age"],
+        "a/b": users["country"],
+        "status": users["country"],
+        "weight": users["income"].astype("float32"),
+        "empty": pd.Series([None] * len(users), dtype=object),
+    }
+    return dataclasses.replace(data, users=users.assign(**more))
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return load("int")
+
+
+def bare(*chains: Callable[[], Any], **changes: Any) -> Recipe:
+    """A recipe of the item id and some chains, without a ranker."""
+
+    def features() -> Any:
+        graph = ["item_id"] >> ops.Categorify() >> ops.TagAsItemID()
+        for chain in chains:
+            graph = graph + chain()
+        return graph
+
+    serving = replace(RECIPE.serving, history_columns=("item_id",), candidates=20, kept=20, k_max=20)
+    plain = {"retrieval": TwoTower(max_epochs=1), "ranking": None, "serving": serving}
+    return replace(RECIPE, features=features, **{**plain, **changes})
+
+
+def user(chain: Any) -> Any:
+    return chain >> ops.TagAsUserFeatures()
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "a name that NVTabular needs": (
+        lambda: user(["labels"] >> ops.Categorify()),
+        r"can't fit Categorify on 'labels' \(.*; NVTabular needs the name 'labels'.*Rename",
+    ),
+    "another such name": (
+        lambda: user(["order"] >> ops.Categorify()),
+        r"'order' can't be served: Categorify on column 'order'.*; rename the column",
+    ),
+    "a name that is no file's": (
+        lambda: user(["a/b"] >> ops.Categorify()),
+        r"can't fit Categorify on 'a/b'.*needs the name 'a/b'.*Rename",
+    ),
+    "buckets of unseen values": (
+        lambda: user(["country"] >> ops.Categorify(num_buckets=4, max_size=9)),
+        r"'country' can't be served: .*num_buckets=4.*; use num_buckets=None",
+    ),
+    "a bound that float32 does not hold": (
+        lambda: user(["weight"] >> ops.Clip(0, 0.1)),
+        r"'weight' can't be served: Clip .*float32 can't hold the high bound 0\.1.*; use 0\.1000",
+    ),
+    "- in a graph": (
+        lambda: user((["age", "joined"] >> ops.LogOp()) - ["age"]),
+        r"NVTabular can't fit .*'age', 'joined'",
+    ),
+    "text where numbers are wanted, behind a rename": (
+        lambda: user(["country"] >> ops.Rename(name="where") >> ops.JoinGroupby(["country"], stats=["mean"])),
+        r"NVTabular can't fit JoinGroupby",
+    ),
+    "a median of nothing": (lambda: user(["empty"] >> ops.FillMedian()), r"'empty'"),
+    "text that goes through a join": (
+        lambda: user(["country"] >> ops.JoinExternal(pd.DataFrame({"country": ["x"]}), on="country")),
+        r"'country' reaches the models as strings; put ops\.Categorify",
+    ),
+    "two groups that share a file": (
+        lambda: user([["age_joined"], ["age", "joined"]] >> ops.Categorify()),
+        r"age_joined",
+    ),
+}
+
+
+def checked_and_fitted(recipe: Recipe, dataset: Dataset, folder: Path) -> Any:
+    return fit_checked(check_recipe(recipe, dataset), dataset, dataset.interactions, folder / "workflow")
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_mistake_that_only_the_fit_shows(case: str, dataset: Dataset, tmp_path: Path) -> None:
+    chain, words = REFUSED[case]
+    with pytest.raises(RecipeError) as caught:
+        checked_and_fitted(bare(chain), dataset, tmp_path)
+    assert any(re.search(words, str(problem)) for problem in caught.value.problems), str(caught.value)
+    assert all(problem.remedy for problem in caught.value.problems)
+
+
+def test_every_column_at_fault_is_named(dataset: Dataset, tmp_path: Path) -> None:
+    chains = [REFUSED[case][0] for case in ("another such name", "buckets of unseen values")]
+    with pytest.raises(RecipeError) as caught:
+        fit_checked(bare(*chains), dataset, dataset.interactions, tmp_path / "workflow")
+    assert len(caught.value.problems) == 2
+
+
+SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "lists": (
+        {"sources": (Index("two_tower", factory="IVF64,Flat"), Popular(quota=5)), "rules": ()},
+        r"serving\.sources\[0\]\.factory: 'IVF64,Flat' has 64 lists for 30 items; use 'Flat'",
+    ),
+    "quantisers": (
+        {"sources": (Index("two_tower", factory="PQ8"), Popular(quota=5)), "rules": ()},
+        r"serving\.sources\[0\]\.factory: FAISS cannot build 'PQ8' over 30 items",
+    ),
+    "parameters": (
+        {"sources": (Index("two_tower", parameters={"nprobe": 3}), Popular(quota=5))},
+        r"serving\.sources\[0\]\.parameters: .*no parameter 'nprobe'",
+    ),
+    "a rule that JSON does not hold": (
+        {"rules": (Compare("r", "price", "in", (float("nan"), 1.0)),)},
+        r"serving\.rules\[0\].*'r'",
+    ),
+    "a rule whose text is none": (
+        {"rules": (Compare("r", "maker", "==", "\ud800"),)},
+        r"serving\.rules\[0\]\.value: .*give a number or text",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_settings_that_an_export_would_refuse(
+    case: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes, words = SETTINGS[case]
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("a model was trained"))
+    plain = bare()
+    recipe = replace(plain, serving=replace(plain.serving, **changes))
+    with pytest.raises(RecipeError) as caught:
+        train_recipe(recipe, dataset, tmp_path / "run")
+    assert any(re.search(words, str(problem)) for problem in caught.value.problems), str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_set_of_values_is_kept() -> None:
+    plain = bare()
+    rule = Compare("made", "maker", "in", {"Iris", "Juno"})
+    assert not list(kept_problems(replace(plain, serving=replace(plain.serving, rules=(rule,)))))
+
+
+@pytest.mark.parametrize("ids", ["int", "str"])
+def test_keys_of_statistics_are_no_features(ids: str, tmp_path: Path) -> None:
+    data = load(ids)
+    table = pd.DataFrame({"item_id": data.items["item_id"], "shelf": range(len(data.items))})
+    recipe = bare(
+        lambda: ["item_id"] >> ops.JoinGroupby(["hour"], stats=["mean", "count"]) >> ops.TagAsItemFeatures(),
+        lambda: ["maker"] >> ops.TargetEncoding("hour", kfold=1) >> ops.TagAsItemFeatures(),
+        lambda: ["user_id"] >> ops.TargetEncoding("hour", kfold=1) >> ops.TagAsUserFeatures(),
+        lambda: (["item_id"] >> ops.JoinExternal(table, on="item_id"))["shelf"] >> ops.TagAsItemFeatures(),
+        lambda: ["device"] >> ops.JoinGroupby(["age"], stats=["mean"]) >> ops.AddTags([Tags.CONTEXT]),
+    )
+    workflow = fit_checked(check_recipe(recipe, data), data, data.interactions, tmp_path / "workflow")
+    assert {"item_id_hour_mean", "TE_maker_hour", "TE_user_id_hour", "shelf", "device_age_mean"} < set(
+        workflow.output_schema.column_names
+    )
+
+
+NUMBERS = ("age", "income", "joined", "weight")
+CHAINS: dict[str, Callable[[], Any]] = {
+    "log": ops.LogOp,
+    "clip": lambda: ops.Clip(0, 0.1),
+    "fill": lambda: ops.FillMissing(0.1),
+    "normalize": ops.Normalize,
+    "range": ops.NormalizeMinMax,
+    "ids": ops.Categorify,
+    "some ids": lambda: ops.Categorify(num_buckets=3, max_size=5),
+    "rows": ops.ReduceDtypeSize,
+    "count": lambda: ops.JoinGroupby([], stats=["count"]),
+}
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(name=st.sampled_from(NUMBERS), chain=st.lists(st.sampled_from(sorted(CHAINS)), min_size=1, max_size=3))
+def test_any_chain_is_a_mistake_or_compiles(
+    name: str, chain: list[str], dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    def features() -> Any:
+        node: Any = [name]
+        for step in chain:
+            node = node >> CHAINS[step]()
+        return node >> ops.Rename(postfix="_x") >> ops.TagAsUserFeatures()
+
+    recipe = bare(features)
+    try:
+        recipe = check_recipe(recipe, dataset)
+        folder = tmp_path_factory.mktemp("drawn") / "workflow"
+        workflow = fit_checked(recipe, dataset, dataset.interactions, folder)
+    except RecipeError as error:
+        mistakes = [problem.problem and problem.remedy for problem in error.problems]
+    else:
+        mistakes = []
+        packed = pack_dataset(cut_workflow(workflow), dataset, dataset.interactions, recipe.served)
+        assert packed.user
+    assert all(mistakes)
+
+
+def test_untagged_features_are_tagged_in_the_saved_workflow(dataset: Dataset, tmp_path: Path) -> None:
+    recipe = bare(
+        lambda: ["age", "title", "hour"] >> ops.Categorify(),
+        lambda: ["maker"] >> ops.JoinGroupby(["hour"], stats=["mean"]),
+    )
+    fit_checked(check_recipe(recipe, dataset), dataset, dataset.interactions, tmp_path / "workflow")
+    assert cut_workflow(tmp_path / "workflow").outputs == {
+        "item_id": "item",
+        "age": "user",
+        "title": "item",
+        "hour": "context",
+        "maker_hour_mean": "item",
+    }
