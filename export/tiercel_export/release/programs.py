@@ -12,7 +12,7 @@ from tiercel_serving.columns import Column, null_column, take_rows
 from tiercel_serving.features import InputColumn
 
 from ..errors import ExportInputError
-from ..workflow.cut import CompiledProgram, compile_workflow, cut_workflow
+from ..workflow.cut import CompiledProgram, WorkflowParts, compile_workflow, cut_workflow
 from ..workflow.frames import column_from_series
 from .fit import check_columns
 from .given import id_dtype
@@ -25,6 +25,7 @@ _BLOCK = 65_536
 def compile_programs(inputs: Inputs, workflow: Any, options: FeatureOptions) -> Programs:
     """Cut the workflow and compile its parts; check that they fit the tables and the settings."""
     cut = cut_workflow(workflow, parts=options.parts, target_encoding=options.target_encoding)
+    _check_names(cut)
     frames = [frame for frame in (inputs.users, inputs.interactions) if frame is not None]
     programs = Programs(
         cut,
@@ -36,6 +37,15 @@ def compile_programs(inputs: Inputs, workflow: Any, options: FeatureOptions) -> 
     check_columns(inputs.settings, [str(name) for name in inputs.items.columns], item_cat)
     _check_order(programs, options.expected_packed or {})
     return programs
+
+
+def _check_names(cut: WorkflowParts) -> None:
+    for part, table in (("user", "`users` or `interactions`"), ("item", "`items`")):
+        if "" in cut.input_names(part):
+            raise ExportInputError(
+                f"workflow: its {part} features read the column '' of {table}, whose name is empty; no "
+                "request can name it: rename it there, and fit the workflow again"
+            )
 
 
 def _check_ids(columns: Sequence[InputColumn], inputs: Inputs) -> None:

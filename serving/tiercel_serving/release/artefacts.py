@@ -7,7 +7,6 @@ size, so that a stage can refuse a wrong or truncated artefact without reading i
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,6 @@ from ..spec import Array
 
 ARTEFACT_FORMAT = 2
 HEADER_NAME = "header.json"
-
-#: Names of arrays that may name their files as they are; others get a number behind a ``_``.
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -115,7 +111,7 @@ def write_artefact(
     """Write an artefact directory. Arrays must have plain dtypes; other files are put beside them first.
 
     Every regular file that already lies in ``path`` is listed in the header with its size. Files of arrays
-    have ASCII names, whatever the arrays are called.
+    are numbered, since arrays may be called after columns: no file system takes every name.
     """
     path.mkdir(parents=True, exist_ok=True)
     listed: dict[str, _Stored] = {}
@@ -124,7 +120,7 @@ def write_artefact(
             raise TypeError(
                 f"artefact {path.name}: array {name!r} holds Python objects; store bytes and offsets"
             )
-        file = f"{name}.npy" if _PLAIN_NAME.fullmatch(name) else f"_{number}.npy"
+        file = f"{number}.npy"
         np.save(path / file, np.ascontiguousarray(array), allow_pickle=False)
         listed[name] = _Stored(file, array.dtype.str, list(array.shape))
     sizes = {
@@ -149,13 +145,14 @@ def open_artefact(path: Path, kind: str, build_id: str | None = None) -> Artefac
             f"{path}: belongs to build {header.build_id}, but the release is build {build_id}; "
             "files of two builds were mixed: export again"
         )
+    held = {stored.file: f" (the array {name!r})" for name, stored in header.arrays.items()}
     for name, size in header.bytes.items():
-        file = path / name
+        file, what = path / name, f"{path / name}{held.get(name, '')}"
         if not file.is_file():
-            raise ArtefactMissing(f"{file}: listed in {HEADER_NAME}, but missing; export again")
+            raise ArtefactMissing(f"{what}: listed in {HEADER_NAME}, but missing; export again")
         if file.stat().st_size != size:
-            raise ArtefactCorrupt(f"{file}: expected {size} bytes, found {file.stat().st_size}; export again")
-    arrays = {name: _open_array(path / stored.file, stored) for name, stored in header.arrays.items()}
+            raise ArtefactCorrupt(f"{what}: expected {size} bytes, found {file.stat().st_size}; export again")
+    arrays = {name: _open_array(path / stored.file, name, stored) for name, stored in header.arrays.items()}
     return Artefact(path, kind, header.build_id, header.meta, arrays)
 
 
@@ -182,16 +179,16 @@ def check_format(
         )
 
 
-def _open_array(file: Path, stored: _Stored) -> Array:
+def _open_array(file: Path, name: str, stored: _Stored) -> Array:
     try:
         # An empty array cannot be memory-mapped.
         mode = "r" if 0 not in stored.shape else None
         array: Array = np.load(file, mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
     except (ValueError, OSError) as error:
-        raise ArtefactCorrupt(f"{file}: not a readable array ({error}); export again") from error
+        raise ArtefactCorrupt(f"{file}: {name!r} is not a readable array ({error}); export again") from error
     if array.dtype.str != stored.dtype or list(array.shape) != stored.shape:
         raise ArtefactCorrupt(
-            f"{file}: expected {stored.dtype} {stored.shape}, found "
+            f"{file}: expected {name!r} to be {stored.dtype} {stored.shape}, found "
             f"{array.dtype.str} {list(array.shape)}; export again"
         )
     # A plain ndarray view over the map: indexing np.memmap itself costs a microsecond a time.
