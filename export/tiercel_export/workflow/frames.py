@@ -89,12 +89,9 @@ def _flattened(rows: list[Any], dtype: str) -> pd.Series:
         except OverflowError:
             # The error says which column, elsewhere.
             pass
-    return _series_of(flat, dtype)
-
-
-def _series_of(flat: list[Any], dtype: str) -> pd.Series:
     # object keeps huge integers beside nulls exact, where a plain Series would make them floats.
-    return pd.Series(flat, dtype=np.float64 if dtype.startswith("float") else object)
+    floats = dtype.startswith("float") and set(map(type, flat)) <= {float, type(None)}
+    return pd.Series(flat, dtype=np.float64 if floats else object)
 
 
 def _is_sequence(value: Any) -> bool:
@@ -113,24 +110,64 @@ def _elements(series: pd.Series, column: InputColumn) -> tuple[Array, Array | No
     try:
         if column.dtype in ("float32", "float64"):
             known = series.astype(object).where(~null, np.nan) if valid is not None else series
-            return np.asarray(known.to_numpy(column.dtype)), None
+            floats = np.asarray(known.to_numpy(column.dtype))
+            _check_unchanged(series, floats, column)
+            return floats, None
         filled = series.where(~null, 0) if valid is not None else series
         return _whole(filled, column), valid
     except (ValueError, TypeError, OverflowError) as error:
         raise ExportInputError(f"column {column.name!r}: expected {column.dtype} ({error})") from error
 
 
+def _check_unchanged(series: pd.Series, floats: Array, column: InputColumn) -> None:
+    """Refuse integers that are others as floats: two categories would become one."""
+    if series.dtype.kind == "f":
+        return
+    # Whole numbers up to here are themselves in every float32.
+    doubtful = np.flatnonzero(~(np.abs(floats) < 2.0**24))
+    for value, number in zip(series.iloc[doubtful], floats[doubtful].tolist(), strict=True):
+        if isinstance(value, (int, np.integer)) and int(number) != value:
+            raise ExportInputError(
+                f"column {column.name!r}: the workflow was fitted on {column.dtype}, as which {value} would "
+                f"be {int(number)}; fit it on integers without nulls, or on strings"
+            )
+
+
 def _whole(series: pd.Series, column: InputColumn) -> Array:
     if column.dtype == "bool":
         return np.asarray(series.to_numpy().astype(np.bool_))
+    if series.dtype.kind in "iub":
+        # An extension dtype says its NumPy dtype too.
+        values = series.to_numpy(dtype=series.dtype.kind + "8" if series.dtype.kind != "b" else np.bool_)
+        whole: Array = values.astype(np.int64)
+        wide = whole < 0 if values.dtype.kind == "u" else np.zeros(0, np.bool_)
+        if wide.any():
+            raise _not_whole(values[wide][0], column)
+        return whole
     if series.dtype.kind == "f":
         values = series.to_numpy()
-        whole: Array = values.astype(np.int64)
-        if not np.array_equal(whole, values):
-            stray = values[whole != values][0]
-            raise ExportInputError(f"column {column.name!r}: expected whole numbers, found {stray!r}")
+        within = (values >= -(2.0**63)) & (values < 2.0**63)
+        whole = np.where(within, values, 0).astype(np.int64)
+        same = within & (whole == values)
+        if not same.all():
+            raise _not_whole(values[~same][0], column)
         return whole
-    return np.asarray(series.to_numpy().astype(np.int64))
+    return np.array([_as_int(value, column) for value in series], np.int64)
+
+
+def _as_int(value: Any, column: InputColumn) -> int:
+    whole = isinstance(value, (int, np.integer, np.bool_))
+    if isinstance(value, (float, np.floating)):
+        whole = float(value).is_integer()
+    if not whole or not -(2**63) <= int(value) < 2**63:
+        raise _not_whole(value, column)
+    return int(value)
+
+
+def _not_whole(value: Any, column: InputColumn) -> ExportInputError:
+    return ExportInputError(
+        f"column {column.name!r}: expected int64, found {value!r}; convert the column, or write it as strings"
+    )
 
 
 def _texts(series: pd.Series, null: Array, name: str) -> Array:

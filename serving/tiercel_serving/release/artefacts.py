@@ -145,14 +145,14 @@ def open_artefact(path: Path, kind: str, build_id: str | None = None) -> Artefac
             f"{path}: belongs to build {header.build_id}, but the release is build {build_id}; "
             "files of two builds were mixed: export again"
         )
-    held = {stored.file: f" (the array {name!r})" for name, stored in header.arrays.items()}
+    called = {s.file: f"{path / s.file} (the array {name!r})" for name, s in header.arrays.items()}
     for name, size in header.bytes.items():
-        file, what = path / name, f"{path / name}{held.get(name, '')}"
+        file, what = path / name, called.get(name, str(path / name))
         if not file.is_file():
             raise ArtefactMissing(f"{what}: listed in {HEADER_NAME}, but missing; export again")
         if file.stat().st_size != size:
             raise ArtefactCorrupt(f"{what}: expected {size} bytes, found {file.stat().st_size}; export again")
-    arrays = {name: _open_array(path / stored.file, name, stored) for name, stored in header.arrays.items()}
+    arrays = {name: _open_array(path / s.file, called[s.file], s) for name, s in header.arrays.items()}
     return Artefact(path, kind, header.build_id, header.meta, arrays)
 
 
@@ -179,16 +179,16 @@ def check_format(
         )
 
 
-def _open_array(file: Path, name: str, stored: _Stored) -> Array:
+def _open_array(file: Path, what: str, stored: _Stored) -> Array:
     try:
         # An empty array cannot be memory-mapped.
         mode = "r" if 0 not in stored.shape else None
         array: Array = np.load(file, mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
     except (ValueError, OSError) as error:
-        raise ArtefactCorrupt(f"{file}: {name!r} is not a readable array ({error}); export again") from error
+        raise ArtefactCorrupt(f"{what}: not a readable array ({error}); export again") from error
     if array.dtype.str != stored.dtype or list(array.shape) != stored.shape:
         raise ArtefactCorrupt(
-            f"{file}: expected {name!r} to be {stored.dtype} {stored.shape}, found "
+            f"{what}: expected {stored.dtype} {stored.shape}, found "
             f"{array.dtype.str} {list(array.shape)}; export again"
         )
     # A plain ndarray view over the map: indexing np.memmap itself costs a microsecond a time.
