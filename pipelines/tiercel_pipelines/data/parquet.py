@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from tiercel_serving.errors import TiercelError
+from tiercel_serving.machine import fault_of
+
 from ..errors import DataCorrupt, DataError, DataMissing
 from .arrow import canonical, joined, kind_of, plain_values
 from .dataset import Dataset
@@ -182,8 +185,9 @@ def _check_alike(parts: Sequence[_Part], table: str, name: str) -> None:
             )
 
 
-def _unreadable(path: Path | str, table: str, error: Exception) -> DataCorrupt:
-    return DataCorrupt(f"{path}: {table} is not a readable Parquet file ({error}); write it again")
+def _unreadable(path: Path | str, table: str, error: Exception) -> TiercelError:
+    corrupt = DataCorrupt(f"{path}: {table} is not a readable Parquet file ({error}); write it again")
+    return fault_of(error, Path(path), f"reading {table}") or corrupt
 
 
 def _check_columns(part: _Part, table: str, wanted: list[str], columns: Columns, several: bool) -> None:

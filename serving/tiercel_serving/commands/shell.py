@@ -31,6 +31,7 @@ from rich.progress import (
 )
 
 from ..errors import TiercelError
+from ..machine import fault_of
 from .extras import extra_of_command, missing_library
 
 Json = Annotated[
@@ -100,6 +101,9 @@ class Shell:
         missing = None
         if isinstance(error, ModuleNotFoundError):
             missing = missing_library(error, extra_of_command.get())
+        fault = None if _is_ours(error) else fault_of(error)
+        if fault is not None:
+            fault.__cause__, error = error, fault
         known = missing is not None or _is_ours(error)
         message = missing or str(error)
         text = message if known else f"unexpected {type(error).__name__}: {error}"

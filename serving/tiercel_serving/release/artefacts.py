@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import ArtefactCorrupt, ArtefactMissing, BuildMismatch, NewerFormat, OlderFormat
 from ..lookups.lookup import Lookup, open_lookup
+from ..machine import fault_of
 from ..spec import Array
 
 ARTEFACT_FORMAT = 2
@@ -185,7 +186,9 @@ def _open_array(file: Path, what: str, stored: _Stored) -> Array:
         mode = "r" if 0 not in stored.shape else None
         array: Array = np.load(file, mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
     except (ValueError, OSError) as error:
-        raise ArtefactCorrupt(f"{what}: not a readable array ({error}); export again") from error
+        raise fault_of(error, file) or ArtefactCorrupt(
+            f"{what}: not a readable array ({error}); export again"
+        ) from error
     if array.dtype.str != stored.dtype or list(array.shape) != stored.shape:
         raise ArtefactCorrupt(
             f"{what}: expected {stored.dtype} {stored.shape}, found "

@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 
 from ..errors import InvalidSettings
+from ..machine import fault_of
 from ..ranked import Mask, Rows, make_mask
 from ..spec import Array
 from .search import LAST, MARGIN, SLACK, WORTH, ExactSearch, IndexSearch, Profile, Rung, Search, Space
@@ -155,7 +156,7 @@ def _make(vectors: Array, factory: str, seed: int) -> Any:
         index.train(_sample(vectors, ivf, seed))
         index.add(vectors)
     except RuntimeError as error:
-        raise InvalidSettings(
+        raise fault_of(error) or InvalidSettings(
             f"index {factory!r}: FAISS cannot build it over {len(vectors)} items: {faiss_reason(error)}"
         ) from error
     return index
