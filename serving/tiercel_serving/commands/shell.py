@@ -122,7 +122,7 @@ class Shell:
 
         With ``steps`` the callback counts through the steps of one piece of work, whose names are its
         ``what``; else each ``what`` is a piece of work with a line of its own. Where standard error is no
-        terminal, one line is printed as each ``what`` begins.
+        terminal, a line is printed as each ``what`` begins and at each further tenth of it.
         """
         if not self.err.is_terminal:
             yield self._plain_report(title)
@@ -140,12 +140,13 @@ class Shell:
 
     def _plain_report(self, title: str) -> Report:
         self.note(f"{title} …")
-        seen: set[str] = set()
+        told: dict[str, int] = {}
 
         def report(what: str, done: int, total: int | None) -> None:
-            if what not in seen:
-                seen.add(what)
-                self.note(f"  {what}")
+            percent = min(100 * done // total, 100) if total else 0
+            if what not in told or percent // 10 > told[what] // 10:
+                told[what] = percent
+                self.note(f"  {what} {percent}%" if total else f"  {what}")
 
         return report
 
