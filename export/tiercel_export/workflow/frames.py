@@ -25,6 +25,7 @@ from ..lowering.expressions import INTEGER_DTYPES
 from ..lowering.table import key_of
 from ..lowering.target_encoding import keep_output_names
 from .cut import WorkflowParts, cut_workflow
+from .elements import elements
 
 
 def columns_from_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> dict[str, Column]:
@@ -54,12 +55,12 @@ def columns_from_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> di
 def column_from_series(series: pd.Series, column: InputColumn) -> Column:
     """Convert one pandas column; see :func:`columns_from_frame`."""
     if not column.is_list:
-        values, valid = _elements(series, column)
+        values, valid = elements(series, column)
         return Column(values, valid)
     rows, row_valid = _lists(series.tolist(), column.name)
     offsets = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=offsets[1:])
-    values, valid = _elements(_flattened(rows, column.dtype), column)
+    values, valid = elements(_flattened(rows, column.dtype), column)
     return Column(values, valid, offsets, row_valid)
 
 
@@ -100,91 +101,6 @@ def _is_sequence(value: Any) -> bool:
 
 def _is_null(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
-
-
-def _elements(series: pd.Series, column: InputColumn) -> tuple[Array, Array | None]:
-    null = series.isna().to_numpy()
-    valid = None if not null.any() else ~null
-    if column.dtype == "bytes":
-        return _texts(series, null, column.name), valid
-    try:
-        if column.dtype in ("float32", "float64"):
-            known = series.astype(object).where(~null, np.nan) if valid is not None else series
-            floats = np.asarray(known.to_numpy(column.dtype))
-            _check_unchanged(series, floats, column)
-            return floats, None
-        filled = series.where(~null, 0) if valid is not None else series
-        return _whole(filled, column), valid
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ExportInputError(f"column {column.name!r}: expected {column.dtype} ({error})") from error
-
-
-def _check_unchanged(series: pd.Series, floats: Array, column: InputColumn) -> None:
-    """Refuse integers that are others as floats: two categories would become one."""
-    if series.dtype.kind == "f":
-        return
-    # Whole numbers up to here are themselves in every float32.
-    doubtful = np.flatnonzero(~(np.abs(floats) < 2.0**24))
-    for value, number in zip(series.iloc[doubtful], floats[doubtful].tolist(), strict=True):
-        if isinstance(value, (int, np.integer)) and int(number) != value:
-            raise ExportInputError(
-                f"column {column.name!r}: the workflow was fitted on {column.dtype}, as which {value} would "
-                f"be {int(number)}; fit it on integers without nulls, or on strings"
-            )
-
-
-def _whole(series: pd.Series, column: InputColumn) -> Array:
-    if column.dtype == "bool":
-        return np.asarray(series.to_numpy().astype(np.bool_))
-    if series.dtype.kind in "iub":
-        # An extension dtype says its NumPy dtype too.
-        values = series.to_numpy(dtype=series.dtype.kind + "8" if series.dtype.kind != "b" else np.bool_)
-        whole: Array = values.astype(np.int64)
-        wide = whole < 0 if values.dtype.kind == "u" else np.zeros(0, np.bool_)
-        if wide.any():
-            raise _not_whole(values[wide][0], column)
-        return whole
-    if series.dtype.kind == "f":
-        values = series.to_numpy()
-        within = (values >= -(2.0**63)) & (values < 2.0**63)
-        whole = np.where(within, values, 0).astype(np.int64)
-        same = within & (whole == values)
-        if not same.all():
-            raise _not_whole(values[~same][0], column)
-        return whole
-    return np.array([_as_int(value, column) for value in series], np.int64)
-
-
-def _as_int(value: Any, column: InputColumn) -> int:
-    whole = isinstance(value, (int, np.integer, np.bool_))
-    if isinstance(value, (float, np.floating)):
-        whole = float(value).is_integer()
-    if not whole or not -(2**63) <= int(value) < 2**63:
-        raise _not_whole(value, column)
-    return int(value)
-
-
-def _not_whole(value: Any, column: InputColumn) -> ExportInputError:
-    return ExportInputError(
-        f"column {column.name!r}: expected int64, found {value!r}; convert the column, or write it as strings"
-    )
-
-
-def _texts(series: pd.Series, null: Array, name: str) -> Array:
-    out, values = np.empty(len(series), np.object_), series.tolist()
-    if set(map(type, values)) == {str}:
-        out[:] = [value.encode("utf-8", "surrogatepass") for value in values]
-    else:
-        out[:] = [_utf8(value, name) if ok else b"" for value, ok in zip(values, ~null, strict=True)]
-    return out
-
-
-def _utf8(value: Any, name: str) -> bytes:
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass")
-    if isinstance(value, bytes):
-        return value
-    raise ExportInputError(f"column {name!r}: expected text, found {value!r}")
 
 
 class FrameOracle:
