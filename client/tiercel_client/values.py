@@ -21,6 +21,9 @@ Array = npt.NDArray[Any]
 #: Says in words which value is meant, from its position: ``exclude[3][0]``.
 Place = Callable[[int], str]
 
+#: From here on a float64 stands for more than one whole number.
+_EXACT = 2**53
+
 _KINDS = {"bool": "True or False", "int64": "a whole number", "int32": "a whole number", "bytes": "a string"}
 
 
@@ -180,6 +183,11 @@ def _whole(value: object, place: Place, position: int, feature: bool) -> int:
     number: int = int(value)  # type: ignore[call-overload]
     if not -(2**63) <= number < 2**63:
         raise _out_of_range(place(position), number, "int64")
+    if isinstance(value, float | np.floating) and abs(number) >= _EXACT:
+        raise InvalidInput(
+            f"{place(position)}: expected a whole number, came {shown(value)}, a float so large that it "
+            "stands for several; send an int"
+        )
     return number
 
 
@@ -206,14 +214,17 @@ def _floats(values: Sequence[Any] | Array, dtype: str, place: Place, *, nullable
 
 
 def _wide_floats(values: Sequence[Any] | Array, place: Place) -> npt.NDArray[np.float64]:
-    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
         return values.astype(np.float64)
     values = _listed(values)
     if _kinds(values) <= {float, int, type(None)}:
         try:
-            return np.array(values, np.float64)  # None becomes NaN
+            floats = np.array(values, np.float64)  # None becomes NaN
         except OverflowError:
             pass
+        else:
+            if not (np.abs(floats) >= _EXACT).any():
+                return floats
     return np.array([_number(value, place(n)) for n, value in enumerate(values)], np.float64)
 
 
@@ -223,9 +234,15 @@ def _number(value: object, where: str) -> float:
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise InvalidInput(f"{where}: expected a number, came {shown(value)}")
     try:
-        return float(value)
+        number = float(value)
     except OverflowError:
         raise InvalidInput(f"{where}: expected a number that fits a float64, came {shown(value)}") from None
+    if isinstance(value, int | np.integer) and int(number) != value:
+        raise InvalidInput(
+            f"{where}: expected a number that a float64 holds, came {shown(value)}, which would become "
+            f"{int(number)}; send a float if its last digits do not matter"
+        )
+    return number
 
 
 def _texts(values: Sequence[Any] | Array, place: Place, *, nullable: bool) -> tuple[Array, Array | None]:

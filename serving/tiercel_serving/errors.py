@@ -20,6 +20,7 @@
     │   └── OlderFormat         written by an older Tiercel, in a format that is no longer read
     ├── InvalidConfig           a generated model repository breaks one of Triton's rules
     ├── VerificationFailed      what was compiled differs from its source
+    ├── MachineFault            the disk, its permissions, the memory or a mount is at fault
     ├── ServerError             the inference server can't be started or does not answer
     │   ├── PortTaken           something else listens on the port
     │   ├── TritonMissing       there is no server binary
@@ -108,6 +109,10 @@ class InvalidConfig(TiercelError):
 
 class VerificationFailed(TiercelError):
     """What was compiled differs from its source."""
+
+
+class MachineFault(TiercelError):
+    """The machine is at fault: a full disk, no permission, too little memory, a lost mount."""
 
 
 class ServerError(TiercelError):

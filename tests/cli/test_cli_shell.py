@@ -53,6 +53,15 @@ def test_json_is_all_there_is_on_standard_output() -> None:
         assert words in done.stderr
 
 
+def test_without_a_terminal_progress_is_lines_with_percentages() -> None:
+    done = run("with sh.work('') as p: [p('rows', n, 1000) for n in range(1001)]; p('unknown', 5, None)")
+    lines = done.stderr.splitlines()
+    counted = [line for line in lines if "counting" in line]
+    assert counted == ["  counting 0%", "  counting 33%", "  counting 66%"]
+    assert [line for line in lines if "rows" in line] == [f"  rows {n}%" for n in range(0, 101, 10)]
+    assert lines[-1] == "  unknown"
+
+
 def test_people_get_a_table_and_nothing_else() -> None:
     done = run("sh.emit({'a': 1}, 'a table')")
     assert done.stdout == "a table\n"
@@ -89,6 +98,15 @@ def test_errors(raised: str, code: int, words: str) -> None:
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_the_machines_faults_are_no_defect_of_ours() -> None:
+    done = run("raise PermissionError(13, 'Permission denied', '/root/x')", "--debug", "--json")
+    error = json_module.loads(done.stdout)["error"]
+    assert error["type"] == "MachineFault"
+    assert error["message"].startswith("/root/x: Permission denied; ")
+    assert "Traceback" in done.stderr
+    assert "defect" not in done.stderr
 
 
 def test_debug_shows_the_stack_and_json_tells_the_error() -> None:

@@ -208,7 +208,7 @@ def test_time_with_nulls(tables: dict[str, pd.DataFrame], tmp_path: Path) -> Non
 def test_columns_of_types_that_nothing_stands_for(
     tables: dict[str, pd.DataFrame], values: list[object], match: str
 ) -> None:
-    from tiercel_pipelines.data.dataset import plain_frame
+    from tiercel_pipelines.data.plain import plain_frame
 
     with pytest.raises(DataCorrupt, match=match):
         plain_frame(tables["items"].assign(odd=pd.Series(values, dtype=object)), "items")

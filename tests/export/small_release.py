@@ -6,6 +6,7 @@ Plain functions, so that any test may use them: ``parts = small_parts(folder)`` 
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import nn
 from tiercel_export import Vectors, build_release
 from tiercel_export.models.onnx import make_onnx
 from tiercel_serving.engines.onnx import Onnx
+from tiercel_serving.release.artefacts import HEADER_NAME
 from tiercel_serving.release.opened import Release
 from tiercel_serving.reorder.weighted_sum import WeightedSum
 from tiercel_serving.rules.compare import Compare
@@ -224,6 +226,14 @@ def small_parts(folder: Path, *, text_ids: bool = False) -> Parts:
 def small_release(destination: Path, parts: Parts, **changes: Any) -> Release:
     """Build a release; ``changes`` replace arguments of ``build_release``."""
     return build_release(destination, **{**parts.arguments(), **changes})
+
+
+def array_file(release: Path, name: str) -> Path:
+    """Return the file of an array, such as ``items/item_cat``."""
+    artefact, _, array = name.partition("/")
+    folder = release / "artefacts" / artefact
+    header = json.loads((folder / HEADER_NAME).read_text(encoding="utf-8"))
+    return folder / header["arrays"][array]["file"]
 
 
 class CachedExport:

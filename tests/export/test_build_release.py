@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_release import ITEMS, SETTINGS, USERS, Parts, small_parts, small_release
+from small_release import ITEMS, SETTINGS, USERS, Parts, array_file, small_parts, small_release
 from torch import nn
 
 from tiercel_export import FeatureOptions, Vectors, build_release
@@ -426,7 +426,7 @@ def test_verify_needs_neither_nvtabular_nor_torch(release: Release) -> None:
 
 def rewrite(path: Path, name: str, edit: Callable[[np.ndarray], None]) -> None:
     """Change an array on disk and make the checksums agree, as a bug in a compiler would."""
-    file = path / "artefacts" / f"{name}.npy"
+    file = array_file(path, name)
     array = np.load(file)
     edit(array)
     np.save(file, array)
@@ -466,16 +466,15 @@ def test_verify_finds_a_config_that_triton_would_refuse(copied: Path) -> None:
 
 
 def test_one_changed_byte_is_found(copied: Path) -> None:
-    for name in (
-        "artefacts/ranking/model.onnx",
-        "artefacts/source_towers/vectors.npy",
-        "triton/chain/config.pbtxt",
+    for file in (
+        copied / "artefacts/ranking/model.onnx",
+        array_file(copied, "source_towers/vectors"),
+        copied / "triton/chain/config.pbtxt",
     ):
-        file = copied / name
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1
         file.write_bytes(bytes(data))
-        with pytest.raises(ArtefactCorrupt, match=Path(name).name):
+        with pytest.raises(ArtefactCorrupt, match=file.name):
             verify_release(copied)
         data[len(data) // 2] ^= 1
         file.write_bytes(bytes(data))
@@ -483,10 +482,10 @@ def test_one_changed_byte_is_found(copied: Path) -> None:
 
 
 def test_a_missing_file_and_a_truncated_one_are_found(copied: Path) -> None:
+    file = array_file(copied, "items/item_cat")
     (copied / "artefacts" / "golden" / "header.json").unlink()
     with pytest.raises(ArtefactMissing, match=r"header\.json"):
         verify_release(copied)
-    file = copied / "artefacts" / "items" / "item_cat.npy"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ArtefactCorrupt, match="item_cat"):
         Chain.open(copied)

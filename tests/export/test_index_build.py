@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import time
 from typing import Any
 
@@ -181,6 +182,11 @@ def test_a_ready_index_of_other_items_is_refused(factory: str) -> None:
     build(ready=ready(factory=factory))
 
 
+PLACE = (
+    "Error in std::unique_ptr<a::B> {anonymous}::f(int, std::string) [with C = D<int, long int>] at b.cpp:1:"
+)
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -194,6 +200,9 @@ def test_a_ready_index_of_other_items_is_refused(factory: str) -> None:
         ),
         ("Error in void f() at b.cpp:1: Error: 'is_trained' failed", "'is_trained' failed"),
         ("out of memory", "out of memory"),
+        ("", "RuntimeError"),
+        (f"Exception thrown from index 1: {PLACE} no room\n", "Exception thrown from index 1: no room"),
+        (f"{PLACE}\nno\nroom at b.cpp:3: here", "no room at b.cpp:3: here"),
     ],
 )
 def test_the_useful_half_of_a_faiss_error_is_whole(words: str, reason: str) -> None:
@@ -213,3 +222,13 @@ def test_a_poor_recall_is_refused_and_what_limits_it_is_said(monkeypatch: pytest
         Index("towers", factory="IVF32,SQ4", parameters={"nprobe": 32}).make(material)
     assert "0.9000 are served with nprobe 32 (masked: best hidden)" in str(error.value)
     assert "raise" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "factory", ["Nonsense", "", "IVF4,PQ3", "IVF4,PQ4x99", "PQ4x8", "IVF64,Flat", "RQ2x8"]
+)
+def test_what_faiss_refuses_is_said_without_its_places(factory: str) -> None:
+    vectors = np.random.default_rng(0).random((20, 8), np.float32)
+    with pytest.raises(InvalidSettings) as raised:
+        build_index(vectors, vectors, factory=factory, parameters=None, candidates=3, min_recall=0.5)
+    assert not re.search(r"::|\.cpp|Error in", str(raised.value))

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from small_release import ITEMS, SETTINGS, Parts, small_frames, small_release
 from torch import nn
 
-from tiercel_export import TableColumns, Vectors
+from tiercel_export import TableColumns, Vectors, build_release
+from tiercel_export.errors import ExportInputError
 from tiercel_export.release.request_columns import graph_names, request_columns
 from tiercel_export.release.tables import item_arrays, user_arrays
 from tiercel_serving.columns import Column, null_column, with_null_row
@@ -24,8 +25,10 @@ from tiercel_serving.features import FeatureProgram, InputColumn
 from tiercel_serving.release.artefacts import Artefact
 from tiercel_serving.release.manifest import Packed, PackedList, RequestColumn
 from tiercel_serving.release.opened import Release
+from tiercel_serving.rules.compare import Compare
 from tiercel_serving.runtime.batching import count_users
 from tiercel_serving.runtime.chain import Chain
+from tiercel_serving.sources.popular import Popular
 from tiercel_serving.spec import DTYPES
 from tiercel_serving.stages.specs import RESERVED, request_tensors
 
@@ -305,3 +308,63 @@ def test_context_columns_of_any_name_are_served(odd_release: Release) -> None:
     assert (out["user_list_trip"] > 1).all()
     known = dict(zip(columns, out["user_cat"][0].tolist(), strict=True))
     assert {name for name, value in known.items() if value == 1} == {"score", "time_us_filtering"}
+
+
+# --------------------------------------------------------------------------------------- of users and items
+
+
+def named_workflow(users: pd.DataFrame, items: pd.DataFrame, *, user: str, item: str, folder: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import nvtabular
+        from merlin.io import Dataset
+        from nvtabular import ops
+
+        mine = [user] >> ops.FillMissing(0) >> ops.TagAsUserFeatures()
+        its = [item] >> ops.Categorify(out_path=str(folder)) >> ops.TagAsItemFeatures()
+        workflow = nvtabular.Workflow(mine + its)
+        rows = min(len(users), len(items))
+        workflow.fit(Dataset(pd.concat([users[[user]][:rows], items[[item]][:rows]], axis=1), cpu=True))
+    return workflow
+
+
+def named_release(folder: Path, *, user: str, item: str, rule: str, title: str) -> Release:
+    """A release of popular items whose columns are called so."""
+    users, items, interactions = small_frames()
+    users = users.rename(columns={"income": user})
+    items = items.rename(columns={"kind": item, "stock": rule, "title": title})
+    return build_release(
+        folder / "release",
+        name="named",
+        workflow=named_workflow(users, items, user=user, item=item, folder=folder / "categories"),
+        users=users,
+        items=items,
+        interactions=interactions,
+        retrieval={},
+        settings=msgspec.structs.replace(
+            SETTINGS,
+            sources=(Popular("popular"),),
+            rules=(Compare("in stock", column=rule, operator=">", value=0),),
+            reorder=(),
+            history_columns=(),
+            title_column=title,
+        ),
+    )
+
+
+def test_columns_whose_names_no_file_system_takes(tmp_path: Path) -> None:
+    names = {"user": "größe/" + "ü" * 300, "item": "Größe", "rule": "größe", "title": "CON"}
+    release = named_release(tmp_path, **names)
+    assert all(str(file.relative_to(release.path)).isascii() for file in release.path.rglob("*"))
+    column = next(c for c in release.manifest.request_columns if c.name == names["user"])
+    chain = Chain.open(release.path)
+    out, _ = chain.run({"user_id": np.array([[1000]]), column.tensor: np.array([[33.5]])})
+    assert out["user_num"].tolist() == [[33.5]]
+    assert out["count"].tolist() == [[5]]
+
+
+@pytest.mark.parametrize("role", ["user", "item", "rule", "title"])
+def test_an_empty_name_is_refused(tmp_path: Path, role: str) -> None:
+    names = {"user": "income", "item": "kind", "rule": "stock", "title": "title", role: ""}
+    with pytest.raises(ExportInputError, match=r"column ''.* name"):
+        named_release(tmp_path, **names)

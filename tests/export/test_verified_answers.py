@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
-from small_release import SETTINGS, Parts, small_release
+from small_release import SETTINGS, Parts, array_file, small_release
 
 from tiercel_export import Vectors
 from tiercel_serving.release.manifest import encode, read_manifest
@@ -96,14 +96,14 @@ def certain_of(release: Release) -> np.ndarray:
 
 
 def edit(path: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
-    file = path / "artefacts" / f"{name}.npy"
+    file = array_file(path, name)
     array = np.load(file)
     change(array)
     np.save(file, array)
 
 
 def turn_vectors(path: Path, rows: np.ndarray) -> None:
-    at = np.isin(np.load(path / "artefacts/source_towers/rows.npy"), rows)
+    at = np.isin(np.load(array_file(path, "source_towers/rows")), rows)
 
     def change(vectors: np.ndarray) -> None:
         vectors[at] *= -1
@@ -112,7 +112,7 @@ def turn_vectors(path: Path, rows: np.ndarray) -> None:
 
 
 def swap_two_rows(path: Path, rows: np.ndarray) -> None:
-    numbers = np.load(path / "artefacts/items/item_num.npy")
+    numbers = np.load(array_file(path, "items/item_num"))
     other = rows[np.argmax(np.abs(numbers[rows, 0] - numbers[rows[0], 0]))]
 
     def change(table: np.ndarray) -> None:

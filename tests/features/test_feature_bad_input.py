@@ -147,7 +147,7 @@ def test_vocabulary_that_another_fit_overwrote(tmp_path):
     ("name", "values", "message"),
     [
         ("age", ["old", "young"], "column 'age': expected int64"),
-        ("age", [1.5, 2.0], r"column 'age': expected whole numbers, found 1\.5"),
+        ("age", [1.5, 2.0], r"column 'age': expected int64, found 1\.5"),
         ("price", ["much", "more"], "column 'price': expected float64"),
         ("city", [1, 2], "column 'city': expected text, found 1"),
         ("words", ["x", "y"], "column 'words': expected lists, found 'x'"),
@@ -332,13 +332,13 @@ def test_array_file_cut_short_missing_or_replaced(artefact):
     file = max(artefact.glob("*.npy"), key=lambda file: file.stat().st_size)
     whole = file.read_bytes()
     cut_short(file)
-    with pytest.raises(ArtefactCorrupt, match=rf"{file.name}: expected {len(whole)} bytes, found"):
+    with pytest.raises(ArtefactCorrupt, match=rf"{file.name} .*: expected {len(whole)} bytes, found"):
         open_program(artefact)
     file.write_bytes(b"\0" * len(whole))
-    with pytest.raises(ArtefactCorrupt, match=f"{file.name}: not a readable array"):
+    with pytest.raises(ArtefactCorrupt, match=f"{file.name} .*: not a readable array"):
         open_program(artefact)
     file.unlink()
-    with pytest.raises(ArtefactMissing, match=rf"{file.name}: listed in header\.json, but missing"):
+    with pytest.raises(ArtefactMissing, match=rf"{file.name} .*: listed in header\.json, but missing"):
         open_program(artefact)
 
 
@@ -346,5 +346,5 @@ def test_array_of_another_dtype(artefact):
     file = max(artefact.glob("*.npy"), key=lambda file: file.stat().st_size)
     array = np.load(file)
     np.save(file, array.view(f"V{array.itemsize}").view(array.dtype.newbyteorder()))
-    with pytest.raises(ArtefactCorrupt, match=f"{file.name}: expected"):
+    with pytest.raises(ArtefactCorrupt, match=f"{file.name} .*: expected"):
         open_program(artefact)

@@ -30,6 +30,7 @@ from tiercel_pipelines.features.arrow_columns import array_from_column, column_f
 from tiercel_pipelines.features.origin import FeatureOrigin, kind_of
 from tiercel_pipelines.features.parquet_files import parquet_files
 from tiercel_pipelines.features.transform import Transform, transform_files
+from tiercel_serving.errors import MachineFault
 from tiercel_serving.features import InputColumn, OutputColumn
 
 ROWS = 2_500
@@ -481,7 +482,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, program):
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        with pytest.raises(DataError, match=r"out.parquet: can't be written .*make room"):
+        with pytest.raises(MachineFault, match=r"while writing out\.parquet; .*make room"):
             transform_files(Transform([program], batch_rows=500), [path], tmp_path / "out.parquet")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -388,7 +388,7 @@ def test_frames(workflow):
     ("column", "value", "message"),
     [
         ("age", "old", "column 'age': expected int64"),
-        ("age", 1.5, r"column 'age': expected whole numbers, found 1\.5"),
+        ("age", 1.5, r"column 'age': expected int64, found 1\.5"),
         ("hour", "late", "column 'hour': expected float64"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -174,7 +173,7 @@ def test_tables_that_do_not_fit_the_catalogue(plain: Tiny) -> None:
         ({"kind": "items"}, ArtefactCorrupt, "expected an artefact of kind 'users', found 'items'"),
         ({"bytes": ["a"]}, ArtefactCorrupt, "not a readable header .Expected `object`, got `array`"),
         ({"arrays": {"history_rows": {"file": "x"}}}, ArtefactCorrupt, "missing required field `dtype`"),
-        ({"bytes": {"history_rows.npy": 1}}, ArtefactCorrupt, "history_rows.npy: expected 1 bytes, found"),
+        ({"bytes": {"0.npy": 1}}, ArtefactCorrupt, r"0.npy \(the array '.*'\): expected 1 bytes, found"),
         ({"bytes": {"gone.npy": 1}}, ArtefactMissing, "gone.npy: listed in header.json, but missing"),
     ],
 )
@@ -191,18 +190,39 @@ def test_an_array_that_is_not_as_its_header_says(release_copy: Path) -> None:
     arrays = json.loads(header.read_text())["arrays"]
     arrays["history_rows"]["dtype"] = "<i8"
     edit_json(header, arrays=arrays)
-    with pytest.raises(ArtefactCorrupt, match=r"history_rows.npy: expected <i8 \[\d+\], found <i4"):
+    with pytest.raises(ArtefactCorrupt, match=r"'history_rows'\): expected <i8 \[\d+\], found <i4"):
         Chain.open(release_copy)
 
 
+#: Names that some file system does not take, or takes for another's.
+NAMES = st.text(min_size=1) | st.sampled_from(
+    [
+        "a/b",
+        "../a",
+        "CON",
+        "con",
+        "größe",
+        "GRÖSSE",
+        "Größe",
+        ".",
+        "header.json",
+        "0",
+        "1.npy",
+        "x" * 300,
+        "ü" * 200,
+    ]
+)
+
+
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.text(min_size=1), min_size=1, max_size=6, unique=True))
-def test_files_have_ascii_names_whatever_arrays_are_called(names: list[str]) -> None:
+@given(st.lists(NAMES, min_size=1, max_size=6, unique=True))
+def test_files_are_numbered_whatever_arrays_are_called(names: list[str]) -> None:
     with TemporaryDirectory() as place:
         path = Path(place) / "a"
-        made = {name: np.array([number]) for number, name in enumerate([*names, "_1", "1", "ü"])}
+        made = {name: np.array([number]) for number, name in enumerate(names)}
         write_artefact(path, "source", "b", made)
-        assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", file.name) for file in path.iterdir())
+        files = {file.name for file in path.iterdir()}
+        assert files == {"header.json", *(f"{number}.npy" for number in range(len(names)))}
         arrays = open_artefact(path, "source").arrays
         assert {name: array.tolist() for name, array in arrays.items()} == {
             name: array.tolist() for name, array in made.items()

@@ -101,6 +101,11 @@ def check_columns(settings: ServingSettings, items: Sequence[str], item_cat: Seq
         if column not in items
     ]
     wrong += [
+        Problem(field, f"the column {column!r} has an empty name", "rename it in `items` and here")
+        for field, column in named
+        if column == ""
+    ]
+    wrong += [
         Problem("history_columns", f"{name!r} is no scalar category of the items", choose(name, item_cat))
         for name in settings.history_columns
         if name not in item_cat

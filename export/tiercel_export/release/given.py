@@ -42,9 +42,9 @@ def raw_ids(frame: pd.DataFrame, column: str, what: str) -> Array:
         )
     kind = getattr(series.dtype, "kind", "O")
     if kind in "iu":
-        values = series.to_numpy()
-        if kind == "u" and len(values) and int(values.max()) > np.iinfo(np.int64).max:
-            raise ExportInputError(f"{what}: ids in {column!r} do not fit 64 bits with a sign")
+        values = series.to_numpy(dtype=f"{kind}8")
+        if kind == "u" and len(values) and values.max() >= 2**63:
+            raise _wide_id(values.max(), column, what)
         return np.asarray(values, np.int64)
     values = series.to_numpy(dtype=object)
     return _as_bytes(values, set(map(type, values)), column, what, series.dtype)
@@ -52,6 +52,9 @@ def raw_ids(frame: pd.DataFrame, column: str, what: str) -> Array:
 
 def _as_bytes(values: Array, kinds: set[type], column: str, what: str, dtype: Any) -> Array:
     if kinds and all(issubclass(kind, (int, np.integer)) and kind is not bool for kind in kinds):
+        wide = next((value for value in values if not -(2**63) <= value < 2**63), None)
+        if wide is not None:
+            raise _wide_id(wide, column, what)
         return values.astype(np.int64)
     if not kinds <= {str, bytes}:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
@@ -64,6 +67,12 @@ def _as_bytes(values: Array, kinds: set[type], column: str, what: str, dtype: An
     except UnicodeEncodeError as error:
         raise ExportInputError(f"{what}: an id in {column!r} is no valid text: {error}") from error
     return encoded
+
+
+def _wide_id(value: Any, column: str, what: str) -> ExportInputError:
+    return ExportInputError(
+        f"{what}: ids in {column!r} must fit 64 bits with a sign, came {value}; write them as strings"
+    )
 
 
 def unique_ids(frame: pd.DataFrame, column: str, what: str) -> Array:

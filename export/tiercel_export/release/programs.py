@@ -12,7 +12,7 @@ from tiercel_serving.columns import Column, null_column, take_rows
 from tiercel_serving.features import InputColumn
 
 from ..errors import ExportInputError
-from ..workflow.cut import CompiledProgram, compile_workflow, cut_workflow
+from ..workflow.cut import CompiledProgram, WorkflowParts, compile_workflow, cut_workflow
 from ..workflow.frames import column_from_series
 from .fit import check_columns
 from .given import id_dtype
@@ -28,6 +28,7 @@ def compile_programs(inputs: Inputs, workflow: Any, options: FeatureOptions) -> 
     homes = table_homes(inputs.users, inputs.items, inputs.interactions)
     homes[inputs.columns.user_id] = "user"  # also where there is no table of users
     cut = cut_workflow(workflow, parts=options.parts, target_encoding=options.target_encoding, homes=homes)
+    _check_names(cut)
     programs = Programs(
         cut,
         _with_lengths(compile_workflow(cut, "user"), frames),
@@ -46,6 +47,15 @@ def table_homes(
     """Return the part of each raw column: that of the table which has it."""
     tables = {"context": interactions, "item": items, "user": users}
     return {str(name): part for part, frame in tables.items() if frame is not None for name in frame.columns}
+
+
+def _check_names(cut: WorkflowParts) -> None:
+    for part, table in (("user", "`users` or `interactions`"), ("item", "`items`")):
+        if "" in cut.input_names(part):
+            raise ExportInputError(
+                f"workflow: its {part} features read the column '' of {table}, whose name is empty; no "
+                "request can name it: rename it there, and fit the workflow again"
+            )
 
 
 def _check_ids(columns: Sequence[InputColumn], inputs: Inputs) -> None:

@@ -25,6 +25,7 @@ from ..lowering.expressions import INTEGER_DTYPES
 from ..lowering.table import key_of
 from ..lowering.target_encoding import keep_output_names
 from .cut import WorkflowParts, cut_workflow
+from .elements import elements
 
 
 def columns_from_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> dict[str, Column]:
@@ -54,12 +55,12 @@ def columns_from_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> di
 def column_from_series(series: pd.Series, column: InputColumn) -> Column:
     """Convert one pandas column; see :func:`columns_from_frame`."""
     if not column.is_list:
-        values, valid = _elements(series, column)
+        values, valid = elements(series, column)
         return Column(values, valid)
     rows, row_valid = _lists(series.tolist(), column.name)
     offsets = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=offsets[1:])
-    values, valid = _elements(_flattened(rows, column.dtype), column)
+    values, valid = elements(_flattened(rows, column.dtype), column)
     return Column(values, valid, offsets, row_valid)
 
 
@@ -89,12 +90,9 @@ def _flattened(rows: list[Any], dtype: str) -> pd.Series:
         except OverflowError:
             # The error says which column, elsewhere.
             pass
-    return _series_of(flat, dtype)
-
-
-def _series_of(flat: list[Any], dtype: str) -> pd.Series:
     # object keeps huge integers beside nulls exact, where a plain Series would make them floats.
-    return pd.Series(flat, dtype=np.float64 if dtype.startswith("float") else object)
+    floats = dtype.startswith("float") and set(map(type, flat)) <= {float, type(None)}
+    return pd.Series(flat, dtype=np.float64 if floats else object)
 
 
 def _is_sequence(value: Any) -> bool:
@@ -103,51 +101,6 @@ def _is_sequence(value: Any) -> bool:
 
 def _is_null(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
-
-
-def _elements(series: pd.Series, column: InputColumn) -> tuple[Array, Array | None]:
-    null = series.isna().to_numpy()
-    valid = None if not null.any() else ~null
-    if column.dtype == "bytes":
-        return _texts(series, null, column.name), valid
-    try:
-        if column.dtype in ("float32", "float64"):
-            known = series.astype(object).where(~null, np.nan) if valid is not None else series
-            return np.asarray(known.to_numpy(column.dtype)), None
-        filled = series.where(~null, 0) if valid is not None else series
-        return _whole(filled, column), valid
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ExportInputError(f"column {column.name!r}: expected {column.dtype} ({error})") from error
-
-
-def _whole(series: pd.Series, column: InputColumn) -> Array:
-    if column.dtype == "bool":
-        return np.asarray(series.to_numpy().astype(np.bool_))
-    if series.dtype.kind == "f":
-        values = series.to_numpy()
-        whole: Array = values.astype(np.int64)
-        if not np.array_equal(whole, values):
-            stray = values[whole != values][0]
-            raise ExportInputError(f"column {column.name!r}: expected whole numbers, found {stray!r}")
-        return whole
-    return np.asarray(series.to_numpy().astype(np.int64))
-
-
-def _texts(series: pd.Series, null: Array, name: str) -> Array:
-    out, values = np.empty(len(series), np.object_), series.tolist()
-    if set(map(type, values)) == {str}:
-        out[:] = [value.encode("utf-8", "surrogatepass") for value in values]
-    else:
-        out[:] = [_utf8(value, name) if ok else b"" for value, ok in zip(values, ~null, strict=True)]
-    return out
-
-
-def _utf8(value: Any, name: str) -> bytes:
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass")
-    if isinstance(value, bytes):
-        return value
-    raise ExportInputError(f"column {name!r}: expected text, found {value!r}")
 
 
 class FrameOracle:

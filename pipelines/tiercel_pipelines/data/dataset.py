@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..errors import DataCorrupt
+from .plain import plain_frame
 
 #: Called as ``progress(what, done, total)`` during long work; ``total`` is None where it is not known.
 Progress = Callable[[str, int, int | None], None]
@@ -83,98 +83,6 @@ class Dataset:
         checked = replace(self, **plain)
         _check_shared_names(checked)
         return checked
-
-
-def plain_frame(frame: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Return a frame with a fresh index and plain dtypes only (see :class:`Dataset`).
-
-    Raises
-    ------
-    DataCorrupt
-        If a column has a type that no plain dtype stands for.
-    """
-    if frame.columns.duplicated().any():
-        twice = frame.columns[frame.columns.duplicated()][0]
-        raise DataCorrupt(f"{where}: the column {twice!r} is there twice; rename or drop one")
-    plain = {str(name): plain_column(frame[name], f"{where}, column {name!r}") for name in frame.columns}
-    return pd.DataFrame(plain, index=pd.RangeIndex(len(frame)), columns=list(plain))
-
-
-def plain_column(column: pd.Series, where: str) -> np.ndarray:  # type: ignore[type-arg]
-    """Return a column's values in a plain dtype."""
-    dtype = column.dtype
-    if isinstance(dtype, pd.CategoricalDtype):
-        return plain_column(column.astype(dtype.categories.dtype), where)
-    if pd.api.types.is_datetime64_any_dtype(dtype):
-        return _seconds(column)
-    if pd.api.types.is_bool_dtype(dtype) and not column.isna().any():
-        return np.asarray(column.to_numpy(dtype=bool))
-    if pd.api.types.is_integer_dtype(dtype) or pd.api.types.is_bool_dtype(dtype):
-        return _integers(column)
-    if pd.api.types.is_float_dtype(dtype):
-        single = str(dtype) in ("float32", "Float32", "float16")
-        return np.asarray(column.to_numpy(dtype=np.float32 if single else np.float64, na_value=np.nan))
-    if pd.api.types.is_object_dtype(dtype) or pd.api.types.is_string_dtype(dtype):
-        return _objects(column, where)
-    raise DataCorrupt(
-        f"{where}: expected integers, floats, booleans, strings, dates or lists, found {dtype}; "
-        "convert or drop the column"
-    )
-
-
-def _seconds(column: pd.Series) -> np.ndarray:  # type: ignore[type-arg]
-    if column.dt.tz is not None:
-        column = column.dt.tz_convert("UTC").dt.tz_localize(None)
-    nanoseconds = column.to_numpy(dtype="datetime64[ns]")
-    null = np.isnat(nanoseconds)
-    seconds = nanoseconds.astype("datetime64[s]").astype(np.int64)
-    return np.where(null, np.nan, seconds.astype(np.float64)) if null.any() else seconds
-
-
-def _integers(column: pd.Series) -> np.ndarray:  # type: ignore[type-arg]
-    if column.isna().any():
-        return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
-    return np.asarray(column.to_numpy(dtype=np.int64))
-
-
-def _objects(column: pd.Series, where: str) -> np.ndarray:  # type: ignore[type-arg]
-    values = column.to_numpy(dtype=object)
-    kind = pd.api.types.infer_dtype(column, skipna=True)
-    if kind in ("string", "empty"):
-        strings: np.ndarray[Any, Any] = values.copy()
-        strings[column.isna().to_numpy()] = None
-        return strings
-    if kind in ("date", "datetime"):
-        return _seconds(pd.to_datetime(column))
-    if kind == "boolean":
-        return _integers(column.astype("boolean"))
-    first = next((value for value in values if value is not None), None)
-    if isinstance(first, list | tuple | np.ndarray):
-        return _lists(values, where)
-    raise DataCorrupt(
-        f"{where}: expected one of integers, floats, booleans, strings, dates or lists in all its rows, "
-        f"found {kind}, such as {first!r}; convert or drop the column"
-    )
-
-
-def _lists(values: np.ndarray, where: str) -> np.ndarray:  # type: ignore[type-arg]
-    """Return lists of Python values; a null list becomes an empty one, as NVTabular needs."""
-    rows = np.empty(len(values), dtype=object)
-    kinds: set[str] = set()
-    for position, value in enumerate(values):
-        if value is None or (isinstance(value, float) and np.isnan(value)):
-            rows[position] = []
-            continue
-        if not isinstance(value, list | tuple | np.ndarray):
-            raise DataCorrupt(f"{where}, row {position}: expected a list as in other rows, found {value!r}")
-        rows[position] = list(value) if not isinstance(value, np.ndarray) else value.tolist()
-        kinds.update(type(element).__name__ for element in rows[position])
-    if len(kinds - {"NoneType"}) > 1 or not kinds <= {"str", "int", "float", "bool", "NoneType"}:
-        raise DataCorrupt(
-            f"{where}: the lists must hold one of strings, integers or floats, found "
-            f"{', '.join(sorted(kinds))}"
-        )
-    return rows
 
 
 def _column(where: str, frame: pd.DataFrame, column: str, what: str) -> pd.Series:

@@ -17,6 +17,8 @@ import httpx
 import numpy as np
 import pandas as pd
 
+from tiercel_serving.machine import fault_of
+
 from ..errors import DataCorrupt, DataMissing
 from .dataset import Dataset, Progress
 
@@ -72,13 +74,14 @@ def fetch_ml_100k(
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.", dir=target.parent))
     except OSError as error:
-        raise _missing(places, error) from error
+        raise fault_of(error, target.parent, "fetching ml-100k") or _missing(places, error) from error
     try:
         archive = scratch / f"{FOLDER}.zip"
         try:
             _download(archive, progress, transport)
         except (httpx.HTTPError, OSError) as error:
-            raise _missing(places, error) from error
+            fault = fault_of(error, target.parent, "fetching ml-100k", scratch)
+            raise fault or _missing(places, error) from error
         unpacked = _unpack(archive, scratch / FOLDER)
         check_ml_100k(unpacked)
         # Somebody else may have fetched it meanwhile, which is as good.

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from tiercel_serving.errors import TiercelError
+from tiercel_serving.machine import fault_of
+
 from ..errors import DataCorrupt, DataError, DataMissing
+from .arrow import canonical, joined, kind_of, plain_values
 from .dataset import Dataset
+from .plain import check_names
 from .specs import Parquet
 
 Columns = tuple[tuple[str, str], ...]
 
 #: Types a schema may name, and what to ask of an Arrow type.
 COLUMN_TYPES = ("int", "float", "bool", "string", "time", "list[int]", "list[float]", "list[string]")
+
+#: Kinds of a part's column that say nothing of the table's.
+_NO_VALUES = ("null", "list[null]")
 
 
 def load_parquet(spec: Parquet, *, data_dir: str | Path | None = None) -> Dataset:
@@ -33,12 +44,29 @@ def load_parquet(spec: Parquet, *, data_dir: str | Path | None = None) -> Datase
     return dataset.check()
 
 
-def read_table(path: Path, table: str) -> pd.DataFrame:
-    """Read a Parquet file that exists, or a folder of them, as it is; messages call it ``table``."""
-    try:
-        return pq.read_table(path).to_pandas(ignore_metadata=True)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, table, error) from error
+def read_table(path: Path, table: str, *, keep: Callable[[str], bool] = lambda name: True) -> pd.DataFrame:
+    """Read a Parquet file that exists, or a folder of them, with plain dtypes; messages call it ``table``.
+
+    The files of a folder are one table: each has the same columns, of one kind each. Integers may have
+    several widths, floats several precisions, times several units, and a column without any value is of
+    every kind.
+
+    Parameters
+    ----------
+    path, table
+        The file or folder, and what it holds.
+    keep
+        Which columns to read, by name.
+
+    Raises
+    ------
+    DataMissing
+        If there is no file in the folder, or one lacks a column.
+    DataCorrupt
+        If a file is no Parquet file, or differs from the others, or a value has no plain dtype.
+    """
+    parts = _parts(path, table)
+    return _plain(parts, str(path), table, [name for name in _names(parts) if keep(name)])
 
 
 def _read(path: Path, table: str, roles: list[str], columns: Columns | None) -> pd.DataFrame:
@@ -46,26 +74,128 @@ def _read(path: Path, table: str, roles: list[str], columns: Columns | None) -> 
         raise DataMissing(
             f"parquet: {table}: {path.absolute()} does not exist; correct `{table}` in the recipe's data set"
         )
+    parts = _parts(path, table)
+    wanted = [*roles, *(name for name, _ in columns)] if columns is not None else _names(parts)
+    for part in parts:
+        _check_columns(part, table, [*roles, *wanted], columns or (), len(parts) > 1)
+    return _plain(parts, str(path), table, list(dict.fromkeys(wanted)))
+
+
+def _names(parts: Sequence[_Part]) -> list[str]:
+    """Return the columns of all parts, each once."""
+    return list(dict.fromkeys(name for part in parts for name in part.names))
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One file: ``folders`` are the columns that the names of its folders give it, as in ``country=NL``."""
+
+    path: str
+    fragment: pads.ParquetFileFragment
+    schema: pa.Schema
+    folders: dict[str, object]
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.schema.names, *(name for name in self.folders if name not in self.schema.names)]
+
+    def kind(self, name: str) -> str:
+        return kind_of(self._folder(name, 0).type if self._in_folders(name) else self.type_of(name))
+
+    def type_of(self, name: str) -> pa.DataType:
+        return self._folder(name, 0).type if self._in_folders(name) else self.schema.field(name).type
+
+    def read(self, names: Sequence[str], table: str) -> pa.Table:
+        own = [name for name in names if not self._in_folders(name)]
+        try:
+            read = self.fragment.to_table(schema=self.schema, columns=own)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(self.path, table, error) from error
+        for name in names:
+            if self._in_folders(name):
+                read = read.append_column(name, self._folder(name, read.num_rows))
+        return read
+
+    def _in_folders(self, name: str) -> bool:
+        return name not in self.schema.names
+
+    def _folder(self, name: str, rows: int) -> pa.Array:
+        return pa.repeat(pa.scalar(self.folders[name]), rows)
+
+
+def _parts(path: Path, table: str) -> list[_Part]:
     try:
-        schema = pq.read_schema(path) if path.is_file() else pq.ParquetDataset(path).schema
-        wanted = [*roles, *(name for name, _ in columns)] if columns is not None else list(schema.names)
-        _check_columns(path, table, schema, [*roles, *wanted], columns or ())
-        frame = pq.read_table(path, columns=list(dict.fromkeys(wanted))).to_pandas(ignore_metadata=True)
+        fragments = pq.ParquetDataset(path).fragments
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, table, error) from error
-    return frame
+    if not fragments:
+        raise DataMissing(
+            f"{path}: {table}: there is no Parquet file in this folder; name another, or write one"
+        )
+    parts = []
+    for fragment in fragments:
+        try:
+            schema = fragment.physical_schema
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(fragment.path, table, error) from error
+        check_names(schema.names, f"{fragment.path}: {table}")
+        folders = pads.get_partition_keys(fragment.partition_expression)
+        parts.append(_Part(fragment.path, fragment, schema, folders))
+    return parts
 
 
-def _unreadable(path: Path, table: str, error: Exception) -> DataCorrupt:
-    return DataCorrupt(f"{path}: {table} is not a readable Parquet file ({error}); write it again")
+def _plain(parts: Sequence[_Part], where: str, table: str, names: list[str]) -> pd.DataFrame:
+    """Read columns of all parts, after comparing what they hold."""
+    for name in names:
+        _check_alike(parts, table, name)
+    read = [part.read(names, table) for part in parts]
+    columns = {}
+    for name in names:
+        pieces = [
+            canonical(piece.column(name), f"{part.path}: {table}, column {name!r}")
+            for part, piece in zip(parts, read, strict=True)
+        ]
+        columns[name] = plain_values(joined(pieces), f"{where}: {table}, column {name!r}")
+    rows = sum(piece.num_rows for piece in read)
+    return pd.DataFrame(columns, index=pd.RangeIndex(rows), columns=names)
 
 
-def _check_columns(path: Path, table: str, schema: pa.Schema, wanted: list[str], columns: Columns) -> None:
-    missing = [name for name in dict.fromkeys(wanted) if name not in schema.names]
+def _check_alike(parts: Sequence[_Part], table: str, name: str) -> None:
+    """Refuse a column that some part lacks, or that is of another kind there than in the parts before."""
+    first = None
+    for part in parts:
+        if name not in part.names:
+            having = next(other for other in parts if name in other.names)
+            raise DataMissing(
+                f"{part.path}: {table} has no column {name!r}, which {having.path} has; write the parts of "
+                "one folder with the same columns"
+            )
+        kind = part.kind(name)
+        if kind in _NO_VALUES:
+            continue
+        if first is None:
+            first = part
+        elif kind != first.kind(name):
+            raise DataCorrupt(
+                f"{part.path}: {table}.{name}: the file holds {part.type_of(name)}, but {first.path} holds "
+                f"{first.type_of(name)}; write the parts of one folder with the same types"
+            )
+
+
+def _unreadable(path: Path | str, table: str, error: Exception) -> TiercelError:
+    corrupt = DataCorrupt(f"{path}: {table} is not a readable Parquet file ({error}); write it again")
+    return fault_of(error, Path(path), f"reading {table}") or corrupt
+
+
+def _check_columns(part: _Part, table: str, wanted: list[str], columns: Columns, several: bool) -> None:
+    missing = [name for name in dict.fromkeys(wanted) if name not in part.names]
     if missing:
         raise DataMissing(
-            f"{path}: {table} has no column {', '.join(map(repr, missing))}; it has "
-            f"{', '.join(schema.names)}; correct the recipe's data set or the file"
+            f"{part.path}: {table} has no column {', '.join(map(repr, missing))}; it has "
+            f"{', '.join(part.names)}; correct the recipe's data set or the file"
         )
     for name, expected in columns:
         if expected not in COLUMN_TYPES:
@@ -73,25 +203,9 @@ def _check_columns(path: Path, table: str, schema: pa.Schema, wanted: list[str],
                 f"parquet: {table}.{name}: {expected!r} is no column type; use one of "
                 f"{', '.join(COLUMN_TYPES)}"
             )
-        came = schema.field(name).type
-        if _type_name(came) != expected:
+        without_values = several and part.kind(name) in _NO_VALUES
+        if part.kind(name) != expected and not without_values:
             raise DataCorrupt(
-                f"{path}: {table}.{name}: the recipe says {expected}, the file holds {came}; "
-                "correct the recipe's data set or write the file again"
+                f"{part.path}: {table}.{name}: the recipe says {expected}, the file holds "
+                f"{part.type_of(name)}; correct the recipe's data set or write the file again"
             )
-
-
-def _type_name(dtype: pa.DataType) -> str:
-    types = pa.types
-    if types.is_dictionary(dtype):
-        return _type_name(dtype.value_type)
-    if types.is_list(dtype) or types.is_large_list(dtype) or types.is_fixed_size_list(dtype):
-        return f"list[{_type_name(dtype.value_type)}]"
-    tests = {
-        "int": types.is_integer,
-        "float": types.is_floating,
-        "bool": types.is_boolean,
-        "time": lambda dtype: types.is_timestamp(dtype) or types.is_date(dtype),
-        "string": lambda dtype: types.is_string(dtype) or types.is_large_string(dtype),
-    }
-    return next((name for name, test in tests.items() if test(dtype)), str(dtype))

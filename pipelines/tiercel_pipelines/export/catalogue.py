@@ -19,8 +19,8 @@ from tiercel_export.errors import ExportInputError
 from tiercel_export.release.given import raw_ids, unique_ids
 from tiercel_export.workflow.cut import cut_workflow
 
-from ..data.dataset import plain_frame
 from ..data.parquet import read_table
+from ..data.plain import plain_frame
 from ..errors import DataCorrupt, DataMissing
 from ..features.workflow import packed_columns
 from ..training import TrainedRun
@@ -108,9 +108,7 @@ def load_table(path: str | Path, name: str) -> pd.DataFrame:
     file = Path(path)
     if not file.exists():
         raise DataMissing(f"{name}: {file.absolute()} does not exist; name a Parquet file")
-    frame = read_table(file, name)
-    data = [column for column in frame.columns if not _NO_DATA.fullmatch(str(column))]
-    return plain_frame(frame[data], f"{file}: {name}")
+    return read_table(file, name, keep=lambda column: _NO_DATA.fullmatch(column) is None)
 
 
 # ---------------------------------------------------------------------------------------------- schema
@@ -170,8 +168,15 @@ def _problem(values: pd.Series, own: pd.Series) -> str | None:
     if came not in CONVERTIBLE.get(expected, ()):
         return differs
     if expected == "integers":
-        stray = values[values.notna() & (values % 1 != 0)]
+        # Floats, from which nulls made integers.
+        within = (values >= -(2.0**63)) & (values < 2.0**63)
+        stray = values[values.notna() & ~(within & (values % 1 == 0))]
         return f"holds {stray.iloc[0]!r}, the run's holds integers" if len(stray) else None
+    if came.endswith("integers"):
+        dtype = np.dtype(np.float64) if own.dtype == object else own.dtype
+        known = (value for value in _elements(values) if value is not None)
+        stray = next((value for value in known if int(dtype.type(value)) != value), None)
+        return None if stray is None else f"holds {stray}, which the run's {dtype} would change"
     if "booleans" in (expected, came):
         # A column of booleans is one of 0 and 1 where it has nulls.
         both = pd.concat([values.dropna(), own.dropna()]).astype(np.float64)

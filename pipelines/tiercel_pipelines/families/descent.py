@@ -105,6 +105,8 @@ def descend(
     losses: list[float] = []
     judged = [judge(fitted)] if judge is not None else []
     best, kept = 0, [value.clone() for value in learner.average]
+    if progress is not None:
+        progress(label, 0, total)
     for number in range(total):
         learner.model.train()
         steps = [learner.step(loss) for loss in epoch()]

@@ -8,6 +8,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from tiercel_serving.machine import fault_of
+
 from ..errors import TrainingError
 
 
@@ -29,6 +31,6 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise TrainingError(
+        raise fault_of(error, path) or TrainingError(
             f"{path}: these are not the weights of this {type(module).__name__} ({error}); train again"
         ) from error

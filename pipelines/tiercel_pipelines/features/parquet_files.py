@@ -12,6 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tiercel_serving.errors import TiercelError
+from tiercel_serving.machine import fault_of
+
 from ..errors import DataCorrupt, DataError, DataMissing
 
 #: Bytes of each column that are read ahead; without it a whole row group would be.
@@ -46,9 +49,10 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: Path, error: Exception) -> DataCorrupt:
-    """Return the error of a file that can't be read."""
-    return DataCorrupt(f"{path}: not a readable Parquet file ({error}); write it again")
+def unreadable(path: Path, error: Exception) -> TiercelError:
+    """Return the error of a file that can't be read: DataCorrupt, unless the machine is at fault."""
+    corrupt = DataCorrupt(f"{path}: not a readable Parquet file ({error}); write it again")
+    return fault_of(error, path) or corrupt
 
 
 def parquet_files(paths: Sequence[Path]) -> list[Path]:
@@ -99,14 +103,16 @@ def check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
 def whole_file(output: Path) -> Iterator[Path]:
     """Give a hidden name beside ``output`` to write to, which becomes ``output`` only if the block ends well.
 
-    What is there is removed whatever ends the block, Ctrl-C included. Raises DataError if it can't be
-    written: the disk is full, or the folder is not ours.
+    What is there is removed whatever ends the block, Ctrl-C included. Raises MachineFault if the disk is
+    full or the folder is not ours, and DataError if it can't be written for another reason.
     """
     partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(6)}")
     try:
         yield partial
         os.replace(partial, output)
     except OSError as error:
-        raise DataError(f"{output}: can't be written ({error}); make room, or name another place") from error
+        raise fault_of(error, output.parent, f"writing {output.name}") or DataError(
+            f"{output}: can't be written ({error}); name another place"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -24,8 +24,8 @@ from tiercel_serving.release.manifest import encode
 from tiercel_serving.release.opened import check_file
 from tiercel_serving.release.writing import list_files
 
-from ..data.dataset import plain_frame
-from ..errors import TrainingError
+from ..data.parquet import read_table
+from ..errors import DataError, TrainingError
 from ..families.table import FittedRanking, FittedRetrieval
 from .record import RUN_NAME, RunRecord, read_record
 
@@ -38,11 +38,11 @@ def _table(name: str) -> functools.cached_property[pd.DataFrame]:
     def read(run: TrainedRun) -> pd.DataFrame:
         file = run.path / f"{name}.parquet"
         try:
-            frame = pd.read_parquet(file)
-        except (OSError, ValueError) as error:
+            frame = read_table(file, name)
+        except DataError as error:
             raise TrainingError(f"{file}: expected a Parquet table ({error}); train again") from error
         index = frame.pop("__row__").to_numpy()
-        return plain_frame(frame, str(file)).set_index(pd.Index(index))
+        return frame.set_index(pd.Index(index))
 
     return functools.cached_property(read)
 

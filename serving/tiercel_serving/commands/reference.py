@@ -19,8 +19,10 @@ HEAD = """\
 Written by `python -m tiercel_serving.commands.reference > docs/cli.md`; a test holds it to the commands.
 
 Every command prints a table for people on standard output, or with `--json` exactly one JSON object;
-progress, notes and errors go to standard error. An error is one message that says what to do; `--debug`
-shows its stack trace, and with `--json` it is also the object `{"error": {"type": …, "message": …}}`.
+progress, notes and errors go to standard error. Where that is no terminal, progress is plain lines with
+percentages: one as each piece of work begins, and one at each further tenth of it. An error is one
+message that says what to do; `--debug` shows its stack trace, and with `--json` it is also the object
+`{"error": {"type": …, "message": …}}`.
 
 | exit code | meaning |
 |---|---|

@@ -31,6 +31,7 @@ from rich.progress import (
 )
 
 from ..errors import TiercelError
+from ..machine import fault_of
 from .extras import extra_of_command, missing_library
 
 Json = Annotated[
@@ -100,6 +101,9 @@ class Shell:
         missing = None
         if isinstance(error, ModuleNotFoundError):
             missing = missing_library(error, extra_of_command.get())
+        fault = None if _is_ours(error) else fault_of(error)
+        if fault is not None:
+            fault.__cause__, error = error, fault
         known = missing is not None or _is_ours(error)
         message = missing or str(error)
         text = message if known else f"unexpected {type(error).__name__}: {error}"
@@ -118,7 +122,7 @@ class Shell:
 
         With ``steps`` the callback counts through the steps of one piece of work, whose names are its
         ``what``; else each ``what`` is a piece of work with a line of its own. Where standard error is no
-        terminal, one line is printed as each ``what`` begins.
+        terminal, a line is printed as each ``what`` begins and at each further tenth of it.
         """
         if not self.err.is_terminal:
             yield self._plain_report(title)
@@ -136,12 +140,13 @@ class Shell:
 
     def _plain_report(self, title: str) -> Report:
         self.note(f"{title} …")
-        seen: set[str] = set()
+        told: dict[str, int] = {}
 
         def report(what: str, done: int, total: int | None) -> None:
-            if what not in seen:
-                seen.add(what)
-                self.note(f"  {what}")
+            percent = min(100 * done // total, 100) if total else 0
+            if what not in told or percent // 10 > told[what] // 10:
+                told[what] = percent
+                self.note(f"  {what} {percent}%" if total else f"  {what}")
 
         return report
 

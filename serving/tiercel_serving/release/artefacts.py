@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import mmap
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 from ..errors import ArtefactCorrupt, ArtefactMissing, BuildMismatch, NewerFormat, OlderFormat
 from ..lookups.lookup import Lookup, open_lookup
+from ..machine import fault_of
 from ..spec import Array
 
 ARTEFACT_FORMAT = 2
@@ -27,9 +27,6 @@ HEADER_NAME = "header.json"
 
 #: Linux's MADV_POPULATE_READ (5.14 and later), which Python has no name for.
 _POPULATE_READ = 22
-
-#: Names of arrays that may name their files as they are; others get a number behind a ``_``.
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -120,7 +117,7 @@ def write_artefact(
     """Write an artefact directory. Arrays must have plain dtypes; other files are put beside them first.
 
     Every regular file that already lies in ``path`` is listed in the header with its size. Files of arrays
-    have ASCII names, whatever the arrays are called.
+    are numbered, since arrays may be called after columns: no file system takes every name.
     """
     path.mkdir(parents=True, exist_ok=True)
     listed: dict[str, _Stored] = {}
@@ -129,7 +126,7 @@ def write_artefact(
             raise TypeError(
                 f"artefact {path.name}: array {name!r} holds Python objects; store bytes and offsets"
             )
-        file = f"{name}.npy" if _PLAIN_NAME.fullmatch(name) else f"_{number}.npy"
+        file = f"{number}.npy"
         np.save(path / file, np.ascontiguousarray(array), allow_pickle=False)
         listed[name] = _Stored(file, array.dtype.str, list(array.shape))
     sizes = {
@@ -154,13 +151,14 @@ def open_artefact(path: Path, kind: str, build_id: str | None = None) -> Artefac
             f"{path}: belongs to build {header.build_id}, but the release is build {build_id}; "
             "files of two builds were mixed: export again"
         )
+    called = {s.file: f"{path / s.file} (the array {name!r})" for name, s in header.arrays.items()}
     for name, size in header.bytes.items():
-        file = path / name
+        file, what = path / name, called.get(name, str(path / name))
         if not file.is_file():
-            raise ArtefactMissing(f"{file}: listed in {HEADER_NAME}, but missing; export again")
+            raise ArtefactMissing(f"{what}: listed in {HEADER_NAME}, but missing; export again")
         if file.stat().st_size != size:
-            raise ArtefactCorrupt(f"{file}: expected {size} bytes, found {file.stat().st_size}; export again")
-    arrays = {name: _open_array(path / stored.file, stored) for name, stored in header.arrays.items()}
+            raise ArtefactCorrupt(f"{what}: expected {size} bytes, found {file.stat().st_size}; export again")
+    arrays = {name: _open_array(path / s.file, called[s.file], s) for name, s in header.arrays.items()}
     return Artefact(path, kind, header.build_id, header.meta, arrays)
 
 
@@ -187,16 +185,18 @@ def check_format(
         )
 
 
-def _open_array(file: Path, stored: _Stored) -> Array:
+def _open_array(file: Path, what: str, stored: _Stored) -> Array:
     try:
         # An empty array cannot be memory-mapped.
         mode = "r" if 0 not in stored.shape else None
         array: Array = np.load(file, mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
     except (ValueError, OSError) as error:
-        raise ArtefactCorrupt(f"{file}: not a readable array ({error}); export again") from error
+        raise fault_of(error, file) or ArtefactCorrupt(
+            f"{what}: not a readable array ({error}); export again"
+        ) from error
     if array.dtype.str != stored.dtype or list(array.shape) != stored.shape:
         raise ArtefactCorrupt(
-            f"{file}: expected {stored.dtype} {stored.shape}, found "
+            f"{what}: expected {stored.dtype} {stored.shape}, found "
             f"{array.dtype.str} {list(array.shape)}; export again"
         )
     _map_pages(array)

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from ..errors import DestinationTaken
+from ..machine import machine_faults
 from .manifest import MANIFEST_NAME, File, Made, Manifest, encode
 from .opened import file_sha256
 
@@ -99,15 +100,19 @@ def staging_directory(
     ------
     DestinationTaken
         If the destination exists and ``replace`` is False, or it is something else.
+    MachineFault
+        If the disk is full, the folder is not ours to write, or the memory does not suffice.
     """
     destination = destination.resolve()
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    _clean_leftovers(destination)
-    check_destination(destination, replace, what, mark)
-    staging = destination.parent / f".{destination.name}.partial-{secrets.token_hex(6)}"
-    staging.mkdir()
+    folder, doing = destination.parent, f"writing the {what} {destination.name}"
+    staging = folder / f".{destination.name}.partial-{secrets.token_hex(6)}"
+    with machine_faults(folder, doing):
+        folder.mkdir(parents=True, exist_ok=True)
+        _clean_leftovers(destination)
+        check_destination(destination, replace, what, mark)
+        staging.mkdir()
     try:
-        with _locked(staging):
+        with machine_faults(folder, doing, staging), _locked(staging):
             yield staging
             # Checked again: minutes may have passed since the work began.
             check_destination(destination, replace, what, mark)

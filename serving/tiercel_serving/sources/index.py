@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..errors import ArtefactCorrupt, InvalidSettings
 from ..kinds import Settings, mistyped
+from ..machine import fault_of
 from ..problems import POSITIVE, Problem, Range, out_of_range
 from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact
@@ -265,7 +266,8 @@ def read_index(file: Path, vectors: Array) -> Any:
         from .index_build import faiss_reason
 
         reason = faiss_reason(error)
-        raise ArtefactCorrupt(f"{file}: not an index that FAISS reads ({reason}); export again") from error
+        corrupt = ArtefactCorrupt(f"{file}: not an index that FAISS reads ({reason}); export again")
+        raise fault_of(error, file) or corrupt from error
     if (index.ntotal, index.d) != vectors.shape:
         raise ArtefactCorrupt(
             f"{file}: expected {len(vectors)} items of {vectors.shape[1]} dimensions, found {index.ntotal} "

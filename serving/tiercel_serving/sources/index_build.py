@@ -12,9 +12,15 @@ import faiss
 import numpy as np
 
 from ..errors import InvalidSettings
+from ..machine import fault_of
 from ..ranked import Mask, Rows, make_mask
 from ..spec import Array
 from .search import DEEP, ExactSearch, IndexSearch, Profile, Rung, Search, Space
+
+#: What FAISS says first, and once more for each thread and each index inside another:
+#: "Error in <C++ function> at <file>:<line>: Error: '<condition>' failed: <words>". The condition or the
+#: words may be missing, and a function's name may hold spaces, commas and brackets.
+_PLACE = re.compile(r"Error in .+? at \S+:\d+: (Error: )?('.*?' failed: (?=.))?")
 
 #: Knobs that trade time for recall, tried in this order on whatever the factory string builds.
 KNOBS = ("nprobe", "efSearch")
@@ -153,7 +159,7 @@ def _make(vectors: Array, factory: str, seed: int) -> Any:
         index.train(_sample(vectors, ivf, seed))
         index.add(vectors)
     except RuntimeError as error:
-        raise InvalidSettings(
+        raise fault_of(error) or InvalidSettings(
             f"index {factory!r}: FAISS cannot build it over {len(vectors)} items: {faiss_reason(error)}"
         ) from error
     return index
@@ -424,9 +430,6 @@ def _mask(space: Space, masked: Sequence[Any]) -> Mask:
 
 
 def faiss_reason(error: Exception) -> str:
-    """Return the useful half of a FAISS error: what it says behind the place where it happened."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
-    # "Error in <C++ function> at <file>:<line>: Error: '<condition>' failed: <words>", the last not always.
-    text = re.sub(r"^Error in .*? at \S+:\d+: (Error: )?", "", text)
-    return re.sub(r"^'.*' failed: (?=.)", "", text)
+    """Return the words of a FAISS error on one line, without the places in C++ where it happened."""
+    text = " ".join(str(error).split())
+    return _PLACE.sub("", text).strip() or text or type(error).__name__

@@ -1,0 +1,158 @@
+"""Arrow columns with plain dtypes (see :class:`~.dataset.Dataset`), of one file or of several.
+
+pandas is not between them: it makes floats of integers beside a null, and its dates end in 2262.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .plain import LARGEST, Array, check_exact, not_plain, too_wide, whole_numbers
+
+_types = pa.types
+
+_DAY = 86_400
+_A_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+
+
+def kind_of(dtype: pa.DataType) -> str:
+    """Return what a column of an Arrow type is: ``int``, ``time``, ``list[string]``, …; else its own name.
+
+    ``null`` is a column without any value.
+    """
+    if _types.is_dictionary(dtype):
+        return kind_of(dtype.value_type)
+    if _is_list(dtype):
+        return f"list[{kind_of(dtype.value_type)}]"
+    tests = {
+        "int": _types.is_integer,
+        "float": _types.is_floating,
+        "bool": _types.is_boolean,
+        "time": lambda dtype: _types.is_timestamp(dtype) or _types.is_date(dtype),
+        "string": lambda dtype: (
+            _types.is_string(dtype) or _types.is_large_string(dtype) or _types.is_string_view(dtype)
+        ),
+        "null": _types.is_null,
+    }
+    return next((name for name, test in tests.items() if test(dtype)), str(dtype))
+
+
+def _is_list(dtype: pa.DataType) -> bool:
+    return bool(_types.is_list(dtype) or _types.is_large_list(dtype) or _types.is_fixed_size_list(dtype))
+
+
+#: Kinds of which a list may be made.
+_ELEMENTS = ("int", "float", "bool", "string", "null")
+
+
+def canonical(column: pa.ChunkedArray, where: str) -> pa.Array:
+    """Return a column as one array of int64, float32 or float64, booleans, text, null, or lists of these.
+
+    Times become whole seconds since 1970, rounded down.
+
+    Raises
+    ------
+    DataCorrupt
+        If no plain dtype stands for its type, or an integer does not fit 64 bits with a sign.
+    """
+    array = pa.concat_arrays(column.chunks) if column.chunks else pa.array([], column.type)
+    if _types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    kind = kind_of(array.type)
+    if kind == "time":
+        return _seconds(array)
+    if kind not in _ELEMENTS and kind not in {f"list[{element}]" for element in _ELEMENTS}:
+        raise not_plain(where, str(column.type))
+    if not _is_list(array.type):
+        _check_width(array, where)
+        return array.cast(_plain_type(array.type))
+    if _types.is_fixed_size_list(array.type):
+        array = array.cast(pa.large_list(array.type.value_type))
+    elements = array.flatten()
+    if _types.is_dictionary(elements.type):
+        elements = elements.dictionary_decode()
+    _check_width(elements, where)
+    # Null lists may have hidden elements, which `flatten` leaves out; they become empty ones in the end.
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    ends = pa.array(np.append(0, np.cumsum(lengths, dtype=np.int64)))
+    return pa.LargeListArray.from_arrays(ends, elements.cast(_plain_type(elements.type)))
+
+
+def _plain_type(dtype: pa.DataType) -> pa.DataType:
+    if _types.is_integer(dtype):
+        return pa.int64()
+    if _types.is_floating(dtype):
+        return pa.float64() if _types.is_float64(dtype) else pa.float32()
+    return pa.large_string() if kind_of(dtype) == "string" else dtype
+
+
+def _check_width(array: pa.Array, where: str) -> None:
+    if _types.is_uint64(array.type):
+        most = pc.max(array).as_py()
+        if most is not None and most > LARGEST:
+            raise too_wide(most, where)
+
+
+def _seconds(array: pa.Array) -> pa.Array:
+    null = array.is_null().to_numpy(zero_copy_only=False)
+    if _types.is_date32(array.type):
+        days = array.cast(pa.int32()).fill_null(0).to_numpy(zero_copy_only=False)
+        return pa.array(days.astype(np.int64) * _DAY, mask=null)
+    parts = _A_SECOND["ms" if _types.is_date64(array.type) else array.type.unit]
+    return pa.array(array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False) // parts, mask=null)
+
+
+def joined(arrays: Sequence[pa.Array]) -> pa.Array:
+    """Put canonical arrays of one kind together."""
+    types = list(dict.fromkeys(array.type for array in arrays))
+    # Of a narrow float, a wide one and no value at all the wide one takes them all.
+    widest = max(types, key=_rank)
+    return pa.concat_arrays([array.cast(widest) for array in arrays])
+
+
+def _rank(dtype: pa.DataType) -> int:
+    if _is_list(dtype):
+        return 3 + _rank(dtype.value_type)
+    return 0 if _types.is_null(dtype) else 2 if _types.is_float64(dtype) else 1
+
+
+def plain_values(array: pa.Array, where: str) -> Array:
+    """Return the values of a canonical array in a plain dtype.
+
+    Raises
+    ------
+    DataCorrupt
+        If nulls would change an integer.
+    """
+    null = array.is_null().to_numpy(zero_copy_only=False)
+    if _types.is_integer(array.type):
+        return whole_numbers(array.fill_null(0).to_numpy(zero_copy_only=False), null, where)
+    if _types.is_boolean(array.type):
+        values = array.fill_null(False).to_numpy(zero_copy_only=False)
+        return np.where(null, np.nan, values.astype(np.float64)) if null.any() else values
+    if _is_list(array.type):
+        return _lists(array, where)
+    return np.asarray(array.to_numpy(zero_copy_only=False))
+
+
+def _lists(array: pa.LargeListArray, where: str) -> Array:
+    """Return lists of Python values."""
+    elements = array.flatten()
+    if _types.is_integer(elements.type) and elements.null_count:
+        flat = elements.to_pylist()
+        check_exact((value for value in flat if value is not None), where, "its lists have null elements")
+    elif _types.is_integer(elements.type) or _types.is_floating(elements.type):
+        flat = elements.to_numpy(zero_copy_only=False).tolist()
+    else:
+        flat = elements.to_pylist()
+    ends = array.offsets.to_numpy().tolist()
+    first = ends[0] if ends else 0
+    rows = np.empty(len(array), dtype=object)
+    for position, (begin, end) in enumerate(pairwise(ends)):
+        rows[position] = flat[begin - first : end - first]
+    return rows

@@ -1,0 +1,222 @@
+"""The machine's faults are said as such: where, what was needed, what there was."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import faiss
+import msgspec
+import numpy as np
+import onnx
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from small_release import SETTINGS, Parts, small_release
+
+from tiercel_pipelines.data.parquet import read_table
+from tiercel_pipelines.errors import DataCorrupt
+from tiercel_pipelines.families.weights import save_weights
+from tiercel_pipelines.features.parquet_files import whole_file
+from tiercel_serving.errors import MachineFault, TiercelError
+from tiercel_serving.machine import fault_of, machine_faults
+from tiercel_serving.release.artefacts import open_artefact, write_artefact
+from tiercel_serving.release.writing import staging_directory
+from tiercel_serving.sources.popular import Popular
+
+FRAME = pd.DataFrame({"x": np.arange(100_000) * 1.5})
+
+#: Each library that writes a file of a run or a release.
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "numpy": lambda path: np.save(path, FRAME["x"].to_numpy()),
+    "text": lambda path: path.write_text("x" * 100_000, encoding="utf-8"),
+    "pandas": FRAME.to_parquet,
+    "pyarrow": lambda path: pq.write_table(pa.table(FRAME), path),
+    "safetensors": lambda path: save_weights(torch.nn.Linear(300, 300), path),
+    "faiss": lambda path: faiss.write_index(flat(), str(path)),
+    "onnx": lambda path: onnx.save(big_onnx(), str(path)),
+}
+
+
+def flat() -> faiss.Index:
+    index = faiss.IndexFlatIP(16)
+    index.add(np.ones((20_000, 16), np.float32))
+    return index
+
+
+def big_onnx() -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    model.graph.doc_string = "x" * 2_000_000
+    return model
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may have more than 50 kB: the error of a full disk, without filling one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def stage(destination: Path, write: Callable[[Path], object]) -> None:
+    with staging_directory(destination, replace=False) as staging:
+        (staging / "before").write_bytes(b"x" * 2_000)
+        write(staging / "file.npy")
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_no_room_for_a_file(tmp_path: Path, small_files: None, writer: str) -> None:
+    destination = tmp_path / "release"
+    with pytest.raises(MachineFault) as raised:
+        stage(destination, WRITERS[writer])
+    assert list(tmp_path.iterdir()) == []
+    message = str(raised.value)
+    assert message.startswith(f"{tmp_path}: ")
+    for words in (
+        "while writing the release release",
+        "written and more was needed",
+        "are free there",
+        "make room",
+    ):
+        assert words in message
+    assert ".partial" not in message
+
+
+@pytest.mark.parametrize("writer", [name for name in WRITERS if name != "safetensors"])
+def test_a_full_disk(tmp_path: Path, writer: str) -> None:
+    (tmp_path / "file.npy").symlink_to("/dev/full")
+    with pytest.raises(MachineFault, match="No space left on device") as raised:
+        with machine_faults(tmp_path, "testing"):
+            WRITERS[writer](tmp_path / "file.npy")
+    assert "are free there; make room" in str(raised.value)
+
+
+def test_a_whole_export(tmp_path: Path, parts: Parts, small_files: None) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    alone = msgspec.structs.replace(SETTINGS, sources=(Popular("popular"),), reorder=(), history_columns=())
+    with pytest.raises(MachineFault, match=f"{tmp_path}: .* while writing the release out"):
+        small_release(tmp_path / "out", parts, retrieval={}, ranker=None, settings=alone)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_room_for_a_transformed_file(tmp_path: Path, small_files: None) -> None:
+    with pytest.raises(MachineFault, match=f"{tmp_path}: .* while writing out.parquet"):
+        with whole_file(tmp_path / "out.parquet") as partial:
+            FRAME.to_parquet(partial)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "are free there; make room"),
+        (errno.EDQUOT, "are free there; make room"),
+        (errno.EACCES, "this process is user"),
+        (errno.EROFS, "this process is user"),
+        (errno.ENOMEM, "are available; close other programs"),
+        (errno.EMFILE, "raise the limit"),
+        (errno.ENFILE, "raise the limit"),
+        (errno.EIO, "does not answer; check the disk"),
+        (errno.ESTALE, "does not answer; check the disk"),
+        (errno.ENOTCONN, "does not answer; check the disk"),
+    ],
+)
+@pytest.mark.parametrize("form", ["number", "file", "rust", "words"])
+def test_every_number_in_every_form(tmp_path: Path, number: int, words: str, form: str) -> None:
+    text = os.strerror(number)
+    error: Exception = {
+        "number": OSError(number, text),
+        "file": OSError(number, text, str(tmp_path / ".out.partial-1" / "x")),
+        "rust": RuntimeError(f"Error while serializing: I/O error: {text} (os error {number})"),
+        "words": RuntimeError(f"Error in f() at a.cpp:1: Error: 'r' failed: write error: 0 != 1 ({text})"),
+    }[form]
+    with pytest.raises(MachineFault) as raised:
+        with machine_faults(tmp_path, "writing", tmp_path / ".out.partial-1"):
+            raise error
+    assert str(raised.value).startswith(f"{tmp_path}: {text} while writing; ")
+    assert words in str(raised.value)
+    assert raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 7.28 TiB for an array with shape (10,)"),
+        pa.ArrowMemoryError("malloc of size 64 failed"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("Failed to allocate memory for requested buffer of size 4096"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_too_little_memory(error: Exception) -> None:
+    fault = fault_of(error)
+    assert fault is not None
+    assert str(error) in str(fault)
+    assert "are available; close other programs" in str(fault)
+
+
+def test_memory_that_numpy_really_asks_for() -> None:
+    with pytest.raises(MachineFault, match="Unable to allocate"), machine_faults(Path(), "counting"):
+        np.ones((2**40, 2**10), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file", "x"),
+        OSError("corrupt"),
+        RuntimeError("shapes differ"),
+        ValueError("(No space left on device)"),
+        ConnectionRefusedError(errno.ECONNREFUSED, "refused"),
+        TimeoutError(errno.ETIMEDOUT, "timed out"),
+    ],
+)
+def test_what_is_no_fault_of_the_machine(error: Exception) -> None:
+    assert fault_of(error) is None
+
+
+def test_errors_of_ours_stay_what_they_are() -> None:
+    with pytest.raises(DataCorrupt), machine_faults(Path(), "x"):
+        raise DataCorrupt("(No space left on device)")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *args: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(MachineFault, match=f"{tmp_path}/deep: Permission denied while writing the run r"):
+        with staging_directory(tmp_path / "deep" / "r", replace=False, what="run"):
+            pass
+
+
+def test_tables_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pq, "ParquetDataset", refuse)
+    with pytest.raises(MachineFault, match=r"items\.parquet: Input/output error while reading items"):
+        read_table(tmp_path / "items.parquet", "items")
+
+
+def test_too_many_open_files(tmp_path: Path) -> None:
+    write_artefact(tmp_path / "a", "items", "b", {str(n): np.arange(3) for n in range(40)})
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used, before[1]))
+    try:
+        with pytest.raises((MachineFault, OSError)) as raised:
+            open_artefact(tmp_path / "a", "items")
+        with pytest.raises(MachineFault, match="Too many open files"):
+            stage(tmp_path / "release", lambda path: [path.open("w") for _ in range(40)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    fault = raised.value if isinstance(raised.value, TiercelError) else fault_of(raised.value)
+    assert "raise the limit (ulimit -n" in str(fault)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
