@@ -52,7 +52,8 @@ def train_recipe(
     destination = Path(run_dir)
     check_destination(destination, replace, "run", RUN_NAME)
     check_recipe(recipe, dataset)
-    split = split_dataset(dataset, **msgspec.structs.asdict(recipe.split))
+    how = msgspec.structs.asdict(recipe.split)
+    split = split_dataset(dataset, **how, allow_seen=recipe.serving.allow_seen)
     if not len(split.train):
         raise TrainingError(f"recipe {recipe.name!r}: the training part is empty; give more interactions")
     with staging_directory(destination, replace=replace, what="run", mark=RUN_NAME) as directory:
@@ -99,4 +100,5 @@ def _describe(dataset: Dataset, split: Split) -> DataRecord:
         train=len(split.train),
         valid=len(split.valid),
         test=len(split.test),
+        repeats=int(dataset.interactions.duplicated([dataset.user_id, dataset.item_id]).sum()),
     )

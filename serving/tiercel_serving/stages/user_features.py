@@ -15,7 +15,7 @@ from ..spec import Array, Arrays, StageSpec
 from ..stores.table import Users
 from .ordering import check_k
 from .sent_columns import SentColumn, check_list
-from .specs import EXCLUDED, HISTORY, LENGTHS
+from .specs import ALLOW_SEEN, EXCLUDED, HISTORY, LENGTHS
 
 
 class UserFeatures:
@@ -97,7 +97,8 @@ class UserFeatures:
         sent_rows = self._sent_rows(arrays, HISTORY)
         if self._length:
             outputs.update(self._history(users, sent_rows, history_lengths))
-        excluded = [rows for rows in (sent_rows, self._sent_rows(arrays, EXCLUDED)) if rows.shape[1]]
+        had = np.where(arrays[ALLOW_SEEN], self._pad, sent_rows)
+        excluded = [rows for rows in (had, self._sent_rows(arrays, EXCLUDED)) if rows.shape[1]]
         if not excluded:
             # Triton has no use for a tensor without elements.
             excluded = [np.full((len(sent_rows), 1), self._pad)]
