@@ -44,6 +44,7 @@ class Question:
     exclude: Sequence[Any] = ()
     history: Sequence[Any] | None = None
     features: Mapping[str, Any] = field(default_factory=dict)
+    allow_seen: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -258,9 +259,10 @@ class OfflineReference:
         ``scores`` are those of all items by each vector source; the first source's sort the candidates.
         """
         settings = self.settings
-        masked = set(self.history.get(question.user_id, ())) | set(self._history(question))
-        masked |= {self.row_of[item] for item in question.exclude if item in self.row_of}
-        masked |= {self.row_of[item] for item in question.history or () if item in self.row_of}
+        masked = {self.row_of[item] for item in question.exclude if item in self.row_of}
+        if not (settings.allow_seen if question.allow_seen is None else question.allow_seen):
+            masked |= set(self.history.get(question.user_id, ())) | set(self._history(question))
+            masked |= {self.row_of[item] for item in question.history or () if item in self.row_of}
         popular = [row for row in self.popular if row not in masked]
         cuts: list[float] = []
         exact = status == UNKNOWN and settings.unknown_users == "fallback"

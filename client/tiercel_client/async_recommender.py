@@ -55,13 +55,14 @@ class AsyncRecommender(Core[AsyncTransport]):
         exclude: Iterable[Id] | None = None,
         history: Sequence[Id] | None = None,
         features: Mapping[str, Any] | None = None,
+        allow_seen: bool | None = None,
         titles: bool = True,
         timeout_s: float | None = None,
         request_id: str | None = None,
         headers: Headers | None = None,
     ) -> Recommendation:
         """Recommend items to one user; as :meth:`tiercel_client.Recommender.recommend`."""
-        question = Question.of_one(user_id, k, exclude, history, features)
+        question = Question.of_one(user_id, k, exclude, history, features, allow_seen)
         context = self._context(timeout_s, request_id, headers)
         return (await self._drive(self._recommend(context, question, titles)))[0]
 
@@ -73,13 +74,14 @@ class AsyncRecommender(Core[AsyncTransport]):
         exclude: Sequence[Iterable[Id] | None] | None = None,
         history: Sequence[Sequence[Id] | None] | None = None,
         features: Mapping[str, Sequence[Any]] | None = None,
+        allow_seen: bool | Sequence[bool | None] | None = None,
         titles: bool = True,
         timeout_s: float | None = None,
         request_id: str | None = None,
         headers: Headers | None = None,
     ) -> list[Recommendation]:
         """Recommend items to several users; as :meth:`tiercel_client.Recommender.recommend_many`."""
-        question = Question(user_ids, k, exclude, history, features)
+        question = Question(user_ids, k, exclude, history, features, allow_seen)
         context = self._context(timeout_s, request_id, headers)
         return await self._drive(self._recommend(context, question, titles))
 
@@ -91,12 +93,13 @@ class AsyncRecommender(Core[AsyncTransport]):
         exclude: Iterable[Id] | None = None,
         history: Sequence[Id] | None = None,
         features: Mapping[str, Any] | None = None,
+        allow_seen: bool | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
         headers: Headers | None = None,
     ) -> Explanation:
         """Say what each stage did for one user; as :meth:`tiercel_client.Recommender.explain`."""
-        question = Question.of_one(user_id, k, exclude, history, features)
+        question = Question.of_one(user_id, k, exclude, history, features, allow_seen)
         context = self._context(timeout_s, request_id, headers)
         return await self._drive(self._explain(context, question))
 

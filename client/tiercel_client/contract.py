@@ -16,6 +16,9 @@ EXCLUDE, HISTORY = "exclude_item_ids", "history_item_ids"
 LENGTHS: Mapping[str, str] = {EXCLUDE: "exclude_item_ids__length", HISTORY: "history_item_ids__length"}
 PACKED: Mapping[str, str] = {EXCLUDE: "exclude_item_ids__packed", HISTORY: "history_item_ids__packed"}
 
+#: The input that says whether a user may get what the user already had.
+ALLOW_SEEN = "allow_seen"
+
 #: Prefix of the outputs of ``recommend_explain`` that hold a stage's microseconds.
 TIME_PREFIX = "time_us_"
 
@@ -89,6 +92,8 @@ def read_contract(config: ModelConfig) -> Contract:
         k_default=reader.positive("k_default"),
         k_max=reader.positive("k_max"),
         max_excluded=reader.positive("max_excluded", least=0),
+        # Servers of older releases neither say so nor take it.
+        allow_seen=ALLOW_SEEN in config.parameters and reader.json(ALLOW_SEEN, bool),
         user_id_dtype=reader.choice("user_id_dtype", ID_DTYPES),
         item_id_dtype=reader.choice("item_id_dtype", ID_DTYPES),
         sources=tuple(str(name) for name in reader.json("sources", list)),

@@ -80,6 +80,7 @@ class Recommender(Core[Transport]):
         exclude: Iterable[Id] | None = None,
         history: Sequence[Id] | None = None,
         features: Mapping[str, Any] | None = None,
+        allow_seen: bool | None = None,
         titles: bool = True,
         timeout_s: float | None = None,
         request_id: str | None = None,
@@ -101,6 +102,9 @@ class Recommender(Core[Transport]):
             knows; an empty list is an empty history, None is the store's.
         features
             Request column → value (or list of values); overrides the store. None and NaN are null.
+        allow_seen
+            Whether the user may get what the user already had: what the store knows, and ``history``. None
+            is as the recipe says. What is in ``exclude`` never comes.
         titles
             Whether to look the titles up.
         timeout_s
@@ -122,7 +126,7 @@ class Recommender(Core[Transport]):
         ClientError
             Its other subclasses: see :mod:`tiercel_client.errors`.
         """
-        question = Question.of_one(user_id, k, exclude, history, features)
+        question = Question.of_one(user_id, k, exclude, history, features, allow_seen)
         context = self._context(timeout_s, request_id, headers)
         return self._drive(self._recommend(context, question, titles))[0]
 
@@ -134,6 +138,7 @@ class Recommender(Core[Transport]):
         exclude: Sequence[Iterable[Id] | None] | None = None,
         history: Sequence[Sequence[Id] | None] | None = None,
         features: Mapping[str, Sequence[Any]] | None = None,
+        allow_seen: bool | Sequence[bool | None] | None = None,
         titles: bool = True,
         timeout_s: float | None = None,
         request_id: str | None = None,
@@ -155,6 +160,8 @@ class Recommender(Core[Transport]):
             One list (or None) for each user, as in :meth:`recommend`.
         features
             Request column → one value (or list of values) for each user.
+        allow_seen
+            For all users, or for each (None is as the recipe says).
         titles, request_id, headers
             As in :meth:`recommend`; request number i has the id ``request_id/i``.
         timeout_s
@@ -171,7 +178,7 @@ class Recommender(Core[Transport]):
         InvalidInput, ClientError
             As in :meth:`recommend`.
         """
-        question = Question(user_ids, k, exclude, history, features)
+        question = Question(user_ids, k, exclude, history, features, allow_seen)
         context = self._context(timeout_s, request_id, headers)
         return self._drive(self._recommend(context, question, titles))
 
@@ -183,6 +190,7 @@ class Recommender(Core[Transport]):
         exclude: Iterable[Id] | None = None,
         history: Sequence[Id] | None = None,
         features: Mapping[str, Any] | None = None,
+        allow_seen: bool | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
         headers: Headers | None = None,
@@ -191,7 +199,7 @@ class Recommender(Core[Transport]):
 
         Parameters
         ----------
-        user_id, k, exclude, history, features, timeout_s, request_id, headers
+        user_id, k, exclude, history, features, allow_seen, timeout_s, request_id, headers
             As in :meth:`recommend`.
 
         Returns
@@ -206,7 +214,7 @@ class Recommender(Core[Transport]):
         InvalidInput, ClientError
             As in :meth:`recommend`.
         """
-        question = Question.of_one(user_id, k, exclude, history, features)
+        question = Question.of_one(user_id, k, exclude, history, features, allow_seen)
         context = self._context(timeout_s, request_id, headers)
         return self._drive(self._explain(context, question))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .contract import EXCLUDE, HISTORY, LENGTHS, PACKED, Contract
+from .contract import ALLOW_SEEN, EXCLUDE, HISTORY, LENGTHS, PACKED, Contract
 from .errors import InvalidInput
 from .results import Anonymous, RequestColumn
 from .values import Array, Place, convert_column, convert_ids, flatten, pack_ids, sequence, shown
@@ -34,10 +34,19 @@ class Question:
     exclude: Any = None
     history: Any = None
     features: Any = None
+    allow_seen: Any = None
     single: bool = False
 
     @classmethod
-    def of_one(cls, user: Any, k: Any, exclude: Any, history: Any, features: Any) -> Question:
+    def of_one(
+        cls,
+        user: Any,
+        k: Any,
+        exclude: Any = None,
+        history: Any = None,
+        features: Any = None,
+        allow_seen: Any = None,
+    ) -> Question:
         """Return the question for one user."""
         return cls(
             users=[user],
@@ -47,6 +56,7 @@ class Question:
             features={name: [value] for name, value in features.items()}
             if isinstance(features, Mapping)
             else features,
+            allow_seen=None if allow_seen is None else [allow_seen],
             single=True,
         )
 
@@ -81,6 +91,8 @@ def build_requests(contract: Contract, question: Question) -> list[Part]:
         given = getattr(question, argument)
         if given is not None:
             tensors.append(_item_ids(contract, argument, name, given, count, question.single))
+    if question.allow_seen is not None and (allow := _allow_seen(contract, question, count)) is not None:
+        tensors.append(allow)
     if question.features is not None:
         tensors += _features(contract, question.features, count, question.single)
     given_users = users.tolist() if isinstance(users, np.ndarray) else users
@@ -96,7 +108,7 @@ def build_requests(contract: Contract, question: Question) -> list[Part]:
 
 def canary(contract: Contract) -> dict[str, Array]:
     """Return the smallest real request: one item for somebody unknown."""
-    return build_requests(contract, Question.of_one(Anonymous.ANONYMOUS, 1, None, None, None))[0].inputs
+    return build_requests(contract, Question.of_one(Anonymous.ANONYMOUS, 1))[0].inputs
 
 
 def id_array(ids: Sequence[Any], dtype: str) -> Array:
@@ -207,9 +219,7 @@ def _user_ids(contract: Contract, users: Sequence[Any] | Array, single: bool) ->
 
 
 def _k(contract: Contract, question: Question, count: int) -> _Scalars | None:
-    several = isinstance(question.k, list | tuple | np.ndarray) or hasattr(question.k, "to_numpy")
-    values: Any = _each(sequence(question.k, "k"), "k", count) if several else [question.k] * count
-    place = _place("k", question.single or not several)
+    values, place = _for_each(question.k, "k", count, question.single)
     if not isinstance(values, np.ndarray):
         if all(one is None for one in values):
             return None
@@ -223,6 +233,23 @@ def _k(contract: Contract, question: Question, count: int) -> _Scalars | None:
             f"came {int(k[worst])}"
         )
     return _Scalars("k", k.astype(np.int32))
+
+
+def _allow_seen(contract: Contract, question: Question, count: int) -> _Scalars | None:
+    values, place = _for_each(question.allow_seen, ALLOW_SEEN, count, question.single)
+    if not isinstance(values, np.ndarray) and all(one is None for one in values):
+        return None
+    if ALLOW_SEEN not in contract.inputs:
+        raise InvalidInput(f"{ALLOW_SEEN}: model {contract.model} takes no {ALLOW_SEEN}; leave it out")
+    allow, valid = convert_column(values, "bool", place, nullable=True)
+    return _Scalars(ALLOW_SEEN, allow if valid is None else np.where(valid, allow, contract.allow_seen))
+
+
+def _for_each(given: Any, argument: str, count: int, single: bool) -> tuple[Sequence[Any] | Array, Place]:
+    """Return one value a user of an argument that may be one for all, and how messages call each."""
+    several = isinstance(given, list | tuple | np.ndarray) or hasattr(given, "to_numpy")
+    values: Any = _each(sequence(given, argument), argument, count) if several else [given] * count
+    return values, _place(argument, single or not several)
 
 
 def _item_ids(

@@ -281,6 +281,8 @@ class ServerInfo:
         How many items an answer has if nothing is said, and at most.
     max_excluded
         Length of ``exclude`` and of ``history``, at most.
+    allow_seen
+        Whether users get again what they already had, if nothing is said.
     user_id_dtype, item_id_dtype
         ``int64`` or ``bytes`` (text).
     sources, stages
@@ -302,6 +304,7 @@ class ServerInfo:
     k_default: int
     k_max: int
     max_excluded: int
+    allow_seen: bool
     user_id_dtype: str
     item_id_dtype: str
     sources: tuple[str, ...]

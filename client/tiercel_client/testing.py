@@ -33,7 +33,16 @@ from typing import Any
 
 import numpy as np
 
-from .contract import EXCLUDE, HISTORY, LENGTHS, PACKED, TIME_PREFIX, ModelConfig, TensorInfo
+from .contract import (
+    ALLOW_SEEN,
+    EXCLUDE,
+    HISTORY,
+    LENGTHS,
+    PACKED,
+    TIME_PREFIX,
+    ModelConfig,
+    TensorInfo,
+)
 from .errors import ClientError, DeadlineExceeded, InvalidInput, NotFound, RequestRefused
 from .request import id_array
 from .results import Id, RequestColumn
@@ -55,7 +64,7 @@ class FakeServer:
     """What both fake transports do: a tiny recommender with the real one's interface.
 
     A known user gets the items that ``users`` names, everybody else all items in their order;
-    excluded items and those of a sent history are left out. Scores fall from 1.
+    excluded items and, unless ``allow_seen``, those of a sent history are left out. Scores fall from 1.
 
     Parameters
     ----------
@@ -67,6 +76,8 @@ class FakeServer:
         What ``features`` may hold; the fake names their tensors.
     max_batch_size, k_default, k_max, max_excluded
         Limits of the fake.
+    allow_seen
+        Whether items of a sent history may come, if a request says nothing.
     build_id
         Its release.
     titles
@@ -85,6 +96,7 @@ class FakeServer:
         k_default: int = 10,
         k_max: int = 100,
         max_excluded: int = 10_000,
+        allow_seen: bool = False,
         build_id: str = "fake",
         titles: bool = True,
         latency_s: float = 0.0,
@@ -95,7 +107,8 @@ class FakeServer:
         self.stages, self.explain_outputs = STAGES, dict(_EXPLAIN_OUTPUTS)
         self.reorder_reasons: tuple[str, ...] = ()
         self.max_batch_size, self.k_default, self.k_max = max_batch_size, k_default, k_max
-        self.max_excluded, self.build_id, self.titles = max_excluded, build_id, titles
+        self.max_excluded, self.allow_seen = max_excluded, allow_seen
+        self.build_id, self.titles = build_id, titles
         self.latency_s = latency_s
         self.requests: list[InferRequest] = []
         self.config_reads = 0
@@ -134,6 +147,7 @@ class FakeServer:
             "k_default": str(self.k_default),
             "k_max": str(self.k_max),
             "max_excluded": str(self.max_excluded),
+            "allow_seen": json.dumps(self.allow_seen),
             "item_id_dtype": self._dtypes["item"],
             "user_id_dtype": self._dtypes["user"],
             "sources": json.dumps(["fake"]),
@@ -153,7 +167,8 @@ class FakeServer:
                 tensors.append(TensorInfo(column.companion, dtype, (1,), True))
         if self._dtypes["item"] == "bytes":
             tensors += [TensorInfo(name, "bytes", (1,), True) for name in PACKED.values()]
-        return (*tensors, TensorInfo("k", "int32", (1,), True))
+        scalars = (TensorInfo(ALLOW_SEEN, "bool", (1,), True), TensorInfo("k", "int32", (1,), True))
+        return (*tensors, *scalars)
 
     def _tensors(self, dtypes: Mapping[str, str], width: int) -> tuple[TensorInfo, ...]:
         real = {name: self._dtypes["item"] if name == "item_id" else dtype for name, dtype in dtypes.items()}
@@ -198,9 +213,12 @@ class FakeServer:
             raise RequestRefused(f"the fake server takes {self.max_batch_size} users, came {len(users)}")
         k = inputs["k"][:, 0].tolist() if "k" in inputs else [self.k_default] * len(users)
         excluded, history = (self._lists(inputs, name, len(users)) for name in (EXCLUDE, HISTORY))
+        allowed = [self.allow_seen] * len(users)
+        if ALLOW_SEEN in inputs:
+            allowed = inputs[ALLOW_SEEN][:, 0].tolist()
         answers, statuses = [], []
         for row, user in enumerate(users):
-            gone = {*(excluded[row] or ()), *(history[row] or ())}
+            gone = {*(excluded[row] or ()), *((not allowed[row] and history[row]) or ())}
             answers.append([one for one in self.users.get(user, self._ids) if one not in gone])
             statuses.append(self._status(user, inputs, row, history[row]))
         outputs = self._outputs(answers, k)

@@ -52,6 +52,9 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Users in one request and in one Triton batch, at most.
     max_excluded
         Length of ``exclude_item_ids`` and of ``history_item_ids`` in a request, at most.
+    allow_seen
+        Whether users may get what they already had, unless their request says otherwise: what the store
+        knows of them and the history that the request sends. What it excludes never comes.
     sources
         Where candidates come from, in order of precedence. The first that needs no user (its quota may be
         0) serves unknown users, and fills what the others leave empty.
@@ -83,6 +86,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     history_length: int = 50
     max_batch_size: int = 64
     max_excluded: int = 10_000
+    allow_seen: bool = False
     sources: tuple[SourceKind, ...] = ()
     rules: tuple[RuleKind, ...] = ()
     reorder: tuple[ReorderKind, ...] = ()
@@ -182,6 +186,10 @@ def _limits(settings: ServingSettings) -> Iterator[Problem]:
     if counts and settings.max_excluded < settings.history_length:
         problem = f"{settings.max_excluded} is below history_length ({settings.history_length})"
         yield Problem("max_excluded", problem, "raise it: a request's history counts against it")
+    allow: Any = settings.allow_seen
+    if not isinstance(allow, bool):
+        problem = f"expected True or False, got {allow!r}"
+        yield Problem("allow_seen", problem, "True lets users get again what they already had")
     if settings.unknown_users not in (FALLBACK, RANK):
         problem = f"there is no way {settings.unknown_users!r} to serve unknown users"
         yield Problem("unknown_users", problem, choose(settings.unknown_users, (FALLBACK, RANK)))

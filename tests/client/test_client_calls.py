@@ -100,6 +100,22 @@ def test_fewer_items_than_k_is_an_answer(make: Make) -> None:
     assert (answer.count, answer.items) == (0, ())
 
 
+def test_what_was_had_may_come_if_it_is_allowed(make: Make) -> None:
+    for default in (False, True):
+        recommender, _ = make({"allow_seen": default})
+        assert recommender.server_info().allow_seen is default
+        everything = recommender.recommend(42).item_ids
+        rest = tuple(item for item in everything if item != 3)
+        ask = {"history": [3], "timeout_s": 5}
+        assert recommender.recommend(42, **ask).item_ids == (everything if default else rest)
+        assert recommender.recommend(42, allow_seen=True, **ask).item_ids == everything
+        assert recommender.recommend(42, allow_seen=True, exclude=[3], **ask).item_ids == rest
+        assert recommender.recommend(42, allow_seen=False, **ask).item_ids == rest
+        assert recommender.explain(42, allow_seen=False, **ask).recommendation.item_ids == rest
+        answers = recommender.recommend_many([42] * 3, history=[[3]] * 3, allow_seen=[None, True, False])
+        assert [answer.item_ids for answer in answers] == [everything if default else rest, everything, rest]
+
+
 def test_text_ids(make: Make) -> None:
     recommender, _ = make({"items": {"ítem\x00": "Ünïcode ✓", "": None}, "users": {"ü": ["", "ítem\x00"]}})
     assert recommender.recommend("ü").items == (Item("", 1.0, None, 1), Item("ítem\x00", 0.5, "Ünïcode ✓", 2))

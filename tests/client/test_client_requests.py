@@ -54,7 +54,7 @@ TEXTS = contract(
 
 def one(user: Any = 1, rules: Contract = INTS, **arguments: Any) -> dict[str, Any]:
     """The tensors of a request for one user."""
-    filled = {name: arguments.get(name) for name in ("k", "exclude", "history", "features")}
+    filled = {name: arguments.get(name) for name in ("k", "exclude", "history", "features", "allow_seen")}
     [part] = build_requests(rules, Question.of_one(user, **filled))
     return part.inputs
 
@@ -242,6 +242,34 @@ def test_k_for_each_user() -> None:
     assert part.inputs["k"].tolist() == [[5], [3]]
     assert part.inputs["k"].dtype == np.int32
     assert "k" not in many([1, 2], k=[None, None])[0].inputs
+
+
+def test_whether_what_was_had_may_come_is_said_for_all_or_for_each() -> None:
+    assert "allow_seen" not in one()
+    assert "allow_seen" not in many([1, 2], allow_seen=[None, None])[0].inputs
+    assert one(allow_seen=False)["allow_seen"].tolist() == [[False]]
+    for said in (True, [True, True], np.array([True, True])):
+        [part] = many([1, 2], allow_seen=said)
+        assert part.inputs["allow_seen"].tolist() == [[True], [True]]
+        assert part.inputs["allow_seen"].dtype == np.bool_
+    for default in (False, True):
+        [part] = many([1, 2, 3], contract(allow_seen=default), allow_seen=[None, False, True])
+        assert part.inputs["allow_seen"].tolist() == [[default], [False], [True]]
+
+
+@pytest.mark.parametrize("wrong", [1, "yes", 0.5, [True], {}])
+def test_whether_what_was_had_may_come_is_yes_or_no(wrong: Any) -> None:
+    assert refused(one, allow_seen=wrong).startswith("allow_seen: expected True or False")
+
+
+def test_a_server_of_an_older_release_takes_no_allow_seen() -> None:
+    config = FakeTransport().model_config("recommend", timeout_s=1, headers={})
+    parameters = {name: text for name, text in config.parameters.items() if name != "allow_seen"}
+    inputs = tuple(tensor for tensor in config.inputs if tensor.name != "allow_seen")
+    old = read_contract(dataclasses.replace(config, parameters=parameters, inputs=inputs))
+    assert not old.allow_seen
+    assert list(one(1, old)) == ["user_id"]
+    assert "takes no allow_seen; leave it out" in refused(one, 1, old, allow_seen=True)
 
 
 def test_sets_exclude_and_arrays_are_rows() -> None:
@@ -483,6 +511,7 @@ def test_anything_is_sent_or_refused_and_never_an_accident(first: Any, second: A
         lambda: one(user, rules, features={"country": first, "genres": second}),
         lambda: many(first, rules),
         lambda: many([user, user], rules, k=first, exclude=second),
+        lambda: many([user, user], rules, allow_seen=first),
         lambda: many([user, user], rules, features={"weights": first, "codes": second}),
     ):
         with contextlib.suppress(InvalidInput):

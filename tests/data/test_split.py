@@ -64,6 +64,35 @@ def test_no_validation() -> None:
     assert list(split.valid.columns) == list(dataset.interactions.columns)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.sampled_from(["ann", "bo", ""]), st.integers(-2, 6)), max_size=60),
+    ratio=st.floats(0.05, 0.95),
+    seed=st.integers(0, 2**31),
+)
+def test_what_a_user_came_back_to_is_in_one_part(
+    rows: list[tuple[str, int]], ratio: float, seed: int
+) -> None:
+    data = pd.DataFrame(rows, columns=["user_id", "item_id"]).astype({"user_id": object})
+    data.index = data.index * 3 + 1
+    parts = stratified_split(data, "user_id", ratio, seed, item_id="item_id")
+    assert sorted([*parts[0].index, *parts[1].index]) == data.index.tolist()
+    pairs = [set(zip(part.user_id, part.item_id, strict=True)) for part in parts]
+    assert not pairs[0] & pairs[1]
+    # The same as the split of the data without its repeats, row by row.
+    once = data.drop_duplicates()
+    for part, alone in zip(parts, stratified_split(once, "user_id", ratio, seed), strict=True):
+        pd.testing.assert_frame_equal(part[part.index.isin(once.index)], alone)
+        pd.testing.assert_frame_equal(data.loc[part.index], part)
+
+
+def test_pairs_and_rows_are_one_where_nothing_repeats() -> None:
+    dataset = load_dataset(Synthetic())
+    by_pairs, by_rows = split_dataset(dataset), split_dataset(dataset, allow_seen=True)
+    for name in ("train", "valid", "test"):
+        pd.testing.assert_frame_equal(getattr(by_pairs, name), getattr(by_rows, name))
+
+
 @pytest.mark.parametrize("ratio", [0, 1, -0.5, 1.5])
 def test_a_share_that_is_none(ratio: float) -> None:
     with pytest.raises(ValueError, match="expected a share"):

@@ -73,6 +73,30 @@ def test_excluded_ids_unknown_repeated_and_thousands(served: Served, recommender
     assert_right(served, served.question(exclude=exclude), answer)
 
 
+def test_what_a_user_already_had_may_come_if_the_request_allows_it(
+    served: Served, recommender: Recommender
+) -> None:
+    user, history = served.known_user, all_items(served)[3:40]
+    had = {served.reference.raw_ids[row] for row in served.reference.history[user]}
+    exclude = sorted(had, key=str)[::2]
+    k = served.release.settings.k_max
+    again = recommender.recommend(user, k=k, allow_seen=True)
+    assert {item.item_id for item in again.items} & had
+    assert_right(served, served.question(k=k, allow_seen=True), again)
+    assert recommender.recommend(user, k=k, allow_seen=False).items == recommender.recommend(user, k=k).items
+    without = recommender.recommend(user, k=k, allow_seen=True, exclude=exclude)
+    assert not {item.item_id for item in without.items} & set(exclude)
+    assert_right(served, served.question(k=k, allow_seen=True, exclude=exclude), without)
+    for asked in (user, served.unknown_user):
+        sent = recommender.recommend(asked, k=k, allow_seen=True, history=history)
+        assert_right(served, Question(asked, k=k, allow_seen=True, history=history), sent)
+    # In one request, each as it asks.
+    users, allowed = [user, user, served.unknown_user], [True, False, True]
+    answers = recommender.recommend_many(users, k=k, allow_seen=allowed)
+    for asked, allow, answer in zip(users, allowed, answers, strict=True):
+        assert_right(served, Question(asked, k=k, allow_seen=allow), answer)
+
+
 def test_everything_excluded(served: Served, recommender: Recommender) -> None:
     answer = recommender.recommend(served.known_user, exclude=all_items(served))
     assert answer.items == ()

@@ -7,10 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from tiercel_pipelines.commands.evaluate import figures_table, human
+from tiercel_pipelines.data import Dataset, split_dataset
 from tiercel_pipelines.errors import EvaluationError
-from tiercel_pipelines.offline.evaluate import check_same, evaluate_served
+from tiercel_pipelines.offline.evaluate import check_protocol, check_same, evaluate_served
 from tiercel_pipelines.offline.evaluation_data import EvaluationData
 from tiercel_pipelines.offline.published import PUBLISHED
 from tiercel_pipelines.recipe import SplitSettings
@@ -164,11 +167,11 @@ def test_a_server_of_another_recommender_or_build_is_refused():
         check_same(info, run, "b2")
 
 
-def run_of(dataset, seed=42):
+def run_of(dataset, seed=42, again=False):
     return SimpleNamespace(
         record=SimpleNamespace(
             data=SimpleNamespace(name=dataset, user_id="user_id", item_id="item_id"),
-            recipe=SimpleNamespace(split=SplitSettings(seed=seed)),
+            recipe=SimpleNamespace(split=SplitSettings(seed=seed), serving=SimpleNamespace(allow_seen=again)),
         ),
         items=pd.DataFrame({"item_id": ITEMS}),
         interactions=frame(KNOWN),
@@ -188,6 +191,82 @@ def run_of(dataset, seed=42):
 def test_published_figures_stand_only_beside_their_own_protocol(dataset, seed, k, shown):
     data = EvaluationData.from_run(run_of(dataset, seed), k)
     assert data.published == (PUBLISHED["ml-100k"] if shown else ())
+    again = EvaluationData.from_run(run_of(dataset, seed, again=True), k)
+    assert again.allow_seen
+    assert again.published == ()
+
+
+class PerfectServed:
+    """Gives every user first what the test looks for, and then anything else, as far as it may."""
+
+    def __init__(self, known, test, items, allow_seen):
+        self.info = SimpleNamespace(name="toy", build_id="b1", max_batch_size=7, k_max=20)
+        self.lists = {}
+        for user in set(test["user_id"]):
+            had = set() if allow_seen else set(known["item_id"][known["user_id"] == user])
+            wanted = set(test["item_id"][test["user_id"] == user])
+            self.lists[user] = sorted(set(range(items)) - had, key=lambda row: (row not in wanted, row))
+        self.width = items
+
+    def recommend(self, user_ids, k):
+        return [self.lists[user][:k] for user in user_ids]
+
+    def retrieve(self, user_ids):
+        rows = [self.lists[user] for user in user_ids]
+        return np.array([row + [self.width] * (self.width - len(row)) for row in rows])
+
+
+interactions = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 11)), min_size=1, max_size=80)
+
+
+@settings(max_examples=80, deadline=None)
+@given(rows=interactions, allow_seen=st.booleans(), train=st.floats(0.2, 0.9), k=st.integers(1, 14))
+def test_a_perfect_server_scores_one_in_every_protocol(rows, allow_seen, train, k):
+    table = frame(rows)
+    dataset = Dataset("toy", frame([]), frame([]), table)
+    split = split_dataset(dataset, train=train, allow_seen=allow_seen)
+    assume(len(split.test))
+    items = pd.DataFrame({"item_id": range(12)})
+    data = EvaluationData.from_frames("toy", items, split.fit, split.test, allow_seen=allow_seen)
+    assert data.left_out == 0
+    served = PerfectServed(split.fit, split.test, 12, allow_seen)
+    figures = evaluate_served(served, data, k=k).figures
+    assert figures["ranking"].ndcg == figures["retrieval"].ndcg == pytest.approx(1)
+
+
+@settings(max_examples=80, deadline=None)
+@given(known=interactions, test=interactions)
+def test_what_was_seen_and_is_never_served_is_left_out_and_counted(known, test):
+    items, had = pd.DataFrame({"item_id": range(12)}), set(known)
+    new = [pair for pair in test if pair not in had]
+    if not new:
+        with pytest.raises(EvaluationError, match=r"already had all of the \d+ items .*allow_seen"):
+            EvaluationData.from_frames("toy", items, frame(known), frame(test))
+        return
+    data = EvaluationData.from_frames("toy", items, frame(known), frame(test))
+    assert data.left_out == len(set(test) & had)
+    assert data.user_ids == [one for one in dict.fromkeys(user for user, _ in test) if one in dict(new)]
+    assert data.relevance.counts.tolist() == [
+        len({item for one, item in new if one == user}) for user in data.user_ids
+    ]
+    served = PerfectServed(frame(known), frame(test), 12, False)
+    report = evaluate_served(served, data, k=5)
+    assert report.figures["ranking"].ndcg == pytest.approx(1)
+    said = " ".join(map(str, human(report.to_json())))
+    assert ("left out of the test" in said) == (data.left_out > 0)
+
+
+def test_a_server_of_another_protocol_is_refused(data):
+    check_protocol(SimpleNamespace(name="toy", allow_seen=False), data)
+    with pytest.raises(EvaluationError, match="serves 'toy' with allow_seen=True, but the test part is made"):
+        check_protocol(SimpleNamespace(name="toy", allow_seen=True), data)
+
+
+def test_popularity_of_a_recommender_that_gives_things_again():
+    items = pd.DataFrame({"item_id": ITEMS})
+    data = EvaluationData.from_frames("toy", items, frame(KNOWN), frame(TEST), allow_seen=True)
+    # The three most popular items for everybody, known or not.
+    assert data.popularity_lists(3).tolist() == [[0, 1, 2], [0, 1, 2]]
 
 
 def test_the_report_is_json_and_a_table(data):

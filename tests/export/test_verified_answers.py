@@ -20,6 +20,7 @@ from tiercel_serving.release.writing import write_manifest
 from tiercel_serving.rules.compare import Compare
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.popular import Popular
+from tiercel_serving.stores.memory_mapped import UserTables
 from tiercel_serving.verify.checks import verify_release
 from tiercel_serving.verify.golden import ANSWER_USERS, StoredGolden
 from tiercel_serving.verify.report import VerifyRow
@@ -155,3 +156,21 @@ def test_one_vector_for_all_items_is_a_warning(parts: Parts, tmp_path: Path) -> 
     assert rows
     assert all(row.ok and row.warning for row in rows)
     assert all(f"only 1 of {ANSWER_USERS + 1} users compared" in row.detail for row in rows)
+
+
+def test_what_users_already_had_is_verified_both_ways(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, want = StoredGolden(release).tensors("answers")
+    users = UserTables(release.artefact("users", "users"))
+    again = []
+    for number, (user, count) in enumerate(zip(asked["user_id"], want["count"][:, 0], strict=True)):
+        rows = release.items.lookup.find(want["item_id"][number, :count])
+        had = users.at(users.rows(user)).seen()[0]
+        again.append(np.isin(rows, had).any())
+    allowed = asked["allow_seen"][:, 0]
+    assert not np.any(again & ~allowed)
+    assert np.any(again & allowed)
+    assert all(row.ok for row in answers(release))
+    monkeypatch.setattr("tiercel_serving.stages.retrieval._masked", lambda users, allowed: users.seen())
+    assert not any(row.ok for row in answers(release))

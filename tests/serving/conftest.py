@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "settings": {"reorder": (WeightedSum((1.0, -0.5)), EvenYears(), EvenYears(0.25))},
     },
     "reordered without a ranker": {"ranked": False, "settings": {"reorder": (EvenYears(),)}},
+    "seen may come": {"seed": 12, "most_seen": 12, "settings": {"allow_seen": True}},
     "popular alone": {"settings": {"sources": (Popular(),)}},
     "no scale": {"settings": {"sources": (Beside("next", 5), Popular(quota=0))}},
     "no scale, one share": {"settings": {"sources": (Popular(quota=0), Beside("next"))}},

@@ -28,6 +28,7 @@ class Ask:
     tags: Sequence[int] | None = None
     tags__length: float | None = None
     hour: int | None = None
+    allow_seen: bool | None = None
 
 
 def tensors(asks: Sequence[Ask], *, lengths: bool = True) -> dict[str, np.ndarray]:
@@ -55,6 +56,8 @@ def tensors(asks: Sequence[Ask], *, lengths: bool = True) -> dict[str, np.ndarra
     if any(ask.hour is not None for ask in asks):
         out["hour"] = np.array([[ask.hour or 0] for ask in asks], np.int64)
         out["hour__valid"] = np.array([[ask.hour is not None] for ask in asks])
+    if any(ask.allow_seen is not None for ask in asks):
+        out["allow_seen"] = np.array([[bool(ask.allow_seen)] for ask in asks])
     return out
 
 
@@ -109,7 +112,11 @@ def user_features(tiny: Tiny, ask: Ask) -> dict[str, Any]:
     if ask.history is not None:
         history = rows_of(ask.history)
     last = history[-settings.history_length :] if settings.history_length else []
-    excluded = set(rows_of(ask.exclude)) | set(rows_of(ask.history or ()))
+    excluded, had = set(rows_of(ask.exclude)), set(last) | (tiny.seen[row] if row < users else set())
+    if not (settings.allow_seen if ask.allow_seen is None else ask.allow_seen):
+        excluded |= set(rows_of(ask.history or ()))
+    else:
+        had = set()
     return {
         "status": status,
         "age": stored["age"] if age is None else age,
@@ -120,5 +127,5 @@ def user_features(tiny: Tiny, ask: Ask) -> dict[str, Any]:
         "history_row": last + [pad] * (settings.history_length - len(last)),
         "history_length": len(last),
         "excluded": excluded,
-        "masked": excluded | set(last) | (tiny.seen[row] if row < users else set()),
+        "masked": excluded | had,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,10 @@ def asks_of(draw: st.DrawFn, tiny: Tiny, most: int = 8) -> list[Ask]:
         hour=st.none() | st.integers(0, 23),
     )
     plain = st.builds(Ask, user_id=users)
-    return draw(st.lists(ask | plain, min_size=1, max_size=most))
+    asks = draw(st.lists(ask | plain, min_size=1, max_size=most))
+    if draw(st.booleans()):
+        asks = [replace(one, allow_seen=draw(st.booleans())) for one in asks]
+    return asks
 
 
 def check_user_features(tiny: Tiny, asks: list[Ask], out: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -204,6 +208,7 @@ def test_a_query_of_nan_still_gives_an_answer(tiny: Tiny, chain: Chain) -> None:
         "user_id": np.array([[tiny.user_ids[2]], [tiny.user_ids[3]]]),
         "status": np.zeros((2, 1), np.int32),
         "excluded_row": np.full((2, 1), len(tiny.item_ids)),
+        "allow_seen": np.zeros((2, 1), np.bool_),
     }
     out = retrieval.run(inputs)
     allowed = np.array([row not in tiny.seen[3] for row in range(len(tiny.item_ids))])

@@ -42,6 +42,7 @@ def test_nothing_is_wrong_with_good_ones() -> None:
         ({"k_max": 101}, "k_max: 101 is more than the candidates that are ranked (kept is 100)"),
         ({"k_default": 0}, "k_default: expected a whole number of at least 1, got 0"),
         ({"candidates": True}, "candidates: expected a whole number of at least 1, got True"),
+        ({"allow_seen": 1}, "allow_seen: expected True or False, got 1"),
         ({"max_excluded": 49}, "max_excluded: 49 is below history_length (50)"),
         (
             {"unknown_users": "popular"},

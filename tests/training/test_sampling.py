@@ -160,8 +160,15 @@ class Table:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 15), st.integers(0, 3), st.integers(0, 3), st.booleans())
-def test_candidates_equal_the_plain_reference(seed, candidates, quota, second, popular_first):
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 15),
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.booleans(),
+    st.booleans(),
+)
+def test_candidates_equal_the_plain_reference(seed, candidates, quota, second, popular_first, allow_seen):
     rng = np.random.default_rng(seed)
     pairs = random_pairs(seed, share=0.6)
     models = {
@@ -178,7 +185,10 @@ def test_candidates_equal_the_plain_reference(seed, candidates, quota, second, p
     else:
         models.pop("two", None)
     config = ServingSettings(
-        candidates=candidates, sources=tuple(sources[::-1] if popular_first else sources), history_length=5
+        candidates=candidates,
+        sources=tuple(sources[::-1] if popular_first else sources),
+        history_length=5,
+        allow_seen=allow_seen,
     )
     retrieval = OfflineRetrieval(config, models, packed(pairs), pairs)
     _, (scores, rows, codes) = retrieval.candidates(np.arange(USERS))
@@ -190,7 +200,7 @@ def test_candidates_equal_the_plain_reference(seed, candidates, quota, second, p
     ]
     for user in range(USERS):
         allowed = np.ones(ITEMS, np.bool_)
-        allowed[pairs.items[pairs.users == user]] = False
+        allowed[pairs.items[pairs.users == user]] = allow_seen
         queries = {f"query_{name}": model.queries[user] for name, model in models.items()}
         expected = retrieve(config, made, queries, allowed).candidates
         real = rows[user] < ITEMS

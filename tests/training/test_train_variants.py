@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pandas as pd
 import pytest
 
 from tiercel_pipelines.data import load_dataset
 from tiercel_pipelines.errors import RecipeError
 from tiercel_pipelines.families.dlrm import DLRM
 from tiercel_pipelines.families.two_tower import TwoTower
+from tiercel_pipelines.offline.evaluation_data import EvaluationData
 from tiercel_pipelines.recipe import (
     Index,
     ListwiseSoftmax,
@@ -61,6 +65,24 @@ def test_without_a_ranker_retrievals_order_is_the_order_and_no_fold_is_trained(d
     assert trained.metrics["ranking"] == trained.metrics["retrieval"]
     assert list(trained.metrics["epochs"]) == ["two_tower"]
     assert not (trained.path / "ranking").exists()
+
+
+@pytest.mark.parametrize("allow_seen", [False, True])
+def test_what_users_came_back_to_is_split_as_it_is_served(dataset, tmp_path, allow_seen):
+    once = dataset.interactions
+    later = once.iloc[::2].assign(timestamp=once["timestamp"].iloc[::2] + 10**6)
+    twice = dataclasses.replace(dataset, interactions=pd.concat([once, later], ignore_index=True))
+    recipe = quick(ranking=None, serving=replace(SERVING, allow_seen=allow_seen))
+    run = train_recipe(recipe, twice, tmp_path / "r")
+    assert run.record.data.repeats == len(later)
+    assert run.record.recipe.serving.allow_seen == allow_seen
+    known, test = (
+        set(part[["user_id", "item_id"]].itertuples(index=False)) for part in (run.interactions, run.test)
+    )
+    assert bool(known & test) == allow_seen
+    data = EvaluationData.from_run(run)
+    assert (data.allow_seen, data.left_out) == (allow_seen, 0)
+    assert data.relevance.counts.sum() == len(test)
 
 
 def test_several_retrieval_families_are_each_trained_judged_and_kept(dataset, tmp_path):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tiercel_serving.settings import FALLBACK, KNOWN, UNKNOWN
 from tiercel_serving.sources.table import Made
 from tiercel_serving.spec import Array, Arrays
+from tiercel_serving.stages.specs import ALLOW_SEEN
 from tiercel_serving.verify.golden import ANSWER_USERS, Golden
 from tiercel_serving.verify.reference import Candidate, keep, near_cut, order, plain_items, retrieve
 
@@ -50,7 +51,10 @@ def ask_for_answers(
     uncompiled: Uncompiled,
     made: Mapping[str, Made],
 ) -> None:
-    """Answer for some users; one of whom too many candidates nearly tie is passed over for another."""
+    """Answer for some users; one of whom too many candidates nearly tie is passed over for another.
+
+    Every second one may get what the user already had, whatever the settings say.
+    """
     nobody, settings = uncompiled.nobody, uncompiled.settings
     rows = np.unique(np.linspace(0, max(nobody - 1, 0), 2 * ANSWER_USERS).astype(np.int64))[:nobody]
     # Those spread over all users first, then those between them.
@@ -66,7 +70,7 @@ def ask_for_answers(
     wanted = min(ANSWER_USERS + 1, len(rows))
     answers: dict[int, Answer] = {}
     for number, row in enumerate(rows.tolist()):
-        answer = _answer(uncompiled, sources, row, spare)
+        answer = _answer(uncompiled, sources, row, spare, seen=number % 2 == 1)
         if answer is not None:
             answers[number] = answer
         if len(answers) == wanted:
@@ -74,6 +78,7 @@ def ask_for_answers(
     chosen = np.array(list(answers), np.int64)
     asked = {
         "user_id": ids[chosen][:, None],
+        ALLOW_SEEN: (chosen % 2 == 1)[:, None],
         "k": np.full((len(chosen), 1), settings.k_max, np.int32),
     }
     found = list(answers.values())
@@ -85,14 +90,14 @@ def ask_for_answers(
 
 
 def _answer(
-    uncompiled: Uncompiled, sources: Sequence[Mapping[str, Array]], row: int, spare: int
+    uncompiled: Uncompiled, sources: Sequence[Mapping[str, Array]], row: int, spare: int, *, seen: bool
 ) -> Answer | None:
-    """Answer one user; None if too many candidates nearly tie."""
+    """Answer one user, who may get what was ``seen`` or not; None if too many candidates nearly tie."""
     settings = uncompiled.settings
     unknown = row == uncompiled.nobody
     tensors = uncompiled.with_queries(uncompiled.users([row]))
     user = {name: tensor[0] for name, tensor in tensors.items()}
-    allowed = uncompiled.allowed(row)
+    allowed = uncompiled.allowed(row, seen=seen)
     found = retrieve(settings, sources, user, allowed, unknown=unknown, spare=spare)
     if found.band is None:
         return None

@@ -94,10 +94,11 @@ class Uncompiled:
         """Return ``[I]``: which items pass every rule; verification holds rules to their plain references."""
         return allowed_items(self.settings.rules, self.tables.raw_items, self.items)
 
-    def allowed(self, row: int) -> npt.NDArray[np.bool_]:
-        """Return ``[I]``: what passes every rule, and the user has not had."""
+    def allowed(self, row: int, *, seen: bool = False) -> npt.NDArray[np.bool_]:
+        """Return ``[I]``: what passes every rule, and the user has not had unless ``seen`` may come."""
         allowed = self.passing.copy()
-        allowed[self.seen(row)] = False
+        if not seen:
+            allowed[self.seen(row)] = False
         return allowed
 
     def candidates(self, rows: Array, scores: Array, sources: Array) -> dict[str, Array]:

@@ -68,7 +68,7 @@ def evaluate(
     """Ask the server at ``url``, or one started on ``release``; with both, the server must serve it."""
     from tiercel_serving.release.opened import open_release
 
-    from ..offline.evaluate import check_same, check_tables, evaluate_served
+    from ..offline.evaluate import check_protocol, check_same, check_tables, evaluate_served
     from ..offline.evaluation_data import EvaluationData
     from ..offline.served_ensemble import ServedEnsemble
 
@@ -84,17 +84,24 @@ def evaluate(
             url = stack.enter_context(start(sh, release, **how)).grpc_url
         served = stack.enter_context(ServedEnsemble(url))
         check_same(served.info, run, build_id)
+        check_protocol(served.info, data)
         with sh.work(f"Asking for {len(data.user_ids)} users") as progress:
             return evaluate_served(served, data, k=k, progress=progress)
 
 
 def human(document: dict[str, Any]) -> list[Any]:
     """Return what people see."""
+    which = "items, seen or not" if document["allow_seen"] else "unseen items"
     title = (
         f"{document['name']} (build {document['build_id']}), {document['dataset']}: "
-        f"{number(document['users'])} users, top {document['k']} of all unseen items"
+        f"{number(document['users'])} users, top {document['k']} of all {which}"
     )
     parts: list[Any] = [heading(title), figures_table(document)]
+    if document["left_out"]:
+        had = (
+            f"{number(document['left_out'])} pairs of user and item are also in training, and so never served"
+        )
+        parts.append(f"[dim]left out of the test: {had} (allow_seen is off)[/]")
     sources = {row["source"] for row in document["published"]}
     if sources:
         parts.append(f"[dim]published figures: {'; '.join(sorted(sources, reverse=True))}[/]")

@@ -198,7 +198,7 @@ def explain_recipe(
 
     dataset = load_dataset(recipe.dataset, data_dir=data_dir, progress=progress)
     check_recipe(recipe, dataset)
-    fit = split_dataset(dataset, **asdict(recipe.split)).fit
+    fit = split_dataset(dataset, **asdict(recipe.split), allow_seen=recipe.serving.allow_seen).fit
     progress("fitting the workflow", 0, None)
     workflow = fit_workflow(recipe, dataset, fit)
 

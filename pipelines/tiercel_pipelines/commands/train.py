@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tiercel_serving.commands.shell import Debug, Json, Refused, shell
-from tiercel_serving.commands.tables import heading, pairs, seconds, table
+from tiercel_serving.commands.tables import heading, number, pairs, seconds, table
 
 from .data import DataDir
 
@@ -53,12 +53,23 @@ def command(
             where = run if run is not None else Path("runs") / loaded.name
             check_free(where, replace_run, "run")
             dataset = load_dataset(loaded.dataset, data_dir=data_dir, progress=progress)
-            metrics = train_recipe(loaded, dataset, where, replace=replace_run, progress=progress).metrics
+            trained = train_recipe(loaded, dataset, where, replace=replace_run, progress=progress)
+        metrics, repeats = trained.metrics, trained.record.data.repeats
         took = time.perf_counter() - begun
-        document = {"run": where, "recipe": loaded.name, "seconds": took, "metrics": metrics}
+        document = {
+            "run": where,
+            "recipe": loaded.name,
+            "seconds": took,
+            "metrics": metrics,
+            "repeats": repeats,
+        }
         title = f"{loaded.name}: trained in {seconds(took)} → {where}"
-        tables = metrics_tables(metrics)
-        sh.emit(document, heading(title), *tables, f"\nnext: [bold]tiercel export {where}[/]")
+        parts: list[Any] = metrics_tables(metrics, loaded.serving.allow_seen)
+        if repeats:
+            kept = "may be in several parts" if loaded.serving.allow_seen else "is in one part alone"
+            said = f"{number(repeats)} interactions are of a user and an item that came before"
+            parts.append(f"[dim]{said}; such a pair {kept}[/]")
+        sh.emit(document, heading(title), *parts, f"\nnext: [bold]tiercel export {where}[/]")
 
 
 def adjusted(recipe: Recipe, seed: int | None, epochs: int | None) -> Recipe:
@@ -87,14 +98,15 @@ def check_free(path: Path, may_replace: bool, what: str) -> None:
         raise Refused(f"{path}: there is something already; --replace overwrites it, {option} names another")
 
 
-def metrics_tables(metrics: dict[str, Any]) -> list[Table]:
+def metrics_tables(metrics: dict[str, Any], allow_seen: bool = False) -> list[Table]:
     """Return what was measured: one line for each model that makes lists, and a table of the rest."""
     models = {name: value for name, value in metrics.items() if isinstance(value, dict) and "ndcg" in value}
     rest = {name: value for name, value in metrics.items() if name not in models}
     made = []
     if models:
         figures = [name for name in next(iter(models.values())) if name not in ("k", "users")]
-        ranked = table("offline, top 10 of all unseen items", *figures, right=figures)
+        which = "items, seen or not" if allow_seen else "unseen items"
+        ranked = table(f"offline, top 10 of all {which}", *figures, right=figures)
         for name, values in models.items():
             ranked.add_row(name, *(f"{values[figure]:.4f}" for figure in figures))
         made.append(ranked)

@@ -26,9 +26,14 @@ class Split:
 
 
 def stratified_split(
-    interactions: pd.DataFrame, user_id: str, ratio: float = 0.75, seed: int = 42
+    interactions: pd.DataFrame,
+    user_id: str,
+    ratio: float = 0.75,
+    seed: int = 42,
+    *,
+    item_id: str | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split each user's interactions at random, a share of ``ratio`` to the first part.
+    """Split each user's interactions at random, a share of ``ratio`` of them to the first part.
 
     Row for row the split of the published MovieLens-100K benchmarks (recommenders'
     ``python_stratified_split``), if ``interactions`` has the order of ``u.data`` and seed is 42: one
@@ -43,6 +48,9 @@ def stratified_split(
         The first part's share of each user's rows, above 0 and below 1.
     seed
         Same seed, same split.
+    item_id
+        The column of items: all rows of a user and an item then go to the same part, and the shares are of
+        such pairs. Where no pair comes twice this is the same split. None splits row by row.
 
     Returns
     -------
@@ -51,17 +59,40 @@ def stratified_split(
     """
     if not 0 < ratio < 1:
         raise ValueError(f"ratio: expected a share above 0 and below 1, got {ratio}")
-    first = _share_of_each(interactions[user_id], ratio, seed)
+    if item_id is None:
+        first = _share_of_each(interactions[user_id], ratio, seed)
+    else:
+        pair, opening = _pairs(interactions[user_id], interactions[item_id])
+        first = _share_of_each(interactions[user_id].iloc[opening], ratio, seed)[pair]
     return interactions[first], interactions[~first]
 
 
-def split_dataset(dataset: Dataset, *, train: float = 0.75, validation: float = 0.1, seed: int = 42) -> Split:
-    """Split a data set's interactions as :class:`~tiercel_pipelines.recipe.recipe.SplitSettings` says."""
-    fit, test = stratified_split(dataset.interactions, dataset.user_id, train, seed)
+def split_dataset(
+    dataset: Dataset,
+    *,
+    train: float = 0.75,
+    validation: float = 0.1,
+    seed: int = 42,
+    allow_seen: bool = False,
+) -> Split:
+    """Split a data set's interactions as :class:`~tiercel_pipelines.recipe.recipe.SplitSettings` says.
+
+    What a user came back to is in one part alone, unless the recommender gives again what a user had
+    (``allow_seen``): a test of something that is never served would measure nothing.
+    """
+    item_id = None if allow_seen else dataset.item_id
+    fit, test = stratified_split(dataset.interactions, dataset.user_id, train, seed, item_id=item_id)
     if not validation:
         return Split(fit, fit.iloc[:0], test)
     # Equal seeds would draw the rows of the test split again.
-    return Split(*stratified_split(fit, dataset.user_id, 1 - validation, seed + 1), test)
+    return Split(*stratified_split(fit, dataset.user_id, 1 - validation, seed + 1, item_id=item_id), test)
+
+
+def _pairs(users: pd.Series, items: pd.Series) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the number of each row's pair, in order of first appearance, and the row where each appears."""
+    item, known = pd.factorize(items)
+    pair, _ = pd.factorize(pd.factorize(users)[0] * (len(known) + 1) + item)
+    return pair.astype(np.int64), np.unique(pair, return_index=True)[1]
 
 
 def _share_of_each(users: pd.Series, ratio: float, seed: int) -> npt.NDArray[np.bool_]:

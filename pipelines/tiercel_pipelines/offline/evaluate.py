@@ -38,6 +38,8 @@ class EvaluationReport:
         ``popularity`` (a baseline, not served), ``retrieval`` and ``ranking`` (both served).
     published
         Figures of others in the same protocol.
+    allow_seen, left_out
+        Whether users may get what they had; if not, how many pairs of the test do not count, being known.
     """
 
     dataset: str
@@ -46,6 +48,8 @@ class EvaluationReport:
     k: int
     figures: Mapping[str, RankingMetrics]
     published: tuple[Published, ...] = ()
+    allow_seen: bool = False
+    left_out: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form."""
@@ -57,6 +61,8 @@ class EvaluationReport:
             "users": self.figures["ranking"].users,
             "figures": {name: metrics.to_json() for name, metrics in self.figures.items()},
             "published": [asdict(row) for row in self.published],
+            "allow_seen": self.allow_seen,
+            "left_out": self.left_out,
         }
 
 
@@ -94,6 +100,7 @@ def evaluate_served(
     """
     if isinstance(served, str):
         with ServedEnsemble(served) as ensemble:
+            check_protocol(ensemble.info, data)
             return evaluate_served(ensemble, data, k=k, progress=progress)
     info = served.info
     if k > info.k_max:
@@ -106,7 +113,9 @@ def evaluate_served(
             figures[name] = ranking_metrics(rows, data.relevance, k, len(data.item_ids))
     except ValueError as error:
         raise EvaluationError(f"{info.name}, {name}: {error}") from error
-    return EvaluationReport(data.dataset, info.name, info.build_id, k, figures, data.published)
+    return EvaluationReport(
+        data.dataset, info.name, info.build_id, k, figures, data.published, data.allow_seen, data.left_out
+    )
 
 
 def check_same(info: ServerInfo, run: TrainedRun, build_id: str | None = None) -> None:
@@ -121,6 +130,15 @@ def check_same(info: ServerInfo, run: TrainedRun, build_id: str | None = None) -
         raise EvaluationError(
             f"the server serves build {info.build_id}, but the release is build {build_id}; "
             "start the server on that release"
+        )
+
+
+def check_protocol(info: ServerInfo, data: EvaluationData) -> None:
+    """Raise EvaluationError if a server gives users what they had and the data expects otherwise."""
+    if info.allow_seen != data.allow_seen:
+        raise EvaluationError(
+            f"the server serves {info.name!r} with allow_seen={info.allow_seen}, but the test part is made "
+            f"for allow_seen={data.allow_seen}; name the run that was exported, or serve this one"
         )
 
 

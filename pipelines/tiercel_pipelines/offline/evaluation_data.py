@@ -37,11 +37,16 @@ class EvaluationData:
     relevance
         Each user's test items as catalogue rows.
     known
-        Each user's items of the training and validation part, which must not be recommended.
+        Each user's items of the training and validation part.
     popular
         All items, most known interactions first, ties by row.
     published
         Figures to stand beside, if they were measured in the same way.
+    allow_seen
+        Whether a user may be recommended what is known of the user.
+    left_out
+        How many pairs of a user and a test item do not count, since the user is known to have had the item,
+        and so is never given it.
     """
 
     dataset: str
@@ -51,6 +56,8 @@ class EvaluationData:
     known: Relevance
     popular: PopularList
     published: tuple[Published, ...] = ()
+    allow_seen: bool = False
+    left_out: int = 0
 
     @classmethod
     def from_frames(
@@ -63,12 +70,13 @@ class EvaluationData:
         user_id: str = "user_id",
         item_id: str = "item_id",
         published: tuple[Published, ...] = (),
+        allow_seen: bool = False,
     ) -> EvaluationData:
         """Build from tables with raw ids.
 
         Parameters
         ----------
-        dataset, published
+        dataset, published, allow_seen
             See the class.
         items
             The catalogue; a row's position is the catalogue row.
@@ -83,23 +91,39 @@ class EvaluationData:
         users = pd.Index(test[user_id].unique())
         of_test = _rows(catalogue, test[item_id], dataset)
         of_known = _rows(catalogue, known[item_id], dataset)
-        by = users.get_indexer(known[user_id])
+        at, by = users.get_indexer(test[user_id]), users.get_indexer(known[user_id])
+        left_out = 0
+        if not allow_seen:
+            key, had = at * len(catalogue) + of_test, by * len(catalogue) + of_known
+            again = np.isin(key, had)
+            left_out = len(np.unique(key[again]))
+            asked, at = np.unique(at[~again], return_inverse=True)
+            users, of_test = users[asked], of_test[~again]
+            by = users.get_indexer(known[user_id])
+        if not len(users):
+            raise EvaluationError(
+                f"{dataset}: the users already had all of the {left_out} items that are to be found, and are "
+                "given nothing again; split pairs of user and item, or allow what was seen (allow_seen)"
+            )
         made = Popular().make(Material(items=len(catalogue), users=by, rows=of_known))
         return cls(
             dataset=dataset,
             user_ids=users.tolist(),
             item_ids=catalogue.tolist(),
-            relevance=Relevance.from_pairs(users.get_indexer(test[user_id]), of_test, len(users)),
+            relevance=Relevance.from_pairs(at, of_test, len(users)),
             known=Relevance.from_pairs(by[by >= 0], of_known[by >= 0], len(users)),
             popular=PopularList(made.arrays["rows"], made.arrays["scores"], len(catalogue)),
             published=published,
+            allow_seen=allow_seen,
+            left_out=left_out,
         )
 
     @classmethod
     def from_run(cls, run: TrainedRun, k: int = PUBLISHED_K) -> EvaluationData:
         """Take the tables of a run; published figures only if data set, split and k are theirs."""
         data, split = run.record.data, run.record.recipe.split
-        same = k == PUBLISHED_K and (split.train, split.seed) == PUBLISHED_SPLIT
+        allow_seen = run.record.recipe.serving.allow_seen
+        same = not allow_seen and k == PUBLISHED_K and (split.train, split.seed) == PUBLISHED_SPLIT
         return cls.from_frames(
             data.name,
             run.items,
@@ -108,13 +132,16 @@ class EvaluationData:
             user_id=data.user_id,
             item_id=data.item_id,
             published=PUBLISHED.get(data.name, ()) if same else (),
+            allow_seen=allow_seen,
         )
 
     def popularity_lists(self, k: int) -> IntArray:
-        """Return each user's k most popular items that the user does not know; ``[U, k]``, pad I."""
+        """Return each user's k most popular items, but for what is masked as seen; ``[U, k]``, pad I."""
         found = []
         for start in range(0, len(self.user_ids), BLOCK):
             offsets = self.known.offsets[start : start + BLOCK + 1]
+            if self.allow_seen:
+                offsets = np.zeros_like(offsets)
             known = self.known.rows[offsets[0] : offsets[-1]]
             mask = make_mask(len(offsets) - 1, len(self.item_ids), known, np.diff(offsets))
             found.append(self.popular.candidates({}, mask, k)[1])

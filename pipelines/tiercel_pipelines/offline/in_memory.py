@@ -39,9 +39,13 @@ def blocks(users: IntArray) -> Iterator[IntArray]:
 
 
 class KnownUsers:
-    """Users with what they had so far, which are the pairs, behind the served store."""
+    """Users with what they had so far, which are the pairs, behind the served store.
 
-    def __init__(self, packed: Packed, pairs: Pairs) -> None:
+    They must not get that again, unless ``allow_seen``.
+    """
+
+    def __init__(self, packed: Packed, pairs: Pairs, *, allow_seen: bool = False) -> None:
+        self._allow_seen = allow_seen
         # One user more: nobody, who had nothing.
         offsets = np.append(pairs.offsets, pairs.offsets[-1])
         arrays = {"history_offsets": offsets, "history_rows": pairs.items}
@@ -56,7 +60,9 @@ class KnownUsers:
         return self._packed.user_tensors(users, self.history(users))
 
     def mask(self, users: IntArray) -> Mask:
-        """Return what they must not get: what they had."""
+        """Return what they must not get."""
+        if self._allow_seen:
+            return make_mask(len(users), self._packed.n_items, users[:0], np.zeros(len(users), np.int64))
         return make_mask(len(users), self._packed.n_items, *self._tables.at(users).seen())
 
 
@@ -99,7 +105,7 @@ def open_source(
 class OfflineRetrieval:
     """The candidates that the served sources would give; each model feeds the source of its name.
 
-    What each user had, the pairs, makes histories and popularity, and is masked.
+    What each user had, the pairs, makes histories and popularity, and is masked unless the settings allow it.
     """
 
     def __init__(
@@ -109,7 +115,8 @@ class OfflineRetrieval:
         packed: Packed,
         pairs: Pairs,
     ) -> None:
-        self.users, self._models = KnownUsers(packed, pairs), models
+        self.users = KnownUsers(packed, pairs, allow_seen=settings.allow_seen)
+        self._models = models
         opened = [
             open_source(kind, models.get(kind.name), packed, pairs, settings.candidates, settings.rules)
             for kind in settings.sources

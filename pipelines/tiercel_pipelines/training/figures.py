@@ -22,9 +22,9 @@ def offline_figures(
 ) -> dict[str, Any]:
     """Return the figures of popularity, retrieval and ranking on the test part.
 
-    All follow the served path: seen items masked before the best N, filter rules, the first K
-    ranked, no context. ``ranking`` is what a caller gets, with a ranker or without. The test interactions
-    are given as rows ``[n]`` of users and items.
+    All follow the served path: seen items masked before the best N unless they may come again, filter
+    rules, the first K ranked, no context. ``ranking`` is what a caller gets, with a ranker or without. The
+    test interactions are given as rows ``[n]`` of users and items.
     """
     users = np.unique(test_users)
     if not len(users):

@@ -52,7 +52,10 @@ class RecipeRecord(_Struct, frozen=True):
 
 
 class DataRecord(_Struct, frozen=True):
-    """The data set: its names of columns, and how many rows each table has."""
+    """The data set: its names of columns, how many rows each table has, and how many ``repeats`` there are.
+
+    A repeat is an interaction of a user and an item that came before.
+    """
 
     name: str
     source: str
@@ -64,6 +67,7 @@ class DataRecord(_Struct, frozen=True):
     train: int
     valid: int
     test: int
+    repeats: int = 0
 
 
 class ModelsRecord(_Struct, frozen=True):

@@ -57,7 +57,8 @@ def train_recipe(
     lost = list(kept_problems(recipe))
     if lost:
         raise RecipeError(recipe.title, lost)
-    split = split_dataset(dataset, **msgspec.structs.asdict(recipe.split))
+    how = msgspec.structs.asdict(recipe.split)
+    split = split_dataset(dataset, **how, allow_seen=recipe.serving.allow_seen)
     if not len(split.train):
         raise TrainingError(f"recipe {recipe.name!r}: the training part is empty; give more interactions")
     with staging_directory(destination, replace=replace, what="run", mark=RUN_NAME) as directory:
@@ -114,4 +115,5 @@ def _describe(dataset: Dataset, split: Split) -> DataRecord:
         train=len(split.train),
         valid=len(split.valid),
         test=len(split.test),
+        repeats=int(dataset.interactions.duplicated([dataset.user_id, dataset.item_id]).sum()),
     )

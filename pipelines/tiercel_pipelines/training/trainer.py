@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from tiercel_export.workflow.cut import cut_workflow
@@ -160,7 +161,9 @@ class Trainer:
         rest, held_out = self.pairs.select((self.folds != 0) & (self.folds != fold)), self._fold(fold)
         contexts = draw_contexts(held_out, self.recipe.ranking.task.context_dropout, rng)
         chosen = np.flatnonzero(held_out.lengths > 0) if users is None else users
-        retrieval = OfflineRetrieval(self.settings, models, self.packed, rest)
+        # What comes again is never among what was held out: with it, a list would teach that it is wrong.
+        settings = msgspec.structs.replace(self.settings, allow_seen=False)
+        retrieval = OfflineRetrieval(settings, models, self.packed, rest)
         parts = []
         for block in blocks(chosen):
             scores, rows, sources = retrieval.candidates(block)[1]

@@ -48,6 +48,13 @@ def command(
             "Commas separate a list; an empty value is null.",
         ),
     ] = None,
+    allow_seen: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-seen/--no-allow-seen",
+            help="Whether what the user already had may come; else as the recipe says.",
+        ),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show what each stage did, what was dropped and why, and times.")
     ] = False,
@@ -69,6 +76,7 @@ def command(
                 "k": k,
                 "exclude": [parse_id(text, info.item_id_dtype, "--exclude") for text in exclude or ()],
                 "features": parse_features(feature or (), info.request_columns),
+                "allow_seen": allow_seen,
             }
             if history is not None:
                 request["history"] = [parse_id(text, info.item_id_dtype, "--history") for text in history]

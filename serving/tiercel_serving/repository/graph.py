@@ -248,6 +248,7 @@ def client_parameters(release: Release) -> dict[str, str]:
         "k_default": str(settings.k_default),
         "k_max": str(settings.k_max),
         "max_excluded": str(settings.max_excluded),
+        "allow_seen": _json(settings.allow_seen),
         "item_id_dtype": catalogue.item_id_dtype,
         "user_id_dtype": catalogue.user_id_dtype,
         "sources": _json([source.name for source in settings.sources]),

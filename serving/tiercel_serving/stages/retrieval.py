@@ -1,22 +1,22 @@
-"""``retrieval``: candidates from the sources; seen and excluded items never enter."""
+"""``retrieval``: candidates from the sources; excluded items never enter, nor what a user already had."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+import numpy.typing as npt
 
-from ..ranked import Mask, make_mask
+from ..ranked import Mask, Rows, make_mask
 from ..release.opened import Release
 from ..settings import FALLBACK, UNKNOWN
 from ..sources.merged import MergedSources
 from ..sources.table import open_source
 from ..spec import Array, Arrays, StageSpec
 from ..stores.table import Users
+from .specs import ALLOW_SEEN
 
 
 class Retrieval:
-    """Give each user the N best candidates that are neither seen, nor in the history, nor excluded.
+    """Give each user the N best candidates that are not excluded nor, unless allowed, already had.
 
     Masked items are taken out before the top-N is cut. Users of whom nothing is known get the fallback's
     items, unless the settings say ``rank``.
@@ -50,14 +50,16 @@ class Retrieval:
         Parameters
         ----------
         arrays
-            What the sources read; ``user_id [B, 1]``, ``status [B, 1]`` and ``excluded_row [B, E]``.
+            What the sources read; ``user_id [B, 1]``, ``status [B, 1]``, ``excluded_row [B, E]`` and
+            ``allow_seen [B, 1]``.
 
         Returns
         -------
         ``retrieved_row``, ``retrieval_score`` and ``source``, each ``[B, N]``.
         """
         users = self._store.read(arrays["user_id"])
-        mask = make_mask(len(users.known), self._pad, *users.seen())
+        seen = _masked(users, arrays[ALLOW_SEEN][:, 0])
+        mask = make_mask(len(users.known), self._pad, *seen)
         mask.add(arrays["excluded_row"])
         unknown = arrays["status"][:, 0] == UNKNOWN
         if not (self._bypass and unknown.any()):
@@ -65,23 +67,33 @@ class Retrieval:
         elif unknown.all():
             scores, rows, source = self._sources.fallback(arrays, mask)
         else:
-            scores, rows, source = self._mixed(arrays, users, unknown)
+            scores, rows, source = self._mixed(arrays, seen, unknown)
         return {"retrieved_row": rows, "retrieval_score": scores, "source": source}
 
-    def _mixed(self, arrays: Arrays, users: Users, unknown: Array) -> tuple[Array, Array, Array]:
+    def _mixed(self, arrays: Arrays, seen: tuple[Rows, Rows], unknown: Array) -> tuple[Array, Array, Array]:
         """Answer a batch with both kinds of users, each with its own mask."""
         rows = np.empty((len(unknown), self._count), np.int64)
         scores, source = np.empty(rows.shape, np.float32), np.empty(rows.shape, np.int32)
         for chosen, give in ((~unknown, self._sources.personal), (unknown, self._sources.fallback)):
             part = {name: arrays[name][chosen] for name in self._read}
-            found = give(part, self._mask_of(arrays, users, chosen))
+            found = give(part, self._mask_of(arrays, seen, chosen))
             scores[chosen], rows[chosen], source[chosen] = found
         return scores, rows, source
 
-    def _mask_of(self, arrays: Arrays, users: Users, chosen: Any) -> Mask:
-        flat, counts = users.seen()
+    def _mask_of(self, arrays: Arrays, seen: tuple[Rows, Rows], chosen: npt.NDArray[np.bool_]) -> Mask:
+        flat, counts = seen
         mask = make_mask(
             int(np.count_nonzero(chosen)), self._pad, flat[np.repeat(chosen, counts)], counts[chosen]
         )
         mask.add(arrays["excluded_row"][chosen])
         return mask
+
+
+def _masked(users: Users, allowed: npt.NDArray[np.bool_]) -> tuple[Rows, Rows]:
+    """Return what users had, end to end, and how much each: nothing where that is ``allowed``."""
+    if allowed.all():
+        return np.empty(0, np.int64), np.zeros(len(allowed), np.int64)
+    flat, counts = users.seen()
+    if not allowed.any():
+        return flat, counts
+    return flat[np.repeat(~allowed, counts)], np.where(allowed, 0, counts)

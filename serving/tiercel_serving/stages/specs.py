@@ -33,8 +33,11 @@ EXCLUDED, HISTORY = "exclude_item_ids", "history_item_ids"
 LENGTHS: Mapping[str, str] = {EXCLUDED: "exclude_item_ids__length", HISTORY: "history_item_ids__length"}
 PACKED: Mapping[str, str] = {EXCLUDED: "exclude_item_ids__packed", HISTORY: "history_item_ids__packed"}
 
+#: Whether a user may get what the user already had.
+ALLOW_SEEN = "allow_seen"
+
 #: Names that a request's own tensors have; a column of such a name travels under another.
-RESERVED = ("user_id", "k", EXCLUDED, HISTORY, *LENGTHS.values(), *PACKED.values())
+RESERVED = ("user_id", "k", ALLOW_SEEN, EXCLUDED, HISTORY, *LENGTHS.values(), *PACKED.values())
 
 #: Prefix of the tensor with the time that a Python stage took for the whole Triton batch.
 TIME_PREFIX = "time_us_"
@@ -120,6 +123,8 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
     user_id = TensorSpec("user_id", id_dtype, (1,), False, _empty(id_dtype), "Raw user id.")
     # The first stage only checks k: a wrong one is refused before any work.
     k = TensorSpec("k", "int32", (1,), True, settings.k_default, "How many items the answer shall have.")
+    doc = "Whether what the user already had may come."
+    allow_seen = TensorSpec(ALLOW_SEEN, "bool", (1,), True, settings.allow_seen, doc)
     status = TensorSpec("status", "int32", (1,), doc="0 known, 1 unknown with features, 2 unknown.")
     excluded = TensorSpec("excluded_row", "int64", (-1,), pad=pad, doc="Items that the request rules out.")
     retrieved = (
@@ -135,9 +140,13 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
     read = dict.fromkeys(name for source in settings.sources for name in source.reads())
     ranking = _ranking(manifest, tensors)
     return (
-        StageSpec(USER_FEATURES, (user_id, *_request(manifest), k), (status, *tensors.user, excluded)),
+        StageSpec(
+            USER_FEATURES, (user_id, *_request(manifest), allow_seen, k), (status, *tensors.user, excluded)
+        ),
         *queries,
-        StageSpec(RETRIEVAL, (*_named(RETRIEVAL, known, read), user_id, status, excluded), retrieved),
+        StageSpec(
+            RETRIEVAL, (*_named(RETRIEVAL, known, read), user_id, status, excluded, allow_seen), retrieved
+        ),
         StageSpec(FILTERING, retrieved, tensors.kept),
         *ranking,
         _ordering(manifest, tensors, ranking[-1].outputs if ranking else (), (status, k)),
@@ -172,7 +181,7 @@ def _empty(dtype: str) -> int | bytes:
 
 
 def _request(manifest: Manifest) -> Iterator[TensorSpec]:
-    """Yield the request's optional tensors but k."""
+    """Yield the request's lists and columns."""
     dtype = manifest.catalogue.item_id_dtype
     docs = {EXCLUDED: "Raw ids that must not be recommended.", HISTORY: "Raw ids, oldest first."}
     for name, doc in docs.items():

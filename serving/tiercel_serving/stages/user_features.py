@@ -16,7 +16,7 @@ from ..stores.table import Users
 from .ordering import check_k
 from .sent_columns import SentColumn
 from .sent_ids import SentIds
-from .specs import EXCLUDED, HISTORY
+from .specs import ALLOW_SEEN, EXCLUDED, HISTORY
 
 
 class UserFeatures:
@@ -99,7 +99,8 @@ class UserFeatures:
         sent_rows = self._sent_history.rows(arrays)
         if self._length:
             outputs.update(self._history(users, sent_rows, overridden))
-        excluded = [rows for rows in (sent_rows, self._excluded.rows(arrays)) if rows.shape[1]]
+        had = np.where(arrays[ALLOW_SEEN], self._pad, sent_rows)
+        excluded = [rows for rows in (had, self._excluded.rows(arrays)) if rows.shape[1]]
         if not excluded:
             # Triton has no use for a tensor without elements.
             excluded = [np.full((len(sent_rows), 1), self._pad)]

@@ -36,9 +36,11 @@ class Launch:
             f"--model-repository={repository}",
             f"--backend-directory={self._backend_directory()}",
             f"--grpc-address={self.host}",
-            f"--http-address={self.host}",
             f"--metrics-address={self.host}",
-            *(f"--{name}-port={port}" for name, port in self.ports.items()),
+            f"--grpc-port={self.ports['grpc']}",
+            f"--metrics-port={self.ports['metrics']}",
+            # One request to Triton's own HTTP can end it: see http_front.py, which stands in for it.
+            "--allow-http=false",
             "--model-control-mode=none",
             "--exit-on-error=true",
             "--strict-readiness=true",
@@ -47,7 +49,6 @@ class Launch:
             "--log-format=ISO8601",
             f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
             # The key is drawn anew at each start and told to nobody, which turns these interfaces off.
-            f"--http-restricted-api={RESTRICTED}:tiercel={key}",
             f"--grpc-restricted-protocol={RESTRICTED}:tiercel={key}",
         ]
         if self.installation.caches is not None:

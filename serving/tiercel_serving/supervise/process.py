@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import secrets
 import shutil
@@ -16,10 +15,14 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
 from ..errors import ServerFailed
 from ..release.manifest import MANIFEST_NAME
 from ..release.opened import Release, check_files, open_release
 from . import guard
+from .http_front import HttpFront
 from .installation import Installation, find_installation, find_libpython
 from .launch import Launch, model_repository
 from .log import exit_text, failure_reasons, port_in_use, tail
@@ -132,7 +135,6 @@ class TritonServer:
         self.metrics_url = f"http://{near}:{ports['metrics']}/metrics"
         self.pid = 0
         self.started_s = 0.0
-        self._near = near
         self._workdir = Path(tempfile.mkdtemp(prefix="tiercel-server-"))
         self._shm_prefix = f"tiercel_{os.getpid()}_{secrets.token_hex(4)}_"
         self._launch = Launch(installation, self._workdir, host, self.ports, self._shm_prefix)
@@ -141,6 +143,7 @@ class TritonServer:
         self.log_path = log if log is not None else self._workdir / "triton.log"
         self._guard = _start_guard(self._workdir, self._shm_prefix)
         self._process: subprocess.Popen[bytes] | None = None
+        self._front: HttpFront | None = None
         self._spawned = 0.0
         self._canary: Canary | None = None
         self._members: frozenset[int] = frozenset()
@@ -243,6 +246,7 @@ class TritonServer:
         if canary is not None:
             self._repeat_canary(canary, _CANARY_START_S, _CANARY_ATTEMPTS)
         self._canary = canary
+        self._front = self._open_front()
         self.started_s = time.monotonic() - begun
 
     def _wait_ready(self, deadline: float, timeout_s: float) -> None:
@@ -261,14 +265,19 @@ class TritonServer:
             time.sleep(0.02)
 
     def _ready(self) -> bool:
-        connection = http.client.HTTPConnection(self._near, self.ports["http"], timeout=2.0)
+        # A pool of its own: else a refused connection is not tried again for a second.
+        with grpc.insecure_channel(self.grpc_url, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            try:
+                return bool(stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=2.0).ready)
+            except grpc.RpcError:
+                return False
+
+    def _open_front(self) -> HttpFront:
         try:
-            connection.request("GET", "/v2/health/ready")
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+            return HttpFront(self.host, self.ports["http"], self.grpc_url)
+        except OSError as error:
+            raise port_taken(self.host, "http", self.ports["http"], str(error)) from error
 
     def _repeat_canary(self, canary: Canary, timeout_s: float, attempts: int = 2) -> None:
         failed: Exception | None = None
@@ -290,6 +299,8 @@ class TritonServer:
         if process is None:
             return
         try:
+            if self._front is not None:
+                self._front.close(grace_s)
             if grace_s > 0 and process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,0 +1,191 @@
+"""Plain HTTP in front of Triton: bodies are bounded and read here, and travel on over gRPC.
+
+Triton's own HTTP is never started: one request to it can end the server, and with it everybody's. A body of
+some MiB does until 2.59.1 (the container 25.07), brackets in brackets until 2.58 (25.05), a shape that is too
+large until 2.68 (26.04). The embedded Triton is 2.51.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from aiohttp import web
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from ..errors import InvalidRequest
+from .kserve import plain, read_request, write_answer
+
+#: Bytes of a body, at most: 64 users with 10,000 exclusions each fit. Beyond it there is gRPC.
+MAX_BODY = 16 << 20
+
+#: Requests at work at once; the others wait.
+WORKERS = 8
+
+#: Seconds that Triton may take for a request.
+DEADLINE_S = 60.0
+
+#: Seconds that requests at work get at the end, at most.
+GRACE_S = 10.0
+
+#: Says how many bytes of a body are JSON; tensors follow.
+JSON_SIZE = "Inference-Header-Content-Length"
+
+#: gRPC's status → HTTP's; all others are 500.
+_STATUS: Mapping[grpc.StatusCode, int] = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.OUT_OF_RANGE: 400,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+
+_CHANNEL = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+
+_MODEL = "/v2/models/{name}"
+_VERSION = _MODEL + "/versions/{version}"
+
+#: Address → method of the stub, its message, and the field whose truth is the answer.
+_READY = {
+    "/v2/health/live": ("ServerLive", service_pb2.ServerLiveRequest, "live"),
+    "/v2/health/ready": ("ServerReady", service_pb2.ServerReadyRequest, "ready"),
+    f"{_MODEL}/ready": ("ModelReady", service_pb2.ModelReadyRequest, "ready"),
+    f"{_VERSION}/ready": ("ModelReady", service_pb2.ModelReadyRequest, "ready"),
+}
+
+#: Address → method of the stub, and its message, for what is told in JSON.
+_TOLD = {
+    "/v2": ("ServerMetadata", service_pb2.ServerMetadataRequest),
+    _MODEL: ("ModelMetadata", service_pb2.ModelMetadataRequest),
+    _VERSION: ("ModelMetadata", service_pb2.ModelMetadataRequest),
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class HttpFront:
+    """Serves KServe's HTTP at an address, in a thread, by asking a Triton over gRPC.
+
+    Parameters
+    ----------
+    host, port
+        Where it listens.
+    grpc_url
+        ``host:port`` of Triton's gRPC.
+
+    Raises
+    ------
+    OSError
+        The port cannot be had.
+    """
+
+    def __init__(self, host: str, port: int, grpc_url: str) -> None:
+        self._channel = grpc.insecure_channel(grpc_url, options=_CHANNEL)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._workers = ThreadPoolExecutor(WORKERS, "tiercel-http")
+        self._runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=GRACE_S)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="tiercel-http", daemon=True)
+        self._thread.start()
+        try:
+            self._run(self._listen(host, port))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self, grace_s: float = 0.0) -> None:
+        """Stop listening; requests at work get ``grace_s`` seconds, :data:`GRACE_S` at most, to end."""
+        if grace_s <= 0:
+            self._channel.close()
+        self._run(self._runner.cleanup())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._channel.close()
+        self._workers.shutdown()
+
+    def _run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _listen(self, host: str, port: int) -> None:
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, port).start()
+
+    def _app(self) -> web.Application:
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[_in_json])
+        for path, (method, message, field) in _READY.items():
+            app.router.add_get(path, self._told(method, message, field))
+        for path, (method, message) in _TOLD.items():
+            app.router.add_get(path, self._told(method, message))
+        for path in (f"{_MODEL}/infer", f"{_VERSION}/infer"):
+            app.router.add_post(path, self._infer)
+        return app
+
+    def _told(self, method: str, message: Any, field: str | None = None) -> Handler:
+        """Return what answers with a message of Triton's, or with whether a field of it is true."""
+
+        async def handle(request: web.Request) -> web.Response:
+            call = getattr(self._stub, method)
+            said = await self._work(lambda: call(message(**request.match_info), timeout=DEADLINE_S))
+            if field is not None:
+                return web.Response(status=200 if getattr(said, field) else 400)
+            return web.json_response(plain(said))
+
+        return handle
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        body, where = await request.read(), request.match_info
+        size = _json_size(request.headers.get(JSON_SIZE), len(body))
+
+        def answer() -> tuple[bytes, int | None]:
+            asked, binary = read_request(where["name"], where.get("version", ""), body, size)
+            return write_answer(self._stub.ModelInfer(asked, timeout=DEADLINE_S), binary)
+
+        payload, size = await self._work(answer)
+        if size is None:
+            return web.Response(body=payload, content_type="application/json")
+        headers = {JSON_SIZE: str(size)}
+        return web.Response(body=payload, content_type="application/octet-stream", headers=headers)
+
+    async def _work(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+
+
+def _json_size(said: str | None, size: int) -> int | None:
+    """Return how many bytes of a body are JSON, as its header says."""
+    if said is None:
+        return None
+    if not (said.isascii() and said.isdigit() and len(said) < 20 and int(said) <= size):
+        raise InvalidRequest(
+            f"{JSON_SIZE}: expected at most the {size} bytes of the body, came {said[:40]!r}"
+        )
+    return int(said)
+
+
+@web.middleware
+async def _in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every error as Triton does: its status, and JSON that says what was wrong."""
+    try:
+        return await handler(request)
+    except (InvalidRequest, ValueError, web.RequestPayloadError) as error:
+        return _error(400, str(error))
+    except grpc.RpcError as error:
+        return _error(_STATUS.get(error.code(), 500), error.details())
+    except web.HTTPRequestEntityTooLarge:
+        said = f"a body may have {MAX_BODY} bytes at most; send fewer users or ids at once, or use gRPC"
+        return _error(413, said)
+    except web.HTTPNotFound:
+        return _error(404, f"there is no {request.path}; this is inference over HTTP, and gRPC has the rest")
+    except web.HTTPException as error:
+        return _error(error.status, error.reason)
+
+
+def _error(status: int, said: str | None) -> web.Response:
+    return web.json_response({"error": said or "no message"}, status=status)
