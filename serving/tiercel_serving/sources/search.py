@@ -34,7 +34,7 @@ SLACK = 128
 TRUSTED = 1.25
 
 #: Masked items that are looked at to guess whether they are among the user's best.
-SAMPLE = 256
+SAMPLE = 128
 
 #: Who has more than this many times N items masked is served alone. Users who have had that much are not like
 #: those that an index is tuned for: its deeper rungs are held to the recall for them too.
@@ -44,9 +44,9 @@ HEAVY = 5
 SCAN_USERS = 8
 
 #: An index is asked where that took less than this share of a scan when it was measured: elsewhere it may
-#: take longer. One user alone is searched deeper for, and deeper again where that was not enough, as long as
-#: all together takes less than the second share: to fail costs a scan besides.
-WORTH, DEEP = 0.7, 0.5
+#: take longer. One user alone is searched deeper for where that takes less than the second share; than the
+#: third, where how deep is a guess that no search was made for. To fail costs a scan besides.
+WORTH, DEEP, BLIND = 0.7, 0.5, 0.15
 
 #: Where a search of the first rung takes more than this share of a scan, it is not asked in vain.
 CHEAP = 0.1
@@ -330,14 +330,14 @@ class IndexSearch:
         if self._ladder[0].cost > CHEAP:
             hidden = self._hidden(query, mask, everybody, counts, np.zeros(len(query)))
             if (heavy | (hidden[:, 0] > count / 4) | (hidden > self._depths / 2).any(1)).all():
-                return self._each(query, mask, everybody, counts, hidden, count)
+                return self._each(query, mask, everybody, counts, hidden, count, BLIND)
         looked = self._profile.looked_at(count)
         asked = self._ask(query, mask, everybody, count, looked + min(SLACK, int(counts.max())), looked)
         again = np.flatnonzero(heavy | (asked.used > TRUSTED * max(count, self._ladder[0].depth)))
         if len(again):
             hidden = self._hidden(query, mask, again, counts, self._shift(query, asked))
             hidden = np.maximum(hidden, asked.met[again, None])
-            found = self._each(query[again], mask, again, counts[again], hidden, count)
+            found = self._each(query[again], mask, again, counts[again], hidden, count, DEEP)
             asked.scores[again], asked.rows[again] = found
         return asked.scores, asked.rows
 
@@ -373,13 +373,14 @@ class IndexSearch:
         counts: Rows,
         hidden: npt.NDArray[np.float64],
         count: int,
+        most: float,
     ) -> tuple[Scores, Rows]:
         """Answer users one by one, deep in the index where that is cheaper than a scan."""
         scores = np.empty((len(users), count), np.float32)
         rows = np.empty((len(users), count), np.int64)
         left = []
         for at, user in enumerate(users.tolist()):
-            found = self._deep(query[at : at + 1], mask, user, count, int(counts[at]), hidden[at])
+            found = self._deep(query[at : at + 1], mask, user, count, int(counts[at]), hidden[at], most)
             if found is None:
                 left.append(at)
             else:
@@ -396,20 +397,21 @@ class IndexSearch:
         count: int,
         masked: int,
         hidden: npt.NDArray[np.float64],
+        most: float,
     ) -> tuple[Scores, Rows] | None:
-        """Return one user's best from deeper in the index; None if a scan is cheaper, or surer."""
-        sure = count + np.minimum(masked, np.ceil(hidden)).astype(np.int64)
-        needed = np.array([self._profile.looked_at(one) for one in sure.tolist()])
-        # The first rung that is deep enough and has none behind it that is not: a wrong guess shows there.
-        begin = 1 + max(np.flatnonzero(needed > self._depths), default=0)
-        spent = 0.0
-        for at in range(begin, len(self._ladder)):
-            rung = self._between(at, int(needed[at]))
-            if spent + rung.cost >= DEEP:
-                return None
+        """Return one user's best from deeper in the index; None if a scan is cheaper, or surer.
+
+        Guesses of how deep they lie may cost ``most`` together. Within ``count`` and all that is masked they
+        lie for certain.
+        """
+        certain, spent = count + masked, 0.0
+        for own in [*self._guesses(hidden, certain, count), certain]:
+            depth = self._profile.looked_at(own)
+            rung = self._between(depth)
+            if rung is None or spent + rung.cost >= (DEEP if own == certain else most):
+                continue
             spent += rung.cost
-            own = int(sure[at])
-            fetched = int(needed[at]) if own == count + masked else math.ceil(needed[at] * TRUSTED)
+            fetched = depth if own == certain else math.ceil(depth * TRUSTED)
             # Of as many as that, the wanted ones lie among the first allowed, but for the margin.
             self._turn(rung.knob)
             asked = self._ask(query, mask, np.array([user]), count, fetched, fetched - own + count)
@@ -418,14 +420,30 @@ class IndexSearch:
                 return asked.scores[0], asked.rows[0]
         return None
 
-    def _between(self, at: int, depth: int) -> Rung:
-        """Return what serves a depth that lies between a rung and the one before it.
+    def _guesses(self, hidden: npt.NDArray[np.float64], certain: int, count: int) -> list[int]:
+        """Return how deep the best allowed items lie, and twice that, as far as it is less than is certain.
+
+        It is read off the first rung with room that has none without behind it: a wrong guess shows there.
+        """
+        needed = np.array([self._profile.looked_at(count + math.ceil(among)) for among in hidden.tolist()])
+        full = np.flatnonzero((needed > self._depths) | (hidden > self._depths / 2))
+        at = max(int(max(full, default=-1)) + 1, 1)
+        if at >= len(hidden):
+            return []
+        own = count + math.ceil(hidden[at])
+        return [guess for guess in (own, 2 * own) if guess < certain]
+
+    def _between(self, depth: int) -> Rung | None:
+        """Return what serves a depth, None if nothing does.
 
         Knob and cost grow about as powers of the depth, so that their logarithms are interpolated. The first
         rung is held to other queries than those behind it: from there it is a step.
         """
+        at = max(int(np.searchsorted(self._depths, depth)), 1)
+        if at >= len(self._ladder):
+            return None
         below, above = self._ladder[at - 1 : at + 1]
-        if at == 1 or depth <= below.depth:
+        if at == 1:
             return above
         share = math.log(depth / below.depth) / math.log(above.depth / below.depth)
         knob = below.knob * (above.knob / below.knob) ** share
