@@ -88,7 +88,7 @@ def test_both_ways_carry_the_same_ids(
     plain, dense = (batch(specs, question, as_packed=way) for way in (False, True))
     row_of = {one: row for row, one in enumerate(ITEMS)}
     for name, rows in ((EXCLUDED, asked["exclude"]), (HISTORY, asked["history"])):
-        sent = SentIds(name, items, 50)
+        sent = SentIds(name, items, 50, text=True)
         # To exclude nothing is to say nothing.
         given_ = [row is not None and (name == HISTORY or bool(row)) for row in rows]
         want = [[row_of.get(one, len(ITEMS)) for one in row or ()] for row in rows]

@@ -36,16 +36,19 @@ class SentIds:
         Whose ids they are.
     limit
         How many a list may hold.
+    text
+        Whether ids are text. Where they are not, what is called like the packed list is a column.
     """
 
-    def __init__(self, name: str, items: ItemTable, limit: int) -> None:
-        self._name, self._length, self._packed = name, LENGTHS[name], PACKED[name]
+    def __init__(self, name: str, items: ItemTable, limit: int, text: bool) -> None:
+        self._name, self._length = name, LENGTHS[name]
+        self._packed = PACKED[name] if text else None
         self._items, self._limit = items, limit
 
     def check(self, arrays: Arrays) -> None:
         """Refuse lists that are too long, that do not fit what is said of them, or that come twice."""
         check_list(arrays, self._name, self._length, limit=self._limit)
-        packed = arrays.get(self._packed)
+        packed = self._sent(arrays)
         if packed is None:
             return
         twice = [name for name in (self._name, self._length) if name in arrays]
@@ -57,6 +60,9 @@ class SentIds:
         for row, element in enumerate(packed[:, 0].tolist()):
             if element and (wrong := self._problem(element)):
                 raise InvalidRequest(f"stage user_features: {self._packed}, row {row}: {wrong}")
+
+    def _sent(self, arrays: Arrays) -> Array | None:
+        return None if self._packed is None else arrays.get(self._packed)
 
     def _problem(self, element: bytes) -> str:
         """Return what is wrong with a packed list, or nothing."""
@@ -79,12 +85,12 @@ class SentIds:
     def given(self, arrays: Arrays) -> npt.NDArray[np.bool_]:
         """Return ``[B]``: which users carry a list that is not null."""
         given: npt.NDArray[np.bool_] = arrays[self._length][:, 0] >= 0
-        packed = arrays.get(self._packed)
+        packed = self._sent(arrays)
         return given if packed is None else given | packed[:, 0].astype(np.bool_)
 
     def rows(self, arrays: Arrays) -> Rows:
         """Return the lists' catalogue rows ``[B, W]`` in their order; I where there is no item."""
-        ids, packed = arrays[self._name], arrays.get(self._packed)
+        ids, packed = arrays[self._name], self._sent(arrays)
         parts = []
         if ids.shape[1]:
             real = np.arange(ids.shape[1]) < arrays[self._length][:, :1]

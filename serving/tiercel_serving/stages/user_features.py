@@ -38,8 +38,9 @@ class UserFeatures:
         names = [tensor.name for tensor in self.spec.outputs]
         self._packed = tuple(n for n in names if n in ("user_cat", "user_num") or n.startswith("user_list_"))
         self._length = settings.history_length
-        self._sent_history = SentIds(HISTORY, self._items, settings.max_excluded)
-        self._excluded = SentIds(EXCLUDED, self._items, settings.max_excluded)
+        text = release.manifest.catalogue.item_id_dtype == "bytes"
+        self._sent_history = SentIds(HISTORY, self._items, settings.max_excluded, text)
+        self._excluded = SentIds(EXCLUDED, self._items, settings.max_excluded, text)
         self._k_max = settings.k_max
         self._pad = self._items.size
         self._history_cat = self._history_table(release) if "history_cat" in names else None
