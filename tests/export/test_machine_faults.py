@@ -208,8 +208,10 @@ def test_tables_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_too_many_open_files(tmp_path: Path) -> None:
     write_artefact(tmp_path / "a", "items", "b", {str(n): np.arange(3) for n in range(40)})
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = len(os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used, before[1]))
+    # The lowest number that is free is what the next file would get.
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
     try:
         with pytest.raises((MachineFault, OSError)) as raised:
             open_artefact(tmp_path / "a", "items")
