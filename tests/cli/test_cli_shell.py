@@ -101,10 +101,10 @@ def test_errors(raised: str, code: int, words: str) -> None:
 
 
 def test_the_machines_faults_are_no_defect_of_ours() -> None:
-    done = run("raise PermissionError(13, 'Permission denied', '/root/x')", "--debug", "--json")
+    done = run("raise PermissionError(13, 'Permission denied', '/srv/x')", "--debug", "--json")
     error = json_module.loads(done.stdout)["error"]
     assert error["type"] == "MachineFault"
-    assert error["message"].startswith("/root/x: Permission denied; ")
+    assert error["message"].startswith("/srv/x: Permission denied; ")
     assert "Traceback" in done.stderr
     assert "defect" not in done.stderr
 
