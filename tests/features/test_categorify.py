@@ -335,12 +335,11 @@ def test_dtypes_hold_the_ids_as_nvtabulars_do(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("names", [["number"], ["word"], [["number", "word"]]])
-def test_two_dtypes_of_one_vocabulary_file(tmp_path, names):
+def test_two_dtypes_of_one_column(tmp_path, names):
     fit = pd.DataFrame({"number": np.arange(300) * 10**9, "word": [f"w{i}" for i in range(300)]})
-    place = path(tmp_path)
     narrow, wide = (
         names
-        >> ops.Categorify(out_path=place, encode_type="combo", dtype=dtype)
+        >> ops.Categorify(out_path=path(tmp_path), encode_type="combo", dtype=dtype)
         >> ops.Rename(postfix=f"_{dtype}")
         for dtype in ("int8", "int64")
     )
