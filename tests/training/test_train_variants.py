@@ -134,7 +134,7 @@ def test_a_training_checks_its_recipe_once(dataset, tmp_path, monkeypatch):
 
 
 STOPS = {
-    "workflow": (train_module, "fit_workflow"),
+    "workflow": (train_module, "fit_checked"),
     "retrieval": (TwoTower, "fit"),
     "ranking": (DLRM, "fit"),
     "writing": (train_module, "write_run"),
