@@ -124,6 +124,8 @@ class Mask(ABC):
 
     def __init__(self, users: int, items: int, flat: Rows, counts: Rows) -> None:
         self.users = users
+        #: ``[B]`` how many rows came with the users, before any were added.
+        self.had = counts
         self._shape = (users, items + 1)
         self._base = (np.arange(users) * (items + 1))[:, None]
         first = self._base[:, 0]

@@ -36,8 +36,9 @@ TRUSTED = 1.25
 #: Masked items that are looked at to guess whether they are among the user's best.
 SAMPLE = 128
 
-#: Who has more than this many times N items masked is served alone. Users who have had that much are not like
-#: those that an index is tuned for: its deeper rungs are held to the recall for them too.
+#: Who has had more than this many times N items is served alone. Such users are not like those that an index
+#: is tuned for: its deeper rungs are held to the recall for them too. What a request excludes says nothing of
+#: the kind.
 HEAVY = 5
 
 #: Users whose scores of all items are computed by one matrix product.
@@ -326,7 +327,7 @@ class IndexSearch:
             # It is no matter how much is masked: looking at everything costs the same.
             return self._space.scan(query, mask, range(len(query)), count)
         counts, everybody = mask.counts(), np.arange(len(query))
-        heavy = counts > HEAVY * count
+        heavy = np.asarray(mask.had) > HEAVY * count
         if self._ladder[0].cost > CHEAP:
             hidden = self._hidden(query, mask, everybody, counts, np.zeros(len(query)))
             if (heavy | (hidden[:, 0] > count / 4) | (hidden > self._depths / 2).any(1)).all():
