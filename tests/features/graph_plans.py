@@ -123,7 +123,7 @@ def plans(draw: Draw, focus: str, steps: int = 5) -> Plan:
         step, types = _draw_step(draw, name, by_name, raw, made)
         nodes.append(step)
         made.append(types)
-    if draw(st.booleans()):
+    if draw(st.integers(0, 3)) == 0:
         for name in [
             draw(st.sampled_from(sorted(REFUSED_KINDS))),
             *draw(st.lists(st.sampled_from(TAILS), max_size=2)),
