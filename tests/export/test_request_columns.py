@@ -30,13 +30,25 @@ from tiercel_serving.runtime.batching import count_users
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.sources.popular import Popular
 from tiercel_serving.spec import DTYPES
-from tiercel_serving.stages.specs import RESERVED, request_tensors
+from tiercel_serving.stages.specs import PACKED, request_tensors
 
 BARE = bare_manifest("in memory")
 TAKEN = graph_names(BARE)
 
 #: Names that meet those of the graph, of companions, and of columns that gave way.
-WORDS = (*RESERVED, *sorted(TAKEN), "a", "b", "", "a b", "ä/№", "user_num", "item_cat", "query_x", "title")
+WORDS = (
+    *PACKED.values(),
+    *sorted(TAKEN),
+    "a",
+    "b",
+    "",
+    "a b",
+    "ä/№",
+    "user_num",
+    "item_cat",
+    "query_x",
+    "title",
+)
 ENDINGS = ("", "__length", "__valid", "_2", "__length_2", "__valid__valid", "_3")
 NAMES = st.builds("{}{}".format, st.sampled_from(WORDS), st.sampled_from(ENDINGS)) | st.text(max_size=4)
 KINDS = st.tuples(

@@ -36,9 +36,6 @@ PACKED: Mapping[str, str] = {EXCLUDED: "exclude_item_ids__packed", HISTORY: "his
 #: Whether a user may get what the user already had.
 ALLOW_SEEN = "allow_seen"
 
-#: Names that a request's own tensors have; a column of such a name travels under another.
-RESERVED = ("user_id", "k", ALLOW_SEEN, EXCLUDED, HISTORY, *LENGTHS.values(), *PACKED.values())
-
 #: Prefix of the tensor with the time that a Python stage took for the whole Triton batch.
 TIME_PREFIX = "time_us_"
 
