@@ -20,7 +20,7 @@ from tiercel_serving.errors import InvalidSettings
 from tiercel_serving.ranked import make_mask
 from tiercel_serving.release.artefacts import open_artefact
 from tiercel_serving.sources.index import Index, VectorIndex
-from tiercel_serving.sources.search import ExactSearch
+from tiercel_serving.sources.scan import ExactSearch
 from tiercel_serving.sources.table import Material
 from tiercel_serving.spec import Array
 

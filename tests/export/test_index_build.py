@@ -14,8 +14,9 @@ import pytest
 from tiercel_serving.errors import InvalidSettings
 from tiercel_serving.ranked import Mask
 from tiercel_serving.sources.index import Index
-from tiercel_serving.sources.index_build import build_index, faiss_reason, served_recall
-from tiercel_serving.sources.search import ExactSearch, Space
+from tiercel_serving.sources.index_build import build_index, faiss_reason
+from tiercel_serving.sources.scan import ExactSearch, Space
+from tiercel_serving.sources.served_recall import served_recall
 from tiercel_serving.sources.table import Material
 
 RANDOM = np.random.default_rng(0)
@@ -211,7 +212,7 @@ def test_the_useful_half_of_a_faiss_error_is_whole(words: str, reason: str) -> N
 
 def test_a_poor_recall_is_refused_and_what_limits_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = {"plain": 0.995, "best hidden": 0.9}
-    monkeypatch.setattr("tiercel_serving.sources.index_build.served_recall", lambda *_: cases)
+    monkeypatch.setattr("tiercel_serving.sources.served_recall.served_recall", lambda *_: cases)
     none = np.zeros(0, np.int64)
     material = Material(
         2000, none, none, form={"vectors": VECTORS}, queries=QUERIES, candidates=50, seen=NOTHING

@@ -20,7 +20,8 @@ from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.sources import index as index_kind
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.index_build import build_index
-from tiercel_serving.sources.search import ExactSearch, IndexSearch, Search, Space
+from tiercel_serving.sources.scan import ExactSearch, Search, Space
+from tiercel_serving.sources.search import IndexSearch
 from tiercel_serving.sources.table import Material, Source, open_source
 
 ITEMS, DIMENSION, COUNT = 3000, 16, 50
@@ -50,7 +51,7 @@ MASKS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 @pytest.fixture(autouse=True)
 def _no_catalogue_is_small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tiercel_serving.sources.search.SCAN_ITEMS", 0)
+        patch.setattr("tiercel_serving.sources.scan.SCAN_ITEMS", 0)
         yield
 
 

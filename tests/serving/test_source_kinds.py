@@ -21,7 +21,8 @@ from tiercel_serving.ranked import BitmapMask, KeyMask, Mask
 from tiercel_serving.release.artefacts import Artefact, open_artefact, write_artefact
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.popular import Popular
-from tiercel_serving.sources.search import ExactSearch, IndexSearch, Profile, Rung, Space
+from tiercel_serving.sources.scan import ExactSearch, Space
+from tiercel_serving.sources.search import IndexSearch, Profile, Rung
 from tiercel_serving.sources.table import SOURCES, Made, Material, Scorer, Source, SourceKind, open_source
 
 Draw = Callable[[np.random.Generator, int], dict[str, np.ndarray]]

@@ -18,7 +18,8 @@ from ..problems import POSITIVE, Problem, Range, out_of_range
 from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
-from .search import HEAVY, ExactSearch, IndexSearch, Profile, Search, Space, longest_norm
+from .scan import ExactSearch, Search, Space, longest_norm
+from .search import HEAVY, IndexSearch, Profile
 from .table import Made, Material, UserTensors
 
 #: The index's file in its artefact.
@@ -135,7 +136,8 @@ class Index(Settings, frozen=True, tag="index"):
             return Made(arrays, meta)
         import faiss
 
-        from .index_build import build_index, check_parameters, served_recall
+        from .index_build import build_index, check_parameters
+        from .served_recall import served_recall
 
         for problem in self.misfits(space.vectors.shape[1]):
             raise InvalidSettings(f"index: {problem}")

@@ -1,4 +1,4 @@
-"""How an index is built: FAISS by factory string, its knob measured for every depth, its recall as served."""
+"""How an index is built: FAISS by factory string, and its knob measured for every depth."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import numpy as np
 
 from ..errors import InvalidSettings
 from ..machine import fault_of
-from ..ranked import Mask, Rows, make_mask
+from ..ranked import Rows
 from ..spec import Array
-from .search import DEEP, ExactSearch, IndexSearch, Profile, Rung, Search, Space
+from .scan import ExactSearch, Search, Space
+from .search import DEEP, IndexSearch, Profile, Rung
+from .served_recall import mask_of
 
 #: What FAISS says first, and once more for each thread and each index inside another:
 #: "Error in <C++ function> at <file>:<line>: Error: '<condition>' failed: <words>". The condition or the
@@ -36,9 +38,6 @@ LADDER_QUERIES, TIMED_QUERIES, TIMED_TURNS = 200, 8, 3
 
 #: Points that k-means learns a centroid from, at most; FAISS's own default of 256 takes four times as long.
 POINTS_PER_CENTROID = 64
-
-#: The best items that one case of the recall as served hides.
-HIDDEN = 500
 
 
 @dataclass(frozen=True)
@@ -297,7 +296,7 @@ def _cost(index: Any, space: Space, queries: Array, depth: int) -> float:
     They take turns, so that each finds the caches as the other leaves them. Of a few turns the quickest
     counts: what else the machine does only makes them slower. One query is one thread's work.
     """
-    mask, spent = _mask(space, [[]]), np.full((2, TIMED_QUERIES), np.inf)
+    mask, spent = mask_of(space, [[]]), np.full((2, TIMED_QUERIES), np.inf)
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -357,76 +356,6 @@ def _share(vectors: Array, queries: Array, found: Rows, best: Array) -> float:
         reached = np.count_nonzero((rows >= 0) & (scores >= last - 1e-6 - 1e-5 * abs(last)))
         shares.append(min(reached / count, 1.0))
     return float(np.mean(shares))
-
-
-def served_recall(
-    search: Search,
-    space: Space,
-    queries: Array,
-    seen: Sequence[Rows],
-    count: int,
-    heavy: tuple[Array, Sequence[Rows]] | None = None,
-) -> dict[str, float]:
-    """Measure what is served: the share of the best allowed items that the masked search gives.
-
-    Parameters
-    ----------
-    search, space
-        The search under test, and what it searches.
-    queries
-        ``[Q, D]``.
-    seen
-        The catalogue rows that each query's user has had.
-    count
-        N.
-    heavy
-        Queries and rows of users who have had much.
-
-    Returns
-    -------
-    Case → recall: ``plain`` (nothing masked), ``seen`` (what each user has had), ``best hidden`` (and the
-    :data:`HIDDEN` best besides), ``much seen`` (of users who have had much).
-    """
-    nobody = _mask(space, [[]] * len(queries))
-    hidden = space.scan(queries, nobody, range(len(queries)), min(HIDDEN, len(space)))[1]
-    cases: dict[str, tuple[Array, Sequence[Any]]] = {
-        "plain": (queries, [[]] * len(queries)),
-        "seen": (queries, seen),
-        "best hidden": (
-            queries,
-            [np.union1d(a, b[b < space.items]) for a, b in zip(seen, hidden, strict=True)],
-        ),
-    }
-    if heavy is not None and len(heavy[0]):
-        cases["much seen"] = heavy
-    return {name: _recall_of(search, space, asked, masked, count) for name, (asked, masked) in cases.items()}
-
-
-def _recall_of(search: Search, space: Space, queries: Array, masked: Sequence[Any], count: int) -> float:
-    shares = []
-    for begin in range(0, len(queries), 64):
-        part = masked[begin : begin + 64]
-        mask = _mask(space, part)
-        asked = queries[begin : begin + 64]
-        scores, _ = search.nearest(asked, mask, count)
-        best, _ = space.scan(asked, mask, range(len(asked)), count)
-        for found, exact in zip(scores, best, strict=True):
-            real = exact > -np.inf
-            cut = exact[real][-1:]
-            if len(cut):
-                reached = found[: int(real.sum())] >= cut[0] - 1e-6 - 1e-5 * abs(cut[0])
-                shares.append(float(np.mean(reached)))
-    return float(np.mean(shares)) if shares else 1.0
-
-
-def _mask(space: Space, masked: Sequence[Any]) -> Mask:
-    counts = np.array([len(rows) for rows in masked], np.int64)
-    flat = (
-        np.concatenate([np.asarray(rows, np.int64) for rows in masked])
-        if counts.sum()
-        else np.zeros(0, np.int64)
-    )
-    return make_mask(len(masked), space.items, flat, counts)
 
 
 def faiss_reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The best allowed items for a query: exact by a scan, or by an index that digs deeper where much is masked.
+"""The best allowed items for a query by an approximate index, deeper where much is masked.
 
 An index is asked for a few more than are wanted, for all users of a batch at once. A user whose masked items
 crowd out the best ones is served alone: by the index with a knob that was measured for that depth, or by a
@@ -9,22 +9,16 @@ hide costs his own time alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import faiss
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ..ranked import Mask, Rows, Scores, first_allowed, pick, read_keys, sort_by_score, sort_keys
+from ..ranked import Mask, Rows, Scores, first_allowed, pick
 from ..spec import Array
-
-#: Up to this many items the scores of all users are sorted together.
-SCAN_ITEMS = 4096
-
-#: Candidates taken beyond those needed, so that items which tie at the cut are all seen.
-MARGIN = 16
+from .scan import MARGIN, NOTHING, Space, norm
 
 #: Further candidates that an index is asked for at first, in place of masked ones.
 SLACK = 128
@@ -41,9 +35,6 @@ SAMPLE = 128
 #: the kind.
 HEAVY = 5
 
-#: Users whose scores of all items are computed by one matrix product.
-SCAN_USERS = 8
-
 #: An index is asked where that took less than this share of a scan when it was measured: elsewhere it may
 #: take longer. One user alone is searched deeper for where that takes less than the second share; than the
 #: third, where how deep is a guess that no search was made for. To fail costs a scan besides.
@@ -52,7 +43,6 @@ WORTH, DEEP, BLIND = 0.7, 0.5, 0.15
 #: Where a search of the first rung takes more than this share of a scan, it is not asked in vain.
 CHEAP = 0.1
 
-_NOTHING = np.float32(-np.inf)
 #: More lists than any index has.
 _ALL = 1 << 30
 #: Deeper than any search.
@@ -101,179 +91,6 @@ class Profile(msgspec.Struct, frozen=True):
     def looked_at(self, wanted: int) -> int:
         """Return how many of what the index finds are scored anew, so that the best ``wanted`` are there."""
         return wanted + max(MARGIN, math.ceil(self.margin * wanted))
-
-
-class Search(Protocol):
-    """Finds the allowed items with the largest inner product."""
-
-    def nearest(self, query: Array, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return the ``count`` best allowed items of each query, by (score descending, row ascending).
-
-        Parameters
-        ----------
-        query
-            ``[B, D]`` float32.
-        mask
-            Which items each user must not get.
-        count
-            How many.
-
-        Returns
-        -------
-        ``[B, count]`` float32 scores, -inf where there is no more item; ``[B, count]`` int64 rows, there
-        the pad row.
-        """
-        ...
-
-
-class Space:
-    """The vectors that are searched, and the catalogue rows they belong to.
-
-    Parameters
-    ----------
-    vectors
-        ``[A, D]`` float32.
-    rows
-        ``[A]`` ascending catalogue rows; None if position and row are the same.
-    items
-        I, the pad row.
-    longest
-        The largest norm of a vector; None looks for it.
-    """
-
-    def __init__(self, vectors: Array, rows: Array | None, items: int, longest: float | None = None) -> None:
-        self.vectors, self.items = vectors, items
-        self.rows: Array | None = rows
-        # The position behind the last stands for the pad row, and for rows that are not searched.
-        self._row_of = None if rows is None else np.append(rows, items).astype(np.int64)
-        self._position_of: Array | None = None
-        if rows is not None:
-            self._position_of = np.full(items + 1, len(vectors), np.int32)
-            self._position_of[rows] = np.arange(len(rows), dtype=np.int32)
-        # How far two float32 sums of one inner product may lie apart, per unit of the query's norm. The
-        # textbook bound: D roundings in each, of a sum that is at most the product of the norms.
-        norm = longest_norm(vectors) if longest is None else longest
-        self.slack = 2 * vectors.shape[1] * 2.0**-24 * norm
-
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    def rows_at(self, positions: Rows) -> Rows:
-        """Return the catalogue rows of positions; position A is the pad row."""
-        if self._row_of is None:
-            return positions
-        rows: Rows = self._row_of.take(positions)
-        return rows
-
-    def positions_of(self, rows: Rows) -> Rows:
-        """Return the positions of catalogue rows; A for the pad row and for rows that are not searched."""
-        if self._position_of is None:
-            return rows
-        positions: Rows = self._position_of.take(rows).astype(np.int64)
-        return positions
-
-    def score(self, query: Array, positions: Rows) -> Scores:
-        """Return inner products ``[B, M]`` of queries with items at positions; -inf for position A.
-
-        One sum an item over its own vector alone: unlike a matrix product's, its value does not depend on
-        what else is in the batch. The NaN of a broken model is -inf, which sorts.
-        """
-        if not len(self):
-            return np.full(positions.shape, _NOTHING)
-        products: Scores = np.einsum("bmd,bd->bm", self.vectors.take(positions, axis=0, mode="clip"), query)
-        np.fmax(products, _NOTHING, out=products)
-        products[positions == len(self.vectors)] = _NOTHING
-        return products
-
-    def best(self, query: Array, positions: Rows, count: int) -> tuple[Scores, Rows]:
-        """Return the best ``count`` of the given positions ``[B, M]``, as :meth:`Search.nearest` does."""
-        scores, rows = sort_by_score(self.score(query, positions), self.rows_at(positions))
-        missing = count - rows.shape[1]
-        if missing > 0:
-            scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=_NOTHING)
-            rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=self.items)
-        return scores[:, :count], rows[:, :count]
-
-    def scan(self, query: Array, mask: Mask, users: Sequence[int], count: int) -> tuple[Scores, Rows]:
-        """Return the best ``count`` of some users by looking at every vector; ``[n, count]`` each.
-
-        A matrix product finds the items above a threshold, which is read off a sample; these are then
-        scored as everywhere. Items whose two sums might lie on either side of the cut are all among them.
-
-        Parameters
-        ----------
-        query
-            ``[n, D]`` float32.
-        mask, users
-            What those users of the mask must not get.
-        count
-            How many.
-        """
-        scores = np.empty((len(query), count), np.float32)
-        rows = np.empty((len(query), count), np.int64)
-        for begin in range(0, len(query), SCAN_USERS):
-            part = query[begin : begin + SCAN_USERS]
-            rough = self.vectors @ part[0] if len(part) == 1 else part @ self.vectors.T
-            for at, own in enumerate(rough.reshape(len(part), -1), begin):
-                scores[at], rows[at] = self._scanned(query[at : at + 1], own, mask.rows_of(users[at]), count)
-        return scores, rows
-
-    def _scanned(self, query: Array, rough: Scores, masked: Rows, count: int) -> tuple[Scores, Rows]:
-        np.fmax(rough, _NOTHING, out=rough)
-        positions = self.positions_of(masked)
-        rough[positions if self.rows is None else positions[positions < len(self)]] = _NOTHING
-        slack = self.slack * _norm(query[0])
-        wanted = count + MARGIN
-        while True:
-            threshold = _threshold(rough, wanted)
-            found = np.flatnonzero(rough >= threshold if threshold > _NOTHING else rough > _NOTHING)
-            scores, rows = self.best(query, found[None], count)
-            if threshold == _NOTHING or scores[0, -1] > threshold + slack:
-                return scores[0], rows[0]
-            wanted *= 4
-
-
-def _threshold(rough: Scores, wanted: int) -> np.float32:
-    """Return a score that at least ``wanted`` items reach, and not many times more; -inf takes all."""
-    if wanted * 4 >= len(rough):
-        return _NOTHING
-    step = max(1, len(rough) // 16_384)
-    sample = rough[::step]
-    rank = min(len(sample) - 1, int(1.5 * wanted / step) + 8)
-    threshold: np.float32 = np.partition(sample, len(sample) - 1 - rank)[len(sample) - 1 - rank]
-    if np.count_nonzero(rough >= threshold) >= wanted:
-        return threshold
-    exact: np.float32 = np.partition(rough, len(rough) - wanted)[len(rough) - wanted]
-    return exact
-
-
-class ExactSearch:
-    """Looks at every vector: of a small catalogue for all users at once, else user by user."""
-
-    def __init__(self, space: Space) -> None:
-        self._space = space
-        self._rows = space.rows_at(np.arange(len(space)))
-        pad = np.array([[space.items]])
-        self._nothing = int(sort_keys(np.full((1, 1), _NOTHING), pad)[0, 0])
-
-    def nearest(self, query: Array, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return the best allowed items, as :meth:`Search.nearest` says."""
-        if len(self._space) > SCAN_ITEMS:
-            return self._space.scan(query, mask, range(len(query)), count)
-        # The same sums as Space.score makes, bit for bit.
-        scores = np.einsum("id,bd->bi", self._space.vectors, query)
-        keys = sort_keys(np.fmax(scores, _NOTHING, out=scores), self._rows)
-        table = mask.table()
-        masked = table[:, :-1] if self._space.rows is None else table.take(self._rows, axis=1)
-        keys[masked] = self._nothing
-        size = len(self._space)
-        if count < size:
-            keys.partition(count - 1, axis=1)
-            keys = keys[:, :count]
-        elif count > size:
-            keys = np.pad(keys, ((0, 0), (0, count - size)), constant_values=self._nothing)
-        keys.sort(axis=1)
-        return read_keys(keys)
 
 
 class Asked(NamedTuple):
@@ -344,9 +161,9 @@ class IndexSearch:
 
     def _shift(self, query: Array, asked: Asked) -> npt.NDArray[np.float64]:
         """Return ``[B]`` by how much higher than the median user's the last item scores that was found."""
-        norms = np.maximum([_norm(one) for one in query], 1e-12)
+        norms = np.maximum([norm(one) for one in query], 1e-12)
         median = np.interp(math.log(asked.depth), np.log(self._depths), self._cuts)
-        return np.where(asked.last > _NOTHING, asked.last / norms - median, 0.0)
+        return np.where(asked.last > NOTHING, asked.last / norms - median, 0.0)
 
     def _hidden(
         self, query: Array, mask: Mask, users: Rows, counts: Rows, shift: npt.NDArray[np.float64]
@@ -362,7 +179,7 @@ class IndexSearch:
             rows = mask.rows_of(user)
             sample = self._space.positions_of(rows[:: -(-len(rows) // SAMPLE)])
             scores = self._space.score(query[user : user + 1], sample[None])[0]
-            cuts = (self._cuts + shift[user]) * _norm(query[user])
+            cuts = (self._cuts + shift[user]) * norm(query[user])
             hidden[at] = np.count_nonzero(scores[:, None] >= cuts, axis=0) / len(sample) * len(rows)
         return hidden
 
@@ -462,7 +279,7 @@ class IndexSearch:
         missing = found < 0
         # FAISS says -1 where it has no more.
         found[missing] = size
-        last = np.where(missing[:, -1], _NOTHING, rounded[:, -1])
+        last = np.where(missing[:, -1], NOTHING, rounded[:, -1])
         allowed = mask.allows(self._space.rows_at(found), users)
         places, real = first_allowed(allowed, min(looked, fetched))
         positions = pick(found, places)
@@ -488,18 +305,3 @@ class IndexSearch:
     def _turn(self, value: int) -> None:
         if self._profile.knob is not None:
             faiss.ParameterSpace().set_index_parameter(self._index, self._profile.knob, float(value))
-
-
-def _norm(query: Array) -> float:
-    wide = query.astype(np.float64)
-    return float(np.sqrt(wide @ wide))
-
-
-def longest_norm(vectors: Array) -> float:
-    """Return the largest Euclidean norm of vectors ``[A, D]``."""
-    block = 1 << 16
-    norms = (
-        np.einsum("id,id->i", vectors[i : i + block], vectors[i : i + block]).max()
-        for i in range(0, len(vectors), block)
-    )
-    return float(np.sqrt(max(norms, default=0.0)))
