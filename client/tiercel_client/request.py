@@ -84,7 +84,7 @@ def build_requests(contract: Contract, question: Question) -> list[Part]:
     count = len(users)
     if not count:
         raise InvalidInput("user_ids: expected at least one user, came none; nothing to ask for")
-    tensors: list[_Scalars | _Lists | _PackedLists] = [_user_ids(contract, users, question.single)]
+    tensors: list[_Scalars | _Lists] = [_user_ids(contract, users, question.single)]
     if question.k is not None and (k := _k(contract, question, count)) is not None:
         tensors.append(k)
     for argument, name in (("exclude", EXCLUDE), ("history", HISTORY)):
@@ -166,36 +166,6 @@ class _Lists:
             yield self.companion, lengths.reshape(-1, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class _PackedLists:
-    """One list of text ids a user, packed: all ids' UTF-8 end to end, their sizes, and each user's length.
-
-    A user's list travels as one element of bytes: int32 n, n int32 sizes, then the text, all little-endian.
-    A null list is an element without a byte.
-    """
-
-    name: str
-    text: bytes
-    sizes: npt.NDArray[np.int32]
-    lengths: npt.NDArray[np.int32]
-
-    def part(self, rows: slice) -> Iterator[tuple[str, Array]]:
-        lengths = self.lengths[rows]
-        if (lengths < 0).all():
-            return
-        first = int(self.lengths[: rows.start].clip(0).sum())
-        at = int(self.sizes[:first].sum())
-        packed = np.full((len(lengths), 1), b"", np.object_)
-        for row, length in enumerate(lengths.tolist()):
-            if length < 0:
-                continue
-            sizes = self.sizes[first : first + length]
-            end = at + int(sizes.sum())
-            packed[row, 0] = length.to_bytes(4, "little") + sizes.tobytes() + self.text[at:end]
-            first, at = first + length, end
-        yield self.name, packed
-
-
 def _place(argument: str, single: bool) -> Place:
     return (lambda position: argument) if single else (lambda position: f"{argument}[{position}]")
 
@@ -254,7 +224,7 @@ def _for_each(given: Any, argument: str, count: int, single: bool) -> tuple[Sequ
 
 def _item_ids(
     contract: Contract, argument: str, name: str, given: Any, count: int, single: bool
-) -> _Lists | _PackedLists:
+) -> _Lists | _Scalars:
     if name not in contract.inputs:
         raise InvalidInput(f"{argument}: model {contract.model} takes no {name}; leave it out")
     rows = _each(_rows(given, argument), argument, count)
@@ -270,7 +240,9 @@ def _item_ids(
         lengths = np.where(lengths == 0, np.int32(-1), lengths)  # nothing to exclude is nothing to send
     place = _inner_place(argument, lengths, single)
     if contract.item_id_dtype == "bytes" and len(flat) >= PACK_FROM and PACKED[name] in contract.inputs:
-        return _PackedLists(PACKED[name], *pack_ids(flat, place), lengths)
+        packed = pack_ids(flat, lengths, place)
+        if packed is not None:
+            return _Scalars(PACKED[name], packed)
     return _Lists(name, LENGTHS[name], convert_ids(flat, contract.item_id_dtype, place), lengths)
 
 

@@ -27,7 +27,6 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import pairwise
 from threading import Lock
 from typing import Any
 
@@ -355,11 +354,7 @@ def _plain(ids: Array) -> list[Id]:
 
 def _unpacked(element: bytes) -> list[Id] | None:
     """Return the ids of one packed list; None is null."""
-    if not element:
-        return None
-    count, *sizes = np.frombuffer(element, "<i4", 1 + int.from_bytes(element[:4], "little")).tolist()
-    ends = [4 * (count + 1), *(4 * (count + 1) + np.cumsum(sizes)).tolist()]
-    return [element[begin:end].decode() for begin, end in pairwise(ends)]
+    return [one.decode() for one in element[4:].split(b"\0")[:-1]] if element else None
 
 
 def _given(column: RequestColumn, inputs: Arrays, row: int) -> bool:

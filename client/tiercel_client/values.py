@@ -75,8 +75,23 @@ def convert_ids(values: Sequence[Any] | Array, dtype: str, place: Place) -> Arra
     return _integers(values, dtype, place, nullable=False)[0]
 
 
-def pack_ids(values: Sequence[Any] | Array, place: Place) -> tuple[bytes, npt.NDArray[np.int32]]:
-    """Return text ids end to end as UTF-8, and how many bytes each has (little-endian int32 ``[n]``).
+def pack_ids(
+    values: Sequence[Any] | Array, lengths: npt.NDArray[np.int32], place: Place
+) -> npt.NDArray[np.object_] | None:
+    """Return lists of text ids, one element of bytes a list ``[B]``: int32 n, then n ids, a NUL behind each.
+
+    Parameters
+    ----------
+    values
+        The ids of all lists, one list after another.
+    lengths
+        ``[B]`` how many each list has; -1 is a null list, which becomes an element without a byte.
+    place
+        Says which value is meant.
+
+    Returns
+    -------
+    None if an id holds a NUL: such ids cannot be packed.
 
     Raises
     ------
@@ -84,18 +99,20 @@ def pack_ids(values: Sequence[Any] | Array, place: Place) -> tuple[bytes, npt.ND
         As :func:`convert_ids`.
     """
     values = _listed(values)
+    ends = np.cumsum(lengths.clip(0)).tolist()
+    slices = [slice(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
     try:
-        text = "".join(values)
-    except TypeError:  # bytes among them, or what is no text
-        text = None
-    if text is not None and text.isascii():
-        return text.encode(), _sizes(values)
-    encoded = _texts(values, place, nullable=False)[0].tolist()
-    return b"".join(encoded), _sizes(encoded)
-
-
-def _sizes(values: Sequence[str] | Sequence[bytes]) -> npt.NDArray[np.int32]:
-    return np.fromiter(map(len, values), np.dtype("<i4"), len(values))
+        texts = ["\0".join(values[part]).encode() for part in slices]
+    except (TypeError, UnicodeEncodeError):  # bytes among them, what is no text, or what UTF-8 can't write
+        encoded = _texts(values, place, nullable=False)[0].tolist()
+        texts = [b"\0".join(encoded[part]) for part in slices]
+    packed = np.full(len(lengths), b"", np.object_)
+    for row, (count, text) in enumerate(zip(lengths.tolist(), texts, strict=True)):
+        if count > 0 and text.count(b"\0") != count - 1:
+            return None
+        if count >= 0:
+            packed[row] = count.to_bytes(4, "little") + text + b"\0" * (count > 0)
+    return packed
 
 
 def convert_column(

@@ -78,8 +78,8 @@ def _put_lists(
 
 
 def pack(ids: Sequence[bytes]) -> bytes:
-    """One list of text ids as one element: how many, their sizes, their bytes."""
-    return b"".join(number.to_bytes(4, "little") for number in (len(ids), *map(len, ids))) + b"".join(ids)
+    """One list of text ids as one element: how many, and each with a NUL behind it."""
+    return len(ids).to_bytes(4, "little") + b"".join(one + b"\0" for one in ids)
 
 
 def packed(request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

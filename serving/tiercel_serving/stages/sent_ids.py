@@ -1,12 +1,12 @@
 """Lists of raw item ids that a request carries: a tensor of ids, or for text the same lists packed.
 
 A BYTES tensor becomes a Python object an id, at both ends: 5,000 ids cost milliseconds. *Packed*, each user's
-list is one element, little-endian::
+list is one element::
 
-    int32 n | int32 size of id 1 | … | int32 size of id n | UTF-8 of id 1 | … | UTF-8 of id n
+    int32 n, little-endian | UTF-8 of id 1 | NUL | … | UTF-8 of id n | NUL
 
-An element without a byte is a null list, one of four zero bytes an empty list. Ids may hold any byte, NULs
-included.
+An element without a byte is a null list, one of four zero bytes an empty list. Ids that hold a NUL come as a
+tensor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from ..tables.items import ItemTable
 from .sent_columns import check_list
 from .specs import LENGTHS, PACKED
 
-_INT = np.dtype("<i4")
+#: The bytes of n.
+_COUNT = 4
 
 
 class SentIds:
@@ -66,20 +67,17 @@ class SentIds:
 
     def _problem(self, element: bytes) -> str:
         """Return what is wrong with a packed list, or nothing."""
-        layout = "pack a list as int32 n, n int32 sizes, then the ids' bytes"
-        if len(element) < _INT.itemsize:
-            return f"expected at least 4 bytes, or none for null, came {len(element)}; {layout}"
-        count = int(np.frombuffer(element, _INT, 1)[0])
+        layout = "send int32 n, then n ids with a NUL behind each; ids that hold a NUL go as a tensor"
+        if len(element) < _COUNT:
+            return f"expected at least {_COUNT} bytes, or none for null, came {len(element)}; {layout}"
+        count = int.from_bytes(element[:_COUNT], "little", signed=True)
         if count > self._limit:
             return f"a list may hold {self._limit} ids at most, came {count}; send fewer"
-        text = len(element) - _INT.itemsize * (count + 1)
-        if count < 0 or text < 0:
-            return f"it says {count} ids, and has {len(element)} bytes in all; {layout}"
-        sizes = np.frombuffer(element, _INT, count, _INT.itemsize)
-        if count and sizes.min() < 0:
-            return f"expected sizes of at least 0 bytes, came {sizes.min()}; {layout}"
-        if (total := int(sizes.sum(dtype=np.int64))) != text:
-            return f"its sizes sum up to {total} bytes, and {text} bytes follow them; {layout}"
+        ids = np.count_nonzero(np.frombuffer(element, np.uint8, offset=_COUNT) == 0)
+        if count != ids:
+            return f"it says {count} ids, and has {ids}; {layout}"
+        if len(element) > _COUNT and element[-1]:
+            return f"expected a NUL at its end, came {element[-1:]!r}; {layout}"
         return ""
 
     def given(self, arrays: Arrays) -> npt.NDArray[np.bool_]:
@@ -117,15 +115,9 @@ def unpack(packed: Array) -> tuple[Strings, Rows]:
     There is a Python object for each list, and none for an id.
     """
     elements: list[bytes] = packed.tolist()
-    counts = [int.from_bytes(element[: _INT.itemsize], "little") for element in elements]
-    begins = [_INT.itemsize * (count + 1) for count in counts]
-    sizes = [
-        np.frombuffer(element, _INT, count, _INT.itemsize)
-        for element, count in zip(elements, counts, strict=True)
-        if count
-    ]
-    texts = [element[begin:] for element, begin in zip(elements, begins, strict=True)]
-    offsets = np.zeros(sum(counts) + 1, np.int64)
-    if sizes:
-        np.cumsum(np.concatenate(sizes), out=offsets[1:])
-    return Strings(np.frombuffer(b"".join(texts), np.uint8), offsets), np.array(counts, np.int64)
+    counts = [int.from_bytes(element[:_COUNT], "little") for element in elements]
+    text = np.frombuffer(b"".join(element[_COUNT:] for element in elements), np.uint8)
+    ends = np.flatnonzero(text == 0)
+    # Without the NULs each string begins as many bytes earlier as there are strings before it.
+    offsets = np.concatenate([[0], ends - np.arange(len(ends))])
+    return Strings(text[text != 0], offsets), np.array(counts, np.int64)
