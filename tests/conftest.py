@@ -38,6 +38,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bench", action="store_true", help="also run tests that measure time")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Hypothesis draw the same in every ordinary run, and anew with ``--slow``."""
+    from hypothesis import settings
+    from hypothesis.internal.conjecture import providers
+
+    settings.register_profile("ordinary", derandomize=not config.getoption("--slow"))
+    settings.load_profile("ordinary")
+    # It takes constants out of our modules, of those that are loaded: what it draws would depend on which
+    # tests the process ran before.
+    if hasattr(providers, "_get_local_constants"):
+        providers._get_local_constants = lambda: providers._local_constants
+
+
 def _missing(marker: str, config: pytest.Config) -> str | None:
     """Why tests with this marker cannot run here, or None."""
     if marker in ("slow", "bench"):

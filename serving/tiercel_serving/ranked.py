@@ -128,20 +128,25 @@ class Mask(ABC):
         self.had = counts
         self._shape = (users, items + 1)
         self._base = (np.arange(users) * (items + 1))[:, None]
+        # To find them is an appreciable part of a search, and a search asks twice.
+        self._rows: dict[int, Rows] = {}
         first = self._base[:, 0]
         self._start(first + items, flat + np.repeat(first, counts) if users > 1 else flat)
 
     def add(self, rows: Rows) -> None:
         """Mask ``[B, M]`` more rows."""
+        self._rows.clear()
         self._mask(rows + self._base)
 
     def allows(self, rows: Rows, users: Rows | None = None) -> npt.NDArray[np.bool_]:
         """Return for ``[B, M]`` rows whether their user may get them; ``users`` are those of the rows."""
         return self._allows(rows + (self._base if users is None else self._base[users]))
 
-    @abstractmethod
     def rows_of(self, user: int) -> Rows:
         """Return the rows that one user must not get, ascending, without the pad row."""
+        if user not in self._rows:
+            self._rows[user] = self._rows_of(user)
+        return self._rows[user]
 
     @abstractmethod
     def counts(self) -> Rows:
@@ -160,6 +165,9 @@ class Mask(ABC):
 
     @abstractmethod
     def _allows(self, cells: Rows) -> npt.NDArray[np.bool_]: ...
+
+    @abstractmethod
+    def _rows_of(self, user: int) -> Rows: ...
 
 
 def make_mask(users: int, items: int, flat: Rows, counts: Rows) -> Mask:
@@ -183,8 +191,7 @@ class BitmapMask(Mask):
         masked: npt.NDArray[np.bool_] = self._cells[cells]
         return ~masked
 
-    def rows_of(self, user: int) -> Rows:
-        """Find the masked cells of a row of the table."""
+    def _rows_of(self, user: int) -> Rows:
         rows: Rows = np.flatnonzero(self.table()[user])[:-1]
         return rows
 
@@ -216,8 +223,7 @@ class KeyMask(Mask):
         allowed: npt.NDArray[np.bool_] = self._keys[np.searchsorted(self._keys, cells)] != cells
         return allowed
 
-    def rows_of(self, user: int) -> Rows:
-        """Cut a user's run out of the list."""
+    def _rows_of(self, user: int) -> Rows:
         base, pad = int(self._base[user, 0]), self._pads[user]
         begin, end = np.searchsorted(self._keys, [base, pad]).tolist()
         rows: Rows = self._keys[begin:end] - base

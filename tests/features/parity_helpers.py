@@ -59,6 +59,10 @@ def pair(workflow: Any, part: str = "user", **more: Any) -> Pair:
     return Pair(compile_workflow(cut, part), FrameOracle(cut, part), lineage, **more)
 
 
+class Unanswered(Exception):
+    """NVTabular raises whatever is replaced."""
+
+
 class WholeWorkflow:
     """NVTabular's whole workflow as the oracle of some of its outputs.
 
@@ -272,7 +276,7 @@ def ask_beside_the_fit(pair: Pair, frame: pd.DataFrame) -> tuple[str, pd.DataFra
             raised = error
         else:
             return outcome, answer, replaced
-    raise raised
+    raise Unanswered from raised
 
 
 def replaced_rows(

@@ -41,7 +41,7 @@ HEAVY = 5
 WORTH, DEEP, BLIND = 0.7, 0.5, 0.15
 
 #: Where a search of the first rung takes more than this share of a scan, it is not asked in vain.
-CHEAP = 0.1
+CHEAP = 0.05
 
 #: More lists than any index has.
 _ALL = 1 << 30
