@@ -38,19 +38,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bench", action="store_true", help="also run tests that measure time")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Let Hypothesis draw the same in every ordinary run, and anew with ``--slow``."""
-    from hypothesis import settings
-    from hypothesis.internal.conjecture import providers
-
-    settings.register_profile("ordinary", derandomize=not config.getoption("--slow"))
-    settings.load_profile("ordinary")
-    # It takes constants out of our modules, of those that are loaded: what it draws would depend on which
-    # tests the process ran before.
-    if hasattr(providers, "_get_local_constants"):
-        providers._get_local_constants = lambda: providers._local_constants
-
-
 def _missing(marker: str, config: pytest.Config) -> str | None:
     """Why tests with this marker cannot run here, or None."""
     if marker in ("slow", "bench"):
@@ -136,8 +123,22 @@ class Room:
 _room: Room | None = None
 
 
+def draw_the_same(anew: bool) -> None:
+    """Let Hypothesis draw the same in every run, or ``anew``."""
+    from hypothesis import settings
+    from hypothesis.internal.conjecture import providers
+
+    settings.register_profile("ordinary", derandomize=not anew)
+    settings.load_profile("ordinary")
+    # It takes constants out of our modules, of those that are loaded: what it draws would depend on which
+    # tests the process ran before.
+    if hasattr(providers, "_get_local_constants"):
+        providers._get_local_constants = lambda: providers._local_constants
+
+
 def pytest_configure(config: pytest.Config) -> None:
     global _room
+    draw_the_same(anew=config.getoption("--slow"))
     if hasattr(config, "workerinput"):
         _room = Room()
 

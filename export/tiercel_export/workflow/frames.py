@@ -149,13 +149,11 @@ class FrameOracle:
                 given[name] = given[name].astype(dtype)
         given = _with_values(given, self._unused)
         try:
-            transformed: pd.DataFrame = self.workflow.transform(given)
-        except (IndexError, KeyError, ValueError) as error:
-            # Graphs of some shapes do not run any more once remove_inputs was there: then the whole one does.
-            try:
-                transformed = self._whole.transform(_with_values(given, self._others))
-            except Exception:
-                raise error from None
+            transformed: pd.DataFrame = self._whole.transform(_with_values(given, self._others))
+        except Exception:
+            # An operator of another part may raise on any value. Not the first choice: graphs of some shapes
+            # do not run any more once remove_inputs was there, or give raw values (a group of joint columns).
+            transformed = self.workflow.transform(given)
         return transformed[self.outputs]
 
 
