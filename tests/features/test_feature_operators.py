@@ -19,6 +19,7 @@ from merlin.dag.ops.rename import Rename as MerlinRename
 from merlin.dag.ops.subgraph import Subgraph
 from merlin.schema import Tags
 from nvtabular import ops
+from own_operator_cases import OWN_CASES
 from parity_helpers import check, pair
 from scipy.sparse import coo_matrix
 
@@ -338,6 +339,7 @@ CASES = {
         lambda p: ["age", "price", "town"] >> ops.DataStats(),
         lambda p: ["age", "rank"] >> ops.DataStats() >> ops.Normalize(),
     ],
+    **OWN_CASES,
 }
 COMPILED_KEYS = sorted(key for key, entry in TABLE.items() if entry.lower is not None)
 
