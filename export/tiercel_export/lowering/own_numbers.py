@@ -171,8 +171,7 @@ def _cast(source: Expression, dtype: str, name: str, where: Where) -> Expression
             raise where.refuse(name, "text becomes no boolean", "Compare it with a text")
         source = apply("text_to_number", source, physical="float64", dtype="float64")
     if dtype == "str":
-        kind = "bool" if source.dtype == "bool" else source.physical
-        return apply("number_to_text", source, shared={"kind": kind}, physical="bytes", dtype="bytes")
+        return apply("number_to_text", source, physical="bytes", dtype="bytes")
     if dtype.startswith("float"):
         return cast(source, dtype)
     if dtype == "bool":

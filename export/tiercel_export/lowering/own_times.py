@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .expressions import REFUSED, Columns, Expression, Where, apply, combine, refused_column
@@ -87,3 +87,22 @@ def stopped_times(names: list[str], columns: Mapping[str, Expression], where: Wh
             )
             stopped[name] = refused_column(source, error)
     return stopped
+
+
+def units_read(outputs: Iterable[Expression]) -> dict[str, str]:
+    """Return what raw columns of numbers count since 1970, by what reads them as times."""
+    units: dict[str, str] = {}
+    seen: set[int] = set()
+    waiting = list(outputs)
+    while waiting:
+        expression = waiting.pop()
+        if id(expression) in seen:
+            continue
+        seen.add(id(expression))
+        waiting += expression.sources
+        shared = dict(expression.shared)
+        given = {"date_part": [shared.get("unit")], "time_difference": shared.get("units")}
+        for source, unit in zip(expression.sources, given.get(expression.op) or (), strict=False):
+            if source.op == "load":
+                units[dict(source.own)["name"]] = str(unit)
+    return units

@@ -1,4 +1,4 @@
-"""The table of operators: every operator of NVTabular 23.08 and of Merlin's graph, and what becomes of it.
+"""The table of operators: all of NVTabular 23.08, of Merlin's graph and of ours, and what becomes of each.
 
 Keys are ``<package>.<class>``; nothing registers itself. ``docs/features.md`` shows this table and a test
 holds that it does; another test fails if an entry that is compiled has no parity test.
@@ -38,6 +38,7 @@ from .own_texts import (
 from .own_times import lower_date_part, lower_time_difference
 from .refused import (
     Frame,
+    advice_for_lambda,
     any_columns,
     fewer_rows,
     grouped_columns,
@@ -81,6 +82,8 @@ class Entry:
         ``files(operator, selector)``: columns or groups of a node, each with the file of what the fit learnt.
     frame
         If refused: what its frame has beside its outputs.
+    advise
+        If refused: ``advise(operator, remedy)``, which is more than the remedy alone.
     times
         Whether it takes columns of dates and times.
     """
@@ -93,6 +96,7 @@ class Entry:
     asks: Callable[[Any], list[str]] | None = None
     files: Callable[[Any, Any], list[tuple[str, str]]] | None = None
     frame: Frame = any_columns
+    advise: Callable[[Any, str], str] | None = None
     times: bool = False
 
 
@@ -117,8 +121,9 @@ TABLE: Mapping[str, Entry] = {
     "merlin.UDF": Entry(
         REFUSED,
         note="it is a LambdaOp: arbitrary Python, which can't be compiled exactly",
-        remedy="Apply it to the data before the workflow, or tag what it makes as TARGET if it is a label",
+        remedy="Or apply it to the data before the workflow, or tag what it makes as TARGET if it is a label",
         frame=named_columns,
+        advise=advice_for_lambda,
     ),
     # NVTabular
     "nvtabular.Rename": Entry(COMPILED, lower_rename, times=True),
@@ -293,6 +298,7 @@ def markdown() -> str:
     """Return the table as ``docs/features.md`` shows it."""
     lines = ["| operator | outcome | note |", "|---|---|---|"]
     for key, entry in TABLE.items():
-        note = entry.note if entry.lower or not entry.note else f"{entry.note}. {entry.remedy}"
+        ours = "" if entry.advise is None else "Write it with [operators of ours](operators.md). "
+        note = entry.note if entry.lower or not entry.note else f"{entry.note}. {ours}{entry.remedy}"
         lines.append(f"| `{key}` | {entry.outcome} | {note} |")
     return "\n".join(lines) + "\n"

@@ -45,8 +45,7 @@ class OwnOperator(Operator):  # type: ignore[misc]
         names = self.operand.output_schema.column_names
         if len(names) != 1:
             raise WorkflowError(
-                f"{type(self).__name__}: column={names}: expected one column, came {len(names)}; give it a node of "
-                "one column"
+                f"{type(self).__name__}: column: expected a node of one column, came {names}; select one"
             )
         return str(names[0])
 

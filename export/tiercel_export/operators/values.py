@@ -94,7 +94,7 @@ class Cast(OwnOperator):
     ----------
     dtype
         ``int32``, ``int64``: rounded towards zero. ``float32``, ``float64``. ``bool``: whether a number is
-        not 0. ``str``: as Python writes the number, ``True`` and ``False`` for booleans.
+        not 0. ``str``: as Python writes the number, whole ones without a fraction, and 1 and 0 for booleans.
 
     Notes
     -----
@@ -115,12 +115,12 @@ class Cast(OwnOperator):
 
     def make(self, series: pd.Series, suffix: str, other: pd.Series | None) -> pd.Series:
         """Cast."""
-        x, valid, kind = self._given(series)
-        if kind == "text":
-            return series
+        if self.dtype == "str" and is_text(series):
+            return made_text(*texts(series, self), series)
+        x, valid = self._given(series)
         if self.dtype == "str":
             null = valid if x.dtype.kind != "f" else where_all_valid(valid, ~np.isnan(x))
-            return made_text(written(x, kind), null, series)
+            return made_text(written(x), null, series)
         if self.dtype.startswith("float"):
             return made(x.astype(self.dtype), valid, series).astype(self.dtype)
         if self.dtype == "bool":
@@ -128,22 +128,17 @@ class Cast(OwnOperator):
         y, held = whole(x, self.dtype)
         return made(y.astype(self.dtype), where_all_valid(valid, held), series)
 
-    def _given(self, series: pd.Series) -> tuple[Array, Valid, str]:
-        """Return numbers, which are real, and ``text`` where text stays text, else the kind of number."""
+    def _given(self, series: pd.Series) -> tuple[Array, Valid]:
+        """Return the column as numbers, and which are real."""
         if getattr(series.dtype, "kind", "O") == "M" or isinstance(series.dtype, pd.DatetimeTZDtype):
             if self.dtype != "int64":
                 raise wrong_column(self, series, "numbers, or Cast('int64') of times", str(series.dtype))
-            return *times(series, None, self)[:2], "int64"
+            return times(series, None, self)[:2]
         if is_text(series):
-            if self.dtype == "str":
-                return np.zeros(0), None, "text"
             if self.dtype == "bool":
                 raise wrong_column(self, series, "numbers", "text, of which no boolean is made")
             values, valid = texts(series, self)
             x = read(values)
-            return (x if valid is None else np.where(valid, x, np.nan)), valid, "float64"
+            return (x if valid is None else np.where(valid, x, np.nan)), valid
         x, valid = numbers(series, self)
-        if series.dtype == np.float32:
-            x = x.astype(np.float32)
-        boolean = pd.api.types.is_bool_dtype(series.dtype)
-        return x, valid, "bool" if boolean else x.dtype.name
+        return (x.astype(np.float32) if series.dtype == np.float32 else x), valid

@@ -137,7 +137,8 @@ class _Tracer:
             if node.op.is_subgraph:
                 return made
         else:
-            reason, remedy = refusal or (entry.note, entry.remedy)
+            advised = entry.remedy if entry.advise is None else entry.advise(node.op, entry.remedy)
+            reason, remedy = refusal or (entry.note, advised)
 
             def stop(name: str) -> Expression:
                 error = where.refuse(name, reason, remedy)

@@ -71,11 +71,20 @@ def split_counts(texts: list[str], separator: str) -> npt.NDArray[np.int64]:
     return np.fromiter(map(str.count, texts, repeat(separator)), np.int64, len(texts)) + 1
 
 
-def written(x: Array, kind: str) -> Iterable[str]:
-    """Return numbers as Python writes them: the shortest text that is that number again."""
-    if kind == "bool":
-        return map({0: "False", 1: "True"}.__getitem__, x.ravel().tolist())
-    return map(str, x.ravel() if x.dtype == np.float32 else x.ravel().tolist())
+def written(x: Array) -> list[str]:
+    """Return numbers as Python writes them, whole ones without a fraction: 3, not 3.0.
+
+    So it makes no difference whether a null in the batch has made floats of integers.
+    """
+    flat = x.ravel()
+    if flat.dtype.kind != "f":
+        return list(map(str, flat.tolist()))
+    is_whole = (flat == np.floor(flat)) & (np.abs(flat) < 2.0**53)
+    out = np.empty(len(flat), np.object_)
+    out[:] = list(map(str, flat if flat.dtype == np.float32 else flat.tolist()))
+    out[is_whole] = list(map(str, flat[is_whole].astype(np.int64).tolist()))
+    texts: list[str] = out.tolist()
+    return texts
 
 
 def read(texts: list[str]) -> npt.NDArray[np.float64]:
@@ -178,11 +187,7 @@ class TextToNumber(_OfText):
 class NumberToText(Elementwise):
     """A number as text; a null stays null."""
 
-    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-        super().__init__(step, arrays)
-        self._kind: str = step["kind"]
-
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Write."""
         real = ~np.isnan(x) if x.dtype.kind == "f" else None
-        return encoded(written(x, self._kind), x.shape), where_all_valid(valid, real)
+        return encoded(written(x), x.shape), where_all_valid(valid, real)
