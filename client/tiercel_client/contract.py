@@ -163,7 +163,8 @@ class _Reader:
         try:
             name, dtype, part, tensor = (str(entry[key]) for key in ("name", "dtype", "part", "tensor"))
             companion = None if entry["companion"] is None else str(entry["companion"])
-            column = RequestColumn(name, dtype, bool(entry["is_list"]), part, tensor, companion)
+            unit = entry.get("unit")  # servers of older releases don't say it
+            column = RequestColumn(name, dtype, bool(entry["is_list"]), part, tensor, companion, unit)
         except (KeyError, TypeError):
             expected = "expected name, dtype, is_list, part, tensor and companion"
             raise self.wrong(f"request_columns: {expected}, came {entry!r}") from None

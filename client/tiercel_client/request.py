@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from .contract import ALLOW_SEEN, EXCLUDE, HISTORY, LENGTHS, PACKED, Contract
 from .errors import InvalidInput
+from .moments import ticks
 from .results import Anonymous, RequestColumn
 from .values import Array, Place, convert_column, convert_ids, flatten, pack_ids, sequence, shown
 
@@ -261,6 +262,8 @@ def _feature(contract: Contract, name: Any, given: Any, count: int, single: bool
         return _list_feature(column, argument, _each(_rows(given, argument), argument, count), single)
     place = _place(argument, single)
     values = _each(sequence(given, argument), argument, count)
+    if column.unit is not None:
+        values = ticks(values, column.unit, place)
     real, valid = convert_column(values, column.dtype, place, nullable=True)
     return _Scalars(column.tensor, real, valid, column.companion or "")
 

@@ -251,6 +251,9 @@ class RequestColumn:
     tensor, companion
         The request's tensor that carries the values, and the one that says how long each list is, or which
         values are real; None for a float, whose null is NaN. The release names them; a fake by itself.
+    unit
+        Of a time, what its int64 values count since 1970-01-01 UTC: ``s``, ``ms``, ``us`` or ``ns``. Dates,
+        times and ISO 8601 text are converted to it, rounded down.
     """
 
     name: str
@@ -259,6 +262,7 @@ class RequestColumn:
     part: str
     tensor: str = ""
     companion: str | None = None
+    unit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

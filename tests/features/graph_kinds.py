@@ -20,6 +20,7 @@ from merlin.dag.ops import add_metadata as merlin_metadata
 from merlin.dag.ops.rename import Rename as MerlinRename
 from merlin.dag.ops.subgraph import Subgraph
 from nvtabular import ops
+from own_operator_draws import OPERATORS, OWN_KEYS, draw_number_operator, draw_text_operator
 from scipy.sparse import coo_matrix
 
 Draw = Callable[[Any], Any]
@@ -281,6 +282,24 @@ def ids(taken: Types, parameters: tuple[Any, ...]) -> Types:
 def filled(taken: Types, parameters: tuple[Any, ...]) -> Types:
     flags = {f"{name}_filled": Type("bool") for name in taken} if parameters[-1] else {}
     return {**taken, **flags}
+
+
+def of_own(taken: Types, parameters: tuple[Any, ...]) -> Types:
+    """Return the columns that an operator of ours makes."""
+    name, arguments, options = parameters
+    operator = OPERATORS[name](*arguments, **options)
+    kind = "text" if name in ("TextSlice", "TextCase", "TextStrip") or arguments == ("str",) else "float"
+    return {f"{column}{suffix}": Type(kind) for column in taken for suffix in operator.suffixes}
+
+
+def build_own(built: Building, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    return built.node >> OPERATORS[name](*arguments, **options)
+
+
+def draw_own(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
+    if all(column.kind == "text" for column in taken.values()):
+        return draw_text_operator(draw)
+    return draw_number_operator(draw, [name for name in TARGETS if name not in taken])
 
 
 def inner(taken: Types, parameters: tuple[Any, ...]) -> Types:
@@ -565,6 +584,7 @@ KINDS: dict[str, Kind] = {
         "nvtabular.ValueCount", any_column, draw_nothing, same, lambda b: b.node >> ops.ValueCount()
     ),
     "stats": kind("nvtabular.DataStats", any_column, draw_nothing, same, lambda b: b.node >> ops.DataStats()),
+    "ours": kind(OWN_KEYS, scalars, draw_own, of_own, build_own, alike=True),
     "subgraph": kind("merlin.Subgraph", any_column, draw_inner, inner, build_subgraph, named=True),
 }
 

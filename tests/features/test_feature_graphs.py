@@ -31,7 +31,7 @@ SLOW_GRAPHS, SLOW_FRAMES = 50, 50
 SIZES = (0, 1, 1000)
 
 #: Operators after which a column's dtype depends on the batch, where the program's does not.
-WIDENING = ("fill", "median", "clip", "slice", "join groupby", "join external", "subgraph")
+WIDENING = ("fill", "median", "clip", "slice", "join groupby", "join external", "subgraph", "ours")
 
 COUNTER = itertools.count()
 

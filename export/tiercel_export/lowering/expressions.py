@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from ..errors import UnsupportedOperator, WorkflowError
 
 #: dtypes of NVTabular columns that travel and compute as int64.
@@ -66,6 +68,11 @@ class Expression:
     def is_float(self) -> bool:
         """Whether nulls are NaN."""
         return self.physical in ("float32", "float64")
+
+    @property
+    def time_unit(self) -> str | None:
+        """Of a column of dates and times, what its int64 values count since 1970: ``ns``, say; else None."""
+        return np.datetime_data(self.dtype)[0] if self.dtype.startswith("datetime64") else None
 
 
 Columns: TypeAlias = dict[str, Expression]

@@ -7,6 +7,8 @@ are stopped elsewhere. :data:`ANYTHING` stands for columns of whatever name.
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -71,3 +73,51 @@ def _returned(node: Any) -> list[str] | None:
         return [str(name) for name in node.op.transform(selector, pd.DataFrame(frame))]
     except Exception:
         return None
+
+
+#: What a lambda's source may hold, and the operator that serves it: ours, or NVTabular's.
+LIKELY: Sequence[tuple[str, str]] = (
+    (r"\.dt\.(?:days|total_seconds)|timedelta", "TimeDifference(column=…)"),
+    (r"\.dt\.(?!days|total_seconds)|to_datetime", "DatePart(…)"),
+    (r"\bsin\(|\bcos\(", "Cyclical(period)"),
+    (r"\.str\.split\(.*(?:len|count)\(|\.str\.count\(", "TextSplitCount(separator)"),
+    (r"\.str\.slice\(|\.str\[|\.str\.get\(", "TextSlice(start, stop)"),
+    (r"\.str\.len\(", "TextLength()"),
+    (r"\.str\.(?:lower|upper|title|capitalize|casefold)\(", "TextCase(case)"),
+    (r"\.str\.strip\(", "TextStrip()"),
+    (r"\.isin\(", "IsIn(values)"),
+    (r"\.(?:isna|isnull|notna|notnull)\(", "IsNull()"),
+    (r"\.fillna\(", "nvtabular.ops.FillMissing(value)"),
+    (r"\.clip\(", "nvtabular.ops.Clip(low, high)"),
+    (r"\b(?:sqrt|exp|log|log1p|log2|log10|abs|floor|ceil|round)\(", "Function(name)"),
+    (r"(?:==|!=|<=|>=|(?<![-<>])[<>](?![<>]))", "Compare(operator, value)"),
+    (r"\.astype\(", "Cast(dtype)"),
+    (r"\s[-+*/%]\s|\*\*|//", "Arithmetic(operator, value)"),
+    (r"\s[&|]\s", "Logic(operator, column=…)"),
+)
+#: The operators, where nothing is known of the function.
+OPERATORS = (
+    "DatePart, TimeDifference, Cyclical, Arithmetic, Function, Compare, Logic, Not, IsNull, IsIn, Cast, "
+    "TextSlice, TextLength, TextCase, TextStrip, TextSplitCount"
+)
+
+
+def advice_for_lambda(op: Any, remedy: str) -> str:
+    """Return what to write in place of a LambdaOp: the operators that its source asks for, or all."""
+    source = _source_of(op)
+    likely = [operator for pattern, operator in LIKELY if re.search(pattern, source)]
+    ours = "Write it with tiercel_export.operators, which are compiled"
+    if likely:
+        return f"{ours}: by its source {' and '.join(likely)} (docs/operators.md). {remedy}"
+    return f"{ours}: {OPERATORS} (docs/operators.md). {remedy}"
+
+
+def _source_of(op: Any) -> str:
+    """Return the source of a function's body, or nothing if it can't be read."""
+    try:
+        source = inspect.getsource(op.f)
+    except (OSError, TypeError, AttributeError):
+        return ""
+    _, is_lambda, body = source.partition("lambda")
+    # What follows ``>>`` is the rest of the graph.
+    return re.split(r"\)\s*>>", body.partition(":")[2])[0] if is_lambda else source.partition(":")[2]

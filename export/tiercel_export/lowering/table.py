@@ -1,4 +1,4 @@
-"""The table of operators: every operator of NVTabular 23.08 and of Merlin's graph, and what becomes of it.
+"""The table of operators: all of NVTabular 23.08, of Merlin's graph and of ours, and what becomes of each.
 
 Keys are ``<package>.<class>``; nothing registers itself. ``docs/features.md`` shows this table and a test
 holds that it does; another test fails if an entry that is compiled has no parity test.
@@ -17,8 +17,28 @@ from .join_external import columns_joined, columns_of_keys, lower_join_external
 from .join_groupby import files_of_statistics, keys_of_statistics, lower_join_groupby
 from .lists import lower_list_slice
 from .numeric import lower_clip, lower_fill_median, lower_fill_missing, lower_log
+from .own_numbers import (
+    lower_arithmetic,
+    lower_cast,
+    lower_compare,
+    lower_cyclical,
+    lower_function,
+    lower_is_in,
+    lower_is_null,
+    lower_logic,
+    lower_not,
+)
+from .own_texts import (
+    lower_text_case,
+    lower_text_length,
+    lower_text_slice,
+    lower_text_split_count,
+    lower_text_strip,
+)
+from .own_times import lower_date_part, lower_time_difference
 from .refused import (
     Frame,
+    advice_for_lambda,
     any_columns,
     fewer_rows,
     grouped_columns,
@@ -62,6 +82,10 @@ class Entry:
         ``files(operator, selector)``: columns or groups of a node, each with the file of what the fit learnt.
     frame
         If refused: what its frame has beside its outputs.
+    advise
+        If refused: ``advise(operator, remedy)``, which is more than the remedy alone.
+    times
+        Whether it takes columns of dates and times.
     """
 
     outcome: str
@@ -72,41 +96,44 @@ class Entry:
     asks: Callable[[Any], list[str]] | None = None
     files: Callable[[Any, Any], list[tuple[str, str]]] | None = None
     frame: Frame = any_columns
+    advise: Callable[[Any, str], str] | None = None
+    times: bool = False
 
 
 _DROPS_ROWS = "it drops rows, and a served batch must keep every row"
 
 TABLE: Mapping[str, Entry] = {
     # The graph itself
-    "merlin.SelectionOp": Entry(COMPILED, lower_selection),
-    "merlin.GroupingOp": Entry(COMPILED, lower_selection),
-    "merlin.ConcatColumns": Entry(COMPILED, lower_selection),
-    "merlin.SubsetColumns": Entry(COMPILED, lower_selection),
-    "merlin.SubtractionOp": Entry(COMPILED, lower_selection),
-    "merlin.Rename": Entry(COMPILED, lower_rename),
-    "merlin.AddMetadata": Entry(COMPILED, lower_frame),
-    "merlin.AddTags": Entry(COMPILED, lower_frame),
-    "merlin.AddProperties": Entry(COMPILED, lower_frame),
-    "merlin.TagAsUserID": Entry(COMPILED, lower_frame),
-    "merlin.TagAsItemID": Entry(COMPILED, lower_frame),
-    "merlin.TagAsUserFeatures": Entry(COMPILED, lower_frame),
-    "merlin.TagAsItemFeatures": Entry(COMPILED, lower_frame),
-    "merlin.Subgraph": Entry(COMPILED, lower_subgraph, note="loop_until is refused"),
+    "merlin.SelectionOp": Entry(COMPILED, lower_selection, times=True),
+    "merlin.GroupingOp": Entry(COMPILED, lower_selection, times=True),
+    "merlin.ConcatColumns": Entry(COMPILED, lower_selection, times=True),
+    "merlin.SubsetColumns": Entry(COMPILED, lower_selection, times=True),
+    "merlin.SubtractionOp": Entry(COMPILED, lower_selection, times=True),
+    "merlin.Rename": Entry(COMPILED, lower_rename, times=True),
+    "merlin.AddMetadata": Entry(COMPILED, lower_frame, times=True),
+    "merlin.AddTags": Entry(COMPILED, lower_frame, times=True),
+    "merlin.AddProperties": Entry(COMPILED, lower_frame, times=True),
+    "merlin.TagAsUserID": Entry(COMPILED, lower_frame, times=True),
+    "merlin.TagAsItemID": Entry(COMPILED, lower_frame, times=True),
+    "merlin.TagAsUserFeatures": Entry(COMPILED, lower_frame, times=True),
+    "merlin.TagAsItemFeatures": Entry(COMPILED, lower_frame, times=True),
+    "merlin.Subgraph": Entry(COMPILED, lower_subgraph, note="loop_until is refused", times=True),
     "merlin.UDF": Entry(
         REFUSED,
         note="it is a LambdaOp: arbitrary Python, which can't be compiled exactly",
-        remedy="Apply it to the data before the workflow, or tag what it makes as TARGET if it is a label",
+        remedy="Or apply it to the data before the workflow, or tag what it makes as TARGET if it is a label",
         frame=named_columns,
+        advise=advice_for_lambda,
     ),
     # NVTabular
-    "nvtabular.Rename": Entry(COMPILED, lower_rename),
-    "nvtabular.AddMetadata": Entry(COMPILED, lower_frame),
-    "nvtabular.AddTags": Entry(COMPILED, lower_frame),
-    "nvtabular.AddProperties": Entry(COMPILED, lower_frame),
-    "nvtabular.TagAsUserID": Entry(COMPILED, lower_frame),
-    "nvtabular.TagAsItemID": Entry(COMPILED, lower_frame),
-    "nvtabular.TagAsUserFeatures": Entry(COMPILED, lower_frame),
-    "nvtabular.TagAsItemFeatures": Entry(COMPILED, lower_frame),
+    "nvtabular.Rename": Entry(COMPILED, lower_rename, times=True),
+    "nvtabular.AddMetadata": Entry(COMPILED, lower_frame, times=True),
+    "nvtabular.AddTags": Entry(COMPILED, lower_frame, times=True),
+    "nvtabular.AddProperties": Entry(COMPILED, lower_frame, times=True),
+    "nvtabular.TagAsUserID": Entry(COMPILED, lower_frame, times=True),
+    "nvtabular.TagAsItemID": Entry(COMPILED, lower_frame, times=True),
+    "nvtabular.TagAsUserFeatures": Entry(COMPILED, lower_frame, times=True),
+    "nvtabular.TagAsItemFeatures": Entry(COMPILED, lower_frame, times=True),
     "nvtabular.Categorify": Entry(
         TOTAL,
         lower_categorify,
@@ -216,8 +243,12 @@ TABLE: Mapping[str, Entry] = {
     "nvtabular.DropLowCardinality": Entry(
         COMPILED, lower_selection, note="which columns it drops is decided at fit"
     ),
-    "nvtabular.ValueCount": Entry(COMPILED, lower_frame, note="its statistics are in the schema alone"),
-    "nvtabular.DataStats": Entry(COMPILED, lower_frame, note="its statistics are of the fit alone"),
+    "nvtabular.ValueCount": Entry(
+        COMPILED, lower_frame, note="its statistics are in the schema alone", times=True
+    ),
+    "nvtabular.DataStats": Entry(
+        COMPILED, lower_frame, note="its statistics are of the fit alone", times=True
+    ),
     "nvtabular.Groupby": Entry(
         REFUSED,
         note="it makes one row of all rows of a group in the batch",
@@ -237,6 +268,23 @@ TABLE: Mapping[str, Entry] = {
         frame=fewer_rows,
     ),
     "nvtabular.Filter": Entry(REFUSED, note=_DROPS_ROWS, remedy="Filter the data before the fit"),
+    # Ours, for NVTabular's graphs
+    "tiercel_export.Arithmetic": Entry(COMPILED, lower_arithmetic),
+    "tiercel_export.Cast": Entry(COMPILED, lower_cast, times=True),
+    "tiercel_export.Compare": Entry(COMPILED, lower_compare),
+    "tiercel_export.Cyclical": Entry(COMPILED, lower_cyclical),
+    "tiercel_export.DatePart": Entry(COMPILED, lower_date_part, times=True),
+    "tiercel_export.Function": Entry(COMPILED, lower_function),
+    "tiercel_export.IsIn": Entry(COMPILED, lower_is_in),
+    "tiercel_export.IsNull": Entry(COMPILED, lower_is_null, times=True),
+    "tiercel_export.Logic": Entry(COMPILED, lower_logic),
+    "tiercel_export.Not": Entry(COMPILED, lower_not),
+    "tiercel_export.TextCase": Entry(COMPILED, lower_text_case),
+    "tiercel_export.TextLength": Entry(COMPILED, lower_text_length),
+    "tiercel_export.TextSlice": Entry(COMPILED, lower_text_slice),
+    "tiercel_export.TextSplitCount": Entry(COMPILED, lower_text_split_count),
+    "tiercel_export.TextStrip": Entry(COMPILED, lower_text_strip),
+    "tiercel_export.TimeDifference": Entry(COMPILED, lower_time_difference, times=True),
 }
 
 
@@ -250,6 +298,7 @@ def markdown() -> str:
     """Return the table as ``docs/features.md`` shows it."""
     lines = ["| operator | outcome | note |", "|---|---|---|"]
     for key, entry in TABLE.items():
-        note = entry.note if entry.lower or not entry.note else f"{entry.note}. {entry.remedy}"
+        ours = "" if entry.advise is None else "Write it with [operators of ours](operators.md). "
+        note = entry.note if entry.lower or not entry.note else f"{entry.note}. {ours}{entry.remedy}"
         lines.append(f"| `{key}` | {entry.outcome} | {note} |")
     return "\n".join(lines) + "\n"

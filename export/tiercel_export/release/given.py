@@ -265,12 +265,17 @@ def infer_column(series: pd.Series, name: str, what: str) -> InputColumn:
     Raises
     ------
     ExportInputError
-        If it holds something else than numbers, booleans, text, or lists of these.
+        If it holds something else than numbers, booleans, text, dates, or lists of the former three.
     """
     present = series[series.notna()] if series.dtype == object else series
     first = present.iloc[0] if len(present) else None
     is_list = isinstance(first, (list, tuple, np.ndarray))
     kind = getattr(series.dtype, "kind", "O")
+    if kind == "M" or (
+        series.dtype == object and pd.api.types.infer_dtype(series) in ("date", "datetime", "datetime64")
+    ):
+        # As recipes have them: whole seconds since 1970.
+        return InputColumn(name, "int64", False, "item", unit="s")
     if kind == "O":
         kinds = _kinds_in_lists(present) if is_list else set(map(type, present))
         dtype = next((text for text, types in _PYTHON_TYPES if kinds and kinds <= types), None)

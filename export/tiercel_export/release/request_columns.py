@@ -54,7 +54,8 @@ def _named(column: InputColumn, tensor: str, used: set[str]) -> RequestColumn:
     nan_is_null = not column.is_list and column.dtype.startswith("float")
     companion = None if nan_is_null else _free(f"{tensor}__{says}", used)
     # Converted, since a program knows the few dtypes and parts only as text.
-    return msgspec.convert({**asdict(column), "tensor": tensor, "companion": companion}, RequestColumn)
+    raw = {key: value for key, value in asdict(column).items() if key != "is_date"}
+    return msgspec.convert({**raw, "tensor": tensor, "companion": companion}, RequestColumn)
 
 
 def _free(name: str, used: set[str]) -> str:

@@ -20,6 +20,7 @@ from tiercel_serving.spec import Array
 
 from ..errors import WorkflowError
 from ..lowering.expressions import REFUSED, Expression
+from ..lowering.own_times import units_read
 from ..lowering.target_encoding import NO_FOLD
 from .program import Output, schedule
 from .trace import Behind, lineage_of, raw_column, tags_of, trace
@@ -363,22 +364,25 @@ def compile_workflow(
             "raises too; if remove_inputs took their columns away, fit a workflow without them"
         )
     outputs = [_output(cut.workflow, name, traced[name], (list_lengths or {}).get(name)) for name in names]
-    inputs = [
-        {"name": name, "dtype": dtype, "is_list": is_list, "part": cut.input_part(name, part)}
-        for name, dtype, is_list in _inputs(cut, outputs)
-    ]
+    inputs = [{**column, "part": cut.input_part(column["name"], part)} for column in _inputs(cut, outputs)]
     document, arrays = schedule(part, inputs, outputs)
     return CompiledProgram(document, arrays)
 
 
-def _inputs(cut: WorkflowParts, outputs: list[Output]) -> list[tuple[str, str, bool]]:
+def _inputs(cut: WorkflowParts, outputs: list[Output]) -> list[dict[str, Any]]:
+    units = units_read(output.expression for output in outputs)
     used = frozenset().union(*(output.expression.inputs for output in outputs))
     found = []
     for name in cut.workflow.input_schema.column_names:
         if name in used:
             expression = raw_column(cut.workflow, name)
             dtype = "bool" if expression.dtype == "bool" else expression.physical
-            found.append((name, dtype, expression.is_list))
+            column = {"name": name, "dtype": dtype, "is_list": expression.is_list}
+            if expression.time_unit is not None:
+                column |= {"unit": expression.time_unit, "is_date": True}
+            elif name in units and dtype == "int64":
+                column["unit"] = units[name]
+            found.append(column)
     return found
 
 
@@ -388,5 +392,7 @@ def _output(workflow: Any, name: str, expression: Expression, length: int | None
         raise error
     categorical = "categorical" in tags_of(workflow.output_schema[name])
     number = "cat" if categorical and not expression.is_float else "num"
-    kind = "raw" if expression.is_text else number
+    kind = "raw" if expression.is_text or expression.time_unit is not None else number
+    if expression.time_unit is not None:
+        expression = replace(expression, dtype="int64")
     return Output(name, kind, expression, length if expression.is_list else None)

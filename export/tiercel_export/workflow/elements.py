@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from tiercel_serving.features import InputColumn
+from tiercel_serving.features.calendar import PER_SECOND
 from tiercel_serving.spec import Array
 
 from ..errors import ExportInputError
@@ -21,6 +23,8 @@ def elements(series: pd.Series, column: InputColumn) -> tuple[Array, Array | Non
     ExportInputError
         A value is of another type, or the dtype can't hold it.
     """
+    if column.unit is not None:
+        series = _ticks(series, column)
     null = series.isna().to_numpy()
     valid = None if not null.any() else ~null
     if column.dtype == "bytes":
@@ -35,6 +39,39 @@ def elements(series: pd.Series, column: InputColumn) -> tuple[Array, Array | Non
         return _whole(filled, column), valid
     except (ValueError, TypeError, OverflowError) as error:
         raise ExportInputError(f"column {column.name!r}: expected {column.dtype} ({error})") from error
+
+
+def _ticks(series: pd.Series, column: InputColumn) -> pd.Series:
+    """Return dates and times as whole ticks of the column's unit, rounded down; numbers are ticks already."""
+    if isinstance(series.dtype, pd.DatetimeTZDtype):
+        series = series.dt.tz_convert("UTC").dt.tz_localize(None)
+    if series.dtype.kind == "M":
+        moments = series.to_numpy()
+    elif series.dtype == object and pd.api.types.infer_dtype(series) in ("date", "datetime", "datetime64"):
+        values = [None if pd.isna(value) else _in_utc(value) for value in series]
+        # pandas' own nanoseconds where that is what they are: other dates may lie before 1678 or after 2262.
+        exact = any(isinstance(value, np.datetime64) for value in values)
+        moments = np.array(values, "datetime64[ns]" if exact else "datetime64[us]")
+    else:
+        return series
+    own, null = np.datetime_data(moments.dtype)[0], np.isnat(moments)
+    ticks, more = moments.astype(np.int64), PER_SECOND[str(column.unit)] / PER_SECOND[own]
+    if more < 1:
+        ticks = ticks // (PER_SECOND[own] // PER_SECOND[str(column.unit)])
+    elif (np.abs(ticks[~null]) > (2**63 - 1) // int(more)).any():
+        raise ExportInputError(
+            f"column {column.name!r}: expected times that int64 holds in {column.unit}, found "
+            f"{moments[~null].max()}; fit the workflow on seconds since 1970 instead"
+        )
+    else:
+        ticks = ticks * int(more)
+    return pd.Series(ticks, series.index).astype("Int64").mask(null)
+
+
+def _in_utc(value: Any) -> Any:
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        value = value.astimezone(timezone.utc).replace(tzinfo=None)
+    return value.to_datetime64() if isinstance(value, pd.Timestamp) else value
 
 
 def _check_unchanged(series: pd.Series, floats: Array, column: InputColumn) -> None:

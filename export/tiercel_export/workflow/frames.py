@@ -27,6 +27,9 @@ from ..lowering.target_encoding import keep_output_names
 from .cut import WorkflowParts, cut_workflow
 from .elements import elements
 
+#: A null among times.
+_NOT_A_TIME = np.datetime64("NaT")
+
 
 def columns_from_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> dict[str, Column]:
     """Convert a frame's columns to what a feature program takes.
@@ -219,6 +222,8 @@ def _integer_dtype(schema: Any) -> str | None:
 
 
 def _any_value(schema: Any) -> Any:
+    if str(schema.dtype.name).startswith("datetime64"):
+        return pd.Timestamp(0)
     value: Any = "" if schema.dtype.name in ("object", "str", "string") else 0
     return [value] if schema.is_list else value
 
@@ -241,7 +246,11 @@ def oracle_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> pd.DataF
     out = {}
     for column in inputs:
         series = frame[column.name].reset_index(drop=True)
-        if column.is_list and column.dtype == "float32":
+        if column.is_date:
+            values, valid = elements(series, column)
+            moments = values.astype(f"datetime64[{column.unit}]")
+            out[column.name] = pd.Series(moments if valid is None else np.where(valid, moments, _NOT_A_TIME))
+        elif column.is_list and column.dtype == "float32":
             rows = [None if _is_null(row) else np.array(row, np.float32) for row in series]
             out[column.name] = _objects(rows)
         elif column.is_list:
@@ -328,4 +337,11 @@ def _values(series: pd.Series, output: OutputColumn) -> tuple[Array, Array | Non
         return values, ~null if null.any() else None
     if null.any() and np.dtype(output.dtype).kind in "iub":
         return series.where(~null, 0).to_numpy().astype(output.dtype), ~null
-    return np.asarray(series.to_numpy()), None
+    values = np.asarray(series.to_numpy())
+    if values.dtype.kind == "M":
+        return values.astype(np.int64), ~null if null.any() else None
+    if values.dtype.kind == "f" and np.dtype(output.dtype).kind in "iub":
+        # A null of the batch made floats of its integers, and was filled.
+        whole = values.astype(output.dtype)
+        return (whole if (whole == values).all() else values), None
+    return values, None

@@ -308,6 +308,22 @@ def _gather_list_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
     return arrays | {"row_offsets": column.offsets, "row_valid": column.row_valid}
 
 
+def _zone_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    table = dict(group[0].own).get("table")
+    return {} if table is None else {"instants": table.table.instants, "offsets": table.table.offsets}
+
+
+def _value_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    """Return the constants of columns that compute with one; a column that computes with another has none."""
+    if "value" not in dict(group[0].own):
+        return {}
+    return {"value": _column_vector(_own(group, "value"), step["compute"])}
+
+
+def _period_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    return {"period": _column_vector(_own(group, "period"), "float64")}
+
+
 def _texts(values: Array) -> dict[str, Array]:
     strings = Strings.of(values)
     return {"offsets": strings.offsets, "blob": strings.blob}
@@ -341,4 +357,21 @@ ARRAYS: Mapping[str, Callable[[Group, dict[str, Any]], dict[str, Array]]] = {
     "gather": _gather_arrays,
     "gather_text": _gather_text_arrays,
     "gather_list": _gather_list_arrays,
+    "date_part": _zone_arrays,
+    "time_difference": _no_arrays,
+    "compute": _value_arrays,
+    "compare": _value_arrays,
+    "logic": _no_arrays,
+    "not": _no_arrays,
+    "function": _no_arrays,
+    "wave": _period_arrays,
+    "to_whole": _no_arrays,
+    "to_truth": _no_arrays,
+    "text_length": _no_arrays,
+    "text_parts": _no_arrays,
+    "text_slice": _no_arrays,
+    "text_case": _no_arrays,
+    "text_strip": _no_arrays,
+    "text_to_number": _no_arrays,
+    "number_to_text": _no_arrays,
 }

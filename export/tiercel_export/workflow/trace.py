@@ -25,6 +25,7 @@ from ..lowering.expressions import (
     refused_column,
     unreadable_column,
 )
+from ..lowering.own_times import stopped_times
 from ..lowering.refused import ANYTHING
 from ..lowering.table import TABLE, Entry, key_of
 
@@ -126,6 +127,8 @@ class _Tracer:
         )
         entry = TABLE.get(key_of(node.op), FOREIGN)
         blocked = {name: column for name, column in columns.items() if column.op == REFUSED}
+        if entry.lower is not None and not entry.times:
+            blocked |= stopped_times(names, columns, where)
         refusal = _why_refused(node.op, entry)
         if refusal is None and entry.lower is not None:
             # The nodes of a nested graph are stopped one by one.
@@ -134,7 +137,8 @@ class _Tracer:
             if node.op.is_subgraph:
                 return made
         else:
-            reason, remedy = refusal or (entry.note, entry.remedy)
+            advised = entry.remedy if entry.advise is None else entry.advise(node.op, entry.remedy)
+            reason, remedy = refusal or (entry.note, advised)
 
             def stop(name: str) -> Expression:
                 error = where.refuse(name, reason, remedy)
@@ -367,6 +371,8 @@ def raw_column(workflow: Any, name: str) -> Expression:
         return input_column(name, "int64", dtype.name, is_list)
     if dtype in (np.float32, np.float64):
         return input_column(name, dtype.name, dtype.name, is_list)
+    if dtype.kind == "M" and not is_list:
+        return input_column(name, "int64", dtype.name, is_list)
     raise WorkflowError(
         f"input column {name!r} is {dtype.name}, which no request can carry; cast it to int64, float64 or "
         "text before the fit"

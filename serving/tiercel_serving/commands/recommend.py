@@ -116,6 +116,8 @@ def parse_features(given: Sequence[str], columns: Sequence[RequestColumn]) -> di
 def _parse_value(text: str, column: RequestColumn, pair: str) -> Any:
     kinds: Mapping[str, Any] = {"int64": int, "int32": int, "float32": float, "float64": float}
     parse = _yes_or_no if column.dtype == "bool" else kinds.get(column.dtype, str)
+    if column.unit is not None and not text.lstrip("-").isdigit():
+        parse = str  # a date, which the client reads
     try:
         if column.is_list:
             return [parse(part) for part in text.split(",")] if text else []

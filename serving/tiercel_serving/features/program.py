@@ -35,12 +35,18 @@ class InputColumn:
         Whether each row is a list of that.
     part
         ``user``, ``context`` or ``item``.
+    unit
+        Of a time, what its int64 values count since 1970-01-01 UTC: ``s``, ``ms``, ``us`` or ``ns``.
+    is_date
+        Whether the workflow was fitted on dates and times, and not on numbers that count.
     """
 
     name: str
     dtype: str
     is_list: bool
     part: str
+    unit: str | None = None
+    is_date: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,15 @@ def nan_where_null(x: Array, valid: Array | None) -> Array:
     return np.where(valid, x, x.dtype.type(np.nan))
 
 
+def where_all_valid(
+    first: npt.NDArray[np.bool_] | None, second: npt.NDArray[np.bool_] | None
+) -> npt.NDArray[np.bool_] | None:
+    """Return which values are real in both; None is all."""
+    given = [valid for valid in (first, second) if valid is not None]
+    valid = given[0] & given[-1] if given else None
+    return None if valid is None or valid.all() else valid
+
+
 class Elementwise:
     """Base of the steps that change each element by itself; lists keep their offsets and their null rows."""
 

@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from ..spec import Array
+from .arithmetic import Compare, Compute, Function, Logic, Not, ToTruth, ToWhole, Wave
+from .calendar import DatePart, TimeDifference
 from .encode import EncodeDirect, EncodeHash, EncodeText
 from .joins import CombineKeys, Gather, GatherList, GatherText
 from .lists import ListSlice
 from .load import Load, LoadList
 from .registers import Columns, Elementwise, Register, Registers, Step, nan_where_null
 from .similarity import Similarity
+from .texts import NumberToText, TextCase, TextLength, TextParts, TextSlice, TextStrip, TextToNumber
 
 _FLOAT32 = np.dtype(np.float32)
 #: An array, not a scalar: NumPy 1 adds it twice as fast.
@@ -262,6 +265,23 @@ STEPS: Mapping[str, type[Any]] = {
     "bucketize_down": BucketizeDown,
     "list_slice": ListSlice,
     "similarity": Similarity,
+    "date_part": DatePart,
+    "time_difference": TimeDifference,
+    "compute": Compute,
+    "compare": Compare,
+    "logic": Logic,
+    "not": Not,
+    "function": Function,
+    "wave": Wave,
+    "to_whole": ToWhole,
+    "to_truth": ToTruth,
+    "text_length": TextLength,
+    "text_parts": TextParts,
+    "text_slice": TextSlice,
+    "text_case": TextCase,
+    "text_strip": TextStrip,
+    "text_to_number": TextToNumber,
+    "number_to_text": NumberToText,
     "encode_direct": EncodeDirect,
     "encode_hash": EncodeHash,
     "encode_text": EncodeText,

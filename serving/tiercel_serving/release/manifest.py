@@ -76,6 +76,8 @@ class RequestColumn(_Struct, frozen=True):
     companion
         The tensor that says how long each row is (a list) or which values are real (a scalar that is no
         float); None for a float, whose null is NaN.
+    unit
+        Of a time, what its int64 values count since 1970-01-01 UTC.
     """
 
     name: str
@@ -84,6 +86,7 @@ class RequestColumn(_Struct, frozen=True):
     part: Literal["user", "context"]
     tensor: str
     companion: str | None
+    unit: Literal["s", "ms", "us", "ns"] | None = None
 
 
 class QueryModel(_Struct, frozen=True):

@@ -1,0 +1,133 @@
+"""Operators of text: pieces, case, lengths and counts. A null stays null in all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from tiercel_serving.features.texts import CHANGES, changed, sliced, split_counts, stripped
+
+from ..errors import WorkflowError
+from .base import OwnOperator, made, made_text, one_of, texts
+
+
+class TextSlice(OwnOperator):
+    """``["place"] >> TextSlice(0, 2)``: ``text[start:stop:step]``, by characters (Unicode code points).
+
+    Parameters
+    ----------
+    start, stop, step
+        As Python's slices have them; None is the end.
+
+    Raises
+    ------
+    WorkflowError
+        One of them is no whole number, or the step is 0; or, at fit, a column is not of text.
+    """
+
+    def __init__(self, start: int | None = None, stop: int | None = None, step: int | None = None) -> None:
+        super().__init__()
+        for name, value in (("start", start), ("stop", stop), ("step", step)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise WorkflowError(f"TextSlice: {name}: expected a whole number or None, came {value!r}")
+        if step == 0:
+            raise WorkflowError("TextSlice: step: expected a number other than 0, came 0")
+        self.start, self.stop, self.step = start, stop, step
+
+    def make(self, series: pd.Series, suffix: str, other: pd.Series | None) -> pd.Series:
+        """Slice."""
+        values, valid = texts(series, self)
+        return made_text(sliced(values, self.start, self.stop, self.step), valid, series)
+
+
+class TextCase(OwnOperator):
+    """``["name"] >> TextCase("lower")``.
+
+    Parameters
+    ----------
+    case
+        ``lower``, ``upper``, ``title``, ``capitalize`` or ``casefold``, as Python's strings have them.
+
+    Raises
+    ------
+    WorkflowError
+        The case is unknown; or, at fit, a column is not of text.
+    """
+
+    def __init__(self, case: str) -> None:
+        super().__init__()
+        self.case = one_of(case, CHANGES, "TextCase")
+
+    def make(self, series: pd.Series, suffix: str, other: pd.Series | None) -> pd.Series:
+        """Change."""
+        values, valid = texts(series, self)
+        return made_text(changed(values, self.case), valid, series)
+
+
+class TextStrip(OwnOperator):
+    """``["name"] >> TextStrip()``: text without white space, or ``characters``, at its ends.
+
+    Parameters
+    ----------
+    characters
+        Each of these characters is taken away; None is white space.
+
+    Raises
+    ------
+    WorkflowError
+        ``characters`` is no text; or, at fit, a column is not of text.
+    """
+
+    def __init__(self, characters: str | None = None) -> None:
+        super().__init__()
+        if characters is not None and not isinstance(characters, str):
+            raise WorkflowError(f"TextStrip: expected characters or None, came {characters!r}")
+        self.characters = characters
+
+    def make(self, series: pd.Series, suffix: str, other: pd.Series | None) -> pd.Series:
+        """Strip."""
+        values, valid = texts(series, self)
+        return made_text(stripped(values, self.characters), valid, series)
+
+
+class TextLength(OwnOperator):
+    """``["title"] >> TextLength()``: how many characters (Unicode code points) a text has; int64.
+
+    Raises
+    ------
+    WorkflowError
+        At fit, a column is not of text.
+    """
+
+    def make(self, series: pd.Series, suffix: str, other: pd.Series | None) -> pd.Series:
+        """Count."""
+        values, valid = texts(series, self)
+        return made(np.fromiter(map(len, values), np.int64, len(values)), valid, series)
+
+
+class TextSplitCount(OwnOperator):
+    """``["genres"] >> TextSplitCount("|")``: how many parts a separator cuts a text into; int64.
+
+    Parameters
+    ----------
+    separator
+        Text of at least one character. The empty text is one part, as ``"".split("|")`` has it.
+
+    Raises
+    ------
+    WorkflowError
+        The separator is empty or no text; or, at fit, a column is not of text.
+    """
+
+    def __init__(self, separator: str) -> None:
+        super().__init__()
+        if not isinstance(separator, str) or not separator:
+            raise WorkflowError(
+                f"TextSplitCount: expected a separator of at least one character, came {separator!r}"
+            )
+        self.separator = separator
+
+    def make(self, series: pd.Series, suffix: str, other: pd.Series | None) -> pd.Series:
+        """Count."""
+        values, valid = texts(series, self)
+        return made(split_counts(values, self.separator), valid, series)

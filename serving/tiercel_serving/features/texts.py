@@ -1,0 +1,193 @@
+"""The steps of text: pieces, lengths, counts, and text to and from numbers.
+
+Text is decoded, handed to Python's own string methods, and encoded, by ``map``: the loops over rows are C's.
+In bytes that are no UTF-8, which a request may send, each stray byte counts as a character.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Iterable, Mapping
+from itertools import repeat
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..spec import Array
+from .registers import Elementwise, where_all_valid
+
+#: What text becomes, by method; each takes the method's own arguments.
+CHANGES: Mapping[str, Callable[[str], str]] = {
+    "lower": str.lower,
+    "upper": str.upper,
+    "title": str.title,
+    "capitalize": str.capitalize,
+    "casefold": str.casefold,
+}
+
+
+def decoded(texts: Array) -> list[str]:
+    """Return an object array of ``bytes`` as text."""
+    items: list[bytes] = texts.ravel().tolist()
+    try:
+        return list(map(codecs.decode, items, repeat("utf-8"), repeat("surrogatepass")))
+    except UnicodeDecodeError:
+        return list(map(_decoded, items))
+
+
+def _decoded(item: bytes) -> str:
+    try:
+        return item.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return item.decode("utf-8", "surrogateescape")
+
+
+def encoded(texts: Iterable[str], shape: tuple[int, ...]) -> Array:
+    """Return text as an object array of ``bytes``."""
+    out = np.empty(shape, np.object_)
+    out.ravel()[:] = list(map(codecs.encode, texts, repeat("utf-8"), repeat("surrogatepass")))
+    return out
+
+
+def sliced(texts: Iterable[str], start: int | None, stop: int | None, step: int | None) -> Iterable[str]:
+    """Return ``text[start:stop:step]`` of each."""
+    return map(itemgetter(slice(start, stop, step)), texts)
+
+
+def changed(texts: Iterable[str], how: str) -> Iterable[str]:
+    """Return each text in another case, or without white space or ``characters`` at its ends."""
+    return map(CHANGES[how], texts)
+
+
+def stripped(texts: Iterable[str], characters: str | None) -> Iterable[str]:
+    """Return each text without these characters, or white space, at its ends."""
+    return map(str.strip, texts, repeat(characters))
+
+
+def split_counts(texts: list[str], separator: str) -> npt.NDArray[np.int64]:
+    """Return how many parts a separator cuts each text into."""
+    return np.fromiter(map(str.count, texts, repeat(separator)), np.int64, len(texts)) + 1
+
+
+def written(x: Array) -> list[str]:
+    """Return numbers as Python writes them, whole ones without a fraction: 3, not 3.0.
+
+    So it makes no difference whether a null in the batch has made floats of integers.
+    """
+    flat = x.ravel()
+    if flat.dtype.kind != "f":
+        return list(map(str, flat.tolist()))
+    is_whole = (flat == np.floor(flat)) & (np.abs(flat) < 2.0**53)
+    out = np.empty(len(flat), np.object_)
+    out[:] = list(map(str, flat if flat.dtype == np.float32 else flat.tolist()))
+    out[is_whole] = list(map(str, flat[is_whole].astype(np.int64).tolist()))
+    texts: list[str] = out.tolist()
+    return texts
+
+
+def read(texts: list[str]) -> npt.NDArray[np.float64]:
+    """Return text as float64, as Python's ``float`` reads it; what is no number is NaN."""
+    try:
+        return np.fromiter(map(float, texts), np.float64, len(texts))
+    except ValueError:
+        return np.fromiter(map(_number, texts), np.float64, len(texts))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan
+
+
+class _OfText(Elementwise):
+    """Base of the steps that read text; what stands at a null's place is not looked at."""
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Decode and compute."""
+        known = x if valid is None else np.where(valid, x, b"")
+        return self.compute(decoded(known), known.shape), valid
+
+    def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
+        """Return what the texts become."""
+        raise NotImplementedError
+
+
+class TextLength(_OfText):
+    """How many characters (Unicode code points) a text has."""
+
+    def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
+        """Count."""
+        return np.fromiter(map(len, texts), np.int64, len(texts)).reshape(shape)
+
+
+class TextParts(_OfText):
+    """How many parts a separator cuts a text into."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._separator: str = step["separator"]
+
+    def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
+        """Count."""
+        return split_counts(texts, self._separator).reshape(shape)
+
+
+class TextSlice(_OfText):
+    """``text[start:stop:step]``, by characters."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._bounds: tuple[int | None, int | None, int | None] = (step["start"], step["stop"], step["step"])
+
+    def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
+        """Slice."""
+        return encoded(sliced(texts, *self._bounds), shape)
+
+
+class TextCase(_OfText):
+    """Text in lower or upper case, or the like."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._case: str = step["case"]
+
+    def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
+        """Change."""
+        return encoded(changed(texts, self._case), shape)
+
+
+class TextStrip(_OfText):
+    """Text without white space, or given characters, at its ends."""
+
+    def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        super().__init__(step, arrays)
+        self._characters: str | None = step["characters"]
+
+    def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
+        """Strip."""
+        return encoded(stripped(texts, self._characters), shape)
+
+
+class TextToNumber(_OfText):
+    """Text as float64; what is no number is null."""
+
+    def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
+        """Read."""
+        return read(texts).reshape(shape)
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Read, a null as NaN."""
+        numbers, valid = super().apply(x, valid)
+        return (numbers if valid is None else np.where(valid, numbers, np.nan)), None
+
+
+class NumberToText(Elementwise):
+    """A number as text; a null stays null."""
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Write."""
+        real = ~np.isnan(x) if x.dtype.kind == "f" else None
+        return encoded(written(x), x.shape), where_all_valid(valid, real)
