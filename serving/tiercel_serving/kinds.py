@@ -15,6 +15,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -145,7 +146,11 @@ class Kinds(Generic[T]):
         """Return the problem of a value of a field that is none of these kinds; none if it is one."""
         if self.row_of(value) is not None:
             return []
-        known = " or ".join(f"{name}(…)" for name in self.class_names())
+        names = self.class_names()
+        # Somebody may have written a row's name for its class.
+        close = [name for name in names if names[name] == value]
+        close = close or get_close_matches(str(value), names, n=1) or list(names)
+        known = " or ".join(f"{name}(…)" for name in close)
         return [Problem(field, f"expected a {self.what}, got {value!r}", f"write {known}")]
 
     def read(self, data: Any, hook: Callable[[Any, Any], Any] | None = None) -> T:

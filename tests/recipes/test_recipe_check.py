@@ -1,5 +1,6 @@
 """Every mistake of a recipe is named in the recipe's own words, and all of them at once."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 from tiercel_pipelines.data import Dataset, Synthetic, load_dataset
 from tiercel_pipelines.errors import RecipeError
 from tiercel_pipelines.recipe import (
+    BST,
+    DIN,
     DLRM,
     Compare,
     Index,
@@ -20,6 +23,7 @@ from tiercel_pipelines.recipe import (
     SplitSettings,
     TwoTower,
     WeightedSum,
+    WideAndDeep,
     load_recipe,
     replace,
 )
@@ -396,3 +400,20 @@ def test_untagged_features_are_named_in_one_mistake() -> None:
         "'title', 'age' need exactly one of the tags USER, ITEM and CONTEXT, and have none" in mistake
         for mistake in mistakes
     )
+
+
+def test_models_say_what_they_lack_of_the_data_before_anything_is_trained(dataset: Dataset) -> None:
+    timeless = dataclasses.replace(
+        dataset, timestamp=None, interactions=dataset.interactions.drop(columns="timestamp")
+    )
+    assert found(replace(RECIPE, ranking=BST()), timeless) == [
+        "ranking: a BST reads histories in their order, but the interactions have no timestamp; "
+        "name the data set's timestamp, or take DIN(…), which needs no order"
+    ]
+    crossed = WideAndDeep(crosses=(("country", "makr"),))
+    [problem] = found(replace(RECIPE, ranking=crossed), dataset)
+    assert "ranking.crosses[0]: no single category 'makr' of the item reaches the models" in problem
+    [problem] = found(replace(RECIPE, ranking=DIN(), serving=replace(RECIPE.serving, history_columns=())))
+    assert "serving.history_columns: empty, but ranking needs it (DIN); name the item id feature" in problem
+    [problem] = found(replace(RECIPE, ranking="DeepFN"))
+    assert problem == "ranking: expected a ranking family, got 'DeepFN'; write DeepFM(…)"

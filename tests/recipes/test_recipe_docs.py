@@ -1,6 +1,7 @@
-"""``docs/recipes.md`` explains every field of a recipe, and its example is right."""
+"""``docs/recipes.md`` and ``docs/models.md`` explain every field of a recipe; their examples are right."""
 
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,15 @@ import pytest
 import tiercel_pipelines.recipe as writes
 from tiercel_export.lowering.table import TABLE
 from tiercel_pipelines.data import Parquet, Synthetic
+from tiercel_pipelines.families.ranker import GradientRanker, NeuralRanker, SequenceRanker
+from tiercel_pipelines.families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, FitsFeatures
 from tiercel_pipelines.recipe.names import tables
 
-TEXT = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+MODELS = (DOCS / "models.md").read_text(encoding="utf-8")
+TEXT = (DOCS / "recipes.md").read_text(encoding="utf-8") + MODELS
+#: Settings that many families share are explained once.
+SHARED = {GradientRanker: "Settings of every ranker", NeuralRanker: "Settings of every ranking network"}
 #: Everything that a recipe writes and that has fields of its own.
 KINDS = [name for table in tables() for name in table.class_names()]
 SECTIONS = {
@@ -38,14 +45,20 @@ def rows(section: str) -> dict[str, str]:
     return found
 
 
+def all_rows(section: str) -> dict[str, str]:
+    """The same with the fields that its kind shares with others."""
+    shared = [title for base, title in SHARED.items() if issubclass(SECTIONS[section], base)]
+    return {name: cell for part in (*shared, section) for name, cell in rows(part).items()}
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_field_is_explained_and_no_other(section: str) -> None:
-    assert set(rows(section)) == {item.name for item in msgspec.structs.fields(SECTIONS[section])}
+    assert set(all_rows(section)) == {item.name for item in msgspec.structs.fields(SECTIONS[section])}
 
 
 @pytest.mark.parametrize("section", [name for name in SECTIONS if name != "`Recipe`"])
 def test_the_defaults_are_the_real_ones(section: str) -> None:
-    shown = rows(section)
+    shown = all_rows(section)
     for item in msgspec.structs.fields(SECTIONS[section]):
         default: Any = item.default
         if item.default_factory is not msgspec.NODEFAULT:
@@ -55,6 +68,29 @@ def test_the_defaults_are_the_real_ones(section: str) -> None:
             assert cell == "", f"{section}.{item.name}: docs say {cell}, but it must be given"
         else:
             assert eval(cell, NAMESPACE) == default, f"{section}.{item.name}: not {cell}, {default!r}"
+
+
+@pytest.mark.parametrize("table", [RETRIEVAL_FAMILIES, RANKING_FAMILIES], ids=lambda table: table.what)
+def test_the_table_of_models_is_that_of_the_families(table: Any) -> None:
+    title = "## Retrieval\n" if table is RETRIEVAL_FAMILIES else "## Ranking\n"
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in re.split(r"\n##+ ", MODELS.partition(title)[2])[0].splitlines()
+        if re.match(r"\| \[?`", line)
+    ]
+    assert [re.findall(r"`(\w+)`", cells[0])[0] for cells in lines] == list(table.class_names())
+    for name, (_, paper, needs, *rest) in zip(table, lines, strict=True):
+        family, module = table.find(name), sys.modules[table.find(name).__module__]
+        settings = family()
+        assert ("history" in needs) == ("history_columns" in settings.needs()), name
+        assert ("history!" in needs) == isinstance(settings, SequenceRanker), name
+        author, year = re.fullmatch(r"(\w+).* (\d{4})", paper).groups()  # type: ignore[union-attr]
+        assert re.search(f"{author}.* {year}", module.__doc__, re.DOTALL) or name in ("dlrm", "two_tower")
+        if table is RETRIEVAL_FAMILIES:
+            assert rest[0] == settings.form
+        if isinstance(settings, FitsFeatures):
+            timeless = settings.misfits({"user_id": True}, {"item_id": True}, False)
+            assert ("timestamp" in needs) == bool(timeless), name
 
 
 @pytest.mark.parametrize("kind", [Synthetic, Parquet])

@@ -58,7 +58,8 @@ class Learner:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
-                f"{self.label}: the loss became {value}; lower the learning rate, or raise the temperature"
+                f"{self.label}: the loss became {value} in step {self.steps + 1}; lower the learning rate, "
+                "raise the temperature, or look for numbers among the features that no Normalize() tames"
             )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tiercel_serving.problems import COUNT, Problem
@@ -170,6 +171,20 @@ def hidden_layers(inputs: int, widths: Sequence[int], dropout: float) -> nn.Sequ
         layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)]
         inputs = width
     return nn.Sequential(*layers)
+
+
+def linear_of_parts(layer: nn.Linear, parts: Sequence[Tensor]) -> Tensor:
+    """Return ``layer(torch.cat(parts, -1))`` of parts ``[…, n]`` whose other axes broadcast.
+
+    Each part's product is taken at the part's own shape: what depends on the user alone, ``[B, 1, n]``, is
+    multiplied once and not once for each candidate.
+    """
+    weights = torch.split(layer.weight, [part.shape[-1] for part in parts], dim=1)
+    products = [F.linear(part, weight) for part, weight in zip(parts, weights, strict=True)]
+    total = products[0] if layer.bias is None else products[0] + layer.bias
+    for product in products[1:]:
+        total = total + product
+    return total
 
 
 def zero_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:

@@ -196,6 +196,27 @@ class RankingFamily(Family[RankingData, FittedRanking], Protocol):
         ...
 
 
+#: Column → whether it is a single category, rather than a number or a list.
+Columns = Mapping[str, bool]
+
+
+@runtime_checkable
+class FitsFeatures(Protocol):
+    """A family that can say before anything is trained whether the features and the data suit it."""
+
+    def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
+        """Return what it lacks.
+
+        Parameters
+        ----------
+        user, item
+            The columns of both sides that reach the models; context is the user's.
+        timed
+            Whether interactions have a time, so that histories have an order.
+        """
+        ...
+
+
 #: Every family that finds candidates.
 RETRIEVAL_FAMILIES: Kinds[RetrievalFamily] = Kinds(
     "retrieval family",
@@ -209,5 +230,18 @@ RANKING_FAMILIES: Kinds[RankingFamily] = Kinds(
     "ranking family",
     {
         "dlrm": Kind("tiercel_pipelines.families.dlrm:DLRM"),
+        "logistic_regression": Kind("tiercel_pipelines.families.logistic_regression:LogisticRegression"),
+        "fm": Kind("tiercel_pipelines.families.fm:FM"),
+        "mlp": Kind("tiercel_pipelines.families.mlp:MLP"),
+        "gmf": Kind("tiercel_pipelines.families.gmf:GMF"),
+        "ncf": Kind("tiercel_pipelines.families.ncf:NCF"),
+        "neumf": Kind("tiercel_pipelines.families.neumf:NeuMF"),
+        "wide_and_deep": Kind("tiercel_pipelines.families.wide_and_deep:WideAndDeep"),
+        "deepfm": Kind("tiercel_pipelines.families.deepfm:DeepFM"),
+        "dcn": Kind("tiercel_pipelines.families.dcn:DCN"),
+        "dcn_v2": Kind("tiercel_pipelines.families.dcn_v2:DCNv2"),
+        "din": Kind("tiercel_pipelines.families.din:DIN"),
+        "bst": Kind("tiercel_pipelines.families.bst:BST"),
+        "mmoe": Kind("tiercel_pipelines.families.mmoe:MMoE"),
     },
 )

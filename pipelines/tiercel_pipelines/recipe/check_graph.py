@@ -9,6 +9,7 @@ from typing import Any
 from tiercel_serving.problems import Problem, choose
 
 from ..data import Dataset
+from ..families.table import FitsFeatures
 from ..features.workflow import (
     FeatureColumn,
     blank_schema,
@@ -63,6 +64,7 @@ def graph_problems(recipe: Recipe, dataset: Dataset | None) -> Iterator[Problem]
     yield from _check_operators(columns)
     if dataset is not None:
         yield from _check_origins(recipe, columns, dataset)
+        yield from _check_models(recipe, columns, dataset)
 
 
 def _schema(names: Iterable[str], dataset: Dataset | None) -> Any:
@@ -163,6 +165,20 @@ def _check_origins(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Da
             yield Problem(
                 "features", problem, f"tag the feature of {dataset.item_id!r} as the item id, and only that"
             )
+
+
+def _check_models(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Dataset) -> Iterator[Problem]:
+    """Let each model say what it lacks of the features and the data."""
+    sides: dict[str, dict[str, bool]] = {"user": {}, "item": {}}
+    for column in columns:
+        if len(column.parts) == 1:
+            side = sides["item" if column.part == "item" else "user"]
+            side[column.name] = column.kind == "cat" and not column.is_list
+    models: list[tuple[str, Any]] = [(f"retrieval {model.name!r}", model) for model in recipe.models]
+    for where, model in [*models, ("ranking", recipe.ranking)]:
+        if isinstance(model, FitsFeatures):
+            for problem in model.misfits(sides["user"], sides["item"], dataset.timestamp is not None):
+                yield problem.within(where)
 
 
 _TABLES = {"user": "users", "item": "items", "context": "interactions"}

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tiercel_serving.kinds import Kinds
+from tiercel_serving.problems import choose
 
-from .old_names import old_name
+from .old_names import NOW, old_name
 
 #: Names that are in no table of kinds.
 PLAIN: Mapping[str, str] = {
@@ -52,4 +53,7 @@ def find_name(name: str) -> Any:
     for table in tables():
         if name in table.class_names():
             return table.find(table.class_names()[name])
+    close = choose(name, names())
+    if name[:1].isupper() and close.startswith("did") and name not in NOW:
+        raise ImportError(f"there is no {name} to write in a recipe; {close}")
     raise old_name(name, "tiercel_pipelines.recipe")

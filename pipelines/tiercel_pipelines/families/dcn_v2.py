@@ -1,0 +1,103 @@
+r"""``dcn_v2``: a cross network with a matrix a layer, before or beside an MLP.
+
+.. math:: x_{l+1} = x_0 \odot (W_l x_l + b_l) + x_l, \qquad W_l = U_l V_l^\top \text{ with a rank}
+
+(Wang et al. 2021, "DCN V2: improved deep & cross network", eq. 1 and 2). *Stacked*, the MLP sees the last
+cross layer; *parallel*, it sees x_0 and both are joined. The first layer's product with the user's fields is
+taken once a user; from there on user and candidate are mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tiercel_serving.problems import COUNT, Problem, Range
+
+from ..arrays.inputs import ModelInputs
+from .layers import hidden_layers, zero_linear
+from .ranker import NeuralRanker, RankingNetwork, build_network
+from .ranking_layers import CandidateFields, PairMLP, flat_fields, pair_linear
+
+
+class DCNv2(NeuralRanker, frozen=True, tag="dcn_v2"):
+    """Deep & cross network, version 2.
+
+    Parameters
+    ----------
+    cross_layers
+        How many cross layers: the degree of the crosses, less one.
+    rank
+        Of the matrices of the cross layers; None is full rank.
+    structure
+        ``stacked`` or ``parallel``.
+    layers
+        Widths of the MLP's hidden layers.
+    """
+
+    cross_layers: int = 2
+    rank: int | None = None
+    structure: Literal["stacked", "parallel"] = "stacked"
+    layers: tuple[int, ...] = (64, 32)
+
+    widths: ClassVar[tuple[str, ...]] = ("layers",)
+    ranges: ClassVar[Mapping[str, Range]] = {"cross_layers": COUNT}
+
+    def problems(self) -> list[Problem]:
+        """Return what every ranker may have wrong, a rank that is none, and another structure."""
+        wrong = super().problems()
+        if self.rank is not None and not COUNT.holds(self.rank):
+            wrong.append(Problem("rank", f"expected {COUNT}, got {self.rank!r}", "or None for full rank"))
+        if self.structure not in ("stacked", "parallel"):
+            problem = f"expected 'stacked' or 'parallel', got {self.structure!r}"
+            wrong.append(Problem("structure", problem, "write one of them"))
+        return wrong
+
+    def build(self, inputs: ModelInputs, scale: float = 1.0) -> DeepCrossV2:
+        """Build the network with fresh weights."""
+        return build_network(DeepCrossV2, self, inputs, scale)
+
+
+class DeepCrossV2(RankingNetwork):
+    """Cross layers, and hidden layers behind or beside them."""
+
+    def __init__(self, settings: DCNv2, inputs: ModelInputs, scale: float):
+        super().__init__(settings, inputs, scale)
+        width, rank, layers = settings.embedding_dimension, settings.rank, settings.layers
+        self.fields = fields = CandidateFields(inputs, width, scored=settings.use_retrieval_score)
+        sizes = fields.user_count * width, fields.item_count * width
+        total = sum(sizes)
+        # Each W is one matrix, or the product of a wide and a tall one; of the first layer the user's share
+        # is apart.
+        self.first = nn.Linear(total, rank or total, bias=rank is None)
+        self.first_up = nn.Linear(rank, total) if rank else nn.Identity()
+        later = range(1, settings.cross_layers)
+        self.rest = nn.ModuleList(
+            nn.Sequential(nn.Linear(total, rank, bias=False), nn.Linear(rank, total))
+            if rank
+            else nn.Linear(total, total)
+            for _ in later
+        )
+        self.stacked = settings.structure == "stacked"
+        if self.stacked:
+            self.behind = hidden_layers(total, layers, settings.dropout)
+        else:
+            self.beside = PairMLP(*sizes, layers, settings.dropout)
+        self.last = zero_linear(layers[-1] + (0 if self.stacked else total), self.tasks)
+
+    def score(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the last layer's scores."""
+        user, item = flat_fields(*self.fields(tensors))
+        start = torch.cat([user.unsqueeze(1).expand(-1, item.shape[1], -1), item], dim=-1)
+        crossed = start * self.first_up(pair_linear(self.first, user, item)) + start
+        for layer in self.rest:
+            crossed = start * layer(crossed) + crossed
+        if self.stacked:
+            joined = self.behind(crossed)
+        else:
+            joined = torch.cat([crossed, self.beside(user, item)], dim=-1)
+        score: Tensor = self.last(joined)
+        return score

@@ -1,0 +1,201 @@
+"""What rankers by gradient descent share: their settings, and networks that start from retrieval's score.
+
+::
+
+    user tensors [B, …] ──── CandidateFields ─ U [B, u, E] ┐
+    candidates [B, K, …] ─── CandidateFields ─ I [B, K, i, E]┴─ the family's score [B, K, T] ┐
+    kept_score, kept_source ─────────────────────── RetrievalPrior [B, K, T] ─────────────── + ─ rank_score
+
+The last layer of every family starts at zero, so an untrained ranker keeps retrieval's order, and training
+learns only what to change about it. Whatever depends on the user alone is computed once, never K times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from msgspec.structs import replace
+from torch import Tensor, nn
+
+from tiercel_serving.kinds import Settings
+from tiercel_serving.problems import BELOW_1, COUNT, Problem, Range, out_of_range
+
+from ..arrays.inputs import ModelInputs
+from ..tasks.listwise_softmax import ListwiseSoftmax
+from ..tasks.table import RANKING_TASKS, RankingTask, task_problems
+from .descent import DESCENT
+from .fitted import FittedRanker, fit_ranker
+from .layers import PackedModule, with_inputs, wrong_widths
+from .table import Columns, Course, Plan, RankingData
+
+
+class GradientRanker(Settings, frozen=True):
+    """Base of the settings of a ranker that torch trains.
+
+    Parameters
+    ----------
+    use_retrieval_score
+        Whether it sees the score that retrieval gave; else it starts from nothing.
+    learning_rate, weight_decay
+        Of the optimiser.
+    max_epochs, patience
+        Training stops after so many epochs, or after so many without a better validation.
+    task
+        What it learns.
+    """
+
+    use_retrieval_score: bool = True
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    max_epochs: int = 8
+    patience: int = 2
+    task: RankingTask = ListwiseSoftmax()
+
+    #: The family's own numbers and their ranges.
+    ranges: ClassVar[Mapping[str, Range]] = {}
+
+    def problems(self) -> list[Problem]:
+        """Return numbers out of their ranges, and what is wrong with the task."""
+        wrong = list(out_of_range(self, {**DESCENT, **self.ranges}))
+        return wrong + task_problems(self.task, RANKING_TASKS)
+
+    def needs(self) -> Mapping[str, str]:
+        """Return nothing: it reads what it gets."""
+        return {}
+
+    def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
+        """Return what it lacks of the features; see :class:`~.table.FitsFeatures`."""
+        return []
+
+    def build(self, inputs: ModelInputs, scale: float = 1.0) -> RankingNetwork:
+        """Build the network with fresh weights from torch's global random state.
+
+        Its ``forward(user_cat, …, item_cat, …, kept_score, kept_source) → [B, K, T]`` float32 names its
+        packed tensors. ``scale``, where the factor of the retrieval score starts, turns that score into
+        log-probabilities.
+        """
+        raise NotImplementedError
+
+    def fit(self, data: RankingData, plan: Plan) -> tuple[FittedRanker, Course]:
+        """Train on the lists; if no epoch is better than the start, the start is returned."""
+        return fit_ranker(self, data, plan)
+
+    def load(self, folder: Path, inputs: ModelInputs) -> FittedRanker:
+        """Read the network."""
+        return FittedRanker(self.build(inputs)).restored(folder)
+
+
+class NeuralRanker(GradientRanker, frozen=True):
+    """Base of the settings of a ranking network over embeddings.
+
+    Parameters
+    ----------
+    embedding_dimension
+        E, the length of each column's embedding.
+    use_history
+        Whether it sees the items a user had before.
+    history_dropout
+        Share of the history's items that is left out at random in training.
+    dropout
+        Dropout of the hidden layers.
+    """
+
+    embedding_dimension: int = 16
+    use_history: bool = True
+    history_dropout: float = 0.3
+    dropout: float = 0.2
+
+    #: Its fields that hold widths of hidden layers.
+    widths: ClassVar[tuple[str, ...]] = ()
+
+    def problems(self) -> list[Problem]:
+        """Return what every ranker may have wrong, and layers that are none."""
+        ranges = {"embedding_dimension": COUNT, "dropout": BELOW_1, "history_dropout": BELOW_1}
+        wrong = [*super().problems(), *out_of_range(self, ranges), *wrong_widths(self, *self.widths)]
+        return wrong + [
+            Problem(name, "expected at least one hidden layer, got none", "write a tuple such as (64, 32)")
+            for name in self.widths
+            if getattr(self, name) in ((), [])
+        ]
+
+    def needs(self) -> Mapping[str, str]:
+        """Return the history's columns, if it sees the history."""
+        remedy = "name the item id feature, or set use_history=False"
+        return {"history_columns": remedy} if self.use_history else {}
+
+    def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
+        """Return that it sees nothing of the user, if so."""
+        if user or self.use_history:
+            return []
+        problem = "False, but no other feature of the user reaches the ranker"
+        return [Problem("use_history", problem, "set use_history=True, or tag a user feature")]
+
+
+class SequenceRanker(NeuralRanker, frozen=True):
+    """Base of the settings of a ranking network over the items of the history, one by one."""
+
+    def problems(self) -> list[Problem]:
+        """Return what every ranking network may have wrong, and that it shall not see the history."""
+        if self.use_history is True:
+            return super().problems()
+        remedy = "take MLP(…) or another family that can do without, or leave it True"
+        problem = f"{self.use_history!r}, but a {type(self).__name__} attends to the history"
+        return [*super().problems(), Problem("use_history", problem, remedy)]
+
+    def needs(self) -> Mapping[str, str]:
+        """Return the history's columns."""
+        return {"history_columns": "name the item id feature, or take a family that needs no history"}
+
+
+class RankingNetwork(PackedModule):
+    """User tensors, candidates ``[B, K, …]`` and their retrieval scores → ``rank_score [B, K, T]``.
+
+    A family's network makes its layers after ``super().__init__`` and writes :meth:`score`.
+    """
+
+    def __init__(self, settings: GradientRanker, inputs: ModelInputs, scale: float):
+        super().__init__()
+        self.tasks = settings.task.tasks
+        prior = settings.use_retrieval_score
+        self.prior = RetrievalPrior(inputs.sources, self.tasks, scale) if prior else None
+
+    def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the scores ``[B, K, T]``; what padded candidates get means nothing."""
+        score = self.score(tensors)
+        return score if self.prior is None else score + self.prior(tensors)
+
+    def score(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return what is added to retrieval's score, ``[B, K, T]``; zero, up to a constant, at the start."""
+        raise NotImplementedError
+
+
+class RetrievalPrior(nn.Module):
+    """Retrieval's score × a learned factor, and a bias for each source: ``[B, K, T]``."""
+
+    def __init__(self, sources: int, tasks: int, scale: float):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((tasks,), float(scale)))
+        self.source_bias = nn.Embedding(sources + 1, tasks)
+        nn.init.zeros_(self.source_bias.weight)
+
+    def forward(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return ``[B, K, T]``."""
+        score = tensors["kept_score"].unsqueeze(-1) * self.scale
+        biased: Tensor = score + self.source_bias(tensors["kept_source"])
+        return biased
+
+
+Network = TypeVar("Network", bound=RankingNetwork)
+
+
+def build_network(kind: type[Network], settings: Any, inputs: ModelInputs, scale: float) -> Network:
+    """Build a network of a kind whose ``forward`` names the tensors that the settings let it see."""
+    if not (inputs.item.cat or inputs.item.lists):
+        raise ValueError("the ranker needs at least one categorical item column, such as the item id")
+    inputs = inputs if settings.use_history else replace(inputs, history=())
+    retrieved = ("kept_score", "kept_source") if settings.use_retrieval_score else ()
+    names = (*inputs.user_names, *inputs.item.tensor_names, *retrieved)
+    return with_inputs(kind, names)(settings, inputs, scale)
