@@ -7,8 +7,12 @@ from datetime import date, datetime, timedelta, timezone
 import numpy as np
 import pytest
 
+from tiercel_client.contract import read_contract
 from tiercel_client.errors import InvalidInput
-from tiercel_client.moments import NANOSECONDS, ticks
+from tiercel_client.request import Question, build_requests
+from tiercel_client.results import RequestColumn
+from tiercel_client.testing import FakeTransport
+from tiercel_client.wire.moments import NANOSECONDS, ticks
 
 NOON = 1_769_860_800  # 2026-01-31T12:00:00Z
 
@@ -55,3 +59,19 @@ def test_dates_finer_times_and_what_is_no_date():
 def test_what_is_no_moment_is_refused(value, unit, message):
     with pytest.raises(InvalidInput, match=message):
         ticks([value], unit, place)
+
+
+def test_a_request_carries_what_the_server_announces():
+    columns = (
+        RequestColumn("when", "int64", False, "context", unit="ms"),
+        RequestColumn("age", "int64", False, "user"),
+    )
+    config = FakeTransport(columns=columns).model_config("recommend", timeout_s=1, headers={})
+    contract = read_contract(config)
+    assert contract.columns["when"].unit == "ms"
+    users = {"when": [datetime(2026, 1, 31, 12), None, "2026-01-31"], "age": [1, 2, 3]}
+    [part] = build_requests(contract, Question([1, 2, 3], features=users))
+    assert part.inputs["when"][[0, 2], 0].tolist() == [NOON * 1000, (NOON - 43_200) * 1000]
+    assert part.inputs[contract.columns["when"].companion][:, 0].tolist() == [True, False, True]
+    with pytest.raises(InvalidInput, match=r"features\['age'\].*a whole number, came datetime"):
+        build_requests(contract, Question.of_one(1, None, features={"age": datetime(2026, 1, 31)}))

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo, available_timezones
 import numpy as np
 import nvtabular as nvt
 import pandas as pd
+import pyarrow as pa
 import pytest
 from nvtabular import ops
 from parity_helpers import check, pair
@@ -18,6 +19,8 @@ from tiercel_export.operators import Cast, Compare, DatePart, IsNull, TimeDiffer
 from tiercel_export.operators.zones import zone_table
 from tiercel_export.workflow.cut import compile_workflow
 from tiercel_export.workflow.frames import columns_from_frame
+from tiercel_pipelines.errors import DataCorrupt
+from tiercel_pipelines.features.arrow_columns import check_schema, column_from_arrow
 from tiercel_serving.features.calendar import PARTS, date_part
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -173,6 +176,23 @@ def test_dates_of_any_year_as_seconds():
     assert got.valid.tolist() == [True, True, False]
     zoned = pd.DataFrame({"stamp": pd.to_datetime(["2020-01-01"]).tz_localize("Europe/Zurich")})
     assert columns_from_frame(zoned, [column])["stamp"].values.tolist() == [1577833200]
+
+
+def test_dates_of_a_file():
+    both = compile_workflow(
+        fitted((["when"] >> DatePart("year")) + (["stamp"] >> DatePart("day", unit="s"))), "user"
+    )
+    inputs = both.program.inputs
+    day = pa.array([18262, None, -1], pa.date32())
+    at = pa.array([1_577_836_800_999, None, -1], pa.timestamp("ms"))
+    check_schema(pa.schema([("when", day.type), ("stamp", at.type)]), inputs, "file")
+    got = [column_from_arrow(array, column, "file") for array, column in zip((day, at), inputs, strict=True)]
+    assert got[0].values[[0, 2]].tolist() == [18262 * 86_400 * 10**9, -86_400 * 10**9]
+    assert got[1].values[[0, 2]].tolist() == [1_577_836_800, -1]
+    assert [column.valid.tolist() for column in got] == [[True, False, True]] * 2
+    far = pa.array([datetime(9999, 12, 31)], pa.timestamp("s"))
+    with pytest.raises(DataCorrupt, match=r"file: column 'when'.*64 bits hold as ns"):
+        column_from_arrow(far, inputs[0], "file")
 
 
 @pytest.mark.parametrize(
