@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from .contract import ALLOW_SEEN, EXCLUDE, HISTORY, LENGTHS, PACKED, Contract
 from .errors import InvalidInput
-from .moments import ticks
 from .results import Anonymous, RequestColumn
 from .values import Array, Place, convert_column, convert_ids, flatten, pack_ids, sequence, shown
+from .wire.moments import ticks
 
 #: What stands for a user without an id, by the dtype of user ids. No release should use these.
 ANONYMOUS_IDS: Mapping[str, int | bytes] = {"int64": -(2**63), "bytes": b"\x00anonymous"}

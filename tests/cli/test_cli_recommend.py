@@ -121,6 +121,9 @@ def test_features_are_typed_as_the_server_says() -> None:
         "member": False,
     }
     assert parse_features(["age=", "likes="], COLUMNS) == {"age": None, "likes": []}
+    when = [RequestColumn("when", "int64", False, "context", unit="s")]
+    assert parse_features(["when=2026-01-31T12:00Z"], when) == {"when": "2026-01-31T12:00Z"}
+    assert parse_features(["when=-5"], when) == {"when": -5}
 
 
 @pytest.mark.parametrize(

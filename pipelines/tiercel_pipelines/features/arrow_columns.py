@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from tiercel_serving.columns import Column
 from tiercel_serving.features import InputColumn, OutputColumn
+from tiercel_serving.features.calendar import PER_SECOND
 from tiercel_serving.spec import Array
 
 from ..errors import DataCorrupt, DataMissing
@@ -78,6 +79,8 @@ def _check_type(came: pa.DataType, column: InputColumn, where: str) -> None:
     if is_list:
         element = _plain(element.value_type)
     all_null = _types.is_null(element) and not is_list
+    if column.unit is not None and not is_list and _is_time(element):
+        return
     if all_null or (is_list == column.is_list and any(test(element) for test in ACCEPTED[column.dtype])):
         return
     raise DataCorrupt(
@@ -109,6 +112,8 @@ def columns_from_batch(batch: pa.RecordBatch, inputs: Sequence[InputColumn], whe
 def column_from_arrow(array: pa.Array, column: InputColumn, where: str) -> Column:
     """Convert one array; see :func:`columns_from_batch`. Text comes packed, as Arrow has it."""
     array = _decoded(array)
+    if column.unit is not None and _is_time(array.type):
+        array = _ticks(array, column, where)
     if not column.is_list:
         values, valid, text_offsets = _elements(array, column, where)
         return Column(values, valid, text_offsets=text_offsets)
@@ -125,6 +130,28 @@ def column_from_arrow(array: pa.Array, column: InputColumn, where: str) -> Colum
     elements = _decoded(array.values.slice(begin, end - begin))
     values, valid, text_offsets = _elements(elements, column, where)
     return Column(values, valid, offsets - begin, _valid(array), text_offsets)
+
+
+def _is_time(dtype: pa.DataType) -> bool:
+    return bool(_types.is_timestamp(dtype) or _types.is_date(dtype))
+
+
+def _ticks(array: pa.Array, column: InputColumn, where: str) -> pa.Array:
+    """Return dates and times as whole ticks of the column's unit, rounded down."""
+    null = array.is_null().to_numpy(zero_copy_only=False)
+    if _types.is_date32(array.type):
+        own, array = 1, array.cast(pa.int32())
+    else:
+        own = PER_SECOND["ms" if _types.is_date64(array.type) else array.type.unit]
+    ticks = array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+    ticks = ticks * 86_400 if _types.is_int32(array.type) else ticks
+    wanted = PER_SECOND[str(column.unit)]
+    if wanted > own and (np.abs(ticks) > (2**63 - 1) // (wanted // own)).any():
+        raise DataCorrupt(
+            f"{where}: column {column.name!r}: expected times that 64 bits hold as {column.unit} since 1970, "
+            f"found one {np.abs(ticks).max() // own} seconds away; fit the workflow on whole seconds"
+        )
+    return pa.array(ticks * (wanted // own) if wanted > own else ticks // (own // wanted), mask=null)
 
 
 def _decoded(array: pa.Array) -> pa.Array:

@@ -52,7 +52,8 @@ class Zone(NamedTuple):
         if len(self.instants) and (late := seconds > self.instants[-1]).any():
             cycles = -((self.instants[-1] - seconds) // CYCLE_SECONDS)
             within = np.where(late, seconds - cycles * CYCLE_SECONDS, seconds)
-        return seconds + self.offsets[self.instants.searchsorted(within, "right")]
+        local: Whole = seconds + self.offsets[self.instants.searchsorted(within, "right")]
+        return local
 
 
 class Moment:
@@ -129,7 +130,8 @@ class Moment:
     def is_leap_year(self) -> Array:
         """Whether February has 29 days."""
         year = self.year
-        return (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+        leap: Array = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+        return leap
 
 
 def _whole(times: Array) -> Whole:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InvalidInput
-from .values import Array, Place, shown
+from ..errors import InvalidInput
+from ..values import Array, Place, shown
 
 #: Nanoseconds of each unit.
 NANOSECONDS: Mapping[str, int] = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
