@@ -9,16 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .forms import Given, Vectors
+    from .forms import Given, ItemWeights, Vectors
     from .release.build import FeatureOptions, TableColumns, build_release
 
-__all__ = ["FeatureOptions", "Given", "TableColumns", "Vectors", "build_release"]
+__all__ = ["FeatureOptions", "Given", "ItemWeights", "TableColumns", "Vectors", "build_release"]
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for: it brings torch and NVTabular along."""
     if name in __all__:
         return getattr(
-            import_module(".forms" if name in ("Given", "Vectors") else ".release.build", __name__), name
+            import_module(
+                ".forms" if name in ("Given", "ItemWeights", "Vectors") else ".release.build", __name__
+            ),
+            name,
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

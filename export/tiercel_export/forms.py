@@ -131,6 +131,72 @@ class Vectors:
 
 
 @dataclass(frozen=True)
+class ItemWeights:
+    """What the items of a history weigh for others: a sparse matrix item × item, in CSR.
+
+    Parameters
+    ----------
+    offsets, columns, weights
+        ``[J + 1]`` int64, ``[n]`` int32 and ``[n]`` float32. Row j holds the weights of item j for the items
+        ``columns``; a user's score of an item is the sum over the history.
+    categories
+        ``[J]`` the category of each row's item in the categorical column ``column``: a catalogue is then
+        matched by that, and its new items have no weights. None: the rows are those of the item table.
+    column
+        The place of that column in ``item_cat [I, C]``.
+    """
+
+    form: ClassVar[str] = "item weights"
+
+    offsets: Array
+    columns: Array
+    weights: Array
+    categories: Array | None = None
+    column: int = 0
+
+    @property
+    def query(self) -> None:
+        """There is none: the history is what it is applied to."""
+        return
+
+    def make(self, items: ItemTensors, what: str) -> FormArrays:
+        """Return the matrix over a catalogue."""
+        if self.categories is None:
+            return FormArrays(self._arrays())
+        if "item_cat" not in items.packed:
+            raise ExportInputError(f"{what}: the items have no categorical column to match its rows by")
+        return FormArrays(self.over(items.packed["item_cat"]))
+
+    def over(self, item_cat: Array) -> dict[str, Array]:
+        """Return the matrix with the rows and columns of items ``item_cat [I, C]``."""
+        wanted = item_cat[:, self.column]
+        if self.categories is None or np.array_equal(wanted, self.categories):
+            return self._arrays()
+        names, first, counts = np.unique(self.categories, return_index=True, return_counts=True)
+        # A category that several items share, such as the unknown one, says of none which it is.
+        names, first = names[counts == 1], first[counts == 1]
+        known = np.isin(wanted, names) & np.isin(wanted, _single(wanted))
+        old = first[np.searchsorted(names, wanted[known])]
+        new = np.full(len(self.categories), -1)
+        new[old] = np.flatnonzero(known)
+        row = new[np.repeat(np.arange(len(new)), np.diff(self.offsets))]
+        column = new[self.columns]
+        kept = np.flatnonzero((row >= 0) & (column >= 0))
+        kept = kept[np.argsort(row[kept], kind="stable")]
+        offsets = np.append(0, np.cumsum(np.bincount(row[kept], minlength=len(wanted))))
+        return {"offsets": offsets, "columns": column[kept].astype(np.int32), "weights": self.weights[kept]}
+
+    def _arrays(self) -> dict[str, Array]:
+        return {"offsets": self.offsets, "columns": self.columns, "weights": self.weights}
+
+
+def _single(values: Array) -> Array:
+    """Return the values that occur once."""
+    found, counts = np.unique(values, return_counts=True)
+    return np.asarray(found[counts == 1])
+
+
+@dataclass(frozen=True)
 class Given:
     """Arrays as they are, for a form that has no query module.
 

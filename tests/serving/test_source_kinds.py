@@ -17,9 +17,11 @@ from kind_contracts import check_rows, check_settings
 from own_kinds import Beside
 
 from tiercel_serving.columns import Column
+from tiercel_serving.errors import InvalidSettings
 from tiercel_serving.ranked import BitmapMask, KeyMask, Mask
 from tiercel_serving.release.artefacts import Artefact, open_artefact, write_artefact
 from tiercel_serving.sources.index import Index
+from tiercel_serving.sources.item_weights import ItemWeights, WeightedItems
 from tiercel_serving.sources.popular import Popular
 from tiercel_serving.sources.scan import ExactSearch, Space
 from tiercel_serving.sources.search import IndexSearch, Profile, Rung
@@ -48,6 +50,14 @@ def vectors(rng: np.random.Generator, n: int) -> np.ndarray:
     return some[rng.integers(0, n, n)]
 
 
+def item_weights(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+    """Few digits and both signs, so that sums tie and cancel."""
+    dense = rng.integers(-2, 4, (n, n)) * (rng.random((n, n)) < 0.4) / 4
+    rows, columns = np.nonzero(dense)
+    offsets = np.append(0, np.cumsum(np.bincount(rows, minlength=n)))
+    return {"offsets": offsets, "columns": columns, "weights": dense[rows, columns]}
+
+
 #: Kind → some of its settings. ``history_row`` and ``history_length`` are there for all.
 EXAMPLES: dict[str, list[Example]] = {
     "index": [
@@ -59,6 +69,10 @@ EXAMPLES: dict[str, list[Example]] = {
             Index("near", 3, factory="IVF2,Flat", parameters={"nprobe": 2}),
             Index("near", factory="HNSW8", parameters={"efSearch": 64}),
         )
+    ],
+    "item_weights": [
+        Example(ItemWeights("near"), item_weights),
+        Example(ItemWeights("near", 2), item_weights),
     ],
     "popular": [Example(Popular()), Example(Popular("hot", 2))],
     "beside": [Example(Beside("next"))],
@@ -229,3 +243,40 @@ def test_all_that_tie_are_seen_whatever_the_neighbours_must_not_get(masked: int,
             assert rows[0].tolist() == [1, 3, 5, 7, 9]
             assert rows[1].tolist() == np.append(wanted[masked // 2 : copies], [2 * copies] * 5)[:5].tolist()
             assert scores[0].tolist() == [1.0] * 5
+
+
+# ``item_weights``
+
+
+def test_sums_of_many_users_are_those_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where users × items are many, cells are sorted and not laid out: the same sums, to the bit."""
+    rng = np.random.default_rng(0)
+    offsets = np.append(0, np.cumsum(rng.integers(0, 9, 50)))
+    columns = rng.integers(0, 50, offsets[-1]).astype(np.int32)
+    source = WeightedItems(offsets, columns, rng.normal(size=len(columns)).astype(np.float32), 50)
+    arrays = {"history_row": rng.integers(0, 51, (8, 20))}
+    mask = BitmapMask(8, 50, np.arange(8), np.ones(8, np.int64))
+    rows = np.tile(np.arange(51), (8, 1))
+    found = (*source.candidates(arrays, mask, 10), source.score(arrays, rows))
+    monkeypatch.setattr("tiercel_serving.sources.item_weights.BITMAP_CELLS", 0)
+    again = (*source.candidates(arrays, mask, 10), source.score(arrays, rows))
+    for first, second in zip(found, again, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"weights": None}, "came no weights"),
+        ({"offsets": [0, 1]}, "expected 4 offsets .* came 2"),
+        ({"columns": [0, 3]}, "columns lie below 3"),
+        ({"offsets": [0, 2, 1, 2]}, "offsets must rise"),
+        ({"weights": [1.0, np.nan]}, "a weight of row 2 is nan"),
+    ],
+)
+def test_what_is_no_matrix_of_the_catalogue_is_refused(changes: dict[str, Any], words: str) -> None:
+    form = {"offsets": [0, 1, 1, 2], "columns": [0, 1], "weights": [1.0, 2.0], **changes}
+    form = {name: np.array(array) for name, array in form.items() if array is not None}
+    nobody = np.zeros(0, np.int64)
+    with pytest.raises(InvalidSettings, match=f"item weights 'near': .*{words}"):
+        ItemWeights("near").make(Material(3, nobody, nobody, form=form))

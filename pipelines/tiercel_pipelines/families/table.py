@@ -222,6 +222,9 @@ RETRIEVAL_FAMILIES: Kinds[RetrievalFamily] = Kinds(
     "retrieval family",
     {
         "two_tower": Kind("tiercel_pipelines.families.two_tower:TwoTower"),
+        "item_knn": Kind("tiercel_pipelines.families.item_knn:ItemKNN"),
+        "ease": Kind("tiercel_pipelines.families.ease:EASE"),
+        "slim": Kind("tiercel_pipelines.families.slim:SLIM"),
     },
 )
 

@@ -179,6 +179,7 @@ SOURCES: Kinds[SourceKind] = Kinds(
     "source",
     {
         "index": Kind("tiercel_serving.sources.index:Index", extra="serving"),
+        "item_weights": Kind("tiercel_serving.sources.item_weights:ItemWeights"),
         "popular": Kind("tiercel_serving.sources.popular:Popular"),
     },
 )

@@ -1,0 +1,171 @@
+"""What families of item weights share: who had what as a sparse matrix, the fitted model, and pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import scipy.sparse as sp
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from tiercel_export.forms import ItemWeights
+from tiercel_serving.kinds import Settings
+from tiercel_serving.machine import fault_of
+from tiercel_serving.problems import COUNT, Problem, Range, out_of_range
+from tiercel_serving.spec import Array, Arrays
+
+from ..arrays.inputs import ModelInputs
+from ..errors import TrainingError
+from .table import Course, Plan, RetrievalData
+
+_FILE = "item_weights.safetensors"
+
+#: Cells of item × item that are dense at once.
+_CELLS = 20_000_000
+
+
+class WeightsFamily(Settings, frozen=True):
+    """Base of the settings of a family that gives item weights.
+
+    Parameters
+    ----------
+    name
+        What its source is called.
+    weights
+        How many weights of each item are kept, the largest by magnitude; None keeps all.
+    """
+
+    name: str
+    weights: int | None = 200
+
+    form: ClassVar[str] = "item weights"
+    dimension: ClassVar[None] = None
+    scale: ClassVar[float] = 1.0
+    #: The family's own numbers and their ranges.
+    ranges: ClassVar[Mapping[str, Range]] = {}
+
+    def problems(self) -> list[Problem]:
+        """Return numbers out of their ranges."""
+        wrong = list(out_of_range(self, self.ranges))
+        if self.weights is not None and not COUNT.holds(self.weights):
+            problem = f"expected {COUNT}, or None for all, got {self.weights!r}"
+            wrong.append(Problem("weights", problem, "give such a number"))
+        return wrong
+
+    def needs(self) -> Mapping[str, str]:
+        """Return the history, to which the weights are applied."""
+        return {"history_length": "say how many of a user's items it may look at, such as 100"}
+
+    def solve(self, had: Any, plan: Plan) -> Any:
+        """Return sparse weights ``[I, I]`` of who ``had [U, I]`` what: CSR, 1 for each interaction."""
+        raise NotImplementedError
+
+    def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedItemWeights, Course]:
+        """Fit the weights at once; there are no epochs."""
+        pairs, items = data.pairs, data.packed.n_items
+        if not len(pairs):
+            raise TrainingError(f"{plan.label}: there are no interactions to learn from")
+        ones = np.ones(len(pairs))
+        had = sp.csr_matrix((ones, (pairs.users, pairs.items)), shape=(pairs.n_users, items))
+        if plan.progress is not None:
+            plan.progress(plan.label, 0, 1)
+        solved = sp.csr_matrix(self.solve(had, plan))
+        if not np.isfinite(solved.data).all():
+            raise TrainingError(f"{plan.label}: a weight is not finite; raise the regularisation")
+        column, categories = telling_column(data.packed.item["item_cat"][:-1])
+        fitted = FittedItemWeights(
+            ItemWeights(
+                solved.indptr.astype(np.int64),
+                solved.indices.astype(np.int32),
+                solved.data.astype(np.float32),
+                categories,
+                column,
+            )
+        )
+        if plan.progress is not None:
+            plan.progress(plan.label, 1, 1)
+        judged = () if plan.judge is None else (plan.judge(fitted),)
+        return fitted, Course(0, (), judged)
+
+    def load(self, folder: Path, inputs: ModelInputs) -> FittedItemWeights:
+        """Read the weights."""
+        file = folder / _FILE
+        if not file.is_file():
+            raise TrainingError(f"{file}: expected item weights, found no file; train again")
+        try:
+            arrays = load_file(file)
+            column = int(arrays.pop("column")[0])
+            return FittedItemWeights(ItemWeights(**arrays, column=column))
+        except (SafetensorError, KeyError, TypeError, OSError) as error:
+            raise fault_of(error, file) or TrainingError(
+                f"{file}: these are no item weights ({error}); train again"
+            ) from error
+
+
+class FittedItemWeights:
+    """Weights of items for items."""
+
+    def __init__(self, weights: ItemWeights) -> None:
+        self.weights = weights
+
+    def query(self, users: Arrays) -> None:
+        """Return nothing: the history is what the weights are applied to."""
+        return
+
+    def form(self, items: Arrays) -> dict[str, Array]:
+        """Return ``offsets``, ``columns`` and ``weights`` over a catalogue."""
+        arrays: dict[str, Array] = self.weights.over(items["item_cat"])
+        return arrays
+
+    def save(self, folder: Path) -> None:
+        """Write the weights, and which item each row is."""
+        found = self.weights
+        assert found.categories is not None
+        arrays = {
+            "offsets": found.offsets,
+            "columns": found.columns,
+            "weights": found.weights,
+            "categories": found.categories,
+            "column": np.array([found.column]),
+        }
+        save_file(arrays, folder / _FILE)
+
+    def served(self) -> ItemWeights:
+        """Return the weights, which fit any catalogue."""
+        return self.weights
+
+
+def telling_column(item_cat: Array) -> tuple[int, Array]:
+    """Return place and values ``[I]`` of the category that tells items apart best: their id."""
+    distinct = [len(np.unique(item_cat[:, place])) for place in range(item_cat.shape[1])]
+    place = int(np.argmax(distinct))
+    return place, np.ascontiguousarray(item_cat[:, place])
+
+
+def row_blocks(items: int) -> Iterator[slice]:
+    """Yield rows of an item × item matrix in blocks that may be dense."""
+    size = max(1, _CELLS // max(items, 1))
+    for start in range(0, items, size):
+        yield slice(start, min(start + size, items))
+
+
+def largest(block: Array, count: int | None) -> Any:
+    """Return a dense block ``[b, I]`` as a sparse one, with the ``count`` largest entries of each row."""
+    if count is not None and count < block.shape[1]:
+        place = np.argpartition(-np.abs(block), count - 1, axis=1)[:, :count]
+        kept = np.zeros_like(block)
+        np.put_along_axis(kept, place, np.take_along_axis(block, place, axis=1), axis=1)
+        block = kept
+    return sp.csr_matrix(block)
+
+
+def refuse_large(items: int, most: int, what: str, label: str) -> None:
+    """Raise TrainingError if a dense item × item matrix would have more than ``most`` rows."""
+    if items > most:
+        raise TrainingError(
+            f"{label}: {what} takes a dense matrix of {items} × {items} items, {8 * items**2 / 1e9:.0f} GB; "
+            f"raise most_items (it is {most}) where there is the memory, or take ItemKNN(…)"
+        )

@@ -1,0 +1,198 @@
+"""``item_weights``: a sparse item × item matrix, applied to the user's history.
+
+The score of item i is the sum of the weights ``W[j, i]`` over the items j of the history. W is kept row by
+row (CSR) and memory-mapped; only the rows of the histories are read, and nothing is ever users × items but
+for small ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InvalidSettings
+from ..kinds import Settings
+from ..ranked import BITMAP_CELLS, Mask, Rows, Scores, read_keys, sort_keys
+from ..release.artefacts import Artefact
+from ..spec import Array, Arrays
+from .table import Made, Material, UserTensors
+
+_NOTHING = np.float32(-np.inf)
+
+
+class ItemWeights(Settings, frozen=True, tag="item_weights"):
+    """Items by the sum of what the items of the history weigh for them.
+
+    An item whose sum isn't above zero is no candidate: the history says nothing for it. An item that stands
+    in the history twice counts twice.
+
+    Parameters
+    ----------
+    name
+        What ``--explain`` calls it; the retrieval model of this name gives the weights.
+    quota
+        How many candidates it may give; None is whatever the other quotas leave.
+    """
+
+    name: str
+    quota: int | None = None
+
+    personal: ClassVar[bool] = True
+    form: ClassVar[str | None] = "item weights"
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the history's rows ``[B, L]``."""
+        return ("history_row",)
+
+    def make(self, material: Material) -> Made:
+        """Keep the weights of the allowed items: ``offsets [I + 1]``, ``columns`` and ``weights [n]``.
+
+        Raises
+        ------
+        InvalidSettings
+            They are no such matrix over the catalogue.
+        """
+        offsets, columns, weights = checked_weights(material.form, material.items, self.name)
+        if material.allowed is not None and not material.allowed.all():
+            kept = material.allowed[columns]
+            offsets = np.append(0, np.cumsum(kept))[offsets]
+            columns, weights = columns[kept], weights[kept]
+        arrays = {"offsets": offsets, "columns": columns, "weights": weights}
+        return Made(arrays, figures={"weights": len(weights)})
+
+    def open(self, artefact: Artefact, items: int, threads: int) -> WeightedItems:
+        """Open the matrix."""
+        columns = artefact.array("columns")
+        weights = artefact.array("weights", len(columns))
+        return WeightedItems(artefact.array("offsets", items + 1), columns, weights, items)
+
+    def reference(
+        self, arrays: Mapping[str, Array], user: UserTensors, allowed: npt.NDArray[np.bool_], count: int
+    ) -> list[tuple[int, float]]:
+        """Return the allowed items with the largest sums above zero, ties by row."""
+        totals = _totals(arrays, user["history_row"].tolist())
+        scored = [(row, float(np.float32(total))) for row, total in totals.items() if allowed[row]]
+        return sorted([pair for pair in scored if pair[1] > 0], key=lambda pair: (-pair[1], pair[0]))[:count]
+
+    def reference_score(self, arrays: Mapping[str, Array], user: UserTensors, row: int) -> float:
+        """Return one item's sum."""
+        return float(np.float32(_totals(arrays, user["history_row"].tolist()).get(row, 0.0)))
+
+
+def _totals(arrays: Mapping[str, Array], history: list[int]) -> dict[int, float]:
+    """Return item → its sum, over the history in its order, in float64."""
+    totals: dict[int, float] = {}
+    offsets = arrays["offsets"]
+    for item in history:
+        if item < len(offsets) - 1:
+            part = slice(int(offsets[item]), int(offsets[item + 1]))
+            weights = arrays["weights"][part].tolist()
+            for column, weight in zip(arrays["columns"][part].tolist(), weights, strict=True):
+                totals[column] = totals.get(column, 0.0) + weight
+    return totals
+
+
+def checked_weights(form: Mapping[str, Any], items: int, name: str) -> tuple[Array, Array, Array]:
+    """Return offsets, columns and weights of a form: int64, int32 and float32.
+
+    Raises
+    ------
+    InvalidSettings
+        An array is missing, or they are no CSR matrix ``[I, I]`` of finite numbers.
+    """
+    what = f"item weights {name!r}"
+    missing = [array for array in ("offsets", "columns", "weights") if array not in form]
+    if missing:
+        raise InvalidSettings(
+            f"{what}: expected offsets, columns and weights, came no {missing[0]}; give all"
+        )
+    offsets = np.asarray(form["offsets"], np.int64)
+    columns, weights = np.asarray(form["columns"]), np.asarray(form["weights"], np.float32)
+    if len(offsets) != items + 1 or len(columns) != len(weights) or offsets[-1] != len(weights):
+        raise InvalidSettings(
+            f"{what}: expected {items + 1} offsets that end at the number of columns and of weights, came "
+            f"{len(offsets)} that end at {offsets[-1:]}, {len(columns)} and {len(weights)}; give CSR arrays "
+            "with a row for each item of the catalogue"
+        )
+    inside = (columns >= 0) & (columns < items)
+    if offsets[0] != 0 or (np.diff(offsets) < 0).any() or not inside.all():
+        raise InvalidSettings(
+            f"{what}: offsets must rise from 0 and columns lie below {items}; give a CSR matrix"
+        )
+    if not np.isfinite(weights).all():
+        bad = int(np.argmin(np.isfinite(weights)))
+        row = int(np.searchsorted(offsets, bad, side="right")) - 1
+        raise InvalidSettings(f"{what}: a weight of row {row} is {weights[bad]}; give finite numbers")
+    return offsets, columns.astype(np.int32), weights
+
+
+class WeightedItems:
+    """A sparse matrix over a catalogue.
+
+    Parameters
+    ----------
+    offsets, columns, weights
+        CSR: ``[I + 1]`` int64, ``[n]`` int32 and ``[n]`` float32.
+    items
+        I, the pad row.
+    """
+
+    def __init__(self, offsets: Array, columns: Array, weights: Array, items: int) -> None:
+        self._offsets, self._columns, self._weights, self._items = offsets, columns, weights, items
+
+    def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
+        """Return the ``count`` largest sums above zero that the mask allows."""
+        users, pad = len(arrays["history_row"]), self._items
+        cells, sums = self._sums(arrays["history_row"])
+        above = sums > 0
+        cells, sums = cells[above], sums[above]
+        ends = np.searchsorted(cells, np.arange(users + 1) * (pad + 1))
+        lengths = np.diff(ends)
+        width = max(int(lengths.max(initial=0)), count)
+        # One row a user, left aligned, as long as the longest.
+        owner = np.repeat(np.arange(users), lengths)
+        place = np.arange(len(cells)) - ends[owner]
+        rows = np.full((users, width), pad, np.int64)
+        scores = np.full((users, width), _NOTHING, np.float32)
+        rows[owner, place] = cells - owner * (pad + 1)
+        scores[owner, place] = sums
+        allowed = mask.allows(rows)
+        keys = sort_keys(np.where(allowed, scores, _NOTHING), np.where(allowed, rows, pad))
+        if width > count:
+            keys = np.ascontiguousarray(np.partition(keys, count - 1, axis=1)[:, :count])
+        keys.sort(axis=1)
+        return read_keys(keys)
+
+    def score(self, arrays: Arrays, rows: Rows) -> Scores:
+        """Return the sums of any items ``[B, M]``; -inf for the pad row."""
+        cells, sums = self._sums(arrays["history_row"])
+        wanted = rows + (np.arange(len(rows)) * (self._items + 1))[:, None]
+        cells, sums = np.append(cells, -1), np.append(sums, np.float32(0))
+        place = np.searchsorted(cells[:-1], wanted)
+        found = np.where(cells[place] == wanted, sums[place], np.float32(0))
+        return np.where(rows == self._items, _NOTHING, found).astype(np.float32)
+
+    def _sums(self, history: Rows) -> tuple[Rows, Scores]:
+        """Return cells ``[n]`` of users × (I + 1), ascending, and their sums; a sum that's not there is 0.
+
+        Sums are taken in float64 in the history's order, so that they are the same in whatever company.
+        """
+        users, width = len(history), self._items + 1
+        real = history < self._items
+        owner, taken = np.nonzero(real)[0], history[real]
+        first = self._offsets[taken]
+        counts = self._offsets[taken + 1] - first
+        total = int(counts.sum())
+        begin = np.cumsum(counts) - counts
+        places = np.arange(total) + np.repeat(first - begin, counts)
+        cells = self._columns[places] + np.repeat(owner * width, counts)
+        weights = self._weights[places]
+        if users * width <= BITMAP_CELLS:
+            table = np.bincount(cells, weights, minlength=users * width)
+            found: Rows = table.nonzero()[0]
+            return found, table[found].astype(np.float32)
+        unique, inverse = np.unique(cells, return_inverse=True)
+        return unique, np.bincount(inverse, weights, minlength=len(unique)).astype(np.float32)
