@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,19 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from kind_contracts import check_rows, check_settings
 from own_kinds import EvenYears
-from tiny_release import column
+from tiny_release import column, list_column
 
 from tiercel_serving.columns import Column
+from tiercel_serving.reorder.boost_items import BoostItems
+from tiercel_serving.reorder.dpp import DPP
+from tiercel_serving.reorder.freshness import Freshness
+from tiercel_serving.reorder.inputs import FitsItems, of_source, sources_read
+from tiercel_serving.reorder.mmr import MMR
+from tiercel_serving.reorder.per_request import PerRequest, per_request
+from tiercel_serving.reorder.pin_items import PinItems
+from tiercel_serving.reorder.popularity_correction import PopularityCorrection
+from tiercel_serving.reorder.score_floor import ScoreFloor
+from tiercel_serving.reorder.spread import Spread
 from tiercel_serving.reorder.steps import Steps, reasons_of
 from tiercel_serving.reorder.table import REORDER, ReorderKind
 from tiercel_serving.reorder.weighted_sum import WeightedSum
@@ -26,12 +35,31 @@ from tiercel_serving.verify import reference
 ITEMS = 20
 COLUMNS: dict[str, Column] = {
     "year": column([None if row % 5 == 4 else 1990 + row for row in range(ITEMS)] + [None], np.int64),
+    "genres": list_column([None, [b"x"], [b"y", b"x"], []] * 5 + [None], np.object_),
+    "vector": list_column(
+        # Whole lengths and angles, so that ties are ties in any arithmetic; two items have none.
+        [[[2.0, 0, 0, 0], [0, 0, -1.0, 0], [1.0, 1, 1, 1], [0.0] * 4, None][row % 5] for row in range(ITEMS)]
+        + [None],
+        np.float32,
+    ),
+    of_source("popular"): column([row / 4 if row % 3 else None for row in range(ITEMS)] + [None], np.float32),
     "label": column([f"Film {row % 4}".encode() for row in range(ITEMS)] + [None], np.object_),
 }
 TASKS = 2
 
 #: Kind → some of its settings, for a ranker of two tasks and the columns above.
 EXAMPLES: dict[str, list[Any]] = {
+    "freshness": [Freshness("year", 3.0), Freshness("year", 2.5, PerRequest("w", 0.5, 0.0, 2.0), 1997.0)],
+    "popularity_correction": [
+        PopularityCorrection(source="popular"),
+        PopularityCorrection(column="year", strength=PerRequest("w", 0.5, 0.0, 2.0)),
+    ],
+    "boost_items": [BoostItems("label", ("Film 1",), -0.5), BoostItems("genres", ("x", "y"))],
+    "score_floor": [ScoreFloor(0.2), ScoreFloor(PerRequest("w", 0.5, 0.0, 2.0))],
+    "mmr": [MMR(column="vector"), MMR(column="genres", strength=PerRequest("s", 0.5))],
+    "dpp": [DPP(column="vector"), DPP(column="genres", strength=PerRequest("s", 0.5)), DPP(column="label")],
+    "spread": [Spread(column="vector", window=2), Spread(column="genres", strength=PerRequest("s", 0.5))],
+    "pin_items": [PinItems("label", ("Film 2", "Film 1"), 2), PinItems("year", (1991, 1993))],
     "weighted_sum": [WeightedSum((1.0, -0.5)), WeightedSum((0.0, 1e-3))],
     "even_years": [EvenYears(), EvenYears(0.25)],
 }
@@ -66,13 +94,19 @@ def batches(draw: st.DrawFn) -> Batch:
     rows = np.stack([rng.permutation(ITEMS)[:kept] for _ in range(users)])
     real = np.arange(kept) < rng.integers(0, kept + 1, users)[:, None]
     # Few distinct numbers, so that scores tie; a broken model says NaN.
-    tasks = rng.choice(np.array([-1.5, 0, 0.1, 3, np.nan], np.float32), (users, kept, TASKS))
+    numbers = [-1.5, 0, 0.1, 3, np.nan, *draw(st.sampled_from([[], [np.inf, -np.inf]]))]
+    tasks = rng.choice(np.array(numbers, np.float32), (users, kept, TASKS))
     scores = rng.choice(np.array([0.25, 0.5, 1], np.float32), (users, kept))
     return Batch(
         {
             "kept_row": np.where(real, rows, ITEMS),
             "kept_score": np.where(real, scores, np.float32(0)),
             "rank_score": tasks,
+            # What requests set of steps' numbers; NaN is nothing.
+            "w": rng.choice([0, 0.5, 2, np.nan], (users, 1)),
+            "s": rng.choice([0, 0.25, 1, np.nan], (users, 1)),
+            "seed": rng.choice([np.nan, 7, 2**40], (users, 1)),
+            "now": rng.choice([np.nan, 1995.5], (users, 1)),
             "status": rng.choice(np.array([KNOWN, UNKNOWN], np.int32), (users, 1)),
             "history_row": rng.integers(0, ITEMS + 1, (users, 3)),
             "history_length": rng.integers(0, 4, (users, 1)).astype(np.int32),
@@ -80,8 +114,14 @@ def batches(draw: st.DrawFn) -> Batch:
     )
 
 
-def item_of(row: int) -> Mapping[str, Any]:
-    return reference.plain_items(COLUMNS)(row)
+item_of = reference.plain_items(COLUMNS)
+
+
+def user_of(batch: Batch, user: int, served: list[int]) -> dict[str, Any]:
+    """What a reference is told of a user."""
+    told = {name: array[user] for name, array in batch.arrays.items()}
+    numbers = {name: float(told[name][0]) for name in ("w", "s", "seed", "now")}
+    return {**reference._extremes(item_of), "item_of": item_of, **told, **numbers, "served": served}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -89,7 +129,9 @@ class TestReorderKind:
     def test_settings(self, name: str) -> None:
         for kind in EXAMPLES[name]:
             check_settings(REORDER, name, kind, ReorderKind)
-            assert set(kind.columns()) <= set(COLUMNS)
+            assert {*kind.columns(), *map(of_source, sources_read([kind]))} <= set(COLUMNS)
+            assert not isinstance(kind, FitsItems) or kind.unfit(COLUMNS) == []
+            assert {one.name for one in per_request([kind])} <= {"w", "s", "seed", "now"}
             assert kind.misfits(TASKS) == []
             assert bool(kind.misfits(0)) == kind.of_ranker
 
@@ -121,7 +163,10 @@ class TestReorderKind:
                     {**item_of(c.row), "row": c.row, "kept_score": c.score, "rank_score": t}
                     for c, t in zip(kept, tasks[user].tolist(), strict=False)
                 ]
-                expected = kind.reference(scores[user, : len(kept)].tolist(), described)
+                # The empty slots come last in the served order.
+                rows_served = rows[user][np.lexsort((rows[user], -changed[user]))].tolist()
+                told = user_of(batch, user, rows_served)
+                expected = kind.reference(scores[user, : len(kept)].tolist(), described, told)
                 np.testing.assert_array_equal(changed[user, : len(kept)], np.array(expected, np.float32))
                 alone, _ = step.apply(scores[[user]], batch.of(user))
                 np.testing.assert_array_equal(alone[0], changed[user])
@@ -143,12 +188,15 @@ def test_all_steps_together(batch: Batch, chain: list[Any], ranked: bool, unknow
         kept = batch.kept(user)
         tasks = arrays["rank_score"][user, : len(kept)].tolist() if ranked else None
         nobody = bool(arrays["status"][user, 0] == UNKNOWN)
-        ordered = reference.order(settings, item_of, kept, tasks, unknown=nobody)
+        own_rows = rows[user][np.lexsort((rows[user], -scores[user]))].tolist()
+        told = user_of(batch, user, own_rows)
+        ordered = reference.order(settings, item_of, kept, tasks, unknown=nobody, user=told)
         left = {int(row): float(score) for row, score in zip(rows[user], scores[user], strict=True)}
         left.pop(ITEMS, None)
         assert left == dict(ordered)
         if reasons is not None:
             assert not reasons[user, len(kept) :].any()
+        if reasons is not None and all(isinstance(kind, EvenYears | WeightedSum) for kind in chain):
             own = 2 * sum(isinstance(kind, EvenYears) for kind in chain)
             for candidate, code in zip(kept, reasons[user], strict=False):
                 if candidate.row not in left:

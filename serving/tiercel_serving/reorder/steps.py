@@ -27,7 +27,8 @@ class Steps:
     The first score is that of the first task, or retrieval's own where there is no ranker. A user of whom
     nothing is known keeps the fallback's score, unless the settings say ``rank``.
 
-    ``columns`` are the raw item columns ``[I + 1]`` that the steps read, and ``items`` is I, the pad row.
+    ``columns`` are the columns ``[I + 1]`` that the steps read, raw ones and those of :mod:`.inputs`, and
+    ``items`` is I, the pad row.
     """
 
     def __init__(self, settings: ServingSettings, columns: Mapping[str, Column], items: int) -> None:
@@ -43,7 +44,7 @@ class Steps:
         ----------
         arrays
             ``kept_row``, ``kept_score`` ``[B, K]``, ``status [B, 1]``, ``rank_score [B, K, T]`` unless there
-            is no ranker, and what the steps read.
+            is no ranker, and what the steps read. With ``k [B, 1]`` only so many places need their order.
 
         Returns
         -------
@@ -60,8 +61,11 @@ class Steps:
         rows, scores = kept, self._blank(scores, kept)
         reasons = np.zeros(kept.shape, np.int32) if self._has_reasons else None
         first = 1
-        for kind, step in self._steps:
-            changed, why = step.apply(scores, arrays)
+        # What is not seen of one step may be moved up by the next: all but the last order everything.
+        whole = {name: array for name, array in arrays.items() if name != "k"} if self._steps[1:] else arrays
+        for number, (kind, step) in enumerate(self._steps):
+            last = number == len(self._steps) - 1
+            changed, why = step.apply(scores, arrays if last else whole)
             if bypass is not None and kind.of_ranker:
                 changed, why = np.where(bypass, scores, changed), None if why is None else why * ~bypass
             dropped = (changed == _NOTHING) & (scores != _NOTHING)

@@ -18,6 +18,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
 from ..release.opened import Release
+from ..reorder.per_request import per_request
 from ..reorder.steps import reasons_of
 from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT, ServingSettings
 from ..spec import StageSpec, TensorSpec, model_inputs
@@ -255,8 +256,18 @@ def client_parameters(release: Release) -> dict[str, str]:
         "filter_reasons": _json(filter_reasons(settings)),
         "reorder_reasons": _json(reasons_of(settings.reorder)),
         "stages": _json(graph_stages(release)),
-        "request_columns": _json(msgspec.to_builtins(manifest.request_columns)),
+        "request_columns": _json(_request_columns(release)),
     }
+
+
+def _request_columns(release: Release) -> list[Any]:
+    """Return the columns that a request may carry, with the numbers of reorder steps that it may set."""
+    numbers = [
+        {"name": one.name, "dtype": "float64", "is_list": False, "part": "ordering"}
+        | {"tensor": one.tensor.name, "companion": None}
+        for one in per_request(release.settings.reorder)
+    ]
+    return [*msgspec.to_builtins(release.manifest.request_columns), *numbers]
 
 
 def filter_reasons(settings: ServingSettings) -> dict[str, str]:

@@ -7,6 +7,8 @@ import numpy as np
 from ..errors import InvalidRequest
 from ..ranked import sort_by_score
 from ..release.opened import Release
+from ..reorder.inputs import source_columns
+from ..reorder.per_request import per_request
 from ..reorder.steps import Steps
 from ..spec import Array, Arrays, StageSpec
 
@@ -18,13 +20,19 @@ class Ordering:
         self.spec: StageSpec = release.stages[name]
         settings, items = release.settings, release.items
         columns = items.columns((c for step in settings.reorder for c in step.columns()), pad=True)
+        columns |= source_columns(
+            settings.reorder, lambda source: release.artefact(f"source_{source}", "source").arrays, items.size
+        )
+        self._set = per_request(settings.reorder)
         self._steps = Steps(settings, columns, items.size)
         self._ids, self._pad_row = items.ids, items.size
         self._k_default, self._k_max = settings.k_default, settings.k_max
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse a ``k`` outside of 1 … k_max."""
+        """Refuse a ``k`` outside of 1 … k_max, and numbers of steps beyond the recipe's limits."""
         check_k(arrays, self._k_max)
+        for one in self._set:
+            one.check(arrays)
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
         """Return how wide one request's ``item_id`` and ``score`` are: its largest k."""
