@@ -190,5 +190,5 @@ class OfflineOrdering:
             read = [name for name in self._ranker.inputs if name in self._packed.item]
             items = {name: self._packed.item[name].take(kept["kept_row"], axis=0) for name in read}
             arrays["rank_score"] = self._ranker.scores({**arrays, **items})
-        scores, rows, _ = self._steps.apply(arrays)
-        return sort_by_score(scores, rows)[1]
+        final = self._steps.apply(arrays)
+        return sort_by_score(final.scores, final.rows)[1]

@@ -128,6 +128,8 @@ def _problems(amount: PerRequest, wanted: Range) -> Iterator[Problem]:
     if not amount.name.isidentifier() or not amount.name.isascii():
         problem = f"{amount.name!r} cannot name a tensor"
         yield Problem("name", problem, "use letters, digits and _, and begin with a letter")
+    if wanted.whole and not amount.whole:
+        yield Problem("whole", f"{amount.name!r} may be any number", "write whole=True")
     for field in ("low", "high"):
         value = getattr(amount, field)
         if not wanted.holds(int(value) if wanted.whole and value == int(value) else value):

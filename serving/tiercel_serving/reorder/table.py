@@ -41,6 +41,23 @@ class Step(Protocol):
 
 
 @runtime_checkable
+class Explores(Protocol):
+    """An opened step that draws, if requests send a seed, and says with which chances."""
+
+    def propensity(self, before: Scores, after: Scores, arrays: Arrays) -> Scores:
+        """Return ``[B, K]`` float32 the chance with which each item came to stand where it does.
+
+        Parameters
+        ----------
+        before, after
+            ``[B, K]`` scores that the step got, and gave.
+        arrays
+            What it got.
+        """
+        ...
+
+
+@runtime_checkable
 class ReorderKind(Protocol):
     """A kind of reorder step: its settings, how it is opened, and its plain reference."""
 
@@ -103,6 +120,9 @@ REORDER: Kinds[ReorderKind] = Kinds(
         "mmr": Kind("tiercel_serving.reorder.mmr:MMR"),
         "dpp": Kind("tiercel_serving.reorder.dpp:DPP"),
         "spread": Kind("tiercel_serving.reorder.spread:Spread"),
+        "cap": Kind("tiercel_serving.reorder.cap:Cap"),
+        "gumbel_top_k": Kind("tiercel_serving.reorder.gumbel_top_k:GumbelTopK"),
+        "epsilon_slot": Kind("tiercel_serving.reorder.epsilon_slot:EpsilonSlot"),
         "pin_items": Kind("tiercel_serving.reorder.pin_items:PinItems"),
     },
 )

@@ -29,7 +29,7 @@ from .targets import find_target, model_groups
 RECOMMEND, EXPLAIN = "recommend", "recommend_explain"
 
 #: What ``recommend`` answers.
-RECOMMEND_OUTPUTS = ("item_id", "score", "count", "status")
+RECOMMEND_OUTPUTS = ("item_id", "score", "count", "status", "propensity")
 
 #: What ``recommend_explain`` answers besides, before the times.
 EXPLAIN_OUTPUTS = (

@@ -221,6 +221,9 @@ def _ordering(
         TensorSpec("score", "float32", (-1,), doc="Final scores."),
         TensorSpec("count", "int32", (1,), doc="How many slots are real."),
     ]
+    if any(hasattr(step, "seed") for step in steps):
+        doc = "With which chance each stands there: 1 where nothing was drawn."
+        outputs.append(TensorSpec("propensity", "float32", (-1,), doc=doc))
     if reasons_of(steps):
         doc = "Why a step moved or dropped each of the kept; 0 is no reason."
         outputs.append(TensorSpec("reorder_reason", "int32", (manifest.settings.kept,), doc=doc))
