@@ -17,9 +17,11 @@ from tiny_release import column, list_column
 
 from tiercel_serving.columns import Column
 from tiercel_serving.reorder.boost_items import BoostItems
+from tiercel_serving.reorder.calibration import Calibration
 from tiercel_serving.reorder.cap import Cap
 from tiercel_serving.reorder.dpp import DPP
 from tiercel_serving.reorder.epsilon_slot import EpsilonSlot
+from tiercel_serving.reorder.fair_shares import FairShares
 from tiercel_serving.reorder.freshness import Freshness
 from tiercel_serving.reorder.gumbel_top_k import GumbelTopK
 from tiercel_serving.reorder.inputs import FitsItems, of_source, sources_read
@@ -64,6 +66,11 @@ EXAMPLES: dict[str, list[Any]] = {
     "dpp": [DPP(column="vector"), DPP(column="genres", strength=PerRequest("s", 0.5)), DPP(column="label")],
     "spread": [Spread(column="vector", window=2), Spread(column="genres", strength=PerRequest("s", 0.5))],
     "pin_items": [PinItems("label", ("Film 2", "Film 1"), 2), PinItems("year", (1991, 1993))],
+    "calibration": [Calibration("genres"), Calibration("label", PerRequest("s", 0.5))],
+    "fair_shares": [
+        FairShares("label", (("Film 1", 0.5), ("Film 2", 0.25))),
+        FairShares("year", ((1991, 0.1), (1992, 0.9))),
+    ],
     "cap": [Cap("label", 1), Cap("genres", PerRequest("n", 1.0, 1.0, 3.0, whole=True)), Cap("year", 1)],
     "gumbel_top_k": [GumbelTopK(), GumbelTopK(PerRequest("t", 0.5, 0.25, 2.0))],
     "epsilon_slot": [EpsilonSlot(1, 1.0), EpsilonSlot(3, PerRequest("s", 0.5))],
@@ -275,6 +282,9 @@ def test_an_epsilon_slot_is_drawn_as_often_as_it_says() -> None:
             Cap("label", PerRequest("n", 1, 0, 3, whole=True)),
             "most.low: expected a whole number of at least 1",
         ),
+        (FairShares("label", (("a", 0.75), ("b", 0.5))), "shares: they add up to 1.25"),
+        (FairShares("label", (("a", 0.5), ("a", 0.5))), "shares: expected values, each once"),
+        (Calibration("genres", 2.0), "strength: expected a number of at least 0 and at most 1"),
         (EpsilonSlot(0), "place: expected a whole number of at least 1"),
         (EpsilonSlot(1, 1.5), "share: expected a number of at least 0 and at most 1"),
         (PinItems("label", ()), "values: expected values, each once, got ()"),
@@ -317,3 +327,31 @@ def test_a_small_dpp_is_as_good_as_greed_promises() -> None:
     assert volume[tuple(sorted(chosen.tolist()))] >= max(volume.values()) / 6**2
     pairs = {at: np.linalg.det(unit[[chosen[0], at]] @ unit[[chosen[0], at]].T) for at in range(8)}
     assert chosen[1] == max(pairs, key=lambda at: pairs[at]), "the second is the best that follows the first"
+
+
+def test_calibration_gives_a_user_the_genres_of_the_history() -> None:
+    """Three quarters of the history are x: so are three of the first four, however good the y are."""
+    genres = list_column([[b"x"]] * 6 + [[b"y"]] * 6 + [None], np.object_)
+    arrays = {
+        "kept_row": np.arange(12)[None],
+        "history_row": np.array([[0, 1, 2, 6]]),
+        "history_length": np.array([[4]], np.int32),
+    }
+    scores = np.linspace(0, 1, 12, dtype=np.float32)[None]
+    changed, _ = Calibration("genres", 0.99).open({"genres": genres}).apply(scores, arrays)
+    first = np.argsort(-changed[0])[:8]
+    assert [int((first[:n] < 6).sum()) for n in (4, 8)] == [3, 6]
+    arrays["history_length"][:] = 0
+    np.testing.assert_array_equal(
+        Calibration("genres", 0.99).open({"genres": genres}).apply(scores, arrays)[0], scores
+    )
+
+
+def test_fair_shares_hold_at_every_place() -> None:
+    kinds = column([b"a"] * 10 + [b"b"] * 10 + [None], np.object_)
+    step = FairShares("kind", (("a", 0.75), ("b", 0.25))).open({"kind": kinds})
+    changed, _ = step.apply(np.linspace(0, 1, 20, dtype=np.float32)[None], {"kept_row": np.arange(20)[None]})
+    first = np.argsort(-changed[0])
+    for place in range(1, 13):
+        least, most = np.floor(0.75 * place), np.ceil(0.75 * place)
+        assert least <= int((first[:place] < 10).sum()) <= most

@@ -120,6 +120,8 @@ REORDER: Kinds[ReorderKind] = Kinds(
         "mmr": Kind("tiercel_serving.reorder.mmr:MMR"),
         "dpp": Kind("tiercel_serving.reorder.dpp:DPP"),
         "spread": Kind("tiercel_serving.reorder.spread:Spread"),
+        "calibration": Kind("tiercel_serving.reorder.calibration:Calibration"),
+        "fair_shares": Kind("tiercel_serving.reorder.fair_shares:FairShares"),
         "cap": Kind("tiercel_serving.reorder.cap:Cap"),
         "gumbel_top_k": Kind("tiercel_serving.reorder.gumbel_top_k:GumbelTopK"),
         "epsilon_slot": Kind("tiercel_serving.reorder.epsilon_slot:EpsilonSlot"),

@@ -84,6 +84,11 @@ def _unfit(column: Column, name: str) -> list[Problem]:
             problem = f"the vectors of {name!r} have {lengths[lengths > 0].tolist()[:3]} numbers"
             return [Problem("column", problem, "name a column whose lists are equally long")]
         return []
+    return unfit_values_of(column, name)
+
+
+def unfit_values_of(column: Column, name: str) -> list[Problem]:
+    """Return a column of measures, or of too many different values."""
     if column.values.dtype.kind == "f":
         return [Problem("column", f"{name!r} holds numbers", "name a column of lists, text or integers")]
     values = len(distinct(column)[0])
@@ -213,13 +218,18 @@ def _matrix(column: Column) -> tuple[Floats, Rows]:
         matrix: Array = whole if len(whole) else np.zeros((1, width))
         place: Rows = np.where(there, column.offsets[:-1] // width, -1)
         return np.asarray(matrix, np.float32), place
-    different, codes = distinct(column)
-    hot = np.zeros((size, max(len(different), 1)), np.float32)
-    items = np.arange(size)
+    return hot_rows(column), np.arange(size)
+
+
+def hot_rows(column: Column) -> Floats:
+    """Return ``[n, V]``: 1 where an item has a value, in the order of the values."""
+    values, codes = distinct(column)
+    hot = np.zeros((len(column), max(len(values), 1)), np.float32)
+    items = np.arange(len(column))
     if column.offsets is not None:
         items = np.repeat(items, np.diff(column.offsets))
     hot[items[codes >= 0], codes[codes >= 0]] = 1
-    return hot, np.arange(size)
+    return hot
 
 
 def _plain(value: Any) -> dict[Any, float]:

@@ -29,7 +29,10 @@ from .targets import find_target, model_groups
 RECOMMEND, EXPLAIN = "recommend", "recommend_explain"
 
 #: What ``recommend`` answers.
-RECOMMEND_OUTPUTS = ("item_id", "score", "count", "status", "propensity")
+RECOMMEND_OUTPUTS = ("item_id", "score", "count", "status")
+
+#: What it answers too where a reorder step explores.
+PROPENSITY = "propensity"
 
 #: What ``recommend_explain`` answers besides, before the times.
 EXPLAIN_OUTPUTS = (
@@ -78,7 +81,10 @@ def render_repository(release: Release, directory: Path, layout: str, *, suffix:
         groups[DESCRIBE_ITEMS] = (specs[DESCRIBE_ITEMS],)
     place = _release_path(release, directory)
     configs = [_stage_model(release, model, stages, place) for model, stages in groups.items()]
-    for name, public in ((RECOMMEND, RECOMMEND_OUTPUTS), (EXPLAIN, _explain_outputs(graph.values()))):
+    for name, public in (
+        (RECOMMEND, (*RECOMMEND_OUTPUTS, PROPENSITY)),
+        (EXPLAIN, _explain_outputs(graph.values())),
+    ):
         configs.append(_ensemble(release, name + suffix, graph, public))
     code = resources.files(__package__).joinpath("model.py.txt").read_text(encoding="utf-8")
     for config in configs:
@@ -106,7 +112,7 @@ def _release_path(release: Release, directory: Path) -> str:
 
 def _explain_outputs(groups: Iterable[Sequence[StageSpec]]) -> tuple[str, ...]:
     times = tuple(TIME_PREFIX + spec.name for stages in groups for spec in stages)
-    return RECOMMEND_OUTPUTS + EXPLAIN_OUTPUTS + times
+    return (*RECOMMEND_OUTPUTS, PROPENSITY, *EXPLAIN_OUTPUTS, *times)
 
 
 def model_outputs(stages: Sequence[StageSpec]) -> tuple[TensorSpec, ...]:
@@ -116,7 +122,7 @@ def model_outputs(stages: Sequence[StageSpec]) -> tuple[TensorSpec, ...]:
     """
     outputs = {tensor.name: tensor for spec in stages for tensor in spec.outputs}
     if len(stages) > 1:
-        public = (*RECOMMEND_OUTPUTS, *EXPLAIN_OUTPUTS)
+        public = (*RECOMMEND_OUTPUTS, PROPENSITY, *EXPLAIN_OUTPUTS)
         outputs = {name: outputs[name] for name in public if name in outputs}
     return (*outputs.values(), *(time_spec(spec.name) for spec in stages))
 
