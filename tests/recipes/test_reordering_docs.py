@@ -12,7 +12,10 @@ import pytest
 pytest.importorskip("nvtabular")
 
 from tiercel_pipelines.data import load_dataset
+from tiercel_pipelines.errors import RecipeError
 from tiercel_pipelines.export.run_export import export_run
+from tiercel_pipelines.recipe import MMR, Cap, PinItems, replace
+from tiercel_pipelines.recipe.check import check_recipe
 from tiercel_pipelines.training import train_recipe
 from tiercel_serving.reorder.table import REORDER
 from tiercel_serving.runtime.chain import Chain
@@ -24,12 +27,32 @@ def test_the_table_has_every_step_and_no_other() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)) == set(REORDER.class_names())
 
 
-def test_the_example_is_served_as_it_says(tmp_path: Path) -> None:
+def example() -> Any:
     code = re.search(r"```python\n(from tiercel_pipelines.*?)```", TEXT, re.DOTALL)
     assert code is not None
     names: dict[str, Any] = {}
     exec(code[1], names)
-    recipe = names["RECIPE"]
+    return names["RECIPE"]
+
+
+def test_the_example_fits_its_data_and_mistakes_are_told_before_training() -> None:
+    recipe = example()
+    dataset = load_dataset(recipe.dataset)
+    check_recipe(recipe, dataset)
+    wrong = replace(recipe.serving, reorder=(Cap("makers"), MMR(column="price"), PinItems("item_id", (-1,))))
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(replace(recipe, serving=wrong), dataset)
+    for said in (
+        "serving.reorder[0].column: the items have no column 'makers'",
+        "serving.reorder[1].column: 'price' holds numbers",
+        "serving.reorder[2].values: no item has -1 in 'item_id'",
+    ):
+        assert said in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_example_is_served_as_it_says(tmp_path: Path) -> None:
+    recipe = example()
     run = train_recipe(recipe, load_dataset(recipe.dataset), tmp_path / "run")
     assert run.metrics["ranking"] != run.metrics["retrieval"], "the figures are those of the steps"
     release = export_run(run, tmp_path / "release")

@@ -154,8 +154,10 @@ class Calibrated:
             np.matmul(weights, work, gains.reshape(len(gains), 1, -1))
             np.add(gains, relevant, gains)
 
+        flat_relevance = relevant.reshape(-1)
+
         def choose(chosen: Rows) -> None:
-            relevant.reshape(-1)[chosen] = -np.inf
+            flat_relevance[chosen] = -np.inf
             added = np.float32(1 - SMOOTHING) * flat.take(chosen, axis=0)
             np.add(total, (added + base[:, :, 0])[:, :, None], total)
             gain()

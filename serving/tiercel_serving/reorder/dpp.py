@@ -92,8 +92,10 @@ class Determinant:
         basis = Basis(vectors, places)
         gains, left = relevant.copy(), np.ones_like(relevant)
 
+        flat_relevance = relevant.reshape(-1)
+
         def choose(chosen: Rows) -> None:
-            relevant.reshape(-1)[chosen] = -np.inf
+            flat_relevance[chosen] = -np.inf
             share = vectors.dots(basis.direction(chosen))
             np.multiply(share, share, share)
             np.subtract(left, share, left)

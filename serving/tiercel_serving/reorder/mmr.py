@@ -86,13 +86,13 @@ class MarginalRelevance:
 
         def choose(chosen: Rows) -> None:
             nonlocal first
-            relevant.reshape(-1)[chosen] = -np.inf
             likeness = vectors.dots(vectors.chosen(chosen))
             np.subtract(relevant, likeness, likeness)
             if first:
                 # The largest cosine may be negative from here on; with nothing it is 0.
                 first = False
                 gains[...] = likeness
+                gains.reshape(-1)[chosen] = -np.inf
             else:
                 np.minimum(gains, likeness, gains)
 

@@ -92,8 +92,10 @@ class SlidingSpread:
         gains, left = relevant + strength, np.ones_like(relevant)
         shares = np.zeros((basis.size, *relevant.shape), np.float32)
 
+        flat_relevance = relevant.reshape(-1)
+
         def choose(chosen: Rows) -> None:
-            relevant.reshape(-1)[chosen] = -np.inf
+            flat_relevance[chosen] = -np.inf
             share = vectors.dots(basis.direction(chosen))
             oldest = shares[basis.last]
             np.add(left, oldest, left)
