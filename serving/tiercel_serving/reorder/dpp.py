@@ -92,6 +92,8 @@ class Determinant:
         basis = Basis(vectors, places)
         gains, left = relevant.copy(), np.ones_like(relevant)
 
+        # Whole arrays: NumPy takes as long to spread one number as to add five hundred.
+        least, weight = np.full_like(left, LEAST), np.zeros_like(left) + strength
         flat_relevance = relevant.reshape(-1)
 
         def choose(chosen: Rows) -> None:
@@ -99,9 +101,9 @@ class Determinant:
             share = vectors.dots(basis.direction(chosen))
             np.multiply(share, share, share)
             np.subtract(left, share, left)
-            np.maximum(left, np.float32(LEAST), gains)
+            np.maximum(left, least, gains)
             np.log(gains, gains)
-            np.multiply(gains, strength, gains)
+            np.multiply(gains, weight, gains)
             np.add(gains, relevant, gains)
 
         return line.placed(fill(gains, places, choose)), None

@@ -62,9 +62,10 @@ class Line:
         # In float64, in which no difference of float32 overflows.
         scores = self.scores.astype(np.float64)
         first, last = scores[:, :1], scores[:, -1:]
-        span = first - last
+        with np.errstate(invalid="ignore"):
+            span = first - last
         if ((span > 0) & (span < np.inf)).all():
-            return ((scores - last) / span).astype(np.float32)  # type: ignore[no-any-return]
+            return ((scores - last) / span).astype(np.float32)
         real = self.real
         with np.errstate(invalid="ignore"):
             if real.all() and scores[:, 0].max() < np.inf:

@@ -92,6 +92,8 @@ class SlidingSpread:
         gains, left = relevant + strength, np.ones_like(relevant)
         shares = np.zeros((basis.size, *relevant.shape), np.float32)
 
+        # Whole arrays: NumPy takes as long to spread one number as to add five hundred.
+        nothing, weight = np.zeros_like(left), np.zeros_like(left) + strength
         flat_relevance = relevant.reshape(-1)
 
         def choose(chosen: Rows) -> None:
@@ -101,9 +103,9 @@ class SlidingSpread:
             np.add(left, oldest, left)
             np.multiply(share, share, oldest)
             np.subtract(left, oldest, left)
-            np.maximum(left, np.float32(0), gains)
+            np.maximum(left, nothing, gains)
             np.sqrt(gains, gains)
-            np.multiply(gains, strength, gains)
+            np.multiply(gains, weight, gains)
             np.add(gains, relevant, gains)
 
         return line.placed(fill(gains, places, choose)), None

@@ -188,9 +188,11 @@ class Basis:
 
     def direction(self, chosen: Rows) -> Floats:
         """Return ``[B, D]`` what the chosen add to the basis, and keep it; zeros if next to nothing."""
-        at, self._count = self._count % self.size, self._count + 1
-        self._kept[:, at] = 0
+        at = self._count % self.size
         used = self._kept[:, : min(self._count, self.size)]
+        if self._count >= self.size:
+            self._kept[:, at] = 0
+        self._count += 1
         direction = self._vectors.chosen(chosen)
         if len(direction) == 1:
             _take_out(direction[0], used[0])
