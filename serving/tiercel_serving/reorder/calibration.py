@@ -20,7 +20,7 @@ from ..spec import Arrays
 from .per_request import Amount, amount_problems, batch_amount, user_amount
 from .placing import Line, fill, places_to_fill, scaled
 from .plain import choose_all, line_of, relevance, scores_in_order
-from .vectors import hot_rows, unfit_values_of
+from .vectors import codes_of, hot_rows, unfit_values_of
 
 #: How much of the history's mix is added to the answer's, so that no logarithm is of nothing (Steck's α).
 SMOOTHING = 0.01
@@ -70,7 +70,8 @@ class Calibration(Settings, frozen=True, tag="calibration"):
 
     def open(self, columns: Mapping[str, Column]) -> Calibrated:
         """Return the step."""
-        return Calibrated(_mixes(columns[self.column]), self.strength)
+        column = columns[self.column]
+        return Calibrated(_mixes(column), codes_of(column)[0], self.strength)
 
     def reference(
         self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
@@ -119,10 +120,11 @@ def _mean(mixes: Sequence[Mapping[Any, float]], of: int) -> dict[Any, float]:
 
 
 class Calibrated:
-    """The items' mixes ``[I + 1, G]``, and how much they count."""
+    """The items' mixes ``[I + 1, G]``, their values as codes ``[I + 1, L]``, and how much they count."""
 
-    def __init__(self, mixes: npt.NDArray[np.float32], strength: Amount) -> None:
-        self._mixes, self._strength = mixes, strength
+    def __init__(self, mixes: npt.NDArray[np.float32], codes: Rows, strength: Amount) -> None:
+        # What is no value is G in the codes; of a column without any value, mixes still have one.
+        self._mixes, self._codes, self._strength = mixes, codes, strength
 
     def _wanted(self, arrays: Arrays) -> npt.NDArray[np.float32]:
         """Return ``[B, G, 1]`` each user's shares; zeros without a history of such values."""
@@ -138,28 +140,40 @@ class Calibrated:
         line, wanted = Line.of(scores, arrays), self._wanted(arrays)
         strength = batch_amount(self._strength, arrays).astype(np.float32)
         relevant = scaled(line.relevance(), 1 - strength)
-        # [B, G, K]: what an item adds to the sum of the shares, whose number of places is the same for all.
-        mixes = self._mixes.take(line.rows, axis=0)
-        flat = mixes.reshape(-1, mixes.shape[2])
-        adds = np.float32(1 - SMOOTHING) * mixes.transpose(0, 2, 1)
-        base = np.float32(SMOOTHING) * wanted
+        # [L, B, K] what each of an item's L values adds to its share, and where that is in [B, G]. The number
+        # of places is the same for all candidates and falls out of the comparison.
+        users, many = len(scores), self._mixes.shape[1]
+        base = np.arange(users)[:, None] * many
+        codes = self._codes.take(line.rows, axis=0)
+        there = codes < many
+        at = np.where(there, codes + base[:, :, None], 0).transpose(2, 0, 1).copy()
+        adds = np.float32(1 - SMOOTHING) * there / np.maximum(there.sum(axis=2, keepdims=True), 1)
+        adds = adds.transpose(2, 0, 1).astype(np.float32, order="C")
+        weights = ((wanted[:, :, 0] * strength).reshape(-1).take(at) * (adds > 0)).astype(np.float32)
+        start = np.float32(SMOOTHING) * wanted[:, :, 0]
         # Values that nobody wants weigh nothing; 1 keeps their logarithms finite.
-        total, work = base + (wanted == 0), np.empty_like(adds)
-        weights = (wanted * strength[:, :, None]).transpose(0, 2, 1)
-        gains = relevant.copy()
+        total, steps = start + (start == 0), (start + 0).reshape(-1)
+        flat_codes, work = codes.reshape(-1, codes.shape[2]), np.empty_like(adds)
+        gains, flat_total = relevant.copy(), total.reshape(-1)
+        flat_relevance, one = relevant.reshape(-1), np.ones_like(work)
 
         def gain() -> None:
-            np.add(adds, total, work)
+            # The logarithm of what an item makes of a share, less that of the share as it is.
+            (1 / flat_total).take(at, out=work, mode="clip")
+            np.multiply(work, adds, work)
+            np.add(work, one, work)
             np.log(work, work)
-            np.matmul(weights, work, gains.reshape(len(gains), 1, -1))
+            np.multiply(work, weights, work)
+            np.add.reduce(work, axis=0, out=gains)
             np.add(gains, relevant, gains)
-
-        flat_relevance = relevant.reshape(-1)
 
         def choose(chosen: Rows) -> None:
             flat_relevance[chosen] = -np.inf
-            added = np.float32(1 - SMOOTHING) * flat.take(chosen, axis=0)
-            np.add(total, (added + base[:, :, 0])[:, :, None], total)
+            mine = flat_codes.take(chosen, axis=0)
+            real = mine < many
+            share = np.float32(1 - SMOOTHING) / np.maximum(real.sum(axis=1, keepdims=True), 1)
+            np.add(flat_total, steps, flat_total)
+            flat_total[(mine + base)[real]] += np.broadcast_to(share, real.shape)[real].astype(np.float32)
             gain()
 
         gain()

@@ -17,7 +17,7 @@ from ..spec import Arrays
 from .per_request import PerRequest, amount_problems, batch_amount, user_amount
 from .placing import Line, fill, places_to_fill
 from .plain import line_of
-from .vectors import distinct
+from .vectors import codes_of
 
 
 class Cap(Settings, frozen=True, tag="cap"):
@@ -63,7 +63,7 @@ class Cap(Settings, frozen=True, tag="cap"):
 
     def open(self, columns: Mapping[str, Column]) -> Capped:
         """Return the step."""
-        return Capped(*_codes(columns[self.column]), self.most)
+        return Capped(*codes_of(columns[self.column]), self.most)
 
     def reference(
         self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
@@ -80,23 +80,6 @@ class Cap(Settings, frozen=True, tag="cap"):
         return new
 
 
-def _codes(column: Column) -> tuple[npt.NDArray[np.int64], int]:
-    """Return the codes ``[I + 1, L]`` of each item's different values, V where there is none; and V."""
-    values, codes = distinct(column)
-    many = len(values)
-    codes = np.where(codes < 0, many, codes)
-    if column.offsets is None:
-        return codes[:, None], many
-    items = np.repeat(np.arange(len(column)), np.diff(column.offsets))
-    pairs = np.unique(items * (many + 1) + codes)
-    items, codes = pairs // (many + 1), pairs % (many + 1)
-    items, codes = items[codes < many], codes[codes < many]
-    counts = np.bincount(items, minlength=len(column))
-    out = np.full((len(column), max(int(counts.max(initial=0)), 1)), many)
-    out[items, np.arange(len(items)) - np.repeat(np.cumsum(counts) - counts, counts)] = codes
-    return out, many
-
-
 class Capped:
     """The items' values as codes ``[I + 1, L]``, of which the last says none; and the cap."""
 
@@ -111,12 +94,17 @@ class Capped:
         gains = np.where(line.real, -np.arange(width, dtype=np.float32), -np.float32(np.inf))
         most, full = batch_amount(self._most, arrays), np.zeros(scores.shape, np.bool_)
         # Hardly any of it is ever touched.
-        counts, at = np.zeros((users, self._none + 1), np.int32), np.arange(users)[:, None]
+        counts, at = np.zeros(users * (self._none + 1), np.int32), np.arange(users)[:, None]
+        base = at * (self._none + 1)
 
         def choose(chosen: Rows) -> None:
             mine = flat.take(chosen, axis=0)
-            counts[at, mine] += 1
-            reached = (counts[at, mine] >= most) & (mine != self._none)
+            places = mine + base
+            now = counts.take(places) + 1
+            counts[places] = now
+            reached = (now >= most) & (mine != self._none)
+            if not reached.any():
+                return
             for place in np.flatnonzero(reached.any(axis=0)).tolist():
                 shut = np.where(reached[:, place], mine[:, place], -1)[:, None]
                 for values in by_value:

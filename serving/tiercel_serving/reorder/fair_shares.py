@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..kinds import Settings, mistyped
 from ..problems import SHARE, Problem
-from ..ranked import Rows, Scores, pick
+from ..ranked import Rows, Scores
 from ..spec import Arrays
 from .boost_items import having, unfit_values
 from .placing import Line, fill, places_to_fill
@@ -112,25 +112,41 @@ class Fair:
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
         """Go down the line, those first whose group lacks something."""
-        line, width = Line.of(scores, arrays), scores.shape[1]
-        group = self._group.take(line.rows)
-        flat, at = group.reshape(-1), np.arange(len(scores))
-        place_in_line = np.where(line.real, -np.arange(width, dtype=np.float32), -np.float32(np.inf))
-        counts, gains = np.zeros((len(scores), len(self._shares))), np.empty_like(place_in_line)
-        filled = 0
+        line, (users, width) = Line.of(scores, arrays), scores.shape
+        groups, at = len(self._shares), np.arange(users)
+        group = np.where(line.real, self._group.take(line.rows), groups)
+        # Each group's places in the line, one group after another; behind the last stands nothing.
+        queue = np.full((users, width + 1), width)
+        queue[:, :width] = group.argsort(axis=1, kind="stable")
+        size = (group[:, :, None] == np.arange(groups)).sum(axis=1)
+        end: Rows = np.cumsum(size, axis=1)
+        front = end - size
+        # Flat over users and groups, as what is chosen is counted.
+        front, end = front.reshape(-1), end.reshape(-1)
+        flat, base = queue.reshape(-1), np.repeat(at * (width + 1), groups)
+        head = np.where(size.reshape(-1) > 0, flat.take(base + front), np.inf).astype(np.float32)
+        counts, gains = np.zeros(users * groups, np.float32), np.empty((users, groups), np.float32)
+        places, picks = places_to_fill(arrays, width), list[Rows]()
+        shares = self._shares * np.arange(1, places + 2)[:, None]
+        least, most = (np.tile(bound(shares), users).astype(np.float32) for bound in (np.floor, np.ceil))
+        out, first, second = gains.reshape(-1), np.float32(4 * width), np.float32(2 * width)
 
-        def gain() -> None:
-            below = counts < np.floor(self._shares * (filled + 1))
-            allowed = counts < np.ceil(self._shares * (filled + 1))
-            worth = (2 * width * (2.0 * below + allowed)).astype(np.float32)
-            np.add(place_in_line, pick(worth, group), gains)
+        def gain(place: int) -> None:
+            np.multiply(counts < least[place], first, out)
+            np.add(out, (counts < most[place]) * second, out)
+            np.subtract(out, head, out)
 
         def choose(chosen: Rows) -> None:
-            nonlocal filled
-            filled += 1
-            place_in_line.reshape(-1)[chosen] = -np.inf
-            counts[at, flat.take(chosen)] += 1
-            gain()
+            stands = head.take(chosen)
+            picks.append(np.minimum(stands, width).astype(np.int64))
+            counts[chosen] += 1
+            front[chosen] += 1
+            ahead = front.take(chosen)
+            following = flat.take(base.take(chosen) + np.minimum(ahead, width))
+            head[chosen] = np.where(ahead < end.take(chosen), following, np.inf)
+            gain(len(picks))
 
-        gain()
-        return line.placed(fill(gains, places_to_fill(arrays, width), choose)), None
+        gain(0)
+        # One more than is filled: the last choice is not told of.
+        fill(gains, places + 1, choose)
+        return line.placed(np.stack(picks, axis=1)), None

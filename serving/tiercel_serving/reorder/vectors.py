@@ -240,6 +240,23 @@ def hot_rows(column: Column) -> Floats:
     return hot
 
 
+def codes_of(column: Column) -> tuple[Rows, int]:
+    """Return the codes ``[I + 1, L]`` of each item's different values, V where there is none; and V."""
+    values, codes = distinct(column)
+    many = len(values)
+    codes = np.where(codes < 0, many, codes)
+    if column.offsets is None:
+        return codes[:, None], many
+    items = np.repeat(np.arange(len(column)), np.diff(column.offsets))
+    pairs = np.unique(items * (many + 1) + codes)
+    items, codes = pairs // (many + 1), pairs % (many + 1)
+    items, codes = items[codes < many], codes[codes < many]
+    counts = np.bincount(items, minlength=len(column))
+    out = np.full((len(column), max(int(counts.max(initial=0)), 1)), many)
+    out[items, np.arange(len(items)) - np.repeat(np.cumsum(counts) - counts, counts)] = codes
+    return out, many
+
+
 def _plain(value: Any) -> dict[Any, float]:
     """Return one item's unit vector."""
     numbers: dict[Any, float] = {}
