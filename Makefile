@@ -8,7 +8,7 @@ DEMO := $(VENV)/.ready-demo
 DEV := $(VENV)/.ready-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test lint format bench bench-features bench-scale clean
+.PHONY: help setup demo test lint format bench bench-features bench-scale bench-stages clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets.
@@ -61,6 +61,11 @@ bench-features: $(DEV)  ## Compiled features beside NVTabular, pandas and Merlin
 
 bench-scale: $(DEV)  ## Large made-up catalogues: export, memory, masked search; some minutes.
 	$(BIN)/python -m benchmarks.scale --save benchmarks/results/latest-scale.json
+
+# pyversity is a peer and nothing else: no extra of ours installs it.
+bench-stages: $(DEV)  ## Every reorder step, in process and beside pyversity; a minute or two.
+	$(PIP) --no-deps "pyversity==0.2.0"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.stages --save benchmarks/results/latest-stages.json
 
 clean:  ## Remove what the targets made (not the data).
 	rm -rf $(VENV) runs releases build

@@ -19,6 +19,9 @@ PACKED: Mapping[str, str] = {EXCLUDE: "exclude_item_ids__packed", HISTORY: "hist
 #: The input that says whether a user may get what the user already had.
 ALLOW_SEEN = "allow_seen"
 
+#: The output with each item's chance, of ensembles that explore.
+PROPENSITY = "propensity"
+
 #: Prefix of the outputs of ``recommend_explain`` that hold a stage's microseconds.
 TIME_PREFIX = "time_us_"
 
@@ -65,6 +68,7 @@ class Contract(ServerInfo):
 
     columns: Mapping[str, RequestColumn]
     inputs: frozenset[str]
+    outputs: frozenset[str] = frozenset()
 
     def info(self, server: str, version: str) -> ServerInfo:
         """Return what an application may want to know."""
@@ -103,6 +107,7 @@ def read_contract(config: ModelConfig) -> Contract:
         request_columns=tuple(columns),
         columns={column.name: column for column in columns},
         inputs=frozenset(tensor.name for tensor in config.inputs),
+        outputs=frozenset(tensor.name for tensor in config.outputs),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from .contract import Contract, ModelConfig, read_contract
+from .contract import PROPENSITY, Contract, ModelConfig, read_contract
 from .errors import (
     ClientError,
     Closed,
@@ -242,8 +242,9 @@ class Core(Generic[AnyTransport]):
         self, context: Context, contract: Contract, parts: Sequence[Part]
     ) -> Flow[list[Recommendation]]:
         several = len(parts) > 1
+        outputs = (*OUTPUTS, PROPENSITY) if PROPENSITY in contract.outputs else OUTPUTS
         calls = [
-            context.infer(self._model, part.inputs, OUTPUTS, f"/{number}" if several else "")
+            context.infer(self._model, part.inputs, outputs, f"/{number}" if several else "")
             for number, part in enumerate(parts)
         ]
         arrays = yield calls

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .contract import TIME_PREFIX, Contract
+from .contract import PROPENSITY, TIME_PREFIX, Contract
 from .errors import ProtocolMismatch
 from .results import (
     STATUSES,
@@ -40,6 +40,8 @@ def read_answers(
 ) -> list[Recommendation]:
     """Read ``recommend``'s outputs: ``item_id`` and ``score`` ``[B,k]``, ``count`` and ``status`` ``[B,1]``.
 
+    ``propensity [B,k]`` comes with them where something explores.
+
     Raises
     ------
     ProtocolMismatch
@@ -48,26 +50,30 @@ def read_answers(
     read = _Reader(contract.model, arrays, len(users))
     ids = read.array("item_id", "O" if contract.item_id_dtype == "bytes" else "iu", (-1,))
     scores = read.array("score", "f", ids.shape[1:])
+    chances: list[list[float | None]] = [[None] * ids.shape[1]] * len(users)
+    if PROPENSITY in arrays:
+        chances = read.array(PROPENSITY, "f", ids.shape[1:]).tolist()
     counts = read.within("count", 0, ids.shape[1])
     statuses = read.within("status", 0, len(STATUSES) - 1)
     return [
         Recommendation(
             user_id=None if isinstance(user, Anonymous) else user,
             status=STATUSES[status],
-            items=_items(read.ids(ids[row, :count]), scores[row, :count].tolist()),
+            items=_items(read.ids(ids[row, :count]), scores[row, :count].tolist(), chances[row][:count]),
             request_id=request_id,
         )
         for row, (user, count, status) in enumerate(zip(users, counts, statuses, strict=True))
     ]
 
 
-def _items(ids: Sequence[Id], scores: Sequence[float]) -> tuple[Item, ...]:
-    return tuple(Item(one, score, None, n) for n, (one, score) in enumerate(zip(ids, scores, strict=True), 1))
+def _items(ids: Sequence[Id], scores: Sequence[float], chances: Sequence[float | None]) -> tuple[Item, ...]:
+    each = enumerate(zip(ids, scores, chances, strict=True), 1)
+    return tuple(Item(one, score, None, rank, chance) for rank, (one, score, chance) in each)
 
 
 def titled(answer: Recommendation, titles: Mapping[Id, str | None]) -> Recommendation:
     """Return an answer with titles; an id that ``titles`` lacks has none."""
-    items = (Item(one.item_id, one.score, titles.get(one.item_id), one.rank) for one in answer.items)
+    items = (one._replace(title=titles.get(one.item_id)) for one in answer.items)
     return replace(answer, items=tuple(items))
 
 

@@ -50,12 +50,20 @@ class Item(NamedTuple):
         What people call it, or None: not asked for, or the server has none.
     rank
         Its place in the answer, from 1.
+    propensity
+        With which chance it stands there; 1 where nothing was drawn, None if the server never explores.
     """
 
     item_id: Id
     score: float
     title: str | None
     rank: int
+    propensity: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON form, without a propensity that nobody speaks of."""
+        document = self._asdict()
+        return document if self.propensity is not None else {k: document[k] for k in self._fields[:-1]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +109,7 @@ class Recommendation:
             "user_id": self.user_id,
             "status": self.status.value,
             "count": self.count,
-            "items": [item._asdict() for item in self.items],
+            "items": [item.to_json() for item in self.items],
             "request_id": self.request_id,
         }
 

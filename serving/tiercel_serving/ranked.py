@@ -75,6 +75,26 @@ def read_keys(keys: Rows) -> tuple[Scores, Rows]:
     return np.subtract(_ZERO, bits.view(np.float32)), keys & 0xFFFFFFFF
 
 
+def strictly_falling(scores: Scores) -> Scores:
+    """Return scores ``[B, M]`` of which each is below the one before, changed as little as can be.
+
+    Parameters
+    ----------
+    scores
+        Falling, ties allowed, without NaN; -inf stays as it is.
+    """
+    falls = scores[:, 1:] < scores[:, :-1]
+    falls |= np.isneginf(scores[:, 1:])
+    if falls.all():
+        return scores
+    places = np.arange(scores.shape[1])
+    steps = sort_keys(scores, np.zeros(scores.shape, np.int64)) >> 32
+    steps = np.maximum.accumulate(steps - places, axis=1) + places
+    lowest = int(sort_keys(np.array([[np.finfo(np.float32).min]]), np.zeros((1, 1), np.int64))[0, 0]) >> 32
+    falling, _ = read_keys(np.minimum(steps, lowest) << 32)
+    return np.where(np.isneginf(scores), scores, falling)
+
+
 def pick(array: npt.NDArray[Any], places: Rows) -> npt.NDArray[Any]:
     """Return ``array[b, places[b, m]]`` for all b and m of an array ``[B, N]`` and places ``[B, M]``."""
     if len(places) == 1:

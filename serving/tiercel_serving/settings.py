@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import msgspec
 
 from .problems import COUNT, COUNT_OR_0, Problem, Range, choose, named_twice, out_of_range
+from .reorder.inputs import source_problems
+from .reorder.per_request import shared_problems
 from .reorder.table import REORDER, ReorderKind
 from .rules.table import RULES, RuleKind
 from .sources.table import SOURCES, SourceKind
@@ -120,6 +122,10 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 within = [problem.within(f"{field}[{place}]") for problem in kind.problems()]
                 told = {problem.field for problem in wrong}
                 wrong += [problem for problem in within if problem.field not in told]
+        if not wrong:
+            wrong += [*source_problems(self.reorder, {source.name: source for source in self.sources})]
+            wrong += shared_problems(self.reorder)
+            wrong += _histories(self)
         wrong += [problem.within("store") for problem in self.store.problems()]
         wrong += named_twice((rule.name for rule in self.rules), "rules", "rules")
         return wrong
@@ -195,6 +201,13 @@ def _limits(settings: ServingSettings) -> Iterator[Problem]:
         yield Problem("unknown_users", problem, choose(settings.unknown_users, (FALLBACK, RANK)))
     if settings.history_columns and not settings.history_length:
         yield Problem("history_columns", "need a history_length above 0", "raise it, or leave them out")
+
+
+def _histories(settings: ServingSettings) -> Iterator[Problem]:
+    for place, step in enumerate(settings.reorder):
+        if "history_row" in step.reads() and not settings.history_length:
+            problem = "the step reads the user's history, but history_length is 0"
+            yield Problem(f"reorder[{place}]", problem, "raise it, or leave the step out")
 
 
 def _sources(settings: ServingSettings) -> Iterator[Problem]:

@@ -93,7 +93,9 @@ class EvenYears(Settings, frozen=True, tag="even_years"):
     def open(self, columns: Mapping[str, Column]) -> EvenStep:
         return EvenStep(columns["year"], np.float32(self.points))
 
-    def reference(self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]]) -> list[float]:
+    def reference(
+        self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
+    ) -> list[float]:
         changed = []
         for score, candidate in zip(scores, candidates, strict=True):
             year = candidate["year"]
@@ -109,6 +111,6 @@ class EvenStep:
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
         known, even = self._known[arrays["kept_row"]], self._even[arrays["kept_row"]]
-        there = np.isfinite(scores)
+        there = scores > -np.inf
         why = np.where(known, even, 2).astype(np.int32) * there
         return np.where(known, np.where(even, scores - self._points, scores), -np.inf).astype(np.float32), why

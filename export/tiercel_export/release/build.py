@@ -21,6 +21,7 @@ from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import MANIFEST_FORMAT, Manifest
 from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.release.writing import made_now, new_build_id, staging_directory, write_manifest
+from tiercel_serving.reorder.per_request import name_problems
 from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.repository.targets import find_target, model_groups
 from tiercel_serving.settings import ServingSettings
@@ -30,7 +31,7 @@ from tiercel_serving.verify.checks import verify_release
 
 from ..forms import ServedForm
 from ..models.prepare import Models, prepare_models, write_engines
-from .fit import check_reorder
+from .fit import check_reorder, refuse
 from .given import check_inputs
 from .golden import ask_oracles
 from .parts import FeatureOptions, Goal, Inputs, Programs, TableColumns, Tables
@@ -241,6 +242,8 @@ def _manifest(
         tables={table: dict(entry) for table, entry in goal.origin.items()},
         notes=tuple(inputs.notes),
     )
+    names = [column.name for column in programs.user.inputs]
+    refuse(name_problems(inputs.settings.reorder, names, "a request column"))
     # The graph's own tensors have their names; the request's columns choose from the rest.
     named = request_columns(programs.user.inputs, inputs.columns.user_id, graph_names(manifest))
     return msgspec.structs.replace(manifest, request_columns=named)

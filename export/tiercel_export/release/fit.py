@@ -8,6 +8,7 @@ import msgspec
 
 from tiercel_serving.columns import Column
 from tiercel_serving.problems import Problem, choose
+from tiercel_serving.reorder.inputs import FitsItems
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.table import SOURCES, SourceKind, default_sources
 from tiercel_serving.stages.specs import query_stage
@@ -114,12 +115,19 @@ def check_columns(settings: ServingSettings, items: Sequence[str], item_cat: Seq
 
 
 def check_rules(settings: ServingSettings, columns: Mapping[str, Column]) -> None:
-    """Refuse rules that do not fit the raw item columns."""
-    refuse(
+    """Refuse rules and reorder steps that do not fit the raw item columns."""
+    wrong = [
         problem.within(f"rules[{place}]")
         for place, rule in enumerate(settings.rules)
         for problem in rule.misfits(columns)
-    )
+    ]
+    wrong += [
+        problem.within(f"reorder[{place}]")
+        for place, step in enumerate(settings.reorder)
+        if isinstance(step, FitsItems)
+        for problem in step.unfit(columns)
+    ]
+    refuse(wrong)
 
 
 def check_reorder(settings: ServingSettings, tasks: int) -> None:

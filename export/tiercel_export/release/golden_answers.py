@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tiercel_serving.reorder.inputs import source_columns
 from tiercel_serving.settings import FALLBACK, KNOWN, UNKNOWN
 from tiercel_serving.sources.table import Made
 from tiercel_serving.spec import Array, Arrays
@@ -102,7 +103,12 @@ def _answer(
     if found.band is None:
         return None
     raw = uncompiled.tables.raw_items
-    item_of = plain_items({name: raw[name] for name in settings.raw_columns()})
+    of_sources = source_columns(
+        settings.reorder,
+        dict(zip((s.name for s in settings.sources), sources, strict=True)).__getitem__,
+        uncompiled.items,
+    )
+    item_of = plain_items({name: raw[name] for name in settings.raw_columns()} | of_sources)
     kept = keep(settings, item_of, found.candidates).candidates
     if unknown and settings.unknown_users == FALLBACK:
         # The fallback's scores are the same numbers in every engine.
@@ -112,7 +118,7 @@ def _answer(
     tasks = _rank(uncompiled, tensors, [candidate for candidate, _ in candidates])
     rows = {candidate.row for candidate in kept}
     own = None if tasks is None else [t for (c, _), t in zip(candidates, tasks, strict=True) if c.row in rows]
-    best = order(settings, item_of, kept, own, unknown=unknown)[: settings.k_max]
+    best = order(settings, item_of, kept, own, unknown=unknown, user=user)[: settings.k_max]
     return Answer(best, candidates, rows, tasks)
 
 

@@ -7,13 +7,15 @@ searched exactly. Users come in blocks, so that nothing is ever users × items.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from tiercel_serving.columns import with_null_row
 from tiercel_serving.ranked import Mask, make_mask, sort_by_score
 from tiercel_serving.release.artefacts import Artefact
+from tiercel_serving.reorder.inputs import source_columns
 from tiercel_serving.reorder.steps import Steps
 from tiercel_serving.rules.kept import KeptRules, allowed_items, reason_table
 from tiercel_serving.rules.table import RuleKind
@@ -74,7 +76,21 @@ def open_source(
     candidates: int,
     rules: Sequence[RuleKind] = (),
 ) -> Source:
-    """Make a source and open it, in memory.
+    """Make a source and open it, in memory; the parameters are those of :func:`make_source`."""
+    with SOURCES.using(kind):
+        artefact = make_source(kind, model, packed, pairs, candidates, rules)
+        return kind.open(artefact, packed.n_items, os.cpu_count() or 1)
+
+
+def make_source(
+    kind: SourceKind,
+    model: FittedRetrieval | None,
+    packed: Packed,
+    pairs: Pairs,
+    candidates: int,
+    rules: Sequence[RuleKind] = (),
+) -> Artefact:
+    """Make the artefact of a source, in memory.
 
     Parameters
     ----------
@@ -98,8 +114,7 @@ def open_source(
     )
     with SOURCES.using(kind):
         made = kind.make(material)
-        artefact = Artefact.in_memory("source", made.arrays, made.meta)
-        return kind.open(artefact, packed.n_items, os.cpu_count() or 1)
+        return Artefact.in_memory("source", made.arrays, made.meta)
 
 
 class OfflineRetrieval:
@@ -117,11 +132,21 @@ class OfflineRetrieval:
     ) -> None:
         self.users = KnownUsers(packed, pairs, allow_seen=settings.allow_seen)
         self._models = models
+        self._make = {
+            kind.name: partial(
+                make_source, kind, models.get(kind.name), packed, pairs, settings.candidates, settings.rules
+            )
+            for kind in settings.sources
+        }
         opened = [
             open_source(kind, models.get(kind.name), packed, pairs, settings.candidates, settings.rules)
             for kind in settings.sources
         ]
         self._sources = MergedSources(settings, opened, packed.n_items)
+
+    def arrays_of(self, source: str) -> Arrays:
+        """Return the arrays of a source's artefact."""
+        return self._make[source]().arrays
 
     def candidates(self, users: IntArray) -> tuple[dict[str, Array], Candidates]:
         """Return the tensors of a block of users, and their candidates: scores, rows, sources ``[B, N]``."""
@@ -132,13 +157,24 @@ class OfflineRetrieval:
 
 
 class OfflineOrdering:
-    """What the served rules, steps and ranker (None keeps retrieval's order) make of candidates."""
+    """What the served rules, steps and ranker (None keeps retrieval's order) make of candidates.
 
-    def __init__(self, settings: ServingSettings, ranker: FittedRanking | None, packed: Packed) -> None:
+    ``arrays_of`` gives the arrays of a source, for steps that read what sources know of items.
+    """
+
+    def __init__(
+        self,
+        settings: ServingSettings,
+        ranker: FittedRanking | None,
+        packed: Packed,
+        arrays_of: Callable[[str], Arrays] | None = None,
+    ) -> None:
         reasons = reason_table(settings.rules, packed.raw, packed.n_items)
         self._rules = KeptRules(reasons, settings.candidates, settings.kept)
         read = [name for step in settings.reorder for name in step.columns()]
         padded = {name: with_null_row(packed.raw[name]) for name in read}
+        if arrays_of is not None:
+            padded |= source_columns(settings.reorder, arrays_of, packed.n_items)
         self._steps = Steps(settings, padded, packed.n_items)
         self._ranker, self._packed = ranker, packed
 
@@ -154,5 +190,5 @@ class OfflineOrdering:
             read = [name for name in self._ranker.inputs if name in self._packed.item]
             items = {name: self._packed.item[name].take(kept["kept_row"], axis=0) for name in read}
             arrays["rank_score"] = self._ranker.scores({**arrays, **items})
-        scores, rows, _ = self._steps.apply(arrays)
-        return sort_by_score(scores, rows)[1]
+        final = self._steps.apply(arrays)
+        return sort_by_score(final.scores, final.rows)[1]

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from tiercel_serving.problems import COUNT, Problem, choose
+from tiercel_serving.reorder.inputs import FitsItems
 from tiercel_serving.sources.table import FitsModel
 
 from ..arrays.lists import IMPLICIT
@@ -31,6 +32,9 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
             if section == "rules" and not missing and not kind.problems():
                 columns = raw_columns(items, kind.columns())
                 yield from (problem.within(where) for problem in kind.misfits(columns))
+            elif isinstance(kind, FitsItems) and not missing and not kind.problems():
+                columns = raw_columns(items, kind.columns())
+                yield from (problem.within(where) for problem in kind.unfit(columns))
     yield from _too_few_items(recipe, dataset)
     yield from _title(recipe.serving.title_column, dataset)
     if recipe.ranking is not None and recipe.ranking.task.target not in ("", IMPLICIT):

@@ -20,6 +20,7 @@ PLAIN: Mapping[str, str] = {
     "Parquet": "tiercel_pipelines.data",
     "Synthetic": "tiercel_pipelines.data",
     "ServingSettings": "tiercel_serving.settings",
+    "PerRequest": "tiercel_serving.reorder.per_request",
     # The same settings with some fields changed.
     "replace": "msgspec.structs",
 }

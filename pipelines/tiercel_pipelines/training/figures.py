@@ -31,7 +31,7 @@ def offline_figures(
         return {}
     packed, settings, pairs = trainer.packed, trainer.settings, trainer.pairs
     retrieval = OfflineRetrieval(settings, trained.retrieval, packed, pairs)
-    ordering = OfflineOrdering(settings, trained.ranking, packed)
+    ordering = OfflineOrdering(settings, trained.ranking, packed, retrieval.arrays_of)
     popular = open_source(Popular(), None, packed, pairs, settings.candidates)
     found: dict[str, list[IntArray]] = {"popularity": [], "retrieval": [], "ranking": []}
     for block in blocks(users):

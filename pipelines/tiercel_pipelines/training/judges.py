@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import msgspec
 import numpy as np
 
 from tiercel_serving.settings import ServingSettings
@@ -76,7 +77,9 @@ class RankingJudge:
 
     def __call__(self, ranker: FittedRanking) -> float:
         """Return nDCG@10."""
-        ordering = OfflineOrdering(self.settings, ranker, self.packed)
+        # Steps that are not the ranker's own (diversity, caps) say nothing of how well it ranks.
+        own = tuple(step for step in self.settings.reorder if step.of_ranker)
+        ordering = OfflineOrdering(msgspec.structs.replace(self.settings, reorder=own), ranker, self.packed)
         kept, found = self.settings.kept, []
         for block in blocks(np.arange(len(self.lists))):
             lists = self.lists.take(block)

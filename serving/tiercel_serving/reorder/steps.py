@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from ..columns import Column
 from ..ranked import Rows, Scores
 from ..settings import FALLBACK, UNKNOWN, ServingSettings
 from ..spec import Array, Arrays
-from .table import ReorderKind
+from .table import Explores, ReorderKind
 
 _NOTHING = np.float32(-np.inf)
 
@@ -21,13 +22,23 @@ def reasons_of(steps: Sequence[ReorderKind]) -> list[str]:
     return [text for step in steps for text in step.reasons]
 
 
+class Final(NamedTuple):
+    """What the steps made of the kept: scores, rows, reasons and propensities ``[B, K]``."""
+
+    scores: Scores
+    rows: Rows
+    reasons: npt.NDArray[np.int32] | None
+    propensity: Scores | None
+
+
 class Steps:
     """Turn the ranker's scores into final ones.
 
     The first score is that of the first task, or retrieval's own where there is no ranker. A user of whom
     nothing is known keeps the fallback's score, unless the settings say ``rank``.
 
-    ``columns`` are the raw item columns ``[I + 1]`` that the steps read, and ``items`` is I, the pad row.
+    ``columns`` are the columns ``[I + 1]`` that the steps read, raw ones and those of :mod:`.inputs`, and
+    ``items`` is I, the pad row.
     """
 
     def __init__(self, settings: ServingSettings, columns: Mapping[str, Column], items: int) -> None:
@@ -36,19 +47,25 @@ class Steps:
         self._steps = [(step, step.open(columns)) for step in settings.reorder]
         self._has_reasons = bool(reasons_of(settings.reorder))
 
-    def apply(self, arrays: Arrays) -> tuple[Scores, Rows, npt.NDArray[np.int32] | None]:
+    @property
+    def explore(self) -> bool:
+        """Whether a step draws, so that items have propensities."""
+        return any(isinstance(step, Explores) for _, step in self._steps)
+
+    def apply(self, arrays: Arrays) -> Final:
         """Score the kept.
 
         Parameters
         ----------
         arrays
             ``kept_row``, ``kept_score`` ``[B, K]``, ``status [B, 1]``, ``rank_score [B, K, T]`` unless there
-            is no ranker, and what the steps read.
+            is no ranker, and what the steps read. With ``k [B, 1]`` only so many places need their order.
 
         Returns
         -------
         ``[B, K]`` float32 scores, -inf in empty slots; ``[B, K]`` rows, the pad row where a step dropped the
-        item; ``[B, K]`` int32 codes of :func:`reasons_of`, or None where no step has any.
+        item; ``[B, K]`` int32 codes of :func:`reasons_of`, or None where no step has any; ``[B, K]`` float32
+        propensities, or None where no step explores.
         """
         kept, tasks = arrays["kept_row"], arrays.get("rank_score")
         scores: Scores = arrays["kept_score"] if tasks is None else tasks[:, :, 0]
@@ -59,9 +76,15 @@ class Steps:
                 bypass, scores = unknown, np.where(unknown, arrays["kept_score"], scores)
         rows, scores = kept, self._blank(scores, kept)
         reasons = np.zeros(kept.shape, np.int32) if self._has_reasons else None
+        propensity = np.ones(kept.shape, np.float32) if self.explore else None
         first = 1
-        for kind, step in self._steps:
-            changed, why = step.apply(scores, arrays)
+        # What is not seen of one step may be moved up by the next: all but the last order everything.
+        whole = {name: array for name, array in arrays.items() if name != "k"} if self._steps[1:] else arrays
+        for number, (kind, step) in enumerate(self._steps):
+            last = number == len(self._steps) - 1
+            changed, why = step.apply(scores, arrays if last else whole)
+            if propensity is not None and isinstance(step, Explores):
+                propensity = propensity * step.propensity(scores, changed, arrays)
             if bypass is not None and kind.of_ranker:
                 changed, why = np.where(bypass, scores, changed), None if why is None else why * ~bypass
             dropped = (changed == _NOTHING) & (scores != _NOTHING)
@@ -70,7 +93,7 @@ class Steps:
             if why is not None and reasons is not None:
                 reasons = np.where(why > 0, why + (first - 1), reasons)
             scores, first = self._blank(changed, rows), first + len(kind.reasons)
-        return scores, rows, reasons
+        return Final(scores, rows, reasons, propensity)
 
     def _blank(self, scores: Scores, rows: Rows) -> Scores:
         """Give empty slots -inf, and items of whose score a broken model says NaN: they go last."""

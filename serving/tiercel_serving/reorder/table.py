@@ -27,14 +27,32 @@ class Step(Protocol):
             ``[B, K]`` float32: what the steps before it made of the ranker's score; -inf in empty slots,
             of items dropped before, and where the ranker said NaN.
         arrays
-            ``kept_row``, ``kept_score`` ``[B, K]``, ``rank_score [B, K, T]`` if there is a ranker, and the
-            tensors that the kind reads.
+            ``kept_row``, ``kept_score`` ``[B, K]``, ``rank_score [B, K, T]`` if there is a ranker, the
+            tensors that the kind reads, what requests set of its numbers (:mod:`.per_request`), and ``k [B,
+            1]``: so many places of each user will be seen. Without it all will be.
 
         Returns
         -------
         ``[B, K]`` float32 new scores, of which -inf drops an item that had another; and ``[B, K]`` int32:
         0, or 1 + the place in the kind's ``reasons`` of why the item was moved or dropped; None where it
         has no reasons.
+        """
+        ...
+
+
+@runtime_checkable
+class Explores(Protocol):
+    """An opened step that draws, if requests send a seed, and says with which chances."""
+
+    def propensity(self, before: Scores, after: Scores, arrays: Arrays) -> Scores:
+        """Return ``[B, K]`` float32 the chance with which each item came to stand where it does.
+
+        Parameters
+        ----------
+        before, after
+            ``[B, K]`` scores that the step got, and gave.
+        arrays
+            What it got.
         """
         ...
 
@@ -65,10 +83,15 @@ class ReorderKind(Protocol):
         ...
 
     def open(self, columns: Mapping[str, Column]) -> Step:
-        """Return the step over raw item columns ``[I + 1]``, whose last row is null."""
+        """Return the step over columns ``[I + 1]``, whose last row is null.
+
+        They are its raw item columns, and what the sources that it reads know (:mod:`.inputs`).
+        """
         ...
 
-    def reference(self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]]) -> list[float]:
+    def reference(
+        self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
+    ) -> list[float]:
         """Return one user's new scores in plain Python; -inf drops an item that had another.
 
         Parameters
@@ -76,7 +99,11 @@ class ReorderKind(Protocol):
         scores
             Of the candidates that no step dropped, in the order of ``candidates``.
         candidates
-            For each: ``row``, ``kept_score``, ``rank_score`` (one number a task) and its raw columns.
+            For each: ``row``, ``kept_score``, ``rank_score`` (one number a task) and its columns.
+        user
+            The tensors that the kind reads and the numbers that the request sets, of this user; ``item_of``
+            (catalogue row → the item's columns), ``greatest`` and ``least_positive`` (column → such a number
+            of all items); perhaps ``served``: rows as they were served, to go by where gains nearly tie.
         """
         ...
 
@@ -86,5 +113,18 @@ REORDER: Kinds[ReorderKind] = Kinds(
     "reorder step",
     {
         "weighted_sum": Kind("tiercel_serving.reorder.weighted_sum:WeightedSum"),
+        "freshness": Kind("tiercel_serving.reorder.freshness:Freshness"),
+        "popularity_correction": Kind("tiercel_serving.reorder.popularity_correction:PopularityCorrection"),
+        "boost_items": Kind("tiercel_serving.reorder.boost_items:BoostItems"),
+        "score_floor": Kind("tiercel_serving.reorder.score_floor:ScoreFloor"),
+        "mmr": Kind("tiercel_serving.reorder.mmr:MMR"),
+        "dpp": Kind("tiercel_serving.reorder.dpp:DPP"),
+        "spread": Kind("tiercel_serving.reorder.spread:Spread"),
+        "calibration": Kind("tiercel_serving.reorder.calibration:Calibration"),
+        "fair_shares": Kind("tiercel_serving.reorder.fair_shares:FairShares"),
+        "cap": Kind("tiercel_serving.reorder.cap:Cap"),
+        "gumbel_top_k": Kind("tiercel_serving.reorder.gumbel_top_k:GumbelTopK"),
+        "epsilon_slot": Kind("tiercel_serving.reorder.epsilon_slot:EpsilonSlot"),
+        "pin_items": Kind("tiercel_serving.reorder.pin_items:PinItems"),
     },
 )

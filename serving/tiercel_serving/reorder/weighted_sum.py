@@ -46,7 +46,9 @@ class WeightedSum(Settings, frozen=True, tag="weighted_sum"):
         """Return the step."""
         return WeightedTasks(np.array(self.weights, np.float32))
 
-    def reference(self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]]) -> list[float]:
+    def reference(
+        self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
+    ) -> list[float]:
         """Return the sums."""
         return [self._sum(candidate["rank_score"]) for candidate in candidates]
 

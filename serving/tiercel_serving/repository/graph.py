@@ -18,6 +18,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
 from ..release.opened import Release
+from ..reorder.per_request import per_request
 from ..reorder.steps import reasons_of
 from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT, ServingSettings
 from ..spec import StageSpec, TensorSpec, model_inputs
@@ -29,6 +30,9 @@ RECOMMEND, EXPLAIN = "recommend", "recommend_explain"
 
 #: What ``recommend`` answers.
 RECOMMEND_OUTPUTS = ("item_id", "score", "count", "status")
+
+#: What it answers too where a reorder step explores.
+PROPENSITY = "propensity"
 
 #: What ``recommend_explain`` answers besides, before the times.
 EXPLAIN_OUTPUTS = (
@@ -77,7 +81,10 @@ def render_repository(release: Release, directory: Path, layout: str, *, suffix:
         groups[DESCRIBE_ITEMS] = (specs[DESCRIBE_ITEMS],)
     place = _release_path(release, directory)
     configs = [_stage_model(release, model, stages, place) for model, stages in groups.items()]
-    for name, public in ((RECOMMEND, RECOMMEND_OUTPUTS), (EXPLAIN, _explain_outputs(graph.values()))):
+    for name, public in (
+        (RECOMMEND, (*RECOMMEND_OUTPUTS, PROPENSITY)),
+        (EXPLAIN, _explain_outputs(graph.values())),
+    ):
         configs.append(_ensemble(release, name + suffix, graph, public))
     code = resources.files(__package__).joinpath("model.py.txt").read_text(encoding="utf-8")
     for config in configs:
@@ -105,7 +112,7 @@ def _release_path(release: Release, directory: Path) -> str:
 
 def _explain_outputs(groups: Iterable[Sequence[StageSpec]]) -> tuple[str, ...]:
     times = tuple(TIME_PREFIX + spec.name for stages in groups for spec in stages)
-    return RECOMMEND_OUTPUTS + EXPLAIN_OUTPUTS + times
+    return (*RECOMMEND_OUTPUTS, PROPENSITY, *EXPLAIN_OUTPUTS, *times)
 
 
 def model_outputs(stages: Sequence[StageSpec]) -> tuple[TensorSpec, ...]:
@@ -115,7 +122,7 @@ def model_outputs(stages: Sequence[StageSpec]) -> tuple[TensorSpec, ...]:
     """
     outputs = {tensor.name: tensor for spec in stages for tensor in spec.outputs}
     if len(stages) > 1:
-        public = (*RECOMMEND_OUTPUTS, *EXPLAIN_OUTPUTS)
+        public = (*RECOMMEND_OUTPUTS, PROPENSITY, *EXPLAIN_OUTPUTS)
         outputs = {name: outputs[name] for name in public if name in outputs}
     return (*outputs.values(), *(time_spec(spec.name) for spec in stages))
 
@@ -255,8 +262,18 @@ def client_parameters(release: Release) -> dict[str, str]:
         "filter_reasons": _json(filter_reasons(settings)),
         "reorder_reasons": _json(reasons_of(settings.reorder)),
         "stages": _json(graph_stages(release)),
-        "request_columns": _json(msgspec.to_builtins(manifest.request_columns)),
+        "request_columns": _json(_request_columns(release)),
     }
+
+
+def _request_columns(release: Release) -> list[Any]:
+    """Return the columns that a request may carry, with the numbers of reorder steps that it may set."""
+    numbers = [
+        {"name": one.name, "dtype": "float64", "is_list": False, "part": "ordering"}
+        | {"tensor": one.tensor.name, "companion": None}
+        for one in per_request(release.settings.reorder)
+    ]
+    return [*msgspec.to_builtins(release.manifest.request_columns), *numbers]
 
 
 def filter_reasons(settings: ServingSettings) -> dict[str, str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import InvalidRequest
-from ..ranked import sort_by_score
+from ..ranked import order_by_score, pick, sort_by_score
 from ..release.opened import Release
+from ..reorder.inputs import source_columns
+from ..reorder.per_request import per_request
 from ..reorder.steps import Steps
 from ..spec import Array, Arrays, StageSpec
 
@@ -18,19 +20,25 @@ class Ordering:
         self.spec: StageSpec = release.stages[name]
         settings, items = release.settings, release.items
         columns = items.columns((c for step in settings.reorder for c in step.columns()), pad=True)
+        columns |= source_columns(
+            settings.reorder, lambda source: release.artefact(f"source_{source}", "source").arrays, items.size
+        )
+        self._set = per_request(settings.reorder)
         self._steps = Steps(settings, columns, items.size)
         self._ids, self._pad_row = items.ids, items.size
         self._k_default, self._k_max = settings.k_default, settings.k_max
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse a ``k`` outside of 1 … k_max."""
+        """Refuse a ``k`` outside of 1 … k_max, and numbers of steps beyond the recipe's limits."""
         check_k(arrays, self._k_max)
+        for one in self._set:
+            one.check(arrays)
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
-        """Return how wide one request's ``item_id`` and ``score`` are: its largest k."""
+        """Return how wide one request's items, scores and propensities are: its largest k."""
         k = arrays.get("k")
         width = self._k_default if k is None else int(k.max())
-        return {"item_id": width, "score": width}
+        return dict.fromkeys(("item_id", "score", "propensity"), width)
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Order what :meth:`~tiercel_serving.reorder.steps.Steps.apply` takes, for ``k [B, 1]``.
@@ -38,10 +46,15 @@ class Ordering:
         Returns
         -------
         ``item_id`` and ``score`` ``[B, max k]``, ``count [B, 1]``; ``reorder_reason [B, K]`` where a step
-        has reasons.
+        has reasons, ``propensity [B, max k]`` where one explores.
         """
-        scores, kept, reasons = self._steps.apply(arrays)
+        scores, kept, reasons, propensity = self._steps.apply(arrays)
         answer = self._best(scores, kept, arrays["k"])
+        if propensity is not None:
+            width = answer["score"].shape[1]
+            best = pick(propensity, order_by_score(scores, kept))[:, :width]
+            given = np.arange(width) < answer["count"]
+            answer["propensity"] = np.where(given, best, np.float32(0))
         return answer if reasons is None else {**answer, "reorder_reason": reasons}
 
     def _best(self, scores: Array, kept: Array, k: Array) -> dict[str, Array]:

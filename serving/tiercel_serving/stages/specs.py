@@ -15,6 +15,7 @@ from math import nan
 
 from ..errors import ManifestInvalid
 from ..release.manifest import Catalogue, Manifest, Packed, PackedList, RequestColumn
+from ..reorder.per_request import per_request
 from ..reorder.steps import reasons_of
 from ..settings import ServingSettings
 from ..spec import LENGTH_OF, PACKED_OF, VALID_OF, StageSpec, TensorSpec
@@ -118,10 +119,11 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
     tensors, n, pad = Tensors(settings, catalogue, manifest.packed), settings.candidates, catalogue.items
     id_dtype = catalogue.user_id_dtype
     user_id = TensorSpec("user_id", id_dtype, (1,), False, _empty(id_dtype), "Raw user id.")
-    # The first stage only checks k: a wrong one is refused before any work.
+    # The first stage only checks k and what steps take: what is wrong is refused before any work.
     k = TensorSpec("k", "int32", (1,), True, settings.k_default, "How many items the answer shall have.")
     doc = "Whether what the user already had may come."
     allow_seen = TensorSpec(ALLOW_SEEN, "bool", (1,), True, settings.allow_seen, doc)
+    taken = tuple(one.tensor for one in per_request(settings.reorder))
     status = TensorSpec("status", "int32", (1,), doc="0 known, 1 unknown with features, 2 unknown.")
     excluded = TensorSpec("excluded_row", "int64", (-1,), pad=pad, doc="Items that the request rules out.")
     retrieved = (
@@ -138,7 +140,9 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
     ranking = _ranking(manifest, tensors)
     return (
         StageSpec(
-            USER_FEATURES, (user_id, *_request(manifest), allow_seen, k), (status, *tensors.user, excluded)
+            USER_FEATURES,
+            (user_id, *_request(manifest), allow_seen, k, *taken),
+            (status, *tensors.user, excluded),
         ),
         *queries,
         StageSpec(
@@ -146,7 +150,7 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
         ),
         StageSpec(FILTERING, retrieved, tensors.kept),
         *ranking,
-        _ordering(manifest, tensors, ranking[-1].outputs if ranking else (), (status, k)),
+        _ordering(manifest, tensors, ranking[-1].outputs if ranking else (), (status, k, *taken)),
         _describe_items(catalogue),
     )
 
@@ -217,6 +221,9 @@ def _ordering(
         TensorSpec("score", "float32", (-1,), doc="Final scores."),
         TensorSpec("count", "int32", (1,), doc="How many slots are real."),
     ]
+    if any(hasattr(step, "seed") for step in steps):
+        doc = "With which chance each stands there: 1 where nothing was drawn."
+        outputs.append(TensorSpec("propensity", "float32", (-1,), doc=doc))
     if reasons_of(steps):
         doc = "Why a step moved or dropped each of the kept; 0 is no reason."
         outputs.append(TensorSpec("reorder_reason", "int32", (manifest.settings.kept,), doc=doc))

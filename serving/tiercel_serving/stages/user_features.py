@@ -10,6 +10,7 @@ from ..errors import ArtefactCorrupt
 from ..features import FeatureProgram
 from ..ranked import Rows
 from ..release.opened import Release
+from ..reorder.per_request import per_request
 from ..settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES
 from ..spec import Array, Arrays, StageSpec
 from ..stores.table import Users
@@ -41,7 +42,7 @@ class UserFeatures:
         text = release.manifest.catalogue.item_id_dtype == "bytes"
         self._sent_history = SentIds(HISTORY, self._items, settings.max_excluded, text)
         self._excluded = SentIds(EXCLUDED, self._items, settings.max_excluded, text)
-        self._k_max = settings.k_max
+        self._k_max, self._set = settings.k_max, per_request(settings.reorder)
         self._pad = self._items.size
         self._history_cat = self._history_table(release) if "history_cat" in names else None
 
@@ -72,8 +73,10 @@ class UserFeatures:
         return np.ascontiguousarray(table[:, [packed.index(name) for name in wanted]])
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse a wrong ``k``, infinities, lengths that do not fit, and lists beyond the limit."""
+        """Refuse a wrong ``k`` or number of a step, infinities, lengths that do not fit, and long lists."""
         check_k(arrays, self._k_max)
+        for one in self._set:
+            one.check(arrays)
         for ids in (self._excluded, self._sent_history):
             ids.check(arrays)
         for column in self._columns:

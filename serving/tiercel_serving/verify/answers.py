@@ -7,10 +7,12 @@ candidates are certain and which lie near; what is then made of those that are s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from ..release.opened import Release
+from ..reorder.inputs import source_columns
 from ..settings import UNKNOWN
 from ..spec import Array
 from .compare import EXACT, Difference, compare_arrays, compare_rankings, merge
@@ -30,7 +32,14 @@ class StoredAnswers:
 
     def __init__(self, release: Release, want: Mapping[str, Array]) -> None:
         self._settings, self._items, self._want = release.settings, release.items, want
-        self._item_of = plain_items(release.items.columns(release.settings.raw_columns()))
+        columns = release.items.columns(release.settings.raw_columns())
+        columns |= source_columns(
+            release.settings.reorder,
+            lambda source: release.artefact(f"source_{source}", "source").arrays,
+            release.items.size,
+        )
+        self._item_of = plain_items(columns)
+        self._places = any(getattr(step, "places", False) for step in release.settings.reorder)
         figures = release.manifest.sources.values()
         #: What share of the best items the sources find together, at least.
         self.recall = min(
@@ -74,7 +83,10 @@ class StoredAnswers:
             known = ~np.isin(self._items.lookup.find(ids), list(apart))
             ids, scores = ids[known], scores[known]
         places = [place_of[row] for row in kept if row not in apart]
-        if want["candidate_kept"][places].all() and len(places) == count:
+        if self._places:
+            # One pick decides the next: what is to be said is whether the served scores were ordered rightly.
+            best_ids, best = self._ordered(want, places, {name: array[user] for name, array in got.items()})
+        elif want["candidate_kept"][places].all() and len(places) == count:
             size = int(want["count"][0])
             best_ids, best = want["item_id"][:size], want["score"][:size]
         else:
@@ -84,20 +96,28 @@ class StoredAnswers:
             ids, scores, best_ids, best = ids[:size], scores[:size], best_ids[:size], best[:size]
         return compare_rankings(ids[None], scores[None], best_ids[None], best[None]), share
 
-    def _ordered(self, want: Mapping[str, Array], places: list[int]) -> tuple[Array, Array]:
-        """Return ids and scores of what the reference makes of these candidates."""
+    def _ordered(
+        self, want: Mapping[str, Array], places: list[int], served: Mapping[str, Array] | None = None
+    ) -> tuple[Array, Array]:
+        """Return ids and scores of what the reference makes of these candidates, or of them as served."""
         numbers = zip(
             *(want[f"candidate_{name}"].tolist() for name in ("row", "score", "source")), strict=True
         )
         candidates = [Candidate(*one) for one in numbers]
         tasks = want["candidate_tasks"].tolist() if want["candidate_tasks"].shape[1] else None
-        made = order(
-            self._settings,
-            self._item_of,
-            [candidates[at] for at in places],
-            None if tasks is None else [tasks[at] for at in places],
-            unknown=bool(want["status"][0] == UNKNOWN),
-        )[: self._settings.k_max]
+        chosen = [candidates[at] for at in places]
+        own = None if tasks is None else [tasks[at] for at in places]
+        user: dict[str, Any] = {}
+        if served is not None:
+            slot = {row: at for at, row in enumerate(served["kept_row"].tolist())}
+            chosen = [Candidate(c.row, float(served["kept_score"][slot[c.row]]), c.source) for c in chosen]
+            own = own and [served["rank_score"][slot[c.row]].tolist() for c in chosen]
+            rows = self._items.lookup.find(served["item_id"][: int(served["count"][0])])
+            user = {**served, "served": rows.tolist()}
+        unknown = bool(want["status"][0] == UNKNOWN)
+        made = order(self._settings, self._item_of, chosen, own, unknown=unknown, user=user)[
+            : self._settings.k_max
+        ]
         return self._items.ids(np.array([row for row, _ in made], np.int64)), np.array(
             [score for _, score in made], np.float32
         )

@@ -297,7 +297,8 @@ def _answers(release: Release) -> Iterator[VerifyRow]:
             chain.run({name: array[start : start + batch] for name, array in inputs.items()})[0]
             for start in range(0, users, batch)
         ]
-        names = ("kept_row", "kept_source", "item_id", "score", "count", "status")
+        names = ["kept_row", "kept_score", "kept_source", "item_id", "score", "count", "status"]
+        names += [name for name in ("rank_score", "history_row", "history_length") if name in parts[0]]
         got = {name: np.concatenate([part[name] for part in parts]) for name in names}
         difference, share = answers.compare(got)
         detail = said

@@ -218,6 +218,7 @@ def order(
     tasks: Sequence[Sequence[float]] | None,
     *,
     unknown: bool = False,
+    user: Mapping[str, Any] | None = None,
 ) -> list[tuple[int, float]]:
     """Return (row, final score) of the kept that no step drops, best first; -inf is last.
 
@@ -226,14 +227,17 @@ def order(
     settings
         The reorder steps.
     item_of
-        Catalogue row → the item's raw values.
+        Catalogue row → the item's raw values, and what the sources that steps read know of it.
     kept
         The kept candidates.
     tasks
         The ranker's scores of each, one number a task; None is no ranker.
     unknown
         Whether nothing is known of the user.
+    user
+        What the steps read of the user and the request; ``served`` rows to go by where gains nearly tie.
     """
+    user = {"item_of": item_of, **_extremes(item_of), **(user or {})}
     bypass = unknown and settings.unknown_users == FALLBACK
     scores = [candidate.score for candidate in kept]
     if tasks is not None and not bypass:
@@ -244,14 +248,30 @@ def order(
     ]
     rows = [candidate.row for candidate in kept]
     scores = _numbers(scores)
-    for step in settings.reorder:
+    # The served order tells of the last step alone.
+    early = {name: told for name, told in user.items() if name != "served"}
+    for number, step in enumerate(settings.reorder, 1):
         if bypass and step.of_ranker:
             continue
-        changed = step.reference(scores, described)
+        changed = step.reference(scores, described, user if number == len(settings.reorder) else early)
         stay = [not (new == _NOTHING and old != _NOTHING) for new, old in zip(changed, scores, strict=True)]
         scores = _numbers(compress(changed, stay))
         rows, described = list(compress(rows, stay)), list(compress(described, stay))
     return sorted(zip(rows, scores, strict=True), key=lambda pair: (-pair[1], pair[0]))
+
+
+def _extremes(item_of: Callable[[int], Mapping[str, Any]]) -> dict[str, Any]:
+    columns: Mapping[str, Column] = getattr(item_of, "columns", {})
+
+    def numbers(name: str) -> list[float]:
+        column = columns[name]
+        values = [_element(column, at) for at in range(len(column))]
+        return [float(value) for value in values if value is not None and abs(value) < float("inf")]
+
+    return {
+        "greatest": lambda name: max(numbers(name), default=_NOTHING),
+        "least_positive": lambda name: min((one for one in numbers(name) if one > 0), default=0.0),
+    }
 
 
 def _numbers(scores: Iterable[float]) -> list[float]:
@@ -265,6 +285,7 @@ def plain_items(columns: Mapping[str, Column]) -> Callable[[int], dict[str, Any]
     def item_of(row: int) -> dict[str, Any]:
         return {name: _plain_value(column, row) for name, column in columns.items()}
 
+    item_of.columns = columns  # type: ignore[attr-defined]
     return item_of
 
 

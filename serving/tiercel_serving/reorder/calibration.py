@@ -1,0 +1,181 @@
+"""``calibration``: the answer mixes genres, or other values, as the user's history does.
+
+Steck 2018, "Calibrated recommendations".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import log
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column
+from ..kinds import Settings, mistyped
+from ..problems import SHARE, Problem
+from ..ranked import Rows, Scores
+from ..spec import Arrays
+from .per_request import Amount, amount_problems, batch_amount, user_amount
+from .placing import Line, fill, places_to_fill, scaled
+from .plain import choose_all, line_of, relevance, scores_in_order
+from .vectors import codes_of, hot_rows, unfit_values_of
+
+#: How much of the history's mix is added to the answer's, so that no logarithm is of nothing (Steck's α).
+SMOOTHING = 0.01
+
+
+class Calibration(Settings, frozen=True, tag="calibration"):
+    r"""Place items greedily by :math:`(1-s) \sum_i r_i - s\,\mathrm{KL}(p \,\|\, \tilde q)`.
+
+    p is the share of each value of a column in the user's history (what the models see of it), an item's
+    values sharing it equally, and q that in the places filled so far, :math:`\tilde q = 0.99\,q + 0.01\,p`;
+    r is the score, scaled to 0 … 1. A user without a history of such values keeps the order of the scores.
+
+    Parameters
+    ----------
+    column
+        A raw item column, of single values or of lists, such as genres.
+    strength
+        s, 0 to 1: 0 is the order of the scores, 1 heeds the mix alone.
+    """
+
+    column: str
+    strength: Amount = 0.5
+
+    of_ranker: ClassVar[bool] = False
+    reasons: ClassVar[tuple[str, ...]] = ()
+    places: ClassVar[bool] = True
+
+    def problems(self) -> list[Problem]:
+        """Return a strength that makes no sense."""
+        return list(mistyped(self)) or list(amount_problems(self, {"strength": SHARE}))
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the column."""
+        return (self.column,)
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the history."""
+        return ("history_row", "history_length")
+
+    def misfits(self, tasks: int) -> list[Problem]:
+        """Return nothing: any ranker will do."""
+        return []
+
+    def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:
+        """Return a column of measures, or of too many values."""
+        return unfit_values_of(columns[self.column], self.column)
+
+    def open(self, columns: Mapping[str, Column]) -> Calibrated:
+        """Return the step."""
+        column = columns[self.column]
+        return Calibrated(_mixes(column), codes_of(column)[0], self.strength)
+
+    def reference(
+        self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
+    ) -> list[float]:
+        """Return the scores of the places."""
+        strength, relevant = user_amount(self.strength, user), relevance(scores)
+        seen = user["history_row"][: int(user["history_length"][0])]
+        history = [mix for row in seen if (mix := _plain_mix(user["item_of"](int(row))[self.column]))]
+        wanted = _mean(history, len(history))
+        mixes = [_plain_mix(candidate[self.column]) for candidate in candidates]
+        if not wanted:
+            return list(scores)
+
+        def gain(chosen: list[int], at: int) -> float:
+            places = [*chosen, at]
+            given = _mean([mixes[one] for one in places], len(places))
+            apart = sum(
+                share * log(share / ((1 - SMOOTHING) * given.get(value, 0.0) + SMOOTHING * share))
+                for value, share in wanted.items()
+            )
+            return (1 - strength) * relevant[at] - strength * apart
+
+        return scores_in_order(
+            choose_all(line_of(scores, candidates), gain, scores, candidates, user), scores
+        )
+
+
+def _mixes(column: Column) -> npt.NDArray[np.float32]:
+    """Return ``[I + 1, G]`` each item's share of each value; zeros where it has none."""
+    hot = hot_rows(column)
+    mixes: npt.NDArray[np.float32] = hot / np.maximum(hot.sum(axis=1, keepdims=True), 1)
+    return mixes
+
+
+def _plain_mix(value: Any) -> dict[Any, float]:
+    values = {one for one in (value if isinstance(value, list) else [value]) if one is not None}
+    return {one: 1 / len(values) for one in values}
+
+
+def _mean(mixes: Sequence[Mapping[Any, float]], of: int) -> dict[Any, float]:
+    mean: dict[Any, float] = {}
+    for mix in mixes:
+        for value, share in mix.items():
+            mean[value] = mean.get(value, 0.0) + share / of
+    return mean
+
+
+class Calibrated:
+    """The items' mixes ``[I + 1, G]``, their values as codes ``[I + 1, L]``, and how much they count."""
+
+    def __init__(self, mixes: npt.NDArray[np.float32], codes: Rows, strength: Amount) -> None:
+        # What is no value is G in the codes; of a column without any value, mixes still have one.
+        self._mixes, self._codes, self._strength = mixes, codes, strength
+
+    def _wanted(self, arrays: Arrays) -> npt.NDArray[np.float32]:
+        """Return ``[B, G, 1]`` each user's shares; zeros without a history of such values."""
+        history = arrays["history_row"]
+        seen = np.arange(history.shape[1]) < arrays["history_length"]
+        mixes = self._mixes.take(np.where(seen, history, len(self._mixes) - 1), axis=0)
+        of = np.count_nonzero(mixes.any(axis=2), axis=1)[:, None]
+        wanted: npt.NDArray[np.float32] = mixes.sum(axis=1) / np.maximum(of, 1)
+        return wanted.astype(np.float32)[:, :, None]
+
+    def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
+        """Place item after item by what each would make of the mix."""
+        line, wanted = Line.of(scores, arrays), self._wanted(arrays)
+        strength = batch_amount(self._strength, arrays).astype(np.float32)
+        relevant = scaled(line.relevance(), 1 - strength)
+        # [L, B, K] what each of an item's L values adds to its share, and where that is in [B, G]. The number
+        # of places is the same for all candidates and falls out of the comparison.
+        users, many = len(scores), self._mixes.shape[1]
+        base = np.arange(users)[:, None] * many
+        codes = self._codes.take(line.rows, axis=0)
+        there = codes < many
+        at = np.where(there, codes + base[:, :, None], 0).transpose(2, 0, 1).copy()
+        adds = np.float32(1 - SMOOTHING) * there / np.maximum(there.sum(axis=2, keepdims=True), 1)
+        adds = adds.transpose(2, 0, 1).astype(np.float32, order="C")
+        weights = ((wanted[:, :, 0] * strength).reshape(-1).take(at) * (adds > 0)).astype(np.float32)
+        start = np.float32(SMOOTHING) * wanted[:, :, 0]
+        # Values that nobody wants weigh nothing; 1 keeps their logarithms finite.
+        total, steps = start + (start == 0), (start + 0).reshape(-1)
+        flat_codes, work = codes.reshape(-1, codes.shape[2]), np.empty_like(adds)
+        gains, flat_total = relevant.copy(), total.reshape(-1)
+        flat_relevance, one = relevant.reshape(-1), np.ones_like(work)
+
+        def gain() -> None:
+            # The logarithm of what an item makes of a share, less that of the share as it is.
+            (1 / flat_total).take(at, out=work, mode="clip")
+            np.multiply(work, adds, work)
+            np.add(work, one, work)
+            np.log(work, work)
+            np.multiply(work, weights, work)
+            np.add.reduce(work, axis=0, out=gains)
+            np.add(gains, relevant, gains)
+
+        def choose(chosen: Rows) -> None:
+            flat_relevance[chosen] = -np.inf
+            mine = flat_codes.take(chosen, axis=0)
+            real = mine < many
+            share = np.float32(1 - SMOOTHING) / np.maximum(real.sum(axis=1, keepdims=True), 1)
+            np.add(flat_total, steps, flat_total)
+            flat_total[(mine + base)[real]] += np.broadcast_to(share, real.shape)[real].astype(np.float32)
+            gain()
+
+        gain()
+        new = line.placed(fill(gains, places_to_fill(arrays, scores.shape[1]), choose))
+        return np.where(wanted.any(axis=1), new, scores), None

@@ -1,0 +1,119 @@
+"""``cap``: at most so many items of one value in the answer, such as of a genre or a provider."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column
+from ..kinds import Settings, mistyped
+from ..problems import COUNT, Problem
+from ..ranked import Rows, Scores
+from ..spec import Arrays
+from .per_request import PerRequest, amount_problems, batch_amount, user_amount
+from .placing import Line, fill, places_to_fill
+from .plain import line_of
+from .vectors import codes_of
+
+
+class Cap(Settings, frozen=True, tag="cap"):
+    """Let at most ``most`` items of each value of a column through, the best ones; drop what comes after.
+
+    An item with several values (a list column) goes as soon as one of them is full, and what was dropped
+    counts
+    for nothing. An item without a value always stays. It comes last, or at least after steps that diversify:
+    these do without candidates that it drops before.
+
+    Parameters
+    ----------
+    column
+        A raw item column, of single values or of lists.
+    most
+        Items of one value, at least 1.
+    """
+
+    column: str
+    most: int | PerRequest = 3
+
+    of_ranker: ClassVar[bool] = False
+    reasons: ClassVar[tuple[str, ...]] = ("too many of its kind before it",)
+
+    def problems(self) -> list[Problem]:
+        """Return a cap below 1."""
+        return list(mistyped(self)) or list(amount_problems(self, {"most": COUNT}))
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the column."""
+        return (self.column,)
+
+    def misfits(self, tasks: int) -> list[Problem]:
+        """Return nothing: any ranker will do."""
+        return []
+
+    def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:
+        """Return a column of measures, of which hardly two are alike."""
+        if columns[self.column].values.dtype.kind != "f":
+            return []
+        problem = f"{self.column!r} holds floating-point numbers"
+        return [Problem("column", problem, "name a column of text or whole numbers")]
+
+    def open(self, columns: Mapping[str, Column]) -> Capped:
+        """Return the step."""
+        return Capped(*codes_of(columns[self.column]), self.most)
+
+    def reference(
+        self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
+    ) -> list[float]:
+        """Return the scores, -inf for what is dropped."""
+        most, counts, new = user_amount(self.most, user), Counter[Any](), list(scores)
+        for at in line_of(scores, candidates):
+            value = candidates[at][self.column]
+            values = {one for one in (value if isinstance(value, list) else [value]) if one is not None}
+            if any(counts[one] >= most for one in values):
+                new[at] = float("-inf")
+            elif scores[at] != float("-inf"):
+                counts.update(values)
+        return new
+
+
+class Capped:
+    """The items' values as codes ``[I + 1, L]``, of which the last says none; and the cap."""
+
+    def __init__(self, codes: Rows, none: int, most: int | PerRequest) -> None:
+        self._codes, self._none, self._most = codes, none, most
+
+    def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
+        """Go down the line; a value that is full shuts out all that have it."""
+        line, (users, width) = Line.of(scores, arrays), scores.shape
+        codes = self._codes.take(line.rows, axis=0)
+        flat, by_value = codes.reshape(-1, codes.shape[2]), codes.transpose(2, 0, 1).copy()
+        gains = np.where(line.real, -np.arange(width, dtype=np.float32), -np.float32(np.inf))
+        most, full = batch_amount(self._most, arrays), np.zeros(scores.shape, np.bool_)
+        # Hardly any of it is ever touched.
+        counts, at = np.zeros(users * (self._none + 1), np.int32), np.arange(users)[:, None]
+        base = at * (self._none + 1)
+
+        def choose(chosen: Rows) -> None:
+            mine = flat.take(chosen, axis=0)
+            places = mine + base
+            now = counts.take(places) + 1
+            counts[places] = now
+            reached = (now >= most) & (mine != self._none)
+            if not reached.any():
+                return
+            for place in np.flatnonzero(reached.any(axis=0)).tolist():
+                shut = np.where(reached[:, place], mine[:, place], -1)[:, None]
+                for values in by_value:
+                    np.logical_or(full, values == shut, full)
+            gains[full] = -np.inf
+
+        picks = fill(gains, places_to_fill(arrays, width), choose)
+        stays = np.zeros((users, width + 1), np.bool_)
+        stays[at, picks] = True
+        dropped = np.zeros(scores.shape, np.bool_)
+        np.put_along_axis(dropped, line.order, full & ~stays[:, :width] & line.real, axis=1)
+        return np.where(dropped, np.float32(-np.inf), scores), dropped.astype(np.int32)

@@ -1,0 +1,112 @@
+"""``epsilon_slot``: one place of the answer goes, now and then, to any candidate at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column
+from ..kinds import Settings, mistyped
+from ..problems import COUNT, SHARE, Problem, out_of_range
+from ..ranked import Rows, Scores
+from ..spec import Arrays
+from .chance import SEED, plain_uniform, uniform
+from .per_request import Amount, PerRequest, amount_problems, batch_amount, user_amount
+from .placing import Line
+from .plain import line_of, scores_in_order
+
+_WHETHER, _WHICH = 2, 3
+
+
+class EpsilonSlot(Settings, frozen=True, tag="epsilon_slot"):
+    r"""With probability ε draw the item of ``place`` from the m candidates that do not stand before it.
+
+    ε-greedy (Sutton and Barto 2018, "Reinforcement learning", 2.2) in one place of the answer. The item that
+    stands there has the propensity :math:`\varepsilon / m`, and :math:`1 - \varepsilon` more if it would
+    stand there anyway. A request that sends no ``seed`` explores nothing.
+
+    Parameters
+    ----------
+    place
+        Which place; 1 is the top.
+    share
+        ε, 0 to 1.
+    seed
+        What requests call the seed: a whole number, which should differ from request to request.
+    """
+
+    place: int = 10
+    share: Amount = 0.1
+    seed: PerRequest = SEED
+
+    of_ranker: ClassVar[bool] = False
+    reasons: ClassVar[tuple[str, ...]] = ("explored",)
+
+    def problems(self) -> list[Problem]:
+        """Return a place that is none, and a share that is none."""
+        if wrong := list(mistyped(self)):
+            return wrong
+        return [*out_of_range(self, {"place": COUNT}), *amount_problems(self, {"share": SHARE})]
+
+    def misfits(self, tasks: int) -> list[Problem]:
+        """Return nothing: any ranker will do."""
+        return []
+
+    def open(self, columns: Mapping[str, Column]) -> Slot:
+        """Return the step."""
+        return Slot(self)
+
+    def reference(
+        self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
+    ) -> list[float]:
+        """Return the scores of the places."""
+        seed, line = self.seed.of_user(user), line_of(scores, candidates)
+        left = [at for at in line[self.place - 1 :] if scores[at] != float("-inf")]
+        if seed is None or not left or plain_uniform(seed, 0, _WHETHER) >= user_amount(self.share, user):
+            return list(scores)
+        drawn = left[int(plain_uniform(seed, 0, _WHICH) * len(left))]
+        before = line[: self.place - 1]
+        return scores_in_order([*before, drawn, *(at for at in line if at not in (*before, drawn))], scores)
+
+
+class Slot:
+    """The place, the share, and where the seed is."""
+
+    def __init__(self, kind: EpsilonSlot) -> None:
+        self._kind, self._before = kind, kind.place - 1
+
+    def _draw(self, line: Line, arrays: Arrays) -> tuple[npt.NDArray[np.bool_], Rows, Rows]:
+        """Return ``[B, 1]`` who explores, the place in the line that is drawn, and how many are left."""
+        seeds, left = self._kind.seed.in_batch(arrays), np.count_nonzero(line.real, axis=1)[:, None]
+        left = left - self._before
+        nobody = np.zeros(left.shape, np.int64)
+        explores = uniform(seeds, nobody, _WHETHER) < batch_amount(self._kind.share, arrays)
+        drawn = self._before + (uniform(seeds, nobody, _WHICH) * left).astype(np.int64)
+        return explores & ~np.isnan(seeds) & (left > 0), drawn, left
+
+    def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
+        """Move the drawn one up to the place."""
+        line, why = Line.of(scores, arrays), np.zeros(scores.shape, np.int32)
+        explores, drawn, _ = self._draw(line, arrays)
+        if not explores.any():
+            return scores, why
+        width = scores.shape[1]
+        before = np.broadcast_to(np.arange(min(self._before, width)), (len(scores), min(self._before, width)))
+        new = line.placed(np.where(explores, np.concatenate([before, drawn], axis=1), width))
+        user = np.flatnonzero(explores)
+        why[user, line.order[user, drawn[user, 0]]] = 1
+        return np.where(explores, new, scores), why
+
+    def propensity(self, before: Scores, after: Scores, arrays: Arrays) -> Scores:
+        """Return ``[B, K]`` the chance of the item that stands at the place; 1 for all others."""
+        line, out = Line.of(before, arrays), np.ones(before.shape, np.float32)
+        explores, drawn, left = self._draw(line, arrays)
+        share = np.broadcast_to(batch_amount(self._kind.share, arrays), left.shape)
+        stands = np.where(explores, drawn, self._before)
+        chance = share / np.maximum(left, 1) + (1 - share) * (stands == self._before)
+        user = np.flatnonzero(~np.isnan(self._kind.seed.in_batch(arrays))[:, 0] & (left[:, 0] > 0))
+        out[user, line.order[user, stands[user, 0]]] = chance[user, 0]
+        return out

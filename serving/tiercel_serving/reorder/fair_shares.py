@@ -1,0 +1,152 @@
+"""``fair_shares``: every part of the answer shows groups of items in given shares.
+
+DetGreedy of Geyik, Ambler and Kenthapadi 2019, "Fairness-aware ranking in search and recommendation systems
+with application to LinkedIn talent search".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil, floor
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column
+from ..kinds import Settings, mistyped
+from ..problems import SHARE, Problem
+from ..ranked import Rows, Scores
+from ..spec import Arrays
+from .boost_items import having, unfit_values
+from .placing import Line, fill, places_to_fill
+from .plain import choose_all, line_of, scores_in_order
+
+
+class FairShares(Settings, frozen=True, tag="fair_shares"):
+    r"""Show each group of items in its share, at every place of the answer.
+
+    Of the first j places group g gets between :math:`\lfloor p_g j \rfloor` and :math:`\lceil p_g j \rceil`:
+    each goes to the best item of a group that would else fall below its share, or else of one that is not yet
+    above it, as far as there are such candidates. Groups that are not named share what is left together.
+
+    Parameters
+    ----------
+    column
+        A raw item column with one value an item: the group, such as a provider.
+    shares
+        Pairs of a value and its share p of the exposure, together at most 1.
+    """
+
+    column: str
+    shares: tuple[tuple[str | int, float], ...]
+
+    of_ranker: ClassVar[bool] = False
+    reasons: ClassVar[tuple[str, ...]] = ()
+    places: ClassVar[bool] = True
+
+    def problems(self) -> list[Problem]:
+        """Return shares that make no sense."""
+        if wrong := list(mistyped(self)):
+            return wrong
+        values = [value for value, _ in self.shares]
+        if not values or len(set(values)) < len(values):
+            return [Problem("shares", f"expected values, each once, got {values!r}", "name the groups")]
+        odd = [share for _, share in self.shares if not SHARE.holds(share)]
+        if odd:
+            return [Problem("shares", f"expected {SHARE}, got {odd[0]!r}", "give such shares")]
+        total = sum(share for _, share in self.shares)
+        if total > 1 + 1e-9:
+            return [Problem("shares", f"they add up to {total:g}", "lower them to 1 together, or less")]
+        return []
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the column."""
+        return (self.column,)
+
+    def misfits(self, tasks: int) -> list[Problem]:
+        """Return nothing: any ranker will do."""
+        return []
+
+    def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:
+        """Return a column of lists, values of another type than its, and groups without items."""
+        if columns[self.column].is_list:
+            return [Problem("column", f"{self.column!r} holds lists", "name a column with one value an item")]
+        wrong = unfit_values(columns, self.column, [value for value, _ in self.shares])
+        return [Problem("shares", problem.problem, problem.remedy) for problem in wrong]
+
+    def _all(self) -> list[float]:
+        """Return the share of each group, and of all others."""
+        named = [share for _, share in self.shares]
+        return [*named, max(1 - sum(named), 0.0)]
+
+    def open(self, columns: Mapping[str, Column]) -> Fair:
+        """Return the step."""
+        group = np.full(len(columns[self.column]), len(self.shares))
+        for at, (value, _) in enumerate(self.shares):
+            group[having(columns, self.column, (value,))] = at
+        return Fair(group, np.array(self._all()))
+
+    def reference(
+        self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
+    ) -> list[float]:
+        """Return the scores of the places."""
+        values, shares, line = [value for value, _ in self.shares], self._all(), line_of(scores, candidates)
+        own = [candidate[self.column] for candidate in candidates]
+        group = [values.index(value) if value in values else len(values) for value in own]
+
+        def gain(chosen: list[int], at: int) -> float:
+            place, count = len(chosen) + 1, sum(group[other] == group[at] for other in chosen)
+            below = count < floor(shares[group[at]] * place)
+            return 2.0 * below + (count < ceil(shares[group[at]] * place))
+
+        order = choose_all(line, gain, scores, candidates, {})
+        return scores_in_order(order, scores)
+
+
+class Fair:
+    """Each item's group ``[I + 1]``, and each group's share, float64."""
+
+    def __init__(self, group: Rows, shares: npt.NDArray[np.float64]) -> None:
+        self._group, self._shares = group, shares
+
+    def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
+        """Go down the line, those first whose group lacks something."""
+        line, (users, width) = Line.of(scores, arrays), scores.shape
+        groups, at = len(self._shares), np.arange(users)
+        group = np.where(line.real, self._group.take(line.rows), groups)
+        # Each group's places in the line, one group after another; behind the last stands nothing.
+        queue = np.full((users, width + 1), width)
+        queue[:, :width] = group.argsort(axis=1, kind="stable")
+        size = (group[:, :, None] == np.arange(groups)).sum(axis=1)
+        end: Rows = np.cumsum(size, axis=1)
+        front = end - size
+        # Flat over users and groups, as what is chosen is counted.
+        front, end = front.reshape(-1), end.reshape(-1)
+        flat, base = queue.reshape(-1), np.repeat(at * (width + 1), groups)
+        head = np.where(size.reshape(-1) > 0, flat.take(base + front), np.inf).astype(np.float32)
+        counts, gains = np.zeros(users * groups, np.float32), np.empty((users, groups), np.float32)
+        places, picks = places_to_fill(arrays, width), list[Rows]()
+        shares = self._shares * np.arange(1, places + 2)[:, None]
+        least, most = (np.tile(bound(shares), users).astype(np.float32) for bound in (np.floor, np.ceil))
+        out, first, second = gains.reshape(-1), np.float32(4 * width), np.float32(2 * width)
+
+        def gain(place: int) -> None:
+            np.multiply(counts < least[place], first, out)
+            np.add(out, (counts < most[place]) * second, out)
+            np.subtract(out, head, out)
+
+        def choose(chosen: Rows) -> None:
+            stands = head.take(chosen)
+            picks.append(np.minimum(stands, width).astype(np.int64))
+            counts[chosen] += 1
+            front[chosen] += 1
+            ahead = front.take(chosen)
+            following = flat.take(base.take(chosen) + np.minimum(ahead, width))
+            head[chosen] = np.where(ahead < end.take(chosen), following, np.inf)
+            gain(len(picks))
+
+        gain(0)
+        # One more than is filled: the last choice is not told of.
+        fill(gains, places + 1, choose)
+        return line.placed(np.stack(picks, axis=1)), None

@@ -1,0 +1,101 @@
+"""``freshness``: new items gain, and what they gain halves with each half-life of their age."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column
+from ..kinds import Settings, mistyped
+from ..problems import AT_LEAST_0, POSITIVE, Problem, Range, out_of_range
+from ..ranked import Scores
+from ..spec import Arrays
+from .numbers import holds_no_numbers, numbers_of, plain_number
+from .per_request import Amount, PerRequest, amount_problems, batch_amount, user_amount
+
+_ANY = Range(float("-inf"))
+
+
+class Freshness(Settings, frozen=True, tag="freshness"):
+    r"""Score by :math:`s + w \cdot 2^{-a/h}`: exponential decay of an item's age a, by its half-life h.
+
+    The age is ``now`` less the item's time, 0 at least; an item without a time gains nothing. The gain is
+    added and not multiplied, since scores may be negative. Ding and Li 2005, "Time weight collaborative
+    filtering", decay by half-lives in this way.
+
+    Parameters
+    ----------
+    column
+        A raw item column of times: numbers in any unit, such as seconds since 1970.
+    half_life
+        In the column's unit.
+    strength
+        w: what an item of age 0 gains.
+    now
+        In the column's unit; by default what a request says as ``now``, or else the time of the newest item.
+    """
+
+    column: str
+    half_life: float
+    strength: Amount = 1.0
+    now: Amount = PerRequest("now", None, -1e18, 1e18)
+
+    of_ranker: ClassVar[bool] = False
+    reasons: ClassVar[tuple[str, ...]] = ()
+
+    def problems(self) -> list[Problem]:
+        """Return numbers that make no sense."""
+        if wrong := list(mistyped(self)):
+            return wrong
+        amounts = amount_problems(self, {"strength": AT_LEAST_0, "now": _ANY})
+        return [*out_of_range(self, {"half_life": POSITIVE}), *amounts]
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the column of times."""
+        return (self.column,)
+
+    def misfits(self, tasks: int) -> list[Problem]:
+        """Return nothing: any ranker will do."""
+        return []
+
+    def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:
+        """Return a column that holds no times."""
+        return holds_no_numbers(columns[self.column], self.column)
+
+    def open(self, columns: Mapping[str, Column]) -> Decay:
+        """Return the step."""
+        return Decay(numbers_of(columns[self.column]), self)
+
+    def reference(
+        self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
+    ) -> list[float]:
+        """Return the scores with what each item gains."""
+        now, strength = user_amount(self.now, user), user_amount(self.strength, user)
+        if now != now:
+            now = user["greatest"](self.column)
+        new = []
+        for score, candidate in zip(scores, candidates, strict=True):
+            time = plain_number(candidate[self.column])
+            share = 0.0 if time is None else 2.0 ** (-max(now - time, 0.0) / self.half_life)
+            new.append(float(np.float32(np.float64(score) + strength * share)))
+        return new
+
+
+class Decay:
+    """The items' times ``[I + 1]`` float64, NaN where unknown."""
+
+    def __init__(self, times: npt.NDArray[np.float64], kind: Freshness) -> None:
+        self._times, self._kind = times, kind
+        self._newest = np.fmax.reduce(times, initial=-np.inf)
+
+    def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
+        """Add what each gains."""
+        now = batch_amount(self._kind.now, arrays)
+        now = np.where(np.isnan(now), self._newest, now)
+        ages = np.maximum(now - self._times.take(arrays["kept_row"]), 0)
+        ages /= -self._kind.half_life
+        gains = batch_amount(self._kind.strength, arrays) * np.exp2(ages)
+        return (scores + np.nan_to_num(gains, copy=False)).astype(np.float32), None

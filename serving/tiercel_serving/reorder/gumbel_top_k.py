@@ -1,0 +1,100 @@
+"""``gumbel_top_k``: exploration that draws whole rankings, better items more often.
+
+Kool, van Hoof and Welling 2019, "Stochastic beams and where to find them: the Gumbel-top-k trick".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import log
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..columns import Column
+from ..kinds import Settings, mistyped
+from ..problems import POSITIVE, Problem
+from ..ranked import Scores, order_by_score, pick
+from ..spec import Arrays
+from .chance import SEED, plain_uniform, uniform
+from .per_request import Amount, PerRequest, amount_problems, batch_amount, user_amount
+from .placing import Line, in_order
+from .plain import scores_in_order
+
+_DRAW = 1
+
+
+class GumbelTopK(Settings, frozen=True, tag="gumbel_top_k"):
+    r"""Order by :math:`s_i + T g_i` with :math:`g_i = -\ln(-\ln u_i)`: a draw from Plackett-Luce.
+
+    Each place goes to one of the items that are left with probability proportional to :math:`e^{s/T}`, which
+    is the item's propensity. A request that sends no ``seed`` gets the order of the scores.
+
+    Parameters
+    ----------
+    temperature
+        T, above 0: the lower, the closer to the order of the scores.
+    seed
+        What requests call the seed: a whole number, which should differ from request to request.
+    """
+
+    temperature: Amount = 0.1
+    seed: PerRequest = SEED
+
+    of_ranker: ClassVar[bool] = False
+    reasons: ClassVar[tuple[str, ...]] = ()
+
+    def problems(self) -> list[Problem]:
+        """Return a temperature that is not above 0."""
+        return list(mistyped(self)) or list(amount_problems(self, {"temperature": POSITIVE}))
+
+    def misfits(self, tasks: int) -> list[Problem]:
+        """Return nothing: any ranker will do."""
+        return []
+
+    def open(self, columns: Mapping[str, Column]) -> PlackettLuce:
+        """Return the step."""
+        return PlackettLuce(self)
+
+    def reference(
+        self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
+    ) -> list[float]:
+        """Return the scores of the places."""
+        seed, temperature = self.seed.of_user(user), user_amount(self.temperature, user)
+        if seed is None:
+            return list(scores)
+        drawn = []
+        for score, candidate in zip(scores, candidates, strict=True):
+            noise = -log(-log(plain_uniform(seed, candidate["row"], _DRAW)))
+            drawn.append(float(np.float32(score + temperature * noise)))
+        order = sorted(range(len(drawn)), key=lambda at: (-drawn[at], candidates[at]["row"]))
+        return scores_in_order(order, scores)
+
+
+class PlackettLuce:
+    """The temperature, and where the seed is."""
+
+    def __init__(self, kind: GumbelTopK) -> None:
+        self._kind = kind
+
+    def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
+        """Add the noise, and sort."""
+        seeds, rows = self._kind.seed.in_batch(arrays), arrays["kept_row"]
+        if np.isnan(seeds).all():
+            return scores, None
+        noise = -np.log(-np.log(uniform(seeds, rows, _DRAW)))
+        drawn = (scores + batch_amount(self._kind.temperature, arrays) * noise).astype(np.float32)
+        new = in_order(scores, Line.of(scores, arrays), order_by_score(drawn, rows))
+        return np.where(np.isnan(seeds), scores, new), None
+
+    def propensity(self, before: Scores, after: Scores, arrays: Arrays) -> Scores:
+        """Return ``[B, K]`` each item's chance of its place, given those before it; 1 without a seed."""
+        seeds = self._kind.seed.in_batch(arrays)
+        order = order_by_score(after, arrays["kept_row"])
+        logits = pick(before, order) / batch_amount(self._kind.temperature, arrays)
+        with np.errstate(invalid="ignore"):
+            left = np.logaddexp.accumulate(logits[:, ::-1], axis=1)[:, ::-1]
+            chances = np.exp(logits - left)
+        out = np.empty_like(before)
+        np.put_along_axis(out, order, np.nan_to_num(chances, nan=1.0).astype(np.float32), axis=1)
+        return np.where(np.isnan(seeds), np.float32(1), out)

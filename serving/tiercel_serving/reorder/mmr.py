@@ -1,0 +1,99 @@
+"""``mmr``: each place goes to the item that is relevant and unlike those before it.
+
+Carbonell and Goldstein 1998, "The use of MMR, diversity-based reranking for reordering documents and
+producing summaries".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..columns import Column
+from ..kinds import mistyped
+from ..problems import SHARE, Problem
+from ..ranked import Rows, Scores
+from ..spec import Arrays
+from .per_request import Amount, amount_problems, batch_amount, user_amount
+from .placing import Line, fill, places_to_fill, scaled
+from .plain import choose_all, line_of, relevance, scores_in_order
+from .vectors import ItemVectors, OfVectors, plain_dot
+
+
+class MMR(OfVectors, frozen=True, tag="mmr"):
+    r"""Give each place to the item i of the largest :math:`(1-s)\,r_i - s \max_{j} \cos(v_i, v_j)`.
+
+    j are the items placed before it (the maximum over none is 0) and r is the score, scaled to 0 … 1 between
+    the user's lowest and highest.
+
+    Parameters
+    ----------
+    source, column
+        Where the vectors are from, one of both: see :class:`~.vectors.OfVectors`.
+    strength
+        s, 0 to 1: 0 is the order of the scores, 1 heeds likeness alone.
+    """
+
+    source: str = ""
+    column: str = ""
+    strength: Amount = 0.3
+
+    of_ranker: ClassVar[bool] = False
+    reasons: ClassVar[tuple[str, ...]] = ()
+
+    def problems(self) -> list[Problem]:
+        """Return a strength that makes no sense, and vectors from nowhere."""
+        if wrong := list(mistyped(self)):
+            return wrong
+        return [*self.where_problems(), *amount_problems(self, {"strength": SHARE})]
+
+    def open(self, columns: Mapping[str, Column]) -> MarginalRelevance:
+        """Return the step."""
+        return MarginalRelevance(self.vectors(columns), self.strength)
+
+    def reference(
+        self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
+    ) -> list[float]:
+        """Return the scores of the places."""
+        strength, relevant = user_amount(self.strength, user), relevance(scores)
+        vectors = self.plain_vectors(candidates)
+
+        def gain(chosen: list[int], at: int) -> float:
+            likeness = max((plain_dot(vectors[at], vectors[other]) for other in chosen), default=0.0)
+            return (1 - strength) * relevant[at] - strength * likeness
+
+        return scores_in_order(
+            choose_all(line_of(scores, candidates), gain, scores, candidates, user), scores
+        )
+
+
+class MarginalRelevance:
+    """The items' vectors, and how much they count."""
+
+    def __init__(self, vectors: ItemVectors, strength: Amount) -> None:
+        self._vectors, self._strength = vectors, strength
+
+    def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
+        """Place item after item; what each would gain can only fall."""
+        line = Line.of(scores, arrays)
+        strength = batch_amount(self._strength, arrays).astype(np.float32)
+        relevant = scaled(line.relevance(), 1 - strength)
+        # The inner product of two such vectors is the strength times their cosine.
+        vectors = self._vectors.of(line.rows, np.sqrt(strength))
+        gains, first = relevant.copy(), True
+
+        def choose(chosen: Rows) -> None:
+            nonlocal first
+            likeness = vectors.dots(vectors.chosen(chosen))
+            np.subtract(relevant, likeness, likeness)
+            if first:
+                # The largest cosine may be negative from here on; with nothing it is 0.
+                first = False
+                gains[...] = likeness
+                gains.reshape(-1)[chosen] = -np.inf
+            else:
+                np.minimum(gains, likeness, gains)
+
+        return line.placed(fill(gains, places_to_fill(arrays, scores.shape[1]), choose)), None

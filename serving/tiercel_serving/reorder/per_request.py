@@ -1,0 +1,176 @@
+"""Numbers of a reorder step that a request may set, within limits that the recipe sets.
+
+Each travels as an optional float64 tensor ``[B, 1]`` of its name, NaN where a request says nothing. Clients
+see it as one more request column, so ``features={"diversity": 0.5}`` and ``--feature diversity=0.5`` set it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from math import isnan, nan
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InvalidRequest
+from ..problems import Problem, Range
+from ..spec import Arrays, TensorSpec
+
+Floats = npt.NDArray[np.float64]
+
+
+class PerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A number that a request may set.
+
+    Parameters
+    ----------
+    name
+        What requests call it. Two steps that name the same one share it.
+    default
+        What holds if a request says nothing; None where that means something of its own (no seed: nothing is
+        explored).
+    low, high
+        Limits of what a request may say, and of the default.
+    whole
+        Whether only whole numbers make sense.
+    """
+
+    name: str
+    default: float | None = None
+    low: float = 0.0
+    high: float = 1.0
+    whole: bool = False
+
+    @property
+    def range(self) -> Range:
+        """The limits, as messages word them."""
+        return Range(self.low, self.high, whole=False)
+
+    @property
+    def tensor(self) -> TensorSpec:
+        """The tensor ``[B, 1]`` that carries it."""
+        said = "" if self.default is None else f"; else {self.default:g}"
+        doc = f"{self.low:g} to {self.high:g}{said}."
+        return TensorSpec(self.name, "float64", (1,), True, nan, doc)
+
+    def in_batch(self, arrays: Arrays) -> Floats:
+        """Return what holds for each user ``[B, 1]`` or, where no request was made, for all ``[1, 1]``."""
+        default = nan if self.default is None else self.default
+        sent = arrays.get(self.name)
+        if sent is None:
+            return np.array([[default]])
+        return np.where(np.isnan(sent), default, sent)
+
+    def of_user(self, user: Mapping[str, Any]) -> float | None:
+        """Return what holds for one user, plainly."""
+        sent = user.get(self.name)
+        return self.default if sent is None or isnan(sent) else float(sent)
+
+    def check(self, arrays: Arrays) -> None:
+        """Refuse a request that sets it beyond its limits.
+
+        Raises
+        ------
+        InvalidRequest
+            With the name, the limits and what came.
+        """
+        sent = arrays.get(self.name)
+        if sent is None:
+            return
+        wrong = (sent < self.low) | (sent > self.high)
+        if self.whole:
+            wrong |= sent != np.where(np.isnan(sent), sent, np.rint(sent))
+            wrong &= ~np.isnan(sent)
+        if wrong.any():
+            what = "a whole number" if self.whole else "a number"
+            raise InvalidRequest(
+                f"{self.name}: expected {what} from {self.low:g} to {self.high:g} (the recipe's limits), "
+                f"came {sent[wrong][0]:g}; send one within them, or leave it out"
+            )
+
+
+#: A number of a step: fixed, or set by requests.
+Amount = float | PerRequest
+
+
+def batch_amount(amount: Amount, arrays: Arrays) -> Floats:
+    """Return a step's number for each user, ``[B, 1]`` or ``[1, 1]`` float64."""
+    return amount.in_batch(arrays) if isinstance(amount, PerRequest) else np.array([[float(amount)]])
+
+
+def user_amount(amount: Amount, user: Mapping[str, Any]) -> float:
+    """Return a step's number for one user, plainly."""
+    said = amount.of_user(user) if isinstance(amount, PerRequest) else amount
+    return nan if said is None else float(said)
+
+
+def amount_problems(kind: Any, ranges: Mapping[str, Range]) -> Iterator[Problem]:
+    """Yield what is wrong with a step's numbers, fixed ones and those that requests set.
+
+    Parameters
+    ----------
+    kind
+        The step's settings, whose types are right.
+    ranges
+        Field → what makes sense.
+    """
+    for field, wanted in ranges.items():
+        amount = getattr(kind, field)
+        if isinstance(amount, PerRequest):
+            yield from (problem.within(field) for problem in _problems(amount, wanted))
+        elif not wanted.holds(amount):
+            yield Problem(field, f"expected {wanted}, got {amount!r}", "give such a number")
+
+
+def _problems(amount: PerRequest, wanted: Range) -> Iterator[Problem]:
+    if not amount.name.isidentifier() or not amount.name.isascii():
+        problem = f"{amount.name!r} cannot name a tensor"
+        yield Problem("name", problem, "use letters, digits and _, and begin with a letter")
+    if wanted.whole and not amount.whole:
+        yield Problem("whole", f"{amount.name!r} may be any number", "write whole=True")
+    for field in ("low", "high"):
+        value = getattr(amount, field)
+        if not wanted.holds(int(value) if wanted.whole and value == int(value) else value):
+            yield Problem(field, f"expected {wanted}, got {value!r}", "give such a limit")
+    default = amount.default
+    if amount.low > amount.high:
+        yield Problem("low", f"{amount.low:g} is above high ({amount.high:g})", "swap them")
+    elif default is not None and not amount.low <= default <= amount.high:
+        problem = f"{default:g} is outside of its own limits, {amount.low:g} to {amount.high:g}"
+        yield Problem("default", problem, "widen the limits, or give another")
+
+
+def per_request(steps: Iterable[Any]) -> tuple[PerRequest, ...]:
+    """Return the numbers that a request may set, each once, in the order of the steps' fields."""
+    found: dict[str, PerRequest] = {}
+    for step in steps:
+        for field in step.__struct_fields__:
+            value = getattr(step, field)
+            if isinstance(value, PerRequest):
+                found.setdefault(value.name, value)
+    return tuple(found.values())
+
+
+def shared_problems(steps: Iterable[Any]) -> Iterator[Problem]:
+    """Yield names that two steps use for different numbers."""
+    known: dict[str, PerRequest] = {}
+    for place, step in enumerate(steps):
+        for field in step.__struct_fields__:
+            value = getattr(step, field)
+            if isinstance(value, PerRequest) and known.setdefault(value.name, value) != value:
+                problem = f"another step's {value.name!r} has other limits or another default"
+                remedy = "give the same everywhere, or another name"
+                yield Problem(f"reorder[{place}].{field}", problem, remedy)
+
+
+def name_problems(steps: Iterable[Any], taken: Iterable[str], whose: str) -> Iterator[Problem]:
+    """Yield names that something else in the request has already."""
+    names = set(taken)
+    for place, step in enumerate(steps):
+        for field in step.__struct_fields__:
+            value = getattr(step, field)
+            if isinstance(value, PerRequest) and value.name in names:
+                problem = f"{value.name!r} is the name of {whose} already"
+                yield Problem(f"reorder[{place}].{field}.name", problem, "give it another")

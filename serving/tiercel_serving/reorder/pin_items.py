@@ -1,0 +1,108 @@
+"""``pin_items``: named items stand at a place of the answer, if they are candidates at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column
+from ..kinds import Settings, mistyped
+from ..problems import COUNT, Problem, out_of_range
+from ..ranked import Rows, Scores
+from ..spec import Arrays
+from .boost_items import having, unfit_values
+from .placing import Line, in_order
+from .plain import line_of, scores_in_order
+
+
+class PinItems(Settings, frozen=True, tag="pin_items"):
+    """Put the items of these values at ``place``, one after another in the order of the values.
+
+    An item that was not retrieved, was filtered, or has no score is not pinned: a source brings candidates,
+    and rules keep their word. Of several items of one value the better one comes first.
+
+    Parameters
+    ----------
+    column
+        A raw item column, usually that of the item ids.
+    values
+        What is pinned, in order.
+    place
+        Where the first goes; 1 is the top.
+    """
+
+    column: str
+    values: tuple[str | int, ...]
+    place: int = 1
+
+    of_ranker: ClassVar[bool] = False
+    reasons: ClassVar[tuple[str, ...]] = ("pinned",)
+
+    def problems(self) -> list[Problem]:
+        """Return no or repeated values, and a place that is none."""
+        if wrong := list(mistyped(self)):
+            return wrong
+        wrong = list(out_of_range(self, {"place": COUNT}))
+        if not self.values or len(set(self.values)) < len(self.values):
+            problem = f"expected values, each once, got {self.values!r}"
+            wrong.append(Problem("values", problem, "name what shall be pinned"))
+        return wrong
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the column."""
+        return (self.column,)
+
+    def misfits(self, tasks: int) -> list[Problem]:
+        """Return nothing: any ranker will do."""
+        return []
+
+    def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:
+        """Return a column of lists, values of another type than its, and values that no item has."""
+        if columns[self.column].is_list:
+            problem = f"{self.column!r} holds lists"
+            return [Problem("column", problem, "name a column with one value an item")]
+        return unfit_values(columns, self.column, self.values)
+
+    def open(self, columns: Mapping[str, Column]) -> Pinned:
+        """Return the step."""
+        number = np.full(len(columns[self.column]), -1)
+        for at, value in enumerate(self.values):
+            number[having(columns, self.column, (value,))] = at
+        return Pinned(number, len(self.values), self.place - 1)
+
+    def reference(
+        self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
+    ) -> list[float]:
+        """Return the scores of the places."""
+        line = line_of(scores, candidates)
+        values = [candidate[self.column] for candidate in candidates]
+        real = [at for at in line if scores[at] != float("-inf")]
+        pinned = [at for value in self.values for at in real if values[at] == value]
+        others = [at for at in real if at not in pinned]
+        order = others[: self.place - 1] + pinned + others[self.place - 1 :]
+        return scores_in_order(order + [at for at in line if at not in real], scores)
+
+
+class Pinned:
+    """Each item's number among the pinned ``[I + 1]``, -1 for all others; and the first place."""
+
+    def __init__(self, number: Rows, count: int, before: int) -> None:
+        self._number, self._count, self._before = number, count, before
+
+    def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
+        """Sort by where each goes: those before the place, the pinned, and all others."""
+        line, width = Line.of(scores, arrays), scores.shape[1]
+        number = self._number.take(line.rows)
+        pinned = (number >= 0) & line.real
+        place = np.cumsum(~pinned, axis=1) - 1
+        step = (self._count + 1) * width
+        keys = np.where(place < self._before, place, place + 1) * step
+        keys = np.where(pinned, self._before * step + number * width + np.arange(width), keys)
+        keys[~line.real] += (width + 2) * step
+        order = np.take_along_axis(line.order, keys.argsort(axis=1, kind="stable"), axis=1)
+        why = np.zeros(scores.shape, np.int32)
+        np.put_along_axis(why, line.order, pinned.astype(np.int32), axis=1)
+        return in_order(scores, line, order), why

@@ -1,0 +1,167 @@
+"""Placing items one after another: the users' candidates by score, picks, and scores in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ranked import Rows, Scores, order_by_score, pick, strictly_falling
+from ..spec import Arrays
+
+Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+
+_NOTHING = np.float32(-np.inf)
+
+
+def places_to_fill(arrays: Arrays, width: int) -> int:
+    """Return how many places a step must fill: all K, unless ``k [B, 1]`` says that fewer will be seen."""
+    k = arrays.get("k")
+    return width if k is None else min(int(k.max()), width)
+
+
+@dataclass
+class Line:
+    """Each user's candidates in order of (score descending, row ascending).
+
+    Attributes
+    ----------
+    order
+        ``[B, K]`` where each stands among the kept.
+    scores, rows
+        ``[B, K]`` in that order.
+    real
+        ``[B, K]``: which have a score at all. They come first.
+    """
+
+    order: Rows
+    scores: Scores
+    rows: Rows
+
+    @classmethod
+    def of(cls, scores: Scores, arrays: Arrays) -> Line:
+        """Sort the candidates of every user."""
+        kept = arrays["kept_row"]
+        order = order_by_score(scores, kept)
+        return cls(order, pick(scores, order), pick(kept, order))
+
+    @property
+    def real(self) -> Flags:
+        """``[B, K]``: which have a score at all. They come first."""
+        flags: Flags = self.scores > _NOTHING
+        return flags
+
+    def relevance(self) -> Floats:
+        """Return scores ``[B, K]`` scaled to 0 … 1 between each user's lowest and highest finite ones.
+
+        Those of users with one score alone are 1, that of +inf is 1, and that of no score is -inf.
+        """
+        # In float64, in which no difference of float32 overflows.
+        scores = self.scores.astype(np.float64)
+        first, last = scores[:, :1], scores[:, -1:]
+        with np.errstate(invalid="ignore"):
+            span = first - last
+        if ((span > 0) & (span < np.inf)).all():
+            return ((scores - last) / span).astype(np.float32)
+        real = self.real
+        with np.errstate(invalid="ignore"):
+            if real.all() and scores[:, 0].max() < np.inf:
+                low, high = scores[:, -1:], scores[:, :1]
+            else:
+                finite = np.isfinite(scores)
+                low = np.where(finite, scores, np.inf).min(axis=1, keepdims=True)
+                high = np.where(finite, scores, -np.inf).max(axis=1, keepdims=True)
+            varied = high > low
+            scaled = (scores - np.where(varied, low, 0)) / np.where(varied, high - low, 1)
+        if not varied.all():
+            scaled[~varied[:, 0]] = 1
+        np.minimum(scaled, 1, out=scaled)
+        if not real.all():
+            scaled[~real] = _NOTHING
+        relevance: Floats = scaled.astype(np.float32)
+        return relevance
+
+    def placed(self, picks: Rows) -> Scores:
+        """Return new scores ``[B, K]`` of the kept: the picked first, in their order, then all others.
+
+        The scores stay with the places: whatever comes to stand at place j gets the j-th best score, made
+        strictly falling, so that sorting gives this order back.
+
+        Parameters
+        ----------
+        picks
+            ``[B, S]`` places in this line; K where nothing was picked.
+        """
+        users, width = self.scores.shape
+        at = np.arange(users)[:, None]
+        # One place more, for picks of nothing.
+        place = np.full((users, width + 1), -1)
+        place[at, picks] = np.arange(picks.shape[1])
+        place = place[:, :width]
+        others = place < 0
+        behind = (width - np.count_nonzero(others, axis=1))[:, None]
+        place = np.where(others, np.cumsum(others, axis=1) - 1 + behind, place)
+        out = np.empty_like(self.scores)
+        out[at, self.order] = pick(strictly_falling(self.scores), place)
+        return out
+
+
+def fill(gains: Floats, places: int, choose: Callable[[Rows], None]) -> Rows:
+    """Give each place to the candidate of the largest gain, of equal ones the first.
+
+    Parameters
+    ----------
+    gains
+        ``[B, K]`` of the first place, in order of the line; -inf where a candidate can't have it. Changed.
+    places
+        S, how many places to fill.
+    choose
+        Called with ``[B]`` flat indexes of the chosen into ``[B, K]``; makes ``gains`` those of the next
+        place. The gains of the chosen are -inf by then, and must stay so.
+
+    Returns
+    -------
+    ``[B, S]`` places in the line, for :meth:`Line.placed`.
+    """
+    users, width = gains.shape
+    base, flat = np.arange(users) * width, gains.reshape(-1)
+    best, worth = np.empty((places, users), np.int64), np.empty((places, users), np.float32)
+    if users == 1:
+        _fill_one(gains[0], best, worth, choose)
+        places = 0
+    for place in range(places):
+        gains.argmax(1, best[place])
+        chosen = best[place] + base
+        flat.take(chosen, out=worth[place], mode="clip")
+        if place < places - 1:
+            flat[chosen] = _NOTHING
+            choose(chosen)
+    picks: Rows = np.where(worth == _NOTHING, width, best).T
+    return picks
+
+
+def _fill_one(gains: Floats, best: Rows, worth: Floats, choose: Callable[[Rows], None]) -> None:
+    """Do the same for one user: plain numbers cost a third of arrays with one."""
+    for place in range(len(best)):
+        at = int(gains.argmax())
+        best[place, 0], worth[place, 0] = at, gains[at]
+        if place < len(best) - 1:
+            gains[at] = _NOTHING
+            choose(best[place])
+
+
+def scaled(relevance: Floats, by: Floats) -> Floats:
+    """Return the relevance ``[B, K]`` times ``by [B, 1]``; -inf stays, also times 0."""
+    with np.errstate(invalid="ignore"):
+        out: Floats = np.where(relevance == _NOTHING, _NOTHING, relevance * by)
+    return out
+
+
+def in_order(scores: Scores, line: Line, order: Rows) -> Scores:
+    """Return new scores ``[B, K]`` of the kept in another order ``[B, K]``: those of the places."""
+    out = np.empty_like(scores)
+    np.put_along_axis(out, order, strictly_falling(line.scores), axis=1)
+    return out

@@ -1,0 +1,89 @@
+"""What the plain references of steps share: choosing one item after another, and scores in that order.
+
+Nothing here imports what serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+#: Gains closer than this may come in either order from other arithmetic.
+NEAR = 1e-4
+
+_NOTHING = float("-inf")
+
+
+def line_of(scores: Sequence[float], candidates: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the candidates by (score descending, row ascending)."""
+    return sorted(range(len(scores)), key=lambda at: (-scores[at], candidates[at]["row"]))
+
+
+def relevance(scores: Sequence[float]) -> list[float]:
+    """Return scores scaled to 0 … 1 between the lowest and highest finite one; no score stays -inf."""
+    finite = [score for score in scores if abs(score) != float("inf")]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    scaled = []
+    for score in scores:
+        if score == _NOTHING:
+            scaled.append(_NOTHING)
+        elif score == float("inf") or high == low:
+            scaled.append(1.0)
+        else:
+            scaled.append((score - low) / (high - low))
+    return scaled
+
+
+def choose_all(
+    line: Sequence[int],
+    gain: Callable[[list[int], int], float],
+    scores: Sequence[float],
+    candidates: Sequence[Mapping[str, Any]],
+    user: Mapping[str, Any],
+) -> list[int]:
+    """Choose one candidate after another: that of the largest gain, of equal ones the first in line.
+
+    Parameters
+    ----------
+    line
+        All candidates, in order.
+    gain
+        Of the chosen so far, and another candidate; -inf if that can't be chosen now.
+    scores, candidates, user
+        As references get them. If ``user`` tells what was ``served`` (rows, best first), candidates whose
+        gains nearly tie are chosen as there.
+
+    Returns
+    -------
+    The chosen in their order; then, in line, all others.
+    """
+    served = {row: place for place, row in enumerate(user.get("served", ()))}
+    chosen: list[int] = []
+    left = [at for at in line if scores[at] != _NOTHING]
+    while left:
+        gains = {at: gain(chosen, at) for at in left}
+        best = max(gains.values())
+        if best == _NOTHING:
+            break
+        near = [at for at in left if gains[at] >= best - (NEAR if served else 0.0)]
+        place = {at: served.get(candidates[at]["row"], len(served)) for at in near}
+        pick = min(near, key=lambda at: place[at])
+        chosen.append(pick)
+        left.remove(pick)
+    return chosen + [at for at in line if at not in chosen]
+
+
+def scores_in_order(order: Sequence[int], scores: Sequence[float]) -> list[float]:
+    """Return each candidate's new score: place j has the j-th best score, made strictly falling."""
+    new = [_NOTHING] * len(scores)
+    before = np.float32(np.inf)
+    for place, (at, score) in enumerate(zip(order, sorted(scores, reverse=True), strict=True)):
+        now = np.float32(score)
+        if place and now >= before and now != _NOTHING:
+            now = np.nextafter(before, np.float32(_NOTHING))
+        now = now if score == _NOTHING else max(now, np.finfo(np.float32).min)
+        new[at] = float(now)
+        before = now
+    return new

@@ -1,0 +1,65 @@
+"""``score_floor``: items below a score do not come, rather than fill the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column
+from ..kinds import Settings, mistyped
+from ..problems import Problem, Range
+from ..ranked import Scores
+from ..spec import Arrays
+from .per_request import Amount, amount_problems, batch_amount, user_amount
+
+_ANY = Range(float("-inf"), open_low=True, high=float("inf"), open_high=True)
+
+
+class ScoreFloor(Settings, frozen=True, tag="score_floor"):
+    """Drop every item whose score, as the steps before it made it, is below ``least``.
+
+    Parameters
+    ----------
+    least
+        The lowest score that may come.
+    """
+
+    least: Amount
+
+    of_ranker: ClassVar[bool] = False
+    reasons: ClassVar[tuple[str, ...]] = ("its score is below the floor",)
+
+    def problems(self) -> list[Problem]:
+        """Return a floor that is no number."""
+        return list(mistyped(self)) or list(amount_problems(self, {"least": _ANY}))
+
+    def misfits(self, tasks: int) -> list[Problem]:
+        """Return nothing: any ranker will do."""
+        return []
+
+    def open(self, columns: Mapping[str, Column]) -> Floor:
+        """Return the step."""
+        return Floor(self.least)
+
+    def reference(
+        self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
+    ) -> list[float]:
+        """Return the scores, -inf for those below."""
+        least = user_amount(self.least, user)
+        return [score if score >= least else float("-inf") for score in scores]
+
+
+class Floor:
+    """The floor."""
+
+    def __init__(self, least: Amount) -> None:
+        self._least = least
+
+    def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
+        """Drop what lies below."""
+        below = scores < batch_amount(self._least, arrays)
+        why = (below & (scores > -np.inf)).astype(np.int32)
+        return np.where(below, np.float32(-np.inf), scores), why

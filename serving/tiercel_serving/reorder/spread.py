@@ -1,0 +1,111 @@
+"""``spread``: within a sliding window of places, items span as much as they can.
+
+Huang et al. 2021, "Sliding spectrum decomposition for diversified recommendation" (SSD).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..columns import Column
+from ..kinds import mistyped
+from ..problems import SHARE, Problem, Range, out_of_range
+from ..ranked import Rows, Scores
+from ..spec import Arrays
+from .per_request import Amount, amount_problems, batch_amount, user_amount
+from .placing import Line, fill, places_to_fill, scaled
+from .plain import choose_all, line_of, relevance, scores_in_order
+from .vectors import Basis, ItemVectors, OfVectors, plain_basis, plain_rest
+
+_WINDOW = Range(2, whole=True)
+
+
+class Spread(OfVectors, frozen=True, tag="spread"):
+    r"""Give each place to the item i of the largest :math:`(1-s)\,r_i + s\,d_i`.
+
+    :math:`d_i` is the length of what is left of :math:`v_i` without the directions of the last ``window`` - 1
+    items placed, r the score scaled to 0 … 1. What was placed longer ago may come again: people see a window.
+
+    Parameters
+    ----------
+    source, column
+        Where the vectors are from, one of both: see :class:`~.vectors.OfVectors`.
+    window
+        How many places are seen together, at least 2.
+    strength
+        s, 0 to 1: 0 is the order of the scores, 1 heeds unlikeness alone.
+    """
+
+    source: str = ""
+    column: str = ""
+    window: int = 5
+    strength: Amount = 0.3
+
+    of_ranker: ClassVar[bool] = False
+    reasons: ClassVar[tuple[str, ...]] = ()
+
+    def problems(self) -> list[Problem]:
+        """Return numbers that make no sense, and vectors from nowhere."""
+        if wrong := list(mistyped(self)):
+            return wrong
+        numbers = [*out_of_range(self, {"window": _WINDOW}), *amount_problems(self, {"strength": SHARE})]
+        return [*self.where_problems(), *numbers]
+
+    def open(self, columns: Mapping[str, Column]) -> SlidingSpread:
+        """Return the step."""
+        return SlidingSpread(self.vectors(columns), self.window, self.strength)
+
+    def reference(
+        self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
+    ) -> list[float]:
+        """Return the scores of the places."""
+        strength, relevant = user_amount(self.strength, user), relevance(scores)
+        vectors = self.plain_vectors(candidates)
+
+        def gain(chosen: list[int], at: int) -> float:
+            basis = plain_basis([vectors[other] for other in chosen], self.window - 1)
+            left = plain_rest(vectors[at], basis)
+            return (1 - strength) * relevant[at] + strength * sqrt(max(left, 0.0))
+
+        return scores_in_order(
+            choose_all(line_of(scores, candidates), gain, scores, candidates, user), scores
+        )
+
+
+class SlidingSpread:
+    """The items' vectors, the window, and how much unlikeness counts."""
+
+    def __init__(self, vectors: ItemVectors, window: int, strength: Amount) -> None:
+        self._vectors, self._seen, self._strength = vectors, window - 1, strength
+
+    def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
+        """Place item after item; a direction that leaves the window is given back."""
+        line, places = Line.of(scores, arrays), places_to_fill(arrays, scores.shape[1])
+        strength = batch_amount(self._strength, arrays).astype(np.float32)
+        relevant = scaled(line.relevance(), 1 - strength)
+        vectors = self._vectors.of(line.rows)
+        basis = Basis(vectors, min(self._seen, places))
+        gains, left = relevant + strength, np.ones_like(relevant)
+        shares = np.zeros((basis.size, *relevant.shape), np.float32)
+
+        # Whole arrays: NumPy takes as long to spread one number as to add five hundred.
+        nothing, weight = np.zeros_like(left), np.zeros_like(left) + strength
+        flat_relevance = relevant.reshape(-1)
+
+        def choose(chosen: Rows) -> None:
+            flat_relevance[chosen] = -np.inf
+            share = vectors.dots(basis.direction(chosen))
+            oldest = shares[basis.last]
+            np.add(left, oldest, left)
+            np.multiply(share, share, oldest)
+            np.subtract(left, oldest, left)
+            np.maximum(left, nothing, gains)
+            np.sqrt(gains, gains)
+            np.multiply(gains, weight, gains)
+            np.add(gains, relevant, gains)
+
+        return line.placed(fill(gains, places, choose)), None

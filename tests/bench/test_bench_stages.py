@@ -1,0 +1,38 @@
+"""The stages benchmark: its tiny form from end to end, and that no reorder step is left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from benchmarks.stages.__main__ import app
+from benchmarks.stages.ordering import STEPS
+from benchmarks.stages.report import LIMITS_US, StagesReport, StepTimes
+from tiercel_serving.reorder.table import REORDER
+
+
+def test_every_step_is_measured_and_has_a_limit() -> None:
+    assert set(STEPS) == set(LIMITS_US) == set(REORDER)
+
+
+def test_tiny_runs_from_end_to_end_and_saves_json_and_a_plot(tmp_path: Path) -> None:
+    saved = tmp_path / "deep" / "stages.json"
+    done = CliRunner().invoke(app, ["--size", "tiny", "--json", "--save", str(saved)])
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document == json.loads(saved.read_text(encoding="utf-8"))
+    assert saved.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert set(document["steps"]) == set(STEPS)
+    assert all(us > 0 for step in document["steps"].values() for us in step["us"].values())
+    assert document["figures"] == [], "too small for any limit"
+
+
+def test_figures_are_held_to_their_limits() -> None:
+    report = StagesReport({}, "full", {"mmr": StepTimes({1: 500.0, 64: 100.0}, 1000.0)})
+    assert [(round(figure.value), figure.ok) for figure in report.figures()] == [
+        (500, False),
+        (2, True),
+        (10, True),
+    ]
