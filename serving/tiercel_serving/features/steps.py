@@ -14,11 +14,23 @@ from typing import Any
 import numpy as np
 
 from ..spec import Array
+from .conditions import Both, Compare, CompareColumns, Contained, ContainedText, Not
 from .encode import EncodeDirect, EncodeHash, EncodeText
 from .joins import CombineKeys, Gather, GatherList, GatherText
 from .lists import ListSlice
 from .load import Load, LoadList
 from .registers import Columns, Elementwise, Register, Registers, Step, nan_where_null
+from .sessions import (
+    CollectEvents,
+    CountEvents,
+    EdgeEvent,
+    ExtremeEvent,
+    KeepEvents,
+    LoadEvents,
+    OrderEvents,
+    SumEvents,
+    TakeEvents,
+)
 from .similarity import Similarity
 
 _FLOAT32 = np.dtype(np.float32)
@@ -244,6 +256,7 @@ class BucketizeDown(Bucketize):
 STEPS: Mapping[str, type[Any]] = {
     "load": Load,
     "load_list": LoadList,
+    "load_events": LoadEvents,
     "rows": Rows,
     "cast": Cast,
     "widen": Cast,
@@ -269,6 +282,20 @@ STEPS: Mapping[str, type[Any]] = {
     "gather": Gather,
     "gather_text": GatherText,
     "gather_list": GatherList,
+    "compare": Compare,
+    "compare_columns": CompareColumns,
+    "contained": Contained,
+    "contained_text": ContainedText,
+    "both": Both,
+    "not": Not,
+    "keep_events": KeepEvents,
+    "order_events": OrderEvents,
+    "take_events": TakeEvents,
+    "collect_events": CollectEvents,
+    "edge_event": EdgeEvent,
+    "count_events": CountEvents,
+    "sum_events": SumEvents,
+    "extreme_event": ExtremeEvent,
 }
 
 
