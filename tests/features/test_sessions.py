@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -443,3 +444,32 @@ def test_sums_are_those_of_pandas() -> None:
             got = summed(values, offsets)
         assert got.dtype == dtype
         assert np.array_equal(got, want, equal_nan=dtype is not np.int64)
+
+
+def test_the_guides_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    guide = Path(__file__).parents[2].joinpath("docs", "features.md").read_text(encoding="utf-8")
+    graph, request = re.findall(
+        r"```python\n(.*?)```", guide.split("<!-- sessions: a test runs this -->")[1], re.S
+    )[:2]
+    known: dict[str, Any] = {
+        "compile_workflow": compile_workflow,
+        "columns_from_frame": columns_from_frame,
+        "pd": pd,
+    }
+    exec(graph, known)
+    fit = pd.DataFrame(
+        {
+            "session_id": [1, 1, 2, 2],
+            "item_id": [3, 7, 7, 7],
+            "timestamp": [1, 2, 3, 4],
+            "price": [1.0, 2.0, 3.0, 4.0],
+        }
+    )
+    known["workflow"] = fitted(known["long_enough"], fit)
+    exec(request, known)
+    packed = known["packed"]
+    # 7 is the most frequent item, and so the first of the vocabulary.
+    assert packed["user_list_item_id-list"].tolist() == [[4, 3, 3]]
+    assert packed["user_cat"].tolist() == [[3]]
+    assert packed["user_num"].tolist() == [[3.0]]
