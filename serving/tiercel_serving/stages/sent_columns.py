@@ -105,8 +105,8 @@ def _merge_lists(sent: Column, stored: Column, where: npt.NDArray[np.bool_]) -> 
         valid = np.concatenate([stored.valid, np.ones(len(sent.values), np.bool_)])[index]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     every = np.ones(len(where), np.bool_)
-    valid_rows = [every if column.row_valid is None else column.row_valid for column in (sent, stored)]
-    row_valid = np.where(where, *valid_rows)
+    of_sent, of_stored = (every if c.row_valid is None else c.row_valid for c in (sent, stored))
+    row_valid = np.where(where, of_sent, of_stored)
     return Column(values, valid, offsets, None if row_valid.all() else row_valid)
 
 
