@@ -230,11 +230,11 @@ TABLE: Mapping[str, Entry] = {
     "nvtabular.Groupby": Entry(
         TOTAL,
         lower_groupby,
-        note="by one key, with list, count, first, last, min, max, mean and sum: a served row is one session, "
-        "whose events come as lists (see Sessions). A session without events, which NVTabular leaves out, "
-        "has an empty list, count and sum 0, and else null. Ties of one sort column, which pandas leaves in"
-        " any order, stay in the order in which they came. Refused by several keys, of sessions, by other "
-        "aggregations, and for names that NVTabular casts by",
+        note="by one key, with list, count, first, last, min, max, mean and sum: a served row is one "
+        "session, whose events come as lists (see Sessions). A session without events, which "
+        "NVTabular leaves out, has an empty list, count and sum 0, and else null. Ties of one sort "
+        "column, which pandas leaves in any order, stay in the order in which they came. Refused by "
+        "several keys, of sessions, by other aggregations, and for names that NVTabular casts by",
         reads=columns_of_groupby,
         asks=keys_of_groupby,
         keys=keys_of_groupby,
