@@ -58,8 +58,14 @@ REFUSALS = {
         {"brand"},
     ),
     "DifferenceLag": (lambda p: ["price"] >> ops.DifferenceLag(["brand"], 1), set()),
-    "Groupby": (lambda p: ["price", "brand"] >> ops.Groupby(["brand"], aggs="sum"), {"brand"}),
-    "Groupby of a dependency": (lambda p: ["price"] >> ops.Groupby(["brand"], aggs="sum"), {"brand"}),
+    "Groupby": (
+        lambda p: ["price", "brand", "age"] >> ops.Groupby(["brand", "age"], aggs="sum"),
+        {"brand", "age"},
+    ),
+    "Groupby of a dependency": (
+        lambda p: ["price"] >> ops.Groupby(["brand", "age"], aggs="sum"),
+        {"brand", "age"},
+    ),
     "LambdaOp": (lambda p: ["age"] >> ops.LambdaOp(lambda c: c + 1), {"age"}),
     "LambdaOp of several": (
         lambda p: ["age", "price"] >> ops.LambdaOp(lambda c, df: c + 1, dependency=["price"]),

@@ -23,7 +23,7 @@ from .arrays import StepTable, describe_arrays
 from .registers import path_to, places_of, raw_columns
 
 #: Steps that bring columns in or pick some of a register's, and compute nothing.
-MOVING = ("load", "load_list", "rows")
+MOVING = ("load", "load_list", "load_events", "rows")
 #: What a step's JSON says of its name and of what it reads.
 PLACES = ("op", "in", "rows", "columns", "column")
 #: Each number of rows is timed so many times, or for so long.

@@ -10,8 +10,7 @@ from typing import Any
 from ..errors import UnsupportedOperator
 from ..lowering.expressions import REFUSED, Columns, Expression
 from ..lowering.table import TABLE, key_of
-from ..workflow.cut import CompiledProgram, WorkflowParts, compile_workflow
-from ..workflow.trace import trace
+from ..workflow.cut import CompiledProgram, WorkflowParts, compile_workflow, trace_part
 from .program import Origins, PartPlan, Refusal, Vanished, explain_program
 
 
@@ -124,8 +123,7 @@ def _unserved(cut: WorkflowParts, parts: Sequence[PartPlan]) -> Iterator[Vanishe
 
 def _observe(cut: WorkflowParts, part: str | None) -> _Seen:
     seen = _Seen()
-    needed = None if part is None else set(cut.input_names(part))
-    seen.outputs = trace(cut.workflow, needed, target_encoding=cut.target_encoding, observe=seen.node)
+    seen.outputs = trace_part(cut, part, seen.node)
     return seen
 
 

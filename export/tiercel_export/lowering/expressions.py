@@ -40,6 +40,18 @@ class Expression:
         NVTabular's dtype of the column (of its elements, for a list).
     is_list
         Whether each row is a list.
+    axis
+        None for a column of rows. A column of a session's events, which ``Groupby`` makes rows of, has the
+        conditions of the filters that its events have passed.
+    of_key
+        Whether all events of a session have one value, so that the program holds it once a row.
+
+    Attributes
+    ----------
+    mixed
+        Whether columns of several axes are computed together somewhere, which no program can.
+    inputs, events
+        The raw columns behind it, and those of them that hold the events of a session.
     """
 
     op: str
@@ -49,15 +61,26 @@ class Expression:
     physical: str
     dtype: str
     is_list: bool
+    # Both follow from what is compared, or do not change what the program computes.
+    axis: tuple[Expression, ...] | None = field(default=None, compare=False)
+    of_key: bool = field(default=False, compare=False)
+    mixed: bool = field(init=False, compare=False)
     depth: int = field(init=False, compare=False)
     inputs: frozenset[str] = field(init=False, compare=False)
+    events: frozenset[str] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         own = dict(self.own)
         read = [source.inputs for source in self.sources] or [frozenset([own["name"]])]
         depth = 1 + max((source.depth for source in self.sources), default=-1)
+        # Rows, a session's key, its events, and events that other filters left have lengths of their own.
+        kinds = {(source.axis, source.of_key) for source in self.sources}
+        mixed = len(kinds) > 1 or any(source.mixed for source in self.sources)
+        object.__setattr__(self, "mixed", mixed)
         object.__setattr__(self, "depth", depth)
         object.__setattr__(self, "inputs", frozenset().union(*read))
+        own_events = frozenset([own["name"]]) if self.op == "load_events" else frozenset()
+        object.__setattr__(self, "events", own_events.union(*(source.events for source in self.sources)))
 
     @property
     def is_text(self) -> bool:
@@ -73,6 +96,11 @@ class Expression:
     def time_unit(self) -> str | None:
         """Of a column of dates and times, what its int64 values count since 1970: ``ns``, say; else None."""
         return np.datetime_data(self.dtype)[0] if self.dtype.startswith("datetime64") else None
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether the program holds as many values for a row as the row has elements or events."""
+        return self.is_list or (self.axis is not None and not self.of_key)
 
 
 Columns: TypeAlias = dict[str, Expression]
@@ -133,6 +161,12 @@ def input_column(name: str, physical: str, dtype: str, is_list: bool) -> Express
     return Expression(op, (), (), (("name", name),), physical, dtype, is_list)
 
 
+def event_column(name: str, physical: str, dtype: str, session: Sequence[str]) -> Expression:
+    """Return the expression of a raw column of a session's events, ``session`` being all of those."""
+    shared = (("session", tuple(session)),)
+    return Expression("load_events", (), shared, (("name", name),), physical, dtype, False, axis=())
+
+
 def refused_column(source: Expression, error: WorkflowError) -> Expression:
     """Return what stands for a column that can't be compiled, until somebody needs it."""
     return apply(REFUSED, source, own={"error": error})
@@ -178,7 +212,8 @@ def combine(
     """Return the expression ``op(*sources)``.
 
     With more than one source it is a step by itself, whose JSON has ``"in": [[register, row], …]``; with
-    one source columns alike share a step, whose JSON has ``"in": register``.
+    one source columns alike share a step, whose JSON has ``"in": register``. Sources of several axes make
+    it ``mixed``, which the tracer refuses.
     """
     return Expression(
         op,
@@ -188,6 +223,8 @@ def combine(
         physical,
         dtype,
         is_list,
+        sources[0].axis,
+        sources[0].of_key,
     )
 
 

@@ -14,7 +14,8 @@ from .numeric import as_held, holding, number_of
 def lower_list_slice(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
     """``row[start:end]`` of each row; then, if asked for, padding to ``end - start`` elements.
 
-    NVTabular pads rows that are Python lists. It forgets to store what it padded if they are arrays, which
+    NVTabular pads rows that are Python lists, as those of Groupby are. It forgets to store what it padded if
+    they are arrays, which
     lists are that an operator computed, and lists of float32: these keep their lengths here too.
     """
     return {name: _list_slice(op, columns[name], name, where) for name in names}
@@ -32,7 +33,8 @@ def _list_slice(op: Any, source: Expression, name: str, where: Where) -> Express
             "NVTabular pads joined lists or not, by what kind of rows the joined table has",
             "Leave pad out: packed lists are padded with 0",
         )
-    if not op.pad or origin.op != "load_list" or origin.dtype == "float32":
+    of_python = origin.op == "collect_events" or (origin.op == "load_list" and origin.dtype != "float32")
+    if not op.pad or not of_python:
         return apply("list_slice", source, shared=shared)
     length = int(op.max_elements)
     if length == np.iinfo(np.int64).max:

@@ -31,13 +31,6 @@ def named_columns(node: Any, names: Sequence[str], columns: Mapping[str, Express
     return {name: stop(name) for name in names}
 
 
-def grouped_columns(
-    node: Any, names: Sequence[str], columns: Mapping[str, Expression], stop: Stop
-) -> Columns:
-    """Return the keys that it groups by, whether it is applied to them or not."""
-    return {name: stop(name) for name in node.op.groupby_cols}
-
-
 def hashed_frame(node: Any, names: Sequence[str], columns: Mapping[str, Expression], stop: Stop) -> Columns:
     """Return the whole frame: HashBucket changes the columns that its ``num_buckets`` name."""
     buckets = node.op.num_buckets

@@ -13,6 +13,8 @@ from typing import Any
 from .bucketize import lower_bucketize
 from .categorify import files_of_vocabularies, lower_categorify
 from .expressions import Lowering
+from .filters import columns_of_dropna, columns_of_filter, lower_dropna, lower_filter
+from .groupby import columns_of_groupby, keys_of_groupby, lower_groupby
 from .join_external import columns_joined, columns_of_keys, lower_join_external
 from .join_groupby import files_of_statistics, keys_of_statistics, lower_join_groupby
 from .lists import lower_list_slice
@@ -41,7 +43,6 @@ from .refused import (
     advice_for_lambda,
     any_columns,
     fewer_rows,
-    grouped_columns,
     hashed_frame,
     named_columns,
     own_columns,
@@ -86,6 +87,11 @@ class Entry:
         If refused: ``advise(operator, remedy)``, which is more than the remedy alone.
     times
         Whether it takes columns of dates and times.
+    keys
+        ``keys(operator)``: the columns by which it makes rows of events.
+    drops_rows
+        Whether it drops rows: compiled where these are events that a later operator makes rows of, or where
+        the caller chose to keep rows; else refused, as ``note`` and ``remedy`` say.
     """
 
     outcome: str
@@ -98,9 +104,12 @@ class Entry:
     frame: Frame = any_columns
     advise: Callable[[Any, str], str] | None = None
     times: bool = False
+    keys: Callable[[Any], list[str]] | None = None
+    drops_rows: bool = False
 
 
-_DROPS_ROWS = "it drops rows, and a served batch must keep every row"
+#: Why an operator that drops rows is refused.
+DROPS_ROWS = "it drops rows, and a served batch must keep every row"
 
 TABLE: Mapping[str, Entry] = {
     # The graph itself
@@ -250,10 +259,16 @@ TABLE: Mapping[str, Entry] = {
         COMPILED, lower_frame, note="its statistics are of the fit alone", times=True
     ),
     "nvtabular.Groupby": Entry(
-        REFUSED,
-        note="it makes one row of all rows of a group in the batch",
-        remedy="Aggregate the data before the workflow, or use JoinGroupby for statistics of the fit",
-        frame=grouped_columns,
+        TOTAL,
+        lower_groupby,
+        note="by one key, with list, count, first, last, min, max, mean and sum: a served row is one "
+        "session, whose events come as lists (see Sessions). A session without events, which "
+        "NVTabular leaves out, has an empty list, count and sum 0, and else null. Ties of one sort "
+        "column, which pandas leaves in any order, stay in the order in which they came. Refused by "
+        "several keys, of sessions, by other aggregations, and for names that NVTabular casts by",
+        reads=columns_of_groupby,
+        asks=keys_of_groupby,
+        keys=keys_of_groupby,
     ),
     "nvtabular.DifferenceLag": Entry(
         REFUSED,
@@ -262,12 +277,28 @@ TABLE: Mapping[str, Entry] = {
         frame=own_columns,
     ),
     "nvtabular.Dropna": Entry(
-        REFUSED,
-        note=_DROPS_ROWS,
-        remedy="Drop the rows of the data before the fit, or use FillMissing",
+        TOTAL,
+        lower_dropna,
+        note="before Groupby it drops events of a session. Elsewhere it is refused, for a served batch keeps "
+        "every row, unless compiled with rows='keep': then it does nothing, and a null goes on as it came",
+        remedy="Drop the rows of the data before the fit, use FillMissing, or choose rows='keep', with which "
+        "the served row goes on as it came",
+        reads=columns_of_dropna,
         frame=fewer_rows,
+        drops_rows=True,
     ),
-    "nvtabular.Filter": Entry(REFUSED, note=_DROPS_ROWS, remedy="Filter the data before the fit"),
+    "nvtabular.Filter": Entry(
+        TOTAL,
+        lower_filter,
+        note="before Groupby it drops events of a session, if its function compares columns with values or "
+        "with each other (==, <, isin, between, isna, &, |, ~ and the like), which is found by calling it "
+        "with a stand-in for the frame. Elsewhere it is refused, for a served batch keeps every row, unless "
+        "compiled with rows='keep': then it does nothing",
+        remedy="Filter the data before the fit, or choose rows='keep', with which the served row goes on as "
+        "it came",
+        reads=columns_of_filter,
+        drops_rows=True,
+    ),
     # Ours, for NVTabular's graphs
     "tiercel_export.Arithmetic": Entry(COMPILED, lower_arithmetic),
     "tiercel_export.Cast": Entry(COMPILED, lower_cast, times=True),

@@ -9,13 +9,16 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 
+from tiercel_serving.columns import take_rows
 from tiercel_serving.features import InputColumn
 from tiercel_serving.verify.checks import FeatureRows
 from tiercel_serving.verify.golden import FEATURE_ROWS, Golden
 
 from ..workflow.cut import CompiledProgram
 from ..workflow.frames import FrameOracle, columns_from_frame, golden_inputs, oracle_columns, oracle_frame
+from ..workflow.sessions import SessionOracle, oracle_of
 from .parts import Inputs, Programs
+from .programs import session_examples
 
 #: Rows that are compared with NVTabular at export.
 FRESH_ROWS = 2000
@@ -32,7 +35,7 @@ def ask_nvtabular(
     ):
         if not program.inputs or frame is None:
             continue
-        ask = FrameOracle(programs.parts, program.part)
+        ask = oracle_of(programs.parts, program.part)
         few = _few_rows(ask, program, frame)
         golden.add_features(artefact, few.inputs, few.outputs, few.rows)
         picked = random.choice(len(frame), min(FRESH_ROWS, len(frame)), replace=False)
@@ -40,12 +43,15 @@ def ask_nvtabular(
     return fresh
 
 
-def _asked(ask: FrameOracle, program: CompiledProgram, frame: pd.DataFrame) -> FeatureRows:
-    inputs = columns_from_frame(frame, program.inputs)
-    return FeatureRows(inputs, oracle_columns(ask(frame), program.outputs), len(frame))
+def _asked(ask: FrameOracle | SessionOracle, program: CompiledProgram, frame: pd.DataFrame) -> FeatureRows:
+    """Return the rows that NVTabular answers: those of sessions without events it leaves out."""
+    rows, answers = ask.answers(frame)
+    given = columns_from_frame(frame, program.inputs)
+    inputs = {name: take_rows(column, rows) for name, column in given.items()}
+    return FeatureRows(inputs, oracle_columns(answers, program.outputs), len(rows))
 
 
-def _few_rows(ask: FrameOracle, program: CompiledProgram, frame: pd.DataFrame) -> FeatureRows:
+def _few_rows(ask: FrameOracle | SessionOracle, program: CompiledProgram, frame: pd.DataFrame) -> FeatureRows:
     """Ask for some real rows and one with nulls, as far as NVTabular answers those.
 
     It raises on some nulls, in an integer id for example; then only the columns in which it takes one
@@ -62,7 +68,7 @@ def _few_rows(ask: FrameOracle, program: CompiledProgram, frame: pd.DataFrame) -
                 trial = row.copy()
                 trial[column.name] = nulls[column.name]
                 try:
-                    ask(_with_row(real, trial, program))
+                    ask.answers(_with_row(real, trial, program))
                 except Exception:
                     continue
                 row = trial
@@ -87,13 +93,20 @@ def _silent(name: str) -> Iterator[None]:
 
 
 def _user_frame(inputs: Inputs, programs: Programs, random: np.random.Generator) -> pd.DataFrame | None:
-    """Return raw user rows with examples of the context beside them; None without users."""
-    if inputs.users is None:
+    """Return raw user rows with examples of the context beside them; None without users or sessions."""
+    sessions = session_examples(programs.parts, inputs)
+    frame = inputs.users if inputs.users is not None else sessions
+    if frame is None:
         return None
-    frame = inputs.users
     context = [column for column in programs.user.inputs if column.part != "user"]
     if context:
         frame = frame.copy()
+    if sessions is not None:
+        # A session's key and columns belong together.
+        picked = random.integers(0, len(sessions), len(frame))
+        for name in sessions:
+            frame[name] = sessions[name].iloc[picked].to_numpy()
+        context = [column for column in context if column.name not in sessions]
     for column in context:
         source = inputs.interactions
         if source is not None and column.name in source.columns and len(source):

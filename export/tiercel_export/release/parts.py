@@ -47,6 +47,9 @@ class FeatureOptions:
     target_encoding
         ``no_fold`` serves TargetEncoding over all folds; None refuses one that has folds. See
         :func:`~tiercel_export.workflow.cut.cut_workflow`.
+    rows
+        ``keep`` lets ``Filter`` and ``Dropna`` pass every served row; None refuses them where they would drop
+        one. See :func:`~tiercel_export.workflow.cut.cut_workflow`.
     expected_packed
         Columns of ``user_cat``, ``user_num``, ``item_cat`` and ``item_num`` in the order in which the
         models were trained on them; another order is refused. None trusts that the models were trained on
@@ -55,6 +58,7 @@ class FeatureOptions:
 
     parts: Mapping[str, str] | None = None
     target_encoding: str | None = None
+    rows: str | None = None
     expected_packed: Mapping[str, Sequence[str]] | None = None
 
 

@@ -24,11 +24,19 @@ _BLOCK = 65_536
 
 def compile_programs(inputs: Inputs, workflow: Any, options: FeatureOptions) -> Programs:
     """Cut the workflow and compile its parts; check that they fit the tables and the settings."""
-    frames = [frame for frame in (inputs.users, inputs.interactions) if frame is not None]
     homes = table_homes(inputs.users, inputs.items, inputs.interactions)
     homes[inputs.columns.user_id] = "user"  # also where there is no table of users
-    cut = cut_workflow(workflow, parts=options.parts, target_encoding=options.target_encoding, homes=homes)
+    cut = cut_workflow(
+        workflow,
+        parts=options.parts,
+        target_encoding=options.target_encoding,
+        rows=options.rows,
+        homes=homes,
+    )
     _check_names(cut)
+    _check_events(cut, inputs.columns.user_id)
+    tables = (session_examples(cut, inputs), inputs.users, inputs.interactions)
+    frames = [frame for frame in tables if frame is not None]
     programs = Programs(
         cut,
         _with_lengths(compile_workflow(cut, "user"), frames),
@@ -56,6 +64,37 @@ def _check_names(cut: WorkflowParts) -> None:
                 f"workflow: its {part} features read the column '' of {table}, whose name is empty; no "
                 "request can name it: rename it there, and fit the workflow again"
             )
+
+
+def _check_events(cut: WorkflowParts, user_id: str) -> None:
+    if user_id in cut.event_names("user"):
+        raise ExportInputError(
+            f"workflow: it aggregates {user_id!r} over the events of a session, but a request has one user "
+            "id; group by it, or leave it out of Groupby"
+        )
+
+
+def session_examples(cut: WorkflowParts, inputs: Inputs) -> pd.DataFrame | None:
+    """Return a session a row, with a list for each column of its events, as ``interactions`` have them.
+
+    None if the user features read no events, ``users`` holds them as lists, or no table has them.
+    """
+    events, frame = cut.event_names("user"), inputs.interactions
+    stored = inputs.users is not None and set(events) <= set(inputs.users.columns)
+    key = next(iter(cut.keys), None)
+    if not events or stored or frame is None or key not in frame or not set(events) <= set(frame.columns):
+        return None
+    known = frame[frame[key].notna()]
+    codes, keys = pd.factorize(known[key])
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=len(keys)))[:-1]
+    lists = {key: pd.Series(keys)}
+    for name in events:
+        rows = np.empty(len(keys), np.object_)
+        values = known[name].to_numpy(dtype=object)[order]
+        rows[:] = [part.tolist() for part in np.split(values, ends)] if len(keys) else []
+        lists[name] = pd.Series(rows)
+    return pd.DataFrame(lists)
 
 
 def _check_ids(columns: Sequence[InputColumn], inputs: Inputs) -> None:

@@ -6,8 +6,6 @@ expression of the inputs: ``workflow_trace.py``) → schedule (``workflow_progra
 
 from __future__ import annotations
 
-import json
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,11 +17,14 @@ from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.spec import Array
 
 from ..errors import WorkflowError
-from ..lowering.expressions import REFUSED, Expression
+from ..lowering.expressions import REFUSED, Columns, Expression
+from ..lowering.filters import KEEP
 from ..lowering.own_times import units_read
 from ..lowering.target_encoding import NO_FOLD
+from .lineage import Behind, lineage_of, tags_of
+from .load import load_workflow
 from .program import Output, schedule
-from .trace import Behind, lineage_of, raw_column, tags_of, trace
+from .trace import Observer, raw_column, trace
 
 #: Tags that make a column a label, which serving does not have.
 LABEL_TAGS = frozenset(
@@ -111,7 +112,11 @@ class WorkflowParts:
         The input columns that each output is computed from.
     asked
         Those that NVTabular wants in the frame for it, such as the target of a statistic.
-    target_encoding
+    events
+        Those of ``lineage`` that hold the events of a session.
+    keys
+        The input columns behind the keys of sessions.
+    target_encoding, rows
         As for :func:`cut_workflow`.
     """
 
@@ -119,7 +124,10 @@ class WorkflowParts:
     outputs: Mapping[str, str]
     lineage: Mapping[str, frozenset[str]]
     asked: Mapping[str, frozenset[str]]
+    events: Mapping[str, frozenset[str]]
+    keys: frozenset[str] = frozenset()
     target_encoding: str | None = None
+    rows: str | None = None
 
     def output_names(self, part: str) -> list[str]:
         """Return the output columns of a part, in the workflow's order; ``user`` includes context."""
@@ -128,6 +136,11 @@ class WorkflowParts:
     def input_names(self, part: str) -> list[str]:
         """Return the raw columns that a part reads, in the workflow's order; ``user`` includes context."""
         used = frozenset().union(*(self.lineage[name] for name in self.output_names(part)))
+        return [name for name in self.workflow.input_schema.column_names if name in used]
+
+    def event_names(self, part: str) -> list[str]:
+        """Return the raw columns of a part of which a row has a list, one value for each of its events."""
+        used = frozenset().union(*(self.events[name] for name in self.output_names(part)))
         return [name for name in self.workflow.input_schema.column_names if name in used]
 
     def input_part(self, name: str, part: str) -> str:
@@ -142,95 +155,20 @@ class WorkflowParts:
         return "context" if own == "context" or "user" not in readers else "user"
 
 
-def load_workflow(workflow: Any) -> Any:
-    """Return a fitted workflow, from memory or from the folder that ``Workflow.save`` wrote.
-
-    Raises
-    ------
-    WorkflowError
-        The folder is missing, unreadable or not a saved workflow; another NVTabular, pandas or Python wrote
-        it; or it was never fitted. Names the file, what was found and what was expected.
-    """
-    place = ""
-    if isinstance(workflow, (str, Path)):
-        place = f"{workflow}: "
-        workflow = _read_saved(Path(workflow))
-    if not hasattr(workflow, "output_node"):
-        raise WorkflowError(
-            f"{place}expected an nvtabular.Workflow or the path of one, came {type(workflow).__name__}"
-        )
-    if workflow.output_schema is None:
-        raise WorkflowError(f"{place}the workflow was never fitted: call fit() on the training data first")
-    return workflow
-
-
-def _read_saved(path: Path) -> Any:
-    import nvtabular
-
-    if not path.is_dir():
-        what = "it is a file" if path.exists() else "there is no such folder"
-        raise WorkflowError(f"{path}: expected a folder written by Workflow.save, but {what}")
-    for name in ("workflow.pkl", "metadata.json"):
-        if not (path / name).is_file():
-            raise WorkflowError(f"{path}: expected a folder written by Workflow.save, but it has no {name}")
-    _check_versions(path / "metadata.json")
-    try:
-        return nvtabular.Workflow.load(path)
-    except Exception as error:
-        raise WorkflowError(
-            f"{path / 'workflow.pkl'}: not a readable workflow ({type(error).__name__}: {error}); fit and "
-            "save it again here"
-        ) from error
-
-
-def _check_versions(file: Path) -> None:
-    """Compare what wrote a saved workflow with what runs here, before anything is unpickled.
-
-    As NVTabular does, by the first two numbers of each version; where it warns, this raises, for a pickle of
-    another version may load and compute something else.
-    """
-    import nvtabular
-    import pandas as pd
-
-    try:
-        versions = json.loads(file.read_text(encoding="utf-8"))["versions"]
-        found = {str(name): str(version) for name, version in versions.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WorkflowError(
-            f"{file}: expected the versions that Workflow.save wrote ({type(error).__name__}: {error}); save "
-            "the workflow again"
-        ) from error
-    expected = {
-        "nvtabular": nvtabular.__version__,
-        "pandas": pd.__version__,
-        "python": platform.python_version(),
-    }
-    if "cudf" in found:
-        raise WorkflowError(
-            f"{file}: the workflow was fitted on a GPU (cudf {found['cudf']}), expected pandas "
-            f"{expected['pandas']}; fit and save it again on CPU, for the two do not compute alike"
-        )
-    for name, version in expected.items():
-        came = found.get(name, "unknown").split(" ")[0]
-        if came.split(".")[:2] != version.split(".")[:2]:
-            raise WorkflowError(
-                f"{file}: saved by {name} version {came}, expected {version}; fit and save it again with the "
-                "versions that are here"
-            )
-
-
 def cut_workflow(
     workflow: Any,
     *,
     parts: Mapping[str, str] | None = None,
     target_encoding: str | None = None,
+    rows: str | None = None,
     homes: Mapping[str, str] | None = None,
 ) -> WorkflowParts:
     """Cut a workflow into user, context, item and label columns by the tags of its schema.
 
     An output's own tags count first, then those of the inputs it is computed from, then the tables that have
     these inputs. A statistic's tags from the column that it is of do not count: the mean rating of an item is
-    no label.
+    no label. What ``Groupby`` makes of a session belongs where the session's key does, or else to the
+    context: a list of items is no feature of an item.
 
     Parameters
     ----------
@@ -241,6 +179,9 @@ def cut_workflow(
     target_encoding
         ``no_fold`` compiles TargetEncoding as if it had been fitted with ``kfold=1``, over all folds: what a
         row of no fold gets. None refuses its folds, which depend on the row's position in the batch.
+    rows
+        ``keep`` lets ``Filter`` and ``Dropna`` pass every row, since a served row must stay: it goes on as it
+        came. None refuses them, but where they drop events of a session.
     homes
         Part by raw column, where it is known which table has it.
 
@@ -251,6 +192,8 @@ def cut_workflow(
     """
     if target_encoding not in (None, NO_FOLD):
         raise WorkflowError(f"target_encoding must be None or {NO_FOLD!r}, came {target_encoding!r}")
+    if rows not in (None, KEEP):
+        raise WorkflowError(f"rows must be None or {KEEP!r}, came {rows!r}")
     workflow = load_workflow(workflow)
     behind = lineage_of(workflow)
     chosen = parts or {}
@@ -265,7 +208,10 @@ def cut_workflow(
         {name: str(part) for name, part in found.items()},
         {name: of.reads for name, of in behind.items()},
         {name: of.asks for name, of in behind.items()},
+        {name: of.events for name, of in behind.items()},
+        frozenset().union(*(of.keys for of in behind.values())),
         target_encoding,
+        rows,
     )
 
 
@@ -273,6 +219,8 @@ def _part_of(workflow: Any, name: str, behind: Behind, homes: Mapping[str, str])
     sources, tags = behind.reads, tags_of(workflow.output_schema[name]) - behind.lent
     if tags & LABEL_TAGS:
         return "label"
+    if behind.keys:
+        return _part_of_session(workflow, tags, behind, homes)
     part = _tag_part(tags)
     if part is not None:
         return part
@@ -294,6 +242,15 @@ def _part_of(workflow: Any, name: str, behind: Behind, homes: Mapping[str, str])
         f"{' and '.join(sorted(known))}; a served feature belongs to one side: tag it, or take it out of "
         "the workflow"
     )
+
+
+def _part_of_session(workflow: Any, tags: frozenset[str], behind: Behind, homes: Mapping[str, str]) -> str:
+    """Return the part of what is made of a session: that of tags of its own, or else of its key."""
+    given = frozenset().union(*(tags_of(workflow.input_schema[name]) for name in behind.reads))
+    tags_of_keys = frozenset().union(*(tags_of(workflow.input_schema[name]) for name in behind.keys))
+    # In the order of keys and homes, so that several keys are read alike each time.
+    at_home = (homes[name] for name in sorted(behind.keys) if name in homes)
+    return _tag_part(tags - given) or _tag_part(tags_of_keys) or next(at_home, "context")
 
 
 def _untagged(workflow: Any, names: list[str]) -> WorkflowError:
@@ -329,6 +286,7 @@ def compile_workflow(
     list_lengths: Mapping[str, int] | None = None,
     parts: Mapping[str, str] | None = None,
     target_encoding: str | None = None,
+    rows: str | None = None,
 ) -> CompiledProgram:
     """Compile one part of a fitted workflow.
 
@@ -340,7 +298,7 @@ def compile_workflow(
         ``user`` (user and context columns) or ``item``.
     list_lengths
         Packed length by list output; a list without one packs to the longest row of each batch.
-    parts, target_encoding
+    parts, target_encoding, rows
         As for :func:`cut_workflow`, unless the workflow is already cut.
 
     Raises
@@ -354,9 +312,9 @@ def compile_workflow(
         raise WorkflowError(f"part must be 'user' or 'item', came {part!r}")
     cut = workflow
     if not isinstance(cut, WorkflowParts):
-        cut = cut_workflow(workflow, parts=parts, target_encoding=target_encoding)
+        cut = cut_workflow(workflow, parts=parts, target_encoding=target_encoding, rows=rows)
     names = cut.output_names(part)
-    traced = trace(cut.workflow, set(cut.input_names(part)), target_encoding=cut.target_encoding)
+    traced = trace_part(cut, part)
     lost = [name for name in names if name not in traced]
     if lost:
         raise WorkflowError(
@@ -369,15 +327,28 @@ def compile_workflow(
     return CompiledProgram(document, arrays)
 
 
+def trace_part(cut: WorkflowParts, part: str | None, observe: Observer | None = None) -> Columns:
+    """Return the columns of a cut workflow, as those that one part reads make them; None is all of it."""
+    return trace(
+        cut.workflow,
+        None if part is None else set(cut.input_names(part)),
+        target_encoding=cut.target_encoding,
+        rows=cut.rows,
+        events=None if part is None else cut.event_names(part),
+        observe=observe,
+    )
+
+
 def _inputs(cut: WorkflowParts, outputs: list[Output]) -> list[dict[str, Any]]:
     units = units_read(output.expression for output in outputs)
     used = frozenset().union(*(output.expression.inputs for output in outputs))
+    events = frozenset().union(*(output.expression.events for output in outputs))
     found = []
     for name in cut.workflow.input_schema.column_names:
         if name in used:
             expression = raw_column(cut.workflow, name)
             dtype = "bool" if expression.dtype == "bool" else expression.physical
-            column = {"name": name, "dtype": dtype, "is_list": expression.is_list}
+            column = {"name": name, "dtype": dtype, "is_list": expression.is_list or name in events}
             if expression.time_unit is not None:
                 column |= {"unit": expression.time_unit, "is_date": True}
             elif name in units and dtype == "int64":
@@ -390,6 +361,12 @@ def _output(workflow: Any, name: str, expression: Expression, length: int | None
     if expression.op == REFUSED:
         error: WorkflowError = dict(expression.own)["error"]
         raise error
+    if expression.axis is not None and not (expression.of_key and not expression.axis):
+        raise WorkflowError(
+            f"output column {name!r} has a value for each event of a session, but a served row is one "
+            f"session (Groupby makes rows of {sorted(expression.events) or 'them'}): let Groupby aggregate "
+            "it, or compute it from another raw column"
+        )
     categorical = "categorical" in tags_of(workflow.output_schema[name])
     number = "cat" if categorical and not expression.is_float else "num"
     kind = "raw" if expression.is_text or expression.time_unit is not None else number

@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from tiercel_serving.columns import Column
@@ -22,7 +23,7 @@ from tiercel_serving.spec import Array
 
 from ..errors import ExportInputError
 from ..lowering.expressions import INTEGER_DTYPES
-from ..lowering.table import key_of
+from ..lowering.table import TABLE, key_of
 from ..lowering.target_encoding import keep_output_names
 from .cut import WorkflowParts, cut_workflow
 from .elements import elements
@@ -129,20 +130,26 @@ class FrameOracle:
         self.workflow = copy.deepcopy(cut.workflow)
         _without(self.workflow, others)
         self._whole = copy.deepcopy(cut.workflow)
+        for workflow in (self.workflow, self._whole):
+            keep_rows(workflow, cut.rows)
         if cut.target_encoding is not None:
             for workflow in (self.workflow, self._whole):
                 for op in _target_encodings(workflow).values():
                     op.kfold = 1
         schema = cut.workflow.input_schema
         # An integer of 8 bits at fit is one in the oracle's frame too, though requests send int64.
-        self._dtypes = {name: _integer_dtype(schema[name]) for name in self.inputs}
+        self._dtypes = {name: integer_dtype(schema[name]) for name in self.inputs}
         # A grouping node asks for every column of the fit's data set; any value will do.
         self._unused = {
-            name: _any_value(column)
+            name: any_value(column)
             for name, column in _asked(self.workflow.output_node).items()
             if name not in self.inputs
         }
-        self._others = {name: _any_value(schema[name]) for name in others}
+        self._others = {name: any_value(schema[name]) for name in others}
+
+    def answers(self, frame: pd.DataFrame) -> tuple[npt.NDArray[np.int64], pd.DataFrame]:
+        """Return which rows of a frame NVTabular answers, which is all of them, and its answers."""
+        return np.arange(len(frame)), self(frame)
 
     def __call__(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return what ``Workflow.transform`` gives for the part's outputs, row for row."""
@@ -216,12 +223,35 @@ def _asked(output_node: Any) -> dict[str, Any]:
     return asked
 
 
-def _integer_dtype(schema: Any) -> str | None:
+def keep_rows(workflow: Any, rows: str | None) -> None:
+    """Let operators that drop rows pass all of them, where the caller chose so; events are dropped."""
+    if rows is None:
+        return
+    from merlin.dag.node import iter_nodes
+    from nvtabular.ops import Filter
+
+    nodes = list(iter_nodes([workflow.output_node], flatten_subgraphs=True))
+    entries = {id(node): TABLE.get(key_of(node.op)) for node in nodes if node.op is not None}
+    grouping = [node for node in nodes if getattr(entries.get(id(node)), "keys", None) is not None]
+    of_events = {id(node) for group in grouping for node in iter_nodes([group])}
+    for node in nodes:
+        entry = entries.get(id(node))
+        if entry is not None and entry.drops_rows and id(node) not in of_events:
+            node.op = Filter(_as_it_is)
+
+
+def _as_it_is(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame
+
+
+def integer_dtype(schema: Any) -> str | None:
+    """Return the dtype of a scalar column of integers."""
     name = str(schema.dtype.name)
     return name if name in INTEGER_DTYPES and not schema.is_list else None
 
 
-def _any_value(schema: Any) -> Any:
+def any_value(schema: Any) -> Any:
+    """Return some value of a column's type."""
     if str(schema.dtype.name).startswith("datetime64"):
         return pd.Timestamp(0)
     value: Any = "" if schema.dtype.name in ("object", "str", "string") else 0

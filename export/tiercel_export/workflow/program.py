@@ -129,7 +129,7 @@ def _is_fused(expression: Expression, is_output: bool, users: Sequence[Expressio
     Lists have lengths of their own, and steps of several sources stand by themselves. Text is fused on its
     way into vocabularies: only there is it cheaper to have it in one piece.
     """
-    if expression.is_list or len(expression.sources) > 1:
+    if expression.is_ragged or len(expression.sources) > 1:
         return False
     if expression.is_text:
         return expression.op in FUSED_TEXT and not is_output and all(use.op in FUSED_TEXT for use in users)
@@ -184,7 +184,7 @@ def _keep_packed(steps: Sequence[dict[str, Any]], outputs: Collection[int]) -> N
         for number in [source] if isinstance(source, int) else [register for register, _ in source]:
             readers.setdefault(number, set()).add(step["op"])
     for number, step in enumerate(steps):
-        if step["op"] in ("load", "load_list") and step["dtype"] == "object":
+        if step["op"] in ("load", "load_list", "load_events") and step["dtype"] == "object":
             step["packed"] = readers.get(number) == {"encode_text"}
 
 
@@ -192,8 +192,8 @@ def _load(group: Group) -> dict[str, Any]:
     first = group[0]
     names = [dict(expression.own)["name"] for expression in group]
     dtype = "object" if first.is_text else first.physical
-    if first.is_list:
-        return {"op": "load_list", "column": names[0], "dtype": dtype}
+    if first.is_ragged:
+        return {"op": first.op, "column": names[0], "dtype": dtype, **dict(first.shared)}
     return {"op": "load", "columns": names, "dtype": dtype}
 
 
@@ -242,6 +242,14 @@ def _similarity_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
 def _bucketize_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
     step["columns"] = len(group)
     return {f"boundaries{i}": np.array(values) for i, values in enumerate(_own(group, "boundaries"))}
+
+
+def _compare_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    return {"value": _column_vector(_own(group, "value"), step.pop("dtype"))}
+
+
+def _contained_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
+    return {"values": np.array(step.pop("values"))}
 
 
 def _ids(group: Group) -> dict[str, Array]:
@@ -333,6 +341,7 @@ def _texts(values: Array) -> dict[str, Array]:
 ARRAYS: Mapping[str, Callable[[Group, dict[str, Any]], dict[str, Array]]] = {
     "load": _no_arrays,
     "load_list": _no_arrays,
+    "load_events": _no_arrays,
     "cast": _no_arrays,
     "widen": _no_arrays,
     "wrap": _no_arrays,
@@ -349,6 +358,19 @@ ARRAYS: Mapping[str, Callable[[Group, dict[str, Any]], dict[str, Array]]] = {
     "bucketize": _bucketize_arrays,
     "bucketize_down": _bucketize_arrays,
     "list_slice": _no_arrays,
+    "compare_value": _compare_arrays,
+    "compare_columns": _no_arrays,
+    "contained": _contained_arrays,
+    "contained_text": _no_arrays,
+    "both": _no_arrays,
+    "keep_events": _no_arrays,
+    "order_events": _no_arrays,
+    "take_events": _no_arrays,
+    "collect_events": _no_arrays,
+    "edge_event": _no_arrays,
+    "count_events": _no_arrays,
+    "sum_events": _no_arrays,
+    "extreme_event": _no_arrays,
     "similarity": _similarity_arrays,
     "encode_direct": _direct_arrays,
     "encode_hash": _hash_arrays,

@@ -6,8 +6,8 @@ What can't be compiled stops no walk: its columns carry the error, which counts 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,13 +21,16 @@ from ..lowering.expressions import (
     Expression,
     Lowering,
     Where,
+    event_column,
     input_column,
     refused_column,
     unreadable_column,
 )
+from ..lowering.filters import KEEP
 from ..lowering.own_times import stopped_times
 from ..lowering.refused import ANYTHING
-from ..lowering.table import TABLE, Entry, key_of
+from ..lowering.table import DROPS_ROWS, TABLE, Entry, key_of
+from .lineage import columns_read, lineage_of, union
 
 #: What a raw column is, by name; None for one that isn't there or isn't needed.
 Root: TypeAlias = Callable[[str], Expression | None]
@@ -40,6 +43,8 @@ def trace(
     needed: set[str] | None = None,
     *,
     target_encoding: str | None = None,
+    rows: str | None = None,
+    events: Collection[str] | None = None,
     observe: Observer | None = None,
 ) -> Columns:
     """Return each output column as an expression of the inputs.
@@ -50,8 +55,11 @@ def trace(
         A fitted workflow.
     needed
         Raw columns to begin with; None is all. What is computed from other columns is left out.
-    target_encoding
+    target_encoding, rows
         As for :func:`~tiercel_export.workflow.cut.cut_workflow`.
+    events
+        Raw columns of which a row holds a list, one value for each event of its session; None is all that
+        some output aggregates.
     observe
         Told of every node, those of nested graphs included.
 
@@ -61,17 +69,26 @@ def trace(
     can't be compiled: it matters only if the column is served.
     """
     given = set(workflow.input_schema.column_names)
-    wanted = given if needed is None else given & needed
+    behind = lineage_of(workflow).values()
+    if events is None:
+        events = union(of.events for of in behind)
+    # Without its key it can't be told whether a session's columns belong together.
+    keys = union(of.keys for of in behind)
+    wanted = given if needed is None else given & (needed | keys)
+    session = [name for name in workflow.input_schema.column_names if name in events]
 
     def root(name: str) -> Expression | None:
         if name not in wanted:
             return None
         try:
-            return raw_column(workflow, name)
+            if name in events:
+                return _event_column(workflow, name, session)
+            column = raw_column(workflow, name)
+            return replace(column, axis=(), of_key=True) if name in keys else column
         except WorkflowError as error:
             return unreadable_column(name, error)
 
-    tracer = _Tracer(root, target_encoding, shared_files(workflow), observe)
+    tracer = _Tracer(root, target_encoding, rows, shared_files(workflow), observe)
     columns = tracer.run(workflow.output_node)
     return {name: columns[name] for name in workflow.output_schema.column_names if name in columns}
 
@@ -80,10 +97,16 @@ class _Tracer:
     """Walks one graph; a nested graph has a tracer of its own, whose raw columns are its node's input."""
 
     def __init__(
-        self, root: Root, target_encoding: str | None, shared: Mapping[str, str], observe: Observer | None
+        self,
+        root: Root,
+        target_encoding: str | None,
+        rows: str | None,
+        shared: Mapping[str, str],
+        observe: Observer | None,
     ) -> None:
         self._root = root
         self._target_encoding = target_encoding
+        self._rows = rows
         self._shared = shared
         self._observe = observe
         self._done: dict[int, Columns] = {}
@@ -109,7 +132,15 @@ class _Tracer:
             raw = self._root(name) if name not in columns else None
             if raw is not None:
                 columns[name] = _overwritten(columns[ANYTHING], name) if ANYTHING in columns else raw
-        return columns
+        return columns | self._keys(node)
+
+    def _keys(self, node: Any) -> Columns:
+        """Return the keys of sessions as the node's frame has them: NVTabular takes raw ones."""
+        entry = None if node.op is None else TABLE.get(key_of(node.op))
+        if entry is None or entry.keys is None:
+            return {}
+        frames = [self.run(parent) for parent in node.parents]
+        return {key: frame[key] for frame in frames for key in entry.keys(node.op) if key in frame}
 
     def _transform(self, node: Any, columns: Columns) -> Columns:
         if node.op is None:
@@ -130,6 +161,9 @@ class _Tracer:
         if entry.lower is not None and not entry.times:
             blocked |= stopped_times(names, columns, where)
         refusal = _why_refused(node.op, entry)
+        dropping = entry.drops_rows and self._rows != KEEP and not _hold_events(columns)
+        if dropping:
+            refusal = DROPS_ROWS, entry.remedy
         if refusal is None and entry.lower is not None:
             # The nodes of a nested graph are stopped one by one.
             free = names if node.op.is_subgraph else [name for name in names if name not in blocked]
@@ -146,19 +180,20 @@ class _Tracer:
                 return unreadable_column(name, error) if source is None else refused_column(source, error)
 
             blocked = {name: stop(name) for name in names} | blocked
-            if entry.lower is None:
+            if entry.lower is None or dropping:
                 made = entry.frame(node, names, columns, stop)
             else:
                 made = _lower(entry.lower, node.op, [], columns, where)
-        for new, olds in _columns_read(node.op, selector).items():
+        for new, olds in columns_read(node.op, selector, _hold_events(columns)).items():
             stopped = [blocked[old] for old in olds if old in blocked]
             if stopped:
                 made[new] = stopped[0]
-        return made
+        return {name: _of_one_axis(column, name, where) for name, column in made.items()}
 
     def _nested(self, graph: Any, columns: Columns) -> Columns:
         """Return what a nested graph makes of its node's input frame."""
-        made = _Tracer(columns.get, self._target_encoding, self._shared, self._observe).run(graph.output_node)
+        tracer = _Tracer(columns.get, self._target_encoding, self._rows, self._shared, self._observe)
+        made = tracer.run(graph.output_node)
         return {name: made[name] for name in graph.output_schema.column_names if name in made}
 
 
@@ -175,24 +210,22 @@ def shared_files(workflow: Any) -> dict[str, str]:
     return {path: " and ".join(names) for path, names in owners.items() if len(names) > 1}
 
 
-def _columns_read(op: Any, selector: Any) -> Mapping[str, list[str]]:
-    """Return the columns that each output of an operator is computed from, row by row."""
-    entry = TABLE.get(key_of(op))
-    mapping = _mapping(op, selector)
-    return mapping if entry is None or entry.reads is None else entry.reads(op, selector)
+def _hold_events(columns: Columns) -> bool:
+    """Tell whether a frame's rows are the events of sessions."""
+    return any(column.axis is not None for column in columns.values())
 
 
-def _mapping(op: Any, selector: Any) -> Mapping[str, list[str]]:
-    """Return NVTabular's own account of which columns an operator makes of which."""
-    try:
-        mapping: Mapping[str, list[str]] = op.column_mapping(selector)
-    except Exception as error:
-        raise WorkflowError(
-            f"{type(op).__name__} on {selector.names}: NVTabular itself can't tell which columns it makes "
-            f"({type(error).__name__}: {error}); if remove_inputs took a column of a group away, fit a "
-            "workflow without the group"
-        ) from error
-    return mapping
+def _of_one_axis(column: Expression, name: str, where: Where) -> Expression:
+    """Return a column, or what stands for one that takes a session's events together with something else."""
+    if column.op == REFUSED:
+        return column
+    if column.mixed:
+        reason = "it takes the events of a session together with its key, with its row, or with other events"
+    elif column.is_list and column.axis is not None:
+        reason = "it makes a list of each event of a session, and no tensor carries lists of lists"
+    else:
+        return column
+    return refused_column(column, where.refuse(name, reason, "Compute it in the data before the fit"))
 
 
 #: What stands in the table for an operator that it doesn't have.
@@ -264,91 +297,15 @@ class _Present:
         self.grouped_names: list[Any] = [*self._names, *(tuple(group.names) for group in self.subgroups)]
 
 
-@dataclass(frozen=True)
-class Behind:
-    """What is behind one output column.
-
-    Parameters
-    ----------
-    reads
-        The raw columns that it is computed from, row by row.
-    asks
-        Those that NVTabular wants in the frame, such as the target of a statistic, which it does not read.
-    lent
-        The tags that it has from columns that it does not read.
-    lost
-        The tags that it has not, though the columns that it reads have them: those of a statistic's keys.
-    """
-
-    reads: frozenset[str] = frozenset()
-    asks: frozenset[str] = frozenset()
-    lent: frozenset[str] = frozenset()
-    lost: frozenset[str] = frozenset()
-
-
-def lineage_of(workflow: Any) -> dict[str, Behind]:
-    """Return what is behind each output.
-
-    No fitted state is read, so that this is quick for any workflow.
-    """
-    raw = {name: Behind(frozenset([name]), frozenset([name])) for name in workflow.input_schema.column_names}
-    return _lineage(workflow.output_node, raw)
-
-
-def tags_of(column: Any) -> frozenset[str]:
-    """Return the tags of a column's schema, in lower case."""
-    return frozenset(str(getattr(tag, "value", tag)).lower() for tag in column.tags)
-
-
-def _lineage(output_node: Any, raw: Mapping[str, Behind]) -> dict[str, Behind]:
-    done: dict[int, dict[str, Behind]] = {}
-
-    def visit(node: Any) -> dict[str, Behind]:
-        if id(node) in done:
-            return done[id(node)]
-        above: dict[str, Behind] = {}
-        for parent in node.parents_with_dependencies:
-            above.update(visit(parent))
-        for name in node.input_schema.column_names:
-            if name not in above and name in raw:
-                above[name] = raw[name]
-        made = _lineage(node.op.graph.output_node, above) if node.op.is_subgraph else _behind(node, above)
-        known = above | {name: behind for name, behind in made.items() if behind.reads}
-        done[id(node)] = {name: known.get(name, Behind()) for name in node.output_schema.column_names}
-        return done[id(node)]
-
-    return visit(output_node)
-
-
-def _behind(node: Any, above: Mapping[str, Behind]) -> dict[str, Behind]:
-    """Return what is behind each output of an operator, given that of its input."""
-    selector = node.input_columns.resolve(node.input_schema)
-    mapping = _mapping(node.op, selector)
-    entry = TABLE.get(key_of(node.op))
-    asks = entry.asks(node.op) if entry is not None and entry.asks is not None else []
-    keyed = entry is not None and entry.reads is not None
-    tags = {column.name: tags_of(column) for column in node.input_schema}
-    made = {}
-    for new, olds in _columns_read(node.op, selector).items():
-        unread = [name for name in mapping.get(new, []) if name not in olds]
-        sources = [above.get(old, Behind()) for old in olds]
-        asked = [above.get(old, Behind()) for old in (*olds, *unread, *asks)]
-        made[new] = Behind(
-            _union(source.reads for source in sources),
-            _union(source.asks for source in asked),
-            _union([*(source.lent for source in sources), *(tags[name] for name in unread if name in tags)]),
-            _union(
-                [
-                    *(source.lost for source in sources),
-                    *(tags.get(name, frozenset()) for name in olds if keyed),
-                ]
-            ),
+def _event_column(workflow: Any, name: str, session: Collection[str]) -> Expression:
+    """Return a raw column of a session's events."""
+    column = raw_column(workflow, name)
+    if column.is_list:
+        raise WorkflowError(
+            f"input column {name!r} holds lists, and Groupby makes one row of the events of a session: no "
+            "request carries lists of lists; keep one value for each event in the data"
         )
-    return made
-
-
-def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
-    return frozenset().union(*sets)
+    return event_column(name, column.physical, column.dtype, sorted(session))
 
 
 def raw_column(workflow: Any, name: str) -> Expression:

@@ -73,7 +73,7 @@ class FeatureOrigin:
         with warnings.catch_warnings():
             # Merlin warns on import about TensorFlow and CUDA packages that nothing here uses.
             warnings.simplefilter("ignore")
-            from tiercel_export.workflow.cut import load_workflow
+            from tiercel_export.workflow.load import load_workflow
 
             folder = self.path / "workflow" if self.kind == "run" else self.path
             return cut_or_whole(load_workflow(folder), self.target_encoding)
@@ -121,7 +121,7 @@ class FeatureOrigin:
 def cut_or_whole(workflow: Any, target_encoding: str | None = None) -> WorkflowParts:
     """Cut a workflow by its tags; if no column has any, all is the user part."""
     from tiercel_export.workflow.cut import LABEL_TAGS, PART_TAGS, cut_workflow
-    from tiercel_export.workflow.trace import tags_of
+    from tiercel_export.workflow.lineage import tags_of
 
     schemas = (workflow.input_schema, workflow.output_schema)
     tags = {tag for schema in schemas for column in schema for tag in tags_of(column)}

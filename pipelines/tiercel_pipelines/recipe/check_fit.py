@@ -10,8 +10,7 @@ import pandas as pd
 
 from tiercel_export.errors import ExportError, UnsupportedOperator, WorkflowError
 from tiercel_export.lowering.expressions import REFUSED
-from tiercel_export.workflow.cut import cut_workflow
-from tiercel_export.workflow.trace import trace
+from tiercel_export.workflow.cut import cut_workflow, trace_part
 from tiercel_serving.problems import Problem
 
 from ..data import Dataset
@@ -49,10 +48,7 @@ def workflow_problems(workflow: Any) -> Iterator[Problem]:
     """Yield what of a fitted workflow can't be compiled, or reaches no model, output by output."""
     try:
         cut = cut_workflow(workflow)
-        columns = {
-            part: trace(cut.workflow, set(cut.input_names(part)), target_encoding=cut.target_encoding)
-            for part in ("user", "item")
-        }
+        columns = {part: trace_part(cut, part) for part in ("user", "item")}
     except WorkflowError as error:
         yield problem_of(error)
         return

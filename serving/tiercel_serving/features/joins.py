@@ -37,10 +37,11 @@ class CombineKeys:
     def run(self, registers: Registers, columns: Columns, n: int) -> Register:
         """Combine and look up: ``[1, n]`` int64, never null."""
         register, row = self._sources[0]
+        offsets = registers[register].offsets
         keys = registers[register].x[row]
         for (register, row), radix in zip(self._sources[1:], self._radix[1:], strict=True):
             keys = keys * radix + registers[register].x[row]
-        return Register(self._lookup.find(keys).reshape(1, n))
+        return Register(self._lookup.find(keys).reshape(1, -1), None, offsets)
 
 
 class Gather:
@@ -56,13 +57,14 @@ class Gather:
 
     def run(self, registers: Registers, columns: Columns, n: int) -> Register:
         """Gather: ``[C, n]``."""
-        index = registers[self._source].x[self._rows]
+        given = registers[self._source]
+        index = given.x[self._rows]
         if self._base is not None:
             index = index + self._base
         if self._valid is None:
-            return Register(self._table[index])
+            return Register(self._table[index], None, given.offsets)
         valid = self._valid[index]
-        return Register(self._table[index], None if valid.all() else valid)
+        return Register(self._table[index], None if valid.all() else valid, given.offsets)
 
 
 class _Texts:
@@ -87,9 +89,11 @@ class GatherText:
 
     def run(self, registers: Registers, columns: Columns, n: int) -> Register:
         """Gather: ``[1, n]`` objects."""
-        index = registers[self._source].x[self._row]
-        valid = self._valid[index].reshape(1, n)
-        return Register(self._texts.take(index).reshape(1, n), None if valid.all() else valid)
+        given = registers[self._source]
+        index = given.x[self._row]
+        valid = self._valid[index].reshape(1, -1)
+        texts = self._texts.take(index).reshape(1, -1)
+        return Register(texts, None if valid.all() else valid, given.offsets)
 
 
 class GatherList:

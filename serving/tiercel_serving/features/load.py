@@ -18,7 +18,8 @@ from .registers import Columns, Register, Registers, nan_where_null
 FEW_OFFSETS = 8
 
 
-def _column(columns: Columns, name: str, n: int, is_list: bool) -> Column:
+def checked_column(columns: Columns, name: str, n: int, is_list: bool) -> Column:
+    """Return a column of ``n`` rows, or refuse one that is missing or of another form."""
     column = columns.get(name)
     if column is None:
         raise InvalidRequest(f"features: column {name!r} is missing; send it, or null in every row")
@@ -121,7 +122,7 @@ class Load:
 
     def _run_checked(self, columns: Columns, n: int) -> Register:
         """Load what has nulls, needs a cast, is packed text, or is wrong."""
-        loaded = [_column(columns, name, n, False) for name in self._names]
+        loaded = [checked_column(columns, name, n, False) for name in self._names]
         if self._packed and all(column.text_offsets is not None for column in loaded):
             strings = Strings.join([column.strings() for column in loaded])
             return self._register(strings, loaded, n)
@@ -157,7 +158,7 @@ class LoadList:
 
     def run(self, registers: Registers, columns: Columns, n: int) -> Register:
         """Load; in float dtypes null elements become NaN."""
-        column = _column(columns, self._name, n, True)
+        column = checked_column(columns, self._name, n, True)
         valid, offsets, row_valid = column.valid, column.offsets, column.row_valid
         assert offsets is not None
         _check_valid(self._name, valid, _count(column), "values")

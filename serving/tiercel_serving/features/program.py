@@ -98,6 +98,8 @@ class FeatureProgram:
             OutputColumn(**{key: column[key] for key in ("name", "kind", "is_list", "length", "dtype")})
             for column in program["outputs"]
         )
+        #: The inputs that hold the events of a session: as many in each row of one as of the others.
+        self.events = tuple(step["column"] for step in program["steps"] if step["op"] == "load_events")
         self._program = program
         self._steps = open_steps(program["steps"], arrays)
         self._where = [(column["register"], column["row"]) for column in program["outputs"]]

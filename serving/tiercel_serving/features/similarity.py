@@ -50,7 +50,7 @@ class Similarity:
 
     def run(self, registers: Registers, columns: Columns, n: int) -> Register:
         """Compare: ``[1, n]``, in the dtype of the left matrix."""
-        (left, right), null = self._ids(registers, n)
+        (left, right), null = self._ids(registers)
         rows, columns_left, data_left = self._left.entries(left)
         others, columns_right, data_right = self._right.entries(right)
         # Both lists of keys ascend, for so do the rows and, in a row, the columns.
@@ -60,11 +60,13 @@ class Similarity:
         inside = place < len(other_keys)
         shared[inside] = other_keys[place[inside]] == keys[inside]
         products = data_left[shared] * data_right[place[shared]]
-        sums = np.bincount(rows[shared], weights=products, minlength=n)
-        return Register(np.where(null, np.nan, sums).astype(self._left.data.dtype).reshape(1, n))
+        sums = np.bincount(rows[shared], weights=products, minlength=len(left))
+        similarity = np.where(null, np.nan, sums).astype(self._left.data.dtype).reshape(1, -1)
+        return Register(similarity, None, registers[self._sources[0][0]].offsets)
 
-    def _ids(self, registers: Registers, n: int) -> tuple[list[Array], npt.NDArray[np.bool_]]:
-        ids, null = [], np.zeros(n, np.bool_)
+    def _ids(self, registers: Registers) -> tuple[list[Array], npt.NDArray[np.bool_]]:
+        number, row = self._sources[0]
+        ids, null = [], np.zeros(len(registers[number].x[row]), np.bool_)
         for number, row in self._sources:
             register = registers[number]
             ids.append(register.x[row])

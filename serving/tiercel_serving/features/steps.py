@@ -16,11 +16,23 @@ import numpy as np
 from ..spec import Array
 from .arithmetic import Compare, Compute, Function, Logic, Not, ToTruth, ToWhole, Wave
 from .calendar import DatePart, TimeDifference
+from .conditions import Both, CompareColumns, CompareValue, Contained, ContainedText
 from .encode import EncodeDirect, EncodeHash, EncodeText
 from .joins import CombineKeys, Gather, GatherList, GatherText
 from .lists import ListSlice
 from .load import Load, LoadList
 from .registers import Columns, Elementwise, Register, Registers, Step, nan_where_null
+from .sessions import (
+    CollectEvents,
+    CountEvents,
+    EdgeEvent,
+    ExtremeEvent,
+    KeepEvents,
+    LoadEvents,
+    OrderEvents,
+    SumEvents,
+    TakeEvents,
+)
 from .similarity import Similarity
 from .texts import NumberToText, TextCase, TextLength, TextParts, TextSlice, TextStrip, TextToNumber
 
@@ -247,6 +259,7 @@ class BucketizeDown(Bucketize):
 STEPS: Mapping[str, type[Any]] = {
     "load": Load,
     "load_list": LoadList,
+    "load_events": LoadEvents,
     "rows": Rows,
     "cast": Cast,
     "widen": Cast,
@@ -289,6 +302,19 @@ STEPS: Mapping[str, type[Any]] = {
     "gather": Gather,
     "gather_text": GatherText,
     "gather_list": GatherList,
+    "compare_value": CompareValue,
+    "compare_columns": CompareColumns,
+    "contained": Contained,
+    "contained_text": ContainedText,
+    "both": Both,
+    "keep_events": KeepEvents,
+    "order_events": OrderEvents,
+    "take_events": TakeEvents,
+    "collect_events": CollectEvents,
+    "edge_event": EdgeEvent,
+    "count_events": CountEvents,
+    "sum_events": SumEvents,
+    "extreme_event": ExtremeEvent,
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -29,15 +31,32 @@ class SentColumn:
             return np.asarray(~np.isnan(arrays[self.tensor][:, 0]), np.bool_)
         return np.asarray(arrays[self.companion][:, 0], np.bool_)
 
-    def column(self, arrays: Arrays, users: Users, sent: npt.NDArray[np.bool_]) -> Column:
-        """Return the column of the batch: where it was ``sent``, else what the store holds, else null."""
-        stored = users.raw(self.name) if self.of_user and not sent.all() else None
+    def column(
+        self,
+        arrays: Arrays,
+        users: Users,
+        sent: npt.NDArray[np.bool_],
+        overridden: npt.NDArray[np.bool_] | None = None,
+    ) -> Column:
+        """Return the column of the batch: where it was ``sent``, else what the store holds, else null.
+
+        The store does not count in rows that are ``overridden``, sent or not.
+        """
+        over = sent if overridden is None else overridden
+        stored = users.raw(self.name) if self.of_user and not over.all() else None
         if stored is None:
             return self._as_column(arrays, sent)
-        if not sent.any():
+        if not over.any():
             return stored
         merge = _merge_lists if self.is_list else _merge_scalars
-        return merge(self._as_column(arrays, sent), stored, sent)
+        return merge(self._as_column(arrays, sent), stored, over)
+
+    def lengths(self, arrays: Arrays) -> npt.NDArray[np.int64] | None:
+        """Return ``[B]``: how long the list of each row of one request is, -1 for null; None if not sent."""
+        values, lengths = arrays.get(self.tensor), arrays.get(self.companion)
+        if lengths is not None:
+            return lengths[:, 0].astype(np.int64)
+        return None if values is None else np.full(len(values), values.shape[1], np.int64)
 
     def check(self, arrays: Arrays) -> None:
         """Refuse infinities, lengths that do not fit, and a validity without values."""
@@ -85,8 +104,30 @@ def _merge_lists(sent: Column, stored: Column, where: npt.NDArray[np.bool_]) -> 
     if stored.valid is not None:
         valid = np.concatenate([stored.valid, np.ones(len(sent.values), np.bool_)])[index]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    row_valid = None if stored.row_valid is None else stored.row_valid | where
-    return Column(values, valid, offsets, row_valid)
+    every = np.ones(len(where), np.bool_)
+    of_sent, of_stored = (every if c.row_valid is None else c.row_valid for c in (sent, stored))
+    row_valid = np.where(where, of_sent, of_stored)
+    return Column(values, valid, offsets, None if row_valid.all() else row_valid)
+
+
+def check_session(arrays: Arrays, columns: Sequence[SentColumn]) -> None:
+    """Refuse a request whose columns of a session's events differ in length; null is any length."""
+    first: tuple[SentColumn, npt.NDArray[np.int64]] | None = None
+    for column in columns:
+        lengths = column.lengths(arrays)
+        if lengths is None:
+            continue
+        if first is not None:
+            differ = (lengths != first[1]) & (lengths >= 0) & (first[1] >= 0)
+            if differ.any():
+                row = int(differ.argmax())
+                raise InvalidRequest(
+                    f"stage user_features: {first[0].tensor} and {column.tensor} are of the events of one "
+                    f"session, but have {first[1][row]} and {lengths[row]} values; send one in each for "
+                    "every event, or leave a column out for nulls"
+                )
+            lengths = np.maximum(lengths, first[1])
+        first = (column if first is None else first[0], lengths)
 
 
 def check_list(arrays: Arrays, name: str, companion: str, limit: int | None = None) -> None:

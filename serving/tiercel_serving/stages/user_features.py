@@ -15,7 +15,7 @@ from ..settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES
 from ..spec import Array, Arrays, StageSpec
 from ..stores.table import Users
 from .ordering import check_k
-from .sent_columns import SentColumn
+from .sent_columns import SentColumn, check_session
 from .sent_ids import SentIds
 from .specs import ALLOW_SEEN, EXCLUDED, HISTORY
 
@@ -35,6 +35,7 @@ class UserFeatures:
         self._items.lookup  # noqa: B018 - opened now, not in the first request
         self._program = FeatureProgram.open(release.artefact("user_features", "features"))
         self._columns = tuple(SentColumn(column) for column in release.manifest.request_columns)
+        self._session = tuple(column for column in self._columns if column.name in self._program.events)
         self._id_column = self._find_id_column()
         names = [tensor.name for tensor in self.spec.outputs]
         self._packed = tuple(n for n in names if n in ("user_cat", "user_num") or n.startswith("user_list_"))
@@ -81,6 +82,7 @@ class UserFeatures:
             ids.check(arrays)
         for column in self._columns:
             column.check(arrays)
+        check_session(arrays, self._session)
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Look users and items up, take features from the request or the store.
@@ -127,10 +129,14 @@ class UserFeatures:
         return status
 
     def _computed(self, arrays: Arrays, users: Users, sent: list[npt.NDArray[np.bool_]]) -> dict[str, Array]:
-        columns = {
-            column.name: column.column(arrays, users, flags)
-            for column, flags in zip(self._columns, sent, strict=True)
-        }
+        given = zip(self._columns, sent, strict=True)
+        columns = {column.name: column.column(arrays, users, flags) for column, flags in given}
+        if self._session:
+            # A request that sends one column of a session sends the whole session: none of it is the store's.
+            flags_of = dict(zip(self._columns, sent, strict=True))
+            whole = np.logical_or.reduce([flags_of[column] for column in self._session])
+            for column in self._session:
+                columns[column.name] = column.column(arrays, users, flags_of[column], whole)
         if self._id_column is not None:
             columns[self._id_column] = Column(arrays["user_id"][:, 0])
         packed = self._program.packed(columns, len(users.known))
