@@ -218,7 +218,8 @@ def lower_condition(asked: Condition, columns: Mapping[str, Expression], where: 
     """Return a condition as a column of booleans."""
     if asked.kind in ("and", "or", "xor"):
         sides = [lower_condition(part, columns, where) for part in asked.parts]
-        return combine("both", sides, shared={"operator": asked.kind}, physical="int64", dtype="bool")
+        shared = {"operator": asked.kind, "compute": "bool"}
+        return combine("logic", sides, shared=shared, physical="int64", dtype="bool")
     if asked.kind == "not":
         return apply("not", lower_condition(asked.parts[0], columns, where))
     if asked.kind == "columns":
@@ -264,9 +265,9 @@ def _compared(source: Expression, operator: str, value: Any) -> Expression:
     rounded = np.array(plain, dtype).item()
     wide = np.promote_types(dtype, np.float32 if dtype.kind == "f" else np.int64).name
     return apply(
-        "compare_value",
+        "compare",
         source,
-        shared={"operator": operator, "dtype": wide},
+        shared={"operator": operator, "compute": wide},
         own={"value": rounded},
         physical="int64",
         dtype="bool",
@@ -278,8 +279,9 @@ def _compared_columns(asked: Condition, columns: Mapping[str, Expression], where
     sides = [_source(part.name, columns, where) for part in (left, right)]
     if any(side.is_text for side in sides):
         raise where.refuse(left.name, f"it is compared with the column {right.name!r} as text", "Use numbers")
-    shared = {"operator": operator}
-    return combine("compare_columns", sides, shared=shared, physical="int64", dtype="bool")
+    compute = np.result_type(*(np.dtype(side.physical) for side in sides)).name
+    shared = {"operator": operator, "compute": compute}
+    return combine("compare", sides, shared=shared, physical="int64", dtype="bool")
 
 
 def _contained(source: Expression, name: str, values: tuple[Any, ...], where: Where) -> Expression:

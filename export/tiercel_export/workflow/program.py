@@ -244,10 +244,6 @@ def _bucketize_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
     return {f"boundaries{i}": np.array(values) for i, values in enumerate(_own(group, "boundaries"))}
 
 
-def _compare_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
-    return {"value": _column_vector(_own(group, "value"), step.pop("dtype"))}
-
-
 def _contained_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
     return {"values": np.array(step.pop("values"))}
 
@@ -358,11 +354,8 @@ ARRAYS: Mapping[str, Callable[[Group, dict[str, Any]], dict[str, Array]]] = {
     "bucketize": _bucketize_arrays,
     "bucketize_down": _bucketize_arrays,
     "list_slice": _no_arrays,
-    "compare_value": _compare_arrays,
-    "compare_columns": _no_arrays,
     "contained": _contained_arrays,
     "contained_text": _no_arrays,
-    "both": _no_arrays,
     "keep_events": _no_arrays,
     "order_events": _no_arrays,
     "take_events": _no_arrays,

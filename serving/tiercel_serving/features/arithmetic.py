@@ -127,15 +127,17 @@ class _OfTwo:
     def run(self, registers: Registers, columns: Columns, n: int) -> Register:
         """Compute :meth:`apply` of both operands."""
         if isinstance(self._in, int):
+            offsets = registers[self._in].offsets
             x, valid = self._operand(registers[self._in], slice(None))
             y = self._value
             x, y = (y, x) if self._swap else (x, y)
         else:
             (first, row), (second, other) = self._in
+            offsets = registers[first].offsets
             x, valid = self._operand(registers[first], slice(row, row + 1))
             y, also = self._operand(registers[second], slice(other, other + 1))
             valid = where_all_valid(valid, also)
-        return Register(*self.apply(x, y, valid))
+        return Register(*self.apply(x, y, valid), offsets)
 
     def _operand(self, register: Register, rows: slice) -> tuple[Array, Array | None]:
         x = register.x[rows]

@@ -16,7 +16,7 @@ import numpy as np
 from ..spec import Array
 from .arithmetic import Compare, Compute, Function, Logic, Not, ToTruth, ToWhole, Wave
 from .calendar import DatePart, TimeDifference
-from .conditions import Both, CompareColumns, CompareValue, Contained, ContainedText
+from .conditions import Contained, ContainedText
 from .encode import EncodeDirect, EncodeHash, EncodeText
 from .joins import CombineKeys, Gather, GatherList, GatherText
 from .lists import ListSlice
@@ -302,11 +302,8 @@ STEPS: Mapping[str, type[Any]] = {
     "gather": Gather,
     "gather_text": GatherText,
     "gather_list": GatherList,
-    "compare_value": CompareValue,
-    "compare_columns": CompareColumns,
     "contained": Contained,
     "contained_text": ContainedText,
-    "both": Both,
     "keep_events": KeepEvents,
     "order_events": OrderEvents,
     "take_events": TakeEvents,
