@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,9 @@ from .programs import session_examples
 #: Rows that are compared with NVTabular at export.
 FRESH_ROWS = 2000
 
+#: Rows of a table among which a known value of each column is looked for.
+EXAMPLES = 1000
+
 
 def ask_nvtabular(
     golden: Golden, inputs: Inputs, programs: Programs, random: np.random.Generator
@@ -35,12 +39,25 @@ def ask_nvtabular(
     ):
         if not program.inputs or frame is None:
             continue
-        ask = oracle_of(programs.parts, program.part)
+        ask = oracle_of(programs.parts, program.part, _known_values(inputs))
         few = _few_rows(ask, program, frame)
         golden.add_features(artefact, few.inputs, few.outputs, few.rows)
         picked = random.choice(len(frame), min(FRESH_ROWS, len(frame)), replace=False)
         fresh[artefact] = _asked(ask, program, oracle_frame(frame.iloc[picked], program.inputs))
     return fresh
+
+
+def _known_values(inputs: Inputs) -> dict[str, Any]:
+    """Return a value of each raw column of the tables."""
+    known: dict[str, Any] = {}
+    for frame in (inputs.items, inputs.users, inputs.interactions):
+        if frame is not None:
+            few = frame.head(EXAMPLES)
+            for name in few.columns:
+                real = few[name].dropna()
+                if len(real):
+                    known[name] = real.iloc[0]
+    return known
 
 
 def _asked(ask: FrameOracle | SessionOracle, program: CompiledProgram, frame: pd.DataFrame) -> FeatureRows:

@@ -118,9 +118,18 @@ class FrameOracle:
         ``user`` (with context) or ``item``.
     parts
         As for :func:`~tiercel_export.workflow.cut.cut_workflow`.
+    known
+        Values of the other part's columns, where an operator may raise on any that the fit has not seen.
     """
 
-    def __init__(self, workflow: Any, part: str, *, parts: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        workflow: Any,
+        part: str,
+        *,
+        parts: Mapping[str, str] | None = None,
+        known: Mapping[str, Any] | None = None,
+    ) -> None:
         cut = workflow if isinstance(workflow, WorkflowParts) else cut_workflow(workflow, parts=parts)
         self.outputs = cut.output_names(part)
         self.inputs = cut.input_names(part)
@@ -145,7 +154,8 @@ class FrameOracle:
             for name, column in _asked(self.workflow.output_node).items()
             if name not in self.inputs
         }
-        self._others = {name: any_value(schema[name]) for name in others}
+        known = known or {}
+        self._others = {name: known.get(name, any_value(schema[name])) for name in others}
 
     def answers(self, frame: pd.DataFrame) -> tuple[npt.NDArray[np.int64], pd.DataFrame]:
         """Return which rows of a frame NVTabular answers, which is all of them, and its answers."""

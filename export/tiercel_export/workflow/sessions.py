@@ -7,7 +7,7 @@ whose keys differ; a row whose session has no events, before or after a filter, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,6 +233,8 @@ def _exploded(frame: pd.DataFrame, events: Sequence[str]) -> tuple[npt.NDArray[n
     return lengths, pd.DataFrame(exploded)
 
 
-def oracle_of(cut: WorkflowParts, part: str) -> FrameOracle | SessionOracle:
-    """Return NVTabular itself for a part of a workflow."""
-    return SessionOracle(cut, part) if cut.event_names(part) else FrameOracle(cut, part)
+def oracle_of(
+    cut: WorkflowParts, part: str, known: Mapping[str, Any] | None = None
+) -> FrameOracle | SessionOracle:
+    """Return NVTabular itself for a part of a workflow; ``known`` is as for :class:`FrameOracle`."""
+    return SessionOracle(cut, part) if cut.event_names(part) else FrameOracle(cut, part, known=known)
