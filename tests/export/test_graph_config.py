@@ -129,7 +129,7 @@ def test_clients_are_told_the_limits(configs: dict[str, Any], release: Release) 
     columns = {column["name"]: column for column in json.loads(parameters["request_columns"])}
     assert columns["device"] == {
         **{"name": "device", "dtype": "bytes", "is_list": False, "part": "context"},
-        **{"tensor": "device", "companion": "device__valid"},
+        **{"tensor": "device", "companion": "device__valid", "unit": None},
     }
 
 
