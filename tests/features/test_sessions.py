@@ -184,14 +184,14 @@ def drawn_sessions(seed: int, rows: int, longest: int, nulls: float) -> pd.DataF
 DRAWN = st.builds(
     drawn_sessions,
     st.integers(0, 2**32 - 1),
-    st.sampled_from([1, 7, 40]),
-    st.sampled_from([1, 3, 30]),
-    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from([40, 7, 1]),
+    st.sampled_from([30, 3, 1]),
+    st.sampled_from([0.3, 0.0, 1.0]),
 )
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(sessions=DRAWN)
 def test_drawn_sessions(graph: str, sessions: pd.DataFrame, graphs: dict[str, Both]) -> None:
     graphs[graph].check(sessions)
