@@ -72,6 +72,14 @@ def test_nothing_is_wrong_with_good_ones() -> None:
         ),
         ({"sources": (Index("5 near"), Popular(quota=0))}, "sources[0].name: '5 near' cannot name a source"),
         (
+            {"sources": (Index("near", factory="HNSW0"), Popular(quota=0))},
+            "sources[0].factory: 'HNSW0' asks for none of something: 'HNSW0'",
+        ),
+        (
+            {"sources": (Index("near", factory="IVF64_HNSW32,PQ4x0"), Popular(quota=0))},
+            "asks for none of something: 'PQ4x0'",
+        ),
+        (
             {"sources": (Index("near", min_recall=0), Popular(quota=0))},
             "sources[0].min_recall: expected a num",
         ),

@@ -104,13 +104,13 @@ class SessionOracle:
         rows = self._whole(frame.assign(**{self._key: keys}))
         events = oracle_frame(events, self._events)
         events = self._whole(events.assign(**{self._key: np.repeat(keys.to_numpy(), lengths)}))
-        executor, answered = _executor(), None
+        of_events, of_rows, answered = _executor(), _executor(), None
         made: dict[str, pd.Series] = {}
         for maker in (maker for maker in self._makers if maker.groups):
-            grouped = executor.transform(events, [maker.groups[0]])
+            grouped = of_events.transform(events, [maker.groups[0]])
             if not len(grouped):
                 return np.zeros(0, np.int64), pd.DataFrame(columns=self.outputs)
-            values = executor.transform(events, [maker.node])
+            values = of_events.transform(events, [maker.node])
             # The keys are raw ones, and differ; pandas puts their groups in order.
             left = np.flatnonzero(keys.isin(grouped[self._key]).to_numpy())
             values.index = pd.Index(left[np.argsort(keys.iloc[left].to_numpy(), kind="stable")])
@@ -118,7 +118,7 @@ class SessionOracle:
             answered = values.index if answered is None else answered.intersection(values.index)
         assert answered is not None
         for maker in (maker for maker in self._makers if not maker.groups):
-            values = executor.transform(rows, [maker.node])
+            values = of_rows.transform(rows, [maker.node])
             made |= {name: values[name] for name in maker.outputs}
         answered = answered.sort_values()
         return answered.to_numpy(np.int64), pd.DataFrame({name: made[name].loc[answered] for name in made})
@@ -138,13 +138,23 @@ class SessionOracle:
 
 
 def _executor() -> Any:
-    """Return NVTabular's executor, for which a frame that a filter left empty stays empty.
+    """Return NVTabular's executor for one frame; it runs each node once.
 
-    NVTabular itself takes the raw columns instead.
+    A frame that a filter left empty stays empty, where NVTabular itself takes the raw columns instead.
     """
     from merlin.dag.executors import LocalExecutor
 
     class Executor(LocalExecutor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self._done: dict[int, pd.DataFrame] = {}
+
+        def _execute_node(self, node: Any, transformable: Any, *how: Any, **more: Any) -> pd.DataFrame:
+            if id(node) not in self._done:
+                self._done[id(node)] = super()._execute_node(node, transformable, *how, **more)
+            # An operator may change what it is given.
+            return self._done[id(node)].copy()
+
         def _run_upstream_transforms(
             self, node: Any, transformable: Any, *how: Any, **more: Any
         ) -> list[Any]:
