@@ -89,7 +89,8 @@ def candidates() -> tuple[dict[str, Column], dict[str, Array], Relevance, int]:
         "history_row": history,
         "history_length": length,
     }
-    relevance = Relevance.from_pairs(*pairs["test"], len(users))
+    test_users, test_items = pairs["test"]
+    relevance = Relevance.from_pairs(test_users, test_items, len(users))
     return {name: with_null_row(one) for name, one in columns.items()}, arrays, relevance, len(items)
 
 
