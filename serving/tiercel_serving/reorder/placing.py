@@ -160,7 +160,7 @@ def scaled(relevance: Floats, by: Floats) -> Floats:
 
 
 def in_order(scores: Scores, order: Rows) -> Scores:
-    """Return new scores ``[B, K]`` of the kept in an order ``[B, K]``: the sorted scores stay with the places."""
+    """Return scores ``[B, K]`` of the kept in an order ``[B, K]``: sorted ones stay with the places."""
     return unsorted(strictly_falling(scores), order)
 
 
