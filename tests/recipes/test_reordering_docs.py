@@ -11,14 +11,17 @@ import pytest
 
 pytest.importorskip("nvtabular")
 
+from tiercel_client import Recommender, RequestRefused
 from tiercel_pipelines.data import load_dataset
 from tiercel_pipelines.errors import RecipeError
 from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.recipe import MMR, Cap, PinItems, replace
 from tiercel_pipelines.recipe.check import check_recipe
 from tiercel_pipelines.training import train_recipe
+from tiercel_serving.release.opened import Release
 from tiercel_serving.reorder.table import REORDER
 from tiercel_serving.runtime.chain import Chain
+from tiercel_serving.supervise import start_server
 
 TEXT = (Path(__file__).parents[2] / "docs" / "reordering.md").read_text(encoding="utf-8")
 
@@ -50,6 +53,29 @@ def test_the_example_fits_its_data_and_mistakes_are_told_before_training() -> No
         assert said in str(caught.value)
 
 
+def serves_what_runs_in_process(release: Release, run: Any, answers: list[list[int]], folder: Path) -> None:
+    """Ask a real Triton, in both layouts, through the client that knows the numbers from the contract."""
+    staged = export_run(run, folder / "staged", layout="staged")
+    user = int(run.users["user_id"].iloc[0])
+    for served in (release, staged):
+        with (
+            start_server(served.path, grpc_port=0, http_port=0, metrics_port=0) as server,
+            Recommender(server.grpc_url) as recommender,
+        ):
+            told = {column.name: column.part for column in recommender.server_info().request_columns}
+            assert told["diversity"] == told["seed"] == told["now"] == "ordering"
+            for strength, expected in zip((0.0, 0.6), answers, strict=True):
+                answer = recommender.recommend(user, 10, features={"diversity": strength})
+                assert list(answer.item_ids) == expected
+                assert {item.propensity for item in answer} == {1.0}
+            drawn = recommender.recommend(user, 10, features={"seed": 3})
+            assert drawn.items[4].propensity < 1
+            several = recommender.recommend_many([user] * 3, 10, features={"diversity": [0.0, None, 0.6]})
+            assert [list(one.item_ids) for one in (several[0], several[2])] == answers
+            with pytest.raises(RequestRefused, match=r"diversity: expected a number from 0 to 0\.6"):
+                recommender.recommend(user, features={"diversity": 0.7})
+
+
 @pytest.mark.slow
 def test_the_example_is_served_as_it_says(tmp_path: Path) -> None:
     recipe = example()
@@ -69,5 +95,6 @@ def test_the_example_is_served_as_it_says(tmp_path: Path) -> None:
     rows = items.rows(np.array(answers[1]))
     known = [makers.values[row] for row in rows if makers.valid is None or makers.valid[row]]
     assert max(known.count(maker) for maker in known) <= 3
+    serves_what_runs_in_process(release, run, answers, tmp_path)
     drawn = chain.run({**asked, "seed": np.array([[3.0]])})[0]["propensity"][0]
     assert ((drawn < 1) == (np.arange(10) == 4)).all()

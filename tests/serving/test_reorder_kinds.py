@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -200,14 +201,20 @@ def test_all_steps_together(batch: Batch, chain: list[Any], ranked: bool, unknow
     scores, rows, reasons, chances = Steps(settings, COLUMNS, ITEMS).apply(arrays)
     if chances is not None:
         assert ((chances > 0) & (chances <= 1) | np.isneginf(scores)).all()
+    finals = [
+        Steps(msgspec.structs.replace(settings, reorder=tuple(chain[: n + 1])), COLUMNS, ITEMS).apply(arrays)
+        for n in range(len(chain))
+    ]
     assert (reasons is None) == (not reasons_of(chain))
     assert np.isneginf(scores[rows == ITEMS]).all()
     for user in range(batch.users):
         kept = batch.kept(user)
         tasks = arrays["rank_score"][user, : len(kept)].tolist() if ranked else None
         nobody = bool(arrays["status"][user, 0] == UNKNOWN)
-        own_rows = rows[user][np.lexsort((rows[user], -scores[user]))].tolist()
-        told = user_of(batch, user, own_rows)
+        told = user_of(batch, user, [])
+        told["served_by_step"] = [
+            final.rows[user][np.lexsort((final.rows[user], -final.scores[user]))].tolist() for final in finals
+        ]
         ordered = reference.order(settings, item_of, kept, tasks, unknown=nobody, user=told)
         left = {int(row): float(score) for row, score in zip(rows[user], scores[user], strict=True)}
         left.pop(ITEMS, None)

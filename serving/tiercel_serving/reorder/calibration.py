@@ -146,22 +146,22 @@ class Calibrated:
         base = np.arange(users)[:, None] * many
         codes = self._codes.take(line.rows, axis=0)
         there = codes < many
-        at = np.where(there, codes + base[:, :, None], 0).transpose(2, 0, 1).copy()
+        at = np.where(there, codes + base[:, :, None], users * many).transpose(2, 0, 1).copy()
         adds = np.float32(1 - SMOOTHING) * there / np.maximum(there.sum(axis=2, keepdims=True), 1)
         adds = adds.transpose(2, 0, 1).astype(np.float32, order="C")
-        weights = ((wanted[:, :, 0] * strength).reshape(-1).take(at) * (adds > 0)).astype(np.float32)
+        weights = np.append(wanted[:, :, 0] * strength, 0).astype(np.float32).take(at)
         start = np.float32(SMOOTHING) * wanted[:, :, 0]
         # Values that nobody wants weigh nothing; 1 keeps their logarithms finite.
-        total, steps = start + (start == 0), (start + 0).reshape(-1)
-        flat_codes, work = codes.reshape(-1, codes.shape[2]), np.empty_like(adds)
-        gains, flat_total = relevant.copy(), total.reshape(-1)
-        flat_relevance, one = relevant.reshape(-1), np.ones_like(work)
+        total, steps = np.append(start + (start == 0), np.float32(1)), np.append(start, np.float32(0))
+        work, own = np.empty_like(adds), tuple(x.reshape(len(x), -1).T.copy() for x in (at, adds))
+        gains = relevant.copy()
+        flat_relevance, ones, one = relevant.reshape(-1), np.ones_like(work), np.float32(1)
 
         def gain() -> None:
             # The logarithm of what an item makes of a share, less that of the share as it is.
-            (1 / flat_total).take(at, out=work, mode="clip")
+            (one / total).take(at, out=work, mode="clip")
             np.multiply(work, adds, work)
-            np.add(work, one, work)
+            np.add(work, ones, work)
             np.log(work, work)
             np.multiply(work, weights, work)
             np.add.reduce(work, axis=0, out=gains)
@@ -169,11 +169,9 @@ class Calibrated:
 
         def choose(chosen: Rows) -> None:
             flat_relevance[chosen] = -np.inf
-            mine = flat_codes.take(chosen, axis=0)
-            real = mine < many
-            share = np.float32(1 - SMOOTHING) / np.maximum(real.sum(axis=1, keepdims=True), 1)
-            np.add(flat_total, steps, flat_total)
-            flat_total[(mine + base)[real]] += np.broadcast_to(share, real.shape)[real].astype(np.float32)
+            np.add(total, steps, total)
+            places, shares = own[0].take(chosen, axis=0), own[1].take(chosen, axis=0)
+            total[places] = total.take(places) + shares
             gain()
 
         gain()

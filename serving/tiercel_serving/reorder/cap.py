@@ -15,7 +15,7 @@ from ..problems import COUNT, Problem
 from ..ranked import Rows, Scores
 from ..spec import Arrays
 from .per_request import PerRequest, amount_problems, batch_amount, user_amount
-from .placing import Line, fill, places_to_fill
+from .placing import Line, fill, places_to_fill, unsorted
 from .plain import line_of
 from .vectors import codes_of
 
@@ -114,6 +114,5 @@ class Capped:
         picks = fill(gains, places_to_fill(arrays, width), choose)
         stays = np.zeros((users, width + 1), np.bool_)
         stays[at, picks] = True
-        dropped = np.zeros(scores.shape, np.bool_)
-        np.put_along_axis(dropped, line.order, full & ~stays[:, :width] & line.real, axis=1)
+        dropped = unsorted(full & ~stays[:, :width] & line.real, line.order)
         return np.where(dropped, np.float32(-np.inf), scores), dropped.astype(np.int32)

@@ -78,18 +78,26 @@ class Slot:
     def __init__(self, kind: EpsilonSlot) -> None:
         self._kind, self._before = kind, kind.place - 1
 
+    def _explores(self, seeds: npt.NDArray[np.float64], arrays: Arrays) -> npt.NDArray[np.bool_]:
+        """Return ``[B, 1]`` who explores, if there is something to draw from."""
+        numbers = uniform(seeds, np.zeros(seeds.shape, np.int64), _WHETHER)
+        explores: npt.NDArray[np.bool_] = numbers < batch_amount(self._kind.share, arrays)
+        return explores & ~np.isnan(seeds)
+
     def _draw(self, line: Line, arrays: Arrays) -> tuple[npt.NDArray[np.bool_], Rows, Rows]:
         """Return ``[B, 1]`` who explores, the place in the line that is drawn, and how many are left."""
         seeds, left = self._kind.seed.in_batch(arrays), np.count_nonzero(line.real, axis=1)[:, None]
         left = left - self._before
         nobody = np.zeros(left.shape, np.int64)
-        explores = uniform(seeds, nobody, _WHETHER) < batch_amount(self._kind.share, arrays)
         drawn = self._before + (uniform(seeds, nobody, _WHICH) * left).astype(np.int64)
-        return explores & ~np.isnan(seeds) & (left > 0), drawn, left
+        return self._explores(seeds, arrays) & (left > 0), drawn, left
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
         """Move the drawn one up to the place."""
-        line, why = Line.of(scores, arrays), np.zeros(scores.shape, np.int32)
+        seeds, why = self._kind.seed.in_batch(arrays), np.zeros(scores.shape, np.int32)
+        if not self._explores(seeds, arrays).any():
+            return scores, why
+        line = Line.of(scores, arrays)
         explores, drawn, _ = self._draw(line, arrays)
         if not explores.any():
             return scores, why

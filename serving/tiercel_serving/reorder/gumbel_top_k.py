@@ -14,11 +14,11 @@ import numpy as np
 from ..columns import Column
 from ..kinds import Settings, mistyped
 from ..problems import POSITIVE, Problem
-from ..ranked import Scores, order_by_score, pick
+from ..ranked import Scores, order_by_score, pick, sort_by_score
 from ..spec import Arrays
 from .chance import SEED, plain_uniform, uniform
 from .per_request import Amount, PerRequest, amount_problems, batch_amount, user_amount
-from .placing import Line, in_order
+from .placing import in_order, unsorted
 from .plain import scores_in_order
 
 _DRAW = 1
@@ -84,7 +84,7 @@ class PlackettLuce:
             return scores, None
         noise = -np.log(-np.log(uniform(seeds, rows, _DRAW)))
         drawn = (scores + batch_amount(self._kind.temperature, arrays) * noise).astype(np.float32)
-        new = in_order(scores, Line.of(scores, arrays), order_by_score(drawn, rows))
+        new = in_order(sort_by_score(scores, rows)[0], order_by_score(drawn, rows))
         return np.where(np.isnan(seeds), scores, new), None
 
     def propensity(self, before: Scores, after: Scores, arrays: Arrays) -> Scores:
@@ -95,6 +95,5 @@ class PlackettLuce:
         with np.errstate(invalid="ignore"):
             left = np.logaddexp.accumulate(logits[:, ::-1], axis=1)[:, ::-1]
             chances = np.exp(logits - left)
-        out = np.empty_like(before)
-        np.put_along_axis(out, order, np.nan_to_num(chances, nan=1.0).astype(np.float32), axis=1)
+        out = unsorted(np.nan_to_num(chances, nan=1.0).astype(np.float32), order)
         return np.where(np.isnan(seeds), np.float32(1), out)

@@ -44,11 +44,6 @@ class PerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     whole: bool = False
 
     @property
-    def range(self) -> Range:
-        """The limits, as messages word them."""
-        return Range(self.low, self.high, whole=False)
-
-    @property
     def tensor(self) -> TensorSpec:
         """The tensor ``[B, 1]`` that carries it."""
         said = "" if self.default is None else f"; else {self.default:g}"

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from ..columns import Column
 from ..kinds import Settings, mistyped
 from ..problems import COUNT, Problem, out_of_range
-from ..ranked import Rows, Scores
+from ..ranked import Rows, Scores, pick
 from ..spec import Arrays
 from .boost_items import having, unfit_values
-from .placing import Line, in_order
+from .placing import Line, in_order, unsorted
 from .plain import line_of, scores_in_order
 
 
@@ -102,7 +102,6 @@ class Pinned:
         keys = np.where(place < self._before, place, place + 1) * step
         keys = np.where(pinned, self._before * step + number * width + np.arange(width), keys)
         keys[~line.real] += (width + 2) * step
-        order = np.take_along_axis(line.order, keys.argsort(axis=1, kind="stable"), axis=1)
-        why = np.zeros(scores.shape, np.int32)
-        np.put_along_axis(why, line.order, pinned.astype(np.int32), axis=1)
-        return in_order(scores, line, order), why
+        order: Rows = pick(line.order, keys.argsort(axis=1))
+        why = unsorted(pinned.astype(np.int32), line.order)
+        return in_order(line.scores, order), why

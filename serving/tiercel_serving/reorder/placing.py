@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -104,9 +105,7 @@ class Line:
         others = place < 0
         behind = (width - np.count_nonzero(others, axis=1))[:, None]
         place = np.where(others, np.cumsum(others, axis=1) - 1 + behind, place)
-        out = np.empty_like(self.scores)
-        out[at, self.order] = pick(strictly_falling(self.scores), place)
-        return out
+        return unsorted(pick(strictly_falling(self.scores), place), self.order)
 
 
 def fill(gains: Floats, places: int, choose: Callable[[Rows], None]) -> Rows:
@@ -160,8 +159,16 @@ def scaled(relevance: Floats, by: Floats) -> Floats:
     return out
 
 
-def in_order(scores: Scores, line: Line, order: Rows) -> Scores:
-    """Return new scores ``[B, K]`` of the kept in another order ``[B, K]``: those of the places."""
-    out = np.empty_like(scores)
-    np.put_along_axis(out, order, strictly_falling(line.scores), axis=1)
+def in_order(scores: Scores, order: Rows) -> Scores:
+    """Return scores ``[B, K]`` of the kept in an order ``[B, K]``: sorted ones stay with the places."""
+    return unsorted(strictly_falling(scores), order)
+
+
+def unsorted(values: npt.NDArray[Any], order: Rows) -> npt.NDArray[Any]:
+    """Return values ``[B, K]``, given in an order ``[B, K]``, where each stands among the kept."""
+    out = np.empty_like(values)
+    if len(values) == 1:
+        out[0, order[0]] = values[0]
+    else:
+        out[np.arange(len(values))[:, None], order] = values
     return out

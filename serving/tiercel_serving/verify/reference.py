@@ -235,7 +235,8 @@ def order(
     unknown
         Whether nothing is known of the user.
     user
-        What the steps read of the user and the request; ``served`` rows to go by where gains nearly tie.
+        What the steps read of the user and the request; ``served`` rows to go by where gains
+        nearly tie, or ``served_by_step``.
     """
     user = {"item_of": item_of, **_extremes(item_of), **(user or {})}
     bypass = unknown and settings.unknown_users == FALLBACK
@@ -248,12 +249,15 @@ def order(
     ]
     rows = [candidate.row for candidate in kept]
     scores = _numbers(scores)
-    # The served order tells of the last step alone.
+    # The served order tells of the last step alone, unless it is known of each.
     early = {name: told for name, told in user.items() if name != "served"}
-    for number, step in enumerate(settings.reorder, 1):
+    last = [user["served"]] if "served" in user else []
+    served = user.get("served_by_step", [[]] * (len(settings.reorder) - len(last)) + last)
+    for number, step in enumerate(settings.reorder):
         if bypass and step.of_ranker:
             continue
-        changed = step.reference(scores, described, user if number == len(settings.reorder) else early)
+        hint = {"served": served[number]} if number < len(served) and served[number] else {}
+        changed = step.reference(scores, described, {**early, **hint})
         stay = [not (new == _NOTHING and old != _NOTHING) for new, old in zip(changed, scores, strict=True)]
         scores = _numbers(compress(changed, stay))
         rows, described = list(compress(rows, stay)), list(compress(described, stay))
