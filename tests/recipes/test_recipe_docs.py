@@ -89,6 +89,9 @@ def test_the_table_of_models_is_that_of_the_families(table: Any) -> None:
         if table is RETRIEVAL_FAMILIES:
             assert rest[0] == settings.form
         if isinstance(settings, FitsFeatures):
+            assert ("user id" in needs) == bool(
+                settings.misfits({}, {"item_id": True}, True)
+            ) or "history" in needs
             timeless = settings.misfits({"user_id": True}, {"item_id": True}, False)
             assert ("timestamp" in needs) == bool(timeless), name
 

@@ -182,7 +182,7 @@ def test_a_run_of_an_unknown_kind_is_refused(copied):
     file = copied / "run.json"
     text = file.read_text()
     file.write_text(text.replace('"kind": "dlrm"', '"kind": "drlm"'))
-    with pytest.raises(TrainingError, match=r"no ranking family 'drlm'; use 'dlrm'.*train again"):
+    with pytest.raises(TrainingError, match=r"no ranking family 'drlm'; did you mean 'dlrm'.*train again"):
         TrainedRun.open(copied)
     file.write_text(text.replace('"kind": "sampled_softmax"', '"kind": "bpr"'))
     with pytest.raises(TrainingError, match=r"no retrieval task 'bpr'; use 'sampled_softmax'"):

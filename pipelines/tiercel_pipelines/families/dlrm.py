@@ -34,7 +34,6 @@ from .layers import (
     SideEncoder,
     embedding,
     hidden_layers,
-    linear_of_parts,
     pool_history,
     with_inputs,
     wrong_widths,
@@ -158,14 +157,10 @@ class Interactions(PackedModule):
         pairs = pairs.reshape(batch, count, fields * user.shape[1])
         parts = [pairs]
         if user_numbers is not None:
-            parts.append(user_numbers.unsqueeze(1))
+            parts.append(user_numbers.unsqueeze(1).expand(-1, count, -1))
         if item_numbers is not None:
             parts.append(item_numbers)
-        # The first layer multiplies the user's numbers once, whatever K is.
-        first = self.top[0] if len(self.top) else self.last
-        assert isinstance(first, nn.Linear)
-        joined = linear_of_parts(first, parts)
-        score = (self.last(self.top[1:](joined)) if len(self.top) else joined) + self.pair_weights(pairs)
+        score = self.last(self.top(torch.cat(parts, dim=-1))) + self.pair_weights(pairs)
         if self.sees_score:
             score = score + tensors["kept_score"].unsqueeze(-1) * self.scale
             score = score + self.source_bias(tensors["kept_source"])

@@ -225,6 +225,8 @@ RETRIEVAL_FAMILIES: Kinds[RetrievalFamily] = Kinds(
         "item_knn": Kind("tiercel_pipelines.families.item_knn:ItemKNN"),
         "ease": Kind("tiercel_pipelines.families.ease:EASE"),
         "slim": Kind("tiercel_pipelines.families.slim:SLIM"),
+        "als": Kind("tiercel_pipelines.families.als:ALS"),
+        "bpr_mf": Kind("tiercel_pipelines.families.bpr_mf:BPRMF"),
     },
 )
 

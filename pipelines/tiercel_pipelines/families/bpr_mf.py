@@ -1,0 +1,122 @@
+r"""``bpr_mf``: matrix factorisation that learns to score what a user had above what the user did not.
+
+.. math:: -\sum_{(u, i, j)} \ln \sigma\bigl( (w_u^\top h_i + b_i) - (w_u^\top h_j + b_j) \bigr)
+
+over interactions (u, i) and items j drawn evenly from those that u never had (Rendle et al. 2009, "BPR:
+Bayesian personalized ranking from implicit feedback"). The last number of an item's vector is its bias, that
+of a user's is 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from tiercel_serving.kinds import Settings
+from tiercel_serving.problems import COUNT, Problem, Range, out_of_range
+
+from ..arrays.inputs import ModelInputs
+from .category_vectors import had_by_category, lacks_user_id, vector_models
+from .descent import DESCENT, descend, seeded
+from .fitted import FittedVectors
+from .table import Columns, Course, Plan, RetrievalData
+
+#: Spread of the initial vectors.
+_SPREAD = 0.1
+
+
+class BPRMF(Settings, frozen=True, tag="bpr_mf"):
+    """Bayesian personalised ranking.
+
+    Parameters
+    ----------
+    name
+        What its source is called.
+    dimension
+        D, the length of the vectors, with the bias.
+    batch_size
+        Interactions in a batch, each against one item that its user did not have.
+    learning_rate, weight_decay
+        Of the optimiser.
+    max_epochs, patience
+        Training stops after so many epochs, or after so many without a better validation.
+    """
+
+    name: str = "bpr_mf"
+    dimension: int = 64
+    batch_size: int = 1024
+    learning_rate: float = 5e-3
+    weight_decay: float = 0.3
+    max_epochs: int = 60
+    patience: int = 5
+
+    form: ClassVar[str] = "vectors"
+    scale: ClassVar[float] = 1.0
+
+    def problems(self) -> list[Problem]:
+        """Return numbers out of their ranges."""
+        ranges = {**DESCENT, "dimension": Range(2, whole=True), "batch_size": COUNT}
+        return list(out_of_range(self, ranges))
+
+    def needs(self) -> Mapping[str, str]:
+        """Return nothing: it knows users by their id."""
+        return {}
+
+    def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
+        """Return that users have no id, if so."""
+        return lacks_user_id(user, "BPRMF")
+
+    def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedVectors, Course]:
+        """Train both tables."""
+        had = had_by_category(data, plan.label)
+        users = np.repeat(np.arange(had.shape[0]), np.diff(had.indptr))
+        listed = np.flatnonzero(np.diff(had.T.tocsr().indptr))
+        keys = users * had.shape[1] + had.indices
+        with seeded(plan.seed) as rng:
+            fitted = vector_models(data.inputs, self.dimension, one=True)
+            both = nn.ModuleList([fitted.user_tower, fitted.item_tower])
+            _start(fitted.user_tower, users)
+            _start(fitted.item_tower, had.indices, biased=True)
+
+            def epoch() -> Iterator[Tensor]:
+                order = rng.permutation(len(users))
+                for start in range(0, len(order), self.batch_size):
+                    some = order[start : start + self.batch_size]
+                    other = rng.choice(listed, len(some))
+                    wanted = users[some] * had.shape[1] + other
+                    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+                    free = torch.from_numpy(keys[place] != wanted)
+                    yield self._loss(fitted, users[some], had.indices[some], other, free)
+
+            course = descend(self, both, fitted, epoch, plan, max_epochs=self.max_epochs)
+        return fitted, course
+
+    def _loss(self, fitted: Any, users: Any, items: Any, others: Any, free: Tensor) -> Tensor:
+        """Return the mean over the pairs whose drawn item is ``free``: the user never had it."""
+        query, items, others = (torch.from_numpy(rows).long() for rows in (users, items, others))
+        difference = fitted.item_tower.vectors(items) - fitted.item_tower.vectors(others)
+        losses = softplus(-(fitted.user_tower.vectors(query) * difference).sum(-1))
+        loss: Tensor = (losses * free).sum() / free.sum().clamp(min=1)
+        return loss
+
+    def load(self, folder: Path, inputs: ModelInputs) -> FittedVectors:
+        """Read both tables."""
+        return vector_models(inputs, self.dimension, one=True).restored(folder)
+
+
+def _start(module: Any, seen: Any, *, biased: bool = False) -> None:
+    """Draw the vectors of the categories that occur; others add nothing, and a bias starts at 0."""
+    weight = module.table.weight
+    unseen = np.ones(len(weight), np.bool_)
+    unseen[seen] = False
+    nn.init.normal_(weight, std=_SPREAD)
+    with torch.no_grad():
+        weight[torch.from_numpy(unseen)] = 0
+        if biased:
+            weight[:, -1] = 0
