@@ -73,11 +73,15 @@ def test_nothing_is_wrong_with_good_ones() -> None:
         ({"sources": (Index("5 near"), Popular(quota=0))}, "sources[0].name: '5 near' cannot name a source"),
         (
             {"sources": (Index("near", factory="HNSW0"), Popular(quota=0))},
-            "sources[0].factory: 'HNSW0' asks for none of something: 'HNSW0'",
+            "sources[0].factory: 'HNSW0' asks for too few of something: 'HNSW0'",
+        ),
+        (
+            {"sources": (Index("near", factory="IVF64_HNSW1,Flat"), Popular(quota=0))},
+            "asks for too few of something: 'HNSW1'",
         ),
         (
             {"sources": (Index("near", factory="IVF64_HNSW32,PQ4x0"), Popular(quota=0))},
-            "asks for none of something: 'PQ4x0'",
+            "asks for too few of something: 'PQ4x0'",
         ),
         (
             {"sources": (Index("near", min_recall=0), Popular(quota=0))},

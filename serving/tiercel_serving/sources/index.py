@@ -23,8 +23,8 @@ from .scan import ExactSearch, Search, Space, longest_norm
 from .search import HEAVY, IndexSearch, Profile
 from .table import Made, Material, UserTensors
 
-#: A part of a factory string whose number is 0: no links, no lists, no codes.
-_OF_NOTHING = re.compile(r"[A-Za-z]+(\d+x)?0+(?!\d)")
+#: A part of a factory string whose number is 0: no links, no lists, no codes; or one link in a graph.
+_TOO_FEW = re.compile(r"HNSW0*1(?!\d)|[A-Za-z]+(\d+x)?0+(?!\d)")
 
 #: The index's file in its artefact.
 INDEX_FILE = "index.faiss"
@@ -82,10 +82,10 @@ class Index(Settings, frozen=True, tag="index"):
         wrong += out_of_range(self, {"min_recall": _RECALL})
         if not self.factory:
             wrong.append(Problem("factory", "expected a FAISS factory, got none", "use 'Flat'"))
-        elif none := _OF_NOTHING.search(self.factory):
+        elif few := _TOO_FEW.search(self.factory):
             # FAISS makes such an index, and ends the process as soon as vectors are added to it.
-            problem = f"{self.factory!r} asks for none of something: {none[0]!r}"
-            wrong.append(Problem("factory", problem, "use a number above 0, as in IVF256,Flat or HNSW32"))
+            problem = f"{self.factory!r} asks for too few of something: {few[0]!r}"
+            wrong.append(Problem("factory", problem, "use more, as in IVF256,Flat or HNSW32"))
         for key, value in self.parameters.items():
             if not POSITIVE.holds(value):
                 problem = f"expected {POSITIVE}, got {value!r}"
