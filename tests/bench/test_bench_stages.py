@@ -14,7 +14,9 @@ from tiercel_serving.reorder.table import REORDER
 
 
 def test_every_step_is_measured_and_has_a_limit() -> None:
-    assert set(STEPS) == set(LIMITS_US) == set(REORDER)
+    # Other tests of the process may have put kinds of their own into the table.
+    ours = {name for name, row in REORDER.rows.items() if row.path.startswith("tiercel_serving.")}
+    assert set(STEPS) == set(LIMITS_US) == ours
 
 
 def test_tiny_runs_from_end_to_end_and_saves_json_and_a_plot(tmp_path: Path) -> None:

@@ -27,7 +27,10 @@ TEXT = (Path(__file__).parents[2] / "docs" / "reordering.md").read_text(encoding
 
 
 def test_the_table_has_every_step_and_no_other() -> None:
-    assert set(re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)) == set(REORDER.class_names())
+    # Other tests of the process may have put kinds of their own into the table.
+    paths = [row.path for row in REORDER.rows.values() if row.path.startswith("tiercel_serving.")]
+    names = {path.rpartition(":")[2] for path in paths}
+    assert set(re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)) == names
 
 
 def example() -> Any:
