@@ -56,7 +56,7 @@ BAD: dict[str, tuple[Edit, type[ReleaseError], str]] = {
     "unknown source": (
         put("settings", "sources", 0, "kind", "graph"),
         ManifestInvalid,
-        r"there is no source 'graph'; use 'index', 'popular'.*\$\.settings\.sources\[0\]",
+        r"there is no source 'graph'; use 'index', 'item_weights', 'popular'.*\$\.settings\.sources\[0\]",
     ),
     "unknown rule": (put("settings", "rules", 0, "kind", "regex"), ManifestInvalid, "no rule 'regex'"),
     "unknown step": (put("settings", "reorder", 0, "kind", "mmr"), ManifestInvalid, "no reorder step 'mmr'"),
