@@ -59,7 +59,11 @@ BAD: dict[str, tuple[Edit, type[ReleaseError], str]] = {
         r"there is no source 'graph'; use 'index', 'item_weights', 'popular'.*\$\.settings\.sources\[0\]",
     ),
     "unknown rule": (put("settings", "rules", 0, "kind", "regex"), ManifestInvalid, "no rule 'regex'"),
-    "unknown step": (put("settings", "reorder", 0, "kind", "mmr"), ManifestInvalid, "no reorder step 'mmr'"),
+    "unknown step": (
+        put("settings", "reorder", 0, "kind", "magic"),
+        ManifestInvalid,
+        "no reorder step 'magic'",
+    ),
     "unknown store": (put("settings", "store", {"kind": "sql"}), ManifestInvalid, "no store 'sql'"),
     "unknown engine": (
         put("ranking", "engine", "abacus"),

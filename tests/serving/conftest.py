@@ -67,7 +67,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
+# For each module, not for the session: tests elsewhere read the tables too.
+@pytest.fixture(scope="module", autouse=True)
 def _kinds_of_the_tests() -> Iterator[None]:
     with own_kinds():
         yield
