@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from benchmarks.options import Check, Plot, Save, chosen, plot_file
 from tiercel_serving.commands.bench import CLIENTS, find_load, write_whole
 from tiercel_serving.commands.serve import Triton
 from tiercel_serving.commands.shell import FAILED, Debug, Json, Refused, Shell, shell
@@ -23,16 +23,8 @@ if TYPE_CHECKING:
 
 
 def command(
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            "--save", metavar="FILE.json", help="Also write the JSON object here, and a plot beside it."
-        ),
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", metavar="FILE", help="Where the plot goes instead: a .png or an .svg."),
-    ] = None,
+    save: Save = None,
+    plot: Plot = None,
     case: Annotated[
         list[str] | None,
         typer.Option(
@@ -80,9 +72,7 @@ def command(
         Path | None,
         typer.Option("--data-dir", metavar="DIR", help="Folder that holds ml-100k; else as `tiercel data`."),
     ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit with 1 if a figure is beyond its limit.")
-    ] = False,
+    check: Check = False,
     triton: Triton = None,
     json: Json = False,
     debug: Debug = False,
@@ -126,23 +116,6 @@ def command(
         if check and not report.ok:
             sh.note("A figure is beyond its limit.", style="red")
             raise typer.Exit(FAILED)
-
-
-def chosen(option: str, asked: list[str] | None, known: Collection[str]) -> tuple[str, ...]:
-    """Return what an option names, or all there is."""
-    for name in asked or ():
-        if name not in known:
-            *most, last = known
-            raise Refused(f"{option} {name}: use {', '.join(most)} or {last}")
-    return tuple(asked or known)
-
-
-def plot_file(save: Path | None, plot: Path | None) -> Path | None:
-    """Return where the plot goes: as asked, or beside the JSON object."""
-    file = plot or (None if save is None else save.with_suffix(".png"))
-    if file is not None and file.suffix not in (".png", ".svg"):
-        raise Refused(f"--plot {file}: expected a name that ends with .png or .svg")
-    return file
 
 
 def how_to_serve(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from benchmarks.features.command import chosen, plot_file
+from benchmarks.options import Check, Plot, Save, chosen, plot_file
 from tiercel_serving.commands.bench import write_whole
 from tiercel_serving.commands.shell import FAILED, Debug, Json, shell
 from tiercel_serving.commands.tables import heading
@@ -36,19 +36,9 @@ def command(
         ),
     ] = None,
     text_ids: Annotated[bool, typer.Option("--text-ids", help="Users and items have text ids.")] = False,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            "--save", metavar="FILE.json", help="Also write the JSON object here, and a plot beside it."
-        ),
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", metavar="FILE", help="Where the plot goes instead: a .png or an .svg."),
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit with 1 if a figure is beyond its limit.")
-    ] = False,
+    save: Save = None,
+    plot: Plot = None,
+    check: Check = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

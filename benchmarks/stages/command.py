@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.features.command import chosen, plot_file
+from benchmarks.options import Check, Plot, Save, chosen, plot_file
 from tiercel_serving.commands.bench import write_whole
 from tiercel_serving.commands.shell import FAILED, Debug, Json, shell
 from tiercel_serving.commands.tables import heading
@@ -19,19 +18,9 @@ NAME = "python -m benchmarks.stages"
 
 def command(
     size: Annotated[str, typer.Option("--size", metavar="SIZE", help="full, or tiny for a try.")] = "full",
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            "--save", metavar="FILE.json", help="Also write the JSON object here, and a plot beside it."
-        ),
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", metavar="FILE", help="Where the plot goes instead: a .png or an .svg."),
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit with 1 if a figure is beyond its limit.")
-    ] = False,
+    save: Save = None,
+    plot: Plot = None,
+    check: Check = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
