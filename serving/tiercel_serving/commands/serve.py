@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +36,10 @@ Triton = Annotated[
 
 def command(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Directory of a release.")],
+    triton_flags: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FLAG", help="More flags for tritonserver, behind --: -- --log-verbose=1."),
+    ] = None,
     layout: Layout = None,
     triton: Triton = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
@@ -57,9 +61,17 @@ def command(
     Example: [bold]tiercel serve releases/movielens[/]
     """
     with shell(json=json, debug=debug) as sh:
-        ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
+        where: dict[str, Any] = {
+            "host": host,
+            "grpc_port": grpc_port,
+            "http_port": http_port,
+            "metrics_port": metrics_port,
+        }
+        flags = triton_flags or ()
         try:
-            with start(sh, release, host=host, layout=layout, triton=triton, log=log, **ports) as server:
+            with start(
+                sh, release, layout=layout, triton=triton, triton_flags=flags, log=log, **where
+            ) as server:
                 document = describe(server)
                 sh.emit(document, *human(document))
                 try:
@@ -77,6 +89,7 @@ def start(
     *,
     layout: str | None = None,
     triton: Path | None = None,
+    triton_flags: Sequence[str] = (),
     log: Path | None = None,
     **where: Any,
 ) -> TritonServer:
@@ -84,7 +97,10 @@ def start(
     with sh.work(f"Starting Triton on {release}") as progress:
         from ..release.opened import open_release
         from ..supervise import start_server
+        from ..supervise.launch import wrong_flag
 
+        if (wrong := wrong_flag(triton_flags)) is not None:
+            raise typer.BadParameter(wrong, param_hint="--")
         if layout not in (None, "fused", "staged"):
             raise typer.BadParameter(f"{layout!r}: the layouts are fused and staged", param_hint="--layout")
         opened = open_release(release)
@@ -92,6 +108,7 @@ def start(
             opened,
             layout=layout,
             triton=triton,
+            triton_flags=triton_flags,
             log=log,
             progress=_start_report(opened, progress),
             **where,

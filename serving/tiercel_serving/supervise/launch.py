@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +17,44 @@ from .installation import BACKEND_FILES, Installation
 #: What nobody needs to change on a server whose repository is read-only.
 RESTRICTED = "shared-memory,model-repository,trace,logging"
 
+#: Flags that more of ours depends on than Triton, and what says the same to ``tiercel serve``.
+OURS: Mapping[str, str] = {
+    "--model-repository": "the release",
+    "--backend-directory": "--triton",
+    "--grpc-address": "--host",
+    "--metrics-address": "--host",
+    "--grpc-port": "--grpc-port before the --",
+    "--metrics-port": "--metrics-port before the --",
+    "--model-control-mode": "nothing: models of a running server never change",
+    "--exit-on-error": "nothing: a server that lacks a model does not run",
+    "--log-file": "--log",
+}
+
+
+def wrong_flag(flags: Sequence[str]) -> str | None:
+    """Return what is wrong with flags that a user has for Triton, or None."""
+    for flag in flags:
+        name = flag.partition("=")[0]
+        if not name.startswith("--"):
+            return f"{flag!r} is no flag of tritonserver; write flags with their values, as --log-verbose=1"
+        if name in OURS:
+            return f"{flag!r}: `tiercel serve` says this to Triton itself, by {OURS[name]}"
+    return None
+
 
 @dataclass(frozen=True)
 class Launch:
-    """What a start of Triton depends on; ``workdir`` is its own, and removed when it has ended."""
+    """What a start of Triton depends on; ``workdir`` is its own, and removed when it has ended.
+
+    ``flags`` are the user's, behind those that every server gets: Triton takes the last of two.
+    """
 
     installation: Installation
     workdir: Path
     host: str
     ports: Mapping[str, int]
     shm_prefix: str
+    flags: Sequence[str] = ()
 
     def command(self, repository: Path) -> list[str]:
         """Return the command line; makes a backend directory where the wheel's is in parts."""
@@ -53,7 +81,7 @@ class Launch:
         ]
         if self.installation.caches is not None:
             command.append(f"--cache-directory={self.installation.caches}")
-        return command
+        return [*command, *self.flags]
 
     def _backend_directory(self) -> Path:
         """Return a complete backend directory; the wheel keeps its stubs apart from the backend."""
