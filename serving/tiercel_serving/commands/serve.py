@@ -24,6 +24,14 @@ Layout = Annotated[
     str | None,
     typer.Option("--layout", metavar="fused|staged", help="Another layout than the release was made in."),
 ]
+Runner = Annotated[
+    str,
+    typer.Option(
+        "--runner",
+        metavar="python|tiercel",
+        help="What runs the stages: Triton's Python backend, or Tiercel's, in Triton's own process.",
+    ),
+]
 Triton = Annotated[
     Path | None,
     typer.Option(
@@ -41,6 +49,7 @@ def command(
         typer.Argument(metavar="FLAG", help="More flags for tritonserver, behind --: -- --log-verbose=1."),
     ] = None,
     layout: Layout = None,
+    runner: Runner = "python",
     triton: Triton = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option("--grpc-port", help="0 takes a free one.")] = 8001,
@@ -62,6 +71,7 @@ def command(
     """
     with shell(json=json, debug=debug) as sh:
         where: dict[str, Any] = {
+            "runner": runner,
             "host": host,
             "grpc_port": grpc_port,
             "http_port": http_port,
@@ -88,6 +98,7 @@ def start(
     release: Path,
     *,
     layout: str | None = None,
+    runner: str = "python",
     triton: Path | None = None,
     triton_flags: Sequence[str] = (),
     log: Path | None = None,
@@ -96,6 +107,7 @@ def start(
     """Check a release and start a server on it, with a progress bar; parameters as of ``start_server``."""
     with sh.work(f"Starting Triton on {release}") as progress:
         from ..release.opened import open_release
+        from ..repository.targets import RUNNERS
         from ..supervise import start_server
         from ..supervise.launch import wrong_flag
 
@@ -103,10 +115,15 @@ def start(
             raise typer.BadParameter(wrong, param_hint="--")
         if layout not in (None, "fused", "staged"):
             raise typer.BadParameter(f"{layout!r}: the layouts are fused and staged", param_hint="--layout")
+        if runner not in RUNNERS:
+            raise typer.BadParameter(
+                f"{runner!r}: the runners are {', '.join(RUNNERS)}", param_hint="--runner"
+            )
         opened = open_release(release)
         return start_server(
             opened,
             layout=layout,
+            runner=runner,
             triton=triton,
             triton_flags=triton_flags,
             log=log,

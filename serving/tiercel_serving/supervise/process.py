@@ -24,7 +24,7 @@ from ..release.opened import Release, check_files, open_release
 from . import guard
 from .http_front import HttpFront
 from .installation import Installation, find_installation, find_libpython
-from .launch import Launch, model_repository, wrong_flag
+from .launch import STOCK, Launch, check_runner, model_repository, wrong_flag
 from .log import exit_text, failure_reasons, port_in_use, tail
 from .ports import held_ports, port_taken, resolve_host
 
@@ -43,6 +43,7 @@ def start_server(
     http_port: int | None = None,
     metrics_port: int | None = None,
     layout: str | None = None,
+    runner: str = STOCK,
     triton: str | Path | None = None,
     triton_flags: Sequence[str] = (),
     canary: Canary | None = None,
@@ -62,6 +63,8 @@ def start_server(
         Ports; None or 0 takes a free one, held until Triton has it.
     layout
         ``staged`` or ``fused``; None serves the release's own.
+    runner
+        What runs the stages: a row of :data:`~tiercel_serving.repository.targets.RUNNERS`.
     triton
         Another Triton than the wheel's, see :func:`~.installation.find_installation`.
     triton_flags
@@ -89,6 +92,7 @@ def start_server(
     """
     if (wrong := wrong_flag(triton_flags)) is not None:
         raise ServerError(f"triton_flags: {wrong}")
+    check_runner(runner)
     installation = find_installation(triton)
     address = resolve_host(host)
     source = _as_source(release_or_repository)
@@ -98,7 +102,7 @@ def start_server(
     with held_ports(address, ports) as held:
         server = TritonServer(installation, address, held, source, Path(log) if log else None, triton_flags)
         try:
-            server._start(layout, canary, timeout_s)
+            server._start(layout, runner, canary, timeout_s)
         except BaseException:
             server.stop(grace_s=0.0)
             raise
@@ -229,12 +233,13 @@ class TritonServer:
                 self._stopped.set()
                 self._clean()
 
-    def _start(self, layout: str | None, canary: Canary | None, timeout_s: float) -> None:
-        repository = model_repository(self._source, layout, self._workdir, self._mirror)
+    def _start(self, layout: str | None, runner: str, canary: Canary | None, timeout_s: float) -> None:
+        repository = model_repository(self._source, layout, runner, self._workdir, self._mirror)
         if canary is None and (repository / "recommend").is_dir():
             canary = recommend_canary
-        environment = self._launch.environment(find_libpython())
-        command = self._launch.command(repository)
+        libpython = find_libpython()
+        environment = self._launch.environment(libpython)
+        command = self._launch.command(repository, libpython)
         begun = time.monotonic()
         self._spawned = time.time()
         with self.log_path.open("ab") as log:
