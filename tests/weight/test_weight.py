@@ -6,10 +6,14 @@ The release is exported by the Python that runs the tests; those that serve, ver
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from environments import Bare, Environment
+
+from weight.conftest import served
 
 #: None of these is on a host that serves.
 HEAVY = {"torch", "pandas", "nvtabular", "merlin-core", "dask", "numba", "pyarrow", "onnx", "scipy"}
@@ -94,3 +98,14 @@ def test_what_a_light_host_cannot_do_is_said(light: Environment, release: Path) 
     for done in (serve, train):
         assert "Traceback" not in done.stderr
         assert "defect" not in done.stderr
+
+
+def test_the_same_wheel_has_a_runner_for_another_python(host: Environment, release: Path) -> None:
+    """Its C was compiled by the Python of these tests, and loads the host's."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler, so the wheel has no backend")
+    with served(host, release, "--runner", "tiercel") as document:
+        asked = ["--user", document["user"], "--url", document["grpc"], "--json"]
+        answer = emitted(host.tiercel("recommend", *asked))
+        assert answer["status"] == "known"
+        assert len(answer["items"]) == 5
