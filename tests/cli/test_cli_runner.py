@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +28,7 @@ from tiercel_serving.supervise import TritonServer, start_server
 
 Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 PACKAGE = Path(backend.__file__).parents[1]
+TESTS = Path(__file__).parent
 SOURCE = PACKAGE / "backend" / "tiercel_backend.c"
 LAYOUTS = ("recommend", "recommend_staged")
 
@@ -190,6 +193,49 @@ def test_it_compiles_without_a_warning_and_stays_small(tmp_path: Path) -> None:
     done = subprocess.run([compiler, *flags, str(SOURCE), "-o", str(built)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert built.stat().st_size < 60_000
+
+
+def test_hostile_requests_under_sanitizers(tmp_path: Path) -> None:
+    """Memory in parts, strings that are none, tensors on a GPU, a model that breaks: each by itself."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    sanitizers = [
+        subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    if not all(Path(path).is_absolute() for path in sanitizers):
+        pytest.skip("this compiler has no sanitizers")
+    flags = [
+        "-std=c11",
+        "-g",
+        "-O1",
+        "-fPIC",
+        "-shared",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+    ]
+    stand_in = TESTS / "triton_stand_in.c"
+    built = [tmp_path / "backend.so", tmp_path / "stand_in.so"]
+    for source, library in zip((SOURCE, stand_in), built, strict=True):
+        subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "hostile_requests.py"), *map(str, built), "1000"],
+        # Python itself leaks, and its own allocator would hide what goes beyond an object.
+        env={
+            **os.environ,
+            "LD_PRELOAD": " ".join(sanitizers),
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "PYTHONMALLOC": "malloc",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stderr == ""
+    answered, refused = map(int, done.stdout.split())
+    assert min(answered, refused) > 500
 
 
 def test_it_stands_in_for_all_that_the_adapter_takes_of_tritons_module() -> None:

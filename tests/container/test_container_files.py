@@ -68,7 +68,9 @@ def test_what_the_images_copy_exists_and_is_seen_by_the_build() -> None:
     ]
     for pattern in seen:
         assert (ROOT / pattern).exists() or pattern == "releases", f"{pattern}: nothing for the build to see"
-    copied = [rest for _, name, rest in instructions() if name == "COPY" and "${RELEASE}" not in rest]
+    copied = [
+        rest for _, name, rest in instructions() if name == "COPY" and not re.match(r"--(from|chown)=", rest)
+    ]
     assert copied
     for line in copied:
         for name in line.split()[:-1]:
@@ -96,12 +98,15 @@ def test_the_probe_fails_where_nobody_answers() -> None:
     ("target", "extra"), [("serving", "commands"), ("serving-cpu", "server"), ("export", "pipelines")]
 )
 def test_each_image_installs_an_extra_there_is_and_runs_as_nobody_special(target: str, extra: str) -> None:
-    assert any(f'-c constraints.txt ".[{extra}]"' in run for run in of_target(target, "RUN"))
+    assert any(f'-c /tmp/constraints.txt "$1[{extra}]"' in run for run in of_target(target, "RUN"))
+    assert "--from=wheel /wheel /tmp/wheel" in of_target(target, "COPY")
     declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert re.search(rf"^{extra} = \[", declared, flags=re.M)
     assert of_target(target, "USER") == ["1000"]
-    for module in ("client", "serving"):
-        assert f"{module} {module}" in of_target(target, "COPY")
+    roots = re.search(r"^where = \[(.*)\]$", declared, flags=re.M)
+    assert roots is not None
+    for root in json.loads(f"[{roots[1]}]"):
+        assert f"{root} {root}" in of_target("wheel", "COPY")
 
 
 def test_tritons_tag_is_in_one_place_and_in_the_table() -> None:

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +66,15 @@ def light(bare: Bare, wheel: Path) -> Environment:
     return bare.environment
 
 
-@contextmanager
-def served(host: Environment, release: Path, *options: str) -> Iterator[dict[str, Any]]:
-    """The host's own ``tiercel serve`` on free ports, and what it says about itself."""
+@pytest.fixture(scope="session")
+def server(host: Environment, release: Path) -> Iterator[dict[str, Any]]:
+    """The host's own ``tiercel serve`` on free ports, and what it says about itself.
+
+    On Tiercel's runner, in the wheel that another Python built; the stock one serves when the host measures.
+    """
     ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    command = [host.command, "serve", str(release), *ports, "--json", *options]
+    runner = "tiercel" if shutil.which("cc") else "python"
+    command = [host.command, "serve", str(release), *ports, "--json", "--runner", runner]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=host.variables, cwd="/"
     ) as process:
@@ -84,10 +87,3 @@ def served(host: Environment, release: Path, *options: str) -> Iterator[dict[str
         finally:
             process.terminate()
             process.wait(30)
-
-
-@pytest.fixture(scope="session")
-def server(host: Environment, release: Path) -> Iterator[dict[str, Any]]:
-    """A running server of the host's, shared by the tests that only ask it."""
-    with served(host, release) as document:
-        yield document

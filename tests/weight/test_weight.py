@@ -6,14 +6,10 @@ The release is exported by the Python that runs the tests; those that serve, ver
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
 from environments import Bare, Environment
-
-from weight.conftest import served
 
 #: None of these is on a host that serves.
 HEAVY = {"torch", "pandas", "nvtabular", "merlin-core", "dask", "numba", "pyarrow", "onnx", "scipy"}
@@ -47,7 +43,7 @@ def test_a_serving_host_verifies(host: Environment, release: Path) -> None:
 
 
 def test_a_serving_host_serves(host: Environment, server: dict[str, Any]) -> None:
-    """In a Python of its own, which is the stub's too; over gRPC, by its own client."""
+    """In a Python of its own, which the runner loads; over gRPC, by its own client."""
     assert emitted(host.tiercel("health", server["grpc"], "--json"))["healthy"]
     answer = emitted(host.tiercel("recommend", "--user", server["user"], "--url", server["grpc"], "--json"))
     assert answer["status"] == "known"
@@ -98,14 +94,3 @@ def test_what_a_light_host_cannot_do_is_said(light: Environment, release: Path) 
     for done in (serve, train):
         assert "Traceback" not in done.stderr
         assert "defect" not in done.stderr
-
-
-def test_the_same_wheel_has_a_runner_for_another_python(host: Environment, release: Path) -> None:
-    """Its C was compiled by the Python of these tests, and loads the host's."""
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler, so the wheel has no backend")
-    with served(host, release, "--runner", "tiercel") as document:
-        asked = ["--user", document["user"], "--url", document["grpc"], "--json"]
-        answer = emitted(host.tiercel("recommend", *asked))
-        assert answer["status"] == "known"
-        assert len(answer["items"]) == 5

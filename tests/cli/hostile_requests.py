@@ -1,0 +1,164 @@
+"""Drive ``tiercel_backend.c`` with made-up requests, in a process of its own: ``… BACKEND STAND_IN ROUNDS``.
+
+Triton is ``triton_stand_in.c``; the model gives back what it got. Prints how many requests were answered, and
+how many refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import struct
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+BYTES, INT64, GPU = 13, 9, 2
+GOOD, INVALID_ARG, UNSUPPORTED = -1, 3, 5
+
+
+class Input(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("type", ctypes.c_int),
+        ("shape", ctypes.c_int64 * 4),
+        ("dims", ctypes.c_uint32),
+        ("buffers", ctypes.c_uint32),
+        ("size", ctypes.c_uint64),
+        ("parts", ctypes.c_void_p * 64),
+        ("sizes", ctypes.c_uint64 * 64),
+        ("memory", ctypes.c_int),
+    )
+
+
+class Output(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char * 64),
+        ("type", ctypes.c_int),
+        ("shape", ctypes.c_int64 * 4),
+        ("dims", ctypes.c_uint32),
+        ("size", ctypes.c_uint64),
+        ("buffer", ctypes.c_void_p),
+    )
+
+
+class Request(ctypes.Structure):
+    _fields_ = (
+        ("inputs", ctypes.c_uint32),
+        ("outputs", ctypes.c_uint32),
+        ("input", Input * 4),
+        ("output", Output * 4),
+        ("code", ctypes.c_int),
+        ("message", ctypes.c_char * 4096),
+        ("released", ctypes.c_bool),
+        ("counted", ctypes.c_bool),
+        ("success", ctypes.c_bool),
+    )
+
+
+def load(config: str, place: str) -> Any:
+    """A model that gives back what it got, and breaks where the first tensor is named so."""
+
+    def execute(raw: list[Any]) -> list[Any]:
+        if raw[0][0][0][0] == "break":
+            raise ValueError("broken on purpose")
+        assert all(names == [tensor[0] for tensor in tensors] for tensors, names in raw)
+        return [(GOOD, "", list(tensors)) for tensors, _ in raw]
+
+    assert (config, place) == ("{}", "/nowhere")
+    return SimpleNamespace(execute=execute, finalize=lambda: None)
+
+
+def fill(
+    tensor: Input, name: bytes, kind: int, shape: list[int], data: bytes, draw: random.Random
+) -> list[Any]:
+    """Put data into a tensor in parts that were allocated one by one; return what keeps them alive."""
+    cuts = sorted(draw.randrange(len(data) + 1) for _ in range(draw.choice((0, 0, 1, 5))))
+    parts = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+    kept = [
+        (ctypes.c_char * len(part)).from_buffer_copy(part) if part else (ctypes.c_char * 1)()
+        for part in parts
+    ]
+    tensor.name, tensor.type, tensor.dims = name, kind, len(shape)
+    tensor.shape[: len(shape)] = shape
+    tensor.size, tensor.buffers = len(data), len(parts)
+    for index, part in enumerate(kept):
+        tensor.parts[index], tensor.sizes[index] = ctypes.addressof(part), len(parts[index])
+    return kept
+
+
+def strings(draw: random.Random) -> tuple[list[int], bytes, bool]:
+    """Draw a BYTES tensor: its shape, its memory, and whether the two fit."""
+    values = [draw.randbytes(draw.choice((0, 1, 9, 300))) for _ in range(draw.randrange(6))]
+    data = b"".join(struct.pack("<I", len(value)) + value for value in values)
+    how = draw.randrange(6)
+    if how == 0 and data:
+        return [1, len(values)], data[: draw.randrange(len(data))], False
+    if how == 1:
+        return [1, len(values) + draw.choice((1, 1 << 40))], data, False
+    if how == 2:
+        return [1, len(values)], data + b"\0", False
+    if how == 3:
+        return [1, 1], struct.pack("<I", draw.choice((1, 0xFFFFFFFF))), False
+    return [1, len(values)], data, True
+
+
+def main(library: str, stand_in: str, rounds: str) -> None:
+    module = ModuleType("tiercel_serving.runtime.embedded")
+    module.load = load  # type: ignore[attr-defined]
+    sys.modules.update({name: ModuleType(name) for name in ("tiercel_serving", "tiercel_serving.runtime")})
+    sys.modules[module.__name__] = module
+    triton = ctypes.CDLL(stand_in, ctypes.RTLD_GLOBAL)
+    backend = ctypes.CDLL(library)
+    for name in ("Initialize", "ModelInstanceInitialize", "ModelInstanceExecute", "ModelInstanceFinalize"):
+        getattr(backend, f"TRITONBACKEND_{name}").restype = ctypes.c_void_p
+    libpython = Path(sysconfig.get_config_var("LIBDIR")) / sysconfig.get_config_var("INSTSONAME")
+    triton.stand_in_config(f'{{"cmdline":{{"libpython":"{libpython}"}}}}'.encode())
+    handle = ctypes.c_void_p(1)
+    assert not backend.TRITONBACKEND_Initialize(handle)
+    assert not backend.TRITONBACKEND_ModelInstanceInitialize(handle)
+    draw, counts = random.Random(0), {"good": 0, "refused": 0}
+    for _ in range(int(rounds)):
+        batch(backend, handle, draw, counts)
+    assert ctypes.c_uint64.in_dll(triton, "batch_size").value >= 1
+    assert not backend.TRITONBACKEND_ModelInstanceFinalize(handle)
+    print(counts["good"], counts["refused"])
+
+
+def batch(backend: Any, handle: Any, draw: random.Random, counts: dict[str, int]) -> None:
+    """Send some requests at once and look at what becomes of each."""
+    requests, kept, expected = [], [], []
+    broken = draw.randrange(40) == 0
+    for _ in range(draw.randrange(1, 5)):
+        request = Request(inputs=2, code=-2)
+        shape, data, fits = strings(draw)
+        numbers = draw.randbytes(8 * draw.randrange(4))
+        first = b"break" if broken else "zählung".encode()
+        kept.append(fill(request.input[0], first, INT64, [len(numbers) // 8, 1], numbers, draw))
+        kept.append(fill(request.input[1], b"texts", BYTES, shape, data, draw))
+        gpu = draw.randrange(20) == 0
+        request.input[1].memory = GPU if gpu else 0
+        requests.append(request)
+        expected.append((UNSUPPORTED if gpu else GOOD if fits else INVALID_ARG, numbers, data))
+    array = (ctypes.POINTER(Request) * len(requests))(*map(ctypes.pointer, requests))
+    assert not backend.TRITONBACKEND_ModelInstanceExecute(handle, array, len(requests))
+    for request, (code, numbers, data) in zip(requests, expected, strict=True):
+        assert request.released
+        assert request.counted
+        if broken and code == GOOD:
+            assert b"the model broke: broken on purpose" in request.message, request.message
+            continue
+        assert request.code == code, (request.code, code, request.message)
+        assert request.success == (code == GOOD)
+        counts["good" if code == GOOD else "refused"] += 1
+        if code == GOOD:
+            for output, sent in zip(request.output, (numbers, data), strict=False):
+                assert ctypes.string_at(output.buffer, output.size) == sent
+        for output in request.output[: request.outputs]:
+            ctypes.CDLL(None).free(ctypes.c_void_p(output.buffer))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
