@@ -145,7 +145,8 @@ class IndexSearch:
             return self._space.scan(query, mask, range(len(query)), count)
         counts, everybody = mask.counts(), np.arange(len(query))
         heavy = np.asarray(mask.had) > HEAVY * count
-        if self._ladder[0].cost > CHEAP:
+        # Nobody who has little masked fails in the first rung.
+        if self._ladder[0].cost > CHEAP and 4 * counts.min() > count:
             hidden = self._hidden(query, mask, everybody, counts, np.zeros(len(query)))
             if (heavy | (hidden[:, 0] > count / 4) | (hidden > self._depths / 2).any(1)).all():
                 return self._each(query, mask, everybody, counts, hidden, count, BLIND)
@@ -194,6 +195,8 @@ class IndexSearch:
         most: float,
     ) -> tuple[Scores, Rows]:
         """Answer users one by one, deep in the index where that is cheaper than a scan."""
+        if len(self._ladder) == 1:  # nothing is known to serve more depth
+            return self._space.scan(query, mask, users.tolist(), count)
         scores = np.empty((len(users), count), np.float32)
         rows = np.empty((len(users), count), np.int64)
         left = []

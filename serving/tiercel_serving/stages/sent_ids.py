@@ -116,8 +116,6 @@ def unpack(packed: Array) -> tuple[Strings, Rows]:
     """
     elements: list[bytes] = packed.tolist()
     counts = [int.from_bytes(element[:_COUNT], "little") for element in elements]
-    text = np.frombuffer(b"".join(element[_COUNT:] for element in elements), np.uint8)
-    ends = np.flatnonzero(text == 0)
-    # Without the NULs each string begins as many bytes earlier as there are strings before it.
-    offsets = np.concatenate([[0], ends - np.arange(len(ends))])
-    return Strings(text[text != 0], offsets), np.array(counts, np.int64)
+    text = np.frombuffer(b"".join([element[_COUNT:] for element in elements]), np.uint8)
+    offsets = np.append(0, np.flatnonzero(text == 0) + 1)
+    return Strings(text, offsets, gap=1), np.array(counts, np.int64)
