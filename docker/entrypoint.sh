@@ -1,19 +1,22 @@
 #!/bin/sh
-# Start Triton on the release of this image. docs/operations.md says what each flag is for.
+# Serve a release from a container: `tiercel serve`, open to the container's network, with Triton's log on standard
+# output and latencies in quantiles. `tiercel serve` compares checksums, waits for a first answer, and ends with 1 when
+# Triton, or a part of it, no longer answers: then the container's restart policy starts it again.
+#
+#   entrypoint.sh RELEASE [options of `tiercel serve`] [-- flags of tritonserver]
 set -eu
 
-# Without a key the administrative interfaces would be open.
-: "${TIERCEL_ADMIN_KEY:?set it to a long random string}"
-admin="shared-memory,model-repository,trace,logging:tiercel=$TIERCEL_ADMIN_KEY"
+# Triton's own words go to a file, in which `tiercel serve` looks for the reason when a start fails.
+log=$(mktemp -d)/triton.log
+: >"$log"
+tail --pid=$$ -n +1 -f "$log" &
 
-exec tritonserver \
-  --model-repository=/release/triton \
-  --model-control-mode=none \
-  --exit-on-error=true \
-  --strict-readiness=true \
-  --disable-auto-complete-config \
-  --exit-timeout-secs=20 \
-  --log-format=ISO8601 \
-  --http-restricted-api="$admin" \
-  --grpc-restricted-protocol="$admin" \
-  "$@"
+# Ours stand behind the caller's flags for tritonserver, if there are any.
+separator=--
+for argument; do
+  if [ "$argument" = -- ]; then separator=; fi
+done
+
+# The last of two equal options counts, so the caller can say otherwise.
+# shellcheck disable=SC2086 # an empty separator is no argument
+exec tiercel serve --host 0.0.0.0 --log "$log" "$@" $separator --metrics-config=summary_latencies=true

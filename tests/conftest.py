@@ -20,7 +20,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 #: Directories that go together, since they use the same release.
-TOGETHER = {"weight": "cli"}
+TOGETHER = {"container": "cli", "weight": "cli"}
 #: What is begun first, so that nothing long is left at the end; and last what times itself, while the other
 #: process has little to do.
 FIRST = ("e2e", "cli", "export", "test_extending.py", "serving", "test_readme.py", "bench")

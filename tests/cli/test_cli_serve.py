@@ -101,6 +101,14 @@ def test_refusals_say_what_to_do(tiercel: Tiercel, release: Path, tmp_path: Path
     assert tiercel("serve", release, "--layout", "round").returncode == 2
 
 
+def test_a_flag_for_triton_that_has_an_option_of_its_own_is_refused(
+    tiercel_here: Tiercel, release: Path
+) -> None:
+    done = tiercel_here("serve", release, "--", "--metrics-port=1")
+    assert done.returncode == 2
+    assert "--metrics-port before the --" in " ".join(done.stderr.replace("│", " ").split())
+
+
 def test_one_byte_changed_is_refused(tiercel: Tiercel, release: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(release, broken)

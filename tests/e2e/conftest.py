@@ -22,11 +22,14 @@ from tiercel_pipelines.data import Dataset, load_dataset
 from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.recipe import Recipe, Synthetic, load_recipe, replace
 from tiercel_pipelines.training import TrainedRun, train_recipe
+from tiercel_serving import backend
 from tiercel_serving.release.opened import Release
 from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.supervise import TritonServer, start_server
 
 LAYOUTS = {"fused": "recommend", "staged": "recommend_staged"}
+#: What runs the stages of each: every test of this folder is made on both. Tiercel's own where it was built.
+RUNNERS = {"movielens": "python", "synthetic": "tiercel" if backend.library() else "python"}
 
 
 @dataclass
@@ -116,7 +119,8 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     run = train_recipe(recipe, dataset, place / "run")
     release = export_run(run, place / "release")
     repository = place / "repository"
-    render_repository(release, repository, "fused")
-    render_repository(release, repository, "staged", suffix="_staged")
+    runner = RUNNERS[request.param]
+    render_repository(release, repository, "fused", runner=runner)
+    render_repository(release, repository, "staged", suffix="_staged", runner=runner)
     with start_server(repository) as server:
         yield Served(recipe, dataset, run, release, server)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tiercel_serving.errors import PortTaken, ReleaseMissing, ServerFailed
+from tiercel_serving.errors import PortTaken, ReleaseMissing, ServerError, ServerFailed
 from tiercel_serving.supervise import guard, start_server
 
 Canary = Callable[[str, float], None]
@@ -161,3 +162,9 @@ def test_nothing_is_left_when_the_starter_is_killed(
         time.sleep(0.1)
     assert traces(process.pid) == []
     assert list(folder.iterdir()) == []
+
+
+def test_a_flag_that_the_supervisor_needs_for_itself_is_refused(repository: Path) -> None:
+    for flag, instead in (("--grpc-port=1", "--grpc-port"), ("verbose", "--log-verbose=1")):
+        with pytest.raises(ServerError, match=re.escape(instead)):
+            start_server(repository, triton_flags=[flag])

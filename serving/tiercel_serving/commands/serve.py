@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +24,14 @@ Layout = Annotated[
     str | None,
     typer.Option("--layout", metavar="fused|staged", help="Another layout than the release was made in."),
 ]
+Runner = Annotated[
+    str,
+    typer.Option(
+        "--runner",
+        metavar="python|tiercel",
+        help="What runs the stages: Triton's Python backend, or Tiercel's, in Triton's own process.",
+    ),
+]
 Triton = Annotated[
     Path | None,
     typer.Option(
@@ -36,7 +44,12 @@ Triton = Annotated[
 
 def command(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Directory of a release.")],
+    triton_flags: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FLAG", help="More flags for tritonserver, behind --: -- --log-verbose=1."),
+    ] = None,
     layout: Layout = None,
+    runner: Runner = "python",
     triton: Triton = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option("--grpc-port", help="0 takes a free one.")] = 8001,
@@ -57,9 +70,18 @@ def command(
     Example: [bold]tiercel serve releases/movielens[/]
     """
     with shell(json=json, debug=debug) as sh:
-        ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
+        where: dict[str, Any] = {
+            "runner": runner,
+            "host": host,
+            "grpc_port": grpc_port,
+            "http_port": http_port,
+            "metrics_port": metrics_port,
+        }
+        flags = triton_flags or ()
         try:
-            with start(sh, release, host=host, layout=layout, triton=triton, log=log, **ports) as server:
+            with start(
+                sh, release, layout=layout, triton=triton, triton_flags=flags, log=log, **where
+            ) as server:
                 document = describe(server)
                 sh.emit(document, *human(document))
                 try:
@@ -76,22 +98,34 @@ def start(
     release: Path,
     *,
     layout: str | None = None,
+    runner: str = "python",
     triton: Path | None = None,
+    triton_flags: Sequence[str] = (),
     log: Path | None = None,
     **where: Any,
 ) -> TritonServer:
     """Check a release and start a server on it, with a progress bar; parameters as of ``start_server``."""
     with sh.work(f"Starting Triton on {release}") as progress:
         from ..release.opened import open_release
+        from ..repository.targets import RUNNERS
         from ..supervise import start_server
+        from ..supervise.launch import wrong_flag
 
+        if (wrong := wrong_flag(triton_flags)) is not None:
+            raise typer.BadParameter(wrong, param_hint="--")
         if layout not in (None, "fused", "staged"):
             raise typer.BadParameter(f"{layout!r}: the layouts are fused and staged", param_hint="--layout")
+        if runner not in RUNNERS:
+            raise typer.BadParameter(
+                f"{runner!r}: the runners are {', '.join(RUNNERS)}", param_hint="--runner"
+            )
         opened = open_release(release)
         return start_server(
             opened,
             layout=layout,
+            runner=runner,
             triton=triton,
+            triton_flags=triton_flags,
             log=log,
             progress=_start_report(opened, progress),
             **where,

@@ -23,7 +23,7 @@ from ..reorder.steps import reasons_of
 from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT, ServingSettings
 from ..spec import StageSpec, TensorSpec, model_inputs
 from ..stages.specs import DESCRIBE_ITEMS, TIME_PREFIX, time_spec
-from .targets import find_target, model_groups
+from .targets import find_runner, find_target, model_groups
 
 #: Names of the two ensembles.
 RECOMMEND, EXPLAIN = "recommend", "recommend_explain"
@@ -64,13 +64,16 @@ TRITON_DTYPES: Mapping[str, int] = {
 }
 
 
-def render_repository(release: Release, directory: Path, layout: str, *, suffix: str = "") -> list[str]:
+def render_repository(
+    release: Release, directory: Path, layout: str, *, suffix: str = "", runner: str = "python"
+) -> list[str]:
     """Write the Triton models of a release into a model repository; return their names, ensembles last.
 
     The release's artefacts need not be there yet. Models of the other layout may already lie in the
     repository, if ``suffix``, put behind the names of the ensembles, keeps these apart: ``describe_items``
-    is then shared.
+    is then shared. ``runner`` is a row of :data:`~.targets.RUNNERS`.
     """
+    backend = find_runner(runner)
     specs = release.stages
     graph = {
         model: tuple(specs[stage] for stage in stages)
@@ -80,7 +83,7 @@ def render_repository(release: Release, directory: Path, layout: str, *, suffix:
     if not (directory / DESCRIBE_ITEMS).exists():
         groups[DESCRIBE_ITEMS] = (specs[DESCRIBE_ITEMS],)
     place = _release_path(release, directory)
-    configs = [_stage_model(release, model, stages, place) for model, stages in groups.items()]
+    configs = [_stage_model(release, model, stages, place, backend) for model, stages in groups.items()]
     for name, public in (
         (RECOMMEND, (*RECOMMEND_OUTPUTS, PROPENSITY)),
         (EXPLAIN, _explain_outputs(graph.values())),
@@ -127,9 +130,11 @@ def model_outputs(stages: Sequence[StageSpec]) -> tuple[TensorSpec, ...]:
     return (*outputs.values(), *(time_spec(spec.name) for spec in stages))
 
 
-def _stage_model(release: Release, name: str, stages: Sequence[StageSpec], release_path: str) -> Any:
+def _stage_model(
+    release: Release, name: str, stages: Sequence[StageSpec], release_path: str, backend: str
+) -> Any:
     settings, target = release.settings, find_target(release.manifest.target)
-    config = model_config_pb2.ModelConfig(name=name, backend="python", max_batch_size=settings.max_batch_size)
+    config = model_config_pb2.ModelConfig(name=name, backend=backend, max_batch_size=settings.max_batch_size)
     inputs = model_inputs(stages)
     public = {tensor.name for tensor in model_inputs(tuple(release.stages.values()))}
     for tensor in inputs:

@@ -16,6 +16,11 @@ LAYOUTS = (FUSED, STAGED)
 FUSED_MODEL = "chain"
 
 
+#: What runs stages inside Triton → Triton's name of that backend. ``python`` is Triton's own, a process for
+#: each model instance; ``tiercel`` is ``backend/``, in the server's process.
+RUNNERS: Mapping[str, str] = {"python": "python", "tiercel": "tiercel"}
+
+
 @dataclass(frozen=True)
 class Target:
     """What a release's stages run on.
@@ -47,6 +52,13 @@ def find_target(name: str) -> Target:
     if name not in TARGETS:
         raise InvalidSettings(f"target: there is no target {name!r}; {choose(name, TARGETS)}")
     return TARGETS[name]
+
+
+def find_runner(name: str) -> str:
+    """Return Triton's name of a runner's backend; InvalidSettings if there is no such runner."""
+    if name not in RUNNERS:
+        raise InvalidSettings(f"runner: there is no runner {name!r}; {choose(name, RUNNERS)}")
+    return RUNNERS[name]
 
 
 def model_groups(layout: str, stages: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -5,31 +5,64 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ServerError
+from .. import backend
+from ..errors import ServerError, TritonMissing
 from ..release.manifest import MANIFEST_NAME
 from ..release.opened import Release
+from ..repository.targets import find_runner
 from .installation import BACKEND_FILES, Installation
 
 #: What nobody needs to change on a server whose repository is read-only.
 RESTRICTED = "shared-memory,model-repository,trace,logging"
 
+#: The runner that a release's own configs name.
+STOCK = "python"
+
+#: Flags that more of ours depends on than Triton, and what says the same to ``tiercel serve``.
+OURS: Mapping[str, str] = {
+    "--model-repository": "the release",
+    "--backend-directory": "--triton",
+    "--grpc-address": "--host",
+    "--metrics-address": "--host",
+    "--grpc-port": "--grpc-port before the --",
+    "--metrics-port": "--metrics-port before the --",
+    "--model-control-mode": "nothing: models of a running server never change",
+    "--exit-on-error": "nothing: a server that lacks a model does not run",
+    "--log-file": "--log",
+}
+
+
+def wrong_flag(flags: Sequence[str]) -> str | None:
+    """Return what is wrong with flags that a user has for Triton, or None."""
+    for flag in flags:
+        name = flag.partition("=")[0]
+        if not name.startswith("--"):
+            return f"{flag!r} is no flag of tritonserver; write flags with their values, as --log-verbose=1"
+        if name in OURS:
+            return f"{flag!r}: `tiercel serve` says this to Triton itself, by {OURS[name]}"
+    return None
+
 
 @dataclass(frozen=True)
 class Launch:
-    """What a start of Triton depends on; ``workdir`` is its own, and removed when it has ended."""
+    """What a start of Triton depends on; ``workdir`` is its own, and removed when it has ended.
+
+    ``flags`` are the user's, behind those that every server gets: Triton takes the last of two.
+    """
 
     installation: Installation
     workdir: Path
     host: str
     ports: Mapping[str, int]
     shm_prefix: str
+    flags: Sequence[str] = ()
 
-    def command(self, repository: Path) -> list[str]:
-        """Return the command line; makes a backend directory where the wheel's is in parts."""
+    def command(self, repository: Path, libpython: Path) -> list[str]:
+        """Return the command line; makes a backend directory where what it needs is in parts."""
         key = secrets.token_hex(16)
         command = [
             str(self.installation.binary),
@@ -48,24 +81,36 @@ class Launch:
             "--exit-timeout-secs=8",
             "--log-format=ISO8601",
             f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
+            f"--backend-config=tiercel,libpython={libpython}",
             # The key is drawn anew at each start and told to nobody, which turns these interfaces off.
             f"--grpc-restricted-protocol={RESTRICTED}:tiercel={key}",
         ]
         if self.installation.caches is not None:
             command.append(f"--cache-directory={self.installation.caches}")
-        return command
+        return [*command, *self.flags]
 
     def _backend_directory(self) -> Path:
-        """Return a complete backend directory; the wheel keeps its stubs apart from the backend."""
-        found = self.installation
-        if found.stub is None:
+        """Return a complete backend directory.
+
+        The wheel keeps its stubs apart from the backend, and Tiercel's own backend is in its package.
+        """
+        found, own = self.installation, backend.library()
+        if found.stub is None and own is None:
             return found.backends
-        directory = self.workdir / "backends" / "python"
-        directory.mkdir(parents=True)
-        for name in BACKEND_FILES:
-            (directory / name).symlink_to(found.backends / "python" / name)
-        (directory / found.stub.name).symlink_to(found.stub)
-        return directory.parent
+        directory = self.workdir / "backends"
+        directory.mkdir()
+        for path in found.backends.iterdir():
+            if found.stub is None or path.name != "python":
+                (directory / path.name).symlink_to(path)
+        if found.stub is not None:
+            (directory / "python").mkdir()
+            for name in BACKEND_FILES:
+                (directory / "python" / name).symlink_to(found.backends / "python" / name)
+            (directory / "python" / found.stub.name).symlink_to(found.stub)
+        if own is not None:
+            (directory / "tiercel").mkdir()
+            (directory / "tiercel" / backend.NAME).symlink_to(own)
+        return directory
 
     def environment(self, libpython: Path) -> dict[str, str]:
         """Return the environment variables; ``libpython`` is the shared library of the running Python."""
@@ -85,35 +130,58 @@ class Launch:
         }
 
 
-def model_repository(source: Release | Path, layout: str | None, workdir: Path, mirror: Path) -> Path:
+def model_repository(
+    source: Release | Path, layout: str | None, runner: str, workdir: Path, mirror: Path
+) -> Path:
     """Return the model repository that Triton shall read, of the layout or (None) the release's own.
 
     It is a mirror of links in a temporary directory: the stub writes ``__pycache__`` beside a ``model.py``
     and cannot be told not to (its interpreter ignores the environment), but a release is immutable.
-    Another layout is written into ``workdir``.
+    Another layout, or runner than Triton's own, is written into ``workdir``.
 
     Raises
     ------
     ServerError
-        A plain repository has no layouts.
+        A plain repository has no layouts and names its own backends.
     """
     if isinstance(source, Path):
-        if layout is not None:
-            raise ServerError(f"{source}: a plain model repository has no layouts; leave layout out")
+        if layout is not None or runner != STOCK:
+            raise ServerError(
+                f"{source}: a plain model repository has one layout; leave layout and runner out"
+            )
         return _link(source, mirror)
     place = source.path.resolve()
-    if layout is not None and layout != source.manifest.layout:
+    own = source.manifest.layout
+    if layout not in (None, own) or runner != STOCK:
         from ..repository.graph import render_repository
 
         repository = workdir / "models"
         repository.mkdir()
-        render_repository(source, repository, layout)
+        render_repository(source, repository, layout or own, runner=runner)
         return repository
     # Models find their release by a relative path, so its other parts are linked beside them.
     mirror.mkdir()
     for name in (MANIFEST_NAME, "artefacts"):
         (mirror / name).symlink_to(place / name)
     return _link(place / "triton", mirror / "triton")
+
+
+def check_runner(runner: str) -> None:
+    """Refuse a runner that there is not, or not here.
+
+    Raises
+    ------
+    InvalidSettings
+        There is no such runner.
+    TritonMissing
+        Tiercel's own was not built.
+    """
+    if find_runner(runner) != STOCK and backend.library() is None:
+        raise TritonMissing(
+            f"runner {runner}: its backend was not built when Tiercel was installed, most often for want of "
+            "a C compiler; install one, and then Tiercel again (`pip install --force-reinstall --no-deps "
+            "tiercel`), or serve with `--runner python`"
+        )
 
 
 def _link(source: Path, destination: Path) -> Path:

@@ -12,19 +12,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ..errors import ServerFailed
+from ..errors import ServerError, ServerFailed
 from ..release.manifest import MANIFEST_NAME
 from ..release.opened import Release, check_files, open_release
 from . import guard
 from .http_front import HttpFront
 from .installation import Installation, find_installation, find_libpython
-from .launch import Launch, model_repository
+from .launch import STOCK, Launch, check_runner, model_repository, wrong_flag
 from .log import exit_text, failure_reasons, port_in_use, tail
 from .ports import held_ports, port_taken, resolve_host
 
@@ -43,7 +43,9 @@ def start_server(
     http_port: int | None = None,
     metrics_port: int | None = None,
     layout: str | None = None,
+    runner: str = STOCK,
     triton: str | Path | None = None,
+    triton_flags: Sequence[str] = (),
     canary: Canary | None = None,
     timeout_s: float = 60.0,
     log: str | Path | None = None,
@@ -61,8 +63,12 @@ def start_server(
         Ports; None or 0 takes a free one, held until Triton has it.
     layout
         ``staged`` or ``fused``; None serves the release's own.
+    runner
+        What runs the stages: a row of :data:`~tiercel_serving.repository.targets.RUNNERS`.
     triton
         Another Triton than the wheel's, see :func:`~.installation.find_installation`.
+    triton_flags
+        More flags for ``tritonserver``, each with its value.
     canary
         The first inference; None asks the release's ``recommend``, and a repository without that
         ensemble only for readiness.
@@ -81,7 +87,12 @@ def start_server(
         Something that the server needs is not to be had.
     ServerFailed
         Triton exited, did not become ready in time, or its first inference failed.
+    ServerError
+        A flag is none, or one that this function gives to Triton itself.
     """
+    if (wrong := wrong_flag(triton_flags)) is not None:
+        raise ServerError(f"triton_flags: {wrong}")
+    check_runner(runner)
     installation = find_installation(triton)
     address = resolve_host(host)
     source = _as_source(release_or_repository)
@@ -89,9 +100,9 @@ def start_server(
         check_files(source, progress)
     ports = {"grpc": grpc_port or None, "http": http_port or None, "metrics": metrics_port or None}
     with held_ports(address, ports) as held:
-        server = TritonServer(installation, address, held, source, Path(log) if log else None)
+        server = TritonServer(installation, address, held, source, Path(log) if log else None, triton_flags)
         try:
-            server._start(layout, canary, timeout_s)
+            server._start(layout, runner, canary, timeout_s)
         except BaseException:
             server.stop(grace_s=0.0)
             raise
@@ -125,6 +136,7 @@ class TritonServer:
         ports: Mapping[str, int],
         source: Release | Path,
         log: Path | None,
+        flags: Sequence[str] = (),
     ) -> None:
         self.release = source if isinstance(source, Release) else None
         self.host = host
@@ -137,7 +149,7 @@ class TritonServer:
         self.started_s = 0.0
         self._workdir = Path(tempfile.mkdtemp(prefix="tiercel-server-"))
         self._shm_prefix = f"tiercel_{os.getpid()}_{secrets.token_hex(4)}_"
-        self._launch = Launch(installation, self._workdir, host, self.ports, self._shm_prefix)
+        self._launch = Launch(installation, self._workdir, host, self.ports, self._shm_prefix, flags)
         self._source = source if isinstance(source, Release) else source.resolve()
         self._mirror = self._workdir / "mirror"
         self.log_path = log if log is not None else self._workdir / "triton.log"
@@ -221,12 +233,13 @@ class TritonServer:
                 self._stopped.set()
                 self._clean()
 
-    def _start(self, layout: str | None, canary: Canary | None, timeout_s: float) -> None:
-        repository = model_repository(self._source, layout, self._workdir, self._mirror)
+    def _start(self, layout: str | None, runner: str, canary: Canary | None, timeout_s: float) -> None:
+        repository = model_repository(self._source, layout, runner, self._workdir, self._mirror)
         if canary is None and (repository / "recommend").is_dir():
             canary = recommend_canary
-        environment = self._launch.environment(find_libpython())
-        command = self._launch.command(repository)
+        libpython = find_libpython()
+        environment = self._launch.environment(libpython)
+        command = self._launch.command(repository, libpython)
         begun = time.monotonic()
         self._spawned = time.time()
         with self.log_path.open("ab") as log:

@@ -1,0 +1,631 @@
+/* A Triton backend that runs Tiercel's stages in the server's own process.
+ *
+ * Triton's stock Python backend gives each model instance a process, and every tensor crosses between the two. Here
+ * CPython is embedded: an instance calls tiercel_serving.runtime.embedded, which runs the same adapter.
+ *
+ *   request   every tensor is a view of Triton's memory (BYTES are decoded: a list of bytes objects)
+ *   answer    every array is copied once, into the buffer that Triton sends
+ *
+ * Neither Triton's nor Python's headers are needed, and nothing is linked: both are C interfaces that do not change
+ * (Triton's backend API 1.x, Python's stable ABI and, for PyObject_GetBuffer, which joined it with 3.11, the same symbol
+ * and layout in 3.10). Triton's functions are there when the server loads this file; Python's are looked up in the
+ * library that `--backend-config=tiercel,libpython=PATH` names. So one binary serves every Python from 3.10 and every
+ * Triton from 24.10 on.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <time.h>
+
+/* ------------------------------------------------------------------------------------------------ Triton's side */
+
+typedef struct TRITONSERVER_Error TRITONSERVER_Error;
+typedef struct TRITONSERVER_Message TRITONSERVER_Message;
+typedef struct TRITONBACKEND_Backend TRITONBACKEND_Backend;
+typedef struct TRITONBACKEND_Model TRITONBACKEND_Model;
+typedef struct TRITONBACKEND_ModelInstance TRITONBACKEND_ModelInstance;
+typedef struct TRITONBACKEND_Request TRITONBACKEND_Request;
+typedef struct TRITONBACKEND_Response TRITONBACKEND_Response;
+typedef struct TRITONBACKEND_Input TRITONBACKEND_Input;
+typedef struct TRITONBACKEND_Output TRITONBACKEND_Output;
+
+enum { API_MAJOR = 1, API_MINOR = 19 }; /* Triton 24.10 */
+enum { ERROR_INTERNAL = 1, ERROR_INVALID_ARG = 3, ERROR_UNSUPPORTED = 5 };
+enum { TYPE_BYTES = 13 };
+enum { MEMORY_CPU = 0, MEMORY_GPU = 2 };
+enum { LOG_ERROR = 2 };
+enum { RESPONSE_FINAL = 1, RELEASE_ALL = 1, CONFIG_VERSION = 1 };
+
+TRITONSERVER_Error* TRITONSERVER_ErrorNew(int code, const char* message);
+void TRITONSERVER_ErrorDelete(TRITONSERVER_Error* error);
+const char* TRITONSERVER_ErrorMessage(TRITONSERVER_Error* error);
+TRITONSERVER_Error* TRITONSERVER_LogMessage(int level, const char* file, int line, const char* message);
+TRITONSERVER_Error* TRITONSERVER_MessageSerializeToJson(TRITONSERVER_Message* message, const char** base, size_t* size);
+TRITONSERVER_Error* TRITONSERVER_MessageDelete(TRITONSERVER_Message* message);
+TRITONSERVER_Error* TRITONBACKEND_ApiVersion(uint32_t* major, uint32_t* minor);
+TRITONSERVER_Error* TRITONBACKEND_BackendConfig(TRITONBACKEND_Backend* backend, TRITONSERVER_Message** config);
+TRITONSERVER_Error* TRITONBACKEND_InputProperties(TRITONBACKEND_Input* input, const char** name, int* type,
+                                                  const int64_t** shape, uint32_t* dims, uint64_t* size,
+                                                  uint32_t* buffers);
+TRITONSERVER_Error* TRITONBACKEND_InputBuffer(TRITONBACKEND_Input* input, uint32_t index, const void** buffer,
+                                              uint64_t* size, int* memory, int64_t* memory_id);
+TRITONSERVER_Error* TRITONBACKEND_OutputBuffer(TRITONBACKEND_Output* output, void** buffer, uint64_t size, int* memory,
+                                               int64_t* memory_id);
+TRITONSERVER_Error* TRITONBACKEND_RequestInputCount(TRITONBACKEND_Request* request, uint32_t* count);
+TRITONSERVER_Error* TRITONBACKEND_RequestInputByIndex(TRITONBACKEND_Request* request, uint32_t index,
+                                                      TRITONBACKEND_Input** input);
+TRITONSERVER_Error* TRITONBACKEND_RequestOutputCount(TRITONBACKEND_Request* request, uint32_t* count);
+TRITONSERVER_Error* TRITONBACKEND_RequestOutputName(TRITONBACKEND_Request* request, uint32_t index, const char** name);
+TRITONSERVER_Error* TRITONBACKEND_RequestRelease(TRITONBACKEND_Request* request, uint32_t flags);
+TRITONSERVER_Error* TRITONBACKEND_ResponseNew(TRITONBACKEND_Response** response, TRITONBACKEND_Request* request);
+TRITONSERVER_Error* TRITONBACKEND_ResponseOutput(TRITONBACKEND_Response* response, TRITONBACKEND_Output** output,
+                                                 const char* name, int type, const int64_t* shape, uint32_t dims);
+TRITONSERVER_Error* TRITONBACKEND_ResponseSend(TRITONBACKEND_Response* response, uint32_t flags,
+                                               TRITONSERVER_Error* error);
+TRITONSERVER_Error* TRITONBACKEND_ModelRepository(TRITONBACKEND_Model* model, int* artifact, const char** location);
+TRITONSERVER_Error* TRITONBACKEND_ModelConfig(TRITONBACKEND_Model* model, uint32_t version,
+                                              TRITONSERVER_Message** config);
+TRITONSERVER_Error* TRITONBACKEND_ModelInstanceModel(TRITONBACKEND_ModelInstance* instance,
+                                                     TRITONBACKEND_Model** model);
+TRITONSERVER_Error* TRITONBACKEND_ModelInstanceSetState(TRITONBACKEND_ModelInstance* instance, void* state);
+TRITONSERVER_Error* TRITONBACKEND_ModelInstanceState(TRITONBACKEND_ModelInstance* instance, void** state);
+TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportStatistics(TRITONBACKEND_ModelInstance* instance,
+                                                                TRITONBACKEND_Request* request, bool success,
+                                                                uint64_t begin, uint64_t compute_begin,
+                                                                uint64_t compute_end, uint64_t end);
+TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportBatchStatistics(TRITONBACKEND_ModelInstance* instance,
+                                                                     uint64_t users, uint64_t begin,
+                                                                     uint64_t compute_begin, uint64_t compute_end,
+                                                                     uint64_t end);
+
+#define EXPORT __attribute__((visibility("default")))
+#define TRY(call)                               \
+  do {                                          \
+    TRITONSERVER_Error* failed_ = (call);       \
+    if (failed_ != NULL) return failed_;        \
+  } while (0)
+
+__attribute__((format(printf, 2, 3))) static TRITONSERVER_Error* error(int code, const char* format, ...)
+{
+  char text[2048];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  return TRITONSERVER_ErrorNew(code, text);
+}
+
+/* What cannot be helped any more is at least in the log. */
+static void log_and_delete(TRITONSERVER_Error* failed)
+{
+  if (failed == NULL) return;
+  TRITONSERVER_Error* unlogged = TRITONSERVER_LogMessage(LOG_ERROR, __FILE__, __LINE__, TRITONSERVER_ErrorMessage(failed));
+  if (unlogged != NULL) TRITONSERVER_ErrorDelete(unlogged);
+  TRITONSERVER_ErrorDelete(failed);
+}
+
+static uint64_t now_ns(void)
+{
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* ------------------------------------------------------------------------------------------------ Python's side */
+
+typedef struct PyObject PyObject;
+typedef struct PyThreadState PyThreadState;
+typedef struct {
+  void* buf;
+  PyObject* obj;
+  ssize_t len, itemsize;
+  int readonly, ndim;
+  char* format;
+  ssize_t *shape, *strides, *suboffsets;
+  void* internal;
+} Py_buffer;
+enum { BUFFER_SIMPLE = 0, MEMORY_READ = 0x100 };
+
+#define PYTHON(X)                                                                  \
+  X(int, Py_IsInitialized, (void))                                                 \
+  X(void, Py_InitializeEx, (int signals))                                          \
+  X(int, PyGILState_Ensure, (void))                                                \
+  X(PyThreadState*, PyEval_SaveThread, (void))                                     \
+  X(void, PyEval_RestoreThread, (PyThreadState * state))                           \
+  X(void, Py_DecRef, (PyObject * object))                                          \
+  X(PyObject*, PyImport_ImportModule, (const char* name))                          \
+  X(PyObject*, PyObject_GetAttrString, (PyObject * object, const char* name))      \
+  X(PyObject*, PyObject_CallFunctionObjArgs, (PyObject * callable, ...))           \
+  X(PyObject*, PyObject_Str, (PyObject * object))                                  \
+  X(int, PyObject_GetBuffer, (PyObject * object, Py_buffer * view, int flags))     \
+  X(void, PyBuffer_Release, (Py_buffer * view))                                    \
+  X(PyObject*, PyMemoryView_FromMemory, (char* memory, ssize_t size, int flags))   \
+  X(PyObject*, PyList_New, (ssize_t size))                                         \
+  X(int, PyList_SetItem, (PyObject * list, ssize_t index, PyObject* item))         \
+  X(PyObject*, PyList_GetItem, (PyObject * list, ssize_t index))                   \
+  X(ssize_t, PyList_Size, (PyObject * list))                                       \
+  X(PyObject*, PyTuple_New, (ssize_t size))                                        \
+  X(int, PyTuple_SetItem, (PyObject * tuple, ssize_t index, PyObject* item))       \
+  X(PyObject*, PyTuple_GetItem, (PyObject * tuple, ssize_t index))                 \
+  X(ssize_t, PyTuple_Size, (PyObject * tuple))                                     \
+  X(PyObject*, PyLong_FromLongLong, (long long value))                             \
+  X(long long, PyLong_AsLongLong, (PyObject * number))                             \
+  X(PyObject*, PyUnicode_FromString, (const char* text))                           \
+  X(PyObject*, PyUnicode_FromStringAndSize, (const char* text, ssize_t size))      \
+  X(const char*, PyUnicode_AsUTF8AndSize, (PyObject * text, ssize_t * size))       \
+  X(PyObject*, PyBytes_FromStringAndSize, (const char* bytes, ssize_t size))       \
+  X(char*, PyBytes_AsString, (PyObject * bytes))                                   \
+  X(int, PyBytes_AsStringAndSize, (PyObject * bytes, char** begin, ssize_t* size)) \
+  X(PyObject*, PyErr_Occurred, (void))                                             \
+  X(void, PyErr_Clear, (void))                                                     \
+  X(void, PyErr_Fetch, (PyObject * *type, PyObject * *value, PyObject * *traceback))
+
+#define DECLARE(result, name, arguments) static result(*name) arguments;
+PYTHON(DECLARE)
+static PyObject* load_function; /* tiercel_serving.runtime.embedded.load */
+
+/* The message of the Python exception that is set, which is cleared. The GIL is held. */
+static TRITONSERVER_Error* python_error(const char* during)
+{
+  PyObject *type = NULL, *value = NULL, *traceback = NULL;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyObject* text = value == NULL ? NULL : PyObject_Str(value);
+  const char* words = text == NULL ? NULL : PyUnicode_AsUTF8AndSize(text, NULL);
+  TRITONSERVER_Error* made = error(ERROR_INTERNAL, "%s: %s", during, words == NULL ? "Python raised an error" : words);
+  PyErr_Clear();
+  if (text != NULL) Py_DecRef(text);
+  if (type != NULL) Py_DecRef(type);
+  if (value != NULL) Py_DecRef(value);
+  if (traceback != NULL) Py_DecRef(traceback);
+  return made;
+}
+
+/* A thread's own Python state, made once: to make one anew for each call costs microseconds. */
+static __thread PyThreadState* thread_state;
+
+static void enter_python(void)
+{
+  if (thread_state != NULL)
+    PyEval_RestoreThread(thread_state);
+  else
+    PyGILState_Ensure();
+}
+
+static void leave_python(void) { thread_state = PyEval_SaveThread(); }
+
+/* The value of "libpython" in the backend's configuration (JSON), or NULL; to be freed. */
+static char* configured_libpython(TRITONBACKEND_Backend* backend)
+{
+  static const char key[] = "\"libpython\":\"";
+  TRITONSERVER_Message* config = NULL;
+  const char* json = NULL;
+  size_t size = 0;
+  TRITONSERVER_Error* failed = TRITONBACKEND_BackendConfig(backend, &config);
+  if (failed == NULL) failed = TRITONSERVER_MessageSerializeToJson(config, &json, &size);
+  if (failed != NULL) {
+    log_and_delete(failed);
+    return NULL;
+  }
+  const char* found = memmem(json, size, key, sizeof key - 1);
+  if (found == NULL) return NULL;
+  const char* begin = found + sizeof key - 1;
+  const char* end = memchr(begin, '"', size - (size_t)(begin - json));
+  return end == NULL ? NULL : strndup(begin, (size_t)(end - begin));
+}
+
+static TRITONSERVER_Error* open_python(TRITONBACKEND_Backend* backend)
+{
+  char* path = configured_libpython(backend);
+  if (path == NULL)
+    return error(ERROR_INTERNAL,
+                 "backend tiercel: which Python shall it load? Start it with `tiercel serve --runner tiercel`, or give "
+                 "tritonserver --backend-config=tiercel,libpython=/path/to/libpython3.X.so.1.0");
+  /* Global, since Python's own extension modules look for its symbols there. */
+  void* library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
+  if (library == NULL) {
+    TRITONSERVER_Error* failed = error(ERROR_INTERNAL, "backend tiercel: libpython=%s: %s", path, dlerror());
+    free(path);
+    return failed;
+  }
+  free(path);
+#define LOOK_UP(result, name, arguments)                                                                         \
+  *(void**)(&name) = dlsym(library, #name);                                                                      \
+  if (name == NULL) return error(ERROR_UNSUPPORTED, "backend tiercel: this Python has no " #name "; take 3.10 or later");
+  PYTHON(LOOK_UP)
+  return NULL;
+}
+
+EXPORT TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend* backend)
+{
+  uint32_t major = 0, minor = 0;
+  TRY(TRITONBACKEND_ApiVersion(&major, &minor));
+  if (major != API_MAJOR || minor < API_MINOR)
+    return error(ERROR_UNSUPPORTED,
+                 "backend tiercel: expected Triton's backend API %d.%d or a later %d.x (Triton 24.10), found %u.%u; "
+                 "serve with `--runner python`",
+                 API_MAJOR, API_MINOR, API_MAJOR, major, minor);
+  if (load_function != NULL) return NULL; /* loaded once more, after all of its models were gone */
+  TRY(open_python(backend));
+  if (Py_IsInitialized()) {
+    enter_python();
+  } else {
+    /* Its packages are those of the `python3` that comes first on PATH, a virtual environment's too. */
+    Py_InitializeEx(0);
+  }
+  PyObject* module = PyImport_ImportModule("tiercel_serving.runtime.embedded");
+  if (module != NULL) {
+    load_function = PyObject_GetAttrString(module, "load");
+    Py_DecRef(module);
+  }
+  TRITONSERVER_Error* failed =
+      load_function == NULL
+          ? python_error("backend tiercel: the `python3` that comes first on PATH has no tiercel_serving")
+          : NULL;
+  leave_python();
+  return failed;
+}
+
+/* ------------------------------------------------------------------------------------------- a model's instances */
+
+typedef struct {
+  PyObject* execute;
+  PyObject* finalize;
+} Instance;
+
+static TRITONSERVER_Error* load(Instance* instance, const char* config, size_t size, const char* location)
+{
+  PyObject* text = PyUnicode_FromStringAndSize(config, (ssize_t)size);
+  PyObject* place = PyUnicode_FromString(location);
+  PyObject* loaded = NULL;
+  if (text != NULL && place != NULL) loaded = PyObject_CallFunctionObjArgs(load_function, text, place, NULL);
+  if (text != NULL) Py_DecRef(text);
+  if (place != NULL) Py_DecRef(place);
+  if (loaded == NULL) return python_error("model");
+  instance->execute = PyObject_GetAttrString(loaded, "execute");
+  instance->finalize = PyObject_GetAttrString(loaded, "finalize");
+  Py_DecRef(loaded);
+  return instance->execute == NULL || instance->finalize == NULL ? python_error("model") : NULL;
+}
+
+EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInstance* triton_instance)
+{
+  TRITONBACKEND_Model* model = NULL;
+  TRITONSERVER_Message* message = NULL;
+  const char *location = NULL, *config = NULL;
+  size_t size = 0;
+  int artifact = 0;
+  TRY(TRITONBACKEND_ModelInstanceModel(triton_instance, &model));
+  TRY(TRITONBACKEND_ModelRepository(model, &artifact, &location));
+  TRY(TRITONBACKEND_ModelConfig(model, CONFIG_VERSION, &message));
+  TRITONSERVER_Error* failed = TRITONSERVER_MessageSerializeToJson(message, &config, &size);
+  Instance* instance = calloc(1, sizeof *instance);
+  if (failed == NULL && instance == NULL) failed = error(ERROR_INTERNAL, "backend tiercel: out of memory");
+  if (failed == NULL) {
+    enter_python();
+    failed = load(instance, config, size, location);
+    leave_python();
+  }
+  log_and_delete(TRITONSERVER_MessageDelete(message));
+  if (failed != NULL) {
+    free(instance);
+    return failed;
+  }
+  return TRITONBACKEND_ModelInstanceSetState(triton_instance, instance);
+}
+
+EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_ModelInstance* triton_instance)
+{
+  Instance* instance = NULL;
+  TRY(TRITONBACKEND_ModelInstanceState(triton_instance, (void**)&instance));
+  if (instance == NULL) return NULL;
+  enter_python();
+  PyObject* done = PyObject_CallFunctionObjArgs(instance->finalize, NULL);
+  TRITONSERVER_Error* failed = done == NULL ? python_error("model: finalize") : NULL;
+  if (done != NULL) Py_DecRef(done);
+  Py_DecRef(instance->execute);
+  Py_DecRef(instance->finalize);
+  leave_python();
+  free(instance);
+  return failed;
+}
+
+/* ---------------------------------------------------------------------------------------------- requests → Python */
+
+/* Decode a BYTES tensor: each element is its length, 4 bytes with the lowest first, and then itself. */
+static PyObject* decode_bytes(const unsigned char* data, uint64_t size, uint64_t elements)
+{
+  /* Each element takes 4 bytes at least, which bounds the list by what came. */
+  if (elements > size / 4) return NULL;
+  PyObject* list = PyList_New((ssize_t)elements);
+  uint64_t at = 0;
+  for (uint64_t index = 0; list != NULL && index < elements; ++index) {
+    uint64_t length = 0;
+    if (size - at >= 4) length = data[at] | data[at + 1] << 8 | data[at + 2] << 16 | (uint64_t)data[at + 3] << 24;
+    if (size - at < 4 || size - at - 4 < length) {
+      Py_DecRef(list);
+      return NULL;
+    }
+    PyObject* element = PyBytes_FromStringAndSize((const char*)data + at + 4, (ssize_t)length);
+    if (element == NULL) {
+      Py_DecRef(list);
+      return NULL;
+    }
+    PyList_SetItem(list, (ssize_t)index, element);
+    at += 4 + length;
+  }
+  if (list != NULL && at != size) {
+    Py_DecRef(list);
+    return NULL;
+  }
+  return list;
+}
+
+/* The whole of a tensor in one piece: Triton's own memory, or, where that is in parts, a bytes object (`owner`). */
+static TRITONSERVER_Error* join(TRITONBACKEND_Input* input, const char* name, uint64_t size, uint32_t buffers,
+                                const void** data, PyObject** owner)
+{
+  *data = "";
+  *owner = NULL;
+  if (buffers > 1 && (*owner = PyBytes_FromStringAndSize(NULL, (ssize_t)size)) == NULL) return python_error(name);
+  uint64_t at = 0;
+  for (uint32_t index = 0; index < buffers; ++index) {
+    const void* part = NULL;
+    uint64_t length = 0;
+    int memory = MEMORY_CPU;
+    int64_t memory_id = 0;
+    TRY(TRITONBACKEND_InputBuffer(input, index, &part, &length, &memory, &memory_id));
+    if (memory == MEMORY_GPU)
+      return error(ERROR_UNSUPPORTED, "input %s is on a GPU, which this backend cannot read; send it from the host", name);
+    if (length > size - at) return error(ERROR_INTERNAL, "input %s: more bytes than its shape has", name);
+    if (*owner == NULL)
+      *data = part;
+    else if (length > 0)
+      memcpy(PyBytes_AsString(*owner) + at, part, length);
+    at += length;
+  }
+  if (at != size) return error(ERROR_INTERNAL, "input %s: fewer bytes than its shape has", name);
+  if (*owner != NULL) *data = PyBytes_AsString(*owner);
+  return NULL;
+}
+
+static void set(PyObject* tuple, ssize_t index, PyObject* item, bool* whole)
+{
+  *whole = *whole && item != NULL;
+  if (item != NULL) PyTuple_SetItem(tuple, index, item);
+}
+
+/* (name, Triton's type, shape, data) of one tensor; `rows` is its first dimension. */
+static TRITONSERVER_Error* read_tensor(TRITONBACKEND_Input* input, PyObject** tensor, uint64_t* rows)
+{
+  const char* name = NULL;
+  const int64_t* shape = NULL;
+  int type = 0;
+  uint32_t dims = 0, buffers = 0;
+  uint64_t size = 0, elements = 1;
+  TRY(TRITONBACKEND_InputProperties(input, &name, &type, &shape, &dims, &size, &buffers));
+  const void* data = NULL;
+  PyObject *owner = NULL, *body = NULL;
+  TRITONSERVER_Error* failed = join(input, name, size, buffers, &data, &owner);
+  PyObject* sizes = PyTuple_New(dims);
+  bool whole = sizes != NULL;
+  for (uint32_t index = 0; whole && index < dims; ++index) {
+    elements *= (uint64_t)shape[index]; /* Triton has bounded the product when it took the request */
+    set(sizes, index, PyLong_FromLongLong(shape[index]), &whole);
+  }
+  *rows = dims > 0 ? (uint64_t)shape[0] : 0;
+  if (failed == NULL && whole) {
+    if (type == TYPE_BYTES) {
+      body = decode_bytes(data, size, elements);
+      if (body == NULL && !PyErr_Occurred())
+        failed = error(ERROR_INVALID_ARG, "input %s: its %llu bytes are not %llu strings, each behind its length", name,
+                       (unsigned long long)size, (unsigned long long)elements);
+    } else if (owner != NULL) {
+      body = owner;
+      owner = NULL;
+    } else {
+      body = PyMemoryView_FromMemory((char*)data, (ssize_t)size, MEMORY_READ);
+    }
+  }
+  *tensor = PyTuple_New(4);
+  whole = whole && *tensor != NULL && body != NULL;
+  if (*tensor != NULL) {
+    set(*tensor, 0, PyUnicode_FromString(name), &whole);
+    set(*tensor, 1, PyLong_FromLongLong(type), &whole);
+    if (sizes != NULL) set(*tensor, 2, sizes, &whole);
+    if (body != NULL) set(*tensor, 3, body, &whole);
+  }
+  if (owner != NULL) Py_DecRef(owner);
+  if (failed == NULL && !whole) failed = python_error(name);
+  return failed;
+}
+
+/* ([tensor …], [name of a wanted output …]) of one request. */
+static TRITONSERVER_Error* read_request(TRITONBACKEND_Request* request, PyObject** read, uint64_t* rows)
+{
+  uint32_t inputs = 0, outputs = 0;
+  TRY(TRITONBACKEND_RequestInputCount(request, &inputs));
+  TRY(TRITONBACKEND_RequestOutputCount(request, &outputs));
+  PyObject *tensors = PyList_New(inputs), *names = PyList_New(outputs);
+  *read = PyTuple_New(2);
+  if (tensors == NULL || names == NULL || *read == NULL) return python_error("request");
+  PyTuple_SetItem(*read, 0, tensors);
+  PyTuple_SetItem(*read, 1, names);
+  for (uint32_t index = 0; index < inputs; ++index) {
+    TRITONBACKEND_Input* input = NULL;
+    PyObject* tensor = NULL;
+    TRY(TRITONBACKEND_RequestInputByIndex(request, index, &input));
+    TRITONSERVER_Error* failed = read_tensor(input, &tensor, rows);
+    if (tensor != NULL) PyList_SetItem(tensors, index, tensor);
+    if (failed != NULL) return failed;
+  }
+  for (uint32_t index = 0; index < outputs; ++index) {
+    const char* name = NULL;
+    TRY(TRITONBACKEND_RequestOutputName(request, index, &name));
+    PyObject* text = PyUnicode_FromString(name);
+    if (text == NULL) return python_error(name);
+    PyList_SetItem(names, index, text);
+  }
+  return NULL;
+}
+
+/* ----------------------------------------------------------------------------------------------- Python → answers */
+
+static TRITONSERVER_Error* output_buffer(TRITONBACKEND_Output* output, const char* name, uint64_t size, void** buffer)
+{
+  int memory = MEMORY_CPU;
+  int64_t memory_id = 0;
+  TRY(TRITONBACKEND_OutputBuffer(output, buffer, size, &memory, &memory_id));
+  if (memory == MEMORY_GPU) return error(ERROR_UNSUPPORTED, "output %s is wanted on a GPU, where this backend cannot write", name);
+  return NULL;
+}
+
+/* A list of bytes objects as a BYTES tensor. */
+static TRITONSERVER_Error* write_bytes(TRITONBACKEND_Output* output, const char* name, PyObject* list)
+{
+  ssize_t count = PyList_Size(list), length = 0;
+  uint64_t size = 0;
+  char* bytes = NULL;
+  for (ssize_t index = 0; index < count; ++index) {
+    if (PyBytes_AsStringAndSize(PyList_GetItem(list, index), &bytes, &length) != 0) return python_error(name);
+    size += 4 + (uint64_t)length;
+  }
+  void* buffer = NULL;
+  TRY(output_buffer(output, name, size, &buffer));
+  unsigned char* at = buffer;
+  for (ssize_t index = 0; index < count; ++index) {
+    if (PyBytes_AsStringAndSize(PyList_GetItem(list, index), &bytes, &length) != 0) return python_error(name);
+    for (int byte = 0; byte < 4; ++byte) *at++ = (unsigned char)((uint64_t)length >> 8 * byte);
+    memcpy(at, bytes, (size_t)length);
+    at += length;
+  }
+  return NULL;
+}
+
+static TRITONSERVER_Error* write_tensor(TRITONBACKEND_Response* response, PyObject* tensor)
+{
+  enum { MOST_DIMS = 16 };
+  int64_t shape[MOST_DIMS];
+  const char* name = PyUnicode_AsUTF8AndSize(PyTuple_GetItem(tensor, 0), NULL);
+  if (name == NULL) return python_error("output");
+  int type = (int)PyLong_AsLongLong(PyTuple_GetItem(tensor, 1));
+  PyObject* sizes = PyTuple_GetItem(tensor, 2);
+  ssize_t dims = PyTuple_Size(sizes);
+  if (dims < 0 || dims > MOST_DIMS) return error(ERROR_INTERNAL, "output %s: more than %d dimensions", name, MOST_DIMS);
+  for (ssize_t index = 0; index < dims; ++index) shape[index] = PyLong_AsLongLong(PyTuple_GetItem(sizes, index));
+  TRITONBACKEND_Output* output = NULL;
+  TRY(TRITONBACKEND_ResponseOutput(response, &output, name, type, shape, (uint32_t)dims));
+  PyObject* body = PyTuple_GetItem(tensor, 3);
+  if (type == TYPE_BYTES) return write_bytes(output, name, body);
+  Py_buffer view;
+  if (PyObject_GetBuffer(body, &view, BUFFER_SIMPLE) != 0) return python_error(name);
+  void* buffer = NULL;
+  TRITONSERVER_Error* failed = output_buffer(output, name, (uint64_t)view.len, &buffer);
+  if (failed == NULL && view.len > 0) memcpy(buffer, view.buf, (size_t)view.len);
+  PyBuffer_Release(&view);
+  return failed;
+}
+
+/* An answer is (code, message, [tensor …]); code -1 is a good one. */
+static TRITONSERVER_Error* write_answer(TRITONBACKEND_Response* response, PyObject* answer)
+{
+  int code = (int)PyLong_AsLongLong(PyTuple_GetItem(answer, 0));
+  if (code >= 0) {
+    const char* message = PyUnicode_AsUTF8AndSize(PyTuple_GetItem(answer, 1), NULL);
+    return message == NULL ? python_error("answer") : TRITONSERVER_ErrorNew(code, message);
+  }
+  PyObject* tensors = PyTuple_GetItem(answer, 2);
+  ssize_t count = PyList_Size(tensors);
+  for (ssize_t index = 0; index < count; ++index) TRY(write_tensor(response, PyList_GetItem(tensors, index)));
+  return NULL;
+}
+
+/* ------------------------------------------------------------------------------------------------------ execution */
+
+/* What becomes of one request of a batch. */
+typedef struct {
+  TRITONBACKEND_Response* response;
+  TRITONSERVER_Error* failed;
+  ssize_t place; /* in the list that Python gets, or -1 */
+} Fate;
+
+/* Run the requests that can be read, in one call; times are of the call itself. */
+static void run(Instance* instance, TRITONBACKEND_Request** requests, uint32_t count, Fate* fates, uint64_t* rows,
+                uint64_t* begin, uint64_t* end)
+{
+  ssize_t good = 0;
+  PyObject** reads = calloc(count, sizeof *reads);
+  for (uint32_t index = 0; index < count; ++index) {
+    uint64_t users = 0;
+    PyObject* read = NULL;
+    fates[index].failed = reads == NULL ? error(ERROR_INTERNAL, "backend tiercel: out of memory")
+                                        : read_request(requests[index], &read, &users);
+    fates[index].place = -1;
+    *rows += users;
+    if (fates[index].failed == NULL) {
+      fates[index].place = good;
+      reads[good++] = read;
+    } else if (read != NULL) {
+      Py_DecRef(read);
+    }
+  }
+  PyObject* list = PyList_New(good);
+  for (ssize_t index = 0; index < good; ++index) {
+    if (list != NULL)
+      PyList_SetItem(list, index, reads[index]);
+    else
+      Py_DecRef(reads[index]);
+  }
+  free(reads);
+  *begin = now_ns();
+  PyObject* answers = list == NULL || good == 0 ? NULL : PyObject_CallFunctionObjArgs(instance->execute, list, NULL);
+  *end = now_ns();
+  TRITONSERVER_Error* broken = answers == NULL && good > 0 ? python_error("the model broke") : NULL;
+  for (uint32_t index = 0; index < count; ++index) {
+    Fate* fate = &fates[index];
+    if (fate->failed == NULL)
+      fate->failed = TRITONBACKEND_ResponseNew(&fate->response, requests[index]);
+    else
+      log_and_delete(TRITONBACKEND_ResponseNew(&fate->response, requests[index]));
+    if (fate->failed != NULL) continue;
+    fate->failed = broken != NULL ? TRITONSERVER_ErrorNew(ERROR_INTERNAL, TRITONSERVER_ErrorMessage(broken))
+                                  : write_answer(fate->response, PyList_GetItem(answers, fate->place));
+  }
+  if (broken != NULL) TRITONSERVER_ErrorDelete(broken);
+  if (answers != NULL) Py_DecRef(answers);
+  if (list != NULL) Py_DecRef(list);
+}
+
+EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_ModelInstance* triton_instance,
+                                                              TRITONBACKEND_Request** requests, uint32_t count)
+{
+  Instance* instance = NULL;
+  TRY(TRITONBACKEND_ModelInstanceState(triton_instance, (void**)&instance));
+  Fate* fates = calloc(count, sizeof *fates);
+  if (fates == NULL) return error(ERROR_INTERNAL, "backend tiercel: out of memory");
+  uint64_t rows = 0, begin = now_ns(), compute_begin = 0, compute_end = 0;
+  enter_python();
+  run(instance, requests, count, fates, &rows, &compute_begin, &compute_end);
+  leave_python();
+  /* Sending is Triton's own work, and another instance may compute meanwhile. */
+  for (uint32_t index = 0; index < count; ++index)
+    if (fates[index].response != NULL)
+      log_and_delete(TRITONBACKEND_ResponseSend(fates[index].response, RESPONSE_FINAL, fates[index].failed));
+  uint64_t end = now_ns();
+  for (uint32_t index = 0; index < count; ++index) {
+    log_and_delete(TRITONBACKEND_ModelInstanceReportStatistics(triton_instance, requests[index],
+                                                               fates[index].failed == NULL, begin, compute_begin,
+                                                               compute_end, end));
+    if (fates[index].failed != NULL) TRITONSERVER_ErrorDelete(fates[index].failed);
+    log_and_delete(TRITONBACKEND_RequestRelease(requests[index], RELEASE_ALL));
+  }
+  log_and_delete(TRITONBACKEND_ModelInstanceReportBatchStatistics(triton_instance, rows, begin, compute_begin,
+                                                                  compute_end, end));
+  free(fates);
+  return NULL;
+}

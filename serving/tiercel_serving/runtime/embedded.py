@@ -1,0 +1,223 @@
+"""What the ``tiercel`` backend calls: the same adapter, in Triton's own process.
+
+``backend/tiercel_backend.c`` embeds Python, and speaks plain tuples and lists with :func:`load` and what it
+returns. To the adapter (``triton.py``) this module is ``triton_python_backend_utils``, which Triton's Python
+backend has: as much of it as the adapter uses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..spec import Array
+
+#: Triton's number of a type → NumPy's, as one letter each in NumPy's own code; BYTES are objects.
+NUMPY_TYPES: Mapping[int, np.dtype[Any]] = {
+    number: np.dtype(letter) for number, letter in enumerate("?BHILbhilefdO", 1)
+}
+TRITON_TYPES: Mapping[np.dtype[Any], int] = {dtype: number for number, dtype in NUMPY_TYPES.items()}
+BYTES = TRITON_TYPES[np.dtype(object)]
+
+#: A tensor as the backend knows it: name, Triton's type, shape, its memory (BYTES: a list of bytes).
+RawTensor = tuple[str, int, tuple[int, ...], Any]
+#: A request: its tensors, and the names of the outputs that it wants.
+RawRequest = tuple[list[RawTensor], list[str]]
+#: An answer: Triton's error code, or :data:`GOOD`; its message; tensors.
+RawAnswer = tuple[int, str, list[RawTensor]]
+GOOD = -1
+
+
+class TritonModelException(Exception):
+    """The model cannot be loaded; its words are for whoever started the server."""
+
+
+class TritonError(Exception):
+    """The error of one request, with Triton's code."""
+
+    INTERNAL, NOT_FOUND, INVALID_ARG = 1, 2, 3
+
+    def __init__(self, message: str, code: int = INTERNAL) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Tensor:
+    """A named array; strings are an array of bytes objects."""
+
+    __slots__ = ("_array", "_name")
+
+    def __init__(self, name: str, array: Array) -> None:
+        self._name, self._array = name, array
+
+    def name(self) -> str:
+        """Return its name."""
+        return self._name
+
+    def as_numpy(self) -> Array:
+        """Return the array."""
+        return self._array
+
+
+class InferenceRequest:
+    """A request; its arrays lie in Triton's memory, and are read-only."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: RawRequest) -> None:
+        self._raw = raw
+
+    def inputs(self) -> list[Tensor]:
+        """Return its tensors."""
+        return [Tensor(name, _array(number, shape, data)) for name, number, shape, data in self._raw[0]]
+
+    def requested_output_names(self) -> list[str]:
+        """Return the outputs that it wants."""
+        return self._raw[1]
+
+
+class InferenceResponse(NamedTuple):
+    """The answer to a request: tensors or an error."""
+
+    output_tensors: Sequence[Tensor] = ()
+    error: TritonError | None = None
+
+
+class Logger:
+    """Triton's log, as far as the adapter writes to it."""
+
+    @staticmethod
+    def log_error(message: str) -> None:
+        """Write an error."""
+        _call("TRITONSERVER_LogMessage", ctypes.c_int(2), b"tiercel", ctypes.c_int(0), message.encode())
+
+
+class MetricFamily:
+    """A family of counts on Triton's metrics port. Its metrics may be used as long as it lives."""
+
+    COUNTER = 0
+
+    def __init__(self, name: str, description: str, kind: int) -> None:
+        self._handle = ctypes.c_void_p()
+        made = (ctypes.byref(self._handle), ctypes.c_int(kind), name.encode(), description.encode())
+        _call("TRITONSERVER_MetricFamilyNew", *made)
+
+    def Metric(self, labels: Mapping[str, str]) -> Metric:
+        """Return the count with these labels."""
+        return Metric(self._handle, labels)
+
+    def __del__(self) -> None:
+        if self._handle:
+            _call("TRITONSERVER_MetricFamilyDelete", self._handle)
+
+
+class Metric:
+    """One count."""
+
+    def __init__(self, family: ctypes.c_void_p, labels: Mapping[str, str]) -> None:
+        self._handle = ctypes.c_void_p()
+        new, delete = _triton().TRITONSERVER_ParameterNew, _triton().TRITONSERVER_ParameterDelete
+        new.restype = ctypes.c_void_p
+        delete.restype = None
+        made = [ctypes.c_void_p(new(name.encode(), 0, value.encode())) for name, value in labels.items()]
+        array = (ctypes.c_void_p * len(made))(*(one.value for one in made))
+        _call("TRITONSERVER_MetricNew", ctypes.byref(self._handle), family, array, ctypes.c_uint64(len(made)))
+        for parameter in made:
+            delete(parameter)
+
+    def increment(self, by: float) -> None:
+        """Add to it."""
+        _call("TRITONSERVER_MetricIncrement", self._handle, ctypes.c_double(by))
+
+    def __del__(self) -> None:
+        if self._handle:
+            _call("TRITONSERVER_MetricDelete", self._handle)
+
+
+class Loaded(NamedTuple):
+    """A model that is ready: what the backend calls for each batch, and at the end."""
+
+    execute: Callable[[list[RawRequest]], list[RawAnswer]]
+    finalize: Callable[[], None]
+
+
+def load(model_config: str, model_repository: str) -> Loaded:
+    """Open one instance of a model.
+
+    Parameters
+    ----------
+    model_config
+        Its config, as JSON.
+    model_repository
+        Its directory.
+
+    Raises
+    ------
+    TritonModelException
+        The release is at fault.
+    """
+    sys.modules["triton_python_backend_utils"] = sys.modules[__name__]
+    from .triton import TritonPythonModel
+
+    model = TritonPythonModel()
+    model.initialize({"model_config": model_config, "model_repository": model_repository})
+
+    def execute(raw: list[RawRequest]) -> list[RawAnswer]:
+        try:
+            return [_answer(response) for response in model.execute([InferenceRequest(one) for one in raw])]
+        except Exception as error:
+            Logger.log_error(traceback.format_exc())
+            return [(TritonError.INTERNAL, f"the model broke: {error!r}", [])] * len(raw)
+
+    return Loaded(execute, model.finalize)
+
+
+def _array(number: int, shape: tuple[int, ...], data: Any) -> Array:
+    if number != BYTES:
+        return np.frombuffer(data, NUMPY_TYPES[number]).reshape(shape)
+    array = np.empty(len(data), object)
+    array[:] = data
+    return array.reshape(shape)
+
+
+def _answer(response: InferenceResponse) -> RawAnswer:
+    error = response.error
+    if error is not None:
+        return error.code, str(error), []
+    return GOOD, "", [_raw(tensor.name(), tensor.as_numpy()) for tensor in response.output_tensors]
+
+
+def _raw(name: str, array: Array) -> RawTensor:
+    number = TRITON_TYPES[array.dtype]
+    if number != BYTES:
+        return name, number, array.shape, array
+    return name, number, array.shape, [_bytes(value) for value in array.reshape(-1).tolist()]
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value
+
+
+@functools.cache
+def _triton() -> ctypes.CDLL:
+    """Return this process, whose symbols the server's functions are."""
+    return ctypes.CDLL(None)
+
+
+def _call(name: str, *arguments: Any) -> None:
+    """Call a function of Triton's that returns an error or nothing."""
+    function = getattr(_triton(), name)
+    function.restype = ctypes.c_void_p
+    failed = function(*arguments)
+    if failed:
+        handle, words = ctypes.c_void_p(failed), _triton().TRITONSERVER_ErrorMessage
+        words.restype = ctypes.c_char_p
+        message = words(handle).decode()
+        _triton().TRITONSERVER_ErrorDelete(handle)
+        raise RuntimeError(f"{name}: {message}")

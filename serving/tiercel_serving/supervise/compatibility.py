@@ -1,0 +1,149 @@
+"""Which Tritons Tiercel serves on, and ``docs/compatibility.md``, written from this table.
+
+``python -m tiercel_serving.supervise.compatibility > docs/compatibility.md``
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Triton:
+    """One release of Triton.
+
+    Attributes
+    ----------
+    release
+        As NVIDIA counts containers, by year and month.
+    version
+        The server's own.
+    cuda, tensorrt, python
+        What comes with it. CUDA is None without a GPU, TensorRT where NVIDIA's notes do not say.
+    compute_capability
+        Of the oldest GPU that it takes; None without a GPU.
+    evidence
+        What this project has seen of it.
+    """
+
+    release: str
+    version: str
+    cuda: str | None
+    tensorrt: str | None
+    python: str
+    compute_capability: str | None
+    evidence: str
+
+
+#: The container that ``docker/Dockerfile`` builds on.
+RECOMMENDED = "26.07"
+
+_UNRUN = "written for it, not run: no container engine, no GPU"
+
+#: Versions as in the containers' release notes (docs.nvidia.com, ``rel-26-07.html`` and so on) and, for
+#: Python, in the server repository's ``docs/introduction/compatibility.md``.
+TRITONS: Sequence[Triton] = (
+    Triton("24.10", "2.51", None, None, "3.10 to 3.12", None, "every test: the wheel `nvidia-pytriton` 0.7"),
+    Triton("26.04", "2.68", "13.2.1", None, "3.12", "7.5", "the first that no HTTP request can end; not run"),
+    Triton("26.05", "2.69", "13.2.1", None, "3.12", "7.5", "not run"),
+    Triton("26.06", "2.70", "13.3.0", None, "3.12", "7.5", "not run"),
+    Triton("26.07", "2.71", "13.3.1", None, "3.12", "7.5", _UNRUN),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of Tiercel: the extra that installs it, its Pythons, and what it brings that bounds them."""
+
+    extra: str
+    does: str
+    python: str
+    why: str
+
+
+#: The Pythons are pyproject.toml's, which a test compares.
+PARTS: Sequence[Part] = (
+    Part("", "asks: the client", "3.10 to 3.13", "NumPy 1.26 or 2, tritonclient 2.50 or later"),
+    Part("commands", "serves, on a Triton of its own", "3.10 to 3.13", "NumPy 1.26 or 2"),
+    Part(
+        "server", "serves, with the embedded Triton", "3.10 to 3.12", "`nvidia-pytriton` wants NumPy below 2"
+    ),
+    Part("export", "compiles a release", "3.10, 3.11", "NVTabular 23.8 wants pandas 1.5; torch 2.6 or later"),
+    Part("pipelines", "trains and evaluates", "3.10, 3.11", "as `export`"),
+)
+
+HEAD = """\
+# What works with what
+
+Written by `python -m tiercel_serving.supervise.compatibility > docs/compatibility.md`; a test compares them.
+A release is made once and served by any of these: NumPy arrays, ONNX graphs and FAISS indexes, no pickle.
+"""
+
+BETWEEN = """
+## Tiercel {version} × Triton × TensorRT × CUDA × Python
+
+`docker/Dockerfile` builds on **{recommended}**, and names it in one place. Advisories have been published for
+Tritons since 24.10, and before 26.04 one HTTP request can end the server ([why](operations.md#plain-http)).
+"""
+
+TAIL = """
+Where TensorRT is "not said", NVIDIA's release notes refer to its
+[support matrix](https://docs.nvidia.com/deeplearning/frameworks/support-matrix/index.html). The container
+says it itself:
+
+```bash
+docker run --rm nvcr.io/nvidia/tritonserver:{recommended}-py3 dpkg-query -W "libnvinfer*"
+```
+
+A TensorRT plan runs under the TensorRT that built it and on the kind of GPU that built it, and nowhere else:
+build plans in the container that will serve them.
+"""
+
+
+def markdown() -> str:
+    """Return the whole text of ``docs/compatibility.md``."""
+    from importlib.metadata import version
+
+    parts = _table(
+        ("install", "what it does", "Python", "because of"),
+        (
+            (f"`tiercel[{row.extra}]`" if row.extra else "`tiercel`", row.does, row.python, row.why)
+            for row in PARTS
+        ),
+    )
+    tritons = _table(
+        (
+            "container",
+            "Triton",
+            "TensorRT",
+            "CUDA",
+            "Python",
+            "GPUs from compute capability",
+            "seen by this project",
+        ),
+        (
+            (
+                f"**{row.release}**" if row.release == RECOMMENDED else row.release,
+                row.version,
+                (row.tensorrt or "not said") if row.cuda else "none",
+                row.cuda or "none",
+                row.python,
+                row.compute_capability or "none",
+                row.evidence,
+            )
+            for row in TRITONS
+        ),
+    )
+    names = {"version": version("tiercel"), "recommended": RECOMMENDED}
+    return "\n".join([HEAD, parts + BETWEEN.format(**names), tritons + TAIL.format(**names)])
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown())

@@ -1,0 +1,205 @@
+"""Tiercel's own backend, in Triton's process: answers and errors are those of Triton's Python backend."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
+
+from e2e.raw import raw_infer
+from tiercel_client import Recommender
+from tiercel_serving import backend
+from tiercel_serving.errors import ServerError, ServerFailed, TritonMissing
+from tiercel_serving.release.opened import open_release
+from tiercel_serving.repository.graph import render_repository
+from tiercel_serving.runtime import embedded
+from tiercel_serving.supervise import TritonServer, start_server
+
+Tiercel = Callable[..., subprocess.CompletedProcess[str]]
+PACKAGE = Path(backend.__file__).parents[1]
+SOURCE = PACKAGE / "backend" / "tiercel_backend.c"
+LAYOUTS = ("recommend", "recommend_staged")
+
+
+@pytest.fixture(scope="module")
+def own(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server with both layouts of the release, all of it on Tiercel's backend."""
+    if backend.library() is None:
+        pytest.skip("the backend was not built: `make setup` does, where there is a C compiler")
+    repository = tmp_path_factory.mktemp("own") / "models"
+    opened = open_release(release)
+    render_repository(opened, repository, "fused", runner="tiercel")
+    render_repository(opened, repository, "staged", suffix="_staged", runner="tiercel")
+    with start_server(repository) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def asked(own: TritonServer) -> grpcclient.InferenceServerClient:
+    return grpcclient.InferenceServerClient(own.grpc_url)
+
+
+@pytest.fixture(scope="module")
+def stock(server: dict[str, Any]) -> grpcclient.InferenceServerClient:
+    """The same release on Triton's Python backend."""
+    return grpcclient.InferenceServerClient(server["grpc"])
+
+
+def strings(*rows: list[str]) -> np.ndarray:
+    return np.array([[text.encode() for text in row] for row in rows], object)
+
+
+USER, OTHER = strings(["ü 0"]), strings(["ü 1"])
+REQUESTS: dict[str, dict[str, np.ndarray]] = {
+    "known": {"user_id": USER},
+    "unknown": {"user_id": strings(["nobody – 誰も"])},
+    "two users": {"user_id": np.concatenate([USER, OTHER]), "k": np.array([[3], [3]], np.int32)},
+    "exclusions": {"user_id": USER, "exclude_item_ids": strings(["ítem/43", "ítem/54", "no such item"])},
+    "no exclusions": {"user_id": USER, "exclude_item_ids": np.empty((1, 0), object)},
+    "a history": {"user_id": USER, "history_item_ids": strings(["ítem/13", "ítem/35"])},
+    "columns": {"user_id": strings(["new"]), "age": np.array([[41]]), "income": np.array([[np.nan]])},
+    "a flag": {"user_id": USER, "allow_seen": np.array([[True]])},
+    "long ids": {"user_id": USER, "exclude_item_ids": strings(["x" * 100_000, ""])},
+}
+BAD: dict[str, dict[str, np.ndarray]] = {
+    "no user": {"k": np.array([[3]], np.int32)},
+    "k of nothing": {"user_id": USER, "k": np.array([[0]], np.int32)},
+    "too many": {"user_id": USER, "k": np.array([[100_000]], np.int32)},
+    "an id that is no text": {"user_id": np.array([[b"\xff\xfe"]], object), "k": np.array([[-1]], np.int32)},
+    "rows that differ": {"user_id": USER, "age": np.array([[1], [2]])},
+    "a length beyond": {
+        "user_id": USER,
+        "exclude_item_ids": strings(["a"]),
+        "exclude_item_ids__length": np.array([[7]], np.int32),
+    },
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_answers_are_the_same_to_the_bit(
+    asked: grpcclient.InferenceServerClient, stock: grpcclient.InferenceServerClient, name: str
+) -> None:
+    expected = raw_infer(stock, REQUESTS[name])
+    for model in LAYOUTS:
+        found = raw_infer(asked, REQUESTS[name], model=model)
+        for output, array in expected.items():
+            assert found[output].dtype == array.dtype
+            np.testing.assert_array_equal(found[output], array, err_msg=f"{model}: {output}")
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_errors_are_the_same(
+    asked: grpcclient.InferenceServerClient, stock: grpcclient.InferenceServerClient, name: str
+) -> None:
+    said = []
+    for client in (stock, asked):
+        with pytest.raises(InferenceServerException) as caught:
+            raw_infer(client, BAD[name])
+        said.append((caught.value.status(), caught.value.message().replace("recommend_staged", "recommend")))
+    assert said[0] == said[1]
+
+
+def test_inner_tensors_and_titles_come_along(own: TritonServer, server: dict[str, Any]) -> None:
+    with Recommender(own.grpc_url) as mine, Recommender(server["grpc"]) as theirs:
+        assert mine.recommend("ü 0") == theirs.recommend("ü 0")
+        one, other = mine.explain("ü 0"), theirs.explain("ü 0")
+        assert (one.recommendation, one.history, one.candidates) == (
+            other.recommendation,
+            other.history,
+            other.candidates,
+        )
+
+
+def test_requests_at_once_are_answered_each_and_counted(
+    own: TritonServer, asked: grpcclient.InferenceServerClient
+) -> None:
+    """Good ones and bad ones meet in Triton's batches."""
+
+    def executed() -> tuple[int, int]:
+        [stats] = asked.get_inference_statistics("chain").model_stats
+        return stats.inference_count, stats.inference_stats.fail.count
+
+    users = [f"ü {number}" for number in range(40)]
+    alone = {user: raw_infer(asked, {"user_id": strings([user])})["item_id"].tolist() for user in users}
+    before = executed()
+
+    def ask(number: int) -> Any:
+        user = users[number % 40]
+        request = {"user_id": strings([user]), "exclude_item_ids": strings(["none"] * (number % 4 + 1))}
+        if number % 10 == 9:
+            request["k"] = np.array([[0]], np.int32)
+        try:
+            return user, raw_infer(asked, request)["item_id"].tolist()
+        except InferenceServerException as error:
+            return number, error.status()
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(120)))
+    for number, (user, answer) in enumerate(answers):
+        assert answer == ("StatusCode.INVALID_ARGUMENT" if number % 10 == 9 else alone[user]), number
+    after = executed()
+    assert (after[0] - before[0], after[1] - before[1]) == (108, 12)
+
+
+def test_what_is_at_fault_in_a_release_stops_the_start(
+    release: Path, own: TritonServer, tmp_path: Path
+) -> None:
+    repository = tmp_path / "models"
+    render_repository(open_release(release), repository, "fused", runner="tiercel")
+    for config in repository.glob("*/config.pbtxt"):
+        config.write_text(config.read_text().replace(own_build(release), "20200101T000000Z-000000000000"))
+    with pytest.raises(ServerFailed, match="20200101T000000Z-000000000000"):
+        start_server(repository)
+
+
+def own_build(release: Path) -> str:
+    return open_release(release).build_id
+
+
+def test_a_runner_that_is_not_there_is_named(
+    tiercel_here: Tiercel, release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = tiercel_here("serve", release, "--runner", "rust")
+    assert done.returncode == 2
+    assert "python, tiercel" in done.stderr
+    monkeypatch.setattr(backend, "library", lambda: None)
+    with pytest.raises(TritonMissing, match="C compiler"):
+        start_server(release, runner="tiercel")
+
+
+def test_a_plain_repository_names_its_own_backends(release: Path, own: TritonServer) -> None:
+    with pytest.raises(ServerError, match="leave layout and runner out"):
+        start_server(own._source, runner="tiercel")
+
+
+def test_it_compiles_without_a_warning_and_stays_small(tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    built = tmp_path / backend.NAME
+    flags = ["-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+    done = subprocess.run([compiler, *flags, str(SOURCE), "-o", str(built)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert built.stat().st_size < 60_000
+
+
+def test_it_stands_in_for_all_that_the_adapter_takes_of_tritons_module() -> None:
+    used = {
+        node.attr
+        for path in (PACKAGE / "runtime").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "pb_utils"
+    }
+    assert "InferenceResponse" in used
+    assert used <= set(vars(embedded))
