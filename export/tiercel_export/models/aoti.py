@@ -22,22 +22,6 @@ from .program import batch_program, first_lines
 _OPTIONS = {"cpp.dynamic_threads": True}
 
 
-def compiler_missing() -> str | None:
-    """Return what to do where no C++ compiler is found, which AOTInductor needs, or None."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except (InvalidCxxCompiler, RuntimeError, OSError) as error:
-        return (
-            f"engine 'aoti' compiles C++, and no compiler is found ({first_lines(error, 1)}); install g++ "
-            "(Debian: "
-            "apt-get install g++), name one in CXX, or take --engine onnx"
-        )
-    return None
-
-
 def _make(
     module: torch.nn.Module,
     folder: Path,
@@ -60,7 +44,7 @@ def _make(
         There is no such device.
     """
     where = device_name(device)
-    missing = compiler_missing()
+    missing = Aoti.unmakeable()
     if missing is not None:
         raise EngineBuildFailed(f"{folder.name}: {missing}")
     # The module that was given stays where it is: it is the oracle.
@@ -81,7 +65,7 @@ def _make(
             f"{first_lines(error)}; take --engine onnx"
         ) from error
     dtypes = {spec.name: str(spec.numpy_dtype) for spec in inputs}
-    Bound("torch", torch.__version__, where, dtypes, (output,)).write(file)
+    Bound("torch", str(torch.__version__), where, dtypes, (output,)).write(file)
     return ()
 
 

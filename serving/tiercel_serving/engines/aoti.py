@@ -34,6 +34,25 @@ class Aoti:
     maker: ClassVar[str] = "tiercel_export.models.aoti:make_aoti"
 
     @classmethod
+    def unmakeable(cls) -> str | None:
+        """Return why an export can't make it on this machine; see :class:`~.table.NeedsTools`."""
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            device_name(cls.device)
+            get_cpp_compiler()
+        except DeviceUnavailable as error:
+            return str(error)
+        except (InvalidCxxCompiler, RuntimeError, OSError) as error:
+            said = " ".join(str(error).split()[:12])
+            return (
+                f"engine 'aoti' compiles C++, and no compiler is found ({said}); install g++ (Debian: "
+                "apt-get install g++), name one in CXX, or take --engine onnx"
+            )
+        return None
+
+    @classmethod
     def open(cls, file: Path, outputs: Sequence[str], *, threads: int = 1) -> AotiEngine:
         """Open a package; see :class:`~.table.EngineKind`.
 
@@ -96,7 +115,7 @@ class AotiEngine:
 
         bound = Bound.read(file)
         remedy = "export again with this version, on such a machine"
-        bound.check(file, tuple(outputs), torch.__version__, device_name(device), remedy)
+        bound.check(file, tuple(outputs), str(torch.__version__), device_name(device), remedy)
         torch.set_num_threads(threads)
         self._loader = _load(file, device)
         self._device = torch.device(device)
