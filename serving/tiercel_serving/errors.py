@@ -16,10 +16,14 @@
     │   ├── ArtefactCorrupt     a file differs from what the manifest says
     │   ├── ManifestInvalid     the manifest says something that cannot be
     │   ├── BuildMismatch       a file belongs to another build
+    │   ├── EngineMismatch      an engine was made for another device or library than there is
+    │   ├── EngineNotBuilt      an engine's file is to be built on the machine that will run it
     │   ├── NewerFormat         written by a newer Tiercel than this one
     │   └── OlderFormat         written by an older Tiercel, in a format that is no longer read
     ├── InvalidConfig           a generated model repository breaks one of Triton's rules
     ├── VerificationFailed      what was compiled differs from its source
+    ├── EngineBuildFailed       a graph could not be built into an engine
+    ├── DeviceUnavailable       there is no GPU that can be used, or it has too little memory left
     ├── MachineFault            the disk, its permissions, the memory or a mount is at fault
     ├── ServerError             the inference server can't be started or does not answer
     │   ├── PortTaken           something else listens on the port
@@ -95,6 +99,14 @@ class BuildMismatch(ReleaseError):
     """A file belongs to another build than the manifest."""
 
 
+class EngineMismatch(ReleaseError):
+    """A compiled engine is bound to another device, library version or graph than it meets here."""
+
+
+class EngineNotBuilt(ReleaseError):
+    """An engine's file is not there yet: it is built on the machine that will run it."""
+
+
 class NewerFormat(ReleaseError):
     """The file was written by a newer Tiercel; upgrade this one or export again."""
 
@@ -109,6 +121,14 @@ class InvalidConfig(TiercelError):
 
 class VerificationFailed(TiercelError):
     """What was compiled differs from its source."""
+
+
+class EngineBuildFailed(TiercelError):
+    """A graph could not be built into an engine."""
+
+
+class DeviceUnavailable(TiercelError):
+    """There is no GPU that can be used, its driver is too old, or it has too little memory left."""
 
 
 class MachineFault(TiercelError):

@@ -16,7 +16,8 @@ import msgspec
 import pandas as pd
 import torch
 
-from tiercel_serving.engines.table import ENGINES
+from tiercel_serving.engines.table import ENGINES, NeedsTools
+from tiercel_serving.errors import KindUnavailable
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import MANIFEST_FORMAT, Manifest
 from tiercel_serving.release.opened import Release, open_release
@@ -175,7 +176,7 @@ def build_release(
         models = prepare_models(retrieval, ranker, tensors, tables.item_packed)
         check_reorder(inputs.settings, 0 if models.ranker is None else models.ranker.output.dims[1])
         most = inputs.settings.max_batch_size
-        write_engines(artefacts, models, goal.engine, max_batch=most, build_id=build_id)
+        inputs.notes.extend(write_engines(artefacts, models, goal.engine, max_batch=most, build_id=build_id))
         step(4)
         uncompiled = Uncompiled(inputs.settings, tables, models)
         sources = make_sources(inputs, uncompiled)
@@ -183,7 +184,7 @@ def build_release(
         _write_artefacts(artefacts, programs, tables, sources, build_id)
         release = Release(staging, manifest)
         step(5)
-        golden, originals = ask_oracles(inputs, programs, uncompiled, sources)
+        golden, originals = ask_oracles(inputs, programs, uncompiled, sources, goal.engine, artefacts)
         golden.write(artefacts, build_id)
         step(6)
         render_repository(release, staging / "triton", layout)
@@ -210,7 +211,9 @@ def _goal(
 ) -> Goal:
     """Refuse a target, an engine or a layout that does not exist, before any work."""
     chosen = find_target(target).engine if engine is None else engine
-    ENGINES.find(chosen)
+    kind: Any = ENGINES.find(chosen)
+    if isinstance(kind, NeedsTools) and (missing := kind.unmakeable()) is not None:
+        raise KindUnavailable(missing)
     model_groups(layout, ())
     return Goal(name, target, chosen, layout, origin)
 

@@ -39,6 +39,9 @@ COMMANDS: Mapping[str, Entry] = {
     "data": Entry(f"{_PIPELINES}.data", "Find or download a data set, check it, show what it holds.", BUILD),
     "train": Entry(f"{_PIPELINES}.train", "Train a recipe: workflow, retrieval model, ranker.", BUILD),
     "export": Entry(f"{_PIPELINES}.export", "Compile a run into a release, and verify it.", BUILD),
+    "build-engines": Entry(
+        f"{_SERVING}.build_engines", "Build TensorRT plans on the GPU that will run them.", BUILD
+    ),
     "verify": Entry(f"{_SERVING}.verify", "Compare each artefact with its golden vectors.", BUILD),
     "explain-features": Entry(
         f"{_PIPELINES}.explain_features", "Show what the compiler made of a workflow.", FEATURES

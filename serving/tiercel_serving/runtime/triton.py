@@ -79,8 +79,9 @@ class TritonPythonModel:
         return responses
 
     def finalize(self) -> None:
-        """Send the last counts."""
+        """Send the last counts, and let go of the stages."""
         self._metrics.close()
+        self._chain.close()
 
     def _read(self, place: int, request: Any) -> Call:
         """Return the request's tensors, checked."""
