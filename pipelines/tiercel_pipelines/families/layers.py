@@ -160,7 +160,7 @@ def pool_history(tables: Sequence[nn.Module], history_cat: Tensor, history_lengt
 
 
 def sum_of_real(tables: Sequence[nn.Module], ids: Tensor, real: Tensor) -> Tensor:
-    """Add up the embeddings ``[..., E]`` of ids ``[..., L, H]``, one table for each of H, where they are real.
+    """Add up the embeddings ``[..., E]`` of the real ids ``[..., L, H]``, with one table for each of H.
 
     Training visits the real places alone, ``[..., L]`` True: most of a batch of histories is padding, whose
     gradients would cost as much as the others'. What is exported gathers all places and masks.
