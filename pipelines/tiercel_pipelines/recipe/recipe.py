@@ -14,6 +14,7 @@ import msgspec
 
 from tiercel_serving.errors import KindUnavailable
 from tiercel_serving.problems import (
+    AT_LEAST_0,
     BELOW_1,
     COUNT,
     COUNT_OR_0,
@@ -30,7 +31,7 @@ from ..data import DatasetSpec
 from ..families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, RankingFamily, RetrievalFamily
 from .old_names import old_name
 
-__all__ = ["Recipe", "SplitSettings"]
+__all__ = ["Recipe", "SplitSettings", "TrainingSettings"]
 
 
 class SplitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +57,35 @@ class SplitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return list(out_of_range(self, {"train": train, "validation": BELOW_1, "seed": COUNT_OR_0}))
 
 
+class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much a training looks at, so that it stays bounded however many users there are.
+
+    Each number is a fixed sample of the users, all of them where there are fewer; the seed says which.
+
+    Parameters
+    ----------
+    judged_users
+        Users that early stopping looks at, after each epoch.
+    listed_users
+        Users of whom each fold makes a list that the ranker learns from.
+    measured_users
+        Users that the figures on the test part are of.
+    checkpoint_s
+        Seconds between two checkpoints, at least; each is written after an epoch. See
+        ``tiercel train --resume``.
+    """
+
+    judged_users: int = 4_000
+    listed_users: int = 10_000
+    measured_users: int = 20_000
+    checkpoint_s: float = 60.0
+
+    def problems(self) -> list[Problem]:
+        """Return numbers out of their ranges."""
+        counts = dict.fromkeys(("judged_users", "listed_users", "measured_users"), COUNT)
+        return list(out_of_range(self, {**counts, "checkpoint_s": AT_LEAST_0}))
+
+
 class Recipe(msgspec.Struct, frozen=True):
     """One recommender.
 
@@ -77,6 +107,8 @@ class Recipe(msgspec.Struct, frozen=True):
         and popular items for users of whom nothing is known.
     split
         Training, validation and test part.
+    training
+        How many users a training looks at, and how often it writes a checkpoint.
     seed
         Of initial weights, batches and negatives.
     origin
@@ -90,6 +122,7 @@ class Recipe(msgspec.Struct, frozen=True):
     ranking: RankingFamily | None = None
     serving: ServingSettings = ServingSettings()
     split: SplitSettings = SplitSettings()
+    training: TrainingSettings = TrainingSettings()
     seed: int = 42
     origin: str = ""
 
@@ -136,6 +169,7 @@ class Recipe(msgspec.Struct, frozen=True):
             return [*wrong, Problem("serving.sources", str(error), "name the sources")]
         wrong += [problem.within("serving") for problem in served.problems()]
         wrong += [problem.within("split") for problem in self.split.problems()]
+        wrong += [problem.within("training") for problem in self.training.problems()]
         return [*wrong, *_sources(self, served), *_steps(self, served), *_needs(self, served)]
 
     def _places(self) -> list[tuple[str, RetrievalFamily]]:
@@ -152,6 +186,7 @@ _FIELDS: Mapping[str, tuple[Any, str, str]] = {
     "dataset": (DatasetSpec, "a data set", "MovieLens100K(), Synthetic(…) or Parquet(…)"),
     "serving": (ServingSettings, "ServingSettings(…)", "ServingSettings(…)"),
     "split": (SplitSettings, "SplitSettings(…)", "SplitSettings(…)"),
+    "training": (TrainingSettings, "TrainingSettings(…)", "TrainingSettings(…)"),
 }
 
 
