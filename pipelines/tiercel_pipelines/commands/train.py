@@ -24,7 +24,10 @@ Replace = Annotated[bool, typer.Option("--replace", help="Overwrite what is alre
 
 def command(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="movielens, synthetic, a .py file, or a module's name.")
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="movielens, synthetic, sequences, a .py file, or a module's name."
+        ),
     ],
     run: Annotated[
         Path | None, typer.Option("--run", metavar="DIR", help="Where the run goes; else runs/<recipe>.")

@@ -246,6 +246,8 @@ RETRIEVAL_FAMILIES: Kinds[RetrievalFamily] = Kinds(
         "slim": Kind("tiercel_pipelines.families.slim:SLIM"),
         "als": Kind("tiercel_pipelines.families.als:ALS"),
         "bpr_mf": Kind("tiercel_pipelines.families.bpr_mf:BPRMF"),
+        "sasrec": Kind("tiercel_pipelines.families.sasrec:SASRec"),
+        "gru4rec": Kind("tiercel_pipelines.families.gru4rec:GRU4Rec"),
     },
 )
 

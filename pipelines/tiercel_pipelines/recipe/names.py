@@ -19,6 +19,7 @@ PLAIN: Mapping[str, str] = {
     "load_recipe": "tiercel_pipelines.recipe.load",
     "MovieLens100K": "tiercel_pipelines.data",
     "Parquet": "tiercel_pipelines.data",
+    "Sequences": "tiercel_pipelines.data",
     "Synthetic": "tiercel_pipelines.data",
     "ServingSettings": "tiercel_serving.settings",
     "PerRequest": "tiercel_serving.reorder.per_request",

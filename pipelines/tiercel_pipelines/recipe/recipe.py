@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -35,26 +35,34 @@ __all__ = ["Recipe", "SplitSettings", "TrainingSettings"]
 
 
 class SplitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How interactions become training, validation and test parts, at random for each user.
+    """How interactions become training, validation and test parts, for each user.
 
     Parameters
     ----------
+    method
+        ``random``; or ``leave_one_out``: each user's last interaction by time is the test part, the one
+        before it what early stopping looks at, and ``train`` and ``seed`` do not matter.
     train
         Share of each user's interactions that is not the test part.
     validation
-        Share of that which early stopping looks at.
+        Share of that which early stopping looks at; 0 is none, with ``leave_one_out`` too.
     seed
         Same seed, same split.
     """
 
+    method: Literal["random", "leave_one_out"] = "random"
     train: float = 0.75
     validation: float = 0.1
     seed: int = 42
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges."""
+        """Return numbers out of their ranges, and a method that there is not."""
         train = Range(0, 1, open_low=True, open_high=True)
-        return list(out_of_range(self, {"train": train, "validation": BELOW_1, "seed": COUNT_OR_0}))
+        wrong = list(out_of_range(self, {"train": train, "validation": BELOW_1, "seed": COUNT_OR_0}))
+        if self.method not in ("random", "leave_one_out"):
+            problem = f"expected 'random' or 'leave_one_out', got {self.method!r}"
+            wrong.append(Problem("method", problem, "write one of them"))
+        return wrong
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -183,7 +191,7 @@ class Recipe(msgspec.Struct, frozen=True):
 
 #: Field → what it must be, what messages call that, and what to write.
 _FIELDS: Mapping[str, tuple[Any, str, str]] = {
-    "dataset": (DatasetSpec, "a data set", "MovieLens100K(), Synthetic(…) or Parquet(…)"),
+    "dataset": (DatasetSpec, "a data set", "MovieLens100K(), Synthetic(…), Parquet(…) or Sequences(…)"),
     "serving": (ServingSettings, "ServingSettings(…)", "ServingSettings(…)"),
     "split": (SplitSettings, "SplitSettings(…)", "SplitSettings(…)"),
     "training": (TrainingSettings, "TrainingSettings(…)", "TrainingSettings(…)"),
