@@ -116,5 +116,5 @@ def _asked(release: Release, user_ids: Array, rows: Array) -> Users:
     names = list(release.stages)
     chain = Chain.open(release, names[: names.index(stage) + 1])
     ids = user_ids[rows][:, None]
-    flat, counts = release.store.read(ids).seen()
+    flat, counts = release.users.read(ids).seen()
     return Users(chain.run({"user_id": ids})[0][stage], np.split(flat, np.cumsum(counts)[:-1]))

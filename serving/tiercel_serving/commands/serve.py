@@ -24,6 +24,14 @@ Layout = Annotated[
     str | None,
     typer.Option("--layout", metavar="fused|staged", help="Another layout than the release was made in."),
 ]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="KIND:WHERE",
+        help="Where live values of users are kept: embedded:FOLDER, redis:HOST:PORT, redis:URL, or JSON.",
+    ),
+]
 Triton = Annotated[
     Path | None,
     typer.Option(
@@ -42,6 +50,7 @@ def command(
     grpc_port: Annotated[int, typer.Option("--grpc-port", help="0 takes a free one.")] = 8001,
     http_port: Annotated[int, typer.Option("--http-port", help="0 takes a free one.")] = 8000,
     metrics_port: Annotated[int, typer.Option("--metrics-port", help="0 takes a free one.")] = 8002,
+    store: Store = None,
     log: Annotated[
         Path | None, typer.Option("--log", metavar="FILE", help="Where Triton's log goes (else nowhere).")
     ] = None,
@@ -59,7 +68,9 @@ def command(
     with shell(json=json, debug=debug) as sh:
         ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
         try:
-            with start(sh, release, host=host, layout=layout, triton=triton, log=log, **ports) as server:
+            with start(
+                sh, release, host=host, layout=layout, triton=triton, store=store, log=log, **ports
+            ) as server:
                 document = describe(server)
                 sh.emit(document, *human(document))
                 try:
@@ -77,17 +88,20 @@ def start(
     *,
     layout: str | None = None,
     triton: Path | None = None,
+    store: str | None = None,
     log: Path | None = None,
     **where: Any,
 ) -> TritonServer:
     """Check a release and start a server on it, with a progress bar; parameters as of ``start_server``."""
     with sh.work(f"Starting Triton on {release}") as progress:
         from ..release.opened import open_release
+        from ..stores.chosen import read_store
         from ..supervise import start_server
 
         if layout not in (None, "fused", "staged"):
             raise typer.BadParameter(f"{layout!r}: the layouts are fused and staged", param_hint="--layout")
-        opened = open_release(release)
+        opened = open_release(release, store=None if store is None else read_store(store))
+        _check_store(sh, opened)
         return start_server(
             opened,
             layout=layout,
@@ -96,6 +110,20 @@ def start(
             progress=_start_report(opened, progress),
             **where,
         )
+
+
+def _check_store(sh: Shell, release: Release) -> None:
+    """Try the store, if live values are kept; that one does not answer now is no reason not to serve."""
+    from ..errors import StoreUnavailable
+    from ..stores.feature_store import FeatureStore
+
+    records = release.open_records(release.store_kind)
+    if records is None:
+        return
+    try:
+        FeatureStore(release, release.store_kind, records).check()
+    except StoreUnavailable as error:
+        sh.note(f"{error}. Until it answers, the release's own values are served.", style="yellow")
 
 
 def _start_report(release: Release, progress: Report) -> Callable[[str, int], None]:

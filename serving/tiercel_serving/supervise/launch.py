@@ -90,7 +90,7 @@ def model_repository(source: Release | Path, layout: str | None, workdir: Path, 
 
     It is a mirror of links in a temporary directory: the stub writes ``__pycache__`` beside a ``model.py``
     and cannot be told not to (its interpreter ignores the environment), but a release is immutable.
-    Another layout is written into ``workdir``.
+    For another layout, or another store, one is written into ``workdir``.
 
     Raises
     ------
@@ -102,12 +102,13 @@ def model_repository(source: Release | Path, layout: str | None, workdir: Path, 
             raise ServerError(f"{source}: a plain model repository has no layouts; leave layout out")
         return _link(source, mirror)
     place = source.path.resolve()
-    if layout is not None and layout != source.manifest.layout:
+    own = source.manifest.layout
+    if source.other_store is not None or layout not in (None, own):
         from ..repository.graph import render_repository
 
         repository = workdir / "models"
         repository.mkdir()
-        render_repository(source, repository, layout)
+        render_repository(source, repository, layout or own)
         return repository
     # Models find their release by a relative path, so its other parts are linked beside them.
     mirror.mkdir()
