@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import weakref
@@ -34,6 +36,9 @@ _READERS = 1024
 _OPENED: weakref.WeakValueDictionary[Path, Overlay] = weakref.WeakValueDictionary()
 
 _DATA = "data.mdb"
+
+#: A disk with less room, in bytes, counts as full where a write failed.
+_LITTLE = 16_000_000
 
 
 class Embedded(LiveSettings, frozen=True, tag="embedded"):
@@ -153,8 +158,16 @@ class Overlay:
             )
         if isinstance(error, lmdb.InvalidError | lmdb.CorruptedError | lmdb.PageNotFoundError):
             return damaged(self._folder, str(error))
-        fault = fault_of(_as_os_error(error), self._folder, f"{doing} the store")
+        found = _as_os_error(error)
+        if isinstance(found, OSError) and found.errno == errno.EIO and self._is_full():
+            # What LMDB says of a page that was written in part.
+            found = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fault = fault_of(found, self._folder, f"{doing} the store")
         return fault or StoreUnavailable(f"{what}: {error}; check the folder, and that it is on a local disk")
+
+    def _is_full(self) -> bool:
+        limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+        return limited or shutil.disk_usage(self._folder).free < _LITTLE
 
 
 def _as_os_error(error: Exception) -> Exception:

@@ -176,19 +176,22 @@ class LiveRows:
 
     def raw(self, name: str) -> Column | None:
         """Return a raw column of ``B`` rows: the store's where it has one, else the release's."""
-        under, column = self._base.raw(name), self._users.columns.get(name)
+        column, batch = self._users.columns.get(name), self._batch
         there = None if column is None else self._there(name)
         if name in self._users.session and self._session is not None:
             there = self._session
         if column is None or there is None:
-            return under
-        if under is None:
-            under = null_column(column.dtype, column.is_list, len(self.known))
-        number = self._users.numbers.get(name, self._batch.width)
-        if number >= self._batch.width:
+            return self._base.raw(name)
+        number = self._users.numbers.get(name, batch.width)
+        if number >= batch.width:
             over = null_column(column.dtype, column.is_list, len(self.known))
         else:
-            over = self._batch.column(number, column.dtype, column.is_list)
+            over = batch.column(number, column.dtype, column.is_list)
+            if batch.everywhere(number):
+                return over
+        under = self._base.raw(name)
+        if under is None:
+            under = null_column(column.dtype, column.is_list, len(self.known))
         return merge_rows(over, under, there)
 
     def history(self, length: int, pad: int) -> tuple[Rows, npt.NDArray[np.int32]]:

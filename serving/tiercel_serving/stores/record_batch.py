@@ -51,6 +51,11 @@ class RecordBatch:
             np.ascontiguousarray(slots[name].T) for name in ("value", "length", "state")
         )
         self._there: Flags = (self._state != 0) & (now < slots["expires"].T)
+        self._real: Flags = self._there & (self._state > NULL)
+        # Of all columns at once: one by one they would cost more than the values themselves.
+        self._some, self._every, self._all_real = (
+            one.tolist() for one in (self._there.any(axis=1), self._there.all(axis=1), self._real.all(axis=1))
+        )
         event_ends = [end + head[3] * EVENT.itemsize for head, end in zip(heads, ends, strict=True)]
         events = b"".join(record[a:b] for record, a, b in zip(records, ends, event_ends, strict=True))
         self._events = np.frombuffer(events, EVENT)
@@ -89,21 +94,28 @@ class RecordBatch:
 
     def there(self, number: int) -> Flags | None:
         """Return ``[B]``: who has a value, or a null, in a column; None if nobody has."""
-        if number >= self.width or not self._there[number].any():
+        if number >= self.width or not self._some[number]:
             return None
         flags: Flags = self._there[number]
         return flags
 
+    def everywhere(self, number: int) -> bool:
+        """Whether every user of the batch has a value, or a null, in a column."""
+        return number < self.width and bool(self._every[number])
+
     def column(self, number: int, dtype: str, is_list: bool) -> Column:
         """Return a column; what is null and what is not there are null."""
-        real = self._there[number] & (self._state[number] > NULL)
+        real = self._real[number]
         if is_list or dtype == "bytes":
             return self._of_payload(number, dtype, is_list, real)
         value = self._value[number]
         kind = DTYPES[dtype]
         if kind.kind == "f":
-            return Column(np.where(real, value.view(np.float64), np.nan).astype(kind))
-        return Column(value.astype(kind), real)
+            numbers = value.view(np.float64)
+            if not self._all_real[number]:
+                numbers = np.where(real, numbers, np.nan)
+            return Column(numbers.astype(kind, copy=False))
+        return Column(value.astype(kind, copy=False), None if self._all_real[number] else real)
 
     def _of_payload(self, number: int, dtype: str, is_list: bool, real: Flags) -> Column:
         parts = self._parts(number, real)

@@ -12,21 +12,38 @@ import lmdb
 from .records import SCHEMA_KEY, intact
 
 
+class NotWhole(Exception):
+    """A store lacks some of its records, or holds such as were not written."""
+
+
+def count(folder: str) -> int:
+    """Return how many records a store holds, after reading all of them.
+
+    Raises
+    ------
+    NotWhole
+        It is not as it was written.
+    """
+    with lmdb.open(folder, readonly=True, create=False, max_readers=1024) as env, env.begin() as reader:
+        found, broken, last = 0, 0, b""
+        for key, record in reader.cursor():
+            if found and key <= last:
+                raise NotWhole("its keys are out of order")
+            broken += key != SCHEMA_KEY and not intact(record)
+            found, last = found + 1, key
+        expected = reader.stat()["entries"]
+    if broken or found != expected:
+        raise NotWhole(f"of {expected} records {found} are found, {broken} differ from their checksum")
+    return found
+
+
 def main() -> int:
     """Print the count, or say what is wrong on standard error; the exit code says which."""
-    with lmdb.open(sys.argv[1], readonly=True, create=False, max_readers=1024) as env, env.begin() as reader:
-        count, last, broken = 0, b"", 0
-        for key, record in reader.cursor():
-            if count and key <= last:
-                sys.stderr.write("its keys are out of order\n")
-                return 1
-            broken += key != SCHEMA_KEY and not intact(record)
-            count, last = count + 1, key
-        expected = reader.stat()["entries"]
-    if broken or count != expected:
-        sys.stderr.write(f"of {expected} records {count} are found, {broken} differ from their checksum\n")
+    try:
+        sys.stdout.write(str(count(sys.argv[1])))
+    except (NotWhole, lmdb.Error) as error:
+        sys.stderr.write(f"{error}\n")
         return 1
-    sys.stdout.write(str(count))
     return 0
 
 
