@@ -140,5 +140,5 @@ def _queries(one: Asked, rows: Array) -> Users:
     names = list(release.stages)
     chain = Chain.open(release, names[: names.index(stage) + 1])
     ids = one.user_ids[rows][:, None]
-    flat, counts = release.store.read(ids).seen()
+    flat, counts = release.users.read(ids).seen()
     return Users(chain.run({"user_id": ids})[0][stage], np.split(flat, np.cumsum(counts)[:-1]))

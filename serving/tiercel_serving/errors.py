@@ -20,6 +20,10 @@
     │   ├── EngineNotBuilt      an engine's file is to be built on the machine that will run it
     │   ├── NewerFormat         written by a newer Tiercel than this one
     │   └── OlderFormat         written by an older Tiercel, in a format that is no longer read
+    ├── StoreError              live values of users can't be read or written
+    │   ├── StoreUnavailable    the store does not answer, or not in time
+    │   ├── StoreDamaged        what it holds is not what was written
+    │   └── StoreMismatch       it holds columns or ids of other types than the release's
     ├── InvalidConfig           a generated model repository breaks one of Triton's rules
     ├── VerificationFailed      what was compiled differs from its source
     ├── EngineBuildFailed       a graph could not be built into an engine
@@ -113,6 +117,22 @@ class NewerFormat(ReleaseError):
 
 class OlderFormat(ReleaseError):
     """The file was written by an older Tiercel, in a format that is no longer read."""
+
+
+class StoreError(TiercelError):
+    """Live values of users cannot be read or written."""
+
+
+class StoreUnavailable(StoreError):
+    """The store does not answer, or not in time."""
+
+
+class StoreDamaged(StoreError):
+    """What the store holds is not what was written."""
+
+
+class StoreMismatch(StoreError):
+    """The store holds columns or ids of other types than the release's."""
 
 
 class InvalidConfig(TiercelError):

@@ -131,6 +131,17 @@ def first_allowed(allowed: npt.NDArray[np.bool_], count: int) -> tuple[Rows, npt
     return out, real
 
 
+def last_real(rows: Rows, real: npt.NDArray[np.bool_], length: int, pad: int) -> Rows:
+    """Return the last ``length`` rows of ``[B, W]`` that are real, in order, left aligned and padded."""
+    after = np.cumsum(real[:, ::-1], axis=1)[:, ::-1]
+    kept = real & (after <= length)
+    users, places = kept.nonzero()
+    counts = np.count_nonzero(kept, axis=1)
+    out = np.full((len(rows), length), pad, np.int64)
+    out[users, np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)] = rows[users, places]
+    return out
+
+
 class Mask(ABC):
     """Which items each user of a batch must not get. The pad row is always among them.
 

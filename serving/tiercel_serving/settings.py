@@ -65,7 +65,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reorder
         From the ranker's scores to the final order, step by step; empty means the first task's score.
     store
-        Where users are kept.
+        Where live values of users are kept, if such are written.
     unknown_users
         ``fallback`` (the default: that source's items, no ranker) or ``rank`` (like everybody else).
     history_columns
@@ -172,8 +172,7 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
     if not isinstance(title, str | None):
         problem = f"expected a raw item column, got {title!r}"
         yield Problem("title_column", problem, "name the column, or leave it out")
-    if STORES.row_of(settings.store) is None:
-        yield Problem("store", f"expected a store, got {settings.store!r}", "write store=MemoryMapped()")
+    yield from STORES.misfit(settings.store, "store")
 
 
 def _limits(settings: ServingSettings) -> Iterator[Problem]:

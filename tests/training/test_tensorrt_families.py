@@ -75,7 +75,7 @@ def hold(suite: type[RankingContract], folder: Path, settings: Any) -> None:
     assert shares["bf16"] >= LEAST["bf16"], shares
 
 
-#: Weights are drawn, not trained: nothing sets the tenth of sixty candidates apart from the eleventh, and eight
+#: Weights are drawn, not trained: nothing sets the tenth of sixty apart from the eleventh, and eight
 #: bits swap more of them than of a trained ranker's.
 LEAST = {"fp16": 0.97, "bf16": 0.75}
 

@@ -23,6 +23,7 @@ from ..reorder.steps import reasons_of
 from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT, ServingSettings
 from ..spec import StageSpec, TensorSpec, model_inputs
 from ..stages.specs import DESCRIBE_ITEMS, TIME_PREFIX, time_spec
+from ..stores.chosen import write_store
 from .engine_models import engine_config, link_engine, own_backend
 from .targets import find_runner, find_target, model_groups
 
@@ -168,6 +169,7 @@ def _stage_model(
             "stages": ",".join(spec.name for spec in stages),
             "release": release_path,
             "build_id": release.build_id,
+            **({} if release.other_store is None else {"store": write_store(release.other_store)}),
         },
     )
     _add_warmup(config, inputs)

@@ -11,7 +11,7 @@ from ..settings import FALLBACK, UNKNOWN
 from ..sources.merged import MergedSources
 from ..sources.table import open_source
 from ..spec import Array, Arrays, StageSpec
-from ..stores.table import Users
+from ..stores.memory_mapped import UserRows
 from .specs import ALLOW_SEEN
 
 
@@ -32,7 +32,7 @@ class Retrieval:
     def __init__(self, name: str, release: Release) -> None:
         self.spec: StageSpec = release.stages[name]
         settings = release.settings
-        self._store, self._pad = release.store, release.manifest.catalogue.items
+        self._users, self._pad = release.users, release.manifest.catalogue.items
         opened = [
             open_source(
                 kind, release.artefact(f"source_{kind.name}", "source"), self._pad, settings.engine_threads
@@ -57,7 +57,8 @@ class Retrieval:
         -------
         ``retrieved_row``, ``retrieval_score`` and ``source``, each ``[B, N]``.
         """
-        users = self._store.read(arrays["user_id"])
+        # What was appended to the store since is in ``excluded_row``: one stage alone reads live values.
+        users = self._users.read(arrays["user_id"])
         seen = _masked(users, arrays[ALLOW_SEEN][:, 0])
         mask = make_mask(len(users.known), self._pad, *seen)
         mask.add(arrays["excluded_row"])
@@ -89,7 +90,7 @@ class Retrieval:
         return mask
 
 
-def _masked(users: Users, allowed: npt.NDArray[np.bool_]) -> tuple[Rows, Rows]:
+def _masked(users: UserRows, allowed: npt.NDArray[np.bool_]) -> tuple[Rows, Rows]:
     """Return what users had, end to end, and how much each: nothing where that is ``allowed``."""
     if allowed.all():
         return np.empty(0, np.int64), np.zeros(len(allowed), np.int64)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..columns import Column, flat_ranges
+from ..columns import Column, merge_rows
 from ..errors import InvalidRequest
 from ..release.manifest import RequestColumn
 from ..spec import DTYPES, Arrays
@@ -48,8 +48,7 @@ class SentColumn:
             return self._as_column(arrays, sent)
         if not over.any():
             return stored
-        merge = _merge_lists if self.is_list else _merge_scalars
-        return merge(self._as_column(arrays, sent), stored, over)
+        return merge_rows(self._as_column(arrays, sent), stored, over)
 
     def lengths(self, arrays: Arrays) -> npt.NDArray[np.int64] | None:
         """Return ``[B]``: how long the list of each row of one request is, -1 for null; None if not sent."""
@@ -83,31 +82,6 @@ class SentColumn:
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         flat = values[np.arange(values.shape[1]) < lengths[:, None]]
         return Column(flat, None, offsets, None if sent.all() else sent)
-
-
-def _merge_scalars(sent: Column, stored: Column, where: npt.NDArray[np.bool_]) -> Column:
-    """Return the sent value where there is one, else the stored."""
-    values = np.where(where, sent.values.astype(stored.values.dtype, copy=False), stored.values)
-    return Column(values, None if stored.valid is None else stored.valid | where)
-
-
-def _merge_lists(sent: Column, stored: Column, where: npt.NDArray[np.bool_]) -> Column:
-    """Return the sent list where there is one, else the stored."""
-    assert sent.offsets is not None
-    assert stored.offsets is not None
-    behind = len(stored.values)
-    starts = np.where(where, sent.offsets[:-1] + behind, stored.offsets[:-1])
-    lengths = np.where(where, np.diff(sent.offsets), np.diff(stored.offsets))
-    index = flat_ranges(starts, lengths)
-    values = np.concatenate([stored.values, sent.values.astype(stored.values.dtype, copy=False)])[index]
-    valid = None
-    if stored.valid is not None:
-        valid = np.concatenate([stored.valid, np.ones(len(sent.values), np.bool_)])[index]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    every = np.ones(len(where), np.bool_)
-    of_sent, of_stored = (every if c.row_valid is None else c.row_valid for c in (sent, stored))
-    row_valid = np.where(where, of_sent, of_stored)
-    return Column(values, valid, offsets, None if row_valid.all() else row_valid)
 
 
 def check_session(arrays: Arrays, columns: Sequence[SentColumn]) -> None:
