@@ -29,6 +29,8 @@ class Ask:
     tags__length: float | None = None
     hour: int | None = None
     allow_seen: bool | None = None
+    include: Sequence[Any] | None = None
+    candidates: Sequence[Any] | None = None
 
 
 def tensors(asks: Sequence[Ask], *, lengths: bool = True) -> dict[str, np.ndarray]:
@@ -45,6 +47,8 @@ def tensors(asks: Sequence[Ask], *, lengths: bool = True) -> dict[str, np.ndarra
     id_of = type(asks[0].user_id)
     _put_lists(out, "exclude_item_ids", [list(ask.exclude) or None for ask in asks], id_of, lengths)
     _put_lists(out, "history_item_ids", [ask.history for ask in asks], id_of, lengths)
+    _put_lists(out, "include_item_ids", [ask.include for ask in asks], id_of, lengths)
+    _put_lists(out, "candidate_item_ids", [ask.candidates for ask in asks], id_of, lengths)
     _put_lists(out, "tags", [ask.tags for ask in asks], int, lengths)
     for name, dtype in (("age", np.float64), ("tags__length", np.float32)):
         numbers = [getattr(ask, name) for ask in asks]
@@ -117,7 +121,14 @@ def user_features(tiny: Tiny, ask: Ask) -> dict[str, Any]:
         excluded |= set(rows_of(ask.history or ()))
     else:
         had = set()
+    every = set(range(pad))
+    only = every if ask.include is None else set(rows_of(ask.include))
+    listed = None
+    if ask.candidates is not None:
+        listed = [tiny.item_ids.index(one) if one in tiny.item_ids else pad for one in ask.candidates]
+        only = only & set(listed)
     return {
+        "listed": listed,
         "status": status,
         "age": stored["age"] if age is None else age,
         "occupation": stored["occupation"] if ask.occupation is None else ask.occupation,
@@ -127,5 +138,5 @@ def user_features(tiny: Tiny, ask: Ask) -> dict[str, Any]:
         "history_row": last + [pad] * (settings.history_length - len(last)),
         "history_length": len(last),
         "excluded": excluded,
-        "masked": excluded | had,
+        "masked": excluded | had | (every - only),
     }
