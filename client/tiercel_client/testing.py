@@ -64,9 +64,9 @@ STAGES = (
 class FakeServer:
     """What both fake transports do: a tiny recommender with the real one's interface.
 
-    A known user gets the items that ``users`` names, everybody else all items in their order; excluded items
-    and, unless ``allow_seen``, those of a sent history are left out, and so is what is in no sent list of what
-    may come. Sent candidates come in their order. Scores fall from 1.
+    A known user gets the items that ``users`` names, everybody else all items in their order. Excluded items
+    are left out, those of a sent history unless ``allow_seen``, and those that a sent set of what may come
+    lacks. Sent candidates come in their order. Scores fall from 1.
 
     Parameters
     ----------
