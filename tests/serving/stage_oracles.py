@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tiny_release import COLUMNS, Tiny, ids_array, objects
 
+from tiercel_serving.rules.table import AskingRule
 from tiercel_serving.stages.specs import LENGTHS, PACKED
 
 #: List tensor → what says how long each row is.
@@ -127,6 +128,10 @@ def user_features(tiny: Tiny, ask: Ask) -> dict[str, Any]:
     if ask.candidates is not None:
         listed = [tiny.item_ids.index(one) if one in tiny.item_ids else pad for one in ask.candidates]
         only = only & set(listed)
+    told = {"tags": ask.tags if ask.tags is not None else stored["tags"], "person": ask.user_id}
+    told["age"] = stored["age"] if age is None else age
+    request = {"hour": ask.hour}
+    ruled = {row for row in every if not _passes(settings, tiny.item(row), told, request)}
     return {
         "listed": listed,
         "status": status,
@@ -138,5 +143,13 @@ def user_features(tiny: Tiny, ask: Ask) -> dict[str, Any]:
         "history_row": last + [pad] * (settings.history_length - len(last)),
         "history_length": len(last),
         "excluded": excluded,
-        "masked": excluded | had | (every - only),
+        "masked": excluded | had | (every - only) | ruled,
     }
+
+
+def _passes(
+    settings: Any, item: Mapping[str, Any], user: Mapping[str, Any], request: Mapping[str, Any]
+) -> bool:
+    """Whether an item passes the rules that ask for more than it; none of these has a part of its own."""
+    asking = [rule for rule in settings.rules if isinstance(rule, AskingRule)]
+    return all(rule.reference_of(item, user, request, 0.0) for rule in asking)

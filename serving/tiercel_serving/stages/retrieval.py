@@ -1,8 +1,9 @@
-"""``retrieval``: candidates from the sources; what must not come never enters, nor what a user already had."""
+"""``retrieval``: candidates from the sources; what must not come never enters, nor what a user had."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import time
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..sources.merged import Candidates, MergedSources
 from ..sources.table import open_source
 from ..spec import Array, Arrays, StageSpec
 from ..stores.table import Users
+from .request_rules import RequestRules
 from .sent_ids import SentIds
 from .specs import ALLOW_SEEN, CANDIDATES, INCLUDED, RETRIEVAL
 
@@ -79,9 +81,11 @@ class Retrieval:
         The stage's name.
     release
         The release.
+    clock
+        What time it is, for rules, where requests do not say it.
     """
 
-    def __init__(self, name: str, release: Release) -> None:
+    def __init__(self, name: str, release: Release, clock: Callable[[], float] = time) -> None:
         self.spec: StageSpec = release.stages[name]
         settings = release.settings
         self._store, self._items = release.store, release.items
@@ -101,11 +105,13 @@ class Retrieval:
             SentIds(name, self._items, settings.max_excluded, text, RETRIEVAL)
             for name in (INCLUDED, CANDIDATES)
         )
+        self._rules = RequestRules(release, clock)
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse long lists, and lengths that do not fit."""
+        """Refuse long lists, lengths that do not fit, and infinities."""
         for ids in (self._included, self._listed):
             ids.check(arrays)
+        self._rules.check(arrays)
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Retrieve.
@@ -114,7 +120,8 @@ class Retrieval:
         ----------
         arrays
             What the sources read; ``user_id [B, 1]``, ``status [B, 1]``, ``excluded_row [B, E]``,
-            ``allow_seen [B, 1]`` and the request's lists of what may come and of candidates.
+            ``allow_seen [B, 1]``, the request's lists of what may come and of candidates, and what rules
+            read of it.
 
         Returns
         -------
@@ -138,6 +145,11 @@ class Retrieval:
             # Of whoever is answered by the fallback the list is what may come.
             only = self._only(listed, given)
             allowed = only if allowed is None else allowed & only
+        ruled = self._rules.allowed(arrays, users)
+        if ruled is not None:
+            if allowed is None:
+                allowed = np.ones((len(counts), self._pad + 1), np.bool_)
+            allowed[:, : self._pad] &= ruled
         return Limits(seen, counts, arrays["excluded_row"], allowed, listed)
 
     def _only(self, rows: Rows, given: Flags) -> Flags:

@@ -17,6 +17,7 @@ from ..errors import ManifestInvalid
 from ..release.manifest import Catalogue, Manifest, Packed, PackedList, RequestColumn
 from ..reorder.per_request import per_request
 from ..reorder.steps import reasons_of
+from ..rules.table import asked
 from ..settings import ServingSettings
 from ..spec import LENGTH_OF, PACKED_OF, VALID_OF, StageSpec, TensorSpec
 
@@ -45,6 +46,9 @@ PACKED: Mapping[str, str] = {name: f"{name}__packed" for name in LISTS}
 
 #: Whether a user may get what the user already had.
 ALLOW_SEEN = "allow_seen"
+
+#: The time that rules go by.
+NOW = "now"
 
 #: Prefix of the tensor with the time that a Python stage took for the whole Triton batch.
 TIME_PREFIX = "time_us_"
@@ -160,6 +164,7 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
                 *_named(RETRIEVAL, known, read),
                 *(user_id, status, excluded, allow_seen),
                 *_id_lists(manifest, (INCLUDED, CANDIDATES)),
+                *_asked_by_rules(manifest),
             ),
             retrieved,
         ),
@@ -210,7 +215,18 @@ def _request(manifest: Manifest) -> Iterator[TensorSpec]:
     """Yield the first stage's lists and columns of the request."""
     yield from _id_lists(manifest, (EXCLUDED, HISTORY))
     for column in manifest.request_columns:
-        yield from request_tensors(column)
+        if not column.of_rules:
+            yield from request_tensors(column)
+
+
+def _asked_by_rules(manifest: Manifest) -> Iterator[TensorSpec]:
+    """Yield what rules read of the request."""
+    asks = asked(manifest.settings.rules)
+    for column in manifest.request_columns:
+        if column.name in asks.users or column.name in asks.requests:
+            yield from request_tensors(column)
+    if asks.now:
+        yield TensorSpec(NOW, "float64", (1,), True, nan, "Seconds since 1970-01-01 UTC; NaN is the clock's.")
 
 
 def _ranking(manifest: Manifest, tensors: Tensors) -> list[StageSpec]:
