@@ -53,7 +53,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_batch_size
         Users in one request and in one Triton batch, at most.
     max_excluded
-        Length of ``exclude_item_ids`` and of ``history_item_ids`` in a request, at most.
+        Length of each list of item ids in a request, at most.
     allow_seen
         Whether users may get what they already had, unless their request says otherwise: what the store
         knows of them and the history that the request sends. What it excludes never comes.

@@ -12,6 +12,7 @@ from tiny_release import Tiny, make_tiny
 from tiercel_serving.errors import StoreUnavailable
 from tiercel_serving.reorder.weighted_sum import WeightedSum
 from tiercel_serving.rules.compare import Compare
+from tiercel_serving.rules.expression import Expression
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.popular import Popular
@@ -34,6 +35,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
                 Compare("recent", "year", ">=", 1995),
                 Compare("not one", "label", "not in", ["Film № 7", "Film № 8"]),
                 Compare("genre", "genres", "not in", ["пилот"]),
+            )
+        },
+    },
+    "asking rules": {
+        "seed": 13,
+        "items": 60,
+        "settings": {
+            "rules": (
+                Compare("recent", "year", ">=", 1992),
+                Expression("for the age", "item.year - 1980 > user.age or user.age is None"),
+                Expression("later", "not item.year <= 1995 + request.hour or item.genres is None"),
+                Expression("other", "item.label in ('Film № 12', 'x') or item.year != user.person"),
+                Expression("tags", "item.year not in user.tags or any(item.genres, ('artist',))"),
             )
         },
     },

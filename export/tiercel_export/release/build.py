@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pandas as pd
 import torch
 
@@ -35,6 +36,7 @@ from ..models.prepare import Models, prepare_models, write_engines
 from .fit import check_reorder, refuse
 from .given import check_inputs
 from .golden import ask_oracles
+from .golden_answers import stranger
 from .parts import FeatureOptions, Goal, Inputs, Programs, TableColumns, Tables
 from .programs import compile_programs
 from .request_columns import graph_names, request_columns
@@ -178,7 +180,8 @@ def build_release(
         most = inputs.settings.max_batch_size
         inputs.notes.extend(write_engines(artefacts, models, goal.engine, max_batch=most, build_id=build_id))
         step(4)
-        uncompiled = Uncompiled(inputs.settings, tables, models)
+        user_ids = np.concatenate([inputs.user_ids, stranger(inputs.user_ids)])
+        uncompiled = Uncompiled(inputs.settings, tables, models, user_ids)
         sources = make_sources(inputs, uncompiled)
         manifest = _manifest(goal, build_id, inputs, programs, tables, models, sources)
         _write_artefacts(artefacts, programs, tables, sources, build_id)
@@ -245,10 +248,15 @@ def _manifest(
         tables={table: dict(entry) for table, entry in goal.origin.items()},
         notes=tuple(inputs.notes),
     )
-    names = [column.name for column in programs.user.inputs]
-    refuse(name_problems(inputs.settings.reorder, names, "a request column"))
+    names = {column.name for column in programs.user.inputs}
+    columns = [*programs.user.inputs, *(column for column in tables.asked if column.name not in names)]
+    listed = [column.name for column in columns]
+    refuse(name_problems(inputs.settings.reorder, listed, "a request column"))
     # The graph's own tensors have their names; the request's columns choose from the rest.
-    named = request_columns(programs.user.inputs, inputs.columns.user_id, graph_names(manifest))
+    named = tuple(
+        msgspec.structs.replace(column, of_rules=column.name not in names)
+        for column in request_columns(columns, inputs.columns.user_id, graph_names(manifest))
+    )
     return msgspec.structs.replace(manifest, request_columns=named)
 
 

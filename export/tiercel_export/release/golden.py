@@ -131,7 +131,7 @@ def _ask_sources(golden: Golden, uncompiled: Uncompiled, made: Mapping[str, Made
         scores = np.zeros(found.shape, np.float32)
         for number, row in enumerate(rows):
             user = {name: tensor[number] for name, tensor in users.items()}
-            best = kind.reference(made[kind.name].arrays, user, uncompiled.allowed(row), count)
+            best = kind.reference(made[kind.name].arrays, user, uncompiled.allowed(row, asking=False), count)
             found[number, : len(best)] = [row for row, _ in best]
             scores[number, : len(best)] = [score for _, score in best]
         inputs = {name: users[name] for name in kind.reads()} | masks

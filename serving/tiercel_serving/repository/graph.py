@@ -20,9 +20,10 @@ from tritonclient.grpc import model_config_pb2
 from ..release.opened import Release
 from ..reorder.per_request import per_request
 from ..reorder.steps import reasons_of
+from ..rules.table import asked
 from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT, ServingSettings
 from ..spec import StageSpec, TensorSpec, model_inputs
-from ..stages.specs import DESCRIBE_ITEMS, TIME_PREFIX, time_spec
+from ..stages.specs import DESCRIBE_ITEMS, NOW, TIME_PREFIX, time_spec
 from ..stores.chosen import write_store
 from .engine_models import engine_config, link_engine, own_backend
 from .targets import find_runner, find_target, model_groups
@@ -294,12 +295,15 @@ def client_parameters(release: Release) -> dict[str, str]:
 
 
 def _request_columns(release: Release) -> list[Any]:
-    """Return the columns that a request may carry, with the numbers of reorder steps that it may set."""
-    numbers = [
+    """Return the columns that a request may carry, the numbers of steps that it may set, and the time."""
+    numbers: list[dict[str, Any]] = [
         {"name": one.name, "dtype": "float64", "is_list": False, "part": "ordering"}
         | {"tensor": one.tensor.name, "companion": None}
         for one in per_request(release.settings.reorder)
     ]
+    if asked(release.settings.rules).now and NOW not in {one["name"] for one in numbers}:
+        clock = {"name": NOW, "dtype": "float64", "is_list": False, "part": "context", "unit": "s"}
+        numbers.append({**clock, "tensor": NOW, "companion": None})
     return [*msgspec.to_builtins(release.manifest.request_columns), *numbers]
 
 

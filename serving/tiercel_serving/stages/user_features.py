@@ -34,7 +34,8 @@ class UserFeatures:
         self._store, self._items = release.store, release.items
         self._items.lookup  # noqa: B018 - opened now, not in the first request
         self._program = FeatureProgram.open(release.artefact("user_features", "features"))
-        self._columns = tuple(SentColumn(column) for column in release.manifest.request_columns)
+        read = [column for column in release.manifest.request_columns if not column.of_rules]
+        self._columns = tuple(SentColumn(column) for column in read)
         self._session = tuple(column for column in self._columns if column.name in self._program.events)
         self._id_column = self._find_id_column()
         names = [tensor.name for tensor in self.spec.outputs]
