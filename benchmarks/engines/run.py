@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def ranker_us(releases: Mapping[str, Release], batch: int, rounds: int) -> dict[
             engine = stack.enter_context(contextlib.closing(open_engine(RANKING, release)))
             inputs, _ = StoredGolden(release).tensors("engines", RANKING)
             arrays = {tensor: np.resize(array, (batch, *array.shape[1:])) for tensor, array in inputs.items()}
-            calls[name] = lambda engine=engine, arrays=arrays: engine.run(arrays)  # type: ignore[misc]
+            calls[name] = partial(engine.run, arrays)
         return median_us(calls, rounds, warm=max(3, rounds // 10))
 
 
@@ -66,8 +67,7 @@ def served(paths: Mapping[str, Path], rounds: int, seconds: float) -> dict[str, 
             urls[name], users[name] = server.grpc_url, example_user(open_release(path))
         clients = {name: stack.enter_context(Recommender(url, timeout_s=60.0)) for name, url in urls.items()}
         calls = {
-            name: lambda c=client, u=users[name]: c.recommend(user_id=u, k=10)  # type: ignore[misc]
-            for name, client in clients.items()
+            name: partial(client.recommend, user_id=users[name], k=10) for name, client in clients.items()
         }
         p50 = median_us(calls, rounds, warm=max(3, rounds // 10))
         # Twice in turn, so that neither has the quieter half of the time.

@@ -95,7 +95,8 @@ class MergedSources:
         else:
             scores = self._scorer.score(arrays, rows)
         scores = np.where(rows == self._pad, np.float32(-np.inf), scores)
-        scores, rows = (part[:, : self.count] for part in sort_by_score(scores, rows))
+        scores, rows = sort_by_score(scores, rows)
+        scores, rows = scores[:, : self.count], rows[:, : self.count]
         code = 1 + (self._shares[0][0] if self._scale is None else self._scale)
         scores = np.where(np.isneginf(scores), np.float32(0), scores)
         return self._blank(scores, rows, np.full(rows.shape, code, np.int32))
