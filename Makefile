@@ -35,6 +35,8 @@ $(DEMO): $(EMPTY)
 $(DEV): $(EMPTY)
 	@echo "Installing the pinned packages and those of the tests into $(VENV) (a minute or two) …"
 	$(PIP) -c constraints.txt -e ".[dev]"
+# The stubs that mypy reads ask for TensorRT itself, which no package index has.
+	$(PIP) -c constraints.txt --no-deps tensorrt-stubs
 	@touch $(DEMO) $(DEV)
 
 demo: $(DEMO)  ## Train, export, verify, serve on a real Triton, recommend.

@@ -43,7 +43,8 @@ def _missing(marker: str, config: pytest.Config) -> str | None:
     if marker in ("slow", "bench"):
         return None if config.getoption(f"--{marker}") else f"run with --{marker}"
     if marker == "tensorrt":
-        return None if importlib.util.find_spec("tensorrt") else "the TensorRT libraries are not installed"
+        there = importlib.util.find_spec("tensorrt_rtx_bindings") is not None
+        return None if there else 'TensorRT-RTX is not installed: pip install "tiercel[tensorrt-rtx]"'
     import torch
 
     return None if torch.cuda.is_available() else "no CUDA device"

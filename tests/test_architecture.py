@@ -46,7 +46,7 @@ DISTRIBUTIONS = {
     "pandas": "nvtabular",
 }
 #: What single kinds import when they are used: it comes with an extra of their own, or not from pip at all.
-OPTIONAL = {"export": {"tensorrt"}}
+OPTIONAL = {"serving": {"cuda", "redis", "tensorrt", "torch"}}
 #: What Triton itself puts before a Python model.
 TRITONS = {"triton_python_backend_utils"}
 #: What must not be imported just because a stage, a command of a serving host or a client was.
@@ -118,7 +118,7 @@ def test_imports_run_one_way(folder: str) -> None:
 def declared(extra: str | None) -> set[str]:
     """The distributions that an install with an extra asks for."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    lists = dict(re.findall(r"^(\w+) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL))
+    lists = dict(re.findall(r"^([\w-]+) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL))
     found = set()
     for quoted in re.findall(r'"([^"]+)"', lists["dependencies"] + (lists[extra] if extra else "")):
         requirement = Requirement(quoted)

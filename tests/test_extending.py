@@ -51,7 +51,7 @@ from tiercel_pipelines.tasks.pointwise import Pointwise
 from tiercel_serving.reorder.boost import Boost
 from tiercel_serving.rules.between import Between
 from tiercel_serving.sources.newest import Newest
-from tiercel_serving.stores.loaded import Loaded
+from tiercel_serving.stores.sqlite import SQLite
 
 RECIPE = replace(
     BASE,
@@ -69,7 +69,7 @@ RECIPE = replace(
         ),
         rules=(Between("not too long", column="minutes", low=0, high=150),),
         reorder=(Boost(column="in_stock", value=1, by=0.5),),
-        store=Loaded(),
+        store=SQLite("live.db"),
     ),
 )
 """
@@ -79,14 +79,20 @@ import json, sys
 from tiercel_client import Recommender
 from tiercel_serving.commands.serve import example_user
 from tiercel_serving.release.opened import open_release
+from tiercel_serving.stores.feature_store import FeatureStore
 from tiercel_serving.supervise import start_server
 
 with start_server(sys.argv[1], grpc_port=0, http_port=0, metrics_port=0) as server:
     with Recommender(server.grpc_url) as recommender:
-        explained = recommender.explain(user_id=example_user(open_release(sys.argv[1])), k=10)
+        user = example_user(open_release(sys.argv[1]))
+        explained = recommender.explain(user_id=user, k=10)
         sources = sorted({candidate.source for candidate in explained.candidates})
         reasons = sorted({candidate.reorder_reason or "" for candidate in explained.candidates})
-        print(json.dumps({"items": len(explained.items), "sources": sources, "reasons": reasons}))
+        had = explained.items[0].item_id
+        FeatureStore.open(sys.argv[1]).append(user, [had])
+        again = {item.item_id for item in recommender.recommend(user, k=10).items}
+        answer = {"items": len(explained.items), "sources": sources, "reasons": reasons}
+        print(json.dumps({**answer, "again": had in again}))
 """
 
 
@@ -156,7 +162,7 @@ def test_from_training_to_a_served_answer(extended: Path) -> None:
     manifest = json.loads((extended / "release" / "manifest.json").read_text(encoding="utf-8"))
     settings = manifest["settings"]
     assert [source["kind"] for source in settings["sources"]] == ["index", "index", "newest", "popular"]
-    assert settings["store"]["kind"] == "loaded"
+    assert settings["store"]["kind"] == "sqlite"
     assert manifest["ranking"]["engine"] == "plain_onnx"
     run_info = json.loads((extended / "runs" / "extended" / "run.json").read_text(encoding="utf-8"))
     assert "pure_svd" in json.dumps(run_info["models"])
@@ -164,3 +170,4 @@ def test_from_training_to_a_served_answer(extended: Path) -> None:
     assert answer["items"] == 10
     assert {"two_tower", "pure_svd", "newest"} <= set(answer["sources"])
     assert "boosted" in answer["reasons"]
+    assert not answer["again"]

@@ -131,7 +131,6 @@ def _figures(one: Measured) -> Iterator[Figure]:
     if one.text_ids:
         added = (one.served["excluded"] - one.served["one"]) / 1000
         yield Figure(f"{one.size}: ms that excluded ids add to a served answer", added, EXCLUDED_MS)
-    plain = {found.index: found.us for found in one.searches if found.mask == "none"}
     for found in one.searches:
         if found.refused:
             continue
@@ -143,7 +142,7 @@ def _figures(one: Measured) -> Iterator[Figure]:
         if large and found.mask != "none":
             most = found.mask.startswith(f"{SIZES[one.size].hidden[1]:,} best")
             limit = EXCLUDED if most else MASKED
-            yield Figure(f"{what}: search / unmasked", found.us / plain[found.index], limit)
+            yield Figure(f"{what}: search / unmasked", found.us / found.unmasked_us, limit)
 
 
 def format_scale(report: ScaleReport) -> str:

@@ -57,8 +57,9 @@ class Searched:
         Their names.
     recall
         The share of the best allowed items that are found.
-    us, scan_us
-        The median microseconds of one search, and of an exact scan.
+    us, scan_us, unmasked_us
+        The median microseconds of one search, of an exact scan, and of a search of the same index with
+        nothing masked. They take turns, so that a machine that is slower for a while is so for all three.
     refused
         Why there is no such index.
     """
@@ -68,6 +69,7 @@ class Searched:
     recall: float = 0.0
     us: float = 0.0
     scan_us: float = 0.0
+    unmasked_us: float = 0.0
     refused: str = ""
 
 
@@ -112,23 +114,23 @@ def measure_searches(
             f"{few:,} best excluded": Users(light.queries, [rows[:few] for rows in best]),
             f"{many:,} best excluded": Users(light.queries, [rows[:many] for rows in best]),
         }
+        plain = {"Flat": exact}
         for number, index in enumerate(indexes):
             progress(index)
             try:
-                source = (
-                    exact
-                    if index == "Flat"
-                    else _source(place / f"{number}", index, vectors, None, known, count)
-                )
+                if index not in plain:
+                    plain[index] = _source(place / f"{number}", index, vectors, None, known, count)
             except InvalidSettings as error:
                 yield Searched(index, "none", refused=str(error))
                 continue
             for name, users in masks.items():
-                yield _searched(index, name, source, users, len(vectors), count)
+                yield _searched(index, name, (plain[index], plain[index]), users, len(vectors), count)
         for share, most in RULES.items():
             allowed = lots < most
             cut = _source(place / f"exact {share}", "Flat", vectors, allowed, known, count)
             for number, index in enumerate(indexes):
+                if index not in plain:
+                    continue
                 progress(f"{index}, a rule that {share} pass")
                 folder_of = place / f"{number} {share}"
                 try:
@@ -138,7 +140,8 @@ def measure_searches(
                 except InvalidSettings as error:
                     yield Searched(index, f"rule of {share}", refused=str(error))
                     continue
-                yield _searched(index, f"rule of {share}", source, masks["none"], len(vectors), count)
+                sources = (source, plain[index])
+                yield _searched(index, f"rule of {share}", sources, masks["none"], len(vectors), count)
 
 
 def _source(
@@ -173,27 +176,33 @@ def _best(exact: VectorIndex, queries: Array, items: int, count: int) -> list[Ar
     return found
 
 
-def _searched(index: str, mask: str, source: VectorIndex, users: Users, items: int, count: int) -> Searched:
-    """Search for each user by himself, index and scan of the same vectors in turn."""
+def _searched(
+    index: str, mask: str, sources: tuple[VectorIndex, VectorIndex], users: Users, items: int, count: int
+) -> Searched:
+    """Search for each user by himself: the index, a scan of its vectors, and the index without a mask."""
+    source, plain = sources
     exact = VectorIndex(Index(SOURCE).query, source.space, ExactSearch(source.space))
-    spent: tuple[list[float], list[float]] = ([], [])
+    ways = (source, exact, plain)
+    nothing = np.zeros(0, np.int64)
+    spent: tuple[list[float], ...] = ([], [], [])
     shares = []
     asked = list(zip(users.queries, users.seen, strict=True))
     for turn, (query, seen) in enumerate(asked * PASSES):
-        scores = [np.empty(0, np.float32)] * 2
-        # The mask is made before: both need it, and it costs both the same.
+        scores = [np.empty(0, np.float32)] * len(ways)
+        # The masks are made before: all need one, and it costs all the same.
         hidden = make_mask(1, items, seen, np.array([len(seen)]))
+        masks = (hidden, hidden, make_mask(1, items, nothing, np.zeros(1, np.int64)))
         # Who comes first finds cold caches: they take turns.
-        for side in (turn % 2, 1 - turn % 2):
+        for way in np.roll(np.arange(len(ways)), turn).tolist():
             tensors = {Index(SOURCE).query: query[None]}
             begun = time.perf_counter()
-            found, _ = (source, exact)[side].candidates(tensors, hidden, count)
-            spent[side].append((time.perf_counter() - begun) * 1e6)
-            scores[side] = found[0]
-        shares.append(_share(*scores))
-    us, scan_us = (median(times[len(times) // 5 :]) for times in spent)
+            found, _ = ways[way].candidates(tensors, masks[way], count)
+            spent[way].append((time.perf_counter() - begun) * 1e6)
+            scores[way] = found[0]
+        shares.append(_share(scores[0], scores[1]))
+    us, scan_us, unmasked_us = (median(times[len(times) // 5 :]) for times in spent)
     # A mean of twentieths is no binary fraction: .99 is .99.
-    return Searched(index, mask, round(float(np.mean(shares)), 9), us, scan_us)
+    return Searched(index, mask, round(float(np.mean(shares)), 9), us, scan_us, unmasked_us)
 
 
 def _share(found: Array, exact: Array) -> float:

@@ -1,46 +1,59 @@
-"""Answers end to end: one caller, over gRPC, to a real Triton that serves the release."""
+"""Answers end to end: one caller, over gRPC, to real Tritons that serve the releases."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from benchmarks.scale.made_up import heavy_users
-from benchmarks.scale.sizes import Size
+from benchmarks.scale.answering import Asked
 from tiercel_client import Recommender
 from tiercel_serving.spec import Array
 from tiercel_serving.supervise.process import start_server
 
 
-def measure_served(
-    release: Path, user_ids: Array, item_ids: Array, size: Size, seed: int = 2
-) -> dict[str, float]:
-    """Ask for users who have had little, in turn without and with many items excluded.
+def measure_served(asked: Mapping[str, Asked], seed: int = 2) -> dict[str, dict[str, float]]:
+    """Ask servers of all releases in turn, without and with many items excluded.
 
     Returns
     -------
     dict
-        Medians in microseconds: ``one`` (an answer), and ``excluded`` (one with as many items excluded as the
-        size hides at most).
+        By name, medians in microseconds: ``one`` (an answer to a user who has had little), and ``excluded``
+        (one with as many items excluded as the size hides at most).
     """
     random = np.random.default_rng(seed)
-    light = np.setdiff1d(np.arange(size.users), heavy_users(size))
-    users = _plain(user_ids[random.choice(light, 2 * size.answers)])
-    many = min(size.hidden[1], size.items // 2)
-    excluded = [_plain(item_ids[random.choice(size.items, many, replace=False)]) for _ in range(8)]
-    spent: dict[str, list[float]] = {"one": [], "excluded": []}
-    with start_server(release) as server, Recommender(server.grpc_url) as client:
-        for turn, user in enumerate(users):
-            for kind, ids in (("one", None), ("excluded", excluded[turn % len(excluded)])):
-                begun = time.perf_counter()
-                client.recommend(user, exclude=ids, titles=False)
-                spent[kind].append((time.perf_counter() - begun) * 1e6)
+    turns = max(one.size.answers for one in asked.values())
+    spent: dict[str, dict[str, list[float]]] = {name: {"one": [], "excluded": []} for name in asked}
+    with ExitStack() as stack:
+        clients = {}
+        for name, one in asked.items():
+            server = stack.enter_context(start_server(one.path))
+            clients[name] = stack.enter_context(Recommender(server.grpc_url))
+        users = {
+            name: _plain(one.user_ids[random.choice(one.light(), 2 * turns)]) for name, one in asked.items()
+        }
+        excluded = {name: _excluded(one, random) for name, one in asked.items()}
+        for turn in range(2 * turns):
+            for name, client in clients.items():
+                for kind, ids in (("one", None), ("excluded", excluded[name][turn % len(excluded[name])])):
+                    begun = time.perf_counter()
+                    client.recommend(users[name][turn], exclude=ids, titles=False)
+                    spent[name][kind].append((time.perf_counter() - begun) * 1e6)
     # The first half warms up.
-    return {kind: median(times[size.answers :]) for kind, times in spent.items()}
+    return {
+        name: {kind: median(times[turns:]) for kind, times in kinds.items()} for name, kinds in spent.items()
+    }
+
+
+def _excluded(one: Asked, random: np.random.Generator) -> list[list[Any]]:
+    """Return some lists of as many item ids as the size hides at most."""
+    items = one.size.items
+    many = min(max(one.size.hidden), items // 2)
+    return [_plain(one.release.items.ids(random.choice(items, many, replace=False))) for _ in range(8)]
 
 
 def _plain(ids: Array) -> list[Any]:

@@ -53,6 +53,8 @@ class AsyncRecommender(Core[AsyncTransport]):
         k: int | None = None,
         *,
         exclude: Iterable[Id] | None = None,
+        include: Iterable[Id] | None = None,
+        candidates: Sequence[Id] | None = None,
         history: Sequence[Id] | None = None,
         features: Mapping[str, Any] | None = None,
         allow_seen: bool | None = None,
@@ -62,7 +64,7 @@ class AsyncRecommender(Core[AsyncTransport]):
         headers: Headers | None = None,
     ) -> Recommendation:
         """Recommend items to one user; as :meth:`tiercel_client.Recommender.recommend`."""
-        question = Question.of_one(user_id, k, exclude, history, features, allow_seen)
+        question = Question.of_one(user_id, k, exclude, history, features, allow_seen, include, candidates)
         context = self._context(timeout_s, request_id, headers)
         return (await self._drive(self._recommend(context, question, titles)))[0]
 
@@ -72,6 +74,8 @@ class AsyncRecommender(Core[AsyncTransport]):
         k: int | Sequence[int | None] | None = None,
         *,
         exclude: Sequence[Iterable[Id] | None] | None = None,
+        include: Sequence[Iterable[Id] | None] | None = None,
+        candidates: Sequence[Sequence[Id] | None] | None = None,
         history: Sequence[Sequence[Id] | None] | None = None,
         features: Mapping[str, Sequence[Any]] | None = None,
         allow_seen: bool | Sequence[bool | None] | None = None,
@@ -81,7 +85,7 @@ class AsyncRecommender(Core[AsyncTransport]):
         headers: Headers | None = None,
     ) -> list[Recommendation]:
         """Recommend items to several users; as :meth:`tiercel_client.Recommender.recommend_many`."""
-        question = Question(user_ids, k, exclude, history, features, allow_seen)
+        question = Question(user_ids, k, exclude, history, features, allow_seen, include, candidates)
         context = self._context(timeout_s, request_id, headers)
         return await self._drive(self._recommend(context, question, titles))
 
@@ -91,6 +95,8 @@ class AsyncRecommender(Core[AsyncTransport]):
         k: int | None = None,
         *,
         exclude: Iterable[Id] | None = None,
+        include: Iterable[Id] | None = None,
+        candidates: Sequence[Id] | None = None,
         history: Sequence[Id] | None = None,
         features: Mapping[str, Any] | None = None,
         allow_seen: bool | None = None,
@@ -99,7 +105,7 @@ class AsyncRecommender(Core[AsyncTransport]):
         headers: Headers | None = None,
     ) -> Explanation:
         """Say what each stage did for one user; as :meth:`tiercel_client.Recommender.explain`."""
-        question = Question.of_one(user_id, k, exclude, history, features, allow_seen)
+        question = Question.of_one(user_id, k, exclude, history, features, allow_seen, include, candidates)
         context = self._context(timeout_s, request_id, headers)
         return await self._drive(self._explain(context, question))
 

@@ -10,11 +10,13 @@ from typing import Any
 from .errors import ProtocolMismatch
 from .results import RequestColumn, ServerInfo
 
-#: The two list inputs that every ensemble has, what says how long each of their rows is, and what carries
-#: them packed, if the ensemble's item ids are text.
+#: The list inputs of an ensemble, what says how long each of their rows is, and what carries them packed, if
+#: the ensemble's item ids are text. Servers of older releases have the first two alone.
 EXCLUDE, HISTORY = "exclude_item_ids", "history_item_ids"
-LENGTHS: Mapping[str, str] = {EXCLUDE: "exclude_item_ids__length", HISTORY: "history_item_ids__length"}
-PACKED: Mapping[str, str] = {EXCLUDE: "exclude_item_ids__packed", HISTORY: "history_item_ids__packed"}
+INCLUDE, CANDIDATES = "include_item_ids", "candidate_item_ids"
+LISTS = (EXCLUDE, HISTORY, INCLUDE, CANDIDATES)
+LENGTHS: Mapping[str, str] = {name: f"{name}__length" for name in LISTS}
+PACKED: Mapping[str, str] = {name: f"{name}__packed" for name in LISTS}
 
 #: The input that says whether a user may get what the user already had.
 ALLOW_SEEN = "allow_seen"

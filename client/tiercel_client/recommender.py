@@ -78,6 +78,8 @@ class Recommender(Core[Transport]):
         k: int | None = None,
         *,
         exclude: Iterable[Id] | None = None,
+        include: Iterable[Id] | None = None,
+        candidates: Sequence[Id] | None = None,
         history: Sequence[Id] | None = None,
         features: Mapping[str, Any] | None = None,
         allow_seen: bool | None = None,
@@ -97,6 +99,14 @@ class Recommender(Core[Transport]):
             How many items, at most; None is the server's default.
         exclude
             Raw ids of items that must not be recommended.
+        include
+            Raw ids: nothing else may be recommended, and of these the best are found, however deep they lie.
+            None is everything, an empty list is nothing.
+        candidates
+            Raw ids of the items to rank: nothing is searched for. Those that are unknown, excluded, had
+            before or ruled out do not come, and of a repeated one only the first counts. Of more than the
+            recipe's number of candidates the best go on. Those of a user of whom nothing is known come by
+            popularity.
         history
             Raw ids of the items the user had to do with, oldest first, instead of what the store
             knows; an empty list is an empty history, None is the store's.
@@ -126,7 +136,7 @@ class Recommender(Core[Transport]):
         ClientError
             Its other subclasses: see :mod:`tiercel_client.errors`.
         """
-        question = Question.of_one(user_id, k, exclude, history, features, allow_seen)
+        question = Question.of_one(user_id, k, exclude, history, features, allow_seen, include, candidates)
         context = self._context(timeout_s, request_id, headers)
         return self._drive(self._recommend(context, question, titles))[0]
 
@@ -136,6 +146,8 @@ class Recommender(Core[Transport]):
         k: int | Sequence[int | None] | None = None,
         *,
         exclude: Sequence[Iterable[Id] | None] | None = None,
+        include: Sequence[Iterable[Id] | None] | None = None,
+        candidates: Sequence[Sequence[Id] | None] | None = None,
         history: Sequence[Sequence[Id] | None] | None = None,
         features: Mapping[str, Sequence[Any]] | None = None,
         allow_seen: bool | Sequence[bool | None] | None = None,
@@ -156,7 +168,7 @@ class Recommender(Core[Transport]):
             Raw ids ``[n]``; an id may come twice.
         k
             For all users, or for each (None is the server's default).
-        exclude, history
+        exclude, include, candidates, history
             One list (or None) for each user, as in :meth:`recommend`.
         features
             Request column → one value (or list of values) for each user.
@@ -178,7 +190,7 @@ class Recommender(Core[Transport]):
         InvalidInput, ClientError
             As in :meth:`recommend`.
         """
-        question = Question(user_ids, k, exclude, history, features, allow_seen)
+        question = Question(user_ids, k, exclude, history, features, allow_seen, include, candidates)
         context = self._context(timeout_s, request_id, headers)
         return self._drive(self._recommend(context, question, titles))
 
@@ -188,6 +200,8 @@ class Recommender(Core[Transport]):
         k: int | None = None,
         *,
         exclude: Iterable[Id] | None = None,
+        include: Iterable[Id] | None = None,
+        candidates: Sequence[Id] | None = None,
         history: Sequence[Id] | None = None,
         features: Mapping[str, Any] | None = None,
         allow_seen: bool | None = None,
@@ -199,7 +213,9 @@ class Recommender(Core[Transport]):
 
         Parameters
         ----------
-        user_id, k, exclude, history, features, allow_seen, timeout_s, request_id, headers
+        user_id, k, exclude, include, candidates, history, features, allow_seen
+            As in :meth:`recommend`.
+        timeout_s, request_id, headers
             As in :meth:`recommend`.
 
         Returns
@@ -214,7 +230,7 @@ class Recommender(Core[Transport]):
         InvalidInput, ClientError
             As in :meth:`recommend`.
         """
-        question = Question.of_one(user_id, k, exclude, history, features, allow_seen)
+        question = Question.of_one(user_id, k, exclude, history, features, allow_seen, include, candidates)
         context = self._context(timeout_s, request_id, headers)
         return self._drive(self._explain(context, question))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .contract import ALLOW_SEEN, EXCLUDE, HISTORY, LENGTHS, PACKED, Contract
+from .contract import ALLOW_SEEN, CANDIDATES, EXCLUDE, HISTORY, INCLUDE, LENGTHS, PACKED, Contract
 from .errors import InvalidInput
 from .results import Anonymous, RequestColumn
 from .values import Array, Place, convert_column, convert_ids, flatten, pack_ids, sequence, shown
@@ -21,6 +21,10 @@ ANONYMOUS_IDS: Mapping[str, int | bytes] = {"int64": -(2**63), "bytes": b"\x00an
 
 #: From how many text ids on a request's lists travel packed: as a tensor each becomes an object at both ends.
 PACK_FROM = 32
+
+
+#: Argument → the tensor of its lists of item ids.
+_ARGUMENTS = {"exclude": EXCLUDE, "history": HISTORY, "include": INCLUDE, "candidates": CANDIDATES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class Question:
     history: Any = None
     features: Any = None
     allow_seen: Any = None
+    include: Any = None
+    candidates: Any = None
     single: bool = False
 
     @classmethod
@@ -47,13 +53,15 @@ class Question:
         history: Any = None,
         features: Any = None,
         allow_seen: Any = None,
+        include: Any = None,
+        candidates: Any = None,
     ) -> Question:
         """Return the question for one user."""
+        lists = {"exclude": exclude, "history": history, "include": include, "candidates": candidates}
         return cls(
             users=[user],
             k=None if k is None else [k],
-            exclude=None if exclude is None else [exclude],
-            history=None if history is None else [history],
+            **{name: None if given is None else [given] for name, given in lists.items()},
             features={name: [value] for name, value in features.items()}
             if isinstance(features, Mapping)
             else features,
@@ -88,7 +96,7 @@ def build_requests(contract: Contract, question: Question) -> list[Part]:
     tensors: list[_Scalars | _Lists] = [_user_ids(contract, users, question.single)]
     if question.k is not None and (k := _k(contract, question, count)) is not None:
         tensors.append(k)
-    for argument, name in (("exclude", EXCLUDE), ("history", HISTORY)):
+    for argument, name in _ARGUMENTS.items():
         given = getattr(question, argument)
         if given is not None:
             tensors.append(_item_ids(contract, argument, name, given, count, question.single))
@@ -229,15 +237,14 @@ def _item_ids(
     if name not in contract.inputs:
         raise InvalidInput(f"{argument}: model {contract.model} takes no {name}; leave it out")
     rows = _each(_rows(given, argument), argument, count)
-    unordered = name == EXCLUDE
-    flat, lengths = flatten(rows, _place(argument, single), unordered=unordered)
+    flat, lengths = flatten(rows, _place(argument, single), unordered=name in (EXCLUDE, INCLUDE))
     if lengths.max() > contract.max_excluded:
         worst = int(np.argmax(lengths))
         raise InvalidInput(
             f"{_place(argument, single)(worst)}: expected at most {contract.max_excluded} item ids "
             f"(max_excluded of {contract.model}), came {int(lengths[worst])}"
         )
-    if unordered:
+    if name == EXCLUDE:
         lengths = np.where(lengths == 0, np.int32(-1), lengths)  # nothing to exclude is nothing to send
     place = _inner_place(argument, lengths, single)
     if contract.item_id_dtype == "bytes" and len(flat) >= PACK_FROM and PACKED[name] in contract.inputs:

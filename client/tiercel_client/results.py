@@ -292,7 +292,7 @@ class ServerInfo:
     k_default, k_max
         How many items an answer has if nothing is said, and at most.
     max_excluded
-        Length of ``exclude`` and of ``history``, at most.
+        Length of ``exclude``, ``include``, ``candidates`` and ``history``, at most.
     allow_seen
         Whether users get again what they already had, if nothing is said.
     user_id_dtype, item_id_dtype

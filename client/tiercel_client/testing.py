@@ -34,8 +34,10 @@ import numpy as np
 
 from .contract import (
     ALLOW_SEEN,
+    CANDIDATES,
     EXCLUDE,
     HISTORY,
+    INCLUDE,
     LENGTHS,
     PACKED,
     TIME_PREFIX,
@@ -62,8 +64,9 @@ STAGES = (
 class FakeServer:
     """What both fake transports do: a tiny recommender with the real one's interface.
 
-    A known user gets the items that ``users`` names, everybody else all items in their order;
-    excluded items and, unless ``allow_seen``, those of a sent history are left out. Scores fall from 1.
+    A known user gets the items that ``users`` names, everybody else all items in their order. Excluded items
+    are left out, those of a sent history unless ``allow_seen``, and those that a sent set of what may come
+    lacks. Sent candidates come in their order. Scores fall from 1.
 
     Parameters
     ----------
@@ -211,14 +214,19 @@ class FakeServer:
         if len(users) > self.max_batch_size:
             raise RequestRefused(f"the fake server takes {self.max_batch_size} users, came {len(users)}")
         k = inputs["k"][:, 0].tolist() if "k" in inputs else [self.k_default] * len(users)
-        excluded, history = (self._lists(inputs, name, len(users)) for name in (EXCLUDE, HISTORY))
+        excluded, history, included, listed = (
+            self._lists(inputs, name, len(users)) for name in (EXCLUDE, HISTORY, INCLUDE, CANDIDATES)
+        )
         allowed = [self.allow_seen] * len(users)
         if ALLOW_SEEN in inputs:
             allowed = inputs[ALLOW_SEEN][:, 0].tolist()
         answers, statuses = [], []
         for row, user in enumerate(users):
             gone = {*(excluded[row] or ()), *((not allowed[row] and history[row]) or ())}
-            answers.append([one for one in self.users.get(user, self._ids) if one not in gone])
+            mine, only = listed[row], included[row]
+            mine = list(self.users.get(user, self._ids) if mine is None else dict.fromkeys(mine))
+            known = [one for one in mine if one in self.items and one not in gone]
+            answers.append([one for one in known if only is None or one in only])
             statuses.append(self._status(user, inputs, row, history[row]))
         outputs = self._outputs(answers, k)
         outputs["status"] = np.array(statuses, np.int32).reshape(-1, 1)

@@ -98,6 +98,37 @@ def take_rows(column: Column, rows: npt.NDArray[np.int64]) -> Column:
     )
 
 
+def merge_rows(over: Column, under: Column, where: npt.NDArray[np.bool_]) -> Column:
+    """Return the rows of ``over`` where ``[n]`` says so, else those of ``under``, in its dtype."""
+    merge = _merge_scalars if under.offsets is None else _merge_lists
+    return merge(over, under, where)
+
+
+def _merge_scalars(over: Column, under: Column, where: npt.NDArray[np.bool_]) -> Column:
+    values = np.where(where, over.values.astype(under.values.dtype, copy=False), under.values)
+    if over.valid is None:
+        return Column(values, None if under.valid is None else under.valid | where)
+    return Column(values, np.where(where, over.valid, True if under.valid is None else under.valid))
+
+
+def _merge_lists(over: Column, under: Column, where: npt.NDArray[np.bool_]) -> Column:
+    assert over.offsets is not None
+    assert under.offsets is not None
+    behind = len(under.values)
+    starts = np.where(where, over.offsets[:-1] + behind, under.offsets[:-1])
+    lengths = np.where(where, np.diff(over.offsets), np.diff(under.offsets))
+    index = flat_ranges(starts, lengths)
+    values = np.concatenate([under.values, over.values.astype(under.values.dtype, copy=False)])[index]
+    valid = None
+    if under.valid is not None:
+        valid = np.concatenate([under.valid, np.ones(len(over.values), np.bool_)])[index]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    every = np.ones(len(where), np.bool_)
+    of_over, of_under = (every if c.row_valid is None else c.row_valid for c in (over, under))
+    row_valid = np.where(where, of_over, of_under)
+    return Column(values, valid, offsets, None if row_valid.all() else row_valid)
+
+
 def _filler(kind: np.dtype[Any], n: int) -> Array:
     array: Array = np.zeros(n, kind)
     if kind == np.object_:

@@ -16,10 +16,18 @@
     │   ├── ArtefactCorrupt     a file differs from what the manifest says
     │   ├── ManifestInvalid     the manifest says something that cannot be
     │   ├── BuildMismatch       a file belongs to another build
+    │   ├── EngineMismatch      an engine was made for another device or library than there is
+    │   ├── EngineNotBuilt      an engine's file is to be built on the machine that will run it
     │   ├── NewerFormat         written by a newer Tiercel than this one
     │   └── OlderFormat         written by an older Tiercel, in a format that is no longer read
+    ├── StoreError              live values of users can't be read or written
+    │   ├── StoreUnavailable    the store does not answer, or not in time
+    │   ├── StoreDamaged        what it holds is not what was written
+    │   └── StoreMismatch       it holds columns or ids of other types than the release's
     ├── InvalidConfig           a generated model repository breaks one of Triton's rules
     ├── VerificationFailed      what was compiled differs from its source
+    ├── EngineBuildFailed       a graph could not be built into an engine
+    ├── DeviceUnavailable       there is no GPU that can be used, or it has too little memory left
     ├── MachineFault            the disk, its permissions, the memory or a mount is at fault
     ├── ServerError             the inference server can't be started or does not answer
     │   ├── PortTaken           something else listens on the port
@@ -95,6 +103,14 @@ class BuildMismatch(ReleaseError):
     """A file belongs to another build than the manifest."""
 
 
+class EngineMismatch(ReleaseError):
+    """A compiled engine is bound to another device, library version or graph than it meets here."""
+
+
+class EngineNotBuilt(ReleaseError):
+    """An engine's file is not there yet: it is built on the machine that will run it."""
+
+
 class NewerFormat(ReleaseError):
     """The file was written by a newer Tiercel; upgrade this one or export again."""
 
@@ -103,12 +119,36 @@ class OlderFormat(ReleaseError):
     """The file was written by an older Tiercel, in a format that is no longer read."""
 
 
+class StoreError(TiercelError):
+    """Live values of users cannot be read or written."""
+
+
+class StoreUnavailable(StoreError):
+    """The store does not answer, or not in time."""
+
+
+class StoreDamaged(StoreError):
+    """What the store holds is not what was written."""
+
+
+class StoreMismatch(StoreError):
+    """The store holds columns or ids of other types than the release's."""
+
+
 class InvalidConfig(TiercelError):
     """A generated model repository breaks one of Triton's rules."""
 
 
 class VerificationFailed(TiercelError):
     """What was compiled differs from its source."""
+
+
+class EngineBuildFailed(TiercelError):
+    """A graph could not be built into an engine."""
+
+
+class DeviceUnavailable(TiercelError):
+    """There is no GPU that can be used, its driver is too old, or it has too little memory left."""
 
 
 class MachineFault(TiercelError):

@@ -131,6 +131,26 @@ def first_allowed(allowed: npt.NDArray[np.bool_], count: int) -> tuple[Rows, npt
     return out, real
 
 
+def last_real(rows: Rows, real: npt.NDArray[np.bool_], length: int, pad: int) -> Rows:
+    """Return the last ``length`` rows of ``[B, W]`` that are real, in order, left aligned and padded."""
+    after = np.cumsum(real[:, ::-1], axis=1)[:, ::-1]
+    kept = real & (after <= length)
+    users, places = kept.nonzero()
+    counts = np.count_nonzero(kept, axis=1)
+    out = np.full((len(rows), length), pad, np.int64)
+    out[users, np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)] = rows[users, places]
+    return out
+
+
+def repeated(rows: Rows) -> npt.NDArray[np.bool_]:
+    """Return ``[B, M]``: which rows stand in their user's list before."""
+    order = rows.argsort(axis=1, kind="stable")
+    again = np.zeros(rows.shape, np.bool_)
+    ordered = np.take_along_axis(rows, order, axis=1)
+    np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    return again
+
+
 class Mask(ABC):
     """Which items each user of a batch must not get. The pad row is always among them.
 
@@ -161,6 +181,10 @@ class Mask(ABC):
     def allows(self, rows: Rows, users: Rows | None = None) -> npt.NDArray[np.bool_]:
         """Return for ``[B, M]`` rows whether their user may get them; ``users`` are those of the rows."""
         return self._allows(rows + (self._base if users is None else self._base[users]))
+
+    def few(self, most: int) -> dict[int, Rows]:
+        """Return what those users may get, ascending, whom an allowed set leaves ``most`` rows at most."""
+        return {}
 
     def rows_of(self, user: int) -> Rows:
         """Return the rows that one user must not get, ascending, without the pad row."""
@@ -223,6 +247,32 @@ class BitmapMask(Mask):
     def table(self) -> npt.NDArray[np.bool_]:
         """Return the table itself."""
         return self._cells.reshape(self._shape)
+
+
+class AllowedMask(BitmapMask):
+    """A mask that knows what its users may get: a table of users × items, however large.
+
+    Parameters
+    ----------
+    allowed
+        ``[B, I + 1]``: what each user may get, but for the rows below; the pad row is masked anyway.
+    flat, counts
+        As for :class:`Mask`.
+    """
+
+    def __init__(self, allowed: npt.NDArray[np.bool_], flat: Rows, counts: Rows) -> None:
+        self._allowed = allowed
+        super().__init__(len(allowed), allowed.shape[1] - 1, flat, counts)
+
+    def _start(self, pads: Rows, seen: Rows) -> None:
+        self._cells = ~self._allowed.reshape(-1)
+        self._mask(pads)
+        self._mask(seen)
+
+    def few(self, most: int) -> dict[int, Rows]:
+        """Look for few free cells in each row of the table."""
+        left = self._shape[1] - np.count_nonzero(self.table(), axis=1)
+        return {user: np.flatnonzero(~self.table()[user]) for user in np.flatnonzero(left <= most).tolist()}
 
 
 class KeyMask(Mask):

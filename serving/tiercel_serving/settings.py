@@ -53,7 +53,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_batch_size
         Users in one request and in one Triton batch, at most.
     max_excluded
-        Length of ``exclude_item_ids`` and of ``history_item_ids`` in a request, at most.
+        Length of each list of item ids in a request, at most.
     allow_seen
         Whether users may get what they already had, unless their request says otherwise: what the store
         knows of them and the history that the request sends. What it excludes never comes.
@@ -65,7 +65,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reorder
         From the ranker's scores to the final order, step by step; empty means the first task's score.
     store
-        Where users are kept.
+        Where live values of users are kept, if such are written.
     unknown_users
         ``fallback`` (the default: that source's items, no ranker) or ``rank`` (like everybody else).
     history_columns
@@ -172,8 +172,7 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
     if not isinstance(title, str | None):
         problem = f"expected a raw item column, got {title!r}"
         yield Problem("title_column", problem, "name the column, or leave it out")
-    if STORES.row_of(settings.store) is None:
-        yield Problem("store", f"expected a store, got {settings.store!r}", "write store=MemoryMapped()")
+    yield from STORES.misfit(settings.store, "store")
 
 
 def _limits(settings: ServingSettings) -> Iterator[Problem]:

@@ -120,6 +120,15 @@ class Checks(Protocol):
 
 
 @runtime_checkable
+class Closes(Protocol):
+    """A stage that holds what must be given back, memory of a device above all."""
+
+    def close(self) -> None:
+        """Give it back; the stage runs no more."""
+        ...
+
+
+@runtime_checkable
 class Widths(Protocol):
     """A stage whose outputs are as wide as the request asks."""
 

@@ -73,9 +73,9 @@ def measured(size: str, **answers: float) -> Measured:
         "heavy_retrieval": 310.0,
     }
     searches = (
-        Searched("Flat", "none", 1.0, 900.0, 900.0),
-        Searched("IVF", "none", 0.995, 100.0, 900.0),
-        Searched("IVF", "5,000 best excluded", 0.98, 1100.0, 900.0),
+        Searched("Flat", "none", 1.0, 900.0, 900.0, 900.0),
+        Searched("IVF", "none", 0.995, 100.0, 900.0, 100.0),
+        Searched("IVF", "5,000 best excluded", 0.98, 1100.0, 900.0, 100.0),
         Searched("SQ4", "none", refused="too coarse"),
     )
     export = {"seconds": 10.0, "peak_bytes": 5e9}

@@ -160,6 +160,22 @@ def test_a_real_server(server: dict[str, Any], tiercel_here: Tiercel) -> None:
     assert first["item_id"] not in [item["item_id"] for item in json.loads(again.stdout)["items"]]
     shown = tiercel_here("recommend", "--user", "ü 3", "--url", url)
     assert first["title"] in shown.stdout
+    other = document["items"][1]["item_id"]
+    for option in ("--include", "--candidate"):
+        asked = (
+            "recommend",
+            "--user",
+            "ü 3",
+            option,
+            other,
+            option,
+            first["item_id"],
+            "--url",
+            url,
+            "--json",
+        )
+        found = [item["item_id"] for item in json.loads(tiercel_here(*asked).stdout)["items"]]
+        assert found == [first["item_id"], other]
 
 
 def test_a_real_explanation(server: dict[str, Any], tiercel_here: Tiercel) -> None:

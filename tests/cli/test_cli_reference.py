@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -23,14 +24,23 @@ def test_every_command_of_the_table_exists() -> None:
     assert list(COMMANDS) == WRITTEN
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_every_command_has_help_with_an_example_json_and_debug(name: str) -> None:
-    command = load_command(name)
+def leaves() -> dict[str, Any]:
+    """What is typed → its command; those of a group each by themselves."""
+    found = {}
+    for name in WRITTEN:
+        command = load_command(name)
+        group = getattr(command, "commands", None)
+        found |= {name: command} if group is None else {f"{name} {sub}": one for sub, one in group.items()}
+    return found
+
+
+@pytest.mark.parametrize(("name", "command"), leaves().items())
+def test_every_command_has_help_with_an_example_json_and_debug(name: str, command: Any) -> None:
     assert re.search(rf"Example: \[bold\]tiercel {name}\b.*\[/\]", command.help)
     options = {option for param in command.params for option in param.opts}
     assert {"--json", "--debug"} <= options
     assert all(param.help for param in command.params)
-    result = CliRunner().invoke(app, [name, "--help"])
+    result = CliRunner().invoke(app, [*name.split(), "--help"])
     assert result.exit_code == 0
     assert f"tiercel {name}" in result.output
 

@@ -54,7 +54,7 @@ TEXTS = contract(
 
 def one(user: Any = 1, rules: Contract = INTS, **arguments: Any) -> dict[str, Any]:
     """The tensors of a request for one user."""
-    filled = {name: arguments.get(name) for name in ("k", "exclude", "history", "features", "allow_seen")}
+    filled = {"k": None, **arguments}
     [part] = build_requests(rules, Question.of_one(user, **filled))
     return part.inputs
 
@@ -102,6 +102,19 @@ def test_lengths_are_sent_only_where_rows_differ() -> None:
     assert part.inputs["exclude_item_ids"].tolist() == [[1, 2], [0, 0], [0, 0]]
     assert part.inputs["exclude_item_ids__length"].tolist() == [[2], [-1], [-1]]
     assert part.inputs["exclude_item_ids__length"].dtype == np.int32
+
+
+def test_sets_and_candidates_travel_as_they_are() -> None:
+    assert one(include={3, 4})["include_item_ids"].tolist() == [[3, 4]]
+    [part] = many([1, 2, 3], include=[[7], None, []], candidates=[[5, 5, 1], [], None])
+    assert part.inputs["include_item_ids__length"].tolist() == [[1], [-1], [0]]  # an empty set is nothing
+    assert part.inputs["candidate_item_ids"].tolist() == [[5, 5, 1], [0, 0, 0], [0, 0, 0]]
+    assert part.inputs["candidate_item_ids__length"].tolist() == [[3], [0], [-1]]
+    said = refused(one, candidates=list(range(7)))
+    assert "candidates: expected at most 6 item ids (max_excluded of recommend), came 7" in said
+    assert "candidates[1]: expected" in refused(one, candidates=[1, "x"])
+    old = dataclasses.replace(INTS, inputs=INTS.inputs - {"include_item_ids"})
+    assert "include: model recommend takes no include_item_ids" in refused(one, rules=old, include=[1])
 
 
 def test_long_lists_of_text_travel_packed() -> None:

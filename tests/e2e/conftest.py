@@ -25,6 +25,7 @@ from tiercel_pipelines.training import TrainedRun, train_recipe
 from tiercel_serving import backend
 from tiercel_serving.release.opened import Release
 from tiercel_serving.repository.graph import render_repository
+from tiercel_serving.stores.embedded import Embedded
 from tiercel_serving.supervise import TritonServer, start_server
 
 LAYOUTS = {"fused": "recommend", "staged": "recommend_staged"}
@@ -117,7 +118,9 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     recipe = recipe_for(request.param)
     dataset = load_dataset(recipe.dataset)
     run = train_recipe(recipe, dataset, place / "run")
-    release = export_run(run, place / "release")
+    made = export_run(run, place / "release")
+    # A store changes no answer until something is written; `test_live_store.py` writes, and takes it back.
+    release = Release(made.path, made.manifest, Embedded(path=str(place / "store")))
     repository = place / "repository"
     runner = RUNNERS[request.param]
     render_repository(release, repository, "fused", runner=runner)

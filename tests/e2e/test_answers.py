@@ -97,6 +97,44 @@ def test_what_a_user_already_had_may_come_if_the_request_allows_it(
         assert_right(served, Question(asked, k=k, allow_seen=allow), answer)
 
 
+def test_a_set_of_what_may_come(served: Served, recommender: Recommender) -> None:
+    """A set is the same as to exclude all the rest: its best items come, however deep they lie."""
+    items, user = all_items(served), served.known_user
+    for step in (2, 7, 40):
+        include, rest = items[::step], [item for row, item in enumerate(items) if row % step]
+        answer = recommender.recommend(user, include=[*include, *include[:3]])
+        assert_right(served, served.question(exclude=rest), answer)
+        unknown = recommender.recommend(served.unknown_user, include=include)
+        assert_right(served, Question(served.unknown_user, exclude=rest), unknown)
+    assert recommender.recommend(user, include=[]).items == ()
+    strange: list[Any] = UNICODE_IDS[:4] if isinstance(items[0], str) else [-1, 2**62]
+    assert recommender.recommend(user, include=strange).items == ()
+    # In one request, each as it asks.
+    both = recommender.recommend_many([user] * 3, include=[items[::7], None, []])
+    assert_right(served, served.question(exclude=[i for row, i in enumerate(items) if row % 7]), both[0])
+    assert_right(served, served.question(), both[1])
+    assert both[2].items == ()
+
+
+def test_a_given_list_is_ranked(served: Served, recommender: Recommender) -> None:
+    items, user, k = all_items(served), served.known_user, served.release.settings.k_max
+    had = {served.reference.raw_ids[row] for row in served.reference.history[user]}
+    passing = [item for row, item in enumerate(items) if served.reference.failed_rule[row]]
+    chosen = passing[3::17][:40]
+    strange: list[Any] = UNICODE_IDS[:4] if isinstance(items[0], str) else [-1, 2**62]
+    sent = [*strange, *chosen, *chosen[:5]] * 3
+    answer = recommender.recommend(user, k=k, candidates=sent)
+    left = {item for item in chosen if item not in had}
+    assert {item.item_id for item in answer.items} == left
+    again = recommender.recommend(user, k=k, candidates=chosen, allow_seen=True, exclude=chosen[:1])
+    assert {item.item_id for item in again.items} == set(chosen[1:])
+    many = recommender.recommend(user, k=k, candidates=(items * 40)[:10_000])
+    assert len(many.items) == min(k, served.release.settings.kept)
+    unknown = recommender.recommend(served.unknown_user, k=k, candidates=sent)
+    assert {item.item_id for item in unknown.items} == set(chosen)
+    assert recommender.recommend(user, candidates=[]).items == ()
+
+
 def test_everything_excluded(served: Served, recommender: Recommender) -> None:
     answer = recommender.recommend(served.known_user, exclude=all_items(served))
     assert answer.items == ()

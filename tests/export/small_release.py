@@ -242,7 +242,7 @@ class CachedExport:
     def __init__(self) -> None:
         self._models: dict[Any, bytes] = {}
 
-    def __call__(self, module: nn.Module, folder: Path, *, build_id: str, **options: Any) -> None:
+    def __call__(self, module: nn.Module, folder: Path, *, build_id: str, **options: Any) -> tuple[str, ...]:
         path = folder / Onnx.file
         state = [(name, value.numpy().tobytes()) for name, value in module.state_dict().items()]
         key = (type(module).__name__, tuple(state), repr(sorted(options.items())))
@@ -252,3 +252,4 @@ class CachedExport:
         model = onnx.load_from_string(self._models[key])
         model.metadata_props[0].value = build_id
         path.write_bytes(model.SerializeToString())
+        return ()

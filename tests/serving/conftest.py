@@ -9,11 +9,14 @@ import pytest
 from own_kinds import Beside, EvenYears, own_kinds
 from tiny_release import Tiny, make_tiny
 
+from tiercel_serving.errors import StoreUnavailable
 from tiercel_serving.reorder.weighted_sum import WeightedSum
 from tiercel_serving.rules.compare import Compare
+from tiercel_serving.rules.expression import Expression
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.popular import Popular
+from tiercel_serving.stores.server import StoreServer
 
 #: Every shape of a recommender that the stages must serve.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -32,6 +35,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
                 Compare("recent", "year", ">=", 1995),
                 Compare("not one", "label", "not in", ["Film № 7", "Film № 8"]),
                 Compare("genre", "genres", "not in", ["пилот"]),
+            )
+        },
+    },
+    "asking rules": {
+        "seed": 13,
+        "items": 60,
+        "settings": {
+            "rules": (
+                Compare("recent", "year", ">=", 1992),
+                Expression("for the age", "item.year - 1980 > user.age or user.age is None"),
+                Expression("later", "not item.year <= 1995 + request.hour or item.genres is None"),
+                Expression("other", "item.label in ('Film № 12', 'x') or item.year != user.person"),
+                Expression("tags", "item.year not in user.tags or any(item.genres, ('artist',))"),
             )
         },
     },
@@ -126,3 +142,14 @@ def plain(tiny_of: Callable[[str], Tiny]) -> Tiny:
 @pytest.fixture
 def plain_chain(chain_of: Callable[[str], Chain]) -> Chain:
     return chain_of("plain")
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[StoreServer]:
+    """A Valkey or Redis on loopback, empty at first; each test has a prefix of its own."""
+    try:
+        server = StoreServer()
+    except StoreUnavailable as error:
+        pytest.skip(str(error))
+    with server:
+        yield server

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tiny_release import COLUMNS, Tiny, ids_array, objects
 
+from tiercel_serving.rules.table import AskingRule
 from tiercel_serving.stages.specs import LENGTHS, PACKED
 
 #: List tensor → what says how long each row is.
@@ -29,6 +30,8 @@ class Ask:
     tags__length: float | None = None
     hour: int | None = None
     allow_seen: bool | None = None
+    include: Sequence[Any] | None = None
+    candidates: Sequence[Any] | None = None
 
 
 def tensors(asks: Sequence[Ask], *, lengths: bool = True) -> dict[str, np.ndarray]:
@@ -45,6 +48,8 @@ def tensors(asks: Sequence[Ask], *, lengths: bool = True) -> dict[str, np.ndarra
     id_of = type(asks[0].user_id)
     _put_lists(out, "exclude_item_ids", [list(ask.exclude) or None for ask in asks], id_of, lengths)
     _put_lists(out, "history_item_ids", [ask.history for ask in asks], id_of, lengths)
+    _put_lists(out, "include_item_ids", [ask.include for ask in asks], id_of, lengths)
+    _put_lists(out, "candidate_item_ids", [ask.candidates for ask in asks], id_of, lengths)
     _put_lists(out, "tags", [ask.tags for ask in asks], int, lengths)
     for name, dtype in (("age", np.float64), ("tags__length", np.float32)):
         numbers = [getattr(ask, name) for ask in asks]
@@ -117,7 +122,18 @@ def user_features(tiny: Tiny, ask: Ask) -> dict[str, Any]:
         excluded |= set(rows_of(ask.history or ()))
     else:
         had = set()
+    every = set(range(pad))
+    only = every if ask.include is None else set(rows_of(ask.include))
+    listed = None
+    if ask.candidates is not None:
+        listed = [tiny.item_ids.index(one) if one in tiny.item_ids else pad for one in ask.candidates]
+        only = only & set(listed)
+    told = {"tags": ask.tags if ask.tags is not None else stored["tags"], "person": ask.user_id}
+    told["age"] = stored["age"] if age is None else age
+    request = {"hour": ask.hour}
+    ruled = {row for row in every if not _passes(settings, tiny.item(row), told, request)}
     return {
+        "listed": listed,
         "status": status,
         "age": stored["age"] if age is None else age,
         "occupation": stored["occupation"] if ask.occupation is None else ask.occupation,
@@ -127,5 +143,13 @@ def user_features(tiny: Tiny, ask: Ask) -> dict[str, Any]:
         "history_row": last + [pad] * (settings.history_length - len(last)),
         "history_length": len(last),
         "excluded": excluded,
-        "masked": excluded | had,
+        "masked": excluded | had | (every - only) | ruled,
     }
+
+
+def _passes(
+    settings: Any, item: Mapping[str, Any], user: Mapping[str, Any], request: Mapping[str, Any]
+) -> bool:
+    """Whether an item passes the rules that ask for more than it; none of these has a part of its own."""
+    asking = [rule for rule in settings.rules if isinstance(rule, AskingRule)]
+    return all(rule.reference_of(item, user, request, 0.0) for rule in asking)

@@ -68,9 +68,9 @@ def write(plain: Tiny, tmp_path: Path) -> Callable[[Change], Path]:
             "contains unknown field `model`",
         ),
         (
-            lambda m: m["settings"].update(store={"kind": "redis"}),
+            lambda m: m["settings"].update(store={"kind": "paper"}),
             ManifestInvalid,
-            "there is no store 'redis'; use 'memory_mapped' - at `$.settings.store`",
+            "there is no store 'paper'; use 'memory_mapped', 'embedded', 'redis' - at `$.settings.store`",
         ),
         (
             lambda m: m["settings"]["rules"].append({"kind": "compare", "name": "r"}),

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 from kind_contracts import check_rows
 from onnx import TensorProto, helper, numpy_helper
 
-from tiercel_serving.engines.table import ENGINES, Engine, EngineKind
-from tiercel_serving.errors import ArtefactCorrupt
+from tiercel_serving.engines.bound import Bound
+from tiercel_serving.engines.table import ENGINES, BuiltKind, Engine, EngineKind, Reduced
+from tiercel_serving.engines.trt.build import network_sha256
+from tiercel_serving.engines.trt.specification import BuildSpecification
+from tiercel_serving.errors import ArtefactCorrupt, EngineMismatch
+from tiercel_serving.spec import TensorSpec
 from tiercel_serving.verify.compare import Tolerance, compare
 
 WEIGHTS = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
@@ -36,23 +45,67 @@ def write_onnx(file: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(file))
 
 
+def write_package(file: Path, device: str = "cpu") -> None:
+    """The same, compiled by AOTInductor: two outputs, where makers give one."""
+    import torch
+
+    from tiercel_export.models import aoti
+
+    class Model(torch.nn.Module):
+        def forward(self, numbers: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            product = numbers @ torch.from_numpy(WEIGHTS).to(numbers.device)
+            return product, product + places
+
+    inputs = [TensorSpec("numbers", "float32", (3,)), TensorSpec("places", "int64", (1,))]
+    options = {"output": "product", "max_batch": 64, "build_id": "b", "device": device}
+    aoti._make(Model().to(device), file.parent, inputs=inputs, **options)
+    bound = Bound.read(file)
+    msgspec.structs.replace(bound, outputs=("product", "shifted")).write(file)
+
+
+def write_plan(file: Path, kind: str) -> None:
+    """The same, built by TensorRT or TensorRT-RTX."""
+    write_onnx(file.with_name("model.onnx"))
+    network = file.with_name("model.onnx")
+    BuildSpecification(network.name, network_sha256(network), (1, 8, 64)).write(file.parent)
+    ENGINES.find(kind).build(file.parent)
+
+
 #: Kind → writes the model that :func:`write_onnx` describes.
-EXAMPLES: dict[str, Callable[[Path], None]] = {"onnx": write_onnx}
+EXAMPLES: dict[str, Callable[[Path], None]] = {
+    "onnx": write_onnx,
+    "onnx-cuda": write_onnx,
+    "aoti": write_package,
+    "aoti-cuda": partial(write_package, device="cuda"),
+    **{name: partial(write_plan, kind=name) for name in ENGINES if name.startswith("tensorrt")},
+}
+
+#: What is dear to make (AOTInductor compiles C++), and what needs a GPU.
+MARKS = {"aoti": [pytest.mark.slow], "onnx": []}
 
 
 def test_every_kind_is_here() -> None:
     check_rows(ENGINES, EXAMPLES)
 
 
-@pytest.fixture(params=EXAMPLES)
-def kind(request: pytest.FixtureRequest) -> type[EngineKind]:
-    return ENGINES.find(request.param)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=MARKS.get(name, [pytest.mark.gpu])) for name in EXAMPLES]
+)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-@pytest.fixture
-def file(kind: type[EngineKind], tmp_path: Path) -> Path:
-    EXAMPLES[next(name for name in ENGINES if ENGINES.find(name) is kind)](tmp_path / kind.file)
-    return tmp_path / kind.file
+@pytest.fixture(scope="module")
+def kind(name: str) -> type[EngineKind]:
+    return ENGINES.find(name)
+
+
+@pytest.fixture(scope="module")
+def file(name: str, kind: type[EngineKind], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read only."""
+    folder = tmp_path_factory.mktemp(name)
+    EXAMPLES[name](folder / kind.file)
+    return folder / kind.file
 
 
 @pytest.fixture
@@ -60,13 +113,22 @@ def engine(kind: type[EngineKind], file: Path) -> Engine:
     return kind.open(file, ("shifted", "product"), threads=1)
 
 
-def test_a_row_says_what_an_engine_is(kind: type[EngineKind]) -> None:
+@pytest.mark.parametrize("row", EXAMPLES)
+def test_a_row_says_what_an_engine_is(row: str) -> None:
+    kind: Any = ENGINES.find(row)
     assert isinstance(kind, EngineKind)
     assert re.fullmatch(r"[a-z]+\.[a-z0-9]+", kind.file)
     assert isinstance(kind.tolerance, Tolerance)
     assert kind.device in ("cpu", "cuda")
     assert kind.backend is None or kind.backend.isidentifier()
     assert re.fullmatch(r"[\w.]+:\w+", kind.maker)
+    module, _, maker = kind.maker.partition(":")
+    assert callable(getattr(importlib.import_module(module), maker))
+    assert (kind.tolerance.same_top is not None) == isinstance(kind, Reduced)
+    if isinstance(kind, Reduced):
+        assert ENGINES.find(kind.full).file == kind.file
+    if isinstance(kind, BuiltKind):
+        assert not isinstance(ENGINES.find(kind.stand_in), BuiltKind)
 
 
 @pytest.mark.parametrize("users", [1, 2, 64])
@@ -94,12 +156,21 @@ def test_only_the_outputs_asked_for(kind: type[EngineKind], file: Path) -> None:
     assert {name: array.shape for name, array in out.items()} == {"product": (2, 4)}
 
 
+def test_it_is_closed(kind: type[EngineKind], file: Path) -> None:
+    engine = kind.open(file, ("product",), threads=1)
+    engine.close()
+    arrays = {"numbers": np.zeros((1, 3), np.float32), "places": np.zeros((1, 1), np.int64)}
+    with pytest.raises((AttributeError, IndexError, TypeError)):
+        engine.run(arrays)
+
+
 def test_a_model_without_an_output(kind: type[EngineKind], file: Path) -> None:
     with pytest.raises(ArtefactCorrupt, match=f"{kind.file}: expected the outputs .*quotient.*export again"):
         kind.open(file, ("quotient",), threads=1)
 
 
-def test_a_file_that_is_no_model(kind: type[EngineKind], tmp_path: Path) -> None:
+def test_a_file_that_is_no_model(kind: type[EngineKind], file: Path, tmp_path: Path) -> None:
+    shutil.copytree(file.parent, tmp_path, dirs_exist_ok=True)
     (tmp_path / kind.file).write_bytes(b"no model")
-    with pytest.raises(ArtefactCorrupt, match=kind.file):
+    with pytest.raises((ArtefactCorrupt, EngineMismatch), match=kind.file):
         kind.open(tmp_path / kind.file, ("product",), threads=1)

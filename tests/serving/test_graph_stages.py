@@ -17,7 +17,7 @@ from tiercel_serving.errors import StageFailed
 from tiercel_serving.reorder.steps import reasons_of
 from tiercel_serving.runtime import batching
 from tiercel_serving.runtime.chain import Chain
-from tiercel_serving.settings import KEPT, UNKNOWN
+from tiercel_serving.settings import FALLBACK, KEPT, UNKNOWN
 from tiercel_serving.spec import DTYPES
 from tiercel_serving.verify import reference
 
@@ -43,6 +43,8 @@ def asks_of(draw: st.DrawFn, tiny: Tiny, most: int = 8) -> list[Ask]:
         tags=st.none() | st.lists(st.integers(0, 99), max_size=5),
         tags__length=st.none() | st.floats(-9, 9, width=32),
         hour=st.none() | st.integers(0, 23),
+        include=st.none() | lists,
+        candidates=st.none() | lists,
     )
     plain = st.builds(Ask, user_id=users)
     asks = draw(st.lists(ask | plain, min_size=1, max_size=most))
@@ -74,7 +76,10 @@ def check_candidates(tiny: Tiny, expected: list[dict[str, Any]], out: dict[str, 
         allowed = np.array([row not in e["masked"] for row in range(pad)], np.bool_)
         user = {name: array[place] for name, array in out.items()}
         unknown = e["status"] == UNKNOWN
-        best = reference.retrieve(settings, sources, user, allowed, unknown=unknown).candidates
+        if e["listed"] is None or (unknown and settings.unknown_users == FALLBACK):
+            best = reference.retrieve(settings, sources, user, allowed, unknown=unknown).candidates
+        else:
+            best = reference.listed(settings, sources, user, e["listed"], allowed)
         blanks = [(pad, 0.0, 0)] * (settings.candidates - len(best))
         columns = (user[name].tolist() for name in ("retrieved_row", "retrieval_score", "source"))
         assert list(zip(*columns, strict=True)) == [(c.row, c.score, c.source) for c in best] + blanks
@@ -210,7 +215,7 @@ def test_a_query_of_nan_still_gives_an_answer(tiny: Tiny, chain: Chain) -> None:
         "excluded_row": np.full((2, 1), len(tiny.item_ids)),
         "allow_seen": np.zeros((2, 1), np.bool_),
     }
-    out = retrieval.run(inputs)
+    out = retrieval.run({**batching.absent(retrieval.spec.inputs, 2), **inputs})
     allowed = np.array([row not in tiny.seen[3] for row in range(len(tiny.item_ids))])
     user = {"query_near": inputs["query_near"][1]}
     best = tiny.settings.sources[0].reference({"vectors": tiny.vectors["near"]}, user, allowed, 12)

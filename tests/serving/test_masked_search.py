@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from tiny_release import Tiny, make_tiny
 
 from tiercel_serving.errors import InvalidSettings
-from tiercel_serving.ranked import Mask, make_mask
+from tiercel_serving.ranked import AllowedMask, Mask, make_mask
 from tiercel_serving.release.artefacts import Artefact, open_artefact, write_artefact
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.sources import index as index_kind
@@ -82,10 +82,25 @@ def mask_of(masked: list[np.ndarray], items: int = ITEMS) -> Mask:
     return make_mask(len(rows), items, flat, np.array([len(one) for one in rows]))
 
 
-def check(search: Search, users: list[int], masked: list[np.ndarray]) -> float:
+def allowed_of(masked: list[np.ndarray]) -> Mask:
+    """The same as what alone may come: half of what is masked is no part of the set, the rest was had."""
+    allowed = np.ones((len(masked), ITEMS + 1), np.bool_)
+    for user, rows in enumerate(masked):
+        allowed[user, rows[::2]] = False
+    had = [np.sort(rows[1::2]) for rows in masked]
+    flat = np.concatenate([np.zeros(0, np.int64), *had])
+    return AllowedMask(allowed, flat, np.array([len(one) for one in had]))
+
+
+def check(
+    search: Search,
+    users: list[int],
+    masked: list[np.ndarray],
+    make: Callable[[list[np.ndarray]], Mask] = mask_of,
+) -> float:
     """Compare with exact search; return the mean share of the best allowed that was found."""
     query = QUERIES[users]
-    scores, rows = search.nearest(query, mask_of(masked), COUNT)
+    scores, rows = search.nearest(query, make(masked), COUNT)
     best, want = ExactSearch(SPACE).nearest(query, mask_of(masked), COUNT)
     shares = []
     for user, hidden in enumerate(masked):
@@ -110,6 +125,20 @@ def test_each_case_alone_and_in_company(search: Search, case: str) -> None:
     masked = [MASKS[case](rng, user) for user in range(64)]
     assert check(search, list(range(64)), masked) >= 0.99
     assert np.mean([check(search, [user], [masked[user]]) for user in range(0, 64, 4)]) >= 0.99
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2, 0.05, 0.01, 0.0005, 0.0])
+def test_a_set_of_what_may_come_leaves_its_items_and_no_fewer(search: Search, share: float) -> None:
+    rng = np.random.default_rng(3)
+    masked = [rng.choice(ITEMS, ITEMS - round(share * ITEMS), replace=False) for _ in range(16)]
+    # Somebody without such a set is in the same batch.
+    masked[5] = MASKS["seen"](rng, 5)
+    assert check(search, list(range(16)), masked, allowed_of) >= 0.99
+    alone = search.nearest(QUERIES[:1], allowed_of(masked[:1]), COUNT)
+    together = search.nearest(QUERIES[:16], allowed_of(masked), COUNT)
+    if isinstance(search, ExactSearch) or share < 0.05:
+        for one, every in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one[0], every[0])
 
 
 @pytest.mark.parametrize("heavy", ["500 best hidden", "much seen", "all but a few", "everything"])

@@ -13,6 +13,7 @@ from tiny_release import column, list_column, objects
 
 from tiercel_serving.columns import Column, take_rows
 from tiercel_serving.rules.compare import Compare
+from tiercel_serving.rules.expression import Expression
 from tiercel_serving.rules.kept import reason_table
 from tiercel_serving.rules.table import RULES, RuleKind
 from tiercel_serving.settings import EMPTY_SLOT, FIRST_RULE_REASON, KEPT
@@ -36,6 +37,14 @@ EXAMPLES: dict[str, list[Any]] = {
         *(Compare("r", "texts", operator, ["ü", "x"]) for operator in ("in", "not in")),
         *(Compare("r", "wholes", operator, [2, 0]) for operator in ("in", "not in")),
         *(Compare("r", name, "not in", []) for name in COLUMNS),
+    ],
+    "expression": [
+        Expression("r", "item.whole >= 1 and item.text != 'a'"),
+        Expression("r", "not any(item.texts, ('ü', 'x')) or item.wholes is None"),
+        Expression("r", "item.real / item.whole > 0.5"),
+        # What depends on more than the item is decided when a request comes.
+        Expression("r", "item.whole > request.least and item.real < 2 and item.text == user.text"),
+        Expression("r", "item.whole > now"),
     ],
 }
 

@@ -97,7 +97,7 @@ def test_nothing_is_wrong_with_good_ones() -> None:
             "rules[0].operator: the rule 'fresh' has no known op",
         ),
         ({"reorder": (WeightedSum(()),)}, "reorder[0].weights: expected a number a task, got ()"),
-        ({"store": "redis"}, "store: expected a store, got 'redis'; write store=MemoryMapped()"),
+        ({"store": "redis"}, "store: expected a store, got 'redis'; write Redis(…)"),
     ],
 )
 def test_it_says_what_is_wrong_and_what_to_do(changes: dict[str, Any], expected: str) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +18,32 @@ from tiny_release import Tiny, ids_array, transform, user_arrays
 
 from tiercel_serving.columns import Column
 from tiercel_serving.release.artefacts import Artefact
-from tiercel_serving.stores.memory_mapped import MemoryMapped
-from tiercel_serving.stores.table import STORES, Store, StoreKind
+from tiercel_serving.release.opened import Release
+from tiercel_serving.stores.embedded import Embedded
+from tiercel_serving.stores.memory_mapped import MemoryMapped, UserTables
+from tiercel_serving.stores.records import Record
+from tiercel_serving.stores.redis import Redis
+from tiercel_serving.stores.server import StoreServer
+from tiercel_serving.stores.table import STORES, Records, Store, StoreKind, StorePlace
 from tiercel_serving.verify.reference import plain_items
 
-#: Kind → its settings, while a context holds in which the users of a release are in the store.
-EXAMPLES: dict[str, Callable[[Tiny], AbstractContextManager[Any]]] = {
-    "memory_mapped": lambda tiny: nullcontext(MemoryMapped()),
+
+@contextmanager
+def embedded(server: StoreServer) -> Iterator[Embedded]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Embedded(path=folder)
+
+
+def redis(server: StoreServer) -> AbstractContextManager[Redis]:
+    # Pauses of a busy machine must not look like a store that is gone.
+    return nullcontext(Redis(server.url, prefix=f"contract {id(object())}*[x]", timeout_ms=10_000.0))
+
+
+#: Kind → its settings, in a context in which an empty store is there.
+EXAMPLES: dict[str, Callable[[StoreServer], AbstractContextManager[Any]]] = {
+    "memory_mapped": lambda server: nullcontext(MemoryMapped()),
+    "embedded": embedded,
+    "redis": redis,
 }
 
 
@@ -30,17 +52,27 @@ def test_every_kind_is_here() -> None:
 
 
 @pytest.fixture(params=EXAMPLES)
-def kind(request: pytest.FixtureRequest, tiny: Tiny) -> Iterator[StoreKind]:
-    with EXAMPLES[request.param](tiny) as made:
+def kind(request: pytest.FixtureRequest, valkey: StoreServer) -> Iterator[StoreKind]:
+    with EXAMPLES[request.param](valkey) as made:
         check_settings(STORES, request.param, made, StoreKind)
         yield made
 
 
+@pytest.fixture
+def records(kind: StoreKind) -> Records:
+    opened = kind.open(StorePlace(Path("/nowhere"), "tiny"))
+    if opened is None:
+        assert kind.history_most == 0
+        pytest.skip("this kind is never written")
+    return opened
+
+
 @pytest.fixture(params=["written", "in memory"])
 def store(request: pytest.FixtureRequest, kind: StoreKind, tiny: Tiny) -> Store:
-    if request.param == "written":
-        return kind.open(lambda: tiny.release.artefact("users", "users"))
-    return kind.open(lambda: Artefact.in_memory("users", user_arrays(tiny)))
+    release = Release(tiny.release.path, tiny.release.manifest, kind)
+    if request.param == "in memory":
+        release.users = UserTables(Artefact.in_memory("users", user_arrays(tiny)))
+    return release.store
 
 
 def values(column: Column) -> list[Any]:
@@ -50,7 +82,7 @@ def values(column: Column) -> list[Any]:
 
 
 several = pytest.mark.parametrize("variant", ["plain", "strings", "no users"], indirect=True)
-quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @several
@@ -67,6 +99,7 @@ def test_it_reads_a_batch_at_once(tiny: Tiny, store: Store, data: st.DataObject)
     rows = [tiny.user_ids.index(user) if user in tiny.user_ids else None for user in asked]
     assert store.size == len(tiny.user_ids)
     assert users.known.tolist() == [row is not None for row in rows]
+    assert (users.stale, users.appended) == (None, None)
 
     def stored(column: list[Any]) -> list[Any]:
         return [None if row is None else column[row] for row in rows]
@@ -91,9 +124,17 @@ def test_it_reads_a_batch_at_once(tiny: Tiny, store: Store, data: st.DataObject)
     assert (history.dtype, counts.dtype) == (np.int64, np.int32)
     assert counts.tolist() == [len(mine) for mine in latest]
     assert history.tolist() == [mine + [pad] * (length - len(mine)) for mine in latest]
-    flat, counts = users.seen()
+
+
+@several
+@quick
+@given(data=st.data())
+def test_the_tables_know_what_users_have_seen(tiny: Tiny, data: st.DataObject) -> None:
+    tables, rows = tiny.release.users, [None, *range(len(tiny.user_ids))]
+    chosen = data.draw(st.lists(st.sampled_from(rows), min_size=1, max_size=6))
+    flat, counts = tables.at(np.array([tables.size if row is None else row for row in chosen])).seen()
     ends = np.cumsum(counts)
-    for row, end, count in zip(rows, ends, counts, strict=True):
+    for row, end, count in zip(chosen, ends, counts, strict=True):
         mine = flat[end - count : end].tolist()
         assert len(mine) == len(set(mine))
         assert set(mine) == (set() if row is None else tiny.seen[row])
@@ -107,3 +148,45 @@ def test_one_batch_gets_one_snapshot(tiny: Tiny, store: Store) -> None:
     users = store.read(asked)
     assert store.read(asked) is users
     assert store.read(asked.copy()) is not users
+
+
+# ----------------------------------------------------------------------------------------------- records
+
+
+def noted(old: bytes | None) -> bytes:
+    """A change that notes how often it was made."""
+    return bytes(Record(b"1" if old is None else Record.read(old, b"").user + b"1"))
+
+
+def test_records_are_read_changed_and_listed(records: Records) -> None:
+    keys = [b"a", b"b", "ü\0*".encode(), b"x" * 400]
+    once, twice, large = bytes(Record(b"1")), bytes(Record(b"11")), bytes(Record(bytes(10_000)))
+    assert list(records.read(keys)) == [None] * 4
+    records.change([(key, noted) for key in (*keys[:3], keys[0])])
+    assert list(records.read(keys)) == [twice, once, once, None]
+    records.change([(keys[3], lambda old: large), (keys[1], lambda old: None), (b"c", lambda old: None)])
+    assert list(records.read([*keys, b"c"])) == [twice, None, once, large, None]
+    assert dict(records.scan()) == {keys[0]: twice, keys[2]: once, keys[3]: large}
+    assert records.check()
+
+
+def test_no_change_is_lost_between_threads(records: Records) -> None:
+    def count() -> None:
+        for _ in range(20):
+            records.change([(b"count", noted)])
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(records.read([b"count"])) == [bytes(Record(b"1" * 80))]
+
+
+def test_an_error_in_a_change_changes_nothing(records: Records) -> None:
+    def fail(old: bytes | None) -> bytes:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        records.change([(b"a", noted), (b"b", fail)])
+    assert list(records.read([b"a", b"b"])) == [None, None]

@@ -20,11 +20,11 @@ from tiercel_pipelines.recipe import (
     Popular,
     SampledSoftmax,
     ServingSettings,
+    TrainingSettings,
     TwoTower,
     replace,
 )
-from tiercel_pipelines.training import judges
-from tiercel_pipelines.training.judges import RankingJudge, RetrievalJudge, judged_users, ndcg
+from tiercel_pipelines.training.judges import RankingJudge, RetrievalJudge, ndcg, sampled_users
 
 USERS, ITEMS, GROUPS = 60, 40, 4
 USER = Side("user", (CategoryColumn("user_id", USERS + 3),))
@@ -84,7 +84,7 @@ def module_of(fitted):
 
 
 def judge_of(world, seen, valid):
-    return RetrievalJudge(SERVING.sources[0], world[0], seen, valid, judged_users(valid, 0))
+    return RetrievalJudge(SERVING.sources[0], world[0], seen, valid, sampled_users(valid, 0, USERS))
 
 
 def test_the_same_seed_gives_the_same_weights(world):
@@ -111,7 +111,7 @@ def test_training_beats_popularity(world):
     scores = np.tile(np.bincount(seen.items, minlength=ITEMS).astype(float), (USERS, 1))
     scores[seen.users, seen.items] = -np.inf
     rows = np.argsort(-scores, axis=1, kind="stable")[:, :10]
-    users = judged_users(valid, 0)
+    users = sampled_users(valid, 0, USERS)
     assert course.validation[course.epochs] > ndcg(rows[users], users, valid, ITEMS) + 0.2
 
 
@@ -153,21 +153,21 @@ def test_the_judge_finds_what_a_plain_search_of_all_unseen_items_finds(world, mo
         query = fitted.query(packed.user_tensors(np.array([user]), history))
         scores[user] = fitted.form(packed.catalogue)["vectors"] @ query[0]
     scores[seen.users, seen.items] = -np.inf
-    users = judged_users(valid, 0)
+    users = sampled_users(valid, 0, USERS)
     expected = ndcg(np.argsort(-scores, axis=1)[users, :10], users, valid, ITEMS)
     assert judge_of(world, seen, valid)(fitted) == pytest.approx(expected)
 
 
 def test_the_judge_looks_at_a_fixed_sample_of_users(world):
     _, valid = held_out(world)
-    everybody = judged_users(valid, 0)
+    everybody = sampled_users(valid, 0, USERS)
     assert everybody.tolist() == sorted(set(valid.users.tolist()))
-    some = judged_users(valid, 0, most=10)
+    some = sampled_users(valid, 0, 10)
     assert len(some) == 10
     assert set(some.tolist()) < set(everybody.tolist())
-    assert some.tolist() == judged_users(valid, 0, most=10).tolist() == sorted(some.tolist())
-    assert some.tolist() != judged_users(valid, 1, most=10).tolist()
-    assert judges.JUDGED_USERS >= 943
+    assert some.tolist() == sampled_users(valid, 0, 10).tolist() == sorted(some.tolist())
+    assert some.tolist() != sampled_users(valid, 1, 10).tolist()
+    assert TrainingSettings().judged_users >= 943
 
 
 def ranking_lists(world, fold):

@@ -46,7 +46,9 @@ def test_sampled_softmax_equals_the_sum_over_draws(seed, users, width, n_items):
     positives_of = [{int(i) for i in drawn[u][real[u]]} | {int(extra[u])} for u in range(users)]
     hits = np.array([[int(item) in positives_of[u] for item in items] for u in range(users)])
 
-    arrays = (scores[:, items], log_q[items], counts.astype(float), positions, hits, real.astype(float))
+    # Scores are the products with one unit vector for each item.
+    vectors, counts = np.eye(n_items)[items], counts.astype(float)
+    arrays = (scores, vectors, log_q[items], counts, positions, hits, real.astype(float))
     loss = sampled_softmax(*map(torch.tensor, arrays))
     owner = np.nonzero(real)[0]
     expected = oracle_sampled(drawn[real].tolist(), scores, log_q, positives_of, owner)

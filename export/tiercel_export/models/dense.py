@@ -74,6 +74,24 @@ def frozen(module: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(module).cpu().eval()
 
 
+def check_weights(module: torch.nn.Module, what: str) -> None:
+    """Refuse a module with weights that are no numbers: padding would hide them from :func:`check_output`.
+
+    Raises
+    ------
+    ExportInputError
+        A parameter holds NaN or infinity.
+    """
+    for name, weight in module.named_parameters():
+        wrong = int((~torch.isfinite(weight)).sum())
+        if wrong:
+            raise ExportInputError(
+                f"{what}: {wrong} of the {weight.numel()} numbers of its weight {name!r} are NaN or "
+                "infinite; the training "
+                "diverged: train again with a lower learning rate, or from an earlier checkpoint"
+            )
+
+
 def run_module(module: torch.nn.Module, arrays: Mapping[str, Array]) -> Array:
     """Run a module on named arrays without gradients and return its one output."""
     with torch.inference_mode():

@@ -15,7 +15,8 @@ from tiercel_serving.engines.onnx import Onnx
 from tiercel_serving.spec import TensorSpec
 
 from ..errors import ExportError
-from .dense import example_inputs
+from .program import batch_program, first_lines
+from .readiness import graph_problems
 
 #: ONNX Runtime 1.18 and later run this opset; newer ones bring nothing that these graphs use.
 OPSET = 18
@@ -42,8 +43,12 @@ def make_onnx(
     output: str,
     max_batch: int,
     build_id: str,
-) -> None:
+) -> tuple[str, ...]:
     """Write the module as an ONNX file with a dynamic batch of 1 to ``max_batch``.
+
+    Returns
+    -------
+    What TensorRT would have against the graph, for people: this engine does not mind.
 
     Raises
     ------
@@ -52,14 +57,9 @@ def make_onnx(
         Runtime does not have.
     """
     path = folder / Onnx.file
-    # Two rows: torch.export would take a batch of 1 for a constant.
-    example = {name: torch.from_numpy(value) for name, value in example_inputs(inputs, 2).items()}
-    batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
+    program, example = batch_program(module, inputs, max_batch, folder.name)
     try:
         with _quiet():
-            program = torch.export.export(
-                module, (), example, dynamic_shapes={name: {0: batch} for name in example}, strict=False
-            )
             exported = torch.onnx.export(
                 program,
                 (),
@@ -73,12 +73,13 @@ def make_onnx(
             )
     except Exception as error:
         raise ExportError(
-            f"{path.parent.name}: torch could not export {type(module).__name__} with a dynamic batch: "
-            f"{_first_lines(error)}. The batch is axis 0 of every input and must stay free: no Python `if` "
-            "on tensor values, no shape written as a number"
+            f"{folder.name}: torch could not write {type(module).__name__} as ONNX: {first_lines(error)}; "
+            "write that layer with plain torch operations"
         ) from error
     assert exported is not None
-    _save(_finish(exported.model_proto, path, build_id), path)
+    model = _finish(exported.model_proto, path, build_id)
+    save_onnx(model, path)
+    return tuple(f"{folder.name}: not ready for TensorRT: {problem}" for problem in graph_problems(model))
 
 
 def _finish(model: onnx.ModelProto, path: Path, build_id: str) -> onnx.ModelProto:
@@ -103,7 +104,8 @@ def _finish(model: onnx.ModelProto, path: Path, build_id: str) -> onnx.ModelProt
     return model
 
 
-def _save(model: onnx.ModelProto, path: Path) -> None:
+def save_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Check a graph and write it, large weights beside it."""
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if weights >= EXTERNAL_DATA_BYTES:
         onnx.save_model(
@@ -117,10 +119,6 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
     else:
         onnx.checker.check_model(model, full_check=True)
         onnx.save_model(model, str(path))
-
-
-def _first_lines(error: Exception, lines: int = 3) -> str:
-    return " ".join(str(error).strip().splitlines()[:lines])
 
 
 @contextmanager

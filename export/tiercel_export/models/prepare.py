@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 
-from tiercel_serving.engines.table import ENGINES
+from tiercel_serving.engines.table import ENGINES, Reduced
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import QueryModel, RankingModel
 from tiercel_serving.spec import Array, Arrays, TensorSpec
 from tiercel_serving.stages.specs import RANKING, Tensors, query_stage
 
 from ..forms import FormArrays, ItemTensors, ServedForm
-from .dense import check_output, forward_inputs, frozen, run_module
+from .dense import check_output, check_weights, forward_inputs, frozen, run_module
 
 
 class Maker(Protocol):
@@ -32,8 +32,8 @@ class Maker(Protocol):
         output: str,
         max_batch: int,
         build_id: str,
-    ) -> None:
-        """Write a model as the engine's file.
+    ) -> Sequence[str]:
+        """Write a model as the engine's file, and return what whoever exports should know.
 
         Parameters
         ----------
@@ -120,7 +120,9 @@ class Models:
     def query_models(self, engine: str) -> dict[str, QueryModel]:
         """Return what the manifest says of the query models."""
         return {
-            source: QueryModel(engine, model.names, model.output.dims[0], model.parameters)
+            source: QueryModel(
+                engine_for(engine, model.stage), model.names, model.output.dims[0], model.parameters
+            )
             for source, model in self.queries.items()
         }
 
@@ -179,6 +181,7 @@ def _dense(
     what: str,
 ) -> DenseModel:
     still = frozen(module)
+    check_weights(still, what)
     inputs = forward_inputs(still, available, what)
     shape = check_output(still, inputs, dims, what)
     return DenseModel(stage, still, inputs, TensorSpec(_OUTPUTS.get(stage, stage), "float32", shape))
@@ -188,14 +191,23 @@ def _dense(
 _OUTPUTS = {RANKING: "rank_score"}
 
 
-def write_engines(artefacts: Path, models: Models, engine: str, *, max_batch: int, build_id: str) -> None:
-    """Write the artefact of every model, by the maker that the engine's row names."""
-    module, _, name = ENGINES.find(engine).maker.partition(":")
-    make = cast("Maker", getattr(import_module(module), name))
+def engine_for(engine: str, stage: str) -> str:
+    """Return the row that takes a stage's model: what finds candidates is computed in full precision."""
+    kind: Any = ENGINES.find(engine)
+    return str(kind.full) if isinstance(kind, Reduced) and stage != RANKING else engine
+
+
+def write_engines(
+    artefacts: Path, models: Models, engine: str, *, max_batch: int, build_id: str
+) -> list[str]:
+    """Write the artefact of every model, by the maker that its engine's row names; return notes."""
+    notes: list[str] = []
     for model in models.dense:
+        module, _, name = ENGINES.find(engine_for(engine, model.stage)).maker.partition(":")
+        make = cast("Maker", getattr(import_module(module), name))
         folder = artefacts / model.stage
         folder.mkdir(parents=True)
-        make(
+        notes += make(
             model.module,
             folder,
             inputs=model.inputs,
@@ -204,3 +216,4 @@ def write_engines(artefacts: Path, models: Models, engine: str, *, max_batch: in
             build_id=build_id,
         )
         write_artefact(folder, "engine", build_id, {})
+    return notes

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pandas as pd
 import torch
 
-from tiercel_serving.engines.table import ENGINES
+from tiercel_serving.engines.table import ENGINES, NeedsTools
+from tiercel_serving.errors import KindUnavailable
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import MANIFEST_FORMAT, Manifest
 from tiercel_serving.release.opened import Release, open_release
@@ -34,6 +36,7 @@ from ..models.prepare import Models, prepare_models, write_engines
 from .fit import check_reorder, refuse
 from .given import check_inputs
 from .golden import ask_oracles
+from .golden_answers import stranger
 from .parts import FeatureOptions, Goal, Inputs, Programs, TableColumns, Tables
 from .programs import compile_programs
 from .request_columns import graph_names, request_columns
@@ -175,15 +178,16 @@ def build_release(
         models = prepare_models(retrieval, ranker, tensors, tables.item_packed)
         check_reorder(inputs.settings, 0 if models.ranker is None else models.ranker.output.dims[1])
         most = inputs.settings.max_batch_size
-        write_engines(artefacts, models, goal.engine, max_batch=most, build_id=build_id)
+        inputs.notes.extend(write_engines(artefacts, models, goal.engine, max_batch=most, build_id=build_id))
         step(4)
-        uncompiled = Uncompiled(inputs.settings, tables, models)
+        user_ids = np.concatenate([inputs.user_ids, stranger(inputs.user_ids)])
+        uncompiled = Uncompiled(inputs.settings, tables, models, user_ids)
         sources = make_sources(inputs, uncompiled)
         manifest = _manifest(goal, build_id, inputs, programs, tables, models, sources)
         _write_artefacts(artefacts, programs, tables, sources, build_id)
         release = Release(staging, manifest)
         step(5)
-        golden, originals = ask_oracles(inputs, programs, uncompiled, sources)
+        golden, originals = ask_oracles(inputs, programs, uncompiled, sources, goal.engine, artefacts)
         golden.write(artefacts, build_id)
         step(6)
         render_repository(release, staging / "triton", layout)
@@ -210,7 +214,9 @@ def _goal(
 ) -> Goal:
     """Refuse a target, an engine or a layout that does not exist, before any work."""
     chosen = find_target(target).engine if engine is None else engine
-    ENGINES.find(chosen)
+    kind: Any = ENGINES.find(chosen)
+    if isinstance(kind, NeedsTools) and (missing := kind.unmakeable()) is not None:
+        raise KindUnavailable(missing)
     model_groups(layout, ())
     return Goal(name, target, chosen, layout, origin)
 
@@ -242,10 +248,15 @@ def _manifest(
         tables={table: dict(entry) for table, entry in goal.origin.items()},
         notes=tuple(inputs.notes),
     )
-    names = [column.name for column in programs.user.inputs]
-    refuse(name_problems(inputs.settings.reorder, names, "a request column"))
+    names = {column.name for column in programs.user.inputs}
+    columns = [*programs.user.inputs, *(column for column in tables.asked if column.name not in names)]
+    listed = [column.name for column in columns]
+    refuse(name_problems(inputs.settings.reorder, listed, "a request column"))
     # The graph's own tensors have their names; the request's columns choose from the rest.
-    named = request_columns(programs.user.inputs, inputs.columns.user_id, graph_names(manifest))
+    named = tuple(
+        msgspec.structs.replace(column, of_rules=column.name not in names)
+        for column in request_columns(columns, inputs.columns.user_id, graph_names(manifest))
+    )
     return msgspec.structs.replace(manifest, request_columns=named)
 
 

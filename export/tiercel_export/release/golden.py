@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from tiercel_serving.engines.onnx import Onnx
+from tiercel_serving.engines.table import ENGINES, Reduced
 from tiercel_serving.sources.table import Made
 from tiercel_serving.spec import Array
 from tiercel_serving.verify.checks import Originals
+from tiercel_serving.verify.engine_checks import ReducedModel
 from tiercel_serving.verify.golden import MODEL_ROWS, Golden
 
 from ..models.prepare import DenseModel
+from ..models.tensorrt import rounded_model
 from .golden_answers import ask_for_answers
 from .golden_features import ask_nvtabular
 from .parts import Inputs, Programs
 from .uncompiled import Uncompiled
+
+#: Requests on which a ranker of less than float32 is compared with torch.
+REDUCED_REQUESTS = 1000
 
 
 def ask_oracles(
@@ -23,6 +32,8 @@ def ask_oracles(
     programs: Programs,
     uncompiled: Uncompiled,
     made: Mapping[str, Made],
+    engine: str,
+    artefacts: Path,
 ) -> tuple[Golden, Originals]:
     """Ask every oracle: NVTabular for features, torch for models, the plain references for the rest.
 
@@ -30,15 +41,22 @@ def ask_oracles(
     ----------
     inputs, programs, uncompiled, made
         What the steps of the export made.
+    engine
+        The row of the dense models.
+    artefacts
+        Where their artefacts lie.
     """
     random = np.random.default_rng(inputs.seed)
     golden = Golden()
     features = ask_nvtabular(golden, inputs, programs, random)
     batches = _ask_models(golden, uncompiled, random)
+    reduced = _reduced(uncompiled, engine, artefacts, random)
     _ask_sources(golden, uncompiled, made)
     ask_for_answers(golden, inputs, programs, uncompiled, made)
     models = {model.stage: model.run for model in uncompiled.models.dense}
-    return golden, Originals(features, models, batches, {name: one.arrays for name, one in made.items()})
+    return golden, Originals(
+        features, models, batches, {name: one.arrays for name, one in made.items()}, reduced
+    )
 
 
 def _few_users(uncompiled: Uncompiled) -> Array:
@@ -59,6 +77,26 @@ def _ask_models(
         golden.add_tensors("engines", model.stage, inputs, model.run(inputs))
         batches[model.stage] = [_model_inputs(uncompiled, model, rows, random) for rows in (many[:1], many)]
     return batches
+
+
+def _reduced(
+    uncompiled: Uncompiled, engine: str, artefacts: Path, random: np.random.Generator
+) -> dict[str, ReducedModel]:
+    """Return what a ranker of less than float32 will compute, and many requests for it."""
+    kind: Any = ENGINES.find(engine)
+    ranker = uncompiled.models.ranker
+    if not isinstance(kind, Reduced) or ranker is None:
+        return {}
+    precision = engine.rpartition("-")[2]
+    run = rounded_model(artefacts / ranker.stage / Onnx.file, precision, ranker.output.name)
+    users = random.integers(0, uncompiled.nobody + 1, REDUCED_REQUESTS)
+    size = uncompiled.settings.max_batch_size
+    batches = [
+        _model_inputs(uncompiled, ranker, users[start : start + size], random)
+        for start in range(0, len(users), size)
+    ]
+    tolerance = ENGINES.find(engine).tolerance
+    return {ranker.stage: ReducedModel(run, batches, tolerance, precision)}
 
 
 def _model_inputs(
@@ -93,7 +131,7 @@ def _ask_sources(golden: Golden, uncompiled: Uncompiled, made: Mapping[str, Made
         scores = np.zeros(found.shape, np.float32)
         for number, row in enumerate(rows):
             user = {name: tensor[number] for name, tensor in users.items()}
-            best = kind.reference(made[kind.name].arrays, user, uncompiled.allowed(row), count)
+            best = kind.reference(made[kind.name].arrays, user, uncompiled.allowed(row, asking=False), count)
             found[number, : len(best)] = [row for row, _ in best]
             scores[number, : len(best)] = [score for _, score in best]
         inputs = {name: users[name] for name in kind.reads()} | masks

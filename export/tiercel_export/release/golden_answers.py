@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tiercel_serving.reorder.inputs import source_columns
+from tiercel_serving.rules.table import asked
 from tiercel_serving.settings import FALLBACK, KNOWN, UNKNOWN
 from tiercel_serving.sources.table import Made
 from tiercel_serving.spec import Array, Arrays
-from tiercel_serving.stages.specs import ALLOW_SEEN
+from tiercel_serving.stages.specs import ALLOW_SEEN, NOW
 from tiercel_serving.verify.golden import ANSWER_USERS, Golden
 from tiercel_serving.verify.reference import Candidate, keep, near_cut, order, plain_items, retrieve
 
@@ -77,17 +78,19 @@ def ask_for_answers(
         if len(answers) == wanted:
             break
     chosen = np.array(list(answers), np.int64)
-    asked = {
+    request = {
         "user_id": ids[chosen][:, None],
         ALLOW_SEEN: (chosen % 2 == 1)[:, None],
         "k": np.full((len(chosen), 1), settings.k_max, np.int32),
     }
+    if asked(settings.rules).now:
+        request[NOW] = np.full((len(chosen), 1), uncompiled.now)
     found = list(answers.values())
     outputs = _outputs([answer.best for answer in found], inputs.item_ids, settings.k_max)
     outputs["status"] = np.where(rows[chosen] == nobody, UNKNOWN, KNOWN).astype(np.int32)[:, None]
     outputs |= _candidates(found, uncompiled.items)
     outputs["wanted"] = np.array([wanted], np.int64)
-    golden.add_tensors("answers", "all", asked, outputs)
+    golden.add_tensors("answers", "all", request, outputs)
 
 
 def _answer(

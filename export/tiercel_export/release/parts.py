@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from tiercel_serving.columns import Column
+from tiercel_serving.features import InputColumn
 from tiercel_serving.release.manifest import Catalogue, Packed
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.spec import Array
@@ -135,6 +136,8 @@ class Tables:
         Those of their arrays that models take, ``[U + 1, …]`` and ``[I + 1, …]``.
     raw_items
         Raw item columns ``[I]``.
+    asked
+        The columns of users and requests that rules read, those of the workflow among them.
     catalogue, packed
         As the manifest has them.
     """
@@ -144,5 +147,6 @@ class Tables:
     user_packed: Mapping[str, Array]
     item_packed: Mapping[str, Array]
     raw_items: Mapping[str, Column]
+    asked: tuple[InputColumn, ...]
     catalogue: Catalogue
     packed: Packed

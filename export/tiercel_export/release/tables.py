@@ -6,12 +6,13 @@ Their layout is written down in :mod:`tiercel_serving.tables.items` and in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from tiercel_serving.columns import Column, null_column, with_null_row
+from tiercel_serving.features import InputColumn
 from tiercel_serving.features.blocks import transform
 from tiercel_serving.lookups.lookup import build_lookup
 from tiercel_serving.release.manifest import Catalogue, Packed, PackedList
@@ -24,6 +25,7 @@ from ..workflow.frames import column_from_series, columns_from_frame
 from .fit import check_rules
 from .given import id_dtype, infer_column
 from .parts import Inputs, Programs, Tables
+from .rule_columns import asked_columns
 
 Rows = npt.NDArray[np.int64]
 
@@ -40,9 +42,10 @@ def make_tables(inputs: Inputs, programs: Programs) -> Tables:
         name: np.concatenate([table, np.zeros((1, *table.shape[1:]), table.dtype)])
         for name, table in items.items()
     }
-    raw_users = _raw_user_columns(inputs, programs)
+    asked = asked_columns(inputs, programs, raw_items)
+    raw_users = _raw_user_columns(inputs, programs, asked)
     user_packed = transform(programs.user.program, raw_users, len(inputs.user_ids) + 1)
-    stored = {column.name for column in programs.user.inputs if column.part == "user"}
+    stored = {column.name for column in (*programs.user.inputs, *asked) if column.part == "user"}
     user_raw = {name: column for name, column in raw_users.items() if name in stored}
     return Tables(
         user_arrays(
@@ -57,6 +60,7 @@ def make_tables(inputs: Inputs, programs: Programs) -> Tables:
         user_packed,
         item_packed,
         raw_items,
+        asked,
         Catalogue(
             items=len(inputs.item_ids),
             users=len(inputs.user_ids),
@@ -87,12 +91,13 @@ def _raw_item_columns(inputs: Inputs, programs: Programs) -> dict[str, Column]:
     return columns
 
 
-def _raw_user_columns(inputs: Inputs, programs: Programs) -> dict[str, Column]:
-    """Return every input of the user program ``[U + 1]``; what a request alone can know is null."""
+def _raw_user_columns(inputs: Inputs, programs: Programs, asked: Sequence[InputColumn]) -> dict[str, Column]:
+    """Return what the user program and rules read ``[U + 1]``; what a request alone can know is null."""
     rows = len(inputs.user_ids) + 1
     columns = {}
     if inputs.users is not None:
-        of_users = [column for column in programs.user.inputs if column.part == "user"]
+        read = {column.name: column for column in (*asked, *programs.user.inputs)}
+        of_users = [column for column in read.values() if column.part == "user"]
         found = columns_from_frame(inputs.users, of_users)
         columns = {name: with_null_row(column) for name, column in found.items()}
     for column in programs.user.inputs:

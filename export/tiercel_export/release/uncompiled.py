@@ -6,6 +6,7 @@ themselves.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +14,14 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from tiercel_serving.columns import Column, null_column
+from tiercel_serving.release.artefacts import Artefact
+from tiercel_serving.rules.expressions.masks import Given
 from tiercel_serving.rules.kept import allowed_items
+from tiercel_serving.rules.table import AskingRule, OpenedRule
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.spec import Array, Arrays
+from tiercel_serving.tables.column_store import raw_column
 
 from ..models.prepare import Models
 from .parts import Tables
@@ -32,11 +38,14 @@ class Uncompiled:
     ----------
     settings, tables, models
         As the steps of an export made them.
+    user_ids
+        ``[U + 1]`` raw ids, the last one nobody's.
     """
 
     settings: ServingSettings
     tables: Tables
     models: Models
+    user_ids: Array
 
     @property
     def items(self) -> int:
@@ -94,9 +103,44 @@ class Uncompiled:
         """Return ``[I]``: which items pass every rule; verification holds rules to their plain references."""
         return allowed_items(self.settings.rules, self.tables.raw_items, self.items)
 
-    def allowed(self, row: int, *, seen: bool = False) -> npt.NDArray[np.bool_]:
-        """Return ``[I]``: what passes every rule, and the user has not had unless ``seen`` may come."""
+    @cached_property
+    def now(self) -> float:
+        """The time that rules go by, in seconds since 1970-01-01 UTC."""
+        return time.time()
+
+    @cached_property
+    def _asking(self) -> list[OpenedRule]:
+        raw, rules = self.tables.raw_items, self.settings.rules
+        opened = [
+            rule.open({name: raw[name] for name in rule.columns()})
+            for rule in rules
+            if isinstance(rule, AskingRule)
+        ]
+        return [one for one in opened if one is not None]
+
+    def _given(self, row: int) -> Given:
+        """Return what rules know of a user of the store whose request says nothing."""
+        artefact = Artefact.in_memory("users", self.tables.user_arrays)
+        users, requests = dict[str, Column](), dict[str, Column]()
+        for column in self.tables.asked:
+            stored = raw_column(artefact, column.name) if column.part == "user" else None
+            null = null_column(column.dtype, column.is_list, 1)
+            found = null if stored is None else stored.take(np.array([row]))
+            (users if column.part == "user" else requests)[column.name] = found
+        users[self.tables.catalogue.user_id_column] = Column(self.user_ids[row : row + 1])
+        sent = {name: np.zeros(1, np.bool_) for name in requests}
+        return Given(users, requests, sent, np.array([self.now]))
+
+    def allowed(self, row: int, *, seen: bool = False, asking: bool = True) -> npt.NDArray[np.bool_]:
+        """Return ``[I]``: what passes every rule, and the user has not had unless ``seen`` may come.
+
+        Without ``asking`` what rules ask of users and requests is left aside.
+        """
         allowed = self.passing.copy()
+        if asking and self._asking:
+            given = self._given(row)
+            for rule in self._asking:
+                allowed &= rule.allows(given)[0]
         if not seen:
             allowed[self.seen(row)] = False
         return allowed

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from .pairs import IntArray, Pairs
+from .pairs import Array, IntArray, Pairs
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -23,19 +23,20 @@ class RankingLists:
     Parameters
     ----------
     users, contexts
-        ``[M]`` user rows, and rows of the packed user tensors.
+        ``[M]`` user rows, and context rows.
     history
-        ``[M, L]`` the users' histories without the held-out positives.
+        ``[M, L]`` the users' histories without the held-out positives; in 32 bits where they are kept.
     rows, scores, sources
-        ``[M, N]`` the candidates, best first, as the stages give them; padding row I.
+        ``[M, N]`` the candidates, best first, as the stages give them; padding row I. In 32 bits where they
+        are kept.
     weights
         ``[M, N]`` float32: above 0 for a held-out positive.
     """
 
     users: IntArray
     contexts: IntArray
-    history: IntArray
-    rows: IntArray
+    history: Array
+    rows: Array
     scores: FloatArray
     sources: npt.NDArray[np.int32]
     weights: FloatArray
@@ -44,8 +45,14 @@ class RankingLists:
         return len(self.users)
 
     def take(self, chosen: IntArray) -> RankingLists:
-        """Return some of the lists."""
-        return RankingLists(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        """Return some of the lists, in 64 bits."""
+        some = RankingLists(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        wide = some.history.astype(np.int64, copy=False), some.rows.astype(np.int64, copy=False)
+        return replace(some, history=wide[0], rows=wide[1])
+
+    def narrowed(self) -> RankingLists:
+        """Return the same lists as they are kept: rows are of a catalogue that 32 bits count."""
+        return replace(self, history=self.history.astype(np.int32), rows=self.rows.astype(np.int32))
 
     @classmethod
     def concatenate(cls, parts: Sequence[RankingLists]) -> RankingLists:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -14,20 +15,49 @@ from .pairs import Array, IntArray
 
 
 @dataclass(frozen=True)
+class Contexts:
+    """What interactions add to their users' tensors, in the narrowest integers that hold it.
+
+    Parameters
+    ----------
+    users
+        ``[n]`` the user row of each interaction.
+    columns
+        Tensor name → ``[n, …]``: of ``user_cat`` and ``user_num`` the columns made of the interaction, of a
+        list all places.
+    places
+        Tensor name → positions of those columns; a list has none.
+    """
+
+    users: Array
+    columns: Mapping[str, Array]
+    places: Mapping[str, tuple[int, ...]]
+
+    def put(self, tensors: Mapping[str, Array], at: IntArray, rows: IntArray) -> None:
+        """Write the columns of interactions ``rows [m]`` into rows ``at [m]`` of packed user tensors."""
+        for name, array in self.columns.items():
+            place = self.places.get(name)
+            where: Any = at if place is None else np.ix_(at, np.array(place))
+            tensors[name][where] = array[rows]
+
+
+@dataclass(frozen=True)
 class Packed:
     """The packed tensors of a data set, and raw columns of its items.
 
     Parameters
     ----------
     user
-        Tensor name → ``[R, …]``. Rows 0 … U-1 are the users without context (null context, if the
-        recipe has any); each further row is a user in the context of one interaction.
+        Tensor name → ``[U, …]``: the users without context (null context, if the recipe has any).
     item
         Tensor name → ``[I + 1, …]``; row I is the padding row, all 0.
     history_places, history_length, n_users
         Positions in ``item_cat`` of the H history columns; L; U.
     raw
         Raw item columns ``[I]`` that sources, rules and reorder steps read.
+    contexts
+        What each interaction adds; None if the recipe has no context. A *context row* below U is a user
+        without context, U + j the user of interaction j in its context.
     """
 
     user: Mapping[str, Array]
@@ -36,16 +66,12 @@ class Packed:
     history_length: int
     n_users: int
     raw: Mapping[str, Column] = field(default_factory=dict)
+    contexts: Contexts | None = None
 
     @property
     def n_items(self) -> int:
         """I, which is also the padding row."""
         return len(next(iter(self.item.values()))) - 1
-
-    @property
-    def has_context(self) -> bool:
-        """Whether each interaction has a row of its own."""
-        return any(len(array) > self.n_users for array in self.user.values())
 
     @property
     def catalogue(self) -> dict[str, Array]:
@@ -74,5 +100,12 @@ class Packed:
 
     def user_tensors(self, context_rows: IntArray, history_rows: IntArray) -> dict[str, Array]:
         """Return the packed user tensors and histories of a batch."""
-        tensors = {name: array[context_rows] for name, array in self.user.items()}
+        if self.contexts is None:
+            tensors = {name: array[context_rows] for name, array in self.user.items()}
+        else:
+            shown = np.flatnonzero(context_rows >= self.n_users)
+            rows, users = context_rows[shown] - self.n_users, context_rows.copy()
+            users[shown] = self.contexts.users[rows]
+            tensors = {name: array[users] for name, array in self.user.items()}
+            self.contexts.put(tensors, shown, rows)
         return {**tensors, **self.history(history_rows)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,31 +18,42 @@ from ..data import Dataset
 from ..features.raw_columns import raw_columns
 from ..features.workflow import FeatureColumn, list_lengths, packed_columns
 from .inputs import CategoryColumn, ListColumn, ModelInputs, Side
-from .packed import Packed
+from .packed import Contexts, Packed
 from .pairs import Array, IntArray, Pairs
 
+#: Interactions whose contexts are computed at once.
+CONTEXTS_AT_ONCE = 1 << 18
 
-def side_of(columns: Iterable[FeatureColumn], part: str, packed: Mapping[str, Array]) -> Side:
+
+def side_of(
+    columns: Iterable[FeatureColumn], part: str, packed: Mapping[str, Array], contexts: Contexts | None = None
+) -> Side:
     """Describe one side's packed columns for the models.
 
     Where the workflow does not say how many categories a column has, the largest id that occurs does.
     """
+    shown = {} if contexts is None else contexts.columns
     cat: list[CategoryColumn] = []
     num: list[str] = []
     lists: list[ListColumn] = []
 
-    def cardinality(column: FeatureColumn, ids: Array) -> int:
-        return max(column.cardinality or 0, int(ids.max(initial=0)) + 1)
+    def cardinality(column: FeatureColumn, tensor: str, place: int | None = None) -> int:
+        ids = packed[tensor] if place is None else packed[tensor][:, place]
+        largest = int(ids.max(initial=0))
+        if contexts is not None and tensor in shown:
+            places = contexts.places.get(tensor)
+            if places is None or place in places:
+                mine = shown[tensor] if places is None else shown[tensor][:, places.index(place or 0)]
+                largest = max(largest, int(mine.max(initial=0)))
+        return max(column.cardinality or 0, largest + 1)
 
     for column in columns:
         name, is_cat = column.name, column.kind == "cat"
         if column.is_list:
-            ids = packed[f"{part}_list_{name}"]
-            lists.append(ListColumn(name, cardinality(column, ids) if is_cat else None))
+            lists.append(ListColumn(name, cardinality(column, f"{part}_list_{name}") if is_cat else None))
         elif is_cat:
-            ids = packed[f"{part}_cat"][:, len(cat)]
             vocabulary = any(step.operator == "Categorify" for step in column.operators)
-            cat.append(CategoryColumn(name, cardinality(column, ids), vocabulary))
+            cat.append(CategoryColumn(name, cardinality(column, f"{part}_cat", len(cat)), vocabulary))
         else:
             num.append(name)
     return Side(part, tuple(cat), tuple(num), tuple(lists))
@@ -50,7 +61,7 @@ def side_of(columns: Iterable[FeatureColumn], part: str, packed: Mapping[str, Ar
 
 def inputs_of(cut: WorkflowParts, packed: Packed, settings: ServingSettings) -> ModelInputs:
     """Describe what the models of a recipe may take."""
-    user = side_of(packed_columns(cut, "user"), "user", packed.user)
+    user = side_of(packed_columns(cut, "user"), "user", packed.user, packed.contexts)
     item = side_of(packed_columns(cut, "item"), "item", packed.item)
     return ModelInputs(user, item, tuple(settings.history_columns), len(settings.sources))
 
@@ -65,19 +76,24 @@ def pack_dataset(
     lengths = list_lengths(cut.workflow, dataset)
     program = compile_workflow(cut, "item", list_lengths=lengths).program
     item = _packed(program, columns_from_frame(dataset.items, program.inputs), len(dataset.items))
+    user_program = compile_workflow(cut, "user", list_lengths=lengths).program
+    user, contexts = _pack_users(user_program, packed_columns(cut, "user"), dataset, interactions)
     categories = [c.name for c in packed_columns(cut, "item") if c.kind == "cat" and not c.is_list]
     return Packed(
-        user=_pack_users(compile_workflow(cut, "user", list_lengths=lengths).program, dataset, interactions),
+        user=user,
         item={name: np.concatenate([array, np.zeros_like(array[:1])]) for name, array in item.items()},
         history_places=tuple(categories.index(name) for name in settings.history_columns),
         history_length=settings.history_length,
         n_users=len(dataset.users),
         raw=raw_columns(dataset.items, settings.raw_columns()),
+        contexts=contexts,
     )
 
 
-def _pack_users(program: FeatureProgram, dataset: Dataset, interactions: pd.DataFrame) -> dict[str, Array]:
-    """Return all users without context, then each interaction's user in its context."""
+def _pack_users(
+    program: FeatureProgram, outputs: Sequence[FeatureColumn], dataset: Dataset, interactions: pd.DataFrame
+) -> tuple[dict[str, Array], Contexts | None]:
+    """Return all users without context, and what each interaction adds to its user."""
     known = [column for column in program.inputs if column.name in dataset.users.columns]
     context = [column for column in program.inputs if column not in known]
     users = columns_from_frame(dataset.users, known)
@@ -85,12 +101,43 @@ def _pack_users(program: FeatureProgram, dataset: Dataset, interactions: pd.Data
     nothing = {column.name: null_column(column.dtype, column.is_list, count) for column in context}
     alone = _packed(program, users | nothing, count)
     if not context:
-        return alone
+        return alone, None
+    places = _context_places(outputs, {column.name for column in context})
     rows, _ = rows_of(dataset, interactions)
-    columns = {name: take_rows(column, rows) for name, column in users.items()}
-    columns |= columns_from_frame(interactions, context)
-    shown = _packed(program, columns, len(interactions))
-    return {name: np.concatenate([array, shown[name]]) for name, array in alone.items()}
+    parts: dict[str, list[Array]] = {name: [] for name in places}
+    for start in range(0, len(interactions), CONTEXTS_AT_ONCE):
+        some = slice(start, start + CONTEXTS_AT_ONCE)
+        columns = {name: take_rows(column, rows[some]) for name, column in users.items()}
+        columns |= columns_from_frame(interactions.iloc[some], context)
+        shown = _packed(program, columns, len(rows[some]))
+        for name, place in places.items():
+            parts[name].append(_narrow(shown[name] if place is None else shown[name][:, place]))
+    made = {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
+    known_places = {name: place for name, place in places.items() if place is not None}
+    return alone, Contexts(_narrow(rows), made, known_places)
+
+
+def _context_places(outputs: Sequence[FeatureColumn], context: set[str]) -> dict[str, tuple[int, ...] | None]:
+    """Return the places in each packed user tensor of what is made of context; None is a whole list."""
+    made: dict[str, tuple[int, ...] | None] = {}
+    counts = {"user_cat": 0, "user_num": 0}
+    for column in outputs:
+        name = f"user_list_{column.name}" if column.is_list else f"user_{column.kind}"
+        of_context = bool(context.intersection(column.inputs))
+        if column.is_list:
+            made |= {name: None} if of_context else {}
+            continue
+        if of_context:
+            made[name] = (*(made.get(name) or ()), counts[name])
+        counts[name] += 1
+    return made
+
+
+def _narrow(array: Array) -> Array:
+    """Return integers in 32 bits where that loses nothing."""
+    if array.dtype != np.int64 or (len(array) and max(-int(array.min()), int(array.max())) > 2**31 - 1):
+        return array
+    return array.astype(np.int32)
 
 
 def _packed(program: FeatureProgram, columns: Mapping[str, Column], n: int) -> dict[str, Array]:
@@ -129,13 +176,14 @@ def build_pairs(
     position = np.arange(len(interactions))
     time = position if dataset.timestamp is None else interactions[dataset.timestamp].to_numpy()
     order = np.lexsort((position, time, users))
-    frame = pd.DataFrame({"user": users[order], "item": items[order]})
-    order = order[~frame.duplicated(keep="last").to_numpy()]
+    pair = pd.Series(users[order] * (packed.n_items + 1) + items[order])
+    order = order[~pair.duplicated(keep="last").to_numpy()]
+    del pair
     weights = np.ones(len(interactions)) if weight is None else interactions[weight].to_numpy(np.float64)
     pairs = Pairs.build(
         users[order],
         items[order],
-        packed.n_users + order if packed.has_context else users[order],
+        users[order] if packed.contexts is None else packed.n_users + order,
         np.nan_to_num(weights[order]),
         packed.n_users,
     )

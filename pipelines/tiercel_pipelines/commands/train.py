@@ -24,7 +24,10 @@ Replace = Annotated[bool, typer.Option("--replace", help="Overwrite what is alre
 
 def command(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="movielens, synthetic, a .py file, or a module's name.")
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="movielens, synthetic, sequences, a .py file, or a module's name."
+        ),
     ],
     run: Annotated[
         Path | None, typer.Option("--run", metavar="DIR", help="Where the run goes; else runs/<recipe>.")
@@ -32,15 +35,19 @@ def command(
     seed: Annotated[int | None, typer.Option("--seed", help="Another seed than the recipe's.")] = None,
     epochs: Epochs = None,
     replace_run: Replace = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what a killed training left, if it left anything.")
+    ] = False,
     data_dir: DataDir = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Train a recipe: fit its workflow, train its models, measure them offline.
 
-    The run appears under its name only when it is whole.
+    The run appears under its name only when it is whole. What a killed training left beside it,
+    <run>.checkpoint, is where --resume goes on: the run is the same as without the kill.
 
-    Example: [bold]tiercel train movielens[/]
+    Example: [bold]tiercel train movielens --resume[/]
     """
     with shell(json=json, debug=debug) as sh:
         begun = time.perf_counter()
@@ -53,7 +60,8 @@ def command(
             where = run if run is not None else Path("runs") / loaded.name
             check_free(where, replace_run, "run")
             dataset = load_dataset(loaded.dataset, data_dir=data_dir, progress=progress)
-            trained = train_recipe(loaded, dataset, where, replace=replace_run, progress=progress)
+            how: dict[str, Any] = {"replace": replace_run, "resume": resume, "progress": progress}
+            trained = train_recipe(loaded, dataset, where, **how)
         metrics, repeats = trained.metrics, trained.record.data.repeats
         took = time.perf_counter() - begun
         document = {

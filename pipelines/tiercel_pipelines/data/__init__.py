@@ -2,7 +2,7 @@
 
 from .dataset import Dataset, Progress
 from .load import NAMED, load_dataset
-from .specs import DatasetSpec, MovieLens100K, Parquet, Synthetic
+from .specs import DatasetSpec, MovieLens100K, Parquet, Sequences, Synthetic
 from .split import Split, split_dataset, stratified_split
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "MovieLens100K",
     "Parquet",
     "Progress",
+    "Sequences",
     "Split",
     "Synthetic",
     "load_dataset",

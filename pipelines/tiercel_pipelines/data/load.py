@@ -9,7 +9,8 @@ from ..errors import DataError
 from .dataset import Dataset, Progress
 from .movielens import load_ml_100k
 from .parquet import load_parquet
-from .specs import DatasetSpec, MovieLens100K, Parquet, Synthetic
+from .sequences import load_sequences
+from .specs import DatasetSpec, MovieLens100K, Parquet, Sequences, Synthetic
 from .synthetic import make_synthetic
 
 #: What the command line calls some data sets.
@@ -26,7 +27,7 @@ def load_dataset(
     spec
         A data set's spec.
     data_dir
-        The folder that holds (or gets) ``ml-100k``, and where relative Parquet paths start.
+        The folder that holds (or gets) ``ml-100k``, and where relative paths start.
     progress
         Called as ``progress(what, done, total)`` during long work.
 
@@ -45,4 +46,8 @@ def load_dataset(
         return make_synthetic(spec, progress)
     if isinstance(spec, Parquet):
         return load_parquet(spec, data_dir=data_dir)
-    raise DataError(f"data set: expected MovieLens100K, Synthetic or Parquet, got {type(spec).__name__}")
+    if isinstance(spec, Sequences):
+        return load_sequences(spec, data_dir=data_dir)
+    raise DataError(
+        f"data set: expected MovieLens100K, Synthetic, Parquet or Sequences, got {type(spec).__name__}"
+    )

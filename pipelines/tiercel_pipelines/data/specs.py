@@ -77,5 +77,22 @@ class Parquet(_Spec, frozen=True):
     name: str = "parquet"
 
 
+class Sequences(_Spec, frozen=True):
+    """A text file with a line for each user: the user's id, then item ids in the order of time.
+
+    There is no time but that order: interactions have a column ``place``, which is their timestamp.
+
+    Parameters
+    ----------
+    path
+        The file. A relative path starts at ``data_dir``, or where the command runs if there is none.
+    name
+        What the data set is called.
+    """
+
+    path: str
+    name: str = "sequences"
+
+
 #: What :func:`~tiercel_pipelines.data.load_dataset` takes.
-DatasetSpec: TypeAlias = MovieLens100K | Synthetic | Parquet
+DatasetSpec: TypeAlias = MovieLens100K | Synthetic | Parquet | Sequences

@@ -67,9 +67,42 @@ def stratified_split(
     return interactions[first], interactions[~first]
 
 
+def leave_last_out(
+    interactions: pd.DataFrame, user_id: str, timestamp: str, *, item_id: str | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split off each user's last interaction, by time and then by row; who has but one keeps it.
+
+    Parameters
+    ----------
+    interactions, user_id, timestamp
+        One row an interaction, and the columns of users and of times.
+    item_id
+        The column of items: all rows of a user and an item then go to the same part, so that nobody shall
+        find what he had before. None splits row by row.
+
+    Returns
+    -------
+    tuple
+        The rest and the last, each in the order (and with the index) of ``interactions``.
+    """
+    users = pd.factorize(interactions[user_id])[0]
+    if item_id is None:
+        pair = np.arange(len(interactions))
+    else:
+        pair, _ = _pairs(interactions[user_id], interactions[item_id])
+    order = np.lexsort((np.arange(len(users)), interactions[timestamp].to_numpy(), users))
+    # The last of each user in this order; a pair is where its latest row is.
+    final = order[np.append(users[order][1:] != users[order][:-1], True)[: len(order)]]
+    of_user = np.bincount(users[np.unique(pair, return_index=True)[1]], minlength=len(final))
+    final = final[of_user[users[final]] > 1]
+    last = np.isin(pair, pair[final])
+    return interactions[~last], interactions[last]
+
+
 def split_dataset(
     dataset: Dataset,
     *,
+    method: str = "random",
     train: float = 0.75,
     validation: float = 0.1,
     seed: int = 42,
@@ -81,6 +114,16 @@ def split_dataset(
     (``allow_seen``): a test of something that is never served would measure nothing.
     """
     item_id = None if allow_seen else dataset.item_id
+    if method == "leave_one_out":
+        if dataset.timestamp is None:
+            raise ValueError(
+                f"{dataset.name}: leave_one_out needs a timestamp, and the interactions have none"
+            )
+        names = (dataset.user_id, dataset.timestamp)
+        fit, test = leave_last_out(dataset.interactions, *names, item_id=item_id)
+        if not validation:
+            return Split(fit, fit.iloc[:0], test)
+        return Split(*leave_last_out(fit, *names, item_id=item_id), test)
     fit, test = stratified_split(dataset.interactions, dataset.user_id, train, seed, item_id=item_id)
     if not validation:
         return Split(fit, fit.iloc[:0], test)

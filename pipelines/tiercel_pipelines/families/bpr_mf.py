@@ -94,7 +94,7 @@ class BPRMF(Settings, frozen=True, tag="bpr_mf"):
                     free = torch.from_numpy(keys[place] != wanted)
                     yield self._loss(fitted, users[some], had.indices[some], other, free)
 
-            course = descend(self, both, fitted, epoch, plan, max_epochs=self.max_epochs)
+            course = descend(self, both, fitted, epoch, plan, max_epochs=self.max_epochs, rng=rng)
         return fitted, course
 
     def _loss(self, fitted: Any, users: Any, items: Any, others: Any, free: Tensor) -> Tensor:

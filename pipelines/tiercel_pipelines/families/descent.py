@@ -1,24 +1,21 @@
-"""Training by gradient descent: steps, epochs, early stopping, and what is kept of the best epoch."""
+"""Training by gradient descent: epochs, early stopping, the best epoch, and going on after a kill."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tiercel_serving.problems import AT_LEAST_0, COUNT, POSITIVE, Range
-from tiercel_serving.spec import Arrays
+from tiercel_serving.spec import Array, Arrays
 
-from ..errors import TrainingError
+from .learner import Learner
 from .table import Course, Plan
-
-#: The kept weights are a moving average over about 1 / (1 - this) steps: it is as good as letting the
-#: learning rate fall, and unlike that it is good at every epoch, so that one may stop at any.
-AVERAGE_DECAY = 0.98
 
 #: What the settings of a model that is trained so may be.
 DESCENT: Mapping[str, Range] = {
@@ -42,48 +39,38 @@ def tensors(arrays: Arrays, names: Iterable[str]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(arrays[name]) for name in names}
 
 
-class Learner:
-    """A model, its optimiser (AdamW), and the moving average of its weights, which is what training keeps."""
+@dataclass
+class _Descent:
+    """How far a training is: losses and judgements so far, and the weights of the best epoch."""
 
-    def __init__(self, model: torch.nn.Module, learning_rate: float, weight_decay: float, label: str):
-        self.model = model
-        self.label = label
-        self.parameters: list[torch.Tensor] = list(model.parameters())
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=weight_decay)
-        self.average = [parameter.detach().clone() for parameter in self.parameters]
-        self.steps = 0
+    learner: Learner
+    losses: list[float] = field(default_factory=list)
+    judged: list[float] = field(default_factory=list)
+    best: int = 0
+    kept: list[Tensor] = field(default_factory=list)
 
-    def step(self, loss: torch.Tensor) -> float:
-        """Take one step down the loss and return its value."""
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"{self.label}: the loss became {value} in step {self.steps + 1}; lower the learning rate, "
-                "raise the temperature, or look for numbers among the features that no Normalize() tames"
-            )
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
-        self.steps += 1
-        # The first steps weigh more, so that the average soon forgets the random start.
-        share = max(1 - AVERAGE_DECAY, 1 / (self.steps + 1))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, share)
-        return value
+    def keep(self) -> None:
+        """Keep the averaged weights: no epoch was better."""
+        self.best, self.kept = len(self.losses), [value.clone() for value in self.learner.average]
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Put the average into the model inside the block."""
-        current = [parameter.detach().clone() for parameter in self.parameters]
-        self.load(self.average)
-        yield
-        self.load(current)
+    def state(self, rng: np.random.Generator) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Return arrays and facts that say everything of the next epoch."""
+        arrays = {name: value.numpy() for name, value in self.learner.state().items()}
+        arrays |= {f"kept/{place}": value.numpy() for place, value in enumerate(self.kept)}
+        arrays["torch_random_state"] = torch.get_rng_state().numpy()
+        facts = {"steps": self.learner.steps, "losses": self.losses, "judged": self.judged}
+        return arrays, {**facts, "best": self.best, "random_state": rng.bit_generator.state}
 
-    def load(self, weights: list[torch.Tensor]) -> None:
-        """Copy weights into the model."""
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, weights, strict=True):
-                parameter.copy_(value)
+    def restore(self, arrays: Arrays, facts: Mapping[str, Any], rng: np.random.Generator) -> None:
+        """Take back what :meth:`state` gave."""
+        state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        self.learner.restore(state, facts["steps"])
+        self.losses, self.judged, self.best = list(facts["losses"]), list(facts["judged"]), facts["best"]
+        self.kept = (
+            [state[f"kept/{place}"] for place in range(len(self.learner.average))] if self.judged else []
+        )
+        torch.set_rng_state(state["torch_random_state"])
+        rng.bit_generator.state = facts["random_state"]
 
 
 def descend(
@@ -94,37 +81,47 @@ def descend(
     plan: Plan,
     *,
     max_epochs: int,
+    rng: np.random.Generator | None = None,
 ) -> Course:
     """Run epochs until the judge has seen nothing better for ``patience`` of them, and keep the best.
 
     ``epoch`` yields the loss of each batch, down which a step is taken; the judge judges ``fitted``, in which
-    the model's averaged weights lie then. ``settings`` have the fields of :data:`DESCENT`.
+    the model's averaged weights lie then. ``settings`` have the fields of :data:`DESCENT`. With ``rng``, from
+    which ``epoch`` draws everything that torch does not, a training that was killed goes on at its last kept
+    epoch; else it begins anew, which gives the same model.
     """
     learner = Learner(model, settings.learning_rate, settings.weight_decay, plan.label)
     judge, progress, label = plan.judge, plan.progress, plan.label
     total = max_epochs if judge is not None or plan.epochs is None else plan.epochs
-    losses: list[float] = []
-    judged = [judge(fitted)] if judge is not None else []
-    best, kept = 0, [value.clone() for value in learner.average]
+    at, states = _Descent(learner), plan.states if rng is not None else None
+    found = states.read() if states is not None else None
+    if found is not None and rng is not None:
+        at.restore(*found, rng)
+    elif judge is not None:
+        at.judged.append(judge(fitted))
+        at.keep()
     if progress is not None:
-        progress(label, 0, total)
-    for number in range(total):
+        progress(label, len(at.losses), total)
+    while len(at.losses) < total and not (
+        judge is not None and len(at.losses) - at.best >= settings.patience
+    ):
         learner.model.train()
-        steps = [learner.step(loss) for loss in epoch()]
-        losses.append(float(np.mean(steps)) if steps else 0.0)
+        steps = [learner.step(loss, len(at.losses) + 1) for loss in epoch()]
+        at.losses.append(float(np.mean(steps)) if steps else 0.0)
         if progress is not None:
-            progress(label, number + 1, total)
-        if judge is None:
-            continue
-        with learner.averaged():
-            judged.append(judge(fitted))
-        if judged[-1] > judged[best]:
-            best, kept = number + 1, [value.clone() for value in learner.average]
-        if number + 1 - best >= settings.patience:
-            break
-    learner.load(kept if judge is not None else learner.average)
+            progress(label, len(at.losses), total)
+        if judge is not None:
+            with learner.averaged():
+                at.judged.append(judge(fitted))
+            if at.judged[-1] > at.judged[at.best]:
+                at.keep()
+        if states is not None and rng is not None:
+            learner.settle()
+            states.offer(lambda: at.state(rng))
+    learner.settle()
+    learner.load(at.kept if judge is not None else learner.average)
     learner.model.eval()
-    if progress is not None and len(losses) < total:
+    if progress is not None and len(at.losses) < total:
         # It stopped early: nothing is left to wait for.
         progress(label, total, total)
-    return Course(best if judge is not None else len(losses), tuple(losses), tuple(judged))
+    return Course(at.best if judge is not None else len(at.losses), tuple(at.losses), tuple(at.judged))

@@ -100,5 +100,5 @@ def fit_ranker(settings: Any, data: RankingData, plan: Plan) -> tuple[FittedRank
         fitted = FittedRanker(model)
         # Without lists there is nothing to learn: the start keeps retrieval's order.
         epochs = settings.max_epochs if len(data.lists) else 0
-        course = descend(settings, model, fitted, epoch, plan, max_epochs=epochs)
+        course = descend(settings, model, fitted, epoch, plan, max_epochs=epochs, rng=rng)
     return fitted, course

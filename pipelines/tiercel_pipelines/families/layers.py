@@ -143,9 +143,8 @@ def embedding(cardinality: int, width: int, spread: float) -> nn.Embedding:
 
 def mean_of_list(table: nn.Module, ids: Tensor) -> Tensor:
     """Return the mean embedding ``[..., E]`` of each padded list ``[..., L]``; zeros for an empty one."""
-    real = (ids != PAD_ID).unsqueeze(-1).to(torch.float32)
-    total: Tensor = (table(ids) * real).sum(dim=-2)
-    return total / real.sum(dim=-2).clamp(min=1.0)
+    real = ids != PAD_ID
+    return sum_of_real([table], ids.unsqueeze(-1), real) / real.to(torch.float32).sum(-1, True).clamp(min=1.0)
 
 
 def pool_history(tables: Sequence[nn.Module], history_cat: Tensor, history_length: Tensor) -> Tensor:
@@ -156,12 +155,34 @@ def pool_history(tables: Sequence[nn.Module], history_cat: Tensor, history_lengt
     ``history_cat [B, L, H]`` (int64 ids, left aligned), of which ``history_length [B, 1]`` are real.
     """
     places = torch.arange(history_cat.shape[1], device=history_cat.device)
-    real = (places.unsqueeze(0) < history_length).unsqueeze(-1).to(torch.float32)
-    vectors = tables[0](history_cat[:, :, 0])
-    for place, table in enumerate(tables[1:], start=1):
-        vectors = vectors + table(history_cat[:, :, place])
-    total: Tensor = (vectors * real).sum(dim=1)
+    total = sum_of_real(tables, history_cat, places.unsqueeze(0) < history_length)
     return total / history_length.to(torch.float32).clamp(min=1.0).sqrt()
+
+
+def sum_of_real(tables: Sequence[nn.Module], ids: Tensor, real: Tensor) -> Tensor:
+    """Add up the embeddings ``[..., E]`` of the real ids ``[..., L, H]``, with one table for each of H.
+
+    Training visits the real places alone, ``[..., L]`` True: most of a batch of histories is padding, whose
+    gradients would cost as much as the others'. What is exported gathers all places and masks.
+    """
+    if not all(table.training and isinstance(table, nn.Embedding) for table in tables):
+        vectors = tables[0](ids[..., 0])
+        for place, table in enumerate(tables[1:], start=1):
+            vectors = vectors + table(ids[..., place])
+        masked: Tensor = (vectors * real.unsqueeze(-1).to(torch.float32)).sum(dim=-2)
+        return masked
+    lengths = real.sum(-1)
+    offsets = lengths.flatten().cumsum(0) - lengths.flatten()
+    shown = ids[real]
+    sums = [
+        F.embedding_bag(shown[:, place], table.weight, offsets, mode="sum", sparse=table.sparse)
+        for place, table in enumerate(tables)
+        if isinstance(table, nn.Embedding)
+    ]
+    total = sums[0]
+    for one in sums[1:]:
+        total = total + one
+    return total.reshape(*lengths.shape, -1)
 
 
 def hidden_layers(inputs: int, widths: Sequence[int], dropout: float) -> nn.Sequential:

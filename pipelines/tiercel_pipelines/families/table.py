@@ -23,6 +23,21 @@ from ..arrays.pairs import Pairs
 from ..data import Progress
 from ..tasks.table import ListSettings
 
+#: Arrays by name, and facts that JSON holds.
+State = tuple[dict[str, Array], dict[str, Any]]
+
+
+class EpochStates(Protocol):
+    """Keeps how far the training of one model is."""
+
+    def read(self) -> State | None:
+        """Return the state that was kept before the process was killed, if there is one."""
+        ...
+
+    def offer(self, state: Callable[[], State]) -> None:
+        """Keep the state after an epoch, if it is time to; only then is it asked for."""
+        ...
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -42,6 +57,9 @@ class Plan:
         without epochs.
     progress
         Called after each epoch.
+    states
+        Keeps the state after an epoch, so that a training that was killed goes on from there. Whoever does
+        not use it begins anew, and gives the same model.
     """
 
     seed: int
@@ -49,6 +67,7 @@ class Plan:
     judge: Callable[[Any], float] | None = None
     epochs: int | None = None
     progress: Progress | None = None
+    states: EpochStates | None = None
 
 
 @dataclass(frozen=True)
@@ -227,6 +246,8 @@ RETRIEVAL_FAMILIES: Kinds[RetrievalFamily] = Kinds(
         "slim": Kind("tiercel_pipelines.families.slim:SLIM"),
         "als": Kind("tiercel_pipelines.families.als:ALS"),
         "bpr_mf": Kind("tiercel_pipelines.families.bpr_mf:BPRMF"),
+        "sasrec": Kind("tiercel_pipelines.families.sasrec:SASRec"),
+        "gru4rec": Kind("tiercel_pipelines.families.gru4rec:GRU4Rec"),
     },
 )
 

@@ -128,7 +128,7 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
                     yield objective.loss(towers.user_tower(**users), vectors, batch)
 
             fitted = FittedVectors(towers.user_tower, towers.item_tower)
-            course = descend(self, towers, fitted, epoch, plan, max_epochs=self.max_epochs)
+            course = descend(self, towers, fitted, epoch, plan, max_epochs=self.max_epochs, rng=rng)
         return fitted, course
 
     def load(self, folder: Path, inputs: ModelInputs) -> FittedVectors:

@@ -36,6 +36,9 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
                 columns = raw_columns(items, kind.columns())
                 yield from (problem.within(where) for problem in kind.unfit(columns))
     yield from _too_few_items(recipe, dataset)
+    if recipe.split.method == "leave_one_out" and dataset.timestamp is None:
+        problem = "it leaves out each user's last interaction, but the interactions have no timestamp"
+        yield Problem("split.method", problem, "name the data set's timestamp, or write method='random'")
     yield from _title(recipe.serving.title_column, dataset)
     if recipe.ranking is not None and recipe.ranking.task.target not in ("", IMPLICIT):
         yield from _target(recipe.ranking.task.target, dataset)

@@ -15,9 +15,11 @@ from .old_names import NOW, old_name
 PLAIN: Mapping[str, str] = {
     "Recipe": "tiercel_pipelines.recipe.recipe",
     "SplitSettings": "tiercel_pipelines.recipe.recipe",
+    "TrainingSettings": "tiercel_pipelines.recipe.recipe",
     "load_recipe": "tiercel_pipelines.recipe.load",
     "MovieLens100K": "tiercel_pipelines.data",
     "Parquet": "tiercel_pipelines.data",
+    "Sequences": "tiercel_pipelines.data",
     "Synthetic": "tiercel_pipelines.data",
     "ServingSettings": "tiercel_serving.settings",
     "PerRequest": "tiercel_serving.reorder.per_request",

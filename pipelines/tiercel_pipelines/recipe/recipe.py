@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from tiercel_serving.errors import KindUnavailable
 from tiercel_serving.problems import (
+    AT_LEAST_0,
     BELOW_1,
     COUNT,
     COUNT_OR_0,
@@ -30,30 +31,67 @@ from ..data import DatasetSpec
 from ..families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, RankingFamily, RetrievalFamily
 from .old_names import old_name
 
-__all__ = ["Recipe", "SplitSettings"]
+__all__ = ["Recipe", "SplitSettings", "TrainingSettings"]
 
 
 class SplitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How interactions become training, validation and test parts, at random for each user.
+    """How interactions become training, validation and test parts, for each user.
 
     Parameters
     ----------
+    method
+        ``random``; or ``leave_one_out``: each user's last interaction by time is the test part, the one
+        before it what early stopping looks at, and ``train`` and ``seed`` do not matter.
     train
         Share of each user's interactions that is not the test part.
     validation
-        Share of that which early stopping looks at.
+        Share of that which early stopping looks at; 0 is none, with ``leave_one_out`` too.
     seed
         Same seed, same split.
     """
 
+    method: Literal["random", "leave_one_out"] = "random"
     train: float = 0.75
     validation: float = 0.1
     seed: int = 42
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges."""
+        """Return numbers out of their ranges, and a method that there is not."""
         train = Range(0, 1, open_low=True, open_high=True)
-        return list(out_of_range(self, {"train": train, "validation": BELOW_1, "seed": COUNT_OR_0}))
+        wrong = list(out_of_range(self, {"train": train, "validation": BELOW_1, "seed": COUNT_OR_0}))
+        if self.method not in ("random", "leave_one_out"):
+            problem = f"expected 'random' or 'leave_one_out', got {self.method!r}"
+            wrong.append(Problem("method", problem, "write one of them"))
+        return wrong
+
+
+class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much a training looks at, so that it stays bounded however many users there are.
+
+    Each number is a fixed sample of the users, all of them where there are fewer; the seed says which.
+
+    Parameters
+    ----------
+    judged_users
+        Users that early stopping looks at, after each epoch.
+    listed_users
+        Users of whom each fold makes a list that the ranker learns from.
+    measured_users
+        Users that the figures on the test part are of.
+    checkpoint_s
+        Seconds between two checkpoints, at least; each is written after an epoch. See
+        ``tiercel train --resume``.
+    """
+
+    judged_users: int = 4_000
+    listed_users: int = 10_000
+    measured_users: int = 20_000
+    checkpoint_s: float = 60.0
+
+    def problems(self) -> list[Problem]:
+        """Return numbers out of their ranges."""
+        counts = dict.fromkeys(("judged_users", "listed_users", "measured_users"), COUNT)
+        return list(out_of_range(self, {**counts, "checkpoint_s": AT_LEAST_0}))
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -77,6 +115,8 @@ class Recipe(msgspec.Struct, frozen=True):
         and popular items for users of whom nothing is known.
     split
         Training, validation and test part.
+    training
+        How many users a training looks at, and how often it writes a checkpoint.
     seed
         Of initial weights, batches and negatives.
     origin
@@ -90,6 +130,7 @@ class Recipe(msgspec.Struct, frozen=True):
     ranking: RankingFamily | None = None
     serving: ServingSettings = ServingSettings()
     split: SplitSettings = SplitSettings()
+    training: TrainingSettings = TrainingSettings()
     seed: int = 42
     origin: str = ""
 
@@ -136,6 +177,7 @@ class Recipe(msgspec.Struct, frozen=True):
             return [*wrong, Problem("serving.sources", str(error), "name the sources")]
         wrong += [problem.within("serving") for problem in served.problems()]
         wrong += [problem.within("split") for problem in self.split.problems()]
+        wrong += [problem.within("training") for problem in self.training.problems()]
         return [*wrong, *_sources(self, served), *_steps(self, served), *_needs(self, served)]
 
     def _places(self) -> list[tuple[str, RetrievalFamily]]:
@@ -149,9 +191,10 @@ class Recipe(msgspec.Struct, frozen=True):
 
 #: Field → what it must be, what messages call that, and what to write.
 _FIELDS: Mapping[str, tuple[Any, str, str]] = {
-    "dataset": (DatasetSpec, "a data set", "MovieLens100K(), Synthetic(…) or Parquet(…)"),
+    "dataset": (DatasetSpec, "a data set", "MovieLens100K(), Synthetic(…), Parquet(…) or Sequences(…)"),
     "serving": (ServingSettings, "ServingSettings(…)", "ServingSettings(…)"),
     "split": (SplitSettings, "SplitSettings(…)", "SplitSettings(…)"),
+    "training": (TrainingSettings, "TrainingSettings(…)", "TrainingSettings(…)"),
 }
 
 

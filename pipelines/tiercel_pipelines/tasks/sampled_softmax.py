@@ -127,10 +127,10 @@ class InBatch:
 
     def loss(self, query: Tensor, vectors: Tensor, batch: SampledBatch) -> Tensor:
         """Return the sampled softmax of a batch."""
-        logits = query @ vectors.T / self._settings.temperature
         log_q = self._log_q[torch.from_numpy(batch.items)]
         arrays = (batch.counts, batch.positives, batch.hits, batch.weights)
-        return sampled_softmax(logits, log_q, *map(torch.from_numpy, arrays))
+        query = query / self._settings.temperature
+        return sampled_softmax(query, vectors, log_q, *map(torch.from_numpy, arrays))
 
 
 @dataclass(frozen=True)
@@ -171,24 +171,31 @@ def draw_groups(pairs: Pairs, size: int, context_dropout: float, rng: np.random.
 
 
 def sampled_softmax(
-    logits: Tensor, log_q: Tensor, counts: Tensor, positives: Tensor, masked: Tensor, weights: Tensor
+    query: Tensor,
+    vectors: Tensor,
+    log_q: Tensor,
+    counts: Tensor,
+    positives: Tensor,
+    masked: Tensor,
+    weights: Tensor,
 ) -> Tensor:
     r"""Return the in-batch sampled softmax with logQ correction, averaged over all positives.
 
-    For a positive ``t`` of user ``u``, with the batch's draws as negatives and logits corrected by
-    the log probability of being drawn,
+    For a positive ``t`` of user ``u``, with the batch's draws as negatives and logits ``s``, the inner
+    products of queries and vectors, corrected by the log probability of being drawn,
 
     .. math:: -\log \frac{e^{s_{ut} - \log q_t}}
               {e^{s_{ut} - \log q_t} + \sum_{d \notin P_u} e^{s_{ud} - \log q_d}}
 
     where the sum runs over every draw ``d`` that is no positive of the user (Yi et al. 2019, "Sampling-
     bias-corrected neural modeling"). An item that was drawn ``c`` times has ``c`` equal terms, so each
-    distinct item is scored once and gets ``log c`` on top.
+    distinct item is scored once and gets ``log c`` on top. Only the negatives make a matrix ``[B, C]``, and
+    few passes over it: that is most of a training's time.
 
     Parameters
     ----------
-    logits
-        ``[B, C]`` of the batch's distinct items.
+    query, vectors
+        ``[B, D]``, and ``[C, D]`` of the batch's distinct items.
     log_q, counts
         ``[C]`` their log probabilities, and how often each was drawn.
     positives
@@ -198,9 +205,10 @@ def sampled_softmax(
     weights
         ``[B, T]`` weight of each positive; 0 where the user has fewer than T.
     """
-    corrected = logits - log_q
-    negatives = (corrected + torch.log(counts)).masked_fill(masked, MASKED)
-    rest = torch.logsumexp(negatives, dim=1, keepdim=True)
-    positive = torch.gather(corrected, 1, positives)
-    losses = torch.logaddexp(positive, rest.expand_as(positive)) - positive
-    return (losses * weights).sum() / weights.sum().clamp(min=1e-9)
+    negatives = torch.addmm(torch.log(counts) - log_q, query, vectors.T).masked_fill_(masked, MASKED)
+    rest = torch.logsumexp(negatives, dim=1)
+    user, place = torch.nonzero(weights, as_tuple=True)
+    item = positives[user, place]
+    positive = (query[user] * vectors[item]).sum(1) - log_q[item]
+    losses = torch.logaddexp(positive, rest[user]) - positive
+    return (losses * weights[user, place]).sum() / weights.sum().clamp(min=1e-9)

@@ -23,12 +23,18 @@ def offline_figures(
     """Return the figures of popularity, retrieval and ranking on the test part.
 
     All follow the served path: seen items masked before the best N unless they may come again, filter
-    rules, the first K ranked, no context. ``ranking`` is what a caller gets, with a ranker or without. The
-    test interactions are given as rows ``[n]`` of users and items.
+    rules, the first K ranked, no context; of more users than the recipe measures, a fixed sample.
+    ``ranking`` is what a caller gets, with a ranker or without. The test interactions are given as rows
+    ``[n]`` of users and items.
     """
     users = np.unique(test_users)
     if not len(users):
         return {}
+    most = trainer.recipe.training.measured_users
+    if len(users) > most:
+        users = np.sort(np.random.default_rng(trainer.recipe.seed).choice(users, most, replace=False))
+        measured = np.isin(test_users, users)
+        test_users, test_items = test_users[measured], test_items[measured]
     packed, settings, pairs = trainer.packed, trainer.settings, trainer.pairs
     retrieval = OfflineRetrieval(settings, trained.retrieval, packed, pairs)
     ordering = OfflineOrdering(settings, trained.ranking, packed, retrieval.arrays_of)

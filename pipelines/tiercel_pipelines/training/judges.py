@@ -22,11 +22,8 @@ from ..offline.metrics import Relevance, ranking_metrics
 #: Places that early stopping looks at.
 JUDGED_AT = 10
 
-#: Users that it looks at, at most: an epoch shall not cost more than learning it.
-JUDGED_USERS = 10_000
 
-
-def judged_users(held_out: Pairs, seed: int, most: int = JUDGED_USERS) -> IntArray:
+def sampled_users(held_out: Pairs, seed: int, most: int) -> IntArray:
     """Return users with something held out: all of them, or a sample that a seed fixes; ascending."""
     users = np.flatnonzero(held_out.lengths > 0)
     if len(users) > most:

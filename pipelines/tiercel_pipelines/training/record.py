@@ -17,7 +17,7 @@ from ..arrays.inputs import ModelInputs
 from ..data import DatasetSpec
 from ..errors import TrainingError
 from ..families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, RankingFamily, RetrievalFamily
-from ..recipe.recipe import Recipe, SplitSettings
+from ..recipe.recipe import Recipe, SplitSettings, TrainingSettings
 from ..tasks.table import RANKING_TASKS, RETRIEVAL_TASKS, RankingTask, RetrievalTask
 
 RUN_FORMAT = 2
@@ -44,11 +44,20 @@ class RecipeRecord(_Struct, frozen=True):
     dataset: DatasetSpec
     split: SplitSettings
     serving: ServingSettings
+    training: TrainingSettings = TrainingSettings()
 
     @classmethod
     def of(cls, recipe: Recipe) -> RecipeRecord:
         """Return the record of a recipe, its default sources written out."""
-        return cls(recipe.name, recipe.origin, recipe.seed, recipe.dataset, recipe.split, recipe.served)
+        return cls(
+            recipe.name,
+            recipe.origin,
+            recipe.seed,
+            recipe.dataset,
+            recipe.split,
+            recipe.served,
+            recipe.training,
+        )
 
 
 class DataRecord(_Struct, frozen=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from ..errors import RecipeError, TrainingError
 from ..recipe.check import check_recipe
 from ..recipe.check_fit import fit_checked, problem_of
 from ..recipe.recipe import Recipe
+from .checkpoint import Checkpoint, data_digest, recipe_document, sole_training
 from .figures import offline_figures
 from .record import RUN_FORMAT, RUN_NAME, DataRecord, ModelsRecord, RecipeRecord, RunRecord, kept_problems
 from .run import TrainedRun, write_run
@@ -29,6 +32,7 @@ def train_recipe(
     run_dir: str | Path,
     *,
     replace: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> TrainedRun:
     """Train a recipe on its loaded data set, write a run, and open it.
@@ -39,6 +43,9 @@ def train_recipe(
         Where the run goes. It appears there only when it is whole.
     replace
         Whether a run that is already there may be replaced.
+    resume
+        Whether to go on from the checkpoint that an interrupted training of the same recipe and data left
+        beside the run; without one it begins anew. The result is that of an uninterrupted training.
     progress
         Called as ``progress(what, done, total)``.
 
@@ -47,13 +54,35 @@ def train_recipe(
     RecipeError
         If the recipe does not fit the data set.
     TrainingError
-        If there is nothing to learn from, or a loss is not finite.
+        If there is nothing to learn from, a loss is not finite, or a checkpoint is of another recipe or data.
     DestinationTaken
-        If the directory is taken.
+        If the directory is taken, or being written, or there is a checkpoint that is not to be resumed.
+    MachineFault
+        If the disk is full; the checkpoint before stays.
     """
-    destination = Path(run_dir)
+    destination = Path(run_dir).resolve()
     check_destination(destination, replace, "run", RUN_NAME)
     check_recipe(recipe, dataset)
+    with sole_training(destination):
+        folder = destination.with_name(f"{destination.name}.checkpoint")
+        document = recipe_document(recipe)
+        if replace and not resume:
+            shutil.rmtree(folder, ignore_errors=True)
+        checkpoint = Checkpoint(folder, recipe.training.checkpoint_s, document, resume=resume)
+        _train(recipe, dataset, destination, checkpoint, replace, progress)
+        checkpoint.remove()
+    return TrainedRun.open(Path(run_dir))
+
+
+def _train(
+    recipe: Recipe,
+    dataset: Dataset,
+    destination: Path,
+    checkpoint: Checkpoint,
+    replace: bool,
+    progress: Progress | None,
+) -> None:
+    """Train and write a run."""
     lost = list(kept_problems(recipe))
     if lost:
         raise RecipeError(recipe.title, lost)
@@ -68,6 +97,8 @@ def train_recipe(
                 progress("workflow", 0, None)
             workflow = fit_checked(recipe, dataset, split.fit, directory / "workflow")
             trainer = _prepared(recipe, dataset, split, workflow, progress)
+            checkpoint.check_data(data_digest(trainer.packed, trainer.pairs, trainer.folds))
+            trainer = dataclasses.replace(trainer, checkpoint=checkpoint)
         trained = trainer.fit()
         seconds |= trainer.seconds
         with timed(seconds, "figures"):
@@ -90,7 +121,6 @@ def train_recipe(
             "test": split.test,
         }
         write_run(directory, record, trained.retrieval, trained.ranking, tables)
-    return TrainedRun.open(destination)
 
 
 def _prepared(

@@ -20,7 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -47,7 +47,8 @@ from ..families.table import (
 )
 from ..offline.in_memory import OfflineRetrieval, blocks
 from ..recipe.recipe import Recipe
-from .judges import RankingJudge, RetrievalJudge, judged_users
+from .checkpoint import Checkpoint
+from .judges import RankingJudge, RetrievalJudge, sampled_users
 
 #: Between the seeds of two retrieval models of one recipe, so that they draw differently.
 _APART = 7_919
@@ -79,6 +80,8 @@ class Trainer:
         -1 is in no fold.
     seconds
         Wall time of each part.
+    checkpoint
+        Where finished models and the state of the one at work are kept; None keeps nothing.
     """
 
     recipe: Recipe
@@ -89,6 +92,7 @@ class Trainer:
     folds: IntArray
     progress: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
 
     @classmethod
     def prepare(
@@ -112,7 +116,7 @@ class Trainer:
     def fit(self) -> Trained:
         """Train all models as the module's picture says."""
         count = int(self.folds.max(initial=-1)) + 1
-        users = judged_users(self._fold(0), self.recipe.seed)
+        users = sampled_users(self._fold(0), self.recipe.seed, self.recipe.training.judged_users)
         rng = np.random.default_rng(self.recipe.seed)
         courses: dict[str, Course] = {}
         lists: list[RankingLists] = []
@@ -125,7 +129,7 @@ class Trainer:
             for place, family in enumerate(self.recipe.models):
                 epochs = max(1, courses[family.name].epochs) if count else None
                 plan = Plan(self._seed(place), family.name, epochs=epochs, progress=self.progress)
-                served[family.name], course = family.fit(self._data(self.pairs), plan)
+                served[family.name], course = self._fitted("served", family, self.pairs, plan)
                 courses.setdefault(family.name, course)
         ranking = None
         if self.recipe.ranking is not None:
@@ -149,9 +153,24 @@ class Trainer:
                 None if fold == 0 else max(1, courses[family.name].epochs),
                 self.progress,
             )
-            models[family.name], course = family.fit(self._data(rest), plan)
+            models[family.name], course = self._fitted(f"fold-{fold}", family, rest, plan)
             courses.setdefault(family.name, course)
         return models
+
+    def _fitted(self, part: str, family: RetrievalFamily, pairs: Pairs, plan: Plan) -> tuple[Any, Course]:
+        data = RetrievalData(self.packed, pairs, self.inputs)
+        return self._kept(f"{part}-{family.name}", family, data, plan)
+
+    def _kept(self, key: str, family: Any, data: Any, plan: Plan) -> tuple[Any, Course]:
+        """Fit a model, unless a checkpoint has it."""
+        if self.checkpoint is None:
+            fitted: tuple[Any, Course] = family.fit(data, plan)
+            return fitted
+        found = self.checkpoint.finished(key, family, self.inputs)
+        if found is None:
+            found = family.fit(data, replace(plan, states=self.checkpoint.states(key)))
+            self.checkpoint.finish(key, *found)
+        return found
 
     def _lists(
         self, models: Models, fold: int, users: IntArray | None, rng: np.random.Generator
@@ -160,16 +179,21 @@ class Trainer:
         assert self.recipe.ranking is not None
         rest, held_out = self.pairs.select((self.folds != 0) & (self.folds != fold)), self._fold(fold)
         contexts = draw_contexts(held_out, self.recipe.ranking.task.context_dropout, rng)
-        chosen = np.flatnonzero(held_out.lengths > 0) if users is None else users
+        if users is None:
+            users = sampled_users(held_out, self.recipe.seed + fold, self.recipe.training.listed_users)
         # What comes again is never among what was held out: with it, a list would teach that it is wrong.
         settings = msgspec.structs.replace(self.settings, allow_seen=False)
         retrieval = OfflineRetrieval(settings, models, self.packed, rest)
         parts = []
-        for block in blocks(chosen):
+        for block in blocks(users):
             scores, rows, sources = retrieval.candidates(block)[1]
             weights = positive_weights(held_out, block, rows, self.packed.n_items)
             history = retrieval.users.history(block)
-            parts.append(RankingLists(block, contexts[block], history, rows, scores, sources, weights))
+            found = RankingLists(block, contexts[block], history, rows, scores, sources, weights)
+            if fold:
+                # What was held out and is not among the candidates teaches nothing of their order.
+                found = found.take(np.flatnonzero((weights > 0).any(axis=1)))
+            parts.append(found.narrowed())
         return RankingLists.concatenate(parts) if parts else self._no_lists()
 
     def _fit_ranker(self, family: RankingFamily, lists: list[RankingLists]) -> tuple[FittedRanking, Course]:
@@ -180,7 +204,8 @@ class Trainer:
         # With one fold or none there is nothing to learn from that retrieval did not know.
         learned = RankingLists.concatenate(lists[1:]) if len(lists) > 1 else self._no_lists()
         data = RankingData(self.packed, self.inputs, learned, self.settings.kept, self._scale())
-        return family.fit(data, Plan(self.recipe.seed, "ranking", judge, progress=self.progress))
+        plan = Plan(self.recipe.seed, "ranking", judge, progress=self.progress)
+        return self._kept("ranking", family, data, plan)
 
     def _no_lists(self) -> RankingLists:
         nothing = np.zeros((0, self.settings.candidates))
@@ -193,9 +218,6 @@ class Trainer:
         families: dict[str, RetrievalFamily] = {family.name: family for family in self.recipe.models}
         found = (families[s.name].scale for s in self.settings.sources if s.form and s.name in families)
         return next(found, 1.0)
-
-    def _data(self, pairs: Pairs) -> RetrievalData:
-        return RetrievalData(self.packed, pairs, self.inputs)
 
     def _fold(self, fold: int) -> Pairs:
         return self.pairs.select(self.folds == fold)

@@ -39,12 +39,16 @@ COMMANDS: Mapping[str, Entry] = {
     "data": Entry(f"{_PIPELINES}.data", "Find or download a data set, check it, show what it holds.", BUILD),
     "train": Entry(f"{_PIPELINES}.train", "Train a recipe: workflow, retrieval model, ranker.", BUILD),
     "export": Entry(f"{_PIPELINES}.export", "Compile a run into a release, and verify it.", BUILD),
+    "build-engines": Entry(
+        f"{_SERVING}.build_engines", "Build TensorRT plans on the GPU that will run them.", BUILD
+    ),
     "verify": Entry(f"{_SERVING}.verify", "Compare each artefact with its golden vectors.", BUILD),
     "explain-features": Entry(
         f"{_PIPELINES}.explain_features", "Show what the compiler made of a workflow.", FEATURES
     ),
     "transform": Entry(f"{_PIPELINES}.transform", "Compute the features of Parquet files.", FEATURES),
     "serve": Entry(f"{_SERVING}.serve", "Serve a release on Triton until Ctrl-C.", SERVE),
+    "store": Entry(f"{_SERVING}.store", "Write live values of users: they count at once.", SERVE),
     "recommend": Entry(
         f"{_SERVING}.recommend", "Ask a server for recommendations, and for their reasons.", SERVE
     ),
@@ -55,9 +59,27 @@ COMMANDS: Mapping[str, Entry] = {
 
 
 def load_command(name: str) -> Any:
-    """Import one command and return it as typer builds it."""
+    """Import one command, or a group of them, and return it as typer builds it."""
     module = importlib.import_module(COMMANDS[name].module)
-    return typer.main.get_command(app_of(name, module.command))
+    group = getattr(module, "commands", None)
+    if group is None:
+        return typer.main.get_command(app_of(name, module.command))
+    made: Any = typer.main.get_command(_group_of(COMMANDS[name].help))
+    made.commands = {sub: typer.main.get_command(app_of(sub, command)) for sub, command in group.items()}
+    return made
+
+
+def _group_of(text: str) -> typer.Typer:
+    """Return an app without commands as yet."""
+    group = typer.Typer(
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+    )
+    group.callback()(lambda: None)
+    return group
 
 
 def app_of(name: str, command: Callable[..., None]) -> typer.Typer:

@@ -31,6 +31,13 @@ def command(
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", metavar="ID", help="Not this item (may be repeated).")
     ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option("--include", metavar="ID", help="Nothing but these items (repeat).")
+    ] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option("--candidate", metavar="ID", help="Rank these items, and search for none (repeat)."),
+    ] = None,
     history: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,8 +85,11 @@ def command(
                 "features": parse_features(feature or (), info.request_columns),
                 "allow_seen": allow_seen,
             }
-            if history is not None:
-                request["history"] = [parse_id(text, info.item_id_dtype, "--history") for text in history]
+            lists = {"include": include, "candidates": candidate, "history": history}
+            for name, given in lists.items():
+                if given is not None:
+                    option = f"--{name.removesuffix('s')}"
+                    request[name] = [parse_id(text, info.item_id_dtype, option) for text in given]
             if explain:
                 explained = recommender.explain(**request)
                 document = explanation_document(explained)

@@ -32,6 +32,14 @@ Runner = Annotated[
         help="What runs the stages: Triton's Python backend, or Tiercel's, in Triton's own process.",
     ),
 ]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="KIND:WHERE",
+        help="Where live values of users are kept: embedded:FOLDER, redis:HOST:PORT, redis:URL, or JSON.",
+    ),
+]
 Triton = Annotated[
     Path | None,
     typer.Option(
@@ -55,6 +63,7 @@ def command(
     grpc_port: Annotated[int, typer.Option("--grpc-port", help="0 takes a free one.")] = 8001,
     http_port: Annotated[int, typer.Option("--http-port", help="0 takes a free one.")] = 8000,
     metrics_port: Annotated[int, typer.Option("--metrics-port", help="0 takes a free one.")] = 8002,
+    store: Store = None,
     log: Annotated[
         Path | None, typer.Option("--log", metavar="FILE", help="Where Triton's log goes (else nowhere).")
     ] = None,
@@ -80,7 +89,7 @@ def command(
         flags = triton_flags or ()
         try:
             with start(
-                sh, release, layout=layout, triton=triton, triton_flags=flags, log=log, **where
+                sh, release, layout=layout, triton=triton, triton_flags=flags, store=store, log=log, **where
             ) as server:
                 document = describe(server)
                 sh.emit(document, *human(document))
@@ -101,6 +110,7 @@ def start(
     runner: str = "python",
     triton: Path | None = None,
     triton_flags: Sequence[str] = (),
+    store: str | None = None,
     log: Path | None = None,
     **where: Any,
 ) -> TritonServer:
@@ -108,6 +118,7 @@ def start(
     with sh.work(f"Starting Triton on {release}") as progress:
         from ..release.opened import open_release
         from ..repository.targets import RUNNERS
+        from ..stores.chosen import read_store
         from ..supervise import start_server
         from ..supervise.launch import wrong_flag
 
@@ -119,7 +130,8 @@ def start(
             raise typer.BadParameter(
                 f"{runner!r}: the runners are {', '.join(RUNNERS)}", param_hint="--runner"
             )
-        opened = open_release(release)
+        opened = open_release(release, store=None if store is None else read_store(store))
+        _check_store(sh, opened)
         return start_server(
             opened,
             layout=layout,
@@ -130,6 +142,20 @@ def start(
             progress=_start_report(opened, progress),
             **where,
         )
+
+
+def _check_store(sh: Shell, release: Release) -> None:
+    """Try the store, if live values are kept; that one does not answer now is no reason not to serve."""
+    from ..errors import StoreUnavailable
+    from ..stores.feature_store import FeatureStore
+
+    records = release.open_records(release.store_kind)
+    if records is None:
+        return
+    try:
+        FeatureStore(release, release.store_kind, records).check()
+    except StoreUnavailable as error:
+        sh.note(f"{error}. Until it answers, the release's own values are served.", style="yellow")
 
 
 def _start_report(release: Release, progress: Report) -> Callable[[str, int], None]:

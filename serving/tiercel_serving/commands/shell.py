@@ -50,12 +50,14 @@ REFUSED = frozenset(
         "ExportInputError",
         "InvalidInput",
         "InvalidRequest",
+        "InvalidSettings",
         "KindUnavailable",
         "PortTaken",
         "RecipeError",
         "Refused",
         "ReleaseMissing",
         "RequestRefused",
+        "StoreMismatch",
     }
 )
 

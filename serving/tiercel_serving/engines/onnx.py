@@ -1,16 +1,17 @@
-"""``onnx``: an ONNX file in ONNX Runtime, on the CPU."""
+"""``onnx`` and ``onnx-cuda``: an ONNX file in ONNX Runtime, on the CPU or on a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnxruntime
 
-from ..errors import ArtefactCorrupt
+from ..errors import ArtefactCorrupt, DeviceUnavailable
 from ..spec import Array, Arrays
 from ..verify.compare import ENGINE, Tolerance
+from .bound import check_outputs
 
 
 class Onnx:
@@ -22,10 +23,24 @@ class Onnx:
     backend: ClassVar[str | None] = None
     maker: ClassVar[str] = "tiercel_export.models.onnx:make_onnx"
 
-    @staticmethod
-    def open(file: Path, outputs: Sequence[str], *, threads: int = 1) -> OnnxEngine:
+    @classmethod
+    def open(cls, file: Path, outputs: Sequence[str], *, threads: int = 1) -> OnnxEngine:
         """Open an ONNX file; see :class:`~.table.EngineKind`."""
-        return OnnxEngine(file, outputs, threads)
+        return OnnxEngine(file, outputs, threads, PROVIDERS[cls.device])
+
+
+class OnnxCuda(Onnx):
+    """The same file in ONNX Runtime's CUDA provider."""
+
+    device: ClassVar[str] = "cuda"
+
+
+#: Device → ONNX Runtime's provider, and its options. TF32 would round the factors of every product to ten
+#: bits.
+PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+}
 
 
 class OnnxEngine:
@@ -39,9 +54,31 @@ class OnnxEngine:
         The outputs to ask for.
     threads
         Threads within one operator.
+    provider
+        A row of :data:`PROVIDERS`.
+
+    Raises
+    ------
+    ArtefactCorrupt
+        The file is no model, or has not these outputs.
+    DeviceUnavailable
+        This ONNX Runtime has no such provider, or finds no device for it.
     """
 
-    def __init__(self, file: Path, outputs: Sequence[str], threads: int) -> None:
+    def __init__(
+        self,
+        file: Path,
+        outputs: Sequence[str],
+        threads: int,
+        provider: tuple[str, dict[str, Any]] = PROVIDERS["cpu"],
+    ) -> None:
+        name, provider_options = provider
+        if name not in onnxruntime.get_available_providers():
+            raise DeviceUnavailable(
+                f"{file}: this ONNX Runtime {onnxruntime.__version__} has no {name}; install "
+                "onnxruntime-gpu in "
+                "place of onnxruntime, or export for the CPU"
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -49,18 +86,27 @@ class OnnxEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
-                str(file), options, providers=["CPUExecutionProvider"]
+                str(file), options, providers=[(name, provider_options)]
             )
         except Exception as error:
             raise ArtefactCorrupt(f"{file}: not a model that ONNX Runtime reads ({error})") from error
+        if self._session.get_providers()[0] != name:
+            # It goes on with the CPU by itself, and says so in its log alone.
+            raise DeviceUnavailable(
+                f"{file}: ONNX Runtime found no device for {name}; run it on a machine with an NVIDIA GPU "
+                "and its "
+                "driver, or export for the CPU"
+            )
         self.inputs = tuple(put.name for put in self._session.get_inputs())
         self.outputs = tuple(outputs)
         self._wanted = list(outputs)
-        missing = set(outputs) - {put.name for put in self._session.get_outputs()}
-        if missing:
-            raise ArtefactCorrupt(f"{file}: expected the outputs {sorted(missing)}; export again")
+        check_outputs(file, self.outputs, tuple(put.name for put in self._session.get_outputs()))
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Run the model on tensors ``[B, …]``."""
         feed = {name: arrays[name] for name in self.inputs}
         return dict(zip(self._wanted, self._session.run(self._wanted, feed), strict=True))
+
+    def close(self) -> None:
+        """Give the session back."""
+        del self._session

@@ -28,10 +28,18 @@ class Engine(Protocol):
         """Compute the outputs for all rows at once. Tensors that are no input are ignored."""
         ...
 
+    def close(self) -> None:
+        """Give back what it holds: memory of a device above all. It runs no more."""
+        ...
+
 
 @runtime_checkable
 class EngineKind(Protocol):
-    """A kind of engine: what its row says, and how it is opened."""
+    """A kind of engine: what its row says, and how it is opened.
+
+    The life of every engine: ``open`` loads a file and takes the device's memory, after it has compared what
+    the file is bound to with this machine; ``run`` computes on named arrays; ``close`` gives everything back.
+    """
 
     #: The model's file in its artefact.
     file: ClassVar[str]
@@ -61,8 +69,56 @@ class EngineKind(Protocol):
         ------
         ArtefactCorrupt
             The file is not such a model.
+        EngineMismatch, EngineNotBuilt
+            It is compiled for another device or library, or is to be built yet.
+        DeviceUnavailable
+            The device is not there, or has too little memory.
         """
         ...
+
+
+@runtime_checkable
+class BuiltKind(EngineKind, Protocol):
+    """A kind whose file is built of a graph by ``build``: where it will run, or at export already."""
+
+    #: Row of the engine that runs the same graph, from the same artefact, where the built file can't run.
+    stand_in: ClassVar[str]
+
+    @classmethod
+    def absent(cls, file: Path) -> str | None:
+        """Return why the file can't run here though nothing is wrong with the release, or None."""
+        ...
+
+    @classmethod
+    def build(cls, folder: Path, cache: Path | None = None) -> str:
+        """Build the file of an artefact, and say in a few words what came of it.
+
+        Parameters
+        ----------
+        folder
+            The artefact's folder, with whatever the maker wrote.
+        cache
+            A folder that keeps what was built, by device and library version; None keeps nothing.
+        """
+        ...
+
+
+@runtime_checkable
+class NeedsTools(Protocol):
+    """A kind whose maker needs more than its package installs: a compiler, a library, a device."""
+
+    @classmethod
+    def unmakeable(cls) -> str | None:
+        """Return why an export on this machine can't make it and what to do, or None."""
+        ...
+
+
+@runtime_checkable
+class Reduced(Protocol):
+    """A kind that computes a ranker in less than float32."""
+
+    #: Row of the same engine in float32: it takes the query models.
+    full: ClassVar[str]
 
 
 #: Every kind of engine.
@@ -70,5 +126,14 @@ ENGINES: Kinds[EngineKind] = Kinds(
     "engine",
     {
         "onnx": Kind("tiercel_serving.engines.onnx:Onnx", extra="serving"),
+        "onnx-cuda": Kind("tiercel_serving.engines.onnx:OnnxCuda", extra="serving"),
+        "aoti": Kind("tiercel_serving.engines.aoti:Aoti", extra="aoti"),
+        "aoti-cuda": Kind("tiercel_serving.engines.aoti:AotiCuda", extra="aoti"),
+        "tensorrt": Kind("tiercel_serving.engines.tensorrt:TensorRT", extra="tensorrt"),
+        "tensorrt-fp16": Kind("tiercel_serving.engines.tensorrt:TensorRTHalf", extra="tensorrt"),
+        "tensorrt-bf16": Kind("tiercel_serving.engines.tensorrt:TensorRTBrain", extra="tensorrt"),
+        "tensorrt-rtx": Kind("tiercel_serving.engines.tensorrt:TensorRTRTX", extra="tensorrt-rtx"),
+        "tensorrt-rtx-fp16": Kind("tiercel_serving.engines.tensorrt:TensorRTRTXHalf", extra="tensorrt-rtx"),
+        "tensorrt-rtx-bf16": Kind("tiercel_serving.engines.tensorrt:TensorRTRTXBrain", extra="tensorrt-rtx"),
     },
 )

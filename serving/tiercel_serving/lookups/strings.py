@@ -23,11 +23,14 @@ class Strings:
     blob
         uint8; the bytes of all strings.
     offsets
-        ``[n + 1]`` int64, increasing: string ``i`` is ``blob[offsets[i]:offsets[i + 1]]``.
+        ``[n + 1]`` int64, increasing: string ``i`` is ``blob[offsets[i] : offsets[i + 1] - gap]``.
+    gap
+        How many bytes lie behind each string that belong to none.
     """
 
     blob: npt.NDArray[np.uint8]
     offsets: npt.NDArray[np.int64]
+    gap: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -53,32 +56,33 @@ class Strings:
 
     @classmethod
     def join(cls, parts: list[Strings]) -> Strings:
-        """Return the strings of several columns, one column after the other."""
+        """Return the strings of several columns, one column after the other; their gaps must be the same."""
         if len(parts) == 1:
             return parts[0]
+        [gap] = {part.gap for part in parts}
         blobs = [part.blob[part.offsets[0] : part.offsets[-1]] for part in parts]
         begins = np.cumsum([0, *(len(blob) for blob in blobs)])
         ends = [
             part.offsets[1:] - part.offsets[0] + begin for part, begin in zip(parts, begins, strict=False)
         ]
-        return cls(np.concatenate(blobs), np.concatenate([begins[:1], *ends]))
+        return cls(np.concatenate(blobs), np.concatenate([begins[:1], *ends]), gap)
 
     def objects(self) -> Array:
         """Return ``[n]`` objects that are ``bytes``."""
         first = self.offsets[0]
         text, ends = self.blob[first : self.offsets[-1]].tobytes(), (self.offsets - first).tolist()
         out = np.empty(len(self), np.object_)
-        out[:] = [text[ends[i] : ends[i + 1]] for i in range(len(self))]
+        out[:] = [text[ends[i] : ends[i + 1] - self.gap] for i in range(len(self))]
         return out
 
     def part(self, begin: int, end: int) -> Strings:
         """Return strings ``begin`` to ``end - 1``, without a copy."""
-        return Strings(self.blob, self.offsets[begin : end + 1])
+        return Strings(self.blob, self.offsets[begin : end + 1], self.gap)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Strings:
         """Gather strings by position."""
         begins = self.offsets[rows]
-        lengths = self.offsets[rows + 1] - begins
+        lengths = self.offsets[rows + 1] - begins - self.gap
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         index = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], lengths)
@@ -116,7 +120,7 @@ def words_of_objects(values: Array, count: int) -> tuple[Array, Array | None]:
 def words_of_strings(strings: Strings, count: int) -> tuple[Array, Array | None]:
     """Cut packed strings into words; see :func:`words_of_objects`. ``[n, count + 1]`` and ``[n]``."""
     offsets = strings.offsets - strings.offsets[0]
-    begins, ends = offsets[:-1], offsets[1:]
+    begins, ends = offsets[:-1], offsets[1:] - strings.gap
     lengths = ends - begins
     size = 8 * (count + 1)
     blob = strings.blob[strings.offsets[0] : strings.offsets[-1]]
@@ -125,10 +129,11 @@ def words_of_strings(strings: Strings, count: int) -> tuple[Array, Array | None]
     runs: npt.NDArray[Any] = np.ndarray((len(blob) + 1,), f"V{size}", padded, strides=(1,))
     words = runs[begins].view(np.uint64).reshape(-1, count + 1)
     longest = int(lengths.max(initial=0))
+    shortest = int(lengths.min(initial=longest))
     for number in range(count):
         if longest <= 8 * number:
             words[:, number] = 0
-        else:
+        elif shortest < 8 * (number + 1):
             words[:, number] &= _KEEP.take(np.clip(lengths - 8 * number, 0, 8))
     odd = (lengths > 0) & (padded[ends - 1] == 0)
     odd |= lengths > 8 * count

@@ -78,6 +78,8 @@ class RequestColumn(_Struct, frozen=True):
         float); None for a float, whose null is NaN.
     unit
         Of a time, what its int64 values count since 1970-01-01 UTC.
+    of_rules
+        Whether rules alone read it, and no model.
     """
 
     name: str
@@ -87,6 +89,7 @@ class RequestColumn(_Struct, frozen=True):
     tensor: str
     companion: str | None
     unit: Literal["s", "ms", "us", "ns"] | None = None
+    of_rules: bool = False
 
 
 class QueryModel(_Struct, frozen=True):

@@ -8,10 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import ArtefactCorrupt, ArtefactMissing, BuildMismatch, ReleaseMissing
+from ..features import FeatureProgram
 from ..settings import ServingSettings
 from ..spec import StageSpec
 from ..stages.specs import stage_specs
-from ..stores.table import STORES, Store
+from ..stores.live import LiveUsers
+from ..stores.memory_mapped import UserTables
+from ..stores.schema import Schema, user_columns
+from ..stores.table import STORES, Records, Store, StoreKind, StorePlace
 from ..tables.items import ItemTable
 from .artefacts import Artefact, open_artefact
 from .manifest import MANIFEST_NAME, File, Manifest, read_manifest
@@ -26,10 +30,12 @@ class Release:
         The release's directory, with ``triton/``, ``artefacts/`` and ``manifest.json``.
     manifest
         What it says of itself.
+    store
+        Another store than it says.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
+    def __init__(self, path: Path, manifest: Manifest, store: StoreKind | None = None) -> None:
+        self.path, self.manifest, self.other_store = path, manifest, store
         self._artefacts: dict[str, Artefact] = {}
 
     @property
@@ -53,17 +59,38 @@ class Release:
         return ItemTable(self.artefact("items", "items"), self.manifest.catalogue.items)
 
     @cached_property
-    def store(self) -> Store:
-        """The users."""
-        store = self.settings.store
-        with STORES.using(STORES.name_of(store)):
-            return store.open(self._users)
-
-    def _users(self) -> Artefact:
+    def users(self) -> UserTables:
+        """The release's own users."""
         artefact = self.artefact("users", "users")
         # Offsets: one more than users, with the dummy row of nobody.
         artefact.array("history_offsets", self.manifest.catalogue.users + 2)
-        return artefact
+        return UserTables(artefact)
+
+    @cached_property
+    def store(self) -> Store:
+        """The users, with what was written of them since."""
+        records = self.open_records(self.store_kind)
+        if records is None:
+            return self.users
+        columns, schema = user_columns(self.manifest), Schema.of(self.manifest)
+        return LiveUsers(self.users, self.items, records, schema, columns, session=self.session_columns)
+
+    @property
+    def store_kind(self) -> StoreKind:
+        """The store that counts: the one that was chosen for this release, else its own."""
+        return self.settings.store if self.other_store is None else self.other_store
+
+    def open_records(self, kind: StoreKind) -> Records | None:
+        """Open a store for this release; see :meth:`~tiercel_serving.stores.table.StoreKind.open`."""
+        # A server reads links to the release's files.
+        home = (self.path / MANIFEST_NAME).resolve().parent.parent
+        with STORES.using(kind):
+            return kind.open(StorePlace(home, self.manifest.name))
+
+    @property
+    def session_columns(self) -> tuple[str, ...]:
+        """The raw user columns that hold the events of a session."""
+        return FeatureProgram.open(self.artefact("user_features", "features")).events
 
     def artefact(self, name: str, kind: str) -> Artefact:
         """Open ``artefacts/<name>`` and check that it belongs to this build."""
@@ -72,7 +99,7 @@ class Release:
         return self._artefacts[name]
 
 
-def open_release(path: str | Path, *, build_id: str | None = None) -> Release:
+def open_release(path: str | Path, *, build_id: str | None = None, store: StoreKind | None = None) -> Release:
     """Open a release by its manifest. Artefacts are checked when opened, checksums by :func:`check_files`.
 
     Parameters
@@ -81,6 +108,8 @@ def open_release(path: str | Path, *, build_id: str | None = None) -> Release:
         The release's directory.
     build_id
         The build that the caller (a Triton model's config) expects; None accepts any.
+    store
+        Another store than the release says.
 
     Raises
     ------
@@ -91,7 +120,7 @@ def open_release(path: str | Path, *, build_id: str | None = None) -> Release:
     file = root / MANIFEST_NAME
     if not file.is_file():
         raise ReleaseMissing(f"{file}: no release here; make one with `tiercel export`")
-    release = Release(root, read_manifest(file.read_bytes(), str(file)))
+    release = Release(root, read_manifest(file.read_bytes(), str(file)), store)
     if build_id is not None and release.build_id != build_id:
         raise BuildMismatch(
             f"{file}: build {release.build_id}, but the model repository was made for build {build_id}; "

@@ -20,9 +20,12 @@ from tritonclient.grpc import model_config_pb2
 from ..release.opened import Release
 from ..reorder.per_request import per_request
 from ..reorder.steps import reasons_of
+from ..rules.table import asked
 from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT, ServingSettings
 from ..spec import StageSpec, TensorSpec, model_inputs
-from ..stages.specs import DESCRIBE_ITEMS, TIME_PREFIX, time_spec
+from ..stages.specs import DESCRIBE_ITEMS, NOW, TIME_PREFIX, time_spec
+from ..stores.chosen import write_store
+from .engine_models import engine_config, link_engine, own_backend
 from .targets import find_runner, find_target, model_groups
 
 #: Names of the two ensembles.
@@ -47,6 +50,9 @@ EXPLAIN_OUTPUTS = (
     "rank_score",
     "reorder_reason",
 )
+
+#: Triton's backend of the models that run stages of ours.
+PYTHON = "python"
 
 #: Where a Triton model finds its stages' code.
 MODEL_FILE = "model.py"
@@ -83,7 +89,7 @@ def render_repository(
     if not (directory / DESCRIBE_ITEMS).exists():
         groups[DESCRIBE_ITEMS] = (specs[DESCRIBE_ITEMS],)
     place = _release_path(release, directory)
-    configs = [_stage_model(release, model, stages, place, backend) for model, stages in groups.items()]
+    configs = [_model(release, model, stages, place, backend) for model, stages in groups.items()]
     for name, public in (
         (RECOMMEND, (*RECOMMEND_OUTPUTS, PROPENSITY)),
         (EXPLAIN, _explain_outputs(graph.values())),
@@ -92,6 +98,7 @@ def render_repository(
     code = resources.files(__package__).joinpath("model.py.txt").read_text(encoding="utf-8")
     for config in configs:
         _write_model(directory, config, code, release.build_id)
+        link_engine(release, config, directory)
     return [config.name for config in configs]
 
 
@@ -101,7 +108,7 @@ def _write_model(directory: Path, config: Any, code: str, build_id: str) -> None
     text = f"# Written by `tiercel export` for build {build_id}; change the recipe and export again.\n"
     text += text_format.MessageToString(config)
     (directory / config.name / CONFIG_FILE).write_text(text, encoding="utf-8")
-    if config.platform != "ensemble":
+    if config.backend == PYTHON:
         (version / MODEL_FILE).write_text(code, encoding="utf-8")
 
 
@@ -118,16 +125,28 @@ def _explain_outputs(groups: Iterable[Sequence[StageSpec]]) -> tuple[str, ...]:
     return (*RECOMMEND_OUTPUTS, PROPENSITY, *EXPLAIN_OUTPUTS, *times)
 
 
-def model_outputs(stages: Sequence[StageSpec]) -> tuple[TensorSpec, ...]:
+def model_outputs(release: Release, stages: Sequence[StageSpec]) -> tuple[TensorSpec, ...]:
     """Return what a model of these stages can give: a lone stage everything, a chain what others may want.
 
-    Every stage's time comes last.
+    Every stage's time comes last; a backend that is not ours tells none.
     """
     outputs = {tensor.name: tensor for spec in stages for tensor in spec.outputs}
     if len(stages) > 1:
         public = (*RECOMMEND_OUTPUTS, PROPENSITY, *EXPLAIN_OUTPUTS)
         outputs = {name: outputs[name] for name in public if name in outputs}
+    if own_backend(release, stages) is not None:
+        return tuple(outputs.values())
     return (*outputs.values(), *(time_spec(spec.name) for spec in stages))
+
+
+def _model(release: Release, name: str, stages: Sequence[StageSpec], release_path: str, backend: str) -> Any:
+    """Return a model's config: a lone engine may have a Triton backend of its own."""
+    kind = own_backend(release, stages)
+    if kind is None:
+        return _stage_model(release, name, stages, release_path, backend)
+    config = engine_config(stages[0], kind, release.settings, TRITON_DTYPES)
+    _set_batching(config, release.settings)
+    return config
 
 
 def _stage_model(
@@ -141,7 +160,7 @@ def _stage_model(
         # Unless ragged, a length that differs between requests would keep them from running together.
         optional = tensor.optional or tensor.name in public
         _add_tensor(config.input, tensor, optional=optional, allow_ragged_batch=-1 in tensor.dims)
-    for tensor in model_outputs(stages):
+    for tensor in model_outputs(release, stages):
         _add_tensor(config.output, tensor)
     config.instance_group.add(kind=target.instance_kind, count=settings.instances)
     _set_batching(config, settings)
@@ -151,6 +170,7 @@ def _stage_model(
             "stages": ",".join(spec.name for spec in stages),
             "release": release_path,
             "build_id": release.build_id,
+            **({} if release.other_store is None else {"store": write_store(release.other_store)}),
         },
     )
     _add_warmup(config, inputs)
@@ -207,8 +227,9 @@ def _ensemble(
     config = model_config_pb2.ModelConfig(
         name=name, platform="ensemble", max_batch_size=release.settings.max_batch_size
     )
-    steps = _needed_steps(groups, public)
-    outputs = {tensor.name: tensor for model in groups for tensor in model_outputs(groups[model])}
+    made_by = {model: model_outputs(release, groups[model]) for model in groups}
+    steps = _needed_steps(groups, made_by, public)
+    outputs = {tensor.name: tensor for tensors in made_by.values() for tensor in tensors}
     made = {tensor for _, tensors in steps for tensor in tensors}
     for tensor in model_inputs([spec for model, _ in steps for spec in groups[model]]):
         _add_tensor(config.input, tensor, optional=True)
@@ -227,7 +248,9 @@ def _ensemble(
 
 
 def _needed_steps(
-    groups: Mapping[str, Sequence[StageSpec]], public: Sequence[str]
+    groups: Mapping[str, Sequence[StageSpec]],
+    made_by: Mapping[str, Sequence[TensorSpec]],
+    public: Sequence[str],
 ) -> list[tuple[str, list[str]]]:
     """Return (model, outputs to map) of each step, walking back from what the ensemble answers.
 
@@ -237,7 +260,7 @@ def _needed_steps(
     wanted = set(public)
     steps: list[tuple[str, list[str]]] = []
     for model in reversed(list(groups)):
-        tensors = [tensor.name for tensor in model_outputs(groups[model]) if tensor.name in wanted]
+        tensors = [tensor.name for tensor in made_by[model] if tensor.name in wanted]
         if not tensors:
             continue
         steps.append((model, tensors))
@@ -272,12 +295,15 @@ def client_parameters(release: Release) -> dict[str, str]:
 
 
 def _request_columns(release: Release) -> list[Any]:
-    """Return the columns that a request may carry, with the numbers of reorder steps that it may set."""
-    numbers = [
+    """Return the columns that a request may carry, the numbers of steps that it may set, and the time."""
+    numbers: list[dict[str, Any]] = [
         {"name": one.name, "dtype": "float64", "is_list": False, "part": "ordering"}
         | {"tensor": one.tensor.name, "companion": None}
         for one in per_request(release.settings.reorder)
     ]
+    if asked(release.settings.rules).now and NOW not in {one["name"] for one in numbers}:
+        clock = {"name": NOW, "dtype": "float64", "is_list": False, "part": "context", "unit": "s"}
+        numbers.append({**clock, "tensor": NOW, "companion": None})
     return [*msgspec.to_builtins(release.manifest.request_columns), *numbers]
 
 

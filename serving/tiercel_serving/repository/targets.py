@@ -31,7 +31,8 @@ class Target:
         A row of :data:`~tiercel_serving.engines.table.ENGINES`: the form of the dense models, unless the
         export names another.
     instance_kind
-        Triton's instance group kind of the stage models.
+        Triton's instance group kind of the models that run stages in Python; engines in a backend of their
+        own have one by their device.
     doc
         One line for people.
     """
@@ -44,6 +45,8 @@ class Target:
 #: Target name → what it means.
 TARGETS: Mapping[str, Target] = {
     "cpu": Target("onnx", "KIND_CPU", "ONNX Runtime and faiss-cpu in Triton's Python backend"),
+    "tensorrt": Target("tensorrt", "KIND_CPU", "TensorRT plans, built on the GPU that will run them"),
+    "tensorrt-rtx": Target("tensorrt-rtx", "KIND_CPU", "TensorRT-RTX plans, built at export for many GPUs"),
 }
 
 

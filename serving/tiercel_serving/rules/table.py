@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..kinds import Kind, Kinds
 from ..problems import Problem
+from ..ranked import Rows
 
 
 @runtime_checkable
@@ -48,10 +49,67 @@ class RuleKind(Protocol):
         ...
 
 
+class Asks(NamedTuple):
+    """What a rule reads besides items: columns of users and of requests, and whether the time."""
+
+    users: tuple[str, ...] = ()
+    requests: tuple[str, ...] = ()
+    now: bool = False
+
+
+class OpenedRule(Protocol):
+    """A rule over the items of a release, for whatever users and requests come."""
+
+    def allows(self, given: Any, rows: Rows | None = None) -> npt.NDArray[np.bool_]:
+        """Return which items pass: ``[B or 1, I or 1]``, or of rows ``[B, n]`` likewise.
+
+        ``given`` is a :class:`~tiercel_serving.rules.expressions.masks.Given`.
+        """
+        ...
+
+
+@runtime_checkable
+class AskingRule(Protocol):
+    """A rule that also depends on the user, the request or the time.
+
+    Its :meth:`RuleKind.passes` is what of it depends on the item alone.
+    """
+
+    def asks(self) -> Asks:
+        """Return what it reads besides items."""
+        ...
+
+    def unfit(self, schema: Any) -> list[Problem]:
+        """Return what does not fit the columns of items, users and requests.
+
+        The :class:`~tiercel_serving.rules.expressions.types.Schema` learns what requests bring.
+        """
+        ...
+
+    def open(self, columns: Mapping[str, Column]) -> OpenedRule | None:
+        """Open what of it depends on more than the item, over columns ``[I]``; None if nothing does."""
+        ...
+
+    def reference_of(
+        self, item: Mapping[str, Any], user: Mapping[str, Any], request: Mapping[str, Any], now: float
+    ) -> bool:
+        """Return whether one item passes for one user, in plain Python; what was not sent is not there."""
+        ...
+
+
+def asked(rules: Iterable[RuleKind]) -> Asks:
+    """Return what rules read together besides items, each column once."""
+    all_asks = [rule.asks() for rule in rules if isinstance(rule, AskingRule)]
+    users = dict.fromkeys(name for one in all_asks for name in one.users)
+    requests = dict.fromkeys(name for one in all_asks for name in one.requests)
+    return Asks(tuple(users), tuple(requests), any(one.now for one in all_asks))
+
+
 #: Every kind of rule.
 RULES: Kinds[RuleKind] = Kinds(
     "rule",
     {
         "compare": Kind("tiercel_serving.rules.compare:Compare"),
+        "expression": Kind("tiercel_serving.rules.expression:Expression"),
     },
 )

@@ -8,7 +8,7 @@ from time import perf_counter_ns
 
 from ..errors import RequestError, StageFailed
 from ..release.opened import Release, open_release
-from ..spec import Array, Arrays, Checks, Stage, TensorSpec, Widths, model_inputs
+from ..spec import Array, Arrays, Checks, Closes, Stage, TensorSpec, Widths, model_inputs
 from ..stages.specs import DESCRIBE_ITEMS
 from ..stages.table import build_stage
 from .batching import absent, complete, count_rows
@@ -46,6 +46,12 @@ class Chain:
         if names is None:
             names = [name for name in opened.stages if name != DESCRIBE_ITEMS]
         return cls(build_stage(name, opened) for name in names)
+
+    def close(self) -> None:
+        """Have each stage give back what it holds; the chain runs no more."""
+        for stage in self.stages:
+            if isinstance(stage, Closes):
+                stage.close()
 
     def check(self, arrays: Arrays) -> None:
         """Have each stage check what one request brings from outside.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -20,11 +20,13 @@ METRICS_PERIOD_S = 1.0
 #: Custom metrics, and what each says. Answers and short lists are counted where ``ordering`` runs.
 ANSWERS, SHORT_LISTS = "tiercel_answers_total", "tiercel_short_lists_total"
 STAGE_ERRORS, REFUSED = "tiercel_stage_errors_total", "tiercel_refused_requests_total"
+STORE_FALLBACKS = "tiercel_store_fallbacks_total"
 DESCRIPTIONS = {
     ANSWERS: "Users answered, by what was known of them",
     SHORT_LISTS: "Answers with fewer items than were asked for",
     STAGE_ERRORS: "Requests that broke a stage",
     REFUSED: "Requests refused for what they carried",
+    STORE_FALLBACKS: "Users answered without their live values, by why these could not be read",
 }
 
 #: A stage error outside of every stage.
@@ -36,9 +38,16 @@ class Metrics:
 
     A request of a model with these stages only leaves a note; a thread counts the notes and sends the
     sums every :data:`METRICS_PERIOD_S`.
+
+    Parameters
+    ----------
+    stages
+        What the model runs.
+    fallbacks
+        What its store counts, by why; see :class:`~tiercel_serving.stores.table.Store`.
     """
 
-    def __init__(self, stages: Sequence[str]) -> None:
+    def __init__(self, stages: Sequence[str], fallbacks: Mapping[str, int]) -> None:
         labels: dict[str, tuple[str, Sequence[str]]] = {
             STAGE_ERRORS: ("stage", (*stages, ADAPTER)),
             REFUSED: ("", ("",)),
@@ -46,6 +55,9 @@ class Metrics:
         if ORDERING in stages:
             labels[ANSWERS] = ("status", STATUS_NAMES)
             labels[SHORT_LISTS] = ("", ("",))
+        if fallbacks:
+            labels[STORE_FALLBACKS] = ("why", tuple(fallbacks))
+        self._fallbacks, self._told = fallbacks, dict.fromkeys(fallbacks, 0)
         # The families must outlive their metrics, so both are kept.
         self._families = {
             name: pb_utils.MetricFamily(
@@ -94,6 +106,9 @@ class Metrics:
             for number, users in enumerate(np.bincount(status[:, 0], minlength=len(STATUS_NAMES)).tolist()):
                 self.count(ANSWERS, STATUS_NAMES[number], users)
             self.count(SHORT_LISTS, "", int(np.count_nonzero(count < k)))
+        for why, users in self._fallbacks.items():
+            self.count(STORE_FALLBACKS, why, users - self._told[why])
+            self._told[why] = users
         with self._lock:
             gathered, self._gathered = self._gathered, Counter()
         for key, by in gathered.items():

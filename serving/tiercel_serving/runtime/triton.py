@@ -8,6 +8,8 @@ A model's config says what it runs:
     The release's directory: absolute, or relative to the model's own directory.
 ``build_id``
     The build that the config was written for.
+``store``
+    Another store of users than the release's, if that was chosen (``stores/chosen.py``).
 
 Triton's types end here: everything below sees NumPy arrays.
 """
@@ -26,7 +28,8 @@ import triton_python_backend_utils as pb_utils
 from ..errors import RequestError, StageFailed, TiercelError, UnknownId
 from ..release.opened import open_release
 from ..spec import Array, Arrays
-from ..stages.specs import TIME_PREFIX
+from ..stages.specs import TIME_PREFIX, USER_FEATURES
+from ..stores.chosen import read_store
 from . import batching
 from .chain import Chain
 from .metrics import ADAPTER, REFUSED, STAGE_ERRORS, Metrics
@@ -52,9 +55,12 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         try:
-            # An absolute path replaces the model's own directory in this expression.
+            store = parameters.get("store")
             release = open_release(
-                Path(args["model_repository"]) / parameters["release"], build_id=parameters["build_id"]
+                # An absolute path replaces the model's own directory in this expression.
+                Path(args["model_repository"]) / parameters["release"],
+                build_id=parameters["build_id"],
+                store=None if store is None else read_store(store),
             )
             names = [name.strip() for name in parameters["stages"].split(",")]
             self._chain = Chain.open(release, names)
@@ -62,7 +68,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from error
         self._k_default = release.settings.k_default
         self._time_outputs = frozenset(TIME_PREFIX + name for name in names)
-        self._metrics = Metrics(names)
+        self._metrics = Metrics(names, release.store.fallbacks if USER_FEATURES in names else {})
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer the requests of one Triton batch together, and a bad one by itself, in their order."""
@@ -79,8 +85,9 @@ class TritonPythonModel:
         return responses
 
     def finalize(self) -> None:
-        """Send the last counts."""
+        """Send the last counts, and let go of the stages."""
         self._metrics.close()
+        self._chain.close()
 
     def _read(self, place: int, request: Any) -> Call:
         """Return the request's tensors, checked."""

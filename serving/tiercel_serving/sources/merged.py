@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from ..ranked import Mask, Rows, Scores, order_by_score, pick
+from ..ranked import Mask, Rows, Scores, order_by_score, pick, repeated, sort_by_score
 from ..settings import NO_SOURCE, ServingSettings
 from ..spec import Arrays
 from .table import Scorer, Source
@@ -32,17 +32,22 @@ class MergedSources:
         The opened sources, in the settings' order.
     items
         I.
+
+    Attributes
+    ----------
+    count : int
+        N.
     """
 
     def __init__(self, settings: ServingSettings, sources: Sequence[Source], items: int) -> None:
-        self._sources, self._count, self._pad = tuple(sources), settings.candidates, items
+        self._sources, self.count, self._pad = tuple(sources), settings.candidates, items
         self._shares = [(place, quota) for place, quota in enumerate(settings.quotas()) if quota > 0]
         self._fallback = settings.fallback
         #: The place of the source that gives the scale, and what scores by it.
         self._scale = next((i for i, source in enumerate(self._sources) if isinstance(source, Scorer)), None)
         self._scorer = None if self._scale is None else cast("Scorer", self._sources[self._scale])
         # One source that fills every slot on its own scale has nothing to be merged with.
-        self._alone = self._shares[0][1] == self._count and self._scale in (None, self._shares[0][0])
+        self._alone = self._shares[0][1] == self.count and self._scale in (None, self._shares[0][0])
 
     def personal(self, arrays: Arrays, mask: Mask) -> Candidates:
         """Return the candidates of users of whom something is known.
@@ -56,23 +61,45 @@ class MergedSources:
         """
         if self._alone:
             place = self._shares[0][0]
-            scores, rows = self._sources[place].candidates(arrays, mask, self._count)
+            scores, rows = self._sources[place].candidates(arrays, mask, self.count)
             if rows[:, -1].max() != self._pad:
                 return scores, rows, np.full(rows.shape, place + 1, np.int32)
-            parts, codes = [(scores, rows)], [place + 1] * self._count
+            parts, codes = [(scores, rows)], [place + 1] * self.count
         else:
             parts, codes = self._from_each(arrays, mask)
         parts, codes = self._filled(arrays, mask, parts, codes)
         scores = np.concatenate([part[0] for part in parts], axis=1)
         rows = np.concatenate([part[1] for part in parts], axis=1)
         source = np.broadcast_to(np.array(codes, np.int32), rows.shape)
-        order = self._order(scores, rows, source)[:, : self._count]
+        order = self._order(scores, rows, source)[:, : self.count]
         return self._blank(pick(scores, order), pick(rows, order), np.array(codes, np.int32)[order])
 
     def fallback(self, arrays: Arrays, mask: Mask) -> Candidates:
         """Return the fallback's candidates, with its own scores, for users of whom nothing is known."""
-        scores, rows = self._sources[self._fallback].candidates(arrays, mask, self._count)
+        scores, rows = self._sources[self._fallback].candidates(arrays, mask, self.count)
         return self._blank(scores, rows, np.full(rows.shape, self._fallback + 1, np.int32))
+
+    def ranked(self, arrays: Arrays, mask: Mask, rows: Rows) -> Candidates:
+        """Return the N best of the items ``[B, M]`` that a request names, of each once, that the mask allows.
+
+        They are on the common scale, and have the code of the source that gives it: to a ranker they are as
+        if it had found them. Without a scale they keep their order, and have the first source's code. What
+        can't be scored, since it passes no rule, is last; its score is 0.
+        """
+        rows = np.where(mask.allows(rows), rows, self._pad)
+        rows[repeated(rows)] = self._pad
+        if rows.shape[1] < self.count:
+            rows = np.pad(rows, ((0, 0), (0, self.count - rows.shape[1])), constant_values=self._pad)
+        if self._scorer is None:
+            scores = (1 - np.cumsum(rows != self._pad, axis=1)).astype(np.float32)
+        else:
+            scores = self._scorer.score(arrays, rows)
+        scores = np.where(rows == self._pad, np.float32(-np.inf), scores)
+        scores, rows = sort_by_score(scores, rows)
+        scores, rows = scores[:, : self.count], rows[:, : self.count]
+        code = 1 + (self._shares[0][0] if self._scale is None else self._scale)
+        scores = np.where(np.isneginf(scores), np.float32(0), scores)
+        return self._blank(scores, rows, np.full(rows.shape, code, np.int32))
 
     def _from_each(self, arrays: Arrays, mask: Mask) -> tuple[list[tuple[Scores, Rows]], list[int]]:
         parts: list[tuple[Scores, Rows]] = []
@@ -95,7 +122,7 @@ class MergedSources:
     ) -> tuple[list[tuple[Scores, Rows]], list[int]]:
         """Fill what the shares left empty from the fallback."""
         found = sum(np.count_nonzero(rows != self._pad, axis=1) for _, rows in parts)
-        missing = self._count - found
+        missing = self.count - found
         most = int(missing.max())
         if most > 0:
             mask.add(parts[-1][1])

@@ -40,6 +40,9 @@ HEAVY = 5
 #: third, where how deep is a guess that no search was made for. To fail costs a scan besides.
 WORTH, DEEP, BLIND = 0.7, 0.5, 0.15
 
+#: Where an allowed set leaves less than this share of the items, they are looked at one by one.
+FEW = 1 / 16
+
 #: Where a search of the first rung takes more than this share of a scan, it is not asked in vain.
 CHEAP = 0.05
 
@@ -143,9 +146,14 @@ class IndexSearch:
         if self._ladder[0].cost >= WORTH:
             # It is no matter how much is masked: looking at everything costs the same.
             return self._space.scan(query, mask, range(len(query)), count)
+        few = list(mask.few(int(len(self._space) * FEW)))
+        if len(few) == len(query):
+            return self._space.scan(query, mask, range(len(query)), count)
         counts, everybody = mask.counts(), np.arange(len(query))
         heavy = np.asarray(mask.had) > HEAVY * count
-        if self._ladder[0].cost > CHEAP:
+        heavy[few] = True
+        # Nobody who has little masked fails in the first rung.
+        if self._ladder[0].cost > CHEAP and 4 * counts.min() > count:
             hidden = self._hidden(query, mask, everybody, counts, np.zeros(len(query)))
             if (heavy | (hidden[:, 0] > count / 4) | (hidden > self._depths / 2).any(1)).all():
                 return self._each(query, mask, everybody, counts, hidden, count, BLIND)
@@ -194,6 +202,8 @@ class IndexSearch:
         most: float,
     ) -> tuple[Scores, Rows]:
         """Answer users one by one, deep in the index where that is cheaper than a scan."""
+        if len(self._ladder) == 1:  # nothing is known to serve more depth
+            return self._space.scan(query, mask, users.tolist(), count)
         scores = np.empty((len(users), count), np.float32)
         rows = np.empty((len(users), count), np.int64)
         left = []

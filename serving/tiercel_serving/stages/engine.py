@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ..engines.table import ENGINES, Engine
+from pathlib import Path
+from typing import Any
+
+from ..engines.table import ENGINES, BuiltKind, Engine
 from ..errors import ArtefactCorrupt, KindUnavailable
 from ..release.manifest import QueryModel, RankingModel
 from ..release.opened import Release
@@ -24,16 +27,21 @@ def open_engine(name: str, release: Release) -> Engine:
     ------
     ArtefactCorrupt
         Its file is no such model, or takes other tensors than the stage has.
+    EngineNotBuilt, EngineMismatch, DeviceUnavailable
+        It is to be built yet, or is not for this machine.
     KindUnavailable
         The engine's library is not installed.
     """
     spec, model = release.stages[name], model_of(name, release)
     outputs = tuple(tensor.name for tensor in spec.outputs)
     try:
-        kind = ENGINES.find(model.engine)
-        file = release.artefact(name, "engine").file(kind.file)
+        kind: Any = ENGINES.find(model.engine)
+        artefact = release.artefact(name, "engine")
+        # What is built later says itself that it is not there yet.
+        later = isinstance(kind, BuiltKind) and artefact.path is not None
+        file: Path = artefact.path / kind.file if later else artefact.file(kind.file)
         with ENGINES.using(model.engine):
-            engine = kind.open(file, outputs, threads=release.settings.engine_threads)
+            engine: Engine = kind.open(file, outputs, threads=release.settings.engine_threads)
     except KindUnavailable as error:
         raise KindUnavailable(f"stage {name}: {error}") from error
     expected = {tensor.name for tensor in spec.inputs}
@@ -54,3 +62,7 @@ class EngineStage:
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Run the model on tensors ``[B, …]`` of the dtypes in the spec."""
         return self._engine.run(arrays)
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+        self._engine.close()

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..columns import Column, flat_ranges
+from ..columns import Column, merge_rows
 from ..errors import InvalidRequest
 from ..release.manifest import RequestColumn
 from ..spec import DTYPES, Arrays
 from ..stores.table import Users
+from .specs import USER_FEATURES
 
 
 class SentColumn:
-    """One raw column that a request may carry."""
+    """One raw column that a request may carry; ``stage`` reads it."""
 
-    def __init__(self, column: RequestColumn) -> None:
+    def __init__(self, column: RequestColumn, stage: str = USER_FEATURES) -> None:
+        self._stage = stage
         self.name, self.tensor, self.companion = column.name, column.tensor, column.companion or ""
         self.dtype = DTYPES[column.dtype]
         self.is_list = column.is_list
@@ -48,8 +50,7 @@ class SentColumn:
             return self._as_column(arrays, sent)
         if not over.any():
             return stored
-        merge = _merge_lists if self.is_list else _merge_scalars
-        return merge(self._as_column(arrays, sent), stored, over)
+        return merge_rows(self._as_column(arrays, sent), stored, over)
 
     def lengths(self, arrays: Arrays) -> npt.NDArray[np.int64] | None:
         """Return ``[B]``: how long the list of each row of one request is, -1 for null; None if not sent."""
@@ -62,17 +63,17 @@ class SentColumn:
         """Refuse infinities, lengths that do not fit, and a validity without values."""
         values = arrays.get(self.tensor)
         if self.is_list:
-            check_list(arrays, self.tensor, self.companion)
+            check_list(arrays, self.tensor, self.companion, self._stage)
         elif self.dtype.kind != "f" and values is None:
             valid = arrays.get(self.companion)
             if valid is not None and valid.any():
                 raise InvalidRequest(
-                    f"stage user_features: {self.companion} says that {self.tensor} has values, but "
+                    f"stage {self._stage}: {self.companion} says that {self.tensor} has values, but "
                     f"{self.tensor} was not sent; send it too"
                 )
         if values is not None and self.dtype.kind == "f" and np.isinf(values).any():
             raise InvalidRequest(
-                f"stage user_features: {self.tensor} must be finite (NaN means null), came an infinity"
+                f"stage {self._stage}: {self.tensor} must be finite (NaN means null), came an infinity"
             )
 
     def _as_column(self, arrays: Arrays, sent: npt.NDArray[np.bool_]) -> Column:
@@ -83,31 +84,6 @@ class SentColumn:
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         flat = values[np.arange(values.shape[1]) < lengths[:, None]]
         return Column(flat, None, offsets, None if sent.all() else sent)
-
-
-def _merge_scalars(sent: Column, stored: Column, where: npt.NDArray[np.bool_]) -> Column:
-    """Return the sent value where there is one, else the stored."""
-    values = np.where(where, sent.values.astype(stored.values.dtype, copy=False), stored.values)
-    return Column(values, None if stored.valid is None else stored.valid | where)
-
-
-def _merge_lists(sent: Column, stored: Column, where: npt.NDArray[np.bool_]) -> Column:
-    """Return the sent list where there is one, else the stored."""
-    assert sent.offsets is not None
-    assert stored.offsets is not None
-    behind = len(stored.values)
-    starts = np.where(where, sent.offsets[:-1] + behind, stored.offsets[:-1])
-    lengths = np.where(where, np.diff(sent.offsets), np.diff(stored.offsets))
-    index = flat_ranges(starts, lengths)
-    values = np.concatenate([stored.values, sent.values.astype(stored.values.dtype, copy=False)])[index]
-    valid = None
-    if stored.valid is not None:
-        valid = np.concatenate([stored.valid, np.ones(len(sent.values), np.bool_)])[index]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    every = np.ones(len(where), np.bool_)
-    of_sent, of_stored = (every if c.row_valid is None else c.row_valid for c in (sent, stored))
-    row_valid = np.where(where, of_sent, of_stored)
-    return Column(values, valid, offsets, None if row_valid.all() else row_valid)
 
 
 def check_session(arrays: Arrays, columns: Sequence[SentColumn]) -> None:
@@ -130,17 +106,14 @@ def check_session(arrays: Arrays, columns: Sequence[SentColumn]) -> None:
         first = (column if first is None else first[0], lengths)
 
 
-def check_list(arrays: Arrays, name: str, companion: str, limit: int | None = None) -> None:
+def check_list(arrays: Arrays, name: str, companion: str, stage: str, limit: int | None = None) -> None:
     """Refuse a list tensor that is too long, or whose lengths do not fit its width."""
     values, lengths = arrays.get(name), arrays.get(companion)
     width = 0 if values is None else values.shape[1]
     if limit is not None and width > limit:
-        raise InvalidRequest(
-            f"stage user_features: {name} may hold {limit} ids at most, came {width}; send fewer"
-        )
+        raise InvalidRequest(f"stage {stage}: {name} may hold {limit} ids at most, came {width}; send fewer")
     if lengths is not None and lengths.size and (lengths.min() < -1 or lengths.max() > width):
         wrong = lengths[(lengths < -1) | (lengths > width)].reshape(-1)[0]
         raise InvalidRequest(
-            f"stage user_features: {companion} must be -1 (null) to {width}, the width of {name}, "
-            f"came {wrong}"
+            f"stage {stage}: {companion} must be -1 (null) to {width}, the width of {name}, came {wrong}"
         )

@@ -20,14 +20,14 @@ from ..ranked import Rows
 from ..spec import Array, Arrays
 from ..tables.items import ItemTable
 from .sent_columns import check_list
-from .specs import LENGTHS, PACKED
+from .specs import LENGTHS, PACKED, USER_FEATURES
 
 #: The bytes of n.
 _COUNT = 4
 
 
 class SentIds:
-    """One of the two lists of raw ids.
+    """One of the lists of raw ids.
 
     Parameters
     ----------
@@ -39,28 +39,32 @@ class SentIds:
         How many a list may hold.
     text
         Whether ids are text. Where they are not, what is called like the packed list is a column.
+    stage
+        Who reads it, for messages.
     """
 
-    def __init__(self, name: str, items: ItemTable, limit: int, text: bool) -> None:
-        self._name, self._length = name, LENGTHS[name]
+    def __init__(
+        self, name: str, items: ItemTable, limit: int, text: bool, stage: str = USER_FEATURES
+    ) -> None:
+        self._name, self._length, self._stage = name, LENGTHS[name], stage
         self._packed = PACKED[name] if text else None
         self._items, self._limit = items, limit
 
     def check(self, arrays: Arrays) -> None:
         """Refuse lists that are too long, that do not fit what is said of them, or that come twice."""
-        check_list(arrays, self._name, self._length, limit=self._limit)
+        check_list(arrays, self._name, self._length, self._stage, limit=self._limit)
         packed = self._sent(arrays)
         if packed is None:
             return
         twice = [name for name in (self._name, self._length) if name in arrays]
         if twice:
             raise InvalidRequest(
-                f"stage user_features: {self._packed} came, and {' and '.join(twice)} too; send the lists "
+                f"stage {self._stage}: {self._packed} came, and {' and '.join(twice)} too; send the lists "
                 "packed, or as a tensor of ids with its lengths"
             )
         for row, element in enumerate(packed[:, 0].tolist()):
             if element and (wrong := self._problem(element)):
-                raise InvalidRequest(f"stage user_features: {self._packed}, row {row}: {wrong}")
+                raise InvalidRequest(f"stage {self._stage}: {self._packed}, row {row}: {wrong}")
 
     def _sent(self, arrays: Arrays) -> Array | None:
         return None if self._packed is None else arrays.get(self._packed)
@@ -116,8 +120,6 @@ def unpack(packed: Array) -> tuple[Strings, Rows]:
     """
     elements: list[bytes] = packed.tolist()
     counts = [int.from_bytes(element[:_COUNT], "little") for element in elements]
-    text = np.frombuffer(b"".join(element[_COUNT:] for element in elements), np.uint8)
-    ends = np.flatnonzero(text == 0)
-    # Without the NULs each string begins as many bytes earlier as there are strings before it.
-    offsets = np.concatenate([[0], ends - np.arange(len(ends))])
-    return Strings(text[text != 0], offsets), np.array(counts, np.int64)
+    text = np.frombuffer(b"".join([element[_COUNT:] for element in elements]), np.uint8)
+    offsets = np.append(0, np.flatnonzero(text == 0) + 1)
+    return Strings(text, offsets, gap=1), np.array(counts, np.int64)

@@ -17,6 +17,7 @@ from ..errors import ManifestInvalid
 from ..release.manifest import Catalogue, Manifest, Packed, PackedList, RequestColumn
 from ..reorder.per_request import per_request
 from ..reorder.steps import reasons_of
+from ..rules.table import asked
 from ..settings import ServingSettings
 from ..spec import LENGTH_OF, PACKED_OF, VALID_OF, StageSpec, TensorSpec
 
@@ -28,14 +29,26 @@ CANDIDATE_FEATURES, RANKING, ORDERING = "candidate_features", "ranking", "orderi
 #: The model beside the graph that turns ids or rows into titles.
 DESCRIBE_ITEMS = "describe_items"
 
-#: The two lists of raw ids that every request may carry, the companions that give their lengths, and those
-#: that carry the same lists packed, where ids are text (``sent_ids.py``).
+#: The lists of raw ids that every request may carry: what must not come and what the user had, which the
+#: first stage reads; what alone may come, and what shall be ranked in place of what is found, which retrieval
+#: reads. Then the companions that give their lengths, and those that carry the same lists packed, where ids
+#: are text (``sent_ids.py``).
 EXCLUDED, HISTORY = "exclude_item_ids", "history_item_ids"
-LENGTHS: Mapping[str, str] = {EXCLUDED: "exclude_item_ids__length", HISTORY: "history_item_ids__length"}
-PACKED: Mapping[str, str] = {EXCLUDED: "exclude_item_ids__packed", HISTORY: "history_item_ids__packed"}
+INCLUDED, CANDIDATES = "include_item_ids", "candidate_item_ids"
+LISTS: Mapping[str, str] = {
+    EXCLUDED: "Raw ids that must not be recommended.",
+    HISTORY: "Raw ids, oldest first.",
+    INCLUDED: "Raw ids: nothing else may be recommended.",
+    CANDIDATES: "Raw ids: these are ranked, and nothing is searched for.",
+}
+LENGTHS: Mapping[str, str] = {name: f"{name}__length" for name in LISTS}
+PACKED: Mapping[str, str] = {name: f"{name}__packed" for name in LISTS}
 
 #: Whether a user may get what the user already had.
 ALLOW_SEEN = "allow_seen"
+
+#: The time that rules go by.
+NOW = "now"
 
 #: Prefix of the tensor with the time that a Python stage took for the whole Triton batch.
 TIME_PREFIX = "time_us_"
@@ -146,7 +159,14 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
         ),
         *queries,
         StageSpec(
-            RETRIEVAL, (*_named(RETRIEVAL, known, read), user_id, status, excluded, allow_seen), retrieved
+            RETRIEVAL,
+            (
+                *_named(RETRIEVAL, known, read),
+                *(user_id, status, excluded, allow_seen),
+                *_id_lists(manifest, (INCLUDED, CANDIDATES)),
+                *_asked_by_rules(manifest),
+            ),
+            retrieved,
         ),
         StageSpec(FILTERING, retrieved, tensors.kept),
         *ranking,
@@ -181,17 +201,32 @@ def _empty(dtype: str) -> int | bytes:
     return b"" if dtype == "bytes" else 0
 
 
-def _request(manifest: Manifest) -> Iterator[TensorSpec]:
-    """Yield the request's lists and columns."""
+def _id_lists(manifest: Manifest, names: Iterable[str]) -> Iterator[TensorSpec]:
+    """Yield the tensors of lists of raw item ids."""
     dtype = manifest.catalogue.item_id_dtype
-    docs = {EXCLUDED: "Raw ids that must not be recommended.", HISTORY: "Raw ids, oldest first."}
-    for name, doc in docs.items():
-        yield from _list_tensors(name, LENGTHS[name], dtype, doc)
+    for name in names:
+        yield from _list_tensors(name, LENGTHS[name], dtype, LISTS[name])
         if dtype == "bytes":
             said = f"{name}, each list packed into one element; empty is null. Send one of the two."
             yield TensorSpec(PACKED[name], dtype, (1,), True, b"", said, of=name, says=PACKED_OF)
+
+
+def _request(manifest: Manifest) -> Iterator[TensorSpec]:
+    """Yield the first stage's lists and columns of the request."""
+    yield from _id_lists(manifest, (EXCLUDED, HISTORY))
     for column in manifest.request_columns:
-        yield from request_tensors(column)
+        if not column.of_rules:
+            yield from request_tensors(column)
+
+
+def _asked_by_rules(manifest: Manifest) -> Iterator[TensorSpec]:
+    """Yield what rules read of the request."""
+    asks = asked(manifest.settings.rules)
+    for column in manifest.request_columns:
+        if column.name in asks.users or column.name in asks.requests:
+            yield from request_tensors(column)
+    if asks.now:
+        yield TensorSpec(NOW, "float64", (1,), True, nan, "Seconds since 1970-01-01 UTC; NaN is the clock's.")
 
 
 def _ranking(manifest: Manifest, tensors: Tensors) -> list[StageSpec]:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..errors import ArtefactCorrupt
 from ..features import FeatureProgram
-from ..ranked import Rows
+from ..ranked import Rows, last_real
 from ..release.opened import Release
 from ..reorder.per_request import per_request
 from ..settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES
@@ -34,7 +34,8 @@ class UserFeatures:
         self._store, self._items = release.store, release.items
         self._items.lookup  # noqa: B018 - opened now, not in the first request
         self._program = FeatureProgram.open(release.artefact("user_features", "features"))
-        self._columns = tuple(SentColumn(column) for column in release.manifest.request_columns)
+        read = [column for column in release.manifest.request_columns if not column.of_rules]
+        self._columns = tuple(SentColumn(column) for column in read)
         self._session = tuple(column for column in self._columns if column.name in self._program.events)
         self._id_column = self._find_id_column()
         names = [tensor.name for tensor in self.spec.outputs]
@@ -98,15 +99,18 @@ class UserFeatures:
         outputs: dict[str, Array] = {"status": self._status(users, sent, overridden)[:, None]}
         # The dummy row stands for no id at all, which is not what an unknown id is to the program.
         new_ids = self._id_column is not None and not users.known.all()
-        if new_ids or any(flags.any() for flags in sent):
+        stale = users.stale is not None and users.stale.any()
+        if new_ids or stale or any(flags.any() for flags in sent):
             outputs.update(self._computed(arrays, users, sent))
         else:
             outputs.update((name, users.packed(name)) for name in self._packed)
         sent_rows = self._sent_history.rows(arrays)
         if self._length:
             outputs.update(self._history(users, sent_rows, overridden))
-        had = np.where(arrays[ALLOW_SEEN], self._pad, sent_rows)
-        excluded = [rows for rows in (had, self._excluded.rows(arrays)) if rows.shape[1]]
+        ruled_out = [np.where(arrays[ALLOW_SEEN], self._pad, sent_rows), self._excluded.rows(arrays)]
+        if users.appended is not None:
+            ruled_out.append(np.where(arrays[ALLOW_SEEN], self._pad, users.appended))
+        excluded = [rows for rows in ruled_out if rows.shape[1]]
         if not excluded:
             # Triton has no use for a tensor without elements.
             excluded = [np.full((len(sent_rows), 1), self._pad)]
@@ -147,21 +151,10 @@ class UserFeatures:
         if overridden.any():
             real = sent_rows != self._pad
             sent_count = np.count_nonzero(real, axis=1)
-            sent_history = _last(sent_rows, real, self._length, self._pad)
+            sent_history = last_real(sent_rows, real, self._length, self._pad)
             history = np.where(overridden[:, None], sent_history, history)
             count = np.where(overridden, np.minimum(sent_count, self._length).astype(np.int32), count)
         outputs: dict[str, Array] = {"history_row": history, "history_length": count[:, None]}
         if self._history_cat is not None:
             outputs["history_cat"] = self._history_cat.take(history, axis=0)
         return outputs
-
-
-def _last(rows: Rows, real: npt.NDArray[np.bool_], length: int, pad: int) -> Rows:
-    """Return the last ``length`` rows of ``[B, W]`` that are real, in order, left aligned and padded."""
-    after = np.cumsum(real[:, ::-1], axis=1)[:, ::-1]
-    kept = real & (after <= length)
-    users, places = kept.nonzero()
-    counts = np.count_nonzero(kept, axis=1)
-    out = np.full((len(rows), length), pad, np.int64)
-    out[users, np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)] = rows[users, places]
-    return out

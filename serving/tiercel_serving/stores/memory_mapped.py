@@ -1,4 +1,4 @@
-"""``memory_mapped``: the users of the release itself, in its memory-mapped tables.
+"""``memory_mapped``: the users of the release itself, in its memory-mapped tables, and nothing written since.
 
 The artefact ``users`` (U users; row U is the dummy row of everybody who is not in the store) holds
 
@@ -16,8 +16,8 @@ Packed arrays of width zero are left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,17 +29,24 @@ from ..ranked import Rows
 from ..release.artefacts import Artefact
 from ..spec import Array
 from ..tables.column_store import StoredColumn, raw_column
+from .table import StorePlace
 
 #: Prefix of the lookup from raw user id to user row.
 USER_LOOKUP = "user_id"
 
 
 class MemoryMapped(Settings, frozen=True, tag="memory_mapped"):
-    """The release's own tables; they change with the release alone."""
+    """The release's own tables alone; they change with the release."""
 
-    def open(self, users: Callable[[], Artefact]) -> UserTables:
-        """Open the tables."""
-        return UserTables(users())
+    history_most: ClassVar[int] = 0
+
+    @classmethod
+    def of_text(cls, text: str) -> MemoryMapped:
+        """Return the settings; the text is nothing."""
+        return cls()
+
+    def open(self, place: StorePlace) -> None:
+        """Open nothing: there are no live values."""
 
 
 class UserTables:
@@ -53,7 +60,9 @@ class UserTables:
     Attributes
     ----------
     size : int
-        U, and the row of everybody who is not in the store.
+        U, and the row of everybody who is not in the tables.
+    fallbacks : dict
+        Nobody: there are no live values.
     """
 
     def __init__(self, artefact: Artefact) -> None:
@@ -61,6 +70,7 @@ class UserTables:
         self.history_offsets = artefact.array("history_offsets")
         self.history_rows = artefact.array("history_rows")
         self.size = len(self.history_offsets) - 2
+        self.fallbacks: dict[str, int] = {}
         self._raw: dict[str, StoredColumn | None] = {}
         # The latest batch: the array that asked, and its snapshot. Holding the array keeps ``is`` honest.
         self._latest: tuple[Array | None, UserRows | None] = (None, None)
@@ -112,6 +122,9 @@ class UserRows:
 
     def __init__(self, tables: UserTables, rows: Rows) -> None:
         self._tables, self.rows = tables, rows
+        #: No live values: what the export packed is what the columns say, and nothing was appended.
+        self.stale: npt.NDArray[np.bool_] | None = None
+        self.appended: Rows | None = None
         self.known: npt.NDArray[np.bool_] = rows < tables.size
 
     def packed(self, name: str) -> Array:

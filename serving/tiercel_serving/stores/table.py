@@ -1,19 +1,133 @@
-"""The contract of a user store, and the table of stores."""
+"""The contract of a user store, and the table of stores.
+
+The users of a release lie in its memory-mapped tables. A store holds what was written since: values of user
+columns and what users had, in one *record* for each user (``records.py``), under the user's raw id. A kind of
+store keeps records, and knows nothing of what they say: it reads those of a batch at once, and changes one
+atomically. To put a value and to append to a history are such changes (``feature_store.py``); to lay records
+over the release's tables is the same for every kind (``live.py``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
-from ..kinds import Kind, Kinds
-from ..problems import Problem
+from ..kinds import Kind, Kinds, Settings
+from ..problems import COUNT, Problem, out_of_range
 from ..ranked import Rows
-from ..release.artefacts import Artefact
 from ..spec import Array
+
+#: From a user's record, or None, to the new one, or None for none. It may be called more than once.
+Change = Callable[[bytes | None], bytes | None]
+
+
+@dataclass(frozen=True)
+class StorePlace:
+    """Where a store is opened: the folder that holds the release, and what the release is called."""
+
+    folder: Path
+    name: str
+
+
+class Records(Protocol):
+    """An opened store: records by key. Keys are 1 to 500 bytes."""
+
+    def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Return the record of each key, all read at once; None where there is none.
+
+        Raises
+        ------
+        StoreUnavailable
+            The store does not answer, or not in time.
+        """
+        ...
+
+    def change(self, changes: Sequence[tuple[bytes, Change]]) -> None:
+        """Change the records of some keys, each atomically, and return when nothing can lose the changes.
+
+        A key may come more than once.
+
+        Raises
+        ------
+        StoreUnavailable, StoreDamaged, MachineFault
+            Of the changes, some may have been made: all of them can be made again.
+        """
+        ...
+
+    def scan(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield every key with its record, in any order."""
+        ...
+
+    def check(self) -> str:
+        """Try the whole store, which may take a while, and return a line about it for people.
+
+        Raises
+        ------
+        StoreUnavailable, StoreDamaged
+            It does not answer, or is not whole.
+        """
+        ...
+
+
+@runtime_checkable
+class StoreKind(Protocol):
+    """A kind of store: its settings, and how it is opened.
+
+    ``history_most`` is how many appended items a user keeps, at most: the latest.
+    """
+
+    @property
+    def history_most(self) -> int:
+        """See the class."""
+        ...
+
+    @classmethod
+    def of_text(cls, text: str) -> StoreKind:
+        """Return the settings that somebody means who writes ``--store KIND:text``."""
+        ...
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the settings by themselves."""
+        ...
+
+    def open(self, place: StorePlace) -> Records | None:
+        """Open the store; None if nothing is ever written to it: the release's own users are all there is.
+
+        Raises
+        ------
+        StoreUnavailable, StoreDamaged, MachineFault
+            It can't be opened.
+        """
+        ...
+
+
+class LiveSettings(Settings, frozen=True, kw_only=True):
+    """Base of the settings of a store that can be written.
+
+    Parameters
+    ----------
+    history_most
+        How many appended items a user keeps, at most: the latest.
+    """
+
+    history_most: int = 1000
+
+    def problems(self) -> list[Problem]:
+        """Return values of another type, and numbers out of range."""
+        wrong = super().problems()
+        return wrong or list(out_of_range(self, {"history_most": COUNT}))
+
+    @classmethod
+    def of_text(cls, text: str) -> LiveSettings:
+        """Return settings whose first field is the text."""
+        fields: dict[str, Any] = {cls.__struct_fields__[0]: text}
+        return cls(**fields)
 
 
 class Users(Protocol):
@@ -21,7 +135,17 @@ class Users(Protocol):
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
-        """``[B]``: who is in the store."""
+        """``[B]``: of whom the release or the store knows anything."""
+        ...
+
+    @property
+    def stale(self) -> npt.NDArray[np.bool_] | None:
+        """``[B]``: whose :meth:`packed` tensors are not what their columns say; None if nobody's."""
+        ...
+
+    @property
+    def appended(self) -> Rows | None:
+        """``[B, M]``: what they had since the export, oldest first, padded; None if nobody had anything."""
         ...
 
     def packed(self, name: str) -> Array:
@@ -29,24 +153,25 @@ class Users(Protocol):
         ...
 
     def raw(self, name: str) -> Column | None:
-        """Return a raw column of ``B`` rows, null for the unknown; None if the store does not hold it."""
+        """Return a raw column of ``B`` rows, null for the unknown; None if nothing holds it."""
         ...
 
     def history(self, length: int, pad: int) -> tuple[Rows, npt.NDArray[np.int32]]:
         """Return the latest items ``[B, length]``, oldest first and left aligned, and ``[B]`` how many."""
         ...
 
-    def seen(self) -> tuple[Rows, Rows]:
-        """Return all item rows that they have had, end to end, and how many ``[B]`` belong to each."""
-        ...
-
 
 class Store(Protocol):
-    """An opened store."""
+    """The users of a release, with what a store knows of them."""
 
     @property
     def size(self) -> int:
-        """How many users it holds."""
+        """How many users the release holds."""
+        ...
+
+    @property
+    def fallbacks(self) -> Mapping[str, int]:
+        """Why (a label of a metric) → how many users were answered without their live values so far."""
         ...
 
     def read(self, user_ids: Array) -> Users:
@@ -57,23 +182,12 @@ class Store(Protocol):
         ...
 
 
-@runtime_checkable
-class StoreKind(Protocol):
-    """A kind of store: its settings, and how it is opened."""
-
-    def problems(self) -> list[Problem]:
-        """Return what is wrong with the settings by themselves."""
-        ...
-
-    def open(self, users: Callable[[], Artefact]) -> Store:
-        """Open the store; ``users`` opens the release's own artefact of users."""
-        ...
-
-
 #: Every kind of store.
 STORES: Kinds[StoreKind] = Kinds(
     "store",
     {
         "memory_mapped": Kind("tiercel_serving.stores.memory_mapped:MemoryMapped"),
+        "embedded": Kind("tiercel_serving.stores.embedded:Embedded"),
+        "redis": Kind("tiercel_serving.stores.redis:Redis", extra="redis"),
     },
 )

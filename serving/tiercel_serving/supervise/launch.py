@@ -137,7 +137,7 @@ def model_repository(
 
     It is a mirror of links in a temporary directory: the stub writes ``__pycache__`` beside a ``model.py``
     and cannot be told not to (its interpreter ignores the environment), but a release is immutable.
-    Another layout, or runner than Triton's own, is written into ``workdir``.
+    For another layout, another store, or another runner than Triton's own, one is written into ``workdir``.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def model_repository(
         return _link(source, mirror)
     place = source.path.resolve()
     own = source.manifest.layout
-    if layout not in (None, own) or runner != STOCK:
+    if source.other_store is not None or layout not in (None, own) or runner != STOCK:
         from ..repository.graph import render_repository
 
         repository = workdir / "models"

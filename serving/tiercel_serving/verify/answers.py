@@ -15,7 +15,7 @@ from ..release.opened import Release
 from ..reorder.inputs import source_columns
 from ..settings import UNKNOWN
 from ..spec import Array
-from .compare import EXACT, Difference, compare_arrays, compare_rankings, merge
+from .compare import ENGINE, EXACT, Difference, Tolerance, compare_arrays, compare_rankings, merge
 from .reference import Candidate, order, plain_items
 
 
@@ -28,9 +28,12 @@ class StoredAnswers:
         The release.
     want
         The golden tensors.
+    tolerance
+        How far final scores may lie apart, and what counts as a tie.
     """
 
-    def __init__(self, release: Release, want: Mapping[str, Array]) -> None:
+    def __init__(self, release: Release, want: Mapping[str, Array], tolerance: Tolerance = ENGINE) -> None:
+        self._tolerance = tolerance
         self._settings, self._items, self._want = release.settings, release.items, want
         columns = release.items.columns(release.settings.raw_columns())
         columns |= source_columns(
@@ -94,7 +97,7 @@ class StoredAnswers:
         if apart:
             size = min(len(ids), len(best))
             ids, scores, best_ids, best = ids[:size], scores[:size], best_ids[:size], best[:size]
-        return compare_rankings(ids[None], scores[None], best_ids[None], best[None]), share
+        return compare_rankings(ids[None], scores[None], best_ids[None], best[None], self._tolerance), share
 
     def _ordered(
         self, want: Mapping[str, Array], places: list[int], served: Mapping[str, Array] | None = None

@@ -7,13 +7,12 @@ its originals over as well, so that fresh rows are compared with them while they
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..columns import Column, null_column
-from ..engines.table import ENGINES, Engine
 from ..errors import InvalidConfig
 from ..features import FeatureProgram
 from ..features.blocks import transform
@@ -24,22 +23,23 @@ from ..repository.validate import validate_repository
 from ..runtime.chain import Chain
 from ..sources.table import SourceKind, open_source
 from ..spec import Array, Arrays
-from ..stages.engine import model_of, open_engine
+from ..stores.memory_mapped import MemoryMapped
 from .answers import StoredAnswers
 from .compare import (
     ENGINE,
     EXACT,
     Difference,
-    Tolerance,
     compare,
     compare_arrays,
     compare_columns,
     compare_rankings,
     merge,
 )
+from .engine_checks import ReducedModel, check_engines, check_models, ranker_tolerance
 from .golden import StoredGolden
 from .reference import plain_items
 from .report import VerifyReport, VerifyRow
+from .stand_in import with_stand_ins
 
 #: Items on which rules are compared.
 RULE_ITEMS = 1000
@@ -74,12 +74,15 @@ class Originals:
         Engine stage → batches to run both on.
     sources
         Source → the arrays that it was made of.
+    reduced
+        Engine stage → what its engine of less than float32 will compute.
     """
 
     features: Mapping[str, FeatureRows]
     models: Mapping[str, Callable[[Arrays], dict[str, Array]]]
     batches: Mapping[str, list[dict[str, Array]]]
     sources: Mapping[str, Mapping[str, Array]]
+    reduced: Mapping[str, ReducedModel] = field(default_factory=dict)
 
 
 def verify_release(
@@ -110,6 +113,8 @@ def verify_release(
         If a file is missing, changed, of another build or of another format.
     """
     opened = release if isinstance(release, Release) else open_release(release)
+    # What was written to a store since is no part of a release, and must not make it differ from itself.
+    opened = Release(opened.path, opened.manifest, MemoryMapped())
     checks: dict[str, Callable[[], Iterator[VerifyRow]]] = {
         name: lambda check=check: check(opened)  # type: ignore[misc]
         for name, check in CHECKS.items()
@@ -192,10 +197,8 @@ def _rules(release: Release) -> Iterator[VerifyRow]:
 
 
 def _users(release: Release) -> Iterator[VerifyRow]:
-    from ..stores.memory_mapped import UserTables
-
     # The release's own users, whatever store serves: this is about what the export made of them.
-    store = UserTables(release.artefact("users", "users"))
+    store = release.users
     users = store.at(np.arange(store.size + 1))
     program = FeatureProgram.open(release.artefact("user_features", "features"))
     columns = {}
@@ -209,30 +212,6 @@ def _users(release: Release) -> Iterator[VerifyRow]:
         for name, rows in made.items()
     ]
     yield VerifyRow.of("users", "user program, all rows", merge(differences))
-
-
-def _engines(release: Release) -> Iterator[VerifyRow]:
-    golden = StoredGolden(release)
-    for name in golden.contents.engines:
-        tolerance = ENGINES.find(model_of(name, release).engine).tolerance
-        engine = open_engine(name, release)
-        inputs, outputs = golden.tensors("engines", name)
-        for batch in sorted({1, release.settings.max_batch_size}):
-            difference = _at_batch(engine, inputs, outputs, batch, tolerance)
-            yield VerifyRow.of(name, f"torch (golden), batch {batch}", difference, tolerance)
-
-
-def _at_batch(
-    engine: Engine, inputs: Arrays, outputs: Arrays, batch: int, tolerance: Tolerance
-) -> Difference:
-    """Run the golden rows in batches of this size, repeating them to fill the last."""
-    rows = len(next(iter(outputs.values())))
-    differences = []
-    for start in range(0, rows, batch):
-        take = np.arange(start, start + batch) % rows
-        got = engine.run({name: array[take] for name, array in inputs.items()})
-        differences.append(compare(got, {name: array[take] for name, array in outputs.items()}, tolerance))
-    return merge(differences)
 
 
 def _sources(release: Release) -> Iterator[VerifyRow]:
@@ -284,7 +263,9 @@ def _floor(measured: float, users: int) -> float:
 def _answers(release: Release) -> Iterator[VerifyRow]:
     inputs, want = StoredGolden(release).tensors("answers")
     users, wanted = len(inputs["user_id"]), int(want["wanted"][0])
-    chain, answers = Chain.open(release), StoredAnswers(release, want)
+    opened, _ = with_stand_ins(release)
+    tolerance = ranker_tolerance(opened)
+    chain, answers = Chain.open(opened), StoredAnswers(release, want, tolerance)
     said, few = f"{users} users compared", users < wanted
     if few:
         said = f"only {users} of {wanted} users compared: of the others too many candidates nearly tie"
@@ -308,7 +289,7 @@ def _answers(release: Release) -> Iterator[VerifyRow]:
             if share < floor:
                 difference = replace(difference, ok=False, where=f"{detail}; expected at least {floor:.4f}")
         check = f"plain reference (golden), batch {batch}"
-        yield replace(VerifyRow.of("answers", check, difference, ENGINE, detail), warning=few)
+        yield replace(VerifyRow.of("answers", check, difference, tolerance, detail), warning=few)
 
 
 def _originals(release: Release, originals: Originals) -> Iterator[VerifyRow]:
@@ -316,13 +297,7 @@ def _originals(release: Release, originals: Originals) -> Iterator[VerifyRow]:
         program = FeatureProgram.open(release.artefact(name, "features"))
         difference = compare_columns(program.run(fresh.inputs, fresh.rows), fresh.outputs)
         yield VerifyRow.of(name, f"NVTabular, {fresh.rows} rows", difference)
-    for name, model in originals.models.items():
-        tolerance = ENGINES.find(model_of(name, release).engine).tolerance
-        engine = open_engine(name, release)
-        differences = [
-            compare(engine.run(batch), model(batch), tolerance) for batch in originals.batches[name]
-        ]
-        yield VerifyRow.of(name, f"torch, {len(differences)} batches", merge(differences), tolerance)
+    yield from check_models(release, originals.models, originals.batches, originals.reduced)
     for name, arrays in originals.sources.items():
         artefact: Artefact = release.artefact(f"source_{name}", "source")
         stored = {key: np.asarray(artefact.array(key)) for key in arrays}
@@ -337,7 +312,7 @@ CHECKS: Mapping[str, Callable[[Release], Iterator[VerifyRow]]] = {
     "items": _items,
     "rules": _rules,
     "users": _users,
-    "engines": _engines,
+    "engines": check_engines,
     "sources": _sources,
     "answers": _answers,
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ..columns import Column
 from ..spec import Array
@@ -13,13 +14,22 @@ from ..spec import Array
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far two floats may lie apart: ``|a − b| ≤ absolute + relative · |b|``, b being the oracle's."""
+    """How far two floats may lie apart: ``|a − b| ≤ absolute + relative · |b|``, b being the oracle's.
+
+    ``same_top`` is the share of rankings whose first :data:`TOP` must besides be the same, for an engine
+    whose numbers alone say little of what people see; None asks for nothing.
+    """
 
     absolute: float
     relative: float
+    same_top: float | None = None
 
     def __str__(self) -> str:
         return "exact" if self == EXACT else f"{self.absolute:g} + {self.relative:g}·|x|"
+
+
+#: How many of the best candidates :func:`same_top` looks at.
+TOP = 10
 
 
 #: Elements that are compared at once: bounds the float64 copies.
@@ -193,6 +203,33 @@ def compare_rankings(
             )
             return merge([scores, Difference(int(swapped.size), np.inf, np.inf, False, text)])
     return merge([scores, Difference(int(swapped.size), 0.0, 0.0, True)])
+
+
+def same_top(candidate: Array, oracle: Array, top: int = TOP) -> npt.NDArray[np.bool_]:
+    """Return whether the best candidates of each ranking are the same in both, in any order.
+
+    Parameters
+    ----------
+    candidate, oracle
+        Scores ``[B, K, T]``, more is better; NaN comes last.
+    top
+        How many are the best.
+
+    Returns
+    -------
+    ``[B, T]`` bool. Candidates whose scores lie within :data:`ENGINE` of each other count as equal: another
+    float32 engine may swap them too.
+    """
+    top = min(top, oracle.shape[1])
+    own = np.where(np.isnan(candidate), -np.inf, candidate)
+    right = np.where(np.isnan(oracle), -np.inf, oracle)
+    chosen = np.argpartition(-own, top - 1, axis=1)[:, :top]
+    # Equal scores are equally good: so it is scores that are compared, not places.
+    found = np.sort(np.take_along_axis(right, chosen, axis=1), axis=1)
+    best = np.sort(right, axis=1)[:, -top:]
+    distance, allowed, _ = _float_distance(found, best, ENGINE)
+    same: npt.NDArray[np.bool_] = (distance <= allowed).all(axis=1)
+    return same
 
 
 def compare_columns(candidate: Mapping[str, Column], oracle: Mapping[str, Column]) -> Difference:

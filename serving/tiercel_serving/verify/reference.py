@@ -119,6 +119,24 @@ def retrieve(
     return Retrieved(in_order(settings, sources, user, list(taken.values())), certain, band)
 
 
+def listed(
+    settings: ServingSettings,
+    sources: Sequence[Mapping[str, Array]],
+    user: UserTensors,
+    rows: Sequence[int],
+    allowed: npt.NDArray[np.bool_],
+) -> list[Candidate]:
+    """Return the N best of the items that a request names; the parameters are those of :func:`retrieve`."""
+    mine = [row for row in dict.fromkeys(rows) if row < len(allowed) and allowed[row]]
+    for place, (kind, arrays) in enumerate(zip(settings.sources, sources, strict=True)):
+        score_of = getattr(kind, "reference_score", None)
+        if score_of is not None:
+            scored = [Candidate(row, score_of(arrays, user, row), place + 1) for row in mine]
+            return sorted(scored, key=lambda c: (-c.score, c.row))[: settings.candidates]
+    first = next(place for place, quota in enumerate(settings.quotas()) if quota > 0)
+    return [Candidate(row, -float(place), first + 1) for place, row in enumerate(mine)][: settings.candidates]
+
+
 def near_cut(
     settings: ServingSettings,
     sources: Sequence[Mapping[str, Array]],

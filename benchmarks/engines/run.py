@@ -1,0 +1,122 @@
+"""Releases of one run that differ in their engine alone: measured turn by turn, in process and served.
+
+What another program takes from the machine is taken from all of them alike: each round asks every release
+once, in another order, and the median over the rounds is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tiercel_client import Recommender
+from tiercel_serving.bench.machine import describe_machine, installed_versions
+from tiercel_serving.commands.serve import example_user
+from tiercel_serving.commands.shell import Refused
+from tiercel_serving.release.opened import Release, open_release
+from tiercel_serving.stages.engine import model_of, open_engine
+from tiercel_serving.stages.specs import RANKING
+from tiercel_serving.supervise import start_server
+from tiercel_serving.verify.golden import StoredGolden
+
+#: Users at once.
+BATCHES = (1, 8, 64)
+
+
+def median_us(calls: Mapping[str, Callable[[], Any]], rounds: int, warm: int) -> dict[str, float]:
+    """Return each call's median in microseconds, all of them taking turns."""
+    names, taken = list(calls), {name: np.empty(rounds) for name in calls}
+    rng = np.random.default_rng(0)
+    for number in range(-warm, rounds):
+        for place in rng.permutation(len(names)):
+            name = names[place]
+            begun = time.perf_counter_ns()
+            calls[name]()
+            if number >= 0:
+                taken[name][number] = time.perf_counter_ns() - begun
+    return {name: float(np.median(times)) / 1e3 for name, times in taken.items()}
+
+
+def ranker_us(releases: Mapping[str, Release], batch: int, rounds: int) -> dict[str, float]:
+    """Return the median of one call of each release's ranker, for so many users at once."""
+    with contextlib.ExitStack() as stack:
+        calls: dict[str, Callable[[], Any]] = {}
+        for name, release in releases.items():
+            engine = stack.enter_context(contextlib.closing(open_engine(RANKING, release)))
+            inputs, _ = StoredGolden(release).tensors("engines", RANKING)
+            arrays = {tensor: np.resize(array, (batch, *array.shape[1:])) for tensor, array in inputs.items()}
+            calls[name] = partial(engine.run, arrays)
+        return median_us(calls, rounds, warm=max(3, rounds // 10))
+
+
+def served(paths: Mapping[str, Path], rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Return each release's median answer in microseconds by one caller, and answers a second to eight."""
+    with contextlib.ExitStack() as stack:
+        urls, users = {}, {}
+        for name, path in paths.items():
+            server = stack.enter_context(start_server(path, grpc_port=0, http_port=0, metrics_port=0))
+            urls[name], users[name] = server.grpc_url, example_user(open_release(path))
+        clients = {name: stack.enter_context(Recommender(url, timeout_s=60.0)) for name, url in urls.items()}
+        calls = {
+            name: partial(client.recommend, user_id=users[name], k=10) for name, client in clients.items()
+        }
+        p50 = median_us(calls, rounds, warm=max(3, rounds // 10))
+        # Twice in turn, so that neither has the quieter half of the time.
+        rates = {name: [answers_per_s(urls[name], users[name], seconds) for _ in (0, 1)] for name in urls}
+        return {
+            name: {"p50_us": p50[name], "answers_per_s_at_8": float(np.mean(rates[name]))} for name in paths
+        }
+
+
+def answers_per_s(url: str, user: Any, seconds: float, callers: int = 8) -> float:
+    """Return how many answers a second so many callers get together."""
+    counts = [0] * callers
+    until = time.perf_counter() + seconds
+
+    def ask(place: int) -> None:
+        with Recommender(url, timeout_s=60.0) as client:
+            while time.perf_counter() < until:
+                client.recommend(user_id=user, k=10)
+                counts[place] += 1
+
+    threads = [threading.Thread(target=ask, args=(place,)) for place in range(callers)]
+    begun = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - begun)
+
+
+def measure(paths: Sequence[Path], *, rounds: int, seconds: float, command: str) -> dict[str, Any]:
+    """Return every figure of some releases, by engine."""
+    opened = [open_release(path) for path in paths]
+    names = [model_of(RANKING, release).engine for release in opened]
+    if len(set(names)) < len(names):
+        raise Refused(f"RELEASE: expected releases of different engines, got {', '.join(names)}")
+    releases, folders = dict(zip(names, opened, strict=True)), dict(zip(names, paths, strict=True))
+    first = opened[0].manifest
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "machine": describe_machine(),
+        "load_average": os.getloadavg(),
+        "versions": installed_versions(("torch", "onnxruntime", "numpy", "nvidia-pytriton")),
+        "recommender": first.name,
+        "kept": first.settings.kept,
+        "parameters": 0 if first.ranking is None else first.ranking.parameters,
+        "rounds": rounds,
+        "ranker_us": {
+            str(batch): ranker_us(releases, batch, max(rounds // max(batch // 4, 1), 30)) for batch in BATCHES
+        },
+        "served": served(folders, rounds, seconds),
+    }

@@ -1,0 +1,290 @@
+r"""What sequential families share: training over every place of every history, and the query after it.
+
+::
+
+    start ─ i₁ ─ i₂ ─ … ─ iₙ      the history, oldest first
+      │     │    │        │
+    state₀ state₁ state₂ … stateₙ  a state knows what lies before it, and nothing behind it
+      │     │    │        │
+      i₁    i₂   i₃       ?        what it learns to find; the last one is the query
+
+A network that is causal and counts places from the start gives each state in training the very number that it
+gives when that prefix is the history of a request: the same function serves. A history that is longer than
+``sequence_length`` is cut into windows in which each item is found once; no window shows what lies behind.
+
+The loss is the softmax over the catalogue, or over ``negatives`` items drawn evenly from it, the same for a
+whole batch,
+
+.. math:: -\log \frac{e^{s_+}}{e^{s_+} + \frac I n \sum_{j \in S, j \ne +} e^{s_j}}, \qquad n = |S|
+
+which estimates the former (Bengio & Senécal 2008; Klenitskiy & Vasilev 2023, "Turning dross into gold loss:
+is BERT4Rec really better than SASRec?", find cross-entropy over many negatives decisive). Or generalised
+binary cross-entropy (Petrov & Macdonald 2023, "gSASRec: reducing overconfidence in sequential recommendation
+trained with negative sampling", eq. 5 to 7)
+
+.. math:: -\beta \log \sigma(s_+) - \sum_{j \in S} \log(1 - \sigma(s_j)), \quad
+    \beta = \alpha \bigl( t (1 - \tfrac1\alpha) + \tfrac1\alpha \bigr), \quad \alpha = \frac{n}{I - 1}
+
+divided by n + 1, where t = 0 is SASRec's own loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tiercel_serving.kinds import Settings
+from tiercel_serving.problems import BELOW_1, COUNT, SHARE, Problem, Range, out_of_range
+
+from ..arrays.inputs import ModelInputs
+from ..arrays.pairs import BoolArray, IntArray, Pairs
+from ..errors import TrainingError
+from ..tasks.table import MASKED
+from .descent import DESCENT, descend, seeded
+from .fitted import FittedVectors
+from .history_items import HISTORY, HistoryItems, catalogue_tensor, history_items, latest
+from .layers import PackedModule, with_inputs
+from .table import Columns, Course, Plan, RetrievalData
+
+#: Spread of the initial embeddings.
+SPREAD = 0.02
+
+#: Batches whose histories are sorted by length together, so that little of a batch is padding.
+_POOL = 32
+
+
+class SequenceFamily(Settings, frozen=True):
+    """Base of the settings of a retrieval family that reads the history in its order.
+
+    Parameters
+    ----------
+    name
+        What its source is called.
+    dimension
+        D, the length of the query and of the item vectors.
+    sequence_length
+        How many of a user's latest items it sees, in training and when it serves.
+    dropout
+        Dropout of the item embeddings and of the layers.
+    loss
+        ``softmax``, or ``gbce``: generalised binary cross-entropy.
+    negatives
+        Items drawn for each batch, which every place of it shares; None is the whole catalogue, and so is a
+        catalogue that has no more.
+    calibration
+        t of ``gbce``: 0 is plain binary cross-entropy, 1 makes up for the drawing in full.
+    batch_size
+        Histories in a batch.
+    learning_rate, weight_decay
+        Of the optimiser.
+    max_epochs, patience
+        Training stops after so many epochs, or after so many without a better validation.
+    """
+
+    name: str
+    dimension: int = 64
+    sequence_length: int = 50
+    dropout: float = 0.2
+    loss: Literal["softmax", "gbce"] = "softmax"
+    negatives: int | None = 1024
+    calibration: float = 0.75
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    max_epochs: int = 100
+    patience: int = 8
+
+    form: ClassVar[str] = "vectors"
+    #: Its scores are log-probabilities, up to a constant.
+    scale: ClassVar[float] = 1.0
+    #: The family's own numbers and their ranges.
+    ranges: ClassVar[Mapping[str, Range]] = {}
+
+    def problems(self) -> list[Problem]:
+        """Return numbers out of their ranges, and losses that there are not."""
+        ranges = {**DESCENT, **self.ranges, "dropout": BELOW_1, "calibration": SHARE}
+        ranges |= dict.fromkeys(("dimension", "sequence_length", "batch_size"), COUNT)
+        wrong = list(out_of_range(self, ranges))
+        if self.loss not in ("softmax", "gbce"):
+            problem = f"expected 'softmax' or 'gbce', got {self.loss!r}"
+            wrong.append(Problem("loss", problem, "write one of them"))
+        if self.negatives is not None and not COUNT.holds(self.negatives):
+            problem = f"expected {COUNT}, or None for the whole catalogue, got {self.negatives!r}"
+            wrong.append(Problem("negatives", problem, "give such a number"))
+        return wrong
+
+    def needs(self) -> Mapping[str, str]:
+        """Return the history's columns."""
+        return {"history_columns": "name the item id feature: a user is his history"}
+
+    def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
+        """Return that interactions have no time, without which a history has no order."""
+        if timed:
+            return []
+        what = type(self).__name__
+        problem = f"a {what} reads histories in their order, but the interactions have no timestamp"
+        return [
+            Problem("", problem, "name the data set's timestamp, or take TwoTower(…), which needs no order")
+        ]
+
+    def network(self, inputs: ModelInputs, items: HistoryItems) -> SequenceNetwork:
+        """Return the network with fresh weights."""
+        raise NotImplementedError
+
+    def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedVectors, Course]:
+        """Train on every place of every history."""
+        pairs, packed = data.pairs, data.packed
+        if not len(pairs):
+            raise TrainingError(f"{plan.label}: there are no interactions to learn from")
+        with seeded(plan.seed) as rng:
+            fitted = self._fresh(data.inputs)
+            network, items = fitted.user_tower, fitted.item_tower
+            assert isinstance(network, SequenceNetwork)
+            assert isinstance(items, HistoryItems)
+            windows = Windows.cut(pairs, min(self.sequence_length, packed.history_length))
+            shown = packed.item["item_cat"][:, list(packed.history_places)]
+
+            def epoch() -> Iterator[Tensor]:
+                for chosen in windows.batches(self.batch_size, rng):
+                    rows, wanted = windows.take(chosen, pairs.items, packed.n_items)
+                    states = network.states(torch.from_numpy(shown[rows[:, :-1]]))
+                    query = states[torch.from_numpy(wanted)]
+                    yield self._loss(query, torch.from_numpy(rows[wanted]), items, packed, rng)
+
+            both = nn.ModuleList([network, items])
+            course = descend(self, both, fitted, epoch, plan, max_epochs=self.max_epochs)
+        return fitted, course
+
+    def _loss(
+        self, query: Tensor, found: Tensor, items: HistoryItems, packed: Any, rng: np.random.Generator
+    ) -> Tensor:
+        """Return the loss of queries ``[P, D]`` which shall find the catalogue rows ``[P]``."""
+        count, drawn = packed.n_items, self.negatives
+        if drawn is None or drawn >= count:
+            scores = query @ items(item_cat=catalogue_tensor(packed.item)).T
+            if self.loss == "softmax":
+                return F.cross_entropy(scores, found)
+            others = torch.arange(count)
+        else:
+            others = torch.from_numpy(rng.choice(count, drawn, replace=False))
+            scores = query @ items(item_cat=catalogue_tensor(packed.item, others)).T
+        positive = (query * items(item_cat=catalogue_tensor(packed.item, found))).sum(-1)
+        scores = scores.masked_fill(others == found.unsqueeze(1), MASKED)
+        if self.loss == "softmax":
+            return sampled_cross_entropy(positive, scores, count)
+        return generalised_bce(positive, scores, count, self.calibration)
+
+    def _fresh(self, inputs: ModelInputs) -> FittedVectors:
+        items = history_items(inputs, self.dimension, SPREAD)
+        return FittedVectors(self.network(inputs, items), items)
+
+    def load(self, folder: Path, inputs: ModelInputs) -> FittedVectors:
+        """Read the network and the item vectors."""
+        return self._fresh(inputs).restored(folder)
+
+
+class SequenceNetwork(PackedModule):
+    """History → query ``[B, D]``: the state after the latest item, or the start's where there is none.
+
+    A family's network writes :meth:`encode`. The embeddings of the history are those of the item vectors.
+    """
+
+    def __init__(self, settings: SequenceFamily, items: HistoryItems):
+        super().__init__()
+        self.items, self.most = items, settings.sequence_length
+        self.start = nn.Parameter(torch.empty(settings.dimension))
+        nn.init.normal_(self.start, std=SPREAD)
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        """Return states ``[B, n, D]`` of item vectors ``[B, n, D]``; none may know what is behind it."""
+        raise NotImplementedError
+
+    def states(self, history_cat: Tensor) -> Tensor:
+        """Return the states ``[B, n + 1, D]`` after each of the first items of histories ``[B, n, H]``."""
+        start = self.start.expand(history_cat.shape[0], 1, -1)
+        return self.encode(torch.cat([start, self.items.shown(history_cat)], dim=1))
+
+    def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the queries ``[B, D]``."""
+        history, length = latest(tensors["history_cat"], tensors["history_length"], self.most)
+        states = self.states(history)
+        places = torch.arange(states.shape[1], device=states.device)
+        here = (places == length).unsqueeze(-1).to(states.dtype)
+        return (states * here).sum(dim=1)
+
+
+def sequence_network(kind: type[SequenceNetwork], *arguments: Any) -> SequenceNetwork:
+    """Return a network of a kind whose ``forward`` names the tensors of the history."""
+    return with_inputs(kind, HISTORY)(*arguments)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Histories cut into windows, in which every interaction is found once.
+
+    Parameters
+    ----------
+    starts, ends
+        ``[W]`` positions into the pairs: a window holds ``starts:ends``.
+    first
+        ``[W]``: whether it begins with a user's first item, which then is to be found too.
+    """
+
+    starts: IntArray
+    ends: IntArray
+    first: BoolArray
+
+    @classmethod
+    def cut(cls, pairs: Pairs, length: int) -> Windows:
+        """Cut each user's history into windows that show at most ``length`` items, from its end."""
+        counts = pairs.lengths
+        # The window that reaches a user's start finds one item more than it shows.
+        windows = np.maximum(-(-(counts - 1) // length), np.minimum(counts, 1))
+        users = np.repeat(np.arange(pairs.n_users), windows)
+        number = np.arange(len(users)) - np.repeat(np.cumsum(windows) - windows, windows)
+        ends = pairs.offsets[users + 1] - number * length
+        starts = np.maximum(pairs.offsets[users], ends - length - 1)
+        return cls(starts, ends, starts == pairs.offsets[users])
+
+    def batches(self, size: int, rng: np.random.Generator) -> Iterator[IntArray]:
+        """Yield all windows in random order, those of like length together."""
+        order = rng.permutation(len(self.starts))
+        cut: list[IntArray] = []
+        for at in range(0, len(order), size * _POOL):
+            pool = order[at : at + size * _POOL]
+            pool = pool[np.argsort((self.ends - self.starts)[pool], kind="stable")]
+            cut += [pool[start : start + size] for start in range(0, len(pool), size)]
+        for place in rng.permutation(len(cut)):
+            yield cut[place]
+
+    def take(self, chosen: IntArray, items: IntArray, pad: int) -> tuple[IntArray, BoolArray]:
+        """Return the rows ``[B, w]`` of windows, and which are to be found, by the state before each."""
+        starts, ends = self.starts[chosen, None], self.ends[chosen, None]
+        places = starts + np.arange(int((ends - starts).max()))
+        real = places < ends
+        rows = np.where(real, items[np.minimum(places, len(items) - 1)], pad)
+        wanted = real.copy()
+        wanted[:, 0] &= self.first[chosen]
+        return rows, wanted
+
+
+def sampled_cross_entropy(positive: Tensor, scores: Tensor, items: int) -> Tensor:
+    """Return the mean softmax of positives ``[P]`` against items ``[P, n]`` drawn from so many ``items``."""
+    others = torch.logsumexp(scores, dim=1) + math.log(items / scores.shape[1])
+    return (torch.logaddexp(positive, others) - positive).mean()
+
+
+def generalised_bce(positive: Tensor, scores: Tensor, items: int, calibration: float) -> Tensor:
+    """Return gBCE of positives ``[P]`` and drawn items ``[P, n]`` out of ``items``."""
+    share = min(1.0, scores.shape[1] / max(items - 1, 1))
+    power = share * (calibration * (1 - 1 / share) + 1 / share)
+    losses = power * F.softplus(-positive) + F.softplus(scores).sum(dim=1)
+    return losses.mean() / (scores.shape[1] + 1)

@@ -1,0 +1,298 @@
+"""What an interrupted training leaves, beside the run to be, and what ``--resume`` goes on from.
+
+::
+
+    <run>.checkpoint/
+        checkpoint.json               of which recipe and data, what is finished, what is at work
+        models/<key>/                 a finished model, as its family saves it
+        state-<number>.safetensors    the one at work, after some epoch
+
+What is not here is done again: the split, the workflow, the lists of candidates. All of it is fixed by the
+seed, so a resumed training gives the run that an uninterrupted one would have given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from tiercel_serving.errors import DestinationTaken
+from tiercel_serving.machine import machine_faults
+from tiercel_serving.release.manifest import encode
+
+from ..arrays.inputs import ModelInputs
+from ..arrays.packed import Packed
+from ..arrays.pairs import IntArray, Pairs
+from ..errors import TrainingError
+from ..families.table import Course, State
+from ..recipe.recipe import Recipe
+from .record import RecipeRecord
+
+FORMAT = 1
+_HEAD = "checkpoint.json"
+
+
+@contextlib.contextmanager
+def sole_training(destination: Path) -> Iterator[None]:
+    """Hold a lock beside the run to be, which a killed process drops.
+
+    Raises
+    ------
+    DestinationTaken
+        If another process is training this run.
+    """
+    lock = destination.parent / f".{destination.name}.lock"
+    with machine_faults(destination.parent, f"training {destination.name}"):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        file = _locked_file(lock, destination)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _locked_file(lock: Path, destination: Path) -> int:
+    while True:
+        file = os.open(lock, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            who = os.read(file, 20).decode() or "unknown"
+            os.close(file)
+            raise DestinationTaken(
+                f"{destination}: another training is writing this run (process {who}); wait for it, end it, "
+                "or name another directory (--run)"
+            ) from error
+        # Who had the lock may have removed the file in between.
+        if lock.exists() and os.path.samestat(os.fstat(file), lock.stat()):
+            os.ftruncate(file, 0)
+            os.pwrite(file, str(os.getpid()).encode(), 0)
+            return file
+        os.close(file)
+
+
+def recipe_document(recipe: Recipe) -> dict[str, Any]:
+    """Return everything of a recipe that a training depends on, but for its graph: the data tell of that."""
+    training = msgspec.structs.replace(recipe.training, checkpoint_s=0)
+    parts = {
+        "recipe": msgspec.structs.replace(RecipeRecord.of(recipe), origin="", training=training),
+        "retrieval": {family.name: family for family in recipe.models},
+        "ranking": recipe.ranking,
+    }
+    document: dict[str, Any] = json.loads(encode(parts))
+    return document
+
+
+def data_digest(packed: Packed, pairs: Pairs, folds: IntArray) -> str:
+    """Return a digest of all that is learned from."""
+    digest = hashlib.blake2b(digest_size=16)
+    context = {} if packed.contexts is None else packed.contexts.columns
+    parts: list[Mapping[str, Any]] = [packed.user, packed.item, context]
+    parts.append({"users": pairs.users, "items": pairs.items, "weights": pairs.weights, "folds": folds})
+    for part in parts:
+        for name in sorted(part):
+            array = np.ascontiguousarray(part[name])
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(memoryview(array.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
+    return digest.hexdigest()
+
+
+class Checkpoint:
+    """What is kept of one training, in a folder of its own; nothing is written before ``every_s`` seconds.
+
+    Parameters
+    ----------
+    folder, every_s
+        Where, and how many seconds lie between two states at least. A state is written after an epoch.
+    document
+        What of the recipe the training depends on.
+    resume
+        Whether to go on from what is there.
+
+    Raises
+    ------
+    DestinationTaken
+        If there is something and ``resume`` is False.
+    TrainingError
+        If what is there is of another recipe, or is damaged.
+    """
+
+    def __init__(self, folder: Path, every_s: float, document: Mapping[str, Any], *, resume: bool) -> None:
+        self.folder, self._every_s, self._written_at = folder, every_s, time.monotonic()
+        self._head: dict[str, Any] = {"format": FORMAT, "document": document, "data": None}
+        self._head |= {"models": {}, "at": None}
+        #: Finished since the last writing: key → model and course.
+        self._fresh: dict[str, tuple[Any, Course]] = {}
+        self._number = 0
+        if not folder.exists():
+            return
+        if not resume:
+            raise DestinationTaken(
+                f"{folder}: an interrupted training left this; go on with it (resume=True, --resume), or "
+                "begin anew (replace=True, --replace)"
+            )
+        self._head = self._read(document)
+        at = self._head["at"]
+        self._number = 0 if at is None else int(at["number"])
+
+    def _read(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        file = self.folder / _HEAD
+        try:
+            head: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            kept, version = head["document"], head["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"{file}: no checkpoint can be read ({error}); remove {self.folder} and begin anew"
+            ) from error
+        if version != FORMAT:
+            raise TrainingError(
+                f"{file}: checkpoint format {version}, but this Tiercel reads {FORMAT}; remove {self.folder} "
+                "and begin anew"
+            )
+        differs = _difference(kept, document)
+        if differs:
+            raise TrainingError(
+                f"{file}: the checkpoint is of another recipe: {differs}; give the recipe as it was, or "
+                f"remove {self.folder} and begin anew"
+            )
+        return head
+
+    def check_data(self, digest: str) -> None:
+        """Raise TrainingError if the checkpoint is of other data, or another graph, than ``digest``."""
+        if self._head["data"] not in (None, digest):
+            raise TrainingError(
+                f"{self.folder / _HEAD}: the checkpoint is of other data: the tables, or the recipe's "
+                f"features, are not those that it was begun with; give them as they were, or remove "
+                f"{self.folder} and begin anew"
+            )
+        self._head["data"] = digest
+
+    @property
+    def facts(self) -> str:
+        """What is there, for people."""
+        at = self._head["at"]
+        epoch = "" if at is None else f", {at['key']} after epoch {len(at['facts']['losses'])}"
+        return f"{len(self._head['models'])} finished models{epoch}"
+
+    def finished(self, key: str, family: Any, inputs: ModelInputs) -> tuple[Any, Course] | None:
+        """Return a model that was finished before, with its course."""
+        course = self._head["models"].get(key)
+        if course is None:
+            return None
+        model = family.load(self.folder / "models" / key, inputs)
+        told: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in course.items()
+        }
+        return model, Course(**told)
+
+    def finish(self, key: str, model: Any, course: Course) -> None:
+        """Keep a finished model; it is written with the next state, or now if it is time to."""
+        self._fresh[key] = (model, course)
+        if self._due:
+            self._write(None)
+
+    def states(self, key: str) -> KeptStates:
+        """Return where the model ``key`` keeps its state."""
+        return KeptStates(self, key)
+
+    def remove(self) -> None:
+        """Remove the folder: the run is there."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def _due(self) -> bool:
+        return time.monotonic() - self._written_at >= self._every_s
+
+    def offer(self, key: str, state: Callable[[], State]) -> None:
+        """Keep the state of the model at work if it is time to."""
+        if self._due:
+            self._write((key, state()))
+
+    def read(self, key: str) -> State | None:
+        """Return the state of the model at work, if it is this one."""
+        at = self._head["at"]
+        if at is None or at["key"] != key:
+            return None
+        file = self.folder / self._state_name(at["number"])
+        try:
+            return load_file(file), at["facts"]
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{file}: the state of {key} can't be read ({error}); remove {self.folder} and begin anew"
+            ) from error
+
+    def _write(self, at: tuple[str, State] | None) -> None:
+        """Write what is new, then the head in place of the old one, then remove what that named."""
+        with machine_faults(self.folder.parent, f"writing the checkpoint {self.folder.name}", self.folder):
+            for key, (model, course) in self._fresh.items():
+                folder = self.folder / "models" / key
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                model.save(folder)
+                self._head["models"][key] = asdict(course)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._head["at"] = None
+            if at is not None:
+                key, (arrays, facts) = at
+                self._number += 1
+                # safetensors refuses what is not contiguous, and NumPy's scalars.
+                save_file(
+                    {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+                    self.folder / self._state_name(self._number),
+                )
+                self._head["at"] = {"key": key, "number": self._number, "facts": facts}
+            partial = self.folder / f".{_HEAD}.partial"
+            partial.write_text(json.dumps(self._head), encoding="utf-8")
+            os.replace(partial, self.folder / _HEAD)
+            current = None if at is None else self._state_name(self._number)
+            for file in self.folder.glob("state-*.safetensors"):
+                if file.name != current:
+                    file.unlink()
+        self._fresh.clear()
+        self._written_at = time.monotonic()
+
+    @staticmethod
+    def _state_name(number: int) -> str:
+        return f"state-{number}.safetensors"
+
+
+@dataclass(frozen=True)
+class KeptStates:
+    """The state of one model in a checkpoint; see :class:`~tiercel_pipelines.families.table.EpochStates`."""
+
+    checkpoint: Checkpoint
+    key: str
+
+    def read(self) -> State | None:
+        """Return the state that was kept, if the model is the one that was at work."""
+        return self.checkpoint.read(self.key)
+
+    def offer(self, state: Callable[[], State]) -> None:
+        """Keep the state if it is time to."""
+        self.checkpoint.offer(self.key, state)
+
+
+def _difference(kept: Any, now: Any, where: str = "") -> str:
+    """Say where two JSON values differ first; empty if nowhere."""
+    if isinstance(kept, dict) and isinstance(now, dict):
+        for name in [*kept, *(name for name in now if name not in kept)]:
+            found = _difference(kept.get(name), now.get(name), f"{where}.{name}".lstrip("."))
+            if found:
+                return found
+        return ""
+    return "" if kept == now else f"{where} was {kept!r}, now it is {now!r}"

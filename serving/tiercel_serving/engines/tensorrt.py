@@ -1,0 +1,201 @@
+"""``tensorrt…`` and ``tensorrt-rtx…``: a plan that TensorRT or TensorRT-RTX built of the ONNX graph.
+
+Each row is a flavour and a precision. A half-precision row is for rankers: a query model's numbers decide
+what is found at all, and it multiplies one row a user, so such a release takes :attr:`~.table.Reduced.full`
+for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
+
+from ..errors import DeviceUnavailable, EngineNotBuilt, KindUnavailable
+from ..verify.compare import ENGINE, Tolerance
+from .bound import SUFFIX, Bound
+from .trt.build import build_plan, network_sha256
+from .trt.cuda import Device, find_device, runtime
+from .trt.flavours import FLAVOURS, Flavour, find_module, load
+from .trt.specification import BuildSpecification
+
+if TYPE_CHECKING:
+    from .trt.run import PlanEngine
+
+#: What TensorRT measured of kernels on this device, beside the plan.
+TIMING_CACHE = "timing.cache"
+
+#: Products of factors with eleven and with eight bits, added in float32, through the layers of a ranker; and
+#: the share of rankings whose best stay the same.
+HALF, BRAIN = Tolerance(2e-2, 1e-2, same_top=0.99), Tolerance(1e-1, 5e-2, same_top=0.99)
+
+
+class TensorRT:
+    """TensorRT in float32, on the GPU that built it."""
+
+    file: ClassVar[str] = "model.plan"
+    tolerance: ClassVar[Tolerance] = ENGINE
+    device: ClassVar[str] = "cuda"
+    backend: ClassVar[str | None] = "tensorrt"
+    maker: ClassVar[str] = "tiercel_export.models.tensorrt:make_tensorrt"
+    stand_in: ClassVar[str] = "onnx"
+    #: A row of :data:`~.trt.flavours.FLAVOURS`.
+    flavour: ClassVar[str] = "tensorrt"
+
+    @classmethod
+    def open(cls, file: Path, outputs: Sequence[str], *, threads: int = 1) -> PlanEngine:
+        """Open a plan; see :class:`~.table.EngineKind`.
+
+        Raises
+        ------
+        EngineNotBuilt
+            There is no plan yet.
+        EngineMismatch, DeviceUnavailable, KindUnavailable
+            It is not for this machine, or the machine lacks a GPU, memory or the library.
+        """
+        if not file.is_file():
+            raise EngineNotBuilt(f"{file}: not built yet; {_BUILD}")
+        from .trt.run import PlanEngine
+
+        flavour = FLAVOURS[cls.flavour]
+        return PlanEngine(file, outputs, flavour, load(flavour), runtime())
+
+    @classmethod
+    def absent(cls, file: Path) -> str | None:
+        """Return why the plan can't run here though nothing is wrong with the release, or None."""
+        if not file.is_file():
+            return f"the plan is not built yet; {_BUILD}"
+        try:
+            find_device(runtime())
+        except (DeviceUnavailable, ModuleNotFoundError) as error:
+            return f"the plan can't run here: {error}"
+        return None
+
+    @classmethod
+    def build(cls, folder: Path, cache: Path | None = None) -> str:
+        """Build the plan that a folder asks for, unless it is there; see :class:`~.table.BuiltKind`.
+
+        Raises
+        ------
+        KindUnavailable, DeviceUnavailable
+            The machine lacks the library, or the GPU that the plan is for.
+        EngineBuildFailed, ArtefactCorrupt
+            The graph can't be built, or was changed after its export.
+        """
+        flavour = FLAVOURS[cls.flavour]
+        trt, device = load(flavour), _device(flavour)
+        specification, file = BuildSpecification.read(folder), folder / cls.file
+        here = _described(flavour, device)
+        if _is_of(file, flavour, str(trt.__version__), here, specification):
+            return "was built before"
+        stored = None if cache is None else cache / _key(flavour, str(trt.__version__), here, specification)
+        if stored is not None and _is_of(
+            stored / cls.file, flavour, str(trt.__version__), here, specification
+        ):
+            _copy(stored, folder, cls.file)
+            return "from the cache"
+        timings = folder / TIMING_CACHE
+        known = timings.read_bytes() if timings.is_file() else b""
+        plan = build_plan(trt, flavour, folder, specification, known)
+        file.write_bytes(plan.plan)
+        if plan.timing_cache:
+            timings.write_bytes(plan.timing_cache)
+        digest = network_sha256(folder / specification.network)
+        Bound(flavour.name, str(trt.__version__), here, plan.inputs, plan.outputs, digest).write(file)
+        if stored is not None:
+            stored.mkdir(parents=True, exist_ok=True)
+            _copy(folder, stored, cls.file)
+        return f"{plan.layers} layers, {len(plan.plan) / 1e6:.1f} MB"
+
+
+class TensorRTHalf(TensorRT):
+    """Matrix products in FP16."""
+
+    tolerance: ClassVar[Tolerance] = HALF
+    maker: ClassVar[str] = "tiercel_export.models.tensorrt:make_tensorrt_fp16"
+    full: ClassVar[str] = "tensorrt"
+
+
+class TensorRTBrain(TensorRT):
+    """Matrix products in BF16."""
+
+    tolerance: ClassVar[Tolerance] = BRAIN
+    maker: ClassVar[str] = "tiercel_export.models.tensorrt:make_tensorrt_bf16"
+    full: ClassVar[str] = "tensorrt"
+
+
+class TensorRTRTX(TensorRT):
+    """TensorRT-RTX in float32: built at export on any machine, compiled further where it is loaded."""
+
+    # Its plans have a runtime of their own, which Triton's backend has not.
+    backend: ClassVar[str | None] = None
+    maker: ClassVar[str] = "tiercel_export.models.tensorrt:make_tensorrt_rtx"
+    flavour: ClassVar[str] = "tensorrt_rtx"
+
+    @classmethod
+    def unmakeable(cls) -> str | None:
+        """Return why an export can't make it on this machine; see :class:`~.table.NeedsTools`."""
+        try:
+            load(FLAVOURS[cls.flavour])
+        except KindUnavailable as error:
+            return str(error)
+        return None
+
+
+class TensorRTRTXHalf(TensorRTRTX):
+    """Matrix products in FP16."""
+
+    tolerance: ClassVar[Tolerance] = HALF
+    maker: ClassVar[str] = "tiercel_export.models.tensorrt:make_tensorrt_rtx_fp16"
+    full: ClassVar[str] = "tensorrt-rtx"
+
+
+class TensorRTRTXBrain(TensorRTRTX):
+    """Matrix products in BF16."""
+
+    tolerance: ClassVar[Tolerance] = BRAIN
+    maker: ClassVar[str] = "tiercel_export.models.tensorrt:make_tensorrt_rtx_bf16"
+    full: ClassVar[str] = "tensorrt-rtx"
+
+
+_BUILD = "run `tiercel build-engines RELEASE` on the machine that will serve it"
+
+
+def _device(flavour: Flavour) -> Device | None:
+    """Return the GPU that a plan is built for; None where it is built for many."""
+    return None if flavour.portable else find_device(runtime())
+
+
+def _described(flavour: Flavour, device: Device | None) -> str:
+    return f"compute capabilities {', '.join(flavour.capabilities)}" if device is None else str(device)
+
+
+def _is_of(file: Path, flavour: Flavour, version: str, device: str, wanted: BuildSpecification) -> bool:
+    """Whether a plan that lies there is the one that would be built."""
+    if not file.is_file() or not file.with_name(file.name + SUFFIX).is_file():
+        return False
+    bound = Bound.read(file)
+    here = (flavour.name, version, device, wanted.network_sha256)
+    return (bound.library, bound.version, bound.device, bound.network) == here
+
+
+def _key(flavour: Flavour, version: str, device: str, wanted: BuildSpecification) -> str:
+    """Return the folder of a plan in the cache: everything that decides what is built."""
+    digest = hashlib.sha256("\n".join((flavour.name, version, device)).encode())
+    digest.update(msgspec.json.encode(wanted))
+    return digest.hexdigest()[:32]
+
+
+def _copy(source: Path, to: Path, name: str) -> None:
+    for file in (name, name + SUFFIX, TIMING_CACHE):
+        if (source / file).is_file():
+            shutil.copyfile(source / file, to / file)
+
+
+def installed(flavour: str) -> bool:
+    """Whether a flavour's library is installed here."""
+    return find_module(FLAVOURS[flavour]) is not None

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: one builder and one runner, over the module of either."""

@@ -1,0 +1,1 @@
+"""Rules by expression: text → tree (``grammar``) → types (``types``) → masks (``masks``)."""

@@ -1,0 +1,475 @@
+"""Tree → masks over items: vectorised, without ``eval``; what depends on the item alone is decided once.
+
+A condition is one of three things: it holds, it does not, or it can't be said since something is null
+(Kleene 1952, section 64). A rule passes only what holds. Negations stand at the single conditions
+(``tree.opposite``), so that only what holds need be computed: a null holds no condition and no opposite.
+
+What a request leaves out asks for nothing. A condition that reads it is *absent*: it counts neither in a
+conjunction nor in an alternative, and a rule of nothing else passes everything.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ...columns import Column, flat_ranges
+from ...ranked import Rows
+from ...spec import Array
+from .tree import (
+    Arithmetic,
+    Both,
+    Common,
+    Compare,
+    Either,
+    Field,
+    Flag,
+    IsNull,
+    Length,
+    Node,
+    Now,
+    Value,
+    Values,
+    Within,
+)
+from .types import constant_array, stored
+
+Flags = npt.NDArray[np.bool_]
+
+
+class Given(NamedTuple):
+    """What is known of the B users of a batch.
+
+    Parameters
+    ----------
+    users, requests
+        Columns of B rows by name; null where nothing is known.
+    sent
+        Column of the request → ``[B]`` who sent it.
+    now
+        ``[B]`` float64 seconds since 1970-01-01 UTC.
+    """
+
+    users: Mapping[str, Column]
+    requests: Mapping[str, Column]
+    sent: Mapping[str, Flags]
+    now: npt.NDArray[np.float64]
+
+
+class Batch(NamedTuple):
+    """Users, and the items of whom something is asked: ``[B, n]`` rows, or None for all of them."""
+
+    given: Given
+    rows: Rows | None
+
+    def of(self, array: Array) -> Array:
+        """Return what an array ``[I]`` says of the items: ``[I]`` or ``[B, n]``."""
+        return array if self.rows is None else array.take(self.rows)
+
+
+class Operand(NamedTuple):
+    """A value that broadcasts to ``[B, n]``; what is real, and for whom it was not sent (None is nobody)."""
+
+    values: Any
+    valid: Flags | None = None
+    absent: Flags | None = None
+
+
+class Elements(NamedTuple):
+    """Lists of users (one for all is user 0's): elements end to end, whose they are, and what is null."""
+
+    values: Array
+    owner: Rows
+    valid: Flags
+    absent: Flags | None
+    shared: bool
+
+
+class Truth(NamedTuple):
+    """Where a condition holds, broadcasting to ``[B, n]``, and for whom it asks nothing (None is nobody)."""
+
+    true: Flags
+    absent: Flags | None = None
+
+
+_Scalar = Callable[[Batch], Operand]
+_Condition = Callable[[Batch], Truth]
+
+_NOBODY = Given({}, {}, {}, np.zeros(1))
+
+
+def _unequal(left: Any, right: Any) -> Any:
+    if np.asarray(left).dtype.kind == "f" or np.asarray(right).dtype.kind == "f":
+        return (left < right) | (left > right)  # a NaN is null
+    return left != right
+
+
+_COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
+    "==": operator.eq,
+    "!=": _unequal,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+def of_items_alone(node: Node) -> bool:
+    """Whether a condition or value depends on the item alone."""
+    return not any(isinstance(n, Now) or (isinstance(n, Field) and n.owner != "item") for n in node.walk())
+
+
+def conjuncts(tree: Node) -> tuple[Node, ...]:
+    """Return the conditions that must all hold."""
+    return tree.all if isinstance(tree, Both) else (tree,)
+
+
+class Postings:
+    """Value → the items that have it, of a column ``[I]`` of values or lists."""
+
+    def __init__(self, column: Column) -> None:
+        count = len(column)
+        self.valid = valid_rows(column)
+        lengths = np.ones(count, np.int64) if column.offsets is None else np.diff(column.offsets)
+        owner = np.repeat(np.arange(count), lengths)
+        begin = 0 if column.offsets is None else int(column.offsets[0])
+        values = column.values[begin : begin + len(owner)]
+        real = real_elements(column)[begin : begin + len(owner)] & self.valid[owner]
+        self._values, codes = np.unique(values[real], return_inverse=True)
+        order = codes.argsort(kind="stable")
+        self._rows = owner[real][order]
+        self._offsets = np.searchsorted(codes[order], np.arange(len(self._values) + 1))
+
+    def having(self, lists: Elements, users: int) -> Flags:
+        """Return ``[users, I]``: which items have an element of the user's list."""
+        found = np.zeros((users, len(self.valid)), np.bool_)
+        if not len(self._values) or not len(lists.values):
+            return found
+        places = np.searchsorted(self._values, lists.values)
+        places[places == len(self._values)] = 0
+        known = np.asarray(self._values[places] == lists.values, np.bool_)
+        places, owner = places[known], lists.owner[known]
+        begins = self._offsets[places]
+        lengths = self._offsets[places + 1] - begins
+        found[np.repeat(owner, lengths), self._rows[flat_ranges(begins, lengths)]] = True
+        return found
+
+
+class Masks:
+    """Conditions over items, compiled: all of them must hold.
+
+    Parameters
+    ----------
+    conditions
+        Trees whose types fit (:class:`~.types.Schema`).
+    columns
+        The raw item columns ``[I]`` that they read.
+    items
+        I.
+    """
+
+    def __init__(self, conditions: Sequence[Node], columns: Mapping[str, Column], items: int) -> None:
+        self._columns, self._items = columns, items
+        compared = [node for tree in conditions for node in tree.walk() if isinstance(node, Compare)]
+        fields = dict.fromkeys(one for node in compared for one in node.parts() if self._is_text(one))
+        texts = [columns[one.name] for one in fields if isinstance(one, Field)]
+        parts = [one.values[real_elements(one)] for one in texts]
+        self._vocabulary = np.unique(np.concatenate(parts)) if parts else np.empty(0, np.object_)
+        self._postings: dict[str, Postings] = {}
+        self._run = self._all([self._condition(one) for one in conditions])
+        # What was compiled holds what it needs: a column of text may weigh more than all of that.
+        self._columns = {}
+
+    def allows(self, given: Given, rows: Rows | None = None) -> Flags:
+        """Return which items pass for which users: ``[B or 1, I or 1]``, or of ``[B, n]`` rows likewise."""
+        truth = self._run(Batch(given, rows))
+        true = truth.true if truth.absent is None else truth.true | truth.absent
+        return true if true.ndim == 2 else true[None]
+
+    def of_items(self) -> Flags:
+        """Return ``[I]`` which items pass, of conditions that depend on these alone."""
+        return np.array(np.broadcast_to(self.allows(_NOBODY)[0], (self._items,)))
+
+    def _is_text(self, node: Node) -> bool:
+        """Whether a value is a text of the item."""
+        if not isinstance(node, Field) or node.owner != "item":
+            return False
+        return self._columns[node.name].values.dtype == np.object_
+
+    # ------------------------------------------------------------------------------------------- conditions
+
+    def _condition(self, node: Node) -> _Condition:
+        if of_items_alone(node):
+            true = self._decide(node)(Batch(_NOBODY, None)).true
+            decided = np.array(np.broadcast_to(true[0] if true.ndim == 2 else true, (self._items,)))
+            return lambda batch: Truth(batch.of(decided))
+        return self._decide(node)
+
+    def _decide(self, node: Node) -> _Condition:
+        if isinstance(node, Both):
+            return self._all([self._condition(part) for part in node.all])
+        if isinstance(node, Either):
+            return self._one([self._condition(part) for part in node.any])
+        if isinstance(node, Compare):
+            return self._compare(node)
+        if isinstance(node, Flag):
+            compared = Compare("!=" if node.negated else "==", node.of, Value(True))
+            return self._compare(compared)
+        if isinstance(node, IsNull):
+            return self._null(node)
+        if isinstance(node, Within):
+            return self._overlap(node.value, node.among, node.negated)
+        assert isinstance(node, Common)
+        return self._overlap(node.left, node.right, node.negated)
+
+    @staticmethod
+    def _all(parts: list[_Condition]) -> _Condition:
+        def run(batch: Batch) -> Truth:
+            truths = [part(batch) for part in parts]
+            passed = [one.true if one.absent is None else one.true | one.absent for one in truths]
+            return Truth(reduce(operator.and_, passed), _absent_all(truths))
+
+        return run
+
+    @staticmethod
+    def _one(parts: list[_Condition]) -> _Condition:
+        def run(batch: Batch) -> Truth:
+            truths = [part(batch) for part in parts]
+            passed = [one.true if one.absent is None else one.true & ~one.absent for one in truths]
+            return Truth(reduce(operator.or_, passed), _absent_all(truths))
+
+        return run
+
+    def _compare(self, node: Compare) -> _Condition:
+        sides = (node.left, node.right)
+        text = any(map(self._is_text, sides))
+        left, right = (self._code(side) if text else self._scalar(side) for side in sides)
+        compare = _COMPARE[node.operator]
+
+        def run(batch: Batch) -> Truth:
+            one, other = left(batch), right(batch)
+            true = np.asarray(compare(one.values, other.values), np.bool_)
+            for valid in (one.valid, other.valid):
+                if valid is not None:
+                    true = true & valid
+            return Truth(true, _either(one.absent, other.absent))
+
+        return run
+
+    def _null(self, node: IsNull) -> _Condition:
+        field = node.of
+        if field.owner == "item":
+            valid = valid_rows(self._columns[field.name])
+            return lambda batch: Truth(batch.of(valid) if node.negated else ~batch.of(valid))
+        if field.owner == "request":
+            return lambda batch: Truth((batch.given.sent[field.name] == node.negated)[:, None])
+        return lambda batch: Truth((valid_rows(batch.given.users[field.name]) == node.negated)[:, None])
+
+    def _overlap(self, left: Node, right: Node, negated: bool) -> _Condition:
+        """Compile whether two sides, values or lists, have something in common."""
+        if any(isinstance(side, Field) and side.owner == "item" for side in (left, right)):
+            item = left if isinstance(left, Field) and left.owner == "item" else right
+            assert isinstance(item, Field)
+            return self._item_overlap(item, right if item is left else left, negated)
+
+        def run(batch: Batch) -> Truth:
+            one, other = (_elements(side, batch) for side in (left, right))
+            both = np.concatenate([one.values, other.values])
+            codes = np.unique(both, return_inverse=True)[1]
+            cells = codes * len(batch.given.now)
+            first, second = cells[: len(one.values)] + one.owner, cells[len(one.values) :] + other.owner
+            users = len(batch.given.now)
+            if one.shared or other.shared:
+                first, second = codes[: len(one.values)], codes[len(one.values) :]
+            found = np.zeros(users, np.bool_)
+            hits = np.isin(first, second) if not one.shared else np.isin(second, first)
+            found[(other if one.shared else one).owner[hits]] = True
+            true = (found ^ negated) & one.valid & other.valid
+            return Truth(true[:, None], _either(one.absent, other.absent))
+
+        return run
+
+    def _item_overlap(self, item: Field, other: Node, negated: bool) -> _Condition:
+        postings = self._postings.setdefault(item.name, Postings(self._columns[item.name]))
+        if isinstance(other, Field) and other.owner == "item":
+            return self._items_overlap(item, other, negated)
+
+        def run(batch: Batch) -> Truth:
+            lists = _elements(other, batch)
+            found = postings.having(lists, 1 if lists.shared else len(batch.given.now))
+            found ^= negated
+            found &= postings.valid
+            found &= lists.valid[:, None]
+            if batch.rows is not None:
+                rows = np.broadcast_to(batch.rows, (max(len(batch.rows), len(found)), batch.rows.shape[1]))
+                found = np.take_along_axis(np.broadcast_to(found, (len(rows), found.shape[1])), rows, axis=1)
+            return Truth(found, lists.absent)
+
+        return run
+
+    def _items_overlap(self, left: Field, right: Field, negated: bool) -> _Condition:
+        """Compile whether two columns of the same item have something in common: known of every item."""
+        one, other = (self._columns[field.name] for field in (left, right))
+        first, second = _flat(one), _flat(other)
+        codes = np.unique(np.concatenate([first[0], second[0]]), return_inverse=True)[1]
+        cells = codes * self._items + np.concatenate([first[1], second[1]])
+        hits = first[1][np.isin(cells[: len(first[0])], cells[len(first[0]) :])]
+        found = np.zeros(self._items, np.bool_)
+        found[hits] = True
+        decided = (found ^ negated) & valid_rows(one) & valid_rows(other)
+        return lambda batch: Truth(batch.of(decided))
+
+    # ------------------------------------------------------------------------------------------------ values
+
+    def _scalar(self, node: Node) -> _Scalar:
+        if isinstance(node, Value):
+            value = stored(node.value)
+            return lambda batch: Operand(value)
+        if isinstance(node, Now):
+            return lambda batch: Operand(batch.given.now[:, None])
+        if isinstance(node, Field):
+            return self._column(node)
+        if of_items_alone(node):
+            values = np.broadcast_to(self._computed(node)(Batch(_NOBODY, None)).values, (self._items,))
+            return lambda batch: Operand(batch.of(values))
+        return self._computed(node)
+
+    def _computed(self, node: Node) -> _Scalar:
+        if isinstance(node, Length):
+            return self._length(node.of)
+        assert isinstance(node, Arithmetic)
+        left, right = self._scalar(node.left), self._scalar(node.right)
+
+        def run(batch: Batch) -> Operand:
+            one, other = left(batch), right(batch)
+            values = _calculated(node.operator, _as_floats(one), _as_floats(other))
+            return Operand(values, None, _either(one.absent, other.absent))
+
+        return run
+
+    def _column(self, field: Field) -> _Scalar:
+        if field.owner == "item":
+            column = self._columns[field.name]
+            values, valid = column.values, column.valid
+            if valid is None:
+                return lambda batch: Operand(batch.of(values))
+            return lambda batch: Operand(batch.of(values), batch.of(valid))
+        return lambda batch: _of_users(field, batch.given)
+
+    def _length(self, of: Node) -> _Scalar:
+        assert isinstance(of, Field)
+        if of.owner == "item":
+            lengths = _lengths(self._columns[of.name])
+            return lambda batch: Operand(batch.of(lengths))
+
+        def run(batch: Batch) -> Operand:
+            column = (batch.given.requests if of.owner == "request" else batch.given.users)[of.name]
+            absent = ~batch.given.sent[of.name][:, None] if of.owner == "request" else None
+            return Operand(_lengths(column)[:, None], None, absent)
+
+        return run
+
+    def _code(self, node: Node) -> _Scalar:
+        """Return a text's place among those of the items: odd for these, even for what lies between them."""
+        if isinstance(node, Value):
+            code = self._coded(constant_array([node.value]))[0]
+            return lambda batch: Operand(code)
+        assert isinstance(node, Field)
+        if node.owner == "item":
+            column = self._columns[node.name]
+            valid = valid_rows(column)
+            codes = self._coded(np.where(valid, column.values, b""))
+            return lambda batch: Operand(batch.of(codes), batch.of(valid))
+
+        def run(batch: Batch) -> Operand:
+            operand = _of_users(node, batch.given)
+            return operand._replace(values=self._coded(operand.values))
+
+        return run
+
+    def _coded(self, values: Array) -> Rows:
+        left = np.searchsorted(self._vocabulary, values)
+        right = np.searchsorted(self._vocabulary, values, side="right")
+        return left + right
+
+
+def real_elements(column: Column) -> Flags:
+    """Return which elements of a column are no nulls."""
+    real = np.ones(len(column.values), np.bool_) if column.valid is None else column.valid
+    return real & ~np.isnan(column.values) if column.values.dtype.kind == "f" else real
+
+
+def valid_rows(column: Column) -> Flags:
+    """Return ``[n]`` which rows of a column are no nulls."""
+    if column.offsets is None:
+        return real_elements(column)
+    return np.ones(len(column), np.bool_) if column.row_valid is None else column.row_valid
+
+
+def _flat(column: Column) -> tuple[Array, Rows]:
+    """Return the elements of a column that are no nulls, and whose row each is."""
+    lengths = np.ones(len(column), np.int64) if column.offsets is None else np.diff(column.offsets)
+    begin = 0 if column.offsets is None else int(column.offsets[0])
+    owner = np.repeat(np.arange(len(column)), lengths)
+    real = real_elements(column)[begin : begin + len(owner)] & valid_rows(column)[owner]
+    return column.values[begin : begin + len(owner)][real], owner[real]
+
+
+def _lengths(column: Column) -> npt.NDArray[np.float64]:
+    assert column.offsets is not None
+    return np.where(valid_rows(column), np.diff(column.offsets).astype(np.float64), np.nan)
+
+
+def _of_users(field: Field, given: Given) -> Operand:
+    absent = None
+    if field.owner == "request":
+        column, sent = given.requests[field.name], given.sent[field.name]
+        absent = None if sent.all() else ~sent[:, None]
+    else:
+        column = given.users[field.name]
+    valid = None if column.valid is None else column.valid[:, None]
+    return Operand(column.values[:, None], valid, absent)
+
+
+def _elements(node: Node, batch: Batch) -> Elements:
+    """Return a side of a comparison of lists that is no item's; a single value is a list of one."""
+    if isinstance(node, Field):
+        given = batch.given
+        column = (given.requests if node.owner == "request" else given.users)[node.name]
+        sent = given.sent[node.name] if node.owner == "request" else np.ones(1, np.bool_)
+        absent = None if sent.all() else ~sent[:, None]
+        return Elements(*_flat(column), valid_rows(column), absent, shared=False)
+    assert isinstance(node, Value | Values)
+    values = constant_array((node.value,) if isinstance(node, Value) else node.values)
+    return Elements(values, np.zeros(len(values), np.int64), np.ones(1, np.bool_), None, shared=True)
+
+
+def _as_floats(operand: Operand) -> Array:
+    values = np.asarray(operand.values, np.float64)
+    return values if operand.valid is None else np.where(operand.valid, values, np.nan)
+
+
+def _calculated(sign: str, left: Array, right: Array) -> Array:
+    """Calculate in float64; what is no number, such as x / 0, is NaN, which is null."""
+    with np.errstate(all="ignore"):
+        if sign == "/":
+            return np.where(right == 0, np.nan, left / right)
+        return {"+": operator.add, "-": operator.sub, "*": operator.mul}[sign](left, right)  # type: ignore[no-any-return]
+
+
+def _either(one: Flags | None, other: Flags | None) -> Flags | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one | other
+
+
+def _absent_all(truths: Sequence[Truth]) -> Flags | None:
+    found = [one.absent for one in truths]
+    if any(one is None for one in found):
+        return None
+    return reduce(operator.and_, [one for one in found if one is not None])

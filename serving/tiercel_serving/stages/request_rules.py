@@ -1,0 +1,85 @@
+"""The rules that ask for more than items are, for the users of a batch: decided before the search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column
+from ..release.opened import Release
+from ..rules.expressions.masks import Given
+from ..rules.table import AskingRule, OpenedRule, asked
+from ..spec import Arrays
+from ..stores.table import Users
+from .sent_columns import SentColumn
+from .specs import NOW, RETRIEVAL
+
+Flags = npt.NDArray[np.bool_]
+
+
+class RequestRules:
+    """What of a release's rules depends on users, requests or the time.
+
+    Parameters
+    ----------
+    release
+        The release.
+    clock
+        Returns the seconds since 1970-01-01 UTC, for requests that do not say what time it is.
+
+    Attributes
+    ----------
+    opened : list of (int, OpenedRule)
+        The number of each such rule among the settings', and its open form.
+    reads_users : bool
+        Whether one of them asks for a column of the users.
+    """
+
+    def __init__(self, release: Release, clock: Callable[[], float]) -> None:
+        rules, items = release.settings.rules, release.items
+        self.opened: list[tuple[int, OpenedRule]] = []
+        for number, rule in enumerate(rules):
+            opened = rule.open(items.columns(rule.columns())) if isinstance(rule, AskingRule) else None
+            if opened is not None:
+                self.opened.append((number, opened))
+        self._asks, self._clock = asked(rules), clock
+        wanted = {*self._asks.users, *self._asks.requests}
+        columns = release.manifest.request_columns
+        self._columns = [SentColumn(column, RETRIEVAL) for column in columns if column.name in wanted]
+        self.reads_users = any(column.of_user for column in self._columns)
+        self._id = release.manifest.catalogue.user_id_column
+
+    def check(self, arrays: Arrays) -> None:
+        """Refuse infinities, lengths that do not fit, and a validity without values."""
+        for column in self._columns:
+            column.check(arrays)
+
+    def allowed(self, arrays: Arrays, users: Users) -> Flags | None:
+        """Return which items pass for whom: ``[B or 1, I or 1]``; None if no rule asks."""
+        if not self.opened:
+            return None
+        given = self.given(arrays, users)
+        allowed = self.opened[0][1].allows(given)
+        for _, rule in self.opened[1:]:
+            allowed = allowed & rule.allows(given)
+        return allowed
+
+    def given(self, arrays: Arrays, users: Users) -> Given:
+        """Return what rules read of the users and their requests."""
+        of_users, of_requests, sent = dict[str, Column](), dict[str, Column](), dict[str, Flags]()
+        for column in self._columns:
+            flags = column.sent(arrays)
+            if column.of_user:
+                of_users[column.name] = column.column(arrays, users, flags)
+            else:
+                of_requests[column.name] = column.column(arrays, users, flags)
+                sent[column.name] = flags
+        if self._id in self._asks.users and self._id not in of_users:
+            of_users[self._id] = Column(arrays["user_id"][:, 0])
+        now = np.zeros(len(users.known))
+        if self._asks.now:
+            now = arrays[NOW][:, 0]
+            now = np.where(np.isnan(now), self._clock(), now)
+        return Given(of_users, of_requests, sent, now)

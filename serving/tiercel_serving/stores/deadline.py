@@ -1,0 +1,105 @@
+"""Reads with a deadline, of a store that may be slow or gone, and comes back by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+
+from ..errors import StoreUnavailable
+
+Read = Callable[[Sequence[bytes]], Sequence[bytes | None]]
+
+
+class _Job:
+    """One read: its keys, and what became of it."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self.keys = keys
+        self.done = threading.Event()
+        self.records: Sequence[bytes | None] | None = None
+        self.error: Exception | None = None
+
+
+class DeadlineReader:
+    """Reads in a thread of its own, for which nobody waits longer than the deadline.
+
+    After a read that failed or came too late nothing is asked of the store but, again and again, whether it
+    answers: until it does so in time, every read fails at once.
+
+    Parameters
+    ----------
+    read
+        Reads records; it must end by itself at some time.
+    ping
+        Asks the store for a sign of life, with a deadline of its own, or raises.
+    timeout_s
+        The deadline.
+    retry_s
+        How often a store that was gone is asked again.
+    """
+
+    def __init__(self, read: Read, ping: Callable[[], None], timeout_s: float, retry_s: float) -> None:
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._timeout_s = timeout_s
+        self._down = threading.Event()
+        thread = threading.Thread(
+            target=_work,
+            args=(self._jobs, self._down, read, ping, retry_s),
+            name="tiercel-store",
+            daemon=True,
+        )
+        thread.start()
+        weakref.finalize(self, self._jobs.put, None)
+
+    def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Return the records of the keys.
+
+        Raises
+        ------
+        StoreUnavailable
+            The store failed, or did not answer in time, now or before.
+        """
+        if self._down.is_set():
+            raise StoreUnavailable("store: it did not answer before, and is asked again in the background")
+        job = _Job(keys)
+        self._jobs.put(job)
+        if not job.done.wait(self._timeout_s):
+            self._down.set()
+            raise StoreUnavailable(f"store: no answer within {self._timeout_s * 1000:g} ms")
+        if job.error is not None:
+            raise StoreUnavailable(f"store: {job.error}") from job.error
+        assert job.records is not None
+        return job.records
+
+
+def _work(
+    jobs: SimpleQueue[_Job | None],
+    down: threading.Event,
+    read: Read,
+    ping: Callable[[], None],
+    retry_s: float,
+) -> None:
+    """Do the jobs; while the store is down, only ask it for a sign of life."""
+    while True:
+        try:
+            job = jobs.get(timeout=retry_s if down.is_set() else None)
+        except Empty:
+            with contextlib.suppress(Exception):
+                ping()
+                down.clear()
+            continue
+        if job is None:
+            return
+        if down.is_set():
+            # It was put as another failed: whoever waits for it need not wait for the deadline.
+            job.error = StoreUnavailable("it did not answer before")
+        else:
+            try:
+                job.records = read(job.keys)
+            except Exception as error:
+                job.error = error
+                down.set()
+        job.done.set()

@@ -1,0 +1,412 @@
+"""Write live values of users, and read them back: what ``tiercel store`` and an application use.
+
+::
+
+    from tiercel_serving.stores.feature_store import FeatureStore
+
+    with FeatureStore.open("releases/movielens", store="embedded:/var/lib/tiercel/movielens") as store:
+        store.put(42, {"age": 31}, ttl_s=3600)  # for an hour; then the release's own value again
+        store.append(42, [50, 172])  # had just now: filtered, and seen by the models, from now on
+        store.get(42)
+
+A server of the same release and store knows of a write when it returns: no restart, and nothing to wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tiercel_client.errors import InvalidInput
+from tiercel_client.values import convert_ids, sequence
+
+from ..errors import InvalidSettings, StoreDamaged
+from ..problems import POSITIVE
+from ..release.opened import Release, open_release
+from .chosen import read_store
+from .live import now_ms
+from .records import NEVER, SCHEMA_KEY, Event, Record, Slot, dropped, user_key
+from .schema import Schema, check_utf8, find_column, from_slot, to_slot, user_columns
+from .table import Change, Records, StoreKind
+
+#: Lines that are loaded together, in one transaction where the store has such.
+_BLOCK = 500
+
+
+class Line(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A user, as a file of JSON lines has it; what :meth:`FeatureStore.export` writes, a load reads.
+
+    Parameters
+    ----------
+    user_id
+        The raw id.
+    values
+        Column → value; null is a value too.
+    history
+        Raw item ids that are appended, oldest first.
+    ttl_s
+        After how many seconds all of it expires; what expires at a given time has that below.
+    expires_ms, appended_ms, history_expires_ms
+        Milliseconds since 1970, of single values and of each item of the history.
+    """
+
+    user_id: int | str
+    values: dict[str, Any] = {}
+    history: list[int | str] = []
+    ttl_s: float | None = None
+    expires_ms: dict[str, int] = {}
+    appended_ms: list[int] = []
+    history_expires_ms: list[int] = []
+
+
+@dataclass(frozen=True)
+class LiveUser:
+    """What a store holds of one user: values by column, and what was appended, oldest first."""
+
+    values: dict[str, Any]
+    history: list[int | str]
+
+
+class FeatureStore:
+    """The live values of a recommender's users. :meth:`open` makes one.
+
+    Parameters
+    ----------
+    release
+        What types columns and ids have, and which items and users there are.
+    kind
+        The store's settings.
+    records
+        The opened store.
+    clock
+        Milliseconds since 1970.
+    """
+
+    def __init__(
+        self, release: Release, kind: StoreKind, records: Records, clock: Callable[[], int] = now_ms
+    ) -> None:
+        self.release = release
+        self._kind, self._records, self._clock = kind, records, clock
+        self._columns = user_columns(release.manifest)
+        self._session = set(release.session_columns)
+        self._schema: Schema | None = None
+        #: How many damaged records the latest export left out.
+        self.damaged = 0
+
+    @classmethod
+    def open(cls, release: Release | str | Path, store: StoreKind | str | None = None) -> FeatureStore:
+        """Open the store of a release.
+
+        Parameters
+        ----------
+        release
+            The release, or its directory.
+        store
+            Another store than the release says, as settings or as ``tiercel serve --store`` takes it.
+
+        Raises
+        ------
+        InvalidSettings
+            The release keeps no live values, and no store is given.
+        ReleaseError, StoreError, MachineFault
+            It can't be opened.
+        """
+        opened = release if isinstance(release, Release) else open_release(release)
+        kind = read_store(store) if isinstance(store, str) else store
+        kind = opened.store_kind if kind is None else kind
+        records = opened.open_records(kind)
+        if records is None:
+            raise InvalidSettings(
+                f"{opened.path}: this release keeps no live values; name a store (--store embedded:FOLDER or "
+                "--store redis:HOST:PORT, here and at `tiercel serve`), or give its recipe one"
+            )
+        return cls(opened, kind, records)
+
+    def __enter__(self) -> FeatureStore:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Nothing is pending: every write is done when it returns."""
+
+    def put(self, user_id: int | str, values: Mapping[str, Any], *, ttl_s: float | None = None) -> None:
+        """Write values of a user's columns; other columns stay as they are.
+
+        Parameters
+        ----------
+        user_id
+            The raw id, of a user that the release knows or of a new one.
+        values
+            Column → value, of the columns that a request may send; None is null. Columns of a session's
+            events are written together: those that are left out become null.
+        ttl_s
+            After how many seconds the release's own values count again; None is never.
+
+        Raises
+        ------
+        InvalidInput
+            A column or an id that is none, or a value of another type.
+        StoreUnavailable, StoreMismatch, StoreDamaged, MachineFault
+            It was not written.
+        """
+        expires = self._expires(ttl_s)
+        self._change([self._put(self._user(user_id), values, dict.fromkeys(values, expires))])
+
+    def append(
+        self, user_id: int | str, item_ids: Sequence[int | str], *, ttl_s: float | None = None
+    ) -> None:
+        """Append items, oldest first, to what a user had.
+
+        An item that the release does not know counts from the release on that does; see
+        :meth:`unknown_items`.
+
+        Parameters
+        ----------
+        user_id, item_ids
+            Raw ids.
+        ttl_s
+            After how many seconds they are forgotten; None is never.
+
+        Raises
+        ------
+        InvalidInput
+            An id that is none.
+        StoreUnavailable, StoreMismatch, StoreDamaged, MachineFault
+            It was not written.
+        """
+        items, now, expires = self._items(item_ids), self._clock(), self._expires(ttl_s)
+        self._change([self._append(self._user(user_id), [Event(item, now, expires) for item in items])])
+
+    def remove(self, user_id: int | str, columns: Iterable[str] | None = None) -> None:
+        """Forget all that was written of a user, or of some columns: the release's own values count again."""
+        user = self._user(user_id)
+        if columns is None:
+            self._change([(user_key(user), lambda record: None)])
+            return
+        gone = {self._number(find_column(self._columns, name).name) for name in columns}
+
+        def change(data: bytes | None) -> bytes | None:
+            if data is None:
+                return None
+            record = Record.read(data, user_key(user))
+            record.slots = {number: slot for number, slot in record.slots.items() if number not in gone}
+            return bytes(record)
+
+        self._change([(user_key(user), change)])
+
+    def get(self, user_id: int | str) -> LiveUser | None:
+        """Return what the store holds of a user and has not expired; None if nothing was written."""
+        key = user_key(self._user(user_id))
+        (data,) = self._records.read([key])
+        if data is None:
+            return None
+        line = self._line(Record.read(data, key), self._stored_schema())
+        return LiveUser(line.values, line.history)
+
+    def unknown_items(self, item_ids: Sequence[int | str]) -> list[int | str]:
+        """Return those of the items that the release's catalogue does not have."""
+        dtype = self.release.manifest.catalogue.item_id_dtype
+        rows = self.release.items.rows(convert_ids(item_ids, dtype, lambda n: f"item_ids[{n}]"))
+        return [
+            item for item, row in zip(item_ids, rows.tolist(), strict=True) if row == self.release.items.size
+        ]
+
+    def load(self, lines: Iterable[bytes | str], progress: Callable[[int], None] | None = None) -> int:
+        """Write the users of a file of JSON lines (:class:`Line`), and return how many there were.
+
+        Lines are written in blocks; of a file that fails, those before the error may have been. It can be
+        loaded again: the same values are put, and an item that comes again moves to the end.
+
+        Raises
+        ------
+        InvalidInput
+            A line is none; the message says which.
+        StoreUnavailable, StoreMismatch, StoreDamaged, MachineFault
+            A block was not written.
+        """
+        changes: list[tuple[bytes, Change]] = []
+        done, numbered = 0, enumerate(lines, 1)
+        while block := list(islice(numbered, _BLOCK)):
+            for number, text in block:
+                if text.strip():
+                    changes += self._changes_of(number, text)
+                    done += 1
+            self._change(changes)
+            changes = []
+            if progress is not None:
+                progress(done)
+        return done
+
+    def export(self) -> Iterator[Line]:
+        """Yield what the store holds of each user; expired values are left out, and so are damaged records.
+
+        How many of these there were is in :attr:`damaged` afterwards.
+        """
+        self.damaged = 0
+        schema = self._stored_schema()
+        for key, data in self._records.scan():
+            if key == SCHEMA_KEY:
+                continue
+            try:
+                record = Record.read(data, key)
+            except StoreDamaged:
+                self.damaged += 1
+                continue
+            line = self._line(record, schema)
+            if line.values or line.history:
+                yield line
+
+    def check(self) -> str:
+        """Try the whole store, and return a line about it for people.
+
+        Raises
+        ------
+        StoreUnavailable, StoreDamaged, StoreMismatch
+            It does not answer, is not whole, or is of another schema.
+        """
+        said = self._records.check()
+        self._stored_schema().with_columns_of(Schema.of(self.release.manifest))
+        return said
+
+    # ------------------------------------------------------------------------------------------ changes
+
+    def _put(
+        self, user: bytes, values: Mapping[str, Any], expires: Mapping[str, int]
+    ) -> tuple[bytes, Change]:
+        if not values:
+            raise InvalidInput(f"user {user.decode()!r}: expected values of columns, came none; name some")
+        slots = {
+            name: to_slot(find_column(self._columns, name), value, expires[name])
+            for name, value in values.items()
+        }
+        self._check_session(values)
+        # A session is written whole: what another one left behind would not fit to it.
+        gone = {self._number(name) for name in self._session} if self._session & set(values) else set[int]()
+        numbered: dict[int, Slot] = {self._number(name): slot for name, slot in slots.items()}
+
+        def change(data: bytes | None) -> bytes:
+            record = Record(user) if data is None else Record.read(data, user_key(user))
+            kept = {number: slot for number, slot in record.slots.items() if number not in gone}
+            record.slots = {**kept, **numbered}
+            return bytes(record)
+
+        return user_key(user), change
+
+    def _check_session(self, values: Mapping[str, Any]) -> None:
+        lengths = {
+            name: len(values[name])
+            for name in sorted(self._session & set(values))
+            if values[name] is not None
+        }
+        if len(set(lengths.values())) > 1:
+            raise InvalidInput(
+                f"values: {', '.join(f'{name!r} has {n}' for name, n in lengths.items())}, but they are of "
+                "the events of one session; give one value in each for every event"
+            )
+
+    def _append(self, user: bytes, events: Sequence[Event]) -> tuple[bytes, Change]:
+        def change(data: bytes | None) -> bytes:
+            record = Record(user) if data is None else Record.read(data, user_key(user))
+            record.events = dropped([*record.events, *events], self._kind.history_most)
+            return bytes(record)
+
+        return user_key(user), change
+
+    def _changes_of(self, number: int, text: bytes | str) -> Iterator[tuple[bytes, Change]]:
+        try:
+            line = msgspec.json.decode(text, type=Line)
+            user, expires = self._user(line.user_id), self._expires(line.ttl_s)
+            if line.values:
+                own = {name: line.expires_ms.get(name, expires) for name in line.values}
+                yield self._put(user, line.values, own)
+            if line.history:
+                items, count = self._items(line.history), len(line.history)
+                at = line.appended_ms or [self._clock()] * count
+                until = line.history_expires_ms or [expires] * count
+                yield self._append(user, [Event(*one) for one in zip(items, at, until, strict=True)])
+        except (InvalidInput, ValueError) as error:
+            raise InvalidInput(f"line {number}: {error}") from error
+
+    def _change(self, changes: Sequence[tuple[bytes, Change]]) -> None:
+        self._written_schema()
+        self._records.change(changes)
+
+    def _line(self, record: Record, schema: Schema) -> Line:
+        now = self._clock()
+        slots = [
+            (schema.columns[number], slot)
+            for number, slot in sorted(record.slots.items())
+            if slot.expires > now and number < len(schema.columns)
+        ]
+        events = [event for event in record.events if event.expires > now]
+        until = [event.expires for event in events]
+        return Line(
+            user_id=record.user.decode() if schema.user_id == "bytes" else int(record.user),
+            values={column.name: from_slot(column, slot) for column, slot in slots},
+            history=[item.decode() if isinstance(item, bytes) else item for item, _, _ in events],
+            expires_ms={column.name: slot.expires for column, slot in slots if slot.expires != NEVER},
+            appended_ms=[event.at for event in events],
+            history_expires_ms=until if any(one != NEVER for one in until) else [],
+        )
+
+    # ------------------------------------------------------------------------------------------- schema
+
+    def _stored_schema(self) -> Schema:
+        """Return the schema of the store; of one that is empty, the release's."""
+        (data,) = self._records.read([SCHEMA_KEY])
+        return Schema.of(self.release.manifest) if data is None else Schema.read(data)
+
+    def _written_schema(self) -> Schema:
+        """Return the schema of the store, with this release's columns, after writing it if it lacked some."""
+        if self._schema is None:
+            own = Schema.of(self.release.manifest)
+            (data,) = self._records.read([SCHEMA_KEY])
+            if data is None or Schema.read(data).with_columns_of(own) != Schema.read(data):
+                self._records.change([(SCHEMA_KEY, lambda data: _with_columns(data, own))])
+            self._schema = self._stored_schema()
+        return self._schema
+
+    def _number(self, column: str) -> int:
+        return self._written_schema().numbers()[column]
+
+    # ---------------------------------------------------------------------------------------- arguments
+
+    def _user(self, user_id: Any) -> bytes:
+        dtype = self.release.manifest.catalogue.user_id_dtype
+        (user,) = _ids([user_id], dtype, "user_id")
+        return user if isinstance(user, bytes) else b"%d" % user
+
+    def _items(self, item_ids: Sequence[Any]) -> list[int | bytes]:
+        items = _ids(
+            list(sequence(item_ids, "item_ids")), self.release.manifest.catalogue.item_id_dtype, "item_ids"
+        )
+        if not items:
+            raise InvalidInput("item_ids: expected items, came none; name some")
+        return items
+
+    def _expires(self, ttl_s: float | None) -> int:
+        if ttl_s is None:
+            return NEVER
+        if not POSITIVE.holds(ttl_s) or ttl_s > 1e9:
+            raise InvalidInput(
+                f"ttl_s: expected {POSITIVE} and at most 1e9, came {ttl_s!r}; leave it out for never"
+            )
+        return self._clock() + max(1, round(ttl_s * 1000))
+
+
+def _ids(values: Sequence[Any], dtype: str, what: str) -> list[int | bytes]:
+    found: list[int | bytes] = convert_ids(
+        values, dtype, lambda n: what if what == "user_id" else f"{what}[{n}]"
+    ).tolist()
+    if dtype == "bytes":
+        check_utf8(found, what)
+    return found
+
+
+def _with_columns(data: bytes | None, own: Schema) -> bytes:
+    schema = own if data is None else Schema.read(data).with_columns_of(own)
+    return msgspec.json.encode(schema)

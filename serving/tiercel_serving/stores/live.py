@@ -1,0 +1,211 @@
+"""A store's records over the release's tables: the users that stages see."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ..columns import Column, merge_rows, null_column
+from ..errors import StoreError, StoreUnavailable
+from ..ranked import Rows, last_real
+from ..release.manifest import RequestColumn
+from ..spec import Array
+from ..tables.items import ItemTable
+from .memory_mapped import UserRows, UserTables
+from .record_batch import EMPTY, Flags, RecordBatch
+from .records import SCHEMA_KEY, intact, user_key
+from .schema import Schema
+from .table import Records, Users
+
+#: Why users were answered without their live values: labels of a metric.
+UNAVAILABLE, DAMAGED = "unavailable", "damaged"
+
+
+def now_ms() -> int:
+    """Return the time in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class LiveUsers:
+    """The users of a release, and what was written of them since.
+
+    A batch of users of whom nothing was written costs one look into the store. Of a store that does not
+    answer in time, and of a record that is damaged, the release's own values are taken, and that is counted.
+
+    Parameters
+    ----------
+    tables, items
+        The release's own users and items.
+    records
+        The opened store.
+    schema
+        What the release would write.
+    columns
+        The columns of users, by name.
+    session
+        Which of them hold the events of a session: they are all the store's, or all the release's.
+    clock
+        Milliseconds since 1970.
+
+    Raises
+    ------
+    StoreMismatch
+        The store holds columns or ids of other types than the release.
+    """
+
+    def __init__(
+        self,
+        tables: UserTables,
+        items: ItemTable,
+        records: Records,
+        schema: Schema,
+        columns: dict[str, RequestColumn],
+        *,
+        session: Sequence[str] = (),
+        clock: Callable[[], int] = now_ms,
+    ) -> None:
+        self.tables, self.items, self.columns = tables, items, columns
+        self.session = tuple(name for name in session if name in columns)
+        self.fallbacks: Counter[str] = Counter({UNAVAILABLE: 0, DAMAGED: 0})
+        self._records, self._schema, self._clock = records, schema, clock
+        #: Column → number, of those that the store is known to hold; and how many that are.
+        self.numbers: dict[str, int] = {}
+        self._width = 0
+        self._latest: tuple[Array | None, Users | None] = (None, None)
+        try:
+            self._learn()
+        except StoreUnavailable:
+            # It may come up later: the release's own values are good answers until then.
+            self.fallbacks[UNAVAILABLE] += 0
+
+    @property
+    def size(self) -> int:
+        """How many users the release holds."""
+        return self.tables.size
+
+    def read(self, user_ids: Array) -> Users:
+        """Look the users ``[B, 1]`` up, in the tables and in the store."""
+        asked, snapshot = self._latest
+        if asked is user_ids and snapshot is not None:
+            return snapshot
+        snapshot = self._read(user_ids)
+        self._latest = (user_ids, snapshot)
+        return snapshot
+
+    def _read(self, user_ids: Array) -> Users:
+        base = self.tables.read(user_ids)
+        ids = user_ids[:, 0].tolist()
+        keys = [user_key(user if isinstance(user, bytes) else b"%d" % user) for user in ids]
+        try:
+            found = self._records.read(keys)
+            records = [record for record in found if record is not None]
+            if not records:
+                return base
+            whole = [EMPTY if record is None or not intact(record) else record for record in found]
+            self.fallbacks[DAMAGED] += whole.count(EMPTY) - found.count(None)
+            batch = RecordBatch(whole, self._clock())
+            if batch.width > self._width:
+                self._learn()
+        except StoreError:
+            self.fallbacks[UNAVAILABLE] += len(ids)
+            return base
+        return LiveRows(self, base, batch)
+
+    def _learn(self) -> None:
+        """Read what the store holds: columns are only ever added to it."""
+        (data,) = self._records.read([SCHEMA_KEY])
+        if data is None:
+            return
+        held = Schema.read(data)
+        held.with_columns_of(self._schema)
+        self.numbers, self._width = held.numbers(), len(held.columns)
+
+
+class LiveRows:
+    """Some users of the tables, with what was written of them: a snapshot.
+
+    Parameters
+    ----------
+    users
+        Whose they are.
+    base
+        The release's own rows of these users.
+    batch
+        Their records.
+    """
+
+    def __init__(self, users: LiveUsers, base: UserRows, batch: RecordBatch) -> None:
+        self._users, self._base, self._batch = users, base, batch
+        has: Flags = batch.has_values | batch.has_events
+        self.known: npt.NDArray[np.bool_] = base.known | has
+        # What was packed for nobody is not what the columns of a new user say: the id may be one of them.
+        self.stale: npt.NDArray[np.bool_] | None = batch.has_values | (has & ~base.known)
+        self._session = self._has_session()
+
+    def _has_session(self) -> Flags | None:
+        flags = [self._there(name) for name in self._users.session]
+        found = [one for one in flags if one is not None]
+        return np.logical_or.reduce(found) if found else None
+
+    def _there(self, name: str) -> Flags | None:
+        number = self._users.numbers.get(name)
+        return None if number is None else self._batch.there(number)
+
+    @cached_property
+    def appended(self) -> Rows | None:
+        """``[B, M]``: what they had since the export, oldest first, padded; None if nobody had anything."""
+        batch, pad = self._batch, self._users.items.size
+        if not batch.has_events.any():
+            return None
+        rows = self._users.items.rows(batch.items())
+        width = int(batch.counts.max())
+        if len(batch.counts) == 1:
+            return rows[None]
+        out = np.full((len(batch.counts), width), pad, np.int64)
+        out[np.arange(width) < batch.counts[:, None]] = rows
+        return out
+
+    def packed(self, name: str) -> Array:
+        """Return a model-ready tensor ``[B, …]`` as the export made it; see :attr:`stale`."""
+        return self._base.packed(name)
+
+    def raw(self, name: str) -> Column | None:
+        """Return a raw column of ``B`` rows: the store's where it has one, else the release's."""
+        column, batch = self._users.columns.get(name), self._batch
+        there = None if column is None else self._there(name)
+        if name in self._users.session and self._session is not None:
+            there = self._session
+        if column is None or there is None:
+            return self._base.raw(name)
+        number = self._users.numbers.get(name, batch.width)
+        if number >= batch.width:
+            over = null_column(column.dtype, column.is_list, len(self.known))
+        else:
+            over = batch.column(number, column.dtype, column.is_list)
+            if batch.everywhere(number):
+                return over
+        under = self._base.raw(name)
+        if under is None:
+            under = null_column(column.dtype, column.is_list, len(self.known))
+        return merge_rows(over, under, there)
+
+    def history(self, length: int, pad: int) -> tuple[Rows, npt.NDArray[np.int32]]:
+        """Return the latest items ``[B, length]``, oldest first, and how many ``[B]`` are real.
+
+        What was appended comes after what the release knows; of a repeated item the latest stays.
+        """
+        old, counts = self._base.history(length, pad)
+        new = self.appended
+        if new is None:
+            return old, counts
+        # One number for a user's item.
+        base = (np.arange(len(old)) * (pad + 1))[:, None]
+        real = np.concatenate([old, new], axis=1) != pad
+        real[:, :length] &= ~np.isin(old + base, new + base)
+        rows = last_real(np.concatenate([old, new], axis=1), real, length, pad)
+        return rows, np.minimum(np.count_nonzero(real, axis=1), length).astype(np.int32)

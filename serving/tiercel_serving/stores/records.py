@@ -1,0 +1,175 @@
+"""A user's record: what was written of one user, as bytes, the same in every kind of store.
+
+Little-endian, one part behind the other::
+
+    HEAD     magic "TRC1", CRC-32 of all behind it, slots C, events H, bytes of the user id, of the item ids,
+             and whether these are text
+    C slots  24 bytes each: expires (ms), value, length, state. Slot j is column j of the store's schema;
+             a record that is older than a column is shorter. A number, boolean or time lies in ``value``;
+             text and lists lie in the payload, ``length`` bytes at ``value``.
+    H events 24 bytes each: expires (ms), when it was appended (ms), item: the raw id, or how many bytes
+             a text id has
+    user id, item ids one behind the other, payload
+
+Slots and events are of fixed width, so that a batch of records is a few arrays (``record_batch.py``). The
+order of events is the order in which they were appended, whatever the clocks said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import accumulate
+from struct import Struct
+from typing import NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from ..errors import StoreDamaged
+
+MAGIC = b"TRC1"
+HEAD = Struct("<4sIIIIII")
+SLOT = np.dtype([("expires", "<i8"), ("value", "<i8"), ("length", "<u4"), ("state", "<u4")])
+EVENT = np.dtype([("expires", "<i8"), ("at", "<i8"), ("item", "<i8")])
+_SLOT, _EVENT, _INT64 = Struct("<qqII"), Struct("<qqq"), Struct("<q")
+#: The checksum is of everything behind magic and checksum.
+CHECKED = 8
+
+#: States of a slot: nothing was written, a null was, a value that lies in the slot, one in the payload.
+ABSENT, NULL, INLINE, PAYLOAD = 0, 1, 2, 3
+
+#: ``expires`` of what stays.
+NEVER = 2**63 - 1
+
+#: The key of the store's schema; those of users begin otherwise.
+SCHEMA_KEY = b"schema"
+
+#: Bytes of a user id that may be a key as they are; beyond them it is hashed.
+_KEY_MOST = 400
+
+
+def user_key(user: bytes) -> bytes:
+    """Return the key of a user's record; an int64 id is given in decimal."""
+    return b"u" + user if len(user) <= _KEY_MOST else b"h" + sha256(user).digest()
+
+
+class Slot(NamedTuple):
+    """One column's value: when it expires (ms), a state, and the value's bytes (8 of one that is inline)."""
+
+    expires: int
+    state: int
+    value: bytes
+
+
+class Event(NamedTuple):
+    """One item that a user had: its raw id, when it was appended and when it expires (ms)."""
+
+    item: int | bytes
+    at: int
+    expires: int
+
+
+@dataclass
+class Record:
+    """A record as it is written.
+
+    Parameters
+    ----------
+    user
+        The user id; an int64 id in decimal.
+    slots
+        Number of a column → its slot.
+    events
+        In the order in which they were appended.
+    """
+
+    user: bytes
+    slots: dict[int, Slot] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+
+    def __bytes__(self) -> bytes:
+        slots, payload = self._slots()
+        text = any(isinstance(event.item, bytes) for event in self.events)
+        items = b"".join(event.item for event in self.events if isinstance(event.item, bytes))
+        events = b"".join(
+            _EVENT.pack(expires, at, len(item) if isinstance(item, bytes) else item)
+            for item, at, expires in self.events
+        )
+        sizes = (len(slots) // SLOT.itemsize, len(self.events), len(self.user), len(items), int(text))
+        body = HEAD.pack(MAGIC, 0, *sizes)[CHECKED:] + slots + events + self.user + items + payload
+        return MAGIC + crc32(body).to_bytes(4, "little") + body
+
+    def _slots(self) -> tuple[bytes, bytes]:
+        parts, payload, offset = [], [], 0
+        for number in range(max(self.slots, default=-1) + 1):
+            slot = self.slots.get(number)
+            if slot is None:
+                parts.append(bytes(SLOT.itemsize))
+            elif slot.state == PAYLOAD:
+                parts.append(_SLOT.pack(slot.expires, offset, len(slot.value), PAYLOAD))
+                payload.append(slot.value)
+                offset += len(slot.value)
+            else:
+                (value,) = _INT64.unpack(slot.value or bytes(8))
+                parts.append(_SLOT.pack(slot.expires, value, 0, slot.state))
+        return b"".join(parts), b"".join(payload)
+
+    @classmethod
+    def read(cls, data: bytes, key: bytes) -> Record:
+        """Read a record; ``key`` is for the message.
+
+        Raises
+        ------
+        StoreDamaged
+            These are not the bytes that were written.
+        """
+        if not intact(data):
+            raise damaged(key)
+        _, _, slots, events, user_size, items_size, text = HEAD.unpack_from(data)
+        of_events = HEAD.size + slots * SLOT.itemsize
+        of_user = of_events + events * EVENT.itemsize
+        of_items = of_user + user_size
+        of_payload = of_items + items_size
+        record = cls(data[of_user:of_items])
+        for number, (expires, value, length, state) in enumerate(
+            _SLOT.iter_unpack(data[HEAD.size : of_events])
+        ):
+            if state == PAYLOAD:
+                begin = of_payload + value
+                record.slots[number] = Slot(expires, state, data[begin : begin + length])
+            elif state != ABSENT:
+                record.slots[number] = Slot(expires, state, _INT64.pack(value))
+        found = list(_EVENT.iter_unpack(data[of_events:of_user]))
+        ends = list(accumulate((item for _, _, item in found), initial=of_items)) if text else []
+        record.events = [
+            Event(data[ends[n] : ends[n + 1]] if text else item, at, expires)
+            for n, (expires, at, item) in enumerate(found)
+        ]
+        return record
+
+
+def intact(data: bytes) -> bool:
+    """Whether bytes are a record as it was written."""
+    if len(data) < HEAD.size or data[:4] != MAGIC:
+        return False
+    return int.from_bytes(data[4:CHECKED], "little") == crc32(memoryview(data)[CHECKED:])
+
+
+def damaged(key: bytes) -> StoreDamaged:
+    """Return the error of a record that is not what was written."""
+    return StoreDamaged(
+        f"store: the record {key!r} is not what was written (its checksum differs); `tiercel store export` "
+        "writes what is whole, which `tiercel store load` takes into a new store; or remove this user "
+        "(`tiercel store remove`) and write anew"
+    )
+
+
+def dropped(events: Iterable[Event], most: int) -> list[Event]:
+    """Return the latest event of each item, and the latest ``most`` of these, in order."""
+    latest: dict[int | bytes, Event] = {}
+    for event in events:
+        latest.pop(event.item, None)
+        latest[event.item] = event
+    return list(latest.values())[-most:]

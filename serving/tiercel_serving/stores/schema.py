@@ -1,0 +1,182 @@
+"""What a store holds: user columns with their types, in the order of their numbers; and the types of raw ids.
+
+The schema lies in the store, under a key of its own, and columns are only ever added to it: releases of
+several schemas can use one store, side by side, as long as no column changes its type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tiercel_client.errors import InvalidInput
+from tiercel_client.values import convert_column, sequence
+from tiercel_client.wire.moments import ticks
+
+from ..errors import StoreDamaged, StoreMismatch
+from ..problems import choose
+from ..release.manifest import Catalogue, ColumnDtype, IdDtype, Manifest, RequestColumn
+from ..spec import DTYPES
+from .record_batch import read_texts, write_texts
+from .records import INLINE, NULL, PAYLOAD, Slot
+
+SCHEMA_FORMAT = 1
+
+
+class StoredColumn(msgspec.Struct, frozen=True):
+    """A column of users."""
+
+    name: str
+    dtype: ColumnDtype
+    is_list: bool
+
+    def __str__(self) -> str:
+        return f"{'lists of ' if self.is_list else ''}{self.dtype}"
+
+
+class Schema(msgspec.Struct, frozen=True):
+    """What a store holds; column number j is ``columns[j]``."""
+
+    format: int
+    user_id: IdDtype
+    item_id: IdDtype
+    columns: tuple[StoredColumn, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Schema:
+        """Return what a release would write."""
+        catalogue: Catalogue = manifest.catalogue
+        columns = (StoredColumn(c.name, c.dtype, c.is_list) for c in user_columns(manifest).values())
+        return cls(SCHEMA_FORMAT, catalogue.user_id_dtype, catalogue.item_id_dtype, tuple(columns))
+
+    @classmethod
+    def read(cls, data: bytes) -> Schema:
+        """Read the schema of a store.
+
+        Raises
+        ------
+        StoreDamaged, StoreMismatch
+            It is not readable, or of a later Tiercel.
+        """
+        try:
+            schema = msgspec.json.decode(data, type=cls)
+        except msgspec.DecodeError as error:
+            raise StoreDamaged(
+                f"store: its schema is not readable ({error}); is this a store of Tiercel's? Choose another "
+                "place or prefix, and load what was exported"
+            ) from error
+        if schema.format > SCHEMA_FORMAT:
+            raise StoreMismatch(
+                f"store: format {schema.format}, but this Tiercel reads format "
+                f"{SCHEMA_FORMAT}; upgrade Tiercel"
+            )
+        return schema
+
+    def numbers(self) -> dict[str, int]:
+        """Return name → number."""
+        return {column.name: number for number, column in enumerate(self.columns)}
+
+    def with_columns_of(self, other: Schema) -> Schema:
+        """Return the schema with the columns of another added.
+
+        Raises
+        ------
+        StoreMismatch
+            A column of one name, or an id, is of another type in the other.
+        """
+        for what in ("user_id", "item_id"):
+            ours, theirs = getattr(self, what), getattr(other, what)
+            if ours != theirs:
+                raise StoreMismatch(
+                    f"store: holds {what} as {ours}, but the release as {theirs}; choose another store for it"
+                )
+        held = {column.name: column for column in self.columns}
+        for column in other.columns:
+            before = held.setdefault(column.name, column)
+            if before != column:
+                raise StoreMismatch(
+                    f"store: holds the column {column.name!r} as {before}, but the release reads {column}; "
+                    "choose another store, or export this one, change the column, and load it into another"
+                )
+        return msgspec.structs.replace(self, columns=tuple(held.values()))
+
+
+def user_columns(manifest: Manifest) -> dict[str, RequestColumn]:
+    """Return the columns that a store may hold of a release's users: those that a request may carry."""
+    return {column.name: column for column in manifest.request_columns if column.part == "user"}
+
+
+def find_column(columns: Mapping[str, RequestColumn], name: object) -> RequestColumn:
+    """Return a column by its name.
+
+    Raises
+    ------
+    InvalidInput
+        The release has no such user column.
+    """
+    column = columns.get(name) if isinstance(name, str) else None
+    if column is None:
+        raise InvalidInput(f"the release has no user column {name!r}; {choose(name, columns)}")
+    return column
+
+
+def to_slot(column: RequestColumn, value: Any, expires: int) -> Slot:
+    """Return a value as it is written; None is null.
+
+    Raises
+    ------
+    InvalidInput
+        It is not of the column's type.
+    """
+    if value is None:
+        return Slot(expires, NULL, b"")
+    what = f"values[{column.name!r}]"
+    values = list(sequence(value, what)) if column.is_list else [value]
+
+    def place(position: int) -> str:
+        return f"{what}[{position}]" if column.is_list else what
+
+    if column.unit is not None:
+        values = list(ticks(values, column.unit, place))
+    array, valid = convert_column(values, column.dtype, place, nullable=not column.is_list)
+    if column.dtype == "bytes":
+        check_utf8(array, what)
+    if column.is_list:
+        written = write_texts(array.tolist()) if column.dtype == "bytes" else array.tobytes()
+        return Slot(expires, PAYLOAD, written)
+    if valid is not None or (array.dtype.kind == "f" and np.isnan(array[0])):
+        return Slot(expires, NULL, b"")
+    if column.dtype == "bytes":
+        return Slot(expires, PAYLOAD, array[0])
+    wide = np.float64 if array.dtype.kind == "f" else np.int64
+    return Slot(expires, INLINE, array.astype(wide).tobytes())
+
+
+def from_slot(column: StoredColumn, slot: Slot) -> Any:
+    """Return a written value as Python has it."""
+    if slot.state == NULL:
+        return None
+    kind = DTYPES[column.dtype]
+    if column.is_list:
+        if column.dtype == "bytes":
+            return [text.decode() for text in read_texts(slot.value)]
+        return np.frombuffer(slot.value, kind).tolist()
+    if column.dtype == "bytes":
+        return slot.value.decode()
+    return np.frombuffer(slot.value, np.float64 if kind.kind == "f" else np.int64).astype(kind)[0].item()
+
+
+def check_utf8(texts: Iterable[Any], what: str) -> None:
+    """Refuse bytes that are no UTF-8: an export could not write them.
+
+    Raises
+    ------
+    InvalidInput
+        There are such.
+    """
+    wrong = next((text for text in texts if text.decode(errors="ignore").encode() != text), None)
+    if wrong is not None:
+        raise InvalidInput(f"{what}: expected UTF-8, came {wrong!r}; encode it anew")

@@ -1,0 +1,51 @@
+"""Read a whole embedded store: ``python -m tiercel_serving.stores.walk FOLDER`` counts its records.
+
+A damaged file may end the process that reads it (LMDB maps it), so this runs in one of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import lmdb
+
+from .records import SCHEMA_KEY, intact
+
+
+class NotWhole(Exception):
+    """A store lacks some of its records, or holds such as were not written."""
+
+
+def count(folder: str) -> int:
+    """Return how many records a store holds, after reading all of them.
+
+    Raises
+    ------
+    NotWhole
+        It is not as it was written.
+    """
+    with lmdb.open(folder, readonly=True, create=False, max_readers=1024) as env, env.begin() as reader:
+        found, broken, last = 0, 0, b""
+        for key, record in reader.cursor():
+            if found and key <= last:
+                raise NotWhole("its keys are out of order")
+            broken += key != SCHEMA_KEY and not intact(record)
+            found, last = found + 1, key
+        expected = reader.stat()["entries"]
+    if broken or found != expected:
+        raise NotWhole(f"of {expected} records {found} are found, {broken} differ from their checksum")
+    return found
+
+
+def main() -> int:
+    """Print the count, or say what is wrong on standard error; the exit code says which."""
+    try:
+        sys.stdout.write(str(count(sys.argv[1])))
+    except (NotWhole, lmdb.Error) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

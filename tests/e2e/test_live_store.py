@@ -1,0 +1,103 @@
+"""What is written while a real Triton serves counts in its next answer, in both layouts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from e2e.conftest import LAYOUTS, Served
+from tiercel_client import Recommender, Status
+from tiercel_serving.stores.feature_store import FeatureStore
+
+
+@pytest.fixture(params=LAYOUTS)
+def recommender(request: pytest.FixtureRequest, served: Served) -> Iterator[Recommender]:
+    with Recommender(served.server.grpc_url, model=LAYOUTS[request.param], timeout_s=60.0) as client:
+        yield client
+
+
+@pytest.fixture
+def store(served: Served) -> Iterator[FeatureStore]:
+    store = FeatureStore.open(served.release)
+    yield store
+    for line in list(store.export()):
+        store.remove(line.user_id)
+
+
+def plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def row(served: Served, at: int, columns: list[str]) -> dict[str, Any]:
+    """Values of another user, without nulls."""
+    values = {name: plain(served.run.users[name].iloc[at]) for name in columns}
+    return {name: value for name, value in values.items() if value == value and value is not None}
+
+
+# That what a request sends has the right answer, other tests hold to the reference.
+
+
+def test_a_view_counts_in_the_next_answer(
+    served: Served, recommender: Recommender, store: FeatureStore
+) -> None:
+    user = served.known_user
+    before = recommender.recommend(user)
+    history = [plain(served.reference.raw_ids[row]) for row in served.reference.history[user]]
+    waits = []
+    for _ in range(4):
+        [item] = [one.item_id for one in recommender.recommend(user, k=1).items]
+        begun = time.perf_counter()
+        store.append(user, [item])
+        answer = recommender.recommend(user)
+        waits.append(time.perf_counter() - begun)
+        assert item not in {one.item_id for one in answer.items}
+        history.append(item)
+        assert recommender.recommend(user, history=history).items == answer.items
+    # The write and the whole request; a busy machine may pause either.
+    assert min(waits) < 0.05
+    store.remove(user)
+    assert recommender.recommend(user, history=history).items == answer.items
+    assert recommender.recommend(user).items == before.items
+
+
+def test_values_count_in_the_next_answer_and_a_request_overrides_them(
+    served: Served, recommender: Recommender, store: FeatureStore
+) -> None:
+    user = served.known_user
+    columns = [c.name for c in served.release.manifest.request_columns if c.part == "user"]
+    values, own = row(served, 3, columns), row(served, 11, columns[1:])
+    sent = recommender.recommend(user, features=values)
+    both = recommender.recommend(user, features={**values, **own})
+    assert recommender.recommend(user).items != sent.items
+    store.put(user, values)
+    assert recommender.recommend(user).items == sent.items
+    assert recommender.recommend(user, features=own).items == both.items
+
+
+def test_a_new_user_is_known_from_the_first_write_on(
+    served: Served, recommender: Recommender, store: FeatureStore
+) -> None:
+    user = served.unknown_user
+    assert recommender.recommend(user).status is Status.UNKNOWN
+    history = served.run.items[served.dataset.item_id].tolist()[3:9]
+    store.append(user, history)
+    answer = recommender.recommend(user)
+    assert answer.status is Status.KNOWN
+    assert not {one.item_id for one in answer.items} & set(history)
+    sent = recommender.recommend(user, history=history)
+    assert [one.item_id for one in sent.items] == [one.item_id for one in answer.items]
+
+
+def test_users_without_their_live_values_are_counted(served: Served, recommender: Recommender) -> None:
+    recommender.recommend(served.known_user)
+    time.sleep(1.6)
+    text = httpx.get(served.server.metrics_url).text
+    assert "tiercel_store_fallbacks_total{" in text
+    assert all(
+        line.endswith(" 0") for line in text.splitlines() if line.startswith("tiercel_store_fallbacks")
+    )

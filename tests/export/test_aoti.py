@@ -1,0 +1,178 @@
+"""AOTInductor: what a package is bound to, machines that lack something; and one release served for real."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from small_release import Parts, small_release
+from test_dense_models import AVAILABLE, MAX, Model, batch
+
+from benchmarks.engines.run import measure
+from tiercel_client import Recommender
+from tiercel_export.errors import ExportError
+from tiercel_export.models import aoti as maker
+from tiercel_export.models.dense import forward_inputs, frozen, run_module
+from tiercel_serving.commands.shell import Refused
+from tiercel_serving.engines.aoti import Aoti, AotiCuda, device_name
+from tiercel_serving.engines.bound import Bound
+from tiercel_serving.errors import (
+    ArtefactCorrupt,
+    ArtefactMissing,
+    DeviceUnavailable,
+    EngineBuildFailed,
+    EngineMismatch,
+    KindUnavailable,
+)
+from tiercel_serving.release.opened import Release
+from tiercel_serving.supervise import start_server
+
+INPUTS = {name: str(spec.numpy_dtype) for name, spec in AVAILABLE.items()}
+
+
+def make(folder: Path, module: Any = None, device: str = "cpu") -> None:
+    module = frozen(Model()) if module is None else module
+    specs = forward_inputs(module, AVAILABLE, "m")
+    options = {"output": "out", "max_batch": MAX, "build_id": "b"}
+    maker._make(module, folder, inputs=specs, device=device, **options)
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """No package, with what one of this machine is bound to."""
+    file = tmp_path / "model.pt2"
+    file.write_bytes(b"no package")
+    Bound("torch", str(torch.__version__), device_name("cpu"), INPUTS, ("out",)).write(file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": "2.6.0"}, r"made with torch 2\.6\.0 .*, but here is torch 2.*; export again with this"),
+        ({"device": "x86_64 AVX1024"}, r"for x86_64 AVX1024, but here is device \S+ \w+; export again"),
+        ({"device": "NVIDIA L4 (compute capability 8.9)"}, r"for NVIDIA L4 .*but here is device"),
+    ],
+)
+def test_another_torch_or_device(package: Path, change: dict[str, str], words: str) -> None:
+    msgspec.structs.replace(Bound.read(package), **change).write(package)
+    with pytest.raises(EngineMismatch, match=words):
+        Aoti.open(package, ("out",))
+
+
+def test_a_package_that_is_none(package: Path) -> None:
+    with pytest.raises(ArtefactCorrupt, match=r"model\.pt2: not a package that torch .*TMPDIR"):
+        Aoti.open(package, ("out",))
+    with pytest.raises(ArtefactCorrupt, match=r"expected the outputs \['query'\]"):
+        Aoti.open(package, ("query",))
+    package.with_name("model.pt2.bound.json").unlink()
+    with pytest.raises(ArtefactMissing, match="export again"):
+        Aoti.open(package, ("out",))
+
+
+def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def nothing() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", nothing)
+    with pytest.raises(EngineBuildFailed, match=r"no compiler is found .*install g\+\+ .*--engine onnx"):
+        make(tmp_path)
+
+
+def test_no_compiler_is_told_before_any_work(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Aoti, "unmakeable", classmethod(lambda cls: "engine 'aoti': no compiler"))
+    told: list[str] = []
+    with pytest.raises(KindUnavailable, match="no compiler"):
+        small_release(
+            tmp_path / "r", parts, engine="aoti", progress=lambda step, done, total: told.append(step)
+        )
+    assert told == ["checking the inputs"]
+
+
+def test_a_compiler_that_fails_and_a_module_that_is_no_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise RuntimeError("C++ compile error\nline 1\nline 2\nline 3")
+
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", fail)
+    with pytest.raises(
+        EngineBuildFailed, match=r"could not compile Model for .*: C\+\+ compile error line 1"
+    ):
+        make(tmp_path)
+
+    class Fixed(torch.nn.Module):
+        def forward(self, user_num):
+            return user_num.reshape(2, 3)
+
+    with pytest.raises(ExportError, match="batch is axis 0"):
+        make(tmp_path, Fixed())
+
+
+def test_no_gpu(tmp_path: Path, package: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(DeviceUnavailable, match=r"torch .* finds no GPU; .*--engine aoti"):
+        AotiCuda.open(package, ("out",))
+    with pytest.raises(DeviceUnavailable, match="finds no GPU"):
+        make(tmp_path, device="cuda")
+
+
+# -------------------------------------------------------------------------------------- compiled for real
+
+
+@pytest.mark.slow
+def test_it_equals_torch_at_every_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = frozen(Model())
+    make(tmp_path, module)
+    engine = Aoti.open(tmp_path / Aoti.file, ("out",))
+    assert engine.inputs == tuple(AVAILABLE)
+    for rows in (1, 2, 3, MAX):
+        arrays = batch(rows, rows)
+        # As a store or a gather may hand them over: read only, strided, of a narrower integer.
+        odd = {name: np.repeat(array, 2, axis=-1)[..., ::2] for name, array in arrays.items()}
+        odd["kept_source"] = odd["kept_source"].astype(np.int16)
+        for array in odd.values():
+            array.flags.writeable = False
+        np.testing.assert_allclose(engine.run(odd)["out"], run_module(module, arrays), rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def compiled(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return small_release(tmp_path_factory.mktemp("aoti") / "small", parts, engine="aoti")
+
+
+@pytest.mark.slow
+def test_it_is_served_and_answers_as_onnx_does(compiled: Release, release: Release, parts: Parts) -> None:
+    if importlib.util.find_spec("pytriton") is None:
+        pytest.skip("the embedded Triton is not installed")
+    users = parts.users["user_id"].tolist()[:12]
+    answers = []
+    for one in (compiled, release):
+        with start_server(one, grpc_port=0, http_port=0, metrics_port=0) as server:
+            with Recommender(server.grpc_url, timeout_s=60.0) as recommender:
+                answers.append(recommender.recommend_many(users, k=8))
+    for ours, theirs in zip(*answers, strict=True):
+        assert [item.item_id for item in ours.items] == [item.item_id for item in theirs.items]
+        np.testing.assert_allclose(
+            [item.score for item in ours.items], [item.score for item in theirs.items], rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.slow
+def test_engines_are_measured_side_by_side(compiled: Release, release: Release) -> None:
+    figures = measure([release.path, compiled.path], rounds=20, seconds=0.5, command="a test")
+    assert set(figures["served"]) == {"onnx", "aoti"}
+    assert all(us > 0 for of in figures["ranker_us"].values() for us in of.values())
+    with pytest.raises(Refused, match="different engines, got onnx, onnx"):
+        measure([release.path, release.path], rounds=20, seconds=0.5, command="a test")

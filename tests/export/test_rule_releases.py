@@ -1,0 +1,161 @@
+"""Releases with rules by expression: what requests bring is inferred, obeyed, and verified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+from small_release import SETTINGS, Parts, small_release
+
+pytest.importorskip("nvtabular")
+
+from tiercel_client import ANONYMOUS, Recommender
+from tiercel_export.errors import ExportInputError
+from tiercel_serving.release.opened import Release
+from tiercel_serving.repository.graph import render_repository
+from tiercel_serving.rules.compare import Compare
+from tiercel_serving.rules.expression import Expression
+from tiercel_serving.runtime.chain import Chain
+from tiercel_serving.settings import ServingSettings
+from tiercel_serving.stages.retrieval import Retrieval
+from tiercel_serving.supervise import start_server
+
+DAY_S = 86_400
+
+RULES = (
+    Compare("in stock", column="stock", operator=">", value=0),
+    Expression("wanted", "item.price <= request.most and any(item.tags, request.tags)"),
+    Expression("shipped", "item.kind not in ('gift',) and (item.kind != 'tool' or user.country == 'NL')"),
+    Expression("valid", "item.until > now or item.until is None"),
+    Expression("grown up", "user.vip or item.kind != 'toy'"),
+    Expression("own", "item.maker != user.user_id"),
+)
+
+
+def ruled(parts: Parts) -> dict[str, Any]:
+    """Arguments of a release whose rules read columns that no model reads."""
+    settings = msgspec.structs.replace(SETTINGS, rules=RULES)
+    random = np.random.default_rng(4)
+    until = pd.Series(pd.to_datetime(random.integers(0, 100, len(parts.items)), unit="D"))
+    items = parts.items.assign(until=until.where(random.random(len(until)) < 0.8), maker=1000)
+    items["maker"] = random.choice(parts.users["user_id"], len(items))
+    return {"settings": settings, "items": items, "users": parts.users.assign(vip=parts.users.age % 2 == 0)}
+
+
+@pytest.fixture(scope="module")
+def release(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return small_release(tmp_path_factory.mktemp("ruled") / "r", parts, **ruled(parts))
+
+
+def right(parts: Parts, user: int, *, most: Any = None, tags: Any = None, now: float) -> set[int]:
+    """The items that pass the rules, in plain Python."""
+    given = ruled(parts)
+    known = given["users"].set_index("user_id")
+    person = known.loc[user] if user in known.index else {"country": None, "vip": None}
+    passing = set()
+    for item in given["items"].to_dict("records"):
+        until = item["until"]
+        checks = (
+            item["stock"] > 0,
+            most is None or item["price"] <= most,
+            tags is None or bool(set(item["tags"]) & set(tags)),
+            item["kind"] != "gift",
+            item["kind"] != "tool" or person["country"] == "NL",
+            pd.isna(until) or until.timestamp() > now,
+            bool(person["vip"]) or item["kind"] != "toy",
+            item["maker"] != user,
+        )
+        if all(checks):
+            passing.add(item["item_id"])
+    return passing
+
+
+def test_what_requests_bring_is_in_the_manifest(release: Release) -> None:
+    columns = {column.name: column for column in release.manifest.request_columns}
+    assert {name for name, column in columns.items() if column.of_rules} == {"most", "tags", "vip"}
+    assert (columns["most"].dtype, columns["most"].part, columns["most"].companion) == (
+        "float64",
+        "context",
+        None,
+    )
+    assert (columns["tags"].dtype, columns["tags"].is_list) == ("bytes", True)
+    assert (columns["vip"].dtype, columns["vip"].part) == ("bool", "user")
+    names = {spec.name: {tensor.name for tensor in spec.inputs} for spec in release.stages.values()}
+    assert {"most", "tags", "vip", "country", "now"} <= names["retrieval"]
+    assert not {"most", "tags", "vip", "now"} & names["user_features"]
+
+
+@pytest.fixture(scope="module", params=["fused", "staged"])
+def recommender(release: Release, server: str, request: pytest.FixtureRequest) -> Iterator[Recommender]:
+    model = {"fused": "recommend", "staged": "recommend_staged"}[request.param]
+    with Recommender(server, model=model, timeout_s=60.0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def server(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    repository = tmp_path_factory.mktemp("repository")
+    render_repository(release, repository, "fused")
+    render_repository(release, repository, "staged", suffix="_staged")
+    with start_server(repository) as running:
+        yield running.grpc_url
+
+
+def test_rules_are_obeyed_before_the_search(parts: Parts, recommender: Recommender) -> None:
+    users = [*parts.users["user_id"].tolist()[:8], 5]
+    cases: list[dict[str, Any]] = [{"now": 50 * DAY_S}, {"now": 20 * DAY_S, "most": 30.0}]
+    cases += [{"now": 0.0, "tags": ["a", "q"]}, {"now": 99 * DAY_S, "most": 60.0, "tags": ["b", "c"]}]
+    for case in cases:
+        features = {name: [value] * len(users) for name, value in case.items()}
+        answers = recommender.recommend_many(users, k=12, features=features, allow_seen=True)
+        for user, answer in zip(users, answers, strict=True):
+            passing = right(parts, user, **case)
+            assert set(answer.item_ids) <= passing
+            assert answer.count == min(12, len(passing)), (user, case)
+
+
+def test_what_is_sent_of_a_user_overrides_the_store(parts: Parts, recommender: Recommender) -> None:
+    kinds = dict(zip(parts.items["item_id"], parts.items["kind"], strict=True))
+
+    def found(**features: Any) -> set[str]:
+        sent = {"now": 0, **features}
+        answer = recommender.recommend(ANONYMOUS, k=12, features=sent, include=sorted(kinds))
+        return {kinds[item] for item in answer.item_ids}
+
+    assert found() == {"book"}, "what nobody knows of a user passes no rule"
+    assert found(country="NL", vip=True) == {"book", "tool", "toy"}
+    assert found(country="DE", vip=False) == {"book"}
+
+
+def test_the_clock_is_injected(release: Release, parts: Parts) -> None:
+    chain = Chain.open(release)
+    place = next(n for n, stage in enumerate(chain.stages) if stage.spec.name == "retrieval")
+    user = int(parts.users["user_id"].iloc[3])
+    for now in (0.0, 60.0 * DAY_S):
+        stages = list(chain.stages)
+        stages[place] = Retrieval("retrieval", release, clock=lambda now=now: now)
+        out, _ = Chain(stages).run({"user_id": np.array([[user]]), "allow_seen": np.array([[True]])})
+        rows = out["retrieved_row"][0]
+        ids = {release.items.ids(rows[rows < 60])[n] for n in range(np.count_nonzero(rows < 60))}
+        assert ids == right(parts, user, now=now) or len(ids) == 24
+
+
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        ("item.shade == 'x'", r"settings\.rules\[0\]: 'shade' is no column of `items`"),
+        ("item.price > 'x'", r"settings\.rules\[0\]\.expression: item\.price holds numbers, and 'x' text"),
+        ("item.price > user.zip", r"user\.zip: the users have no column 'zip'; use 'user_id'"),
+        ("item.price > request.age", r"'age' is a column of the users; write user\.age"),
+        ("item.kind == request.device and request.device > 3", r"request\.device holds text, and 3 numbers"),
+    ],
+)
+def test_rules_that_do_not_fit_are_refused(parts: Parts, tmp_path: Path, expression: str, said: str) -> None:
+    settings: ServingSettings = msgspec.structs.replace(SETTINGS, rules=(Expression("r", expression),))
+    with pytest.raises(ExportInputError, match=said):
+        small_release(tmp_path / "r", parts, settings=settings)

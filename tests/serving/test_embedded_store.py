@@ -1,0 +1,319 @@
+"""The embedded store: killed as it writes, written by two, damaged, full."""
+
+from __future__ import annotations
+
+import random
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+from apart import Worker
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_release import Tiny
+
+from tiercel_serving.errors import MachineFault, StoreDamaged, StoreUnavailable
+from tiercel_serving.release.opened import open_release
+from tiercel_serving.stores import walk
+from tiercel_serving.stores.embedded import Embedded
+from tiercel_serving.stores.feature_store import FeatureStore
+from tiercel_serving.stores.records import Event, Record
+from tiercel_serving.stores.table import Change, StorePlace
+
+USERS = (10, 13, 10**6)
+
+
+def opened(tiny: Tiny, folder: Path) -> Callable[[], FeatureStore]:
+    return lambda: FeatureStore.open(
+        open_release(tiny.release.path), Embedded(path=str(folder), history_most=4)
+    )
+
+
+@contextmanager
+def worker(make: Callable[[], Any]) -> Iterator[Worker]:
+    made = Worker(make)
+    try:
+        made.result()
+        yield made
+    finally:
+        made.kill()
+
+
+def after(state: dict[int, dict[str, Any]], operation: tuple[Any, ...]) -> dict[str, Any]:
+    """What a dictionary holds of the operation's user after it."""
+    name, user, *arguments = operation
+    held = state.get(user, {"values": {}, "history": []})
+    if name == "put":
+        return {**held, "values": {**held["values"], **arguments[0]}}
+    if name == "append":
+        (items,) = arguments
+        history = held["history"]
+        for item in items:
+            history = [*(one for one in history if one != item), item]
+        return {**held, "history": history[-4:]}
+    return {"values": {}, "history": []}
+
+
+def held(store: Worker, user: int) -> dict[str, Any]:
+    live = store.call("get", user)
+    return {"values": {}, "history": []} if live is None else {"values": live.values, "history": live.history}
+
+
+operations = st.one_of(
+    st.tuples(
+        st.just("put"), st.sampled_from(USERS), st.fixed_dictionaries({"age": st.integers(0, 9).map(float)})
+    ),
+    st.tuples(
+        st.just("put"),
+        st.sampled_from(USERS),
+        st.fixed_dictionaries({"tags": st.lists(st.integers(0, 9), max_size=3)}),
+    ),
+    st.tuples(st.just("append"), st.sampled_from(USERS), st.lists(st.integers(1, 6), min_size=1, max_size=3)),
+    st.tuples(st.just("remove"), st.sampled_from(USERS)),
+)
+#: An operation, and what happens after it: nothing, a kill once it was acknowledged, or one at once.
+steps = st.lists(
+    st.tuples(operations, st.sampled_from(["go on", "go on", "kill", "kill at once"])), max_size=12
+)
+
+
+def check_against_a_dictionary(tiny: Tiny, folder: Path, script: list[Any]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    state: dict[int, dict[str, Any]] = {}
+    make = opened(tiny, folder)
+    writers = [Worker(make), Worker(make)]
+    for one in writers:
+        one.result()
+    try:
+        for number, (operation, then) in enumerate(script):
+            # Two processes write in turns; the other one is there to see it.
+            one, user = writers[number % 2], operation[1]
+            before = state.get(user, after({}, ("remove", user)))
+            if then == "kill at once":
+                one.send(*operation)
+                one.kill()
+                found = held(writers[1 - number % 2], user)
+                assert found in (before, after(state, operation)), operation
+                state[user] = found
+            else:
+                one.call(*operation)
+                state[user] = after(state, operation)
+                if then == "kill":
+                    one.kill()
+            if then.startswith("kill"):
+                writers[number % 2] = Worker(make)
+                writers[number % 2].result()
+            for reader in writers:
+                assert {user: held(reader, user) for user in state} == state
+    finally:
+        for one in writers:
+            one.kill()
+
+
+unhurried = settings(deadline=None, suppress_health_check=[*HealthCheck])
+
+
+@settings(unhurried, max_examples=4)
+@given(script=steps)
+def test_it_is_a_dictionary_whoever_writes_and_dies(plain: Tiny, tmp_path: Path, script: list[Any]) -> None:
+    check_against_a_dictionary(plain, tmp_path / "store", script)
+
+
+@pytest.mark.slow
+@settings(unhurried, max_examples=150)
+@given(script=steps)
+def test_it_is_a_dictionary_often(plain: Tiny, tmp_path: Path, script: list[Any]) -> None:
+    check_against_a_dictionary(plain, tmp_path / "store", script)
+
+
+class Appender:
+    """Appends one number after another, and tells each as it is acknowledged."""
+
+    def __init__(self, folder: Path, name: int, acknowledged: Path) -> None:
+        self._records = Embedded(path=str(folder)).open(StorePlace(folder, "x"))
+        self._name, self._acknowledged = name, acknowledged
+
+    def run(self) -> None:
+        with self._acknowledged.open("wb", buffering=0) as file:
+            for number in range(1_000_000):
+                self._records.change([(b"shared", self._append(number))])
+                file.write(b"%d\n" % number)
+
+    def _append(self, number: int) -> Change:
+        def change(data: bytes | None) -> bytes:
+            record = Record(b"shared") if data is None else Record.read(data, b"shared")
+            record.events.append(Event(self._name * 1_000_000 + number, 0, 1))
+            return bytes(record)
+
+        return change
+
+
+def test_two_writers_killed_in_the_middle_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    folder, files = tmp_path / "store", [tmp_path / "0", tmp_path / "1"]
+    writers = [Worker(lambda name=name: Appender(folder, name, files[name])) for name in (0, 1)]
+    try:
+        for one in writers:
+            one.result()
+            one.send("run")
+        while any(not file.exists() or file.read_bytes().count(b"\n") < 15 for file in files):
+            pass
+    finally:
+        for one in writers:
+            one.kill()
+    with worker(lambda: Embedded(path=str(folder)).open(StorePlace(folder, "x"))) as reader:
+        (data,) = reader.call("read", [b"shared"])
+    items = [event.item for event in Record.read(data, b"shared").events]
+    for name, file in enumerate(files):
+        mine = [item - name * 1_000_000 for item in items if item // 1_000_000 == name]
+        last = int(file.read_bytes().split(b"\n")[-2])
+        assert mine == list(range(len(mine))), "in order, each once"
+        assert last <= mine[-1] <= last + 1
+
+
+# ---------------------------------------------------------------------------------------------- damages
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[bytes, bytes]]:
+    """A store that nobody has open, with what it holds."""
+    folder = tmp_path_factory.mktemp("whole") / "store"
+    drawn = random.Random(3)
+    records = {
+        b"u%d" % number: bytes(Record(drawn.randbytes(drawn.choice([10, 100, 6000]))))
+        for number in range(120)
+    }
+    with worker(lambda: Filled(folder, records)):
+        pass
+    return folder, records
+
+
+class Filled:
+    """Writes records, some of them twice, so that there are pages which are no longer used."""
+
+    def __init__(self, folder: Path, records: dict[bytes, bytes]) -> None:
+        store = Embedded(path=str(folder)).open(StorePlace(folder, "x"))
+        for part in (records, dict(list(records.items())[::3])):
+            store.change([(key, lambda old, record=record: record) for key, record in part.items()])
+
+
+def flipped(data: bytearray, drawn: random.Random) -> bytearray:
+    for _ in range(drawn.choice([1, 20])):
+        data[drawn.randrange(len(data))] ^= 1 << drawn.randrange(8)
+    return data
+
+
+def zeroed(data: bytearray, drawn: random.Random) -> bytearray:
+    page = 4096 * drawn.randrange(len(data) // 4096)
+    data[page : page + 4096] = bytes(4096)
+    return data
+
+
+DAMAGES: dict[str, Callable[[bytearray, random.Random], bytearray]] = {
+    "flipped": flipped,
+    "zeroed": zeroed,
+    "cut": lambda data, drawn: data[: drawn.randrange(len(data))],
+    "garbage": lambda data, drawn: bytearray(drawn.randbytes(len(data))),
+    "another file": lambda data, drawn: bytearray(b"SQLite format 3\0" + bytes(8000)),
+}
+
+
+class Opened:
+    """A damaged store: whether it is refused, and what it says."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def look(self, keys: list[bytes]) -> list[bytes | None]:
+        walk.count(str(self._folder))  # as a check does, in a process of its own; this is one
+        return list(Embedded(path=str(self._folder)).open(StorePlace(self._folder, "x")).read(keys))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused_or_not_in_use_where_it_is_damaged(
+    damage: str, whole: tuple[Path, dict[bytes, bytes]], tmp_path: Path
+) -> None:
+    folder, records = whole
+    refused = 0
+    for seed in range(8):
+        copy = tmp_path / f"{seed}"
+        copy.mkdir()
+        data = bytearray((folder / "data.mdb").read_bytes())
+        (copy / "data.mdb").write_bytes(DAMAGES[damage](data, random.Random(seed)))
+        one = Worker(lambda copy=copy: Opened(copy))
+        one.result()
+        try:
+            assert one.call("look", list(records)) == list(records.values())
+        except (StoreDamaged, StoreUnavailable, MachineFault, lmdb.Error, walk.NotWhole):
+            refused += 1
+        except EOFError:  # it died of it, as would the process in which a check looks
+            refused += 1
+        finally:
+            one.kill()
+    assert refused >= 1
+
+
+def test_a_check_says_what_a_process_died_of(whole: tuple[Path, dict[bytes, bytes]], tmp_path: Path) -> None:
+    folder, records = whole
+    shutil.copytree(folder, tmp_path / "store")
+    file = tmp_path / "store" / "data.mdb"
+    with worker(lambda: Embedded(path=str(tmp_path / "store")).open(StorePlace(tmp_path, "x"))) as one:
+        assert f"{len(records)} records" in one.call("check")
+        data = file.read_bytes()
+        record = records[b"u1"]
+        with file.open("r+b") as stream:
+            stream.write(data.replace(record, record[:20] + b"!" + record[21:]))
+        with pytest.raises(StoreDamaged, match=r"1 differ from their checksum\); move the folder away"):
+            one.call("check")
+    file.write_bytes(data[: len(data) // 2])
+    with pytest.raises(StoreDamaged, match=r"it is not what was written"):
+        with worker(lambda: Embedded(path=str(tmp_path / "store")).open(StorePlace(tmp_path, "x"))):
+            pass
+
+
+# ------------------------------------------------------------------------------------------ the machine
+
+
+class Limited:
+    """A store on a disk that is full: no file may have more than so many bytes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._records = Embedded(path=str(folder)).open(StorePlace(folder, "x"))
+        self.change(b"first")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+
+    def change(self, key: bytes, size: int = 10) -> None:
+        self._records.change([(key, lambda old: bytes(Record(bytes(size))))])
+
+    def read(self, key: bytes) -> bool:
+        return self._records.read([key])[0] is not None
+
+
+def test_a_full_disk_is_said_and_what_was_written_stays(tmp_path: Path) -> None:
+    with worker(lambda: Limited(tmp_path / "store")) as one:
+        with pytest.raises(
+            MachineFault, match=r"store: No space left on device while writing the store; .* make room"
+        ):
+            one.call("change", b"large", 1_000_000)
+        assert one.call("read", b"first")
+        assert not one.call("read", b"large")
+        one.call("change", b"small")
+        assert one.call("read", b"small")
+
+
+def test_a_store_that_has_reached_its_size_says_so(tmp_path: Path) -> None:
+    records = Embedded(path=str(tmp_path / "store"), most_mb=1).open(StorePlace(tmp_path, "x"))
+    with pytest.raises(StoreUnavailable, match=r"it has reached most_mb \(1\); raise it"):
+        records.change([(b"large", lambda old: bytes(2_000_000))])
+    assert records.read([b"large"]) == [None]
+    records.change([(b"a", lambda old: bytes(Record(b"a")))])
+
+
+def test_a_folder_that_cannot_be_is_the_machines_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises((MachineFault, StoreUnavailable), match=str(tmp_path / "file")):
+        Embedded(path=str(tmp_path / "file")).open(StorePlace(tmp_path, "x"))

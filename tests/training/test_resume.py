@@ -1,0 +1,248 @@
+"""A training that is killed, and gone on with; what a checkpoint refuses."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from merlin.schema import Tags
+from nvtabular import ops
+from torch import nn
+
+from tiercel_pipelines.data import load_dataset
+from tiercel_pipelines.errors import TrainingError
+from tiercel_pipelines.families.descent import Learner
+from tiercel_pipelines.families.row_wise import BETA1, BETA2, EPSILON, RowWiseAdam
+from tiercel_pipelines.recipe import (
+    DLRM,
+    ListwiseSoftmax,
+    SampledSoftmax,
+    ServingSettings,
+    Synthetic,
+    TrainingSettings,
+    TwoTower,
+    load_recipe,
+    replace,
+)
+from tiercel_pipelines.training import checkpoint as checkpoints
+from tiercel_pipelines.training import train_recipe
+from tiercel_serving.errors import DestinationTaken, MachineFault
+
+#: Trains the tiny recipe into a folder, and ends as by the machine's out-of-memory killer.
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import test_resume as tests
+
+def progress(what, done, total):
+    if what == "ranking" and done == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+recipe = tests.tiny_recipe()
+tests.train_recipe(recipe, tests.load_dataset(recipe.dataset), sys.argv[2], progress=progress)
+"""
+
+
+def features():
+    """Ids alone: a fit of a second."""
+    user = ["user_id"] >> ops.Categorify() >> ops.TagAsUserID()
+    item = ["item_id"] >> ops.Categorify() >> ops.TagAsItemID()
+    device = ["device"] >> ops.Categorify() >> ops.AddTags([Tags.CONTEXT])
+    return user + item + device
+
+
+def tiny_recipe():
+    recipe = load_recipe("synthetic")
+    return replace(
+        recipe,
+        dataset=Synthetic(users=60, items=50, interactions=1200),
+        features=features,
+        retrieval=TwoTower(
+            dimension=8, embedding_dimension=8, max_epochs=3, task=SampledSoftmax(batch_size=128)
+        ),
+        ranking=DLRM(embedding_dimension=4, top_layers=(8,), max_epochs=3, task=ListwiseSoftmax(folds=2)),
+        serving=ServingSettings(
+            candidates=30, kept=20, k_max=20, history_length=10, history_columns=("item_id",)
+        ),
+        training=TrainingSettings(checkpoint_s=0),
+    )
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return tiny_recipe()
+
+
+@pytest.fixture(scope="module")
+def dataset(recipe):
+    return load_dataset(recipe.dataset)
+
+
+def told(run):
+    """What a run says of its models, but for how long they took."""
+    parts = ("retrieval", "ranking")
+    models = {name: file for name, file in run.record.files.items() if name.startswith(parts)}
+    return models, {name: value for name, value in run.metrics.items() if name != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Where a training was killed by SIGKILL, in the first epoch of the ranker."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(folder / "run")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, dataset, tmp_path_factory):
+    """What an uninterrupted training says of its models."""
+    return told(train_recipe(recipe, dataset, tmp_path_factory.mktemp("whole") / "run"))
+
+
+@pytest.fixture
+def copied(killed, tmp_path):
+    shutil.copytree(killed / "run.checkpoint", tmp_path / "run.checkpoint")
+    return tmp_path / "run"
+
+
+def test_a_killed_training_goes_on_and_ends_as_if_not(recipe, dataset, killed, copied, whole, tmp_path):
+    assert not (killed / "run").exists()
+    trained = []
+
+    def progress(what, done, total):
+        trained.append((what, done))
+
+    resumed = train_recipe(recipe, dataset, copied, resume=True, progress=progress)
+    assert not any("fold" in what or what == "two_tower" for what, _ in trained)  # they were finished
+    assert ("ranking", 0) in trained
+    assert told(resumed) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_model_goes_on_from_its_last_epoch(recipe, dataset, whole, tmp_path):
+    """Ended inside a model by an error, the last epoch's state is there, and no epoch is run again."""
+
+    class Ended(Exception):
+        pass
+
+    def end(what, done, total):
+        if what == "two_tower, fold 1 of 3" and done == 3:
+            raise Ended
+
+    seen = []
+    with pytest.raises(Ended):
+        train_recipe(recipe, dataset, tmp_path / "run", progress=end)
+    resumed = train_recipe(
+        recipe, dataset, tmp_path / "run", resume=True, progress=lambda *said: seen.append(said)
+    )
+    first = [done for what, done, _ in seen if what == "two_tower, fold 1 of 3"]
+    assert first[0] == 2
+    assert told(resumed) == whole
+
+
+def test_a_checkpoint_of_another_recipe_or_data_is_refused(recipe, dataset, copied):
+    with pytest.raises(DestinationTaken, match=r"interrupted training left this.*--resume"):
+        train_recipe(recipe, dataset, copied)
+    other = replace(recipe, retrieval=replace(recipe.retrieval, dimension=16))
+    with pytest.raises(
+        TrainingError, match=r"another recipe: retrieval\.two_tower\.dimension was 8, now it is 16"
+    ):
+        train_recipe(other, dataset, copied, resume=True)
+    fewer = type(dataset)(dataset.name, dataset.users, dataset.items, dataset.interactions.iloc[1:])
+    with pytest.raises(TrainingError, match="of other data"):
+        train_recipe(recipe, fewer, copied, resume=True)
+    (copied.with_name("run.checkpoint") / "checkpoint.json").write_text("{")
+    with pytest.raises(TrainingError, match="no checkpoint can be read"):
+        train_recipe(recipe, dataset, copied, resume=True)
+
+
+def test_two_trainings_of_one_run_are_refused(tmp_path):
+    with checkpoints.sole_training(tmp_path / "run"):
+        with pytest.raises(DestinationTaken, match=r"another training is writing this run \(process \d+\)"):
+            with checkpoints.sole_training(tmp_path / "run"):
+                pass
+    with checkpoints.sole_training(tmp_path / "run"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_the_machines_fault_and_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    kept = checkpoints.Checkpoint(tmp_path / "run.checkpoint", 0, {"seed": 1}, resume=False)
+    kept.offer("served-two_tower", lambda: ({"weight": np.ones(3)}, {"losses": [1.0]}))
+
+    def full(arrays, path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(MachineFault, match=r"No space left.*writing the checkpoint run\.checkpoint"):
+        kept.offer("served-two_tower", lambda: ({"weight": np.zeros(3)}, {"losses": [1.0, 0.5]}))
+    again = checkpoints.Checkpoint(tmp_path / "run.checkpoint", 0, {"seed": 1}, resume=True)
+    arrays, facts = again.read("served-two_tower")
+    assert (arrays["weight"].tolist(), facts) == ([1, 1, 1], {"losses": [1.0]})
+    assert again.read("another") is None
+
+
+def test_a_loss_that_is_no_number_says_where(recipe):
+    model = nn.Linear(2, 1)
+    learner = Learner(model, 1e-2, 0.0, "two_tower, fold 1 of 3")
+    learner.step(model(torch.ones(1, 2)).sum(), 1)
+    with torch.no_grad():
+        model.weight[0, 0] = torch.nan
+    with pytest.raises(
+        TrainingError, match=r"two_tower, fold 1 of 3: the loss became nan in step 2, epoch 1 .*weight"
+    ):
+        learner.step(model(torch.ones(1, 2)).sum(), 1)
+
+
+def test_large_tables_learn_as_the_formula_says_row_by_row():
+    """Against every row in every step, literally; the average of all steps included."""
+    rng = np.random.default_rng(0)
+    rate, decay, keep, rows, width, steps = 0.05, 0.2, 0.6, 7, 3, 12
+    table = nn.Embedding(rows, width, sparse=True)
+    start = table.weight.detach().double().numpy().copy()
+    mine = RowWiseAdam(table.weight, rate, decay, keep)
+    weights, average = start.copy(), start.copy()
+    mean, square, count = np.zeros((rows, width)), np.zeros(rows), np.zeros(rows)
+    for number in range(1, steps + 1):
+        ids = rng.choice(rows - 1, size=3)  # the last row is never seen
+        target = torch.from_numpy(rng.normal(size=(3, width)).astype(np.float32))
+        table.zero_grad()
+        mine.settle(number - 1)
+        ((table(torch.from_numpy(ids)) - target) ** 2).sum().backward()
+        gradient = table.weight.grad.to_dense().double().numpy()
+        mine.step(number)
+        weights *= 1 - rate * decay
+        for row in set(ids.tolist()):
+            count[row] += 1
+            mean[row] = BETA1 * mean[row] + (1 - BETA1) * gradient[row]
+            square[row] = BETA2 * square[row] + (1 - BETA2) * (gradient[row] ** 2).mean()
+            bias = np.sqrt(square[row] / (1 - BETA2 ** count[row])) + EPSILON
+            weights[row] -= rate * mean[row] / (1 - BETA1 ** count[row]) / bias
+        share = max(1 - keep, 1 / (number + 1))
+        average += share * (weights - average)
+    mine.settle(steps)
+    np.testing.assert_allclose(table.weight.detach().numpy(), weights, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(mine.average.numpy(), average, rtol=2e-5, atol=1e-6)
+
+
+def test_rows_that_are_left_alone_for_many_steps_are_made_up_for():
+    table = nn.Embedding(4, 2, sparse=True)
+    eager, lazy = (RowWiseAdam(table.weight.detach().clone().requires_grad_(), 0.1, 0.3, 0.7) for _ in "ab")
+    for number in range(1, 30):
+        for learner in (eager, lazy):
+            ids = torch.tensor([number % 2])
+            learner.table.grad = torch.sparse_coo_tensor(ids[None], torch.ones(1, 2), (4, 2))
+            learner.step(number)
+        eager.settle(number)
+    lazy.settle(29)
+    torch.testing.assert_close(lazy.table, eager.table)
+    torch.testing.assert_close(lazy.average, eager.average)
