@@ -31,13 +31,13 @@ def tool(name: str) -> str:
     return found
 
 
-def entrypoint(place: Path, *arguments: str, tiercel: str = "") -> subprocess.Popen[str]:
+def entrypoint(place: Path, *arguments: str, tiercel: str = "", **variables: str) -> subprocess.Popen[str]:
     """Start the entry point with the command ``tiercel``, or a shell script in its place, first on PATH."""
     command = place / "tiercel"
     run = f"'{sys.executable}' -c 'from tiercel_serving.commands.main import main; main()' \"$@\""
     command.write_text(f"#!/bin/sh\n{tiercel or 'exec ' + run}\n")
     command.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}", "TMPDIR": str(place)}
+    environment = {**os.environ, **variables, "PATH": f"{place}:{os.environ['PATH']}", "TMPDIR": str(place)}
     return subprocess.Popen(
         ["/bin/sh", str(DOCKER / "entrypoint.sh"), *arguments],
         env=environment,

@@ -61,15 +61,31 @@ def test_the_callers_arguments_come_first_and_its_flags_reach_triton(tmp_path: P
     for given, flags in ((["--grpc-port", "0"], []), (["--", "--log-verbose=1"], ["--log-verbose=1"])):
         with entrypoint(tmp_path, "/release", *given, tiercel='printf "%s\\n" "$@"') as process:
             said = ended(process)[0].splitlines()
-        assert said[:3] == ["serve", "--host", "0.0.0.0"]
-        behind = said.index("--")
-        assert said[behind + 1 :] == [*flags, "--metrics-config=summary_latencies=true"]
-        assert "/release" in said[:behind]
+        assert said[:4] == ["serve", "/release", "--host", "0.0.0.0"]
+        assert said[said.index("--") + 1 :] == [*flags, "--metrics-config=summary_latencies=true"]
+
+
+def test_plans_are_built_and_verified_before_triton_starts(tmp_path: Path) -> None:
+    release, cache = tmp_path / "release", tmp_path / "tiercel-cache"
+    release.mkdir()
+    (release / "manifest.json").write_text('{\n  "target": "tensorrt"\n}')
+    # In an image the folder is /var/cache.
+    asked = 'echo "$1" "$2"; test "$1" = serve || { echo "$3 $4 $5 $6"; exit ${code:-0}; }'
+    place = {"tiercel": asked, "XDG_CACHE_HOME": str(cache)}
+    with entrypoint(tmp_path, str(release), **place) as process:
+        said = ended(process)[0].splitlines()
+    build = [f"build-engines {release}", f"--to {cache}/tiercel/release --cache {cache}/tiercel/plans"]
+    assert said == [*build, f"serve {cache}/tiercel/release"]
+    with entrypoint(tmp_path, str(release), **place, code="1") as process:
+        assert ended(process)[0].splitlines() == build
+    assert process.returncode == 1
 
 
 def test_a_signal_ends_it_with_0_and_all_that_it_started(tmp_path: Path) -> None:
     """`docker stop` sends SIGTERM to the first process, which the shell has become."""
-    with entrypoint(tmp_path, tiercel="trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done") as process:
+    with entrypoint(
+        tmp_path, "/release", tiercel="trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done"
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         begun = time.monotonic()

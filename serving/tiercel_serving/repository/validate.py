@@ -14,8 +14,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
 from ..errors import InvalidConfig
-from .graph import CONFIG_FILE, MODEL_FILE
-from .targets import RUNNERS
+from .graph import CONFIG_FILE, MODEL_FILE, PYTHON
 
 #: Model name → its parsed config.
 Configs = Mapping[str, Any]
@@ -92,7 +91,7 @@ def _common_problems(config: Any, directory: Path) -> Iterator[str]:
 
 
 def _model_problems(config: Any, directory: Path) -> Iterator[str]:
-    if config.backend in RUNNERS.values() and not (directory / config.name / "1" / MODEL_FILE).is_file():
+    if config.backend == PYTHON and not (directory / config.name / "1" / MODEL_FILE).is_file():
         yield f"no 1/{MODEL_FILE}"
     if not config.backend and not config.platform:
         yield "neither backend nor platform"
