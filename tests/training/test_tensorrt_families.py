@@ -74,8 +74,8 @@ def hold(suite: type[RankingContract], folder: Path, settings: Any) -> None:
     assert shares["bf16"] >= LEAST["bf16"], shares
 
 
-#: Weights are drawn, not trained: nothing sets the tenth of sixty candidates apart from the eleventh, and eight
-#: bits swap more of them than of a trained ranker's, which an export holds to 99%.
+#: Weights are drawn, not trained: nothing sets the tenth of sixty candidates apart from the eleventh, and
+#: BF16's eight bits swap more of them than of a trained ranker's, which an export holds to 99%.
 LEAST = {"fp16": 0.99, "bf16": 0.9}
 
 SUITES = {RANKING_FAMILIES.name_of(suite.settings): suite for suite in RankingContract.__subclasses__()}
