@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_ranking_families
 import torch
 from ranking_contract import INPUTS, SPECS, USERS, RankingContract, call, drawn, world
-from test_ranking_families import TestDCNv2, TestDLRM
 
 from tiercel_export.models.casts import HALF_TYPES
 from tiercel_export.models.dense import forward_inputs, frozen
@@ -70,14 +70,13 @@ def hold(suite: type[RankingContract], folder: Path, settings: Any) -> None:
     for precision in HALF_TYPES:
         got = rounded_model(folder / "model.onnx", precision, "out")(arrays)["out"]
         shares[precision] = float(same_top(got, want, TOP).mean())
-    print(type(settings).__name__, shares)
     assert shares["fp16"] >= LEAST["fp16"], shares
     assert shares["bf16"] >= LEAST["bf16"], shares
 
 
-#: Weights are drawn, not trained: nothing sets the tenth of sixty apart from the eleventh, and eight
-#: bits swap more of them than of a trained ranker's.
-LEAST = {"fp16": 0.97, "bf16": 0.75}
+#: Weights are drawn, not trained: nothing sets the tenth of sixty candidates apart from the eleventh, and
+#: BF16's eight bits swap more of them than of a trained ranker's, which an export holds to 99%.
+LEAST = {"fp16": 0.99, "bf16": 0.9}
 
 SUITES = {RANKING_FAMILIES.name_of(suite.settings): suite for suite in RankingContract.__subclasses__()}
 
@@ -91,7 +90,10 @@ def test_every_ranking_family_is_built(family: str, tmp_path: Path) -> None:
         hold(SUITES[family], folder, settings)
 
 
-@pytest.mark.parametrize("suite", [TestDLRM, TestDCNv2])
+SMALL = [test_ranking_families.TestDLRM, test_ranking_families.TestDCNv2]
+
+
+@pytest.mark.parametrize("suite", SMALL)
 def test_two_small_families_are_built(
     suite: type[RankingContract], tmp_path: Path, onnx_operators_once: None
 ) -> None:
