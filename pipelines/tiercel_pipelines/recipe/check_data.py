@@ -22,6 +22,9 @@ from .recipe import Recipe
 def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
     """Yield the problems of columns that sources, rules, steps, titles and the target name."""
     items, served = dataset.items, recipe.served
+    if recipe.split.by != "random" and dataset.timestamp is None:
+        problem = f"{recipe.split.by!r}, but the interactions have no time"
+        yield Problem("split.by", problem, "name the data set's timestamp, or write by='random'")
     for section in ("sources", "rules", "reorder"):
         for place, kind in enumerate(getattr(served, section)):
             where = f"serving.{section}[{place}]"

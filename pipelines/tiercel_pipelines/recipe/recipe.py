@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -35,26 +35,38 @@ __all__ = ["Recipe", "SplitSettings", "TrainingSettings"]
 
 
 class SplitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How interactions become training, validation and test parts, at random for each user.
+    """How interactions become training, validation and test parts.
 
     Parameters
     ----------
     train
-        Share of each user's interactions that is not the test part.
+        Share of the interactions that is not the test part.
     validation
         Share of that which early stopping looks at.
     seed
-        Same seed, same split.
+        Same seed, same split at random.
+    by
+        ``random``: for each user; ``time``: the latest share of all interactions; ``leave_one_out``: each
+        user's latest interaction is the test and the one before it the validation part, whatever the shares,
+        but for a ``validation`` of 0.
     """
 
     train: float = 0.75
     validation: float = 0.1
     seed: int = 42
+    by: Literal["random", "time", "leave_one_out"] = "random"
 
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges."""
         train = Range(0, 1, open_low=True, open_high=True)
-        return list(out_of_range(self, {"train": train, "validation": BELOW_1, "seed": COUNT_OR_0}))
+        wrong = list(out_of_range(self, {"train": train, "validation": BELOW_1, "seed": COUNT_OR_0}))
+        if self.by not in _SPLITS:
+            problem = f"expected one of {', '.join(map(repr, _SPLITS))}, got {self.by!r}"
+            wrong.append(Problem("by", problem, choose(str(self.by), _SPLITS)))
+        return wrong
+
+
+_SPLITS = ("random", "time", "leave_one_out")
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -108,7 +108,7 @@ def data_digest(packed: Packed, pairs: Pairs, folds: IntArray) -> str:
         for name in sorted(part):
             array = np.ascontiguousarray(part[name])
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(array.reshape(-1).view(np.uint8))
+            digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
