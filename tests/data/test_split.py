@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiercel_pipelines.data import Dataset, Synthetic, load_dataset, split_dataset, stratified_split
+from tiercel_pipelines.errors import DataError
 
 
 def published_split(data: pd.DataFrame, ratio: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -97,3 +98,36 @@ def test_pairs_and_rows_are_one_where_nothing_repeats() -> None:
 def test_a_share_that_is_none(ratio: float) -> None:
     with pytest.raises(ValueError, match="expected a share"):
         stratified_split(pd.DataFrame({"user_id": [1]}), "user_id", ratio)
+
+
+def timed(rows: list[tuple[str, int, int]], timestamp: str | None = "timestamp") -> Dataset:
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+    users = pd.DataFrame({"user_id": sorted(set(frame["user_id"]))})
+    items = pd.DataFrame({"item_id": sorted(set(frame["item_id"]))})
+    return Dataset("timed", users, items, frame, timestamp=timestamp)
+
+
+EVENTS = [("a", 1, 5), ("a", 2, 9), ("b", 1, 3), ("a", 1, 11), ("c", 4, 1), ("b", 3, 2), ("a", 3, 10)]
+
+
+def test_leave_one_out_takes_the_latest_of_each() -> None:
+    split = split_dataset(timed(EVENTS), by="leave_one_out")
+    # The latest of a is item 1 again: both times go to the test. The one of c stays: there is no other.
+    assert split.test.index.tolist() == [0, 2, 3]
+    assert split.valid.index.tolist() == [6]
+    assert split.train.index.tolist() == [1, 4, 5]
+    seen = split_dataset(timed(EVENTS), by="leave_one_out", validation=0, allow_seen=True)
+    assert seen.test.index.tolist() == [2, 3]
+
+
+def test_time_cuts_once_for_all() -> None:
+    split = split_dataset(timed(EVENTS), by="time", train=0.6, validation=0.25)
+    # Pairs by when they began: c4, b3, b1, a1 | a2, a3.
+    assert split.test.index.tolist() == [1, 6]
+    assert split.valid.index.tolist() == [0, 3]
+    assert split.train.index.tolist() == [2, 4, 5]
+
+
+def test_a_split_by_time_without_any_is_refused() -> None:
+    with pytest.raises(DataError, match="needs the time of the interactions"):
+        split_dataset(timed(EVENTS, timestamp=None), by="time")

@@ -17,7 +17,7 @@ from tiercel_pipelines.offline.metrics import (
 def naive(ranked, counts, relevant, k, catalogue):
     """The textbook, user by user, with sets and a loop over places."""
     rows = [list(row[: min(count, k)]) for row, count in zip(ranked, counts, strict=True)]
-    sums = {"ndcg": 0.0, "precision": 0.0, "recall": 0.0, "hit_rate": 0.0}
+    sums = {"ndcg": 0.0, "precision": 0.0, "recall": 0.0, "hit_rate": 0.0, "mrr": 0.0}
     users = 0
     for answer, wanted in zip(rows, relevant, strict=True):
         if not wanted:
@@ -30,6 +30,7 @@ def naive(ranked, counts, relevant, k, catalogue):
         sums["precision"] += found / k
         sums["recall"] += found / len(wanted)
         sums["hit_rate"] += found > 0
+        sums["mrr"] += next((1 / place for place, row in enumerate(answer, 1) if row in wanted), 0)
     means = {name: value / users for name, value in sums.items()}
     covered = {row for answer in rows for row in answer}
     return {"k": k, "users": users, **means, "coverage": len(covered) / catalogue}

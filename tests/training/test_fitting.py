@@ -208,3 +208,40 @@ def test_nothing_to_learn_is_told(world):
     pairs = world[1]
     with pytest.raises(TrainingError, match="no interactions"):
         fit(world, pairs.select(np.zeros(len(pairs), bool)))
+
+
+def test_large_tables_that_learn_row_by_row_learn_as_well(world, monkeypatch):
+    """With every table of the model among the large ones, shared by the item tower and the histories."""
+    from tiercel_pipelines.families import learner
+
+    packed, pairs, folds = world
+    rest, valid = pairs.select(folds != 0), pairs.select(folds == 0)
+    judge = RetrievalJudge(SERVING.sources[0], packed, rest, valid, sampled_users(valid, 0, USERS))
+    best = []
+    for large in (learner.LARGE_TABLE, 10):
+        monkeypatch.setattr(learner, "LARGE_TABLE", large)
+        fitted, course = RETRIEVAL.fit(RetrievalData(packed, rest, INPUTS), Plan(3, "x", judge))
+        assert judge(fitted) == course.validation[course.epochs] == max(course.validation)
+        best.append(max(course.validation))
+        tables = [m for m in fitted.item_tower.modules() if isinstance(m, torch.nn.Embedding)]
+        assert all(table.sparse == (large == 10) for table in tables)
+    assert best[1] > best[0] - 0.05
+
+
+def test_sums_without_padding_are_those_with_it():
+    """Of a history of two columns, and of lists, some of them empty: values and gradients."""
+    from tiercel_pipelines.families.layers import mean_of_list, pool_history
+
+    rng = np.random.default_rng(0)
+    ids = torch.from_numpy(rng.integers(1, 9, size=(5, 4, 2)))
+    lengths = torch.tensor([[0], [4], [1], [3], [2]])
+    lists = torch.from_numpy(rng.integers(0, 4, size=(3, 2, 5)))
+    found = []
+    for training in (True, False):
+        torch.manual_seed(0)
+        tables = torch.nn.ModuleList(torch.nn.Embedding(9, 3) for _ in range(2)).train(training)
+        made = [pool_history(list(tables), ids, lengths), mean_of_list(tables[0], lists)]
+        (made[0].square().sum() + made[1].exp().sum()).backward()
+        found.append([*made, *(table.weight.grad for table in tables)])
+    for mine, padded in zip(*found, strict=True):
+        torch.testing.assert_close(mine, padded)

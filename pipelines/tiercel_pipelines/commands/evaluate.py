@@ -45,8 +45,9 @@ def command(
 ) -> None:
     """Ask the served ensemble for every test user, and measure what it answers.
 
-    Reports nDCG, precision, recall, hit rate and coverage after retrieval alone and after ranking, beside
-    the most popular items and, where the protocol is theirs, published figures.
+    Reports nDCG, precision, recall, hit rate, MRR and coverage after retrieval alone and after ranking,
+    beside the most popular items and, where the protocol is theirs, published figures; then how new and
+    varied the lists are, and how popular what they show.
 
     Example: [bold]tiercel evaluate runs/movielens --release releases/movielens[/]
     """
@@ -96,7 +97,7 @@ def human(document: dict[str, Any]) -> list[Any]:
         f"{document['name']} (build {document['build_id']}), {document['dataset']}: "
         f"{number(document['users'])} users, top {document['k']} of all {which}"
     )
-    parts: list[Any] = [heading(title), figures_table(document)]
+    parts: list[Any] = [heading(title), figures_table(document), beyond_table(document)]
     if document["left_out"]:
         had = (
             f"{number(document['left_out'])} pairs of user and item are also in training, and so never served"
@@ -111,8 +112,8 @@ def human(document: dict[str, Any]) -> list[Any]:
 def figures_table(document: dict[str, Any]) -> Table:
     """Return one line for each list that was measured, then one for each published figure."""
     k = document["k"]
-    figures = ("ndcg", "precision", "recall", "hit_rate", "coverage")
-    columns = [f"nDCG@{k}", f"precision@{k}", f"recall@{k}", f"hit rate@{k}", "coverage"]
+    figures = ("ndcg", "precision", "recall", "hit_rate", "mrr", "coverage")
+    columns = [f"nDCG@{k}", f"precision@{k}", f"recall@{k}", f"hit rate@{k}", f"MRR@{k}", "coverage"]
     made = table("", *columns, right=columns)
     for name, label in ROWS.items():
         values = document["figures"][name]
@@ -122,5 +123,15 @@ def figures_table(document: dict[str, Any]) -> Table:
         made.add_section()
     for row in document["published"]:
         cells = [f"{row[figure]:.4f}" for figure in ("ndcg", "precision", "recall")]
-        made.add_row(f"[dim]{row['name']}[/]", *cells, "", "")
+        made.add_row(f"[dim]{row['name']}[/]", *cells, "", "", "")
+    return made
+
+
+def beyond_table(document: dict[str, Any]) -> Table:
+    """Return one line for each list: novelty, diversity, and how popular and uneven what it shows is."""
+    columns = ["novelty (bits)", "diversity", "popularity", "popularity lift", "Gini"]
+    made = table("", *columns, right=columns)
+    for name, values in document["beyond"].items():
+        figures = (values[key] for key in ("novelty", "diversity", "popularity", "popularity_lift", "gini"))
+        made.add_row(ROWS[name], *(f"{figure:.3f}" for figure in figures))
     return made

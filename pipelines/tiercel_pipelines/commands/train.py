@@ -38,6 +38,14 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with what a killed training left, if it left anything.")
     ] = False,
+    dask_scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--dask-scheduler",
+            metavar="ADDRESS",
+            help="Fit the workflow on this Dask cluster (tcp://HOST:PORT).",
+        ),
+    ] = None,
     data_dir: DataDir = None,
     json: Json = False,
     debug: Debug = False,
@@ -60,8 +68,15 @@ def command(
             where = run if run is not None else Path("runs") / loaded.name
             check_free(where, replace_run, "run")
             dataset = load_dataset(loaded.dataset, data_dir=data_dir, progress=progress)
-            how: dict[str, Any] = {"replace": replace_run, "resume": resume, "progress": progress}
-            trained = train_recipe(loaded, dataset, where, **how)
+            trained = train_recipe(
+                loaded,
+                dataset,
+                where,
+                replace=replace_run,
+                resume=resume,
+                dask_scheduler=dask_scheduler,
+                progress=progress,
+            )
         metrics, repeats = trained.metrics, trained.record.data.repeats
         took = time.perf_counter() - begun
         document = {

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ..errors import DataError
 from .dataset import Dataset
 
 
@@ -67,68 +68,90 @@ def stratified_split(
     return interactions[first], interactions[~first]
 
 
-def leave_last_out(
-    interactions: pd.DataFrame, user_id: str, timestamp: str, *, item_id: str | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split off each user's last interaction, by time and then by row; who has but one keeps it.
-
-    Parameters
-    ----------
-    interactions, user_id, timestamp
-        One row an interaction, and the columns of users and of times.
-    item_id
-        The column of items: all rows of a user and an item then go to the same part, so that nobody shall
-        find what he had before. None splits row by row.
-
-    Returns
-    -------
-    tuple
-        The rest and the last, each in the order (and with the index) of ``interactions``.
-    """
-    users = pd.factorize(interactions[user_id])[0]
-    if item_id is None:
-        pair = np.arange(len(interactions))
-    else:
-        pair, _ = _pairs(interactions[user_id], interactions[item_id])
-    order = np.lexsort((np.arange(len(users)), interactions[timestamp].to_numpy(), users))
-    # The last of each user in this order; a pair is where its latest row is.
-    final = order[np.append(users[order][1:] != users[order][:-1], True)[: len(order)]]
-    of_user = np.bincount(users[np.unique(pair, return_index=True)[1]], minlength=len(final))
-    final = final[of_user[users[final]] > 1]
-    last = np.isin(pair, pair[final])
-    return interactions[~last], interactions[last]
-
-
 def split_dataset(
     dataset: Dataset,
     *,
-    method: str = "random",
     train: float = 0.75,
     validation: float = 0.1,
     seed: int = 42,
+    by: str = "random",
     allow_seen: bool = False,
 ) -> Split:
     """Split a data set's interactions as :class:`~tiercel_pipelines.recipe.recipe.SplitSettings` says.
 
     What a user came back to is in one part alone, unless the recommender gives again what a user had
     (``allow_seen``): a test of something that is never served would measure nothing.
+
+    Raises
+    ------
+    DataError
+        If it is split ``by`` time or leave_one_out, and the interactions have no time.
     """
+    if by != "random":
+        return _split_by_time(dataset, by, train, validation, allow_seen)
     item_id = None if allow_seen else dataset.item_id
-    if method == "leave_one_out":
-        if dataset.timestamp is None:
-            raise ValueError(
-                f"{dataset.name}: leave_one_out needs a timestamp, and the interactions have none"
-            )
-        names = (dataset.user_id, dataset.timestamp)
-        fit, test = leave_last_out(dataset.interactions, *names, item_id=item_id)
-        if not validation:
-            return Split(fit, fit.iloc[:0], test)
-        return Split(*leave_last_out(fit, *names, item_id=item_id), test)
     fit, test = stratified_split(dataset.interactions, dataset.user_id, train, seed, item_id=item_id)
     if not validation:
         return Split(fit, fit.iloc[:0], test)
     # Equal seeds would draw the rows of the test split again.
     return Split(*stratified_split(fit, dataset.user_id, 1 - validation, seed + 1, item_id=item_id), test)
+
+
+def _split_by_time(dataset: Dataset, by: str, train: float, validation: float, allow_seen: bool) -> Split:
+    """Split by the time of the interactions; the index of a part is that of the original."""
+    if dataset.timestamp is None:
+        raise DataError(
+            f"{dataset.name}: a split by {by!r} needs the time of the interactions, and there is none; "
+            "name the data set's timestamp, or write split=SplitSettings(by='random')"
+        )
+    later = _latest_share if by == "time" else _latest_of_each
+    everything = dataset.interactions
+    test = later(dataset, everything, 1 - train, allow_seen)
+    fit = everything[~test]
+    if not validation:
+        return Split(fit, fit.iloc[:0], everything[test])
+    valid = later(dataset, fit, validation, allow_seen)
+    return Split(fit[~valid], fit[valid], everything[test])
+
+
+def _timed_pairs(
+    dataset: Dataset, interactions: pd.DataFrame, allow_seen: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return each row's pair, the row where each pair appears first, and each row's place in time."""
+    rows = np.arange(len(interactions))
+    place = np.empty_like(rows)
+    place[np.lexsort((rows, interactions[dataset.timestamp].to_numpy()))] = rows
+    if allow_seen:
+        return rows, rows, place
+    pair, opening = _pairs(interactions[dataset.user_id], interactions[dataset.item_id])
+    return pair, opening, place
+
+
+def _latest_share(
+    dataset: Dataset, interactions: pd.DataFrame, share: float, allow_seen: bool
+) -> npt.NDArray[np.bool_]:
+    """Mark the latest share of all interactions; a pair goes by its first one."""
+    pair, opening, place = _timed_pairs(dataset, interactions, allow_seen)
+    first = np.full(len(opening), len(interactions))
+    np.minimum.at(first, pair, place)
+    chosen = np.zeros(len(opening), np.bool_)
+    chosen[np.argsort(first)[len(opening) - round(share * len(opening)) :]] = True
+    return np.asarray(chosen[pair])
+
+
+def _latest_of_each(
+    dataset: Dataset, interactions: pd.DataFrame, share: float, allow_seen: bool
+) -> npt.NDArray[np.bool_]:
+    """Mark each user's latest interaction, with the earlier ones of the same item; who has one keeps it."""
+    pair, opening, place = _timed_pairs(dataset, interactions, allow_seen)
+    user = pd.factorize(interactions[dataset.user_id])[0]
+    latest = np.zeros(user.max(initial=-1) + 1, np.int64)
+    order = np.argsort(place)
+    latest[user[order]] = pair[order]  # the last one written stays
+    several = np.bincount(user[opening], minlength=len(latest)) > 1
+    chosen = np.zeros(len(opening), np.bool_)
+    chosen[latest[several]] = True
+    return np.asarray(chosen[pair])
 
 
 def _pairs(users: pd.Series, items: pd.Series) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -25,6 +25,7 @@ from tiercel_export.lowering.table import TABLE, key_of
 from tiercel_export.workflow.cut import WorkflowParts, cut_workflow
 
 from ..data import Dataset
+from .joined import joined_rows
 
 with warnings.catch_warnings():
     # Merlin warns on import about TensorFlow and CUDA packages that nothing here uses.
@@ -32,7 +33,6 @@ with warnings.catch_warnings():
     import nvtabular
     from merlin.dag import Node, executors
     from merlin.dag.node import iter_nodes, postorder_iter_nodes
-    from merlin.io import Dataset as MerlinDataset
     from merlin.schema import ColumnSchema, Schema, Tags
 
 #: Rows on which a graph that NVTabular can't fit is tried operator by operator, and the most that are.
@@ -256,19 +256,30 @@ def _nodes(graph: Any) -> Iterator[Any]:
 
 
 def fit_workflow(
-    recipe: Any, dataset: Dataset, interactions: pd.DataFrame, directory: str | Path | None = None
+    recipe: Any,
+    dataset: Dataset,
+    interactions: pd.DataFrame,
+    directory: str | Path | None = None,
+    *,
+    client: Any = None,
 ) -> Any:
     """Fit a recipe's workflow on training interactions joined with their users and items.
 
-    NVTabular computes the statistics with Dask, in this process. The workflow is saved in ``directory`` and
-    reads its vocabularies there; None is a temporary directory, which goes when the workflow does.
+    NVTabular computes the statistics with Dask, in this process or on the cluster of ``client`` (a
+    ``distributed.Client``), whose workers must see this machine's files. The workflow is saved in
+    ``directory`` and reads its vocabularies there; None is a temporary directory, which goes when the
+    workflow does.
     """
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiercel-workflow-")))
+        # Beside the run where there is one: workers of a cluster must see what is written here.
+        place = None if client is None or directory is None else Path(directory).parent
+        scratch = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="tiercel-workflow-", dir=place))
+        )
         graph = recipe.features()
         operators = _keep_apart(graph, scratch / "fit")
-        workflow = _fitted(graph, dataset, interactions)
+        workflow = _fitted(graph, dataset, interactions, client, scratch)
         _tag(workflow, dataset)
         for op in operators:
             # Workflow.save copies what lies below an operator's folder: each keeps one of its own there too.
@@ -310,16 +321,22 @@ def first_unfit(
     return None
 
 
-def _fitted(graph: Any, dataset: Dataset, interactions: pd.DataFrame) -> Any:
-    """Fit a graph in this process; what NVTabular logs before it raises is in what it raises."""
+def _fitted(
+    graph: Any, dataset: Dataset, interactions: pd.DataFrame, client: Any = None, place: Path | None = None
+) -> Any:
+    """Fit a graph, on the ``client``'s cluster if there is one; what NVTabular logs is in what it raises."""
     workflow = nvtabular.Workflow(graph)
-    frame = dataset.joined(interactions)[list(root_columns(graph))]
     loud = executors.LOG.disabled
     executors.LOG.disabled = True
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            joined_rows(
+                dataset, interactions, root_columns(graph), place, in_files=client is not None
+            ) as rows,
+        ):
             warnings.simplefilter("ignore")
-            return workflow.fit(MerlinDataset(frame, cpu=True))
+            return workflow.fit(rows)
     finally:
         executors.LOG.disabled = loud
 

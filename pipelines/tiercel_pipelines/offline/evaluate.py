@@ -7,15 +7,16 @@ trained models. Protocol: ``docs/evaluation.md``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data import Progress
 from ..errors import EvaluationError
+from .beyond_accuracy import BeyondAccuracy, beyond_accuracy
 from .evaluation_data import EvaluationData
-from .metrics import IntArray, RankingMetrics, ranking_metrics
+from .metrics import IntArray, RankingMetrics, ranking_metrics, recall_curve
 from .published import Published
 from .served_ensemble import Id, ServedEnsemble
 
@@ -40,6 +41,10 @@ class EvaluationReport:
         Figures of others in the same protocol.
     allow_seen, left_out
         Whether users may get what they had; if not, how many pairs of the test do not count, being known.
+    beyond
+        For the same lists: how new and varied they are, and how popular what they show.
+    recall_curves
+        For the same lists: recall at 1, 2, … k.
     """
 
     dataset: str
@@ -50,6 +55,8 @@ class EvaluationReport:
     published: tuple[Published, ...] = ()
     allow_seen: bool = False
     left_out: int = 0
+    beyond: Mapping[str, BeyondAccuracy] = field(default_factory=dict)
+    recall_curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form."""
@@ -60,6 +67,8 @@ class EvaluationReport:
             "k": self.k,
             "users": self.figures["ranking"].users,
             "figures": {name: metrics.to_json() for name, metrics in self.figures.items()},
+            "beyond": {name: figures.to_json() for name, figures in self.beyond.items()},
+            "recall_curves": {name: list(curve) for name, curve in self.recall_curves.items()},
             "published": [asdict(row) for row in self.published],
             "allow_seen": self.allow_seen,
             "left_out": self.left_out,
@@ -107,14 +116,27 @@ def evaluate_served(
         raise EvaluationError(f"k = {k}: the server answers with at most {info.k_max} items; ask for fewer")
     ranked, retrieved = _ask(served, data, k, info.max_batch_size, progress)
     lists = {"popularity": data.popularity_lists(k), "retrieval": retrieved, "ranking": ranked}
-    figures = {}
+    figures, beyond, curves = {}, {}, {}
+    catalogue = len(data.item_ids)
     try:
         for name, rows in lists.items():
-            figures[name] = ranking_metrics(rows, data.relevance, k, len(data.item_ids))
+            figures[name] = ranking_metrics(rows, data.relevance, k, catalogue)
+            curves[name] = recall_curve(rows, data.relevance, k, catalogue).tolist()
+            if (rows != catalogue).any() and len(data.had[1]):
+                beyond[name] = beyond_accuracy(rows, k, *data.had, catalogue)
     except ValueError as error:
         raise EvaluationError(f"{info.name}, {name}: {error}") from error
     return EvaluationReport(
-        data.dataset, info.name, info.build_id, k, figures, data.published, data.allow_seen, data.left_out
+        data.dataset,
+        info.name,
+        info.build_id,
+        k,
+        figures,
+        data.published,
+        data.allow_seen,
+        data.left_out,
+        beyond,
+        curves,
     )
 
 

@@ -47,6 +47,8 @@ class EvaluationData:
     left_out
         How many pairs of a user and a test item do not count, since the user is known to have had the item,
         and so is never given it.
+    had
+        Who had which catalogue row, ``[n]`` each, of all known interactions.
     """
 
     dataset: str
@@ -58,6 +60,7 @@ class EvaluationData:
     published: tuple[Published, ...] = ()
     allow_seen: bool = False
     left_out: int = 0
+    had: tuple[IntArray, IntArray] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
     @classmethod
     def from_frames(
@@ -116,6 +119,7 @@ class EvaluationData:
             published=published,
             allow_seen=allow_seen,
             left_out=left_out,
+            had=(pd.factorize(known[user_id])[0].astype(np.int64), of_known),
         )
 
     @classmethod
@@ -123,7 +127,8 @@ class EvaluationData:
         """Take the tables of a run; published figures only if data set, split and k are theirs."""
         data, split = run.record.data, run.record.recipe.split
         allow_seen = run.record.recipe.serving.allow_seen
-        same = not allow_seen and k == PUBLISHED_K and (split.train, split.seed) == PUBLISHED_SPLIT
+        same = not allow_seen and k == PUBLISHED_K and split.by == "random"
+        same = same and (split.train, split.seed) == PUBLISHED_SPLIT
         return cls.from_frames(
             data.name,
             run.items,

@@ -79,7 +79,7 @@ class RankingMetrics:
         Places looked at.
     users
         How many users were averaged over.
-    ndcg, precision, recall, hit_rate
+    ndcg, precision, recall, hit_rate, mrr
         In 0 … 1.
     coverage
         Share of the catalogue that stands in at least one answer, in 0 … 1.
@@ -91,6 +91,7 @@ class RankingMetrics:
     precision: float
     recall: float
     hit_rate: float
+    mrr: float
     coverage: float
 
     def to_json(self) -> dict[str, Any]:
@@ -101,7 +102,8 @@ class RankingMetrics:
 def ranking_metrics(ranked: npt.ArrayLike, relevance: Relevance, k: int, catalogue: int) -> RankingMetrics:
     """Compute every metric at k, averaged over the users who have relevant items.
 
-    For each user precision is ``hits / k``, recall ``hits / |relevant|``, the hit rate 1 with any hit.
+    For each user precision is ``hits / k``, recall ``hits / |relevant|``, the hit rate 1 with any hit, and
+    the reciprocal rank ``1 / place`` of the first hit, 0 without one.
     Coverage is ``|∪_u answer_u| / I`` ("catalogue coverage" of Ge, Delgado-Battenfeld and Jannach 2010).
 
     Parameters
@@ -134,8 +136,19 @@ def ranking_metrics(ranked: npt.ArrayLike, relevance: Relevance, k: int, catalog
         precision=float(hits[judged].mean()),
         recall=float((hits.sum(axis=1)[judged] / relevant[judged]).mean()),
         hit_rate=float(hits.any(axis=1)[judged].mean()),
+        mrr=float((hits.any(axis=1) / (1 + hits.argmax(axis=1)))[judged].mean()),
         coverage=len(np.unique(answered[answered != catalogue])) / catalogue,
     )
+
+
+def recall_curve(ranked: npt.ArrayLike, relevance: Relevance, k: int, catalogue: int) -> FloatArray:
+    """Return recall at 1, 2, … k ``[k]``; parameters and errors as for :func:`ranking_metrics`."""
+    hits, relevant = find_hits(np.asarray(ranked, np.int64), relevance, k, catalogue), relevance.counts
+    judged = relevant > 0
+    if not judged.any():
+        raise ValueError("no user has a relevant item, so there is nothing to average over")
+    curve: FloatArray = (hits.cumsum(axis=1)[judged] / relevant[judged, None]).mean(axis=0)
+    return curve
 
 
 def find_hits(rows: IntArray, relevance: Relevance, k: int, catalogue: int) -> BoolArray:

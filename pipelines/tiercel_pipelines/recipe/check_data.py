@@ -22,6 +22,9 @@ from .recipe import Recipe
 def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
     """Yield the problems of columns that sources, rules, steps, titles and the target name."""
     items, served = dataset.items, recipe.served
+    if recipe.split.by != "random" and dataset.timestamp is None:
+        problem = f"{recipe.split.by!r}, but the interactions have no time"
+        yield Problem("split.by", problem, "name the data set's timestamp, or write by='random'")
     for section in ("sources", "rules", "reorder"):
         for place, kind in enumerate(getattr(served, section)):
             where = f"serving.{section}[{place}]"
@@ -36,9 +39,9 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
                 columns = raw_columns(items, kind.columns())
                 yield from (problem.within(where) for problem in kind.unfit(columns))
     yield from _too_few_items(recipe, dataset)
-    if recipe.split.method == "leave_one_out" and dataset.timestamp is None:
-        problem = "it leaves out each user's last interaction, but the interactions have no timestamp"
-        yield Problem("split.method", problem, "name the data set's timestamp, or write method='random'")
+    if recipe.split.by != "random" and dataset.timestamp is None:
+        problem = f"a split by {recipe.split.by!r} needs the time of the interactions, and there is none"
+        yield Problem("split.by", problem, "name the data set's timestamp, or write by='random'")
     yield from _title(recipe.serving.title_column, dataset)
     if recipe.ranking is not None and recipe.ranking.task.target not in ("", IMPLICIT):
         yield from _target(recipe.ranking.task.target, dataset)

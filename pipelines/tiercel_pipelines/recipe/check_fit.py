@@ -22,8 +22,10 @@ from .recipe import Recipe
 _TAKEN = ("labels", "order")
 
 
-def fit_checked(recipe: Recipe, dataset: Dataset, interactions: pd.DataFrame, directory: Path) -> Any:
-    """Fit a recipe's workflow, and hold it to what an export asks of it.
+def fit_checked(
+    recipe: Recipe, dataset: Dataset, interactions: pd.DataFrame, directory: Path, client: Any = None
+) -> Any:
+    """Fit a recipe's workflow, on the Dask cluster of ``client`` if any, and hold it to what an export asks.
 
     Raises
     ------
@@ -31,7 +33,7 @@ def fit_checked(recipe: Recipe, dataset: Dataset, interactions: pd.DataFrame, di
         NVTabular can't fit it, or the fitted workflow can't be compiled; every column is named.
     """
     try:
-        workflow = fit_workflow(recipe, dataset, interactions, directory)
+        workflow = fit_workflow(recipe, dataset, interactions, directory, client=client)
     except MemoryError:
         raise
     except ExportError as error:

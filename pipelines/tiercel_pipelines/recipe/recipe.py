@@ -35,34 +35,38 @@ __all__ = ["Recipe", "SplitSettings", "TrainingSettings"]
 
 
 class SplitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How interactions become training, validation and test parts, for each user.
+    """How interactions become training, validation and test parts.
 
     Parameters
     ----------
-    method
-        ``random``; or ``leave_one_out``: each user's last interaction by time is the test part, the one
-        before it what early stopping looks at, and ``train`` and ``seed`` do not matter.
     train
-        Share of each user's interactions that is not the test part.
+        Share of the interactions that is not the test part.
     validation
-        Share of that which early stopping looks at; 0 is none, with ``leave_one_out`` too.
+        Share of that which early stopping looks at; 0 is none.
     seed
-        Same seed, same split.
+        Same seed, same split at random.
+    by
+        ``random``: for each user; ``time``: the latest share of all interactions; ``leave_one_out``: each
+        user's latest interaction is the test and the one before it the validation part, whatever the shares,
+        but for a ``validation`` of 0.
     """
 
-    method: Literal["random", "leave_one_out"] = "random"
     train: float = 0.75
     validation: float = 0.1
     seed: int = 42
+    by: Literal["random", "time", "leave_one_out"] = "random"
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and a method that there is not."""
+        """Return numbers out of their ranges, and a way to split that there is not."""
         train = Range(0, 1, open_low=True, open_high=True)
         wrong = list(out_of_range(self, {"train": train, "validation": BELOW_1, "seed": COUNT_OR_0}))
-        if self.method not in ("random", "leave_one_out"):
-            problem = f"expected 'random' or 'leave_one_out', got {self.method!r}"
-            wrong.append(Problem("method", problem, "write one of them"))
+        if self.by not in _SPLITS:
+            problem = f"expected one of {', '.join(map(repr, _SPLITS))}, got {self.by!r}"
+            wrong.append(Problem("by", problem, choose(str(self.by), _SPLITS)))
         return wrong
+
+
+_SPLITS = ("random", "time", "leave_one_out")
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -40,5 +40,5 @@ RECIPE = Recipe(
         history_columns=("item_id",),
         sources=(Index("sasrec", factory="Flat"), Popular(quota=0)),
     ),
-    split=SplitSettings(method="leave_one_out"),
+    split=SplitSettings(by="leave_one_out"),
 )

@@ -108,7 +108,7 @@ def data_digest(packed: Packed, pairs: Pairs, folds: IntArray) -> str:
         for name in sorted(part):
             array = np.ascontiguousarray(part[name])
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(memoryview(array.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
+            digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

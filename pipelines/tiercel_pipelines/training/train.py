@@ -16,6 +16,7 @@ from tiercel_serving.release.writing import check_destination, staging_directory
 from ..arrays.packing import rows_of
 from ..data import Dataset, Progress, Split, split_dataset
 from ..errors import RecipeError, TrainingError
+from ..features.dask_cluster import dask_cluster
 from ..recipe.check import check_recipe
 from ..recipe.check_fit import fit_checked, problem_of
 from ..recipe.recipe import Recipe
@@ -33,6 +34,7 @@ def train_recipe(
     *,
     replace: bool = False,
     resume: bool = False,
+    dask_scheduler: str | None = None,
     progress: Progress | None = None,
 ) -> TrainedRun:
     """Train a recipe on its loaded data set, write a run, and open it.
@@ -46,6 +48,9 @@ def train_recipe(
     resume
         Whether to go on from the checkpoint that an interrupted training of the same recipe and data left
         beside the run; without one it begins anew. The result is that of an uninterrupted training.
+    dask_scheduler
+        Address of a Dask scheduler, whose workers fit the workflow; they must see the run's folder. None
+        fits in this process.
     progress
         Called as ``progress(what, done, total)``.
 
@@ -69,7 +74,7 @@ def train_recipe(
         if replace and not resume:
             shutil.rmtree(folder, ignore_errors=True)
         checkpoint = Checkpoint(folder, recipe.training.checkpoint_s, document, resume=resume)
-        _train(recipe, dataset, destination, checkpoint, replace, progress)
+        _train(recipe, dataset, destination, checkpoint, replace, dask_scheduler, progress)
         checkpoint.remove()
     return TrainedRun.open(Path(run_dir))
 
@@ -80,6 +85,7 @@ def _train(
     destination: Path,
     checkpoint: Checkpoint,
     replace: bool,
+    dask_scheduler: str | None,
     progress: Progress | None,
 ) -> None:
     """Train and write a run."""
@@ -95,7 +101,8 @@ def _train(
         with timed(seconds, "workflow"):
             if progress is not None:
                 progress("workflow", 0, None)
-            workflow = fit_checked(recipe, dataset, split.fit, directory / "workflow")
+            with dask_cluster(dask_scheduler) as client:
+                workflow = fit_checked(recipe, dataset, split.fit, directory / "workflow", client)
             trainer = _prepared(recipe, dataset, split, workflow, progress)
             checkpoint.check_data(data_digest(trainer.packed, trainer.pairs, trainer.folds))
             trainer = dataclasses.replace(trainer, checkpoint=checkpoint)

@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, Entry] = {
         f"{_PIPELINES}.explain_features", "Show what the compiler made of a workflow.", FEATURES
     ),
     "transform": Entry(f"{_PIPELINES}.transform", "Compute the features of Parquet files.", FEATURES),
+    "score": Entry(f"{_PIPELINES}.score", "Write every user's served list to a Parquet file.", SERVE),
     "serve": Entry(f"{_SERVING}.serve", "Serve a release on Triton until Ctrl-C.", SERVE),
     "store": Entry(f"{_SERVING}.store", "Write live values of users: they count at once.", SERVE),
     "recommend": Entry(

@@ -1,0 +1,101 @@
+"""The rows that a workflow is fitted on: interactions with the columns of their user and item.
+
+Few rows are one table in memory. Many, and those of a cluster, are written in pieces to Parquet, which Dask
+then reads piece by piece: joined they are several times as wide as the interactions alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tiercel_serving.machine import machine_faults
+
+from ..data import Dataset
+
+with warnings.catch_warnings():
+    # As in workflow.py.
+    warnings.simplefilter("ignore")
+    from merlin.io import Dataset as MerlinDataset
+
+#: Rows that are joined at once; more than one such piece goes through files.
+ROWS = 1 << 19
+
+
+@contextmanager
+def joined_rows(
+    dataset: Dataset,
+    interactions: pd.DataFrame,
+    columns: Sequence[str],
+    place: Path | None = None,
+    *,
+    in_files: bool = False,
+) -> Iterator[Any]:
+    """Give some columns of interactions, joined, as a ``merlin.io.Dataset``.
+
+    Parameters
+    ----------
+    dataset, interactions, columns
+        The tables, some of its interactions, and the raw columns of any table.
+    place
+        Where files may be written, in a folder that goes when the block ends; None is the temporary folder.
+    in_files
+        Whether to write files however few rows there are.
+
+    Raises
+    ------
+    MachineFault
+        If the disk is full.
+    """
+    narrow = _narrowed(dataset, columns)
+    if len(interactions) <= ROWS and not in_files:
+        yield MerlinDataset(narrow.joined(interactions)[list(columns)], cpu=True)
+        return
+    size = ROWS if not in_files else max(1, min(ROWS, -(-len(interactions) // PARTS)))
+    with tempfile.TemporaryDirectory(prefix="joined-", dir=place) as scratch:
+        files, schema = [], _schema(narrow, interactions, columns)
+        with machine_faults(Path(scratch), "writing the rows that the workflow is fitted on"):
+            for start in range(0, len(interactions), size):
+                piece = narrow.joined(interactions.iloc[start : start + size])[list(columns)]
+                file = Path(scratch) / f"part-{start // size:05d}.parquet"
+                pq.write_table(pa.Table.from_pandas(piece, schema, preserve_index=False), file)
+                files.append(str(file))
+        yield MerlinDataset(files, engine="parquet", cpu=True, part_size="64MB")
+
+
+#: At least so many pieces for a cluster, so that its workers have something to do.
+PARTS = 8
+
+
+def _narrowed(dataset: Dataset, columns: Sequence[str]) -> Dataset:
+    """Return the data set with users and items that have their ids and the wanted columns alone."""
+    users, items = (
+        table[[name for name in table.columns if name in {*columns, own}]]
+        for table, own in ((dataset.users, dataset.user_id), (dataset.items, dataset.item_id))
+    )
+    return Dataset(
+        dataset.name,
+        users,
+        items,
+        dataset.interactions.iloc[:0],
+        dataset.user_id,
+        dataset.item_id,
+        dataset.timestamp,
+    )
+
+
+def _schema(dataset: Dataset, interactions: pd.DataFrame, columns: Sequence[str]) -> pa.Schema:
+    """Return one schema for all pieces, of which one alone may hold no value of a column."""
+    tables = (dataset.users, dataset.items, interactions)
+    held = {name: next(table[name] for table in tables if name in table.columns) for name in columns}
+    types = {name: pa.array(values, from_pandas=True).type for name, values in held.items()}
+    # A column without any value is one of text.
+    return pa.schema({name: pa.string() if pa.types.is_null(kind) else kind for name, kind in types.items()})

@@ -1,0 +1,102 @@
+"""A workflow that is fitted on pieces in files, or on a Dask cluster, is the one fitted in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tiercel_export.workflow.cut import cut_workflow
+from tiercel_pipelines.arrays.packing import pack_dataset
+from tiercel_pipelines.data import Synthetic, load_dataset
+from tiercel_pipelines.errors import TrainingError
+from tiercel_pipelines.features import joined
+from tiercel_pipelines.features.dask_cluster import dask_cluster
+from tiercel_pipelines.features.workflow import fit_workflow
+from tiercel_pipelines.recipe import load_recipe, replace
+
+
+@pytest.fixture(scope="module")
+def world():
+    recipe = load_recipe("synthetic")
+    recipe = replace(recipe, dataset=Synthetic(users=60, items=50, interactions=1000, ids="str"))
+    dataset = load_dataset(recipe.dataset)
+    return recipe, dataset, fit_workflow(recipe, dataset, dataset.interactions)
+
+
+def packed(world, workflow):
+    recipe, dataset, _ = world
+    return pack_dataset(cut_workflow(workflow), dataset, dataset.interactions, recipe.served)
+
+
+def check_same(world, workflow):
+    """Of the same categories and, but for the order of sums, the same numbers."""
+    mine, expected = packed(world, workflow), packed(world, world[2])
+    for part in ("user", "item"):
+        one, other = getattr(mine, part), getattr(expected, part)
+        assert one.keys() == other.keys()
+        for name, array in one.items():
+            if array.dtype.kind == "f":
+                np.testing.assert_allclose(array, other[name], rtol=1e-5, atol=1e-6)
+            else:
+                _check_renamed(array, other[name])
+    for name, array in mine.contexts.columns.items():
+        _check_renamed(array, expected.contexts.columns[name])
+
+
+def _check_renamed(ids, expected):
+    """Categories that are equally frequent may change places, and nothing else."""
+    for column in range(ids.shape[1]):
+        pairs = pd.DataFrame({"a": ids[:, column], "b": expected[:, column]}).drop_duplicates()
+        assert not pairs["a"].duplicated().any()
+        assert not pairs["b"].duplicated().any()
+
+
+def test_many_rows_are_fitted_from_files(world, monkeypatch, tmp_path):
+    recipe, dataset, _ = world
+    monkeypatch.setattr(joined, "ROWS", 300)
+    workflow = fit_workflow(recipe, dataset, dataset.interactions, tmp_path / "workflow")
+    check_same(world, workflow)
+    assert [path.name for path in tmp_path.iterdir()] == ["workflow"]
+
+
+def test_pieces_without_any_value_of_a_column_fit_the_others(world, tmp_path):
+    _, dataset, _ = world
+    interactions = dataset.interactions.iloc[:8].copy()
+    interactions["device"] = [None] * 7 + ["phone"]
+    columns = ["device", "interests", "country", "price"]
+    with joined.joined_rows(dataset, interactions, columns, tmp_path, in_files=True) as rows:
+        frame = rows.to_ddf().compute()
+        assert len(list(tmp_path.rglob("*.parquet"))) == 8
+    expected = dataset.joined(interactions)[columns]
+    assert frame["device"].isna().tolist() == [True] * 7 + [False]
+    assert [list(row) for row in frame["interests"]] == expected["interests"].tolist()
+    np.testing.assert_array_equal(frame["price"], expected["price"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_workers_fits_the_same(world, tmp_path: Path):
+    from distributed import LocalCluster
+
+    recipe, dataset, _ = world
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True) as cluster,
+        dask_cluster(cluster.scheduler_address) as client,
+    ):
+        workflow = fit_workflow(recipe, dataset, dataset.interactions, tmp_path / "workflow", client=client)
+        worked = client.run(lambda dask_worker: len(dask_worker.state.log))
+    assert len(worked) == 2
+    assert min(worked.values()) > 0
+    check_same(world, workflow)
+
+
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
+    from tiercel_pipelines.features import dask_cluster as module
+
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.3)
+    with pytest.raises(TrainingError, match=r"Dask scheduler tcp://127\.0\.0\.1:9: none answered"):
+        with dask_cluster("tcp://127.0.0.1:9"):
+            pass
