@@ -38,7 +38,7 @@ class HistoryItems(PackedModule):
         if biased:
             with torch.no_grad():
                 for table in self.tables:
-                    table.weight[:, -1] = 0  # type: ignore[index, operator]
+                    table.weight[:, -1] = 0  # type: ignore[operator]
 
     def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the vectors of items."""
