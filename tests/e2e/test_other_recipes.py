@@ -19,6 +19,7 @@ from tiercel_pipelines.recipe import (
     ListwiseSoftmax,
     Popular,
     Recipe,
+    SASRec,
     Synthetic,
     TwoTower,
     load_recipe,
@@ -35,9 +36,9 @@ def recipe_of(form: str) -> Recipe:
     changes: dict[str, Any] = {"retrieval": towers, "ranking": None}
     sources: tuple[Any, ...] = (Index("two_tower"), Popular(quota=4))
     if form == "two families":
-        changes["retrieval"] = (towers, replace(towers, name="wide", dimension=12, use_history=False))
+        changes["retrieval"] = (replace(towers, use_history=False), SASRec(dimension=12, max_epochs=1))
         changes["ranking"] = DLRM(embedding_dimension=4, max_epochs=1, task=ListwiseSoftmax(folds=2))
-        sources = (Index("two_tower", quota=14), Popular(quota=4), Index("wide"))
+        sources = (Index("two_tower", quota=14), Popular(quota=4), Index("sasrec"))
     serving = replace(recipe.serving, candidates=30, kept=20, k_max=20, history_length=10, sources=sources)
     data = Synthetic(users=100, items=120, interactions=2_500)
     return replace(recipe, name="other", dataset=data, serving=serving, **changes)

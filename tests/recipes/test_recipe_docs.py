@@ -11,8 +11,10 @@ import pytest
 
 import tiercel_pipelines.recipe as writes
 from tiercel_export.lowering.table import TABLE
-from tiercel_pipelines.data import Parquet, Synthetic
+from tiercel_pipelines.data import Parquet, Sequences, Synthetic
+from tiercel_pipelines.families.autoencoders import AutoencoderFamily
 from tiercel_pipelines.families.ranker import GradientRanker, NeuralRanker, SequenceRanker
+from tiercel_pipelines.families.sequences import SequenceFamily
 from tiercel_pipelines.families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, FitsFeatures
 from tiercel_pipelines.recipe.names import tables
 
@@ -20,7 +22,12 @@ DOCS = Path(__file__).parents[2] / "docs"
 MODELS = (DOCS / "models.md").read_text(encoding="utf-8")
 TEXT = (DOCS / "recipes.md").read_text(encoding="utf-8") + MODELS
 #: Settings that many families share are explained once.
-SHARED = {GradientRanker: "Settings of every ranker", NeuralRanker: "Settings of every ranking network"}
+SHARED = {
+    GradientRanker: "Settings of every ranker",
+    NeuralRanker: "Settings of every ranking network",
+    SequenceFamily: "Settings of every sequential model",
+    AutoencoderFamily: "Settings of every autoencoder",
+}
 #: Everything that a recipe writes and that has fields of its own.
 KINDS = [name for table in tables() for name in table.class_names()]
 SECTIONS = {
@@ -96,7 +103,7 @@ def test_the_table_of_models_is_that_of_the_families(table: Any) -> None:
             assert ("timestamp" in needs) == bool(timeless), name
 
 
-@pytest.mark.parametrize("kind", [Synthetic, Parquet])
+@pytest.mark.parametrize("kind", [Synthetic, Parquet, Sequences])
 def test_every_field_of_the_data_sets_is_explained(kind: Any) -> None:
     data = TEXT.partition("## Data\n")[2].partition("\n## ")[0]
     for item in msgspec.structs.fields(kind):

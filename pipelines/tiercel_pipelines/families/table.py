@@ -248,6 +248,9 @@ RETRIEVAL_FAMILIES: Kinds[RetrievalFamily] = Kinds(
         "bpr_mf": Kind("tiercel_pipelines.families.bpr_mf:BPRMF"),
         "sasrec": Kind("tiercel_pipelines.families.sasrec:SASRec"),
         "gru4rec": Kind("tiercel_pipelines.families.gru4rec:GRU4Rec"),
+        "mult_vae": Kind("tiercel_pipelines.families.mult_vae:MultVAE"),
+        "cdae": Kind("tiercel_pipelines.families.cdae:CDAE"),
+        "deep_autoencoder": Kind("tiercel_pipelines.families.deep_autoencoder:DeepAutoencoder"),
     },
 )
 

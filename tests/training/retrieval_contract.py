@@ -1,0 +1,247 @@
+"""What every retrieval family owes, held by one suite; a family's test subclasses it in a few lines.
+
+A small world with a planted pattern: users of a taste have items of the maker they like, one after another in
+a circle, so that what comes next follows from what was last, and what is liked from what was had.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from tiercel_export.models.dense import forward_inputs, frozen
+from tiercel_export.models.onnx import make_onnx
+from tiercel_pipelines.arrays.inputs import CategoryColumn, ModelInputs, Side
+from tiercel_pipelines.arrays.packed import Packed
+from tiercel_pipelines.arrays.pairs import Pairs
+from tiercel_pipelines.errors import TrainingError
+from tiercel_pipelines.families.table import RETRIEVAL_FAMILIES, Plan, RetrievalData, RetrievalFamily
+from tiercel_pipelines.offline.in_memory import OfflineRetrieval
+from tiercel_pipelines.recipe import ServingSettings, replace
+from tiercel_pipelines.training.record import _read_kind
+from tiercel_serving.problems import Problem
+from tiercel_serving.release.manifest import encode
+from tiercel_serving.sources.table import default_sources
+from tiercel_serving.spec import TensorSpec
+
+USERS, ITEMS, GROUPS, HAD, LENGTH = 80, 32, 4, 5, 6
+MINE = ITEMS // GROUPS
+USER = Side("user", (CategoryColumn("taste", GROUPS + 3), CategoryColumn("user_id", USERS + 3)))
+ITEM = Side("item", (CategoryColumn("maker", GROUPS + 3), CategoryColumn("item_id", ITEMS + 3)))
+INPUTS = ModelInputs(USER, ITEM, ("item_id",), sources=2)
+BOTH = msgspec.structs.replace(INPUTS, history=("maker", "item_id"))
+#: Somebody may write these for any setting.
+ODDITIES: tuple[Any, ...] = (None, True, -1, 2.5, "x", (), (None,), {}, object())
+
+
+def packed_items(items: np.ndarray) -> np.ndarray:
+    """``item_cat`` of items; -1 is one that no training knew."""
+    return np.where(items[:, None] < 0, 2, np.stack([items % GROUPS, items], 1) + 3)
+
+
+def world(history: tuple[int, ...] = (1,)) -> tuple[Packed, Pairs]:
+    """Users of a taste, told by their id alone, have five items of its eight, in turn."""
+    users = np.arange(USERS)
+    first = users // GROUPS % MINE
+    turn = (first[:, None] + np.arange(HAD)) % MINE
+    items = turn * GROUPS + (users % GROUPS)[:, None]
+    packed = Packed(
+        {"user_cat": np.stack([np.full(USERS, 2), users + 3], 1)},
+        {"item_cat": np.append(packed_items(np.arange(ITEMS)), [[0, 0]], 0)},
+        history,
+        LENGTH,
+        USERS,
+    )
+    owner = np.repeat(users, HAD)
+    return packed, Pairs.build(owner, items.ravel(), owner, np.ones(USERS * HAD), USERS)
+
+
+def following() -> np.ndarray:
+    """What each user would have next."""
+    users = np.arange(USERS)
+    return (users // GROUPS % MINE + HAD) % MINE * GROUPS + users % GROUPS
+
+
+class RetrievalContract:
+    """Subclass it, and give a family's settings that learn the pattern in a second."""
+
+    #: Small settings that learn the pattern.
+    settings: ClassVar[Any]
+    #: Other settings of the family, whose models differ.
+    variants: ClassVar[tuple[Any, ...]] = ()
+    #: Whether it learns the order, and finds what comes next first.
+    ordered: ClassVar[bool] = False
+    #: Settings under which the loss becomes no number.
+    wild: ClassVar[dict[str, Any]] = {"learning_rate": 3e37}
+
+    def each(self) -> Iterator[Any]:
+        yield from (self.settings, *self.variants)
+
+    @pytest.fixture(scope="class")
+    def fitted(self) -> Any:
+        """The model of ``settings``, fitted once."""
+        return self.fit()[0]
+
+    def fit(self, settings: Any = None, pairs: Pairs | None = None, seed: int = 0, **plan: Any) -> Any:
+        packed, all_pairs = world()
+        data = RetrievalData(packed, all_pairs if pairs is None else pairs, INPUTS)
+        return (settings or self.settings).fit(data, Plan(seed, "model, fold 1", **plan))
+
+    def rows(self, fitted: Any, packed: Packed, pairs: Pairs, count: int) -> np.ndarray:
+        """What the served source gives everybody."""
+        settings = self.settings
+        serving = ServingSettings(
+            candidates=count,
+            kept=1,
+            sources=default_sources({settings.name: settings.form}),
+            history_length=LENGTH,
+        )
+        retrieval = OfflineRetrieval(serving, {settings.name: fitted}, packed, pairs)
+        return retrieval.candidates(np.arange(packed.n_users))[1][1]
+
+    def test_it_is_in_the_table_and_its_settings_travel(self) -> None:
+        for settings in self.each():
+            assert isinstance(settings, RetrievalFamily)
+            assert RETRIEVAL_FAMILIES.find(RETRIEVAL_FAMILIES.name_of(settings)) is type(settings)
+            assert settings.problems() == []
+            read = RETRIEVAL_FAMILIES.read(msgspec.json.decode(encode(settings)), _read_kind)
+            assert read == settings
+
+    def test_odd_settings_are_told_and_break_nothing(self) -> None:
+        for field in type(self.settings).__struct_fields__:
+            for value in ODDITIES:
+                problems = replace(self.settings, **{field: value}).problems()
+                assert all(isinstance(problem, Problem) for problem in problems), (field, value)
+        if "learning_rate" in self.settings.__struct_fields__:
+            wrong = replace(self.settings, learning_rate=0.0, max_epochs=0).problems()
+            assert {problem.field for problem in wrong} == {"learning_rate", "max_epochs"}
+
+    def test_its_source_finds_the_pattern_and_it_is_read_back(self, fitted: Any, tmp_path: Path) -> None:
+        packed, pairs = world()
+        found = self.rows(fitted, packed, pairs, MINE - HAD)
+        if self.ordered:  # what comes next is all that it learns
+            right = found[:, 0] == following()
+        else:
+            right = found % GROUPS == np.arange(USERS)[:, None] % GROUPS
+        assert right.mean() > 0.9, right.mean()
+        fitted.save(tmp_path)
+        again = self.settings.load(tmp_path, INPUTS)
+        np.testing.assert_array_equal(self.rows(again, packed, pairs, MINE - HAD), found)
+        for name, array in fitted.form(packed.catalogue).items():
+            np.testing.assert_array_equal(again.form(packed.catalogue)[name], array)
+        file = sorted(tmp_path.iterdir())[0]
+        file.write_bytes(file.read_bytes()[:-8])
+        with pytest.raises(TrainingError, match=r"safetensors.*train again"):
+            self.settings.load(tmp_path, INPUTS)
+
+    def test_the_seed_decides(self) -> None:
+        if self.settings.dimension is None:
+            pytest.skip("nothing is drawn")
+        epochs = {"epochs": 1}
+        first, second, third = (
+            self.fit(seed=seed, **epochs)[0].form(world()[0].catalogue)["vectors"] for seed in (5, 5, 6)
+        )
+        np.testing.assert_array_equal(first, second)
+        assert not np.array_equal(first, third)
+
+    def test_users_do_not_touch_each_other(self, fitted: Any) -> None:
+        tensors = drawn(5)
+        everybody = fitted.query(tensors)
+        if everybody is None:
+            return
+        assert (everybody.shape, everybody.dtype) == ((5, self.settings.dimension), np.float32)
+        for user in range(5):
+            alone = fitted.query({name: array[user : user + 1] for name, array in tensors.items()})
+            np.testing.assert_allclose(alone[0], everybody[user], rtol=1e-5, atol=1e-5)
+        behind = np.arange(LENGTH)[:, None] >= tensors["history_length"][:, :, None]
+        other = {**tensors, "history_cat": np.where(behind, 9, tensors["history_cat"])}
+        np.testing.assert_allclose(fitted.query(other), everybody, rtol=1e-5, atol=1e-5)
+        # The same history in a wider tensor.
+        wide = {**tensors, "history_cat": np.pad(tensors["history_cat"], ((0, 0), (0, 7), (0, 0)))}
+        np.testing.assert_allclose(fitted.query(wide), everybody, rtol=1e-5, atol=1e-5)
+
+    def test_what_nobody_knows_gives_numbers(self, fitted: Any) -> None:
+        """Unknown users, unknown items, no history; an item that no training knew has a vector too."""
+        form = fitted.form({"item_cat": packed_items(np.array([7, -1, 3]))})
+        if self.settings.dimension is None:
+            assert len(form["offsets"]) == 4
+            return
+        known = fitted.form(world()[0].catalogue)["vectors"]
+        assert np.isfinite(form["vectors"]).all()
+        np.testing.assert_allclose(form["vectors"][[0, 2]], known[[7, 3]], rtol=1e-6)
+        for category in (0, 1, 2):
+            tensors = drawn(2)
+            for name in ("user_cat", "history_cat"):
+                tensors[name] = np.full_like(tensors[name], category)
+            for length in (0, 3):
+                tensors["history_length"] = np.full((2, 1), length, np.int32)
+                assert np.isfinite(fitted.query(tensors)).all()
+
+    def test_users_with_one_item_or_none_and_items_nobody_has(self) -> None:
+        packed, pairs = world()
+        kept = np.arange(len(pairs)) % HAD < np.minimum(pairs.users % 3, 1)
+        few = pairs.select(kept & (pairs.items > 5))
+        fitted, _ = self.fit(pairs=few, epochs=2)
+        assert (few.lengths <= 1).all()
+        found = self.rows(fitted, packed, few, 4)
+        assert ((found >= 0) & (found <= ITEMS)).all()
+
+    def test_nothing_to_learn_and_a_loss_that_is_no_number_are_told(self) -> None:
+        pairs = world()[1]
+        with pytest.raises(TrainingError, match="model, fold 1: there are no interactions"):
+            self.fit(pairs=pairs.select(np.zeros(len(pairs), bool)))
+        if "learning_rate" in self.settings.__struct_fields__:
+            with pytest.raises(TrainingError, match=r"model, fold 1: the loss became (nan|inf)"):
+                self.fit(replace(self.settings, **self.wild), epochs=20)
+
+    @pytest.mark.slow
+    def test_onnx_with_a_dynamic_batch_equals_torch(self, tmp_path: Path) -> None:
+        for place, settings in enumerate(self.each()):
+            served = self.fit(settings, epochs=1)[0].served()
+            if served.query is None:
+                return
+            module = frozen(copy.deepcopy(served.query))
+            for parameter in module.parameters():
+                torch.nn.init.normal_(parameter, std=0.3)
+            specs = {
+                name: TensorSpec(name, str(array.dtype), array.shape[1:]) for name, array in drawn(2).items()
+            }
+            inputs = forward_inputs(module, specs, "query")
+            assert [spec.name for spec in inputs] == list(inspect.signature(module.forward).parameters)
+            folder = tmp_path / str(place)
+            folder.mkdir()
+            make_onnx(module, folder, inputs=inputs, output="out", max_batch=64, build_id="b")
+            check_onnx(module, folder / "model.onnx")
+
+
+def drawn(size: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Tensors of any users."""
+    rng = np.random.default_rng(seed)
+    return {
+        "user_cat": rng.integers(0, 6, (size, 2)),
+        "history_cat": rng.integers(3, ITEMS + 3, (size, LENGTH, 1)),
+        "history_length": rng.integers(0, LENGTH + 1, (size, 1)).astype(np.int32),
+    }
+
+
+def check_onnx(module: Any, file: Path) -> None:
+    """The file runs with plain operators, for any batch, and gives what torch gives, to 1e-5."""
+    operators = {node.op_type for node in onnx.load(file).graph.node}
+    assert not operators & {"OneHot", "NonZero", "Unique", "Loop", "If", "Scan"}
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for size in (1, 3, 7):
+        tensors = {name: drawn(size, seed=size)[name] for name in module.input_names}
+        (got,) = session.run(None, tensors)
+        with torch.inference_mode():
+            expected = module(**{name: torch.from_numpy(array) for name, array in tensors.items()})
+        np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,96 @@
+"""What sequential families share: windows, prefixes, losses, and what is told before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from retrieval_contract import BOTH, INPUTS, drawn
+
+from tiercel_pipelines.arrays.pairs import Pairs
+from tiercel_pipelines.families.sequences import Windows, generalised_bce, sampled_cross_entropy
+from tiercel_pipelines.recipe import GRU4Rec, SASRec, replace
+
+EACH: list[Any] = [SASRec(dimension=8, heads=2), GRU4Rec(dimension=8, hidden_dimension=6)]
+
+
+@pytest.mark.parametrize("lengths", [[1], [0, 4, 1, 9, 2, 3, 7, 10, 0], [5], [13]])
+@pytest.mark.parametrize("length", [1, 3, 4, 50])
+def test_windows_find_each_item_once_and_show_what_is_right_before_it(
+    lengths: list[int], length: int
+) -> None:
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    items = np.arange(len(users)) * 7 % 1000
+    pairs = Pairs.build(users, items, users, np.ones(len(users)), len(lengths))
+    windows = Windows.cut(pairs, length)
+    found: list[int] = []
+    for chosen in windows.batches(2, np.random.default_rng(0)):
+        rows, wanted = windows.take(chosen, items, 1000)
+        assert rows.shape[1] <= length + 1
+        for window, right in zip(rows, wanted, strict=True):
+            real = window[window < 1000]
+            at = np.flatnonzero(items == real[0])[0]
+            np.testing.assert_array_equal(real, items[at : at + len(real)])
+            assert len({*users[at : at + len(real)]}) == 1
+            # A window's first item is found from nothing only where it is a user's first.
+            assert right[0] == (at == pairs.offsets[users[at]])
+            found += window[right].tolist()
+    assert sorted(found) == sorted(items.tolist())
+
+
+@pytest.mark.parametrize("settings", EACH)
+def test_a_state_of_training_is_the_query_of_that_prefix(settings: Any) -> None:
+    """No state knows what is behind it: so training does not see what it shall find."""
+    fitted = settings._fresh(BOTH)
+    network = fitted.user_tower.eval()
+    history = torch.from_numpy(np.random.default_rng(0).integers(3, 7, (3, 6, 2)))
+    with torch.inference_mode():
+        states = network.states(history)
+        for length in range(7):
+            count = torch.full((3, 1), length, dtype=torch.int32)
+            alone = network(history_cat=history, history_length=count)
+            torch.testing.assert_close(alone, states[:, length], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", EACH)
+def test_of_a_long_history_the_latest_items_are_seen(settings: Any) -> None:
+    tensors = {name: torch.from_numpy(array) for name, array in drawn(8).items() if "history" in name}
+    network = replace(settings, sequence_length=2)._fresh(INPUTS).user_tower.eval()
+    with torch.inference_mode():
+        all_of_it = network(**tensors)
+        for user, length in enumerate(tensors["history_length"][:, 0].tolist()):
+            last = tensors["history_cat"][user, max(0, length - 2) : length]
+            short = torch.nn.functional.pad(last, (0, 0, 0, 2 - len(last)), value=5)
+            count = torch.tensor([[len(last)]], dtype=torch.int32)
+            alone = network(history_cat=short[None], history_length=count)
+            torch.testing.assert_close(alone[0], all_of_it[user], rtol=1e-5, atol=1e-5)
+
+
+def test_losses_are_their_formulas() -> None:
+    rng = torch.Generator().manual_seed(0)
+    positive, others = torch.randn(5, generator=rng), torch.randn(5, 4, generator=rng)
+    whole = torch.cat([positive[:, None], others], 1)
+    expected = torch.nn.functional.cross_entropy(whole, torch.zeros(5, dtype=torch.int64))
+    torch.testing.assert_close(sampled_cross_entropy(positive, others, 4), expected)
+    # Each of 4 drawn out of 8 stands for two.
+    twice = torch.cat([whole, others], 1)
+    expected = torch.nn.functional.cross_entropy(twice, torch.zeros(5, dtype=torch.int64))
+    torch.testing.assert_close(sampled_cross_entropy(positive, others, 8), expected)
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(
+        whole, torch.tensor([1.0, 0, 0, 0, 0]).expand(5, 5)
+    )
+    torch.testing.assert_close(generalised_bce(positive, others, 9, 0.0), plain)
+    # alpha = 4 / 8, t = 0.5: beta = 0.5 (0.5 (1 - 2) + 2) = 0.75.
+    loss = (-0.75 * positive.sigmoid().log() - (1 - others.sigmoid()).log().sum(1)).mean() / 5
+    torch.testing.assert_close(generalised_bce(positive, others, 9, 0.5), loss)
+
+
+@pytest.mark.parametrize("settings", EACH)
+def test_histories_without_an_order_are_told_before_anything_is_trained(settings: Any) -> None:
+    assert settings.misfits({"user_id": True}, {"item_id": True}, True) == []
+    [problem] = settings.misfits({"user_id": True}, {"item_id": True}, False)
+    assert "the interactions have no timestamp" in str(problem)
+    assert [p.field for p in replace(settings, loss="bpr", negatives=0).problems()] == ["loss", "negatives"]
+    assert [p.field for p in replace(EACH[0], heads=3).problems()] == ["heads"]
