@@ -25,7 +25,7 @@ from tiercel_serving.stores.feature_store import FeatureStore
 from tiercel_serving.stores.records import Event, Record
 from tiercel_serving.stores.table import Change, StorePlace
 
-USERS = (10, 13, 10**6)
+USERS, NOBODY = (10, 13, 10**6), 3
 
 
 def opened(tiny: Tiny, folder: Path) -> Callable[[], FeatureStore]:
@@ -97,6 +97,8 @@ def check_against_a_dictionary(tiny: Tiny, folder: Path, script: list[Any]) -> N
             if then == "kill at once":
                 one.send(*operation)
                 one.kill()
+                # Killed between the commit and telling the readers of it, it is seen from the next write on.
+                writers[1 - number % 2].call("remove", NOBODY)
                 found = held(writers[1 - number % 2], user)
                 assert found in (before, after(state, operation)), operation
                 state[user] = found
