@@ -120,7 +120,7 @@ def check_against_a_dictionary(tiny: Tiny, folder: Path, script: list[Any]) -> N
 unhurried = settings(deadline=None, suppress_health_check=[*HealthCheck])
 
 
-@settings(unhurried, max_examples=4)
+@settings(unhurried, max_examples=3)
 @given(script=steps)
 def test_it_is_a_dictionary_whoever_writes_and_dies(plain: Tiny, tmp_path: Path, script: list[Any]) -> None:
     check_against_a_dictionary(plain, tmp_path / "store", script)
@@ -241,7 +241,7 @@ def test_a_damaged_file_is_refused_or_not_in_use_where_it_is_damaged(
 ) -> None:
     folder, records = whole
     refused = 0
-    for seed in range(8):
+    for seed in range(5):
         copy = tmp_path / f"{seed}"
         copy.mkdir()
         data = bytearray((folder / "data.mdb").read_bytes())
