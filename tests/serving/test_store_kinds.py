@@ -82,7 +82,7 @@ def values(column: Column) -> list[Any]:
 
 
 several = pytest.mark.parametrize("variant", ["plain", "strings", "no users"], indirect=True)
-quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @several

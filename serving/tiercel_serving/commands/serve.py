@@ -149,7 +149,7 @@ def _check_store(sh: Shell, release: Release) -> None:
     from ..errors import StoreUnavailable
     from ..stores.feature_store import FeatureStore
 
-    records = release.open_records(release.store_kind)
+    records = release.open_records(release.store_kind, patient=True)
     if records is None:
         return
     try:

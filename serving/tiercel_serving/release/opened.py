@@ -80,12 +80,12 @@ class Release:
         """The store that counts: the one that was chosen for this release, else its own."""
         return self.settings.store if self.other_store is None else self.other_store
 
-    def open_records(self, kind: StoreKind) -> Records | None:
-        """Open a store for this release; see :meth:`~tiercel_serving.stores.table.StoreKind.open`."""
+    def open_records(self, kind: StoreKind, *, patient: bool = False) -> Records | None:
+        """Open a store for this release; see :class:`~tiercel_serving.stores.table.StorePlace`."""
         # A server reads links to the release's files.
         home = (self.path / MANIFEST_NAME).resolve().parent.parent
         with STORES.using(kind):
-            return kind.open(StorePlace(home, self.manifest.name))
+            return kind.open(StorePlace(home, self.manifest.name, patient))
 
     @property
     def session_columns(self) -> tuple[str, ...]:

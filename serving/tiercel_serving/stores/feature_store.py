@@ -119,7 +119,7 @@ class FeatureStore:
         opened = release if isinstance(release, Release) else open_release(release)
         kind = read_store(store) if isinstance(store, str) else store
         kind = opened.store_kind if kind is None else kind
-        records = opened.open_records(kind)
+        records = opened.open_records(kind, patient=True)
         if records is None:
             raise InvalidSettings(
                 f"{opened.path}: this release keeps no live values; name a store (--store embedded:FOLDER or "

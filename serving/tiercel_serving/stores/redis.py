@@ -83,7 +83,8 @@ class Redis(LiveSettings, frozen=True, tag="redis"):
 
     def open(self, place: StorePlace) -> RedisRecords:
         """Connect; a store that is not there may come later."""
-        return RedisRecords(self, self.prefix or f"tiercel:{place.name}")
+        timeout_s = self.write_timeout_s if place.patient else self.timeout_ms / 1000
+        return RedisRecords(self, self.prefix or f"tiercel:{place.name}", timeout_s)
 
 
 def _url_problem(url: str) -> str | None:
@@ -106,11 +107,13 @@ class RedisRecords:
         Where it is.
     prefix
         What keys begin with.
+    timeout_s
+        The deadline of a read.
     """
 
-    def __init__(self, settings: Redis, prefix: str) -> None:
+    def __init__(self, settings: Redis, prefix: str, timeout_s: float) -> None:
         self._settings, self._prefix = settings, f"{prefix}:".encode()
-        self._timeout_s = settings.timeout_ms / 1000
+        self._timeout_s = timeout_s
         #: The reader ends by itself, at worst some deadlines late; a connection may take longer than a read.
         self._reader = _connect(settings, self._timeout_s, max(1.0, self._timeout_s))
         self._writer = _connect(settings, settings.write_timeout_s, settings.write_timeout_s)

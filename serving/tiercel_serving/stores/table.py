@@ -29,10 +29,14 @@ Change = Callable[[bytes | None], bytes | None]
 
 @dataclass(frozen=True)
 class StorePlace:
-    """Where a store is opened: the folder that holds the release, and what the release is called."""
+    """Where a store is opened: the folder that holds the release, and what the release is called.
+
+    Whoever is ``patient`` has no request to answer, and waits for a read as long as for a write.
+    """
 
     folder: Path
     name: str
+    patient: bool = False
 
 
 class Records(Protocol):
