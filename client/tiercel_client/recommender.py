@@ -12,7 +12,7 @@ from typing import Any
 from .core import Call, Core, Flow, Result
 from .errors import ClientError
 from .request import Question
-from .results import Anonymous, Explanation, Health, Id, Recommendation, ServerInfo
+from .results import Anonymous, Explanation, Health, Id, Recommendation, ServerInfo, Why
 from .wire.transport import Headers, Transport
 from .wire.triton import TritonTransport
 
@@ -233,6 +233,49 @@ class Recommender(Core[Transport]):
         question = Question.of_one(user_id, k, exclude, history, features, allow_seen, include, candidates)
         context = self._context(timeout_s, request_id, headers)
         return self._drive(self._explain(context, question))
+
+    def why(
+        self,
+        user_id: Id | Anonymous,
+        item_id: Id,
+        k: int | None = None,
+        *,
+        exclude: Iterable[Id] | None = None,
+        include: Iterable[Id] | None = None,
+        candidates: Sequence[Id] | None = None,
+        history: Sequence[Id] | None = None,
+        features: Mapping[str, Any] | None = None,
+        allow_seen: bool | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Headers | None = None,
+    ) -> Why:
+        """Say why a user gets an item, or does not: where it fell, and what would have had to be otherwise.
+
+        Parameters
+        ----------
+        user_id, k, exclude, include, candidates, history, features, allow_seen
+            As in :meth:`recommend`.
+        item_id
+            The raw id of the item.
+        timeout_s, request_id, headers
+            As in :meth:`recommend`.
+
+        Returns
+        -------
+        Why
+            Stage, reason, rank and score.
+
+        Raises
+        ------
+        NotFound
+            The server has no ensemble that says so.
+        InvalidInput, ClientError
+            As in :meth:`recommend`.
+        """
+        question = Question.of_one(user_id, None, exclude, history, features, allow_seen, include, candidates)
+        context = self._context(timeout_s, request_id, headers)
+        return self._drive(self._why(context, question, item_id, k))
 
     def health(self, timeout_s: float | None = None, *, headers: Headers | None = None) -> Health:
         """Make one real inference, for somebody unknown, without retries.

@@ -115,6 +115,12 @@ def build_requests(contract: Contract, question: Question) -> list[Part]:
     return parts
 
 
+def build_k(contract: Contract, k: Any) -> int:
+    """Return how many items one user asks for; InvalidInput if that can't be."""
+    made = _k(contract, Question([None], [k], single=True), 1)
+    return contract.k_default if made is None else int(made.values[0])
+
+
 def canary(contract: Contract) -> dict[str, Array]:
     """Return the smallest real request: one item for somebody unknown."""
     return build_requests(contract, Question.of_one(Anonymous.ANONYMOUS, 1))[0].inputs

@@ -132,6 +132,20 @@ def test_what_is_sent_of_a_user_overrides_the_store(parts: Parts, recommender: R
     assert found(country="DE", vip=False) == {"book"}
 
 
+def test_why_an_item_does_not_come(parts: Parts, recommender: Recommender) -> None:
+    user, now = int(parts.users["user_id"].iloc[3]), 50.0 * DAY_S
+    passing, features = right(parts, user, now=now), {"now": now}
+    answer = recommender.recommend(user, features=features, allow_seen=True)
+    stock = dict(zip(parts.items["item_id"], parts.items["stock"], strict=True))
+    for item in parts.items["item_id"].tolist()[::3]:
+        why = recommender.why(user, item, features=features, allow_seen=True)
+        assert (why.stage == "answer") == (item in answer.item_ids)
+        assert (why.stage == "retrieval") == (item not in passing), why
+        if not stock[item]:
+            assert (why.reason, why.seen) == ("in stock: not stock > 0", {"item.stock": 0})
+            assert why.needed == "other values: item.stock is 0"
+
+
 def test_the_clock_is_injected(release: Release, parts: Parts) -> None:
     chain = Chain.open(release)
     place = next(n for n, stage in enumerate(chain.stages) if stage.spec.name == "retrieval")

@@ -47,6 +47,10 @@ EXPLAIN_OUTPUTS = (
     "filter_reason",
     "rank_score",
     "reorder_reason",
+    "explain_reason",
+    "explain_place",
+    "explain_score",
+    "explain_detail",
 )
 
 #: Where a Triton model finds its stages' code.

@@ -95,10 +95,15 @@ class MergedSources:
         else:
             scores = self._scorer.score(arrays, rows)
         scores = np.where(rows == self._pad, np.float32(-np.inf), scores)
-        scores, rows = (part[:, : self.count] for part in sort_by_score(scores, rows))
+        scores, rows = sort_by_score(scores, rows)
+        scores, rows = scores[:, : self.count], rows[:, : self.count]
         code = 1 + (self._shares[0][0] if self._scale is None else self._scale)
         scores = np.where(np.isneginf(scores), np.float32(0), scores)
         return self._blank(scores, rows, np.full(rows.shape, code, np.int32))
+
+    def scores(self, arrays: Arrays, rows: Rows) -> Scores | None:
+        """Return the scores ``[B, M]`` of any items on the common scale; None if there is none."""
+        return None if self._scorer is None else self._scorer.score(arrays, rows)
 
     def _from_each(self, arrays: Arrays, mask: Mask) -> tuple[list[tuple[Scores, Rows]], list[int]]:
         parts: list[tuple[Scores, Rows]] = []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,23 @@ from ..sources.merged import Candidates, MergedSources
 from ..sources.table import open_source
 from ..spec import Array, Arrays, StageSpec
 from ..stores.table import Users
+from .explain_items import EXCLUDED, FOUND, HAD, NOT_ASKED, ExplainItems
 from .request_rules import RequestRules
 from .sent_ids import SentIds
-from .specs import ALLOW_SEEN, CANDIDATES, INCLUDED, RETRIEVAL
+from .specs import ALLOW_SEEN, CANDIDATES, EXPLAINED, INCLUDED, RETRIEVAL
 
 Flags = npt.NDArray[np.bool_]
+
+#: Of how many items one request may ask what became of them.
+MOST_EXPLAINED = 100
+
+#: What is said of items, and what stands there where none was asked for.
+_EXPLAINED: Mapping[str, Any] = {
+    "explain_reason": np.int32(0),
+    "explain_place": np.int64(0),
+    "explain_score": np.float32(0),
+    "explain_detail": b"",
+}
 
 #: What is done for some users: ``give(arrays, mask, listed)``.
 _Give = Callable[[Arrays, Mask, Rows], Candidates]
@@ -39,6 +51,8 @@ class Limits(NamedTuple):
         ``[B, I + 1]``: what they may get; None is everything else.
     listed
         ``[B, M]`` rows to be ranked in place of what is found.
+    asked
+        ``[B, I + 1]``: what of that requests named; None is everything.
     """
 
     seen: Rows
@@ -46,6 +60,7 @@ class Limits(NamedTuple):
     excluded: Rows
     allowed: Flags | None
     listed: Rows
+    asked: Flags | None = None
 
     def of(self, chosen: Flags) -> Limits:
         """Return those of some users."""
@@ -105,11 +120,13 @@ class Retrieval:
             SentIds(name, self._items, settings.max_excluded, text, RETRIEVAL)
             for name in (INCLUDED, CANDIDATES)
         )
+        self._asked = SentIds(EXPLAINED, self._items, MOST_EXPLAINED, text=False, stage=RETRIEVAL)
         self._rules = RequestRules(release, clock)
+        self._explain = ExplainItems(release, self._rules)
 
     def check(self, arrays: Arrays) -> None:
         """Refuse long lists, lengths that do not fit, and infinities."""
-        for ids in (self._included, self._listed):
+        for ids in (self._included, self._listed, self._asked):
             ids.check(arrays)
         self._rules.check(arrays)
 
@@ -125,14 +142,57 @@ class Retrieval:
 
         Returns
         -------
-        ``retrieved_row``, ``retrieval_score`` and ``source``, each ``[B, N]``.
+        ``retrieved_row``, ``retrieval_score`` and ``source``, each ``[B, N]``; ``explain_reason``,
+        ``explain_place``, ``explain_score`` and ``explain_detail`` of the items that it shall be said of.
         """
         users = self._store.read(arrays["user_id"])
         given = self._listed.given(arrays)
         limits = self._limits(arrays, users, given)
         unknown = (arrays["status"][:, 0] == UNKNOWN) & self._bypass
         found = self._found(arrays, limits, unknown, given)
-        return {"retrieved_row": found[1], "retrieval_score": found[0], "source": found[2]}
+        retrieved = {"retrieved_row": found[1], "retrieval_score": found[0], "source": found[2]}
+        return {**retrieved, **self._explained(arrays, users, limits, found, unknown)}
+
+    def widths(self, arrays: Arrays) -> dict[str, int]:
+        """Return how wide what is said of items is: as many as one request asks for."""
+        ids = arrays.get(EXPLAINED)
+        return dict.fromkeys(_EXPLAINED, 1 if ids is None else max(ids.shape[1], 1))
+
+    def _explained(
+        self, arrays: Arrays, users: Users, limits: Limits, found: Candidates, unknown: Flags
+    ) -> dict[str, Array]:
+        """Say of the items that were asked for why they were found or not."""
+        rows = self._asked.rows(arrays)
+        if not rows.shape[1]:
+            return {name: np.full((len(unknown), 1), pad) for name, pad in _EXPLAINED.items()}
+        given = self._rules.given(arrays, users)
+        had = limits._replace(excluded=limits.excluded[:, :0], allowed=None).mask(self._pad)
+        ruled_out = make_mask(len(unknown), self._pad, limits.seen[:0], np.zeros_like(limits.counts))
+        ruled_out.add(limits.excluded)
+        places = found[1][:, None] == rows[..., None]
+        masks = {
+            FOUND: places.any(axis=2),
+            EXCLUDED: ~ruled_out.allows(rows),
+            HAD: ~had.allows(rows),
+        }
+        if limits.asked is not None:
+            masks[NOT_ASKED] = ~np.take_along_axis(limits.asked, rows, axis=1)
+        reasons = self._explain.reasons(rows, masks, given)
+        real = rows < self._pad
+        scores = self._sources.scores(arrays, rows)
+        place = places.argmax(axis=2) + 1
+        if scores is None:
+            scores = np.full(rows.shape, np.nan, np.float32)
+            place = np.where(masks[FOUND], place, 0)
+        else:
+            deep = self._explain.places(self._sources, arrays, limits.mask(self._pad), rows, scores)
+            place = np.where(masks[FOUND], place, np.where(np.isneginf(scores) | ~real, 0, deep))
+        own = np.take_along_axis(found[0], np.maximum(place - 1, 0).clip(max=found[0].shape[1] - 1), axis=1)
+        scores = np.where(masks[FOUND], own, np.where(np.isneginf(scores), np.float32(np.nan), scores))
+        # Who is answered by the fallback is not searched for: there is no scale.
+        place = np.where(unknown[:, None] & ~masks[FOUND], 0, place)
+        detail = self._explain.details(reasons, rows, given)
+        return dict(zip(_EXPLAINED, (reasons, place, scores.astype(np.float32), detail), strict=True))
 
     def _limits(self, arrays: Arrays, users: Users, given: Flags) -> Limits:
         seen, counts = _masked(users, arrays[ALLOW_SEEN][:, 0])
@@ -145,12 +205,11 @@ class Retrieval:
             # Of whoever is answered by the fallback the list is what may come.
             only = self._only(listed, given)
             allowed = only if allowed is None else allowed & only
-        ruled = self._rules.allowed(arrays, users)
+        ruled, asked = self._rules.allowed(arrays, users), allowed
         if ruled is not None:
-            if allowed is None:
-                allowed = np.ones((len(counts), self._pad + 1), np.bool_)
+            allowed = np.ones((len(counts), self._pad + 1), np.bool_) if asked is None else asked.copy()
             allowed[:, : self._pad] &= ruled
-        return Limits(seen, counts, arrays["excluded_row"], allowed, listed)
+        return Limits(seen, counts, arrays["excluded_row"], allowed, listed, asked)
 
     def _only(self, rows: Rows, given: Flags) -> Flags:
         """Return ``[B, I + 1]``: what may come, of those who gave a set its rows alone."""

@@ -34,15 +34,16 @@ DESCRIBE_ITEMS = "describe_items"
 #: reads. Then the companions that give their lengths, and those that carry the same lists packed, where ids
 #: are text (``sent_ids.py``).
 EXCLUDED, HISTORY = "exclude_item_ids", "history_item_ids"
-INCLUDED, CANDIDATES = "include_item_ids", "candidate_item_ids"
+INCLUDED, CANDIDATES, EXPLAINED = "include_item_ids", "candidate_item_ids", "explain_item_ids"
 LISTS: Mapping[str, str] = {
     EXCLUDED: "Raw ids that must not be recommended.",
     HISTORY: "Raw ids, oldest first.",
     INCLUDED: "Raw ids: nothing else may be recommended.",
     CANDIDATES: "Raw ids: these are ranked, and nothing is searched for.",
+    EXPLAINED: "Raw ids: what became of them before the ranker is said.",
 }
 LENGTHS: Mapping[str, str] = {name: f"{name}__length" for name in LISTS}
-PACKED: Mapping[str, str] = {name: f"{name}__packed" for name in LISTS}
+PACKED: Mapping[str, str] = {name: f"{name}__packed" for name in LISTS if name != EXPLAINED}
 
 #: Whether a user may get what the user already had.
 ALLOW_SEEN = "allow_seen"
@@ -144,6 +145,16 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
         TensorSpec("retrieval_score", "float32", (n,), doc="Their scores, as the first scoring source's."),
         TensorSpec("source", "int32", (n,), doc="1 + number of the source; 0 is empty."),
     )
+    explained = (
+        TensorSpec(
+            "explain_reason", "int32", (-1,), doc="What keeps each item that was asked for; 0 nothing."
+        ),
+        TensorSpec(
+            "explain_place", "int64", (-1,), doc="Its place among what may come, from 1; 0 is unknown."
+        ),
+        TensorSpec("explain_score", "float32", (-1,), doc="Its retrieval score; NaN if nothing scores it."),
+        TensorSpec("explain_detail", "bytes", (-1,), pad=b"", doc="What a failed rule saw, as JSON."),
+    )
     queries = []
     for source, model in manifest.queries.items():
         query = TensorSpec(query_stage(source), "float32", (model.dimension,), doc="The user's vector.")
@@ -163,10 +174,10 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
             (
                 *_named(RETRIEVAL, known, read),
                 *(user_id, status, excluded, allow_seen),
-                *_id_lists(manifest, (INCLUDED, CANDIDATES)),
+                *_id_lists(manifest, (INCLUDED, CANDIDATES, EXPLAINED)),
                 *_asked_by_rules(manifest),
             ),
-            retrieved,
+            (*retrieved, *explained),
         ),
         StageSpec(FILTERING, retrieved, tensors.kept),
         *ranking,
@@ -206,7 +217,7 @@ def _id_lists(manifest: Manifest, names: Iterable[str]) -> Iterator[TensorSpec]:
     dtype = manifest.catalogue.item_id_dtype
     for name in names:
         yield from _list_tensors(name, LENGTHS[name], dtype, LISTS[name])
-        if dtype == "bytes":
+        if dtype == "bytes" and name in PACKED:
             said = f"{name}, each list packed into one element; empty is null. Send one of the two."
             yield TensorSpec(PACKED[name], dtype, (1,), True, b"", said, of=name, says=PACKED_OF)
 
