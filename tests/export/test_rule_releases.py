@@ -124,7 +124,7 @@ def test_what_is_sent_of_a_user_overrides_the_store(parts: Parts, recommender: R
 
     def found(**features: Any) -> set[str]:
         sent = {"now": 0, **features}
-        answer = recommender.recommend(ANONYMOUS, k=12, features=sent, include=sorted(kinds))
+        answer = recommender.recommend(ANONYMOUS, k=12, features=sent)
         return {kinds[item] for item in answer.item_ids}
 
     assert found() == {"book"}, "what nobody knows of a user passes no rule"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..ranked import Mask, Rows, Scores
 from ..release.opened import Release
-from ..rules.expressions.masks import Given
+from ..rules.expressions.given import Given
 from ..rules.table import asked
 from ..spec import Array, Arrays
 from ..verify.reference import plain_items
