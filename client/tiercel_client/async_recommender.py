@@ -11,7 +11,7 @@ from typing import Any
 from .core import Call, Core, Flow, Result
 from .errors import ClientError
 from .request import Question
-from .results import Anonymous, Explanation, Health, Id, Recommendation, ServerInfo, Why
+from .results import Anonymous, Explanation, Health, Id, Item, Recommendation, ServerInfo, Why
 from .wire.transport import AsyncTransport, Headers
 from .wire.triton import AsyncTritonTransport
 
@@ -129,6 +129,21 @@ class AsyncRecommender(Core[AsyncTransport]):
         question = Question.of_one(user_id, None, exclude, history, features, allow_seen, include, candidates)
         context = self._context(timeout_s, request_id, headers)
         return await self._drive(self._why(context, question, item_id, k))
+
+    async def related(
+        self,
+        item_ids: Id | Sequence[Id],
+        k: int | None = None,
+        *,
+        exclude: Iterable[Id] | None = None,
+        titles: bool = True,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Headers | None = None,
+    ) -> tuple[Item, ...]:
+        """Return what is like some items; as :meth:`tiercel_client.Recommender.related`."""
+        context = self._context(timeout_s, request_id, headers)
+        return await self._drive(self._related(context, item_ids, k, exclude, titles))
 
     async def health(self, timeout_s: float | None = None, *, headers: Headers | None = None) -> Health:
         """Make one real inference; as :meth:`tiercel_client.Recommender.health`."""

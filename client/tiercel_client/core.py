@@ -39,10 +39,11 @@ from .options import (
     check_request_id,
     seconds,
 )
-from .request import Part, Question, build_k, build_requests, canary, id_array
+from .request import Part, Question, build_k, build_requests, canary, id_array, related_inputs
 from .response import (
     DESCRIBE_OUTPUTS,
     OUTPUTS,
+    RELATED_OUTPUTS,
     Array,
     described,
     read_answers,
@@ -50,7 +51,7 @@ from .response import (
     read_titles,
     titled,
 )
-from .results import Explanation, Health, Id, Recommendation, ServerInfo, Why
+from .results import Explanation, Health, Id, Item, Recommendation, ServerInfo, Why
 from .values import convert_ids, shown
 from .why import read_why
 from .wire.transport import Headers, InferRequest
@@ -122,6 +123,7 @@ class Core(Generic[AnyTransport]):
         model: str = "recommend",
         explain_model: str | None = None,
         describe_model: str = "describe_items",
+        related_model: str = "related",
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: Retry | None = None,
         headers: Headers | None = None,
@@ -139,6 +141,7 @@ class Core(Generic[AnyTransport]):
             else _name(explain_model, "explain_model")
         )
         self._describe_model = _name(describe_model, "describe_model")
+        self._related_model = _name(related_model, "related_model")
         self._timeout_s = seconds(timeout_s, "timeout_s")
         self._retry = Retry() if retry is None else retry
         self._headers = check_headers(headers)
@@ -212,6 +215,26 @@ class Core(Generic[AnyTransport]):
             [one] = yield from self._describe(context, contract, "item_id", place)
             why = replace(why, title=(one[1] or None) if one else None)
         return why
+
+    def _related(
+        self, context: Context, item_ids: Any, k: Any, exclude: Any, titles: bool
+    ) -> Flow[tuple[Item, ...]]:
+        """Ask for what is like some items."""
+        contract = yield from self._contract(context)
+        config = yield from self._config(context, contract, self._related_model)
+        if config is None:
+            raise NotFound(
+                f"model {self._related_model!r}: the server has none; serve a release whose recipe says "
+                "ServingSettings(related=…), or name the model with related_model"
+            )
+        inputs = related_inputs(contract, item_ids, k, exclude)
+        [arrays] = yield [context.infer(self._related_model, inputs, RELATED_OUTPUTS)]
+        status = np.zeros((1, 1), np.int32)
+        [answer] = read_answers(contract, {**arrays, "status": status}, [None], context.request_id)
+        if not titles:
+            return answer.items
+        named = yield from self._named(context, contract, [answer])
+        return titled(answer, named).items
 
     def _health(self, context: Context) -> Flow[Health]:
         """Make one inference for somebody unknown; no retries."""

@@ -12,7 +12,7 @@ from typing import Any
 from .core import Call, Core, Flow, Result
 from .errors import ClientError
 from .request import Question
-from .results import Anonymous, Explanation, Health, Id, Recommendation, ServerInfo, Why
+from .results import Anonymous, Explanation, Health, Id, Item, Recommendation, ServerInfo, Why
 from .wire.transport import Headers, Transport
 from .wire.triton import TritonTransport
 
@@ -34,6 +34,8 @@ class Recommender(Core[Transport]):
         ``recommend``, ``recommend_explain_staged`` where it is ``recommend_staged``, and so on.
     describe_model
         Name of the model that knows the titles.
+    related_model
+        Name of the model that knows which items are like others.
     timeout_s
         Deadline of each call in seconds: requests, retries and titles together.
     retry
@@ -276,6 +278,45 @@ class Recommender(Core[Transport]):
         question = Question.of_one(user_id, None, exclude, history, features, allow_seen, include, candidates)
         context = self._context(timeout_s, request_id, headers)
         return self._drive(self._why(context, question, item_id, k))
+
+    def related(
+        self,
+        item_ids: Id | Sequence[Id],
+        k: int | None = None,
+        *,
+        exclude: Iterable[Id] | None = None,
+        titles: bool = True,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Headers | None = None,
+    ) -> tuple[Item, ...]:
+        """Return the items that are most like some others, taken together.
+
+        Parameters
+        ----------
+        item_ids
+            A raw id, or several; those that the server does not know say nothing.
+        k
+            How many items, at most; None is the server's default.
+        exclude
+            Raw ids of items that must not come; the given ones never do.
+        titles, timeout_s, request_id, headers
+            As in :meth:`recommend`.
+
+        Returns
+        -------
+        tuple of Item
+            Most alike first; a score is how like, by the source that says so.
+
+        Raises
+        ------
+        NotFound
+            The server has no model of similar items.
+        InvalidInput, ClientError
+            As in :meth:`recommend`.
+        """
+        context = self._context(timeout_s, request_id, headers)
+        return self._drive(self._related(context, item_ids, k, exclude, titles))
 
     def health(self, timeout_s: float | None = None, *, headers: Headers | None = None) -> Health:
         """Make one real inference, for somebody unknown, without retries.

@@ -28,6 +28,9 @@ Arrays = Mapping[str, Array]
 #: What ``recommend`` answers.
 OUTPUTS = ("item_id", "score", "count", "status")
 
+#: What ``related`` answers.
+RELATED_OUTPUTS = ("item_id", "score", "count")
+
 #: What is asked of ``describe_items``.
 DESCRIBE_OUTPUTS = ("item_id", "title", "found")
 

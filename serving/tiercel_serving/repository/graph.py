@@ -23,7 +23,7 @@ from ..reorder.steps import reasons_of
 from ..rules.table import asked
 from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT, ServingSettings
 from ..spec import StageSpec, TensorSpec, model_inputs
-from ..stages.specs import DESCRIBE_ITEMS, NOW, TIME_PREFIX, time_spec
+from ..stages.specs import BESIDE, NOW, TIME_PREFIX, time_spec
 from .targets import find_target, model_groups
 
 #: Names of the two ensembles.
@@ -73,8 +73,8 @@ def render_repository(release: Release, directory: Path, layout: str, *, suffix:
     """Write the Triton models of a release into a model repository; return their names, ensembles last.
 
     The release's artefacts need not be there yet. Models of the other layout may already lie in the
-    repository, if ``suffix``, put behind the names of the ensembles, keeps these apart: ``describe_items``
-    is then shared.
+    repository, if ``suffix``, put behind the names of the ensembles, keeps these apart: the
+    models beside the graph are then shared.
     """
     specs = release.stages
     graph = {
@@ -82,8 +82,7 @@ def render_repository(release: Release, directory: Path, layout: str, *, suffix:
         for model, stages in model_groups(layout, graph_stages(release)).items()
     }
     groups = dict(graph)
-    if not (directory / DESCRIBE_ITEMS).exists():
-        groups[DESCRIBE_ITEMS] = (specs[DESCRIBE_ITEMS],)
+    groups |= {name: (specs[name],) for name in BESIDE if name in specs and not (directory / name).exists()}
     place = _release_path(release, directory)
     configs = [_stage_model(release, model, stages, place) for model, stages in groups.items()]
     for name, public in (
@@ -247,7 +246,7 @@ def _needed_steps(
 
 def graph_stages(release: Release) -> list[str]:
     """Return the names of the stages of the served graph, in its order."""
-    return [name for name in release.stages if name != DESCRIBE_ITEMS]
+    return [name for name in release.stages if name not in BESIDE]
 
 
 def client_parameters(release: Release) -> dict[str, str]:

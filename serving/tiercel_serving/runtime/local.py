@@ -22,7 +22,7 @@ from ..repository.graph import (
     client_parameters,
 )
 from ..spec import TensorSpec
-from ..stages.specs import DESCRIBE_ITEMS, TIME_PREFIX, time_spec
+from ..stages.specs import BESIDE, TIME_PREFIX, time_spec
 from .batching import count_users
 from .chain import Chain
 
@@ -43,8 +43,10 @@ class LocalTransport:
 
     def __init__(self, release: Release | str | Path) -> None:
         self._release = release if isinstance(release, Release) else open_release(release)
-        graph, describe = Chain.open(self._release), Chain.open(self._release, [DESCRIBE_ITEMS])
-        self._chains = {RECOMMEND: graph, EXPLAIN: graph, DESCRIBE_ITEMS: describe}
+        graph = Chain.open(self._release)
+        self._chains = {RECOMMEND: graph, EXPLAIN: graph}
+        beside = [name for name in BESIDE if name in self._release.stages]
+        self._chains |= {name: Chain.open(self._release, [name]) for name in beside}
 
     def infer(self, request: InferRequest) -> Arrays:
         """Run the stages in this thread."""
@@ -64,7 +66,7 @@ class LocalTransport:
         """Return what a server would say of the model."""
         chain, settings = self._chain(model), self._release.settings
         made = {tensor.name: tensor for stage in chain.stages for tensor in stage.spec.outputs}
-        public = [*made] if model == DESCRIBE_ITEMS else [*RECOMMEND_OUTPUTS, PROPENSITY]
+        public = [*made] if model in BESIDE else [*RECOMMEND_OUTPUTS, PROPENSITY]
         if model == EXPLAIN:
             public += EXPLAIN_OUTPUTS
             made |= {one.name: one for one in (time_spec(stage.spec.name) for stage in chain.stages)}
