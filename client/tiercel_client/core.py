@@ -49,11 +49,11 @@ from .response import (
     read_answers,
     read_explained,
     read_titles,
+    read_why,
     titled,
 )
 from .results import Explanation, Health, Id, Item, Recommendation, ServerInfo, Why
 from .values import convert_ids, shown
-from .why import read_why
 from .wire.transport import Headers, InferRequest
 
 #: How many items ``describe_items`` is asked for at once.

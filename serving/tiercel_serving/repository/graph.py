@@ -280,7 +280,8 @@ def _request_columns(release: Release) -> list[Any]:
     if asked(release.settings.rules).now and NOW not in {one["name"] for one in numbers}:
         clock = {"name": NOW, "dtype": "float64", "is_list": False, "part": "context", "unit": "s"}
         numbers.append({**clock, "tensor": NOW, "companion": None})
-    return [*msgspec.to_builtins(release.manifest.request_columns), *numbers]
+    columns = msgspec.to_builtins(release.manifest.request_columns)
+    return [*({key: one[key] for key in one if key != "of_rules"} for one in columns), *numbers]
 
 
 def filter_reasons(settings: ServingSettings) -> dict[str, str]:

@@ -150,7 +150,11 @@ class Retrieval:
         limits = self._limits(arrays, users, given)
         unknown = (arrays["status"][:, 0] == UNKNOWN) & self._bypass
         found = self._found(arrays, limits, unknown, given)
-        retrieved = {"retrieved_row": found[1], "retrieval_score": found[0], "source": found[2]}
+        retrieved: dict[str, Array] = {
+            "retrieved_row": found[1],
+            "retrieval_score": found[0],
+            "source": found[2],
+        }
         return {**retrieved, **self._explained(arrays, users, limits, found, unknown)}
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
