@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from time import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,16 +26,11 @@ Flags = npt.NDArray[np.bool_]
 #: Of how many items one request may ask what became of them.
 MOST_EXPLAINED = 100
 
-#: What is said of items, and what stands there where none was asked for.
-_EXPLAINED: Mapping[str, Any] = {
-    "explain_reason": np.int32(0),
-    "explain_place": np.int64(0),
-    "explain_score": np.float32(0),
-    "explain_detail": b"",
-}
+#: What is said of items.
+_EXPLAINED = ("explain_reason", "explain_place", "explain_score", "explain_detail")
 
 #: What is done for some users: ``give(arrays, mask, listed)``.
-_Give = Callable[[Arrays, Mask, Rows], Candidates]
+_Give = Callable[[Arrays, Mask, Rows | None], Candidates]
 
 
 class Limits(NamedTuple):
@@ -50,7 +45,7 @@ class Limits(NamedTuple):
     allowed
         ``[B, I + 1]``: what they may get; None is everything else.
     listed
-        ``[B, M]`` rows to be ranked in place of what is found.
+        ``[B, M]`` rows to be ranked in place of what is found; None if nobody sent any.
     asked
         ``[B, I + 1]``: what of that requests named; None is everything.
     """
@@ -59,7 +54,7 @@ class Limits(NamedTuple):
     counts: Rows
     excluded: Rows
     allowed: Flags | None
-    listed: Rows
+    listed: Rows | None
     asked: Flags | None = None
 
     def of(self, chosen: Flags) -> Limits:
@@ -69,7 +64,7 @@ class Limits(NamedTuple):
             self.counts[chosen],
             self.excluded[chosen],
             None if self.allowed is None else self.allowed[chosen],
-            self.listed[chosen],
+            None if self.listed is None else self.listed[chosen],
         )
 
     def mask(self, items: int) -> Mask:
@@ -123,6 +118,8 @@ class Retrieval:
         self._asked = SentIds(EXPLAINED, self._items, MOST_EXPLAINED, text=False, stage=RETRIEVAL)
         self._rules = RequestRules(release, clock)
         self._explain = ExplainItems(release, self._rules)
+        # By batch size, of which there are few: what is said where nothing was asked.
+        self._unasked: dict[int, dict[str, Array]] = {}
 
     def check(self, arrays: Arrays) -> None:
         """Refuse long lists, lengths that do not fit, and infinities."""
@@ -146,9 +143,11 @@ class Retrieval:
         ``explain_place``, ``explain_score`` and ``explain_detail`` of the items that it shall be said of.
         """
         users = self._store.read(arrays["user_id"])
-        given = self._listed.given(arrays)
+        given = self._listed.given(arrays) if self._listed.sent(arrays) else None
         limits = self._limits(arrays, users, given)
-        unknown = (arrays["status"][:, 0] == UNKNOWN) & self._bypass
+        unknown = arrays["status"][:, 0] == UNKNOWN
+        if not self._bypass:
+            unknown = np.zeros_like(unknown)
         found = self._found(arrays, limits, unknown, given)
         retrieved: dict[str, Array] = {
             "retrieved_row": found[1],
@@ -156,6 +155,10 @@ class Retrieval:
             "source": found[2],
         }
         return {**retrieved, **self._explained(arrays, users, limits, found, unknown)}
+
+    def _ranked(self, arrays: Arrays, mask: Mask, listed: Rows | None) -> Candidates:
+        assert listed is not None
+        return self._sources.ranked(arrays, mask, listed)
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
         """Return how wide what is said of items is: as many as one request asks for."""
@@ -166,9 +169,13 @@ class Retrieval:
         self, arrays: Arrays, users: Users, limits: Limits, found: Candidates, unknown: Flags
     ) -> dict[str, Array]:
         """Say of the items that were asked for why they were found or not."""
+        if not self._asked.sent(arrays):
+            if len(unknown) not in self._unasked:
+                specs = [tensor for tensor in self.spec.outputs if tensor.name in _EXPLAINED]
+                blank = {one.name: np.full((len(unknown), 1), one.pad, one.numpy_dtype) for one in specs}
+                self._unasked[len(unknown)] = blank
+            return self._unasked[len(unknown)]
         rows = self._asked.rows(arrays)
-        if not rows.shape[1]:
-            return {name: np.full((len(unknown), 1), pad) for name, pad in _EXPLAINED.items()}
         given = self._rules.given(arrays, users)
         had = limits._replace(excluded=limits.excluded[:, :0], allowed=None).mask(self._pad)
         ruled_out = make_mask(len(unknown), self._pad, limits.seen[:0], np.zeros_like(limits.counts))
@@ -198,14 +205,13 @@ class Retrieval:
         detail = self._explain.details(reasons, rows, given)
         return dict(zip(_EXPLAINED, (reasons, place, scores.astype(np.float32), detail), strict=True))
 
-    def _limits(self, arrays: Arrays, users: Users, given: Flags) -> Limits:
+    def _limits(self, arrays: Arrays, users: Users, given: Flags | None) -> Limits:
         seen, counts = _masked(users, arrays[ALLOW_SEEN][:, 0])
-        listed = self._listed.rows(arrays)
-        allowed = None
-        included = self._included.given(arrays)
-        if included.any():
-            allowed = self._only(self._included.rows(arrays), included)
-        if given.any():
+        listed, allowed = None, None
+        if self._included.sent(arrays):
+            allowed = self._only(self._included.rows(arrays), self._included.given(arrays))
+        if given is not None:
+            listed = self._listed.rows(arrays)
             # Of whoever is answered by the fallback the list is what may come.
             only = self._only(listed, given)
             allowed = only if allowed is None else allowed & only
@@ -222,11 +228,14 @@ class Retrieval:
         allowed[np.arange(len(given))[:, None], rows] = True
         return allowed
 
-    def _found(self, arrays: Arrays, limits: Limits, unknown: Flags, given: Flags) -> Candidates:
+    def _found(self, arrays: Arrays, limits: Limits, unknown: Flags, given: Flags | None) -> Candidates:
         """Answer each kind of users, those of another with masks of their own."""
+        if given is None and not unknown.any():
+            return self._sources.personal(arrays, limits.mask(self._pad))
+        given = np.zeros_like(unknown) if given is None else given
         kinds: list[tuple[Flags, _Give]] = [
             (unknown, lambda own, mask, listed: self._sources.fallback(own, mask)),
-            (~unknown & given, self._sources.ranked),
+            (~unknown & given, self._ranked),
             (~unknown & ~given, lambda own, mask, listed: self._sources.personal(own, mask)),
         ]
         kinds = [(chosen, give) for chosen, give in kinds if chosen.any()]
