@@ -36,6 +36,7 @@ from .results import (
     RequestColumn,
     ServerInfo,
     Status,
+    Why,
 )
 from .wire.transport import AsyncTransport, InferRequest, Transport
 from .wire.triton import AsyncTritonTransport, TritonTransport
@@ -75,4 +76,5 @@ __all__ = [
     "TensorInfo",
     "Transport",
     "TritonTransport",
+    "Why",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 from .core import Call, Core, Flow, Result
 from .errors import ClientError
 from .request import Question
-from .results import Anonymous, Explanation, Health, Id, Recommendation, ServerInfo
+from .results import Anonymous, Explanation, Health, Id, Item, Recommendation, ServerInfo, Why
 from .wire.transport import AsyncTransport, Headers
 from .wire.triton import AsyncTritonTransport
 
@@ -108,6 +108,42 @@ class AsyncRecommender(Core[AsyncTransport]):
         question = Question.of_one(user_id, k, exclude, history, features, allow_seen, include, candidates)
         context = self._context(timeout_s, request_id, headers)
         return await self._drive(self._explain(context, question))
+
+    async def why(
+        self,
+        user_id: Id | Anonymous,
+        item_id: Id,
+        k: int | None = None,
+        *,
+        exclude: Iterable[Id] | None = None,
+        include: Iterable[Id] | None = None,
+        candidates: Sequence[Id] | None = None,
+        history: Sequence[Id] | None = None,
+        features: Mapping[str, Any] | None = None,
+        allow_seen: bool | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Headers | None = None,
+    ) -> Why:
+        """Say why a user gets an item, or does not; as :meth:`tiercel_client.Recommender.why`."""
+        question = Question.of_one(user_id, None, exclude, history, features, allow_seen, include, candidates)
+        context = self._context(timeout_s, request_id, headers)
+        return await self._drive(self._why(context, question, item_id, k))
+
+    async def related(
+        self,
+        item_ids: Id | Sequence[Id],
+        k: int | None = None,
+        *,
+        exclude: Iterable[Id] | None = None,
+        titles: bool = True,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Headers | None = None,
+    ) -> tuple[Item, ...]:
+        """Return what is like some items; as :meth:`tiercel_client.Recommender.related`."""
+        context = self._context(timeout_s, request_id, headers)
+        return await self._drive(self._related(context, item_ids, k, exclude, titles))
 
     async def health(self, timeout_s: float | None = None, *, headers: Headers | None = None) -> Health:
         """Make one real inference; as :meth:`tiercel_client.Recommender.health`."""

@@ -18,6 +18,12 @@ LISTS = (EXCLUDE, HISTORY, INCLUDE, CANDIDATES)
 LENGTHS: Mapping[str, str] = {name: f"{name}__length" for name in LISTS}
 PACKED: Mapping[str, str] = {name: f"{name}__packed" for name in LISTS}
 
+#: The input of ``recommend_explain`` that names items of which shall be said what became of them.
+EXPLAINED = "explain_item_ids"
+
+#: The input of ``related`` that names items.
+RELATED_TO = "related_item_ids"
+
 #: The input that says whether a user may get what the user already had.
 ALLOW_SEEN = "allow_seen"
 

@@ -12,13 +12,13 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from .contract import PROPENSITY, Contract, ModelConfig, read_contract
+from .contract import EXPLAINED, PROPENSITY, Contract, ModelConfig, read_contract
 from .errors import (
     ClientError,
     Closed,
@@ -39,19 +39,21 @@ from .options import (
     check_request_id,
     seconds,
 )
-from .request import Part, Question, build_requests, canary, id_array
+from .request import Part, Question, build_k, build_requests, canary, id_array, related_inputs
 from .response import (
     DESCRIBE_OUTPUTS,
     OUTPUTS,
+    RELATED_OUTPUTS,
     Array,
     described,
     read_answers,
     read_explained,
     read_titles,
+    read_why,
     titled,
 )
-from .results import Explanation, Health, Id, Recommendation, ServerInfo
-from .values import shown
+from .results import Explanation, Health, Id, Item, Recommendation, ServerInfo, Why
+from .values import convert_ids, shown
 from .wire.transport import Headers, InferRequest
 
 #: How many items ``describe_items`` is asked for at once.
@@ -121,6 +123,7 @@ class Core(Generic[AnyTransport]):
         model: str = "recommend",
         explain_model: str | None = None,
         describe_model: str = "describe_items",
+        related_model: str = "related",
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: Retry | None = None,
         headers: Headers | None = None,
@@ -138,6 +141,7 @@ class Core(Generic[AnyTransport]):
             else _name(explain_model, "explain_model")
         )
         self._describe_model = _name(describe_model, "describe_model")
+        self._related_model = _name(related_model, "related_model")
         self._timeout_s = seconds(timeout_s, "timeout_s")
         self._retry = Retry() if retry is None else retry
         self._headers = check_headers(headers)
@@ -186,6 +190,51 @@ class Core(Generic[AnyTransport]):
         said = yield from self._describe(context, contract, "item_row", np.array(rows, np.int64))
         names = {row: one for row, one in zip(rows, said, strict=True) if one is not None}
         return described(explained, names)
+
+    def _why(self, context: Context, question: Question, item_id: Any, k: Any) -> Flow[Why]:
+        """Answer a question for one user with what became of one item."""
+        contract = yield from self._contract(context)
+        place = convert_ids([item_id], contract.item_id_dtype, lambda position: "item_id")
+        asked = build_k(contract, k)
+        [part] = build_requests(contract, replace(question, k=[contract.k_max]))
+        config = yield from self._config(context, contract, self._explain_model)
+        if config is None or EXPLAINED not in {tensor.name for tensor in config.inputs}:
+            raise NotFound(
+                f"model {self._explain_model!r}: the server has none that says what became of an item; "
+                "serve a release of this version, or name the ensemble with explain_model"
+            )
+        inputs = {**part.inputs, EXPLAINED: place.reshape(1, 1)}
+        outputs = [tensor.name for tensor in config.outputs]
+        [arrays] = yield [context.infer(self._explain_model, inputs, outputs)]
+        explained = read_explained(contract, arrays, part.users[0], context.request_id)
+        rows = [one.item_row for one in explained.candidates]
+        said = yield from self._describe(context, contract, "item_row", np.array(rows, np.int64))
+        names = {row: one for row, one in zip(rows, said, strict=True) if one is not None}
+        why = read_why(contract, described(explained, names), arrays, item_id, asked)
+        if why.title is None:
+            [one] = yield from self._describe(context, contract, "item_id", place)
+            why = replace(why, title=(one[1] or None) if one else None)
+        return why
+
+    def _related(
+        self, context: Context, item_ids: Any, k: Any, exclude: Any, titles: bool
+    ) -> Flow[tuple[Item, ...]]:
+        """Ask for what is like some items."""
+        contract = yield from self._contract(context)
+        config = yield from self._config(context, contract, self._related_model)
+        if config is None:
+            raise NotFound(
+                f"model {self._related_model!r}: the server has none; serve a release whose recipe says "
+                "ServingSettings(related=…), or name the model with related_model"
+            )
+        inputs = related_inputs(contract, item_ids, k, exclude)
+        [arrays] = yield [context.infer(self._related_model, inputs, RELATED_OUTPUTS)]
+        status = np.zeros((1, 1), np.int32)
+        [answer] = read_answers(contract, {**arrays, "status": status}, [None], context.request_id)
+        if not titles:
+            return answer.items
+        named = yield from self._named(context, contract, [answer])
+        return titled(answer, named).items
 
     def _health(self, context: Context) -> Flow[Health]:
         """Make one inference for somebody unknown; no retries."""

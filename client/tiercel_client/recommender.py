@@ -12,7 +12,7 @@ from typing import Any
 from .core import Call, Core, Flow, Result
 from .errors import ClientError
 from .request import Question
-from .results import Anonymous, Explanation, Health, Id, Recommendation, ServerInfo
+from .results import Anonymous, Explanation, Health, Id, Item, Recommendation, ServerInfo, Why
 from .wire.transport import Headers, Transport
 from .wire.triton import TritonTransport
 
@@ -34,6 +34,8 @@ class Recommender(Core[Transport]):
         ``recommend``, ``recommend_explain_staged`` where it is ``recommend_staged``, and so on.
     describe_model
         Name of the model that knows the titles.
+    related_model
+        Name of the model that knows which items are like others.
     timeout_s
         Deadline of each call in seconds: requests, retries and titles together.
     retry
@@ -233,6 +235,88 @@ class Recommender(Core[Transport]):
         question = Question.of_one(user_id, k, exclude, history, features, allow_seen, include, candidates)
         context = self._context(timeout_s, request_id, headers)
         return self._drive(self._explain(context, question))
+
+    def why(
+        self,
+        user_id: Id | Anonymous,
+        item_id: Id,
+        k: int | None = None,
+        *,
+        exclude: Iterable[Id] | None = None,
+        include: Iterable[Id] | None = None,
+        candidates: Sequence[Id] | None = None,
+        history: Sequence[Id] | None = None,
+        features: Mapping[str, Any] | None = None,
+        allow_seen: bool | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Headers | None = None,
+    ) -> Why:
+        """Say why a user gets an item, or does not: where it fell, and what would have had to be otherwise.
+
+        Parameters
+        ----------
+        user_id, k, exclude, include, candidates, history, features, allow_seen
+            As in :meth:`recommend`.
+        item_id
+            The raw id of the item.
+        timeout_s, request_id, headers
+            As in :meth:`recommend`.
+
+        Returns
+        -------
+        Why
+            Stage, reason, rank and score.
+
+        Raises
+        ------
+        NotFound
+            The server has no ensemble that says so.
+        InvalidInput, ClientError
+            As in :meth:`recommend`.
+        """
+        question = Question.of_one(user_id, None, exclude, history, features, allow_seen, include, candidates)
+        context = self._context(timeout_s, request_id, headers)
+        return self._drive(self._why(context, question, item_id, k))
+
+    def related(
+        self,
+        item_ids: Id | Sequence[Id],
+        k: int | None = None,
+        *,
+        exclude: Iterable[Id] | None = None,
+        titles: bool = True,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Headers | None = None,
+    ) -> tuple[Item, ...]:
+        """Return the items that are most like some others, taken together.
+
+        Parameters
+        ----------
+        item_ids
+            A raw id, or several; those that the server does not know say nothing.
+        k
+            How many items, at most; None is the server's default.
+        exclude
+            Raw ids of items that must not come; the given ones never do.
+        titles, timeout_s, request_id, headers
+            As in :meth:`recommend`.
+
+        Returns
+        -------
+        tuple of Item
+            Most alike first; a score is how like, by the source that says so.
+
+        Raises
+        ------
+        NotFound
+            The server has no model of similar items.
+        InvalidInput, ClientError
+            As in :meth:`recommend`.
+        """
+        context = self._context(timeout_s, request_id, headers)
+        return self._drive(self._related(context, item_ids, k, exclude, titles))
 
     def health(self, timeout_s: float | None = None, *, headers: Headers | None = None) -> Health:
         """Make one real inference, for somebody unknown, without retries.

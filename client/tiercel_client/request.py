@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .contract import ALLOW_SEEN, CANDIDATES, EXCLUDE, HISTORY, INCLUDE, LENGTHS, PACKED, Contract
+from .contract import ALLOW_SEEN, CANDIDATES, EXCLUDE, HISTORY, INCLUDE, LENGTHS, PACKED, RELATED_TO, Contract
 from .errors import InvalidInput
 from .results import Anonymous, RequestColumn
 from .values import Array, Place, convert_column, convert_ids, flatten, pack_ids, sequence, shown
@@ -113,6 +113,25 @@ def build_requests(contract: Contract, question: Question) -> list[Part]:
             inputs.update(tensor.part(rows))
         parts.append(Part(given_users[rows], inputs))
     return parts
+
+
+def build_k(contract: Contract, k: Any) -> int:
+    """Return how many items one user asks for; InvalidInput if that can't be."""
+    made = _k(contract, Question([None], [k], single=True), 1)
+    return contract.k_default if made is None else int(made.values[0])
+
+
+def related_inputs(contract: Contract, item_ids: Any, k: Any, exclude: Any) -> dict[str, Array]:
+    """Return the request for what is like some items; InvalidInput if it can't be answered."""
+    given = [item_ids] if isinstance(item_ids, int | str) else list(sequence(item_ids, "item_ids"))
+    if not 0 < len(given) <= contract.max_excluded:
+        limit = f"1 to {contract.max_excluded} (max_excluded of {contract.model})"
+        raise InvalidInput(f"item_ids: expected {limit} items, came {len(given)}")
+    ids = convert_ids(given, contract.item_id_dtype, lambda position: f"item_ids[{position}]")
+    inputs = {RELATED_TO: ids.reshape(1, -1), "k": np.array([[build_k(contract, k)]], np.int32)}
+    if exclude is not None:
+        inputs.update(_item_ids(contract, "exclude", EXCLUDE, [exclude], 1, True).part(slice(0, 1)))
+    return inputs
 
 
 def canary(contract: Contract) -> dict[str, Array]:

@@ -227,6 +227,42 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
+class Why:
+    """What became of one item for one user, and what would have had to be otherwise.
+
+    Parameters
+    ----------
+    user_id, item_id, title
+        Who and what.
+    stage
+        Where it fell: ``catalogue``, ``retrieval``, ``filtering`` or ``ordering``; ``answer`` if it is in it.
+    reason
+        Why, in words.
+    rank, score
+        Its place (from 1) and score there, None where it has none: in ``answer`` and ``ordering`` the final
+        ones, in ``filtering`` those of retrieval, in ``retrieval`` the ones it would have had.
+    needed
+        What would have had to be otherwise for it to go on, in words; nothing if it is in the answer.
+    seen
+        What the rule that it failed saw: column → value.
+    """
+
+    user_id: Id | None
+    item_id: Id
+    title: str | None
+    stage: str
+    reason: str
+    rank: int | None = None
+    score: float | None = None
+    needed: str = ""
+    seen: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """A canary inference that was answered.
 

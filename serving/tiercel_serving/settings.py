@@ -64,6 +64,9 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Which items may be recommended.
     reorder
         From the ranker's scores to the final order, step by step; empty means the first task's score.
+    related
+        Names of sources that say which items are like others, for the model ``related``: what the first lacks
+        the next gives. Empty serves no such model.
     store
         Where live values of users are kept, if such are written.
     unknown_users
@@ -92,6 +95,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sources: tuple[SourceKind, ...] = ()
     rules: tuple[RuleKind, ...] = ()
     reorder: tuple[ReorderKind, ...] = ()
+    related: tuple[str, ...] = ()
     store: StoreKind = MemoryMapped()
     unknown_users: str = FALLBACK
     history_columns: tuple[str, ...] = ()
@@ -157,6 +161,7 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
         ("rules", RULES, 'Compare("in stock", column="stock", operator=">", value=0)'),
         ("reorder", REORDER, "WeightedSum((1.0,))"),
         ("history_columns", None, '"item_id"'),
+        ("related", None, '"two_tower"'),
     )
     for field, table, example in kinds:
         value = getattr(settings, field)
@@ -226,6 +231,10 @@ def _sources(settings: ServingSettings) -> Iterator[Problem]:
     if all(source.personal for source in sources):
         problem = "no source serves users of whom nothing is known"
         yield Problem("sources", problem, "add one that needs no user, such as Popular(quota=0)")
+    for place, name in enumerate(settings.related):
+        if name not in {source.name for source in sources}:
+            remedy = choose(name, [source.name for source in sources])
+            yield Problem(f"related[{place}]", f"there is no source {name!r}", remedy)
     quotas = [source.quota for source in sources]
     if quotas.count(None) > 1:
         remedy = "give all but one a number; None is what the others leave"

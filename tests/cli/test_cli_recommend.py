@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,6 +191,18 @@ def test_a_real_explanation(server: dict[str, Any], tiercel_here: Tiercel) -> No
     assert "but after the first 16" in shown.stdout
     # What a rule excludes for everybody is no candidate.
     assert "in stock" not in shown.stdout
+
+
+def test_why_an_item(server: dict[str, Any], release: Path, tiercel_here: Tiercel) -> None:
+    asked = ("explain", "--user", "ü 3", "--item", "ítem/4", "-k", 3)
+    shown = [tiercel_here(*asked, *where) for where in (("--url", server["grpc"]), ("--release", release))]
+    assert shown[0].returncode == 0, shown[0].stderr
+    assert shown[0].stdout == shown[1].stdout
+    assert "item ítem/4 (Thing 4 ✓)" in shown[0].stdout
+    document = json.loads(tiercel_here(*asked, "--url", server["grpc"], "--json").stdout)
+    assert set(document) >= {"stage", "reason", "rank", "score", "needed", "seen"}
+    nobody = tiercel_here("explain", "--item", "nope", "--release", release, "--json")
+    assert json.loads(nobody.stdout)["stage"] == "catalogue"
 
 
 def test_somebody_new(server: dict[str, Any], tiercel_here: Tiercel) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tiercel_pipelines.data import Sequences, load_dataset, split_dataset
-from tiercel_pipelines.errors import DataCorrupt, DataMissing, RecipeError
+from tiercel_pipelines.errors import DataCorrupt, DataError, DataMissing, RecipeError
 from tiercel_pipelines.recipe import SplitSettings, load_recipe, replace
 from tiercel_pipelines.recipe.check import check_recipe
 
@@ -53,7 +53,7 @@ def test_what_is_no_sequence_is_told_with_its_line(tmp_path: Path, text: str, me
 def test_the_last_two_of_each_user_are_test_and_validation(tmp_path: Path) -> None:
     dataset = load(tmp_path, "7 3 1 2 5\n8 1\n9 2 3\n")
     shuffled = dataset.interactions.sample(frac=1, random_state=3)
-    split = split_dataset(dataclasses.replace(dataset, interactions=shuffled), method="leave_one_out")
+    split = split_dataset(dataclasses.replace(dataset, interactions=shuffled), by="leave_one_out")
     parts = {
         name: sorted(map(tuple, getattr(split, name)[["user_id", "item_id"]].to_numpy().tolist()))
         for name in ("train", "valid", "test")
@@ -66,16 +66,16 @@ def test_the_last_two_of_each_user_are_test_and_validation(tmp_path: Path) -> No
     }
     for part in (split.train, split.valid, split.test):
         pd.testing.assert_frame_equal(part, shuffled[shuffled.index.isin(part.index)])
-    whole = split_dataset(dataset, method="leave_one_out", validation=0.0)
+    whole = split_dataset(dataset, by="leave_one_out", validation=0.0)
     assert (len(whole.valid), len(whole.test)) == (0, 2)
 
 
 def test_what_a_user_came_back_to_is_in_one_part(tmp_path: Path) -> None:
     dataset = load(tmp_path, "7 1 2 3 1\n8 4 4 4\n")
-    split = split_dataset(dataset, method="leave_one_out", validation=0.0)
+    split = split_dataset(dataset, by="leave_one_out", validation=0.0)
     assert split.test.place.tolist() == [0, 3]
     assert split.test.item_id.tolist() == [1, 1]
-    again = split_dataset(dataset, method="leave_one_out", validation=0.0, allow_seen=True)
+    again = split_dataset(dataset, by="leave_one_out", validation=0.0, allow_seen=True)
     assert np.array_equal(again.test[["item_id", "place"]], [[1, 3], [4, 2]])
 
 
@@ -86,7 +86,7 @@ def test_no_timestamp_is_a_mistake_of_the_recipe(tmp_path: Path) -> None:
         check_recipe(load_recipe("sequences"), dataset)
     message = str(caught.value)
     assert "retrieval 'sasrec': a SASRec reads histories in their order" in message
-    assert "split.method: it leaves out each user's last interaction" in message
-    assert [p.field for p in replace(SplitSettings(), method="time").problems()] == ["method"]
-    with pytest.raises(ValueError, match="needs a timestamp"):
-        split_dataset(dataset, method="leave_one_out")
+    assert "split.by: a split by 'leave_one_out' needs the time of the interactions" in message
+    assert [p.field for p in replace(SplitSettings(), by="place").problems()] == ["by"]
+    with pytest.raises(DataError, match="needs the time of the interactions"):
+        split_dataset(dataset, by="leave_one_out")

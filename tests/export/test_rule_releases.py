@@ -14,7 +14,7 @@ from small_release import SETTINGS, Parts, small_release
 
 pytest.importorskip("nvtabular")
 
-from tiercel_client import ANONYMOUS, Recommender
+from tiercel_client import ANONYMOUS, InvalidInput, Recommender
 from tiercel_export.errors import ExportInputError
 from tiercel_serving.release.opened import Release
 from tiercel_serving.repository.graph import render_repository
@@ -39,7 +39,7 @@ RULES = (
 
 def ruled(parts: Parts) -> dict[str, Any]:
     """Arguments of a release whose rules read columns that no model reads."""
-    settings = msgspec.structs.replace(SETTINGS, rules=RULES)
+    settings = msgspec.structs.replace(SETTINGS, rules=RULES, related=("towers",))
     random = np.random.default_rng(4)
     until = pd.Series(pd.to_datetime(random.integers(0, 100, len(parts.items)), unit="D"))
     items = parts.items.assign(until=until.where(random.random(len(until)) < 0.8), maker=1000)
@@ -120,16 +120,54 @@ def test_rules_are_obeyed_before_the_search(parts: Parts, recommender: Recommend
 
 
 def test_what_is_sent_of_a_user_overrides_the_store(parts: Parts, recommender: Recommender) -> None:
-    kinds = dict(zip(parts.items["item_id"], parts.items["kind"], strict=True))
+    def come(**features: Any) -> set[str]:
+        """The kinds of which something comes, each asked for by itself."""
+        found = set()
+        for kind, items in parts.items.groupby("kind")["item_id"]:
+            sent = {"now": 0, **features}
+            if recommender.recommend(ANONYMOUS, features=sent, include=items.tolist()).count:
+                found.add(kind)
+        return found
 
-    def found(**features: Any) -> set[str]:
-        sent = {"now": 0, **features}
-        answer = recommender.recommend(ANONYMOUS, k=12, features=sent, include=sorted(kinds))
-        return {kinds[item] for item in answer.item_ids}
+    assert come() == {"book"}, "what nobody knows of a user passes no rule"
+    assert come(country="NL", vip=True) == {"book", "tool", "toy"}
+    assert come(country="DE", vip=False) == {"book"}
 
-    assert found() == {"book"}, "what nobody knows of a user passes no rule"
-    assert found(country="NL", vip=True) == {"book", "tool", "toy"}
-    assert found(country="DE", vip=False) == {"book"}
+
+def test_why_an_item_does_not_come(parts: Parts, recommender: Recommender) -> None:
+    user, now = int(parts.users["user_id"].iloc[3]), 50.0 * DAY_S
+    passing, features = right(parts, user, now=now), {"now": now}
+    answer = recommender.recommend(user, features=features, allow_seen=True)
+    stock = dict(zip(parts.items["item_id"], parts.items["stock"], strict=True))
+    for item in parts.items["item_id"].tolist()[::3]:
+        why = recommender.why(user, item, features=features, allow_seen=True)
+        assert (why.stage == "answer") == (item in answer.item_ids)
+        assert (why.stage == "retrieval") == (item not in passing), why
+        if not stock[item]:
+            assert (why.reason, why.seen) == ("in stock: not stock > 0", {"item.stock": 0})
+            assert why.needed == "other values: item.stock is 0"
+
+
+def test_similar_items(release: Release, parts: Parts, recommender: Recommender) -> None:
+    arrays = release.artefact("source_towers", "source").arrays
+    vectors, rows = np.asarray(arrays["vectors"], np.float64), np.asarray(arrays["rows"])
+    ids = parts.items["item_id"].to_numpy()[rows]
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for places in ([2], [3, 5, 8]):
+        mean = unit[places].sum(axis=0)
+        cosine = unit @ (mean / np.linalg.norm(mean))
+        given = ids[places].tolist()
+        want = [i for i in np.argsort(-cosine, kind="stable") if ids[i] not in given]
+        found = recommender.related(given, k=6)
+        assert [one.item_id for one in found] == ids[want[:6]].tolist()
+        np.testing.assert_allclose([one.score for one in found], cosine[want[:6]], rtol=1e-5, atol=1e-6)
+        assert all(one.title for one in found)
+        without = recommender.related(given, k=5, exclude=[found[0].item_id])
+        assert [one.item_id for one in without] == ids[want[1:6]].tolist()
+    gift = int(parts.items["item_id"][parts.items["kind"] == "gift"].iloc[0])
+    assert recommender.related([gift, -7], k=3) == (), "what rules leave out is in no source"
+    with pytest.raises(InvalidInput, match="item_ids: expected 1 to 50"):
+        recommender.related([])
 
 
 def test_the_clock_is_injected(release: Release, parts: Parts) -> None:

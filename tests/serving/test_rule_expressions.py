@@ -14,8 +14,9 @@ from tiny_release import column, list_column
 from tiercel_serving.columns import Column, take_rows
 from tiercel_serving.problems import Problem
 from tiercel_serving.rules.expression import Expression
+from tiercel_serving.rules.expressions.given import Given
 from tiercel_serving.rules.expressions.grammar import MOST_CHARACTERS, parse
-from tiercel_serving.rules.expressions.masks import Given, Masks, conjuncts
+from tiercel_serving.rules.expressions.masks import Masks, conjuncts
 from tiercel_serving.rules.expressions.types import Schema, Type, type_of
 from tiercel_serving.verify.reference import plain_items
 

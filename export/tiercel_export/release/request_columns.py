@@ -11,12 +11,12 @@ import msgspec
 from tiercel_serving.features import InputColumn
 from tiercel_serving.release.manifest import Manifest, RequestColumn
 from tiercel_serving.spec import LENGTH_OF, VALID_OF
-from tiercel_serving.stages.specs import DESCRIBE_ITEMS, stage_specs, time_spec
+from tiercel_serving.stages.specs import BESIDE, stage_specs, time_spec
 
 
 def graph_names(manifest: Manifest) -> set[str]:
     """Return the names of all tensors of the served graph: Triton has one place for each."""
-    stages = [spec for spec in stage_specs(manifest) if spec.name != DESCRIBE_ITEMS]
+    stages = [spec for spec in stage_specs(manifest) if spec.name not in BESIDE]
     times = [time_spec(spec.name) for spec in stages]
     return {t.name for spec in stages for t in (*spec.inputs, *spec.outputs)} | {t.name for t in times}
 

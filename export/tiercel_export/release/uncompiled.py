@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tiercel_serving.columns import Column, null_column
 from tiercel_serving.release.artefacts import Artefact
-from tiercel_serving.rules.expressions.masks import Given
+from tiercel_serving.rules.expressions.given import Given
 from tiercel_serving.rules.kept import allowed_items
 from tiercel_serving.rules.table import AskingRule, OpenedRule
 from tiercel_serving.settings import ServingSettings

@@ -18,6 +18,7 @@ import pandas as pd
 from tiercel_export.errors import ExportInputError
 from tiercel_export.release.given import raw_ids, unique_ids
 from tiercel_export.workflow.cut import cut_workflow
+from tiercel_serving.rules.table import asked
 
 from ..data.parquet import read_table
 from ..data.plain import plain_frame
@@ -125,6 +126,7 @@ def _columns_read(run: TrainedRun, workflow: Any, own: Mapping[str, pd.DataFrame
     inputs = {*cut.input_names("user"), *cut.input_names("item")}
     read = {name: set(_ids(run, name)) | (inputs & set(table.columns)) for name, table in own.items()}
     read["items"] |= set(run.record.recipe.serving.raw_columns())
+    read["users"] |= {name for name in asked(run.record.recipe.serving.rules).users if name in own["users"]}
     read["interactions"] |= set() if timestamp is None else {timestamp}
     return read
 

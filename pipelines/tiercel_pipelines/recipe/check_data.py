@@ -10,6 +10,7 @@ import numpy as np
 
 from tiercel_serving.problems import COUNT, Problem, choose
 from tiercel_serving.reorder.inputs import FitsItems
+from tiercel_serving.rules.table import asked
 from tiercel_serving.sources.table import FitsModel
 
 from ..arrays.lists import IMPLICIT
@@ -38,6 +39,7 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
             elif isinstance(kind, FitsItems) and not missing and not kind.problems():
                 columns = raw_columns(items, kind.columns())
                 yield from (problem.within(where) for problem in kind.unfit(columns))
+    yield from _unknown_user_columns(recipe, dataset)
     yield from _too_few_items(recipe, dataset)
     if recipe.split.by != "random" and dataset.timestamp is None:
         problem = f"a split by {recipe.split.by!r} needs the time of the interactions, and there is none"
@@ -45,6 +47,16 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
     yield from _title(recipe.serving.title_column, dataset)
     if recipe.ranking is not None and recipe.ranking.task.target not in ("", IMPLICIT):
         yield from _target(recipe.ranking.task.target, dataset)
+
+
+def _unknown_user_columns(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
+    """Find columns of users that rules ask for and nobody has."""
+    known = [dataset.user_id, *dataset.users.columns]
+    for place, rule in enumerate(recipe.served.rules):
+        for name in asked([rule]).users:
+            if name not in known:
+                problem = f"the users have no column {name!r}"
+                yield Problem(f"serving.rules[{place}]", problem, choose(name, known))
 
 
 def _too_few_items(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:

@@ -53,6 +53,8 @@ COMMANDS: Mapping[str, Entry] = {
     "recommend": Entry(
         f"{_SERVING}.recommend", "Ask a server for recommendations, and for their reasons.", SERVE
     ),
+    "explain": Entry(f"{_SERVING}.explain", "Say why a user gets an item, or does not.", SERVE),
+    "related": Entry(f"{_SERVING}.related", "Ask a server for similar items.", SERVE),
     "health": Entry(f"{_SERVING}.health", "Make one real inference in time: a container probe.", SERVE),
     "evaluate": Entry(f"{_PIPELINES}.evaluate", "Measure the quality of what is served.", MEASURE),
     "bench": Entry(f"{_SERVING}.bench", "Measure the latency and throughput of what is served.", MEASURE),

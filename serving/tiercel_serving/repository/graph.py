@@ -23,7 +23,7 @@ from ..reorder.steps import reasons_of
 from ..rules.table import asked
 from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT, ServingSettings
 from ..spec import StageSpec, TensorSpec, model_inputs
-from ..stages.specs import DESCRIBE_ITEMS, NOW, TIME_PREFIX, time_spec
+from ..stages.specs import BESIDE, NOW, TIME_PREFIX, time_spec
 from ..stores.chosen import write_store
 from .engine_models import engine_config, link_engine, own_backend
 from .targets import find_runner, find_target, model_groups
@@ -49,6 +49,10 @@ EXPLAIN_OUTPUTS = (
     "filter_reason",
     "rank_score",
     "reorder_reason",
+    "explain_reason",
+    "explain_place",
+    "explain_score",
+    "explain_detail",
 )
 
 #: Triton's backend of the models that run stages of ours.
@@ -76,8 +80,8 @@ def render_repository(
     """Write the Triton models of a release into a model repository; return their names, ensembles last.
 
     The release's artefacts need not be there yet. Models of the other layout may already lie in the
-    repository, if ``suffix``, put behind the names of the ensembles, keeps these apart: ``describe_items``
-    is then shared. ``runner`` is a row of :data:`~.targets.RUNNERS`.
+    repository, if ``suffix``, put behind the names of the ensembles, keeps these apart: the models beside
+    the graph are then shared. ``runner`` is a row of :data:`~.targets.RUNNERS`.
     """
     backend = find_runner(runner)
     specs = release.stages
@@ -86,8 +90,7 @@ def render_repository(
         for model, stages in model_groups(layout, graph_stages(release)).items()
     }
     groups = dict(graph)
-    if not (directory / DESCRIBE_ITEMS).exists():
-        groups[DESCRIBE_ITEMS] = (specs[DESCRIBE_ITEMS],)
+    groups |= {name: (specs[name],) for name in BESIDE if name in specs and not (directory / name).exists()}
     place = _release_path(release, directory)
     configs = [_model(release, model, stages, place, backend) for model, stages in groups.items()]
     for name, public in (
@@ -270,7 +273,7 @@ def _needed_steps(
 
 def graph_stages(release: Release) -> list[str]:
     """Return the names of the stages of the served graph, in its order."""
-    return [name for name in release.stages if name != DESCRIBE_ITEMS]
+    return [name for name in release.stages if name not in BESIDE]
 
 
 def client_parameters(release: Release) -> dict[str, str]:
@@ -304,7 +307,8 @@ def _request_columns(release: Release) -> list[Any]:
     if asked(release.settings.rules).now and NOW not in {one["name"] for one in numbers}:
         clock = {"name": NOW, "dtype": "float64", "is_list": False, "part": "context", "unit": "s"}
         numbers.append({**clock, "tensor": NOW, "companion": None})
-    return [*msgspec.to_builtins(release.manifest.request_columns), *numbers]
+    columns = msgspec.to_builtins(release.manifest.request_columns)
+    return [*({key: one[key] for key in one if key != "of_rules"} for one in columns), *numbers]
 
 
 def filter_reasons(settings: ServingSettings) -> dict[str, str]:

@@ -43,7 +43,7 @@ class Expression(Settings, frozen=True, tag="expression"):
     @property
     def reason(self) -> str:
         """Why an item that fails it was dropped."""
-        return f"not {' '.join(self.expression.split())}"
+        return f"not ({' '.join(self.expression.split())})"
 
     def problems(self) -> list[Problem]:
         """Return what is no expression, or no condition."""

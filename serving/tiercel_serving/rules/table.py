@@ -63,7 +63,7 @@ class OpenedRule(Protocol):
     def allows(self, given: Any, rows: Rows | None = None) -> npt.NDArray[np.bool_]:
         """Return which items pass: ``[B or 1, I or 1]``, or of rows ``[B, n]`` likewise.
 
-        ``given`` is a :class:`~tiercel_serving.rules.expressions.masks.Given`.
+        ``given`` is a :class:`~tiercel_serving.rules.expressions.given.Given`.
         """
         ...
 

@@ -9,7 +9,7 @@ from time import perf_counter_ns
 from ..errors import RequestError, StageFailed
 from ..release.opened import Release, open_release
 from ..spec import Array, Arrays, Checks, Closes, Stage, TensorSpec, Widths, model_inputs
-from ..stages.specs import DESCRIBE_ITEMS
+from ..stages.specs import BESIDE
 from ..stages.table import build_stage
 from .batching import absent, complete, count_rows
 
@@ -44,7 +44,7 @@ class Chain:
         """Open stages of a release (or its directory) in order; None is the whole served graph."""
         opened = release if isinstance(release, Release) else open_release(release)
         if names is None:
-            names = [name for name in opened.stages if name != DESCRIBE_ITEMS]
+            names = [name for name in opened.stages if name not in BESIDE]
         return cls(build_stage(name, opened) for name in names)
 
     def close(self) -> None:

@@ -125,10 +125,10 @@ class TritonPythonModel:
 
     def _note_answers(self, arrays: Arrays, outputs: Arrays) -> None:
         """Note what was answered, where answers are made; it is counted later, off the caller's time."""
-        count = outputs.get("count")
-        if count is None:
-            return
-        k, status = arrays.get("k"), outputs.get("status")
+        count, status = outputs.get("count"), outputs.get("status")
+        if count is None or (status is None and "status" not in arrays):
+            return  # no answer, or one that is to nobody
+        k = arrays.get("k")
         self._metrics.note(
             # Inputs lie in memory that is Triton's again once the request is answered.
             arrays["status"].copy() if status is None else status,

@@ -306,6 +306,10 @@ class VectorIndex:
         """Return the nearest ``count`` that the mask allows."""
         return self._search.nearest(arrays[self._query], mask, count)
 
+    def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
+        """Return the items with the largest cosine to the mean direction of the given ones."""
+        return self.space.alike(self.space.positions_of(rows), mask, count)
+
     def score(self, arrays: Arrays, rows: Rows) -> Scores:
         """Return the inner products of queries with any items ``[B, M]``."""
         return self.space.score(arrays[self._query], self.space.positions_of(rows))

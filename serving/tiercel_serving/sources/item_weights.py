@@ -166,6 +166,10 @@ class WeightedItems:
         keys.sort(axis=1)
         return read_keys(keys)
 
+    def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
+        """Return what weighs most for the given items together: they are as a history."""
+        return self.candidates({"history_row": rows}, mask, count)
+
     def score(self, arrays: Arrays, rows: Rows) -> Scores:
         """Return the sums of any items ``[B, M]``; -inf for the pad row."""
         cells, sums = self._sums(arrays["history_row"])

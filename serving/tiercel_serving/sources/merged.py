@@ -101,6 +101,10 @@ class MergedSources:
         scores = np.where(np.isneginf(scores), np.float32(0), scores)
         return self._blank(scores, rows, np.full(rows.shape, code, np.int32))
 
+    def scores(self, arrays: Arrays, rows: Rows) -> Scores | None:
+        """Return the scores ``[B, M]`` of any items on the common scale; None if there is none."""
+        return None if self._scorer is None else self._scorer.score(arrays, rows)
+
     def _from_each(self, arrays: Arrays, mask: Mask) -> tuple[list[tuple[Scores, Rows]], list[int]]:
         parts: list[tuple[Scores, Rows]] = []
         codes: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -117,6 +118,46 @@ class Space:
             scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=NOTHING)
             rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=self.items)
         return scores[:, :count], rows[:, :count]
+
+    def alike(self, positions: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
+        """Return the ``count`` allowed items with the largest cosine to the mean direction of some others.
+
+        Parameters
+        ----------
+        positions
+            ``[B, M]`` positions of the others; A is none.
+        mask, count
+            What each row must not get, and how many.
+
+        Returns
+        -------
+        As :meth:`Search.nearest`; nothing where none of the others is searched, or has a direction.
+        """
+        products = np.full((len(positions), len(self)), NOTHING)
+        turned = self._turned
+        for at, own in enumerate(positions):
+            real = own[own < len(self)]
+            mean = turned[real] @ self.vectors[real]
+            length = norm(mean)
+            if length > 0:
+                np.multiply(self.vectors @ (mean / np.float32(length)), turned, out=products[at])
+        rows = np.broadcast_to(self.rows_at(np.arange(len(self))), products.shape)
+        products[~mask.allows(rows)] = NOTHING
+        keys = sort_keys(products, np.where(np.isneginf(products), self.items, rows))
+        if count < len(self):
+            keys.partition(count - 1, axis=1)
+            keys = np.ascontiguousarray(keys[:, :count])
+        keys.sort(axis=1)
+        scores, best = read_keys(keys)
+        missing = ((0, 0), (0, max(count - len(self), 0)))
+        scores = np.pad(scores, missing, constant_values=NOTHING)
+        return scores, np.pad(best, missing, constant_values=self.items)
+
+    @cached_property
+    def _turned(self) -> Scores:
+        """What makes each vector one of length 1; 0 for a vector without a direction."""
+        norms: Scores = np.sqrt(np.einsum("id,id->i", self.vectors, self.vectors))
+        return np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
 
     def scan(self, query: Array, mask: Mask, users: Sequence[int], count: int) -> tuple[Scores, Rows]:
         """Return the best ``count`` of some users by looking at every vector; ``[n, count]`` each.

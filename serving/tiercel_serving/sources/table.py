@@ -117,6 +117,18 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
+class Relates(Protocol):
+    """An opened source that knows which items are like others."""
+
+    def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
+        """Return the ``count`` items most like those of ``rows [B, M]`` together, as ``candidates`` does.
+
+        The pad row I among ``rows`` is no item.
+        """
+        ...
+
+
+@runtime_checkable
 class SourceKind(Protocol):
     """A kind of source: its settings, how it is made and opened, and its plain reference."""
 

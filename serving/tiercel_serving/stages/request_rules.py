@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..release.opened import Release
-from ..rules.expressions.masks import Given
+from ..rules.expressions.given import Given
 from ..rules.table import AskingRule, OpenedRule, asked
 from ..spec import Arrays
 from ..stores.table import Users

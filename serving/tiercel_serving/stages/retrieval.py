@@ -16,14 +16,22 @@ from ..sources.merged import Candidates, MergedSources
 from ..sources.table import open_source
 from ..spec import Array, Arrays, StageSpec
 from ..stores.memory_mapped import UserRows
+from ..stores.table import Users
+from .explain_items import EXCLUDED, FOUND, HAD, NOT_ASKED, ExplainItems
 from .request_rules import RequestRules
 from .sent_ids import SentIds
-from .specs import ALLOW_SEEN, CANDIDATES, INCLUDED, RETRIEVAL
+from .specs import ALLOW_SEEN, CANDIDATES, EXPLAINED, INCLUDED, RETRIEVAL
 
 Flags = npt.NDArray[np.bool_]
 
+#: Of how many items one request may ask what became of them.
+MOST_EXPLAINED = 100
+
+#: What is said of items.
+_EXPLAINED = ("explain_reason", "explain_place", "explain_score", "explain_detail")
+
 #: What is done for some users: ``give(arrays, mask, listed)``.
-_Give = Callable[[Arrays, Mask, Rows], Candidates]
+_Give = Callable[[Arrays, Mask, Rows | None], Candidates]
 
 
 class Limits(NamedTuple):
@@ -38,14 +46,17 @@ class Limits(NamedTuple):
     allowed
         ``[B, I + 1]``: what they may get; None is everything else.
     listed
-        ``[B, M]`` rows to be ranked in place of what is found.
+        ``[B, M]`` rows to be ranked in place of what is found; None if nobody sent any.
+    asked
+        ``[B, I + 1]``: what of that requests named; None is everything.
     """
 
     seen: Rows
     counts: Rows
     excluded: Rows
     allowed: Flags | None
-    listed: Rows
+    listed: Rows | None
+    asked: Flags | None = None
 
     def of(self, chosen: Flags) -> Limits:
         """Return those of some users."""
@@ -54,7 +65,7 @@ class Limits(NamedTuple):
             self.counts[chosen],
             self.excluded[chosen],
             None if self.allowed is None else self.allowed[chosen],
-            self.listed[chosen],
+            None if self.listed is None else self.listed[chosen],
         )
 
     def mask(self, items: int) -> Mask:
@@ -105,13 +116,17 @@ class Retrieval:
             SentIds(name, self._items, settings.max_excluded, text, RETRIEVAL)
             for name in (INCLUDED, CANDIDATES)
         )
+        self._asked = SentIds(EXPLAINED, self._items, MOST_EXPLAINED, text=False, stage=RETRIEVAL)
         self._rules = RequestRules(release, clock)
         # Rules speak of users as they are now, of the release's own where no rule does.
         self._live = release.store if self._rules.reads_users else release.users
+        self._explain = ExplainItems(release, self._rules)
+        # By batch size, of which there are few: what is said where nothing was asked.
+        self._unasked: dict[int, dict[str, Array]] = {}
 
     def check(self, arrays: Arrays) -> None:
         """Refuse long lists, lengths that do not fit, and infinities."""
-        for ids in (self._included, self._listed):
+        for ids in (self._included, self._listed, self._asked):
             ids.check(arrays)
         self._rules.check(arrays)
 
@@ -127,34 +142,89 @@ class Retrieval:
 
         Returns
         -------
-        ``retrieved_row``, ``retrieval_score`` and ``source``, each ``[B, N]``.
+        ``retrieved_row``, ``retrieval_score`` and ``source``, each ``[B, N]``; ``explain_reason``,
+        ``explain_place``, ``explain_score`` and ``explain_detail`` of the items that it shall be said of.
         """
         # What was appended to the store since is in ``excluded_row``.
         users = self._users.read(arrays["user_id"])
-        given = self._listed.given(arrays)
-        limits = self._limits(arrays, users, given)
-        unknown = (arrays["status"][:, 0] == UNKNOWN) & self._bypass
+        live = users if self._live is self._users else self._live.read(arrays["user_id"])
+        given = self._listed.given(arrays) if self._listed.sent(arrays) else None
+        limits = self._limits(arrays, users, live, given)
+        unknown = arrays["status"][:, 0] == UNKNOWN
+        if not self._bypass:
+            unknown = np.zeros_like(unknown)
         found = self._found(arrays, limits, unknown, given)
-        return {"retrieved_row": found[1], "retrieval_score": found[0], "source": found[2]}
+        retrieved: dict[str, Array] = {
+            "retrieved_row": found[1],
+            "retrieval_score": found[0],
+            "source": found[2],
+        }
+        return {**retrieved, **self._explained(arrays, live, limits, found, unknown)}
 
-    def _limits(self, arrays: Arrays, users: UserRows, given: Flags) -> Limits:
+    def _ranked(self, arrays: Arrays, mask: Mask, listed: Rows | None) -> Candidates:
+        assert listed is not None
+        return self._sources.ranked(arrays, mask, listed)
+
+    def widths(self, arrays: Arrays) -> dict[str, int]:
+        """Return how wide what is said of items is: as many as one request asks for."""
+        ids = arrays.get(EXPLAINED)
+        return dict.fromkeys(_EXPLAINED, 1 if ids is None else max(ids.shape[1], 1))
+
+    def _explained(
+        self, arrays: Arrays, users: Users, limits: Limits, found: Candidates, unknown: Flags
+    ) -> dict[str, Array]:
+        """Say of the items that were asked for why they were found or not."""
+        if not self._asked.sent(arrays):
+            if len(unknown) not in self._unasked:
+                specs = [tensor for tensor in self.spec.outputs if tensor.name in _EXPLAINED]
+                blank = {one.name: np.full((len(unknown), 1), one.pad, one.numpy_dtype) for one in specs}
+                self._unasked[len(unknown)] = blank
+            return self._unasked[len(unknown)]
+        rows = self._asked.rows(arrays)
+        given = self._rules.given(arrays, users)
+        had = limits._replace(excluded=limits.excluded[:, :0], allowed=None).mask(self._pad)
+        ruled_out = make_mask(len(unknown), self._pad, limits.seen[:0], np.zeros_like(limits.counts))
+        ruled_out.add(limits.excluded)
+        places = found[1][:, None] == rows[..., None]
+        masks = {
+            FOUND: places.any(axis=2),
+            EXCLUDED: ~ruled_out.allows(rows),
+            HAD: ~had.allows(rows),
+        }
+        if limits.asked is not None:
+            masks[NOT_ASKED] = ~np.take_along_axis(limits.asked, rows, axis=1)
+        reasons = self._explain.reasons(rows, masks, given)
+        real = rows < self._pad
+        scores = self._sources.scores(arrays, rows)
+        place = places.argmax(axis=2) + 1
+        if scores is None:
+            scores = np.full(rows.shape, np.nan, np.float32)
+            place = np.where(masks[FOUND], place, 0)
+        else:
+            deep = self._explain.places(self._sources, arrays, limits.mask(self._pad), rows, scores)
+            place = np.where(masks[FOUND], place, np.where(np.isneginf(scores) | ~real, 0, deep))
+        own = np.take_along_axis(found[0], np.maximum(place - 1, 0).clip(max=found[0].shape[1] - 1), axis=1)
+        scores = np.where(masks[FOUND], own, np.where(np.isneginf(scores), np.float32(np.nan), scores))
+        # Who is answered by the fallback is not searched for: there is no scale.
+        place = np.where(unknown[:, None] & ~masks[FOUND], 0, place)
+        detail = self._explain.details(reasons, rows, given)
+        return dict(zip(_EXPLAINED, (reasons, place, scores.astype(np.float32), detail), strict=True))
+
+    def _limits(self, arrays: Arrays, users: UserRows, live: Users, given: Flags | None) -> Limits:
         seen, counts = _masked(users, arrays[ALLOW_SEEN][:, 0])
-        listed = self._listed.rows(arrays)
-        allowed = None
-        included = self._included.given(arrays)
-        if included.any():
-            allowed = self._only(self._included.rows(arrays), included)
-        if given.any():
+        listed, allowed = None, None
+        if self._included.sent(arrays):
+            allowed = self._only(self._included.rows(arrays), self._included.given(arrays))
+        if given is not None:
+            listed = self._listed.rows(arrays)
             # Of whoever is answered by the fallback the list is what may come.
             only = self._only(listed, given)
             allowed = only if allowed is None else allowed & only
-        live = users if self._live is self._users else self._live.read(arrays["user_id"])
-        ruled = self._rules.allowed(arrays, live)
+        ruled, asked = self._rules.allowed(arrays, live), allowed
         if ruled is not None:
-            if allowed is None:
-                allowed = np.ones((len(counts), self._pad + 1), np.bool_)
+            allowed = np.ones((len(counts), self._pad + 1), np.bool_) if asked is None else asked.copy()
             allowed[:, : self._pad] &= ruled
-        return Limits(seen, counts, arrays["excluded_row"], allowed, listed)
+        return Limits(seen, counts, arrays["excluded_row"], allowed, listed, asked)
 
     def _only(self, rows: Rows, given: Flags) -> Flags:
         """Return ``[B, I + 1]``: what may come, of those who gave a set its rows alone."""
@@ -163,11 +233,14 @@ class Retrieval:
         allowed[np.arange(len(given))[:, None], rows] = True
         return allowed
 
-    def _found(self, arrays: Arrays, limits: Limits, unknown: Flags, given: Flags) -> Candidates:
+    def _found(self, arrays: Arrays, limits: Limits, unknown: Flags, given: Flags | None) -> Candidates:
         """Answer each kind of users, those of another with masks of their own."""
+        if given is None and not unknown.any():
+            return self._sources.personal(arrays, limits.mask(self._pad))
+        given = np.zeros_like(unknown) if given is None else given
         kinds: list[tuple[Flags, _Give]] = [
             (unknown, lambda own, mask, listed: self._sources.fallback(own, mask)),
-            (~unknown & given, self._sources.ranked),
+            (~unknown & given, self._ranked),
             (~unknown & ~given, lambda own, mask, listed: self._sources.personal(own, mask)),
         ]
         kinds = [(chosen, give) for chosen, give in kinds if chosen.any()]

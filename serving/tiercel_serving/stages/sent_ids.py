@@ -84,6 +84,12 @@ class SentIds:
             return f"expected a NUL at its end, came {element[-1:]!r}; {layout}"
         return ""
 
+    def sent(self, arrays: Arrays) -> bool:
+        """Return whether some user carries a list that is not null."""
+        lengths, packed = arrays[self._length], self._sent(arrays)
+        longest = lengths.item() if lengths.size == 1 else lengths.max()
+        return bool(longest >= 0 or (packed is not None and packed.astype(np.bool_).any()))
+
     def given(self, arrays: Arrays) -> npt.NDArray[np.bool_]:
         """Return ``[B]``: which users carry a list that is not null."""
         given: npt.NDArray[np.bool_] = arrays[self._length][:, 0] >= 0

@@ -26,23 +26,27 @@ from ..spec import LENGTH_OF, PACKED_OF, VALID_OF, StageSpec, TensorSpec
 USER_FEATURES, RETRIEVAL, FILTERING = "user_features", "retrieval", "filtering"
 CANDIDATE_FEATURES, RANKING, ORDERING = "candidate_features", "ranking", "ordering"
 
-#: The model beside the graph that turns ids or rows into titles.
-DESCRIBE_ITEMS = "describe_items"
+#: The models beside the graph: what turns ids or rows into titles, and what knows similar items.
+DESCRIBE_ITEMS, RELATED = "describe_items", "related"
+BESIDE = (DESCRIBE_ITEMS, RELATED)
 
 #: The lists of raw ids that every request may carry: what must not come and what the user had, which the
 #: first stage reads; what alone may come, and what shall be ranked in place of what is found, which retrieval
 #: reads. Then the companions that give their lengths, and those that carry the same lists packed, where ids
 #: are text (``sent_ids.py``).
 EXCLUDED, HISTORY = "exclude_item_ids", "history_item_ids"
-INCLUDED, CANDIDATES = "include_item_ids", "candidate_item_ids"
+INCLUDED, CANDIDATES, EXPLAINED = "include_item_ids", "candidate_item_ids", "explain_item_ids"
+RELATED_TO = "related_item_ids"
 LISTS: Mapping[str, str] = {
     EXCLUDED: "Raw ids that must not be recommended.",
     HISTORY: "Raw ids, oldest first.",
     INCLUDED: "Raw ids: nothing else may be recommended.",
     CANDIDATES: "Raw ids: these are ranked, and nothing is searched for.",
+    EXPLAINED: "Raw ids: what became of them before the ranker is said.",
+    RELATED_TO: "Raw ids: what is like these, taken together, comes.",
 }
 LENGTHS: Mapping[str, str] = {name: f"{name}__length" for name in LISTS}
-PACKED: Mapping[str, str] = {name: f"{name}__packed" for name in LISTS}
+PACKED: Mapping[str, str] = {name: f"{name}__packed" for name in LISTS if name not in (EXPLAINED, RELATED_TO)}
 
 #: Whether a user may get what the user already had.
 ALLOW_SEEN = "allow_seen"
@@ -119,7 +123,7 @@ class Tensors:
 
 
 def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
-    """Return the specs of all stages, the served graph's first and in its order; ``describe_items`` is last.
+    """Return the specs of all stages, the served graph's first and in its order, then those beside it.
 
     ``candidate_features`` and ``ranking`` are there if the ranker needs them.
 
@@ -144,6 +148,16 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
         TensorSpec("retrieval_score", "float32", (n,), doc="Their scores, as the first scoring source's."),
         TensorSpec("source", "int32", (n,), doc="1 + number of the source; 0 is empty."),
     )
+    explained = (
+        TensorSpec(
+            "explain_reason", "int32", (-1,), doc="What keeps each item that was asked for; 0 nothing."
+        ),
+        TensorSpec(
+            "explain_place", "int64", (-1,), doc="Its place among what may come, from 1; 0 is unknown."
+        ),
+        TensorSpec("explain_score", "float32", (-1,), doc="Its retrieval score; NaN if nothing scores it."),
+        TensorSpec("explain_detail", "bytes", (-1,), pad=b"", doc="What a failed rule saw, as JSON."),
+    )
     queries = []
     for source, model in manifest.queries.items():
         query = TensorSpec(query_stage(source), "float32", (model.dimension,), doc="The user's vector.")
@@ -163,15 +177,16 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
             (
                 *_named(RETRIEVAL, known, read),
                 *(user_id, status, excluded, allow_seen),
-                *_id_lists(manifest, (INCLUDED, CANDIDATES)),
+                *_id_lists(manifest, (INCLUDED, CANDIDATES, EXPLAINED)),
                 *_asked_by_rules(manifest),
             ),
-            retrieved,
+            (*retrieved, *explained),
         ),
         StageSpec(FILTERING, retrieved, tensors.kept),
         *ranking,
         _ordering(manifest, tensors, ranking[-1].outputs if ranking else (), (status, k, *taken)),
         _describe_items(catalogue),
+        *_related(manifest, k),
     )
 
 
@@ -206,7 +221,7 @@ def _id_lists(manifest: Manifest, names: Iterable[str]) -> Iterator[TensorSpec]:
     dtype = manifest.catalogue.item_id_dtype
     for name in names:
         yield from _list_tensors(name, LENGTHS[name], dtype, LISTS[name])
-        if dtype == "bytes":
+        if dtype == "bytes" and name in PACKED:
             said = f"{name}, each list packed into one element; empty is null. Send one of the two."
             yield TensorSpec(PACKED[name], dtype, (1,), True, b"", said, of=name, says=PACKED_OF)
 
@@ -279,6 +294,18 @@ def _describe_items(catalogue: Catalogue) -> StageSpec:
         TensorSpec("found", "bool", (-1,), pad=False, doc="Whether the catalogue has it."),
     )
     return StageSpec(DESCRIBE_ITEMS, inputs, outputs)
+
+
+def _related(manifest: Manifest, k: TensorSpec) -> Iterator[StageSpec]:
+    """Yield the model of similar items, if there is one."""
+    if manifest.settings.related:
+        dtype = manifest.catalogue.item_id_dtype
+        outputs = (
+            TensorSpec("item_id", dtype, (-1,), pad=_empty(dtype), doc="Raw ids, most alike first."),
+            TensorSpec("score", "float32", (-1,), doc="How like they are, by their source."),
+            TensorSpec("count", "int32", (1,), doc="How many slots are real."),
+        )
+        yield StageSpec(RELATED, (*_id_lists(manifest, (RELATED_TO, EXCLUDED)), k), outputs)
 
 
 def _packed_list(prefix: str, entry: PackedList, *leading: int) -> TensorSpec:

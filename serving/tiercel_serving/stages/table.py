@@ -15,6 +15,7 @@ from .specs import (
     ORDERING,
     QUERY_PREFIX,
     RANKING,
+    RELATED,
     RETRIEVAL,
     USER_FEATURES,
 )
@@ -29,6 +30,7 @@ STAGES: Mapping[str, str] = {
     RANKING: "tiercel_serving.stages.engine:EngineStage",
     ORDERING: "tiercel_serving.stages.ordering:Ordering",
     DESCRIBE_ITEMS: "tiercel_serving.stages.describe_items:DescribeItems",
+    RELATED: "tiercel_serving.stages.related:Related",
 }
 
 

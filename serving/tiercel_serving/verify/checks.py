@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import time
 
 import numpy as np
 
@@ -20,9 +21,13 @@ from ..ranked import make_mask
 from ..release.artefacts import Artefact
 from ..release.opened import Release, check_files, open_release
 from ..repository.validate import validate_repository
+from ..rules.table import AskingRule
+from ..runtime.batching import absent
 from ..runtime.chain import Chain
 from ..sources.table import SourceKind, open_source
 from ..spec import Array, Arrays
+from ..stages.request_rules import RequestRules
+from ..stages.specs import RETRIEVAL
 from ..stores.memory_mapped import MemoryMapped
 from .answers import StoredAnswers
 from .compare import (
@@ -43,6 +48,9 @@ from .stand_in import with_stand_ins
 
 #: Items on which rules are compared.
 RULE_ITEMS = 1000
+
+#: Users for whom rules are compared that ask for more than items.
+RULE_USERS = 5
 
 #: How far the recall of a source may lie below the manifest's, besides what chance explains on few users.
 RECALL_SLACK = 0.02
@@ -194,6 +202,34 @@ def _rules(release: Release) -> Iterator[VerifyRow]:
         want = np.array([rule.reference(item_of(row)) for row in rows.tolist()], np.bool_)
         difference = compare_arrays(rule.passes(columns)[rows], want, name=rule.name)
         yield VerifyRow.of("rules", f"{rule.name}, plain reference", difference)
+    yield from _asking_rules(release)
+
+
+def _asking_rules(release: Release) -> Iterator[VerifyRow]:
+    """Compare what rules make of a few users with their plain references; their requests say nothing."""
+    rules = RequestRules(release, clock=time)
+    if not rules.opened:
+        return
+    settings, size = release.settings, release.items.size
+    user_ids = StoredGolden(release).tensors("answers")[0]["user_id"][:RULE_USERS]
+    blank = absent(release.stages[RETRIEVAL].inputs, len(user_ids))
+    given = rules.given({**blank, "user_id": user_ids}, release.store.read(user_ids))
+    rows = np.unique(np.linspace(0, size - 1, RULE_ITEMS // RULE_USERS).astype(np.int64))
+    places = np.broadcast_to(rows, (len(user_ids), len(rows)))
+    user_of = plain_items(given.users)
+    for number, opened in rules.opened:
+        rule = settings.rules[number]
+        assert isinstance(rule, AskingRule)
+        columns = release.items.columns(rule.columns())
+        item_of, own = plain_items(columns), rule.passes(columns)[rows]
+        told = zip(range(len(user_ids)), given.now.tolist(), strict=True)
+        want = [
+            [rule.reference_of(item_of(row), user_of(user), {}, now) for row in rows.tolist()]
+            for user, now in told
+        ]
+        got = np.broadcast_to(opened.allows(given, places), places.shape) & own
+        difference = compare_arrays(got, np.array(want, np.bool_).reshape(got.shape), name=rule.name)
+        yield VerifyRow.of("rules", f"{rule.name}, {len(user_ids)} users, plain reference", difference)
 
 
 def _users(release: Release) -> Iterator[VerifyRow]:

@@ -13,14 +13,16 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...columns import Column, flat_ranges
+from ...columns import Column
 from ...ranked import Rows
 from ...spec import Array
+from .given import Batch, Given, Operand, Truth
+from .postings import Elements, Flags, Postings, flat, real_elements, valid_rows
 from .tree import (
     Arithmetic,
     Both,
@@ -38,64 +40,6 @@ from .tree import (
     Within,
 )
 from .types import constant_array, stored
-
-Flags = npt.NDArray[np.bool_]
-
-
-class Given(NamedTuple):
-    """What is known of the B users of a batch.
-
-    Parameters
-    ----------
-    users, requests
-        Columns of B rows by name; null where nothing is known.
-    sent
-        Column of the request → ``[B]`` who sent it.
-    now
-        ``[B]`` float64 seconds since 1970-01-01 UTC.
-    """
-
-    users: Mapping[str, Column]
-    requests: Mapping[str, Column]
-    sent: Mapping[str, Flags]
-    now: npt.NDArray[np.float64]
-
-
-class Batch(NamedTuple):
-    """Users, and the items of whom something is asked: ``[B, n]`` rows, or None for all of them."""
-
-    given: Given
-    rows: Rows | None
-
-    def of(self, array: Array) -> Array:
-        """Return what an array ``[I]`` says of the items: ``[I]`` or ``[B, n]``."""
-        return array if self.rows is None else array.take(self.rows)
-
-
-class Operand(NamedTuple):
-    """A value that broadcasts to ``[B, n]``; what is real, and for whom it was not sent (None is nobody)."""
-
-    values: Any
-    valid: Flags | None = None
-    absent: Flags | None = None
-
-
-class Elements(NamedTuple):
-    """Lists of users (one for all is user 0's): elements end to end, whose they are, and what is null."""
-
-    values: Array
-    owner: Rows
-    valid: Flags
-    absent: Flags | None
-    shared: bool
-
-
-class Truth(NamedTuple):
-    """Where a condition holds, broadcasting to ``[B, n]``, and for whom it asks nothing (None is nobody)."""
-
-    true: Flags
-    absent: Flags | None = None
-
 
 _Scalar = Callable[[Batch], Operand]
 _Condition = Callable[[Batch], Truth]
@@ -127,37 +71,6 @@ def of_items_alone(node: Node) -> bool:
 def conjuncts(tree: Node) -> tuple[Node, ...]:
     """Return the conditions that must all hold."""
     return tree.all if isinstance(tree, Both) else (tree,)
-
-
-class Postings:
-    """Value → the items that have it, of a column ``[I]`` of values or lists."""
-
-    def __init__(self, column: Column) -> None:
-        count = len(column)
-        self.valid = valid_rows(column)
-        lengths = np.ones(count, np.int64) if column.offsets is None else np.diff(column.offsets)
-        owner = np.repeat(np.arange(count), lengths)
-        begin = 0 if column.offsets is None else int(column.offsets[0])
-        values = column.values[begin : begin + len(owner)]
-        real = real_elements(column)[begin : begin + len(owner)] & self.valid[owner]
-        self._values, codes = np.unique(values[real], return_inverse=True)
-        order = codes.argsort(kind="stable")
-        self._rows = owner[real][order]
-        self._offsets = np.searchsorted(codes[order], np.arange(len(self._values) + 1))
-
-    def having(self, lists: Elements, users: int) -> Flags:
-        """Return ``[users, I]``: which items have an element of the user's list."""
-        found = np.zeros((users, len(self.valid)), np.bool_)
-        if not len(self._values) or not len(lists.values):
-            return found
-        places = np.searchsorted(self._values, lists.values)
-        places[places == len(self._values)] = 0
-        known = np.asarray(self._values[places] == lists.values, np.bool_)
-        places, owner = places[known], lists.owner[known]
-        begins = self._offsets[places]
-        lengths = self._offsets[places + 1] - begins
-        found[np.repeat(owner, lengths), self._rows[flat_ranges(begins, lengths)]] = True
-        return found
 
 
 class Masks:
@@ -301,13 +214,16 @@ class Masks:
 
         def run(batch: Batch) -> Truth:
             lists = _elements(other, batch)
-            found = postings.having(lists, 1 if lists.shared else len(batch.given.now))
+            rows = batch.rows
+            users = 1 if lists.shared else len(batch.given.now)
+            if rows is not None and len(rows) != users:
+                rows = np.broadcast_to(rows, (max(len(rows), users), rows.shape[1]))
+                users = len(rows)
+                lists = lists.spread(users)
+            found = postings.having(lists, users, rows)
             found ^= negated
-            found &= postings.valid
+            found &= postings.valid if rows is None else postings.valid.take(rows)
             found &= lists.valid[:, None]
-            if batch.rows is not None:
-                rows = np.broadcast_to(batch.rows, (max(len(batch.rows), len(found)), batch.rows.shape[1]))
-                found = np.take_along_axis(np.broadcast_to(found, (len(rows), found.shape[1])), rows, axis=1)
             return Truth(found, lists.absent)
 
         return run
@@ -315,7 +231,7 @@ class Masks:
     def _items_overlap(self, left: Field, right: Field, negated: bool) -> _Condition:
         """Compile whether two columns of the same item have something in common: known of every item."""
         one, other = (self._columns[field.name] for field in (left, right))
-        first, second = _flat(one), _flat(other)
+        first, second = flat(one), flat(other)
         codes = np.unique(np.concatenate([first[0], second[0]]), return_inverse=True)[1]
         cells = codes * self._items + np.concatenate([first[1], second[1]])
         hits = first[1][np.isin(cells[: len(first[0])], cells[len(first[0]) :])]
@@ -398,28 +314,6 @@ class Masks:
         return left + right
 
 
-def real_elements(column: Column) -> Flags:
-    """Return which elements of a column are no nulls."""
-    real = np.ones(len(column.values), np.bool_) if column.valid is None else column.valid
-    return real & ~np.isnan(column.values) if column.values.dtype.kind == "f" else real
-
-
-def valid_rows(column: Column) -> Flags:
-    """Return ``[n]`` which rows of a column are no nulls."""
-    if column.offsets is None:
-        return real_elements(column)
-    return np.ones(len(column), np.bool_) if column.row_valid is None else column.row_valid
-
-
-def _flat(column: Column) -> tuple[Array, Rows]:
-    """Return the elements of a column that are no nulls, and whose row each is."""
-    lengths = np.ones(len(column), np.int64) if column.offsets is None else np.diff(column.offsets)
-    begin = 0 if column.offsets is None else int(column.offsets[0])
-    owner = np.repeat(np.arange(len(column)), lengths)
-    real = real_elements(column)[begin : begin + len(owner)] & valid_rows(column)[owner]
-    return column.values[begin : begin + len(owner)][real], owner[real]
-
-
 def _lengths(column: Column) -> npt.NDArray[np.float64]:
     assert column.offsets is not None
     return np.where(valid_rows(column), np.diff(column.offsets).astype(np.float64), np.nan)
@@ -443,7 +337,7 @@ def _elements(node: Node, batch: Batch) -> Elements:
         column = (given.requests if node.owner == "request" else given.users)[node.name]
         sent = given.sent[node.name] if node.owner == "request" else np.ones(1, np.bool_)
         absent = None if sent.all() else ~sent[:, None]
-        return Elements(*_flat(column), valid_rows(column), absent, shared=False)
+        return Elements(*flat(column), valid_rows(column), absent, shared=False)
     assert isinstance(node, Value | Values)
     values = constant_array((node.value,) if isinstance(node, Value) else node.values)
     return Elements(values, np.zeros(len(values), np.int64), np.ones(1, np.bool_), None, shared=True)

@@ -182,8 +182,8 @@ class Schema:
         ):
             if own is None and other is not None:
                 self._infer(node, Type(other.dtype, is_list))
-        one, two = found
-        if one is not None and two is not None and not _alike(one, two):
+        one, other = found
+        if one is not None and other is not None and not _alike(one, other):
             problem = f"{_said(left)} holds {found[0]}, and {_said(right)} {found[1]}"
             yield Problem("expression", problem, "compare what is of one type")
         elif operator in ("<", "<=", ">", ">=") and Type("bool") in found:

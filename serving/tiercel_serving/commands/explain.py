@@ -1,0 +1,93 @@
+"""``tiercel explain``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .recommend import Url, parse_features, parse_id
+from .shell import Debug, Json, shell
+from .tables import heading, pairs
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tiercel_client import Recommender
+
+
+def command(
+    item: Annotated[str, typer.Option("--item", "-i", metavar="ID", help="The item.")],
+    user: Annotated[
+        str | None, typer.Option("--user", "-u", metavar="ID", help="The user; without one, anybody.")
+    ] = None,
+    k: Annotated[int | None, typer.Option("-k", help="How many items; else the server's default.")] = None,
+    url: Url = "localhost:8001",
+    release: Annotated[
+        Path | None,
+        typer.Option("--release", metavar="DIR", help="Ask this release in this process, and no server."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", metavar="ID", help="Not this item (may be repeated).")
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option("--include", metavar="ID", help="Nothing but these items (repeat).")
+    ] = None,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option("--feature", metavar="NAME=VALUE", help="A column of the user or the context (repeat)."),
+    ] = None,
+    allow_seen: Annotated[
+        bool | None,
+        typer.Option("--allow-seen/--no-allow-seen", help="Whether what the user already had may come."),
+    ] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.001, help="Deadline in seconds.")] = 5.0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say why a user gets an item, or does not: where it fell, and what would have had to be otherwise.
+
+    Example: [bold]tiercel explain --user 42 --item 50[/]
+    """
+    with shell(json=json, debug=debug) as sh, _recommender(url, release, timeout_s) as recommender:
+        from tiercel_client import ANONYMOUS
+
+        info = recommender.server_info()
+        lists = {"exclude": exclude, "include": include}
+        request: dict[str, Any] = {
+            name: [parse_id(text, info.item_id_dtype, f"--{name}") for text in given]
+            for name, given in lists.items()
+            if given is not None
+        }
+        request["features"] = parse_features(feature or (), info.request_columns)
+        who = ANONYMOUS if user is None else parse_id(user, info.user_id_dtype, "--user")
+        wanted = parse_id(item, info.item_id_dtype, "--item")
+        document = recommender.why(who, wanted, k, allow_seen=allow_seen, **request).to_json()
+        sh.emit(document, heading(_line(document)), _view(document))
+
+
+def _recommender(url: str, release: Path | None, timeout_s: float) -> Recommender:
+    from tiercel_client import Recommender
+
+    if release is None:
+        return Recommender(url, timeout_s=timeout_s)
+    from ..runtime.local import LocalTransport
+
+    return Recommender(transport=LocalTransport(release), timeout_s=timeout_s)
+
+
+def _line(document: Mapping[str, Any]) -> str:
+    who = "Anybody" if document["user_id"] is None else f"User {document['user_id']}"
+    title = f" ({document['title']})" if document["title"] else ""
+    verb = "gets" if document["stage"] == "answer" else "does not get"
+    return f"{who} {verb} item {document['item_id']}{title}"
+
+
+def _view(document: Mapping[str, Any]) -> Table:
+    """Return the facts, a line each."""
+    score = document["score"]
+    rows = {"stage": document["stage"], "because": document["reason"], "place": document["rank"]}
+    rows |= {"score": None if score is None else f"{score:.4f}", "needed": document["needed"] or None}
+    return pairs({name: value for name, value in rows.items() if value is not None})

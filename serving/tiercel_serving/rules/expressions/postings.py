@@ -1,0 +1,124 @@
+"""Lists and values of items by what they hold: which items have an element of somebody's list."""
+
+from __future__ import annotations
+
+import operator
+from functools import reduce
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ...columns import Column, flat_ranges
+from ...ranked import Rows
+from ...spec import Array
+
+Flags = npt.NDArray[np.bool_]
+
+
+class Elements(NamedTuple):
+    """Lists of users (one for all is user 0's): elements end to end, whose they are, and what is null."""
+
+    values: Array
+    owner: Rows
+    valid: Flags
+    absent: Flags | None
+    shared: bool
+
+    def spread(self, users: int) -> Elements:
+        """Return one list for all as a list of each."""
+        if not self.shared:
+            return self
+        owner = np.repeat(np.arange(users), len(self.values))
+        return self._replace(values=np.tile(self.values, users), owner=owner)
+
+
+def real_elements(column: Column) -> Flags:
+    """Return which elements of a column are no nulls."""
+    real = np.ones(len(column.values), np.bool_) if column.valid is None else column.valid
+    return real & ~np.isnan(column.values) if column.values.dtype.kind == "f" else real
+
+
+def valid_rows(column: Column) -> Flags:
+    """Return ``[n]`` which rows of a column are no nulls."""
+    if column.offsets is None:
+        return real_elements(column)
+    return np.ones(len(column), np.bool_) if column.row_valid is None else column.row_valid
+
+
+def flat(column: Column) -> tuple[Array, Rows]:
+    """Return the elements of a column that are no nulls, and whose row each is."""
+    lengths = np.ones(len(column), np.int64) if column.offsets is None else np.diff(column.offsets)
+    begin = 0 if column.offsets is None else int(column.offsets[0])
+    owner = np.repeat(np.arange(len(column)), lengths)
+    real = real_elements(column)[begin : begin + len(owner)] & valid_rows(column)[owner]
+    return column.values[begin : begin + len(owner)][real], owner[real]
+
+
+#: Values that more than this share of the items have are kept as a mask each: quicker, and hardly larger.
+_FREQUENT = 1 / 16
+
+#: Lists up to this long are laid out in a table, for questions about few items.
+_SHORT = 16
+
+
+class Postings:
+    """Value → the items that have it, of a column ``[I]`` of values or lists."""
+
+    def __init__(self, column: Column) -> None:
+        self.valid = valid_rows(column)
+        count = len(self.valid)
+        values, owner = flat(column)
+        self._values, codes = np.unique(values, return_inverse=True)
+        order = codes.argsort(kind="stable")
+        self._rows = owner[order]
+        self._offsets = np.searchsorted(codes[order], np.arange(len(self._values) + 1))
+        self._frequent: dict[int, Flags] = {}
+        for code in np.flatnonzero(np.diff(self._offsets) > count * _FREQUENT).tolist():
+            self._frequent[code] = np.zeros(count, np.bool_)
+            self._frequent[code][self._rows[self._offsets[code] : self._offsets[code + 1]]] = True
+        self._table = _table(codes, owner, count, len(self._values))
+
+    def having(self, lists: Elements, users: int, rows: Rows | None) -> Flags:
+        """Return ``[users, I]``, or of ``[users or 1, n]`` rows: which have an element of the user's list."""
+        owner, places = self._known(lists)
+        if rows is not None and self._table is not None:
+            width = len(self._values) + 1
+            wanted = np.zeros(users * width, np.bool_)
+            wanted[owner * width + places] = True
+            first = np.arange(users)[:, None] * width
+            slots = [wanted.take(slot.take(rows) + first) for slot in self._table]
+            return reduce(operator.or_, slots)
+        found = np.zeros((users, len(self.valid)), np.bool_)
+        rare = np.ones(len(places), np.bool_)
+        for code in self._frequent.keys() & set(places.tolist()):
+            here = places == code
+            rare &= ~here
+            found[owner[here]] |= self._frequent[code]
+        owner, places = owner[rare], places[rare]
+        begins = self._offsets[places]
+        lengths = self._offsets[places + 1] - begins
+        found[np.repeat(owner, lengths), self._rows[flat_ranges(begins, lengths)]] = True
+        if rows is None:
+            return found
+        return np.take_along_axis(np.broadcast_to(found, (len(rows), found.shape[1])), rows, axis=1)
+
+    def _known(self, lists: Elements) -> tuple[Rows, Rows]:
+        """Return whose list has which of the column's values, as their codes."""
+        if not len(self._values) or not len(lists.values):
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        places = np.searchsorted(self._values, lists.values)
+        places[places == len(self._values)] = 0
+        known = np.asarray(self._values[places] == lists.values, np.bool_)
+        return lists.owner[known], places[known]
+
+
+def _table(codes: Rows, owner: Rows, items: int, empty: int) -> npt.NDArray[np.int32] | None:
+    """Return the items' codes ``[L, I]``, ``empty`` behind an item's last; None if a list is too long."""
+    counts = np.bincount(owner, minlength=items)
+    length = int(counts.max(initial=1))
+    if length > _SHORT:
+        return None
+    table = np.full((length, items), empty, np.int32)
+    table[np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts), owner] = codes
+    return table

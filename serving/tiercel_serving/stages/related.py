@@ -1,0 +1,96 @@
+"""``related``: items in, items out, from the same artefacts that serve users."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import InvalidSettings
+from ..ranked import Rows, Scores, make_mask
+from ..release.opened import Release
+from ..sources.table import Relates, open_source
+from ..spec import Array, Arrays, StageSpec
+from .ordering import check_k
+from .sent_ids import SentIds
+from .specs import EXCLUDED, RELATED, RELATED_TO
+
+
+class Related:
+    """Give the items that are most like some others: what the first named source lacks, the next gives.
+
+    Neither the given items come nor what the request excludes, nor what fails a rule that depends on the item
+    alone: no source holds that. Scores are each source's own: a later source's items come after.
+    """
+
+    def __init__(self, name: str, release: Release) -> None:
+        self.spec: StageSpec = release.stages[name]
+        settings, self._items = release.settings, release.items
+        self._items.lookup  # noqa: B018 - opened now, not in the first request
+        self._pad = self._items.size
+        kinds = {kind.name: kind for kind in settings.sources}
+        self._sources: list[Relates] = []
+        for source in settings.related:
+            opened = open_source(
+                kinds[source],
+                release.artefact(f"source_{source}", "source"),
+                self._pad,
+                settings.engine_threads,
+            )
+            if not isinstance(opened, Relates):
+                raise InvalidSettings(
+                    f"settings.related: the source {source!r} knows no items that are like others; "
+                    "name one with vectors or item weights"
+                )
+            self._sources.append(opened)
+        text = release.manifest.catalogue.item_id_dtype == "bytes"
+        limit = settings.max_excluded
+        self._given = SentIds(RELATED_TO, self._items, limit, text=False, stage=RELATED)
+        self._excluded = SentIds(EXCLUDED, self._items, limit, text, RELATED)
+        self._k_default, self._k_max = settings.k_default, settings.k_max
+
+    def check(self, arrays: Arrays) -> None:
+        """Refuse a ``k`` outside of 1 … k_max, long lists, and lengths that do not fit."""
+        check_k(arrays, self._k_max)
+        for ids in (self._given, self._excluded):
+            ids.check(arrays)
+
+    def widths(self, arrays: Arrays) -> dict[str, int]:
+        """Return how wide one request's items and scores are: its largest k."""
+        k = arrays.get("k")
+        return dict.fromkeys(("item_id", "score"), self._k_default if k is None else int(k.max()))
+
+    def run(self, arrays: Arrays) -> dict[str, Array]:
+        """Return what is most like the items of each row.
+
+        Returns
+        -------
+        ``item_id`` and ``score`` ``[B, max k]``, ``count [B, 1]``. Rows of whose items the catalogue has none
+        get nothing.
+        """
+        given, k = self._given.rows(arrays), arrays["k"]
+        count = int(k.max())
+        rows = np.full((len(k), count), self._pad, np.int64)
+        scores = np.zeros((len(k), count), np.float32)
+        mask = make_mask(len(k), self._pad, np.zeros(0, np.int64), np.zeros(len(k), np.int64))
+        mask.add(given)
+        mask.add(self._excluded.rows(arrays))
+        for source in self._sources:
+            free = rows == self._pad
+            if not free[:, -1].any():
+                break
+            found = source.related(given, mask, count)
+            _append(rows, scores, found, self._pad)
+            mask.add(rows)
+        real = (np.arange(count) < k) & (rows != self._pad)
+        rows = np.where(real, rows, self._pad)
+        counts = np.count_nonzero(real, axis=1)[:, None].astype(np.int32)
+        return {"item_id": self._items.ids(rows), "score": np.where(real, scores, 0), "count": counts}
+
+
+def _append(rows: Rows, scores: Scores, found: tuple[Scores, Rows], pad: int) -> None:
+    """Put what was found behind what is there, ``[B, k]`` each, real slots first."""
+    taken = np.count_nonzero(rows != pad, axis=1)
+    wanted = np.minimum(np.count_nonzero(found[1] != pad, axis=1), rows.shape[1] - taken)
+    places = np.arange(rows.shape[1])
+    to = (places >= taken[:, None]) & (places < (taken + wanted)[:, None])
+    of = places < wanted[:, None]
+    rows[to], scores[to] = found[1][of], found[0][of]
