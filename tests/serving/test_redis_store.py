@@ -288,7 +288,9 @@ def test_a_cluster(plain: Tiny, server_of: Callable[..., StoreServer]) -> None:
     """Keys of a batch lie in many slots: no command may speak of two of them."""
     import redis
 
-    server = server_of("--cluster-enabled", "yes")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        bus = free.getsockname()[1]  # by itself it is the port + 10,000, which may be none
+    server = server_of("--cluster-enabled", "yes", "--cluster-port", str(bus))
     with redis.Redis(port=server.port) as client:
         client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
         while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
