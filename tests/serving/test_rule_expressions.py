@@ -96,7 +96,7 @@ def compiled(tree: Any, items: Mapping[str, Column]) -> Masks:
     return Masks(conjuncts(tree), items, len(items["whole"]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(text=conditions(), world=worlds(), seed=st.integers(0, 9))
 def test_masks_are_what_the_plain_reference_says(
     text: str, world: tuple[dict[str, Column], Given], seed: int
@@ -156,7 +156,7 @@ def pandas_conditions(draw: st.DrawFn, depth: int = 2) -> str:
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(text=pandas_conditions(), seed=st.integers(0, 10**6))
 @example(text="not (item.whole > 1) or item.real == 2", seed=1)
 def test_masks_are_what_pandas_says(text: str, seed: int) -> None:
