@@ -66,7 +66,7 @@ def served(paths: Mapping[str, Path], rounds: int, seconds: float) -> dict[str, 
             urls[name], users[name] = server.grpc_url, example_user(open_release(path))
         clients = {name: stack.enter_context(Recommender(url, timeout_s=60.0)) for name, url in urls.items()}
         calls = {
-            name: lambda c=client, u=users[name]: c.recommend(user_id=u, k=10)  # type: ignore[misc]
+            name: lambda c=client, u=users[name]: c.recommend(user_id=u, k=10)
             for name, client in clients.items()
         }
         p50 = median_us(calls, rounds, warm=max(3, rounds // 10))
