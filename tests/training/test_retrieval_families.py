@@ -22,8 +22,8 @@ from tiercel_pipelines.recipe import (
     replace,
 )
 
-QUICK: dict[str, Any] = {"learning_rate": 0.02, "batch_size": 20, "max_epochs": 30}
-NEXT: dict[str, Any] = {**QUICK, "max_epochs": 15, "dropout": 0.0}
+QUICK: dict[str, Any] = {"learning_rate": 0.03, "batch_size": 20, "max_epochs": 12}
+NEXT: dict[str, Any] = {**QUICK, "learning_rate": 0.02, "dropout": 0.0}
 
 
 class TestTwoTower(RetrievalContract):
@@ -64,7 +64,9 @@ class TestSASRec(RetrievalContract):
 
 
 class TestGRU4Rec(RetrievalContract):
-    settings = GRU4Rec(dimension=16, hidden_dimension=24, negatives=None, **{**NEXT, "max_epochs": 30})
+    settings = GRU4Rec(
+        dimension=16, hidden_dimension=24, negatives=None, **{**NEXT, "max_epochs": 22, "learning_rate": 0.04}
+    )
     variants = (replace(settings, layers=2, sequence_length=3),)
     ordered = True
 
@@ -74,7 +76,7 @@ class TestMultVAE(RetrievalContract):
 
 
 class TestCDAE(RetrievalContract):
-    settings = CDAE(hidden_dimension=16, **QUICK)
+    settings = CDAE(hidden_dimension=16, **{**QUICK, "learning_rate": 0.05})
 
 
 class TestDeepAutoencoder(RetrievalContract):
