@@ -90,7 +90,7 @@ def test_every_ranking_family_is_built(family: str, tmp_path: Path) -> None:
         hold(SUITES[family], folder, settings)
 
 
-SMALL = [test_ranking_families.TestDLRM, test_ranking_families.TestDCNv2]
+SMALL = [test_ranking_families.TestDLRM, test_ranking_families.TestLogisticRegression]
 
 
 @pytest.mark.parametrize("suite", SMALL)
