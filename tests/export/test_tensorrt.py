@@ -122,8 +122,8 @@ def missing_names(trt: Any) -> list[str]:
     return found
 
 
-#: Names of the 11.4 binding among those that we use, and what 10.x had that 11 removed: read off
-#: ``tensorrt-cu12-bindings`` 11.4.0.106, whose wheel needs the library to be imported.
+#: What 10.x had that 11 removed, by NVIDIA's migration notes: the binding of 11.4 needs the library itself
+#: to be imported.
 REMOVED_IN_11 = {
     "BuilderFlag": {
         "FP16",
