@@ -37,7 +37,8 @@ def tiercel(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments, prog_name="python -m benchmarks.features")
 
 
-@pytest.mark.parametrize("cases", [["three-small"], pytest.param(list(CASES), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [["three-small"], list(CASES)])
 def test_quick_run_measures_everything_but_the_peer(tmp_path, cases):
     seen = []
     report = run_features(

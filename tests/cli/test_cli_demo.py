@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_demo_takes_made_up_data_where_movielens_cannot_be_had(tmp_path: Path) -> None:
     broken = tmp_path / "data" / "ml-100k"
     broken.mkdir(parents=True)

@@ -325,7 +325,7 @@ def test_parts_that_do_not_fit_are_refused(
 ) -> None:
     changes, words = REFUSED[case]
     # The models are not what is tested here, and take most of the time.
-    monkeypatch.setattr("tiercel_export.models.onnx.make_onnx", lambda *args, **kwargs: None)
+    monkeypatch.setattr("tiercel_export.models.onnx.make_onnx", lambda *args, **kwargs: ())
     with pytest.raises(ExportInputError, match=words):
         small_release(tmp_path / "r", parts, **changes(parts))
     assert list(tmp_path.iterdir()) == []
@@ -336,7 +336,7 @@ def test_what_there_is_to_choose_from_is_said(
     case: str, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes, error, words = UNKNOWN[case]
-    monkeypatch.setattr("tiercel_export.models.onnx.make_onnx", lambda *args, **kwargs: None)
+    monkeypatch.setattr("tiercel_export.models.onnx.make_onnx", lambda *args, **kwargs: ())
     with pytest.raises(error, match=words):
         small_release(tmp_path / "r", parts, **changes(parts))
     assert list(tmp_path.iterdir()) == []
@@ -370,8 +370,9 @@ def test_ctrl_c_at_any_step_leaves_nothing(
     assert not (tmp_path / "deep").exists() or list((tmp_path / "deep").iterdir()) == []
 
 
-def fake_export(module: nn.Module, folder: Path, **kwargs: Any) -> None:
+def fake_export(module: nn.Module, folder: Path, **kwargs: Any) -> tuple[str, ...]:
     (folder / "model.onnx").write_bytes(b"")
+    return ()
 
 
 def test_a_model_that_differs_from_its_source_is_never_released(
@@ -381,14 +382,15 @@ def test_a_model_that_differs_from_its_source_is_never_released(
 
     make = onnx.make_onnx
 
-    def wrong(module: nn.Module, folder: Path, **kwargs: Any) -> None:
+    def wrong(module: nn.Module, folder: Path, **kwargs: Any) -> Any:
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.add_(0.01)
-        make(module, folder, **kwargs)
+        notes = make(module, folder, **kwargs)
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.sub_(0.01)
+        return notes
 
     monkeypatch.setattr(onnx, "make_onnx", wrong)
     with pytest.raises(VerificationFailed, match="query_towers, torch") as error:

@@ -239,7 +239,7 @@ def test_a_source_whose_library_is_missing_says_what_to_install(
     import sys
 
     monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr("tiercel_export.models.onnx.make_onnx", lambda *args, **kwargs: None)
+    monkeypatch.setattr("tiercel_export.models.onnx.make_onnx", lambda *args, **kwargs: ())
     words = r"source 'index' needs faiss, which is not installed; run pip install \"tiercel\[serving\]\""
     with pytest.raises(KindUnavailable, match=words):
         small_release(tmp_path / "r", parts)

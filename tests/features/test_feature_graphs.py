@@ -24,8 +24,8 @@ from parity_helpers import Unanswered, answers_its_fit, check, check_rows_alone,
 from tiercel_export.errors import ExportInputError, WorkflowError
 from tiercel_export.lowering.table import TABLE, key_of
 
-#: Graphs of each kind, and frames of each graph: together at least 100 × 20 and 1,000 × 50.
-GRAPHS, FRAMES = 4, 20
+#: Graphs of each kind, and frames of each graph: together at least 50 × 10, and with ``--slow`` 1,000 × 50.
+GRAPHS, FRAMES = 2, 10
 SLOW_GRAPHS, SLOW_FRAMES = 50, 50
 #: Batch sizes that each graph is asked for sure.
 SIZES = (0, 1, 1000)

@@ -210,10 +210,11 @@ def test_one_row_costs_the_same_whatever_the_vocabulary(kind, record_property):
 # ----------------------------------------------------------------------------------------------- lookups
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize("kind", ["int", "text"])
 def test_hash_lookup_beats_pandas(kind, record_property):
     rng = np.random.default_rng(0)
-    keys = keys_of(kind, LARGE, rng)
+    keys = keys_of(kind, 1_000_000, rng)
     lookup, index = open_lookup(build_lookup(keys)), pd.Index(keys)
     picked = [rng.integers(0, len(keys), MANY) for _ in range(10)]
     batches = [fresh(keys[rows]) if kind == "text" else keys[rows] for rows in picked]

@@ -181,6 +181,9 @@ def test_long_lists_are_cut_and_short_onespadded() -> None:
 AGES = pd.DataFrame(
     {"age": [15, 22, 22, 37, 41, 41, 41, 68], "price": [1.0, 2.0, 4.0, 8.0, 16.0, 0.5, 0.25, 3]}
 )
+#: The same as interactions of one user with one item.
+EVENTS = AGES.assign(user_id=1, item_id=1)
+ONE = Dataset("ages", EVENTS[["user_id"]].head(1), EVENTS[["item_id"]].head(1), EVENTS, timestamp=None)
 #: Fitted operators of one column, each of which NVTabular keeps under that column's name.
 OF_AGE = {
     "exact": lambda: ["age"] >> ops.Categorify(),
@@ -207,8 +210,7 @@ def of_ages(*names: str, directory: Path | None = None) -> Any:
         ]
         return functools.reduce(operator.add, chains)
 
-    data = SimpleNamespace(joined=lambda frame: frame)
-    return fit_workflow(SimpleNamespace(features=features), data, AGES, directory)  # type: ignore[arg-type]
+    return fit_workflow(SimpleNamespace(features=features), ONE, EVENTS, directory)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -241,8 +243,7 @@ def test_one_operator_at_two_places_is_two(tmp_path: Path, monkeypatch: pytest.M
         exact = ["age"] >> both >> ops.Rename(postfix=" exact")
         return (exact + (["age"] >> ops.Bucketize([18, 30, 60]) >> both)) >> ops.TagAsUserFeatures()
 
-    data = SimpleNamespace(joined=lambda frame: frame)
-    workflow = fit_workflow(SimpleNamespace(features=features), data, AGES)  # type: ignore[arg-type]
+    workflow = fit_workflow(SimpleNamespace(features=features), ONE, EVENTS)  # type: ignore[arg-type]
     assert workflow.transform(AGES).to_dict("list") == {
         "age exact": [5, 4, 4, 6, 3, 3, 3, 7],
         "age": [5, 4, 4, 3, 3, 3, 3, 6],
@@ -257,6 +258,5 @@ def test_two_vocabularies_given_for_one_column(tmp_path: Path, monkeypatch: pyte
         few, more = (ops.Categorify(vocabs={"age": pd.Series(ages)}) for ages in ([22], [22, 41]))
         return (["age"] >> few >> ops.Rename(postfix="_few")) + (["age"] >> more)
 
-    data = SimpleNamespace(joined=lambda frame: frame)
     with pytest.raises(WorkflowError, match=r"'age': another one was given vocabs.*out_path of its own"):
-        fit_workflow(SimpleNamespace(features=features), data, AGES)  # type: ignore[arg-type]
+        fit_workflow(SimpleNamespace(features=features), ONE, EVENTS)  # type: ignore[arg-type]

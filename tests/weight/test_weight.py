@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from environments import Bare, Environment
 
 #: None of these is on a host that serves.
@@ -52,6 +53,7 @@ def test_a_serving_host_serves(host: Environment, server: dict[str, Any]) -> Non
     assert answer["items"][0]["title"]
 
 
+@pytest.mark.slow
 def test_a_serving_host_measures(host: Environment, release: Path) -> None:
     options = ["--client", "python", "--seconds", "0.2", "--rounds", "1", "--concurrency", "1", "--json"]
     document = emitted(host.tiercel("bench", release, *options))

@@ -108,5 +108,5 @@ class OnnxEngine:
         return dict(zip(self._wanted, self._session.run(self._wanted, feed), strict=True))
 
     def close(self) -> None:
-        """Give the session back."""
-        del self._session
+        """Give the session back; a second time does nothing."""
+        self.__dict__.pop("_session", None)
