@@ -19,6 +19,7 @@ def test_every_step_is_measured_and_has_a_limit() -> None:
     assert set(STEPS) == set(LIMITS_US) == ours
 
 
+@pytest.mark.slow
 def test_tiny_runs_from_end_to_end_and_saves_json_and_a_plot(tmp_path: Path) -> None:
     saved = tmp_path / "deep" / "stages.json"
     done = CliRunner().invoke(app, ["--size", "tiny", "--json", "--save", str(saved)])
