@@ -83,6 +83,7 @@ def test_train_export_verify(trained: Path, work: Path, tiercel_here: Tiercel) -
     assert "--replace" in again.stderr
 
 
+@pytest.mark.slow
 def test_export_with_another_catalogue(trained: Path, work: Path, tiercel_here: Tiercel) -> None:
     items = pd.read_parquet(trained / "items.parquet").drop(columns="__row__")
     new = items.tail(1).assign(item_id=1, title="Brand new ✓")
