@@ -14,6 +14,7 @@
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -169,6 +170,7 @@ enum { BUFFER_SIMPLE = 0, MEMORY_READ = 0x100 };
 #define DECLARE(result, name, arguments) static result(*name) arguments;
 PYTHON(DECLARE)
 static PyObject* load_function; /* tiercel_serving.runtime.embedded.load */
+static pthread_mutex_t loading = PTHREAD_MUTEX_INITIALIZER;
 
 /* The message of the Python exception that is set, which is cleared. The GIL is held. */
 static TRITONSERVER_Error* python_error(const char* during)
@@ -307,9 +309,12 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_M
   Instance* instance = calloc(1, sizeof *instance);
   if (failed == NULL && instance == NULL) failed = error(ERROR_INTERNAL, "backend tiercel: out of memory");
   if (failed == NULL) {
+    /* One after the other: Triton loads models side by side, and what they import for the first time does not like it. */
+    pthread_mutex_lock(&loading);
     enter_python();
     failed = load(instance, config, size, location);
     leave_python();
+    pthread_mutex_unlock(&loading);
   }
   log_and_delete(TRITONSERVER_MessageDelete(message));
   if (failed != NULL) {
