@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -11,12 +11,13 @@ from typing import Any, Protocol, cast
 import torch
 
 from tiercel_serving.engines.table import ENGINES, Reduced
+from tiercel_serving.live_items.watch import TOWER_ENGINE, item_tower
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import QueryModel, RankingModel
 from tiercel_serving.spec import Array, Arrays, TensorSpec
 from tiercel_serving.stages.specs import RANKING, Tensors, query_stage
 
-from ..forms import FormArrays, ItemTensors, ServedForm
+from ..forms import FormArrays, HasItems, ItemTensors, ServedForm
 from .dense import check_output, check_weights, forward_inputs, frozen, run_module
 
 
@@ -106,15 +107,18 @@ class Models:
         Source → its query model, where the form has one.
     ranker
         The ranker; None where retrieval's order is the order.
+    towers
+        Source → what makes its item vectors, where items may be put between releases.
     """
 
     forms: Mapping[str, FormArrays]
     queries: Mapping[str, DenseModel]
     ranker: DenseModel | None
+    towers: Mapping[str, DenseModel] = field(default_factory=dict)
 
     @property
     def dense(self) -> tuple[DenseModel, ...]:
-        """Every model that becomes an engine."""
+        """Every model of the served graph that becomes an engine."""
         return (*self.queries.values(), *(() if self.ranker is None else (self.ranker,)))
 
     def query_models(self, engine: str) -> dict[str, QueryModel]:
@@ -166,11 +170,21 @@ def prepare_models(
                 (forms[source].dimension,),
                 f"{what}.query",
             )
+    towers = {}
+    if tensors.settings.added_items:
+        modules = {source: form.items for source, form in retrieval.items() if isinstance(form, HasItems)}
+        towers = {
+            source: _dense(
+                module, rows, item_tower(source), (forms[source].dimension,), f"retrieval[{source!r}].items"
+            )
+            for source, module in modules.items()
+            if isinstance(module, torch.nn.Module)
+        }
     ranking = None
     if ranker is not None:
         known = {tensor.name: tensor for tensor in tensors.ranker}
         ranking = _dense(ranker, known, RANKING, (tensors.settings.kept, None), "ranker")
-    return Models(forms, queries, ranking)
+    return Models(forms, queries, ranking, towers)
 
 
 def _dense(
@@ -202,8 +216,10 @@ def write_engines(
 ) -> list[str]:
     """Write the artefact of every model, by the maker that its engine's row names; return notes."""
     notes: list[str] = []
-    for model in models.dense:
-        module, _, name = ENGINES.find(engine_for(engine, model.stage)).maker.partition(":")
+    rows = [(model, engine_for(engine, model.stage)) for model in models.dense]
+    rows += [(model, TOWER_ENGINE) for model in models.towers.values()]
+    for model, row in rows:
+        module, _, name = ENGINES.find(row).maker.partition(":")
         make = cast("Maker", getattr(import_module(module), name))
         folder = artefacts / model.stage
         folder.mkdir(parents=True)

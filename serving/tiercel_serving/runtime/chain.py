@@ -6,16 +6,26 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import perf_counter_ns
 
+import numpy as np
+
 from ..errors import RequestError, StageFailed
+from ..live_items.watch import LiveItems
 from ..release.opened import Release, open_release
-from ..spec import Array, Arrays, Checks, Closes, Stage, TensorSpec, Widths, model_inputs
-from ..stages.specs import BESIDE
+from ..spec import Array, Arrays, Checks, Closes, Renews, Stage, TensorSpec, Widths, model_inputs
+from ..stages.specs import BESIDE, ITEM_ROWS
 from ..stages.table import build_stage
 from .batching import absent, complete, count_rows
 
 
 class Chain:
     """Stages in the order in which they run.
+
+    Parameters
+    ----------
+    stages
+        The stages.
+    items
+        What changes of items while they run; None is nothing.
 
     Attributes
     ----------
@@ -25,8 +35,9 @@ class Chain:
         What the caller gives: inputs that no earlier stage makes.
     """
 
-    def __init__(self, stages: Iterable[Stage]) -> None:
+    def __init__(self, stages: Iterable[Stage], items: LiveItems | None = None) -> None:
         self.stages: tuple[Stage, ...] = tuple(stages)
+        self._items, self._renewed = items, 0
         self.external_inputs: tuple[TensorSpec, ...] = model_inputs(stage.spec for stage in self.stages)
         needed = {tensor.name for tensor in self.external_inputs}
         # Each stage that looks at what the caller sent, and at which of it.
@@ -35,6 +46,8 @@ class Chain:
             for stage in self.stages
             if isinstance(stage, Checks)
         ]
+        # Rows of items that another process has named may be such as this one has not heard of yet.
+        self._told = [name for name in ITEM_ROWS if name in needed]
         self._wide = [stage for stage in self.stages if isinstance(stage, Widths)]
         # By batch size, of which there are few: what absent inputs look like.
         self._blanks: dict[int, dict[str, Array]] = {}
@@ -45,7 +58,8 @@ class Chain:
         opened = release if isinstance(release, Release) else open_release(release)
         if names is None:
             names = [name for name in opened.stages if name not in BESIDE]
-        return cls(build_stage(name, opened) for name in names)
+        stages = [build_stage(name, opened) for name in names]
+        return cls(stages, opened.live_items if any(isinstance(one, Renews) for one in stages) else None)
 
     def close(self) -> None:
         """Have each stage give back what it holds; the chain runs no more."""
@@ -83,6 +97,8 @@ class Chain:
         StageFailed
             A stage broke. Request errors pass as they are.
         """
+        if self._items is not None:
+            self._renew(self._items, arrays)
         users = count_rows(arrays)
         blank = self._blanks.get(users)
         if blank is None:
@@ -104,3 +120,16 @@ class Chain:
             times[stage.spec.name] = (after - before) / 1000
             before = after
         return outputs, times
+
+    def _renew(self, items: LiveItems, arrays: Arrays) -> None:
+        """Let what was put and withdrawn since the last batch count in this one."""
+        newest = -1
+        for name in self._told if items.table.room else ():
+            rows = arrays[name]
+            newest = max(newest, int(np.where(rows < items.table.size, rows, -1).max(initial=-1)))
+        items.take_up(newest)
+        if items.version != self._renewed:
+            for stage in self.stages:
+                if isinstance(stage, Renews):
+                    stage.renew()
+            self._renewed = items.version
