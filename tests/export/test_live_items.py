@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +65,8 @@ class Live:
 
 
 @pytest.fixture
-def live(made: Release, tmp_path: Path) -> Iterator[Live]:
-    yield Live(made, tmp_path / "store")
+def live(made: Release, tmp_path: Path) -> Live:
+    return Live(made, tmp_path / "store")
 
 
 def ids(answer: dict[str, np.ndarray]) -> list[int]:
@@ -143,7 +142,8 @@ def test_a_withdrawn_new_item_goes_and_its_row_is_not_anothers(live: Live) -> No
         live.store.put(item, NEW, vectors={"towers": query})
     live.store.withdraw([7])
     answer = live.ask()
-    assert live.found()[0] == 8 and 7 not in live.found()
+    assert live.found()[0] == 8
+    assert 7 not in live.found()
     assert answer["retrieved_row"][0, 0] == live.made.manifest.catalogue.items + 1
 
 

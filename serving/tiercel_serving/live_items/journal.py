@@ -5,8 +5,8 @@ All of it is one value, so that a write is one atomic change of one record, in e
     magic "TIJ1", CRC-32 of all behind it, JSON of a :class:`Journal`
 
 Entries keep the order in which they were first put, and none is ever taken away: of two processes that serve
-one release, both give a new item the same catalogue row. A number under a second key says which version is the
-latest, so that who watches reads a few bytes.
+one release, both give a new item the same catalogue row. A number under a second key says which version is
+the latest, so that who watches reads a few bytes.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def decode(data: bytes | None, dtype: IdDtype) -> Journal:
         return Journal(dtype)
     if not journal_intact(data):
         raise StoreDamaged(
-            "store: what it holds of items is not what was written (its checksum differs), so withdrawn items "
-            "could come; put the items anew into another store, and move this one away"
+            "store: what it holds of items is not what was written (its checksum differs), so withdrawn "
+            "items could come; put the items anew into another store, and move this one away"
         )
     try:
         journal = msgspec.json.decode(data[_HEAD:], type=Journal)
@@ -151,8 +151,8 @@ def write_entries(records: Records, dtype: IdDtype, change: Callable[[Journal], 
         written.append(journal.with_entries(change(journal)))
         return bytes(written[-1])
 
-    # The version comes second: who sees it finds the journal. If this process dies in between, nobody was told
-    # of the write, and the next one shows it.
+    # The version comes second: who sees it finds the journal. If this process dies in between, nobody was
+    # told of the write, and the next one shows it.
     records.change([(ITEMS_KEY, changed)])
     version = str(written[-1].version).encode()
 

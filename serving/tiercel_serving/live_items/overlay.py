@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tiercel_client.errors import InvalidInput
 from tiercel_client.values import convert_column, sequence

@@ -208,8 +208,8 @@ class ItemStore:
         if is_new and lacking and not line.withdrawn and len(lacking) == len(indexes):
             raise InvalidInput(
                 f"vectors: the release holds no model of item vectors for {lacking[0]!r}, so nobody would "
-                f"find the new item {line.item_id!r}; give its vector, or export with added_items above 0 and a "
-                "module that makes vectors"
+                f"find the new item {line.item_id!r}; give its vector, or export with added_items above 0 "
+                "and a module that makes vectors"
             )
 
     def _check_room(self, journal: Journal) -> None:
