@@ -40,6 +40,7 @@ from .golden_answers import stranger
 from .parts import FeatureOptions, Goal, Inputs, Programs, TableColumns, Tables
 from .programs import compile_programs
 from .request_columns import graph_names, request_columns
+from .solve import solve_weights
 from .sources import make_sources, write_source
 from .tables import make_tables
 from .uncompiled import Uncompiled
@@ -183,6 +184,7 @@ def build_release(
         user_ids = np.concatenate([inputs.user_ids, stranger(inputs.user_ids)])
         uncompiled = Uncompiled(inputs.settings, tables, models, user_ids)
         sources = make_sources(inputs, uncompiled)
+        inputs, uncompiled = solve_weights(inputs, uncompiled, sources)
         manifest = _manifest(goal, build_id, inputs, programs, tables, models, sources)
         _write_artefacts(artefacts, programs, tables, sources, build_id)
         release = Release(staging, manifest)

@@ -12,7 +12,7 @@ from ..columns import Column
 from ..kinds import Kind, Kinds
 from ..problems import Problem
 from ..ranked import Scores
-from ..spec import Arrays
+from ..spec import Array, Arrays
 
 
 class Step(Protocol):
@@ -108,11 +108,21 @@ class ReorderKind(Protocol):
         ...
 
 
+@runtime_checkable
+class Solved(Protocol):
+    """A kind of step with numbers that an export solves, over the scores of some users' candidates."""
+
+    def solved(self, lists: Sequence[Array], k: int) -> ReorderKind:
+        """Return the step with its numbers, of each user's scores ``[n, T]`` float32, and an answer's k."""
+        ...
+
+
 #: Every kind of reorder step.
 REORDER: Kinds[ReorderKind] = Kinds(
     "reorder step",
     {
         "weighted_sum": Kind("tiercel_serving.reorder.weighted_sum:WeightedSum"),
+        "constrained_sum": Kind("tiercel_serving.reorder.constrained_sum:ConstrainedSum"),
         "freshness": Kind("tiercel_serving.reorder.freshness:Freshness"),
         "popularity_correction": Kind("tiercel_serving.reorder.popularity_correction:PopularityCorrection"),
         "boost_items": Kind("tiercel_serving.reorder.boost_items:BoostItems"),
