@@ -146,7 +146,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Hide from the collector what importing made, and what stays: else it looks through it again and again."""
+    """Hide from the collector what importing made, and stays: it looks through all of it again and again."""
     gc.collect()
     gc.freeze()
 
