@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 
-from tiercel_serving.engines.table import ENGINES, Reduced
+from tiercel_serving.engines.table import ENGINES, query_engine
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import QueryModel, RankingModel
 from tiercel_serving.spec import Array, Arrays, TensorSpec
@@ -192,9 +192,8 @@ _OUTPUTS = {RANKING: "rank_score"}
 
 
 def engine_for(engine: str, stage: str) -> str:
-    """Return the row that takes a stage's model: what finds candidates is computed in full precision."""
-    kind: Any = ENGINES.find(engine)
-    return str(kind.full) if isinstance(kind, Reduced) and stage != RANKING else engine
+    """Return the row that takes a stage's model."""
+    return engine if stage == RANKING else query_engine(engine)
 
 
 def write_engines(
