@@ -29,6 +29,8 @@ def own_backend(release: Release, stages: Sequence[StageSpec]) -> type[EngineKin
     if len(stages) != 1:
         return None
     stage, manifest = stages[0].name, release.manifest
+    if stage == RANKING and manifest.settings.kept_buckets:
+        return None  # which of its engines runs is chosen in the Python process
     if stage == RANKING and manifest.ranking is not None:
         engine = manifest.ranking.engine
     elif stage.startswith(QUERY_PREFIX):
