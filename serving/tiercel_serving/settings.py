@@ -75,6 +75,10 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Categorical item columns whose category ids make ``history_cat [B, L, H]``, in this order.
     title_column
         The raw item column that people see, or None.
+    kept_buckets
+        Numbers of candidates below ``kept``, smallest first, for which the ranker gets smaller engines too:
+        a batch that leaves the other slots empty runs the smallest that fits. Worth it where requests name
+        few candidates, or rules keep few.
     queue_delay_us, max_queue_size
         Triton's dynamic batching: how long a request may wait for company, in microseconds, and how
         many may wait (0 is no limit).
@@ -100,6 +104,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unknown_users: str = FALLBACK
     history_columns: tuple[str, ...] = ()
     title_column: str | None = None
+    kept_buckets: tuple[int, ...] = ()
     queue_delay_us: int = 0
     max_queue_size: int = 0
     instances: int = 1
@@ -120,7 +125,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         shapes = self.shape_problems()
         if shapes:
             return shapes
-        wrong = [*out_of_range(self, self.RANGES), *_limits(self), *_sources(self)]
+        wrong = [*out_of_range(self, self.RANGES), *_limits(self), *_buckets(self), *_sources(self)]
         for field in ("sources", "rules", "reorder"):
             for place, kind in enumerate(getattr(self, field)):
                 within = [problem.within(f"{field}[{place}]") for problem in kind.problems()]
@@ -205,6 +210,14 @@ def _limits(settings: ServingSettings) -> Iterator[Problem]:
         yield Problem("unknown_users", problem, choose(settings.unknown_users, (FALLBACK, RANK)))
     if settings.history_columns and not settings.history_length:
         yield Problem("history_columns", "need a history_length above 0", "raise it, or leave them out")
+
+
+def _buckets(settings: ServingSettings) -> Iterator[Problem]:
+    buckets: Any = settings.kept_buckets
+    numbers = isinstance(buckets, tuple | list) and all(map(COUNT.holds, buckets))
+    if not numbers or sorted(set(buckets)) != list(buckets) or any(k >= settings.kept for k in buckets):
+        problem = f"expected numbers from 1 to below kept ({settings.kept}), smallest first, got {buckets!r}"
+        yield Problem("kept_buckets", problem, "write kept_buckets=(16,), or leave it out")
 
 
 def _histories(settings: ServingSettings) -> Iterator[Problem]:

@@ -27,7 +27,7 @@ from tiercel_serving.engines.bound import Bound
 from tiercel_serving.engines.install import build_engines
 from tiercel_serving.engines.table import ENGINES
 from tiercel_serving.engines.trt.build import build_plan, network_sha256
-from tiercel_serving.engines.trt.flavours import FLAVOURS, NAMES, load
+from tiercel_serving.engines.trt.flavours import FLAVOURS, load
 from tiercel_serving.engines.trt.specification import BuildSpecification
 from tiercel_serving.errors import (
     ArtefactCorrupt,
@@ -106,41 +106,6 @@ def test_a_plan_is_built(made: tuple[nn.Module, Path], precision: str | None, tm
     assert plan.outputs == ("out",)
     assert plan.layers > 10
     assert len(plan.plan) > 10_000
-
-
-@pytest.mark.tensorrt
-def test_every_name_that_we_use_is_there() -> None:
-    trt = load(RTX)
-    assert not missing_names(trt)
-
-
-def missing_names(trt: Any) -> list[str]:
-    found = []
-    for owner, names in NAMES.items():
-        place = getattr(trt, owner, None) if owner else trt
-        found += [f"{owner}.{name}" for name in names if not hasattr(place, name)]
-    return found
-
-
-#: What 10.x had that 11 removed, by NVIDIA's migration notes: the binding of 11.4 needs the library itself
-#: to be imported.
-REMOVED_IN_11 = {
-    "BuilderFlag": {
-        "FP16",
-        "BF16",
-        "INT8",
-        "FP8",
-        "OBEY_PRECISION_CONSTRAINTS",
-        "PREFER_PRECISION_CONSTRAINTS",
-    },
-    "NetworkDefinitionCreationFlag": {"EXPLICIT_BATCH"},
-    "IBuilderConfig": {"int8_calibrator"},
-}
-
-
-def test_nothing_that_we_use_was_removed_in_11() -> None:
-    for owner, removed in REMOVED_IN_11.items():
-        assert not removed & set(NAMES.get(owner, ()))
 
 
 @pytest.mark.tensorrt

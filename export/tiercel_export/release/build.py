@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from .sources import make_sources, write_source
 from .tables import make_tables
 from .uncompiled import Uncompiled
 
-__all__ = ["STEPS", "FeatureOptions", "Progress", "TableColumns", "build_release"]
+__all__ = ["STEPS", "FeatureOptions", "Progress", "TableColumns", "build_release", "plan_release"]
 
 logger = logging.getLogger("tiercel_export")
 
@@ -65,6 +66,15 @@ STEPS = (
     "writing the model repository",
     "verifying",
 )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What an export knows of a recommender before it makes engines and sources."""
+
+    programs: Programs
+    tables: Tables
+    models: Models
 
 
 def build_release(
@@ -158,6 +168,7 @@ def build_release(
     step = _reporter(progress)
     step(0)
     goal = _goal(name, target, engine, layout, origin or {})
+    _refuse_unmakeable(goal)
     inputs = check_inputs(
         items=items,
         users=users,
@@ -169,14 +180,8 @@ def build_release(
     )
     with staging_directory(Path(destination), replace=replace) as staging:
         artefacts, build_id = staging / "artefacts", new_build_id()
-        step(1)
-        programs = compile_programs(inputs, workflow, features)
-        step(2)
-        tables = make_tables(inputs, programs)
-        step(3)
-        tensors = Tensors(inputs.settings, tables.catalogue, tables.packed)
-        models = prepare_models(retrieval, ranker, tensors, tables.item_packed)
-        check_reorder(inputs.settings, 0 if models.ranker is None else models.ranker.output.dims[1])
+        parts = _prepare(inputs, workflow, features, ranker, step)
+        programs, tables, models = parts.programs, parts.tables, parts.models
         most = inputs.settings.max_batch_size
         inputs.notes.extend(write_engines(artefacts, models, goal.engine, max_batch=most, build_id=build_id))
         step(4)
@@ -201,6 +206,58 @@ def build_release(
     return open_release(Path(destination))
 
 
+def plan_release(
+    *,
+    name: str,
+    workflow: Any,
+    items: pd.DataFrame,
+    retrieval: Mapping[str, ServedForm],
+    ranker: torch.nn.Module | None = None,
+    users: pd.DataFrame | None = None,
+    interactions: pd.DataFrame | None = None,
+    settings: ServingSettings | None = None,
+    columns: TableColumns = COLUMNS,
+    features: FeatureOptions = FEATURES,
+    target: str = "cpu",
+    engine: str | None = None,
+    layout: str = "fused",
+    origin: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Return the manifest of the release that :func:`build_release` would make; nothing is written.
+
+    Neither engines nor indexes are made, so it has no figures of sources, and the engine's compiler, library
+    or device need not be on this machine.
+
+    Parameters
+    ----------
+    name, workflow, items, retrieval, ranker, users, interactions, settings, columns, features
+        As :func:`build_release` takes them.
+    target, engine, layout, origin, seed, progress
+        As :func:`build_release` takes them.
+
+    Raises
+    ------
+    ExportInputError, WorkflowError, InvalidSettings, KindUnavailable
+        What :func:`build_release` refuses before it makes engines.
+    """
+    step = _reporter(progress)
+    step(0)
+    goal = _goal(name, target, engine, layout, origin or {})
+    inputs = check_inputs(
+        items=items,
+        users=users,
+        interactions=interactions,
+        columns=columns,
+        settings=ServingSettings() if settings is None else settings,
+        retrieval=retrieval,
+        seed=seed,
+    )
+    parts = _prepare(inputs, workflow, features, ranker, step)
+    return _manifest(goal, new_build_id(), inputs, parts.programs, parts.tables, parts.models, {})
+
+
 def _reporter(progress: Progress | None) -> Callable[[int], None]:
     def step(done: int) -> None:
         if progress is not None:
@@ -214,11 +271,35 @@ def _goal(
 ) -> Goal:
     """Refuse a target, an engine or a layout that does not exist, before any work."""
     chosen = find_target(target).engine if engine is None else engine
-    kind: Any = ENGINES.find(chosen)
-    if isinstance(kind, NeedsTools) and (missing := kind.unmakeable()) is not None:
-        raise KindUnavailable(missing)
+    ENGINES.find(chosen)
     model_groups(layout, ())
     return Goal(name, target, chosen, layout, origin)
+
+
+def _refuse_unmakeable(goal: Goal) -> None:
+    """Refuse an engine that this machine can't make."""
+    kind: Any = ENGINES.find(goal.engine)
+    if isinstance(kind, NeedsTools) and (missing := kind.unmakeable()) is not None:
+        raise KindUnavailable(missing)
+
+
+def _prepare(
+    inputs: Inputs,
+    workflow: Any,
+    features: FeatureOptions,
+    ranker: torch.nn.Module | None,
+    step: Callable[[int], None],
+) -> Prepared:
+    """Compile the workflow, make the tables, and look at the models; nothing is written."""
+    step(1)
+    programs = compile_programs(inputs, workflow, features)
+    step(2)
+    tables = make_tables(inputs, programs)
+    step(3)
+    tensors = Tensors(inputs.settings, tables.catalogue, tables.packed)
+    models = prepare_models(inputs.retrieval, ranker, tensors, tables.item_packed)
+    check_reorder(inputs.settings, 0 if models.ranker is None else models.ranker.output.dims[1])
+    return Prepared(programs, tables, models)
 
 
 def _manifest(

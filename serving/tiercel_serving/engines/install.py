@@ -19,8 +19,7 @@ from ..release.manifest import MANIFEST_NAME
 from ..release.opened import Release, check_files, open_release
 from ..release.writing import staging_directory, write_manifest
 from ..repository.graph import render_repository
-from ..stages.engine import model_of
-from ..stages.specs import QUERY_PREFIX, RANKING
+from ..stages.engine import engine_names, model_of
 from ..verify.checks import verify_release
 from ..verify.report import VerifyReport
 from .table import ENGINES
@@ -42,12 +41,11 @@ def engines_to_build(release: Release) -> Iterator[tuple[str, str, Any]]:
     """Yield stage, row and kind of every engine that is built of a graph."""
     from .table import BuiltKind
 
-    for stage in release.stages:
-        if stage == RANKING or stage.startswith(QUERY_PREFIX):
-            engine = model_of(stage, release).engine
-            kind: Any = ENGINES.find(engine)
-            if isinstance(kind, BuiltKind):
-                yield stage, engine, kind
+    for stage in engine_names(release):
+        engine = model_of(stage, release).engine
+        kind: Any = ENGINES.find(engine)
+        if isinstance(kind, BuiltKind):
+            yield stage, engine, kind
 
 
 def build_engines(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from ..kinds import Kind, Kinds
 from ..spec import Array, Arrays
@@ -137,3 +137,12 @@ ENGINES: Kinds[EngineKind] = Kinds(
         "tensorrt-rtx-bf16": Kind("tiercel_serving.engines.tensorrt:TensorRTRTXBrain", extra="tensorrt-rtx"),
     },
 )
+
+
+def query_engine(engine: str) -> str:
+    """Return the row that takes query models where a ranker takes ``engine``.
+
+    What finds candidates is computed in full precision.
+    """
+    kind: Any = ENGINES.find(engine)
+    return str(kind.full) if isinstance(kind, Reduced) else engine

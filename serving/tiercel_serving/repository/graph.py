@@ -231,7 +231,7 @@ def _ensemble(
         name=name, platform="ensemble", max_batch_size=release.settings.max_batch_size
     )
     made_by = {model: model_outputs(release, groups[model]) for model in groups}
-    steps = _needed_steps(groups, made_by, public)
+    steps = needed_steps(groups, made_by, public)
     outputs = {tensor.name: tensor for tensors in made_by.values() for tensor in tensors}
     made = {tensor for _, tensors in steps for tensor in tensors}
     for tensor in model_inputs([spec for model, _ in steps for spec in groups[model]]):
@@ -250,7 +250,7 @@ def _ensemble(
     return config
 
 
-def _needed_steps(
+def needed_steps(
     groups: Mapping[str, Sequence[StageSpec]],
     made_by: Mapping[str, Sequence[TensorSpec]],
     public: Sequence[str],
