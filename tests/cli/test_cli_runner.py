@@ -129,7 +129,7 @@ def test_requests_at_once_are_answered_each_and_counted(
     """Good ones and bad ones meet in Triton's batches."""
 
     def executed() -> tuple[int, int]:
-        [stats] = asked.get_inference_statistics("chain").model_stats
+        [stats] = asked.get_inference_statistics("recommend").model_stats
         return stats.inference_count, stats.inference_stats.fail.count
 
     def settled() -> tuple[int, int]:

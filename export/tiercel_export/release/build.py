@@ -25,7 +25,7 @@ from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.release.writing import made_now, new_build_id, staging_directory, write_manifest
 from tiercel_serving.reorder.per_request import name_problems
 from tiercel_serving.repository.graph import render_repository
-from tiercel_serving.repository.targets import find_target, model_groups
+from tiercel_serving.repository.targets import find_runner, find_target, model_groups
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.table import Made
 from tiercel_serving.stages.specs import Tensors
@@ -83,6 +83,7 @@ def build_release(
     target: str = "cpu",
     engine: str | None = None,
     layout: str = "fused",
+    runner: str = "python",
     origin: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     replace: bool = False,
@@ -125,6 +126,8 @@ def build_release(
         How the workflow is read.
     target, layout
         Rows of :data:`tiercel_serving.repository.targets.TARGETS`, and ``fused`` or ``staged``.
+    runner
+        What runs the stages inside Triton: a row of :data:`tiercel_serving.repository.targets.RUNNERS`.
     engine
         A row of :data:`tiercel_serving.engines.table.ENGINES` for the dense models; None takes the target's.
     origin
@@ -150,14 +153,14 @@ def build_release(
     WorkflowError
         If the workflow cannot be compiled exactly.
     InvalidSettings, KindUnavailable
-        If there is no such target or layout, a source can't be made as it shall, or what a kind needs is
+        If there is no such target, layout or runner, a source can't be made as it shall, or what a kind needs is
         not installed.
     VerificationFailed
         If what was compiled differs from its original. Nothing is left at the destination.
     """
     step = _reporter(progress)
     step(0)
-    goal = _goal(name, target, engine, layout, origin or {})
+    goal = _goal(name, target, engine, layout, runner, origin or {})
     inputs = check_inputs(
         items=items,
         users=users,
@@ -210,15 +213,21 @@ def _reporter(progress: Progress | None) -> Callable[[int], None]:
 
 
 def _goal(
-    name: str, target: str, engine: str | None, layout: str, origin: Mapping[str, Mapping[str, Any]]
+    name: str,
+    target: str,
+    engine: str | None,
+    layout: str,
+    runner: str,
+    origin: Mapping[str, Mapping[str, Any]],
 ) -> Goal:
-    """Refuse a target, an engine or a layout that does not exist, before any work."""
+    """Refuse a target, an engine, a layout or a runner that does not exist, before any work."""
     chosen = find_target(target).engine if engine is None else engine
     kind: Any = ENGINES.find(chosen)
     if isinstance(kind, NeedsTools) and (missing := kind.unmakeable()) is not None:
         raise KindUnavailable(missing)
     model_groups(layout, ())
-    return Goal(name, target, chosen, layout, origin)
+    find_runner(runner)
+    return Goal(name, target, chosen, layout, runner, origin)
 
 
 def _manifest(
@@ -237,6 +246,7 @@ def _manifest(
         made=made_now(),
         target=goal.target,
         layout=goal.layout,
+        runner=goal.runner,
         settings=inputs.settings,
         catalogue=tables.catalogue,
         packed=tables.packed,

@@ -28,6 +28,14 @@ def command(
     layout: Annotated[
         str, typer.Option("--layout", metavar="fused|staged", help="One Triton model, or one for each stage.")
     ] = "fused",
+    runner: Annotated[
+        str,
+        typer.Option(
+            "--runner",
+            metavar="python|tiercel",
+            help="What runs the stages: Triton's Python backend, or Tiercel's, in Triton's own process.",
+        ),
+    ] = "python",
     items: Annotated[
         Path | None,
         typer.Option("--items", metavar="FILE", help="Parquet table in place of the run's items."),
@@ -61,9 +69,10 @@ def command(
         begun = time.perf_counter()
         with sh.work(f"Exporting {run}", steps=True) as progress:
             from tiercel_serving.engines.table import ENGINES
-            from tiercel_serving.repository.targets import LAYOUTS, TARGETS
+            from tiercel_serving.repository.targets import LAYOUTS, RUNNERS, TARGETS
 
             refuse_unknown("layout", layout, LAYOUTS)
+            refuse_unknown("runner", runner, RUNNERS)
             refuse_unknown("target", target, TARGETS)
             refuse_unknown("engine", engine, ENGINES)
             files = {"items": items, "users": users, "interactions": interactions}
@@ -81,6 +90,7 @@ def command(
                 where,
                 **{name: load_table(path, name) for name, path in files.items() if path is not None},
                 layout=layout,
+                runner=runner,
                 target=target,
                 engine=engine,
                 replace=replace,
@@ -120,6 +130,7 @@ def describe(release: Release, took_s: float) -> dict[str, Any]:
         "name": manifest.name,
         "build_id": manifest.build_id,
         "layout": manifest.layout,
+        "runner": manifest.runner,
         "target": manifest.target,
         "engines": {**queries, **ranking},
         "catalogue": msgspec.to_builtins(manifest.catalogue),
@@ -136,6 +147,7 @@ def release_table(document: dict[str, Any]) -> Table:
     values = {
         "build": document["build_id"],
         "layout, target": f"{document['layout']}, {document['target']}",
+        "runner": document["runner"],
         "items": f"{catalogue['items']:,}{replaced(document, 'items')}",
         "users": f"{catalogue['users']:,}{replaced(document, 'users')}",
         "interactions": f"{catalogue['interactions']:,}{replaced(document, 'interactions')}",

@@ -22,6 +22,7 @@ def export_run(
     users: pd.DataFrame | None = None,
     interactions: pd.DataFrame | None = None,
     layout: str = "fused",
+    runner: str = "python",
     target: str = "cpu",
     engine: str | None = None,
     replace: bool = False,
@@ -41,6 +42,8 @@ def export_run(
         which are not the run's.
     layout
         ``fused`` or ``staged``.
+    runner
+        A row of :data:`tiercel_serving.repository.targets.RUNNERS`.
     target
         A row of :data:`tiercel_serving.repository.targets.TARGETS`.
     engine
@@ -80,6 +83,7 @@ def export_run(
         target=target,
         engine=engine,
         layout=layout,
+        runner=runner,
         origin=tables.origin,
         replace=replace,
         verify=verify,

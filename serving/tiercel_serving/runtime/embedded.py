@@ -99,45 +99,56 @@ class Logger:
 
 
 class MetricFamily:
-    """A family of counts on Triton's metrics port. Its metrics may be used as long as it lives."""
+    """A family of counts on Triton's metrics port.
+
+    Models of one process share counts of one name and labels, and Triton keeps no book of that: the first
+    model to delete one would take it from under the others. So each is made once, and stays while the server
+    runs; there are as many as stages and reasons.
+    """
 
     COUNTER = 0
 
     def __init__(self, name: str, description: str, kind: int) -> None:
-        self._handle = ctypes.c_void_p()
-        made = (ctypes.byref(self._handle), ctypes.c_int(kind), name.encode(), description.encode())
-        _call("TRITONSERVER_MetricFamilyNew", *made)
+        self._handle = _family(name, description, kind)
 
     def Metric(self, labels: Mapping[str, str]) -> Metric:
         """Return the count with these labels."""
-        return Metric(self._handle, labels)
-
-    def __del__(self) -> None:
-        if self._handle:
-            _call("TRITONSERVER_MetricFamilyDelete", self._handle)
+        return Metric(_metric(self._handle.value, tuple(labels.items())))
 
 
 class Metric:
     """One count."""
 
-    def __init__(self, family: ctypes.c_void_p, labels: Mapping[str, str]) -> None:
-        self._handle = ctypes.c_void_p()
-        new, delete = _triton().TRITONSERVER_ParameterNew, _triton().TRITONSERVER_ParameterDelete
-        new.restype = ctypes.c_void_p
-        delete.restype = None
-        made = [ctypes.c_void_p(new(name.encode(), 0, value.encode())) for name, value in labels.items()]
-        array = (ctypes.c_void_p * len(made))(*(one.value for one in made))
-        _call("TRITONSERVER_MetricNew", ctypes.byref(self._handle), family, array, ctypes.c_uint64(len(made)))
-        for parameter in made:
-            delete(parameter)
+    def __init__(self, handle: ctypes.c_void_p) -> None:
+        self._handle = handle
 
     def increment(self, by: float) -> None:
         """Add to it."""
         _call("TRITONSERVER_MetricIncrement", self._handle, ctypes.c_double(by))
 
-    def __del__(self) -> None:
-        if self._handle:
-            _call("TRITONSERVER_MetricDelete", self._handle)
+
+@functools.cache
+def _family(name: str, description: str, kind: int) -> ctypes.c_void_p:
+    handle = ctypes.c_void_p()
+    made = (ctypes.byref(handle), ctypes.c_int(kind), name.encode(), description.encode())
+    _call("TRITONSERVER_MetricFamilyNew", *made)
+    return handle
+
+
+@functools.cache
+def _metric(family: int | None, labels: tuple[tuple[str, str], ...]) -> ctypes.c_void_p:
+    handle = ctypes.c_void_p()
+    new, delete = _triton().TRITONSERVER_ParameterNew, _triton().TRITONSERVER_ParameterDelete
+    new.restype, delete.restype = ctypes.c_void_p, None
+    made = [ctypes.c_void_p(new(name.encode(), 0, value.encode())) for name, value in labels]
+    array = (ctypes.c_void_p * len(made))(*(one.value for one in made))
+    try:
+        parts = (ctypes.c_void_p(family), array, ctypes.c_uint64(len(made)))
+        _call("TRITONSERVER_MetricNew", ctypes.byref(handle), *parts)
+    finally:
+        for parameter in made:
+            delete(parameter)
+    return handle
 
 
 class Loaded(NamedTuple):
