@@ -226,7 +226,7 @@ def ask_hostilely(tmp_path: Path, rounds: int, *flags: str, **environment: str) 
 
 
 def test_hostile_requests_and_places_where_it_cannot_run(tmp_path: Path) -> None:
-    """Memory in parts, strings that are none, tensors on a GPU, cancelled ones, a model that breaks; each alone.
+    """Memory in parts, strings that are none, GPU tensors, cancelled ones, a model that breaks: each alone.
 
     Before them: another backend API, no libpython, a library that is none, a Python without the packages.
     """

@@ -153,8 +153,8 @@ def build_release(
     WorkflowError
         If the workflow cannot be compiled exactly.
     InvalidSettings, KindUnavailable
-        If there is no such target, layout or runner, a source can't be made as it shall, or what a kind needs is
-        not installed.
+        If there is no such target, layout or runner, a source can't be made as it shall, or what a kind
+        needs is not installed.
     VerificationFailed
         If what was compiled differs from its original. Nothing is left at the destination.
     """

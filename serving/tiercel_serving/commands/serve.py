@@ -26,9 +26,7 @@ Layout = Annotated[
 ]
 Runner = Annotated[
     str | None,
-    typer.Option(
-        "--runner", metavar="python|tiercel", help="Another runner than the release was made for."
-    ),
+    typer.Option("--runner", metavar="python|tiercel", help="Another runner than the release was made for."),
 ]
 Store = Annotated[
     str | None,

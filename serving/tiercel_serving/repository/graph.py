@@ -1,7 +1,8 @@
 """The served graph: stage list → Triton model directories, by way of Triton's own protobuf messages.
 
 Each Triton model is a list of stages behind one generic ``model.py``; the two ensembles over them are
-the public face, or are such models themselves where one of all stages is cheap to have twice. Nothing here writes config text by hand, so nothing here can misspell it.
+the public face, or are such models themselves where one of all stages is cheap to have twice. Nothing here
+writes config text by hand, so nothing here can misspell it.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,11 @@ NUMPY_TYPES: Mapping[int, np.dtype[Any]] = {
 }
 TRITON_TYPES: Mapping[np.dtype[Any], int] = {dtype: number for number, dtype in NUMPY_TYPES.items()}
 BYTES = TRITON_TYPES[np.dtype(object)]
+#: What configs call them, in the order of their numbers.
+TYPE_NAMES = (
+    *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
+    *("FP16", "FP32", "FP64", "STRING"),
+)
 
 #: A tensor as the backend knows it: name, Triton's type, shape, its memory (BYTES: a list of bytes).
 RawTensor = tuple[str, int, tuple[int, ...], Any]
@@ -174,9 +181,7 @@ def load(model_config: str, model_repository: str) -> Loaded:
         The release is at fault.
     """
     sys.modules["triton_python_backend_utils"] = sys.modules[__name__]
-    from .triton import TritonPythonModel
-
-    model = TritonPythonModel()
+    model = _model_class(Path(model_repository) / "1" / "model.py")()
     model.initialize({"model_config": model_config, "model_repository": model_repository})
 
     def execute(raw: list[RawRequest]) -> list[RawAnswer]:
@@ -186,7 +191,27 @@ def load(model_config: str, model_repository: str) -> Loaded:
             Logger.log_error(traceback.format_exc())
             return [(TritonError.INTERNAL, f"the model broke: {error!r}", [])] * len(raw)
 
-    return Loaded(execute, model.finalize)
+    # As to Triton's own Python backend, it is optional.
+    return Loaded(execute, getattr(model, "finalize", lambda: None))
+
+
+def _model_class(own: Path) -> Any:
+    """Return the adapter, or the class of a ``model.py`` that the model has of its own, as the bench's do."""
+    if not own.is_file():
+        from .triton import TritonPythonModel
+
+        return TritonPythonModel
+    spec = spec_from_file_location(f"tiercel_model_{own.parents[1].name}", own)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.TritonPythonModel
+
+
+def triton_string_to_numpy(name: str) -> type[Any]:
+    """Return the NumPy type of one of Triton's, as configs name them: ``TYPE_INT64``."""
+    return NUMPY_TYPES[TYPE_NAMES.index(name.removeprefix("TYPE_")) + 1].type
 
 
 def _array(number: int, shape: tuple[int, ...], data: Any) -> Array:

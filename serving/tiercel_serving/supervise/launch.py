@@ -149,9 +149,7 @@ def model_repository(
         return _link(source, mirror)
     place = source.path.resolve()
     own = source.manifest
-    if (
-        source.other_store is not None or layout not in (None, own.layout) or runner not in (None, own.runner)
-    ):
+    if source.other_store is not None or layout not in (None, own.layout) or runner not in (None, own.runner):
         from ..repository.graph import render_repository
 
         repository = workdir / "models"
