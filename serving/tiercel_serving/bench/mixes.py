@@ -75,7 +75,8 @@ def _one(material: Material, draw: Draw) -> Tensors:
 @lru_cache(1)
 def _shares(users: int) -> npt.NDArray[np.float64]:
     shares: npt.NDArray[np.float64] = np.cumsum(np.arange(1, users + 1) ** -ZIPF)
-    return shares / shares[-1]
+    shares /= shares[-1]
+    return shares
 
 
 def _often(material: Material, draw: Draw, users: int = 1) -> Tensors:

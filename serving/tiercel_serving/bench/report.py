@@ -144,7 +144,8 @@ class BenchReport:
     @property
     def ok(self) -> bool:
         """Whether every figure that has a limit is within it."""
-        return all(one.ok for one in (*self.ratios(), *self.gains(), *self.promises()))
+        held = [ratio.ok for ratio in self.ratios()] + [gain.ok for gain in self.gains()]
+        return all(held + [promise.ok for promise in self.promises()])
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form: medians, and every round that they were taken of."""
