@@ -26,7 +26,7 @@ from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.release.writing import made_now, new_build_id, staging_directory, write_manifest
 from tiercel_serving.reorder.per_request import name_problems
 from tiercel_serving.repository.graph import render_repository
-from tiercel_serving.repository.targets import find_target, model_groups
+from tiercel_serving.repository.targets import find_runner, find_target, model_groups
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.table import Made
 from tiercel_serving.stages.specs import Tensors
@@ -93,6 +93,7 @@ def build_release(
     target: str = "cpu",
     engine: str | None = None,
     layout: str = "fused",
+    runner: str = "python",
     origin: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     replace: bool = False,
@@ -135,6 +136,8 @@ def build_release(
         How the workflow is read.
     target, layout
         Rows of :data:`tiercel_serving.repository.targets.TARGETS`, and ``fused`` or ``staged``.
+    runner
+        What runs the stages inside Triton: a row of :data:`tiercel_serving.repository.targets.RUNNERS`.
     engine
         A row of :data:`tiercel_serving.engines.table.ENGINES` for the dense models; None takes the target's.
     origin
@@ -160,14 +163,14 @@ def build_release(
     WorkflowError
         If the workflow cannot be compiled exactly.
     InvalidSettings, KindUnavailable
-        If there is no such target or layout, a source can't be made as it shall, or what a kind needs is
-        not installed.
+        If there is no such target, layout or runner, a source can't be made as it shall, or what a kind
+        needs is not installed.
     VerificationFailed
         If what was compiled differs from its original. Nothing is left at the destination.
     """
     step = _reporter(progress)
     step(0)
-    goal = _goal(name, target, engine, layout, origin or {})
+    goal = _goal(name, target, engine, layout, runner, origin or {})
     _refuse_unmakeable(goal)
     inputs = check_inputs(
         items=items,
@@ -221,6 +224,7 @@ def plan_release(
     target: str = "cpu",
     engine: str | None = None,
     layout: str = "fused",
+    runner: str = "python",
     origin: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -234,7 +238,7 @@ def plan_release(
     ----------
     name, workflow, items, retrieval, ranker, users, interactions, settings, columns, features
         As :func:`build_release` takes them.
-    target, engine, layout, origin, seed, progress
+    target, engine, layout, runner, origin, seed, progress
         As :func:`build_release` takes them.
 
     Raises
@@ -244,7 +248,7 @@ def plan_release(
     """
     step = _reporter(progress)
     step(0)
-    goal = _goal(name, target, engine, layout, origin or {})
+    goal = _goal(name, target, engine, layout, runner, origin or {})
     inputs = check_inputs(
         items=items,
         users=users,
@@ -267,13 +271,19 @@ def _reporter(progress: Progress | None) -> Callable[[int], None]:
 
 
 def _goal(
-    name: str, target: str, engine: str | None, layout: str, origin: Mapping[str, Mapping[str, Any]]
+    name: str,
+    target: str,
+    engine: str | None,
+    layout: str,
+    runner: str,
+    origin: Mapping[str, Mapping[str, Any]],
 ) -> Goal:
-    """Refuse a target, an engine or a layout that does not exist, before any work."""
+    """Refuse a target, an engine, a layout or a runner that does not exist, before any work."""
     chosen = find_target(target).engine if engine is None else engine
     ENGINES.find(chosen)
     model_groups(layout, ())
-    return Goal(name, target, chosen, layout, origin)
+    find_runner(runner)
+    return Goal(name, target, chosen, layout, runner, origin)
 
 
 def _refuse_unmakeable(goal: Goal) -> None:
@@ -318,6 +328,7 @@ def _manifest(
         made=made_now(),
         target=goal.target,
         layout=goal.layout,
+        runner=goal.runner,
         settings=inputs.settings,
         catalogue=tables.catalogue,
         packed=tables.packed,

@@ -65,7 +65,7 @@ class FeatureOptions:
 
 @dataclass(frozen=True)
 class Goal:
-    """What the release shall be: its name, rows of the tables of targets and engines, its layout.
+    """What the release shall be: its name, rows of the tables of targets and engines, its layout and runner.
 
     ``origin`` says where each raw table comes from.
     """
@@ -74,6 +74,7 @@ class Goal:
     target: str
     engine: str
     layout: str
+    runner: str
     origin: Mapping[str, Mapping[str, Any]]
 
 

@@ -29,6 +29,14 @@ def command(
     layout: Annotated[
         str, typer.Option("--layout", metavar="fused|staged", help="One Triton model, or one for each stage.")
     ] = "fused",
+    runner: Annotated[
+        str,
+        typer.Option(
+            "--runner",
+            metavar="python|tiercel",
+            help="What runs the stages: Triton's Python backend, or Tiercel's, in Triton's own process.",
+        ),
+    ] = "python",
     items: Annotated[
         Path | None,
         typer.Option("--items", metavar="FILE", help="Parquet table in place of the run's items."),
@@ -74,7 +82,7 @@ def command(
             explain_export(sh, run, files, (target, layout, engine), svg)
             return
         with sh.work(f"Exporting {run}", steps=True) as progress:
-            refuse_unknown_rows(target, layout, engine)
+            refuse_unknown_rows(target, layout, engine, runner)
             files = {"items": items, "users": users, "interactions": interactions}
             refuse_missing(files)
 
@@ -90,6 +98,7 @@ def command(
                 where,
                 **{name: load_table(path, name) for name, path in files.items() if path is not None},
                 layout=layout,
+                runner=runner,
                 target=target,
                 engine=engine,
                 replace=replace,
@@ -129,12 +138,13 @@ def explain_export(
     sh.emit(document, f"[not bold]{escape(as_text(placement))}[/]\n", compared)
 
 
-def refuse_unknown_rows(target: str, layout: str, engine: str | None) -> None:
-    """Refuse a target, a layout or an engine that there is not."""
+def refuse_unknown_rows(target: str, layout: str, engine: str | None, runner: str | None = None) -> None:
+    """Refuse a target, a layout, an engine or a runner that there is not."""
     from tiercel_serving.engines.table import ENGINES
-    from tiercel_serving.repository.targets import LAYOUTS, TARGETS
+    from tiercel_serving.repository.targets import LAYOUTS, RUNNERS, TARGETS
 
     refuse_unknown("layout", layout, LAYOUTS)
+    refuse_unknown("runner", runner, RUNNERS)
     refuse_unknown("target", target, TARGETS)
     refuse_unknown("engine", engine, ENGINES)
 
@@ -168,6 +178,7 @@ def describe(release: Release, took_s: float) -> dict[str, Any]:
         "name": manifest.name,
         "build_id": manifest.build_id,
         "layout": manifest.layout,
+        "runner": manifest.runner,
         "target": manifest.target,
         "engines": {**queries, **ranking},
         "catalogue": msgspec.to_builtins(manifest.catalogue),
@@ -184,6 +195,7 @@ def release_table(document: dict[str, Any]) -> Table:
     values = {
         "build": document["build_id"],
         "layout, target": f"{document['layout']}, {document['target']}",
+        "runner": document["runner"],
         "items": f"{catalogue['items']:,}{replaced(document, 'items')}",
         "users": f"{catalogue['users']:,}{replaced(document, 'users')}",
         "interactions": f"{catalogue['interactions']:,}{replaced(document, 'interactions')}",

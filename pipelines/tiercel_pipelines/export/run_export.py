@@ -25,6 +25,7 @@ def export_run(
     users: pd.DataFrame | None = None,
     interactions: pd.DataFrame | None = None,
     layout: str = "fused",
+    runner: str = "python",
     target: str = "cpu",
     engine: str | None = None,
     replace: bool = False,
@@ -44,6 +45,8 @@ def export_run(
         which are not the run's.
     layout
         ``fused`` or ``staged``.
+    runner
+        A row of :data:`tiercel_serving.repository.targets.RUNNERS`.
     target
         A row of :data:`tiercel_serving.repository.targets.TARGETS`.
     engine
@@ -72,6 +75,7 @@ def export_run(
         target=target,
         engine=engine,
         layout=layout,
+        runner=runner,
         replace=replace,
         verify=verify,
         progress=progress,

@@ -3,7 +3,7 @@
 A model's config says what it runs:
 
 ``stages``
-    Names of stages, separated by commas.
+    Names of stages, a JSON list.
 ``release``
     The release's directory: absolute, or relative to the model's own directory.
 ``build_id``
@@ -62,7 +62,7 @@ class TritonPythonModel:
                 build_id=parameters["build_id"],
                 store=None if store is None else read_store(store),
             )
-            names = [name.strip() for name in parameters["stages"].split(",")]
+            names = [str(name) for name in json.loads(parameters["stages"])]
             self._chain = Chain.open(release, names)
         except TiercelError as error:
             raise pb_utils.TritonModelException(str(error)) from error
@@ -130,9 +130,10 @@ class TritonPythonModel:
             return  # no answer, or one that is to nobody
         k = arrays.get("k")
         self._metrics.note(
-            # Inputs lie in memory that is Triton's again once the request is answered.
-            arrays["status"].copy() if status is None else status,
-            count,
+            # Inputs lie in memory that is Triton's again once the request is answered, and so does whatever
+            # a stage hands on: where every slot is real, `count` is the request's own `k`.
+            (arrays["status"] if status is None else status).copy(),
+            count.copy(),
             self._k_default if k is None else k.copy(),
         )
 
