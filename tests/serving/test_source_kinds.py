@@ -74,7 +74,11 @@ EXAMPLES: dict[str, list[Example]] = {
         Example(ItemWeights("near"), item_weights),
         Example(ItemWeights("near", 2), item_weights),
     ],
-    "popular": [Example(Popular()), Example(Popular("hot", 2))],
+    "popular": [
+        Example(Popular()),
+        Example(Popular("hot", 2)),
+        Example(Popular("late", half_life_days=0.5)),
+    ],
     "beside": [Example(Beside("next"))],
 }
 EACH = [
@@ -112,6 +116,7 @@ class Case:
             columns=example.columns(rng, items),
             form=example.form(rng, items),
             candidates=items,
+            times=np.sort(rng.integers(0, 3, n)) * 43_200.0,
         )
         self.masked = [
             set(range(items)) if rows is None else {row % items for row in rows} for rows in masked
@@ -243,6 +248,23 @@ def test_all_that_tie_are_seen_whatever_the_neighbours_must_not_get(masked: int,
             assert rows[0].tolist() == [1, 3, 5, 7, 9]
             assert rows[1].tolist() == np.append(wanted[masked // 2 : copies], [2 * copies] * 5)[:5].tolist()
             assert scores[0].tolist() == [1.0] * 5
+
+
+# ``popular``
+
+
+def test_of_late_a_half_life_before_the_latest_counts_half() -> None:
+    times = np.array([0.0, 0, 0, 10, 20]) * 86_400
+    material = Material(3, np.arange(5), np.array([0, 0, 0, 1, 2]), times=times)
+    made = Popular(half_life_days=10).make(material)
+    assert made.arrays["rows"].tolist() == [2, 0, 1]
+    assert made.arrays["scores"].tolist() == [1.0, 0.75, 0.5]
+    assert Popular().make(material).arrays["rows"].tolist() == [0, 1, 2]
+    nothing = Material(3, np.zeros(0, np.int64), np.zeros(0, np.int64), times=np.zeros(0))
+    assert Popular(half_life_days=10).make(nothing).arrays["scores"].tolist() == [0.0, 0, 0]
+    with pytest.raises(InvalidSettings, match="half_life_days=10 needs the time .* there is none"):
+        Popular(half_life_days=10).make(replace(material, times=None))
+    assert "expected a number above 0" in str(Popular(half_life_days=0.0).problems()[0])
 
 
 # ``item_weights``
