@@ -245,7 +245,7 @@ def _same_kind(ids: Array, others: Array, column: str, where: str) -> None:
 
 
 def _seconds(interactions: pd.DataFrame, timestamp: str | None) -> npt.NDArray[np.float64] | None:
-    """Return the times ``[n]`` in seconds: numbers are such, dates become such since 1970; None for others."""
+    """Return the times ``[n]`` in seconds: numbers are such, dates become such since 1970; else None."""
     if timestamp is None:
         return None
     times = interactions[timestamp]

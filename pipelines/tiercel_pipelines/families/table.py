@@ -257,6 +257,7 @@ RETRIEVAL_FAMILIES: Kinds[RetrievalFamily] = Kinds(
     {
         "two_tower": Kind("tiercel_pipelines.families.two_tower:TwoTower"),
         "item_knn": Kind("tiercel_pipelines.families.item_knn:ItemKNN"),
+        "user_knn": Kind("tiercel_pipelines.families.user_knn:UserKNN"),
         "ease": Kind("tiercel_pipelines.families.ease:EASE"),
         "slim": Kind("tiercel_pipelines.families.slim:SLIM"),
         "als": Kind("tiercel_pipelines.families.als:ALS"),
