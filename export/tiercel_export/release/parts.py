@@ -88,10 +88,13 @@ class Events:
         ``[n]`` user rows; -1 for a user that the store does not hold.
     items
         ``[n]`` catalogue rows.
+    times
+        ``[n]`` float64 seconds since 1970 (numbers as they came); None without a timestamp.
     """
 
     users: npt.NDArray[np.int64]
     items: npt.NDArray[np.int64]
+    times: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

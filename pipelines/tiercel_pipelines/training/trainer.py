@@ -44,6 +44,7 @@ from ..families.table import (
     RankingFamily,
     RetrievalData,
     RetrievalFamily,
+    learned_columns,
 )
 from ..offline.in_memory import OfflineRetrieval, blocks
 from ..recipe.recipe import Recipe
@@ -102,7 +103,8 @@ class Trainer:
         settings, fit, cut = recipe.served, split.fit, cut_workflow(workflow)
         packed = pack_dataset(cut, dataset, fit, settings)
         target = None if recipe.ranking is None else recipe.ranking.task.target
-        pairs, source = build_pairs(dataset, fit, None if target == IMPLICIT else target, packed)
+        weight = None if target == IMPLICIT else target
+        pairs, source = build_pairs(dataset, fit, weight, packed, learned_columns(recipe.models))
         return cls(
             recipe,
             settings,
