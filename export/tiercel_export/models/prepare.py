@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 
@@ -17,7 +17,12 @@ from tiercel_serving.spec import Array, Arrays, TensorSpec
 from tiercel_serving.stages.specs import RANKING, Tensors, query_stage
 
 from ..forms import FormArrays, ItemTensors, ServedForm
-from .dense import check_output, check_weights, forward_inputs, frozen, run_module
+from .dense import check_output, run_module
+from .onnx_model import OnnxModel
+from .opened import open_model
+
+if TYPE_CHECKING:
+    from ..forms import DenseGiven
 
 
 class Maker(Protocol):
@@ -25,7 +30,7 @@ class Maker(Protocol):
 
     def __call__(
         self,
-        module: torch.nn.Module,
+        module: torch.nn.Module | OnnxModel,
         folder: Path,
         *,
         inputs: Sequence[TensorSpec],
@@ -38,7 +43,8 @@ class Maker(Protocol):
         Parameters
         ----------
         module
-            A module as :func:`~.dense.frozen` gives it.
+            A module as :func:`~.dense.frozen` gives it; an ONNX model only where the engine's row
+            says that it takes them (:class:`~tiercel_serving.engines.table.FromOnnx`).
         folder
             The artefact's directory; it exists.
         inputs
@@ -60,14 +66,14 @@ class Maker(Protocol):
 
 @dataclass(frozen=True)
 class DenseModel:
-    """A module that becomes the engine of a stage.
+    """A module or ONNX model that becomes the engine of a stage.
 
     Parameters
     ----------
     stage
         The stage, and its artefact.
     module
-        A copy of the module on the CPU, in evaluation mode.
+        A copy of the module on the CPU, in evaluation mode; or an ONNX model.
     inputs
         What it takes.
     output
@@ -75,7 +81,7 @@ class DenseModel:
     """
 
     stage: str
-    module: torch.nn.Module
+    module: torch.nn.Module | OnnxModel
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
 
@@ -87,6 +93,8 @@ class DenseModel:
     @property
     def parameters(self) -> int:
         """How many weights it has."""
+        if isinstance(self.module, OnnxModel):
+            return self.module.weight_count
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
@@ -135,7 +143,7 @@ class Models:
 
 def prepare_models(
     retrieval: Mapping[str, ServedForm],
-    ranker: torch.nn.Module | None,
+    ranker: DenseGiven | None,
     tensors: Tensors,
     packed: Mapping[str, Array],
 ) -> Models:
@@ -174,17 +182,18 @@ def prepare_models(
 
 
 def _dense(
-    module: torch.nn.Module,
+    given: object,
     available: Mapping[str, TensorSpec],
     stage: str,
     dims: Sequence[int | None],
     what: str,
 ) -> DenseModel:
-    still = frozen(module)
-    check_weights(still, what)
-    inputs = forward_inputs(still, available, what)
-    shape = check_output(still, inputs, dims, what)
-    return DenseModel(stage, still, inputs, TensorSpec(_OUTPUTS.get(stage, stage), "float32", shape))
+    output = _OUTPUTS.get(stage, stage)
+    model, inputs = open_model(given, available, output, what)
+    shape = check_output(model, inputs, dims, what)
+    if isinstance(model, OnnxModel):
+        model.fix_output(shape)
+    return DenseModel(stage, model, inputs, TensorSpec(output, "float32", shape))
 
 
 #: The output of a stage whose tensor is not called as the stage.

@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import pandas as pd
 import torch
 
-from tiercel_serving.engines.table import ENGINES, NeedsTools
+from tiercel_serving.engines.table import ENGINES, FromOnnx, NeedsTools
 from tiercel_serving.errors import KindUnavailable
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import MANIFEST_FORMAT, Manifest
@@ -31,6 +31,7 @@ from tiercel_serving.sources.table import Made
 from tiercel_serving.stages.specs import Tensors
 from tiercel_serving.verify.checks import verify_release
 
+from ..errors import ExportInputError
 from ..forms import ServedForm
 from ..models.prepare import Models, prepare_models, write_engines
 from .fit import check_reorder, refuse
@@ -43,6 +44,9 @@ from .request_columns import graph_names, request_columns
 from .sources import make_sources, write_source
 from .tables import make_tables
 from .uncompiled import Uncompiled
+
+if TYPE_CHECKING:
+    from ..forms import DenseGiven
 
 __all__ = ["STEPS", "FeatureOptions", "Progress", "TableColumns", "build_release"]
 
@@ -74,7 +78,7 @@ def build_release(
     workflow: Any,
     items: pd.DataFrame,
     retrieval: Mapping[str, ServedForm],
-    ranker: torch.nn.Module | None = None,
+    ranker: DenseGiven | None = None,
     users: pd.DataFrame | None = None,
     interactions: pd.DataFrame | None = None,
     settings: ServingSettings | None = None,
@@ -109,8 +113,9 @@ def build_release(
         Torch module whose ``forward`` names the tensors that it takes, as that of
         :class:`~tiercel_export.forms.Vectors` does; besides those ``item_cat [B, K, C]``,
         ``item_num [B, K, F]``, ``item_list_<column> [B, K, L]``, ``kept_score [B, K]`` float32 and
-        ``kept_source [B, K]`` int32. Gives ``[B, K, T]`` float32, one column a task. None serves
-        retrieval's own order.
+        ``kept_source [B, K]`` int32. Gives ``[B, K, T]`` float32, one column a task. Or the path of an
+        ONNX file (or an ``onnx.ModelProto``) whose inputs have those names. None serves retrieval's own
+        order.
     users
         One row a user: the id and the workflow's raw user columns. None serves without a store.
     interactions
@@ -158,6 +163,7 @@ def build_release(
     step = _reporter(progress)
     step(0)
     goal = _goal(name, target, engine, layout, origin or {})
+    _check_onnx(goal.engine, retrieval, ranker)
     inputs = check_inputs(
         items=items,
         users=users,
@@ -219,6 +225,19 @@ def _goal(
         raise KindUnavailable(missing)
     model_groups(layout, ())
     return Goal(name, target, chosen, layout, origin)
+
+
+def _check_onnx(engine: str, retrieval: Mapping[str, ServedForm], ranker: object) -> None:
+    """Refuse an ONNX model where the engine is made of torch modules alone."""
+    given = {f"retrieval[{source!r}].query": form.query for source, form in retrieval.items()}
+    for what, model in {**given, "ranker": ranker}.items():
+        if model is None or isinstance(model, torch.nn.Module) or isinstance(ENGINES.find(engine), FromOnnx):
+            continue
+        taking = [name for name in ENGINES if isinstance(ENGINES.find(name), FromOnnx)]
+        raise ExportInputError(
+            f"{what}: it is no torch module, and the engine {engine!r} is made of torch modules alone; take "
+            f"one of {', '.join(taking)}"
+        )
 
 
 def _manifest(
