@@ -134,11 +134,16 @@ class Models:
             for source, model in self.queries.items()
         }
 
-    def ranking_model(self, engine: str) -> RankingModel | None:
+    @property
+    def tasks(self) -> int:
+        """How many scores the ranker gives an item; 0 without one."""
+        return 0 if self.ranker is None else self.ranker.output.dims[1]
+
+    def ranking_model(self, engine: str, names: tuple[str, ...]) -> RankingModel | None:
         """Return what the manifest says of the ranker."""
         if self.ranker is None:
             return None
-        return RankingModel(engine, self.ranker.names, self.ranker.output.dims[1], self.ranker.parameters)
+        return RankingModel(engine, self.ranker.names, self.tasks, self.ranker.parameters, names)
 
 
 def prepare_models(

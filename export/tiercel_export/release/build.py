@@ -8,7 +8,7 @@ when the release has been verified, or not at all.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from tiercel_serving.verify.checks import verify_release
 from ..errors import ExportInputError
 from ..forms import ServedForm
 from ..models.prepare import Models, prepare_models, write_engines
-from .fit import check_reorder, refuse
+from .fit import check_reorder, named_tasks, refuse
 from .given import check_inputs
 from .golden import ask_oracles
 from .golden_answers import stranger
@@ -79,6 +79,7 @@ def build_release(
     items: pd.DataFrame,
     retrieval: Mapping[str, ServedForm],
     ranker: DenseGiven | None = None,
+    tasks: Sequence[str] = (),
     users: pd.DataFrame | None = None,
     interactions: pd.DataFrame | None = None,
     settings: ServingSettings | None = None,
@@ -116,6 +117,8 @@ def build_release(
         ``kept_source [B, K]`` int32. Gives ``[B, K, T]`` float32, one column a task. Or the path of an
         ONNX file (or an ``onnx.ModelProto``) whose inputs have those names. None serves retrieval's own
         order.
+    tasks
+        What the ranker's scores are called, in their order: steps may name them, and clients are told.
     users
         One row a user: the id and the workflow's raw user columns. None serves without a store.
     interactions
@@ -162,14 +165,14 @@ def build_release(
     """
     step = _reporter(progress)
     step(0)
-    goal = _goal(name, target, engine, layout, origin or {})
+    goal = _goal(name, target, engine, layout, origin or {}, tasks)
     _check_onnx(goal.engine, retrieval, ranker)
     inputs = check_inputs(
         items=items,
         users=users,
         interactions=interactions,
         columns=columns,
-        settings=ServingSettings() if settings is None else settings,
+        settings=named_tasks(settings or ServingSettings(), goal.tasks),
         retrieval=retrieval,
         seed=seed,
     )
@@ -182,7 +185,7 @@ def build_release(
         step(3)
         tensors = Tensors(inputs.settings, tables.catalogue, tables.packed)
         models = prepare_models(retrieval, ranker, tensors, tables.item_packed)
-        check_reorder(inputs.settings, 0 if models.ranker is None else models.ranker.output.dims[1])
+        check_reorder(inputs.settings, models.tasks, goal.tasks)
         most = inputs.settings.max_batch_size
         inputs.notes.extend(write_engines(artefacts, models, goal.engine, max_batch=most, build_id=build_id))
         step(4)
@@ -216,7 +219,12 @@ def _reporter(progress: Progress | None) -> Callable[[int], None]:
 
 
 def _goal(
-    name: str, target: str, engine: str | None, layout: str, origin: Mapping[str, Mapping[str, Any]]
+    name: str,
+    target: str,
+    engine: str | None,
+    layout: str,
+    origin: Mapping[str, Mapping[str, Any]],
+    tasks: Sequence[str],
 ) -> Goal:
     """Refuse a target, an engine or a layout that does not exist, before any work."""
     chosen = find_target(target).engine if engine is None else engine
@@ -224,7 +232,7 @@ def _goal(
     if isinstance(kind, NeedsTools) and (missing := kind.unmakeable()) is not None:
         raise KindUnavailable(missing)
     model_groups(layout, ())
-    return Goal(name, target, chosen, layout, origin)
+    return Goal(name, target, chosen, layout, origin, tuple(tasks))
 
 
 def _check_onnx(engine: str, retrieval: Mapping[str, ServedForm], ranker: object) -> None:
@@ -262,7 +270,7 @@ def _manifest(
         request_columns=(),
         raw_item_columns=tuple(tables.raw_items),
         queries=models.query_models(goal.engine),
-        ranking=models.ranking_model(goal.engine),
+        ranking=models.ranking_model(goal.engine, goal.tasks),
         sources={source: dict(made.figures) for source, made in sources.items()},
         tables={table: dict(entry) for table, entry in goal.origin.items()},
         notes=tuple(inputs.notes),

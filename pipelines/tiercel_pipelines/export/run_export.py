@@ -10,6 +10,7 @@ import pandas as pd
 from tiercel_export import FeatureOptions, TableColumns, build_release
 from tiercel_serving.release.opened import Release
 
+from ..tasks.table import score_names
 from ..training import TrainedRun
 from .catalogue import catalogue_of
 
@@ -64,7 +65,7 @@ def export_run(
     opened = run if isinstance(run, TrainedRun) else TrainedRun.open(run)
     recipe, data, workflow = opened.record.recipe, opened.record.data, opened.load_workflow()
     tables = catalogue_of(opened, workflow, items=items, users=users, interactions=interactions)
-    ranker = opened.load_ranking()
+    ranker, family = opened.load_ranking(), opened.record.models.ranking
     return build_release(
         destination,
         name=recipe.name,
@@ -74,6 +75,7 @@ def export_run(
         interactions=tables.interactions,
         retrieval={name: model.served() for name, model in opened.load_retrieval().items()},
         ranker=None if ranker is None else ranker.served(),
+        tasks=() if family is None else score_names(family.task),
         settings=recipe.serving,
         columns=TableColumns(data.item_id, data.user_id, data.timestamp),
         features=FeatureOptions(expected_packed=_trained_columns(opened)),
