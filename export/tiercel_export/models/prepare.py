@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,12 @@ from tiercel_serving.verify.compare import ENGINE, compare
 
 from ..errors import ExportInputError
 from ..forms import FormArrays, ItemTensors, ServedForm
-from .dense import check_output, check_weights, forward_inputs, frozen, run_module
+from .dense import check_output, run_module
+from .onnx_model import OnnxModel
+from .opened import open_model
+
+if TYPE_CHECKING:
+    from ..forms import DenseGiven
 
 
 class Maker(Protocol):
@@ -28,7 +33,7 @@ class Maker(Protocol):
 
     def __call__(
         self,
-        module: torch.nn.Module,
+        module: torch.nn.Module | OnnxModel,
         folder: Path,
         *,
         inputs: Sequence[TensorSpec],
@@ -41,7 +46,8 @@ class Maker(Protocol):
         Parameters
         ----------
         module
-            A module as :func:`~.dense.frozen` gives it.
+            A module as :func:`~.dense.frozen` gives it; an ONNX model only where the engine's row
+            says that it takes them (:class:`~tiercel_serving.engines.table.FromOnnx`).
         folder
             The artefact's directory; it exists.
         inputs
@@ -63,14 +69,14 @@ class Maker(Protocol):
 
 @dataclass(frozen=True)
 class DenseModel:
-    """A module that becomes the engine of a stage.
+    """A module or ONNX model that becomes the engine of a stage.
 
     Parameters
     ----------
     stage
         The stage, and its artefact.
     module
-        A copy of the module on the CPU, in evaluation mode.
+        A copy of the module on the CPU, in evaluation mode; or an ONNX model.
     inputs
         What it takes.
     output
@@ -78,7 +84,7 @@ class DenseModel:
     """
 
     stage: str
-    module: torch.nn.Module
+    module: torch.nn.Module | OnnxModel
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
 
@@ -90,6 +96,8 @@ class DenseModel:
     @property
     def parameters(self) -> int:
         """How many weights it has."""
+        if isinstance(self.module, OnnxModel):
+            return self.module.weight_count
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
@@ -132,16 +140,21 @@ class Models:
             for source, model in self.queries.items()
         }
 
-    def ranking_model(self, engine: str) -> RankingModel | None:
+    @property
+    def tasks(self) -> int:
+        """How many scores the ranker gives an item; 0 without one."""
+        return 0 if self.ranker is None else self.ranker.output.dims[1]
+
+    def ranking_model(self, engine: str, names: tuple[str, ...]) -> RankingModel | None:
         """Return what the manifest says of the ranker."""
         if self.ranker is None:
             return None
-        return RankingModel(engine, self.ranker.names, self.ranker.output.dims[1], self.ranker.parameters)
+        return RankingModel(engine, self.ranker.names, self.tasks, self.ranker.parameters, names)
 
 
 def prepare_models(
     retrieval: Mapping[str, ServedForm],
-    ranker: torch.nn.Module | None,
+    ranker: DenseGiven | None,
     tensors: Tensors,
     packed: Mapping[str, Array],
 ) -> Models:
@@ -222,17 +235,18 @@ def _refuse_other_scores(
 
 
 def _dense(
-    module: torch.nn.Module,
+    given: object,
     available: Mapping[str, TensorSpec],
     stage: str,
     dims: Sequence[int | None],
     what: str,
 ) -> DenseModel:
-    still = frozen(module)
-    check_weights(still, what)
-    inputs = forward_inputs(still, available, what)
-    shape = check_output(still, inputs, dims, what)
-    return DenseModel(stage, still, inputs, TensorSpec(_OUTPUTS.get(stage, stage), "float32", shape))
+    output = _OUTPUTS.get(stage, stage)
+    model, inputs = open_model(given, available, output, what)
+    shape = check_output(model, inputs, dims, what)
+    if isinstance(model, OnnxModel):
+        model.fix_output(shape)
+    return DenseModel(stage, model, inputs, TensorSpec(output, "float32", shape))
 
 
 #: The output of a stage whose tensor is not called as the stage.

@@ -25,6 +25,7 @@ from tiercel_serving.spec import Array, Arrays, TensorSpec
 from ..errors import ExportError
 from .casts import cast_graph
 from .onnx import make_onnx, save_onnx
+from .onnx_model import OnnxModel
 from .readiness import graph_problems
 
 #: Scratch memory that a kernel may ask for.
@@ -32,7 +33,7 @@ WORKSPACE_MB = 1024
 
 
 def _make(
-    module: torch.nn.Module,
+    module: torch.nn.Module | OnnxModel,
     folder: Path,
     *,
     inputs: Sequence[TensorSpec],

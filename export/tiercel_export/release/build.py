@@ -8,17 +8,17 @@ when the release has been verified, or not at all.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import pandas as pd
 import torch
 
-from tiercel_serving.engines.table import ENGINES, NeedsTools
+from tiercel_serving.engines.table import ENGINES, FromOnnx, NeedsTools
 from tiercel_serving.errors import KindUnavailable
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import MANIFEST_FORMAT, Manifest
@@ -32,9 +32,10 @@ from tiercel_serving.sources.table import Made
 from tiercel_serving.stages.specs import Tensors
 from tiercel_serving.verify.checks import verify_release
 
+from ..errors import ExportInputError
 from ..forms import ServedForm
 from ..models.prepare import Models, prepare_models, write_engines
-from .fit import check_reorder, refuse
+from .fit import check_reorder, named_tasks, refuse
 from .given import check_inputs
 from .golden import ask_oracles
 from .golden_answers import stranger
@@ -44,6 +45,9 @@ from .request_columns import graph_names, request_columns
 from .sources import make_sources, write_source
 from .tables import make_tables
 from .uncompiled import Uncompiled
+
+if TYPE_CHECKING:
+    from ..forms import DenseGiven
 
 __all__ = ["STEPS", "FeatureOptions", "Progress", "TableColumns", "build_release", "plan_release"]
 
@@ -84,7 +88,8 @@ def build_release(
     workflow: Any,
     items: pd.DataFrame,
     retrieval: Mapping[str, ServedForm],
-    ranker: torch.nn.Module | None = None,
+    ranker: DenseGiven | None = None,
+    tasks: Sequence[str] = (),
     users: pd.DataFrame | None = None,
     interactions: pd.DataFrame | None = None,
     settings: ServingSettings | None = None,
@@ -120,8 +125,11 @@ def build_release(
         Torch module whose ``forward`` names the tensors that it takes, as that of
         :class:`~tiercel_export.forms.Vectors` does; besides those ``item_cat [B, K, C]``,
         ``item_num [B, K, F]``, ``item_list_<column> [B, K, L]``, ``kept_score [B, K]`` float32 and
-        ``kept_source [B, K]`` int32. Gives ``[B, K, T]`` float32, one column a task. None serves
-        retrieval's own order.
+        ``kept_source [B, K]`` int32. Gives ``[B, K, T]`` float32, one column a task. Or the path of an
+        ONNX file (or an ``onnx.ModelProto``) whose inputs have those names. None serves retrieval's own
+        order.
+    tasks
+        What the ranker's scores are called, in their order: steps may name them, and clients are told.
     users
         One row a user: the id and the workflow's raw user columns. None serves without a store.
     interactions
@@ -170,20 +178,21 @@ def build_release(
     """
     step = _reporter(progress)
     step(0)
-    goal = _goal(name, target, engine, layout, runner, origin or {})
+    goal = _goal(name, target, engine, layout, runner, origin or {}, tasks)
     _refuse_unmakeable(goal)
+    _check_onnx(goal.engine, retrieval, ranker)
     inputs = check_inputs(
         items=items,
         users=users,
         interactions=interactions,
         columns=columns,
-        settings=ServingSettings() if settings is None else settings,
+        settings=named_tasks(settings or ServingSettings(), goal.tasks),
         retrieval=retrieval,
         seed=seed,
     )
     with staging_directory(Path(destination), replace=replace) as staging:
         artefacts, build_id = staging / "artefacts", new_build_id()
-        parts = _prepare(inputs, workflow, features, ranker, step)
+        parts = _prepare(inputs, workflow, features, ranker, goal.tasks, step)
         programs, tables, models = parts.programs, parts.tables, parts.models
         most = inputs.settings.max_batch_size
         inputs.notes.extend(write_engines(artefacts, models, goal.engine, max_batch=most, build_id=build_id))
@@ -215,7 +224,8 @@ def plan_release(
     workflow: Any,
     items: pd.DataFrame,
     retrieval: Mapping[str, ServedForm],
-    ranker: torch.nn.Module | None = None,
+    ranker: DenseGiven | None = None,
+    tasks: Sequence[str] = (),
     users: pd.DataFrame | None = None,
     interactions: pd.DataFrame | None = None,
     settings: ServingSettings | None = None,
@@ -236,7 +246,7 @@ def plan_release(
 
     Parameters
     ----------
-    name, workflow, items, retrieval, ranker, users, interactions, settings, columns, features
+    name, workflow, items, retrieval, ranker, tasks, users, interactions, settings, columns, features
         As :func:`build_release` takes them.
     target, engine, layout, runner, origin, seed, progress
         As :func:`build_release` takes them.
@@ -248,17 +258,18 @@ def plan_release(
     """
     step = _reporter(progress)
     step(0)
-    goal = _goal(name, target, engine, layout, runner, origin or {})
+    goal = _goal(name, target, engine, layout, runner, origin or {}, tasks)
+    _check_onnx(goal.engine, retrieval, ranker)
     inputs = check_inputs(
         items=items,
         users=users,
         interactions=interactions,
         columns=columns,
-        settings=ServingSettings() if settings is None else settings,
+        settings=named_tasks(settings or ServingSettings(), goal.tasks),
         retrieval=retrieval,
         seed=seed,
     )
-    parts = _prepare(inputs, workflow, features, ranker, step)
+    parts = _prepare(inputs, workflow, features, ranker, goal.tasks, step)
     return _manifest(goal, new_build_id(), inputs, parts.programs, parts.tables, parts.models, {})
 
 
@@ -277,13 +288,14 @@ def _goal(
     layout: str,
     runner: str,
     origin: Mapping[str, Mapping[str, Any]],
+    tasks: Sequence[str],
 ) -> Goal:
     """Refuse a target, an engine, a layout or a runner that does not exist, before any work."""
     chosen = find_target(target).engine if engine is None else engine
     ENGINES.find(chosen)
     model_groups(layout, ())
     find_runner(runner)
-    return Goal(name, target, chosen, layout, runner, origin)
+    return Goal(name, target, chosen, layout, runner, origin, tuple(tasks))
 
 
 def _refuse_unmakeable(goal: Goal) -> None:
@@ -293,11 +305,25 @@ def _refuse_unmakeable(goal: Goal) -> None:
         raise KindUnavailable(missing)
 
 
+def _check_onnx(engine: str, retrieval: Mapping[str, ServedForm], ranker: object) -> None:
+    """Refuse an ONNX model where the engine is made of torch modules alone."""
+    given = {f"retrieval[{source!r}].query": form.query for source, form in retrieval.items()}
+    for what, model in {**given, "ranker": ranker}.items():
+        if model is None or isinstance(model, torch.nn.Module) or isinstance(ENGINES.find(engine), FromOnnx):
+            continue
+        taking = [name for name in ENGINES if isinstance(ENGINES.find(name), FromOnnx)]
+        raise ExportInputError(
+            f"{what}: it is no torch module, and the engine {engine!r} is made of torch modules alone; take "
+            f"one of {', '.join(taking)}"
+        )
+
+
 def _prepare(
     inputs: Inputs,
     workflow: Any,
     features: FeatureOptions,
-    ranker: torch.nn.Module | None,
+    ranker: DenseGiven | None,
+    tasks: Sequence[str],
     step: Callable[[int], None],
 ) -> Prepared:
     """Compile the workflow, make the tables, and look at the models; nothing is written."""
@@ -308,7 +334,7 @@ def _prepare(
     step(3)
     tensors = Tensors(inputs.settings, tables.catalogue, tables.packed)
     models = prepare_models(inputs.retrieval, ranker, tensors, tables.item_packed)
-    check_reorder(inputs.settings, 0 if models.ranker is None else models.ranker.output.dims[1])
+    check_reorder(inputs.settings, models.tasks, tasks)
     return Prepared(programs, tables, models)
 
 
@@ -335,7 +361,7 @@ def _manifest(
         request_columns=(),
         raw_item_columns=tuple(tables.raw_items),
         queries=models.query_models(goal.engine),
-        ranking=models.ranking_model(goal.engine),
+        ranking=models.ranking_model(goal.engine, goal.tasks),
         sources={source: dict(made.figures) for source, made in sources.items()},
         tables={table: dict(entry) for table, entry in goal.origin.items()},
         notes=tuple(inputs.notes),

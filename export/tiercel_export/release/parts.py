@@ -67,7 +67,7 @@ class FeatureOptions:
 class Goal:
     """What the release shall be: its name, rows of the tables of targets and engines, its layout and runner.
 
-    ``origin`` says where each raw table comes from.
+    ``origin`` says where each raw table comes from, ``tasks`` what the ranker's scores are called.
     """
 
     name: str
@@ -76,6 +76,7 @@ class Goal:
     layout: str
     runner: str
     origin: Mapping[str, Mapping[str, Any]]
+    tasks: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from tiercel_export.release.build import plan_release
 from tiercel_serving.release.manifest import Manifest
 from tiercel_serving.release.opened import Release
 
+from ..tasks.table import score_names
 from ..training import TrainedRun
 from .catalogue import catalogue_of
 
@@ -108,7 +109,7 @@ def _parts(
     """Return what a run brings to ``build_release``."""
     recipe, data, workflow = run.record.recipe, run.record.data, run.load_workflow()
     tables = catalogue_of(run, workflow, items=items, users=users, interactions=interactions)
-    ranker = run.load_ranking()
+    ranker, family = run.load_ranking(), run.record.models.ranking
     return {
         "name": recipe.name,
         "workflow": workflow,
@@ -117,6 +118,7 @@ def _parts(
         "interactions": tables.interactions,
         "retrieval": {name: model.served() for name, model in run.load_retrieval().items()},
         "ranker": None if ranker is None else ranker.served(),
+        "tasks": () if family is None else score_names(family.task),
         "settings": recipe.serving,
         "columns": TableColumns(data.item_id, data.user_id, data.timestamp),
         "features": FeatureOptions(expected_packed=_trained_columns(run)),

@@ -24,11 +24,13 @@ from tiercel_serving.problems import (
     named_twice,
     out_of_range,
 )
+from tiercel_serving.reorder.table import place_tasks, unknown_tasks
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.table import FitsModel, default_sources
 
 from ..data import DatasetSpec
 from ..families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, RankingFamily, RetrievalFamily
+from ..tasks.table import score_names
 from .old_names import old_name
 
 __all__ = ["Recipe", "SplitSettings", "TrainingSettings"]
@@ -150,11 +152,15 @@ class Recipe(msgspec.Struct, frozen=True):
 
     @property
     def served(self) -> ServingSettings:
-        """The serving settings, with the default sources where they name none."""
-        if self.serving.sources:
-            return self.serving
-        sources = default_sources({family.name: family.form for family in self.models})
-        return msgspec.structs.replace(self.serving, sources=sources)
+        """The serving settings as they are served: with sources, and steps that count the tasks they name."""
+        serving = self.serving
+        if not serving.sources:
+            sources = default_sources({family.name: family.form for family in self.models})
+            serving = msgspec.structs.replace(serving, sources=sources)
+        if self.ranking is None:
+            return serving
+        steps = place_tasks(serving.reorder, score_names(self.ranking.task))
+        return msgspec.structs.replace(serving, reorder=steps)
 
     def shape_problems(self) -> list[Problem]:
         """Return fields that are something else altogether: nothing else can be said of such a recipe."""
@@ -248,7 +254,12 @@ def _sources(recipe: Recipe, served: ServingSettings) -> Iterator[Problem]:
 
 
 def _steps(recipe: Recipe, served: ServingSettings) -> Iterator[Problem]:
-    tasks = 0 if recipe.ranking is None else recipe.ranking.task.tasks
+    task = None if recipe.ranking is None else recipe.ranking.task
+    tasks = 0 if task is None else task.tasks
+    wrong = list(unknown_tasks(recipe.serving.reorder, score_names(task)))
+    if wrong:
+        yield from (problem.within("serving") for problem in wrong)
+        return
     for place, step in enumerate(served.reorder):
         yield from (problem.within(f"serving.reorder[{place}]") for problem in step.misfits(tasks))
 

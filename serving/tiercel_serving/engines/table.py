@@ -114,6 +114,13 @@ class NeedsTools(Protocol):
 
 
 @runtime_checkable
+class FromOnnx(Protocol):
+    """A kind whose maker takes ONNX models too, not only torch modules."""
+
+    from_onnx: ClassVar[bool]
+
+
+@runtime_checkable
 class Reduced(Protocol):
     """A kind that computes a ranker in less than float32."""
 

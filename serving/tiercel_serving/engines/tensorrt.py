@@ -43,6 +43,7 @@ class TensorRT:
     backend: ClassVar[str | None] = "tensorrt"
     maker: ClassVar[str] = "tiercel_export.models.tensorrt:make_tensorrt"
     stand_in: ClassVar[str] = "onnx"
+    from_onnx: ClassVar[bool] = True
     #: A row of :data:`~.trt.flavours.FLAVOURS`.
     flavour: ClassVar[str] = "tensorrt"
 

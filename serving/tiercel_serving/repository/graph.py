@@ -296,6 +296,7 @@ def client_parameters(release: Release) -> dict[str, str]:
     """Return what the ensembles tell their clients, as the config's string parameters."""
     manifest, settings = release.manifest, release.settings
     catalogue = manifest.catalogue
+    names = () if manifest.ranking is None else manifest.ranking.task_names
     return {
         "build_id": release.build_id,
         "name": manifest.name,
@@ -310,7 +311,7 @@ def client_parameters(release: Release) -> dict[str, str]:
         "reorder_reasons": _json(reasons_of(settings.reorder)),
         "stages": _json(graph_stages(release)),
         "request_columns": _json(_request_columns(release)),
-    }
+    } | ({"task_names": _json(names)} if names else {})
 
 
 def _request_columns(release: Release) -> list[Any]:
