@@ -6,6 +6,7 @@ import datetime
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def run_cells(
             cell.recipe,
             datasets[cell.data],
             served=by_triton,
-            say=lambda what, label=label, number=number: progress(f"{label}: {what}", number, len(asked)),
+            say=partial(_say, progress, label, number, len(asked)),
         )
         facts = {
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -114,6 +115,10 @@ def run_cells(
         if save is not None:
             write_whole(save, document)
     return document
+
+
+def _say(progress: Callable[[str, int, int], None], label: str, done: int, total: int, what: str) -> None:
+    progress(f"{label}: {what}", done, total)
 
 
 def _place(one: Mapping[str, Any]) -> tuple[str, str, int]:

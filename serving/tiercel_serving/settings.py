@@ -199,8 +199,10 @@ def _fits(table: Any, item: Any) -> bool:
 
 def _is_term(item: Any) -> bool:
     """Return whether this is a source's name and a number."""
-    number = isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[1], int | float)
-    return number and isinstance(item[0], str) and not isinstance(item[1], bool)
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        return False
+    name, weight = item
+    return isinstance(name, str) and isinstance(weight, int | float) and not isinstance(weight, bool)
 
 
 def _limits(settings: ServingSettings) -> Iterator[Problem]:
