@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from .problems import COUNT, COUNT_OR_0, Problem, Range, choose, named_twice, out_of_range
+from .problems import COUNT, COUNT_OR_0, POSITIVE, Problem, Range, choose, named_twice, out_of_range
 from .reorder.inputs import source_problems
 from .reorder.per_request import shared_problems
 from .reorder.table import REORDER, ReorderKind
@@ -60,6 +60,10 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sources
         Where candidates come from, in order of precedence. The first that needs no user (its quota may be
         0) serves unknown users, and fills what the others leave empty.
+    blend
+        Names of sources, each with its weight: a candidate's score, by which all are sorted and which the
+        ranker sees, is the weighted sum of what these sources give it. Empty takes the first source that
+        scores any item.
     rules
         Which items may be recommended.
     reorder
@@ -97,6 +101,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_excluded: int = 10_000
     allow_seen: bool = False
     sources: tuple[SourceKind, ...] = ()
+    blend: tuple[tuple[str, float], ...] = ()
     rules: tuple[RuleKind, ...] = ()
     reorder: tuple[ReorderKind, ...] = ()
     related: tuple[str, ...] = ()
@@ -150,6 +155,11 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rest = max(self.candidates - given, 0)
         return tuple(rest if source.quota is None else source.quota for source in self.sources)
 
+    def blend_places(self) -> tuple[tuple[int, float], ...]:
+        """Return the place of each source of the blend, with its weight."""
+        place = {source.name: at for at, source in enumerate(self.sources)}
+        return tuple((place[name], weight) for name, weight in self.blend)
+
     def raw_columns(self) -> tuple[str, ...]:
         """Return the raw item columns that sources, rules, steps and titles read, each once."""
         kinds: tuple[SourceKind | RuleKind | ReorderKind, ...] = (*self.sources, *self.rules, *self.reorder)
@@ -167,6 +177,7 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
         ("reorder", REORDER, "WeightedSum((1.0,))"),
         ("history_columns", None, '"item_id"'),
         ("related", None, '"two_tower"'),
+        ("blend", _is_term, '("ease", 1.0)'),
     )
     for field, table, example in kinds:
         value = getattr(settings, field)
@@ -175,7 +186,7 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
             yield Problem(field, problem, f"write {field}=({example},): a tuple of one needs its comma")
             continue
         for place, item in enumerate(value):
-            if not (isinstance(item, str) if table is None else table.row_of(item)):
+            if not _fits(table, item):
                 remedy = f"write {field}=({example},)"
                 yield Problem(f"{field}[{place}]", f"expected {example}, got {item!r}", remedy)
     title: Any = settings.title_column
@@ -183,6 +194,20 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
         problem = f"expected a raw item column, got {title!r}"
         yield Problem("title_column", problem, "name the column, or leave it out")
     yield from STORES.misfit(settings.store, "store")
+
+
+def _fits(table: Any, item: Any) -> bool:
+    if table is _is_term:
+        return _is_term(item)
+    return isinstance(item, str) if table is None else bool(table.row_of(item))
+
+
+def _is_term(item: Any) -> bool:
+    """Return whether this is a source's name and a number."""
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        return False
+    name, weight = item
+    return isinstance(name, str) and isinstance(weight, int | float) and not isinstance(weight, bool)
 
 
 def _limits(settings: ServingSettings) -> Iterator[Problem]:
@@ -220,6 +245,20 @@ def _buckets(settings: ServingSettings) -> Iterator[Problem]:
         yield Problem("kept_buckets", problem, "write kept_buckets=(16,), or leave it out")
 
 
+def _blend(settings: ServingSettings) -> Iterator[Problem]:
+    named = {source.name: source for source in settings.sources if isinstance(source.name, str)}
+    for place, (name, weight) in enumerate(settings.blend):
+        where = f"blend[{place}]"
+        if name not in named:
+            yield Problem(where, f"there is no source {name!r}", choose(name, list(named)))
+        elif not hasattr(named[name], "reference_score"):
+            problem = f"the source {name!r} scores its own items alone"
+            yield Problem(where, problem, "name sources that models feed, such as Index(…) or ItemWeights(…)")
+        if not POSITIVE.holds(weight):
+            yield Problem(where, f"expected a weight {POSITIVE}, got {weight!r}", "give such a number")
+    yield from named_twice((name for name, _ in settings.blend), "blend", "sources")
+
+
 def _histories(settings: ServingSettings) -> Iterator[Problem]:
     for place, step in enumerate(settings.reorder):
         if "history_row" in step.reads() and not settings.history_length:
@@ -248,6 +287,7 @@ def _sources(settings: ServingSettings) -> Iterator[Problem]:
         if name not in {source.name for source in sources}:
             remedy = choose(name, [source.name for source in sources])
             yield Problem(f"related[{place}]", f"there is no source {name!r}", remedy)
+    yield from _blend(settings)
     quotas = [source.quota for source in sources]
     if quotas.count(None) > 1:
         remedy = "give all but one a number; None is what the others leave"

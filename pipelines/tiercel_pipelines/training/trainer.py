@@ -248,6 +248,8 @@ def _course(course: Course) -> dict[str, Any]:
         "best": course.epochs,
         "run": len(course.losses),
         "validation_ndcg": course.validation[course.epochs] if course.validation else None,
+        "losses": list(course.losses),
+        "validation": list(course.validation),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import cast
 
@@ -21,8 +22,9 @@ class MergedSources:
     """Give each user the N best candidates that the mask allows.
 
     Each source in order gives its share of items that no earlier one gave; the fallback fills what they
-    leave empty. The first source that can score any item is the scale: by its scores all candidates are
-    sorted, ties by row. Without such a source each keeps its own scores, and sources follow one another.
+    leave empty. The first source that can score any item is the scale, or the weighted sum of those that the
+    settings' ``blend`` names: by its scores all candidates are sorted, ties by row. Without such a source
+    each keeps its own scores, and sources follow one another.
 
     Parameters
     ----------
@@ -43,11 +45,16 @@ class MergedSources:
         self._sources, self.count, self._pad = tuple(sources), settings.candidates, items
         self._shares = [(place, quota) for place, quota in enumerate(settings.quotas()) if quota > 0]
         self._fallback = settings.fallback
-        #: The place of the source that gives the scale, and what scores by it.
-        self._scale = next((i for i, source in enumerate(self._sources) if isinstance(source, Scorer)), None)
-        self._scorer = None if self._scale is None else cast("Scorer", self._sources[self._scale])
+        #: The places of the sources that give the scale, each with its weight; none if nothing scores.
+        self._terms = settings.blend_places()
+        if not self._terms:
+            scorers = (i for i, source in enumerate(self._sources) if isinstance(source, Scorer))
+            self._terms = tuple((place, 1.0) for place in itertools.islice(scorers, 1))
+        #: The place of a source whose own scores are on the scale.
+        self._scale = self._terms[0][0] if [weight for _, weight in self._terms] == [1.0] else None
         # One source that fills every slot on its own scale has nothing to be merged with.
-        self._alone = self._shares[0][1] == self.count and self._scale in (None, self._shares[0][0])
+        own = not self._terms or self._scale == self._shares[0][0]
+        self._alone = self._shares[0][1] == self.count and own
 
     def personal(self, arrays: Arrays, mask: Mask) -> Candidates:
         """Return the candidates of users of whom something is known.
@@ -90,20 +97,29 @@ class MergedSources:
         rows[repeated(rows)] = self._pad
         if rows.shape[1] < self.count:
             rows = np.pad(rows, ((0, 0), (0, self.count - rows.shape[1])), constant_values=self._pad)
-        if self._scorer is None:
+        if not self._terms:
             scores = (1 - np.cumsum(rows != self._pad, axis=1)).astype(np.float32)
         else:
-            scores = self._scorer.score(arrays, rows)
+            scores = self._score(arrays, rows)
         scores = np.where(rows == self._pad, np.float32(-np.inf), scores)
         scores, rows = sort_by_score(scores, rows)
         scores, rows = scores[:, : self.count], rows[:, : self.count]
-        code = 1 + (self._shares[0][0] if self._scale is None else self._scale)
+        code = 1 + (self._terms[0][0] if self._terms else self._shares[0][0])
         scores = np.where(np.isneginf(scores), np.float32(0), scores)
         return self._blank(scores, rows, np.full(rows.shape, code, np.int32))
 
     def scores(self, arrays: Arrays, rows: Rows) -> Scores | None:
         """Return the scores ``[B, M]`` of any items on the common scale; None if there is none."""
-        return None if self._scorer is None else self._scorer.score(arrays, rows)
+        return self._score(arrays, rows) if self._terms else None
+
+    def _score(self, arrays: Arrays, rows: Rows) -> Scores:
+        """Return the scores ``[B, M]`` of any items on the common scale, which there is."""
+        if self._scale is not None:
+            return cast("Scorer", self._sources[self._scale]).score(arrays, rows)
+        total = np.zeros(rows.shape, np.float32)
+        for place, weight in self._terms:
+            total += np.float32(weight) * cast("Scorer", self._sources[place]).score(arrays, rows)
+        return total
 
     def _from_each(self, arrays: Arrays, mask: Mask) -> tuple[list[tuple[Scores, Rows]], list[int]]:
         parts: list[tuple[Scores, Rows]] = []
@@ -117,9 +133,9 @@ class MergedSources:
 
     def _scaled(self, place: int, arrays: Arrays, scores: Scores, rows: Rows) -> tuple[Scores, Rows]:
         """Return a source's candidates with their scores on the common scale."""
-        if self._scorer is None or place == self._scale:
+        if not self._terms or place == self._scale:
             return scores, rows
-        return self._scorer.score(arrays, rows), rows
+        return self._score(arrays, rows), rows
 
     def _filled(
         self, arrays: Arrays, mask: Mask, parts: list[tuple[Scores, Rows]], codes: list[int]
@@ -139,7 +155,7 @@ class MergedSources:
         return parts, codes
 
     def _order(self, scores: Scores, rows: Rows, source: npt.NDArray[np.int32]) -> Rows:
-        if self._scorer is not None:
+        if self._terms:
             return order_by_score(scores, rows)
         place = np.where(rows == self._pad, len(self._sources) + 1, source)
         order: Rows = np.lexsort((rows, -scores, place), axis=1)
