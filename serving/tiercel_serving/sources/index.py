@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..errors import ArtefactCorrupt, InvalidSettings
 from ..kinds import Settings, mistyped
 from ..machine import fault_of
-from ..problems import POSITIVE, Problem, Range, out_of_range
+from ..problems import POSITIVE, Problem, Range, choose, out_of_range
 from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
@@ -38,6 +38,9 @@ _FEW = 4_096
 #: Queries whose served recall is measured.
 MEASURED = 200
 
+#: What vectors may be rounded to on a device.
+PRECISIONS = ("float32", "float16", "bfloat16")
+
 _RECALL = Range(0, 1, open_low=True)
 
 
@@ -59,6 +62,9 @@ class Index(Settings, frozen=True, tag="index"):
         FAISS search parameters, such as ``{"nprobe": 16}``; empty lets the export search them.
     min_recall
         The export fails if the index finds a smaller share of what exact search finds.
+    precision
+        In what the vectors lie on a device, for targets whose stages run there: ``float32``, ``float16`` or
+        ``bfloat16``. What that costs in recall is measured at export.
     """
 
     name: str
@@ -66,6 +72,7 @@ class Index(Settings, frozen=True, tag="index"):
     factory: str = "Flat"
     parameters: Mapping[str, int | float] = {}
     min_recall: float = 0.99
+    precision: str = "float32"
 
     personal: ClassVar[bool] = True
     form: ClassVar[str | None] = "vectors"
@@ -80,6 +87,9 @@ class Index(Settings, frozen=True, tag="index"):
         if wrong := list(mistyped(self)):
             return wrong
         wrong += out_of_range(self, {"min_recall": _RECALL})
+        if self.precision not in PRECISIONS:
+            problem = f"there is no precision {self.precision!r}"
+            wrong.append(Problem("precision", problem, choose(self.precision, PRECISIONS)))
         if not self.factory:
             wrong.append(Problem("factory", "expected a FAISS factory, got none", "use 'Flat'"))
         elif few := _TOO_FEW.search(self.factory):
