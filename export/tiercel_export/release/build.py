@@ -213,12 +213,20 @@ def _goal(
     name: str, target: str, engine: str | None, layout: str, origin: Mapping[str, Mapping[str, Any]]
 ) -> Goal:
     """Refuse a target, an engine or a layout that does not exist, before any work."""
-    chosen = find_target(target).engine if engine is None else engine
-    kind: Any = ENGINES.find(chosen)
-    if isinstance(kind, NeedsTools) and (missing := kind.unmakeable()) is not None:
-        raise KindUnavailable(missing)
+    row = find_target(target)
+    engines = (row.engine, *row.instead) if engine is None else (engine,)
+    reasons = [unmakeable(name) for name in engines]
+    if None not in reasons:
+        raise KindUnavailable("; or ".join(reason for reason in reasons if reason is not None))
+    chosen = engines[reasons.index(None)]
     model_groups(layout, ())
     return Goal(name, target, chosen, layout, origin)
+
+
+def unmakeable(engine: str) -> str | None:
+    """Return why an export on this machine can't make an engine, or None."""
+    kind: Any = ENGINES.find(engine)
+    return kind.unmakeable() if isinstance(kind, NeedsTools) else None
 
 
 def _manifest(

@@ -38,6 +38,17 @@ class OnnxCuda(Onnx):
 
     device: ClassVar[str] = "cuda"
 
+    @classmethod
+    def unmakeable(cls) -> str | None:
+        """Return why an export can't open it on this machine; see :class:`~.table.NeedsTools`."""
+        name, _ = PROVIDERS[cls.device]
+        if name in onnxruntime.get_available_providers():
+            return None
+        return (
+            f"engine 'onnx-cuda': this ONNX Runtime {onnxruntime.__version__} has no {name}; install "
+            "onnxruntime-gpu in place of onnxruntime"
+        )
+
 
 #: Device → ONNX Runtime's provider, and its options. TF32 would round the factors of every product to ten
 #: bits.

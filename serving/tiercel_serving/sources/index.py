@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArtefactCorrupt, InvalidSettings
+from ..errors import ArtefactCorrupt, InvalidSettings, KindUnavailable
 from ..kinds import Settings, mistyped
 from ..machine import fault_of
 from ..problems import POSITIVE, Problem, Range, choose, out_of_range
@@ -194,11 +194,30 @@ class Index(Settings, frozen=True, tag="index"):
             figures |= {"recall": min(cases.values()), "cases": cases, "queries": len(queries)}
             figures["ladder"] = [msgspec.to_builtins(rung) for rung in built.profile.ladder]
             self._refuse_low(cases, built.profile)
+        if self.precision != "float32":
+            figures |= self._rounded(space, queries, seen, material.candidates)
         if built.profile is None:
             # An exact index is the vectors themselves.
             return Made(arrays, meta, {}, figures, notes)
         meta["profile"] = msgspec.to_builtins(built.profile)
         return Made(arrays, meta, {INDEX_FILE: partial(faiss.write_index, built.index)}, figures, notes)
+
+    def _rounded(self, space: Space, queries: Array, seen: list[Rows], count: int) -> dict[str, Any]:
+        """Measure what a device finds among rounded vectors."""
+        try:
+            from .rounded_recall_torch import rounded_recall
+        except ModuleNotFoundError as error:
+            raise KindUnavailable(
+                f"index {self.name!r}: precision {self.precision!r} needs {error.name}, which is not "
+                'installed; run pip install "tiercel[aoti]", or leave precision out'
+            ) from error
+        recall = rounded_recall(space, queries, seen, count, self.precision)
+        if recall < self.min_recall:
+            raise InvalidSettings(
+                f"index {self.name!r}: rounded to {self.precision}, the vectors give {recall:.4f} of the "
+                f"best allowed items, below min_recall {self.min_recall}; leave precision out, or lower min_recall"
+            )
+        return {"precision": self.precision, "recall_rounded": recall}
 
     def _refuse_low(self, cases: Mapping[str, float], profile: Profile) -> None:
         case, reached = min(cases.items(), key=lambda pair: pair[1])
