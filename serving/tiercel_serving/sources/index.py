@@ -215,7 +215,8 @@ class Index(Settings, frozen=True, tag="index"):
         if recall < self.min_recall:
             raise InvalidSettings(
                 f"index {self.name!r}: rounded to {self.precision}, the vectors give {recall:.4f} of the "
-                f"best allowed items, below min_recall {self.min_recall}; leave precision out, or lower min_recall"
+                f"best allowed items, below min_recall {self.min_recall}; leave precision out, or lower "
+                "min_recall"
             )
         return {"precision": self.precision, "recall_rounded": recall}
 
