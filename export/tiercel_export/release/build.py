@@ -179,7 +179,7 @@ def build_release(
     step = _reporter(progress)
     step(0)
     goal = _goal(name, target, engine, layout, runner, origin or {}, tasks)
-    _refuse_unmakeable(goal)
+    _refuse_unmakeable(target, engine)
     _check_onnx(goal.engine, retrieval, ranker)
     inputs = check_inputs(
         items=items,
@@ -291,18 +291,24 @@ def _goal(
     tasks: Sequence[str],
 ) -> Goal:
     """Refuse a target, an engine, a layout or a runner that does not exist, before any work."""
-    chosen = find_target(target).engine if engine is None else engine
-    ENGINES.find(chosen)
+    engines = _engines(target, engine)
+    chosen = next((name for name in engines if unmakeable(name) is None), engines[0])
     model_groups(layout, ())
     find_runner(runner)
     return Goal(name, target, chosen, layout, runner, origin, tuple(tasks))
 
 
-def _refuse_unmakeable(goal: Goal) -> None:
-    """Refuse an engine that this machine can't make."""
-    kind: Any = ENGINES.find(goal.engine)
-    if isinstance(kind, NeedsTools) and (missing := kind.unmakeable()) is not None:
-        raise KindUnavailable(missing)
+def _engines(target: str, engine: str | None) -> tuple[str, ...]:
+    """Return the engines that will do, the best first."""
+    row = find_target(target)
+    return (row.engine, *row.instead) if engine is None else (engine,)
+
+
+def _refuse_unmakeable(target: str, engine: str | None) -> None:
+    """Refuse a target of whose engines this machine can make none."""
+    reasons = [unmakeable(name) for name in _engines(target, engine)]
+    if None not in reasons:
+        raise KindUnavailable("; or ".join(reason for reason in reasons if reason is not None))
 
 
 def _check_onnx(engine: str, retrieval: Mapping[str, ServedForm], ranker: object) -> None:
@@ -336,6 +342,12 @@ def _prepare(
     models = prepare_models(inputs.retrieval, ranker, tensors, tables.item_packed)
     check_reorder(inputs.settings, models.tasks, tasks)
     return Prepared(programs, tables, models)
+
+
+def unmakeable(engine: str) -> str | None:
+    """Return why an export on this machine can't make an engine, or None."""
+    kind: Any = ENGINES.find(engine)
+    return kind.unmakeable() if isinstance(kind, NeedsTools) else None
 
 
 def _manifest(

@@ -6,7 +6,7 @@ and both are compared before it is opened: another version reads its arrays wron
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -127,6 +127,11 @@ class AotiEngine:
         """Run the model on tensors ``[B, …]``."""
         results = self._loader.run([self._tensor(arrays[name], self._dtypes[name]) for name in self.inputs])
         return {name: results[place].cpu().numpy() for name, place in self._places}
+
+    def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run the model on tensors of its device, and leave the results there."""
+        results = self._loader.run([tensors[name].contiguous() for name in self.inputs])
+        return {name: results[place] for name, place in self._places}
 
     def _tensor(self, array: Array, dtype: np.dtype[Any]) -> torch.Tensor:
         import torch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -100,6 +100,15 @@ class BuiltKind(EngineKind, Protocol):
         cache
             A folder that keeps what was built, by device and library version; None keeps nothing.
         """
+        ...
+
+
+@runtime_checkable
+class TakesTensors(Engine, Protocol):
+    """An opened model that reads and gives torch tensors on its device, without a copy to the host."""
+
+    def run_tensors(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Compute the outputs, as :meth:`Engine.run` does, on the current stream; nothing is waited for."""
         ...
 
 

@@ -212,10 +212,17 @@ def timeless(kinds: Sequence[SourceKind]) -> Iterator[Problem]:
 SOURCES: Kinds[SourceKind] = Kinds(
     "source",
     {
-        "index": Kind("tiercel_serving.sources.index:Index", extra="serving"),
+        "index": Kind(
+            "tiercel_serving.sources.index:Index",
+            extra="serving",
+            on_device="tiercel_serving.sources.index_torch:IndexTensors",
+        ),
         "item_weights": Kind("tiercel_serving.sources.item_weights:ItemWeights"),
         "user_neighbours": Kind("tiercel_serving.sources.user_neighbours:UserNeighbours"),
-        "popular": Kind("tiercel_serving.sources.popular:Popular"),
+        "popular": Kind(
+            "tiercel_serving.sources.popular:Popular",
+            on_device="tiercel_serving.sources.popular_torch:PopularTensors",
+        ),
     },
 )
 

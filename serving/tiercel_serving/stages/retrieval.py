@@ -102,13 +102,13 @@ class Retrieval:
         self._users, self._items = release.users, release.items
         self._items.lookup  # noqa: B018 - opened now, not in the first request
         self._pad = release.manifest.catalogue.items
-        opened = [
+        self._each = [
             open_source(
                 kind, release.artefact(f"source_{kind.name}", "source"), self._pad, settings.engine_threads
             )
             for kind in settings.sources
         ]
-        self._sources = MergedSources(settings, opened, self._pad)
+        self._sources = MergedSources(settings, self._each, self._pad)
         self._bypass = settings.unknown_users == FALLBACK
         self._read = tuple(dict.fromkeys(name for kind in settings.sources for name in kind.reads()))
         text = release.manifest.catalogue.item_id_dtype == "bytes"
