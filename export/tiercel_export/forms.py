@@ -96,6 +96,16 @@ class ServedForm(Protocol):
         ...
 
 
+@runtime_checkable
+class HasItems(Protocol):
+    """A form of item vectors: they, or the module that makes them."""
+
+    @property
+    def items(self) -> Any:
+        """See :class:`Vectors`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Vectors:
     """Queries and item vectors: what is near is a candidate.

@@ -72,7 +72,10 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Names of sources that say which items are like others, for the model ``related``: what the first lacks
         the next gives. Empty serves no such model.
     store
-        Where live values of users are kept, if such are written.
+        Where live values of users are kept, if such are written, and what became of items since.
+    added_items
+        How many items may be put between releases (``tiercel items put``): so much room the tables have.
+        Items of the release may be changed and withdrawn without.
     unknown_users
         ``fallback`` (the default: that source's items, no ranker) or ``rank`` (like everybody else).
     history_columns
@@ -106,6 +109,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reorder: tuple[ReorderKind, ...] = ()
     related: tuple[str, ...] = ()
     store: StoreKind = MemoryMapped()
+    added_items: int = 0
     unknown_users: str = FALLBACK
     history_columns: tuple[str, ...] = ()
     title_column: str | None = None
@@ -118,7 +122,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     RANGES: ClassVar[Mapping[str, Range]] = {
         **dict.fromkeys(("candidates", "kept", "k_default", "k_max"), COUNT),
         **dict.fromkeys(("max_batch_size", "max_excluded", "instances", "engine_threads"), COUNT),
-        **dict.fromkeys(("history_length", "queue_delay_us", "max_queue_size"), COUNT_OR_0),
+        **dict.fromkeys(("history_length", "queue_delay_us", "max_queue_size", "added_items"), COUNT_OR_0),
     }
 
     def shape_problems(self) -> list[Problem]:

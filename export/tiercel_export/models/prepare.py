@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tiercel_serving.engines.table import ENGINES, query_engine
+from tiercel_serving.live_items.watch import TOWER_ENGINE, item_tower
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import QueryModel, RankingModel
 from tiercel_serving.spec import Array, Arrays, TensorSpec
@@ -19,7 +20,7 @@ from tiercel_serving.stages.specs import RANKING, Tensors, bucket_name, is_ranke
 from tiercel_serving.verify.compare import ENGINE, compare
 
 from ..errors import ExportInputError
-from ..forms import FormArrays, ItemTensors, ServedForm
+from ..forms import FormArrays, HasItems, ItemTensors, ServedForm
 from .dense import check_output, run_module
 from .onnx_model import OnnxModel
 from .opened import open_model
@@ -119,16 +120,19 @@ class Models:
         The ranker; None where retrieval's order is the order.
     buckets
         The ranker for fewer candidates, in the order of the settings.
+    towers
+        Source → what makes its item vectors, where items may be put between releases.
     """
 
     forms: Mapping[str, FormArrays]
     queries: Mapping[str, DenseModel]
     ranker: DenseModel | None
     buckets: tuple[DenseModel, ...] = ()
+    towers: Mapping[str, DenseModel] = field(default_factory=dict)
 
     @property
     def dense(self) -> tuple[DenseModel, ...]:
-        """Every model that becomes an engine."""
+        """Every model of the served graph that becomes an engine."""
         return (*self.queries.values(), *(() if self.ranker is None else (self.ranker,)), *self.buckets)
 
     def query_models(self, engine: str) -> dict[str, QueryModel]:
@@ -185,11 +189,29 @@ def prepare_models(
                 (forms[source].dimension,),
                 f"{what}.query",
             )
+    towers = _towers(retrieval, forms, tensors, rows) if tensors.settings.added_items else {}
     if ranker is None:
-        return Models(forms, queries, None)
+        return Models(forms, queries, None, towers=towers)
     known = {tensor.name: tensor for tensor in tensors.ranker}
     ranking = _dense(ranker, known, RANKING, (tensors.settings.kept, None), "ranker")
-    return Models(forms, queries, ranking, tuple(_buckets(ranking, tensors)))
+    return Models(forms, queries, ranking, tuple(_buckets(ranking, tensors)), towers)
+
+
+def _towers(
+    retrieval: Mapping[str, ServedForm],
+    forms: Mapping[str, FormArrays],
+    tensors: Tensors,
+    rows: Mapping[str, TensorSpec],
+) -> dict[str, DenseModel]:
+    """Return what makes the item vectors of each source whose form has a module for that."""
+    modules = {source: form.items for source, form in retrieval.items() if isinstance(form, HasItems)}
+    return {
+        source: _dense(
+            module, rows, item_tower(source), (forms[source].dimension,), f"retrieval[{source!r}].items"
+        )
+        for source, module in modules.items()
+        if isinstance(module, torch.nn.Module)
+    }
 
 
 def _buckets(ranker: DenseModel, tensors: Tensors) -> Iterator[DenseModel]:
@@ -263,8 +285,10 @@ def write_engines(
 ) -> list[str]:
     """Write the artefact of every model, by the maker that its engine's row names; return notes."""
     notes: list[str] = []
-    for model in models.dense:
-        module, _, name = ENGINES.find(engine_for(engine, model.stage)).maker.partition(":")
+    rows = [(model, engine_for(engine, model.stage)) for model in models.dense]
+    rows += [(model, TOWER_ENGINE) for model in models.towers.values()]
+    for model, row in rows:
+        module, _, name = ENGINES.find(row).maker.partition(":")
         make = cast("Maker", getattr(import_module(module), name))
         folder = artefacts / model.stage
         folder.mkdir(parents=True)

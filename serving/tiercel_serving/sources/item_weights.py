@@ -66,7 +66,11 @@ class ItemWeights(Settings, frozen=True, tag="item_weights"):
         """Open the matrix."""
         columns = artefact.array("columns")
         weights = artefact.array("weights", len(columns))
-        return WeightedItems(artefact.array("offsets", items + 1), columns, weights, items)
+        offsets = artefact.array("offsets", items - artefact.room + 1)
+        if artefact.room:
+            # New items weigh nothing.
+            offsets = np.append(offsets, np.repeat(offsets[-1:], artefact.room))
+        return WeightedItems(offsets, columns, weights, items)
 
     def reference(
         self, arrays: Mapping[str, Array], user: UserTensors, allowed: npt.NDArray[np.bool_], count: int

@@ -35,7 +35,7 @@ class TensorRetrieval(Retrieval):
         self._place = place
         opened: list[TensorSource] = []
         read: set[str] = set()
-        for kind, source in zip(release.settings.sources, self._each, strict=True):
+        for kind, source in zip(release.settings.sources, self._opened, strict=True):
             row = SOURCES.name_of(kind)
             form = SOURCES.form(row)
             if form is None:
@@ -44,7 +44,7 @@ class TensorRetrieval(Retrieval):
                 artefact = release.artefact(f"source_{kind.name}", "source")
                 opened.append(form(kind, artefact, self._pad, place))
                 read.update(kind.reads())
-        scale = next((at for at, source in enumerate(self._each) if isinstance(source, Scorer)), None)
+        scale = next((at for at, source in enumerate(self._opened) if isinstance(source, Scorer)), None)
         self._merged = MergedTensorSources(release.settings, opened, scale, self._pad, place.device)
         self.tensors = frozenset(read)
 

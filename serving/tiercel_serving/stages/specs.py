@@ -48,6 +48,9 @@ LISTS: Mapping[str, str] = {
 LENGTHS: Mapping[str, str] = {name: f"{name}__length" for name in LISTS}
 PACKED: Mapping[str, str] = {name: f"{name}__packed" for name in LISTS if name not in (EXPLAINED, RELATED_TO)}
 
+#: Tensors of catalogue rows that one stage gives to another.
+ITEM_ROWS = ("history_row", "excluded_row", "retrieved_row", "kept_row")
+
 #: Whether a user may get what the user already had.
 ALLOW_SEEN = "allow_seen"
 
