@@ -22,6 +22,7 @@ from tiercel_pipelines.families.table import Plan, RankingData
 from tiercel_pipelines.recipe import (
     DLRM,
     EASE,
+    GMF,
     ListwiseSoftmax,
     MMoE,
     MultiTask,
@@ -189,7 +190,7 @@ BASE = load_recipe("synthetic")
 
 def _recipe(task: Any = TASK, reorder: Any = (), ranking: Any = None) -> Any:
     ranking = MMoE(embedding_dimension=4, max_epochs=1, experts=2, task=task) if ranking is None else ranking
-    serving = replace(BASE.serving, candidates=30, kept=20, k_max=20, history_length=10, reorder=reorder)
+    serving = replace(BASE.serving, candidates=30, kept=20, k_max=20, sources=(), reorder=reorder)
     return replace(BASE, retrieval=EASE(), ranking=ranking, serving=serving, dataset=SMALL)
 
 
@@ -243,7 +244,7 @@ def test_shown_targets_are_refused(dataset: Dataset) -> None:
 @pytest.mark.parametrize(
     ("family", "layouts"),
     [
-        (MMoE, ("fused",)),
+        (GMF, ("fused",)),  # the smallest graph
         pytest.param(MMoE, ("fused", "staged"), marks=pytest.mark.slow),
         pytest.param(DLRM, ("fused",), marks=pytest.mark.slow),
     ],
