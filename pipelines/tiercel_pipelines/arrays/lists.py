@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,8 @@ class RankingLists:
     def take(self, chosen: IntArray) -> RankingLists:
         """Return some of the lists, in 64 bits."""
         own = (getattr(self, field.name) for field in fields(self))
-        some = RankingLists(*(None if array is None else array[chosen] for array in own))
+        taken: Any = (None if array is None else array[chosen] for array in own)
+        some = RankingLists(*taken)
         wide = some.history.astype(np.int64, copy=False), some.rows.astype(np.int64, copy=False)
         return replace(some, history=wide[0], rows=wide[1])
 
@@ -63,7 +65,8 @@ class RankingLists:
     def concatenate(cls, parts: Sequence[RankingLists]) -> RankingLists:
         """Put lists of the same widths together."""
         each = ([getattr(part, field.name) for part in parts] for field in fields(cls))
-        return cls(*(None if arrays[0] is None else np.concatenate(arrays) for arrays in each))
+        joined: Any = (None if arrays[0] is None else np.concatenate(arrays) for arrays in each)
+        return cls(*joined)
 
 
 def draw_contexts(held_out: Pairs, dropout: float, rng: np.random.Generator) -> IntArray:

@@ -59,8 +59,7 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
         yield from _target(recipe.ranking.task.target, dataset)
     if recipe.ranking is not None and isinstance(recipe.ranking.task, NamedScores):
         numbers = {name: _numbers(dataset.interactions[name]) for name in dataset.context_columns}
-        for problem in recipe.ranking.task.unfit(numbers):
-            yield problem.within("ranking.task")
+        yield from (problem.within("ranking.task") for problem in recipe.ranking.task.unfit(numbers))
 
 
 def _unknown_user_columns(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:

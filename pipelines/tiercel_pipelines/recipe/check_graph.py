@@ -170,9 +170,9 @@ def _check_origins(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Da
 
 def _targets(recipe: Recipe) -> tuple[str, ...]:
     """Return the columns that the ranker learns."""
-    task = None if recipe.ranking is None else recipe.ranking.task
+    task: Any = None if recipe.ranking is None else recipe.ranking.task
     if isinstance(task, NamedScores):
-        return task.columns
+        return task.target_columns
     return () if task is None else (task.target,)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -96,12 +97,17 @@ class SampledLists:
         def taken(array: Array, fill: int = 0) -> Array:
             return np.take_along_axis(np.pad(array, ((0, 0), (0, 1)), constant_values=fill), place, axis=1)
 
-        candidates = map(taken, (lists.scores, lists.sources, lists.weights))
         targets = None
         if lists.targets is not None:
             targets = np.stack([taken(one) for one in np.moveaxis(lists.targets, 2, 0)], axis=2)
-        users = lists.users, lists.contexts, lists.history
-        return RankingLists(*users, taken(lists.rows, pad), *candidates, targets)
+        return replace(
+            lists,
+            rows=taken(lists.rows, pad),
+            scores=taken(lists.scores),
+            sources=taken(lists.sources),
+            weights=taken(lists.weights),
+            targets=targets,
+        )
 
     def loss(self, scores: Tensor, batch: RankingLists) -> Tensor:
         """Return the listwise softmax of the first task's scores."""

@@ -130,7 +130,7 @@ class MultiTask(Settings, frozen=True, tag="multi_task"):
         return tuple(target.name for target in self.targets)
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def target_columns(self) -> tuple[str, ...]:
         """The column of each score."""
         return tuple(target.column for target in self.targets)
 

@@ -137,7 +137,7 @@ class NamedScores(Protocol):
         ...
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def target_columns(self) -> tuple[str, ...]:
         """``[T]`` the column of each, or ``interaction``."""
         ...
 

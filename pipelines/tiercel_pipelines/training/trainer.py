@@ -105,7 +105,7 @@ class Trainer:
         packed = pack_dataset(cut, dataset, fit, settings)
         task = None if recipe.ranking is None else recipe.ranking.task
         weight = None if task is None or task.target == IMPLICIT else task.target
-        targets = task.columns if isinstance(task, NamedScores) else ()
+        targets = task.target_columns if isinstance(task, NamedScores) else ()
         pairs, source = build_pairs(dataset, fit, weight, packed, learned_columns(recipe.models), targets)
         return cls(
             recipe,
