@@ -53,6 +53,8 @@ def build_engines(
     *,
     destination: str | Path | None = None,
     cache: str | Path | None = None,
+    refittable: bool = False,
+    refit: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[BuiltEngine], VerifyReport]:
     """Build every engine that a release leaves to the machine that serves it, verify, and install.
@@ -65,6 +67,11 @@ def build_engines(
         Where the release with its engines goes; None puts it in the place of the given one.
     cache
         Keeps what was built by device and library version, for the next start; None keeps nothing.
+    refittable
+        Whether plans shall take the weights of a later release.
+    refit
+        A release whose plans get this one's weights where they fit, in place of a build; where one does
+        not, what is said of its engine tells why. The results can be refitted again.
     progress
         Called before each engine, and once before the verification.
 
@@ -85,6 +92,7 @@ def build_engines(
     """
     source = open_release(path)
     check_files(source)
+    before = None if refit is None else open_release(refit).path / "artefacts"
     wanted = list(engines_to_build(source))
     keep = None if cache is None else Path(cache)
     place = Path(destination) if destination is not None else source.path
@@ -97,7 +105,9 @@ def build_engines(
                 progress(f"building {stage}", number, len(wanted) + 1)
             folder = staging / "artefacts" / stage
             _own(folder)
-            built.append(BuiltEngine(stage, engine, kind.build(folder, keep)))
+            old = None if before is None else before / stage
+            detail = kind.build(folder, keep, refittable=refittable, old=old)
+            built.append(BuiltEngine(stage, engine, detail))
             write_artefact(folder, "engine", source.build_id, {})
         if progress is not None:
             progress("verifying", len(wanted), len(wanted) + 1)

@@ -90,7 +90,9 @@ class BuiltKind(EngineKind, Protocol):
         ...
 
     @classmethod
-    def build(cls, folder: Path, cache: Path | None = None) -> str:
+    def build(
+        cls, folder: Path, cache: Path | None = None, *, refittable: bool = False, old: Path | None = None
+    ) -> str:
         """Build the file of an artefact, and say in a few words what came of it.
 
         Parameters
@@ -99,6 +101,11 @@ class BuiltKind(EngineKind, Protocol):
             The artefact's folder, with whatever the maker wrote.
         cache
             A folder that keeps what was built, by device and library version; None keeps nothing.
+        refittable
+            Whether the file shall take other weights later.
+        old
+            The artefact's folder in a release that may differ in its weights alone: its file is taken and
+            given the new ones, if it fits.
         """
         ...
 
