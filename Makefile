@@ -56,7 +56,7 @@ format: $(DEV)  ## Let ruff mend what it can.
 	$(BIN)/ruff format .
 
 bench: $(DEMO)  ## perf_analyzer over both layouts of the demo's release.
-	$(BIN)/tiercel bench releases/movielens --save benchmarks/results/latest.json
+	$(BIN)/tiercel bench releases/movielens --save benchmarks/results/latest.json --html benchmarks/results/latest.html
 
 bench-features: $(DEV)  ## Compiled features beside NVTabular, pandas and Merlin Systems, 10 to 15 minutes.
 	$(BIN)/python -m benchmarks.features --save benchmarks/results/latest-features.json
