@@ -217,7 +217,8 @@ def _goal(
     engines = (row.engine, *row.instead) if engine is None else (engine,)
     reasons = [unmakeable(name) for name in engines]
     if None not in reasons:
-        raise KindUnavailable("; or ".join(reason for reason in reasons if reason is not None))
+        told = "; and ".join(reason for reason in reasons if reason is not None)
+        raise KindUnavailable(f"target {target!r} can't be made on this machine: {told}")
     chosen = engines[reasons.index(None)]
     model_groups(layout, ())
     return Goal(name, target, chosen, layout, origin)
