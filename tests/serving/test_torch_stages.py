@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +19,7 @@ from test_graph_stages import asks_of
 from tiny_release import Tiny
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from tiercel_serving.device.crossing import Crossing
 from tiercel_serving.runtime.chain import Chain
 
 Chains = Callable[[str, str], Chain]
@@ -145,3 +147,47 @@ def test_only_the_request_and_the_answer_cross(
     read = {one.name for stage in models for one in stage.spec.inputs if one.name in stage.tensors}
     made = {one.name for stage in models for one in stage.spec.outputs}
     assert copies["put"] == len(read - made) + 1
+
+
+# ------------------------------------------------------------------------------------ where tensors live
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_stages_make_stays_on_the_device(
+    device: str, tiny_of: Callable[[str], Tiny], torch_chain: Chains, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, Any] = {}
+
+    def noted(crossing: Crossing, tensors: dict[str, Any], add: Any = Crossing.add) -> None:
+        made.update(tensors)
+        add(crossing, tensors)
+
+    monkeypatch.setattr(Crossing, "add", noted)
+    chain = torch_chain("quotas", device)
+    chain.run(tensors([Ask(tiny_of("quotas").user_ids[2])]), ("item_id",))
+    for name in ("query_near", "retrieved_row", "source", "kept_row", "item_num", "rank_score"):
+        assert made[name].device == chain.place.device, name
+        assert not made[name].requires_grad
+
+
+def in_use(device: str) -> int:
+    """Bytes that tensors take: all of a GPU's, or those of every tensor that Python knows of."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+    # By type: some lazy modules answer isinstance() by importing what they stand for.
+    return sum(one.nbytes for one in gc.get_objects() if type(one) is torch.Tensor)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_memory_is_steady(device: str, tiny_of: Callable[[str], Tiny], torch_chain: Chains) -> None:
+    tiny, chain = tiny_of("quotas"), torch_chain("quotas", device)
+    requests = [tensors([Ask(user) for user in tiny.user_ids[:users]]) for users in (1, 3, 6)]
+    rounds = 10_000 if device == "cuda" else 10
+    for one in requests:
+        chain.run(one, ("item_id", "score", "count", "status"))
+    before = in_use(device)
+    for number in range(rounds):
+        chain.run(requests[number % 3], ("item_id", "score", "count", "status"))
+    assert in_use(device) <= before

@@ -308,7 +308,8 @@ def _refuse_unmakeable(target: str, engine: str | None) -> None:
     """Refuse a target of whose engines this machine can make none."""
     reasons = [unmakeable(name) for name in _engines(target, engine)]
     if None not in reasons:
-        raise KindUnavailable("; or ".join(reason for reason in reasons if reason is not None))
+        told = "; and ".join(reason for reason in reasons if reason is not None)
+        raise KindUnavailable(f"target {target!r} can't be made on this machine: {told}")
 
 
 def _check_onnx(engine: str, retrieval: Mapping[str, ServedForm], ranker: object) -> None:

@@ -8,11 +8,20 @@ device. Nothing waits for the device in between.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from .masks_torch import TensorMask
 from .order_torch import read_keys, smallest, sort_keys
+
+#: What vectors may lie in on a device → torch's dtype.
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 
 #: Neighbouring items of which first only the best score is looked at.
 GROUP = 32

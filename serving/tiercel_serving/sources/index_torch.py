@@ -6,21 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..device.masks_torch import TensorMask
 from ..device.place_torch import Place
-from ..device.search_torch import DeviceSearch
+from ..device.search_torch import DTYPES, DeviceSearch
 from ..release.artefacts import Artefact
 from .index import Index
-
-#: :attr:`.index.Index.precision` → torch's dtype.
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
 
 
 class IndexTensors:

@@ -8,10 +8,9 @@ import numpy as np
 
 from ..device.masks_torch import TensorMask
 from ..device.place_torch import Place
-from ..device.search_torch import DeviceSearch
+from ..device.search_torch import DTYPES, DeviceSearch
 from ..ranked import Rows, make_mask
 from ..spec import Array
-from .index_torch import DTYPES
 from .scan import ExactSearch, Space
 
 
@@ -27,7 +26,7 @@ def rounded_recall(space: Space, queries: Array, seen: Sequence[Rows], count: in
     count
         How many items are asked for.
     precision
-        A key of :data:`~.index_torch.DTYPES`.
+        A key of :data:`~tiercel_serving.device.search_torch.DTYPES`.
     """
     place, items = Place("cpu"), space.items
     rows = None if space.rows is None else place.table(space.rows.astype(np.int64))
