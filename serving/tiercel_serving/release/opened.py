@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
@@ -44,6 +45,8 @@ class Release:
 
     def __init__(self, path: Path, manifest: Manifest, store: StoreKind | None = None) -> None:
         self.path, self.manifest, self.other_store = path, manifest, store
+        #: Source → users whom it failed, so that other sources filled its share.
+        self.source_failures: Counter[str] = Counter({one.name: 0 for one in manifest.settings.sources})
         self._artefacts: dict[str, Artefact] = {}
 
     @property
