@@ -76,7 +76,7 @@ def export_run(
         ranker=None if ranker is None else ranker.served(),
         settings=recipe.serving,
         columns=TableColumns(data.item_id, data.user_id, data.timestamp),
-        features=FeatureOptions(expected_packed=_trained_columns(opened)),
+        features=FeatureOptions(rows=recipe.rows, expected_packed=_trained_columns(opened)),
         target=target,
         engine=engine,
         layout=layout,

@@ -99,7 +99,7 @@ class Trainer:
         cls, recipe: Recipe, dataset: Dataset, split: Split, workflow: Any, progress: Progress | None = None
     ) -> Trainer:
         """Pack a data set by its fitted workflow and deal its interactions into folds."""
-        settings, fit, cut = recipe.served, split.fit, cut_workflow(workflow)
+        settings, fit, cut = recipe.served, split.fit, cut_workflow(workflow, rows=recipe.rows)
         packed = pack_dataset(cut, dataset, fit, settings)
         target = None if recipe.ranking is None else recipe.ranking.task.target
         pairs, source = build_pairs(dataset, fit, None if target == IMPLICIT else target, packed)
