@@ -158,6 +158,7 @@ def read_explained(contract: Contract, arrays: Arrays, user: Any, request_id: st
                 kept=reason == KEPT,
                 rank_scores=tuple(ranked.get(place, ())),
                 reorder_reason=steps.get(place),
+                task_scores=dict(zip(contract.task_names, ranked.get(place, ()), strict=False)),
             )
             for place, (row, score, source, reason) in enumerate(zip(*columns, strict=True))
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import MutableMapping, Sequence
 from typing import cast
 
@@ -22,8 +23,9 @@ class MergedSources:
 
     Each source in order gives its share of items that no earlier one gave; what one leaves empty the others
     fill in that order, beyond their shares, and the fallback last. The first source that can score any item
-    is the scale: by its scores all candidates are sorted, ties by row. Without such a source each keeps its
-    own scores, and sources follow one another.
+    is the scale, or the weighted sum of those that the settings' ``blend`` names: by its scores all
+    candidates are sorted, ties by row. Without such a source each keeps its own scores, and sources follow
+    one another.
 
     Parameters
     ----------
@@ -40,6 +42,8 @@ class MergedSources:
     ----------
     count : int
         N.
+    terms : tuple of (int, float)
+        The places of the sources that give the scale, each with its weight; none if nothing scores.
     """
 
     def __init__(
@@ -53,11 +57,15 @@ class MergedSources:
         self._names, self._failures = [kind.name for kind in settings.sources], failures
         self._shares = [(place, quota) for place, quota in enumerate(settings.quotas()) if quota > 0]
         self._fallback, self._fillers = settings.fallback, settings.fillers
-        #: The place of the source that gives the scale, and what scores by it.
-        self._scale = next((i for i, source in enumerate(self._sources) if isinstance(source, Scorer)), None)
-        self._scorer = None if self._scale is None else cast("Scorer", self._sources[self._scale])
+        self.terms = settings.blend_places()
+        if not self.terms:
+            scorers = (i for i, source in enumerate(self._sources) if isinstance(source, Scorer))
+            self.terms = tuple((place, 1.0) for place in itertools.islice(scorers, 1))
+        #: The place of a source whose own scores are on the scale.
+        self._scale = self.terms[0][0] if [weight for _, weight in self.terms] == [1.0] else None
         # One source that fills every slot on its own scale has nothing to be merged with.
-        self._alone = self._shares[0][1] == self.count and self._scale in (None, self._shares[0][0])
+        own = not self.terms or self._scale == self._shares[0][0]
+        self._alone = self._shares[0][1] == self.count and own
 
     def personal(self, arrays: Arrays, mask: Mask) -> Candidates:
         """Return the candidates of users of whom something is known.
@@ -104,20 +112,33 @@ class MergedSources:
         rows[repeated(rows)] = self._pad
         if rows.shape[1] < self.count:
             rows = np.pad(rows, ((0, 0), (0, self.count - rows.shape[1])), constant_values=self._pad)
-        if self._scorer is None:
+        if not self.terms:
             scores = (1 - np.cumsum(rows != self._pad, axis=1)).astype(np.float32)
         else:
-            scores = self._scorer.score(arrays, rows)
+            scores = self._score(arrays, rows)
         scores = np.where(rows == self._pad, np.float32(-np.inf), scores)
         scores, rows = sort_by_score(scores, rows)
         scores, rows = scores[:, : self.count], rows[:, : self.count]
-        code = 1 + (self._shares[0][0] if self._scale is None else self._scale)
+        code = 1 + (self.terms[0][0] if self.terms else self._shares[0][0])
         scores = np.where(np.isneginf(scores), np.float32(0), scores)
         return self._blank(scores, rows, np.full(rows.shape, code, np.int32))
 
     def scores(self, arrays: Arrays, rows: Rows) -> Scores | None:
         """Return the scores ``[B, M]`` of any items on the common scale; None if there is none."""
-        return None if self._scorer is None else self._scorer.score(arrays, rows)
+        return self._score(arrays, rows) if self.terms else None
+
+    def _score(self, arrays: Arrays, rows: Rows) -> Scores:
+        """Return the scores ``[B, M]`` of any items on the common scale, which there is."""
+        if self._scale is not None:
+            return cast("Scorer", self._sources[self._scale]).score(arrays, rows)
+        total = np.zeros(rows.shape, np.float32)
+        for place, weight in self.terms:
+            total += np.float32(weight) * cast("Scorer", self._sources[place]).score(arrays, rows)
+        return total
+
+    def _scales(self, asked: _Asked) -> bool:
+        """Whether there is a common scale, and none of the sources that give it broke."""
+        return bool(self.terms) and not any(place in asked.failed for place, _ in self.terms)
 
     def _fill(self, asked: _Asked) -> None:
         """Fill what the shares left empty, from the sources that have more and the fallback last."""
@@ -134,12 +155,12 @@ class MergedSources:
 
     def _scaled(self, asked: _Asked, place: int, scores: Scores, rows: Rows) -> tuple[Scores, Rows]:
         """Return a source's candidates with their scores on the common scale."""
-        if self._scorer is None or place == self._scale or self._scale in asked.failed:
+        if place == self._scale or not self._scales(asked):
             return scores, rows
-        return self._scorer.score(asked.arrays, rows), rows
+        return self._score(asked.arrays, rows), rows
 
     def _order(self, asked: _Asked, scores: Scores, rows: Rows, source: npt.NDArray[np.int32]) -> Rows:
-        if self._scorer is not None and self._scale not in asked.failed:
+        if self._scales(asked):
             return order_by_score(scores, rows)
         place = np.where(rows == self._pad, len(self._sources) + 1, source)
         order: Rows = np.lexsort((rows, -scores, place), axis=1)

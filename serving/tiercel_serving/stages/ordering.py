@@ -79,11 +79,15 @@ class Ordering:
     def _best(self, scores: Array, kept: Array, k: Array) -> dict[str, Array]:
         width = int(k.max())
         scores, rows = sort_by_score(scores, kept)
-        rows, scores = rows[:, :width], scores[:, :width]
+        return self._answer(scores[:, :width], rows[:, :width], k)
+
+    def _answer(self, scores: Array, rows: Array, k: Array) -> dict[str, Array]:
+        """Return the answer of the best ``[B, max k]``; rows that are the pad row come last."""
+        width = rows.shape[1]
         if rows[:, -1].max() != self._pad_row and k.min() == width:
             # Every slot is real: nearly every answer to one user.
             return {"item_id": self._ids(rows), "score": scores, "count": k}
-        count = np.minimum(k, np.count_nonzero(kept != self._pad_row, axis=1)[:, None]).astype(np.int32)
+        count = np.minimum(k, np.count_nonzero(rows != self._pad_row, axis=1)[:, None]).astype(np.int32)
         given = np.arange(width) < count
         rows, scores = np.where(given, rows, self._pad_row), np.where(given, scores, np.float32(0))
         return {"item_id": self._ids(rows), "score": scores, "count": count}

@@ -64,6 +64,16 @@ TIME_PREFIX = "time_us_"
 QUERY_PREFIX = "query_"
 
 
+def bucket_name(k: int) -> str:
+    """Return the name of the ranker's engine for k candidates: of its artefact, and in reports."""
+    return f"{RANKING}_k{k}"
+
+
+def is_ranker(name: str) -> bool:
+    """Whether an engine is the ranker, or the ranker for fewer candidates."""
+    return name == RANKING or name.startswith(f"{RANKING}_k")
+
+
 def query_stage(source: str) -> str:
     """Return the name of a source's query stage, which is also the name of its tensor."""
     return QUERY_PREFIX + source
@@ -117,6 +127,11 @@ class Tensors:
             TensorSpec("kept_source", "int32", (k,), doc="Their sources."),
             TensorSpec("filter_reason", "int32", (n,), doc="Why each was kept or not."),
         )
+
+    @property
+    def by_candidate(self) -> frozenset[str]:
+        """Names of what a ranker may take for each of the K candidates."""
+        return frozenset(tensor.name for tensor in (*self.item, *self.kept)) - {"filter_reason"}
 
     @property
     def ranker(self) -> tuple[TensorSpec, ...]:
@@ -252,7 +267,10 @@ def _ranking(manifest: Manifest, tensors: Tensors) -> list[StageSpec]:
     if model is None:
         return []
     rank_score = TensorSpec("rank_score", "float32", (k, model.tasks), doc="One column a task.")
-    ranking = StageSpec(RANKING, _named(RANKING, tensors.ranker, model.inputs), (rank_score,))
+    inputs = _named(RANKING, tensors.ranker, model.inputs)
+    if manifest.settings.kept_buckets:  # which slots are real says which engine is enough
+        inputs = (*inputs, *_named(RANKING, tensors.kept, ("kept_row",)))
+    ranking = StageSpec(RANKING, inputs, (rank_score,))
     if not tensors.item:
         return [ranking]
     kept_row = _named(CANDIDATE_FEATURES, tensors.kept, ("kept_row",))
