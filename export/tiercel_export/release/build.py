@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from tiercel_serving.engines.table import ENGINES, FromOnnx, NeedsTools
-from tiercel_serving.errors import KindUnavailable
+from tiercel_serving.errors import InvalidSettings, KindUnavailable
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import MANIFEST_FORMAT, Manifest
 from tiercel_serving.release.opened import Release, open_release
@@ -182,6 +182,11 @@ def build_release(
     goal = _goal(name, target, engine, layout, runner, origin or {}, tasks)
     _refuse_unmakeable(target, engine)
     _check_onnx(goal.engine, retrieval, ranker)
+    if settings is not None and settings.added_items and find_target(target).device is not None:
+        raise InvalidSettings(
+            f"settings.added_items: {settings.added_items}, but stages on a device (target {target!r}) take "
+            "no new items; leave it 0, or take the target cpu"
+        )
     inputs = check_inputs(
         items=items,
         users=users,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +91,7 @@ class Postings:
         self._code_of = {one: code for code, one in enumerate(self._values.tolist())} if text else {}
         self._bits: Array | None = None
         if len(self._values) <= _BITS:
-            kind = np.uint32 if len(self._values) <= _BITS // 2 else np.uint64
+            kind: Any = np.uint32 if len(self._values) <= _BITS // 2 else np.uint64
             self._bits = np.zeros(count, kind)
             np.bitwise_or.at(self._bits, owner, kind(1) << codes.astype(kind))
             return
@@ -108,11 +108,12 @@ class Postings:
         """Return ``[users, I]``, or of ``[users or 1, n]`` rows: which have an element of the user's list."""
         owner, places = self._known(lists)
         if self._bits is not None:
-            kind = self._bits.dtype.type
+            kind: Any = self._bits.dtype.type
             wanted = np.zeros((users, 1), kind)
             np.bitwise_or.at(wanted[:, 0], owner, kind(1) << places.astype(kind))
             has = self._bits if rows is None else self._bits.take(rows)
-            return (has & wanted).astype(np.bool_)
+            found: Flags = (has & wanted).astype(np.bool_)
+            return found
         if rows is not None and self._table is not None:
             width = len(self._values) + 1
             wanted = np.zeros(users * width, np.bool_)
