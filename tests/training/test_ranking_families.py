@@ -225,7 +225,7 @@ class TestXGBoost(RankingContract):
             if any(name in of_candidates for name in reads):
                 of_candidates |= set(node.output)
                 joined += [node.op_type] if any(name not in of_candidates for name in reads) else []
-        # The history is compared with each candidate, masked, and divided by its length; the rest is repeated.
+        # The history is compared with each candidate, masked and divided; the rest is repeated.
         assert sorted(joined) == ["Div", "Equal", "Expand", "Mul"]
 
     def test_onnx_with_a_dynamic_batch_equals_torch(self, tmp_path: Path) -> None:
