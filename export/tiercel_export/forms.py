@@ -96,6 +96,16 @@ class ServedForm(Protocol):
         ...
 
 
+@runtime_checkable
+class HasItems(Protocol):
+    """A form of item vectors: they, or the module that makes them."""
+
+    @property
+    def items(self) -> Any:
+        """See :class:`Vectors`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Vectors:
     """Queries and item vectors: what is near is a candidate.
@@ -179,13 +189,7 @@ class ItemWeights:
         wanted = item_cat[:, self.column]
         if self.categories is None or np.array_equal(wanted, self.categories):
             return self._arrays()
-        names, first, counts = np.unique(self.categories, return_index=True, return_counts=True)
-        # A category that several items share, such as the unknown one, says of none which it is.
-        names, first = names[counts == 1], first[counts == 1]
-        known = np.isin(wanted, names) & np.isin(wanted, _single(wanted))
-        old = first[np.searchsorted(names, wanted[known])]
-        new = np.full(len(self.categories), -1)
-        new[old] = np.flatnonzero(known)
+        new = _new_rows(self.categories, wanted)
         row = new[np.repeat(np.arange(len(new)), np.diff(self.offsets))]
         column = new[self.columns]
         kept = np.flatnonzero((row >= 0) & (column >= 0))
@@ -195,6 +199,72 @@ class ItemWeights:
 
     def _arrays(self) -> dict[str, Array]:
         return {"offsets": self.offsets, "columns": self.columns, "weights": self.weights}
+
+
+@dataclass(frozen=True)
+class UserNeighbours:
+    """Who had what, in which the users most like a history are looked for.
+
+    Parameters
+    ----------
+    arrays
+        What :class:`tiercel_serving.sources.user_neighbours.UserNeighbours` takes, over J items.
+    categories, column
+        ``[J]`` which item is which, and the place of that column in ``item_cat [I, C]``: a catalogue is
+        matched by that, and nobody had its new items. None: the items are those of the item table.
+    """
+
+    form: ClassVar[str] = "user neighbours"
+
+    arrays: Mapping[str, Array]
+    categories: Array | None = None
+    column: int = 0
+
+    @property
+    def query(self) -> None:
+        """There is none: the history is what neighbours are found by."""
+        return
+
+    def make(self, items: ItemTensors, what: str) -> FormArrays:
+        """Return the arrays over a catalogue."""
+        if self.categories is None:
+            return FormArrays(dict(self.arrays))
+        if "item_cat" not in items.packed:
+            raise ExportInputError(f"{what}: the items have no categorical column to match them by")
+        return FormArrays(self.over(items.packed["item_cat"]))
+
+    def over(self, item_cat: Array) -> dict[str, Array]:
+        """Return the arrays with the items ``item_cat [I, C]``."""
+        wanted, arrays = item_cat[:, self.column], dict(self.arrays)
+        if self.categories is None or np.array_equal(wanted, self.categories):
+            return arrays
+        new = _new_rows(self.categories, wanted)
+        item = new[np.repeat(np.arange(len(new)), np.diff(arrays["offsets"]))]
+        kept = np.flatnonzero(item >= 0)
+        kept = kept[np.argsort(item[kept], kind="stable")]
+        weights = np.zeros(len(wanted), np.float32)
+        weights[new[new >= 0]] = arrays["weights"][new >= 0]
+        voted = new[arrays["voted"]]
+        return arrays | {
+            "offsets": np.append(0, np.cumsum(np.bincount(item[kept], minlength=len(wanted)))),
+            "users": arrays["users"][kept],
+            "likeness": arrays["likeness"][kept],
+            "weights": weights,
+            "vote_offsets": np.append(0, np.cumsum(voted >= 0))[arrays["vote_offsets"]],
+            "voted": voted[voted >= 0].astype(np.int32),
+            "votes": arrays["votes"][voted >= 0],
+        }
+
+
+def _new_rows(categories: Array, wanted: Array) -> Array:
+    """Return for rows of categories ``[J]`` those of another catalogue ``[I]`` that are the same; else -1."""
+    names, first, counts = np.unique(categories, return_index=True, return_counts=True)
+    # A category that several items share, such as the unknown one, says of none which it is.
+    names, first = names[counts == 1], first[counts == 1]
+    known = np.isin(wanted, names) & np.isin(wanted, _single(wanted))
+    new = np.full(len(categories), -1)
+    new[first[np.searchsorted(names, wanted[known])]] = np.flatnonzero(known)
+    return new
 
 
 def _single(values: Array) -> Array:

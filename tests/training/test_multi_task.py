@@ -120,7 +120,7 @@ def test_each_loss_is_what_it_says() -> None:
 def test_targets_follow_their_interactions() -> None:
     users, items = np.array([0, 0, 2]), np.array([3, 1, 3])
     values = np.array([[1, 5], [1, np.nan], [1, 2]], np.float32)
-    pairs = Pairs.build(users, items, users, np.ones(3), 3, values)
+    pairs = Pairs.build(users, items, users, np.ones(3), 3, targets=values)
     some = pairs.select(np.array([True, True, False]))
     assert np.array_equal(some.targets, values[:2], equal_nan=True)  # type: ignore[arg-type]
     rows = np.array([[1, 3, 4], [3, 1, 4]])

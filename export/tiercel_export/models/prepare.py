@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
+import numpy as np
 import torch
 
-from tiercel_serving.engines.table import ENGINES, Reduced
+from tiercel_serving.engines.table import ENGINES, query_engine
+from tiercel_serving.live_items.watch import TOWER_ENGINE, item_tower
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import QueryModel, RankingModel
 from tiercel_serving.spec import Array, Arrays, TensorSpec
-from tiercel_serving.stages.specs import RANKING, Tensors, query_stage
+from tiercel_serving.stages.specs import RANKING, Tensors, bucket_name, is_ranker, query_stage
+from tiercel_serving.verify.compare import ENGINE, compare
 
-from ..forms import FormArrays, ItemTensors, ServedForm
+from ..errors import ExportInputError
+from ..forms import FormArrays, HasItems, ItemTensors, ServedForm
 from .dense import check_output, run_module
 from .onnx_model import OnnxModel
 from .opened import open_model
@@ -114,16 +118,22 @@ class Models:
         Source → its query model, where the form has one.
     ranker
         The ranker; None where retrieval's order is the order.
+    buckets
+        The ranker for fewer candidates, in the order of the settings.
+    towers
+        Source → what makes its item vectors, where items may be put between releases.
     """
 
     forms: Mapping[str, FormArrays]
     queries: Mapping[str, DenseModel]
     ranker: DenseModel | None
+    buckets: tuple[DenseModel, ...] = ()
+    towers: Mapping[str, DenseModel] = field(default_factory=dict)
 
     @property
     def dense(self) -> tuple[DenseModel, ...]:
-        """Every model that becomes an engine."""
-        return (*self.queries.values(), *(() if self.ranker is None else (self.ranker,)))
+        """Every model of the served graph that becomes an engine."""
+        return (*self.queries.values(), *(() if self.ranker is None else (self.ranker,)), *self.buckets)
 
     def query_models(self, engine: str) -> dict[str, QueryModel]:
         """Return what the manifest says of the query models."""
@@ -179,11 +189,71 @@ def prepare_models(
                 (forms[source].dimension,),
                 f"{what}.query",
             )
-    ranking = None
-    if ranker is not None:
-        known = {tensor.name: tensor for tensor in tensors.ranker}
-        ranking = _dense(ranker, known, RANKING, (tensors.settings.kept, None), "ranker")
-    return Models(forms, queries, ranking)
+    towers = _towers(retrieval, forms, tensors, rows) if tensors.settings.added_items else {}
+    if ranker is None:
+        return Models(forms, queries, None, towers=towers)
+    known = {tensor.name: tensor for tensor in tensors.ranker}
+    ranking = _dense(ranker, known, RANKING, (tensors.settings.kept, None), "ranker")
+    return Models(forms, queries, ranking, tuple(_buckets(ranking, tensors)), towers)
+
+
+def _towers(
+    retrieval: Mapping[str, ServedForm],
+    forms: Mapping[str, FormArrays],
+    tensors: Tensors,
+    rows: Mapping[str, TensorSpec],
+) -> dict[str, DenseModel]:
+    """Return what makes the item vectors of each source whose form has a module for that."""
+    modules = {source: form.items for source, form in retrieval.items() if isinstance(form, HasItems)}
+    return {
+        source: _dense(
+            module, rows, item_tower(source), (forms[source].dimension,), f"retrieval[{source!r}].items"
+        )
+        for source, module in modules.items()
+        if isinstance(module, torch.nn.Module)
+    }
+
+
+def _buckets(ranker: DenseModel, tensors: Tensors) -> Iterator[DenseModel]:
+    """Yield the ranker for fewer candidates.
+
+    Raises
+    ------
+    ExportInputError
+        It does not run on fewer, or a candidate's score depends on the empty slots behind it.
+    """
+    for k in tensors.settings.kept_buckets:
+        inputs = tuple(
+            replace(spec, dims=(k, *spec.dims[1:])) if spec.name in tensors.by_candidate else spec
+            for spec in ranker.inputs
+        )
+        what = f"kept_buckets: the ranker for {k} candidates"
+        shape = check_output(ranker.module, inputs, (k, ranker.output.dims[1]), what)
+        smaller = DenseModel(bucket_name(k), ranker.module, inputs, replace(ranker.output, dims=shape))
+        _refuse_other_scores(ranker, smaller, k, tensors, what)
+        yield smaller
+
+
+def _refuse_other_scores(
+    ranker: DenseModel, smaller: DenseModel, k: int, tensors: Tensors, what: str
+) -> None:
+    """Compare both sizes where all but k slots are empty."""
+    random = np.random.default_rng(0)
+    arrays = {}
+    for spec in ranker.inputs:
+        array = random.integers(0, 2, (4, *spec.dims)).astype(spec.numpy_dtype)
+        if spec.name in tensors.by_candidate:
+            array[:, k:] = 0
+        arrays[spec.name] = array
+    first = {n: array[:, :k] if n in tensors.by_candidate else array for n, array in arrays.items()}
+    name = ranker.output.name
+    wanted = {name: ranker.run(arrays)[name][:, :k]}
+    difference = compare(smaller.run(first), wanted, ENGINE)
+    if not difference.ok:
+        raise ExportInputError(
+            f"{what}: the scores of the first {k} candidates change with the empty slots behind them "
+            f"({difference.where}); mask empty slots (kept_source is 0 there), or leave kept_buckets out"
+        )
 
 
 def _dense(
@@ -206,9 +276,8 @@ _OUTPUTS = {RANKING: "rank_score"}
 
 
 def engine_for(engine: str, stage: str) -> str:
-    """Return the row that takes a stage's model: what finds candidates is computed in full precision."""
-    kind: Any = ENGINES.find(engine)
-    return str(kind.full) if isinstance(kind, Reduced) and stage != RANKING else engine
+    """Return the row that takes a stage's model."""
+    return engine if is_ranker(stage) else query_engine(engine)
 
 
 def write_engines(
@@ -216,8 +285,10 @@ def write_engines(
 ) -> list[str]:
     """Write the artefact of every model, by the maker that its engine's row names; return notes."""
     notes: list[str] = []
-    for model in models.dense:
-        module, _, name = ENGINES.find(engine_for(engine, model.stage)).maker.partition(":")
+    rows = [(model, engine_for(engine, model.stage)) for model in models.dense]
+    rows += [(model, TOWER_ENGINE) for model in models.towers.values()]
+    for model, row in rows:
+        module, _, name = ENGINES.find(row).maker.partition(":")
         make = cast("Maker", getattr(import_module(module), name))
         folder = artefacts / model.stage
         folder.mkdir(parents=True)

@@ -160,6 +160,7 @@ def build_pairs(
     interactions: pd.DataFrame,
     weight: str | None,
     packed: Packed,
+    numbers: Iterable[str] = (),
     targets: Sequence[str] = (),
 ) -> tuple[Pairs, IntArray]:
     """Return interactions as rows, sorted by user and time.
@@ -172,6 +173,8 @@ def build_pairs(
         The training and validation part, in the order given to :func:`pack_dataset`.
     weight
         A column of the interactions between 0 and 1, or None for 1.
+    numbers
+        Columns of the interactions that models learn from.
     targets
         The column of each target of a ranker of several, or :data:`~.lists.IMPLICIT` for 1.
 
@@ -194,6 +197,8 @@ def build_pairs(
         users[order] if packed.contexts is None else packed.n_users + order,
         np.nan_to_num(weights[order]),
         packed.n_users,
+        None if dataset.timestamp is None else time[order].astype(np.float64),
+        {name: interactions[name].to_numpy(np.float64)[order] for name in numbers},
         _targets(interactions, targets, order) if targets else None,
     )
     return pairs, order.astype(np.int64)

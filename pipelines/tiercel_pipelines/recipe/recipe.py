@@ -123,6 +123,9 @@ class Recipe(msgspec.Struct, frozen=True):
         Training, validation and test part.
     training
         How many users a training looks at, and how often it writes a checkpoint.
+    rows
+        ``keep``: ``Filter`` and ``Dropna`` of the graph drop no rows, in training and when served; a row
+        that they would drop goes on as it came. None refuses them but where they drop events of a session.
     seed
         Of initial weights, batches and negatives.
     origin
@@ -137,6 +140,7 @@ class Recipe(msgspec.Struct, frozen=True):
     serving: ServingSettings = ServingSettings()
     split: SplitSettings = SplitSettings()
     training: TrainingSettings = TrainingSettings()
+    rows: Literal["keep"] | None = None
     seed: int = 42
     origin: str = ""
 
@@ -164,7 +168,7 @@ class Recipe(msgspec.Struct, frozen=True):
 
     def shape_problems(self) -> list[Problem]:
         """Return fields that are something else altogether: nothing else can be said of such a recipe."""
-        wrong = [p for field, value in self._places() for p in RETRIEVAL_FAMILIES.misfit(value, field)]
+        wrong = [p for field, value in self.places() for p in RETRIEVAL_FAMILIES.misfit(value, field)]
         if not self.models:
             wrong.append(Problem("retrieval", "there is no model", "write retrieval=TwoTower()"))
         if self.ranking is not None:
@@ -177,7 +181,7 @@ class Recipe(msgspec.Struct, frozen=True):
         if wrong:
             return wrong
         wrong = list(_own(self))
-        for field, family in self._places():
+        for field, family in self.places():
             wrong += [problem.within(field) for problem in family.problems()]
         if self.ranking is not None:
             wrong += [problem.within("ranking") for problem in self.ranking.problems()]
@@ -190,7 +194,7 @@ class Recipe(msgspec.Struct, frozen=True):
         wrong += [problem.within("training") for problem in self.training.problems()]
         return [*wrong, *_sources(self, served), *_steps(self, served), *_needs(self, served)]
 
-    def _places(self) -> list[tuple[str, RetrievalFamily]]:
+    def places(self) -> list[tuple[str, RetrievalFamily]]:
         """Return the retrieval models, each with its place in the recipe's words."""
         several = isinstance(self.retrieval, tuple | list)
         return [
@@ -225,6 +229,10 @@ def _own(recipe: Recipe) -> Iterator[Problem]:
     if not isinstance(recipe.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", recipe.name):
         problem = f"{recipe.name!r} cannot name a folder or a served model"
         yield Problem("name", problem, "use letters, digits, - and _, and begin with a letter or digit")
+    if recipe.rows not in (None, "keep"):
+        yield Problem(
+            "rows", f"expected 'keep' or None, got {recipe.rows!r}", "write rows='keep', or leave it out"
+        )
     yield from out_of_range(recipe, {"seed": COUNT_OR_0})
     yield from named_twice((family.name for family in recipe.models), "retrieval", "models")
 
@@ -247,7 +255,7 @@ def _sources(recipe: Recipe, served: ServingSettings) -> Iterator[Problem]:
             yield Problem(where, problem, "name a model of that form, or another kind of source")
         elif isinstance(source, FitsModel) and family.dimension is not None and COUNT.holds(family.dimension):
             yield from (problem.within(where) for problem in source.misfits(family.dimension))
-    for field, family in recipe._places():
+    for field, family in recipe.places():
         if family.name not in fed:
             problem = f"no source is called {family.name!r}, so the model would give nothing"
             yield Problem(field, problem, "add such a source to serving.sources, or leave the model out")
@@ -265,7 +273,7 @@ def _steps(recipe: Recipe, served: ServingSettings) -> Iterator[Problem]:
 
 
 def _needs(recipe: Recipe, served: ServingSettings) -> Iterator[Problem]:
-    families: list[tuple[str, RetrievalFamily | RankingFamily]] = [*recipe._places()]
+    families: list[tuple[str, RetrievalFamily | RankingFamily]] = [*recipe.places()]
     if recipe.ranking is not None:
         families.append(("ranking", recipe.ranking))
     found = {}

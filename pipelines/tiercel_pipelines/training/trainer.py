@@ -44,6 +44,7 @@ from ..families.table import (
     RankingFamily,
     RetrievalData,
     RetrievalFamily,
+    learned_columns,
 )
 from ..offline.in_memory import OfflineRetrieval, blocks
 from ..recipe.recipe import Recipe
@@ -100,12 +101,12 @@ class Trainer:
         cls, recipe: Recipe, dataset: Dataset, split: Split, workflow: Any, progress: Progress | None = None
     ) -> Trainer:
         """Pack a data set by its fitted workflow and deal its interactions into folds."""
-        settings, fit, cut = recipe.served, split.fit, cut_workflow(workflow)
+        settings, fit, cut = recipe.served, split.fit, cut_workflow(workflow, rows=recipe.rows)
         packed = pack_dataset(cut, dataset, fit, settings)
         task = None if recipe.ranking is None else recipe.ranking.task
         weight = None if task is None or task.target == IMPLICIT else task.target
         targets = task.target_columns if isinstance(task, NamedScores) else ()
-        pairs, source = build_pairs(dataset, fit, weight, packed, targets)
+        pairs, source = build_pairs(dataset, fit, weight, packed, learned_columns(recipe.models), targets)
         return cls(
             recipe,
             settings,
@@ -247,6 +248,8 @@ def _course(course: Course) -> dict[str, Any]:
         "best": course.epochs,
         "run": len(course.losses),
         "validation_ndcg": course.validation[course.epochs] if course.validation else None,
+        "losses": list(course.losses),
+        "validation": list(course.validation),
     }
 
 

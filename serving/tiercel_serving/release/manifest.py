@@ -148,6 +148,8 @@ class Manifest(_Struct, frozen=True):
         What made it, and when.
     target, layout
         What it was compiled for.
+    runner
+        What runs its stages inside Triton, a row of :data:`~tiercel_serving.repository.targets.RUNNERS`.
     settings
         How it is served.
     catalogue, packed, request_columns, raw_item_columns
@@ -183,6 +185,7 @@ class Manifest(_Struct, frozen=True):
     tables: dict[str, dict[str, Any]]
     notes: tuple[str, ...]
     files: dict[str, File] = {}
+    runner: str = "python"
 
     def problems(self) -> list[str]:
         """Return what no type can say: unknown engines, and what the settings say of themselves."""

@@ -136,15 +136,29 @@ def unknown_tasks(steps: Sequence[ReorderKind], names: Sequence[str]) -> Iterato
             yield from (problem.within(f"reorder[{place}]") for problem in step.unknown(names))
 
 
+#: Where the forms on a device are of steps that look at each candidate by itself.
+_ELEMENTWISE = "tiercel_serving.reorder.elementwise_torch:"
+
 #: Every kind of reorder step.
 REORDER: Kinds[ReorderKind] = Kinds(
     "reorder step",
     {
-        "weighted_sum": Kind("tiercel_serving.reorder.weighted_sum:WeightedSum"),
-        "freshness": Kind("tiercel_serving.reorder.freshness:Freshness"),
-        "popularity_correction": Kind("tiercel_serving.reorder.popularity_correction:PopularityCorrection"),
-        "boost_items": Kind("tiercel_serving.reorder.boost_items:BoostItems"),
-        "score_floor": Kind("tiercel_serving.reorder.score_floor:ScoreFloor"),
+        "weighted_sum": Kind(
+            "tiercel_serving.reorder.weighted_sum:WeightedSum", on_device=_ELEMENTWISE + "TensorWeightedSum"
+        ),
+        "freshness": Kind(
+            "tiercel_serving.reorder.freshness:Freshness", on_device=_ELEMENTWISE + "TensorFreshness"
+        ),
+        "popularity_correction": Kind(
+            "tiercel_serving.reorder.popularity_correction:PopularityCorrection",
+            on_device=_ELEMENTWISE + "TensorCorrection",
+        ),
+        "boost_items": Kind(
+            "tiercel_serving.reorder.boost_items:BoostItems", on_device=_ELEMENTWISE + "TensorBoost"
+        ),
+        "score_floor": Kind(
+            "tiercel_serving.reorder.score_floor:ScoreFloor", on_device=_ELEMENTWISE + "TensorFloor"
+        ),
         "mmr": Kind("tiercel_serving.reorder.mmr:MMR"),
         "dpp": Kind("tiercel_serving.reorder.dpp:DPP"),
         "spread": Kind("tiercel_serving.reorder.spread:Spread"),

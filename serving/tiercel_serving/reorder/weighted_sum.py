@@ -92,12 +92,12 @@ class WeightedTasks:
     """The weights, as float32 ``[T]``."""
 
     def __init__(self, weights: npt.NDArray[np.float32]) -> None:
-        self._weights = weights
+        self.weights = weights
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
         """Sum task by task, in order: one definition of the sum, whatever the batch."""
         tasks = arrays["rank_score"]
-        total: Scores = tasks[:, :, 0] * self._weights[0]
-        for task in range(1, len(self._weights)):
-            total = total + tasks[:, :, task] * self._weights[task]
+        total: Scores = tasks[:, :, 0] * self.weights[0]
+        for task in range(1, len(self.weights)):
+            total = total + tasks[:, :, task] * self.weights[task]
         return total, None
