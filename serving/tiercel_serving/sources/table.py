@@ -215,6 +215,7 @@ SOURCES: Kinds[SourceKind] = Kinds(
         "index": Kind("tiercel_serving.sources.index:Index", extra="serving"),
         "item_weights": Kind("tiercel_serving.sources.item_weights:ItemWeights"),
         "user_neighbours": Kind("tiercel_serving.sources.user_neighbours:UserNeighbours"),
+        "lists": Kind("tiercel_serving.sources.lists:Lists"),
         "popular": Kind("tiercel_serving.sources.popular:Popular"),
     },
 )
