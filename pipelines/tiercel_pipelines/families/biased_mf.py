@@ -105,7 +105,9 @@ class BiasedMF(VectorFamily, frozen=True, tag="biased_mf"):
             user.mean.copy_(ratings.mean())
 
         def losses() -> Iterator[Tensor]:
-            for some in torch.from_numpy(rng.permutation(len(users))).split(self.batch_size):
+            order = torch.from_numpy(rng.permutation(len(users)))
+            for start in range(0, len(order), self.batch_size):
+                some = order[start : start + self.batch_size]
                 query, vector = user.vectors(users[some]), item.vectors(items[some])
                 error = ratings[some] - (query * vector).sum(dim=1)
                 own = user.table(users[some]).square().sum(1) + item.table(items[some]).square().sum(1)

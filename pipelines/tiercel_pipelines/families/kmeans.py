@@ -110,7 +110,7 @@ class KMeans(Settings, frozen=True, tag="kmeans"):
         with torch.no_grad():
             ids = data.packed.item["item_cat"][listed, tower.items.places[place]]
             table = tower.items.tables[place]
-            table.weight[torch.from_numpy(ids)] = torch.from_numpy(vectors[listed]).float()  # type: ignore[index, operator]
+            table.weight[torch.from_numpy(ids)] = torch.from_numpy(vectors[listed]).float()  # type: ignore[operator]
         arrays = {"keys": keys, "offsets": offsets, "rows": rows, "scores": scores}
         fitted = FittedLists(history_mean(tower.items).eval(), tower, arrays, categories, column)
         if plan.progress is not None:
@@ -133,7 +133,7 @@ class KMeans(Settings, frozen=True, tag="kmeans"):
             min_points_per_centroid=1,
         )
         found.train(np.ascontiguousarray(points))
-        keys: Array = found.centroids
+        keys = np.asarray(found.centroids)
         nearest = [
             (points[start : start + _BLOCK] @ keys.T).argmax(axis=1)
             for start in range(0, len(points), _BLOCK)

@@ -246,7 +246,7 @@ class ItemWeights(PackedModule):
         self.encoder = SideEncoder(inputs.item, settings.dimension, spread=SPREAD)
         with torch.no_grad():
             for table in (*self.encoder.tables, *self.encoder.list_tables):
-                table.weight[:, -1] = 0  # type: ignore[operator]
+                table.weight[:, -1] = 0
         count = self.encoder.number_count
         self.number_layer = nn.Linear(count, settings.dimension, bias=False) if count else None
 
