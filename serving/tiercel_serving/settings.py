@@ -58,8 +58,9 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Whether users may get what they already had, unless their request says otherwise: what the store
         knows of them and the history that the request sends. What it excludes never comes.
     sources
-        Where candidates come from, in order of precedence. The first that needs no user (its quota may be
-        0) serves unknown users, and fills what the others leave empty.
+        Where candidates come from, in order of precedence. What one leaves empty, since it fails or has no
+        more, the others fill in that order. The first that needs no user (its quota may be 0) serves unknown
+        users, and fills last.
     blend
         Names of sources, each with its weight: a candidate's score, by which all are sorted and which the
         ranker sees, is the weighted sum of what these sources give it. Empty takes the first source that
@@ -72,13 +73,20 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Names of sources that say which items are like others, for the model ``related``: what the first lacks
         the next gives. Empty serves no such model.
     store
-        Where live values of users are kept, if such are written.
+        Where live values of users are kept, if such are written, and what became of items since.
+    added_items
+        How many items may be put between releases (``tiercel items put``): so much room the tables have.
+        Items of the release may be changed and withdrawn without.
     unknown_users
         ``fallback`` (the default: that source's items, no ranker) or ``rank`` (like everybody else).
     history_columns
         Categorical item columns whose category ids make ``history_cat [B, L, H]``, in this order.
     title_column
         The raw item column that people see, or None.
+    kept_buckets
+        Numbers of candidates below ``kept``, smallest first, for which the ranker gets smaller engines too:
+        a batch that leaves the other slots empty runs the smallest that fits. Worth it where requests name
+        few candidates, or rules keep few.
     queue_delay_us, max_queue_size
         Triton's dynamic batching: how long a request may wait for company, in microseconds, and how
         many may wait (0 is no limit).
@@ -102,9 +110,11 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reorder: tuple[ReorderKind, ...] = ()
     related: tuple[str, ...] = ()
     store: StoreKind = MemoryMapped()
+    added_items: int = 0
     unknown_users: str = FALLBACK
     history_columns: tuple[str, ...] = ()
     title_column: str | None = None
+    kept_buckets: tuple[int, ...] = ()
     queue_delay_us: int = 0
     max_queue_size: int = 0
     instances: int = 1
@@ -113,7 +123,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     RANGES: ClassVar[Mapping[str, Range]] = {
         **dict.fromkeys(("candidates", "kept", "k_default", "k_max"), COUNT),
         **dict.fromkeys(("max_batch_size", "max_excluded", "instances", "engine_threads"), COUNT),
-        **dict.fromkeys(("history_length", "queue_delay_us", "max_queue_size"), COUNT_OR_0),
+        **dict.fromkeys(("history_length", "queue_delay_us", "max_queue_size", "added_items"), COUNT_OR_0),
     }
 
     def shape_problems(self) -> list[Problem]:
@@ -125,7 +135,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         shapes = self.shape_problems()
         if shapes:
             return shapes
-        wrong = [*out_of_range(self, self.RANGES), *_limits(self), *_sources(self)]
+        wrong = [*out_of_range(self, self.RANGES), *_limits(self), *_buckets(self), *_sources(self)]
         for field in ("sources", "rules", "reorder"):
             for place, kind in enumerate(getattr(self, field)):
                 within = [problem.within(f"{field}[{place}]") for problem in kind.problems()]
@@ -143,6 +153,12 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def fallback(self) -> int:
         """The place of the source that serves unknown users and fills up."""
         return next(place for place, source in enumerate(self.sources) if not source.personal)
+
+    @property
+    def fillers(self) -> tuple[int, ...]:
+        """The places of the sources that fill what others leave empty, in order; the fallback is last."""
+        giving = (place for place, quota in enumerate(self.quotas()) if quota > 0 and place != self.fallback)
+        return (*giving, self.fallback)
 
     def quotas(self) -> tuple[int, ...]:
         """Return how many candidates each source may give, in order."""
@@ -230,6 +246,14 @@ def _limits(settings: ServingSettings) -> Iterator[Problem]:
         yield Problem("unknown_users", problem, choose(settings.unknown_users, (FALLBACK, RANK)))
     if settings.history_columns and not settings.history_length:
         yield Problem("history_columns", "need a history_length above 0", "raise it, or leave them out")
+
+
+def _buckets(settings: ServingSettings) -> Iterator[Problem]:
+    buckets: Any = settings.kept_buckets
+    numbers = isinstance(buckets, tuple | list) and all(map(COUNT.holds, buckets))
+    if not numbers or sorted(set(buckets)) != list(buckets) or any(k >= settings.kept for k in buckets):
+        problem = f"expected numbers from 1 to below kept ({settings.kept}), smallest first, got {buckets!r}"
+        yield Problem("kept_buckets", problem, "write kept_buckets=(16,), or leave it out")
 
 
 def _blend(settings: ServingSettings) -> Iterator[Problem]:
