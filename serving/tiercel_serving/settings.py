@@ -58,8 +58,9 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Whether users may get what they already had, unless their request says otherwise: what the store
         knows of them and the history that the request sends. What it excludes never comes.
     sources
-        Where candidates come from, in order of precedence. The first that needs no user (its quota may be
-        0) serves unknown users, and fills what the others leave empty.
+        Where candidates come from, in order of precedence. What one leaves empty, since it fails or has no
+        more, the others fill in that order. The first that needs no user (its quota may be 0) serves unknown
+        users, and fills last.
     blend
         Names of sources, each with its weight: a candidate's score, by which all are sorted and which the
         ranker sees, is the weighted sum of what these sources give it. Empty takes the first source that
@@ -152,6 +153,12 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def fallback(self) -> int:
         """The place of the source that serves unknown users and fills up."""
         return next(place for place, source in enumerate(self.sources) if not source.personal)
+
+    @property
+    def fillers(self) -> tuple[int, ...]:
+        """The places of the sources that fill what others leave empty, in order; the fallback is last."""
+        giving = (place for place, quota in enumerate(self.quotas()) if quota > 0 and place != self.fallback)
+        return (*giving, self.fallback)
 
     def quotas(self) -> tuple[int, ...]:
         """Return how many candidates each source may give, in order."""

@@ -251,7 +251,7 @@ def _seconds(interactions: pd.DataFrame, timestamp: str | None) -> npt.NDArray[n
     times = interactions[timestamp]
     if pd.api.types.is_datetime64_any_dtype(times):
         utc = pd.to_datetime(times, utc=True).dt.tz_localize(None)
-        return utc.to_numpy("datetime64[us]").astype(np.int64) / 1e6
+        return np.asarray(utc.to_numpy("datetime64[us]").astype(np.int64) / 1e6, np.float64)
     return times.to_numpy(np.float64) if pd.api.types.is_numeric_dtype(times) else None
 
 

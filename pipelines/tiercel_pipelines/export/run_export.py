@@ -121,7 +121,7 @@ def _parts(
         "tasks": () if family is None else score_names(family.task),
         "settings": recipe.serving,
         "columns": TableColumns(data.item_id, data.user_id, data.timestamp),
-        "features": FeatureOptions(expected_packed=_trained_columns(run)),
+        "features": FeatureOptions(rows=recipe.rows, expected_packed=_trained_columns(run)),
         "origin": tables.origin,
     }
 

@@ -141,7 +141,7 @@ def _weighed(had: Any, counts: Array, weighting: str) -> Any:
 def rarity(counts: Array, total: int) -> Array:
     """Return the inverse document frequency of words in so many of ``total`` documents, never below 0."""
     # A user who had everything weighs nothing.
-    return np.maximum(np.log(total) - np.log1p(counts), 0.0)
+    return np.asarray(np.maximum(np.log(total) - np.log1p(counts), 0.0))
 
 
 def bm25_share(lengths: Array) -> Array:

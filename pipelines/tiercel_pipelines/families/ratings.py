@@ -36,4 +36,5 @@ def centred(pairs: Pairs, column: str, label: str) -> Array:
     """Return by how much each rating ``[n]`` lies above the mean of its user's."""
     ratings = ratings_of(pairs, column, label)
     totals = np.bincount(pairs.users, ratings, minlength=pairs.n_users)
-    return ratings - (totals / np.maximum(pairs.lengths, 1))[pairs.users]
+    means = totals / np.maximum(pairs.lengths, 1)
+    return np.asarray(ratings - means[pairs.users])

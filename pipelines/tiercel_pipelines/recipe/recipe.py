@@ -123,6 +123,9 @@ class Recipe(msgspec.Struct, frozen=True):
         Training, validation and test part.
     training
         How many users a training looks at, and how often it writes a checkpoint.
+    rows
+        ``keep``: ``Filter`` and ``Dropna`` of the graph drop no rows, in training and when served; a row
+        that they would drop goes on as it came. None refuses them but where they drop events of a session.
     seed
         Of initial weights, batches and negatives.
     origin
@@ -137,6 +140,7 @@ class Recipe(msgspec.Struct, frozen=True):
     serving: ServingSettings = ServingSettings()
     split: SplitSettings = SplitSettings()
     training: TrainingSettings = TrainingSettings()
+    rows: Literal["keep"] | None = None
     seed: int = 42
     origin: str = ""
 
@@ -225,6 +229,10 @@ def _own(recipe: Recipe) -> Iterator[Problem]:
     if not isinstance(recipe.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", recipe.name):
         problem = f"{recipe.name!r} cannot name a folder or a served model"
         yield Problem("name", problem, "use letters, digits, - and _, and begin with a letter or digit")
+    if recipe.rows not in (None, "keep"):
+        yield Problem(
+            "rows", f"expected 'keep' or None, got {recipe.rows!r}", "write rows='keep', or leave it out"
+        )
     yield from out_of_range(recipe, {"seed": COUNT_OR_0})
     yield from named_twice((family.name for family in recipe.models), "retrieval", "models")
 

@@ -101,7 +101,7 @@ class Trainer:
         cls, recipe: Recipe, dataset: Dataset, split: Split, workflow: Any, progress: Progress | None = None
     ) -> Trainer:
         """Pack a data set by its fitted workflow and deal its interactions into folds."""
-        settings, fit, cut = recipe.served, split.fit, cut_workflow(workflow)
+        settings, fit, cut = recipe.served, split.fit, cut_workflow(workflow, rows=recipe.rows)
         packed = pack_dataset(cut, dataset, fit, settings)
         task = None if recipe.ranking is None else recipe.ranking.task
         weight = None if task is None or task.target == IMPLICIT else task.target

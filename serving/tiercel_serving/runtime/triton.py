@@ -28,7 +28,7 @@ import triton_python_backend_utils as pb_utils
 from ..errors import RequestError, StageFailed, TiercelError, UnknownId
 from ..release.opened import open_release
 from ..spec import Array, Arrays
-from ..stages.specs import TIME_PREFIX, USER_FEATURES
+from ..stages.specs import RETRIEVAL, TIME_PREFIX, USER_FEATURES
 from ..stores.chosen import read_store
 from . import batching
 from .chain import Chain
@@ -70,7 +70,11 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from error
         self._k_default = release.settings.k_default
         self._time_outputs = frozenset(TIME_PREFIX + name for name in names)
-        self._metrics = Metrics(names, release.store.fallbacks if USER_FEATURES in names else {})
+        self._metrics = Metrics(
+            names,
+            release.store.fallbacks if USER_FEATURES in names else {},
+            release.source_failures if RETRIEVAL in names else {},
+        )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer the requests of one Triton batch together, and a bad one by itself, in their order."""

@@ -6,7 +6,6 @@ A *cell* is a place of a table users × columns, read row by row; a cell that is
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from ..ranked import BITMAP_CELLS, Mask, Rows, Scores, read_keys, sort_keys
 from ..spec import Array
@@ -22,7 +21,7 @@ def picked(offsets: Array, rows: Rows) -> tuple[Rows, Rows]:
     return np.arange(int(counts.sum())) + np.repeat(first - begin, counts), counts
 
 
-def sum_cells(cells: Rows, size: int, *weights: Array) -> tuple[Rows, list[npt.NDArray[np.float64]]]:
+def sum_cells(cells: Rows, size: int, *weights: Array) -> tuple[Rows, list[Array]]:
     """Return the distinct cells, ascending, and for each of the weights ``[n]`` their sums in each cell.
 
     Sums are float64, taken in the order of the cells that came, so that they are the same in whatever
@@ -30,19 +29,18 @@ def sum_cells(cells: Rows, size: int, *weights: Array) -> tuple[Rows, list[npt.N
     the same, but that what sums to 0 may be left out.
     """
     if size <= BITMAP_CELLS:
-        tables = [np.bincount(cells, some, minlength=size) for some in weights]
+        tables: list[Array] = [np.bincount(cells, some, minlength=size) for some in weights]
         there = tables[0] != 0
         for table in tables[1:]:
             there |= table != 0
         found: Rows = there.nonzero()[0]
         return found, [table[found] for table in tables]
     unique, inverse = np.unique(cells, return_inverse=True)
-    return unique, [np.bincount(inverse, some, minlength=len(unique)) for some in weights]
+    sums: list[Array] = [np.bincount(inverse, some, minlength=len(unique)) for some in weights]
+    return unique, sums
 
 
-def left_aligned(
-    cells: Rows, sums: Scores, users: int, columns: int, least: int
-) -> tuple[Scores, npt.NDArray[np.int64]]:
+def left_aligned(cells: Rows, sums: Scores, users: int, columns: int, least: int) -> tuple[Scores, Rows]:
     """Return ascending cells as scores and columns ``[users, w]``, one row a user.
 
     w is that of the longest row, and ``least`` at least; what is empty is -inf, and the last column.

@@ -139,8 +139,9 @@ def checked_neighbours(form: Mapping[str, Any], items: int, name: str) -> dict[s
 
 def _totals(arrays: Mapping[str, Array], history: list[int]) -> dict[int, float]:
     """Return item → its sum over the neighbours, the most similar first, in float64."""
-    had, dots, common = 0, defaultdict(float), defaultdict(float)
-    norm = 0.0
+    dots: dict[int, float] = defaultdict(float)
+    common: dict[int, float] = defaultdict(float)
+    had, norm = 0, 0.0
     for item in history:
         if item < len(arrays["weights"]):
             weight = float(arrays["weights"][item])

@@ -135,7 +135,7 @@ class Retrieval:
         self._changed.renew()
         named = zip(self._settings.sources, self._opened, strict=True)
         sources = [self._changed.grown(kind.name, source) for kind, source in named]
-        self._sources = MergedSources(self._settings, sources, self._pad)
+        self._sources = MergedSources(self._settings, sources, self._pad, self._release.source_failures)
         self._rules = RequestRules(self._release, self._clock)
         self._explain = ExplainItems(self._release, self._rules)
 

@@ -98,7 +98,8 @@ def retrieve(
     maybe: dict[int, Candidate] = {}
     certain: set[int] = set()
     wide = False
-    shares = [*enumerate(settings.quotas()), (fallback, settings.candidates)]
+    fillers = ((place, settings.candidates) for place in settings.fillers)
+    shares = [*enumerate(settings.quotas()), *fillers]
     for place, share in shares:
         count = min(share, settings.candidates - len(taken))
         if count == 0:
