@@ -106,7 +106,7 @@ class DeviceSearch:
         keys = smallest(sort_keys(scores, rows), count)
         missing = count - keys.shape[1]
         if missing > 0:
-            nothing = sort_keys(query.new_full((len(query), missing), _LOWEST), rows.new_tensor(self.items))
+            nothing = sort_keys(query.new_full((len(query), missing), _LOWEST), rows.new_full((), self.items))
             keys = torch.cat([keys, nothing], dim=1)
         return read_keys(keys)
 

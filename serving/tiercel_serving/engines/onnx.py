@@ -26,6 +26,7 @@ class Onnx:
     device: ClassVar[str] = "cpu"
     backend: ClassVar[str | None] = None
     maker: ClassVar[str] = "tiercel_export.models.onnx:make_onnx"
+    from_onnx: ClassVar[bool] = True
 
     @classmethod
     def open(cls, file: Path, outputs: Sequence[str], *, threads: int = 1) -> OnnxEngine:

@@ -90,7 +90,9 @@ class BuiltKind(EngineKind, Protocol):
         ...
 
     @classmethod
-    def build(cls, folder: Path, cache: Path | None = None) -> str:
+    def build(
+        cls, folder: Path, cache: Path | None = None, *, refittable: bool = False, old: Path | None = None
+    ) -> str:
         """Build the file of an artefact, and say in a few words what came of it.
 
         Parameters
@@ -99,6 +101,11 @@ class BuiltKind(EngineKind, Protocol):
             The artefact's folder, with whatever the maker wrote.
         cache
             A folder that keeps what was built, by device and library version; None keeps nothing.
+        refittable
+            Whether the file shall take other weights later.
+        old
+            The artefact's folder in a release that may differ in its weights alone: its file is taken and
+            given the new ones, if it fits.
         """
         ...
 
@@ -120,6 +127,13 @@ class NeedsTools(Protocol):
     def unmakeable(cls) -> str | None:
         """Return why an export on this machine can't make it and what to do, or None."""
         ...
+
+
+@runtime_checkable
+class FromOnnx(Protocol):
+    """A kind whose maker takes ONNX models too, not only torch modules."""
+
+    from_onnx: ClassVar[bool]
 
 
 @runtime_checkable
@@ -146,3 +160,12 @@ ENGINES: Kinds[EngineKind] = Kinds(
         "tensorrt-rtx-bf16": Kind("tiercel_serving.engines.tensorrt:TensorRTRTXBrain", extra="tensorrt-rtx"),
     },
 )
+
+
+def query_engine(engine: str) -> str:
+    """Return the row that takes query models where a ranker takes ``engine``.
+
+    What finds candidates is computed in full precision.
+    """
+    kind: Any = ENGINES.find(engine)
+    return str(kind.full) if isinstance(kind, Reduced) else engine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -106,6 +106,34 @@ class ReorderKind(Protocol):
             of all items); perhaps ``served``: rows as they were served, to go by where gains nearly tie.
         """
         ...
+
+
+@runtime_checkable
+class NamesTasks(ReorderKind, Protocol):
+    """A kind that may name the ranker's tasks, where a served one counts them."""
+
+    def unknown(self, names: Sequence[str]) -> list[Problem]:
+        """Return what it names that is none of the ranker's scores."""
+        ...
+
+    def placed(self, names: Sequence[str]) -> ReorderKind:
+        """Return the step that counts them, for scores in the order of the names."""
+        ...
+
+
+def place_tasks(steps: Sequence[ReorderKind], names: Sequence[str]) -> tuple[ReorderKind, ...]:
+    """Return the steps with the places of the tasks that they name; unknown ones stay as they are."""
+    return tuple(
+        step.placed(names) if isinstance(step, NamesTasks) and not step.unknown(names) else step
+        for step in steps
+    )
+
+
+def unknown_tasks(steps: Sequence[ReorderKind], names: Sequence[str]) -> Iterator[Problem]:
+    """Yield the tasks that steps name and the ranker does not have, each with its step's place."""
+    for place, step in enumerate(steps):
+        if isinstance(step, NamesTasks):
+            yield from (problem.within(f"reorder[{place}]") for problem in step.unknown(names))
 
 
 #: Where the forms on a device are of steps that look at each candidate by itself.

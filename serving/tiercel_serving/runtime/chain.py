@@ -7,18 +7,28 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
+import numpy as np
+
 from ..device.crossing import Crossing
 from ..errors import KindUnavailable, RequestError, StageFailed
+from ..live_items.watch import LiveItems
 from ..release.opened import Release, open_release
 from ..repository.targets import find_target
-from ..spec import Array, Arrays, Checks, Closes, Stage, TensorSpec, Widths, model_inputs
-from ..stages.specs import BESIDE
+from ..spec import Array, Arrays, Checks, Closes, Renews, Stage, TensorSpec, Widths, model_inputs
+from ..stages.specs import BESIDE, ITEM_ROWS
 from ..stages.table import build_stage, row_of
 from .batching import absent, complete, count_rows
 
 
 class Chain:
     """Stages in the order in which they run.
+
+    Parameters
+    ----------
+    stages
+        The stages.
+    items
+        What changes of items while they run; None is nothing.
 
     Attributes
     ----------
@@ -30,9 +40,10 @@ class Chain:
         What the caller gives: inputs that no earlier stage makes.
     """
 
-    def __init__(self, stages: Iterable[Stage], place: Any = None) -> None:
+    def __init__(self, stages: Iterable[Stage], place: Any = None, items: LiveItems | None = None) -> None:
         self.place = place
         self.stages: tuple[Stage, ...] = tuple(stages)
+        self._items, self._renewed = items, 0
         self.external_inputs: tuple[TensorSpec, ...] = model_inputs(stage.spec for stage in self.stages)
         needed = {tensor.name for tensor in self.external_inputs}
         # Each stage that looks at what the caller sent, and at which of it.
@@ -46,6 +57,8 @@ class Chain:
             (stage, [one.name for one in stage.spec.inputs], getattr(stage, "tensors", frozenset()))
             for stage in self.stages
         ]
+        # Rows of items that another process has named may be such as this one has not heard of yet.
+        self._told = [name for name in ITEM_ROWS if name in needed]
         self._wide = [stage for stage in self.stages if isinstance(stage, Widths)]
         # By batch size, of which there are few: what absent inputs look like.
         self._blanks: dict[int, dict[str, Array]] = {}
@@ -67,7 +80,9 @@ class Chain:
         if names is None:
             names = [name for name in opened.stages if name not in BESIDE]
         place = open_place(opened, names, gpu)
-        return cls([build_stage(name, opened, place) for name in names], place)
+        stages = [build_stage(name, opened, place) for name in names]
+        renewed = any(isinstance(one, Renews) for one in stages)
+        return cls(stages, place, opened.live_items if renewed else None)
 
     def close(self) -> None:
         """Have each stage give back what it holds; the chain runs no more."""
@@ -115,6 +130,8 @@ class Chain:
         StageFailed
             A stage broke. Request errors pass as they are.
         """
+        if self._items is not None:
+            self._renew(self._items, arrays)
         users = count_rows(arrays)
         blank = self._blanks.get(users)
         if blank is None:
@@ -139,6 +156,19 @@ class Chain:
             times[stage.spec.name] = (after - before) / 1000
             before = after
         return outputs, times
+
+    def _renew(self, items: LiveItems, arrays: Arrays) -> None:
+        """Let what was put and withdrawn since the last batch count in this one."""
+        newest = -1
+        for name in self._told if items.table.room else ():
+            rows = arrays[name]
+            newest = max(newest, int(np.where(rows < items.table.size, rows, -1).max(initial=-1)))
+        items.take_up(newest)
+        if items.version != self._renewed:
+            for stage in self.stages:
+                if isinstance(stage, Renews):
+                    stage.renew()
+            self._renewed = items.version
 
     def _run_there(
         self, arrays: Arrays, wanted: Collection[str] | None

@@ -19,6 +19,7 @@ from ..problems import POSITIVE, Problem, Range, choose, out_of_range
 from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
+from .grown_index import GrownIndex
 from .scan import ExactSearch, Search, Space, longest_norm
 from .search import HEAVY, IndexSearch, Profile
 from .table import Made, Material, UserTensors
@@ -238,7 +239,9 @@ class Index(Settings, frozen=True, tag="index"):
         # FAISS counts its threads for the whole process; a Python model has its own.
         faiss.omp_set_num_threads(threads)
         rows = artefact.arrays.get("rows")
-        vectors = artefact.array("vectors", items if rows is None else len(rows))
+        vectors = artefact.array("vectors", items - artefact.room if rows is None else len(rows))
+        if rows is None and artefact.room:
+            rows = np.arange(len(vectors), dtype=np.int32)
         space = Space(vectors, rows, items, artefact.meta.get("longest"))
         if "profile" not in artefact.meta:
             return VectorIndex(self.query, space, ExactSearch(space))
@@ -335,6 +338,15 @@ class VectorIndex:
     def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the nearest ``count`` that the mask allows."""
         return self._search.nearest(arrays[self._query], mask, count)
+
+    def holds(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Return ``[n]``: which items have a vector here."""
+        held: npt.NDArray[np.bool_] = self.space.positions_of(rows) < len(self.space)
+        return held
+
+    def grown(self, vectors: Array, rows: Rows) -> GrownIndex:
+        """Return the index with more items."""
+        return GrownIndex(self, self._query, vectors, rows)
 
     def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the items with the largest cosine to the mean direction of the given ones."""

@@ -74,8 +74,9 @@ class MergedTensorSources:
         Sources, quotas and N.
     sources
         The opened sources, in the settings' order.
-    scale
-        The place of the source that gives the scale, a :class:`TensorScorer`; None if no source scores.
+    terms
+        The places of the sources that give the scale, :class:`TensorScorer` each, with their weights; none
+        if no source scores.
     items
         I.
     device
@@ -86,35 +87,40 @@ class MergedTensorSources:
         self,
         settings: ServingSettings,
         sources: Sequence[TensorSource],
-        scale: int | None,
+        terms: Sequence[tuple[int, float]],
         items: int,
         device: torch.device,
     ) -> None:
         self._sources, self.count, self._pad = tuple(sources), settings.candidates, items
         self._shares = [(place, quota) for place, quota in enumerate(settings.quotas()) if quota > 0]
-        self._fallback, self._scale, self._device = settings.fallback, scale, device
-        self._scorer: Any = None if scale is None else self._sources[scale]
+        self._fallback, self._terms, self._device = settings.fallback, tuple(terms), device
+        #: The place of a source whose own scores are on the scale.
+        self._scale = self._terms[0][0] if [weight for _, weight in self._terms] == [1.0] else None
+        # A single source that leaves something empty has no more.
+        alone = [place for place, _ in self._shares if len(self._shares) == 1 and place != self._fallback]
+        self._fillers = [place for place in settings.fillers if place not in alone]
+        codes = [place + 1 for place, quota in self._shares for _ in range(quota)]
+        codes += [place + 1 for place in self._fillers for _ in range(self.count)]
+        self._codes = torch.tensor(codes, dtype=torch.int32, device=device)
 
     def personal(self, arrays: Mapping[str, Any], mask: TensorMask) -> Candidates:
         """Return the candidates of users of whom something is known; the mask is added to."""
         parts: list[tuple[Tensor, Tensor]] = []
-        codes: list[int] = []
         for place, quota in self._shares:
             if parts:
                 mask.add(parts[-1][1])
             parts.append(self._scaled(place, arrays, *self._sources[place].candidates(arrays, mask, quota)))
-            codes += [place + 1] * quota
-        found = torch.cat([rows for _, rows in parts], dim=1) != self._pad
-        mask.add(parts[-1][1])
-        scores, rows = self._sources[self._fallback].candidates(arrays, mask, self.count)
-        # The fallback gives each user as many as the shares left empty.
-        missing = self.count - found.sum(dim=1, keepdim=True)
-        unwanted = torch.arange(self.count, device=self._device) >= missing
-        rows, scores = rows.masked_fill(unwanted, self._pad), scores.masked_fill(unwanted, _LOWEST)
-        parts.append(self._scaled(self._fallback, arrays, scores, rows))
-        codes += [self._fallback + 1] * self.count
+        for place in self._fillers:
+            found = torch.cat([rows for _, rows in parts], dim=1) != self._pad
+            mask.add(parts[-1][1])
+            scores, rows = self._sources[place].candidates(arrays, mask, self.count)
+            # Each gives as many as those before left empty.
+            missing = self.count - found.sum(dim=1, keepdim=True)
+            unwanted = torch.arange(self.count, device=self._device) >= missing
+            rows, scores = rows.masked_fill(unwanted, self._pad), scores.masked_fill(unwanted, _LOWEST)
+            parts.append(self._scaled(place, arrays, scores, rows))
         scores, rows = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))
-        source = torch.tensor(codes, dtype=torch.int32, device=self._device).expand(rows.shape)
+        source = self._codes.expand(rows.shape)
         order = self._order(scores, rows, source)[:, : self.count]
         return self._blank(scores.gather(1, order), rows.gather(1, order), source.gather(1, order))
 
@@ -130,26 +136,37 @@ class MergedTensorSources:
         missing = self.count - rows.shape[1]
         if missing > 0:
             rows = torch.cat([rows, rows.new_full((len(rows), missing), self._pad)], dim=1)
-        if self._scorer is None:
+        if not self._terms:
             scores = (1 - (rows != self._pad).cumsum(dim=1)).float()
         else:
-            scores = self._scorer.score(arrays, rows)
+            scores = self._score(arrays, rows)
         scores = scores.masked_fill(rows == self._pad, _LOWEST)
         order = sort_keys(scores, rows).argsort(dim=1)[:, : self.count]
         scores, rows = scores.gather(1, order), rows.gather(1, order)
-        place = self._shares[0][0] if self._scale is None else self._scale
+        place = self._terms[0][0] if self._terms else self._shares[0][0]
         return self._blank(scores.masked_fill(torch.isneginf(scores), 0), rows, self._code(place, rows))
 
     def _scaled(
         self, place: int, arrays: Mapping[str, Any], scores: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        if self._scorer is None or place == self._scale:
+        if place == self._scale or not self._terms:
             return scores, rows
-        return self._scorer.score(arrays, rows), rows
+        return self._score(arrays, rows), rows
+
+    def _score(self, arrays: Mapping[str, Any], rows: Tensor) -> Tensor:
+        """Return the scores ``[B, M]`` of any items on the common scale, which there is."""
+        scorers: Any = self._sources
+        if self._scale is not None:
+            own: Tensor = scorers[self._scale].score(arrays, rows)
+            return own
+        total = torch.zeros(rows.shape, dtype=torch.float32, device=self._device)
+        for place, weight in self._terms:
+            total = total + weight * scorers[place].score(arrays, rows)
+        return total
 
     def _order(self, scores: Tensor, rows: Tensor, source: Tensor) -> Tensor:
         order = sort_keys(scores, rows).argsort(dim=1)
-        if self._scorer is not None:
+        if self._terms:
             return order
         # Without a scale sources follow one another, and empty slots come last.
         place = source.masked_fill(rows == self._pad, len(self._sources) + 1)

@@ -14,7 +14,7 @@ from ..device.masks_torch import TensorMask
 from ..device.place_torch import Place
 from ..release.opened import Release
 from ..sources.merged_torch import HostSource, MergedTensorSources, TensorSource
-from ..sources.table import SOURCES, Scorer
+from ..sources.table import SOURCES
 from ..spec import Array, Arrays
 from .retrieval import Flags, Limits, Retrieval
 
@@ -35,7 +35,7 @@ class TensorRetrieval(Retrieval):
         self._place = place
         opened: list[TensorSource] = []
         read: set[str] = set()
-        for kind, source in zip(release.settings.sources, self._each, strict=True):
+        for kind, source in zip(release.settings.sources, self._opened, strict=True):
             row = SOURCES.name_of(kind)
             form = SOURCES.form(row)
             if form is None:
@@ -44,8 +44,8 @@ class TensorRetrieval(Retrieval):
                 artefact = release.artefact(f"source_{kind.name}", "source")
                 opened.append(form(kind, artefact, self._pad, place))
                 read.update(kind.reads())
-        scale = next((at for at, source in enumerate(self._each) if isinstance(source, Scorer)), None)
-        self._merged = MergedTensorSources(release.settings, opened, scale, self._pad, place.device)
+        terms = self._sources.terms
+        self._merged = MergedTensorSources(release.settings, opened, terms, self._pad, place.device)
         self.tensors = frozenset(read)
 
     def _found(self, arrays: Arrays, limits: Limits, unknown: Flags, given: Flags | None) -> Any:
