@@ -100,7 +100,11 @@ class DeviceSearch:
         ]
         parts = parts or [torch.empty((len(query), 0), dtype=torch.int64, device=query.device)]
         scores, positions = read_keys(smallest(torch.cat(parts, dim=1), wanted))
-        positions = torch.where(torch.isneginf(scores), size, positions)
+        return self.best_of(query, torch.where(torch.isneginf(scores), size, positions), count)
+
+    def best_of(self, query: Tensor, positions: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return the best ``count`` of the given positions ``[B, M]``, as :meth:`nearest` does; A is none."""
+        size = len(self.vectors)
         scores = self.score_at(query, positions)
         rows = self.rows_at(torch.where(torch.isneginf(scores), size, positions))
         keys = smallest(sort_keys(scores, rows), count)
