@@ -117,10 +117,11 @@ def open_faiss(
     if not hasattr(faiss, "GpuIndexCagra"):
         _fall_back(f"a GPU has no {factory!r}, and this faiss no CAGRA; install faiss-gpu-cuvs, or use IVF")
         return exact
-    config = faiss.GpuIndexCagraConfig()
+    cuvs: Any = faiss
+    config = cuvs.GpuIndexCagraConfig()
     config.device, config.graph_degree = number, CAGRA_DEGREE
     dimension = exact.vectors.shape[1]
-    index = faiss.GpuIndexCagra(gpu_resources(number), dimension, faiss.METRIC_INNER_PRODUCT, config)
+    index = cuvs.GpuIndexCagra(gpu_resources(number), dimension, faiss.METRIC_INNER_PRODUCT, config)
     search = FaissSearch(exact, index, Profile(None, profile.margin, profile.ladder), _turn_on_gpu)
     index.train(exact.vectors.float())
     return search
