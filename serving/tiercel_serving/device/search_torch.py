@@ -34,7 +34,7 @@ BLOCK_SCORES = 1 << 26
 MARGIN, HALF_MARGIN = 16, 128
 
 #: Items whose vectors are compared with one another at a time.
-_PIECE = 1 << 20
+_PIECE = 1 << 18
 
 _LOWEST = float("-inf")
 
