@@ -390,6 +390,9 @@ def _manifest(
     columns = [*programs.user.inputs, *(column for column in tables.asked if column.name not in names)]
     listed = [column.name for column in columns]
     refuse(name_problems(inputs.settings.reorder, listed, "a request column"))
+    # Of the numbers that steps take, the names are the recipe's own.
+    bare = msgspec.structs.replace(manifest, settings=msgspec.structs.replace(inputs.settings, reorder=()))
+    refuse(name_problems(inputs.settings.reorder, graph_names(bare), "a tensor of the served graph"))
     # The graph's own tensors have their names; the request's columns choose from the rest.
     named = tuple(
         msgspec.structs.replace(column, of_rules=column.name not in names)
