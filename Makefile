@@ -8,7 +8,7 @@ DEMO := $(VENV)/.ready-demo
 DEV := $(VENV)/.ready-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test lint format wheel bench bench-features bench-scale bench-stages clean
+.PHONY: help setup demo test lint format wheel accuracy bench bench-features bench-scale bench-stages clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets.
@@ -54,6 +54,10 @@ lint: $(DEV)  ## ruff and mypy --strict.
 format: $(DEV)  ## Let ruff mend what it can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Each family and seed takes seconds to minutes; what is finished in the file is not run again.
+accuracy: $(DEV)  ## Every model family on ml-100k by three seeds: JSON, plots, docs/accuracy.md.
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.accuracy --save benchmarks/results/latest-accuracy.json --docs docs/accuracy.md
 
 # Triton 24.10 itself needs glibc 2.35. auditwheel refuses if the backend has come to need more than 2.34.
 wheel: $(DEV)  ## One wheel for every Python and every Linux with glibc 2.34, into dist/.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,7 +19,11 @@ from tiercel_serving.spec import Array, TensorSpec
 from .errors import ExportInputError
 
 if TYPE_CHECKING:
+    import onnx
     import torch
+
+    #: A dense model, as a caller may give it: a torch module, the path of an ONNX file, or an ONNX graph.
+    DenseGiven = torch.nn.Module | onnx.ModelProto | str | Path
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ class ServedForm(Protocol):
         ...
 
     @property
-    def query(self) -> torch.nn.Module | None:
-        """The module that makes a user's query from user tensors; None for a form without."""
+    def query(self) -> DenseGiven | None:
+        """The model that makes a user's query from user tensors; None for a form without."""
         ...
 
     def make(self, items: ItemTensors, what: str) -> FormArrays:
@@ -91,6 +96,16 @@ class ServedForm(Protocol):
         ...
 
 
+@runtime_checkable
+class HasItems(Protocol):
+    """A form of item vectors: they, or the module that makes them."""
+
+    @property
+    def items(self) -> Any:
+        """See :class:`Vectors`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Vectors:
     """Queries and item vectors: what is near is a candidate.
@@ -101,9 +116,10 @@ class Vectors:
         Torch module; the parameters of its ``forward`` are named after the tensors it takes: of
         ``user_cat [B, C]`` int64, ``user_num [B, F]`` float32, ``user_list_<column> [B, L]``,
         ``history_row [B, L]``, ``history_cat [B, L, H]`` int64 and ``history_length [B, 1]`` int32. Gives
-        ``[B, D]`` float32.
+        ``[B, D]`` float32. Or the path of an ONNX file (or an ``onnx.ModelProto``) whose inputs have those
+        names.
     items
-        ``[I, D]`` float32 in the order of the item table, or a torch module that makes them from
+        ``[I, D]`` float32 in the order of the item table, or a torch module or ONNX file that makes them from
         ``item_cat [B, C]``, ``item_num [B, F]`` and ``item_list_<column> [B, L]``.
     index
         A FAISS index over these vectors, position = row of the item table, to take instead of building one.
@@ -111,19 +127,20 @@ class Vectors:
 
     form: ClassVar[str] = "vectors"
 
-    query: torch.nn.Module
-    items: Array | torch.nn.Module
+    query: DenseGiven
+    items: Array | DenseGiven
     index: Any = None
 
     def make(self, items: ItemTensors, what: str) -> FormArrays:
         """Return ``vectors [I, D]``, and ``index`` if one was given."""
+        import onnx
         import torch
 
-        from .models.dense import run_over_rows
+        from .models.opened import run_over_rows
 
         what = f"{what}.items"
-        given = self.items
-        if isinstance(given, torch.nn.Module):
+        given: Any = self.items
+        if isinstance(given, torch.nn.Module | onnx.ModelProto | str | Path):
             given = run_over_rows(given, items.specs, items.packed, items.size, what)
         vectors = check_vectors(given, items.size, what)
         arrays = {"vectors": vectors} | ({} if self.index is None else {"index": self.index})
@@ -172,13 +189,7 @@ class ItemWeights:
         wanted = item_cat[:, self.column]
         if self.categories is None or np.array_equal(wanted, self.categories):
             return self._arrays()
-        names, first, counts = np.unique(self.categories, return_index=True, return_counts=True)
-        # A category that several items share, such as the unknown one, says of none which it is.
-        names, first = names[counts == 1], first[counts == 1]
-        known = np.isin(wanted, names) & np.isin(wanted, _single(wanted))
-        old = first[np.searchsorted(names, wanted[known])]
-        new = np.full(len(self.categories), -1)
-        new[old] = np.flatnonzero(known)
+        new = _new_rows(self.categories, wanted)
         row = new[np.repeat(np.arange(len(new)), np.diff(self.offsets))]
         column = new[self.columns]
         kept = np.flatnonzero((row >= 0) & (column >= 0))
@@ -188,6 +199,72 @@ class ItemWeights:
 
     def _arrays(self) -> dict[str, Array]:
         return {"offsets": self.offsets, "columns": self.columns, "weights": self.weights}
+
+
+@dataclass(frozen=True)
+class UserNeighbours:
+    """Who had what, in which the users most like a history are looked for.
+
+    Parameters
+    ----------
+    arrays
+        What :class:`tiercel_serving.sources.user_neighbours.UserNeighbours` takes, over J items.
+    categories, column
+        ``[J]`` which item is which, and the place of that column in ``item_cat [I, C]``: a catalogue is
+        matched by that, and nobody had its new items. None: the items are those of the item table.
+    """
+
+    form: ClassVar[str] = "user neighbours"
+
+    arrays: Mapping[str, Array]
+    categories: Array | None = None
+    column: int = 0
+
+    @property
+    def query(self) -> None:
+        """There is none: the history is what neighbours are found by."""
+        return
+
+    def make(self, items: ItemTensors, what: str) -> FormArrays:
+        """Return the arrays over a catalogue."""
+        if self.categories is None:
+            return FormArrays(dict(self.arrays))
+        if "item_cat" not in items.packed:
+            raise ExportInputError(f"{what}: the items have no categorical column to match them by")
+        return FormArrays(self.over(items.packed["item_cat"]))
+
+    def over(self, item_cat: Array) -> dict[str, Array]:
+        """Return the arrays with the items ``item_cat [I, C]``."""
+        wanted, arrays = item_cat[:, self.column], dict(self.arrays)
+        if self.categories is None or np.array_equal(wanted, self.categories):
+            return arrays
+        new = _new_rows(self.categories, wanted)
+        item = new[np.repeat(np.arange(len(new)), np.diff(arrays["offsets"]))]
+        kept = np.flatnonzero(item >= 0)
+        kept = kept[np.argsort(item[kept], kind="stable")]
+        weights = np.zeros(len(wanted), np.float32)
+        weights[new[new >= 0]] = arrays["weights"][new >= 0]
+        voted = new[arrays["voted"]]
+        return arrays | {
+            "offsets": np.append(0, np.cumsum(np.bincount(item[kept], minlength=len(wanted)))),
+            "users": arrays["users"][kept],
+            "likeness": arrays["likeness"][kept],
+            "weights": weights,
+            "vote_offsets": np.append(0, np.cumsum(voted >= 0))[arrays["vote_offsets"]],
+            "voted": voted[voted >= 0].astype(np.int32),
+            "votes": arrays["votes"][voted >= 0],
+        }
+
+
+def _new_rows(categories: Array, wanted: Array) -> Array:
+    """Return for rows of categories ``[J]`` those of another catalogue ``[I]`` that are the same; else -1."""
+    names, first, counts = np.unique(categories, return_index=True, return_counts=True)
+    # A category that several items share, such as the unknown one, says of none which it is.
+    names, first = names[counts == 1], first[counts == 1]
+    known = np.isin(wanted, names) & np.isin(wanted, _single(wanted))
+    new = np.full(len(categories), -1)
+    new[first[np.searchsorted(names, wanted[known])]] = np.flatnonzero(known)
+    return new
 
 
 def _single(values: Array) -> Array:

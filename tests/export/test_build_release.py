@@ -17,7 +17,7 @@ import torch
 from small_release import ITEMS, SETTINGS, USERS, Parts, array_file, small_parts, small_release
 from torch import nn
 
-from tiercel_export import FeatureOptions, Vectors, build_release
+from tiercel_export import FeatureOptions, TableColumns, Vectors, build_release
 from tiercel_export.errors import ExportInputError
 from tiercel_export.release.build import STEPS
 from tiercel_serving.errors import (
@@ -233,6 +233,13 @@ REFUSED = {
         "user_id",
     ),
     "no time": (frame("interactions", lambda f: f.drop(columns="timestamp")), "timestamp=None"),
+    "what is of late, without time": (
+        lambda parts: {
+            "columns": TableColumns(timestamp=None),
+            "settings": changed(sources=(*SETTINGS.sources, Popular("late", 2, 7.0))),
+        },
+        "they have no timestamp; name the column of their time",
+    ),
     "null time": (
         frame("interactions", lambda f: f.assign(timestamp=f.timestamp.where(f.timestamp > 50))),
         "have no 'timestamp'",

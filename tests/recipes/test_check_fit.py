@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,15 +16,19 @@ from hypothesis import strategies as st
 from merlin.schema import Tags
 from nvtabular import ops
 
+from tiercel_export.errors import UnsupportedOperator
 from tiercel_export.workflow.cut import cut_workflow
+from tiercel_export.workflow.frames import columns_from_frame
 from tiercel_pipelines.arrays.packing import pack_dataset
 from tiercel_pipelines.data import Dataset, Synthetic, load_dataset
 from tiercel_pipelines.errors import RecipeError
+from tiercel_pipelines.export.run_export import export_run
+from tiercel_pipelines.features.origin import FeatureOrigin
 from tiercel_pipelines.recipe import Compare, Index, Popular, Recipe, TwoTower, load_recipe, replace
 from tiercel_pipelines.recipe.check import check_recipe
 from tiercel_pipelines.recipe.check_fit import fit_checked
 from tiercel_pipelines.training import train_recipe
-from tiercel_pipelines.training.record import kept_problems
+from tiercel_pipelines.training.record import RUN_NAME, kept_problems, read_record
 from tiercel_pipelines.training.trainer import Trainer
 
 RECIPE = load_recipe("synthetic")
@@ -226,6 +231,33 @@ def test_any_chain_is_a_mistake_or_compiles(
         packed = pack_dataset(cut_workflow(workflow), dataset, dataset.interactions, recipe.served)
         assert packed.user
     assert all(mistakes)
+
+
+def test_rows_are_kept_where_the_recipe_says_so(dataset: Dataset, tmp_path: Path) -> None:
+    """A graph that drops rows is a mistake, or drops none: in training, at export and in files."""
+
+    def some() -> Any:
+        rows = ["age", "income"] >> ops.Filter(lambda df: df["age"] > 30) >> ops.Dropna()
+        return user(rows >> ops.FillMissing(0) >> ops.Normalize())
+
+    def mistakes(recipe: Recipe) -> str:
+        with pytest.raises(RecipeError) as caught:
+            train_recipe(recipe, dataset, tmp_path / "refused")
+        return str(caught.value)
+
+    assert "choose rows='keep'" in mistakes(bare(some))
+    assert "rows: expected 'keep' or None, got 'all'" in mistakes(bare(some, rows="all"))
+    run = train_recipe(bare(some, rows="keep"), dataset, tmp_path / "run")
+    assert read_record(tmp_path / "run" / RUN_NAME).recipe.rows == "keep"
+    export_run(run, tmp_path / "release", verify=False)
+    trained, served = (FeatureOrigin(of, tmp_path / of).program("user") for of in ("run", "release"))
+    columns = columns_from_frame(dataset.users, served.inputs)
+    for name, values in trained.run(columns, len(dataset.users)).items():
+        same = served.run(columns, len(dataset.users))[name].values
+        assert np.array_equal(values.values, same, equal_nan=True)
+    with pytest.raises(UnsupportedOperator, match="rows='keep'"):
+        FeatureOrigin("workflow", tmp_path / "run" / "workflow").program("user")
+    FeatureOrigin("workflow", tmp_path / "run" / "workflow", rows="keep").program("user")
 
 
 def test_untagged_features_are_tagged_in_the_saved_workflow(dataset: Dataset, tmp_path: Path) -> None:

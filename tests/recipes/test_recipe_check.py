@@ -410,6 +410,11 @@ def test_models_say_what_they_lack_of_the_data_before_anything_is_trained(datase
         "ranking: a BST reads histories in their order, but the interactions have no timestamp; "
         "name the data set's timestamp, or take DIN(…), which needs no order"
     ]
+    late = serving(sources=(Index("two_tower"), Popular(quota=0, half_life_days=30)))
+    assert found(late, timeless) == [
+        "serving.sources[1] (popular): it asks when interactions were, but they have no timestamp; "
+        "name the column of their time, or leave that setting out"
+    ]
     crossed = WideAndDeep(crosses=(("country", "makr"),))
     [problem] = found(replace(RECIPE, ranking=crossed), dataset)
     assert "ranking.crosses[0]: no single category 'makr' of the item reaches the models" in problem

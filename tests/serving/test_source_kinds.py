@@ -26,6 +26,7 @@ from tiercel_serving.sources.popular import Popular
 from tiercel_serving.sources.scan import ExactSearch, Space
 from tiercel_serving.sources.search import IndexSearch, Profile, Rung
 from tiercel_serving.sources.table import SOURCES, Made, Material, Scorer, Source, SourceKind, open_source
+from tiercel_serving.sources.user_neighbours import UserNeighbours
 
 Draw = Callable[[np.random.Generator, int], dict[str, np.ndarray]]
 
@@ -58,6 +59,29 @@ def item_weights(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
     return {"offsets": offsets, "columns": columns, "weights": dense[rows, columns]}
 
 
+def neighbours(jaccard: int) -> Draw:
+    """Few digits, both signs of votes, users without items and items without users."""
+
+    def draw(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+        had = (rng.random((7, n)) < 0.4) & (rng.random(n) < 0.8) & (rng.random((7, 1)) < 0.9)
+        of_item, of_user = np.nonzero(had.T), np.nonzero(had)
+        return {
+            "offsets": np.append(0, np.cumsum(had.sum(0))),
+            "users": of_item[1],
+            "likeness": rng.integers(0, 3, had.sum()) / 2,
+            "weights": rng.integers(0, 3, n) / 2,
+            "lengths": had.sum(1),
+            "vote_offsets": np.append(0, np.cumsum(had.sum(1))),
+            "voted": of_user[1],
+            "votes": rng.integers(-1, 3, had.sum()),
+            "neighbours": np.array([rng.integers(1, 9)]),
+            "shrinkage": np.array([rng.integers(0, 3)]),
+            "jaccard": np.array([jaccard]),
+        }
+
+    return draw
+
+
 #: Kind → some of its settings. ``history_row`` and ``history_length`` are there for all.
 EXAMPLES: dict[str, list[Example]] = {
     "index": [
@@ -74,7 +98,15 @@ EXAMPLES: dict[str, list[Example]] = {
         Example(ItemWeights("near"), item_weights),
         Example(ItemWeights("near", 2), item_weights),
     ],
-    "popular": [Example(Popular()), Example(Popular("hot", 2))],
+    "user_neighbours": [
+        Example(UserNeighbours("near"), neighbours(0)),
+        Example(UserNeighbours("near", 2), neighbours(1)),
+    ],
+    "popular": [
+        Example(Popular()),
+        Example(Popular("hot", 2)),
+        Example(Popular("late", half_life_days=0.5)),
+    ],
     "beside": [Example(Beside("next"))],
 }
 EACH = [
@@ -112,6 +144,7 @@ class Case:
             columns=example.columns(rng, items),
             form=example.form(rng, items),
             candidates=items,
+            times=np.sort(rng.integers(0, 3, n)) * 43_200.0,
         )
         self.masked = [
             set(range(items)) if rows is None else {row % items for row in rows} for rows in masked
@@ -245,6 +278,23 @@ def test_all_that_tie_are_seen_whatever_the_neighbours_must_not_get(masked: int,
             assert scores[0].tolist() == [1.0] * 5
 
 
+# ``popular``
+
+
+def test_of_late_a_half_life_before_the_latest_counts_half() -> None:
+    times = np.array([0.0, 0, 0, 10, 20]) * 86_400
+    material = Material(3, np.arange(5), np.array([0, 0, 0, 1, 2]), times=times)
+    made = Popular(half_life_days=10).make(material)
+    assert made.arrays["rows"].tolist() == [2, 0, 1]
+    assert made.arrays["scores"].tolist() == [1.0, 0.75, 0.5]
+    assert Popular().make(material).arrays["rows"].tolist() == [0, 1, 2]
+    nothing = Material(3, np.zeros(0, np.int64), np.zeros(0, np.int64), times=np.zeros(0))
+    assert Popular(half_life_days=10).make(nothing).arrays["scores"].tolist() == [0.0, 0, 0]
+    with pytest.raises(InvalidSettings, match=r"half_life_days=10 needs the time .* there is none"):
+        Popular(half_life_days=10).make(replace(material, times=None))
+    assert "expected a number above 0" in str(Popular(half_life_days=0.0).problems()[0])
+
+
 # ``item_weights``
 
 
@@ -258,7 +308,7 @@ def test_sums_of_many_users_are_those_of_few(monkeypatch: pytest.MonkeyPatch) ->
     mask = BitmapMask(8, 50, np.arange(8), np.ones(8, np.int64))
     rows = np.tile(np.arange(51), (8, 1))
     found = (*source.candidates(arrays, mask, 10), source.score(arrays, rows))
-    monkeypatch.setattr("tiercel_serving.sources.item_weights.BITMAP_CELLS", 0)
+    monkeypatch.setattr("tiercel_serving.sources.sparse_sums.BITMAP_CELLS", 0)
     again = (*source.candidates(arrays, mask, 10), source.score(arrays, rows))
     for first, second in zip(found, again, strict=True):
         np.testing.assert_array_equal(first, second)

@@ -19,6 +19,7 @@ from tiercel_pipelines.recipe import (
     SampledSoftmax,
     SASRec,
     TwoTower,
+    UserKNN,
     replace,
 )
 
@@ -39,6 +40,11 @@ class TestTwoTower(RetrievalContract):
 
 class TestItemKNN(RetrievalContract):
     settings = ItemKNN(shrinkage=0.0)
+
+
+class TestUserKNN(RetrievalContract):
+    settings = UserKNN(neighbours=20)
+    variants = (replace(settings, similarity="jaccard", weighting="none", users_per_item=5),)
 
 
 class TestEASE(RetrievalContract):

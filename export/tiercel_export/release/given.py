@@ -13,11 +13,12 @@ import pandas as pd
 from tiercel_serving.features import InputColumn
 from tiercel_serving.release.manifest import IdDtype
 from tiercel_serving.settings import ServingSettings
+from tiercel_serving.sources.table import timeless
 from tiercel_serving.spec import Array
 
 from ..errors import ExportInputError
 from ..forms import ServedForm
-from .fit import checked_settings
+from .fit import checked_settings, refuse
 from .parts import Events, Inputs, TableColumns
 
 #: How many offending values a message lists.
@@ -125,6 +126,8 @@ def check_inputs(
     """
     notes: list[str] = []
     settings = checked_settings(settings, retrieval)
+    if interactions is not None and columns.timestamp is None:
+        refuse(timeless(settings.sources))
     item_ids = unique_ids(items, columns.item_id, "items")
     empty = settings.candidates - len(item_ids)
     if empty > 0:
@@ -190,10 +193,13 @@ def check_events(
             f"interactions: {strangers} of {len(users)} belong to {len(distinct)} users that "
             f"`users` does not hold ({shown(distinct)}); they count for popularity only"
         )
-    order = _time_order(interactions, columns.timestamp)
+    order, times = _time_order(interactions, columns.timestamp), _seconds(interactions, columns.timestamp)
     if order is not None:
         users, items, known = users[order], items[order], known[order]
-    return Events(users[known], items[known]) if dropped else Events(users, items)
+        times = None if times is None else times[order]
+    if not dropped:
+        return Events(users, items, times)
+    return Events(users[known], items[known], None if times is None else times[known])
 
 
 def _rows_of(
@@ -236,6 +242,17 @@ def _same_kind(ids: Array, others: Array, column: str, where: str) -> None:
             f"interactions: {column!r} holds {id_dtype(ids)} ids, but {where} has {id_dtype(others)}; "
             "convert one of them"
         )
+
+
+def _seconds(interactions: pd.DataFrame, timestamp: str | None) -> npt.NDArray[np.float64] | None:
+    """Return the times ``[n]`` in seconds: numbers are such, dates become such since 1970; else None."""
+    if timestamp is None:
+        return None
+    times = interactions[timestamp]
+    if pd.api.types.is_datetime64_any_dtype(times):
+        utc = pd.to_datetime(times, utc=True).dt.tz_localize(None)
+        return np.asarray(utc.to_numpy("datetime64[us]").astype(np.int64) / 1e6, np.float64)
+    return times.to_numpy(np.float64) if pd.api.types.is_numeric_dtype(times) else None
 
 
 def _time_order(interactions: pd.DataFrame, timestamp: str | None) -> npt.NDArray[np.intp] | None:

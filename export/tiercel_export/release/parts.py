@@ -67,7 +67,7 @@ class FeatureOptions:
 class Goal:
     """What the release shall be: its name, rows of the tables of targets and engines, its layout and runner.
 
-    ``origin`` says where each raw table comes from.
+    ``origin`` says where each raw table comes from, ``tasks`` what the ranker's scores are called.
     """
 
     name: str
@@ -76,6 +76,7 @@ class Goal:
     layout: str
     runner: str
     origin: Mapping[str, Mapping[str, Any]]
+    tasks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,13 @@ class Events:
         ``[n]`` user rows; -1 for a user that the store does not hold.
     items
         ``[n]`` catalogue rows.
+    times
+        ``[n]`` float64 seconds since 1970 (numbers as they came); None without a timestamp.
     """
 
     users: npt.NDArray[np.int64]
     items: npt.NDArray[np.int64]
+    times: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

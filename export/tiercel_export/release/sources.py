@@ -44,6 +44,7 @@ def make_sources(inputs: Inputs, uncompiled: Uncompiled) -> dict[str, Made]:
             allowed=allowed,
             candidates=inputs.settings.candidates,
             seed=inputs.seed,
+            times=inputs.events.times,
         )
         try:
             with SOURCES.using(kind):

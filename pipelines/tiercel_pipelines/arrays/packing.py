@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from tiercel_export.workflow.cut import WorkflowParts, compile_workflow
@@ -18,6 +19,7 @@ from ..data import Dataset
 from ..features.raw_columns import raw_columns
 from ..features.workflow import FeatureColumn, list_lengths, packed_columns
 from .inputs import CategoryColumn, ListColumn, ModelInputs, Side
+from .lists import IMPLICIT
 from .packed import Contexts, Packed
 from .pairs import Array, IntArray, Pairs
 
@@ -154,7 +156,12 @@ def rows_of(dataset: Dataset, interactions: pd.DataFrame) -> tuple[IntArray, Int
 
 
 def build_pairs(
-    dataset: Dataset, interactions: pd.DataFrame, weight: str | None, packed: Packed
+    dataset: Dataset,
+    interactions: pd.DataFrame,
+    weight: str | None,
+    packed: Packed,
+    numbers: Iterable[str] = (),
+    targets: Sequence[str] = (),
 ) -> tuple[Pairs, IntArray]:
     """Return interactions as rows, sorted by user and time.
 
@@ -166,6 +173,10 @@ def build_pairs(
         The training and validation part, in the order given to :func:`pack_dataset`.
     weight
         A column of the interactions between 0 and 1, or None for 1.
+    numbers
+        Columns of the interactions that models learn from.
+    targets
+        The column of each target of a ranker of several, or :data:`~.lists.IMPLICIT` for 1.
 
     Returns
     -------
@@ -186,5 +197,19 @@ def build_pairs(
         users[order] if packed.contexts is None else packed.n_users + order,
         np.nan_to_num(weights[order]),
         packed.n_users,
+        None if dataset.timestamp is None else time[order].astype(np.float64),
+        {name: interactions[name].to_numpy(np.float64)[order] for name in numbers},
+        _targets(interactions, targets, order) if targets else None,
     )
     return pairs, order.astype(np.int64)
+
+
+def _targets(interactions: pd.DataFrame, names: Sequence[str], order: IntArray) -> npt.NDArray[np.float32]:
+    """Return the columns of the targets ``[n, T]`` of interactions in an order."""
+    columns = [
+        np.ones(len(order), np.float32)
+        if name == IMPLICIT
+        else interactions[name].to_numpy(np.float32, na_value=np.nan)[order]
+        for name in names
+    ]
+    return np.stack(columns, axis=1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,13 @@ class Pairs:
         ``[n]`` float32, above 0 for a positive of the ranker.
     offsets
         ``[U + 1]``: the interactions of user u are ``offsets[u]:offsets[u + 1]``.
+    times
+        ``[n]`` float64 seconds; None if interactions have no time.
+    numbers
+        Columns of the interactions that models learn from, such as ratings: name → ``[n]`` float64.
+    targets
+        ``[n, T]`` float32: what the columns of a ranker's targets hold, NaN where they are null; None where
+        the weights are all that it learns.
     """
 
     users: IntArray
@@ -35,15 +43,28 @@ class Pairs:
     contexts: IntArray
     weights: npt.NDArray[np.float32]
     offsets: IntArray
+    times: Array | None = None
+    numbers: Mapping[str, Array] = field(default_factory=dict)
+    targets: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def build(
-        cls, users: IntArray, items: IntArray, contexts: IntArray, weights: Array, n_users: int
+        cls,
+        users: IntArray,
+        items: IntArray,
+        contexts: IntArray,
+        weights: Array,
+        n_users: int,
+        times: Array | None = None,
+        numbers: Mapping[str, Array] | None = None,
+        targets: npt.NDArray[np.float32] | None = None,
     ) -> Pairs:
         """Build from arrays that are sorted by user and time already."""
         offsets = np.zeros(n_users + 1, dtype=np.int64)
         np.cumsum(np.bincount(users, minlength=n_users), out=offsets[1:])
-        return cls(users, items, contexts, weights.astype(np.float32), offsets)
+        return cls(
+            users, items, contexts, weights.astype(np.float32), offsets, times, dict(numbers or {}), targets
+        )
 
     def __len__(self) -> int:
         return len(self.users)
@@ -61,7 +82,14 @@ class Pairs:
     def select(self, chosen: BoolArray) -> Pairs:
         """Return the chosen interactions, in the same order, over the same users."""
         return Pairs.build(
-            self.users[chosen], self.items[chosen], self.contexts[chosen], self.weights[chosen], self.n_users
+            self.users[chosen],
+            self.items[chosen],
+            self.contexts[chosen],
+            self.weights[chosen],
+            self.n_users,
+            None if self.times is None else self.times[chosen],
+            {name: numbers[chosen] for name, numbers in self.numbers.items()},
+            None if self.targets is None else self.targets[chosen],
         )
 
     def latest(self, users: IntArray, width: int) -> tuple[IntArray, BoolArray]:

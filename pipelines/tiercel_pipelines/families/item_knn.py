@@ -9,25 +9,32 @@ collaborative filtering recommendation algorithms") or Jaccard, shrunk by h wher
 Koren 2007, "Scalable collaborative filtering with jointly derived neighborhood interpolation weights"). Each
 item keeps its nearest neighbours (Deshpande & Karypis 2004). Users are weighed as words are in documents,
 which here are items: TF-IDF, or BM25 in place of the norms (Robertson & Zaragoza 2009), so that who had
-everything says little.
+everything says little. With ratings, x_i holds by how much each lies above its user's mean: the adjusted
+cosine of Sarwar et al., in which items are alike that the same users like more than others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import scipy.sparse as sp
 
-from tiercel_serving.problems import AT_LEAST_0, Problem, Range
+from tiercel_serving.problems import AT_LEAST_0, Problem, Range, choose
 from tiercel_serving.spec import Array
 
-from .sparse_weights import WeightsFamily, largest, row_blocks
+from ..arrays.pairs import Pairs
+from .ratings import centred
+from .sparse_weights import WeightsFamily
 from .table import Plan
 
 #: BM25: how soon a count saturates, and how much an item's number of users is normalised.
 K1, B = 1.2, 0.75
+
+#: Products of item × item at once.
+_PRODUCTS = 20_000_000
 
 
 class ItemKNN(WeightsFamily, frozen=True, tag="item_knn"):
@@ -41,62 +48,119 @@ class ItemKNN(WeightsFamily, frozen=True, tag="item_knn"):
         Of users: ``none``, ``tf_idf`` or ``bm25``; Jaccard counts users and has none.
     shrinkage
         h, in users.
+    rating
+        A column of the interactions whose values, above or below their user's mean, stand for having had the
+        item. None counts all alike. Histories hold no ratings: what a user had speaks for what is like it.
     """
 
     name: str = "item_knn"
     similarity: Literal["cosine", "jaccard"] = "cosine"
     weighting: Literal["none", "tf_idf", "bm25"] = "none"
     shrinkage: float = 10.0
+    rating: str | None = None
 
     ranges: ClassVar[Mapping[str, Range]] = {"shrinkage": AT_LEAST_0}
 
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, and similarities and weightings that there are not."""
-        wrong = super().problems()
-        for field, known in (
-            ("similarity", ("cosine", "jaccard")),
-            ("weighting", ("none", "tf_idf", "bm25")),
-        ):
-            if getattr(self, field) not in known:
-                problem = f"expected {' or '.join(map(repr, known))}, got {getattr(self, field)!r}"
-                wrong.append(Problem(field, problem, "write one of them"))
-        if self.similarity == "jaccard" and self.weighting in ("tf_idf", "bm25"):
-            problem = f"{self.weighting!r}, but Jaccard counts users and weighs none"
-            wrong.append(Problem("weighting", problem, "take similarity='cosine', or weighting='none'"))
-        return wrong
+        return super().problems() + similarity_problems(self)
+
+    def interaction_columns(self) -> tuple[str, ...]:
+        """Return the column of ratings, if it has one."""
+        return () if self.rating is None else (self.rating,)
+
+    def values(self, pairs: Pairs, label: str) -> Array:
+        """Return 1 for each interaction, or how much its rating lies above its user's mean."""
+        return super().values(pairs, label) if self.rating is None else centred(pairs, self.rating, label)
 
     def solve(self, had: Any, plan: Plan) -> Any:
         """Return the similarities ``[I, I]`` of each item's nearest neighbours."""
-        items = had.shape[1]
+        items, values = had.shape[1], had
+        had = sp.csr_matrix((np.ones(had.nnz), had.indices, had.indptr), had.shape)
         counts = np.asarray(had.sum(axis=0)).ravel()
-        weighed = sp.csc_matrix(_weighed(had, counts, self.weighting))
+        weighed = sp.csc_matrix(_weighed(values, counts, self.weighting))
         norms = np.sqrt(np.asarray(weighed.multiply(weighed).sum(axis=0)).ravel())
         if self.weighting == "bm25":
             # It has put items of many and of few users on one scale by itself, and a norm would undo that.
             norms = np.ones_like(norms)
         columns, parts = sp.csc_matrix(had), []
-        for rows in row_blocks(items):
-            together = (columns[:, rows].T @ had).toarray()
+        for rows in _blocks(had, columns):
+            together = sp.csr_matrix(columns[:, rows].T @ had)
+            together.sort_indices()
+            row = np.repeat(np.arange(rows.start, rows.stop), np.diff(together.indptr))
+            both, column = together.data, together.indices
             if self.similarity == "jaccard":
-                either = counts[rows, None] + counts - together + self.shrinkage
-                alike = together / np.maximum(either, 1e-12)
+                alike = both / np.maximum(counts[row] + counts[column] - both + self.shrinkage, 1e-12)
             else:
-                product = (weighed[:, rows].T @ weighed).toarray()
-                alike = product / np.maximum(norms[rows, None] * norms, 1e-12)
-                alike *= together / np.maximum(together + self.shrinkage, 1e-12)
-            alike[np.arange(len(alike)), np.arange(rows.start, rows.stop)] = 0
-            parts.append(largest(alike, self.weights))
+                product = _at(sp.csr_matrix(weighed[:, rows].T @ weighed), together)
+                alike = product / np.maximum(norms[row] * norms[column], 1e-12)
+                alike *= both / (both + self.shrinkage)
+            alike[row == column] = 0
+            shape = (rows.stop - rows.start, items)
+            parts.append(_largest(sp.csr_matrix((alike, column, together.indptr), shape), self.weights))
         return sp.vstack(parts)
+
+
+def _at(found: Any, wanted: Any) -> Array:
+    """Return the values of a sparse matrix at the places of another, which has all of its places."""
+    found.sort_indices()
+    wanted.sort_indices()
+    if found.nnz == wanted.nnz:
+        return np.asarray(found.data)
+    rows = np.repeat(np.arange(wanted.shape[0]), np.diff(wanted.indptr))
+    return np.asarray(found[rows, wanted.indices]).ravel()
+
+
+def _blocks(had: Any, columns: Any) -> Iterator[slice]:
+    """Yield rows of item × item in blocks whose products fit into the memory."""
+    cost = np.cumsum(columns.T @ np.diff(had.indptr).astype(np.float64))
+    ends = np.searchsorted(cost, np.arange(_PRODUCTS, cost[-1], _PRODUCTS))
+    edges = np.unique([0, *ends, len(cost)])
+    yield from (slice(int(start), int(stop)) for start, stop in pairwise(edges))
+
+
+def _largest(block: Any, count: int | None) -> Any:
+    """Return a sparse block with the ``count`` entries of each row that are largest by magnitude."""
+    lengths = np.diff(block.indptr)
+    if count is not None and lengths.max(initial=0) > count:
+        row = np.repeat(np.arange(len(lengths)), lengths)
+        order = np.lexsort((-np.abs(block.data), row))
+        block.data[order[np.arange(len(row)) - block.indptr[row] >= count]] = 0
+    block.eliminate_zeros()
+    return block
 
 
 def _weighed(had: Any, counts: Array, weighting: str) -> Any:
     """Return who had what ``[U, I]``, each user weighed as a word of items."""
     if weighting == "none":
         return had
-    rare = np.log(had.shape[1]) - np.log1p(np.asarray(had.sum(axis=1)).ravel())
-    # A user who had everything weighs nothing, and never less.
-    weighed = sp.diags(np.maximum(rare, 0)) @ had
-    if weighting == "tf_idf":
-        return weighed
-    normal = 1 - B + B * counts / max(float(counts.mean()), 1e-12)
-    return weighed @ sp.diags((K1 + 1) / (K1 * normal + 1))
+    weighed = sp.diags(rarity(np.diff(had.indptr), had.shape[1])) @ had
+    return weighed @ sp.diags(bm25_share(counts)) if weighting == "bm25" else weighed
+
+
+def rarity(counts: Array, total: int) -> Array:
+    """Return the inverse document frequency of words in so many of ``total`` documents, never below 0."""
+    # A user who had everything weighs nothing.
+    return np.asarray(np.maximum(np.log(total) - np.log1p(counts), 0.0))
+
+
+def bm25_share(lengths: Array) -> Array:
+    """Return by what BM25 multiplies a word that a document has once, by the documents' lengths."""
+    normal = 1 - B + B * lengths / max(float(lengths.mean()), 1e-12)
+    return np.asarray((K1 + 1) / (K1 * normal + 1))
+
+
+def similarity_problems(settings: Any) -> list[Problem]:
+    """Return similarities and weightings that there are not, or that do not go with each other or ratings."""
+    wrong = []
+    for field, known in (("similarity", ("cosine", "jaccard")), ("weighting", ("none", "tf_idf", "bm25"))):
+        if getattr(settings, field) not in known:
+            problem = f"expected {' or '.join(map(repr, known))}, got {getattr(settings, field)!r}"
+            wrong.append(Problem(field, problem, choose(getattr(settings, field), known)))
+    if settings.similarity == "jaccard" and settings.weighting in ("tf_idf", "bm25"):
+        problem = f"{settings.weighting!r}, but Jaccard counts and weighs none"
+        wrong.append(Problem("weighting", problem, "take similarity='cosine', or weighting='none'"))
+    if settings.rating is not None and not isinstance(settings.rating, str):
+        problem = f"expected a column of the interactions, or None, got {settings.rating!r}"
+        wrong.append(Problem("rating", problem, "write its name, such as 'rating'"))
+    return wrong

@@ -18,6 +18,7 @@ from tiercel_serving.problems import COUNT, Problem, Range, out_of_range
 from tiercel_serving.spec import Array, Arrays
 
 from ..arrays.inputs import ModelInputs
+from ..arrays.pairs import Pairs
 from ..errors import TrainingError
 from .table import Course, Plan, RetrievalData
 
@@ -59,8 +60,12 @@ class WeightsFamily(Settings, frozen=True):
         """Return the history, to which the weights are applied."""
         return {"history_length": "say how many of a user's items it may look at, such as 100"}
 
+    def values(self, pairs: Pairs, label: str) -> Array:
+        """Return what each interaction is worth, ``[n]`` float64: 1."""
+        return np.ones(len(pairs))
+
     def solve(self, had: Any, plan: Plan) -> Any:
-        """Return sparse weights ``[I, I]`` of who ``had [U, I]`` what: CSR, 1 for each interaction."""
+        """Return sparse weights ``[I, I]`` of who ``had [U, I]`` what: CSR, the value of each interaction."""
         raise NotImplementedError
 
     def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedItemWeights, Course]:
@@ -68,8 +73,8 @@ class WeightsFamily(Settings, frozen=True):
         pairs, items = data.pairs, data.packed.n_items
         if not len(pairs):
             raise TrainingError(f"{plan.label}: there are no interactions to learn from")
-        ones = np.ones(len(pairs))
-        had = sp.csr_matrix((ones, (pairs.users, pairs.items)), shape=(pairs.n_users, items))
+        values = self.values(pairs, plan.label)
+        had = sp.csr_matrix((values, (pairs.users, pairs.items)), shape=(pairs.n_users, items))
         if plan.progress is not None:
             plan.progress(plan.label, 0, 1)
         solved = sp.csr_matrix(self.solve(had, plan))
@@ -93,16 +98,12 @@ class WeightsFamily(Settings, frozen=True):
     def load(self, folder: Path, inputs: ModelInputs) -> FittedItemWeights:
         """Read the weights."""
         file = folder / _FILE
-        if not file.is_file():
-            raise TrainingError(f"{file}: expected item weights, found no file; train again")
+        arrays = read_arrays(file, "item weights")
         try:
-            arrays = load_file(file)
             column = int(arrays.pop("column")[0])
             return FittedItemWeights(ItemWeights(**arrays, column=column))
-        except (SafetensorError, KeyError, TypeError, OSError) as error:
-            raise fault_of(error, file) or TrainingError(
-                f"{file}: these are no item weights ({error}); train again"
-            ) from error
+        except (KeyError, TypeError) as error:
+            raise TrainingError(f"{file}: these are no item weights ({error}); train again") from error
 
 
 class FittedItemWeights:
@@ -136,6 +137,19 @@ class FittedItemWeights:
     def served(self) -> ItemWeights:
         """Return the weights, which fit any catalogue."""
         return self.weights
+
+
+def read_arrays(file: Path, what: str) -> dict[str, Array]:
+    """Read arrays from a safetensors file; raise TrainingError if it is none."""
+    if not file.is_file():
+        raise TrainingError(f"{file}: expected {what}, found no file; train again")
+    try:
+        arrays: dict[str, Array] = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise fault_of(error, file) or TrainingError(
+            f"{file}: there is no {what} in it ({error}); train again"
+        ) from error
+    return arrays
 
 
 def telling_column(item_cat: Array) -> tuple[int, Array]:

@@ -7,7 +7,7 @@ knows torch, gradients or epochs: a family that solves an equation or grows tree
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -236,12 +236,28 @@ class FitsFeatures(Protocol):
         ...
 
 
+@runtime_checkable
+class LearnsFromColumns(Protocol):
+    """A family that learns from columns of the interactions too, such as ratings."""
+
+    def interaction_columns(self) -> tuple[str, ...]:
+        """Return the columns, of numbers: :attr:`~tiercel_pipelines.arrays.pairs.Pairs.numbers` has them."""
+        ...
+
+
+def learned_columns(models: Iterable[object]) -> tuple[str, ...]:
+    """Return the columns of the interactions that some models learn from, each once."""
+    learning = (model for model in models if isinstance(model, LearnsFromColumns))
+    return tuple(dict.fromkeys(name for model in learning for name in model.interaction_columns()))
+
+
 #: Every family that finds candidates.
 RETRIEVAL_FAMILIES: Kinds[RetrievalFamily] = Kinds(
     "retrieval family",
     {
         "two_tower": Kind("tiercel_pipelines.families.two_tower:TwoTower"),
         "item_knn": Kind("tiercel_pipelines.families.item_knn:ItemKNN"),
+        "user_knn": Kind("tiercel_pipelines.families.user_knn:UserKNN"),
         "ease": Kind("tiercel_pipelines.families.ease:EASE"),
         "slim": Kind("tiercel_pipelines.families.slim:SLIM"),
         "als": Kind("tiercel_pipelines.families.als:ALS"),

@@ -111,6 +111,7 @@ def make_source(
         form={} if model is None else model.form(packed.catalogue),
         allowed=allowed_items(rules, packed.raw, packed.n_items) if rules else None,
         candidates=candidates,
+        times=pairs.times,
     )
     with SOURCES.using(kind):
         made = kind.make(material)

@@ -7,15 +7,19 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pandas as pd
 
 from tiercel_serving.problems import COUNT, Problem, choose
 from tiercel_serving.reorder.inputs import FitsItems
 from tiercel_serving.rules.table import asked
-from tiercel_serving.sources.table import FitsModel
+from tiercel_serving.sources.table import FitsModel, timeless
 
 from ..arrays.lists import IMPLICIT
+from ..arrays.pairs import Array
 from ..data import Dataset
+from ..families.table import LearnsFromColumns
 from ..features.raw_columns import raw_columns
+from ..tasks.table import NamedScores
 from .check_graph import held_in
 from .recipe import Recipe
 
@@ -39,6 +43,12 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
             elif isinstance(kind, FitsItems) and not missing and not kind.problems():
                 columns = raw_columns(items, kind.columns())
                 yield from (problem.within(where) for problem in kind.unfit(columns))
+    if dataset.timestamp is None:
+        yield from (problem.within("serving") for problem in timeless(served.sources))
+    for where, family in recipe.places():
+        if isinstance(family, LearnsFromColumns):
+            for name in family.interaction_columns():
+                yield from _learned(f"{where}{_field(family, name)}", name, dataset)
     yield from _unknown_user_columns(recipe, dataset)
     yield from _too_few_items(recipe, dataset)
     if recipe.split.by != "random" and dataset.timestamp is None:
@@ -47,6 +57,9 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
     yield from _title(recipe.serving.title_column, dataset)
     if recipe.ranking is not None and recipe.ranking.task.target not in ("", IMPLICIT):
         yield from _target(recipe.ranking.task.target, dataset)
+    if recipe.ranking is not None and isinstance(recipe.ranking.task, NamedScores):
+        numbers = {name: _numbers(dataset.interactions[name]) for name in dataset.context_columns}
+        yield from (problem.within("ranking.task") for problem in recipe.ranking.task.unfit(numbers))
 
 
 def _unknown_user_columns(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
@@ -88,6 +101,23 @@ def _field(kind: Any, value: str) -> str:
     return next((f".{name}" for name in fields if getattr(kind, name) == value), "")
 
 
+def _learned(where: str, name: str, dataset: Dataset) -> Iterator[Problem]:
+    """Find what is wrong with a column of the interactions that a model learns from."""
+    if name not in dataset.context_columns:
+        remedy = choose(name, dataset.context_columns)
+        yield Problem(where, f"the interactions have no column {name!r}", remedy)
+        return
+    values = dataset.interactions[name]
+    if values.dtype.kind not in "iufb":
+        yield Problem(where, f"{name!r} holds {held_in(values)}, not numbers", "name a column of numbers")
+    elif values.isna().any():
+        problem = f"{int(values.isna().sum())} of {len(values)} interactions have no {name!r}"
+        yield Problem(where, problem, "drop those interactions, or name another column")
+    elif values.nunique() < 2:
+        problem = f"every {name!r} is {values.iloc[0]}, so there is nothing to learn from it"
+        yield Problem(where, problem, "name another column, or a family that learns from who had what")
+
+
 def _title(title: str | None, dataset: Dataset) -> Iterator[Problem]:
     items, where = dataset.items, "serving.title_column"
     if title is None:
@@ -109,3 +139,13 @@ def _target(target: str, dataset: Dataset) -> Iterator[Problem]:
     if values.dtype == object or not values.between(0, 1).all():
         problem = f"{target!r} is not everywhere a number between 0 and 1"
         yield Problem(where, problem, f"prepare such a column, or use {IMPLICIT!r}")
+    elif values.nunique() < 2:
+        problem = f"{target!r} is constant: {values.iloc[0]} for every interaction"
+        yield Problem(where, problem, f"name a column that differs, or use {IMPLICIT!r}")
+
+
+def _numbers(values: pd.Series) -> Array | None:
+    """Return a column of numbers or truth values as float64, null as NaN; None for anything else."""
+    if not pd.api.types.is_numeric_dtype(values.dtype):
+        return None
+    return np.asarray(values.to_numpy(np.float64, na_value=np.nan))

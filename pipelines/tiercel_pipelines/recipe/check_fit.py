@@ -40,16 +40,16 @@ def fit_checked(
         raise RecipeError(recipe.title, [problem_of(error)]) from error
     except Exception as error:
         raise RecipeError(recipe.title, [_unfit(recipe, dataset, interactions, error)]) from error
-    problems = list(workflow_problems(workflow))
+    problems = list(workflow_problems(workflow, recipe.rows))
     if problems:
         raise RecipeError(recipe.title, problems)
     return workflow
 
 
-def workflow_problems(workflow: Any) -> Iterator[Problem]:
+def workflow_problems(workflow: Any, rows: str | None = None) -> Iterator[Problem]:
     """Yield what of a fitted workflow can't be compiled, or reaches no model, output by output."""
     try:
-        cut = cut_workflow(workflow)
+        cut = cut_workflow(workflow, rows=rows)
         columns = {part: trace_part(cut, part) for part in ("user", "item")}
     except WorkflowError as error:
         yield problem_of(error)

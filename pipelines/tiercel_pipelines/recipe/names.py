@@ -16,6 +16,7 @@ PLAIN: Mapping[str, str] = {
     "Recipe": "tiercel_pipelines.recipe.recipe",
     "SplitSettings": "tiercel_pipelines.recipe.recipe",
     "TrainingSettings": "tiercel_pipelines.recipe.recipe",
+    "Target": "tiercel_pipelines.tasks.multi_task",
     "load_recipe": "tiercel_pipelines.recipe.load",
     "MovieLens100K": "tiercel_pipelines.data",
     "Parquet": "tiercel_pipelines.data",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import onnxruntime
 
 from ..errors import ArtefactCorrupt, DeviceUnavailable
 from ..spec import Array, Arrays
 from ..verify.compare import ENGINE, Tolerance
 from .bound import check_outputs
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Onnx:
@@ -22,6 +26,7 @@ class Onnx:
     device: ClassVar[str] = "cpu"
     backend: ClassVar[str | None] = None
     maker: ClassVar[str] = "tiercel_export.models.onnx:make_onnx"
+    from_onnx: ClassVar[bool] = True
 
     @classmethod
     def open(cls, file: Path, outputs: Sequence[str], *, threads: int = 1) -> OnnxEngine:
@@ -34,12 +39,32 @@ class OnnxCuda(Onnx):
 
     device: ClassVar[str] = "cuda"
 
+    @classmethod
+    def unmakeable(cls) -> str | None:
+        """Return why an export can't open it on this machine; see :class:`~.table.NeedsTools`."""
+        name, _ = PROVIDERS[cls.device]
+        if name in onnxruntime.get_available_providers():
+            return None
+        return (
+            f"engine 'onnx-cuda': this ONNX Runtime {onnxruntime.__version__} has no {name}; install "
+            "onnxruntime-gpu in place of onnxruntime"
+        )
+
 
 #: Device → ONNX Runtime's provider, and its options. TF32 would round the factors of every product to ten
 #: bits.
 PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cpu": ("CPUExecutionProvider", {}),
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+}
+
+
+#: ONNX Runtime's name of a tensor's type → NumPy's.
+NUMPY_TYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
 }
 
 
@@ -100,12 +125,35 @@ class OnnxEngine:
         self.inputs = tuple(put.name for put in self._session.get_inputs())
         self.outputs = tuple(outputs)
         self._wanted = list(outputs)
+        there = [*self._session.get_inputs(), *self._session.get_outputs()]
         check_outputs(file, self.outputs, tuple(put.name for put in self._session.get_outputs()))
+        self._dtypes = {put.name: NUMPY_TYPES[put.type] for put in there if put.type in NUMPY_TYPES}
+        self._dims = {put.name: tuple(put.shape[1:]) for put in there}
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Run the model on tensors ``[B, …]``."""
         feed = {name: arrays[name] for name in self.inputs}
         return dict(zip(self._wanted, self._session.run(self._wanted, feed), strict=True))
+
+    def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run the model on tensors of its device by IO binding: it reads and writes them where they are."""
+        import torch
+
+        binding, device = self._session.io_binding(), tensors[self.inputs[0]].device
+        kind, number = device.type, device.index or 0
+        # Until the run is over, what is bound must live.
+        given = {name: tensors[name].contiguous() for name in self.inputs}
+        for name, tensor in given.items():
+            dtype = self._dtypes[name]
+            binding.bind_input(name, kind, number, dtype, tuple(tensor.shape), tensor.data_ptr())
+        batch, made = len(given[self.inputs[0]]), {}
+        for name in self._wanted:
+            dtype, dims = self._dtypes[name], self._dims[name]
+            dtype_there = torch.from_numpy(np.empty(0, dtype)).dtype
+            out = made[name] = torch.empty((batch, *dims), dtype=dtype_there, device=device)
+            binding.bind_output(name, kind, number, dtype, tuple(out.shape), out.data_ptr())
+        self._session.run_with_iobinding(binding)
+        return made
 
     def close(self) -> None:
         """Give the session back; a second time does nothing."""

@@ -106,12 +106,16 @@ class QueryModel(_Struct, frozen=True):
 
 
 class RankingModel(_Struct, frozen=True):
-    """The ranker: user and item tensors → ``rank_score [B, K, T]``; ``tasks`` is T."""
+    """The ranker: user and item tensors → ``rank_score [B, K, T]``; ``tasks`` is T.
+
+    ``task_names`` are what the scores are called, if they have names.
+    """
 
     engine: str
     inputs: tuple[str, ...]
     tasks: int
     parameters: int
+    task_names: tuple[str, ...] = ()
 
 
 class File(_Struct, frozen=True):

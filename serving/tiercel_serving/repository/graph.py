@@ -247,7 +247,7 @@ def _ensemble(
         name=name, platform="ensemble", max_batch_size=release.settings.max_batch_size
     )
     made_by = {model: model_outputs(release, groups[model]) for model in groups}
-    steps = _needed_steps(groups, made_by, public)
+    steps = needed_steps(groups, made_by, public)
     outputs = {tensor.name: tensor for tensors in made_by.values() for tensor in tensors}
     made = {tensor for _, tensors in steps for tensor in tensors}
     for tensor in model_inputs([spec for model, _ in steps for spec in groups[model]]):
@@ -266,7 +266,7 @@ def _ensemble(
     return config
 
 
-def _needed_steps(
+def needed_steps(
     groups: Mapping[str, Sequence[StageSpec]],
     made_by: Mapping[str, Sequence[TensorSpec]],
     public: Sequence[str],
@@ -296,6 +296,7 @@ def client_parameters(release: Release) -> dict[str, str]:
     """Return what the ensembles tell their clients, as the config's string parameters."""
     manifest, settings = release.manifest, release.settings
     catalogue = manifest.catalogue
+    names = () if manifest.ranking is None else manifest.ranking.task_names
     return {
         "build_id": release.build_id,
         "name": manifest.name,
@@ -310,7 +311,7 @@ def client_parameters(release: Release) -> dict[str, str]:
         "reorder_reasons": _json(reasons_of(settings.reorder)),
         "stages": _json(graph_stages(release)),
         "request_columns": _json(_request_columns(release)),
-    }
+    } | ({"task_names": _json(names)} if names else {})
 
 
 def _request_columns(release: Release) -> list[Any]:

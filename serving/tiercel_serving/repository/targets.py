@@ -58,16 +58,31 @@ class Target:
         own have one by their device.
     doc
         One line for people.
+    device
+        Where the stages run that have a form in torch (``cpu`` or ``cuda``); None runs all of them on the
+        host, in NumPy, and needs no torch.
+    instead
+        Rows of engines to take where an export can't make the first here, in order.
     """
 
     engine: str
     instance_kind: str
     doc: str
+    device: str | None = None
+    instead: tuple[str, ...] = ()
 
 
 #: Target name → what it means.
 TARGETS: Mapping[str, Target] = {
     "cpu": Target("onnx", "KIND_CPU", "ONNX Runtime and faiss-cpu in Triton's Python backend"),
+    "gpu": Target(
+        "aoti-cuda",
+        "KIND_GPU",
+        "every stage on one GPU in one process, tensors kept there",
+        device="cuda",
+        instead=("onnx-cuda",),
+    ),
+    "torch": Target("onnx", "KIND_CPU", "the stages of target gpu on the CPU", device="cpu"),
     "tensorrt": Target("tensorrt", "KIND_CPU", "TensorRT plans, built on the GPU that will run them"),
     "tensorrt-rtx": Target("tensorrt-rtx", "KIND_CPU", "TensorRT-RTX plans, built at export for many GPUs"),
 }

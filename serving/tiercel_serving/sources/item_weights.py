@@ -15,12 +15,11 @@ import numpy.typing as npt
 
 from ..errors import InvalidSettings
 from ..kinds import Settings
-from ..ranked import BITMAP_CELLS, Mask, Rows, Scores, read_keys, sort_keys
+from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
+from .sparse_sums import best_allowed, picked, sum_cells, sums_of
 from .table import Made, Material, UserTensors
-
-_NOTHING = np.float32(-np.inf)
 
 
 class ItemWeights(Settings, frozen=True, tag="item_weights"):
@@ -67,7 +66,11 @@ class ItemWeights(Settings, frozen=True, tag="item_weights"):
         """Open the matrix."""
         columns = artefact.array("columns")
         weights = artefact.array("weights", len(columns))
-        return WeightedItems(artefact.array("offsets", items + 1), columns, weights, items)
+        offsets = artefact.array("offsets", items - artefact.room + 1)
+        if artefact.room:
+            # New items weigh nothing.
+            offsets = np.append(offsets, np.repeat(offsets[-1:], artefact.room))
+        return WeightedItems(offsets, columns, weights, items)
 
     def reference(
         self, arrays: Mapping[str, Array], user: UserTensors, allowed: npt.NDArray[np.bool_], count: int
@@ -78,8 +81,15 @@ class ItemWeights(Settings, frozen=True, tag="item_weights"):
         return sorted([pair for pair in scored if pair[1] > 0], key=lambda pair: (-pair[1], pair[0]))[:count]
 
     def reference_score(self, arrays: Mapping[str, Array], user: UserTensors, row: int) -> float:
-        """Return one item's sum."""
-        return float(np.float32(_totals(arrays, user["history_row"].tolist()).get(row, 0.0)))
+        """Return one item's sum, over the history in its order, in float64."""
+        offsets, total = arrays["offsets"], 0.0
+        for item in user["history_row"].tolist():
+            if item < len(offsets) - 1:
+                part = slice(int(offsets[item]), int(offsets[item + 1]))
+                # Of the item alone: the sums of all others would cost as much for each candidate.
+                for weight in arrays["weights"][part][arrays["columns"][part] == row].tolist():
+                    total += weight
+        return float(np.float32(total))
 
 
 def _totals(arrays: Mapping[str, Array], history: list[int]) -> dict[int, float]:
@@ -145,26 +155,7 @@ class WeightedItems:
 
     def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the ``count`` largest sums above zero that the mask allows."""
-        users, pad = len(arrays["history_row"]), self._items
-        cells, sums = self._sums(arrays["history_row"])
-        above = sums > 0
-        cells, sums = cells[above], sums[above]
-        ends = np.searchsorted(cells, np.arange(users + 1) * (pad + 1))
-        lengths = np.diff(ends)
-        width = max(int(lengths.max(initial=0)), count)
-        # One row a user, left aligned, as long as the longest.
-        owner = np.repeat(np.arange(users), lengths)
-        place = np.arange(len(cells)) - ends[owner]
-        rows = np.full((users, width), pad, np.int64)
-        scores = np.full((users, width), _NOTHING, np.float32)
-        rows[owner, place] = cells - owner * (pad + 1)
-        scores[owner, place] = sums
-        allowed = mask.allows(rows)
-        keys = sort_keys(np.where(allowed, scores, _NOTHING), np.where(allowed, rows, pad))
-        if width > count:
-            keys = np.ascontiguousarray(np.partition(keys, count - 1, axis=1)[:, :count])
-        keys.sort(axis=1)
-        return read_keys(keys)
+        return best_allowed(*self._sums(arrays["history_row"]), mask, self._items, count)
 
     def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return what weighs most for the given items together: they are as a history."""
@@ -172,31 +163,14 @@ class WeightedItems:
 
     def score(self, arrays: Arrays, rows: Rows) -> Scores:
         """Return the sums of any items ``[B, M]``; -inf for the pad row."""
-        cells, sums = self._sums(arrays["history_row"])
-        wanted = rows + (np.arange(len(rows)) * (self._items + 1))[:, None]
-        cells, sums = np.append(cells, -1), np.append(sums, np.float32(0))
-        place = np.searchsorted(cells[:-1], wanted)
-        found = np.where(cells[place] == wanted, sums[place], np.float32(0))
-        return np.where(rows == self._items, _NOTHING, found).astype(np.float32)
+        return sums_of(*self._sums(arrays["history_row"]), rows, self._items)
 
     def _sums(self, history: Rows) -> tuple[Rows, Scores]:
-        """Return cells ``[n]`` of users × (I + 1), ascending, and their sums; a sum that's not there is 0.
-
-        Sums are taken in float64 in the history's order, so that they are the same in whatever company.
-        """
+        """Return cells ``[n]`` of users × (I + 1), ascending, and their sums in the history's order."""
         users, width = len(history), self._items + 1
         real = history < self._items
-        owner, taken = np.nonzero(real)[0], history[real]
-        first = self._offsets[taken]
-        counts = self._offsets[taken + 1] - first
-        total = int(counts.sum())
-        begin = np.cumsum(counts) - counts
-        places = np.arange(total) + np.repeat(first - begin, counts)
-        cells = self._columns[places] + np.repeat(owner * width, counts)
-        weights = self._weights[places]
-        if users * width <= BITMAP_CELLS:
-            table = np.bincount(cells, weights, minlength=users * width)
-            found: Rows = table.nonzero()[0]
-            return found, table[found].astype(np.float32)
-        unique, inverse = np.unique(cells, return_inverse=True)
-        return unique, np.bincount(inverse, weights, minlength=len(unique)).astype(np.float32)
+        places, counts = picked(self._offsets, history[real])
+        owner = np.repeat(np.nonzero(real)[0], counts)
+        cells = self._columns[places] + owner * width
+        cells, (sums,) = sum_cells(cells, users * width, self._weights[places])
+        return cells, sums.astype(np.float32)

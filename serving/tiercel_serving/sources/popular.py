@@ -1,4 +1,9 @@
-"""``popular``: the items with the most interactions, for everybody alike."""
+r"""``popular``: the items with the most interactions, for everybody alike; of all time, or of late.
+
+.. math:: s_i \propto \sum_{(u, i, t)} 2^{-(T - t) / h}
+
+where T is the time of the latest interaction and h the half-life; without one, each counts 1.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,9 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import InvalidSettings
 from ..kinds import Settings
+from ..problems import POSITIVE, Problem
 from ..ranked import Mask, Rows, Scores, first_allowed, sort_by_score
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
@@ -16,9 +23,11 @@ from .table import Made, Material, UserTensors
 
 _NOTHING = np.float32(-np.inf)
 
+_DAY_S = 86_400
+
 
 class Popular(Settings, frozen=True, tag="popular"):
-    """Items by how many interactions they have; the score is that number over the largest.
+    """Items by how many interactions they have, of late or ever; the score is that number over the largest.
 
     Parameters
     ----------
@@ -26,22 +35,58 @@ class Popular(Settings, frozen=True, tag="popular"):
         What ``--explain`` calls it.
     quota
         How many candidates it may give; None is whatever the other quotas leave.
+    half_life_days
+        After so many days an interaction counts half; it needs their times. None counts all alike.
     """
 
     name: str = "popular"
     quota: int | None = None
+    half_life_days: float | None = None
 
     personal: ClassVar[bool] = False
     form: ClassVar[str | None] = None
 
+    def problems(self) -> list[Problem]:
+        """Return values of other types, and a half-life that is none."""
+        wrong = super().problems()
+        days = self.half_life_days
+        if not wrong and days is not None and not POSITIVE.holds(days):
+            problem = f"expected {POSITIVE}, or None for all time, got {days!r}"
+            wrong.append(Problem("half_life_days", problem, "give such a number of days, such as 30"))
+        return wrong
+
+    @property
+    def needs_times(self) -> bool:
+        """Whether it counts what is of late."""
+        return self.half_life_days is not None
+
     def make(self, material: Material) -> Made:
-        """Return ``rows [A]`` of the allowed items, most interactions first (ties by row), and ``scores``."""
-        counts = np.bincount(material.rows, minlength=material.items)
+        """Return ``rows [A]`` of the allowed items, most interactions first (ties by row), and ``scores``.
+
+        Raises
+        ------
+        InvalidSettings
+            It asks when interactions were, and nobody knows.
+        """
+        counts = np.bincount(material.rows, self._weights(material), minlength=material.items)
         order = np.argsort(-counts, kind="stable").astype(np.int32)
         if material.allowed is not None:
             order = order[material.allowed[order]]
-        highest = max(int(counts.max(initial=0)), 1)
+        highest = counts.max(initial=0) or 1
         return Made({"rows": order, "scores": (counts[order] / highest).astype(np.float32)})
+
+    def _weights(self, material: Material) -> npt.NDArray[np.float64] | None:
+        """Return what each interaction counts; None is 1."""
+        if self.half_life_days is None:
+            return None
+        times = material.times
+        if times is None:
+            raise InvalidSettings(
+                f"source {self.name!r}: half_life_days={self.half_life_days:g} needs the time of each "
+                "interaction, and there is none; give them a timestamp, or leave half_life_days out"
+            )
+        ages_days = (times.max(initial=-np.inf) - times) / _DAY_S
+        return np.asarray(np.exp2(-ages_days / self.half_life_days), np.float64)
 
     def open(self, artefact: Artefact, items: int, threads: int) -> PopularList:
         """Open the list."""

@@ -46,6 +46,8 @@ class Material:
         N.
     seed
         For whatever is random.
+    times
+        ``[n]`` float64 seconds, when each interaction was; None if nobody knows.
     """
 
     items: int
@@ -58,6 +60,7 @@ class Material:
     allowed: npt.NDArray[np.bool_] | None = None
     candidates: int = 0
     seed: int = 0
+    times: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,19 @@ class Relates(Protocol):
 
 
 @runtime_checkable
+class Grows(Protocol):
+    """An opened source to which items can be added by their vectors, between releases."""
+
+    def holds(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Return ``[n]``: which items it finds already."""
+        ...
+
+    def grown(self, vectors: Array, rows: Rows) -> Source:
+        """Return a source that also finds the items ``rows [n]``, ascending, with ``vectors [n, D]``."""
+        ...
+
+
+@runtime_checkable
 class SourceKind(Protocol):
     """A kind of source: its settings, how it is made and opened, and its plain reference."""
 
@@ -164,7 +180,11 @@ class SourceKind(Protocol):
         ...
 
     def open(self, artefact: Artefact, items: int, threads: int) -> Source:
-        """Open what :meth:`make` made, for I ``items``, with so many threads."""
+        """Open what :meth:`make` made, for I ``items``, with so many threads.
+
+        The last :attr:`~tiercel_serving.release.artefacts.Artefact.room` of the items are such as may be put
+        later: it knows nothing of them, and must not give them.
+        """
         ...
 
     def reference(
@@ -186,13 +206,40 @@ class FitsModel(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsTimes(Protocol):
+    """A kind of source that may need to know when interactions were."""
+
+    @property
+    def needs_times(self) -> bool:
+        """Whether its settings do."""
+        ...
+
+
+def timeless(kinds: Sequence[SourceKind]) -> Iterator[Problem]:
+    """Yield what is wrong with sources where interactions have no time."""
+    for place, kind in enumerate(kinds):
+        if isinstance(kind, ReadsTimes) and kind.needs_times:
+            problem = "it asks when interactions were, but they have no timestamp"
+            remedy = "name the column of their time, or leave that setting out"
+            yield Problem(f"sources[{place}] ({kind.name})", problem, remedy)
+
+
 #: Every kind of source.
 SOURCES: Kinds[SourceKind] = Kinds(
     "source",
     {
-        "index": Kind("tiercel_serving.sources.index:Index", extra="serving"),
+        "index": Kind(
+            "tiercel_serving.sources.index:Index",
+            extra="serving",
+            on_device="tiercel_serving.sources.index_torch:IndexTensors",
+        ),
         "item_weights": Kind("tiercel_serving.sources.item_weights:ItemWeights"),
-        "popular": Kind("tiercel_serving.sources.popular:Popular"),
+        "user_neighbours": Kind("tiercel_serving.sources.user_neighbours:UserNeighbours"),
+        "popular": Kind(
+            "tiercel_serving.sources.popular:Popular",
+            on_device="tiercel_serving.sources.popular_torch:PopularTensors",
+        ),
     },
 )
 

@@ -1,0 +1,184 @@
+r"""``user_knn``: what the users with the most similar histories had.
+
+.. math::
+    s_{ui} = \sum_{v \in N_k(u)} \mathrm{sim}(u, v)\, r_{vi}, \qquad
+    \mathrm{sim}(u, v) = \frac{n_{uv}}{n_{uv} + h} \cdot \frac{x_u^\top x_v}{\|x_u\| \|x_v\|}
+    \quad\text{or}\quad \frac{n_{uv}}{n_u + n_v - n_{uv} + h}
+
+where x_u holds the items of user u, weighed, and n counts items: cosine or Jaccard (Resnick et al. 1994,
+"GroupLens: an open architecture for collaborative filtering of netnews"; for implicit feedback Aiolli 2013,
+"Efficient top-n recommendation for very large scale binary rated datasets"), shrunk by h where two have few
+items in common. Items are weighed as words are in documents, which here are users: TF-IDF, or BM25 in place
+of the norms. r is 1, or by how much v's rating lies above the mean of his own.
+
+What is served is not a list of neighbours a user, which would be old with the next item he has, but who had
+what (``user neighbours``): neighbours are found for the history of each request, exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import scipy.sparse as sp
+from safetensors.numpy import save_file
+
+from tiercel_export.forms import UserNeighbours
+from tiercel_serving.kinds import Settings
+from tiercel_serving.problems import AT_LEAST_0, COUNT, Problem, out_of_range
+from tiercel_serving.spec import Array, Arrays
+
+from ..arrays.inputs import ModelInputs
+from ..errors import TrainingError
+from .item_knn import bm25_share, rarity, similarity_problems
+from .ratings import centred
+from .sparse_weights import read_arrays, telling_column
+from .table import Course, Plan, RetrievalData
+
+_FILE = "user_neighbours.safetensors"
+
+
+class UserKNN(Settings, frozen=True, tag="user_knn"):
+    """User-user neighbourhood.
+
+    Parameters
+    ----------
+    name
+        What its source is called.
+    neighbours
+        k: how many users speak for an item.
+    similarity
+        ``cosine`` or ``jaccard``.
+    weighting
+        Of items: ``none``, ``tf_idf`` or ``bm25``; Jaccard counts items and has none.
+    shrinkage
+        h, in items.
+    rating
+        A column of the interactions: neighbours then speak for what they rated above their own mean, and
+        against what they rated below. None counts all that they had alike.
+    users_per_item
+        Of an item that more users had, so many are looked at, drawn at random: what an answer costs at most.
+        None looks at all.
+    """
+
+    name: str = "user_knn"
+    neighbours: int = 100
+    similarity: Literal["cosine", "jaccard"] = "cosine"
+    weighting: Literal["none", "tf_idf", "bm25"] = "tf_idf"
+    shrinkage: float = 0.0
+    rating: str | None = None
+    users_per_item: int | None = 5_000
+
+    form: ClassVar[str] = "user neighbours"
+    dimension: ClassVar[None] = None
+    scale: ClassVar[float] = 1.0
+
+    def problems(self) -> list[Problem]:
+        """Return numbers out of their ranges, and similarities and weightings that there are not."""
+        wrong = list(out_of_range(self, {"neighbours": COUNT, "shrinkage": AT_LEAST_0}))
+        if self.users_per_item is not None and not COUNT.holds(self.users_per_item):
+            problem = f"expected {COUNT}, or None for all, got {self.users_per_item!r}"
+            wrong.append(Problem("users_per_item", problem, "give such a number"))
+        return wrong + similarity_problems(self)
+
+    def needs(self) -> Mapping[str, str]:
+        """Return the history, by which neighbours are found."""
+        return {"history_length": "say how many of a user's items it may look at, such as 100"}
+
+    def interaction_columns(self) -> tuple[str, ...]:
+        """Return the column of ratings, if it has one."""
+        return () if self.rating is None else (self.rating,)
+
+    def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedNeighbours, Course]:
+        """Weigh who had what; there are no epochs, and no pair of users is looked at."""
+        pairs, items = data.pairs, data.packed.n_items
+        if not len(pairs):
+            raise TrainingError(f"{plan.label}: there are no interactions to learn from")
+        if plan.progress is not None:
+            plan.progress(plan.label, 0, 1)
+        votes = np.ones(len(pairs)) if self.rating is None else centred(pairs, self.rating, plan.label)
+        # Who had nothing is nobody's neighbour.
+        lengths = pairs.lengths[pairs.lengths > 0]
+        offsets = np.append(0, np.cumsum(lengths))
+        weights, likeness = self._weighed(pairs.items, lengths, items)
+        had = sp.csr_matrix((np.arange(len(pairs)), pairs.items, offsets), (len(lengths), items)).tocsc()
+        kept = self._kept(had.indptr, np.random.default_rng(plan.seed))
+        column, categories = telling_column(data.packed.item["item_cat"][:-1])
+        arrays = {
+            "offsets": np.append(0, np.cumsum(kept))[had.indptr],
+            "users": had.indices[kept].astype(np.int32),
+            "likeness": likeness[had.data[kept]].astype(np.float32),
+            "weights": weights.astype(np.float32),
+            "lengths": lengths.astype(np.int32),
+            "vote_offsets": offsets,
+            "voted": pairs.items.astype(np.int32),
+            "votes": votes.astype(np.float32),
+            "neighbours": np.array([self.neighbours]),
+            "shrinkage": np.array([float(self.shrinkage)]),
+            "jaccard": np.array([self.similarity == "jaccard"], np.int32),
+        }
+        fitted = FittedNeighbours(UserNeighbours(arrays, categories, column))
+        if plan.progress is not None:
+            plan.progress(plan.label, 1, 1)
+        judged = () if plan.judge is None else (plan.judge(fitted),)
+        return fitted, Course(0, (), judged)
+
+    def _weighed(self, rows: Array, lengths: Array, items: int) -> tuple[Array, Array]:
+        """Return each item's weight ``[I]``, and what it says of each user that had it, ``[n]``."""
+        weights = np.ones(items)
+        if self.weighting != "none":
+            weights = rarity(np.bincount(rows, minlength=items), len(lengths))
+        likeness = weights[rows]
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        if self.weighting == "bm25":
+            return weights, likeness * bm25_share(lengths)[owner]
+        norms = np.sqrt(np.bincount(owner, likeness**2, minlength=len(lengths)))
+        return weights, likeness / np.maximum(norms, 1e-12)[owner]
+
+    def _kept(self, offsets: Array, rng: np.random.Generator) -> Array:
+        """Return which entries ``[n]`` of ``offsets [I + 1]`` are kept: of each item so many at most."""
+        counts = np.diff(offsets)
+        kept = np.ones(int(offsets[-1]), np.bool_)
+        if self.users_per_item is None or counts.max(initial=0) <= self.users_per_item:
+            return kept
+        item = np.repeat(np.arange(len(counts)), counts)
+        order = np.lexsort((rng.random(len(item)), item))
+        kept[order] = np.arange(len(item)) - offsets[:-1][item] < self.users_per_item
+        return kept
+
+    def load(self, folder: Path, inputs: ModelInputs) -> FittedNeighbours:
+        """Read who had what."""
+        arrays = read_arrays(folder / _FILE, "who had what")
+        try:
+            column, categories = int(arrays.pop("column")[0]), arrays.pop("categories")
+        except KeyError as error:
+            raise TrainingError(f"{folder / _FILE}: it holds no {error}; train again") from error
+        return FittedNeighbours(UserNeighbours(arrays, categories, column))
+
+
+class FittedNeighbours:
+    """Users and what they had."""
+
+    def __init__(self, users: UserNeighbours) -> None:
+        self.users = users
+
+    def query(self, users: Arrays) -> None:
+        """Return nothing: the history is what neighbours are found by."""
+        return
+
+    def form(self, items: Arrays) -> dict[str, Array]:
+        """Return the arrays over a catalogue."""
+        arrays: dict[str, Array] = self.users.over(items["item_cat"])
+        return arrays
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays, and which item each row is."""
+        assert self.users.categories is not None
+        named = {"categories": self.users.categories, "column": np.array([self.users.column])}
+        save_file({**self.users.arrays, **named}, folder / _FILE)
+
+    def served(self) -> UserNeighbours:
+        """Return the users, whose items fit any catalogue."""
+        return self.users

@@ -1,0 +1,239 @@
+r"""``user_neighbours``: items of the users whose histories are most like the user's.
+
+.. math::
+    s_i = \sum_{v \in N_k} \mathrm{sim}(v)\, r_{vi}, \qquad
+    \mathrm{sim}(v) = \frac{n_v}{n_v + h} \cdot \sum_{j \in H} \frac{q_j}{\|q_H\|}\, a_{vj}
+    \quad\text{or}\quad \frac{n_v}{|H| + l_v - n_v + h}
+
+where H is the user's history as it is now, n_v how many of its items v has, and N_k the k users with the
+largest similarity (ties by row). Neighbours are found when a user asks, among who has each item of the
+history: a new user has neighbours as soon as he has a history, and nothing is kept for pairs of users, nor
+dense for users × items. What an answer costs grows with how many users each item of the history has, which
+the model bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InvalidSettings
+from ..kinds import Settings
+from ..ranked import Mask, Rows, Scores
+from ..release.artefacts import Artefact
+from ..spec import Array, Arrays
+from .sparse_sums import best, best_allowed, left_aligned, picked, sum_cells, sums_of
+from .table import Made, Material, UserTensors
+
+
+class UserNeighbours(Settings, frozen=True, tag="user_neighbours"):
+    """Items that the users with the most similar histories had.
+
+    An item whose sum isn't above zero is no candidate: no neighbour speaks for it.
+
+    Parameters
+    ----------
+    name
+        What ``--explain`` calls it; the retrieval model of this name gives the users and their items.
+    quota
+        How many candidates it may give; None is whatever the other quotas leave.
+    """
+
+    name: str
+    quota: int | None = None
+
+    personal: ClassVar[bool] = True
+    form: ClassVar[str | None] = "user neighbours"
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the history's rows ``[B, L]``."""
+        return ("history_row",)
+
+    def make(self, material: Material) -> Made:
+        """Keep who has each item, and the votes for allowed items.
+
+        Raises
+        ------
+        InvalidSettings
+            The form is no such matrix over the catalogue.
+        """
+        form = checked_neighbours(material.form, material.items, self.name)
+        allowed = material.allowed
+        if allowed is not None and not allowed.all():
+            kept = allowed[form["voted"]]
+            form |= {
+                "vote_offsets": np.append(0, np.cumsum(kept))[form["vote_offsets"]],
+                "voted": form["voted"][kept],
+                "votes": form["votes"][kept],
+            }
+        return Made(form, figures={"users": len(form["lengths"]), "votes": len(form["votes"])})
+
+    def open(self, artefact: Artefact, items: int, threads: int) -> Neighbours:
+        """Open both matrices."""
+        return Neighbours({name: artefact.array(name) for name in _FORM}, items)
+
+    def reference(
+        self, arrays: Mapping[str, Array], user: UserTensors, allowed: npt.NDArray[np.bool_], count: int
+    ) -> list[tuple[int, float]]:
+        """Return the allowed items with the largest sums above zero, ties by row."""
+        totals = _totals(arrays, user["history_row"].tolist())
+        scored = [(row, float(np.float32(total))) for row, total in totals.items() if allowed[row]]
+        return sorted([pair for pair in scored if pair[1] > 0], key=lambda pair: (-pair[1], pair[0]))[:count]
+
+    def reference_score(self, arrays: Mapping[str, Array], user: UserTensors, row: int) -> float:
+        """Return one item's sum."""
+        return float(np.float32(_totals(arrays, user["history_row"].tolist()).get(row, 0.0)))
+
+
+#: The arrays of the form, and their dtypes. V users, I items:
+#: ``offsets [I + 1]``, ``users [n]``, ``likeness [n]``: who has each item, and a_{vj};
+#: ``weights [I]``: q_j; ``lengths [V]``: how many items each user has;
+#: ``vote_offsets [V + 1]``, ``voted [m]``, ``votes [m]``: each user's items, and r_{vi};
+#: ``neighbours [1]``, ``shrinkage [1]``: k and h; ``jaccard [1]``: 1 for the second similarity, else 0.
+_FORM: Mapping[str, Any] = {
+    "offsets": np.int64,
+    "users": np.int32,
+    "likeness": np.float32,
+    "weights": np.float32,
+    "lengths": np.int32,
+    "vote_offsets": np.int64,
+    "voted": np.int32,
+    "votes": np.float32,
+    "neighbours": np.int64,
+    "shrinkage": np.float64,
+    "jaccard": np.int32,
+}
+
+
+def checked_neighbours(form: Mapping[str, Any], items: int, name: str) -> dict[str, Array]:
+    """Return the arrays of a form; raise InvalidSettings if one is missing, or they do not fit together."""
+    what = f"user neighbours {name!r}"
+    if missing := [array for array in _FORM if array not in form]:
+        raise InvalidSettings(f"{what}: expected {', '.join(_FORM)}, came no {missing[0]}; give all")
+    arrays = {key: np.asarray(form[key], dtype) for key, dtype in _FORM.items()}
+    users = len(arrays["lengths"])
+    for offsets, values, beside, rows, columns in (
+        ("offsets", "users", "likeness", items, users),
+        ("vote_offsets", "voted", "votes", users, items),
+    ):
+        ends, inside, weights = arrays[offsets], arrays[values], arrays[beside]
+        fits = len(ends) == rows + 1 and ends[0] == 0 and ends[-1] == len(inside) == len(weights)
+        if not fits or (np.diff(ends) < 0).any() or ((inside < 0) | (inside >= columns)).any():
+            raise InvalidSettings(
+                f"{what}: {offsets}, {values} and {beside} are no CSR matrix of {rows} × {columns}; give one "
+                "over the catalogue"
+            )
+        if not np.isfinite(weights).all():
+            raise InvalidSettings(f"{what}: {beside} must be finite; give finite numbers")
+    if len(arrays["weights"]) != items:
+        raise InvalidSettings(
+            f"{what}: expected {items} weights, came {len(arrays['weights'])}; give one an item"
+        )
+    return arrays
+
+
+def _totals(arrays: Mapping[str, Array], history: list[int]) -> dict[int, float]:
+    """Return item → its sum over the neighbours, the most similar first, in float64."""
+    dots: dict[int, float] = defaultdict(float)
+    common: dict[int, float] = defaultdict(float)
+    had, norm = 0, 0.0
+    for item in history:
+        if item < len(arrays["weights"]):
+            weight = float(arrays["weights"][item])
+            had, norm = had + 1, norm + weight * weight
+            part = slice(int(arrays["offsets"][item]), int(arrays["offsets"][item + 1]))
+            for user, like in zip(
+                arrays["users"][part].tolist(), arrays["likeness"][part].tolist(), strict=True
+            ):
+                dots[user] += weight * like
+                common[user] += 1.0
+    h, likes = float(arrays["shrinkage"][0]), {}
+    for user, both in common.items():
+        if arrays["jaccard"][0]:
+            like = both / max(had + int(arrays["lengths"][user]) - both + h, 1e-12)
+        else:
+            like = dots[user] / max(math.sqrt(norm), 1e-12) * (both / (both + h))
+        if np.float32(like) > 0:
+            likes[user] = float(np.float32(like))
+    nearest = sorted(likes, key=lambda user: (-likes[user], user))[: int(arrays["neighbours"][0])]
+    totals: dict[int, float] = defaultdict(float)
+    for user in nearest:
+        part = slice(int(arrays["vote_offsets"][user]), int(arrays["vote_offsets"][user + 1]))
+        for item, vote in zip(arrays["voted"][part].tolist(), arrays["votes"][part].tolist(), strict=True):
+            totals[item] += likes[user] * vote
+    return totals
+
+
+class _Near(NamedTuple):
+    """The neighbours of users: similarities and rows ``[B, k]``, the pad row V where there is no more."""
+
+    likes: Scores
+    users: Rows
+
+
+class Neighbours:
+    """Who has each item, and what each user votes for.
+
+    Parameters
+    ----------
+    arrays
+        Those of the form.
+    items
+        I, the pad row.
+    """
+
+    def __init__(self, arrays: Arrays, items: int) -> None:
+        self._arrays, self._items, self._users = arrays, items, len(arrays["lengths"])
+        self._most = int(arrays["neighbours"][0])
+        self._shrinkage, self._jaccard = float(arrays["shrinkage"][0]), bool(arrays["jaccard"][0])
+
+    def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
+        """Return the ``count`` largest sums above zero that the mask allows."""
+        return best_allowed(*self._sums(arrays["history_row"]), mask, self._items, count)
+
+    def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
+        """Return what those had who had the given items: these are as a history."""
+        return self.candidates({"history_row": rows}, mask, count)
+
+    def score(self, arrays: Arrays, rows: Rows) -> Scores:
+        """Return the sums of any items ``[B, M]``; -inf for the pad row."""
+        return sums_of(*self._sums(arrays["history_row"]), rows, self._items)
+
+    def _sums(self, history: Rows) -> tuple[Rows, Scores]:
+        """Return cells of users × (I + 1), ascending, and what the neighbours say in sum."""
+        near = self._near(history)
+        real = near.users < self._users
+        places, counts = picked(self._arrays["vote_offsets"], near.users[real])
+        width = self._items + 1
+        cells = self._arrays["voted"][places] + np.repeat(np.nonzero(real)[0], counts) * width
+        votes = np.repeat(near.likes[real].astype(np.float64), counts) * self._arrays["votes"][places]
+        cells, (sums,) = sum_cells(cells, len(history) * width, votes)
+        return cells, sums.astype(np.float32)
+
+    def _near(self, history: Rows) -> _Near:
+        """Return the nearest users, the most similar first."""
+        arrays, width = self._arrays, self._users + 1
+        real = history < self._items
+        rows, owner = history[real], np.nonzero(real)[0]
+        weights = arrays["weights"][rows].astype(np.float64)
+        places, counts = picked(arrays["offsets"], rows)
+        cells = arrays["users"][places] + np.repeat(owner, counts) * width
+        products = np.repeat(weights, counts) * arrays["likeness"][places]
+        size = len(history) * width
+        cells, (common, dots) = sum_cells(cells, size, np.ones(len(cells)), products)
+        asking, user = np.divmod(cells, width)
+        if self._jaccard:
+            had = real.sum(axis=1)[asking]
+            likes = common / np.maximum(had + arrays["lengths"][user] - common + self._shrinkage, 1e-12)
+        else:
+            norms = np.sqrt(np.bincount(owner, weights * weights, minlength=len(history)))[asking]
+            likes = dots / np.maximum(norms, 1e-12) * (common / (common + self._shrinkage))
+        found = likes.astype(np.float32)
+        above = found > 0
+        most = min(self._most, self._users)
+        return _Near(*best(*left_aligned(cells[above], found[above], len(history), width, most), most))
