@@ -8,7 +8,7 @@ DEMO := $(VENV)/.ready-demo
 DEV := $(VENV)/.ready-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test lint format bench bench-features bench-scale bench-stages clean
+.PHONY: help setup demo test lint format wheel accuracy bench bench-features bench-scale bench-stages clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets.
@@ -55,8 +55,18 @@ format: $(DEV)  ## Let ruff mend what it can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Each family and seed takes seconds to minutes; what is finished in the file is not run again.
+accuracy: $(DEV)  ## Every model family on ml-100k by three seeds: JSON, plots, docs/accuracy.md.
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.accuracy --save benchmarks/results/latest-accuracy.json --docs docs/accuracy.md
+
+# Triton 24.10 itself needs glibc 2.35. auditwheel refuses if the backend has come to need more than 2.34.
+wheel: $(DEV)  ## One wheel for every Python and every Linux with glibc 2.34, into dist/.
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --plat manylinux_2_34_$$(uname -m) --wheel-dir dist build/wheel/*.whl
+
 bench: $(DEMO)  ## perf_analyzer over both layouts of the demo's release.
-	$(BIN)/tiercel bench releases/movielens --save benchmarks/results/latest.json
+	$(BIN)/tiercel bench releases/movielens --save benchmarks/results/latest.json --html benchmarks/results/latest.html
 
 bench-features: $(DEV)  ## Compiled features beside NVTabular, pandas and Merlin Systems, 10 to 15 minutes.
 	$(BIN)/python -m benchmarks.features --save benchmarks/results/latest-features.json
@@ -70,4 +80,4 @@ bench-stages: $(DEV)  ## Every reorder step, in process and beside pyversity; a 
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.stages --save benchmarks/results/latest-stages.json
 
 clean:  ## Remove what the targets made (not the data).
-	rm -rf $(VENV) runs releases build
+	rm -rf $(VENV) runs releases build dist

@@ -296,10 +296,14 @@ class OfflineReference:
     ) -> dict[int, int]:
         settings = self.settings
         taken: dict[int, int] = {}
-        for number, source in enumerate(settings.sources):
-            quota = source.quota
-            if quota is None:
-                quota = settings.candidates - sum(other.quota or 0 for other in settings.sources)
+        quotas = [source.quota for source in settings.sources]
+        rest = settings.candidates - sum(quota or 0 for quota in quotas)
+        shares = [(number, rest if quota is None else quota) for number, quota in enumerate(quotas)]
+        # What is left empty the others fill in their order, and the fallback last.
+        fallback = self._fallback - 1
+        fill = [number for number, share in shares if share and number != fallback]
+        for number, share in [*shares, *((number, settings.candidates) for number in (*fill, fallback))]:
+            source, quota = settings.sources[number], min(share, settings.candidates - len(taken))
             own = scores.get(source.name)
             order = popular
             if own is not None:
@@ -309,8 +313,7 @@ class OfflineReference:
             cut = own is not None and 0 < quota < len(fresh)
             if cut and float(own[fresh[quota - 1]] - own[fresh[quota]]) <= TIE:
                 cuts.append(float(own[fresh[quota]]))
-        rest = [row for row in popular if row not in taken]
-        return taken | dict.fromkeys(rest[: settings.candidates - len(taken)], self._fallback)
+        return taken
 
 
 def _is_null(value: Any) -> bool:

@@ -160,7 +160,9 @@ def test_importing_the_client_loads_nothing_else_of_ours() -> None:
 
 def test_importing_all_of_serving_loads_nothing_heavy() -> None:
     """The stub and every command of a serving host: whatever they import, they import nothing heavy."""
-    names = [module.name for module in modules_of("serving") if not uses_tritons_own(module)]
+    modules = [module for module in modules_of("serving") if not uses_tritons_own(module)]
+    # What computes on torch's tensors is named in rows of tables, and imported where a release says so.
+    names = [module.name for module in modules if not module.name.endswith("_torch")]
     assert "tiercel_serving.commands.serve" in names
     assert not loaded_by(*names) & (HEAVY | OURS - {"tiercel_client", "tiercel_serving"})
 

@@ -46,7 +46,7 @@ from tiercel_pipelines.families.biased import Biased
 from tiercel_pipelines.families.pure_svd import PureSVD
 from tiercel_pipelines.recipe import Index, Popular, Synthetic, TwoTower
 from tiercel_pipelines.recipes.synthetic import RECIPE as BASE
-from tiercel_pipelines.tasks.bpr import BPR
+from tiercel_pipelines.tasks.hinge import Hinge
 from tiercel_pipelines.tasks.pointwise import Pointwise
 from tiercel_serving.reorder.boost import Boost
 from tiercel_serving.rules.between import Between
@@ -57,7 +57,10 @@ RECIPE = replace(
     BASE,
     name="extended",
     dataset=Synthetic(users=150, items=120, interactions=3_000, ids="int"),
-    retrieval=(TwoTower(dimension=8, embedding_dimension=8, max_epochs=1, task=BPR()), PureSVD(dimension=8)),
+    retrieval=(
+        TwoTower(dimension=8, embedding_dimension=8, max_epochs=1, task=Hinge()),
+        PureSVD(dimension=8),
+    ),
     ranking=Biased(max_epochs=1, task=Pointwise()),
     serving=replace(
         BASE.serving,
@@ -74,22 +77,33 @@ RECIPE = replace(
 )
 """
 
-ASK = """
-import json, sys
+#: Everything in one process, which imports once what is heavy.
+SCRIPT = """
+import json
+from typer.testing import CliRunner
 from tiercel_client import Recommender
+from tiercel_serving.commands.cli import app
 from tiercel_serving.commands.serve import example_user
 from tiercel_serving.release.opened import open_release
 from tiercel_serving.stores.feature_store import FeatureStore
 from tiercel_serving.supervise import start_server
 
-with start_server(sys.argv[1], grpc_port=0, http_port=0, metrics_port=0) as server:
+def tiercel(*typed):
+    done = CliRunner().invoke(app, typed, prog_name="tiercel")
+    assert done.exit_code == 0, done.stderr
+    return done.stdout
+
+tiercel("train", "recipe.py", "--run", "runs/extended")
+tiercel("export", "runs/extended", "--release", "release", "--engine", "plain_onnx")
+assert json.loads(tiercel("verify", "release", "--json"))["ok"]
+with start_server("release", grpc_port=0, http_port=0, metrics_port=0) as server:
     with Recommender(server.grpc_url) as recommender:
-        user = example_user(open_release(sys.argv[1]))
+        user = example_user(open_release("release"))
         explained = recommender.explain(user_id=user, k=10)
         sources = sorted({candidate.source for candidate in explained.candidates})
         reasons = sorted({candidate.reorder_reason or "" for candidate in explained.candidates})
         had = explained.items[0].item_id
-        FeatureStore.open(sys.argv[1]).append(user, [had])
+        FeatureStore.open("release").append(user, [had])
         again = {item.item_id for item in recommender.recommend(user, k=10).items}
         answer = {"items": len(explained.items), "sources": sources, "reasons": reasons}
         print(json.dumps({**answer, "again": had in again}))
@@ -135,7 +149,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     theirs = [path for path in sys.path if path.endswith("site-packages")]
     (site / "extended.pth").write_text("\n".join(ours + theirs) + "\n", encoding="utf-8")
     (root / "recipe.py").write_text(RECIPE, encoding="utf-8")
-    (root / "ask.py").write_text(ASK, encoding="utf-8")
+    (root / "script.py").write_text(SCRIPT, encoding="utf-8")
     return root
 
 
@@ -154,11 +168,7 @@ def run(root: Path, *command: str) -> str:
 
 
 def test_from_training_to_a_served_answer(extended: Path) -> None:
-    tiercel = ("-c", "from tiercel_serving.commands.main import main; main()")
-    run(extended, *tiercel, "train", "recipe.py", "--run", "runs/extended")
-    run(extended, *tiercel, "export", "runs/extended", "--release", "release", "--engine", "plain_onnx")
-    report = json.loads(run(extended, *tiercel, "verify", "release", "--json"))
-    assert report["ok"]
+    answer = json.loads(run(extended, "script.py").splitlines()[-1])
     manifest = json.loads((extended / "release" / "manifest.json").read_text(encoding="utf-8"))
     settings = manifest["settings"]
     assert [source["kind"] for source in settings["sources"]] == ["index", "index", "newest", "popular"]
@@ -166,7 +176,6 @@ def test_from_training_to_a_served_answer(extended: Path) -> None:
     assert manifest["ranking"]["engine"] == "plain_onnx"
     run_info = json.loads((extended / "runs" / "extended" / "run.json").read_text(encoding="utf-8"))
     assert "pure_svd" in json.dumps(run_info["models"])
-    answer = json.loads(run(extended, "ask.py", "release").splitlines()[-1])
     assert answer["items"] == 10
     assert {"two_tower", "pure_svd", "newest"} <= set(answer["sources"])
     assert "boosted" in answer["reasons"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ from tiercel_serving.spec import Array
 
 #: How often each query is searched for: a median of twenty quick ones is uncertain.
 PASSES = 3
+
+#: The orders in which an index, a scan and an unmasked search are asked.
+ORDERS = tuple(itertools.permutations(range(3)))
 
 #: Queries that an index is measured with when it is built: of users who have had little, and much.
 BUILD_QUERIES, BUILD_HEAVY = 100, 20
@@ -189,11 +193,11 @@ def _searched(
     asked = list(zip(users.queries, users.seen, strict=True))
     for turn, (query, seen) in enumerate(asked * PASSES):
         scores = [np.empty(0, np.float32)] * len(ways)
-        # The masks are made before: all need one, and it costs all the same.
-        hidden = make_mask(1, items, seen, np.array([len(seen)]))
-        masks = (hidden, hidden, make_mask(1, items, nothing, np.zeros(1, np.int64)))
-        # Who comes first finds cold caches: they take turns.
-        for way in np.roll(np.arange(len(ways)), turn).tolist():
+        # Masks are made before: all need one, and it costs all the same. Each has its own, since a mask keeps
+        # what is worked out of it.
+        masks = [make_mask(1, items, rows, np.array([len(rows)])) for rows in (seen, seen, nothing)]
+        # Who comes after a search of the same vectors finds them in the caches: every order has its turn.
+        for way in ORDERS[turn % len(ORDERS)]:
             tensors = {Index(SOURCE).query: query[None]}
             begun = time.perf_counter()
             found, _ = ways[way].candidates(tensors, masks[way], count)

@@ -113,6 +113,7 @@ def read_contract(config: ModelConfig) -> Contract:
         filter_reasons=reader.reasons(),
         reorder_reasons=tuple(str(text) for text in reader.json("reorder_reasons", list)),
         request_columns=tuple(columns),
+        task_names=reader.names("task_names"),
         columns={column.name: column for column in columns},
         inputs=frozenset(tensor.name for tensor in config.inputs),
         outputs=frozenset(tensor.name for tensor in config.outputs),
@@ -160,6 +161,10 @@ class _Reader:
         if not isinstance(value, kind):
             raise self.wrong(f"{key}: came {type(value).__name__} {self.text(key)[:80]!r}")
         return value
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """Return names that a server says only where there are some."""
+        return tuple(str(name) for name in self.json(key, list)) if key in self.config.parameters else ()
 
     def reasons(self) -> dict[int, str]:
         value = self.json("filter_reasons", (dict, list))

@@ -158,6 +158,7 @@ def read_explained(contract: Contract, arrays: Arrays, user: Any, request_id: st
                 kept=reason == KEPT,
                 rank_scores=tuple(ranked.get(place, ())),
                 reorder_reason=steps.get(place),
+                task_scores=dict(zip(contract.task_names, ranked.get(place, ()), strict=False)),
             )
             for place, (row, score, source, reason) in enumerate(zip(*columns, strict=True))
         ),
@@ -194,6 +195,7 @@ def described(explained: Explanation, names: Mapping[int, tuple[Id, str]]) -> Ex
 
 #: ``explain_reason``: rule number i has ``FIRST_RULE + i``, and in ``filter_reasons`` the code i + 3.
 FOUND, UNKNOWN, EXCLUDED, HAD, NOT_ASKED, TOO_DEEP, FIRST_RULE = range(7)
+WITHDRAWN = -1
 _FIRST_FILTER = 3
 
 #: Reason → why an item is no candidate, and what would have had to be otherwise.
@@ -203,6 +205,7 @@ _TEXTS: Mapping[int, tuple[str, str]] = {
         "leave it out of exclude; of a history that is sent, allow_seen=True lets it come",
     ),
     HAD: ("the user already had it", "allow_seen=True, in the request or the recipe"),
+    WITHDRAWN: ("it was withdrawn", "`tiercel items put`"),
     NOT_ASKED: ("it is not in the request's set or list", "name it in include or candidates"),
 }
 

@@ -145,6 +145,8 @@ class Candidate:
         Whether it went on to the ranker.
     rank_scores
         One score a ranker task; empty if it was dropped, or there is no ranker.
+    task_scores
+        The same by the tasks' names; empty if they have none.
     score, rank
         Its final score and place (from 1) in the answer; None if it is not in it.
     reorder_reason
@@ -163,6 +165,7 @@ class Candidate:
     score: float | None = None
     rank: int | None = None
     reorder_reason: str | None = None
+    task_scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +344,8 @@ class ServerInfo:
         Why reorder steps move or drop candidates.
     request_columns
         What ``features`` may hold.
+    task_names
+        What the ranker's scores are called; empty if they have no names.
     """
 
     server: str
@@ -360,6 +365,7 @@ class ServerInfo:
     filter_reasons: Mapping[int, str]
     reorder_reasons: tuple[str, ...]
     request_columns: tuple[RequestColumn, ...]
+    task_names: tuple[str, ...] = field(default=(), kw_only=True)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,7 +19,11 @@ from tiercel_serving.spec import Array, TensorSpec
 from .errors import ExportInputError
 
 if TYPE_CHECKING:
+    import onnx
     import torch
+
+    #: A dense model, as a caller may give it: a torch module, the path of an ONNX file, or an ONNX graph.
+    DenseGiven = torch.nn.Module | onnx.ModelProto | str | Path
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ class ServedForm(Protocol):
         ...
 
     @property
-    def query(self) -> torch.nn.Module | None:
-        """The module that makes a user's query from user tensors; None for a form without."""
+    def query(self) -> DenseGiven | None:
+        """The model that makes a user's query from user tensors; None for a form without."""
         ...
 
     def make(self, items: ItemTensors, what: str) -> FormArrays:
@@ -91,6 +96,16 @@ class ServedForm(Protocol):
         ...
 
 
+@runtime_checkable
+class HasItems(Protocol):
+    """A form of item vectors: they, or the module that makes them."""
+
+    @property
+    def items(self) -> Any:
+        """See :class:`Vectors`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Vectors:
     """Queries and item vectors: what is near is a candidate.
@@ -101,9 +116,10 @@ class Vectors:
         Torch module; the parameters of its ``forward`` are named after the tensors it takes: of
         ``user_cat [B, C]`` int64, ``user_num [B, F]`` float32, ``user_list_<column> [B, L]``,
         ``history_row [B, L]``, ``history_cat [B, L, H]`` int64 and ``history_length [B, 1]`` int32. Gives
-        ``[B, D]`` float32.
+        ``[B, D]`` float32. Or the path of an ONNX file (or an ``onnx.ModelProto``) whose inputs have those
+        names.
     items
-        ``[I, D]`` float32 in the order of the item table, or a torch module that makes them from
+        ``[I, D]`` float32 in the order of the item table, or a torch module or ONNX file that makes them from
         ``item_cat [B, C]``, ``item_num [B, F]`` and ``item_list_<column> [B, L]``.
     index
         A FAISS index over these vectors, position = row of the item table, to take instead of building one.
@@ -111,19 +127,20 @@ class Vectors:
 
     form: ClassVar[str] = "vectors"
 
-    query: torch.nn.Module
-    items: Array | torch.nn.Module
+    query: DenseGiven
+    items: Array | DenseGiven
     index: Any = None
 
     def make(self, items: ItemTensors, what: str) -> FormArrays:
         """Return ``vectors [I, D]``, and ``index`` if one was given."""
+        import onnx
         import torch
 
-        from .models.dense import run_over_rows
+        from .models.opened import run_over_rows
 
         what = f"{what}.items"
-        given = self.items
-        if isinstance(given, torch.nn.Module):
+        given: Any = self.items
+        if isinstance(given, torch.nn.Module | onnx.ModelProto | str | Path):
             given = run_over_rows(given, items.specs, items.packed, items.size, what)
         vectors = check_vectors(given, items.size, what)
         arrays = {"vectors": vectors} | ({} if self.index is None else {"index": self.index})

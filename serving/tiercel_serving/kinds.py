@@ -63,10 +63,28 @@ def mistyped(settings: msgspec.Struct) -> Iterator[Problem]:
 
 @dataclass(frozen=True)
 class Kind:
-    """One row of a table: ``module:class``, and the extra that installs what it needs beyond its package."""
+    """One row of a table.
+
+    Parameters
+    ----------
+    path
+        ``module:class``.
+    extra
+        What installs what it needs beyond its package.
+    on_device
+        ``module:attribute`` that makes its form in torch, for targets whose stages run on a device; None has
+        none, and runs on the host.
+    """
 
     path: str
     extra: str | None = None
+    on_device: str | None = None
+
+
+def imported(path: str) -> Any:
+    """Return what ``module:attribute`` names."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 class Kinds(Generic[T]):
@@ -90,15 +108,19 @@ class Kinds(Generic[T]):
         row = self.rows.get(name)
         if row is None:
             raise KindUnavailable(f"there is no {self.what} {name!r}; {choose(name, self.rows)}")
-        module, _, attribute = row.path.partition(":")
         try:
             with self.using(name):
-                return cast("type[T]", getattr(importlib.import_module(module), attribute))
+                return cast("type[T]", imported(row.path))
         except (ImportError, AttributeError) as error:
             raise KindUnavailable(
                 f"{self.what} {name!r}: its row says {row.path!r}, which can't be imported ({error}); "
                 "correct the row of the table, or the module"
             ) from error
+
+    def form(self, name: str) -> Any:
+        """Import what makes a kind's form on a device; None if it has none."""
+        path = self.rows[name].on_device
+        return None if path is None else imported(path)
 
     @contextmanager
     def using(self, kind: object) -> Iterator[None]:

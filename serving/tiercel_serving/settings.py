@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from .problems import COUNT, COUNT_OR_0, Problem, Range, choose, named_twice, out_of_range
+from .problems import COUNT, COUNT_OR_0, POSITIVE, Problem, Range, choose, named_twice, out_of_range
 from .reorder.inputs import source_problems
 from .reorder.per_request import shared_problems
 from .reorder.table import REORDER, ReorderKind
@@ -58,8 +58,13 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Whether users may get what they already had, unless their request says otherwise: what the store
         knows of them and the history that the request sends. What it excludes never comes.
     sources
-        Where candidates come from, in order of precedence. The first that needs no user (its quota may be
-        0) serves unknown users, and fills what the others leave empty.
+        Where candidates come from, in order of precedence. What one leaves empty, since it fails or has no
+        more, the others fill in that order. The first that needs no user (its quota may be 0) serves unknown
+        users, and fills last.
+    blend
+        Names of sources, each with its weight: a candidate's score, by which all are sorted and which the
+        ranker sees, is the weighted sum of what these sources give it. Empty takes the first source that
+        scores any item.
     rules
         Which items may be recommended.
     reorder
@@ -68,13 +73,20 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Names of sources that say which items are like others, for the model ``related``: what the first lacks
         the next gives. Empty serves no such model.
     store
-        Where live values of users are kept, if such are written.
+        Where live values of users are kept, if such are written, and what became of items since.
+    added_items
+        How many items may be put between releases (``tiercel items put``): so much room the tables have.
+        Items of the release may be changed and withdrawn without.
     unknown_users
         ``fallback`` (the default: that source's items, no ranker) or ``rank`` (like everybody else).
     history_columns
         Categorical item columns whose category ids make ``history_cat [B, L, H]``, in this order.
     title_column
         The raw item column that people see, or None.
+    kept_buckets
+        Numbers of candidates below ``kept``, smallest first, for which the ranker gets smaller engines too:
+        a batch that leaves the other slots empty runs the smallest that fits. Worth it where requests name
+        few candidates, or rules keep few.
     queue_delay_us, max_queue_size
         Triton's dynamic batching: how long a request may wait for company, in microseconds, and how
         many may wait (0 is no limit).
@@ -93,13 +105,16 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_excluded: int = 10_000
     allow_seen: bool = False
     sources: tuple[SourceKind, ...] = ()
+    blend: tuple[tuple[str, float], ...] = ()
     rules: tuple[RuleKind, ...] = ()
     reorder: tuple[ReorderKind, ...] = ()
     related: tuple[str, ...] = ()
     store: StoreKind = MemoryMapped()
+    added_items: int = 0
     unknown_users: str = FALLBACK
     history_columns: tuple[str, ...] = ()
     title_column: str | None = None
+    kept_buckets: tuple[int, ...] = ()
     queue_delay_us: int = 0
     max_queue_size: int = 0
     instances: int = 1
@@ -107,8 +122,13 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         **dict.fromkeys(("candidates", "kept", "k_default", "k_max"), COUNT),
-        **dict.fromkeys(("max_batch_size", "max_excluded", "instances", "engine_threads"), COUNT),
-        **dict.fromkeys(("history_length", "queue_delay_us", "max_queue_size"), COUNT_OR_0),
+        # Beyond these a server finds no memory for a request, or Triton no number in its configuration.
+        "max_batch_size": Range(1, 2**16, whole=True),
+        "max_excluded": Range(1, 10**7, whole=True),
+        **dict.fromkeys(("instances", "engine_threads"), Range(1, 1024, whole=True)),
+        "history_length": Range(0, 10**7, whole=True),
+        **dict.fromkeys(("queue_delay_us", "max_queue_size"), Range(0, 2**31 - 1, whole=True)),
+        "added_items": COUNT_OR_0,
     }
 
     def shape_problems(self) -> list[Problem]:
@@ -120,7 +140,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         shapes = self.shape_problems()
         if shapes:
             return shapes
-        wrong = [*out_of_range(self, self.RANGES), *_limits(self), *_sources(self)]
+        wrong = [*out_of_range(self, self.RANGES), *_limits(self), *_buckets(self), *_sources(self)]
         for field in ("sources", "rules", "reorder"):
             for place, kind in enumerate(getattr(self, field)):
                 within = [problem.within(f"{field}[{place}]") for problem in kind.problems()]
@@ -139,11 +159,22 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The place of the source that serves unknown users and fills up."""
         return next(place for place, source in enumerate(self.sources) if not source.personal)
 
+    @property
+    def fillers(self) -> tuple[int, ...]:
+        """The places of the sources that fill what others leave empty, in order; the fallback is last."""
+        giving = (place for place, quota in enumerate(self.quotas()) if quota > 0 and place != self.fallback)
+        return (*giving, self.fallback)
+
     def quotas(self) -> tuple[int, ...]:
         """Return how many candidates each source may give, in order."""
         given = sum(source.quota for source in self.sources if source.quota is not None)
         rest = max(self.candidates - given, 0)
         return tuple(rest if source.quota is None else source.quota for source in self.sources)
+
+    def blend_places(self) -> tuple[tuple[int, float], ...]:
+        """Return the place of each source of the blend, with its weight."""
+        place = {source.name: at for at, source in enumerate(self.sources)}
+        return tuple((place[name], weight) for name, weight in self.blend)
 
     def raw_columns(self) -> tuple[str, ...]:
         """Return the raw item columns that sources, rules, steps and titles read, each once."""
@@ -162,6 +193,7 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
         ("reorder", REORDER, "WeightedSum((1.0,))"),
         ("history_columns", None, '"item_id"'),
         ("related", None, '"two_tower"'),
+        ("blend", _is_term, '("ease", 1.0)'),
     )
     for field, table, example in kinds:
         value = getattr(settings, field)
@@ -170,7 +202,7 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
             yield Problem(field, problem, f"write {field}=({example},): a tuple of one needs its comma")
             continue
         for place, item in enumerate(value):
-            if not (isinstance(item, str) if table is None else table.row_of(item)):
+            if not _fits(table, item):
                 remedy = f"write {field}=({example},)"
                 yield Problem(f"{field}[{place}]", f"expected {example}, got {item!r}", remedy)
     title: Any = settings.title_column
@@ -178,6 +210,20 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
         problem = f"expected a raw item column, got {title!r}"
         yield Problem("title_column", problem, "name the column, or leave it out")
     yield from STORES.misfit(settings.store, "store")
+
+
+def _fits(table: Any, item: Any) -> bool:
+    if table is _is_term:
+        return bool(_is_term(item))
+    return isinstance(item, str) if table is None else bool(table.row_of(item))
+
+
+def _is_term(item: Any) -> bool:
+    """Return whether this is a source's name and a number."""
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        return False
+    name, weight = item
+    return isinstance(name, str) and isinstance(weight, int | float) and not isinstance(weight, bool)
 
 
 def _limits(settings: ServingSettings) -> Iterator[Problem]:
@@ -205,6 +251,28 @@ def _limits(settings: ServingSettings) -> Iterator[Problem]:
         yield Problem("unknown_users", problem, choose(settings.unknown_users, (FALLBACK, RANK)))
     if settings.history_columns and not settings.history_length:
         yield Problem("history_columns", "need a history_length above 0", "raise it, or leave them out")
+
+
+def _buckets(settings: ServingSettings) -> Iterator[Problem]:
+    buckets: Any = settings.kept_buckets
+    numbers = isinstance(buckets, tuple | list) and all(map(COUNT.holds, buckets))
+    if not numbers or sorted(set(buckets)) != list(buckets) or any(k >= settings.kept for k in buckets):
+        problem = f"expected numbers from 1 to below kept ({settings.kept}), smallest first, got {buckets!r}"
+        yield Problem("kept_buckets", problem, "write kept_buckets=(16,), or leave it out")
+
+
+def _blend(settings: ServingSettings) -> Iterator[Problem]:
+    named = {source.name: source for source in settings.sources if isinstance(source.name, str)}
+    for place, (name, weight) in enumerate(settings.blend):
+        where = f"blend[{place}]"
+        if name not in named:
+            yield Problem(where, f"there is no source {name!r}", choose(name, list(named)))
+        elif not hasattr(named[name], "reference_score"):
+            problem = f"the source {name!r} scores its own items alone"
+            yield Problem(where, problem, "name sources that models feed, such as Index(…) or ItemWeights(…)")
+        if not POSITIVE.holds(weight):
+            yield Problem(where, f"expected a weight {POSITIVE}, got {weight!r}", "give such a number")
+    yield from named_twice((name for name, _ in settings.blend), "blend", "sources")
 
 
 def _histories(settings: ServingSettings) -> Iterator[Problem]:
@@ -235,6 +303,7 @@ def _sources(settings: ServingSettings) -> Iterator[Problem]:
         if name not in {source.name for source in sources}:
             remedy = choose(name, [source.name for source in sources])
             yield Problem(f"related[{place}]", f"there is no source {name!r}", remedy)
+    yield from _blend(settings)
     quotas = [source.quota for source in sources]
     if quotas.count(None) > 1:
         remedy = "give all but one a number; None is what the others leave"

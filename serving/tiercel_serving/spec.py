@@ -129,6 +129,15 @@ class Closes(Protocol):
 
 
 @runtime_checkable
+class Renews(Protocol):
+    """A stage that keeps what was derived from items, which may change between two batches."""
+
+    def renew(self) -> None:
+        """Derive it anew."""
+        ...
+
+
+@runtime_checkable
 class Widths(Protocol):
     """A stage whose outputs are as wide as the request asks."""
 

@@ -3,14 +3,16 @@
 import json
 import re
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from tiercel_serving.bench import PythonClient, find_perf_analyzer, format_report, run_bench
+from tiercel_serving.bench import OpenLoops, PythonClient, find_perf_analyzer, format_report, run_bench
 from tiercel_serving.bench.bare import full_requests, measure_bare
+from tiercel_serving.bench.html_report import html_report
 from tiercel_serving.bench.repository import (
     HOLLOW,
     IDENTITY,
@@ -19,6 +21,7 @@ from tiercel_serving.bench.repository import (
     write_bench_repository,
     write_requests,
 )
+from tiercel_serving.bench.run import all_runners, measured_name
 from tiercel_serving.errors import BenchError
 from tiercel_serving.repository.validate import validate_repository
 from tiercel_serving.runtime.chain import Chain
@@ -99,15 +102,18 @@ def test_a_benchmark_of_nothing_is_refused(tiny_release):
         run_bench(tiny_release, PythonClient(), rounds=0)
 
 
-def check(report, rounds, concurrencies):
+NAMES = ["identity", "hollow", "fused", "staged"]
+
+
+def check(report, rounds, concurrencies, runners=("python",)):
     assert set(report.served) == set(concurrencies)
     for models in report.served.values():
-        assert list(models) == ["identity", "hollow", "fused", "staged"]
+        assert list(models) == [measured_name(runner, name) for runner in runners for name in NAMES]
         for measured in models.values():
             assert len(measured) == rounds
             assert all(0 < m.p50_us <= m.p99_us and m.throughput > 0 for m in measured)
     assert len(report.bare) == rounds
-    assert [ratio.label for ratio in report.ratios()] == [
+    assert [ratio.label for ratio in report.ratios()][:4] == [
         "fused / (identity + bare)",
         "staged / (identity + bare)",
         "hollow / (identity + bare)",
@@ -122,22 +128,48 @@ def check(report, rounds, concurrencies):
     assert "Triton's hops are" in text
 
 
-def test_the_python_client_measures_a_real_server(tiny_release):
-    steps = []
+def test_the_python_client_measures_real_servers_and_open_loops_load_them(tiny_release, monkeypatch):
+    for setting, value in (
+        ("run.WARM_UP_S", 0.05),
+        ("python_client.WARM_UP_S", 0.05),
+        ("load_curve.SEARCH_STEPS", 1),
+    ):
+        monkeypatch.setattr(f"tiercel_serving.bench.{setting}", value)
+    steps, runners = [], all_runners()
     report = run_bench(
         tiny_release,
         PythonClient(),
-        seconds=0.2,
-        rounds=2,
-        concurrencies=(1, 2),
+        seconds=0.1,
+        rounds=1,
+        concurrencies=(1, 8),
+        runners=runners,
+        loops=OpenLoops((0.5,)),
         command="tiercel bench tiny",
-        progress=lambda what, done, total: steps.append((done, total)),
+        progress=lambda what, done, total: steps.append((what, done, total)),
     )
-    check(report, 2, (1, 2))
-    assert steps[0] == (0, 4)
-    assert steps[-1] == (4, 4)
-    assert all(before[0] < after[0] for before, after in pairwise(steps))
-    assert "Python client" in format_report(report)
+    check(report, 1, (1, 8), runners)
+    rounds = [step[1:] for step in steps if step[0] == "rounds"]
+    assert (rounds[0], rounds[-1]) == ((0, 2), (2, 2))
+    assert all(before[0] < after[0] for before, after in pairwise(rounds))
+    text = format_report(report)
+    assert "Python client" in text
+    assert list(report.curves) == [measured_name(runner, name) for runner in runners for name in NAMES[2:]]
+    for curve in report.curves.values():
+        assert curve.saturation.answered > 0
+        assert curve.saturation.cpu_s > 0
+        assert curve.saturation.peak_mb > 50
+        assert curve.bare_cpu_s > 0
+        assert {"ordering", "recommend", "chain"} & set(curve.saturation.stages)
+        for point in curve.points:
+            assert 0 < point.p50_us <= point.p99_us <= point.p999_us <= point.max_us
+            assert not point.failures
+    assert "highest rate with p99 within 20 ms" in text
+    assert "p99 / p50 at half of saturation" in text
+    page = html_report(json.loads(json.dumps(report.to_json())))
+    assert page.count("<svg") == 4
+    # Nothing is loaded, and it is whole.
+    assert ElementTree.fromstring(page.removeprefix("<!doctype html>")).find("body") is not None
+    assert "http" not in page
 
 
 def test_the_python_client_reports_what_failed(tmp_path):

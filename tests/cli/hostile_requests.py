@@ -16,7 +16,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 BYTES, INT64, GPU = 13, 9, 2
-GOOD, INVALID_ARG, UNSUPPORTED = -1, 3, 5
+GOOD, INVALID_ARG, UNSUPPORTED, CANCELLED = -1, 3, 5, 7
 
 
 class Input(ctypes.Structure):
@@ -55,6 +55,7 @@ class Request(ctypes.Structure):
         ("released", ctypes.c_bool),
         ("counted", ctypes.c_bool),
         ("success", ctypes.c_bool),
+        ("cancelled", ctypes.c_bool),
     )
 
 
@@ -115,8 +116,9 @@ def main(library: str, stand_in: str, rounds: str) -> None:
     for name in ("Initialize", "ModelInstanceInitialize", "ModelInstanceExecute", "ModelInstanceFinalize"):
         getattr(backend, f"TRITONBACKEND_{name}").restype = ctypes.c_void_p
     libpython = Path(sysconfig.get_config_var("LIBDIR")) / sysconfig.get_config_var("INSTSONAME")
-    triton.stand_in_config(f'{{"cmdline":{{"libpython":"{libpython}"}}}}'.encode())
     handle = ctypes.c_void_p(1)
+    refusals(backend, triton, libpython, stand_in)
+    configure(triton, libpython)
     assert not backend.TRITONBACKEND_Initialize(handle)
     assert not backend.TRITONBACKEND_ModelInstanceInitialize(handle)
     draw, counts = random.Random(0), {"good": 0, "refused": 0}
@@ -125,6 +127,39 @@ def main(library: str, stand_in: str, rounds: str) -> None:
     assert ctypes.c_uint64.in_dll(triton, "batch_size").value >= 1
     assert not backend.TRITONBACKEND_ModelInstanceFinalize(handle)
     print(counts["good"], counts["refused"])
+
+
+def configure(triton: Any, libpython: object) -> None:
+    triton.stand_in_config(f'{{"cmdline":{{"libpython":"{libpython}"}}}}'.encode())
+
+
+def refusals(backend: Any, triton: Any, libpython: Path, other_library: str) -> None:
+    """Where it can't run it says why and what to do, and can be asked again."""
+
+    def refused(*words: str) -> None:
+        error = ctypes.c_void_p(backend.TRITONBACKEND_Initialize(ctypes.c_void_p(1)))
+        assert error.value, words
+        triton.TRITONSERVER_ErrorMessage.restype = ctypes.c_char_p
+        said = triton.TRITONSERVER_ErrorMessage(error).decode()
+        triton.TRITONSERVER_ErrorDelete(error)
+        assert all(word in said for word in words), said
+
+    major, minor = (ctypes.c_uint32.in_dll(triton, name) for name in ("api_major", "api_minor"))
+    for version in ((1, 18), (2, 0)):
+        major.value, minor.value = version
+        refused("expected Triton's backend API 1.19", f"found {version[0]}.{version[1]}", "--runner python")
+    major.value, minor.value = 1, 19
+    triton.stand_in_config(b"{}")
+    refused("which Python shall it load?", "--backend-config=tiercel,libpython=")
+    configure(triton, "/nowhere/libpython3.99.so")
+    refused("libpython=/nowhere/libpython3.99.so", "cannot open shared object file")
+    configure(triton, other_library)
+    refused("this Python has no Py_", "take 3.10 or later")
+    configure(triton, libpython)
+    name = "tiercel_serving.runtime.embedded"
+    module, sys.modules[name] = sys.modules[name], None  # type: ignore[assignment]
+    refused("the `python3` that comes first on PATH has no tiercel_serving")
+    sys.modules[name] = module
 
 
 def batch(backend: Any, handle: Any, draw: random.Random, counts: dict[str, int]) -> None:
@@ -140,8 +175,10 @@ def batch(backend: Any, handle: Any, draw: random.Random, counts: dict[str, int]
         kept.append(fill(request.input[1], b"texts", BYTES, shape, data, draw))
         gpu = draw.randrange(20) == 0
         request.input[1].memory = GPU if gpu else 0
+        request.cancelled = draw.randrange(12) == 0
         requests.append(request)
-        expected.append((UNSUPPORTED if gpu else GOOD if fits else INVALID_ARG, numbers, data))
+        code = UNSUPPORTED if gpu else GOOD if fits else INVALID_ARG
+        expected.append((CANCELLED if request.cancelled else code, numbers, data))
     array = (ctypes.POINTER(Request) * len(requests))(*map(ctypes.pointer, requests))
     assert not backend.TRITONBACKEND_ModelInstanceExecute(handle, array, len(requests))
     for request, (code, numbers, data) in zip(requests, expected, strict=True):

@@ -63,6 +63,21 @@ def test_data_that_is_not_there(tiercel_here: Tiercel, tmp_path: Path) -> None:
     assert "u.data" in done.stderr or "u.user" in done.stderr
 
 
+def test_the_graph_is_explained_before_it_is_made(trained: Path, work: Path, tiercel_here: Tiercel) -> None:
+    options = ("--explain", "--target", "tensorrt", "--layout", "staged", "--svg", "graph.svg")
+    done = tiercel_here("export", "runs/tiny", *options, "--json", cwd=work)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert [model["backend"] for model in document["models"]].count("tensorrt") == 2
+    assert len(document["copies"]) == 4
+    assert {(one["target"], one["layout"]) for one in document["others"]} >= {("cpu", "fused")}
+    assert (work / "graph.svg").read_text().startswith("<svg ")
+    assert not (work / "releases").exists()
+    refused = tiercel_here("export", "runs/tiny", "--svg", "graph.svg", cwd=work)
+    assert refused.returncode == 2
+    assert "add --explain" in refused.stderr
+
+
 def test_train_export_verify(trained: Path, work: Path, tiercel_here: Tiercel) -> None:
     done = tiercel_here("export", "runs/tiny", "--layout", "staged", "--json", cwd=work)
     assert done.returncode == 0, done.stderr
@@ -75,6 +90,8 @@ def test_train_export_verify(trained: Path, work: Path, tiercel_here: Tiercel) -
     assert done.returncode == 0
     assert report["ok"]
     assert report["build_id"] == exported["build_id"]
+    explained = tiercel_here("export", "releases/tiny", "--explain", cwd=work)
+    assert "tiny, fused, target cpu: 1 model, 2 hops, 0 copies" in explained.stdout
     shown = tiercel_here("verify", "releases/tiny", cwd=work)
     assert "NVTabular" in shown.stdout
     assert "✗" not in shown.stdout

@@ -21,6 +21,8 @@ from tritonclient.utils import InferenceServerException
 from e2e.raw import raw_infer
 from tiercel_client import Recommender
 from tiercel_serving import backend
+from tiercel_serving.bench.generator import Job, send
+from tiercel_serving.bench.mixes import Material, draw_requests, encode
 from tiercel_serving.errors import ServerError, ServerFailed, TritonMissing
 from tiercel_serving.release.opened import open_release
 from tiercel_serving.repository.graph import render_repository
@@ -108,7 +110,8 @@ def test_errors_are_the_same(
     for client in (stock, asked):
         with pytest.raises(InferenceServerException) as caught:
             raw_infer(client, BAD[name])
-        said.append((caught.value.status(), caught.value.message().replace("recommend_staged", "recommend")))
+        # What is no ensemble does not name one.
+        said.append((caught.value.status(), caught.value.message().removeprefix("in ensemble 'recommend', ")))
     assert said[0] == said[1]
 
 
@@ -129,7 +132,7 @@ def test_requests_at_once_are_answered_each_and_counted(
     """Good ones and bad ones meet in Triton's batches."""
 
     def executed() -> tuple[int, int]:
-        [stats] = asked.get_inference_statistics("chain").model_stats
+        [stats] = asked.get_inference_statistics("recommend").model_stats
         return stats.inference_count, stats.inference_stats.fail.count
 
     def settled() -> tuple[int, int]:
@@ -203,8 +206,92 @@ def test_it_compiles_without_a_warning_and_stays_small(tmp_path: Path) -> None:
     assert built.stat().st_size < 60_000
 
 
+CRASHES = """
+import ctypes
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        pass
+
+    def execute(self, requests):
+        arrays = [request.inputs()[0].as_numpy() for request in requests]
+        if min(array.min() for array in arrays) < 0:
+            ctypes.string_at(0)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("out", array)]) for array in arrays]
+"""
+CONFIG = """name: "toy" backend: "tiercel" max_batch_size: 4
+input { name: "in" data_type: TYPE_INT64 dims: 1 } output { name: "out" data_type: TYPE_INT64 dims: 1 }"""
+
+
+def test_a_crash_of_a_stage_ends_the_server_and_is_noticed_with_its_reason(tmp_path: Path) -> None:
+    if backend.library() is None:
+        pytest.skip("the backend was not built")
+    (tmp_path / "toy" / "1").mkdir(parents=True)
+    (tmp_path / "toy" / "1" / "model.py").write_text(CRASHES)
+    (tmp_path / "toy" / "config.pbtxt").write_text(CONFIG)
+    with start_server(tmp_path) as server, ThreadPoolExecutor(1) as pool:
+        client = grpcclient.InferenceServerClient(server.grpc_url)
+        seven = {"in": np.array([[7]])}
+        assert raw_infer(client, seven, model="toy", outputs=("out",))["out"].tolist() == [[7]]
+        noticed = pool.submit(server.wait)
+        with pytest.raises(InferenceServerException):
+            raw_infer(client, {"in": np.array([[-1]])}, model="toy", outputs=("out",))
+        gone = time.monotonic()
+        with pytest.raises(ServerFailed, match=r"Triton was killed by SIG(SEGV|ABRT) while it was serving"):
+            noticed.result(30)
+        assert time.monotonic() - gone < 2
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_many_requests(own: TritonServer, release: Path) -> None:
+    drawn = draw_requests(Material.of(open_release(release)), "mixed", 500)
+    requests = tuple(encode("recommend", tensors) for tensors in drawn)
+
+    def resident_mb(answers: int) -> float:
+        while answers > 0:
+            answers -= len(send(Job(own.grpc_url, requests, 5.0, concurrency=8)).latencies_us)
+        [line] = [
+            t for t in Path(f"/proc/{own.pid}/status").read_text().splitlines() if t.startswith("VmRSS")
+        ]
+        return int(line.split()[1]) / 1024
+
+    before = resident_mb(10_000)
+    assert resident_mb(100_000) < before + 5
+
+
+def ask_hostilely(tmp_path: Path, rounds: int, *flags: str, **environment: str) -> tuple[int, int]:
+    """Build the backend and a stand-in for Triton, and send requests; how many were answered and refused."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    built = [tmp_path / "backend.so", tmp_path / "stand_in.so"]
+    for source, library in zip((SOURCE, TESTS / "triton_stand_in.c"), built, strict=True):
+        command = [compiler, "-std=c11", "-g", "-O1", "-fPIC", "-shared", *flags, str(source)]
+        subprocess.run([*command, "-o", str(library)], check=True)
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "hostile_requests.py"), *map(str, built), str(rounds)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stderr == ""
+    answered, refused = map(int, done.stdout.split())
+    return answered, refused
+
+
+def test_hostile_requests_and_places_where_it_cannot_run(tmp_path: Path) -> None:
+    """Memory in parts, strings that are none, GPU tensors, cancelled ones, a model that breaks: each alone.
+
+    Before them: another backend API, no libpython, a library that is none, a Python without the packages.
+    """
+    assert min(ask_hostilely(tmp_path, 200)) > 100
+
+
+@pytest.mark.slow
 def test_hostile_requests_under_sanitizers(tmp_path: Path) -> None:
-    """Memory in parts, strings that are none, tensors on a GPU, a model that breaks: each by itself."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
@@ -214,36 +301,17 @@ def test_hostile_requests_under_sanitizers(tmp_path: Path) -> None:
     ]
     if not all(Path(path).is_absolute() for path in sanitizers):
         pytest.skip("this compiler has no sanitizers")
-    flags = [
-        "-std=c11",
-        "-g",
-        "-O1",
-        "-fPIC",
-        "-shared",
+    counts = ask_hostilely(
+        tmp_path,
+        10_000,
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=all",
-    ]
-    stand_in = TESTS / "triton_stand_in.c"
-    built = [tmp_path / "backend.so", tmp_path / "stand_in.so"]
-    for source, library in zip((SOURCE, stand_in), built, strict=True):
-        subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "hostile_requests.py"), *map(str, built), "1000"],
         # Python itself leaks, and its own allocator would hide what goes beyond an object.
-        env={
-            **os.environ,
-            "LD_PRELOAD": " ".join(sanitizers),
-            "ASAN_OPTIONS": "detect_leaks=0",
-            "PYTHONMALLOC": "malloc",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
+        LD_PRELOAD=" ".join(sanitizers),
+        ASAN_OPTIONS="detect_leaks=0",
+        PYTHONMALLOC="malloc",
     )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stderr == ""
-    answered, refused = map(int, done.stdout.split())
-    assert min(answered, refused) > 500
+    assert min(counts) > 5000
 
 
 def test_it_stands_in_for_all_that_the_adapter_takes_of_tritons_module() -> None:

@@ -33,12 +33,13 @@ typedef struct {
   Output output[4];
   int code; /* of the answer, or -1 for a good one; -2 for none */
   char message[4096];
-  bool released, counted, success;
+  bool released, counted, success, cancelled;
 } Request;
 
 static char config[256];
 static void* state;
 uint64_t batch_size;
+uint32_t api_major = 1, api_minor = 19;
 
 void stand_in_config(const char* text) { strncpy(config, text, sizeof config - 1); }
 Error* TRITONSERVER_ErrorNew(int code, const char* text)
@@ -63,8 +64,8 @@ Error* TRITONSERVER_MessageSerializeToJson(void* message, const char** base, siz
 Error* TRITONSERVER_MessageDelete(void* message) { return message ? NULL : NULL; }
 Error* TRITONBACKEND_ApiVersion(uint32_t* major, uint32_t* minor)
 {
-  *major = 1;
-  *minor = 19;
+  *major = api_major;
+  *minor = api_minor;
   return NULL;
 }
 Error* TRITONBACKEND_BackendConfig(void* backend, void** made)
@@ -116,6 +117,11 @@ Error* TRITONBACKEND_RequestOutputCount(Request* request, uint32_t* count)
 Error* TRITONBACKEND_RequestOutputName(Request* request, uint32_t index, const char** name)
 {
   *name = request->input[index].name;
+  return NULL;
+}
+Error* TRITONBACKEND_RequestIsCancelled(Request* request, bool* cancelled)
+{
+  *cancelled = request->cancelled;
   return NULL;
 }
 Error* TRITONBACKEND_InputProperties(Input* input, const char** name, int* type, const int64_t** shape, uint32_t* dims,

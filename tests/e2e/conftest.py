@@ -1,8 +1,8 @@
 """Two recommenders, trained, exported and served on a real Triton once for all end-to-end tests.
 
-``movielens`` is the recipe that ships, on real data where it is found; ``synthetic`` has string ids,
-context, lists and nulls. Both are trained for one epoch: parity does not need good models. One
-server holds both layouts: ``recommend`` is fused, ``recommend_staged`` is staged.
+``movielens`` is what the README's reader trains and exports, on real data where it is found; ``synthetic``
+has string ids, context, lists and nulls. Both are trained for one epoch: parity does not need good models.
+One server holds both layouts: ``recommend`` is fused, ``recommend_staged`` is staged.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 import tritonclient.grpc as grpcclient
 
+from e2e.readme_reader import ROOT, Reader
 from reference import OfflineReference, Question
 from tiercel_pipelines.data import Dataset, load_dataset
 from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.recipe import Recipe, Synthetic, load_recipe, replace
 from tiercel_pipelines.training import TrainedRun, train_recipe
 from tiercel_serving import backend
-from tiercel_serving.release.opened import Release
+from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.stores.embedded import Embedded
 from tiercel_serving.supervise import TritonServer, start_server
@@ -80,28 +81,28 @@ class Served:
         return Question(**{"user_id": self.known_user, **changes})
 
 
-def quick(recipe: Recipe, epochs: int = 1) -> Recipe:
-    """The same recipe, trained for no longer than parity needs."""
-    return replace(
-        recipe,
-        retrieval=replace(recipe.retrieval, max_epochs=epochs),
-        ranking=replace(recipe.ranking, max_epochs=epochs, task=replace(recipe.ranking.task, folds=2)),
-    )
-
-
-def recipe_for(name: str) -> Recipe:
-    recipe = quick(load_recipe(name))
-    if name == "synthetic":
-        data = Synthetic(users=500, items=300, interactions=12_000, ids="str")
-        recipe = replace(recipe, dataset=data)
-    return recipe
-
-
 def ml_100k_missing() -> str | None:
-    places = [Path(os.environ.get("TIERCEL_DATA_DIR", "data")), Path("data")]
-    if any((place / "ml-100k" / "u.data").is_file() for place in places):
+    if (data_dir() / "ml-100k" / "u.data").is_file():
         return None
     return "ml-100k is not here: set TIERCEL_DATA_DIR, or say `tiercel data ml-100k`"
+
+
+def data_dir() -> Path:
+    """Where data sets are."""
+    return Path(os.environ.get("TIERCEL_DATA_DIR", ROOT / "data"))
+
+
+def trained_synthetic(place: Path) -> tuple[TrainedRun, Release]:
+    """Train and export the recipe with everything in it, no longer than parity needs."""
+    recipe = load_recipe("synthetic")
+    recipe = replace(
+        recipe,
+        dataset=Synthetic(users=500, items=300, interactions=12_000, ids="str"),
+        retrieval=replace(recipe.retrieval, max_epochs=1),
+        ranking=replace(recipe.ranking, max_epochs=1, task=replace(recipe.ranking.task, folds=2)),
+    )
+    run = train_recipe(recipe, load_dataset(recipe.dataset), place / "run")
+    return run, export_run(run, place / "release")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -109,16 +110,28 @@ def _quick_exports(onnx_operators_once: None) -> None:
     pass
 
 
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    """The README's reader, who has typed nothing yet."""
+    return Reader(tmp_path_factory.mktemp("reader"), data_dir(), ml_100k_missing() is None)
+
+
 @pytest.fixture(scope="session", params=["movielens", "synthetic"])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    request: pytest.FixtureRequest, reader: Reader, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     """A server with both layouts of one release."""
-    if request.param == "movielens" and (reason := ml_100k_missing()):
-        pytest.skip(reason)
     place = tmp_path_factory.mktemp(request.param)
-    recipe = recipe_for(request.param)
+    if request.param == "synthetic":
+        run, made = trained_synthetic(place)
+    elif reason := ml_100k_missing():
+        pytest.skip(reason)
+    else:
+        reader.type_through("tiercel export")
+        run = TrainedRun.open(reader.place / "runs" / "movielens")
+        made = open_release(reader.place / "releases" / "movielens")
+    recipe = run.record.recipe
     dataset = load_dataset(recipe.dataset)
-    run = train_recipe(recipe, dataset, place / "run")
-    made = export_run(run, place / "release")
     # A store changes no answer until something is written; `test_live_store.py` writes, and takes it back.
     release = Release(made.path, made.manifest, Embedded(path=str(place / "store")))
     repository = place / "repository"

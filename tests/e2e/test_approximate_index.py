@@ -18,6 +18,11 @@ from tiercel_serving.release.opened import Release
 from tiercel_serving.settings import STATUS_NAMES
 from tiercel_serving.supervise import start_server
 
+#: One of the two is enough of a check that takes a further export; with ``--slow`` both.
+pytestmark = pytest.mark.parametrize(
+    "served", ["synthetic", pytest.param("movielens", marks=pytest.mark.slow)], indirect=True, scope="session"
+)
+
 MIN_RECALL = 0.85
 INDEX = Index("two_tower", factory="IVF16,Flat", parameters={"nprobe": 12}, min_recall=MIN_RECALL)
 

@@ -20,6 +20,12 @@ SETTLED_S = 1.6
 MODELS = {"fused": ("chain",), "staged": ("user_features", "retrieval", "ranking", "ordering")}
 
 
+def models(served: Served, layout: str) -> tuple[str, ...]:
+    """The models that run stages; in the server's process `recommend` is the fused one itself."""
+    own = layout == "fused" and not served.client.is_model_ready("chain")
+    return ("recommend",) if own else MODELS[layout]
+
+
 def counts(served: Served, model: str) -> tuple[int, int]:
     """How many rows a model has answered, and in how many runs."""
     [stats] = served.client.get_inference_statistics(model).model_stats
@@ -32,7 +38,7 @@ def test_requests_of_every_length_run_together(served: Served, layout: str) -> N
     items = served.run.items[served.dataset.item_id].tolist()
     users = served.run.users[served.dataset.user_id].tolist()
     dtype = object if isinstance(users[0], str) else np.int64
-    before = {model: counts(served, model) for model in MODELS[layout]}
+    before = {model: counts(served, model) for model in models(served, layout)}
     # Full batches go first: the others are sent without waiting, and meet in the queue behind them.
     requests = [raw_request({"user_id": np.array([[user] for user in users[:64]], dtype=dtype)})] * 16
     for number in range(400):

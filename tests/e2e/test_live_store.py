@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 
-from e2e.conftest import LAYOUTS, Served
+from e2e.conftest import LAYOUTS, RUNNERS, Served
 from tiercel_client import Recommender, Status
+from tiercel_pipelines.export.run_export import export_run
+from tiercel_pipelines.recipe import replace
+from tiercel_pipelines.training import TrainedRun
+from tiercel_serving.live_items.store import ItemStore
+from tiercel_serving.live_items.watch import EVERY_S
+from tiercel_serving.release.opened import Release
+from tiercel_serving.repository.graph import render_repository
+from tiercel_serving.stores.embedded import Embedded
 from tiercel_serving.stores.feature_store import FeatureStore
+from tiercel_serving.supervise import start_server
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -101,3 +112,52 @@ def test_users_without_their_live_values_are_counted(served: Served, recommender
     assert all(
         line.endswith(" 0") for line in text.splitlines() if line.startswith("tiercel_store_fallbacks")
     )
+
+
+def test_a_withdrawn_item_comes_no_more_until_it_is_put_again(
+    served: Served, recommender: Recommender
+) -> None:
+    user, items = served.known_user, ItemStore.open(served.release)
+    gone = [one.item_id for one in recommender.recommend(user, k=2).items]
+    items.withdraw(gone)
+    try:
+        time.sleep(3 * EVERY_S)
+        assert not set(gone) & {one.item_id for one in recommender.recommend(user).items}
+        listed = recommender.recommend(user, candidates=[*gone, plain(served.reference.raw_ids[3])])
+        assert not set(gone) & {one.item_id for one in listed.items}
+        assert recommender.why(user, gone[0]).reason == "it was withdrawn"
+    finally:
+        for item in gone:
+            items.put(item)
+    time.sleep(3 * EVERY_S)
+    assert [one.item_id for one in recommender.recommend(user, k=2).items] == gone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("served", ["synthetic"], indirect=True)
+def test_new_items_live_in_two_instances_of_both_layouts(served: Served, tmp_path: Path) -> None:
+    record, serving = served.run.record, replace(served.recipe.serving, added_items=2, instances=2)
+    record = msgspec.structs.replace(record, recipe=replace(record.recipe, serving=serving))
+    made = export_run(TrainedRun(served.run.path, record), tmp_path / "release")
+    release = Release(made.path, made.manifest, Embedded(path=str(tmp_path / "store")))
+    for layout, suffix in (("fused", ""), ("staged", "_staged")):
+        render_repository(
+            release, tmp_path / "repository", layout, suffix=suffix, runner=RUNNERS["synthetic"]
+        )
+    items, user = ItemStore.open(release), served.known_user
+    with start_server(tmp_path / "repository", timeout_s=300) as server:
+        clients = [Recommender(server.grpc_url, model=name, timeout_s=60.0) for name in LAYOUTS.values()]
+        like = clients[0].recommend(user, k=1, allow_seen=True).items[0].item_id
+        row = served.run.items[served.run.items[served.dataset.item_id] == like].iloc[0]
+        columns = release.overlays.columns
+        values = {name: plain(row[name]) for name in columns if name != served.dataset.item_id}
+        items.put(10_000_001, values)
+        items.put(10_000_002, values)
+        items.withdraw([10_000_002, like])
+        time.sleep(3 * EVERY_S)
+        for _ in range(8):  # whichever instance answers
+            answers = [one.recommend(user, candidates=[10_000_001, 10_000_002, like]) for one in clients]
+            assert [[one.item_id for one in answer.items] for answer in answers] == [[10_000_001]] * 2
+            whole = [one.recommend(user, k=20).items for one in clients]
+            assert whole[0] == whole[1]
+            assert not {10_000_002, like} & {one.item_id for one in whole[0]}

@@ -243,6 +243,8 @@ class CachedExport:
         self._models: dict[Any, bytes] = {}
 
     def __call__(self, module: nn.Module, folder: Path, *, build_id: str, **options: Any) -> tuple[str, ...]:
+        if not isinstance(module, nn.Module):  # an ONNX model is only copied
+            return make_onnx(module, folder, build_id=build_id, **options)
         path = folder / Onnx.file
         state = [(name, value.numpy().tobytes()) for name, value in module.state_dict().items()]
         key = (type(module).__name__, tuple(state), repr(sorted(options.items())))

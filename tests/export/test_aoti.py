@@ -18,9 +18,11 @@ from tiercel_client import Recommender
 from tiercel_export.errors import ExportError
 from tiercel_export.models import aoti as maker
 from tiercel_export.models.dense import forward_inputs, frozen, run_module
+from tiercel_export.release import build
 from tiercel_serving.commands.shell import Refused
 from tiercel_serving.engines.aoti import Aoti, AotiCuda, device_name
 from tiercel_serving.engines.bound import Bound
+from tiercel_serving.engines.onnx import OnnxCuda
 from tiercel_serving.errors import (
     ArtefactCorrupt,
     ArtefactMissing,
@@ -125,6 +127,21 @@ def test_no_gpu(tmp_path: Path, package: Path) -> None:
         AotiCuda.open(package, ("out",))
     with pytest.raises(DeviceUnavailable, match="finds no GPU"):
         make(tmp_path, device="cuda")
+
+
+def test_the_target_takes_the_first_engine_that_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(engine: str | None = None) -> str:
+        return build._goal("n", "gpu", engine, "fused", {}).engine
+
+    if not torch.cuda.is_available():
+        with pytest.raises(KindUnavailable, match=r"target 'gpu' .*'aoti-cuda': .*'onnx-cuda': .*-gpu"):
+            chosen()
+    monkeypatch.setattr(OnnxCuda, "unmakeable", classmethod(lambda cls: None))
+    monkeypatch.setattr(AotiCuda, "unmakeable", classmethod(lambda cls: "no GPU"))
+    assert chosen() == "onnx-cuda"
+    monkeypatch.setattr(AotiCuda, "unmakeable", classmethod(lambda cls: None))
+    assert chosen() == "aoti-cuda"
+    assert chosen("onnx-cuda") == "onnx-cuda"
 
 
 # -------------------------------------------------------------------------------------- compiled for real

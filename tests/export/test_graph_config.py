@@ -20,7 +20,7 @@ from tiercel_serving.repository.graph import (
     filter_reasons,
     render_repository,
 )
-from tiercel_serving.repository.targets import find_target, model_groups
+from tiercel_serving.repository.targets import find_runner, find_target, model_groups
 from tiercel_serving.repository.validate import validate_repository
 
 #: The stages of the small release, in order.
@@ -56,8 +56,8 @@ def test_models_of_both_layouts(configs: dict[str, Any]) -> None:
     ensembles = {"recommend", "recommend_explain", "recommend_staged", "recommend_explain_staged"}
     assert set(configs) == {"chain", "describe_items", *GRAPH_STAGES, *ensembles}
     assert {name for name, config in configs.items() if config.platform == "ensemble"} == ensembles
-    assert configs["chain"].parameters["stages"].string_value == ",".join(GRAPH_STAGES)
-    assert configs["ranking"].parameters["stages"].string_value == "ranking"
+    assert json.loads(configs["chain"].parameters["stages"].string_value) == list(GRAPH_STAGES)
+    assert json.loads(configs["ranking"].parameters["stages"].string_value) == ["ranking"]
 
 
 def test_both_layouts_have_the_same_public_face(configs: dict[str, Any]) -> None:
@@ -75,6 +75,29 @@ def test_both_layouts_have_the_same_public_face(configs: dict[str, Any]) -> None
         *(name for name in EXPLAIN_OUTPUTS if name != "reorder_reason"),
         *(f"time_us_{stage}" for stage in GRAPH_STAGES),
     }
+
+
+def test_in_the_servers_process_the_public_models_are_the_chain_itself(
+    release: Release, configs: dict[str, Any], tmp_path: Path
+) -> None:
+    own = Release(release.path, msgspec.structs.replace(release.manifest, runner="tiercel"))
+    render_repository(own, tmp_path, "fused")
+    render_repository(own, tmp_path, "staged", suffix="_staged")
+    validate_repository(tmp_path)
+    direct = read(tmp_path)
+    assert set(direct) == set(configs) - {"chain"}
+    for name in ("recommend", "recommend_explain"):
+        model, ensemble = direct[name], configs[name]
+        assert (model.backend, model.platform) == ("tiercel", "")
+        assert model.max_batch_size == ensemble.max_batch_size
+        assert list(model.output) == list(ensemble.output)
+        assert {one.name: (one.data_type, list(one.dims), one.optional) for one in model.input} == {
+            one.name: (one.data_type, list(one.dims), one.optional) for one in ensemble.input
+        }
+        told = {key: value.string_value for key, value in ensemble.parameters.items()}
+        assert told.items() <= {k: value.string_value for k, value in model.parameters.items()}.items()
+        assert not (tmp_path / name / "1" / "model.py").exists()
+        assert len(direct[f"{name}_staged"].ensemble_scheduling.step) == len(GRAPH_STAGES)
 
 
 def test_public_inputs(configs: dict[str, Any], release: Release) -> None:
@@ -167,5 +190,7 @@ def test_text_and_message_agree(configs: dict[str, Any]) -> None:
 def test_unknown_targets_and_layouts_are_named() -> None:
     with pytest.raises(InvalidSettings, match="no target 'tpu'; use 'cpu'"):
         find_target("tpu")
+    with pytest.raises(InvalidSettings, match="no runner 'rust'; use 'python', 'tiercel'"):
+        find_runner("rust")
     with pytest.raises(InvalidSettings, match="'fused', 'staged'"):
         model_groups("sideways", GRAPH_STAGES)

@@ -27,7 +27,7 @@ from tiercel_serving.engines.bound import Bound
 from tiercel_serving.engines.install import build_engines
 from tiercel_serving.engines.table import ENGINES
 from tiercel_serving.engines.trt.build import build_plan, network_sha256
-from tiercel_serving.engines.trt.flavours import FLAVOURS, NAMES, load
+from tiercel_serving.engines.trt.flavours import FLAVOURS, load
 from tiercel_serving.engines.trt.specification import BuildSpecification
 from tiercel_serving.errors import (
     ArtefactCorrupt,
@@ -109,38 +109,25 @@ def test_a_plan_is_built(made: tuple[nn.Module, Path], precision: str | None, tm
 
 
 @pytest.mark.tensorrt
-def test_every_name_that_we_use_is_there() -> None:
-    trt = load(RTX)
-    assert not missing_names(trt)
+def test_a_plan_that_takes_new_weights_needs_a_gpu(made: tuple[nn.Module, Path]) -> None:
+    """As TensorRT-RTX 1.7 has it: with the flag REFIT it compiles kernels at once."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(EngineBuildFailed, match="takes new weights needs a GPU and its driver"):
+        build_plan(load(RTX), RTX, made[1], BuildSpecification.read(made[1]), refittable=True)
 
 
-def missing_names(trt: Any) -> list[str]:
-    found = []
-    for owner, names in NAMES.items():
-        place = getattr(trt, owner, None) if owner else trt
-        found += [f"{owner}.{name}" for name in names if not hasattr(place, name)]
-    return found
-
-
-#: What 10.x had that 11 removed, by NVIDIA's migration notes: the binding of 11.4 needs the library itself
-#: to be imported.
-REMOVED_IN_11 = {
-    "BuilderFlag": {
-        "FP16",
-        "BF16",
-        "INT8",
-        "FP8",
-        "OBEY_PRECISION_CONSTRAINTS",
-        "PREFER_PRECISION_CONSTRAINTS",
-    },
-    "NetworkDefinitionCreationFlag": {"EXPLICIT_BATCH"},
-    "IBuilderConfig": {"int8_calibrator"},
-}
-
-
-def test_nothing_that_we_use_was_removed_in_11() -> None:
-    for owner, removed in REMOVED_IN_11.items():
-        assert not removed & set(NAMES.get(owner, ()))
+def test_the_structure_is_the_graph_without_its_weights(made: tuple[nn.Module, Path]) -> None:
+    model = onnx.load(str(made[1] / "model.onnx"))
+    same = BuildSpecification.read(made[1]).structure_sha256
+    other = makers.structure_sha256(model)
+    assert same != other, "of the FP16 form"
+    weights = [one for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT]
+    weights[0].raw_data = bytes(len(weights[0].raw_data))
+    model.metadata_props[0].value = "another build"
+    assert makers.structure_sha256(model) == other
+    model.graph.node[0].op_type = "Identity"
+    assert makers.structure_sha256(model) != other
 
 
 @pytest.mark.tensorrt
@@ -257,7 +244,7 @@ def test_fused_runs_plans_in_the_python_process(unbuilt: Release, tmp_path: Path
 def double_of_a_gpu(monkeypatch: pytest.MonkeyPatch, *, wrong: bool = False) -> None:
     """Let plans be the graphs themselves, run by ONNX Runtime: what is tried is the installation."""
 
-    def build(cls: Any, folder: Path, cache: Path | None = None) -> str:
+    def build(cls: Any, folder: Path, cache: Path | None = None, **options: Any) -> str:
         specification = BuildSpecification.read(folder)
         (folder / cls.file).write_bytes((folder / "model.onnx").read_bytes())
         Bound("tensorrt", "10.14", "a double", {}, (), specification.network_sha256).write(folder / cls.file)

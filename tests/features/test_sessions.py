@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nvtabular import ops
+from own_operator_cases import OWN_CASES
 from parity_helpers import compare, rows_of
+from session_parity import Both, fitted
+from test_feature_operators import FIT as OPERATORS_FIT
 
 from tiercel_export.errors import UnsupportedOperator, WorkflowError
-from tiercel_export.workflow.cut import CompiledProgram, compile_workflow, cut_workflow
+from tiercel_export.operators import DatePart, TimeDifference
+from tiercel_export.workflow.cut import compile_workflow, cut_workflow
 from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
 from tiercel_export.workflow.sessions import SessionOracle
-from tiercel_serving.columns import Column
 from tiercel_serving.errors import InvalidRequest
 from tiercel_serving.features.sessions import summed
 
@@ -118,50 +120,9 @@ def without_nulls(folder: Path) -> Any:
 GRAPHS = {g.__name__: g for g in (of_time, backwards, as_they_come, filtered, without_nulls)}
 
 
-class Both:
-    """A compiled graph and NVTabular."""
-
-    def __init__(self, node: Any, fit: pd.DataFrame = FIT) -> None:
-        self.workflow = fitted(node, fit)
-        self.cut = cut_workflow(self.workflow)
-        self.compiled: CompiledProgram = compile_workflow(self.cut, "user")
-        self.oracle = SessionOracle(self.cut, "user")
-
-    def check(self, sessions: pd.DataFrame) -> int:
-        """Compare on whole sessions, one a row; return how many NVTabular answered."""
-        frame = oracle_frame(sessions, self.compiled.inputs)
-        columns = columns_from_frame(frame, self.compiled.inputs)
-        got = self.compiled.program.run(columns, len(frame))
-        answered, expected = self.oracle.answers(frame)
-        kept = np.isin(np.arange(len(frame)), answered)
-        assert set(got) == set(self.oracle.outputs)
-        for name, column in got.items():
-            assert len(column) == len(frame)
-            same(name, expected[name], rows_of(column, kept))
-        return len(answered)
-
-
-def same(name: str, expected: pd.Series, got: Column) -> None:
-    """Compare scalars, or the elements of lists, in which integers beside a null are floats to NVTabular."""
-    if got.is_list:
-        assert np.diff(got.offsets).tolist() == [len(row) for row in expected], name
-        expected = pd.Series([value for row in expected for value in row])
-        got = Column(got.values, got.valid)
-    if len(expected):
-        compare(name, expected, got, np.zeros(len(expected), bool), flexible=True)
-
-
-def fitted(node: Any, fit: pd.DataFrame = FIT) -> Any:
-    workflow = nvt.Workflow(node)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        workflow.fit(nvt.Dataset(fit, cpu=True))
-    return workflow
-
-
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Both]:
-    return {name: Both(graph(tmp_path_factory.mktemp(name))) for name, graph in GRAPHS.items()}
+    return {name: Both(graph(tmp_path_factory.mktemp(name)), FIT) for name, graph in GRAPHS.items()}
 
 
 def drawn_sessions(seed: int, rows: int, longest: int, nulls: float) -> pd.DataFrame:
@@ -250,6 +211,48 @@ def test_ties_stay_in_the_order_of_the_request(graphs: dict[str, Both]) -> None:
     got = both.compiled.program.run(columns_from_frame(frame, both.compiled.inputs), 1)
     assert got["price-list"].values.tolist() == [*range(100, 200), *range(100)]
     both.check(sessions)
+
+
+@pytest.mark.slow
+def test_every_operator_of_ours_before_groupby(tmp_path: Path) -> None:
+    """Each sees all events of all sessions at once, of which there are not as many as rows."""
+    scalars = [name for name in OPERATORS_FIT if not isinstance(OPERATORS_FIT[name][0], (list, np.ndarray))]
+    when = pd.Timestamp("2024-02-28") + pd.to_timedelta(OPERATORS_FIT["age"], "h")
+    since = when - pd.Timedelta("5h")
+    events = OPERATORS_FIT[scalars].assign(**{KEY: np.arange(24) % 5, "when": when, "since": since})
+    made: Any = [KEY] + (["when"] >> DatePart("month", "hour")) + (["when"] >> TimeDifference("since", "h"))
+    for number, maker in enumerate(maker for makers in OWN_CASES.values() for maker in makers):
+        made = made + (maker(str(tmp_path / str(number))) >> ops.Rename(postfix=f"_{number}"))
+    names = nvt.Workflow(made).fit_schema(nvt.Dataset(events, cpu=True).schema).output_schema.column_names
+    aggregations = dict.fromkeys((name for name in names if name != KEY), "list")
+    both = Both(made >> ops.Groupby([KEY], aggs=aggregations, name_sep="-"), events)
+    lists = events.groupby(KEY).agg(list).reset_index()
+    assert both.check(lists) == 5
+    assert both.check(lists.iloc[1:2]) == 1
+
+
+def test_sessions_in_the_order_of_dates(tmp_path: Path) -> None:
+    """Dates sort events, and are the first, the last, the earliest and the latest of a session."""
+    rng = np.random.default_rng(2)
+    moments = pd.Timestamp("2024-02-28") + pd.to_timedelta(rng.integers(0, 10**6, 60), "s")
+    events = pd.DataFrame({KEY: rng.integers(0, 9, 60), "when": moments, "item": rng.integers(0, 9, 60)})
+    events.loc[[3, 40], "when"] = pd.NaT
+    events["seen"] = events["when"] - pd.Timedelta("90m")
+    since = ["when"] >> TimeDifference("seen", "h") >> ops.Rename(name="since")
+    edges = ["first", "last", "min", "max"]
+    raw = [KEY, "when", "item"]
+    sessions = raw + since >> ops.Groupby(
+        [KEY],
+        aggs={"item": ["list", "last"], "since": ["list", "max"], "when": ["count", *edges]},
+        sort_cols=["when"],
+    )
+    parts = sessions[[f"when_{edge}" for edge in edges]] >> DatePart("month", "day", "hour")
+    both = Both(sessions["item_list", "item_last", "since_list", "since_max", "when_count"] + parts, events)
+    lists = events.groupby(KEY).agg(list).reset_index()
+    assert both.check(lists) == len(lists)
+    assert both.check(lists.iloc[4:5]) == 1
+    with pytest.raises(UnsupportedOperator, match=r"a list of datetime64\[ns\].*DatePart"):
+        Both([KEY, "when"] >> ops.Groupby([KEY], aggs={"when": "list"}), events)
 
 
 def test_a_session_without_events(graphs: dict[str, Both]) -> None:
@@ -416,7 +419,7 @@ def test_rows_kept_after_groupby(tmp_path: Path) -> None:
     """``count >= 2`` at the end, as public examples have it: a served session of one event has a row."""
     sessions = (items(tmp_path) + KEY) >> ops.Groupby([KEY], aggs={"item": ["list", "count"]}, name_sep="-")
     node = sessions >> ops.Filter(lambda df: df["item-count"] >= 2)
-    workflow = fitted(node)
+    workflow = fitted(node, FIT)
     with pytest.raises(UnsupportedOperator, match="drops rows"):
         compile_workflow(workflow, "user")
     compiled = compile_workflow(workflow, "user", rows="keep")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,15 +16,30 @@ from hypothesis import strategies as st
 from merlin.schema import Tags
 from nvtabular import ops
 
+from tiercel_export.errors import UnsupportedOperator
 from tiercel_export.workflow.cut import cut_workflow
+from tiercel_export.workflow.frames import columns_from_frame
 from tiercel_pipelines.arrays.packing import pack_dataset
 from tiercel_pipelines.data import Dataset, Synthetic, load_dataset
 from tiercel_pipelines.errors import RecipeError
-from tiercel_pipelines.recipe import Compare, Index, Popular, Recipe, TwoTower, load_recipe, replace
+from tiercel_pipelines.export.run_export import export_run
+from tiercel_pipelines.features.origin import FeatureOrigin
+from tiercel_pipelines.recipe import (
+    BoostItems,
+    Compare,
+    Expression,
+    Index,
+    PerRequest,
+    Popular,
+    Recipe,
+    TwoTower,
+    load_recipe,
+    replace,
+)
 from tiercel_pipelines.recipe.check import check_recipe
 from tiercel_pipelines.recipe.check_fit import fit_checked
 from tiercel_pipelines.training import train_recipe
-from tiercel_pipelines.training.record import kept_problems
+from tiercel_pipelines.training.record import RUN_NAME, kept_problems, read_record
 from tiercel_pipelines.training.trainer import Trainer
 
 RECIPE = load_recipe("synthetic")
@@ -145,6 +161,22 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"rules": (Compare("r", "price", "in", (float("nan"), 1.0)),)},
         r"serving\.rules\[0\].*'r'",
     ),
+    "a rule that reads a user's column from the request": (
+        {"rules": (Expression("r", "item.price > request.age"),), "reorder": ()},
+        r"serving\.rules\[0\]\.expression: request\.age: 'age' is a column of the users; write user\.age",
+    ),
+    "a step's number that is called as what every request has": (
+        {"reorder": (BoostItems(column="maker", values=("Iris",), by=PerRequest("k", 1.0, 0.0, 2.0)),)},
+        r"serving\.reorder\[0\]\.by\.name: 'k' is the name of a tensor of every request.*another",
+    ),
+    "a step's number that is called as a feature's column": (
+        {"reorder": (BoostItems(column="maker", values=("Iris",), by=PerRequest("age", 1.0, 0.0, 2.0)),)},
+        r"serving\.reorder\[0\]\.by\.name: 'age' is the name of a request column already; give it another",
+    ),
+    "a batch that no memory holds": (
+        {"max_batch_size": 2**40},
+        r"serving\.max_batch_size: expected a whole number of at least 1 and at most 65536",
+    ),
     "a rule whose text is none": (
         {"rules": (Compare("r", "maker", "==", "\ud800"),)},
         r"serving\.rules\[0\]\.value: .*give a number or text",
@@ -158,7 +190,7 @@ def test_settings_that_an_export_would_refuse(
 ) -> None:
     changes, words = SETTINGS[case]
     monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("a model was trained"))
-    plain = bare()
+    plain = bare(lambda: user(["age"] >> ops.Normalize()), ranking=RECIPE.ranking)
     recipe = replace(plain, serving=replace(plain.serving, **changes))
     with pytest.raises(RecipeError) as caught:
         train_recipe(recipe, dataset, tmp_path / "run")
@@ -226,6 +258,33 @@ def test_any_chain_is_a_mistake_or_compiles(
         packed = pack_dataset(cut_workflow(workflow), dataset, dataset.interactions, recipe.served)
         assert packed.user
     assert all(mistakes)
+
+
+def test_rows_are_kept_where_the_recipe_says_so(dataset: Dataset, tmp_path: Path) -> None:
+    """A graph that drops rows is a mistake, or drops none: in training, at export and in files."""
+
+    def some() -> Any:
+        rows = ["age", "income"] >> ops.Filter(lambda df: df["age"] > 30) >> ops.Dropna()
+        return user(rows >> ops.FillMissing(0) >> ops.Normalize())
+
+    def mistakes(recipe: Recipe) -> str:
+        with pytest.raises(RecipeError) as caught:
+            train_recipe(recipe, dataset, tmp_path / "refused")
+        return str(caught.value)
+
+    assert "choose rows='keep'" in mistakes(bare(some))
+    assert "rows: expected 'keep' or None, got 'all'" in mistakes(bare(some, rows="all"))
+    run = train_recipe(bare(some, rows="keep"), dataset, tmp_path / "run")
+    assert read_record(tmp_path / "run" / RUN_NAME).recipe.rows == "keep"
+    export_run(run, tmp_path / "release", verify=False)
+    trained, served = (FeatureOrigin(of, tmp_path / of).program("user") for of in ("run", "release"))
+    columns = columns_from_frame(dataset.users, served.inputs)
+    for name, values in trained.run(columns, len(dataset.users)).items():
+        same = served.run(columns, len(dataset.users))[name].values
+        assert np.array_equal(values.values, same, equal_nan=True)
+    with pytest.raises(UnsupportedOperator, match="rows='keep'"):
+        FeatureOrigin("workflow", tmp_path / "run" / "workflow").program("user")
+    FeatureOrigin("workflow", tmp_path / "run" / "workflow", rows="keep").program("user")
 
 
 def test_untagged_features_are_tagged_in_the_saved_workflow(dataset: Dataset, tmp_path: Path) -> None:

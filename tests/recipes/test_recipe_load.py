@@ -61,7 +61,7 @@ def test_a_file_may_hold_its_own_dataclasses_and_functions(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["movielen", "no.such.module", "tiercel_pipelines.recipes.nope"])
 def test_an_unknown_name(name: str) -> None:
     message = refusal(name)
-    assert "there is no such recipe; use one of movielens, sequences, synthetic" in message
+    assert "there is no such recipe; use one of movielens, movielens_blend, sequences, synthetic" in message
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

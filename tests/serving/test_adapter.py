@@ -107,7 +107,9 @@ def open_model(fake_triton: dict[tuple[str, str], float], plain: Tiny) -> Iterat
         from tiercel_serving.runtime.triton import TritonPythonModel
 
         parameters = {
-            "stages": stages or ",".join(name for name in plain.release.stages if name != "describe_items"),
+            "stages": json.dumps(
+                stages.split() or [name for name in plain.release.stages if name != "describe_items"]
+            ),
             "build_id": build_id,
             "release": release or str(plain.release.path),
         }
@@ -209,6 +211,17 @@ def test_counts(open_model: Open, plain: Tiny, fake_triton: dict[tuple[str, str]
         ("tiercel_refused_requests_total", ""): 1,
     }
     assert ("tiercel_stage_errors_total", "retrieval") in fake_triton
+
+
+def test_counts_are_of_the_answers_and_not_of_memory_that_is_tritons_again(
+    open_model: Open, plain: Tiny, fake_triton: dict[tuple[str, str], float]
+) -> None:
+    model = open_model()
+    arrays = tensors([Ask(plain.user_ids[2], k=2)])
+    assert model.execute([Request(arrays)])[0].arrays["count"].tolist() == [[2]]
+    arrays["k"][...] = 0
+    model.finalize()
+    assert fake_triton["tiercel_short_lists_total", ""] == 0
 
 
 def test_models_of_one_stage_make_the_same_answer(open_model: Open, plain: Tiny) -> None:

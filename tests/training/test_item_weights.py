@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from tiercel_pipelines.arrays.inputs import CategoryColumn, ModelInputs, Side
 from tiercel_pipelines.arrays.packed import Packed
@@ -147,6 +149,24 @@ def test_ease_is_its_formula(world: Any) -> None:
         kept = np.argsort(-abs(expected[row]))[:4]
         np.testing.assert_allclose(few[row, kept], expected[row, kept], rtol=1e-5)
         assert np.count_nonzero(few[row]) == 4
+
+
+def test_ease_with_dropout_is_the_mean_over_all_ways_to_drop(world: Any) -> None:
+    """Least squares over every way to drop the items of few users, weighed by its chance."""
+    had, share, l2 = np.array([[1.0, 1, 0], [1, 1, 1], [0, 1, 1]]), 0.25, 2.0
+    gram, target = np.zeros((3, 3)), np.zeros((3, 3))
+    for kept in product((0, 1), repeat=3):
+        chance = np.prod(np.where(kept, 1 - share, share))
+        seen = had * kept / (1 - share)
+        gram, target = gram + chance * seen.T @ seen, target + chance * seen.T @ had
+    expected = np.zeros((3, 3))
+    for item in range(3):  # each column apart, its own item left out
+        rest = [other for other in range(3) if other != item]
+        expected[rest, item] = np.linalg.solve(
+            (gram + l2 * np.eye(3))[np.ix_(rest, rest)], target[rest, item]
+        )
+    found = EASE(l2=l2, dropout=share, weights=None).solve(sp.csr_matrix(had), Plan(0, "ease"))
+    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-9)
 
 
 def test_slim_is_at_its_minimum(world: Any) -> None:

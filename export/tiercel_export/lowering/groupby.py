@@ -71,6 +71,12 @@ def _key(op: Any, name: str, key: Expression, where: Where) -> Expression:
             "already",
             "Group once, by a raw column that no other step of the events reads",
         )
+    if key.time_unit is not None:
+        raise where.refuse(
+            name,
+            f"the key of sessions holds {key.dtype}",
+            "Group by a number or text that names the session",
+        )
     _check_cast(op, name, "", name, where)
     raw = key
     while raw.sources:
@@ -136,11 +142,19 @@ def _aggregated(
 ) -> Expression:
     if aggregation == "count":
         return _row(apply("count_events", source, physical="int64", dtype="int32"))
+    if source.time_unit is not None and aggregation in ("list", "sum", "mean"):
+        raise where.refuse(
+            name,
+            f"it makes a {aggregation} of {source.dtype}",
+            "Take parts of the dates first, by DatePart of tiercel_export.operators, or make them numbers "
+            "by Cast('int64'); count, first, last, min and max of dates are compiled",
+        )
     source = _ordered(op, source, name, columns, where)
     if aggregation in ("list", "first", "last"):
         # Python's own numbers: pandas has no other lists.
         plain = cast(source, "float64") if source.physical == "float32" else source
-        dtype = "int64" if plain.physical == "int64" and plain.dtype != "bool" else plain.dtype
+        wide = plain.physical == "int64" and plain.dtype != "bool" and plain.time_unit is None
+        dtype = "int64" if wide else plain.dtype
         if aggregation == "list":
             return _row(apply("collect_events", plain, dtype=dtype, is_list=True))
         # Of descending events NVTabular takes the last for the first.

@@ -103,6 +103,6 @@ def units_read(outputs: Iterable[Expression]) -> dict[str, str]:
         shared = dict(expression.shared)
         given = {"date_part": [shared.get("unit")], "time_difference": shared.get("units")}
         for source, unit in zip(expression.sources, given.get(expression.op) or (), strict=False):
-            if source.op == "load":
+            if source.op in ("load", "load_events"):
                 units[dict(source.own)["name"]] = str(unit)
     return units

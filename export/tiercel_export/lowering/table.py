@@ -265,10 +265,12 @@ TABLE: Mapping[str, Entry] = {
         "session, whose events come as lists (see Sessions). A session without events, which "
         "NVTabular leaves out, has an empty list, count and sum 0, and else null. Ties of one sort "
         "column, which pandas leaves in any order, stay in the order in which they came. Refused by "
-        "several keys, of sessions, by other aggregations, and for names that NVTabular casts by",
+        "several keys or dates as keys, of sessions, by other aggregations, for lists, sums and means of "
+        "dates, and for names that NVTabular casts by",
         reads=columns_of_groupby,
         asks=keys_of_groupby,
         keys=keys_of_groupby,
+        times=True,
     ),
     "nvtabular.DifferenceLag": Entry(
         REFUSED,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,8 +19,13 @@ from tiercel_serving.spec import Array, TensorSpec
 
 from ..errors import ExportInputError
 
-#: Rows that go through a module at once where there are many.
-_BLOCK = 4096
+
+class Runs(Protocol):
+    """A model that is no torch module: an ONNX graph."""
+
+    def run(self, arrays: Mapping[str, Array]) -> Array:
+        """Return its one output for its inputs ``[B, …]``."""
+        ...
 
 
 def forward_inputs(
@@ -92,8 +98,10 @@ def check_weights(module: torch.nn.Module, what: str) -> None:
             )
 
 
-def run_module(module: torch.nn.Module, arrays: Mapping[str, Array]) -> Array:
+def run_module(module: torch.nn.Module | Runs, arrays: Mapping[str, Array]) -> Array:
     """Run a module on named arrays without gradients and return its one output."""
+    if not isinstance(module, torch.nn.Module):
+        return module.run(arrays)
     with torch.inference_mode():
         result = module(**{name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
     if not isinstance(result, torch.Tensor):
@@ -104,14 +112,14 @@ def run_module(module: torch.nn.Module, arrays: Mapping[str, Array]) -> Array:
 
 
 def check_output(
-    module: torch.nn.Module, inputs: Sequence[TensorSpec], dims: Sequence[int | None], what: str
+    module: torch.nn.Module | Runs, inputs: Sequence[TensorSpec], dims: Sequence[int | None], what: str
 ) -> tuple[int, ...]:
     """Run the module on three rows of padding and check its output.
 
     Parameters
     ----------
     module
-        A module as :func:`frozen` gives it.
+        A module as :func:`frozen` gives it, or an ONNX model.
     inputs
         Its inputs, as :func:`forward_inputs` gives them.
     dims
@@ -137,7 +145,7 @@ def check_output(
         raise
     except Exception as error:
         shapes = ", ".join(f"{spec.name} {spec.dtype} {[batch, *spec.dims]}" for spec in inputs)
-        raise ExportInputError(f"{what}: forward failed on ({shapes}): {error}") from error
+        raise ExportInputError(f"{what}: it failed on ({shapes}): {error}") from error
     wanted = "[" + ", ".join(["B", *("any" if dim is None else str(dim) for dim in dims)]) + "]"
     fits = len(output.shape) == len(dims) + 1 and output.shape[0] == batch
     fits = fits and all(dim is None or dim == size for dim, size in zip(dims, output.shape[1:], strict=True))
@@ -152,39 +160,3 @@ def check_output(
             "by the history's length, for example with clamp(min=1)"
         )
     return tuple(int(size) for size in output.shape[1:])
-
-
-def run_over_rows(
-    module: torch.nn.Module,
-    available: Mapping[str, TensorSpec],
-    arrays: Mapping[str, Array],
-    rows: int,
-    what: str,
-) -> Array:
-    """Run a module that gives one vector a row over whole tables, block by block.
-
-    Parameters
-    ----------
-    module
-        The torch module.
-    available
-        Name → spec of every tensor that it may name.
-    arrays
-        Those tensors, ``[rows, …]``.
-    rows
-        How many.
-    what
-        What the caller calls the module, for messages.
-
-    Returns
-    -------
-    ``[rows, D]``.
-    """
-    still = frozen(module)
-    inputs = forward_inputs(still, available, what)
-    check_output(still, inputs, [None], what)
-    blocks = [
-        run_module(still, {spec.name: arrays[spec.name][start : start + _BLOCK] for spec in inputs})
-        for start in range(0, rows, _BLOCK)
-    ]
-    return np.concatenate(blocks)

@@ -1,4 +1,7 @@
-"""The engine ``onnx``: torch module → ``torch.export`` → ONNX, with a dynamic batch and the rest fixed."""
+"""The engine ``onnx``: torch module → ``torch.export`` → ONNX, with a dynamic batch and the rest fixed.
+
+A model that comes as ONNX is written with the stage's names and shapes.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from tiercel_serving.engines.onnx import Onnx
 from tiercel_serving.spec import TensorSpec
 
 from ..errors import ExportError
+from .onnx_model import DOMAINS, OnnxModel
 from .program import batch_program, first_lines
 from .readiness import graph_problems
 
@@ -31,12 +35,9 @@ EXTERNAL_DATA_BYTES = 1 << 20
 #: What that file is called: the model's name and this.
 EXTERNAL_DATA_SUFFIX = ".data"
 
-#: Operator domains that ONNX Runtime carries by itself.
-_PLAIN_DOMAINS = {"", "ai.onnx"}
-
 
 def make_onnx(
-    module: torch.nn.Module,
+    module: torch.nn.Module | OnnxModel,
     folder: Path,
     *,
     inputs: Sequence[TensorSpec],
@@ -44,7 +45,7 @@ def make_onnx(
     max_batch: int,
     build_id: str,
 ) -> tuple[str, ...]:
-    """Write the module as an ONNX file with a dynamic batch of 1 to ``max_batch``.
+    """Write the module as an ONNX file with a dynamic batch of 1 to ``max_batch``; an ONNX model as it is.
 
     Returns
     -------
@@ -57,7 +58,20 @@ def make_onnx(
         Runtime does not have.
     """
     path = folder / Onnx.file
-    program, example = batch_program(module, inputs, max_batch, folder.name)
+    if isinstance(module, OnnxModel):
+        graph = onnx.ModelProto()
+        graph.CopyFrom(module.graph)
+    else:
+        graph = _exported(module, folder.name, inputs, output, max_batch)
+    model = _finish(graph, path, build_id)
+    save_onnx(model, path)
+    return tuple(f"{folder.name}: not ready for TensorRT: {problem}" for problem in graph_problems(model))
+
+
+def _exported(
+    module: torch.nn.Module, what: str, inputs: Sequence[TensorSpec], output: str, max_batch: int
+) -> onnx.ModelProto:
+    program, example = batch_program(module, inputs, max_batch, what)
     try:
         with _quiet():
             exported = torch.onnx.export(
@@ -73,17 +87,15 @@ def make_onnx(
             )
     except Exception as error:
         raise ExportError(
-            f"{folder.name}: torch could not write {type(module).__name__} as ONNX: {first_lines(error)}; "
+            f"{what}: torch could not write {type(module).__name__} as ONNX: {first_lines(error)}; "
             "write that layer with plain torch operations"
         ) from error
     assert exported is not None
-    model = _finish(exported.model_proto, path, build_id)
-    save_onnx(model, path)
-    return tuple(f"{folder.name}: not ready for TensorRT: {problem}" for problem in graph_problems(model))
+    return exported.model_proto
 
 
 def _finish(model: onnx.ModelProto, path: Path, build_id: str) -> onnx.ModelProto:
-    foreign = {node.domain for node in model.graph.node} - _PLAIN_DOMAINS
+    foreign = {node.domain for node in model.graph.node} - set(DOMAINS)
     local = {function.domain for function in model.functions}
     if foreign - local:
         raise ExportError(

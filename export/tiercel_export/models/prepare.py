@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
+import numpy as np
 import torch
 
-from tiercel_serving.engines.table import ENGINES, Reduced
+from tiercel_serving.engines.table import ENGINES, query_engine
+from tiercel_serving.live_items.watch import TOWER_ENGINE, item_tower
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import QueryModel, RankingModel
 from tiercel_serving.spec import Array, Arrays, TensorSpec
-from tiercel_serving.stages.specs import RANKING, Tensors, query_stage
+from tiercel_serving.stages.specs import RANKING, Tensors, bucket_name, is_ranker, query_stage
+from tiercel_serving.verify.compare import ENGINE, compare
 
-from ..forms import FormArrays, ItemTensors, ServedForm
-from .dense import check_output, check_weights, forward_inputs, frozen, run_module
+from ..errors import ExportInputError
+from ..forms import FormArrays, HasItems, ItemTensors, ServedForm
+from .dense import check_output, run_module
+from .onnx_model import OnnxModel
+from .opened import open_model
+
+if TYPE_CHECKING:
+    from ..forms import DenseGiven
 
 
 class Maker(Protocol):
@@ -25,7 +34,7 @@ class Maker(Protocol):
 
     def __call__(
         self,
-        module: torch.nn.Module,
+        module: torch.nn.Module | OnnxModel,
         folder: Path,
         *,
         inputs: Sequence[TensorSpec],
@@ -38,7 +47,8 @@ class Maker(Protocol):
         Parameters
         ----------
         module
-            A module as :func:`~.dense.frozen` gives it.
+            A module as :func:`~.dense.frozen` gives it; an ONNX model only where the engine's row
+            says that it takes them (:class:`~tiercel_serving.engines.table.FromOnnx`).
         folder
             The artefact's directory; it exists.
         inputs
@@ -60,14 +70,14 @@ class Maker(Protocol):
 
 @dataclass(frozen=True)
 class DenseModel:
-    """A module that becomes the engine of a stage.
+    """A module or ONNX model that becomes the engine of a stage.
 
     Parameters
     ----------
     stage
         The stage, and its artefact.
     module
-        A copy of the module on the CPU, in evaluation mode.
+        A copy of the module on the CPU, in evaluation mode; or an ONNX model.
     inputs
         What it takes.
     output
@@ -75,7 +85,7 @@ class DenseModel:
     """
 
     stage: str
-    module: torch.nn.Module
+    module: torch.nn.Module | OnnxModel
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
 
@@ -87,6 +97,8 @@ class DenseModel:
     @property
     def parameters(self) -> int:
         """How many weights it has."""
+        if isinstance(self.module, OnnxModel):
+            return self.module.weight_count
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
@@ -106,16 +118,22 @@ class Models:
         Source → its query model, where the form has one.
     ranker
         The ranker; None where retrieval's order is the order.
+    buckets
+        The ranker for fewer candidates, in the order of the settings.
+    towers
+        Source → what makes its item vectors, where items may be put between releases.
     """
 
     forms: Mapping[str, FormArrays]
     queries: Mapping[str, DenseModel]
     ranker: DenseModel | None
+    buckets: tuple[DenseModel, ...] = ()
+    towers: Mapping[str, DenseModel] = field(default_factory=dict)
 
     @property
     def dense(self) -> tuple[DenseModel, ...]:
-        """Every model that becomes an engine."""
-        return (*self.queries.values(), *(() if self.ranker is None else (self.ranker,)))
+        """Every model of the served graph that becomes an engine."""
+        return (*self.queries.values(), *(() if self.ranker is None else (self.ranker,)), *self.buckets)
 
     def query_models(self, engine: str) -> dict[str, QueryModel]:
         """Return what the manifest says of the query models."""
@@ -126,16 +144,21 @@ class Models:
             for source, model in self.queries.items()
         }
 
-    def ranking_model(self, engine: str) -> RankingModel | None:
+    @property
+    def tasks(self) -> int:
+        """How many scores the ranker gives an item; 0 without one."""
+        return 0 if self.ranker is None else self.ranker.output.dims[1]
+
+    def ranking_model(self, engine: str, names: tuple[str, ...]) -> RankingModel | None:
         """Return what the manifest says of the ranker."""
         if self.ranker is None:
             return None
-        return RankingModel(engine, self.ranker.names, self.ranker.output.dims[1], self.ranker.parameters)
+        return RankingModel(engine, self.ranker.names, self.tasks, self.ranker.parameters, names)
 
 
 def prepare_models(
     retrieval: Mapping[str, ServedForm],
-    ranker: torch.nn.Module | None,
+    ranker: DenseGiven | None,
     tensors: Tensors,
     packed: Mapping[str, Array],
 ) -> Models:
@@ -166,25 +189,86 @@ def prepare_models(
                 (forms[source].dimension,),
                 f"{what}.query",
             )
-    ranking = None
-    if ranker is not None:
-        known = {tensor.name: tensor for tensor in tensors.ranker}
-        ranking = _dense(ranker, known, RANKING, (tensors.settings.kept, None), "ranker")
-    return Models(forms, queries, ranking)
+    towers = _towers(retrieval, forms, tensors, rows) if tensors.settings.added_items else {}
+    if ranker is None:
+        return Models(forms, queries, None, towers=towers)
+    known = {tensor.name: tensor for tensor in tensors.ranker}
+    ranking = _dense(ranker, known, RANKING, (tensors.settings.kept, None), "ranker")
+    return Models(forms, queries, ranking, tuple(_buckets(ranking, tensors)), towers)
+
+
+def _towers(
+    retrieval: Mapping[str, ServedForm],
+    forms: Mapping[str, FormArrays],
+    tensors: Tensors,
+    rows: Mapping[str, TensorSpec],
+) -> dict[str, DenseModel]:
+    """Return what makes the item vectors of each source whose form has a module for that."""
+    modules = {source: form.items for source, form in retrieval.items() if isinstance(form, HasItems)}
+    return {
+        source: _dense(
+            module, rows, item_tower(source), (forms[source].dimension,), f"retrieval[{source!r}].items"
+        )
+        for source, module in modules.items()
+        if isinstance(module, torch.nn.Module)
+    }
+
+
+def _buckets(ranker: DenseModel, tensors: Tensors) -> Iterator[DenseModel]:
+    """Yield the ranker for fewer candidates.
+
+    Raises
+    ------
+    ExportInputError
+        It does not run on fewer, or a candidate's score depends on the empty slots behind it.
+    """
+    for k in tensors.settings.kept_buckets:
+        inputs = tuple(
+            replace(spec, dims=(k, *spec.dims[1:])) if spec.name in tensors.by_candidate else spec
+            for spec in ranker.inputs
+        )
+        what = f"kept_buckets: the ranker for {k} candidates"
+        shape = check_output(ranker.module, inputs, (k, ranker.output.dims[1]), what)
+        smaller = DenseModel(bucket_name(k), ranker.module, inputs, replace(ranker.output, dims=shape))
+        _refuse_other_scores(ranker, smaller, k, tensors, what)
+        yield smaller
+
+
+def _refuse_other_scores(
+    ranker: DenseModel, smaller: DenseModel, k: int, tensors: Tensors, what: str
+) -> None:
+    """Compare both sizes where all but k slots are empty."""
+    random = np.random.default_rng(0)
+    arrays = {}
+    for spec in ranker.inputs:
+        array = random.integers(0, 2, (4, *spec.dims)).astype(spec.numpy_dtype)
+        if spec.name in tensors.by_candidate:
+            array[:, k:] = 0
+        arrays[spec.name] = array
+    first = {n: array[:, :k] if n in tensors.by_candidate else array for n, array in arrays.items()}
+    name = ranker.output.name
+    wanted = {name: ranker.run(arrays)[name][:, :k]}
+    difference = compare(smaller.run(first), wanted, ENGINE)
+    if not difference.ok:
+        raise ExportInputError(
+            f"{what}: the scores of the first {k} candidates change with the empty slots behind them "
+            f"({difference.where}); mask empty slots (kept_source is 0 there), or leave kept_buckets out"
+        )
 
 
 def _dense(
-    module: torch.nn.Module,
+    given: object,
     available: Mapping[str, TensorSpec],
     stage: str,
     dims: Sequence[int | None],
     what: str,
 ) -> DenseModel:
-    still = frozen(module)
-    check_weights(still, what)
-    inputs = forward_inputs(still, available, what)
-    shape = check_output(still, inputs, dims, what)
-    return DenseModel(stage, still, inputs, TensorSpec(_OUTPUTS.get(stage, stage), "float32", shape))
+    output = _OUTPUTS.get(stage, stage)
+    model, inputs = open_model(given, available, output, what)
+    shape = check_output(model, inputs, dims, what)
+    if isinstance(model, OnnxModel):
+        model.fix_output(shape)
+    return DenseModel(stage, model, inputs, TensorSpec(output, "float32", shape))
 
 
 #: The output of a stage whose tensor is not called as the stage.
@@ -192,9 +276,8 @@ _OUTPUTS = {RANKING: "rank_score"}
 
 
 def engine_for(engine: str, stage: str) -> str:
-    """Return the row that takes a stage's model: what finds candidates is computed in full precision."""
-    kind: Any = ENGINES.find(engine)
-    return str(kind.full) if isinstance(kind, Reduced) and stage != RANKING else engine
+    """Return the row that takes a stage's model."""
+    return engine if is_ranker(stage) else query_engine(engine)
 
 
 def write_engines(
@@ -202,8 +285,10 @@ def write_engines(
 ) -> list[str]:
     """Write the artefact of every model, by the maker that its engine's row names; return notes."""
     notes: list[str] = []
-    for model in models.dense:
-        module, _, name = ENGINES.find(engine_for(engine, model.stage)).maker.partition(":")
+    rows = [(model, engine_for(engine, model.stage)) for model in models.dense]
+    rows += [(model, TOWER_ENGINE) for model in models.towers.values()]
+    for model, row in rows:
+        module, _, name = ENGINES.find(row).maker.partition(":")
         make = cast("Maker", getattr(import_module(module), name))
         folder = artefacts / model.stage
         folder.mkdir(parents=True)

@@ -5,6 +5,7 @@ What needs the GPU is left to ``tiercel build-engines``. A portable plan (Tensor
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,14 +26,18 @@ from tiercel_serving.spec import Array, Arrays, TensorSpec
 from ..errors import ExportError
 from .casts import cast_graph
 from .onnx import make_onnx, save_onnx
+from .onnx_model import OnnxModel
 from .readiness import graph_problems
+
+#: Types of weights.
+_WEIGHTS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 #: Scratch memory that a kernel may ask for.
 WORKSPACE_MB = 1024
 
 
 def _make(
-    module: torch.nn.Module,
+    module: torch.nn.Module | OnnxModel,
     folder: Path,
     *,
     inputs: Sequence[TensorSpec],
@@ -69,13 +74,32 @@ def _make(
     check_ready(network, flavour)
     largest = max(max_batch, 1)
     specification = BuildSpecification(
-        network.name, network_sha256(network), (1, max(1, largest // 8), largest), WORKSPACE_MB
+        network.name,
+        network_sha256(network),
+        (1, max(1, largest // 8), largest),
+        WORKSPACE_MB,
+        structure_sha256(onnx.load(str(network), load_external_data=False)),
     )
     specification.write(folder)
     built: Any = ENGINES.find(kind)
     if FLAVOURS[flavour].portable and isinstance(built, BuiltKind):
         built.build(folder)
     return ()
+
+
+def structure_sha256(model: onnx.ModelProto) -> str:
+    """Return the checksum of a graph without the weights that a plan can be given anew: its floats.
+
+    Integers stay in it: shapes, axes and the like decide what is built.
+    """
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.metadata_props[:]
+    for tensor in bare.graph.initializer:
+        if tensor.data_type in _WEIGHTS:
+            named = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            tensor.CopyFrom(named)
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 
 def write_cast(file: Path, precision: str) -> Path:

@@ -121,7 +121,7 @@ class Function(OwnOperator):
     function
         ``abs``, ``negative``, ``sign``, ``square``, which leave integers int64; ``sqrt``, ``exp``, ``expm1``,
         ``log``, ``log1p``, ``log2``, ``log10``, ``floor``, ``ceil``, ``round`` (half to even),
-        ``reciprocal``, in float64.
+        ``reciprocal``, ``sin``, ``cos`` (of radians), in float64.
 
     Notes
     -----

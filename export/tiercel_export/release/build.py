@@ -8,43 +8,49 @@ when the release has been verified, or not at all.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import pandas as pd
 import torch
 
-from tiercel_serving.engines.table import ENGINES, NeedsTools
-from tiercel_serving.errors import KindUnavailable
+from tiercel_serving.engines.table import ENGINES, FromOnnx, NeedsTools
+from tiercel_serving.errors import InvalidSettings, KindUnavailable
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import MANIFEST_FORMAT, Manifest
 from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.release.writing import made_now, new_build_id, staging_directory, write_manifest
 from tiercel_serving.reorder.per_request import name_problems
 from tiercel_serving.repository.graph import render_repository
-from tiercel_serving.repository.targets import find_target, model_groups
+from tiercel_serving.repository.targets import find_runner, find_target, model_groups
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.table import Made
 from tiercel_serving.stages.specs import Tensors
 from tiercel_serving.verify.checks import verify_release
 
+from ..errors import ExportInputError
 from ..forms import ServedForm
 from ..models.prepare import Models, prepare_models, write_engines
-from .fit import check_reorder, refuse
+from .fit import check_reorder, named_tasks, refuse
 from .given import check_inputs
 from .golden import ask_oracles
 from .golden_answers import stranger
 from .parts import FeatureOptions, Goal, Inputs, Programs, TableColumns, Tables
 from .programs import compile_programs
 from .request_columns import graph_names, request_columns
+from .solve import solve_weights
 from .sources import make_sources, write_source
 from .tables import make_tables
 from .uncompiled import Uncompiled
 
-__all__ = ["STEPS", "FeatureOptions", "Progress", "TableColumns", "build_release"]
+if TYPE_CHECKING:
+    from ..forms import DenseGiven
+
+__all__ = ["STEPS", "FeatureOptions", "Progress", "TableColumns", "build_release", "plan_release"]
 
 logger = logging.getLogger("tiercel_export")
 
@@ -67,6 +73,15 @@ STEPS = (
 )
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What an export knows of a recommender before it makes engines and sources."""
+
+    programs: Programs
+    tables: Tables
+    models: Models
+
+
 def build_release(
     destination: str | Path,
     *,
@@ -74,7 +89,8 @@ def build_release(
     workflow: Any,
     items: pd.DataFrame,
     retrieval: Mapping[str, ServedForm],
-    ranker: torch.nn.Module | None = None,
+    ranker: DenseGiven | None = None,
+    tasks: Sequence[str] = (),
     users: pd.DataFrame | None = None,
     interactions: pd.DataFrame | None = None,
     settings: ServingSettings | None = None,
@@ -83,6 +99,7 @@ def build_release(
     target: str = "cpu",
     engine: str | None = None,
     layout: str = "fused",
+    runner: str = "python",
     origin: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     replace: bool = False,
@@ -109,8 +126,11 @@ def build_release(
         Torch module whose ``forward`` names the tensors that it takes, as that of
         :class:`~tiercel_export.forms.Vectors` does; besides those ``item_cat [B, K, C]``,
         ``item_num [B, K, F]``, ``item_list_<column> [B, K, L]``, ``kept_score [B, K]`` float32 and
-        ``kept_source [B, K]`` int32. Gives ``[B, K, T]`` float32, one column a task. None serves
-        retrieval's own order.
+        ``kept_source [B, K]`` int32. Gives ``[B, K, T]`` float32, one column a task. Or the path of an
+        ONNX file (or an ``onnx.ModelProto``) whose inputs have those names. None serves retrieval's own
+        order.
+    tasks
+        What the ranker's scores are called, in their order: steps may name them, and clients are told.
     users
         One row a user: the id and the workflow's raw user columns. None serves without a store.
     interactions
@@ -125,6 +145,8 @@ def build_release(
         How the workflow is read.
     target, layout
         Rows of :data:`tiercel_serving.repository.targets.TARGETS`, and ``fused`` or ``staged``.
+    runner
+        What runs the stages inside Triton: a row of :data:`tiercel_serving.repository.targets.RUNNERS`.
     engine
         A row of :data:`tiercel_serving.engines.table.ENGINES` for the dense models; None takes the target's.
     origin
@@ -150,39 +172,41 @@ def build_release(
     WorkflowError
         If the workflow cannot be compiled exactly.
     InvalidSettings, KindUnavailable
-        If there is no such target or layout, a source can't be made as it shall, or what a kind needs is
-        not installed.
+        If there is no such target, layout or runner, a source can't be made as it shall, or what a kind
+        needs is not installed.
     VerificationFailed
         If what was compiled differs from its original. Nothing is left at the destination.
     """
     step = _reporter(progress)
     step(0)
-    goal = _goal(name, target, engine, layout, origin or {})
+    goal = _goal(name, target, engine, layout, runner, origin or {}, tasks)
+    _refuse_unmakeable(target, engine)
+    _check_onnx(goal.engine, retrieval, ranker)
+    if settings is not None and settings.added_items and find_target(target).device is not None:
+        raise InvalidSettings(
+            f"settings.added_items: {settings.added_items}, but stages on a device (target {target!r}) take "
+            "no new items; leave it 0, or take the target cpu"
+        )
     inputs = check_inputs(
         items=items,
         users=users,
         interactions=interactions,
         columns=columns,
-        settings=ServingSettings() if settings is None else settings,
+        settings=named_tasks(settings or ServingSettings(), goal.tasks),
         retrieval=retrieval,
         seed=seed,
     )
     with staging_directory(Path(destination), replace=replace) as staging:
         artefacts, build_id = staging / "artefacts", new_build_id()
-        step(1)
-        programs = compile_programs(inputs, workflow, features)
-        step(2)
-        tables = make_tables(inputs, programs)
-        step(3)
-        tensors = Tensors(inputs.settings, tables.catalogue, tables.packed)
-        models = prepare_models(retrieval, ranker, tensors, tables.item_packed)
-        check_reorder(inputs.settings, 0 if models.ranker is None else models.ranker.output.dims[1])
+        parts = _prepare(inputs, workflow, features, ranker, goal.tasks, step)
+        programs, tables, models = parts.programs, parts.tables, parts.models
         most = inputs.settings.max_batch_size
         inputs.notes.extend(write_engines(artefacts, models, goal.engine, max_batch=most, build_id=build_id))
         step(4)
         user_ids = np.concatenate([inputs.user_ids, stranger(inputs.user_ids)])
         uncompiled = Uncompiled(inputs.settings, tables, models, user_ids)
         sources = make_sources(inputs, uncompiled)
+        inputs, uncompiled = solve_weights(inputs, uncompiled, sources)
         manifest = _manifest(goal, build_id, inputs, programs, tables, models, sources)
         _write_artefacts(artefacts, programs, tables, sources, build_id)
         release = Release(staging, manifest)
@@ -201,6 +225,61 @@ def build_release(
     return open_release(Path(destination))
 
 
+def plan_release(
+    *,
+    name: str,
+    workflow: Any,
+    items: pd.DataFrame,
+    retrieval: Mapping[str, ServedForm],
+    ranker: DenseGiven | None = None,
+    tasks: Sequence[str] = (),
+    users: pd.DataFrame | None = None,
+    interactions: pd.DataFrame | None = None,
+    settings: ServingSettings | None = None,
+    columns: TableColumns = COLUMNS,
+    features: FeatureOptions = FEATURES,
+    target: str = "cpu",
+    engine: str | None = None,
+    layout: str = "fused",
+    runner: str = "python",
+    origin: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Return the manifest of the release that :func:`build_release` would make; nothing is written.
+
+    Neither engines nor indexes are made, so it has no figures of sources, and the engine's compiler, library
+    or device need not be on this machine.
+
+    Parameters
+    ----------
+    name, workflow, items, retrieval, ranker, tasks, users, interactions, settings, columns, features
+        As :func:`build_release` takes them.
+    target, engine, layout, runner, origin, seed, progress
+        As :func:`build_release` takes them.
+
+    Raises
+    ------
+    ExportInputError, WorkflowError, InvalidSettings, KindUnavailable
+        What :func:`build_release` refuses before it makes engines.
+    """
+    step = _reporter(progress)
+    step(0)
+    goal = _goal(name, target, engine, layout, runner, origin or {}, tasks)
+    _check_onnx(goal.engine, retrieval, ranker)
+    inputs = check_inputs(
+        items=items,
+        users=users,
+        interactions=interactions,
+        columns=columns,
+        settings=named_tasks(settings or ServingSettings(), goal.tasks),
+        retrieval=retrieval,
+        seed=seed,
+    )
+    parts = _prepare(inputs, workflow, features, ranker, goal.tasks, step)
+    return _manifest(goal, new_build_id(), inputs, parts.programs, parts.tables, parts.models, {})
+
+
 def _reporter(progress: Progress | None) -> Callable[[int], None]:
     def step(done: int) -> None:
         if progress is not None:
@@ -210,15 +289,73 @@ def _reporter(progress: Progress | None) -> Callable[[int], None]:
 
 
 def _goal(
-    name: str, target: str, engine: str | None, layout: str, origin: Mapping[str, Mapping[str, Any]]
+    name: str,
+    target: str,
+    engine: str | None,
+    layout: str,
+    runner: str,
+    origin: Mapping[str, Mapping[str, Any]],
+    tasks: Sequence[str],
 ) -> Goal:
-    """Refuse a target, an engine or a layout that does not exist, before any work."""
-    chosen = find_target(target).engine if engine is None else engine
-    kind: Any = ENGINES.find(chosen)
-    if isinstance(kind, NeedsTools) and (missing := kind.unmakeable()) is not None:
-        raise KindUnavailable(missing)
+    """Refuse a target, an engine, a layout or a runner that does not exist, before any work."""
+    engines = _engines(target, engine)
+    chosen = next((name for name in engines if unmakeable(name) is None), engines[0])
     model_groups(layout, ())
-    return Goal(name, target, chosen, layout, origin)
+    find_runner(runner)
+    return Goal(name, target, chosen, layout, runner, origin, tuple(tasks))
+
+
+def _engines(target: str, engine: str | None) -> tuple[str, ...]:
+    """Return the engines that will do, the best first."""
+    row = find_target(target)
+    return (row.engine, *row.instead) if engine is None else (engine,)
+
+
+def _refuse_unmakeable(target: str, engine: str | None) -> None:
+    """Refuse a target of whose engines this machine can make none."""
+    reasons = [unmakeable(name) for name in _engines(target, engine)]
+    if None not in reasons:
+        told = "; and ".join(reason for reason in reasons if reason is not None)
+        raise KindUnavailable(f"target {target!r} can't be made on this machine: {told}")
+
+
+def _check_onnx(engine: str, retrieval: Mapping[str, ServedForm], ranker: object) -> None:
+    """Refuse an ONNX model where the engine is made of torch modules alone."""
+    given = {f"retrieval[{source!r}].query": form.query for source, form in retrieval.items()}
+    for what, model in {**given, "ranker": ranker}.items():
+        if model is None or isinstance(model, torch.nn.Module) or isinstance(ENGINES.find(engine), FromOnnx):
+            continue
+        taking = [name for name in ENGINES if isinstance(ENGINES.find(name), FromOnnx)]
+        raise ExportInputError(
+            f"{what}: it is no torch module, and the engine {engine!r} is made of torch modules alone; take "
+            f"one of {', '.join(taking)}"
+        )
+
+
+def _prepare(
+    inputs: Inputs,
+    workflow: Any,
+    features: FeatureOptions,
+    ranker: DenseGiven | None,
+    tasks: Sequence[str],
+    step: Callable[[int], None],
+) -> Prepared:
+    """Compile the workflow, make the tables, and look at the models; nothing is written."""
+    step(1)
+    programs = compile_programs(inputs, workflow, features)
+    step(2)
+    tables = make_tables(inputs, programs)
+    step(3)
+    tensors = Tensors(inputs.settings, tables.catalogue, tables.packed)
+    models = prepare_models(inputs.retrieval, ranker, tensors, tables.item_packed)
+    check_reorder(inputs.settings, models.tasks, tasks)
+    return Prepared(programs, tables, models)
+
+
+def unmakeable(engine: str) -> str | None:
+    """Return why an export on this machine can't make an engine, or None."""
+    kind: Any = ENGINES.find(engine)
+    return kind.unmakeable() if isinstance(kind, NeedsTools) else None
 
 
 def _manifest(
@@ -237,13 +374,14 @@ def _manifest(
         made=made_now(),
         target=goal.target,
         layout=goal.layout,
+        runner=goal.runner,
         settings=inputs.settings,
         catalogue=tables.catalogue,
         packed=tables.packed,
         request_columns=(),
         raw_item_columns=tuple(tables.raw_items),
         queries=models.query_models(goal.engine),
-        ranking=models.ranking_model(goal.engine),
+        ranking=models.ranking_model(goal.engine, goal.tasks),
         sources={source: dict(made.figures) for source, made in sources.items()},
         tables={table: dict(entry) for table, entry in goal.origin.items()},
         notes=tuple(inputs.notes),
@@ -252,6 +390,9 @@ def _manifest(
     columns = [*programs.user.inputs, *(column for column in tables.asked if column.name not in names)]
     listed = [column.name for column in columns]
     refuse(name_problems(inputs.settings.reorder, listed, "a request column"))
+    # Of the numbers that steps take, the names are the recipe's own.
+    bare = msgspec.structs.replace(manifest, settings=msgspec.structs.replace(inputs.settings, reorder=()))
+    refuse(name_problems(inputs.settings.reorder, graph_names(bare), "a tensor of the served graph"))
     # The graph's own tensors have their names; the request's columns choose from the rest.
     named = tuple(
         msgspec.structs.replace(column, of_rules=column.name not in names)

@@ -9,6 +9,7 @@ import msgspec
 from tiercel_serving.columns import Column
 from tiercel_serving.problems import Problem, choose
 from tiercel_serving.reorder.inputs import FitsItems
+from tiercel_serving.reorder.table import place_tasks, unknown_tasks
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.table import SOURCES, SourceKind, default_sources
 from tiercel_serving.stages.specs import query_stage
@@ -130,8 +131,21 @@ def check_rules(settings: ServingSettings, columns: Mapping[str, Column]) -> Non
     refuse(wrong)
 
 
-def check_reorder(settings: ServingSettings, tasks: int) -> None:
-    """Refuse reorder steps that do not fit a ranker of so many tasks; 0 is no ranker."""
+def named_tasks(settings: ServingSettings, names: Sequence[str]) -> ServingSettings:
+    """Return the settings with steps that count the tasks they name; refuse tasks that are unknown."""
+    if settings.shape_problems():  # which are told in their place
+        return settings
+    refuse(unknown_tasks(settings.reorder, names))
+    return msgspec.structs.replace(settings, reorder=place_tasks(settings.reorder, names))
+
+
+def check_reorder(settings: ServingSettings, tasks: int, names: Sequence[str]) -> None:
+    """Refuse reorder steps that do not fit a ranker of so many tasks, and names; 0 is no ranker."""
+    if names and len(names) != tasks:
+        raise ExportInputError(
+            f"tasks: expected {tasks} names, one for each score that the ranker gives, came {len(names)} "
+            f"({', '.join(map(repr, names))})"
+        )
     refuse(
         problem.within(f"reorder[{place}]")
         for place, step in enumerate(settings.reorder)

@@ -113,7 +113,8 @@ def _model_inputs(
     known = uncompiled.users(users) | uncompiled.candidates(
         np.where(real, rows, uncompiled.items), scores, sources
     )
-    return {name: known[name] for name in model.names}
+    # The ranker for fewer candidates takes the first of them; every other tensor is as wide as its spec says.
+    return {spec.name: known[spec.name][:, : spec.dims[0]] for spec in model.inputs}
 
 
 def _ask_sources(golden: Golden, uncompiled: Uncompiled, made: Mapping[str, Made]) -> None:

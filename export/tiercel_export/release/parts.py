@@ -65,16 +65,18 @@ class FeatureOptions:
 
 @dataclass(frozen=True)
 class Goal:
-    """What the release shall be: its name, rows of the tables of targets and engines, its layout.
+    """What the release shall be: its name, rows of the tables of targets and engines, its layout and runner.
 
-    ``origin`` says where each raw table comes from.
+    ``origin`` says where each raw table comes from, ``tasks`` what the ranker's scores are called.
     """
 
     name: str
     target: str
     engine: str
     layout: str
+    runner: str
     origin: Mapping[str, Mapping[str, Any]]
+    tasks: tuple[str, ...]
 
 
 @dataclass(frozen=True)

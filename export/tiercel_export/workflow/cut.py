@@ -245,12 +245,17 @@ def _part_of(workflow: Any, name: str, behind: Behind, homes: Mapping[str, str])
 
 
 def _part_of_session(workflow: Any, tags: frozenset[str], behind: Behind, homes: Mapping[str, str]) -> str:
-    """Return the part of what is made of a session: that of tags of its own, or else of its key."""
+    """Return the part of what is made of a session: that of its key, unless tags of its own say otherwise.
+
+    A session's list of items, or its latest, is tagged as an item id by those who feed it to a model.
+    """
     given = frozenset().union(*(tags_of(workflow.input_schema[name]) for name in behind.reads))
     tags_of_keys = frozenset().union(*(tags_of(workflow.input_schema[name]) for name in behind.keys))
     # In the order of keys and homes, so that several keys are read alike each time.
     at_home = (homes[name] for name in sorted(behind.keys) if name in homes)
-    return _tag_part(tags - given) or _tag_part(tags_of_keys) or next(at_home, "context")
+    of_key = _tag_part(tags_of_keys) or next(at_home, "context")
+    own = _tag_part(tags - given)
+    return of_key if own in (None, "item") else own
 
 
 def _untagged(workflow: Any, names: list[str]) -> WorkflowError:

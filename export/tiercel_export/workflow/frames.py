@@ -286,7 +286,7 @@ def oracle_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> pd.DataF
     out = {}
     for column in inputs:
         series = frame[column.name].reset_index(drop=True)
-        if column.is_date:
+        if column.is_date and not column.is_list:
             values, valid = elements(series, column)
             moments = values.astype(f"datetime64[{column.unit}]")
             out[column.name] = pd.Series(moments if valid is None else np.where(valid, moments, _NOT_A_TIME))

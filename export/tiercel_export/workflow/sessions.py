@@ -221,7 +221,8 @@ def _made_keys(schema: Any, rows: int) -> pd.Series:
 def _input_of(workflow: Any, name: str) -> InputColumn:
     """Return a raw column of events as one of a frame that has a row for each."""
     column = raw_column(workflow, name)
-    return InputColumn(name, "bool" if column.dtype == "bool" else column.physical, False, "user")
+    dtype, unit = "bool" if column.dtype == "bool" else column.physical, column.time_unit
+    return InputColumn(name, dtype, False, "user", unit=unit, is_date=unit is not None)
 
 
 def _exploded(frame: pd.DataFrame, events: Sequence[str]) -> tuple[npt.NDArray[np.int64], pd.DataFrame]:

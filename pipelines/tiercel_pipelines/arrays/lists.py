@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .pairs import Array, IntArray, Pairs
+from .pairs import Array, BoolArray, IntArray, Pairs
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -31,6 +32,9 @@ class RankingLists:
         are kept.
     weights
         ``[M, N]`` float32: above 0 for a held-out positive.
+    targets
+        ``[M, N, T]`` float32: what the columns of the targets hold of a held-out positive, NaN where they are
+        null; 0 for other candidates. None where the weights are all that is learned.
     """
 
     users: IntArray
@@ -40,13 +44,16 @@ class RankingLists:
     scores: FloatArray
     sources: npt.NDArray[np.int32]
     weights: FloatArray
+    targets: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.users)
 
     def take(self, chosen: IntArray) -> RankingLists:
         """Return some of the lists, in 64 bits."""
-        some = RankingLists(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        own = (getattr(self, field.name) for field in fields(self))
+        taken: Any = (None if array is None else array[chosen] for array in own)
+        some = RankingLists(*taken)
         wide = some.history.astype(np.int64, copy=False), some.rows.astype(np.int64, copy=False)
         return replace(some, history=wide[0], rows=wide[1])
 
@@ -57,7 +64,9 @@ class RankingLists:
     @classmethod
     def concatenate(cls, parts: Sequence[RankingLists]) -> RankingLists:
         """Put lists of the same widths together."""
-        return cls(*(np.concatenate([getattr(part, name.name) for part in parts]) for name in fields(cls)))
+        each = ([getattr(part, field.name) for part in parts] for field in fields(cls))
+        joined: Any = (None if arrays[0] is None else np.concatenate(arrays) for arrays in each)
+        return cls(*joined)
 
 
 def draw_contexts(held_out: Pairs, dropout: float, rng: np.random.Generator) -> IntArray:
@@ -76,9 +85,26 @@ def positive_weights(held_out: Pairs, users: IntArray, rows: IntArray, n_items: 
     """Return the weight of each candidate ``[M, N]`` of some users, 0 for those that were not held out."""
     if not len(held_out):
         return np.zeros(rows.shape, dtype=np.float32)
+    place, held = _places(held_out, users, rows, n_items)
+    return np.where(held, held_out.weights[place], np.float32(0))
+
+
+def positive_targets(held_out: Pairs, users: IntArray, rows: IntArray, n_items: int) -> FloatArray | None:
+    """Return what the targets of each candidate hold ``[M, N, T]``; None without targets."""
+    targets = held_out.targets
+    if targets is None:
+        return None
+    if not len(held_out):
+        return np.zeros((*rows.shape, targets.shape[1]), dtype=np.float32)
+    place, held = _places(held_out, users, rows, n_items)
+    return np.where(held[..., None], targets[place], np.float32(0))
+
+
+def _places(held_out: Pairs, users: IntArray, rows: IntArray, n_items: int) -> tuple[IntArray, BoolArray]:
+    """Return the place of each candidate among what was held out, and whether it is there."""
     keys = held_out.users * (n_items + 1) + held_out.items
     order = np.argsort(keys)
     wanted = users[:, None] * (n_items + 1) + rows
     place = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
     found = order[place]
-    return np.where(keys[found] == wanted, held_out.weights[found], np.float32(0))
+    return found, keys[found] == wanted

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from tiercel_export.workflow.cut import WorkflowParts, compile_workflow
@@ -18,6 +19,7 @@ from ..data import Dataset
 from ..features.raw_columns import raw_columns
 from ..features.workflow import FeatureColumn, list_lengths, packed_columns
 from .inputs import CategoryColumn, ListColumn, ModelInputs, Side
+from .lists import IMPLICIT
 from .packed import Contexts, Packed
 from .pairs import Array, IntArray, Pairs
 
@@ -159,6 +161,7 @@ def build_pairs(
     weight: str | None,
     packed: Packed,
     numbers: Iterable[str] = (),
+    targets: Sequence[str] = (),
 ) -> tuple[Pairs, IntArray]:
     """Return interactions as rows, sorted by user and time.
 
@@ -172,6 +175,8 @@ def build_pairs(
         A column of the interactions between 0 and 1, or None for 1.
     numbers
         Columns of the interactions that models learn from.
+    targets
+        The column of each target of a ranker of several, or :data:`~.lists.IMPLICIT` for 1.
 
     Returns
     -------
@@ -194,5 +199,17 @@ def build_pairs(
         packed.n_users,
         None if dataset.timestamp is None else time[order].astype(np.float64),
         {name: interactions[name].to_numpy(np.float64)[order] for name in numbers},
+        _targets(interactions, targets, order) if targets else None,
     )
     return pairs, order.astype(np.int64)
+
+
+def _targets(interactions: pd.DataFrame, names: Sequence[str], order: IntArray) -> npt.NDArray[np.float32]:
+    """Return the columns of the targets ``[n, T]`` of interactions in an order."""
+    columns = [
+        np.ones(len(order), np.float32)
+        if name == IMPLICIT
+        else interactions[name].to_numpy(np.float32, na_value=np.nan)[order]
+        for name in names
+    ]
+    return np.stack(columns, axis=1)

@@ -33,6 +33,9 @@ class Pairs:
         ``[n]`` float64 seconds; None if interactions have no time.
     numbers
         Columns of the interactions that models learn from, such as ratings: name → ``[n]`` float64.
+    targets
+        ``[n, T]`` float32: what the columns of a ranker's targets hold, NaN where they are null; None where
+        the weights are all that it learns.
     """
 
     users: IntArray
@@ -42,6 +45,7 @@ class Pairs:
     offsets: IntArray
     times: Array | None = None
     numbers: Mapping[str, Array] = field(default_factory=dict)
+    targets: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def build(
@@ -53,11 +57,14 @@ class Pairs:
         n_users: int,
         times: Array | None = None,
         numbers: Mapping[str, Array] | None = None,
+        targets: npt.NDArray[np.float32] | None = None,
     ) -> Pairs:
         """Build from arrays that are sorted by user and time already."""
         offsets = np.zeros(n_users + 1, dtype=np.int64)
         np.cumsum(np.bincount(users, minlength=n_users), out=offsets[1:])
-        return cls(users, items, contexts, weights.astype(np.float32), offsets, times, dict(numbers or {}))
+        return cls(
+            users, items, contexts, weights.astype(np.float32), offsets, times, dict(numbers or {}), targets
+        )
 
     def __len__(self) -> int:
         return len(self.users)
@@ -82,6 +89,7 @@ class Pairs:
             self.n_users,
             None if self.times is None else self.times[chosen],
             {name: numbers[chosen] for name, numbers in self.numbers.items()},
+            None if self.targets is None else self.targets[chosen],
         )
 
     def latest(self, users: IntArray, width: int) -> tuple[IntArray, BoolArray]:

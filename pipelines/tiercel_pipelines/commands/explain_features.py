@@ -15,7 +15,7 @@ from tiercel_serving.commands.shell import Debug, Json, Refused, Report, Shell, 
 from tiercel_serving.commands.tables import heading, number, table
 
 from .data import DataDir
-from .transform import TargetEncoding, check_target_encoding, origin_of
+from .transform import KeepRows, TargetEncoding, check_target_encoding, origin_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,6 +57,7 @@ def command(
         typer.Option("--data", metavar="FILE", help="Parquet file whose first rows --time takes."),
     ] = None,
     target_encoding: TargetEncoding = None,
+    keep_rows: KeepRows = False,
     data_dir: DataDir = None,
     json: Json = False,
     debug: Debug = False,
@@ -73,7 +74,7 @@ def command(
         with sh.work(f"Explaining {source}") as progress:
             if part not in (None, "user", "item"):
                 raise Refused(f"--part {part}: the parts are user and item")
-            explained = explain(source, part, fit, target_encoding, data_dir, progress, sh)
+            explained = explain(source, part, fit, (target_encoding, keep_rows), data_dir, progress, sh)
             if timed:
                 explained = explained.timed(rows, data, progress)
         document = explained.to_json()
@@ -133,12 +134,12 @@ def explain(
     source: str,
     part: str | None,
     fit: bool,
-    target_encoding: str | None,
+    how: tuple[str | None, bool],
     data_dir: Path | None,
     progress: Report,
     sh: Shell,
 ) -> Explained:
-    """Find what is to be explained, and explain it."""
+    """Explain what was named; ``how`` is what ``--target-encoding`` and ``--keep-rows`` say."""
     from ..features.origin import kind_of
 
     path = Path(source)
@@ -148,7 +149,7 @@ def explain(
             raise Refused(
                 f"--fit: {source} is a {kind}, whose workflow is fitted; name a recipe, or leave it out"
             )
-        return explain_source(origin_of(kind, path, [], target_encoding), source, part)
+        return explain_source(origin_of(kind, path, [], *how), source, part)
     if path.is_dir() or ("/" in source and path.suffix != ".py"):
         came = "this directory is none of them" if path.is_dir() else "there is nothing of that name"
         raise Refused(
@@ -161,9 +162,9 @@ def explain(
     run = Path("runs") / recipe.name
     if not fit and kind_of(run) == "run":
         sh.note(f"By the run {run}; --fit fits the recipe's workflow anew.")
-        return explain_source(origin_of("run", run, [], target_encoding), str(run), part)
-    check_target_encoding(target_encoding)
-    return explain_recipe(recipe, part, target_encoding, data_dir, progress)
+        return explain_source(origin_of("run", run, [], *how), str(run), part)
+    check_target_encoding(how[0])
+    return explain_recipe(recipe, part, how, data_dir, progress)
 
 
 def explain_source(source: FeatureOrigin, name: str, part: str | None) -> Explained:
@@ -183,7 +184,7 @@ def explain_source(source: FeatureOrigin, name: str, part: str | None) -> Explai
 
 
 def explain_recipe(
-    recipe: Any, part: str | None, target_encoding: str | None, data_dir: Path | None, progress: Report
+    recipe: Any, part: str | None, how: tuple[str | None, bool], data_dir: Path | None, progress: Report
 ) -> Explained:
     """Fit a recipe's workflow, as training would, and explain it."""
     from msgspec.structs import asdict
@@ -205,7 +206,9 @@ def explain_recipe(
     def sample(of: str, inputs: Sequence[InputColumn], n: int) -> SampleRows:
         return SampleRows(columns_from_frame(dataset.joined(fit.head(n)), inputs), "training interactions")
 
-    return explain_cut(cut_or_whole(workflow, target_encoding), recipe.name, "recipe", part, sample)
+    target_encoding, keep_rows = how
+    cut = cut_or_whole(workflow, target_encoding, "keep" if keep_rows else recipe.rows)
+    return explain_cut(cut, recipe.name, "recipe", part, sample)
 
 
 def explain_cut(

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from tiercel_serving.commands.shell import Debug, Json, Refused, shell
-from tiercel_serving.commands.tables import heading, number, pairs, seconds
+from tiercel_serving.commands.shell import Debug, Json, Refused, Shell, shell
+from tiercel_serving.commands.tables import heading, number, pairs, seconds, table
 
 from .train import Replace, check_free
 
@@ -28,6 +29,14 @@ def command(
     layout: Annotated[
         str, typer.Option("--layout", metavar="fused|staged", help="One Triton model, or one for each stage.")
     ] = "fused",
+    runner: Annotated[
+        str,
+        typer.Option(
+            "--runner",
+            metavar="python|tiercel",
+            help="What runs the stages: Triton's Python backend, or Tiercel's, in Triton's own process.",
+        ),
+    ] = "python",
     items: Annotated[
         Path | None,
         typer.Option("--items", metavar="FILE", help="Parquet table in place of the run's items."),
@@ -45,6 +54,12 @@ def command(
         str | None,
         typer.Option("--engine", metavar="NAME", help="What runs the dense models; else the target's."),
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the graph with each hop and copy, and write no release.")
+    ] = False,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="With --explain: where a picture of it goes.")
+    ] = None,
     replace: Replace = False,
     json: Json = False,
     debug: Debug = False,
@@ -53,19 +68,21 @@ def command(
 
     Ends by verifying every artefact against what was trained; the release appears under its name only if
     nothing differs. With `--items`, `--users` or `--interactions` the same models serve another catalogue,
-    without training: see docs/release.md.
+    without training: see docs/release.md. `--explain` says what would run where, of a run or of a release;
+    see docs/engines.md.
 
     Example: [bold]tiercel export runs/movielens --layout staged[/]
     """
     with shell(json=json, debug=debug) as sh:
         begun = time.perf_counter()
+        if explain or svg is not None:
+            if not explain:
+                raise Refused("--svg draws what --explain tells; add --explain")
+            files = {"items": items, "users": users, "interactions": interactions}
+            explain_export(sh, run, files, (target, layout, engine), svg)
+            return
         with sh.work(f"Exporting {run}", steps=True) as progress:
-            from tiercel_serving.engines.table import ENGINES
-            from tiercel_serving.repository.targets import LAYOUTS, TARGETS
-
-            refuse_unknown("layout", layout, LAYOUTS)
-            refuse_unknown("target", target, TARGETS)
-            refuse_unknown("engine", engine, ENGINES)
+            refuse_unknown_rows(target, layout, engine, runner)
             files = {"items": items, "users": users, "interactions": interactions}
             refuse_missing(files)
 
@@ -81,6 +98,7 @@ def command(
                 where,
                 **{name: load_table(path, name) for name, path in files.items() if path is not None},
                 layout=layout,
+                runner=runner,
                 target=target,
                 engine=engine,
                 replace=replace,
@@ -89,6 +107,46 @@ def command(
         document = describe(made, time.perf_counter() - begun)
         title = f"{document['name']}: exported and verified in {seconds(document['seconds'])} → {where}"
         sh.emit(document, heading(title), release_table(document), f"\nnext: [bold]tiercel serve {where}[/]")
+
+
+def explain_export(
+    sh: Shell,
+    run: Path,
+    files: Mapping[str, Path | None],
+    goal: tuple[str, str, str | None],
+    svg: Path | None,
+) -> None:
+    """Print what would run where, for the target, layout and engine of ``goal``, beside all the others."""
+    refuse_unknown_rows(*goal)
+    refuse_missing(files)
+    with sh.work(f"Looking at {run}", steps=True) as progress:
+        from tiercel_serving.repository.drawing import as_document, as_svg, as_text
+
+        from ..export.explained import every_placement, manifest_of, placement_of
+
+        tables = {name: path for name, path in files.items() if path is not None}
+        manifest = manifest_of(run, tables, progress)
+        placement, others = placement_of(manifest, *goal), every_placement(manifest)
+    if svg is not None:
+        svg.write_text(as_svg(placement), encoding="utf-8")
+        sh.note(f"picture: {svg}")
+    compared = table("target", "layout", "models", "hops", "copies", right=("models", "hops", "copies"))
+    for one in others:
+        counts = (len(one.models), len(one.hops), len(one.copies))
+        compared.add_row(one.target, one.layout, *map(str, counts))
+    document = {**as_document(placement), "others": [as_document(one) for one in others]}
+    sh.emit(document, f"[not bold]{escape(as_text(placement))}[/]\n", compared)
+
+
+def refuse_unknown_rows(target: str, layout: str, engine: str | None, runner: str | None = None) -> None:
+    """Refuse a target, a layout, an engine or a runner that there is not."""
+    from tiercel_serving.engines.table import ENGINES
+    from tiercel_serving.repository.targets import LAYOUTS, RUNNERS, TARGETS
+
+    refuse_unknown("layout", layout, LAYOUTS)
+    refuse_unknown("runner", runner, RUNNERS)
+    refuse_unknown("target", target, TARGETS)
+    refuse_unknown("engine", engine, ENGINES)
 
 
 def refuse_unknown(option: str, given: str | None, known: Iterable[str]) -> None:
@@ -120,6 +178,7 @@ def describe(release: Release, took_s: float) -> dict[str, Any]:
         "name": manifest.name,
         "build_id": manifest.build_id,
         "layout": manifest.layout,
+        "runner": manifest.runner,
         "target": manifest.target,
         "engines": {**queries, **ranking},
         "catalogue": msgspec.to_builtins(manifest.catalogue),
@@ -136,6 +195,7 @@ def release_table(document: dict[str, Any]) -> Table:
     values = {
         "build": document["build_id"],
         "layout, target": f"{document['layout']}, {document['target']}",
+        "runner": document["runner"],
         "items": f"{catalogue['items']:,}{replaced(document, 'items')}",
         "users": f"{catalogue['users']:,}{replaced(document, 'users')}",
         "interactions": f"{catalogue['interactions']:,}{replaced(document, 'interactions')}",

@@ -26,7 +26,8 @@ def command(
     recipe: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE", help="movielens, synthetic, sequences, a .py file, or a module's name."
+            metavar="RECIPE",
+            help="movielens, movielens_blend, sequences, synthetic, a .py file, or a module's name.",
         ),
     ],
     run: Annotated[
@@ -134,7 +135,9 @@ def metrics_tables(metrics: dict[str, Any], allow_seen: bool = False) -> list[Ta
             ranked.add_row(name, *(f"{values[figure]:.4f}" for figure in figures))
         made.append(ranked)
     if rest:
-        made.append(pairs(dict(flat(rest))))
+        # Learning curves are for machines.
+        shown = {name: value for name, value in flat(rest) if not isinstance(value, list)}
+        made.append(pairs(shown))
     return made
 
 

@@ -30,6 +30,14 @@ TargetEncoding = Annotated[
     ),
 ]
 
+KeepRows = Annotated[
+    bool,
+    typer.Option(
+        "--keep-rows",
+        help="Compile a workflow's Filter and Dropna, which would drop rows, to pass every row as it came.",
+    ),
+]
+
 
 def command(
     source: Annotated[
@@ -62,6 +70,7 @@ def command(
         ),
     ] = None,
     target_encoding: TargetEncoding = None,
+    keep_rows: KeepRows = False,
     keep: Annotated[
         list[str] | None,
         typer.Option(
@@ -102,7 +111,7 @@ def command(
             with refused():
                 files = parquet_files(inputs)
                 check_output(output, files, overwrite)
-            opened = origin_of(kind, source, list_length or [], target_encoding)
+            opened = origin_of(kind, source, list_length or [], target_encoding, keep_rows)
             chosen = chosen_parts(opened, part, files, sh)
             build = opened.build_id
             transform = Transform(
@@ -130,14 +139,20 @@ def refused() -> Iterator[None]:
 
 
 def origin_of(
-    kind: str, path: Path, list_lengths: Sequence[str], target_encoding: str | None
+    kind: str, path: Path, list_lengths: Sequence[str], target_encoding: str | None, keep_rows: bool
 ) -> FeatureOrigin:
     """Return the source, which compiles a workflow as the options say."""
     from ..features.origin import FeatureOrigin
 
     check_target_encoding(target_encoding)
-    source = FeatureOrigin(kind, path, target_encoding=target_encoding)
-    for option, given in (("--list-length", list_lengths), ("--target-encoding", target_encoding)):
+    rows = "keep" if keep_rows else None
+    source = FeatureOrigin(kind, path, target_encoding=target_encoding, rows=rows)
+    options = {
+        "--list-length": list_lengths,
+        "--target-encoding": target_encoding,
+        "--keep-rows": keep_rows,
+    }
+    for option, given in options.items():
         if given and not source.has_workflow:
             raise Refused(f"{option}: {path} is compiled already; leave the option out")
     return replace(source, list_lengths=lengths_of(list_lengths, source)) if list_lengths else source

@@ -122,7 +122,7 @@ def _ids(run: TrainedRun, name: str) -> tuple[str, ...]:
 
 def _columns_read(run: TrainedRun, workflow: Any, own: Mapping[str, pd.DataFrame]) -> dict[str, set[str]]:
     """Return the columns of each table that an export reads."""
-    cut, timestamp = cut_workflow(workflow), run.record.data.timestamp
+    cut, timestamp = cut_workflow(workflow, rows=run.record.recipe.rows), run.record.data.timestamp
     inputs = {*cut.input_names("user"), *cut.input_names("item")}
     read = {name: set(_ids(run, name)) | (inputs & set(table.columns)) for name, table in own.items()}
     read["items"] |= set(run.record.recipe.serving.raw_columns())

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from tiercel_export import FeatureOptions, TableColumns, build_release
+from tiercel_export.release.build import plan_release
+from tiercel_serving.release.manifest import Manifest
 from tiercel_serving.release.opened import Release
 
+from ..tasks.table import score_names
 from ..training import TrainedRun
 from .catalogue import catalogue_of
 
@@ -22,6 +26,7 @@ def export_run(
     users: pd.DataFrame | None = None,
     interactions: pd.DataFrame | None = None,
     layout: str = "fused",
+    runner: str = "python",
     target: str = "cpu",
     engine: str | None = None,
     replace: bool = False,
@@ -41,6 +46,8 @@ def export_run(
         which are not the run's.
     layout
         ``fused`` or ``staged``.
+    runner
+        A row of :data:`tiercel_serving.repository.targets.RUNNERS`.
     target
         A row of :data:`tiercel_serving.repository.targets.TARGETS`.
     engine
@@ -62,29 +69,61 @@ def export_run(
         If it cannot be compiled exactly, or what was compiled differs from what was trained.
     """
     opened = run if isinstance(run, TrainedRun) else TrainedRun.open(run)
-    recipe, data, workflow = opened.record.recipe, opened.record.data, opened.load_workflow()
-    tables = catalogue_of(opened, workflow, items=items, users=users, interactions=interactions)
-    ranker = opened.load_ranking()
+    parts = _parts(opened, items=items, users=users, interactions=interactions)
     return build_release(
         destination,
-        name=recipe.name,
-        workflow=workflow,
-        items=tables.items,
-        users=tables.users,
-        interactions=tables.interactions,
-        retrieval={name: model.served() for name, model in opened.load_retrieval().items()},
-        ranker=None if ranker is None else ranker.served(),
-        settings=recipe.serving,
-        columns=TableColumns(data.item_id, data.user_id, data.timestamp),
-        features=FeatureOptions(expected_packed=_trained_columns(opened)),
+        **parts,
         target=target,
         engine=engine,
         layout=layout,
-        origin=tables.origin,
+        runner=runner,
         replace=replace,
         verify=verify,
         progress=progress,
     )
+
+
+def plan_run(
+    run: TrainedRun,
+    *,
+    items: pd.DataFrame | None = None,
+    users: pd.DataFrame | None = None,
+    interactions: pd.DataFrame | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Manifest:
+    """Return the manifest that a run's release would have; nothing is written.
+
+    The parameters are those of :func:`export_run`; target, layout and engine are the default ones.
+    """
+    parts = _parts(run, items=items, users=users, interactions=interactions)
+    return plan_release(**parts, progress=progress)
+
+
+def _parts(
+    run: TrainedRun,
+    *,
+    items: pd.DataFrame | None,
+    users: pd.DataFrame | None,
+    interactions: pd.DataFrame | None,
+) -> dict[str, Any]:
+    """Return what a run brings to ``build_release``."""
+    recipe, data, workflow = run.record.recipe, run.record.data, run.load_workflow()
+    tables = catalogue_of(run, workflow, items=items, users=users, interactions=interactions)
+    ranker, family = run.load_ranking(), run.record.models.ranking
+    return {
+        "name": recipe.name,
+        "workflow": workflow,
+        "items": tables.items,
+        "users": tables.users,
+        "interactions": tables.interactions,
+        "retrieval": {name: model.served() for name, model in run.load_retrieval().items()},
+        "ranker": None if ranker is None else ranker.served(),
+        "tasks": () if family is None else score_names(family.task),
+        "settings": recipe.serving,
+        "columns": TableColumns(data.item_id, data.user_id, data.timestamp),
+        "features": FeatureOptions(rows=recipe.rows, expected_packed=_trained_columns(run)),
+        "origin": tables.origin,
+    }
 
 
 def _trained_columns(run: TrainedRun) -> dict[str, list[str]]:

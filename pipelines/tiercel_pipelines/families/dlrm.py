@@ -39,6 +39,7 @@ from .layers import (
     wrong_widths,
     zero_linear,
 )
+from .ranker import prior_scales
 from .table import Course, Plan, RankingData
 
 #: Spread of the ranker's initial embeddings: large enough for inner products to have gradients.
@@ -143,7 +144,7 @@ class Interactions(PackedModule):
         self.last = zero_linear(layers[-1] if layers else numbers, tasks)
         self.pair_weights = zero_linear(pairs, tasks, bias=False)
         if score:
-            self.scale = nn.Parameter(torch.full((tasks,), float(scale)))
+            self.scale = nn.Parameter(prior_scales(settings.task, scale))
             self.source_bias = nn.Embedding(inputs.sources + 1, tasks)
             nn.init.zeros_(self.source_bias.weight)
 

@@ -25,7 +25,7 @@ from tiercel_serving.problems import BELOW_1, COUNT, Problem, Range, out_of_rang
 
 from ..arrays.inputs import ModelInputs
 from ..tasks.listwise_softmax import ListwiseSoftmax
-from ..tasks.table import RANKING_TASKS, RankingTask, task_problems
+from ..tasks.table import RANKING_TASKS, NamedScores, RankingTask, task_problems
 from .descent import DESCENT
 from .fitted import FittedRanker, fit_ranker
 from .layers import PackedModule, with_inputs, wrong_widths
@@ -160,7 +160,8 @@ class RankingNetwork(PackedModule):
         super().__init__()
         self.tasks = settings.task.tasks
         prior = settings.use_retrieval_score
-        self.prior = RetrievalPrior(inputs.sources, self.tasks, scale) if prior else None
+        scales = prior_scales(settings.task, scale)
+        self.prior = RetrievalPrior(inputs.sources, scales) if prior else None
 
     def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the scores ``[B, K, T]``; what padded candidates get means nothing."""
@@ -175,10 +176,10 @@ class RankingNetwork(PackedModule):
 class RetrievalPrior(nn.Module):
     """Retrieval's score × a learned factor, and a bias for each source: ``[B, K, T]``."""
 
-    def __init__(self, sources: int, tasks: int, scale: float):
+    def __init__(self, sources: int, scales: Tensor):
         super().__init__()
-        self.scale = nn.Parameter(torch.full((tasks,), float(scale)))
-        self.source_bias = nn.Embedding(sources + 1, tasks)
+        self.scale = nn.Parameter(scales)
+        self.source_bias = nn.Embedding(sources + 1, len(scales))
         nn.init.zeros_(self.source_bias.weight)
 
     def forward(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -186,6 +187,12 @@ class RetrievalPrior(nn.Module):
         score = tensors["kept_score"].unsqueeze(-1) * self.scale
         biased: Tensor = score + self.source_bias(tensors["kept_source"])
         return biased
+
+
+def prior_scales(task: RankingTask, scale: float) -> Tensor:
+    """Return the factor ``[T]`` of retrieval's score that each score starts from; 0 if it is no order."""
+    ranks = task.ranks if isinstance(task, NamedScores) else (True,) * task.tasks
+    return torch.tensor([float(scale) if one else 0.0 for one in ranks])
 
 
 Network = TypeVar("Network", bound=RankingNetwork)

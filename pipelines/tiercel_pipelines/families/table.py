@@ -293,5 +293,6 @@ RANKING_FAMILIES: Kinds[RankingFamily] = Kinds(
         "din": Kind("tiercel_pipelines.families.din:DIN"),
         "bst": Kind("tiercel_pipelines.families.bst:BST"),
         "mmoe": Kind("tiercel_pipelines.families.mmoe:MMoE"),
+        "xgboost": Kind("tiercel_pipelines.families.xgboost:XGBoost", extra="xgboost"),
     },
 )

@@ -39,8 +39,9 @@ from .layers import (
     wrong_widths,
     zero_linear,
 )
+from .sparse_weights import telling_column
 from .table import Course, Plan, RetrievalData
-from .views import TrainingViews, drop_ids
+from .views import TrainingViews, drop_item_ids
 
 #: Spread of the initial embeddings that a history adds up; they carry most of what is learned.
 ITEM_SPREAD = 0.1
@@ -69,7 +70,8 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
         Share of a user's category ids that training makes null or unknown, so that the model has
         something to say about users it does not know.
     item_id_dropout
-        The same of the items: what is then said of a new item comes from its other columns.
+        Share of a batch's items whose id training makes unknown, so that the other columns speak for items
+        that it does not know.
     learning_rate, weight_decay
         Of the optimiser.
     max_epochs, patience
@@ -122,12 +124,13 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
             towers = Towers(self, data.inputs)
             views = TrainingViews(pairs, packed, data.inputs.user, self.history_dropout, self.id_dropout)
             objective = self.task.start(pairs, packed.n_items)
+            place = telling_column(packed.item["item_cat"][:-1])[0]
 
             def epoch() -> Iterator[Tensor]:
                 for batch in objective.epoch(rng):
                     users = tensors(views.users(batch, rng), towers.user_tower.input_names)
                     items = {name: array[batch.items] for name, array in packed.item.items()}
-                    items = drop_ids(items, data.inputs.item, self.item_id_dropout, rng)
+                    items = drop_item_ids(items, place, self.item_id_dropout, rng)
                     vectors = towers.item_tower(**tensors(items, towers.item_tower.input_names))
                     yield objective.loss(towers.user_tower(**users), vectors, batch)
 

@@ -46,14 +46,16 @@ class FeatureOrigin:
         A key of :data:`MARKS`.
     path
         Its directory.
-    list_lengths, target_encoding
-        How a workflow is compiled: as for :func:`~tiercel_export.workflow.cut.compile_workflow`.
+    list_lengths, target_encoding, rows
+        How a workflow is compiled: as for :func:`~tiercel_export.workflow.cut.compile_workflow`. A run says
+        by itself whether rows are kept.
     """
 
     kind: str
     path: Path
     list_lengths: Mapping[str, int] = field(default_factory=dict)
     target_encoding: str | None = None
+    rows: str | None = None
 
     @cached_property
     def parts(self) -> tuple[str, ...]:
@@ -75,8 +77,12 @@ class FeatureOrigin:
             warnings.simplefilter("ignore")
             from tiercel_export.workflow.load import load_workflow
 
-            folder = self.path / "workflow" if self.kind == "run" else self.path
-            return cut_or_whole(load_workflow(folder), self.target_encoding)
+            folder, rows = self.path, self.rows
+            if self.kind == "run":
+                from ..training.record import RUN_NAME, read_record
+
+                folder, rows = self.path / "workflow", rows or read_record(self.path / RUN_NAME).recipe.rows
+            return cut_or_whole(load_workflow(folder), self.target_encoding, rows)
 
     @cached_property
     def _artefacts(self) -> Mapping[str, Artefact]:
@@ -118,7 +124,7 @@ class FeatureOrigin:
         return compiled.document, compiled.arrays
 
 
-def cut_or_whole(workflow: Any, target_encoding: str | None = None) -> WorkflowParts:
+def cut_or_whole(workflow: Any, target_encoding: str | None = None, rows: str | None = None) -> WorkflowParts:
     """Cut a workflow by its tags; if no column has any, all is the user part."""
     from tiercel_export.workflow.cut import LABEL_TAGS, PART_TAGS, cut_workflow
     from tiercel_export.workflow.lineage import tags_of
@@ -128,4 +134,4 @@ def cut_or_whole(workflow: Any, target_encoding: str | None = None) -> WorkflowP
     whole = None
     if not tags & (set(PART_TAGS) | LABEL_TAGS):
         whole = dict.fromkeys(workflow.output_schema.column_names, "user")
-    return cut_workflow(workflow, parts=whole, target_encoding=target_encoding)
+    return cut_workflow(workflow, parts=whole, target_encoding=target_encoding, rows=rows)

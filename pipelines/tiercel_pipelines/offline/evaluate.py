@@ -18,7 +18,7 @@ from .beyond_accuracy import BeyondAccuracy, beyond_accuracy
 from .evaluation_data import EvaluationData
 from .metrics import IntArray, RankingMetrics, ranking_metrics, recall_curve
 from .published import Published
-from .served_ensemble import Id, ServedEnsemble
+from .served_ensemble import Ensemble, Id, ServedEnsemble
 
 if TYPE_CHECKING:
     from tiercel_client import ServerInfo
@@ -76,7 +76,7 @@ class EvaluationReport:
 
 
 def evaluate_served(
-    served: ServedEnsemble | str,
+    served: Ensemble | str,
     data: EvaluationData,
     *,
     k: int = 10,
@@ -87,7 +87,7 @@ def evaluate_served(
     Parameters
     ----------
     served
-        What to ask, or ``host:port`` of gRPC.
+        What to ask: a server, or a release in this process (``LocalEnsemble``); or ``host:port`` of gRPC.
     data
         Whom to ask about, and what counts as right.
     k
@@ -175,7 +175,7 @@ def check_tables(release: Release) -> None:
 
 
 def _ask(
-    served: ServedEnsemble, data: EvaluationData, k: int, batch: int, progress: Progress | None
+    served: Ensemble, data: EvaluationData, k: int, batch: int, progress: Progress | None
 ) -> tuple[IntArray, IntArray]:
     """Return what a caller gets and what retrieval gave, as rows ``[U, k]`` with pad I."""
     catalogue, users = len(data.item_ids), len(data.user_ids)

@@ -1,23 +1,76 @@
-"""What an evaluation asks: a server, through our client."""
+"""What an evaluation asks: a server, or a release in this process, through our client."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import EvaluationError
 from .metrics import IntArray
 
 if TYPE_CHECKING:
     from tiercel_client import ServerInfo
+    from tiercel_serving.release.opened import Release
 
 Id = int | str
 
 EXPLAIN_MODEL = "recommend_explain"
 #: Seconds that one batch of users may take.
 TIMEOUT_S = 30.0
+
+
+class Ensemble(Protocol):
+    """The served graph, wherever it runs."""
+
+    @property
+    def info(self) -> ServerInfo:
+        """What is served."""
+        ...
+
+    def recommend(self, user_ids: Sequence[Id], k: int) -> list[Sequence[Id]]:
+        """Return each user's answer, best first: raw item ids, at most k."""
+        ...
+
+    def retrieve(self, user_ids: Sequence[Id]) -> IntArray:
+        """Return what retrieval gave each user, best first: catalogue rows ``[n, N]``, pad I."""
+        ...
+
+
+class LocalEnsemble:
+    """The stages of a release in this process: the same answers, without a server."""
+
+    def __init__(self, release: Release | str | Path) -> None:
+        from tiercel_client import Recommender
+        from tiercel_serving.runtime.local import LocalTransport
+
+        self._transport = LocalTransport(release)
+        self._recommender = Recommender(transport=self._transport)
+        self.info: ServerInfo = self._recommender.server_info()
+
+    def recommend(self, user_ids: Sequence[Id], k: int) -> list[Sequence[Id]]:
+        """Return each user's answer, best first: raw item ids, at most k."""
+        return [answer.item_ids for answer in self._recommender.recommend_many(user_ids, k=k, titles=False)]
+
+    def retrieve(self, user_ids: Sequence[Id]) -> IntArray:
+        """Return what retrieval gave each user, best first: catalogue rows ``[n, N]``, pad I."""
+        from tiercel_client.wire.transport import InferRequest
+
+        ids = id_column(user_ids, self.info.user_id_dtype)
+        request = InferRequest(EXPLAIN_MODEL, {"user_id": ids}, ("retrieved_row",), TIMEOUT_S, "", {})
+        rows: IntArray = self._transport.infer(request)["retrieved_row"]
+        return rows
+
+
+def id_column(user_ids: Sequence[Id], dtype: str) -> npt.NDArray[Any]:
+    """Return raw ids as the tensor ``[n, 1]`` that a request takes."""
+    is_text = dtype == "bytes"
+    ids = np.empty((len(user_ids), 1), np.object_ if is_text else np.int64)
+    ids[:, 0] = [user.encode() for user in map(str, user_ids)] if is_text else list(user_ids)
+    return ids
 
 
 class ServedEnsemble:
@@ -48,10 +101,9 @@ class ServedEnsemble:
     def retrieve(self, user_ids: Sequence[Id]) -> IntArray:
         """Return what retrieval gave each user, best first: catalogue rows ``[n, N]``, pad I."""
         # One request, since the client explains one user at a time.
-        is_text = self.info.user_id_dtype == "bytes"
-        ids = np.empty((len(user_ids), 1), np.object_ if is_text else np.int64)
-        ids[:, 0] = [user.encode() for user in map(str, user_ids)] if is_text else list(user_ids)
-        tensor = self._grpc.InferInput("user_id", list(ids.shape), "BYTES" if is_text else "INT64")
+        ids = id_column(user_ids, self.info.user_id_dtype)
+        datatype = "BYTES" if ids.dtype == np.object_ else "INT64"
+        tensor = self._grpc.InferInput("user_id", list(ids.shape), datatype)
         tensor.set_data_from_numpy(ids)
         wanted = [self._grpc.InferRequestedOutput("retrieved_row")]
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pandas as pd
 
 from tiercel_serving.problems import COUNT, Problem, choose
 from tiercel_serving.reorder.inputs import FitsItems
@@ -14,9 +15,11 @@ from tiercel_serving.rules.table import asked
 from tiercel_serving.sources.table import FitsModel, timeless
 
 from ..arrays.lists import IMPLICIT
+from ..arrays.pairs import Array
 from ..data import Dataset
 from ..families.table import LearnsFromColumns
 from ..features.raw_columns import raw_columns
+from ..tasks.table import NamedScores
 from .check_graph import held_in
 from .recipe import Recipe
 
@@ -54,6 +57,9 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
     yield from _title(recipe.serving.title_column, dataset)
     if recipe.ranking is not None and recipe.ranking.task.target not in ("", IMPLICIT):
         yield from _target(recipe.ranking.task.target, dataset)
+    if recipe.ranking is not None and isinstance(recipe.ranking.task, NamedScores):
+        numbers = {name: _numbers(dataset.interactions[name]) for name in dataset.context_columns}
+        yield from (problem.within("ranking.task") for problem in recipe.ranking.task.unfit(numbers))
 
 
 def _unknown_user_columns(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
@@ -133,3 +139,13 @@ def _target(target: str, dataset: Dataset) -> Iterator[Problem]:
     if values.dtype == object or not values.between(0, 1).all():
         problem = f"{target!r} is not everywhere a number between 0 and 1"
         yield Problem(where, problem, f"prepare such a column, or use {IMPLICIT!r}")
+    elif values.nunique() < 2:
+        problem = f"{target!r} is constant: {values.iloc[0]} for every interaction"
+        yield Problem(where, problem, f"name a column that differs, or use {IMPLICIT!r}")
+
+
+def _numbers(values: pd.Series) -> Array | None:
+    """Return a column of numbers or truth values as float64, null as NaN; None for anything else."""
+    if not pd.api.types.is_numeric_dtype(values.dtype):
+        return None
+    return np.asarray(values.to_numpy(np.float64, na_value=np.nan))

@@ -21,6 +21,7 @@ from ..features.workflow import (
     table_schema,
     why_unsupported,
 )
+from ..tasks.table import NamedScores
 from .recipe import Recipe
 
 #: Operators that need numbers, and those of them that NVTabular cannot use on lists.
@@ -155,7 +156,7 @@ def _check_origins(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Da
                 wrong = column.part.upper()
                 problem = f"{column.name!r} is tagged {wrong}, but its column {name!r} is in {_TABLES[home]}"
                 yield Problem("features", problem, f"tag it {home.upper()}")
-            if home == "context" and recipe.ranking is not None and name == recipe.ranking.task.target:
+            if home == "context" and name in _targets(recipe):
                 problem = f"{column.name!r} shows the models their target {name!r}"
                 yield Problem("features", problem, "take it out: it is not known when a request comes")
             values = tables.get(home, dataset.interactions)[name]
@@ -165,6 +166,14 @@ def _check_origins(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Da
             yield Problem(
                 "features", problem, f"tag the feature of {dataset.item_id!r} as the item id, and only that"
             )
+
+
+def _targets(recipe: Recipe) -> tuple[str, ...]:
+    """Return the columns that the ranker learns."""
+    task: Any = None if recipe.ranking is None else recipe.ranking.task
+    if isinstance(task, NamedScores):
+        return task.target_columns
+    return () if task is None else (task.target,)
 
 
 def _check_models(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Dataset) -> Iterator[Problem]:

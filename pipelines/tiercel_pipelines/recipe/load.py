@@ -26,6 +26,7 @@ from .recipe import Recipe
 #: Recipes that come with Tiercel.
 BUILT_IN: Mapping[str, str] = {
     "movielens": "tiercel_pipelines.recipes.movielens",
+    "movielens_blend": "tiercel_pipelines.recipes.movielens_blend",
     "sequences": "tiercel_pipelines.recipes.sequences",
     "synthetic": "tiercel_pipelines.recipes.synthetic",
 }

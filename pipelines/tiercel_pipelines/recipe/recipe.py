@@ -24,11 +24,13 @@ from tiercel_serving.problems import (
     named_twice,
     out_of_range,
 )
+from tiercel_serving.reorder.table import place_tasks, unknown_tasks
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.table import FitsModel, default_sources
 
 from ..data import DatasetSpec
 from ..families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, RankingFamily, RetrievalFamily
+from ..tasks.table import score_names
 from .old_names import old_name
 
 __all__ = ["Recipe", "SplitSettings", "TrainingSettings"]
@@ -121,6 +123,9 @@ class Recipe(msgspec.Struct, frozen=True):
         Training, validation and test part.
     training
         How many users a training looks at, and how often it writes a checkpoint.
+    rows
+        ``keep``: ``Filter`` and ``Dropna`` of the graph drop no rows, in training and when served; a row
+        that they would drop goes on as it came. None refuses them but where they drop events of a session.
     seed
         Of initial weights, batches and negatives.
     origin
@@ -135,6 +140,7 @@ class Recipe(msgspec.Struct, frozen=True):
     serving: ServingSettings = ServingSettings()
     split: SplitSettings = SplitSettings()
     training: TrainingSettings = TrainingSettings()
+    rows: Literal["keep"] | None = None
     seed: int = 42
     origin: str = ""
 
@@ -150,11 +156,15 @@ class Recipe(msgspec.Struct, frozen=True):
 
     @property
     def served(self) -> ServingSettings:
-        """The serving settings, with the default sources where they name none."""
-        if self.serving.sources:
-            return self.serving
-        sources = default_sources({family.name: family.form for family in self.models})
-        return msgspec.structs.replace(self.serving, sources=sources)
+        """The serving settings as they are served: with sources, and steps that count the tasks they name."""
+        serving = self.serving
+        if not serving.sources:
+            sources = default_sources({family.name: family.form for family in self.models})
+            serving = msgspec.structs.replace(serving, sources=sources)
+        if self.ranking is None:
+            return serving
+        steps = place_tasks(serving.reorder, score_names(self.ranking.task))
+        return msgspec.structs.replace(serving, reorder=steps)
 
     def shape_problems(self) -> list[Problem]:
         """Return fields that are something else altogether: nothing else can be said of such a recipe."""
@@ -219,6 +229,10 @@ def _own(recipe: Recipe) -> Iterator[Problem]:
     if not isinstance(recipe.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", recipe.name):
         problem = f"{recipe.name!r} cannot name a folder or a served model"
         yield Problem("name", problem, "use letters, digits, - and _, and begin with a letter or digit")
+    if recipe.rows not in (None, "keep"):
+        yield Problem(
+            "rows", f"expected 'keep' or None, got {recipe.rows!r}", "write rows='keep', or leave it out"
+        )
     yield from out_of_range(recipe, {"seed": COUNT_OR_0})
     yield from named_twice((family.name for family in recipe.models), "retrieval", "models")
 
@@ -248,7 +262,12 @@ def _sources(recipe: Recipe, served: ServingSettings) -> Iterator[Problem]:
 
 
 def _steps(recipe: Recipe, served: ServingSettings) -> Iterator[Problem]:
-    tasks = 0 if recipe.ranking is None else recipe.ranking.task.tasks
+    task = None if recipe.ranking is None else recipe.ranking.task
+    tasks = 0 if task is None else task.tasks
+    wrong = list(unknown_tasks(recipe.serving.reorder, score_names(task)))
+    if wrong:
+        yield from (problem.within("serving") for problem in wrong)
+        return
     for place, step in enumerate(served.reorder):
         yield from (problem.within(f"serving.reorder[{place}]") for problem in step.misfits(tasks))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,15 @@ from tiercel_serving.problems import COUNT, SHARE, Problem, Range, out_of_range
 from ..arrays.lists import IMPLICIT, RankingLists
 from ..arrays.pairs import Array, BoolArray, left_align
 from .table import MASKED
+
+#: What the numbers that say how lists are made may be.
+LIST_RANGES: Mapping[str, Range] = {
+    "folds": Range(2, whole=True),
+    "negatives": COUNT,
+    "hard_negatives": SHARE,
+    "context_dropout": SHARE,
+    "batch_size": Range(2, whole=True),
+}
 
 
 class ListwiseSoftmax(Settings, frozen=True, tag="listwise_softmax"):
@@ -52,9 +62,7 @@ class ListwiseSoftmax(Settings, frozen=True, tag="listwise_softmax"):
 
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, and no target."""
-        several = Range(2, whole=True)
-        ranges = {"folds": several, "negatives": COUNT, "hard_negatives": SHARE, "context_dropout": SHARE}
-        wrong = list(out_of_range(self, {**ranges, "batch_size": several}))
+        wrong = list(out_of_range(self, LIST_RANGES))
         if not isinstance(self.target, str) or not self.target:
             remedy = f"set target={IMPLICIT!r} (which items a user picked), or a column of the interactions"
             wrong.append(Problem("target", f"expected a target, got {self.target!r}", remedy))
@@ -68,7 +76,7 @@ class ListwiseSoftmax(Settings, frozen=True, tag="listwise_softmax"):
 class SampledLists:
     """The task at work on some lists, of which a ranker sees the first ``kept``; ``n_items`` is padding."""
 
-    def __init__(self, settings: ListwiseSoftmax, lists: RankingLists, kept: int, n_items: int) -> None:
+    def __init__(self, settings: Any, lists: RankingLists, kept: int, n_items: int) -> None:
         self._settings, self._lists, self._kept, self._pad = settings, lists, kept, n_items
         self._useful = np.flatnonzero((lists.weights[:, :kept] > 0).any(axis=1))
 
@@ -89,8 +97,17 @@ class SampledLists:
         def taken(array: Array, fill: int = 0) -> Array:
             return np.take_along_axis(np.pad(array, ((0, 0), (0, 1)), constant_values=fill), place, axis=1)
 
-        candidates = map(taken, (lists.scores, lists.sources, lists.weights))
-        return RankingLists(lists.users, lists.contexts, lists.history, taken(lists.rows, pad), *candidates)
+        targets = None
+        if lists.targets is not None:
+            targets = np.stack([taken(one) for one in np.moveaxis(lists.targets, 2, 0)], axis=2)
+        return replace(
+            lists,
+            rows=taken(lists.rows, pad),
+            scores=taken(lists.scores),
+            sources=taken(lists.sources),
+            weights=taken(lists.weights),
+            targets=targets,
+        )
 
     def loss(self, scores: Tensor, batch: RankingLists) -> Tensor:
         """Return the listwise softmax of the first task's scores."""

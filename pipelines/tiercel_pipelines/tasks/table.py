@@ -6,9 +6,9 @@ into tensors, so that one task serves every model of its kind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from tiercel_serving.kinds import Kind, Kinds
 from tiercel_serving.problems import Problem
 
 from ..arrays.lists import RankingLists
-from ..arrays.pairs import IntArray, Pairs
+from ..arrays.pairs import Array, IntArray, Pairs
 
 #: Stands for minus infinity in losses: its exponential is 0, and unlike infinity it never makes a NaN.
 MASKED = -1e9
@@ -93,8 +93,10 @@ class RankingObjective(Protocol):
 class ListSettings(Protocol):
     """How the lists that a ranker learns from are made: part of its task."""
 
-    #: T, how many scores a candidate gets.
-    tasks: ClassVar[int]
+    @property
+    def tasks(self) -> int:
+        """T, how many scores a candidate gets."""
+        ...
 
     @property
     def target(self) -> str:
@@ -125,11 +127,42 @@ class RankingTask(ListSettings, Protocol):
         ...
 
 
+@runtime_checkable
+class NamedScores(Protocol):
+    """A task whose scores have names, and each a column of the interactions."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``[T]`` what the scores are called."""
+        ...
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """``[T]`` the column of each, or ``interaction``."""
+        ...
+
+    @property
+    def ranks(self) -> tuple[bool, ...]:
+        """``[T]`` whether each orders candidates, and so begins with retrieval's score."""
+        ...
+
+    def unfit(self, columns: Mapping[str, Array | None]) -> list[Problem]:
+        """Return which of them the interactions' columns can't teach; None is a column without numbers."""
+        ...
+
+
+def score_names(task: object) -> tuple[str, ...]:
+    """Return what a ranking task's scores are called; nothing if they have no names."""
+    return task.names if isinstance(task, NamedScores) else ()
+
+
 #: Every task of retrieval models.
 RETRIEVAL_TASKS: Kinds[RetrievalTask] = Kinds(
     "retrieval task",
     {
         "sampled_softmax": Kind("tiercel_pipelines.tasks.sampled_softmax:SampledSoftmax"),
+        "bpr": Kind("tiercel_pipelines.tasks.bpr:BPR"),
+        "binary_cross_entropy": Kind("tiercel_pipelines.tasks.binary_cross_entropy:BinaryCrossEntropy"),
     },
 )
 
@@ -138,6 +171,7 @@ RANKING_TASKS: Kinds[RankingTask] = Kinds(
     "ranking task",
     {
         "listwise_softmax": Kind("tiercel_pipelines.tasks.listwise_softmax:ListwiseSoftmax"),
+        "multi_task": Kind("tiercel_pipelines.tasks.multi_task:MultiTask"),
     },
 )
 

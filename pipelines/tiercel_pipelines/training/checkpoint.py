@@ -105,6 +105,8 @@ def data_digest(packed: Packed, pairs: Pairs, folds: IntArray) -> str:
     parts: list[Mapping[str, Any]] = [packed.user, packed.item, context]
     parts.append({"users": pairs.users, "items": pairs.items, "weights": pairs.weights, "folds": folds})
     parts += [pairs.numbers, {} if pairs.times is None else {"times": pairs.times}]
+    if pairs.targets is not None:
+        parts.append({"targets": pairs.targets})
     for part in parts:
         for name in sorted(part):
             array = np.ascontiguousarray(part[name])

@@ -45,6 +45,7 @@ class RecipeRecord(_Struct, frozen=True):
     split: SplitSettings
     serving: ServingSettings
     training: TrainingSettings = TrainingSettings()
+    rows: str | None = None
 
     @classmethod
     def of(cls, recipe: Recipe) -> RecipeRecord:
@@ -57,6 +58,7 @@ class RecipeRecord(_Struct, frozen=True):
             recipe.split,
             recipe.served,
             recipe.training,
+            recipe.rows,
         )
 
 

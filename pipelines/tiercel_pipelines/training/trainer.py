@@ -30,7 +30,7 @@ from tiercel_export.workflow.cut import cut_workflow
 from tiercel_serving.settings import ServingSettings
 
 from ..arrays.inputs import ModelInputs
-from ..arrays.lists import IMPLICIT, RankingLists, draw_contexts, positive_weights
+from ..arrays.lists import IMPLICIT, RankingLists, draw_contexts, positive_targets, positive_weights
 from ..arrays.packed import Packed
 from ..arrays.packing import build_pairs, inputs_of, pack_dataset
 from ..arrays.pairs import IntArray, Pairs, assign_folds
@@ -48,6 +48,7 @@ from ..families.table import (
 )
 from ..offline.in_memory import OfflineRetrieval, blocks
 from ..recipe.recipe import Recipe
+from ..tasks.table import NamedScores
 from .checkpoint import Checkpoint
 from .judges import RankingJudge, RetrievalJudge, sampled_users
 
@@ -100,11 +101,12 @@ class Trainer:
         cls, recipe: Recipe, dataset: Dataset, split: Split, workflow: Any, progress: Progress | None = None
     ) -> Trainer:
         """Pack a data set by its fitted workflow and deal its interactions into folds."""
-        settings, fit, cut = recipe.served, split.fit, cut_workflow(workflow)
+        settings, fit, cut = recipe.served, split.fit, cut_workflow(workflow, rows=recipe.rows)
         packed = pack_dataset(cut, dataset, fit, settings)
-        target = None if recipe.ranking is None else recipe.ranking.task.target
-        weight = None if target == IMPLICIT else target
-        pairs, source = build_pairs(dataset, fit, weight, packed, learned_columns(recipe.models))
+        task = None if recipe.ranking is None else recipe.ranking.task
+        weight = None if task is None or task.target == IMPLICIT else task.target
+        targets = task.target_columns if isinstance(task, NamedScores) else ()
+        pairs, source = build_pairs(dataset, fit, weight, packed, learned_columns(recipe.models), targets)
         return cls(
             recipe,
             settings,
@@ -190,8 +192,9 @@ class Trainer:
         for block in blocks(users):
             scores, rows, sources = retrieval.candidates(block)[1]
             weights = positive_weights(held_out, block, rows, self.packed.n_items)
+            targets = positive_targets(held_out, block, rows, self.packed.n_items)
             history = retrieval.users.history(block)
-            found = RankingLists(block, contexts[block], history, rows, scores, sources, weights)
+            found = RankingLists(block, contexts[block], history, rows, scores, sources, weights, targets)
             if fold:
                 # What was held out and is not among the candidates teaches nothing of their order.
                 found = found.take(np.flatnonzero((weights > 0).any(axis=1)))
@@ -245,6 +248,8 @@ def _course(course: Course) -> dict[str, Any]:
         "best": course.epochs,
         "run": len(course.losses),
         "validation_ndcg": course.validation[course.epochs] if course.validation else None,
+        "losses": list(course.losses),
+        "validation": list(course.validation),
     }
 
 

@@ -37,7 +37,7 @@ typedef struct TRITONBACKEND_Input TRITONBACKEND_Input;
 typedef struct TRITONBACKEND_Output TRITONBACKEND_Output;
 
 enum { API_MAJOR = 1, API_MINOR = 19 }; /* Triton 24.10 */
-enum { ERROR_INTERNAL = 1, ERROR_INVALID_ARG = 3, ERROR_UNSUPPORTED = 5 };
+enum { ERROR_INTERNAL = 1, ERROR_INVALID_ARG = 3, ERROR_UNSUPPORTED = 5, ERROR_CANCELLED = 7 };
 enum { TYPE_BYTES = 13 };
 enum { MEMORY_CPU = 0, MEMORY_GPU = 2 };
 enum { LOG_ERROR = 2 };
@@ -63,6 +63,7 @@ TRITONSERVER_Error* TRITONBACKEND_RequestInputByIndex(TRITONBACKEND_Request* req
                                                       TRITONBACKEND_Input** input);
 TRITONSERVER_Error* TRITONBACKEND_RequestOutputCount(TRITONBACKEND_Request* request, uint32_t* count);
 TRITONSERVER_Error* TRITONBACKEND_RequestOutputName(TRITONBACKEND_Request* request, uint32_t index, const char** name);
+TRITONSERVER_Error* TRITONBACKEND_RequestIsCancelled(TRITONBACKEND_Request* request, bool* is_cancelled);
 TRITONSERVER_Error* TRITONBACKEND_RequestRelease(TRITONBACKEND_Request* request, uint32_t flags);
 TRITONSERVER_Error* TRITONBACKEND_ResponseNew(TRITONBACKEND_Response** response, TRITONBACKEND_Request* request);
 TRITONSERVER_Error* TRITONBACKEND_ResponseOutput(TRITONBACKEND_Response* response, TRITONBACKEND_Output** output,
@@ -450,9 +451,12 @@ static TRITONSERVER_Error* read_tensor(TRITONBACKEND_Input* input, PyObject** te
   return failed;
 }
 
-/* ([tensor …], [name of a wanted output …]) of one request. */
+/* ([tensor …], [name of a wanted output …]) of one request that somebody still waits for. */
 static TRITONSERVER_Error* read_request(TRITONBACKEND_Request* request, PyObject** read, uint64_t* rows)
 {
+  bool cancelled = false;
+  TRY(TRITONBACKEND_RequestIsCancelled(request, &cancelled));
+  if (cancelled) return error(ERROR_CANCELLED, "cancelled before it was computed");
   uint32_t inputs = 0, outputs = 0;
   TRY(TRITONBACKEND_RequestInputCount(request, &inputs));
   TRY(TRITONBACKEND_RequestOutputCount(request, &outputs));

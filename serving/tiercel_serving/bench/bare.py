@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import cycle
 from statistics import median
 
+import numpy as np
+
 from ..runtime.batching import absent
 from ..runtime.chain import Chain
 from ..spec import Array, TensorSpec
@@ -48,6 +50,26 @@ def measure_bare(pipeline: Chain, requests: Sequence[Mapping[str, Array]], secon
             break
     total = Measurement.from_latencies(totals, sum(totals) / 1e6)
     return BareCompute(total, {stage: median(spent) for stage, spent in stages.items()})
+
+
+def bare_cpu_seconds(pipeline: Chain, user_ids: Array, batch: int, seconds: float) -> float:
+    """Return the processor seconds that 1,000 answers take in batches of so many users, without a server."""
+    specs = list(pipeline.external_inputs)
+    places = cycle(range(0, max(1, len(user_ids) - batch), batch))
+    blank = absent(specs, batch)
+    ids = np.resize(user_ids, max(batch, len(user_ids)))
+
+    def run() -> None:
+        begin = next(places)
+        pipeline.run({**blank, "user_id": ids[begin : begin + batch, None]})
+
+    for _ in range(WARM_UP):
+        run()
+    spent, users, end = time.process_time(), 0, time.perf_counter() + seconds
+    while time.perf_counter() < end or not users:
+        run()
+        users += batch
+    return (time.process_time() - spent) / users * 1000
 
 
 def median_bare(rounds: Sequence[BareCompute]) -> BareCompute:

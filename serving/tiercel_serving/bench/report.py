@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .bare import BareCompute, median_bare
+from .load_curve import LoadCurve
+from .load_report import Promise, format_curves, promises_of
 from .measurement import Measurement, median_of
+from .text_table import format_table as format_table  # benchmarks print with it too
 
 #: The concurrency at which the limits hold.
 LIMIT_CONCURRENCY = 1
@@ -25,6 +28,18 @@ COMPARISONS: tuple[tuple[str, tuple[str, ...], float | None], ...] = (
     # What the staged layout would be if its stages took no time, and what they add to that.
     ("hollow", ("identity", BARE), None),
     ("staged", ("hollow",), None),
+    # The same of Tiercel's own runner, against the stock identity.
+    ("tiercel_fused", ("identity", BARE), 1.0),
+    ("tiercel_staged", ("identity", BARE), 2.0),
+    ("tiercel_hollow", ("identity", BARE), None),
+)
+
+#: The concurrency of :data:`GAINS`.
+GAIN_CONCURRENCY = 8
+#: Whose answers a second are set against whose, and how many times as many they must be.
+GAINS: tuple[tuple[str, str, float], ...] = (
+    ("tiercel_fused", "fused", 1.25),
+    ("tiercel_staged", "staged", 1.8),
 )
 
 
@@ -67,16 +82,38 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """One of :data:`GAINS`: medians over rounds of answers a second."""
+
+    measured: str
+    against: str
+    least: float
+    ratio: float
+
+    @property
+    def label(self) -> str:
+        """The comparison as a formula."""
+        return f"{self.measured} / {self.against}"
+
+    @property
+    def ok(self) -> bool:
+        """Whether it gains as much as it must."""
+        return self.ratio >= self.least
+
+
+@dataclass(frozen=True)
 class BenchReport:
     """Everything that one run of the benchmark found, rounds in their order.
 
     ``facts`` are what the figures depend on: date, command, machine, versions, release. ``served`` is
-    concurrency → what was measured (``identity``, ``hollow``, ``fused``, ``staged``) → its rounds.
+    concurrency → what was measured (``identity``, ``hollow``, ``fused``, ``staged``; with ``tiercel_`` before
+    it, on that runner) → its rounds. ``curves`` are the open loops of what was measured.
     """
 
     facts: Mapping[str, Any]
     served: Mapping[int, Mapping[str, Sequence[Measurement]]]
     bare: Sequence[BareCompute]
+    curves: Mapping[str, LoadCurve] = field(default_factory=dict)
 
     def ratios(self) -> list[Ratio]:
         """Return the comparisons at concurrency 1; empty if that was not measured."""
@@ -84,12 +121,31 @@ class BenchReport:
         if not rounds or not self.bare:
             return []
         measured = {**rounds, BARE: [bare.total for bare in self.bare]}
-        return [_ratio(measured, *comparison) for comparison in COMPARISONS]
+        return [
+            _ratio(measured, name, against, limit)
+            for name, against, limit in COMPARISONS
+            if measured.keys() >= {name, *against}
+        ]
+
+    def gains(self) -> list[Gain]:
+        """Return what one runner answers over another; empty if both were not measured."""
+        rounds = self.served.get(GAIN_CONCURRENCY, {})
+        speed = {name: median_of(measured).throughput for name, measured in rounds.items()}
+        return [
+            Gain(name, against, least, speed[name] / speed[against])
+            for name, against, least in GAINS
+            if speed.keys() >= {name, against}
+        ]
+
+    def promises(self) -> list[Promise]:
+        """Return what the open loops are held to."""
+        return [promise for name, curve in self.curves.items() for promise in promises_of(name, curve)]
 
     @property
     def ok(self) -> bool:
         """Whether every figure that has a limit is within it."""
-        return all(ratio.ok for ratio in self.ratios())
+        held = [ratio.ok for ratio in self.ratios()] + [gain.ok for gain in self.gains()]
+        return all(held + [promise.ok for promise in self.promises()])
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form: medians, and every round that they were taken of."""
@@ -113,6 +169,9 @@ class BenchReport:
                 "rounds": [measured.total.to_json() for measured in self.bare],
             },
             "ratios": [ratio.to_json() for ratio in self.ratios()],
+            "gains": [{**asdict(gain), "ok": gain.ok} for gain in self.gains()],
+            "load": {name: curve.to_json() for name, curve in self.curves.items()},
+            "promises": [{**asdict(promise), "ok": promise.ok} for promise in self.promises()],
             "ok": self.ok,
         }
 
@@ -133,7 +192,13 @@ def _sum(parts: Sequence[str]) -> str:
 
 def format_report(report: BenchReport) -> str:
     """Return the report as plain text tables."""
-    parts = (_served_table(report), _bare_table(report), _ratio_lines(report))
+    parts = (
+        _served_table(report),
+        _bare_table(report),
+        _ratio_lines(report),
+        _gain_lines(report),
+        format_curves(report.curves, report.promises()),
+    )
     return "\n\n".join(part for part in parts if part)
 
 
@@ -171,6 +236,17 @@ def _ratio_lines(report: BenchReport) -> str:
     return "\n".join([*lines, _share_line(ratios)])
 
 
+def _gain_lines(report: BenchReport) -> str:
+    gains = report.gains()
+    if not gains:
+        return ""
+    lines = [
+        f"  {gain.label}  {gain.ratio:.2f}, limit {gain.least}: {'pass' if gain.ok else 'FAIL'}"
+        for gain in gains
+    ]
+    return "\n".join([f"Answers a second at concurrency {GAIN_CONCURRENCY}:", *lines])
+
+
 def _share_line(ratios: Sequence[Ratio]) -> str:
     """Say what staged is made of; what neither share covers is what stages pay for being processes."""
     hops = next(1 / ratio.ratio for ratio in ratios if ratio.against == ("hollow",))
@@ -189,17 +265,3 @@ def _ratio_figures(ratio: Ratio) -> str:
     if ratio.limit is None:
         return text
     return f"{text}, limit {ratio.limit}: {'pass' if ratio.ok else 'FAIL'}"
-
-
-def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
-    """Return an aligned text table, columns right-aligned except those in ``left``."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        aligned = [
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return ("  " + "  ".join(aligned)).rstrip()
-
-    return "\n".join([line(head), line(["-" * width for width in widths]), *(line(row) for row in rows)])

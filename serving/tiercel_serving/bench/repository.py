@@ -1,6 +1,7 @@
 """The benchmark's model repository: both layouts of one release, and beside them models that do nothing.
 
-One server holds them all, so that they share its process, its threads and the state of the machine.
+One server for each runner holds them all, so that they share its process, its threads and the state of the
+machine.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..errors import BenchError
 from ..lookups.lookup import read_keys
 from ..release.opened import Release
 from ..repository.graph import render_repository
+from ..repository.targets import find_runner
 from ..spec import Array
 from ..stores.memory_mapped import USER_LOOKUP
 
@@ -62,21 +64,21 @@ class TritonPythonModel:
 '''
 
 
-def write_bench_repository(release: Release, directory: Path) -> None:
+def write_bench_repository(release: Release, directory: Path, runner: str = "python") -> None:
     """Write the models of :data:`MODELS` and what they need; the release's files are read where they are."""
     directory.mkdir(parents=True, exist_ok=True)
-    render_repository(release, directory, "fused")
-    render_repository(release, directory, "staged", suffix=STAGED_SUFFIX)
-    write_identity(directory, MODELS["fused"])
+    render_repository(release, directory, "fused", runner=runner)
+    render_repository(release, directory, "staged", suffix=STAGED_SUFFIX, runner=runner)
+    write_identity(directory, MODELS["fused"], find_runner(runner).backend)
     write_hollow(directory, MODELS["staged"])
 
 
-def write_identity(directory: Path, face: str) -> None:
-    """Write the identity model with the inputs and outputs of the ensemble ``face``."""
+def write_identity(directory: Path, face: str, backend: str = "python") -> None:
+    """Write the identity model with the inputs and outputs of the public model ``face``."""
     ensemble = _read_config(directory, face)
     config = model_config_pb2.ModelConfig(
         name=IDENTITY,
-        backend="python",
+        backend=backend,
         max_batch_size=ensemble.max_batch_size,
         input=ensemble.input,
         output=ensemble.output,

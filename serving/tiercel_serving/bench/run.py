@@ -1,20 +1,28 @@
-"""The benchmark from end to end: one server, interleaved rounds, the bare compute between them."""
+"""The benchmark from end to end: a server for each runner, rounds in turn, the bare compute between them."""
 
 from __future__ import annotations
 
 import datetime
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from .. import backend
 from ..errors import BenchError
 from ..release.opened import Release
+from ..repository.targets import RUNNERS
 from ..runtime.chain import Chain
-from ..supervise import start_server
-from .bare import BareCompute, full_requests, measure_bare
+from ..spec import Array
+from ..supervise import TritonServer, start_server
+from .bare import BareCompute, bare_cpu_seconds, full_requests, measure_bare
+from .generator import generator
+from .load_curve import LoadCurve, Target, measure_curve
 from .machine import describe_machine, installed_versions, triton_version
 from .measurement import Measurement
+from .mixes import Material, draw_requests, encode
 from .report import BenchReport
 from .repository import MODELS, known_user_ids, write_bench_repository, write_requests
 
@@ -42,6 +50,35 @@ class Load(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class OpenLoops:
+    """The open loops of a benchmark; none if there are no ``shares``.
+
+    Parameters
+    ----------
+    shares
+        Rates, as shares of what saturates each model.
+    mix
+        A row of :data:`~.mixes.MIXES`.
+    limit_us
+        What p99 may be at the highest rate, which is searched for.
+    """
+
+    shares: tuple[float, ...] = ()
+    mix: str = "zipf"
+    limit_us: float = 20_000.0
+
+
+def all_runners() -> tuple[str, ...]:
+    """Return the runners that are here."""
+    return tuple(name for name, row in RUNNERS.items() if not row.in_process or backend.library() is not None)
+
+
+def measured_name(runner: str, what: str) -> str:
+    """Return what a report calls one of :data:`~.repository.MODELS`: the stock runner's have no prefix."""
+    return what if runner == "python" else f"{runner}_{what}"
+
+
 def run_bench(
     release: Release,
     load: Load,
@@ -49,25 +86,31 @@ def run_bench(
     seconds: float = 3.0,
     rounds: int = 5,
     concurrencies: Sequence[int] = (1, 8),
+    runners: Sequence[str] = ("python",),
+    loops: OpenLoops = OpenLoops(),
     triton: str | Path | None = None,
     command: str = "",
     progress: Progress = lambda what, done, total: None,
 ) -> BenchReport:
-    """Measure both layouts of a release beside models that do nothing and the bare compute.
+    """Measure both layouts of a release on each runner, beside models that do nothing and the bare compute.
 
     A round measures the identity model, the hollow copy of the staged layout, the fused and the staged
-    layout at one concurrency, one after the other, and at concurrency 1 the bare compute right after
-    them. What disturbs the machine for a while so disturbs all of them alike. Every figure of the report
-    is a median over rounds.
+    layout of every runner at one concurrency, one after the other, and at concurrency 1 the bare compute
+    right after them. What disturbs the machine for a while so disturbs all of them alike. Every figure of
+    the report is a median over rounds. Open loops come after the rounds.
 
     Parameters
     ----------
     release, load
-        An exported release with a user store, and what makes the load.
+        An exported release with a user store, and what makes the load of the rounds.
     seconds, rounds
         How long each single measurement takes, and how many rounds there are for each concurrency.
     concurrencies
         Requests in flight.
+    runners
+        Rows of :data:`~tiercel_serving.repository.targets.RUNNERS`.
+    loops
+        The open loops.
     triton
         As for :func:`~tiercel_serving.supervise.start_server`.
     command, progress
@@ -85,31 +128,88 @@ def run_bench(
     users = known_user_ids(release, USERS)
     pipeline = Chain.open(release)
     requests = full_requests(pipeline.external_inputs, users[:BARE_USERS])
-    with tempfile.TemporaryDirectory(prefix="tiercel-bench-") as folder:
-        data, repository = Path(folder) / "requests.json", Path(folder) / "models"
+    with tempfile.TemporaryDirectory(prefix="tiercel-bench-") as folder, ExitStack() as stack:
+        data = Path(folder) / "requests.json"
         write_requests(users, data)
-        write_bench_repository(release, repository)
-        with start_server(repository, triton=triton, canary=lambda url, timeout_s: None) as server:
-            for model in MODELS.values():  # unmeasured: pages are read, caches warm; a canary to each
-                load.run(model, server.grpc_url, concurrency=1, seconds=WARM_UP_S, data=data)
-            facts = {
-                **_facts(release, load, command, seconds, rounds),
-                "triton": triton_version(server.grpc_url),
-            }
-            served: dict[int, dict[str, list[Measurement]]] = {}
-            bare: list[BareCompute] = []
-            steps = [(concurrency, number) for concurrency in concurrencies for number in range(rounds)]
-            for done, (concurrency, _) in enumerate(steps):
-                progress("rounds", done, len(steps))
-                of_this = served.setdefault(concurrency, {name: [] for name in MODELS})
-                for name, model in MODELS.items():
-                    of_this[name].append(
-                        load.run(model, server.grpc_url, concurrency=concurrency, seconds=seconds, data=data)
-                    )
-                if concurrency == min(concurrencies):
-                    bare.append(measure_bare(pipeline, requests, seconds))
-            progress("rounds", len(steps), len(steps))
-    return BenchReport(facts, served, bare)
+        servers = {
+            runner: stack.enter_context(_serving(release, Path(folder) / runner, runner, triton))
+            for runner in runners
+        }
+        models = {
+            measured_name(runner, what): (model, server.grpc_url)
+            for runner, server in servers.items()
+            for what, model in MODELS.items()
+        }
+        for model, url in models.values():  # unmeasured: pages are read, caches warm; a canary to each
+            load.run(model, url, concurrency=1, seconds=WARM_UP_S, data=data)
+        urls = [server.grpc_url for server in servers.values()]
+        facts = {
+            **_facts(release, load, command, seconds, rounds),
+            "runners": list(runners),
+            "triton": triton_version(urls[0]),
+        }
+        served: dict[int, dict[str, list[Measurement]]] = {}
+        bare: list[BareCompute] = []
+        steps = [(concurrency, number) for concurrency in concurrencies for number in range(rounds)]
+        for done, (concurrency, _) in enumerate(steps):
+            progress("rounds", done, len(steps))
+            of_this = served.setdefault(concurrency, {name: [] for name in models})
+            for name, (model, url) in models.items():
+                of_this[name].append(
+                    load.run(model, url, concurrency=concurrency, seconds=seconds, data=data)
+                )
+            if concurrency == min(concurrencies):
+                bare.append(measure_bare(pipeline, requests, seconds))
+        progress("rounds", len(steps), len(steps))
+        curves = _curves(release, servers, loops, seconds, pipeline, users, progress)
+    return BenchReport(facts, served, bare, curves)
+
+
+@contextmanager
+def _serving(
+    release: Release, repository: Path, runner: str, triton: str | Path | None
+) -> Iterator[TritonServer]:
+    write_bench_repository(release, repository, runner)
+    with start_server(repository, triton=triton, canary=lambda url, timeout_s: None) as server:
+        yield server
+
+
+def _curves(
+    release: Release,
+    servers: Mapping[str, TritonServer],
+    loops: OpenLoops,
+    seconds: float,
+    pipeline: Chain,
+    users: Array,
+    progress: Progress,
+) -> dict[str, LoadCurve]:
+    """Return the curve of each layout on each runner."""
+    if not loops.shares:
+        return {}
+    drawn = draw_requests(Material.of(release), loops.mix, USERS)
+    curves = {}
+
+    def bare(batch: int) -> float:
+        return bare_cpu_seconds(pipeline, users, batch, seconds)
+
+    loaded = [(runner, what) for runner in servers for what in ("fused", "staged")]
+    with generator() as pool:
+        for done, (runner, what) in enumerate(loaded):
+            progress("open loops", done, len(loaded))
+            requests = tuple(encode(MODELS[what], tensors) for tensors in drawn)
+            target = Target(servers[runner].grpc_url, servers[runner].pid, requests)
+            curves[measured_name(runner, what)] = measure_curve(
+                pool,
+                target,
+                mix=loops.mix,
+                shares=loops.shares,
+                seconds=seconds,
+                limit_us=loops.limit_us,
+                # Of requests for one user each it can be said what they take without a server.
+                bare=bare if loops.mix in ("users", "zipf") else None,
+            )
+    progress("open loops", len(loaded), len(loaded))
+    return curves
 
 
 def _facts(release: Release, load: Load, command: str, seconds: float, rounds: int) -> dict[str, Any]:

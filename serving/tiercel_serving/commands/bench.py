@@ -16,6 +16,7 @@ from .shell import FAILED, Debug, Json, Refused, Shell, shell
 from .tables import heading
 
 if TYPE_CHECKING:
+    from ..bench import OpenLoops
     from ..bench.report import BenchReport
     from ..bench.run import Load
 
@@ -23,7 +24,9 @@ CLIENTS = ("perf_analyzer", "python")
 
 
 def command(
-    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Directory of a release.")],
+    release: Annotated[
+        Path | None, typer.Argument(metavar="RELEASE", help="Directory of a release.", show_default=False)
+    ] = None,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE.json", help="Also write the JSON object here.")
     ] = None,
@@ -50,6 +53,42 @@ def command(
             help="Where a fetched perf_analyzer lies (else ~/.cache/tiercel/perf_analyzer).",
         ),
     ] = None,
+    runner: Annotated[
+        str,
+        typer.Option(
+            "--runner", metavar="python|tiercel|all", help="What runs the stages; all that are here."
+        ),
+    ] = "all",
+    rates: Annotated[
+        str,
+        typer.Option(
+            "--rates",
+            metavar="SHARE,…",
+            help="Open loops at these shares of what saturates each model; none leaves them out.",
+        ),
+    ] = "0.25,0.5,0.75,0.9",
+    mix: Annotated[
+        str,
+        typer.Option("--mix", metavar="MIX", help="Requests of the open loops, see docs/benchmarks.md."),
+    ] = "zipf",
+    p99_ms: Annotated[
+        float,
+        typer.Option("--p99-ms", min=0.1, help="The highest rate whose p99 is within this is searched for."),
+    ] = 20.0,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE.html", help="Also write a report with plots here.")
+    ] = None,
+    compared: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            "--compare",
+            metavar="BEFORE.json AFTER.json",
+            help="Measure nothing: say what changed between two saved results beyond the noise of rounds.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --compare: even results of two machines.")
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 if a figure is beyond its limit.")
     ] = False,
@@ -57,17 +96,24 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure both layouts of a release on one server, beside models that do nothing and the bare compute.
+    """Measure both layouts of a release on each runner, beside models that do nothing and the bare compute.
 
-    Prints p50, p99 and throughput, where each microsecond of the bare compute goes, and how both layouts
-    stand against their limits. Uses the perf_analyzer on PATH, or fetches one.
+    Prints p50, p99 and throughput, where each microsecond of the bare compute goes, how latency grows with
+    load, what the server spends, and how all of it stands against its limits. Uses the perf_analyzer on PATH,
+    or fetches one.
 
-    Example: [bold]tiercel bench releases/movielens --save bench.json[/]
+    Example: [bold]tiercel bench releases/movielens --save bench.json --html bench.html[/]
     """
     with shell(json=json, debug=debug) as sh:
+        if compared is not None:
+            compare_results(sh, *compared, force=force)
+            return
+        if release is None:
+            raise Refused("which release? Name its directory, or two saved results with --compare")
         if client not in CLIENTS:
             raise Refused(f"--client {client}: use {' or '.join(CLIENTS)}")
         levels = concurrencies(concurrency)
+        runners, loops = chosen_runners(runner), open_loops(rates, mix, p99_ms)
         with sh.work(f"Measuring {release}") as progress:
             from ..release.opened import check_files, open_release
 
@@ -83,6 +129,8 @@ def command(
                 seconds=seconds,
                 rounds=rounds,
                 concurrencies=levels,
+                runners=runners,
+                loops=loops,
                 triton=triton,
                 command=shlex.join(["tiercel", *sys.argv[1:]]),
                 progress=progress,
@@ -90,6 +138,10 @@ def command(
         document = report.to_json()
         if save is not None:
             write_whole(save, document)
+        if html is not None:
+            from ..bench.html_report import html_report
+
+            write_whole(html, html_report(document))
         sh.emit(document, *human(report, save))
         if check and not report.ok:
             sh.note("A figure is beyond its limit.", style="red")
@@ -107,6 +159,48 @@ def concurrencies(text: str) -> tuple[int, ...]:
     return levels
 
 
+def chosen_runners(text: str) -> tuple[str, ...]:
+    """Return the runners to measure; the stock one is always among them: all else is set against it."""
+    from ..bench.run import all_runners
+    from ..repository.targets import RUNNERS
+    from ..supervise.launch import check_runner
+
+    if text == "all":
+        return all_runners()
+    if text not in RUNNERS:
+        raise Refused(f"--runner {text}: use {', '.join(RUNNERS)} or all")
+    check_runner(text)
+    return tuple(dict.fromkeys(("python", text)))
+
+
+def open_loops(rates: str, mix: str, p99_ms: float) -> OpenLoops:
+    """Read ``0.25,0.5`` or ``none``, and the name of a mix."""
+    from ..bench import OpenLoops
+    from ..bench.mixes import MIXES
+
+    if mix not in MIXES:
+        raise Refused(f"--mix {mix}: use {', '.join(MIXES)}")
+    if rates == "none":
+        return OpenLoops()
+    try:
+        shares = tuple(float(part) for part in rates.split(","))
+    except ValueError:
+        shares = ()
+    if not shares or not all(0 < share <= 2 for share in shares):
+        raise Refused(f"--rates {rates}: expected shares of what saturates a model, such as 0.5,0.9, or none")
+    return OpenLoops(shares, mix, p99_ms * 1000)
+
+
+def compare_results(sh: Shell, before: Path, after: Path, *, force: bool) -> None:
+    """Print what changed between two saved results."""
+    from rich.text import Text
+
+    from ..bench.compare import compare, format_changes, read_result, to_json
+
+    changes = compare(read_result(before), read_result(after), force=force)
+    sh.emit({"changes": to_json(changes)}, Text(format_changes(changes)))
+
+
 def find_load(sh: Shell, client: str, cache: Path | None) -> Load:
     """Return what makes the load, as the command line says; nothing stands in for it silently."""
     from ..bench import PythonClient, find_perf_analyzer
@@ -117,13 +211,17 @@ def find_load(sh: Shell, client: str, cache: Path | None) -> Load:
     return find_perf_analyzer(cache, say=sh.note)
 
 
-def write_whole(file: Path, document: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
+def write_whole(file: Path, document: dict[str, Any] | str) -> None:
+    """Write a text or a JSON file whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        text = json_module.dumps(document, indent=1, ensure_ascii=False)
-        partial.write_text(text + "\n", encoding="utf-8")
+        text = (
+            document
+            if isinstance(document, str)
+            else json_module.dumps(document, indent=1, ensure_ascii=False)
+        )
+        partial.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)

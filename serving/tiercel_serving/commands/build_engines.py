@@ -21,6 +21,13 @@ def command(
         Path | None,
         typer.Option("--cache", metavar="DIR", help="Keeps what was built, by GPU and library version."),
     ] = None,
+    refittable: Annotated[
+        bool, typer.Option("--refittable", help="Plans take the weights of a later release.")
+    ] = False,
+    refit: Annotated[
+        Path | None,
+        typer.Option("--refit", metavar="OLD", help="Release whose plans get the new weights, if they fit."),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -29,13 +36,18 @@ def command(
     Run it in the container that will serve, before Triton starts: plans are bound to the GPU's model and to
     the version of TensorRT. The release changes only if every engine computes what its graph computes.
 
+    After a training that changed weights alone, `--refit OLD` puts them into the plans of the release OLD,
+    which was built with `--refittable`, in place of a build.
+
     Example: [bold]tiercel build-engines releases/movielens --cache /var/cache/tiercel[/]
     """
     with shell(json=json, debug=debug) as sh:
         with sh.work(f"Building the engines of {release}", steps=True) as progress:
             from ..engines.install import build_engines
 
-            built, report = build_engines(release, destination=to, cache=cache, progress=progress)
+            built, report = build_engines(
+                release, destination=to, cache=cache, refittable=refittable, refit=refit, progress=progress
+            )
         document = {
             "release": str(to or release),
             "build_id": report.build_id,

@@ -50,6 +50,7 @@ COMMANDS: Mapping[str, Entry] = {
     "score": Entry(f"{_PIPELINES}.score", "Write every user's served list to a Parquet file.", SERVE),
     "serve": Entry(f"{_SERVING}.serve", "Serve a release on Triton until Ctrl-C.", SERVE),
     "store": Entry(f"{_SERVING}.store", "Write live values of users: they count at once.", SERVE),
+    "items": Entry(f"{_SERVING}.items", "Put and withdraw items between releases.", SERVE),
     "recommend": Entry(
         f"{_SERVING}.recommend", "Ask a server for recommendations, and for their reasons.", SERVE
     ),

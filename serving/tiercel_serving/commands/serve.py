@@ -25,12 +25,8 @@ Layout = Annotated[
     typer.Option("--layout", metavar="fused|staged", help="Another layout than the release was made in."),
 ]
 Runner = Annotated[
-    str,
-    typer.Option(
-        "--runner",
-        metavar="python|tiercel",
-        help="What runs the stages: Triton's Python backend, or Tiercel's, in Triton's own process.",
-    ),
+    str | None,
+    typer.Option("--runner", metavar="python|tiercel", help="Another runner than the release was made for."),
 ]
 Store = Annotated[
     str | None,
@@ -57,7 +53,7 @@ def command(
         typer.Argument(metavar="FLAG", help="More flags for tritonserver, behind --: -- --log-verbose=1."),
     ] = None,
     layout: Layout = None,
-    runner: Runner = "python",
+    runner: Runner = None,
     triton: Triton = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option("--grpc-port", help="0 takes a free one.")] = 8001,
@@ -107,7 +103,7 @@ def start(
     release: Path,
     *,
     layout: str | None = None,
-    runner: str = "python",
+    runner: str | None = None,
     triton: Path | None = None,
     triton_flags: Sequence[str] = (),
     store: str | None = None,
@@ -126,7 +122,7 @@ def start(
             raise typer.BadParameter(wrong, param_hint="--")
         if layout not in (None, "fused", "staged"):
             raise typer.BadParameter(f"{layout!r}: the layouts are fused and staged", param_hint="--layout")
-        if runner not in RUNNERS:
+        if runner is not None and runner not in RUNNERS:
             raise typer.BadParameter(
                 f"{runner!r}: the runners are {', '.join(RUNNERS)}", param_hint="--runner"
             )
@@ -182,6 +178,8 @@ def describe(server: TritonServer) -> dict[str, Any]:
         "release": str(release.path),
         "name": release.manifest.name,
         "build_id": release.build_id,
+        "layout": server.layout,
+        "runner": server.runner,
         "grpc": server.grpc_url,
         "http": server.http_url,
         "metrics": server.metrics_url,
@@ -196,7 +194,7 @@ def human(document: Mapping[str, Any]) -> list[Any]:
     """Return what people see when a server is up."""
     from rich.markup import escape
 
-    values = {name: document[name] for name in ("grpc", "http", "metrics")}
+    values = {name: document[name] for name in ("grpc", "http", "metrics", "layout", "runner")}
     title = (
         f"Serving {document['name']} (build {document['build_id']}), ready in {seconds(document['ready_s'])}"
     )

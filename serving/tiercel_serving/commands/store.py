@@ -74,7 +74,7 @@ def append(
     with shell(json=json, debug=debug) as sh:
         with _opened(release, store) as opened:
             typed = _user(opened, user)
-            items = [_id(one, opened.release.manifest.catalogue.item_id_dtype, "--item") for one in item]
+            items = [read_id(one, opened.release.manifest.catalogue.item_id_dtype, "--item") for one in item]
             opened.append(typed, items, ttl_s=ttl)
             if unknown := opened.unknown_items(items):
                 sh.note(f"Not in this release's catalogue, so of no effect on it: {unknown}", style="yellow")
@@ -130,7 +130,7 @@ def load(
     """
     with shell(json=json, debug=debug) as sh:
         with sh.work(f"Loading {file}", steps=True) as progress, _opened(release, store) as opened:
-            with _reading(file) as lines:
+            with read_lines(file) as lines:
                 users = opened.load(lines, lambda done: progress("users", done, None))
         sh.emit({"users": users}, heading(f"Loaded {users:,} users"))
 
@@ -231,10 +231,10 @@ def _told(opened: FeatureStore, user: int | str) -> tuple[dict[str, Any], Any, A
 
 
 def _user(opened: FeatureStore, user: str) -> int | str:
-    return _id(user, opened.release.manifest.catalogue.user_id_dtype, "--user")
+    return read_id(user, opened.release.manifest.catalogue.user_id_dtype, "--user")
 
 
-def _id(text: str, dtype: str, option: str) -> int | str:
+def read_id(text: str, dtype: str, option: str) -> int | str:
     """Return an id of the release's type, as it was typed."""
     if dtype == "bytes":
         return text
@@ -267,7 +267,7 @@ def _values(opened: FeatureStore, pairs_: list[str]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _reading(file: Path) -> Iterator[IO[bytes]]:
+def read_lines(file: Path) -> Iterator[IO[bytes]]:
     """Give the lines of a file or, of ``-``, of standard input."""
     if str(file) == "-":
         yield sys.stdin.buffer

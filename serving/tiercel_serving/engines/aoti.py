@@ -6,7 +6,7 @@ and both are compared before it is opened: another version reads its arrays wron
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -117,7 +117,12 @@ class AotiEngine:
         remedy = "export again with this version, on such a machine"
         bound.check(file, tuple(outputs), str(torch.__version__), device_name(device), remedy)
         torch.set_num_threads(threads)
-        self._loader = _load(file, device)
+        self._loader = load_package(file, device)
+        self._run: Any = self._loader.run
+        if device == "cuda":
+            from .graphs_torch import GraphedRun
+
+            self._run = GraphedRun(self._loader.run)
         self._device = torch.device(device)
         self._dtypes = {name: np.dtype(dtype) for name, dtype in bound.inputs.items()}
         self.inputs, self.outputs = tuple(bound.inputs), tuple(outputs)
@@ -127,6 +132,11 @@ class AotiEngine:
         """Run the model on tensors ``[B, …]``."""
         results = self._loader.run([self._tensor(arrays[name], self._dtypes[name]) for name in self.inputs])
         return {name: results[place].cpu().numpy() for name, place in self._places}
+
+    def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run the model on tensors of its device, and leave the results there."""
+        results = self._run([tensors[name].contiguous() for name in self.inputs])
+        return {name: results[place] for name, place in self._places}
 
     def _tensor(self, array: Array, dtype: np.dtype[Any]) -> torch.Tensor:
         import torch
@@ -138,16 +148,24 @@ class AotiEngine:
 
     def close(self) -> None:
         """Unload the package."""
-        del self._loader
+        del self._loader, self._run
 
 
-def _load(file: Path, device: str) -> Any:
+def load_package(file: Path, device: str) -> Any:
+    """Return what runs a package.
+
+    Raises
+    ------
+    ArtefactCorrupt
+        It is none, or this machine can't unpack it.
+    """
     import torch
 
     index = torch.cuda.current_device() if device == "cuda" else -1
     try:
         # The loader itself: the callable that torch wraps around it costs 60 µs a call.
-        return torch._C._aoti.AOTIModelPackageLoader(str(file), MODEL, False, 1, index)
+        # Without its own waiting for threads, which a capture as a CUDA graph does not allow.
+        return torch._C._aoti.AOTIModelPackageLoader(str(file), MODEL, device == "cuda", 1, index)
     except Exception as error:
         first = str(error).strip().splitlines()[:1]
         raise ArtefactCorrupt(

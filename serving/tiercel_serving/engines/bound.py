@@ -27,6 +27,8 @@ class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Names of its outputs, in the engine's order.
     network
         SHA-256 of the graph that it was built of; empty where there is no such file.
+    refittable
+        Whether it takes the weights of another graph of the same structure.
     """
 
     library: str
@@ -35,6 +37,7 @@ class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: dict[str, str]
     outputs: tuple[str, ...]
     network: str = ""
+    refittable: bool = False
 
     def write(self, file: Path) -> None:
         """Write it beside the engine's file."""

@@ -19,8 +19,7 @@ from ..release.manifest import MANIFEST_NAME
 from ..release.opened import Release, check_files, open_release
 from ..release.writing import staging_directory, write_manifest
 from ..repository.graph import render_repository
-from ..stages.engine import model_of
-from ..stages.specs import QUERY_PREFIX, RANKING
+from ..stages.engine import engine_names, model_of
 from ..verify.checks import verify_release
 from ..verify.report import VerifyReport
 from .table import ENGINES
@@ -42,12 +41,11 @@ def engines_to_build(release: Release) -> Iterator[tuple[str, str, Any]]:
     """Yield stage, row and kind of every engine that is built of a graph."""
     from .table import BuiltKind
 
-    for stage in release.stages:
-        if stage == RANKING or stage.startswith(QUERY_PREFIX):
-            engine = model_of(stage, release).engine
-            kind: Any = ENGINES.find(engine)
-            if isinstance(kind, BuiltKind):
-                yield stage, engine, kind
+    for stage in engine_names(release):
+        engine = model_of(stage, release).engine
+        kind: Any = ENGINES.find(engine)
+        if isinstance(kind, BuiltKind):
+            yield stage, engine, kind
 
 
 def build_engines(
@@ -55,6 +53,8 @@ def build_engines(
     *,
     destination: str | Path | None = None,
     cache: str | Path | None = None,
+    refittable: bool = False,
+    refit: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[BuiltEngine], VerifyReport]:
     """Build every engine that a release leaves to the machine that serves it, verify, and install.
@@ -67,6 +67,11 @@ def build_engines(
         Where the release with its engines goes; None puts it in the place of the given one.
     cache
         Keeps what was built by device and library version, for the next start; None keeps nothing.
+    refittable
+        Whether plans shall take the weights of a later release.
+    refit
+        A release whose plans get this one's weights where they fit, in place of a build; where one does
+        not, what is said of its engine tells why. The results can be refitted again.
     progress
         Called before each engine, and once before the verification.
 
@@ -87,6 +92,7 @@ def build_engines(
     """
     source = open_release(path)
     check_files(source)
+    before = None if refit is None else open_release(refit).path / "artefacts"
     wanted = list(engines_to_build(source))
     keep = None if cache is None else Path(cache)
     place = Path(destination) if destination is not None else source.path
@@ -99,7 +105,9 @@ def build_engines(
                 progress(f"building {stage}", number, len(wanted) + 1)
             folder = staging / "artefacts" / stage
             _own(folder)
-            built.append(BuiltEngine(stage, engine, kind.build(folder, keep)))
+            old = None if before is None else before / stage
+            detail = kind.build(folder, keep, refittable=refittable, old=old)
+            built.append(BuiltEngine(stage, engine, detail))
             write_artefact(folder, "engine", source.build_id, {})
         if progress is not None:
             progress("verifying", len(wanted), len(wanted) + 1)

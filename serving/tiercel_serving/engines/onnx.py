@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import onnxruntime
 
 from ..errors import ArtefactCorrupt, DeviceUnavailable
 from ..spec import Array, Arrays
 from ..verify.compare import ENGINE, Tolerance
 from .bound import check_outputs
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Onnx:
@@ -22,6 +26,7 @@ class Onnx:
     device: ClassVar[str] = "cpu"
     backend: ClassVar[str | None] = None
     maker: ClassVar[str] = "tiercel_export.models.onnx:make_onnx"
+    from_onnx: ClassVar[bool] = True
 
     @classmethod
     def open(cls, file: Path, outputs: Sequence[str], *, threads: int = 1) -> OnnxEngine:
@@ -33,6 +38,25 @@ class OnnxCuda(Onnx):
     """The same file in ONNX Runtime's CUDA provider."""
 
     device: ClassVar[str] = "cuda"
+    takes_stream: ClassVar[bool] = True
+
+    @classmethod
+    def open(
+        cls, file: Path, outputs: Sequence[str], *, threads: int = 1, stream: int | None = None
+    ) -> OnnxEngine:
+        """Open an ONNX file, to run on a CUDA stream; see :class:`~.table.OnStream`."""
+        return OnnxEngine(file, outputs, threads, on_stream(PROVIDERS[cls.device], stream))
+
+    @classmethod
+    def unmakeable(cls) -> str | None:
+        """Return why an export can't open it on this machine; see :class:`~.table.NeedsTools`."""
+        name, _ = PROVIDERS[cls.device]
+        if name in onnxruntime.get_available_providers():
+            return None
+        return (
+            f"engine 'onnx-cuda': this ONNX Runtime {onnxruntime.__version__} has no {name}; install "
+            "onnxruntime-gpu in place of onnxruntime"
+        )
 
 
 #: Device → ONNX Runtime's provider, and its options. TF32 would round the factors of every product to ten
@@ -40,6 +64,25 @@ class OnnxCuda(Onnx):
 PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cpu": ("CPUExecutionProvider", {}),
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+}
+
+
+def on_stream(provider: tuple[str, dict[str, Any]], stream: int | None) -> tuple[str, dict[str, Any]]:
+    """Return a row of :data:`PROVIDERS` that works on a CUDA stream; None is a stream of its own.
+
+    What others put on the stream before is done before, and nothing must be waited for in between.
+    """
+    name, options = provider
+    given = {"has_user_compute_stream": "1", "user_compute_stream": str(stream)}
+    return name, options if stream is None else {**options, **given}
+
+
+#: ONNX Runtime's name of a tensor's type → NumPy's.
+NUMPY_TYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
 }
 
 
@@ -100,12 +143,40 @@ class OnnxEngine:
         self.inputs = tuple(put.name for put in self._session.get_inputs())
         self.outputs = tuple(outputs)
         self._wanted = list(outputs)
+        # On a stream that is the caller's, what comes after is in order by itself.
+        self._unwaited: Any = None
+        if "user_compute_stream" in provider_options:
+            self._unwaited = onnxruntime.RunOptions()
+            self._unwaited.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        there = [*self._session.get_inputs(), *self._session.get_outputs()]
         check_outputs(file, self.outputs, tuple(put.name for put in self._session.get_outputs()))
+        self._dtypes = {put.name: NUMPY_TYPES[put.type] for put in there if put.type in NUMPY_TYPES}
+        self._dims = {put.name: tuple(put.shape[1:]) for put in there}
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Run the model on tensors ``[B, …]``."""
         feed = {name: arrays[name] for name in self.inputs}
         return dict(zip(self._wanted, self._session.run(self._wanted, feed), strict=True))
+
+    def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run the model on tensors of its device by IO binding: it reads and writes them where they are."""
+        import torch
+
+        binding, device = self._session.io_binding(), tensors[self.inputs[0]].device
+        kind, number = device.type, device.index or 0
+        # Until the run is over, what is bound must live.
+        given = {name: tensors[name].contiguous() for name in self.inputs}
+        for name, tensor in given.items():
+            dtype = self._dtypes[name]
+            binding.bind_input(name, kind, number, dtype, tuple(tensor.shape), tensor.data_ptr())
+        batch, made = len(given[self.inputs[0]]), {}
+        for name in self._wanted:
+            dtype, dims = self._dtypes[name], self._dims[name]
+            dtype_there = torch.from_numpy(np.empty(0, dtype)).dtype
+            out = made[name] = torch.empty((batch, *dims), dtype=dtype_there, device=device)
+            binding.bind_output(name, kind, number, dtype, tuple(out.shape), out.data_ptr())
+        self._session.run_with_iobinding(binding, self._unwaited)
+        return made
 
     def close(self) -> None:
         """Give the session back; a second time does nothing."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from ..kinds import Kind, Kinds
 from ..spec import Array, Arrays
@@ -90,7 +90,9 @@ class BuiltKind(EngineKind, Protocol):
         ...
 
     @classmethod
-    def build(cls, folder: Path, cache: Path | None = None) -> str:
+    def build(
+        cls, folder: Path, cache: Path | None = None, *, refittable: bool = False, old: Path | None = None
+    ) -> str:
         """Build the file of an artefact, and say in a few words what came of it.
 
         Parameters
@@ -99,7 +101,28 @@ class BuiltKind(EngineKind, Protocol):
             The artefact's folder, with whatever the maker wrote.
         cache
             A folder that keeps what was built, by device and library version; None keeps nothing.
+        refittable
+            Whether the file shall take other weights later.
+        old
+            The artefact's folder in a release that may differ in its weights alone: its file is taken and
+            given the new ones, if it fits.
         """
+        ...
+
+
+@runtime_checkable
+class OnStream(EngineKind, Protocol):
+    """A kind whose ``open`` takes ``stream``: the CUDA stream, as a number, that its engine shall work on."""
+
+    takes_stream: ClassVar[bool]
+
+
+@runtime_checkable
+class TakesTensors(Engine, Protocol):
+    """An opened model that reads and gives torch tensors on its device, without a copy to the host."""
+
+    def run_tensors(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Compute the outputs, as :meth:`Engine.run` does, on the current stream; nothing is waited for."""
         ...
 
 
@@ -111,6 +134,13 @@ class NeedsTools(Protocol):
     def unmakeable(cls) -> str | None:
         """Return why an export on this machine can't make it and what to do, or None."""
         ...
+
+
+@runtime_checkable
+class FromOnnx(Protocol):
+    """A kind whose maker takes ONNX models too, not only torch modules."""
+
+    from_onnx: ClassVar[bool]
 
 
 @runtime_checkable
@@ -137,3 +167,12 @@ ENGINES: Kinds[EngineKind] = Kinds(
         "tensorrt-rtx-bf16": Kind("tiercel_serving.engines.tensorrt:TensorRTRTXBrain", extra="tensorrt-rtx"),
     },
 )
+
+
+def query_engine(engine: str) -> str:
+    """Return the row that takes query models where a ranker takes ``engine``.
+
+    What finds candidates is computed in full precision.
+    """
+    kind: Any = ENGINES.find(engine)
+    return str(kind.full) if isinstance(kind, Reduced) else engine

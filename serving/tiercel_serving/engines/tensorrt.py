@@ -11,16 +11,17 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from ..errors import DeviceUnavailable, EngineNotBuilt, KindUnavailable
+from ..errors import ArtefactCorrupt, DeviceUnavailable, EngineNotBuilt, KindUnavailable
 from ..verify.compare import ENGINE, Tolerance
 from .bound import SUFFIX, Bound
 from .trt.build import build_plan, network_sha256
 from .trt.cuda import Device, find_device, runtime
 from .trt.flavours import FLAVOURS, Flavour, find_module, load
+from .trt.refit import refit_plan, unfit
 from .trt.specification import BuildSpecification
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class TensorRT:
     backend: ClassVar[str | None] = "tensorrt"
     maker: ClassVar[str] = "tiercel_export.models.tensorrt:make_tensorrt"
     stand_in: ClassVar[str] = "onnx"
+    from_onnx: ClassVar[bool] = True
     #: A row of :data:`~.trt.flavours.FLAVOURS`.
     flavour: ClassVar[str] = "tensorrt"
 
@@ -76,7 +78,9 @@ class TensorRT:
         return None
 
     @classmethod
-    def build(cls, folder: Path, cache: Path | None = None) -> str:
+    def build(
+        cls, folder: Path, cache: Path | None = None, *, refittable: bool = False, old: Path | None = None
+    ) -> str:
         """Build the plan that a folder asks for, unless it is there; see :class:`~.table.BuiltKind`.
 
         Raises
@@ -88,28 +92,25 @@ class TensorRT:
         """
         flavour = FLAVOURS[cls.flavour]
         trt, device = load(flavour), _device(flavour)
-        specification, file = BuildSpecification.read(folder), folder / cls.file
-        here = _described(flavour, device)
-        if _is_of(file, flavour, str(trt.__version__), here, specification):
+        wanted, file = BuildSpecification.read(folder), folder / cls.file
+        version, here = str(trt.__version__), _described(flavour, device)
+        refittable = refittable or old is not None
+        if _is_of(file, flavour, version, here, wanted, refittable):
             return "was built before"
-        stored = None if cache is None else cache / _key(flavour, str(trt.__version__), here, specification)
-        if stored is not None and _is_of(
-            stored / cls.file, flavour, str(trt.__version__), here, specification
-        ):
+        stored = None if cache is None else cache / _key(flavour, version, here, wanted, refittable)
+        if stored is not None and _is_of(stored / cls.file, flavour, version, here, wanted, refittable):
             _copy(stored, folder, cls.file)
             return "from the cache"
-        timings = folder / TIMING_CACHE
-        known = timings.read_bytes() if timings.is_file() else b""
-        plan = build_plan(trt, flavour, folder, specification, known)
-        file.write_bytes(plan.plan)
-        if plan.timing_cache:
-            timings.write_bytes(plan.timing_cache)
-        digest = network_sha256(folder / specification.network)
-        Bound(flavour.name, str(trt.__version__), here, plan.inputs, plan.outputs, digest).write(file)
+        reason = "" if old is None else unfit(old / cls.file, flavour, version, here, wanted)
+        if old is not None and reason is None:
+            said = _refit(trt, flavour, folder, old, cls.file)
+        else:
+            said = _build(trt, flavour, folder, cls.file, here, refittable)
+            said += f"; built anew: {reason}" if reason else ""
         if stored is not None:
             stored.mkdir(parents=True, exist_ok=True)
             _copy(folder, stored, cls.file)
-        return f"{plan.layers} layers, {len(plan.plan) / 1e6:.1f} MB"
+        return said
 
 
 class TensorRTHalf(TensorRT):
@@ -165,6 +166,32 @@ class TensorRTRTXBrain(TensorRTRTX):
 _BUILD = "run `tiercel build-engines RELEASE` on the machine that will serve it"
 
 
+def _build(trt: Any, flavour: Flavour, folder: Path, name: str, here: str, refittable: bool) -> str:
+    """Build a plan and write it with what it is bound to."""
+    specification, file, timings = BuildSpecification.read(folder), folder / name, folder / TIMING_CACHE
+    known = timings.read_bytes() if timings.is_file() else b""
+    plan = build_plan(trt, flavour, folder, specification, known, refittable=refittable)
+    file.write_bytes(plan.plan)
+    if plan.timing_cache:
+        timings.write_bytes(plan.timing_cache)
+    digest, version = network_sha256(folder / specification.network), str(trt.__version__)
+    Bound(flavour.name, version, here, plan.inputs, plan.outputs, digest, refittable).write(file)
+    return f"{plan.layers} layers, {len(plan.plan) / 1e6:.1f} MB"
+
+
+def _refit(trt: Any, flavour: Flavour, folder: Path, old: Path, name: str) -> str:
+    """Write the old plan with the new weights, and what it is bound to."""
+    specification, file = BuildSpecification.read(folder), folder / name
+    network = folder / specification.network
+    digest = network_sha256(network)
+    if digest != specification.network_sha256:
+        raise ArtefactCorrupt(f"{network}: the graph was changed after its export; export again")
+    plan = refit_plan(trt, flavour, old / name, network)
+    file.write_bytes(plan)
+    msgspec.structs.replace(Bound.read(old / name), network=digest).write(file)
+    return f"refitted with new weights, {len(plan) / 1e6:.1f} MB"
+
+
 def _device(flavour: Flavour) -> Device | None:
     """Return the GPU that a plan is built for; None where it is built for many."""
     return None if flavour.portable else find_device(runtime())
@@ -174,18 +201,22 @@ def _described(flavour: Flavour, device: Device | None) -> str:
     return f"compute capabilities {', '.join(flavour.capabilities)}" if device is None else str(device)
 
 
-def _is_of(file: Path, flavour: Flavour, version: str, device: str, wanted: BuildSpecification) -> bool:
+def _is_of(
+    file: Path, flavour: Flavour, version: str, device: str, wanted: BuildSpecification, refittable: bool
+) -> bool:
     """Whether a plan that lies there is the one that would be built."""
     if not file.is_file() or not file.with_name(file.name + SUFFIX).is_file():
         return False
     bound = Bound.read(file)
     here = (flavour.name, version, device, wanted.network_sha256)
-    return (bound.library, bound.version, bound.device, bound.network) == here
+    there = (bound.library, bound.version, bound.device, bound.network)
+    return there == here and bound.refittable >= refittable
 
 
-def _key(flavour: Flavour, version: str, device: str, wanted: BuildSpecification) -> str:
+def _key(flavour: Flavour, version: str, device: str, wanted: BuildSpecification, refittable: bool) -> str:
     """Return the folder of a plan in the cache: everything that decides what is built."""
-    digest = hashlib.sha256("\n".join((flavour.name, version, device)).encode())
+    named = (flavour.name, version, device, *(("refittable",) if refittable else ()))
+    digest = hashlib.sha256("\n".join(named).encode())
     digest.update(msgspec.json.encode(wanted))
     return digest.hexdigest()[:32]
 

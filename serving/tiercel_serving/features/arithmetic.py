@@ -67,6 +67,8 @@ OF_FLOATS: Mapping[str, Callable[[Any], Any]] = {
     "ceil": np.ceil,
     "round": np.rint,
     "reciprocal": np.reciprocal,
+    "sin": np.sin,
+    "cos": np.cos,
 }
 WAVES: Mapping[str, Callable[[Any], Any]] = {"sin": np.sin, "cos": np.cos}
 

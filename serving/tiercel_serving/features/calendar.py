@@ -248,11 +248,12 @@ class TimeDifference:
         self._unit: str = step["unit"]
 
     def run(self, registers: Registers, columns: Columns, n: int) -> Register:
-        """Subtract: ``[1, n]`` int64."""
+        """Subtract: ``[1, n]`` int64, or ``[1, m]`` of the m events of all rows."""
         (later, real), (earlier, also) = (
             ticks_of(register.x[row], None if register.valid is None else register.valid[row])
             for register, row in ((registers[number], row) for number, row in self._sources)
         )
         ticks = time_difference(later, earlier, self._units, self._unit)
         valid = where_all_valid(real, also)
-        return Register(ticks.reshape(1, n), None if valid is None else valid.reshape(1, n))
+        offsets = registers[self._sources[0][0]].offsets
+        return Register(ticks.reshape(1, -1), None if valid is None else valid.reshape(1, -1), offsets)

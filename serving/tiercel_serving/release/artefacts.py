@@ -64,6 +64,8 @@ class Artefact:
         Whatever small JSON its kind needs.
     arrays
         Name → memory-mapped read-only array.
+    room
+        How many rows for new items whoever opens it counts before the pad row, beside those that it has.
     """
 
     path: Path | None
@@ -71,6 +73,7 @@ class Artefact:
     build_id: str
     meta: Mapping[str, Any]
     arrays: Mapping[str, Array]
+    room: int = 0
 
     @classmethod
     def in_memory(

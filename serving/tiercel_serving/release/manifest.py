@@ -106,12 +106,16 @@ class QueryModel(_Struct, frozen=True):
 
 
 class RankingModel(_Struct, frozen=True):
-    """The ranker: user and item tensors → ``rank_score [B, K, T]``; ``tasks`` is T."""
+    """The ranker: user and item tensors → ``rank_score [B, K, T]``; ``tasks`` is T.
+
+    ``task_names`` are what the scores are called, if they have names.
+    """
 
     engine: str
     inputs: tuple[str, ...]
     tasks: int
     parameters: int
+    task_names: tuple[str, ...] = ()
 
 
 class File(_Struct, frozen=True):
@@ -144,6 +148,8 @@ class Manifest(_Struct, frozen=True):
         What made it, and when.
     target, layout
         What it was compiled for.
+    runner
+        What runs its stages inside Triton, a row of :data:`~tiercel_serving.repository.targets.RUNNERS`.
     settings
         How it is served.
     catalogue, packed, request_columns, raw_item_columns
@@ -179,6 +185,7 @@ class Manifest(_Struct, frozen=True):
     tables: dict[str, dict[str, Any]]
     notes: tuple[str, ...]
     files: dict[str, File] = {}
+    runner: str = "python"
 
     def problems(self) -> list[str]:
         """Return what no type can say: unknown engines, and what the settings say of themselves."""

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from ..engines.table import ENGINES, Engine
 from ..errors import ArtefactCorrupt, ArtefactMissing, BuildMismatch, ReleaseMissing
 from ..features import FeatureProgram
+from ..live_items.overlay import Overlays
+from ..live_items.table import LiveItemTable
+from ..live_items.watch import TOWER_ENGINE, LiveItems, item_tower
 from ..settings import ServingSettings
 from ..spec import StageSpec
 from ..stages.specs import stage_specs
@@ -36,6 +45,8 @@ class Release:
 
     def __init__(self, path: Path, manifest: Manifest, store: StoreKind | None = None) -> None:
         self.path, self.manifest, self.other_store = path, manifest, store
+        #: Source → users whom it failed, so that other sources filled its share.
+        self.source_failures: Counter[str] = Counter({one.name: 0 for one in manifest.settings.sources})
         self._artefacts: dict[str, Artefact] = {}
 
     @property
@@ -51,12 +62,60 @@ class Release:
     @cached_property
     def stages(self) -> dict[str, StageSpec]:
         """Specs of all stages by name, in the order of the served graph; ``describe_items`` is last."""
-        return {spec.name: spec for spec in stage_specs(self.manifest)}
+        catalogue = self.manifest.catalogue
+        wide = msgspec.structs.replace(catalogue, items=catalogue.items + self.room)
+        return {
+            spec.name: spec for spec in stage_specs(msgspec.structs.replace(self.manifest, catalogue=wide))
+        }
+
+    @property
+    def is_live(self) -> bool:
+        """Whether users and items may change while it serves: a store is there to be written to."""
+        return self.store_kind.history_most > 0
+
+    @property
+    def room(self) -> int:
+        """How many items may be put while it serves; their rows lie before the pad row."""
+        return self.settings.added_items if self.is_live else 0
 
     @cached_property
     def items(self) -> ItemTable:
-        """The items."""
-        return ItemTable(self.artefact("items", "items"), self.manifest.catalogue.items)
+        """The items; with a store, those that are new or changed among them."""
+        artefact, own = self.artefact("items", "items"), self.manifest.catalogue.items
+        return LiveItemTable(artefact, own, self.room) if self.is_live else ItemTable(artefact, own)
+
+    @cached_property
+    def live_items(self) -> LiveItems | None:
+        """What is put and withdrawn while it serves; None if there is no store."""
+        table = self.items
+        if self.records is None or not isinstance(table, LiveItemTable):
+            return None
+        sources = (source.name for source in self.settings.sources)
+        towers = {name: partial(self.open_tower, name) for name in sources if self.has_tower(name)}
+        dtype = self.manifest.catalogue.item_id_dtype
+        return LiveItems(table, self.overlays, self.records, towers, dtype, self.manifest.build_id)
+
+    @cached_property
+    def overlays(self) -> Overlays:
+        """Makes of what is put and withdrawn what it means to this release."""
+        own = ItemTable(self.artefact("items", "items"), self.manifest.catalogue.items)
+        return Overlays(self.manifest, own, self.open_item_features, self.settings.added_items)
+
+    def open_item_features(self) -> FeatureProgram:
+        """Open the program that makes model-ready tensors of raw item columns."""
+        return FeatureProgram.open(self.artefact("item_features", "features"))
+
+    def has_tower(self, source: str) -> bool:
+        """Whether it holds the model that makes a source's item vectors."""
+        return (self.path / "artefacts" / item_tower(source)).is_dir()
+
+    def open_tower(self, source: str) -> Engine:
+        """Open the model of a source's item vectors."""
+        kind: Any = ENGINES.find(TOWER_ENGINE)
+        file: Path = self.artefact(item_tower(source), "engine").file(kind.file)
+        with ENGINES.using(TOWER_ENGINE):
+            engine: Engine = kind.open(file, (item_tower(source),), threads=self.settings.engine_threads)
+        return engine
 
     @cached_property
     def users(self) -> UserTables:
@@ -69,11 +128,15 @@ class Release:
     @cached_property
     def store(self) -> Store:
         """The users, with what was written of them since."""
-        records = self.open_records(self.store_kind)
-        if records is None:
+        if self.records is None:
             return self.users
         columns, schema = user_columns(self.manifest), Schema.of(self.manifest)
-        return LiveUsers(self.users, self.items, records, schema, columns, session=self.session_columns)
+        return LiveUsers(self.users, self.items, self.records, schema, columns, session=self.session_columns)
+
+    @cached_property
+    def records(self) -> Records | None:
+        """The opened store; None if nothing is ever written."""
+        return self.open_records(self.store_kind)
 
     @property
     def store_kind(self) -> StoreKind:
@@ -95,7 +158,8 @@ class Release:
     def artefact(self, name: str, kind: str) -> Artefact:
         """Open ``artefacts/<name>`` and check that it belongs to this build."""
         if name not in self._artefacts:
-            self._artefacts[name] = open_artefact(self.path / "artefacts" / name, kind, self.build_id)
+            artefact = open_artefact(self.path / "artefacts" / name, kind, self.build_id)
+            self._artefacts[name] = replace(artefact, room=self.room)
         return self._artefacts[name]
 
 

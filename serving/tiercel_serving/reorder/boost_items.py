@@ -99,10 +99,10 @@ class Boosted:
     """Which items ``[I + 1]`` are boosted, and by how much."""
 
     def __init__(self, boosted: npt.NDArray[np.bool_], by: Amount) -> None:
-        self._boosted, self._by = boosted, by
+        self.boosted, self.by = boosted, by
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
         """Add the points."""
-        boosted = self._boosted.take(arrays["kept_row"]) & (scores > -np.inf)
-        points = np.where(boosted, batch_amount(self._by, arrays), 0)
+        boosted = self.boosted.take(arrays["kept_row"]) & (scores > -np.inf)
+        points = np.where(boosted, batch_amount(self.by, arrays), 0)
         return (scores + points).astype(np.float32), boosted.astype(np.int32)

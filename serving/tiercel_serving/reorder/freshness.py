@@ -88,14 +88,14 @@ class Decay:
     """The items' times ``[I + 1]`` float64, NaN where unknown."""
 
     def __init__(self, times: npt.NDArray[np.float64], kind: Freshness) -> None:
-        self._times, self._kind = times, kind
-        self._newest = np.fmax.reduce(times, initial=-np.inf)
+        self.times, self.kind = times, kind
+        self.newest = np.fmax.reduce(times, initial=-np.inf)
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
         """Add what each gains."""
-        now = batch_amount(self._kind.now, arrays)
-        now = np.where(np.isnan(now), self._newest, now)
-        ages = np.maximum(now - self._times.take(arrays["kept_row"]), 0)
-        ages /= -self._kind.half_life
-        gains = batch_amount(self._kind.strength, arrays) * np.exp2(ages)
+        now = batch_amount(self.kind.now, arrays)
+        now = np.where(np.isnan(now), self.newest, now)
+        ages = np.maximum(now - self.times.take(arrays["kept_row"]), 0)
+        ages /= -self.kind.half_life
+        gains = batch_amount(self.kind.strength, arrays) * np.exp2(ages)
         return (scores + np.nan_to_num(gains, copy=False)).astype(np.float32), None

@@ -96,9 +96,9 @@ class Correction:
     """What each item ``[I + 1]`` gains at a strength of 1, float64."""
 
     def __init__(self, gains: npt.NDArray[np.float64], strength: Amount) -> None:
-        self._gains, self._strength = gains, strength
+        self.gains, self.strength = gains, strength
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
         """Add what each gains."""
-        gains = batch_amount(self._strength, arrays) * self._gains.take(arrays["kept_row"])
+        gains = batch_amount(self.strength, arrays) * self.gains.take(arrays["kept_row"])
         return (scores + gains).astype(np.float32), None

@@ -56,10 +56,10 @@ class Floor:
     """The floor."""
 
     def __init__(self, least: Amount) -> None:
-        self._least = least
+        self.least = least
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
         """Drop what lies below."""
-        below = scores < batch_amount(self._least, arrays)
+        below = scores < batch_amount(self.least, arrays)
         why = (below & (scores > -np.inf)).astype(np.int32)
         return np.where(below, np.float32(-np.inf), scores), why

@@ -12,7 +12,7 @@ from ..columns import Column
 from ..ranked import Rows, Scores
 from ..settings import FALLBACK, UNKNOWN, ServingSettings
 from ..spec import Array, Arrays
-from .table import Explores, ReorderKind
+from .table import Explores, ReorderKind, Step
 
 _NOTHING = np.float32(-np.inf)
 
@@ -46,6 +46,11 @@ class Steps:
         self._bypass = settings.unknown_users == FALLBACK
         self._steps = [(step, step.open(columns)) for step in settings.reorder]
         self._has_reasons = bool(reasons_of(settings.reorder))
+
+    @property
+    def opened(self) -> Sequence[tuple[ReorderKind, Step]]:
+        """The steps in their order, each with its open form."""
+        return self._steps
 
     @property
     def explore(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,7 +12,7 @@ from ..columns import Column
 from ..kinds import Kind, Kinds
 from ..problems import Problem
 from ..ranked import Scores
-from ..spec import Arrays
+from ..spec import Array, Arrays
 
 
 class Step(Protocol):
@@ -108,15 +108,67 @@ class ReorderKind(Protocol):
         ...
 
 
+@runtime_checkable
+class Solved(Protocol):
+    """A kind of step with numbers that an export solves, over the scores of some users' candidates."""
+
+    def solved(self, lists: Sequence[Array], k: int) -> ReorderKind:
+        """Return the step with its numbers, of each user's scores ``[n, T]`` float32, and an answer's k."""
+        ...
+
+
+@runtime_checkable
+class NamesTasks(ReorderKind, Protocol):
+    """A kind that may name the ranker's tasks, where a served one counts them."""
+
+    def unknown(self, names: Sequence[str]) -> list[Problem]:
+        """Return what it names that is none of the ranker's scores."""
+        ...
+
+    def placed(self, names: Sequence[str]) -> ReorderKind:
+        """Return the step that counts them, for scores in the order of the names."""
+        ...
+
+
+def place_tasks(steps: Sequence[ReorderKind], names: Sequence[str]) -> tuple[ReorderKind, ...]:
+    """Return the steps with the places of the tasks that they name; unknown ones stay as they are."""
+    return tuple(
+        step.placed(names) if isinstance(step, NamesTasks) and not step.unknown(names) else step
+        for step in steps
+    )
+
+
+def unknown_tasks(steps: Sequence[ReorderKind], names: Sequence[str]) -> Iterator[Problem]:
+    """Yield the tasks that steps name and the ranker does not have, each with its step's place."""
+    for place, step in enumerate(steps):
+        if isinstance(step, NamesTasks):
+            yield from (problem.within(f"reorder[{place}]") for problem in step.unknown(names))
+
+
+#: Where the forms on a device are of steps that look at each candidate by itself.
+_ELEMENTWISE = "tiercel_serving.reorder.elementwise_torch:"
+
 #: Every kind of reorder step.
 REORDER: Kinds[ReorderKind] = Kinds(
     "reorder step",
     {
-        "weighted_sum": Kind("tiercel_serving.reorder.weighted_sum:WeightedSum"),
-        "freshness": Kind("tiercel_serving.reorder.freshness:Freshness"),
-        "popularity_correction": Kind("tiercel_serving.reorder.popularity_correction:PopularityCorrection"),
-        "boost_items": Kind("tiercel_serving.reorder.boost_items:BoostItems"),
-        "score_floor": Kind("tiercel_serving.reorder.score_floor:ScoreFloor"),
+        "weighted_sum": Kind(
+            "tiercel_serving.reorder.weighted_sum:WeightedSum", on_device=_ELEMENTWISE + "TensorWeightedSum"
+        ),
+        "constrained_sum": Kind("tiercel_serving.reorder.constrained_sum:ConstrainedSum"),
+        "freshness": Kind(
+            "tiercel_serving.reorder.freshness:Freshness", on_device=_ELEMENTWISE + "TensorFreshness"
+        ),
+        "popularity_correction": Kind(
+            "tiercel_serving.reorder.popularity_correction:PopularityCorrection",
+            on_device=_ELEMENTWISE + "TensorCorrection",
+        ),
+        "boost_items": Kind(
+            "tiercel_serving.reorder.boost_items:BoostItems", on_device=_ELEMENTWISE + "TensorBoost"
+        ),
+        "score_floor": Kind(
+            "tiercel_serving.reorder.score_floor:ScoreFloor", on_device=_ELEMENTWISE + "TensorFloor"
+        ),
         "mmr": Kind("tiercel_serving.reorder.mmr:MMR"),
         "dpp": Kind("tiercel_serving.reorder.dpp:DPP"),
         "spread": Kind("tiercel_serving.reorder.spread:Spread"),

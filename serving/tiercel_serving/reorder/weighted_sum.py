@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings, mistyped
-from ..problems import Problem
+from ..problems import Problem, choose, named_twice
 from ..ranked import Scores
 from ..spec import Arrays
 
@@ -22,21 +22,50 @@ class WeightedSum(Settings, frozen=True, tag="weighted_sum"):
     ----------
     weights
         One number a task.
+    tasks
+        Names of the tasks that the weights are of; others weigh nothing. Empty: all, in the ranker's order.
     """
 
     weights: tuple[float, ...]
+    tasks: tuple[str, ...] = ()
 
     of_ranker: ClassVar[bool] = True
     reasons: ClassVar[tuple[str, ...]] = ()
 
     def problems(self) -> list[Problem]:
-        """Return weights that are no numbers."""
-        if self.weights and not any(mistyped(self)):
+        """Return weights that are no numbers, and names of tasks that are not one a weight."""
+        if not self.weights or any(mistyped(self)):
+            problem = f"expected a number a task, got {self.weights!r}"
+            return [Problem("weights", problem, "write (1.0, 0.5)")]
+        if self.tasks and len(self.tasks) != len(self.weights):
+            problem = f"{len(self.tasks)} names for {len(self.weights)} weights"
+            return [Problem("tasks", problem, "name the task of each weight, or none")]
+        return list(named_twice(self.tasks, "tasks", "tasks"))
+
+    def unknown(self, names: Sequence[str]) -> list[Problem]:
+        """Return the tasks that a ranker whose scores have these names does not give."""
+        if self.problems():
             return []
-        return [Problem("weights", f"expected a number a task, got {self.weights!r}", "write (1.0, 0.5)")]
+        if self.tasks and not names:
+            problem = f"the ranking model has no scores of these names: {', '.join(map(repr, self.tasks))}"
+            return [Problem("tasks", problem, "give one weight a score, in their order, and no names")]
+        return [
+            Problem("tasks", f"the ranking model has no task {task!r}", choose(task, names))
+            for task in self.tasks
+            if task not in names
+        ]
+
+    def placed(self, names: Sequence[str]) -> WeightedSum:
+        """Return the step with a weight for each of the ranker's scores, in their order."""
+        if not self.tasks or self.problems():
+            return self
+        weights = dict(zip(self.tasks, self.weights, strict=True))
+        return WeightedSum(tuple(weights.get(name, 0.0) for name in names))
 
     def misfits(self, tasks: int) -> list[Problem]:
         """Return another number of weights than tasks."""
+        if self.tasks:
+            return self.unknown(())
         if len(self.weights) == tasks:
             return []
         problem = f"{len(self.weights)} weights, but the ranking model has {tasks or 'no'} tasks"
@@ -63,12 +92,12 @@ class WeightedTasks:
     """The weights, as float32 ``[T]``."""
 
     def __init__(self, weights: npt.NDArray[np.float32]) -> None:
-        self._weights = weights
+        self.weights = weights
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
         """Sum task by task, in order: one definition of the sum, whatever the batch."""
         tasks = arrays["rank_score"]
-        total: Scores = tasks[:, :, 0] * self._weights[0]
-        for task in range(1, len(self._weights)):
-            total = total + tasks[:, :, task] * self._weights[task]
+        total: Scores = tasks[:, :, 0] * self.weights[0]
+        for task in range(1, len(self.weights)):
+            total = total + tasks[:, :, task] * self.weights[task]
         return total, None

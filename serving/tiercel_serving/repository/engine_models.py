@@ -29,6 +29,8 @@ def own_backend(release: Release, stages: Sequence[StageSpec]) -> type[EngineKin
     if len(stages) != 1:
         return None
     stage, manifest = stages[0].name, release.manifest
+    if stage == RANKING and manifest.settings.kept_buckets:
+        return None  # which of its engines runs is chosen in the Python process
     if stage == RANKING and manifest.ranking is not None:
         engine = manifest.ranking.engine
     elif stage.startswith(QUERY_PREFIX):
@@ -37,6 +39,11 @@ def own_backend(release: Release, stages: Sequence[StageSpec]) -> type[EngineKin
         return None
     kind = ENGINES.find(engine)
     return None if kind.backend is None else kind
+
+
+def instance_kind(kind: type[EngineKind]) -> str:
+    """Return Triton's kind of instances for an engine in a backend of its own."""
+    return _INSTANCES[kind.device]
 
 
 def engine_config(
@@ -64,7 +71,7 @@ def engine_config(
     for tensors, specs in ((config.input, stage.inputs), (config.output, stage.outputs)):
         for spec in specs:
             tensors.add(name=spec.name, data_type=dtypes[spec.dtype], dims=spec.dims)
-    config.instance_group.add(kind=_INSTANCES[kind.device], count=settings.instances)
+    config.instance_group.add(kind=instance_kind(kind), count=settings.instances)
     if kind.device == "cuda":
         _add_graphs(config, stage, settings.max_batch_size)
     for batch in batch_sizes(settings.max_batch_size):

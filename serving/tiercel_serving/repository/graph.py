@@ -1,7 +1,8 @@
 """The served graph: stage list → Triton model directories, by way of Triton's own protobuf messages.
 
 Each Triton model is a list of stages behind one generic ``model.py``; the two ensembles over them are
-the public face. Nothing here writes config text by hand, so nothing here can misspell it.
+the public face, or are such models themselves where one of all stages is cheap to have twice. Nothing here
+writes config text by hand, so nothing here can misspell it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ..stores.chosen import write_store
 from .engine_models import engine_config, link_engine, own_backend
 from .targets import find_runner, find_target, model_groups
 
-#: Names of the two ensembles.
+#: Names of the two models, most often ensembles, that people ask.
 RECOMMEND, EXPLAIN = "recommend", "recommend_explain"
 
 #: What ``recommend`` answers.
@@ -75,29 +76,37 @@ TRITON_DTYPES: Mapping[str, int] = {
 
 
 def render_repository(
-    release: Release, directory: Path, layout: str, *, suffix: str = "", runner: str = "python"
+    release: Release, directory: Path, layout: str, *, suffix: str = "", runner: str | None = None
 ) -> list[str]:
-    """Write the Triton models of a release into a model repository; return their names, ensembles last.
+    """Write the Triton models of a release into a model repository; return their names, public ones last.
 
     The release's artefacts need not be there yet. Models of the other layout may already lie in the
-    repository, if ``suffix``, put behind the names of the ensembles, keeps these apart: the models beside
-    the graph are then shared. ``runner`` is a row of :data:`~.targets.RUNNERS`.
+    repository, if ``suffix``, put behind the public names, keeps these apart: the models beside
+    the graph are then shared. ``runner`` is a row of :data:`~.targets.RUNNERS`; None is the release's own.
     """
-    backend = find_runner(runner)
+    ran_by = find_runner(release.manifest.runner if runner is None else runner)
     specs = release.stages
     graph = {
         model: tuple(specs[stage] for stage in stages)
         for model, stages in model_groups(layout, graph_stages(release)).items()
     }
-    groups = dict(graph)
+    direct = ran_by.in_process and len(graph) == 1
+    groups = {} if direct else dict(graph)
     groups |= {name: (specs[name],) for name in BESIDE if name in specs and not (directory / name).exists()}
     place = _release_path(release, directory)
-    configs = [_model(release, model, stages, place, backend) for model, stages in groups.items()]
+    configs = [_model(release, model, stages, place, ran_by.backend) for model, stages in groups.items()]
     for name, public in (
         (RECOMMEND, (*RECOMMEND_OUTPUTS, PROPENSITY)),
         (EXPLAIN, _explain_outputs(graph.values())),
     ):
-        configs.append(_ensemble(release, name + suffix, graph, public))
+        if direct:
+            [stages] = graph.values()
+            config = _stage_model(release, name + suffix, stages, place, ran_by.backend)
+            _narrow(config, public)
+            _set_parameters(config, client_parameters(release))
+        else:
+            config = _ensemble(release, name + suffix, graph, public)
+        configs.append(config)
     code = resources.files(__package__).joinpath("model.py.txt").read_text(encoding="utf-8")
     for config in configs:
         _write_model(directory, config, code, release.build_id)
@@ -170,7 +179,7 @@ def _stage_model(
     _set_parameters(
         config,
         {
-            "stages": ",".join(spec.name for spec in stages),
+            "stages": _json([spec.name for spec in stages]),
             "release": release_path,
             "build_id": release.build_id,
             **({} if release.other_store is None else {"store": write_store(release.other_store)}),
@@ -178,6 +187,13 @@ def _stage_model(
     )
     _add_warmup(config, inputs)
     return config
+
+
+def _narrow(config: Any, public: Sequence[str]) -> None:
+    """Leave a model the outputs that it shall have, in their order: whoever names none gets them all."""
+    outputs = {tensor.name: tensor for tensor in config.output}
+    del config.output[:]
+    config.output.extend(outputs[name] for name in public if name in outputs)
 
 
 def _add_tensor(tensors: Any, tensor: TensorSpec, **flags: bool) -> None:
@@ -231,7 +247,7 @@ def _ensemble(
         name=name, platform="ensemble", max_batch_size=release.settings.max_batch_size
     )
     made_by = {model: model_outputs(release, groups[model]) for model in groups}
-    steps = _needed_steps(groups, made_by, public)
+    steps = needed_steps(groups, made_by, public)
     outputs = {tensor.name: tensor for tensors in made_by.values() for tensor in tensors}
     made = {tensor for _, tensors in steps for tensor in tensors}
     for tensor in model_inputs([spec for model, _ in steps for spec in groups[model]]):
@@ -250,7 +266,7 @@ def _ensemble(
     return config
 
 
-def _needed_steps(
+def needed_steps(
     groups: Mapping[str, Sequence[StageSpec]],
     made_by: Mapping[str, Sequence[TensorSpec]],
     public: Sequence[str],
@@ -280,6 +296,7 @@ def client_parameters(release: Release) -> dict[str, str]:
     """Return what the ensembles tell their clients, as the config's string parameters."""
     manifest, settings = release.manifest, release.settings
     catalogue = manifest.catalogue
+    names = () if manifest.ranking is None else manifest.ranking.task_names
     return {
         "build_id": release.build_id,
         "name": manifest.name,
@@ -294,7 +311,7 @@ def client_parameters(release: Release) -> dict[str, str]:
         "reorder_reasons": _json(reasons_of(settings.reorder)),
         "stages": _json(graph_stages(release)),
         "request_columns": _json(_request_columns(release)),
-    }
+    } | ({"task_names": _json(names)} if names else {})
 
 
 def _request_columns(release: Release) -> list[Any]:

@@ -16,9 +16,32 @@ LAYOUTS = (FUSED, STAGED)
 FUSED_MODEL = "chain"
 
 
-#: What runs stages inside Triton → Triton's name of that backend. ``python`` is Triton's own, a process for
-#: each model instance; ``tiercel`` is ``backend/``, in the server's process.
-RUNNERS: Mapping[str, str] = {"python": "python", "tiercel": "tiercel"}
+@dataclass(frozen=True)
+class Runner:
+    """What runs stages inside Triton.
+
+    Parameters
+    ----------
+    backend
+        Triton's name of the backend.
+    in_process
+        Whether it runs in the server's process. A further model of the same stages then costs little memory,
+        so ``recommend`` and ``recommend_explain`` of the fused layout are each the model itself. Where each
+        model is a process, both are ensembles over one.
+    doc
+        One line for people.
+    """
+
+    backend: str
+    in_process: bool
+    doc: str
+
+
+#: Runner → what it means.
+RUNNERS: Mapping[str, Runner] = {
+    "python": Runner("python", False, "Triton's Python backend, a process for each model instance"),
+    "tiercel": Runner("tiercel", True, "Tiercel's own backend, in the server's process"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,16 +58,31 @@ class Target:
         own have one by their device.
     doc
         One line for people.
+    device
+        Where the stages run that have a form in torch (``cpu`` or ``cuda``); None runs all of them on the
+        host, in NumPy, and needs no torch.
+    instead
+        Rows of engines to take where an export can't make the first here, in order.
     """
 
     engine: str
     instance_kind: str
     doc: str
+    device: str | None = None
+    instead: tuple[str, ...] = ()
 
 
 #: Target name → what it means.
 TARGETS: Mapping[str, Target] = {
     "cpu": Target("onnx", "KIND_CPU", "ONNX Runtime and faiss-cpu in Triton's Python backend"),
+    "gpu": Target(
+        "aoti-cuda",
+        "KIND_GPU",
+        "every stage on one GPU in one process, tensors kept there",
+        device="cuda",
+        instead=("onnx-cuda",),
+    ),
+    "torch": Target("onnx", "KIND_CPU", "the stages of target gpu on the CPU", device="cpu"),
     "tensorrt": Target("tensorrt", "KIND_CPU", "TensorRT plans, built on the GPU that will run them"),
     "tensorrt-rtx": Target("tensorrt-rtx", "KIND_CPU", "TensorRT-RTX plans, built at export for many GPUs"),
 }
@@ -57,8 +95,8 @@ def find_target(name: str) -> Target:
     return TARGETS[name]
 
 
-def find_runner(name: str) -> str:
-    """Return Triton's name of a runner's backend; InvalidSettings if there is no such runner."""
+def find_runner(name: str) -> Runner:
+    """Return a runner's row; InvalidSettings if there is no such runner."""
     if name not in RUNNERS:
         raise InvalidSettings(f"runner: there is no runner {name!r}; {choose(name, RUNNERS)}")
     return RUNNERS[name]

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from time import perf_counter_ns
+from typing import Any
 
-from ..errors import RequestError, StageFailed
+import numpy as np
+
+from ..device.crossing import Crossing
+from ..errors import InvalidSettings, KindUnavailable, RequestError, StageFailed
+from ..live_items.watch import LiveItems
 from ..release.opened import Release, open_release
-from ..spec import Array, Arrays, Checks, Closes, Stage, TensorSpec, Widths, model_inputs
-from ..stages.specs import BESIDE
-from ..stages.table import build_stage
+from ..repository.targets import find_target
+from ..spec import Array, Arrays, Checks, Closes, Renews, Stage, TensorSpec, Widths, model_inputs
+from ..stages.specs import BESIDE, ITEM_ROWS
+from ..stages.table import build_stage, row_of
 from .batching import absent, complete, count_rows
 
 
 class Chain:
     """Stages in the order in which they run.
 
+    Parameters
+    ----------
+    stages
+        The stages.
+    items
+        What changes of items while they run; None is nothing.
+
     Attributes
     ----------
     stages : tuple of Stage
         Each takes what the caller gives or what an earlier one made.
+    place : Place or None
+        The device (:mod:`tiercel_serving.device.place_torch`) of the stages that run on one, if any do.
     external_inputs : tuple of TensorSpec
         What the caller gives: inputs that no earlier stage makes.
     """
 
-    def __init__(self, stages: Iterable[Stage]) -> None:
+    def __init__(self, stages: Iterable[Stage], place: Any = None, items: LiveItems | None = None) -> None:
+        self.place = place
         self.stages: tuple[Stage, ...] = tuple(stages)
+        self._items, self._renewed = items, 0
         self.external_inputs: tuple[TensorSpec, ...] = model_inputs(stage.spec for stage in self.stages)
         needed = {tensor.name for tensor in self.external_inputs}
         # Each stage that looks at what the caller sent, and at which of it.
@@ -35,17 +52,44 @@ class Chain:
             for stage in self.stages
             if isinstance(stage, Checks)
         ]
+        # What each stage wants on the device, if it is one of those that run there.
+        self._there: list[tuple[Stage, list[str], frozenset[str]]] = [
+            (stage, [one.name for one in stage.spec.inputs], getattr(stage, "tensors", frozenset()))
+            for stage in self.stages
+        ]
+        # Rows of items that another process has named may be such as this one has not heard of yet.
+        self._told = [name for name in ITEM_ROWS if name in needed]
         self._wide = [stage for stage in self.stages if isinstance(stage, Widths)]
         # By batch size, of which there are few: what absent inputs look like.
         self._blanks: dict[int, dict[str, Array]] = {}
 
     @classmethod
-    def open(cls, release: Release | str | Path, names: Sequence[str] | None = None) -> Chain:
-        """Open stages of a release (or its directory) in order; None is the whole served graph."""
+    def open(
+        cls, release: Release | str | Path, names: Sequence[str] | None = None, *, gpu: int = 0
+    ) -> Chain:
+        """Open stages of a release (or its directory) in order; None is the whole served graph.
+
+        Those of a release for a GPU run on the one of that number.
+
+        Raises
+        ------
+        DeviceUnavailable
+            The release is for a GPU, and there is none that can be used.
+        InvalidSettings
+            It is, and has room for new items.
+        """
         opened = release if isinstance(release, Release) else open_release(release)
         if names is None:
             names = [name for name in opened.stages if name not in BESIDE]
-        return cls(build_stage(name, opened) for name in names)
+        place = open_place(opened, names, gpu)
+        if place is not None and opened.room:
+            raise InvalidSettings(
+                f"settings.added_items: {opened.room}, but stages on a device (target "
+                f"{opened.manifest.target!r}) take no new items; leave it 0, or export with --target cpu"
+            )
+        stages = [build_stage(name, opened, place) for name in names]
+        renewed = any(isinstance(one, Renews) for one in stages)
+        return cls(stages, place, opened.live_items if renewed else None)
 
     def close(self) -> None:
         """Have each stage give back what it holds; the chain runs no more."""
@@ -71,23 +115,38 @@ class Chain:
             widths.update(stage.widths(arrays))
         return widths
 
-    def run(self, arrays: Arrays) -> tuple[dict[str, Array], dict[str, float]]:
+    def run(
+        self, arrays: Arrays, wanted: Collection[str] | None = None
+    ) -> tuple[dict[str, Array], dict[str, float]]:
         """Run all stages on one batch of the external inputs, of which absent optional ones are null.
+
+        Parameters
+        ----------
+        arrays
+            The inputs.
+        wanted
+            The outputs that shall be copied from a device; None are all.
 
         Returns
         -------
-        Every tensor that some stage made, by name; and for each stage the microseconds it took.
+        Every tensor that some stage made, by name, but for those on a device that are not wanted; and for
+        each stage the microseconds it took. On a GPU, a stage's time is that of starting its work.
 
         Raises
         ------
         StageFailed
             A stage broke. Request errors pass as they are.
         """
+        if self._items is not None:
+            self._renew(self._items, arrays)
         users = count_rows(arrays)
         blank = self._blanks.get(users)
         if blank is None:
             blank = self._blanks[users] = absent(self.external_inputs, users)
         tensors = complete(self.external_inputs, arrays, blank)
+        if self.place is not None:
+            with self.place.here():
+                return self._run_there(tensors, wanted)
         outputs: dict[str, Array] = {}
         times: dict[str, float] = {}
         before = perf_counter_ns()
@@ -104,3 +163,60 @@ class Chain:
             times[stage.spec.name] = (after - before) / 1000
             before = after
         return outputs, times
+
+    def _renew(self, items: LiveItems, arrays: Arrays) -> None:
+        """Let what was put and withdrawn since the last batch count in this one."""
+        newest = -1
+        for name in self._told if items.table.room else ():
+            rows = arrays[name]
+            newest = max(newest, int(np.where(rows < items.table.size, rows, -1).max(initial=-1)))
+        items.take_up(newest)
+        if items.version != self._renewed:
+            for stage in self.stages:
+                if isinstance(stage, Renews):
+                    stage.renew()
+            self._renewed = items.version
+
+    def _run_there(
+        self, arrays: Arrays, wanted: Collection[str] | None
+    ) -> tuple[dict[str, Array], dict[str, float]]:
+        """Run all stages, each on its side, with what crosses between them."""
+        crossing, times, outputs = Crossing(self.place, arrays), dict[str, float](), dict[str, None]()
+        before = perf_counter_ns()
+        for stage, names, there in self._there:
+            try:
+                made = stage.run(crossing.give(names, there))
+            except RequestError:
+                raise
+            except Exception as error:
+                raise StageFailed(stage.spec.name, error) from error
+            crossing.add(made)
+            outputs.update(dict.fromkeys(made))
+            after = perf_counter_ns()
+            times[stage.spec.name] = (after - before) / 1000
+            before = after
+        names = [name for name in outputs if wanted is None or name in wanted or crossing.on_host(name)]
+        return {name: crossing.host(name) for name in names}, times
+
+
+def open_place(release: Release, names: Sequence[str], gpu: int = 0) -> Any:
+    """Return the device that a release's stages run on, or None where none of these runs on one.
+
+    Raises
+    ------
+    DeviceUnavailable
+        There is none that can be used.
+    KindUnavailable
+        torch is not installed.
+    """
+    device = find_target(release.manifest.target).device
+    if device is None or not any(row_of(name).on_device for name in names):
+        return None
+    try:
+        from ..device.place_torch import Place
+    except ModuleNotFoundError as error:
+        raise KindUnavailable(
+            f"target {release.manifest.target!r} needs torch, which is not installed; run pip install "
+            '"tiercel[aoti]", or export with --target cpu'
+        ) from error
+    return Place(f"cuda:{gpu}" if device == "cuda" else device)

@@ -12,6 +12,8 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,11 @@ NUMPY_TYPES: Mapping[int, np.dtype[Any]] = {
 }
 TRITON_TYPES: Mapping[np.dtype[Any], int] = {dtype: number for number, dtype in NUMPY_TYPES.items()}
 BYTES = TRITON_TYPES[np.dtype(object)]
+#: What configs call them, in the order of their numbers.
+TYPE_NAMES = (
+    *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
+    *("FP16", "FP32", "FP64", "STRING"),
+)
 
 #: A tensor as the backend knows it: name, Triton's type, shape, its memory (BYTES: a list of bytes).
 RawTensor = tuple[str, int, tuple[int, ...], Any]
@@ -99,45 +106,56 @@ class Logger:
 
 
 class MetricFamily:
-    """A family of counts on Triton's metrics port. Its metrics may be used as long as it lives."""
+    """A family of counts on Triton's metrics port.
+
+    Models of one process share counts of one name and labels, and Triton keeps no book of that: the first
+    model to delete one would take it from under the others. So each is made once, and stays while the server
+    runs; there are as many as stages and reasons.
+    """
 
     COUNTER = 0
 
     def __init__(self, name: str, description: str, kind: int) -> None:
-        self._handle = ctypes.c_void_p()
-        made = (ctypes.byref(self._handle), ctypes.c_int(kind), name.encode(), description.encode())
-        _call("TRITONSERVER_MetricFamilyNew", *made)
+        self._handle = _family(name, description, kind)
 
     def Metric(self, labels: Mapping[str, str]) -> Metric:
         """Return the count with these labels."""
-        return Metric(self._handle, labels)
-
-    def __del__(self) -> None:
-        if self._handle:
-            _call("TRITONSERVER_MetricFamilyDelete", self._handle)
+        return Metric(_metric(self._handle.value, tuple(labels.items())))
 
 
 class Metric:
     """One count."""
 
-    def __init__(self, family: ctypes.c_void_p, labels: Mapping[str, str]) -> None:
-        self._handle = ctypes.c_void_p()
-        new, delete = _triton().TRITONSERVER_ParameterNew, _triton().TRITONSERVER_ParameterDelete
-        new.restype = ctypes.c_void_p
-        delete.restype = None
-        made = [ctypes.c_void_p(new(name.encode(), 0, value.encode())) for name, value in labels.items()]
-        array = (ctypes.c_void_p * len(made))(*(one.value for one in made))
-        _call("TRITONSERVER_MetricNew", ctypes.byref(self._handle), family, array, ctypes.c_uint64(len(made)))
-        for parameter in made:
-            delete(parameter)
+    def __init__(self, handle: ctypes.c_void_p) -> None:
+        self._handle = handle
 
     def increment(self, by: float) -> None:
         """Add to it."""
         _call("TRITONSERVER_MetricIncrement", self._handle, ctypes.c_double(by))
 
-    def __del__(self) -> None:
-        if self._handle:
-            _call("TRITONSERVER_MetricDelete", self._handle)
+
+@functools.cache
+def _family(name: str, description: str, kind: int) -> ctypes.c_void_p:
+    handle = ctypes.c_void_p()
+    made = (ctypes.byref(handle), ctypes.c_int(kind), name.encode(), description.encode())
+    _call("TRITONSERVER_MetricFamilyNew", *made)
+    return handle
+
+
+@functools.cache
+def _metric(family: int | None, labels: tuple[tuple[str, str], ...]) -> ctypes.c_void_p:
+    handle = ctypes.c_void_p()
+    new, delete = _triton().TRITONSERVER_ParameterNew, _triton().TRITONSERVER_ParameterDelete
+    new.restype, delete.restype = ctypes.c_void_p, None
+    made = [ctypes.c_void_p(new(name.encode(), 0, value.encode())) for name, value in labels]
+    array = (ctypes.c_void_p * len(made))(*(one.value for one in made))
+    try:
+        parts = (ctypes.c_void_p(family), array, ctypes.c_uint64(len(made)))
+        _call("TRITONSERVER_MetricNew", ctypes.byref(handle), *parts)
+    finally:
+        for parameter in made:
+            delete(parameter)
+    return handle
 
 
 class Loaded(NamedTuple):
@@ -163,9 +181,7 @@ def load(model_config: str, model_repository: str) -> Loaded:
         The release is at fault.
     """
     sys.modules["triton_python_backend_utils"] = sys.modules[__name__]
-    from .triton import TritonPythonModel
-
-    model = TritonPythonModel()
+    model = _model_class(Path(model_repository) / "1" / "model.py")()
     model.initialize({"model_config": model_config, "model_repository": model_repository})
 
     def execute(raw: list[RawRequest]) -> list[RawAnswer]:
@@ -175,7 +191,27 @@ def load(model_config: str, model_repository: str) -> Loaded:
             Logger.log_error(traceback.format_exc())
             return [(TritonError.INTERNAL, f"the model broke: {error!r}", [])] * len(raw)
 
-    return Loaded(execute, model.finalize)
+    # As to Triton's own Python backend, it is optional.
+    return Loaded(execute, getattr(model, "finalize", lambda: None))
+
+
+def _model_class(own: Path) -> Any:
+    """Return the adapter, or the class of a ``model.py`` that the model has of its own, as the bench's do."""
+    if not own.is_file():
+        from .triton import TritonPythonModel
+
+        return TritonPythonModel
+    spec = spec_from_file_location(f"tiercel_model_{own.parents[1].name}", own)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.TritonPythonModel
+
+
+def triton_string_to_numpy(name: str) -> type[Any]:
+    """Return the NumPy type of one of Triton's, as configs name them: ``TYPE_INT64``."""
+    return NUMPY_TYPES[TYPE_NAMES.index(name.removeprefix("TYPE_")) + 1].type
 
 
 def _array(number: int, shape: tuple[int, ...], data: Any) -> Array:

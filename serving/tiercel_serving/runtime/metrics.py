@@ -21,12 +21,14 @@ METRICS_PERIOD_S = 1.0
 ANSWERS, SHORT_LISTS = "tiercel_answers_total", "tiercel_short_lists_total"
 STAGE_ERRORS, REFUSED = "tiercel_stage_errors_total", "tiercel_refused_requests_total"
 STORE_FALLBACKS = "tiercel_store_fallbacks_total"
+SOURCE_FAILURES = "tiercel_source_failures_total"
 DESCRIPTIONS = {
     ANSWERS: "Users answered, by what was known of them",
     SHORT_LISTS: "Answers with fewer items than were asked for",
     STAGE_ERRORS: "Requests that broke a stage",
     REFUSED: "Requests refused for what they carried",
     STORE_FALLBACKS: "Users answered without their live values, by why these could not be read",
+    SOURCE_FAILURES: "Users whose candidates other sources filled up, by the source that broke",
 }
 
 #: A stage error outside of every stage.
@@ -45,9 +47,13 @@ class Metrics:
         What the model runs.
     fallbacks
         What its store counts, by why; see :class:`~tiercel_serving.stores.table.Store`.
+    failures
+        What its sources failed, by their names.
     """
 
-    def __init__(self, stages: Sequence[str], fallbacks: Mapping[str, int]) -> None:
+    def __init__(
+        self, stages: Sequence[str], fallbacks: Mapping[str, int], failures: Mapping[str, int] | None = None
+    ) -> None:
         labels: dict[str, tuple[str, Sequence[str]]] = {
             STAGE_ERRORS: ("stage", (*stages, ADAPTER)),
             REFUSED: ("", ("",)),
@@ -55,9 +61,12 @@ class Metrics:
         if ORDERING in stages:
             labels[ANSWERS] = ("status", STATUS_NAMES)
             labels[SHORT_LISTS] = ("", ("",))
-        if fallbacks:
-            labels[STORE_FALLBACKS] = ("why", tuple(fallbacks))
-        self._fallbacks, self._told = fallbacks, dict.fromkeys(fallbacks, 0)
+        #: Counters that others keep: metric → its labels' values and how often.
+        self._watched = {STORE_FALLBACKS: fallbacks, SOURCE_FAILURES: failures or {}}
+        for name, label in ((STORE_FALLBACKS, "why"), (SOURCE_FAILURES, "source")):
+            if self._watched[name]:
+                labels[name] = (label, tuple(self._watched[name]))
+        self._told: Counter[tuple[str, str]] = Counter()
         # The families must outlive their metrics, so both are kept.
         self._families = {
             name: pb_utils.MetricFamily(
@@ -106,9 +115,10 @@ class Metrics:
             for number, users in enumerate(np.bincount(status[:, 0], minlength=len(STATUS_NAMES)).tolist()):
                 self.count(ANSWERS, STATUS_NAMES[number], users)
             self.count(SHORT_LISTS, "", int(np.count_nonzero(count < k)))
-        for why, users in self._fallbacks.items():
-            self.count(STORE_FALLBACKS, why, users - self._told[why])
-            self._told[why] = users
+        for name, counts in self._watched.items():
+            for value, users in counts.items():
+                self.count(name, value, users - self._told[name, value])
+                self._told[name, value] = users
         with self._lock:
             gathered, self._gathered = self._gathered, Counter()
         for key, by in gathered.items():

@@ -3,7 +3,7 @@
 A model's config says what it runs:
 
 ``stages``
-    Names of stages, separated by commas.
+    Names of stages, a JSON list.
 ``release``
     The release's directory: absolute, or relative to the model's own directory.
 ``build_id``
@@ -28,7 +28,7 @@ import triton_python_backend_utils as pb_utils
 from ..errors import RequestError, StageFailed, TiercelError, UnknownId
 from ..release.opened import open_release
 from ..spec import Array, Arrays
-from ..stages.specs import TIME_PREFIX, USER_FEATURES
+from ..stages.specs import RETRIEVAL, TIME_PREFIX, USER_FEATURES
 from ..stores.chosen import read_store
 from . import batching
 from .chain import Chain
@@ -50,7 +50,8 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the release and every stage; a fault of the release stops the model from loading.
 
-        Of Triton's arguments it takes ``model_config`` (JSON) and ``model_repository`` (the model's place).
+        Of Triton's arguments it takes ``model_config`` (JSON), ``model_repository`` (the model's place) and
+        ``model_instance_device_id`` (the GPU's number, for a release that runs on one).
         """
         config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
@@ -62,13 +63,18 @@ class TritonPythonModel:
                 build_id=parameters["build_id"],
                 store=None if store is None else read_store(store),
             )
-            names = [name.strip() for name in parameters["stages"].split(",")]
-            self._chain = Chain.open(release, names)
+            names = [str(name) for name in json.loads(parameters["stages"])]
+            # On a CPU Triton gives a number too, or none.
+            self._chain = Chain.open(release, names, gpu=int(args.get("model_instance_device_id", 0)))
         except TiercelError as error:
             raise pb_utils.TritonModelException(str(error)) from error
         self._k_default = release.settings.k_default
         self._time_outputs = frozenset(TIME_PREFIX + name for name in names)
-        self._metrics = Metrics(names, release.store.fallbacks if USER_FEATURES in names else {})
+        self._metrics = Metrics(
+            names,
+            release.store.fallbacks if USER_FEATURES in names else {},
+            release.source_failures if RETRIEVAL in names else {},
+        )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer the requests of one Triton batch together, and a bad one by itself, in their order."""
@@ -114,9 +120,9 @@ class TritonPythonModel:
     def _run(self, calls: Sequence[Call]) -> list[dict[str, Array]]:
         users = [call.users for call in calls]
         arrays = batching.concatenate(self._chain.external_inputs, [call.arrays for call in calls])
-        outputs, times = self._chain.run(arrays)
-        self._note_answers(arrays, outputs)
         wanted = [call.wanted for call in calls]
+        outputs, times = self._chain.run(arrays, set(chain.from_iterable(wanted)))
+        self._note_answers(arrays, outputs)
         for name in self._time_outputs.intersection(chain.from_iterable(wanted)):
             time_us = times[name.removeprefix(TIME_PREFIX)]
             outputs[name] = np.full((sum(users), 1), time_us, np.float32)
@@ -130,9 +136,10 @@ class TritonPythonModel:
             return  # no answer, or one that is to nobody
         k = arrays.get("k")
         self._metrics.note(
-            # Inputs lie in memory that is Triton's again once the request is answered.
-            arrays["status"].copy() if status is None else status,
-            count,
+            # Inputs lie in memory that is Triton's again once the request is answered, and so does whatever
+            # a stage hands on: where every slot is real, `count` is the request's own `k`.
+            (arrays["status"] if status is None else status).copy(),
+            count.copy(),
             self._k_default if k is None else k.copy(),
         )
 

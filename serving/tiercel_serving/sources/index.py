@@ -12,13 +12,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArtefactCorrupt, InvalidSettings
+from ..errors import ArtefactCorrupt, InvalidSettings, KindUnavailable
 from ..kinds import Settings, mistyped
 from ..machine import fault_of
-from ..problems import POSITIVE, Problem, Range, out_of_range
+from ..problems import COUNT_OR_0, POSITIVE, Problem, Range, choose, out_of_range
 from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
+from .grown_index import GrownIndex
 from .scan import ExactSearch, Search, Space, longest_norm
 from .search import HEAVY, IndexSearch, Profile
 from .table import Made, Material, UserTensors
@@ -37,6 +38,9 @@ _FEW = 4_096
 
 #: Queries whose served recall is measured.
 MEASURED = 200
+
+#: What vectors may be rounded to on a device.
+PRECISIONS = ("float32", "float16", "bfloat16")
 
 _RECALL = Range(0, 1, open_low=True)
 
@@ -59,6 +63,12 @@ class Index(Settings, frozen=True, tag="index"):
         FAISS search parameters, such as ``{"nprobe": 16}``; empty lets the export search them.
     min_recall
         The export fails if the index finds a smaller share of what exact search finds.
+    precision
+        In what the vectors lie on a device, for targets whose stages run there: ``float32``, ``float16`` or
+        ``bfloat16``. What that costs in recall is measured at export.
+    exact_on_device
+        There, more items than this are searched by the index that ``factory`` made, in faiss-gpu (an HNSW as
+        CAGRA); None looks at every vector.
     """
 
     name: str
@@ -66,6 +76,8 @@ class Index(Settings, frozen=True, tag="index"):
     factory: str = "Flat"
     parameters: Mapping[str, int | float] = {}
     min_recall: float = 0.99
+    precision: str = "float32"
+    exact_on_device: int | None = None
 
     personal: ClassVar[bool] = True
     form: ClassVar[str | None] = "vectors"
@@ -80,6 +92,12 @@ class Index(Settings, frozen=True, tag="index"):
         if wrong := list(mistyped(self)):
             return wrong
         wrong += out_of_range(self, {"min_recall": _RECALL})
+        if self.precision not in PRECISIONS:
+            problem = f"there is no precision {self.precision!r}"
+            wrong.append(Problem("precision", problem, choose(self.precision, PRECISIONS)))
+        if self.exact_on_device is not None and not COUNT_OR_0.holds(self.exact_on_device):
+            problem = f"expected {COUNT_OR_0} or None, got {self.exact_on_device!r}"
+            wrong.append(Problem("exact_on_device", problem, "give such a number of items"))
         if not self.factory:
             wrong.append(Problem("factory", "expected a FAISS factory, got none", "use 'Flat'"))
         elif few := _TOO_FEW.search(self.factory):
@@ -184,11 +202,31 @@ class Index(Settings, frozen=True, tag="index"):
             figures |= {"recall": min(cases.values()), "cases": cases, "queries": len(queries)}
             figures["ladder"] = [msgspec.to_builtins(rung) for rung in built.profile.ladder]
             self._refuse_low(cases, built.profile)
+        if self.precision != "float32":
+            figures |= self._rounded(space, queries, seen, material.candidates)
         if built.profile is None:
             # An exact index is the vectors themselves.
             return Made(arrays, meta, {}, figures, notes)
         meta["profile"] = msgspec.to_builtins(built.profile)
         return Made(arrays, meta, {INDEX_FILE: partial(faiss.write_index, built.index)}, figures, notes)
+
+    def _rounded(self, space: Space, queries: Array, seen: list[Rows], count: int) -> dict[str, Any]:
+        """Measure what a device finds among rounded vectors."""
+        try:
+            from .rounded_recall_torch import rounded_recall
+        except ModuleNotFoundError as error:
+            raise KindUnavailable(
+                f"index {self.name!r}: precision {self.precision!r} needs {error.name}, which is not "
+                'installed; run pip install "tiercel[aoti]", or leave precision out'
+            ) from error
+        recall = rounded_recall(space, queries, seen, count, self.precision)
+        if recall < self.min_recall:
+            raise InvalidSettings(
+                f"index {self.name!r}: rounded to {self.precision}, the vectors give {recall:.4f} of the "
+                f"best allowed items, below min_recall {self.min_recall}; leave precision out, or lower "
+                "min_recall"
+            )
+        return {"precision": self.precision, "recall_rounded": recall}
 
     def _refuse_low(self, cases: Mapping[str, float], profile: Profile) -> None:
         case, reached = min(cases.items(), key=lambda pair: pair[1])
@@ -208,7 +246,9 @@ class Index(Settings, frozen=True, tag="index"):
         # FAISS counts its threads for the whole process; a Python model has its own.
         faiss.omp_set_num_threads(threads)
         rows = artefact.arrays.get("rows")
-        vectors = artefact.array("vectors", items if rows is None else len(rows))
+        vectors = artefact.array("vectors", items - artefact.room if rows is None else len(rows))
+        if rows is None and artefact.room:
+            rows = np.arange(len(vectors), dtype=np.int32)
         space = Space(vectors, rows, items, artefact.meta.get("longest"))
         if "profile" not in artefact.meta:
             return VectorIndex(self.query, space, ExactSearch(space))
@@ -305,6 +345,15 @@ class VectorIndex:
     def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the nearest ``count`` that the mask allows."""
         return self._search.nearest(arrays[self._query], mask, count)
+
+    def holds(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Return ``[n]``: which items have a vector here."""
+        held: npt.NDArray[np.bool_] = self.space.positions_of(rows) < len(self.space)
+        return held
+
+    def grown(self, vectors: Array, rows: Rows) -> GrownIndex:
+        """Return the index with more items."""
+        return GrownIndex(self, self._query, vectors, rows)
 
     def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the items with the largest cosine to the mean direction of the given ones."""

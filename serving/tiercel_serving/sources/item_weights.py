@@ -66,7 +66,11 @@ class ItemWeights(Settings, frozen=True, tag="item_weights"):
         """Open the matrix."""
         columns = artefact.array("columns")
         weights = artefact.array("weights", len(columns))
-        return WeightedItems(artefact.array("offsets", items + 1), columns, weights, items)
+        offsets = artefact.array("offsets", items - artefact.room + 1)
+        if artefact.room:
+            # New items weigh nothing.
+            offsets = np.append(offsets, np.repeat(offsets[-1:], artefact.room))
+        return WeightedItems(offsets, columns, weights, items)
 
     def reference(
         self, arrays: Mapping[str, Array], user: UserTensors, allowed: npt.NDArray[np.bool_], count: int
@@ -77,8 +81,15 @@ class ItemWeights(Settings, frozen=True, tag="item_weights"):
         return sorted([pair for pair in scored if pair[1] > 0], key=lambda pair: (-pair[1], pair[0]))[:count]
 
     def reference_score(self, arrays: Mapping[str, Array], user: UserTensors, row: int) -> float:
-        """Return one item's sum."""
-        return float(np.float32(_totals(arrays, user["history_row"].tolist()).get(row, 0.0)))
+        """Return one item's sum, over the history in its order, in float64."""
+        offsets, total = arrays["offsets"], 0.0
+        for item in user["history_row"].tolist():
+            if item < len(offsets) - 1:
+                part = slice(int(offsets[item]), int(offsets[item + 1]))
+                # Of the item alone: the sums of all others would cost as much for each candidate.
+                for weight in arrays["weights"][part][arrays["columns"][part] == row].tolist():
+                    total += weight
+        return float(np.float32(total))
 
 
 def _totals(arrays: Mapping[str, Array], history: list[int]) -> dict[int, float]:

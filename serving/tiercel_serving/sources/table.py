@@ -132,6 +132,19 @@ class Relates(Protocol):
 
 
 @runtime_checkable
+class Grows(Protocol):
+    """An opened source to which items can be added by their vectors, between releases."""
+
+    def holds(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Return ``[n]``: which items it finds already."""
+        ...
+
+    def grown(self, vectors: Array, rows: Rows) -> Source:
+        """Return a source that also finds the items ``rows [n]``, ascending, with ``vectors [n, D]``."""
+        ...
+
+
+@runtime_checkable
 class SourceKind(Protocol):
     """A kind of source: its settings, how it is made and opened, and its plain reference."""
 
@@ -167,7 +180,11 @@ class SourceKind(Protocol):
         ...
 
     def open(self, artefact: Artefact, items: int, threads: int) -> Source:
-        """Open what :meth:`make` made, for I ``items``, with so many threads."""
+        """Open what :meth:`make` made, for I ``items``, with so many threads.
+
+        The last :attr:`~tiercel_serving.release.artefacts.Artefact.room` of the items are such as may be put
+        later: it knows nothing of them, and must not give them.
+        """
         ...
 
     def reference(
@@ -212,11 +229,18 @@ def timeless(kinds: Sequence[SourceKind]) -> Iterator[Problem]:
 SOURCES: Kinds[SourceKind] = Kinds(
     "source",
     {
-        "index": Kind("tiercel_serving.sources.index:Index", extra="serving"),
+        "index": Kind(
+            "tiercel_serving.sources.index:Index",
+            extra="serving",
+            on_device="tiercel_serving.sources.index_torch:IndexTensors",
+        ),
         "item_weights": Kind("tiercel_serving.sources.item_weights:ItemWeights"),
         "user_neighbours": Kind("tiercel_serving.sources.user_neighbours:UserNeighbours"),
         "lists": Kind("tiercel_serving.sources.lists:Lists"),
-        "popular": Kind("tiercel_serving.sources.popular:Popular"),
+        "popular": Kind(
+            "tiercel_serving.sources.popular:Popular",
+            on_device="tiercel_serving.sources.popular_torch:PopularTensors",
+        ),
     },
 )
 

@@ -11,8 +11,13 @@ class CandidateFeatures:
 
     def __init__(self, name: str, release: Release) -> None:
         self.spec: StageSpec = release.stages[name]
-        items = release.items
-        self._tables = tuple((tensor.name, items.packed(tensor.name)) for tensor in self.spec.outputs)
+        self._items = release.items
+        self.renew()
+
+    def renew(self) -> None:
+        """Take the tables as they are now."""
+        names = (tensor.name for tensor in self.spec.outputs)
+        self._tables = tuple((name, self._items.packed(name)) for name in names)
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Gather ``kept_row [B, K]`` into ``item_cat [B, K, Ci]``, ``item_num [B, K, Fi]`` and lists."""

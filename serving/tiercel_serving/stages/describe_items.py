@@ -14,9 +14,14 @@ class DescribeItems:
 
     def __init__(self, name: str, release: Release) -> None:
         self.spec: StageSpec = release.stages[name]
-        title = release.settings.title_column
+        self._title_column = release.settings.title_column
         self._items = release.items
         self._items.lookup  # noqa: B018 - opened now, not in the first request
+        self.renew()
+
+    def renew(self) -> None:
+        """Take the titles as they are now."""
+        title = self._title_column
         self._titles = None if title is None else self._items.raw(title)
 
     def check(self, arrays: Arrays) -> None:

@@ -5,23 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..engines.table import ENGINES, BuiltKind, Engine
+from ..engines.buckets import BucketedEngine
+from ..engines.table import ENGINES, BuiltKind, Engine, OnStream
 from ..errors import ArtefactCorrupt, KindUnavailable
 from ..release.manifest import QueryModel, RankingModel
 from ..release.opened import Release
 from ..spec import Array, Arrays, StageSpec
-from .specs import QUERY_PREFIX, RANKING
+from .specs import QUERY_PREFIX, RANKING, Tensors, bucket_name, is_ranker
 
 
 def model_of(name: str, release: Release) -> QueryModel | RankingModel:
-    """Return what the manifest says of a stage's model."""
-    if name == RANKING and release.manifest.ranking is not None:
+    """Return what the manifest says of an engine's model."""
+    if is_ranker(name) and release.manifest.ranking is not None:
         return release.manifest.ranking
     return release.manifest.queries[name.removeprefix(QUERY_PREFIX)]
 
 
-def open_engine(name: str, release: Release) -> Engine:
-    """Open the engine of a stage.
+def engine_names(release: Release) -> list[str]:
+    """Return the artefacts of every engine: query stages, the ranker, and the ranker for fewer candidates."""
+    names = [name for name in release.stages if name.startswith(QUERY_PREFIX)]
+    if release.manifest.ranking is not None:
+        names += [RANKING, *map(bucket_name, release.settings.kept_buckets)]
+    return names
+
+
+def open_engine(name: str, release: Release, stream: int | None = None) -> Engine:
+    """Open the engine of a stage, or the ranker for fewer candidates by itself, to work on a CUDA stream.
 
     Raises
     ------
@@ -32,7 +41,17 @@ def open_engine(name: str, release: Release) -> Engine:
     KindUnavailable
         The engine's library is not installed.
     """
-    spec, model = release.stages[name], model_of(name, release)
+    buckets = release.settings.kept_buckets
+    if name != RANKING or not buckets:
+        return _open_one(name, release, stream)
+    pad = release.manifest.catalogue.items
+    tensors = Tensors(release.settings, release.manifest.catalogue, release.manifest.packed)
+    smaller = {k: _open_one(bucket_name(k), release, stream) for k in buckets}
+    return BucketedEngine(_open_one(RANKING, release, stream), smaller, tensors.by_candidate, pad)
+
+
+def _open_one(name: str, release: Release, stream: int | None) -> Engine:
+    spec, model = release.stages[RANKING if is_ranker(name) else name], model_of(name, release)
     outputs = tuple(tensor.name for tensor in spec.outputs)
     try:
         kind: Any = ENGINES.find(model.engine)
@@ -41,10 +60,11 @@ def open_engine(name: str, release: Release) -> Engine:
         later = isinstance(kind, BuiltKind) and artefact.path is not None
         file: Path = artefact.path / kind.file if later else artefact.file(kind.file)
         with ENGINES.using(model.engine):
-            engine: Engine = kind.open(file, outputs, threads=release.settings.engine_threads)
+            options = {"stream": stream} if stream is not None and isinstance(kind, OnStream) else {}
+            engine: Engine = kind.open(file, outputs, threads=release.settings.engine_threads, **options)
     except KindUnavailable as error:
         raise KindUnavailable(f"stage {name}: {error}") from error
-    expected = {tensor.name for tensor in spec.inputs}
+    expected = set(model.inputs)
     if set(engine.inputs) != expected:
         raise ArtefactCorrupt(
             f"{file}: expected the inputs {sorted(expected)}, found {sorted(engine.inputs)}; export again"

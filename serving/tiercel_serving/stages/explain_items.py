@@ -20,6 +20,9 @@ from .request_rules import RequestRules
 #: it; it is not in the request's set or list; it lies too deep. Rule number i has ``FIRST_RULE + i``.
 FOUND, UNKNOWN_ITEM, EXCLUDED, HAD, NOT_ASKED, TOO_DEEP, FIRST_RULE = range(7)
 
+#: It was withdrawn since the release was made.
+WITHDRAWN = -1
+
 #: So many items are scored at once to count those above one.
 _BLOCK = 1 << 15
 

@@ -12,7 +12,12 @@ class Filtering:
 
     def __init__(self, name: str, release: Release) -> None:
         self.spec: StageSpec = release.stages[name]
-        settings, items = release.settings, release.items
+        self._settings, self._items = release.settings, release.items
+        self.renew()
+
+    def renew(self) -> None:
+        """Decide for items as they are now."""
+        settings, items = self._settings, self._items
         columns = items.columns(column for rule in settings.rules for column in rule.columns())
         reasons = reason_table(settings.rules, columns, items.size)
         self._rules = KeptRules(reasons, settings.candidates, settings.kept)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ..errors import InvalidRequest
@@ -19,14 +21,31 @@ class Ordering:
     def __init__(self, name: str, release: Release) -> None:
         self.spec: StageSpec = release.stages[name]
         settings, items = release.settings, release.items
-        columns = items.columns((c for step in settings.reorder for c in step.columns()), pad=True)
-        columns |= source_columns(
-            settings.reorder, lambda source: release.artefact(f"source_{source}", "source").arrays, items.size
-        )
-        self._set = per_request(settings.reorder)
-        self._steps = Steps(settings, columns, items.size)
+        self._release, self._set = release, per_request(settings.reorder)
         self._ids, self._pad_row = items.ids, items.size
         self._k_default, self._k_max = settings.k_default, settings.k_max
+        self.renew()
+
+    def renew(self) -> None:
+        """Open the steps over items as they are now."""
+        settings, items = self._release.settings, self._release.items
+        columns = items.columns((c for step in settings.reorder for c in step.columns()), pad=True)
+        columns |= source_columns(settings.reorder, self._known_of_items, items.size)
+        self._steps = Steps(settings, columns, items.size)
+
+    def _known_of_items(self, source: str) -> Mapping[str, Array]:
+        """Return the arrays of a source, with the vectors of new items behind its own."""
+        arrays, live = self._release.artefact(f"source_{source}", "source").arrays, self._release.live_items
+        if live is None or "vectors" not in arrays:
+            return arrays
+        own = self._release.manifest.catalogue.items
+        rows, vectors = live.vectors(source)
+        new = rows >= own
+        held = arrays.get("rows", np.arange(len(arrays["vectors"])))
+        if not new.any():
+            return {"vectors": arrays["vectors"], "rows": held}
+        both = np.concatenate([arrays["vectors"], vectors[new]])
+        return {"vectors": both, "rows": np.append(held, rows[new])}
 
     def check(self, arrays: Arrays) -> None:
         """Refuse a ``k`` outside of 1 … k_max, and numbers of steps beyond the recipe's limits."""
@@ -60,11 +79,15 @@ class Ordering:
     def _best(self, scores: Array, kept: Array, k: Array) -> dict[str, Array]:
         width = int(k.max())
         scores, rows = sort_by_score(scores, kept)
-        rows, scores = rows[:, :width], scores[:, :width]
+        return self._answer(scores[:, :width], rows[:, :width], k)
+
+    def _answer(self, scores: Array, rows: Array, k: Array) -> dict[str, Array]:
+        """Return the answer of the best ``[B, max k]``; rows that are the pad row come last."""
+        width = rows.shape[1]
         if rows[:, -1].max() != self._pad_row and k.min() == width:
             # Every slot is real: nearly every answer to one user.
             return {"item_id": self._ids(rows), "score": scores, "count": k}
-        count = np.minimum(k, np.count_nonzero(kept != self._pad_row, axis=1)[:, None]).astype(np.int32)
+        count = np.minimum(k, np.count_nonzero(rows != self._pad_row, axis=1)[:, None]).astype(np.int32)
         given = np.arange(width) < count
         rows, scores = np.where(given, rows, self._pad_row), np.where(given, scores, np.float32(0))
         return {"item_id": self._ids(rows), "score": scores, "count": count}

@@ -9,6 +9,7 @@ from ..ranked import Rows, Scores, make_mask
 from ..release.opened import Release
 from ..sources.table import Relates, open_source
 from ..spec import Array, Arrays, StageSpec
+from .changed_items import ChangedItems
 from .ordering import check_k
 from .sent_ids import SentIds
 from .specs import EXCLUDED, RELATED, RELATED_TO
@@ -27,7 +28,7 @@ class Related:
         self._items.lookup  # noqa: B018 - opened now, not in the first request
         self._pad = self._items.size
         kinds = {kind.name: kind for kind in settings.sources}
-        self._sources: list[Relates] = []
+        self._opened: dict[str, Relates] = {}
         for source in settings.related:
             opened = open_source(
                 kinds[source],
@@ -40,12 +41,19 @@ class Related:
                     f"settings.related: the source {source!r} knows no items that are like others; "
                     "name one with vectors or item weights"
                 )
-            self._sources.append(opened)
+            self._opened[source] = opened
         text = release.manifest.catalogue.item_id_dtype == "bytes"
         limit = settings.max_excluded
         self._given = SentIds(RELATED_TO, self._items, limit, text=False, stage=RELATED)
         self._excluded = SentIds(EXCLUDED, self._items, limit, text, RELATED)
         self._k_default, self._k_max = settings.k_default, settings.k_max
+        self._changed = ChangedItems(release)
+        self.renew()
+
+    def renew(self) -> None:
+        """Let new items be found, and withdrawn ones not."""
+        self._changed.renew()
+        self._sources = [self._changed.grown(name, source) for name, source in self._opened.items()]
 
     def check(self, arrays: Arrays) -> None:
         """Refuse a ``k`` outside of 1 … k_max, long lists, and lengths that do not fit."""
@@ -73,6 +81,7 @@ class Related:
         mask = make_mask(len(k), self._pad, np.zeros(0, np.int64), np.zeros(len(k), np.int64))
         mask.add(given)
         mask.add(self._excluded.rows(arrays))
+        self._changed.mask(mask)
         for source in self._sources:
             free = rows == self._pad
             if not free[:, -1].any():

@@ -17,7 +17,8 @@ from ..sources.table import open_source
 from ..spec import Array, Arrays, StageSpec
 from ..stores.memory_mapped import UserRows
 from ..stores.table import Users
-from .explain_items import EXCLUDED, FOUND, HAD, NOT_ASKED, ExplainItems
+from .changed_items import ChangedItems
+from .explain_items import EXCLUDED, FOUND, HAD, NOT_ASKED, WITHDRAWN, ExplainItems
 from .request_rules import RequestRules
 from .sent_ids import SentIds
 from .specs import ALLOW_SEEN, CANDIDATES, EXPLAINED, INCLUDED, RETRIEVAL
@@ -49,6 +50,8 @@ class Limits(NamedTuple):
         ``[B, M]`` rows to be ranked in place of what is found; None if nobody sent any.
     asked
         ``[B, I + 1]``: what of that requests named; None is everything.
+    changed
+        What must come to nobody by now; None is nothing.
     """
 
     seen: Rows
@@ -57,6 +60,7 @@ class Limits(NamedTuple):
     allowed: Flags | None
     listed: Rows | None
     asked: Flags | None = None
+    changed: ChangedItems | None = None
 
     def of(self, chosen: Flags) -> Limits:
         """Return those of some users."""
@@ -66,6 +70,7 @@ class Limits(NamedTuple):
             self.excluded[chosen],
             None if self.allowed is None else self.allowed[chosen],
             None if self.listed is None else self.listed[chosen],
+            changed=self.changed,
         )
 
     def mask(self, items: int) -> Mask:
@@ -75,6 +80,8 @@ class Limits(NamedTuple):
         else:
             mask = AllowedMask(self.allowed, self.seen, self.counts)
         mask.add(self.excluded)
+        if self.changed is not None:
+            self.changed.mask(mask)
         return mask
 
 
@@ -101,14 +108,13 @@ class Retrieval:
         settings = release.settings
         self._users, self._items = release.users, release.items
         self._items.lookup  # noqa: B018 - opened now, not in the first request
-        self._pad = release.manifest.catalogue.items
-        opened = [
+        self._pad, self._settings = self._items.size, settings
+        self._opened = [
             open_source(
                 kind, release.artefact(f"source_{kind.name}", "source"), self._pad, settings.engine_threads
             )
             for kind in settings.sources
         ]
-        self._sources = MergedSources(settings, opened, self._pad)
         self._bypass = settings.unknown_users == FALLBACK
         self._read = tuple(dict.fromkeys(name for kind in settings.sources for name in kind.reads()))
         text = release.manifest.catalogue.item_id_dtype == "bytes"
@@ -117,12 +123,21 @@ class Retrieval:
             for name in (INCLUDED, CANDIDATES)
         )
         self._asked = SentIds(EXPLAINED, self._items, MOST_EXPLAINED, text=False, stage=RETRIEVAL)
-        self._rules = RequestRules(release, clock)
-        # Rules speak of users as they are now, of the release's own where no rule does.
-        self._live = release.store if self._rules.reads_users else release.users
-        self._explain = ExplainItems(release, self._rules)
         # By batch size, of which there are few: what is said where nothing was asked.
         self._unasked: dict[int, dict[str, Array]] = {}
+        self._release, self._clock, self._changed = release, clock, ChangedItems(release)
+        self.renew()
+        # Rules speak of users as they are now, of the release's own where no rule does.
+        self._live = release.store if self._rules.reads_users else release.users
+
+    def renew(self) -> None:
+        """Let new items be found, and withdrawn ones not; decide rules for items as they are now."""
+        self._changed.renew()
+        named = zip(self._settings.sources, self._opened, strict=True)
+        sources = [self._changed.grown(kind.name, source) for kind, source in named]
+        self._sources = MergedSources(self._settings, sources, self._pad, self._release.source_failures)
+        self._rules = RequestRules(self._release, self._clock)
+        self._explain = ExplainItems(self._release, self._rules)
 
     def check(self, arrays: Arrays) -> None:
         """Refuse long lists, lengths that do not fit, and infinities."""
@@ -182,12 +197,13 @@ class Retrieval:
             return self._unasked[len(unknown)]
         rows = self._asked.rows(arrays)
         given = self._rules.given(arrays, users)
-        had = limits._replace(excluded=limits.excluded[:, :0], allowed=None).mask(self._pad)
+        had = limits._replace(excluded=limits.excluded[:, :0], allowed=None, changed=None).mask(self._pad)
         ruled_out = make_mask(len(unknown), self._pad, limits.seen[:0], np.zeros_like(limits.counts))
         ruled_out.add(limits.excluded)
         places = found[1][:, None] == rows[..., None]
         masks = {
             FOUND: places.any(axis=2),
+            WITHDRAWN: np.isin(rows, self._changed.withdrawn),
             EXCLUDED: ~ruled_out.allows(rows),
             HAD: ~had.allows(rows),
         }
@@ -224,7 +240,7 @@ class Retrieval:
         if ruled is not None:
             allowed = np.ones((len(counts), self._pad + 1), np.bool_) if asked is None else asked.copy()
             allowed[:, : self._pad] &= ruled
-        return Limits(seen, counts, arrays["excluded_row"], allowed, listed, asked)
+        return Limits(seen, counts, arrays["excluded_row"], allowed, listed, asked, self._changed)
 
     def _only(self, rows: Rows, given: Flags) -> Flags:
         """Return ``[B, I + 1]``: what may come, of those who gave a set its rows alone."""

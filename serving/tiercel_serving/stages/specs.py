@@ -48,17 +48,38 @@ LISTS: Mapping[str, str] = {
 LENGTHS: Mapping[str, str] = {name: f"{name}__length" for name in LISTS}
 PACKED: Mapping[str, str] = {name: f"{name}__packed" for name in LISTS if name not in (EXPLAINED, RELATED_TO)}
 
+#: Tensors of catalogue rows that one stage gives to another.
+ITEM_ROWS = ("history_row", "excluded_row", "retrieved_row", "kept_row")
+
 #: Whether a user may get what the user already had.
 ALLOW_SEEN = "allow_seen"
 
 #: The time that rules go by.
 NOW = "now"
 
+#: What the tensors of every request and of every answer are called: no number of a reorder step may be.
+FACE = frozenset(
+    (
+        *("user_id", "k", ALLOW_SEEN, *LISTS, *LENGTHS.values(), *PACKED.values()),
+        *("item_id", "score", "count", "status", "source"),
+    )
+)
+
 #: Prefix of the tensor with the time that a Python stage took for the whole Triton batch.
 TIME_PREFIX = "time_us_"
 
 #: Prefix of the name of a query stage, of its artefact and of its output tensor.
 QUERY_PREFIX = "query_"
+
+
+def bucket_name(k: int) -> str:
+    """Return the name of the ranker's engine for k candidates: of its artefact, and in reports."""
+    return f"{RANKING}_k{k}"
+
+
+def is_ranker(name: str) -> bool:
+    """Whether an engine is the ranker, or the ranker for fewer candidates."""
+    return name == RANKING or name.startswith(f"{RANKING}_k")
 
 
 def query_stage(source: str) -> str:
@@ -114,6 +135,11 @@ class Tensors:
             TensorSpec("kept_source", "int32", (k,), doc="Their sources."),
             TensorSpec("filter_reason", "int32", (n,), doc="Why each was kept or not."),
         )
+
+    @property
+    def by_candidate(self) -> frozenset[str]:
+        """Names of what a ranker may take for each of the K candidates."""
+        return frozenset(tensor.name for tensor in (*self.item, *self.kept)) - {"filter_reason"}
 
     @property
     def ranker(self) -> tuple[TensorSpec, ...]:
@@ -249,7 +275,10 @@ def _ranking(manifest: Manifest, tensors: Tensors) -> list[StageSpec]:
     if model is None:
         return []
     rank_score = TensorSpec("rank_score", "float32", (k, model.tasks), doc="One column a task.")
-    ranking = StageSpec(RANKING, _named(RANKING, tensors.ranker, model.inputs), (rank_score,))
+    inputs = _named(RANKING, tensors.ranker, model.inputs)
+    if manifest.settings.kept_buckets:  # which slots are real says which engine is enough
+        inputs = (*inputs, *_named(RANKING, tensors.kept, ("kept_row",)))
+    ranking = StageSpec(RANKING, inputs, (rank_score,))
     if not tensors.item:
         return [ranking]
     kept_row = _named(CANDIDATE_FEATURES, tensors.kept, ("kept_row",))

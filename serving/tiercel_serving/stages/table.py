@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
+from ..kinds import imported
 from ..release.opened import Release
 from ..spec import Stage
 from .specs import (
@@ -20,22 +20,52 @@ from .specs import (
     USER_FEATURES,
 )
 
-#: Stage → ``module:class``, made from the stage's name and the release. All query stages share one row.
-STAGES: Mapping[str, str] = {
-    USER_FEATURES: "tiercel_serving.stages.user_features:UserFeatures",
-    QUERY_PREFIX: "tiercel_serving.stages.engine:EngineStage",
-    RETRIEVAL: "tiercel_serving.stages.retrieval:Retrieval",
-    FILTERING: "tiercel_serving.stages.filtering:Filtering",
-    CANDIDATE_FEATURES: "tiercel_serving.stages.candidate_features:CandidateFeatures",
-    RANKING: "tiercel_serving.stages.engine:EngineStage",
-    ORDERING: "tiercel_serving.stages.ordering:Ordering",
-    DESCRIBE_ITEMS: "tiercel_serving.stages.describe_items:DescribeItems",
-    RELATED: "tiercel_serving.stages.related:Related",
+
+class Row(NamedTuple):
+    """One stage: ``module:class`` made from its name and the release, and its form on a device.
+
+    That is made from the :class:`~tiercel_serving.device.place_torch.Place` besides, and its ``tensors`` name
+    the inputs that it takes there. A stage without one runs on the host.
+    """
+
+    path: str
+    on_device: str | None = None
+
+
+#: Every stage. All query stages share one row.
+STAGES: Mapping[str, Row] = {
+    USER_FEATURES: Row("tiercel_serving.stages.user_features:UserFeatures"),
+    QUERY_PREFIX: Row(
+        "tiercel_serving.stages.engine:EngineStage", "tiercel_serving.stages.engine_torch:open_stage"
+    ),
+    RETRIEVAL: Row(
+        "tiercel_serving.stages.retrieval:Retrieval", "tiercel_serving.stages.retrieval_torch:TensorRetrieval"
+    ),
+    FILTERING: Row(
+        "tiercel_serving.stages.filtering:Filtering", "tiercel_serving.stages.filtering_torch:TensorFiltering"
+    ),
+    CANDIDATE_FEATURES: Row(
+        "tiercel_serving.stages.candidate_features:CandidateFeatures",
+        "tiercel_serving.stages.candidate_features_torch:TensorCandidateFeatures",
+    ),
+    RANKING: Row(
+        "tiercel_serving.stages.engine:EngineStage", "tiercel_serving.stages.engine_torch:open_stage"
+    ),
+    ORDERING: Row(
+        "tiercel_serving.stages.ordering:Ordering", "tiercel_serving.stages.ordering_torch:open_stage"
+    ),
+    DESCRIBE_ITEMS: Row("tiercel_serving.stages.describe_items:DescribeItems"),
+    RELATED: Row("tiercel_serving.stages.related:Related"),
 }
 
 
-def build_stage(name: str, release: Release) -> Stage:
-    """Open the artefacts of one stage and return it.
+def row_of(name: str) -> Row:
+    """Return the row of a stage of that name."""
+    return STAGES[QUERY_PREFIX if name.startswith(QUERY_PREFIX) else name]
+
+
+def build_stage(name: str, release: Release, place: Any = None) -> Stage:
+    """Open the artefacts of one stage and return it: in torch on a ``place``, if there is one and it can.
 
     Raises
     ------
@@ -46,7 +76,7 @@ def build_stage(name: str, release: Release) -> Stage:
     """
     if name not in release.stages:
         raise ValueError(f"there is no stage {name!r}; the stages are {', '.join(release.stages)}")
-    path = STAGES[QUERY_PREFIX if name.startswith(QUERY_PREFIX) else name]
-    module, _, attribute = path.partition(":")
-    make = cast("Callable[[str, Release], Stage]", getattr(importlib.import_module(module), attribute))
-    return make(name, release)
+    row = row_of(name)
+    if place is None or row.on_device is None:
+        return cast("Stage", imported(row.path)(name, release))
+    return cast("Stage", imported(row.on_device)(name, release, place))

@@ -46,7 +46,12 @@ class UserFeatures:
         self._excluded = SentIds(EXCLUDED, self._items, settings.max_excluded, text)
         self._k_max, self._set = settings.k_max, per_request(settings.reorder)
         self._pad = self._items.size
-        self._history_cat = self._history_table(release) if "history_cat" in names else None
+        self._release, self._shows_history = release, "history_cat" in names
+        self.renew()
+
+    def renew(self) -> None:
+        """Take the items' categories as they are now."""
+        self._history_cat = self._history_table(self._release) if self._shows_history else None
 
     def _find_id_column(self) -> str | None:
         """Return the name under which the program reads the user id, if the id is a feature."""

@@ -26,11 +26,12 @@ from tiercel_client.errors import InvalidInput
 from tiercel_client.values import convert_ids, sequence
 
 from ..errors import InvalidSettings, StoreDamaged
+from ..live_items.journal import read_journal
 from ..problems import POSITIVE
 from ..release.opened import Release, open_release
 from .chosen import read_store
 from .live import now_ms
-from .records import NEVER, SCHEMA_KEY, Event, Record, Slot, dropped, user_key
+from .records import NEVER, SCHEMA_KEY, Event, Record, Slot, dropped, is_user_key, user_key
 from .schema import Schema, check_utf8, find_column, from_slot, to_slot, user_columns
 from .table import Change, Records, StoreKind
 
@@ -249,7 +250,7 @@ class FeatureStore:
         self.damaged = 0
         schema = self._stored_schema()
         for key, data in self._records.scan():
-            if key == SCHEMA_KEY:
+            if not is_user_key(key):
                 continue
             try:
                 record = Record.read(data, key)
@@ -270,6 +271,7 @@ class FeatureStore:
         """
         said = self._records.check()
         self._stored_schema().with_columns_of(Schema.of(self.release.manifest))
+        read_journal(self._records, self.release.manifest.catalogue.item_id_dtype)
         return said
 
     # ------------------------------------------------------------------------------------------ changes

@@ -55,6 +55,11 @@ def user_key(user: bytes) -> bytes:
     return b"u" + user if len(user) <= _KEY_MOST else b"h" + sha256(user).digest()
 
 
+def is_user_key(key: bytes) -> bool:
+    """Whether a key is that of a user's record; there are few others."""
+    return key[:1] in (b"u", b"h")
+
+
 class Slot(NamedTuple):
     """One column's value: when it expires (ms), a state, and the value's bytes (8 of one that is inline)."""
 

@@ -9,7 +9,7 @@ import sys
 
 import lmdb
 
-from .records import SCHEMA_KEY, intact
+from .records import intact, is_user_key
 
 
 class NotWhole(Exception):
@@ -29,7 +29,7 @@ def count(folder: str) -> int:
         for key, record in reader.cursor():
             if found and key <= last:
                 raise NotWhole("its keys are out of order")
-            broken += key != SCHEMA_KEY and not intact(record)
+            broken += is_user_key(key) and not intact(record)
             found, last = found + 1, key
         expected = reader.stat()["entries"]
     if broken or found != expected:

@@ -19,9 +19,6 @@ from .installation import BACKEND_FILES, Installation
 #: What nobody needs to change on a server whose repository is read-only.
 RESTRICTED = "shared-memory,model-repository,trace,logging"
 
-#: The runner that a release's own configs name.
-STOCK = "python"
-
 #: Flags that more of ours depends on than Triton, and what says the same to ``tiercel serve``.
 OURS: Mapping[str, str] = {
     "--model-repository": "the release",
@@ -131,13 +128,13 @@ class Launch:
 
 
 def model_repository(
-    source: Release | Path, layout: str | None, runner: str, workdir: Path, mirror: Path
+    source: Release | Path, layout: str | None, runner: str | None, workdir: Path, mirror: Path
 ) -> Path:
-    """Return the model repository that Triton shall read, of the layout or (None) the release's own.
+    """Return the model repository that Triton shall read, of layout and runner or (None) the release's own.
 
     It is a mirror of links in a temporary directory: the stub writes ``__pycache__`` beside a ``model.py``
     and cannot be told not to (its interpreter ignores the environment), but a release is immutable.
-    For another layout, another store, or another runner than Triton's own, one is written into ``workdir``.
+    For another layout, store or runner than the release's own, one is written into ``workdir``.
 
     Raises
     ------
@@ -145,19 +142,19 @@ def model_repository(
         A plain repository has no layouts and names its own backends.
     """
     if isinstance(source, Path):
-        if layout is not None or runner != STOCK:
+        if layout is not None or runner is not None:
             raise ServerError(
                 f"{source}: a plain model repository has one layout; leave layout and runner out"
             )
         return _link(source, mirror)
     place = source.path.resolve()
-    own = source.manifest.layout
-    if source.other_store is not None or layout not in (None, own) or runner != STOCK:
+    own = source.manifest
+    if source.other_store is not None or layout not in (None, own.layout) or runner not in (None, own.runner):
         from ..repository.graph import render_repository
 
         repository = workdir / "models"
         repository.mkdir()
-        render_repository(source, repository, layout or own, runner=runner)
+        render_repository(source, repository, layout or own.layout, runner=runner)
         return repository
     # Models find their release by a relative path, so its other parts are linked beside them.
     mirror.mkdir()
@@ -176,7 +173,7 @@ def check_runner(runner: str) -> None:
     TritonMissing
         Tiercel's own was not built.
     """
-    if find_runner(runner) != STOCK and backend.library() is None:
+    if find_runner(runner).in_process and backend.library() is None:
         raise TritonMissing(
             f"runner {runner}: its backend was not built when Tiercel was installed, most often for want of "
             "a C compiler; install one, and then Tiercel again (`pip install --force-reinstall --no-deps "

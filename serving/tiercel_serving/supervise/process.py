@@ -24,7 +24,7 @@ from ..release.opened import Release, check_files, open_release
 from . import guard
 from .http_front import HttpFront
 from .installation import Installation, find_installation, find_libpython
-from .launch import STOCK, Launch, check_runner, model_repository, wrong_flag
+from .launch import Launch, check_runner, model_repository, wrong_flag
 from .log import exit_text, failure_reasons, port_in_use, tail
 from .ports import held_ports, port_taken, resolve_host
 
@@ -43,7 +43,7 @@ def start_server(
     http_port: int | None = None,
     metrics_port: int | None = None,
     layout: str | None = None,
-    runner: str = STOCK,
+    runner: str | None = None,
     triton: str | Path | None = None,
     triton_flags: Sequence[str] = (),
     canary: Canary | None = None,
@@ -64,7 +64,8 @@ def start_server(
     layout
         ``staged`` or ``fused``; None serves the release's own.
     runner
-        What runs the stages: a row of :data:`~tiercel_serving.repository.targets.RUNNERS`.
+        What runs the stages: a row of :data:`~tiercel_serving.repository.targets.RUNNERS`; None is the
+        release's own.
     triton
         Another Triton than the wheel's, see :func:`~.installation.find_installation`.
     triton_flags
@@ -92,10 +93,11 @@ def start_server(
     """
     if (wrong := wrong_flag(triton_flags)) is not None:
         raise ServerError(f"triton_flags: {wrong}")
-    check_runner(runner)
     installation = find_installation(triton)
     address = resolve_host(host)
     source = _as_source(release_or_repository)
+    if isinstance(source, Release):
+        check_runner(source.manifest.runner if runner is None else runner)
     if isinstance(source, Release):
         check_files(source, progress)
     ports = {"grpc": grpc_port or None, "http": http_port or None, "metrics": metrics_port or None}
@@ -123,6 +125,8 @@ class TritonServer:
         URLs with scheme; the second one is the whole address of the metrics page.
     release
         What is served, or None for a plain repository.
+    layout, runner
+        How it is served; empty for a plain repository.
     pid
         Triton's process id, which is also its process group.
     started_s
@@ -139,6 +143,7 @@ class TritonServer:
         flags: Sequence[str] = (),
     ) -> None:
         self.release = source if isinstance(source, Release) else None
+        self.layout = self.runner = ""
         self.host = host
         self.ports = dict(ports)
         near = "127.0.0.1" if host == "0.0.0.0" else host
@@ -179,10 +184,10 @@ class TritonServer:
         """
         if self._stopped.is_set() or self._process is None:
             raise ServerFailed("this server was stopped; start another")
-        status = self._process.poll()
+        gone = self._members.difference(guard.group_members(self.pid)) if self._members else ()
+        status = self._process.poll()  # after the members: Triton is one, and may die in between
         if status is not None:
             raise self._failure(f"Triton {exit_text(status)} while it was serving")
-        gone = self._members.difference(guard.group_members(self.pid)) if self._members else ()
         if gone:
             raise self._failure(
                 f"Triton's Python stub process {min(gone)} died, and Triton does not restart it; "
@@ -233,8 +238,11 @@ class TritonServer:
                 self._stopped.set()
                 self._clean()
 
-    def _start(self, layout: str | None, runner: str, canary: Canary | None, timeout_s: float) -> None:
+    def _start(self, layout: str | None, runner: str | None, canary: Canary | None, timeout_s: float) -> None:
         repository = model_repository(self._source, layout, runner, self._workdir, self._mirror)
+        if self.release is not None:
+            own = self.release.manifest
+            self.layout, self.runner = layout or own.layout, runner or own.runner
         if canary is None and (repository / "recommend").is_dir():
             canary = recommend_canary
         libpython = find_libpython()

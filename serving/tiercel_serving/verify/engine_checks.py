@@ -13,6 +13,7 @@ from ..engines.table import ENGINES, BuiltKind, Engine
 from ..release.opened import Release
 from ..spec import Array, Arrays
 from ..stages.engine import model_of, open_engine
+from ..stages.specs import RANKING, is_ranker
 from .compare import ENGINE, TOP, Difference, Tolerance, compare, merge, same_top
 from .golden import StoredGolden
 from .report import VerifyRow
@@ -54,7 +55,8 @@ def check_engines(release: Release) -> Iterator[VerifyRow]:
 def _of_stand_in(name: str, release: Release, kind: BuiltKind, inputs: Arrays) -> dict[str, Array]:
     """Return what the graph itself gives for a built engine's inputs."""
     other = ENGINES.find(kind.stand_in)
-    outputs = tuple(tensor.name for tensor in release.stages[name].outputs)
+    stage = release.stages[RANKING if is_ranker(name) else name]
+    outputs = tuple(tensor.name for tensor in stage.outputs)
     file = release.artefact(name, "engine").file(other.file)
     with contextlib.closing(other.open(file, outputs, threads=release.settings.engine_threads)) as graph:
         return graph.run(inputs)

@@ -98,7 +98,8 @@ def retrieve(
     maybe: dict[int, Candidate] = {}
     certain: set[int] = set()
     wide = False
-    shares = [*enumerate(settings.quotas()), (fallback, settings.candidates)]
+    fillers = ((place, settings.candidates) for place in settings.fillers)
+    shares = [*enumerate(settings.quotas()), *fillers]
     for place, share in shares:
         count = min(share, settings.candidates - len(taken))
         if count == 0:
@@ -128,11 +129,11 @@ def listed(
 ) -> list[Candidate]:
     """Return the N best of the items that a request names; the parameters are those of :func:`retrieve`."""
     mine = [row for row in dict.fromkeys(rows) if row < len(allowed) and allowed[row]]
-    for place, (kind, arrays) in enumerate(zip(settings.sources, sources, strict=True)):
-        score_of = getattr(kind, "reference_score", None)
-        if score_of is not None:
-            scored = [Candidate(row, score_of(arrays, user, row), place + 1) for row in mine]
-            return sorted(scored, key=lambda c: (-c.score, c.row))[: settings.candidates]
+    terms = scale_of(settings)
+    if terms:
+        code = terms[0][0] + 1
+        scored = [Candidate(row, scale_score(settings, sources, user, row), code) for row in mine]
+        return sorted(scored, key=lambda c: (-c.score, c.row))[: settings.candidates]
     first = next(place for place, quota in enumerate(settings.quotas()) if quota > 0)
     return [Candidate(row, -float(place), first + 1) for place, row in enumerate(mine)][: settings.candidates]
 
@@ -151,7 +152,7 @@ def near_cut(
     every = [c for c in every if all(rule.reference(item_of(c.row)) for rule in settings.rules)]
     settled = np.array([c.row in found.certain for c in every], np.bool_)
     above = _above(np.array([c.score for c in every]), TIE)
-    if not any(hasattr(kind, "reference_score") for kind in settings.sources):
+    if not scale_of(settings):
         # Sources follow one another; nobody knows which of them gives what is not settled.
         of = np.array([c.source for c in every])
         above = np.where(of[:, None] == of, above, of[:, None] < of) & settled & settled[:, None]
@@ -182,13 +183,31 @@ def in_order(
     user: UserTensors,
     taken: list[Candidate],
 ) -> list[Candidate]:
-    """Sort by the scores of the first source that scores any item; else by source, then score."""
-    for kind, arrays in zip(settings.sources, sources, strict=True):
-        score_of = getattr(kind, "reference_score", None)
-        if score_of is not None:
-            scored = [Candidate(c.row, score_of(arrays, user, c.row), c.source) for c in taken]
-            return sorted(scored, key=lambda c: (-c.score, c.row))
+    """Sort by the common scale; without one by source, then score."""
+    if scale_of(settings):
+        scored = [Candidate(c.row, scale_score(settings, sources, user, c.row), c.source) for c in taken]
+        return sorted(scored, key=lambda c: (-c.score, c.row))
     return sorted(taken, key=lambda c: (c.source, -c.score, c.row))
+
+
+def scale_of(settings: ServingSettings) -> list[tuple[int, float]]:
+    """Return the sources of the common scale, weighed: the blend, or the first that scores any item."""
+    if settings.blend:
+        names = [source.name for source in settings.sources]
+        return [(names.index(name), weight) for name, weight in settings.blend]
+    scoring = [place for place, kind in enumerate(settings.sources) if hasattr(kind, "reference_score")]
+    return [(place, 1.0) for place in scoring[:1]]
+
+
+def scale_score(
+    settings: ServingSettings, sources: Sequence[Mapping[str, Array]], user: UserTensors, row: int
+) -> float:
+    """Return the score of one item on the common scale."""
+    total = 0.0
+    for place, weight in scale_of(settings):
+        kind: Any = settings.sources[place]
+        total += weight * kind.reference_score(sources[place], user, row)
+    return total
 
 
 @dataclass(frozen=True)

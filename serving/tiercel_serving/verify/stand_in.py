@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -9,7 +10,8 @@ import msgspec
 from ..engines.table import ENGINES, BuiltKind
 from ..release.manifest import QueryModel, RankingModel
 from ..release.opened import Release
-from ..stages.specs import RANKING, query_stage
+from ..stages.engine import engine_names
+from ..stages.specs import is_ranker, query_stage
 
 
 def with_stand_ins(release: Release) -> tuple[Release, dict[str, str]]:
@@ -20,23 +22,25 @@ def with_stand_ins(release: Release) -> tuple[Release, dict[str, str]]:
     manifest = release.manifest
     reasons: dict[str, str] = {}
 
-    def judged(stage: str, engine: str) -> str:
+    def judged(names: Sequence[str], engine: str) -> str:
         kind: Any = ENGINES.find(engine)
         if not isinstance(kind, BuiltKind):
             return engine
-        reason = kind.absent(release.path / "artefacts" / stage / kind.file)
+        found = (kind.absent(release.path / "artefacts" / name / kind.file) for name in names)
+        reason = next((one for one in found if one is not None), None)
         if reason is None:
             return engine
-        reasons[stage] = f"{reason}. {kind.stand_in} ran the same graph instead"
+        reasons.update(dict.fromkeys(names, f"{reason}. {kind.stand_in} ran the same graph instead"))
         return kind.stand_in
 
     queries: dict[str, QueryModel] = {
-        name: msgspec.structs.replace(model, engine=judged(query_stage(name), model.engine))
+        name: msgspec.structs.replace(model, engine=judged([query_stage(name)], model.engine))
         for name, model in manifest.queries.items()
     }
     ranking: RankingModel | None = manifest.ranking
     if ranking is not None:
-        ranking = msgspec.structs.replace(ranking, engine=judged(RANKING, ranking.engine))
+        rankers = [name for name in engine_names(release) if is_ranker(name)]
+        ranking = msgspec.structs.replace(ranking, engine=judged(rankers, ranking.engine))
     if not reasons:
         return release, reasons
     return Release(release.path, msgspec.structs.replace(manifest, queries=queries, ranking=ranking)), reasons

@@ -63,6 +63,8 @@ def build_plan(
     folder: Path,
     specification: BuildSpecification,
     timing_cache: bytes = b"",
+    *,
+    refittable: bool = False,
 ) -> Plan:
     """Parse a graph and build its plan.
 
@@ -78,6 +80,8 @@ def build_plan(
         What to build.
     timing_cache
         What an earlier build on this device measured.
+    refittable
+        Whether it shall take other weights later, at the price of what is fused with constants.
 
     Raises
     ------
@@ -94,11 +98,15 @@ def build_plan(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, specification.workspace_mb << 20)
         # TF32 keeps ten bits of each factor: what shall be float32 would be compared with torch in vain.
         config.clear_flag(trt.BuilderFlag.TF32)
+        if refittable:
+            config.set_flag(trt.BuilderFlag.REFIT)
         config.add_optimization_profile(_profile(builder, network, specification.batch, file))
         if flavour.timing_cache:
             config.set_timing_cache(config.create_timing_cache(timing_cache), ignore_mismatch=False)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
+            if refittable:
+                log.errors.append("a plan that takes new weights needs a GPU and its driver to be built")
             raise EngineBuildFailed(
                 f"{file}: {flavour.name} {trt.__version__} could not build it: {log.said()}; change that "
                 "layer, or "

@@ -73,20 +73,23 @@ FLAVOURS: Mapping[str, Flavour] = {
 
 #: Every name of the module that the builder and the runner use. A test compares them with the real bindings.
 NAMES: Mapping[str, tuple[str, ...]] = {
-    "": ("__version__", "Builder", "ILogger", "OnnxParser", "Runtime", "nptype"),
+    "": (
+        *("__version__", "Builder", "ILogger", "OnnxParser", "OnnxParserRefitter", "Refitter", "Runtime"),
+        *("BuilderFlag", "MemoryPoolType", "NetworkDefinitionCreationFlag", "TensorIOMode", "nptype"),
+    ),
     "Builder": (
         "create_network",
         "create_builder_config",
         "create_optimization_profile",
         "build_serialized_network",
     ),
-    "BuilderFlag": ("TF32",),
-    "DataType": ("FLOAT",),
+    "BuilderFlag": ("REFIT", "TF32"),
     "IBuilderConfig": (
         "add_optimization_profile",
         "clear_flag",
         "create_timing_cache",
         "get_timing_cache",
+        "set_flag",
         "set_memory_pool_limit",
         "set_timing_cache",
     ),
@@ -98,6 +101,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "get_tensor_name",
         "get_tensor_profile_shape",
         "num_io_tensors",
+        "serialize",
     ),
     "IExecutionContext": (
         "execute_async_v3",
@@ -105,16 +109,17 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "set_input_shape",
         "set_tensor_address",
     ),
-    "IHostMemory": ("nbytes",),
     "INetworkDefinition": ("get_input", "get_output", "num_inputs", "num_layers", "num_outputs"),
     "IOptimizationProfile": ("set_shape",),
     "ITensor": ("dtype", "name", "shape"),
     "ITimingCache": ("serialize",),
-    "ILogger": ("INFO", "WARNING", "ERROR", "Severity"),
+    "ILogger": ("Severity",),
     "MemoryPoolType": ("WORKSPACE",),
     "NetworkDefinitionCreationFlag": ("STRONGLY_TYPED",),
     "OnnxParser": ("get_error", "num_errors", "parse_from_file"),
+    "OnnxParserRefitter": ("get_error", "num_errors", "refit_from_file"),
     "ParserError": ("desc", "node_name", "node_operator"),
+    "Refitter": ("get_missing_weights", "refit_cuda_engine"),
     "Runtime": ("deserialize_cuda_engine",),
     "TensorIOMode": ("INPUT", "OUTPUT"),
 }

@@ -27,12 +27,16 @@ class BuildSpecification(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         for the usual one.
     workspace_mb
         Scratch memory that a kernel may ask for on the device, in megabytes.
+    structure_sha256
+        Checksum of the graph without its weights: of two graphs with the same, one's plan can be refitted
+        with the other's weights. Empty where nobody computed it.
     """
 
     network: str
     network_sha256: str
     batch: tuple[int, int, int]
     workspace_mb: int = 1024
+    structure_sha256: str = ""
 
     def write(self, folder: Path) -> None:
         """Write it into an artefact's folder."""

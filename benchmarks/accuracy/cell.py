@@ -1,0 +1,110 @@
+"""One cell: a recipe, trained by one seed, exported, and judged as it is served."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from tiercel_client import Recommender
+from tiercel_pipelines.data import Dataset
+from tiercel_pipelines.export.run_export import export_run
+from tiercel_pipelines.offline.evaluate import evaluate_served
+from tiercel_pipelines.offline.evaluation_data import EvaluationData
+from tiercel_pipelines.offline.served_ensemble import Ensemble, LocalEnsemble, ServedEnsemble
+from tiercel_pipelines.recipe import Recipe
+from tiercel_pipelines.training import train_recipe
+from tiercel_serving.supervise.process import start_server
+
+#: Places of the figures, and of the recall curves.
+AT, CURVE_AT = 10, 50
+#: Single requests that are timed, after as many that warm up.
+TIMED = 200
+
+
+def measure(
+    recipe: Recipe, dataset: Dataset, *, served: bool, say: Callable[[str], None] = lambda what: None
+) -> dict[str, Any]:
+    """Train, export and judge a recipe in a temporary folder.
+
+    Parameters
+    ----------
+    recipe, dataset
+        What is trained.
+    served
+        Whether a real Triton answers; else the same stages do in this process.
+    say
+        Called with what comes next.
+
+    Returns
+    -------
+    dict
+        ``figures`` at 10 and what lies ``beyond`` accuracy, of popularity, retrieval and what a caller gets;
+        ``recall`` at 1, 2, … of what a caller gets; learning ``curves`` by model; ``train_s``, ``export_s``,
+        ``p50_us`` of an answer to one user, ``bytes`` of the release, and who ``answered``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        say("training")
+        begun = time.perf_counter()
+        run = train_recipe(recipe, dataset, Path(folder) / "run")
+        trained = time.perf_counter()
+        say("exporting")
+        release = export_run(run, Path(folder) / "release")
+        exported = time.perf_counter()
+        say("judging")
+        data = EvaluationData.from_run(run)
+        found = _served(release.path, data, recipe) if served else _local(release.path, data, recipe)
+        return {
+            **found,
+            "curves": learning_curves(run.metrics["epochs"]),
+            "train_s": round(trained - begun, 1),
+            "export_s": round(exported - trained, 1),
+            "bytes": sum(file.stat().st_size for file in release.path.rglob("*") if file.is_file()),
+            "answered": "triton" if served else "in process",
+        }
+
+
+def learning_curves(epochs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return each model's validation nDCG@10 before the first epoch and after each."""
+    return {name: course["validation"] for name, course in epochs.items() if len(course["validation"]) > 1}
+
+
+def _local(release: Path, data: EvaluationData, recipe: Recipe) -> dict[str, Any]:
+    ensemble = LocalEnsemble(release)
+    return judged(ensemble, data, recipe) | {
+        "p50_us": _p50_us(lambda user: ensemble.recommend([user], AT), data)
+    }
+
+
+def _served(release: Path, data: EvaluationData, recipe: Recipe) -> dict[str, Any]:
+    with start_server(release) as server:
+        with ServedEnsemble(server.grpc_url) as ensemble:
+            found = judged(ensemble, data, recipe)
+        with Recommender(server.grpc_url) as client:
+            return found | {"p50_us": _p50_us(lambda user: client.recommend(user, k=AT, titles=False), data)}
+
+
+def judged(ensemble: Ensemble, data: EvaluationData, recipe: Recipe) -> dict[str, Any]:
+    """Return the figures at 10, and recall at more places."""
+    report = evaluate_served(ensemble, data, k=AT).to_json()
+    curve = evaluate_served(ensemble, data, k=min(CURVE_AT, recipe.serving.k_max)).recall_curves["ranking"]
+    return {
+        "figures": report["figures"],
+        "beyond": report["beyond"],
+        "recall": [round(value, 5) for value in curve],
+    }
+
+
+def _p50_us(ask: Callable[[Any], object], data: EvaluationData) -> float:
+    users = np.random.default_rng(0).integers(0, len(data.user_ids), 2 * TIMED)
+    spent = []
+    for user in users:
+        begun = time.perf_counter()
+        ask(data.user_ids[user])
+        spent.append((time.perf_counter() - begun) * 1e6)
+    return round(median(spent[TIMED:]), 1)

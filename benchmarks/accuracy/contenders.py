@@ -1,0 +1,138 @@
+"""What is compared on which data: literal tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from tiercel_pipelines.data.specs import DatasetSpec, Sequences, Synthetic
+from tiercel_pipelines.families.table import RetrievalFamily
+from tiercel_pipelines.recipe import (
+    ALS,
+    BPRMF,
+    CDAE,
+    EASE,
+    SLIM,
+    DeepAutoencoder,
+    GRU4Rec,
+    ItemKNN,
+    MultVAE,
+    Recipe,
+    SASRec,
+    TwoTower,
+    load_recipe,
+    replace,
+)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One retrieval model in the data set's recipe, without a ranker."""
+
+    model: RetrievalFamily
+    history_length: int | None = None
+
+    def recipe(self, base: Recipe) -> Recipe:
+        """Return the recipe of the data set with this model."""
+        length = self.history_length or base.serving.history_length
+        serving = msgspec.structs.replace(base.serving, sources=(), blend=(), history_length=length)
+        return replace(base, retrieval=self.model, ranking=None, serving=serving)
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A recipe that comes with Tiercel, as it is."""
+
+    name: str
+
+    def recipe(self, base: Recipe) -> Recipe:
+        """Return the shipped recipe on the data set."""
+        return replace(load_recipe(self.name), dataset=base.dataset)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A data set, how it is served, who is compared, and the figures wanted.
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe: features, limits and the split.
+    dataset
+        The data in place of the recipe's own.
+    contenders
+        By name.
+    protocol
+        For people.
+    wanted
+        Least mean nDCG@10.
+    """
+
+    recipe: str
+    dataset: DatasetSpec | None
+    contenders: Mapping[str, Alone | Shipped]
+    protocol: str
+    wanted: Mapping[str, float]
+
+    def base(self) -> Recipe:
+        """Return the recipe that the contenders change."""
+        found = load_recipe(self.recipe)
+        return found if self.dataset is None else replace(found, dataset=self.dataset)
+
+
+#: Histories that hold all that anybody has had: item weights are applied to nothing else.
+WHOLE = 800
+
+COMPARISONS: Mapping[str, Comparison] = {
+    "ml-100k": Comparison(
+        "movielens",
+        None,
+        {
+            "movielens_blend": Shipped("movielens_blend"),
+            "movielens": Shipped("movielens"),
+            "ease": Alone(EASE(weights=None), WHOLE),
+            "slim": Alone(SLIM(), WHOLE),
+            "item_knn": Alone(ItemKNN(weighting="tf_idf"), WHOLE),
+            "als": Alone(ALS()),
+            "mult_vae": Alone(MultVAE(), WHOLE),
+            "two_tower": Alone(TwoTower()),
+            "bpr_mf": Alone(BPRMF()),
+            "cdae": Alone(CDAE(), WHOLE),
+            "deep_autoencoder": Alone(DeepAutoencoder(), WHOLE),
+        },
+        "random 75/25 split of each user's films (seed 42), top 10 of all unseen films",
+        {
+            "movielens_blend": 0.490,
+            "ease": 0.480,
+            "als": 0.465,
+            "slim": 0.46,
+            "mult_vae": 0.44,
+            "bpr_mf": 0.43,
+            "two_tower": 0.47,
+            "item_knn": 0.38,
+        },
+    ),
+    "amazon-beauty": Comparison(
+        "sequences",
+        Sequences("amazon-beauty/beauty.txt", name="amazon-beauty"),
+        {
+            "sasrec": Alone(SASRec()),
+            "gru4rec": Alone(GRU4Rec()),
+            "item_knn": Alone(ItemKNN()),
+            "ease": Alone(EASE()),
+            "two_tower": Alone(TwoTower()),
+        },
+        "leave one out: each user's last item is the test, the one before it the validation part; top 10 of "
+        "the whole catalogue but for what the user had",
+        {"sasrec": 0.050},
+    ),
+    "tiny": Comparison(
+        "synthetic",
+        Synthetic(users=60, items=50, interactions=1200),
+        {"ease": Alone(EASE(l2=5.0)), "als": Alone(ALS(dimension=8, max_epochs=2))},
+        "made up and tiny: its figures mean nothing",
+        {},
+    ),
+}

@@ -1,0 +1,127 @@
+"""The table: means and spreads over seeds, for people, and ``docs/accuracy.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.accuracy.contenders import COMPARISONS
+
+HEAD = (
+    "family",
+    "nDCG@10",
+    "recall@10",
+    "coverage",
+    "novelty, bits",
+    "training, s",
+    "p50, ms",
+    "release, MB",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A family on one data set: what its cells say, seed by seed."""
+
+    family: str
+    cells: Sequence[Mapping[str, Any]]
+
+    def of(self, *path: str) -> list[float]:
+        """Return a figure of each cell."""
+        found = []
+        for cell in self.cells:
+            value: Any = cell
+            for name in path:
+                value = value[name]
+            found.append(float(value))
+        return found
+
+    @property
+    def ndcg(self) -> float:
+        """Mean over seeds."""
+        return mean(self.of("figures", "ranking", "ndcg"))
+
+    def table(self) -> list[str]:
+        """Return the row's cells for people."""
+        return [
+            self.family,
+            spread(self.of("figures", "ranking", "ndcg")),
+            spread(self.of("figures", "ranking", "recall")),
+            f"{mean(self.of('figures', 'ranking', 'coverage')):.2f}",
+            f"{mean(self.of('beyond', 'ranking', 'novelty')):.1f}",
+            f"{mean(self.of('train_s')):.0f}",
+            f"{mean(self.of('p50_us')) / 1000:.2f}" + ("" if self.cells[0]["answered"] == "triton" else "*"),
+            f"{mean(self.of('bytes')) / 1e6:.1f}",
+        ]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean and standard deviation; one seed has no spread."""
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def rows_of(document: Mapping[str, Any], data: str) -> list[Row]:
+    """Return the rows of a data set, best first, and popularity, which every cell has measured beside."""
+    mine = [cell for cell in document["cells"] if cell["data"] == data]
+    families = dict.fromkeys(cell["family"] for cell in mine)
+    rows = [Row(family, [cell for cell in mine if cell["family"] == family]) for family in families]
+    return sorted(rows, key=lambda row: -row.ndcg)
+
+
+def popularity(rows: Sequence[Row]) -> list[str]:
+    """Return the baseline's row."""
+    cell = rows[0].cells[0]
+    figures, beyond = cell["figures"]["popularity"], cell["beyond"]["popularity"]
+    shown = [f"{figures['ndcg']:.4f}", f"{figures['recall']:.4f}", f"{figures['coverage']:.2f}"]
+    return ["popularity", *shown, f"{beyond['novelty']:.1f}", "", "", ""]
+
+
+def misses(document: Mapping[str, Any], data: Iterable[str]) -> list[str]:
+    """Return the figures that are below what is wanted of them."""
+    found = []
+    for name in data:
+        wanted = COMPARISONS[name].wanted
+        for row in rows_of(document, name):
+            least = wanted.get(row.family, 0.0)
+            if row.ndcg < least:
+                found.append(f"{name}, {row.family}: nDCG@10 {row.ndcg:.4f}, wanted at least {least}")
+    return found
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """Return ``docs/accuracy.md``."""
+    parts = [_INTRODUCTION]
+    for name in dict.fromkeys(cell["data"] for cell in document["cells"]):
+        rows = rows_of(document, name)
+        seeds = sorted({len(row.cells) for row in rows})
+        machines = sorted(
+            {f"{c['machine']['cpu']}, {c['machine']['cores']} cores" for r in rows for c in r.cells}
+        )
+        users = rows[0].cells[0]["figures"]["ranking"]["users"]
+        protocol = COMPARISONS[name].protocol
+        parts.append(f"## {name}\n\n{protocol[0].upper()}{protocol[1:]}.")
+        parts.append(
+            f"{users} users; {' or '.join(map(str, seeds))} seeds a family, mean ± standard deviation; "
+            f"on {' and '.join(machines)}."
+        )
+        lines = [HEAD, ["---"] * len(HEAD), *(row.table() for row in rows), popularity(rows)]
+        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+_INTRODUCTION = """\
+# Accuracy
+
+Written by `make accuracy` (`python -m benchmarks.accuracy`): each family is trained from a recipe, exported
+by the same compilers, and judged by what the served stages answer for every user of the test part; nothing
+else is looked at. The split is the same for every seed; seeds change initial weights, batches and
+negatives. A family that is solved in closed form has no spread. Settings are the defaults of
+[models.md](models.md), or what `benchmarks/accuracy/contenders.py` says.
+
+A caller's list is what is measured, so a recipe with a ranker is measured after ranking. Coverage is the
+share of the catalogue that anybody is shown among 10, novelty the mean information of what is shown
+([evaluation.md](evaluation.md)). `p50` is one answer to one user: through a real Triton over gRPC, or with
+a star the stages in one process. Training seconds and latencies were taken on a machine that others used at
+the same time: they compare families roughly."""

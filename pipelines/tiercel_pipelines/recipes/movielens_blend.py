@@ -1,0 +1,30 @@
+"""Films for MovieLens-100K, by two models whose scores are added up: the most accurate that we know.
+
+EASE reads the history as it is now; ALS knows each user and item by a vector. Neither takes features, and
+there is no ranker: their errors differ, so that their sum is better than either (``docs/accuracy.md``).
+"""
+
+from tiercel_pipelines.recipe import ALS, EASE, Index, ItemWeights, Popular, ServingSettings, replace
+from tiercel_pipelines.recipes.movielens import RECIPE as MOVIELENS
+
+RECIPE = replace(
+    MOVIELENS,
+    name="movielens_blend",
+    # How both are weighed, and the settings that are not a default, were chosen on the validation part.
+    retrieval=(EASE(weights=None, l2=200.0, dropout=0.5), ALS()),
+    ranking=None,
+    serving=ServingSettings(
+        candidates=200,
+        kept=100,
+        k_default=10,
+        k_max=100,
+        # EASE needs the whole history: who has had most has had 553 films.
+        history_length=800,
+        history_columns=("item_id",),
+        sources=(ItemWeights("ease"), Index("als", factory="Flat", quota=100), Popular(quota=0)),
+        # Each candidate, whichever source it is of, gets the sum of both scores.
+        blend=(("ease", 1.0), ("als", 1.0)),
+        rules=MOVIELENS.serving.rules,
+        title_column="title",
+    ),
+)

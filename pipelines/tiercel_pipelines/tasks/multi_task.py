@@ -1,0 +1,259 @@
+r"""``multi_task``: several targets at once, each its own score of a candidate.
+
+.. math:: L = \sum_t w_t L_t
+
+with constant weights :math:`w_t` (Caruana 1997, "Multitask learning", section 2). All targets learn from the
+same lists; what each target makes of an interaction's column, and its loss, is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tiercel_serving.kinds import Settings, mistyped
+from tiercel_serving.problems import POSITIVE, Problem, choose, named_twice, out_of_range
+
+from ..arrays.lists import IMPLICIT, RankingLists
+from ..arrays.pairs import Array
+from ..errors import TrainingError
+from .listwise_softmax import LIST_RANGES, SampledLists, listwise_softmax
+
+
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One target of a ranker of several tasks: a column of ``rank_score``.
+
+    Parameters
+    ----------
+    name
+        What the score is called.
+    column
+        ``interaction`` (a user picked the item), or a column of the interactions.
+    at_least
+        An interaction is positive where its column holds at least this; None takes the column's own value,
+        for ``softmax`` and ``logistic`` between 0 and 1.
+    loss
+        ``softmax``: in each list the positive candidates against the others. ``logistic``: each candidate by
+        itself, whose score is a log-odds. ``squared``: the value of what a user picked, in standard
+        deviations from the mean over the training part; candidates that were not picked have none.
+    weight
+        Of the loss among all.
+    """
+
+    name: str
+    column: str = IMPLICIT
+    at_least: float | None = None
+    loss: Literal["softmax", "logistic", "squared"] = "softmax"
+    weight: float = 1.0
+
+    @property
+    def ranks(self) -> bool:
+        """Whether its score orders candidates, and so begins with retrieval's."""
+        return self.loss != "squared"
+
+    def problems(self) -> list[Problem]:
+        """Return fields of another type, numbers out of their ranges, and what does not go together."""
+        wrong = list(mistyped(self))
+        if wrong:
+            return wrong
+        wrong += out_of_range(self, {"weight": POSITIVE})
+        if not self.name:
+            wrong.append(Problem("name", "expected a name, got none", "call it after what it is, as 'liked'"))
+        if self.column == IMPLICIT and (self.at_least is not None or self.loss == "squared"):
+            problem = f"{IMPLICIT!r} is the same for everything that was picked"
+            wrong.append(Problem("column", problem, "name a column of the interactions"))
+        if self.at_least is not None and self.loss == "squared":
+            problem = f"{self.at_least!r}, but 'squared' learns the value itself"
+            wrong.append(Problem("at_least", problem, "leave it out, or take loss='logistic'"))
+        return wrong
+
+    def labels(self, values: Array) -> npt.NDArray[np.float32]:
+        """Return what the column's values ``[…]`` mean: labels between 0 and 1, or values; NaN is none."""
+        if self.at_least is not None:
+            values = np.where(np.isnan(values), 0.0, values >= self.at_least)
+        elif self.ranks:
+            values = np.nan_to_num(values)
+        return np.asarray(values, np.float32)
+
+    def unfit(self, values: Array) -> list[Problem]:
+        """Return why a column of interactions can't be learned."""
+        labels = self.labels(values)
+        present = labels[~np.isnan(labels)]
+        if self.ranks and present.size and not 0 <= present.min() <= present.max() <= 1:
+            problem = f"{self.column!r} is not everywhere a number between 0 and 1"
+            return [Problem("column", problem, "say from which value on it counts: at_least=…")]
+        if present.size and present.min() < present.max():
+            return []
+        came = f"{present[0]:g} for every interaction" if present.size else "null everywhere"
+        remedy = "change at_least, or leave the target out" if self.at_least is not None else "leave it out"
+        return [Problem("column", f"the target {self.name!r} is constant: {came}", remedy)]
+
+
+class MultiTask(Settings, frozen=True, tag="multi_task"):
+    """Several targets, each a score of its own; see :class:`Target`.
+
+    Parameters
+    ----------
+    targets
+        The targets, in the order of the scores. Without a ``WeightedSum`` the first orders the answer.
+    folds, negatives, hard_negatives, context_dropout, batch_size
+        As :class:`~.listwise_softmax.ListwiseSoftmax` has them.
+    """
+
+    targets: tuple[Target, ...]
+    folds: int = 3
+    negatives: int = 100
+    hard_negatives: float = 0.9
+    context_dropout: float = 0.3
+    batch_size: int = 64
+
+    @property
+    def tasks(self) -> int:
+        """T."""
+        return len(self.targets)
+
+    @property
+    def target(self) -> str:
+        """Every interaction is a positive of the lists, whatever its columns say."""
+        return IMPLICIT
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the scores are called."""
+        return tuple(target.name for target in self.targets)
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """The column of each score."""
+        return tuple(target.column for target in self.targets)
+
+    @property
+    def ranks(self) -> tuple[bool, ...]:
+        """Whether each score begins with retrieval's."""
+        return tuple(target.ranks for target in self.targets)
+
+    def problems(self) -> list[Problem]:
+        """Return numbers out of their ranges, and targets that are none, or have one name."""
+        wrong = list(out_of_range(self, LIST_RANGES))
+        targets: object = self.targets
+        if not isinstance(targets, tuple | list) or not targets:
+            remedy = "write targets=(Target('watched'), Target('liked', column='rating', at_least=4))"
+            return [*wrong, Problem("targets", f"expected a tuple of targets, got {targets!r}", remedy)]
+        for place, target in enumerate(targets):
+            if isinstance(target, Target):
+                wrong += [problem.within(f"targets[{place}]") for problem in target.problems()]
+            else:
+                problem = f"expected a Target(…), got {target!r}"
+                wrong.append(Problem(f"targets[{place}]", problem, "write Target('name', column='…')"))
+        if not wrong:
+            wrong += named_twice(self.names, "targets", "targets")
+        return wrong
+
+    def unfit(self, columns: Mapping[str, Array | None]) -> list[Problem]:
+        """Return targets whose column there is not, is no number, or is constant.
+
+        Parameters
+        ----------
+        columns
+            The interactions' columns: numbers as float64, None for what is none.
+        """
+        wrong = []
+        for place, target in enumerate(self.targets):
+            if target.column == IMPLICIT:
+                continue
+            values = columns.get(target.column)
+            if target.column not in columns:
+                problem = f"the interactions have no column {target.column!r}"
+                found = [Problem("column", problem, choose(target.column, [IMPLICIT, *columns]))]
+            elif values is None:
+                problem = f"{target.column!r} holds no numbers"
+                found = [Problem("column", problem, "name a column of numbers, or prepare one")]
+            else:
+                found = target.unfit(values)
+            wrong += [problem.within(f"targets[{place}]") for problem in found]
+        return wrong
+
+    def start(self, lists: RankingLists, kept: int, n_items: int) -> SeveralTargets:
+        """Return the task at work.
+
+        Raises
+        ------
+        TrainingError
+            A target is constant over the lists.
+        """
+        return SeveralTargets(self, lists, kept, n_items)
+
+
+class SeveralTargets(SampledLists):
+    """The task at work on some lists, whose ``targets`` are there."""
+
+    def __init__(self, settings: MultiTask, lists: RankingLists, kept: int, n_items: int) -> None:
+        super().__init__(settings, lists, kept, n_items)
+        self._targets = settings.targets
+        #: Mean and standard deviation of each target whose value is learned.
+        self._moments = [(0.0, 1.0)] * len(settings.targets)
+        if not len(self._useful):
+            return
+        assert lists.targets is not None
+        picked = (lists.weights > 0) & (lists.rows != n_items)
+        for place, target in enumerate(settings.targets):
+            if target.column == IMPLICIT:
+                continue
+            labels = target.labels(lists.targets[picked, place])
+            labels = labels[~np.isnan(labels)].astype(np.float64)
+            if not labels.size or labels.min() == labels.max():
+                came = f"{labels[0]:g}" if labels.size else "null"
+                raise TrainingError(
+                    f"ranking: the target {target.name!r} is {came} for all of the {int(picked.sum())} "
+                    f"interactions that {len(lists)} lists of candidates hold; change its at_least, give the "
+                    "ranker more lists (training.listed_users, serving.candidates), or leave it out"
+                )
+            if not target.ranks:
+                self._moments[place] = (float(labels.mean()), float(labels.std()))
+
+    def loss(self, scores: Tensor, batch: RankingLists) -> Tensor:
+        """Return the weighted sum of the targets' losses of scores ``[B, K, T]``."""
+        assert batch.targets is not None
+        real = torch.from_numpy(batch.rows != self._pad)
+        picked = torch.from_numpy(batch.weights > 0) & real
+        total = scores.new_zeros(())
+        for place, (target, moments) in enumerate(zip(self._targets, self._moments, strict=True)):
+            labels = torch.from_numpy(target.labels(batch.targets[:, :, place]))
+            own = target_loss(target.loss, scores[:, :, place], labels, picked, real, moments)
+            total = total + target.weight * own
+        return total
+
+
+def target_loss(
+    loss: str, scores: Tensor, labels: Tensor, picked: Tensor, real: Tensor, moments: tuple[float, float]
+) -> Tensor:
+    """Return one target's loss.
+
+    Parameters
+    ----------
+    loss
+        As :class:`Target` has it.
+    scores, labels
+        ``[B, K]``: labels are those of what was picked, NaN is none.
+    picked, real
+        ``[B, K]`` boolean: what users picked, and what is no padding.
+    moments
+        Mean and standard deviation of labels that are values.
+    """
+    if loss == "squared":
+        valued = picked & ~labels.isnan()
+        wanted = (torch.where(valued, labels, 0.0) - moments[0]) / moments[1]
+        squares = (scores - wanted).square() * valued
+        return squares.sum() / valued.sum().clamp(min=1)
+    positives = torch.where(picked, labels, 0.0)
+    if loss == "softmax":
+        return listwise_softmax(scores, positives, real)
+    each = functional.binary_cross_entropy_with_logits(scores, positives, reduction="none")
+    return (each * real).sum() / real.sum().clamp(min=1)

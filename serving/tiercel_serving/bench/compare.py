@@ -1,0 +1,189 @@
+"""What two results of ``tiercel bench`` say of one another, beyond the noise of their rounds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BenchError
+from .text_table import format_table
+
+#: Draws of the bootstrap.
+DRAWS = 10_000
+#: How much of the draws an interval holds.
+COVERED = 0.95
+#: Fewer rounds than that say nothing of their noise.
+FEWEST_ROUNDS = 3
+#: A change that is smaller is none, however sure: the machine itself drifts by as much between two runs.
+LEAST_CHANGE = 0.03
+
+#: What is compared of each measured model.
+FIGURES = ("p50_us", "p99_us", "throughput")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure of both results: medians over rounds, and where their ratio lies.
+
+    Parameters
+    ----------
+    figure
+        What was measured, under which load.
+    before, after
+        Medians.
+    low, high
+        95 % of bootstrap draws of ``after / before`` lie between; both are NaN if there are too few rounds.
+    """
+
+    figure: str
+    before: float
+    after: float
+    low: float
+    high: float
+
+    @property
+    def ratio(self) -> float:
+        """After over before."""
+        return self.after / self.before
+
+    @property
+    def real(self) -> bool:
+        """Whether it is beyond the noise, and large enough to matter."""
+        return (self.low > 1 + LEAST_CHANGE) or (self.high < 1 - LEAST_CHANGE)
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """Read what ``--save`` wrote.
+
+    Raises
+    ------
+    BenchError
+        It can't be read, or is not such a result.
+    """
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{file}: expected a result that `tiercel bench --save` wrote ({error})") from error
+    missing = {"served", "bare", "machine"} - (document.keys() if isinstance(document, dict) else set())
+    if missing:
+        raise BenchError(
+            f"{file}: expected a result that `tiercel bench --save` wrote, but it lacks "
+            f"{', '.join(sorted(missing))}"
+        )
+    result: dict[str, Any] = document
+    return result
+
+
+def unlike(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return in what the machines or the ways of two results differ, so that figures cannot be compared."""
+    found = []
+    for key, what in (("machine", "the machine"), ("client", "what made the load")):
+        one, other = before.get(key), after.get(key)
+        if one != other:
+            found.append(f"{what}: {_brief(one)} before, {_brief(other)} after")
+    return found
+
+
+def compare(before: Mapping[str, Any], after: Mapping[str, Any], *, force: bool = False) -> list[Change]:
+    """Compare two results.
+
+    Parameters
+    ----------
+    before, after
+        What :func:`read_result` read.
+    force
+        Whether to compare results of two machines all the same.
+
+    Raises
+    ------
+    BenchError
+        They are of two machines, or have nothing in common.
+
+    Notes
+    -----
+    The interval is a percentile bootstrap (Efron 1979) of the ratio of medians over rounds: rounds are drawn
+    anew with replacement, on both sides.
+    """
+    if not force and (differences := unlike(before, after)):
+        raise BenchError(
+            f"these results cannot be compared: {'; '.join(differences)}; measure both on one machine, or "
+            "say --force"
+        )
+    changes = [_change(name, one, other) for name, one, other in _common(before, after)]
+    if not changes:
+        raise BenchError("these results have no figure in common; expected the same models and concurrencies")
+    return changes
+
+
+def _common(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> Iterator[tuple[str, Sequence[float], Sequence[float]]]:
+    """Yield each figure that both have, with its rounds."""
+    for concurrency, models in before["served"].items():
+        for model, one in models.items():
+            other = after["served"].get(concurrency, {}).get(model)
+            for figure in FIGURES if other is not None else ():
+                rounds = [[float(r[figure]) for r in side["rounds"]] for side in (one, other)]
+                yield f"{model}, {concurrency} in flight: {figure}", rounds[0], rounds[1]
+    rounds = [[float(r["p50_us"]) for r in side["bare"]["rounds"]] for side in (before, after)]
+    yield "bare: p50_us", rounds[0], rounds[1]
+
+
+def _change(figure: str, before: Sequence[float], after: Sequence[float]) -> Change:
+    low = high = float("nan")
+    if min(len(before), len(after)) >= FEWEST_ROUNDS:
+        draw = np.random.default_rng(0)
+        one, other = (
+            np.median(np.asarray(side)[draw.integers(len(side), size=(DRAWS, len(side)))], axis=1)
+            for side in (before, after)
+        )
+        outside = (1 - COVERED) / 2
+        low, high = np.quantile(other / one, (outside, 1 - outside)).tolist()
+    return Change(figure, float(np.median(before)), float(np.median(after)), low, high)
+
+
+def to_json(changes: Sequence[Change]) -> list[dict[str, Any]]:
+    """Return the changes in a JSON form; an interval is null where there are too few rounds."""
+    return [
+        {
+            "figure": one.figure,
+            "before": round(one.before, 1),
+            "after": round(one.after, 1),
+            "ratio": round(one.ratio, 3),
+            "interval": None if np.isnan(one.low) else [round(one.low, 3), round(one.high, 3)],
+            "changed": one.real,
+        }
+        for one in changes
+    ]
+
+
+def format_changes(changes: Sequence[Change]) -> str:
+    """Return the changes as a table."""
+    rows = [
+        [
+            one.figure,
+            f"{one.before:.0f}",
+            f"{one.after:.0f}",
+            f"{one.ratio:.2f}",
+            "too few rounds" if np.isnan(one.low) else f"{one.low:.2f} to {one.high:.2f}",
+            "changed" if one.real else "",
+        ]
+        for one in changes
+    ]
+    count = sum(one.real for one in changes)
+    said = f"{count} of {len(changes)} figures changed beyond noise (95 %, and {LEAST_CHANGE:.0%} at least)."
+    head = ["figure", "before", "after", "ratio", "95 % interval", ""]
+    return f"{format_table(head, rows, left=(0, 5))}\n\n{said}"
+
+
+def _brief(value: Any) -> str:
+    return (
+        ", ".join(str(part) for part in value.values())
+        if isinstance(value, dict)
+        else str(value or "unknown")
+    )

@@ -1,0 +1,64 @@
+"""The tensors of one batch on the host and on a device: each crosses when a stage first asks, and once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..spec import Array, Arrays
+
+
+class Copies(Protocol):
+    """What copies between the host and a device: :class:`~.place_torch.Place`."""
+
+    def put(self, array: Array) -> Any:
+        """Return the array as a tensor on the device."""
+        ...
+
+    def take(self, tensor: Any) -> Array:
+        """Return a tensor as an array."""
+        ...
+
+
+class Crossing:
+    """Named tensors, wherever they are.
+
+    Parameters
+    ----------
+    place
+        Copies them.
+    arrays
+        What the request brought, on the host.
+    """
+
+    def __init__(self, place: Copies, arrays: Arrays) -> None:
+        self._place = place
+        self._host: dict[str, Array] = dict(arrays)
+        self._there: dict[str, Any] = {}
+
+    def give(self, names: Iterable[str], there: frozenset[str]) -> dict[str, Any]:
+        """Return what a stage reads: those ``there`` on the device, all others on the host."""
+        return {name: self.there(name) if name in there else self.host(name) for name in names}
+
+    def add(self, made: Mapping[str, Any]) -> None:
+        """Take what a stage made; whatever is no NumPy array is on the device."""
+        for name, value in made.items():
+            (self._host if isinstance(value, np.ndarray) else self._there)[name] = value
+
+    def on_host(self, name: str) -> bool:
+        """Return whether a tensor is on the host already."""
+        return name in self._host
+
+    def host(self, name: str) -> Array:
+        """Return a tensor on the host."""
+        if name not in self._host:
+            self._host[name] = self._place.take(self._there[name])
+        return self._host[name]
+
+    def there(self, name: str) -> Any:
+        """Return a tensor on the device."""
+        if name not in self._there:
+            self._there[name] = self._place.put(self._host[name])
+        return self._there[name]

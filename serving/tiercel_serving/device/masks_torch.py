@@ -1,0 +1,71 @@
+"""Which items each user of a batch must not get: :class:`tiercel_serving.ranked.Mask`, on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..ranked import Mask
+from .crossing import Copies
+
+
+class TensorMask:
+    """A sorted list of cells (user × items), and perhaps a table of what may come.
+
+    Nothing here waits for the device: no shape depends on what lies there.
+
+    Parameters
+    ----------
+    users, items
+        B and I.
+    cells
+        ``[n]`` int64 numbers user·(I + 1) + row of what is masked, each user's pad row among them.
+    most
+        So many cells one user has at most, the pad row aside.
+    allowed
+        ``[B, I + 1]`` bool: what alone may come; None is everything else.
+    on_host
+        Makes the same mask on the host, for a source that has no form on the device.
+    """
+
+    def __init__(
+        self,
+        users: int,
+        items: int,
+        cells: Tensor,
+        most: int,
+        allowed: Tensor | None = None,
+        on_host: Callable[[], Mask] | None = None,
+    ) -> None:
+        self.users, self.items, self.most, self.allowed = users, items, most, allowed
+        self._cells = cells.sort().values
+        self._base = (torch.arange(users, device=cells.device) * (items + 1))[:, None]
+        self._added: list[Tensor] = []
+        self._on_host = on_host
+
+    def add(self, rows: Tensor) -> None:
+        """Mask ``[B, M]`` more rows."""
+        self._added.append(rows)
+        self.most += rows.shape[1]
+        self._cells = torch.cat([self._cells, (rows + self._base).reshape(-1)]).sort().values
+
+    def allows(self, rows: Tensor) -> Tensor:
+        """Return for ``[B, M]`` rows whether their user may get them."""
+        wanted = rows + self._base
+        # The last cell is the last user's pad row, and no cell lies beyond it.
+        free = self._cells[torch.searchsorted(self._cells, wanted)] != wanted
+        return free if self.allowed is None else free & self.allowed.gather(1, rows)
+
+    def cells(self) -> tuple[Tensor, Tensor]:
+        """Return user and row of everything that is masked, ``[n]`` each."""
+        return self._cells // (self.items + 1), self._cells % (self.items + 1)
+
+    def host(self, place: Copies) -> Mask:
+        """Return the mask on the host."""
+        assert self._on_host is not None
+        mask = self._on_host()
+        for rows in self._added:
+            mask.add(place.take(rows))
+        return mask

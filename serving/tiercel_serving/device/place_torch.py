@@ -1,0 +1,131 @@
+"""A device with its stream. Here alone arrays are copied to it and tensors from it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DeviceUnavailable
+from ..spec import Array
+
+#: A table is copied in pieces of so many bytes, so that a mapped file is never in memory whole.
+PIECE = 1 << 26
+
+
+class Place:
+    """Where the tensors of one model instance live.
+
+    Parameters
+    ----------
+    device
+        ``cpu``, ``cuda`` or ``cuda:<number>``.
+
+    Raises
+    ------
+    DeviceUnavailable
+        There is no such device, or its driver is too old for this torch.
+
+    Attributes
+    ----------
+    device : torch.device
+        The device.
+    stream : torch.cuda.Stream or None
+        What the instance's work runs on: one stream for all of its stages and engines. None on the CPU.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self.device = torch.device("cuda", _usable_gpu(self.device.index or 0))
+            torch.cuda.set_device(self.device)
+            # TF32 would round the factors of every product to ten bits.
+            torch.backends.cuda.matmul.allow_tf32 = False
+            self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def here(self) -> AbstractContextManager[object]:
+        """Return the context in which an instance works: its stream, and no gradients."""
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode())
+        if self.stream is not None:
+            stack.enter_context(torch.cuda.stream(self.stream))
+        return stack
+
+    def put(self, array: Array) -> Tensor:
+        """Copy an array of a request to the device; on the CPU it is the same memory."""
+        # torch warns of what it must not write to; such arrays are small.
+        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+        if self.device.type == "cpu":
+            return tensor
+        # Page-locked, the copy need not be waited for.
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def take(self, tensor: Tensor) -> Array:
+        """Copy a tensor to the host, after all work before it is done."""
+        array: Array = tensor.cpu().numpy()
+        return array
+
+    def table(self, array: Array, dtype: torch.dtype | None = None) -> Tensor:
+        """Copy a table ``[I, …]`` to the device for good, piece by piece, perhaps rounded to another dtype.
+
+        Raises
+        ------
+        DeviceUnavailable
+            There is too little memory left.
+        """
+        kind = torch.from_numpy(np.empty(0, array.dtype)).dtype if dtype is None else dtype
+        self.require_bytes(array.size * kind.itemsize, f"a table {list(array.shape)}")
+        out = torch.empty(array.shape, dtype=kind, device=self.device)
+        step = max(1, PIECE // max(array[:1].nbytes, 1))
+        for begin in range(0, len(array), step):
+            out[begin : begin + step] = torch.from_numpy(np.array(array[begin : begin + step])).to(kind)
+        return out
+
+    def require_bytes(self, needed: int, what: str) -> None:
+        """Refuse what the device has no room for; the CPU's memory is the system's business.
+
+        Raises
+        ------
+        DeviceUnavailable
+            With what is needed and what is free.
+        """
+        if self.device.type != "cuda":
+            return
+        free, _ = torch.cuda.mem_get_info(self.device)
+        if needed > free:
+            raise DeviceUnavailable(no_room(what, needed, free, str(self.device)))
+
+
+def no_room(what: str, needed: int, free: int, device: str) -> str:
+    """Return what is said where a device has too little memory."""
+    return (
+        f"{device}: {what} needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; set the index's "
+        "precision to float16, lower `instances`, stop what else runs on this GPU, or take a larger one"
+    )
+
+
+def _usable_gpu(index: int) -> int:
+    """Return the number of a GPU after making sure that torch can use it."""
+    remedy = (
+        "run it on a machine with an NVIDIA GPU and a driver for this torch's CUDA (in a container: docker "
+        "run --gpus all), or export with --target torch, which is the same on the CPU, or --target cpu"
+    )
+    if torch.version.cuda is None:
+        raise DeviceUnavailable(
+            f"target gpu: torch {torch.__version__} is built without CUDA; install a CUDA build, and {remedy}"
+        )
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        count = torch.cuda.device_count()
+    except (RuntimeError, AssertionError) as error:
+        said = " ".join(str(error).split()[:30])
+        raise DeviceUnavailable(
+            f"target gpu: torch {torch.__version__} (CUDA {torch.version.cuda}) can use no GPU: {said}; "
+            f"{remedy}"
+        ) from error
+    if index >= count:
+        raise DeviceUnavailable(f"target gpu: there is no GPU {index}, {count} are there; {remedy}")
+    return index

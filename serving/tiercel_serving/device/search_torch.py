@@ -1,0 +1,190 @@
+"""The best allowed items for a query by looking at every vector, on a device: exact, in blocks over items.
+
+A matrix product gives rough scores of a block; what is masked gets none; the best of the block are chosen by
+groups of neighbouring items, whose best scores are fewer than items are. What is left of all blocks is scored
+anew in float64, so that an item's score depends on its vector and the query alone: not on block, batch or
+device. Nothing waits for the device in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .masks_torch import TensorMask
+from .order_torch import read_keys, smallest, sort_keys
+
+#: What vectors may lie in on a device → torch's dtype.
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+#: Neighbouring items of which first only the best score is looked at.
+GROUP = 32
+
+#: Rough scores that one block may have, over all users: 256 MB of them.
+BLOCK_SCORES = 1 << 26
+
+#: Candidates taken beyond those needed, for two sums of one product may differ in their last bits. Of vectors
+#: that are rounded to half precision the rough scores are too.
+MARGIN, HALF_MARGIN = 16, 128
+
+#: Items whose vectors are compared with one another at a time.
+_PIECE = 1 << 18
+
+_LOWEST = float("-inf")
+
+
+class DeviceSearch:
+    """Item vectors on a device.
+
+    Parameters
+    ----------
+    vectors
+        ``[A, D]`` float32, float16 or bfloat16.
+    rows
+        ``[A]`` int64 ascending catalogue rows; None if position and row are the same.
+    items
+        I, the pad row.
+    block_scores
+        Rough scores that one block may have.
+    """
+
+    def __init__(
+        self, vectors: Tensor, rows: Tensor | None, items: int, block_scores: int = BLOCK_SCORES
+    ) -> None:
+        self.vectors, self.items, self._block_scores = vectors, items, block_scores
+        # The position behind the last stands for the pad row, and for rows that are not searched.
+        self._row_of: Tensor | None = None
+        self._position_of: Tensor | None = None
+        if rows is not None:
+            self._row_of = torch.cat([rows, rows.new_full((1,), items)])
+            self._position_of = rows.new_full((items + 1,), len(vectors))
+            self._position_of[rows] = torch.arange(len(rows), device=rows.device)
+        least = MARGIN if vectors.dtype == torch.float32 else HALF_MARGIN
+        # Items of one vector tie, and their rough scores may not: all of them are among those taken.
+        self._margin = max(least, most_alike(vectors))
+
+    def nearest(self, query: Tensor, mask: TensorMask, count: int) -> tuple[Tensor, Tensor]:
+        """Return the ``count`` best allowed items of each query, by (score descending, row ascending).
+
+        Parameters
+        ----------
+        query
+            ``[B, D]`` float32.
+        mask
+            Which items each user must not get.
+        count
+            How many.
+
+        Returns
+        -------
+        ``[B, count]`` float32 scores, -inf where there is no more item; ``[B, count]`` int64 rows, there the
+        pad row.
+        """
+        size, wanted = len(self.vectors), count + self._margin
+        users, rows = mask.cells()
+        masked = users, rows if self._position_of is None else self._position_of[rows]
+        block = max(GROUP, self._block_scores // max(len(query), 1) // GROUP * GROUP)
+        rough = query
+        if self.vectors.dtype != torch.float32:
+            # Of length 1, so that no product leaves the range of half precision; the order is the same.
+            rough = torch.nn.functional.normalize(query, dim=1).type(self.vectors.dtype)
+        parts = [
+            self._best_of_block(rough, mask.allowed, masked, begin, min(begin + block, size), wanted)
+            for begin in range(0, size, block)
+        ]
+        parts = parts or [torch.empty((len(query), 0), dtype=torch.int64, device=query.device)]
+        scores, positions = read_keys(smallest(torch.cat(parts, dim=1), wanted))
+        return self.best_of(query, torch.where(torch.isneginf(scores), size, positions), count)
+
+    def best_of(self, query: Tensor, positions: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return the best ``count`` of the given positions ``[B, M]``, as :meth:`nearest` does; A is none."""
+        size = len(self.vectors)
+        scores = self.score_at(query, positions)
+        rows = self.rows_at(torch.where(torch.isneginf(scores), size, positions))
+        keys = smallest(sort_keys(scores, rows), count)
+        missing = count - keys.shape[1]
+        if missing > 0:
+            nothing = sort_keys(query.new_full((len(query), missing), _LOWEST), rows.new_full((), self.items))
+            keys = torch.cat([keys, nothing], dim=1)
+        return read_keys(keys)
+
+    def score_at(self, query: Tensor, positions: Tensor) -> Tensor:
+        """Return inner products ``[B, M]`` with items at positions; -inf for position A and for NaN."""
+        size = len(self.vectors)
+        if not size:
+            return torch.full(positions.shape, _LOWEST, device=query.device)
+        found = self.vectors[positions.clamp(max=size - 1)].double()
+        products = (found * query.double()[:, None]).sum(dim=2).float()
+        return _sortable(products).masked_fill(positions == size, _LOWEST)
+
+    def rows_at(self, positions: Tensor) -> Tensor:
+        """Return the catalogue rows of positions; position A is the pad row."""
+        return positions if self._row_of is None else self._row_of[positions]
+
+    def positions_of(self, rows: Tensor) -> Tensor:
+        """Return the positions of catalogue rows; A for the pad row and for rows that are not searched."""
+        return rows if self._position_of is None else self._position_of[rows]
+
+    def _best_of_block(
+        self,
+        query: Tensor,
+        allowed: Tensor | None,
+        masked: tuple[Tensor, Tensor],
+        begin: int,
+        end: int,
+        wanted: int,
+    ) -> Tensor:
+        """Return keys ``[B, n]`` of the best ``wanted`` at positions ``begin`` to ``end``, or of all."""
+        users, size = len(query), end - begin
+        width = -(-size // GROUP) * GROUP
+        # One cell more than the table has: there goes what is masked outside of this block. The scores are
+        # written and read once each: of many users they are more than the vectors.
+        cells = query.new_empty(users * width + 1)
+        scores = cells[:-1].view(users, width)
+        torch.mm(query, self.vectors[begin:end].T, out=scores[:, :size])
+        scores[:, size:] = _LOWEST
+        if allowed is not None:
+            own = allowed[:, begin:end] if self._row_of is None else allowed[:, self._row_of[begin:end]]
+            scores[:, :size].masked_fill_(~own, _LOWEST)
+        user, position = masked
+        inside = (position >= begin) & (position < end)
+        cells.index_fill_(0, torch.where(inside, user * width + position - begin, users * width), _LOWEST)
+        # The best n items lie in the n groups whose best come first: each group before another has an item
+        # that comes before all of that other's.
+        groups = scores.view(users, -1, GROUP)
+        numbers = torch.arange(groups.shape[1], device=query.device)
+        _, best = read_keys(smallest(sort_keys(_sortable(groups.amax(dim=2)), numbers), wanted))
+        inner = torch.arange(GROUP, device=query.device)
+        found = _sortable(groups.gather(1, best[:, :, None].expand(-1, -1, GROUP)))
+        places = begin + best[:, :, None] * GROUP + inner
+        return smallest(sort_keys(found, places).view(users, -1), wanted)
+
+
+def _sortable(scores: Tensor) -> Tensor:
+    """Return scores as float32; the NaN of a broken model is -inf."""
+    return scores.float().nan_to_num(nan=_LOWEST, posinf=float("inf"), neginf=_LOWEST)
+
+
+def most_alike(vectors: Tensor) -> int:
+    """Return how many items have the same vector, at most; found by a 64-bit hash of each."""
+    if not len(vectors):
+        return 0
+    draw = torch.Generator().manual_seed(0)
+    odd = torch.randint(-(2**62), 2**62, (vectors.shape[1],), generator=draw) * 2 + 1
+    odd = odd.to(vectors.device)
+    hashes = [
+        # -0.0 and 0.0 are one number, and NaN none.
+        ((piece.float() + 0.0).view(torch.int32).long() * odd).sum(dim=1)
+        for piece in (vectors[begin : begin + _PIECE] for begin in range(0, len(vectors), _PIECE))
+    ]
+    ordered = torch.cat(hashes).sort().values
+    begins = torch.ones_like(ordered, dtype=torch.bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    starts = begins.nonzero()[:, 0]
+    return int(torch.diff(starts, append=starts.new_tensor([len(ordered)])).max())

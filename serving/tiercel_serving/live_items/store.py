@@ -1,0 +1,230 @@
+"""Put and withdraw items between releases: what ``tiercel items`` and an application use.
+
+::
+
+    from tiercel_serving.live_items.store import ItemStore
+
+    store = ItemStore.open("releases/movielens", store="embedded:/var/lib/tiercel/movielens")
+    store.put(2001, {"title": "New", "year": 2026})  # its vectors are the release's item tower's
+    store.put(50, {"stock": 0})  # of an item that the release has, the other columns stay
+    store.withdraw([172])
+
+Every process that serves the release with this store knows of it a tenth of a second later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tiercel_client.errors import InvalidInput
+from tiercel_client.values import convert_ids, sequence
+
+from ..errors import InvalidSettings
+from ..release.opened import Release, open_release
+from ..stores.chosen import read_store
+from ..stores.schema import check_utf8
+from ..stores.table import Records, StoreKind
+from .journal import Entry, Journal, read_journal, write_entries
+from .overlay import check_values
+
+#: Lines that are written together.
+_BLOCK = 500
+
+
+class ItemLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """An item, as a file of JSON lines has it: its id, values by column, vectors by source."""
+
+    item_id: int | str
+    values: dict[str, Any] = {}
+    vectors: dict[str, list[float]] = {}
+    withdrawn: bool = False
+
+
+class ItemStore:
+    """What became of a recommender's items since the release was made. :meth:`open` makes one.
+
+    Parameters
+    ----------
+    release
+        Says which columns items have, and which items there are.
+    records
+        The opened store.
+    """
+
+    def __init__(self, release: Release, records: Records) -> None:
+        self.release, self._records = release, records
+        catalogue = release.manifest.catalogue
+        self._dtype, self._own = catalogue.item_id_dtype, catalogue.items
+
+    @classmethod
+    def open(cls, release: Release | str | Path, store: StoreKind | str | None = None) -> ItemStore:
+        """Open the store of a release; ``store`` is another than the release says.
+
+        Raises
+        ------
+        InvalidSettings
+            The release has no store that is written to, and none is given.
+        ReleaseError, StoreError, MachineFault
+            It can't be opened.
+        """
+        opened = release if isinstance(release, Release) else open_release(release)
+        kind = read_store(store) if isinstance(store, str) else store
+        records = opened.open_records(opened.store_kind if kind is None else kind, patient=True)
+        if records is None:
+            raise InvalidSettings(
+                f"{opened.path}: this release keeps nothing that is written; name a store "
+                "(--store embedded:FOLDER or --store redis:HOST:PORT, here and at `tiercel serve`), or give "
+                "its recipe one"
+            )
+        return cls(opened, records)
+
+    def put(
+        self,
+        item_id: int | str,
+        values: Mapping[str, Any] | None = None,
+        *,
+        vectors: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        """Write an item: a new one, or other values of one that is there. It comes again if it was withdrawn.
+
+        Parameters
+        ----------
+        item_id
+            The raw id.
+        values
+            Raw column → value; None is null. Columns that are not named stay as they were, and are null of a
+            new item.
+        vectors
+            Source → its vector, in place of what the release's item tower makes of the values. An item of the
+            release keeps its own vector until the next.
+
+        Raises
+        ------
+        InvalidInput
+            A column or a source that is none, a value of another type, a vector of another length, or no room
+            for another new item.
+        StoreError, MachineFault
+            It was not written.
+        """
+        self.write([ItemLine(item_id, dict(values or {}), {k: [*v] for k, v in (vectors or {}).items()})])
+
+    def withdraw(self, item_ids: Sequence[int | str]) -> None:
+        """Let items come no more: not from a search, a list, a request's own candidates, nor as related.
+
+        Raises
+        ------
+        InvalidInput
+            An id that is none.
+        StoreError, MachineFault
+            It was not written.
+        """
+        ids = sequence(item_ids, "item_ids")
+        if not len(ids):
+            raise InvalidInput("item_ids: expected items, came none; name some")
+        self.write([ItemLine(one, withdrawn=True) for one in ids])
+
+    def list(self) -> tuple[Entry, ...]:
+        """Return what was written, in the order in which items were first put."""
+        return read_journal(self._records, self._dtype).entries
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what of the store this release does not take, for people."""
+        return self.release.overlays.of(read_journal(self._records, self._dtype)).notes
+
+    def load(self, lines: Iterable[bytes | str]) -> int:
+        """Write the items of a file of JSON lines (:class:`ItemLine`), and return how many there were.
+
+        Lines are written in blocks, each whole or not at all; a file can be loaded again.
+
+        Raises
+        ------
+        InvalidInput
+            A line is none; the message says which.
+        StoreError, MachineFault
+            A block was not written.
+        """
+        done, numbered = 0, enumerate(lines, 1)
+        while block := list(islice(numbered, _BLOCK)):
+            read = [_read(number, text) for number, text in block if text.strip()]
+            self.write(read)
+            done += len(read)
+        return done
+
+    def write(self, lines: Sequence[ItemLine]) -> None:
+        """Write items together, in one atomic change; see :meth:`put` and :meth:`withdraw`."""
+        manifest = self.release.manifest
+        for line in lines:
+            self._check(line)
+
+        def change(journal: Journal) -> list[Entry]:
+            held, changed = journal.of_item, dict[int | str, Entry]()
+            for line in lines:
+                before = changed.get(line.item_id) or held.get(line.item_id) or Entry(line.item_id)
+                if line.withdrawn:
+                    changed[line.item_id] = msgspec.structs.replace(before, withdrawn=True)
+                    continue
+                kept = before.vectors if before.build_id == manifest.build_id else {}
+                changed[line.item_id] = msgspec.structs.replace(
+                    before,
+                    withdrawn=False,
+                    put=True,
+                    values=before.values | line.values,
+                    vectors=kept | line.vectors,
+                    build_id=manifest.build_id,
+                    after=manifest.made.created,
+                )
+            self._check_room(journal.with_entries([*changed.values()]))
+            return [*changed.values()]
+
+        if lines:
+            write_entries(self._records, self._dtype, change)
+
+    def _check(self, line: ItemLine) -> None:
+        """Refuse an item that the release could not serve."""
+        ids = convert_ids([line.item_id], self._dtype, lambda n: "item_id")
+        if self._dtype == "bytes":
+            check_utf8(ids.tolist(), "item_id")
+        check_values(self.release.overlays.columns, line.values)
+        sources = self.release.settings.sources
+        indexes = {source.name: source for source in sources if source.form == "vectors"}
+        for source, vector in line.vectors.items():
+            if source not in indexes:
+                raise InvalidInput(
+                    f"vectors: {source!r} is no source of vectors; there are {', '.join(indexes) or 'none'}"
+                )
+            dimension = self.release.manifest.queries[source].dimension
+            if len(vector) != dimension or not np.isfinite(vector).all():
+                raise InvalidInput(
+                    f"vectors[{source!r}]: expected {dimension} finite numbers, came {len(vector)}"
+                )
+        is_new = self.release.items.rows(ids)[0] == self.release.items.size
+        lacking = [name for name in indexes if name not in line.vectors and not self.release.has_tower(name)]
+        if is_new and lacking and not line.withdrawn and len(lacking) == len(indexes):
+            raise InvalidInput(
+                f"vectors: the release holds no model of item vectors for {lacking[0]!r}, so nobody would "
+                f"find the new item {line.item_id!r}; give its vector, or export with added_items above 0 "
+                "and a module that makes vectors"
+            )
+
+    def _check_room(self, journal: Journal) -> None:
+        room = self.release.settings.added_items
+        rows = self.release.overlays.rows_of(journal.entries)
+        new = int(np.count_nonzero((rows >= self._own) & (rows < np.iinfo(np.int64).max)))
+        if new > room:
+            raise InvalidInput(
+                f"items: this release has room for {room} new items, and with these there would be {new}; "
+                "raise added_items of the recipe's serving settings, or export a release that has them"
+            )
+
+
+def _read(number: int, text: bytes | str) -> ItemLine:
+    try:
+        return msgspec.json.decode(text, type=ItemLine)
+    except ValueError as error:
+        raise InvalidInput(f"line {number}: {error}") from error

@@ -1,0 +1,76 @@
+"""The reorder steps of a recommender as one, on a device: :mod:`.steps`, in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..device.place_torch import Place
+from ..settings import FALLBACK, UNKNOWN, ServingSettings
+from .elementwise_torch import TensorStep
+from .steps import reasons_of
+from .table import ReorderKind
+
+_LOWEST = float("-inf")
+
+
+class TensorSteps:
+    """Turn the ranker's scores into final ones; see :class:`~.steps.Steps`.
+
+    Parameters
+    ----------
+    settings
+        The settings.
+    steps
+        Each step, with its form on the device. None of them explores.
+    items
+        I, the pad row.
+    place
+        The device.
+    """
+
+    def __init__(
+        self,
+        settings: ServingSettings,
+        steps: Sequence[tuple[ReorderKind, TensorStep]],
+        items: int,
+        place: Place,
+    ) -> None:
+        self._pad, self._place, self._steps = items, place, tuple(steps)
+        self._bypass = settings.unknown_users == FALLBACK
+        self._has_reasons = bool(reasons_of(settings.reorder))
+
+    def apply(self, arrays: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Score the kept: what :meth:`.steps.Steps.apply` takes, with ``status`` from the host.
+
+        Returns
+        -------
+        ``[B, K]`` float32 scores, ``[B, K]`` rows, and ``[B, K]`` int32 reasons or None.
+        """
+        kept, tasks = arrays["kept_row"], arrays.get("rank_score")
+        scores: Tensor = arrays["kept_score"] if tasks is None else tasks[:, :, 0]
+        bypass: Tensor | None = None
+        if self._bypass and tasks is not None:
+            unknown = arrays["status"] == UNKNOWN
+            if unknown.any():
+                bypass = self._place.put(unknown)
+                scores = torch.where(bypass, arrays["kept_score"], scores)
+        rows, scores = kept, self._blank(scores, kept)
+        reasons = torch.zeros_like(kept, dtype=torch.int32) if self._has_reasons else None
+        first = 1
+        for kind, step in self._steps:
+            changed, why = step.apply(scores, arrays)
+            if bypass is not None and kind.of_ranker:
+                changed, why = torch.where(bypass, scores, changed), None if why is None else why * ~bypass
+            rows = rows.masked_fill((changed == _LOWEST) & (scores != _LOWEST), self._pad)
+            if why is not None and reasons is not None:
+                reasons = torch.where(why > 0, why + (first - 1), reasons)
+            scores, first = self._blank(changed, rows), first + len(kind.reasons)
+        return scores, rows, reasons
+
+    def _blank(self, scores: Tensor, rows: Tensor) -> Tensor:
+        """Give empty slots -inf, and items of whose score a broken model says NaN: they go last."""
+        return scores.masked_fill(scores.isnan() | (rows == self._pad), _LOWEST)

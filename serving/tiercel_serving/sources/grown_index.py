@@ -1,0 +1,70 @@
+"""An index and the vectors of items that came after it: these are searched exactly, and merged."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from ..ranked import Mask, Rows, Scores, sort_by_score
+from ..spec import Array, Arrays
+from .scan import Space
+
+
+class Held(Protocol):
+    """The index that the release made."""
+
+    space: Space
+
+    def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
+        """See :class:`~.table.Source`."""
+        ...
+
+    def score(self, arrays: Arrays, rows: Rows) -> Scores:
+        """See :class:`~.table.Scorer`."""
+        ...
+
+
+class GrownIndex:
+    """An index with more items, few of them.
+
+    Parameters
+    ----------
+    index
+        The index.
+    query
+        The tensor of the queries.
+    vectors, rows
+        ``[n, D]`` float32 and ``[n]`` ascending catalogue rows of the items besides.
+    """
+
+    def __init__(self, index: Held, query: str, vectors: Array, rows: Rows) -> None:
+        self._index, self._query = index, query
+        self._new = Space(np.ascontiguousarray(vectors), rows, index.space.items)
+
+    def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
+        """Return the best ``count`` of both."""
+        scores, rows = self._index.candidates(arrays, mask, count)
+        own = np.broadcast_to(self._new.rows_at(np.arange(len(self._new))), (len(rows), len(self._new)))
+        places = np.where(mask.allows(own), np.arange(len(self._new)), len(self._new))
+        more = self._new.best(arrays[self._query], places, min(count, len(self._new)))
+        both = np.concatenate([scores, more[0]], axis=1), np.concatenate([rows, more[1]], axis=1)
+        best_scores, best_rows = sort_by_score(*both)
+        return best_scores[:, :count], best_rows[:, :count]
+
+    def score(self, arrays: Arrays, rows: Rows) -> Scores:
+        """Return the inner products of queries with any items ``[B, M]``."""
+        new: Scores = self._new.score(arrays[self._query], self._new.positions_of(rows))
+        return np.maximum(self._index.score(arrays, rows), new)
+
+    @cached_property
+    def _both(self) -> Space:
+        old = self._index.space
+        rows = old.rows_at(np.arange(len(old)))
+        vectors = np.concatenate([old.vectors, self._new.vectors])
+        return Space(vectors, np.append(rows, self._new.rows_at(np.arange(len(self._new)))), old.items)
+
+    def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
+        """Return the items of both with the largest cosine to the mean direction of the given ones."""
+        return self._both.alike(self._both.positions_of(rows), mask, count)

@@ -1,0 +1,29 @@
+"""``popular`` on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..device.masks_torch import TensorMask
+from ..device.place_torch import Place
+from ..release.artefacts import Artefact
+from .merged_torch import first_listed
+from .popular import Popular
+
+
+class PopularTensors:
+    """One list of items on a device; see :class:`~.popular.PopularList`."""
+
+    def __init__(self, kind: Popular, artefact: Artefact, items: int, place: Place) -> None:
+        rows = artefact.array("rows")
+        scores = artefact.array("scores", len(rows))
+        self._rows = place.table(np.append(rows, items).astype(np.int64))
+        self._scores = place.table(np.append(scores, np.float32(-np.inf)).astype(np.float32))
+
+    def candidates(self, arrays: Mapping[str, Any], mask: TensorMask, count: int) -> tuple[Tensor, Tensor]:
+        """Return the first ``count`` that the mask allows."""
+        return first_listed(self._rows, self._scores, mask, count)

@@ -1,0 +1,46 @@
+"""``filtering`` on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..device.place_torch import Place
+from ..release.opened import Release
+from ..rules.kept import reason_table
+from ..settings import BEYOND_KEPT, KEPT
+from ..spec import StageSpec
+
+
+class TensorFiltering:
+    """Keep the first K candidates that pass every rule; as :class:`~..rules.kept.KeptRules` does."""
+
+    def __init__(self, name: str, release: Release, place: Place) -> None:
+        self.spec: StageSpec = release.stages[name]
+        self.tensors = frozenset(tensor.name for tensor in self.spec.inputs)
+        settings, items = release.settings, release.items
+        columns = items.columns(column for rule in settings.rules for column in rule.columns())
+        self._reasons = place.table(reason_table(settings.rules, columns, items.size))
+        self._kept, self._pad = settings.kept, items.size
+        self._places = torch.arange(settings.candidates, device=place.device)
+
+    def run(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Filter ``retrieved_row [B, N]``."""
+        rows, count = arrays["retrieved_row"], len(self._places)
+        reason = self._reasons[rows]
+        passed = reason == KEPT
+        first = torch.where(passed, self._places, count).sort(dim=1).values[:, : self._kept]
+        empty = first == count
+        index = first.masked_fill(empty, 0)
+        # Whatever passed behind the last kept candidate came too late.
+        late = passed & (self._places > first[:, -1:])
+        return {
+            "kept_row": rows.gather(1, index).masked_fill(empty, self._pad),
+            "kept_index": index,
+            "kept_score": arrays["retrieval_score"].gather(1, index).masked_fill(empty, 0),
+            "kept_source": arrays["source"].gather(1, index).masked_fill(empty, 0),
+            "filter_reason": reason.masked_fill(late, BEYOND_KEPT),
+        }

@@ -1,0 +1,109 @@
+"""``retrieval`` on a device: what limits a request is read on the host, search and merging are tensors'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from time import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..device.masks_torch import TensorMask
+from ..device.place_torch import Place
+from ..release.opened import Release
+from ..sources.merged_torch import HostSource, MergedTensorSources, TensorSource
+from ..sources.table import SOURCES
+from ..spec import Array, Arrays
+from .retrieval import Flags, Limits, Retrieval
+
+#: What is done for some users: ``give(arrays, limits)``.
+_Give = Callable[[Mapping[str, Any], Limits], tuple[Tensor, Tensor, Tensor]]
+
+
+class TensorRetrieval(Retrieval):
+    """Give each user the N best candidates, found on a device; see :class:`~.retrieval.Retrieval`.
+
+    Requests' lists, what users had and the rules that ask of requests come from the host, with one copy of
+    what must not come. A source without a form on a device is asked on the host. What became of single items
+    is said on the host too, for requests that ask.
+    """
+
+    def __init__(self, name: str, release: Release, place: Place, clock: Callable[[], float] = time) -> None:
+        super().__init__(name, release, clock)
+        self._place = place
+        opened: list[TensorSource] = []
+        read: set[str] = set()
+        for kind, source in zip(release.settings.sources, self._opened, strict=True):
+            row = SOURCES.name_of(kind)
+            form = SOURCES.form(row)
+            if form is None:
+                opened.append(HostSource(source, kind.reads(), place))
+            else:
+                artefact = release.artefact(f"source_{kind.name}", "source")
+                opened.append(form(kind, artefact, self._pad, place))
+                read.update(kind.reads())
+        terms = self._sources.terms
+        self._merged = MergedTensorSources(release.settings, opened, terms, self._pad, place.device)
+        self.tensors = frozenset(read)
+
+    def _found(self, arrays: Arrays, limits: Limits, unknown: Flags, given: Flags | None) -> Any:
+        """Answer each kind of users, those of another with masks of their own."""
+        given = np.zeros_like(unknown) if given is None else given
+        kinds: list[tuple[Flags, _Give]] = [
+            (unknown, lambda own, less: self._merged.fallback(own, self._mask(less))),
+            (~unknown & given, self._named),
+            (~unknown & ~given, lambda own, less: self._merged.personal(own, self._mask(less))),
+        ]
+        kinds = [(chosen, give) for chosen, give in kinds if chosen.any()]
+        if len(kinds) == 1:
+            return kinds[0][1](arrays, limits)
+        found = None
+        for chosen, give in kinds:
+            # Who is of which kind is known on the host: nothing is waited for.
+            places = self._place.put(np.flatnonzero(chosen))
+            part = {name: _some(arrays[name], chosen, places) for name in self._read}
+            own = give(part, limits.of(chosen))
+            found = found or tuple(one.new_empty((len(unknown), self._merged.count)) for one in own)
+            for whole, one in zip(found, own, strict=True):
+                whole.index_copy_(0, places, one)
+        return found
+
+    def _named(self, arrays: Mapping[str, Any], limits: Limits) -> tuple[Tensor, Tensor, Tensor]:
+        assert limits.listed is not None
+        return self._merged.ranked(arrays, self._mask(limits), self._place.put(limits.listed))
+
+    def _mask(self, limits: Limits) -> TensorMask:
+        """Return what users must not get as a mask on the device, by one copy, or two with what may come."""
+        users = len(limits.counts)
+        base = np.arange(users) * (self._pad + 1)
+        cells = [
+            limits.seen + np.repeat(base, limits.counts),
+            (limits.excluded + base[:, None]).reshape(-1),
+            base + self._pad,
+        ]
+        most = int(limits.counts.max(initial=0)) + limits.excluded.shape[1]
+        if limits.changed is not None and len(limits.changed.out):
+            cells.append((limits.changed.out + base[:, None]).reshape(-1))
+            most += len(limits.changed.out)
+        allowed = None if limits.allowed is None else self._place.put(limits.allowed)
+        there = self._place.put(np.concatenate(cells))
+        return TensorMask(users, self._pad, there, most, allowed, lambda: limits.mask(self._pad))
+
+    def _explained(
+        self, arrays: Arrays, users: Any, limits: Limits, found: Any, unknown: Flags
+    ) -> dict[str, Array]:
+        if self._asked.sent(arrays):
+            take = self._place.take
+            arrays = {
+                name: array if isinstance(array, np.ndarray) else take(array)
+                for name, array in arrays.items()
+            }
+            found = tuple(take(one) for one in found)
+        return super()._explained(arrays, users, limits, found, unknown)
+
+
+def _some(array: Any, chosen: Flags, places: Tensor) -> Any:
+    """Return the rows of some users, on the side where the array is."""
+    return array[places] if isinstance(array, torch.Tensor) else array[chosen]

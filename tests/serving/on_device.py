@@ -1,0 +1,35 @@
+"""Releases whose stages run in torch, on the CPU or on a GPU: the same tests for both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from tiercel_serving.release.opened import Release
+
+#: The devices that a test of tensors runs on.
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+#: Device → the target whose stages run there, and the engine that takes tensors there.
+TARGETS = {"cpu": ("torch", "onnx"), "cuda": ("gpu", "onnx-cuda")}
+
+
+def on_device(release: Release, device: str, **settings: Any) -> Release:
+    """The same release for another target; nothing is written."""
+    target, engine = TARGETS[device]
+    manifest = release.manifest
+    ranking = manifest.ranking
+    return Release(
+        release.path,
+        msgspec.structs.replace(
+            manifest,
+            target=target,
+            queries={
+                name: msgspec.structs.replace(one, engine=engine) for name, one in manifest.queries.items()
+            },
+            ranking=None if ranking is None else msgspec.structs.replace(ranking, engine=engine),
+            settings=msgspec.structs.replace(manifest.settings, **settings),
+        ),
+    )

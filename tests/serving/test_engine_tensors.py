@@ -1,0 +1,108 @@
+"""Engines that take tensors where they are; CUDA graphs by batch bucket, with a double of the capture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from on_device import DEVICES, on_device
+from test_engine_kinds import EXAMPLES, WEIGHTS
+from tiny_release import Tiny
+from torch import Tensor
+
+from tiercel_serving.device.place_torch import Place
+from tiercel_serving.engines.graphs_torch import BUCKETS, Captured, GraphedRun, Run, bucket_of
+from tiercel_serving.engines.onnx import PROVIDERS, on_stream
+from tiercel_serving.engines.table import ENGINES, OnStream, TakesTensors
+from tiercel_serving.stages.engine_torch import TensorEngineStage, open_stage
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "onnx",
+        pytest.param("aoti", marks=pytest.mark.slow),
+        pytest.param("onnx-cuda", marks=pytest.mark.gpu),
+        pytest.param("aoti-cuda", marks=pytest.mark.gpu),
+    ],
+)
+def test_it_runs_on_tensors_as_on_arrays(name: str, tmp_path: Path) -> None:
+    kind = ENGINES.find(name)
+    EXAMPLES[name](tmp_path / kind.file)
+    place, rng = Place(kind.device), np.random.default_rng(0)
+    with place.here():
+        engine = kind.open(tmp_path / kind.file, ("shifted", "product"), threads=1)
+        assert isinstance(engine, TakesTensors)
+        for users in (1, 3, 64):
+            wide = place.put(rng.normal(size=(users, 6)).astype(np.float32))
+            numbers, places = wide[:, ::2], place.put(rng.integers(0, 9, (users, 1)))
+            out = engine.run_tensors({"numbers": numbers, "places": places, "other": wide})
+            assert list(out) == ["shifted", "product"]
+            assert {one.device for one in out.values()} == {place.device}
+            product = place.take(numbers) @ WEIGHTS
+            np.testing.assert_allclose(place.take(out["product"]), product, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(
+                place.take(out["shifted"]), product + place.take(places), rtol=1e-5, atol=1e-5
+            )
+        engine.close()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_engine_of_another_device_runs_on_the_host(plain: Tiny, device: str) -> None:
+    release, place = on_device(plain.release, device), Place(device)
+    assert isinstance(open_stage("ranking", release, place), TensorEngineStage)
+    place.device = torch.device("meta")
+    assert not hasattr(open_stage("ranking", plain.release, place), "tensors")
+
+
+def test_onnx_runtime_works_on_the_stream_that_it_is_given() -> None:
+    assert isinstance(ENGINES.find("onnx-cuda"), OnStream)
+    assert not isinstance(ENGINES.find("onnx"), OnStream)
+    assert on_stream(PROVIDERS["cuda"], None) == PROVIDERS["cuda"]
+    name, options = on_stream(PROVIDERS["cuda"], 7)
+    assert name == "CUDAExecutionProvider"
+    assert options == {"use_tf32": "0", "has_user_compute_stream": "1", "user_compute_stream": "7"}
+
+
+# --------------------------------------------------------------------------------------------- CUDA graphs
+
+
+def test_a_batch_takes_the_next_larger_bucket() -> None:
+    assert [bucket_of(batch, BUCKETS) for batch in (1, 2, 3, 9, 64, 65, 256)] == [1, 2, 4, 16, 64, 128, 256]
+    assert bucket_of(257, BUCKETS) is None
+    assert bucket_of(1, ()) is None
+
+
+def test_batches_run_from_what_was_captured() -> None:
+    ran: list[int] = []
+    captured: list[int] = []
+
+    def model(inputs: list[Tensor]) -> list[Tensor]:
+        ran.append(len(inputs[0]))
+        return [inputs[0] * 2, inputs[0].sum(dim=1) + inputs[1]]
+
+    def double(run: Run, inputs: list[Tensor]) -> Captured:
+        """As a graph does it: reads these buffers and writes those, whatever it is told later."""
+        captured.append(len(inputs[0]))
+        outputs = run(inputs)
+
+        def replay() -> None:
+            for kept, new in zip(outputs, run(inputs), strict=True):
+                kept.copy_(new)
+
+        return Captured(replay, outputs)
+
+    graphed = GraphedRun(model, (1, 4, 8), double)
+    earlier = None
+    for batch in (3, 1, 4, 2, 9, 3):
+        given = [torch.rand(batch, 3), torch.rand(batch)]
+        out = graphed(given)
+        assert torch.equal(out[0], given[0] * 2)
+        assert torch.equal(out[1], given[0].sum(dim=1) + given[1])
+        if earlier is not None:
+            assert torch.equal(*earlier), "the caller's own: no later run writes over it"
+        earlier = (out[0], given[0] * 2)
+    assert captured == [4, 1]
+    assert ran.count(9) == 1
