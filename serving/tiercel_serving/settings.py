@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import msgspec
 
+from .kinds import Kinds
 from .problems import COUNT, COUNT_OR_0, POSITIVE, Problem, Range, choose, named_twice, out_of_range
 from .reorder.inputs import source_problems
 from .reorder.per_request import shared_problems
@@ -182,22 +183,22 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def _shapes(settings: ServingSettings) -> Iterator[Problem]:
     """Find single values where several are expected, and objects of no kind: before anything is asked."""
-    kinds: tuple[tuple[str, Any, str], ...] = (
-        ("sources", SOURCES, 'Popular("popular", quota=0)'),
-        ("rules", RULES, 'Compare("in stock", column="stock", operator=">", value=0)'),
-        ("reorder", REORDER, "WeightedSum((1.0,))"),
-        ("history_columns", None, '"item_id"'),
-        ("related", None, '"two_tower"'),
+    kinds: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+        ("sources", _of(SOURCES), 'Popular("popular", quota=0)'),
+        ("rules", _of(RULES), 'Compare("in stock", column="stock", operator=">", value=0)'),
+        ("reorder", _of(REORDER), "WeightedSum((1.0,))"),
+        ("history_columns", _is_text, '"item_id"'),
+        ("related", _is_text, '"two_tower"'),
         ("blend", _is_term, '("ease", 1.0)'),
     )
-    for field, table, example in kinds:
+    for field, fits, example in kinds:
         value = getattr(settings, field)
         if isinstance(value, str) or not isinstance(value, tuple | list):
             problem = f"expected a tuple, got {value!r}"
             yield Problem(field, problem, f"write {field}=({example},): a tuple of one needs its comma")
             continue
         for place, item in enumerate(value):
-            if not _fits(table, item):
+            if not fits(item):
                 remedy = f"write {field}=({example},)"
                 yield Problem(f"{field}[{place}]", f"expected {example}, got {item!r}", remedy)
     title: Any = settings.title_column
@@ -207,10 +208,13 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
     yield from STORES.misfit(settings.store, "store")
 
 
-def _fits(table: Any, item: Any) -> bool:
-    if table is _is_term:
-        return _is_term(item)
-    return isinstance(item, str) if table is None else bool(table.row_of(item))
+def _of(table: Kinds[Any]) -> Callable[[Any], bool]:
+    """Return what says whether something is of a table."""
+    return lambda item: bool(table.row_of(item))
+
+
+def _is_text(item: Any) -> bool:
+    return isinstance(item, str)
 
 
 def _is_term(item: Any) -> bool:
