@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import msgspec
 
-from .kinds import Kinds
 from .problems import COUNT, COUNT_OR_0, POSITIVE, Problem, Range, choose, named_twice, out_of_range
 from .reorder.inputs import source_problems
 from .reorder.per_request import shared_problems
@@ -123,8 +122,13 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         **dict.fromkeys(("candidates", "kept", "k_default", "k_max"), COUNT),
-        **dict.fromkeys(("max_batch_size", "max_excluded", "instances", "engine_threads"), COUNT),
-        **dict.fromkeys(("history_length", "queue_delay_us", "max_queue_size", "added_items"), COUNT_OR_0),
+        # Beyond these a server finds no memory for a request, or Triton no number in its configuration.
+        "max_batch_size": Range(1, 2**16, whole=True),
+        "max_excluded": Range(1, 10**7, whole=True),
+        **dict.fromkeys(("instances", "engine_threads"), Range(1, 1024, whole=True)),
+        "history_length": Range(0, 10**7, whole=True),
+        **dict.fromkeys(("queue_delay_us", "max_queue_size"), Range(0, 2**31 - 1, whole=True)),
+        "added_items": COUNT_OR_0,
     }
 
     def shape_problems(self) -> list[Problem]:
@@ -183,22 +187,22 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def _shapes(settings: ServingSettings) -> Iterator[Problem]:
     """Find single values where several are expected, and objects of no kind: before anything is asked."""
-    kinds: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-        ("sources", _of(SOURCES), 'Popular("popular", quota=0)'),
-        ("rules", _of(RULES), 'Compare("in stock", column="stock", operator=">", value=0)'),
-        ("reorder", _of(REORDER), "WeightedSum((1.0,))"),
-        ("history_columns", _is_text, '"item_id"'),
-        ("related", _is_text, '"two_tower"'),
+    kinds: tuple[tuple[str, Any, str], ...] = (
+        ("sources", SOURCES, 'Popular("popular", quota=0)'),
+        ("rules", RULES, 'Compare("in stock", column="stock", operator=">", value=0)'),
+        ("reorder", REORDER, "WeightedSum((1.0,))"),
+        ("history_columns", None, '"item_id"'),
+        ("related", None, '"two_tower"'),
         ("blend", _is_term, '("ease", 1.0)'),
     )
-    for field, fits, example in kinds:
+    for field, table, example in kinds:
         value = getattr(settings, field)
         if isinstance(value, str) or not isinstance(value, tuple | list):
             problem = f"expected a tuple, got {value!r}"
             yield Problem(field, problem, f"write {field}=({example},): a tuple of one needs its comma")
             continue
         for place, item in enumerate(value):
-            if not fits(item):
+            if not _fits(table, item):
                 remedy = f"write {field}=({example},)"
                 yield Problem(f"{field}[{place}]", f"expected {example}, got {item!r}", remedy)
     title: Any = settings.title_column
@@ -208,13 +212,10 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
     yield from STORES.misfit(settings.store, "store")
 
 
-def _of(table: Kinds[Any]) -> Callable[[Any], bool]:
-    """Return what says whether something is of a table."""
-    return lambda item: bool(table.row_of(item))
-
-
-def _is_text(item: Any) -> bool:
-    return isinstance(item, str)
+def _fits(table: Any, item: Any) -> bool:
+    if table is _is_term:
+        return bool(_is_term(item))
+    return isinstance(item, str) if table is None else bool(table.row_of(item))
 
 
 def _is_term(item: Any) -> bool:
