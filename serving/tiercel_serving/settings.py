@@ -122,8 +122,13 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         **dict.fromkeys(("candidates", "kept", "k_default", "k_max"), COUNT),
-        **dict.fromkeys(("max_batch_size", "max_excluded", "instances", "engine_threads"), COUNT),
-        **dict.fromkeys(("history_length", "queue_delay_us", "max_queue_size", "added_items"), COUNT_OR_0),
+        # Beyond these a server finds no memory for a request, or Triton no number in its configuration.
+        "max_batch_size": Range(1, 2**16, whole=True),
+        "max_excluded": Range(1, 10**7, whole=True),
+        **dict.fromkeys(("instances", "engine_threads"), Range(1, 1024, whole=True)),
+        "history_length": Range(0, 10**7, whole=True),
+        **dict.fromkeys(("queue_delay_us", "max_queue_size"), Range(0, 2**31 - 1, whole=True)),
+        "added_items": COUNT_OR_0,
     }
 
     def shape_problems(self) -> list[Problem]:
@@ -209,7 +214,7 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
 
 def _fits(table: Any, item: Any) -> bool:
     if table is _is_term:
-        return _is_term(item)
+        return bool(_is_term(item))
     return isinstance(item, str) if table is None else bool(table.row_of(item))
 
 

@@ -24,7 +24,18 @@ from tiercel_pipelines.data import Dataset, Synthetic, load_dataset
 from tiercel_pipelines.errors import RecipeError
 from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.features.origin import FeatureOrigin
-from tiercel_pipelines.recipe import Compare, Index, Popular, Recipe, TwoTower, load_recipe, replace
+from tiercel_pipelines.recipe import (
+    BoostItems,
+    Compare,
+    Expression,
+    Index,
+    PerRequest,
+    Popular,
+    Recipe,
+    TwoTower,
+    load_recipe,
+    replace,
+)
 from tiercel_pipelines.recipe.check import check_recipe
 from tiercel_pipelines.recipe.check_fit import fit_checked
 from tiercel_pipelines.training import train_recipe
@@ -150,6 +161,22 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"rules": (Compare("r", "price", "in", (float("nan"), 1.0)),)},
         r"serving\.rules\[0\].*'r'",
     ),
+    "a rule that reads a user's column from the request": (
+        {"rules": (Expression("r", "item.price > request.age"),), "reorder": ()},
+        r"serving\.rules\[0\]\.expression: request\.age: 'age' is a column of the users; write user\.age",
+    ),
+    "a step's number that is called as what every request has": (
+        {"reorder": (BoostItems(column="maker", values=("Iris",), by=PerRequest("k", 1.0, 0.0, 2.0)),)},
+        r"serving\.reorder\[0\]\.by\.name: 'k' is the name of a tensor of every request.*another",
+    ),
+    "a step's number that is called as a feature's column": (
+        {"reorder": (BoostItems(column="maker", values=("Iris",), by=PerRequest("age", 1.0, 0.0, 2.0)),)},
+        r"serving\.reorder\[0\]\.by\.name: 'age' is the name of a request column already; give it another",
+    ),
+    "a batch that no memory holds": (
+        {"max_batch_size": 2**40},
+        r"serving\.max_batch_size: expected a whole number of at least 1 and at most 65536",
+    ),
     "a rule whose text is none": (
         {"rules": (Compare("r", "maker", "==", "\ud800"),)},
         r"serving\.rules\[0\]\.value: .*give a number or text",
@@ -163,7 +190,7 @@ def test_settings_that_an_export_would_refuse(
 ) -> None:
     changes, words = SETTINGS[case]
     monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("a model was trained"))
-    plain = bare()
+    plain = bare(lambda: user(["age"] >> ops.Normalize()), ranking=RECIPE.ranking)
     recipe = replace(plain, serving=replace(plain.serving, **changes))
     with pytest.raises(RecipeError) as caught:
         train_recipe(recipe, dataset, tmp_path / "run")

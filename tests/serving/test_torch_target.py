@@ -21,14 +21,12 @@ from benchmarks.gpu.served import retargeted
 from tiercel_client import Recommender
 from tiercel_serving.device import place_torch
 from tiercel_serving.device.place_torch import Place
-from tiercel_serving.errors import DeviceUnavailable, InvalidSettings, KindUnavailable
-from tiercel_serving.live_items.store import ItemStore
+from tiercel_serving.errors import DeviceUnavailable, KindUnavailable
 from tiercel_serving.release.opened import Release
 from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.repository.targets import TARGETS
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.stages.table import build_stage
-from tiercel_serving.stores.embedded import Embedded
 from tiercel_serving.supervise import start_server
 
 
@@ -63,13 +61,6 @@ def test_it_is_served_and_answers_as_the_cpu_target_does(tmp_path: Path) -> None
         np.testing.assert_allclose(
             [item.score for item in answer.items], scores[:count], rtol=1e-5, atol=1e-5
         )
-
-
-def test_items_do_not_change_on_a_device(plain: Tiny, tmp_path: Path) -> None:
-    store = Embedded(path=str(tmp_path / "store"))
-    with pytest.raises(InvalidSettings, match=r"target 'torch' keep the items .* or with --target cpu"):
-        ItemStore.open(on_device(plain.release, "cpu"), store)
-    assert Release(plain.release.path, on_device(plain.release, "cpu").manifest, store).live_items is None
 
 
 def test_models_beside_the_graph_need_no_device(plain: Tiny) -> None:

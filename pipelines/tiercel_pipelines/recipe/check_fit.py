@@ -10,11 +10,17 @@ import pandas as pd
 
 from tiercel_export.errors import ExportError, UnsupportedOperator, WorkflowError
 from tiercel_export.lowering.expressions import REFUSED
-from tiercel_export.workflow.cut import cut_workflow, trace_part
+from tiercel_export.workflow.cut import WorkflowParts, cut_workflow, trace_part
+from tiercel_export.workflow.trace import raw_column
 from tiercel_serving.problems import Problem
+from tiercel_serving.reorder.per_request import name_problems
+from tiercel_serving.rules.expressions.types import Schema, Type, type_of, type_of_dtype
+from tiercel_serving.rules.table import AskingRule, asked
+from tiercel_serving.stages.specs import FACE
 
 from ..data import Dataset
 from ..errors import RecipeError
+from ..features.raw_columns import raw_columns
 from ..features.workflow import first_unfit, fit_workflow
 from .recipe import Recipe
 
@@ -40,7 +46,9 @@ def fit_checked(
         raise RecipeError(recipe.title, [problem_of(error)]) from error
     except Exception as error:
         raise RecipeError(recipe.title, [_unfit(recipe, dataset, interactions, error)]) from error
-    problems = list(workflow_problems(workflow, recipe.rows))
+    problems = list(workflow_problems(workflow, recipe.rows)) or list(
+        request_problems(recipe, dataset, cut_workflow(workflow, rows=recipe.rows))
+    )
     if problems:
         raise RecipeError(recipe.title, problems)
     return workflow
@@ -64,6 +72,29 @@ def workflow_problems(workflow: Any, rows: str | None = None) -> Iterator[Proble
             elif column.is_text:
                 problem = f"{name!r} reaches the models as {'lists of ' if column.is_list else ''}strings"
                 yield Problem("features", problem, "put ops.Categorify() into its chain")
+
+
+def request_problems(recipe: Recipe, dataset: Dataset, cut: WorkflowParts) -> Iterator[Problem]:
+    """Yield what rules and steps want of requests and users that the features already say otherwise."""
+    served, asks = recipe.served, asked(recipe.served.rules)
+    read = {name: raw_column(cut.workflow, name) for name in cut.input_names("user")}
+    types = {
+        name: type_of_dtype("bytes" if of.is_text else of.dtype, of.is_list) for name, of in read.items()
+    }
+    context = {name for name in read if cut.input_part(name, "user") == "context"}
+    users = {str(name): Type("bytes") for name in dataset.users.columns}  # of no account unless it is read
+    wanted = [name for name in asks.users if name in dataset.users and name not in types]
+    users |= {name: type_of(column) for name, column in raw_columns(dataset.users, wanted, "users").items()}
+    users |= {name: of for name, of in types.items() if name not in context}
+    for place, rule in enumerate(served.rules):
+        if isinstance(rule, AskingRule):
+            columns = raw_columns(dataset.items, rule.columns())
+            items = {name: type_of(column) for name, column in columns.items()}
+            known = Schema(items, users, {name: types[name] for name in context})
+            yield from (problem.within(f"serving.rules[{place}]") for problem in rule.unfit(known))
+    carried = {*read, *asks.users, *asks.requests}
+    for taken, whose in ((carried, "a request column"), (FACE, "a tensor of every request or answer")):
+        yield from (problem.within("serving") for problem in name_problems(served.reorder, taken, whose))
 
 
 def problem_of(error: ExportError, output: str | None = None) -> Problem:

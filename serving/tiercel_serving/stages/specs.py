@@ -57,6 +57,14 @@ ALLOW_SEEN = "allow_seen"
 #: The time that rules go by.
 NOW = "now"
 
+#: What the tensors of every request and of every answer are called: no number of a reorder step may be.
+FACE = frozenset(
+    (
+        *("user_id", "k", ALLOW_SEEN, *LISTS, *LENGTHS.values(), *PACKED.values()),
+        *("item_id", "score", "count", "status", "source"),
+    )
+)
+
 #: Prefix of the tensor with the time that a Python stage took for the whole Triton batch.
 TIME_PREFIX = "time_us_"
 
