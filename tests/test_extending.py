@@ -46,7 +46,7 @@ from tiercel_pipelines.families.biased import Biased
 from tiercel_pipelines.families.pure_svd import PureSVD
 from tiercel_pipelines.recipe import Index, Popular, Synthetic, TwoTower
 from tiercel_pipelines.recipes.synthetic import RECIPE as BASE
-from tiercel_pipelines.tasks.bpr import BPR
+from tiercel_pipelines.tasks.hinge import Hinge
 from tiercel_pipelines.tasks.pointwise import Pointwise
 from tiercel_serving.reorder.boost import Boost
 from tiercel_serving.rules.between import Between
@@ -57,7 +57,10 @@ RECIPE = replace(
     BASE,
     name="extended",
     dataset=Synthetic(users=150, items=120, interactions=3_000, ids="int"),
-    retrieval=(TwoTower(dimension=8, embedding_dimension=8, max_epochs=1, task=BPR()), PureSVD(dimension=8)),
+    retrieval=(
+        TwoTower(dimension=8, embedding_dimension=8, max_epochs=1, task=Hinge()),
+        PureSVD(dimension=8),
+    ),
     ranking=Biased(max_epochs=1, task=Pointwise()),
     serving=replace(
         BASE.serving,

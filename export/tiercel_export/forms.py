@@ -256,6 +256,49 @@ class UserNeighbours:
         }
 
 
+@dataclass(frozen=True)
+class Lists:
+    """Lists of items, of which a user's query chooses the one with the nearest key.
+
+    Parameters
+    ----------
+    query
+        Torch module, as for :class:`Vectors`.
+    arrays
+        ``keys [C, D]`` float32, and lists over J items: ``offsets [C + 1]`` int64, ``rows [n]`` int32 and
+        ``scores [n]`` float32.
+    categories, column
+        ``[J]`` which item is which, and the place of that column in ``item_cat [I, C]``: a catalogue is
+        matched by that, and its new items are in no list. None: the items are those of the item table.
+    """
+
+    form: ClassVar[str] = "lists"
+
+    query: torch.nn.Module
+    arrays: Mapping[str, Array]
+    categories: Array | None = None
+    column: int = 0
+
+    def make(self, items: ItemTensors, what: str) -> FormArrays:
+        """Return the arrays over a catalogue."""
+        keys = np.asarray(self.arrays["keys"])
+        if self.categories is None:
+            return FormArrays(dict(self.arrays), keys.shape[1], keys)
+        if "item_cat" not in items.packed:
+            raise ExportInputError(f"{what}: the items have no categorical column to match its lists by")
+        return FormArrays(self.over(items.packed["item_cat"]), keys.shape[1], keys)
+
+    def over(self, item_cat: Array) -> dict[str, Array]:
+        """Return the arrays with the items ``item_cat [I, C]``."""
+        wanted, arrays = item_cat[:, self.column], dict(self.arrays)
+        if self.categories is None or np.array_equal(wanted, self.categories):
+            return arrays
+        rows = _new_rows(self.categories, wanted)[arrays["rows"]]
+        arrays["offsets"] = np.append(0, np.cumsum(rows >= 0))[arrays["offsets"]]
+        arrays["rows"], arrays["scores"] = rows[rows >= 0].astype(np.int32), arrays["scores"][rows >= 0]
+        return arrays
+
+
 def _new_rows(categories: Array, wanted: Array) -> Array:
     """Return for rows of categories ``[J]`` those of another catalogue ``[I]`` that are the same; else -1."""
     names, first, counts = np.unique(categories, return_index=True, return_counts=True)

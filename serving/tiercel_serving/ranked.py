@@ -171,7 +171,9 @@ class Mask(ABC):
         # To find them is an appreciable part of a search, and a search asks twice.
         self._rows: dict[int, Rows] = {}
         first = self._base[:, 0]
-        self._start(first + items, flat + np.repeat(first, counts) if users > 1 else flat)
+        if users > 1:
+            flat = flat + np.repeat(first, counts)
+        self._start(first + items, flat)
 
     def add(self, rows: Rows) -> None:
         """Mask ``[B, M]`` more rows."""

@@ -214,7 +214,7 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
 
 def _fits(table: Any, item: Any) -> bool:
     if table is _is_term:
-        return _is_term(item)
+        return bool(_is_term(item))
     return isinstance(item, str) if table is None else bool(table.row_of(item))
 
 

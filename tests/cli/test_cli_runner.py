@@ -21,6 +21,8 @@ from tritonclient.utils import InferenceServerException
 from e2e.raw import raw_infer
 from tiercel_client import Recommender
 from tiercel_serving import backend
+from tiercel_serving.bench.generator import Job, send
+from tiercel_serving.bench.mixes import Material, draw_requests, encode
 from tiercel_serving.errors import ServerError, ServerFailed, TritonMissing
 from tiercel_serving.release.opened import open_release
 from tiercel_serving.repository.graph import render_repository
@@ -202,6 +204,60 @@ def test_it_compiles_without_a_warning_and_stays_small(tmp_path: Path) -> None:
     done = subprocess.run([compiler, *flags, str(SOURCE), "-o", str(built)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert built.stat().st_size < 60_000
+
+
+CRASHES = """
+import ctypes
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        pass
+
+    def execute(self, requests):
+        arrays = [request.inputs()[0].as_numpy() for request in requests]
+        if min(array.min() for array in arrays) < 0:
+            ctypes.string_at(0)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("out", array)]) for array in arrays]
+"""
+CONFIG = """name: "toy" backend: "tiercel" max_batch_size: 4
+input { name: "in" data_type: TYPE_INT64 dims: 1 } output { name: "out" data_type: TYPE_INT64 dims: 1 }"""
+
+
+def test_a_crash_of_a_stage_ends_the_server_and_is_noticed_with_its_reason(tmp_path: Path) -> None:
+    if backend.library() is None:
+        pytest.skip("the backend was not built")
+    (tmp_path / "toy" / "1").mkdir(parents=True)
+    (tmp_path / "toy" / "1" / "model.py").write_text(CRASHES)
+    (tmp_path / "toy" / "config.pbtxt").write_text(CONFIG)
+    with start_server(tmp_path) as server, ThreadPoolExecutor(1) as pool:
+        client = grpcclient.InferenceServerClient(server.grpc_url)
+        seven = {"in": np.array([[7]])}
+        assert raw_infer(client, seven, model="toy", outputs=("out",))["out"].tolist() == [[7]]
+        noticed = pool.submit(server.wait)
+        with pytest.raises(InferenceServerException):
+            raw_infer(client, {"in": np.array([[-1]])}, model="toy", outputs=("out",))
+        gone = time.monotonic()
+        with pytest.raises(ServerFailed, match=r"Triton was killed by SIG(SEGV|ABRT) while it was serving"):
+            noticed.result(30)
+        assert time.monotonic() - gone < 2
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_many_requests(own: TritonServer, release: Path) -> None:
+    drawn = draw_requests(Material.of(open_release(release)), "mixed", 500)
+    requests = tuple(encode("recommend", tensors) for tensors in drawn)
+
+    def resident_mb(answers: int) -> float:
+        while answers > 0:
+            answers -= len(send(Job(own.grpc_url, requests, 5.0, concurrency=8)).latencies_us)
+        [line] = [
+            t for t in Path(f"/proc/{own.pid}/status").read_text().splitlines() if t.startswith("VmRSS")
+        ]
+        return int(line.split()[1]) / 1024
+
+    before = resident_mb(10_000)
+    assert resident_mb(100_000) < before + 5
 
 
 def ask_hostilely(tmp_path: Path, rounds: int, *flags: str, **environment: str) -> tuple[int, int]:

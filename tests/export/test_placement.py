@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
 from google.protobuf import text_format
 from test_graph_config import GRAPH_STAGES
@@ -15,6 +16,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tiercel_pipelines.export.explained import every_placement, placement_of
 from tiercel_serving.release.opened import Release
+from tiercel_serving.reorder.cap import Cap
 from tiercel_serving.repository.drawing import as_document, as_svg, as_text
 from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.repository.placement import ANSWER, REQUEST, bytes_a_user, placed_otherwise
@@ -47,12 +49,37 @@ def test_staged_tensorrt_has_its_plans_in_tritons_backend(release: Release) -> N
 def test_copies_are_those_of_engines_on_a_gpu(release: Release, layout: str) -> None:
     assert placement_of(release.manifest, "cpu", layout).copies == ()
     copies = placement_of(release.manifest, "tensorrt", layout).copies
+    assert copies[0].tensors == release.stages["query_towers"].inputs
     assert [(copy.stage, copy.to_device) for copy in copies] == [
         (stage, to_device) for stage in sorted(ENGINE_STAGES) for to_device in (True, False)
     ]
     assert copies[3].tensors == release.stages["ranking"].outputs
     other = placement_of(release.manifest, "cpu", layout, "onnx-cuda")
     assert len(other.copies) == 4
+
+
+def test_a_gpu_is_crossed_for_the_request_and_the_answer_alone(release: Release) -> None:
+    placement = placement_of(release.manifest, "gpu", "fused")
+    (model,) = placement.models
+    assert model.instance_kind == "KIND_GPU"
+    assert [stage.name for stage in model.stages if stage.device == "cpu"] == ["user_features"]
+    copied = {(one.stage, one.to_device): {tensor.name for tensor in one.tensors} for one in placement.copies}
+    first = {tensor.name for tensor in release.stages["query_towers"].inputs}
+    assert copied == {
+        ("query_towers", True): first,
+        ("retrieval", True): {"excluded_row"},
+        ("ordering", False): {"item_id", "score", "count"},
+    }
+    assert placement_of(release.manifest, "torch", "fused").copies == ()
+
+
+def test_a_step_without_a_form_on_a_device_is_named(release: Release) -> None:
+    settings = msgspec.structs.replace(release.settings, reorder=(Cap(column="kind", most=2),))
+    manifest = msgspec.structs.replace(release.manifest, settings=settings)
+    placement = placement_of(manifest, "gpu", "fused")
+    last = placement.models[0].stages[-1]
+    assert (last.device, last.by) == ("cpu", "NumPy, for cap runs on the host alone")
+    assert [copy.to_device for copy in placement.copies if copy.stage == "ordering"] == [False]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -15,17 +15,17 @@ import msgspec
 
 from tiercel_export.errors import ExportInputError
 from tiercel_serving.reorder.cap import Cap
+from tiercel_serving.reorder.constrained_sum import ConstrainedSum
 from tiercel_serving.reorder.dpp import DPP
 from tiercel_serving.reorder.gumbel_top_k import GumbelTopK
 from tiercel_serving.reorder.mmr import MMR
 from tiercel_serving.reorder.per_request import PerRequest
 from tiercel_serving.reorder.pin_items import PinItems
 from tiercel_serving.reorder.popularity_correction import PopularityCorrection
-from tiercel_serving.reorder.weighted_sum import WeightedSum
 from tiercel_serving.runtime.chain import Chain
 
 STEPS = (
-    WeightedSum((1.0, 0.5)),
+    ConstrainedSum(maximise=0, floor=1, share=0.5),
     PopularityCorrection(source="popular", strength=0.05),
     DPP(column="tags", strength=0.1),
     MMR(source="towers", strength=PerRequest("diversity", 0.3, 0.0, 0.8)),
@@ -38,6 +38,8 @@ STEPS = (
 def test_golden_answers_hold_with_steps_and_a_seed_explores(parts: Parts, tmp_path: Path) -> None:
     settings = msgspec.structs.replace(SETTINGS, reorder=STEPS)
     release = small_release(tmp_path / "r", parts, settings=settings, layout="staged")
+    solved: Any = release.settings.reorder[0]
+    assert 0 < solved.multiplier < 1e3
     chain = Chain.open(release)
     asked = {"user_id": np.array([[1000], [1003]]), "k": np.full((2, 1), 12, np.int32)}
     plain, _ = chain.run(asked)

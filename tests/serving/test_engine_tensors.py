@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tiercel_serving.device.place_torch import Place
 from tiercel_serving.engines.graphs_torch import BUCKETS, Captured, GraphedRun, Run, bucket_of
-from tiercel_serving.engines.table import ENGINES, TakesTensors
+from tiercel_serving.engines.onnx import PROVIDERS, on_stream
+from tiercel_serving.engines.table import ENGINES, OnStream, TakesTensors
 from tiercel_serving.stages.engine_torch import TensorEngineStage, open_stage
 
 
@@ -54,6 +55,15 @@ def test_an_engine_of_another_device_runs_on_the_host(plain: Tiny, device: str) 
     assert isinstance(open_stage("ranking", release, place), TensorEngineStage)
     place.device = torch.device("meta")
     assert not hasattr(open_stage("ranking", plain.release, place), "tensors")
+
+
+def test_onnx_runtime_works_on_the_stream_that_it_is_given() -> None:
+    assert isinstance(ENGINES.find("onnx-cuda"), OnStream)
+    assert not isinstance(ENGINES.find("onnx"), OnStream)
+    assert on_stream(PROVIDERS["cuda"], None) == PROVIDERS["cuda"]
+    name, options = on_stream(PROVIDERS["cuda"], 7)
+    assert name == "CUDAExecutionProvider"
+    assert options == {"use_tf32": "0", "has_user_compute_stream": "1", "user_compute_stream": "7"}
 
 
 # --------------------------------------------------------------------------------------------- CUDA graphs

@@ -19,7 +19,7 @@ from test_engine_kinds import WEIGHTS, write_onnx
 
 from tiercel_serving.engines import tensorrt as kinds
 from tiercel_serving.engines.bound import Bound
-from tiercel_serving.engines.table import ENGINES
+from tiercel_serving.engines.table import ENGINES, TakesTensors
 from tiercel_serving.engines.trt import flavours
 from tiercel_serving.engines.trt.build import network_sha256
 from tiercel_serving.engines.trt.cuda import ask, find_device
@@ -224,6 +224,25 @@ def test_the_runner_copies_only_the_rows_there_are(file: Path, cuda: Cuda) -> No
     np.testing.assert_array_equal(first, kept)  # an answer is nobody else's buffer
     engine.close()
     assert cuda.memory == {}
+
+
+def test_it_reads_and_writes_tensors_where_they_are(file: Path, cuda: Cuda) -> None:
+    import torch
+
+    engine, rng = opened(file, cuda), np.random.default_rng(0)
+    assert isinstance(engine, TakesTensors)
+    for size in (3, 1):
+        numbers = torch.from_numpy(rng.normal(size=(size, 6)).astype(np.float32))[:, ::2]
+        places = torch.from_numpy(rng.integers(0, 9, (size, 1)))
+        out = engine.run_tensors({"numbers": numbers, "places": places, "more": numbers})
+        assert list(out) == ["shifted"]
+        np.testing.assert_allclose(out["shifted"], numbers @ WEIGHTS + places, rtol=1e-5)
+    assert cuda.copies == 0
+    # The engine's own buffers are its own again.
+    arrays = {"numbers": numbers.numpy(), "places": places.numpy()}
+    np.testing.assert_allclose(engine.run(arrays)["shifted"], out["shifted"])
+    with pytest.raises(InvalidRequest, match="a batch of 5"):
+        engine.run_tensors({"numbers": torch.zeros(5, 3), "places": torch.zeros(5, 1, dtype=torch.int64)})
 
 
 def test_a_batch_above_the_profile(file: Path, cuda: Cuda) -> None:

@@ -22,6 +22,7 @@ from tiercel_serving.ranked import BitmapMask, KeyMask, Mask
 from tiercel_serving.release.artefacts import Artefact, open_artefact, write_artefact
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.item_weights import ItemWeights, WeightedItems
+from tiercel_serving.sources.lists import Lists
 from tiercel_serving.sources.popular import Popular
 from tiercel_serving.sources.scan import ExactSearch, Space
 from tiercel_serving.sources.search import IndexSearch, Profile, Rung
@@ -57,6 +58,18 @@ def item_weights(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
     rows, columns = np.nonzero(dense)
     offsets = np.append(0, np.cumsum(np.bincount(rows, minlength=n)))
     return {"offsets": offsets, "columns": columns, "weights": dense[rows, columns]}
+
+
+def lists(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+    """Five lists, some empty, with scores that tie."""
+    listed = [rng.permutation(n)[: rng.integers(0, n + 1)] for _ in range(5)]
+    rows = np.concatenate(listed)
+    return {
+        "keys": vectors(rng, 5)[:, :33],
+        "offsets": np.append(0, np.cumsum([len(some) for some in listed])),
+        "rows": rows,
+        "scores": rng.integers(0, 3, len(rows)) / 2,
+    }
 
 
 def neighbours(jaccard: int) -> Draw:
@@ -101,6 +114,10 @@ EXAMPLES: dict[str, list[Example]] = {
     "user_neighbours": [
         Example(UserNeighbours("near"), neighbours(0)),
         Example(UserNeighbours("near", 2), neighbours(1)),
+    ],
+    "lists": [
+        Example(kind, lists, lambda rng, n: {"query_near": vectors(rng, n)})
+        for kind in (Lists("near"), Lists("near", 2))
     ],
     "popular": [
         Example(Popular()),

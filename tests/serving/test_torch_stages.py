@@ -88,9 +88,11 @@ def test_whatever_is_asked(
 # ------------------------------------------------------------------------------------------- what crosses
 
 #: What copies a tensor to the host, or to a device, or waits for one to say something of itself.
-CROSSING = {"to", "cpu", "cuda", "numpy", "item", "tolist", "nonzero", "masked_select", "pin_memory"} | {
-    f"__{name}__" for name in ("bool", "int", "float", "index", "array", "len")
-} - {"__len__"}
+CROSSING = (
+    {"to", "cpu", "cuda", "numpy", "item", "tolist", "nonzero", "masked_select", "pin_memory"}
+    | {"tensor", "as_tensor", "new_tensor"}
+    | {f"__{name}__" for name in ("bool", "int", "float", "index", "array", "len")} - {"__len__"}
+)
 
 
 class Double(TorchFunctionMode):

@@ -17,18 +17,16 @@ from stage_oracles import Ask, tensors
 from tiny_release import Tiny, make_tiny
 from tritonclient.grpc import model_config_pb2
 
+from benchmarks.gpu.served import retargeted
 from tiercel_client import Recommender
 from tiercel_serving.device import place_torch
 from tiercel_serving.device.place_torch import Place
-from tiercel_serving.errors import DeviceUnavailable, InvalidSettings, KindUnavailable
-from tiercel_serving.live_items.store import ItemStore
-from tiercel_serving.release.opened import Release, open_release
-from tiercel_serving.release.writing import write_manifest
+from tiercel_serving.errors import DeviceUnavailable, KindUnavailable
+from tiercel_serving.release.opened import Release
 from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.repository.targets import TARGETS
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.stages.table import build_stage
-from tiercel_serving.stores.embedded import Embedded
 from tiercel_serving.supervise import start_server
 
 
@@ -49,10 +47,9 @@ def test_it_is_served_and_answers_as_the_cpu_target_does(tmp_path: Path) -> None
     if importlib.util.find_spec("pytriton") is None:
         pytest.skip("the embedded Triton is not installed")
     tiny = make_tiny(tmp_path / "release", seed=2)
-    release = on_device(tiny.release, "cpu")
-    write_manifest(release.path, release.manifest)
-    render_repository(release, release.path / "triton", "fused")
-    with start_server(open_release(release.path), timeout_s=240.0) as server:
+    release = retargeted(tiny.release.path, tmp_path / "there", "cpu")
+    assert (release.manifest.target, release.manifest.layout) == ("torch", "fused")
+    with start_server(release, timeout_s=240.0) as server:
         with Recommender(server.grpc_url, timeout_s=60.0) as recommender:
             answers = recommender.recommend_many(tiny.user_ids, k=5)
     asks = [Ask(user, k=5) for user in tiny.user_ids]
@@ -64,13 +61,6 @@ def test_it_is_served_and_answers_as_the_cpu_target_does(tmp_path: Path) -> None
         np.testing.assert_allclose(
             [item.score for item in answer.items], scores[:count], rtol=1e-5, atol=1e-5
         )
-
-
-def test_items_do_not_change_on_a_device(plain: Tiny, tmp_path: Path) -> None:
-    store = Embedded(path=str(tmp_path / "store"))
-    with pytest.raises(InvalidSettings, match=r"target 'torch' keep the items .* or with --target cpu"):
-        ItemStore.open(on_device(plain.release, "cpu"), store)
-    assert Release(plain.release.path, on_device(plain.release, "cpu").manifest, store).live_items is None
 
 
 def test_models_beside_the_graph_need_no_device(plain: Tiny) -> None:

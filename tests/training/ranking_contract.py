@@ -135,6 +135,8 @@ class RankingContract:
     epochs: ClassVar[int] = 30
     #: Products over copies of the user that it is known to make.
     joined: ClassVar[int] = 0
+    #: The file that its fitted model is kept in.
+    kept_in: ClassVar[str] = r"weights\.safetensors"
 
     def each(self) -> Iterator[Any]:
         yield from (self.settings, *self.variants)
@@ -197,7 +199,7 @@ class RankingContract:
         np.testing.assert_array_equal(again.scores(tensors), scores)
         file = next(tmp_path.iterdir())
         file.write_bytes(file.read_bytes()[:-8])
-        with pytest.raises(TrainingError, match=r"weights\.safetensors.*train again"):
+        with pytest.raises(TrainingError, match=self.kept_in + ".*train again"):
             self.settings.load(tmp_path, INPUTS)
 
     def test_the_seed_decides(self) -> None:

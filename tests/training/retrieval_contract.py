@@ -81,6 +81,8 @@ class RetrievalContract:
     variants: ClassVar[tuple[Any, ...]] = ()
     #: Whether it learns the order, and finds what comes next first.
     ordered: ClassVar[bool] = False
+    #: The array of its form that the seed changes.
+    drawn: ClassVar[str] = "vectors"
     #: Settings under which the loss becomes no number.
     wild: ClassVar[dict[str, Any]] = {"learning_rate": 3e37}
 
@@ -149,7 +151,7 @@ class RetrievalContract:
             pytest.skip("nothing is drawn")
         epochs = {"epochs": 1}
         first, second, third = (
-            self.fit(seed=seed, **epochs)[0].form(world()[0].catalogue)["vectors"] for seed in (5, 5, 6)
+            self.fit(seed=seed, **epochs)[0].form(world()[0].catalogue)[self.drawn] for seed in (5, 5, 6)
         )
         np.testing.assert_array_equal(first, second)
         assert not np.array_equal(first, third)

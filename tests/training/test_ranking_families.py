@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
-from ranking_contract import KEPT, RankingContract, RepeatedWork, call, drawn
+from ranking_contract import (
+    INPUTS,
+    KEPT,
+    LENGTH,
+    OF_CANDIDATES,
+    RankingContract,
+    RepeatedWork,
+    call,
+    drawn,
+    world,
+)
 
+from tiercel_export.models.readiness import graph_problems
 from tiercel_pipelines.data import load_dataset
+from tiercel_pipelines.errors import TrainingError
 from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.families.ranking_layers import hashed
-from tiercel_pipelines.families.table import RANKING_FAMILIES
+from tiercel_pipelines.families.table import RANKING_FAMILIES, Plan, RankingData
 from tiercel_pipelines.recipe import (
     BST,
     DCN,
@@ -28,9 +44,12 @@ from tiercel_pipelines.recipe import (
     ListwiseSoftmax,
     LogisticRegression,
     MMoE,
+    MultiTask,
     NeuMF,
     Synthetic,
+    Target,
     WideAndDeep,
+    XGBoost,
     load_recipe,
     replace,
 )
@@ -111,6 +130,126 @@ class TestBST(RankingContract):
 
 class TestMMoE(RankingContract):
     settings = MMoE(**NETWORK, experts=3, expert_layers=(8,), tower_layers=(6,))
+
+
+class FittedCall:
+    """A fitted model of no network, called as one."""
+
+    def __init__(self, fitted: Any) -> None:
+        self.fitted, self.input_names = fitted, fitted.inputs
+
+    def __call__(self, **tensors: torch.Tensor) -> torch.Tensor:
+        arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}
+        return torch.from_numpy(self.fitted.scores(arrays))
+
+
+class TestXGBoost(RankingContract):
+    """Trees have no torch module: what the contract asks of one is asked of the fitted trees."""
+
+    settings = XGBoost(
+        learning_rate=0.3, max_depth=4, min_child_weight=0.0, subsample=1.0, trees_per_epoch=5, task=TASK
+    )
+    variants = (XGBoost(objective="logistic", task=TASK), XGBoost(use_retrieval_score=False, task=TASK))
+    epochs = 6
+    kept_in = r"trees\.json"
+
+    @pytest.fixture(autouse=True)
+    def _installed(self) -> None:
+        pytest.importorskip("xgboost")
+
+    def built(self, settings: Any, tasks: int = 1, seed: int = 3) -> Any:
+        packed, lists = world(from_history=False)
+        small = replace(settings, min_child_weight=0.0, learning_rate=0.3, trees_per_epoch=8)
+        data = RankingData(packed, INPUTS, lists, KEPT, 1.0)
+        return FittedCall(small.fit(data, Plan(seed, "ranking", epochs=1))[0])
+
+    def test_untrained_it_keeps_retrievals_order(self) -> None:
+        packed, lists = world(from_history=False)
+        data = RankingData(packed, INPUTS, lists.take(np.arange(0)), KEPT, 5.0)
+        tensors = drawn(4)
+        for settings in (self.settings, self.variants[0]):
+            fitted, course = settings.fit(data, Plan(0, "ranking"))
+            assert course.epochs == 0
+            scores = call(FittedCall(fitted), tensors)[..., 0]
+            torch.testing.assert_close(scores, 5.0 * tensors["kept_score"])
+            check_trees(fitted)
+
+    def test_the_seed_decides(self) -> None:
+        small = replace(self.settings, subsample=0.5)
+        packed, lists = world(from_history=False)
+        data = RankingData(packed, INPUTS, lists, KEPT, 1.0)
+        first, second, third = (
+            small.fit(data, Plan(seed, "ranking", epochs=1))[0].booster.save_raw("json") for seed in (5, 5, 6)
+        )
+        assert first == second
+        assert first != third
+
+    def test_what_nobody_knows_gives_numbers(self) -> None:
+        """Nulls are missing values, which trees send their own way; the served graph sends them there too."""
+        for settings in self.each():
+            module, tensors = self.built(settings), drawn(40)
+            for name in ("user_num", "item_num"):
+                tensors[name][::3] = torch.nan
+            assert torch.isfinite(call(module, tensors)).all()
+            behind = torch.arange(LENGTH).view(1, -1, 1) >= tensors["history_length"].view(-1, 1, 1)
+            other = {**tensors, "history_cat": torch.where(behind, 4, tensors["history_cat"])}
+            assert torch.equal(call(module, other), call(module, tensors))
+            check_trees(module.fitted, tensors)
+
+    def test_users_and_candidates_do_not_touch_each_other(self) -> None:
+        module, tensors = self.built(self.settings), drawn(3)
+        expected = call(module, tensors)
+        assert (expected.shape, expected.dtype) == ((3, KEPT, 1), torch.float32)
+        alone = call(module, {name: tensor[1:2] for name, tensor in tensors.items()})
+        torch.testing.assert_close(alone[0], expected[1], rtol=1e-5, atol=1e-5)
+
+    def test_each_task_has_its_column(self) -> None:
+        several = MultiTask((Target("watched"), Target("liked", column="rating", at_least=4)))
+        (problem,) = replace(self.settings, task=several).problems()
+        assert "2 targets, but trees give one score" in str(problem)
+
+    def test_parts_can_be_left_out(self) -> None:
+        packed, lists = world(from_history=False)
+        plain = replace(self.settings, use_retrieval_score=False, use_history=False)
+        fitted, _ = plain.fit(RankingData(packed, INPUTS, lists, KEPT, 1.0), Plan(0, "ranking", epochs=1))
+        assert not {"kept_score", "kept_source", "history_cat", "history_length"} & set(fitted.inputs)
+        check_trees(fitted)
+
+    def test_the_user_is_computed_once(self) -> None:
+        """In the graph the user meets the candidates in four nodes; all else of the user has no axis K."""
+        graph = self.built(self.settings).fitted.served().graph
+        of_candidates = {name for name in OF_CANDIDATES if name in {put.name for put in graph.input}}
+        constants, joined = {tensor.name for tensor in graph.initializer}, []
+        for node in graph.node:
+            reads = [name for name in node.input if name not in constants]
+            if any(name in of_candidates for name in reads):
+                of_candidates |= set(node.output)
+                joined += [node.op_type] if any(name not in of_candidates for name in reads) else []
+        # The history is compared with each candidate, masked and divided; the rest is repeated.
+        assert sorted(joined) == ["Div", "Equal", "Expand", "Mul"]
+
+    def test_onnx_with_a_dynamic_batch_equals_torch(self, tmp_path: Path) -> None:
+        """As :meth:`test_what_nobody_knows_gives_numbers` and :func:`check_trees` hold it."""
+
+    def test_lists_without_a_negative_are_told(self) -> None:
+        packed, lists = world(from_history=False)
+        lists = dataclasses.replace(lists, weights=np.ones_like(lists.weights))
+        with pytest.raises(TrainingError, match="none of the 64 lists has a candidate that its user did not"):
+            self.settings.fit(RankingData(packed, INPUTS, lists, KEPT, 1.0), Plan(0, "ranking", epochs=1))
+
+
+def check_trees(fitted: Any, tensors: dict[str, torch.Tensor] | None = None) -> None:
+    """The served graph gives what XGBoost predicts, to 1e-5, for any batch; TensorRT does not have it."""
+    model = fitted.served()
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for given in (drawn(1), drawn(7, seed=7)) if tensors is None else (tensors,):
+        arrays = {name: given[name].numpy() for name in fitted.inputs}
+        (got,) = session.run(["rank_score"], arrays)
+        np.testing.assert_allclose(got, fitted.scores(arrays), rtol=1e-5, atol=1e-5)
+    problems = [one for one in graph_problems(model) if "TreeEnsembleRegressor" in one]
+    assert len(problems) == (fitted.booster is not None)
+    assert all("take --engine onnx" in one for one in problems)
 
 
 def test_every_ranking_family_is_held_to_the_contract() -> None:

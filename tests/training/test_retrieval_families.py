@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from retrieval_contract import RetrievalContract
+import numpy as np
+from retrieval_contract import GROUPS, MINE, USERS, RetrievalContract, drawn, packed_items, world
 
+from tiercel_pipelines.arrays.pairs import Pairs
 from tiercel_pipelines.recipe import (
     ALS,
     BPRMF,
     CDAE,
     EASE,
     SLIM,
+    BiasedMF,
     DeepAutoencoder,
     GRU4Rec,
+    Item2Vec,
     ItemKNN,
+    KMeans,
     MultVAE,
     SampledSoftmax,
     SASRec,
+    SoftmaxDNN,
     TwoTower,
     UserKNN,
     replace,
@@ -61,6 +67,62 @@ class TestALS(RetrievalContract):
 
 class TestBPRMF(RetrievalContract):
     settings = BPRMF(dimension=8, max_epochs=60, batch_size=64, learning_rate=0.05, weight_decay=0.1)
+
+
+def rated(pairs: Pairs) -> Pairs:
+    """What was had got a 5; each who had anything had two items of every other taste too, and gave a 1."""
+    people = np.flatnonzero(pairs.lengths)[:, None]
+    step = np.array([1, 2, 3, 5, 6, 7])
+    others = (people + step) % GROUPS + GROUPS * ((people // GROUPS + step) % MINE)
+    owner = np.append(pairs.users, np.repeat(people, len(step)))
+    rating = np.repeat([5.0, 1.0], [len(pairs), others.size])
+    order = np.argsort(owner, kind="stable")
+    owner, items, rating = owner[order], np.append(pairs.items, others)[order], rating[order]
+    return Pairs.build(owner, items, owner, rating, USERS, None, {"rating": rating})
+
+
+class TestBiasedMF(RetrievalContract):
+    settings = BiasedMF(factors=8, learning_rate=0.03, batch_size=64, max_epochs=40)
+
+    def fit(self, settings: Any = None, pairs: Pairs | None = None, seed: int = 0, **plan: Any) -> Any:
+        return super().fit(settings, rated(world()[1] if pairs is None else pairs), seed, **plan)
+
+
+class TestSoftmaxDNN(RetrievalContract):
+    settings = SoftmaxDNN(
+        embedding_dimension=8,
+        layers=(16, 8),
+        dropout=0.0,
+        positives=3,
+        batch_size=64,
+        learning_rate=0.02,
+        max_epochs=15,
+    )
+    variants = (replace(settings, layers=(6,), negatives=5),)
+
+
+class TestItem2Vec(RetrievalContract):
+    settings = Item2Vec(dimension=8, learning_rate=0.02, batch_size=256, max_epochs=20)
+    variants = (replace(settings, window=1),)
+
+
+class TestKMeans(RetrievalContract):
+    settings = KMeans(clusters=4, dimension=8)
+    variants = (replace(settings, of="items"),)
+    drawn: ClassVar[str] = "keys"
+
+    def test_what_nobody_knows_gives_numbers(self, fitted: Any) -> None:
+        form = fitted.form({"item_cat": packed_items(np.array([7, -1, 3]))})
+        assert set(form["rows"].tolist()) <= {0, 2}
+        tensors = drawn(2)
+        tensors["history_cat"] = np.full_like(tensors["history_cat"], 2)
+        np.testing.assert_array_equal(fitted.query(tensors), np.zeros((2, 8)))
+
+    def test_items_that_the_same_users_had_are_one_list(self) -> None:
+        form = self.fit(replace(self.settings, of="items"))[0].form(world()[0].catalogue)
+        lists = np.split(form["rows"], form["offsets"][1:-1])
+        assert sorted(tuple(set(rows % GROUPS)) for rows in lists) == [(0,), (1,), (2,), (3,)]
+        assert [len(rows) for rows in lists] == [MINE] * GROUPS
 
 
 class TestSASRec(RetrievalContract):

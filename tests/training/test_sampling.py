@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from tiercel_pipelines.arrays.lists import RankingLists, draw_contexts, positive
 from tiercel_pipelines.arrays.packed import Packed
 from tiercel_pipelines.arrays.pairs import Pairs, assign_folds, left_align
 from tiercel_pipelines.families.views import TrainingViews, drop_history, drop_ids
-from tiercel_pipelines.offline.in_memory import OfflineOrdering, OfflineRetrieval
+from tiercel_pipelines.offline.in_memory import OfflineOrdering, OfflineRetrieval, open_source
 from tiercel_pipelines.recipe import Compare, Index, Popular, SampledSoftmax, ServingSettings, WeightedSum
 from tiercel_pipelines.tasks.listwise_softmax import sample_candidates
 from tiercel_pipelines.tasks.sampled_softmax import draw_groups
@@ -219,6 +220,19 @@ class Backwards:
     def scores(self, arrays):
         assert arrays["item_cat"].shape[:2] == arrays["kept_score"].shape
         return np.stack([-arrays["kept_score"], np.zeros_like(arrays["kept_score"])], axis=-1)
+
+
+def test_a_source_in_memory_leaves_the_number_of_threads_alone():
+    """A judge opens one after each epoch; with other threads than it began with, training is another."""
+    pairs, before = random_pairs(1), torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            model = Table(np.eye(USERS, 4, dtype=np.float32), np.ones((ITEMS, 4), np.float32))
+            open_source(Index("index", factory="Flat"), model, packed(pairs), pairs, 3)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_rules_the_cut_to_k_the_ranker_and_the_steps():

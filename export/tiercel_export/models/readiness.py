@@ -46,6 +46,7 @@ REMEDIES: Mapping[str, str] = {
     "SplitToSequence": "nn.EmbeddingBag becomes this: take nn.Embedding and a sum over the list",
     "Unique": "its shape follows from values: take a mask of constant shape",
     "NonZero": "its shape follows from values: take torch.where with three arguments, or a mask",
+    "TreeEnsembleRegressor": "it has no trees: take --engine onnx for this ranker",
     "Compress": "its shape follows from values: take a mask of constant shape",
 }
 

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from tiercel_serving.engines.table import ENGINES, FromOnnx, NeedsTools
-from tiercel_serving.errors import KindUnavailable
+from tiercel_serving.errors import InvalidSettings, KindUnavailable
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import MANIFEST_FORMAT, Manifest
 from tiercel_serving.release.opened import Release, open_release
@@ -42,6 +42,7 @@ from .golden_answers import stranger
 from .parts import FeatureOptions, Goal, Inputs, Programs, TableColumns, Tables
 from .programs import compile_programs
 from .request_columns import graph_names, request_columns
+from .solve import solve_weights
 from .sources import make_sources, write_source
 from .tables import make_tables
 from .uncompiled import Uncompiled
@@ -181,6 +182,11 @@ def build_release(
     goal = _goal(name, target, engine, layout, runner, origin or {}, tasks)
     _refuse_unmakeable(target, engine)
     _check_onnx(goal.engine, retrieval, ranker)
+    if settings is not None and settings.added_items and find_target(target).device is not None:
+        raise InvalidSettings(
+            f"settings.added_items: {settings.added_items}, but stages on a device (target {target!r}) take "
+            "no new items; leave it 0, or take the target cpu"
+        )
     inputs = check_inputs(
         items=items,
         users=users,
@@ -200,6 +206,7 @@ def build_release(
         user_ids = np.concatenate([inputs.user_ids, stranger(inputs.user_ids)])
         uncompiled = Uncompiled(inputs.settings, tables, models, user_ids)
         sources = make_sources(inputs, uncompiled)
+        inputs, uncompiled = solve_weights(inputs, uncompiled, sources)
         manifest = _manifest(goal, build_id, inputs, programs, tables, models, sources)
         _write_artefacts(artefacts, programs, tables, sources, build_id)
         release = Release(staging, manifest)

@@ -118,14 +118,14 @@ def _answer(
         candidates = [(candidate, True) for candidate in kept]
     else:
         candidates = near_cut(settings, sources, user, item_of, found, spare=spare)
-    tasks = _rank(uncompiled, tensors, [candidate for candidate, _ in candidates])
+    tasks = rank(uncompiled, tensors, [candidate for candidate, _ in candidates])
     rows = {candidate.row for candidate in kept}
     own = None if tasks is None else [t for (c, _), t in zip(candidates, tasks, strict=True) if c.row in rows]
     best = order(settings, item_of, kept, own, unknown=unknown, user=user)[: settings.k_max]
     return Answer(best, candidates, rows, tasks)
 
 
-def _rank(uncompiled: Uncompiled, user: Arrays, candidates: Sequence[Candidate]) -> list[list[float]] | None:
+def rank(uncompiled: Uncompiled, user: Arrays, candidates: Sequence[Candidate]) -> list[list[float]] | None:
     """Return the ranker's scores of candidates, one number a task: each is scored by itself."""
     model, width = uncompiled.models.ranker, uncompiled.settings.kept
     if model is None:

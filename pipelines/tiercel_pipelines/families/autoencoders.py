@@ -15,24 +15,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tiercel_serving.kinds import Settings
 from tiercel_serving.problems import BELOW_1, COUNT, Problem, Range, out_of_range
 
 from ..arrays.inputs import ModelInputs
 from ..arrays.pairs import IntArray, Pairs
-from ..errors import TrainingError
-from .descent import DESCENT, descend, seeded
+from .descent import DESCENT
 from .fitted import FittedVectors
 from .history_items import HISTORY, catalogue_tensor, history_items
 from .layers import PackedModule, with_inputs
-from .table import Course, Plan, RetrievalData
+from .table import RetrievalData
+from .vector_family import Epoch, VectorFamily
 
 #: Spread of the initial embeddings of the first and of the last layer.
 SPREAD = 0.05
@@ -89,7 +87,7 @@ class Bags:
         return total
 
 
-class AutoencoderFamily(Settings, frozen=True):
+class AutoencoderFamily(VectorFamily, frozen=True):
     """Base of the settings of an autoencoder over the bag of a user's items.
 
     Parameters
@@ -114,8 +112,8 @@ class AutoencoderFamily(Settings, frozen=True):
     max_epochs: int = 200
     patience: int = 20
 
-    form: ClassVar[str] = "vectors"
-    scale: ClassVar[float] = 1.0
+    #: How far β has risen is not drawn, and begins anew.
+    resumes: ClassVar[bool] = False
     #: The family's own numbers and their ranges.
     ranges: ClassVar[Mapping[str, Range]] = {}
 
@@ -141,43 +139,32 @@ class AutoencoderFamily(Settings, frozen=True):
         """Return the loss of a batch."""
         raise NotImplementedError
 
-    def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedVectors, Course]:
+    def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
         """Train on the users that had anything, block by block."""
         pairs, packed = data.pairs, data.packed
-        if not len(pairs):
-            raise TrainingError(f"{plan.label}: there are no interactions to learn from")
         users = np.flatnonzero(pairs.lengths)
         size = max(1, min(self.batch_size, _CELLS // packed.n_items))
         catalogue = catalogue_tensor(packed.item)
-        with seeded(plan.seed) as rng:
-            fitted = self._fresh(data.inputs)
-            network, items = fitted.user_tower, fitted.item_tower
-            assert isinstance(network, BagNetwork)
-            epochs = 0
+        network, items = fitted.user_tower, fitted.item_tower
+        epochs = 0
 
-            def epoch() -> Iterator[Tensor]:
-                nonlocal epochs
-                order = rng.permutation(users)
-                for start in range(0, len(order), size):
-                    bags = Bags.of(pairs, order[start : start + size], packed.n_items)
-                    first = network.seen(item_cat=catalogue)
-                    user = {name: torch.from_numpy(array[bags.users]) for name, array in packed.user.items()}
-                    progress = epochs + start / len(order)
-                    batch = Batch(bags, first, items(item_cat=catalogue), user, progress)
-                    yield self.loss(network, batch)
-                epochs += 1
+        def losses() -> Iterator[Tensor]:
+            nonlocal epochs
+            order = rng.permutation(users)
+            for start in range(0, len(order), size):
+                bags = Bags.of(pairs, order[start : start + size], packed.n_items)
+                first = network.seen(item_cat=catalogue)
+                user = {name: torch.from_numpy(array[bags.users]) for name, array in packed.user.items()}
+                progress = epochs + start / len(order)
+                yield self.loss(network, Batch(bags, first, items(item_cat=catalogue), user, progress))
+            epochs += 1
 
-            both = nn.ModuleList([network, items])
-            course = descend(self, both, fitted, epoch, plan, max_epochs=self.max_epochs)
-        return fitted, course
+        return losses
 
-    def _fresh(self, inputs: ModelInputs) -> FittedVectors:
+    def fresh(self, inputs: ModelInputs) -> FittedVectors:
+        """Return the network, and the last layer's vectors with their biases."""
         items = history_items(inputs, self.dimension, SPREAD, biased=True)
         return FittedVectors(self.network(inputs), items)
-
-    def load(self, folder: Path, inputs: ModelInputs) -> FittedVectors:
-        """Read the network and the item vectors."""
-        return self._fresh(inputs).restored(folder)
 
 
 @dataclass(frozen=True)

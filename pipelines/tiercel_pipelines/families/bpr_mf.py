@@ -10,28 +10,27 @@ of a user's is 1.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from tiercel_serving.kinds import Settings
 from tiercel_serving.problems import COUNT, Problem, Range, out_of_range
 
 from ..arrays.inputs import ModelInputs
 from .category_vectors import had_by_category, lacks_user_id, vector_models
-from .descent import DESCENT, descend, seeded
+from .descent import DESCENT
 from .fitted import FittedVectors
-from .table import Columns, Course, Plan, RetrievalData
+from .table import Columns, RetrievalData
+from .vector_family import Epoch, VectorFamily
 
 #: Spread of the initial vectors.
 _SPREAD = 0.1
 
 
-class BPRMF(Settings, frozen=True, tag="bpr_mf"):
+class BPRMF(VectorFamily, frozen=True, tag="bpr_mf"):
     """Bayesian personalised ranking.
 
     Parameters
@@ -56,9 +55,6 @@ class BPRMF(Settings, frozen=True, tag="bpr_mf"):
     max_epochs: int = 60
     patience: int = 5
 
-    form: ClassVar[str] = "vectors"
-    scale: ClassVar[float] = 1.0
-
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges."""
         ranges = {**DESCENT, "dimension": Range(2, whole=True), "batch_size": COUNT}
@@ -72,30 +68,26 @@ class BPRMF(Settings, frozen=True, tag="bpr_mf"):
         """Return that users have no id, if so."""
         return lacks_user_id(user, "BPRMF")
 
-    def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedVectors, Course]:
-        """Train both tables."""
-        had = had_by_category(data, plan.label)
+    def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
+        """Train both tables on each interaction against one item that its user did not have."""
+        had = had_by_category(data, label)
         users = np.repeat(np.arange(had.shape[0]), np.diff(had.indptr))
         listed = np.flatnonzero(np.diff(had.T.tocsr().indptr))
         keys = users * had.shape[1] + had.indices
-        with seeded(plan.seed) as rng:
-            fitted = vector_models(data.inputs, self.dimension, one=True)
-            both = nn.ModuleList([fitted.user_tower, fitted.item_tower])
-            _start(fitted.user_tower, users)
-            _start(fitted.item_tower, had.indices, biased=True)
+        _start(fitted.user_tower, users)
+        _start(fitted.item_tower, had.indices, biased=True)
 
-            def epoch() -> Iterator[Tensor]:
-                order = rng.permutation(len(users))
-                for start in range(0, len(order), self.batch_size):
-                    some = order[start : start + self.batch_size]
-                    other = rng.choice(listed, len(some))
-                    wanted = users[some] * had.shape[1] + other
-                    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-                    free = torch.from_numpy(keys[place] != wanted)
-                    yield self._loss(fitted, users[some], had.indices[some], other, free)
+        def losses() -> Iterator[Tensor]:
+            order = rng.permutation(len(users))
+            for start in range(0, len(order), self.batch_size):
+                some = order[start : start + self.batch_size]
+                other = rng.choice(listed, len(some))
+                wanted = users[some] * had.shape[1] + other
+                place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+                free = torch.from_numpy(keys[place] != wanted)
+                yield self._loss(fitted, users[some], had.indices[some], other, free)
 
-            course = descend(self, both, fitted, epoch, plan, max_epochs=self.max_epochs, rng=rng)
-        return fitted, course
+        return losses
 
     def _loss(self, fitted: Any, users: Any, items: Any, others: Any, free: Tensor) -> Tensor:
         """Return the mean over the pairs whose drawn item is ``free``: the user never had it."""
@@ -105,9 +97,9 @@ class BPRMF(Settings, frozen=True, tag="bpr_mf"):
         loss: Tensor = (losses * free).sum() / free.sum().clamp(min=1)
         return loss
 
-    def load(self, folder: Path, inputs: ModelInputs) -> FittedVectors:
-        """Read both tables."""
-        return vector_models(inputs, self.dimension, one=True).restored(folder)
+    def fresh(self, inputs: ModelInputs) -> FittedVectors:
+        """Return both tables."""
+        return vector_models(inputs, self.dimension, one=True)
 
 
 def _start(module: Any, seen: Any, *, biased: bool = False) -> None:

@@ -33,7 +33,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -41,18 +40,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tiercel_serving.kinds import Settings
 from tiercel_serving.problems import BELOW_1, COUNT, SHARE, Problem, Range, out_of_range
 
 from ..arrays.inputs import ModelInputs
 from ..arrays.pairs import BoolArray, IntArray, Pairs
-from ..errors import TrainingError
 from ..tasks.table import MASKED
-from .descent import DESCENT, descend, seeded
+from .descent import DESCENT
 from .fitted import FittedVectors
 from .history_items import HISTORY, HistoryItems, catalogue_tensor, history_items, latest
 from .layers import PackedModule, with_inputs
-from .table import Columns, Course, Plan, RetrievalData
+from .table import Columns, RetrievalData
+from .vector_family import Epoch, VectorFamily
 
 #: Spread of the initial embeddings.
 SPREAD = 0.02
@@ -61,7 +59,7 @@ SPREAD = 0.02
 _POOL = 32
 
 
-class SequenceFamily(Settings, frozen=True):
+class SequenceFamily(VectorFamily, frozen=True):
     """Base of the settings of a retrieval family that reads the history in its order.
 
     Parameters
@@ -102,9 +100,6 @@ class SequenceFamily(Settings, frozen=True):
     max_epochs: int = 100
     patience: int = 8
 
-    form: ClassVar[str] = "vectors"
-    #: Its scores are log-probabilities, up to a constant.
-    scale: ClassVar[float] = 1.0
     #: The family's own numbers and their ranges.
     ranges: ClassVar[Mapping[str, Range]] = {}
 
@@ -139,29 +134,21 @@ class SequenceFamily(Settings, frozen=True):
         """Return the network with fresh weights."""
         raise NotImplementedError
 
-    def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedVectors, Course]:
+    def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
         """Train on every place of every history."""
         pairs, packed = data.pairs, data.packed
-        if not len(pairs):
-            raise TrainingError(f"{plan.label}: there are no interactions to learn from")
-        with seeded(plan.seed) as rng:
-            fitted = self._fresh(data.inputs)
-            network, items = fitted.user_tower, fitted.item_tower
-            assert isinstance(network, SequenceNetwork)
-            assert isinstance(items, HistoryItems)
-            windows = Windows.cut(pairs, min(self.sequence_length, packed.history_length))
-            shown = packed.item["item_cat"][:, list(packed.history_places)]
+        network, items = fitted.user_tower, fitted.item_tower
+        windows = Windows.cut(pairs, min(self.sequence_length, packed.history_length))
+        shown = packed.item["item_cat"][:, list(packed.history_places)]
 
-            def epoch() -> Iterator[Tensor]:
-                for chosen in windows.batches(self.batch_size, rng):
-                    rows, wanted = windows.take(chosen, pairs.items, packed.n_items)
-                    states = network.states(torch.from_numpy(shown[rows[:, :-1]]))
-                    query = states[torch.from_numpy(wanted)]
-                    yield self._loss(query, torch.from_numpy(rows[wanted]), items, packed, rng)
+        def losses() -> Iterator[Tensor]:
+            for chosen in windows.batches(self.batch_size, rng):
+                rows, wanted = windows.take(chosen, pairs.items, packed.n_items)
+                states = network.states(torch.from_numpy(shown[rows[:, :-1]]))
+                query = states[torch.from_numpy(wanted)]
+                yield self._loss(query, torch.from_numpy(rows[wanted]), items, packed, rng)
 
-            both = nn.ModuleList([network, items])
-            course = descend(self, both, fitted, epoch, plan, max_epochs=self.max_epochs)
-        return fitted, course
+        return losses
 
     def _loss(
         self, query: Tensor, found: Tensor, items: HistoryItems, packed: Any, rng: np.random.Generator
@@ -182,13 +169,10 @@ class SequenceFamily(Settings, frozen=True):
             return sampled_cross_entropy(positive, scores, count)
         return generalised_bce(positive, scores, count, self.calibration)
 
-    def _fresh(self, inputs: ModelInputs) -> FittedVectors:
+    def fresh(self, inputs: ModelInputs) -> FittedVectors:
+        """Return the network and the item vectors that it reads."""
         items = history_items(inputs, self.dimension, SPREAD)
         return FittedVectors(self.network(inputs, items), items)
-
-    def load(self, folder: Path, inputs: ModelInputs) -> FittedVectors:
-        """Read the network and the item vectors."""
-        return self._fresh(inputs).restored(folder)
 
 
 class SequenceNetwork(PackedModule):

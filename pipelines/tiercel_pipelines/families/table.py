@@ -262,6 +262,10 @@ RETRIEVAL_FAMILIES: Kinds[RetrievalFamily] = Kinds(
         "slim": Kind("tiercel_pipelines.families.slim:SLIM"),
         "als": Kind("tiercel_pipelines.families.als:ALS"),
         "bpr_mf": Kind("tiercel_pipelines.families.bpr_mf:BPRMF"),
+        "biased_mf": Kind("tiercel_pipelines.families.biased_mf:BiasedMF"),
+        "softmax_dnn": Kind("tiercel_pipelines.families.softmax_dnn:SoftmaxDNN"),
+        "item2vec": Kind("tiercel_pipelines.families.item2vec:Item2Vec"),
+        "kmeans": Kind("tiercel_pipelines.families.kmeans:KMeans"),
         "sasrec": Kind("tiercel_pipelines.families.sasrec:SASRec"),
         "gru4rec": Kind("tiercel_pipelines.families.gru4rec:GRU4Rec"),
         "mult_vae": Kind("tiercel_pipelines.families.mult_vae:MultVAE"),
@@ -288,5 +292,6 @@ RANKING_FAMILIES: Kinds[RankingFamily] = Kinds(
         "din": Kind("tiercel_pipelines.families.din:DIN"),
         "bst": Kind("tiercel_pipelines.families.bst:BST"),
         "mmoe": Kind("tiercel_pipelines.families.mmoe:MMoE"),
+        "xgboost": Kind("tiercel_pipelines.families.xgboost:XGBoost", extra="xgboost"),
     },
 )

@@ -39,8 +39,9 @@ from .layers import (
     wrong_widths,
     zero_linear,
 )
+from .sparse_weights import telling_column
 from .table import Course, Plan, RetrievalData
-from .views import TrainingViews
+from .views import TrainingViews, drop_item_ids
 
 #: Spread of the initial embeddings that a history adds up; they carry most of what is learned.
 ITEM_SPREAD = 0.1
@@ -68,6 +69,9 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
     id_dropout
         Share of a user's category ids that training makes null or unknown, so that the model has
         something to say about users it does not know.
+    item_id_dropout
+        Share of a batch's items whose id training makes unknown, so that the other columns speak for items
+        that it does not know.
     learning_rate, weight_decay
         Of the optimiser.
     max_epochs, patience
@@ -85,6 +89,7 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
     history_dropout: float = 0.5
     dropout: float = 0.0
     id_dropout: float = 0.1
+    item_id_dropout: float = 0.0
     learning_rate: float = 1e-2
     weight_decay: float = 0.1
     max_epochs: int = 24
@@ -101,7 +106,7 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, layers that are none, and what is wrong with the task."""
         ranges = {**DESCENT, "dimension": COUNT, "embedding_dimension": COUNT}
-        ranges |= dict.fromkeys(("dropout", "history_dropout", "id_dropout"), BELOW_1)
+        ranges |= dict.fromkeys(("dropout", "history_dropout", "id_dropout", "item_id_dropout"), BELOW_1)
         wrong = [*out_of_range(self, ranges), *wrong_widths(self, "user_layers", "item_layers")]
         return wrong + task_problems(self.task, RETRIEVAL_TASKS)
 
@@ -119,11 +124,13 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
             towers = Towers(self, data.inputs)
             views = TrainingViews(pairs, packed, data.inputs.user, self.history_dropout, self.id_dropout)
             objective = self.task.start(pairs, packed.n_items)
+            place = telling_column(packed.item["item_cat"][:-1])[0]
 
             def epoch() -> Iterator[Tensor]:
                 for batch in objective.epoch(rng):
                     users = tensors(views.users(batch, rng), towers.user_tower.input_names)
                     items = {name: array[batch.items] for name, array in packed.item.items()}
+                    items = drop_item_ids(items, place, self.item_id_dropout, rng)
                     vectors = towers.item_tower(**tensors(items, towers.item_tower.input_names))
                     yield objective.loss(towers.user_tower(**users), vectors, batch)
 

@@ -79,3 +79,14 @@ def drop_ids(
     dropped = (rng.random(ids.shape) < share) & vocabulary
     ids[dropped] = rng.choice([NULL_ID, UNKNOWN_ID], size=int(dropped.sum()))
     return {**tensors, name: ids}
+
+
+def drop_item_ids(
+    tensors: dict[str, Array], place: int, share: float, rng: np.random.Generator
+) -> dict[str, Array]:
+    """Make the ids of a share of the items unknown: column ``place`` of ``item_cat [C, c]``."""
+    if share <= 0:
+        return tensors
+    ids = tensors["item_cat"].copy()
+    ids[rng.random(len(ids)) < share, place] = UNKNOWN_ID
+    return {**tensors, "item_cat": ids}

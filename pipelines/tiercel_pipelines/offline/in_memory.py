@@ -6,11 +6,11 @@ searched exactly. Users come in blocks, so that nothing is ever users × items.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
+import torch
 
 from tiercel_serving.columns import with_null_row
 from tiercel_serving.ranked import Mask, make_mask, sort_by_score
@@ -79,7 +79,8 @@ def open_source(
     """Make a source and open it, in memory; the parameters are those of :func:`make_source`."""
     with SOURCES.using(kind):
         artefact = make_source(kind, model, packed, pairs, candidates, rules)
-        return kind.open(artefact, packed.n_items, os.cpu_count() or 1)
+        # FAISS and torch share one count of threads, which must stay as whoever trains has it.
+        return kind.open(artefact, packed.n_items, torch.get_num_threads())
 
 
 def make_source(

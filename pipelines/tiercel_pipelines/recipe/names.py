@@ -23,6 +23,8 @@ PLAIN: Mapping[str, str] = {
     "Sequences": "tiercel_pipelines.data",
     "Synthetic": "tiercel_pipelines.data",
     "ServingSettings": "tiercel_serving.settings",
+    "Negatives": "tiercel_pipelines.tasks.negatives",
+    "Debiasing": "tiercel_pipelines.tasks.negatives",
     "PerRequest": "tiercel_serving.reorder.per_request",
     # The same settings with some fields changed.
     "replace": "msgspec.structs",

@@ -1,4 +1,4 @@
-"""``sampled_softmax``: each of a user's items against the other items of the batch."""
+"""``sampled_softmax``: each of a user's items against the batch's other items, or drawn ones, or both."""
 
 from __future__ import annotations
 
@@ -14,32 +14,38 @@ from tiercel_serving.problems import COUNT, POSITIVE, SHARE, Problem, Range, out
 
 from ..arrays.lists import FloatArray
 from ..arrays.pairs import BoolArray, IntArray, Pairs
+from .negatives import Debiasing, Draws, Negatives
 from .table import MASKED, RetrievalBatch
 
+_NONE = np.zeros(0, np.int64)
 
-class SampledSoftmax(Settings, frozen=True, tag="sampled_softmax"):
-    """In-batch sampled softmax with logQ correction; see :func:`sampled_softmax`.
+
+class BatchedTask(Settings, frozen=True):
+    """Base of the settings of retrieval tasks over batches that share their negatives.
 
     Parameters
     ----------
     temperature
         Inner products of unit vectors are divided by it.
-    logq_correction
-        Whether popular items, which are negatives more often, are corrected for.
     batch_size
-        Interactions in a batch; the other items of a batch are the negatives.
+        Interactions in a batch.
     positives
         T: how many interactions of one user share one query in a batch; the rest of the user's items
         is its history.
     context_dropout
         Share of the interactions whose context is hidden in training, since requests may come without.
+    negatives
+        Where negatives come from.
+    debiasing
+        How popular items are held back among the positives.
     """
 
     temperature: float = 0.2
-    logq_correction: bool = True
     batch_size: int = 4096
     positives: int = 16
     context_dropout: float = 0.3
+    negatives: Negatives = Negatives()
+    debiasing: Debiasing = Debiasing()
 
     @property
     def scale(self) -> float:
@@ -49,7 +55,27 @@ class SampledSoftmax(Settings, frozen=True, tag="sampled_softmax"):
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges."""
         ranges = {"temperature": POSITIVE, "batch_size": Range(2, whole=True), "positives": COUNT}
-        return list(out_of_range(self, {**ranges, "context_dropout": SHARE}))
+        wrong = list(out_of_range(self, {**ranges, "context_dropout": SHARE}))
+        for name, kind in (("negatives", Negatives), ("debiasing", Debiasing)):
+            value = getattr(self, name)
+            if isinstance(value, kind):
+                wrong += [problem.within(name) for problem in value.problems()]
+            else:
+                problem = f"expected {kind.__name__}(…), got {value!r}"
+                wrong.append(Problem(name, problem, f"write {name}={kind.__name__}()"))
+        return wrong
+
+
+class SampledSoftmax(BatchedTask, frozen=True, tag="sampled_softmax"):
+    """Sampled softmax with logQ correction; see :func:`sampled_softmax`.
+
+    Parameters
+    ----------
+    logq_correction
+        Whether popular items, which are negatives more often, are corrected for.
+    """
+
+    logq_correction: bool = True
 
     def start(self, pairs: Pairs, n_items: int) -> InBatch:
         """Return the task at work."""
@@ -63,11 +89,11 @@ class SampledBatch(RetrievalBatch):
     Parameters
     ----------
     counts
-        ``[C]`` how often each item was drawn; ``items`` are distinct and ascending.
+        ``[C]`` how often each item was drawn as a negative; ``items`` are distinct and ascending.
     positives, weights
-        ``[B, T]`` positions into ``items``, and 1 for a real positive, else 0.
+        ``[B, T]`` positions into ``items``, and what each positive weighs: 0 where there is none.
     hits
-        ``[B, C]`` True where the item is any positive of the row's user.
+        ``[B, C]`` True where the item is no negative: any positive of the row's user, or not drawn.
     """
 
     counts: FloatArray
@@ -76,35 +102,39 @@ class SampledBatch(RetrievalBatch):
     hits: BoolArray
 
 
-class InBatch:
-    """The task at work on some interactions with a catalogue of ``n_items``."""
+class Batches:
+    """Batches of some interactions with a catalogue of ``n_items``: what tasks that make them share."""
 
-    def __init__(self, settings: SampledSoftmax, pairs: Pairs, n_items: int) -> None:
-        self._settings, self._pairs, self._n_items = settings, pairs, n_items
-        counts = np.bincount(pairs.items, minlength=n_items)
-        log_q = np.log(np.maximum(counts, 1) / max(len(pairs), 1))
-        # The log probability [I] that a draw from a batch is the item.
-        self._log_q = torch.from_numpy(
-            (log_q if settings.logq_correction else np.zeros(n_items)).astype(np.float32)
-        )
+    def __init__(self, settings: BatchedTask, pairs: Pairs, n_items: int) -> None:
+        self._pairs, self._n_items, self._shared = pairs, n_items, settings
+        self._draws = Draws(settings.negatives, pairs, n_items)
+        self._item_weights = settings.debiasing.weights(pairs, n_items)
 
     def epoch(self, rng: np.random.Generator) -> Iterator[SampledBatch]:
         """Yield all groups in random order, as many at a time as hold about ``batch_size`` interactions."""
-        settings = self._settings
+        settings = self._shared
         groups = draw_groups(self._pairs, settings.positives, settings.context_dropout, rng)
+        left_out = settings.debiasing.left_out(self._pairs, self._n_items, rng)
+        if left_out is not None:
+            groups = groups.without(left_out)
         size = max(1, round(settings.batch_size * len(groups.users) / len(self._pairs)))
         order = rng.permutation(len(groups.users))
         for start in range(0, len(order), size):
-            yield self.batch(groups, order[start : start + size])
+            drawn = self._draws.draw(rng) if settings.negatives.drawn else _NONE
+            yield self.batch(groups, order[start : start + size], drawn)
 
-    def batch(self, groups: Groups, chosen: IntArray) -> SampledBatch:
-        """Build the batch of the chosen groups."""
+    def batch(self, groups: Groups, chosen: IntArray, drawn: IntArray = _NONE) -> SampledBatch:
+        """Build the batch of the chosen groups, with negatives ``[n]`` that were drawn for it."""
         users, targets = groups.users[chosen], groups.targets[chosen]
         real = targets >= 0
-        drawn = self._pairs.items[np.where(real, targets, 0)]
-        items, inverse, counts = np.unique(drawn[real], return_inverse=True, return_counts=True)
+        own = self._pairs.items[targets[real]]
+        items, inverse = np.unique(np.append(own, drawn), return_inverse=True)
         positives = np.zeros(targets.shape, dtype=np.int64)
-        positives[real] = inverse
+        positives[real] = inverse[: len(own)]
+        negative = inverse if self._shared.negatives.in_batch else inverse[len(own) :]
+        counts = np.bincount(negative, minlength=len(items))
+        weights = np.zeros(targets.shape, np.float32)
+        weights[real] = self._item_weights[own]
         return SampledBatch(
             contexts=groups.contexts[chosen],
             users=users,
@@ -112,8 +142,8 @@ class InBatch:
             items=items,
             counts=counts.astype(np.float32),
             positives=positives,
-            weights=real.astype(np.float32),
-            hits=self._hits(users, items),
+            weights=weights,
+            hits=self._hits(users, items) | (counts == 0),
         )
 
     def _hits(self, users: IntArray, items: IntArray) -> BoolArray:
@@ -125,9 +155,19 @@ class InBatch:
         hits[owner, column[rows]] = True
         return hits[:, :-1]
 
+
+class InBatch(Batches):
+    """The task at work."""
+
+    def __init__(self, settings: SampledSoftmax, pairs: Pairs, n_items: int) -> None:
+        super().__init__(settings, pairs, n_items)
+        self._settings = settings
+
     def loss(self, query: Tensor, vectors: Tensor, batch: SampledBatch) -> Tensor:
         """Return the sampled softmax of a batch."""
-        log_q = self._log_q[torch.from_numpy(batch.items)]
+        log_q = torch.zeros(len(batch.items))
+        if self._settings.logq_correction:
+            log_q = torch.from_numpy(self._draws.log_q(batch.items, int((batch.targets >= 0).sum())))
         arrays = (batch.counts, batch.positives, batch.hits, batch.weights)
         query = query / self._settings.temperature
         return sampled_softmax(query, vectors, log_q, *map(torch.from_numpy, arrays))
@@ -148,6 +188,12 @@ class Groups:
     contexts: IntArray
     users: IntArray
     targets: IntArray
+
+    def without(self, left_out: IntArray) -> Groups:
+        """Return the groups without some interactions, which stay in their users' histories."""
+        targets = np.where(np.isin(self.targets, left_out), -1, self.targets)
+        some = (targets >= 0).any(axis=1)
+        return Groups(self.contexts[some], self.users[some], targets[some])
 
 
 def draw_groups(pairs: Pairs, size: int, context_dropout: float, rng: np.random.Generator) -> Groups:

@@ -161,6 +161,8 @@ RETRIEVAL_TASKS: Kinds[RetrievalTask] = Kinds(
     "retrieval task",
     {
         "sampled_softmax": Kind("tiercel_pipelines.tasks.sampled_softmax:SampledSoftmax"),
+        "bpr": Kind("tiercel_pipelines.tasks.bpr:BPR"),
+        "binary_cross_entropy": Kind("tiercel_pipelines.tasks.binary_cross_entropy:BinaryCrossEntropy"),
     },
 )
 

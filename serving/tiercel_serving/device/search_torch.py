@@ -34,7 +34,7 @@ BLOCK_SCORES = 1 << 26
 MARGIN, HALF_MARGIN = 16, 128
 
 #: Items whose vectors are compared with one another at a time.
-_PIECE = 1 << 20
+_PIECE = 1 << 18
 
 _LOWEST = float("-inf")
 
@@ -90,20 +90,27 @@ class DeviceSearch:
         users, rows = mask.cells()
         masked = users, rows if self._position_of is None else self._position_of[rows]
         block = max(GROUP, self._block_scores // max(len(query), 1) // GROUP * GROUP)
-        rough = query.type(self.vectors.dtype)
+        rough = query
+        if self.vectors.dtype != torch.float32:
+            # Of length 1, so that no product leaves the range of half precision; the order is the same.
+            rough = torch.nn.functional.normalize(query, dim=1).type(self.vectors.dtype)
         parts = [
             self._best_of_block(rough, mask.allowed, masked, begin, min(begin + block, size), wanted)
             for begin in range(0, size, block)
         ]
         parts = parts or [torch.empty((len(query), 0), dtype=torch.int64, device=query.device)]
         scores, positions = read_keys(smallest(torch.cat(parts, dim=1), wanted))
-        positions = torch.where(torch.isneginf(scores), size, positions)
+        return self.best_of(query, torch.where(torch.isneginf(scores), size, positions), count)
+
+    def best_of(self, query: Tensor, positions: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return the best ``count`` of the given positions ``[B, M]``, as :meth:`nearest` does; A is none."""
+        size = len(self.vectors)
         scores = self.score_at(query, positions)
         rows = self.rows_at(torch.where(torch.isneginf(scores), size, positions))
         keys = smallest(sort_keys(scores, rows), count)
         missing = count - keys.shape[1]
         if missing > 0:
-            nothing = sort_keys(query.new_full((len(query), missing), _LOWEST), rows.new_tensor(self.items))
+            nothing = sort_keys(query.new_full((len(query), missing), _LOWEST), rows.new_full((), self.items))
             keys = torch.cat([keys, nothing], dim=1)
         return read_keys(keys)
 
@@ -114,9 +121,7 @@ class DeviceSearch:
             return torch.full(positions.shape, _LOWEST, device=query.device)
         found = self.vectors[positions.clamp(max=size - 1)].double()
         products = (found * query.double()[:, None]).sum(dim=2).float()
-        return products.nan_to_num(nan=_LOWEST, posinf=float("inf"), neginf=_LOWEST).masked_fill(
-            positions == size, _LOWEST
-        )
+        return _sortable(products).masked_fill(positions == size, _LOWEST)
 
     def rows_at(self, positions: Tensor) -> Tensor:
         """Return the catalogue rows of positions; position A is the pad row."""
@@ -136,17 +141,17 @@ class DeviceSearch:
         wanted: int,
     ) -> Tensor:
         """Return keys ``[B, n]`` of the best ``wanted`` at positions ``begin`` to ``end``, or of all."""
-        users, width = len(query), -(-(end - begin) // GROUP) * GROUP
-        # One cell more than the table has: there goes what is masked outside of this block.
-        cells = torch.full((users * width + 1,), _LOWEST, device=query.device)
+        users, size = len(query), end - begin
+        width = -(-size // GROUP) * GROUP
+        # One cell more than the table has: there goes what is masked outside of this block. The scores are
+        # written and read once each: of many users they are more than the vectors.
+        cells = query.new_empty(users * width + 1)
         scores = cells[:-1].view(users, width)
-        product = (query @ self.vectors[begin:end].T).float()
+        torch.mm(query, self.vectors[begin:end].T, out=scores[:, :size])
+        scores[:, size:] = _LOWEST
         if allowed is not None:
             own = allowed[:, begin:end] if self._row_of is None else allowed[:, self._row_of[begin:end]]
-            product = product.masked_fill(~own, _LOWEST)
-        torch.nan_to_num(
-            product, nan=_LOWEST, posinf=float("inf"), neginf=_LOWEST, out=scores[:, : end - begin]
-        )
+            scores[:, :size].masked_fill_(~own, _LOWEST)
         user, position = masked
         inside = (position >= begin) & (position < end)
         cells.index_fill_(0, torch.where(inside, user * width + position - begin, users * width), _LOWEST)
@@ -154,11 +159,16 @@ class DeviceSearch:
         # that comes before all of that other's.
         groups = scores.view(users, -1, GROUP)
         numbers = torch.arange(groups.shape[1], device=query.device)
-        _, best = read_keys(smallest(sort_keys(groups.amax(dim=2), numbers), wanted))
+        _, best = read_keys(smallest(sort_keys(_sortable(groups.amax(dim=2)), numbers), wanted))
         inner = torch.arange(GROUP, device=query.device)
-        found = groups.gather(1, best[:, :, None].expand(-1, -1, GROUP))
+        found = _sortable(groups.gather(1, best[:, :, None].expand(-1, -1, GROUP)))
         places = begin + best[:, :, None] * GROUP + inner
         return smallest(sort_keys(found, places).view(users, -1), wanted)
+
+
+def _sortable(scores: Tensor) -> Tensor:
+    """Return scores as float32; the NaN of a broken model is -inf."""
+    return scores.float().nan_to_num(nan=_LOWEST, posinf=float("inf"), neginf=_LOWEST)
 
 
 def most_alike(vectors: Tensor) -> int:

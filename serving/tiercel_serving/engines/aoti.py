@@ -117,7 +117,7 @@ class AotiEngine:
         remedy = "export again with this version, on such a machine"
         bound.check(file, tuple(outputs), str(torch.__version__), device_name(device), remedy)
         torch.set_num_threads(threads)
-        self._loader = _load(file, device)
+        self._loader = load_package(file, device)
         self._run: Any = self._loader.run
         if device == "cuda":
             from .graphs_torch import GraphedRun
@@ -151,7 +151,14 @@ class AotiEngine:
         del self._loader, self._run
 
 
-def _load(file: Path, device: str) -> Any:
+def load_package(file: Path, device: str) -> Any:
+    """Return what runs a package.
+
+    Raises
+    ------
+    ArtefactCorrupt
+        It is none, or this machine can't unpack it.
+    """
     import torch
 
     index = torch.cuda.current_device() if device == "cuda" else -1

@@ -38,6 +38,14 @@ class OnnxCuda(Onnx):
     """The same file in ONNX Runtime's CUDA provider."""
 
     device: ClassVar[str] = "cuda"
+    takes_stream: ClassVar[bool] = True
+
+    @classmethod
+    def open(
+        cls, file: Path, outputs: Sequence[str], *, threads: int = 1, stream: int | None = None
+    ) -> OnnxEngine:
+        """Open an ONNX file, to run on a CUDA stream; see :class:`~.table.OnStream`."""
+        return OnnxEngine(file, outputs, threads, on_stream(PROVIDERS[cls.device], stream))
 
     @classmethod
     def unmakeable(cls) -> str | None:
@@ -57,6 +65,16 @@ PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cpu": ("CPUExecutionProvider", {}),
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
 }
+
+
+def on_stream(provider: tuple[str, dict[str, Any]], stream: int | None) -> tuple[str, dict[str, Any]]:
+    """Return a row of :data:`PROVIDERS` that works on a CUDA stream; None is a stream of its own.
+
+    What others put on the stream before is done before, and nothing must be waited for in between.
+    """
+    name, options = provider
+    given = {"has_user_compute_stream": "1", "user_compute_stream": str(stream)}
+    return name, options if stream is None else {**options, **given}
 
 
 #: ONNX Runtime's name of a tensor's type → NumPy's.
@@ -125,6 +143,11 @@ class OnnxEngine:
         self.inputs = tuple(put.name for put in self._session.get_inputs())
         self.outputs = tuple(outputs)
         self._wanted = list(outputs)
+        # On a stream that is the caller's, what comes after is in order by itself.
+        self._unwaited: Any = None
+        if "user_compute_stream" in provider_options:
+            self._unwaited = onnxruntime.RunOptions()
+            self._unwaited.add_run_config_entry("disable_synchronize_execution_providers", "1")
         there = [*self._session.get_inputs(), *self._session.get_outputs()]
         check_outputs(file, self.outputs, tuple(put.name for put in self._session.get_outputs()))
         self._dtypes = {put.name: NUMPY_TYPES[put.type] for put in there if put.type in NUMPY_TYPES}
@@ -152,7 +175,7 @@ class OnnxEngine:
             dtype_there = torch.from_numpy(np.empty(0, dtype)).dtype
             out = made[name] = torch.empty((batch, *dims), dtype=dtype_there, device=device)
             binding.bind_output(name, kind, number, dtype, tuple(out.shape), out.data_ptr())
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, self._unwaited)
         return made
 
     def close(self) -> None:

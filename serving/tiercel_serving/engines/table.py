@@ -111,6 +111,13 @@ class BuiltKind(EngineKind, Protocol):
 
 
 @runtime_checkable
+class OnStream(EngineKind, Protocol):
+    """A kind whose ``open`` takes ``stream``: the CUDA stream, as a number, that its engine shall work on."""
+
+    takes_stream: ClassVar[bool]
+
+
+@runtime_checkable
 class TakesTensors(Engine, Protocol):
     """An opened model that reads and gives torch tensors on its device, without a copy to the host."""
 

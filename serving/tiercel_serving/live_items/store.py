@@ -27,7 +27,6 @@ from tiercel_client.values import convert_ids, sequence
 
 from ..errors import InvalidSettings
 from ..release.opened import Release, open_release
-from ..repository.targets import find_target
 from ..stores.chosen import read_store
 from ..stores.schema import check_utf8
 from ..stores.table import Records, StoreKind
@@ -70,7 +69,7 @@ class ItemStore:
         Raises
         ------
         InvalidSettings
-            The release has no store that is written to, and none is given; or its stages run on a device.
+            The release has no store that is written to, and none is given.
         ReleaseError, StoreError, MachineFault
             It can't be opened.
         """
@@ -82,12 +81,6 @@ class ItemStore:
                 f"{opened.path}: this release keeps nothing that is written; name a store "
                 "(--store embedded:FOLDER or --store redis:HOST:PORT, here and at `tiercel serve`), or give "
                 "its recipe one"
-            )
-        target = opened.manifest.target
-        if find_target(target).device is not None:
-            raise InvalidSettings(
-                f"{opened.path}: stages of target {target!r} keep the items that they opened on their "
-                "device, and learn of no others; export again with the new items, or with --target cpu"
             )
         return cls(opened, records)
 

@@ -18,7 +18,6 @@ from ..features import FeatureProgram
 from ..live_items.overlay import Overlays
 from ..live_items.table import LiveItemTable
 from ..live_items.watch import TOWER_ENGINE, LiveItems, item_tower
-from ..repository.targets import find_target
 from ..settings import ServingSettings
 from ..spec import StageSpec
 from ..stages.specs import stage_specs
@@ -71,24 +70,19 @@ class Release:
 
     @property
     def is_live(self) -> bool:
-        """Whether users may change while it serves: a store is there to be written to."""
+        """Whether users and items may change while it serves: a store is there to be written to."""
         return self.store_kind.history_most > 0
-
-    @property
-    def has_live_items(self) -> bool:
-        """Whether items may too. Stages on a device keep the items that they opened there."""
-        return self.is_live and find_target(self.manifest.target).device is None
 
     @property
     def room(self) -> int:
         """How many items may be put while it serves; their rows lie before the pad row."""
-        return self.settings.added_items if self.has_live_items else 0
+        return self.settings.added_items if self.is_live else 0
 
     @cached_property
     def items(self) -> ItemTable:
         """The items; with a store, those that are new or changed among them."""
         artefact, own = self.artefact("items", "items"), self.manifest.catalogue.items
-        return LiveItemTable(artefact, own, self.room) if self.has_live_items else ItemTable(artefact, own)
+        return LiveItemTable(artefact, own, self.room) if self.is_live else ItemTable(artefact, own)
 
     @cached_property
     def live_items(self) -> LiveItems | None:

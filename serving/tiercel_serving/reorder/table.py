@@ -12,7 +12,7 @@ from ..columns import Column
 from ..kinds import Kind, Kinds
 from ..problems import Problem
 from ..ranked import Scores
-from ..spec import Arrays
+from ..spec import Array, Arrays
 
 
 class Step(Protocol):
@@ -109,6 +109,15 @@ class ReorderKind(Protocol):
 
 
 @runtime_checkable
+class Solved(Protocol):
+    """A kind of step with numbers that an export solves, over the scores of some users' candidates."""
+
+    def solved(self, lists: Sequence[Array], k: int) -> ReorderKind:
+        """Return the step with its numbers, of each user's scores ``[n, T]`` float32, and an answer's k."""
+        ...
+
+
+@runtime_checkable
 class NamesTasks(ReorderKind, Protocol):
     """A kind that may name the ranker's tasks, where a served one counts them."""
 
@@ -146,6 +155,7 @@ REORDER: Kinds[ReorderKind] = Kinds(
         "weighted_sum": Kind(
             "tiercel_serving.reorder.weighted_sum:WeightedSum", on_device=_ELEMENTWISE + "TensorWeightedSum"
         ),
+        "constrained_sum": Kind("tiercel_serving.reorder.constrained_sum:ConstrainedSum"),
         "freshness": Kind(
             "tiercel_serving.reorder.freshness:Freshness", on_device=_ELEMENTWISE + "TensorFreshness"
         ),

@@ -17,9 +17,11 @@ import msgspec
 from ..engines.table import ENGINES, query_engine
 from ..release.manifest import Manifest
 from ..release.opened import Release
+from ..reorder.table import REORDER
 from ..spec import StageSpec, TensorSpec, model_inputs
 from ..stages.engine import model_of
-from ..stages.specs import QUERY_PREFIX, RANKING
+from ..stages.specs import ORDERING, QUERY_PREFIX, RANKING, RETRIEVAL
+from ..stages.table import row_of
 from .engine_models import instance_kind, own_backend
 from .graph import PROPENSITY, PYTHON, RECOMMEND_OUTPUTS, graph_stages, model_outputs, needed_steps
 from .targets import find_target, model_groups
@@ -34,12 +36,15 @@ HOST = "cpu"
 _PUBLIC = (*RECOMMEND_OUTPUTS, PROPENSITY)
 
 #: What computes a stage that is no engine.
-NUMPY = "NumPy"
+NUMPY, TORCH = "NumPy", "torch"
+
+#: What the first stage says of items that must not come; retrieval on a device carries it there.
+EXCLUDED_ROW = "excluded_row"
 
 
 @dataclass(frozen=True)
 class PlacedStage:
-    """A stage: its name, what computes it (an engine's row, or NumPy), and on which device."""
+    """A stage: its name, what computes it (an engine's row, NumPy or torch), and on which device."""
 
     name: str
     by: str
@@ -99,10 +104,9 @@ def place(release: Release) -> Placement:
     steps = needed_steps(groups, {m: model_outputs(release, groups[m]) for m in groups}, _PUBLIC)
     served = {model: groups[model] for model, _ in steps}
     models = tuple(_model(release, name, stages) for name, stages in served.items())
-    devices = {stage.name: stage.device for model in models for stage in model.stages}
-    copies = (copy for stages in served.values() for stage in stages for copy in _copies(stage, devices))
+    copies = tuple(copy for model in models for copy in _copies(release, model, served))
     hops = tuple(_hops(served))
-    return Placement(manifest.name, manifest.target, manifest.layout, models, hops, tuple(copies))
+    return Placement(manifest.name, manifest.target, manifest.layout, models, hops, copies)
 
 
 def placed_otherwise(manifest: Manifest, target: str, layout: str, engine: str | None = None) -> Manifest:
@@ -147,16 +151,64 @@ def _model(release: Release, name: str, stages: Sequence[StageSpec]) -> PlacedMo
 
 
 def _stage(release: Release, name: str) -> PlacedStage:
-    if name != RANKING and not name.startswith(QUERY_PREFIX):
+    if is_engine(name):
+        engine = model_of(name, release).engine
+        return PlacedStage(name, engine, ENGINES.find(engine).device)
+    device = find_target(release.manifest.target).device
+    if device is None or row_of(name).on_device is None:
         return PlacedStage(name, NUMPY, HOST)
-    engine = model_of(name, release).engine
-    return PlacedStage(name, engine, ENGINES.find(engine).device)
+    steps = [REORDER.name_of(step) for step in release.settings.reorder] if name == ORDERING else []
+    without = [step for step in steps if REORDER.rows[step].on_device is None]
+    if without:
+        return PlacedStage(name, f"{NUMPY}, for {', '.join(without)} runs on the host alone", HOST)
+    return PlacedStage(name, TORCH, device)
 
 
-def _copies(stage: StageSpec, devices: Mapping[str, str]) -> Iterator[Copy]:
-    if devices[stage.name] != HOST:
-        yield Copy(stage.name, True, stage.inputs)
-        yield Copy(stage.name, False, stage.outputs)
+def is_engine(stage: str) -> bool:
+    """Whether a stage is a dense model in an engine."""
+    return stage == RANKING or stage.startswith(QUERY_PREFIX)
+
+
+def _copies(
+    release: Release, model: PlacedModel, served: Mapping[str, Sequence[StageSpec]]
+) -> Iterator[Copy]:
+    """Yield the copies of a Triton model, in the order in which they are made.
+
+    What comes into a model and leaves it is on the host. Where the target keeps tensors on a device, each
+    crosses when a stage first asks for it on the other side; elsewhere every engine copies for itself.
+    """
+    keeps = find_target(release.manifest.target).device not in (None, HOST) and model.backend == PYTHON
+    host = {tensor.name for tensor in model_inputs(served[model.name])}
+    there: set[str] = set()
+    for stage, spec in zip(model.stages, served[model.name], strict=True):
+        if stage.device == HOST:
+            missing = tuple(tensor for tensor in spec.inputs if tensor.name not in host)
+            if missing:
+                yield Copy(stage.name, False, missing)
+            host |= {tensor.name for tensor in (*missing, *spec.outputs)}
+            continue
+        wanted = spec.inputs if is_engine(stage.name) else _carried(stage.name, spec)
+        missing = tuple(tensor for tensor in wanted if tensor.name not in there)
+        if missing:
+            yield Copy(stage.name, True, missing)
+        leaving = spec.outputs if not keeps else _leaving(model.name, spec, served)
+        if leaving:
+            yield Copy(stage.name, False, leaving)
+        host |= {tensor.name for tensor in leaving}
+        there |= {tensor.name for tensor in (*wanted, *spec.outputs)} if keeps else set()
+
+
+def _carried(stage: str, spec: StageSpec) -> tuple[TensorSpec, ...]:
+    """Return what a stage on a device reads of the host's: the items that must not come."""
+    return tuple(tensor for tensor in spec.inputs if stage == RETRIEVAL and tensor.name == EXCLUDED_ROW)
+
+
+def _leaving(
+    model: str, spec: StageSpec, served: Mapping[str, Sequence[StageSpec]]
+) -> tuple[TensorSpec, ...]:
+    """Return which outputs of a stage leave its Triton model: for others, or as the answer."""
+    others = {tensor.name for name in served if name != model for tensor in model_inputs(served[name])}
+    return tuple(tensor for tensor in spec.outputs if tensor.name in others or tensor.name in _PUBLIC)
 
 
 def _hops(served: Mapping[str, Sequence[StageSpec]]) -> Iterator[Hop]:

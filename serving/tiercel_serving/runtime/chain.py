@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..device.crossing import Crossing
-from ..errors import KindUnavailable, RequestError, StageFailed
+from ..errors import InvalidSettings, KindUnavailable, RequestError, StageFailed
 from ..live_items.watch import LiveItems
 from ..release.opened import Release, open_release
 from ..repository.targets import find_target
@@ -75,11 +75,18 @@ class Chain:
         ------
         DeviceUnavailable
             The release is for a GPU, and there is none that can be used.
+        InvalidSettings
+            It is, and has room for new items.
         """
         opened = release if isinstance(release, Release) else open_release(release)
         if names is None:
             names = [name for name in opened.stages if name not in BESIDE]
         place = open_place(opened, names, gpu)
+        if place is not None and opened.room:
+            raise InvalidSettings(
+                f"settings.added_items: {opened.room}, but stages on a device (target "
+                f"{opened.manifest.target!r}) take no new items; leave it 0, or export with --target cpu"
+            )
         stages = [build_stage(name, opened, place) for name in names]
         renewed = any(isinstance(one, Renews) for one in stages)
         return cls(stages, place, opened.live_items if renewed else None)

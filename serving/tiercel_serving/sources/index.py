@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..errors import ArtefactCorrupt, InvalidSettings, KindUnavailable
 from ..kinds import Settings, mistyped
 from ..machine import fault_of
-from ..problems import POSITIVE, Problem, Range, choose, out_of_range
+from ..problems import COUNT_OR_0, POSITIVE, Problem, Range, choose, out_of_range
 from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
@@ -66,6 +66,9 @@ class Index(Settings, frozen=True, tag="index"):
     precision
         In what the vectors lie on a device, for targets whose stages run there: ``float32``, ``float16`` or
         ``bfloat16``. What that costs in recall is measured at export.
+    exact_on_device
+        There, more items than this are searched by the index that ``factory`` made, in faiss-gpu (an HNSW as
+        CAGRA); None looks at every vector.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Index(Settings, frozen=True, tag="index"):
     parameters: Mapping[str, int | float] = {}
     min_recall: float = 0.99
     precision: str = "float32"
+    exact_on_device: int | None = None
 
     personal: ClassVar[bool] = True
     form: ClassVar[str | None] = "vectors"
@@ -91,6 +95,9 @@ class Index(Settings, frozen=True, tag="index"):
         if self.precision not in PRECISIONS:
             problem = f"there is no precision {self.precision!r}"
             wrong.append(Problem("precision", problem, choose(self.precision, PRECISIONS)))
+        if self.exact_on_device is not None and not COUNT_OR_0.holds(self.exact_on_device):
+            problem = f"expected {COUNT_OR_0} or None, got {self.exact_on_device!r}"
+            wrong.append(Problem("exact_on_device", problem, "give such a number of items"))
         if not self.factory:
             wrong.append(Problem("factory", "expected a FAISS factory, got none", "use 'Flat'"))
         elif few := _TOO_FEW.search(self.factory):

@@ -1,10 +1,12 @@
-"""``index`` on a device: exact search over vectors that live there."""
+"""``index`` on a device: vectors that live there, searched exactly or by FAISS."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import msgspec
 import numpy as np
 from torch import Tensor
 
@@ -12,18 +14,29 @@ from ..device.masks_torch import TensorMask
 from ..device.place_torch import Place
 from ..device.search_torch import DTYPES, DeviceSearch
 from ..release.artefacts import Artefact
-from .index import Index
+from .faiss_torch import FaissSearch, open_faiss
+from .index import INDEX_FILE, Index, read_index
+from .search import Profile
 
 
 class IndexTensors:
-    """Item vectors on a device with exact search over them, whatever index was built for the CPU."""
+    """Item vectors on a device: searched exactly, above the recipe's size by the export's index in FAISS."""
 
     def __init__(self, kind: Index, artefact: Artefact, items: int, place: Place) -> None:
         self._query = kind.query
         rows = artefact.arrays.get("rows")
         vectors = artefact.array("vectors", items if rows is None else len(rows))
         there = None if rows is None else place.table(np.asarray(rows, np.int64))
-        self._search = DeviceSearch(place.table(vectors, DTYPES[kind.precision]), there, items)
+        self._exact = DeviceSearch(place.table(vectors, DTYPES[kind.precision]), there, items)
+        self._search: DeviceSearch | FaissSearch = self._exact
+        if (
+            kind.exact_on_device is not None
+            and len(vectors) > kind.exact_on_device
+            and "profile" in artefact.meta
+        ):
+            profile = msgspec.convert(artefact.meta["profile"], Profile)
+            read = partial(read_index, artefact.file(INDEX_FILE), vectors)
+            self._search = open_faiss(self._exact, read, profile, kind.factory, place)
 
     def candidates(self, arrays: Mapping[str, Any], mask: TensorMask, count: int) -> tuple[Tensor, Tensor]:
         """Return the nearest ``count`` that the mask allows."""
@@ -31,4 +44,4 @@ class IndexTensors:
 
     def score(self, arrays: Mapping[str, Any], rows: Tensor) -> Tensor:
         """Return the inner products of queries with any items ``[B, M]``."""
-        return self._search.score_at(arrays[self._query], self._search.positions_of(rows))
+        return self._exact.score_at(arrays[self._query], self._exact.positions_of(rows))

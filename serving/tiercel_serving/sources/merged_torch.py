@@ -99,16 +99,17 @@ class MergedTensorSources:
         # A single source that leaves something empty has no more.
         alone = [place for place, _ in self._shares if len(self._shares) == 1 and place != self._fallback]
         self._fillers = [place for place in settings.fillers if place not in alone]
+        codes = [place + 1 for place, quota in self._shares for _ in range(quota)]
+        codes += [place + 1 for place in self._fillers for _ in range(self.count)]
+        self._codes = torch.tensor(codes, dtype=torch.int32, device=device)
 
     def personal(self, arrays: Mapping[str, Any], mask: TensorMask) -> Candidates:
         """Return the candidates of users of whom something is known; the mask is added to."""
         parts: list[tuple[Tensor, Tensor]] = []
-        codes: list[int] = []
         for place, quota in self._shares:
             if parts:
                 mask.add(parts[-1][1])
             parts.append(self._scaled(place, arrays, *self._sources[place].candidates(arrays, mask, quota)))
-            codes += [place + 1] * quota
         for place in self._fillers:
             found = torch.cat([rows for _, rows in parts], dim=1) != self._pad
             mask.add(parts[-1][1])
@@ -118,9 +119,8 @@ class MergedTensorSources:
             unwanted = torch.arange(self.count, device=self._device) >= missing
             rows, scores = rows.masked_fill(unwanted, self._pad), scores.masked_fill(unwanted, _LOWEST)
             parts.append(self._scaled(place, arrays, scores, rows))
-            codes += [place + 1] * self.count
         scores, rows = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))
-        source = torch.tensor(codes, dtype=torch.int32, device=self._device).expand(rows.shape)
+        source = self._codes.expand(rows.shape)
         order = self._order(scores, rows, source)[:, : self.count]
         return self._blank(scores.gather(1, order), rows.gather(1, order), source.gather(1, order))
 

@@ -236,6 +236,7 @@ SOURCES: Kinds[SourceKind] = Kinds(
         ),
         "item_weights": Kind("tiercel_serving.sources.item_weights:ItemWeights"),
         "user_neighbours": Kind("tiercel_serving.sources.user_neighbours:UserNeighbours"),
+        "lists": Kind("tiercel_serving.sources.lists:Lists"),
         "popular": Kind(
             "tiercel_serving.sources.popular:Popular",
             on_device="tiercel_serving.sources.popular_torch:PopularTensors",

@@ -75,7 +75,12 @@ class UserNeighbours(Settings, frozen=True, tag="user_neighbours"):
 
     def open(self, artefact: Artefact, items: int, threads: int) -> Neighbours:
         """Open both matrices."""
-        return Neighbours({name: artefact.array(name) for name in _FORM}, items)
+        arrays = {name: artefact.array(name) for name in _FORM}
+        if artefact.room:
+            # Nobody has had a new item.
+            arrays["offsets"] = np.append(arrays["offsets"], np.repeat(arrays["offsets"][-1:], artefact.room))
+            arrays["weights"] = np.append(arrays["weights"], np.zeros(artefact.room, np.float32))
+        return Neighbours(arrays, items)
 
     def reference(
         self, arrays: Mapping[str, Array], user: UserTensors, allowed: npt.NDArray[np.bool_], count: int

@@ -32,6 +32,11 @@ class ChangedItems:
         # What fails a rule by now is masked before the search, as all that failed it at the export.
         self._out = np.union1d(overlay.withdrawn, overlay.rows[~passing])
 
+    @property
+    def out(self) -> Rows:
+        """``[n]`` rows that must come to nobody."""
+        return self._out
+
     def mask(self, mask: Mask) -> None:
         """Mask what must not come."""
         if len(self._out):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engines.buckets import BucketedEngine
-from ..engines.table import ENGINES, BuiltKind, Engine
+from ..engines.table import ENGINES, BuiltKind, Engine, OnStream
 from ..errors import ArtefactCorrupt, KindUnavailable
 from ..release.manifest import QueryModel, RankingModel
 from ..release.opened import Release
@@ -29,8 +29,8 @@ def engine_names(release: Release) -> list[str]:
     return names
 
 
-def open_engine(name: str, release: Release) -> Engine:
-    """Open the engine of a stage, or the ranker for fewer candidates by itself.
+def open_engine(name: str, release: Release, stream: int | None = None) -> Engine:
+    """Open the engine of a stage, or the ranker for fewer candidates by itself, to work on a CUDA stream.
 
     Raises
     ------
@@ -43,14 +43,14 @@ def open_engine(name: str, release: Release) -> Engine:
     """
     buckets = release.settings.kept_buckets
     if name != RANKING or not buckets:
-        return _open_one(name, release)
+        return _open_one(name, release, stream)
     pad = release.manifest.catalogue.items
     tensors = Tensors(release.settings, release.manifest.catalogue, release.manifest.packed)
-    smaller = {k: _open_one(bucket_name(k), release) for k in buckets}
-    return BucketedEngine(_open_one(RANKING, release), smaller, tensors.by_candidate, pad)
+    smaller = {k: _open_one(bucket_name(k), release, stream) for k in buckets}
+    return BucketedEngine(_open_one(RANKING, release, stream), smaller, tensors.by_candidate, pad)
 
 
-def _open_one(name: str, release: Release) -> Engine:
+def _open_one(name: str, release: Release, stream: int | None) -> Engine:
     spec, model = release.stages[RANKING if is_ranker(name) else name], model_of(name, release)
     outputs = tuple(tensor.name for tensor in spec.outputs)
     try:
@@ -60,7 +60,8 @@ def _open_one(name: str, release: Release) -> Engine:
         later = isinstance(kind, BuiltKind) and artefact.path is not None
         file: Path = artefact.path / kind.file if later else artefact.file(kind.file)
         with ENGINES.using(model.engine):
-            engine: Engine = kind.open(file, outputs, threads=release.settings.engine_threads)
+            options = {"stream": stream} if stream is not None and isinstance(kind, OnStream) else {}
+            engine: Engine = kind.open(file, outputs, threads=release.settings.engine_threads, **options)
     except KindUnavailable as error:
         raise KindUnavailable(f"stage {name}: {error}") from error
     expected = set(model.inputs)

@@ -45,7 +45,7 @@ def open_stage(name: str, release: Release, place: Place) -> TensorEngineStage |
     if kind.device != place.device.type:
         return EngineStage(name, release)
     with place.here():
-        engine = open_engine(name, release)
+        engine = open_engine(name, release, None if place.stream is None else place.stream.cuda_stream)
     if not isinstance(engine, TakesTensors):
         engine.close()
         return EngineStage(name, release)

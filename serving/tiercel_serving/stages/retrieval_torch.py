@@ -84,6 +84,9 @@ class TensorRetrieval(Retrieval):
             base + self._pad,
         ]
         most = int(limits.counts.max(initial=0)) + limits.excluded.shape[1]
+        if limits.changed is not None and len(limits.changed.out):
+            cells.append((limits.changed.out + base[:, None]).reshape(-1))
+            most += len(limits.changed.out)
         allowed = None if limits.allowed is None else self._place.put(limits.allowed)
         there = self._place.put(np.concatenate(cells))
         return TensorMask(users, self._pad, there, most, allowed, lambda: limits.mask(self._pad))

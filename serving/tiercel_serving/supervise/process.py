@@ -184,10 +184,10 @@ class TritonServer:
         """
         if self._stopped.is_set() or self._process is None:
             raise ServerFailed("this server was stopped; start another")
-        status = self._process.poll()
+        gone = self._members.difference(guard.group_members(self.pid)) if self._members else ()
+        status = self._process.poll()  # after the members: Triton is one, and may die in between
         if status is not None:
             raise self._failure(f"Triton {exit_text(status)} while it was serving")
-        gone = self._members.difference(guard.group_members(self.pid)) if self._members else ()
         if gone:
             raise self._failure(
                 f"Triton's Python stub process {min(gone)} died, and Triton does not restart it; "

@@ -7,10 +7,10 @@ TensorRT.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from .build import make_logger, network_sha256
 from .cuda import Device, ask, find_device
 from .flavours import Flavour, Module
 from .specification import BuildSpecification
+
+if TYPE_CHECKING:
+    import torch
 
 #: What to do about a plan that does not fit.
 REBUILD = "run `tiercel build-engines RELEASE` on this machine"
@@ -155,6 +158,50 @@ class PlanEngine:
         InvalidRequest
             The batch is larger than the plan's profile allows.
         """
+        batch, kinds = self._batch(arrays), self._cudart.cudaMemcpyKind
+        for buffer in self._in:
+            rows = buffer.rows(batch)
+            np.copyto(rows, arrays[buffer.name], casting="same_kind")
+            self._copy(buffer.device, buffer.pinned, rows.nbytes, kinds.cudaMemcpyHostToDevice)
+            self._context.set_tensor_address(buffer.name, buffer.device)
+            self._context.set_input_shape(buffer.name, rows.shape)
+        for buffer in self._out.values():
+            self._context.set_tensor_address(buffer.name, buffer.device)
+        self._start(batch, int(self._stream))
+        for name in self.outputs:
+            buffer = self._out[name]
+            size = buffer.rows(batch).nbytes
+            self._copy(buffer.pinned, buffer.device, size, kinds.cudaMemcpyDeviceToHost)
+        ask(self._cudart, "cudaStreamSynchronize", self._stream)
+        return {name: self._out[name].rows(batch).copy() for name in self.outputs}
+
+    def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run the plan on torch's tensors where they are, on torch's stream, without waiting for it.
+
+        Raises
+        ------
+        InvalidRequest
+            As :meth:`run` says.
+        """
+        import torch
+
+        batch = self._batch(tensors)
+        # What is read must live until the plan is started; after that torch keeps it for its stream.
+        given = {name: tensors[name].contiguous() for name in self.inputs}
+        for name, tensor in given.items():
+            self._context.set_tensor_address(name, tensor.data_ptr())
+            self._context.set_input_shape(name, tuple(tensor.shape))
+        device, made = tensor.device, {}
+        for name, buffer in self._out.items():
+            like = torch.from_numpy(buffer.rows(0))
+            made[name] = torch.empty((batch, *like.shape[1:]), dtype=like.dtype, device=device)
+            self._context.set_tensor_address(name, made[name].data_ptr())
+        on_gpu = device.type == "cuda"
+        self._start(batch, torch.cuda.current_stream().cuda_stream if on_gpu else int(self._stream))
+        return {name: made[name] for name in self.outputs}
+
+    def _batch(self, arrays: Mapping[str, Any]) -> int:
+        """Return how many users there are; refuse more than the plan takes."""
         batch = len(arrays[self.inputs[0]])
         if batch > self.max_batch:
             raise InvalidRequest(
@@ -162,20 +209,11 @@ class PlanEngine:
                 "send fewer "
                 "users at once, or export with a larger max_batch_size and build again"
             )
-        kinds = self._cudart.cudaMemcpyKind
-        for buffer in self._in:
-            rows = buffer.rows(batch)
-            np.copyto(rows, arrays[buffer.name], casting="same_kind")
-            self._copy(buffer.device, buffer.pinned, rows.nbytes, kinds.cudaMemcpyHostToDevice)
-            self._context.set_input_shape(buffer.name, rows.shape)
-        if not self._context.execute_async_v3(int(self._stream)):
+        return batch
+
+    def _start(self, batch: int, stream: int) -> None:
+        if not self._context.execute_async_v3(stream):
             raise RuntimeError(f"{self._file}: TensorRT could not start the plan on a batch of {batch}")
-        for name in self.outputs:
-            buffer = self._out[name]
-            size = buffer.rows(batch).nbytes
-            self._copy(buffer.pinned, buffer.device, size, kinds.cudaMemcpyDeviceToHost)
-        ask(self._cudart, "cudaStreamSynchronize", self._stream)
-        return {name: self._out[name].rows(batch).copy() for name in self.outputs}
 
     def _copy(self, to: Any, of: Any, size: int, kind: Any) -> None:
         ask(self._cudart, "cudaMemcpyAsync", to, of, size, kind, self._stream)

@@ -221,9 +221,12 @@ class Masks:
                 users = len(rows)
                 lists = lists.spread(users)
             found = postings.having(lists, users, rows)
-            found ^= negated
-            found &= postings.valid if rows is None else postings.valid.take(rows)
-            found &= lists.valid[:, None]
+            if negated:
+                np.logical_not(found, out=found)
+            if not postings.complete:
+                found &= postings.valid if rows is None else postings.valid.take(rows)
+            if not lists.valid.all():
+                found &= lists.valid[:, None]
             return Truth(found, lists.absent)
 
         return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,10 @@ from ...ranked import Rows
 from ...spec import Array
 
 Flags = npt.NDArray[np.bool_]
+
+#: One row that is no null; nobody writes to it.
+_ONE_ROW = np.ones(1, np.bool_)
+_ONE_ROW.flags.writeable = False
 
 
 class Elements(NamedTuple):
@@ -43,11 +47,18 @@ def valid_rows(column: Column) -> Flags:
     """Return ``[n]`` which rows of a column are no nulls."""
     if column.offsets is None:
         return real_elements(column)
-    return np.ones(len(column), np.bool_) if column.row_valid is None else column.row_valid
+    if column.row_valid is None:
+        return _ONE_ROW if len(column) == 1 else np.ones(len(column), np.bool_)
+    return column.row_valid
 
 
 def flat(column: Column) -> tuple[Array, Rows]:
     """Return the elements of a column that are no nulls, and whose row each is."""
+    if len(column) == 1 and column.offsets is not None and column.valid is None:
+        # One request's list: a dozen calls of NumPy less.
+        begin, end = column.offsets.tolist() if column.row_valid is None or column.row_valid[0] else (0, 0)
+        if column.values.dtype.kind != "f":
+            return column.values[begin:end], np.zeros(end - begin, np.int64)
     lengths = np.ones(len(column), np.int64) if column.offsets is None else np.diff(column.offsets)
     begin = 0 if column.offsets is None else int(column.offsets[0])
     owner = np.repeat(np.arange(len(column)), lengths)
@@ -58,6 +69,9 @@ def flat(column: Column) -> tuple[Array, Rows]:
 #: Values that more than this share of the items have are kept as a mask each: quicker, and hardly larger.
 _FREQUENT = 1 / 16
 
+#: Columns of so few values have a bit for each: one gather says of an item all that it has.
+_BITS = 64
+
 #: Lists up to this long are laid out in a table, for questions about few items.
 _SHORT = 16
 
@@ -67,9 +81,20 @@ class Postings:
 
     def __init__(self, column: Column) -> None:
         self.valid = valid_rows(column)
+        #: Whether no row is null.
+        self.complete = bool(self.valid.all())
         count = len(self.valid)
         values, owner = flat(column)
         self._values, codes = np.unique(values, return_inverse=True)
+        # A few texts are found sooner one by one than by comparing arrays of objects.
+        text = self._values.dtype == np.object_
+        self._code_of = {one: code for code, one in enumerate(self._values.tolist())} if text else {}
+        self._bits: Array | None = None
+        if len(self._values) <= _BITS:
+            kind: Any = np.uint32 if len(self._values) <= _BITS // 2 else np.uint64
+            self._bits = np.zeros(count, kind)
+            np.bitwise_or.at(self._bits, owner, kind(1) << codes.astype(kind))
+            return
         order = codes.argsort(kind="stable")
         self._rows = owner[order]
         self._offsets = np.searchsorted(codes[order], np.arange(len(self._values) + 1))
@@ -82,6 +107,13 @@ class Postings:
     def having(self, lists: Elements, users: int, rows: Rows | None) -> Flags:
         """Return ``[users, I]``, or of ``[users or 1, n]`` rows: which have an element of the user's list."""
         owner, places = self._known(lists)
+        if self._bits is not None:
+            kind: Any = self._bits.dtype.type
+            wanted = np.zeros((users, 1), kind)
+            np.bitwise_or.at(wanted[:, 0], owner, kind(1) << places.astype(kind))
+            has = self._bits if rows is None else self._bits.take(rows)
+            found: Flags = (has & wanted).astype(np.bool_)
+            return found
         if rows is not None and self._table is not None:
             width = len(self._values) + 1
             wanted = np.zeros(users * width, np.bool_)
@@ -107,6 +139,10 @@ class Postings:
         """Return whose list has which of the column's values, as their codes."""
         if not len(self._values) or not len(lists.values):
             return np.empty(0, np.int64), np.empty(0, np.int64)
+        if lists.values.dtype == np.object_:
+            found = [self._code_of.get(value, -1) for value in lists.values.tolist()]
+            codes = np.array(found, np.int64)
+            return lists.owner[codes >= 0], codes[codes >= 0]
         places = np.searchsorted(self._values, lists.values)
         places[places == len(self._values)] = 0
         known = np.asarray(self._values[places] == lists.values, np.bool_)

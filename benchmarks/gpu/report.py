@@ -1,0 +1,116 @@
+"""What was measured, as JSON and as Markdown; the sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.gpu.model import Shape
+from benchmarks.gpu.ranker import RankerRow
+from benchmarks.gpu.search import SearchRow
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    shape: Shape
+    rankers: Sequence[tuple[int, int]]
+    forms: Sequence[str]
+    items: Sequence[int]
+    dimension: int
+    precisions: Sequence[str]
+    batches: Sequence[int]
+    copied_bytes: int
+    rounds: int
+    seconds: float
+
+
+ALL_FORMS = (
+    *("eager", "torch.compile", "aoti", "aoti, CUDA graphs"),
+    *("onnxruntime float32", "onnxruntime bfloat16", "onnxruntime float16"),
+)
+
+SIZES: Mapping[str, Size] = {
+    "full": Size(
+        Shape(),
+        ((1, 128), (1, 256), (8, 256), (64, 512), (64, 1024)),
+        ALL_FORMS,
+        (1_000_000, 10_000_000, 50_000_000),
+        128,
+        ("float32", "float16"),
+        (1, 8, 64),
+        1 << 30,
+        200,
+        5.0,
+    ),
+    "tiny": Size(
+        Shape(categories=50, dimension=8, hidden=(16,)),
+        ((1, 16), (4, 16)),
+        ("eager", "aoti, CUDA graphs"),
+        (3_000,),
+        16,
+        ("float32", "float16"),
+        (1, 4),
+        1 << 20,
+        3,
+        0.3,
+    ),
+}
+
+
+@dataclass
+class GpuReport:
+    """The figures: what they depend on, and each part that was asked for."""
+
+    head: Mapping[str, Any]
+    ranker: list[RankerRow] = field(default_factory=list)
+    bandwidth_gb_s: float | None = None
+    search: list[SearchRow] = field(default_factory=list)
+    served: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON."""
+        return {
+            **self.head,
+            "ranker": [
+                {**row._asdict(), "times": None if row.times is None else row.times._asdict()}
+                for row in self.ranker
+            ],
+            "bandwidth_gb_s": self.bandwidth_gb_s,
+            "search": [row._asdict() for row in self.search],
+            "served": {name: dict(figures) for name, figures in self.served.items()},
+        }
+
+    def to_markdown(self) -> str:
+        """Return everything as Markdown."""
+        lines = [f"# {self.head['device_name']}, {self.head['date']}", "", f"`{self.head['command']}`", ""]
+        if self.ranker:
+            lines += ["| ranker | B × K | p50, µs | p99, µs | in a row, µs | from eager |"]
+            lines += ["|---|---|---|---|---|---|", *map(_ranker_line, self.ranker), ""]
+        if self.search:
+            lines += [f"Copying within the device: {self.bandwidth_gb_s:,.1f} GB/s, read and written.", ""]
+            lines += ["| items | precision | users | p50, µs | over reading the vectors once |"]
+            lines += ["|---|---|---|---|---|", *map(_search_line, self.search), ""]
+        if self.served:
+            lines += ["| served, target | p50, µs | answers a second to 8 callers |", "|---|---|---|"]
+            lines += [
+                f"| {name} | {one['p50_us']:,.0f} | {one['answers_per_s_at_8']:,.0f} |"
+                for name, one in self.served.items()
+            ]
+        return "\n".join(lines).rstrip() + "\n"
+
+
+def _ranker_line(row: RankerRow) -> str:
+    at = f"| {row.form} | {row.users} × {row.kept} |"
+    if row.times is None:
+        return f"{at} not run: {row.reason.replace('|', '/')} | | | |"
+    return f"{at} {' | '.join(f'{value:,.0f}' for value in row.times)} | {row.difference:.1e} |"
+
+
+def _search_line(row: SearchRow) -> str:
+    at = f"| {row.items:,} | {row.precision} | {row.users} |"
+    if row.p50_us is None:
+        return f"{at} not run: {row.reason} | |"
+    return f"{at} {row.p50_us:,.0f} | {row.over_bandwidth:.2f} |"

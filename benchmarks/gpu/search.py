@@ -1,0 +1,95 @@
+"""Exact top-k over item vectors on a device, against what reading them takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.timing import measure
+from tiercel_serving.device.masks_torch import TensorMask
+from tiercel_serving.device.search_torch import DTYPES, DeviceSearch
+
+#: Candidates that are asked for, and items that each user has had.
+COUNT, SEEN = 200, 200
+
+#: Vectors are drawn so many at a time.
+_PIECE = 1 << 20
+
+
+class SearchRow(NamedTuple):
+    """One search: its time, and over the time that reading the vectors once takes."""
+
+    items: int
+    precision: str
+    users: int
+    p50_us: float | None
+    over_bandwidth: float | None
+    reason: str = ""
+
+
+def bandwidth(device: str, size: int) -> float:
+    """Return bytes a second, read and written together, of copying so many bytes within a device."""
+    source = torch.ones(size // 4, device=device)
+    target = torch.empty_like(source)
+    times = measure(lambda: target.copy_(source), device, 20)
+    return 2 * size / (times.throughput_us / 1e6)
+
+
+def measure_search(
+    sizes: Sequence[int],
+    dimension: int,
+    precisions: Sequence[str],
+    batches: Sequence[int],
+    device: str,
+    rounds: int,
+    speed: float,
+    progress: Callable[[str], None],
+) -> Iterator[SearchRow]:
+    """Measure each number of items, precision and batch; ``speed`` is of :func:`bandwidth`."""
+    for items in sizes:
+        for precision in precisions:
+            progress(f"{items:,} × {dimension} {precision}")
+            try:
+                vectors = _vectors(items, dimension, DTYPES[precision], device)
+                search = DeviceSearch(vectors, None, items)
+                for users in batches:
+                    yield _row(search, vectors, precision, users, device, rounds, speed)
+                del vectors, search
+            except RuntimeError as error:  # too little memory: a line of the report
+                reason = " ".join(str(error).split()[:15])
+                yield from (SearchRow(items, precision, users, None, None, reason) for users in batches)
+            if device == "cuda":
+                torch.cuda.empty_cache()
+
+
+def _row(
+    search: DeviceSearch,
+    vectors: Tensor,
+    precision: str,
+    users: int,
+    device: str,
+    rounds: int,
+    speed: float,
+) -> SearchRow:
+    items, dimension = vectors.shape
+    query = torch.randn(users, dimension, device=device)
+    base = torch.arange(users, device=device)[:, None] * (items + 1)
+    had = torch.randint(items, (users, min(SEEN, items)), device=device)
+    cells = torch.cat([(had + base).reshape(-1), base[:, 0] + items])
+    with torch.inference_mode():
+        times = measure(
+            lambda: search.nearest(query, TensorMask(users, items, cells, SEEN), COUNT), device, rounds
+        )
+    least_us = vectors.numel() * vectors.element_size() / speed * 1e6
+    return SearchRow(items, precision, users, times.p50_us, times.p50_us / least_us)
+
+
+def _vectors(items: int, dimension: int, dtype: torch.dtype, device: str) -> Tensor:
+    out = torch.empty((items, dimension), dtype=dtype, device=device)
+    for begin in range(0, items, _PIECE):
+        piece = out[begin : begin + _PIECE]
+        piece.copy_(torch.randn(piece.shape, device=device))
+    return out

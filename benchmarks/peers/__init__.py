@@ -1,0 +1,1 @@
+"""Tiercel beside the service that people write by hand."""

@@ -1,0 +1,45 @@
+"""The environment of the hand-written service: packages that Tiercel does not need to be there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tiercel_serving.errors import BenchError
+
+PACKAGES = (
+    *("fastapi==0.163.2", "uvicorn==0.54.0", "pandas==1.5.3", "numpy==1.26.4"),
+    *("torch==2.13.0", "faiss-cpu==1.15.1"),
+)
+
+
+def find_python(given: Path | None, cache: Path) -> Path:
+    """Return the Python of that environment: the one that was named, or one that is built once in the cache.
+
+    Raises
+    ------
+    BenchError
+        It can't be built here; the message ends with pip's own words.
+    """
+    if given is not None:
+        return given
+    python = cache / "bin" / "python"
+    if python.is_file():
+        return python
+    _run([sys.executable, "-m", "venv", str(cache)])
+    try:
+        _run([str(python), "-m", "pip", "install", "--quiet", *PACKAGES])
+    except BenchError:
+        python.unlink()  # what is half made is built again
+        raise
+    return python
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        raise BenchError(
+            f"the environment of the hand-written service can't be built; name a Python that has "
+            f"{', '.join(PACKAGES)} with --python. {' '.join(command[:4])}: {done.stdout[-1500:]}"
+        )

@@ -1,0 +1,178 @@
+"""Rounds in turn: Tiercel's fused layout on both runners, the hand-written service, the stages alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tiercel_client import Recommender
+from tiercel_serving.bench.bare import full_requests, measure_bare
+from tiercel_serving.bench.generator import Job, generator, send
+from tiercel_serving.bench.machine import describe_machine, installed_versions
+from tiercel_serving.bench.measurement import Measurement, median_of
+from tiercel_serving.bench.mixes import Material, draw_requests, encode
+from tiercel_serving.bench.run import all_runners
+from tiercel_serving.errors import BenchError
+from tiercel_serving.release.opened import Release
+from tiercel_serving.runtime.chain import Chain
+from tiercel_serving.supervise import start_server
+from tiercel_serving.supervise.guard import kill_group
+from tiercel_serving.supervise.ports import held_ports
+
+from .http_load import HttpJob, send_http
+
+SERVICE, BARE = "handwritten", "stages in one process"
+CONCURRENCIES = (1, 8)
+#: What is asked, and of whom both are asked before anything is measured.
+REQUESTS, COMPARED = 500, 20
+START_S = 120.0
+
+Rounds = dict[int, dict[str, list[Measurement]]]
+
+
+@contextmanager
+def handwritten(python: Path, prepared: Path, workers: int) -> Iterator[int]:
+    """Run the service; gives its port."""
+    with held_ports("127.0.0.1", {"http": None}) as held:
+        port = held["http"]
+    command = [str(python), "-m", "uvicorn", "handwritten:app", "--port", str(port)]
+    process = subprocess.Popen(
+        [*command, "--workers", str(workers), "--log-level", "warning"],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PREPARED": str(prepared)},
+        start_new_session=True,
+    )
+    try:
+        _wait(port, process)
+        yield port
+    finally:
+        kill_group(process.pid, grace_s=5.0)  # its workers too, whatever they are doing
+        process.wait()
+
+
+def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/openapi.json", timeout=2).read()
+            return
+        except OSError:  # noqa: PERF203 - it is not up yet
+            time.sleep(0.2)
+    raise BenchError("the hand-written service did not start; its words are above")
+
+
+def ask(port: int, user: int, k: int = 10) -> list[int]:
+    """Ask the service for one user's items."""
+    body = json.dumps({"user_id": user, "k": k}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/recommend", body, {"Content-Type": "application/json"}
+    )
+    items: list[int] = json.loads(urllib.request.urlopen(request, timeout=30).read())["item_id"]
+    return items
+
+
+def agreement(url: str, port: int, users: Sequence[int]) -> float:
+    """Return which share of the ten best items of some users both name: they serve the same models."""
+    with Recommender(url) as recommender:
+        shared = [
+            len({item.item_id for item in recommender.recommend(user, k=10).items} & set(ask(port, user)))
+            for user in users
+        ]
+    return sum(shared) / (10 * len(users))
+
+
+def run_peers(
+    release: Release, prepared: Path, python: Path, *, seconds: float, rounds: int, workers: int
+) -> dict[str, Any]:
+    """Measure, and return the whole as JSON.
+
+    Raises
+    ------
+    BenchError
+        The service does not start, or answers other items than Tiercel does.
+    """
+    drawn = draw_requests(Material.of(release), "users", REQUESTS)
+    users = [int(tensors["user_id"].item()) for tensors in drawn]
+    requests = tuple(encode("recommend", tensors) for tensors in drawn)
+    bodies = tuple(json.dumps({"user_id": user, "k": release.settings.k_default}).encode() for user in users)
+    pipeline = Chain.open(release)
+    alone = full_requests(pipeline.external_inputs, Material.of(release).users[:256])
+    measured: Rounds = {level: {} for level in CONCURRENCIES}
+    with ExitStack() as stack:
+        urls = {
+            f"tiercel, runner {runner}": stack.enter_context(start_server(release, runner=runner)).grpc_url
+            for runner in all_runners()
+        }
+        port = stack.enter_context(handwritten(python, prepared, workers))
+        same = agreement(next(iter(urls.values())), port, users[:COMPARED])
+        if same < 0.9:
+            raise BenchError(f"the hand-written service names {same:.0%} of the items that Tiercel does")
+        pool = stack.enter_context(generator())
+        for number in range(rounds + 1):
+            for level in CONCURRENCIES:
+                found = _round(pool, urls, port, requests, bodies, level, seconds)
+                if number:  # the first one warms up
+                    for name, one in found.items():
+                        measured[level].setdefault(name, []).append(one)
+            if number:
+                measured[1].setdefault(BARE, []).append(measure_bare(pipeline, alone, seconds).total)
+    return _document(release, measured, same, workers)
+
+
+def _round(
+    pool: ProcessPoolExecutor,
+    urls: Mapping[str, str],
+    port: int,
+    requests: tuple[bytes, ...],
+    bodies: tuple[bytes, ...],
+    level: int,
+    seconds: float,
+) -> dict[str, Measurement]:
+    found = {}
+    for name, url in urls.items():
+        answers = pool.submit(send, Job(url, requests, seconds, concurrency=level)).result()
+        found[name] = Measurement.from_latencies(answers.latencies_us, answers.elapsed_s)
+    job = HttpJob("127.0.0.1", port, "/recommend", bodies, seconds, level)
+    found[SERVICE] = pool.submit(send_http, job).result()
+    return found
+
+
+def _document(release: Release, measured: Rounds, same: float, workers: int) -> dict[str, Any]:
+    medians = {
+        level: {name: median_of(all_) for name, all_ in found.items()} for level, found in measured.items()
+    }
+    fastest = max(
+        (name for name in medians[8] if name != SERVICE), key=lambda name: medians[8][name].throughput
+    )
+    ratios = {
+        "answers a second at 8": medians[8][fastest].throughput / medians[8][SERVICE].throughput,
+        "p50 at 1": medians[1][fastest].p50_us / medians[1][SERVICE].p50_us,
+    }
+    return {
+        "release": {
+            "name": release.manifest.name,
+            "build_id": release.build_id,
+            "kept": release.settings.kept,
+        },
+        "machine": describe_machine(),
+        "versions": installed_versions(("tiercel", "numpy", "torch", "faiss-cpu", "onnxruntime", "pandas")),
+        "workers": workers,
+        "same_items": round(same, 3),
+        "measured": {
+            str(level): {
+                name: {**medians[level][name].to_json(), "rounds": [one.to_json() for one in all_]}
+                for name, all_ in found.items()
+            }
+            for level, found in measured.items()
+        },
+        "set_against_the_service": {"what": fastest, **{name: round(v, 2) for name, v in ratios.items()}},
+        "ok": ratios["answers a second at 8"] >= 4 and ratios["p50 at 1"] <= 0.5,
+    }

@@ -1,0 +1,142 @@
+r"""``item2vec``: items as words, histories as sentences or as bags.
+
+.. math:: -\log \sigma(v_i^\top c_j) - \sum_{k=1}^{n} \log \sigma(-v_i^\top c_{j_k}), \qquad
+    j_k \sim \mathrm{count}(j)^{\alpha}
+
+over items i and others j of the same history, at most ``window`` places away (Mikolov et al. 2013,
+"Distributed representations of words and phrases and their compositionality", eq. 4; Barkan & Koenigstein
+2016, "Item2Vec: neural item embedding for collaborative filtering", where a history is a bag; Grbovic et
+al. 2015, "E-commerce in your inbox: product recommendations at scale", where it has an order: prod2vec).
+What is served is the cosine of an item and the mean direction of the history. A vector is the sum of those
+of the item's history columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from tiercel_serving.problems import AT_LEAST_0, COUNT, Problem, out_of_range
+
+from ..arrays.inputs import ModelInputs
+from ..arrays.pairs import IntArray, Pairs
+from .descent import DESCENT
+from .fitted import FittedVectors
+from .history_items import catalogue_tensor, history_items
+from .history_mean import history_mean, unit_items
+from .table import Columns, RetrievalData
+from .vector_family import Epoch, VectorFamily
+
+#: Spread of the initial vectors.
+_SPREAD = 0.1
+
+
+class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
+    """Skip-gram with negative sampling over histories.
+
+    Parameters
+    ----------
+    name
+        What its source is called.
+    dimension
+        D, the length of the vectors.
+    window
+        How many places apart two items of a history may be at most, in order of time; None is any: a bag.
+    contexts
+        How many others of its history each item meets in an epoch.
+    negatives
+        n, drawn items for each such pair.
+    negative_exponent
+        α: 0 draws evenly, 1 by how often an item was had.
+    batch_size
+        Pairs in a batch.
+    learning_rate, weight_decay
+        Of the optimiser.
+    max_epochs, patience
+        Training stops after so many epochs, or after so many without a better validation.
+    """
+
+    name: str = "item2vec"
+    dimension: int = 64
+    window: int | None = None
+    contexts: int = 4
+    negatives: int = 8
+    negative_exponent: float = 0.75
+    batch_size: int = 4096
+    learning_rate: float = 5e-3
+    weight_decay: float = 0.0
+    max_epochs: int = 30
+    patience: int = 4
+
+    def problems(self) -> list[Problem]:
+        """Return numbers out of their ranges."""
+        ranges = {**DESCENT, "negative_exponent": AT_LEAST_0}
+        ranges |= dict.fromkeys(("dimension", "contexts", "negatives", "batch_size"), COUNT)
+        wrong = list(out_of_range(self, ranges))
+        if self.window is not None and not COUNT.holds(self.window):
+            problem = f"expected {COUNT}, or None for the whole history, got {self.window!r}"
+            wrong.append(Problem("window", problem, "give such a number"))
+        return wrong
+
+    def needs(self) -> Mapping[str, str]:
+        """Return the history's columns."""
+        return {"history_columns": "name the item id feature: a user is his history"}
+
+    def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
+        """Return that a window needs an order, if there is none."""
+        if timed or self.window is None:
+            return []
+        problem = "places of a history are counted in order of time, but the interactions have no timestamp"
+        return [Problem("window", problem, "name the data set's timestamp, or write window=None")]
+
+    def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
+        """Train on pairs of each history."""
+        pairs, packed, tower = data.pairs, data.packed, fitted.item_tower
+        counts = np.bincount(pairs.items, minlength=packed.n_items).astype(np.float64)
+        drawn_to = np.cumsum(np.where(counts > 0, counts**self.negative_exponent, 0.0))
+
+        def vectors(module: Any, rows: IntArray) -> Tensor:
+            found: Tensor = module(item_cat=catalogue_tensor(packed.item, torch.from_numpy(rows)))
+            return found
+
+        def losses() -> Iterator[Tensor]:
+            centre, other = self._met(pairs, rng)
+            order = rng.permutation(len(centre))
+            for start in range(0, len(order), self.batch_size):
+                some = order[start : start + self.batch_size]
+                wanted = pairs.items[other[some]]
+                drawn = rng.random((len(some), self.negatives)) * drawn_to[-1]
+                drawn = np.searchsorted(drawn_to, drawn, side="right")
+                own = vectors(tower.items, pairs.items[centre[some]])
+                positive = softplus(-(own * vectors(tower.contexts, wanted)).sum(1))
+                negative = softplus((own.unsqueeze(1) * vectors(tower.contexts, drawn)).sum(2))
+                free = torch.from_numpy(drawn != wanted[:, None])
+                yield (positive + (negative * free).sum(1)).mean()
+
+        return losses
+
+    def _met(self, pairs: Pairs, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+        """Return positions ``[p]`` of items, and of another of the same history for each."""
+        place = np.tile(np.arange(len(pairs)), self.contexts)
+        first, last = pairs.offsets[pairs.users[place]], pairs.offsets[pairs.users[place] + 1] - 1
+        if self.window is not None:
+            first, last = np.maximum(first, place - self.window), np.minimum(last, place + self.window)
+        # Who had one item alone has no other.
+        there = last > first
+        place, first, last = place[there], first[there], last[there]
+        other = first + rng.integers(0, np.maximum(last - first, 1))
+        return place, other + (other >= place)
+
+    def fresh(self, inputs: ModelInputs) -> FittedVectors:
+        """Return the query and the item module; the contexts' vectors are kept with the items'."""
+        items = history_items(inputs, self.dimension, _SPREAD)
+        tower = unit_items(items)
+        tower.contexts = history_items(inputs, self.dimension, _SPREAD)
+        for table in tower.contexts.tables:
+            nn.init.zeros_(table.weight)  # type: ignore[arg-type]
+        return FittedVectors(history_mean(items), tower)

@@ -1,0 +1,258 @@
+r"""``softmax_dnn``: which of all items comes next, as one classification over the corpus.
+
+::
+
+    history ─ embeddings, summed ÷ √n ┐
+    user columns ─ embeddings ────────┼─ joined ─ hidden layers ─ [h, 1] = query ┐
+    numbers ──────────────────────────┘                                         ├─ inner product
+    item columns ─ embeddings and numbers, summed ─ [weights, bias] = vector ───┘
+
+.. math:: P(i \mid u) = \frac{e^{q_u^\top v_i + b_i}}{\sum_j e^{q_u^\top v_j + b_j}}
+
+(Covington et al. 2016, "Deep neural networks for YouTube recommendations", section 3). The softmax's weights
+are the item vectors, and not the embeddings that the history reads. In training the sum runs over the
+catalogue, or over items drawn evenly from it, which stand for the others (Bengio & Senécal 2008, "Adaptive
+importance sampling to accelerate training of a neural probabilistic language model"), but for what he had.
+There an item's weights are those of its id; here they are the sum of those of all its columns, so that a new
+item has some too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tiercel_serving.problems import BELOW_1, COUNT, SHARE, Problem, out_of_range
+
+from ..arrays.inputs import ModelInputs
+from ..arrays.packed import Packed
+from ..arrays.pairs import Array, BoolArray, IntArray, Pairs
+from ..tasks.sampled_softmax import draw_groups, sampled_softmax
+from ..tasks.table import RetrievalBatch
+from .descent import DESCENT, tensors
+from .fitted import FittedVectors
+from .history_items import HISTORY
+from .layers import (
+    PackedModule,
+    SideEncoder,
+    embedding,
+    hidden_layers,
+    pool_history,
+    with_inputs,
+    wrong_widths,
+)
+from .table import RetrievalData
+from .vector_family import Epoch, VectorFamily
+from .views import TrainingViews, drop_ids
+
+#: Spread of the initial embeddings of history and items.
+SPREAD = 0.05
+
+
+class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
+    """A deep network with a softmax over the corpus.
+
+    Parameters
+    ----------
+    name
+        What its source is called.
+    embedding_dimension
+        E, the length of each column's embedding, and of the history's.
+    layers
+        Widths of the hidden layers; the last is the length of the query, but for the bias.
+    history_dropout
+        Mean share of the history that is left out at random in training.
+    dropout
+        Dropout of the hidden layers.
+    id_dropout, item_id_dropout
+        Share of the user's and of the items' category ids that training makes null or unknown, so that there
+        is something to say of users and items that it does not know.
+    negatives
+        Items drawn evenly for each batch, besides what is to be found in it; None is the whole catalogue, and
+        so is a catalogue that has no more.
+    positives
+        T: how many interactions of one user share one query; the rest of the user's items is its history.
+    batch_size
+        Interactions in a batch.
+    context_dropout
+        Share of the interactions whose context is hidden in training, since requests may come without.
+    learning_rate, weight_decay
+        Of the optimiser.
+    max_epochs, patience
+        Training stops after so many epochs, or after so many without a better validation.
+    """
+
+    name: str = "softmax_dnn"
+    embedding_dimension: int = 64
+    layers: tuple[int, ...] = (128, 64)
+    history_dropout: float = 0.5
+    dropout: float = 0.3
+    id_dropout: float = 0.1
+    item_id_dropout: float = 0.0
+    negatives: int | None = 4096
+    positives: int = 16
+    batch_size: int = 2048
+    context_dropout: float = 0.3
+    learning_rate: float = 5e-3
+    weight_decay: float = 0.1
+    max_epochs: int = 60
+    patience: int = 6
+
+    @property
+    def dimension(self) -> int:
+        """D: the width of the last layer, and a constant 1 for the bias."""
+        return self.layers[-1] + 1 if self.layers else 1
+
+    def problems(self) -> list[Problem]:
+        """Return numbers out of their ranges, and layers that are none."""
+        ranges = {**DESCENT, "context_dropout": SHARE}
+        ranges |= dict.fromkeys(("embedding_dimension", "positives", "batch_size"), COUNT)
+        ranges |= dict.fromkeys(("history_dropout", "dropout", "id_dropout", "item_id_dropout"), BELOW_1)
+        wrong = [*out_of_range(self, ranges), *wrong_widths(self, "layers")]
+        if self.layers in ((), []):
+            problem = "expected at least one hidden layer, got none"
+            wrong.append(Problem("layers", problem, "write a tuple such as (128, 64)"))
+        if self.negatives is not None and not COUNT.holds(self.negatives):
+            problem = f"expected {COUNT}, or None for the whole catalogue, got {self.negatives!r}"
+            wrong.append(Problem("negatives", problem, "give such a number"))
+        return wrong
+
+    def needs(self) -> Mapping[str, str]:
+        """Return the history's columns."""
+        return {"history_columns": "name the item id feature: a user is his history, and his features"}
+
+    def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
+        """Train on all interactions: each is to be found by a query that knows some of the others."""
+        pairs, packed = data.pairs, data.packed
+        network, weights = fitted.user_tower, fitted.item_tower
+        views = TrainingViews(pairs, packed, data.inputs.user, self.history_dropout, self.id_dropout)
+
+        def losses() -> Iterator[Tensor]:
+            for batch in self._batches(pairs, packed, rng):
+                users = tensors(views.users(batch, rng), network.input_names)
+                items = {name: array[batch.items] for name, array in packed.item.items()}
+                items = drop_ids(items, data.inputs.item, self.item_id_dropout, rng)
+                vectors = weights(**tensors(items, weights.input_names))
+                yield batch.loss(network(**users), vectors)
+
+        return losses
+
+    def _batches(self, pairs: Pairs, packed: Packed, rng: np.random.Generator) -> Iterator[CorpusBatch]:
+        """Yield all groups in random order, as many at a time as hold about ``batch_size`` interactions."""
+        groups = draw_groups(pairs, self.positives, self.context_dropout, rng)
+        size = max(1, round(self.batch_size * len(groups.users) / len(pairs)))
+        order = rng.permutation(len(groups.users))
+        count = packed.n_items
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            targets, users = groups.targets[chosen], groups.users[chosen]
+            real = targets >= 0
+            found = pairs.items[np.where(real, targets, 0)]
+            if self.negatives is None or self.negatives >= count:
+                drawn = np.arange(count)
+            else:
+                drawn = rng.choice(count, self.negatives, replace=False)
+            items = np.union1d(drawn, found[real])
+            places = np.where(real, np.searchsorted(items, found), 0)
+            share = np.where(np.isin(items, drawn), len(drawn) / count, 0.0)
+            had = _had(pairs, users, items)
+            yield CorpusBatch(groups.contexts[chosen], users, targets, items, places, real, share, had)
+
+    def fresh(self, inputs: ModelInputs) -> FittedVectors:
+        """Return the network, and the softmax's weights."""
+        network = with_inputs(DeepNetwork, (*inputs.user.tensor_names, *HISTORY))(inputs, self)
+        return FittedVectors(network, with_inputs(ItemWeights, inputs.item.tensor_names)(inputs, self))
+
+
+@dataclass(frozen=True)
+class CorpusBatch(RetrievalBatch):
+    """One batch: B queries, each of which shall find T of C items.
+
+    Parameters
+    ----------
+    places, real
+        ``[B, T]`` positions into ``items``, and whether there is something to be found.
+    share
+        ``[C]`` with what probability an item is among those drawn; 0 for one that is there to be found alone.
+    had
+        ``[B, C]``: what the user had, and so is none of the others.
+    """
+
+    places: IntArray
+    real: BoolArray
+    share: Array
+    had: BoolArray
+
+    def loss(self, query: Tensor, vectors: Tensor) -> Tensor:
+        """Return the mean negative log-likelihood of what is to be found.
+
+        An item drawn with probability p stands for 1/p of the corpus.
+        """
+        drawn = self.share > 0
+        weights = np.where(drawn, 1 / np.where(drawn, self.share, 1.0), 1.0).astype(np.float32)
+        return sampled_softmax(
+            query,
+            vectors,
+            torch.zeros(len(self.items)),
+            torch.from_numpy(weights),
+            torch.from_numpy(self.places),
+            torch.from_numpy(self.had | ~drawn),
+            torch.from_numpy(self.real.astype(np.float32)),
+        )
+
+
+def _had(pairs: Pairs, users: IntArray, items: IntArray) -> BoolArray:
+    """Return ``[B, C]``: which of the items ``[C]``, ascending, users ``[B]`` had."""
+    owner, rows = pairs.seen(users)
+    place = np.minimum(np.searchsorted(items, rows), len(items) - 1)
+    there = items[place] == rows
+    had = np.zeros((len(users), len(items)), np.bool_)
+    had[owner[there], place[there]] = True
+    return had
+
+
+class DeepNetwork(PackedModule):
+    """User columns and history → query ``[B, D]`` float32, whose last number is 1."""
+
+    def __init__(self, inputs: ModelInputs, settings: SoftmaxDNN):
+        super().__init__()
+        width = settings.embedding_dimension
+        places = {column.name: column.cardinality for column in inputs.item.cat}
+        self.shown = nn.ModuleList(embedding(places[name], width, SPREAD) for name in inputs.history)
+        self.encoder = SideEncoder(inputs.user, width)
+        joined = width * (1 + self.encoder.field_count) + self.encoder.number_count
+        layers = tuple(settings.layers)
+        self.hidden = hidden_layers(joined, layers[:-1], settings.dropout)
+        self.last = nn.Linear((joined, *layers)[-2] if len(layers) > 1 else joined, layers[-1])
+
+    def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the queries ``[B, D]``."""
+        history = pool_history(list(self.shown), tensors["history_cat"], tensors["history_length"])
+        parts = [history, *self.encoder.fields(tensors), *self.encoder.numbers(tensors)]
+        query = self.last(self.hidden(torch.cat(parts, dim=1)))
+        return torch.cat([query, torch.ones_like(query[:, :1])], dim=1)
+
+
+class ItemWeights(PackedModule):
+    """Item columns → the softmax's weights ``[B, D]`` float32, whose last number is the bias."""
+
+    def __init__(self, inputs: ModelInputs, settings: SoftmaxDNN):
+        super().__init__()
+        self.encoder = SideEncoder(inputs.item, settings.dimension, spread=SPREAD)
+        with torch.no_grad():
+            for table in (*self.encoder.tables, *self.encoder.list_tables):
+                table.weight[:, -1] = 0
+        count = self.encoder.number_count
+        self.number_layer = nn.Linear(count, settings.dimension, bias=False) if count else None
+
+    def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the vectors ``[B, D]``."""
+        total: Tensor = torch.stack(self.encoder.fields(tensors)).sum(dim=0)
+        if self.number_layer is not None:
+            total = total + self.number_layer(self.encoder.numbers(tensors)[0])
+        return total

@@ -1,0 +1,58 @@
+"""What families share that train modules of users and of items, which meet in an inner product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from tiercel_serving.kinds import Settings
+
+from ..arrays.inputs import ModelInputs
+from ..errors import TrainingError
+from .descent import descend, seeded
+from .fitted import FittedVectors
+from .table import Course, Plan, RetrievalData
+
+#: Yields the losses of one epoch, a step each.
+Epoch = Callable[[], Iterable[Tensor]]
+
+
+class VectorFamily(Settings, frozen=True):
+    """Base of the settings of such a family: it says what the modules are, and what an epoch is.
+
+    Its settings have the fields of :data:`~.descent.DESCENT`.
+    """
+
+    form: ClassVar[str] = "vectors"
+    scale: ClassVar[float] = 1.0
+    #: Whether a training that was killed goes on at its last epoch: all that it draws comes from ``rng``.
+    resumes: ClassVar[bool] = True
+
+    def fresh(self, inputs: ModelInputs) -> FittedVectors:
+        """Return both modules with fresh weights, of torch's random state."""
+        raise NotImplementedError
+
+    def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
+        """Return what runs an epoch."""
+        raise NotImplementedError
+
+    def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedVectors, Course]:
+        """Train both modules, until the judge sees nothing better any more."""
+        if not len(data.pairs):
+            raise TrainingError(f"{plan.label}: there are no interactions to learn from")
+        settings: Any = self
+        with seeded(plan.seed) as rng:
+            fitted = self.fresh(data.inputs)
+            epoch = self.epoch(data, fitted, rng, plan.label)
+            both = nn.ModuleList([fitted.user_tower, fitted.item_tower])
+            kept = rng if self.resumes else None
+            course = descend(self, both, fitted, epoch, plan, max_epochs=settings.max_epochs, rng=kept)
+        return fitted, course
+
+    def load(self, folder: Path, inputs: ModelInputs) -> FittedVectors:
+        """Read both modules."""
+        return self.fresh(inputs).restored(folder)

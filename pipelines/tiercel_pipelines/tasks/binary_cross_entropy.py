@@ -1,0 +1,57 @@
+r"""``binary_cross_entropy``: each of a user's items is one, each negative is none, all by themselves.
+
+.. math:: -\frac{1}{N} \sum_t w_t \Bigl( \log \sigma(s_{ut}) + \sum_j \log(1 - \sigma(s_{uj})) \Bigr)
+
+over n negatives j of each positive t, drawn from the batch's, N being the weights of all terms (He et al.
+2017, "Neural collaborative filtering", eq. 7).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from tiercel_serving.problems import COUNT, Problem, out_of_range
+
+from ..arrays.pairs import Pairs
+from .bpr import each_with_negatives
+from .sampled_softmax import BatchedTask, Batches, SampledBatch
+
+
+class BinaryCrossEntropy(BatchedTask, frozen=True, tag="binary_cross_entropy"):
+    """Binary cross-entropy.
+
+    Parameters
+    ----------
+    negatives_per_positive
+        n: how many of the batch's negatives, drawn anew, come to each positive.
+    """
+
+    negatives_per_positive: int = 8
+
+    def problems(self) -> list[Problem]:
+        """Return what every such task may have wrong, and no negatives."""
+        return [*super().problems(), *out_of_range(self, {"negatives_per_positive": COUNT})]
+
+    def start(self, pairs: Pairs, n_items: int) -> OneByOne:
+        """Return the task at work."""
+        return OneByOne(self, pairs, n_items)
+
+
+class OneByOne(Batches):
+    """The task at work."""
+
+    def __init__(self, settings: BinaryCrossEntropy, pairs: Pairs, n_items: int) -> None:
+        super().__init__(settings, pairs, n_items)
+        self._settings = settings
+
+    def loss(self, query: Tensor, vectors: Tensor, batch: SampledBatch) -> Tensor:
+        """Return the mean cross-entropy of positives and negatives."""
+        scores = query @ vectors.T / self._settings.temperature
+        return cross_entropy(*each_with_negatives(scores, batch, self._settings.negatives_per_positive))
+
+
+def cross_entropy(positive: Tensor, negative: Tensor, real: Tensor, weights: Tensor) -> Tensor:
+    """Return the loss; parameters as of :func:`~tiercel_pipelines.tasks.bpr.each_with_negatives`."""
+    losses = softplus(-positive) + (softplus(negative) * real).sum(dim=1)
+    return (losses * weights).sum() / ((1 + real.sum(dim=1)) * weights).sum().clamp(min=1e-9)
