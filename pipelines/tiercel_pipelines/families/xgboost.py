@@ -273,13 +273,7 @@ def _library() -> Any:
 
 
 def _matrix(fitted: FittedTrees, data: RankingData, batches: list[RankingLists]) -> Any:
-    """Return the lists' candidates as XGBoost takes them, padding left out.
-
-    Raises
-    ------
-    TrainingError
-        No list has a negative beside its positives.
-    """
+    """Return the lists' candidates as XGBoost takes them, padding left out."""
     packed, rows, labels, margins = data.packed, [], [], []
     owners: list[Array] = []
     for batch in batches:
@@ -292,11 +286,7 @@ def _matrix(fitted: FittedTrees, data: RankingData, batches: list[RankingLists])
         margins.append(fitted.start(arrays, batch.rows.shape).reshape(-1)[real])
         owners.append((len(owners) << 32) + np.repeat(np.arange(len(batch)), batch.rows.shape[1])[real])
     _, groups = np.unique(np.concatenate(owners), return_inverse=True)
-    grouped = {} if fitted.settings.objective == "logistic" else {"qid": groups}
-    return _library().DMatrix(
-        np.concatenate(rows),
-        label=np.concatenate(labels),
-        base_margin=np.concatenate(margins),
-        nthread=1,
-        **grouped,
-    )
+    known = {"label": np.concatenate(labels), "base_margin": np.concatenate(margins)}
+    if fitted.settings.objective != "logistic":
+        known["qid"] = groups
+    return _library().DMatrix(np.concatenate(rows), nthread=1, **known)

@@ -88,8 +88,8 @@ class SampledLists:
         self._useful = np.flatnonzero((lists.weights[:, :kept] > 0).any(axis=1))
         if len(self._useful) and not ((lists.weights <= 0) & (lists.rows != n_items)).any():
             raise TrainingError(
-                f"ranking: none of the {len(lists)} lists has a candidate that its user did not pick, so there "
-                "is nothing to tell apart; raise serving.candidates and kept, or leave the ranker out"
+                f"ranking: none of the {len(lists)} lists has a candidate that its user did not pick, so "
+                "there is nothing to tell apart; raise serving.candidates and kept, or leave the ranker out"
             )
 
     def epoch(self, rng: np.random.Generator) -> Iterator[RankingLists]:
