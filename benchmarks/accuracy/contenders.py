@@ -118,7 +118,7 @@ COMPARISONS: Mapping[str, Comparison] = {
         "sequences",
         Sequences("amazon-beauty/beauty.txt", name="amazon-beauty"),
         {
-            "sasrec": Alone(SASRec()),
+            "sasrec": Alone(SASRec(negatives=256)),
             "gru4rec": Alone(GRU4Rec()),
             "item_knn": Alone(ItemKNN()),
             "ease": Alone(EASE()),

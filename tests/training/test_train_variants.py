@@ -13,7 +13,10 @@ from tiercel_pipelines.families.dlrm import DLRM
 from tiercel_pipelines.families.two_tower import TwoTower
 from tiercel_pipelines.offline.evaluation_data import EvaluationData
 from tiercel_pipelines.recipe import (
+    ALS,
+    EASE,
     Index,
+    ItemWeights,
     ListwiseSoftmax,
     Popular,
     ServingSettings,
@@ -65,6 +68,24 @@ def test_without_a_ranker_retrievals_order_is_the_order_and_no_fold_is_trained(d
     assert trained.metrics["ranking"] == trained.metrics["retrieval"]
     assert list(trained.metrics["epochs"]) == ["two_tower"]
     assert not (trained.path / "ranking").exists()
+
+
+def test_users_with_one_interaction_or_none_and_items_nobody_has_are_trained_around(dataset, tmp_path):
+    """Item-item weights, a factorisation and towers, whose scores are added up; every item keeps its row."""
+    frame = dataset.interactions
+    lonely, nobody = dataset.users["user_id"].iloc[:2]
+    unwanted = dataset.items["item_id"].iloc[:3]
+    kept = frame[~frame["item_id"].isin(unwanted) & (frame["user_id"] != nobody)]
+    first = kept[kept["user_id"] == lonely].index[:1]
+    kept = kept[(kept["user_id"] != lonely) | kept.index.isin(first)].reset_index(drop=True)
+    models = EASE(l2=5.0, dropout=0.3), ALS(dimension=4, max_epochs=2), TWO_TOWER
+    sources = ItemWeights("ease"), Index("als", quota=8), Index("two_tower", quota=8), Popular(quota=0)
+    serving = replace(SERVING, sources=sources, blend=(("ease", 1.0), ("als", 0.5), ("two_tower", 0.1)))
+    plain = quick(retrieval=models, ranking=None, serving=serving)
+    trained = train_recipe(plain, dataclasses.replace(dataset, interactions=kept), tmp_path / "r")
+    assert trained.items.equals(dataset.items)
+    assert not {lonely, nobody} & set(trained.test["user_id"])
+    assert 0 < trained.metrics["ranking"]["ndcg"] < 1
 
 
 @pytest.mark.parametrize("allow_seen", [False, True])

@@ -49,7 +49,12 @@ class RankingLists:
     def __len__(self) -> int:
         return len(self.users)
 
-    def take(self, chosen: IntArray) -> RankingLists:
+    @property
+    def mass(self) -> float:
+        """How many lists have a positive: so many does a loss average over."""
+        return float((self.weights > 0).any(axis=1).sum())
+
+    def take(self, chosen: IntArray | slice) -> RankingLists:
         """Return some of the lists, in 64 bits."""
         own = (getattr(self, field.name) for field in fields(self))
         taken: Any = (None if array is None else array[chosen] for array in own)

@@ -47,6 +47,9 @@ def command(
             help="Fit the workflow on this Dask cluster (tcp://HOST:PORT).",
         ),
     ] = None,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="Train together with the other processes of torchrun.")
+    ] = False,
     data_dir: DataDir = None,
     json: Json = False,
     debug: Debug = False,
@@ -64,20 +67,32 @@ def command(
             from ..data import load_dataset
             from ..recipe.load import load_recipe
             from ..training import train_recipe
+            from ..training.distributed import train_distributed
 
             loaded = adjusted(load_recipe(recipe), seed, epochs)
             where = run if run is not None else Path("runs") / loaded.name
             check_free(where, replace_run, "run")
+            if distributed and (resume or dask_scheduler):
+                raise Refused(
+                    "--distributed writes no checkpoint and fits in each process; leave out --resume "
+                    "and --dask-scheduler"
+                )
             dataset = load_dataset(loaded.dataset, data_dir=data_dir, progress=progress)
-            trained = train_recipe(
-                loaded,
-                dataset,
-                where,
-                replace=replace_run,
-                resume=resume,
-                dask_scheduler=dask_scheduler,
-                progress=progress,
+            trained = (
+                train_distributed(loaded, dataset, where, replace=replace_run, progress=progress)
+                if distributed
+                else train_recipe(
+                    loaded,
+                    dataset,
+                    where,
+                    replace=replace_run,
+                    resume=resume,
+                    dask_scheduler=dask_scheduler,
+                    progress=progress,
+                )
             )
+        if trained is None:
+            return  # the first process writes the run, and says so
         metrics, repeats = trained.metrics, trained.record.data.repeats
         took = time.perf_counter() - begun
         document = {

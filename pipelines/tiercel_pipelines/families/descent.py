@@ -90,7 +90,7 @@ def descend(
     which ``epoch`` draws everything that torch does not, a training that was killed goes on at its last kept
     epoch; else it begins anew, which gives the same model.
     """
-    learner = Learner(model, settings.learning_rate, settings.weight_decay, plan.label)
+    learner = Learner(model, settings.learning_rate, settings.weight_decay, plan.label, plan.ranks)
     judge, progress, label = plan.judge, plan.progress, plan.label
     total = max_epochs if judge is not None or plan.epochs is None else plan.epochs
     at, states = _Descent(learner), plan.states if rng is not None else None
@@ -98,7 +98,7 @@ def descend(
     if found is not None and rng is not None:
         at.restore(*found, rng)
     elif judge is not None:
-        at.judged.append(judge(fitted))
+        at.judged.append(plan.ranks.first(judge(fitted)))
         at.keep()
     if progress is not None:
         progress(label, len(at.losses), total)
@@ -112,7 +112,7 @@ def descend(
             progress(label, len(at.losses), total)
         if judge is not None:
             with learner.averaged():
-                at.judged.append(judge(fitted))
+                at.judged.append(plan.ranks.first(judge(fitted)))
             if at.judged[-1] > at.judged[at.best]:
                 at.keep()
         if states is not None and rng is not None:

@@ -95,7 +95,9 @@ def fit_ranker(settings: Any, data: RankingData, plan: Plan) -> tuple[FittedRank
                 arrays = packed.user_tensors(batch.contexts, history)
                 arrays.update({name: array[batch.rows] for name, array in packed.item.items()})
                 arrays.update(kept_score=batch.scores, kept_source=batch.sources)
-                yield objective.loss(model(**tensors(arrays, model.input_names)), batch)
+                rows, mine, weight = plan.ranks.share(batch, len(batch))
+                shown = {name: array[rows] for name, array in arrays.items()}
+                yield objective.loss(model(**tensors(shown, model.input_names)), mine) * weight
 
         fitted = FittedRanker(model)
         # Without lists there is nothing to learn: the start keeps retrieval's order.

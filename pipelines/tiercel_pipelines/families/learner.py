@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TrainingError
+from .ranks import ALONE, Ranks
 from .row_wise import RowWiseAdam
 
 #: The kept weights are a moving average over about 1 / (1 - this) steps: it is as good as letting the
@@ -24,8 +25,15 @@ LARGE_TABLE = 100_000
 class Learner:
     """AdamW, row-wise Adam for large embedding tables, and the average of both."""
 
-    def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float, label: str):
-        self.model, self.label, self.steps = model, label, 0
+    def __init__(
+        self,
+        model: nn.Module,
+        learning_rate: float,
+        weight_decay: float,
+        label: str,
+        ranks: Ranks = ALONE,
+    ):
+        self.model, self.label, self.steps, self._ranks = model, label, 0, ranks
         self._names = [name for name, _ in model.named_parameters()]
         self.parameters: list[Tensor] = list(model.parameters())
         large = [
@@ -57,7 +65,7 @@ class Learner:
 
     def step(self, loss: Tensor, epoch: int) -> float:
         """Take one step down the loss and return its value; raise TrainingError if it is not finite."""
-        value = float(loss.detach())
+        value = self._ranks.mean(float(loss.detach()))
         if not math.isfinite(value):
             raise TrainingError(
                 f"{self.label}: the loss became {value} in step {self.steps + 1}, epoch {epoch}"
@@ -66,6 +74,7 @@ class Learner:
             )
         self.model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._ranks.average(self.parameters)
         self.steps += 1
         if self._adam is not None:
             self._adam.step()

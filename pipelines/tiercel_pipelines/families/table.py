@@ -22,6 +22,7 @@ from ..arrays.packed import Packed
 from ..arrays.pairs import Pairs
 from ..data import Progress
 from ..tasks.table import ListSettings
+from .ranks import ALONE, Ranks
 
 #: Arrays by name, and facts that JSON holds.
 State = tuple[dict[str, Array], dict[str, Any]]
@@ -60,6 +61,8 @@ class Plan:
     states
         Keeps the state after an epoch, so that a training that was killed goes on from there. Whoever does
         not use it begins anew, and gives the same model.
+    ranks
+        The processes that train together. Whoever knows nothing of them does the same in each.
     """
 
     seed: int
@@ -68,6 +71,7 @@ class Plan:
     epochs: int | None = None
     progress: Progress | None = None
     states: EpochStates | None = None
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -262,6 +266,7 @@ RETRIEVAL_FAMILIES: Kinds[RetrievalFamily] = Kinds(
         "slim": Kind("tiercel_pipelines.families.slim:SLIM"),
         "als": Kind("tiercel_pipelines.families.als:ALS"),
         "bpr_mf": Kind("tiercel_pipelines.families.bpr_mf:BPRMF"),
+        "vbpr": Kind("tiercel_pipelines.families.vbpr:VBPR"),
         "biased_mf": Kind("tiercel_pipelines.families.biased_mf:BiasedMF"),
         "softmax_dnn": Kind("tiercel_pipelines.families.softmax_dnn:SoftmaxDNN"),
         "item2vec": Kind("tiercel_pipelines.families.item2vec:Item2Vec"),

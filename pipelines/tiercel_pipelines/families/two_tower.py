@@ -128,11 +128,13 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
 
             def epoch() -> Iterator[Tensor]:
                 for batch in objective.epoch(rng):
-                    users = tensors(views.users(batch, rng), towers.user_tower.input_names)
+                    rows, mine, weight = plan.ranks.share(batch, len(batch.users))
+                    shown = {name: array[rows] for name, array in views.users(batch, rng).items()}
+                    users = tensors(shown, towers.user_tower.input_names)
                     items = {name: array[batch.items] for name, array in packed.item.items()}
                     items = drop_item_ids(items, place, self.item_id_dropout, rng)
                     vectors = towers.item_tower(**tensors(items, towers.item_tower.input_names))
-                    yield objective.loss(towers.user_tower(**users), vectors, batch)
+                    yield objective.loss(towers.user_tower(**users), vectors, mine) * weight
 
             fitted = FittedVectors(towers.user_tower, towers.item_tower)
             course = descend(self, towers, fitted, epoch, plan, max_epochs=self.max_epochs, rng=rng)

@@ -11,7 +11,7 @@ RECIPE = replace(
     MOVIELENS,
     name="movielens_blend",
     # How both are weighed, and the settings that are not a default, were chosen on the validation part.
-    retrieval=(EASE(weights=None, l2=200.0, dropout=0.5), ALS()),
+    retrieval=(EASE(weights=400, l2=200.0, dropout=0.5), ALS()),
     ranking=None,
     serving=ServingSettings(
         candidates=200,

@@ -47,10 +47,11 @@ class Negatives(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, and that there are no negatives at all."""
         wrong = list(out_of_range(self, {"drawn": COUNT_OR_0, "popularity_exponent": AT_LEAST_0}))
-        if not isinstance(self.in_batch, bool):
-            problem = f"expected True or False, got {self.in_batch!r}"
+        in_batch: object = self.in_batch
+        if not isinstance(in_batch, bool):
+            problem = f"expected True or False, got {in_batch!r}"
             wrong.append(Problem("in_batch", problem, "say whether the batch's other items are negatives"))
-        elif not wrong and not self.in_batch and not self.drawn:
+        elif not wrong and not in_batch and not self.drawn:
             problem = "there are no negatives: in_batch is False, and none are drawn"
             wrong.append(Problem("drawn", problem, "draw some, such as 1024, or set in_batch=True"))
         return wrong
@@ -105,13 +106,14 @@ class Draws:
     def draw(self, rng: np.random.Generator) -> IntArray:
         """Return the drawn negatives ``[n]`` of one batch, catalogue rows; an item may come twice."""
         at = rng.random(self._settings.drawn) * self._ends[-1]
-        return np.minimum(np.searchsorted(self._ends, at, side="right"), len(self._ends) - 1)
+        drawn: IntArray = np.minimum(np.searchsorted(self._ends, at, side="right"), len(self._ends) - 1)
+        return drawn
 
     def log_q(self, items: IntArray, in_batch: int) -> FloatArray:
         """Return the log probability ``[C]`` that a draw of a batch is each item, ``in_batch`` being D."""
         drawn = self._settings.drawn
         if not drawn:
-            return np.log(self._share[items]).astype(np.float32)
+            return np.asarray(np.log(self._share[items]), np.float32)
         many = in_batch if self._settings.in_batch else 0
         mixed = (many * self._share[items] + drawn * self._chance[items]) / max(many + drawn, 1)
-        return np.log(np.maximum(mixed, 1e-12)).astype(np.float32)
+        return np.asarray(np.log(np.maximum(mixed, 1e-12)), np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -100,6 +100,18 @@ class SampledBatch(RetrievalBatch):
     positives: IntArray
     weights: FloatArray
     hits: BoolArray
+    #: How many of the batch's interactions its items are of.
+    interactions: int
+
+    @property
+    def mass(self) -> float:
+        """What its positives weigh together."""
+        return float(self.weights.sum())
+
+    def take(self, chosen: slice) -> SampledBatch:
+        """Return some of the rows; the items, which are all rows' negatives, stay."""
+        rows = ("contexts", "users", "targets", "positives", "weights", "hits")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in rows})
 
 
 class Batches:
@@ -144,6 +156,7 @@ class Batches:
             positives=positives,
             weights=weights,
             hits=self._hits(users, items) | (counts == 0),
+            interactions=len(own),
         )
 
     def _hits(self, users: IntArray, items: IntArray) -> BoolArray:
@@ -167,7 +180,7 @@ class InBatch(Batches):
         """Return the sampled softmax of a batch."""
         log_q = torch.zeros(len(batch.items))
         if self._settings.logq_correction:
-            log_q = torch.from_numpy(self._draws.log_q(batch.items, int((batch.targets >= 0).sum())))
+            log_q = torch.from_numpy(self._draws.log_q(batch.items, batch.interactions))
         arrays = (batch.counts, batch.positives, batch.hits, batch.weights)
         query = query / self._settings.temperature
         return sampled_softmax(query, vectors, log_q, *map(torch.from_numpy, arrays))

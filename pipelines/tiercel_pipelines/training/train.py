@@ -16,6 +16,7 @@ from tiercel_serving.release.writing import check_destination, staging_directory
 from ..arrays.packing import rows_of
 from ..data import Dataset, Progress, Split, split_dataset
 from ..errors import RecipeError, TrainingError
+from ..families.ranks import ALONE, Ranks
 from ..features.dask_cluster import dask_cluster
 from ..recipe.check import check_recipe
 from ..recipe.check_fit import fit_checked, problem_of
@@ -74,12 +75,12 @@ def train_recipe(
         if replace and not resume:
             shutil.rmtree(folder, ignore_errors=True)
         checkpoint = Checkpoint(folder, recipe.training.checkpoint_s, document, resume=resume)
-        _train(recipe, dataset, destination, checkpoint, replace, dask_scheduler, progress)
+        train_and_write(recipe, dataset, destination, checkpoint, replace, dask_scheduler, progress)
         checkpoint.remove()
     return TrainedRun.open(Path(run_dir))
 
 
-def _train(
+def train_and_write(
     recipe: Recipe,
     dataset: Dataset,
     destination: Path,
@@ -87,8 +88,9 @@ def _train(
     replace: bool,
     dask_scheduler: str | None,
     progress: Progress | None,
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Train and write a run."""
+    """Train and write a run; of processes that train together, each writes one of its own."""
     lost = list(kept_problems(recipe))
     if lost:
         raise RecipeError(recipe.title, lost)
@@ -104,8 +106,10 @@ def _train(
             with dask_cluster(dask_scheduler) as client:
                 workflow = fit_checked(recipe, dataset, split.fit, directory / "workflow", client)
             trainer = _prepared(recipe, dataset, split, workflow, progress)
-            checkpoint.check_data(data_digest(trainer.packed, trainer.pairs, trainer.folds))
-            trainer = dataclasses.replace(trainer, checkpoint=checkpoint)
+            digest = data_digest(trainer.packed, trainer.pairs, trainer.folds)
+            ranks.check_same(digest)
+            checkpoint.check_data(digest)
+            trainer = dataclasses.replace(trainer, checkpoint=checkpoint, ranks=ranks)
         trained = trainer.fit()
         seconds |= trainer.seconds
         with timed(seconds, "figures"):

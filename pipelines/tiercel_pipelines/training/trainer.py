@@ -35,6 +35,7 @@ from ..arrays.packed import Packed
 from ..arrays.packing import build_pairs, inputs_of, pack_dataset
 from ..arrays.pairs import IntArray, Pairs, assign_folds
 from ..data import Dataset, Progress, Split
+from ..families.ranks import ALONE, Ranks
 from ..families.table import (
     Course,
     FittedRanking,
@@ -84,6 +85,8 @@ class Trainer:
         Wall time of each part.
     checkpoint
         Where finished models and the state of the one at work are kept; None keeps nothing.
+    ranks
+        The processes that train together.
     """
 
     recipe: Recipe
@@ -95,6 +98,7 @@ class Trainer:
     progress: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
+    ranks: Ranks = ALONE
 
     @classmethod
     def prepare(
@@ -167,6 +171,7 @@ class Trainer:
 
     def _kept(self, key: str, family: Any, data: Any, plan: Plan) -> tuple[Any, Course]:
         """Fit a model, unless a checkpoint has it."""
+        plan = replace(plan, ranks=self.ranks)
         if self.checkpoint is None:
             fitted: tuple[Any, Course] = family.fit(data, plan)
             return fitted

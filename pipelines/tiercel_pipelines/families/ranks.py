@@ -1,0 +1,150 @@
+"""Several processes that train one model together, data parallel, as ``torchrun`` starts them.
+
+Each process holds the whole model and draws every batch, the same in all of them; it takes its share of the
+batch's rows, and the gradients are averaged (Li et al. 2020, "PyTorch distributed: experiences on
+accelerating data parallel training"). What the batch shares, its items, every process has whole, so that
+the negatives of a query are those that one process would give it: the loss is the same but for the order of
+sums. torch's own ``DistributedDataParallel`` averages behind one ``forward``; here user and item modules
+run apart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import TrainingError
+
+#: What ``torchrun`` tells each process.
+_TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+Batch = TypeVar("Batch")
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A batch that can be divided by its rows."""
+
+    def take(self, chosen: Any) -> Any:
+        """Return some of the rows."""
+        ...
+
+    @property
+    def mass(self) -> float:
+        """By how much the rows weigh in the loss, which is a mean."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process among ``count``; alone, nothing is communicated."""
+
+    rank: int = 0
+    count: int = 1
+
+    def share(self, batch: Batch, rows: int) -> tuple[slice, Batch, float]:
+        """Return this process's rows of a batch, the batch of them, and what its loss must be multiplied by.
+
+        The mean of all processes' losses is then that of the whole batch. A batch that cannot be divided is
+        every process's whole.
+        """
+        if self.count == 1 or not isinstance(batch, Divisible):
+            return slice(None), batch, 1.0
+        mine = slice(self.rank, rows, self.count)
+        part = batch.take(mine)
+        return mine, part, self.count * part.mass / max(batch.mass, 1e-9)
+
+    def average(self, parameters: Iterable[Tensor]) -> None:
+        """Replace the gradients by their means over all processes."""
+        if self.count == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        dense = [gradient for gradient in gradients if not gradient.is_sparse]
+        if dense:
+            flat = torch.cat([gradient.reshape(-1) for gradient in dense])
+            dist.all_reduce(flat)
+            flat /= self.count
+            sizes = [gradient.numel() for gradient in dense]
+            for gradient, mean in zip(dense, torch.split(flat, sizes), strict=True):
+                gradient.copy_(mean.view_as(gradient))
+        for parameter in parameters:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = self._sparse_mean(parameter.grad)
+
+    def _sparse_mean(self, gradient: Tensor) -> Tensor:
+        rows = gradient.coalesce()
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, (rows.indices(), rows.values()))
+        indices, values = (torch.cat([part[at] for part in found], dim=1 - at) for at in (0, 1))
+        return torch.sparse_coo_tensor(indices, values / self.count, gradient.shape).coalesce()
+
+    def mean(self, value: float) -> float:
+        """Return the mean of a number over all processes."""
+        if self.count == 1:
+            return value
+        number = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(number)
+        return float(number) / self.count
+
+    def first(self, value: float) -> float:
+        """Return the first process's number, so that all decide alike."""
+        if self.count == 1:
+            return value
+        number = torch.tensor(value, dtype=torch.float64)
+        dist.broadcast(number, 0)
+        return float(number)
+
+    def check_same(self, digest: str) -> None:
+        """Raise TrainingError in every process if they learn from different data."""
+        if self.count == 1:
+            return
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, digest)
+        others = [rank for rank, one in enumerate(found) if one != found[0]]
+        if others:
+            who = ", ".join(map(str, others))
+            raise TrainingError(
+                f"distributed training: process {who} of {self.count} sees other data or features than "
+                "process 0; give every process the same recipe, seed and tables"
+            )
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def process_group(distributed: bool, timeout_s: float = 1800.0) -> Iterator[Ranks]:
+    """Join the processes that ``torchrun`` started; not ``distributed`` is a process alone.
+
+    Raises
+    ------
+    TrainingError
+        If it shall be distributed, and ``torchrun`` did not start this process.
+    """
+    if not distributed:
+        yield ALONE
+        return
+    missing = [name for name in _TOLD if name not in os.environ]
+    if missing:
+        raise TrainingError(
+            f"distributed training: expected a process of torchrun, but {', '.join(missing)} is not set; "
+            "type `torchrun --nproc-per-node 2 --no-python tiercel train RECIPE --distributed`"
+        )
+    dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
