@@ -11,6 +11,7 @@ from benchmarks.accuracy.contenders import COMPARISONS
 
 HEAD = (
     "family",
+    "seeds",
     "nDCG@10",
     "recall@10",
     "coverage",
@@ -47,6 +48,7 @@ class Row:
         """Return the row's cells for people."""
         return [
             self.family,
+            str(len(self.cells)),
             spread(self.of("figures", "ranking", "ndcg")),
             spread(self.of("figures", "ranking", "recall")),
             f"{mean(self.of('figures', 'ranking', 'coverage')):.2f}",
@@ -75,7 +77,7 @@ def popularity(rows: Sequence[Row]) -> list[str]:
     cell = rows[0].cells[0]
     figures, beyond = cell["figures"]["popularity"], cell["beyond"]["popularity"]
     shown = [f"{figures['ndcg']:.4f}", f"{figures['recall']:.4f}", f"{figures['coverage']:.2f}"]
-    return ["popularity", *shown, f"{beyond['novelty']:.1f}", "", "", ""]
+    return ["popularity", "", *shown, f"{beyond['novelty']:.1f}", "", "", ""]
 
 
 def misses(document: Mapping[str, Any], data: Iterable[str]) -> list[str]:
@@ -95,17 +97,13 @@ def markdown(document: Mapping[str, Any]) -> str:
     parts = [_INTRODUCTION]
     for name in dict.fromkeys(cell["data"] for cell in document["cells"]):
         rows = rows_of(document, name)
-        seeds = sorted({len(row.cells) for row in rows})
         machines = sorted(
             {f"{c['machine']['cpu']}, {c['machine']['cores']} cores" for r in rows for c in r.cells}
         )
         users = rows[0].cells[0]["figures"]["ranking"]["users"]
         protocol = COMPARISONS[name].protocol
         parts.append(f"## {name}\n\n{protocol[0].upper()}{protocol[1:]}.")
-        parts.append(
-            f"{users} users; {' or '.join(map(str, seeds))} seeds a family, mean ± standard deviation; "
-            f"on {' and '.join(machines)}."
-        )
+        parts.append(f"{users} users; mean ± standard deviation over seeds; on {' and '.join(machines)}.")
         lines = [HEAD, ["---"] * len(HEAD), *(row.table() for row in rows), popularity(rows)]
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
     return "\n\n".join(parts) + "\n"
@@ -123,5 +121,5 @@ negatives. A family that is solved in closed form has no spread. Settings are th
 A caller's list is what is measured, so a recipe with a ranker is measured after ranking. Coverage is the
 share of the catalogue that anybody is shown among 10, novelty the mean information of what is shown
 ([evaluation.md](evaluation.md)). `p50` is one answer to one user: through a real Triton over gRPC, or with
-a star the stages in one process. Training seconds and latencies were taken on a machine that others used at
-the same time: they compare families roughly."""
+a star the stages in one process. Seconds and latencies of a machine that does other work meanwhile, as this
+one did, compare families roughly."""

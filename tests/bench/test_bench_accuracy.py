@@ -67,7 +67,7 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert done.exit_code == 0, done.stderr
     assert asked[1:] == [("ease", 43), ("als", 42), ("als", 43)]
     assert json.loads(done.stdout)["cells"] == json.loads(saved.read_text(encoding="utf-8"))["cells"]
-    assert "| ease | 0.5000 ± 0.0000 | 0.2000 ± 0.0000 |" in docs.read_text(encoding="utf-8")
+    assert "| ease | 2 | 0.5000 ± 0.0000 | 0.2000 ± 0.0000 |" in docs.read_text(encoding="utf-8")
     # Other settings are another cell.
     kept = json.loads(saved.read_text(encoding="utf-8"))
     kept["cells"][0]["recipe"]["recipe"]["split"]["train"] = 0.5
