@@ -8,7 +8,7 @@ DEMO := $(VENV)/.ready-demo
 DEV := $(VENV)/.ready-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test lint format wheel accuracy bench bench-features bench-scale bench-stages clean
+.PHONY: help setup demo test lint format wheel accuracy bench bench-features bench-peers bench-scale bench-stages clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets.
@@ -73,6 +73,9 @@ bench-features: $(DEV)  ## Compiled features beside NVTabular, pandas and Merlin
 
 bench-scale: $(DEV)  ## Large made-up catalogues: export, memory, masked search; some minutes.
 	$(BIN)/python -m benchmarks.scale --save benchmarks/results/latest-scale.json
+
+bench-peers: $(DEMO)  ## Beside FastAPI, pandas, torch and FAISS, as people write it by hand; some minutes.
+	$(BIN)/python -m benchmarks.peers runs/movielens releases/movielens --save benchmarks/results/latest-peers.json
 
 # pyversity is a peer and nothing else: no extra of ours installs it.
 bench-stages: $(DEV)  ## Every reorder step, in process and beside pyversity; a minute or two.

@@ -49,7 +49,8 @@ def command(
         for name, one in models.items()
     ]
     typer.echo(format_table(["in flight", "what", "p50 µs", "p99 µs", "answers/s"], rows, left=(1,)))
-    typer.echo(f"\n{found['set_against_the_service']}; limits: 4 times the answers, half of p50")
+    typer.echo(f"\nprocessor ms of an answer: {found['processor_ms_of_an_answer']}")
+    typer.echo(f"{found['set_against_the_service']}; limits: 4 times the answers, half of p50")
     if save is not None:
         write_whole(save, found)
     if check and not found["ok"]:

@@ -53,7 +53,6 @@ def tensor(frame: Any, name: str) -> torch.Tensor:
     return torch.from_numpy(frame[columns].to_numpy())
 
 
-@app.post("/recommend")
 def recommend(asked: Asked) -> dict[str, Any]:
     """The best k of the items that the user has not had."""
     if asked.user_id not in USERS.index:
@@ -81,3 +80,6 @@ def recommend(asked: Asked) -> dict[str, Any]:
         rank = RANKER(**given)[0, :, 0].numpy()
     best = np.argsort(-rank, kind="stable")[: asked.k]
     return {"item_id": items["item_id"].to_numpy()[best].tolist(), "score": rank[best].tolist()}
+
+
+app.post("/recommend")(recommend)

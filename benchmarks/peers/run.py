@@ -7,10 +7,11 @@ import os
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tiercel_client import Recommender
@@ -20,6 +21,7 @@ from tiercel_serving.bench.machine import describe_machine, installed_versions
 from tiercel_serving.bench.measurement import Measurement, median_of
 from tiercel_serving.bench.mixes import Material, draw_requests, encode
 from tiercel_serving.bench.run import all_runners
+from tiercel_serving.bench.server_costs import cpu_seconds
 from tiercel_serving.errors import BenchError
 from tiercel_serving.release.opened import Release
 from tiercel_serving.runtime.chain import Chain
@@ -35,12 +37,14 @@ CONCURRENCIES = (1, 8)
 REQUESTS, COMPARED = 500, 20
 START_S = 120.0
 
+#: In flight → what was measured → its rounds; and processor milliseconds of an answer, at 8 in flight.
 Rounds = dict[int, dict[str, list[Measurement]]]
+Costs = dict[str, list[float]]
 
 
 @contextmanager
-def handwritten(python: Path, prepared: Path, workers: int) -> Iterator[int]:
-    """Run the service; gives its port."""
+def handwritten(python: Path, prepared: Path, workers: int) -> Iterator[tuple[int, int]]:
+    """Run the service; gives its port and its process group."""
     with held_ports("127.0.0.1", {"http": None}) as held:
         port = held["http"]
     command = [str(python), "-m", "uvicorn", "handwritten:app", "--port", str(port)]
@@ -52,7 +56,7 @@ def handwritten(python: Path, prepared: Path, workers: int) -> Iterator[int]:
     )
     try:
         _wait(port, process)
-        yield port
+        yield port, process.pid
     finally:
         kill_group(process.pid, grace_s=5.0)  # its workers too, whatever they are doing
         process.wait()
@@ -106,46 +110,46 @@ def run_peers(
     pipeline = Chain.open(release)
     alone = full_requests(pipeline.external_inputs, Material.of(release).users[:256])
     measured: Rounds = {level: {} for level in CONCURRENCIES}
+    costs: Costs = {}
     with ExitStack() as stack:
-        urls = {
-            f"tiercel, runner {runner}": stack.enter_context(start_server(release, runner=runner)).grpc_url
+        servers = {
+            f"tiercel, runner {runner}": stack.enter_context(start_server(release, runner=runner))
             for runner in all_runners()
         }
-        port = stack.enter_context(handwritten(python, prepared, workers))
-        same = agreement(next(iter(urls.values())), port, users[:COMPARED])
+        groups = {name: server.pid for name, server in servers.items()}
+        port, groups[SERVICE] = stack.enter_context(handwritten(python, prepared, workers))
+        same = agreement(next(iter(servers.values())).grpc_url, port, users[:COMPARED])
         if same < 0.9:
             raise BenchError(f"the hand-written service names {same:.0%} of the items that Tiercel does")
         pool = stack.enter_context(generator())
         for number in range(rounds + 1):
             for level in CONCURRENCIES:
-                found = _round(pool, urls, port, requests, bodies, level, seconds)
-                if number:  # the first one warms up
-                    for name, one in found.items():
+                for name, group in groups.items():
+                    if name == SERVICE:
+                        job: Any = HttpJob("127.0.0.1", port, "/recommend", bodies, seconds, level)
+                    else:
+                        job = Job(servers[name].grpc_url, requests, seconds, concurrency=level)
+                    one, spent_ms = _measure(pool, job, group)
+                    if number:  # the first round warms up
                         measured[level].setdefault(name, []).append(one)
+                        costs.setdefault(name, []).extend([spent_ms] if level == CONCURRENCIES[-1] else [])
             if number:
                 measured[1].setdefault(BARE, []).append(measure_bare(pipeline, alone, seconds).total)
-    return _document(release, measured, same, workers)
+    return _document(release, measured, costs, same, workers)
 
 
-def _round(
-    pool: ProcessPoolExecutor,
-    urls: Mapping[str, str],
-    port: int,
-    requests: tuple[bytes, ...],
-    bodies: tuple[bytes, ...],
-    level: int,
-    seconds: float,
-) -> dict[str, Measurement]:
-    found = {}
-    for name, url in urls.items():
-        answers = pool.submit(send, Job(url, requests, seconds, concurrency=level)).result()
-        found[name] = Measurement.from_latencies(answers.latencies_us, answers.elapsed_s)
-    job = HttpJob("127.0.0.1", port, "/recommend", bodies, seconds, level)
-    found[SERVICE] = pool.submit(send_http, job).result()
-    return found
+def _measure(pool: ProcessPoolExecutor, job: Any, group: int) -> tuple[Measurement, float]:
+    """Return what was measured, and the processor milliseconds that an answer took the server."""
+    spent = cpu_seconds(group)
+    if isinstance(job, HttpJob):
+        found: Measurement = pool.submit(send_http, job).result()
+    else:
+        answers = pool.submit(send, job).result()
+        found = Measurement.from_latencies(answers.latencies_us, answers.elapsed_s)
+    return found, (cpu_seconds(group) - spent) * 1000 / (found.throughput * job.seconds)
 
 
-def _document(release: Release, measured: Rounds, same: float, workers: int) -> dict[str, Any]:
+def _document(release: Release, measured: Rounds, costs: Costs, same: float, workers: int) -> dict[str, Any]:
     medians = {
         level: {name: median_of(all_) for name, all_ in found.items()} for level, found in measured.items()
     }
@@ -155,6 +159,7 @@ def _document(release: Release, measured: Rounds, same: float, workers: int) -> 
     ratios = {
         "answers a second at 8": medians[8][fastest].throughput / medians[8][SERVICE].throughput,
         "p50 at 1": medians[1][fastest].p50_us / medians[1][SERVICE].p50_us,
+        "processor time of an answer": median(costs[fastest]) / median(costs[SERVICE]),
     }
     return {
         "release": {
@@ -166,6 +171,7 @@ def _document(release: Release, measured: Rounds, same: float, workers: int) -> 
         "versions": installed_versions(("tiercel", "numpy", "torch", "faiss-cpu", "onnxruntime", "pandas")),
         "workers": workers,
         "same_items": round(same, 3),
+        "processor_ms_of_an_answer": {name: round(median(spent), 3) for name, spent in costs.items()},
         "measured": {
             str(level): {
                 name: {**medians[level][name].to_json(), "rounds": [one.to_json() for one in all_]}

@@ -40,12 +40,14 @@ from .contract import (
     INCLUDE,
     LENGTHS,
     PACKED,
+    RELATED_TO,
     TIME_PREFIX,
     ModelConfig,
     TensorInfo,
 )
 from .errors import ClientError, DeadlineExceeded, InvalidInput, NotFound, RequestRefused
 from .request import id_array
+from .response import RELATED_OUTPUTS
 from .results import Id, RequestColumn
 from .wire.transport import Array, Arrays, Headers, InferRequest
 
@@ -84,6 +86,8 @@ class FakeServer:
         Its release.
     titles
         Whether it has a model that knows the titles.
+    related
+        Raw id → raw ids of the items most like it, best first. None has no model of similar items.
     latency_s
         Seconds that each request takes; one that has less time left ends with a passed deadline.
     """
@@ -101,6 +105,7 @@ class FakeServer:
         allow_seen: bool = False,
         build_id: str = "fake",
         titles: bool = True,
+        related: Mapping[Id, Sequence[Id]] | None = None,
         latency_s: float = 0.0,
     ) -> None:
         self.items: dict[Id, str | None] = dict({1: "One", 2: "Two", 3: "Three"} if items is None else items)
@@ -110,7 +115,7 @@ class FakeServer:
         self.reorder_reasons: tuple[str, ...] = ()
         self.max_batch_size, self.k_default, self.k_max = max_batch_size, k_default, k_max
         self.max_excluded, self.allow_seen = max_excluded, allow_seen
-        self.build_id, self.titles = build_id, titles
+        self.build_id, self.titles, self.related = build_id, titles, related
         self.latency_s = latency_s
         self.requests: list[InferRequest] = []
         self.config_reads = 0
@@ -136,6 +141,9 @@ class FakeServer:
             described = {"item_row": "int64", "title": "bytes", "found": "bool"}
             outputs = self._tensors({"item_id": self._dtypes["item"], **described}, -1)
             return ModelConfig(model, self.max_batch_size, outputs[:2], outputs, {})
+        if model == "related" and self.related is not None:
+            outputs = self._tensors({name: _OUTPUTS[name] for name in RELATED_OUTPUTS}, -1)
+            return ModelConfig(model, self.max_batch_size, (), outputs, {})
         if model not in tables:
             raise NotFound(f"model {model!r}: the fake server has none")
         return ModelConfig(
@@ -189,6 +197,8 @@ class FakeServer:
         self._raise_ordered(request.model)
         if request.model == "describe_items" and self.titles:
             answer = self._describe(request.inputs)
+        elif request.model == "related" and self.related is not None:
+            answer = self._related(request.inputs, self.related)
         elif request.model in ("recommend", "recommend_explain"):
             answer = self._recommend(request.inputs, explain=request.model != "recommend")
         else:
@@ -231,6 +241,11 @@ class FakeServer:
         outputs = self._outputs(answers, k)
         outputs["status"] = np.array(statuses, np.int32).reshape(-1, 1)
         return {**outputs, **self._explained(answers[0])} if explain else outputs
+
+    def _related(self, inputs: Arrays, related: Mapping[Id, Sequence[Id]]) -> dict[str, Array]:
+        given, [gone] = _plain(inputs[RELATED_TO][0]), self._lists(inputs, EXCLUDE, 1)
+        found = dict.fromkeys(like for one in given for like in related.get(one, ()))
+        return self._outputs([[one for one in found if one not in {*given, *(gone or ())}]], inputs["k"][0])
 
     def _outputs(self, answers: Sequence[Sequence[Id]], k: Sequence[int]) -> dict[str, Array]:
         width = max(k)

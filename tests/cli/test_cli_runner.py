@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
@@ -24,10 +25,11 @@ from tiercel_serving import backend
 from tiercel_serving.bench.generator import Job, send
 from tiercel_serving.bench.mixes import Material, draw_requests, encode
 from tiercel_serving.errors import ServerError, ServerFailed, TritonMissing
-from tiercel_serving.release.opened import open_release
+from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.runtime import embedded
 from tiercel_serving.supervise import TritonServer, start_server
+from tiercel_serving.supervise.launch import model_repository
 
 Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 PACKAGE = Path(backend.__file__).parents[1]
@@ -188,6 +190,28 @@ def test_a_runner_that_is_not_there_is_named(
     monkeypatch.setattr(backend, "library", lambda: None)
     with pytest.raises(TritonMissing, match="C compiler"):
         start_server(release, runner="tiercel")
+
+
+def test_a_release_says_which_runner_it_was_made_for(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = open_release(release)
+    own = Release(stock.path, msgspec.structs.replace(stock.manifest, runner="tiercel"))
+    for number, (made, runner, backends) in enumerate(
+        [(stock, None, "python"), (stock, "tiercel", "tiercel"), (own, "python", "python")]
+    ):
+        work = tmp_path / str(number)
+        work.mkdir()
+        models = model_repository(made, None, runner, work, work / "mirror")
+        assert f'backend: "{backends}"' in (models / "describe_items" / "config.pbtxt").read_text()
+        assert (models / "chain").is_dir() == (backends == "python")
+    # What it says needs no file of another's: its own models are taken as they are.
+    (tmp_path / "own").mkdir()
+    taken = model_repository(own, None, None, tmp_path / "own", tmp_path / "own" / "mirror")
+    assert taken == tmp_path / "own" / "mirror" / "triton"
+    monkeypatch.setattr(backend, "library", lambda: None)
+    with pytest.raises(TritonMissing, match="serve with `--runner python`"):
+        start_server(own)
 
 
 def test_a_plain_repository_names_its_own_backends(release: Path, own: TritonServer) -> None:

@@ -13,7 +13,7 @@ from small_release import SETTINGS, Parts, small_release
 
 from tiercel_client.errors import InvalidInput
 from tiercel_export.workflow.frames import columns_from_frame
-from tiercel_serving.errors import InvalidSettings, StoreDamaged
+from tiercel_serving.errors import InvalidSettings, StoreDamaged, StoreUnavailable
 from tiercel_serving.live_items.journal import ITEMS_KEY, Entry, Journal
 from tiercel_serving.live_items.store import ItemStore
 from tiercel_serving.release.opened import Release, open_release
@@ -21,6 +21,8 @@ from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.settings import UNKNOWN
 from tiercel_serving.stores.embedded import Embedded
 from tiercel_serving.stores.feature_store import FeatureStore
+from tiercel_serving.stores.redis import Redis
+from tiercel_serving.stores.server import StoreServer, find_server
 
 ROOM = 3
 NEW = {"kind": "book", "tags": ["a", "e"], "price": 12.5, "stock": 4, "title": "New ✓"}
@@ -265,3 +267,29 @@ def test_without_a_store_nothing_of_it_is_there(made: Release) -> None:
     release = open_release(made.path)
     assert release.room == 0
     assert release.live_items is None
+
+
+def test_in_redis_it_is_the_same_and_a_store_that_went_away_leaves_what_was_known(made: Release) -> None:
+    pytest.importorskip("redis")
+    try:
+        find_server()
+    except StoreUnavailable as error:
+        pytest.skip(str(error))
+    with StoreServer() as server:
+        kind = Redis(url=server.url)
+        store = ItemStore.open(made, kind)
+        store.withdraw([500])
+        release = Release(made.path, made.manifest, kind)
+        chain = Chain.open(release)
+        assert release.live_items is not None
+        asked = {"user_id": np.array([[1000]]), "k": np.array([[12]], np.int32)}
+        query = chain.run(asked)[0]["query_towers"][0]
+        store.put(7, NEW, vectors={"towers": (query * 100).tolist()})
+        release.live_items.look()
+        row = made.manifest.catalogue.items
+        assert chain.run(asked)[0]["retrieved_row"][0, 0] == row
+        assert [entry.item_id for entry in store.list()] == [500, 7]
+    release.live_items.look()
+    out = chain.run(asked)[0]
+    assert out["retrieved_row"][0, 0] == row
+    assert 500 not in ids(out)

@@ -235,7 +235,7 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
             helper.make_node("Reshape", ["user_num", "shape"], ["query"]),
             weights={"shape": np.array([1, 2])},
         ),
-        r"ranker: it failed on \(user_num float32 \[3, 2\]\)",
+        r"ranker: the graph failed on \(user_num float32 \[3, 2\]\)",
     ),
     "weights": (
         lambda: graph(weights={"w": np.array([[1, np.nan], [3, np.inf]], np.float32)}),

@@ -238,11 +238,14 @@ NAMES_OF_CONTEXT = ("trip", "trip__length", "k", "user_id", "exclude_item_ids", 
 
 @pytest.fixture(scope="module")
 def odd_release(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """Users are called readers, and interactions have context columns with names of the graph's own."""
+    """Users are called readers, and interactions have context columns with names of the graph's own.
+
+    What they are made of may also lie in the table of users: a reader's level.
+    """
     folder = tmp_path_factory.mktemp("odd")
     users, items, interactions = small_frames()
     random = np.random.default_rng(0)
-    users = users.rename(columns={"user_id": "reader"})
+    users = users.rename(columns={"user_id": "reader"}).assign(level=np.arange(len(users)) % 4)
     interactions = interactions.rename(columns={"user_id": "reader"})
     rows = len(interactions)
     interactions["trip"] = [random.choice(["a", "b"], random.integers(0, 3)).tolist() for _ in range(rows)]
@@ -276,19 +279,19 @@ def odd_workflow(users: pd.DataFrame, items: pd.DataFrame, interactions: pd.Data
         out = str(folder / "categories")
         user = ["reader"] >> ops.Categorify(out_path=out) >> ops.TagAsUserID()
         item = ["kind"] >> ops.Categorify(out_path=out) >> ops.TagAsItemFeatures()
-        words = ["trip", "k", "user_id", "exclude_item_ids", "score", "time_us_filtering"]
+        words = ["level", "trip", "k", "user_id", "exclude_item_ids", "score", "time_us_filtering"]
         context = ((words >> ops.Categorify(out_path=out)) + (["trip__length"] >> ops.FillMissing(-9.0))) >> (
             ops.AddTags([Tags.CONTEXT])
         )
         joined = interactions.merge(users, on="reader").merge(items, on="item_id")
         workflow = nvtabular.Workflow(user + item + context)
-        workflow.fit(Dataset(joined[["reader", "kind", *NAMES_OF_CONTEXT]], cpu=True))
+        workflow.fit(Dataset(joined[["reader", "kind", "level", *NAMES_OF_CONTEXT]], cpu=True))
     return workflow
 
 
 def test_context_columns_of_any_name_are_served(odd_release: Release) -> None:
     named = {column.name: column for column in odd_release.manifest.request_columns}
-    assert set(named) == set(NAMES_OF_CONTEXT)
+    assert {name for name, column in named.items() if column.part == "context"} == set(NAMES_OF_CONTEXT)
     assert (named["trip"].tensor, named["trip"].companion) == ("trip", "trip__length_2")
     assert named["trip__length"].tensor == "trip__length"
     for name in ("k", "user_id", "exclude_item_ids", "score", "time_us_filtering"):
@@ -299,9 +302,10 @@ def test_context_columns_of_any_name_are_served(odd_release: Release) -> None:
     out, _ = chain.run(reader)
     # Not sent is null, for the category as for the number.
     assert out["user_num"].tolist() == [[-9.0]]
-    assert {n: v for n, v in zip(columns, out["user_cat"][0].tolist(), strict=True) if n != "reader"} == {
-        name: 1 for name in NAMES_OF_CONTEXT if not name.startswith("trip")
-    }
+    known = dict(zip(columns, out["user_cat"][0].tolist(), strict=True))
+    assert known.pop("reader") > 1
+    assert known.pop("level") > 1, "what the table of users has, a request need not send"
+    assert known == {name: 1 for name in NAMES_OF_CONTEXT if not name.startswith("trip")}
     assert out["user_list_trip"].tolist() == [[0, 0]]
     sent = {
         **reader,

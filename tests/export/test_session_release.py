@@ -75,6 +75,9 @@ def frames_with_sessions() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
 
 def built(folder: Path, parts: Parts, key: str, **changes: Any) -> Release:
     users, items, interactions = frames_with_sessions()
+    if key == "session_id":
+        # A session of a request is put in order by dates.
+        interactions["timestamp"] = pd.to_datetime(interactions["timestamp"], unit="s")
     frame = interactions.merge(items[["item_id", "kind"]], on="item_id")
     if key == "user_id":
         # A session is all that a user did: the store has it, as lists.
@@ -121,6 +124,7 @@ def test_a_session_of_the_request(of_requests: Release) -> None:
     assert {name: (c.is_list, c.part) for name, c in columns.items()} == dict.fromkeys(
         SESSION, (True, "context")
     )
+    assert columns["timestamp"].unit == "ns"
     # The graph has an output of that name.
     assert columns["item_id"].tensor == "item_id_2"
     chain = Chain.open(of_requests)

@@ -21,7 +21,7 @@ import torch
 
 from tiercel_export.models.dense import forward_inputs, frozen
 from tiercel_export.models.onnx import make_onnx
-from tiercel_pipelines.arrays.inputs import CategoryColumn, ModelInputs, Side
+from tiercel_pipelines.arrays.inputs import CategoryColumn, ListColumn, ModelInputs, Side
 from tiercel_pipelines.arrays.packed import Packed
 from tiercel_pipelines.arrays.pairs import Pairs
 from tiercel_pipelines.errors import TrainingError
@@ -38,6 +38,7 @@ USERS, ITEMS, GROUPS, HAD, LENGTH = 80, 32, 4, 5, 6
 MINE = ITEMS // GROUPS
 USER = Side("user", (CategoryColumn("taste", GROUPS + 3), CategoryColumn("user_id", USERS + 3)))
 ITEM = Side("item", (CategoryColumn("maker", GROUPS + 3), CategoryColumn("item_id", ITEMS + 3)))
+GIVEN = ListColumn("embedding", None)
 INPUTS = ModelInputs(USER, ITEM, ("item_id",), sources=2)
 BOTH = msgspec.structs.replace(INPUTS, history=("maker", "item_id"))
 #: Somebody may write these for any setting.
@@ -49,6 +50,12 @@ def packed_items(items: np.ndarray) -> np.ndarray:
     return np.where(items[:, None] < 0, 2, np.stack([items % GROUPS, items], 1) + 3)
 
 
+def item_tensors(items: np.ndarray) -> dict[str, np.ndarray]:
+    """``item_cat``, and vectors that tell the maker of an item, whether it was known or not."""
+    makers = np.eye(GROUPS, dtype=np.float32)[np.maximum(items, 0) % GROUPS]
+    return {"item_cat": packed_items(items), "item_list_embedding": makers}
+
+
 def world(history: tuple[int, ...] = (1,)) -> tuple[Packed, Pairs]:
     """Users of a taste, told by their id alone, have five items of its eight, in turn."""
     users = np.arange(USERS)
@@ -57,7 +64,7 @@ def world(history: tuple[int, ...] = (1,)) -> tuple[Packed, Pairs]:
     items = turn * GROUPS + (users % GROUPS)[:, None]
     packed = Packed(
         {"user_cat": np.stack([np.full(USERS, 2), users + 3], 1)},
-        {"item_cat": np.append(packed_items(np.arange(ITEMS)), [[0, 0]], 0)},
+        {name: np.append(array, array[:1] * 0, 0) for name, array in item_tensors(np.arange(ITEMS)).items()},
         history,
         LENGTH,
         USERS,
@@ -79,6 +86,8 @@ class RetrievalContract:
     settings: ClassVar[Any]
     #: Other settings of the family, whose models differ.
     variants: ClassVar[tuple[Any, ...]] = ()
+    #: What the models may take.
+    inputs: ClassVar[ModelInputs] = INPUTS
     #: Whether it learns the order, and finds what comes next first.
     ordered: ClassVar[bool] = False
     #: The array of its form that the seed changes.
@@ -96,7 +105,7 @@ class RetrievalContract:
 
     def fit(self, settings: Any = None, pairs: Pairs | None = None, seed: int = 0, **plan: Any) -> Any:
         packed, all_pairs = world()
-        data = RetrievalData(packed, all_pairs if pairs is None else pairs, INPUTS)
+        data = RetrievalData(packed, all_pairs if pairs is None else pairs, self.inputs)
         return (settings or self.settings).fit(data, Plan(seed, "model, fold 1", **plan))
 
     def rows(self, fitted: Any, packed: Packed, pairs: Pairs, count: int) -> np.ndarray:
@@ -137,14 +146,14 @@ class RetrievalContract:
             right = found % GROUPS == np.arange(USERS)[:, None] % GROUPS
         assert right.mean() > 0.9, right.mean()
         fitted.save(tmp_path)
-        again = self.settings.load(tmp_path, INPUTS)
+        again = self.settings.load(tmp_path, self.inputs)
         np.testing.assert_array_equal(self.rows(again, packed, pairs, MINE - HAD), found)
         for name, array in fitted.form(packed.catalogue).items():
             np.testing.assert_array_equal(again.form(packed.catalogue)[name], array)
         file = sorted(tmp_path.iterdir())[0]
         file.write_bytes(file.read_bytes()[:-8])
         with pytest.raises(TrainingError, match=r"safetensors.*train again"):
-            self.settings.load(tmp_path, INPUTS)
+            self.settings.load(tmp_path, self.inputs)
 
     def test_the_seed_decides(self) -> None:
         if self.settings.dimension is None:
@@ -174,7 +183,7 @@ class RetrievalContract:
 
     def test_what_nobody_knows_gives_numbers(self, fitted: Any) -> None:
         """Unknown users, unknown items, no history; an item that no training knew has a vector too."""
-        form = fitted.form({"item_cat": packed_items(np.array([7, -1, 3]))})
+        form = fitted.form(item_tensors(np.array([7, -1, 3])))
         if self.settings.dimension is None:
             assert len(form["offsets"]) == 4
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,24 @@ from retrieval_contract import INPUTS, packed_items
 
 from tiercel_pipelines.arrays.packed import Packed
 from tiercel_pipelines.arrays.pairs import Pairs
+from tiercel_pipelines.data import load_dataset
 from tiercel_pipelines.errors import TrainingError
+from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.families.table import Plan, RetrievalData
-from tiercel_pipelines.recipe import ItemKNN, UserKNN
+from tiercel_pipelines.recipe import (
+    Index,
+    Item2Vec,
+    ItemKNN,
+    KMeans,
+    Lists,
+    Popular,
+    SoftmaxDNN,
+    Synthetic,
+    UserKNN,
+    load_recipe,
+    replace,
+)
+from tiercel_pipelines.training import train_recipe
 from tiercel_serving.release.artefacts import Artefact
 from tiercel_serving.sources.table import Material
 from tiercel_serving.sources.user_neighbours import UserNeighbours
@@ -129,3 +145,41 @@ def test_what_no_ratings_can_be_learned_from_is_told(world: Any) -> None:
     )
     with pytest.raises(TrainingError, match="m: every 'rating' is 4, so there is nothing to learn from it"):
         ItemKNN(rating="rating").fit(RetrievalData(data.packed, flat, INPUTS), Plan(0, "m"))
+
+
+@pytest.mark.slow
+def test_the_new_forms_are_trained_exported_and_verified(tmp_path: Path) -> None:
+    """Several models in one recipe, each with its quota; and over a catalogue of other items."""
+    base = load_recipe("synthetic")
+    dataset = load_dataset(Synthetic(users=120, items=80, interactions=2_500))
+    recipe = replace(
+        base,
+        retrieval=(
+            UserKNN(),
+            KMeans(clusters=4, dimension=8),
+            SoftmaxDNN(embedding_dimension=8, layers=(8,), max_epochs=1),
+            Item2Vec(dimension=8, max_epochs=1),
+        ),
+        ranking=None,
+        serving=replace(
+            base.serving,
+            candidates=30,
+            kept=20,
+            k_max=20,
+            sources=(
+                UserNeighbours("user_knn"),
+                Lists("kmeans", quota=5),
+                Index("softmax_dnn", quota=5),
+                Index("item2vec", quota=5),
+                Popular("late", quota=3, half_life_days=30),
+                Popular(quota=0),
+            ),
+        ),
+    )
+    run = train_recipe(recipe, dataset, tmp_path / "run")
+    release = export_run(run, tmp_path / "release")
+    assert set(release.manifest.queries) == {"kmeans", "softmax_dnn", "item2vec"}
+    items = run.items.sample(frac=0.8, random_state=0).reset_index(drop=True)
+    other = export_run(run, tmp_path / "other", items=items)
+    assert other.manifest.sources["user_knn"]["votes"] < release.manifest.sources["user_knn"]["votes"]
+    assert other.manifest.sources["kmeans"]["listed"] < release.manifest.sources["kmeans"]["listed"]

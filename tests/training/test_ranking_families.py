@@ -325,6 +325,7 @@ def test_crosses_beyond_the_buckets_share_weights() -> None:
         MMoE(),
         LogisticRegression(crosses=(("country", "maker"),)),
         NeuMF(),
+        XGBoost(trees_per_epoch=5),
     ],
     ids=lambda ranking: type(ranking).__name__,
 )

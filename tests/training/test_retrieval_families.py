@@ -5,15 +5,29 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from retrieval_contract import GROUPS, MINE, USERS, RetrievalContract, drawn, packed_items, world
+import pytest
+from retrieval_contract import (
+    GIVEN,
+    GROUPS,
+    INPUTS,
+    MINE,
+    USERS,
+    RetrievalContract,
+    drawn,
+    item_tensors,
+    packed_items,
+    world,
+)
 
 from tiercel_pipelines.arrays.pairs import Pairs
+from tiercel_pipelines.errors import TrainingError
 from tiercel_pipelines.recipe import (
     ALS,
     BPRMF,
     CDAE,
     EASE,
     SLIM,
+    VBPR,
     BiasedMF,
     DeepAutoencoder,
     GRU4Rec,
@@ -40,7 +54,7 @@ class TestTwoTower(RetrievalContract):
         max_epochs=20,
         task=SampledSoftmax(batch_size=64, positives=3),
     )
-    variants = (replace(settings, user_layers=(6,), item_layers=(5,)),)
+    variants = (replace(settings, user_layers=(6,), item_layers=(5,), item_id_dropout=0.3),)
     wild: ClassVar[Any] = {"task": SampledSoftmax(temperature=1e-42)}
 
 
@@ -123,6 +137,36 @@ class TestKMeans(RetrievalContract):
         lists = np.split(form["rows"], form["offsets"][1:-1])
         assert sorted(tuple(set(rows % GROUPS)) for rows in lists) == [(0,), (1,), (2,), (3,)]
         assert [len(rows) for rows in lists] == [MINE] * GROUPS
+
+
+class TestVBPR(RetrievalContract):
+    inputs = replace(INPUTS, item=replace(INPUTS.item, lists=(GIVEN,)))
+    settings = VBPR(
+        dimension=8,
+        vector_dimension=4,
+        length=GROUPS,
+        max_epochs=40,
+        batch_size=64,
+        learning_rate=0.05,
+        weight_decay=0.1,
+    )
+
+    def test_a_new_item_is_known_by_its_vector(self, fitted: Any) -> None:
+        queries = fitted.query(world()[0].user)
+        new = item_tensors(np.full(GROUPS, -1))
+        new["item_list_embedding"] = np.eye(GROUPS, dtype=np.float32)
+        scores = queries @ fitted.form(new)["vectors"].T
+        assert (scores.argmax(1) == np.arange(USERS) % GROUPS).mean() > 0.9
+
+    def test_what_does_not_fit_is_told(self) -> None:
+        [problem] = self.settings.misfits({"user_id": True}, {"item_id": True, "embeding": False}, True)
+        assert "no feature of the items that holds numbers is called 'embedding'; use 'embeding'" in str(
+            problem
+        )
+        with pytest.raises(TrainingError, match="have 4 numbers, not 5; write length=4"):
+            self.fit(replace(self.settings, length=5))
+        [problem] = replace(self.settings, vector_dimension=7).problems()
+        assert "take 6 at most" in str(problem)
 
 
 class TestSASRec(RetrievalContract):

@@ -145,7 +145,8 @@ def check_output(
         raise
     except Exception as error:
         shapes = ", ".join(f"{spec.name} {spec.dtype} {[batch, *spec.dims]}" for spec in inputs)
-        raise ExportInputError(f"{what}: it failed on ({shapes}): {error}") from error
+        how = "forward" if isinstance(module, torch.nn.Module) else "the graph"
+        raise ExportInputError(f"{what}: {how} failed on ({shapes}): {error}") from error
     wanted = "[" + ", ".join(["B", *("any" if dim is None else str(dim) for dim in dims)]) + "]"
     fits = len(output.shape) == len(dims) + 1 and output.shape[0] == batch
     fits = fits and all(dim is None or dim == size for dim, size in zip(dims, output.shape[1:], strict=True))

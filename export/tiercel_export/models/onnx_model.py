@@ -69,8 +69,9 @@ class OnnxModel:
 
     @property
     def weight_count(self) -> int:
-        """How many weights it has."""
-        return sum(
+        """How many weights it has; those of trees are attributes of their node."""
+        of_nodes = sum(len(one.floats) for node in self.graph.graph.node for one in node.attribute)
+        return of_nodes + sum(
             int(np.prod(tensor.dims, dtype=np.int64))
             for tensor in self.graph.graph.initializer
             if tensor.data_type == TensorProto.FLOAT

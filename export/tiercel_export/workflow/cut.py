@@ -118,6 +118,8 @@ class WorkflowParts:
         The input columns behind the keys of sessions.
     target_encoding, rows
         As for :func:`cut_workflow`.
+    of_users
+        The input columns that the table of users is known to have.
     """
 
     workflow: Any
@@ -128,6 +130,7 @@ class WorkflowParts:
     keys: frozenset[str] = frozenset()
     target_encoding: str | None = None
     rows: str | None = None
+    of_users: frozenset[str] = frozenset()
 
     def output_names(self, part: str) -> list[str]:
         """Return the output columns of a part, in the workflow's order; ``user`` includes context."""
@@ -146,13 +149,15 @@ class WorkflowParts:
     def input_part(self, name: str, part: str) -> str:
         """Return ``item``, ``user`` or ``context`` for a raw column that a part reads.
 
-        Of the user part, a column is context if its own tag says so or only context outputs read it.
+        Of the user part, a column is context if its own tag says so, or only context outputs read it and the
+        table of users is not known to have it: what the store holds, no request needs to send.
         """
         if part == "item":
             return part
         readers = {of for output, of in self.outputs.items() if name in self.lineage[output]}
         own = _tag_part(tags_of(self.workflow.input_schema[name]))
-        return "context" if own == "context" or "user" not in readers else "user"
+        of_user = "user" in readers or name in self.of_users
+        return "user" if of_user and own != "context" else "context"
 
 
 def cut_workflow(
@@ -212,6 +217,7 @@ def cut_workflow(
         frozenset().union(*(of.keys for of in behind.values())),
         target_encoding,
         rows,
+        frozenset(name for name, home in (homes or {}).items() if home == "user"),
     )
 
 

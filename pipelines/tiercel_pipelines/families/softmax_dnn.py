@@ -46,9 +46,10 @@ from .layers import (
     with_inputs,
     wrong_widths,
 )
+from .sparse_weights import telling_column
 from .table import RetrievalData
 from .vector_family import Epoch, VectorFamily
-from .views import TrainingViews, drop_ids
+from .views import TrainingViews, drop_item_ids
 
 #: Spread of the initial embeddings of history and items.
 SPREAD = 0.05
@@ -69,9 +70,12 @@ class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
         Mean share of the history that is left out at random in training.
     dropout
         Dropout of the hidden layers.
-    id_dropout, item_id_dropout
-        Share of the user's and of the items' category ids that training makes null or unknown, so that there
-        is something to say of users and items that it does not know.
+    id_dropout
+        Share of a user's category ids that training makes null or unknown, so that there is something to say
+        of users that it does not know.
+    item_id_dropout
+        Share of a batch's items whose id training makes unknown, so that the other columns speak for items
+        that it does not know.
     negatives
         Items drawn evenly for each batch, besides what is to be found in it; None is the whole catalogue, and
         so is a catalogue that has no more.
@@ -130,13 +134,14 @@ class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
         """Train on all interactions: each is to be found by a query that knows some of the others."""
         pairs, packed = data.pairs, data.packed
         network, weights = fitted.user_tower, fitted.item_tower
+        place = telling_column(packed.item["item_cat"][:-1])[0]
         views = TrainingViews(pairs, packed, data.inputs.user, self.history_dropout, self.id_dropout)
 
         def losses() -> Iterator[Tensor]:
             for batch in self._batches(pairs, packed, rng):
                 users = tensors(views.users(batch, rng), network.input_names)
                 items = {name: array[batch.items] for name, array in packed.item.items()}
-                items = drop_ids(items, data.inputs.item, self.item_id_dropout, rng)
+                items = drop_item_ids(items, place, self.item_id_dropout, rng)
                 vectors = weights(**tensors(items, weights.input_names))
                 yield batch.loss(network(**users), vectors)
 

@@ -266,6 +266,7 @@ RETRIEVAL_FAMILIES: Kinds[RetrievalFamily] = Kinds(
         "slim": Kind("tiercel_pipelines.families.slim:SLIM"),
         "als": Kind("tiercel_pipelines.families.als:ALS"),
         "bpr_mf": Kind("tiercel_pipelines.families.bpr_mf:BPRMF"),
+        "vbpr": Kind("tiercel_pipelines.families.vbpr:VBPR"),
         "biased_mf": Kind("tiercel_pipelines.families.biased_mf:BiasedMF"),
         "softmax_dnn": Kind("tiercel_pipelines.families.softmax_dnn:SoftmaxDNN"),
         "item2vec": Kind("tiercel_pipelines.families.item2vec:Item2Vec"),

@@ -132,9 +132,10 @@ class XGBoost(Settings, frozen=True, tag="xgboost"):
         fitted = FittedTrees(self, data.inputs, data.scale)
         task = self.task.start(data.lists, data.kept, data.packed.n_items)
         judged = [] if plan.judge is None else [plan.judge(fitted)]
-        if not len(data.lists):
+        batches = list(task.epoch(np.random.default_rng(plan.seed))) if len(data.lists) else []
+        if not batches:  # no list has a positive
             return fitted, Course(0, (), tuple(judged))
-        matrix = _matrix(fitted, data, list(task.epoch(np.random.default_rng(plan.seed))))
+        matrix = _matrix(fitted, data, batches)
         total = plan.epochs if plan.judge is None and plan.epochs is not None else self.max_epochs
         losses: list[float] = []
         kept, best = fitted.booster, 0
@@ -272,13 +273,7 @@ def _library() -> Any:
 
 
 def _matrix(fitted: FittedTrees, data: RankingData, batches: list[RankingLists]) -> Any:
-    """Return the lists' candidates as XGBoost takes them, padding left out.
-
-    Raises
-    ------
-    TrainingError
-        No list has a negative beside its positives.
-    """
+    """Return the lists' candidates as XGBoost takes them, padding left out."""
     packed, rows, labels, margins = data.packed, [], [], []
     owners: list[Array] = []
     for batch in batches:
@@ -290,14 +285,8 @@ def _matrix(fitted: FittedTrees, data: RankingData, batches: list[RankingLists])
         labels.append(batch.weights.reshape(-1)[real])
         margins.append(fitted.start(arrays, batch.rows.shape).reshape(-1)[real])
         owners.append((len(owners) << 32) + np.repeat(np.arange(len(batch)), batch.rows.shape[1])[real])
-    label = np.concatenate(labels) if labels else np.zeros(0, np.float32)
-    if not label.size or label.min() > 0:
-        raise TrainingError(
-            f"ranking: none of the {len(data.lists)} lists has a candidate that its user did not pick, so "
-            "there is nothing to tell apart; raise serving.candidates and kept, or leave the ranker out"
-        )
     _, groups = np.unique(np.concatenate(owners), return_inverse=True)
-    grouped = {} if fitted.settings.objective == "logistic" else {"qid": groups}
-    return _library().DMatrix(
-        np.concatenate(rows), label=label, base_margin=np.concatenate(margins), nthread=1, **grouped
-    )
+    known = {"label": np.concatenate(labels), "base_margin": np.concatenate(margins)}
+    if fitted.settings.objective != "logistic":
+        known["qid"] = groups
+    return _library().DMatrix(np.concatenate(rows), nthread=1, **known)

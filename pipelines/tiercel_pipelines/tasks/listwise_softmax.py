@@ -16,6 +16,7 @@ from tiercel_serving.problems import COUNT, SHARE, Problem, Range, out_of_range
 
 from ..arrays.lists import IMPLICIT, RankingLists
 from ..arrays.pairs import Array, BoolArray, left_align
+from ..errors import TrainingError
 from .table import MASKED
 
 #: What the numbers that say how lists are made may be.
@@ -74,11 +75,22 @@ class ListwiseSoftmax(Settings, frozen=True, tag="listwise_softmax"):
 
 
 class SampledLists:
-    """The task at work on some lists, of which a ranker sees the first ``kept``; ``n_items`` is padding."""
+    """The task at work on some lists, of which a ranker sees the first ``kept``; ``n_items`` is padding.
+
+    Raises
+    ------
+    TrainingError
+        There are positives and no negatives.
+    """
 
     def __init__(self, settings: Any, lists: RankingLists, kept: int, n_items: int) -> None:
         self._settings, self._lists, self._kept, self._pad = settings, lists, kept, n_items
         self._useful = np.flatnonzero((lists.weights[:, :kept] > 0).any(axis=1))
+        if len(self._useful) and not ((lists.weights <= 0) & (lists.rows != n_items)).any():
+            raise TrainingError(
+                f"ranking: none of the {len(lists)} lists has a candidate that its user did not pick, so "
+                "there is nothing to tell apart; raise serving.candidates and kept, or leave the ranker out"
+            )
 
     def epoch(self, rng: np.random.Generator) -> Iterator[RankingLists]:
         """Yield the lists that have a positive, in random order, each with the candidates that take part."""

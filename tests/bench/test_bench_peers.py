@@ -1,0 +1,60 @@
+"""The load over HTTP, and what the hand-written service is asked to run in."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from benchmarks.peers.environment import find_python
+from benchmarks.peers.http_load import HttpJob, send_http
+
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    asked: list[int] = []  # noqa: RUF012
+
+    def do_POST(self):
+        user = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["user_id"]
+        self.asked.append(user)
+        body = b"{}"
+        self.send_response(200 if user >= 0 else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def port():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def job(port, *users, concurrency=2):
+    bodies = tuple(json.dumps({"user_id": user}).encode() for user in users)
+    return HttpJob("127.0.0.1", port, "/recommend", bodies, 0.1, concurrency)
+
+
+def test_every_body_is_sent_and_answers_are_timed(port):
+    found = send_http(job(port, 1, 2, 3, 4))
+    assert {1, 2, 3, 4} <= set(Answer.asked)
+    assert found.throughput > 10
+    assert 0 < found.p50_us <= found.p99_us
+
+
+def test_a_refusal_ends_it(port):
+    with pytest.raises(RuntimeError, match="/recommend: 404"):
+        send_http(job(port, -1, -1))
+
+
+def test_a_python_that_is_named_is_taken(tmp_path):
+    assert find_python(tmp_path / "python", tmp_path / "none") == tmp_path / "python"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    assert find_python(None, tmp_path) == tmp_path / "bin" / "python"
