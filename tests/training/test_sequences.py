@@ -43,7 +43,7 @@ def test_windows_find_each_item_once_and_show_what_is_right_before_it(
 @pytest.mark.parametrize("settings", EACH)
 def test_a_state_of_training_is_the_query_of_that_prefix(settings: Any) -> None:
     """No state knows what is behind it: so training does not see what it shall find."""
-    fitted = settings._fresh(BOTH)
+    fitted = settings.fresh(BOTH)
     network = fitted.user_tower.eval()
     history = torch.from_numpy(np.random.default_rng(0).integers(3, 7, (3, 6, 2)))
     with torch.inference_mode():
@@ -57,7 +57,7 @@ def test_a_state_of_training_is_the_query_of_that_prefix(settings: Any) -> None:
 @pytest.mark.parametrize("settings", EACH)
 def test_of_a_long_history_the_latest_items_are_seen(settings: Any) -> None:
     tensors = {name: torch.from_numpy(array) for name, array in drawn(8).items() if "history" in name}
-    network = replace(settings, sequence_length=2)._fresh(INPUTS).user_tower.eval()
+    network = replace(settings, sequence_length=2).fresh(INPUTS).user_tower.eval()
     with torch.inference_mode():
         all_of_it = network(**tensors)
         for user, length in enumerate(tensors["history_length"][:, 0].tolist()):
