@@ -56,7 +56,7 @@ BAD: dict[str, tuple[Edit, type[ReleaseError], str]] = {
     "unknown source": (
         put("settings", "sources", 0, "kind", "graph"),
         ManifestInvalid,
-        r"there is no source 'graph'; use 'index', 'item_weights', 'popular'.*\$\.settings\.sources\[0\]",
+        r"there is no source 'graph'; use 'index', 'item_weights', .*'popular'.*\$\.settings\.sources\[0\]",
     ),
     "unknown rule": (put("settings", "rules", 0, "kind", "regex"), ManifestInvalid, "no rule 'regex'"),
     "unknown step": (
@@ -102,11 +102,11 @@ BAD: dict[str, tuple[Edit, type[ReleaseError], str]] = {
         ManifestInvalid,
         r"settings\.kept: 25 is more than are retrieved",
     ),
-    "newer format": (put("format", 99), NewerFormat, "format 99, but this Tiercel reads format 2; upgrade"),
+    "newer format": (put("format", 99), NewerFormat, "format 99, but this Tiercel reads format 3; upgrade"),
     "older format": (
         put("format", 1),
         OlderFormat,
-        "format 1, but this Tiercel reads format 2; make the release anew with `tiercel export RUN",
+        "format 1, but this Tiercel reads format 3; make the release anew with `tiercel export RUN",
     ),
     "no format": (
         lambda document: document.pop("format"),

@@ -84,12 +84,12 @@ def write(plain: Tiny, tmp_path: Path) -> Callable[[Change], Path]:
         ),
         (lambda m: m["ranking"].update(engine="tvm"), ManifestInvalid, "ranking: there is no engine 'tvm'"),
         (
-            lambda m: m.update(format=3),
+            lambda m: m.update(format=4),
             NewerFormat,
-            "manifest format 3, but this Tiercel reads format 2; upg",
+            "manifest format 4, but this Tiercel reads format 3; upg",
         ),
         (lambda m: m.update(format=1), OlderFormat, "`tiercel export RUN --replace`"),
-        (lambda m: m.update(format="2"), ManifestInvalid, "not a readable manifest"),
+        (lambda m: m.update(format="3"), ManifestInvalid, "not a readable manifest"),
         (lambda m: m.clear(), ManifestInvalid, "missing required field `format`"),
     ],
 )

@@ -20,6 +20,7 @@ from tiercel_serving.columns import Column
 from tiercel_serving.lookups.lookup import build_lookup
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import (
+    MANIFEST_FORMAT,
     Catalogue,
     Made,
     Manifest,
@@ -412,7 +413,7 @@ def _manifest(settings: ServingSettings, users: int, items: int, string_ids: boo
     dtype: Any = "bytes" if string_ids else "int64"
     query = QueryModel("onnx", ("user_num", "user_cat"), DIMENSION, 0)
     return Manifest(
-        format=2,
+        format=MANIFEST_FORMAT,
         build_id=BUILD,
         name="tiny",
         made=Made("2026-11-25T12:00:00+00:00", None, {}),

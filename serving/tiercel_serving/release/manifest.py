@@ -20,7 +20,7 @@ from ..sources.table import SOURCES, SourceKind
 from ..stores.table import STORES, StoreKind
 from .artefacts import check_format
 
-MANIFEST_FORMAT = 2
+MANIFEST_FORMAT = 3
 MANIFEST_NAME = "manifest.json"
 
 IdDtype = Literal["int64", "bytes"]
