@@ -50,7 +50,7 @@ def write(plain: Tiny, tmp_path: Path) -> Callable[[Change], Path]:
         (
             lambda m: m["settings"]["sources"][0].update(kind="nearest"),
             ManifestInvalid,
-            "there is no source 'nearest'; use 'index', 'item_weights', 'popular'",
+            "there is no source 'nearest'; use 'index', 'item_weights'",
         ),
         (
             lambda m: m["settings"]["sources"].append("hot"),
