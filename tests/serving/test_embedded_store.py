@@ -6,6 +6,7 @@ import random
 import resource
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -319,3 +320,10 @@ def test_a_folder_that_cannot_be_is_the_machines_fault(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises((MachineFault, StoreUnavailable), match=str(tmp_path / "file")):
         Embedded(path=str(tmp_path / "file")).open(StorePlace(tmp_path, "x"))
+
+
+def test_threads_that_open_it_at_once_share_it(tmp_path: Path) -> None:
+    place = StorePlace(tmp_path, "x")
+    with ThreadPoolExecutor(8) as threads:
+        opened = list(threads.map(lambda _: Embedded(path="store").open(place), range(8)))
+    assert all(one is opened[0] for one in opened)

@@ -19,6 +19,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ _READERS = 1024
 
 #: The opened stores of this process by folder: LMDB's locks break if a process opens one file twice.
 _OPENED: weakref.WeakValueDictionary[Path, Overlay] = weakref.WeakValueDictionary()
+#: Models of one server may open it on two threads at once.
+_OPENING = threading.Lock()
 
 _DATA = "data.mdb"
 
@@ -72,9 +75,10 @@ class Embedded(LiveSettings, frozen=True, tag="embedded"):
     def open(self, place: StorePlace) -> Overlay:
         """Open the store, or make it."""
         folder = (place.folder / self.path).resolve()
-        opened = _OPENED.get(folder)
-        if opened is None:
-            opened = _OPENED[folder] = Overlay(folder, self.most_mb)
+        with _OPENING:
+            opened = _OPENED.get(folder)
+            if opened is None:
+                opened = _OPENED[folder] = Overlay(folder, self.most_mb)
         return opened
 
 
