@@ -17,6 +17,7 @@ from tiercel_serving.columns import Column, with_null_row
 from tiercel_serving.reorder.boost_items import BoostItems
 from tiercel_serving.reorder.calibration import Calibration
 from tiercel_serving.reorder.cap import Cap
+from tiercel_serving.reorder.constrained_sum import ConstrainedSum
 from tiercel_serving.reorder.dpp import DPP
 from tiercel_serving.reorder.epsilon_slot import EpsilonSlot
 from tiercel_serving.reorder.fair_shares import FairShares
@@ -40,6 +41,7 @@ WINDOW = 10
 #: What is measured: name → its settings.
 STEPS: Mapping[str, Any] = {
     "weighted_sum": WeightedSum((1.0, 0.5)),
+    "constrained_sum": ConstrainedSum(multiplier=0.5),
     "freshness": Freshness("time", 50.0),
     "popularity_correction": PopularityCorrection(source="popular"),
     "boost_items": BoostItems("kind", (3,)),

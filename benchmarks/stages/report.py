@@ -31,7 +31,8 @@ SIZES: Mapping[str, Size] = {
 
 #: Microseconds for one user, at most, by step.
 LIMITS_US: Mapping[str, float] = {
-    **dict.fromkeys(("weighted_sum", "freshness", "popularity_correction", "boost_items", "score_floor"), 60),
+    **dict.fromkeys(("weighted_sum", "constrained_sum", "freshness", "popularity_correction"), 60),
+    **dict.fromkeys(("boost_items", "score_floor"), 60),
     **dict.fromkeys(("gumbel_top_k", "epsilon_slot", "pin_items"), 60),
     **dict.fromkeys(("mmr", "spread", "cap", "fair_shares"), 400),
     **dict.fromkeys(("dpp", "calibration"), 800),

@@ -153,7 +153,9 @@ def test_a_newer_or_broken_program_is_refused(work: Path, release: Path, tiercel
     (work / "o.parquet").unlink()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_stopped_half_way_it_leaves_nothing(number: int, code: int, work: Path, tmp_path: Path) -> None:
     rows = pq.read_table(work / "items.parquet")
     with pq.ParquetWriter(tmp_path / "many.parquet", rows.schema) as writer:

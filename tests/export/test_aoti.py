@@ -131,7 +131,8 @@ def test_no_gpu(tmp_path: Path, package: Path) -> None:
 
 def test_the_target_takes_the_first_engine_that_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(engine: str | None = None) -> str:
-        return build._goal("n", "gpu", engine, "fused", {}).engine
+        build._refuse_unmakeable("gpu", engine)
+        return build._goal("n", "gpu", engine, "fused", "python", {}, ()).engine
 
     if not torch.cuda.is_available():
         with pytest.raises(KindUnavailable, match=r"target 'gpu' .*'aoti-cuda': .*'onnx-cuda': .*-gpu"):

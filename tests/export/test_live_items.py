@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +296,28 @@ def test_in_redis_it_is_the_same_and_a_store_that_went_away_leaves_what_was_know
     out = chain.run(asked)[0]
     assert out["retrieved_row"][0, 0] == row
     assert 500 not in ids(out)
+
+
+def test_no_change_is_lost_between_a_look_and_a_taking(live: Live) -> None:
+    """Two threads, as in a server: one looks all the time while batches take up what it found."""
+    items, done, before = live.release.live_items, threading.Event(), sys.getswitchinterval()
+    assert items is not None
+
+    def look() -> None:
+        while not done.is_set():
+            items.look()
+
+    thread = threading.Thread(target=look)
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        for turn in range(60):
+            live.store.withdraw([500]) if turn % 2 else live.store.put(500)
+            end = time.monotonic() + 20
+            while (len(items.overlay.withdrawn) > 0) != bool(turn % 2) and time.monotonic() < end:
+                items.take_up()
+            assert (len(items.overlay.withdrawn) > 0) == bool(turn % 2), f"change {turn} never counted"
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(before)

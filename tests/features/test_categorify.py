@@ -26,7 +26,7 @@ from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
 FIT = fit_frame(400, 2)
 COUNTER = itertools.count()
 SOME = settings(
-    max_examples=12,
+    max_examples=6,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),

@@ -244,7 +244,7 @@ def test_shown_targets_are_refused(dataset: Dataset) -> None:
 @pytest.mark.parametrize(
     ("family", "layouts"),
     [
-        (GMF, ("fused",)),  # the smallest graph
+        pytest.param(GMF, ("fused",), marks=pytest.mark.slow),
         pytest.param(MMoE, ("fused", "staged"), marks=pytest.mark.slow),
         pytest.param(DLRM, ("fused",), marks=pytest.mark.slow),
     ],

@@ -184,8 +184,8 @@ def test_a_run_of_an_unknown_kind_is_refused(copied):
     file.write_text(text.replace('"kind": "dlrm"', '"kind": "drlm"'))
     with pytest.raises(TrainingError, match=r"no ranking family 'drlm'; did you mean 'dlrm'.*train again"):
         TrainedRun.open(copied)
-    file.write_text(text.replace('"kind": "sampled_softmax"', '"kind": "bpr"'))
-    with pytest.raises(TrainingError, match=r"no retrieval task 'bpr'; use 'sampled_softmax'"):
+    file.write_text(text.replace('"kind": "sampled_softmax"', '"kind": "hinge"'))
+    with pytest.raises(TrainingError, match=r"no retrieval task 'hinge'; use 'sampled_softmax'"):
         TrainedRun.open(copied)
     file.write_text(text.replace('"dimension": 16', '"dimension": "16"'))
     with pytest.raises(TrainingError, match=r"Expected `int`, got `str`.*two_tower\.dimension"):

@@ -321,7 +321,9 @@ def _refuse_unmakeable(target: str, engine: str | None) -> None:
 
 def _check_onnx(engine: str, retrieval: Mapping[str, ServedForm], ranker: object) -> None:
     """Refuse an ONNX model where the engine is made of torch modules alone."""
-    given = {f"retrieval[{source!r}].query": form.query for source, form in retrieval.items()}
+    given = {
+        f"retrieval[{source!r}].query": getattr(form, "query", None) for source, form in retrieval.items()
+    }
     for what, model in {**given, "ranker": ranker}.items():
         if model is None or isinstance(model, torch.nn.Module) or isinstance(ENGINES.find(engine), FromOnnx):
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -79,7 +80,9 @@ class LiveItems:
         self._made: dict[tuple[str, int | str], tuple[Entry, Array]] = {}
         self._lock = threading.Lock()
         self._seen: bytes | None = None
-        self._next: Overlay | None = None
+        # What is read and not taken up yet. The thread puts it there while a batch may take it: a queue
+        # of one loses nothing between a look and a taking.
+        self._next: deque[Overlay] = deque(maxlen=1)
         with contextlib.suppress(StoreUnavailable):  # it may come up later
             self._look()
         self.take_up()
@@ -105,9 +108,8 @@ class LiveItems:
         """
         if newest >= self.table.own + len(self.overlay.keys):
             self.look()
-        overlay, self._next = self._next, None
-        if overlay is not None:
-            self.table.apply(overlay)
+        if self._next:
+            self.table.apply(self._next.pop())
             self.version += 1
 
     def look(self) -> None:
@@ -119,7 +121,7 @@ class LiveItems:
         with self._lock:
             version = read_version(self._records)
             if version != self._seen:
-                self._next = self._overlays.of(read_journal(self._records, self._ids))
+                self._next.append(self._overlays.of(read_journal(self._records, self._ids)))
                 self._seen = version
 
     def vectors(self, source: str) -> tuple[Rows, Array]:
