@@ -18,7 +18,7 @@ from tiercel_client import Recommender
 from tiercel_export.errors import ExportError
 from tiercel_export.models import aoti as maker
 from tiercel_export.models.dense import forward_inputs, frozen, run_module
-from tiercel_export.release import build
+from tiercel_export.release import goal
 from tiercel_serving.commands.shell import Refused
 from tiercel_serving.engines.aoti import Aoti, AotiCuda, device_name
 from tiercel_serving.engines.bound import Bound
@@ -131,8 +131,8 @@ def test_no_gpu(tmp_path: Path, package: Path) -> None:
 
 def test_the_target_takes_the_first_engine_that_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(engine: str | None = None) -> str:
-        build._refuse_unmakeable("gpu", engine)
-        return build._goal("n", "gpu", engine, "fused", "python", {}, ()).engine
+        goal.refuse_unmakeable("gpu", engine)
+        return goal.make_goal("n", "gpu", engine, "fused", "python", {}, ()).engine
 
     if not torch.cuda.is_available():
         with pytest.raises(KindUnavailable, match=r"target 'gpu' .*'aoti-cuda': .*'onnx-cuda': .*-gpu"):

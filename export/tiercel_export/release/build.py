@@ -16,27 +16,25 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pandas as pd
-import torch
 
-from tiercel_serving.engines.table import ENGINES, FromOnnx, NeedsTools
-from tiercel_serving.errors import InvalidSettings, KindUnavailable
+from tiercel_serving.errors import InvalidSettings
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import MANIFEST_FORMAT, Manifest
 from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.release.writing import made_now, new_build_id, staging_directory, write_manifest
 from tiercel_serving.reorder.per_request import name_problems
 from tiercel_serving.repository.graph import render_repository
-from tiercel_serving.repository.targets import find_runner, find_target, model_groups
+from tiercel_serving.repository.targets import find_target
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.table import Made
 from tiercel_serving.stages.specs import Tensors
 from tiercel_serving.verify.checks import verify_release
 
-from ..errors import ExportInputError
 from ..forms import ServedForm
 from ..models.prepare import Models, prepare_models, write_engines
 from .fit import check_reorder, named_tasks, refuse
 from .given import check_inputs
+from .goal import check_onnx, make_goal, refuse_unmakeable
 from .golden import ask_oracles
 from .golden_answers import stranger
 from .parts import FeatureOptions, Goal, Inputs, Programs, TableColumns, Tables
@@ -179,9 +177,9 @@ def build_release(
     """
     step = _reporter(progress)
     step(0)
-    goal = _goal(name, target, engine, layout, runner, origin or {}, tasks)
-    _refuse_unmakeable(target, engine)
-    _check_onnx(goal.engine, retrieval, ranker)
+    goal = make_goal(name, target, engine, layout, runner, origin or {}, tasks)
+    refuse_unmakeable(target, engine)
+    check_onnx(goal.engine, retrieval, ranker)
     if settings is not None and settings.added_items and find_target(target).device is not None:
         raise InvalidSettings(
             f"settings.added_items: {settings.added_items}, but stages on a device (target {target!r}) take "
@@ -265,8 +263,8 @@ def plan_release(
     """
     step = _reporter(progress)
     step(0)
-    goal = _goal(name, target, engine, layout, runner, origin or {}, tasks)
-    _check_onnx(goal.engine, retrieval, ranker)
+    goal = make_goal(name, target, engine, layout, runner, origin or {}, tasks)
+    check_onnx(goal.engine, retrieval, ranker)
     inputs = check_inputs(
         items=items,
         users=users,
@@ -288,52 +286,6 @@ def _reporter(progress: Progress | None) -> Callable[[int], None]:
     return step
 
 
-def _goal(
-    name: str,
-    target: str,
-    engine: str | None,
-    layout: str,
-    runner: str,
-    origin: Mapping[str, Mapping[str, Any]],
-    tasks: Sequence[str],
-) -> Goal:
-    """Refuse a target, an engine, a layout or a runner that does not exist, before any work."""
-    engines = _engines(target, engine)
-    chosen = next((name for name in engines if unmakeable(name) is None), engines[0])
-    model_groups(layout, ())
-    find_runner(runner)
-    return Goal(name, target, chosen, layout, runner, origin, tuple(tasks))
-
-
-def _engines(target: str, engine: str | None) -> tuple[str, ...]:
-    """Return the engines that will do, the best first."""
-    row = find_target(target)
-    return (row.engine, *row.instead) if engine is None else (engine,)
-
-
-def _refuse_unmakeable(target: str, engine: str | None) -> None:
-    """Refuse a target of whose engines this machine can make none."""
-    reasons = [unmakeable(name) for name in _engines(target, engine)]
-    if None not in reasons:
-        told = "; and ".join(reason for reason in reasons if reason is not None)
-        raise KindUnavailable(f"target {target!r} can't be made on this machine: {told}")
-
-
-def _check_onnx(engine: str, retrieval: Mapping[str, ServedForm], ranker: object) -> None:
-    """Refuse an ONNX model where the engine is made of torch modules alone."""
-    given = {
-        f"retrieval[{source!r}].query": getattr(form, "query", None) for source, form in retrieval.items()
-    }
-    for what, model in {**given, "ranker": ranker}.items():
-        if model is None or isinstance(model, torch.nn.Module) or isinstance(ENGINES.find(engine), FromOnnx):
-            continue
-        taking = [name for name in ENGINES if isinstance(ENGINES.find(name), FromOnnx)]
-        raise ExportInputError(
-            f"{what}: it is no torch module, and the engine {engine!r} is made of torch modules alone; take "
-            f"one of {', '.join(taking)}"
-        )
-
-
 def _prepare(
     inputs: Inputs,
     workflow: Any,
@@ -352,12 +304,6 @@ def _prepare(
     models = prepare_models(inputs.retrieval, ranker, tensors, tables.item_packed)
     check_reorder(inputs.settings, models.tasks, tasks)
     return Prepared(programs, tables, models)
-
-
-def unmakeable(engine: str) -> str | None:
-    """Return why an export on this machine can't make an engine, or None."""
-    kind: Any = ENGINES.find(engine)
-    return kind.unmakeable() if isinstance(kind, NeedsTools) else None
 
 
 def _manifest(
