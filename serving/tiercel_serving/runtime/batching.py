@@ -80,9 +80,7 @@ class Inputs:
 
 
 def _fit(dims: Sequence[int], shape: Sequence[int]) -> bool:
-    return len(dims) == len(shape) and all(
-        dim in (-1, size) for dim, size in zip(dims, shape, strict=True)
-    )
+    return len(dims) == len(shape) and all(dim in (-1, size) for dim, size in zip(dims, shape, strict=True))
 
 
 def absent(specs: Sequence[TensorSpec], users: int) -> dict[str, Array]:
@@ -103,7 +101,8 @@ def complete(specs: Sequence[TensorSpec], arrays: Arrays, blank: Arrays) -> dict
     """Return all tensors: those of ``arrays`` as they are, absent ones filled in.
 
     A list without its lengths is real from end to end; a column without its validity is real. Whatever
-    else is absent is null, as in ``blank``, which :func:`absent` returns. Of ``specs`` only companions matter.
+    else is absent is null, as in ``blank``, which :func:`absent` returns. Of ``specs`` only
+    companions matter.
     """
     full = {**blank, **arrays}
     if len(arrays) == 1:

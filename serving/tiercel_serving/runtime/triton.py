@@ -11,8 +11,8 @@ A model's config says what it runs:
 ``store``
     Another store of users than the release's, if that was chosen (``stores/chosen.py``).
 
-Triton's types end here: everything below sees NumPy arrays. Tiercel's own backend, which has arrays to begin with,
-asks :meth:`TritonPythonModel.answer`.
+Triton's types end here: everything below sees NumPy arrays. Tiercel's own backend, which has arrays to begin
+with, asks :meth:`TritonPythonModel.answer`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from ..stores.chosen import read_store
 from . import batching
 from .chain import Chain
 from .metrics import ADAPTER, REFUSED, STAGE_ERRORS, Metrics
-
 
 #: What a request carries, and the names of the outputs that it wants.
 Request = tuple[dict[str, Array], Sequence[str]]
@@ -104,7 +103,7 @@ class TritonPythonModel:
             try:
                 users = self._inputs.count_users(arrays)
                 self._chain.check(arrays)
-            except RequestError as error:
+            except RequestError as error:  # noqa: PERF203 - each request fails by itself
                 self._metrics.count(REFUSED)
                 answers[place] = _refusal(error)
             else:
