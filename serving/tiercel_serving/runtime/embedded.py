@@ -244,9 +244,8 @@ def _raw(answer: TritonError | Mapping[str, Array]) -> RawAnswer:
         return answer.code, str(answer), []
     tensors: list[RawTensor] = []
     for name, array in answer.items():
-        number, data = TRITON_TYPES[array.dtype], array
-        if number == BYTES:
-            data = [_bytes(value) for value in array.reshape(-1).tolist()]
+        number = TRITON_TYPES[array.dtype]
+        data = array if number != BYTES else [_bytes(value) for value in array.reshape(-1).tolist()]
         tensors.append((name, number, array.shape, data))
     return GOOD, "", tensors
 
