@@ -35,7 +35,8 @@ def test_it_runs_on_tensors_as_on_arrays(name: str, tmp_path: Path) -> None:
     with place.here():
         engine = kind.open(tmp_path / kind.file, ("shifted", "product"), threads=1)
         assert isinstance(engine, TakesTensors)
-        for users in (1, 3, 64):
+        # A batch again: what was captured must read what it is given now.
+        for users in (1, 3, 64, 3):
             wide = place.put(rng.normal(size=(users, 6)).astype(np.float32))
             numbers, places = wide[:, ::2], place.put(rng.integers(0, 9, (users, 1)))
             out = engine.run_tensors({"numbers": numbers, "places": places, "other": wide})
