@@ -159,21 +159,25 @@ def _aoti(graphs: bool) -> Callable[..., Run]:
 
 
 def _package(model: Ranker, shape: Shape, kept: int, device: str, folder: Path) -> Any:
-    """Return the loaded package of one K, compiled at most once a run."""
+    """Return the loaded package of one K, compiled as an export's are, at most once for a device."""
     from tiercel_serving.engines.aoti import load_package
+    from tiercel_serving.engines.aoti_build import PROGRAM, build_package, write_program
+    from tiercel_serving.engines.bound import Bound
 
-    file = folder / f"ranker-{kept}-{device}-{torch.__version__}.pt2"
-    if not file.is_file():
+    folder = folder / f"ranker-{kept}"
+    if not (folder / PROGRAM).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        batch = torch.export.Dim("batch", min=1, max=1024)
+        batch, shown = torch.export.Dim("batch", min=1, max=1024), example(shape, 2, kept, "cpu")
         program = torch.export.export(
-            model,
+            copy.deepcopy(model).to("cpu"),
             (),
-            example(shape, 2, kept, device),
+            shown,
             dynamic_shapes={name: {0: batch} for name in INPUTS},
         )
-        torch._inductor.aoti_compile_and_package(program, package_path=str(file.resolve()))
-    return load_package(file, device)
+        dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in shown.items()}
+        write_program(program, folder, Bound("torch", str(torch.__version__), "any", dtypes, (OUTPUT,)))
+    build_package(folder, f"{device}.pt2", device)
+    return load_package(folder / f"{device}.pt2", device)
 
 
 def _onnx(precision: str) -> Callable[..., Run]:

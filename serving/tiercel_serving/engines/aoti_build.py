@@ -121,7 +121,8 @@ def _read(file: Path, written: Bound, device: str) -> torch.export.ExportedProgr
             f"({said}); install that version here, or export with this one"
         ) from error
     if device != "cpu":
-        program = move_to_device_pass(program, device)
+        # With its number, as tensors name it: "cuda" alone is another device to the pass.
+        program = move_to_device_pass(program, f"{device}:{torch.cuda.current_device()}")
     return program
 
 
