@@ -8,7 +8,7 @@ Import everything from here, and the fakes for unit tests from :mod:`tiercel_cli
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .async_recommender import AsyncRecommender
@@ -123,15 +123,17 @@ _GIVEN = {
 _PLACES = {name: module for module, names in _GIVEN.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PLACES:
-        value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
-    elif name in _GIVEN:
-        value = import_module(f"{__name__}.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # or a checker would believe every name
+
+    def __getattr__(name):
+        if name in _PLACES:
+            value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+        elif name in _GIVEN:
+            value = import_module(f"{__name__}.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -22,8 +22,7 @@ def test_every_name_is_given_by_one_module() -> None:
 
 def test_a_name_that_is_not_there_is_refused() -> None:
     with pytest.raises(AttributeError, match="'tiercel_client' has no attribute 'Recomender'"):
-        tiercel_client.Recomender  # noqa: B018
-    assert not hasattr(tiercel_client, "__path_of_nothing__")
+        tiercel_client.Recomender  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_a_stage_loads_no_grpc() -> None:
