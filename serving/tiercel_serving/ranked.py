@@ -194,6 +194,11 @@ class Mask(ABC):
             self._rows[user] = self._rows_of(user)
         return self._rows[user]
 
+    def sample(self, user: int, masked: int, most: int) -> Rows:
+        """Return some of the ``masked`` rows that one user must not get: about ``most``, spread evenly."""
+        rows = self.rows_of(user)
+        return rows[:: -(-masked // most)]
+
     @abstractmethod
     def counts(self) -> Rows:
         """Return ``[B]`` how many rows each user must not get, without the pad row."""
@@ -240,6 +245,13 @@ class BitmapMask(Mask):
     def _rows_of(self, user: int) -> Rows:
         rows: Rows = np.flatnonzero(self.table()[user])[:-1]
         return rows
+
+    def sample(self, user: int, masked: int, most: int) -> Rows:
+        """Look at some cells of the user's row: to find all that are masked costs more than a sample."""
+        step = masked // most | 1
+        rows: Rows = np.flatnonzero(self.table()[user, :-1:step]) * step
+        # Too few, where what is masked has a period of its own.
+        return rows if 2 * len(rows) > min(masked, most) else super().sample(user, masked, most)
 
     def counts(self) -> Rows:
         """Count the masked cells of each row of the table."""
