@@ -50,6 +50,13 @@ def sort_by_score(scores: Scores, rows: Rows) -> tuple[Scores, Rows]:
     return read_keys(keys)
 
 
+def sorted_scores(scores: Scores) -> Scores:
+    """Return each user's scores alone as :func:`sort_by_score` does."""
+    negated = np.subtract(_ZERO, scores)
+    negated.sort(axis=1)
+    return np.subtract(_ZERO, negated)
+
+
 def sort_keys(scores: Scores, rows: Rows) -> Rows:
     """Return int64 keys that sort ascending like (score descending, row ascending).
 
@@ -87,12 +94,18 @@ def strictly_falling(scores: Scores) -> Scores:
     falls |= np.isneginf(scores[:, 1:])
     if falls.all():
         return scores
+    if len(scores) > 1:
+        tied = ~falls.all(axis=1)
+        if not tied.all():
+            falling = scores.copy()
+            falling[tied] = strictly_falling(scores[tied])
+            return falling
     places = np.arange(scores.shape[1])
     steps = sort_keys(scores, np.zeros(scores.shape, np.int64)) >> 32
     steps = np.maximum.accumulate(steps - places, axis=1) + places
     lowest = int(sort_keys(np.array([[np.finfo(np.float32).min]]), np.zeros((1, 1), np.int64))[0, 0]) >> 32
-    falling, _ = read_keys(np.minimum(steps, lowest) << 32)
-    return np.where(np.isneginf(scores), scores, falling)
+    lowered, _ = read_keys(np.minimum(steps, lowest) << 32)
+    return np.where(np.isneginf(scores), scores, lowered)
 
 
 def pick(array: npt.NDArray[Any], places: Rows) -> npt.NDArray[Any]:

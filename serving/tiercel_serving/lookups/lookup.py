@@ -33,8 +33,9 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
+from ..native import library
+from ..native.texts import NativeTexts
 from ..spec import Array
-from .native import NativeTexts, library
 from .perfect_hash import (
     DISPLACER,
     GOLDEN,

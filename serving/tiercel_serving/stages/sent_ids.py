@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidRequest
-from ..lookups.native import split_at_nuls
 from ..lookups.strings import Strings
+from ..native.texts import split_at_nuls
 from ..ranked import Rows
 from ..spec import Array, Arrays
 from ..tables.items import ItemTable

@@ -1,42 +1,26 @@
-"""``text_lookup.c`` finds what NumPy finds, to the bit; without it NumPy does."""
+"""``native/texts.c`` finds what NumPy finds, to the bit; without it NumPy does."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_build import open_compiled, run_sanitized
 
-from tiercel_serving.lookups import native
+from tiercel_serving import native
 from tiercel_serving.lookups.lookup import FEW, Table, build_fused, build_lookup, open_lookup
 from tiercel_serving.lookups.strings import Strings
+from tiercel_serving.native import texts as native_texts
 
-SOURCE = Path(native.__file__).with_name("text_lookup.c")
 TEXTS = st.one_of(st.binary(max_size=10), st.binary(max_size=26), st.sampled_from([b"", b"\0", b"a", b"a\0"]))
 
 
-def compiled(folder: Path, *flags: str) -> Any:
-    compiler = shutil.which("cc")
-    if compiler is None or sys.byteorder != "little":
-        pytest.skip("no C compiler, or a machine that NumPy serves alone")
-    warnings = ["-Wall", "-Wextra", "-Werror"]
-    built = folder / "libtext_lookup.so"
-    command = [compiler, "-std=c11", "-fPIC", "-shared", *warnings, *flags, str(SOURCE), "-o", str(built)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return native.open_library(built)
-
-
 @pytest.fixture(scope="module")
-def functions(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return compiled(tmp_path_factory.mktemp("built"), "-O2")
+def functions() -> Any:
+    return open_compiled()
 
 
 def objects(items: list[bytes]) -> np.ndarray:
@@ -49,7 +33,7 @@ def both(arrays: dict[str, np.ndarray], functions: Any, texts: Strings) -> tuple
     """Look up by the functions and by NumPy."""
     lookup = open_lookup(arrays)
     parts = (arrays["records"], arrays["displacements"], arrays["columns"])
-    lookup._native = native.NativeTexts(functions, *parts)
+    lookup._native = native_texts.NativeTexts(functions, *parts)
     by_functions = lookup.find(texts)
     lookup._native = None
     return by_functions, lookup.find(texts)
@@ -89,8 +73,8 @@ def test_columns_of_every_width(functions, length):
 def test_texts_are_split_at_their_nuls(built, functions, texts, more):
     blob = np.frombuffer(b"".join(text.encode() + b"\0" for text in texts) + b"x" * more, np.uint8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "library", lambda: functions if built else None)
-        offsets = native.split_at_nuls(blob, len(texts))
+        patch.setattr(native_texts, "library", lambda: functions if built else None)
+        offsets = native_texts.split_at_nuls(blob, len(texts))
     lengths = [len(text.encode()) + 1 for text in texts]
     assert offsets.dtype == np.int64
     assert offsets.tolist() == np.cumsum([0, *lengths]).tolist()
@@ -105,23 +89,25 @@ def test_tables_that_point_beyond_themselves_are_refused():
 
 
 def test_what_cannot_be_loaded_is_done_without(monkeypatch, tmp_path):
-    (tmp_path / "libtext_lookup.so").write_bytes(b"for another machine")
-    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    (tmp_path / "libtiercel_native.so").write_bytes(b"for another machine")
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
     assert native.library.__wrapped__() is None
 
 
 SANITIZED = """
 import sys, numpy as np
 from pathlib import Path
-from tiercel_serving.lookups import lookup, native
+from tiercel_serving import native
+from tiercel_serving.lookups import lookup
 from tiercel_serving.lookups.strings import Strings
+from tiercel_serving.native.texts import NativeTexts
 functions = native.open_library(Path(sys.argv[1]))
 rng = np.random.default_rng(0)
 for width in (6, 20, 40, 100):
     keys = np.empty(2000, object)
     keys[:] = [b"%d" % i + b"y" * int(rng.integers(0, width)) for i in range(2000)]
     arrays = lookup.build_lookup(keys)
-    opened = native.NativeTexts(functions, arrays["records"], arrays["displacements"], arrays["columns"])
+    opened = NativeTexts(functions, arrays["records"], arrays["displacements"], arrays["columns"])
     for count in range(1, 400, 7):
         texts = Strings.of(rng.choice(keys, count))
         # In memory of their own, so that a byte too far is one too many.
@@ -131,37 +117,10 @@ for width in (6, 20, 40, 100):
     offsets = np.empty(9, np.int64)
     for size in range(40):
         blob = np.zeros(size, np.uint8)
-        assert functions.split_texts(native._address(blob), size, 8, native._address(offsets)) == min(size, 8)
+        assert functions.split_texts(native.address(blob), size, 8, native.address(offsets)) == min(size, 8)
 """
 
 
 @pytest.mark.slow
 def test_no_byte_beyond_what_was_given_is_read(tmp_path):
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    names = ("libasan.so", "libubsan.so")
-    asked = [
-        subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True)
-        for name in names
-    ]
-    sanitizers = [one.stdout.strip() for one in asked]
-    if not all(Path(path).is_absolute() for path in sanitizers):
-        pytest.skip("this compiler has no sanitizers")
-    built = tmp_path / "libtext_lookup.so"
-    command = [compiler, "-std=c11", "-g", "-O1", "-fPIC", "-shared", "-fsanitize=address,undefined"]
-    command += ["-fno-sanitize-recover=all", str(SOURCE), "-o", str(built)]
-    subprocess.run(command, check=True)
-    done = subprocess.run(
-        [sys.executable, "-c", SANITIZED, str(built)],
-        env={
-            **os.environ,
-            "LD_PRELOAD": " ".join(sanitizers),
-            "ASAN_OPTIONS": "detect_leaks=0",
-            "PYTHONMALLOC": "malloc",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_sanitized(tmp_path, SANITIZED)
