@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .native.marks import mark
+
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
@@ -191,10 +193,12 @@ class Mask(ABC):
     def add(self, rows: Rows) -> None:
         """Mask ``[B, M]`` more rows."""
         self._rows.clear()
-        self._mask(rows + self._base)
+        self._mask(rows if self.users == 1 else rows + self._base)
 
     def allows(self, rows: Rows, users: Rows | None = None) -> npt.NDArray[np.bool_]:
         """Return for ``[B, M]`` rows whether their user may get them; ``users`` are those of the rows."""
+        if self.users == 1:
+            return self._allows(rows)
         return self._allows(rows + (self._base if users is None else self._base[users]))
 
     def few(self, most: int) -> dict[int, Rows]:
@@ -249,10 +253,10 @@ class BitmapMask(Mask):
         self._mask(seen)
 
     def _mask(self, cells: Rows) -> None:
-        self._cells[cells] = True
+        mark(self._cells, cells)
 
     def _allows(self, cells: Rows) -> npt.NDArray[np.bool_]:
-        masked: npt.NDArray[np.bool_] = self._cells[cells]
+        masked: npt.NDArray[np.bool_] = self._cells.take(cells)
         return ~masked
 
     def _rows_of(self, user: int) -> Rows:

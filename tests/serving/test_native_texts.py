@@ -1,4 +1,4 @@
-"""``native/texts.c`` finds what NumPy finds, to the bit; without it NumPy does."""
+"""``native/texts.c`` and ``marks.c`` find and mark what NumPy does, to the bit; without it NumPy does."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from native_build import open_compiled, run_sanitized
 from tiercel_serving import native
 from tiercel_serving.lookups.lookup import FEW, Table, build_fused, build_lookup, open_lookup
 from tiercel_serving.lookups.strings import Strings
+from tiercel_serving.native import marks
 from tiercel_serving.native import texts as native_texts
 
 TEXTS = st.one_of(st.binary(max_size=10), st.binary(max_size=26), st.sampled_from([b"", b"\0", b"a", b"a\0"]))
@@ -86,6 +87,18 @@ def test_tables_that_point_beyond_themselves_are_refused():
         arrays["columns"][0, part] = value
         with pytest.raises(KeyError, match="names slots or buckets beyond those that it has"):
             open_lookup(arrays)
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_cells_are_marked(built, functions, monkeypatch):
+    monkeypatch.setattr(marks, "library", lambda: functions if built else None)
+    rng = np.random.default_rng(0)
+    for shape in ((5,), (0,), (marks.MANY,), (3, marks.MANY)):
+        cells, at = np.zeros(1000, np.bool_), rng.integers(0, 1000, shape)
+        marks.mark(cells, at)
+        assert cells.nonzero()[0].tolist() == sorted(set(at.ravel().tolist()))
+    with pytest.raises(IndexError):
+        marks.mark(np.zeros(1000, np.bool_), np.full(marks.MANY, 1000))
 
 
 def test_what_cannot_be_loaded_is_done_without(monkeypatch, tmp_path):
