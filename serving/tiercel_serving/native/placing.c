@@ -107,26 +107,55 @@ enum { MMR, DPP, SPREAD };
 #endif
 
 typedef float Lanes __attribute__((vector_size(32)));
+enum { LANES = 8, TOGETHER = 4 };
+
+/* sums += one * other, of lanes that may lie anywhere. */
+static inline __attribute__((always_inline)) void add_products(Lanes* sums, const float* one, const float* other)
+{
+  Lanes left, right;
+  memcpy(&left, one, sizeof left);
+  memcpy(&right, other, sizeof right);
+  *sums += left * right;
+}
+
+static inline __attribute__((always_inline)) float sum_of(const Lanes* lanes)
+{
+  const Lanes all = *lanes;
+  return ((all[0] + all[4]) + (all[1] + all[5])) + ((all[2] + all[6]) + (all[3] + all[7]));
+}
 
 /* out[i] = the inner product of a vector [size] and row i of [count, size]. */
 FOR_EACH_PROCESSOR static void inner_products(const float* rows, const float* vector, int64_t count, int64_t size,
                                               float* out)
 {
-  for (int64_t row = 0; row < count; ++row, rows += size) {
-    /* Two sums of eight, so that one does not wait for the other. */
-    Lanes sums[2] = {{0}}, one, other;
-    int64_t at = 0;
-    for (; at + 16 <= size; at += 16)
-      for (int half = 0; half < 2; ++half) {
-        memcpy(&one, rows + at + 8 * half, sizeof one);
-        memcpy(&other, vector + at + 8 * half, sizeof other);
-        sums[half] += one * other;
-      }
-    const Lanes all = sums[0] + sums[1];
-    float sum = ((all[0] + all[4]) + (all[1] + all[5])) + ((all[2] + all[6]) + (all[3] + all[7]));
-    for (; at < size; ++at) sum += rows[at] * vector[at];
-    out[row] = sum;
+  const int64_t whole = size - size % LANES;
+  int64_t row = 0;
+  /* Some rows at a time, so that none waits for another. */
+  for (; row + TOGETHER <= count; row += TOGETHER, rows += TOGETHER * size) {
+    Lanes sums[TOGETHER] = {{0}};
+    for (int64_t at = 0; at < whole; at += LANES)
+      for (int64_t one = 0; one < TOGETHER; ++one) add_products(&sums[one], rows + one * size + at, vector + at);
+    for (int64_t one = 0; one < TOGETHER; ++one) out[row + one] = sum_of(&sums[one]);
+    for (int64_t at = whole; at < size; ++at)
+      for (int64_t one = 0; one < TOGETHER; ++one) out[row + one] += rows[one * size + at] * vector[at];
   }
+  for (; row < count; ++row, rows += size) {
+    Lanes sums = {0};
+    for (int64_t at = 0; at < whole; at += LANES) add_products(&sums, rows + at, vector + at);
+    out[row] = sum_of(&sums);
+    for (int64_t at = whole; at < size; ++at) out[row] += rows[at] * vector[at];
+  }
+}
+
+/* The sum of the squares of numbers, four at a time. */
+static float sum_of_squares(const float* numbers, int64_t count)
+{
+  float sums[4] = {0};
+  int64_t at = 0;
+  for (; at + 4 <= count; at += 4)
+    for (int one = 0; one < 4; ++one) sums[one] += numbers[at + one] * numbers[at + one];
+  for (; at < count; ++at) sums[0] += numbers[at] * numbers[at];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 typedef struct {
@@ -190,7 +219,7 @@ static float dpp_gain(Greedy* step, int64_t at)
 {
   ByVectors* self = (ByVectors*)step;
   const int64_t more = meet(self, at);
-  for (int64_t one = 0; one < more; ++one) self->state[at] -= self->products[one] * self->products[one];
+  self->state[at] -= sum_of_squares(self->products, more);
   const float left = self->state[at] > self->least ? self->state[at] : self->least;
   return logf(left) * self->strength + self->relevance[at];
 }
