@@ -24,7 +24,7 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure every reorder step in process, beside pyversity's forms of three of them if it is installed.
+    """Measure every reorder step in process, beside pyversity's forms of three if it is installed; and rules.
 
     Example: [bold]python -m benchmarks.stages --save stages.json[/]
     """

@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.features.timing import Timed, interleave
 from benchmarks.stages.report import SIZES, Size, StagesReport, StepTimes
+from benchmarks.stages.rules import measure_rules
 from tiercel_serving.bench.machine import describe_machine, installed_versions
 from tiercel_serving.columns import Column, with_null_row
 from tiercel_serving.reorder.boost_items import BoostItems
@@ -141,4 +142,6 @@ def measure_steps(
         "machine": describe_machine(),
         "versions": installed_versions(PACKAGES),
     }
-    return StagesReport(facts, name, found)
+    progress("rules", len(STEPS), len(STEPS))
+    rules_us = measure_rules(rounds=size.rounds, seconds=size.seconds, items=size.items)
+    return StagesReport(facts, name, found, rules_us)

@@ -38,6 +38,9 @@ LIMITS_US: Mapping[str, float] = {
     **dict.fromkeys(("dpp", "calibration"), 800),
 }
 
+#: Microseconds that rules and a long history may take of one user.
+RULES_US = 100.0
+
 #: Times faster than the peer: one user, and a user of the largest batch.
 TIMES_ONE, TIMES_BATCH = 2.0, 10.0
 
@@ -52,11 +55,15 @@ class StepTimes:
 
 @dataclass(frozen=True)
 class StagesReport:
-    """Everything that one run found: ``facts`` of the machine, the size's name, and each step."""
+    """Everything that one run found: ``facts`` of the machine, the size's name, each step, and rules.
+
+    ``rules_us`` is what :func:`~benchmarks.stages.rules.measure_rules` found; None if nobody asked.
+    """
 
     facts: Mapping[str, Any]
     size: str
     steps: Mapping[str, StepTimes]
+    rules_us: float | None = None
 
     def figures(self) -> Iterator[Figure]:
         """Yield every figure that has a limit."""
@@ -70,6 +77,8 @@ class StagesReport:
                 yield Figure(f"{name}: times as fast as pyversity, one user", one, TIMES_ONE, least=True)
                 what = f"{name}: times as fast as pyversity, a user of {largest}"
                 yield Figure(what, many, TIMES_BATCH, least=True)
+        if self.rules_us is not None:
+            yield Figure("five rules and a long history: µs for one user", self.rules_us, RULES_US)
 
     @property
     def ok(self) -> bool:
@@ -85,7 +94,8 @@ class StagesReport:
             for name, times in self.steps.items()
         }
         size = {"name": self.size, **asdict(SIZES[self.size])}
-        return {**self.facts, "size": size, "steps": steps, "figures": figures, "ok": self.ok}
+        rules = {"rules_us": self.rules_us}
+        return {**self.facts, "size": size, "steps": steps, **rules, "figures": figures, "ok": self.ok}
 
 
 def format_stages(report: StagesReport) -> str:
