@@ -102,8 +102,9 @@ def _ids(where: str, frame: pd.DataFrame, column: str) -> pd.Series:
     if ids.isna().any():
         raise DataCorrupt(f"{where}.{column} has {int(ids.isna().sum())} null ids; drop those rows")
     if ids.dtype != np.int64 and not (ids.dtype == object and pd.api.types.infer_dtype(ids) == "string"):
+        found = "lists" if ids.dtype == object else ids.dtype
         raise DataCorrupt(
-            f"{where}.{column} must hold 64-bit integers or strings, found {'lists' if ids.dtype == object else ids.dtype}; convert the ids"
+            f"{where}.{column} must hold 64-bit integers or strings, found {found}; convert the ids"
         )
     return ids
 
