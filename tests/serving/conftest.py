@@ -10,6 +10,7 @@ from own_kinds import Beside, EvenYears, own_kinds
 from tiny_release import Tiny, make_tiny
 
 from tiercel_serving.errors import StoreUnavailable
+from tiercel_serving.reorder.per_request import PerRequest
 from tiercel_serving.reorder.weighted_sum import WeightedSum
 from tiercel_serving.rules.compare import Compare
 from tiercel_serving.rules.expression import Expression
@@ -66,6 +67,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "reordered without a ranker": {"ranked": False, "settings": {"reorder": (EvenYears(),)}},
     "seen may come": {"seed": 12, "most_seen": 12, "settings": {"allow_seen": True}},
+    "seen again": {
+        "seed": 14,
+        "items": 25,
+        "settings": {"seen_again_days": PerRequest("again_days", 5.0, 0.0, 30.0)},
+    },
     "popular alone": {"settings": {"sources": (Popular(),)}},
     "no scale": {"settings": {"sources": (Beside("next", 5), Popular(quota=0))}},
     "no scale, one share": {"settings": {"sources": (Popular(quota=0), Beside("next"))}},

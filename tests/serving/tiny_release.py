@@ -44,6 +44,7 @@ from tiercel_serving.tables.items import ITEM_LOOKUP, store_ids
 BUILD = "build-1"
 DIMENSION = 4
 TAGS = 3
+DAY_S = 86_400.0
 OCCUPATIONS = [b"artist", "пилот".encode(), b"", b"nul\0byte"]
 #: What a request may carry. Nothing follows from a name: one tensor is called like another's companion.
 COLUMNS = (
@@ -247,7 +248,14 @@ def user_arrays(tiny: Tiny) -> dict[str, np.ndarray]:
     sizes = [0, *(len(mine) for mine in tiny.history), 0]
     arrays["history_offsets"] = np.cumsum(sizes)
     arrays["history_rows"] = np.array([row for mine in tiny.history for row in mine], np.int32)
+    if tiny.settings.seen_again_days is not None:
+        arrays["history_times"] = np.array([had_at(at) for mine in tiny.history for at in range(len(mine))])
     return arrays
+
+
+def had_at(place: int) -> float:
+    """When a user had the item at some place of a history, in seconds since 1970: one a day."""
+    return DAY_S * (place + 1)
 
 
 def _write_items(tiny: Tiny, path: Path) -> None:

@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from math import isnan
 
 import numpy as np
 import numpy.typing as npt
 
 from tiercel_serving.columns import Column, null_column
 from tiercel_serving.release.artefacts import Artefact
+from tiercel_serving.reorder.per_request import user_amount
 from tiercel_serving.rules.expressions.given import Given
 from tiercel_serving.rules.kept import allowed_items
 from tiercel_serving.rules.table import AskingRule, OpenedRule
@@ -142,8 +144,19 @@ class Uncompiled:
             for rule in self._asking:
                 allowed &= rule.allows(given)[0]
         if not seen:
-            allowed[self.seen(row)] = False
+            allowed[self._may_not_come(row)] = False
         return allowed
+
+    def _may_not_come(self, row: int) -> Array:
+        """Return the item rows that a user has had of late, as the settings say."""
+        had, days = self.seen(row), self.settings.seen_again_days
+        of_late = float("nan") if days is None else user_amount(days, {})
+        if isnan(of_late):
+            return had
+        begin, end = self.tables.user_arrays["history_offsets"][row : row + 2]
+        ago_s = self.now - self.tables.user_arrays["history_times"][begin:end]
+        recent: Array = had[ago_s < of_late * 86_400]
+        return recent
 
     def candidates(self, rows: Array, scores: Array, sources: Array) -> dict[str, Array]:
         """Return what a ranker may know of candidates ``[B, K]``."""

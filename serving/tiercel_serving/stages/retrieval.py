@@ -20,8 +20,9 @@ from ..stores.table import Users
 from .changed_items import ChangedItems
 from .explain_items import EXCLUDED, FOUND, HAD, NOT_ASKED, WITHDRAWN, ExplainItems
 from .request_rules import RequestRules
+from .seen_again import MayCome, SeenAgain
 from .sent_ids import SentIds
-from .specs import ALLOW_SEEN, CANDIDATES, EXPLAINED, INCLUDED, RETRIEVAL
+from .specs import CANDIDATES, EXPLAINED, INCLUDED, RETRIEVAL
 
 Flags = npt.NDArray[np.bool_]
 
@@ -125,6 +126,9 @@ class Retrieval:
         self._asked = SentIds(EXPLAINED, self._items, MOST_EXPLAINED, text=False, stage=RETRIEVAL)
         # By batch size, of which there are few: what is said where nothing was asked.
         self._unasked: dict[int, dict[str, Array]] = {}
+        self._seen_again = SeenAgain(settings, clock)
+        if self._seen_again.asks_times:
+            self._users.history_times  # noqa: B018 - likewise
         self._release, self._clock, self._changed = release, clock, ChangedItems(release)
         self.renew()
         # Rules speak of users as they are now, of the release's own where no rule does.
@@ -144,6 +148,7 @@ class Retrieval:
         for ids in (self._included, self._listed, self._asked):
             ids.check(arrays)
         self._rules.check(arrays)
+        self._seen_again.check(arrays)
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Retrieve.
@@ -227,7 +232,7 @@ class Retrieval:
         return dict(zip(_EXPLAINED, (reasons, place, scores.astype(np.float32), detail), strict=True))
 
     def _limits(self, arrays: Arrays, users: UserRows, live: Users, given: Flags | None) -> Limits:
-        seen, counts = _masked(users, arrays[ALLOW_SEEN][:, 0])
+        seen, counts = _masked(users, self._seen_again.may_come(arrays))
         listed, allowed = None, None
         if self._included.sent(arrays):
             allowed = self._only(self._included.rows(arrays), self._included.given(arrays))
@@ -275,11 +280,16 @@ class Retrieval:
         return scores, rows, source
 
 
-def _masked(users: UserRows, allowed: Flags) -> tuple[Rows, Rows]:
-    """Return what users had, end to end, and how much each: nothing where that is ``allowed``."""
+def _masked(users: UserRows, may_come: MayCome) -> tuple[Rows, Rows]:
+    """Return what users had and may not come again, end to end, and how much each."""
+    allowed, until_s = may_come
     if allowed.all():
         return np.empty(0, np.int64), np.zeros(len(allowed), np.int64)
     flat, counts = users.seen()
+    if until_s is not None:
+        masked = (users.seen_s() > np.repeat(until_s, counts)) & np.repeat(~allowed, counts)
+        owners = np.repeat(np.arange(len(counts)), counts)
+        return flat[masked], np.bincount(owners[masked], minlength=len(counts))
     if not allowed.any():
         return flat, counts
     return flat[np.repeat(~allowed, counts)], np.where(allowed, 0, counts)

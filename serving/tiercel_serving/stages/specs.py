@@ -15,7 +15,7 @@ from math import nan
 
 from ..errors import ManifestInvalid
 from ..release.manifest import Catalogue, Manifest, Packed, PackedList, RequestColumn
-from ..reorder.per_request import per_request
+from ..reorder.per_request import PerRequest, per_request
 from ..reorder.steps import reasons_of
 from ..rules.table import asked
 from ..settings import ServingSettings
@@ -166,7 +166,9 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
     k = TensorSpec("k", "int32", (1,), True, settings.k_default, "How many items the answer shall have.")
     doc = "Whether what the user already had may come."
     allow_seen = TensorSpec(ALLOW_SEEN, "bool", (1,), True, settings.allow_seen, doc)
-    taken = tuple(one.tensor for one in per_request(settings.reorder))
+    of_steps = tuple(one.tensor for one in per_request(settings.reorder))
+    of_seen = tuple(_of_seen(settings))
+    taken = {tensor.name: tensor for tensor in (*of_seen, *of_steps)}.values()
     status = TensorSpec("status", "int32", (1,), doc="0 known, 1 unknown with features, 2 unknown.")
     excluded = TensorSpec("excluded_row", "int64", (-1,), pad=pad, doc="Items that the request rules out.")
     retrieved = (
@@ -204,13 +206,13 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
                 *_named(RETRIEVAL, known, read),
                 *(user_id, status, excluded, allow_seen),
                 *_id_lists(manifest, (INCLUDED, CANDIDATES, EXPLAINED)),
-                *_asked_by_rules(manifest),
+                *_asked_by_rules(manifest, of_seen),
             ),
             (*retrieved, *explained),
         ),
         StageSpec(FILTERING, retrieved, tensors.kept),
         *ranking,
-        _ordering(manifest, tensors, ranking[-1].outputs if ranking else (), (status, k, *taken)),
+        _ordering(manifest, tensors, ranking[-1].outputs if ranking else (), (status, k, *of_steps)),
         _describe_items(catalogue),
         *_related(manifest, k),
     )
@@ -260,14 +262,28 @@ def _request(manifest: Manifest) -> Iterator[TensorSpec]:
             yield from request_tensors(column)
 
 
-def _asked_by_rules(manifest: Manifest) -> Iterator[TensorSpec]:
-    """Yield what rules read of the request."""
+def _of_seen(settings: ServingSettings) -> Iterator[TensorSpec]:
+    """Yield what says which items that users had may come again."""
+    days = settings.seen_again_days
+    if days is not None:
+        yield _clock()
+    if isinstance(days, PerRequest):
+        yield days.tensor
+
+
+def _clock() -> TensorSpec:
+    return TensorSpec(NOW, "float64", (1,), True, nan, "Seconds since 1970-01-01 UTC; NaN is the clock's.")
+
+
+def _asked_by_rules(manifest: Manifest, of_seen: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
+    """Yield what rules read of the request, and what else of it says which items may come."""
     asks = asked(manifest.settings.rules)
     for column in manifest.request_columns:
         if column.name in asks.users or column.name in asks.requests:
             yield from request_tensors(column)
-    if asks.now:
-        yield TensorSpec(NOW, "float64", (1,), True, nan, "Seconds since 1970-01-01 UTC; NaN is the clock's.")
+    yield from of_seen
+    if asks.now and NOW not in {tensor.name for tensor in of_seen}:
+        yield _clock()
 
 
 def _ranking(manifest: Manifest, tensors: Tensors) -> list[StageSpec]:

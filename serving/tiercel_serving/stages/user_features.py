@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from time import time
+
 import numpy as np
 import numpy.typing as npt
 
@@ -10,14 +13,14 @@ from ..errors import ArtefactCorrupt
 from ..features import FeatureProgram
 from ..ranked import Rows, last_real
 from ..release.opened import Release
-from ..reorder.per_request import per_request
 from ..settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES
 from ..spec import Array, Arrays, StageSpec
 from ..stores.table import Users
 from .ordering import check_k
 from .sent_columns import SentColumn, check_session
+from .seen_again import SeenAgain
 from .sent_ids import SentIds
-from .specs import ALLOW_SEEN, EXCLUDED, HISTORY
+from .specs import EXCLUDED, HISTORY
 
 
 class UserFeatures:
@@ -28,7 +31,7 @@ class UserFeatures:
     each row by itself.
     """
 
-    def __init__(self, name: str, release: Release) -> None:
+    def __init__(self, name: str, release: Release, clock: Callable[[], float] = time) -> None:
         self.spec: StageSpec = release.stages[name]
         settings = release.settings
         self._store, self._items = release.store, release.items
@@ -44,7 +47,8 @@ class UserFeatures:
         text = release.manifest.catalogue.item_id_dtype == "bytes"
         self._sent_history = SentIds(HISTORY, self._items, settings.max_excluded, text)
         self._excluded = SentIds(EXCLUDED, self._items, settings.max_excluded, text)
-        self._k_max, self._set = settings.k_max, per_request(settings.reorder)
+        self._k_max, self._set = settings.k_max, settings.numbers()
+        self._seen_again = SeenAgain(settings, clock)
         self._pad = self._items.size
         self._release, self._shows_history = release, "history_cat" in names
         self.renew()
@@ -112,9 +116,13 @@ class UserFeatures:
         sent_rows = self._sent_history.rows(arrays)
         if self._length:
             outputs.update(self._history(users, sent_rows, overridden))
-        ruled_out = [np.where(arrays[ALLOW_SEEN], self._pad, sent_rows), self._excluded.rows(arrays)]
+        may_come = self._seen_again.may_come(arrays)
+        allowed = may_come.everything[:, None]
+        ruled_out = [np.where(allowed, self._pad, sent_rows), self._excluded.rows(arrays)]
         if users.appended is not None:
-            ruled_out.append(np.where(arrays[ALLOW_SEEN], self._pad, users.appended))
+            if may_come.until_s is not None:
+                allowed = allowed | (users.appended_ms <= may_come.until_s[:, None] * 1000)
+            ruled_out.append(np.where(allowed, self._pad, users.appended))
         excluded = [rows for rows in ruled_out if rows.shape[1]]
         if not excluded:
             # Triton has no use for a tensor without elements.

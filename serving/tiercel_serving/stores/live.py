@@ -159,15 +159,22 @@ class LiveRows:
     @cached_property
     def appended(self) -> Rows | None:
         """``[B, M]``: what they had since the export, oldest first, padded; None if nobody had anything."""
-        batch, pad = self._batch, self._users.items.size
-        if not batch.has_events.any():
-            return None
-        rows = self._users.items.rows(batch.items())
-        width = int(batch.counts.max())
-        if len(batch.counts) == 1:
-            return rows[None]
-        out = np.full((len(batch.counts), width), pad, np.int64)
-        out[np.arange(width) < batch.counts[:, None]] = rows
+        batch, items = self._batch, self._users.items
+        return self._padded(items.rows(batch.items()), items.size) if batch.has_events.any() else None
+
+    @property
+    def appended_ms(self) -> Rows:
+        """``[B, M]``: when that was, in milliseconds since 1970."""
+        return self._padded(self._batch.times_ms(), 0)
+
+    def _padded(self, flat: Rows, pad: int) -> Rows:
+        """Return something of all events end to end as ``[B, M]``."""
+        counts = self._batch.counts
+        if len(counts) == 1:
+            return flat[None]
+        width = int(counts.max())
+        out = np.full((len(counts), width), pad, np.int64)
+        out[np.arange(width) < counts[:, None]] = flat
         return out
 
     def packed(self, name: str) -> Array:

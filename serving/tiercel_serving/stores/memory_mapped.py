@@ -5,7 +5,8 @@ The artefact ``users`` (U users; row U is the dummy row of everybody who is not 
     the lookup :data:`USER_LOOKUP` (raw id → row), a stored column :func:`raw_prefix` for each raw user
     column ``[U + 1]``, ``user_cat [U + 1, Cu]`` i64, ``user_num [U + 1, Fu]`` f32,
     ``user_list_<c> [U + 1, Lc]``, ``history_offsets [U + 2]`` i64 and ``history_rows`` i32: the item rows
-    that each user has had, once each.
+    that each user has had, once each; and where the recipe asks how long ago that was (``seen_again_days``)
+    ``history_times`` f64: when each was last had, in seconds since 1970.
 
 A user's latest rows, as many as a history shows, come last and in order of time. Those before them are only
 ever masked: they lie in order of row, since sorted rows make masks several times cheaper (a user of 10,000
@@ -98,6 +99,11 @@ class UserTables:
         found = self.lookup.find(user_ids)
         return np.where(found < 0, self.size, found)
 
+    @cached_property
+    def history_times(self) -> Array:
+        """When each of :attr:`history_rows` was last had, in seconds since 1970."""
+        return self._artefact.array("history_times", len(self.history_rows))
+
     def packed(self, name: str) -> Array:
         """Return a packed table ``[U + 1, …]``."""
         return self._artefact.array(name, self.size + 1)
@@ -125,6 +131,7 @@ class UserRows:
         #: No live values: what the export packed is what the columns say, and nothing was appended.
         self.stale: npt.NDArray[np.bool_] | None = None
         self.appended: Rows | None = None
+        self.appended_ms: Rows = np.zeros((len(rows), 0), np.int64)
         self.known: npt.NDArray[np.bool_] = rows < tables.size
 
     def packed(self, name: str) -> Array:
@@ -161,3 +168,9 @@ class UserRows:
         starts = offsets[rows]
         counts = offsets[rows + 1] - starts
         return listed.take(flat_ranges(starts, counts)).astype(np.int64), counts
+
+    def seen_s(self) -> npt.NDArray[np.float64]:
+        """Return when each of :meth:`seen` was last had, in seconds since 1970."""
+        offsets, starts = self._tables.history_offsets, self._tables.history_offsets[self.rows]
+        places = flat_ranges(starts, offsets[self.rows + 1] - starts)
+        return np.asarray(self._tables.history_times.take(places), np.float64)

@@ -92,6 +92,11 @@ class RecordBatch:
         whole = Strings(np.frombuffer(blob, np.uint8), offsets)
         return whole if self._alive.all() else whole.take(np.flatnonzero(self._alive))
 
+    def times_ms(self) -> Rows:
+        """Return when each event was appended, in the order of :meth:`items`."""
+        times: Rows = np.ascontiguousarray(self._events["at"])[self._alive]
+        return times
+
     def there(self, number: int) -> Flags | None:
         """Return ``[B]``: who has a value, or a null, in a column; None if nobody has."""
         if number >= self.width or not self._some[number]:

@@ -152,6 +152,11 @@ class Users(Protocol):
         """``[B, M]``: what they had since the export, oldest first, padded; None if nobody had anything."""
         ...
 
+    @property
+    def appended_ms(self) -> Rows:
+        """``[B, M]``: when each of :attr:`appended` was, in milliseconds since 1970."""
+        ...
+
     def packed(self, name: str) -> Array:
         """Return a model-ready tensor ``[B, …]`` as the export made it; nobody's row for the unknown."""
         ...
