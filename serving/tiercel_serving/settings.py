@@ -25,6 +25,7 @@ from .reorder.per_request import Amount, PerRequest, amount_problems, per_reques
 from .reorder.table import REORDER, ReorderKind
 from .rules.table import RULES, RuleKind
 from .sources.table import SOURCES, SourceKind, timeless
+from .stores.bloom import SeenFilter
 from .stores.memory_mapped import MemoryMapped
 from .stores.table import STORES, StoreKind
 
@@ -70,6 +71,9 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seen_again_days
         After how many days an item that a user had may come again; None is never. It goes by the times of the
         interactions and of what was appended to the store; a history that a request sends counts as had now.
+    seen_filter
+        From how many items on the older ones of a history are kept in a Bloom filter; None keeps all of them
+        as they are, but for those that a store drops beyond its ``history_most``.
     sources
         Where candidates come from, in order of precedence. What one leaves empty, since it fails or has no
         more, the others fill in that order. The first that needs no user (its quota may be 0) serves unknown
@@ -118,6 +122,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_excluded: int = 10_000
     allow_seen: bool = False
     seen_again_days: float | PerRequest | None = None
+    seen_filter: SeenFilter | None = None
     sources: tuple[SourceKind, ...] = ()
     blend: tuple[tuple[str, float], ...] = ()
     rules: tuple[RuleKind, ...] = ()
@@ -277,6 +282,7 @@ def _limits(settings: ServingSettings) -> Iterator[Problem]:
         problem = f"expected True or False, got {allow!r}"
         yield Problem("allow_seen", problem, "True lets users get again what they already had")
     yield from _seen_again(settings)
+    yield from _seen_filter(settings)
     if settings.unknown_users not in (FALLBACK, RANK):
         problem = f"there is no way {settings.unknown_users!r} to serve unknown users"
         yield Problem("unknown_users", problem, choose(settings.unknown_users, (FALLBACK, RANK)))
@@ -293,6 +299,23 @@ def _seen_again(settings: ServingSettings) -> Iterator[Problem]:
     if settings.allow_seen is True:
         problem = "allow_seen lets everything come at once"
         yield Problem("seen_again_days", problem, "leave one of the two out")
+
+
+def _seen_filter(settings: ServingSettings) -> Iterator[Problem]:
+    kept: Any = settings.seen_filter
+    if kept is None:
+        return
+    if not isinstance(kept, SeenFilter):
+        yield Problem("seen_filter", f"expected SeenFilter(…), got {kept!r}", "write SeenFilter(beyond=1000)")
+        return
+    wrong = kept.problems()
+    yield from (problem.within("seen_filter") for problem in wrong)
+    if not wrong and COUNT_OR_0.holds(settings.history_length) and kept.beyond < settings.history_length:
+        problem = f"{kept.beyond} is below history_length ({settings.history_length})"
+        yield Problem("seen_filter.beyond", problem, "raise it: models see the latest items as they are")
+    if settings.seen_again_days is not None:
+        problem = "a Bloom filter does not know when items were had, and seen_again_days asks for it"
+        yield Problem("seen_filter", problem, "leave one of the two out")
 
 
 def _buckets(settings: ServingSettings) -> Iterator[Problem]:

@@ -17,6 +17,7 @@ from tiercel_serving.rules.expression import Expression
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.popular import Popular
+from tiercel_serving.stores.bloom import SeenFilter
 from tiercel_serving.stores.server import StoreServer
 
 #: Every shape of a recommender that the stages must serve.
@@ -71,6 +72,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "seed": 14,
         "items": 25,
         "settings": {"seen_again_days": PerRequest("again_days", 5.0, 0.0, 30.0)},
+    },
+    "seen filter": {
+        "seed": 15,
+        "string_ids": True,
+        "items": 40,
+        "settings": {"seen_filter": SeenFilter(beyond=4, false_positives=0.001)},
     },
     "popular alone": {"settings": {"sources": (Popular(),)}},
     "no scale": {"settings": {"sources": (Beside("next", 5), Popular(quota=0))}},

@@ -54,7 +54,12 @@ def tensors(asks: Sequence[Ask], *, lengths: bool = True) -> dict[str, np.ndarra
     _put_lists(out, "include_item_ids", [ask.include for ask in asks], id_of, lengths)
     _put_lists(out, "candidate_item_ids", [ask.candidates for ask in asks], id_of, lengths)
     _put_lists(out, "tags", [ask.tags for ask in asks], int, lengths)
-    floats = (("age", np.float64), ("tags__length", np.float32), ("now", np.float64), ("again_days", np.float64))
+    floats = (
+        ("age", np.float64),
+        ("tags__length", np.float32),
+        ("now", np.float64),
+        ("again_days", np.float64),
+    )
     for name, dtype in floats:
         numbers = [getattr(ask, name) for ask in asks]
         if any(number is not None for number in numbers):

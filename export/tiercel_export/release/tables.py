@@ -17,12 +17,13 @@ from tiercel_serving.features.blocks import transform
 from tiercel_serving.lookups.lookup import build_lookup
 from tiercel_serving.release.manifest import Catalogue, Packed, PackedList
 from tiercel_serving.spec import Array
+from tiercel_serving.stores.bloom import SeenFilter, build_filters, item_keys
 from tiercel_serving.stores.memory_mapped import USER_LOOKUP
 from tiercel_serving.tables.column_store import raw_prefix, store_column
 from tiercel_serving.tables.items import ITEM_LOOKUP, store_ids
 
-from ..workflow.frames import column_from_series, columns_from_frame
 from ..errors import ExportInputError
+from ..workflow.frames import column_from_series, columns_from_frame
 from .fit import check_rules
 from .given import id_dtype, infer_column
 from .parts import Inputs, Programs, Tables
@@ -57,6 +58,8 @@ def make_tables(inputs: Inputs, programs: Programs) -> Tables:
             inputs.events.items,
             latest=inputs.settings.history_length,
             times=_times(inputs),
+            seen_filter=inputs.settings.seen_filter,
+            item_ids=inputs.item_ids,
         ),
         item_arrays(inputs.item_ids, raw_items, item_packed),
         user_packed,
@@ -147,6 +150,8 @@ def user_arrays(
     *,
     latest: int,
     times: npt.NDArray[np.float64] | None = None,
+    seen_filter: SeenFilter | None = None,
+    item_ids: Array | None = None,
 ) -> dict[str, Array]:
     """Lay out the artefact ``users``.
 
@@ -164,16 +169,38 @@ def user_arrays(
         How many of a user's latest items a history shows.
     times
         ``[n]`` when they were, in seconds since 1970; None keeps no times.
+    seen_filter, item_ids
+        What of histories goes into Bloom filters, and ``[I]`` the raw ids that these are of; None is nothing.
     """
     arrays: dict[str, Array] = dict(build_lookup(ids, USER_LOOKUP))
     for name, column in raw.items():
         arrays.update(store_column(column, raw_prefix(name)))
     arrays.update(packed)
-    arrays["history_offsets"], places = histories(users, items, len(ids), latest)
+    if seen_filter is None:
+        offsets, places = histories(users, items, len(ids), latest)
+    else:
+        offsets, places = histories(users, items, len(ids), max(latest, seen_filter.beyond))
+        offsets, places, filters = _filtered(offsets, places, items, item_ids, seen_filter)
+        arrays |= filters
+    arrays["history_offsets"] = offsets
     arrays["history_rows"] = items[places].astype(np.int32)
     if times is not None:
         arrays["history_times"] = times[places]
     return arrays
+
+
+def _filtered(
+    offsets: Rows, places: Array, items: Rows, item_ids: Array | None, seen_filter: SeenFilter
+) -> tuple[Rows, Array, dict[str, Array]]:
+    """Put the older part of long histories into Bloom filters; return what is left, and these arrays."""
+    assert item_ids is not None
+    counts = np.diff(offsets)
+    owners = np.repeat(np.arange(len(counts)), counts)
+    old = offsets[1:][owners] - np.arange(len(owners)) > seen_filter.beyond
+    keys = item_keys(item_ids)[items[places[old]]]
+    filters = build_filters(owners[old], keys, len(counts), seen_filter.of_release)
+    left = np.append(0, np.cumsum(np.minimum(counts, seen_filter.beyond)))
+    return left, places[~old], dict(zip(("filter_offsets", "filter_data"), filters, strict=True))
 
 
 def _times(inputs: Inputs) -> npt.NDArray[np.float64] | None:
@@ -188,9 +215,7 @@ def _times(inputs: Inputs) -> npt.NDArray[np.float64] | None:
     return np.zeros(0) if inputs.events.times is None else inputs.events.times
 
 
-def histories(
-    users: Rows, items: Rows, n_users: int, latest: int
-) -> tuple[Rows, npt.NDArray[np.uint32]]:
+def histories(users: Rows, items: Rows, n_users: int, latest: int) -> tuple[Rows, npt.NDArray[np.uint32]]:
     """Group interactions by user; of a repeated item only the latest stays.
 
     Parameters

@@ -17,8 +17,8 @@ from ..settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES
 from ..spec import Array, Arrays, StageSpec
 from ..stores.table import Users
 from .ordering import check_k
-from .sent_columns import SentColumn, check_session
 from .seen_again import SeenAgain
+from .sent_columns import SentColumn, check_session
 from .sent_ids import SentIds
 from .specs import EXCLUDED, HISTORY
 
@@ -123,6 +123,8 @@ class UserFeatures:
             if may_come.until_s is not None:
                 allowed = allowed | (users.appended_ms <= may_come.until_s[:, None] * 1000)
             ruled_out.append(np.where(allowed, self._pad, users.appended))
+        if users.filtered is not None:
+            ruled_out.append(np.where(may_come.everything[:, None], self._pad, users.filtered))
         excluded = [rows for rows in ruled_out if rows.shape[1]]
         if not excluded:
             # Triton has no use for a tensor without elements.

@@ -153,6 +153,11 @@ class Users(Protocol):
         ...
 
     @property
+    def filtered(self) -> Rows | None:
+        """``[B, M]``: what they had before that by a Bloom filter, padded; None if nobody has one."""
+        ...
+
+    @property
     def appended_ms(self) -> Rows:
         """``[B, M]``: when each of :attr:`appended` was, in milliseconds since 1970."""
         ...
