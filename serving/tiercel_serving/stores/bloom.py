@@ -1,14 +1,14 @@
 """Bloom filters of items that users had, for histories too long to carry.
 
 A filter of m bits (Bloom 1970, "Space/time trade-offs in hash coding with allowable errors") sets k of them
-for each item. An item that was put is always found; one that was not, with the chance (1 - e^(-k n / m))^k after
-n items. Of all filters with that chance p the smallest has k = log2(1/p) and m = n k / ln 2: half of its bits are
-set. k is rounded up here, so p is 2^-k or less.
+for each item. An item that was put is always found; one that was not, with the chance (1 - e^(-k n / m))^k
+after n items. Of all filters with that chance p the smallest has k = log2(1/p) and m = n k / ln 2: half of
+its bits are set. k is rounded up here, so p is 2^-k or less.
 
-A filter that is fed for years is a *series*, each filter twice as large as the one before with half its chance
-(Almeida et al. 2007, "Scalable Bloom filters"): together they find no more than twice the first one's p. The
-release's filter and the store's share the recipe's rate: half for the one, a quarter for the first of the
-others.
+A filter that is fed for years is a *series*, each filter twice as large as the one before with half its
+chance (Almeida et al. 2007, "Scalable Bloom filters"): together they find no more than twice the first one's
+p. The release's filter and the store's share the recipe's rate: half for the one, a quarter for the first of
+the others.
 
 The k bits of an item are numbers of a SplitMix64 generator (Steele et al. 2014, "Fast splittable pseudorandom
 number generators") whose seed is the raw id, since stores outlive catalogue rows.
@@ -54,7 +54,7 @@ class SeenFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     beyond
         How many of a user's latest items the release carries.
     false_positives
-        The chance, at most, that an item which a user did not have is taken for one that was had, and never comes.
+        With which chance, at most, an item that a user did not have counts as had, and never comes.
     """
 
     beyond: int = 1000
@@ -102,9 +102,11 @@ def probe(keys: Keys, number: int) -> npt.NDArray[np.uint32]:
     return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(32)).astype(np.uint32)
 
 
-def bit_of(probes: npt.NDArray[np.uint32], bits: Any) -> npt.NDArray[np.int64]:
+def bit_of(probes: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.int64]:
     """Return which of so many bits (below 2^31) each probe means."""
-    return (probes.astype(np.uint64) * np.asarray(bits, np.uint64) >> np.uint64(32)).astype(np.int64)
+    places = np.multiply(probes, np.uint64(bits), dtype=np.uint64)
+    places >>= np.uint64(32)
+    return places.view(np.int64)
 
 
 class ItemProbes:

@@ -8,8 +8,9 @@ The artefact ``users`` (U users; row U is the dummy row of everybody who is not 
     that each user has had, once each; and where the recipe asks how long ago that was (``seen_again_days``)
     ``history_times`` f64: when each was last had, in seconds since 1970.
 
-Where the recipe says ``seen_filter``, ``history_rows`` hold the latest items of each user alone. What users of
-longer histories had before lies in ``filter_offsets [U + 2]`` i64 and ``filter_data`` u8, a Bloom filter each.
+Where the recipe says ``seen_filter``, ``history_rows`` hold the latest items of each user alone. What users
+of longer histories had before lies in ``filter_offsets [U + 2]`` i64 and ``filter_data`` u8, a Bloom filter
+each.
 
 A user's latest rows, as many as a history shows, come last and in order of time. Those before them are only
 ever masked: they lie in order of row, since sorted rows make masks several times cheaper (a user of 10,000
