@@ -16,6 +16,7 @@ from ..release.opened import Release
 from ..settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES
 from ..spec import Array, Arrays, StageSpec
 from ..stores.table import Users
+from .column_tensors import user_rule_columns
 from .ordering import check_k
 from .seen_again import SeenAgain
 from .sent_columns import SentColumn, check_session
@@ -39,6 +40,9 @@ class UserFeatures:
         self._program = FeatureProgram.open(release.artefact("user_features", "features"))
         read = [column for column in release.manifest.request_columns if not column.of_rules]
         self._columns = tuple(SentColumn(column) for column in read)
+        self._of_rules = tuple(
+            (SentColumn(sent), SentColumn(told)) for sent, told in user_rule_columns(release.manifest)
+        )
         self._session = tuple(column for column in self._columns if column.name in self._program.events)
         self._id_column = self._find_id_column()
         names = [tensor.name for tensor in self.spec.outputs]
@@ -90,7 +94,7 @@ class UserFeatures:
             one.check(arrays)
         for ids in (self._excluded, self._sent_history):
             ids.check(arrays)
-        for column in self._columns:
+        for column in (*self._columns, *(column for column, _ in self._of_rules)):
             column.check(arrays)
         check_session(arrays, self._session)
 
@@ -100,7 +104,7 @@ class UserFeatures:
         Returns
         -------
         ``status [B, 1]``, the packed user tensors, ``history_row [B, L]``, ``history_length [B, 1]``,
-        ``history_cat [B, L, H]`` and ``excluded_row [B, E]`` with E ≥ 1.
+        ``history_cat [B, L, H]``, ``excluded_row [B, E]`` with E ≥ 1, and what rules read of users.
         """
         users = self._store.read(arrays["user_id"])
         sent = [column.sent(arrays) for column in self._columns]
@@ -113,6 +117,8 @@ class UserFeatures:
             outputs.update(self._computed(arrays, users, sent))
         else:
             outputs.update((name, users.packed(name)) for name in self._packed)
+        for column, told in self._of_rules:
+            outputs.update(told.tensors(column.column(arrays, users, column.sent(arrays))))
         sent_rows = self._sent_history.rows(arrays)
         if self._length:
             outputs.update(self._history(users, sent_rows, overridden))
