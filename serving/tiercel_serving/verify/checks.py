@@ -216,10 +216,10 @@ def _asking_rules(release: Release) -> Iterator[VerifyRow]:
     user_ids = StoredGolden(release).tensors("answers")[0]["user_id"][:RULE_USERS]
     blank = absent(release.stages[RETRIEVAL].inputs, len(user_ids))
     users = release.store.read(user_ids)
-    for column, told in user_rule_columns(release.manifest):
+    for column, carried in user_rule_columns(release.manifest):
         stored = users.raw(column.name)
         nulls = null_column(column.dtype, column.is_list, len(user_ids))
-        blank |= SentColumn(told).tensors(nulls if stored is None else stored)
+        blank |= SentColumn(carried).tensors(nulls if stored is None else stored)
     given = rules.given({**blank, "user_id": user_ids})
     rows = np.unique(np.linspace(0, size - 1, RULE_ITEMS // RULE_USERS).astype(np.int64))
     places = np.broadcast_to(rows, (len(user_ids), len(rows)))
