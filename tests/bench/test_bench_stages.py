@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks.stages.__main__ import app
 from benchmarks.stages.ordering import STEPS
-from benchmarks.stages.report import LIMITS_US, StagesReport, StepTimes
+from benchmarks.stages.report import LIMITS_US, READS, StagesReport, StepTimes
 from tiercel_serving.reorder.table import REORDER
 
 
@@ -31,6 +31,8 @@ def test_tiny_runs_from_end_to_end_and_saves_json_and_a_plot(tmp_path: Path) -> 
     assert set(document["steps"]) == set(STEPS)
     assert all(us > 0 for step in document["steps"].values() for us in step["us"].values())
     assert document["rules_us"] > 0
+    assert all(one["exact"] for one in document["filters"].values())
+    assert set(READS) <= set(document["users"])
     assert document["figures"] == [], "too small for any limit"
 
 

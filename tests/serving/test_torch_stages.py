@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from on_device import DEVICES, on_device
 from stage_oracles import Ask, tensors
 from test_graph_stages import asks_of
-from tiny_release import Tiny
+from tiny_release import DAY_S, Tiny
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from tiercel_serving.device.crossing import Crossing
@@ -69,6 +70,8 @@ def test_every_kind_of_recommender(
     device: str, variant: str, tiny: Tiny, chain: Chain, torch_chain: Chains
 ) -> None:
     asks = asks_for(tiny)
+    if tiny.settings.seen_again_days is not None:
+        asks = [replace(ask, now=4.5 * DAY_S * at, again_days=at % 4) for at, ask in enumerate(asks)]
     for batch in (asks, asks[:1], asks[3:4], asks[-1:]):
         arrays = tensors(batch)
         check_same(chain.run(arrays)[0], torch_chain(variant, device).run(arrays)[0])

@@ -98,7 +98,7 @@ def request_problems(recipe: Recipe, dataset: Dataset, cut: WorkflowParts) -> It
             yield from (problem.within(f"serving.rules[{place}]") for problem in rule.unfit(known))
     carried = {*read, *asks.users, *asks.requests}
     for taken, whose in ((carried, "a request column"), (FACE, "a tensor of every request or answer")):
-        yield from (problem.within("serving") for problem in name_problems(served.reorder, taken, whose))
+        yield from (problem.within("serving") for problem in name_problems(served.placed(), taken, whose))
 
 
 def problem_of(error: ExportError, output: str | None = None) -> Problem:

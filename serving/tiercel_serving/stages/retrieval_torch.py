@@ -91,9 +91,7 @@ class TensorRetrieval(Retrieval):
         there = self._place.put(np.concatenate(cells))
         return TensorMask(users, self._pad, there, most, allowed, lambda: limits.mask(self._pad))
 
-    def _explained(
-        self, arrays: Arrays, users: Any, limits: Limits, found: Any, unknown: Flags
-    ) -> dict[str, Array]:
+    def _explained(self, arrays: Arrays, limits: Limits, found: Any, unknown: Flags) -> dict[str, Array]:
         if self._asked.sent(arrays):
             take = self._place.take
             arrays = {
@@ -101,7 +99,7 @@ class TensorRetrieval(Retrieval):
                 for name, array in arrays.items()
             }
             found = tuple(take(one) for one in found)
-        return super()._explained(arrays, users, limits, found, unknown)
+        return super()._explained(arrays, limits, found, unknown)
 
 
 def _some(array: Any, chosen: Flags, places: Tensor) -> Any:

@@ -26,7 +26,9 @@ from ..runtime.batching import absent
 from ..runtime.chain import Chain
 from ..sources.table import SourceKind, open_source
 from ..spec import Array, Arrays
+from ..stages.column_tensors import user_rule_columns
 from ..stages.request_rules import RequestRules
+from ..stages.sent_columns import SentColumn
 from ..stages.specs import RETRIEVAL
 from ..stores.memory_mapped import MemoryMapped
 from .answers import StoredAnswers
@@ -213,7 +215,12 @@ def _asking_rules(release: Release) -> Iterator[VerifyRow]:
     settings, size = release.settings, release.items.size
     user_ids = StoredGolden(release).tensors("answers")[0]["user_id"][:RULE_USERS]
     blank = absent(release.stages[RETRIEVAL].inputs, len(user_ids))
-    given = rules.given({**blank, "user_id": user_ids}, release.store.read(user_ids))
+    users = release.store.read(user_ids)
+    for column, carried in user_rule_columns(release.manifest):
+        stored = users.raw(column.name)
+        nulls = null_column(column.dtype, column.is_list, len(user_ids))
+        blank |= SentColumn(carried).tensors(nulls if stored is None else stored)
+    given = rules.given({**blank, "user_id": user_ids})
     rows = np.unique(np.linspace(0, size - 1, RULE_ITEMS // RULE_USERS).astype(np.int64))
     places = np.broadcast_to(rows, (len(user_ids), len(rows)))
     user_of = plain_items(given.users)
