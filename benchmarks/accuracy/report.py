@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.accuracy import ranking, sampled
 from benchmarks.accuracy.contenders import COMPARISONS
 
 HEAD = (
@@ -107,6 +108,7 @@ def markdown(document: Mapping[str, Any]) -> str:
         parts.append(f"{users} users; mean ± standard deviation over seeds; on {' and '.join(machines)}.")
         lines = [HEAD, ["---"] * len(HEAD), *(row.table() for row in rows), popularity(rows)]
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    parts += [*ranking.markdown(document), *sampled.markdown(document)]
     return "\n\n".join(parts) + "\n"
 
 
