@@ -150,7 +150,8 @@ COMPARISONS: Mapping[str, Comparison] = {
         "sequences",
         Sequences("amazon-beauty/beauty.txt", name="amazon-beauty"),
         {
-            "sasrec": Alone(SASRec(negatives=256)),
+            # As many epochs as were best on the validation part where there were more of them.
+            "sasrec": Alone(SASRec(negatives=256, max_epochs=24)),
             "gru4rec": Alone(GRU4Rec()),
             "item_knn": Alone(ItemKNN()),
             "ease": Alone(EASE()),
