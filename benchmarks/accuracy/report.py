@@ -112,8 +112,8 @@ def markdown(document: Mapping[str, Any]) -> str:
             real = [str(cell["seed"]) for cell in row.cells if cell["answered"] == "triton"]
             if 0 < len(real) < len(row.cells):
                 parts.append(
-                    f"Of `{row.family}` seed {', '.join(real)} was asked of a real Triton over gRPC, the others "
-                    "in one process."
+                    f"Of `{row.family}` seed {', '.join(real)} was asked of a real Triton over gRPC, the "
+                    "others in one process."
                 )
     parts += [*ranking.markdown(document), *sampled.markdown(document)]
     return "\n\n".join(parts) + "\n"
