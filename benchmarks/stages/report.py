@@ -106,7 +106,6 @@ class StagesReport:
                 yield Figure(what, many, TIMES_BATCH, least=True)
         if self.rules_us is not None:
             yield Figure("five rules and a long history: µs for one user", self.rules_us, RULES_US)
-
         for name, filtered in self.filters.items():
             if name == "none":
                 continue

@@ -164,8 +164,10 @@ def _integers(
     values: Sequence[Any] | Array, dtype: str, place: Place, *, nullable: bool
 ) -> tuple[Array, Array | None]:
     whole, valid = _whole_numbers(values, place, nullable)
+    if dtype == "int64":
+        return whole, valid
     limits = np.iinfo(dtype)
-    if dtype != "int64" and whole.size and (whole.min() < limits.min or whole.max() > limits.max):
+    if whole.size and (whole.min() < limits.min or whole.max() > limits.max):
         worst = int(np.argmax((whole < limits.min) | (whole > limits.max)))
         raise _out_of_range(place(worst), int(whole[worst]), dtype)
     return whole.astype(dtype, copy=False), valid

@@ -37,7 +37,7 @@ def test_tiny_runs_from_end_to_end_and_saves_json_and_a_plot(tmp_path: Path) -> 
 
 
 def test_figures_are_held_to_their_limits() -> None:
-    report = StagesReport({}, "full", {"mmr": StepTimes({1: 500.0, 64: 100.0}, 1000.0)}, 101.0)
+    report = StagesReport({}, "full", {"mmr": StepTimes({1: 500.0, 64: 100.0}, 1000.0)}, rules_us=101.0)
     assert [(round(figure.value), figure.ok) for figure in report.figures()] == [
         (500, False),
         (2, True),

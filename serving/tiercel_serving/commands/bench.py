@@ -77,8 +77,32 @@ def command(
         float,
         typer.Option("--p99-ms", min=0.1, help="The highest rate whose p99 is within this is searched for."),
     ] = 20.0,
+    instances: Annotated[
+        int | None,
+        typer.Option(
+            "--instances",
+            min=1,
+            help="Instances of each model; else what the release says.",
+            show_default=False,
+        ),
+    ] = None,
+    growth: Annotated[
+        bool,
+        typer.Option(
+            "--growth", help="Also measure batches and index types by themselves, without a server."
+        ),
+    ] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE.html", help="Also write a report with plots here.")
+    ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--beside",
+            metavar="FILE.json",
+            help="With --html: a saved result of another release, or of `python -m benchmarks.scale`, for "
+            "plots over items, users and candidates. May be given several times.",
+        ),
     ] = None,
     compared: Annotated[
         tuple[Path, Path] | None,
@@ -119,6 +143,7 @@ def command(
         for file in (save, html):
             if file is not None:
                 check_place(file)
+        others = read_others(beside or [], html)
         with sh.work(f"Measuring {release}") as progress:
             from ..release.opened import check_files, open_release
 
@@ -136,6 +161,8 @@ def command(
                 concurrencies=levels,
                 runners=runners,
                 loops=loops,
+                instances=instances,
+                growth=growth,
                 triton=triton,
                 command=shlex.join(["tiercel", *sys.argv[1:]]),
                 progress=progress,
@@ -146,7 +173,7 @@ def command(
         if html is not None:
             from ..bench.html_report import html_report
 
-            write_whole(html, html_report(document))
+            write_whole(html, html_report(document, others))
         sh.emit(document, *human(report, save))
         if check and not report.ok:
             sh.note("A figure is beyond its limit.", style="red")
@@ -194,6 +221,15 @@ def open_loops(rates: str, mix: str, p99_ms: float) -> OpenLoops:
     if not shares or not all(0 < share <= 2 for share in shares):
         raise Refused(f"--rates {rates}: expected shares of what saturates a model, such as 0.5,0.9, or none")
     return OpenLoops(shares, mix, p99_ms * 1000)
+
+
+def read_others(files: list[Path], html: Path | None) -> list[dict[str, Any]]:
+    """Read what ``--beside`` names, before anything is measured."""
+    from ..bench.compare import read_any
+
+    if files and html is None:
+        raise Refused("--beside: its plots are in the page that --html FILE.html writes; name one")
+    return [read_any(file) for file in files]
 
 
 def compare_results(sh: Shell, before: Path, after: Path, *, force: bool) -> None:
