@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -68,7 +70,7 @@ def prepare(folder: Path, shape: Shape, kept: Sequence[int], precisions: Sequenc
 
 def _model(shape: Shape, device: str) -> Ranker:
     torch.manual_seed(0)
-    return Ranker(shape).eval().to(device)
+    return Ranker(shape).eval().requires_grad_(False).to(device)
 
 
 def measure_ranker(
@@ -176,8 +178,23 @@ def _package(model: Ranker, shape: Shape, kept: int, device: str, folder: Path) 
         )
         dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in shown.items()}
         write_program(program, folder, Bound("torch", str(torch.__version__), "any", dtypes, (OUTPUT,)))
-    build_package(folder, f"{device}.pt2", device)
-    return load_package(folder / f"{device}.pt2", device)
+    file = folder / f"{device}.pt2"
+    build_package(folder, file.name, device)
+    _refuse_crashing(file, device)
+    return load_package(file, device)
+
+
+def _refuse_crashing(file: Path, device: str) -> None:
+    """Open a package in another process first: what ends it there would end the whole report here."""
+    code = "import sys; from tiercel_serving.engines.aoti import load_package as load; load(*sys.argv[1:])"
+    code = f"import torch; torch.zeros(1, device={device!r}); {code}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file), device], capture_output=True, check=False, text=True
+    )
+    if done.returncode < 0:
+        raise RuntimeError(
+            f"torch {torch.__version__} ended by signal {-done.returncode} opening {file.name}"
+        )
 
 
 def _onnx(precision: str) -> Callable[..., Run]:

@@ -42,7 +42,8 @@ def measure_rules(*, rounds: int, seconds: float, items: int = ITEMS) -> float:
         passed = decided.take(rows)
         for one in opened:
             passed = passed & one.allows(given, rows)
-        return passed & make_mask(1, items, history, counts).allows(rows)
+        free: Array = make_mask(1, items, history, counts).allows(rows)
+        return np.logical_and(passed, free)
 
     return interleave({"rules": [ask]}, rounds=rounds, seconds=seconds)["rules"].us
 

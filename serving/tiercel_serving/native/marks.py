@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,7 +13,7 @@ from . import address, library
 MANY = 2000
 
 
-def mark(cells: npt.NDArray[np.bool_], at: npt.NDArray[np.integer]) -> None:
+def mark(cells: npt.NDArray[np.bool_], at: npt.NDArray[np.integer[Any]]) -> None:
     """Set ``cells [n]`` at places of any shape, none of them negative.
 
     Raises
