@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import os
 import shlex
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..machine import machine_faults
 from .serve import Triton
 from .shell import FAILED, Debug, Json, Refused, Shell, shell
 from .tables import heading
@@ -138,6 +140,9 @@ def command(
             raise Refused(f"--client {client}: use {' or '.join(CLIENTS)}")
         levels = concurrencies(concurrency)
         runners, loops = chosen_runners(runner), open_loops(rates, mix, p99_ms)
+        for file in (save, html):
+            if file is not None:
+                check_place(file)
         others = read_others(beside or [], html)
         with sh.work(f"Measuring {release}") as progress:
             from ..release.opened import check_files, open_release
@@ -249,8 +254,25 @@ def find_load(sh: Shell, client: str, cache: Path | None) -> Load:
 
 def write_whole(file: Path, document: dict[str, Any] | str) -> None:
     """Write a text or a JSON file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}")
+    with machine_faults(file.parent, f"writing {file.name}", partial):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(file, partial, document)
+
+
+def check_place(file: Path) -> None:
+    """Refuse now, before the work, what :func:`write_whole` could not write after it."""
+    if file.is_dir():
+        raise Refused(f"{file}: is a folder; name the file to write")
+    there = file.exists()
+    with machine_faults(file.parent, f"writing {file.name}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("ab").close()
+    if not there:
+        file.unlink()
+
+
+def _write_whole(file: Path, partial: Path, document: dict[str, Any] | str) -> None:
     try:
         text = (
             document
@@ -260,7 +282,8 @@ def write_whole(file: Path, document: dict[str, Any] | str) -> None:
         partial.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
         os.replace(partial, file)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def human(report: BenchReport, save: Path | None) -> list[Any]:
