@@ -301,10 +301,16 @@ typedef struct Instance {
 /* Python runs in one thread at a time, whatever their number; and stages that each take what has just come, while the
  * others do too, hand on ever smaller batches. So threads take turns: one of those in which Triton delivers requests
  * runs whatever waits, instance after instance, each with all that has come for it by then. The others only put their
- * requests down. As many may run as a model has instances, for libraries that let go of Python's lock. */
+ * requests down. As many may run as a model has instances, for libraries that let go of Python's lock.
+ *
+ * While a thread runs, Triton delivers nothing in it. So after PATIENCE turns it asks for relief: whoever puts down
+ * requests next runs in its place, and no model waits for long because its thread is busy with others. */
+enum { PATIENCE = 8 };
 static pthread_mutex_t turns = PTHREAD_MUTEX_INITIALIZER;
 static Instance *instances, *turn; /* all; and with whom the next look begins, NULL is the first */
 static uint32_t runners, most_runners = 1;
+static bool relief; /* is asked for */
+static pthread_cond_t turn_ended = PTHREAD_COND_INITIALIZER;
 
 /* The number behind a key in a configuration (JSON), or 0. */
 static uint64_t number_at(const char* json, size_t size, const char* key)
@@ -657,7 +663,8 @@ static TRITONSERVER_Error* put_down(Instance* instance, TRITONBACKEND_Request** 
     *instance->last = first;
     instance->last = last;
   }
-  *run = runners < most_runners;
+  *run = runners < most_runners + relief;
+  if (runners == most_runners) relief = false;
   runners += *run;
   pthread_mutex_unlock(&turns);
   return NULL;
@@ -665,16 +672,37 @@ static TRITONSERVER_Error* put_down(Instance* instance, TRITONBACKEND_Request** 
 
 static bool ready(const Instance* instance) { return !instance->running && instance->first != NULL; }
 
-/* Take the batch of whoever's turn it is; NULL ends the caller's running. */
-static Instance* take_turn(Call** batch)
+static Instance* next_ready(void)
+{
+  Instance* found = turn;
+  while (found != NULL && !ready(found)) found = found->next;
+  if (found == NULL)
+    for (found = instances; found != NULL && !ready(found);) found = found->next;
+  return found;
+}
+
+static bool somebody_waits(void)
+{
+  for (const Instance* one = instances; one != NULL; one = one->next)
+    if (one->first != NULL) return true;
+  return false;
+}
+
+/* Take the batch of whoever's turn it is, the caller's so many-th; NULL ends the caller's running. */
+static Instance* take_turn(Call** batch, uint32_t number)
 {
   pthread_mutex_lock(&turns);
-  Instance* chosen = turn;
-  while (chosen != NULL && !ready(chosen)) chosen = chosen->next;
-  if (chosen == NULL)
-    for (chosen = instances; chosen != NULL && !ready(chosen);) chosen = chosen->next;
+  bool relieved = number >= PATIENCE && runners > most_runners;
+  Instance* chosen = relieved ? NULL : next_ready();
+  /* Who came as a relief waits for whoever asked for it to end a turn. */
+  while (!relieved && chosen == NULL && runners > most_runners && somebody_waits()) {
+    pthread_cond_wait(&turn_ended, &turns);
+    chosen = next_ready();
+  }
+  if (chosen != NULL && number > 0 && number % PATIENCE == 0) relief = true;
   if (chosen == NULL) {
     --runners;
+    if (!relieved) relief = false;
   } else {
     turn = chosen->next;
     chosen->running = true;
@@ -697,6 +725,7 @@ static void end_turn(Instance* instance)
 {
   pthread_mutex_lock(&turns);
   instance->running = false;
+  pthread_cond_broadcast(&turn_ended);
   pthread_mutex_unlock(&turns);
 }
 
@@ -770,6 +799,6 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_Mode
   TRY(TRITONBACKEND_ModelInstanceState(triton_instance, (void**)&instance));
   TRY(put_down(instance, requests, count, &run_here));
   Call* batch = NULL;
-  while (run_here && (instance = take_turn(&batch)) != NULL) answer(instance, batch);
+  for (uint32_t number = 0; run_here && (instance = take_turn(&batch, number)) != NULL; ++number) answer(instance, batch);
   return NULL;
 }
