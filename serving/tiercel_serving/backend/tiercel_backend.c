@@ -305,7 +305,7 @@ typedef struct Instance {
  *
  * While a thread runs, Triton delivers nothing in it. So after PATIENCE turns it asks for relief: whoever puts down
  * requests next runs in its place, and no model waits for long because its thread is busy with others. */
-enum { PATIENCE = 8 };
+enum { PATIENCE = 16 };
 static pthread_mutex_t turns = PTHREAD_MUTEX_INITIALIZER;
 static Instance *instances, *turn; /* all; and with whom the next look begins, NULL is the first */
 static uint32_t runners, most_runners = 1;
