@@ -152,7 +152,7 @@ def _aoti(graphs: bool) -> Callable[..., Run]:
         loader = _package(model, shape, kept, device, folder)
         run: Any = loader.run
         if graphs:
-            from tiercel_serving.engines.graphs_torch import GraphedRun
+            from tiercel_serving.device.graphs_torch import GraphedRun
 
             run = GraphedRun(loader.run)
         return lambda given: run([given[name] for name in INPUTS])[0]
@@ -163,7 +163,7 @@ def _aoti(graphs: bool) -> Callable[..., Run]:
 def _package(model: Ranker, shape: Shape, kept: int, device: str, folder: Path) -> Any:
     """Return the loaded package of one K, compiled as an export's are, at most once for a device."""
     from tiercel_serving.engines.aoti import load_package
-    from tiercel_serving.engines.aoti_build import PROGRAM, build_package, write_program
+    from tiercel_serving.engines.aoti_torch import PROGRAM, build_package, write_program
     from tiercel_serving.engines.bound import Bound
 
     folder = folder / f"ranker-{kept}"

@@ -50,7 +50,7 @@ def write_package(file: Path, device: str = "cpu") -> None:
     import torch
 
     from tiercel_export.models.program import batch_program
-    from tiercel_serving.engines.aoti_build import build_package, write_program
+    from tiercel_serving.engines.aoti_torch import build_package, write_program
 
     class Model(torch.nn.Module):
         def forward(self, numbers: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from tiercel_serving.engines.aoti import Aoti, AotiCuda, device_name
-from tiercel_serving.engines.aoti_build import compile_program, write_program
+from tiercel_serving.engines.aoti import Aoti, AotiCuda
+from tiercel_serving.engines.aoti_torch import compile_program, write_program
 from tiercel_serving.engines.bound import Bound
+from tiercel_serving.engines.compiler import device_name
 from tiercel_serving.spec import TensorSpec
 
 from .onnx import make_onnx

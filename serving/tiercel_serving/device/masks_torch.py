@@ -67,6 +67,12 @@ class TensorMask:
         """Return user and row of everything that is masked, ``[n]`` each."""
         return self._cells // (self.items + 1), self._cells % (self.items + 1)
 
+    def padded(self) -> Tensor:
+        """Return the cells, filled up with one of them to a power of two: of few lengths in all."""
+        missing = (1 << max(6, (len(self._cells) - 1).bit_length())) - len(self._cells)
+        # The last user's pad row, which is among them.
+        return torch.nn.functional.pad(self._cells, (0, missing), value=self.users * (self.items + 1) - 1)
+
     def host(self, place: Copies) -> Mask:
         """Return the mask on the host."""
         assert self._on_host is not None

@@ -17,6 +17,7 @@ from ..errors import ArtefactCorrupt, DeviceUnavailable, EngineNotBuilt, KindUna
 from ..spec import Array, Arrays
 from ..verify.compare import ENGINE, Tolerance
 from .bound import Bound
+from .compiler import device_name, no_compiler
 
 if TYPE_CHECKING:
     import torch
@@ -37,21 +38,7 @@ class Aoti:
     @classmethod
     def unmakeable(cls) -> str | None:
         """Return why an export can't make it on this machine; see :class:`~.table.NeedsTools`."""
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            device_name(cls.device)
-            get_cpp_compiler()
-        except DeviceUnavailable as error:
-            return str(error)
-        except (InvalidCxxCompiler, RuntimeError, OSError) as error:
-            said = " ".join(str(error).split()[:12])
-            return (
-                f"engine 'aoti' compiles C++, and no compiler is found ({said}); install g++ (Debian: "
-                "apt-get install g++), name one in CXX, or take --engine onnx"
-            )
-        return None
+        return no_compiler(cls.device)
 
     @classmethod
     def open(cls, file: Path, outputs: Sequence[str], *, threads: int = 1) -> AotiEngine:
@@ -122,36 +109,12 @@ class AotiCuda(Aoti):
             There is no compiler, it failed, or the program was changed after its export.
         """
         try:
-            from .aoti_build import build_package
+            from .aoti_torch import build_package
         except ModuleNotFoundError as error:
             raise KindUnavailable(
                 f"engine 'aoti-cuda' needs torch ({error}): pip install \"tiercel[aoti]\""
             ) from error
         return build_package(folder, cls.file, cls.device, cache)
-
-
-def device_name(device: str) -> str:
-    """Return a device of this machine as packages are bound to it: a CPU's instructions, or a GPU's model.
-
-    Raises
-    ------
-    DeviceUnavailable
-        There is no GPU that torch can use.
-    """
-    import torch
-
-    if device == "cpu":
-        import platform
-
-        return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    if not torch.cuda.is_available():
-        raise DeviceUnavailable(
-            f"engine 'aoti-cuda': torch {torch.__version__} finds no GPU; use a machine with an NVIDIA GPU, "
-            "a driver "
-            "for its CUDA and a CUDA build of torch, or take --engine aoti"
-        )
-    major, minor = torch.cuda.get_device_capability()
-    return f"{torch.cuda.get_device_name()} (compute capability {major}.{minor})"
 
 
 class AotiEngine:
@@ -187,7 +150,7 @@ class AotiEngine:
         self._loader = load_package(file, device)
         self._run: Any = self._loader.run
         if device == "cuda":
-            from .graphs_torch import GraphedRun
+            from ..device.graphs_torch import GraphedRun
 
             self._run = GraphedRun(self._loader.run)
         self._device = torch.device(device)

@@ -1,21 +1,24 @@
-"""A model replayed from CUDA graphs: one launch for all of its kernels, for each of a few batch sizes.
+"""Work replayed from CUDA graphs: one launch for all of its kernels.
 
-A graph is bound to its shapes and addresses, so a batch is copied into the buffers of the next larger bucket,
-and what the rows behind it give is thrown away. The choice of buckets and the copies are tested on the CPU
-with a double of the capture, and the capture by ``pytest -m gpu``.
+A graph is bound to its shapes and addresses, so inputs are copied into the buffers that it was captured with.
+Where a capture fails the work is done without, and the log says so. The choice of graphs and the copies are
+tested on the CPU with a double of the capture, and the capture by ``pytest -m gpu``.
 """
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from threading import Lock
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-#: What runs a model on its inputs, in their order.
+log = logging.getLogger(__name__)
+
+#: What does some work on its inputs, in their order.
 Run = Callable[[list[Tensor]], list[Tensor]]
 
 #: Batch sizes that graphs are captured for; a larger batch runs without one.
@@ -61,13 +64,28 @@ def bucket_of(batch: int, buckets: Sequence[int]) -> int | None:
     return buckets[place] if place < len(buckets) else None
 
 
+def attempt(capture: Capture, run: Run, inputs: list[Tensor]) -> Captured | None:
+    """Return a captured run, or None where it can't be captured."""
+    try:
+        return capture(run, inputs)
+    except RuntimeError as error:
+        log.warning(
+            "a CUDA graph could not be captured, and the work is done without: %s",
+            " ".join(str(error).split()[:20]),
+        )
+        return None
+
+
 class GraphedRun:
-    """A model whose batches run from captured graphs; each is captured when its bucket is first asked for.
+    """Work on batches, from graphs of a few batch sizes; each is captured when it is first asked for.
+
+    A batch is copied into the buffers of the next larger bucket, and what the rows behind it give is thrown
+    away.
 
     Parameters
     ----------
     run
-        Runs the model itself.
+        Does the work itself: ``[B, …]`` each, in and out.
     buckets
         Ascending batch sizes.
     capture
@@ -76,20 +94,51 @@ class GraphedRun:
 
     def __init__(self, run: Run, buckets: Sequence[int] = BUCKETS, capture: Capture = capture) -> None:
         self._run, self._buckets, self._capture = run, tuple(buckets), capture
-        self._captured: dict[int, tuple[list[Tensor], Captured]] = {}
+        self._captured: dict[int, tuple[list[Tensor], Captured | None]] = {}
 
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Run the model on tensors ``[B, …]``; the results are the caller's own."""
+        """Do the work for tensors ``[B, …]``; the results are the caller's own."""
         batch = len(tensors[0])
         bucket = bucket_of(batch, self._buckets)
         if bucket is None:
             return self._run(tensors)
         if bucket not in self._captured:
             inputs = [one.new_zeros((bucket, *one.shape[1:])) for one in tensors]
-            self._captured[bucket] = inputs, self._capture(self._run, inputs)
+            self._captured[bucket] = inputs, attempt(self._capture, self._run, inputs)
         inputs, captured = self._captured[bucket]
+        if captured is None:
+            return self._run(tensors)
         for buffer, tensor in zip(inputs, tensors, strict=True):
             buffer[:batch].copy_(tensor)
         captured.replay()
         # The next replay writes over them.
         return [output[:batch].clone() for output in captured.outputs]
+
+
+class GraphedForms:
+    """Work from graphs, one for each form that it has: what decides the shapes of its inputs and the rest.
+
+    Parameters
+    ----------
+    capture
+        Captures a run.
+    room
+        So many forms are captured; others run without.
+    """
+
+    def __init__(self, capture: Capture, room: int = 16) -> None:
+        self._capture, self._room = capture, room
+        self._captured: dict[Hashable, tuple[list[Tensor], Captured | None]] = {}
+
+    def __call__(self, form: Hashable, run: Run, tensors: list[Tensor]) -> list[Tensor]:
+        """Do the work ``run`` of a form; the results are the caller's own."""
+        if form not in self._captured and len(self._captured) < self._room:
+            inputs = [one.clone() for one in tensors]
+            self._captured[form] = inputs, attempt(self._capture, run, inputs)
+        inputs, captured = self._captured.get(form, ([], None))
+        if captured is None:
+            return run(tensors)
+        for buffer, tensor in zip(inputs, tensors, strict=True):
+            buffer.copy_(tensor)
+        captured.replay()
+        return [output.clone() for output in captured.outputs]

@@ -12,8 +12,8 @@ import torch
 from torch.export.passes import move_to_device_pass
 
 from ..errors import ArtefactCorrupt, EngineBuildFailed
-from .aoti import Aoti, device_name
 from .bound import SUFFIX, Bound
+from .compiler import device_name, no_compiler
 from .trt.build import network_sha256
 
 #: The program beside the package that is compiled of it: ``torch.export.save``.
@@ -94,7 +94,7 @@ def compile_program(program: torch.export.ExportedProgram, file: Path, what: str
     EngineBuildFailed
         There is no compiler, or it failed.
     """
-    missing = Aoti.unmakeable()
+    missing = no_compiler("cpu")
     if missing is not None:
         raise EngineBuildFailed(f"{what}: {missing}")
     try:
