@@ -32,6 +32,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # As many threads as processes would have two for each core, which wait for one another; before NumPy and
     # torch are imported, and for the commands that tests start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# NVTabular's graphs are of a few tasks of a millisecond: Dask's threads would cost more than they run.
+os.environ.setdefault("DASK_SCHEDULER", "synchronous")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,11 @@ def command(
         list[str] | None, typer.Option("--family", metavar="NAME", help="Only these (repeat). Else all.")
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds of each.")] = 3,
+    ranking: Annotated[
+        list[str] | None,
+        typer.Option("--ranking", metavar="RETRIEVAL", help="Instead: rankers over it (repeat), or 'all'."),
+    ] = None,
+    sampled: Annotated[bool, typer.Option("--sampled", help="Instead: the 1 + 99 protocol.")] = False,
     served: Annotated[
         list[str] | None,
         typer.Option("--served", metavar="NAME", help="Families that a real Triton answers for (repeat)."),
@@ -46,31 +52,38 @@ def command(
     Example: [bold]python -m benchmarks.accuracy --family ease --family als --save accuracy.json[/]
     """
     with shell(json=json, debug=debug) as sh:
-        from benchmarks.accuracy.contenders import COMPARISONS
+        from benchmarks.accuracy.contenders import COMPARISONS, RANKED, RANKERS, SAMPLED
+        from benchmarks.accuracy.ranking import run_rankings
         from benchmarks.accuracy.report import markdown, misses
-        from benchmarks.accuracy.run import cells_of, run_cells
+        from benchmarks.accuracy.run import Kept, cells_of, run_cells
+        from benchmarks.accuracy.sampled import run_sampled
 
         picture = plot_file(save, plot)
         sets = chosen("--data", data or list(DATA), COMPARISONS)
+        if ranking and sampled:
+            raise Refused("--ranking and --sampled: name one of them, they are measured apart")
         known = list(dict.fromkeys(name for one in sets for name in COMPARISONS[one].contenders))
+        known = list(RANKERS if ranking else SAMPLED) if ranking or sampled else known
         families = chosen("--family", family, known)
+        over = chosen("--ranking", [] if ranking == ["all"] else ranking, RANKED)
         if served:
             chosen("--served", served, families)
         with sh.work("Measuring accuracy") as progress:
             try:
-                document = run_cells(
-                    cells_of(sets, families, seeds),
-                    served=served or (),
-                    data_dir=data_dir,
-                    save=save,
-                    command=" ".join([NAME, shlex.join(sys.argv[1:])]).rstrip(),
-                    progress=progress,
-                )
+                kept = Kept(save, " ".join([NAME, shlex.join(sys.argv[1:])]).rstrip())
+                what: dict[str, Any] = {"data_dir": data_dir, "progress": progress}
+                if ranking:
+                    run_rankings(over, families, seeds, kept, **what)
+                elif sampled:
+                    run_sampled(families, seeds, kept, **what)
+                else:
+                    run_cells(cells_of(sets, families, seeds), kept, served=served or (), **what)
             except ValueError as error:
                 raise Refused(str(error)) from error
+        document = kept.document
         if docs is not None:
             docs.write_text(markdown(document), encoding="utf-8")
-        if picture is not None:
+        if picture is not None and document["cells"]:
             from benchmarks.accuracy.plot import draw
 
             draw(document, picture)
@@ -84,20 +97,29 @@ def human(
     document: dict[str, Any], sets: tuple[str, ...], missed: list[str], files: list[Path | None]
 ) -> list[Any]:
     """Return what people see."""
-    from rich.markup import escape
     from rich.text import Text
 
+    from benchmarks.accuracy import ranking, sampled
     from benchmarks.accuracy.report import HEAD, popularity, rows_of
-    from tiercel_serving.bench.report import format_table
 
     parts: list[Any] = []
-    for name in sets:
+    for name in [one for one in sets if rows_of(document, one)]:
         rows = rows_of(document, name)
-        parts += [heading(f"Accuracy: {name}"), Text()]
-        parts += [
-            escape(format_table(list(HEAD), [*(row.table() for row in rows), popularity(rows)])),
-            Text(),
-        ]
+        parts += _part(f"Accuracy: {name}", HEAD, [*(row.table() for row in rows), popularity(rows)])
+    for name in dict.fromkeys(cell["retrieval"] for cell in document.get("rankings", ())):
+        cells = [cell for cell in document["rankings"] if cell["retrieval"] == name]
+        parts += _part(f"Rankers over {name}", ranking.HEAD, ranking.table(cells))
+    if "sampled" in document:
+        parts += _part("One item among 100", sampled.HEAD, sampled.table(document["sampled"]))
     parts += [Text(line, style="red") for line in missed]
     saved = [str(file) for file in files if file is not None]
     return parts + ([Text(f"saved to {', '.join(saved)}", style="dim")] if saved else [])
+
+
+def _part(title: str, head: Sequence[str], rows: list[list[str]]) -> list[Any]:
+    from rich.markup import escape
+    from rich.text import Text
+
+    from tiercel_serving.bench.report import format_table
+
+    return [heading(title), Text(), escape(format_table(list(head), rows)), Text()]

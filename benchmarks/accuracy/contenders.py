@@ -4,24 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from tiercel_pipelines.data.specs import DatasetSpec, Sequences, Synthetic
-from tiercel_pipelines.families.table import RetrievalFamily
+from tiercel_pipelines.families.table import RankingFamily, RetrievalFamily
 from tiercel_pipelines.recipe import (
     ALS,
     BPRMF,
+    BST,
     CDAE,
+    DCN,
+    DIN,
+    DLRM,
     EASE,
+    FM,
+    GMF,
+    MLP,
+    NCF,
     SLIM,
+    BiasedMF,
+    DCNv2,
     DeepAutoencoder,
+    DeepFM,
     GRU4Rec,
+    Item2Vec,
     ItemKNN,
+    KMeans,
+    LogisticRegression,
+    MMoE,
+    MultiTask,
     MultVAE,
+    NeuMF,
     Recipe,
     SASRec,
+    SoftmaxDNN,
+    Target,
     TwoTower,
+    UserKNN,
+    WideAndDeep,
+    XGBoost,
     load_recipe,
     replace,
 )
@@ -101,6 +124,13 @@ COMPARISONS: Mapping[str, Comparison] = {
             "bpr_mf": Alone(BPRMF()),
             "cdae": Alone(CDAE(), WHOLE),
             "deep_autoencoder": Alone(DeepAutoencoder(), WHOLE),
+            "user_knn": Alone(UserKNN(), WHOLE),
+            "softmax_dnn": Alone(SoftmaxDNN()),
+            "item2vec": Alone(Item2Vec(), WHOLE),
+            "kmeans": Alone(KMeans(), WHOLE),
+            "biased_mf": Alone(BiasedMF()),
+            "sasrec": Alone(SASRec()),
+            "gru4rec": Alone(GRU4Rec()),
         },
         "random 75/25 split of each user's films (seed 42), top 10 of all unseen films",
         {
@@ -112,13 +142,16 @@ COMPARISONS: Mapping[str, Comparison] = {
             "bpr_mf": 0.43,
             "two_tower": 0.47,
             "item_knn": 0.38,
+            "user_knn": 0.38,
+            "softmax_dnn": 0.45,
         },
     ),
     "amazon-beauty": Comparison(
         "sequences",
         Sequences("amazon-beauty/beauty.txt", name="amazon-beauty"),
         {
-            "sasrec": Alone(SASRec(negatives=256)),
+            # As many epochs as were best on the validation part where there were more of them.
+            "sasrec": Alone(SASRec(negatives=256, max_epochs=24)),
             "gru4rec": Alone(GRU4Rec()),
             "item_knn": Alone(ItemKNN()),
             "ease": Alone(EASE()),
@@ -135,4 +168,62 @@ COMPARISONS: Mapping[str, Comparison] = {
         "made up and tiny: its figures mean nothing",
         {},
     ),
+}
+
+#: The data set of ``--ranking``.
+TESTS = COMPARISONS["ml-100k"]
+
+#: Retrievals that rankers are compared over.
+RANKED: Mapping[str, Alone | Shipped] = {
+    "two_tower": Alone(TwoTower()),
+    "ease": Alone(EASE(weights=None), WHOLE),
+    "movielens_blend": Shipped("movielens_blend"),
+}
+
+#: Rankers that are compared, each with its defaults. With a task of one target MMoE is a mixture of experts.
+RANKERS: Mapping[str, RankingFamily] = {
+    "logistic_regression": LogisticRegression(),
+    "fm": FM(),
+    "mlp": MLP(),
+    "gmf": GMF(),
+    "ncf": NCF(),
+    "neumf": NeuMF(),
+    "wide_and_deep": WideAndDeep(),
+    "deepfm": DeepFM(),
+    "dlrm": DLRM(),
+    "dcn": DCN(),
+    "dcn_v2": DCNv2(),
+    "dcn_v2_parallel": DCNv2(structure="parallel"),
+    "dcn_v2_low_rank": DCNv2(rank=4),
+    "din": DIN(),
+    "bst": BST(),
+    "mmoe": MMoE(),
+    "xgboost": XGBoost(),
+}
+
+#: Of neural factorisations: ids alone, and log loss with four negatives a positive.
+_IDS_ALONE: Mapping[str, Any] = {
+    "use_retrieval_score": False,
+    "use_history": False,
+    "task": MultiTask(
+        (Target("watched", loss="logistic"),), negatives=80, hard_negatives=1.0, batch_size=256
+    ),
+    "learning_rate": 5e-3,
+    "max_epochs": 60,
+    "patience": 5,
+}
+_DECAYS = (0.01, 0.3)
+
+#: Those of ``--sampled``, and what each may choose from on the validation part.
+SAMPLED: Mapping[str, tuple[RankingFamily | RetrievalFamily, ...]] = {
+    "neumf": tuple(NeuMF(embedding_dimension=32, weight_decay=w, **_IDS_ALONE) for w in _DECAYS),
+    "gmf": tuple(GMF(embedding_dimension=64, weight_decay=w, **_IDS_ALONE) for w in _DECAYS),
+    "ncf": tuple(NCF(embedding_dimension=32, weight_decay=w, **_IDS_ALONE) for w in _DECAYS),
+    "dot_product": tuple(
+        ALS(dimension=dimension, unobserved_weight=unobserved, regularisation=l2)
+        for dimension in (32, 64)
+        for unobserved in (0.03, 0.1, 0.3)
+        for l2 in (0.01, 0.03, 0.1)
+    ),
+    "dot_product_bpr": tuple(BPRMF(weight_decay=w) for w in (0.1, 0.3, 1.0)),
 }

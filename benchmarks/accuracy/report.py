@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.accuracy import ranking, sampled
 from benchmarks.accuracy.contenders import COMPARISONS
 
 HEAD = (
@@ -107,6 +108,14 @@ def markdown(document: Mapping[str, Any]) -> str:
         parts.append(f"{users} users; mean ± standard deviation over seeds; on {' and '.join(machines)}.")
         lines = [HEAD, ["---"] * len(HEAD), *(row.table() for row in rows), popularity(rows)]
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        for row in rows:
+            real = [str(cell["seed"]) for cell in row.cells if cell["answered"] == "triton"]
+            if 0 < len(real) < len(row.cells):
+                parts.append(
+                    f"Of `{row.family}` seed {', '.join(real)} was asked of a real Triton over gRPC, the "
+                    "others in one process."
+                )
+    parts += [*ranking.markdown(document), *sampled.markdown(document)]
     return "\n\n".join(parts) + "\n"
 
 

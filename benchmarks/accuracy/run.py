@@ -43,6 +43,43 @@ class Cell:
         return {name: one.get(name) for name in self.key} == self.key
 
 
+class Kept:
+    """The JSON document of what was measured, and the file that it goes to; None keeps nothing."""
+
+    def __init__(self, save: Path | None, command: str = "") -> None:
+        self.document, self._save, self._command = _document(save), save, command
+
+    def has(self, part: str, key: Mapping[str, Any]) -> bool:
+        """Return whether a part of the document holds what has this key."""
+        return any(_same(one, key) for one in self.document.get(part, ()))
+
+    def add(self, part: str, key: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        """Put what was found into a part, in place of what had the same key but for its settings."""
+        place = {name: value for name, value in key.items() if name != "settings"}
+        rest = [one for one in self.document.get(part, ()) if not _same(one, place)]
+        self.document[part] = [*rest, {**key, **found, **self.facts()}]
+        self.write()
+
+    def facts(self) -> dict[str, Any]:
+        """Return when, how and where it was measured."""
+        return {
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "command": self._command,
+            "machine": describe_machine(),
+            "versions": installed_versions(PACKAGES),
+        }
+
+    def write(self) -> None:
+        """Write the file anew."""
+        if self._save is not None:
+            write_whole(self._save, self.document)
+
+
+def _same(one: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
+    same: bool = {name: one.get(name) for name in key} == json.loads(json.dumps(key))
+    return same
+
+
 def cells_of(data: Iterable[str], families: Iterable[str] | None, seeds: int) -> list[Cell]:
     """Return the cells of data sets, of all their contenders or of some, seed by seed."""
     found = []
@@ -57,37 +94,28 @@ def cells_of(data: Iterable[str], families: Iterable[str] | None, seeds: int) ->
 
 def run_cells(
     cells: Iterable[Cell],
+    kept: Kept,
     *,
     served: Iterable[str] = (),
     data_dir: Path | None = None,
-    save: Path | None = None,
-    command: str = "",
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> dict[str, Any]:
-    """Measure what is not finished in the file ``save``.
+) -> None:
+    """Measure what ``kept`` does not hold yet.
 
     Parameters
     ----------
     cells
         What is measured.
+    kept
+        The document, whose file is written anew after each.
     served
         Families that a real Triton answers for, rather than the stages in this process.
     data_dir
         Where data sets lie.
-    save
-        The file that keeps every cell, written anew after each; None keeps nothing.
-    command
-        What was typed.
     progress
         Called with what comes next, how many cells are done, and of how many.
-
-    Returns
-    -------
-    dict
-        The document: facts, and ``cells`` old and new.
     """
-    asked, real = list(cells), set(served)
-    document = _document(save)
+    asked, real, document = list(cells), set(served), kept.document
     datasets: dict[str, Dataset] = {}
     for number, cell in enumerate(asked):
         label = f"{cell.data}, {cell.family}, seed {cell.seed}"
@@ -104,17 +132,9 @@ def run_cells(
             served=by_triton,
             say=partial(_say, progress, label, number, len(asked)),
         )
-        facts = {
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "command": command,
-            "machine": describe_machine(),
-            "versions": installed_versions(PACKAGES),
-        }
         rest = [one for one in document["cells"] if _place(one) != _place(cell.key)]
-        document["cells"] = sorted([*rest, {**cell.key, **found, **facts}], key=_place)
-        if save is not None:
-            write_whole(save, document)
-    return document
+        document["cells"] = sorted([*rest, {**cell.key, **found, **kept.facts()}], key=_place)
+        kept.write()
 
 
 def _say(progress: Callable[[str, int, int], None], label: str, done: int, total: int, what: str) -> None:

@@ -24,7 +24,7 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure reorder steps (beside pyversity, if it is installed), search under filters, and reads of users.
+    """Measure reorder steps (beside pyversity, if installed), rules, filtered search, and reads of users.
 
     Example: [bold]python -m benchmarks.stages --save stages.json[/]
     """

@@ -44,6 +44,8 @@ LIMITS_US: Mapping[str, float] = {
     **dict.fromkeys(("dpp", "calibration"), 800),
 }
 
+#: Microseconds that rules and a long history may take of one user.
+RULES_US = 100.0
 #: Times as long as without a filter, at most.
 FILTERED = 3.0
 
@@ -78,8 +80,9 @@ class FilterTimes:
 class StagesReport:
     """Everything that one run found.
 
-    ``facts`` of the machine, the size's name, each step, each filter by the share that passes, and what each
-    kind of read of users took.
+    ``facts`` of the machine, the size's name, each step, each filter by the share that passes, what each
+    kind of read of users took, and what :func:`~benchmarks.stages.rules.measure_rules` found; None if nobody
+    asked.
     """
 
     facts: Mapping[str, Any]
@@ -87,6 +90,7 @@ class StagesReport:
     steps: Mapping[str, StepTimes]
     filters: Mapping[str, FilterTimes] = field(default_factory=dict)
     users: Mapping[str, float] = field(default_factory=dict)
+    rules_us: float | None = None
 
     def figures(self) -> Iterator[Figure]:
         """Yield every figure that has a limit."""
@@ -100,7 +104,8 @@ class StagesReport:
                 yield Figure(f"{name}: times as fast as pyversity, one user", one, TIMES_ONE, least=True)
                 what = f"{name}: times as fast as pyversity, a user of {largest}"
                 yield Figure(what, many, TIMES_BATCH, least=True)
-
+        if self.rules_us is not None:
+            yield Figure("five rules and a long history: µs for one user", self.rules_us, RULES_US)
         for name, filtered in self.filters.items():
             if name == "none":
                 continue
@@ -132,7 +137,7 @@ class StagesReport:
             for name, one in self.filters.items()
         }
         users = {name: round(value, 3) for name, value in self.users.items()}
-        found = {"steps": steps, "filters": filters, "users": users}
+        found = {"steps": steps, "filters": filters, "users": users, "rules_us": self.rules_us}
         return {**self.facts, "size": size, **found, "figures": figures, "ok": self.ok}
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -13,6 +15,11 @@ from benchmarks.accuracy.__main__ import app
 from benchmarks.accuracy.contenders import COMPARISONS
 from benchmarks.accuracy.report import misses, spread
 from benchmarks.accuracy.run import cells_of
+from benchmarks.accuracy.sampled import Bench, whole_lists
+from tiercel_pipelines.arrays.pairs import Pairs
+from tiercel_pipelines.families.table import Course
+from tiercel_pipelines.offline.scored import SampledMetrics
+from tiercel_pipelines.recipe import FM
 
 
 def test_every_recipe_has_nothing_wrong_with_it() -> None:
@@ -94,3 +101,67 @@ def test_means_spreads_and_misses() -> None:
     assert misses({"cells": [cell(42, 0.49), cell(43, 0.48)]}, ["ml-100k"]) == []
     [told] = misses({"cells": [cell(42, 0.47), cell(43, 0.48)]}, ["ml-100k"])
     assert told == "ml-100k, ease: nDCG@10 0.4750, wanted at least 0.48"
+
+
+def test_rankers_are_compared_by_what_they_lift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, docs, asked = tmp_path / "accuracy.json", tmp_path / "accuracy.md", []
+
+    class Trained:
+        def measure(self, ranker: Any) -> dict[str, Any]:
+            asked.append(type(ranker).__name__)
+            before = {"ndcg": 0.4, "recall": 0.2, "coverage": 0.3}
+            after = {**before, "ndcg": 0.41 if isinstance(ranker, FM) else 0.39}
+            return {"before": before, "after": after, "best_epoch": 1, "validation": [], "train_s": 2.0}
+
+    monkeypatch.setattr("benchmarks.accuracy.ranking.Ready.of", lambda recipe, dataset: Trained())
+    monkeypatch.setattr("benchmarks.accuracy.ranking.load_dataset", lambda spec, data_dir: object())
+    told = ["--ranking", "ease", "--family", "fm", "--seeds", "1", "--json", "--save", str(saved)]
+    assert CliRunner().invoke(app, told).exit_code == 0
+    done = CliRunner().invoke(app, [*told, "--family", "mlp", "--docs", str(docs)])
+    assert done.exit_code == 0, done.stderr
+    assert asked == ["FM", "MLP"]
+    text = docs.read_text(encoding="utf-8")
+    assert "| fm | 1 | 0.4100 | +0.0100 | 0.2000 | 0.30 | 2 |" in text
+    assert text.index("| fm |") < text.index("| mlp | 1 | 0.3900 | -0.0100 |")
+    assert CliRunner().invoke(app, [*told, "--sampled"]).exit_code == 2
+    assert CliRunner().invoke(app, ["--ranking", "eaze"]).exit_code == 2
+
+
+def test_settings_of_the_1_plus_99_protocol_are_chosen_on_the_validation_part() -> None:
+    chosen, epochs = [], []
+
+    class Family(NamedTuple):
+        quality: float
+        name: str = "tried"
+
+        def fit(self, data: Any, plan: Any) -> tuple[Any, Any]:
+            epochs.append(plan.epochs)
+            return self, Course(2, validation=(0.0, 0.1, self.quality))
+
+    class Judge:
+        def figures(self, fitted: Any) -> SampledMetrics:
+            chosen.append(fitted.quality)
+            return SampledMetrics(10, 1, 99, 0.5, 0.3, 0.2, 0.8)
+
+    pairs = Pairs.build(np.array([0, 0]), np.array([1, 2]), np.array([0, 0]), np.ones(2), 1)
+    trainer = SimpleNamespace(pairs=pairs, folds=np.array([1, 0]), packed=None, inputs=None)
+    bench: Any = Bench(trainer, Judge(), Judge())  # type: ignore[arg-type]
+    found = bench.measure([Family(0.3), Family(0.5), Family(0.4)], seed=1)
+    assert (chosen, epochs) == ([0.5], [None, None, None, 2])
+    assert found["figures"]["ndcg"] == 0.3
+
+
+def test_lists_over_the_catalogue_hold_each_positive_once_and_no_other_that_a_user_had() -> None:
+    rng = np.random.default_rng(0)
+    had = [rng.permutation(60)[:count] for count in (45, 3, 0)]
+    users = np.repeat(np.arange(3), [len(one) for one in had])
+    pairs = Pairs.build(users, np.concatenate(had), users, np.ones(len(users)), 3)
+    lists = whole_lists(pairs, 60)
+    assert lists.users.tolist() == [0, 0, 0, 1]
+    assert (lists.rows[:, 0] == 60).all()
+    positive = lists.weights > 0
+    assert sorted(lists.rows[:3][positive[:3]]) == sorted(had[0])
+    assert set(lists.rows[3][positive[3]]) == set(had[1])
+    for user, rows, mine in zip(lists.users, lists.rows, positive, strict=True):
+        assert not set(rows[~mine]) & set(had[user])
+        assert set(range(60)) - set(had[user]) <= set(rows)

@@ -14,7 +14,6 @@ from typer.testing import CliRunner, Result
 
 pytest.importorskip("nvtabular")
 
-from benchmarks.features import FULL, QUICK, FeatureReport, Serving, format_features, run_features
 from benchmarks.features import merlin_systems as peer_module
 from benchmarks.features.__main__ import app
 from benchmarks.features.against import Against, Programs, check_same, tensors_of
@@ -22,7 +21,10 @@ from benchmarks.features.cases import CASES, make_case
 from benchmarks.features.lookups import Flat, Gather, Hash
 from benchmarks.features.merlin_systems import PACKAGES, STAMP, find_merlin_systems
 from benchmarks.features.opening import Opening
+from benchmarks.features.plan import FULL, QUICK
 from benchmarks.features.plot import draw
+from benchmarks.features.report import FeatureReport, format_features
+from benchmarks.features.run import Serving, run_features
 from benchmarks.features.served import MODELS, SERVED, Served, requests_of
 from benchmarks.features.timing import Timed, interleave, span
 from tiercel_export.workflow.cut import CompiledProgram

@@ -12,9 +12,9 @@ import nvtabular as nvt
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from keyed_frames import KEYS, REQUESTS, Drawn, fit_frame, groups, known_keys, request_frame, requests
+from keyed_frames import KEYS, REQUESTS, SOME, Drawn, fit_frame, groups, known_keys, request_frame, requests
 from merlin.schema import Tags
 from nvtabular import ops
 from parity_helpers import Pair, check
@@ -26,13 +26,6 @@ from tiercel_export.workflow.frames import FrameOracle, columns_from_frame, orac
 FIT = fit_frame(400, 1)
 COUNTER = itertools.count()
 STATS = ["sum", "mean", "std", "var", "min", "max"]
-SOME = settings(
-    max_examples=6,
-    deadline=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-    derandomize=True,
-)
 
 
 def path(folder: Path) -> str:

@@ -17,7 +17,7 @@ from stage_oracles import Ask, tensors
 from tiny_release import Tiny, make_tiny
 from tritonclient.grpc import model_config_pb2
 
-from benchmarks.gpu.served import retargeted
+from benchmarks.gpu.served import changed
 from tiercel_client import Recommender
 from tiercel_serving.device import place_torch
 from tiercel_serving.device.place_torch import Place
@@ -47,7 +47,7 @@ def test_it_is_served_and_answers_as_the_cpu_target_does(tmp_path: Path) -> None
     if importlib.util.find_spec("pytriton") is None:
         pytest.skip("the embedded Triton is not installed")
     tiny = make_tiny(tmp_path / "release", seed=2)
-    release = retargeted(tiny.release.path, tmp_path / "there", "cpu")
+    release = changed(tiny.release, tmp_path / "there", "torch", "onnx")
     assert (release.manifest.target, release.manifest.layout) == ("torch", "fused")
     with start_server(release, timeout_s=240.0) as server:
         with Recommender(server.grpc_url, timeout_s=60.0) as recommender:

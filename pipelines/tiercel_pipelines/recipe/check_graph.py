@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from tiercel_serving.machine import fault_of
 from tiercel_serving.problems import Problem, choose
 
 from ..data import Dataset
@@ -36,6 +37,9 @@ def graph_problems(recipe: Recipe, dataset: Dataset | None) -> Iterator[Problem]
             warnings.simplefilter("ignore")
             graph = recipe.features()
     except Exception as error:
+        fault = fault_of(error, doing="making the graph")
+        if fault is not None:
+            raise fault from error
         problem = f"the function failed with {type(error).__name__}: {error}"
         yield Problem("features", problem, "correct the graph; docs/recipes.md shows how chains are written")
         return

@@ -18,7 +18,7 @@ looked at once, at the end. Without a ranker there are no further folds.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -66,6 +66,15 @@ class Trained:
     retrieval: Models
     ranking: FittedRanking | None
     courses: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What came of the retrieval models: those that are served, and each fold's lists for the ranker."""
+
+    models: Models
+    lists: tuple[RankingLists, ...]
+    courses: Mapping[str, Course]
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,14 @@ class Trainer:
 
     def fit(self) -> Trained:
         """Train all models as the module's picture says."""
+        retrieved = self.fit_retrieval()
+        ranking, courses = None, dict(retrieved.courses)
+        if self.recipe.ranking is not None:
+            ranking, courses["ranking"] = self.fit_ranking(self.recipe.ranking, retrieved.lists)
+        return Trained(retrieved.models, ranking, {name: _course(course) for name, course in courses.items()})
+
+    def fit_retrieval(self) -> Retrieved:
+        """Train the retrieval models, and make the lists of the ranker that the recipe has."""
         count = int(self.folds.max(initial=-1)) + 1
         users = sampled_users(self._fold(0), self.recipe.seed, self.recipe.training.judged_users)
         rng = np.random.default_rng(self.recipe.seed)
@@ -139,11 +156,21 @@ class Trainer:
                 plan = Plan(self._seed(place), family.name, epochs=epochs, progress=self.progress)
                 served[family.name], course = self._fitted("served", family, self.pairs, plan)
                 courses.setdefault(family.name, course)
-        ranking = None
-        if self.recipe.ranking is not None:
-            with timed(self.seconds, "ranking"):
-                ranking, courses["ranking"] = self._fit_ranker(self.recipe.ranking, lists)
-        return Trained(served, ranking, {name: _course(course) for name, course in courses.items()})
+        return Retrieved(served, tuple(lists), courses)
+
+    def fit_ranking(
+        self, family: RankingFamily, lists: Sequence[RankingLists]
+    ) -> tuple[FittedRanking, Course]:
+        """Train a ranker on the further folds' lists, judged on fold 0's."""
+        with timed(self.seconds, "ranking"):
+            judge = None
+            if len(lists) > 1 and len(lists[0]):
+                judge = RankingJudge(self.settings, self.packed, lists[0], self._fold(0))
+            # With one fold or none there is nothing to learn from that retrieval did not know.
+            learned = RankingLists.concatenate(lists[1:]) if len(lists) > 1 else self._no_lists()
+            data = RankingData(self.packed, self.inputs, learned, self.settings.kept, self._scale())
+            plan = Plan(self.recipe.seed, "ranking", judge, progress=self.progress)
+            return self._kept("ranking", family, data, plan)
 
     def _fit_without(self, fold: int, count: int, courses: dict[str, Course], users: IntArray) -> Models:
         """Train retrieval without fold 0 and another; without fold 0 alone, it is judged by that."""
@@ -205,17 +232,6 @@ class Trainer:
                 found = found.take(np.flatnonzero((weights > 0).any(axis=1)))
             parts.append(found.narrowed())
         return RankingLists.concatenate(parts) if parts else self._no_lists()
-
-    def _fit_ranker(self, family: RankingFamily, lists: list[RankingLists]) -> tuple[FittedRanking, Course]:
-        """Train the ranker on the further folds' lists, judged on fold 0's."""
-        judge = None
-        if len(lists) > 1 and len(lists[0]):
-            judge = RankingJudge(self.settings, self.packed, lists[0], self._fold(0))
-        # With one fold or none there is nothing to learn from that retrieval did not know.
-        learned = RankingLists.concatenate(lists[1:]) if len(lists) > 1 else self._no_lists()
-        data = RankingData(self.packed, self.inputs, learned, self.settings.kept, self._scale())
-        plan = Plan(self.recipe.seed, "ranking", judge, progress=self.progress)
-        return self._kept("ranking", family, data, plan)
 
     def _no_lists(self) -> RankingLists:
         nothing = np.zeros((0, self.settings.candidates))

@@ -182,13 +182,13 @@ class IndexSearch:
         """
         hidden = np.zeros((len(users), len(self._ladder)))
         for at, user in enumerate(users.tolist()):
-            if not counts[user]:
+            masked = int(counts[user])
+            if not masked:
                 continue
-            rows = mask.rows_of(user)
-            sample = self._space.positions_of(rows[:: -(-len(rows) // SAMPLE)])
+            sample = self._space.positions_of(mask.sample(user, masked, SAMPLE))
             scores = self._space.score(query[user : user + 1], sample[None])[0]
             cuts = (self._cuts + shift[user]) * norm(query[user])
-            hidden[at] = np.count_nonzero(scores[:, None] >= cuts, axis=0) / len(sample) * len(rows)
+            hidden[at] = np.count_nonzero(scores[:, None] >= cuts, axis=0) / len(sample) * masked
         return hidden
 
     def _each(

@@ -13,7 +13,8 @@ from torch import Tensor
 from ..device.masks_torch import TensorMask
 from ..device.place_torch import Place
 from ..release.opened import Release
-from ..sources.merged_torch import HostSource, MergedTensorSources, TensorSource
+from ..sources.captured_torch import CapturedSources
+from ..sources.merged_torch import Capturable, HostSource, MergedTensorSources, TensorSource
 from ..sources.table import SOURCES
 from ..spec import Array, Arrays
 from .retrieval import Flags, Limits, Retrieval
@@ -45,7 +46,12 @@ class TensorRetrieval(Retrieval):
                 opened.append(form(kind, artefact, self._pad, place))
                 read.update(kind.reads())
         terms = self._sources.terms
-        self._merged = MergedTensorSources(release.settings, opened, terms, self._pad, place.device)
+        merged = MergedTensorSources(release.settings, opened, terms, self._pad, place.device)
+        self._merged: MergedTensorSources | CapturedSources = merged
+        if place.capture is not None and all(
+            isinstance(one, Capturable) and one.capturable for one in opened
+        ):
+            self._merged = CapturedSources(merged, sorted(read), place.capture)
         self.tensors = frozenset(read)
 
     def _found(self, arrays: Arrays, limits: Limits, unknown: Flags, given: Flags | None) -> Any:

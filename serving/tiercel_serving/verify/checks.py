@@ -46,7 +46,7 @@ from .engine_checks import ReducedModel, check_engines, check_models, ranker_tol
 from .golden import StoredGolden
 from .reference import plain_items
 from .report import VerifyReport, VerifyRow
-from .stand_in import with_stand_ins
+from .stand_in import ANSWERS, with_stand_ins
 
 #: Items on which rules are compared.
 RULE_ITEMS = 1000
@@ -306,14 +306,16 @@ def _floor(measured: float, users: int) -> float:
 def _answers(release: Release) -> Iterator[VerifyRow]:
     inputs, want = StoredGolden(release).tensors("answers")
     users, wanted = len(inputs["user_id"]), int(want["wanted"][0])
-    opened, _ = with_stand_ins(release)
+    opened, reasons = with_stand_ins(release)
     tolerance = ranker_tolerance(opened)
     chain, answers = Chain.open(opened), StoredAnswers(release, want, tolerance)
-    said, few = f"{users} users compared", users < wanted
-    if few:
+    said, warned = f"{users} users compared", users < wanted or ANSWERS in reasons
+    if users < wanted:
         said = f"only {users} of {wanted} users compared: of the others too many candidates nearly tie"
+    if ANSWERS in reasons:
+        said = f"{said}; {reasons[ANSWERS]}"
     if not users:
-        yield VerifyRow("answers", "opens", 0, None, "exact", True, said, warning=few)
+        yield VerifyRow("answers", "opens", 0, None, "exact", True, said, warning=warned)
         return
     chain.check(inputs)
     for batch in sorted({1, min(users, release.settings.max_batch_size)}):
@@ -332,7 +334,7 @@ def _answers(release: Release) -> Iterator[VerifyRow]:
             if share < floor:
                 difference = replace(difference, ok=False, where=f"{detail}; expected at least {floor:.4f}")
         check = f"plain reference (golden), batch {batch}"
-        yield replace(VerifyRow.of("answers", check, difference, tolerance, detail), warning=few)
+        yield replace(VerifyRow.of("answers", check, difference, tolerance, detail), warning=warned)
 
 
 def _originals(release: Release, originals: Originals) -> Iterator[VerifyRow]:

@@ -1,0 +1,16 @@
+"""How large the data sets are, and what a training of them may take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tiercel_pipelines.data.specs import Synthetic
+
+SIZES: Mapping[str, Synthetic] = {
+    "tiny": Synthetic(users=60, items=50, interactions=1_200),
+    "1x": Synthetic(users=30_000, items=24_000, interactions=300_000),
+    "10x": Synthetic(users=30_000, items=24_000, interactions=3_000_000),
+}
+
+#: Most seconds and bytes of ``1x``, and how much more memory ten times its interactions may take.
+MOST_S, MOST_BYTES, MOST_TIMES = 15 * 60, 3 * 10**9, 1.3
