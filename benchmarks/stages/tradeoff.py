@@ -171,7 +171,6 @@ def draw(document: Mapping[str, Any], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    style = {"svg.fonttype": "none", "svg.hashsalt": "tiercel"}
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 4), layout="constrained", sharey=True)
     for axis, name in zip(axes, ("diversity", "coverage", "gini"), strict=True):
         for step, by_strength in document["steps"].items():
@@ -179,7 +178,7 @@ def draw(document: Mapping[str, Any], file: Path) -> None:
             axis.plot([p[name] for p in points], [p["ndcg"] for p in points], "-o", markersize=3, label=step)
         axis.set(xlabel=f"{name} at {AT}", ylabel=f"nDCG at {AT}")
     axes[0].legend(frameon=False, fontsize=7)
-    with pyplot.rc_context(style):
+    with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tiercel"}):
         figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
 
