@@ -169,14 +169,28 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- releases
 
 
-@pytest.fixture(scope="session")
-def onnx_operators_once() -> Iterator[None]:
+@pytest.fixture(scope="session", autouse=True)
+def _onnx_operators_once() -> Iterator[None]:
     """torch reads its thousand ONNX operators anew for each model, which takes a second; here once."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
+    if "torch" not in sys.modules:
+        yield
+        return
+    import torch
+
+    export = torch.onnx.export
+
+    def first(*arguments: Any, **options: Any) -> Any:
+        # What this imports takes seconds too, and most files export nothing.
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        patch.setattr(torch.onnx, "export", export)
+        patch.setattr(
+            ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+        )
+        return export(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        once = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
-        patch.setattr(ONNXRegistry, "from_torchlib", once)
+        patch.setattr(torch.onnx, "export", first)
         yield
 
 

@@ -208,17 +208,23 @@ _IDS_ALONE: Mapping[str, Any] = {
     "task": MultiTask(
         (Target("watched", loss="logistic"),), negatives=80, hard_negatives=1.0, batch_size=256
     ),
-    "learning_rate": 5e-3,
     "max_epochs": 60,
     "patience": 5,
 }
-_DECAYS = (0.01, 0.3)
+#: Hidden layers lie on a plateau first, as good as popularity: dropout or a small step never leaves it.
+_HIDDEN: Mapping[str, Any] = {
+    **_IDS_ALONE,
+    **{"embedding_dimension": 32, "layers": (64, 32, 16), "dropout": 0.0},
+    **{"learning_rate": 1e-2, "weight_decay": 0.3, "max_epochs": 30, "patience": 8},
+}
 
 #: Those of ``--sampled``, and what each may choose from on the validation part.
 SAMPLED: Mapping[str, tuple[RankingFamily | RetrievalFamily, ...]] = {
-    "neumf": tuple(NeuMF(embedding_dimension=32, weight_decay=w, **_IDS_ALONE) for w in _DECAYS),
-    "gmf": tuple(GMF(embedding_dimension=64, weight_decay=w, **_IDS_ALONE) for w in _DECAYS),
-    "ncf": tuple(NCF(embedding_dimension=32, weight_decay=w, **_IDS_ALONE) for w in _DECAYS),
+    "neumf": (NeuMF(**_HIDDEN),),
+    "gmf": tuple(
+        GMF(embedding_dimension=64, learning_rate=5e-3, weight_decay=w, **_IDS_ALONE) for w in (0.01, 0.3)
+    ),
+    "ncf": (NCF(**_HIDDEN),),
     "dot_product": tuple(
         ALS(dimension=dimension, unobserved_weight=unobserved, regularisation=l2)
         for dimension in (32, 64)

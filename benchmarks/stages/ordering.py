@@ -114,7 +114,7 @@ def measure_steps(
     made = make_up(size)
     other, found = peers(size, made), dict[str, StepTimes]()
     for done, (step, kind) in enumerate(STEPS.items()):
-        progress(step, done, len(STEPS) + 2)
+        progress(step, done, len(STEPS) + 3)
         opened = kind.open(made.columns)
         sides: dict[str, list[Callable[[], object]]] = {
             str(users): [partial(opened.apply, *batch[:2])] for users, batch in made.batches.items()

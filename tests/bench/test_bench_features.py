@@ -110,10 +110,11 @@ def against(**more) -> Against:
     return Against("three", 1, timed(9000.0, 8000.0, 7000.0), timed(80.0, 100.0, 70.0), **sides, **more)
 
 
-def served(limit: float | None, ours: float = 400.0) -> Served:
+def served(limit: float | None, ours: float = 400.0, own: float | None = None) -> Served:
     p50s = {"identity": 300.0, "tiercel": ours, "columns": 420.0, "workflow": 9000.0, "executor": 12000.0}
-    rounds = {name: [Measurement(p50s[name], 1.0, 2.0, 3.0)] for name in MODELS}
-    return Served("three", rounds, "2.51.0", limit)
+    p50s |= {} if own is None else {"own": own}
+    rounds = {name: [Measurement(p50s[name], 1.0, 2.0, 3.0)] for name in MODELS if name in p50s}
+    return Served("three", rounds, "2.51.0", limit, 50.0)
 
 
 def test_ratios_are_of_medians_and_their_span_is_of_rounds():
@@ -134,6 +135,7 @@ def test_ratios_are_of_medians_and_their_span_is_of_rounds():
         (Opening(10, 1000, 1.1, 1.0, 50, 1.0, 1), "openings", "at most 1 s: FAIL"),
         (Opening(10, 1000, 0.9, 1.0, 51, 1.0, 1), "openings", "at most 5%: FAIL"),
         (served(25.0), "served", "at least 25 times: FAIL"),
+        (served(None, own=181.0), "served", "at least 50 times: FAIL"),
     ],
 )
 def test_a_missed_limit_is_printed_and_makes_the_report_fail(figure, group, words):
@@ -150,6 +152,12 @@ def test_served_without_a_limit_only_informs():
     assert "FAIL" not in format_features(report)
     assert figure.to_json()["ceiling"] == 30.0
     assert figure.to_json()["ratio"] == 22.5
+    assert figure.to_json()["ratio_own"] is None
+    assert served(22.0, own=180.0).to_json() == figure.to_json() | {
+        "models": served(22.0, own=180.0).to_json()["models"],
+        "limit": 22.0,
+        "ratio_own": 50.0,
+    }
 
 
 def test_interleaving_takes_turns_and_gives_slow_sides_fewer_rounds(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tiercel_serving.engines.aoti import Aoti, AotiCuda
 from tiercel_serving.engines.aoti_torch import PROGRAM, build_package
 from tiercel_serving.engines.bound import Bound
 from tiercel_serving.engines.compiler import device_name
+from tiercel_serving.engines.install import build_engines
 from tiercel_serving.engines.onnx import OnnxCuda
 from tiercel_serving.engines.trt.build import network_sha256
 from tiercel_serving.errors import (
@@ -37,6 +39,7 @@ from tiercel_serving.errors import (
 )
 from tiercel_serving.release.opened import Release
 from tiercel_serving.supervise import start_server
+from tiercel_serving.verify.checks import verify_release
 
 INPUTS = {name: str(spec.numpy_dtype) for name, spec in AVAILABLE.items()}
 
@@ -123,15 +126,21 @@ def test_a_compiler_that_fails_and_a_module_that_is_no_graph(
         make(tmp_path, Fixed())
 
 
-def test_no_gpu(tmp_path: Path, package: Path) -> None:
+@pytest.fixture(scope="module")
+def for_a_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an export makes for a GPU. Read only."""
+    folder = tmp_path_factory.mktemp("for a gpu")
+    make(folder, maker=make_aoti_cuda)
+    return folder
+
+
+def test_no_gpu(tmp_path: Path, package: Path, for_a_gpu: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(DeviceUnavailable, match=r"torch .* finds no GPU; .*--engine aoti"):
         AotiCuda.open(package, ("out",))
     assert "can't run here: engine 'aoti-cuda'" in str(AotiCuda.absent(package))
-    folder = tmp_path / "m"
-    folder.mkdir()
-    make(folder, maker=make_aoti_cuda)
+    folder = shutil.copytree(for_a_gpu, tmp_path / "m")
     assert {file.name for file in folder.iterdir()} >= {"model.onnx", PROGRAM}
     assert "not built yet; run `tiercel build-engines" in str(AotiCuda.absent(folder / AotiCuda.file))
     with pytest.raises(EngineNotBuilt, match="build-engines"):
@@ -140,8 +149,8 @@ def test_no_gpu(tmp_path: Path, package: Path) -> None:
         AotiCuda.build(folder)
 
 
-def test_a_program_that_was_changed_and_one_that_is_none(tmp_path: Path) -> None:
-    make(tmp_path, maker=make_aoti_cuda)
+def test_a_program_that_was_changed_and_one_that_is_none(tmp_path: Path, for_a_gpu: Path) -> None:
+    shutil.copytree(for_a_gpu, tmp_path, dirs_exist_ok=True)
     program = tmp_path / PROGRAM
     program.write_bytes(b"no program")
     with pytest.raises(ArtefactCorrupt, match=r"program\.pt2: it was changed after its export"):
@@ -165,6 +174,21 @@ def test_the_target_takes_the_first_engine_that_can_be_made(monkeypatch: pytest.
     monkeypatch.setattr(OnnxCuda, "unmakeable", classmethod(lambda cls: None))
     assert chosen() == "onnx-cuda"
     assert chosen("onnx-cuda") == "onnx-cuda"
+
+
+@pytest.mark.slow
+def test_a_release_for_a_gpu_is_exported_where_none_is(parts: Parts, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    release = small_release(tmp_path / "r", parts, target="gpu")
+    assert {release.manifest.ranking.engine, release.manifest.target} == {"aoti-cuda", "gpu"}
+    report = verify_release(release)
+    report.raise_if_failed()
+    said = {row.artefact: row.detail for row in report.rows if row.warning}
+    assert "onnx ran the same graph instead" in said["ranking"]
+    assert "torch ran the same stages instead" in said["answers"]
+    with pytest.raises(DeviceUnavailable, match="finds no GPU"):
+        build_engines(release.path)
 
 
 # -------------------------------------------------------------------------------------- compiled for real

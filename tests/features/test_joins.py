@@ -290,7 +290,7 @@ def test_nvtabulars_folds_depend_on_the_position(tmp_path):
 
 def test_a_recipe_has_no_folds():
     # Its models are trained on what NVTabular transforms, and served by another form than that.
-    from tiercel_pipelines.features.workflow import why_unsupported
+    from tiercel_pipelines.recipe.check_graph import why_unsupported
 
     assert why_unsupported(ops.TargetEncoding("hit", kfold=1)) is None
     assert why_unsupported(ops.TargetEncoding("hit")) == (

@@ -59,7 +59,7 @@ class TritonPythonModel:
         ``model_instance_device_id`` (the GPU's number, for a release that runs on one).
         """
         config = json.loads(args["model_config"])
-        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        parameters, names = _read_parameters(config)
         try:
             store = parameters.get("store")
             release = open_release(
@@ -68,7 +68,8 @@ class TritonPythonModel:
                 build_id=parameters["build_id"],
                 store=None if store is None else read_store(store),
             )
-            names = [str(name) for name in json.loads(parameters["stages"])]
+            if unknown := [name for name in names if name not in release.stages]:
+                raise _edited(config, f"stages: the release has none called {', '.join(unknown)}")
             # On a CPU Triton gives a number too, or none.
             self._chain = Chain.open(release, names, gpu=int(args.get("model_instance_device_id", 0)))
         except TiercelError as error:
@@ -168,6 +169,27 @@ class TritonPythonModel:
         pb_utils.Logger.log_error(f"{error!r}")
         message = str(error) if isinstance(error, StageFailed) else f"the model broke: {error!r}"
         return pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL)
+
+
+def _read_parameters(config: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Return what a model's config says of what it runs, and the names of its stages."""
+    given = {name: value.get("string_value", "") for name, value in config.get("parameters", {}).items()}
+    if missing := [name for name in ("stages", "release", "build_id") if not given.get(name)]:
+        raise _edited(config, f"no parameter {', '.join(missing)}")
+    try:
+        names = json.loads(given["stages"])
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise _edited(config, f"stages: expected a JSON list of names, found {given['stages']!r}")
+    return given, names
+
+
+def _edited(config: Mapping[str, Any], problem: str) -> Exception:
+    """Return the error of a config that no export has written."""
+    said = f"model {config.get('name', '')}: config.pbtxt: {problem}; it was edited by hand: export again"
+    error: Exception = pb_utils.TritonModelException(said)
+    return error
 
 
 def _refusal(error: RequestError) -> Any:

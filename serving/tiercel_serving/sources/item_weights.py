@@ -11,40 +11,24 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import InvalidSettings
-from ..kinds import Settings
 from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
+from .history_sums import HistorySums
 from .sparse_sums import best_allowed, picked, sum_cells, sums_of
 from .table import Made, Material, UserTensors
 
 
-class ItemWeights(Settings, frozen=True, tag="item_weights"):
+class ItemWeights(HistorySums, frozen=True, tag="item_weights"):
     """Items by the sum of what the items of the history weigh for them.
 
-    An item whose sum isn't above zero is no candidate: the history says nothing for it. An item that stands
-    in the history twice counts twice.
-
-    Parameters
-    ----------
-    name
-        What ``--explain`` calls it; the retrieval model of this name gives the weights.
-    quota
-        How many candidates it may give; None is whatever the other quotas leave.
+    An item that stands in the history twice counts twice; the retrieval model of the source's name gives the
+    weights.
     """
 
-    name: str
-    quota: int | None = None
-
-    personal: ClassVar[bool] = True
     form: ClassVar[str | None] = "item weights"
-
-    def reads(self) -> tuple[str, ...]:
-        """Return the history's rows ``[B, L]``."""
-        return ("history_row",)
 
     def make(self, material: Material) -> Made:
         """Keep the weights of the allowed items: ``offsets [I + 1]``, ``columns`` and ``weights [n]``.
@@ -72,13 +56,17 @@ class ItemWeights(Settings, frozen=True, tag="item_weights"):
             offsets = np.append(offsets, np.repeat(offsets[-1:], artefact.room))
         return WeightedItems(offsets, columns, weights, items)
 
-    def reference(
-        self, arrays: Mapping[str, Array], user: UserTensors, allowed: npt.NDArray[np.bool_], count: int
-    ) -> list[tuple[int, float]]:
-        """Return the allowed items with the largest sums above zero, ties by row."""
-        totals = _totals(arrays, user["history_row"].tolist())
-        scored = [(row, float(np.float32(total))) for row, total in totals.items() if allowed[row]]
-        return sorted([pair for pair in scored if pair[1] > 0], key=lambda pair: (-pair[1], pair[0]))[:count]
+    def totals(self, arrays: Mapping[str, Array], history: list[int]) -> dict[int, float]:
+        """Return item → its sum, over the history in its order."""
+        totals: dict[int, float] = {}
+        offsets = arrays["offsets"]
+        for item in history:
+            if item < len(offsets) - 1:
+                part = slice(int(offsets[item]), int(offsets[item + 1]))
+                weights = arrays["weights"][part].tolist()
+                for column, weight in zip(arrays["columns"][part].tolist(), weights, strict=True):
+                    totals[column] = totals.get(column, 0.0) + weight
+        return totals
 
     def reference_score(self, arrays: Mapping[str, Array], user: UserTensors, row: int) -> float:
         """Return one item's sum, over the history in its order, in float64."""
@@ -90,19 +78,6 @@ class ItemWeights(Settings, frozen=True, tag="item_weights"):
                 for weight in arrays["weights"][part][arrays["columns"][part] == row].tolist():
                     total += weight
         return float(np.float32(total))
-
-
-def _totals(arrays: Mapping[str, Array], history: list[int]) -> dict[int, float]:
-    """Return item → its sum, over the history in its order, in float64."""
-    totals: dict[int, float] = {}
-    offsets = arrays["offsets"]
-    for item in history:
-        if item < len(offsets) - 1:
-            part = slice(int(offsets[item]), int(offsets[item + 1]))
-            weights = arrays["weights"][part].tolist()
-            for column, weight in zip(arrays["columns"][part].tolist(), weights, strict=True):
-                totals[column] = totals.get(column, 0.0) + weight
-    return totals
 
 
 def checked_weights(form: Mapping[str, Any], items: int, name: str) -> tuple[Array, Array, Array]:

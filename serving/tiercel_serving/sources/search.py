@@ -38,7 +38,7 @@ HEAVY = 5
 #: An index is asked where that took less than this share of a scan when it was measured: elsewhere it may
 #: take longer. One user alone is searched deeper for where that takes less than the second share; than the
 #: third, where how deep is a guess that no search was made for. To fail costs a scan besides.
-WORTH, DEEP, BLIND = 0.7, 0.5, 0.15
+WORTH, DEEP, BLIND = 0.7, 0.5, 0.12
 
 #: Where an allowed set leaves less than this share of the items, they are looked at one by one.
 FEW = 1 / 16

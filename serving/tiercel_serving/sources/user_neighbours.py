@@ -20,39 +20,23 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import InvalidSettings
-from ..kinds import Settings
 from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
+from .history_sums import HistorySums
 from .sparse_sums import best, best_allowed, left_aligned, picked, sum_cells, sums_of
-from .table import Made, Material, UserTensors
+from .table import Made, Material
 
 
-class UserNeighbours(Settings, frozen=True, tag="user_neighbours"):
+class UserNeighbours(HistorySums, frozen=True, tag="user_neighbours"):
     """Items that the users with the most similar histories had.
 
-    An item whose sum isn't above zero is no candidate: no neighbour speaks for it.
-
-    Parameters
-    ----------
-    name
-        What ``--explain`` calls it; the retrieval model of this name gives the users and their items.
-    quota
-        How many candidates it may give; None is whatever the other quotas leave.
+    The retrieval model of the source's name gives the users and their items.
     """
 
-    name: str
-    quota: int | None = None
-
-    personal: ClassVar[bool] = True
     form: ClassVar[str | None] = "user neighbours"
-
-    def reads(self) -> tuple[str, ...]:
-        """Return the history's rows ``[B, L]``."""
-        return ("history_row",)
 
     def make(self, material: Material) -> Made:
         """Keep who has each item, and the votes for allowed items.
@@ -82,17 +66,38 @@ class UserNeighbours(Settings, frozen=True, tag="user_neighbours"):
             arrays["weights"] = np.append(arrays["weights"], np.zeros(artefact.room, np.float32))
         return Neighbours(arrays, items)
 
-    def reference(
-        self, arrays: Mapping[str, Array], user: UserTensors, allowed: npt.NDArray[np.bool_], count: int
-    ) -> list[tuple[int, float]]:
-        """Return the allowed items with the largest sums above zero, ties by row."""
-        totals = _totals(arrays, user["history_row"].tolist())
-        scored = [(row, float(np.float32(total))) for row, total in totals.items() if allowed[row]]
-        return sorted([pair for pair in scored if pair[1] > 0], key=lambda pair: (-pair[1], pair[0]))[:count]
-
-    def reference_score(self, arrays: Mapping[str, Array], user: UserTensors, row: int) -> float:
-        """Return one item's sum."""
-        return float(np.float32(_totals(arrays, user["history_row"].tolist()).get(row, 0.0)))
+    def totals(self, arrays: Mapping[str, Array], history: list[int]) -> dict[int, float]:
+        """Return item → its sum over the neighbours, the most similar first."""
+        dots: dict[int, float] = defaultdict(float)
+        common: dict[int, float] = defaultdict(float)
+        had, norm = 0, 0.0
+        for item in history:
+            if item < len(arrays["weights"]):
+                weight = float(arrays["weights"][item])
+                had, norm = had + 1, norm + weight * weight
+                part = slice(int(arrays["offsets"][item]), int(arrays["offsets"][item + 1]))
+                for user, like in zip(
+                    arrays["users"][part].tolist(), arrays["likeness"][part].tolist(), strict=True
+                ):
+                    dots[user] += weight * like
+                    common[user] += 1.0
+        h, likes = float(arrays["shrinkage"][0]), {}
+        for user, both in common.items():
+            if arrays["jaccard"][0]:
+                like = both / max(had + int(arrays["lengths"][user]) - both + h, 1e-12)
+            else:
+                like = dots[user] / max(math.sqrt(norm), 1e-12) * (both / (both + h))
+            if np.float32(like) > 0:
+                likes[user] = float(np.float32(like))
+        nearest = sorted(likes, key=lambda user: (-likes[user], user))[: int(arrays["neighbours"][0])]
+        totals: dict[int, float] = defaultdict(float)
+        for user in nearest:
+            part = slice(int(arrays["vote_offsets"][user]), int(arrays["vote_offsets"][user + 1]))
+            for item, vote in zip(
+                arrays["voted"][part].tolist(), arrays["votes"][part].tolist(), strict=True
+            ):
+                totals[item] += likes[user] * vote
+        return totals
 
 
 #: The arrays of the form, and their dtypes. V users, I items:
@@ -140,38 +145,6 @@ def checked_neighbours(form: Mapping[str, Any], items: int, name: str) -> dict[s
             f"{what}: expected {items} weights, came {len(arrays['weights'])}; give one an item"
         )
     return arrays
-
-
-def _totals(arrays: Mapping[str, Array], history: list[int]) -> dict[int, float]:
-    """Return item → its sum over the neighbours, the most similar first, in float64."""
-    dots: dict[int, float] = defaultdict(float)
-    common: dict[int, float] = defaultdict(float)
-    had, norm = 0, 0.0
-    for item in history:
-        if item < len(arrays["weights"]):
-            weight = float(arrays["weights"][item])
-            had, norm = had + 1, norm + weight * weight
-            part = slice(int(arrays["offsets"][item]), int(arrays["offsets"][item + 1]))
-            for user, like in zip(
-                arrays["users"][part].tolist(), arrays["likeness"][part].tolist(), strict=True
-            ):
-                dots[user] += weight * like
-                common[user] += 1.0
-    h, likes = float(arrays["shrinkage"][0]), {}
-    for user, both in common.items():
-        if arrays["jaccard"][0]:
-            like = both / max(had + int(arrays["lengths"][user]) - both + h, 1e-12)
-        else:
-            like = dots[user] / max(math.sqrt(norm), 1e-12) * (both / (both + h))
-        if np.float32(like) > 0:
-            likes[user] = float(np.float32(like))
-    nearest = sorted(likes, key=lambda user: (-likes[user], user))[: int(arrays["neighbours"][0])]
-    totals: dict[int, float] = defaultdict(float)
-    for user in nearest:
-        part = slice(int(arrays["vote_offsets"][user]), int(arrays["vote_offsets"][user + 1]))
-        for item, vote in zip(arrays["voted"][part].tolist(), arrays["votes"][part].tolist(), strict=True):
-            totals[item] += likes[user] * vote
-    return totals
 
 
 class _Near(NamedTuple):
