@@ -32,7 +32,7 @@ def array(values: list[int] | list[bytes]) -> np.ndarray:
     return out
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(put_in=ids, asked=ids, rate=st.sampled_from([0.5, 0.1, 0.001]))
 def test_all_items_at_once_are_as_one_by_one(put_in: list, asked: list, rate: float) -> None:
     kept = SeenFilter(1, rate)
