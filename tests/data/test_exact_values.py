@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tiercel_pipelines.data import Dataset
 from tiercel_pipelines.data.arrow import canonical, joined, plain_values
 from tiercel_pipelines.data.parquet import read_table
 from tiercel_pipelines.data.plain import plain_column, plain_frame
@@ -281,6 +282,13 @@ def test_a_nameless_column(tmp_path: Path) -> None:
         read_table(file, "items")
     with pytest.raises(DataCorrupt, match="column 1 of 1 has the empty name"):
         plain_frame(pd.DataFrame({"": [1]}), "items")
+
+
+def test_a_column_of_the_name_that_a_run_needs() -> None:
+    table, events = {"user_id": [1]}, pd.DataFrame({"user_id": [1], "item_id": [2], "timestamp": [3]})
+    users = pd.DataFrame({**table, "__row__": [5]})
+    with pytest.raises(DataCorrupt, match="mine: users: a run needs the name '__row__' for itself; rename"):
+        Dataset("mine", users, pd.DataFrame({"item_id": [2]}), events).check()
 
 
 def test_joined_keeps_the_wider_type() -> None:

@@ -16,6 +16,10 @@ from .plain import plain_frame
 Progress = Callable[[str, int, int | None], None]
 
 
+#: The column that a run writes beside a table's own: the row in the data set.
+ROW = "__row__"
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Users, items and the interactions between them.
@@ -67,6 +71,10 @@ class Dataset:
             interaction names a user or an item that the tables do not have.
         """
         tables = {name: getattr(self, name) for name in ("users", "items", "interactions")}
+        for name, frame in tables.items():
+            if ROW in frame.columns:
+                where = f"{self.name}: {name}"
+                raise DataCorrupt(f"{where}: a run needs the name {ROW!r} for itself; rename that column")
         plain = {name: plain_frame(frame, f"{self.name}: {name}") for name, frame in tables.items()}
         for table, column in (("users", self.user_id), ("items", self.item_id)):
             ids = _ids(f"{self.name}: {table}", plain[table], column)
