@@ -8,6 +8,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from tiercel_serving.commands.bench import check_place
 from tiercel_serving.commands.shell import Refused
 
 Save: TypeAlias = Annotated[
@@ -35,7 +36,9 @@ def chosen(option: str, asked: list[str] | None, known: Collection[str]) -> tupl
 
 
 def plot_file(save: Path | None, plot: Path | None) -> Path | None:
-    """Return where the plot goes: as asked, or beside the JSON object."""
+    """Return where the plot goes, as asked or beside ``save``; refuse now what can't be saved later."""
+    if save is not None:
+        check_place(save)
     file = plot or (None if save is None else save.with_suffix(".png"))
     if file is not None and file.suffix not in (".png", ".svg"):
         raise Refused(f"--plot {file}: expected a name that ends with .png or .svg")

@@ -32,6 +32,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # As many threads as processes would have two for each core, which wait for one another; before NumPy and
     # torch are imported, and for the commands that tests start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# NVTabular's graphs are of a few tasks of a millisecond: Dask's threads would cost more than they run.
+os.environ.setdefault("DASK_SCHEDULER", "synchronous")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -167,14 +169,28 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- releases
 
 
-@pytest.fixture(scope="session")
-def onnx_operators_once() -> Iterator[None]:
+@pytest.fixture(scope="session", autouse=True)
+def _onnx_operators_once() -> Iterator[None]:
     """torch reads its thousand ONNX operators anew for each model, which takes a second; here once."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
+    if "torch" not in sys.modules:
+        yield
+        return
+    import torch
+
+    export = torch.onnx.export
+
+    def first(*arguments: Any, **options: Any) -> Any:
+        # What this imports takes seconds too, and most files export nothing.
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        patch.setattr(torch.onnx, "export", export)
+        patch.setattr(
+            ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+        )
+        return export(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        once = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
-        patch.setattr(ONNXRegistry, "from_torchlib", once)
+        patch.setattr(torch.onnx, "export", first)
         yield
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -68,8 +68,12 @@ class Module:
     def is_package(self) -> bool:
         return self.path.name == "__init__.py"
 
-    def imports(self) -> Iterator[tuple[str, str]]:
+    @cached_property
+    def imports(self) -> tuple[tuple[str, str], ...]:
         """What is imported anywhere in it: the module named, and that with the imported name behind it."""
+        return tuple(self._imports())
+
+    def _imports(self) -> Iterator[tuple[str, str]]:
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 yield from ((alias.name, alias.name) for alias in node.names)
@@ -100,7 +104,7 @@ def imported_by(folder: str) -> dict[str, set[str]]:
     """Top-level name → the files that import it."""
     found: dict[str, set[str]] = {}
     for module in modules_of(folder):
-        for stem, _ in module.imports():
+        for stem, _ in module.imports:
             found.setdefault(stem.split(".")[0], set()).add(str(module.path.relative_to(ROOT)))
     return found
 
@@ -168,7 +172,7 @@ def test_importing_all_of_serving_loads_nothing_heavy() -> None:
 
 
 def uses_tritons_own(module: Module) -> bool:
-    return any(stem in TRITONS for stem, _ in module.imports())
+    return any(stem in TRITONS for stem, _ in module.imports)
 
 
 def test_nothing_is_pickled_on_the_serving_path() -> None:
@@ -218,7 +222,7 @@ def test_no_circle_of_imports() -> None:
     modules = {module.name: module for module in every_module()}
     graph = {
         # `from package import module` is an import of the module, not of the package.
-        name: {full if full in modules else stem for stem, full in module.imports()} & set(modules) - {name}
+        name: {full if full in modules else stem for stem, full in module.imports} & set(modules) - {name}
         for name, module in modules.items()
     }
     assert circles(graph) == []

@@ -14,19 +14,6 @@
     run             all of it in turn
     report, plot    limits, tables, JSON, a picture
     command         what is typed
+
+Nothing is imported here: the processes that are measured import what these need and no more.
 """
-
-from benchmarks.features.plan import FULL, QUICK, Plan
-from benchmarks.features.report import FeatureReport, format_features
-from benchmarks.features.run import PARTS, Serving, run_features
-
-__all__ = [
-    "FULL",
-    "PARTS",
-    "QUICK",
-    "FeatureReport",
-    "Plan",
-    "Serving",
-    "format_features",
-    "run_features",
-]

@@ -18,7 +18,8 @@ from tiercel_serving.commands.tables import heading
 NAME = "python -m benchmarks.features"
 
 if TYPE_CHECKING:
-    from benchmarks.features import FeatureReport, Serving
+    from benchmarks.features.report import FeatureReport
+    from benchmarks.features.run import Serving
     from tiercel_serving.bench.run import Load
 
 
@@ -90,8 +91,9 @@ def command(
             raise Refused(f"--client {client}: use {' or '.join(CLIENTS)}")
         picture = plot_file(save, plot)
         with sh.work("Measuring features") as progress:
-            from benchmarks.features import FULL, PARTS, QUICK, run_features
             from benchmarks.features.cases import CASES
+            from benchmarks.features.plan import FULL, QUICK
+            from benchmarks.features.run import PARTS, run_features
 
             cases, parts = chosen("--case", case, CASES), chosen("--part", part, PARTS)
             serving = how_to_serve(sh, client, cache, rounds, seconds, triton)
@@ -122,7 +124,7 @@ def how_to_serve(
     sh: Shell, client: str, cache: Path | None, rounds: int, seconds: float, triton: Path | None
 ) -> Serving:
     """Return how the part that serves is measured."""
-    from benchmarks.features import Serving
+    from benchmarks.features.run import Serving
     from tiercel_serving.bench.perf_analyzer import default_cache
 
     root = cache or default_cache().parent
@@ -138,7 +140,7 @@ def human(report: FeatureReport, save: Path | None, picture: Path | None) -> lis
     from rich.markup import escape
     from rich.text import Text
 
-    from benchmarks.features import format_features
+    from benchmarks.features.report import format_features
 
     machine = report.facts["machine"]
     lines: list[Any] = [

@@ -74,8 +74,9 @@ def _hashes(axis: Any, report: FeatureReport) -> None:
 def _served(axis: Any, report: FeatureReport) -> None:
     axis.set(title="Served by one Triton, one row, p50", ylabel="ms")
     colours = dict.fromkeys(MODELS, OTHER) | {"tiercel": OURS, "workflow": THEIRS}
+    colours["own"] = OURS
     for number, figure in enumerate(report.served):
-        heights = [figure.p50_us(name) / 1000 for name in MODELS]
+        heights = [figure.p50_us(name) / 1000 if name in figure.rounds else 0.0 for name in MODELS]
         places = [number * (len(MODELS) + 1) + i for i in range(len(MODELS))]
         bars = axis.bar(places, heights, color=list(colours.values()))
         labels = [f"{name} {ms:.2g}" for name, ms in zip(MODELS, heights, strict=True)]

@@ -225,19 +225,22 @@ def _served_table(figures: Sequence[Served]) -> str:
     rows = [
         [
             figure.case,
-            *(f"{figure.p50_us(name):.0f}" for name in MODELS),
+            *(f"{figure.p50_us(name):.0f}" if name in figure.rounds else "" for name in MODELS),
             f"{figure.ratio:.1f}",
             f"{figure.times('workflow', 'columns'):.1f}",
             f"{figure.ceiling:.1f}",
-            _limit("at least", figure.limit, "times", figure.ok),
+            _limit("at least", figure.limit, "times", figure.stock_ok),
+            "" if figure.own_ratio is None else f"{figure.own_ratio:.1f}",
+            _limit("at least", figure.own_limit, "times", figure.own_ok),
         ]
         for figure in figures
     ]
-    head = ["case", *MODELS, "times", "by columns", "at most", "limit"]
+    head = ["case", *MODELS, "times", "by columns", "at most", "limit", "own times", "own limit"]
     return (
         f"One Triton ({figures[0].triton}), one row a request, one caller, p50 in µs. workflow and executor\n"
         "are Merlin Systems 23.8. times is workflow / tiercel, by columns workflow / columns, and at most\n"
-        "what times would be if features took no time:\n" + format_table(head, rows, left=(0, len(head) - 1))
+        "what times would be if features took no time. own is tiercel on its own runner, and its times\n"
+        "are workflow / own:\n" + format_table(head, rows, left=(0, len(head) - 3, len(head) - 1))
     )
 
 

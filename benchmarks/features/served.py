@@ -1,14 +1,16 @@
 """The same workflow served by Tiercel and by Merlin Systems, in one Triton, on the same requests.
 
-Five models with the same inputs, one tensor a column, as Merlin Systems lays them out:
+Six models with the same inputs, one tensor a column, as Merlin Systems lays them out:
 
 ``identity``
     A Python model that does nothing: what a request costs by itself.
 ``tiercel``
     A Python model that runs the compiled programs and gives packed tensors, as Tiercel's stages do. **The
     limit is on this one.**
+``own``
+    The same on Tiercel's own runner, in the server's process, where that was built. It has a limit too.
 ``columns``
-    The same, but every feature goes out in a tensor of its own, exactly as from Merlin Systems.
+    As ``tiercel``, but every feature goes out in a tensor of its own, exactly as from Merlin Systems.
 ``workflow``
     Merlin Systems' ``TransformWorkflow`` model, which is what ``tiercel`` is set against.
 ``executor``
@@ -31,6 +33,7 @@ from tritonclient.grpc import model_config_pb2
 
 from benchmarks.features.cases import Case
 from benchmarks.features.merlin_systems import EXECUTOR_MODEL, WORKFLOW_MODEL, MerlinSystems
+from tiercel_serving import backend
 from tiercel_serving.bench.machine import triton_version
 from tiercel_serving.bench.measurement import Measurement, median_of
 from tiercel_serving.bench.python_client import request_inputs
@@ -43,10 +46,15 @@ from tiercel_serving.supervise import start_server
 #: shall come, p50, one caller. With small vocabularies NVTabular is so quick that a request which computes
 #: nothing is hardly that much quicker: shown, without a limit.
 SERVED: Mapping[str, float | None] = {"three": 25.0, "movielens": 25.0, "three-small": None}
+#: The same of :data:`OWN`.
+OWN_LIMITS: Mapping[str, float] = {"three": 50.0}
+#: What runs on Tiercel's own runner.
+OWN = "own"
 #: What is measured → its Triton model.
 MODELS: Mapping[str, str] = {
     "identity": "bench_identity",
     "tiercel": "bench_tiercel",
+    OWN: "bench_own",
     "columns": "bench_columns",
     "workflow": WORKFLOW_MODEL,
     "executor": EXECUTOR_MODEL,
@@ -155,14 +163,15 @@ class Served:
         What was measured → its rounds, in order; one caller, one row a request.
     triton
         The server's version.
-    limit
-        How many times quicker than Merlin Systems Tiercel shall be.
+    limit, own_limit
+        How many times quicker than Merlin Systems Tiercel shall be, on the stock runner and on its own.
     """
 
     case: str
     rounds: Mapping[str, Sequence[Measurement]]
     triton: str
     limit: float | None = None
+    own_limit: float | None = None
 
     def p50_us(self, name: str) -> float:
         """Return the median over rounds of one model's p50."""
@@ -184,8 +193,23 @@ class Served:
 
     @property
     def ok(self) -> bool:
-        """Whether it is as quick as it shall be."""
+        """Whether it is as quick as it shall be, on both runners."""
+        return self.stock_ok and self.own_ok
+
+    @property
+    def stock_ok(self) -> bool:
+        """Whether it is on the stock runner."""
         return self.limit is None or self.ratio >= self.limit
+
+    @property
+    def own_ratio(self) -> float | None:
+        """How many times quicker Tiercel answers on its own runner; None where that was not built."""
+        return self.times("workflow", OWN) if OWN in self.rounds else None
+
+    @property
+    def own_ok(self) -> bool:
+        """Whether it is on its own."""
+        return self.own_ratio is None or self.own_limit is None or self.own_ratio >= self.own_limit
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form."""
@@ -205,6 +229,8 @@ class Served:
             "lowest": round(min(single), 2),
             "highest": round(max(single), 2),
             "limit": self.limit,
+            "ratio_own": None if self.own_ratio is None else round(self.own_ratio, 2),
+            "own_limit": self.own_limit,
             "ok": self.ok,
         }
 
@@ -250,20 +276,21 @@ def measure_served(
     write_repository(case, peer, repository, scratch)
     requests = requests_of(case.rows)
     data.write_text(json.dumps({"data": requests}, ensure_ascii=False), encoding="utf-8")
-    measured: dict[str, list[Measurement]] = {name: [] for name in MODELS}
+    models = {name: model for name, model in MODELS.items() if (repository / model).is_dir()}
+    measured: dict[str, list[Measurement]] = {name: [] for name in models}
     with start_server(repository, triton=triton, canary=lambda url, timeout_s: None) as server:
         compare_answers(server.grpc_url, case.name, requests[:COMPARED])
         version = triton_version(server.grpc_url)
         for done in range(rounds):
             if progress is not None:
                 progress(done, rounds)
-            for name, model in MODELS.items():
+            for name, model in models.items():
                 measured[name].append(
                     load.run(model, server.grpc_url, concurrency=1, seconds=seconds, data=data)
                 )
     if progress is not None:
         progress(rounds, rounds)
-    return Served(case.name, measured, version, SERVED[case.name])
+    return Served(case.name, measured, version, SERVED[case.name], OWN_LIMITS.get(case.name))
 
 
 def write_repository(case: Case, peer: MerlinSystems, repository: Path, scratch: Path) -> None:
@@ -278,7 +305,10 @@ def write_repository(case: Case, peer: MerlinSystems, repository: Path, scratch:
     theirs = text_format.Parse(text, model_config_pb2.ModelConfig())
     ours = model_config_pb2.ModelConfig(input=theirs.input, output=_packed_outputs(case))
     _write_model(repository, MODELS["identity"], theirs, IDENTITY_MODEL)
-    for name, face, gives in (("columns", theirs, "columns"), ("tiercel", ours, "packed")):
+    written = [("columns", theirs, "columns"), ("tiercel", ours, "packed")]
+    if backend.library() is not None:
+        written.append((OWN, ours, "packed"))
+    for name, face, gives in written:
         _write_model(repository, MODELS[name], face, TIERCEL_MODEL, programs=str(programs), gives=gives)
 
 
@@ -286,7 +316,7 @@ def _write_model(repository: Path, name: str, face: Any, code: str, **parameters
     """Write a Python model with the inputs and outputs of a config."""
     config = model_config_pb2.ModelConfig(
         name=name,
-        backend="python",
+        backend="tiercel" if name == MODELS[OWN] else "python",
         input=face.input,
         output=face.output,
         instance_group=[

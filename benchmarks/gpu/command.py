@@ -33,7 +33,7 @@ def command(
     ] = None,
     release: Annotated[
         Path | None,
-        typer.Option("--release", metavar="DIR", help="A release of --target cpu, to be served."),
+        typer.Option("--release", metavar="DIR", help="A release, to be served."),
     ] = None,
     artefacts: Annotated[
         Path | None,

@@ -39,7 +39,9 @@ class Ranker(nn.Module):
         self.user_bottom = nn.Linear(shape.user_nums, dimension)
         self.item_bottom = nn.Linear(shape.item_nums + 1, dimension)
         fields = columns + 2
-        self.register_buffer("pairs", torch.triu_indices(fields, fields, 1), persistent=False)
+        first, second = torch.triu_indices(fields, fields, 1)
+        # Cells above the diagonal of the products, row by row.
+        self.register_buffer("pairs", first * fields + second)
         widths = [fields * (fields - 1) // 2 + dimension, *shape.hidden]
         layers: list[nn.Module] = []
         for below, above in pairwise(widths):
@@ -57,8 +59,7 @@ class Ranker(nn.Module):
         shared = users.unsqueeze(1).expand(-1, items.shape[1], -1, -1)
         fields = torch.cat([shared, items], dim=2)
         products = fields @ fields.transpose(2, 3)
-        pairs = self.get_buffer("pairs")
-        crossed = products[:, :, pairs[0], pairs[1]]
+        crossed = products.flatten(2).index_select(2, self.get_buffer("pairs"))
         scored: Tensor = self.top(torch.cat([crossed, bottom], dim=-1))
         return scored.float()
 

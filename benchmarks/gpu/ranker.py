@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -68,7 +70,7 @@ def prepare(folder: Path, shape: Shape, kept: Sequence[int], precisions: Sequenc
 
 def _model(shape: Shape, device: str) -> Ranker:
     torch.manual_seed(0)
-    return Ranker(shape).eval().to(device)
+    return Ranker(shape).eval().requires_grad_(False).to(device)
 
 
 def measure_ranker(
@@ -150,7 +152,7 @@ def _aoti(graphs: bool) -> Callable[..., Run]:
         loader = _package(model, shape, kept, device, folder)
         run: Any = loader.run
         if graphs:
-            from tiercel_serving.engines.graphs_torch import GraphedRun
+            from tiercel_serving.device.graphs_torch import GraphedRun
 
             run = GraphedRun(loader.run)
         return lambda given: run([given[name] for name in INPUTS])[0]
@@ -159,21 +161,40 @@ def _aoti(graphs: bool) -> Callable[..., Run]:
 
 
 def _package(model: Ranker, shape: Shape, kept: int, device: str, folder: Path) -> Any:
-    """Return the loaded package of one K, compiled at most once a run."""
+    """Return the loaded package of one K, compiled as an export's are, at most once for a device."""
     from tiercel_serving.engines.aoti import load_package
+    from tiercel_serving.engines.aoti_torch import PROGRAM, build_package, write_program
+    from tiercel_serving.engines.bound import Bound
 
-    file = folder / f"ranker-{kept}-{device}-{torch.__version__}.pt2"
-    if not file.is_file():
+    folder = folder / f"ranker-{kept}"
+    if not (folder / PROGRAM).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        batch = torch.export.Dim("batch", min=1, max=1024)
+        batch, shown = torch.export.Dim("batch", min=1, max=1024), example(shape, 2, kept, "cpu")
         program = torch.export.export(
-            model,
+            copy.deepcopy(model).to("cpu"),
             (),
-            example(shape, 2, kept, device),
+            shown,
             dynamic_shapes={name: {0: batch} for name in INPUTS},
         )
-        torch._inductor.aoti_compile_and_package(program, package_path=str(file.resolve()))
+        dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in shown.items()}
+        write_program(program, folder, Bound("torch", str(torch.__version__), "any", dtypes, (OUTPUT,)))
+    file = folder / f"{device}.pt2"
+    build_package(folder, file.name, device)
+    _refuse_crashing(file, device)
     return load_package(file, device)
+
+
+def _refuse_crashing(file: Path, device: str) -> None:
+    """Open a package in another process first: what ends it there would end the whole report here."""
+    code = "import sys; from tiercel_serving.engines.aoti import load_package as load; load(*sys.argv[1:])"
+    code = f"import torch; torch.zeros(1, device={device!r}); {code}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file), device], capture_output=True, check=False, text=True
+    )
+    if done.returncode < 0:
+        raise RuntimeError(
+            f"torch {torch.__version__} ended by signal {-done.returncode} opening {file.name}"
+        )
 
 
 def _onnx(precision: str) -> Callable[..., Run]:

@@ -1,63 +1,86 @@
-"""A release on Triton with its stages on the device, beside the same release on the CPU.
+"""A release in one process and on Triton, its stages on the device, beside the same release on the CPU.
 
-The release comes along: it was exported for target ``cpu`` with engine ``onnx``, whose files are those of
-``torch`` and of ``gpu`` with ``onnx-cuda``. Only manifest and configs are written anew, in a copy that shares
-the artefacts.
+The release comes along: one of target ``cpu`` with engine ``onnx``, or of target ``gpu`` whose engines
+``tiercel build-engines`` has compiled here. Its artefacts are those of the other forms: only manifest and
+configs are written anew, in copies that share them.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from benchmarks.engines.run import served
+from benchmarks.engines.run import median_us, served
 from tiercel_serving.commands.shell import Refused
+from tiercel_serving.engines.table import ENGINES
 from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.release.writing import write_manifest
 from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.repository.targets import FUSED
+from tiercel_serving.runtime.chain import Chain
+from tiercel_serving.stages.engine import engine_names
+from tiercel_serving.verify.golden import StoredGolden
 
-#: Device → target, and the engine that reads the same ONNX file there.
-TARGETS = {"cpu": ("torch", "onnx"), "cuda": ("gpu", "onnx-cuda")}
+#: Device → the forms that are measured there, each a target and an engine.
+FORMS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "cpu": (("cpu", "onnx"), ("torch", "onnx")),
+    "cuda": (("cpu", "onnx"), ("gpu", "onnx-cuda"), ("gpu", "aoti-cuda")),
+}
+
+#: What a served answer gives.
+ANSWER = ("item_id", "score", "count", "status")
 
 
-def retargeted(path: Path, folder: Path, device: str) -> Release:
-    """Return the release as one whose stages run on a device, in a folder that links its artefacts.
+def forms(path: Path, folder: Path, device: str) -> Iterator[tuple[str, Release]]:
+    """Yield the release in each form whose engines' files it has, with what the form is called.
 
     Raises
     ------
     Refused
-        Its engines are of another kind than ``onnx``.
+        It has an ONNX file for none of its engines.
     """
     opened = open_release(path)
-    manifest, (target, engine) = opened.manifest, TARGETS[device]
-    engines = {model.engine for model in manifest.queries.values()}
-    if manifest.ranking is not None:
-        engines.add(manifest.ranking.engine)
-    other = sorted(engines - {"onnx"})
-    if other:
-        raise Refused(f"--release {path}: its engines are {', '.join(other)}; give one of --engine onnx")
-    shutil.copytree(path / "artefacts", folder / "artefacts", copy_function=os.link)
-    changed = msgspec.structs.replace(
+    names = engine_names(opened)
+    for target, engine in FORMS[device]:
+        files = [path / "artefacts" / name / ENGINES.find(engine).file for name in names]
+        if all(file.is_file() for file in files):
+            name = f"{target}, {engine}"
+            yield name, changed(opened, folder / f"{target}-{engine}", target, engine)
+        elif engine == "onnx":
+            missing = ", ".join(str(file) for file in files if not file.is_file())
+            raise Refused(f"--release {path}: there is no {missing}; give one of --engine onnx or aoti-cuda")
+
+
+def changed(release: Release, folder: Path, target: str, engine: str) -> Release:
+    """Return the release for another target and engine, in a folder that links its artefacts."""
+    manifest = release.manifest
+    shutil.copytree(release.path / "artefacts", folder / "artefacts", copy_function=os.link)
+    replace = msgspec.structs.replace
+    other = replace(
         manifest,
         target=target,
         layout=FUSED,
-        queries={
-            name: msgspec.structs.replace(model, engine=engine) for name, model in manifest.queries.items()
-        },
-        ranking=manifest.ranking and msgspec.structs.replace(manifest.ranking, engine=engine),
+        queries={name: replace(model, engine=engine) for name, model in manifest.queries.items()},
+        ranking=None if manifest.ranking is None else replace(manifest.ranking, engine=engine),
     )
-    render_repository(Release(folder, changed), folder / "triton", FUSED)
-    write_manifest(folder, changed)
+    render_repository(Release(folder, other), folder / "triton", FUSED)
+    write_manifest(folder, other)
     return open_release(folder)
 
 
 def measure_served(path: Path, folder: Path, device: str, rounds: int, seconds: float) -> dict[str, Any]:
-    """Return the median answer and the rate of both, by target."""
-    there = retargeted(path, folder, device)
-    paths = {open_release(path).manifest.target: path, there.manifest.target: there.path}
-    return served(paths, rounds, seconds)
+    """Return by form the median answer to one user, in one process and served, and the rate to eight."""
+    releases = dict(forms(path, folder, device))
+    one, _ = StoredGolden(open_release(path)).tensors("answers")
+    arrays = {"user_id": one["user_id"][:1]}
+    calls = {name: partial(Chain.open(release).run, arrays, ANSWER) for name, release in releases.items()}
+    inside = median_us(calls, rounds, warm=max(20, rounds // 10))
+    calls.clear()
+    figures = served({name: release.path for name, release in releases.items()}, rounds, seconds)
+    return {name: {"in_process_p50_us": inside[name], **figures[name]} for name in releases}

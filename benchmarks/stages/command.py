@@ -24,7 +24,7 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure every reorder step in process, beside pyversity's forms of three of them if it is installed.
+    """Measure reorder steps (beside pyversity, if installed), rules, filtered search, and reads of users.
 
     Example: [bold]python -m benchmarks.stages --save stages.json[/]
     """
@@ -37,10 +37,10 @@ def command(
         picture = plot_file(save, plot)
         [name] = chosen("--size", [size], SIZES)
         with sh.work("Measuring stages") as progress:
-            from benchmarks.stages.ordering import measure_steps
+            from benchmarks.stages.run import measure
 
             typed = " ".join([NAME, shlex.join(sys.argv[1:])]).rstrip()
-            report = measure_steps(name, command=typed, progress=progress)
+            report = measure(name, command=typed, progress=progress)
         document = report.to_json()
         if save is not None:
             write_whole(save, document)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.features.timing import Timed, interleave
-from benchmarks.stages.report import SIZES, Size, StagesReport, StepTimes
-from tiercel_serving.bench.machine import describe_machine, installed_versions
+from benchmarks.stages.report import Size, StepTimes
 from tiercel_serving.columns import Column, with_null_row
 from tiercel_serving.reorder.boost_items import BoostItems
 from tiercel_serving.reorder.calibration import Calibration
@@ -31,9 +29,6 @@ from tiercel_serving.reorder.score_floor import ScoreFloor
 from tiercel_serving.reorder.spread import Spread
 from tiercel_serving.reorder.weighted_sum import WeightedSum
 from tiercel_serving.spec import Array
-
-#: Packages whose versions the report names.
-PACKAGES = ("tiercel", "numpy", "pyversity")
 
 #: The window of ``Spread`` and of its peer.
 WINDOW = 10
@@ -113,17 +108,13 @@ def peers(size: Size, made: Made) -> dict[str, Callable[[], object]]:
 
 
 def measure_steps(
-    name: str,
-    *,
-    command: str = "",
-    progress: Callable[[str, int, int | None], None] = lambda what, done, total: None,
-) -> StagesReport:
-    """Measure every step at a size of :data:`~benchmarks.stages.report.SIZES`."""
-    size = SIZES[name]
+    size: Size, progress: Callable[[str, int, int | None], None] = lambda what, done, total: None
+) -> dict[str, StepTimes]:
+    """Measure every step."""
     made = make_up(size)
-    other, found = peers(size, made), {}
+    other, found = peers(size, made), dict[str, StepTimes]()
     for done, (step, kind) in enumerate(STEPS.items()):
-        progress(step, done, len(STEPS))
+        progress(step, done, len(STEPS) + 3)
         opened = kind.open(made.columns)
         sides: dict[str, list[Callable[[], object]]] = {
             str(users): [partial(opened.apply, *batch[:2])] for users, batch in made.batches.items()
@@ -135,10 +126,4 @@ def measure_steps(
             {users: timed[str(users)].us / users for users in size.users},
             timed["peer"].us if "peer" in timed else None,
         )
-    facts = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": command,
-        "machine": describe_machine(),
-        "versions": installed_versions(PACKAGES),
-    }
-    return StagesReport(facts, name, found)
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks.scale.report import Figure
@@ -12,7 +12,10 @@ from tiercel_serving.bench.report import format_table
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: items, K, k, D, batch sizes (1 among them), and how long."""
+    """How much is measured: items, K, k, D, batch sizes (1 among them), and how long.
+
+    Filters search ``searched`` items for ``found`` of them; the store has ``known`` users.
+    """
 
     items: int
     kept: int
@@ -21,12 +24,15 @@ class Size:
     users: tuple[int, ...] = (1, 64)
     rounds: int = 7
     seconds: float = 0.3
+    searched: int = 100_000
+    found: int = 100
+    known: int = 1_000_000
 
 
 #: Name → size. ``tiny`` is for tests: its figures mean nothing and have no limits.
 SIZES: Mapping[str, Size] = {
     "full": Size(20_000, 500, 50, 64),
-    "tiny": Size(40, 12, 4, 4, (1, 3), 1, 0.0),
+    "tiny": Size(40, 12, 4, 4, (1, 3), 1, 0.0, 500, 10, 3000),
 }
 
 #: Microseconds for one user, at most, by step.
@@ -36,6 +42,18 @@ LIMITS_US: Mapping[str, float] = {
     **dict.fromkeys(("gumbel_top_k", "epsilon_slot", "pin_items"), 60),
     **dict.fromkeys(("mmr", "spread", "cap", "fair_shares"), 400),
     **dict.fromkeys(("dpp", "calibration"), 800),
+}
+
+#: Microseconds that rules and a long history may take of one user.
+RULES_US = 100.0
+#: Times as long as without a filter, at most.
+FILTERED = 3.0
+
+#: Microseconds (of opening: seconds) at most, by kind of read.
+READS: Mapping[str, float] = {
+    "opening, s": 0.2,
+    "one user, model-ready": 5,
+    "64 users, 20 columns": 150,
 }
 
 #: Times faster than the peer: one user, and a user of the largest batch.
@@ -51,12 +69,28 @@ class StepTimes:
 
 
 @dataclass(frozen=True)
+class FilterTimes:
+    """Microseconds a user by batch size, and whether the best of what passes was found."""
+
+    us: Mapping[int, float]
+    exact: bool
+
+
+@dataclass(frozen=True)
 class StagesReport:
-    """Everything that one run found: ``facts`` of the machine, the size's name, and each step."""
+    """Everything that one run found.
+
+    ``facts`` of the machine, the size's name, each step, each filter by the share that passes, what each
+    kind of read of users took, and what :func:`~benchmarks.stages.rules.measure_rules` found; None if nobody
+    asked.
+    """
 
     facts: Mapping[str, Any]
     size: str
     steps: Mapping[str, StepTimes]
+    filters: Mapping[str, FilterTimes] = field(default_factory=dict)
+    users: Mapping[str, float] = field(default_factory=dict)
+    rules_us: float | None = None
 
     def figures(self) -> Iterator[Figure]:
         """Yield every figure that has a limit."""
@@ -70,6 +104,19 @@ class StagesReport:
                 yield Figure(f"{name}: times as fast as pyversity, one user", one, TIMES_ONE, least=True)
                 what = f"{name}: times as fast as pyversity, a user of {largest}"
                 yield Figure(what, many, TIMES_BATCH, least=True)
+        if self.rules_us is not None:
+            yield Figure("five rules and a long history: µs for one user", self.rules_us, RULES_US)
+        for name, filtered in self.filters.items():
+            if name == "none":
+                continue
+            yield Figure(f"filter {name}: found exactly", float(filtered.exact), 1.0, least=True)
+            for users, us in filtered.us.items():
+                ratio = us / self.filters["none"].us[users]
+                yield Figure(f"filter {name}: times unfiltered, batch of {users}", ratio, FILTERED)
+        for name, limit in READS.items():
+            if name in self.users:
+                unit = "" if name.endswith(", s") else ": µs"
+                yield Figure(f"users: {name}{unit}", self.users[name], limit)
 
     @property
     def ok(self) -> bool:
@@ -85,7 +132,13 @@ class StagesReport:
             for name, times in self.steps.items()
         }
         size = {"name": self.size, **asdict(SIZES[self.size])}
-        return {**self.facts, "size": size, "steps": steps, "figures": figures, "ok": self.ok}
+        filters = {
+            name: {"us": {str(users): round(us, 1) for users, us in one.us.items()}, "exact": one.exact}
+            for name, one in self.filters.items()
+        }
+        users = {name: round(value, 3) for name, value in self.users.items()}
+        found = {"steps": steps, "filters": filters, "users": users, "rules_us": self.rules_us}
+        return {**self.facts, "size": size, **found, "figures": figures, "ok": self.ok}
 
 
 def format_stages(report: StagesReport) -> str:
@@ -97,6 +150,16 @@ def format_stages(report: StagesReport) -> str:
     ]
     head = ["step, µs a user", *(f"batch {n}" for n in users), "pyversity"]
     parts = [format_table(head, rows)]
+    if report.filters:
+        head = ["filter: share that passes, µs a user", *(f"batch {n}" for n in users), "exact"]
+        filters = [
+            [name, *(f"{one.us[n]:.0f}" for n in users), "yes" if one.exact else "NO"]
+            for name, one in report.filters.items()
+        ]
+        parts.append(format_table(head, filters))
+    if report.users:
+        reads = [[name, f"{value:.3g}"] for name, value in report.users.items()]
+        parts.append(format_table(["users, µs", ""], reads))
     if figures := list(report.figures()):
         parts.append(format_table(["figure", "", "limit", ""], [figure.row() for figure in figures]))
     return "\n\n".join(parts)

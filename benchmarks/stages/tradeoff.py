@@ -1,7 +1,7 @@
 """What each step's strength costs in nDCG and gives in variety, on MovieLens-100K, through the served steps.
 
-``python -m benchmarks.stages.tradeoff FILE.json`` writes the figures, and a plot beside them. Candidates are
-the 100 best unseen items by PureSVD (Cremonesi et al. 2010), which needs no training; the split is the
+``python -m benchmarks.stages.tradeoff FILE.json`` writes the figures, and a plot (SVG) beside. Candidates
+are the 100 best unseen items by PureSVD (Cremonesi et al. 2010), which needs no training; the split is the
 published one.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from tiercel_pipelines.data import MovieLens100K, load_dataset
 from tiercel_pipelines.data.split import split_dataset
 from tiercel_pipelines.features.raw_columns import raw_columns
-from tiercel_pipelines.offline.metrics import Relevance, ranking_metrics
+from tiercel_pipelines.offline.metrics import FloatArray, Relevance, find_hits, ndcg_at_k, ranking_metrics
 from tiercel_serving.columns import Column, with_null_row
 from tiercel_serving.ranked import sort_by_score
 from tiercel_serving.reorder.calibration import Calibration
@@ -38,8 +38,9 @@ KEPT, AT, DIMENSION, HISTORY = 100, 10, 64, 50
 #: Step → what makes it of a strength, and the strengths.
 STEPS: Mapping[str, tuple[Callable[[float], Any], tuple[float, ...]]] = {
     "mmr": (lambda s: MMR(source="svd", strength=s), (0.1, 0.2, 0.4, 0.6, 0.8)),
-    "mmr of genres": (lambda s: MMR(column="genres", strength=s), (0.1, 0.2, 0.4, 0.6, 0.8)),
-    "dpp": (lambda s: DPP(source="svd", strength=s), (0.02, 0.05, 0.1, 0.2, 0.4)),
+    "dpp": (lambda s: DPP(source="svd", strength=s), (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)),
+    "mmr of genres": (lambda s: MMR(column="genres", strength=s), (0.1, 0.2, 0.3, 0.4, 0.6)),
+    "dpp of genres": (lambda s: DPP(column="genres", strength=s), (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)),
     "spread": (lambda s: Spread(source="svd", strength=s), (0.1, 0.2, 0.4, 0.6, 0.8)),
     "calibration": (lambda s: Calibration("genres", s), (0.2, 0.4, 0.6, 0.8, 0.95)),
     "popularity correction": (
@@ -49,6 +50,10 @@ STEPS: Mapping[str, tuple[Callable[[float], Any], tuple[float, ...]]] = {
     "cap of genres": (lambda s: Cap("genres", int(s)), (8, 6, 5, 4, 3)),
     "gumbel": (GumbelTopK, (0.01, 0.02, 0.05, 0.1, 0.2)),
 }
+
+
+#: Curves that are compared: the first shall not lie below the second.
+PAIRS = (("dpp", "mmr"), ("dpp of genres", "mmr of genres"))
 
 
 def candidates() -> tuple[dict[str, Column], dict[str, Array], Relevance, int]:
@@ -117,12 +122,46 @@ def run() -> dict[str, Any]:
     """Return the figures without a step, and of each step by strength."""
     columns, arrays, relevance, items = candidates()
 
-    def order(*steps: Any) -> dict[str, float]:
+    def order(*steps: Any) -> tuple[dict[str, float], FloatArray]:
         final = Steps(ServingSettings(reorder=steps), columns, items).apply(arrays)
-        return figures(sort_by_score(final.scores, final.rows)[1], columns, relevance, items)
+        rows = sort_by_score(final.scores, final.rows)[1]
+        ndcg = ndcg_at_k(find_hits(rows[:, :AT], relevance, AT, items), relevance.counts)
+        return figures(rows, columns, relevance, items), ndcg
 
-    found = {name: {str(s): order(make(s)) for s in strengths} for name, (make, strengths) in STEPS.items()}
-    return {"data": "ml-100k", "candidates": KEPT, "at": AT, "none": order(), "steps": found}
+    none = order()
+    points = {name: [order(make(s)) for s in strengths] for name, (make, strengths) in STEPS.items()}
+    found = {
+        name: {str(s): point for s, (point, _) in zip(STEPS[name][1], own, strict=True)}
+        for name, own in points.items()
+    }
+    pairs = {f"{over} over {under}": compared(points[over], [none, *points[under]]) for over, under in PAIRS}
+    head = {"data": "ml-100k", "candidates": KEPT, "at": AT, "users": len(relevance)}
+    return {**head, "none": none[0], "steps": found, "compared": pairs}
+
+
+def compared(
+    over: Sequence[tuple[Mapping[str, float], FloatArray]],
+    under: Sequence[tuple[Mapping[str, float], FloatArray]],
+) -> list[dict[str, float]]:
+    """Return how far each point of one curve lies above another curve, at the same diversity.
+
+    Points are figures, and each user's nDCG. The other curve is drawn straight between its points; ``error``
+    is the standard error over users.
+    """
+    order = sorted(under, key=lambda point: point[0]["diversity"])
+    places, scores = [point["diversity"] for point, _ in order], [ndcg for _, ndcg in order]
+    found = []
+    for point, ndcg in over:
+        diversity = point["diversity"]
+        if not places[0] <= diversity <= places[-1]:
+            continue
+        upper = max(int(np.searchsorted(places, diversity)), 1)
+        share = (diversity - places[upper - 1]) / (places[upper] - places[upper - 1])
+        above = ndcg - (1 - share) * scores[upper - 1] - share * scores[upper]
+        error = float(above.std(ddof=1) / np.sqrt(len(above)))
+        at = {"diversity": diversity, "above": round(float(above.mean()), 4), "error": round(error, 4)}
+        found.append(at)
+    return found
 
 
 def draw(document: Mapping[str, Any], file: Path) -> None:
@@ -139,7 +178,8 @@ def draw(document: Mapping[str, Any], file: Path) -> None:
             axis.plot([p[name] for p in points], [p["ndcg"] for p in points], "-o", markersize=3, label=step)
         axis.set(xlabel=f"{name} at {AT}", ylabel=f"nDCG at {AT}")
     axes[0].legend(frameon=False, fontsize=7)
-    figure.savefig(file, dpi=120)
+    with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tiercel"}):
+        figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
 
 
@@ -147,4 +187,4 @@ if __name__ == "__main__":
     target = Path(sys.argv[1])
     made = run()
     target.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    draw(made, target.with_suffix(".png"))
+    draw(made, target.with_suffix(".svg"))

@@ -7,39 +7,43 @@
 Import everything from here, and the fakes for unit tests from :mod:`tiercel_client.testing`.
 """
 
-from .async_recommender import AsyncRecommender
-from .contract import ModelConfig, TensorInfo
-from .errors import (
-    ClientError,
-    Closed,
-    DeadlineExceeded,
-    InvalidInput,
-    NotAuthorised,
-    NotFound,
-    ProtocolMismatch,
-    RequestRefused,
-    ServerFault,
-    ServerFull,
-    ServerUnavailable,
-)
-from .options import TLS, KeepAlive, Retry
-from .recommender import Recommender
-from .results import (
-    ANONYMOUS,
-    Anonymous,
-    Candidate,
-    Explanation,
-    Health,
-    HistoryItem,
-    Item,
-    Recommendation,
-    RequestColumn,
-    ServerInfo,
-    Status,
-    Why,
-)
-from .wire.transport import AsyncTransport, InferRequest, Transport
-from .wire.triton import AsyncTritonTransport, TritonTransport
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .async_recommender import AsyncRecommender
+    from .contract import ModelConfig, TensorInfo
+    from .errors import (
+        ClientError,
+        Closed,
+        DeadlineExceeded,
+        InvalidInput,
+        NotAuthorised,
+        NotFound,
+        ProtocolMismatch,
+        RequestRefused,
+        ServerFault,
+        ServerFull,
+        ServerUnavailable,
+    )
+    from .options import TLS, KeepAlive, Retry
+    from .recommender import Recommender
+    from .results import (
+        ANONYMOUS,
+        Anonymous,
+        Candidate,
+        Explanation,
+        Health,
+        HistoryItem,
+        Item,
+        Recommendation,
+        RequestColumn,
+        ServerInfo,
+        Status,
+        Why,
+    )
+    from .wire.transport import AsyncTransport, InferRequest, Transport
+    from .wire.triton import AsyncTritonTransport, TritonTransport
 
 __all__ = [
     "ANONYMOUS",
@@ -78,3 +82,59 @@ __all__ = [
     "TritonTransport",
     "Why",
 ]
+
+#: Module → what it gives. Imported on use: a stage of a server wants the errors and how values are read, and
+#: would load gRPC, protobuf and asyncio with them, most of what it loads at all.
+_GIVEN = {
+    "async_recommender": ("AsyncRecommender",),
+    "contract": ("ModelConfig", "TensorInfo"),
+    "errors": (
+        "ClientError",
+        "Closed",
+        "DeadlineExceeded",
+        "InvalidInput",
+        "NotAuthorised",
+        "NotFound",
+        "ProtocolMismatch",
+        "RequestRefused",
+        "ServerFault",
+        "ServerFull",
+        "ServerUnavailable",
+    ),
+    "options": ("TLS", "KeepAlive", "Retry"),
+    "recommender": ("Recommender",),
+    "results": (
+        "ANONYMOUS",
+        "Anonymous",
+        "Candidate",
+        "Explanation",
+        "Health",
+        "HistoryItem",
+        "Item",
+        "Recommendation",
+        "RequestColumn",
+        "ServerInfo",
+        "Status",
+        "Why",
+    ),
+    "wire.transport": ("AsyncTransport", "InferRequest", "Transport"),
+    "wire.triton": ("AsyncTritonTransport", "TritonTransport"),
+}
+_PLACES = {name: module for module, names in _GIVEN.items() for name in names}
+
+
+if not TYPE_CHECKING:  # or a checker would believe every name
+
+    def __getattr__(name):
+        if name in _PLACES:
+            value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+        elif name in _GIVEN:
+            value = import_module(f"{__name__}.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

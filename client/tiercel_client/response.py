@@ -313,8 +313,9 @@ class _Reader:
         if array is None:
             raise self.wrong(f"expected the output {name!r}, came {', '.join(self.arrays) or 'nothing'}")
         shape = (self.rows, *dims)
-        fits = array.ndim == len(shape) and all(
-            want in (-1, came) for want, came in zip(shape, array.shape, strict=True)
+        fits = array.shape == shape or (
+            array.ndim == len(shape)
+            and all(want in (-1, came) for want, came in zip(shape, array.shape, strict=True))
         )
         if not fits or array.dtype.kind not in kinds:
             raise self.wrong(f"{name}: expected shape {shape}, came {array.dtype} {array.shape}")
@@ -322,10 +323,10 @@ class _Reader:
 
     def within(self, name: str, least: int, most: int | None) -> list[int]:
         """Return an output ``[rows, 1]`` of whole numbers in a range."""
-        values = self.array(name, "iu", (1,))[:, 0]
-        if values.size and (values.min() < least or (most is not None and values.max() > most)):
-            raise self.wrong(f"{name}: expected {least} to {most}, came {values.tolist()}")
-        return values.tolist()  # type: ignore[no-any-return]
+        values: list[int] = self.array(name, "iu", (1,))[:, 0].tolist()
+        if values and (min(values) < least or (most is not None and max(values) > most)):
+            raise self.wrong(f"{name}: expected {least} to {most}, came {values}")
+        return values
 
     def ids(self, array: Array) -> list[Id]:
         """Return raw ids ``[n]`` as the application knows them."""

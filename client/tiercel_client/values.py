@@ -98,21 +98,28 @@ def pack_ids(
     InvalidInput
         As :func:`convert_ids`.
     """
-    values = _listed(values)
-    ends = np.cumsum(lengths.clip(0)).tolist()
-    slices = [slice(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+    lists = _split(_listed(values), lengths)
     try:
-        texts = ["\0".join(values[part]).encode() for part in slices]
+        texts = ["\0".join(own).encode() for own in lists]
     except (TypeError, UnicodeEncodeError):  # bytes among them, what is no text, or what UTF-8 can't write
-        encoded = _texts(values, place, nullable=False)[0].tolist()
-        texts = [b"\0".join(encoded[part]) for part in slices]
+        lists = _split(_texts(values, place, nullable=False)[0].tolist(), lengths)
+        texts = [b"\0".join(own) for own in lists]
     packed = np.full(len(lengths), b"", np.object_)
     for row, (count, text) in enumerate(zip(lengths.tolist(), texts, strict=True)):
-        if count > 0 and text.count(b"\0") != count - 1:
+        # Counted by NumPy, which is several times quicker than bytes.count where there are many.
+        if count > 0 and len(text) - np.count_nonzero(np.frombuffer(text, np.uint8)) != count - 1:
             return None
         if count >= 0:
-            packed[row] = count.to_bytes(4, "little") + text + b"\0" * (count > 0)
+            packed[row] = b"".join((count.to_bytes(4, "little"), text, b"\0" * (count > 0)))
     return packed
+
+
+def _split(values: Sequence[Any], lengths: npt.NDArray[np.int32]) -> list[Sequence[Any]]:
+    """Return each list of those that lie one after another; null ones (-1) are empty."""
+    if len(lengths) == 1:
+        return [values]  # a slice would touch each of its objects
+    ends = np.cumsum(lengths.clip(0)).tolist()
+    return [values[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def convert_column(
@@ -157,8 +164,10 @@ def _integers(
     values: Sequence[Any] | Array, dtype: str, place: Place, *, nullable: bool
 ) -> tuple[Array, Array | None]:
     whole, valid = _whole_numbers(values, place, nullable)
+    if dtype == "int64":
+        return whole, valid
     limits = np.iinfo(dtype)
-    if dtype != "int64" and whole.size and (whole.min() < limits.min or whole.max() > limits.max):
+    if whole.size and (whole.min() < limits.min or whole.max() > limits.max):
         worst = int(np.argmax((whole < limits.min) | (whole > limits.max)))
         raise _out_of_range(place(worst), int(whole[worst]), dtype)
     return whole.astype(dtype, copy=False), valid

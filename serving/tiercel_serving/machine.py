@@ -32,11 +32,17 @@ _NUMBERS: Mapping[str, tuple[int, ...]] = {
 }
 _KINDS = {number: kind for kind, numbers in _NUMBERS.items() for number in numbers}
 
+#: Numbers that no socket gives: where no file is named, one was open.
+_OF_FILES = (errno.EROFS, errno.EIO, errno.ESTALE)
+
 #: A number in the words of an error that carries none; NumPy's words for a file that could not be written
 #: whole; and those of libraries without memory.
 _IN_WORDS = re.compile(r"\b(?:os error|errno|Errno) (\d+)\b")
 _WRITTEN_IN_PART = re.compile(r"\d+ requested and \d+ written")
-_NO_MEMORY = re.compile(r"can't allocate memory|[Ff]ailed to allocate memory|bad_alloc|out of memory")
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|[Cc]annot allocate memory|[Ff]ailed to allocate memory|bad_alloc|out of memory"
+    r"|failed to map segment from shared object|can't start new thread"
+)
 
 
 @contextlib.contextmanager
@@ -72,8 +78,8 @@ def fault_of(
         return None
     kind = _KINDS[number]
     place = _place(error, folder, written, kind)
-    if place is None and kind in ("space", "permission", "mount"):
-        # Of no file: perhaps a socket's.
+    if place is None and kind in ("permission", "mount") and number not in _OF_FILES:
+        # Perhaps a socket's.
         return None
     what = f"{os.strerror(number)}{f' while {doing}' if doing else ''}"
     return MachineFault(
@@ -90,7 +96,7 @@ def _number(error: BaseException) -> int | None:
         return error.errno if error.errno in _KINDS else None
     if isinstance(error, OSError) and _WRITTEN_IN_PART.search(text):
         return errno.ENOSPC
-    if isinstance(error, (OSError, RuntimeError)) or type(error).__name__ == "SafetensorError":
+    if isinstance(error, (OSError, RuntimeError, ImportError)) or type(error).__name__ == "SafetensorError":
         for found in _IN_WORDS.findall(text):
             if int(found) in _KINDS:
                 return int(found)
@@ -126,7 +132,9 @@ def _there(path: Path) -> Path:
 
 
 def _space(error: BaseException, place: Path | None, written: Path | None) -> str:
-    where = _there(Path() if place is None else place)
+    if place is None:
+        return "make room, or choose another folder"
+    where = _there(place)
     usage, inodes = shutil.disk_usage(where), os.statvfs(where)
     needed = (
         0 if written is None else sum(file.stat().st_size for file in written.rglob("*") if file.is_file())
@@ -142,7 +150,9 @@ def _space(error: BaseException, place: Path | None, written: Path | None) -> st
 
 
 def _permission(error: BaseException, place: Path | None, written: Path | None) -> str:
-    where = _there(Path() if place is None else place)
+    if place is None:
+        return "choose another folder"
+    where = _there(place)
     found = where.stat()
     told = f"{where} is {stat.filemode(found.st_mode)} of user {found.st_uid}, "
     told += f"this process is user {os.geteuid()}"
@@ -181,8 +191,8 @@ def _files(error: BaseException, place: Path | None, written: Path | None) -> st
 
 
 def _mount(error: BaseException, place: Path | None, written: Path | None) -> str:
-    where = Path() if place is None else place.absolute()
-    return f"the file system of {where} does not answer; check the disk, or mount it again, and try again"
+    of = "" if place is None else f" of {place.absolute()}"
+    return f"the file system{of} does not answer; check the disk, or mount it again, and try again"
 
 
 _TOLD: Mapping[str, Callable[[BaseException, Path | None, Path | None], str]] = {

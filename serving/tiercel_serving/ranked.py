@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .native.marks import mark
+
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
@@ -50,6 +52,13 @@ def sort_by_score(scores: Scores, rows: Rows) -> tuple[Scores, Rows]:
     return read_keys(keys)
 
 
+def sorted_scores(scores: Scores) -> Scores:
+    """Return each user's scores alone as :func:`sort_by_score` does."""
+    negated = np.subtract(_ZERO, scores)
+    negated.sort(axis=1)
+    return np.subtract(_ZERO, negated)
+
+
 def sort_keys(scores: Scores, rows: Rows) -> Rows:
     """Return int64 keys that sort ascending like (score descending, row ascending).
 
@@ -87,12 +96,18 @@ def strictly_falling(scores: Scores) -> Scores:
     falls |= np.isneginf(scores[:, 1:])
     if falls.all():
         return scores
+    if len(scores) > 1:
+        tied = ~falls.all(axis=1)
+        if not tied.all():
+            falling = scores.copy()
+            falling[tied] = strictly_falling(scores[tied])
+            return falling
     places = np.arange(scores.shape[1])
     steps = sort_keys(scores, np.zeros(scores.shape, np.int64)) >> 32
     steps = np.maximum.accumulate(steps - places, axis=1) + places
     lowest = int(sort_keys(np.array([[np.finfo(np.float32).min]]), np.zeros((1, 1), np.int64))[0, 0]) >> 32
-    falling, _ = read_keys(np.minimum(steps, lowest) << 32)
-    return np.where(np.isneginf(scores), scores, falling)
+    lowered, _ = read_keys(np.minimum(steps, lowest) << 32)
+    return np.where(np.isneginf(scores), scores, lowered)
 
 
 def pick(array: npt.NDArray[Any], places: Rows) -> npt.NDArray[Any]:
@@ -178,10 +193,12 @@ class Mask(ABC):
     def add(self, rows: Rows) -> None:
         """Mask ``[B, M]`` more rows."""
         self._rows.clear()
-        self._mask(rows + self._base)
+        self._mask(rows if self.users == 1 else rows + self._base)
 
     def allows(self, rows: Rows, users: Rows | None = None) -> npt.NDArray[np.bool_]:
         """Return for ``[B, M]`` rows whether their user may get them; ``users`` are those of the rows."""
+        if self.users == 1:
+            return self._allows(rows)
         return self._allows(rows + (self._base if users is None else self._base[users]))
 
     def few(self, most: int) -> dict[int, Rows]:
@@ -193,6 +210,11 @@ class Mask(ABC):
         if user not in self._rows:
             self._rows[user] = self._rows_of(user)
         return self._rows[user]
+
+    def sample(self, user: int, masked: int, most: int) -> Rows:
+        """Return some of the ``masked`` rows that one user must not get: about ``most``, spread evenly."""
+        rows = self.rows_of(user)
+        return rows[:: -(-masked // most)]
 
     @abstractmethod
     def counts(self) -> Rows:
@@ -231,15 +253,22 @@ class BitmapMask(Mask):
         self._mask(seen)
 
     def _mask(self, cells: Rows) -> None:
-        self._cells[cells] = True
+        mark(self._cells, cells)
 
     def _allows(self, cells: Rows) -> npt.NDArray[np.bool_]:
-        masked: npt.NDArray[np.bool_] = self._cells[cells]
+        masked: npt.NDArray[np.bool_] = self._cells.take(cells)
         return ~masked
 
     def _rows_of(self, user: int) -> Rows:
         rows: Rows = np.flatnonzero(self.table()[user])[:-1]
         return rows
+
+    def sample(self, user: int, masked: int, most: int) -> Rows:
+        """Look at some cells of the user's row: to find all that are masked costs more than a sample."""
+        step = masked // most | 1
+        rows: Rows = np.flatnonzero(self.table()[user, :-1:step]) * step
+        # Too few, where what is masked has a period of its own.
+        return rows if 2 * len(rows) > min(masked, most) else super().sample(user, masked, most)
 
     def counts(self) -> Rows:
         """Count the masked cells of each row of the table."""

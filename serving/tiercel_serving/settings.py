@@ -9,12 +9,23 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from .problems import COUNT, COUNT_OR_0, POSITIVE, Problem, Range, choose, named_twice, out_of_range
+from .problems import (
+    AT_LEAST_0,
+    COUNT,
+    COUNT_OR_0,
+    POSITIVE,
+    Problem,
+    Range,
+    choose,
+    named_twice,
+    out_of_range,
+)
 from .reorder.inputs import source_problems
-from .reorder.per_request import shared_problems
+from .reorder.per_request import Amount, PerRequest, amount_problems, per_request, shared_problems
 from .reorder.table import REORDER, ReorderKind
 from .rules.table import RULES, RuleKind
-from .sources.table import SOURCES, SourceKind
+from .sources.table import SOURCES, SourceKind, timeless
+from .stores.bloom import SeenFilter
 from .stores.memory_mapped import MemoryMapped
 from .stores.table import STORES, StoreKind
 
@@ -57,6 +68,12 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow_seen
         Whether users may get what they already had, unless their request says otherwise: what the store
         knows of them and the history that the request sends. What it excludes never comes.
+    seen_again_days
+        After how many days an item that a user had may come again; None is never. It goes by the times of the
+        interactions and of what was appended to the store; a history that a request sends counts as had now.
+    seen_filter
+        From how many items on the older ones of a history are kept in a Bloom filter; None keeps all of them
+        as they are, but for those that a store drops beyond its ``history_most``.
     sources
         Where candidates come from, in order of precedence. What one leaves empty, since it fails or has no
         more, the others fill in that order. The first that needs no user (its quota may be 0) serves unknown
@@ -104,6 +121,8 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_batch_size: int = 64
     max_excluded: int = 10_000
     allow_seen: bool = False
+    seen_again_days: float | PerRequest | None = None
+    seen_filter: SeenFilter | None = None
     sources: tuple[SourceKind, ...] = ()
     blend: tuple[tuple[str, float], ...] = ()
     rules: tuple[RuleKind, ...] = ()
@@ -148,11 +167,27 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 wrong += [problem for problem in within if problem.field not in told]
         if not wrong:
             wrong += [*source_problems(self.reorder, {source.name: source for source in self.sources})]
-            wrong += shared_problems(self.reorder)
+            wrong += shared_problems(self.placed())
             wrong += _histories(self)
         wrong += [problem.within("store") for problem in self.store.problems()]
         wrong += named_twice((rule.name for rule in self.rules), "rules", "rules")
         return wrong
+
+    def placed(self) -> dict[str, msgspec.Struct]:
+        """Return what may have numbers that a request sets, by its place in the settings."""
+        steps: dict[str, Any] = {f"reorder[{place}]": step for place, step in enumerate(self.reorder)}
+        return {**steps, "": self}
+
+    def numbers(self) -> tuple[PerRequest, ...]:
+        """Return the numbers that a request may set, each once."""
+        return per_request(self.placed().values())
+
+    def timeless(self) -> Iterator[Problem]:
+        """Yield what is wrong with the settings where interactions have no time."""
+        yield from timeless(self.sources)
+        if self.seen_again_days is not None:
+            problem = "it asks when interactions were, but they have no timestamp"
+            yield Problem("seen_again_days", problem, "name the column of their time, or leave it out")
 
     @property
     def fallback(self) -> int:
@@ -246,11 +281,41 @@ def _limits(settings: ServingSettings) -> Iterator[Problem]:
     if not isinstance(allow, bool):
         problem = f"expected True or False, got {allow!r}"
         yield Problem("allow_seen", problem, "True lets users get again what they already had")
+    yield from _seen_again(settings)
+    yield from _seen_filter(settings)
     if settings.unknown_users not in (FALLBACK, RANK):
         problem = f"there is no way {settings.unknown_users!r} to serve unknown users"
         yield Problem("unknown_users", problem, choose(settings.unknown_users, (FALLBACK, RANK)))
     if settings.history_columns and not settings.history_length:
         yield Problem("history_columns", "need a history_length above 0", "raise it, or leave them out")
+
+
+def _seen_again(settings: ServingSettings) -> Iterator[Problem]:
+    days: Amount | None = settings.seen_again_days
+    if days is None:
+        return
+    wrong = list(amount_problems(settings, {"seen_again_days": AT_LEAST_0}))
+    yield from wrong
+    if settings.allow_seen is True:
+        problem = "allow_seen lets everything come at once"
+        yield Problem("seen_again_days", problem, "leave one of the two out")
+
+
+def _seen_filter(settings: ServingSettings) -> Iterator[Problem]:
+    kept: Any = settings.seen_filter
+    if kept is None:
+        return
+    if not isinstance(kept, SeenFilter):
+        yield Problem("seen_filter", f"expected SeenFilter(…), got {kept!r}", "write SeenFilter(beyond=1000)")
+        return
+    wrong = kept.problems()
+    yield from (problem.within("seen_filter") for problem in wrong)
+    if not wrong and COUNT_OR_0.holds(settings.history_length) and kept.beyond < settings.history_length:
+        problem = f"{kept.beyond} is below history_length ({settings.history_length})"
+        yield Problem("seen_filter.beyond", problem, "raise it: models see the latest items as they are")
+    if settings.seen_again_days is not None:
+        problem = "a Bloom filter does not know when items were had, and seen_again_days asks for it"
+        yield Problem("seen_filter", problem, "leave one of the two out")
 
 
 def _buckets(settings: ServingSettings) -> Iterator[Problem]:

@@ -113,8 +113,8 @@ class Checks(Protocol):
     def check(self, arrays: Arrays) -> None:
         """Raise :class:`~tiercel_serving.errors.InvalidRequest` if one request's arrays can't be answered.
 
-        Called once per request, before requests are put together, with those of the stage's inputs
-        that the request carries. Vectorised over the request's rows.
+        Called once per request, before requests are put together, with all that the request carries, of
+        which the stage's inputs are its business. Vectorised over the request's rows.
         """
         ...
 

@@ -14,7 +14,6 @@ from typer.testing import CliRunner, Result
 
 pytest.importorskip("nvtabular")
 
-from benchmarks.features import FULL, QUICK, FeatureReport, Serving, format_features, run_features
 from benchmarks.features import merlin_systems as peer_module
 from benchmarks.features.__main__ import app
 from benchmarks.features.against import Against, Programs, check_same, tensors_of
@@ -22,7 +21,10 @@ from benchmarks.features.cases import CASES, make_case
 from benchmarks.features.lookups import Flat, Gather, Hash
 from benchmarks.features.merlin_systems import PACKAGES, STAMP, find_merlin_systems
 from benchmarks.features.opening import Opening
+from benchmarks.features.plan import FULL, QUICK
 from benchmarks.features.plot import draw
+from benchmarks.features.report import FeatureReport, format_features
+from benchmarks.features.run import Serving, run_features
 from benchmarks.features.served import MODELS, SERVED, Served, requests_of
 from benchmarks.features.timing import Timed, interleave, span
 from tiercel_export.workflow.cut import CompiledProgram
@@ -108,10 +110,11 @@ def against(**more) -> Against:
     return Against("three", 1, timed(9000.0, 8000.0, 7000.0), timed(80.0, 100.0, 70.0), **sides, **more)
 
 
-def served(limit: float | None, ours: float = 400.0) -> Served:
+def served(limit: float | None, ours: float = 400.0, own: float | None = None) -> Served:
     p50s = {"identity": 300.0, "tiercel": ours, "columns": 420.0, "workflow": 9000.0, "executor": 12000.0}
-    rounds = {name: [Measurement(p50s[name], 1.0, 2.0, 3.0)] for name in MODELS}
-    return Served("three", rounds, "2.51.0", limit)
+    p50s |= {} if own is None else {"own": own}
+    rounds = {name: [Measurement(p50s[name], 1.0, 2.0, 3.0)] for name in MODELS if name in p50s}
+    return Served("three", rounds, "2.51.0", limit, 50.0)
 
 
 def test_ratios_are_of_medians_and_their_span_is_of_rounds():
@@ -132,6 +135,7 @@ def test_ratios_are_of_medians_and_their_span_is_of_rounds():
         (Opening(10, 1000, 1.1, 1.0, 50, 1.0, 1), "openings", "at most 1 s: FAIL"),
         (Opening(10, 1000, 0.9, 1.0, 51, 1.0, 1), "openings", "at most 5%: FAIL"),
         (served(25.0), "served", "at least 25 times: FAIL"),
+        (served(None, own=181.0), "served", "at least 50 times: FAIL"),
     ],
 )
 def test_a_missed_limit_is_printed_and_makes_the_report_fail(figure, group, words):
@@ -148,6 +152,12 @@ def test_served_without_a_limit_only_informs():
     assert "FAIL" not in format_features(report)
     assert figure.to_json()["ceiling"] == 30.0
     assert figure.to_json()["ratio"] == 22.5
+    assert figure.to_json()["ratio_own"] is None
+    assert served(22.0, own=180.0).to_json() == figure.to_json() | {
+        "models": served(22.0, own=180.0).to_json()["models"],
+        "limit": 22.0,
+        "ratio_own": 50.0,
+    }
 
 
 def test_interleaving_takes_turns_and_gives_slow_sides_fewer_rounds(monkeypatch):

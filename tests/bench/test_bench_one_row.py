@@ -7,9 +7,11 @@ import pytest
 
 pytest.importorskip("nvtabular")
 
-from benchmarks.features import QUICK, FeatureReport, format_features, run_features
 from benchmarks.features import run as run_module
 from benchmarks.features.one_row import LIMIT, OneRow, measure_one_row, median_us
+from benchmarks.features.plan import QUICK
+from benchmarks.features.report import FeatureReport, format_features
+from benchmarks.features.run import run_features
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks.stages.__main__ import app
 from benchmarks.stages.ordering import STEPS
-from benchmarks.stages.report import LIMITS_US, StagesReport, StepTimes
+from benchmarks.stages.report import LIMITS_US, READS, StagesReport, StepTimes
 from tiercel_serving.reorder.table import REORDER
 
 
@@ -30,13 +30,17 @@ def test_tiny_runs_from_end_to_end_and_saves_json_and_a_plot(tmp_path: Path) -> 
     assert saved.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert set(document["steps"]) == set(STEPS)
     assert all(us > 0 for step in document["steps"].values() for us in step["us"].values())
+    assert document["rules_us"] > 0
+    assert all(one["exact"] for one in document["filters"].values())
+    assert set(READS) <= set(document["users"])
     assert document["figures"] == [], "too small for any limit"
 
 
 def test_figures_are_held_to_their_limits() -> None:
-    report = StagesReport({}, "full", {"mmr": StepTimes({1: 500.0, 64: 100.0}, 1000.0)})
+    report = StagesReport({}, "full", {"mmr": StepTimes({1: 500.0, 64: 100.0}, 1000.0)}, rules_us=101.0)
     assert [(round(figure.value), figure.ok) for figure in report.figures()] == [
         (500, False),
         (2, True),
         (10, True),
+        (101, False),
     ]

@@ -13,10 +13,11 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tiercel_serving.bench.compare import compare, format_changes, read_result, to_json
 from tiercel_serving.bench.generator import Job, arrivals, send
-from tiercel_serving.bench.html_report import html_report, lines
+from tiercel_serving.bench.html_report import html_report
 from tiercel_serving.bench.load_curve import LoadCurve, LoadPoint, highest_rate
 from tiercel_serving.bench.load_report import format_curves, promises_of
 from tiercel_serving.bench.mixes import BATCH, EXCLUDED, MIXES, Material, draw_requests, encode
+from tiercel_serving.bench.plots import lines
 from tiercel_serving.commands.bench import open_loops
 from tiercel_serving.commands.shell import Refused
 from tiercel_serving.errors import BenchError

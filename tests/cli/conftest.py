@@ -20,11 +20,6 @@ TIERCEL = [sys.executable, "-c", "from tiercel_serving.commands.main import main
 Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _quick_exports(onnx_operators_once: None) -> None:
-    pass
-
-
 @pytest.fixture(scope="session")
 def release(text_release: Path) -> Path:
     """A release whose users have text ids with accents and blanks."""

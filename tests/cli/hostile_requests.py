@@ -12,6 +12,7 @@ import struct
 import sys
 import sysconfig
 from pathlib import Path
+from threading import Thread
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -68,7 +69,7 @@ def load(config: str, place: str) -> Any:
         assert all(names == [tensor[0] for tensor in tensors] for tensors, names in raw)
         return [(GOOD, "", list(tensors)) for tensors, _ in raw]
 
-    assert (config, place) == ("{}", "/nowhere")
+    assert (config, place) == ('{"max_batch_size":4}', "/nowhere")
     return SimpleNamespace(execute=execute, finalize=lambda: None)
 
 
@@ -121,11 +122,13 @@ def main(library: str, stand_in: str, rounds: str) -> None:
     configure(triton, libpython)
     assert not backend.TRITONBACKEND_Initialize(handle)
     assert not backend.TRITONBACKEND_ModelInstanceInitialize(handle)
-    draw, counts = random.Random(0), {"good": 0, "refused": 0}
+    draw, counts = random.Random(0), {"good": 0, "refused": 0, "users": 0}
     for _ in range(int(rounds)):
         batch(backend, handle, draw, counts)
-    assert ctypes.c_uint64.in_dll(triton, "batch_size").value >= 1
     assert not backend.TRITONBACKEND_ModelInstanceFinalize(handle)
+    at_once(backend, draw, counts)
+    users, most = (ctypes.c_uint64.in_dll(triton, name).value for name in ("users", "most_users"))
+    assert (users, most) == (counts.pop("users"), 4), (users, most)
     print(counts["good"], counts["refused"])
 
 
@@ -171,6 +174,7 @@ def batch(backend: Any, handle: Any, draw: random.Random, counts: dict[str, int]
         shape, data, fits = strings(draw)
         numbers = draw.randbytes(8 * draw.randrange(4))
         first = b"break" if broken else "zählung".encode()
+        counts["users"] += len(numbers) // 8
         kept.append(fill(request.input[0], first, INT64, [len(numbers) // 8, 1], numbers, draw))
         kept.append(fill(request.input[1], b"texts", BYTES, shape, data, draw))
         gpu = draw.randrange(20) == 0
@@ -195,6 +199,47 @@ def batch(backend: Any, handle: Any, draw: random.Random, counts: dict[str, int]
                 assert ctypes.string_at(output.buffer, output.size) == sent
         for output in request.output[: request.outputs]:
             ctypes.CDLL(None).free(ctypes.c_void_p(output.buffer))
+
+
+def at_once(backend: Any, draw: random.Random, counts: dict[str, int]) -> None:
+    """Have three models asked from a thread each: every request is answered, whichever thread ran it.
+
+    A thread comes back only from what it took, so that nothing is left when all are back.
+    """
+    handles = [ctypes.c_void_p(number) for number in (2, 3, 4)]
+    for handle in handles:
+        assert not backend.TRITONBACKEND_ModelInstanceInitialize(handle)
+    sent: list[tuple[Request, bytes, list[Any]]] = []
+    asked: list[list[Any]] = []
+    for _ in handles:
+        asked.append([])
+        for _ in range(20):
+            several = []
+            for _ in range(draw.randrange(1, 6)):
+                request, numbers = Request(inputs=1, code=-2), draw.randbytes(8)
+                kept = fill(request.input[0], b"numbers", INT64, [1, 1], numbers, draw)
+                sent.append((request, numbers, kept))
+                several.append(request)
+            counts["users"] += len(several)
+            asked[-1].append((ctypes.POINTER(Request) * len(several))(*map(ctypes.pointer, several)))
+
+    def ask(handle: Any, batches: list[Any]) -> None:
+        for array in batches:
+            assert not backend.TRITONBACKEND_ModelInstanceExecute(handle, array, len(array))
+
+    threads = [Thread(target=ask, args=one) for one in zip(handles, asked, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for request, numbers, _ in sent:
+        assert request.released
+        assert request.counted
+        assert request.code == GOOD
+        assert ctypes.string_at(request.output[0].buffer, request.output[0].size) == numbers
+        ctypes.CDLL(None).free(ctypes.c_void_p(request.output[0].buffer))
+    for handle in handles:
+        assert not backend.TRITONBACKEND_ModelInstanceFinalize(handle)
 
 
 if __name__ == "__main__":

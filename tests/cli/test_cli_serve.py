@@ -84,21 +84,21 @@ def test_the_other_layout(serve: Serve, release: Path) -> None:
         assert '"count"' in answer.stdout
 
 
-def test_refusals_say_what_to_do(tiercel: Tiercel, release: Path, tmp_path: Path) -> None:
-    done = tiercel("serve", tmp_path / "no", "--json")
+def test_refusals_say_what_to_do(tiercel_here: Tiercel, release: Path, tmp_path: Path) -> None:
+    done = tiercel_here("serve", tmp_path / "no", "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"]["type"] == "ReleaseMissing"
     assert "tiercel export" in done.stderr
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = tiercel("serve", release, "--grpc-port", port)
+        done = tiercel_here("serve", release, "--grpc-port", port)
     assert done.returncode == 2
     assert f"grpc port {port} on 127.0.0.1 is not free" in done.stderr
     assert "--grpc-port" in done.stderr
-    done = tiercel("serve", release, "--triton", tmp_path, "--grpc-port", 0)
+    done = tiercel_here("serve", release, "--triton", tmp_path, "--grpc-port", 0)
     assert done.returncode == 1
     assert "no Triton server there" in done.stderr
-    assert tiercel("serve", release, "--layout", "round").returncode == 2
+    assert tiercel_here("serve", release, "--layout", "round").returncode == 2
 
 
 def test_a_flag_for_triton_that_has_an_option_of_its_own_is_refused(
@@ -109,16 +109,16 @@ def test_a_flag_for_triton_that_has_an_option_of_its_own_is_refused(
     assert "--metrics-port before the --" in " ".join(done.stderr.replace("│", " ").split())
 
 
-def test_one_byte_changed_is_refused(tiercel: Tiercel, release: Path, tmp_path: Path) -> None:
+def test_one_byte_changed_is_refused(tiercel_here: Tiercel, release: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(release, broken)
     file = max((broken / "artefacts").rglob("*.npy"), key=lambda path: path.stat().st_size)
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    done = tiercel("serve", broken, "--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
+    done = tiercel_here("serve", broken, "--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
     assert done.returncode == 1
     assert f"{file.name}: expected SHA-256" in done.stderr
-    done = tiercel("verify", broken, "--json")
+    done = tiercel_here("verify", broken, "--json")
     assert done.returncode == 1
     assert "error" in json.loads(done.stdout)

@@ -37,8 +37,8 @@ typedef struct {
 } Request;
 
 static char config[256];
-static void* state;
-uint64_t batch_size;
+static void* state[8]; /* by instance, which are numbers here */
+_Atomic uint64_t users, most_users; /* of all batches, of one */
 uint32_t api_major = 1, api_minor = 19;
 
 void stand_in_config(const char* text) { strncpy(config, text, sizeof config - 1); }
@@ -86,17 +86,17 @@ Error* TRITONBACKEND_ModelRepository(void* model, int* kind, const char** locati
 }
 Error* TRITONBACKEND_ModelConfig(void* model, uint32_t version, void** made)
 {
-  *made = model && version ? "{}" : "{}";
+  *made = model && version ? "{\"max_batch_size\":4}" : "";
   return NULL;
 }
 Error* TRITONBACKEND_ModelInstanceSetState(void* instance, void* value)
 {
-  state = instance ? value : value;
+  state[(uintptr_t)instance] = value;
   return NULL;
 }
 Error* TRITONBACKEND_ModelInstanceState(void* instance, void** value)
 {
-  *value = instance ? state : state;
+  *value = state[(uintptr_t)instance];
   return NULL;
 }
 Error* TRITONBACKEND_RequestInputCount(Request* request, uint32_t* count)
@@ -184,9 +184,10 @@ Error* TRITONBACKEND_ModelInstanceReportStatistics(void* instance, Request* requ
   request->success = success;
   return NULL;
 }
-Error* TRITONBACKEND_ModelInstanceReportBatchStatistics(void* instance, uint64_t users, uint64_t begin,
+Error* TRITONBACKEND_ModelInstanceReportBatchStatistics(void* instance, uint64_t batch, uint64_t begin,
                                                         uint64_t compute_begin, uint64_t compute_end, uint64_t end)
 {
-  batch_size = instance && begin <= compute_begin && compute_end <= end ? users : 0;
+  if (instance && begin <= compute_begin && compute_end <= end) users += batch;
+  if (batch > most_users) most_users = batch;
   return NULL;
 }

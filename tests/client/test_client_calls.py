@@ -324,6 +324,24 @@ def test_an_explanation_of_another_graph(make: Make) -> None:
     ]
 
 
+def test_why_an_item_comes_or_does_not(make: Make) -> None:
+    films = {1: "Heat", 2: "Fargo", 3: None, 4: "Alien"}
+    recommender, _ = make({"items": films, "users": {42: [3, 1, 2]}})
+    said = recommender.why(42, 1, exclude=[2])
+    assert (said.stage, said.rank, said.title, said.reason) == ("answer", 2, "Heat", "place 2 of the answer")
+    assert recommender.why(42, 1, k=1).stage == "ordering"
+    assert recommender.why(42, 2, exclude=[2]).reason.startswith("the request rules it out")
+    assert recommender.why(42, 2, history=[2]).needed.endswith("allow_seen=True lets it come")
+    assert recommender.why(42, 2, history=[2], allow_seen=True).stage == "answer"
+    assert recommender.why(42, 2, include=[1]).reason == "it is not in the request's set or list"
+    assert recommender.why(42, 2, candidates=[1, 3]).reason == "it is not in the request's set or list"
+    deep = recommender.why(42, 4)
+    assert (deep.stage, deep.title, deep.reason) == ("retrieval", "Alien", "not among the 3 candidates")
+    assert (recommender.why(42, 9).stage, recommender.why(42, 9).title) == ("catalogue", None)
+    texts, _ = make({"items": {"a": None, "b": None}, "users": {"v": ["a"]}})
+    assert texts.why("u", "b", candidates=["b"]).rank == 1
+
+
 def test_why_a_step_moved_a_candidate(make: Make) -> None:
     recommender, transport = make()
     transport.reorder_reasons = ("too many of one kind", "seen lately")

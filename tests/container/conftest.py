@@ -18,11 +18,6 @@ import pytest
 DOCKER = Path(__file__).parents[2] / "docker"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _quick_exports(onnx_operators_once: None) -> None:
-    pass
-
-
 def tool(name: str) -> str:
     """Where a program lies that is not Python's own: beside the running Python, or on PATH; else skip."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))

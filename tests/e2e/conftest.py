@@ -105,11 +105,6 @@ def trained_synthetic(place: Path) -> tuple[TrainedRun, Release]:
     return run, export_run(run, place / "release")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _quick_exports(onnx_operators_once: None) -> None:
-    pass
-
-
 @pytest.fixture(scope="session")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     """The README's reader, who has typed nothing yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +17,37 @@ from test_dense_models import AVAILABLE, MAX, Model, batch
 from benchmarks.engines.run import measure
 from tiercel_client import Recommender
 from tiercel_export.errors import ExportError
-from tiercel_export.models import aoti as maker
+from tiercel_export.models.aoti import make_aoti, make_aoti_cuda
 from tiercel_export.models.dense import forward_inputs, frozen, run_module
 from tiercel_export.release import goal
 from tiercel_serving.commands.shell import Refused
-from tiercel_serving.engines.aoti import Aoti, AotiCuda, device_name
+from tiercel_serving.engines.aoti import Aoti, AotiCuda
+from tiercel_serving.engines.aoti_torch import PROGRAM, build_package
 from tiercel_serving.engines.bound import Bound
+from tiercel_serving.engines.compiler import device_name
+from tiercel_serving.engines.install import build_engines
 from tiercel_serving.engines.onnx import OnnxCuda
+from tiercel_serving.engines.trt.build import network_sha256
 from tiercel_serving.errors import (
     ArtefactCorrupt,
     ArtefactMissing,
     DeviceUnavailable,
     EngineBuildFailed,
     EngineMismatch,
+    EngineNotBuilt,
     KindUnavailable,
 )
 from tiercel_serving.release.opened import Release
 from tiercel_serving.supervise import start_server
+from tiercel_serving.verify.checks import verify_release
 
 INPUTS = {name: str(spec.numpy_dtype) for name, spec in AVAILABLE.items()}
 
 
-def make(folder: Path, module: Any = None, device: str = "cpu") -> None:
+def make(folder: Path, module: Any = None, maker: Any = make_aoti) -> None:
     module = frozen(Model()) if module is None else module
     specs = forward_inputs(module, AVAILABLE, "m")
-    options = {"output": "out", "max_batch": MAX, "build_id": "b"}
-    maker._make(module, folder, inputs=specs, device=device, **options)
+    maker(module, folder, inputs=specs, output="out", max_batch=MAX, build_id="b")
 
 
 @pytest.fixture
@@ -108,7 +114,7 @@ def test_a_compiler_that_fails_and_a_module_that_is_no_graph(
 
     monkeypatch.setattr("torch._inductor.aoti_compile_and_package", fail)
     with pytest.raises(
-        EngineBuildFailed, match=r"could not compile Model for .*: C\+\+ compile error line 1"
+        EngineBuildFailed, match=r"could not compile the model for .*: C\+\+ compile error line 1"
     ):
         make(tmp_path)
 
@@ -120,13 +126,39 @@ def test_a_compiler_that_fails_and_a_module_that_is_no_graph(
         make(tmp_path, Fixed())
 
 
-def test_no_gpu(tmp_path: Path, package: Path) -> None:
+@pytest.fixture(scope="module")
+def for_a_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an export makes for a GPU. Read only."""
+    folder = tmp_path_factory.mktemp("for a gpu")
+    make(folder, maker=make_aoti_cuda)
+    return folder
+
+
+def test_no_gpu(tmp_path: Path, package: Path, for_a_gpu: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(DeviceUnavailable, match=r"torch .* finds no GPU; .*--engine aoti"):
         AotiCuda.open(package, ("out",))
+    assert "can't run here: engine 'aoti-cuda'" in str(AotiCuda.absent(package))
+    folder = shutil.copytree(for_a_gpu, tmp_path / "m")
+    assert {file.name for file in folder.iterdir()} >= {"model.onnx", PROGRAM}
+    assert "not built yet; run `tiercel build-engines" in str(AotiCuda.absent(folder / AotiCuda.file))
+    with pytest.raises(EngineNotBuilt, match="build-engines"):
+        AotiCuda.open(folder / AotiCuda.file, ("out",))
     with pytest.raises(DeviceUnavailable, match="finds no GPU"):
-        make(tmp_path, device="cuda")
+        AotiCuda.build(folder)
+
+
+def test_a_program_that_was_changed_and_one_that_is_none(tmp_path: Path, for_a_gpu: Path) -> None:
+    shutil.copytree(for_a_gpu, tmp_path, dirs_exist_ok=True)
+    program = tmp_path / PROGRAM
+    program.write_bytes(b"no program")
+    with pytest.raises(ArtefactCorrupt, match=r"program\.pt2: it was changed after its export"):
+        build_package(tmp_path, "model.pt2", "cpu")
+    changed = msgspec.structs.replace(Bound.read(program), network=network_sha256(program), version="9.9")
+    changed.write(program)
+    with pytest.raises(EngineBuildFailed, match=r"reads no program that torch 9\.9 exported"):
+        build_package(tmp_path, "model.pt2", "cpu")
 
 
 def test_the_target_takes_the_first_engine_that_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,15 +166,29 @@ def test_the_target_takes_the_first_engine_that_can_be_made(monkeypatch: pytest.
         goal.refuse_unmakeable("gpu", engine)
         return goal.make_goal("n", "gpu", engine, "fused", "python", {}, ()).engine
 
-    if not torch.cuda.is_available():
-        with pytest.raises(KindUnavailable, match=r"target 'gpu' .*'aoti-cuda': .*'onnx-cuda': .*-gpu"):
-            chosen()
-    monkeypatch.setattr(OnnxCuda, "unmakeable", classmethod(lambda cls: None))
-    monkeypatch.setattr(AotiCuda, "unmakeable", classmethod(lambda cls: "no GPU"))
-    assert chosen() == "onnx-cuda"
-    monkeypatch.setattr(AotiCuda, "unmakeable", classmethod(lambda cls: None))
     assert chosen() == "aoti-cuda"
+    monkeypatch.setattr(AotiCuda, "unmakeable", classmethod(lambda cls: "engine 'aoti-cuda': no torch"))
+    monkeypatch.setattr(OnnxCuda, "unmakeable", classmethod(lambda cls: "engine 'onnx-cuda': no -gpu"))
+    with pytest.raises(KindUnavailable, match=r"target 'gpu' .*'aoti-cuda': .*'onnx-cuda': .*-gpu"):
+        chosen()
+    monkeypatch.setattr(OnnxCuda, "unmakeable", classmethod(lambda cls: None))
+    assert chosen() == "onnx-cuda"
     assert chosen("onnx-cuda") == "onnx-cuda"
+
+
+@pytest.mark.slow
+def test_a_release_for_a_gpu_is_exported_where_none_is(parts: Parts, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    release = small_release(tmp_path / "r", parts, target="gpu")
+    assert {release.manifest.ranking.engine, release.manifest.target} == {"aoti-cuda", "gpu"}
+    report = verify_release(release)
+    report.raise_if_failed()
+    said = {row.artefact: row.detail for row in report.rows if row.warning}
+    assert "onnx ran the same graph instead" in said["ranking"]
+    assert "torch ran the same stages instead" in said["answers"]
+    with pytest.raises(DeviceUnavailable, match="finds no GPU"):
+        build_engines(release.path)
 
 
 # -------------------------------------------------------------------------------------- compiled for real
@@ -163,6 +209,20 @@ def test_it_equals_torch_at_every_batch(tmp_path: Path) -> None:
         for array in odd.values():
             array.flags.writeable = False
         np.testing.assert_allclose(engine.run(odd)["out"], run_module(module, arrays), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_program_is_compiled_later_once(tmp_path: Path) -> None:
+    module, folder, cache = frozen(Model()), tmp_path / "m", tmp_path / "cache"
+    folder.mkdir()
+    make(folder, module, make_aoti_cuda)
+    assert build_package(folder, "model.pt2", "cpu", cache).startswith("compiled for ")
+    assert build_package(folder, "model.pt2", "cpu", cache) == "was built before"
+    (folder / "model.pt2").unlink()
+    assert build_package(folder, "model.pt2", "cpu", cache) == "from the cache"
+    arrays = batch(3, 3)
+    got = Aoti.open(folder / "model.pt2", ("out",)).run(arrays)["out"]
+    np.testing.assert_allclose(got, run_module(module, arrays), rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,16 @@ import pytest
 import torch
 from small_release import SETTINGS, Parts, small_release
 
+from tiercel_pipelines.data import Synthetic, load_dataset
 from tiercel_pipelines.data.parquet import read_table
 from tiercel_pipelines.errors import DataCorrupt
 from tiercel_pipelines.families.weights import save_weights
 from tiercel_pipelines.features.parquet_files import whole_file
+from tiercel_pipelines.recipe import load_recipe, replace
+from tiercel_pipelines.recipe.check_fit import fit_checked
+from tiercel_pipelines.recipe.check_graph import graph_problems
+from tiercel_serving.commands.bench import check_place, write_whole
+from tiercel_serving.commands.shell import Refused, wrong_path
 from tiercel_serving.errors import MachineFault, TiercelError
 from tiercel_serving.machine import fault_of, machine_faults
 from tiercel_serving.release.artefacts import open_artefact, write_artefact
@@ -102,6 +108,63 @@ def test_a_whole_export(tmp_path: Path, parts: Parts, small_files: None) -> None
     alone = msgspec.structs.replace(SETTINGS, sources=(Popular("popular"),), reorder=(), history_columns=())
     with pytest.raises(MachineFault, match=f"{tmp_path}: .* while writing the release out"):
         small_release(tmp_path / "out", parts, retrieval={}, ranker=None, settings=alone)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_room_for_the_fit(tmp_path: Path, small_files: None) -> None:
+    """The fit's exceptions are a recipe's mistakes, but for these."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    data = load_dataset(Synthetic(users=40, items=60, interactions=600))
+    with pytest.raises(MachineFault, match=f"{tmp_path}: File too large while writing the release r"):
+        stage(
+            tmp_path / "r",
+            lambda path: fit_checked(
+                load_recipe("synthetic"), data, data.interactions, path.parent / "workflow"
+            ),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files", "x.csv")])
+def test_a_recipe_of_which_the_machine_is_at_fault(tmp_path: Path, error: Exception) -> None:
+    def features() -> None:
+        raise error
+
+    recipe = replace(load_recipe("synthetic"), features=features)
+    with pytest.raises(MachineFault, match="while making the graph"):
+        list(graph_problems(recipe, None))
+    number = getattr(error, "errno", None)
+    what = "MemoryError" if number is None else f"OSError({number}, 'Too many open files', 'x.csv')"
+    (tmp_path / "r.py").write_text(f"raise {what}", encoding="utf-8")
+    with pytest.raises(MachineFault, match=r"while loading .*r\.py"):
+        load_recipe(tmp_path / "r.py")
+
+
+def test_who_may_read_a_run(tmp_path: Path) -> None:
+    """safetensors gives its files to their owner alone, so that another user could not export the run."""
+    with staging_directory(tmp_path / "r", replace=False, what="run") as staging:
+        save_weights(torch.nn.Linear(2, 2), staging / "a.safetensors")
+    assert (tmp_path / "r" / "a.safetensors").stat().st_mode & 0o777 == 0o666 & (
+        tmp_path / "r"
+    ).stat().st_mode
+
+
+@pytest.mark.parametrize("name", ["folder", "file/x.json", "x" * 300, "loop"])
+def test_where_a_result_cannot_be_saved(tmp_path: Path, name: str) -> None:
+    """It is said before the work, and is nobody's defect."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises((Refused, OSError)) as raised:
+        check_place(tmp_path / name)
+    assert isinstance(raised.value, Refused) or wrong_path(raised.value) is not None
+    check_place(tmp_path / "deep" / "result.json")
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_no_room_for_a_result(tmp_path: Path, small_files: None) -> None:
+    with pytest.raises(MachineFault, match=r"while writing result\.json"):
+        write_whole(tmp_path / "result.json", "x" * 100_000)
     assert list(tmp_path.iterdir()) == []
 
 

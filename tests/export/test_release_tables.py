@@ -25,19 +25,23 @@ def test_histories_keep_the_latest_of_repeated_items(
     items = np.array([item for _, item in events], np.int64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "_BLOCK", block)
-        offsets, rows = histories(users, items, 5, length)
+        offsets, places = histories(users, items, 5, length)
+    times = np.arange(len(users)) * 10.0
+    rows = items[places]
     want: list[list[int]] = [[] for _ in range(6)]
     for user, item in events:
         if user >= 0:
             if item in want[user]:
                 want[user].remove(item)
             want[user].append(item)
-    assert (offsets.dtype, rows.dtype) == (np.int64, np.int32)
+    assert offsets.dtype == np.int64
     assert offsets.tolist() == np.cumsum([0, *map(len, want)]).tolist()
     for user in range(6):
         old = len(want[user]) - min(length, len(want[user]))
         assert rows[offsets[user] : offsets[user + 1]].tolist() == sorted(want[user][:old]) + want[user][old:]
-    arrays = user_arrays(np.arange(5), {}, {}, users, items, latest=length)
+    arrays = user_arrays(np.arange(5), {}, {}, users, items, latest=length, times=times)
+    assert arrays["history_rows"].dtype == np.int32
+    latest = {(user, item): 10.0 * at for at, (user, item) in enumerate(events)}
     stored = UserTables(Artefact.in_memory("users", arrays)).at(np.arange(6))
     got, count = stored.history(length, 99)
     for user in range(6):
@@ -48,6 +52,9 @@ def test_histories_keep_the_latest_of_repeated_items(
     assert [sorted(part.tolist()) for part in np.split(flat, np.cumsum(counts)[:-1])] == list(
         map(sorted, want)
     )
+    owners = np.repeat(np.arange(6), counts).tolist()
+    pairs = zip(owners, flat.tolist(), strict=True)
+    assert stored.seen_s().tolist() == [latest[pair] for pair in pairs]
 
 
 SCALARS = [

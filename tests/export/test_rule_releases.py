@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from time import time
 from typing import Any
 
 import msgspec
@@ -14,9 +15,10 @@ from small_release import SETTINGS, Parts, small_release
 
 pytest.importorskip("nvtabular")
 
-from tiercel_client import ANONYMOUS, InvalidInput, Recommender
+from tiercel_client import ANONYMOUS, InvalidInput, Recommender, RequestRefused
 from tiercel_export.errors import ExportInputError
 from tiercel_serving.release.opened import Release
+from tiercel_serving.reorder.per_request import PerRequest
 from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.rules.compare import Compare
 from tiercel_serving.rules.expression import Expression
@@ -26,6 +28,7 @@ from tiercel_serving.stages.retrieval import Retrieval
 from tiercel_serving.supervise import start_server
 
 DAY_S = 86_400
+BEGUN_S = time()
 
 RULES = (
     Compare("in stock", column="stock", operator=">", value=0),
@@ -39,12 +42,21 @@ RULES = (
 
 def ruled(parts: Parts) -> dict[str, Any]:
     """Arguments of a release whose rules read columns that no model reads."""
-    settings = msgspec.structs.replace(SETTINGS, rules=RULES, related=("towers",))
+    settings = msgspec.structs.replace(
+        SETTINGS,
+        rules=RULES,
+        related=("towers",),
+        seen_again_days=PerRequest("again_days", 30.0, 0.0, 90.0),
+    )
     random = np.random.default_rng(4)
     until = pd.Series(pd.to_datetime(random.integers(0, 100, len(parts.items)), unit="D"))
     items = parts.items.assign(until=until.where(random.random(len(until)) < 0.8), maker=1000)
     items["maker"] = random.choice(parts.users["user_id"], len(items))
-    return {"settings": settings, "items": items, "users": parts.users.assign(vip=parts.users.age % 2 == 0)}
+    users = parts.users.assign(vip=parts.users.age % 2 == 0)
+    # Half a day from every boundary that a test asks for.
+    ago_s = DAY_S * (random.integers(0, 60, len(parts.interactions)) + 0.5)
+    events = parts.interactions.assign(timestamp=BEGUN_S - ago_s)
+    return {"settings": settings, "items": items, "users": users, "interactions": events}
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +98,12 @@ def test_what_requests_bring_is_in_the_manifest(release: Release) -> None:
     assert (columns["tags"].dtype, columns["tags"].is_list) == ("bytes", True)
     assert (columns["vip"].dtype, columns["vip"].part) == ("bool", "user")
     names = {spec.name: {tensor.name for tensor in spec.inputs} for spec in release.stages.values()}
-    assert {"most", "tags", "vip", "country", "now"} <= names["retrieval"]
-    assert not {"most", "tags", "vip", "now"} & names["user_features"]
+    assert {"most", "tags", "now"} <= names["retrieval"]
+    assert {"again_days", "now"} <= names["retrieval"] & names["user_features"]
+    # The first stage alone reads users: it tells the rules of what was sent, or else stored.
+    assert {"vip", "country"} <= names["user_features"]
+    assert not {"vip", "country"} & names["retrieval"]
+    assert not {"most", "tags"} & names["user_features"]
 
 
 @pytest.fixture(scope="module", params=["fused", "staged"])
@@ -117,6 +133,25 @@ def test_rules_are_obeyed_before_the_search(parts: Parts, recommender: Recommend
             passing = right(parts, user, **case)
             assert set(answer.item_ids) <= passing
             assert answer.count == min(12, len(passing)), (user, case)
+
+
+def test_what_was_had_comes_again_after_some_days(parts: Parts, recommender: Recommender) -> None:
+    had = ruled(parts)["interactions"].groupby(["user_id", "item_id"])["timestamp"].max()
+    often = had.groupby("user_id").size().sort_values().index[-4:]
+    come = 0
+    for user in often.tolist():
+        mine = had[user].head(12)
+        for days in (None, 0, 10, 45):
+            # The rules ask for the time too: what is open for them at the very same moment.
+            features = {"now": BEGUN_S} | ({} if days is None else {"again_days": days})
+            answer = recommender.recommend(user, k=12, include=mine.index.tolist(), features=features)
+            until = BEGUN_S - DAY_S * (30 if days is None else days)
+            wanted = set(mine[mine < until].index) & right(parts, user, now=BEGUN_S)
+            assert set(answer.item_ids) == wanted, (user, days)
+            come += len(wanted)
+    assert come
+    with pytest.raises(RequestRefused, match=r"again_days: expected a number from 0 to 90"):
+        recommender.recommend(int(often[0]), features={"again_days": 91})
 
 
 def test_what_is_sent_of_a_user_overrides_the_store(parts: Parts, recommender: Recommender) -> None:

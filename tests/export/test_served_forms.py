@@ -26,6 +26,7 @@ from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.popular import Popular
 from tiercel_serving.sources.table import SOURCES
+from tiercel_serving.stores.bloom import SeenFilter
 from tiercel_serving.verify.checks import verify_release
 
 
@@ -113,11 +114,18 @@ def test_without_a_ranker_the_order_of_retrieval_is_the_order(parts: Parts, tmp_
 
 
 def test_lists_alone_need_no_form_at_all(parts: Parts, tmp_path: Path) -> None:
-    made = small_release(tmp_path / "r", parts, retrieval={}, settings=changed(sources=()))
+    kept = SeenFilter(beyond=6, false_positives=0.01)
+    made = small_release(tmp_path / "r", parts, retrieval={}, settings=changed(sources=(), seen_filter=kept))
     assert verify_release(made).ok
     assert made.settings.sources == (Popular(),)
     out, _ = Chain.open(made).run({"user_id": parts.users["user_id"].to_numpy()[:, None]})
-    assert (out["source"] == 1).all()
+    assert (out["source"] <= 1).all()
+    # What is beyond six items is in a Bloom filter; nothing of it comes.
+    row_of = {item: row for row, item in enumerate(parts.items["item_id"])}
+    had = parts.interactions.groupby("user_id")["item_id"].agg(set)
+    assert had.map(len).max() > 12
+    for user, rows in zip(parts.users["user_id"], out["retrieved_row"].tolist(), strict=True):
+        assert not {row_of[item] for item in had.get(user, ())} & set(rows)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 TEXTS = ["", "a", "b", "é", "e\u0301", "東京", " ", "None", "nan", "🦅" * 9]
@@ -107,3 +108,11 @@ requests = st.builds(
     Drawn, st.sampled_from([0, 1, 1, 2, 7, 40, 1000]), st.integers(0, 2**32 - 1), shares, shares
 )
 groups = st.lists(st.sampled_from(KEYS), min_size=1, max_size=4, unique=True)
+
+#: Few fits in an ordinary run, and many with ``--slow``, which draws anew (``tests/conftest.py``).
+SOME = settings(
+    max_examples=4 if settings.default.derandomize else 60,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)

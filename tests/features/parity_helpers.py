@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,11 +47,19 @@ class Pair:
     #: What was compiled.
     cut: WorkflowParts | None = None
 
-    @property
+    @cached_property
     def program(self) -> FeatureProgram:
-        if not hasattr(self, "_program"):
-            self._program = self.compiled.program
-        return self._program
+        return self.compiled.program
+
+    @cached_property
+    def answered(self) -> pd.DataFrame:
+        """The anchor's rows in the oracle's form, whose nulls and infinities are replaced."""
+        return replaced_cells(oracle_frame(self.anchor, self.program.inputs), self, _bad)[0]
+
+    @cached_property
+    def seen(self) -> dict[str, set[Any]]:
+        """The values of each column of them."""
+        return {name: set(map(_hashable, _flat(self.answered[name]))) for name in self.answered.columns}
 
 
 def pair(workflow: Any, part: str = "user", **more: Any) -> Pair:
@@ -139,12 +148,11 @@ def answers_its_fit(pair: Pair) -> bool:
 
     If so, the product's oracle of the part must give the same as the whole workflow.
     """
-    fit, _ = replaced_cells(oracle_frame(pair.anchor, pair.program.inputs), pair, _bad)
     try:
-        expected = pair.oracle(fit)
+        expected = pair.oracle(pair.answered)
     except Exception:
         return False
-    again = FrameOracle(pair.cut, pair.program.part)(fit)
+    again = FrameOracle(pair.cut, pair.program.part)(pair.answered)
     # FillMissing widens a column beside another one's null: that one may be of the other part.
     pd.testing.assert_frame_equal(again, expected, check_exact=True, check_dtype=False)
     return True
@@ -258,8 +266,7 @@ def ask_beside_the_fit(pair: Pair, frame: pd.DataFrame) -> tuple[str, pd.DataFra
     The outcome, the oracle's answer, and by raw column which rows were replaced.
     """
     assert pair.anchor is not None, "NVTabular raised, and the test has no frame that it answers"
-    fit, _ = replaced_cells(oracle_frame(pair.anchor, pair.program.inputs), pair, _bad)
-    seen = {name: set(map(_hashable, _flat(fit[name]))) for name in fit.columns}
+    fit, seen = pair.answered, pair.seen
     tries = {
         "equal beside the fit": lambda name, value: False,
         "rest equal": _bad,

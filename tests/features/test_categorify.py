@@ -11,9 +11,9 @@ import numpy as np
 import nvtabular as nvt
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from keyed_frames import KEYS, REQUESTS, Drawn, fit_frame, groups, request_frame, requests
+from keyed_frames import KEYS, REQUESTS, SOME, Drawn, fit_frame, groups, request_frame, requests
 from merlin.schema import Tags
 from nvtabular import ops
 from parity_helpers import Pair, check, pair
@@ -25,13 +25,6 @@ from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
 
 FIT = fit_frame(400, 2)
 COUNTER = itertools.count()
-SOME = settings(
-    max_examples=6,
-    deadline=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-    derandomize=True,
-)
 
 
 def path(folder: Path) -> str:

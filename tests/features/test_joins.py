@@ -12,9 +12,9 @@ import nvtabular as nvt
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from keyed_frames import KEYS, REQUESTS, Drawn, fit_frame, groups, known_keys, request_frame, requests
+from keyed_frames import KEYS, REQUESTS, SOME, Drawn, fit_frame, groups, known_keys, request_frame, requests
 from merlin.schema import Tags
 from nvtabular import ops
 from parity_helpers import Pair, check
@@ -26,13 +26,6 @@ from tiercel_export.workflow.frames import FrameOracle, columns_from_frame, orac
 FIT = fit_frame(400, 1)
 COUNTER = itertools.count()
 STATS = ["sum", "mean", "std", "var", "min", "max"]
-SOME = settings(
-    max_examples=6,
-    deadline=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-    derandomize=True,
-)
 
 
 def path(folder: Path) -> str:
@@ -297,7 +290,7 @@ def test_nvtabulars_folds_depend_on_the_position(tmp_path):
 
 def test_a_recipe_has_no_folds():
     # Its models are trained on what NVTabular transforms, and served by another form than that.
-    from tiercel_pipelines.features.workflow import why_unsupported
+    from tiercel_pipelines.recipe.check_graph import why_unsupported
 
     assert why_unsupported(ops.TargetEncoding("hit", kfold=1)) is None
     assert why_unsupported(ops.TargetEncoding("hit")) == (

@@ -21,7 +21,7 @@ from tiercel_export.workflow.frames import (
     FrameOracle,
     columns_from_frame,
     frame_oracle,
-    golden_inputs,
+    golden_rows,
     oracle_frame,
 )
 
@@ -411,9 +411,11 @@ def test_lists_and_text_that_do_not_fit(workflow):
         columns_from_frame(frame, inputs)
 
 
-def test_golden_inputs(workflow):
+def test_golden_rows(workflow):
     inputs = compile_workflow(workflow, "item").inputs
-    rows = golden_inputs(FRAME, inputs, rows=2)
+    wide = FRAME.assign(year=2**53 + 1)
+    assert golden_rows(wide, inputs, rows=2)["year"].tolist()[:2] == [2**53 + 1] * 2
+    rows = oracle_frame(golden_rows(FRAME, inputs, rows=2), inputs)
     assert rows["year"].tolist()[:2] == [1990, 1990]
     assert np.isnan(rows["year"].iloc[-1])
     assert rows["genres"].tolist() == [["a"], ["c"], []]

@@ -114,20 +114,10 @@ def test_only_training_interactions_count(fitted: Any) -> None:
     assert np.isfinite(items["item_num"]).all()
 
 
-def test_the_same_data_gives_the_same_ids(fitted: Any) -> None:
-    recipe, dataset, train, workflow = fitted
-    again = fit_workflow(recipe, dataset, train)
-    for part in ("user", "item"):
-        first = packed_frame(workflow, part, raw_rows(part, dataset))
-        second = packed_frame(again, part, raw_rows(part, dataset))
-        for name, array in first.items():
-            np.testing.assert_array_equal(second[name], array)
-
-
-def test_is_quiet_and_leaves_nothing_behind(
+def test_the_same_data_gives_the_same_ids_and_fitting_is_quiet_and_leaves_nothing_behind(
     fitted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    recipe, dataset, train, _ = fitted
+    recipe, dataset, train, first = fitted
     scratch, here = tmp_path / "scratch", tmp_path / "here"
     scratch.mkdir()
     here.mkdir()
@@ -140,6 +130,10 @@ def test_is_quiet_and_leaves_nothing_behind(
         packed_frame(workflow, "item", dataset.items)
     assert capfd.readouterr() == ("", "")
     assert os.listdir(here) == []
+    for part in ("user", "item"):
+        again = packed_frame(workflow, part, raw_rows(part, dataset))
+        for name, array in packed_frame(first, part, raw_rows(part, dataset)).items():
+            np.testing.assert_array_equal(again[name], array)
     del workflow
     gc.collect()
     assert os.listdir(scratch) == []

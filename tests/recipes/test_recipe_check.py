@@ -77,6 +77,10 @@ def item_id() -> Any:
     return ["item_id"] >> ops.Categorify() >> ops.TagAsItemID()
 
 
+def user_tag() -> Any:
+    return ops.TagAsUserFeatures()
+
+
 @pytest.mark.parametrize("ids", ["int", "str"])
 def test_a_right_recipe_has_no_mistakes(ids: str) -> None:
     data = load_dataset(Synthetic(users=60, items=50, interactions=900, ids=ids))  # type: ignore[arg-type]
@@ -284,7 +288,17 @@ FEATURES = [
         with_features(
             lambda: ["age"] >> ops.HashBucket(10) >> ops.Rename(postfix="_b") >> ops.TagAsUserFeatures()
         ),
-        r"'age_b' uses HashBucket, which Tiercel cannot serve: ",
+        r"'age_b' uses HashBucket, which Tiercel cannot serve: .*; use Categorify",
+    ),
+    (
+        with_features(
+            lambda: ["age"] >> ops.LambdaOp(lambda age: age.isna()) >> ops.Rename(postfix="_b") >> user_tag()
+        ),
+        r"'age_b' uses LambdaOp, .*; write it with tiercel_export\.operators, .* IsNull\(\)",
+    ),
+    (
+        with_features(lambda: ["age"] >> ops.Bucketize({"aeg": [3]})),
+        r"NVTabular refuses the graph \(KeyError",
     ),
 ]
 
@@ -360,6 +374,19 @@ COLUMNS = [
         replace(RECIPE, ranking=DLRM(task=ListwiseSoftmax(target="hour"))),
         r"features: 'part_of_day' shows the models their target 'hour'",
     ),
+    (
+        only(lambda: item_id() + ([["country", "maker"]] >> ops.Categorify(encode_type="combo"))),
+        r"'country_maker' is made of 'country', 'maker', of several tables",
+    ),
+    (
+        only(
+            lambda: (
+                item_id()
+                + (["user_id", "price"] >> ops.Groupby(["user_id"], aggs={"price": ["mean"]}))["price_mean"]
+            )
+        ),
+        r"'price_mean': Groupby makes sessions of interactions, and 'price' is in items; write 'price' into",
+    ),
 ]
 
 
@@ -389,6 +416,54 @@ def test_untagged_features_belong_to_the_table_that_has_them(dataset: Dataset) -
     recipe = with_features(
         lambda: ["title", "age", "hour"] >> ops.Categorify() >> ops.Rename(postfix="_id"),
         lambda: ["item_id"] >> ops.JoinGroupby(["age"], stats=["mean"]),
+    )
+    assert check_recipe(recipe, dataset) is recipe
+
+
+LABELS = {
+    "lambda": lambda: ops.LambdaOp(lambda price: (price > 1).astype("int")),
+    "hash": lambda: ops.HashBucket(10),
+    "lag": lambda: ops.DifferenceLag(["maker"], shift=1),
+    "bounded": lambda: ops.HashedCross(10),
+}
+
+
+@pytest.mark.parametrize("operator", LABELS)
+def test_what_is_learnt_and_not_served_may_be_anything(dataset: Dataset, operator: str) -> None:
+    """A column that is tagged TARGET is no feature, whatever makes it, beside a good one of its input."""
+    recipe = only(
+        lambda: (
+            item_id()
+            + (["year"] >> ops.LogOp() >> ops.TagAsItemFeatures())
+            + (
+                ["year", "maker"]
+                >> LABELS[operator]()
+                >> ops.Rename(postfix="_learnt")
+                >> ops.AddTags([Tags.TARGET])
+            )
+        )
+    )
+    assert check_recipe(recipe, dataset) is recipe
+
+
+@pytest.mark.parametrize("last", [lambda: ops.Filter(lambda df: df["price"] > 1), ops.Dropna])
+@pytest.mark.parametrize("rows", ["keep", None])
+def test_rows_dropped_at_the_end_are_no_mistake_of_the_columns(
+    dataset: Dataset, last: Callable[[], Any], rows: str | None
+) -> None:
+    """That they are dropped is said once the graph is fitted, and alone."""
+    recipe = replace(
+        only(
+            lambda: (
+                (
+                    item_id()
+                    + (["age"] >> ops.Normalize() >> user_tag())
+                    + (["price"] >> ops.FillMissing(0) >> ops.TagAsItemFeatures())
+                )
+                >> last()
+            )
+        ),
+        rows=rows,
     )
     assert check_recipe(recipe, dataset) is recipe
 

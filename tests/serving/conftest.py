@@ -10,12 +10,14 @@ from own_kinds import Beside, EvenYears, own_kinds
 from tiny_release import Tiny, make_tiny
 
 from tiercel_serving.errors import StoreUnavailable
+from tiercel_serving.reorder.per_request import PerRequest
 from tiercel_serving.reorder.weighted_sum import WeightedSum
 from tiercel_serving.rules.compare import Compare
 from tiercel_serving.rules.expression import Expression
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.popular import Popular
+from tiercel_serving.stores.bloom import SeenFilter
 from tiercel_serving.stores.server import StoreServer
 
 #: Every shape of a recommender that the stages must serve.
@@ -66,6 +68,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "reordered without a ranker": {"ranked": False, "settings": {"reorder": (EvenYears(),)}},
     "seen may come": {"seed": 12, "most_seen": 12, "settings": {"allow_seen": True}},
+    "seen again": {
+        "seed": 14,
+        "items": 25,
+        "settings": {"seen_again_days": PerRequest("again_days", 5.0, 0.0, 30.0)},
+    },
+    "seen filter": {
+        "seed": 15,
+        "string_ids": True,
+        "items": 40,
+        "settings": {"seen_filter": SeenFilter(beyond=4, false_positives=0.001)},
+    },
     "popular alone": {"settings": {"sources": (Popular(),)}},
     "no scale": {"settings": {"sources": (Beside("next", 5), Popular(quota=0))}},
     "no scale, one share": {"settings": {"sources": (Popular(quota=0), Beside("next"))}},

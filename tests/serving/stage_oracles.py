@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tiny_release import COLUMNS, Tiny, ids_array, objects
+from tiny_release import COLUMNS, DAY_S, Tiny, had_at, ids_array, objects
 
 from tiercel_serving.rules.table import AskingRule
 from tiercel_serving.stages.specs import LENGTHS, PACKED
@@ -32,6 +33,8 @@ class Ask:
     allow_seen: bool | None = None
     include: Sequence[Any] | None = None
     candidates: Sequence[Any] | None = None
+    now: float | None = None
+    again_days: float | None = None
 
 
 def tensors(asks: Sequence[Ask], *, lengths: bool = True) -> dict[str, np.ndarray]:
@@ -51,7 +54,13 @@ def tensors(asks: Sequence[Ask], *, lengths: bool = True) -> dict[str, np.ndarra
     _put_lists(out, "include_item_ids", [ask.include for ask in asks], id_of, lengths)
     _put_lists(out, "candidate_item_ids", [ask.candidates for ask in asks], id_of, lengths)
     _put_lists(out, "tags", [ask.tags for ask in asks], int, lengths)
-    for name, dtype in (("age", np.float64), ("tags__length", np.float32)):
+    floats = (
+        ("age", np.float64),
+        ("tags__length", np.float32),
+        ("now", np.float64),
+        ("again_days", np.float64),
+    )
+    for name, dtype in floats:
         numbers = [getattr(ask, name) for ask in asks]
         if any(number is not None for number in numbers):
             out[name] = np.array([[np.nan if number is None else number] for number in numbers], dtype)
@@ -122,6 +131,14 @@ def user_features(tiny: Tiny, ask: Ask) -> dict[str, Any]:
         excluded |= set(rows_of(ask.history or ()))
     else:
         had = set()
+    days = settings.seen_again_days
+    if days is not None:
+        # Those of the stored history alone have a time; the request's own was had now.
+        now = time.time() if ask.now is None else ask.now
+        said = days.default if ask.again_days is None else ask.again_days
+        times = {item: had_at(place) for place, item in enumerate(tiny.history[row] if row < users else [])}
+        had = {item for item in had if item in times and now - times[item] < said * DAY_S}
+        excluded = set(rows_of(ask.exclude)) if said == 0 else excluded
     every = set(range(pad))
     only = every if ask.include is None else set(rows_of(ask.include))
     listed = None

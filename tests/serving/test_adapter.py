@@ -241,6 +241,32 @@ def test_models_of_one_stage_make_the_same_answer(open_model: Open, plain: Tiny)
         np.testing.assert_array_equal(carried[name], fused[name])
 
 
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({}, "no parameter stages, release, build_id"),
+        ({"stages": '["ordering"]', "release": "x"}, "no parameter build_id"),
+        ({"stages": "ordering", "release": "x", "build_id": "b"}, "stages: expected a JSON list of names"),
+        ({"stages": "[]", "release": "x", "build_id": "b"}, "stages: expected a JSON list of names"),
+    ],
+)
+def test_a_config_that_was_edited_by_hand_says_so(
+    fake_triton: dict[tuple[str, str], float], parameters: dict[str, str], said: str
+) -> None:
+    from tiercel_serving.runtime.triton import TritonPythonModel
+
+    config: dict[str, Any] = {"name": "chain"}
+    if parameters:
+        config["parameters"] = {name: {"string_value": value} for name, value in parameters.items()}
+    with pytest.raises(Exception, match=f"model chain: config.pbtxt: {said}.*edited by hand: export again"):
+        TritonPythonModel().initialize({"model_config": json.dumps(config), "model_repository": "/nowhere"})
+
+
+def test_a_stage_that_the_release_lacks_is_named(open_model: Open) -> None:
+    with pytest.raises(Exception, match="the release has none called cooking; it was edited by hand"):
+        open_model("ordering cooking")
+
+
 def test_a_model_of_another_build_does_not_load(open_model: Open) -> None:
     with pytest.raises(Exception, match="made for build build-2") as caught:
         open_model(build_id="build-2")

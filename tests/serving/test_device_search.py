@@ -75,6 +75,23 @@ def test_it_finds_what_a_scan_finds(device: str, kind: str, cut: bool, vectors: 
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounded_vectors_are_searched_as_they_are(device: str, dtype: torch.dtype) -> None:
+    """Chosen in half precision, they are scored in full: the same as a scan of the rounded vectors."""
+    rng, place = np.random.default_rng(5), Place(device)
+    rounded = torch.from_numpy(rng.normal(size=(ITEMS, DIMENSION)).astype(np.float32)).to(dtype)
+    query = rng.normal(size=(USERS, DIMENSION)).astype(np.float32)
+    scan = ExactSearch(Space(rounded.float().numpy(), None, ITEMS))
+    for block in (256 * USERS, 1 << 20):
+        search = DeviceSearch(rounded.to(place.device), None, ITEMS, block)
+        for kind, count in (("seen", 20), ("half", 20), ("few", 600)):
+            mask, ours = masks(place, rng, kind)
+            want, found = scan.nearest(query, mask, count), search.nearest(place.put(query), ours, count)
+            np.testing.assert_array_equal(place.take(found[1]), want[1])
+            np.testing.assert_allclose(place.take(found[0]), want[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_a_score_depends_on_nothing_else(device: str) -> None:
     """Not on block, batch or place: to the bit."""
     rng, place = np.random.default_rng(0), Place(device)

@@ -49,7 +49,8 @@ def write_package(file: Path, device: str = "cpu") -> None:
     """The same, compiled by AOTInductor: two outputs, where makers give one."""
     import torch
 
-    from tiercel_export.models import aoti
+    from tiercel_export.models.program import batch_program
+    from tiercel_serving.engines.aoti_torch import build_package, write_program
 
     class Model(torch.nn.Module):
         def forward(self, numbers: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,8 +58,10 @@ def write_package(file: Path, device: str = "cpu") -> None:
             return product, product + places
 
     inputs = [TensorSpec("numbers", "float32", (3,)), TensorSpec("places", "int64", (1,))]
-    options = {"output": "product", "max_batch": 64, "build_id": "b", "device": device}
-    aoti._make(Model().to(device), file.parent, inputs=inputs, **options)
+    program, _ = batch_program(Model(), inputs, 64, "m")
+    dtypes = {one.name: one.dtype for one in inputs}
+    write_program(program, file.parent, Bound("torch", str(torch.__version__), "any", dtypes, ("product",)))
+    build_package(file.parent, file.name, device)
     bound = Bound.read(file)
     msgspec.structs.replace(bound, outputs=("product", "shifted")).write(file)
 

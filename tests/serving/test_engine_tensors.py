@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from on_device import DEVICES, on_device
+from on_device import DEVICES, capture_double, on_device
 from test_engine_kinds import EXAMPLES, WEIGHTS
 from tiny_release import Tiny
 from torch import Tensor
 
+from tiercel_serving.device.graphs_torch import BUCKETS, Captured, GraphedForms, GraphedRun, Run, bucket_of
 from tiercel_serving.device.place_torch import Place
-from tiercel_serving.engines.graphs_torch import BUCKETS, Captured, GraphedRun, Run, bucket_of
 from tiercel_serving.engines.onnx import PROVIDERS, on_stream
 from tiercel_serving.engines.table import ENGINES, OnStream, TakesTensors
 from tiercel_serving.stages.engine_torch import TensorEngineStage, open_stage
@@ -35,7 +35,8 @@ def test_it_runs_on_tensors_as_on_arrays(name: str, tmp_path: Path) -> None:
     with place.here():
         engine = kind.open(tmp_path / kind.file, ("shifted", "product"), threads=1)
         assert isinstance(engine, TakesTensors)
-        for users in (1, 3, 64):
+        # A batch again: what was captured must read what it is given now.
+        for users in (1, 3, 64, 3):
             wide = place.put(rng.normal(size=(users, 6)).astype(np.float32))
             numbers, places = wide[:, ::2], place.put(rng.integers(0, 9, (users, 1)))
             out = engine.run_tensors({"numbers": numbers, "places": places, "other": wide})
@@ -84,15 +85,8 @@ def test_batches_run_from_what_was_captured() -> None:
         return [inputs[0] * 2, inputs[0].sum(dim=1) + inputs[1]]
 
     def double(run: Run, inputs: list[Tensor]) -> Captured:
-        """As a graph does it: reads these buffers and writes those, whatever it is told later."""
         captured.append(len(inputs[0]))
-        outputs = run(inputs)
-
-        def replay() -> None:
-            for kept, new in zip(outputs, run(inputs), strict=True):
-                kept.copy_(new)
-
-        return Captured(replay, outputs)
+        return capture_double(run, inputs)
 
     graphed = GraphedRun(model, (1, 4, 8), double)
     earlier = None
@@ -106,3 +100,36 @@ def test_batches_run_from_what_was_captured() -> None:
         earlier = (out[0], given[0] * 2)
     assert captured == [4, 1]
     assert ran.count(9) == 1
+
+
+def test_what_cannot_be_captured_is_done_without(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(run: Run, inputs: list[Tensor]) -> Captured:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    def double(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensors[0] * 2]
+
+    batches, forms = GraphedRun(double, capture=broken), GraphedForms(broken)
+    for value in (1.0, 3.0):
+        given = [torch.full((3, 2), value)]
+        assert torch.equal(batches(given)[0], given[0] * 2)
+        assert torch.equal(forms("two", double, given)[0], given[0] * 2)
+    assert len(caplog.records) == 2, "said once of each"
+    assert "not permitted when stream is capturing" in caplog.text
+
+
+def test_forms_are_captured_as_long_as_there_is_room() -> None:
+    captured: list[int] = []
+
+    def noted(run: Run, inputs: list[Tensor]) -> Captured:
+        captured.append(len(inputs[0]))
+        return capture_double(run, inputs)
+
+    forms = GraphedForms(noted, room=2)
+    kept = []
+    for length in (4, 2, 4, 8, 8, 2):
+        given = [torch.rand(length)]
+        [got] = forms(length, lambda tensors: [tensors[0].cumsum(0)], given)
+        kept.append((got, given[0].cumsum(0)))
+    assert captured == [4, 2]
+    assert all(torch.equal(got, want) for got, want in kept)

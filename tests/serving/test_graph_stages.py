@@ -11,7 +11,7 @@ import stage_oracles as oracle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stage_oracles import Ask, tensors
-from tiny_release import OCCUPATIONS, Tiny, ranker_oracle, tower_oracle, transform
+from tiny_release import DAY_S, OCCUPATIONS, Tiny, ranker_oracle, tower_oracle, transform
 
 from tiercel_serving.errors import StageFailed
 from tiercel_serving.reorder.steps import reasons_of
@@ -22,6 +22,13 @@ from tiercel_serving.spec import DTYPES
 from tiercel_serving.verify import reference
 
 quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+#: What requests say of time where that counts: at the very boundary of a day, and between.
+SEEN_AGAIN: dict[str, Any] = {
+    "now": st.none() | st.integers(0, 40).map(lambda halves: halves * DAY_S / 2),
+    "again_days": st.none() | st.sampled_from([0.0, 0.5, 1.0, 3.0, 30.0]),
+}
 
 
 @st.composite
@@ -45,6 +52,7 @@ def asks_of(draw: st.DrawFn, tiny: Tiny, most: int = 8) -> list[Ask]:
         hour=st.none() | st.integers(0, 23),
         include=st.none() | lists,
         candidates=st.none() | lists,
+        **({} if tiny.settings.seen_again_days is None else SEEN_AGAIN),
     )
     plain = st.builds(Ask, user_id=users)
     asks = draw(st.lists(ask | plain, min_size=1, max_size=most))

@@ -145,6 +145,78 @@ def test_a_new_user_is_known_from_the_first_write_on(live: Live) -> None:
     same(live.ask([live.nobody]), live.ask([live.nobody], plain=True, **sent), "user_num", "item_id")
 
 
+@pytest.mark.parametrize("variant", ["seen again"], indirect=True)
+def test_what_was_appended_may_come_again_after_some_days(live: Live) -> None:
+    day_ms, today = 86_400_000, 20
+    store = FeatureStore(live.release, live.store._kind, live.store._records, lambda: today * day_ms)
+    user = live.users[1]  # who had everything, one item a day, from day 1 on
+    place = {item: at for at, item in enumerate(live.tiny.history[1])}
+    store.append(user, [live.items[live.tiny.history[1][2]]])
+    store.append(live.nobody, [live.items[live.tiny.history[1][3]]])
+    today = 23
+    store.append(user, [live.items[live.tiny.history[1][4]]])
+    store.append(user, [live.items[live.tiny.history[1][5]]])
+
+    def come(now_day: float, days: float | None = None) -> list[set[int]]:
+        """Of the first ten items of the user's history, the places of those that come."""
+        sent = {"now": np.full((2, 1), now_day * 86_400)}
+        sent["include_item_ids"] = live.ids([live.items[row] for row in live.tiny.history[1][:10]] * 2)
+        sent["include_item_ids"] = sent["include_item_ids"].reshape(2, 10)
+        sent["include_item_ids__length"] = np.full((2, 1), 10, np.int32)
+        if days is not None:
+            sent["again_days"] = np.full((2, 1), days)
+        rows = live.ask([user, live.nobody], **sent)["retrieved_row"]
+        return [{place[row] for row in mine.tolist() if row in place} for mine in rows]
+
+    every = set(range(10))
+    assert come(24) == [every - {2, 4, 5}, every - {3}], "five days, unless a request says otherwise"
+    assert come(25) == [every - {4, 5}, every], "exactly five days after the append"
+    assert come(28) == [every, every]
+    assert come(24, days=2) == [every - {4, 5}, every]
+    assert come(24, days=18) == [{0, 1, 3}, every - {3}]
+    assert come(24, days=0) == [every, every]
+    # The clock jumped back: what lies in the future counts as had now.
+    assert come(2, days=1) == [{0}, every - {3}]
+
+
+@pytest.mark.parametrize("variant", ["seen filter"], indirect=True)
+def test_what_a_store_no_longer_carries_is_in_a_bloom_filter(live: Live, tmp_path: Path) -> None:
+    place = Embedded(path=str(tmp_path / "short"), history_most=3)
+    release = Release(live.tiny.release.path, live.tiny.release.manifest, place)
+    chain, store = Chain.open(release), FeatureStore.open(release)
+    user, had = live.nobody, live.items[5:25]
+    for item in had:
+        store.append(user, [item])
+    store.append(live.users[0], ["of another release", *live.items[:4]])
+    store.append(live.users[1], live.items[30:35], ttl_s=1000)
+
+    def come(one: Any, **sent: Any) -> set[str]:
+        asked = {
+            "user_id": live.ids([one])[:, None],
+            "candidate_item_ids": live.ids(live.items)[None],
+            **sent,
+        }
+        asked["candidate_item_ids__length"] = np.full((1, 1), len(live.items), np.int32)
+        masked = chain.run(asked)[0]["excluded_row"][0].tolist()
+        return set(live.items) - {live.items[row] for row in masked if row < len(live.items)}
+
+    assert store.get(user) == LiveUser({}, had[-3:])
+    assert come(user) == set(live.items) - set(had)
+    assert come(live.users[0]) == set(live.items[4:])
+    assert come(live.users[1]) == set(live.items) - set(live.items[32:35]), "what expires is in no filter"
+    assert come(user, allow_seen=np.array([[True]])) == set(live.items)
+    # Repeated, exported and loaded, also twice: nothing else.
+    store.append(user, had[:2])
+    lines = [msgspec.json.encode(line) for line in store.export()]
+    other = Embedded(path=str(tmp_path / "other"), history_most=3)
+    release = Release(live.tiny.release.path, live.tiny.release.manifest, other)
+    chain, store = Chain.open(release), FeatureStore.open(release)
+    assert store.load(lines) == store.load(lines) == 3
+    assert come(user) == set(live.items) - set(had)
+    with pytest.raises(InvalidInput, match="line 1: filters: these are no Bloom filters"):
+        store.load([b'{"user_id": "a", "filters": "AAAA"}'])
+
+
 @ONE
 def test_a_write_counts_within_50_ms(live: Live) -> None:
     user = live.users[3]

@@ -324,3 +324,17 @@ def test_sixty_four_heavy_users_in_one_batch(served: tuple[Tiny, Chain]) -> None
         assert {tiny.item_ids.index(item) for item in out["item_id"][at, :count].tolist()} == set(want)
     alone, _ = chain.run({"user_id": np.array([[tiny.user_ids[users[5]]]])})
     assert alone["item_id"][0].tolist() == out["item_id"][5].tolist()
+
+
+@pytest.mark.parametrize("users", [1, 3])
+@pytest.mark.parametrize("period", [1, 2, 129])
+def test_a_sample_is_of_what_is_masked(users: int, period: int) -> None:
+    rows = np.arange(1, ITEMS, period)
+    for mask in (
+        make_mask(users, ITEMS, np.tile(rows, users), np.full(users, len(rows))),
+        AllowedMask(np.ones((users, ITEMS + 1), np.bool_), np.tile(rows, users), np.full(users, len(rows))),
+    ):
+        for most in (8, 128, 10_000):
+            sample = mask.sample(users - 1, len(rows), most)
+            assert set(sample.tolist()) <= set(rows.tolist())
+            assert min(most, len(rows)) / 2 <= len(sample) <= 2 * most + 1

@@ -145,9 +145,11 @@ class Live:
         return int(self.release.store.fallbacks[why])
 
 
-def test_a_batch_is_one_round_trip_in_either_layout(plain: Tiny, wire: Wire, valkey: StoreServer) -> None:
-    live = Live(plain, wire, valkey)
-    batch = {"user_id": np.array(plain.user_ids)[:, None]}
+@pytest.mark.parametrize("variant", ["plain", "asking rules"], indirect=True)
+def test_a_batch_is_one_round_trip_in_either_layout(tiny: Tiny, wire: Wire, valkey: StoreServer) -> None:
+    live = Live(tiny, wire, valkey)
+    live.store.put(tiny.user_ids[2], {"age": 33})  # which rules read
+    batch = {"user_id": np.array(tiny.user_ids)[:, None]}
     live.chain.run(batch)
     for _ in range(3):
         before = wire.round_trips

@@ -329,6 +329,8 @@ def test_an_epsilon_slot_is_drawn_as_often_as_it_says() -> None:
     [
         (GumbelTopK(0.0), "temperature: expected a number above 0, got 0.0"),
         (GumbelTopK(-1.0), "temperature: expected a number above 0, got -1.0"),
+        (GumbelTopK(PerRequest("t", 0.1)), "temperature.low: expected a number above 0, got 0.0"),
+        (GumbelTopK(PerRequest("t", 0.1, -1.0)), "temperature.low: expected a number above 0, got -1.0"),
         (Cap("label", 0), "most: expected a whole number of at least 1, got 0"),
         (
             Cap("label", PerRequest("n", 1, 0, 3, whole=True)),

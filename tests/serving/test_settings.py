@@ -13,6 +13,8 @@ from msgspec.structs import replace
 from tiercel_serving.errors import KindUnavailable
 from tiercel_serving.kinds import Kind
 from tiercel_serving.release.manifest import encode, read_kind
+from tiercel_serving.reorder.per_request import PerRequest
+from tiercel_serving.reorder.score_floor import ScoreFloor
 from tiercel_serving.reorder.weighted_sum import WeightedSum
 from tiercel_serving.rules.compare import Compare
 from tiercel_serving.settings import ServingSettings
@@ -43,6 +45,22 @@ def test_nothing_is_wrong_with_good_ones() -> None:
         ({"k_default": 0}, "k_default: expected a whole number of at least 1, got 0"),
         ({"candidates": True}, "candidates: expected a whole number of at least 1, got True"),
         ({"allow_seen": 1}, "allow_seen: expected True or False, got 1"),
+        ({"seen_again_days": -1}, "seen_again_days: expected a number of at least 0, got -1"),
+        (
+            {"seen_again_days": 7, "allow_seen": True},
+            "seen_again_days: allow_seen lets everything come at once",
+        ),
+        (
+            {"seen_again_days": PerRequest("again", 7.0, -3.0, 9.0)},
+            "seen_again_days.low: expected a number of at least 0, got -3.0",
+        ),
+        (
+            {
+                "seen_again_days": PerRequest("again", 7.0, 0.0, 9.0),
+                "reorder": (ScoreFloor(PerRequest("again", 7.0, 0.0, 8.0)),),
+            },
+            "seen_again_days: another step's 'again' has other limits",
+        ),
         ({"max_excluded": 49}, "max_excluded: 49 is below history_length (50)"),
         (
             {"unknown_users": "popular"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,13 +14,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from on_device import DEVICES, on_device
+from on_device import CAPTURED, DEVICES, capture_double, on_device
 from stage_oracles import Ask, tensors
 from test_graph_stages import asks_of
-from tiny_release import Tiny
+from tiny_release import DAY_S, Tiny
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from tiercel_serving.device.crossing import Crossing
+from tiercel_serving.device.place_torch import CAPTURES
 from tiercel_serving.runtime.chain import Chain
 
 Chains = Callable[[str, str], Chain]
@@ -32,7 +34,10 @@ def torch_chain(tiny_of: Callable[[str], Tiny]) -> Chains:
     def get(variant: str, device: str) -> Chain:
         key = variant, device
         if key not in made:
-            made[key] = Chain.open(on_device(tiny_of(variant).release, device))
+            with pytest.MonkeyPatch.context() as patch:
+                if device == CAPTURED:
+                    patch.setitem(CAPTURES, "cpu", capture_double)
+                made[key] = Chain.open(on_device(tiny_of(variant).release, device))
         return made[key]
 
     return get
@@ -64,12 +69,15 @@ def asks_for(tiny: Tiny) -> list[Ask]:
     ]
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", [*DEVICES, CAPTURED])
 def test_every_kind_of_recommender(
     device: str, variant: str, tiny: Tiny, chain: Chain, torch_chain: Chains
 ) -> None:
     asks = asks_for(tiny)
-    for batch in (asks, asks[:1], asks[3:4], asks[-1:]):
+    if tiny.settings.seen_again_days is not None:
+        asks = [replace(ask, now=4.5 * DAY_S * at, again_days=at % 4) for at, ask in enumerate(asks)]
+    # One user twice, another between: what was captured must read what it is given now.
+    for batch in (asks, asks[:1], asks[1:2], asks[:1], asks[3:4], asks[-1:]):
         arrays = tensors(batch)
         check_same(chain.run(arrays)[0], torch_chain(variant, device).run(arrays)[0])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from stage_oracles import Ask, tensors
 from tiny_release import Tiny, make_tiny
 from tritonclient.grpc import model_config_pb2
 
-from benchmarks.gpu.served import retargeted
+from benchmarks.gpu.served import changed
 from tiercel_client import Recommender
 from tiercel_serving.device import place_torch
 from tiercel_serving.device.place_torch import Place
@@ -28,6 +29,7 @@ from tiercel_serving.repository.targets import TARGETS
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.stages.table import build_stage
 from tiercel_serving.supervise import start_server
+from tiercel_serving.verify.stand_in import with_stand_ins
 
 
 @pytest.mark.parametrize(("target", "kind"), [("gpu", "KIND_GPU"), ("torch", "KIND_CPU")])
@@ -47,7 +49,7 @@ def test_it_is_served_and_answers_as_the_cpu_target_does(tmp_path: Path) -> None
     if importlib.util.find_spec("pytriton") is None:
         pytest.skip("the embedded Triton is not installed")
     tiny = make_tiny(tmp_path / "release", seed=2)
-    release = retargeted(tiny.release.path, tmp_path / "there", "cpu")
+    release = changed(tiny.release, tmp_path / "there", "torch", "onnx")
     assert (release.manifest.target, release.manifest.layout) == ("torch", "fused")
     with start_server(release, timeout_s=240.0) as server:
         with Recommender(server.grpc_url, timeout_s=60.0) as recommender:
@@ -90,6 +92,28 @@ def test_no_gpu(plain: Tiny) -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(DeviceUnavailable, match=r"target gpu: torch .*--gpus all.*--target torch"):
         Chain.open(on_device(plain.release, "cuda"))
+
+
+def test_where_there_is_no_gpu_others_stand_in_and_it_is_said(plain: Tiny) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    manifest = plain.release.manifest
+    built = {
+        "queries": {
+            name: msgspec.structs.replace(one, engine="aoti-cuda") for name, one in manifest.queries.items()
+        },
+        "ranking": msgspec.structs.replace(manifest.ranking, engine="aoti-cuda"),
+    }
+    release = Release(plain.release.path, msgspec.structs.replace(manifest, target="gpu", **built))
+    opened, reasons = with_stand_ins(release)
+    assert opened.manifest.target == "torch"
+    assert {one.engine for one in opened.manifest.queries.values()} == {"onnx"}
+    assert reasons["ranking"].endswith("onnx ran the same graph instead")
+    assert "target gpu: torch" in reasons["answers"]
+    assert reasons["answers"].endswith("Target torch ran the same stages instead")
+    asked = tensors([Ask(user) for user in plain.user_ids[:3]])
+    want, got = Chain.open(plain.release).run(asked)[0], Chain.open(opened).run(asked)[0]
+    np.testing.assert_array_equal(got["item_id"], want["item_id"])
 
 
 def test_a_driver_that_is_too_old_and_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

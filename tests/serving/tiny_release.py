@@ -37,6 +37,7 @@ from tiercel_serving.sources.index import INDEX_FILE, Index
 from tiercel_serving.sources.popular import Popular
 from tiercel_serving.sources.search import Profile, Rung
 from tiercel_serving.sources.table import Material
+from tiercel_serving.stores.bloom import SeenFilter, build_filters, item_keys
 from tiercel_serving.stores.memory_mapped import USER_LOOKUP
 from tiercel_serving.tables.column_store import raw_prefix, store_column
 from tiercel_serving.tables.items import ITEM_LOOKUP, store_ids
@@ -44,6 +45,7 @@ from tiercel_serving.tables.items import ITEM_LOOKUP, store_ids
 BUILD = "build-1"
 DIMENSION = 4
 TAGS = 3
+DAY_S = 86_400.0
 OCCUPATIONS = [b"artist", "пилот".encode(), b"", b"nul\0byte"]
 #: What a request may carry. Nothing follows from a name: one tensor is called like another's companion.
 COLUMNS = (
@@ -247,7 +249,32 @@ def user_arrays(tiny: Tiny) -> dict[str, np.ndarray]:
     sizes = [0, *(len(mine) for mine in tiny.history), 0]
     arrays["history_offsets"] = np.cumsum(sizes)
     arrays["history_rows"] = np.array([row for mine in tiny.history for row in mine], np.int32)
+    if tiny.settings.seen_filter is not None:
+        arrays |= filtered(tiny, tiny.settings.seen_filter)
+    if tiny.settings.seen_again_days is not None:
+        arrays["history_times"] = np.array([had_at(at) for mine in tiny.history for at in range(len(mine))])
     return arrays
+
+
+def filtered(tiny: Tiny, kept: SeenFilter) -> dict[str, np.ndarray]:
+    """The latest of each history, and Bloom filters of the rest."""
+    latest = [mine[-kept.beyond :] for mine in tiny.history]
+    rest = [mine[: -kept.beyond] for mine in tiny.history]
+    owners = np.repeat(np.arange(len(rest)), [len(mine) for mine in rest])
+    old = np.array([row for mine in rest for row in mine], np.int64)
+    keys = item_keys(ids_array(tiny.item_ids))[old]
+    offsets, data = build_filters(owners, keys, len(rest) + 1, kept.of_release)
+    return {
+        "history_offsets": np.cumsum([0, *(len(mine) for mine in latest), 0]),
+        "history_rows": np.array([row for mine in latest for row in mine], np.int32),
+        "filter_offsets": offsets,
+        "filter_data": data,
+    }
+
+
+def had_at(place: int) -> float:
+    """When a user had the item at some place of a history, in seconds since 1970: one a day."""
+    return DAY_S * (place + 1)
 
 
 def _write_items(tiny: Tiny, path: Path) -> None:

@@ -92,7 +92,7 @@ def test_every_ranking_family_is_built(family: str, tmp_path: Path) -> None:
         hold(SUITES[family], folder, settings)
 
 
-def test_one_small_family_is_built(tmp_path: Path, onnx_operators_once: None) -> None:
+def test_one_small_family_is_built(tmp_path: Path) -> None:
     """The others are exported with ``--slow``: what is dear is torch's export, not the builder."""
     suite = test_ranking_families.TestDLRM
     in_every_precision(frozen(suite().built(suite.settings)), tmp_path, ranking_specs())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import grpc
-from tritonclient.utils import InferenceServerException
 
 from ..errors import (
     ClientError,
@@ -51,7 +51,9 @@ def client_error(
 ) -> ClientError:
     """Return what went wrong with what was asked there: the one map of gRPC's status codes."""
     where = url if model is None else f"{url}: model {model!r}"
-    if not isinstance(error, InferenceServerException):
+    # Whatever ends a call is also that call, and knows its end.
+    call: Any = error
+    if not isinstance(error, grpc.RpcError) or not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         # What a closed channel raises, in either flavour.
         closed = isinstance(error, ValueError | grpc.aio.UsageError) and "closed" in str(error).lower()
         if closed:
@@ -59,8 +61,8 @@ def client_error(
         return ServerFault(
             f"{where}: {type(error).__name__} in the gRPC library: {error}", request_id=request_id
         )
-    text = str(error.message() or "")
-    status = str(error.status()).removeprefix("StatusCode.")
+    text = str(call.details() or "")
+    status = str(call.code()).removeprefix("StatusCode.")
     kind, hint, retryable = _meaning(status, text)
     return kind(
         f"{where}: {status}: {text or 'no message'}; {hint}",

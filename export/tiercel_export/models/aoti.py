@@ -1,28 +1,26 @@
-"""The engines ``aoti`` and ``aoti-cuda``: torch module → ``torch.export`` → AOTInductor's package."""
+"""The engines ``aoti`` and ``aoti-cuda``: torch module → ``torch.export`` → AOTInductor's package.
+
+One for a GPU is compiled by ``tiercel build-engines``, where that GPU is.
+"""
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from tiercel_serving.engines.aoti import Aoti, device_name
+from tiercel_serving.engines.aoti import Aoti, AotiCuda
+from tiercel_serving.engines.aoti_torch import compile_program, write_program
 from tiercel_serving.engines.bound import Bound
-from tiercel_serving.errors import DeviceUnavailable, EngineBuildFailed
+from tiercel_serving.engines.compiler import device_name
 from tiercel_serving.spec import TensorSpec
 
-from ..errors import ExportError
-from .program import batch_program, first_lines
-
-#: Threads are a matter of the host that serves, not of the one that compiles.
-_OPTIONS = {"cpp.dynamic_threads": True}
+from .onnx import make_onnx
+from .program import batch_program
 
 
-def _make(
+def make_aoti(
     module: torch.nn.Module,
     folder: Path,
     *,
@@ -30,9 +28,8 @@ def _make(
     output: str,
     max_batch: int,
     build_id: str,
-    device: str,
 ) -> tuple[str, ...]:
-    """Compile the module for a device of this machine; see :class:`~.prepare.Maker`.
+    """Compile the module for this machine's CPU; see :class:`~.prepare.Maker`.
 
     Raises
     ------
@@ -40,34 +37,42 @@ def _make(
         torch can't express the module as one graph.
     EngineBuildFailed
         There is no compiler, or it failed.
-    DeviceUnavailable
-        There is no such device.
     """
-    where = device_name(device)
-    missing = Aoti.unmakeable()
-    if missing is not None:
-        raise EngineBuildFailed(f"{folder.name}: {missing}")
-    # The module that was given stays where it is: it is the oracle.
-    there = module if device == "cpu" else copy.deepcopy(module).to(device)
-    program, _ = batch_program(there, inputs, max_batch, folder.name)
-    file = folder / Aoti.file
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(file.resolve()), inductor_configs=dict(_OPTIONS)
-            )
-    except (ExportError, DeviceUnavailable):
-        raise
-    except Exception as error:
-        raise EngineBuildFailed(
-            f"{folder.name}: AOTInductor could not compile {type(module).__name__} for {where}: "
-            f"{first_lines(error)}; take --engine onnx"
-        ) from error
-    dtypes = {spec.name: str(spec.numpy_dtype) for spec in inputs}
-    Bound("torch", str(torch.__version__), where, dtypes, (output,)).write(file)
+    where, file = device_name(Aoti.device), folder / Aoti.file
+    program, _ = batch_program(module, inputs, max_batch, folder.name)
+    compile_program(program, file, folder.name, where)
+    _bound(where, inputs, output).write(file)
     return ()
 
 
-make_aoti = partial(_make, device="cpu")
-make_aoti_cuda = partial(_make, device="cuda")
+def make_aoti_cuda(
+    module: torch.nn.Module,
+    folder: Path,
+    *,
+    inputs: Sequence[TensorSpec],
+    output: str,
+    max_batch: int,
+    build_id: str,
+) -> tuple[str, ...]:
+    """Write the program that a GPU's machine compiles, and its graph as ONNX; see :class:`~.prepare.Maker`.
+
+    Where a GPU is at hand it is compiled now.
+
+    Raises
+    ------
+    ExportError
+        torch can't express the module as one graph.
+    EngineBuildFailed
+        There is a GPU and no compiler, or it failed.
+    """
+    make_onnx(module, folder, inputs=inputs, output=output, max_batch=max_batch, build_id=build_id)
+    program, _ = batch_program(module, inputs, max_batch, folder.name)
+    write_program(program, folder, _bound("any", inputs, output))
+    if torch.cuda.is_available():
+        AotiCuda.build(folder)
+    return ()
+
+
+def _bound(where: str, inputs: Sequence[TensorSpec], output: str) -> Bound:
+    dtypes = {spec.name: str(spec.numpy_dtype) for spec in inputs}
+    return Bound("torch", str(torch.__version__), where, dtypes, (output,))

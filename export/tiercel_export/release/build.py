@@ -337,10 +337,12 @@ def _manifest(
     names = {column.name for column in programs.user.inputs}
     columns = [*programs.user.inputs, *(column for column in tables.asked if column.name not in names)]
     listed = [column.name for column in columns]
-    refuse(name_problems(inputs.settings.reorder, listed, "a request column"))
-    # Of the numbers that steps take, the names are the recipe's own.
-    bare = msgspec.structs.replace(manifest, settings=msgspec.structs.replace(inputs.settings, reorder=()))
-    refuse(name_problems(inputs.settings.reorder, graph_names(bare), "a tensor of the served graph"))
+    placed = inputs.settings.placed()
+    refuse(name_problems(placed, listed, "a request column"))
+    # Of the numbers that requests set, the names are the recipe's own.
+    numberless = msgspec.structs.replace(inputs.settings, reorder=(), seen_again_days=None)
+    bare = msgspec.structs.replace(manifest, settings=numberless)
+    refuse(name_problems(placed, graph_names(bare), "a tensor of the served graph"))
     # The graph's own tensors have their names; the request's columns choose from the rest.
     named = tuple(
         msgspec.structs.replace(column, of_rules=column.name not in names)

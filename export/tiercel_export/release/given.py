@@ -13,7 +13,6 @@ import pandas as pd
 from tiercel_serving.features import InputColumn
 from tiercel_serving.release.manifest import IdDtype
 from tiercel_serving.settings import ServingSettings
-from tiercel_serving.sources.table import timeless
 from tiercel_serving.spec import Array
 
 from ..errors import ExportInputError
@@ -127,7 +126,7 @@ def check_inputs(
     notes: list[str] = []
     settings = checked_settings(settings, retrieval)
     if interactions is not None and columns.timestamp is None:
-        refuse(timeless(settings.sources))
+        refuse(settings.timeless())
     item_ids = unique_ids(items, columns.item_id, "items")
     empty = settings.candidates - len(item_ids)
     if empty > 0:

@@ -83,7 +83,7 @@ def ask_for_answers(
         ALLOW_SEEN: (chosen % 2 == 1)[:, None],
         "k": np.full((len(chosen), 1), settings.k_max, np.int32),
     }
-    if asked(settings.rules).now:
+    if asked(settings.rules).now or settings.seen_again_days is not None:
         request[NOW] = np.full((len(chosen), 1), uncompiled.now)
     found = list(answers.values())
     outputs = _outputs([answer.best for answer in found], inputs.item_ids, settings.k_max)

@@ -16,7 +16,7 @@ from tiercel_serving.verify.checks import FeatureRows
 from tiercel_serving.verify.golden import FEATURE_ROWS, Golden
 
 from ..workflow.cut import CompiledProgram
-from ..workflow.frames import FrameOracle, columns_from_frame, golden_inputs, oracle_columns, oracle_frame
+from ..workflow.frames import FrameOracle, columns_from_frame, golden_rows, oracle_columns, oracle_frame
 from ..workflow.sessions import SessionOracle, oracle_of
 from .parts import Inputs, Programs
 from .programs import session_examples
@@ -74,18 +74,18 @@ def _few_rows(ask: FrameOracle | SessionOracle, program: CompiledProgram, frame:
     It raises on some nulls, in an integer id for example; then only the columns in which it takes one
     are null.
     """
-    full = golden_inputs(frame, program.inputs, FEATURE_ROWS)
+    full = golden_rows(frame, program.inputs, FEATURE_ROWS)
     with _silent("merlin"):
         try:
-            return _asked(ask, program, full)
+            return _asked(ask, program, oracle_frame(full, program.inputs))
         except Exception:
             real, nulls = full.iloc[:-1], full.iloc[-1]
-            row = real.iloc[0].astype(object)
+            row = real.iloc[0]
             for column in program.inputs:
                 trial = row.copy()
                 trial[column.name] = nulls[column.name]
                 try:
-                    ask.answers(_with_row(real, trial, program))
+                    _asked(ask, program, _with_row(real, trial, program))
                 except Exception:
                     continue
                 row = trial
@@ -93,9 +93,7 @@ def _few_rows(ask: FrameOracle | SessionOracle, program: CompiledProgram, frame:
 
 
 def _with_row(frame: pd.DataFrame, row: pd.Series, program: CompiledProgram) -> pd.DataFrame:
-    return oracle_frame(
-        pd.concat([frame.astype(object), row.to_frame().T], ignore_index=True), program.inputs
-    )
+    return oracle_frame(pd.concat([frame, row.to_frame().T], ignore_index=True), program.inputs)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import msgspec
 from tiercel_serving.features import InputColumn
 from tiercel_serving.release.manifest import Manifest, RequestColumn
 from tiercel_serving.spec import LENGTH_OF, VALID_OF
+from tiercel_serving.stages.column_tensors import rule_tensor_names
 from tiercel_serving.stages.specs import BESIDE, stage_specs, time_spec
 
 
@@ -18,7 +19,8 @@ def graph_names(manifest: Manifest) -> set[str]:
     """Return the names of all tensors of the served graph: Triton has one place for each."""
     stages = [spec for spec in stage_specs(manifest) if spec.name not in BESIDE]
     times = [time_spec(spec.name) for spec in stages]
-    return {t.name for spec in stages for t in (*spec.inputs, *spec.outputs)} | {t.name for t in times}
+    names = {t.name for spec in stages for t in (*spec.inputs, *spec.outputs)} | {t.name for t in times}
+    return names | rule_tensor_names(manifest.settings)
 
 
 def request_columns(

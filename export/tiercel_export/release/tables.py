@@ -17,10 +17,12 @@ from tiercel_serving.features.blocks import transform
 from tiercel_serving.lookups.lookup import build_lookup
 from tiercel_serving.release.manifest import Catalogue, Packed, PackedList
 from tiercel_serving.spec import Array
+from tiercel_serving.stores.bloom import SeenFilter, build_filters, item_keys
 from tiercel_serving.stores.memory_mapped import USER_LOOKUP
 from tiercel_serving.tables.column_store import raw_prefix, store_column
 from tiercel_serving.tables.items import ITEM_LOOKUP, store_ids
 
+from ..errors import ExportInputError
 from ..workflow.frames import column_from_series, columns_from_frame
 from .fit import check_rules
 from .given import id_dtype, infer_column
@@ -55,6 +57,9 @@ def make_tables(inputs: Inputs, programs: Programs) -> Tables:
             inputs.events.users,
             inputs.events.items,
             latest=inputs.settings.history_length,
+            times=_times(inputs),
+            seen_filter=inputs.settings.seen_filter,
+            item_ids=inputs.item_ids,
         ),
         item_arrays(inputs.item_ids, raw_items, item_packed),
         user_packed,
@@ -144,6 +149,9 @@ def user_arrays(
     items: Rows,
     *,
     latest: int,
+    times: npt.NDArray[np.float64] | None = None,
+    seen_filter: SeenFilter | None = None,
+    item_ids: Array | None = None,
 ) -> dict[str, Array]:
     """Lay out the artefact ``users``.
 
@@ -159,16 +167,55 @@ def user_arrays(
         ``[n]`` rows of the interactions, in order of time; other users' are left out (-1).
     latest
         How many of a user's latest items a history shows.
+    times
+        ``[n]`` when they were, in seconds since 1970; None keeps no times.
+    seen_filter, item_ids
+        What of histories goes into Bloom filters, and ``[I]`` the raw ids that these are of; None is nothing.
     """
     arrays: dict[str, Array] = dict(build_lookup(ids, USER_LOOKUP))
     for name, column in raw.items():
         arrays.update(store_column(column, raw_prefix(name)))
     arrays.update(packed)
-    arrays["history_offsets"], arrays["history_rows"] = histories(users, items, len(ids), latest)
+    if seen_filter is None:
+        offsets, places = histories(users, items, len(ids), latest)
+    else:
+        offsets, places = histories(users, items, len(ids), max(latest, seen_filter.beyond))
+        offsets, places, filters = _filtered(offsets, places, items, item_ids, seen_filter)
+        arrays |= filters
+    arrays["history_offsets"] = offsets
+    arrays["history_rows"] = items[places].astype(np.int32)
+    if times is not None:
+        arrays["history_times"] = times[places]
     return arrays
 
 
-def histories(users: Rows, items: Rows, n_users: int, latest: int) -> tuple[Rows, npt.NDArray[np.int32]]:
+def _filtered(
+    offsets: Rows, places: Array, items: Rows, item_ids: Array | None, seen_filter: SeenFilter
+) -> tuple[Rows, Array, dict[str, Array]]:
+    """Put the older part of long histories into Bloom filters; return what is left, and these arrays."""
+    assert item_ids is not None
+    counts = np.diff(offsets)
+    owners = np.repeat(np.arange(len(counts)), counts)
+    old = offsets[1:][owners] - np.arange(len(owners)) > seen_filter.beyond
+    keys = item_keys(item_ids)[items[places[old]]]
+    filters = build_filters(owners[old], keys, len(counts), seen_filter.of_release)
+    left = np.append(0, np.cumsum(np.minimum(counts, seen_filter.beyond)))
+    return left, places[~old], dict(zip(("filter_offsets", "filter_data"), filters, strict=True))
+
+
+def _times(inputs: Inputs) -> npt.NDArray[np.float64] | None:
+    """Return when interactions were, if that is asked for."""
+    if inputs.settings.seen_again_days is None:
+        return None
+    if inputs.events.times is None and inputs.interactions is not None:
+        raise ExportInputError(
+            f"settings.seen_again_days: the interactions' {inputs.columns.timestamp!r} holds neither numbers "
+            "(seconds) nor dates; convert it, or leave seen_again_days out"
+        )
+    return np.zeros(0) if inputs.events.times is None else inputs.events.times
+
+
+def histories(users: Rows, items: Rows, n_users: int, latest: int) -> tuple[Rows, npt.NDArray[np.uint32]]:
     """Group interactions by user; of a repeated item only the latest stays.
 
     Parameters
@@ -183,10 +230,10 @@ def histories(users: Rows, items: Rows, n_users: int, latest: int) -> tuple[Rows
     Returns
     -------
     offsets : ``[U + 2]`` int64; row U is empty
-    rows : item rows of all users, end to end
+    places : which of the interactions stay, end to end by user
     """
-    events = _by_user(users, items)
-    ends = np.searchsorted(events[0], np.arange(n_users + 1), side="right")
+    owners, order = _by_user(users)
+    ends = np.searchsorted(owners, np.arange(n_users + 1), side="right")
     counts = np.zeros(n_users + 1, np.int64)
     kept, begin, first = [], 0, 0
     while first < n_users:
@@ -194,31 +241,27 @@ def histories(users: Rows, items: Rows, n_users: int, latest: int) -> tuple[Rows
         beyond = max(first + 1, int(np.searchsorted(ends, begin + _BLOCK, side="right")))
         beyond = min(beyond, n_users)
         end = int(ends[beyond - 1])
-        own = events[0][begin:end].astype(np.int64) - first
-        rows, counts[first:beyond] = _distinct(own, events[1][begin:end], beyond - first, latest)
-        kept.append(rows)
+        own, of_block = owners[begin:end].astype(np.int64) - first, order[begin:end]
+        places, counts[first:beyond] = _distinct(own, items[of_block], beyond - first, latest)
+        kept.append(of_block[places])
         begin, first = end, beyond
     offsets = np.zeros(n_users + 2, np.int64)
     np.cumsum(counts, out=offsets[1:])
-    return offsets, np.concatenate(kept) if kept else np.zeros(0, np.int32)
+    return offsets, np.concatenate(kept) if kept else np.zeros(0, np.uint32)
 
 
-def _by_user(users: Rows, items: Rows) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Return the known users' events by user, each one's in order of time."""
+def _by_user(users: Rows) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint32]]:
+    """Return the known users' events by user, each one's in order of time: whose, and which."""
     # One sort of integers that hold both user and place is several times cheaper than a stable argsort.
     keys = users << 32 | np.arange(len(users))
     if (users < 0).any():
         keys = keys[users >= 0]
     keys.sort()
-    sorted_items = items.astype(np.int32)[keys & 0xFFFFFFFF]
-    keys >>= 32
-    return keys.astype(np.int32), sorted_items
+    return (keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.uint32)
 
 
-def _distinct(
-    users: Rows, items: npt.NDArray[np.int32], n_users: int, latest: int
-) -> tuple[npt.NDArray[np.int32], Rows]:
-    """Return each user's items once, in the order that :func:`histories` says, and how many they are.
+def _distinct(users: Rows, items: Rows, n_users: int, latest: int) -> tuple[Rows, Rows]:
+    """Return the places of each user's items, each once, in the order of :func:`histories`, and how many.
 
     Parameters
     ----------
@@ -239,4 +282,4 @@ def _distinct(
     age = np.cumsum(counts)[users] - np.arange(len(users))
     # Old items by row, then the latest from the oldest on.
     keys = np.where(age > latest, items, width + latest - age) + users * (width + latest)
-    return items[np.argsort(keys, kind="stable")], counts
+    return places[np.argsort(keys, kind="stable")], counts

@@ -10,18 +10,23 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from math import isnan
 
 import numpy as np
 import numpy.typing as npt
 
 from tiercel_serving.columns import Column, null_column
 from tiercel_serving.release.artefacts import Artefact
+from tiercel_serving.reorder.per_request import user_amount
 from tiercel_serving.rules.expressions.given import Given
 from tiercel_serving.rules.kept import allowed_items
 from tiercel_serving.rules.table import AskingRule, OpenedRule
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.spec import Array, Arrays
+from tiercel_serving.stores.bloom import ItemProbes
+from tiercel_serving.stores.memory_mapped import UserTables
 from tiercel_serving.tables.column_store import raw_column
+from tiercel_serving.tables.items import ItemTable
 
 from ..models.prepare import Models
 from .parts import Tables
@@ -134,7 +139,7 @@ class Uncompiled:
     def allowed(self, row: int, *, seen: bool = False, asking: bool = True) -> npt.NDArray[np.bool_]:
         """Return ``[I]``: what passes every rule, and the user has not had unless ``seen`` may come.
 
-        Without ``asking`` what rules ask of users and requests is left aside.
+        Without ``asking`` what rules ask of users and requests is left aside, and so is when items were had.
         """
         allowed = self.passing.copy()
         if asking and self._asking:
@@ -142,8 +147,29 @@ class Uncompiled:
             for rule in self._asking:
                 allowed &= rule.allows(given)[0]
         if not seen:
-            allowed[self.seen(row)] = False
+            allowed[self._may_not_come(row) if asking else self.seen(row)] = False
         return allowed
+
+    def _had(self, row: int) -> Array:
+        """Return what a user has had, with what a Bloom filter takes for such."""
+        kept = self.settings.seen_filter
+        if kept is None:
+            return self.seen(row)
+        items = ItemTable(Artefact.in_memory("items", self.tables.item_arrays), self.items)
+        users = Artefact.in_memory("users", self.tables.user_arrays)
+        probes = ItemProbes(items.all_ids())
+        return UserTables(users, lambda: probes, kept.of_release).at(np.array([row])).seen()[0]
+
+    def _may_not_come(self, row: int) -> Array:
+        """Return the item rows that a user has had of late, as the settings say."""
+        had, days = self._had(row), self.settings.seen_again_days
+        of_late = float("nan") if days is None else user_amount(days, {})
+        if isnan(of_late):
+            return had
+        begin, end = self.tables.user_arrays["history_offsets"][row : row + 2]
+        ago_s = self.now - self.tables.user_arrays["history_times"][begin:end]
+        recent: Array = had[ago_s < of_late * 86_400]
+        return recent
 
     def candidates(self, rows: Array, scores: Array, sources: Array) -> dict[str, Array]:
         """Return what a ranker may know of candidates ``[B, K]``."""

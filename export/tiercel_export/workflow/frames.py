@@ -314,7 +314,7 @@ def _objects(rows: list[Any]) -> pd.Series:
     return pd.Series(out)
 
 
-def golden_inputs(frame: pd.DataFrame, inputs: Sequence[InputColumn], rows: int = 16) -> pd.DataFrame:
+def golden_rows(frame: pd.DataFrame, inputs: Sequence[InputColumn], rows: int = 16) -> pd.DataFrame:
     """Return rows worth keeping as golden vectors: the first ones, and one with a null in every column.
 
     Parameters
@@ -328,15 +328,15 @@ def golden_inputs(frame: pd.DataFrame, inputs: Sequence[InputColumn], rows: int 
 
     Returns
     -------
-    A frame in the oracle's form, ``min(rows, len(frame)) + 1`` rows. The last row's lists are empty and
-    its scalars null.
+    ``min(rows, len(frame)) + 1`` rows of objects, for :func:`oracle_frame`: beside a null it makes floats of
+    integers. The last row's lists are empty and its scalars null.
     """
     picked = np.unique(np.linspace(0, max(len(frame) - 1, 0), min(rows, len(frame))).astype(np.int64))
     real = frame[[column.name for column in inputs]].iloc[picked].astype(object)
     null = pd.DataFrame(
         {column.name: pd.Series([[] if column.is_list else None], dtype=object) for column in inputs}
     )
-    return oracle_frame(pd.concat([real, null], ignore_index=True), inputs)
+    return pd.concat([real, null], ignore_index=True)
 
 
 def oracle_columns(frame: pd.DataFrame, outputs: Sequence[OutputColumn]) -> dict[str, Column]:

@@ -102,8 +102,9 @@ def _ids(where: str, frame: pd.DataFrame, column: str) -> pd.Series:
     if ids.isna().any():
         raise DataCorrupt(f"{where}.{column} has {int(ids.isna().sum())} null ids; drop those rows")
     if ids.dtype != np.int64 and not (ids.dtype == object and pd.api.types.infer_dtype(ids) == "string"):
+        found = "lists" if ids.dtype == object else ids.dtype
         raise DataCorrupt(
-            f"{where}.{column} must hold 64-bit integers or strings, found {ids.dtype}; convert the ids"
+            f"{where}.{column} must hold 64-bit integers or strings, found {found}; convert the ids"
         )
     return ids
 
@@ -130,10 +131,12 @@ def _check_time(where: str, interactions: pd.DataFrame, timestamp: str | None) -
     if timestamp is None:
         return
     column = _column(where, interactions, timestamp, "time (None if there is none)")
-    if column.dtype.kind not in "if" or column.isna().any():
+    nulls = int(column.isna().sum())
+    if column.dtype.kind not in "if" or nulls:
+        found = f"{nulls} nulls; drop those rows" if nulls else f"{_kind(column)}; convert the column"
         raise DataCorrupt(
-            f"{where}.{timestamp} must be dates or numbers without nulls, found {_kind(column)} with "
-            f"{int(column.isna().sum())} nulls"
+            f"{where}.{timestamp} must be dates or numbers without nulls, found {found}, or name no time "
+            "(timestamp=None)"
         )
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -111,8 +111,9 @@ def whole_file(output: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, output)
     except OSError as error:
-        raise fault_of(error, output.parent, f"writing {output.name}") or DataError(
+        raise fault_of(error, output.parent, f"writing {output.name}", partial) or DataError(
             f"{output}: can't be written ({error}); name another place"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # such as of a file system that is read-only
+            partial.unlink(missing_ok=True)

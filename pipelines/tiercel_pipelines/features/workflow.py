@@ -22,7 +22,8 @@ import pandas as pd
 
 from tiercel_export.errors import WorkflowError
 from tiercel_export.lowering.table import TABLE, key_of
-from tiercel_export.workflow.cut import WorkflowParts, cut_workflow
+from tiercel_export.workflow.cut import LABEL_TAGS, WorkflowParts, cut_workflow
+from tiercel_export.workflow.lineage import tags_of
 
 from ..data import Dataset
 from .joined import joined_rows
@@ -66,6 +67,8 @@ class FeatureColumn:
         The operators that make it, first to last, without those that only tag.
     cardinality
         For ``cat`` of a fitted workflow, one more than the largest id; else None.
+    is_label
+        Whether its tags say that it is learnt and not served.
     """
 
     name: str
@@ -76,6 +79,7 @@ class FeatureColumn:
     inputs: tuple[str, ...]
     operators: tuple[Any, ...]
     cardinality: int | None
+    is_label: bool = False
 
     @property
     def part(self) -> str:
@@ -86,23 +90,6 @@ class FeatureColumn:
 def is_graph(value: object) -> bool:
     """Whether a value is an NVTabular graph: chains of operators, joined by ``+``."""
     return isinstance(value, Node)
-
-
-def why_unsupported(op: Any) -> tuple[str, str] | None:
-    """Return why an operator cannot be served and what to do instead; None if it can."""
-    entry = TABLE.get(key_of(op))
-    if key_of(op) == "nvtabular.TargetEncoding" and op.kfold > 1:
-        # Models are trained on what NVTabular transforms, folds and all; a release would serve another form.
-        return "its folds depend on the row's position", "fit it with kfold=1"
-    if entry is not None and entry.lower is not None:
-        return None
-    known = sorted(
-        {key.partition(".")[2] for key, entry in TABLE.items() if entry.lower is not None} - _STRUCTURE
-    )
-    served = f"use {', '.join(known)}"
-    if entry is None:
-        return "it is not an operator of NVTabular 23.08", served
-    return entry.note, entry.remedy or served
 
 
 def root_columns(graph: Any) -> tuple[str, ...]:
@@ -176,6 +163,7 @@ def _feature_column(workflow: Any, column: Any) -> FeatureColumn:
         inputs=tuple(dict.fromkeys(inputs)),
         operators=operators,
         cardinality=_cardinality(column, operators) if categorical else None,
+        is_label=bool(tags_of(column) & LABEL_TAGS),
     )
 
 
@@ -198,17 +186,28 @@ def _lineage(node: Any, name: str) -> tuple[list[str], tuple[Any, ...]]:
         found, earlier = behind_source
         inputs += found
         operators += earlier
-    own = () if type(node.op).__name__ in _STRUCTURE else (_Step(type(node.op).__name__, node.op, name),)
+    own = (
+        ()
+        if type(node.op).__name__ in STRUCTURE or _drops_rows(node)
+        else (_Step(type(node.op).__name__, node.op, name),)
+    )
     return inputs, operators + own
 
 
 def _read_by(node: Any) -> Mapping[str, list[str]]:
     """Return which columns a node's outputs are computed from: statistics from their keys alone."""
     entry = TABLE.get(key_of(node.op))
+    if _drops_rows(node):
+        return {}  # each column of itself
     if entry is None or entry.reads is None:
         mapping: Mapping[str, list[str]] = node.column_mapping
         return mapping
     return entry.reads(node.op, node.input_columns.resolve(node.input_schema))
+
+
+def _drops_rows(node: Any) -> bool:
+    entry = TABLE.get(key_of(node.op))
+    return entry is not None and entry.drops_rows
 
 
 def _lineage_above(above: Iterable[Any], name: str) -> tuple[list[str], tuple[Any, ...]] | None:
@@ -217,7 +216,7 @@ def _lineage_above(above: Iterable[Any], name: str) -> tuple[list[str], tuple[An
 
 
 #: Nodes that move or tag columns and do not change them.
-_STRUCTURE = frozenset(
+STRUCTURE = frozenset(
     {
         *("SelectionOp", "SubsetColumns", "SubtractionOp", "ConcatColumns", "Rename"),
         *("AddMetadata", "AddTags", "AddProperties"),

@@ -12,7 +12,7 @@ import pandas as pd
 from tiercel_serving.problems import COUNT, Problem, choose
 from tiercel_serving.reorder.inputs import FitsItems
 from tiercel_serving.rules.table import asked
-from tiercel_serving.sources.table import FitsModel, timeless
+from tiercel_serving.sources.table import FitsModel
 
 from ..arrays.lists import IMPLICIT
 from ..arrays.pairs import Array
@@ -44,7 +44,7 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
                 columns = raw_columns(items, kind.columns())
                 yield from (problem.within(where) for problem in kind.unfit(columns))
     if dataset.timestamp is None:
-        yield from (problem.within("serving") for problem in timeless(served.sources))
+        yield from (problem.within("serving") for problem in served.timeless())
     for where, family in recipe.places():
         if isinstance(family, LearnsFromColumns):
             for name in family.interaction_columns():

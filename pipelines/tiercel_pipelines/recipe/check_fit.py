@@ -12,6 +12,8 @@ from tiercel_export.errors import ExportError, UnsupportedOperator, WorkflowErro
 from tiercel_export.lowering.expressions import REFUSED
 from tiercel_export.workflow.cut import WorkflowParts, cut_workflow, trace_part
 from tiercel_export.workflow.trace import raw_column
+from tiercel_serving.errors import MachineFault
+from tiercel_serving.machine import fault_of
 from tiercel_serving.problems import Problem
 from tiercel_serving.reorder.per_request import name_problems
 from tiercel_serving.rules.expressions.types import Schema, Type, type_of, type_of_dtype
@@ -37,14 +39,16 @@ def fit_checked(
     ------
     RecipeError
         NVTabular can't fit it, or the fitted workflow can't be compiled; every column is named.
+    OSError, MemoryError
+        The machine is at fault, as whoever gave the directory will say.
     """
     try:
         workflow = fit_workflow(recipe, dataset, interactions, directory, client=client)
-    except MemoryError:
-        raise
     except ExportError as error:
         raise RecipeError(recipe.title, [problem_of(error)]) from error
     except Exception as error:
+        if isinstance(error, MachineFault) or fault_of(error, directory) is not None:
+            raise
         raise RecipeError(recipe.title, [_unfit(recipe, dataset, interactions, error)]) from error
     problems = list(workflow_problems(workflow, recipe.rows)) or list(
         request_problems(recipe, dataset, cut_workflow(workflow, rows=recipe.rows))
@@ -94,7 +98,7 @@ def request_problems(recipe: Recipe, dataset: Dataset, cut: WorkflowParts) -> It
             yield from (problem.within(f"serving.rules[{place}]") for problem in rule.unfit(known))
     carried = {*read, *asks.users, *asks.requests}
     for taken, whose in ((carried, "a request column"), (FACE, "a tensor of every request or answer")):
-        yield from (problem.within("serving") for problem in name_problems(served.reorder, taken, whose))
+        yield from (problem.within("serving") for problem in name_problems(served.placed(), taken, whose))
 
 
 def problem_of(error: ExportError, output: str | None = None) -> Problem:

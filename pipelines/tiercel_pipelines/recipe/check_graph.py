@@ -6,11 +6,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from tiercel_export.lowering.table import TABLE, key_of
+from tiercel_serving.machine import fault_of
 from tiercel_serving.problems import Problem, choose
 
 from ..data import Dataset
 from ..families.table import FitsFeatures
 from ..features.workflow import (
+    STRUCTURE,
     FeatureColumn,
     blank_schema,
     describe_graph,
@@ -19,7 +22,6 @@ from ..features.workflow import (
     placed,
     root_columns,
     table_schema,
-    why_unsupported,
 )
 from ..tasks.table import NamedScores
 from .recipe import Recipe
@@ -36,6 +38,9 @@ def graph_problems(recipe: Recipe, dataset: Dataset | None) -> Iterator[Problem]
             warnings.simplefilter("ignore")
             graph = recipe.features()
     except Exception as error:
+        fault = fault_of(error, doing="making the graph")
+        if fault is not None:
+            raise fault from error
         problem = f"the function failed with {type(error).__name__}: {error}"
         yield Problem("features", problem, "correct the graph; docs/recipes.md shows how chains are written")
         return
@@ -53,14 +58,16 @@ def graph_problems(recipe: Recipe, dataset: Dataset | None) -> Iterator[Problem]
     try:
         columns, doubled = describe_graph(graph, schema)
     except Exception as error:
-        yield Problem("features", f"NVTabular refuses the graph: {error}", "correct the graph")
+        words = f"NVTabular refuses the graph ({type(error).__name__}: {error})"
+        yield Problem("features", words, "correct the graph")
         return
     if dataset is not None:
         columns = tuple(placed(column, dataset) for column in columns)
     for name in doubled:
         problem = f"two features are called {name!r}, and NVTabular would silently keep one"
         yield Problem("features", problem, "rename one with ops.Rename(postfix=…)")
-    yield from _check_tags(columns)
+    columns = tuple(column for column in columns if not column.is_label)
+    yield from _check_tags(columns, dataset)
     yield from _check_history(recipe, columns)
     yield from _check_operators(columns)
     if dataset is not None:
@@ -85,9 +92,13 @@ def _unknown_columns(names: Iterable[str], dataset: Dataset) -> Iterator[Problem
             yield Problem("features", problem, choose(name, known))
 
 
-def _check_tags(columns: Sequence[FeatureColumn]) -> Iterator[Problem]:
+def _check_tags(columns: Sequence[FeatureColumn], dataset: Dataset | None) -> Iterator[Problem]:
     item_ids = 0
-    untagged = [column.name for column in columns if not column.parts]
+    mixed = [column for column in columns if not column.parts and dataset is not None and column.inputs]
+    for column in mixed:
+        problem = f"{column.name!r} is made of {', '.join(map(repr, column.inputs))}, of several tables"
+        yield Problem("features", problem, "make a feature of one table's columns; the models combine them")
+    untagged = [column.name for column in columns if not column.parts and column not in mixed]
     if untagged:
         needs, has = ("needs", "has") if len(untagged) == 1 else ("need", "have")
         problem = (
@@ -138,8 +149,10 @@ def _check_operators(columns: Iterable[FeatureColumn]) -> Iterator[Problem]:
         for step in column.operators:
             refusal = why_unsupported(step.op)
             if refusal is not None:
-                problem = f"{column.name!r} uses {step.operator}, which Tiercel cannot serve: {refusal[0]}"
-                yield Problem("features", problem, refusal[1])
+                # Merlin's class of a LambdaOp has another name.
+                name = step.operator.replace("UDF", "LambdaOp")
+                problem = f"{column.name!r} uses {name}, which Tiercel cannot serve: {refusal[0]}"
+                yield Problem("features", problem, refusal[1][:1].lower() + refusal[1][1:])
             if step.operator == "Bucketize":
                 boundaries = list(step.op.boundaries(step.column))
                 if boundaries != sorted(set(boundaries)):
@@ -147,9 +160,27 @@ def _check_operators(columns: Iterable[FeatureColumn]) -> Iterator[Problem]:
                     yield Problem("features", problem, "sort them and drop repeated ones")
 
 
+def why_unsupported(op: Any) -> tuple[str, str] | None:
+    """Return why an operator cannot be served and what to do instead; None if it can."""
+    key = key_of(op)
+    entry = TABLE.get(key)
+    if key == "nvtabular.TargetEncoding" and op.kfold > 1:
+        # Models are trained on what NVTabular transforms, folds and all; a release would serve another form.
+        return "its folds depend on the row's position", "fit it with kfold=1"
+    if entry is not None and entry.lower is not None:
+        return None
+    known = {key.partition(".")[2] for key, entry in TABLE.items() if entry.lower is not None} - STRUCTURE
+    served = f"use {', '.join(sorted(known))}"
+    if entry is None:
+        return "it is not an operator of NVTabular 23.08", served
+    remedy = entry.remedy if entry.advise is None else entry.advise(op, entry.remedy)
+    return entry.note, remedy or served
+
+
 def _check_origins(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Dataset) -> Iterator[Problem]:
     tables = {"user": dataset.users, "item": dataset.items}
     for column in columns:
+        yield from _check_events(column, dataset)
         for name in column.inputs:
             home = home_of(name, dataset)
             if len(column.parts) == 1 and home != column.part:
@@ -165,6 +196,21 @@ def _check_origins(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Da
             problem = f"the item id is made of {', '.join(column.inputs)}, not of {dataset.item_id!r}"
             yield Problem(
                 "features", problem, f"tag the feature of {dataset.item_id!r} as the item id, and only that"
+            )
+
+
+def _check_events(column: FeatureColumn, dataset: Dataset) -> Iterator[Problem]:
+    """Refuse a session's column of another table: its events are rows of the interactions."""
+    makers = (step for step in column.operators if (entry := TABLE.get(key_of(step.op))) and entry.keys)
+    for step in makers:
+        strange = [name for name in column.inputs if name not in dataset.interactions.columns]
+        for name in strange:
+            where = _TABLES[home_of(name, dataset)]
+            problem = (
+                f"{column.name!r}: {step.operator} makes sessions of interactions, and {name!r} is in {where}"
+            )
+            yield Problem(
+                "features", problem, f"write {name!r} into the interactions, too, under another name"
             )
 
 

@@ -16,6 +16,7 @@ from types import ModuleType
 import msgspec
 
 from tiercel_serving.errors import TiercelError
+from tiercel_serving.machine import fault_of
 from tiercel_serving.problems import Problem, choose
 
 from ..errors import RecipeError
@@ -103,10 +104,13 @@ def _failure(recipe: str, where: str, problem: str, remedy: str) -> RecipeError:
     return RecipeError(recipe, [Problem(where, problem, remedy)])
 
 
-def _explained(recipe: str, error: BaseException) -> RecipeError:
-    """Say in one line where the recipe's own code went wrong."""
+def _explained(recipe: str, error: BaseException) -> TiercelError:
+    """Say in one line where the recipe's own code went wrong, or what the machine did to it."""
     if isinstance(error, RecipeError):
         return error
+    fault = fault_of(error, doing=f"loading {recipe}")
+    if fault is not None:
+        return fault
     if isinstance(error, SyntaxError):
         where = f"line {error.lineno}"
         code = (error.text or "").strip()

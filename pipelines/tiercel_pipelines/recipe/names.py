@@ -26,6 +26,7 @@ PLAIN: Mapping[str, str] = {
     "Negatives": "tiercel_pipelines.tasks.negatives",
     "Debiasing": "tiercel_pipelines.tasks.negatives",
     "PerRequest": "tiercel_serving.reorder.per_request",
+    "SeenFilter": "tiercel_serving.stores.bloom",
     # The same settings with some fields changed.
     "replace": "msgspec.structs",
 }

@@ -276,10 +276,69 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend* backe
 
 /* ------------------------------------------------------------------------------------------- a model's instances */
 
-typedef struct {
-  PyObject* execute;
-  PyObject* finalize;
+/* A request, what becomes of it, and who came after it. */
+typedef struct Call {
+  TRITONBACKEND_Request* request;
+  TRITONBACKEND_Response* response;
+  TRITONSERVER_Error* failed;
+  PyObject* read; /* what Python gets of it */
+  ssize_t place;  /* in the list that Python gets, or -1 */
+  uint64_t users;
+  struct Call* next;
+} Call;
+
+typedef struct Instance {
+  TRITONBACKEND_ModelInstance* triton;
+  TRITONBACKEND_Model* model;
+  PyObject *execute, *finalize;
+  uint64_t most_users; /* in one batch */
+  /* Guarded by `turns`: */
+  Call *first, **last; /* who waits, longest first, and where the next one is put */
+  bool running;
+  struct Instance* next;
 } Instance;
+
+/* Python runs in one thread at a time, whatever their number; and stages that each take what has just come, while the
+ * others do too, hand on ever smaller batches. So threads take turns: one of those in which Triton delivers requests
+ * runs whatever waits, instance after instance, each with all that has come for it by then. The others only put their
+ * requests down. As many may run as a model has instances, for libraries that let go of Python's lock. */
+static pthread_mutex_t turns = PTHREAD_MUTEX_INITIALIZER;
+static Instance *instances, *turn; /* all; and with whom the next look begins, NULL is the first */
+static uint32_t runners, most_runners = 1;
+
+/* The number behind a key in a configuration (JSON), or 0. */
+static uint64_t number_at(const char* json, size_t size, const char* key)
+{
+  const char* found = memmem(json, size, key, strlen(key));
+  uint64_t number = 0;
+  if (found == NULL) return 0;
+  for (found += strlen(key); found < json + size && *found >= '0' && *found <= '9'; ++found)
+    number = 10 * number + (uint64_t)(*found - '0');
+  return number;
+}
+
+/* Let an instance take part in the turns. */
+static void join_in(Instance* instance)
+{
+  uint32_t alike = 1;
+  instance->last = &instance->first;
+  pthread_mutex_lock(&turns);
+  Instance** end = &instances;
+  for (; *end != NULL; end = &(*end)->next) alike += (*end)->model == instance->model;
+  *end = instance;
+  if (alike > most_runners) most_runners = alike;
+  pthread_mutex_unlock(&turns);
+}
+
+static void leave_out(const Instance* instance)
+{
+  pthread_mutex_lock(&turns);
+  Instance** at = &instances;
+  while (*at != NULL && *at != instance) at = &(*at)->next;
+  if (*at != NULL) *at = instance->next;
+  if (turn == instance) turn = instance->next;
+  pthread_mutex_unlock(&turns);
+}
 
 static TRITONSERVER_Error* load(Instance* instance, const char* config, size_t size, const char* location)
 {
@@ -292,6 +351,7 @@ static TRITONSERVER_Error* load(Instance* instance, const char* config, size_t s
   if (loaded == NULL) return python_error("model");
   instance->execute = PyObject_GetAttrString(loaded, "execute");
   instance->finalize = PyObject_GetAttrString(loaded, "finalize");
+  instance->most_users = number_at(config, size, "\"max_batch_size\":");
   Py_DecRef(loaded);
   return instance->execute == NULL || instance->finalize == NULL ? python_error("model") : NULL;
 }
@@ -322,6 +382,9 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_M
     free(instance);
     return failed;
   }
+  instance->triton = triton_instance;
+  instance->model = model;
+  join_in(instance);
   return TRITONBACKEND_ModelInstanceSetState(triton_instance, instance);
 }
 
@@ -330,6 +393,7 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_Mod
   Instance* instance = NULL;
   TRY(TRITONBACKEND_ModelInstanceState(triton_instance, (void**)&instance));
   if (instance == NULL) return NULL;
+  leave_out(instance);
   enter_python();
   PyObject* done = PyObject_CallFunctionObjArgs(instance->finalize, NULL);
   TRITONSERVER_Error* failed = done == NULL ? python_error("model: finalize") : NULL;
@@ -406,8 +470,8 @@ static void set(PyObject* tuple, ssize_t index, PyObject* item, bool* whole)
   if (item != NULL) PyTuple_SetItem(tuple, index, item);
 }
 
-/* (name, Triton's type, shape, data) of one tensor; `rows` is its first dimension. */
-static TRITONSERVER_Error* read_tensor(TRITONBACKEND_Input* input, PyObject** tensor, uint64_t* rows)
+/* (name, Triton's type, shape, data) of one tensor. */
+static TRITONSERVER_Error* read_tensor(TRITONBACKEND_Input* input, PyObject** tensor)
 {
   const char* name = NULL;
   const int64_t* shape = NULL;
@@ -424,7 +488,6 @@ static TRITONSERVER_Error* read_tensor(TRITONBACKEND_Input* input, PyObject** te
     elements *= (uint64_t)shape[index]; /* Triton has bounded the product when it took the request */
     set(sizes, index, PyLong_FromLongLong(shape[index]), &whole);
   }
-  *rows = dims > 0 ? (uint64_t)shape[0] : 0;
   if (failed == NULL && whole) {
     if (type == TYPE_BYTES) {
       body = decode_bytes(data, size, elements);
@@ -452,7 +515,7 @@ static TRITONSERVER_Error* read_tensor(TRITONBACKEND_Input* input, PyObject** te
 }
 
 /* ([tensor …], [name of a wanted output …]) of one request that somebody still waits for. */
-static TRITONSERVER_Error* read_request(TRITONBACKEND_Request* request, PyObject** read, uint64_t* rows)
+static TRITONSERVER_Error* read_request(TRITONBACKEND_Request* request, PyObject** read)
 {
   bool cancelled = false;
   TRY(TRITONBACKEND_RequestIsCancelled(request, &cancelled));
@@ -469,7 +532,7 @@ static TRITONSERVER_Error* read_request(TRITONBACKEND_Request* request, PyObject
     TRITONBACKEND_Input* input = NULL;
     PyObject* tensor = NULL;
     TRY(TRITONBACKEND_RequestInputByIndex(request, index, &input));
-    TRITONSERVER_Error* failed = read_tensor(input, &tensor, rows);
+    TRITONSERVER_Error* failed = read_tensor(input, &tensor);
     if (tensor != NULL) PyList_SetItem(tensors, index, tensor);
     if (failed != NULL) return failed;
   }
@@ -556,85 +619,157 @@ static TRITONSERVER_Error* write_answer(TRITONBACKEND_Response* response, PyObje
 
 /* ------------------------------------------------------------------------------------------------------ execution */
 
-/* What becomes of one request of a batch. */
-typedef struct {
-  TRITONBACKEND_Response* response;
-  TRITONSERVER_Error* failed;
-  ssize_t place; /* in the list that Python gets, or -1 */
-} Fate;
+/* How many users a request is of: what the first dimension of its tensors says. */
+static uint64_t count_users(TRITONBACKEND_Request* request)
+{
+  TRITONBACKEND_Input* input = NULL;
+  const char* name = NULL;
+  const int64_t* shape = NULL;
+  int type = 0;
+  uint32_t dims = 0, buffers = 0;
+  uint64_t size = 0;
+  TRITONSERVER_Error* failed = TRITONBACKEND_RequestInputByIndex(request, 0, &input);
+  if (failed == NULL) failed = TRITONBACKEND_InputProperties(input, &name, &type, &shape, &dims, &size, &buffers);
+  log_and_delete(failed);
+  return failed == NULL && dims > 0 ? (uint64_t)shape[0] : 1;
+}
 
-/* Run the requests that can be read, in one call; times are of the call itself. */
-static void run(Instance* instance, TRITONBACKEND_Request** requests, uint32_t count, Fate* fates, uint64_t* rows,
-                uint64_t* begin, uint64_t* end)
+/* Put requests down for an instance; whether the caller shall run what waits. */
+static TRITONSERVER_Error* put_down(Instance* instance, TRITONBACKEND_Request** requests, uint32_t count, bool* run)
+{
+  Call *first = NULL, **last = &first;
+  for (uint32_t index = 0; index < count; ++index) {
+    Call* call = calloc(1, sizeof *call);
+    if (call == NULL) {
+      for (Call* next; first != NULL; first = next) {
+        next = first->next;
+        free(first);
+      }
+      return error(ERROR_INTERNAL, "backend tiercel: out of memory");
+    }
+    call->request = requests[index];
+    call->users = count_users(requests[index]);
+    *last = call;
+    last = &call->next;
+  }
+  pthread_mutex_lock(&turns);
+  if (first != NULL) {
+    *instance->last = first;
+    instance->last = last;
+  }
+  *run = runners < most_runners;
+  runners += *run;
+  pthread_mutex_unlock(&turns);
+  return NULL;
+}
+
+static bool ready(const Instance* instance) { return !instance->running && instance->first != NULL; }
+
+/* Take the batch of whoever's turn it is; NULL ends the caller's running. */
+static Instance* take_turn(Call** batch)
+{
+  pthread_mutex_lock(&turns);
+  Instance* chosen = turn;
+  while (chosen != NULL && !ready(chosen)) chosen = chosen->next;
+  if (chosen == NULL)
+    for (chosen = instances; chosen != NULL && !ready(chosen);) chosen = chosen->next;
+  if (chosen == NULL) {
+    --runners;
+  } else {
+    turn = chosen->next;
+    chosen->running = true;
+    *batch = chosen->first;
+    Call* end = chosen->first;
+    uint64_t users = end->users;
+    while (end->next != NULL && users + end->next->users <= chosen->most_users) {
+      end = end->next;
+      users += end->users;
+    }
+    chosen->first = end->next;
+    end->next = NULL;
+    if (chosen->first == NULL) chosen->last = &chosen->first;
+  }
+  pthread_mutex_unlock(&turns);
+  return chosen;
+}
+
+static void end_turn(Instance* instance)
+{
+  pthread_mutex_lock(&turns);
+  instance->running = false;
+  pthread_mutex_unlock(&turns);
+}
+
+/* Run the calls of a batch that can be read, in one call of Python's; times are of the call itself. */
+static void run(const Instance* instance, Call* batch, uint64_t* begin, uint64_t* end)
 {
   ssize_t good = 0;
-  PyObject** reads = calloc(count, sizeof *reads);
-  for (uint32_t index = 0; index < count; ++index) {
-    uint64_t users = 0;
-    PyObject* read = NULL;
-    fates[index].failed = reads == NULL ? error(ERROR_INTERNAL, "backend tiercel: out of memory")
-                                        : read_request(requests[index], &read, &users);
-    fates[index].place = -1;
-    *rows += users;
-    if (fates[index].failed == NULL) {
-      fates[index].place = good;
-      reads[good++] = read;
-    } else if (read != NULL) {
-      Py_DecRef(read);
-    }
+  for (Call* call = batch; call != NULL; call = call->next) {
+    call->failed = read_request(call->request, &call->read);
+    call->place = call->failed == NULL ? good++ : -1;
   }
   PyObject* list = PyList_New(good);
-  for (ssize_t index = 0; index < good; ++index) {
-    if (list != NULL)
-      PyList_SetItem(list, index, reads[index]);
-    else
-      Py_DecRef(reads[index]);
+  for (Call* call = batch; call != NULL; call = call->next) {
+    if (list != NULL && call->place >= 0)
+      PyList_SetItem(list, call->place, call->read);
+    else if (call->read != NULL)
+      Py_DecRef(call->read);
   }
-  free(reads);
   *begin = now_ns();
   PyObject* answers = list == NULL || good == 0 ? NULL : PyObject_CallFunctionObjArgs(instance->execute, list, NULL);
   *end = now_ns();
   TRITONSERVER_Error* broken = answers == NULL && good > 0 ? python_error("the model broke") : NULL;
-  for (uint32_t index = 0; index < count; ++index) {
-    Fate* fate = &fates[index];
-    if (fate->failed == NULL)
-      fate->failed = TRITONBACKEND_ResponseNew(&fate->response, requests[index]);
+  for (Call* call = batch; call != NULL; call = call->next) {
+    if (call->failed == NULL)
+      call->failed = TRITONBACKEND_ResponseNew(&call->response, call->request);
     else
-      log_and_delete(TRITONBACKEND_ResponseNew(&fate->response, requests[index]));
-    if (fate->failed != NULL) continue;
-    fate->failed = broken != NULL ? TRITONSERVER_ErrorNew(ERROR_INTERNAL, TRITONSERVER_ErrorMessage(broken))
-                                  : write_answer(fate->response, PyList_GetItem(answers, fate->place));
+      log_and_delete(TRITONBACKEND_ResponseNew(&call->response, call->request));
+    if (call->failed != NULL) continue;
+    call->failed = broken != NULL ? TRITONSERVER_ErrorNew(ERROR_INTERNAL, TRITONSERVER_ErrorMessage(broken))
+                                  : write_answer(call->response, PyList_GetItem(answers, call->place));
   }
   if (broken != NULL) TRITONSERVER_ErrorDelete(broken);
   if (answers != NULL) Py_DecRef(answers);
   if (list != NULL) Py_DecRef(list);
 }
 
+/* Run a batch, and send what came of it. */
+static void answer(Instance* instance, Call* batch)
+{
+  uint64_t users = 0, begin = now_ns(), compute_begin = 0, compute_end = 0;
+  enter_python();
+  run(instance, batch, &compute_begin, &compute_end);
+  leave_python();
+  /* Sending is Triton's own work, and another instance may compute meanwhile. */
+  for (Call* call = batch; call != NULL; call = call->next)
+    if (call->response != NULL)
+      log_and_delete(TRITONBACKEND_ResponseSend(call->response, RESPONSE_FINAL, call->failed));
+  uint64_t end = now_ns();
+  for (Call* call = batch; call != NULL; call = call->next) {
+    users += call->users;
+    log_and_delete(TRITONBACKEND_ModelInstanceReportStatistics(instance->triton, call->request, call->failed == NULL,
+                                                               begin, compute_begin, compute_end, end));
+    if (call->failed != NULL) TRITONSERVER_ErrorDelete(call->failed);
+  }
+  log_and_delete(TRITONBACKEND_ModelInstanceReportBatchStatistics(instance->triton, users, begin, compute_begin,
+                                                                  compute_end, end));
+  /* Before requests are released: with the last of them the instance may be gone. */
+  end_turn(instance);
+  for (Call* next; batch != NULL; batch = next) {
+    next = batch->next;
+    log_and_delete(TRITONBACKEND_RequestRelease(batch->request, RELEASE_ALL));
+    free(batch);
+  }
+}
+
 EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_ModelInstance* triton_instance,
                                                               TRITONBACKEND_Request** requests, uint32_t count)
 {
   Instance* instance = NULL;
+  bool run_here = false;
   TRY(TRITONBACKEND_ModelInstanceState(triton_instance, (void**)&instance));
-  Fate* fates = calloc(count, sizeof *fates);
-  if (fates == NULL) return error(ERROR_INTERNAL, "backend tiercel: out of memory");
-  uint64_t rows = 0, begin = now_ns(), compute_begin = 0, compute_end = 0;
-  enter_python();
-  run(instance, requests, count, fates, &rows, &compute_begin, &compute_end);
-  leave_python();
-  /* Sending is Triton's own work, and another instance may compute meanwhile. */
-  for (uint32_t index = 0; index < count; ++index)
-    if (fates[index].response != NULL)
-      log_and_delete(TRITONBACKEND_ResponseSend(fates[index].response, RESPONSE_FINAL, fates[index].failed));
-  uint64_t end = now_ns();
-  for (uint32_t index = 0; index < count; ++index) {
-    log_and_delete(TRITONBACKEND_ModelInstanceReportStatistics(triton_instance, requests[index],
-                                                               fates[index].failed == NULL, begin, compute_begin,
-                                                               compute_end, end));
-    if (fates[index].failed != NULL) TRITONSERVER_ErrorDelete(fates[index].failed);
-    log_and_delete(TRITONBACKEND_RequestRelease(requests[index], RELEASE_ALL));
-  }
-  log_and_delete(TRITONBACKEND_ModelInstanceReportBatchStatistics(triton_instance, rows, begin, compute_begin,
-                                                                  compute_end, end));
-  free(fates);
+  TRY(put_down(instance, requests, count, &run_here));
+  Call* batch = NULL;
+  while (run_here && (instance = take_turn(&batch)) != NULL) answer(instance, batch);
   return NULL;
 }

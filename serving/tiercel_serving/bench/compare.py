@@ -65,16 +65,30 @@ def read_result(file: Path) -> dict[str, Any]:
     BenchError
         It can't be read, or is not such a result.
     """
+    return _read(file, "`tiercel bench --save`", {"served", "bare", "machine"})
+
+
+def read_any(file: Path) -> dict[str, Any]:
+    """Read what ``--save`` wrote, of this bench or of ``python -m benchmarks.scale``.
+
+    Raises
+    ------
+    BenchError
+        It can't be read, or is neither.
+    """
+    document = _read(file, "`tiercel bench --save` or `python -m benchmarks.scale --save`", {"machine"})
+    return document if "sizes" in document else read_result(file)
+
+
+def _read(file: Path, writer: str, needed: set[str]) -> dict[str, Any]:
+    expected = f"{file}: expected a result that {writer} wrote"
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BenchError(f"{file}: expected a result that `tiercel bench --save` wrote ({error})") from error
-    missing = {"served", "bare", "machine"} - (document.keys() if isinstance(document, dict) else set())
+        raise BenchError(f"{expected} ({error})") from error
+    missing = needed - (document.keys() if isinstance(document, dict) else set())
     if missing:
-        raise BenchError(
-            f"{file}: expected a result that `tiercel bench --save` wrote, but it lacks "
-            f"{', '.join(sorted(missing))}"
-        )
+        raise BenchError(f"{expected}, but it lacks {', '.join(sorted(missing))}")
     result: dict[str, Any] = document
     return result
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from math import floor, log10
 from typing import Any
 
-#: Colours that people with any sight tell apart (Okabe and Ito 2008).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 300, 70, 40, 16
+from .growth_plots import growth_sections
+from .plots import bars, lines
 
 _STYLE = (
     "body{font:15px/1.45 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222}"
@@ -18,11 +16,12 @@ _STYLE = (
     "svg{max-width:100%;height:auto}.no{color:#b00;font-weight:600}.dim{color:#666}"
 )
 
-Series = Mapping[str, Sequence[tuple[float, float]]]
 
+def html_report(document: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return the HTML of what ``tiercel bench --save`` writes.
 
-def html_report(document: Mapping[str, Any]) -> str:
-    """Return the HTML of what ``tiercel bench --save`` writes."""
+    ``others`` are results of other releases, or of the scale benchmark, for plots over their sizes.
+    """
     release, machine = document.get("release", {}), document.get("machine", {})
     title = f"{release.get('name', 'benchmark')}: latency and throughput"
     parts = [
@@ -36,6 +35,7 @@ def html_report(document: Mapping[str, Any]) -> str:
         "<p>The stages in one process, one user a request, without a server.</p>",
         _stages(document["bare"]),
         *_load(document.get("load", {})),
+        *growth_sections(document, others),
     ]
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"/><title>{escape(title)}</title>'
@@ -143,76 +143,3 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return f"<tr>{''.join(shown)}</tr>"
 
     return f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
-
-
-def bars(values: Mapping[str, float], unit: str) -> str:
-    """Return one bar a value, the longest as wide as the plot."""
-    most, step, label = max(values.values(), default=1) or 1, 24, 170
-    drawn = []
-    for number, (name, value) in enumerate(values.items()):
-        y, width = number * step, max(1.0, value / most * (WIDTH - label - 90))
-        drawn.append(
-            f'<text x="{label - 8}" y="{y + 16}" text-anchor="end">{escape(name)}</text>'
-            f'<rect x="{label}" y="{y + 4}" width="{width:.1f}" height="16" fill="{COLOURS[0]}"/>'
-            f'<text x="{label + width + 6:.1f}" y="{y + 16}">{value:.0f} {escape(unit)}</text>'
-        )
-    return _svg("".join(drawn), WIDTH, step * len(values) + 4)
-
-
-def lines(series: Series, across: str, up: str) -> str:
-    """Return a plot of lines; ``up`` is on a scale of powers of ten, since tails are."""
-    points = [point for line in series.values() for point in line if point[1] > 0]
-    if not points:
-        return ""
-    right = max(x for x, _ in points) or 1
-    low, high = floor(log10(min(y for _, y in points))), log10(max(y for _, y in points))
-    high = max(high, low + 0.5)
-
-    def place(x: float, y: float) -> str:
-        down = (high - log10(y)) / (high - low)
-        return f"{LEFT + x / right * (WIDTH - LEFT - 20):.1f},{TOP + down * (HEIGHT - TOP - BOTTOM):.1f}"
-
-    drawn = [_axes(across, up)]
-    for power in range(low, floor(high) + 1):
-        for digit in (1, 2, 5):
-            value = digit * 10.0**power
-            if log10(value) <= high:
-                _, y = place(0, value).split(",")
-                drawn.append(
-                    f'<text x="{LEFT - 8}" y="{y}" dy="4" text-anchor="end">{value:g}</text>'
-                    f'<path d="M{LEFT} {y}H{WIDTH - 20}" stroke="#eee"/>'
-                )
-    for part in range(5):
-        x = place(right * part / 4, 10.0**low).split(",")[0]
-        drawn.append(
-            f'<text x="{x}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{right * part / 4:.0f}</text>'
-        )
-    for number, (name, line) in enumerate(series.items()):
-        colour = COLOURS[number % len(COLOURS)]
-        path = " ".join(place(x, y) for x, y in line if y > 0)
-        dots = "".join(
-            '<circle cx="{}" cy="{}" r="2.5" fill="{}"/>'.format(*place(x, y).split(","), colour)
-            for x, y in line
-            if y > 0
-        )
-        drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>{dots}')
-        drawn.append(
-            f'<text x="{LEFT + 12}" y="{TOP + 14 + number * 17}" fill="{colour}">{escape(name)}</text>'
-        )
-    return _svg("".join(drawn), WIDTH, HEIGHT)
-
-
-def _axes(across: str, up: str) -> str:
-    return (
-        f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - 20}" fill="none" stroke="#888"/>'
-        f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(across)}</text>'
-        f'<text x="14" y="{(TOP + HEIGHT - BOTTOM) / 2}" text-anchor="middle" '
-        f'transform="rotate(-90 14 {(TOP + HEIGHT - BOTTOM) / 2})">{escape(up)}</text>'
-    )
-
-
-def _svg(inside: str, width: int, height: int) -> str:
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="system-ui,sans-serif" font-size="12">{inside}</svg>'
-    )

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .bare import BareCompute, median_bare
+from .growth import Growth
 from .load_curve import LoadCurve
 from .load_report import Promise, format_curves, promises_of
 from .measurement import Measurement, median_of
@@ -107,13 +108,15 @@ class BenchReport:
 
     ``facts`` are what the figures depend on: date, command, machine, versions, release. ``served`` is
     concurrency → what was measured (``identity``, ``hollow``, ``fused``, ``staged``; with ``tiercel_`` before
-    it, on that runner) → its rounds. ``curves`` are the open loops of what was measured.
+    it, on that runner) → its rounds. ``curves`` are the open loops of what was measured, and ``growth`` is of
+    the stages by themselves, if it was asked for.
     """
 
     facts: Mapping[str, Any]
     served: Mapping[int, Mapping[str, Sequence[Measurement]]]
     bare: Sequence[BareCompute]
     curves: Mapping[str, LoadCurve] = field(default_factory=dict)
+    growth: Growth | None = None
 
     def ratios(self) -> list[Ratio]:
         """Return the comparisons at concurrency 1; empty if that was not measured."""
@@ -171,6 +174,7 @@ class BenchReport:
             "ratios": [ratio.to_json() for ratio in self.ratios()],
             "gains": [{**asdict(gain), "ok": gain.ok} for gain in self.gains()],
             "load": {name: curve.to_json() for name, curve in self.curves.items()},
+            **({} if self.growth is None else {"growth": self.growth.to_json()}),
             "promises": [{**asdict(promise), "ok": promise.ok} for promise in self.promises()],
             "ok": self.ok,
         }

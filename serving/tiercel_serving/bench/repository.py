@@ -64,13 +64,24 @@ class TritonPythonModel:
 '''
 
 
-def write_bench_repository(release: Release, directory: Path, runner: str = "python") -> None:
-    """Write the models of :data:`MODELS` and what they need; the release's files are read where they are."""
+def write_bench_repository(
+    release: Release, directory: Path, runner: str = "python", instances: int | None = None
+) -> None:
+    """Write the models of :data:`MODELS` and what they need; the release's files are read where they are.
+
+    ``instances`` are of each model; None are as many as the release says.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     render_repository(release, directory, "fused", runner=runner)
     render_repository(release, directory, "staged", suffix=STAGED_SUFFIX, runner=runner)
     write_identity(directory, MODELS["fused"], find_runner(runner).backend)
     write_hollow(directory, MODELS["staged"])
+    if instances is not None:
+        for file in directory.glob("*/config.pbtxt"):
+            config = _read_config(directory, file.parent.name)
+            for group in config.instance_group:
+                group.count = instances
+            _write_config(directory, config)
 
 
 def write_identity(directory: Path, face: str, backend: str = "python") -> None:

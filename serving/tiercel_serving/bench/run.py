@@ -19,6 +19,7 @@ from ..spec import Array
 from ..supervise import TritonServer, start_server
 from .bare import BareCompute, bare_cpu_seconds, full_requests, measure_bare
 from .generator import generator
+from .growth import measure_growth
 from .load_curve import LoadCurve, Target, measure_curve
 from .machine import describe_machine, installed_versions, triton_version
 from .measurement import Measurement
@@ -88,6 +89,8 @@ def run_bench(
     concurrencies: Sequence[int] = (1, 8),
     runners: Sequence[str] = ("python",),
     loops: OpenLoops = OpenLoops(),
+    instances: int | None = None,
+    growth: bool = False,
     triton: str | Path | None = None,
     command: str = "",
     progress: Progress = lambda what, done, total: None,
@@ -111,6 +114,10 @@ def run_bench(
         Rows of :data:`~tiercel_serving.repository.targets.RUNNERS`.
     loops
         The open loops.
+    instances
+        Of each model; None are as many as the release says.
+    growth
+        Whether to measure batches and indexes by themselves, without a server.
     triton
         As for :func:`~tiercel_serving.supervise.start_server`.
     command, progress
@@ -132,7 +139,7 @@ def run_bench(
         data = Path(folder) / "requests.json"
         write_requests(users, data)
         servers = {
-            runner: stack.enter_context(_serving(release, Path(folder) / runner, runner, triton))
+            runner: stack.enter_context(_serving(release, Path(folder) / runner, runner, triton, instances))
             for runner in runners
         }
         models = {
@@ -146,6 +153,7 @@ def run_bench(
         facts = {
             **_facts(release, load, command, seconds, rounds),
             "runners": list(runners),
+            "instances": release.settings.instances if instances is None else instances,
             "triton": triton_version(urls[0]),
         }
         served: dict[int, dict[str, list[Measurement]]] = {}
@@ -162,14 +170,18 @@ def run_bench(
                 bare.append(measure_bare(pipeline, requests, seconds))
         progress("rounds", len(steps), len(steps))
         curves = _curves(release, servers, loops, seconds, pipeline, users, progress)
-    return BenchReport(facts, served, bare, curves)
+    grown = None
+    if growth:
+        progress("batches and indexes", 0, None)
+        grown = measure_growth(release, pipeline, users, min(seconds, 1.0))
+    return BenchReport(facts, served, bare, curves, grown)
 
 
 @contextmanager
 def _serving(
-    release: Release, repository: Path, runner: str, triton: str | Path | None
+    release: Release, repository: Path, runner: str, triton: str | Path | None, instances: int | None
 ) -> Iterator[TritonServer]:
-    write_bench_repository(release, repository, runner)
+    write_bench_repository(release, repository, runner, instances)
     with start_server(repository, triton=triton, canary=lambda url, timeout_s: None) as server:
         yield server
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import os
 import shlex
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..machine import machine_faults
 from .serve import Triton
 from .shell import FAILED, Debug, Json, Refused, Shell, shell
 from .tables import heading
@@ -75,8 +77,32 @@ def command(
         float,
         typer.Option("--p99-ms", min=0.1, help="The highest rate whose p99 is within this is searched for."),
     ] = 20.0,
+    instances: Annotated[
+        int | None,
+        typer.Option(
+            "--instances",
+            min=1,
+            help="Instances of each model; else what the release says.",
+            show_default=False,
+        ),
+    ] = None,
+    growth: Annotated[
+        bool,
+        typer.Option(
+            "--growth", help="Also measure batches and index types by themselves, without a server."
+        ),
+    ] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE.html", help="Also write a report with plots here.")
+    ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--beside",
+            metavar="FILE.json",
+            help="With --html: a saved result of another release, or of `python -m benchmarks.scale`, for "
+            "plots over items, users and candidates. May be given several times.",
+        ),
     ] = None,
     compared: Annotated[
         tuple[Path, Path] | None,
@@ -114,6 +140,10 @@ def command(
             raise Refused(f"--client {client}: use {' or '.join(CLIENTS)}")
         levels = concurrencies(concurrency)
         runners, loops = chosen_runners(runner), open_loops(rates, mix, p99_ms)
+        for file in (save, html):
+            if file is not None:
+                check_place(file)
+        others = read_others(beside or [], html)
         with sh.work(f"Measuring {release}") as progress:
             from ..release.opened import check_files, open_release
 
@@ -131,6 +161,8 @@ def command(
                 concurrencies=levels,
                 runners=runners,
                 loops=loops,
+                instances=instances,
+                growth=growth,
                 triton=triton,
                 command=shlex.join(["tiercel", *sys.argv[1:]]),
                 progress=progress,
@@ -141,7 +173,7 @@ def command(
         if html is not None:
             from ..bench.html_report import html_report
 
-            write_whole(html, html_report(document))
+            write_whole(html, html_report(document, others))
         sh.emit(document, *human(report, save))
         if check and not report.ok:
             sh.note("A figure is beyond its limit.", style="red")
@@ -191,6 +223,15 @@ def open_loops(rates: str, mix: str, p99_ms: float) -> OpenLoops:
     return OpenLoops(shares, mix, p99_ms * 1000)
 
 
+def read_others(files: list[Path], html: Path | None) -> list[dict[str, Any]]:
+    """Read what ``--beside`` names, before anything is measured."""
+    from ..bench.compare import read_any
+
+    if files and html is None:
+        raise Refused("--beside: its plots are in the page that --html FILE.html writes; name one")
+    return [read_any(file) for file in files]
+
+
 def compare_results(sh: Shell, before: Path, after: Path, *, force: bool) -> None:
     """Print what changed between two saved results."""
     from rich.text import Text
@@ -213,8 +254,25 @@ def find_load(sh: Shell, client: str, cache: Path | None) -> Load:
 
 def write_whole(file: Path, document: dict[str, Any] | str) -> None:
     """Write a text or a JSON file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}")
+    with machine_faults(file.parent, f"writing {file.name}", partial):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(file, partial, document)
+
+
+def check_place(file: Path) -> None:
+    """Refuse now, before the work, what :func:`write_whole` could not write after it."""
+    if file.is_dir():
+        raise Refused(f"{file}: is a folder; name the file to write")
+    there = file.exists()
+    with machine_faults(file.parent, f"writing {file.name}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("ab").close()
+    if not there:
+        file.unlink()
+
+
+def _write_whole(file: Path, partial: Path, document: dict[str, Any] | str) -> None:
     try:
         text = (
             document
@@ -224,7 +282,8 @@ def write_whole(file: Path, document: dict[str, Any] | str) -> None:
         partial.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
         os.replace(partial, file)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def human(report: BenchReport, save: Path | None) -> list[Any]:

@@ -21,4 +21,13 @@ def main() -> None:
             raise
         sys.stderr.write(BARE.format(missing=error.name))
         raise SystemExit(2) from None
-    app(prog_name="tiercel")
+    try:
+        app(prog_name="tiercel")
+    except (OSError, MemoryError, ImportError) as error:  # before a command has begun
+        from ..machine import fault_of
+
+        fault = fault_of(error)
+        if fault is None:
+            raise
+        sys.stderr.write(f"error {fault}\n")
+        raise SystemExit(1) from None

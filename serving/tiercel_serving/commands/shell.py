@@ -7,6 +7,7 @@ Everything else, whoever writes it, goes to standard error.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json as json_module
 import os
@@ -30,7 +31,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from ..errors import TiercelError
+from ..errors import MachineFault, TiercelError
 from ..machine import fault_of
 from .extras import extra_of_command, missing_library
 
@@ -58,6 +59,15 @@ REFUSED = frozenset(
         "ReleaseMissing",
         "RequestRefused",
         "StoreMismatch",
+    }
+)
+
+
+#: Errors of a path that a command was given: a folder where a file is needed, a name that is too long.
+PATH_ERRORS = frozenset(
+    {
+        *(errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG),
+        *(errno.ELOOP, errno.EXDEV, errno.EBUSY, errno.ETXTBSY, errno.ESPIPE),
     }
 )
 
@@ -103,20 +113,24 @@ class Shell:
         missing = None
         if isinstance(error, ModuleNotFoundError):
             missing = missing_library(error, extra_of_command.get())
-        fault = None if _is_ours(error) else fault_of(error)
+        fault = _fault_in(error)
         if fault is not None:
             fault.__cause__, error = error, fault
-        known = missing is not None or _is_ours(error)
-        message = missing or str(error)
+        path = wrong_path(error)
+        known = missing is not None or path is not None or _is_ours(error)
+        message = missing or path or str(error)
         text = message if known else f"unexpected {type(error).__name__}: {error}"
         if debug:
             self.note("".join(traceback.format_exception(error)), style="dim")
         elif not known:
             text += "\nThis is a defect of Tiercel; --debug shows where it happened."
-        self.err.print(f"[bold red]error[/] {escape(text)}", highlight=False, soft_wrap=True)
+        try:
+            self.err.print(f"[bold red]error[/] {escape(text)}", highlight=False, soft_wrap=True)
+        except (OSError, MemoryError, ImportError):  # rich loads tables as it prints
+            sys.stderr.write(f"error {text}\n")
         if self.json and not self._emitted:
             self.emit({"error": {"type": type(error).__name__, "message": message}})
-        return USAGE if missing or (known and _is_refused(error)) else FAILED
+        return USAGE if missing or path or (known and _is_refused(error)) else FAILED
 
     @contextlib.contextmanager
     def work(self, title: str, *, steps: bool = False) -> Iterator[Report]:
@@ -245,6 +259,29 @@ def _console(stream: IO[str]) -> Console:
         # A pipe has no width: wide enough that no cell of ours is cut.
         console.width = 160
     return console
+
+
+def _fault_in(error: BaseException | None) -> MachineFault | None:
+    """Return what the machine did, if an error, or one of ours that it was raised from, tells of it."""
+    while error is not None and not isinstance(error, MachineFault):
+        fault = None if _is_ours(error) else fault_of(error)
+        if fault is not None:
+            return fault
+        error = error.__cause__
+    return None
+
+
+def wrong_path(error: BaseException) -> str | None:
+    """Say of a path that it can't be what a command needs, if that is the error."""
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        return f"{error.object!r}: this name is no UTF-8, which a library needs; rename it"
+    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # Python 3.12 and older
+        return f"{error}; correct the path, or name another"
+    if not isinstance(error, OSError) or error.errno not in PATH_ERRORS or not error.filename:
+        return None
+    # What is written is renamed when it is whole.
+    name = error.filename2 or error.filename
+    return f"{os.fsdecode(name)}: {os.strerror(error.errno)}; correct the path, or name another"
 
 
 def _is_ours(error: BaseException) -> bool:

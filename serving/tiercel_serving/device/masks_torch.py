@@ -12,7 +12,7 @@ from .crossing import Copies
 
 
 class TensorMask:
-    """A sorted list of cells (user × items), and perhaps a table of what may come.
+    """A list of cells (user × items), and perhaps a table of what may come.
 
     Nothing here waits for the device: no shape depends on what lies there.
 
@@ -40,7 +40,9 @@ class TensorMask:
         on_host: Callable[[], Mask] | None = None,
     ) -> None:
         self.users, self.items, self.most, self.allowed = users, items, most, allowed
-        self._cells = cells.sort().values
+        self._cells = cells
+        #: The cells in order, once somebody asks for single items.
+        self._sorted: Tensor | None = None
         self._base = (torch.arange(users, device=cells.device) * (items + 1))[:, None]
         self._added: list[Tensor] = []
         self._on_host = on_host
@@ -49,18 +51,27 @@ class TensorMask:
         """Mask ``[B, M]`` more rows."""
         self._added.append(rows)
         self.most += rows.shape[1]
-        self._cells = torch.cat([self._cells, (rows + self._base).reshape(-1)]).sort().values
+        self._cells = torch.cat([self._cells, (rows + self._base).reshape(-1)])
+        self._sorted = None
 
     def allows(self, rows: Tensor) -> Tensor:
         """Return for ``[B, M]`` rows whether their user may get them."""
+        if self._sorted is None:
+            self._sorted = self._cells.sort().values
         wanted = rows + self._base
         # The last cell is the last user's pad row, and no cell lies beyond it.
-        free = self._cells[torch.searchsorted(self._cells, wanted)] != wanted
+        free = self._sorted[torch.searchsorted(self._sorted, wanted)] != wanted
         return free if self.allowed is None else free & self.allowed.gather(1, rows)
 
     def cells(self) -> tuple[Tensor, Tensor]:
         """Return user and row of everything that is masked, ``[n]`` each."""
         return self._cells // (self.items + 1), self._cells % (self.items + 1)
+
+    def padded(self) -> Tensor:
+        """Return the cells, filled up with one of them to a power of two: of few lengths in all."""
+        missing = (1 << max(6, (len(self._cells) - 1).bit_length())) - len(self._cells)
+        # The last user's pad row, which is among them.
+        return torch.nn.functional.pad(self._cells, (0, missing), value=self.users * (self.items + 1) - 1)
 
     def host(self, place: Copies) -> Mask:
         """Return the mask on the host."""

@@ -8,6 +8,9 @@ from torch import Tensor
 _ALL_BUT_SIGN = 0x7FFFFFFF
 _LOWER = 0xFFFFFFFF
 
+#: Lists of up to so many keys are sorted whole: choosing the smallest, and then sorting them, takes longer.
+_SORTED_WHOLE = 1024
+
 
 def sort_keys(scores: Tensor, rows: Tensor) -> Tensor:
     """Return int64 keys that sort ascending like (score descending, row ascending).
@@ -29,8 +32,8 @@ def read_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 def smallest(keys: Tensor, count: int) -> Tensor:
     """Return the ``count`` smallest keys of each user ``[B, M]`` in order; all of them if there are fewer."""
-    if count >= keys.shape[1]:
-        return keys.sort(dim=1).values
+    if count >= keys.shape[1] or keys.shape[1] <= _SORTED_WHOLE:
+        return keys.sort(dim=1).values[:, :count]
     return keys.topk(count, dim=1, largest=False, sorted=True).values
 
 

@@ -10,9 +10,13 @@ from torch import Tensor
 
 from ..errors import DeviceUnavailable
 from ..spec import Array
+from .graphs_torch import Capture, GraphedRun, Run, capture
 
 #: A table is copied in pieces of so many bytes, so that a mapped file is never in memory whole.
 PIECE = 1 << 26
+
+#: Type of device → what captures work there as a graph.
+CAPTURES: dict[str, Capture] = {"cuda": capture}
 
 
 class Place:
@@ -34,11 +38,14 @@ class Place:
         The device.
     stream : torch.cuda.Stream or None
         What the instance's work runs on: one stream for all of its stages and engines. None on the CPU.
+    capture : Capture or None
+        A row of :data:`CAPTURES`; None where there are no launches to save.
     """
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         self.stream: torch.cuda.Stream | None = None
+        self.capture = CAPTURES.get(self.device.type)
         if self.device.type == "cuda":
             self.device = torch.device("cuda", _usable_gpu(self.device.index or 0))
             torch.cuda.set_device(self.device)
@@ -53,6 +60,10 @@ class Place:
         if self.stream is not None:
             stack.enter_context(torch.cuda.stream(self.stream))
         return stack
+
+    def graphed(self, run: Run) -> Run:
+        """Return what does some work on batches ``[B, …]`` with one launch, where there are launches."""
+        return run if self.capture is None else GraphedRun(run, capture=self.capture)
 
     def put(self, array: Array) -> Tensor:
         """Copy an array of a request to the device; on the CPU it is the same memory."""

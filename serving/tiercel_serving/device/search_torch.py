@@ -87,20 +87,29 @@ class DeviceSearch:
         pad row.
         """
         size, wanted = len(self.vectors), count + self._margin
-        users, rows = mask.cells()
-        masked = users, rows if self._position_of is None else self._position_of[rows]
         block = max(GROUP, self._block_scores // max(len(query), 1) // GROUP * GROUP)
+        half = self.vectors.dtype != torch.float32
+        best = _best_rounded if half else _best_in_order
         rough = query
-        if self.vectors.dtype != torch.float32:
+        if half:
             # Of length 1, so that no product leaves the range of half precision; the order is the same.
             rough = torch.nn.functional.normalize(query, dim=1).type(self.vectors.dtype)
-        parts = [
-            self._best_of_block(rough, mask.allowed, masked, begin, min(begin + block, size), wanted)
-            for begin in range(0, size, block)
-        ]
-        parts = parts or [torch.empty((len(query), 0), dtype=torch.int64, device=query.device)]
-        scores, positions = read_keys(smallest(torch.cat(parts, dim=1), wanted))
-        return self.best_of(query, torch.where(torch.isneginf(scores), size, positions), count)
+        masked: tuple[Tensor, Tensor] | None = None
+        parts = []
+        for begin in range(0, size, block):
+            end = min(begin + block, size)
+            cells = self._products(rough, begin, end)
+            if masked is None:
+                # After the first product: the device is at work while it is told what else to do.
+                users, rows = mask.cells()
+                masked = users, rows if self._position_of is None else self._position_of[rows]
+            scores = self._masked(cells, mask.allowed, masked, begin, end)
+            found, positions = best(scores, wanted)
+            parts.append(torch.where(torch.isneginf(found), size, positions + begin))
+        if not parts:
+            parts = [torch.empty((len(query), 0), dtype=torch.int64, device=query.device)]
+        positions = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return self.best_of(query, positions, count)
 
     def best_of(self, query: Tensor, positions: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return the best ``count`` of the given positions ``[B, M]``, as :meth:`nearest` does; A is none."""
@@ -131,39 +140,75 @@ class DeviceSearch:
         """Return the positions of catalogue rows; A for the pad row and for rows that are not searched."""
         return rows if self._position_of is None else self._position_of[rows]
 
-    def _best_of_block(
-        self,
-        query: Tensor,
-        allowed: Tensor | None,
-        masked: tuple[Tensor, Tensor],
-        begin: int,
-        end: int,
-        wanted: int,
-    ) -> Tensor:
-        """Return keys ``[B, n]`` of the best ``wanted`` at positions ``begin`` to ``end``, or of all."""
+    def _products(self, query: Tensor, begin: int, end: int) -> Tensor:
+        """Return rough scores of positions ``begin`` to ``end``, in ``users × width + 1`` cells.
+
+        The width is filled up to whole groups. There is one cell more: what is masked outside of these
+        positions goes there. The scores are written and read once each: of many users they are more than the
+        vectors.
+        """
         users, size = len(query), end - begin
         width = -(-size // GROUP) * GROUP
-        # One cell more than the table has: there goes what is masked outside of this block. The scores are
-        # written and read once each: of many users they are more than the vectors.
         cells = query.new_empty(users * width + 1)
         scores = cells[:-1].view(users, width)
         torch.mm(query, self.vectors[begin:end].T, out=scores[:, :size])
         scores[:, size:] = _LOWEST
+        return cells
+
+    def _masked(
+        self, cells: Tensor, allowed: Tensor | None, masked: tuple[Tensor, Tensor], begin: int, end: int
+    ) -> Tensor:
+        """Take the score of what must not come, and return the scores ``[B, width]``."""
+        size = end - begin
+        width = -(-size // GROUP) * GROUP
+        scores = cells[:-1].view(-1, width)
         if allowed is not None:
             own = allowed[:, begin:end] if self._row_of is None else allowed[:, self._row_of[begin:end]]
             scores[:, :size].masked_fill_(~own, _LOWEST)
         user, position = masked
         inside = (position >= begin) & (position < end)
-        cells.index_fill_(0, torch.where(inside, user * width + position - begin, users * width), _LOWEST)
-        # The best n items lie in the n groups whose best come first: each group before another has an item
-        # that comes before all of that other's.
-        groups = scores.view(users, -1, GROUP)
-        numbers = torch.arange(groups.shape[1], device=query.device)
-        _, best = read_keys(smallest(sort_keys(_sortable(groups.amax(dim=2)), numbers), wanted))
-        inner = torch.arange(GROUP, device=query.device)
-        found = _sortable(groups.gather(1, best[:, :, None].expand(-1, -1, GROUP)))
-        places = begin + best[:, :, None] * GROUP + inner
-        return smallest(sort_keys(found, places).view(users, -1), wanted)
+        cells.index_fill_(0, torch.where(inside, user * width + position - begin, scores.numel()), _LOWEST)
+        return scores
+
+
+def _best_in_order(scores: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+    """Return scores and places ``[B, n]`` of the best by (score descending, place ascending), in any order.
+
+    ``n`` is ``wanted``, or the number of all.
+    """
+    # The best n items lie in the n groups whose best come first: each group before another has an item
+    # that comes before all of that other's.
+    groups = scores.view(len(scores), -1, GROUP)
+    numbers = torch.arange(groups.shape[1], device=scores.device)
+    _, best = read_keys(_first(sort_keys(_sortable(groups.amax(dim=2)), numbers), wanted))
+    inner = torch.arange(GROUP, device=scores.device)
+    found = _sortable(groups.gather(1, best[:, :, None].expand(-1, -1, GROUP)))
+    places = best[:, :, None] * GROUP + inner
+    return read_keys(_first(sort_keys(found, places).view(len(scores), -1), wanted))
+
+
+def _best_rounded(scores: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+    """Return the same of scores in half precision, without an order among equal ones.
+
+    Rounding swaps more than ties do, and the margin is there for both. What is chosen by is two bytes an item
+    in place of eight, and a group's items lie apart, so that neighbouring threads read neighbouring scores.
+    """
+    groups = scores.view(len(scores), GROUP, -1)
+    width = groups.shape[2]
+    tops = groups.amax(dim=1).nan_to_num(nan=_LOWEST, neginf=_LOWEST)
+    best = tops.topk(min(wanted, width), dim=1, sorted=False).indices
+    found = groups.gather(2, best[:, None].expand(-1, GROUP, -1)).nan_to_num(nan=_LOWEST, neginf=_LOWEST)
+    inner = torch.arange(GROUP, device=scores.device)
+    places = (best[:, None] + inner[:, None] * width).flatten(1)
+    chosen, order = found.flatten(1).topk(min(wanted, places.shape[1]), dim=1, sorted=False)
+    return chosen, places.gather(1, order)
+
+
+def _first(keys: Tensor, count: int) -> Tensor:
+    """Return the ``count`` smallest keys of each user in any order; all of them if there are fewer."""
+    if count >= keys.shape[1]:
+        return keys
+    return keys.topk(count, dim=1, largest=False, sorted=False).values
 
 
 def _sortable(scores: Tensor) -> Tensor:

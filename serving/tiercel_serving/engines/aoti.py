@@ -1,7 +1,8 @@
 """``aoti`` and ``aoti-cuda``: a package that AOTInductor compiled, run without the model's Python code.
 
 The package is machine code. It is bound to the version of torch and to the device that it was compiled for,
-and both are compared before it is opened: another version reads its arrays wrongly or ends the process.
+and both are compared before it is opened: another version reads its arrays wrongly or ends the process. One
+for a GPU is compiled on the machine that has it, of the program that the export wrote.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..errors import ArtefactCorrupt, DeviceUnavailable
+from ..errors import ArtefactCorrupt, DeviceUnavailable, EngineNotBuilt, KindUnavailable
 from ..spec import Array, Arrays
 from ..verify.compare import ENGINE, Tolerance
 from .bound import Bound
+from .compiler import device_name, no_compiler
 
 if TYPE_CHECKING:
     import torch
@@ -36,21 +38,7 @@ class Aoti:
     @classmethod
     def unmakeable(cls) -> str | None:
         """Return why an export can't make it on this machine; see :class:`~.table.NeedsTools`."""
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            device_name(cls.device)
-            get_cpp_compiler()
-        except DeviceUnavailable as error:
-            return str(error)
-        except (InvalidCxxCompiler, RuntimeError, OSError) as error:
-            said = " ".join(str(error).split()[:12])
-            return (
-                f"engine 'aoti' compiles C++, and no compiler is found ({said}); install g++ (Debian: "
-                "apt-get install g++), name one in CXX, or take --engine onnx"
-            )
-        return None
+        return no_compiler(cls.device)
 
     @classmethod
     def open(cls, file: Path, outputs: Sequence[str], *, threads: int = 1) -> AotiEngine:
@@ -64,35 +52,69 @@ class Aoti:
         return AotiEngine(file, outputs, threads, cls.device)
 
 
+_BUILD = "run `tiercel build-engines RELEASE` on the machine that will serve it"
+
+
 class AotiCuda(Aoti):
-    """The same on a GPU. The package is compiled on the machine that will run it."""
+    """The same on a GPU, compiled on the machine that will run it."""
 
     device: ClassVar[str] = "cuda"
     maker: ClassVar[str] = "tiercel_export.models.aoti:make_aoti_cuda"
+    stand_in: ClassVar[str] = "onnx"
 
+    @classmethod
+    def unmakeable(cls) -> str | None:
+        """Return None: what an export makes of it needs no GPU and no compiler."""
+        return None
 
-def device_name(device: str) -> str:
-    """Return a device of this machine as packages are bound to it: a CPU's instructions, or a GPU's model.
+    @classmethod
+    def open(cls, file: Path, outputs: Sequence[str], *, threads: int = 1) -> AotiEngine:
+        """Open a package; see :class:`~.table.EngineKind`.
 
-    Raises
-    ------
-    DeviceUnavailable
-        There is no GPU that torch can use.
-    """
-    import torch
+        Raises
+        ------
+        EngineNotBuilt
+            There is no package yet.
+        EngineMismatch, DeviceUnavailable
+            It was compiled by another torch or for another GPU, or there is none.
+        """
+        if not file.is_file():
+            raise EngineNotBuilt(f"{file}: not built yet; {_BUILD}")
+        return AotiEngine(file, outputs, threads, cls.device, _BUILD)
 
-    if device == "cpu":
-        import platform
+    @classmethod
+    def absent(cls, file: Path) -> str | None:
+        """Return why the package can't run here though nothing is wrong with the release, or None."""
+        if not file.is_file():
+            return f"the package is not built yet; {_BUILD}"
+        try:
+            device_name(cls.device)
+        except (DeviceUnavailable, ModuleNotFoundError) as error:
+            return f"the package can't run here: {error}"
+        return None
 
-        return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    if not torch.cuda.is_available():
-        raise DeviceUnavailable(
-            f"engine 'aoti-cuda': torch {torch.__version__} finds no GPU; use a machine with an NVIDIA GPU, "
-            "a driver "
-            "for its CUDA and a CUDA build of torch, or take --engine aoti"
-        )
-    major, minor = torch.cuda.get_device_capability()
-    return f"{torch.cuda.get_device_name()} (compute capability {major}.{minor})"
+    @classmethod
+    def build(
+        cls, folder: Path, cache: Path | None = None, *, refittable: bool = False, old: Path | None = None
+    ) -> str:
+        """Compile the program of a folder, unless that was done; see :class:`~.table.BuiltKind`.
+
+        A package is compiled anew for other weights: it takes seconds, and keeps them among its constants.
+
+        Raises
+        ------
+        DeviceUnavailable, KindUnavailable
+            There is no GPU that torch can use, or no torch.
+        EngineBuildFailed, ArtefactCorrupt
+            There is no compiler, it failed, or the program was changed after its export.
+        """
+        try:
+            from .aoti_torch import build_package
+        except ModuleNotFoundError as error:
+            raise KindUnavailable(
+                f"engine 'aoti-cuda' needs torch ({error}): pip install \"tiercel[aoti]\""
+            ) from error
+        return build_package(folder, cls.file, cls.device, cache)
 
 
 class AotiEngine:
@@ -108,19 +130,27 @@ class AotiEngine:
         Threads within one kernel; torch has one number for the whole process.
     device
         ``cpu`` or ``cuda``.
+    remedy
+        What to do where it was compiled for another machine.
     """
 
-    def __init__(self, file: Path, outputs: Sequence[str], threads: int, device: str) -> None:
+    def __init__(
+        self,
+        file: Path,
+        outputs: Sequence[str],
+        threads: int,
+        device: str,
+        remedy: str = "export again with this version, on such a machine",
+    ) -> None:
         import torch
 
         bound = Bound.read(file)
-        remedy = "export again with this version, on such a machine"
         bound.check(file, tuple(outputs), str(torch.__version__), device_name(device), remedy)
         torch.set_num_threads(threads)
         self._loader = load_package(file, device)
         self._run: Any = self._loader.run
         if device == "cuda":
-            from .graphs_torch import GraphedRun
+            from ..device.graphs_torch import GraphedRun
 
             self._run = GraphedRun(self._loader.run)
         self._device = torch.device(device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,6 +47,7 @@ class OnnxCuda(Onnx):
         cls, file: Path, outputs: Sequence[str], *, threads: int = 1, stream: int | None = None
     ) -> OnnxEngine:
         """Open an ONNX file, to run on a CUDA stream; see :class:`~.table.OnStream`."""
+        _load_cuda()
         return OnnxEngine(file, outputs, threads, on_stream(PROVIDERS[cls.device], stream))
 
     @classmethod
@@ -65,6 +68,18 @@ PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cpu": ("CPUExecutionProvider", {}),
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
 }
+
+
+def _load_cuda() -> None:
+    """Load CUDA's libraries from the wheels beside ONNX Runtime, if they are there.
+
+    Where torch is loaded, or the system has them, they are found without; ONNX Runtime has this from 1.21 on.
+    """
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is not None:
+        # It prints what it does not find, and a session says itself what it lacks.
+        with redirect_stdout(StringIO()):
+            preload()
 
 
 def on_stream(provider: tuple[str, dict[str, Any]], stream: int | None) -> tuple[str, dict[str, Any]]:

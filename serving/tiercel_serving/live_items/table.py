@@ -58,6 +58,11 @@ class LiveItemTable(ItemTable):
         if self._offsets is None and overlay.keys:
             self._values[[*overlay.keys.values()]] = [*overlay.keys]
 
+    @property
+    def keys(self) -> Mapping[int | bytes, int]:
+        """Raw id → row, of the items that the release does not have."""
+        return self._keys
+
     def ids(self, rows: Rows) -> Array:
         """Return the raw ids of rows (any shape); see :meth:`~.ItemTable.ids`."""
         if self._offsets is None:

@@ -33,6 +33,8 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
+from ..native import library
+from ..native.texts import NativeTexts
 from ..spec import Array
 from .perfect_hash import (
     DISPLACER,
@@ -406,6 +408,9 @@ class _HashLookup:
         records, columns = arrays["records"], arrays["columns"]
         self.columns, self.words = len(columns), records.shape[1] - 1
         seed, buckets, first_bucket, slots, first_slot, _, _, missing = columns.T[:, :, None]
+        ends = ((first_bucket, buckets, arrays["displacements"]), (first_slot, slots, records))
+        if any((a < 0).any() or (b < 1).any() or (a + b > len(held)).any() for a, b, held in ends):
+            raise KeyError("a lookup table names slots or buckets beyond those that it has")
         self._seed, self._buckets, self._slots = (a.view(_UINT64) for a in (seed, buckets, slots))
         self._first_bucket, self._first_slot, self._missing = first_bucket, first_slot, missing
         self._is_based = bool(first_bucket.any())
@@ -493,6 +498,9 @@ class TextLookup(_HashLookup):
         self._unpack = Struct(f"<{self.words}q").unpack
         views = (memoryview(arrays[name]) for name in ODD_PARTS)  # type: ignore[arg-type]
         self._odd_tags, self._odd_offsets, self._odd_blob, self._odd_codes = views
+        functions, parts = library(), (arrays["records"], arrays["displacements"], arrays["columns"])
+        known = functions is not None and self.words in WORDS
+        self._native = NativeTexts(functions, *parts) if known else None
 
     def find(self, values: Array | Strings) -> npt.NDArray[np.int64]:
         """Return the code of each string.
@@ -530,15 +538,26 @@ class TextLookup(_HashLookup):
             return self._find_few(values.objects().tolist()).reshape(self.columns, n)
         out = np.empty((self.columns, n), np.int64)
         flat = out.reshape(-1)
+        for at in self._find_even(values, out):
+            flat[at] = self._find_odd(at // n, values.part(at, at + 1).objects()[0])
+        return out
+
+    def _find_even(self, values: Strings, out: npt.NDArray[np.int64]) -> list[int]:
+        """Write the codes ``[C, n]`` of all strings but the odd ones, and return the places of these."""
+        n, odds = out.shape[1], list[int]()
+        if self._native is not None:
+            for column, codes in enumerate(out):
+                odd = self._native.find(column, values.part(column * n, (column + 1) * n), codes)
+                odds += (odd + column * n).tolist()
+            return odds
         for columns, part in self._blocks(n):
             shape = out[columns, part].shape
             begin = columns.start * n + part.start
-            words, odd = words_of_strings(values.part(begin, begin + shape[0] * shape[1]), self.words)
+            words, is_odd = words_of_strings(values.part(begin, begin + shape[0] * shape[1]), self.words)
             out[columns, part] = self._find_block(words.reshape(*shape, -1), columns)
-            if odd is not None:
-                for at in (begin + odd.nonzero()[0]).tolist():
-                    flat[at] = self._find_odd(at // n, values.part(at, at + 1).objects()[0])
-        return out
+            if is_odd is not None:
+                odds += (begin + is_odd.nonzero()[0]).tolist()
+        return odds
 
     def _find_block(self, words: Array, columns: slice) -> npt.NDArray[np.int64]:
         return self.find_words([words[..., number] for number in range(self.words)], columns)

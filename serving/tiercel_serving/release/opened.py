@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from ..engines.table import ENGINES, Engine
 from ..errors import ArtefactCorrupt, ArtefactMissing, BuildMismatch, ReleaseMissing
@@ -21,6 +22,7 @@ from ..live_items.watch import TOWER_ENGINE, LiveItems, item_tower
 from ..settings import ServingSettings
 from ..spec import StageSpec
 from ..stages.specs import stage_specs
+from ..stores.bloom import ItemProbes
 from ..stores.live import LiveUsers
 from ..stores.memory_mapped import UserTables
 from ..stores.schema import Schema, user_columns
@@ -123,7 +125,23 @@ class Release:
         artefact = self.artefact("users", "users")
         # Offsets: one more than users, with the dummy row of nobody.
         artefact.array("history_offsets", self.manifest.catalogue.users + 2)
-        return UserTables(artefact)
+        kept = self.settings.seen_filter
+        return UserTables(artefact, lambda: self.item_probes, kept.of_release if kept else 0)
+
+    @cached_property
+    def item_probes(self) -> ItemProbes:
+        """The release's items, as Bloom filters are asked about them."""
+        return ItemProbes(ItemTable(self.artefact("items", "items"), self.manifest.catalogue.items).all_ids())
+
+    def all_probes(self) -> list[ItemProbes]:
+        """Return the release's items, and those that were put since."""
+        table = self.items
+        new = table.keys if isinstance(table, LiveItemTable) else {}
+        if not new:
+            return [self.item_probes]
+        ids = np.empty(len(new), np.object_ if self.manifest.catalogue.item_id_dtype == "bytes" else np.int64)
+        ids[:] = [*new]
+        return [self.item_probes, ItemProbes(ids, np.array([*new.values()], np.int64))]
 
     @cached_property
     def store(self) -> Store:
@@ -131,7 +149,15 @@ class Release:
         if self.records is None:
             return self.users
         columns, schema = user_columns(self.manifest), Schema.of(self.manifest)
-        return LiveUsers(self.users, self.items, self.records, schema, columns, session=self.session_columns)
+        return LiveUsers(
+            self.users,
+            self.items,
+            self.records,
+            schema,
+            columns,
+            session=self.session_columns,
+            probes=self.all_probes,
+        )
 
     @cached_property
     def records(self) -> Records | None:

@@ -116,9 +116,10 @@ def staging_directory(
             yield staging
             # Checked again: minutes may have passed since the work began.
             check_destination(destination, replace, what, mark)
+            _as_the_umask_says(staging)
             _swap(staging, destination)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
 
 
 def check_destination(
@@ -138,6 +139,24 @@ def check_destination(
             f"{destination}: a {what} is already here; choose another destination, or replace it "
             "(replace=True, --replace)"
         )
+
+
+def _remove(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    # Where no more files may be opened, with one at a time.
+    for path in sorted(directory.rglob("*"), reverse=True):
+        with contextlib.suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+
+
+def _as_the_umask_says(staging: Path) -> None:
+    """Let whoever may read the directory read its files: safetensors gives its own to their owner alone."""
+    mode = staging.stat().st_mode & 0o666
+    for file in staging.rglob("*"):
+        if file.is_file() and file.stat().st_mode & mode != mode:
+            file.chmod(mode)
 
 
 def _swap(staging: Path, destination: Path) -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings, mistyped
+from ..native import placing as native
 from ..problems import SHARE, Problem
 from ..ranked import Rows, Scores
 from ..spec import Arrays
@@ -125,6 +126,9 @@ class Calibrated:
     def __init__(self, mixes: npt.NDArray[np.float32], codes: Rows, strength: Amount) -> None:
         # What is no value is G in the codes; of a column without any value, mixes still have one.
         self._mixes, self._codes, self._strength = mixes, codes, strength
+        # What an item of so many values adds to the share of each.
+        counts = np.maximum(np.arange(codes.shape[1] + 1), 1)
+        self._adds = (np.float32(1 - SMOOTHING) / counts).astype(np.float32)
 
     def _wanted(self, arrays: Arrays) -> npt.NDArray[np.float32]:
         """Return ``[B, G, 1]`` each user's shares; zeros without a history of such values."""
@@ -140,17 +144,24 @@ class Calibrated:
         line, wanted = Line.of(scores, arrays), self._wanted(arrays)
         strength = batch_amount(self._strength, arrays).astype(np.float32)
         relevant = scaled(line.relevance(), 1 - strength)
+        codes, places = self._codes.take(line.rows, axis=0), places_to_fill(arrays, scores.shape[1])
+        start, weights = np.float32(SMOOTHING) * wanted[:, :, 0], wanted[:, :, 0] * strength
+        picks = native.place_by_mix(codes, relevant, start, weights, self._adds, places)
+        if picks is None:
+            picks = self._picks(codes, relevant, start, weights, places)
+        return np.where(wanted.any(axis=1), line.placed(picks), scores), None
+
+    def _picks(self, codes: Rows, relevant: Scores, start: Scores, weights: Scores, places: int) -> Rows:
+        """Do the same in NumPy."""
         # [L, B, K] what each of an item's L values adds to its share, and where that is in [B, G]. The number
         # of places is the same for all candidates and falls out of the comparison.
-        users, many = len(scores), self._mixes.shape[1]
+        users, many = start.shape
         base = np.arange(users)[:, None] * many
-        codes = self._codes.take(line.rows, axis=0)
         there = codes < many
         at = np.where(there, codes + base[:, :, None], users * many).transpose(2, 0, 1).copy()
-        adds = np.float32(1 - SMOOTHING) * there / np.maximum(there.sum(axis=2, keepdims=True), 1)
-        adds = adds.transpose(2, 0, 1).astype(np.float32, order="C")
-        weights = np.append(wanted[:, :, 0] * strength, 0).astype(np.float32).take(at)
-        start = np.float32(SMOOTHING) * wanted[:, :, 0]
+        adds = self._adds.take(there.sum(axis=2, keepdims=True)) * there
+        adds = adds.transpose(2, 0, 1).copy()
+        weights = np.append(weights, np.float32(0)).take(at)
         # Values that nobody wants weigh nothing; 1 keeps their logarithms finite.
         total, steps = np.append(start + (start == 0), np.float32(1)), np.append(start, np.float32(0))
         work, own = np.empty_like(adds), tuple(x.reshape(len(x), -1).T.copy() for x in (at, adds))
@@ -175,5 +186,4 @@ class Calibrated:
             gain()
 
         gain()
-        new = line.placed(fill(gains, places_to_fill(arrays, scores.shape[1]), choose))
-        return np.where(wanted.any(axis=1), new, scores), None
+        return fill(gains, places, choose)

@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings, mistyped
+from ..native import placing as native
 from ..problems import COUNT, Problem
 from ..ranked import Rows, Scores
 from ..spec import Arrays
 from .per_request import PerRequest, amount_problems, batch_amount, user_amount
-from .placing import Line, fill, places_to_fill, unsorted
+from .placing import Flags, Line, fill, places_to_fill, unsorted
 from .plain import line_of
 from .vectors import codes_of
 
@@ -88,20 +89,31 @@ class Capped:
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
         """Go down the line; a value that is full shuts out all that have it."""
-        line, (users, width) = Line.of(scores, arrays), scores.shape
-        codes = self._codes.take(line.rows, axis=0)
+        line, places = Line.of(scores, arrays), places_to_fill(arrays, scores.shape[1])
+        codes, most = self._codes.take(line.rows, axis=0), batch_amount(self._most, arrays)
+        found = native.place_under_caps(codes, self._none, line.real, most, places)
+        if found is None:
+            found = self._picks(codes, line.real, most, places)
+        dropped = unsorted(found[1], line.order)
+        return np.where(dropped, np.float32(-np.inf), scores), dropped.astype(np.int32)
+
+    def _picks(
+        self, codes: Rows, real: Flags, most: npt.NDArray[np.float64], places: int
+    ) -> tuple[Rows, Flags]:
+        """Do the same in NumPy."""
+        users, width = real.shape
         flat, by_value = codes.reshape(-1, codes.shape[2]), codes.transpose(2, 0, 1).copy()
-        gains = np.where(line.real, -np.arange(width, dtype=np.float32), -np.float32(np.inf))
-        most, full = batch_amount(self._most, arrays), np.zeros(scores.shape, np.bool_)
+        gains = np.where(real, -np.arange(width, dtype=np.float32), -np.float32(np.inf))
+        full = np.zeros(real.shape, np.bool_)
         # Hardly any of it is ever touched.
         counts, at = np.zeros(users * (self._none + 1), np.int32), np.arange(users)[:, None]
         base = at * (self._none + 1)
 
         def choose(chosen: Rows) -> None:
             mine = flat.take(chosen, axis=0)
-            places = mine + base
-            now = counts.take(places) + 1
-            counts[places] = now
+            cells = mine + base
+            now = counts.take(cells) + 1
+            counts[cells] = now
             reached = (now >= most) & (mine != self._none)
             if not reached.any():
                 return
@@ -111,8 +123,7 @@ class Capped:
                     np.logical_or(full, values == shut, full)
             gains[full] = -np.inf
 
-        picks = fill(gains, places_to_fill(arrays, width), choose)
+        picks = fill(gains, places, choose)
         stays = np.zeros((users, width + 1), np.bool_)
         stays[at, picks] = True
-        dropped = unsorted(full & ~stays[:, :width] & line.real, line.order)
-        return np.where(dropped, np.float32(-np.inf), scores), dropped.astype(np.int32)
+        return picks, full & ~stays[:, :width] & real

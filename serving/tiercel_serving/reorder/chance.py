@@ -17,6 +17,8 @@ SEED = PerRequest("seed", None, 0.0, 2.0**53, whole=True)
 
 _STEP, _ONE, _TWO = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _ALL = 2**64 - 1
+# As NumPy's numbers, made once.
+_STEPS, _ONES, _TWOS, _30, _27, _31, _11 = map(np.uint64, (_STEP, _ONE, _TWO, 30, 27, 31, 11))
 
 
 def uniform(seeds: npt.NDArray[np.float64], rows: Rows, of: int) -> npt.NDArray[np.float64]:
@@ -31,21 +33,43 @@ def uniform(seeds: npt.NDArray[np.float64], rows: Rows, of: int) -> npt.NDArray[
     of
         Which draw it is: a number of each kind of step.
     """
-    first = _mixed(np.nan_to_num(seeds).astype(np.uint64) + np.uint64(of * _STEP & _ALL))
-    return ((_mixed(first ^ rows.astype(np.uint64)) >> np.uint64(11)) + 0.5) / 2.0**53
+    if seeds.size == 1:
+        # Python's own integers: NumPy takes as long to mix one number as hundreds.
+        seed = seeds.item()
+        if seed != seed:
+            return np.full(rows.shape, 0.5)
+        if rows.size == 1:
+            return np.full(rows.shape, plain_uniform(seed, rows.item(), of))
+        first: npt.NDArray[np.uint64] = np.full((1, 1), _plain_first(seed, of), np.uint64)
+    else:
+        first = np.where(np.isnan(seeds), 0, seeds).astype(np.uint64)
+        first += np.uint64(of * _STEP & _ALL)
+        _mix(first)
+    mixed = first ^ rows.astype(np.uint64)
+    _mix(mixed)
+    mixed >>= _11
+    drawn = mixed + 0.5
+    drawn *= 2.0**-53
+    return drawn
 
 
-def _mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    x = x + np.uint64(_STEP)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(_ONE)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(_TWO)
-    return x ^ (x >> np.uint64(31))
+def _mix(x: npt.NDArray[np.uint64]) -> None:
+    """Mix numbers in place."""
+    x += _STEPS
+    x ^= x >> _30
+    x *= _ONES
+    x ^= x >> _27
+    x *= _TWOS
+    x ^= x >> _31
 
 
 def plain_uniform(seed: float, row: int, of: int) -> float:
     """Return one such number, in Python's own integers."""
-    first = _plain_mixed((int(seed) + of * _STEP) & _ALL)
-    return ((_plain_mixed(first ^ row) >> 11) + 0.5) / 2.0**53
+    return ((_plain_mixed(_plain_first(seed, of) ^ row) >> 11) + 0.5) / 2.0**53
+
+
+def _plain_first(seed: float, of: int) -> int:
+    return _plain_mixed((int(seed) + of * _STEP) & _ALL)
 
 
 def _plain_mixed(x: int) -> int:

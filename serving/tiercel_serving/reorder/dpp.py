@@ -14,13 +14,14 @@ import numpy as np
 
 from ..columns import Column
 from ..kinds import mistyped
+from ..native import placing as native
 from ..problems import SHARE, Problem
 from ..ranked import Rows, Scores
 from ..spec import Arrays
 from .per_request import Amount, amount_problems, batch_amount, user_amount
 from .placing import Line, fill, places_to_fill, scaled
 from .plain import choose_all, line_of, relevance, scores_in_order
-from .vectors import Basis, ItemVectors, OfVectors, plain_basis, plain_rest
+from .vectors import NEXT_TO_NOTHING, Basis, ItemVectors, OfVectors, plain_basis, plain_rest
 
 #: What is left of an item's vector counts as at least so much, squared: items that equal those placed before
 #: them come late, by their scores, and do not vanish.
@@ -88,7 +89,17 @@ class Determinant:
         line, places = Line.of(scores, arrays), places_to_fill(arrays, scores.shape[1])
         strength = batch_amount(self._strength, arrays).astype(np.float32)
         relevant = scaled(line.relevance(), 1 - strength)
-        vectors = self._vectors.of(line.rows)
+        where = self._vectors.where(line.rows)
+        picks = native.place_by_vectors(
+            native.DPP, where, relevant, strength, places, least=LEAST, nothing=NEXT_TO_NOTHING
+        )
+        if picks is None:
+            picks = self._picks(where, relevant, strength, places)
+        return line.placed(picks), None
+
+    def _picks(self, where: native.Vectors, relevant: Scores, strength: Scores, places: int) -> Rows:
+        """Do the same in NumPy."""
+        vectors = self._vectors.of(where)
         basis = Basis(vectors, places)
         gains, left = relevant.copy(), np.ones_like(relevant)
 
@@ -106,4 +117,4 @@ class Determinant:
             np.multiply(gains, weight, gains)
             np.add(gains, relevant, gains)
 
-        return line.placed(fill(gains, places, choose)), None
+        return fill(gains, places, choose)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings, mistyped
+from ..native import placing as native
 from ..problems import SHARE, Problem
 from ..ranked import Rows, Scores
 from ..spec import Arrays
@@ -112,9 +113,20 @@ class Fair:
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
         """Go down the line, those first whose group lacks something."""
-        line, (users, width) = Line.of(scores, arrays), scores.shape
-        groups, at = len(self._shares), np.arange(users)
+        line, groups = Line.of(scores, arrays), len(self._shares)
         group = np.where(line.real, self._group.take(line.rows), groups)
+        # One place more than is filled: the last choice is not told of in NumPy.
+        shares = self._shares * np.arange(1, places_to_fill(arrays, scores.shape[1]) + 2)[:, None]
+        least, most = (bound(shares).astype(np.int64) for bound in (np.floor, np.ceil))
+        picks = native.place_in_shares(group, least[:-1], most[:-1])
+        if picks is None:
+            picks = self._picks(group, least, most)
+        return line.placed(picks), None
+
+    def _picks(self, group: Rows, least: Rows, most: Rows) -> Rows:
+        """Do the same in NumPy."""
+        (users, width), (more, groups) = group.shape, least.shape
+        at = np.arange(users)
         # Each group's places in the line, one group after another; behind the last stands nothing.
         queue = np.full((users, width + 1), width)
         queue[:, :width] = group.argsort(axis=1, kind="stable")
@@ -126,9 +138,7 @@ class Fair:
         flat, base = queue.reshape(-1), np.repeat(at * (width + 1), groups)
         head = np.where(size.reshape(-1) > 0, flat.take(base + front), np.inf).astype(np.float32)
         counts, gains = np.zeros(users * groups, np.float32), np.empty((users, groups), np.float32)
-        places, picks = places_to_fill(arrays, width), list[Rows]()
-        shares = self._shares * np.arange(1, places + 2)[:, None]
-        least, most = (np.tile(bound(shares), users).astype(np.float32) for bound in (np.floor, np.ceil))
+        picks, (least, most) = list[Rows](), (np.tile(bounds, users) for bounds in (least, most))
         out, first, second = gains.reshape(-1), np.float32(4 * width), np.float32(2 * width)
 
         def gain(place: int) -> None:
@@ -147,6 +157,5 @@ class Fair:
             gain(len(picks))
 
         gain(0)
-        # One more than is filled: the last choice is not told of.
-        fill(gains, places + 1, choose)
-        return line.placed(np.stack(picks, axis=1)), None
+        fill(gains, more, choose)
+        return np.stack(picks, axis=1)

@@ -14,7 +14,7 @@ import numpy as np
 from ..columns import Column
 from ..kinds import Settings, mistyped
 from ..problems import POSITIVE, Problem
-from ..ranked import Scores, order_by_score, pick, sort_by_score
+from ..ranked import Scores, order_by_score, pick, sorted_scores
 from ..spec import Arrays
 from .chance import SEED, plain_uniform, uniform
 from .per_request import Amount, PerRequest, amount_problems, batch_amount, user_amount
@@ -80,12 +80,17 @@ class PlackettLuce:
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
         """Add the noise, and sort."""
         seeds, rows = self._kind.seed.in_batch(arrays), arrays["kept_row"]
-        if np.isnan(seeds).all():
+        without = np.isnan(seeds)
+        if without.all():
             return scores, None
-        noise = -np.log(-np.log(uniform(seeds, rows, _DRAW)))
-        drawn = (scores + batch_amount(self._kind.temperature, arrays) * noise).astype(np.float32)
-        new = in_order(sort_by_score(scores, rows)[0], order_by_score(drawn, rows))
-        return np.where(np.isnan(seeds), scores, new), None
+        noise = uniform(seeds, rows, _DRAW)
+        np.log(noise, noise)
+        np.negative(noise, noise)
+        np.log(noise, noise)
+        noise *= batch_amount(self._kind.temperature, arrays)
+        drawn = (scores - noise).astype(np.float32)
+        new = in_order(sorted_scores(scores), order_by_score(drawn, rows))
+        return (np.where(without, scores, new) if without.any() else new), None
 
     def propensity(self, before: Scores, after: Scores, arrays: Arrays) -> Scores:
         """Return ``[B, K]`` each item's chance of its place, given those before it; 1 without a seed."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..columns import Column
 from ..kinds import mistyped
+from ..native import placing as native
 from ..problems import SHARE, Problem
 from ..ranked import Rows, Scores
 from ..spec import Arrays
@@ -81,8 +82,16 @@ class MarginalRelevance:
         strength = batch_amount(self._strength, arrays).astype(np.float32)
         relevant = scaled(line.relevance(), 1 - strength)
         # The inner product of two such vectors is the strength times their cosine.
-        vectors = self._vectors.of(line.rows, np.sqrt(strength))
-        gains, first = relevant.copy(), True
+        where = self._vectors.where(line.rows, np.sqrt(strength))
+        places = places_to_fill(arrays, scores.shape[1])
+        picks = native.place_by_vectors(native.MMR, where, relevant, strength, places)
+        if picks is None:
+            picks = self._picks(where, relevant, places)
+        return line.placed(picks), None
+
+    def _picks(self, where: native.Vectors, relevant: Scores, places: int) -> Rows:
+        """Do the same in NumPy."""
+        vectors, gains, first = self._vectors.of(where), relevant.copy(), True
 
         def choose(chosen: Rows) -> None:
             nonlocal first
@@ -96,4 +105,4 @@ class MarginalRelevance:
             else:
                 np.minimum(gains, likeness, gains)
 
-        return line.placed(fill(gains, places_to_fill(arrays, scores.shape[1]), choose)), None
+        return fill(gains, places, choose)

@@ -148,24 +148,23 @@ def per_request(steps: Iterable[Any]) -> tuple[PerRequest, ...]:
     return tuple(found.values())
 
 
-def shared_problems(steps: Iterable[Any]) -> Iterator[Problem]:
-    """Yield names that two steps use for different numbers."""
+def shared_problems(placed: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield names that stand for different numbers; ``placed`` is place → settings that have such."""
     known: dict[str, PerRequest] = {}
-    for place, step in enumerate(steps):
+    for place, step in placed.items():
         for field in step.__struct_fields__:
             value = getattr(step, field)
             if isinstance(value, PerRequest) and known.setdefault(value.name, value) != value:
                 problem = f"another step's {value.name!r} has other limits or another default"
-                remedy = "give the same everywhere, or another name"
-                yield Problem(f"reorder[{place}].{field}", problem, remedy)
+                yield Problem(field, problem, "give the same everywhere, or another name").within(place)
 
 
-def name_problems(steps: Iterable[Any], taken: Iterable[str], whose: str) -> Iterator[Problem]:
+def name_problems(placed: Mapping[str, Any], taken: Iterable[str], whose: str) -> Iterator[Problem]:
     """Yield names that something else in the request has already."""
     names = set(taken)
-    for place, step in enumerate(steps):
+    for place, step in placed.items():
         for field in step.__struct_fields__:
             value = getattr(step, field)
             if isinstance(value, PerRequest) and value.name in names:
                 problem = f"{value.name!r} is the name of {whose} already"
-                yield Problem(f"reorder[{place}].{field}.name", problem, "give it another")
+                yield Problem(f"{field}.name", problem, "give it another").within(place)

@@ -68,8 +68,8 @@ class PinItems(Settings, frozen=True, tag="pin_items"):
 
     def open(self, columns: Mapping[str, Column]) -> Pinned:
         """Return the step."""
-        number = np.full(len(columns[self.column]), -1)
-        for at, value in enumerate(self.values):
+        number = np.full(len(columns[self.column]), len(self.values) + 1)
+        for at, value in enumerate(self.values, 1):
             number[having(columns, self.column, (value,))] = at
         return Pinned(number, len(self.values), self.place - 1)
 
@@ -87,21 +87,21 @@ class PinItems(Settings, frozen=True, tag="pin_items"):
 
 
 class Pinned:
-    """Each item's number among the pinned ``[I + 1]``, -1 for all others; and the first place."""
+    """Each item's number among the pinned ``[I + 1]``, 1 to ``count``, one more for all others; the place."""
 
     def __init__(self, number: Rows, count: int, before: int) -> None:
-        self._number, self._count, self._before = number, count, before
+        self._part = number.astype(np.min_scalar_type(count + 2))
+        self._count, self._before = count, before
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
-        """Sort by where each goes: those before the place, the pinned, and all others."""
-        line, width = Line.of(scores, arrays), scores.shape[1]
-        number = self._number.take(line.rows)
-        pinned = (number >= 0) & line.real
-        place = np.cumsum(~pinned, axis=1) - 1
-        step = (self._count + 1) * width
-        keys = np.where(place < self._before, place, place + 1) * step
-        keys = np.where(pinned, self._before * step + number * width + np.arange(width), keys)
-        keys[~line.real] += (width + 2) * step
-        order: Rows = pick(line.order, keys.argsort(axis=1))
+        """Sort by part: those before the place (0), the pinned, all others, those without a score."""
+        line = Line.of(scores, arrays)
+        part, real = self._part.take(line.rows), line.real
+        pinned = (part <= self._count) & real
+        if self._before:
+            part[(np.cumsum(~pinned, axis=1) <= self._before) & ~pinned] = 0
+        part[~real] = self._count + 2
+        # Of small numbers a stable sort counts, and whatever is equal stays in its order.
+        order: Rows = pick(line.order, part.argsort(axis=1, kind="stable"))
         why = unsorted(pinned.astype(np.int32), line.order)
         return in_order(line.scores, order), why

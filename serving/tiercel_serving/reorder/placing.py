@@ -63,10 +63,10 @@ class Line:
         # In float64, in which no difference of float32 overflows.
         scores = self.scores.astype(np.float64)
         first, last = scores[:, :1], scores[:, -1:]
-        with np.errstate(invalid="ignore"):
+        if first.max() < np.inf and last.min() > -np.inf:
             span = first - last
-        if ((span > 0) & (span < np.inf)).all():
-            return ((scores - last) / span).astype(np.float32)
+            if span.min() > 0:
+                return ((scores - last) / span).astype(np.float32)
         real = self.real
         with np.errstate(invalid="ignore"):
             if real.all() and scores[:, 0].max() < np.inf:
@@ -97,7 +97,12 @@ class Line:
             ``[B, S]`` places in this line; K where nothing was picked.
         """
         users, width = self.scores.shape
-        at = np.arange(users)[:, None]
+        falling, at = strictly_falling(self.scores), np.arange(users)[:, None]
+        if picks.max() < width:  # as many others for every user
+            left = np.ones((users, width), np.bool_)
+            left[at, picks] = False
+            others = left.reshape(-1).nonzero()[0].reshape(users, -1) - at * width
+            return unsorted(falling, pick(self.order, np.concatenate([picks, others], axis=1)))
         # One place more, for picks of nothing.
         place = np.full((users, width + 1), -1)
         place[at, picks] = np.arange(picks.shape[1])
@@ -105,7 +110,7 @@ class Line:
         others = place < 0
         behind = (width - np.count_nonzero(others, axis=1))[:, None]
         place = np.where(others, np.cumsum(others, axis=1) - 1 + behind, place)
-        return unsorted(pick(strictly_falling(self.scores), place), self.order)
+        return unsorted(pick(falling, place), self.order)
 
 
 def fill(gains: Floats, places: int, choose: Callable[[Rows], None]) -> Rows:
@@ -154,6 +159,9 @@ def _fill_one(gains: Floats, best: Rows, worth: Floats, choose: Callable[[Rows],
 
 def scaled(relevance: Floats, by: Floats) -> Floats:
     """Return the relevance ``[B, K]`` times ``by [B, 1]``; -inf stays, also times 0."""
+    if relevance[:, -1].min() > _NOTHING:
+        whole: Floats = relevance * by
+        return whole
     with np.errstate(invalid="ignore"):
         out: Floats = np.where(relevance == _NOTHING, _NOTHING, relevance * by)
     return out
@@ -170,5 +178,6 @@ def unsorted(values: npt.NDArray[Any], order: Rows) -> npt.NDArray[Any]:
     if len(values) == 1:
         out[0, order[0]] = values[0]
     else:
-        out[np.arange(len(values))[:, None], order] = values
+        base = (np.arange(len(values)) * values.shape[1])[:, None]
+        out.reshape(-1)[order + base] = values
     return out

@@ -13,13 +13,14 @@ import numpy as np
 
 from ..columns import Column
 from ..kinds import mistyped
+from ..native import placing as native
 from ..problems import SHARE, Problem, Range, out_of_range
 from ..ranked import Rows, Scores
 from ..spec import Arrays
 from .per_request import Amount, amount_problems, batch_amount, user_amount
 from .placing import Line, fill, places_to_fill, scaled
 from .plain import choose_all, line_of, relevance, scores_in_order
-from .vectors import Basis, ItemVectors, OfVectors, plain_basis, plain_rest
+from .vectors import NEXT_TO_NOTHING, Basis, ItemVectors, OfVectors, plain_basis, plain_rest
 
 _WINDOW = Range(2, whole=True)
 
@@ -87,7 +88,17 @@ class SlidingSpread:
         line, places = Line.of(scores, arrays), places_to_fill(arrays, scores.shape[1])
         strength = batch_amount(self._strength, arrays).astype(np.float32)
         relevant = scaled(line.relevance(), 1 - strength)
-        vectors = self._vectors.of(line.rows)
+        where, window = self._vectors.where(line.rows), min(self._seen, places)
+        picks = native.place_by_vectors(
+            native.SPREAD, where, relevant, strength, places, window=window, nothing=NEXT_TO_NOTHING
+        )
+        if picks is None:
+            picks = self._picks(where, relevant, strength, places)
+        return line.placed(picks), None
+
+    def _picks(self, where: native.Vectors, relevant: Scores, strength: Scores, places: int) -> Rows:
+        """Do the same in NumPy."""
+        vectors = self._vectors.of(where)
         basis = Basis(vectors, min(self._seen, places))
         gains, left = relevant + strength, np.ones_like(relevant)
         shares = np.zeros((basis.size, *relevant.shape), np.float32)
@@ -108,4 +119,4 @@ class SlidingSpread:
             np.multiply(gains, weight, gains)
             np.add(gains, relevant, gains)
 
-        return line.placed(fill(gains, places, choose)), None
+        return fill(gains, places, choose)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
+from ..native.placing import Vectors
 from ..problems import Problem
 from ..ranked import Rows
 from ..spec import Array
@@ -129,14 +130,19 @@ class ItemVectors:
         if not good.any():
             self._matrix = np.zeros((1, 1), np.float32)
             self._place[:] = 0
+        self._matrix = np.ascontiguousarray(self._matrix)
 
-    def of(self, rows: Rows, factor: Floats | None = None) -> Candidates:
-        """Gather unit vectors of rows ``[B, K]``, times ``factor [B, 1]``; zeros where an item has none."""
-        vectors: Floats = self._matrix.take(self._place.take(rows), axis=0)
-        scale = self._scale.take(rows)
+    def where(self, rows: Rows, factor: Floats | None = None) -> Vectors:
+        """Say where unit vectors of rows ``[B, K]``, times ``factor [B, 1]``, are; zeros of items without."""
+        scale: Floats = self._scale.take(rows)
         if factor is not None:
             scale *= factor
-        np.multiply(vectors, scale[:, :, None], vectors)
+        return Vectors(self._matrix, self._place.take(rows), scale)
+
+    def of(self, where: Vectors) -> Candidates:
+        """Gather them."""
+        vectors: Floats = where.matrix.take(where.row, axis=0)
+        np.multiply(vectors, where.scale[:, :, None], vectors)
         return Candidates(vectors)
 
 

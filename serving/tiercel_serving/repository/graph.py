@@ -19,7 +19,6 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
 from ..release.opened import Release
-from ..reorder.per_request import per_request
 from ..reorder.steps import reasons_of
 from ..rules.table import asked
 from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT, ServingSettings
@@ -319,9 +318,10 @@ def _request_columns(release: Release) -> list[Any]:
     numbers: list[dict[str, Any]] = [
         {"name": one.name, "dtype": "float64", "is_list": False, "part": "ordering"}
         | {"tensor": one.tensor.name, "companion": None}
-        for one in per_request(release.settings.reorder)
+        for one in release.settings.numbers()
     ]
-    if asked(release.settings.rules).now and NOW not in {one["name"] for one in numbers}:
+    clock_counts = asked(release.settings.rules).now or release.settings.seen_again_days is not None
+    if clock_counts and NOW not in {one["name"] for one in numbers}:
         clock = {"name": NOW, "dtype": "float64", "is_list": False, "part": "context", "unit": "s"}
         numbers.append({**clock, "tensor": NOW, "companion": None})
     columns = msgspec.to_builtins(release.manifest.request_columns)

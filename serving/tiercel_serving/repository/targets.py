@@ -63,6 +63,9 @@ class Target:
         host, in NumPy, and needs no torch.
     instead
         Rows of engines to take where an export can't make the first here, in order.
+    stand_in
+        Row whose stages are the same on a device that every machine has: they are verified where this
+        target's device is not there.
     """
 
     engine: str
@@ -70,6 +73,7 @@ class Target:
     doc: str
     device: str | None = None
     instead: tuple[str, ...] = ()
+    stand_in: str | None = None
 
 
 #: Target name → what it means.
@@ -81,6 +85,7 @@ TARGETS: Mapping[str, Target] = {
         "every stage on one GPU in one process, tensors kept there",
         device="cuda",
         instead=("onnx-cuda",),
+        stand_in="torch",
     ),
     "torch": Target("onnx", "KIND_CPU", "the stages of target gpu on the CPU", device="cpu"),
     "tensorrt": Target("tensorrt", "KIND_CPU", "TensorRT plans, built on the GPU that will run them"),

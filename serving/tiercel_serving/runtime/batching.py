@@ -33,9 +33,7 @@ def count_users(specs: Sequence[TensorSpec], arrays: Arrays) -> int:
             if not spec.optional:
                 raise InvalidRequest(f"input {spec.name} is missing; it is not optional")
             continue
-        if array.ndim != len(spec.dims) + 1 or any(
-            dim not in (-1, size) for dim, size in zip(spec.dims, array.shape[1:], strict=True)
-        ):
+        if array.ndim < 1 or not _fit(spec.dims, array.shape[1:]):
             shape = ", ".join("any" if dim == -1 else str(dim) for dim in spec.dims)
             raise InvalidRequest(
                 f"input {spec.name}: expected the shape [users, {shape}], came {list(array.shape)}"
@@ -50,6 +48,39 @@ def count_users(specs: Sequence[TensorSpec], arrays: Arrays) -> int:
     if users < 1:
         raise InvalidRequest("the request has no rows; send one for each user")
     return users
+
+
+class Inputs:
+    """What a model takes, laid out once for the check of every request.
+
+    Parameters
+    ----------
+    specs
+        All tensors that the model takes.
+    """
+
+    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+        self._specs = tuple(specs)
+        self._needed = frozenset(spec.name for spec in specs if not spec.optional)
+        self._known = {spec.name: (spec.dims, spec.numpy_dtype, -1 in spec.dims) for spec in specs}
+
+    def count_users(self, arrays: Arrays) -> int:
+        """Return what :func:`count_users` does. It looks at what came, and only at a fault in their order."""
+        users = -1
+        for name, array in arrays.items():
+            known = self._known.get(name)
+            if known is None:
+                continue
+            shape, (dims, dtype, free) = array.shape, known
+            fits = _fit(dims, shape[1:]) if free else shape[1:] == dims
+            if not fits or array.dtype != dtype or users not in (-1, shape[0]):
+                return count_users(self._specs, arrays)
+            users = shape[0]
+        return users if users > 0 and self._needed <= arrays.keys() else count_users(self._specs, arrays)
+
+
+def _fit(dims: Sequence[int], shape: Sequence[int]) -> bool:
+    return len(dims) == len(shape) and all(dim in (-1, size) for dim, size in zip(dims, shape, strict=True))
 
 
 def absent(specs: Sequence[TensorSpec], users: int) -> dict[str, Array]:
@@ -70,7 +101,8 @@ def complete(specs: Sequence[TensorSpec], arrays: Arrays, blank: Arrays) -> dict
     """Return all tensors: those of ``arrays`` as they are, absent ones filled in.
 
     A list without its lengths is real from end to end; a column without its validity is real. Whatever
-    else is absent is null, as in ``blank``, which :func:`absent` returns.
+    else is absent is null, as in ``blank``, which :func:`absent` returns. Of ``specs`` only
+    companions matter.
     """
     full = {**blank, **arrays}
     if len(arrays) == 1:
@@ -96,7 +128,7 @@ def _fill_value(spec: TensorSpec, arrays: Arrays) -> int | float | bool | bytes:
     return base.shape[1] if spec.says == LENGTH_OF else True
 
 
-def concatenate(specs: Sequence[TensorSpec], requests: Sequence[Arrays]) -> dict[str, Array]:
+def concatenate(specs: Sequence[TensorSpec], requests: Sequence[Arrays]) -> Arrays:
     """Put requests together on the user axis.
 
     Returns
@@ -106,7 +138,7 @@ def concatenate(specs: Sequence[TensorSpec], requests: Sequence[Arrays]) -> dict
     companion comes along where requests differ in it. One request comes back as it is.
     """
     if len(requests) == 1:
-        return dict(requests[0])
+        return requests[0]
     users, full = [count_rows(request) for request in requests], dict[str, Array]()
     for spec in specs:
         parts = [request.get(spec.name) for request in requests]

@@ -46,12 +46,8 @@ class Chain:
         self._items, self._renewed = items, 0
         self.external_inputs: tuple[TensorSpec, ...] = model_inputs(stage.spec for stage in self.stages)
         needed = {tensor.name for tensor in self.external_inputs}
-        # Each stage that looks at what the caller sent, and at which of it.
-        self._checked = [
-            (stage, [tensor.name for tensor in stage.spec.inputs if tensor.name in needed])
-            for stage in self.stages
-            if isinstance(stage, Checks)
-        ]
+        self._companions = [tensor for tensor in self.external_inputs if tensor.of is not None]
+        self._checked = [stage for stage in self.stages if isinstance(stage, Checks)]
         # What each stage wants on the device, if it is one of those that run there.
         self._there: list[tuple[Stage, list[str], frozenset[str]]] = [
             (stage, [one.name for one in stage.spec.inputs], getattr(stage, "tensors", frozenset()))
@@ -105,8 +101,8 @@ class Chain:
         InvalidRequest
             The request can never be answered.
         """
-        for stage, names in self._checked:
-            stage.check({name: arrays[name] for name in names if name in arrays})
+        for stage in self._checked:
+            stage.check(arrays)
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
         """Return how wide one request's own outputs are where that depends on the request (its ``k``)."""
@@ -143,7 +139,7 @@ class Chain:
         blank = self._blanks.get(users)
         if blank is None:
             blank = self._blanks[users] = absent(self.external_inputs, users)
-        tensors = complete(self.external_inputs, arrays, blank)
+        tensors = complete(self._companions, arrays, blank)
         if self.place is not None:
             with self.place.here():
                 return self._run_there(tensors, wanted)

@@ -75,18 +75,18 @@ class Tensor:
 class InferenceRequest:
     """A request; its arrays lie in Triton's memory, and are read-only."""
 
-    __slots__ = ("_raw",)
+    __slots__ = ("_arrays", "_wanted")
 
-    def __init__(self, raw: RawRequest) -> None:
-        self._raw = raw
+    def __init__(self, arrays: Mapping[str, Array], wanted: list[str]) -> None:
+        self._arrays, self._wanted = arrays, wanted
 
     def inputs(self) -> list[Tensor]:
         """Return its tensors."""
-        return [Tensor(name, _array(number, shape, data)) for name, number, shape, data in self._raw[0]]
+        return [Tensor(name, array) for name, array in self._arrays.items()]
 
     def requested_output_names(self) -> list[str]:
         """Return the outputs that it wants."""
-        return self._raw[1]
+        return self._wanted
 
 
 class InferenceResponse(NamedTuple):
@@ -184,15 +184,26 @@ def load(model_config: str, model_repository: str) -> Loaded:
     model = _model_class(Path(model_repository) / "1" / "model.py")()
     model.initialize({"model_config": model_config, "model_repository": model_repository})
 
+    answer = getattr(model, "answer", None) or functools.partial(_answer_by_stock_calls, model)
+
     def execute(raw: list[RawRequest]) -> list[RawAnswer]:
         try:
-            return [_answer(response) for response in model.execute([InferenceRequest(one) for one in raw])]
+            return [_raw(one) for one in answer([(_arrays(tensors), wanted) for tensors, wanted in raw])]
         except Exception as error:
             Logger.log_error(traceback.format_exc())
             return [(TritonError.INTERNAL, f"the model broke: {error!r}", [])] * len(raw)
 
     # As to Triton's own Python backend, it is optional.
     return Loaded(execute, getattr(model, "finalize", lambda: None))
+
+
+def _answer_by_stock_calls(model: Any, requests: Sequence[tuple[dict[str, Array], list[str]]]) -> list[Any]:
+    """Have a model that knows Triton's calls alone do what the adapter's ``answer`` does."""
+    responses = model.execute([InferenceRequest(*one) for one in requests])
+    return [
+        response.error or {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors}
+        for response in responses
+    ]
 
 
 def _model_class(own: Path) -> Any:
@@ -214,26 +225,29 @@ def triton_string_to_numpy(name: str) -> type[Any]:
     return NUMPY_TYPES[TYPE_NAMES.index(name.removeprefix("TYPE_")) + 1].type
 
 
-def _array(number: int, shape: tuple[int, ...], data: Any) -> Array:
-    if number != BYTES:
-        return np.frombuffer(data, NUMPY_TYPES[number]).reshape(shape)
+def _arrays(tensors: Sequence[RawTensor]) -> dict[str, Array]:
+    """Return a request's tensors as arrays over Triton's memory."""
+    return {
+        name: np.ndarray(shape, NUMPY_TYPES[number], data) if number != BYTES else _objects(shape, data)
+        for name, number, shape, data in tensors
+    }
+
+
+def _objects(shape: tuple[int, ...], data: list[bytes]) -> Array:
     array = np.empty(len(data), object)
     array[:] = data
     return array.reshape(shape)
 
 
-def _answer(response: InferenceResponse) -> RawAnswer:
-    error = response.error
-    if error is not None:
-        return error.code, str(error), []
-    return GOOD, "", [_raw(tensor.name(), tensor.as_numpy()) for tensor in response.output_tensors]
-
-
-def _raw(name: str, array: Array) -> RawTensor:
-    number = TRITON_TYPES[array.dtype]
-    if number != BYTES:
-        return name, number, array.shape, array
-    return name, number, array.shape, [_bytes(value) for value in array.reshape(-1).tolist()]
+def _raw(answer: TritonError | Mapping[str, Array]) -> RawAnswer:
+    if isinstance(answer, TritonError):
+        return answer.code, str(answer), []
+    tensors: list[RawTensor] = []
+    for name, array in answer.items():
+        number = TRITON_TYPES[array.dtype]
+        data = array if number != BYTES else [_bytes(value) for value in array.reshape(-1).tolist()]
+        tensors.append((name, number, array.shape, data))
+    return GOOD, "", tensors
 
 
 def _bytes(value: str | bytes) -> bytes:

@@ -11,14 +11,14 @@ A model's config says what it runs:
 ``store``
     Another store of users than the release's, if that was chosen (``stores/chosen.py``).
 
-Triton's types end here: everything below sees NumPy arrays.
+Triton's types end here: everything below sees NumPy arrays. Tiercel's own backend, which has arrays to begin
+with, asks :meth:`TritonPythonModel.answer`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,11 @@ from . import batching
 from .chain import Chain
 from .metrics import ADAPTER, REFUSED, STAGE_ERRORS, Metrics
 
+#: What a request carries, and the names of the outputs that it wants.
+Request = tuple[dict[str, Array], Sequence[str]]
+#: Its outputs, or Triton's error.
+Answer = Any
+
 
 class Call(NamedTuple):
     """A checked request: its place in the Triton batch, what it carries for whom, and what it wants."""
@@ -41,7 +46,7 @@ class Call(NamedTuple):
     place: int
     arrays: dict[str, Array]
     users: int
-    wanted: tuple[str, ...]
+    wanted: Sequence[str]
 
 
 class TritonPythonModel:
@@ -54,7 +59,7 @@ class TritonPythonModel:
         ``model_instance_device_id`` (the GPU's number, for a release that runs on one).
         """
         config = json.loads(args["model_config"])
-        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        parameters, names = _read_parameters(config)
         try:
             store = parameters.get("store")
             release = open_release(
@@ -63,11 +68,13 @@ class TritonPythonModel:
                 build_id=parameters["build_id"],
                 store=None if store is None else read_store(store),
             )
-            names = [str(name) for name in json.loads(parameters["stages"])]
+            if unknown := [name for name in names if name not in release.stages]:
+                raise _edited(config, f"stages: the release has none called {', '.join(unknown)}")
             # On a CPU Triton gives a number too, or none.
             self._chain = Chain.open(release, names, gpu=int(args.get("model_instance_device_id", 0)))
         except TiercelError as error:
             raise pb_utils.TritonModelException(str(error)) from error
+        self._inputs = batching.Inputs(self._chain.external_inputs)
         self._k_default = release.settings.k_default
         self._time_outputs = frozenset(TIME_PREFIX + name for name in names)
         self._metrics = Metrics(
@@ -77,53 +84,62 @@ class TritonPythonModel:
         )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer the requests of one Triton batch together, and a bad one by itself, in their order."""
-        responses: list[Any] = [None] * len(requests)
+        """Answer the requests of one Triton batch; see :meth:`answer`."""
+        read = [
+            ({tensor.name(): tensor.as_numpy() for tensor in one.inputs()}, one.requested_output_names())
+            for one in requests
+        ]
+        return [_response(answer) for answer in self.answer(read)]
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer the requests of one Triton batch together, and a bad one by itself, in their order.
+
+        Returns
+        -------
+        For each request the outputs that it wants, contiguous arrays by their names; or Triton's error.
+        """
+        answers: list[Answer] = [None] * len(requests)
         calls: list[Call] = []
-        for place, request in enumerate(requests):
+        for place, (arrays, wanted) in enumerate(requests):
             try:
-                calls.append(self._read(place, request))
+                users = self._inputs.count_users(arrays)
+                self._chain.check(arrays)
             except RequestError as error:  # noqa: PERF203 - each request fails by itself
                 self._metrics.count(REFUSED)
-                responses[place] = _refusal(error)
+                answers[place] = _refusal(error)
+            else:
+                calls.append(Call(place, arrays, users, wanted))
         if calls:
-            self._answer(calls, responses)
-        return responses
+            self._answer(calls, answers)
+        return answers
 
     def finalize(self) -> None:
         """Send the last counts, and let go of the stages."""
         self._metrics.close()
         self._chain.close()
 
-    def _read(self, place: int, request: Any) -> Call:
-        """Return the request's tensors, checked."""
-        arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        users = batching.count_users(self._chain.external_inputs, arrays)
-        self._chain.check(arrays)
-        return Call(place, arrays, users, tuple(request.requested_output_names()))
-
-    def _answer(self, calls: Sequence[Call], responses: list[Any]) -> None:
+    def _answer(self, calls: Sequence[Call], answers: list[Answer]) -> None:
         """Run the calls as one batch; if that breaks, one by one, so that the culprit falls alone."""
         try:
-            answers = self._run(calls)
+            given = self._run(calls)
         except Exception as error:
             if len(calls) > 1:
                 for call in calls:
-                    self._answer([call], responses)
+                    self._answer([call], answers)
                 return
-            responses[calls[0].place] = self._failure(error)
+            answers[calls[0].place] = self._failure(error)
             return
-        for call, answer in zip(calls, answers, strict=True):
-            tensors = [pb_utils.Tensor(name, array) for name, array in answer.items()]
-            responses[call.place] = pb_utils.InferenceResponse(output_tensors=tensors)
+        for call, answer in zip(calls, given, strict=True):
+            answers[call.place] = answer
 
     def _run(self, calls: Sequence[Call]) -> list[dict[str, Array]]:
         users = [call.users for call in calls]
         arrays = batching.concatenate(self._chain.external_inputs, [call.arrays for call in calls])
         wanted = [call.wanted for call in calls]
-        outputs, times = self._chain.run(arrays, set(chain.from_iterable(wanted)))
+        of_all = set().union(*wanted)
+        outputs, times = self._chain.run(arrays, of_all)
         self._note_answers(arrays, outputs)
-        for name in self._time_outputs.intersection(chain.from_iterable(wanted)):
+        for name in self._time_outputs & of_all:
             time_us = times[name.removeprefix(TIME_PREFIX)]
             outputs[name] = np.full((sum(users), 1), time_us, np.float32)
         widths = [self._chain.widths(call.arrays) for call in calls] if len(calls) > 1 else [{}]
@@ -144,7 +160,7 @@ class TritonPythonModel:
         )
 
     def _failure(self, error: Exception) -> Any:
-        """Return the response to a request that broke a stage, or that a stage refused only in its run."""
+        """Return the error of a request that broke a stage, or that a stage refused only in its run."""
         if isinstance(error, RequestError):
             self._metrics.count(REFUSED)
             return _refusal(error)
@@ -152,13 +168,37 @@ class TritonPythonModel:
         self._metrics.count(STAGE_ERRORS, stage)
         pb_utils.Logger.log_error(f"{error!r}")
         message = str(error) if isinstance(error, StageFailed) else f"the model broke: {error!r}"
-        return _error(message, pb_utils.TritonError.INTERNAL)
+        return pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL)
+
+
+def _read_parameters(config: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Return what a model's config says of what it runs, and the names of its stages."""
+    given = {name: value.get("string_value", "") for name, value in config.get("parameters", {}).items()}
+    if missing := [name for name in ("stages", "release", "build_id") if not given.get(name)]:
+        raise _edited(config, f"no parameter {', '.join(missing)}")
+    try:
+        names = json.loads(given["stages"])
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise _edited(config, f"stages: expected a JSON list of names, found {given['stages']!r}")
+    return given, names
+
+
+def _edited(config: Mapping[str, Any], problem: str) -> Exception:
+    """Return the error of a config that no export has written."""
+    said = f"model {config.get('name', '')}: config.pbtxt: {problem}; it was edited by hand: export again"
+    error: Exception = pb_utils.TritonModelException(said)
+    return error
 
 
 def _refusal(error: RequestError) -> Any:
     codes = pb_utils.TritonError
-    return _error(str(error), codes.NOT_FOUND if isinstance(error, UnknownId) else codes.INVALID_ARG)
+    return codes(str(error), codes.NOT_FOUND if isinstance(error, UnknownId) else codes.INVALID_ARG)
 
 
-def _error(message: str, code: Any) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+def _response(answer: Answer) -> Any:
+    if isinstance(answer, dict):
+        tensors = [pb_utils.Tensor(name, array) for name, array in answer.items()]
+        return pb_utils.InferenceResponse(output_tensors=tensors)
+    return pb_utils.InferenceResponse(error=answer)

@@ -37,6 +37,7 @@ class IndexTensors:
             profile = msgspec.convert(artefact.meta["profile"], Profile)
             read = partial(read_index, artefact.file(INDEX_FILE), vectors)
             self._search = open_faiss(self._exact, read, profile, kind.factory, place)
+        self.capturable = self._search is self._exact
 
     def candidates(self, arrays: Mapping[str, Any], mask: TensorMask, count: int) -> tuple[Tensor, Tensor]:
         """Return the nearest ``count`` that the mask allows."""

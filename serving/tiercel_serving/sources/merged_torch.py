@@ -6,7 +6,7 @@ Nothing waits for the device, so that what :mod:`.merged` does only where somebo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -38,6 +38,13 @@ class TensorScorer(TensorSource, Protocol):
     def score(self, arrays: Mapping[str, Any], rows: Tensor) -> Tensor:
         """Return the scores ``[B, M]`` of items ``[B, M]``; -inf for the pad row."""
         ...
+
+
+@runtime_checkable
+class Capturable(Protocol):
+    """A source that can say that all of its work is on the device: it may be captured as a graph."""
+
+    capturable: bool
 
 
 class HostSource:

@@ -18,6 +18,8 @@ from .popular import Popular
 class PopularTensors:
     """One list of items on a device; see :class:`~.popular.PopularList`."""
 
+    capturable = True
+
     def __init__(self, kind: Popular, artefact: Artefact, items: int, place: Place) -> None:
         rows = artefact.array("rows")
         scores = artefact.array("scores", len(rows))

@@ -38,7 +38,7 @@ HEAVY = 5
 #: An index is asked where that took less than this share of a scan when it was measured: elsewhere it may
 #: take longer. One user alone is searched deeper for where that takes less than the second share; than the
 #: third, where how deep is a guess that no search was made for. To fail costs a scan besides.
-WORTH, DEEP, BLIND = 0.7, 0.5, 0.15
+WORTH, DEEP, BLIND = 0.7, 0.5, 0.12
 
 #: Where an allowed set leaves less than this share of the items, they are looked at one by one.
 FEW = 1 / 16
@@ -182,13 +182,13 @@ class IndexSearch:
         """
         hidden = np.zeros((len(users), len(self._ladder)))
         for at, user in enumerate(users.tolist()):
-            if not counts[user]:
+            masked = int(counts[user])
+            if not masked:
                 continue
-            rows = mask.rows_of(user)
-            sample = self._space.positions_of(rows[:: -(-len(rows) // SAMPLE)])
+            sample = self._space.positions_of(mask.sample(user, masked, SAMPLE))
             scores = self._space.score(query[user : user + 1], sample[None])[0]
             cuts = (self._cuts + shift[user]) * norm(query[user])
-            hidden[at] = np.count_nonzero(scores[:, None] >= cuts, axis=0) / len(sample) * len(rows)
+            hidden[at] = np.count_nonzero(scores[:, None] >= cuts, axis=0) / len(sample) * masked
         return hidden
 
     def _each(

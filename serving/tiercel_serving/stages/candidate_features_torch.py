@@ -20,7 +20,11 @@ class TensorCandidateFeatures:
         self.tensors = frozenset({"kept_row"})
         items = release.items
         self._tables = {one.name: place.table(items.packed(one.name)) for one in self.spec.outputs}
+        self._graphed = place.graphed(self._gather)
 
     def run(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
         """Gather ``kept_row [B, K]``."""
-        return {name: table[arrays["kept_row"]] for name, table in self._tables.items()}
+        return dict(zip(self._tables, self._graphed([arrays["kept_row"]]), strict=True))
+
+    def _gather(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [table[tensors[0]] for table in self._tables.values()]

@@ -26,10 +26,18 @@ class TensorFiltering:
         self._reasons = place.table(reason_table(settings.rules, columns, items.size))
         self._kept, self._pad = settings.kept, items.size
         self._places = torch.arange(settings.candidates, device=place.device)
+        self._graphed = place.graphed(self._keep)
 
     def run(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
         """Filter ``retrieved_row [B, N]``."""
-        rows, count = arrays["retrieved_row"], len(self._places)
+        read = ("retrieved_row", "retrieval_score", "source")
+        made = self._graphed([arrays[name] for name in read])
+        names = ("kept_row", "kept_index", "kept_score", "kept_source", "filter_reason")
+        return dict(zip(names, made, strict=True))
+
+    def _keep(self, tensors: list[Tensor]) -> list[Tensor]:
+        rows, scores, source = tensors
+        count = len(self._places)
         reason = self._reasons[rows]
         passed = reason == KEPT
         first = torch.where(passed, self._places, count).sort(dim=1).values[:, : self._kept]
@@ -37,10 +45,10 @@ class TensorFiltering:
         index = first.masked_fill(empty, 0)
         # Whatever passed behind the last kept candidate came too late.
         late = passed & (self._places > first[:, -1:])
-        return {
-            "kept_row": rows.gather(1, index).masked_fill(empty, self._pad),
-            "kept_index": index,
-            "kept_score": arrays["retrieval_score"].gather(1, index).masked_fill(empty, 0),
-            "kept_source": arrays["source"].gather(1, index).masked_fill(empty, 0),
-            "filter_reason": reason.masked_fill(late, BEYOND_KEPT),
-        }
+        return [
+            rows.gather(1, index).masked_fill(empty, self._pad),
+            index,
+            scores.gather(1, index).masked_fill(empty, 0),
+            source.gather(1, index).masked_fill(empty, 0),
+            reason.masked_fill(late, BEYOND_KEPT),
+        ]

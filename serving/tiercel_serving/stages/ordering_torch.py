@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from ..device.order_torch import smallest, sort_keys
 from ..device.place_torch import Place
 from ..ranked import read_keys
@@ -25,16 +27,23 @@ class TensorOrdering(Ordering):
             steps.append((kind, form(step, place)))
         self._there = TensorSteps(release.settings, steps, self._pad_row, place)
         self._place = place
+        self._graphed = place.graphed(self._first)
         self.tensors = frozenset({"kept_row", "kept_score", "rank_score"})
 
     def run(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """Order, for ``k [B, 1]`` and the other numbers of requests from the host."""
         scores, rows, reasons = self._there.apply(arrays)
         k = arrays["k"]
-        # A key holds score and row: the answer is one copy of so many as are asked for.
-        best, found = read_keys(self._place.take(smallest(sort_keys(scores, rows), int(k.max()))))
+        # A key holds score and row: the answer is one copy.
+        [keys] = self._graphed([scores, rows])
+        best, found = read_keys(self._place.take(keys)[:, : int(k.max())])
         answer = self._answer(best, found, k)
         return answer if reasons is None else {**answer, "reorder_reason": reasons}
+
+    def _first(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return the keys of as many as a request may ask for, in order."""
+        scores, rows = tensors
+        return [smallest(sort_keys(scores, rows), self._k_max)]
 
 
 def open_stage(name: str, release: Release, place: Place) -> Ordering:

@@ -12,7 +12,7 @@ from ..release.opened import Release
 from ..rules.expressions.given import Given
 from ..rules.table import AskingRule, OpenedRule, asked
 from ..spec import Arrays
-from ..stores.table import Users
+from .column_tensors import user_rule_columns
 from .sent_columns import SentColumn
 from .specs import NOW, RETRIEVAL
 
@@ -33,8 +33,6 @@ class RequestRules:
     ----------
     opened : list of (int, OpenedRule)
         The number of each such rule among the settings', and its open form.
-    reads_users : bool
-        Whether one of them asks for a column of the users.
     """
 
     def __init__(self, release: Release, clock: Callable[[], float]) -> None:
@@ -44,11 +42,11 @@ class RequestRules:
             opened = rule.open(items.columns(rule.columns())) if isinstance(rule, AskingRule) else None
             if opened is not None:
                 self.opened.append((number, opened))
-        self._asks, self._clock = asked(rules), clock
-        wanted = {*self._asks.users, *self._asks.requests}
-        columns = release.manifest.request_columns
+        self._asks, self._clock, manifest = asked(rules), clock, release.manifest
+        columns = [column for column in manifest.request_columns if column.part != "user"]
+        wanted = self._asks.requests
         self._columns = [SentColumn(column, RETRIEVAL) for column in columns if column.name in wanted]
-        self.reads_users = any(column.of_user for column in self._columns)
+        self._users = [SentColumn(told, RETRIEVAL) for _, told in user_rule_columns(manifest)]
         self._id = release.manifest.catalogue.user_id_column
 
     def check(self, arrays: Arrays) -> None:
@@ -56,29 +54,24 @@ class RequestRules:
         for column in self._columns:
             column.check(arrays)
 
-    def allowed(self, arrays: Arrays, users: Users) -> Flags | None:
+    def allowed(self, arrays: Arrays) -> Flags | None:
         """Return which items pass for whom: ``[B or 1, I or 1]``; None if no rule asks."""
         if not self.opened:
             return None
-        given = self.given(arrays, users)
+        given = self.given(arrays)
         allowed = self.opened[0][1].allows(given)
         for _, rule in self.opened[1:]:
             allowed = allowed & rule.allows(given)
         return allowed
 
-    def given(self, arrays: Arrays, users: Users) -> Given:
+    def given(self, arrays: Arrays) -> Given:
         """Return what rules read of the users and their requests."""
-        of_users, of_requests, sent = dict[str, Column](), dict[str, Column](), dict[str, Flags]()
-        for column in self._columns:
-            flags = column.sent(arrays)
-            if column.of_user:
-                of_users[column.name] = column.column(arrays, users, flags)
-            else:
-                of_requests[column.name] = column.column(arrays, users, flags)
-                sent[column.name] = flags
+        of_users = {column.name: column.carried(arrays) for column in self._users}
+        of_requests = {column.name: column.carried(arrays) for column in self._columns}
+        sent = {column.name: column.sent(arrays) for column in self._columns}
         if self._id in self._asks.users and self._id not in of_users:
             of_users[self._id] = Column(arrays["user_id"][:, 0])
-        now = np.zeros(len(users.known))
+        now = np.zeros(len(arrays["user_id"]))
         if self._asks.now:
             now = arrays[NOW][:, 0]
             now = np.where(np.isnan(now), self._clock(), now)

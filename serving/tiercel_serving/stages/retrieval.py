@@ -16,12 +16,12 @@ from ..sources.merged import Candidates, MergedSources
 from ..sources.table import open_source
 from ..spec import Array, Arrays, StageSpec
 from ..stores.memory_mapped import UserRows
-from ..stores.table import Users
 from .changed_items import ChangedItems
 from .explain_items import EXCLUDED, FOUND, HAD, NOT_ASKED, WITHDRAWN, ExplainItems
 from .request_rules import RequestRules
+from .seen_again import MayCome, SeenAgain
 from .sent_ids import SentIds
-from .specs import ALLOW_SEEN, CANDIDATES, EXPLAINED, INCLUDED, RETRIEVAL
+from .specs import CANDIDATES, EXPLAINED, INCLUDED, RETRIEVAL
 
 Flags = npt.NDArray[np.bool_]
 
@@ -125,10 +125,11 @@ class Retrieval:
         self._asked = SentIds(EXPLAINED, self._items, MOST_EXPLAINED, text=False, stage=RETRIEVAL)
         # By batch size, of which there are few: what is said where nothing was asked.
         self._unasked: dict[int, dict[str, Array]] = {}
+        self._seen_again = SeenAgain(settings, clock)
+        if self._seen_again.asks_times:
+            self._users.history_times  # noqa: B018 - likewise
         self._release, self._clock, self._changed = release, clock, ChangedItems(release)
         self.renew()
-        # Rules speak of users as they are now, of the release's own where no rule does.
-        self._live = release.store if self._rules.reads_users else release.users
 
     def renew(self) -> None:
         """Let new items be found, and withdrawn ones not; decide rules for items as they are now."""
@@ -144,6 +145,7 @@ class Retrieval:
         for ids in (self._included, self._listed, self._asked):
             ids.check(arrays)
         self._rules.check(arrays)
+        self._seen_again.check(arrays)
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Retrieve.
@@ -162,9 +164,8 @@ class Retrieval:
         """
         # What was appended to the store since is in ``excluded_row``.
         users = self._users.read(arrays["user_id"])
-        live = users if self._live is self._users else self._live.read(arrays["user_id"])
         given = self._listed.given(arrays) if self._listed.sent(arrays) else None
-        limits = self._limits(arrays, users, live, given)
+        limits = self._limits(arrays, users, given)
         unknown = arrays["status"][:, 0] == UNKNOWN
         if not self._bypass:
             unknown = np.zeros_like(unknown)
@@ -174,7 +175,7 @@ class Retrieval:
             "retrieval_score": found[0],
             "source": found[2],
         }
-        return {**retrieved, **self._explained(arrays, live, limits, found, unknown)}
+        return {**retrieved, **self._explained(arrays, limits, found, unknown)}
 
     def _ranked(self, arrays: Arrays, mask: Mask, listed: Rows | None) -> Candidates:
         assert listed is not None
@@ -186,7 +187,7 @@ class Retrieval:
         return dict.fromkeys(_EXPLAINED, 1 if ids is None else max(ids.shape[1], 1))
 
     def _explained(
-        self, arrays: Arrays, users: Users, limits: Limits, found: Candidates, unknown: Flags
+        self, arrays: Arrays, limits: Limits, found: Candidates, unknown: Flags
     ) -> dict[str, Array]:
         """Say of the items that were asked for why they were found or not."""
         if not self._asked.sent(arrays):
@@ -196,7 +197,7 @@ class Retrieval:
                 self._unasked[len(unknown)] = blank
             return self._unasked[len(unknown)]
         rows = self._asked.rows(arrays)
-        given = self._rules.given(arrays, users)
+        given = self._rules.given(arrays)
         had = limits._replace(excluded=limits.excluded[:, :0], allowed=None, changed=None).mask(self._pad)
         ruled_out = make_mask(len(unknown), self._pad, limits.seen[:0], np.zeros_like(limits.counts))
         ruled_out.add(limits.excluded)
@@ -226,8 +227,8 @@ class Retrieval:
         detail = self._explain.details(reasons, rows, given)
         return dict(zip(_EXPLAINED, (reasons, place, scores.astype(np.float32), detail), strict=True))
 
-    def _limits(self, arrays: Arrays, users: UserRows, live: Users, given: Flags | None) -> Limits:
-        seen, counts = _masked(users, arrays[ALLOW_SEEN][:, 0])
+    def _limits(self, arrays: Arrays, users: UserRows, given: Flags | None) -> Limits:
+        seen, counts = _masked(users, self._seen_again.may_come(arrays))
         listed, allowed = None, None
         if self._included.sent(arrays):
             allowed = self._only(self._included.rows(arrays), self._included.given(arrays))
@@ -236,7 +237,7 @@ class Retrieval:
             # Of whoever is answered by the fallback the list is what may come.
             only = self._only(listed, given)
             allowed = only if allowed is None else allowed & only
-        ruled, asked = self._rules.allowed(arrays, live), allowed
+        ruled, asked = self._rules.allowed(arrays), allowed
         if ruled is not None:
             allowed = np.ones((len(counts), self._pad + 1), np.bool_) if asked is None else asked.copy()
             allowed[:, : self._pad] &= ruled
@@ -275,11 +276,16 @@ class Retrieval:
         return scores, rows, source
 
 
-def _masked(users: UserRows, allowed: Flags) -> tuple[Rows, Rows]:
-    """Return what users had, end to end, and how much each: nothing where that is ``allowed``."""
+def _masked(users: UserRows, may_come: MayCome) -> tuple[Rows, Rows]:
+    """Return what users had and may not come again, end to end, and how much each."""
+    allowed, until_s = may_come
     if allowed.all():
         return np.empty(0, np.int64), np.zeros(len(allowed), np.int64)
     flat, counts = users.seen()
+    if until_s is not None:
+        masked = (users.seen_s() > np.repeat(until_s, counts)) & np.repeat(~allowed, counts)
+        owners = np.repeat(np.arange(len(counts)), counts)
+        return flat[masked], np.bincount(owners[masked], minlength=len(counts))
     if not allowed.any():
         return flat, counts
     return flat[np.repeat(~allowed, counts)], np.where(allowed, 0, counts)

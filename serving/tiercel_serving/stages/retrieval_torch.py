@@ -13,7 +13,8 @@ from torch import Tensor
 from ..device.masks_torch import TensorMask
 from ..device.place_torch import Place
 from ..release.opened import Release
-from ..sources.merged_torch import HostSource, MergedTensorSources, TensorSource
+from ..sources.captured_torch import CapturedSources
+from ..sources.merged_torch import Capturable, HostSource, MergedTensorSources, TensorSource
 from ..sources.table import SOURCES
 from ..spec import Array, Arrays
 from .retrieval import Flags, Limits, Retrieval
@@ -45,7 +46,12 @@ class TensorRetrieval(Retrieval):
                 opened.append(form(kind, artefact, self._pad, place))
                 read.update(kind.reads())
         terms = self._sources.terms
-        self._merged = MergedTensorSources(release.settings, opened, terms, self._pad, place.device)
+        merged = MergedTensorSources(release.settings, opened, terms, self._pad, place.device)
+        self._merged: MergedTensorSources | CapturedSources = merged
+        if place.capture is not None and all(
+            isinstance(one, Capturable) and one.capturable for one in opened
+        ):
+            self._merged = CapturedSources(merged, sorted(read), place.capture)
         self.tensors = frozenset(read)
 
     def _found(self, arrays: Arrays, limits: Limits, unknown: Flags, given: Flags | None) -> Any:
@@ -91,9 +97,7 @@ class TensorRetrieval(Retrieval):
         there = self._place.put(np.concatenate(cells))
         return TensorMask(users, self._pad, there, most, allowed, lambda: limits.mask(self._pad))
 
-    def _explained(
-        self, arrays: Arrays, users: Any, limits: Limits, found: Any, unknown: Flags
-    ) -> dict[str, Array]:
+    def _explained(self, arrays: Arrays, limits: Limits, found: Any, unknown: Flags) -> dict[str, Array]:
         if self._asked.sent(arrays):
             take = self._place.take
             arrays = {
@@ -101,7 +105,7 @@ class TensorRetrieval(Retrieval):
                 for name, array in arrays.items()
             }
             found = tuple(take(one) for one in found)
-        return super()._explained(arrays, users, limits, found, unknown)
+        return super()._explained(arrays, limits, found, unknown)
 
 
 def _some(array: Any, chosen: Flags, places: Tensor) -> Any:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ..columns import Column, merge_rows
 from ..errors import InvalidRequest
 from ..release.manifest import RequestColumn
-from ..spec import DTYPES, Arrays
+from ..spec import DTYPES, Array, Arrays
 from ..stores.table import Users
 from .specs import USER_FEATURES
 
@@ -75,6 +75,31 @@ class SentColumn:
             raise InvalidRequest(
                 f"stage {self._stage}: {self.tensor} must be finite (NaN means null), came an infinity"
             )
+
+    def carried(self, arrays: Arrays) -> Column:
+        """Return the column of the batch as its tensors carry it, null where they say so."""
+        return self._as_column(arrays, self.sent(arrays))
+
+    def tensors(self, column: Column) -> dict[str, Array]:
+        """Return the tensors that carry a column of B rows."""
+        if column.offsets is None:
+            values = column.values.astype(self.dtype, copy=False)
+            if self.dtype.kind == "f":
+                if column.valid is not None:
+                    values = np.where(column.valid, values, np.nan).astype(self.dtype, copy=False)
+                return {self.tensor: values[:, None]}
+            valid = np.ones(len(column), np.bool_) if column.valid is None else column.valid
+            return {self.tensor: values[:, None], self.companion: valid[:, None]}
+        lengths = np.diff(column.offsets)
+        # Triton has no use for a tensor without elements.
+        width = max(int(lengths.max(initial=0)), 1)
+        rows = np.zeros((len(lengths), width), self.dtype)
+        if self.dtype == np.object_:
+            rows[:] = b""
+        rows[np.arange(width) < lengths[:, None]] = column.values
+        if column.row_valid is not None:
+            lengths = np.where(column.row_valid, lengths, -1)
+        return {self.tensor: rows, self.companion: lengths.astype(np.int32)[:, None]}
 
     def _as_column(self, arrays: Arrays, sent: npt.NDArray[np.bool_]) -> Column:
         values = arrays[self.tensor]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ..errors import InvalidRequest
 from ..lookups.strings import Strings
+from ..native.texts import split_at_nuls
 from ..ranked import Rows
 from ..spec import Array, Arrays
 from ..tables.items import ItemTable
@@ -77,7 +78,7 @@ class SentIds:
         count = int.from_bytes(element[:_COUNT], "little", signed=True)
         if count > self._limit:
             return f"a list may hold {self._limit} ids at most, came {count}; send fewer"
-        ids = np.count_nonzero(np.frombuffer(element, np.uint8, offset=_COUNT) == 0)
+        ids = len(element) - _COUNT - np.count_nonzero(np.frombuffer(element, np.uint8, offset=_COUNT))
         if count != ids:
             return f"it says {count} ids, and has {ids}; {layout}"
         if len(element) > _COUNT and element[-1]:
@@ -125,7 +126,9 @@ def unpack(packed: Array) -> tuple[Strings, Rows]:
     There is a Python object for each list, and none for an id.
     """
     elements: list[bytes] = packed.tolist()
-    counts = [int.from_bytes(element[:_COUNT], "little") for element in elements]
-    text = np.frombuffer(b"".join([element[_COUNT:] for element in elements]), np.uint8)
-    offsets = np.append(0, np.flatnonzero(text == 0) + 1)
-    return Strings(text, offsets, gap=1), np.array(counts, np.int64)
+    counts = np.array([int.from_bytes(element[:_COUNT], "little") for element in elements], np.int64)
+    if len(elements) == 1:
+        text = np.frombuffer(elements[0], np.uint8)[_COUNT:]  # frombuffer itself takes no empty rest
+    else:
+        text = np.frombuffer(b"".join([element[_COUNT:] for element in elements]), np.uint8)
+    return Strings(text, split_at_nuls(text, int(counts.sum())), gap=1), counts

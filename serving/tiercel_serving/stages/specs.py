@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from math import nan
 
 from ..errors import ManifestInvalid
-from ..release.manifest import Catalogue, Manifest, Packed, PackedList, RequestColumn
-from ..reorder.per_request import per_request
+from ..release.manifest import Catalogue, Manifest, Packed, PackedList
+from ..reorder.per_request import PerRequest, per_request
 from ..reorder.steps import reasons_of
 from ..rules.table import asked
 from ..settings import ServingSettings
-from ..spec import LENGTH_OF, PACKED_OF, VALID_OF, StageSpec, TensorSpec
+from ..spec import PACKED_OF, StageSpec, TensorSpec
+from .column_tensors import empty_of, list_tensors, request_tensors, told_to_rules
 
 #: Stages that every graph has, and those of a ranker. Between the first and retrieval comes one query
 #: stage, :func:`query_stage`, for each source with a query model.
@@ -105,7 +106,7 @@ class Tensors:
         """What is known of a user: packed features and history."""
         packed, length, pad = self.packed, self.settings.history_length, self.catalogue.items
         shown = len(self.settings.history_columns)
-        return _without_empty(
+        return _withoutempty_of(
             TensorSpec("user_cat", "int64", (len(packed.user_cat),), doc="Category ids of the user."),
             TensorSpec("user_num", "float32", (len(packed.user_num),), doc="Numbers of the user."),
             *(_packed_list("user_list_", entry) for entry in packed.user_lists),
@@ -118,7 +119,7 @@ class Tensors:
     def item(self) -> tuple[TensorSpec, ...]:
         """What is known of the K candidates."""
         packed, k = self.packed, self.settings.kept
-        return _without_empty(
+        return _withoutempty_of(
             TensorSpec("item_cat", "int64", (k, len(packed.item_cat)), doc="Category ids."),
             TensorSpec("item_num", "float32", (k, len(packed.item_num)), doc="Numbers."),
             *(_packed_list("item_list_", entry, k) for entry in packed.item_lists),
@@ -161,12 +162,14 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
     settings, catalogue = manifest.settings, manifest.catalogue
     tensors, n, pad = Tensors(settings, catalogue, manifest.packed), settings.candidates, catalogue.items
     id_dtype = catalogue.user_id_dtype
-    user_id = TensorSpec("user_id", id_dtype, (1,), False, _empty(id_dtype), "Raw user id.")
+    user_id = TensorSpec("user_id", id_dtype, (1,), False, empty_of(id_dtype), "Raw user id.")
     # The first stage only checks k and what steps take: what is wrong is refused before any work.
     k = TensorSpec("k", "int32", (1,), True, settings.k_default, "How many items the answer shall have.")
     doc = "Whether what the user already had may come."
     allow_seen = TensorSpec(ALLOW_SEEN, "bool", (1,), True, settings.allow_seen, doc)
-    taken = tuple(one.tensor for one in per_request(settings.reorder))
+    of_steps = tuple(one.tensor for one in per_request(settings.reorder))
+    of_seen = tuple(_of_seen(settings))
+    taken = {tensor.name: tensor for tensor in (*of_seen, *of_steps)}.values()
     status = TensorSpec("status", "int32", (1,), doc="0 known, 1 unknown with features, 2 unknown.")
     excluded = TensorSpec("excluded_row", "int64", (-1,), pad=pad, doc="Items that the request rules out.")
     retrieved = (
@@ -195,7 +198,7 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
         StageSpec(
             USER_FEATURES,
             (user_id, *_request(manifest), allow_seen, k, *taken),
-            (status, *tensors.user, excluded),
+            (status, *tensors.user, excluded, *told_to_rules(manifest)),
         ),
         *queries,
         StageSpec(
@@ -204,49 +207,23 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
                 *_named(RETRIEVAL, known, read),
                 *(user_id, status, excluded, allow_seen),
                 *_id_lists(manifest, (INCLUDED, CANDIDATES, EXPLAINED)),
-                *_asked_by_rules(manifest),
+                *_asked_by_rules(manifest, of_seen),
             ),
             (*retrieved, *explained),
         ),
         StageSpec(FILTERING, retrieved, tensors.kept),
         *ranking,
-        _ordering(manifest, tensors, ranking[-1].outputs if ranking else (), (status, k, *taken)),
+        _ordering(manifest, tensors, ranking[-1].outputs if ranking else (), (status, k, *of_steps)),
         _describe_items(catalogue),
         *_related(manifest, k),
     )
-
-
-def request_tensors(column: RequestColumn) -> tuple[TensorSpec, ...]:
-    """Return the request tensors of one raw column: the values, and what says which are null."""
-    name, dtype, doc = column.tensor, column.dtype, f"Column {column.name}."
-    if column.companion is None:
-        return (TensorSpec(name, dtype, (1,), True, nan, f"{doc} NaN is null."),)
-    if column.is_list:
-        return _list_tensors(name, column.companion, dtype, doc)
-    said = f"False where {column.name} is null."
-    return (
-        TensorSpec(name, dtype, (1,), True, _empty(dtype), doc),
-        TensorSpec(column.companion, "bool", (1,), True, False, said, of=name, says=VALID_OF),
-    )
-
-
-def _list_tensors(name: str, companion: str, dtype: str, doc: str) -> tuple[TensorSpec, ...]:
-    said = f"How many of {name} are real; -1 is null."
-    return (
-        TensorSpec(name, dtype, (-1,), True, _empty(dtype), doc),
-        TensorSpec(companion, "int32", (1,), True, -1, said, of=name, says=LENGTH_OF),
-    )
-
-
-def _empty(dtype: str) -> int | bytes:
-    return b"" if dtype == "bytes" else 0
 
 
 def _id_lists(manifest: Manifest, names: Iterable[str]) -> Iterator[TensorSpec]:
     """Yield the tensors of lists of raw item ids."""
     dtype = manifest.catalogue.item_id_dtype
     for name in names:
-        yield from _list_tensors(name, LENGTHS[name], dtype, LISTS[name])
+        yield from list_tensors(name, LENGTHS[name], dtype, LISTS[name])
         if dtype == "bytes" and name in PACKED:
             said = f"{name}, each list packed into one element; empty is null. Send one of the two."
             yield TensorSpec(PACKED[name], dtype, (1,), True, b"", said, of=name, says=PACKED_OF)
@@ -256,18 +233,33 @@ def _request(manifest: Manifest) -> Iterator[TensorSpec]:
     """Yield the first stage's lists and columns of the request."""
     yield from _id_lists(manifest, (EXCLUDED, HISTORY))
     for column in manifest.request_columns:
-        if not column.of_rules:
+        if not column.of_rules or column.part == "user":
             yield from request_tensors(column)
 
 
-def _asked_by_rules(manifest: Manifest) -> Iterator[TensorSpec]:
-    """Yield what rules read of the request."""
+def _of_seen(settings: ServingSettings) -> Iterator[TensorSpec]:
+    """Yield what says which items that users had may come again."""
+    days = settings.seen_again_days
+    if days is not None:
+        yield _clock()
+    if isinstance(days, PerRequest):
+        yield days.tensor
+
+
+def _clock() -> TensorSpec:
+    return TensorSpec(NOW, "float64", (1,), True, nan, "Seconds since 1970-01-01 UTC; NaN is the clock's.")
+
+
+def _asked_by_rules(manifest: Manifest, of_seen: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
+    """Yield what rules read of the request, and what else of it says which items may come."""
     asks = asked(manifest.settings.rules)
     for column in manifest.request_columns:
-        if column.name in asks.users or column.name in asks.requests:
+        if column.part != "user" and column.name in asks.requests:
             yield from request_tensors(column)
-    if asks.now:
-        yield TensorSpec(NOW, "float64", (1,), True, nan, "Seconds since 1970-01-01 UTC; NaN is the clock's.")
+    yield from told_to_rules(manifest)
+    yield from of_seen
+    if asks.now and NOW not in {tensor.name for tensor in of_seen}:
+        yield _clock()
 
 
 def _ranking(manifest: Manifest, tensors: Tensors) -> list[StageSpec]:
@@ -296,7 +288,7 @@ def _ordering(
     names = dict.fromkeys(("kept_row", "kept_score", *(tensor.name for tensor in ranked), *read))
     known = (*tensors.user, *tensors.kept, *ranked)
     outputs = [
-        TensorSpec("item_id", dtype, (-1,), pad=_empty(dtype), doc="Raw ids, best first."),
+        TensorSpec("item_id", dtype, (-1,), pad=empty_of(dtype), doc="Raw ids, best first."),
         TensorSpec("score", "float32", (-1,), doc="Final scores."),
         TensorSpec("count", "int32", (1,), doc="How many slots are real."),
     ]
@@ -312,12 +304,12 @@ def _ordering(
 def _describe_items(catalogue: Catalogue) -> StageSpec:
     dtype, items = catalogue.item_id_dtype, catalogue.items
     inputs = (
-        TensorSpec("item_id", dtype, (-1,), True, _empty(dtype), "Raw ids; send these or item_row."),
+        TensorSpec("item_id", dtype, (-1,), True, empty_of(dtype), "Raw ids; send these or item_row."),
         # -1 cannot be sent: it says that this row of the batch speaks in ids.
         TensorSpec("item_row", "int64", (-1,), True, -1, "Catalogue rows; send these or item_id."),
     )
     outputs = (
-        TensorSpec("item_id", dtype, (-1,), pad=_empty(dtype), doc="Raw ids."),
+        TensorSpec("item_id", dtype, (-1,), pad=empty_of(dtype), doc="Raw ids."),
         TensorSpec("item_row", "int64", (-1,), pad=items, doc="Catalogue rows; the pad row if not found."),
         TensorSpec("title", "bytes", (-1,), pad=b"", doc="What people call it, or nothing."),
         TensorSpec("found", "bool", (-1,), pad=False, doc="Whether the catalogue has it."),
@@ -330,7 +322,7 @@ def _related(manifest: Manifest, k: TensorSpec) -> Iterator[StageSpec]:
     if manifest.settings.related:
         dtype = manifest.catalogue.item_id_dtype
         outputs = (
-            TensorSpec("item_id", dtype, (-1,), pad=_empty(dtype), doc="Raw ids, most alike first."),
+            TensorSpec("item_id", dtype, (-1,), pad=empty_of(dtype), doc="Raw ids, most alike first."),
             TensorSpec("score", "float32", (-1,), doc="How like they are, by their source."),
             TensorSpec("count", "int32", (1,), doc="How many slots are real."),
         )
@@ -355,5 +347,5 @@ def _named(stage: str, known: Sequence[TensorSpec], names: Iterable[str]) -> tup
     return tuple(tensors[name] for name in wanted)
 
 
-def _without_empty(*tensors: TensorSpec) -> tuple[TensorSpec, ...]:
+def _withoutempty_of(*tensors: TensorSpec) -> tuple[TensorSpec, ...]:
     return tuple(tensor for tensor in tensors if 0 not in tensor.dims)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from time import time
+
 import numpy as np
 import numpy.typing as npt
 
@@ -10,14 +13,15 @@ from ..errors import ArtefactCorrupt
 from ..features import FeatureProgram
 from ..ranked import Rows, last_real
 from ..release.opened import Release
-from ..reorder.per_request import per_request
 from ..settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES
 from ..spec import Array, Arrays, StageSpec
 from ..stores.table import Users
+from .column_tensors import user_rule_columns
 from .ordering import check_k
+from .seen_again import SeenAgain
 from .sent_columns import SentColumn, check_session
 from .sent_ids import SentIds
-from .specs import ALLOW_SEEN, EXCLUDED, HISTORY
+from .specs import EXCLUDED, HISTORY
 
 
 class UserFeatures:
@@ -28,7 +32,7 @@ class UserFeatures:
     each row by itself.
     """
 
-    def __init__(self, name: str, release: Release) -> None:
+    def __init__(self, name: str, release: Release, clock: Callable[[], float] = time) -> None:
         self.spec: StageSpec = release.stages[name]
         settings = release.settings
         self._store, self._items = release.store, release.items
@@ -36,6 +40,9 @@ class UserFeatures:
         self._program = FeatureProgram.open(release.artefact("user_features", "features"))
         read = [column for column in release.manifest.request_columns if not column.of_rules]
         self._columns = tuple(SentColumn(column) for column in read)
+        self._of_rules = tuple(
+            (SentColumn(sent), SentColumn(told)) for sent, told in user_rule_columns(release.manifest)
+        )
         self._session = tuple(column for column in self._columns if column.name in self._program.events)
         self._id_column = self._find_id_column()
         names = [tensor.name for tensor in self.spec.outputs]
@@ -44,7 +51,8 @@ class UserFeatures:
         text = release.manifest.catalogue.item_id_dtype == "bytes"
         self._sent_history = SentIds(HISTORY, self._items, settings.max_excluded, text)
         self._excluded = SentIds(EXCLUDED, self._items, settings.max_excluded, text)
-        self._k_max, self._set = settings.k_max, per_request(settings.reorder)
+        self._k_max, self._set = settings.k_max, settings.numbers()
+        self._seen_again = SeenAgain(settings, clock)
         self._pad = self._items.size
         self._release, self._shows_history = release, "history_cat" in names
         self.renew()
@@ -86,7 +94,7 @@ class UserFeatures:
             one.check(arrays)
         for ids in (self._excluded, self._sent_history):
             ids.check(arrays)
-        for column in self._columns:
+        for column in (*self._columns, *(column for column, _ in self._of_rules)):
             column.check(arrays)
         check_session(arrays, self._session)
 
@@ -96,7 +104,7 @@ class UserFeatures:
         Returns
         -------
         ``status [B, 1]``, the packed user tensors, ``history_row [B, L]``, ``history_length [B, 1]``,
-        ``history_cat [B, L, H]`` and ``excluded_row [B, E]`` with E ≥ 1.
+        ``history_cat [B, L, H]``, ``excluded_row [B, E]`` with E ≥ 1, and what rules read of users.
         """
         users = self._store.read(arrays["user_id"])
         sent = [column.sent(arrays) for column in self._columns]
@@ -109,12 +117,20 @@ class UserFeatures:
             outputs.update(self._computed(arrays, users, sent))
         else:
             outputs.update((name, users.packed(name)) for name in self._packed)
+        for column, told in self._of_rules:
+            outputs.update(told.tensors(column.column(arrays, users, column.sent(arrays))))
         sent_rows = self._sent_history.rows(arrays)
         if self._length:
             outputs.update(self._history(users, sent_rows, overridden))
-        ruled_out = [np.where(arrays[ALLOW_SEEN], self._pad, sent_rows), self._excluded.rows(arrays)]
+        may_come = self._seen_again.may_come(arrays)
+        allowed = may_come.everything[:, None]
+        ruled_out = [np.where(allowed, self._pad, sent_rows), self._excluded.rows(arrays)]
         if users.appended is not None:
-            ruled_out.append(np.where(arrays[ALLOW_SEEN], self._pad, users.appended))
+            if may_come.until_s is not None:
+                allowed = allowed | (users.appended_ms <= may_come.until_s[:, None] * 1000)
+            ruled_out.append(np.where(allowed, self._pad, users.appended))
+        if users.filtered is not None:
+            ruled_out.append(np.where(may_come.everything[:, None], self._pad, users.filtered))
         excluded = [rows for rows in ruled_out if rows.shape[1]]
         if not excluded:
             # Triton has no use for a tensor without elements.

@@ -100,7 +100,7 @@ class Overlay:
 
     def __init__(self, folder: Path, most_mb: int) -> None:
         self._folder, self._most_mb = folder, most_mb
-        with self._faults("opening it"):
+        with self._faults("opening"):
             folder.mkdir(parents=True, exist_ok=True)
             size = most_mb * 1_000_000 // 4096 * 4096
             self._env = lmdb.open(str(folder), map_size=size, max_readers=_READERS, max_spare_txns=4)

@@ -15,7 +15,6 @@ A server of the same release and store knows of a write when it returns: no rest
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,48 +28,16 @@ from ..errors import InvalidSettings, StoreDamaged
 from ..live_items.journal import read_journal
 from ..problems import POSITIVE
 from ..release.opened import Release, open_release
+from . import bloom
 from .chosen import read_store
+from .lines import Line, LiveUser, to_line
 from .live import now_ms
-from .records import NEVER, SCHEMA_KEY, Event, Record, Slot, dropped, is_user_key, user_key
-from .schema import Schema, check_utf8, find_column, from_slot, to_slot, user_columns
+from .records import NEVER, SCHEMA_KEY, Event, Record, Slot, is_user_key, latest_of_each, user_key
+from .schema import Schema, check_utf8, find_column, to_slot, user_columns
 from .table import Change, Records, StoreKind
 
 #: Lines that are loaded together, in one transaction where the store has such.
 _BLOCK = 500
-
-
-class Line(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """A user, as a file of JSON lines has it; what :meth:`FeatureStore.export` writes, a load reads.
-
-    Parameters
-    ----------
-    user_id
-        The raw id.
-    values
-        Column → value; null is a value too.
-    history
-        Raw item ids that are appended, oldest first.
-    ttl_s
-        After how many seconds all of it expires; what expires at a given time has that below.
-    expires_ms, appended_ms, history_expires_ms
-        Milliseconds since 1970, of single values and of each item of the history.
-    """
-
-    user_id: int | str
-    values: dict[str, Any] = {}
-    history: list[int | str] = []
-    ttl_s: float | None = None
-    expires_ms: dict[str, int] = {}
-    appended_ms: list[int] = []
-    history_expires_ms: list[int] = []
-
-
-@dataclass(frozen=True)
-class LiveUser:
-    """What a store holds of one user: values by column, and what was appended, oldest first."""
-
-    values: dict[str, Any]
-    history: list[int | str]
 
 
 class FeatureStore:
@@ -163,7 +130,8 @@ class FeatureStore:
         """Append items, oldest first, to what a user had.
 
         An item that the release does not know counts from the release on that does; see
-        :meth:`unknown_items`.
+        :meth:`unknown_items`. What goes beyond the store's ``history_most`` is forgotten, or put into a Bloom
+        filter if the release has a ``seen_filter``.
 
         Parameters
         ----------
@@ -205,7 +173,7 @@ class FeatureStore:
         (data,) = self._records.read([key])
         if data is None:
             return None
-        line = self._line(Record.read(data, key), self._stored_schema())
+        line = to_line(Record.read(data, key), self._stored_schema(), self._clock())
         return LiveUser(line.values, line.history)
 
     def unknown_items(self, item_ids: Sequence[int | str]) -> list[int | str]:
@@ -257,8 +225,8 @@ class FeatureStore:
             except StoreDamaged:
                 self.damaged += 1
                 continue
-            line = self._line(record, schema)
-            if line.values or line.history:
+            line = to_line(record, schema, self._clock())
+            if line.values or line.history or line.filters:
                 yield line
 
     def check(self) -> str:
@@ -310,10 +278,19 @@ class FeatureStore:
                 "the events of one session; give one value in each for every event"
             )
 
-    def _append(self, user: bytes, events: Sequence[Event]) -> tuple[bytes, Change]:
+    def _append(self, user: bytes, events: Sequence[Event], filters: bytes = b"") -> tuple[bytes, Change]:
+        kept = self.release.settings.seen_filter
+
         def change(data: bytes | None) -> bytes:
             record = Record(user) if data is None else Record.read(data, user_key(user))
-            record.events = dropped([*record.events, *events], self._kind.history_most)
+            latest, most = latest_of_each([*record.events, *events]), self._kind.history_most
+            # What is loaded again is there already.
+            record.filters += b"" if filters in record.filters else filters
+            if kept is not None and len(latest) > most:
+                # What shall be forgotten some day can't go where nothing is ever forgotten.
+                gone = [event.item for event in latest[:-most] if event.expires == NEVER]
+                record.filters = bloom.put(record.filters, gone, kept)
+            record.events = latest[-most:]
             return bytes(record)
 
         return user_key(user), change
@@ -325,35 +302,18 @@ class FeatureStore:
             if line.values:
                 own = {name: line.expires_ms.get(name, expires) for name in line.values}
                 yield self._put(user, line.values, own)
-            if line.history:
-                items, count = self._items(line.history), len(line.history)
+            if line.history or line.filters:
+                items, count = self._items(line.history) if line.history else [], len(line.history)
                 at = line.appended_ms or [self._clock()] * count
                 until = line.history_expires_ms or [expires] * count
-                yield self._append(user, [Event(*one) for one in zip(items, at, until, strict=True)])
+                events = [Event(*one) for one in zip(items, at, until, strict=True)]
+                yield self._append(user, events, line.series)
         except (InvalidInput, ValueError) as error:
             raise InvalidInput(f"line {number}: {error}") from error
 
     def _change(self, changes: Sequence[tuple[bytes, Change]]) -> None:
         self._written_schema()
         self._records.change(changes)
-
-    def _line(self, record: Record, schema: Schema) -> Line:
-        now = self._clock()
-        slots = [
-            (schema.columns[number], slot)
-            for number, slot in sorted(record.slots.items())
-            if slot.expires > now and number < len(schema.columns)
-        ]
-        events = [event for event in record.events if event.expires > now]
-        until = [event.expires for event in events]
-        return Line(
-            user_id=record.user.decode() if schema.user_id == "bytes" else int(record.user),
-            values={column.name: from_slot(column, slot) for column, slot in slots},
-            history=[item.decode() if isinstance(item, bytes) else item for item, _, _ in events],
-            expires_ms={column.name: slot.expires for column, slot in slots if slot.expires != NEVER},
-            appended_ms=[event.at for event in events],
-            history_expires_ms=until if any(one != NEVER for one in until) else [],
-        )
 
     # ------------------------------------------------------------------------------------------- schema
 

@@ -16,6 +16,7 @@ from ..ranked import Rows, last_real
 from ..release.manifest import RequestColumn
 from ..spec import Array
 from ..tables.items import ItemTable
+from .bloom import ItemProbes
 from .memory_mapped import UserRows, UserTables
 from .record_batch import EMPTY, Flags, RecordBatch
 from .records import SCHEMA_KEY, intact, user_key
@@ -49,6 +50,8 @@ class LiveUsers:
         The columns of users, by name.
     session
         Which of them hold the events of a session: they are all the store's, or all the release's.
+    probes
+        Returns the items that Bloom filters are asked about: the release's, and those that came since.
     clock
         Milliseconds since 1970.
 
@@ -67,9 +70,10 @@ class LiveUsers:
         columns: dict[str, RequestColumn],
         *,
         session: Sequence[str] = (),
+        probes: Callable[[], Sequence[ItemProbes]] = tuple,
         clock: Callable[[], int] = now_ms,
     ) -> None:
-        self.tables, self.items, self.columns = tables, items, columns
+        self.tables, self.items, self.columns, self.probes = tables, items, columns, probes
         self.session = tuple(name for name in session if name in columns)
         self.fallbacks: Counter[str] = Counter({UNAVAILABLE: 0, DAMAGED: 0})
         self._records, self._schema, self._clock = records, schema, clock
@@ -159,15 +163,37 @@ class LiveRows:
     @cached_property
     def appended(self) -> Rows | None:
         """``[B, M]``: what they had since the export, oldest first, padded; None if nobody had anything."""
-        batch, pad = self._batch, self._users.items.size
-        if not batch.has_events.any():
+        batch, items = self._batch, self._users.items
+        return self._padded(items.rows(batch.items()), items.size) if batch.has_events.any() else None
+
+    @cached_property
+    def filtered(self) -> Rows | None:
+        """``[B, M]``: what they had before that by a Bloom filter, padded; None if nobody has one."""
+        filters, probes = self._batch.filters, self._users.probes()
+        if not filters:
             return None
-        rows = self._users.items.rows(batch.items())
-        width = int(batch.counts.max())
-        if len(batch.counts) == 1:
-            return rows[None]
-        out = np.full((len(batch.counts), width), pad, np.int64)
-        out[np.arange(width) < batch.counts[:, None]] = rows
+        found = {
+            place: np.concatenate([one.members_of_series(series) for one in probes])
+            for place, series in filters.items()
+        }
+        out = np.full((len(self.known), max(map(len, found.values()))), self._users.items.size, np.int64)
+        for place, rows in found.items():
+            out[place, : len(rows)] = rows
+        return out
+
+    @property
+    def appended_ms(self) -> Rows:
+        """``[B, M]``: when that was, in milliseconds since 1970."""
+        return self._padded(self._batch.times_ms(), 0)
+
+    def _padded(self, flat: Rows, pad: int) -> Rows:
+        """Return something of all events end to end as ``[B, M]``."""
+        counts = self._batch.counts
+        if len(counts) == 1:
+            return flat[None]
+        width = int(counts.max())
+        out = np.full((len(counts), width), pad, np.int64)
+        out[np.arange(width) < counts[:, None]] = flat
         return out
 
     def packed(self, name: str) -> Array:

@@ -5,7 +5,12 @@ The artefact ``users`` (U users; row U is the dummy row of everybody who is not 
     the lookup :data:`USER_LOOKUP` (raw id → row), a stored column :func:`raw_prefix` for each raw user
     column ``[U + 1]``, ``user_cat [U + 1, Cu]`` i64, ``user_num [U + 1, Fu]`` f32,
     ``user_list_<c> [U + 1, Lc]``, ``history_offsets [U + 2]`` i64 and ``history_rows`` i32: the item rows
-    that each user has had, once each.
+    that each user has had, once each; and where the recipe asks how long ago that was (``seen_again_days``)
+    ``history_times`` f64: when each was last had, in seconds since 1970.
+
+Where the recipe says ``seen_filter``, ``history_rows`` hold the latest items of each user alone. What users
+of longer histories had before lies in ``filter_offsets [U + 2]`` i64 and ``filter_data`` u8, a Bloom filter
+each.
 
 A user's latest rows, as many as a history shows, come last and in order of time. Those before them are only
 ever masked: they lie in order of row, since sorted rows make masks several times cheaper (a user of 10,000
@@ -16,6 +21,7 @@ Packed arrays of width zero are left out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import ClassVar
 
@@ -29,6 +35,7 @@ from ..ranked import Rows
 from ..release.artefacts import Artefact
 from ..spec import Array
 from ..tables.column_store import StoredColumn, raw_column
+from .bloom import ItemProbes
 from .table import StorePlace
 
 #: Prefix of the lookup from raw user id to user row.
@@ -56,6 +63,10 @@ class UserTables:
     ----------
     artefact
         The artefact ``users``.
+    probes
+        Returns the items that Bloom filters are asked about.
+    hashes
+        k of the filters; 0 is none.
 
     Attributes
     ----------
@@ -65,8 +76,10 @@ class UserTables:
         Nobody: there are no live values.
     """
 
-    def __init__(self, artefact: Artefact) -> None:
-        self._artefact = artefact
+    def __init__(
+        self, artefact: Artefact, probes: Callable[[], ItemProbes] | None = None, hashes: int = 0
+    ) -> None:
+        self._artefact, self._probes, self._hashes = artefact, probes, hashes
         self.history_offsets = artefact.array("history_offsets")
         self.history_rows = artefact.array("history_rows")
         self.size = len(self.history_offsets) - 2
@@ -98,6 +111,26 @@ class UserTables:
         found = self.lookup.find(user_ids)
         return np.where(found < 0, self.size, found)
 
+    @cached_property
+    def history_times(self) -> Array:
+        """When each of :attr:`history_rows` was last had, in seconds since 1970."""
+        return self._artefact.array("history_times", len(self.history_rows))
+
+    def filtered(self, rows: Rows) -> list[Rows] | None:
+        """Return what each user ``[B]`` had by a Bloom filter; None if nobody has one."""
+        if not self._hashes or self._probes is None:
+            return None
+        offsets = self._artefact.array("filter_offsets", self.size + 2)
+        begins, ends = offsets[rows].tolist(), offsets[rows + 1].tolist()
+        if begins == ends:
+            return None
+        data, probes = self._artefact.array("filter_data"), self._probes()
+        nothing = np.zeros(0, np.int64)
+        return [
+            probes.members(data[a:b], self._hashes) if b > a else nothing
+            for a, b in zip(begins, ends, strict=True)
+        ]
+
     def packed(self, name: str) -> Array:
         """Return a packed table ``[U + 1, …]``."""
         return self._artefact.array(name, self.size + 1)
@@ -125,6 +158,8 @@ class UserRows:
         #: No live values: what the export packed is what the columns say, and nothing was appended.
         self.stale: npt.NDArray[np.bool_] | None = None
         self.appended: Rows | None = None
+        self.filtered: Rows | None = None
+        self.appended_ms: Rows = np.zeros((len(rows), 0), np.int64)
         self.known: npt.NDArray[np.bool_] = rows < tables.size
 
     def packed(self, name: str) -> Array:
@@ -155,9 +190,20 @@ class UserRows:
     def seen(self) -> tuple[Rows, Rows]:
         """Return all item rows that they have had, end to end, and how many ``[B]`` belong to each."""
         offsets, listed, rows = self._tables.history_offsets, self._tables.history_rows, self.rows
+        filtered = self._tables.filtered(rows)
+        if filtered is not None:
+            carried = [listed[offsets[row] : offsets[row + 1]] for row in rows.tolist()]
+            parts = [np.concatenate(both) for both in zip(filtered, carried, strict=True)]
+            return np.concatenate(parts).astype(np.int64), np.array([len(part) for part in parts])
         if len(rows) == 1:
             begin, end = offsets[rows[0] : rows[0] + 2].tolist()
             return listed[begin:end].astype(np.int64), np.array([end - begin])
         starts = offsets[rows]
         counts = offsets[rows + 1] - starts
         return listed.take(flat_ranges(starts, counts)).astype(np.int64), counts
+
+    def seen_s(self) -> npt.NDArray[np.float64]:
+        """Return when each of :meth:`seen` was last had, in seconds since 1970."""
+        offsets, starts = self._tables.history_offsets, self._tables.history_offsets[self.rows]
+        places = flat_ranges(starts, offsets[self.rows + 1] - starts)
+        return np.asarray(self._tables.history_times.take(places), np.float64)

@@ -16,7 +16,7 @@ from ..columns import Column
 from ..lookups.strings import Strings
 from ..ranked import Rows
 from ..spec import DTYPES, Array
-from .records import EVENT, HEAD, NULL, SLOT, Record
+from .records import EVENT, HEAD, MAGIC_OF_FILTERS, NULL, SLOT, Record, filters_of
 
 Flags = npt.NDArray[np.bool_]
 
@@ -38,6 +38,12 @@ class RecordBatch:
     def __init__(self, records: Sequence[bytes], now: int) -> None:
         self._records = records
         heads = [HEAD.unpack_from(record) for record in records]
+        #: Place of a user → a series of Bloom filters of what was appended before the events.
+        self.filters = {
+            place: filters_of(records[place])
+            for place, head in enumerate(heads)
+            if head[0] == MAGIC_OF_FILTERS
+        }
         #: How many columns the newest record knows.
         self.width = max(head[2] for head in heads)
         size = self.width * SLOT.itemsize
@@ -91,6 +97,11 @@ class RecordBatch:
         offsets = np.concatenate([[0], np.cumsum(self._events["item"])])
         whole = Strings(np.frombuffer(blob, np.uint8), offsets)
         return whole if self._alive.all() else whole.take(np.flatnonzero(self._alive))
+
+    def times_ms(self) -> Rows:
+        """Return when each event was appended, in the order of :meth:`items`."""
+        times: Rows = np.ascontiguousarray(self._events["at"])[self._alive]
+        return times
 
     def there(self, number: int) -> Flags | None:
         """Return ``[B]``: who has a value, or a null, in a column; None if nobody has."""

@@ -11,6 +11,9 @@ Little-endian, one part behind the other::
              a text id has
     user id, item ids one behind the other, payload
 
+A record whose magic is "TRC2" ends with a series of Bloom filters (``bloom.py``) of what was appended before
+its events, and with how many bytes that has.
+
 Slots and events are of fixed width, so that a batch of records is a few arrays (``record_batch.py``). The
 order of events is the order in which they were appended, whatever the clocks said.
 """
@@ -29,7 +32,7 @@ import numpy as np
 
 from ..errors import StoreDamaged
 
-MAGIC = b"TRC1"
+MAGIC, MAGIC_OF_FILTERS = b"TRC1", b"TRC2"
 HEAD = Struct("<4sIIIIII")
 SLOT = np.dtype([("expires", "<i8"), ("value", "<i8"), ("length", "<u4"), ("state", "<u4")])
 EVENT = np.dtype([("expires", "<i8"), ("at", "<i8"), ("item", "<i8")])
@@ -88,11 +91,14 @@ class Record:
         Number of a column → its slot.
     events
         In the order in which they were appended.
+    filters
+        A series of Bloom filters of what was appended before; empty is none.
     """
 
     user: bytes
     slots: dict[int, Slot] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
+    filters: bytes = b""
 
     def __bytes__(self) -> bytes:
         slots, payload = self._slots()
@@ -104,7 +110,10 @@ class Record:
         )
         sizes = (len(slots) // SLOT.itemsize, len(self.events), len(self.user), len(items), int(text))
         body = HEAD.pack(MAGIC, 0, *sizes)[CHECKED:] + slots + events + self.user + items + payload
-        return MAGIC + crc32(body).to_bytes(4, "little") + body
+        if self.filters:
+            body += self.filters + len(self.filters).to_bytes(4, "little")
+        magic = MAGIC_OF_FILTERS if self.filters else MAGIC
+        return magic + crc32(body).to_bytes(4, "little") + body
 
     def _slots(self) -> tuple[bytes, bytes]:
         parts, payload, offset = [], [], 0
@@ -137,7 +146,7 @@ class Record:
         of_user = of_events + events * EVENT.itemsize
         of_items = of_user + user_size
         of_payload = of_items + items_size
-        record = cls(data[of_user:of_items])
+        record = cls(data[of_user:of_items], filters=filters_of(data))
         for number, (expires, value, length, state) in enumerate(
             _SLOT.iter_unpack(data[HEAD.size : of_events])
         ):
@@ -155,9 +164,17 @@ class Record:
         return record
 
 
+def filters_of(record: bytes) -> bytes:
+    """Return the series of Bloom filters of an intact record."""
+    if record[:4] == MAGIC:
+        return b""
+    size = int.from_bytes(record[-4:], "little")
+    return record[-4 - size : -4]
+
+
 def intact(data: bytes) -> bool:
     """Whether bytes are a record as it was written."""
-    if len(data) < HEAD.size or data[:4] != MAGIC:
+    if len(data) < HEAD.size or data[:4] not in (MAGIC, MAGIC_OF_FILTERS):
         return False
     return int.from_bytes(data[4:CHECKED], "little") == crc32(memoryview(data)[CHECKED:])
 
@@ -171,10 +188,10 @@ def damaged(key: bytes) -> StoreDamaged:
     )
 
 
-def dropped(events: Iterable[Event], most: int) -> list[Event]:
-    """Return the latest event of each item, and the latest ``most`` of these, in order."""
+def latest_of_each(events: Iterable[Event]) -> list[Event]:
+    """Return the latest event of each item, in order."""
     latest: dict[int | bytes, Event] = {}
     for event in events:
         latest.pop(event.item, None)
         latest[event.item] = event
-    return list(latest.values())[-most:]
+    return list(latest.values())

@@ -152,6 +152,16 @@ class Users(Protocol):
         """``[B, M]``: what they had since the export, oldest first, padded; None if nobody had anything."""
         ...
 
+    @property
+    def filtered(self) -> Rows | None:
+        """``[B, M]``: what they had before that by a Bloom filter, padded; None if nobody has one."""
+        ...
+
+    @property
+    def appended_ms(self) -> Rows:
+        """``[B, M]``: when each of :attr:`appended` was, in milliseconds since 1970."""
+        ...
+
     def packed(self, name: str) -> Array:
         """Return a model-ready tensor ``[B, …]`` as the export made it; nobody's row for the unknown."""
         ...

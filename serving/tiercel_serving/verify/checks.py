@@ -26,7 +26,9 @@ from ..runtime.batching import absent
 from ..runtime.chain import Chain
 from ..sources.table import SourceKind, open_source
 from ..spec import Array, Arrays
+from ..stages.column_tensors import user_rule_columns
 from ..stages.request_rules import RequestRules
+from ..stages.sent_columns import SentColumn
 from ..stages.specs import RETRIEVAL
 from ..stores.memory_mapped import MemoryMapped
 from .answers import StoredAnswers
@@ -44,7 +46,7 @@ from .engine_checks import ReducedModel, check_engines, check_models, ranker_tol
 from .golden import StoredGolden
 from .reference import plain_items
 from .report import VerifyReport, VerifyRow
-from .stand_in import with_stand_ins
+from .stand_in import ANSWERS, with_stand_ins
 
 #: Items on which rules are compared.
 RULE_ITEMS = 1000
@@ -213,7 +215,12 @@ def _asking_rules(release: Release) -> Iterator[VerifyRow]:
     settings, size = release.settings, release.items.size
     user_ids = StoredGolden(release).tensors("answers")[0]["user_id"][:RULE_USERS]
     blank = absent(release.stages[RETRIEVAL].inputs, len(user_ids))
-    given = rules.given({**blank, "user_id": user_ids}, release.store.read(user_ids))
+    users = release.store.read(user_ids)
+    for column, carried in user_rule_columns(release.manifest):
+        stored = users.raw(column.name)
+        nulls = null_column(column.dtype, column.is_list, len(user_ids))
+        blank |= SentColumn(carried).tensors(nulls if stored is None else stored)
+    given = rules.given({**blank, "user_id": user_ids})
     rows = np.unique(np.linspace(0, size - 1, RULE_ITEMS // RULE_USERS).astype(np.int64))
     places = np.broadcast_to(rows, (len(user_ids), len(rows)))
     user_of = plain_items(given.users)
@@ -299,14 +306,16 @@ def _floor(measured: float, users: int) -> float:
 def _answers(release: Release) -> Iterator[VerifyRow]:
     inputs, want = StoredGolden(release).tensors("answers")
     users, wanted = len(inputs["user_id"]), int(want["wanted"][0])
-    opened, _ = with_stand_ins(release)
+    opened, reasons = with_stand_ins(release)
     tolerance = ranker_tolerance(opened)
     chain, answers = Chain.open(opened), StoredAnswers(release, want, tolerance)
-    said, few = f"{users} users compared", users < wanted
-    if few:
+    said, warned = f"{users} users compared", users < wanted or ANSWERS in reasons
+    if users < wanted:
         said = f"only {users} of {wanted} users compared: of the others too many candidates nearly tie"
+    if ANSWERS in reasons:
+        said = f"{said}; {reasons[ANSWERS]}"
     if not users:
-        yield VerifyRow("answers", "opens", 0, None, "exact", True, said, warning=few)
+        yield VerifyRow("answers", "opens", 0, None, "exact", True, said, warning=warned)
         return
     chain.check(inputs)
     for batch in sorted({1, min(users, release.settings.max_batch_size)}):
@@ -325,7 +334,7 @@ def _answers(release: Release) -> Iterator[VerifyRow]:
             if share < floor:
                 difference = replace(difference, ok=False, where=f"{detail}; expected at least {floor:.4f}")
         check = f"plain reference (golden), batch {batch}"
-        yield replace(VerifyRow.of("answers", check, difference, tolerance, detail), warning=few)
+        yield replace(VerifyRow.of("answers", check, difference, tolerance, detail), warning=warned)
 
 
 def _originals(release: Release, originals: Originals) -> Iterator[VerifyRow]:

@@ -1,4 +1,4 @@
-"""A release whose engines can't all run here: others that run the same graphs stand in for them."""
+"""A release that can't all run here: other engines run the same graphs, another device the same stages."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from typing import Any
 import msgspec
 
 from ..engines.table import ENGINES, BuiltKind
+from ..errors import DeviceUnavailable
 from ..release.manifest import QueryModel, RankingModel
 from ..release.opened import Release
+from ..repository.targets import find_target
 from ..stages.engine import engine_names
 from ..stages.specs import is_ranker, query_stage
 
+#: The reason why the stages run on another device goes under this name.
+ANSWERS = "answers"
+
 
 def with_stand_ins(release: Release) -> tuple[Release, dict[str, str]]:
-    """Return the release with stand-ins for engines that this machine can't run, and why for each such stage.
+    """Return the release with stand-ins for what this machine can't run, and why for each such stage.
 
-    Nothing is written, and a release whose engines can all run is returned as it is.
+    Nothing is written, and a release that can run as it is is returned so. Where the target's device is not
+    there, the reason goes under :data:`ANSWERS`.
     """
     manifest = release.manifest
     reasons: dict[str, str] = {}
@@ -41,6 +47,26 @@ def with_stand_ins(release: Release) -> tuple[Release, dict[str, str]]:
     if ranking is not None:
         rankers = [name for name in engine_names(release) if is_ranker(name)]
         ranking = msgspec.structs.replace(ranking, engine=judged(rankers, ranking.engine))
+    target = manifest.target
+    other = find_target(target).stand_in
+    missing = None if other is None else _missing(target)
+    if other is not None and missing is not None:
+        reasons[ANSWERS] = f"{missing}. Target {other} ran the same stages instead"
+        target = other
     if not reasons:
         return release, reasons
-    return Release(release.path, msgspec.structs.replace(manifest, queries=queries, ranking=ranking)), reasons
+    changed = msgspec.structs.replace(manifest, target=target, queries=queries, ranking=ranking)
+    return Release(release.path, changed), reasons
+
+
+def _missing(target: str) -> str | None:
+    """Return why this machine has not the device of a target, or None."""
+    from ..device.place_torch import Place
+
+    device = find_target(target).device
+    assert device is not None
+    try:
+        Place(device)
+    except DeviceUnavailable as error:
+        return str(error)
+    return None

@@ -93,6 +93,7 @@ class Masks:
         texts = [columns[one.name] for one in fields if isinstance(one, Field)]
         parts = [one.values[real_elements(one)] for one in texts]
         self._vocabulary = np.unique(np.concatenate(parts)) if parts else np.empty(0, np.object_)
+        self._code_of = {text: 2 * place + 1 for place, text in enumerate(self._vocabulary.tolist())}
         self._postings: dict[str, Postings] = {}
         self._run = self._all([self._condition(one) for one in conditions])
         # What was compiled holds what it needs: a column of text may weigh more than all of that.
@@ -142,6 +143,9 @@ class Masks:
 
     @staticmethod
     def _all(parts: list[_Condition]) -> _Condition:
+        if len(parts) == 1:
+            return parts[0]  # for whom it asks nothing, it says so itself
+
         def run(batch: Batch) -> Truth:
             truths = [part(batch) for part in parts]
             passed = [one.true if one.absent is None else one.true | one.absent for one in truths]
@@ -161,7 +165,9 @@ class Masks:
     def _compare(self, node: Compare) -> _Condition:
         sides = (node.left, node.right)
         text = any(map(self._is_text, sides))
-        left, right = (self._code(side) if text else self._scalar(side) for side in sides)
+        # Whether texts are equal is known without where they would stand in the order.
+        exact = node.operator in ("==", "!=")
+        left, right = (self._code(side, exact) if text else self._scalar(side) for side in sides)
         compare = _COMPARE[node.operator]
 
         def run(batch: Batch) -> Truth:
@@ -225,7 +231,7 @@ class Masks:
                 np.logical_not(found, out=found)
             if not postings.complete:
                 found &= postings.valid if rows is None else postings.valid.take(rows)
-            if not lists.valid.all():
+            if not _all(lists.valid):
                 found &= lists.valid[:, None]
             return Truth(found, lists.absent)
 
@@ -293,8 +299,11 @@ class Masks:
 
         return run
 
-    def _code(self, node: Node) -> _Scalar:
-        """Return a text's place among those of the items: odd for these, even for what lies between them."""
+    def _code(self, node: Node, exact: bool) -> _Scalar:
+        """Return a text's place among those of the items: odd for these, even for what lies between them.
+
+        Where only equality counts (``exact``), whatever of users is no item's may be any even number.
+        """
         if isinstance(node, Value):
             code = self._coded(constant_array([node.value]))[0]
             return lambda batch: Operand(code)
@@ -303,11 +312,16 @@ class Masks:
             column = self._columns[node.name]
             valid = valid_rows(column)
             codes = self._coded(np.where(valid, column.values, b""))
+            if valid.all():
+                return lambda batch: Operand(batch.of(codes))
             return lambda batch: Operand(batch.of(codes), batch.of(valid))
 
         def run(batch: Batch) -> Operand:
             operand = _of_users(node, batch.given)
-            return operand._replace(values=self._coded(operand.values))
+            if not exact:
+                return operand._replace(values=self._coded(operand.values))
+            codes = [self._code_of.get(text, 0) for text in operand.values[:, 0].tolist()]
+            return operand._replace(values=np.array(codes, np.int64)[:, None])
 
         return run
 
@@ -315,6 +329,11 @@ class Masks:
         left = np.searchsorted(self._vocabulary, values)
         right = np.searchsorted(self._vocabulary, values, side="right")
         return left + right
+
+
+def _all(flags: Flags) -> bool:
+    """Whether all users' flags are set: of so few, a list says it sooner than an array."""
+    return False not in flags.tolist()
 
 
 def _lengths(column: Column) -> npt.NDArray[np.float64]:
@@ -326,7 +345,7 @@ def _of_users(field: Field, given: Given) -> Operand:
     absent = None
     if field.owner == "request":
         column, sent = given.requests[field.name], given.sent[field.name]
-        absent = None if sent.all() else ~sent[:, None]
+        absent = None if _all(sent) else ~sent[:, None]
     else:
         column = given.users[field.name]
     valid = None if column.valid is None else column.valid[:, None]
@@ -339,7 +358,7 @@ def _elements(node: Node, batch: Batch) -> Elements:
         given = batch.given
         column = (given.requests if node.owner == "request" else given.users)[node.name]
         sent = given.sent[node.name] if node.owner == "request" else np.ones(1, np.bool_)
-        absent = None if sent.all() else ~sent[:, None]
+        absent = None if _all(sent) else ~sent[:, None]
         return Elements(*flat(column), valid_rows(column), absent, shared=False)
     assert isinstance(node, Value | Values)
     values = constant_array((node.value,) if isinstance(node, Value) else node.values)

@@ -1,23 +1,4 @@
-"""Fake transports, so that an application can test itself without a server.
-
->>> from tiercel_client import Recommender
->>> from tiercel_client.testing import FakeTransport
->>> transport = FakeTransport(items={1: "Heat", 2: "Fargo", 3: "Alien"}, users={42: [3, 1]})
->>> recommender = Recommender(transport=transport)
->>> [item.title for item in recommender.recommend(42)]
-['Alien', 'Heat']
->>> [item.title for item in recommender.recommend(7, k=1)]  # an unknown user gets the first items
-['Heat']
-
-An error can be ordered, and everything that was asked can be looked at:
-
->>> from tiercel_client import ServerFull
->>> transport.fail(ServerFull("the queue is full"), times=1)
->>> recommender.recommend(42).count  # sent again after a moment
-2
->>> transport.requests[-1].inputs["user_id"].tolist()
-[[42]]
-"""
+"""The fake recommender, and the two transports to it."""
 
 from __future__ import annotations
 
@@ -32,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from .contract import (
+from ..contract import (
     ALLOW_SEEN,
     CANDIDATES,
     EXCLUDE,
+    EXPLAINED,
     HISTORY,
     INCLUDE,
     LENGTHS,
@@ -45,11 +27,12 @@ from .contract import (
     ModelConfig,
     TensorInfo,
 )
-from .errors import ClientError, DeadlineExceeded, InvalidInput, NotFound, RequestRefused
-from .request import id_array
-from .response import RELATED_OUTPUTS
-from .results import Id, RequestColumn
-from .wire.transport import Array, Arrays, Headers, InferRequest
+from ..errors import ClientError, DeadlineExceeded, InvalidInput, NotFound, RequestRefused
+from ..request import id_array
+from ..response import RELATED_OUTPUTS
+from ..results import Id, RequestColumn
+from ..wire.transport import Array, Arrays, Headers, InferRequest
+from .explained import EXPLAIN_OUTPUTS, explained, said_of
 
 #: The stages that the fake says it has.
 STAGES = (
@@ -68,7 +51,7 @@ class FakeServer:
 
     A known user gets the items that ``users`` names, everybody else all items in their order. Excluded items
     are left out, those of a sent history unless ``allow_seen``, and those that a sent set of what may come
-    lacks. Sent candidates come in their order. Scores fall from 1.
+    lacks. Sent candidates come in their order. Scores fall from 1. ``why`` says so of single items.
 
     Parameters
     ----------
@@ -111,7 +94,7 @@ class FakeServer:
         self.items: dict[Id, str | None] = dict({1: "One", 2: "Two", 3: "Three"} if items is None else items)
         self.users: dict[Id, Sequence[Id]] = dict(users or {})
         self.columns = tuple(map(_with_tensors, columns))
-        self.stages, self.explain_outputs = STAGES, dict(_EXPLAIN_OUTPUTS)
+        self.stages, self.explain_outputs = STAGES, dict(EXPLAIN_OUTPUTS)
         self.reorder_reasons: tuple[str, ...] = ()
         self.max_batch_size, self.k_default, self.k_max = max_batch_size, k_default, k_max
         self.max_excluded, self.allow_seen = max_excluded, allow_seen
@@ -146,9 +129,11 @@ class FakeServer:
             return ModelConfig(model, self.max_batch_size, (), outputs, {})
         if model not in tables:
             raise NotFound(f"model {model!r}: the fake server has none")
-        return ModelConfig(
-            model, self.max_batch_size, self._inputs(), self._tensors(tables[model], 1), self._parameters()
-        )
+        inputs = self._inputs()
+        if model != "recommend":
+            inputs += (TensorInfo(EXPLAINED, self._dtypes["item"], (-1,), True),)
+        outputs = self._tensors(tables[model], 1)
+        return ModelConfig(model, self.max_batch_size, inputs, outputs, self._parameters())
 
     def _parameters(self) -> dict[str, str]:
         return {
@@ -230,7 +215,7 @@ class FakeServer:
         allowed = [self.allow_seen] * len(users)
         if ALLOW_SEEN in inputs:
             allowed = inputs[ALLOW_SEEN][:, 0].tolist()
-        answers, statuses = [], []
+        answers, statuses, ruled_out = [], [], []
         for row, user in enumerate(users):
             gone = {*(excluded[row] or ()), *((not allowed[row] and history[row]) or ())}
             mine, only = listed[row], included[row]
@@ -238,9 +223,15 @@ class FakeServer:
             known = [one for one in mine if one in self.items and one not in gone]
             answers.append([one for one in known if only is None or one in only])
             statuses.append(self._status(user, inputs, row, history[row]))
+            ruled_out.append(gone)
         outputs = self._outputs(answers, k)
         outputs["status"] = np.array(statuses, np.int32).reshape(-1, 1)
-        return {**outputs, **self._explained(answers[0])} if explain else outputs
+        if not explain:
+            return outputs
+        asked = _plain(inputs[EXPLAINED][0]) if EXPLAINED in inputs else []
+        limits = [set(only[0]) for only in (included, listed) if only[0] is not None]
+        said = said_of(asked or [self._pad], answers[0], self.items, ruled_out[0], limits)
+        return {**outputs, **self._explained(answers[0]), **said}
 
     def _related(self, inputs: Arrays, related: Mapping[Id, Sequence[Id]]) -> dict[str, Array]:
         given, [gone] = _plain(inputs[RELATED_TO][0]), self._lists(inputs, EXCLUDE, 1)
@@ -270,25 +261,8 @@ class FakeServer:
         return 1 if history or any(_given(column, inputs, row) for column in of_user) else 2
 
     def _explained(self, answer: Sequence[Id]) -> dict[str, Array]:
-        n = max(1, len(self._ids))
-        pads = n - len(answer)
         rows = [self._rows[item_id] for item_id in answer]
-        places = np.arange(n)
-        real = places < len(answer)
-        scores = np.where(real, 1 / (1 + places), 0).astype(np.float32)
-        return {
-            "history_row": np.full((1, 1), len(self._ids), np.int64),
-            "history_length": np.zeros((1, 1), np.int32),
-            "retrieved_row": np.array([rows + [len(self._ids)] * pads], np.int64),
-            "retrieval_score": scores[None],
-            "source": real.astype(np.int32)[None],
-            "kept_row": np.array([rows + [len(self._ids)] * pads], np.int64),
-            "kept_index": np.where(real, places, 0)[None],
-            "filter_reason": np.where(real, 0, 1).astype(np.int32)[None],
-            "rank_score": scores[None, :, None],
-            "reorder_reason": (real & bool(self.reorder_reasons)).astype(np.int32)[None],
-            **{TIME_PREFIX + stage: np.full((1, 1), 100, np.float32) for stage in self.stages},
-        }
+        return explained(rows, len(self._ids), self.stages, moved=bool(self.reorder_reasons))
 
     def _lists(self, inputs: Arrays, name: str, count: int) -> list[list[Id] | None]:
         if PACKED[name] in inputs:
@@ -349,19 +323,6 @@ class AsyncFakeTransport(FakeServer):
 
 
 _OUTPUTS = {"item_id": "", "score": "float32", "count": "int32", "status": "int32"}
-
-_EXPLAIN_OUTPUTS = {
-    "history_row": "int64",
-    "history_length": "int32",
-    "retrieved_row": "int64",
-    "retrieval_score": "float32",
-    "source": "int32",
-    "kept_row": "int64",
-    "kept_index": "int64",
-    "filter_reason": "int32",
-    "rank_score": "float32",
-    "reorder_reason": "int32",
-}
 
 
 def _id_dtype(ids: Mapping[Id, Any]) -> str:

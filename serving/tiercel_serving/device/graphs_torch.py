@@ -1,0 +1,144 @@
+"""Work replayed from CUDA graphs: one launch for all of its kernels.
+
+A graph is bound to its shapes and addresses, so inputs are copied into the buffers that it was captured with.
+Where a capture fails the work is done without, and the log says so. The choice of graphs and the copies are
+tested on the CPU with a double of the capture, and the capture by ``pytest -m gpu``.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Sequence
+from threading import Lock
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+#: What does some work on its inputs, in their order.
+Run = Callable[[list[Tensor]], list[Tensor]]
+
+#: Batch sizes that graphs are captured for; a larger batch runs without one.
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+#: One capture at a time.
+_CAPTURING = Lock()
+
+#: Runs before a capture, for libraries that choose kernels and take memory when they are first called.
+WARM_RUNS = 3
+
+
+class Captured(NamedTuple):
+    """A captured run: ``replay()`` reads the inputs that it was captured with, and writes these outputs."""
+
+    replay: Callable[[], None]
+    outputs: list[Tensor]
+
+
+#: Captures a run on given inputs.
+Capture = Callable[[Run, list[Tensor]], Captured]
+
+
+def capture(run: Run, inputs: list[Tensor]) -> Captured:
+    """Capture a run as a CUDA graph, on a stream of its own as CUDA asks."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_RUNS):
+            run(inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # A process serves several models, which start and work in threads of their own: what another thread asks
+    # of the device meanwhile must neither fail nor end the capture.
+    with _CAPTURING, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        outputs = run(inputs)
+    return Captured(graph.replay, outputs)
+
+
+def bucket_of(batch: int, buckets: Sequence[int]) -> int | None:
+    """Return the smallest bucket that holds a batch, of ascending ones; None if none does."""
+    place = bisect_left(buckets, batch)
+    return buckets[place] if place < len(buckets) else None
+
+
+def attempt(capture: Capture, run: Run, inputs: list[Tensor]) -> Captured | None:
+    """Return a captured run, or None where it can't be captured."""
+    try:
+        return capture(run, inputs)
+    except RuntimeError as error:
+        log.warning(
+            "a CUDA graph could not be captured, and the work is done without: %s",
+            " ".join(str(error).split()[:20]),
+        )
+        return None
+
+
+class GraphedRun:
+    """Work on batches, from graphs of a few batch sizes; each is captured when it is first asked for.
+
+    A batch is copied into the buffers of the next larger bucket, and what the rows behind it give is thrown
+    away.
+
+    Parameters
+    ----------
+    run
+        Does the work itself: ``[B, …]`` each, in and out.
+    buckets
+        Ascending batch sizes.
+    capture
+        Captures a run.
+    """
+
+    def __init__(self, run: Run, buckets: Sequence[int] = BUCKETS, capture: Capture = capture) -> None:
+        self._run, self._buckets, self._capture = run, tuple(buckets), capture
+        self._captured: dict[int, tuple[list[Tensor], Captured | None]] = {}
+
+    def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Do the work for tensors ``[B, …]``; the results are the caller's own."""
+        batch = len(tensors[0])
+        bucket = bucket_of(batch, self._buckets)
+        if bucket is None:
+            return self._run(tensors)
+        if bucket not in self._captured:
+            inputs = [one.new_zeros((bucket, *one.shape[1:])) for one in tensors]
+            self._captured[bucket] = inputs, attempt(self._capture, self._run, inputs)
+        inputs, captured = self._captured[bucket]
+        if captured is None:
+            return self._run(tensors)
+        for buffer, tensor in zip(inputs, tensors, strict=True):
+            buffer[:batch].copy_(tensor)
+        captured.replay()
+        # The next replay writes over them.
+        return [output[:batch].clone() for output in captured.outputs]
+
+
+class GraphedForms:
+    """Work from graphs, one for each form that it has: what decides the shapes of its inputs and the rest.
+
+    Parameters
+    ----------
+    capture
+        Captures a run.
+    room
+        So many forms are captured; others run without.
+    """
+
+    def __init__(self, capture: Capture, room: int = 16) -> None:
+        self._capture, self._room = capture, room
+        self._captured: dict[Hashable, tuple[list[Tensor], Captured | None]] = {}
+
+    def __call__(self, form: Hashable, run: Run, tensors: list[Tensor]) -> list[Tensor]:
+        """Do the work ``run`` of a form; the results are the caller's own."""
+        if form not in self._captured and len(self._captured) < self._room:
+            inputs = [one.clone() for one in tensors]
+            self._captured[form] = inputs, attempt(self._capture, run, inputs)
+        inputs, captured = self._captured.get(form, ([], None))
+        if captured is None:
+            return run(tensors)
+        for buffer, tensor in zip(inputs, tensors, strict=True):
+            buffer.copy_(tensor)
+        captured.replay()
+        return [output.clone() for output in captured.outputs]

@@ -1,0 +1,63 @@
+"""What is done in C where it was built, and in NumPy elsewhere: the same, slower.
+
+Installing the package builds the functions (``*.c`` beside this file) where there is a C compiler. They are
+plain C without Python's headers, called through ctypes; while they run, other threads do too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..spec import Array
+
+_POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
+
+#: Function → its arguments: p is an array's address, n a whole number.
+ARGUMENTS: Mapping[str, str] = {
+    "mark": "pnpn",
+    "find_texts": "pnpnn" + "pnpppp",
+    "split_texts": "pnnp",
+    "place_by_vectors": "nnnnnn" + "ppppppp",
+    "place_by_mix": "nnnnn" + "pppppp",
+    "place_under_caps": "nnnnn" + "ppppp",
+    "place_in_shares": "nnnn" + "pppp",
+}
+
+
+@cache
+def library() -> Any | None:
+    """Return the built functions, or None: they were not built, or for another kind of machine."""
+    found = sorted(Path(__file__).parent.glob("libtiercel_native*.so"))
+    if not found or sys.byteorder != "little":
+        return None
+    try:
+        return open_library(found[0])
+    except (OSError, AttributeError):  # AttributeError: built from another version's sources
+        return None
+
+
+def open_library(file: Path) -> Any:
+    """Open the functions in a file.
+
+    Raises
+    ------
+    OSError, AttributeError
+        It can't be loaded, or lacks one.
+    """
+    opened = ctypes.CDLL(str(file))
+    for name, arguments in ARGUMENTS.items():
+        function = getattr(opened, name)
+        function.argtypes = [_POINTER if one == "p" else _NUMBER for one in arguments]
+        function.restype = _NUMBER
+    return opened
+
+
+def address(array: Array) -> int:
+    """Return where a contiguous array lies; it must live until the call is over."""
+    found: int = array.__array_interface__["data"][0]
+    return found

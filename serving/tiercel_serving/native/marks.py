@@ -1,0 +1,31 @@
+"""Flags of many cells: ``marks.c``, and NumPy where it was not built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import address, library
+
+#: From so many places on the call is worth its own cost.
+MANY = 2000
+
+
+def mark(cells: npt.NDArray[np.bool_], at: npt.NDArray[np.integer[Any]]) -> None:
+    """Set ``cells [n]`` at places of any shape, none of them negative.
+
+    Raises
+    ------
+    IndexError
+        One of them is beyond the cells.
+    """
+    functions = library() if at.size >= MANY else None
+    if functions is None:
+        cells[at] = True
+        return
+    places = np.ascontiguousarray(at, np.int64)
+    beyond = functions.mark(address(cells), len(cells), address(places), places.size)
+    if beyond:
+        raise IndexError(f"{beyond} of {places.size} places are beyond the {len(cells)} cells")

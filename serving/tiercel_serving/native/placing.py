@@ -1,0 +1,169 @@
+"""Items placed one after another: ``placing.c``. Every function returns None where it was not built.
+
+Lines, places and picks are those of :mod:`tiercel_serving.reorder.placing`: K candidates of each of B users,
+the best first, and ``[B, S]`` which of them each place gets, K where nothing is left.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ranked import Rows
+from ..spec import Array
+from . import address, library
+
+Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+
+#: Kinds of placing by vectors, as ``placing.c`` numbers them.
+MMR, DPP, SPREAD = range(3)
+
+
+class Vectors(NamedTuple):
+    """Candidates' vectors: ``matrix[row] * scale``.
+
+    Parameters
+    ----------
+    matrix
+        ``[any, D]`` float32.
+    row, scale
+        ``[B, K]`` int64 and float32.
+    """
+
+    matrix: Floats
+    row: Rows
+    scale: Floats
+
+
+def place_by_vectors(
+    kind: int,
+    vectors: Vectors,
+    relevance: Floats,
+    strength: Floats,
+    places: int,
+    *,
+    window: int = 1,
+    least: float = 0.0,
+    nothing: float = 0.0,
+) -> Rows | None:
+    """Place by how unlike candidates are to what was placed.
+
+    Parameters
+    ----------
+    kind
+        :data:`MMR`, whose vectors bear the strength, :data:`DPP` or :data:`SPREAD`.
+    vectors
+        Of the line's candidates.
+    relevance
+        ``[B, K]``, weighted; -inf where there is no score.
+    strength
+        ``[B or 1, 1]``.
+    places
+        S.
+    window
+        How many directions :data:`SPREAD` keeps, at least 1.
+    least
+        What is left of a squared length at least, of which :data:`DPP` takes the logarithm.
+    nothing
+        What is left of a squared length that makes no direction.
+    """
+    limits = np.array([least, nothing], np.float32)
+    return _picks(
+        "place_by_vectors",
+        relevance.shape,
+        places,
+        (vectors.matrix.shape[1], window),
+        (*vectors, relevance, _each(strength, len(relevance)), limits),
+        before=kind,
+    )
+
+
+def place_by_mix(
+    codes: Rows, relevance: Floats, start: Floats, weights: Floats, adds: Floats, places: int
+) -> Rows | None:
+    """Place by what each item makes of the answer's mix of values.
+
+    Parameters
+    ----------
+    codes
+        ``[B, K, L]``: an item's values, G where there is none.
+    relevance
+        ``[B, K]``, weighted; -inf where there is no score.
+    start, weights
+        ``[B, G]``: what each place adds to the share of a value, and how much the logarithm of that counts.
+    adds
+        ``[L + 1]``: what an item of so many values adds to the share of each.
+    places
+        S.
+    """
+    numbers = (codes.shape[2], start.shape[1])
+    return _picks("place_by_mix", relevance.shape, places, numbers, (codes, relevance, start, weights, adds))
+
+
+def place_under_caps(
+    codes: Rows, none: int, real: Flags, most: npt.NDArray[np.float64], places: int
+) -> tuple[Rows, Flags] | None:
+    """Place those first in the line of which no value is full; ``[B, K]`` which others have one that is.
+
+    Parameters
+    ----------
+    codes, none
+        ``[B, K, L]``: an item's values, ``none`` where there is none.
+    real
+        ``[B, K]``: which have a score.
+    most
+        ``[B or 1, 1]``: how many of a value.
+    places
+        S.
+    """
+    dropped = np.empty(real.shape, np.bool_)
+    caps = _each(np.ceil(most), len(real), np.int64)
+    picks = _picks(
+        "place_under_caps", real.shape, places, (codes.shape[2], none), (codes, real, caps), (dropped,)
+    )
+    return None if picks is None else (picks, dropped)
+
+
+def place_in_shares(group: Rows, least: Rows, most: Rows) -> Rows | None:
+    """Place groups of items in their shares.
+
+    Parameters
+    ----------
+    group
+        ``[B, K]``: an item's group of G, G where it has no score.
+    least, most
+        ``[S, G]``: how many of a group the first 1, 2, … places should show.
+    """
+    places, groups = least.shape
+    return _picks("place_in_shares", group.shape, places, (groups,), (group, least, most))
+
+
+def _picks(
+    name: str,
+    shape: tuple[int, ...],
+    places: int,
+    numbers: tuple[int, ...],
+    given: tuple[Array, ...],
+    made: tuple[Array, ...] = (),
+    before: int | None = None,
+) -> Rows | None:
+    """Call a function: (users, width, places, more numbers; arrays, picks, more results)."""
+    functions: Any = library()
+    if functions is None:
+        return None
+    picks = np.empty((shape[0], places), np.int64)
+    lying = [np.ascontiguousarray(array) for array in given]
+    first = () if before is None else (before,)
+    failed = getattr(functions, name)(
+        *(*first, *shape, places, *numbers), *map(address, lying), address(picks), *map(address, made)
+    )
+    if failed:
+        raise MemoryError(f"no memory to place {shape[1]} candidates of each of {shape[0]} users")
+    return picks
+
+
+def _each(values: Array, users: int, dtype: Any = np.float32) -> Array:
+    return values.astype(dtype) if len(values) == users else np.full((users, 1), values[0, 0], dtype)

@@ -1,0 +1,53 @@
+"""Lookups of many texts, and where each of them begins: ``texts.c``, and NumPy where it was not built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..lookups.strings import Strings
+from ..spec import Array
+from . import address, library
+
+
+class NativeTexts:
+    """The hash tables of a text lookup, as ``texts.c`` reads them.
+
+    Parameters
+    ----------
+    functions
+        What :func:`~tiercel_serving.native.library` returned.
+    records, displacements, columns
+        As :func:`~tiercel_serving.lookups.lookup.build_fused` returns them; every slot and bucket of a
+        column is among them.
+    """
+
+    def __init__(self, functions: Any, records: Array, displacements: Array, columns: Array) -> None:
+        self._find = functions.find_texts
+        # They lie together, and stay while their addresses are known here.
+        self._arrays = tuple(map(np.ascontiguousarray, (records, displacements, columns)))
+        self._records, self._displacements, self._columns = map(address, self._arrays)
+        self._words, self._column_bytes = records.shape[1] - 1, 8 * columns.shape[1]
+
+    def find(self, column: int, texts: Strings, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Write each string's code into ``codes [n]``; return the positions of odd ones, which get none."""
+        odd = np.empty(len(texts), np.int64)
+        offsets = np.ascontiguousarray(texts.offsets, np.int64)
+        found = self._find(
+            *(address(texts.blob), len(texts.blob), address(offsets), len(texts), texts.gap),
+            *(self._records, self._words, self._displacements),
+            *(self._columns + column * self._column_bytes, address(codes), address(odd)),
+        )
+        return odd[:found]
+
+
+def split_at_nuls(blob: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int64]:
+    """Return ``[count + 1]`` int64: where each of ``count`` strings that end in a NUL begins, and the end."""
+    functions = library()
+    if functions is None:
+        return np.append(0, np.flatnonzero(blob == 0)[:count] + 1)
+    offsets = np.empty(count + 1, np.int64)
+    functions.split_texts(address(blob), len(blob), count, address(offsets))
+    return offsets

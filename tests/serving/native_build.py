@@ -1,0 +1,63 @@
+"""The functions of ``tiercel_serving/native``, built anew: what is tested is these sources."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from tiercel_serving import native
+
+SOURCES = sorted(Path(native.__file__).parent.glob("*.c"))
+FLAGS = ("-std=c11", "-fno-math-errno", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror")
+
+
+def compile_native(folder: Path, *flags: str) -> Path:
+    """Build them into a folder; skip where that cannot be."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.byteorder != "little":
+        pytest.skip("no C compiler, or a machine that NumPy serves alone")
+    built = folder / "libtiercel_native.so"
+    command = [compiler, *FLAGS, *flags, *map(str, SOURCES), "-o", str(built), "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return built
+
+
+@cache
+def open_compiled() -> Any:
+    """Build and open them, once for all tests of a process."""
+    with TemporaryDirectory() as folder:
+        return native.open_library(compile_native(Path(folder), "-O1"))
+
+
+def run_sanitized(folder: Path, script: str) -> None:
+    """Run a script, whose argument is the functions' file, built to stop at any byte too far."""
+    compiler = shutil.which("cc") or "cc"
+    built = compile_native(folder, "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    names = ("libasan.so", "libubsan.so")
+    commands = [[compiler, f"-print-file-name={name}"] for name in names]
+    sanitizers = [subprocess.run(one, capture_output=True, text=True).stdout.strip() for one in commands]
+    if not all(Path(path).is_absolute() for path in sanitizers):
+        pytest.skip("this compiler has no sanitizers")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(built)],
+        env={
+            **os.environ,
+            "LD_PRELOAD": " ".join(sanitizers),
+            # Python itself leaks, and its own allocator would hide what goes beyond an object.
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "PYTHONMALLOC": "malloc",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
