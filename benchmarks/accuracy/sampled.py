@@ -232,4 +232,5 @@ _AFTER = """\
 A rank among 100 is not a rank in the catalogue, and orders models differently (Krichene and Rendle 2020): the
 tables above are the ones to choose by. On MovieLens-1M He et al. found NeuMF above GMF above their MLP, and
 all above matrix factorisation; Rendle et al. 2020 ("Neural collaborative filtering vs. matrix factorization
-revisited") tuned the dot product there, and it passed all three."""
+revisited") tuned the dot product there, and it passed all three. With 943 users the standard error of a hit
+rate is .015: neighbours in this table are not told apart ([models.md](models.md#ranking))."""

@@ -13,7 +13,9 @@ import torch
 from tiercel_export.models.dense import forward_inputs, frozen
 from tiercel_export.models.onnx import make_onnx
 from tiercel_pipelines.arrays.inputs import CategoryColumn, ListColumn, ModelInputs, Side
+from tiercel_pipelines.families.cdae import CDAE
 from tiercel_pipelines.families.dlrm import DLRM
+from tiercel_pipelines.families.mult_vae import MultVAE
 from tiercel_pipelines.families.two_tower import Towers, TwoTower
 from tiercel_pipelines.families.weights import load_weights, save_weights
 from tiercel_pipelines.tasks.listwise_softmax import ListwiseSoftmax
@@ -225,3 +227,23 @@ def test_weights_of_another_model_are_refused(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"nothing")
     with pytest.raises(TrainingError, match="train again"):
         load_weights(ranker(), tmp_path / "w.safetensors")
+
+
+def test_many_bags_are_read_without_the_padding_that_they_share() -> None:
+    user, item = (CategoryColumn("user_id", 100),), (CategoryColumn("item_id", 90),)
+    inputs = ModelInputs(Side("user", user), Side("item", item), ("item_id",), 2)
+    rng, users = np.random.default_rng(0), 70
+    lengths = rng.integers(0, 31, users)
+    lengths[:2] = 0, 30
+    real = np.arange(40) < lengths[:, None]
+    arrays = {
+        "user_cat": np.arange(users)[:, None] + 3,
+        "history_cat": np.where(real, rng.integers(3, 90, (users, 40)), 0)[..., None],
+        "history_length": lengths[:, None].astype(np.int32),
+    }
+    for family in (MultVAE(hidden_dimension=8, latent_dimension=4), CDAE(hidden_dimension=8)):
+        fitted = family.fresh(inputs)
+        fitted.user_tower.eval()
+        together = fitted.query(arrays)
+        apart = [fitted.query({name: array[[one]] for name, array in arrays.items()}) for one in range(users)]
+        np.testing.assert_allclose(together, np.concatenate(apart), rtol=1e-5, atol=1e-6)

@@ -5,6 +5,7 @@ Executed with TensorRT-RTX, whose parser is TensorRT's and which needs no GPU to
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tiercel_export.models.casts import HALF_TYPES
 from tiercel_export.models.dense import forward_inputs, frozen
 from tiercel_export.models.onnx import make_onnx
 from tiercel_export.models.tensorrt import check_ready, rounded_model, write_cast
+from tiercel_pipelines.arrays.inputs import ListColumn
 from tiercel_pipelines.arrays.pairs import Pairs
 from tiercel_pipelines.families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, Plan, RetrievalData
 from tiercel_pipelines.recipe import replace
@@ -103,10 +105,18 @@ def query_model(settings: Any) -> Any:
     packed, lists = world(from_history=False)
     users, places = np.nonzero(lists.weights)
     items = lists.rows[users, places]
-    pairs = Pairs.build(users, items, users, np.ones(len(users)), USERS)
+    rated = {"rating": 1.0 + items % 5}
+    pairs = Pairs.build(users, items, users, np.ones(len(users)), USERS, numbers=rated)
+    inputs = INPUTS
+    if "vectors" in settings.__struct_fields__:
+        given = ListColumn(settings.vectors, None)
+        inputs = replace(INPUTS, item=replace(INPUTS.item, lists=(*INPUTS.item.lists, given)))
+        vectors = np.random.default_rng(0).normal(size=(packed.n_items + 1, settings.length))
+        name = inputs.item.list_tensor(given)
+        packed = dataclasses.replace(packed, item={**packed.item, name: vectors.astype(np.float32)})
     if "max_epochs" in settings.__struct_fields__:
         settings = replace(settings, max_epochs=1)
-    fitted, _ = settings.fit(RetrievalData(packed, pairs, INPUTS), Plan(0, "m", epochs=1))
+    fitted, _ = settings.fit(RetrievalData(packed, pairs, inputs), Plan(0, "m", epochs=1))
     return fitted.served().query
 
 
