@@ -19,11 +19,17 @@ SOURCES = sorted(Path(native.__file__).parent.glob("*.c"))
 FLAGS = ("-std=c11", "-fno-math-errno", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror")
 
 
-def compile_native(folder: Path, *flags: str) -> Path:
-    """Build them into a folder; skip where that cannot be."""
+def find_compiler() -> str:
+    """Return the C compiler; skip where these functions cannot be built."""
     compiler = shutil.which("cc")
     if compiler is None or sys.byteorder != "little":
         pytest.skip("no C compiler, or a machine that NumPy serves alone")
+    return compiler
+
+
+def compile_native(folder: Path, *flags: str) -> Path:
+    """Build them into a folder; skip where that cannot be."""
+    compiler = find_compiler()
     built = folder / "libtiercel_native.so"
     command = [compiler, *FLAGS, *flags, *map(str, SOURCES), "-o", str(built), "-lm"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -40,13 +46,13 @@ def open_compiled() -> Any:
 
 def run_sanitized(folder: Path, script: str) -> None:
     """Run a script, whose argument is the functions' file, built to stop at any byte too far."""
-    compiler = shutil.which("cc") or "cc"
-    built = compile_native(folder, "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    compiler = find_compiler()
     names = ("libasan.so", "libubsan.so")
     commands = [[compiler, f"-print-file-name={name}"] for name in names]
     sanitizers = [subprocess.run(one, capture_output=True, text=True).stdout.strip() for one in commands]
     if not all(Path(path).is_absolute() for path in sanitizers):
         pytest.skip("this compiler has no sanitizers")
+    built = compile_native(folder, "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     done = subprocess.run(
         [sys.executable, "-c", script, str(built)],
         env={

@@ -1,9 +1,9 @@
 """The best allowed items for a query by looking at every vector, on a device: exact, in blocks over items.
 
 A matrix product gives rough scores of a block; what is masked gets none; the best of the block are chosen by
-groups of neighbouring items, whose best scores are fewer than items are. What is left of all blocks is scored
-anew in float64, so that an item's score depends on its vector and the query alone: not on block, batch or
-device. Nothing waits for the device in between.
+groups of items, whose best scores are fewer than items are. What is left of all blocks is scored anew in
+float64, so that an item's score depends on its vector and the query alone: not on block, batch or device.
+Nothing waits for the device in between.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
 }
 
-#: Neighbouring items of which first only the best score is looked at.
+#: Items of a group, of which first only the best score is looked at.
 GROUP = 32
 
 #: Rough scores that one block may have, over all users: 256 MB of them.
