@@ -7,6 +7,8 @@ for a GPU is compiled on the machine that has it, of the program that the export
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -181,6 +183,18 @@ class AotiEngine:
         del self._loader, self._run
 
 
+def share_cpp_library() -> None:
+    """Load the C++ standard library for every later library of this process, where there is one.
+
+    A package carries parts of it as weak symbols. Where nothing has loaded it globally (torch does not;
+    ONNX Runtime happens to), they are resolved partly from one copy and partly from the other, and what reads
+    the device's name by a regular expression ends the process with SIGSEGV: seen with torch 2.11 on Ubuntu
+    24.04.
+    """
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libstdc++.so.6", ctypes.RTLD_GLOBAL)
+
+
 def load_package(file: Path, device: str) -> Any:
     """Return what runs a package.
 
@@ -191,6 +205,7 @@ def load_package(file: Path, device: str) -> Any:
     """
     import torch
 
+    share_cpp_library()
     index = torch.cuda.current_device() if device == "cuda" else -1
     try:
         # The loader itself: the callable that torch wraps around it costs 60 µs a call.
