@@ -40,6 +40,8 @@ def load_dataset(
     DataError
         If the spec itself cannot be.
     """
+    if isinstance(spec, DatasetSpec) and (wrong := spec.problems()):
+        raise DataError(f"data set: {wrong[0].within(type(spec).__name__)}")
     if isinstance(spec, MovieLens100K):
         return load_ml_100k(data_dir=data_dir, progress=progress)
     if isinstance(spec, Synthetic):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tiercel_serving.errors import TiercelError
 from tiercel_serving.machine import fault_of
 
 from ..errors import DataCorrupt, DataError, DataMissing
-from .arrow import canonical, joined, kind_of, plain_values
+from .arrow import canonical, joined, kind_of, of_kind, plain_values
 from .dataset import Dataset
 from .plain import check_names
 from .specs import Parquet
@@ -66,7 +67,7 @@ def read_table(path: Path, table: str, *, keep: Callable[[str], bool] = lambda n
         If a file is no Parquet file, or differs from the others, or a value has no plain dtype.
     """
     parts = _parts(path, table)
-    return _plain(parts, str(path), table, [name for name in _names(parts) if keep(name)])
+    return _plain(parts, str(path), table, [name for name in _names(parts) if keep(name)], {})
 
 
 def _read(path: Path, table: str, roles: list[str], columns: Columns | None) -> pd.DataFrame:
@@ -77,8 +78,8 @@ def _read(path: Path, table: str, roles: list[str], columns: Columns | None) -> 
     parts = _parts(path, table)
     wanted = [*roles, *(name for name, _ in columns)] if columns is not None else _names(parts)
     for part in parts:
-        _check_columns(part, table, [*roles, *wanted], columns or (), len(parts) > 1)
-    return _plain(parts, str(path), table, list(dict.fromkeys(wanted)))
+        _check_columns(part, table, [*roles, *wanted], columns or ())
+    return _plain(parts, str(path), table, list(dict.fromkeys(wanted)), dict(columns or ()))
 
 
 def _names(parts: Sequence[_Part]) -> list[str]:
@@ -97,12 +98,15 @@ class _Part:
     fragment: pads.ParquetFileFragment
     schema: pa.Schema
     folders: dict[str, object]
+    rows: int
 
     @property
     def names(self) -> list[str]:
         return [*self.schema.names, *(name for name in self.folders if name not in self.schema.names)]
 
     def kind(self, name: str) -> str:
+        if not self.rows:
+            return _NO_VALUES[0]
         return kind_of(self._folder(name, 0).type if self._in_folders(name) else self.type_of(name))
 
     def type_of(self, name: str) -> pa.DataType:
@@ -114,6 +118,8 @@ class _Part:
             read = self.fragment.to_table(schema=self.schema, columns=own)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(self.path, table, error) from error
+        if not self.rows:
+            return pa.table({name: pa.nulls(0) for name in names})
         for name in names:
             if self._in_folders(name):
                 read = read.append_column(name, self._folder(name, read.num_rows))
@@ -130,6 +136,7 @@ def _parts(path: Path, table: str) -> list[_Part]:
     try:
         fragments = pq.ParquetDataset(path).fragments
     except (pa.ArrowException, OSError) as error:
+        _check_names(path, table)
         raise _unreadable(path, table, error) from error
     if not fragments:
         raise DataMissing(
@@ -138,17 +145,25 @@ def _parts(path: Path, table: str) -> list[_Part]:
     parts = []
     for fragment in fragments:
         try:
-            schema = fragment.physical_schema
+            schema, rows = fragment.physical_schema, fragment.metadata.num_rows
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(fragment.path, table, error) from error
         check_names(schema.names, f"{fragment.path}: {table}")
         folders = pads.get_partition_keys(fragment.partition_expression)
-        parts.append(_Part(fragment.path, fragment, schema, folders))
+        parts.append(_Part(fragment.path, fragment, schema, folders, rows))
     return parts
 
 
-def _plain(parts: Sequence[_Part], where: str, table: str, names: list[str]) -> pd.DataFrame:
-    """Read columns of all parts, after comparing what they hold."""
+def _check_names(path: Path, table: str) -> None:
+    """Refuse a column that a file has twice, of which Arrow says that the file is unreadable."""
+    with contextlib.suppress(pa.ArrowException, OSError):
+        check_names(pq.read_schema(path).names, f"{path}: {table}")
+
+
+def _plain(
+    parts: Sequence[_Part], where: str, table: str, names: list[str], kinds: Mapping[str, str]
+) -> pd.DataFrame:
+    """Read columns of all parts, after comparing what they hold; ``kinds`` is for those without values."""
     for name in names:
         _check_alike(parts, table, name)
     read = [part.read(names, table) for part in parts]
@@ -158,7 +173,8 @@ def _plain(parts: Sequence[_Part], where: str, table: str, names: list[str]) -> 
             canonical(piece.column(name), f"{part.path}: {table}, column {name!r}")
             for part, piece in zip(parts, read, strict=True)
         ]
-        columns[name] = plain_values(joined(pieces), f"{where}: {table}, column {name!r}")
+        whole = of_kind(joined(pieces), kinds.get(name))
+        columns[name] = plain_values(whole, f"{where}: {table}, column {name!r}")
     rows = sum(piece.num_rows for piece in read)
     return pd.DataFrame(columns, index=pd.RangeIndex(rows), columns=names)
 
@@ -190,7 +206,7 @@ def _unreadable(path: Path | str, table: str, error: Exception) -> TiercelError:
     return fault_of(error, Path(path), f"reading {table}") or corrupt
 
 
-def _check_columns(part: _Part, table: str, wanted: list[str], columns: Columns, several: bool) -> None:
+def _check_columns(part: _Part, table: str, wanted: list[str], columns: Columns) -> None:
     missing = [name for name in dict.fromkeys(wanted) if name not in part.names]
     if missing:
         raise DataMissing(
@@ -203,8 +219,7 @@ def _check_columns(part: _Part, table: str, wanted: list[str], columns: Columns,
                 f"parquet: {table}.{name}: {expected!r} is no column type; use one of "
                 f"{', '.join(COLUMN_TYPES)}"
             )
-        without_values = several and part.kind(name) in _NO_VALUES
-        if part.kind(name) != expected and not without_values:
+        if part.kind(name) != expected and part.kind(name) not in _NO_VALUES:
             raise DataCorrupt(
                 f"{part.path}: {table}.{name}: the recipe says {expected}, the file holds "
                 f"{part.type_of(name)}; correct the recipe's data set or write the file again"
