@@ -266,7 +266,9 @@ def _wide_floats(values: Sequence[Any] | Array, place: Place) -> npt.NDArray[np.
 def _number(value: object, where: str) -> float:
     if is_null(value):
         return np.nan
-    if isinstance(value, bool | np.bool_ | np.timedelta64) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, bool | np.bool_ | np.timedelta64) or not isinstance(
+        value, int | float | np.integer | np.floating
+    ):
         raise InvalidInput(f"{where}: expected a number, came {shown(value)}")
     try:
         number = float(value)

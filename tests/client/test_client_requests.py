@@ -199,7 +199,7 @@ def test_arrow_arrays_and_the_nulls_of_pandas() -> None:
 def test_durations_are_no_numbers() -> None:
     duration = np.timedelta64(3, "s")
     for name in ("age", "income"):
-        with pytest.raises(InvalidInput, match="expected a .*number, came timedelta64"):
+        with pytest.raises(InvalidInput, match=r"expected a .*number, came timedelta64"):
             one(features={name: duration})
     with pytest.raises(InvalidInput, match="user_id: expected a whole number, came timedelta64"):
         one(duration)

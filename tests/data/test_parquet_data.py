@@ -251,3 +251,12 @@ def test_a_time_that_is_not_finite(tables: dict[str, pd.DataFrame], tmp_path: Pa
 def test_a_field_of_another_type(tmp_path: Path, change: dict[str, object], match: str) -> None:
     with pytest.raises(DataError, match=match):
         load_dataset(replace(SPEC, **change), data_dir=tmp_path)  # type: ignore[arg-type]
+
+
+def test_loading_tells_how_far_it_is(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    load_dataset(SPEC, data_dir=write(tables, tmp_path), progress=lambda *said: told.append(said))
+    for table, rows in (("users", 3), ("items", 4), ("interactions", 4)):
+        own = [done for what, done, total in told if (what, total) == (f"loading {table}", rows)]
+        assert own == sorted(own)
+        assert own[-1] == rows

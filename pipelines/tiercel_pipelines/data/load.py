@@ -47,9 +47,9 @@ def load_dataset(
     if isinstance(spec, Synthetic):
         return make_synthetic(spec, progress)
     if isinstance(spec, Parquet):
-        return load_parquet(spec, data_dir=data_dir)
+        return load_parquet(spec, data_dir=data_dir, progress=progress)
     if isinstance(spec, Sequences):
-        return load_sequences(spec, data_dir=data_dir)
+        return load_sequences(spec, data_dir=data_dir, progress=progress)
     raise DataError(
         f"data set: expected MovieLens100K, Synthetic, Parquet or Sequences, got {type(spec).__name__}"
     )

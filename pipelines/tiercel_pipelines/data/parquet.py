@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -17,10 +18,11 @@ from tiercel_serving.machine import fault_of
 
 from ..errors import DataCorrupt, DataError, DataMissing
 from .arrow import canonical, joined, kind_of, of_kind, plain_values
-from .dataset import Dataset
+from .dataset import Dataset, Progress
 from .plain import check_names
 from .specs import Parquet
 
+_T = TypeVar("_T")
 Columns = tuple[tuple[str, str], ...]
 
 #: Types a schema may name, and what to ask of an Arrow type.
@@ -30,14 +32,17 @@ COLUMN_TYPES = ("int", "float", "bool", "string", "time", "list[int]", "list[flo
 _NO_VALUES = ("null", "list[null]")
 
 
-def load_parquet(spec: Parquet, *, data_dir: str | Path | None = None) -> Dataset:
+def load_parquet(
+    spec: Parquet, *, data_dir: str | Path | None = None, progress: Progress | None = None
+) -> Dataset:
     """Read three Parquet tables and check them against their schema; relative paths start at ``data_dir``."""
     root = Path(data_dir) if data_dir is not None else Path()
     ids = [spec.user_id, spec.item_id]
     time = [spec.timestamp] if spec.timestamp is not None else []
-    users = _read(root / spec.users, "users", [spec.user_id], spec.user_columns)
-    items = _read(root / spec.items, "items", [spec.item_id], spec.item_columns)
-    interactions = _read(root / spec.interactions, "interactions", ids + time, spec.context_columns)
+    users = _read(root / spec.users, "users", [spec.user_id], spec.user_columns, progress)
+    items = _read(root / spec.items, "items", [spec.item_id], spec.item_columns, progress)
+    told = ids + time
+    interactions = _read(root / spec.interactions, "interactions", told, spec.context_columns, progress)
     source = ", ".join(str(root / path) for path in (spec.users, spec.items, spec.interactions))
     dataset = Dataset(
         spec.name, users, items, interactions, spec.user_id, spec.item_id, spec.timestamp, source
@@ -70,7 +75,9 @@ def read_table(path: Path, table: str, *, keep: Callable[[str], bool] = lambda n
     return _plain(parts, str(path), table, [name for name in _names(parts) if keep(name)], {})
 
 
-def _read(path: Path, table: str, roles: list[str], columns: Columns | None) -> pd.DataFrame:
+def _read(
+    path: Path, table: str, roles: list[str], columns: Columns | None, progress: Progress | None
+) -> pd.DataFrame:
     if not path.exists():
         raise DataMissing(
             f"parquet: {table}: {path.absolute()} does not exist; correct `{table}` in the recipe's data set"
@@ -79,7 +86,8 @@ def _read(path: Path, table: str, roles: list[str], columns: Columns | None) -> 
     wanted = [*roles, *(name for name, _ in columns)] if columns is not None else _names(parts)
     for part in parts:
         _check_columns(part, table, [*roles, *wanted], columns or ())
-    return _plain(parts, str(path), table, list(dict.fromkeys(wanted)), dict(columns or ()))
+    names = list(dict.fromkeys(wanted))
+    return _plain(parts, str(path), table, names, dict(columns or ()), progress)
 
 
 def _names(parts: Sequence[_Part]) -> list[str]:
@@ -161,22 +169,47 @@ def _check_names(path: Path, table: str) -> None:
 
 
 def _plain(
-    parts: Sequence[_Part], where: str, table: str, names: list[str], kinds: Mapping[str, str]
+    parts: Sequence[_Part],
+    where: str,
+    table: str,
+    names: list[str],
+    kinds: Mapping[str, str],
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Read columns of all parts, after comparing what they hold; ``kinds`` is for those without values."""
+    rows = sum(part.rows for part in parts)
+    reading, making = _Half(progress, table, rows, 0), _Half(progress, table, rows, 1)
     for name in names:
         _check_alike(parts, table, name)
-    read = [part.read(names, table) for part in parts]
+    read = [part.read(names, table) for part in reading.through(parts, [part.rows for part in parts])]
     columns = {}
-    for name in names:
+    for name in making.through(names, [rows / len(names)] * len(names)):
         pieces = [
             canonical(piece.column(name), f"{part.path}: {table}, column {name!r}")
             for part, piece in zip(parts, read, strict=True)
         ]
         whole = of_kind(joined(pieces), kinds.get(name))
         columns[name] = plain_values(whole, f"{where}: {table}, column {name!r}")
-    rows = sum(piece.num_rows for piece in read)
     return pd.DataFrame(columns, index=pd.RangeIndex(rows), columns=names)
+
+
+@dataclass(frozen=True)
+class _Half:
+    """Half of the loading of a table: files are read, then columns made of them; told in rows."""
+
+    progress: Progress | None
+    table: str
+    rows: int
+    number: int
+
+    def through(self, pieces: Sequence[_T], sizes: Sequence[float]) -> Iterator[_T]:
+        """Give piece after piece, and tell of each that is done."""
+        done = 0.0
+        for piece, size in zip(pieces, sizes, strict=True):
+            yield piece
+            done += size
+            if self.progress is not None:
+                self.progress(f"loading {self.table}", round(self.number * self.rows + done) // 2, self.rows)
 
 
 def _check_alike(parts: Sequence[_Part], table: str, name: str) -> None:

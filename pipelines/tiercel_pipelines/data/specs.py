@@ -14,14 +14,17 @@ class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
 
     def problems(self) -> list[Problem]:
         """Return the fields that are no text, numbers or pairs of these, as the field asks."""
-        wrong = []
-        for field in msgspec.structs.fields(self):
-            try:
-                msgspec.convert(msgspec.to_builtins(getattr(self, field.name)), field.type)
-            except (TypeError, msgspec.ValidationError) as error:
-                problem = f"expected {_said(field.type)}, got {getattr(self, field.name)!r} ({error})"
-                wrong.append(Problem(field.name, problem, "correct the recipe's data set"))
-        return wrong
+        problems = (_misfit(field, getattr(self, field.name)) for field in msgspec.structs.fields(self))
+        return [problem for problem in problems if problem is not None]
+
+
+def _misfit(field: Any, value: Any) -> Problem | None:
+    try:
+        msgspec.convert(msgspec.to_builtins(value), field.type)
+    except (TypeError, msgspec.ValidationError) as error:
+        problem = f"expected {_said(field.type)}, got {value!r} ({error})"
+        return Problem(field.name, problem, "correct the recipe's data set")
+    return None
 
 
 def _said(kind: Any) -> str:
