@@ -29,12 +29,11 @@ def fit_progress(progress: Progress | None) -> AbstractContextManager[Any]:
     return nullcontext() if progress is None else _Tasks(progress)
 
 
-class _Tasks(Callback):  # type: ignore[misc]
+class _Tasks(Callback):
     """Dask's own way to be told of each task."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._passes = progress, 0
-        super().__init__()
 
     def _start_state(self, dsk: Mapping[Any, Any], state: Mapping[str, Any]) -> None:
         self._passes += len(state["ready"]) + len(state["waiting"]) >= _FEW
