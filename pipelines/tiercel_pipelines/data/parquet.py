@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ Columns = tuple[tuple[str, str], ...]
 
 #: Types a schema may name, and what to ask of an Arrow type.
 COLUMN_TYPES = ("int", "float", "bool", "string", "time", "list[int]", "list[float]", "list[string]")
+
+#: Files and folders below the folder of a table, at most.
+MOST_ENTRIES = 100_000
 
 #: Kinds of a part's column that say nothing of the table's.
 _NO_VALUES = ("null", "list[null]")
@@ -140,7 +144,20 @@ class _Part:
         return pa.repeat(pa.scalar(self.folders[name]), rows)
 
 
+def check_folder(path: Path, table: str) -> None:
+    """Refuse a folder that is that of no table, such as the whole disk, without walking through it."""
+    entries = 0
+    for _, folders, files in os.walk(path):
+        entries += len(folders) + len(files)
+        if entries > MOST_ENTRIES:
+            raise DataError(
+                f"{path}: {table}: expected a folder of Parquet files, found more than {MOST_ENTRIES:,} "
+                "files and folders below it; name the table's own folder, or write it in fewer parts"
+            )
+
+
 def _parts(path: Path, table: str) -> list[_Part]:
+    check_folder(path, table)
     try:
         fragments = pq.ParquetDataset(path).fragments
     except (pa.ArrowException, OSError) as error:
