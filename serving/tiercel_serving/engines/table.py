@@ -83,6 +83,8 @@ class BuiltKind(EngineKind, Protocol):
 
     #: Row of the engine that runs the same graph, from the same artefact, where the built file can't run.
     stand_in: ClassVar[str]
+    #: Files of the artefact that a build alone reads: a built copy goes without them.
+    build_reads: ClassVar[tuple[str, ...]]
 
     @classmethod
     def absent(cls, file: Path) -> str | None:

@@ -52,6 +52,8 @@ class TensorRT:
     backend: ClassVar[str | None] = "tensorrt"
     maker: ClassVar[str] = "tiercel_export.models.tensorrt:make_tensorrt"
     stand_in: ClassVar[str] = "onnx"
+    # The graph stays beside its plan, which is compared with it when it is opened.
+    build_reads: ClassVar[tuple[str, ...]] = ()
     from_onnx: ClassVar[bool] = True
     #: A row of :data:`~.trt.flavours.FLAVOURS`.
     flavour: ClassVar[str] = "tensorrt"
