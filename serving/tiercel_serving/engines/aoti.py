@@ -18,8 +18,8 @@ import numpy as np
 from ..errors import ArtefactCorrupt, DeviceUnavailable, EngineNotBuilt, KindUnavailable
 from ..spec import Array, Arrays
 from ..verify.compare import ENGINE, Tolerance
-from .bound import Bound
-from .compiler import device_name, no_compiler
+from .bound import SUFFIX, Bound
+from .compiler import PROGRAM, device_name, no_compiler
 
 if TYPE_CHECKING:
     import torch
@@ -28,13 +28,18 @@ if TYPE_CHECKING:
 MODEL = "model"
 
 
-class Aoti:
-    """AOTInductor's package on the CPU, in the Python process."""
+class _Package:
+    """What both rows say."""
 
     file: ClassVar[str] = "model.pt2"
     tolerance: ClassVar[Tolerance] = ENGINE
-    device: ClassVar[str] = "cpu"
     backend: ClassVar[str | None] = None
+
+
+class Aoti(_Package):
+    """AOTInductor's package on the CPU, in the Python process, compiled at export."""
+
+    device: ClassVar[str] = "cpu"
     maker: ClassVar[str] = "tiercel_export.models.aoti:make_aoti"
 
     @classmethod
@@ -57,17 +62,13 @@ class Aoti:
 _BUILD = "run `tiercel build-engines RELEASE` on the machine that will serve it"
 
 
-class AotiCuda(Aoti):
-    """The same on a GPU, compiled on the machine that will run it."""
+class AotiCuda(_Package):
+    """The same on a GPU, compiled on the machine that will run it: an export needs no GPU and no compiler."""
 
     device: ClassVar[str] = "cuda"
     maker: ClassVar[str] = "tiercel_export.models.aoti:make_aoti_cuda"
     stand_in: ClassVar[str] = "onnx"
-
-    @classmethod
-    def unmakeable(cls) -> str | None:
-        """Return None: what an export makes of it needs no GPU and no compiler."""
-        return None
+    build_reads: ClassVar[tuple[str, ...]] = (PROGRAM, PROGRAM + SUFFIX)
 
     @classmethod
     def open(cls, file: Path, outputs: Sequence[str], *, threads: int = 1) -> AotiEngine:
