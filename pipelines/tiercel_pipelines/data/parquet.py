@@ -20,6 +20,7 @@ from tiercel_serving.machine import fault_of
 from ..errors import DataCorrupt, DataError, DataMissing
 from .arrow import canonical, joined, kind_of, of_kind, plain_values
 from .dataset import Dataset, Progress
+from .places import STARTS, find_data
 from .plain import check_names
 from .specs import Parquet
 
@@ -39,15 +40,15 @@ _NO_VALUES = ("null", "list[null]")
 def load_parquet(
     spec: Parquet, *, data_dir: str | Path | None = None, progress: Progress | None = None
 ) -> Dataset:
-    """Read three Parquet tables and check them against their schema; relative paths start at ``data_dir``."""
-    root = Path(data_dir) if data_dir is not None else Path()
+    """Read three Parquet tables and check them against their schema; ``find_data`` says where they are."""
+    paths = [find_data(path, data_dir) for path in (spec.users, spec.items, spec.interactions)]
     ids = [spec.user_id, spec.item_id]
     time = [spec.timestamp] if spec.timestamp is not None else []
-    users = _read(root / spec.users, "users", [spec.user_id], spec.user_columns, progress)
-    items = _read(root / spec.items, "items", [spec.item_id], spec.item_columns, progress)
+    users = _read(paths[0], "users", [spec.user_id], spec.user_columns, progress)
+    items = _read(paths[1], "items", [spec.item_id], spec.item_columns, progress)
     told = ids + time
-    interactions = _read(root / spec.interactions, "interactions", told, spec.context_columns, progress)
-    source = ", ".join(str(root / path) for path in (spec.users, spec.items, spec.interactions))
+    interactions = _read(paths[2], "interactions", told, spec.context_columns, progress)
+    source = ", ".join(map(str, paths))
     dataset = Dataset(
         spec.name, users, items, interactions, spec.user_id, spec.item_id, spec.timestamp, source
     )
@@ -84,7 +85,8 @@ def _read(
 ) -> pd.DataFrame:
     if not path.exists():
         raise DataMissing(
-            f"parquet: {table}: {path.absolute()} does not exist; correct `{table}` in the recipe's data set"
+            f"parquet: {table}: {path.absolute()} does not exist; correct `{table}` in the recipe's data set "
+            f"({STARTS})"
         )
     parts = _parts(path, table)
     wanted = [*roles, *(name for name, _ in columns)] if columns is not None else _names(parts)

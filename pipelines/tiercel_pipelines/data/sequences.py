@@ -13,6 +13,7 @@ from tiercel_serving.machine import fault_of
 
 from ..errors import DataCorrupt, DataMissing
 from .dataset import Dataset, Progress
+from .places import STARTS, find_data
 from .plain import Array
 from .specs import Sequences
 
@@ -28,7 +29,7 @@ _PLAIN = re.compile("0|[1-9][0-9]{0,17}")
 def load_sequences(
     spec: Sequences, *, data_dir: str | Path | None = None, progress: Progress | None = None
 ) -> Dataset:
-    """Read a file of sequences; a relative path starts at ``data_dir``.
+    """Read a file of sequences; where a relative path starts, :func:`~.places.find_data` says.
 
     Ids are integers if all of their kind are, else strings.
 
@@ -39,11 +40,11 @@ def load_sequences(
     DataCorrupt
         It is no text, holds nothing, or has a line without items or with a user of a line before.
     """
-    path = (Path(data_dir) if data_dir is not None else Path()) / spec.path
+    path = find_data(spec.path, data_dir)
     if not path.is_file():
         raise DataMissing(
             f"sequences: {path.absolute()}: expected a file, found none; correct `path` in the recipe's "
-            "data set"
+            f"data set ({STARTS})"
         )
     try:
         text = path.read_text(encoding="utf-8")

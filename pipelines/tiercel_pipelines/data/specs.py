@@ -72,8 +72,8 @@ class Parquet(_Spec, frozen=True):
     Parameters
     ----------
     users, items, interactions
-        Paths of Parquet files (or folders of them). Relative paths start at ``data_dir``, or where
-        the command runs if there is none.
+        Paths of Parquet files (or folders of them). A relative path starts at ``data_dir``; without one,
+        at the first of ``$TIERCEL_DATA_DIR``, ``./data`` and the current directory that has it.
     user_id, item_id
         The id columns: 64-bit integers or strings, the same type in both tables that have them.
     timestamp
@@ -106,7 +106,7 @@ class Sequences(_Spec, frozen=True):
     Parameters
     ----------
     path
-        The file. A relative path starts at ``data_dir``, or where the command runs if there is none.
+        The file. Where a relative path starts, :class:`Parquet` says.
     name
         What the data set is called.
     """
