@@ -6,7 +6,7 @@ recommendation diversity".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import log
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from ..spec import Arrays
 from .per_request import Amount, amount_problems, batch_amount, user_amount
 from .placing import Line, fill, places_to_fill, scaled
 from .plain import choose_all, line_of, relevance, scores_in_order
-from .vectors import NEXT_TO_NOTHING, Basis, ItemVectors, OfVectors, plain_basis, plain_rest
+from .vectors import NEXT_TO_NOTHING, Basis, ItemVectors, OfVectors, plain_rests
 
 #: What is left of an item's vector counts as at least so much, squared: items that equal those placed before
 #: them come late, by their scores, and do not vanish.
@@ -67,14 +67,14 @@ class DPP(OfVectors, frozen=True, tag="dpp"):
     ) -> list[float]:
         """Return the scores of the places."""
         strength, relevant = user_amount(self.strength, user), relevance(scores)
-        vectors = self.plain_vectors(candidates)
+        rest_after = plain_rests(self.plain_vectors(candidates))
 
-        def gain(chosen: list[int], at: int) -> float:
-            left = plain_rest(vectors[at], plain_basis([vectors[other] for other in chosen]))
-            return (1 - strength) * relevant[at] + strength * log(max(left, LEAST))
+        def gain_after(chosen: list[int]) -> Callable[[int], float]:
+            rest = rest_after(chosen)
+            return lambda at: (1 - strength) * relevant[at] + strength * log(max(rest(at), LEAST))
 
         return scores_in_order(
-            choose_all(line_of(scores, candidates), gain, scores, candidates, user), scores
+            choose_all(line_of(scores, candidates), gain_after, scores, candidates, user), scores
         )
 
 

@@ -6,7 +6,7 @@ producing summaries".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -60,13 +60,15 @@ class MMR(OfVectors, frozen=True, tag="mmr"):
         """Return the scores of the places."""
         strength, relevant = user_amount(self.strength, user), relevance(scores)
         vectors = self.plain_vectors(candidates)
+        likeness: list[list[float]] = [[] for _ in vectors]
 
-        def gain(chosen: list[int], at: int) -> float:
-            likeness = max((plain_dot(vectors[at], vectors[other]) for other in chosen), default=0.0)
-            return (1 - strength) * relevant[at] - strength * likeness
+        def gain_after(chosen: list[int]) -> Callable[[int], float]:
+            for own, vector in zip(likeness, vectors, strict=True):
+                own += [plain_dot(vector, vectors[latest]) for latest in chosen[-1:]]
+            return lambda at: (1 - strength) * relevant[at] - strength * max(likeness[at], default=0.0)
 
         return scores_in_order(
-            choose_all(line_of(scores, candidates), gain, scores, candidates, user), scores
+            choose_all(line_of(scores, candidates), gain_after, scores, candidates, user), scores
         )
 
 

@@ -5,7 +5,7 @@ Huang et al. 2021, "Sliding spectrum decomposition for diversified recommendatio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from ..spec import Arrays
 from .per_request import Amount, amount_problems, batch_amount, user_amount
 from .placing import Line, fill, places_to_fill, scaled
 from .plain import choose_all, line_of, relevance, scores_in_order
-from .vectors import NEXT_TO_NOTHING, Basis, ItemVectors, OfVectors, plain_basis, plain_rest
+from .vectors import NEXT_TO_NOTHING, Basis, ItemVectors, OfVectors, plain_rests
 
 _WINDOW = Range(2, whole=True)
 
@@ -65,15 +65,14 @@ class Spread(OfVectors, frozen=True, tag="spread"):
     ) -> list[float]:
         """Return the scores of the places."""
         strength, relevant = user_amount(self.strength, user), relevance(scores)
-        vectors = self.plain_vectors(candidates)
+        rest_after = plain_rests(self.plain_vectors(candidates), self.window - 1)
 
-        def gain(chosen: list[int], at: int) -> float:
-            basis = plain_basis([vectors[other] for other in chosen], self.window - 1)
-            left = plain_rest(vectors[at], basis)
-            return (1 - strength) * relevant[at] + strength * sqrt(max(left, 0.0))
+        def gain_after(chosen: list[int]) -> Callable[[int], float]:
+            rest = rest_after(chosen)
+            return lambda at: (1 - strength) * relevant[at] + strength * sqrt(max(rest(at), 0.0))
 
         return scores_in_order(
-            choose_all(line_of(scores, candidates), gain, scores, candidates, user), scores
+            choose_all(line_of(scores, candidates), gain_after, scores, candidates, user), scores
         )
 
 

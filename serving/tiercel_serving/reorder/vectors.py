@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, sqrt
 from typing import Any, ClassVar
 
@@ -282,22 +282,33 @@ def plain_dot(a: Mapping[Any, float], b: Mapping[Any, float]) -> float:
     return sum(number * b[at] for at, number in a.items() if at in b)
 
 
-def plain_basis(vectors: Sequence[dict[Any, float]], last: int | None = None) -> list[dict[Any, float]]:
-    """Return the directions that vectors add, one by one, to those of the ``last`` ones before them."""
+def plain_rests(
+    vectors: Sequence[dict[Any, float]], last: int | None = None
+) -> Callable[[list[int]], Callable[[int], float]]:
+    """Return what tells, of the items chosen so far, the square of what is left of each unit vector without them.
+
+    Left out are the directions that the ``last`` of them add (None: all), each to those of the ``last`` before
+    it. An item without a vector has 1 left. Whoever asks, asks of one more item each time.
+    """
     basis: list[dict[Any, float]] = []
-    for vector in vectors:
-        before = basis if last is None else basis[max(len(basis) - last + 1, 0) :]
+    shares: list[list[float]] = [[] for _ in vectors]
+
+    def add(vector: dict[Any, float]) -> None:
         left = dict(vector)
-        for direction in before:
+        for direction in basis if last is None else basis[max(len(basis) - last + 1, 0) :]:
             share = plain_dot(vector, direction)
             for at, number in direction.items():
                 left[at] = left.get(at, 0.0) - share * number
         square = plain_dot(left, left)
         small = square <= NEXT_TO_NOTHING
         basis.append({} if small else {at: number / sqrt(square) for at, number in left.items()})
-    return basis if last is None else basis[max(len(basis) - last, 0) :]
+        for own, other in zip(shares, vectors, strict=True):
+            own.append(plain_dot(other, basis[-1]) ** 2)
 
+    def rest_after(chosen: list[int]) -> Callable[[int], float]:
+        for latest in chosen[-1:]:
+            add(vectors[latest])
+        first = 0 if last is None else max(len(chosen) - last, 0)
+        return lambda at: 1.0 - sum(shares[at][first:])
 
-def plain_rest(vector: dict[Any, float], basis: Sequence[dict[Any, float]]) -> float:
-    """Return the square of what is left of a unit vector without directions; 1 for no vector."""
-    return 1.0 - sum(plain_dot(vector, direction) ** 2 for direction in basis)
+    return rest_after
