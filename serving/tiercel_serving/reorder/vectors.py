@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..native.placing import Vectors
+from ..native.placing import LANES, Vectors
 from ..problems import Problem
 from ..ranked import Rows
 from ..spec import Array
@@ -130,7 +130,9 @@ class ItemVectors:
         if not good.any():
             self._matrix = np.zeros((1, 1), np.float32)
             self._place[:] = 0
-        self._matrix = np.ascontiguousarray(self._matrix)
+        # Zeros behind, so that the native form takes eight numbers at a time.
+        over = -self._matrix.shape[1] % LANES
+        self._matrix = np.ascontiguousarray(np.pad(self._matrix, ((0, 0), (0, over))) if over else self._matrix)
 
     def where(self, rows: Rows, factor: Floats | None = None) -> Vectors:
         """Say where unit vectors of rows ``[B, K]``, times ``factor [B, 1]``, are; zeros of items without."""
