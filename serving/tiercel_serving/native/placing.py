@@ -1,4 +1,4 @@
-"""Items placed one after another: ``vectors.c`` and ``placing.c``. Every function returns None where it was not built.
+"""Items placed one after another: ``vectors.c`` and ``placing.c``. Functions that were not built return None.
 
 Lines, places and picks are those of :mod:`tiercel_serving.reorder.placing`: K candidates of each of B users,
 the best first, and ``[B, S]`` which of them each place gets, K where nothing is left.

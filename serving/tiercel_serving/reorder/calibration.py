@@ -91,7 +91,9 @@ class Calibration(Settings, frozen=True, tag="calibration"):
             before = _mean([mixes[one] for one in chosen], places)
 
             def gain(at: int) -> float:
-                given = {value: before.get(value, 0.0) + mixes[at].get(value, 0.0) / places for value in wanted}
+                given = {
+                    value: before.get(value, 0.0) + mixes[at].get(value, 0.0) / places for value in wanted
+                }
                 apart = sum(
                     share * log(share / ((1 - SMOOTHING) * given[value] + SMOOTHING * share))
                     for value, share in wanted.items()

@@ -131,8 +131,9 @@ class ItemVectors:
             self._matrix = np.zeros((1, 1), np.float32)
             self._place[:] = 0
         # Zeros behind, so that the native form takes eight numbers at a time.
-        over = -self._matrix.shape[1] % LANES
-        self._matrix = np.ascontiguousarray(np.pad(self._matrix, ((0, 0), (0, over))) if over else self._matrix)
+        if over := -self._matrix.shape[1] % LANES:
+            self._matrix = np.pad(self._matrix, ((0, 0), (0, over)))
+        self._matrix = np.ascontiguousarray(self._matrix)
 
     def where(self, rows: Rows, factor: Floats | None = None) -> Vectors:
         """Say where unit vectors of rows ``[B, K]``, times ``factor [B, 1]``, are; zeros of items without."""
@@ -287,10 +288,10 @@ def plain_dot(a: Mapping[Any, float], b: Mapping[Any, float]) -> float:
 def plain_rests(
     vectors: Sequence[dict[Any, float]], last: int | None = None
 ) -> Callable[[list[int]], Callable[[int], float]]:
-    """Return what tells, of the items chosen so far, the square of what is left of each unit vector without them.
+    """Return what tells, of those chosen, the square of what is left of each unit vector without them.
 
-    Left out are the directions that the ``last`` of them add (None: all), each to those of the ``last`` before
-    it. An item without a vector has 1 left. Whoever asks, asks of one more item each time.
+    Left out are the directions that the ``last`` of them add (None: all), each to those of the ``last``
+    before it. An item without a vector has 1 left. Whoever asks, asks of one more item each time.
     """
     basis: list[dict[Any, float]] = []
     shares: list[list[float]] = [[] for _ in vectors]
