@@ -17,10 +17,10 @@ from ..native import placing as native
 from ..problems import SHARE, Problem
 from ..ranked import Rows, Scores
 from ..spec import Arrays
-from .per_request import Amount, amount_problems, batch_amount, user_amount
-from .placing import Line, fill, places_to_fill, scaled
+from .per_request import Amount, amount_problems, user_amount
+from .placing import fill
 from .plain import choose_all, line_of, relevance, scores_in_order
-from .vectors import ItemVectors, OfVectors, plain_dot
+from .vectors import Candidates, ItemVectors, OfVectors, place_by_vectors, plain_dot
 
 
 class MMR(OfVectors, frozen=True, tag="mmr"):
@@ -80,31 +80,23 @@ class MarginalRelevance:
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
         """Place item after item; what each would gain can only fall."""
-        line = Line.of(scores, arrays)
-        strength = batch_amount(self._strength, arrays).astype(np.float32)
-        relevant = scaled(line.relevance(), 1 - strength)
-        # The inner product of two such vectors is the strength times their cosine.
-        where = self._vectors.where(line.rows, np.sqrt(strength))
-        places = places_to_fill(arrays, scores.shape[1])
-        picks = native.place_by_vectors(native.MMR, where, relevant, strength, places)
-        if picks is None:
-            picks = self._picks(where, relevant, places)
-        return line.placed(picks), None
+        return place_by_vectors(native.MMR, self._vectors, self._strength, scores, arrays, _picks), None
 
-    def _picks(self, where: native.Vectors, relevant: Scores, places: int) -> Rows:
-        """Do the same in NumPy."""
-        vectors, gains, first = self._vectors.of(where), relevant.copy(), True
 
-        def choose(chosen: Rows) -> None:
-            nonlocal first
-            likeness = vectors.dots(vectors.chosen(chosen))
-            np.subtract(relevant, likeness, likeness)
-            if first:
-                # The largest cosine may be negative from here on; with nothing it is 0.
-                first = False
-                gains[...] = likeness
-                gains.reshape(-1)[chosen] = -np.inf
-            else:
-                np.minimum(gains, likeness, gains)
+def _picks(vectors: Candidates, relevant: Scores, strength: Scores, places: int) -> Rows:
+    """Do the same in NumPy."""
+    gains, first = relevant.copy(), True
 
-        return fill(gains, places, choose)
+    def choose(chosen: Rows) -> None:
+        nonlocal first
+        likeness = vectors.dots(vectors.chosen(chosen))
+        np.subtract(relevant, likeness, likeness)
+        if first:
+            # The largest cosine may be negative from here on; with nothing it is 0.
+            first = False
+            gains[...] = likeness
+            gains.reshape(-1)[chosen] = -np.inf
+        else:
+            np.minimum(gains, likeness, gains)
+
+    return fill(gains, places, choose)

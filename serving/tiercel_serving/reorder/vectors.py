@@ -11,11 +11,14 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
+from ..native import placing as native
 from ..native.placing import LANES, Vectors
 from ..problems import Problem
-from ..ranked import Rows
-from ..spec import Array
+from ..ranked import Rows, Scores
+from ..spec import Array, Arrays
 from .inputs import of_source
+from .per_request import Amount, batch_amount
+from .placing import Line, places_to_fill, scaled
 
 #: So many different values make a vector of their own, at most.
 MOST_VALUES = 512
@@ -278,6 +281,40 @@ def _plain(value: Any) -> dict[Any, float]:
     if not isfinite(length) or length == 0:
         return {}
     return {at: number / length for at, number in numbers.items()}
+
+
+def place_by_vectors(
+    kind: int,
+    vectors: ItemVectors,
+    strength: Amount,
+    scores: Scores,
+    arrays: Arrays,
+    in_numpy: Callable[[Candidates, Scores, Floats, int], Rows],
+    **limits: Any,
+) -> Scores:
+    """Return the scores of the places that a step gives by vectors, in C or else in NumPy.
+
+    Parameters
+    ----------
+    kind
+        A kind of :func:`..native.placing.place_by_vectors`, which takes ``limits``.
+    vectors, strength
+        The items' vectors, and how much they count.
+    scores, arrays
+        What the step gets.
+    in_numpy
+        Of the candidates' vectors, their relevance ``[B, K]`` times 1 - s, s ``[B or 1, 1]`` and the number
+        of places: what stands at each place ``[B, S]``.
+    """
+    line, places = Line.of(scores, arrays), places_to_fill(arrays, scores.shape[1])
+    share = batch_amount(strength, arrays).astype(np.float32)
+    relevant = scaled(line.relevance(), 1 - share)
+    # MMR's inner products are the strength times a cosine.
+    where = vectors.where(line.rows, np.sqrt(share) if kind == native.MMR else None)
+    picks = native.place_by_vectors(kind, where, relevant, share, places, nothing=NEXT_TO_NOTHING, **limits)
+    if picks is None:
+        picks = in_numpy(vectors.of(where), relevant, share, places)
+    return line.placed(picks)
 
 
 def plain_dot(a: Mapping[Any, float], b: Mapping[Any, float]) -> float:
