@@ -1,102 +1,134 @@
-"""What each step's strength costs in nDCG and gives in variety, on MovieLens-100K, through the served steps.
+"""What each step's strength costs in nDCG and gives in variety, on MovieLens-100K, through a real Triton.
 
-``python -m benchmarks.stages.tradeoff FILE.json`` writes the figures, and a plot (SVG) beside. Candidates
-are the 100 best unseen items by PureSVD (Cremonesi et al. 2010), which needs no training; the split is the
-published one.
+``python -m benchmarks.stages.tradeoff FILE.json`` trains ALS, exports one release whose steps all have their
+strength from the request, serves it, and asks for every user of the published split, step by step and
+strength by strength. It writes the figures, and a plot (SVG) beside.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from tiercel_pipelines.data import MovieLens100K, load_dataset
-from tiercel_pipelines.data.split import split_dataset
+from benchmarks.accuracy.run import PACKAGES
+from tiercel_client import Recommender
+from tiercel_pipelines.data import load_dataset
+from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.features.raw_columns import raw_columns
+from tiercel_pipelines.offline.evaluation_data import EvaluationData
 from tiercel_pipelines.offline.metrics import FloatArray, Relevance, find_hits, ndcg_at_k, ranking_metrics
+from tiercel_pipelines.recipe import (
+    ALS,
+    DPP,
+    MMR,
+    Calibration,
+    Cap,
+    GumbelTopK,
+    Index,
+    PerRequest,
+    Popular,
+    PopularityCorrection,
+    Recipe,
+    Spread,
+    load_recipe,
+    replace,
+)
+from tiercel_pipelines.training import train_recipe
+from tiercel_serving.bench.machine import describe_machine, installed_versions
 from tiercel_serving.columns import Column, with_null_row
-from tiercel_serving.ranked import sort_by_score
-from tiercel_serving.reorder.calibration import Calibration
-from tiercel_serving.reorder.cap import Cap
-from tiercel_serving.reorder.dpp import DPP
-from tiercel_serving.reorder.gumbel_top_k import GumbelTopK
-from tiercel_serving.reorder.inputs import of_source
-from tiercel_serving.reorder.mmr import MMR
-from tiercel_serving.reorder.popularity_correction import PopularityCorrection
-from tiercel_serving.reorder.spread import Spread
-from tiercel_serving.reorder.steps import Steps
-from tiercel_serving.settings import ServingSettings
 from tiercel_serving.spec import Array
+from tiercel_serving.supervise.process import start_server
 
-KEPT, AT, DIMENSION, HISTORY = 100, 10, 64, 50
+KEPT, AT, USERS = 100, 10, 64
 
-#: Step → what makes it of a strength, and the strengths.
-STEPS: Mapping[str, tuple[Callable[[float], Any], tuple[float, ...]]] = {
-    "mmr": (lambda s: MMR(source="svd", strength=s), (0.1, 0.2, 0.4, 0.6, 0.8)),
-    "dpp": (lambda s: DPP(source="svd", strength=s), (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)),
-    "mmr of genres": (lambda s: MMR(column="genres", strength=s), (0.1, 0.2, 0.3, 0.4, 0.6)),
-    "dpp of genres": (lambda s: DPP(column="genres", strength=s), (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)),
-    "spread": (lambda s: Spread(source="svd", strength=s), (0.1, 0.2, 0.4, 0.6, 0.8)),
-    "calibration": (lambda s: Calibration("genres", s), (0.2, 0.4, 0.6, 0.8, 0.95)),
-    "popularity correction": (
-        lambda s: PopularityCorrection(source="popular", strength=s),
-        (0.02, 0.05, 0.1, 0.2, 0.4),
-    ),
-    "cap of genres": (lambda s: Cap("genres", int(s)), (8, 6, 5, 4, 3)),
-    "gumbel": (GumbelTopK, (0.01, 0.02, 0.05, 0.1, 0.2)),
+#: Step → what its strength is called in a request, and the strengths. At 0 (a cap: at its highest, Gumbel:
+#: without a seed) it changes nothing.
+STRENGTHS: Mapping[str, tuple[str, tuple[float, ...]]] = {
+    "mmr": ("mmr", (0.1, 0.2, 0.4, 0.6, 0.8)),
+    "dpp": ("dpp", (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)),
+    "mmr of genres": ("mmr_genres", (0.1, 0.2, 0.3, 0.4, 0.6)),
+    "dpp of genres": ("dpp_genres", (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)),
+    "spread": ("spread", (0.1, 0.2, 0.4, 0.6, 0.8)),
+    "calibration": ("calibration", (0.2, 0.4, 0.6, 0.8, 0.95)),
+    "popularity correction": ("popularity", (0.02, 0.05, 0.1, 0.2, 0.4)),
+    "cap of genres": ("cap", (8, 6, 5, 4, 3)),
+    "gumbel": ("temperature", (0.01, 0.02, 0.05, 0.1, 0.2)),
 }
-
 
 #: Curves that are compared: the first shall not lie below the second.
 PAIRS = (("dpp", "mmr"), ("dpp of genres", "mmr of genres"))
 
 
-def candidates() -> tuple[dict[str, Column], dict[str, Array], Relevance, int]:
-    """Return item columns, the steps' arrays, the test part and I."""
-    dataset = load_dataset(MovieLens100K())
-    split = split_dataset(dataset)
-    users, items = dataset.users[dataset.user_id], dataset.items[dataset.item_id]
-    pairs = {}
-    for part, frame in (("train", split.train), ("test", split.test)):
-        pairs[part] = tuple(
-            values.map(dict(zip(ids, range(len(ids)), strict=True))).to_numpy()
-            for values, ids in ((frame[dataset.user_id], users), (frame[dataset.item_id], items))
-        )
-    had = np.zeros((len(users), len(items)), np.float32)
-    had[pairs["train"]] = 1
-    _, _, right = np.linalg.svd(had, full_matrices=False)
-    vectors = np.ascontiguousarray(right[:DIMENSION].T)
-    scores = np.where(had > 0, -np.inf, had @ vectors @ vectors.T).astype(np.float32)
-    rows = np.argsort(-scores, axis=1, kind="stable")[:, :KEPT]
-    latest = split.train.sort_values("timestamp", kind="stable").groupby(dataset.user_id, sort=False)
-    history, length = np.full((len(users), HISTORY), len(items)), np.zeros((len(users), 1), np.int32)
-    row_of = dict(zip(items, range(len(items)), strict=True))
-    seen = latest[dataset.item_id].agg(list)
-    for at, user in enumerate(users):
-        last = [row_of[item] for item in seen.get(user, [])[-HISTORY:]]
-        history[at, : len(last)], length[at] = last, len(last)
-    ends = np.arange(len(items) + 1) * DIMENSION
-    columns = {
-        "genres": raw_columns(dataset.items, ["genres"])["genres"],
-        of_source("popular"): Column(had.sum(axis=0) / had.sum(axis=0).max()),
-        of_source("svd"): Column(vectors.reshape(-1), None, ends),
-    }
-    arrays = {
-        "kept_row": rows,
-        "kept_score": np.take_along_axis(scores, rows, axis=1),
-        "status": np.zeros((len(users), 1), np.int32),
-        "seed": np.arange(float(len(users)))[:, None],
-        "history_row": history,
-        "history_length": length,
-    }
-    test_users, test_items = pairs["test"]
-    relevance = Relevance.from_pairs(test_users, test_items, len(users))
-    return {name: with_null_row(one) for name, one in columns.items()}, arrays, relevance, len(items)
+def recipe() -> Recipe:
+    """Return ALS on the published split, with every step, which changes nothing unless a request says so."""
+    off = {name: PerRequest(name, 0.0) for name in ("mmr", "dpp", "mmr_genres", "dpp_genres", "spread")}
+    steps = (
+        PopularityCorrection(source="popular", strength=PerRequest("popularity", 0.0)),
+        MMR(source="als", strength=off["mmr"]),
+        MMR(column="genres", strength=off["mmr_genres"]),
+        DPP(source="als", strength=off["dpp"]),
+        DPP(column="genres", strength=off["dpp_genres"]),
+        Spread(source="als", strength=off["spread"]),
+        Calibration("genres", PerRequest("calibration", 0.0)),
+        GumbelTopK(PerRequest("temperature", 0.01, 0.01, 1.0)),
+        Cap("genres", PerRequest("cap", KEPT, 1, KEPT, whole=True)),
+    )
+    base = load_recipe("movielens")
+    serving = msgspec.structs.replace(
+        base.serving,
+        candidates=KEPT,
+        kept=KEPT,
+        k_max=AT,
+        sources=(Index("als", factory="Flat"), Popular(quota=0)),
+        reorder=steps,
+        max_batch_size=USERS,
+    )
+    return replace(base, name="tradeoff", retrieval=ALS(), ranking=None, serving=serving)
+
+
+class Asked:
+    """A server that answers for all users of an evaluation, ``USERS`` at a time."""
+
+    def __init__(self, client: Recommender, data: EvaluationData) -> None:
+        self._client, self._users = client, data.user_ids
+        self._row_of = {item: row for row, item in enumerate(data.item_ids)}
+
+    def rows(self, **numbers: float) -> Array:
+        """Return the answers as catalogue rows ``[U, AT]``, the pad row where there is no more."""
+        rows = np.full((len(self._users), AT), len(self._row_of))
+        for begin in range(0, len(self._users), USERS):
+            users = self._users[begin : begin + USERS]
+            sent = {name: [number] * len(users) for name, number in numbers.items()}
+            if "temperature" in numbers:
+                sent["seed"] = list(range(begin, begin + len(users)))
+            answers = self._client.recommend_many(users, k=AT, features=sent, titles=False, timeout_s=60.0)
+            for place, answer in enumerate(answers, begin):
+                rows[place, : len(answer.item_ids)] = [self._row_of[item] for item in answer.item_ids]
+        return rows
+
+
+@contextmanager
+def served() -> Iterator[tuple[Asked, dict[str, Column], EvaluationData]]:
+    """Train, export and serve; yield who answers, item columns, and what counts as right."""
+    made = recipe()
+    dataset = load_dataset(made.dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        run = train_recipe(made, dataset, Path(folder) / "run")
+        release = export_run(run, Path(folder) / "release")
+        data = EvaluationData.from_run(run)
+        items = dataset.items.set_index(dataset.item_id).loc[data.item_ids].reset_index()
+        genres = with_null_row(raw_columns(items, ["genres"])["genres"])
+        with start_server(release.path) as server, Recommender(server.grpc_url) as client:
+            yield Asked(client, data), {"genres": genres}, data
 
 
 def figures(rows: Array, columns: Mapping[str, Column], relevance: Relevance, items: int) -> dict[str, float]:
@@ -118,24 +150,38 @@ def figures(rows: Array, columns: Mapping[str, Column], relevance: Relevance, it
     }
 
 
-def run() -> dict[str, Any]:
+def run(command: str = "") -> dict[str, Any]:
     """Return the figures without a step, and of each step by strength."""
-    columns, arrays, relevance, items = candidates()
+    with served() as (asked, columns, data):
+        relevance, items = data.relevance, len(data.item_ids)
 
-    def order(*steps: Any) -> tuple[dict[str, float], FloatArray]:
-        final = Steps(ServingSettings(reorder=steps), columns, items).apply(arrays)
-        rows = sort_by_score(final.scores, final.rows)[1]
-        ndcg = ndcg_at_k(find_hits(rows[:, :AT], relevance, AT, items), relevance.counts)
-        return figures(rows, columns, relevance, items), ndcg
+        def order(**numbers: float) -> tuple[dict[str, float], FloatArray]:
+            rows = asked.rows(**numbers)
+            ndcg = ndcg_at_k(find_hits(rows, relevance, AT, items), relevance.counts)
+            return figures(rows, columns, relevance, items), ndcg
 
-    none = order()
-    points = {name: [order(make(s)) for s in strengths] for name, (make, strengths) in STEPS.items()}
+        none = order()
+        points = {
+            step: [order(**{name: strength}) for strength in strengths]
+            for step, (name, strengths) in STRENGTHS.items()
+        }
     found = {
-        name: {str(s): point for s, (point, _) in zip(STEPS[name][1], own, strict=True)}
-        for name, own in points.items()
+        step: {str(s): point for s, (point, _) in zip(STRENGTHS[step][1], own, strict=True)}
+        for step, own in points.items()
     }
     pairs = {f"{over} over {under}": compared(points[over], [none, *points[under]]) for over, under in PAIRS}
-    head = {"data": "ml-100k", "candidates": KEPT, "at": AT, "users": len(relevance)}
+    head = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "machine": describe_machine(),
+        "versions": installed_versions(PACKAGES),
+        "answered": "triton",
+        "data": "ml-100k",
+        "retrieval": "als",
+        "candidates": KEPT,
+        "at": AT,
+        "users": len(data.user_ids),
+    }
     return {**head, "none": none[0], "steps": found, "compared": pairs}
 
 
@@ -185,6 +231,6 @@ def draw(document: Mapping[str, Any], file: Path) -> None:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    made = run()
+    made = run(f"python -m benchmarks.stages.tradeoff {target.name}")
     target.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     draw(made, target.with_suffix(".svg"))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks.stages.__main__ import app
 from benchmarks.stages.ordering import STEPS
 from benchmarks.stages.report import LIMITS_US, READS, StagesReport, StepTimes
+from benchmarks.stages.tradeoff import STRENGTHS, compared, recipe
+from tiercel_serving.reorder.per_request import per_request
 from tiercel_serving.reorder.table import REORDER
 
 
@@ -44,3 +47,14 @@ def test_figures_are_held_to_their_limits() -> None:
         (10, True),
         (101, False),
     ]
+
+
+def test_curves_are_compared_at_the_same_diversity() -> None:
+    def point(diversity: float, ndcg: float) -> tuple[dict[str, float], np.ndarray]:
+        return {"diversity": diversity}, np.array([ndcg, ndcg])
+
+    found = compared([point(0.3, 0.5), point(0.9, 0.5)], [point(0.2, 0.6), point(0.4, 0.4)])
+    assert found == [{"diversity": 0.3, "above": 0.0, "error": 0.0}]
+    named = {one.name: one for one in per_request(recipe().serving.reorder)}
+    for name, strengths in STRENGTHS.values():
+        assert all(named[name].low <= strength <= named[name].high for strength in strengths)

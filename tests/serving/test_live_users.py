@@ -20,6 +20,7 @@ from tiercel_serving.errors import InvalidSettings, KindUnavailable, StoreMismat
 from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.settings import KNOWN, UNKNOWN
+from tiercel_serving.stages.explain_items import EXCLUDED, HAD
 from tiercel_serving.stores.chosen import read_store, write_store
 from tiercel_serving.stores.embedded import Embedded
 from tiercel_serving.stores.feature_store import FeatureStore, Line, LiveUser
@@ -143,6 +144,20 @@ def test_a_new_user_is_known_from_the_first_write_on(live: Live) -> None:
     sent["history_item_ids__length"] = np.array([[3]], np.int32)
     live.store.put(live.nobody, {"age": 40})
     same(live.ask([live.nobody]), live.ask([live.nobody], plain=True, **sent), "user_num", "item_id")
+
+
+@BOTH
+def test_what_was_appended_is_explained_as_had(live: Live) -> None:
+    live.store.append(live.nobody, live.items[:2])
+    sent = {"explain_item_ids": live.ids([live.items[row] for row in (0, 1, 2, 3)])[None]}
+    sent |= {"exclude_item_ids": live.ids([live.items[row] for row in (1, 2)])[None]}
+    sent |= {f"{name}__length": np.array([[array.shape[1]]], np.int32) for name, array in sent.items()}
+    told = live.ask([live.nobody], **sent)["explain_reason"][0].tolist()
+    assert told[:3] == [HAD, EXCLUDED, EXCLUDED]
+    assert told[3] not in (HAD, EXCLUDED)
+    may = live.ask([live.nobody], **sent, allow_seen=np.array([[True]]))["explain_reason"][0].tolist()
+    assert HAD not in may
+    assert may[1:3] == [EXCLUDED, EXCLUDED]
 
 
 @pytest.mark.parametrize("variant", ["seen again"], indirect=True)

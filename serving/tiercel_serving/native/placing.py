@@ -1,4 +1,4 @@
-"""Items placed one after another: ``placing.c``. Every function returns None where it was not built.
+"""Items placed one after another: ``vectors.c`` and ``placing.c``. Functions that were not built return None.
 
 Lines, places and picks are those of :mod:`tiercel_serving.reorder.placing`: K candidates of each of B users,
 the best first, and ``[B, S]`` which of them each place gets, K where nothing is left.
@@ -18,8 +18,11 @@ from . import address, library
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
-#: Kinds of placing by vectors, as ``placing.c`` numbers them.
+#: Kinds of placing by vectors, as ``vectors.c`` numbers them.
 MMR, DPP, SPREAD = range(3)
+
+#: Vectors have a multiple of so many numbers.
+LANES = 8
 
 
 class Vectors(NamedTuple):
@@ -28,7 +31,7 @@ class Vectors(NamedTuple):
     Parameters
     ----------
     matrix
-        ``[any, D]`` float32.
+        ``[any, D]`` float32; D is a multiple of :data:`LANES`.
     row, scale
         ``[B, K]`` int64 and float32.
     """

@@ -5,7 +5,7 @@ Steck 2018, "Calibrated recommendations".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import log
 from typing import Any, ClassVar
 
@@ -86,17 +86,24 @@ class Calibration(Settings, frozen=True, tag="calibration"):
         if not wanted:
             return list(scores)
 
-        def gain(chosen: list[int], at: int) -> float:
-            places = [*chosen, at]
-            given = _mean([mixes[one] for one in places], len(places))
-            apart = sum(
-                share * log(share / ((1 - SMOOTHING) * given.get(value, 0.0) + SMOOTHING * share))
-                for value, share in wanted.items()
-            )
-            return (1 - strength) * relevant[at] - strength * apart
+        def gain_after(chosen: list[int]) -> Callable[[int], float]:
+            places = len(chosen) + 1
+            before = _mean([mixes[one] for one in chosen], places)
+
+            def gain(at: int) -> float:
+                given = {
+                    value: before.get(value, 0.0) + mixes[at].get(value, 0.0) / places for value in wanted
+                }
+                apart = sum(
+                    share * log(share / ((1 - SMOOTHING) * given[value] + SMOOTHING * share))
+                    for value, share in wanted.items()
+                )
+                return (1 - strength) * relevant[at] - strength * apart
+
+            return gain
 
         return scores_in_order(
-            choose_all(line_of(scores, candidates), gain, scores, candidates, user), scores
+            choose_all(line_of(scores, candidates), gain_after, scores, candidates, user), scores
         )
 
 

@@ -6,7 +6,7 @@ recommendation diversity".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import log
 from typing import Any, ClassVar
 
@@ -18,10 +18,10 @@ from ..native import placing as native
 from ..problems import SHARE, Problem
 from ..ranked import Rows, Scores
 from ..spec import Arrays
-from .per_request import Amount, amount_problems, batch_amount, user_amount
-from .placing import Line, fill, places_to_fill, scaled
+from .per_request import Amount, amount_problems, user_amount
+from .placing import fill
 from .plain import choose_all, line_of, relevance, scores_in_order
-from .vectors import NEXT_TO_NOTHING, Basis, ItemVectors, OfVectors, plain_basis, plain_rest
+from .vectors import Basis, Candidates, ItemVectors, OfVectors, place_by_vectors, plain_rests
 
 #: What is left of an item's vector counts as at least so much, squared: items that equal those placed before
 #: them come late, by their scores, and do not vanish.
@@ -67,14 +67,14 @@ class DPP(OfVectors, frozen=True, tag="dpp"):
     ) -> list[float]:
         """Return the scores of the places."""
         strength, relevant = user_amount(self.strength, user), relevance(scores)
-        vectors = self.plain_vectors(candidates)
+        rest_after = plain_rests(self.plain_vectors(candidates))
 
-        def gain(chosen: list[int], at: int) -> float:
-            left = plain_rest(vectors[at], plain_basis([vectors[other] for other in chosen]))
-            return (1 - strength) * relevant[at] + strength * log(max(left, LEAST))
+        def gain_after(chosen: list[int]) -> Callable[[int], float]:
+            rest = rest_after(chosen)
+            return lambda at: (1 - strength) * relevant[at] + strength * log(max(rest(at), LEAST))
 
         return scores_in_order(
-            choose_all(line_of(scores, candidates), gain, scores, candidates, user), scores
+            choose_all(line_of(scores, candidates), gain_after, scores, candidates, user), scores
         )
 
 
@@ -86,35 +86,27 @@ class Determinant:
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
         """Place item after item, taking its direction from what is left of the others."""
-        line, places = Line.of(scores, arrays), places_to_fill(arrays, scores.shape[1])
-        strength = batch_amount(self._strength, arrays).astype(np.float32)
-        relevant = scaled(line.relevance(), 1 - strength)
-        where = self._vectors.where(line.rows)
-        picks = native.place_by_vectors(
-            native.DPP, where, relevant, strength, places, least=LEAST, nothing=NEXT_TO_NOTHING
-        )
-        if picks is None:
-            picks = self._picks(where, relevant, strength, places)
-        return line.placed(picks), None
+        step = native.DPP, self._vectors, self._strength
+        return place_by_vectors(*step, scores, arrays, _picks, least=LEAST), None
 
-    def _picks(self, where: native.Vectors, relevant: Scores, strength: Scores, places: int) -> Rows:
-        """Do the same in NumPy."""
-        vectors = self._vectors.of(where)
-        basis = Basis(vectors, places)
-        gains, left = relevant.copy(), np.ones_like(relevant)
 
-        # Whole arrays: NumPy takes as long to spread one number as to add five hundred.
-        least, weight = np.full_like(left, LEAST), np.zeros_like(left) + strength
-        flat_relevance = relevant.reshape(-1)
+def _picks(vectors: Candidates, relevant: Scores, strength: Scores, places: int) -> Rows:
+    """Do the same in NumPy."""
+    basis = Basis(vectors, places)
+    gains, left = relevant.copy(), np.ones_like(relevant)
 
-        def choose(chosen: Rows) -> None:
-            flat_relevance[chosen] = -np.inf
-            share = vectors.dots(basis.direction(chosen))
-            np.multiply(share, share, share)
-            np.subtract(left, share, left)
-            np.maximum(left, least, gains)
-            np.log(gains, gains)
-            np.multiply(gains, weight, gains)
-            np.add(gains, relevant, gains)
+    # Whole arrays: NumPy takes as long to spread one number as to add five hundred.
+    least, weight = np.full_like(left, LEAST), np.zeros_like(left) + strength
+    flat_relevance = relevant.reshape(-1)
 
-        return fill(gains, places, choose)
+    def choose(chosen: Rows) -> None:
+        flat_relevance[chosen] = -np.inf
+        share = vectors.dots(basis.direction(chosen))
+        np.multiply(share, share, share)
+        np.subtract(left, share, left)
+        np.maximum(left, least, gains)
+        np.log(gains, gains)
+        np.multiply(gains, weight, gains)
+        np.add(gains, relevant, gains)
+
+    return fill(gains, places, choose)

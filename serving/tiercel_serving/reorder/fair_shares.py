@@ -6,7 +6,8 @@ with application to LinkedIn talent search".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil, floor
 from typing import Any, ClassVar
 
@@ -96,12 +97,13 @@ class FairShares(Settings, frozen=True, tag="fair_shares"):
         own = [candidate[self.column] for candidate in candidates]
         group = [values.index(value) if value in values else len(values) for value in own]
 
-        def gain(chosen: list[int], at: int) -> float:
-            place, count = len(chosen) + 1, sum(group[other] == group[at] for other in chosen)
-            below = count < floor(shares[group[at]] * place)
-            return 2.0 * below + (count < ceil(shares[group[at]] * place))
+        def gain_after(chosen: list[int]) -> Callable[[int], float]:
+            place, counts = len(chosen) + 1, Counter(group[other] for other in chosen)
+            owed = [share * place for share in shares]
+            worth = [2.0 * (counts[one] < floor(x)) + (counts[one] < ceil(x)) for one, x in enumerate(owed)]
+            return lambda at: worth[group[at]]
 
-        order = choose_all(line, gain, scores, candidates, {})
+        order = choose_all(line, gain_after, scores, candidates, {})
         return scores_in_order(order, scores)
 
 

@@ -6,7 +6,7 @@ producing summaries".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,10 +17,10 @@ from ..native import placing as native
 from ..problems import SHARE, Problem
 from ..ranked import Rows, Scores
 from ..spec import Arrays
-from .per_request import Amount, amount_problems, batch_amount, user_amount
-from .placing import Line, fill, places_to_fill, scaled
+from .per_request import Amount, amount_problems, user_amount
+from .placing import fill
 from .plain import choose_all, line_of, relevance, scores_in_order
-from .vectors import ItemVectors, OfVectors, plain_dot
+from .vectors import Candidates, ItemVectors, OfVectors, place_by_vectors, plain_dot
 
 
 class MMR(OfVectors, frozen=True, tag="mmr"):
@@ -60,13 +60,15 @@ class MMR(OfVectors, frozen=True, tag="mmr"):
         """Return the scores of the places."""
         strength, relevant = user_amount(self.strength, user), relevance(scores)
         vectors = self.plain_vectors(candidates)
+        likeness: list[list[float]] = [[] for _ in vectors]
 
-        def gain(chosen: list[int], at: int) -> float:
-            likeness = max((plain_dot(vectors[at], vectors[other]) for other in chosen), default=0.0)
-            return (1 - strength) * relevant[at] - strength * likeness
+        def gain_after(chosen: list[int]) -> Callable[[int], float]:
+            for own, vector in zip(likeness, vectors, strict=True):
+                own += [plain_dot(vector, vectors[latest]) for latest in chosen[-1:]]
+            return lambda at: (1 - strength) * relevant[at] - strength * max(likeness[at], default=0.0)
 
         return scores_in_order(
-            choose_all(line_of(scores, candidates), gain, scores, candidates, user), scores
+            choose_all(line_of(scores, candidates), gain_after, scores, candidates, user), scores
         )
 
 
@@ -78,31 +80,23 @@ class MarginalRelevance:
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
         """Place item after item; what each would gain can only fall."""
-        line = Line.of(scores, arrays)
-        strength = batch_amount(self._strength, arrays).astype(np.float32)
-        relevant = scaled(line.relevance(), 1 - strength)
-        # The inner product of two such vectors is the strength times their cosine.
-        where = self._vectors.where(line.rows, np.sqrt(strength))
-        places = places_to_fill(arrays, scores.shape[1])
-        picks = native.place_by_vectors(native.MMR, where, relevant, strength, places)
-        if picks is None:
-            picks = self._picks(where, relevant, places)
-        return line.placed(picks), None
+        return place_by_vectors(native.MMR, self._vectors, self._strength, scores, arrays, _picks), None
 
-    def _picks(self, where: native.Vectors, relevant: Scores, places: int) -> Rows:
-        """Do the same in NumPy."""
-        vectors, gains, first = self._vectors.of(where), relevant.copy(), True
 
-        def choose(chosen: Rows) -> None:
-            nonlocal first
-            likeness = vectors.dots(vectors.chosen(chosen))
-            np.subtract(relevant, likeness, likeness)
-            if first:
-                # The largest cosine may be negative from here on; with nothing it is 0.
-                first = False
-                gains[...] = likeness
-                gains.reshape(-1)[chosen] = -np.inf
-            else:
-                np.minimum(gains, likeness, gains)
+def _picks(vectors: Candidates, relevant: Scores, strength: Scores, places: int) -> Rows:
+    """Do the same in NumPy."""
+    gains, first = relevant.copy(), True
 
-        return fill(gains, places, choose)
+    def choose(chosen: Rows) -> None:
+        nonlocal first
+        likeness = vectors.dots(vectors.chosen(chosen))
+        np.subtract(relevant, likeness, likeness)
+        if first:
+            # The largest cosine may be negative from here on; with nothing it is 0.
+            first = False
+            gains[...] = likeness
+            gains.reshape(-1)[chosen] = -np.inf
+        else:
+            np.minimum(gains, likeness, gains)
+
+    return fill(gains, places, choose)

@@ -38,7 +38,7 @@ def relevance(scores: Sequence[float]) -> list[float]:
 
 def choose_all(
     line: Sequence[int],
-    gain: Callable[[list[int], int], float],
+    gain_after: Callable[[list[int]], Callable[[int], float]],
     scores: Sequence[float],
     candidates: Sequence[Mapping[str, Any]],
     user: Mapping[str, Any],
@@ -49,8 +49,9 @@ def choose_all(
     ----------
     line
         All candidates, in order.
-    gain
-        Of the chosen so far, and another candidate; -inf if that can't be chosen now.
+    gain_after
+        Of the chosen so far, what gives another candidate's gain: -inf if it can't be chosen now. Called once
+        a place, of one more chosen each time, so that it may keep what it found of those before.
     scores, candidates, user
         As references get them. If ``user`` tells what was ``served`` (rows, best first), candidates whose
         gains nearly tie are chosen as there.
@@ -63,7 +64,8 @@ def choose_all(
     chosen: list[int] = []
     left = [at for at in line if scores[at] != _NOTHING]
     while left:
-        gains = {at: gain(chosen, at) for at in left}
+        gain = gain_after(chosen)
+        gains = {at: gain(at) for at in left}
         best = max(gains.values())
         if best == _NOTHING:
             break

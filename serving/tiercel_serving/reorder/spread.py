@@ -5,7 +5,8 @@ Huang et al. 2021, "Sliding spectrum decomposition for diversified recommendatio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import sqrt
 from typing import Any, ClassVar
 
@@ -17,10 +18,10 @@ from ..native import placing as native
 from ..problems import SHARE, Problem, Range, out_of_range
 from ..ranked import Rows, Scores
 from ..spec import Arrays
-from .per_request import Amount, amount_problems, batch_amount, user_amount
-from .placing import Line, fill, places_to_fill, scaled
+from .per_request import Amount, amount_problems, user_amount
+from .placing import fill, places_to_fill
 from .plain import choose_all, line_of, relevance, scores_in_order
-from .vectors import NEXT_TO_NOTHING, Basis, ItemVectors, OfVectors, plain_basis, plain_rest
+from .vectors import Basis, Candidates, ItemVectors, OfVectors, place_by_vectors, plain_rests
 
 _WINDOW = Range(2, whole=True)
 
@@ -65,15 +66,14 @@ class Spread(OfVectors, frozen=True, tag="spread"):
     ) -> list[float]:
         """Return the scores of the places."""
         strength, relevant = user_amount(self.strength, user), relevance(scores)
-        vectors = self.plain_vectors(candidates)
+        rest_after = plain_rests(self.plain_vectors(candidates), self.window - 1)
 
-        def gain(chosen: list[int], at: int) -> float:
-            basis = plain_basis([vectors[other] for other in chosen], self.window - 1)
-            left = plain_rest(vectors[at], basis)
-            return (1 - strength) * relevant[at] + strength * sqrt(max(left, 0.0))
+        def gain_after(chosen: list[int]) -> Callable[[int], float]:
+            rest = rest_after(chosen)
+            return lambda at: (1 - strength) * relevant[at] + strength * sqrt(max(rest(at), 0.0))
 
         return scores_in_order(
-            choose_all(line_of(scores, candidates), gain, scores, candidates, user), scores
+            choose_all(line_of(scores, candidates), gain_after, scores, candidates, user), scores
         )
 
 
@@ -85,38 +85,32 @@ class SlidingSpread:
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
         """Place item after item; a direction that leaves the window is given back."""
-        line, places = Line.of(scores, arrays), places_to_fill(arrays, scores.shape[1])
-        strength = batch_amount(self._strength, arrays).astype(np.float32)
-        relevant = scaled(line.relevance(), 1 - strength)
-        where, window = self._vectors.where(line.rows), min(self._seen, places)
-        picks = native.place_by_vectors(
-            native.SPREAD, where, relevant, strength, places, window=window, nothing=NEXT_TO_NOTHING
-        )
-        if picks is None:
-            picks = self._picks(where, relevant, strength, places)
-        return line.placed(picks), None
+        window = min(self._seen, places_to_fill(arrays, scores.shape[1]))
+        picks = partial(_picks, window)
+        step = native.SPREAD, self._vectors, self._strength
+        return place_by_vectors(*step, scores, arrays, picks, window=window), None
 
-    def _picks(self, where: native.Vectors, relevant: Scores, strength: Scores, places: int) -> Rows:
-        """Do the same in NumPy."""
-        vectors = self._vectors.of(where)
-        basis = Basis(vectors, min(self._seen, places))
-        gains, left = relevant + strength, np.ones_like(relevant)
-        shares = np.zeros((basis.size, *relevant.shape), np.float32)
 
-        # Whole arrays: NumPy takes as long to spread one number as to add five hundred.
-        nothing, weight = np.zeros_like(left), np.zeros_like(left) + strength
-        flat_relevance = relevant.reshape(-1)
+def _picks(window: int, vectors: Candidates, relevant: Scores, strength: Scores, places: int) -> Rows:
+    """Do the same in NumPy."""
+    basis = Basis(vectors, window)
+    gains, left = relevant + strength, np.ones_like(relevant)
+    shares = np.zeros((basis.size, *relevant.shape), np.float32)
 
-        def choose(chosen: Rows) -> None:
-            flat_relevance[chosen] = -np.inf
-            share = vectors.dots(basis.direction(chosen))
-            oldest = shares[basis.last]
-            np.add(left, oldest, left)
-            np.multiply(share, share, oldest)
-            np.subtract(left, oldest, left)
-            np.maximum(left, nothing, gains)
-            np.sqrt(gains, gains)
-            np.multiply(gains, weight, gains)
-            np.add(gains, relevant, gains)
+    # Whole arrays: NumPy takes as long to spread one number as to add five hundred.
+    nothing, weight = np.zeros_like(left), np.zeros_like(left) + strength
+    flat_relevance = relevant.reshape(-1)
 
-        return fill(gains, places, choose)
+    def choose(chosen: Rows) -> None:
+        flat_relevance[chosen] = -np.inf
+        share = vectors.dots(basis.direction(chosen))
+        oldest = shares[basis.last]
+        np.add(left, oldest, left)
+        np.multiply(share, share, oldest)
+        np.subtract(left, oldest, left)
+        np.maximum(left, nothing, gains)
+        np.sqrt(gains, gains)
+        np.multiply(gains, weight, gains)
+        np.add(gains, relevant, gains)
+
+    return fill(gains, places, choose)

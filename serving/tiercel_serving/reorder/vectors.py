@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, sqrt
 from typing import Any, ClassVar
 
@@ -11,11 +11,14 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..native.placing import Vectors
+from ..native import placing as native
+from ..native.placing import LANES, Vectors
 from ..problems import Problem
-from ..ranked import Rows
-from ..spec import Array
+from ..ranked import Rows, Scores
+from ..spec import Array, Arrays
 from .inputs import of_source
+from .per_request import Amount, batch_amount
+from .placing import Line, places_to_fill, scaled
 
 #: So many different values make a vector of their own, at most.
 MOST_VALUES = 512
@@ -130,6 +133,9 @@ class ItemVectors:
         if not good.any():
             self._matrix = np.zeros((1, 1), np.float32)
             self._place[:] = 0
+        # Zeros behind, so that the native form takes eight numbers at a time.
+        if over := -self._matrix.shape[1] % LANES:
+            self._matrix = np.pad(self._matrix, ((0, 0), (0, over)))
         self._matrix = np.ascontiguousarray(self._matrix)
 
     def where(self, rows: Rows, factor: Floats | None = None) -> Vectors:
@@ -277,27 +283,72 @@ def _plain(value: Any) -> dict[Any, float]:
     return {at: number / length for at, number in numbers.items()}
 
 
+def place_by_vectors(
+    kind: int,
+    vectors: ItemVectors,
+    strength: Amount,
+    scores: Scores,
+    arrays: Arrays,
+    in_numpy: Callable[[Candidates, Scores, Floats, int], Rows],
+    **limits: Any,
+) -> Scores:
+    """Return the scores of the places that a step gives by vectors, in C or else in NumPy.
+
+    Parameters
+    ----------
+    kind
+        A kind of :func:`..native.placing.place_by_vectors`, which takes ``limits``.
+    vectors, strength
+        The items' vectors, and how much they count.
+    scores, arrays
+        What the step gets.
+    in_numpy
+        Of the candidates' vectors, their relevance ``[B, K]`` times 1 - s, s ``[B or 1, 1]`` and the number
+        of places: what stands at each place ``[B, S]``.
+    """
+    line, places = Line.of(scores, arrays), places_to_fill(arrays, scores.shape[1])
+    share = batch_amount(strength, arrays).astype(np.float32)
+    relevant = scaled(line.relevance(), 1 - share)
+    # MMR's inner products are the strength times a cosine.
+    where = vectors.where(line.rows, np.sqrt(share) if kind == native.MMR else None)
+    picks = native.place_by_vectors(kind, where, relevant, share, places, nothing=NEXT_TO_NOTHING, **limits)
+    if picks is None:
+        picks = in_numpy(vectors.of(where), relevant, share, places)
+    return line.placed(picks)
+
+
 def plain_dot(a: Mapping[Any, float], b: Mapping[Any, float]) -> float:
     """Return the inner product of two such vectors."""
     return sum(number * b[at] for at, number in a.items() if at in b)
 
 
-def plain_basis(vectors: Sequence[dict[Any, float]], last: int | None = None) -> list[dict[Any, float]]:
-    """Return the directions that vectors add, one by one, to those of the ``last`` ones before them."""
+def plain_rests(
+    vectors: Sequence[dict[Any, float]], last: int | None = None
+) -> Callable[[list[int]], Callable[[int], float]]:
+    """Return what tells, of those chosen, the square of what is left of each unit vector without them.
+
+    Left out are the directions that the ``last`` of them add (None: all), each to those of the ``last``
+    before it. An item without a vector has 1 left. Whoever asks, asks of one more item each time.
+    """
     basis: list[dict[Any, float]] = []
-    for vector in vectors:
-        before = basis if last is None else basis[max(len(basis) - last + 1, 0) :]
+    shares: list[list[float]] = [[] for _ in vectors]
+
+    def add(vector: dict[Any, float]) -> None:
         left = dict(vector)
-        for direction in before:
+        for direction in basis if last is None else basis[max(len(basis) - last + 1, 0) :]:
             share = plain_dot(vector, direction)
             for at, number in direction.items():
                 left[at] = left.get(at, 0.0) - share * number
         square = plain_dot(left, left)
         small = square <= NEXT_TO_NOTHING
         basis.append({} if small else {at: number / sqrt(square) for at, number in left.items()})
-    return basis if last is None else basis[max(len(basis) - last, 0) :]
+        for own, other in zip(shares, vectors, strict=True):
+            own.append(plain_dot(other, basis[-1]) ** 2)
 
+    def rest_after(chosen: list[int]) -> Callable[[int], float]:
+        for latest in chosen[-1:]:
+            add(vectors[latest])
+        first = 0 if last is None else max(len(chosen) - last, 0)
+        return lambda at: 1.0 - sum(shares[at][first:])
 
-def plain_rest(vector: dict[Any, float], basis: Sequence[dict[Any, float]]) -> float:
-    """Return the square of what is left of a unit vector without directions; 1 for no vector."""
-    return 1.0 - sum(plain_dot(vector, direction) ** 2 for direction in basis)
+    return rest_after

@@ -22,6 +22,7 @@ from .request_rules import RequestRules
 from .seen_again import MayCome, SeenAgain
 from .sent_ids import SentIds
 from .specs import CANDIDATES, EXPLAINED, INCLUDED, RETRIEVAL
+from .specs import EXCLUDED as EXCLUDED_IDS
 
 Flags = npt.NDArray[np.bool_]
 
@@ -118,9 +119,9 @@ class Retrieval:
         self._bypass = settings.unknown_users == FALLBACK
         self._read = tuple(dict.fromkeys(name for kind in settings.sources for name in kind.reads()))
         text = release.manifest.catalogue.item_id_dtype == "bytes"
-        self._included, self._listed = (
+        self._sent_out, self._included, self._listed = (
             SentIds(name, self._items, settings.max_excluded, text, RETRIEVAL)
-            for name in (INCLUDED, CANDIDATES)
+            for name in (EXCLUDED_IDS, INCLUDED, CANDIDATES)
         )
         self._asked = SentIds(EXPLAINED, self._items, MOST_EXPLAINED, text=False, stage=RETRIEVAL)
         # By batch size, of which there are few: what is said where nothing was asked.
@@ -198,9 +199,10 @@ class Retrieval:
             return self._unasked[len(unknown)]
         rows = self._asked.rows(arrays)
         given = self._rules.given(arrays)
-        had = limits._replace(excluded=limits.excluded[:, :0], allowed=None, changed=None).mask(self._pad)
+        # Beside what the request rules out lies in ``excluded_row`` what was had since the release was made.
+        had = limits._replace(allowed=None, changed=None).mask(self._pad)
         ruled_out = make_mask(len(unknown), self._pad, limits.seen[:0], np.zeros_like(limits.counts))
-        ruled_out.add(limits.excluded)
+        ruled_out.add(self._sent_out.rows(arrays))
         places = found[1][:, None] == rows[..., None]
         masks = {
             FOUND: places.any(axis=2),

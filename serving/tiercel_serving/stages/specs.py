@@ -171,7 +171,8 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
     of_seen = tuple(_of_seen(settings))
     taken = {tensor.name: tensor for tensor in (*of_seen, *of_steps)}.values()
     status = TensorSpec("status", "int32", (1,), doc="0 known, 1 unknown with features, 2 unknown.")
-    excluded = TensorSpec("excluded_row", "int64", (-1,), pad=pad, doc="Items that the request rules out.")
+    doc = "Items that the request rules out, and those that were had since the release was made."
+    excluded = TensorSpec("excluded_row", "int64", (-1,), pad=pad, doc=doc)
     retrieved = (
         TensorSpec("retrieved_row", "int64", (n,), pad=pad, doc="Candidates, best first."),
         TensorSpec("retrieval_score", "float32", (n,), doc="Their scores, as the first scoring source's."),
@@ -206,7 +207,7 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
             (
                 *_named(RETRIEVAL, known, read),
                 *(user_id, status, excluded, allow_seen),
-                *_id_lists(manifest, (INCLUDED, CANDIDATES, EXPLAINED)),
+                *_id_lists(manifest, (EXCLUDED, INCLUDED, CANDIDATES, EXPLAINED)),
                 *_asked_by_rules(manifest, of_seen),
             ),
             (*retrieved, *explained),
