@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -208,8 +207,10 @@ def _inner_place(argument: str, lengths: npt.NDArray[np.int32], single: bool) ->
 
 def _user_ids(contract: Contract, users: Sequence[Any] | Array, single: bool) -> _Scalars:
     if single and type(users[0]) is int and contract.user_id_dtype == "int64":
-        with suppress(OverflowError):  # what most requests are; the other way says what is wrong
+        try:  # what most requests are
             return _Scalars("user_id", np.array(users, np.int64))
+        except OverflowError:
+            pass  # the other way says what is wrong
     argument = "user_id" if single else "user_ids"
     stand_in = ANONYMOUS_IDS[contract.user_id_dtype]
     if not isinstance(users, np.ndarray):
