@@ -69,8 +69,10 @@ class Call(NamedTuple):
 
     def send(self, transport: Any) -> Any:
         """Call the transport: returns the answer, or from an asyncio transport an awaitable of it."""
-        what = self.arguments.get("model", self.method)
-        left = self.context.deadline.require_s(f"model {what!r}", self.arguments.get("request_id", ""))
+        left = self.context.deadline.remaining_s()
+        if left <= 0:
+            what = self.arguments.get("model", self.method)
+            raise self.context.deadline.over(f"model {what!r}", self.arguments.get("request_id", ""))
         if self.method == "infer":
             return transport.infer(
                 InferRequest(headers=self.context.headers, timeout_s=left, **self.arguments)
