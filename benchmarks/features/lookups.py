@@ -21,7 +21,8 @@ from tiercel_serving.columns import Column
 from tiercel_serving.errors import BenchError
 from tiercel_serving.features import FeatureProgram
 from tiercel_serving.features.steps import open_steps
-from tiercel_serving.lookups.lookup import build_lookup, open_lookup
+from tiercel_serving.lookups.build import build_lookup
+from tiercel_serving.lookups.lookup import open_lookup
 from tiercel_serving.lookups.strings import Strings
 from tiercel_serving.release.artefacts import open_artefact
 from tiercel_serving.spec import Array

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.features.timing import interleave
 from benchmarks.stages.report import Size
-from tiercel_serving.lookups.lookup import build_lookup
+from tiercel_serving.lookups.build import build_lookup
 from tiercel_serving.release.artefacts import Artefact, open_artefact, write_artefact
 from tiercel_serving.release.manifest import RequestColumn
 from tiercel_serving.spec import Array

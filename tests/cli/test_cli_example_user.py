@@ -14,7 +14,7 @@ import pytest
 from rich.text import Text
 
 from tiercel_serving.commands.serve import SLOTS, example_user, human
-from tiercel_serving.lookups.lookup import build_lookup
+from tiercel_serving.lookups.build import build_lookup
 
 Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 

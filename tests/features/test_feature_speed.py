@@ -15,13 +15,14 @@ import pytest
 from nvtabular import ops
 
 from tiercel_export.lowering.expressions import Expression, apply, input_column
-from tiercel_export.lowering.keys import Vocabulary, encode
+from tiercel_export.lowering.vocabulary import Vocabulary, encode
 from tiercel_export.workflow.cut import compile_workflow
 from tiercel_export.workflow.frames import FrameOracle, columns_from_frame, oracle_frame
 from tiercel_export.workflow.program import Output, schedule
 from tiercel_serving.columns import Column
 from tiercel_serving.features import FeatureProgram
-from tiercel_serving.lookups.lookup import build_lookup, open_lookup
+from tiercel_serving.lookups.build import build_lookup
+from tiercel_serving.lookups.lookup import open_lookup
 from tiercel_serving.lookups.strings import Strings
 
 pytestmark = [pytest.mark.timed, pytest.mark.bench]

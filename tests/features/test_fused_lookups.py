@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tiercel_export.lowering.expressions import Expression, apply, input_column
-from tiercel_export.lowering.keys import Vocabulary, encode
+from tiercel_export.lowering.vocabulary import Vocabulary, encode
 from tiercel_export.workflow.program import Output, schedule
 from tiercel_serving.columns import Column
 from tiercel_serving.features import FeatureProgram

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tiercel_export.lowering.expressions import input_column
-from tiercel_export.lowering.keys import Vocabulary, encode
+from tiercel_export.lowering.vocabulary import Vocabulary, encode
 from tiercel_export.workflow.program import Output, schedule
 from tiercel_serving.lookups.strings import Strings
 from tiercel_serving.release.artefacts import write_artefact

@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 
 from tiercel_serving.columns import Column
 from tiercel_serving.lookups import perfect_hash
-from tiercel_serving.lookups.lookup import (
-    FEW,
-    DirectLookup,
-    IntLookup,
-    Table,
-    build_fused,
-    build_lookup,
-    open_lookup,
-    read_keys,
-)
+from tiercel_serving.lookups.build import Table, build_fused, build_lookup
+from tiercel_serving.lookups.lookup import FEW, DirectLookup, IntLookup, open_lookup, read_keys
 from tiercel_serving.lookups.strings import Strings
 from tiercel_serving.release.artefacts import open_artefact, write_artefact
 from tiercel_serving.tables.column_store import open_column, store_column

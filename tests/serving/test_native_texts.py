@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from native_build import open_compiled, run_sanitized
 
 from tiercel_serving import native
-from tiercel_serving.lookups.lookup import FEW, Table, build_fused, build_lookup, open_lookup
+from tiercel_serving.lookups.build import Table, build_fused, build_lookup
+from tiercel_serving.lookups.lookup import FEW, open_lookup
 from tiercel_serving.lookups.strings import Strings
 from tiercel_serving.native import marks
 from tiercel_serving.native import texts as native_texts
@@ -111,7 +112,7 @@ SANITIZED = """
 import sys, numpy as np
 from pathlib import Path
 from tiercel_serving import native
-from tiercel_serving.lookups import lookup
+from tiercel_serving.lookups import build
 from tiercel_serving.lookups.strings import Strings
 from tiercel_serving.native.texts import NativeTexts
 functions = native.open_library(Path(sys.argv[1]))
@@ -119,7 +120,7 @@ rng = np.random.default_rng(0)
 for width in (6, 20, 40, 100):
     keys = np.empty(2000, object)
     keys[:] = [b"%d" % i + b"y" * int(rng.integers(0, width)) for i in range(2000)]
-    arrays = lookup.build_lookup(keys)
+    arrays = build.build_lookup(keys)
     opened = NativeTexts(functions, arrays["records"], arrays["displacements"], arrays["columns"])
     for count in range(1, 400, 7):
         texts = Strings.of(rng.choice(keys, count))

@@ -18,7 +18,7 @@ from tiercel_client.contract import read_contract
 from tiercel_client.request import Question, build_requests
 from tiercel_client.testing import FakeTransport
 from tiercel_serving.errors import InvalidRequest
-from tiercel_serving.lookups.lookup import build_lookup
+from tiercel_serving.lookups.build import build_lookup
 from tiercel_serving.release.artefacts import Artefact
 from tiercel_serving.runtime import batching
 from tiercel_serving.runtime.chain import Chain

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tiercel_serving.columns import Column
-from tiercel_serving.lookups.lookup import build_lookup
+from tiercel_serving.lookups.build import build_lookup
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import (
     MANIFEST_FORMAT,

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from ..errors import WorkflowError
 from .expressions import Columns, Expression, Where, cast, refused_column, with_elements
-from .keys import Vocabulary, check_type, encode, find_row, plain_values
+from .keys import find_row
+from .vocabulary import Vocabulary, check_type, encode, plain_values
 
 NULL, FIRST_OOV = 1, 2
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .expressions import INTEGER_DTYPES, Expression, Where, apply
-from .keys import utf8
+from .vocabulary import utf8
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 from tiercel_serving.features.arithmetic import ALWAYS_FLOAT, OF_INTEGERS
 
 from .expressions import Columns, Expression, Where, apply, cast, combine
-from .keys import Vocabulary, encode, plain_values
 from .own_times import scalar
+from .vocabulary import Vocabulary, encode, plain_values
 
 
 def lower_arithmetic(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:

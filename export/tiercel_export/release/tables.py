@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tiercel_serving.columns import Column, null_column, with_null_row
 from tiercel_serving.features import InputColumn
 from tiercel_serving.features.blocks import transform
-from tiercel_serving.lookups.lookup import build_lookup
+from tiercel_serving.lookups.build import build_lookup
 from tiercel_serving.release.manifest import Catalogue, Packed, PackedList
 from tiercel_serving.spec import Array
 from tiercel_serving.stores.bloom import SeenFilter, build_filters, item_keys

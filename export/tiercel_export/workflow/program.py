@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tiercel_serving.features import PROGRAM_FORMAT
-from tiercel_serving.lookups.lookup import Table, build_fused, build_lookup, word_count
+from tiercel_serving.lookups.build import Table, build_fused, build_lookup, word_count
 from tiercel_serving.lookups.strings import Strings
 from tiercel_serving.spec import Array
 

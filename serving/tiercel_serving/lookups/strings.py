@@ -138,3 +138,8 @@ def words_of_strings(strings: Strings, count: int) -> tuple[Array, Array | None]
     odd = (lengths > 0) & (padded[ends - 1] == 0)
     odd |= lengths > 8 * count
     return words, odd if odd.any() else None
+
+
+def packed_strings(values: Array | Strings) -> Strings:
+    """Return keys as packed strings, whichever way they come."""
+    return values if isinstance(values, Strings) else Strings.of(values)

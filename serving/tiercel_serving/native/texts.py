@@ -20,7 +20,7 @@ class NativeTexts:
     functions
         What :func:`~tiercel_serving.native.library` returned.
     records, displacements, columns
-        As :func:`~tiercel_serving.lookups.lookup.build_fused` returns them; every slot and bucket of a
+        As :func:`~tiercel_serving.lookups.build.build_fused` returns them; every slot and bucket of a
         column is among them.
     """
 

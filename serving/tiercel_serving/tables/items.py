@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..errors import ArtefactCorrupt
-from ..lookups.lookup import Lookup, packed_strings
-from ..lookups.strings import Strings
+from ..lookups.lookup import Lookup
+from ..lookups.strings import Strings, packed_strings
 from ..release.artefacts import Artefact
 from ..spec import Array
 from .column_store import StoredColumn, raw_column
