@@ -79,7 +79,7 @@ class AotiCuda(_Package):
         EngineNotBuilt
             There is no package yet.
         EngineMismatch, DeviceUnavailable
-            It was compiled by another torch or for another GPU, or there is none.
+            It was compiled by another torch or for another GPU, or there is none, or no room on it.
         """
         if not file.is_file():
             raise EngineNotBuilt(f"{file}: not built yet; {_BUILD}")
@@ -201,6 +201,8 @@ def load_package(file: Path, device: str) -> Any:
 
     Raises
     ------
+    DeviceUnavailable
+        The GPU has no room for it.
     ArtefactCorrupt
         It is none, or this machine can't unpack it.
     """
@@ -214,6 +216,11 @@ def load_package(file: Path, device: str) -> Any:
         return torch._C._aoti.AOTIModelPackageLoader(str(file), MODEL, device == "cuda", 1, index)
     except Exception as error:
         first = str(error).strip().splitlines()[:1]
+        if "out of memory" in str(error):
+            raise DeviceUnavailable(
+                f"{file}: the GPU's memory is full ({' '.join(first)}); stop what else runs on it, lower the "
+                "number of instances, or take a larger GPU"
+            ) from error
         raise ArtefactCorrupt(
             f"{file}: not a package that torch {torch.__version__} reads ({' '.join(first)}); export again. "
             "If the "
