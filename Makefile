@@ -65,7 +65,12 @@ wheel: $(DEV)  ## One wheel for every Python and every Linux with glibc 2.34, in
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --plat manylinux_2_34_$$(uname -m) --wheel-dir dist build/wheel/*.whl
 
-bench: $(DEMO)  ## perf_analyzer over both layouts of the demo's release.
+# What the benchmarks serve: the recipe with features, a tower and a ranker.
+releases/movielens: | $(DEMO)
+	$(BIN)/tiercel train movielens --replace
+	$(BIN)/tiercel export runs/movielens
+
+bench: releases/movielens  ## perf_analyzer over both layouts of the movielens recipe.
 	$(BIN)/tiercel bench releases/movielens --save benchmarks/results/latest.json --html benchmarks/results/latest.html
 
 bench-features: $(DEV)  ## Compiled features beside NVTabular, pandas and Merlin Systems, 10 to 15 minutes.
@@ -74,7 +79,7 @@ bench-features: $(DEV)  ## Compiled features beside NVTabular, pandas and Merlin
 bench-scale: $(DEV)  ## Large made-up catalogues: export, memory, masked search; some minutes.
 	$(BIN)/python -m benchmarks.scale --save benchmarks/results/latest-scale.json
 
-bench-peers: $(DEMO)  ## Beside FastAPI, pandas, torch and FAISS, as people write it by hand; some minutes.
+bench-peers: releases/movielens  ## Beside FastAPI, pandas, torch and FAISS, as people write it by hand; some minutes.
 	$(BIN)/python -m benchmarks.peers runs/movielens releases/movielens --save benchmarks/results/latest-peers.json
 
 # pyversity is a peer and nothing else: no extra of ours installs it.

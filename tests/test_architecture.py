@@ -46,7 +46,7 @@ DISTRIBUTIONS = {
     "pandas": "nvtabular",
 }
 #: What single kinds import when they are used: it comes with an extra of their own, or not from pip at all.
-OPTIONAL = {"serving": {"cuda", "redis", "tensorrt", "torch"}}
+OPTIONAL = {"serving": {"cuda", "redis", "tensorrt", "torch"}, "export": {"modelopt"}}
 #: What Triton itself puts before a Python model.
 TRITONS = {"triton_python_backend_utils"}
 #: What must not be imported just because a stage, a command of a serving host or a client was.

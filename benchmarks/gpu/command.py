@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +31,10 @@ def command(
     device: Annotated[str, typer.Option("--device", metavar="cuda|cpu", help="Where it runs.")] = "cuda",
     part: Annotated[
         list[str] | None, typer.Option("--part", help="ranker, search or served; else all, if they can.")
+    ] = None,
+    form: Annotated[
+        list[str] | None,
+        typer.Option("--form", help="Forms of the ranker, as the report names them; else all."),
     ] = None,
     release: Annotated[
         Path | None,
@@ -59,9 +64,11 @@ def command(
         from rich.markup import escape
         from rich.text import Text
 
-        from benchmarks.gpu.report import SIZES
+        from benchmarks.gpu.report import ALL_FORMS, SIZES
 
         sizes = SIZES[chosen("--size", [size], SIZES)[0]]
+        if form:
+            sizes = replace(sizes, forms=chosen("--form", form, ALL_FORMS))
         chosen("--device", [device], ("cuda", "cpu"))
         parts = chosen("--part", part, PARTS)
         if part and "served" in part and release is None:
@@ -125,7 +132,8 @@ def measure(
         from benchmarks.gpu.served import measure_served
 
         note(f"{release}, served")
-        report.served = measure_served(release, temporary / "there", device, size.rounds, size.seconds)
+        there = temporary / "there"
+        report.served = measure_served(release, there, device, size.rounds, size.seconds, note)
     return report
 
 

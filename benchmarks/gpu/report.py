@@ -91,8 +91,8 @@ class GpuReport:
             lines += ["|---|---|---|---|---|---|", *map(_ranker_line, self.ranker), ""]
         if self.search:
             lines += [f"Copying within the device: {self.bandwidth_gb_s:,.1f} GB/s, read and written.", ""]
-            lines += ["| items | precision | users | p50, µs | over reading the vectors once |"]
-            lines += ["|---|---|---|---|---|", *map(_search_line, self.search), ""]
+            lines += ["| items | precision | users | launches | p50, µs | over reading the vectors once |"]
+            lines += ["|---|---|---|---|---|---|", *map(_search_line, self.search), ""]
         if self.served:
             lines += ["| target, engine | in one process, µs | served, µs | answers a second to 8 |"]
             lines += ["|---|---|---|---|", *map(_served_line, self.served.items())]
@@ -113,7 +113,7 @@ def _served_line(row: tuple[str, Mapping[str, float]]) -> str:
 
 
 def _search_line(row: SearchRow) -> str:
-    at = f"| {row.items:,} | {row.precision} | {row.users} |"
+    at = f"| {row.items:,} | {row.precision} | {row.users} | {row.launches} |"
     if row.p50_us is None:
         return f"{at} not run: {row.reason} | |"
     return f"{at} {row.p50_us:,.0f} | {row.over_bandwidth:.2f} |"

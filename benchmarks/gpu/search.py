@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu.timing import measure
+from tiercel_serving.device.graphs_torch import GraphedForms
 from tiercel_serving.device.masks_torch import TensorMask
+from tiercel_serving.device.place_torch import CAPTURES
 from tiercel_serving.device.search_torch import DTYPES, DeviceSearch
 
 #: Candidates that are asked for, and items that each user has had.
@@ -20,11 +23,15 @@ _PIECE = 1 << 20
 
 
 class SearchRow(NamedTuple):
-    """One search: its time, and over the time that reading the vectors once takes."""
+    """One search: its time, and over the time that reading the vectors once takes.
+
+    ``launches`` is "one" where it is replayed from a CUDA graph, as a served request of one user is.
+    """
 
     items: int
     precision: str
     users: int
+    launches: str
     p50_us: float | None
     over_bandwidth: float | None
     reason: str = ""
@@ -56,35 +63,40 @@ def measure_search(
                 vectors = _vectors(items, dimension, DTYPES[precision], device)
                 search = DeviceSearch(vectors, None, items)
                 for users in batches:
-                    yield _row(search, vectors, precision, users, device, rounds, speed)
+                    for launches in _launches(device):
+                        yield _row(search, precision, users, launches, device, rounds, speed)
                 del vectors, search
             except RuntimeError as error:  # too little memory: a line of the report
                 reason = " ".join(str(error).split()[:15])
-                yield from (SearchRow(items, precision, users, None, None, reason) for users in batches)
+                yield from (SearchRow(items, precision, users, "", None, None, reason) for users in batches)
             if device == "cuda":
                 torch.cuda.empty_cache()
 
 
+def _launches(device: str) -> tuple[str, ...]:
+    return ("many", "one") if device in CAPTURES else ("many",)
+
+
 def _row(
-    search: DeviceSearch,
-    vectors: Tensor,
-    precision: str,
-    users: int,
-    device: str,
-    rounds: int,
-    speed: float,
+    search: DeviceSearch, precision: str, users: int, launches: str, device: str, rounds: int, speed: float
 ) -> SearchRow:
+    vectors = search.vectors
     items, dimension = vectors.shape
     query = torch.randn(users, dimension, device=device)
     base = torch.arange(users, device=device)[:, None] * (items + 1)
     had = torch.randint(items, (users, min(SEEN, items)), device=device)
     cells = torch.cat([(had + base).reshape(-1), base[:, 0] + items])
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        return list(search.nearest(tensors[0], TensorMask(users, items, tensors[1], SEEN), COUNT))
+
+    call = partial(run, [query, cells])
+    if launches == "one":
+        call = partial(GraphedForms(CAPTURES[device]()), None, run, [query, cells])
     with torch.inference_mode():
-        times = measure(
-            lambda: search.nearest(query, TensorMask(users, items, cells, SEEN), COUNT), device, rounds
-        )
+        times = measure(call, device, rounds)
     least_us = vectors.numel() * vectors.element_size() / speed * 1e6
-    return SearchRow(items, precision, users, times.p50_us, times.p50_us / least_us)
+    return SearchRow(items, precision, users, launches, times.p50_us, times.p50_us / least_us)
 
 
 def _vectors(items: int, dimension: int, dtype: torch.dtype, device: str) -> Tensor:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from benchmarks.engines.run import median_us, served
+from tiercel_serving.commands.serve import example_user
 from tiercel_serving.commands.shell import Refused
 from tiercel_serving.engines.table import ENGINES
+from tiercel_serving.errors import TiercelError
 from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.release.writing import write_manifest
 from tiercel_serving.repository.graph import render_repository
@@ -74,13 +77,31 @@ def changed(release: Release, folder: Path, target: str, engine: str) -> Release
     return open_release(folder)
 
 
-def measure_served(path: Path, folder: Path, device: str, rounds: int, seconds: float) -> dict[str, Any]:
-    """Return by form the median answer to one user, in one process and served, and the rate to eight."""
-    releases = dict(forms(path, folder, device))
-    one, _ = StoredGolden(open_release(path)).tensors("answers")
-    arrays = {"user_id": one["user_id"][:1]}
-    calls = {name: partial(Chain.open(release).run, arrays, ANSWER) for name, release in releases.items()}
+def measure_served(
+    path: Path, folder: Path, device: str, rounds: int, seconds: float, note: Callable[[str], Any]
+) -> dict[str, Any]:
+    """Return by form the median answer to one user, in one process and served, and the rate to eight.
+
+    ``note`` is told of a form that can't run here, and why.
+    """
+    opened = open_release(path)
+    known, (golden, _) = example_user(opened), StoredGolden(opened).tensors("answers")
+    user = known.encode() if isinstance(known, str) else known
+    arrays = {"user_id": np.array([[user]], dtype=golden["user_id"].dtype)}
+    releases, calls = dict[str, Release](), dict[str, Callable[[], Any]]()
+    for name, release in forms(path, folder, device):
+        chain = _opened(name, release, note)
+        if chain is not None:
+            releases[name], calls[name] = release, partial(chain.run, arrays, ANSWER)
     inside = median_us(calls, rounds, warm=max(20, rounds // 10))
     calls.clear()
     figures = served({name: release.path for name, release in releases.items()}, rounds, seconds)
     return {name: {"in_process_p50_us": inside[name], **figures[name]} for name in releases}
+
+
+def _opened(name: str, release: Release, note: Callable[[str], Any]) -> Chain | None:
+    try:
+        return Chain.open(release)
+    except TiercelError as error:
+        note(f"{name}: not run: {error}")
+        return None

@@ -7,14 +7,14 @@ returns the result. It never waits by itself, so :class:`~tiercel_client.Recomme
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -60,8 +60,7 @@ from .wire.transport import Headers, InferRequest
 DESCRIBE_AT_ONCE = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One request of a flow: a method of the transport, its arguments without a timeout, what bounds it."""
 
     method: str
@@ -70,12 +69,15 @@ class Call:
 
     def send(self, transport: Any) -> Any:
         """Call the transport: returns the answer, or from an asyncio transport an awaitable of it."""
-        what = self.arguments.get("model", self.method)
-        left = self.context.deadline.require_s(f"model {what!r}", self.arguments.get("request_id", ""))
-        arguments = {**self.arguments, "headers": self.context.headers, "timeout_s": left}
+        left = self.context.deadline.remaining_s()
+        if left <= 0:
+            what = self.arguments.get("model", self.method)
+            raise self.context.deadline.over(f"model {what!r}", self.arguments.get("request_id", ""))
         if self.method == "infer":
-            return transport.infer(InferRequest(**arguments))
-        return getattr(transport, self.method)(**arguments)
+            return transport.infer(
+                InferRequest(headers=self.context.headers, timeout_s=left, **self.arguments)
+            )
+        return getattr(transport, self.method)(headers=self.context.headers, timeout_s=left, **self.arguments)
 
     def delay(self, attempt: int, error: ClientError) -> float | None:
         """Return how long to wait before another attempt, or None to give up."""
@@ -196,7 +198,7 @@ class Core(Generic[AnyTransport]):
         contract = yield from self._contract(context)
         place = convert_ids([item_id], contract.item_id_dtype, lambda position: "item_id")
         asked = build_k(contract, k)
-        [part] = build_requests(contract, replace(question, k=[contract.k_max]))
+        [part] = build_requests(contract, question._replace(k=[contract.k_max]))
         config = yield from self._config(context, contract, self._explain_model)
         if config is None or EXPLAINED not in {tensor.name for tensor in config.inputs}:
             raise NotFound(
@@ -258,8 +260,8 @@ class Core(Generic[AnyTransport]):
         return Context(
             deadline=Deadline(self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s")),
             grows=timeout_s is None,
-            request_id=uuid.uuid4().hex if request_id is None else check_request_id(request_id),
-            headers={**self._headers, **check_headers(headers)},
+            request_id=os.urandom(16).hex() if request_id is None else check_request_id(request_id),
+            headers=self._headers if headers is None else {**self._headers, **check_headers(headers)},
             retry=self._retry,
         )
 
@@ -290,23 +292,26 @@ class Core(Generic[AnyTransport]):
     def _answers(
         self, context: Context, contract: Contract, parts: Sequence[Part]
     ) -> Flow[list[Recommendation]]:
-        several = len(parts) > 1
         outputs = (*OUTPUTS, PROPENSITY) if PROPENSITY in contract.outputs else OUTPUTS
+        if len(parts) == 1:
+            [part] = parts
+            [arrays] = yield [context.infer(self._model, part.inputs, outputs)]
+            return read_answers(contract, arrays, part.users, context.request_id)
         calls = [
-            context.infer(self._model, part.inputs, outputs, f"/{number}" if several else "")
+            context.infer(self._model, part.inputs, outputs, f"/{number}")
             for number, part in enumerate(parts)
         ]
-        arrays = yield calls
+        answered = yield calls
         answers: list[Recommendation] = []
-        for part, call, one in zip(parts, calls, arrays, strict=True):
-            answers += read_answers(contract, one, part.users, call.arguments["request_id"])
+        for part, call, arrays in zip(parts, calls, answered, strict=True):
+            answers += read_answers(contract, arrays, part.users, call.arguments["request_id"])
         return answers
 
     def _named(
         self, context: Context, contract: Contract, answers: Iterable[Recommendation]
     ) -> Flow[Mapping[Id, str | None]]:
         """Return the titles of all answered items; only those not remembered are asked for."""
-        wanted = dict.fromkeys(item_id for answer in answers for item_id in answer.item_ids)
+        wanted = {item.item_id: None for answer in answers for item in answer.items}
         titles, missing = self._titles.find(contract.build_id, wanted)
         if not missing:
             return titles
@@ -342,11 +347,12 @@ class Core(Generic[AnyTransport]):
 
 
 class TitleCache:
-    """The ``size`` titles that were asked for last, by release and item. Safe to use from several threads."""
+    """The ``size`` titles of one release that were asked for last. Safe to use from several threads."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._titles: OrderedDict[tuple[str, Id], str | None] = OrderedDict()
+        self._build_id = ""
+        self._titles: OrderedDict[Id, str | None] = OrderedDict()
         self._lock = Lock()
 
     def find(self, build_id: str, ids: Iterable[Id]) -> tuple[dict[Id, str | None], list[Id]]:
@@ -354,23 +360,31 @@ class TitleCache:
         found: dict[Id, str | None] = {}
         missing: list[Id] = []
         with self._lock:
+            titles = self._of(build_id)
             for item_id in ids:
-                key = (build_id, item_id)
-                if key in self._titles:
-                    self._titles.move_to_end(key)
-                    found[item_id] = self._titles[key]
+                if item_id in titles:
+                    titles.move_to_end(item_id)
+                    found[item_id] = titles[item_id]
                 else:
                     missing.append(item_id)
         return found, missing
 
-    def remember(self, build_id: str, titles: Mapping[Id, str | None]) -> None:
+    def remember(self, build_id: str, found: Mapping[Id, str | None]) -> None:
         """Remember titles, and forget the oldest beyond the size."""
         with self._lock:
-            for item_id, title in titles.items():
-                self._titles[build_id, item_id] = title
-                self._titles.move_to_end((build_id, item_id))
-            while len(self._titles) > self._size:
-                self._titles.popitem(last=False)
+            titles = self._of(build_id)
+            for item_id, title in found.items():
+                titles[item_id] = title
+                titles.move_to_end(item_id)
+            while len(titles) > self._size:
+                titles.popitem(last=False)
+
+    def _of(self, build_id: str) -> OrderedDict[Id, str | None]:
+        """Return the titles of a release; those of another are forgotten."""
+        if build_id != self._build_id:
+            self._titles.clear()
+            self._build_id = build_id
+        return self._titles
 
 
 def _name(value: Any, what: str) -> str:

@@ -157,16 +157,13 @@ class Deadline:
         """Return how many seconds are left; may be negative."""
         return self._at - time.monotonic()
 
-    def require_s(self, what: str, request_id: str) -> float:
-        """Return how many seconds are left; DeadlineExceeded if none are."""
-        left = self.remaining_s()
-        if left <= 0:
-            raise DeadlineExceeded(
-                f"{what}: the {self.timeout_s:g} s of this call were over before it was sent; "
-                "give it a longer timeout_s",
-                request_id=request_id,
-            )
-        return left
+    def over(self, what: str, request_id: str) -> DeadlineExceeded:
+        """Return the error of what was not sent any more."""
+        return DeadlineExceeded(
+            f"{what}: the {self.timeout_s:g} s of this call were over before it was sent; "
+            "give it a longer timeout_s",
+            request_id=request_id,
+        )
 
 
 def seconds(value: Any, what: str) -> float:

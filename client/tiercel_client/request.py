@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +26,7 @@ PACK_FROM = 32
 _ARGUMENTS = {"exclude": EXCLUDE, "history": HISTORY, "include": INCLUDE, "candidates": CANDIDATES}
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """What was asked: one entry a user in each argument of ``recommend_many``, in the same order.
 
     ``single`` says that one user was asked, so that messages name no positions.
@@ -57,21 +55,22 @@ class Question:
         candidates: Any = None,
     ) -> Question:
         """Return the question for one user."""
-        lists = {"exclude": exclude, "history": history, "include": include, "candidates": candidates}
+        if features is not None and isinstance(features, Mapping):
+            features = {name: [value] for name, value in features.items()}
         return cls(
-            users=[user],
-            k=None if k is None else [k],
-            **{name: None if given is None else [given] for name, given in lists.items()},
-            features={name: [value] for name, value in features.items()}
-            if isinstance(features, Mapping)
-            else features,
-            allow_seen=None if allow_seen is None else [allow_seen],
+            [user],
+            None if k is None else [k],
+            None if exclude is None else [exclude],
+            None if history is None else [history],
+            features,
+            None if allow_seen is None else [allow_seen],
+            None if include is None else [include],
+            None if candidates is None else [candidates],
             single=True,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One request: the users it asks for, as they were given, and its tensors (user axis first)."""
 
     users: Sequence[Any]
@@ -148,8 +147,7 @@ def id_array(ids: Sequence[Any], dtype: str) -> Array:
     return np.array(ids, np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class _Scalars:
+class _Scalars(NamedTuple):
     """One value a user: ``values [n]``, and which are real (None is all of them)."""
 
     name: str
@@ -168,8 +166,7 @@ class _Scalars:
         yield self.name, values.reshape(-1, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Lists:
+class _Lists(NamedTuple):
     """One list a user: all values one after another, and each user's length (-1 is null)."""
 
     name: str
@@ -209,6 +206,11 @@ def _inner_place(argument: str, lengths: npt.NDArray[np.int32], single: bool) ->
 
 
 def _user_ids(contract: Contract, users: Sequence[Any] | Array, single: bool) -> _Scalars:
+    if single and type(users[0]) is int and contract.user_id_dtype == "int64":
+        try:  # what most requests are
+            return _Scalars("user_id", np.array(users, np.int64))
+        except OverflowError:
+            pass  # the other way says what is wrong
     argument = "user_id" if single else "user_ids"
     stand_in = ANONYMOUS_IDS[contract.user_id_dtype]
     if not isinstance(users, np.ndarray):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -54,33 +56,43 @@ def read_answers(
         They have another form.
     """
     read = _Reader(contract.model, arrays, len(users))
-    ids = read.array("item_id", "O" if contract.item_id_dtype == "bytes" else "iu", (-1,))
-    scores = read.array("score", "f", ids.shape[1:])
-    chances: list[list[float | None]] = [[None] * ids.shape[1]] * len(users)
+    found = read.array("item_id", "O" if contract.item_id_dtype == "bytes" else "iu", (-1,))
+    width = found.shape[1]
+    scores = read.array("score", "f", (width,)).tolist()
+    chances: list[Sequence[float | None]] = [[None] * width] * len(users)
     if PROPENSITY in arrays:
-        chances = read.array(PROPENSITY, "f", ids.shape[1:]).tolist()
-    counts = read.within("count", 0, ids.shape[1])
+        chances = read.array(PROPENSITY, "f", (width,)).tolist()
+    counts = read.within("count", 0, width)
     statuses = read.within("status", 0, len(STATUSES) - 1)
     return [
         Recommendation(
             user_id=None if isinstance(user, Anonymous) else user,
             status=STATUSES[status],
-            items=_items(read.ids(ids[row, :count]), scores[row, :count].tolist(), chances[row][:count]),
+            items=_items(read.ids(ids[:count]), score[:count], chance[:count]),
             request_id=request_id,
         )
-        for row, (user, count, status) in enumerate(zip(users, counts, statuses, strict=True))
+        for user, count, status, ids, score, chance in zip(
+            users, counts, statuses, found.tolist(), scores, chances, strict=True
+        )
     ]
 
 
 def _items(ids: Sequence[Id], scores: Sequence[float], chances: Sequence[float | None]) -> tuple[Item, ...]:
-    each = enumerate(zip(ids, scores, chances, strict=True), 1)
-    return tuple(Item(one, score, None, rank, chance) for rank, (one, score, chance) in each)
+    columns = zip(ids, scores, repeat(None), range(1, len(ids) + 1), chances, strict=False)
+    return tuple(map(_item, columns))
+
+
+#: Makes an Item of its five values, in C.
+_item: Callable[[tuple[Any, ...]], Item] = partial(tuple.__new__, Item)
 
 
 def titled(answer: Recommendation, titles: Mapping[Id, str | None]) -> Recommendation:
     """Return an answer with titles; an id that ``titles`` lacks has none."""
-    items = (one._replace(title=titles.get(one.item_id)) for one in answer.items)
-    return replace(answer, items=tuple(items))
+    items = [
+        _item((item_id, score, titles.get(item_id), rank, chance))
+        for item_id, score, _, rank, chance in answer.items
+    ]
+    return Recommendation(answer.user_id, answer.status, tuple(items), answer.request_id)
 
 
 def read_titles(model: str, arrays: Arrays, count: int, item_id_dtype: str) -> list[tuple[Id, str] | None]:
@@ -92,7 +104,7 @@ def read_titles(model: str, arrays: Arrays, count: int, item_id_dtype: str) -> l
     read = _Reader(model, flat, 1)
     found = read.array("found", "b", (count,))[0].tolist()
     titles = read.array("title", "O", (count,))[0].tolist()
-    ids = read.ids(read.array("item_id", "O" if item_id_dtype == "bytes" else "iu", (count,))[0])
+    ids = read.ids(read.array("item_id", "O" if item_id_dtype == "bytes" else "iu", (count,))[0].tolist())
     return [
         (item_id, title.decode("utf-8", "replace")) if there else None
         for item_id, title, there in zip(ids, titles, found, strict=True)
@@ -313,26 +325,24 @@ class _Reader:
         if array is None:
             raise self.wrong(f"expected the output {name!r}, came {', '.join(self.arrays) or 'nothing'}")
         shape = (self.rows, *dims)
-        fits = array.shape == shape or (
-            array.ndim == len(shape)
-            and all(want in (-1, came) for want, came in zip(shape, array.shape, strict=True))
-        )
-        if not fits or array.dtype.kind not in kinds:
+        fits = len(shape) == len(array.shape) and array.dtype.kind in kinds
+        for want, came in zip(shape, array.shape, strict=False):
+            fits = fits and want in (-1, came)
+        if not fits:
             raise self.wrong(f"{name}: expected shape {shape}, came {array.dtype} {array.shape}")
         return array
 
     def within(self, name: str, least: int, most: int | None) -> list[int]:
         """Return an output ``[rows, 1]`` of whole numbers in a range."""
-        values: list[int] = self.array(name, "iu", (1,))[:, 0].tolist()
+        values: list[int] = self.array(name, "iu", (1,)).ravel().tolist()
         if values and (min(values) < least or (most is not None and max(values) > most)):
             raise self.wrong(f"{name}: expected {least} to {most}, came {values}")
         return values
 
-    def ids(self, array: Array) -> list[Id]:
-        """Return raw ids ``[n]`` as the application knows them."""
-        ids = array.tolist()
-        if array.dtype.kind != "O":
-            return ids  # type: ignore[no-any-return]
+    def ids(self, ids: Sequence[Any]) -> Sequence[Id]:
+        """Return raw ids as the application knows them: text is what it means in UTF-8."""
+        if not ids or not isinstance(ids[0], bytes):
+            return ids
         try:
             return [one.decode() for one in ids]
         except UnicodeDecodeError as error:

@@ -46,7 +46,9 @@ def sequence(values: object, what: str, *, unordered: bool = False) -> Sequence[
     """
     if isinstance(values, list | tuple):
         return values
-    if not isinstance(values, np.ndarray) and hasattr(values, "to_numpy"):
+    if hasattr(values, "to_pylist"):  # pyarrow's, which makes no array of text, nor of integers beside nulls
+        values = values.to_pylist()
+    elif not isinstance(values, np.ndarray) and hasattr(values, "to_numpy"):
         values = values.to_numpy()
     if isinstance(values, np.ndarray):
         if values.ndim != 1:
@@ -144,9 +146,15 @@ def convert_column(
     return _integers(values, dtype, place, nullable=nullable)
 
 
+#: The types of ``pandas.NA`` and ``pandas.NaT``, which is no package of the client.
+_NULLS = ("NAType", "NaTType")
+
+
 def is_null(value: object) -> bool:
-    """Whether a value is None or NaN."""
-    return value is None or (isinstance(value, float | np.floating) and bool(value != value))
+    """Whether a value is None, NaN, or one of pandas' own nulls."""
+    if value is None or type(value).__name__ in _NULLS:
+        return True
+    return isinstance(value, float | np.floating) and bool(value != value)
 
 
 def _kinds(values: Sequence[Any] | Array) -> set[type]:
@@ -203,7 +211,8 @@ def _one_by_one(
 
 def _whole(value: object, place: Place, position: int, feature: bool) -> int:
     """Return one value as an int; a feature may be a float without a fraction, as pandas makes them."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    # NumPy counts its durations among the integers.
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
     if not whole and not (feature and isinstance(value, float | np.floating) and value.is_integer()):
         raise _wrong_type(place(position), "int64", value)
     number: int = int(value)  # type: ignore[call-overload]
@@ -255,9 +264,11 @@ def _wide_floats(values: Sequence[Any] | Array, place: Place) -> npt.NDArray[np.
 
 
 def _number(value: object, where: str) -> float:
-    if value is None:
+    if is_null(value):
         return np.nan
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, bool | np.bool_ | np.timedelta64) or not isinstance(
+        value, int | float | np.integer | np.floating
+    ):
         raise InvalidInput(f"{where}: expected a number, came {shown(value)}")
     try:
         number = float(value)

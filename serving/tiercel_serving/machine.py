@@ -42,6 +42,8 @@ _WRITTEN_IN_PART = re.compile(r"\d+ requested and \d+ written")
 _NO_MEMORY = re.compile(
     r"can't allocate memory|[Cc]annot allocate memory|[Ff]ailed to allocate memory|bad_alloc|out of memory"
     r"|failed to map segment from shared object|can't start new thread"
+    # What compilers say, and those that put an error's type into words of their own.
+    r"|virtual memory exhausted|Killed signal terminated program|\bMemoryError\b"
 )
 
 
@@ -60,13 +62,26 @@ def machine_faults(folder: Path, doing: str, written: Path | None = None) -> Ite
     """
     try:
         yield
-    except TiercelError:
-        raise
     except Exception as error:
-        fault = fault_of(error, folder, doing, written)
+        fault = fault_behind(error, folder, doing, written)
         if fault is None:
             raise
         raise fault from error
+
+
+def fault_behind(
+    error: BaseException | None, folder: Path | None = None, doing: str = "", written: Path | None = None
+) -> MachineFault | None:
+    """Return the machine's fault that an error is, or that one of ours was raised from, if there is one.
+
+    The parameters are those of :func:`machine_faults`.
+    """
+    while error is not None and not isinstance(error, MachineFault):
+        fault = None if isinstance(error, TiercelError) else fault_of(error, folder, doing, written)
+        if fault is not None:
+            return fault
+        error = error.__cause__
+    return None
 
 
 def fault_of(

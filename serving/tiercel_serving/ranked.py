@@ -181,7 +181,8 @@ class Mask(ABC):
         self.users = users
         #: ``[B]`` how many rows came with the users, before any were added.
         self.had = counts
-        self._shape = (users, items + 1)
+        self._flat, self._added = flat, list[Rows]()
+        self._shape, self._pad = (users, items + 1), items
         self._base = (np.arange(users) * (items + 1))[:, None]
         # To find them is an appreciable part of a search, and a search asks twice.
         self._rows: dict[int, Rows] = {}
@@ -193,6 +194,7 @@ class Mask(ABC):
     def add(self, rows: Rows) -> None:
         """Mask ``[B, M]`` more rows."""
         self._rows.clear()
+        self._added.append(rows)
         self._mask(rows if self.users == 1 else rows + self._base)
 
     def allows(self, rows: Rows, users: Rows | None = None) -> npt.NDArray[np.bool_]:
@@ -212,9 +214,15 @@ class Mask(ABC):
         return self._rows[user]
 
     def sample(self, user: int, masked: int, most: int) -> Rows:
-        """Return some of the ``masked`` rows that one user must not get: about ``most``, spread evenly."""
-        rows = self.rows_of(user)
-        return rows[:: -(-masked // most)]
+        """Return some of the ``masked`` rows that one user must not get: about ``most``, spread evenly.
+
+        They are taken from what was given: to find all that are masked costs more than a sample.
+        """
+        end = int(self.had[: user + 1].sum())
+        added = (rows[user] for rows in self._added)
+        parts = [self._flat[end - int(self.had[user]) : end], *(rows[rows != self._pad] for rows in added)]
+        step = max(-(-sum(map(len, parts)) // most), 1)
+        return np.concatenate([part[::step] for part in parts])
 
     @abstractmethod
     def counts(self) -> Rows:
@@ -263,13 +271,6 @@ class BitmapMask(Mask):
         rows: Rows = np.flatnonzero(self.table()[user])[:-1]
         return rows
 
-    def sample(self, user: int, masked: int, most: int) -> Rows:
-        """Look at some cells of the user's row: to find all that are masked costs more than a sample."""
-        step = masked // most | 1
-        rows: Rows = np.flatnonzero(self.table()[user, :-1:step]) * step
-        # Too few, where what is masked has a period of its own.
-        return rows if 2 * len(rows) > min(masked, most) else super().sample(user, masked, most)
-
     def counts(self) -> Rows:
         """Count the masked cells of each row of the table."""
         counts: Rows = np.array([np.count_nonzero(row) - 1 for row in self.table()])
@@ -299,6 +300,16 @@ class AllowedMask(BitmapMask):
         self._cells = ~self._allowed.reshape(-1)
         self._mask(pads)
         self._mask(seen)
+
+    def sample(self, user: int, masked: int, most: int) -> Rows:
+        """Look at some cells of the user's row: what was given is the least of what is masked."""
+        step = masked // most | 1
+        rows: Rows = np.flatnonzero(self.table()[user, :-1:step]) * step
+        if 2 * len(rows) > min(masked, most):
+            return rows
+        # Too few, where what is masked has a period of its own.
+        rows = self.rows_of(user)
+        return rows[:: -(-masked // most)]
 
     def few(self, most: int) -> dict[int, Rows]:
         """Look for few free cells in each row of the table."""

@@ -11,8 +11,10 @@ import random
 import struct
 import sys
 import sysconfig
+import time
+from collections import Counter
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread, get_ident
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -60,12 +62,22 @@ class Request(ctypes.Structure):
     )
 
 
+#: Where a request is held whose first tensor is called "wait"; the threads in which batches ran.
+go_on, ran_in = Event(), Counter()  # type: ignore[var-annotated]
+
+
 def load(config: str, place: str) -> Any:
     """A model that gives back what it got, and breaks where the first tensor is named so."""
 
     def execute(raw: list[Any]) -> list[Any]:
-        if raw[0][0][0][0] == "break":
+        ran_in[get_ident()] += 1
+        first = raw[0][0][0][0]
+        if first == "break":
             raise ValueError("broken on purpose")
+        if first == "wait":
+            go_on.wait(60)
+        if first == "slow":
+            time.sleep(0.001)  # others get at Python's lock
         assert all(names == [tensor[0] for tensor in tensors] for tensors, names in raw)
         return [(GOOD, "", list(tensors)) for tensors, _ in raw]
 
@@ -127,6 +139,7 @@ def main(library: str, stand_in: str, rounds: str) -> None:
         batch(backend, handle, draw, counts)
     assert not backend.TRITONBACKEND_ModelInstanceFinalize(handle)
     at_once(backend, draw, counts)
+    relieved(backend, counts)
     users, most = (ctypes.c_uint64.in_dll(triton, name).value for name in ("users", "most_users"))
     assert (users, most) == (counts.pop("users"), 4), (users, most)
     print(counts["good"], counts["refused"])
@@ -239,6 +252,42 @@ def at_once(backend: Any, draw: random.Random, counts: dict[str, int]) -> None:
         assert ctypes.string_at(request.output[0].buffer, request.output[0].size) == numbers
         ctypes.CDLL(None).free(ctypes.c_void_p(request.output[0].buffer))
     for handle in handles:
+        assert not backend.TRITONBACKEND_ModelInstanceFinalize(handle)
+
+
+def relieved(backend: Any, counts: dict[str, int]) -> None:
+    """Have a thread with one request of its own run hundreds of another model: it is soon relieved."""
+    mine, other = ctypes.c_void_p(2), ctypes.c_void_p(3)
+    draw, kept = random.Random(1), []
+
+    def put(handle: Any, count: int, name: bytes = b"slow") -> None:
+        requests = [Request(inputs=1, code=-2) for _ in range(count)]
+        parts = [fill(one.input[0], name, INT64, [1, 1], bytes(8), draw) for one in requests]
+        array = (ctypes.POINTER(Request) * count)(*map(ctypes.pointer, requests))
+        kept.append((requests, parts, array))
+        counts["users"] += count
+        assert not backend.TRITONBACKEND_ModelInstanceExecute(handle, array, count)
+
+    for handle in (mine, other):
+        assert not backend.TRITONBACKEND_ModelInstanceInitialize(handle)
+    ran_in.clear()
+    held = Thread(target=put, args=(mine, 1, b"wait"))
+    held.start()
+    while not ran_in:
+        time.sleep(0.001)
+    put(other, 1000)  # 250 batches, which the held thread has to run
+    go_on.set()
+    end = time.monotonic() + 20
+    while held.is_alive() and time.monotonic() < end:
+        put(other, 1)  # who comes runs in its place, when it has run long enough
+    assert sum(ran_in.values()) >= 250, ran_in
+    assert ran_in[held.ident] < 100, ran_in
+    for requests, _, _ in kept:
+        for request in requests:
+            assert request.released
+            assert request.code == GOOD
+            ctypes.CDLL(None).free(ctypes.c_void_p(request.output[0].buffer))
+    for handle in (mine, other):
         assert not backend.TRITONBACKEND_ModelInstanceFinalize(handle)
 
 

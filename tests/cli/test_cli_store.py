@@ -28,10 +28,13 @@ class Store:
     def __init__(self, tiercel: Tiercel, release: Path, store: str) -> None:
         self._tiercel, self.release, self.store = tiercel, release, store
 
-    def __call__(self, command: str, *arguments: Any) -> Any:
+    def run(self, command: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
         done = self._tiercel("store", command, self.release, *arguments, "--store", self.store, "--json")
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return done
+
+    def __call__(self, command: str, *arguments: Any) -> Any:
+        return json.loads(self.run(command, *arguments).stdout)
 
     def fails(self, command: str, *arguments: Any, code: int = 2) -> str:
         done = self._tiercel("store", command, self.release, *arguments, "--store", self.store)
@@ -74,7 +77,9 @@ def test_what_is_written_can_be_read_exported_and_loaded(
     assert len(file.read_text(encoding="utf-8").splitlines()) == 2
     assert store("remove", "--user", user, "--column", column)["values"] == {}
     assert store("remove", "--user", user)["history"] == []
-    assert store("load", file) == {"users": 2}
+    done = store.run("load", file)
+    assert json.loads(done.stdout) == {"users": 2}
+    assert "kB of users.jsonl 100%" in done.stderr
     assert store("get", "--user", user) == told
     assert "3 records" in store("check")["store"]
 

@@ -180,6 +180,31 @@ def test_nulls() -> None:
     assert sent["genres: length"].tolist() == [[2], [-1], [0]]
 
 
+def test_arrow_arrays_and_the_nulls_of_pandas() -> None:
+    """Arrow makes no NumPy array of text, nor of integers beside a null; its integers stay exact."""
+    pd, pa = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    assert one("x", TEXTS, exclude=pa.array(["a", "b"]))["exclude_item_ids"].tolist() == [[b"a", b"b"]]
+    codes = one(features={"codes": pa.chunked_array([[2**60 + 1], [4]])})["codes"]
+    assert codes.tolist() == [[2**60 + 1, 4]]
+    with pytest.raises(InvalidInput, match=r"history\[1\]: expected a whole number, came NoneType"):
+        one(history=pa.array([1, None]))
+    for null in (pd.NA, pd.NaT):
+        assert one(features=dict.fromkeys(("age", "income", "country", "member"), null)).keys() == {"user_id"}
+    ages = pd.Series([2**60 + 1, None], dtype="Int64")
+    [part] = many([1, 2], features={"age": ages})
+    assert part.inputs["age"].tolist() == [[2**60 + 1], [0]]
+    assert part.inputs["age: valid"].tolist() == [[True], [False]]
+
+
+def test_durations_are_no_numbers() -> None:
+    duration = np.timedelta64(3, "s")
+    for name in ("age", "income"):
+        with pytest.raises(InvalidInput, match=r"expected a .*number, came timedelta64"):
+            one(features={name: duration})
+    with pytest.raises(InvalidInput, match="user_id: expected a whole number, came timedelta64"):
+        one(duration)
+
+
 def test_whole_floats_are_whole_numbers_in_features() -> None:
     """Pandas makes floats of integers as soon as one is missing."""
     [part] = many([1, 2], features={"age": np.array([31.0, np.nan])})

@@ -294,3 +294,28 @@ def test_a_column_of_the_name_that_a_run_needs() -> None:
 def test_joined_keeps_the_wider_type() -> None:
     narrow, wide = pa.array([0.5], pa.float32()), pa.array([0.1], pa.float64())
     assert joined([narrow, pa.array([None]), wide]).to_pylist() == [0.5, None, 0.1]
+
+
+def test_a_part_without_rows_says_nothing_of_its_columns(tmp_path: Path) -> None:
+    parts(tmp_path, pa.array([], pa.string()), pa.array([1]), pa.array([], pa.float64()))
+    assert read_table(tmp_path, "items")["x"].tolist() == [1]
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    twice = pa.Table.from_arrays([pa.array([1])] * 3, ["x", "y", "y"])
+    pq.write_table(twice, tmp_path / "items.parquet")
+    with pytest.raises(DataCorrupt, match=r"items\.parquet: items: the column 'y' is there twice"):
+        read_table(tmp_path / "items.parquet", "items")
+
+
+@pytest.mark.parametrize("form", ["plain", "dictionary", "list"])
+def test_text_that_is_not_utf8(form: str) -> None:
+    """Arrow, and so whoever writes a file with it, takes any bytes for text."""
+    offsets = pa.py_buffer(np.array([0, 1, 3], np.int32))
+    text = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"a\xff\xfe")])
+    if form == "dictionary":
+        text = pa.DictionaryArray.from_arrays(pa.array([1, 0]), text)
+    elif form == "list":
+        text = pa.ListArray.from_arrays([0, 2], text)
+    with pytest.raises(DataCorrupt, match="t, column 'x': expected text in UTF-8, found other bytes"):
+        by_arrow(text)

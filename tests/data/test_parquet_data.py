@@ -218,3 +218,45 @@ def test_dates_without_a_time_of_day(tables: dict[str, pd.DataFrame], tmp_path: 
     tables["items"]["added"] = tables["items"]["added"].dt.date
     dataset = load_dataset(SPEC, data_dir=write(tables, tmp_path))
     assert dataset.items.added[0] == 1_577_836_800
+
+
+def test_a_column_without_any_value_is_what_the_recipe_says(
+    tables: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    kinds = {"int": float, "float": float, "bool": float, "time": float, "string": object}
+    kinds |= {f"list[{kind}]": object for kind in ("int", "float", "string")}
+    tables["items"] = pd.DataFrame({"item_id": tables["items"]["item_id"], **dict.fromkeys(kinds)})
+    spec = replace(SPEC, item_columns=tuple((kind, kind) for kind in kinds))
+    items = load_dataset(spec, data_dir=write(tables, tmp_path)).items
+    for kind, dtype in kinds.items():
+        assert items[kind].dtype == dtype
+        assert items[kind].map(lambda value: value == [] or pd.isna(value)).all()
+
+
+def test_a_time_that_is_not_finite(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    tables["log"]["when"] = [1.0, float("inf"), 3.0, 4.0]
+    with pytest.raises(DataCorrupt, match=r"interactions\.when must be dates or finite numbers, found inf"):
+        load_dataset(SPEC, data_dir=write(tables, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"users": Path("users.parquet")}, r"Parquet\.users: expected str, got PosixPath"),
+        ({"user_id": None}, r"Parquet\.user_id: expected str, got None"),
+        ({"item_columns": ("tags",)}, r"Parquet\.item_columns: expected tuple.*got \('tags',\)"),
+        ({"item_columns": {"tags": "list[string]"}}, r"Parquet\.item_columns: expected tuple.*got \{"),
+    ],
+)
+def test_a_field_of_another_type(tmp_path: Path, change: dict[str, object], match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        load_dataset(replace(SPEC, **change), data_dir=tmp_path)  # type: ignore[arg-type]
+
+
+def test_loading_tells_how_far_it_is(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    load_dataset(SPEC, data_dir=write(tables, tmp_path), progress=lambda *said: told.append(said))
+    for table, rows in (("users", 3), ("items", 4), ("interactions", 4)):
+        own = [done for what, done, total in told if (what, total) == (f"loading {table}", rows)]
+        assert own == sorted(own)
+        assert own[-1] == rows

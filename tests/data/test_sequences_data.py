@@ -50,6 +50,22 @@ def test_what_is_no_sequence_is_told_with_its_line(tmp_path: Path, text: str, me
         load_dataset(Sequences("b.txt"), data_dir=tmp_path)
 
 
+def test_a_relative_path_starts_where_data_sets_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("told", "variable", "here", "here/data"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("TIERCEL_DATA_DIR", str(tmp_path / "variable"))
+    for user, folder in enumerate((".", "data", "../variable", "../told")):
+        (Path(folder) / "s.txt").write_text(f"{user} 5\n", encoding="utf-8")
+        told = tmp_path / "told" if folder == "../told" else None
+        assert load_dataset(Sequences("s.txt"), data_dir=told).users.user_id.tolist() == [user]
+    whole = load_dataset(Sequences(str(tmp_path / "here" / "s.txt")))
+    assert whole.users.user_id.tolist() == [0]
+    # A folder that was named is where it must be.
+    with pytest.raises(DataMissing, match=r"a relative path starts at --data-dir, else \$TIERCEL_DATA_DIR"):
+        load_dataset(Sequences("s.txt"), data_dir=tmp_path)
+
+
 def test_the_last_two_of_each_user_are_test_and_validation(tmp_path: Path) -> None:
     dataset = load(tmp_path, "7 3 1 2 5\n8 1\n9 2 3\n")
     shuffled = dataset.interactions.sample(frac=1, random_state=3)

@@ -99,7 +99,7 @@ def test_there_is_something_to_learn() -> None:
         (Synthetic(users=0), "users must be at least 1"),
         (Synthetic(users=10, items=10, interactions=5), "do not fit"),
         (Synthetic(users=10, items=10, interactions=99), "do not fit"),
-        (Synthetic(ids="uuid"), "'int' or 'str'"),  # type: ignore[arg-type]
+        (Synthetic(ids="uuid"), "'int', 'str'"),  # type: ignore[arg-type]
     ],
 )
 def test_sizes_that_make_no_data_set(spec: Synthetic, match: str) -> None:

@@ -167,13 +167,29 @@ def test_the_target_takes_the_first_engine_that_can_be_made(monkeypatch: pytest.
         return goal.make_goal("n", "gpu", engine, "fused", "python", {}, ()).engine
 
     assert chosen() == "aoti-cuda"
-    monkeypatch.setattr(AotiCuda, "unmakeable", classmethod(lambda cls: "engine 'aoti-cuda': no torch"))
+    why = classmethod(lambda cls: "engine 'aoti-cuda': no torch")
+    monkeypatch.setattr(AotiCuda, "unmakeable", why, raising=False)
     monkeypatch.setattr(OnnxCuda, "unmakeable", classmethod(lambda cls: "engine 'onnx-cuda': no -gpu"))
     with pytest.raises(KindUnavailable, match=r"target 'gpu' .*'aoti-cuda': .*'onnx-cuda': .*-gpu"):
         chosen()
     monkeypatch.setattr(OnnxCuda, "unmakeable", classmethod(lambda cls: None))
     assert chosen() == "onnx-cuda"
     assert chosen("onnx-cuda") == "onnx-cuda"
+
+
+def test_a_built_copy_goes_without_its_program(tmp_path: Path, for_a_gpu: Path) -> None:
+    here, file = device_name("cpu"), tmp_path / "model.pt2"
+    shutil.copytree(for_a_gpu, tmp_path, dirs_exist_ok=True)
+    built = msgspec.structs.replace(Bound.read(tmp_path / PROGRAM), device=here)
+    built.write(file)
+    for name in AotiCuda.build_reads:
+        (tmp_path / name).unlink()
+    assert not list(tmp_path.glob("program*"))
+    assert build_package(tmp_path, file.name, "cpu") == "was built before"
+    msgspec.structs.replace(built, version="2.6.0").write(file)
+    words = r"program\.pt2: the program was left out of this copy, .* for torch 2\.6\.0 .*build-engines"
+    with pytest.raises(ArtefactMissing, match=words):
+        build_package(tmp_path, file.name, "cpu")
 
 
 @pytest.mark.slow

@@ -19,11 +19,13 @@ import pytest
 import torch
 from small_release import SETTINGS, Parts, small_release
 
-from tiercel_pipelines.data import Synthetic, load_dataset
+from tiercel_export.models.program import batch_program
+from tiercel_pipelines.commands.export import check_picture
+from tiercel_pipelines.data import Synthetic, load_dataset, parquet
 from tiercel_pipelines.data.parquet import read_table
-from tiercel_pipelines.errors import DataCorrupt
+from tiercel_pipelines.errors import DataCorrupt, DataError
 from tiercel_pipelines.families.weights import save_weights
-from tiercel_pipelines.features.parquet_files import whole_file
+from tiercel_pipelines.features.parquet_files import parquet_files, whole_file
 from tiercel_pipelines.recipe import load_recipe, replace
 from tiercel_pipelines.recipe.check_fit import fit_checked
 from tiercel_pipelines.recipe.check_graph import graph_problems
@@ -34,6 +36,8 @@ from tiercel_serving.machine import fault_of, machine_faults
 from tiercel_serving.release.artefacts import open_artefact, write_artefact
 from tiercel_serving.release.writing import staging_directory
 from tiercel_serving.sources.popular import Popular
+from tiercel_serving.spec import TensorSpec
+from tiercel_serving.stores.embedded import Overlay
 
 FRAME = pd.DataFrame({"x": np.arange(100_000) * 1.5})
 
@@ -215,13 +219,27 @@ def test_every_number_in_every_form(tmp_path: Path, number: int, words: str, for
         RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("Failed to allocate memory for requested buffer of size 4096"),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("Failed to export the model with torch.export.\n<class 'MemoryError'>: no"),
+        RuntimeError("C++ compile error\ng++: fatal error: Killed signal terminated program cc1plus"),
     ],
 )
 def test_too_little_memory(error: Exception) -> None:
     fault = fault_of(error)
     assert fault is not None
-    assert str(error) in str(fault)
+    assert " ".join(str(error).split()) in str(fault)
     assert "are available; close other programs" in str(fault)
+
+
+def test_a_model_for_whose_export_there_is_too_little_memory(tmp_path: Path) -> None:
+    """What torch cannot export is the model's mistake, but for this."""
+
+    class Large(torch.nn.Module):
+        def forward(self, user_num: torch.Tensor) -> torch.Tensor:
+            return user_num + torch.from_numpy(np.ones((2**40, 2**10)))
+
+    with pytest.raises(MachineFault, match=r"Unable to allocate .* close other programs"):
+        with machine_faults(tmp_path, "writing the release"):
+            batch_program(Large(), [TensorSpec("user_num", "float32", (3,))], 8, "tower")
 
 
 def test_memory_that_numpy_really_asks_for() -> None:
@@ -285,3 +303,36 @@ def test_too_many_open_files(tmp_path: Path) -> None:
     fault = raised.value if isinstance(raised.value, TiercelError) else fault_of(raised.value)
     assert "raise the limit (ulimit -n" in str(fault)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_store_that_cannot_be_opened_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(MachineFault, match="memory"):
+        Overlay(tmp_path / "deep" / "store", 2**40)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(MachineFault):
+        Overlay(tmp_path / "mine", 2**40)
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_a_folder_that_is_no_tables_is_not_walked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "MOST_ENTRIES", 3)
+    for number in range(4):
+        (tmp_path / f"{number}").mkdir()
+    for read in (lambda: read_table(tmp_path, "items"), lambda: parquet_files([tmp_path])):
+        with pytest.raises(DataError, match="found more than 3 files and folders below it; name"):
+            read()
+
+
+def test_a_picture_that_is_there(tmp_path: Path) -> None:
+    picture = tmp_path / "graph.svg"
+    check_picture(picture, replace=False)
+    picture.write_text("mine", encoding="utf-8")
+    with pytest.raises(Refused, match=r"graph\.svg: is there already; name another file, or add --replace"):
+        check_picture(picture, replace=False)
+    check_picture(picture, replace=True)
+    assert picture.read_text(encoding="utf-8") == "mine"
+    with pytest.raises(Refused, match="is a folder"):
+        check_picture(tmp_path, replace=True)

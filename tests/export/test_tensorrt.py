@@ -267,6 +267,7 @@ def test_engines_are_built_verified_and_installed(
 ) -> None:
     before = {file: file.stat().st_mtime_ns for file in unbuilt.path.rglob("*") if file.is_file()}
     double_of_a_gpu(monkeypatch)
+    monkeypatch.setattr(kinds.TensorRT, "build_reads", ("build.json",))
     told: list[str] = []
     built, report = build_engines(
         unbuilt.path, destination=tmp_path / "built", progress=lambda what, done, total: told.append(what)
@@ -286,6 +287,8 @@ def test_engines_are_built_verified_and_installed(
     assert "triton/ranking/1/model.plan" in release.manifest.files
     header = json.loads((release.path / "artefacts" / "ranking" / "header.json").read_text())
     assert "model.plan" in header["bytes"]
+    assert "build.json" not in header["bytes"], "a built copy goes without what a build alone reads"
+    assert (unbuilt.path / "artefacts" / "ranking" / "build.json").is_file()
     # The release that was given is as it was.
     after = {file: file.stat().st_mtime_ns for file in unbuilt.path.rglob("*") if file.is_file()}
     assert after == before
@@ -308,7 +311,9 @@ def test_in_place_and_only_if_verified(
             build_engines(place)
     assert not (place / "artefacts" / "ranking" / "model.plan").exists()
     double_of_a_gpu(monkeypatch)
+    monkeypatch.setattr(kinds.TensorRT, "build_reads", ("build.json",))
     build_engines(place)
+    assert (place / "artefacts" / "ranking" / "build.json").is_file(), "it can be built for another GPU"
     assert (place / "triton" / "query_towers" / "1" / "model.plan").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
 

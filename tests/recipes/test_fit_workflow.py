@@ -23,6 +23,7 @@ from tiercel_export.workflow.cut import compile_workflow
 from tiercel_export.workflow.frames import columns_from_frame, frame_oracle
 from tiercel_pipelines.data import Dataset, MovieLens100K, Synthetic, load_dataset, split_dataset
 from tiercel_pipelines.data.movielens import find_ml_100k
+from tiercel_pipelines.features.fit_progress import fit_progress
 from tiercel_pipelines.features.workflow import (
     feature_columns,
     fit_workflow,
@@ -237,7 +238,16 @@ def test_one_operator_at_two_places_is_two(tmp_path: Path, monkeypatch: pytest.M
         exact = ["age"] >> both >> ops.Rename(postfix=" exact")
         return (exact + (["age"] >> ops.Bucketize([18, 30, 60]) >> both)) >> ops.TagAsUserFeatures()
 
-    workflow = fit_workflow(SimpleNamespace(features=features), ONE, EVENTS)  # type: ignore[arg-type]
+    told: list[tuple[str, int, int | None]] = []
+    with fit_progress(lambda *said: told.append(said)):
+        workflow = fit_workflow(SimpleNamespace(features=features), ONE, EVENTS)  # type: ignore[arg-type]
+    # Each pass begins at its first task and ends at its last.
+    passes = list(dict.fromkeys(what for what, _, _ in told))
+    assert passes
+    for what in passes:
+        assert [done for name, done, _ in told if name == what] == list(
+            range(1, next(total for name, _, total in told if name == what) + 1)
+        )
     assert workflow.transform(AGES).to_dict("list") == {
         "age exact": [5, 4, 4, 6, 3, 3, 3, 7],
         "age": [5, 4, 4, 3, 3, 3, 3, 6],

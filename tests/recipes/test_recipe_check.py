@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from tiercel_pipelines.data import Dataset, Synthetic, load_dataset
@@ -475,6 +476,23 @@ def test_untagged_features_are_named_in_one_mistake() -> None:
         "'title', 'age' need exactly one of the tags USER, ITEM and CONTEXT, and have none" in mistake
         for mistake in mistakes
     )
+
+
+def test_data_without_negatives_is_refused(dataset: Dataset) -> None:
+    """Everybody had everything; one interaction fewer, or one item more, and there is something to learn."""
+    users, items = dataset.users["user_id"].iloc[:7], dataset.items.iloc[:12]
+    every = pd.MultiIndex.from_product([users, items["item_id"]], names=["user_id", "item_id"])
+    first = dataset.interactions.iloc[[0] * len(every)].drop(columns=["user_id", "item_id"])
+    full = every.to_frame(index=False).join(first.reset_index(drop=True))
+    small = dataclasses.replace(dataset, items=items, interactions=full)
+    assert found(RECIPE, small) == [
+        "dataset: each of its 7 users had each of the 12 items, so there are no negatives; "
+        "give interactions of more items, or a family that learns from ratings (BiasedMF)"
+    ]
+    more = dataclasses.replace(small, items=dataset.items.iloc[:13])
+    fewer = dataclasses.replace(small, interactions=pd.concat([full.iloc[1:], full.iloc[1:2]]))
+    for other in (more, fewer):
+        check_recipe(RECIPE, other)
 
 
 def test_models_say_what_they_lack_of_the_data_before_anything_is_trained(dataset: Dataset) -> None:

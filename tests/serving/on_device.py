@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import onnxruntime
 import pytest
 from torch import Tensor
 
@@ -29,8 +30,11 @@ def capture_double(run: Run, inputs: list[Tensor]) -> Captured:
     return Captured(replay, outputs)
 
 
-#: Device → the target whose stages run there, and the engine that takes tensors there.
-TARGETS = {"cpu": ("torch", "onnx"), "cuda": ("gpu", "onnx-cuda")}
+#: The engine of models on a GPU: on the host, where ONNX Runtime has no CUDA provider; tensors cross then.
+ON_CUDA = "onnx-cuda" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "onnx"
+
+#: Device → the target whose stages run there, and the engine of its models.
+TARGETS = {"cpu": ("torch", "onnx"), "cuda": ("gpu", ON_CUDA)}
 
 
 def on_device(release: Release, device: str, **settings: Any) -> Release:

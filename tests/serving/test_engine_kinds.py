@@ -18,7 +18,7 @@ from kind_contracts import check_rows
 from onnx import TensorProto, helper, numpy_helper
 
 from tiercel_serving.engines.bound import Bound
-from tiercel_serving.engines.table import ENGINES, BuiltKind, Engine, EngineKind, Reduced
+from tiercel_serving.engines.table import ENGINES, BuiltKind, Calibrated, Engine, EngineKind, Reduced
 from tiercel_serving.engines.trt.build import network_sha256
 from tiercel_serving.engines.trt.specification import BuildSpecification
 from tiercel_serving.errors import ArtefactCorrupt, EngineMismatch
@@ -130,6 +130,10 @@ def test_a_row_says_what_an_engine_is(row: str) -> None:
     assert (kind.tolerance.same_top is not None) == isinstance(kind, Reduced)
     if isinstance(kind, Reduced):
         assert ENGINES.find(kind.full).file == kind.file
+    if isinstance(kind, Calibrated):
+        assert isinstance(kind, Reduced), "query models are asked before there are requests"
+        module, _, calibrator = kind.calibrator.partition(":")
+        assert callable(getattr(importlib.import_module(module), calibrator))
     if isinstance(kind, BuiltKind):
         assert not isinstance(ENGINES.find(kind.stand_in), BuiltKind)
 

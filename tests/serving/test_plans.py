@@ -390,3 +390,17 @@ def test_versions_that_are_taken(modules: dict[str, Any]) -> None:
     for version in ("10.12.0.36", "11.4.0.106"):
         modules["tensorrt"] = SimpleNamespace(Builder=1, __version__=version)
         assert flavours.load(FLAVOURS["tensorrt"]) is modules["tensorrt"]
+
+
+@pytest.mark.parametrize("row", ["tensorrt-fp8", "tensorrt-rtx-fp8"])
+def test_a_gpu_without_products_in_fp8(
+    row: str, file: Path, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda.name, cuda.capability = "NVIDIA A10", "8.6"
+    words = r"FP8, which GPUs of compute capability 8\.9 .* this GPU is NVIDIA A10 .*--engine tensorrt.*-int8"
+    with pytest.raises(EngineMismatch, match=words):
+        ENGINES.find(row).open(file, ("shifted",), threads=1)
+    if row == "tensorrt-fp8":  # the other's are built without a GPU
+        monkeypatch.setattr(kinds, "load", lambda flavour: TensorRT)
+        with pytest.raises(EngineMismatch, match=words):
+            kinds.TensorRTFP8.build(file.parent)

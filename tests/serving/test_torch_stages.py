@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from on_device import CAPTURED, DEVICES, capture_double, on_device
+from on_device import CAPTURED, DEVICES, ON_CUDA, capture_double, on_device
 from stage_oracles import Ask, tensors
 from test_graph_stages import asks_of
 from tiny_release import DAY_S, Tiny
@@ -36,7 +36,7 @@ def torch_chain(tiny_of: Callable[[str], Tiny]) -> Chains:
         if key not in made:
             with pytest.MonkeyPatch.context() as patch:
                 if device == CAPTURED:
-                    patch.setitem(CAPTURES, "cpu", capture_double)
+                    patch.setitem(CAPTURES, "cpu", lambda: capture_double)
                 made[key] = Chain.open(on_device(tiny_of(variant).release, device))
         return made[key]
 
@@ -77,7 +77,7 @@ def test_every_kind_of_recommender(
     if tiny.settings.seen_again_days is not None:
         asks = [replace(ask, now=4.5 * DAY_S * at, again_days=at % 4) for at, ask in enumerate(asks)]
     # One user twice, another between: what was captured must read what it is given now.
-    for batch in (asks, asks[:1], asks[1:2], asks[:1], asks[3:4], asks[-1:]):
+    for batch in (asks, asks[:3], asks[:1], asks[1:2], asks[:2], asks[:1], asks[3:4], asks[3:5], asks[-1:]):
         arrays = tensors(batch)
         check_same(chain.run(arrays)[0], torch_chain(variant, device).run(arrays)[0])
 
@@ -175,7 +175,10 @@ def test_what_stages_make_stays_on_the_device(
     monkeypatch.setattr(Crossing, "add", noted)
     chain = torch_chain("quotas", device)
     chain.run(tensors([Ask(tiny_of("quotas").user_ids[2])]), ("item_id",))
-    for name in ("query_near", "retrieved_row", "source", "kept_row", "item_num", "rank_score"):
+    there = ["retrieved_row", "source", "kept_row", "item_num"]
+    if device == "cpu" or ON_CUDA != "onnx":
+        there += ["query_near", "rank_score"]
+    for name in there:
         assert made[name].device == chain.place.device, name
         assert not made[name].requires_grad
 

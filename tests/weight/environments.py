@@ -74,6 +74,8 @@ class Environment:
 
     def __post_init__(self) -> None:
         foreign = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}
+        # pip compiles nothing here, so the first program that imports a module does, for all that follow.
+        foreign.add("PYTHONDONTWRITEBYTECODE")
         self.variables = {name: value for name, value in os.environ.items() if name not in foreign}
         self._run([self.python.executable, "-m", "venv", "--without-pip", self.folder])
 

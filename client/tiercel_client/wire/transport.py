@@ -8,8 +8,7 @@ real server and a fake one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
 
@@ -20,8 +19,7 @@ Arrays = Mapping[str, Array]
 Headers = Mapping[str, str | bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """What a model is asked.
 
     Parameters

@@ -2,6 +2,7 @@
 
 Messages and stubs are tritonclient's; its ``InferenceServerClient`` is not used: it copies each tensor's
 description, and looks through all outputs for each by name, which is half of what a small answer costs.
+Inferences travel as the bytes that :mod:`.messages` writes and reads.
 """
 
 from __future__ import annotations
@@ -9,26 +10,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import grpc
 import grpc.aio
-import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonclient.utils import (
-    deserialize_bytes_tensor,
-    np_to_triton_dtype,
-    serialize_byte_tensor,
-    triton_to_np_dtype,
-)
 
 from ..contract import ModelConfig, TensorInfo
 from ..errors import ClientError, Closed, InvalidInput, ProtocolMismatch
 from ..options import TLS, KeepAlive
 from ..values import shown
+from .messages import read_answer, write_request
 from .status_codes import client_error
 from .transport import Array, Arrays, Headers, InferRequest
+
+#: Called without a serialiser of gRPC's, since the messages are bytes.
+_MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 class TritonTransport:
@@ -48,14 +45,15 @@ class TritonTransport:
         self._url = check_url(url)
         self._channel = _connect(grpc, self._url, _credentials(tls), _channel_args(tls, keep_alive))
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._infer = self._channel.unary_unary(_MODEL_INFER)
 
     def infer(self, request: InferRequest) -> Arrays:
         """See :class:`Transport`."""
-        with _errors(self._url, request.model, request.request_id):
-            answer = self._stub.ModelInfer(
-                _message(request), timeout=request.timeout_s, metadata=tuple(request.headers.items())
-            )
-            return _arrays(answer, self._url, request)
+        try:
+            answer = self._infer(write_request(request), request.timeout_s, _metadata(request))
+        except Exception as error:
+            raise client_error(error, self._url, request.model, request.request_id) from error
+        return _arrays(answer, self._url, request)
 
     def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
         """See :class:`Transport`."""
@@ -90,15 +88,19 @@ class AsyncTritonTransport:
         self._options = _credentials(tls), _channel_args(tls, keep_alive)
         self._channel: Any = None
         self._stub: Any = None
+        self._infer: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def infer(self, request: InferRequest) -> Arrays:
         """See :class:`Transport`."""
-        with _errors(self._url, request.model, request.request_id):
-            answer = await self._connected().ModelInfer(
-                _message(request), timeout=request.timeout_s, metadata=tuple(request.headers.items())
+        self._connected()
+        try:
+            answer = await self._infer(
+                write_request(request), timeout=request.timeout_s, metadata=_metadata(request)
             )
-            return _arrays(answer, self._url, request)
+        except Exception as error:
+            raise client_error(error, self._url, request.model, request.request_id) from error
+        return _arrays(answer, self._url, request)
 
     async def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
         """See :class:`Transport`."""
@@ -124,6 +126,7 @@ class AsyncTritonTransport:
         if self._channel is None:
             self._channel, self._loop = _connect(grpc.aio, self._url, *self._options), loop
             self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+            self._infer = self._channel.unary_unary(_MODEL_INFER)
         elif self._loop is not loop:
             raise Closed(
                 f"{self._url}: this recommender belongs to another event loop; make one in each loop"
@@ -139,6 +142,10 @@ def check_url(url: Any) -> str:
             f"came {shown(url)}"
         )
     return url.strip()
+
+
+def _metadata(request: InferRequest) -> tuple[tuple[str, str | bytes], ...] | None:
+    return tuple(request.headers.items()) if request.headers else None
 
 
 @contextmanager
@@ -196,48 +203,15 @@ _CONFIG_DTYPES: Mapping[int, str] = {
 }
 
 
-def _message(request: InferRequest) -> Any:
-    message = service_pb2.ModelInferRequest(model_name=request.model, id=request.request_id)
-    for name, array in request.inputs.items():
-        message.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
-        text = array.dtype == np.object_
-        # What serialises text gives an empty array where there is none, and else one element.
-        message.raw_input_contents.append(
-            b"".join(serialize_byte_tensor(array).reshape(-1).tolist()) if text else array.tobytes()
-        )
-    message.outputs.extend(_requested(tuple(request.outputs)))
-    # The deadline ends our waiting; this ends the request's waiting in a queue of the server, if the
-    # model's queue policy has a default timeout and allows to override it.
-    message.parameters["timeout"].int64_param = max(1, int(request.timeout_s * 1e6))
-    return message
-
-
-@lru_cache(maxsize=64)
-def _requested(names: tuple[str, ...]) -> list[Any]:
-    return [service_pb2.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in names]
-
-
-def _arrays(answer: Any, url: str, request: InferRequest) -> dict[str, Array]:
+def _arrays(answer: bytes, url: str, request: InferRequest) -> dict[str, Array]:
     try:
-        tensors = zip(answer.outputs, answer.raw_output_contents, strict=True)
-        return {tensor.name: _array(tensor, content) for tensor, content in tensors}
+        return read_answer(answer)
     except Exception as error:  # bytes and shape that do not fit, text cut off, an unknown dtype
         raise ProtocolMismatch(
             f"{url}: model {request.model!r}: an answer that can't be read: {error}; is it a Triton "
             "Inference Server that this tritonclient knows?",
             request_id=request.request_id,
         ) from error
-
-
-def _array(tensor: Any, content: bytes) -> Array:
-    if tensor.datatype == "BYTES":
-        flat: Array = deserialize_bytes_tensor(content)
-    else:
-        dtype = triton_to_np_dtype(tensor.datatype)
-        if dtype is None:
-            raise ValueError(f"{tensor.name} is of type {tensor.datatype}")
-        flat = np.frombuffer(content, dtype)
-    return flat.reshape(tuple(tensor.shape))
 
 
 def _model_config(config: Any) -> ModelConfig:

@@ -81,13 +81,7 @@ def cast_graph(model: onnx.ModelProto, precision: str, *, simulate: bool = False
     ExportError
         A weight is beyond the type's largest number, or the graph has control flow.
     """
-    for node in model.graph.node:
-        if any(one.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for one in node.attribute):
-            raise ExportError(
-                f"{node.op_type} at layer {node.name!r}: control flow can't be cast to {precision}; write "
-                "the layer "
-                "without `if` and loops, or export in float32"
-            )
+    refuse_control_flow(model, precision)
     made = onnx.ModelProto()
     made.CopyFrom(model)
     casting = _Casting(made, HALF_TYPES[precision], precision, simulate)
@@ -98,9 +92,25 @@ def cast_graph(model: onnx.ModelProto, precision: str, *, simulate: bool = False
     for output in made.graph.output:
         casting.full(output.name)
     made.graph.node.extend(casting.nodes)
-    _drop_unused(made)
+    drop_unused(made)
     del made.graph.value_info[:]
     return made
+
+
+def refuse_control_flow(model: onnx.ModelProto, precision: str) -> None:
+    """Refuse a graph whose nodes have graphs of their own.
+
+    Raises
+    ------
+    ExportError
+        A layer is an `if` or a loop.
+    """
+    for node in model.graph.node:
+        if any(one.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for one in node.attribute):
+            raise ExportError(
+                f"{node.op_type} at layer {node.name!r}: control flow can't be cast to {precision}; write "
+                "the layer without `if` and loops, or export in float32"
+            )
 
 
 def halved(model: onnx.ModelProto) -> int:
@@ -221,7 +231,7 @@ def _cast(name: str, to: str, number: int) -> onnx.NodeProto:
     return helper.make_node("Cast", [name], [to], name=f"cast_{to}", to=number)
 
 
-def _drop_unused(model: onnx.ModelProto) -> None:
+def drop_unused(model: onnx.ModelProto) -> None:
     """Drop weights and casts that nobody reads any more."""
     outputs = {tensor.name for tensor in model.graph.output}
     read = _read(model) | outputs

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
 
-from tiercel_serving.engines.table import ENGINES, query_engine
+from tiercel_serving.engines.table import ENGINES, Calibrated, query_engine
 from tiercel_serving.live_items.watch import TOWER_ENGINE, item_tower
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import QueryModel, RankingModel
@@ -64,6 +64,29 @@ class Maker(Protocol):
         ------
         ExportError
             The engine can't express the module.
+        """
+        ...
+
+
+class Calibrator(Protocol):
+    """What the row of an engine names as its ``calibrator``."""
+
+    def __call__(self, folder: Path, requests: Sequence[Arrays], *, max_batch: int) -> None:
+        """Finish what the maker wrote.
+
+        Parameters
+        ----------
+        folder
+            The artefact's directory.
+        requests
+            Batches of the model's inputs, as they will come.
+        max_batch
+            The largest batch that will be asked for.
+
+        Raises
+        ------
+        ExportError
+            The engine can't express the model, or there are no requests.
         """
         ...
 
@@ -302,3 +325,32 @@ def write_engines(
         )
         write_artefact(folder, "engine", build_id, {})
     return notes
+
+
+def calibrate_engines(
+    artefacts: Path,
+    models: Models,
+    engine: str,
+    requests: Callable[[DenseModel], Sequence[Arrays]],
+    *,
+    max_batch: int,
+    build_id: str,
+) -> None:
+    """Finish the ranker, and those for fewer candidates, where their engine's row names a ``calibrator``.
+
+    Parameters
+    ----------
+    artefacts, models, engine, max_batch, build_id
+        As :func:`write_engines` was given them.
+    requests
+        Gives batches of a model's inputs, as they will come.
+    """
+    kind: Any = ENGINES.find(engine)
+    if not isinstance(kind, Calibrated):
+        return
+    module, _, name = kind.calibrator.partition(":")
+    calibrate = cast("Calibrator", getattr(import_module(module), name))
+    for model in filter(lambda one: is_ranker(one.stage), models.dense):
+        folder = artefacts / model.stage
+        calibrate(folder, requests(model), max_batch=max_batch)
+        write_artefact(folder, "engine", build_id, {})

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from tiercel_serving.engines.onnx import Onnx
@@ -27,6 +26,7 @@ from ..errors import ExportError
 from .casts import cast_graph
 from .onnx import make_onnx, save_onnx
 from .onnx_model import OnnxModel
+from .quantized import EIGHT_BITS, open_graph, quantize_graph
 from .readiness import graph_problems
 
 #: Types of weights.
@@ -71,8 +71,67 @@ def _make(
     make_onnx(module, folder, inputs=inputs, output=output, max_batch=max_batch, build_id=build_id)
     file = folder / Onnx.file
     network = file if precision is None else write_cast(file, precision)
+    _specify(network, kind=kind, flavour=flavour, max_batch=max_batch)
+    return ()
+
+
+def _make_full(
+    module: torch.nn.Module | OnnxModel,
+    folder: Path,
+    *,
+    inputs: Sequence[TensorSpec],
+    output: str,
+    max_batch: int,
+    build_id: str,
+    flavour: str,
+) -> tuple[str, ...]:
+    """Write the float32 graph, which :func:`_calibrate` turns into eight bits; see :class:`~.prepare.Maker`.
+
+    Parameters
+    ----------
+    module, folder, inputs, output, max_batch, build_id
+        As every maker's.
+    flavour
+        As :func:`_make` takes it.
+
+    Raises
+    ------
+    ExportError
+        As :func:`_make` says.
+    """
+    make_onnx(module, folder, inputs=inputs, output=output, max_batch=max_batch, build_id=build_id)
+    check_ready(folder / Onnx.file, flavour)
+    return ()
+
+
+def _calibrate(
+    folder: Path, requests: Sequence[Arrays], *, max_batch: int, kind: str, flavour: str, precision: str
+) -> None:
+    """Write the graph in eight bits, and its specification; see :class:`~.prepare.Calibrator`.
+
+    Parameters
+    ----------
+    folder, requests, max_batch
+        As every calibrator's.
+    kind, flavour
+        As :func:`_make` takes them.
+    precision
+        Row of :data:`~.quantized.EIGHT_BITS`.
+
+    Raises
+    ------
+    ExportError, ExportInputError, EngineBuildFailed
+        As :func:`~.quantized.quantize_graph` and :func:`_make` say.
+    """
+    network = _reduced(folder / Onnx.file, precision)
+    save_onnx(quantize_graph(onnx.load(str(folder / Onnx.file)), precision, requests, folder.name), network)
+    _specify(network, kind=kind, flavour=flavour, max_batch=max_batch)
+
+
+def _specify(network: Path, *, kind: str, flavour: str, max_batch: int) -> None:
+    """Check a graph, and write what shall be built of it; build what is portable."""
     check_ready(network, flavour)
-    largest = max(max_batch, 1)
+    folder, largest = network.parent, max(max_batch, 1)
     specification = BuildSpecification(
         network.name,
         network_sha256(network),
@@ -84,7 +143,11 @@ def _make(
     built: Any = ENGINES.find(kind)
     if FLAVOURS[flavour].portable and isinstance(built, BuiltKind):
         built.build(folder)
-    return ()
+
+
+def _reduced(file: Path, precision: str) -> Path:
+    """Return where the form of an ONNX file in another precision lies."""
+    return file.with_name(f"{file.stem}.{precision}{file.suffix}")
 
 
 def structure_sha256(model: onnx.ModelProto) -> str:
@@ -104,7 +167,7 @@ def structure_sha256(model: onnx.ModelProto) -> str:
 
 def write_cast(file: Path, precision: str) -> Path:
     """Write the half-precision form of an ONNX file beside it, and return its path."""
-    made = file.with_name(f"{file.stem}.{precision}{file.suffix}")
+    made = _reduced(file, precision)
     save_onnx(cast_graph(onnx.load(str(file)), precision), made)
     return made
 
@@ -129,25 +192,21 @@ def check_ready(file: Path, flavour: str) -> None:
 
 
 def rounded_model(file: Path, precision: str, output: str) -> Callable[[Arrays], dict[str, Array]]:
-    """Return what runs a model as its half-precision plan would, on this CPU.
+    """Return what runs a model as its plan of less than float32 would, on this CPU.
 
     Parameters
     ----------
     file
-        The float32 ONNX file.
+        The float32 ONNX file; of eight bits the form beside it is run.
     precision
-        Row of :data:`~.casts.HALF_TYPES`.
+        Row of :data:`~.casts.HALF_TYPES` or :data:`~.quantized.EIGHT_BITS`.
     output
         The output's name.
     """
-    graph = cast_graph(onnx.load(str(file)), precision, simulate=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    # Its optimizer would see that a cast and the cast back cancel each other.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    session = onnxruntime.InferenceSession(
-        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    if precision in EIGHT_BITS:
+        session = open_graph(onnx.load(str(_reduced(file, precision))))
+    else:
+        session = open_graph(cast_graph(onnx.load(str(file)), precision, simulate=True))
     names = [put.name for put in session.get_inputs()]
 
     def run(arrays: Arrays) -> dict[str, Array]:
@@ -163,3 +222,15 @@ make_tensorrt_bf16 = partial(_make, kind="tensorrt-bf16", flavour="tensorrt", pr
 make_tensorrt_rtx = partial(_make, kind="tensorrt-rtx", flavour="tensorrt_rtx")
 make_tensorrt_rtx_fp16 = partial(_make, kind="tensorrt-rtx-fp16", flavour="tensorrt_rtx", precision="fp16")
 make_tensorrt_rtx_bf16 = partial(_make, kind="tensorrt-rtx-bf16", flavour="tensorrt_rtx", precision="bf16")
+
+#: What the rows of eight bits begin with: their graph is finished when the release's requests are there.
+make_tensorrt_full = partial(_make_full, flavour="tensorrt")
+make_tensorrt_rtx_full = partial(_make_full, flavour="tensorrt_rtx")
+calibrate_tensorrt_int8 = partial(_calibrate, kind="tensorrt-int8", flavour="tensorrt", precision="int8")
+calibrate_tensorrt_fp8 = partial(_calibrate, kind="tensorrt-fp8", flavour="tensorrt", precision="fp8")
+calibrate_tensorrt_rtx_int8 = partial(
+    _calibrate, kind="tensorrt-rtx-int8", flavour="tensorrt_rtx", precision="int8"
+)
+calibrate_tensorrt_rtx_fp8 = partial(
+    _calibrate, kind="tensorrt-rtx-fp8", flavour="tensorrt_rtx", precision="fp8"
+)

@@ -31,11 +31,11 @@ from tiercel_serving.stages.specs import Tensors
 from tiercel_serving.verify.checks import verify_release
 
 from ..forms import ServedForm
-from ..models.prepare import Models, prepare_models, write_engines
+from ..models.prepare import Models, calibrate_engines, prepare_models, write_engines
 from .fit import check_reorder, named_tasks, refuse
 from .given import check_inputs
 from .goal import check_onnx, make_goal, refuse_unmakeable
-from .golden import ask_oracles
+from .golden import ask_oracles, with_reduced
 from .golden_answers import stranger
 from .parts import FeatureOptions, Goal, Inputs, Programs, TableColumns, Tables
 from .programs import compile_programs
@@ -209,8 +209,12 @@ def build_release(
         _write_artefacts(artefacts, programs, tables, sources, build_id)
         release = Release(staging, manifest)
         step(5)
-        golden, originals = ask_oracles(inputs, programs, uncompiled, sources, goal.engine, artefacts)
+        golden, originals, requests = ask_oracles(inputs, programs, uncompiled, sources)
         golden.write(artefacts, build_id)
+        calibrate_engines(
+            artefacts, models, goal.engine, requests.calibration, max_batch=most, build_id=build_id
+        )
+        originals = with_reduced(originals, requests, goal.engine, artefacts)
         step(6)
         render_repository(release, staging / "triton", layout)
         write_manifest(staging, manifest)

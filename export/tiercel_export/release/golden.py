@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,37 +27,84 @@ from .uncompiled import Uncompiled
 #: Requests on which a ranker of less than float32 is compared with torch.
 REDUCED_REQUESTS = 1000
 
+#: Requests that show a ranker in eight bits how large its numbers become.
+CALIBRATION_REQUESTS = 256
+
+
+@dataclass(frozen=True)
+class ModelRequests:
+    """What models are asked: users of the store, any items, and scores as retrieval gave them.
+
+    Parameters
+    ----------
+    uncompiled
+        Tables and models.
+    random
+        What draws.
+    scores, sources
+        ``[N]`` pairs of retrieval's score and its source, of real candidates.
+    """
+
+    uncompiled: Uncompiled
+    random: np.random.Generator
+    scores: Array
+    sources: Array
+
+    def inputs(self, model: DenseModel, users: Array) -> dict[str, Array]:
+        """Return what a model takes for users; their candidates end in empty slots, the last one has none."""
+        settings, items, random = self.uncompiled.settings, self.uncompiled.items, self.random
+        shape = (len(users), settings.kept)
+        rows = random.integers(0, items, shape)
+        real = np.arange(shape[1]) < random.integers(1, shape[1] + 1, shape[0])[:, None]
+        real[-1] &= len(users) == 1
+        if len(self.scores):
+            drawn = random.integers(0, len(self.scores), shape)
+            scores, sources = self.scores[drawn], self.sources[drawn]
+        else:
+            scores, sources = random.normal(size=shape), random.integers(1, len(settings.sources) + 1, shape)
+        known = self.uncompiled.users(users) | self.uncompiled.candidates(
+            np.where(real, rows, items),
+            np.where(real, scores, 0).astype(np.float32),
+            np.where(real, sources, 0).astype(np.int32),
+        )
+        # The ranker for fewer candidates takes the first of them; all else is as wide as its spec says.
+        return {spec.name: known[spec.name][:, : spec.dims[0]] for spec in model.inputs}
+
+    def batches(self, model: DenseModel, count: int) -> list[dict[str, Array]]:
+        """Return ``count`` requests in batches of the largest size."""
+        users = self.random.integers(0, self.uncompiled.nobody + 1, count)
+        size = self.uncompiled.settings.max_batch_size
+        return [self.inputs(model, users[start : start + size]) for start in range(0, count, size)]
+
+    def calibration(self, model: DenseModel) -> list[dict[str, Array]]:
+        """Return requests that show how large numbers become; none where nobody real could ask."""
+        known = self.uncompiled.nobody > 0 and len(self.scores) > 0
+        return self.batches(model, CALIBRATION_REQUESTS) if known else []
+
 
 def ask_oracles(
-    inputs: Inputs,
-    programs: Programs,
-    uncompiled: Uncompiled,
-    made: Mapping[str, Made],
-    engine: str,
-    artefacts: Path,
-) -> tuple[Golden, Originals]:
+    inputs: Inputs, programs: Programs, uncompiled: Uncompiled, made: Mapping[str, Made]
+) -> tuple[Golden, Originals, ModelRequests]:
     """Ask every oracle: NVTabular for features, torch for models, the plain references for the rest.
 
     Parameters
     ----------
     inputs, programs, uncompiled, made
         What the steps of the export made.
-    engine
-        The row of the dense models.
-    artefacts
-        Where their artefacts lie.
+
+    Returns
+    -------
+    The golden vectors, what the verification is shown besides, and what draws requests of models.
     """
     random = np.random.default_rng(inputs.seed)
     golden = Golden()
     features = ask_nvtabular(golden, inputs, programs, random)
-    batches = _ask_models(golden, uncompiled, random)
-    reduced = _reduced(uncompiled, engine, artefacts, random)
+    requests = ModelRequests(uncompiled, random, *ask_for_answers(golden, inputs, programs, uncompiled, made))
+    batches = _ask_models(golden, requests)
     _ask_sources(golden, uncompiled, made)
-    ask_for_answers(golden, inputs, programs, uncompiled, made)
     models = {model.stage: model.run for model in uncompiled.models.dense}
-    return golden, Originals(
-        features, models, batches, {name: one.arrays for name, one in made.items()}, reduced
-    )
+    arrays = {name: one.arrays for name, one in made.items()}
+    return golden, Originals(features, models, batches, arrays), requests
 
 
 def _few_users(uncompiled: Uncompiled) -> Array:
@@ -65,56 +113,42 @@ def _few_users(uncompiled: Uncompiled) -> Array:
     return np.append(np.linspace(0, last, MODEL_ROWS - 1).astype(np.int64), uncompiled.nobody)
 
 
-def _ask_models(
-    golden: Golden, uncompiled: Uncompiled, random: np.random.Generator
-) -> dict[str, list[dict[str, Array]]]:
+def _ask_models(golden: Golden, requests: ModelRequests) -> dict[str, list[dict[str, Array]]]:
     """Run the modules on a few users, and return batches to compare both with."""
-    few = _few_users(uncompiled)
-    many = random.integers(0, uncompiled.nobody + 1, uncompiled.settings.max_batch_size)
+    uncompiled = requests.uncompiled
+    few, most = _few_users(uncompiled), uncompiled.settings.max_batch_size
+    many = requests.random.integers(0, uncompiled.nobody + 1, most)
     batches = {}
     for model in uncompiled.models.dense:
-        inputs = _model_inputs(uncompiled, model, few, random)
+        inputs = requests.inputs(model, few)
         golden.add_tensors("engines", model.stage, inputs, model.run(inputs))
-        batches[model.stage] = [_model_inputs(uncompiled, model, rows, random) for rows in (many[:1], many)]
+        batches[model.stage] = [requests.inputs(model, rows) for rows in (many[:1], many)]
     return batches
 
 
-def _reduced(
-    uncompiled: Uncompiled, engine: str, artefacts: Path, random: np.random.Generator
-) -> dict[str, ReducedModel]:
-    """Return what a ranker of less than float32 will compute, and many requests for it."""
+def with_reduced(originals: Originals, requests: ModelRequests, engine: str, artefacts: Path) -> Originals:
+    """Return originals with what a ranker of less than float32 will compute, and many requests for it.
+
+    Parameters
+    ----------
+    originals
+        What the verification is shown already.
+    requests
+        What draws the requests.
+    engine
+        The row of the dense models.
+    artefacts
+        Where their artefacts lie.
+    """
     kind: Any = ENGINES.find(engine)
-    ranker = uncompiled.models.ranker
+    ranker = requests.uncompiled.models.ranker
     if not isinstance(kind, Reduced) or ranker is None:
-        return {}
+        return originals
     precision = engine.rpartition("-")[2]
     run = rounded_model(artefacts / ranker.stage / Onnx.file, precision, ranker.output.name)
-    users = random.integers(0, uncompiled.nobody + 1, REDUCED_REQUESTS)
-    size = uncompiled.settings.max_batch_size
-    batches = [
-        _model_inputs(uncompiled, ranker, users[start : start + size], random)
-        for start in range(0, len(users), size)
-    ]
-    tolerance = ENGINES.find(engine).tolerance
-    return {ranker.stage: ReducedModel(run, batches, tolerance, precision)}
-
-
-def _model_inputs(
-    uncompiled: Uncompiled, model: DenseModel, users: Array, random: np.random.Generator
-) -> dict[str, Array]:
-    """Return what a model takes for users; their candidates end in empty slots, the last one has none."""
-    settings = uncompiled.settings
-    shape = (len(users), settings.kept)
-    rows = random.integers(0, uncompiled.items, shape)
-    real = np.arange(shape[1]) < random.integers(1, shape[1] + 1, shape[0])[:, None]
-    real[-1] &= len(users) == 1
-    scores = np.where(real, random.normal(size=shape), 0).astype(np.float32)
-    sources = np.where(real, random.integers(1, len(settings.sources) + 1, shape), 0).astype(np.int32)
-    known = uncompiled.users(users) | uncompiled.candidates(
-        np.where(real, rows, uncompiled.items), scores, sources
-    )
-    # The ranker for fewer candidates takes the first of them; every other tensor is as wide as its spec says.
-    return {spec.name: known[spec.name][:, : spec.dims[0]] for spec in model.inputs}
+    batches = requests.batches(ranker, REDUCED_REQUESTS)
+    model = ReducedModel(run, batches, ENGINES.find(engine).tolerance, precision)
+    return replace(originals, reduced={ranker.stage: model})
 
 
 def _ask_sources(golden: Golden, uncompiled: Uncompiled, made: Mapping[str, Made]) -> None:

@@ -52,10 +52,14 @@ def ask_for_answers(
     programs: Programs,
     uncompiled: Uncompiled,
     made: Mapping[str, Made],
-) -> None:
+) -> tuple[Array, Array]:
     """Answer for some users; one of whom too many candidates nearly tie is passed over for another.
 
     Every second one may get what the user already had, whatever the settings say.
+
+    Returns
+    -------
+    ``[N]`` float32 and int32: retrieval's scores of all their candidates, and where each came from.
     """
     nobody, settings = uncompiled.nobody, uncompiled.settings
     rows = np.unique(np.linspace(0, max(nobody - 1, 0), 2 * ANSWER_USERS).astype(np.int64))[:nobody]
@@ -91,6 +95,8 @@ def ask_for_answers(
     outputs |= _candidates(found, uncompiled.items)
     outputs["wanted"] = np.array([wanted], np.int64)
     golden.add_tensors("answers", "all", request, outputs)
+    real = outputs["candidate_row"] != uncompiled.items
+    return outputs["candidate_score"][real], outputs["candidate_source"][real]
 
 
 def _answer(

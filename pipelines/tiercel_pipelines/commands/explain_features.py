@@ -192,6 +192,7 @@ def explain_recipe(
     from tiercel_export.workflow.frames import columns_from_frame
 
     from ..data import load_dataset, split_dataset
+    from ..features.fit_progress import fit_progress
     from ..features.origin import cut_or_whole
     from ..features.sample_rows import SampleRows
     from ..features.workflow import fit_workflow
@@ -201,7 +202,8 @@ def explain_recipe(
     check_recipe(recipe, dataset)
     fit = split_dataset(dataset, **asdict(recipe.split), allow_seen=recipe.serving.allow_seen).fit
     progress("fitting the workflow", 0, None)
-    workflow = fit_workflow(recipe, dataset, fit)
+    with fit_progress(progress):
+        workflow = fit_workflow(recipe, dataset, fit)
 
     def sample(of: str, inputs: Sequence[InputColumn], n: int) -> SampleRows:
         return SampleRows(columns_from_frame(dataset.joined(fit.head(n)), inputs), "training interactions")

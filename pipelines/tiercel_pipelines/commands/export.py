@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from tiercel_serving.commands.bench import check_place, write_whole
 from tiercel_serving.commands.shell import Debug, Json, Refused, Shell, shell
 from tiercel_serving.commands.tables import heading, number, pairs, seconds, table
 
@@ -78,6 +79,8 @@ def command(
         if explain or svg is not None:
             if not explain:
                 raise Refused("--svg draws what --explain tells; add --explain")
+            if svg is not None:
+                check_picture(svg, replace)
             files = {"items": items, "users": users, "interactions": interactions}
             explain_export(sh, run, files, (target, layout, engine), svg)
             return
@@ -128,7 +131,7 @@ def explain_export(
         manifest = manifest_of(run, tables, progress)
         placement, others = placement_of(manifest, *goal), every_placement(manifest)
     if svg is not None:
-        svg.write_text(as_svg(placement), encoding="utf-8")
+        write_whole(svg, as_svg(placement))
         sh.note(f"picture: {svg}")
     compared = table("target", "layout", "models", "hops", "copies", right=("models", "hops", "copies"))
     for one in others:
@@ -136,6 +139,13 @@ def explain_export(
         compared.add_row(one.target, one.layout, *map(str, counts))
     document = {**as_document(placement), "others": [as_document(one) for one in others]}
     sh.emit(document, f"[not bold]{escape(as_text(placement))}[/]\n", compared)
+
+
+def check_picture(file: Path, replace: bool) -> None:
+    """Refuse a file that can't be written, or is there already, before anything is loaded."""
+    check_place(file)
+    if file.exists() and not replace:
+        raise Refused(f"--svg {file}: is there already; name another file, or add --replace")
 
 
 def refuse_unknown_rows(target: str, layout: str, engine: str | None, runner: str | None = None) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..errors import DataCorrupt
 from .plain import LARGEST, Array, check_exact, not_plain, too_wide, whole_numbers
 
 _types = pa.types
@@ -115,6 +116,20 @@ def joined(arrays: Sequence[pa.Array]) -> pa.Array:
     return pa.concat_arrays([array.cast(widest) for array in arrays])
 
 
+#: What stands for a kind where a column has no value that would say it.
+_TYPES = {"string": pa.large_string(), "float": pa.float64(), "bool": pa.bool_()}
+
+
+def of_kind(array: pa.Array, kind: str | None) -> pa.Array:
+    """Return a canonical array; one without any value becomes the ``kind`` that a schema names."""
+    if kind is None or kind_of(array.type) not in ("null", "list[null]"):
+        return array
+    if not kind.startswith("list["):
+        return array.cast(_TYPES.get(kind, pa.int64()))
+    element = kind.removeprefix("list[").removesuffix("]")
+    return array.cast(pa.large_list(_TYPES.get(element, pa.int64())))
+
+
 def _rank(dtype: pa.DataType) -> int:
     if _is_list(dtype):
         return 3 + _rank(dtype.value_type)
@@ -127,7 +142,7 @@ def plain_values(array: pa.Array, where: str) -> Array:
     Raises
     ------
     DataCorrupt
-        If nulls would change an integer.
+        If nulls would change an integer, or text is not UTF-8.
     """
     null = array.is_null().to_numpy(zero_copy_only=False)
     if _types.is_integer(array.type):
@@ -135,9 +150,14 @@ def plain_values(array: pa.Array, where: str) -> Array:
     if _types.is_boolean(array.type):
         values = array.fill_null(False).to_numpy(zero_copy_only=False)
         return np.where(null, np.nan, values.astype(np.float64)) if null.any() else values
-    if _is_list(array.type):
-        return _lists(array, where)
-    return np.asarray(array.to_numpy(zero_copy_only=False))
+    try:
+        return _lists(array, where) if _is_list(array.type) else array.to_numpy(zero_copy_only=False)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        # Arrow takes a file's word for it that its text is UTF-8.
+        raise DataCorrupt(
+            f"{where}: expected text in UTF-8, found other bytes ({error}); decode the column as it was "
+            "written, and write it again"
+        ) from error
 
 
 def _lists(array: pa.LargeListArray, where: str) -> Array:

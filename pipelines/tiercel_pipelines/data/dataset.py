@@ -146,6 +146,12 @@ def _check_time(where: str, interactions: pd.DataFrame, timestamp: str | None) -
             f"{where}.{timestamp} must be dates or numbers without nulls, found {found}, or name no time "
             "(timestamp=None)"
         )
+    strays = column[~np.isfinite(column)]
+    if len(strays):
+        raise DataCorrupt(
+            f"{where}.{timestamp} must be dates or finite numbers, found {strays.iloc[0]} in {len(strays)} "
+            "rows; drop those rows"
+        )
 
 
 def _check_shared_names(dataset: Dataset) -> None:

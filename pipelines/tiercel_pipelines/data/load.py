@@ -40,14 +40,16 @@ def load_dataset(
     DataError
         If the spec itself cannot be.
     """
+    if isinstance(spec, DatasetSpec) and (wrong := spec.problems()):
+        raise DataError(f"data set: {wrong[0].within(type(spec).__name__)}")
     if isinstance(spec, MovieLens100K):
         return load_ml_100k(data_dir=data_dir, progress=progress)
     if isinstance(spec, Synthetic):
         return make_synthetic(spec, progress)
     if isinstance(spec, Parquet):
-        return load_parquet(spec, data_dir=data_dir)
+        return load_parquet(spec, data_dir=data_dir, progress=progress)
     if isinstance(spec, Sequences):
-        return load_sequences(spec, data_dir=data_dir)
+        return load_sequences(spec, data_dir=data_dir, progress=progress)
     raise DataError(
         f"data set: expected MovieLens100K, Synthetic, Parquet or Sequences, got {type(spec).__name__}"
     )

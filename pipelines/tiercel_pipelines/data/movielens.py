@@ -6,7 +6,6 @@ Its licence forbids redistribution, so it is never part of this project: each ma
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 import zipfile
@@ -21,10 +20,10 @@ from tiercel_serving.machine import fault_of
 
 from ..errors import DataCorrupt, DataMissing
 from .dataset import Dataset, Progress
+from .places import DATA_DIR_VARIABLE, data_dirs
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 FOLDER = "ml-100k"
-DATA_DIR_VARIABLE = "TIERCEL_DATA_DIR"
 
 #: MD5 and size in bytes of ``u.data``, as GroupLens publishes it.
 RATINGS_MD5 = "6e47046882bad158b0efbb84cd5cb987"
@@ -58,11 +57,7 @@ def find_ml_100k(data_dir: str | Path | None = None) -> Path | None:
 
 def _places(data_dir: str | Path | None) -> list[Path]:
     """Folders to look at, in order. A download goes to the first."""
-    roots = [Path(data_dir)] if data_dir is not None else []
-    if variable := os.environ.get(DATA_DIR_VARIABLE):
-        roots.append(Path(variable))
-    roots.append(Path("data"))
-    return [root / FOLDER for root in roots]
+    return [root / FOLDER for root in data_dirs(data_dir)]
 
 
 def fetch_ml_100k(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -15,29 +18,37 @@ from tiercel_serving.errors import TiercelError
 from tiercel_serving.machine import fault_of
 
 from ..errors import DataCorrupt, DataError, DataMissing
-from .arrow import canonical, joined, kind_of, plain_values
-from .dataset import Dataset
+from .arrow import canonical, joined, kind_of, of_kind, plain_values
+from .dataset import Dataset, Progress
+from .places import STARTS, find_data
 from .plain import check_names
 from .specs import Parquet
 
+_T = TypeVar("_T")
 Columns = tuple[tuple[str, str], ...]
 
 #: Types a schema may name, and what to ask of an Arrow type.
 COLUMN_TYPES = ("int", "float", "bool", "string", "time", "list[int]", "list[float]", "list[string]")
 
+#: Files and folders below the folder of a table, at most.
+MOST_ENTRIES = 100_000
+
 #: Kinds of a part's column that say nothing of the table's.
 _NO_VALUES = ("null", "list[null]")
 
 
-def load_parquet(spec: Parquet, *, data_dir: str | Path | None = None) -> Dataset:
-    """Read three Parquet tables and check them against their schema; relative paths start at ``data_dir``."""
-    root = Path(data_dir) if data_dir is not None else Path()
+def load_parquet(
+    spec: Parquet, *, data_dir: str | Path | None = None, progress: Progress | None = None
+) -> Dataset:
+    """Read three Parquet tables and check them against their schema; ``find_data`` says where they are."""
+    paths = [find_data(path, data_dir) for path in (spec.users, spec.items, spec.interactions)]
     ids = [spec.user_id, spec.item_id]
     time = [spec.timestamp] if spec.timestamp is not None else []
-    users = _read(root / spec.users, "users", [spec.user_id], spec.user_columns)
-    items = _read(root / spec.items, "items", [spec.item_id], spec.item_columns)
-    interactions = _read(root / spec.interactions, "interactions", ids + time, spec.context_columns)
-    source = ", ".join(str(root / path) for path in (spec.users, spec.items, spec.interactions))
+    users = _read(paths[0], "users", [spec.user_id], spec.user_columns, progress)
+    items = _read(paths[1], "items", [spec.item_id], spec.item_columns, progress)
+    told = ids + time
+    interactions = _read(paths[2], "interactions", told, spec.context_columns, progress)
+    source = ", ".join(map(str, paths))
     dataset = Dataset(
         spec.name, users, items, interactions, spec.user_id, spec.item_id, spec.timestamp, source
     )
@@ -66,19 +77,23 @@ def read_table(path: Path, table: str, *, keep: Callable[[str], bool] = lambda n
         If a file is no Parquet file, or differs from the others, or a value has no plain dtype.
     """
     parts = _parts(path, table)
-    return _plain(parts, str(path), table, [name for name in _names(parts) if keep(name)])
+    return _plain(parts, str(path), table, [name for name in _names(parts) if keep(name)], {})
 
 
-def _read(path: Path, table: str, roles: list[str], columns: Columns | None) -> pd.DataFrame:
+def _read(
+    path: Path, table: str, roles: list[str], columns: Columns | None, progress: Progress | None
+) -> pd.DataFrame:
     if not path.exists():
         raise DataMissing(
-            f"parquet: {table}: {path.absolute()} does not exist; correct `{table}` in the recipe's data set"
+            f"parquet: {table}: {path.absolute()} does not exist; correct `{table}` in the recipe's data set "
+            f"({STARTS})"
         )
     parts = _parts(path, table)
     wanted = [*roles, *(name for name, _ in columns)] if columns is not None else _names(parts)
     for part in parts:
-        _check_columns(part, table, [*roles, *wanted], columns or (), len(parts) > 1)
-    return _plain(parts, str(path), table, list(dict.fromkeys(wanted)))
+        _check_columns(part, table, [*roles, *wanted], columns or ())
+    names = list(dict.fromkeys(wanted))
+    return _plain(parts, str(path), table, names, dict(columns or ()), progress)
 
 
 def _names(parts: Sequence[_Part]) -> list[str]:
@@ -97,12 +112,15 @@ class _Part:
     fragment: pads.ParquetFileFragment
     schema: pa.Schema
     folders: dict[str, object]
+    rows: int
 
     @property
     def names(self) -> list[str]:
         return [*self.schema.names, *(name for name in self.folders if name not in self.schema.names)]
 
     def kind(self, name: str) -> str:
+        if not self.rows:
+            return _NO_VALUES[0]
         return kind_of(self._folder(name, 0).type if self._in_folders(name) else self.type_of(name))
 
     def type_of(self, name: str) -> pa.DataType:
@@ -114,6 +132,8 @@ class _Part:
             read = self.fragment.to_table(schema=self.schema, columns=own)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(self.path, table, error) from error
+        if not self.rows:
+            return pa.table({name: pa.nulls(0) for name in names})
         for name in names:
             if self._in_folders(name):
                 read = read.append_column(name, self._folder(name, read.num_rows))
@@ -126,10 +146,24 @@ class _Part:
         return pa.repeat(pa.scalar(self.folders[name]), rows)
 
 
+def check_folder(path: Path, table: str) -> None:
+    """Refuse a folder that is that of no table, such as the whole disk, without walking through it."""
+    entries = 0
+    for _, folders, files in os.walk(path):
+        entries += len(folders) + len(files)
+        if entries > MOST_ENTRIES:
+            raise DataError(
+                f"{path}: {table}: expected a folder of Parquet files, found more than {MOST_ENTRIES:,} "
+                "files and folders below it; name the table's own folder, or write it in fewer parts"
+            )
+
+
 def _parts(path: Path, table: str) -> list[_Part]:
+    check_folder(path, table)
     try:
         fragments = pq.ParquetDataset(path).fragments
     except (pa.ArrowException, OSError) as error:
+        _check_names(path, table)
         raise _unreadable(path, table, error) from error
     if not fragments:
         raise DataMissing(
@@ -138,29 +172,63 @@ def _parts(path: Path, table: str) -> list[_Part]:
     parts = []
     for fragment in fragments:
         try:
-            schema = fragment.physical_schema
+            schema, rows = fragment.physical_schema, fragment.metadata.num_rows
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(fragment.path, table, error) from error
         check_names(schema.names, f"{fragment.path}: {table}")
         folders = pads.get_partition_keys(fragment.partition_expression)
-        parts.append(_Part(fragment.path, fragment, schema, folders))
+        parts.append(_Part(fragment.path, fragment, schema, folders, rows))
     return parts
 
 
-def _plain(parts: Sequence[_Part], where: str, table: str, names: list[str]) -> pd.DataFrame:
-    """Read columns of all parts, after comparing what they hold."""
+def _check_names(path: Path, table: str) -> None:
+    """Refuse a column that a file has twice, of which Arrow says that the file is unreadable."""
+    with contextlib.suppress(pa.ArrowException, OSError):
+        check_names(pq.read_schema(path).names, f"{path}: {table}")
+
+
+def _plain(
+    parts: Sequence[_Part],
+    where: str,
+    table: str,
+    names: list[str],
+    kinds: Mapping[str, str],
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Read columns of all parts, after comparing what they hold; ``kinds`` is for those without values."""
+    rows = sum(part.rows for part in parts)
+    reading, making = _Half(progress, table, rows, 0), _Half(progress, table, rows, 1)
     for name in names:
         _check_alike(parts, table, name)
-    read = [part.read(names, table) for part in parts]
+    read = [part.read(names, table) for part in reading.through(parts, [part.rows for part in parts])]
     columns = {}
-    for name in names:
+    for name in making.through(names, [rows / len(names)] * len(names)):
         pieces = [
             canonical(piece.column(name), f"{part.path}: {table}, column {name!r}")
             for part, piece in zip(parts, read, strict=True)
         ]
-        columns[name] = plain_values(joined(pieces), f"{where}: {table}, column {name!r}")
-    rows = sum(piece.num_rows for piece in read)
+        whole = of_kind(joined(pieces), kinds.get(name))
+        columns[name] = plain_values(whole, f"{where}: {table}, column {name!r}")
     return pd.DataFrame(columns, index=pd.RangeIndex(rows), columns=names)
+
+
+@dataclass(frozen=True)
+class _Half:
+    """Half of the loading of a table: files are read, then columns made of them; told in rows."""
+
+    progress: Progress | None
+    table: str
+    rows: int
+    number: int
+
+    def through(self, pieces: Sequence[_T], sizes: Sequence[float]) -> Iterator[_T]:
+        """Give piece after piece, and tell of each that is done."""
+        done = 0.0
+        for piece, size in zip(pieces, sizes, strict=True):
+            yield piece
+            done += size
+            if self.progress is not None:
+                self.progress(f"loading {self.table}", round(self.number * self.rows + done) // 2, self.rows)
 
 
 def _check_alike(parts: Sequence[_Part], table: str, name: str) -> None:
@@ -190,7 +258,7 @@ def _unreadable(path: Path | str, table: str, error: Exception) -> TiercelError:
     return fault_of(error, Path(path), f"reading {table}") or corrupt
 
 
-def _check_columns(part: _Part, table: str, wanted: list[str], columns: Columns, several: bool) -> None:
+def _check_columns(part: _Part, table: str, wanted: list[str], columns: Columns) -> None:
     missing = [name for name in dict.fromkeys(wanted) if name not in part.names]
     if missing:
         raise DataMissing(
@@ -203,8 +271,7 @@ def _check_columns(part: _Part, table: str, wanted: list[str], columns: Columns,
                 f"parquet: {table}.{name}: {expected!r} is no column type; use one of "
                 f"{', '.join(COLUMN_TYPES)}"
             )
-        without_values = several and part.kind(name) in _NO_VALUES
-        if part.kind(name) != expected and not without_values:
+        if part.kind(name) != expected and part.kind(name) not in _NO_VALUES:
             raise DataCorrupt(
                 f"{part.path}: {table}.{name}: the recipe says {expected}, the file holds "
                 f"{part.type_of(name)}; correct the recipe's data set or write the file again"

@@ -12,19 +12,24 @@ import pandas as pd
 from tiercel_serving.machine import fault_of
 
 from ..errors import DataCorrupt, DataMissing
-from .dataset import Dataset
+from .dataset import Dataset, Progress
+from .places import STARTS, find_data
 from .plain import Array
 from .specs import Sequences
 
 #: What the column of an item's place in its line is called; it stands for the time.
 PLACE = "place"
 
+#: After how many lines progress is told.
+_TOLD = 10_000
 #: What an integer looks like that is written in one way alone, and fits 64 bits.
 _PLAIN = re.compile("0|[1-9][0-9]{0,17}")
 
 
-def load_sequences(spec: Sequences, *, data_dir: str | Path | None = None) -> Dataset:
-    """Read a file of sequences; a relative path starts at ``data_dir``.
+def load_sequences(
+    spec: Sequences, *, data_dir: str | Path | None = None, progress: Progress | None = None
+) -> Dataset:
+    """Read a file of sequences; where a relative path starts, :func:`~.places.find_data` says.
 
     Ids are integers if all of their kind are, else strings.
 
@@ -35,11 +40,11 @@ def load_sequences(spec: Sequences, *, data_dir: str | Path | None = None) -> Da
     DataCorrupt
         It is no text, holds nothing, or has a line without items or with a user of a line before.
     """
-    path = (Path(data_dir) if data_dir is not None else Path()) / spec.path
+    path = find_data(spec.path, data_dir)
     if not path.is_file():
         raise DataMissing(
             f"sequences: {path.absolute()}: expected a file, found none; correct `path` in the recipe's "
-            "data set"
+            f"data set ({STARTS})"
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -47,7 +52,7 @@ def load_sequences(spec: Sequences, *, data_dir: str | Path | None = None) -> Da
         corrupt = DataCorrupt(f"{path}: not readable as UTF-8 text ({error}); write it again")
         raise fault_of(error, path, "reading sequences") or corrupt from error
     users, items = [], []
-    for user, sequence in _lines(text, path):
+    for user, sequence in _lines(text, path, progress):
         users.append(user)
         items.append(sequence)
     if not users:
@@ -73,10 +78,13 @@ def load_sequences(spec: Sequences, *, data_dir: str | Path | None = None) -> Da
     return dataset.check()
 
 
-def _lines(text: str, path: Path) -> Iterator[tuple[str, list[str]]]:
+def _lines(text: str, path: Path, progress: Progress | None) -> Iterator[tuple[str, list[str]]]:
     """Yield each user and the items behind; blank lines are none."""
     seen: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    lines = text.splitlines()
+    for number, line in enumerate(lines, start=1):
+        if progress is not None and (number % _TOLD == 0 or number == len(lines)):
+            progress("reading lines", number, len(lines))
         user, *sequence = line.split() or [""]
         if not user:
             continue

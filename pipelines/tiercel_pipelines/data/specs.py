@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
+
+from tiercel_serving.problems import Problem
 
 
 class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag=True):
     """What the specs have in common: written down, each says its kind."""
+
+    def problems(self) -> list[Problem]:
+        """Return the fields that are no text, numbers or pairs of these, as the field asks."""
+        problems = (_misfit(field, getattr(self, field.name)) for field in msgspec.structs.fields(self))
+        return [problem for problem in problems if problem is not None]
+
+
+def _misfit(field: Any, value: Any) -> Problem | None:
+    try:
+        msgspec.convert(msgspec.to_builtins(value), field.type)
+    except (TypeError, msgspec.ValidationError) as error:
+        problem = f"expected {_said(field.type)}, got {value!r} ({error})"
+        return Problem(field.name, problem, "correct the recipe's data set")
+    return None
+
+
+def _said(kind: Any) -> str:
+    """Return how a field's type is written in Python."""
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
 
 
 class MovieLens100K(_Spec, frozen=True):
@@ -51,8 +72,8 @@ class Parquet(_Spec, frozen=True):
     Parameters
     ----------
     users, items, interactions
-        Paths of Parquet files (or folders of them). Relative paths start at ``data_dir``, or where
-        the command runs if there is none.
+        Paths of Parquet files (or folders of them). A relative path starts at ``data_dir``; without one,
+        at the first of ``$TIERCEL_DATA_DIR``, ``./data`` and the current directory that has it.
     user_id, item_id
         The id columns: 64-bit integers or strings, the same type in both tables that have them.
     timestamp
@@ -85,7 +106,7 @@ class Sequences(_Spec, frozen=True):
     Parameters
     ----------
     path
-        The file. A relative path starts at ``data_dir``, or where the command runs if there is none.
+        The file. Where a relative path starts, :class:`Parquet` says.
     name
         What the data set is called.
     """

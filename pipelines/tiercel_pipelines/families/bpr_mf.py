@@ -53,7 +53,7 @@ class BPRMF(VectorFamily, frozen=True, tag="bpr_mf"):
     learning_rate: float = 5e-3
     weight_decay: float = 0.3
     max_epochs: int = 60
-    patience: int = 5
+    patience: int = 10
 
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges."""

@@ -10,7 +10,8 @@ the rest scaled up to the same sum, the least squares over all ways to drop have
 .. math:: P = \Bigl(X^\top X + \lambda I + \tfrac{p}{1 - p} \operatorname{diag}(X^\top X)\Bigr)^{-1}
 
 (Steck 2020, "Autoencoders that don't overfit towards the identity"), which regularises popular items most.
-It inverts one dense matrix item × item: memory grows with the square of the catalogue, time with its cube.
+It inverts one dense matrix item × item of float64 in its place: memory grows with the square of the catalogue
+(1.2 GB for 12,000 items, 4.6 GB for 24,000), time with its cube.
 What is served are each item's largest weights.
 """
 
@@ -20,11 +21,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy.linalg
 import scipy.sparse as sp
+from scipy.linalg.lapack import dpotrf, dpotri
 
 from tiercel_serving.problems import BELOW_1, COUNT, POSITIVE, Range
+from tiercel_serving.spec import Array
 
+from ..errors import TrainingError
 from .sparse_weights import WeightsFamily, largest, refuse_large, row_blocks
 from .table import Plan
 
@@ -55,10 +58,35 @@ class EASE(WeightsFamily, frozen=True, tag="ease"):
         """Return the weights ``[I, I]``, each row's largest."""
         items = had.shape[1]
         refuse_large(items, self.most_items, "EASE", plan.label)
-        gram = (had.T @ had).toarray()
+        gram = (had.T @ had).toarray(order="F")
         gram[np.diag_indices(items)] *= 1 + self.dropout / (1 - self.dropout)
         gram[np.diag_indices(items)] += self.l2
-        inverse = scipy.linalg.inv(gram, overwrite_a=True, check_finite=False)
-        weights = inverse / -np.diag(inverse)
-        weights[np.diag_indices(items)] = 0
-        return sp.vstack([largest(weights[rows], self.weights) for rows in row_blocks(items)])
+        inverse = inverted(gram, plan.label)
+        scale = -np.diag(inverse)
+        return sp.vstack(
+            [largest(mirrored(inverse, rows) / scale, self.weights) for rows in row_blocks(items)]
+        )
+
+
+def inverted(gram: Array, label: str) -> Array:
+    """Return the lower triangle of the inverse of a positive definite matrix ``[I, I]``, in its place.
+
+    By Cholesky's factor (LAPACK's ``potrf`` and ``potri``): a third of what inverting a matrix of any kind
+    takes, and no second matrix. What stands above the diagonal means nothing.
+    """
+    factor, failed = dpotrf(gram, lower=1, clean=0, overwrite_a=1)
+    if not failed:
+        inverse: Array
+        inverse, failed = dpotri(factor, lower=1, overwrite_c=1)
+    if failed:
+        raise TrainingError(f"{label}: items by items, the matrix has no inverse; raise l2")
+    return inverse
+
+
+def mirrored(lower: Array, rows: slice) -> Array:
+    """Return some rows ``[b, I]`` of the symmetric matrix that a lower triangle stands for, 0 diagonal."""
+    block = lower[rows].copy()
+    place, column = np.arange(rows.start, rows.stop)[:, None], np.arange(len(lower))
+    np.copyto(block, lower[:, rows].T, where=column > place)
+    block[column == place] = 0
+    return block

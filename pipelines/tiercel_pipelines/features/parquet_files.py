@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from tiercel_serving.errors import TiercelError
 from tiercel_serving.machine import fault_of
 
+from ..data.parquet import check_folder
 from ..errors import DataCorrupt, DataError, DataMissing
 
 #: Bytes of each column that are read ahead; without it a whole row group would be.
@@ -70,6 +71,7 @@ def parquet_files(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
+        check_folder(path, "data")
         inside = [
             file
             for file in path.rglob("*")

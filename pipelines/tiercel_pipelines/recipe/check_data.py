@@ -27,9 +27,7 @@ from .recipe import Recipe
 def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
     """Yield the problems of columns that sources, rules, steps, titles and the target name."""
     items, served = dataset.items, recipe.served
-    if recipe.split.by != "random" and dataset.timestamp is None:
-        problem = f"{recipe.split.by!r}, but the interactions have no time"
-        yield Problem("split.by", problem, "name the data set's timestamp, or write by='random'")
+    yield from _no_negatives(recipe, dataset)
     for section in ("sources", "rules", "reorder"):
         for place, kind in enumerate(getattr(served, section)):
             where = f"serving.{section}[{place}]"
@@ -60,6 +58,19 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
     if recipe.ranking is not None and isinstance(recipe.ranking.task, NamedScores):
         numbers = {name: _numbers(dataset.interactions[name]) for name in dataset.context_columns}
         yield from (problem.within("ranking.task") for problem in recipe.ranking.task.unfit(numbers))
+
+
+def _no_negatives(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
+    """Find that everybody had everything, where who had what is all there is to learn from."""
+    ids, frame = [dataset.user_id, dataset.item_id], dataset.interactions
+    if not len(frame) or all(isinstance(family, LearnsFromColumns) for family in recipe.models):
+        return
+    users, items = frame[dataset.user_id].nunique(), len(dataset.items)
+    # Fewer interactions than pairs need no look at each: so it is with almost any data.
+    if len(frame) >= users * items and len(frame[ids].drop_duplicates()) == users * items:
+        problem = f"each of its {users} users had each of the {items} items, so there are no negatives"
+        remedy = "give interactions of more items, or a family that learns from ratings (BiasedMF)"
+        yield Problem("dataset", problem, remedy)
 
 
 def _unknown_user_columns(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:

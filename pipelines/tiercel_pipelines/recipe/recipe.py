@@ -223,6 +223,8 @@ def _misfits(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(name, f"expected {what}, got {value!r}", f"write {name}={write}")
         elif isinstance(value, ServingSettings):
             yield from (problem.within(name) for problem in value.shape_problems())
+        elif isinstance(value, DatasetSpec):
+            yield from (problem.within(name) for problem in value.problems())
 
 
 def _own(recipe: Recipe) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from ..data import Dataset, Progress, Split, split_dataset
 from ..errors import RecipeError, TrainingError
 from ..families.ranks import ALONE, Ranks
 from ..features.dask_cluster import dask_cluster
+from ..features.fit_progress import fit_progress
 from ..recipe.check import check_recipe
 from ..recipe.check_fit import fit_checked, problem_of
 from ..recipe.recipe import Recipe
@@ -103,7 +104,7 @@ def train_and_write(
         with timed(seconds, "workflow"):
             if progress is not None:
                 progress("workflow", 0, None)
-            with dask_cluster(dask_scheduler) as client:
+            with dask_cluster(dask_scheduler) as client, fit_progress(progress):
                 workflow = fit_checked(recipe, dataset, split.fit, directory / "workflow", client)
             trainer = _prepared(recipe, dataset, split, workflow, progress)
             digest = data_digest(trainer.packed, trainer.pairs, trainer.folds)

@@ -310,7 +310,7 @@ static pthread_mutex_t turns = PTHREAD_MUTEX_INITIALIZER;
 static Instance *instances, *turn; /* all; and with whom the next look begins, NULL is the first */
 static uint32_t runners, most_runners = 1;
 static bool relief; /* is asked for */
-static pthread_cond_t turn_ended = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t one_gone = PTHREAD_COND_INITIALIZER;
 
 /* The number behind a key in a configuration (JSON), or 0. */
 static uint64_t number_at(const char* json, size_t size, const char* key)
@@ -681,28 +681,19 @@ static Instance* next_ready(void)
   return found;
 }
 
-static bool somebody_waits(void)
-{
-  for (const Instance* one = instances; one != NULL; one = one->next)
-    if (one->first != NULL) return true;
-  return false;
-}
-
 /* Take the batch of whoever's turn it is, the caller's so many-th; NULL ends the caller's running. */
 static Instance* take_turn(Call** batch, uint32_t number)
 {
   pthread_mutex_lock(&turns);
+  /* A relief begins when somebody has gone: two at once would fight for Python's lock. */
+  while (number == 0 && runners > most_runners) pthread_cond_wait(&one_gone, &turns);
   bool relieved = number >= PATIENCE && runners > most_runners;
   Instance* chosen = relieved ? NULL : next_ready();
-  /* Who came as a relief waits for whoever asked for it to end a turn. */
-  while (!relieved && chosen == NULL && runners > most_runners && somebody_waits()) {
-    pthread_cond_wait(&turn_ended, &turns);
-    chosen = next_ready();
-  }
   if (chosen != NULL && number > 0 && number % PATIENCE == 0) relief = true;
   if (chosen == NULL) {
     --runners;
     if (!relieved) relief = false;
+    pthread_cond_broadcast(&one_gone);
   } else {
     turn = chosen->next;
     chosen->running = true;
@@ -725,7 +716,6 @@ static void end_turn(Instance* instance)
 {
   pthread_mutex_lock(&turns);
   instance->running = false;
-  pthread_cond_broadcast(&turn_ended);
   pthread_mutex_unlock(&turns);
 }
 

@@ -31,8 +31,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from ..errors import MachineFault, TiercelError
-from ..machine import fault_of
+from ..errors import TiercelError
+from ..machine import fault_behind
 from .extras import extra_of_command, missing_library
 
 Json = Annotated[
@@ -113,7 +113,7 @@ class Shell:
         missing = None
         if isinstance(error, ModuleNotFoundError):
             missing = missing_library(error, extra_of_command.get())
-        fault = _fault_in(error)
+        fault = fault_behind(error)
         if fault is not None:
             fault.__cause__, error = error, fault
         path = wrong_path(error)
@@ -259,16 +259,6 @@ def _console(stream: IO[str]) -> Console:
         # A pipe has no width: wide enough that no cell of ours is cut.
         console.width = 160
     return console
-
-
-def _fault_in(error: BaseException | None) -> MachineFault | None:
-    """Return what the machine did, if an error, or one of ours that it was raised from, tells of it."""
-    while error is not None and not isinstance(error, MachineFault):
-        fault = None if _is_ours(error) else fault_of(error)
-        if fault is not None:
-            return fault
-        error = error.__cause__
-    return None
 
 
 def wrong_path(error: BaseException) -> str | None:

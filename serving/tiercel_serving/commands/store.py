@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from .shell import Debug, Json, Refused, shell
+from .shell import Debug, Json, Refused, Report, shell
 from .tables import heading, pairs
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def load(
     with shell(json=json, debug=debug) as sh:
         with sh.work(f"Loading {file}", steps=True) as progress, _opened(release, store) as opened:
             with read_lines(file) as lines:
-                users = opened.load(lines, lambda done: progress("users", done, None))
+                users = opened.load(lines, _read_of(file, lines, progress))
         sh.emit({"users": users}, heading(f"Loaded {users:,} users"))
 
 
@@ -276,6 +276,14 @@ def read_lines(file: Path) -> Iterator[IO[bytes]]:
         raise Refused(f"{file}: there is no such file; give a file of JSON lines, or - for standard input")
     with file.open("rb") as stream:
         yield stream
+
+
+def _read_of(file: Path, lines: IO[bytes], progress: Report) -> Callable[[int], None]:
+    """Return what tells how much of a file is read; of what has no size, how many users there were."""
+    if str(file) == "-":
+        return lambda users: progress("users", users, None)
+    size = file.stat().st_size
+    return lambda users: progress(f"kB of {file.name}", -(-lines.tell() // 1000), -(-size // 1000))
 
 
 def _write(opened: FeatureStore, file: Path, progress: Callable[[int], None]) -> int:

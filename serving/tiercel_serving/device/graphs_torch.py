@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,8 +43,11 @@ class Captured(NamedTuple):
 Capture = Callable[[Run, list[Tensor]], Captured]
 
 
-def capture(run: Run, inputs: list[Tensor]) -> Captured:
-    """Capture a run as a CUDA graph, on a stream of its own as CUDA asks."""
+def capture(run: Run, inputs: list[Tensor], pool: Any = None) -> Captured:
+    """Capture a run as a CUDA graph, on a stream of its own as CUDA asks.
+
+    ``pool`` is where its memory comes from, None a pool of its own; see :func:`sharing_memory`.
+    """
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -53,9 +57,18 @@ def capture(run: Run, inputs: list[Tensor]) -> Captured:
     graph = torch.cuda.CUDAGraph()
     # A process serves several models, which start and work in threads of their own: what another thread asks
     # of the device meanwhile must neither fail nor end the capture.
-    with _CAPTURING, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with _CAPTURING, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         outputs = run(inputs)
     return Captured(graph.replay, outputs)
+
+
+def sharing_memory() -> Capture:
+    """Return what captures graphs that share their memory: those of one instance, one replayed after another.
+
+    What a graph holds between its kernels is free after its replay, and its outputs are kept from the others
+    as long as it lives: so graphs of many forms take the memory of the largest.
+    """
+    return partial(capture, pool=torch.cuda.graph_pool_handle())
 
 
 def bucket_of(batch: int, buckets: Sequence[int]) -> int | None:
@@ -126,7 +139,7 @@ class GraphedForms:
         So many forms are captured; others run without.
     """
 
-    def __init__(self, capture: Capture, room: int = 16) -> None:
+    def __init__(self, capture: Capture, room: int = 32) -> None:
         self._capture, self._room = capture, room
         self._captured: dict[Hashable, tuple[list[Tensor], Captured | None]] = {}
 

@@ -67,11 +67,19 @@ class TensorMask:
         """Return user and row of everything that is masked, ``[n]`` each."""
         return self._cells // (self.items + 1), self._cells % (self.items + 1)
 
-    def padded(self) -> Tensor:
-        """Return the cells, filled up with one of them to a power of two: of few lengths in all."""
-        missing = (1 << max(6, (len(self._cells) - 1).bit_length())) - len(self._cells)
+    def padded(self, users: int) -> Tensor:
+        """Return the cells, filled up to a power of two, so that they are of few lengths in all.
+
+        Users beyond B, of ``users`` in all, have nothing masked but their pad rows.
+        """
+        width, cells = self.items + 1, self._cells
+        if users > self.users:
+            ends = torch.arange(self.users + 1, users + 1, device=cells.device) * width
+            cells = torch.cat([cells, ends - 1])
         # The last user's pad row, which is among them.
-        return torch.nn.functional.pad(self._cells, (0, missing), value=self.users * (self.items + 1) - 1)
+        return torch.nn.functional.pad(
+            cells, (0, rounded_up(len(cells)) - len(cells)), value=users * width - 1
+        )
 
     def host(self, place: Copies) -> Mask:
         """Return the mask on the host."""
@@ -80,3 +88,8 @@ class TensorMask:
         for rows in self._added:
             mask.add(place.take(rows))
         return mask
+
+
+def rounded_up(count: int) -> int:
+    """Return the next power of two, at least 64."""
+    return 1 << max(6, (count - 1).bit_length())

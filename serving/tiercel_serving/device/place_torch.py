@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
 import numpy as np
@@ -10,13 +11,13 @@ from torch import Tensor
 
 from ..errors import DeviceUnavailable
 from ..spec import Array
-from .graphs_torch import Capture, GraphedRun, Run, capture
+from .graphs_torch import Capture, GraphedRun, Run, sharing_memory
 
 #: A table is copied in pieces of so many bytes, so that a mapped file is never in memory whole.
 PIECE = 1 << 26
 
-#: Type of device → what captures work there as a graph.
-CAPTURES: dict[str, Capture] = {"cuda": capture}
+#: Type of device → makes what captures the work of one instance there as graphs.
+CAPTURES: dict[str, Callable[[], Capture]] = {"cuda": sharing_memory}
 
 
 class Place:
@@ -39,19 +40,20 @@ class Place:
     stream : torch.cuda.Stream or None
         What the instance's work runs on: one stream for all of its stages and engines. None on the CPU.
     capture : Capture or None
-        A row of :data:`CAPTURES`; None where there are no launches to save.
+        Made by a row of :data:`CAPTURES`; None where there are no launches to save.
     """
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         self.stream: torch.cuda.Stream | None = None
-        self.capture = CAPTURES.get(self.device.type)
         if self.device.type == "cuda":
             self.device = torch.device("cuda", _usable_gpu(self.device.index or 0))
             torch.cuda.set_device(self.device)
             # TF32 would round the factors of every product to ten bits.
             torch.backends.cuda.matmul.allow_tf32 = False
             self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        captures = CAPTURES.get(self.device.type)
+        self.capture = None if captures is None else captures()
 
     def here(self) -> AbstractContextManager[object]:
         """Return the context in which an instance works: its stream, and no gradients."""

@@ -7,6 +7,8 @@ for a GPU is compiled on the machine that has it, of the program that the export
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,8 +18,8 @@ import numpy as np
 from ..errors import ArtefactCorrupt, DeviceUnavailable, EngineNotBuilt, KindUnavailable
 from ..spec import Array, Arrays
 from ..verify.compare import ENGINE, Tolerance
-from .bound import Bound
-from .compiler import device_name, no_compiler
+from .bound import SUFFIX, Bound
+from .compiler import PROGRAM, device_name, no_compiler
 
 if TYPE_CHECKING:
     import torch
@@ -26,13 +28,18 @@ if TYPE_CHECKING:
 MODEL = "model"
 
 
-class Aoti:
-    """AOTInductor's package on the CPU, in the Python process."""
+class _Package:
+    """What both rows say."""
 
     file: ClassVar[str] = "model.pt2"
     tolerance: ClassVar[Tolerance] = ENGINE
-    device: ClassVar[str] = "cpu"
     backend: ClassVar[str | None] = None
+
+
+class Aoti(_Package):
+    """AOTInductor's package on the CPU, in the Python process, compiled at export."""
+
+    device: ClassVar[str] = "cpu"
     maker: ClassVar[str] = "tiercel_export.models.aoti:make_aoti"
 
     @classmethod
@@ -55,17 +62,13 @@ class Aoti:
 _BUILD = "run `tiercel build-engines RELEASE` on the machine that will serve it"
 
 
-class AotiCuda(Aoti):
-    """The same on a GPU, compiled on the machine that will run it."""
+class AotiCuda(_Package):
+    """The same on a GPU, compiled on the machine that will run it: an export needs no GPU and no compiler."""
 
     device: ClassVar[str] = "cuda"
     maker: ClassVar[str] = "tiercel_export.models.aoti:make_aoti_cuda"
     stand_in: ClassVar[str] = "onnx"
-
-    @classmethod
-    def unmakeable(cls) -> str | None:
-        """Return None: what an export makes of it needs no GPU and no compiler."""
-        return None
+    build_reads: ClassVar[tuple[str, ...]] = (PROGRAM, PROGRAM + SUFFIX)
 
     @classmethod
     def open(cls, file: Path, outputs: Sequence[str], *, threads: int = 1) -> AotiEngine:
@@ -181,6 +184,18 @@ class AotiEngine:
         del self._loader, self._run
 
 
+def share_cpp_library() -> None:
+    """Load the C++ standard library for every later library of this process, where there is one.
+
+    A package carries parts of it as weak symbols. Where nothing has loaded it globally (torch does not;
+    ONNX Runtime happens to), they are resolved partly from one copy and partly from the other, and what reads
+    the device's name by a regular expression ends the process with SIGSEGV: seen with torch 2.11 on Ubuntu
+    24.04.
+    """
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libstdc++.so.6", ctypes.RTLD_GLOBAL)
+
+
 def load_package(file: Path, device: str) -> Any:
     """Return what runs a package.
 
@@ -191,6 +206,7 @@ def load_package(file: Path, device: str) -> Any:
     """
     import torch
 
+    share_cpp_library()
     index = torch.cuda.current_device() if device == "cuda" else -1
     try:
         # The loader itself: the callable that torch wraps around it costs 60 µs a call.

@@ -11,13 +11,11 @@ import msgspec
 import torch
 from torch.export.passes import move_to_device_pass
 
-from ..errors import ArtefactCorrupt, EngineBuildFailed
+from ..errors import ArtefactCorrupt, ArtefactMissing, EngineBuildFailed
 from .bound import SUFFIX, Bound
+from .compiler import PROGRAM as PROGRAM
 from .compiler import device_name, no_compiler
 from .trt.build import network_sha256
-
-#: The program beside the package that is compiled of it: ``torch.export.save``.
-PROGRAM = "program.pt2"
 
 #: Threads are a matter of the host that serves, not of the one that compiles.
 OPTIONS = {"cpp.dynamic_threads": True}
@@ -60,10 +58,14 @@ def build_package(folder: Path, name: str, device: str, cache: Path | None = Non
         There is no such device.
     ArtefactCorrupt
         The program was changed after its export.
+    ArtefactMissing
+        This is a built copy without its program, and its package is for another torch or device.
     EngineBuildFailed
         This torch reads no such program, there is no compiler, or it failed.
     """
     here, program, file = device_name(device), folder / PROGRAM, folder / name
+    if not program.is_file():
+        return _built_elsewhere(file, here)
     written, digest = Bound.read(program), network_sha256(program)
     if digest != written.network:
         raise ArtefactCorrupt(f"{program}: it was changed after its export; export again")
@@ -84,6 +86,18 @@ def build_package(folder: Path, name: str, device: str, cache: Path | None = Non
         stored.parent.mkdir(parents=True, exist_ok=True)
         _copy(file, stored)
     return f"compiled for {here}, {file.stat().st_size / 1e6:.1f} MB"
+
+
+def _built_elsewhere(file: Path, here: str) -> str:
+    """Say that a package without its program was built, if it fits here."""
+    bound = Bound.read(file)
+    if (bound.version, bound.device) != (str(torch.__version__), here):
+        raise ArtefactMissing(
+            f"{file.parent / PROGRAM}: the program was left out of this copy, whose package is for torch "
+            f"{bound.version} and {bound.device}, not for torch {torch.__version__} and {here}; run `tiercel "
+            "build-engines` on the release that the copy was built of, or export again"
+        )
+    return "was built before"
 
 
 def compile_program(program: torch.export.ExportedProgram, file: Path, what: str, where: str) -> None:

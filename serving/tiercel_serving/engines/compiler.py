@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ..errors import DeviceUnavailable
 
+#: The program that a package for a GPU is compiled of, beside it: ``torch.export.save``.
+PROGRAM = "program.pt2"
+
 
 def device_name(device: str) -> str:
     """Return a device of this machine as packages are bound to it: a CPU's instructions, or a GPU's model.

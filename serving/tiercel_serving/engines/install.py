@@ -108,6 +108,9 @@ def build_engines(
             old = None if before is None else before / stage
             detail = kind.build(folder, keep, refittable=refittable, old=old)
             built.append(BuiltEngine(stage, engine, detail))
+            if not same:  # in its own place a release can still be built for another device
+                for name in kind.build_reads:
+                    (folder / name).unlink(missing_ok=True)
             write_artefact(folder, "engine", source.build_id, {})
         if progress is not None:
             progress("verifying", len(wanted), len(wanted) + 1)

@@ -83,6 +83,8 @@ class BuiltKind(EngineKind, Protocol):
 
     #: Row of the engine that runs the same graph, from the same artefact, where the built file can't run.
     stand_in: ClassVar[str]
+    #: Files of the artefact that a build alone reads: a built copy goes without them.
+    build_reads: ClassVar[tuple[str, ...]]
 
     @classmethod
     def absent(cls, file: Path) -> str | None:
@@ -151,6 +153,14 @@ class Reduced(Protocol):
     full: ClassVar[str]
 
 
+@runtime_checkable
+class Calibrated(Protocol):
+    """A kind whose ranker is finished when requests are at hand that show how large each number becomes."""
+
+    #: ``module:function`` that finishes what the maker wrote.
+    calibrator: ClassVar[str]
+
+
 #: Every kind of engine.
 ENGINES: Kinds[EngineKind] = Kinds(
     "engine",
@@ -162,9 +172,13 @@ ENGINES: Kinds[EngineKind] = Kinds(
         "tensorrt": Kind("tiercel_serving.engines.tensorrt:TensorRT", extra="tensorrt"),
         "tensorrt-fp16": Kind("tiercel_serving.engines.tensorrt:TensorRTHalf", extra="tensorrt"),
         "tensorrt-bf16": Kind("tiercel_serving.engines.tensorrt:TensorRTBrain", extra="tensorrt"),
+        "tensorrt-int8": Kind("tiercel_serving.engines.tensorrt:TensorRTInt8", extra="tensorrt"),
+        "tensorrt-fp8": Kind("tiercel_serving.engines.tensorrt:TensorRTFP8", extra="tensorrt"),
         "tensorrt-rtx": Kind("tiercel_serving.engines.tensorrt:TensorRTRTX", extra="tensorrt-rtx"),
         "tensorrt-rtx-fp16": Kind("tiercel_serving.engines.tensorrt:TensorRTRTXHalf", extra="tensorrt-rtx"),
         "tensorrt-rtx-bf16": Kind("tiercel_serving.engines.tensorrt:TensorRTRTXBrain", extra="tensorrt-rtx"),
+        "tensorrt-rtx-int8": Kind("tiercel_serving.engines.tensorrt:TensorRTRTXInt8", extra="tensorrt-rtx"),
+        "tensorrt-rtx-fp8": Kind("tiercel_serving.engines.tensorrt:TensorRTRTXFP8", extra="tensorrt-rtx"),
     },
 )
 

@@ -1,8 +1,8 @@
 """``tensorrt…`` and ``tensorrt-rtx…``: a plan that TensorRT or TensorRT-RTX built of the ONNX graph.
 
-Each row is a flavour and a precision. A half-precision row is for rankers: a query model's numbers decide
-what is found at all, and it multiplies one row a user, so such a release takes :attr:`~.table.Reduced.full`
-for it.
+Each row is a flavour and a precision. A row of less than float32 is for rankers: a query model's numbers
+decide what is found at all, and it multiplies one row a user, so such a release takes
+:attr:`~.table.Reduced.full` for it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from ..errors import ArtefactCorrupt, DeviceUnavailable, EngineNotBuilt, KindUnavailable
+from ..errors import ArtefactCorrupt, DeviceUnavailable, EngineMismatch, EngineNotBuilt, KindUnavailable
 from ..verify.compare import ENGINE, Tolerance
 from .bound import SUFFIX, Bound
 from .trt.build import build_plan, network_sha256
@@ -34,6 +35,13 @@ TIMING_CACHE = "timing.cache"
 #: the share of rankings whose best stay the same.
 HALF, BRAIN = Tolerance(2e-2, 1e-2, same_top=0.99), Tolerance(1e-1, 5e-2, same_top=0.99)
 
+#: The same in eight bits, of which FP8 has four and INT8 eight for every number alike: a twentieth of the
+#: rankings may have another item among their best.
+EIGHT = Tolerance(2e-1, 1e-1, same_top=0.95)
+
+#: The compute capability from which GPUs multiply FP8.
+FP8_SINCE = (8, 9)
+
 
 class TensorRT:
     """TensorRT in float32, on the GPU that built it."""
@@ -44,9 +52,13 @@ class TensorRT:
     backend: ClassVar[str | None] = "tensorrt"
     maker: ClassVar[str] = "tiercel_export.models.tensorrt:make_tensorrt"
     stand_in: ClassVar[str] = "onnx"
+    # The graph stays beside its plan, which is compared with it when it is opened.
+    build_reads: ClassVar[tuple[str, ...]] = ()
     from_onnx: ClassVar[bool] = True
     #: A row of :data:`~.trt.flavours.FLAVOURS`.
     flavour: ClassVar[str] = "tensorrt"
+    #: The least compute capability that has its products.
+    since: ClassVar[tuple[int, int]] = (0, 0)
 
     @classmethod
     def open(cls, file: Path, outputs: Sequence[str], *, threads: int = 1) -> PlanEngine:
@@ -64,6 +76,8 @@ class TensorRT:
         from .trt.run import PlanEngine
 
         flavour = FLAVOURS[cls.flavour]
+        if any(cls.since):
+            cls._refuse_older(file, find_device(runtime()))
         return PlanEngine(file, outputs, flavour, load(flavour), runtime())
 
     @classmethod
@@ -92,6 +106,8 @@ class TensorRT:
         """
         flavour = FLAVOURS[cls.flavour]
         trt, device = load(flavour), _device(flavour)
+        if device is not None:
+            cls._refuse_older(folder / cls.file, device)
         wanted, file = BuildSpecification.read(folder), folder / cls.file
         version, here = str(trt.__version__), _described(flavour, device)
         refittable = refittable or old is not None
@@ -112,6 +128,16 @@ class TensorRT:
             _copy(folder, stored, cls.file)
         return said
 
+    @classmethod
+    def _refuse_older(cls, file: Path, device: Device) -> None:
+        """Refuse a GPU that has no such products."""
+        if tuple(int(part) for part in device.capability.split(".")) < cls.since:
+            least, row = ".".join(map(str, cls.since)), cls.flavour.replace("_", "-")
+            raise EngineMismatch(
+                f"{file}: it multiplies in FP8, which GPUs of compute capability {least} and later do; this "
+                f"GPU is {device}. Export with --engine {row}-int8 or {row}-fp16"
+            )
+
 
 class TensorRTHalf(TensorRT):
     """Matrix products in FP16."""
@@ -127,6 +153,27 @@ class TensorRTBrain(TensorRT):
     tolerance: ClassVar[Tolerance] = BRAIN
     maker: ClassVar[str] = "tiercel_export.models.tensorrt:make_tensorrt_bf16"
     full: ClassVar[str] = "tensorrt"
+
+
+class TensorRTInt8(TensorRT):
+    """Wide matrix products in INT8."""
+
+    tolerance: ClassVar[Tolerance] = EIGHT
+    maker: ClassVar[str] = "tiercel_export.models.tensorrt:make_tensorrt_full"
+    calibrator: ClassVar[str] = "tiercel_export.models.tensorrt:calibrate_tensorrt_int8"
+    full: ClassVar[str] = "tensorrt"
+
+    @classmethod
+    def unmakeable(cls) -> str | None:
+        """Return why an export can't make it on this machine; see :class:`~.table.NeedsTools`."""
+        return _no_modelopt()
+
+
+class TensorRTFP8(TensorRTInt8):
+    """Wide matrix products in FP8."""
+
+    calibrator: ClassVar[str] = "tiercel_export.models.tensorrt:calibrate_tensorrt_fp8"
+    since: ClassVar[tuple[int, int]] = FP8_SINCE
 
 
 class TensorRTRTX(TensorRT):
@@ -163,7 +210,38 @@ class TensorRTRTXBrain(TensorRTRTX):
     full: ClassVar[str] = "tensorrt-rtx"
 
 
+class TensorRTRTXInt8(TensorRTRTX):
+    """Wide matrix products in INT8."""
+
+    tolerance: ClassVar[Tolerance] = EIGHT
+    maker: ClassVar[str] = "tiercel_export.models.tensorrt:make_tensorrt_rtx_full"
+    calibrator: ClassVar[str] = "tiercel_export.models.tensorrt:calibrate_tensorrt_rtx_int8"
+    full: ClassVar[str] = "tensorrt-rtx"
+
+    @classmethod
+    def unmakeable(cls) -> str | None:
+        """Return why an export can't make it on this machine; see :class:`~.table.NeedsTools`."""
+        return super().unmakeable() or _no_modelopt()
+
+
+class TensorRTRTXFP8(TensorRTRTXInt8):
+    """Wide matrix products in FP8."""
+
+    calibrator: ClassVar[str] = "tiercel_export.models.tensorrt:calibrate_tensorrt_rtx_fp8"
+    since: ClassVar[tuple[int, int]] = FP8_SINCE
+
+
 _BUILD = "run `tiercel build-engines RELEASE` on the machine that will serve it"
+
+
+def _no_modelopt() -> str | None:
+    """Return that what finds the scales is not installed, and what to do; None where it is."""
+    if find_spec("modelopt") is not None:
+        return None
+    return (
+        "a ranker in eight bits gets its scales from NVIDIA ModelOpt, which is not installed; pip install "
+        '"tiercel[modelopt]", or export in half precision'
+    )
 
 
 def _build(trt: Any, flavour: Flavour, folder: Path, name: str, here: str, refittable: bool) -> str:

@@ -1,22 +1,24 @@
-"""The sources of a recommender on a GPU, whose work for one user is replayed from a CUDA graph.
-
-Of many users the work itself outweighs its launches, and the lengths of what limits them are as many.
-"""
+"""The sources of a recommender on a GPU, whose work is replayed from CUDA graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from ..device.graphs_torch import Capture, GraphedForms
-from ..device.masks_torch import TensorMask
+from ..device.graphs_torch import BUCKETS, Capture, GraphedForms, bucket_of
+from ..device.masks_torch import TensorMask, rounded_up
 from .merged_torch import Candidates, MergedTensorSources
+
+#: What is done for some users: ``give(arrays, mask)``.
+_Give = Callable[[Mapping[str, Any], TensorMask], Candidates]
 
 
 class CapturedSources:
-    """Merged sources, captured for one user and each length of what he must not get.
+    """Merged sources, captured for each bucket of batch sizes and length of what its users must not get.
+
+    A batch is filled up to its bucket with users of whom nothing is asked for.
 
     Parameters
     ----------
@@ -30,19 +32,37 @@ class CapturedSources:
 
     def __init__(self, merged: MergedTensorSources, reads: Sequence[str], capture: Capture) -> None:
         self._merged, self._reads, self.count = merged, tuple(reads), merged.count
-        self.fallback, self.ranked = merged.fallback, merged.ranked
+        self.ranked = merged.ranked
         self._graphs = GraphedForms(capture)
 
     def personal(self, arrays: Mapping[str, Any], mask: TensorMask) -> Candidates:
         """Return what the sources do; see :meth:`~.merged_torch.MergedTensorSources.personal`."""
-        if mask.users != 1 or mask.allowed is not None:
-            return self._merged.personal(arrays, mask)
-        cells = mask.padded()
+        return self._replayed("personal", self._merged.personal, arrays, mask)
+
+    def fallback(self, arrays: Mapping[str, Any], mask: TensorMask) -> Candidates:
+        """Return what the sources do; see :meth:`~.merged_torch.MergedTensorSources.fallback`."""
+        return self._replayed("fallback", self._merged.fallback, arrays, mask)
+
+    def _replayed(self, name: str, give: _Give, arrays: Mapping[str, Any], mask: TensorMask) -> Candidates:
+        batch = mask.users
+        users = bucket_of(batch, BUCKETS)
+        if users is None or mask.allowed is not None:
+            return give(arrays, mask)
+        cells, most, items = mask.padded(users), rounded_up(mask.most), mask.items
 
         def run(tensors: list[Tensor]) -> list[Tensor]:
-            limits = TensorMask(1, mask.items, tensors[-1], len(tensors[-1]))
-            return list(self._merged.personal(dict(zip(self._reads, tensors, strict=False)), limits))
+            limits = TensorMask(users, items, tensors[-1], most)
+            return list(give(dict(zip(self._reads, tensors, strict=False)), limits))
 
-        given = [*(arrays[name] for name in self._reads), cells]
-        scores, rows, source = self._graphs(len(cells), run, given)
-        return scores, rows, source
+        given = [*(_filled(arrays[read], users) for read in self._reads), cells]
+        scores, rows, source = self._graphs((name, users, len(cells), most), run, given)
+        return scores[:batch], rows[:batch], source[:batch]
+
+
+def _filled(tensor: Tensor, users: int) -> Tensor:
+    """Return ``[B, …]`` with zeros for users beyond B."""
+    if len(tensor) == users:
+        return tensor
+    out = tensor.new_zeros((users, *tensor.shape[1:]))
+    out[: len(tensor)] = tensor
+    return out

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import mmap
 import os
 import resource
 import shutil
@@ -39,7 +41,7 @@ _OPENED: weakref.WeakValueDictionary[Path, Overlay] = weakref.WeakValueDictionar
 #: Models of one server may open it on two threads at once.
 _OPENING = threading.Lock()
 
-_DATA = "data.mdb"
+_DATA, _LOCK = "data.mdb", "lock.mdb"
 
 #: A disk with less room, in bytes, counts as full where a write failed.
 _LITTLE = 16_000_000
@@ -82,6 +84,33 @@ class Embedded(LiveSettings, frozen=True, tag="embedded"):
         return opened
 
 
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; where the block fails, those that were made go again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        if missing:
+            with contextlib.suppress(OSError):  # another process has begun a store there meanwhile
+                _discard(folder)
+        for path in missing:
+            with contextlib.suppress(OSError):  # as above
+                path.rmdir()
+        raise
+
+
+def _discard(folder: Path) -> None:
+    """Remove the files of a store of which nothing was written; OSError if some process has it open."""
+    with (folder / _LOCK).open("rb+") as lock:
+        # Every process that has it open holds LMDB's lock of the first byte, shared.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        if (folder / _DATA).stat().st_size <= 2 * mmap.PAGESIZE:  # what LMDB itself needs
+            (folder / _DATA).unlink()
+            (folder / _LOCK).unlink()
+
+
 class Overlay:
     """Records in an LMDB file.
 
@@ -100,8 +129,7 @@ class Overlay:
 
     def __init__(self, folder: Path, most_mb: int) -> None:
         self._folder, self._most_mb = folder, most_mb
-        with self._faults("opening"):
-            folder.mkdir(parents=True, exist_ok=True)
+        with self._faults("opening"), _made(folder):
             size = most_mb * 1_000_000 // 4096 * 4096
             self._env = lmdb.open(str(folder), map_size=size, max_readers=_READERS, max_spare_txns=4)
             # Processes that were killed as they read would keep old pages in use.
