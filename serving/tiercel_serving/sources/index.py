@@ -81,6 +81,7 @@ class Index(Settings, frozen=True, tag="index"):
 
     personal: ClassVar[bool] = True
     form: ClassVar[str | None] = "vectors"
+    relates: ClassVar[bool] = True
 
     @property
     def query(self) -> str:
