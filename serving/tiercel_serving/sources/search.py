@@ -307,7 +307,11 @@ class IndexSearch:
         # FAISS's type stubs know neither what its Python layer takes for a bitmap, nor keywords.
         selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[arg-type, call-arg]
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=knob)  # type: ignore[call-arg]
-        _, found = self._index.search(query, min(looked, size), params=parameters)
+        query = np.ascontiguousarray(query, np.float32)
+        told, found = np.empty((1, min(looked, size)), np.float32), np.empty((1, min(looked, size)), np.int64)
+        # What FAISS's own method does with these; where its layer for torch is loaded, that takes none.
+        at, scores_at, found_at = map(faiss.swig_ptr, (query, told, found))
+        self._index.search_c(1, at, found.size, scores_at, found_at, parameters)
         found[found < 0] = size
         scores, rows, open_end = self._best(query, found, count)
         return None if open_end[0] else (scores[0], rows[0])
