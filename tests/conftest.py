@@ -25,6 +25,8 @@ TOGETHER = {"container": "cli", "weight": "cli"}
 #: What is begun first, so that nothing long is left at the end; and last what times itself, while the other
 #: process has little to do.
 FIRST = ("e2e", "cli", "export", "test_extending.py", "serving", "bench")
+#: Files of half a minute, which would come last by their names.
+FIRST += ("test_train_variants.py", "test_train_recipe.py", "test_ranking_families.py")
 LAST = ("test_feature_speed.py", "test_large_vocabulary.py")
 
 

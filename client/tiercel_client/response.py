@@ -212,10 +212,7 @@ _FIRST_FILTER = 3
 
 #: Reason → why an item is no candidate, and what would have had to be otherwise.
 _TEXTS: Mapping[int, tuple[str, str]] = {
-    EXCLUDED: (
-        "the request rules it out, or has it in its history",
-        "leave it out of exclude; of a history that is sent, allow_seen=True lets it come",
-    ),
+    EXCLUDED: ("the request rules it out", "leave it out of exclude"),
     HAD: ("the user already had it", "allow_seen=True, in the request or the recipe"),
     WITHDRAWN: ("it was withdrawn", "`tiercel items put`"),
     NOT_ASKED: ("it is not in the request's set or list", "name it in include or candidates"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Range:
-    """What a number may be. ``whole`` asks for an integer; the ends are open where so marked."""
+    """What a number may be: never infinite. ``whole`` asks for an integer; ends are open where so marked."""
 
     low: float
     high: float = float("inf")
@@ -49,7 +50,7 @@ class Range:
             return False
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
-        return bool(above and below)
+        return bool(above and below and abs(value) != inf)
 
     def __str__(self) -> str:
         what = "a whole number" if self.whole else "a number"

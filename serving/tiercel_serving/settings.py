@@ -147,7 +147,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         **dict.fromkeys(("instances", "engine_threads"), Range(1, 1024, whole=True)),
         "history_length": Range(0, 10**7, whole=True),
         **dict.fromkeys(("queue_delay_us", "max_queue_size"), Range(0, 2**31 - 1, whole=True)),
-        "added_items": COUNT_OR_0,
+        "added_items": Range(0, 10**7, whole=True),
     }
 
     def shape_problems(self) -> list[Problem]:
@@ -171,6 +171,11 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             wrong += _histories(self)
         wrong += [problem.within("store") for problem in self.store.problems()]
         wrong += named_twice((rule.name for rule in self.rules), "rules", "rules")
+        wrong += [
+            Problem(f"rules[{place}].name", f"expected a name, got {rule.name!r}", "say what people read")
+            for place, rule in enumerate(self.rules)
+            if not isinstance(rule.name, str) or not rule.name.strip()
+        ]
         return wrong
 
     def placed(self) -> dict[str, msgspec.Struct]:
@@ -294,7 +299,7 @@ def _seen_again(settings: ServingSettings) -> Iterator[Problem]:
     days: Amount | None = settings.seen_again_days
     if days is None:
         return
-    wrong = list(amount_problems(settings, {"seen_again_days": AT_LEAST_0}))
+    wrong = list(amount_problems(settings, {"seen_again_days": AT_LEAST_0}, optional=("seen_again_days",)))
     yield from wrong
     if settings.allow_seen is True:
         problem = "allow_seen lets everything come at once"
@@ -364,10 +369,14 @@ def _sources(settings: ServingSettings) -> Iterator[Problem]:
     if all(source.personal for source in sources):
         problem = "no source serves users of whom nothing is known"
         yield Problem("sources", problem, "add one that needs no user, such as Popular(quota=0)")
+    named = [source for source in sources if isinstance(source.name, str)]
+    relating = {source.name: getattr(source, "relates", False) for source in named}
     for place, name in enumerate(settings.related):
-        if name not in {source.name for source in sources}:
-            remedy = choose(name, [source.name for source in sources])
-            yield Problem(f"related[{place}]", f"there is no source {name!r}", remedy)
+        if name not in relating:
+            yield Problem(f"related[{place}]", f"there is no source {name!r}", choose(name, list(relating)))
+        elif not relating[name]:
+            problem = f"the source {name!r} knows no items that are like others"
+            yield Problem(f"related[{place}]", problem, "name one with vectors or item weights")
     yield from _blend(settings)
     quotas = [source.quota for source in sources]
     if quotas.count(None) > 1:

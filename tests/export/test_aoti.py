@@ -83,6 +83,15 @@ def test_a_package_that_is_none(package: Path) -> None:
         Aoti.open(package, ("out",))
 
 
+def test_too_little_memory(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise RuntimeError("CUDA error: out of memory\nmore")
+
+    monkeypatch.setattr(torch._C._aoti, "AOTIModelPackageLoader", full)
+    with pytest.raises(DeviceUnavailable, match=r"memory is full \(CUDA error: out of memory\); stop what"):
+        Aoti.open(package, ("out",))
+
+
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -137,9 +146,17 @@ def for_a_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_gpu(tmp_path: Path, package: Path, for_a_gpu: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(DeviceUnavailable, match=r"torch .* finds no GPU; .*--engine aoti"):
+    with pytest.raises(DeviceUnavailable, match=r"torch .* finds no GPU \(.*\); .*--engine aoti"):
         AotiCuda.open(package, ("out",))
     assert "can't run here: engine 'aoti-cuda'" in str(AotiCuda.absent(package))
+
+    def too_old() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "init", too_old)
+        with pytest.raises(DeviceUnavailable, match=r"driver .* is too old .*a driver for its CUDA"):
+            AotiCuda.open(package, ("out",))
     folder = shutil.copytree(for_a_gpu, tmp_path / "m")
     assert {file.name for file in folder.iterdir()} >= {"model.onnx", PROGRAM}
     assert "not built yet; run `tiercel build-engines" in str(AotiCuda.absent(folder / AotiCuda.file))

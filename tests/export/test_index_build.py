@@ -183,6 +183,15 @@ def test_a_ready_index_of_other_items_is_refused(factory: str) -> None:
     build(ready=ready(factory=factory))
 
 
+@pytest.mark.parametrize("factory", ["IDMap,Flat", "IVF32,Flat"])
+def test_a_ready_index_with_raw_ids_is_refused(factory: str) -> None:
+    index = faiss.index_factory(VECTORS.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    index.train(VECTORS)
+    index.add_with_ids(VECTORS, np.arange(len(VECTORS)) * 1000)
+    with pytest.raises(InvalidSettings, match=r"finds id \d+ where there are 2000 vectors; add them without"):
+        build(ready=index)
+
+
 PLACE = (
     "Error in std::unique_ptr<a::B> {anonymous}::f(int, std::string) [with C = D<int, long int>] at b.cpp:1:"
 )

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from small_release import SETTINGS, Parts, small_release
+from typer.testing import CliRunner
 
 from tiercel_client.errors import InvalidInput
 from tiercel_export.workflow.frames import columns_from_frame
+from tiercel_serving.commands.cli import app
 from tiercel_serving.errors import InvalidSettings, StoreDamaged, StoreUnavailable
 from tiercel_serving.live_items.journal import ITEMS_KEY, Entry, Journal
 from tiercel_serving.live_items.store import ItemStore
@@ -231,6 +233,13 @@ def test_what_does_not_fit_is_refused(live: Live) -> None:
         ({"item_id": 7, "vectors": {"towers": [1.0]}}, "expected 8 finite numbers, came 1"),
         ({"item_id": 7, "vectors": {"towers": [float("nan")] * 8}}, "finite"),
         ({"item_id": 7, "vectors": {"popular": [1.0]}}, "no source of vectors; there are towers"),
+        (
+            {"item_id": 7, "vectors": {"towers": ["a"] * 8}},
+            r"vectors.*: expected numbers, came str",
+        ),
+        ({"item_id": 7, "vectors": {"towers": 5}}, r"vectors\['towers'\]: expected a list, came int 5"),
+        ({"item_id": 7, "vectors": [1.0]}, "vectors: expected a mapping from names, came list"),
+        ({"item_id": 7, "values": [1]}, "values: expected a mapping from names, came list"),
     ]
     for arguments, message in refused:
         with pytest.raises(InvalidInput, match=message):
@@ -241,8 +250,29 @@ def test_what_does_not_fit_is_refused(live: Live) -> None:
     with pytest.raises(InvalidInput, match=r"line 2: .*unknown field"):
         live.store.load([b'{"item_id": 1}', b'{"item_id": 2, "colour": 1}'])
     assert [entry.item_id for entry in live.store.list()] == [1, 2, 3]
+    known = int(live.release.items.ids(np.array([0]))[0])
+    assert live.store.unknown([known, 3, 4_000_000]) == (4_000_000,)
     with pytest.raises(InvalidSettings, match="keeps nothing that is written"):
         ItemStore.open(live.made)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("put", "--item", "7", "--vector", "towers=[1"), "expected numbers in JSON"),
+        (("put", "--item", "7", "stock=1", "stock=2"), "'stock' came twice"),
+        (("withdraw", "--item", "4000000", "--item", "4000000"), "so of no effect on it: [4000000]"),
+        (("list", "--store", "embedded:"), "expected a folder, got ''"),
+    ],
+)
+def test_what_is_typed_wrongly_is_said(
+    made: Release, tmp_path: Path, typed: tuple[str, ...], said: str
+) -> None:
+    command, *rest = typed
+    store = () if "--store" in rest else ("--store", f"embedded:{tmp_path / 'store'}")
+    done = CliRunner().invoke(app, ["items", command, str(made.path), *store, *rest], env={"COLUMNS": "200"})
+    assert said in " ".join(done.output.split())
+    assert done.exit_code == (0 if command == "withdraw" else 2)
 
 
 def test_a_journal_that_was_changed_is_refused(live: Live) -> None:

@@ -189,6 +189,12 @@ def test_weights_that_are_no_numbers() -> None:
         ExportInputError, match=r"ranker: 1 of the 200 numbers of its weight 'table\.weight' are NaN"
     ):
         check_weights(module, "ranker")
+    module = Model()
+    module.register_buffer("mask", torch.full((3,), -torch.inf))
+    check_weights(module, "ranker")
+    module.register_buffer("mean", torch.tensor([0.0, torch.nan]))
+    with pytest.raises(ExportInputError, match="1 of the 2 numbers of its weight 'mean' are NaN"):
+        check_weights(module, "ranker")
 
 
 # ------------------------------------------------------------------------------------------------ releases

@@ -46,7 +46,9 @@ class Live:
         self.chain = Chain.open(self.release)
         self.store = FeatureStore.open(self.release)
         self.users, self.items = [text(u) for u in tiny.user_ids], [text(i) for i in tiny.item_ids]
-        self.nobody: Any = "nobody" if tiny.release.manifest.catalogue.user_id_dtype == "bytes" else 987_654
+        text_ids = tiny.release.manifest.catalogue.user_id_dtype == "bytes"
+        self.nobody: Any = "nobody" if text_ids else 987_654
+        self.anonymous: Any = "\0anonymous" if text_ids else -(2**63)
 
     def ids(self, values: list[Any]) -> np.ndarray:
         return ids_array([v.encode() if isinstance(v, str) else v for v in values])
@@ -346,6 +348,7 @@ def test_a_null_overrides_and_a_removed_value_does_not(live: Live) -> None:
         ({"tags": [1, 2.5]}, r"values\['tags'\]\[1\]: expected a whole number"),
         ({"tags": [None]}, "expected a whole number, came NoneType"),
         ({"tags": [2**63]}, "expected a number that fits int64"),
+        ([1], r"values: expected a mapping of column to value, came list \[1\]"),
     ],
 )
 def test_values_of_another_type_are_refused(live: Live, values: dict[str, Any], message: str) -> None:
@@ -368,6 +371,9 @@ def test_ids_and_times_of_another_type_are_refused(live: Live) -> None:
         lambda: live.store.append(user, [item], ttl_s=float("nan")),
         lambda: live.store.put(user, {"age": 3}, ttl_s=1e12),
         lambda: live.store.remove(user, ["aeg"]),
+        # Whoever has no id: what were written of him would be everybody's.
+        lambda: live.store.put(live.anonymous, {"age": 3}),
+        lambda: live.store.append(live.anonymous, [item]),
     ):
         with pytest.raises(InvalidInput):
             call()
@@ -436,7 +442,7 @@ def test_releases_with_other_columns_share_a_store_unless_a_type_differs(live: L
 @BOTH
 def test_what_is_exported_can_be_loaded(live: Live, tmp_path: Path) -> None:
     clock, store = clocked(live)
-    first, second = live.users[2], "x" * 900 if isinstance(live.users[0], str) else -(2**63)
+    first, second = live.users[2], "x" * 900 if isinstance(live.users[0], str) else 1 - 2**63
     store.put(first, {"age": 40, "occupation": "пилот", "tags": [1, 2]}, ttl_s=100)
     store.put(first, {"age": None})
     store.append(first, live.items[:2])

@@ -97,16 +97,17 @@ def check(
     users: list[int],
     masked: list[np.ndarray],
     make: Callable[[list[np.ndarray]], Mask] = mask_of,
+    asked: int = COUNT,
 ) -> float:
     """Compare with exact search; return the mean share of the best allowed that was found."""
     query = QUERIES[users]
-    scores, rows = search.nearest(query, make(masked), COUNT)
-    best, want = ExactSearch(SPACE).nearest(query, mask_of(masked), COUNT)
+    scores, rows = search.nearest(query, make(masked), asked)
+    best, want = ExactSearch(SPACE).nearest(query, mask_of(masked), asked)
     shares = []
     for user, hidden in enumerate(masked):
         real = rows[user] < ITEMS
-        count = min(COUNT, ITEMS - len(hidden))
-        assert real.tolist() == [place < count for place in range(COUNT)]
+        count = min(asked, ITEMS - len(hidden))
+        assert real.tolist() == [place < count for place in range(asked)]
         assert np.isneginf(scores[user, count:]).all()
         assert len(set(rows[user, :count].tolist())) == count
         assert not set(rows[user, :count].tolist()) & set(hidden.tolist())
@@ -158,14 +159,23 @@ def test_one_heavy_user_among_many(search: Search, heavy: str) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(
-    factory=st.sampled_from(FACTORIES),
+    factory=st.sampled_from([*FACTORIES, "IVF32,PQ8x4"]),
+    make=st.sampled_from([mask_of, allowed_of]),
+    asked=st.sampled_from([1, 7, COUNT, 120]),
     drawn=st.lists(st.tuples(st.integers(0, 63), st.sampled_from(list(MASKS))), min_size=1, max_size=9),
     seed=st.integers(0, 99),
 )
-def test_any_company(factory: str, drawn: list[tuple[int, str]], seed: int) -> None:
+def test_any_company(
+    factory: str,
+    make: Callable[[list[np.ndarray]], Mask],
+    asked: int,
+    drawn: list[tuple[int, str]],
+    seed: int,
+) -> None:
+    """Index types, what users had or what rules leave them, k, and batches of users of every kind."""
     rng = np.random.default_rng(seed)
     users = [user for user, _ in drawn]
-    check(made(factory), users, [MASKS[case](rng, user) for user, case in drawn])
+    check(made(factory), users, [MASKS[case](rng, user) for user, case in drawn], make, asked)
 
 
 def test_ties_are_cut_by_row() -> None:
@@ -308,6 +318,38 @@ def test_paging_by_excluding_what_was_shown(served: tuple[Tiny, Chain]) -> None:
             assert set(rows) == set(want)
             assert out["source"][at].tolist() == [1] * 200
         shown = np.concatenate([shown, out["item_id"]], axis=1)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF16,Flat", "IVF16,PQ2x4", "HNSW16", "SQ8"])
+def test_paging_to_the_end_of_the_catalogue(factory: str, tmp_path: Path) -> None:
+    """Every page is full until nothing is left, for users of every kind in one batch."""
+    items, page, changes = 260, 40, {"candidates": 60, "kept": 40, "k_default": 40, "k_max": 40}
+    tiny = make_tiny(
+        tmp_path / "release",
+        items=items,
+        most_seen=250,
+        factory=factory,
+        settings={**changes, "max_excluded": items},
+    )
+    chain = Chain.open(tiny.release)
+    # Of those that are known one has had nothing and one everything; two are not known.
+    users = np.array([*tiny.user_ids[:6], 5, 8])[:, None]
+    seen = [*tiny.seen[:6], set[int](), set[int]()]
+    shown: list[list[int]] = [[] for _ in seen]
+    for _ in range(items // page + 2):
+        lengths = np.array([[len(mine)] for mine in shown], np.int32)
+        excluded = np.zeros((len(seen), max(int(lengths.max()), 1)), np.int64)
+        for at, mine in enumerate(shown):
+            excluded[at, : len(mine)] = mine
+        asked = {"exclude_item_ids": excluded, "exclude_item_ids__length": lengths}
+        out, _ = chain.run({"user_id": users, **asked})
+        for at, had in enumerate(seen):
+            count = int(out["count"][at, 0])
+            assert count == min(page, items - len(had) - len(shown[at]))
+            shown[at] += out["item_id"][at, :count].tolist()
+    for had, mine in zip(seen, shown, strict=True):
+        assert {tiny.item_ids.index(item) for item in mine} == set(range(items)) - had
+        assert len(set(mine)) == len(mine)
 
 
 def test_sixty_four_heavy_users_in_one_batch(served: tuple[Tiny, Chain]) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny_release import Tiny, make_tiny
 
 from tiercel_serving.errors import InvalidRequest
+from tiercel_serving.reorder.cap import Cap
+from tiercel_serving.reorder.epsilon_slot import EpsilonSlot
 from tiercel_serving.reorder.freshness import Freshness
+from tiercel_serving.reorder.gumbel_top_k import GumbelTopK
 from tiercel_serving.reorder.inputs import source_columns
 from tiercel_serving.reorder.mmr import MMR
 from tiercel_serving.reorder.per_request import PerRequest
@@ -118,6 +122,8 @@ def test_a_recipe_without_such_steps_has_no_such_tensors(plain: Tiny) -> None:
         (PerRequest("d", 0.5, 0.0, 1.5), "high: expected a number of at least 0 and at most 1"),
         (PerRequest("d", 0.5, 0.6, 0.5), "low: 0.6 is above high"),
         (PerRequest("no name", 0.5), "name: 'no name' cannot name a tensor"),
+        (PerRequest("d"), "strength.default: a request that says nothing would leave the step without a"),
+        (PerRequest("d", 0.5, 0.0, np.inf), "high: expected a number of at least 0 and at most 1, got inf"),
         (1.2, "strength: expected a number of at least 0 and at most 1, got 1.2"),
         ("much", "strength: "),
     ],
@@ -126,6 +132,23 @@ def test_numbers_that_make_no_sense(number: PerRequest | float, said: str) -> No
     wrong = MMR(source="near", strength=number).problems()
     assert wrong
     assert said in str(wrong[0])
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (Cap("a", PerRequest("most", 2, 1, np.inf, whole=True)), "most.high: expected a whole number of at"),
+        (
+            Cap("a", PerRequest("most", 2.5, 1, 9, whole=True)),
+            "most.default: expected a whole number",
+        ),
+        (GumbelTopK(np.inf), "temperature: expected a number above 0, got inf"),
+        (GumbelTopK(seed=PerRequest("seed", None, 0, 9)), "seed.whole: 'seed' may be any number"),
+        (EpsilonSlot(seed=PerRequest("seed", None, -9, 9, whole=True)), "seed.low: expected a whole number"),
+    ],
+)
+def test_whole_numbers_temperatures_and_seeds_that_make_no_sense(step: Any, said: str) -> None:
+    assert [str(problem) for problem in step.problems() if str(problem).startswith(said)]
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,17 @@ def test_nothing_is_wrong_with_good_ones() -> None:
             {"rules": (Compare("fresh", "year", "=", 3),)},
             "rules[0].operator: the rule 'fresh' has no known op",
         ),
+        (
+            {"rules": (Compare(" ", "year", ">", 3),)},
+            "rules[0].name: expected a name, got ' '; say what people read",
+        ),
         ({"reorder": (WeightedSum(()),)}, "reorder[0].weights: expected a number a task, got ()"),
+        (
+            {"reorder": (WeightedSum((1.0, float("nan"))),)},
+            "reorder[0].weights: expected a number a task, got (1.0, nan)",
+        ),
+        ({"related": ("near", "popular")}, "related[1]: the source 'popular' knows no items that are like"),
+        ({"added_items": 10**12}, "added_items: expected a whole number of at least 0 and at most 1e+07"),
         ({"store": "redis"}, "store: expected a store, got 'redis'; write Redis(…)"),
     ],
 )

@@ -302,14 +302,20 @@ def _write_sources(tiny: Tiny, path: Path) -> None:
             index = faiss.index_factory(DIMENSION, source.factory, faiss.METRIC_INNER_PRODUCT)
             index.train(vectors)
             index.add(vectors)
-            # All of its lists: it finds what exact search finds.
-            index.nprobe = index.nlist
+            # All of its lists, or links: it finds what exact search finds, but for rounding.
+            knob, value = None, 1
+            if isinstance(index, faiss.IndexIVF):
+                knob, value = "nprobe", index.nlist
+            elif isinstance(index, faiss.IndexHNSW):
+                knob, value = "efSearch", len(vectors)
+            if knob is not None:
+                faiss.ParameterSpace().set_index_parameter(index, knob, value)
             faiss.write_index(index, str(place / INDEX_FILE))
             rungs = tuple(
-                Rung(depth, index.nlist, cost, 0.0)
+                Rung(depth, value, cost, 0.0)
                 for depth, cost in ((tiny.settings.candidates, 0.01), (len(vectors), 0.05))
             )
-            profile = Profile("nprobe", 0.0, rungs)
+            profile = Profile(knob, 0.0, rungs)
             meta["profile"] = msgspec.to_builtins(profile)
         write_artefact(place, "source", BUILD, made.arrays, meta)
 

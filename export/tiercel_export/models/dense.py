@@ -86,15 +86,19 @@ def check_weights(module: torch.nn.Module, what: str) -> None:
     Raises
     ------
     ExportInputError
-        A parameter holds NaN or infinity.
+        A parameter holds NaN or infinity, or a buffer NaN: a mask may be infinite.
     """
-    for name, weight in module.named_parameters():
-        wrong = int((~torch.isfinite(weight)).sum())
+    held: list[tuple[str, torch.Tensor, torch.Tensor]] = [
+        *((name, weight, ~torch.isfinite(weight)) for name, weight in module.named_parameters()),
+        *((name, buffer, torch.isnan(buffer)) for name, buffer in module.named_buffers()),
+    ]
+    for name, weight, bad in held:
+        wrong = int(bad.sum())
         if wrong:
             raise ExportInputError(
                 f"{what}: {wrong} of the {weight.numel()} numbers of its weight {name!r} are NaN or "
-                "infinite; the training "
-                "diverged: train again with a lower learning rate, or from an earlier checkpoint"
+                "infinite; the training diverged: train again with a lower learning rate, or from an earlier "
+                "checkpoint"
             )
 
 

@@ -72,24 +72,27 @@ def _few_rows(ask: FrameOracle | SessionOracle, program: CompiledProgram, frame:
     """Ask for some real rows and one with nulls, as far as NVTabular answers those.
 
     It raises on some nulls, in an integer id for example; then only the columns in which it takes one
-    are null.
+    are null. Most take one, so they are asked by halves: each question costs a tenth of a second.
     """
     full = golden_rows(frame, program.inputs, FEATURE_ROWS)
+    real, nulls = full.iloc[:-1], full.iloc[-1]
+    taken: list[str] = []
+    answer: FeatureRows | None = None
+    left = [[column.name for column in program.inputs]]
     with _silent("merlin"):
-        try:
-            return _asked(ask, program, oracle_frame(full, program.inputs))
-        except Exception:
-            real, nulls = full.iloc[:-1], full.iloc[-1]
-            row = real.iloc[0]
-            for column in program.inputs:
-                trial = row.copy()
-                trial[column.name] = nulls[column.name]
-                try:
-                    _asked(ask, program, _with_row(real, trial, program))
-                except Exception:
-                    continue
-                row = trial
-        return _asked(ask, program, _with_row(real, row, program))
+        while left:
+            group = left.pop()
+            row = full.iloc[0].copy()
+            for name in [*taken, *group]:
+                row[name] = nulls[name]
+            try:
+                answer = _asked(ask, program, _with_row(real, row, program))
+            except Exception:
+                middle = len(group) // 2
+                left += [part for part in (group[middle:], group[:middle]) if middle]
+            else:
+                taken += group
+    return answer if answer is not None else _asked(ask, program, oracle_frame(real, program.inputs))
 
 
 def _with_row(frame: pd.DataFrame, row: pd.Series, program: CompiledProgram) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from .shell import Debug, Json, shell
-from .store import ReleaseArgument, Store, read_id, read_lines
+from .store import ReleaseArgument, Store, read_id, read_lines, split_pairs
 from .tables import heading, pairs
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ def put(
             sh.emit({"items": count}, heading(f"Put {count:,} items"))
             return
         typed = read_id(item or "", opened.release.manifest.catalogue.item_id_dtype, "--item")
-        vectors = {name: msgspec.json.decode(text) for name, text in _split(vector or [], "--vector").items()}
-        opened.put(typed, _values(opened, values or []), vectors=vectors)
+        opened.put(typed, _values(opened, values or []), vectors=_vectors(vector or []))
         sh.emit({"items": 1}, heading(f"Put item {typed}"))
 
 
@@ -67,8 +66,11 @@ def withdraw(
     with shell(json=json, debug=debug) as sh:
         opened = _opened(release, store)
         dtype = opened.release.manifest.catalogue.item_id_dtype
-        opened.withdraw([read_id(one, dtype, "--item") for one in item])
-        sh.emit({"items": len(item)}, heading(f"Withdrew {len(item)} items"))
+        ids = list(dict.fromkeys(read_id(one, dtype, "--item") for one in item))
+        opened.withdraw(ids)
+        sh.emit({"items": len(ids)}, heading(f"Withdrew {len(ids)} items"))
+        if unknown := opened.unknown(ids):
+            sh.note(f"Not in this release's catalogue, so of no effect on it: {[*unknown]}", style="yellow")
 
 
 def list_items(
@@ -101,19 +103,23 @@ def _opened(release: Path, store: str | None) -> ItemStore:
     return ItemStore.open(release, store)
 
 
-def _split(texts: list[str], option: str) -> dict[str, str]:
-    """Return name → text of what was typed as NAME=TEXT."""
-    parts = [text.partition("=") for text in texts]
-    for (_, equals, _), text in zip(parts, texts, strict=True):
-        if not equals:
-            raise typer.BadParameter(f"{text!r}: write NAME=VALUE", param_hint=option)
-    return {name: text for name, _, text in parts}
+def _vectors(texts: list[str]) -> dict[str, Any]:
+    """Return source → vector of what was typed."""
+    return {source: _decoded(source, text) for source, text in split_pairs(texts, "--vector").items()}
+
+
+def _decoded(source: str, text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        problem = f"{source}={text[:40]}: expected numbers in JSON, such as [0.5, -1] ({error})"
+        raise typer.BadParameter(problem, param_hint="--vector") from error
 
 
 def _values(opened: ItemStore, texts: list[str]) -> dict[str, Any]:
     columns = opened.release.overlays.columns
     values: dict[str, Any] = {}
-    for name, text in _split(texts, "COLUMN=VALUE").items():
+    for name, text in split_pairs(texts, "COLUMN=VALUE").items():
         try:
             value = msgspec.json.decode(text)
         except ValueError:

@@ -119,6 +119,8 @@ def parse_features(given: Sequence[str], columns: Sequence[RequestColumn]) -> di
             raise Refused(f"--feature {pair}: write NAME=VALUE, as in --feature age=31")
         if name not in known:
             raise Refused(f"--feature {pair}: this server knows no such column; it takes {', '.join(known)}")
+        if name in features:
+            raise Refused(f"--feature {pair}: {name} came twice; give it once")
         features[name] = _parse_value(text, known[name], pair)
     return features
 

@@ -254,16 +254,26 @@ def _values(opened: FeatureStore, pairs_: list[str]) -> dict[str, Any]:
         if column.dtype == "bytes" and not column.is_list
     }
     values: dict[str, Any] = {}
-    for pair in pairs_:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{pair!r}: write COLUMN=VALUE", param_hint="COLUMN=VALUE")
+    for name, text in split_pairs(pairs_, "COLUMN=VALUE").items():
         try:
             value = msgspec.json.decode(text)
         except ValueError:
             value = text
         values[name] = text if name in texts and not isinstance(value, str | None) else value
     return values
+
+
+def split_pairs(typed: list[str], option: str) -> dict[str, str]:
+    """Return name → text of what was typed as NAME=TEXT."""
+    found: dict[str, str] = {}
+    for pair in typed:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{pair!r}: write NAME=VALUE", param_hint=option)
+        if name in found:
+            raise typer.BadParameter(f"{name!r} came twice; give it once", param_hint=option)
+        found[name] = text
+    return found
 
 
 @contextlib.contextmanager

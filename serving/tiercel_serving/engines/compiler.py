@@ -24,12 +24,22 @@ def device_name(device: str) -> str:
         return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     if not torch.cuda.is_available():
         raise DeviceUnavailable(
-            f"engine 'aoti-cuda': torch {torch.__version__} finds no GPU; use a machine with an NVIDIA GPU, "
-            "a driver "
-            "for its CUDA and a CUDA build of torch, or take --engine aoti"
+            f"engine 'aoti-cuda': torch {torch.__version__} finds no GPU ({_why_no_gpu()}); use a machine "
+            "with an NVIDIA GPU, a driver for its CUDA and a CUDA build of torch, or take --engine aoti"
         )
     major, minor = torch.cuda.get_device_capability()
     return f"{torch.cuda.get_device_name()} (compute capability {major}.{minor})"
+
+
+def _why_no_gpu() -> str:
+    """Return what torch says of it: that its driver is too old, or that it was built without CUDA."""
+    import torch
+
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split()[:30])
+    return "CUDA itself starts"
 
 
 def no_compiler(device: str) -> str | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import msgspec
 import numpy as np
 
 from tiercel_client.errors import InvalidInput
-from tiercel_client.values import convert_ids, sequence
+from tiercel_client.values import convert_ids, sequence, shown
 
 from ..errors import InvalidSettings
 from ..release.opened import Release, open_release
@@ -112,7 +113,11 @@ class ItemStore:
         StoreError, MachineFault
             It was not written.
         """
-        self.write([ItemLine(item_id, dict(values or {}), {k: [*v] for k, v in (vectors or {}).items()})])
+        for name, given in (("values", values), ("vectors", vectors)):
+            if given is not None and not isinstance(given, Mapping):
+                raise InvalidInput(f"{name}: expected a mapping from names, came {shown(given)}")
+        made = {source: _numbers(vector, source) for source, vector in (vectors or {}).items()}
+        self.write([ItemLine(item_id, dict(values or {}), made)])
 
     def withdraw(self, item_ids: Sequence[int | str]) -> None:
         """Let items come no more: not from a search, a list, a request's own candidates, nor as related.
@@ -128,6 +133,13 @@ class ItemStore:
         if not len(ids):
             raise InvalidInput("item_ids: expected items, came none; name some")
         self.write([ItemLine(one, withdrawn=True) for one in ids])
+
+    def unknown(self, item_ids: Sequence[int | str]) -> tuple[int | str, ...]:
+        """Return those of some items that neither the release's catalogue has nor was put."""
+        ids = convert_ids(item_ids, self._dtype, lambda n: f"item_ids[{n}]")
+        lacking = self.release.items.rows(ids) == self.release.items.size
+        put = {entry.item_id for entry in self.list() if entry.put}
+        return tuple(one for one, gone in zip(item_ids, lacking, strict=True) if gone and one not in put)
 
     def list(self) -> tuple[Entry, ...]:
         """Return what was written, in the order in which items were first put."""
@@ -228,3 +240,13 @@ def _read(number: int, text: bytes | str) -> ItemLine:
         return msgspec.json.decode(text, type=ItemLine)
     except ValueError as error:
         raise InvalidInput(f"line {number}: {error}") from error
+
+
+def _numbers(vector: Any, source: str) -> list[float]:
+    """Return a vector's numbers."""
+    where = f"vectors[{source!r}]"
+    numbers = list(sequence(vector, where))
+    wrong = [one for one in numbers if isinstance(one, bool | np.bool_) or not isinstance(one, Real)]
+    if wrong:
+        raise InvalidInput(f"{where}: expected numbers, came {shown(wrong[0])}")
+    return [float(one) for one in numbers]

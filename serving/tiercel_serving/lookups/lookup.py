@@ -129,9 +129,15 @@ class DirectLookup:
         self._table = table
         self._lowest = np.uint64(lowest & MASK)
         self._span = np.uint64(len(table) - 1)
+        self._first, self._missing = lowest, len(table) - 1
 
     def find(self, values: Array) -> npt.NDArray[np.int64]:
         """Return the code of each int64 value."""
+        if values.shape == (1,):
+            # One alone is found by plain Python: each call of NumPy's takes as long.
+            at = values.item() - self._first
+            own = at if 0 <= at < self._missing else self._missing
+            return self._table[own : own + 1].copy()
         # Modulo 2**64 the subtraction is a bijection, so one unsigned comparison finds what is outside.
         offset = values.view(np.uint64) - self._lowest
         np.minimum(offset, self._span, out=offset)

@@ -9,11 +9,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ..problems import Range
 from ..ranked import Rows
 from .per_request import PerRequest
 
 #: What a request sends so that something is explored; without one nothing is. The same seed draws the same.
 SEED = PerRequest("seed", None, 0.0, 2.0**53, whole=True)
+
+#: What may be a seed.
+SEEDS = Range(0, 2**53, whole=True)
 
 _STEP, _ONE, _TWO = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _ALL = 2**64 - 1

@@ -13,7 +13,7 @@ from ..kinds import Settings, mistyped
 from ..problems import COUNT, SHARE, Problem, out_of_range
 from ..ranked import Rows, Scores
 from ..spec import Arrays
-from .chance import SEED, plain_uniform, uniform
+from .chance import SEED, SEEDS, plain_uniform, uniform
 from .per_request import Amount, PerRequest, amount_problems, batch_amount, user_amount
 from .placing import Line
 from .plain import line_of, scores_in_order
@@ -49,7 +49,8 @@ class EpsilonSlot(Settings, frozen=True, tag="epsilon_slot"):
         """Return a place that is none, and a share that is none."""
         if wrong := list(mistyped(self)):
             return wrong
-        return [*out_of_range(self, {"place": COUNT}), *amount_problems(self, {"share": SHARE})]
+        amounts = amount_problems(self, {"share": SHARE, "seed": SEEDS}, optional=("seed",))
+        return [*out_of_range(self, {"place": COUNT}), *amounts]
 
     def misfits(self, tasks: int) -> list[Problem]:
         """Return nothing: any ranker will do."""

@@ -50,7 +50,7 @@ class Freshness(Settings, frozen=True, tag="freshness"):
         """Return numbers that make no sense."""
         if wrong := list(mistyped(self)):
             return wrong
-        amounts = amount_problems(self, {"strength": AT_LEAST_0, "now": _ANY})
+        amounts = amount_problems(self, {"strength": AT_LEAST_0, "now": _ANY}, optional=("now",))
         return [*out_of_range(self, {"half_life": POSITIVE}), *amounts]
 
     def columns(self) -> tuple[str, ...]:

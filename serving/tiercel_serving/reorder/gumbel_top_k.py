@@ -16,7 +16,7 @@ from ..kinds import Settings, mistyped
 from ..problems import POSITIVE, Problem
 from ..ranked import Scores, order_by_score, pick, sorted_scores
 from ..spec import Arrays
-from .chance import SEED, plain_uniform, uniform
+from .chance import SEED, SEEDS, plain_uniform, uniform
 from .per_request import Amount, PerRequest, amount_problems, batch_amount, user_amount
 from .placing import in_order, unsorted
 from .plain import scores_in_order
@@ -46,7 +46,8 @@ class GumbelTopK(Settings, frozen=True, tag="gumbel_top_k"):
 
     def problems(self) -> list[Problem]:
         """Return a temperature that is not above 0."""
-        return list(mistyped(self)) or list(amount_problems(self, {"temperature": POSITIVE}))
+        amounts = {"temperature": POSITIVE, "seed": SEEDS}
+        return list(mistyped(self)) or list(amount_problems(self, amounts, optional=("seed",)))
 
     def misfits(self, tasks: int) -> list[Problem]:
         """Return nothing: any ranker will do."""

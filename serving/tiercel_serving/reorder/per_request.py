@@ -6,7 +6,7 @@ see it as one more request column, so ``features={"diversity": 0.5}`` and ``--fe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from math import isnan, nan
 from typing import Any
 
@@ -101,7 +101,9 @@ def user_amount(amount: Amount, user: Mapping[str, Any]) -> float:
     return nan if said is None else float(said)
 
 
-def amount_problems(kind: Any, ranges: Mapping[str, Range]) -> Iterator[Problem]:
+def amount_problems(
+    kind: Any, ranges: Mapping[str, Range], *, optional: Container[str] = ()
+) -> Iterator[Problem]:
     """Yield what is wrong with a step's numbers, fixed ones and those that requests set.
 
     Parameters
@@ -110,11 +112,16 @@ def amount_problems(kind: Any, ranges: Mapping[str, Range]) -> Iterator[Problem]
         The step's settings, whose types are right.
     ranges
         Field → what makes sense.
+    optional
+        Fields that mean something without a number too.
     """
     for field, wanted in ranges.items():
         amount = getattr(kind, field)
         if isinstance(amount, PerRequest):
             yield from (problem.within(field) for problem in _problems(amount, wanted))
+            if amount.default is None and field not in optional:
+                problem = "a request that says nothing would leave the step without a number"
+                yield Problem(f"{field}.default", problem, "give a default within the limits")
         elif not wanted.holds(amount):
             yield Problem(field, f"expected {wanted}, got {amount!r}", "give such a number")
 
@@ -127,11 +134,13 @@ def _problems(amount: PerRequest, wanted: Range) -> Iterator[Problem]:
         yield Problem("whole", f"{amount.name!r} may be any number", "write whole=True")
     for field in ("low", "high"):
         value = getattr(amount, field)
-        if not wanted.holds(int(value) if wanted.whole and value == int(value) else value):
+        if not wanted.holds(int(value) if wanted.whole and float(value).is_integer() else value):
             yield Problem(field, f"expected {wanted}, got {value!r}", "give such a limit")
     default = amount.default
     if amount.low > amount.high:
         yield Problem("low", f"{amount.low:g} is above high ({amount.high:g})", "swap them")
+    elif default is not None and wanted.whole and not float(default).is_integer():
+        yield Problem("default", f"expected a whole number, got {default!r}", "give such a number")
     elif default is not None and not amount.low <= default <= amount.high:
         problem = f"{default:g} is outside of its own limits, {amount.low:g} to {amount.high:g}"
         yield Problem("default", problem, "widen the limits, or give another")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,7 +35,7 @@ class WeightedSum(Settings, frozen=True, tag="weighted_sum"):
 
     def problems(self) -> list[Problem]:
         """Return weights that are no numbers, and names of tasks that are not one a weight."""
-        if not self.weights or any(mistyped(self)):
+        if not self.weights or any(mistyped(self)) or not all(map(isfinite, self.weights)):
             problem = f"expected a number a task, got {self.weights!r}"
             return [Problem("weights", problem, "write (1.0, 0.5)")]
         if self.tasks and len(self.tasks) != len(self.weights):

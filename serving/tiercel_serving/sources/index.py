@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -21,8 +21,10 @@ from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
 from .grown_index import GrownIndex
 from .scan import ExactSearch, Search, Space, longest_norm
-from .search import HEAVY, IndexSearch, Profile
 from .table import Made, Material, UserTensors
+
+if TYPE_CHECKING:  # FAISS is loaded where an index is opened: every process of a server reads these settings
+    from .search import Profile
 
 #: A part of a factory string whose number is 0: no links, no lists, no codes; or one link in a graph.
 _TOO_FEW = re.compile(r"HNSW0*1(?!\d)|[A-Za-z]+(\d+x)?0+(?!\d)")
@@ -81,6 +83,7 @@ class Index(Settings, frozen=True, tag="index"):
 
     personal: ClassVar[bool] = True
     form: ClassVar[str | None] = "vectors"
+    relates: ClassVar[bool] = True
 
     @property
     def query(self) -> str:
@@ -252,6 +255,8 @@ class Index(Settings, frozen=True, tag="index"):
         space = Space(vectors, rows, items, artefact.meta.get("longest"))
         if "profile" not in artefact.meta:
             return VectorIndex(self.query, space, ExactSearch(space))
+        from .search import IndexSearch, Profile
+
         profile = msgspec.convert(artefact.meta["profile"], Profile)
         search = IndexSearch(space, read_index(artefact.file(INDEX_FILE), vectors), profile)
         search.touch()
@@ -284,6 +289,8 @@ def _space(material: Material) -> Space:
 
 def _measured(material: Material, queries: Array) -> tuple[Array, list[Rows], tuple[Array, list[Rows]]]:
     """Return the queries that are measured with what their users have had, and those who have had much."""
+    from .search import HEAVY
+
     seen = list(material.seen) or [np.zeros(0, np.int64)] * len(queries)
     much = np.array([len(rows) > HEAVY * material.candidates for rows in seen], np.bool_)
     # If that is everybody, they are the typical ones too.

@@ -183,6 +183,11 @@ def _check_ready(index: Any, vectors: Array, queries: Array) -> Any:
         )
     # The scores that it gives are its own vectors': rounded perhaps, but not as far off as chance.
     told, found = index.search(queries[:LADDER_QUERIES], min(10, len(vectors)))
+    if (found >= len(vectors)).any():
+        raise InvalidSettings(
+            f"index: the given one finds id {found.max()} where there are {len(vectors)} vectors; add them "
+            "without ids of their own (no IDMap, no add_with_ids), in the order of `items`: position = row"
+        )
     products = np.einsum("qnd,qd->qn", vectors[found], queries[:LADDER_QUERIES])
     shifted = np.einsum("qnd,qd->qn", vectors[(found + 1) % len(vectors)], queries[:LADDER_QUERIES])
     off, chance = (float(np.abs(told - scores)[found >= 0].mean()) for scores in (products, shifted))

@@ -29,6 +29,7 @@ class ItemWeights(HistorySums, frozen=True, tag="item_weights"):
     """
 
     form: ClassVar[str | None] = "item weights"
+    relates: ClassVar[bool] = True
 
     def make(self, material: Material) -> Made:
         """Keep the weights of the allowed items: ``offsets [I + 1]``, ``columns`` and ``weights [n]``.

@@ -28,8 +28,9 @@ SLACK = 128
 #: how deep the best lie may be wrong.
 TRUSTED = 1.25
 
-#: Masked items that are looked at to guess whether they are among the user's best.
-SAMPLE = 128
+#: Masked items that are looked at to guess whether they are among the user's best: where many are masked, and
+#: where so few are that each stands for little. To fetch their vectors is most of what a guess costs.
+SAMPLE, LEAST = 128, 48
 
 #: Who has had more than this many times N items is served alone. Such users are not like those that an index
 #: is tuned for: its deeper rungs are held to the recall for them too. What a request excludes says nothing of
@@ -201,7 +202,8 @@ class IndexSearch:
             masked = int(counts[user])
             if not masked:
                 continue
-            sample = self._space.positions_of(mask.sample(user, masked, SAMPLE))
+            most = min(max(16 * masked // self._ladder[0].depth, LEAST), SAMPLE)
+            sample = self._space.positions_of(mask.sample(user, masked, most))
             scores = self._space.score(query[user : user + 1], sample[None])[0]
             cuts = (self._cuts + shift[user]) * norm(query[user])
             hidden[at] = np.count_nonzero(scores[:, None] >= cuts, axis=0) / max(len(sample), 1) * masked

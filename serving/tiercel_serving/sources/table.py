@@ -121,7 +121,7 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class Relates(Protocol):
-    """An opened source that knows which items are like others."""
+    """An opened source that knows which items are like others; its settings say ``relates = True``."""
 
     def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the ``count`` items most like those of ``rows [B, M]`` together, as ``candidates`` does.

@@ -37,6 +37,7 @@ class UserNeighbours(HistorySums, frozen=True, tag="user_neighbours"):
     """
 
     form: ClassVar[str | None] = "user neighbours"
+    relates: ClassVar[bool] = True
 
     def make(self, material: Material) -> Made:
         """Keep who has each item, and the votes for allowed items.

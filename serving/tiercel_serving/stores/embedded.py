@@ -65,7 +65,7 @@ class Embedded(LiveSettings, frozen=True, tag="embedded"):
     @classmethod
     def of_text(cls, text: str) -> Embedded:
         """Return a store in the folder that the text names, as a shell means it."""
-        return cls(path=str(Path(text).absolute()))
+        return cls(path=str(Path(text).absolute()) if text else "")
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the settings by themselves."""

@@ -22,7 +22,8 @@ from typing import Any
 import msgspec
 
 from tiercel_client.errors import InvalidInput
-from tiercel_client.values import convert_ids, sequence
+from tiercel_client.request import ANONYMOUS_IDS
+from tiercel_client.values import convert_ids, sequence, shown
 
 from ..errors import InvalidSettings, StoreDamaged
 from ..live_items.journal import read_journal
@@ -38,6 +39,8 @@ from .table import Change, Records, StoreKind
 
 #: Lines that are loaded together, in one transaction where the store has such.
 _BLOCK = 500
+
+_NOTHING: Mapping[str, int] = {}
 
 
 class FeatureStore:
@@ -122,7 +125,7 @@ class FeatureStore:
             It was not written.
         """
         expires = self._expires(ttl_s)
-        self._change([self._put(self._user(user_id), values, dict.fromkeys(values, expires))])
+        self._change([self._put(self._user(user_id), values, expires)])
 
     def append(
         self, user_id: int | str, item_ids: Sequence[int | str], *, ttl_s: float | None = None
@@ -245,12 +248,14 @@ class FeatureStore:
     # ------------------------------------------------------------------------------------------ changes
 
     def _put(
-        self, user: bytes, values: Mapping[str, Any], expires: Mapping[str, int]
+        self, user: bytes, values: Mapping[str, Any], expires: int, own: Mapping[str, int] = _NOTHING
     ) -> tuple[bytes, Change]:
+        if not isinstance(values, Mapping):
+            raise InvalidInput(f"values: expected a mapping of column to value, came {shown(values)}")
         if not values:
             raise InvalidInput(f"user {user.decode()!r}: expected values of columns, came none; name some")
         slots = {
-            name: to_slot(find_column(self._columns, name), value, expires[name])
+            name: to_slot(find_column(self._columns, name), value, own.get(name, expires))
             for name, value in values.items()
         }
         self._check_session(values)
@@ -300,8 +305,7 @@ class FeatureStore:
             line = msgspec.json.decode(text, type=Line)
             user, expires = self._user(line.user_id), self._expires(line.ttl_s)
             if line.values:
-                own = {name: line.expires_ms.get(name, expires) for name in line.values}
-                yield self._put(user, line.values, own)
+                yield self._put(user, line.values, expires, line.expires_ms)
             if line.history or line.filters:
                 items, count = self._items(line.history) if line.history else [], len(line.history)
                 at = line.appended_ms or [self._clock()] * count
@@ -340,6 +344,11 @@ class FeatureStore:
     def _user(self, user_id: Any) -> bytes:
         dtype = self.release.manifest.catalogue.user_id_dtype
         (user,) = _ids([user_id], dtype, "user_id")
+        if user == ANONYMOUS_IDS[dtype]:
+            raise InvalidInput(
+                f"user_id: {user_id!r} stands for ANONYMOUS, whoever has no id, so what is written would be "
+                "everybody's; expected the id of one user"
+            )
         return user if isinstance(user, bytes) else b"%d" % user
 
     def _items(self, item_ids: Sequence[Any]) -> list[int | bytes]:

@@ -107,8 +107,7 @@ class LiveUsers:
         keys = [user_key(user if isinstance(user, bytes) else b"%d" % user) for user in ids]
         try:
             found = self._records.read(keys)
-            records = [record for record in found if record is not None]
-            if not records:
+            if found.count(None) == len(found):
                 return base
             whole = [EMPTY if record is None or not intact(record) else record for record in found]
             self.fallbacks[DAMAGED] += whole.count(EMPTY) - found.count(None)

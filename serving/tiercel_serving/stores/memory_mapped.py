@@ -109,6 +109,8 @@ class UserTables:
     def rows(self, user_ids: Array) -> Rows:
         """Return the row of each raw id ``[n]``; U where the store has no such user."""
         found = self.lookup.find(user_ids)
+        if len(found) == 1:
+            return found if found.item() >= 0 else np.array([self.size])
         return np.where(found < 0, self.size, found)
 
     @cached_property
@@ -153,14 +155,24 @@ class UserRows:
         ``[B]`` their rows.
     """
 
+    #: No live values: what the export packed is what the columns say, and nothing was appended.
+    stale: ClassVar[None] = None
+    appended: ClassVar[None] = None
+    filtered: ClassVar[None] = None
+
     def __init__(self, tables: UserTables, rows: Rows) -> None:
         self._tables, self.rows = tables, rows
-        #: No live values: what the export packed is what the columns say, and nothing was appended.
-        self.stale: npt.NDArray[np.bool_] | None = None
-        self.appended: Rows | None = None
-        self.filtered: Rows | None = None
-        self.appended_ms: Rows = np.zeros((len(rows), 0), np.int64)
-        self.known: npt.NDArray[np.bool_] = rows < tables.size
+
+    @cached_property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """``[B]``: who is in the tables."""
+        known: npt.NDArray[np.bool_] = self.rows < self._tables.size
+        return known
+
+    @property
+    def appended_ms(self) -> Rows:
+        """``[B, 0]``: nothing was appended."""
+        return np.zeros((len(self.rows), 0), np.int64)
 
     def packed(self, name: str) -> Array:
         """Return a model-ready tensor ``[B, …]``."""
