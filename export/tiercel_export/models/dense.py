@@ -89,9 +89,9 @@ def check_weights(module: torch.nn.Module, what: str) -> None:
         A parameter holds NaN or infinity, or a buffer NaN: a mask may be infinite.
     """
     held: list[tuple[str, torch.Tensor, torch.Tensor]] = [
-        *((name, weight, ~torch.isfinite(weight)) for name, weight in module.named_parameters()),
-        *((name, buffer, torch.isnan(buffer)) for name, buffer in module.named_buffers()),
+        (name, weight, ~torch.isfinite(weight)) for name, weight in module.named_parameters()
     ]
+    held += [(name, buffer, torch.isnan(buffer)) for name, buffer in module.named_buffers()]
     for name, weight, bad in held:
         wrong = int(bad.sum())
         if wrong:
