@@ -63,7 +63,8 @@ def test_without_a_ranker_retrievals_order_is_the_order_and_no_fold_is_trained(d
     trained = train_recipe(
         quick(ranking=None), dataset, tmp_path / "r", progress=lambda what, *_: told.append(what)
     )
-    assert dict.fromkeys(told) == dict.fromkeys(("workflow", "two_tower, fold 1 of 1", "two_tower"))
+    models = [what for what in told if "workflow" not in what]
+    assert dict.fromkeys(models) == dict.fromkeys(("two_tower, fold 1 of 1", "two_tower"))
     assert trained.load_ranking() is None
     assert trained.metrics["ranking"] == trained.metrics["retrieval"]
     assert list(trained.metrics["epochs"]) == ["two_tower"]
