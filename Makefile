@@ -8,6 +8,9 @@ DEMO := $(VENV)/.ready-demo
 DEV := $(VENV)/.ready-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# Training and tests start many processes: what one has compiled the next need not.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test lint format wheel accuracy bench bench-features bench-peers bench-scale bench-stages clean
 .DEFAULT_GOAL := help
 
