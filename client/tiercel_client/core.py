@@ -159,6 +159,7 @@ class Core(Generic[AnyTransport]):
 
     def _recommend(self, context: Context, question: Question, titles: bool) -> Flow[list[Recommendation]]:
         """Answer a question, in the order of its users."""
+        titles = _flag(titles, "titles")
         contract = yield from self._contract(context)
         parts = build_requests(contract, question)
         if context.grows:
@@ -222,6 +223,7 @@ class Core(Generic[AnyTransport]):
         self, context: Context, item_ids: Any, k: Any, exclude: Any, titles: bool
     ) -> Flow[tuple[Item, ...]]:
         """Ask for what is like some items."""
+        titles = _flag(titles, "titles")
         contract = yield from self._contract(context)
         config = yield from self._config(context, contract, self._related_model)
         if config is None:
@@ -391,6 +393,12 @@ def _name(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value:
         raise InvalidInput(f"{what}: expected the name of a model, came {shown(value)}")
     return value
+
+
+def _flag(value: Any, what: str) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise InvalidInput(f"{what}: expected True or False, came {shown(value)}")
+    return bool(value)
 
 
 def _whole(value: Any, what: str, least: int) -> int:

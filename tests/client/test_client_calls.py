@@ -516,6 +516,8 @@ def test_headers_and_ids(make: Make) -> None:
         {"headers": {"a-bin": "b"}},
         {"headers": {1: "b"}},
         {"headers": "a"},
+        {"titles": np.array([True, False])},
+        {"titles": "no"},
     ],
 )
 def test_options_of_a_call(make: Make, options: dict[str, Any]) -> None:
