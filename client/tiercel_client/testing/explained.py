@@ -8,7 +8,7 @@ import numpy as np
 
 from ..contract import TIME_PREFIX
 from ..request import id_array
-from ..response import EXCLUDED, FOUND, NOT_ASKED, TOO_DEEP, UNKNOWN
+from ..response import EXCLUDED, FOUND, HAD, NOT_ASKED, TOO_DEEP, UNKNOWN
 from ..results import Id
 from ..wire.transport import Array
 
@@ -57,7 +57,8 @@ def said_of(
     asked: Sequence[Id],
     answer: Sequence[Id],
     items: Collection[Id],
-    gone: Collection[Id],
+    excluded: Collection[Id],
+    had: Collection[Id],
     limits: Sequence[Collection[Id]],
 ) -> dict[str, Array]:
     """Return what became of the items that are asked for.
@@ -70,8 +71,10 @@ def said_of(
         What comes, best first.
     items
         All that there are.
-    gone
+    excluded
         What the request rules out.
+    had
+        What the user must not get again.
     limits
         Sets of what alone may come.
     """
@@ -79,7 +82,8 @@ def said_of(
     for one in asked:
         cases = {
             UNKNOWN: one not in items,
-            EXCLUDED: one in gone,
+            EXCLUDED: one in excluded,
+            HAD: one in had,
             NOT_ASKED: any(one not in limit for limit in limits),
             FOUND: one in answer,
         }

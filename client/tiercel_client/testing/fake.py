@@ -217,20 +217,20 @@ class FakeServer:
             allowed = inputs[ALLOW_SEEN][:, 0].tolist()
         answers, statuses, ruled_out = [], [], []
         for row, user in enumerate(users):
-            gone = {*(excluded[row] or ()), *((not allowed[row] and history[row]) or ())}
+            out, had = set(excluded[row] or ()), set((not allowed[row] and history[row]) or ())
             mine, only = listed[row], included[row]
             mine = list(self.users.get(user, self._ids) if mine is None else dict.fromkeys(mine))
-            known = [one for one in mine if one in self.items and one not in gone]
+            known = [one for one in mine if one in self.items and one not in out | had]
             answers.append([one for one in known if only is None or one in only])
             statuses.append(self._status(user, inputs, row, history[row]))
-            ruled_out.append(gone)
+            ruled_out.append((out, had))
         outputs = self._outputs(answers, k)
         outputs["status"] = np.array(statuses, np.int32).reshape(-1, 1)
         if not explain:
             return outputs
         asked = _plain(inputs[EXPLAINED][0]) if EXPLAINED in inputs else []
         limits = [set(only[0]) for only in (included, listed) if only[0] is not None]
-        said = said_of(asked or [self._pad], answers[0], self.items, ruled_out[0], limits)
+        said = said_of(asked or [self._pad], answers[0], self.items, *ruled_out[0], limits)
         return {**outputs, **self._explained(answers[0]), **said}
 
     def _related(self, inputs: Arrays, related: Mapping[Id, Sequence[Id]]) -> dict[str, Array]:
