@@ -161,8 +161,9 @@ def _aoti(graphs: bool) -> Callable[..., Run]:
 def _package(model: Ranker, shape: Shape, kept: int, device: str, folder: Path) -> Any:
     """Return the loaded package of one K, compiled as an export's are, at most once for a device."""
     from tiercel_serving.engines.aoti import load_package
-    from tiercel_serving.engines.aoti_torch import PROGRAM, build_package, write_program
+    from tiercel_serving.engines.aoti_torch import build_package, write_program
     from tiercel_serving.engines.bound import Bound
+    from tiercel_serving.engines.compiler import PROGRAM
 
     folder = folder / f"ranker-{kept}"
     if not (folder / PROGRAM).is_file():

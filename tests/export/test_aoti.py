@@ -22,9 +22,9 @@ from tiercel_export.models.dense import forward_inputs, frozen, run_module
 from tiercel_export.release import goal
 from tiercel_serving.commands.shell import Refused
 from tiercel_serving.engines.aoti import Aoti, AotiCuda
-from tiercel_serving.engines.aoti_torch import PROGRAM, build_package
+from tiercel_serving.engines.aoti_torch import build_package
 from tiercel_serving.engines.bound import Bound
-from tiercel_serving.engines.compiler import device_name
+from tiercel_serving.engines.compiler import PROGRAM, device_name
 from tiercel_serving.engines.install import build_engines
 from tiercel_serving.engines.onnx import OnnxCuda
 from tiercel_serving.engines.trt.build import network_sha256

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -181,3 +183,11 @@ def test_a_file_that_is_no_model(kind: type[EngineKind], file: Path, tmp_path: P
     (tmp_path / kind.file).write_bytes(b"no model")
     with pytest.raises((ArtefactCorrupt, EngineMismatch), match=kind.file):
         kind.open(tmp_path / kind.file, ("product",), threads=1)
+
+
+def test_the_cpp_library_is_there_for_what_is_loaded_later() -> None:
+    code = (
+        "import ctypes; from tiercel_serving.engines.aoti import share_cpp_library as share; "
+        "share(); share(); assert ctypes.CDLL(None)._ZSt4cout"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

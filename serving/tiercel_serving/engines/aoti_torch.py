@@ -13,8 +13,7 @@ from torch.export.passes import move_to_device_pass
 
 from ..errors import ArtefactCorrupt, ArtefactMissing, EngineBuildFailed
 from .bound import SUFFIX, Bound
-from .compiler import PROGRAM as PROGRAM
-from .compiler import device_name, no_compiler
+from .compiler import PROGRAM, device_name, no_compiler
 from .trt.build import network_sha256
 
 #: Threads are a matter of the host that serves, not of the one that compiles.
