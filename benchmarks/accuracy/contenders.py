@@ -152,7 +152,7 @@ COMPARISONS: Mapping[str, Comparison] = {
         {
             # As many epochs as were best on the validation part where there were more of them.
             "sasrec": Alone(SASRec(negatives=256, max_epochs=24)),
-            "gru4rec": Alone(GRU4Rec()),
+            "gru4rec": Alone(GRU4Rec(negatives=256, max_epochs=30)),
             "item_knn": Alone(ItemKNN()),
             "ease": Alone(EASE()),
             "two_tower": Alone(TwoTower()),
