@@ -103,7 +103,8 @@ def _lazily(dataset: Dataset, interactions: pd.DataFrame, columns: Sequence[str]
     # A name of its own: Dask would else make one of a pickle of all tables.
     name = f"joined-{uuid.uuid4().hex}"
     starts = range(0, len(interactions), PIECE)
-    return dd.from_map(piece, starts, meta=piece(0).iloc[:0], token=name, enforce_metadata=False)
+    frames: Any = dd  # Dask has no types
+    return frames.from_map(piece, starts, meta=piece(0).iloc[:0], token=name, enforce_metadata=False)
 
 
 def _narrowed(dataset: Dataset, columns: Sequence[str]) -> Dataset:
