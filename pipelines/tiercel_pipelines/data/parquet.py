@@ -201,14 +201,19 @@ def _plain(
     for name in names:
         _check_alike(parts, table, name)
     read = [part.read(names, table) for part in reading.through(parts, [part.rows for part in parts])]
+    unmade = {name: [piece.column(name) for piece in read] for name in names}
+    del read
     columns = {}
     for name in making.through(names, [rows / len(names)] * len(names)):
+        # What is made of a column takes its place in memory.
         pieces = [
-            canonical(piece.column(name), f"{part.path}: {table}, column {name!r}")
-            for part, piece in zip(parts, read, strict=True)
+            canonical(piece, f"{part.path}: {table}, column {name!r}")
+            for part, piece in zip(parts, unmade.pop(name), strict=True)
         ]
         whole = of_kind(joined(pieces), kinds.get(name))
         columns[name] = plain_values(whole, f"{where}: {table}, column {name!r}")
+        del pieces, whole
+    pa.default_memory_pool().release_unused()  # Arrow would keep what it read into
     return pd.DataFrame(columns, index=pd.RangeIndex(rows), columns=names)
 
 
