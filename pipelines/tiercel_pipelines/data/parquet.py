@@ -129,7 +129,9 @@ class _Part:
     def read(self, names: Sequence[str], table: str) -> pa.Table:
         own = [name for name in names if not self._in_folders(name)]
         try:
-            read = self.fragment.to_table(schema=self.schema, columns=own)
+            # Arrow's own allocator would keep what is read into for the rest of the process.
+            pool = pa.system_memory_pool()
+            read = self.fragment.to_table(schema=self.schema, columns=own, memory_pool=pool)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(self.path, table, error) from error
         if not self.rows:
