@@ -183,12 +183,15 @@ def build_pairs(
     pair = pd.Series(users[order] * (packed.n_items + 1) + items[order])
     order = order[~pair.duplicated(keep="last").to_numpy()]
     del pair
-    weights = np.ones(len(interactions)) if weight is None else interactions[weight].to_numpy(np.float64)
+    if weight is None:
+        weights: Array = np.ones(len(order), np.float32)
+    else:
+        weights = np.nan_to_num(interactions[weight].to_numpy(np.float64)[order])
     pairs = Pairs.build(
         users[order],
         items[order],
         users[order] if packed.contexts is None else packed.n_users + order,
-        np.nan_to_num(weights[order]),
+        weights,
         packed.n_users,
         None if dataset.timestamp is None else time[order].astype(np.float64),
         {name: interactions[name].to_numpy(np.float64)[order] for name in numbers},

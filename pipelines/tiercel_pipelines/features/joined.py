@@ -31,7 +31,7 @@ with warnings.catch_warnings():
     from merlin.io import Dataset as MerlinDataset
 
 #: Up to so many rows are one table in memory.
-ROWS = 1 << 19
+ROWS = 1 << 18
 
 #: Rows that are joined at once, of more.
 PIECE = 1 << 16
