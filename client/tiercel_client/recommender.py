@@ -50,7 +50,7 @@ class Recommender(Core[Transport]):
     max_concurrency
         Requests of :meth:`recommend_many` under way at once.
     title_cache_size
-        Titles to remember; 0 asks for them every time.
+        Titles to remember, at most; 0 asks for them every time.
     refresh_s
         Seconds after which the configuration is read again, so that a new release behind the same
         address is noticed.
