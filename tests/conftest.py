@@ -144,6 +144,9 @@ def draw_the_same(anew: bool) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     global _room
+    # Until all is collected: importing makes millions of objects that stay, through which it would look again
+    # and again.
+    gc.disable()
     draw_the_same(anew=config.getoption("--slow"))
     if hasattr(config, "workerinput"):
         _room = Room()
@@ -153,6 +156,7 @@ def pytest_collection_finish() -> None:
     """Hide from the collector what importing made, and stays: it looks through all of it again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -32,10 +32,18 @@ SEEN_AGAIN: dict[str, Any] = {
     "again_days": st.none() | st.sampled_from([0.0, 0.5, 1.0, 3.0, 30.0]),
 }
 
+#: By release, what `ask_of` made.
+ASK_OF: dict[Any, st.SearchStrategy[Ask]] = {}
 
-@st.composite
-def asks_of(draw: st.DrawFn, tiny: Tiny, most: int = 8) -> list[Ask]:
-    """Between one user and the largest batch, with everything that a request may say of each."""
+
+def ask_of(tiny: Tiny) -> st.SearchStrategy[Ask]:
+    """Everything that a request may say of one user; made once a release, which costs more than to draw."""
+    if tiny.release.path not in ASK_OF:
+        ASK_OF[tiny.release.path] = _ask_of(tiny)
+    return ASK_OF[tiny.release.path]
+
+
+def _ask_of(tiny: Tiny) -> st.SearchStrategy[Ask]:
     string = tiny.release.manifest.catalogue.user_id_dtype == "bytes"
     strangers = st.text(max_size=4).map(str.encode) if string else st.integers(-5, 10**6)
     users = st.sampled_from(tiny.user_ids) | strangers if tiny.user_ids else strangers
@@ -56,8 +64,13 @@ def asks_of(draw: st.DrawFn, tiny: Tiny, most: int = 8) -> list[Ask]:
         candidates=st.none() | lists,
         **({} if tiny.settings.seen_again_days is None else SEEN_AGAIN),
     )
-    plain = st.builds(Ask, user_id=users)
-    asks = draw(st.lists(ask | plain, min_size=1, max_size=most))
+    return ask | st.builds(Ask, user_id=users)
+
+
+@st.composite
+def asks_of(draw: st.DrawFn, tiny: Tiny, most: int = 8) -> list[Ask]:
+    """Between one user and the largest batch."""
+    asks = draw(st.lists(ask_of(tiny), min_size=1, max_size=most))
     if draw(st.booleans()):
         asks = [replace(one, allow_seen=draw(st.booleans())) for one in asks]
     return asks
