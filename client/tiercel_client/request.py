@@ -15,7 +15,7 @@ from .results import Anonymous, RequestColumn
 from .values import Array, Place, convert_column, convert_ids, flatten, pack_ids, sequence, shown
 from .wire.moments import ticks
 
-#: What stands for a user without an id, by the dtype of user ids. No release should use these.
+#: What stands for a user without an id, by the dtype of user ids. No table and no store takes these as ids.
 ANONYMOUS_IDS: Mapping[str, int | bytes] = {"int64": -(2**63), "bytes": b"\x00anonymous"}
 
 #: From how many text ids on a request's lists travel packed: as a tensor each becomes an object at both ends.
@@ -206,16 +206,26 @@ def _inner_place(argument: str, lengths: npt.NDArray[np.int32], single: bool) ->
 
 
 def _user_ids(contract: Contract, users: Sequence[Any] | Array, single: bool) -> _Scalars:
-    if single and type(users[0]) is int and contract.user_id_dtype == "int64":
+    dtype = contract.user_id_dtype
+    stand_in = ANONYMOUS_IDS[dtype]
+    if single and type(users[0]) is int and dtype == "int64" and users[0] != stand_in:
         try:  # what most requests are
             return _Scalars("user_id", np.array(users, np.int64))
         except OverflowError:
             pass  # the other way says what is wrong
-    argument = "user_id" if single else "user_ids"
-    stand_in = ANONYMOUS_IDS[contract.user_id_dtype]
+    place = _place("user_id" if single else "user_ids", single)
+    meant = np.zeros(len(users), np.bool_)
     if not isinstance(users, np.ndarray):
+        meant = np.array([isinstance(user, Anonymous) for user in users], np.bool_)
         users = [stand_in if isinstance(user, Anonymous) else user for user in users]
-    return _Scalars("user_id", convert_ids(users, contract.user_id_dtype, _place(argument, single)))
+    ids = convert_ids(users, dtype, place)
+    taken = (ids == stand_in) & ~meant
+    if taken.any():
+        raise InvalidInput(
+            f"{place(int(np.argmax(taken)))}: {stand_in!r} stands for whoever has no id, and no user has it; "
+            "send tiercel_client.ANONYMOUS if that is meant"
+        )
+    return _Scalars("user_id", ids)
 
 
 def _k(contract: Contract, question: Question, count: int) -> _Scalars | None:

@@ -83,7 +83,8 @@ def test_the_smallest_request_is_the_user_alone() -> None:
 
 def test_limits_of_int64_travel() -> None:
     assert one(2**63 - 1)["user_id"].tolist() == [[2**63 - 1]]
-    assert one(-(2**63))["user_id"].tolist() == [[-(2**63)]]
+    assert one(1 - 2**63)["user_id"].tolist() == [[1 - 2**63]]
+    assert one(exclude=[-(2**63)])["exclude_item_ids"].tolist() == [[-(2**63)]]
 
 
 def test_numpy_values_travel() -> None:
@@ -329,6 +330,17 @@ def test_somebody_without_an_id() -> None:
     assert one(ANONYMOUS)["user_id"].tolist() == [[-(2**63)]]
     assert one(ANONYMOUS, TEXTS)["user_id"].tolist() == [[b"\x00anonymous"]]
     assert canary(TEXTS)["k"].tolist() == [[1]]
+
+
+@pytest.mark.parametrize(("of", "taken"), [(None, -(2**63)), (TEXTS, "\0anonymous"), (TEXTS, b"\0anonymous")])
+def test_nobody_has_the_id_that_stands_for_anonymous(of: Any, taken: Any) -> None:
+    more = () if of is None else (of,)
+    assert "user_id: " in (message := refused(one, taken, *more))
+    assert "send tiercel_client.ANONYMOUS" in message
+    other: Any = 1 if of is None else "1"
+    for users in ([other, taken], np.array([other, taken], dtype=object if of else np.int64)):
+        assert refused(many, users, *more).startswith("user_ids[1]: ")
+    assert [part.users for part in many([ANONYMOUS, other], *more)] == [[ANONYMOUS, other]]
 
 
 # What is refused

@@ -166,6 +166,15 @@ def test_repeated_ids(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
         load_dataset(SPEC, data_dir=write(tables, tmp_path))
 
 
+@pytest.mark.parametrize("taken", [-(2**63), "\0anonymous"])
+def test_nobodys_id(tables: dict[str, pd.DataFrame], tmp_path: Path, taken: int | str) -> None:
+    ids = {"ann": taken, "bo": 2, "çelik": 3} if isinstance(taken, int) else {"ann": taken}
+    for table in ("users", "log"):
+        tables[table]["user_id"] = [ids.get(user, user) for user in tables[table]["user_id"]]
+    with pytest.raises(DataCorrupt, match=r"users\.user_id holds .*, which stands for whoever has no id"):
+        load_dataset(SPEC, data_dir=write(tables, tmp_path))
+
+
 def test_null_ids(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     tables["log"].loc[0, "user_id"] = None
     with pytest.raises(DataCorrupt, match=r"interactions\.user_id has 1 null ids"):

@@ -216,6 +216,10 @@ REFUSED = {
     "item twice": (frame("items", lambda f: pd.concat([f, f.iloc[3:5]])), "2 of 62 rows repeat an id"),
     "user twice": (frame("users", lambda f: pd.concat([f, f.iloc[:1]])), "users: 1 of 41 rows repeat"),
     "null id": (frame("users", lambda f: f.assign(user_id=f.user_id.where(f.user_id > 1000))), "are null"),
+    "nobody's id": (
+        frame("users", lambda f: f.assign(user_id=f.user_id.replace(1000, -(2**63)))),
+        "users: an id in 'user_id' is -9223372036854775808, which stands for whoever has no id",
+    ),
     "float ids": (frame("items", lambda f: f.assign(item_id=f.item_id + 0.5)), "integers or all strings"),
     "mixed ids": (
         frame("items", lambda f: f.assign(item_id=["a", *f.item_id.tolist()[1:]])),

@@ -27,23 +27,26 @@ from .transport import Array, InferRequest
 #: Descriptions that are remembered; the lists of a request make shapes many.
 _REMEMBERED = 256
 
+#: Name, dtype (None is text), shape and bytes of an output.
+_Output = tuple[str, np.dtype[Any] | None, tuple[int, ...], int]
+
 
 def write_request(request: InferRequest) -> bytes:
     """Return a ``ModelInferRequest``, serialised."""
     pieces = [_asked(request.model, tuple(request.outputs))]
-    contents = []
+    contents: list[bytes] = []
     for name, array in request.inputs.items():
         pieces.append(_input(name, array.dtype, array.shape))
-        text = array.dtype.kind == "O"
         # What serialises text gives an empty array where there is none, and else one element.
-        contents.append(
-            b"".join(serialize_byte_tensor(array).reshape(-1).tolist()) if text else array.tobytes()
-        )
-    own = service_pb2.ModelInferRequest(id=request.request_id, raw_input_contents=contents)
+        text = array.dtype.kind == "O"
+        content = b"".join(serialize_byte_tensor(array).reshape(-1).tolist()) if text else array.tobytes()
+        contents += _RAW_INPUT, _varint(len(content)), content
+    name_of_it = request.request_id.encode()
+    pieces += _ID, _varint(len(name_of_it)), name_of_it
     # The deadline ends our waiting; this ends the request's waiting in a queue of the server, if the
     # model's queue policy has a default timeout and allows to override it.
-    own.parameters["timeout"].int64_param = max(1, int(request.timeout_s * 1e6))
-    pieces.append(own.SerializeToString())
+    pieces.append(_timeout(max(1, int(request.timeout_s * 1000))))
+    pieces += contents
     return b"".join(pieces)
 
 
@@ -57,8 +60,8 @@ def read_answer(answer: bytes) -> dict[str, Array]:
     """
     message = _Answer.FromString(answer)
     arrays = {}
-    for described, content in zip(message.outputs, message.raw_output_contents, strict=True):
-        name, dtype, shape, size = _output(described)
+    outputs = _outputs(tuple(message.outputs))
+    for (name, dtype, shape, size), content in zip(outputs, message.raw_output_contents, strict=True):
         if dtype is None:
             arrays[name] = deserialize_bytes_tensor(content).reshape(shape)
         elif len(content) != size:
@@ -66,6 +69,31 @@ def read_answer(answer: bytes) -> dict[str, Array]:
         else:
             arrays[name] = np.ndarray(shape, dtype, content)
     return arrays
+
+
+def _varint(number: int) -> bytes:
+    """Return a length as protobuf writes it: seven bits a byte, the lowest first."""
+    written = bytearray()
+    while number > 127:
+        written.append(number & 127 | 128)
+        number >>= 7
+    written.append(number)
+    return bytes(written)
+
+
+def _tag(field: str) -> bytes:
+    """Return what stands before the length of a field of bytes, text or messages."""
+    return _varint(service_pb2.ModelInferRequest.DESCRIPTOR.fields_by_name[field].number << 3 | 2)
+
+
+_ID, _RAW_INPUT = _tag("id"), _tag("raw_input_contents")
+
+
+@lru_cache(_REMEMBERED)
+def _timeout(milliseconds: int) -> bytes:
+    message = service_pb2.ModelInferRequest()
+    message.parameters["timeout"].int64_param = milliseconds * 1000
+    return bytes(message.SerializeToString())
 
 
 @lru_cache(_REMEMBERED)
@@ -84,7 +112,11 @@ def _input(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 
 @lru_cache(_REMEMBERED)
-def _output(described: bytes) -> tuple[str, np.dtype[Any] | None, tuple[int, ...], int]:
+def _outputs(described: tuple[bytes, ...]) -> list[_Output]:
+    return [_output(one) for one in described]
+
+
+def _output(described: bytes) -> _Output:
     """Return name, dtype (None is text), shape and bytes of one output."""
     tensor = service_pb2.ModelInferResponse.InferOutputTensor.FromString(described)
     name, shape = str(tensor.name), tuple(tensor.shape)

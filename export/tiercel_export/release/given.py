@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from tiercel_client.request import ANONYMOUS_IDS
 from tiercel_serving.features import InputColumn
 from tiercel_serving.release.manifest import IdDtype
 from tiercel_serving.settings import ServingSettings
@@ -89,6 +90,18 @@ def unique_ids(frame: pd.DataFrame, column: str, what: str) -> Array:
     return ids
 
 
+def _user_ids(users: pd.DataFrame, column: str) -> Array:
+    """Return the users' ids, among which what requests say for somebody without an id can't be."""
+    ids = unique_ids(users, column, "users")
+    taken = ANONYMOUS_IDS[id_dtype(ids)]
+    if taken in pd.Index(ids):
+        raise ExportInputError(
+            f"users: an id in {column!r} is {taken!r}, which stands for whoever has no id in requests; give "
+            "that user another"
+        )
+    return ids
+
+
 def id_dtype(ids: Array) -> IdDtype:
     """Return ``int64`` or ``bytes``."""
     return "bytes" if ids.dtype == np.object_ else "int64"
@@ -134,7 +147,7 @@ def check_inputs(
             f"settings: {settings.candidates} candidates of {len(item_ids)} items; {empty} slots stay empty"
         )
     if users is not None:
-        user_ids = unique_ids(users, columns.user_id, "users")
+        user_ids = _user_ids(users, columns.user_id)
     else:
         # Nobody is in the store; the ids' type is that of the interactions, if there are any.
         like = None if interactions is None else _factorized(interactions, columns.user_id, "interactions")[1]

@@ -9,6 +9,8 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from tiercel_client.request import ANONYMOUS_IDS
+
 from ..errors import DataCorrupt
 from .plain import plain_frame
 
@@ -84,9 +86,9 @@ class Dataset:
                     f"{self.name}: {table}.{column} must be unique, but {repeated.iloc[0]!r} is there more "
                     f"than once ({len(repeated)} rows too many); keep one row an id"
                 )
-            _check_join(
-                self.name, table, ids, _ids(f"{self.name}: interactions", plain["interactions"], column)
-            )
+            named = _ids(f"{self.name}: interactions", plain["interactions"], column)
+            _check_join(self.name, table, ids, named)
+        _check_users(self.name, plain["users"][self.user_id])
         _check_time(f"{self.name}: interactions", plain["interactions"], self.timestamp)
         checked = replace(self, **plain)
         _check_shared_names(checked)
@@ -128,6 +130,17 @@ def _check_join(name: str, table: str, ids: pd.Series, named: pd.Series) -> None
         raise DataCorrupt(
             f"{name}: {len(unknown)} interactions have a {ids.name} that {table} does not have, such as "
             f"{unknown.iloc[0]!r}; add those {table} or drop those interactions"
+        )
+
+
+def _check_users(name: str, ids: pd.Series) -> None:
+    """Refuse the id that stands in requests for whoever has none."""
+    taken = ANONYMOUS_IDS["int64" if ids.dtype == np.int64 else "bytes"]
+    taken = taken.decode() if isinstance(taken, bytes) else taken
+    if (ids == taken).any():
+        raise DataCorrupt(
+            f"{name}: users.{ids.name} holds {taken!r}, which stands for whoever has no id in requests; give "
+            "that user another id"
         )
 
 
