@@ -119,10 +119,10 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
             order = rng.permutation(len(centre))
             for start in range(0, len(order), self.batch_size):
                 some = order[start : start + self.batch_size]
-                wanted = pairs.items[other[some]]
+                wanted = pairs.items[other[some]].astype(np.int64)
                 drawn = rng.random((len(some), self.negatives)) * drawn_to[-1]
                 drawn = np.searchsorted(drawn_to, drawn, side="right")
-                own = vectors(items, pairs.items[centre[some]])
+                own = vectors(items, pairs.items[centre[some]].astype(np.int64))
                 positive = softplus(-(own * vectors(contexts, wanted)).sum(1))
                 negative = softplus((own.unsqueeze(1) * vectors(contexts, drawn)).sum(2))
                 free = torch.from_numpy(drawn != wanted[:, None])
