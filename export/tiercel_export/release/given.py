@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from tiercel_client.request import ANONYMOUS_IDS
 from tiercel_serving.features import InputColumn
 from tiercel_serving.release.manifest import IdDtype
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.spec import Array
+from tiercel_serving.stores.feature_store import ANONYMOUS_IDS
 
 from ..errors import ExportInputError
 from ..forms import ServedForm

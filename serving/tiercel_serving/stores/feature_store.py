@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from tiercel_client.errors import InvalidInput
-from tiercel_client.request import ANONYMOUS_IDS
+from tiercel_client.request import ANONYMOUS_IDS as ANONYMOUS_IDS
 from tiercel_client.values import convert_ids, sequence, shown
 
 from ..errors import InvalidSettings, StoreDamaged
