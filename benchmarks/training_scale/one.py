@@ -60,7 +60,7 @@ def shorten(batches: int) -> None:
 
 
 def measure(
-    size: str, epochs: int | None = None, batches: int | None = None, say: Callable[[str], None] = print
+    size: str, epochs: int | None = None, batches: int | None = None, *, say: Callable[[str], None] = print
 ) -> None:
     """Train once, and say what it took as JSON."""
     if batches is not None:
