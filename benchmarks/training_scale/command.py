@@ -13,7 +13,7 @@ import typer
 from benchmarks.options import Check, Save, chosen
 from tiercel_serving.bench.machine import describe_machine, installed_versions
 from tiercel_serving.commands.bench import write_whole
-from tiercel_serving.commands.shell import FAILED, Debug, Json, shell
+from tiercel_serving.commands.shell import FAILED, Debug, Json, Refused, shell
 from tiercel_serving.commands.tables import heading
 
 NAME = "python -m benchmarks.training_scale"
@@ -27,6 +27,12 @@ def command(
     ] = None,
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="At most so many of each model; else the defaults.")
+    ] = None,
+    batches: Annotated[
+        int | None,
+        typer.Option(
+            "--batches", min=1, help="At most so many of an epoch, with --epochs: memory, not time."
+        ),
     ] = None,
     save: Save = None,
     check: Check = False,
@@ -48,14 +54,18 @@ def command(
             "machine": describe_machine(),
             "versions": installed_versions(PACKAGES),
             "epochs": epochs,
+            "batches": batches,
             "runs": runs,
         }
+        if batches is not None and epochs is None:
+            raise Refused("--batches needs --epochs: shortened epochs need not be many")
+        few = [str(count) for count in (epochs, batches) if count is not None]
         sizes = chosen("--size", size or ["1x", "10x"], SIZES)
         with sh.work("Measuring training") as progress:
             for number, name in enumerate(sizes):
                 progress(name, number, len(sizes))
                 told = [sys.executable, "-m", "benchmarks.training_scale.one", name]
-                runs[name] = output_of(told + ([] if epochs is None else [str(epochs)]))
+                runs[name] = output_of(told + few)
         if save is not None:
             write_whole(save, document)
         missed = misses(runs, whole=epochs is None)

@@ -1,7 +1,11 @@
-"""One training in a process of its own: ``python -m benchmarks.training_scale.one SIZE [EPOCHS]``."""
+"""One training in a process of its own: ``python -m benchmarks.training_scale.one SIZE [EPOCHS [N]]``.
+
+At most N batches of an epoch, if that is given.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
@@ -16,6 +20,8 @@ from benchmarks.scale.exporting import memory
 from benchmarks.training_scale.sizes import SIZES
 from tiercel_pipelines.data import Progress, load_dataset
 from tiercel_pipelines.recipe import DLRM, Recipe, TwoTower, load_recipe, replace
+from tiercel_pipelines.tasks.listwise_softmax import SampledLists
+from tiercel_pipelines.tasks.sampled_softmax import InBatch
 from tiercel_pipelines.training import train_recipe
 
 
@@ -42,8 +48,23 @@ def watched() -> tuple[dict[str, float], dict[str, int], Progress]:
     return seconds, peaks, progress
 
 
-def measure(size: str, epochs: int | None, say: Callable[[str], None] = print) -> None:
+def shorten(batches: int) -> None:
+    """Let an epoch end after so many batches, for the rest of this process: no more memory is held later."""
+    for task in (InBatch, SampledLists):
+        whole: Any = task.epoch
+
+        def epoch(self: Any, rng: Any, whole: Any = whole) -> Any:
+            return itertools.islice(whole(self, rng), batches)
+
+        setattr(task, "epoch", epoch)  # noqa: B010
+
+
+def measure(
+    size: str, epochs: int | None = None, batches: int | None = None, *, say: Callable[[str], None] = print
+) -> None:
     """Train once, and say what it took as JSON."""
+    if batches is not None:
+        shorten(batches)
     recipe = recipe_of(size, epochs)
     begun = time.perf_counter(), time.process_time()
     dataset = load_dataset(recipe.dataset)
@@ -77,4 +98,4 @@ def measure(size: str, epochs: int | None, say: Callable[[str], None] = print) -
 
 
 if __name__ == "__main__":
-    measure(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    measure(sys.argv[1], *map(int, sys.argv[2:]))

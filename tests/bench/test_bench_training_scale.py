@@ -13,7 +13,7 @@ from benchmarks.training_scale.one import measure
 @pytest.mark.slow
 def test_tiny_is_trained_and_measured() -> None:
     said: list[str] = []
-    measure("tiny", 1, said.append)
+    measure("tiny", 1, say=said.append)
     found = json.loads(said[0])
     assert found["epochs"] == {"two_tower": 1, "ranking": 1}
     assert 0 < found["dataset_bytes"] <= found["peak_bytes"]

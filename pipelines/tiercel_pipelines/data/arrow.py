@@ -165,7 +165,8 @@ def plain_values(array: pa.Array, where: str) -> Array:
 def _texts(array: pa.LargeStringArray) -> Array:
     """Return text as objects, each text once: of few, rows share them, and a row costs a pointer."""
     coded = array.dictionary_encode()
-    texts = np.append(coded.dictionary.to_numpy(zero_copy_only=False), None)
+    nothing = np.array([None], dtype=object)
+    texts = np.append(coded.dictionary.to_numpy(zero_copy_only=False), nothing)
     return np.asarray(texts[coded.indices.fill_null(len(texts) - 1).to_numpy()])
 
 
