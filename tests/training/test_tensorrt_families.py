@@ -6,6 +6,7 @@ Executed with TensorRT-RTX, whose parser is TensorRT's and which needs no GPU to
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,13 @@ def hold(suite: type[RankingContract], folder: Path, settings: Any) -> None:
 LEAST = {"fp16": 0.99, "bf16": 0.9}
 
 SUITES = {RANKING_FAMILIES.name_of(suite.settings): suite for suite in RankingContract.__subclasses__()}
+
+
+def test_the_guide_says_of_every_family_whether_it_builds() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
+    table = guide.split("| family | builds |")[1].split("\n\n")[0]
+    named = re.findall(r"\w+", " ".join(line.split("|")[1] for line in table.splitlines()[2:]))
+    assert sorted(named) == sorted([*RANKING_FAMILIES, *RETRIEVAL_FAMILIES])
 
 
 @pytest.mark.slow
