@@ -21,6 +21,7 @@ from .contract import EXPLAINED, PROPENSITY, Contract, ModelConfig, read_contrac
 from .errors import (
     ClientError,
     Closed,
+    DeadlineExceeded,
     InvalidInput,
     NotFound,
     ProtocolMismatch,
@@ -31,7 +32,6 @@ from .options import (
     DEFAULT_TIMEOUT_S,
     NO_RETRY,
     TLS,
-    Deadline,
     KeepAlive,
     Retry,
     check_headers,
@@ -101,9 +101,14 @@ Flow = Generator[Sequence[Call], list[Any], Result]
 
 @dataclass(slots=True)
 class Context:
-    """What all requests of one call share; the deadline grows with their number if the call named none."""
+    """What all requests of one call share.
 
-    deadline: Deadline
+    The call must be over at ``ends``, ``timeout_s`` after it began. Where it named no timeout (``grows``),
+    that moves with the number of its requests.
+    """
+
+    timeout_s: float
+    ends: float
     grows: bool
     request_id: str
     headers: Headers
@@ -117,14 +122,18 @@ class Context:
 
     def left(self, what: str, request_id: str = "") -> float:
         """Return how many seconds are left for what shall be asked; DeadlineExceeded if none are."""
-        left = self.deadline.remaining_s()
+        left = self.ends - time.monotonic()
         if left <= 0:
-            raise self.deadline.over(f"model {what!r}", request_id)
+            raise DeadlineExceeded(
+                f"model {what!r}: the {self.timeout_s:g} s of this call were over before it was sent; "
+                "give it a longer timeout_s",
+                request_id=request_id,
+            )
         return left
 
     def delay(self, attempt: int, error: ClientError) -> float | None:
         """Return how long to wait before another attempt, or None to give up."""
-        return self.retry.delay(attempt, error, self.deadline.remaining_s())
+        return self.retry.delay(attempt, error, self.ends - time.monotonic())
 
 
 class Core(Generic[AnyTransport]):
@@ -181,7 +190,8 @@ class Core(Generic[AnyTransport]):
         parts = build_requests(contract, question)
         if context.grows:
             rounds = -(-len(parts) // self._max_concurrency)
-            context.deadline.extend(self._timeout_s * (rounds - 1))
+            context.timeout_s += self._timeout_s * (rounds - 1)
+            context.ends += self._timeout_s * (rounds - 1)
         try:
             answers = yield from self._answers(context, contract, parts)
         except (RequestRefused, NotFound, ServerUnavailable, ProtocolMismatch):
@@ -272,12 +282,14 @@ class Core(Generic[AnyTransport]):
     def _context(
         self, timeout_s: float | None = None, request_id: str | None = None, headers: Headers | None = None
     ) -> Context:
+        whole_s = self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s")
         return Context(
-            deadline=Deadline(self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s")),
-            grows=timeout_s is None,
-            request_id=os.urandom(16).hex() if request_id is None else check_request_id(request_id),
-            headers=self._headers if headers is None else {**self._headers, **check_headers(headers)},
-            retry=self._retry,
+            whole_s,
+            time.monotonic() + whole_s,
+            timeout_s is None,
+            os.urandom(16).hex() if request_id is None else check_request_id(request_id),
+            self._headers if headers is None else {**self._headers, **check_headers(headers)},
+            self._retry,
         )
 
     def _refuse_if_closed(self) -> None:

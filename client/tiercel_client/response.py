@@ -355,4 +355,6 @@ class _Reader:
 
 
 def _fits(came: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    return len(came) == len(shape) and all(want in (-1, has) for has, want in zip(came, shape, strict=True))
+    if len(came) != len(shape):
+        return False
+    return [has if want == -1 else want for has, want in zip(came, shape, strict=True)] == [*came]

@@ -15,6 +15,8 @@ from parity_helpers import check, pair
 
 from tiercel_export import operators
 from tiercel_export.errors import UnsupportedOperator
+from tiercel_export.lowering.refused import advice_for_lambda
+from tiercel_export.lowering.source import source_of
 from tiercel_export.workflow.cut import compile_workflow
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -109,3 +111,18 @@ def test_a_refused_lambda_is_told_what_to_write(function, advice):
         compile_workflow(workflow, "user")
     assert advice in caught.value.remedy
     assert "before the workflow" in caught.value.remedy
+
+
+def test_a_lambda_is_advised_by_its_own_source_whatever_stands_on_its_line():
+    scale, few = 3, [1]
+    # fmt: off
+    found = (lambda c: c > 1, lambda c: c + scale, lambda c: c.isin(few), lambda c, f=(lambda x: x): f(c).dt)
+    # fmt: on
+    sources = ["c > 1", "c + scale", "c.isin(few)", "f(c).dt"]
+    assert [source_of(function) for function in found] == sources
+    advised = [advice_for_lambda(ops.LambdaOp(function), "") for function in found[:3]]
+    for text, operator in zip(advised, ("Compare(", "Arithmetic(", "IsIn("), strict=True):
+        assert f"by its source {operator}" in text
+        assert " and " not in text
+    assert source_of(len) == ""
+    assert source_of(eval("lambda c: c > 1")) == ""

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from merlin.schema import Tags
 from nvtabular import ops
 
+from tiercel_export import operators as own
 from tiercel_export.errors import UnsupportedOperator
 from tiercel_export.workflow.cut import cut_workflow
 from tiercel_export.workflow.frames import columns_from_frame
@@ -258,6 +259,104 @@ def test_any_chain_is_a_mistake_or_compiles(
         packed = pack_dataset(cut_workflow(workflow), dataset, dataset.interactions, recipe.served)
         assert packed.user
     assert all(mistakes)
+
+
+#: Each operator with its columns, and right parameters; each of these is made wrong in turn.
+OPERATORS: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
+    "Rename": (ops.Rename, ["age"], {"name": "x"}),
+    "Rename postfix": (ops.Rename, ["age"], {"postfix": "x"}),
+    "AddTags": (ops.AddTags, ["age"], {"tags": [Tags.USER]}),
+    "Bucketize": (ops.Bucketize, ["age"], {"boundaries": [1, 2]}),
+    "Clip": (ops.Clip, ["age"], {"min_value": 1, "max_value": 9}),
+    "FillMissing": (ops.FillMissing, ["age"], {"fill_val": 1, "add_binary_cols": False}),
+    "Normalize": (ops.Normalize, ["age"], {"out_dtype": "float32"}),
+    "Categorify": (
+        ops.Categorify,
+        ["country"],
+        {"freq_threshold": 1, "max_size": 9, "num_buckets": None, "vocabs": None, "name_sep": "_"},
+    ),
+    "JoinGroupby": (
+        ops.JoinGroupby,
+        ["country"],
+        {"cont_cols": ["hour"], "stats": ["mean"], "name_sep": "_"},
+    ),
+    "TargetEncoding": (ops.TargetEncoding, ["country"], {"target": "hour", "kfold": 1, "p_smooth": 20}),
+    "JoinExternal": (
+        ops.JoinExternal,
+        ["country"],
+        {"df_ext": pd.DataFrame({"country": ["x"], "z": [1]}), "on": "country", "how": "left"},
+    ),
+    "Groupby": (ops.Groupby, ["hour"], {"groupby_cols": "hour", "aggs": {"hour": ["count"]}}),
+    "LambdaOp": (ops.LambdaOp, ["age"], {"f": abs}),
+    "Arithmetic": (own.Arithmetic, ["age"], {"operator": "+", "value": 1}),
+    "Cast": (own.Cast, ["age"], {"dtype": "int64"}),
+    "Compare": (own.Compare, ["age"], {"operator": "<", "value": 1}),
+    "Cyclical": (own.Cyclical, ["age"], {"period": 24}),
+    "DatePart": (own.DatePart, ["joined"], {"unit": "s", "zone": None}),
+    "Function": (own.Function, ["age"], {"function": "sqrt"}),
+    "IsIn": (own.IsIn, ["age"], {"values": [1]}),
+    "TextSlice": (own.TextSlice, ["country"], {"start": 0, "stop": 1}),
+    "TextSplitCount": (own.TextSplitCount, ["country"], {"separator": "a"}),
+}
+WRONG = (None, "x", -1, 1.5, float("nan"), True, [], [None], {}, object(), 2**70, b"x", ("a", 1))
+CASES = [(title, name) for title, (_, _, right) in OPERATORS.items() for name in right]
+
+
+def with_parameter(title: str, name: str, value: Any) -> Recipe:
+    operator, columns, right = OPERATORS[title]
+    parts = ("hour",) if operator is own.DatePart else ()
+    return bare(lambda: user(columns >> operator(*parts, **{**right, name: value})))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(case=st.sampled_from(CASES), value=st.sampled_from(WRONG))
+def test_a_parameter_of_another_type_passes_or_is_a_mistake(
+    case: tuple[str, str], value: Any, dataset: Dataset
+) -> None:
+    problems: list[Any] = []
+    try:
+        check_recipe(with_parameter(*case, value), dataset)
+    except RecipeError as error:
+        problems = list(error.problems)
+    assert all(problem.problem and problem.remedy for problem in problems)
+
+
+@pytest.mark.parametrize("value", WRONG)
+def test_boundaries_that_are_no_numbers(value: Any, dataset: Dataset) -> None:
+    """Of this kind because a comparison of text with numbers raises."""
+    with pytest.raises(RecipeError, match="features: "):
+        check_recipe(with_parameter("Bucketize", "boundaries", [1, value, "a"]), dataset)
+
+
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(case=st.sampled_from(CASES), value=st.sampled_from(WRONG))
+def test_a_parameter_that_passes_is_fitted_or_a_mistake(
+    case: tuple[str, str], value: Any, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    recipe = with_parameter(*case, value)
+    mistakes = [True]
+    try:
+        workflow = checked_and_fitted(recipe, dataset, tmp_path_factory.mktemp("drawn"))
+    except RecipeError as error:
+        mistakes = [bool(problem.problem and problem.remedy) for problem in error.problems]
+    else:
+        assert pack_dataset(cut_workflow(workflow), dataset, dataset.interactions, recipe.served).user
+    assert all(mistakes)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (None, "Rename of 'age' gives a column the name None"),
+        ("", "name ''"),
+        (3, "NVTabular refuses the graph"),
+    ],
+)
+def test_a_feature_without_a_name(name: Any, words: str, dataset: Dataset) -> None:
+    recipe = bare(lambda: user(["age"] >> ops.Rename(f=lambda _: name)))
+    for data in (None, dataset):
+        with pytest.raises(RecipeError, match=words):
+            check_recipe(recipe, data)
 
 
 def test_rows_are_kept_where_the_recipe_says_so(dataset: Dataset, tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ are stopped elsewhere. :data:`ANYTHING` stands for columns of whatever name.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from .expressions import Columns, Expression
+from .source import source_of
 
 #: The key of a frame that may have columns of any name, each of which would be this one.
 ANYTHING = ""
@@ -97,20 +97,9 @@ OPERATORS = (
 
 def advice_for_lambda(op: Any, remedy: str) -> str:
     """Return what to write in place of a LambdaOp: the operators that its source asks for, or all."""
-    source = _source_of(op)
+    source = source_of(getattr(op, "f", None))
     likely = [operator for pattern, operator in LIKELY if re.search(pattern, source)]
     ours = "Write it with tiercel_export.operators, which are compiled"
     if likely:
         return f"{ours}: by its source {' and '.join(likely)} (docs/operators.md). {remedy}"
     return f"{ours}: {OPERATORS} (docs/operators.md). {remedy}"
-
-
-def _source_of(op: Any) -> str:
-    """Return the source of a function's body, or nothing if it can't be read."""
-    try:
-        source = inspect.getsource(op.f)
-    except (OSError, TypeError, AttributeError):
-        return ""
-    _, is_lambda, body = source.partition("lambda")
-    # What follows ``>>`` is the rest of the graph.
-    return re.split(r"\)\s*>>", body.partition(":")[2])[0] if is_lambda else source.partition(":")[2]

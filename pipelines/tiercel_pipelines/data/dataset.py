@@ -135,8 +135,8 @@ def _check_join(name: str, table: str, ids: pd.Series, named: pd.Series) -> None
 
 def _check_users(name: str, ids: pd.Series) -> None:
     """Refuse the id that stands in requests for whoever has none."""
-    taken = ANONYMOUS_IDS["int64" if ids.dtype == np.int64 else "bytes"]
-    taken = taken.decode() if isinstance(taken, bytes) else taken
+    stand_in = ANONYMOUS_IDS["int64" if ids.dtype == np.int64 else "bytes"]
+    taken = stand_in.decode() if isinstance(stand_in, bytes) else stand_in
     if (ids == taken).any():
         raise DataCorrupt(
             f"{name}: users.{ids.name} holds {taken!r}, which stands for whoever has no id in requests; give "

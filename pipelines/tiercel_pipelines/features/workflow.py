@@ -122,11 +122,24 @@ def blank_schema(names: Iterable[str]) -> Any:
 
 
 def describe_graph(graph: Any, schema: Any) -> tuple[tuple[FeatureColumn, ...], tuple[str, ...]]:
-    """Describe what an unfitted graph would give, and name the columns that it gives more than once."""
+    """Describe what an unfitted graph would give, and name the columns that it gives more than once.
+
+    Raises
+    ------
+    WorkflowError
+        An operator gives a column no name: NVTabular would drop it without a word.
+    """
     workflow = nvtabular.Workflow(graph)
     workflow.fit_schema(schema)
     doubled: dict[str, None] = {}
     for node in _nodes(workflow):
+        for name in node.output_schema.column_names:
+            if not isinstance(name, str) or not name:
+                of = ", ".join(map(repr, node.input_columns.names))
+                raise WorkflowError(
+                    f"{type(node.op).__name__} of {of} gives a column the name {name!r}; give it one of at "
+                    "least one letter"
+                )
         above = [name for parent in node.parents_with_dependencies for name in parent.output_columns.names]
         if type(node.op).__name__ == "ConcatColumns":
             doubled.update(dict.fromkeys(name for name in above if above.count(name) > 1))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from tiercel_export.errors import WorkflowError
 from tiercel_export.lowering.table import TABLE, key_of
 from tiercel_serving.machine import fault_of
 from tiercel_serving.problems import Problem, choose
@@ -24,6 +26,7 @@ from ..features.workflow import (
     table_schema,
 )
 from ..tasks.table import NamedScores
+from .check_fit import problem_of
 from .recipe import Recipe
 
 #: Operators that need numbers, and those of them that NVTabular cannot use on lists.
@@ -57,6 +60,9 @@ def graph_problems(recipe: Recipe, dataset: Dataset | None) -> Iterator[Problem]
     schema = _schema(roots, dataset)
     try:
         columns, doubled = describe_graph(graph, schema)
+    except WorkflowError as error:
+        yield problem_of(error)
+        return
     except Exception as error:
         words = f"NVTabular refuses the graph ({type(error).__name__}: {error})"
         yield Problem("features", words, "correct the graph")
@@ -155,7 +161,10 @@ def _check_operators(columns: Iterable[FeatureColumn]) -> Iterator[Problem]:
                 yield Problem("features", problem, refusal[1][:1].lower() + refusal[1][1:])
             if step.operator == "Bucketize":
                 boundaries = list(step.op.boundaries(step.column))
-                if boundaries != sorted(set(boundaries)):
+                if not all(isinstance(bound, numbers.Real) for bound in boundaries):
+                    problem = f"the boundaries of {column.name!r} are not all numbers: {boundaries}"
+                    yield Problem("features", problem, "give ops.Bucketize numbers that rise")
+                elif boundaries != sorted(set(boundaries)):
                     problem = f"the boundaries of {column.name!r} do not rise: {boundaries}"
                     yield Problem("features", problem, "sort them and drop repeated ones")
 
