@@ -21,6 +21,9 @@ Scores = npt.NDArray[np.float32]
 BITMAP_CELLS = 700_000
 
 _ZERO = np.float32(0)
+#: Where the table of one user begins; nobody writes to it.
+_ONE_BASE = np.zeros((1, 1), np.int64)
+_ONE_BASE.flags.writeable = False
 _ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
 #: Which int32 half of an int64 is the lower one.
 _LOW = 0 if sys.byteorder == "little" else 1
@@ -191,7 +194,7 @@ class Mask(ABC):
         self.had = counts
         self._flat, self._added = flat, list[Rows]()
         self._shape, self._pad = (users, items + 1), items
-        self._base = (np.arange(users) * (items + 1))[:, None]
+        self._base = _ONE_BASE if users == 1 else (np.arange(users) * (items + 1))[:, None]
         # To find them is an appreciable part of a search, and a search asks twice.
         self._rows: dict[int, Rows] = {}
         first = self._base[:, 0]

@@ -244,6 +244,15 @@ def test_masks_are_what_pandas_says(text: str, seed: int) -> None:
         ("user.age > 3", "reads no column of the item"),
         ("item.a > \x00", "no expression"),
         ("item.a > '\ud800'", "no expression"),
+        ("item.a / (2 - 1 * 2) > 1", "'item.a / (2 - 1 * 2)' divides by zero"),
+        ("1 / (0 / 3) < item.a", "divides by zero"),
+        ("item.a > days(1e308)", "'days(1e308)' is no value"),
+        ("item.a > -9223372036854775809", "is no value"),
+        ("item.a > 1  # always\nand item.b > 2", "it has a comment"),
+        ("(item.a > 1)  # always", "it has a comment"),
+        ("item.a == 'x\ny'", "a text goes on in the next line"),
+        ("item.b > 1 and\nitem.a == 'x\r\ny'", "a text goes on in the next line"),
+        ("item.ﬁ > 1", "'item.ﬁ' would be read as the column 'fi'"),
     ],
 )
 def test_what_is_no_rule(text: str, said: str) -> None:
@@ -251,6 +260,24 @@ def test_what_is_no_rule(text: str, said: str) -> None:
     assert problem.field == "expression"
     assert said in problem.problem
     assert problem.remedy
+
+
+def test_columns_whose_names_are_words_of_python_are_written_in_brackets() -> None:
+    [problem] = Expression("r", "item.a > 1 and user.class == 3").problems()
+    assert problem.remedy == "write user['class'] for the column 'class'"
+    assert Expression("r", "item.a > 1 and user['class'] == 3").problems() == []
+
+
+def test_lines_and_the_least_integer_are_read_as_they_are_written() -> None:
+    number = Expression(
+        "r", "item.a >= -9223372036854775808 and\r\n (item['ﬁ'] == 'é\\n' or item['ﬁ'] == '#')"
+    )
+    assert number.problems() == []
+    columns = {
+        "a": Column(np.array([-(2**63), 0])),
+        "ﬁ": Column(np.array(["é\n".encode(), b"x"], np.object_)),
+    }
+    assert number.passes(columns).tolist() == [True, False]
 
 
 ITEMS = {

@@ -150,3 +150,32 @@ EXPORT int64_t put_in_place(int64_t users, int64_t width, int64_t places, const 
   free(picked);
   return whole ? 0 : -1;
 }
+
+/* Give the scores of the places to candidates in the order of their scores with noise.
+ *
+ *   scores   [users, width]
+ *   noise    [users, width], subtracted after it is multiplied by weights [users]
+ *   rows     [users, width]: of equal ones the lower is first
+ *   out      [users, width]: each candidate's new score */
+EXPORT int64_t put_by_draw(int64_t users, int64_t width, const float* scores, const double* noise, const double* weights,
+                           const int64_t* rows, float* out)
+{
+  Entry* memory = malloc((size_t)(2 * width + 1) * sizeof *memory);
+  int64_t* order = malloc((size_t)width * sizeof *order + 1);
+  float* sorted = malloc((size_t)width * sizeof *sorted + 1);
+  bool whole = memory != NULL && order != NULL && sorted != NULL;
+  Entry *entries = memory, *spare = memory + width;
+  for (int64_t user = 0; whole && user < users; ++user) {
+    const int64_t first = user * width;
+    for (int64_t at = 0; at < width; ++at) sorted[at] = (float)(scores[first + at] - noise[first + at] * weights[user]);
+    sort_user(sorted, rows + first, width, &entries, &spare);
+    for (int64_t at = 0; at < width; ++at) order[at] = entries[at].at;
+    sort_user(scores + first, NULL, width, &entries, &spare);
+    for (int64_t at = 0; at < width; ++at) sorted[at] = score_of(entries[at].key);
+    whole = put_in_place(1, width, 0, sorted, order, NULL, out + first) == 0;
+  }
+  free(memory);
+  free(order);
+  free(sorted);
+  return whole ? 0 : -1;
+}

@@ -12,6 +12,7 @@ from . import address, library
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 
 def order_by_score(scores: Scores, rows: Rows) -> Rows | None:
@@ -24,6 +25,16 @@ def sort_by_score(scores: Scores, rows: Rows) -> tuple[Scores, Rows] | None:
     """Do what :func:`tiercel_serving.ranked.sort_by_score` does."""
     found = np.empty(scores.shape, np.float32), np.empty(scores.shape, np.int64)
     return found if _sort(scores, rows, None, *found) else None
+
+
+def line_up(scores: Scores, rows: Rows) -> tuple[Rows, Scores, Rows] | None:
+    """Return the order, and scores and rows in it."""
+    found = (
+        np.empty(scores.shape, np.int64),
+        np.empty(scores.shape, np.float32),
+        np.empty(scores.shape, np.int64),
+    )
+    return found if _sort(scores, rows, *found) else None
 
 
 def sorted_scores(scores: Scores) -> Scores | None:
@@ -55,5 +66,21 @@ def put_in_place(scores: Scores, order: Rows, picks: Rows) -> Scores | None:
     given: list[Array] = [np.ascontiguousarray(scores, np.float32)]
     given += [np.ascontiguousarray(places, np.int64) for places in (order, picks)]
     if functions.put_in_place(*scores.shape, picks.shape[1], *map(address, given), address(out)):
+        raise MemoryError(f"no memory to place {scores.shape[1]} candidates")
+    return out
+
+
+def put_by_draw(scores: Scores, noise: Doubles, weights: Doubles, rows: Rows) -> Scores | None:
+    """Return the places' scores in the order of ``scores - weights * noise``; weights are ``[B or 1, 1]``."""
+    functions: Any = library()
+    if functions is None:
+        return None
+    if len(weights) != len(scores):
+        weights = np.repeat(weights, len(scores), axis=0)
+    given: list[Array] = [np.ascontiguousarray(scores, np.float32)]
+    given += [np.ascontiguousarray(noise, np.float64), np.ascontiguousarray(weights, np.float64)]
+    given.append(np.ascontiguousarray(rows, np.int64))
+    out = np.empty(scores.shape, np.float32)
+    if functions.put_by_draw(*scores.shape, *map(address, given), address(out)):
         raise MemoryError(f"no memory to place {scores.shape[1]} candidates")
     return out

@@ -92,6 +92,7 @@ typedef struct {
   float* gains;        /* [blocks, BLOCK] */
   float* relevance;    /* [blocks, BLOCK] -inf for what is placed */
   float* state;        /* [blocks, BLOCK] MMR: the largest inner product; else what is left of the squared length */
+  float* near;         /* [blocks, BLOCK, dimension] vectors of the blocks that were looked at */
   float* basis;        /* [window, dimension] the latest directions */
   float* inside;       /* [window] a vector's inner products with them */
   float* shares;       /* [window, blocks, BLOCK] of each direction in the squared length, if they are given back */
@@ -118,6 +119,17 @@ static ALWAYS_INLINE float largest(const float* numbers)
   return found;
 }
 
+/* Copy the vectors of a block next to each other: they lie far apart, and are read again and again. */
+static void bring_near(ByVectors* self, int64_t block)
+{
+  expect(self, block + 1);
+  for (int64_t at = block * BLOCK; at < (block + 1) * BLOCK; ++at) {
+    float* near = self->near + at * self->dimension;
+    memcpy(near, self->rows[at], (size_t)self->dimension * sizeof *near);
+    self->rows[at] = near;
+  }
+}
+
 /* Make the gains of a block what they are with all that is placed: one after another, in the order of the places, so
  * that equal candidates stay equal. */
 FOR_EACH_PROCESSOR static void meet(ByVectors* self, int64_t block)
@@ -126,7 +138,7 @@ FOR_EACH_PROCESSOR static void meet(ByVectors* self, int64_t block)
   float *state = self->state + first, *gains = self->gains + first, products[BLOCK];
   const float *relevance = self->relevance + first, *scale = self->scale + first;
   const float strength = self->strength, least = self->least;
-  if (self->seen[block] == 0) expect(self, block + 1);
+  if (self->seen[block] == 0) bring_near(self, block);
   for (int64_t place = self->seen[block]; place < self->count; ++place) {
     const int64_t slot = place % self->window;
     for (int64_t at = 0; at < BLOCK; at += LANES)
@@ -261,9 +273,11 @@ EXPORT int64_t place_by_vectors(int64_t kind, int64_t users, int64_t width, int6
                           sizeof(float));
   const float** rows = malloc((size_t)(all + rounded) * sizeof *rows);
   int64_t* seen = malloc((size_t)blocks * sizeof *seen);
-  const bool whole = numbers != NULL && rows != NULL && seen != NULL;
+  float* near = malloc((size_t)(all * dimension) * sizeof *near);
+  const bool whole = numbers != NULL && rows != NULL && seen != NULL && near != NULL;
   ByVectors self = {.kind = kind, .width = width, .dimension = dimension, .blocks = blocks, .window = kept,
-                    .least = limits[0], .nothing = limits[1], .rows = rows, .seen = seen, .bound = numbers};
+                    .least = limits[0], .nothing = limits[1], .rows = rows, .seen = seen, .bound = numbers,
+                    .near = near};
   if (whole) {
     self.scale = self.bound + blocks;
     self.gains = self.scale + all;
@@ -282,5 +296,6 @@ EXPORT int64_t place_by_vectors(int64_t kind, int64_t users, int64_t width, int6
   free(numbers);
   free(rows);
   free(seen);
+  free(near);
   return whole ? 0 : -1;
 }

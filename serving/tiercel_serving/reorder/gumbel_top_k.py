@@ -10,11 +10,13 @@ from math import log
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings, mistyped
+from ..native.order import put_by_draw
 from ..problems import POSITIVE, Problem
-from ..ranked import Scores, order_by_score, pick, sorted_scores
+from ..ranked import Rows, Scores, order_by_score, pick, sorted_scores
 from ..spec import Arrays
 from .chance import SEED, SEEDS, plain_uniform, uniform
 from .per_request import Amount, PerRequest, amount_problems, batch_amount, user_amount
@@ -82,16 +84,15 @@ class PlackettLuce:
         """Add the noise, and sort."""
         seeds, rows = self._kind.seed.in_batch(arrays), arrays["kept_row"]
         without = np.isnan(seeds)
-        if without.all():
+        # Of so few, a list says it sooner than an array.
+        if [False] not in (said := without.tolist()):
             return scores, None
         noise = uniform(seeds, rows, _DRAW)
         np.log(noise, noise)
         np.negative(noise, noise)
         np.log(noise, noise)
-        noise *= batch_amount(self._kind.temperature, arrays)
-        drawn = (scores - noise).astype(np.float32)
-        new = in_order(sorted_scores(scores), order_by_score(drawn, rows))
-        return (np.where(without, scores, new) if without.any() else new), None
+        new = _drawn(scores, noise, batch_amount(self._kind.temperature, arrays), rows)
+        return (np.where(without, scores, new) if [True] in said else new), None
 
     def propensity(self, before: Scores, after: Scores, arrays: Arrays) -> Scores:
         """Return ``[B, K]`` each item's chance of its place, given those before it; 1 without a seed."""
@@ -103,3 +104,14 @@ class PlackettLuce:
             chances = np.exp(logits - left)
         out = unsorted(np.nan_to_num(chances, nan=1.0).astype(np.float32), order)
         return np.where(np.isnan(seeds), np.float32(1), out)
+
+
+def _drawn(
+    scores: Scores, noise: npt.NDArray[np.float64], temperature: npt.NDArray[np.float64], rows: Rows
+) -> Scores:
+    """Return the places' scores in the order of the scores less the noise times the temperature."""
+    new = put_by_draw(scores, noise, temperature, rows)
+    if new is not None:
+        return new
+    drawn = (scores - noise * temperature).astype(np.float32)
+    return in_order(sorted_scores(scores), order_by_score(drawn, rows))

@@ -96,11 +96,15 @@ class Pinned:
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
         """Sort by part: those before the place (0), the pinned, all others, those without a score."""
         line = Line.of(scores, arrays)
-        part, real = self._part.take(line.rows), line.real
-        pinned = (part <= self._count) & real
+        part = self._part.take(line.rows)
+        pinned = part <= self._count
+        real = line.real if line.scores[:, -1].min() == -np.inf else None
+        if real is not None:
+            pinned &= real
         if self._before:
             part[(np.cumsum(~pinned, axis=1) <= self._before) & ~pinned] = 0
-        part[~real] = self._count + 2
+        if real is not None:
+            part[~real] = self._count + 2
         # Of small numbers a stable sort counts, and whatever is equal stays in its order.
         order: Rows = pick(line.order, part.argsort(axis=1, kind="stable"))
         why = unsorted(pinned.astype(np.int32), line.order)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..native.order import put_in_place
+from ..native.order import line_up, put_in_place
 from ..ranked import Rows, Scores, order_by_score, pick, strictly_falling
 from ..spec import Arrays
 
@@ -45,10 +45,13 @@ class Line:
 
     @classmethod
     def of(cls, scores: Scores, arrays: Arrays) -> Line:
-        """Sort the candidates of every user."""
+        """Sort the candidates of every user; of the scores, -0.0 becomes 0.0."""
         kept = arrays["kept_row"]
+        found = line_up(scores, kept)
+        if found is not None:
+            return cls(*found)
         order = order_by_score(scores, kept)
-        return cls(order, pick(scores, order), pick(kept, order))
+        return cls(order, pick(scores, order) + np.float32(0), pick(kept, order))
 
     @property
     def real(self) -> Flags:

@@ -19,7 +19,7 @@ from ..tables.items import ItemTable
 from .bloom import ItemProbes
 from .memory_mapped import UserRows, UserTables
 from .record_batch import EMPTY, Flags, RecordBatch
-from .records import SCHEMA_KEY, intact, user_key
+from .records import SCHEMA_KEY, intact, user_keys
 from .schema import Schema
 from .table import Records, Users
 
@@ -103,10 +103,9 @@ class LiveUsers:
 
     def _read(self, user_ids: Array) -> Users:
         base = self.tables.read(user_ids)
-        ids = user_ids[:, 0].tolist()
-        keys = [user_key(user if isinstance(user, bytes) else b"%d" % user) for user in ids]
+        ids = user_ids.reshape(-1).tolist()
         try:
-            found = self._records.read(keys)
+            found = self._records.read(user_keys(ids))
             if found.count(None) == len(found):
                 return base
             whole = [EMPTY if record is None or not intact(record) else record for record in found]

@@ -84,6 +84,7 @@ class UserTables:
         self.history_rows = artefact.array("history_rows")
         self.size = len(self.history_offsets) - 2
         self.fallbacks: dict[str, int] = {}
+        self._packed: dict[str, Array] = {}
         self._raw: dict[str, StoredColumn | None] = {}
         # The latest batch: the array that asked, and its snapshot. Holding the array keeps ``is`` honest.
         self._latest: tuple[Array | None, UserRows | None] = (None, None)
@@ -135,7 +136,9 @@ class UserTables:
 
     def packed(self, name: str) -> Array:
         """Return a packed table ``[U + 1, …]``."""
-        return self._artefact.array(name, self.size + 1)
+        if name not in self._packed:
+            self._packed[name] = self._artefact.array(name, self.size + 1)
+        return self._packed[name]
 
     def raw(self, column: str) -> StoredColumn | None:
         """Return a raw column ``[U + 1]``; None if the store does not hold it."""

@@ -20,7 +20,7 @@ order of events is the order in which they were appended, whatever the clocks sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate
@@ -56,6 +56,11 @@ _KEY_MOST = 400
 def user_key(user: bytes) -> bytes:
     """Return the key of a user's record; an int64 id is given in decimal."""
     return b"u" + user if len(user) <= _KEY_MOST else b"h" + sha256(user).digest()
+
+
+def user_keys(users: Sequence[bytes | int]) -> list[bytes]:
+    """Return the keys of many users' records, by their raw ids."""
+    return [user_key(user) if isinstance(user, bytes) else b"u%d" % user for user in users]
 
 
 def is_user_key(key: bytes) -> bool:

@@ -15,6 +15,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from keyword import iskeyword
 from math import isfinite
 
 from ...problems import Problem
@@ -43,6 +45,11 @@ MOST_CHARACTERS, MOST_DEPTH = 4_000, 40
 OWNERS = ("item", "user", "request")
 UNITS_S = {"days": 86_400.0, "hours": 3_600.0}
 
+#: The least integer of 64 bits has no opposite among them.
+_LEAST, _BEYOND = -(2**63), ast.dump(ast.Constant(2**63))
+
+_DOTTED = re.compile(r"\b(item|user|request)\s*\.\s*(\w+)")
+
 _COMPARE = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 _ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
@@ -63,8 +70,11 @@ class Unparsed(Exception):
 def parse(text: str) -> Node | Problem:
     """Return the tree of an expression, or what is wrong with it."""
     try:
-        line = text.strip().replace("\r\n", " ").replace("\n", " ")
-        return _condition(_parsed(line), line)
+        # Lines become one, in which everything stays where it was.
+        line = text.strip().replace("\r", " ").replace("\n", " ")
+        tree = _parsed(line)
+        _check_lines(tree, text.strip())
+        return _condition(tree, line)
     except Unparsed as error:
         return Problem("expression", error.problem, error.remedy)
 
@@ -83,7 +93,7 @@ def _parsed(text: str) -> ast.expr:
     except SyntaxError as error:
         if "too many nested" in str(error):
             raise too_deep from None
-        raise Unparsed(f"it is no expression ({error.msg})", _CAN) from None
+        raise Unparsed(f"it is no expression ({error.msg})", _keyword(text) or _CAN) from None
     except (RecursionError, MemoryError):
         raise too_deep from None
     except ValueError as error:  # a NUL, an integer of thousands of digits, half a letter
@@ -91,6 +101,24 @@ def _parsed(text: str) -> ast.expr:
     if _depth(tree) > MOST_DEPTH:
         raise too_deep
     return tree
+
+
+def _keyword(text: str) -> str:
+    """Return what to do about a column that is called like a word of Python's."""
+    found = (match for match in _DOTTED.finditer(text) if iskeyword(match[2]))
+    return next((f"write {match[1]}[{match[2]!r}] for the column {match[2]!r}" for match in found), "")
+
+
+def _check_lines(tree: ast.expr, text: str) -> None:
+    """Refuse what would mean something else now that all lines are one: comments, and lines within a text."""
+    data = text.encode()
+    if b"#" in data[tree.end_col_offset :]:
+        raise Unparsed("it has a comment", "leave that out: the rule's name says what it is for")
+    texts = (
+        node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    if any({*b"\r\n"} & {*data[node.col_offset : node.end_col_offset]} for node in texts):
+        raise Unparsed("a text goes on in the next line", "write \\n where a line ends within a text")
 
 
 def _depth(tree: ast.AST) -> int:
@@ -149,11 +177,13 @@ def _value(node: ast.expr, text: str) -> Node:
     if isinstance(node, ast.Name) and node.id == "now":
         return Now()
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        if ast.dump(node.operand) == _BEYOND:
+            return Value(_LEAST)
         return _negative(_value(node.operand, text))
     if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
         left, right = _value(node.left, text), _value(node.right, text)
         operator = _ARITHMETIC[type(node.op)]
-        if operator == "/" and right in (Value(0), Value(0.0)):
+        if operator == "/" and _known(right) == 0:
             raise Unparsed(f"{_said(node, text)} divides by zero", "divide by another number")
         return Arithmetic(operator, left, right)
     if isinstance(node, ast.Call):
@@ -161,8 +191,21 @@ def _value(node: ast.expr, text: str) -> Node:
     return _field(node, text)
 
 
-def _negative(value: Node) -> Node:
+def _known(value: Node) -> float | None:
+    """Return the number that a value always is, or None."""
     if isinstance(value, Value) and not isinstance(value.value, bool | str):
+        return float(value.value)
+    if not isinstance(value, Arithmetic):
+        return None
+    left, right = _known(value.left), _known(value.right)
+    if left is None or right is None:
+        return None
+    by_sign = {"+": left + right, "-": left - right, "*": left * right}
+    return by_sign[value.operator] if value.operator in by_sign else left / right
+
+
+def _negative(value: Node) -> Node:
+    if isinstance(value, Value) and not isinstance(value.value, bool | str) and value.value != _LEAST:
         return Value(-value.value)
     return Arithmetic("-", Value(0), value)
 
@@ -181,7 +224,9 @@ def _call(node: ast.Call, text: str) -> Node:
         value = _value(count, text)
         if not isinstance(value, Value) or isinstance(value.value, bool | str):
             raise Unparsed(f"{name}() of {_said(count, text)}", f"give {name}() a number")
-        return Value(value.value * UNITS_S[name])
+        if not isfinite(seconds := value.value * UNITS_S[name]):
+            raise Unparsed(f"{_said(node, text)} is no value", f"give {name}() a smaller number")
+        return Value(seconds)
     raise Unparsed(f"{_said(node, text)} calls something else than any(), len(), days() and hours()")
 
 
@@ -217,6 +262,10 @@ def _field(node: ast.expr, text: str) -> Field:
     owner = node.value if isinstance(node, ast.Attribute | ast.Subscript) else None
     if isinstance(owner, ast.Name) and owner.id in OWNERS:
         if isinstance(node, ast.Attribute):
+            own = (ast.get_source_segment(text, node) or "").rpartition(".")[2].strip()
+            if own != node.attr:  # Python reads names in Unicode's compatibility form
+                problem = f"{_said(node, text)} would be read as the column {node.attr!r}"
+                raise Unparsed(problem, f"write {owner.id}[{own!r}] or {owner.id}.{node.attr}")
             return Field(owner.id, node.attr)  # type: ignore[arg-type]
         assert isinstance(node, ast.Subscript)
         if isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str):
