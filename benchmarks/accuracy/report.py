@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.accuracy import ranking, sampled
-from benchmarks.accuracy.contenders import COMPARISONS
+from benchmarks.accuracy.contenders import COMPARISONS, UNSEEDED
 
 HEAD = (
     "family",
@@ -49,7 +49,7 @@ class Row:
         """Return the row's cells for people."""
         return [
             self.family,
-            str(len(self.cells)),
+            "any" if self.family in UNSEEDED else str(len(self.cells)),
             spread(self.of("figures", "ranking", "ndcg")),
             spread(self.of("figures", "ranking", "recall")),
             f"{mean(self.of('figures', 'ranking', 'coverage')):.2f}",
@@ -125,7 +125,7 @@ _INTRODUCTION = """\
 Written by `make accuracy` (`python -m benchmarks.accuracy`): each family is trained from a recipe, exported
 by the same compilers, and judged by what the served stages answer for every user of the test part; nothing
 else is looked at. The split is the same for every seed; seeds change initial weights, batches and
-negatives. A family that is solved in closed form has no spread. Settings are the defaults of
+negatives, and where "any" stands nothing is drawn. Settings are the defaults of
 [models.md](models.md), or what `benchmarks/accuracy/contenders.py` says.
 
 A caller's list is what is measured, so a recipe with a ranker is measured after ranking. Coverage is the

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.cell import measure
-from benchmarks.accuracy.contenders import COMPARISONS
+from benchmarks.accuracy.contenders import COMPARISONS, UNSEEDED
 from tiercel_pipelines.data import Dataset, load_dataset
 from tiercel_pipelines.recipe import Recipe, replace
 from tiercel_pipelines.training.checkpoint import recipe_document
@@ -81,12 +81,12 @@ def _same(one: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
 
 
 def cells_of(data: Iterable[str], families: Iterable[str] | None, seeds: int) -> list[Cell]:
-    """Return the cells of data sets, of all their contenders or of some, seed by seed."""
+    """Return the cells of data sets, of all their contenders or of some, seed by seed where one matters."""
     found = []
     for name in data:
         base, contenders = COMPARISONS[name].base(), COMPARISONS[name].contenders
         for family in contenders if families is None else [one for one in families if one in contenders]:
-            for seed in range(FIRST_SEED, FIRST_SEED + seeds):
+            for seed in range(FIRST_SEED, FIRST_SEED + (1 if family in UNSEEDED else seeds)):
                 recipe = replace(contenders[family].recipe(base), seed=seed)
                 found.append(Cell(name, family, seed, recipe))
     return found

@@ -150,9 +150,9 @@ def _aoti(graphs: bool) -> Callable[..., Run]:
         loader = _package(model, shape, kept, device, folder)
         run: Any = loader.run
         if graphs:
-            from tiercel_serving.device.graphs_torch import GraphedRun
+            from tiercel_serving.device.graphs_torch import GraphedRun, one_instance
 
-            run = GraphedRun(loader.run)
+            run = GraphedRun(loader.run, one_instance())
         return lambda given: run([given[name] for name in INPUTS])[0]
 
     return make

@@ -207,7 +207,7 @@ class AsyncRecommender(Core[AsyncTransport]):
             try:
                 return await call.send(self._transport)
             except ClientError as error:
-                delay = call.delay(attempt, error)
+                delay = call.context.delay(attempt, error)
                 if delay is None:
                     raise
             await asyncio.sleep(delay)

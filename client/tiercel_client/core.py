@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from .contract import EXPLAINED, PROPENSITY, Contract, ModelConfig, read_contrac
 from .errors import (
     ClientError,
     Closed,
+    DeadlineExceeded,
     InvalidInput,
     NotFound,
     ProtocolMismatch,
@@ -30,7 +32,6 @@ from .options import (
     DEFAULT_TIMEOUT_S,
     NO_RETRY,
     TLS,
-    Deadline,
     KeepAlive,
     Retry,
     check_headers,
@@ -42,13 +43,13 @@ from .response import (
     DESCRIBE_OUTPUTS,
     OUTPUTS,
     RELATED_OUTPUTS,
+    Answer,
     Array,
     described,
     read_answers,
     read_explained,
     read_titles,
     read_why,
-    titled,
 )
 from .results import Explanation, Health, Id, Item, Recommendation, ServerInfo, Why
 from .titles import TitleCache
@@ -59,29 +60,37 @@ from .wire.transport import Headers, InferRequest
 DESCRIBE_AT_ONCE = 4096
 
 
-class Call(NamedTuple):
-    """One request of a flow: a method of the transport, its arguments without a timeout, what bounds it."""
+class Inference(NamedTuple):
+    """One question of a flow to a model: what is asked, and what bounds it."""
 
-    method: str
-    arguments: Mapping[str, Any]
+    model: str
+    inputs: Mapping[str, Array]
+    outputs: Sequence[str]
+    request_id: str
     context: Context
 
     def send(self, transport: Any) -> Any:
-        """Call the transport: returns the answer, or from an asyncio transport an awaitable of it."""
-        left = self.context.deadline.remaining_s()
-        if left <= 0:
-            what = self.arguments.get("model", self.method)
-            raise self.context.deadline.over(f"model {what!r}", self.arguments.get("request_id", ""))
-        if self.method == "infer":
-            return transport.infer(
-                InferRequest(headers=self.context.headers, timeout_s=left, **self.arguments)
-            )
-        return getattr(transport, self.method)(headers=self.context.headers, timeout_s=left, **self.arguments)
+        """Ask the transport: returns the answer, or from an asyncio transport an awaitable of it."""
+        model, inputs, outputs, request_id, context = self
+        left = context.left(model, request_id)
+        return transport.infer(InferRequest(model, inputs, outputs, left, request_id, context.headers))
 
-    def delay(self, attempt: int, error: ClientError) -> float | None:
-        """Return how long to wait before another attempt, or None to give up."""
-        return self.context.retry.delay(attempt, error, self.context.deadline.remaining_s())
 
+class Enquiry(NamedTuple):
+    """One question of a flow about the server or a model: a method of the transport, and the model's name."""
+
+    method: str
+    context: Context
+    about: tuple[str, ...] = ()
+
+    def send(self, transport: Any) -> Any:
+        """Ask the transport, as an inference does."""
+        left = self.context.left(self.about[0] if self.about else self.method)
+        ask = getattr(transport, self.method)
+        return ask(*self.about, headers=self.context.headers, timeout_s=left)
+
+
+Call = Inference | Enquiry
 
 Result = TypeVar("Result")
 AnyTransport = TypeVar("AnyTransport")
@@ -92,9 +101,14 @@ Flow = Generator[Sequence[Call], list[Any], Result]
 
 @dataclass(slots=True)
 class Context:
-    """What all requests of one call share; the deadline grows with their number if the call named none."""
+    """What all requests of one call share.
 
-    deadline: Deadline
+    The call must be over at ``ends``, ``timeout_s`` after it began. Where it named no timeout (``grows``),
+    that moves with the number of its requests.
+    """
+
+    timeout_s: float
+    ends: float
     grows: bool
     request_id: str
     headers: Headers
@@ -102,11 +116,24 @@ class Context:
 
     def infer(
         self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], suffix: str = ""
-    ) -> Call:
+    ) -> Inference:
         """Return a request to a model; ``suffix`` tells it from the call's other ones."""
-        request_id = self.request_id + suffix
-        asked = {"model": model, "inputs": inputs, "outputs": outputs, "request_id": request_id}
-        return Call("infer", asked, self)
+        return Inference(model, inputs, outputs, self.request_id + suffix, self)
+
+    def left(self, what: str, request_id: str = "") -> float:
+        """Return how many seconds are left for what shall be asked; DeadlineExceeded if none are."""
+        left = self.ends - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(
+                f"model {what!r}: the {self.timeout_s:g} s of this call were over before it was sent; "
+                "give it a longer timeout_s",
+                request_id=request_id,
+            )
+        return left
+
+    def delay(self, attempt: int, error: ClientError) -> float | None:
+        """Return how long to wait before another attempt, or None to give up."""
+        return self.retry.delay(attempt, error, self.ends - time.monotonic())
 
 
 class Core(Generic[AnyTransport]):
@@ -163,16 +190,15 @@ class Core(Generic[AnyTransport]):
         parts = build_requests(contract, question)
         if context.grows:
             rounds = -(-len(parts) // self._max_concurrency)
-            context.deadline.extend(self._timeout_s * (rounds - 1))
+            context.timeout_s += self._timeout_s * (rounds - 1)
+            context.ends += self._timeout_s * (rounds - 1)
         try:
             answers = yield from self._answers(context, contract, parts)
         except (RequestRefused, NotFound, ServerUnavailable, ProtocolMismatch):
             self._known = None  # perhaps another release answers from now on; the next call asks
             raise
-        if not titles:
-            return answers
-        named = yield from self._named(context, contract, answers)
-        return [titled(answer, named) for answer in answers]
+        named = (yield from self._named(context, contract, answers)) if titles else None
+        return [answer.recommendation(named) for answer in answers]
 
     def _explain(self, context: Context, question: Question) -> Flow[Explanation]:
         """Answer a question for one user with what each stage did."""
@@ -234,10 +260,8 @@ class Core(Generic[AnyTransport]):
         [arrays] = yield [context.infer(self._related_model, inputs, RELATED_OUTPUTS)]
         status = np.zeros((1, 1), np.int32)
         [answer] = read_answers(contract, {**arrays, "status": status}, [None], context.request_id)
-        if not titles:
-            return answer.items
-        named = yield from self._named(context, contract, [answer])
-        return titled(answer, named).items
+        named = (yield from self._named(context, contract, [answer])) if titles else None
+        return answer.recommendation(named).items
 
     def _health(self, context: Context) -> Flow[Health]:
         """Make one inference for somebody unknown; no retries."""
@@ -252,18 +276,20 @@ class Core(Generic[AnyTransport]):
         """Ask what the server is; nothing remembered is used."""
         self._known = None
         contract = yield from self._contract(context)
-        [(server, version)] = yield [Call("server_metadata", {}, context)]
+        [(server, version)] = yield [Enquiry("server_metadata", context)]
         return contract.info(server, version)
 
     def _context(
         self, timeout_s: float | None = None, request_id: str | None = None, headers: Headers | None = None
     ) -> Context:
+        whole_s = self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s")
         return Context(
-            deadline=Deadline(self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s")),
-            grows=timeout_s is None,
-            request_id=os.urandom(16).hex() if request_id is None else check_request_id(request_id),
-            headers=self._headers if headers is None else {**self._headers, **check_headers(headers)},
-            retry=self._retry,
+            whole_s,
+            time.monotonic() + whole_s,
+            timeout_s is None,
+            os.urandom(16).hex() if request_id is None else check_request_id(request_id),
+            self._headers if headers is None else {**self._headers, **check_headers(headers)},
+            self._retry,
         )
 
     def _refuse_if_closed(self) -> None:
@@ -273,7 +299,7 @@ class Core(Generic[AnyTransport]):
     def _contract(self, context: Context) -> Flow[Contract]:
         known = self._known
         if known is None or time.monotonic() - known[1] > self._refresh_s:
-            [config] = yield [Call("model_config", {"model": self._model}, context)]
+            [config] = yield [Enquiry("model_config", context, (self._model,))]
             known = self._known = read_contract(config), time.monotonic()
         return known[0]
 
@@ -285,14 +311,12 @@ class Core(Generic[AnyTransport]):
             return configs[key]
         found: ModelConfig | None = None
         with suppress(NotFound):
-            [found] = yield [Call("model_config", {"model": model}, context)]
+            [found] = yield [Enquiry("model_config", context, (model,))]
         # Another thread may read the old dictionary, so it is never changed, only replaced.
         self._configs = {**{old: kept for old, kept in configs.items() if old[0] == key[0]}, key: found}
         return found
 
-    def _answers(
-        self, context: Context, contract: Contract, parts: Sequence[Part]
-    ) -> Flow[list[Recommendation]]:
+    def _answers(self, context: Context, contract: Contract, parts: Sequence[Part]) -> Flow[list[Answer]]:
         outputs = (*OUTPUTS, PROPENSITY) if PROPENSITY in contract.outputs else OUTPUTS
         if len(parts) == 1:
             [part] = parts
@@ -303,16 +327,16 @@ class Core(Generic[AnyTransport]):
             for number, part in enumerate(parts)
         ]
         answered = yield calls
-        answers: list[Recommendation] = []
+        answers: list[Answer] = []
         for part, call, arrays in zip(parts, calls, answered, strict=True):
-            answers += read_answers(contract, arrays, part.users, call.arguments["request_id"])
+            answers += read_answers(contract, arrays, part.users, call.request_id)
         return answers
 
     def _named(
-        self, context: Context, contract: Contract, answers: Iterable[Recommendation]
+        self, context: Context, contract: Contract, answers: Sequence[Answer]
     ) -> Flow[Mapping[Id, str | None]]:
         """Return the titles of all answered items; only those not remembered are asked for."""
-        wanted = {item.item_id: None for answer in answers for item in answer.items}
+        wanted = dict.fromkeys(answers[0].ids if len(answers) == 1 else chain(*(one.ids for one in answers)))
         titles, missing = self._titles.find(contract.build_id, wanted)
         if not missing:
             return titles

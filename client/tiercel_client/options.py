@@ -1,17 +1,16 @@
-"""What an application may choose about calls: retries, TLS, keep-alive, deadlines, headers."""
+"""What an application may choose about calls: retries, TLS, keep-alive, timeouts, headers."""
 
 from __future__ import annotations
 
 import random
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .errors import ClientError, DeadlineExceeded, InvalidInput
+from .errors import ClientError, InvalidInput
 from .values import shown
 
 #: Seconds that a call may take, retries and titles included, if nothing else is said.
@@ -137,33 +136,6 @@ class KeepAlive:
     def __post_init__(self) -> None:
         for name in ("time_s", "timeout_s"):
             seconds(getattr(self, name), f"KeepAlive: {name}")
-
-
-class Deadline:
-    """The moment at which a call must be over, ``timeout_s`` seconds from now."""
-
-    __slots__ = ("_at", "timeout_s")
-
-    def __init__(self, timeout_s: float) -> None:
-        self.timeout_s = timeout_s
-        self._at = time.monotonic() + timeout_s
-
-    def extend(self, more_s: float) -> None:
-        """Move it."""
-        self.timeout_s += more_s
-        self._at += more_s
-
-    def remaining_s(self) -> float:
-        """Return how many seconds are left; may be negative."""
-        return self._at - time.monotonic()
-
-    def over(self, what: str, request_id: str) -> DeadlineExceeded:
-        """Return the error of what was not sent any more."""
-        return DeadlineExceeded(
-            f"{what}: the {self.timeout_s:g} s of this call were over before it was sent; "
-            "give it a longer timeout_s",
-            request_id=request_id,
-        )
 
 
 def seconds(value: Any, what: str) -> float:

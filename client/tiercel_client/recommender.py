@@ -392,7 +392,7 @@ class Recommender(Core[Transport]):
             try:
                 return call.send(self._transport)
             except ClientError as error:
-                delay = call.delay(attempt, error)
+                delay = call.context.delay(attempt, error)
                 if delay is None:
                     raise
             time.sleep(delay)

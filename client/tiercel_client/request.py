@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from sys import byteorder
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,14 +105,20 @@ def build_requests(contract: Contract, question: Question) -> list[Part]:
     if question.features is not None:
         tensors += _features(contract, question.features, count, question.single)
     given_users = users.tolist() if isinstance(users, np.ndarray) else users
+    if count <= contract.max_batch_size:
+        return [Part(given_users, _inputs(tensors))]
     parts = []
     for start in range(0, count, contract.max_batch_size):
         rows = slice(start, min(start + contract.max_batch_size, count))
-        inputs: dict[str, Array] = {}
-        for tensor in tensors:
-            inputs.update(tensor.part(rows))
-        parts.append(Part(given_users[rows], inputs))
+        parts.append(Part(given_users[rows], _inputs([tensor.rows(rows) for tensor in tensors])))
     return parts
+
+
+def _inputs(tensors: Sequence[_Scalars | _Lists]) -> dict[str, Array]:
+    inputs: dict[str, Array] = {}
+    for tensor in tensors:
+        tensor.put(inputs)
+    return inputs
 
 
 def build_k(contract: Contract, k: Any) -> int:
@@ -129,7 +136,7 @@ def related_inputs(contract: Contract, item_ids: Any, k: Any, exclude: Any) -> d
     ids = convert_ids(given, contract.item_id_dtype, lambda position: f"item_ids[{position}]")
     inputs = {RELATED_TO: ids.reshape(1, -1), "k": np.array([[build_k(contract, k)]], np.int32)}
     if exclude is not None:
-        inputs.update(_item_ids(contract, "exclude", EXCLUDE, [exclude], 1, True).part(slice(0, 1)))
+        _item_ids(contract, "exclude", EXCLUDE, [exclude], 1, True).put(inputs)
     return inputs
 
 
@@ -155,15 +162,19 @@ class _Scalars(NamedTuple):
     valid: Array | None = None
     companion: str = ""
 
-    def part(self, rows: slice) -> Iterator[tuple[str, Array]]:
-        values = self.values[rows]
-        if self.valid is not None and not (valid := self.valid[rows]).all():
+    def rows(self, rows: slice) -> _Scalars:
+        valid = None if self.valid is None else self.valid[rows]
+        return self._replace(values=self.values[rows], valid=valid)
+
+    def put(self, inputs: dict[str, Array]) -> None:
+        values, valid = self.values, self.valid
+        if valid is not None and not valid.all():
             if not valid.any():
                 return
-            yield self.companion, valid.reshape(-1, 1)
+            inputs[self.companion] = valid.reshape(-1, 1)
         elif values.dtype.kind == "f" and np.isnan(values).all():
             return
-        yield self.name, values.reshape(-1, 1)
+        inputs[self.name] = values.reshape(-1, 1)
 
 
 class _Lists(NamedTuple):
@@ -174,21 +185,24 @@ class _Lists(NamedTuple):
     flat: Array
     lengths: npt.NDArray[np.int32]
 
-    def part(self, rows: slice) -> Iterator[tuple[str, Array]]:
-        lengths = self.lengths[rows]
+    def rows(self, rows: slice) -> _Lists:
+        before, own = int(self.lengths[: rows.start].clip(0).sum()), self.lengths[rows]
+        flat = self.flat[before : before + int(own.clip(0).sum())]
+        return self._replace(flat=flat, lengths=own)
+
+    def put(self, inputs: dict[str, Array]) -> None:
+        lengths = self.lengths
         if (lengths < 0).all():
             return
         width = max(1, int(lengths.max()))  # an empty list is one pad and the length 0
-        if (lengths == width).all() and len(lengths) == len(self.lengths):
-            values = self.flat.reshape(len(lengths), width)
-        else:
-            before = int(self.lengths[: rows.start].clip(0).sum())
-            real = np.arange(width) < lengths[:, None]
-            values = np.full(real.shape, b"" if self.flat.dtype == object else 0, self.flat.dtype)
-            values[real] = self.flat[before : before + int(real.sum())]
-        yield self.name, values
-        if not (lengths == width).all():
-            yield self.companion, lengths.reshape(-1, 1)
+        if (lengths == width).all():
+            inputs[self.name] = self.flat.reshape(len(lengths), width)
+            return
+        real = np.arange(width) < lengths[:, None]
+        values = np.full(real.shape, b"" if self.flat.dtype == object else 0, self.flat.dtype)
+        values[real] = self.flat
+        inputs[self.name] = values
+        inputs[self.companion] = lengths.reshape(-1, 1)
 
 
 def _place(argument: str, single: bool) -> Place:
@@ -209,8 +223,8 @@ def _user_ids(contract: Contract, users: Sequence[Any] | Array, single: bool) ->
     dtype = contract.user_id_dtype
     stand_in = ANONYMOUS_IDS[dtype]
     if single and type(users[0]) is int and dtype == "int64" and users[0] != stand_in:
-        try:  # what most requests are
-            return _Scalars("user_id", np.array(users, np.int64))
+        try:  # what most requests are, and a way on which little of NumPy's code has to be fetched
+            return _Scalars("user_id", np.ndarray(1, np.int64, users[0].to_bytes(8, byteorder, signed=True)))
         except OverflowError:
             pass  # the other way says what is wrong
     place = _place("user_id" if single else "user_ids", single)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from .results import (
     Id,
     Item,
     Recommendation,
+    Status,
     Why,
 )
 
@@ -43,9 +44,38 @@ DESCRIBE_OUTPUTS = ("item_id", "title", "found")
 KEPT, EMPTY_SLOT = 0, 1
 
 
-def read_answers(
-    contract: Contract, arrays: Arrays, users: Sequence[Any], request_id: str
-) -> list[Recommendation]:
+class Answer(NamedTuple):
+    """What one user was answered: one raw id, score and chance an item, best first, without titles.
+
+    ``chances`` is None where nothing explores.
+    """
+
+    user_id: Any
+    status: Status
+    request_id: str
+    ids: Sequence[Id]
+    scores: Sequence[float]
+    chances: Sequence[float] | None
+
+    def recommendation(self, titles: Mapping[Id, str | None] | None = None) -> Recommendation:
+        """Return it as the application gets it; an id that ``titles`` lacks has no title."""
+        ids = self.ids
+        items = zip(
+            ids,
+            self.scores,
+            repeat(None) if titles is None else map(titles.get, ids),
+            range(1, len(ids) + 1),
+            repeat(None) if self.chances is None else self.chances,
+            strict=False,
+        )
+        return Recommendation(self.user_id, self.status, tuple(map(_item, items)), self.request_id)
+
+
+#: Makes an Item of its five values, in C.
+_item: Callable[[tuple[Any, ...]], Item] = partial(tuple.__new__, Item)
+
+
+def read_answers(contract: Contract, arrays: Arrays, users: Sequence[Any], request_id: str) -> list[Answer]:
     """Read ``recommend``'s outputs: ``item_id`` and ``score`` ``[B,k]``, ``count`` and ``status`` ``[B,1]``.
 
     ``propensity [B,k]`` comes with them where something explores.
@@ -59,40 +89,20 @@ def read_answers(
     found = read.array("item_id", "O" if contract.item_id_dtype == "bytes" else "iu", (-1,))
     width = found.shape[1]
     scores = read.array("score", "f", (width,)).tolist()
-    chances: list[Sequence[float | None]] = [[None] * width] * len(users)
-    if PROPENSITY in arrays:
-        chances = read.array(PROPENSITY, "f", (width,)).tolist()
+    chances = read.array(PROPENSITY, "f", (width,)).tolist() if PROPENSITY in arrays else None
     counts = read.within("count", 0, width)
     statuses = read.within("status", 0, len(STATUSES) - 1)
     return [
-        Recommendation(
-            user_id=None if isinstance(user, Anonymous) else user,
-            status=STATUSES[status],
-            items=_items(read.ids(ids[:count]), score[:count], chance[:count]),
-            request_id=request_id,
+        Answer(
+            None if user is Anonymous.ANONYMOUS else user,
+            STATUSES[statuses[row]],
+            request_id,
+            read.ids(ids[: counts[row]]),
+            scores[row],
+            None if chances is None else chances[row],
         )
-        for user, count, status, ids, score, chance in zip(
-            users, counts, statuses, found.tolist(), scores, chances, strict=True
-        )
+        for row, (user, ids) in enumerate(zip(users, found.tolist(), strict=True))
     ]
-
-
-def _items(ids: Sequence[Id], scores: Sequence[float], chances: Sequence[float | None]) -> tuple[Item, ...]:
-    columns = zip(ids, scores, repeat(None), range(1, len(ids) + 1), chances, strict=False)
-    return tuple(map(_item, columns))
-
-
-#: Makes an Item of its five values, in C.
-_item: Callable[[tuple[Any, ...]], Item] = partial(tuple.__new__, Item)
-
-
-def titled(answer: Recommendation, titles: Mapping[Id, str | None]) -> Recommendation:
-    """Return an answer with titles; an id that ``titles`` lacks has none."""
-    items = [
-        _item((item_id, score, titles.get(item_id), rank, chance))
-        for item_id, score, _, rank, chance in answer.items
-    ]
-    return Recommendation(answer.user_id, answer.status, tuple(items), answer.request_id)
 
 
 def read_titles(model: str, arrays: Arrays, count: int, item_id_dtype: str) -> list[tuple[Id, str] | None]:
@@ -156,7 +166,7 @@ def read_explained(contract: Contract, arrays: Arrays, user: Any, request_id: st
     found = read.array("retrieval_score", "f", candidates)[0], read.array("source", "iu", candidates)[0]
     columns = (column[real].tolist() for column in (rows, *found, reasons))
     return Explanation(
-        recommendation=answer,
+        recommendation=answer.recommendation(),
         history=tuple(HistoryItem(row, None, None) for row in history.tolist()),
         candidates=tuple(
             Candidate(
@@ -190,7 +200,8 @@ def described(explained: Explanation, names: Mapping[int, tuple[Id, str]]) -> Ex
     ``names`` is catalogue row → raw id and title; empty if the server can't describe items.
     """
     titles: dict[Id, str | None] = {item_id: title or None for item_id, title in names.values()}
-    answer = titled(explained.recommendation, titles)
+    named = [item._replace(title=titles.get(item.item_id)) for item in explained.items]
+    answer = replace(explained.recommendation, items=tuple(named))
     final: dict[Id | None, Item] = {item.item_id: item for item in answer.items}
     candidates = []
     for one in explained.candidates:
@@ -321,17 +332,14 @@ class _Reader:
         array = self.arrays.get(name)
         if array is None:
             raise self.wrong(f"expected the output {name!r}, came {', '.join(self.arrays) or 'nothing'}")
-        shape = (self.rows, *dims)
-        fits = len(shape) == len(array.shape) and array.dtype.kind in kinds
-        for want, came in zip(shape, array.shape, strict=False):
-            fits = fits and want in (-1, came)
-        if not fits:
-            raise self.wrong(f"{name}: expected shape {shape}, came {array.dtype} {array.shape}")
-        return array
+        shape, came = (self.rows, *dims), array.shape
+        if array.dtype.kind in kinds and (came == shape or _fits(came, shape)):
+            return array
+        raise self.wrong(f"{name}: expected shape {shape}, came {array.dtype} {came}")
 
     def within(self, name: str, least: int, most: int | None) -> list[int]:
         """Return an output ``[rows, 1]`` of whole numbers in a range."""
-        values: list[int] = self.array(name, "iu", (1,)).ravel().tolist()
+        values: list[int] = self.array(name, "iu", (1,))[:, 0].tolist()
         if values and (min(values) < least or (most is not None and max(values) > most)):
             raise self.wrong(f"{name}: expected {least} to {most}, came {values}")
         return values
@@ -344,3 +352,9 @@ class _Reader:
             return [one.decode() for one in ids]
         except UnicodeDecodeError as error:
             raise self.wrong(f"item_id: expected UTF-8, came {error.object!r}") from None
+
+
+def _fits(came: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    if len(came) != len(shape):
+        return False
+    return [has if want == -1 else want for has, want in zip(came, shape, strict=True)] == [*came]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .native import order as native
 from .native.marks import mark
 
 Rows = npt.NDArray[np.int64]
@@ -39,7 +40,8 @@ def order_by_score(scores: Scores, rows: Rows) -> Rows:
     -------
     ``[B, M]`` int64 places along the second axis.
     """
-    return sort_keys(scores, rows).argsort(axis=1)
+    order = native.order_by_score(scores, rows)
+    return sort_keys(scores, rows).argsort(axis=1) if order is None else order
 
 
 def sort_by_score(scores: Scores, rows: Rows) -> tuple[Scores, Rows]:
@@ -47,6 +49,9 @@ def sort_by_score(scores: Scores, rows: Rows) -> tuple[Scores, Rows]:
 
     Parameters and shapes are those of :func:`order_by_score`; -0.0 comes back as 0.0.
     """
+    found = native.sort_by_score(scores, rows)
+    if found is not None:
+        return found
     keys = sort_keys(scores, rows)
     keys.sort(axis=1)
     return read_keys(keys)
@@ -54,6 +59,9 @@ def sort_by_score(scores: Scores, rows: Rows) -> tuple[Scores, Rows]:
 
 def sorted_scores(scores: Scores) -> Scores:
     """Return each user's scores alone as :func:`sort_by_score` does."""
+    found = native.sorted_scores(scores)
+    if found is not None:
+        return found
     negated = np.subtract(_ZERO, scores)
     negated.sort(axis=1)
     return np.subtract(_ZERO, negated)

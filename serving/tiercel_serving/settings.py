@@ -22,7 +22,7 @@ from .problems import (
 )
 from .reorder.inputs import source_problems
 from .reorder.per_request import Amount, PerRequest, amount_problems, per_request, shared_problems
-from .reorder.table import REORDER, ReorderKind
+from .reorder.table import REORDER, HasPlace, ReorderKind
 from .rules.table import RULES, RuleKind
 from .sources.table import SOURCES, SourceKind, timeless
 from .stores.bloom import SeenFilter
@@ -168,7 +168,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not wrong:
             wrong += [*source_problems(self.reorder, {source.name: source for source in self.sources})]
             wrong += shared_problems(self.placed())
-            wrong += _histories(self)
+            wrong += [*_histories(self), *_places(self)]
         wrong += [problem.within("store") for problem in self.store.problems()]
         wrong += named_twice((rule.name for rule in self.rules), "rules", "rules")
         wrong += [
@@ -350,6 +350,13 @@ def _histories(settings: ServingSettings) -> Iterator[Problem]:
         if "history_row" in step.reads() and not settings.history_length:
             problem = "the step reads the user's history, but history_length is 0"
             yield Problem(f"reorder[{place}]", problem, "raise it, or leave the step out")
+
+
+def _places(settings: ServingSettings) -> Iterator[Problem]:
+    for number, step in enumerate(settings.reorder):
+        if isinstance(step, HasPlace) and step.place > settings.k_max:
+            problem = f"nobody sees place {step.place}: an answer has {settings.k_max} at most (k_max)"
+            yield Problem(f"reorder[{number}].place", problem, "name one of those, or raise k_max")
 
 
 def _sources(settings: ServingSettings) -> Iterator[Problem]:

@@ -37,6 +37,7 @@ from tiercel_client import (
     Status,
 )
 from tiercel_client.testing import AsyncFakeTransport, FakeTransport
+from tiercel_client.titles import TitleCache
 
 FILMS = {1: "Heat", 2: "Fargo", 3: "Alien", 4: None}
 COLUMNS = (RequestColumn("age", "int64", False, "user"), RequestColumn("device", "bytes", False, "context"))
@@ -210,6 +211,17 @@ def test_the_cache_of_titles_is_bounded(make: Make) -> None:
     assert len(asked(transport, "describe_items")) == 2
     nothing, transport = make(title_cache_size=0)
     assert nothing.recommend(42).items[0].title == "Alien"
+
+
+def test_titles_that_are_asked_for_stay() -> None:
+    cache = TitleCache(4)
+    for number in range(20):
+        cache.remember("a", {number: str(number)})
+        titles, missing = cache.find("a", {0: None, number: None})
+        assert (titles[0], titles[number], missing) == ("0", str(number), [])
+    _, missing = cache.find("a", dict.fromkeys(range(20)))
+    assert 2 <= 20 - len(missing) <= 4
+    assert cache.find("b", {0: None}) == ({}, [0])
 
 
 def test_titles_of_another_release_are_asked_again(make: Make) -> None:

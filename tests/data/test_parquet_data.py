@@ -49,6 +49,13 @@ def write(tables: dict[str, pd.DataFrame], folder: Path) -> Path:
     return folder
 
 
+def test_rows_share_a_text_that_they_have_in_common(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    tables["log"] = pd.concat([tables["log"]] * 50, ignore_index=True)
+    device = load_dataset(SPEC, data_dir=write(tables, tmp_path)).interactions.device
+    assert device.tolist() == ["phone", None, "tv", "tv"] * 50
+    assert len({id(text) for text in device}) == 3
+
+
 def test_reads_plain_columns(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     dataset = load_dataset(SPEC, data_dir=write(tables, tmp_path))
     assert dataset.users.age.tolist()[::2] == [31.0, 40.0]

@@ -54,9 +54,10 @@ def _check_renamed(ids, expected):
         assert not pairs["b"].duplicated().any()
 
 
-def test_many_rows_are_fitted_from_files(world, monkeypatch, tmp_path):
+def test_many_rows_are_joined_and_fitted_in_pieces(world, monkeypatch, tmp_path):
     recipe, dataset, _ = world
-    monkeypatch.setattr(joined, "ROWS", 300)
+    for name in ("ROWS", "PIECE"):
+        monkeypatch.setattr(joined, name, 300)
     workflow = fit_workflow(recipe, dataset, dataset.interactions, tmp_path / "workflow")
     check_same(world, workflow)
     assert [path.name for path in tmp_path.iterdir()] == ["workflow"]

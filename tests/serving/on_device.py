@@ -7,7 +7,11 @@ from typing import Any
 import msgspec
 import onnxruntime
 import pytest
+import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tiercel_serving.device.graphs_torch import Captured, Run
 from tiercel_serving.release.opened import Release
@@ -19,9 +23,55 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 CAPTURED = "cpu, captured"
 
 
+#: What CUDA refuses while a stream is captured: it waits for the device, or copies from or to the host.
+REFUSED = (
+    {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "bincount", "unique_dim"}
+    | {"_unique2", "unique_consecutive", "lift_fresh", "_pin_memory", "repeat_interleave", "_to_cpu"}
+)  # fmt: skip
+
+
+class Capturing(TorchDispatchMode):
+    """Work as a CUDA graph allows it: nothing waits, nothing crosses, nothing made is kept but the outputs.
+
+    Graphs of one instance share their memory: what a run keeps for the next one is written over.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: list[StorageWeakRef] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.partition("::")[2]
+        picked = name.startswith("index") and any(
+            isinstance(one, Tensor) and one.dtype == torch.bool for one in tree_leaves(args[1:])
+        )
+        crosses = "device" in (kwargs or {}) and name in ("_to_copy", "copy", "copy_")
+        # No RuntimeError: what can't be captured is done without.
+        if name in REFUSED or picked or crosses:
+            raise AssertionError(f"{func}: CUDA refuses it in a capture")
+        read = {storage_of(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for one in tree_leaves(out):
+            if isinstance(one, Tensor) and storage_of(one) not in read:
+                self._made.append(StorageWeakRef(one.untyped_storage()))
+        return out
+
+    def check_kept(self, outputs: list[Tensor]) -> None:
+        """Fail if something that was made is there still, and is no output."""
+        given = {storage_of(one) for one in outputs}
+        kept = [one for one in self._made if not one.expired() and one.cdata not in given]
+        assert not kept, f"{len(kept)} tensors of a capture are kept: the next replay writes over them"
+
+
+def storage_of(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
 def capture_double(run: Run, inputs: list[Tensor]) -> Captured:
     """As a graph does it: reads these buffers and writes those, whatever it is told later."""
-    outputs = run(inputs)
+    with Capturing() as capturing:
+        outputs = run(inputs)
+    capturing.check_kept(outputs)
 
     def replay() -> None:
         for kept, new in zip(outputs, run(inputs), strict=True):

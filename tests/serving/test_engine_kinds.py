@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from kind_contracts import check_rows
 from onnx import TensorProto, helper, numpy_helper
@@ -23,7 +24,7 @@ from tiercel_serving.engines.bound import Bound
 from tiercel_serving.engines.table import ENGINES, BuiltKind, Calibrated, Engine, EngineKind, Reduced
 from tiercel_serving.engines.trt.build import network_sha256
 from tiercel_serving.engines.trt.specification import BuildSpecification
-from tiercel_serving.errors import ArtefactCorrupt, EngineMismatch
+from tiercel_serving.errors import ArtefactCorrupt, DeviceUnavailable, EngineMismatch
 from tiercel_serving.spec import TensorSpec
 from tiercel_serving.verify.compare import Tolerance, compare
 
@@ -183,6 +184,33 @@ def test_a_file_that_is_no_model(kind: type[EngineKind], file: Path, tmp_path: P
     (tmp_path / kind.file).write_bytes(b"no model")
     with pytest.raises((ArtefactCorrupt, EngineMismatch), match=kind.file):
         kind.open(tmp_path / kind.file, ("product",), threads=1)
+
+
+def test_onnx_runtime_without_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, kind = tmp_path / "model.onnx", ENGINES.find("onnx-cuda")
+    write_onnx(file)
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(DeviceUnavailable, match=r"has no CUDAExecutionProvider; install onnxruntime-gpu"):
+            kind.open(file, ("product",), threads=1)
+
+    class OnTheCpu(onnxruntime.InferenceSession):
+        """As the GPU build is on a machine without one: it goes on with the CPU."""
+
+        def __init__(self, file: str, options: Any, providers: Any) -> None:
+            super().__init__(file, options, providers=["CPUExecutionProvider"])
+
+    there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OnTheCpu)
+    with pytest.raises(DeviceUnavailable, match=r"found no device for CUDAExec.*NVIDIA GPU .*driver"):
+        kind.open(file, ("product",), threads=1)
+
+    def full(*given: Any, **options: Any) -> None:
+        raise RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; file=cuda_allocator.cc")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", full)
+    with pytest.raises(DeviceUnavailable, match=r"memory is full \(CUDA failure 2: out of memory"):
+        kind.open(file, ("product",), threads=1)
 
 
 def test_the_cpp_library_is_there_for_what_is_loaded_later() -> None:

@@ -91,7 +91,7 @@ def test_batches_run_from_what_was_captured() -> None:
         captured.append(len(inputs[0]))
         return capture_double(run, inputs)
 
-    graphed = GraphedRun(model, (1, 4, 8), double)
+    graphed = GraphedRun(model, double, (1, 4, 8))
     earlier = None
     for batch in (3, 1, 4, 2, 9, 3):
         given = [torch.rand(batch, 3), torch.rand(batch)]
@@ -105,6 +105,32 @@ def test_batches_run_from_what_was_captured() -> None:
     assert ran.count(9) == 1
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda tensors: [tensors[0] * float(tensors[0].sum())],
+        lambda tensors: [tensors[0][tensors[0] > 0]],
+        lambda tensors: [tensors[0] + torch.tensor([1.0, 2.0])],
+        lambda tensors: [tensors[0].nonzero()],
+        lambda tensors: [tensors[0] if tensors[0].any() else tensors[0] * 2],
+    ],
+)
+def test_the_double_refuses_what_a_capture_does(run: Run) -> None:
+    with pytest.raises(AssertionError, match="CUDA refuses it in a capture"):
+        capture_double(run, [torch.ones(2)])
+
+
+def test_the_double_sees_what_is_kept_for_the_next_replay() -> None:
+    kept: list[Tensor] = []
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        kept.append(tensors[0] * 2)
+        return [kept[-1] + 1]
+
+    with pytest.raises(AssertionError, match="1 tensors of a capture are kept"):
+        capture_double(run, [torch.ones(2)])
+
+
 def test_what_cannot_be_captured_is_done_without(caplog: pytest.LogCaptureFixture) -> None:
     def broken(run: Run, inputs: list[Tensor]) -> Captured:
         raise RuntimeError("operation not permitted when stream is capturing")
@@ -112,7 +138,7 @@ def test_what_cannot_be_captured_is_done_without(caplog: pytest.LogCaptureFixtur
     def double(tensors: list[Tensor]) -> list[Tensor]:
         return [tensors[0] * 2]
 
-    batches, forms = GraphedRun(double, capture=broken), GraphedForms(broken)
+    batches, forms = GraphedRun(double, broken), GraphedForms(broken)
     for value in (1.0, 3.0):
         given = [torch.full((3, 2), value)]
         assert torch.equal(batches(given)[0], given[0] * 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -236,3 +238,25 @@ def test_a_stage_that_breaks_is_named(plain: Tiny) -> None:
     with pytest.raises(StageFailed, match="stage candidate_features: IndexError") as caught:
         broken.run({"kept_row": np.full((1, 8), 10**6)})
     assert caught.value.stage == "candidate_features"
+
+
+def test_only_who_searches_an_index_loads_faiss(plain: Tiny) -> None:
+    """In the layout ``staged`` each stage is a process, and FAISS costs it 0.2 s."""
+    code = """
+import sys
+from pathlib import Path
+from tiercel_serving.release.opened import open_release
+from tiercel_serving.stages.table import build_stage
+release = open_release(Path(sys.argv[1]))
+for name in sorted(release.stages, key=lambda name: name == "retrieval"):
+    before = "faiss" in sys.modules
+    build_stage(name, release)
+    print(name, before, "faiss" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(plain.release.path)], capture_output=True, text=True, check=True
+    )
+    *others, last = done.stdout.splitlines()
+    assert len(others) >= 5
+    assert all(line.endswith(" False False") for line in others), others
+    assert last == "retrieval False True"

@@ -13,7 +13,9 @@ from msgspec.structs import replace
 from tiercel_serving.errors import KindUnavailable
 from tiercel_serving.kinds import Kind
 from tiercel_serving.release.manifest import encode, read_kind
+from tiercel_serving.reorder.epsilon_slot import EpsilonSlot
 from tiercel_serving.reorder.per_request import PerRequest
+from tiercel_serving.reorder.pin_items import PinItems
 from tiercel_serving.reorder.score_floor import ScoreFloor
 from tiercel_serving.reorder.weighted_sum import WeightedSum
 from tiercel_serving.rules.compare import Compare
@@ -35,6 +37,7 @@ def said(**changes: Any) -> str:
 
 def test_nothing_is_wrong_with_good_ones() -> None:
     assert said() == ""
+    assert said(reorder=(PinItems("year", (1991, 1992), 100), EpsilonSlot(100))) == ""
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,14 @@ def test_nothing_is_wrong_with_good_ones() -> None:
         (
             {"reorder": (WeightedSum((1.0, float("nan"))),)},
             "reorder[0].weights: expected a number a task, got (1.0, nan)",
+        ),
+        (
+            {"reorder": (EpsilonSlot(101),)},
+            "reorder[0].place: nobody sees place 101: an answer has 100 at most (k_max); name one of those",
+        ),
+        (
+            {"k_max": 20, "reorder": (WeightedSum((1.0,)), PinItems("year", (1991,), 21))},
+            "reorder[1].place: nobody sees place 21: an answer has 20 at most (k_max); name one of those",
         ),
         ({"related": ("near", "popular")}, "related[1]: the source 'popular' knows no items that are like"),
         ({"added_items": 10**12}, "added_items: expected a whole number of at least 0 and at most 1e+07"),

@@ -53,9 +53,9 @@ def naive_history(pairs, user, without, length):
 def test_each_interaction_is_a_target_once_an_epoch(seed, size, contexts):
     pairs = random_pairs(seed, contexts=contexts)
     groups = draw_groups(pairs, size, 0.0, np.random.default_rng(seed))
-    targets = groups.targets[groups.targets >= 0]
-    assert sorted(targets.tolist()) == list(range(len(pairs)))
-    for context, user, row in zip(groups.contexts, groups.users, groups.targets, strict=True):
+    targets = groups.targets(np.arange(len(groups)))
+    assert sorted(targets[targets >= 0].tolist()) == list(range(len(pairs)))
+    for context, user, row in zip(groups.contexts, groups.users, targets, strict=True):
         assert (pairs.users[row[row >= 0]] == user).all()
         assert (pairs.contexts[row[row >= 0]] == context).all()
 
@@ -75,11 +75,11 @@ def test_a_batch_masks_targets_out_of_the_history_and_positives_out_of_the_negat
         return
     views = TrainingViews(pairs, packed(pairs, length), SIDE, history_dropout=0.0, id_dropout=0.0)
     groups = draw_groups(pairs, size, 0.0, rng)
-    chosen = rng.permutation(len(groups.users))[:4]
+    chosen = rng.permutation(len(groups))[:4]
     batch = SampledSoftmax().start(pairs, ITEMS).batch(groups, chosen)
     shown = views.users(batch, rng)
     for row, group in enumerate(chosen):
-        user, positions = groups.users[group], groups.targets[group]
+        user, positions = groups.users[group], groups.targets(chosen)[row]
         targets = pairs.items[positions[positions >= 0]].tolist()
         expected = naive_history(pairs, user, targets, length)
         assert shown["history_length"][row, 0] == len(expected)

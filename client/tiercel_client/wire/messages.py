@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import (
     deserialize_bytes_tensor,
@@ -27,23 +26,26 @@ from .transport import Array, InferRequest
 #: Descriptions that are remembered; the lists of a request make shapes many.
 _REMEMBERED = 256
 
+#: Name, dtype (None is text), shape and bytes of an output.
+_Output = tuple[str, np.dtype[Any] | None, tuple[int, ...], int]
+
 
 def write_request(request: InferRequest) -> bytes:
     """Return a ``ModelInferRequest``, serialised."""
     pieces = [_asked(request.model, tuple(request.outputs))]
-    contents = []
+    contents: list[bytes] = []
     for name, array in request.inputs.items():
         pieces.append(_input(name, array.dtype, array.shape))
-        text = array.dtype.kind == "O"
         # What serialises text gives an empty array where there is none, and else one element.
-        contents.append(
-            b"".join(serialize_byte_tensor(array).reshape(-1).tolist()) if text else array.tobytes()
-        )
-    own = service_pb2.ModelInferRequest(id=request.request_id, raw_input_contents=contents)
+        text = array.dtype.kind == "O"
+        content = b"".join(serialize_byte_tensor(array).reshape(-1).tolist()) if text else array.tobytes()
+        contents += _RAW_INPUT, _varint(len(content)), content
+    name_of_it = request.request_id.encode()
+    pieces += _ID, _varint(len(name_of_it)), name_of_it
     # The deadline ends our waiting; this ends the request's waiting in a queue of the server, if the
     # model's queue policy has a default timeout and allows to override it.
-    own.parameters["timeout"].int64_param = max(1, int(request.timeout_s * 1e6))
-    pieces.append(own.SerializeToString())
+    pieces.append(_timeout(max(1, int(request.timeout_s * 1000))))
+    pieces += contents
     return b"".join(pieces)
 
 
@@ -55,17 +57,89 @@ def read_answer(answer: bytes) -> dict[str, Array]:
     Exception
         It is no such message, or its contents do not fit its descriptions.
     """
-    message = _Answer.FromString(answer)
+    described, contents = [], []
+    for tag, begin, end in _fields(answer):
+        if tag == _RAW_OUTPUT:
+            contents.append((begin, end - begin))
+        elif tag == _OUTPUT:
+            described.append(answer[begin:end])
     arrays = {}
-    for described, content in zip(message.outputs, message.raw_output_contents, strict=True):
-        name, dtype, shape, size = _output(described)
+    for (name, dtype, shape, size), (begin, came) in zip(_outputs(tuple(described)), contents, strict=True):
         if dtype is None:
-            arrays[name] = deserialize_bytes_tensor(content).reshape(shape)
-        elif len(content) != size:
-            raise ValueError(f"{name}: expected {size} bytes for {dtype} {shape}, came {len(content)}")
+            arrays[name] = deserialize_bytes_tensor(answer[begin : begin + came]).reshape(shape)
+        elif came != size:
+            raise ValueError(f"{name}: expected {size} bytes for {dtype} {shape}, came {came}")
         else:
-            arrays[name] = np.ndarray(shape, dtype, content)
+            arrays[name] = np.ndarray(shape, dtype, answer, begin)
     return arrays
+
+
+def _fields(message: bytes) -> list[tuple[int, int, int]]:
+    """Return tag, begin and end of each field that is bytes, text or a message.
+
+    In Python: after a wait protobuf's own code is out of the caches, and takes longer than these lines.
+    """
+    found, at, size = [], 0, len(message)
+    while at < size:
+        tag, at = message[at], at + 1
+        if tag > 127:
+            tag, at = _long_varint(message, at)
+        kind = tag & 7
+        if kind == 2:
+            length, at = message[at], at + 1
+            if length > 127:
+                length, at = _long_varint(message, at)
+            found.append((tag, at, at + length))
+            at += length
+        elif kind == 0:
+            _, at = _long_varint(message, at + 1)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"it can't be parsed: a field of kind {kind}")
+    if at > size:
+        raise ValueError("it is truncated")
+    return found
+
+
+def _long_varint(message: bytes, at: int) -> tuple[int, int]:
+    """Return the number whose first byte stands before ``at``, and where it ends."""
+    number, bits = message[at - 1] & 127, 7
+    more = message[at - 1] > 127
+    while more:
+        byte, at = message[at], at + 1
+        number |= (byte & 127) << bits
+        bits, more = bits + 7, byte > 127
+    return number, at
+
+
+def _varint(number: int) -> bytes:
+    """Return a length as protobuf writes it: seven bits a byte, the lowest first."""
+    written = bytearray()
+    while number > 127:
+        written.append(number & 127 | 128)
+        number >>= 7
+    written.append(number)
+    return bytes(written)
+
+
+def _tag(message: Any, field: str) -> int:
+    """Return what stands before the length of a field of bytes, text or messages."""
+    number: int = message.DESCRIPTOR.fields_by_name[field].number
+    return number << 3 | 2
+
+
+_ID = _varint(_tag(service_pb2.ModelInferRequest, "id"))
+_RAW_INPUT = _varint(_tag(service_pb2.ModelInferRequest, "raw_input_contents"))
+_OUTPUT = _tag(service_pb2.ModelInferResponse, "outputs")
+_RAW_OUTPUT = _tag(service_pb2.ModelInferResponse, "raw_output_contents")
+
+
+@lru_cache(_REMEMBERED)
+def _timeout(milliseconds: int) -> bytes:
+    message = service_pb2.ModelInferRequest()
+    message.parameters["timeout"].int64_param = milliseconds * 1000
+    return bytes(message.SerializeToString())
 
 
 @lru_cache(_REMEMBERED)
@@ -84,7 +158,11 @@ def _input(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 
 @lru_cache(_REMEMBERED)
-def _output(described: bytes) -> tuple[str, np.dtype[Any] | None, tuple[int, ...], int]:
+def _outputs(described: tuple[bytes, ...]) -> list[_Output]:
+    return [_output(one) for one in described]
+
+
+def _output(described: bytes) -> _Output:
     """Return name, dtype (None is text), shape and bytes of one output."""
     tensor = service_pb2.ModelInferResponse.InferOutputTensor.FromString(described)
     name, shape = str(tensor.name), tuple(tensor.shape)
@@ -95,21 +173,3 @@ def _output(described: bytes) -> tuple[str, np.dtype[Any] | None, tuple[int, ...
         raise ValueError(f"{name} is of type {tensor.datatype}")
     dtype = np.dtype(numpy_type)
     return name, dtype, shape, math.prod(shape) * dtype.itemsize
-
-
-def _answer_in_pieces() -> Any:
-    """Return the class of a ``ModelInferResponse`` whose outputs are still bytes."""
-    field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="tiercel_client.proto", syntax="proto3")
-    message = file.message_type.add(name="AnswerInPieces")
-    for one in service_pb2.ModelInferResponse.DESCRIPTOR.fields:
-        if one.name in ("outputs", "raw_output_contents"):
-            message.field.add(
-                name=one.name, number=one.number, type=field.TYPE_BYTES, label=field.LABEL_REPEATED
-            )
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(message.name))
-
-
-_Answer = _answer_in_pieces()

@@ -44,8 +44,8 @@ def _make(
     output: str,
     max_batch: int,
     build_id: str,
-    kind: str,
     flavour: str,
+    kind: str | None = None,
     precision: str | None = None,
 ) -> tuple[str, ...]:
     """Write all but what needs the GPU; see :class:`~.prepare.Maker`.
@@ -54,10 +54,10 @@ def _make(
     ----------
     module, folder, inputs, output, max_batch, build_id
         As every maker's.
-    kind
-        The engine's row.
     flavour
         Row of :data:`~tiercel_serving.engines.trt.flavours.FLAVOURS`.
+    kind
+        The engine's row; None where the graph is finished by :func:`_calibrate`.
     precision
         Row of :data:`~.casts.HALF_TYPES`; None is float32.
 
@@ -71,36 +71,10 @@ def _make(
     make_onnx(module, folder, inputs=inputs, output=output, max_batch=max_batch, build_id=build_id)
     file = folder / Onnx.file
     network = file if precision is None else write_cast(file, precision)
-    _specify(network, kind=kind, flavour=flavour, max_batch=max_batch)
-    return ()
-
-
-def _make_full(
-    module: torch.nn.Module | OnnxModel,
-    folder: Path,
-    *,
-    inputs: Sequence[TensorSpec],
-    output: str,
-    max_batch: int,
-    build_id: str,
-    flavour: str,
-) -> tuple[str, ...]:
-    """Write the float32 graph, which :func:`_calibrate` turns into eight bits; see :class:`~.prepare.Maker`.
-
-    Parameters
-    ----------
-    module, folder, inputs, output, max_batch, build_id
-        As every maker's.
-    flavour
-        As :func:`_make` takes it.
-
-    Raises
-    ------
-    ExportError
-        As :func:`_make` says.
-    """
-    make_onnx(module, folder, inputs=inputs, output=output, max_batch=max_batch, build_id=build_id)
-    check_ready(folder / Onnx.file, flavour)
+    if kind is None:
+        check_ready(network, flavour)
+    else:
+        _specify(network, kind=kind, flavour=flavour, max_batch=max_batch)
     return ()
 
 
@@ -224,8 +198,8 @@ make_tensorrt_rtx_fp16 = partial(_make, kind="tensorrt-rtx-fp16", flavour="tenso
 make_tensorrt_rtx_bf16 = partial(_make, kind="tensorrt-rtx-bf16", flavour="tensorrt_rtx", precision="bf16")
 
 #: What the rows of eight bits begin with: their graph is finished when the release's requests are there.
-make_tensorrt_full = partial(_make_full, flavour="tensorrt")
-make_tensorrt_rtx_full = partial(_make_full, flavour="tensorrt_rtx")
+make_tensorrt_full = partial(_make, flavour="tensorrt")
+make_tensorrt_rtx_full = partial(_make, flavour="tensorrt_rtx")
 calibrate_tensorrt_int8 = partial(_calibrate, kind="tensorrt-int8", flavour="tensorrt", precision="int8")
 calibrate_tensorrt_fp8 = partial(_calibrate, kind="tensorrt-fp8", flavour="tensorrt", precision="fp8")
 calibrate_tensorrt_rtx_int8 = partial(

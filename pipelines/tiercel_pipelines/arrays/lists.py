@@ -107,9 +107,11 @@ def positive_targets(held_out: Pairs, users: IntArray, rows: IntArray, n_items: 
 
 def _places(held_out: Pairs, users: IntArray, rows: IntArray, n_items: int) -> tuple[IntArray, BoolArray]:
     """Return the place of each candidate among what was held out, and whether it is there."""
-    keys = held_out.users * (n_items + 1) + held_out.items
+    owner, positions = held_out.places(users)
+    if not len(positions):
+        return np.zeros(rows.shape, np.int64), np.zeros(rows.shape, np.bool_)
+    keys = owner * (n_items + 1) + held_out.items[positions]
     order = np.argsort(keys)
-    wanted = users[:, None] * (n_items + 1) + rows
-    place = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
-    found = order[place]
-    return found, keys[found] == wanted
+    wanted = np.arange(len(users))[:, None] * (n_items + 1) + rows
+    found = order[np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)]
+    return positions[found], keys[found] == wanted

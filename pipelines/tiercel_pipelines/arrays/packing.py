@@ -21,7 +21,7 @@ from ..features.workflow import FeatureColumn, list_lengths, packed_columns
 from .inputs import CategoryColumn, ListColumn, ModelInputs, Side
 from .lists import IMPLICIT
 from .packed import Contexts, Packed
-from .pairs import Array, IntArray, Pairs
+from .pairs import Array, IntArray, Pairs, narrow
 
 #: Interactions whose contexts are computed at once.
 CONTEXTS_AT_ONCE = 1 << 18
@@ -113,10 +113,10 @@ def _pack_users(
         columns |= columns_from_frame(interactions.iloc[some], context)
         shown = _packed(program, columns, len(rows[some]))
         for name, place in places.items():
-            parts[name].append(_narrow(shown[name] if place is None else shown[name][:, place]))
+            parts[name].append(narrow(shown[name] if place is None else shown[name][:, place]))
     made = {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
     known_places = {name: place for name, place in places.items() if place is not None}
-    return alone, Contexts(_narrow(rows), made, known_places)
+    return alone, Contexts(narrow(rows), made, known_places)
 
 
 def _context_places(outputs: Sequence[FeatureColumn], context: set[str]) -> dict[str, tuple[int, ...] | None]:
@@ -133,13 +133,6 @@ def _context_places(outputs: Sequence[FeatureColumn], context: set[str]) -> dict
             made[name] = (*(made.get(name) or ()), counts[name])
         counts[name] += 1
     return made
-
-
-def _narrow(array: Array) -> Array:
-    """Return integers in 32 bits where that loses nothing."""
-    if array.dtype != np.int64 or (len(array) and max(-int(array.min()), int(array.max())) > 2**31 - 1):
-        return array
-    return array.astype(np.int32)
 
 
 def _packed(program: FeatureProgram, columns: Mapping[str, Column], n: int) -> dict[str, Array]:
@@ -190,12 +183,15 @@ def build_pairs(
     pair = pd.Series(users[order] * (packed.n_items + 1) + items[order])
     order = order[~pair.duplicated(keep="last").to_numpy()]
     del pair
-    weights = np.ones(len(interactions)) if weight is None else interactions[weight].to_numpy(np.float64)
+    if weight is None:
+        weights: Array = np.ones(len(order), np.float32)
+    else:
+        weights = np.nan_to_num(interactions[weight].to_numpy(np.float64)[order])
     pairs = Pairs.build(
         users[order],
         items[order],
         users[order] if packed.contexts is None else packed.n_users + order,
-        np.nan_to_num(weights[order]),
+        weights,
         packed.n_users,
         None if dataset.timestamp is None else time[order].astype(np.float64),
         {name: interactions[name].to_numpy(np.float64)[order] for name in numbers},

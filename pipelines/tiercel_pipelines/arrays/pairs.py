@@ -21,7 +21,7 @@ class Pairs:
     Parameters
     ----------
     users, items
-        ``[n]`` user rows and catalogue rows.
+        ``[n]`` user rows and catalogue rows, in 32 bits where that is enough, as the contexts are.
     contexts
         ``[n]`` row of the packed user tensors that holds the user with the interaction's context;
         equal to ``users`` where a recipe has no context.
@@ -38,9 +38,9 @@ class Pairs:
         the weights are all that it learns.
     """
 
-    users: IntArray
-    items: IntArray
-    contexts: IntArray
+    users: Array
+    items: Array
+    contexts: Array
     weights: npt.NDArray[np.float32]
     offsets: IntArray
     times: Array | None = None
@@ -50,9 +50,9 @@ class Pairs:
     @classmethod
     def build(
         cls,
-        users: IntArray,
-        items: IntArray,
-        contexts: IntArray,
+        users: Array,
+        items: Array,
+        contexts: Array,
         weights: Array,
         n_users: int,
         times: Array | None = None,
@@ -62,8 +62,9 @@ class Pairs:
         """Build from arrays that are sorted by user and time already."""
         offsets = np.zeros(n_users + 1, dtype=np.int64)
         np.cumsum(np.bincount(users, minlength=n_users), out=offsets[1:])
+        rows = narrow(users), narrow(items), narrow(contexts)
         return cls(
-            users, items, contexts, weights.astype(np.float32), offsets, times, dict(numbers or {}), targets
+            *rows, weights.astype(np.float32, copy=False), offsets, times, dict(numbers or {}), targets
         )
 
     def __len__(self) -> int:
@@ -97,7 +98,7 @@ class Pairs:
 
         The second array ``[B, width]`` is False where a user has fewer.
         """
-        counts = np.minimum(self.lengths[users], width)
+        counts = np.minimum(self.offsets[users + 1] - self.offsets[users], width)
         start = self.offsets[users + 1] - counts
         places = np.arange(width)
         real = places < counts[:, None]
@@ -105,10 +106,22 @@ class Pairs:
 
     def seen(self, users: IntArray) -> tuple[IntArray, IntArray]:
         """Return all pairs of the given users as (index into ``users``, catalogue row)."""
-        counts = self.lengths[users]
+        owner, places = self.places(users)
+        return owner, self.items[places].astype(np.int64)
+
+    def places(self, users: IntArray) -> tuple[IntArray, IntArray]:
+        """Return all pairs of the given users as (index into ``users``, position)."""
+        counts = self.offsets[users + 1] - self.offsets[users]
         owner = np.repeat(np.arange(len(users)), counts)
         first = np.repeat(self.offsets[users] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
-        return owner, self.items[first + np.arange(int(counts.sum()))]
+        return owner, first + np.arange(len(owner))
+
+
+def narrow(array: Array) -> Array:
+    """Return integers in 32 bits where that loses nothing."""
+    if array.dtype != np.int64 or (len(array) and max(-int(array.min()), int(array.max())) > 2**31 - 1):
+        return array
+    return array.astype(np.int32)
 
 
 def left_align(rows: IntArray, keep: BoolArray, length: int, pad: int) -> IntArray:

@@ -3,7 +3,7 @@
 from .dataset import Dataset, Progress
 from .load import NAMED, load_dataset
 from .specs import DatasetSpec, MovieLens100K, Parquet, Sequences, Synthetic
-from .split import Split, split_dataset, stratified_split
+from .split import Split, count_repeats, split_dataset, stratified_split
 
 __all__ = [
     "NAMED",
@@ -15,6 +15,7 @@ __all__ = [
     "Sequences",
     "Split",
     "Synthetic",
+    "count_repeats",
     "load_dataset",
     "split_dataset",
     "stratified_split",

@@ -151,6 +151,8 @@ def plain_values(array: pa.Array, where: str) -> Array:
         values = array.fill_null(False).to_numpy(zero_copy_only=False)
         return np.where(null, np.nan, values.astype(np.float64)) if null.any() else values
     try:
+        if _types.is_large_string(array.type):
+            return _texts(array)
         return _lists(array, where) if _is_list(array.type) else array.to_numpy(zero_copy_only=False)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         # Arrow takes a file's word for it that its text is UTF-8.
@@ -158,6 +160,13 @@ def plain_values(array: pa.Array, where: str) -> Array:
             f"{where}: expected text in UTF-8, found other bytes ({error}); decode the column as it was "
             "written, and write it again"
         ) from error
+
+
+def _texts(array: pa.LargeStringArray) -> Array:
+    """Return text as objects, each text once: of few, rows share them, and a row costs a pointer."""
+    coded = array.dictionary_encode()
+    texts = np.append(coded.dictionary.to_numpy(zero_copy_only=False), None)
+    return np.asarray(texts[coded.indices.fill_null(len(texts) - 1).to_numpy()])
 
 
 def _lists(array: pa.LargeListArray, where: str) -> Array:

@@ -129,7 +129,9 @@ class _Part:
     def read(self, names: Sequence[str], table: str) -> pa.Table:
         own = [name for name in names if not self._in_folders(name)]
         try:
-            read = self.fragment.to_table(schema=self.schema, columns=own)
+            # Arrow's own allocator would keep what is read into for the rest of the process.
+            pool = pa.system_memory_pool()
+            read = self.fragment.to_table(schema=self.schema, columns=own, memory_pool=pool)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(self.path, table, error) from error
         if not self.rows:
@@ -201,14 +203,19 @@ def _plain(
     for name in names:
         _check_alike(parts, table, name)
     read = [part.read(names, table) for part in reading.through(parts, [part.rows for part in parts])]
+    unmade = {name: [piece.column(name) for piece in read] for name in names}
+    del read
     columns = {}
     for name in making.through(names, [rows / len(names)] * len(names)):
+        # What is made of a column takes its place in memory.
         pieces = [
-            canonical(piece.column(name), f"{part.path}: {table}, column {name!r}")
-            for part, piece in zip(parts, read, strict=True)
+            canonical(piece, f"{part.path}: {table}, column {name!r}")
+            for part, piece in zip(parts, unmade.pop(name), strict=True)
         ]
         whole = of_kind(joined(pieces), kinds.get(name))
         columns[name] = plain_values(whole, f"{where}: {table}, column {name!r}")
+        del pieces, whole
+    pa.default_memory_pool().release_unused()  # Arrow would keep what it read into
     return pd.DataFrame(columns, index=pd.RangeIndex(rows), columns=names)
 
 

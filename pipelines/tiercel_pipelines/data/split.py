@@ -11,19 +11,61 @@ import pandas as pd
 from ..errors import DataError
 from .dataset import Dataset
 
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+TRAIN, VALID, TEST = 0, 1, 2
+
 
 @dataclass(frozen=True)
 class Split:
-    """Three disjoint parts of a data set's interactions, each in the order of the original."""
+    """Three disjoint parts of a data set's interactions, each a table in the order of the original.
 
-    train: pd.DataFrame
-    valid: pd.DataFrame
-    test: pd.DataFrame
+    A part is taken anew whenever it is asked for: the interactions are held once.
+
+    Parameters
+    ----------
+    interactions
+        All of them.
+    parts
+        ``[n]`` int8: TRAIN, VALID or TEST.
+    """
+
+    interactions: pd.DataFrame
+    parts: npt.NDArray[np.int8]
+
+    @classmethod
+    def of(cls, interactions: pd.DataFrame, test: Bools, valid: Bools) -> Split:
+        """Return the split with a test part ``[n]``, and a validation part of the others, in their order."""
+        parts = np.where(test, np.int8(TEST), np.int8(TRAIN))
+        parts[np.flatnonzero(~test)[valid]] = VALID
+        return cls(interactions, parts)
+
+    @property
+    def train(self) -> pd.DataFrame:
+        """What is learned from."""
+        return self.interactions[self.parts == TRAIN]
+
+    @property
+    def valid(self) -> pd.DataFrame:
+        """What early stopping looks at."""
+        return self.interactions[self.parts == VALID]
+
+    @property
+    def test(self) -> pd.DataFrame:
+        """What is looked at once, at the end."""
+        return self.interactions[self.parts == TEST]
 
     @property
     def fit(self) -> pd.DataFrame:
         """Training and validation part together: everything that is not the test."""
-        return pd.concat([self.train, self.valid]).sort_index()
+        return self.interactions[self.parts != TEST]
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How many interactions the three parts have."""
+        train, valid, test = np.bincount(self.parts, minlength=3).tolist()
+        return train, valid, test
 
 
 def stratified_split(
@@ -60,11 +102,8 @@ def stratified_split(
     """
     if not 0 < ratio < 1:
         raise ValueError(f"ratio: expected a share above 0 and below 1, got {ratio}")
-    if item_id is None:
-        first = _share_of_each(interactions[user_id], ratio, seed)
-    else:
-        pair, opening = _pairs(interactions[user_id], interactions[item_id])
-        first = _share_of_each(interactions[user_id].iloc[opening], ratio, seed)[pair]
+    items = None if item_id is None else _codes(interactions[item_id])
+    first = _first_share(_codes(interactions[user_id]), items, ratio, seed)
     return interactions[first], interactions[~first]
 
 
@@ -89,12 +128,15 @@ def split_dataset(
     """
     if by != "random":
         return _split_by_time(dataset, by, train, validation, allow_seen)
-    item_id = None if allow_seen else dataset.item_id
-    fit, test = stratified_split(dataset.interactions, dataset.user_id, train, seed, item_id=item_id)
+    everything = dataset.interactions
+    users = _codes(everything[dataset.user_id])
+    items = None if allow_seen else _codes(everything[dataset.item_id])
+    fit = _first_share(users, items, train, seed)
     if not validation:
-        return Split(fit, fit.iloc[:0], test)
+        return Split.of(everything, ~fit, np.zeros(int(fit.sum()), np.bool_))
     # Equal seeds would draw the rows of the test split again.
-    return Split(*stratified_split(fit, dataset.user_id, 1 - validation, seed + 1, item_id=item_id), test)
+    learned = _first_share(users[fit], None if items is None else items[fit], 1 - validation, seed + 1)
+    return Split.of(everything, ~fit, ~learned)
 
 
 def _split_by_time(dataset: Dataset, by: str, train: float, validation: float, allow_seen: bool) -> Split:
@@ -108,28 +150,22 @@ def _split_by_time(dataset: Dataset, by: str, train: float, validation: float, a
     everything = dataset.interactions
     test = later(dataset, everything, 1 - train, allow_seen)
     fit = everything[~test]
-    if not validation:
-        return Split(fit, fit.iloc[:0], everything[test])
-    valid = later(dataset, fit, validation, allow_seen)
-    return Split(fit[~valid], fit[valid], everything[test])
+    valid = later(dataset, fit, validation, allow_seen) if validation else np.zeros(len(fit), np.bool_)
+    return Split.of(everything, test, valid)
 
 
-def _timed_pairs(
-    dataset: Dataset, interactions: pd.DataFrame, allow_seen: bool
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _timed_pairs(dataset: Dataset, interactions: pd.DataFrame, allow_seen: bool) -> tuple[Ints, Ints, Ints]:
     """Return each row's pair, the row where each pair appears first, and each row's place in time."""
     rows = np.arange(len(interactions))
     place = np.empty_like(rows)
     place[np.lexsort((rows, interactions[dataset.timestamp].to_numpy()))] = rows
     if allow_seen:
         return rows, rows, place
-    pair, opening = _pairs(interactions[dataset.user_id], interactions[dataset.item_id])
+    pair, opening = _pairs(_codes(interactions[dataset.user_id]), _codes(interactions[dataset.item_id]))
     return pair, opening, place
 
 
-def _latest_share(
-    dataset: Dataset, interactions: pd.DataFrame, share: float, allow_seen: bool
-) -> npt.NDArray[np.bool_]:
+def _latest_share(dataset: Dataset, interactions: pd.DataFrame, share: float, allow_seen: bool) -> Bools:
     """Mark the latest share of all interactions; a pair goes by its first one."""
     pair, opening, place = _timed_pairs(dataset, interactions, allow_seen)
     first = np.full(len(opening), len(interactions))
@@ -139,9 +175,7 @@ def _latest_share(
     return np.asarray(chosen[pair])
 
 
-def _latest_of_each(
-    dataset: Dataset, interactions: pd.DataFrame, share: float, allow_seen: bool
-) -> npt.NDArray[np.bool_]:
+def _latest_of_each(dataset: Dataset, interactions: pd.DataFrame, share: float, allow_seen: bool) -> Bools:
     """Mark each user's latest interaction, with the earlier ones of the same item; who has one keeps it."""
     pair, opening, place = _timed_pairs(dataset, interactions, allow_seen)
     user = pd.factorize(interactions[dataset.user_id])[0]
@@ -154,16 +188,60 @@ def _latest_of_each(
     return np.asarray(chosen[pair])
 
 
-def _pairs(users: pd.Series, items: pd.Series) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def count_repeats(dataset: Dataset) -> int:
+    """Return how many interactions are of a user and an item that came before."""
+    everything = dataset.interactions
+    keys = _keys(_codes(everything[dataset.user_id]), _codes(everything[dataset.item_id]))
+    keys.sort()
+    return int(np.count_nonzero(keys[1:] == keys[:-1]))
+
+
+def _codes(ids: pd.Series) -> npt.NDArray[np.int32]:
+    """Return numbers that stand for ids, in order of first appearance."""
+    codes: npt.NDArray[np.int32] = pd.factorize(ids)[0].astype(np.int32)
+    return codes
+
+
+def _keys(users: npt.NDArray[np.int32], items: npt.NDArray[np.int32]) -> Ints:
+    """Return one number for each row's user and item."""
+    keys: Ints = users.astype(np.int64)
+    keys *= int(items.max(initial=-1)) + 1
+    keys += items
+    return keys
+
+
+def _pairs(users: npt.NDArray[np.int32], items: npt.NDArray[np.int32]) -> tuple[Ints, Ints]:
     """Return the number of each row's pair, in order of first appearance, and the row where each appears."""
-    item, known = pd.factorize(items)
-    pair, _ = pd.factorize(pd.factorize(users)[0] * (len(known) + 1) + item)
-    return pair.astype(np.int64), np.unique(pair, return_index=True)[1]
+    keys = _keys(users, items)
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    opens = np.append(True, keys[1:] != keys[:-1])[: len(keys)]
+    del keys
+    if opens.all():
+        # The usual case: no pair comes twice.
+        return (rows := np.arange(len(order))), rows
+    first = order[np.flatnonzero(opens)[np.cumsum(opens) - 1]]
+    row = np.empty_like(first)
+    row[order] = first  # where each row's pair appeared
+    opening = np.flatnonzero(row == np.arange(len(row)))
+    return np.searchsorted(opening, row).astype(np.int64), opening
 
 
-def _share_of_each(users: pd.Series, ratio: float, seed: int) -> npt.NDArray[np.bool_]:
+def _first_share(
+    users: npt.NDArray[np.int32], items: npt.NDArray[np.int32] | None, ratio: float, seed: int
+) -> Bools:
+    """Mark a share of each user's rows, drawn at random; with items, of each user's pairs."""
+    if items is None:
+        return _share_of_each(users, ratio, seed)
+    pair, opening = _pairs(users, items)
+    return _share_of_each(users[opening], ratio, seed)[pair]
+
+
+def _share_of_each(users: npt.NDArray[np.int32], ratio: float, seed: int) -> Bools:
     # The legacy generator is the one of the published split.
-    numbers = pd.Series(np.random.RandomState(seed).random_sample(len(users)))
-    of_each = numbers.groupby(users.to_numpy())
-    rank = of_each.rank(method="first")
-    return np.asarray((rank / of_each.transform("size") <= ratio) | (rank == 1))
+    order = np.lexsort((np.random.RandomState(seed).random_sample(len(users)), users))
+    counts = np.bincount(users, minlength=1)
+    rank = np.arange(1, len(users) + 1) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = np.empty(len(users), np.bool_)
+    first[order] = (rank / np.repeat(counts, counts) <= ratio) | (rank == 1)
+    return first

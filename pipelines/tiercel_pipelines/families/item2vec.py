@@ -7,8 +7,14 @@ over items i and others j of the same history, at most ``window`` places away (M
 "Distributed representations of words and phrases and their compositionality", eq. 4; Barkan & Koenigstein
 2016, "Item2Vec: neural item embedding for collaborative filtering", where a history is a bag; Grbovic et
 al. 2015, "E-commerce in your inbox: product recommendations at scale", where it has an order: prod2vec).
-What is served is the cosine of an item and the mean direction of the history. A vector is the sum of those
-of the item's history columns.
+
+Where the loss is least (Levy & Goldberg 2014, "Neural word embedding as implicit matrix factorization"),
+
+.. math:: v_i^\top c_j = \log P(j \mid i) - \alpha \log \mathrm{count}(j) + \mathrm{const}
+
+and so what is served is what was learned, :math:`\bar v^\top c_j + \alpha \log \mathrm{count}(j)` with the
+mean :math:`\bar v` over the history: the logarithm of the geometric mean of what each item of it says. Who
+had nothing gets what is popular. A vector is the sum of those of the item's history columns.
 """
 
 from __future__ import annotations
@@ -18,17 +24,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
-from tiercel_serving.problems import AT_LEAST_0, COUNT, Problem, out_of_range
+from tiercel_serving.problems import AT_LEAST_0, COUNT, Problem, Range, out_of_range
 
 from ..arrays.inputs import ModelInputs
-from ..arrays.pairs import IntArray, Pairs
+from ..arrays.pairs import Array, IntArray, Pairs
 from .descent import DESCENT
 from .fitted import FittedVectors
-from .history_items import catalogue_tensor, history_items
-from .history_mean import history_mean, unit_items
+from .history_items import HISTORY, HistoryItems, catalogue_tensor, history_items
+from .history_mean import id_table
+from .layers import PackedModule, with_inputs
 from .table import Columns, RetrievalData
 from .vector_family import Epoch, VectorFamily
 
@@ -44,7 +51,7 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
     name
         What its source is called.
     dimension
-        D, the length of the vectors.
+        D, the length of the served vectors, of which one is how popular an item is.
     window
         How many places apart two items of a history may be at most, in order of time; None is any: a bag.
     contexts
@@ -68,7 +75,7 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
     negatives: int = 8
     negative_exponent: float = 0.75
     batch_size: int = 4096
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 0.0
     max_epochs: int = 30
     patience: int = 4
@@ -76,7 +83,8 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges."""
         ranges = {**DESCENT, "negative_exponent": AT_LEAST_0}
-        ranges |= dict.fromkeys(("dimension", "contexts", "negatives", "batch_size"), COUNT)
+        ranges |= {"dimension": Range(2, whole=True)}
+        ranges |= dict.fromkeys(("contexts", "negatives", "batch_size"), COUNT)
         wrong = list(out_of_range(self, ranges))
         if self.window is not None and not COUNT.holds(self.window):
             problem = f"expected {COUNT}, or None for the whole history, got {self.window!r}"
@@ -96,11 +104,13 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
 
     def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
         """Train on pairs of each history."""
-        pairs, packed, tower = data.pairs, data.packed, fitted.item_tower
+        pairs, packed = data.pairs, data.packed
+        items, contexts = fitted.user_tower.items, fitted.item_tower.contexts
         counts = np.bincount(pairs.items, minlength=packed.n_items).astype(np.float64)
         drawn_to = np.cumsum(np.where(counts > 0, counts**self.negative_exponent, 0.0))
+        fitted.item_tower.weigh(packed.item["item_cat"][:-1], counts, self.negative_exponent)
 
-        def vectors(module: Any, rows: IntArray) -> Tensor:
+        def vectors(module: HistoryItems, rows: IntArray) -> Tensor:
             found: Tensor = module(item_cat=catalogue_tensor(packed.item, torch.from_numpy(rows)))
             return found
 
@@ -109,12 +119,12 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
             order = rng.permutation(len(centre))
             for start in range(0, len(order), self.batch_size):
                 some = order[start : start + self.batch_size]
-                wanted = pairs.items[other[some]]
+                wanted = pairs.items[other[some]].astype(np.int64)
                 drawn = rng.random((len(some), self.negatives)) * drawn_to[-1]
                 drawn = np.searchsorted(drawn_to, drawn, side="right")
-                own = vectors(tower.items, pairs.items[centre[some]])
-                positive = softplus(-(own * vectors(tower.contexts, wanted)).sum(1))
-                negative = softplus((own.unsqueeze(1) * vectors(tower.contexts, drawn)).sum(2))
+                own = vectors(items, pairs.items[centre[some]].astype(np.int64))
+                positive = softplus(-(own * vectors(contexts, wanted)).sum(1))
+                negative = softplus((own.unsqueeze(1) * vectors(contexts, drawn)).sum(2))
                 free = torch.from_numpy(drawn != wanted[:, None])
                 yield (positive + (negative * free).sum(1)).mean()
 
@@ -133,10 +143,49 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
         return place, other + (other >= place)
 
     def fresh(self, inputs: ModelInputs) -> FittedVectors:
-        """Return the query and the item module; the contexts' vectors are kept with the items'."""
-        items = history_items(inputs, self.dimension, _SPREAD)
-        tower = unit_items(items)
-        tower.contexts = history_items(inputs, self.dimension, _SPREAD)
-        for table in tower.contexts.tables:
-            nn.init.zeros_(table.weight)  # type: ignore[arg-type]
-        return FittedVectors(history_mean(items), tower)
+        """Return the query and the item module."""
+        items = history_items(inputs, self.dimension - 1, _SPREAD)
+        contexts = history_items(inputs, self.dimension - 1, 0.0)
+        query = with_inputs(MeanVector, HISTORY)(items)
+        return FittedVectors(query, with_inputs(ContextVectors, ("item_cat",))(inputs, contexts))
+
+
+class MeanVector(PackedModule):
+    """History → the mean of its items' vectors, and 1: ``[B, D]``."""
+
+    def __init__(self, items: HistoryItems):
+        super().__init__()
+        self.items = items
+
+    def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the queries ``[B, D]``."""
+        vectors, length = self.items.shown(tensors["history_cat"]), tensors["history_length"]
+        places = torch.arange(vectors.shape[1], device=vectors.device)
+        real = (places < length).unsqueeze(-1).to(vectors.dtype)
+        mean = (vectors * real).sum(dim=1) / length.clamp(min=1).to(vectors.dtype)
+        return torch.cat([mean, torch.ones_like(mean[:, :1])], dim=1)
+
+
+class ContextVectors(PackedModule):
+    """``item_cat [B, C]`` → vectors ``[B, D]`` of items as what is found, the last number is α log count."""
+
+    popularity: Tensor
+
+    def __init__(self, inputs: ModelInputs, contexts: HistoryItems):
+        super().__init__()
+        self.contexts = contexts
+        place = id_table(inputs, contexts)
+        self.column = contexts.places[place]
+        self.register_buffer("popularity", torch.zeros(inputs.item.cat[self.column].cardinality))
+
+    def weigh(self, item_cat: Array, counts: Array, exponent: float) -> None:
+        """Set the popularity of each id from ``counts [I]``: of ids that items share, of their mean."""
+        ids, size = item_cat[:, self.column], len(self.popularity)
+        had = np.bincount(ids, counts, size) / np.maximum(np.bincount(ids, minlength=size), 1)
+        # What nobody had is less popular than what one had, and not infinitely so.
+        self.popularity.copy_(torch.from_numpy(exponent * np.log(np.maximum(had, 0.5))))
+
+    def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the item vectors ``[B, D]``."""
+        popularity = self.popularity[tensors["item_cat"][..., self.column]]
+        return torch.cat([self.contexts.compute(tensors), popularity.unsqueeze(-1)], dim=-1)

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from tiercel_serving.problems import BELOW_1, COUNT, SHARE, Problem, Range, out_of_range
 
 from ..arrays.inputs import ModelInputs
-from ..arrays.pairs import BoolArray, IntArray, Pairs
+from ..arrays.pairs import Array, BoolArray, IntArray, Pairs
 from ..tasks.table import MASKED
 from .descent import DESCENT
 from .fitted import FittedVectors
@@ -249,12 +249,12 @@ class Windows:
         for place in rng.permutation(len(cut)):
             yield cut[place]
 
-    def take(self, chosen: IntArray, items: IntArray, pad: int) -> tuple[IntArray, BoolArray]:
+    def take(self, chosen: IntArray, items: Array, pad: int) -> tuple[IntArray, BoolArray]:
         """Return the rows ``[B, w]`` of windows, and which are to be found, by the state before each."""
         starts, ends = self.starts[chosen, None], self.ends[chosen, None]
         places = starts + np.arange(int((ends - starts).max()))
         real = places < ends
-        rows = np.where(real, items[np.minimum(places, len(items) - 1)], pad)
+        rows = np.where(real, items[np.minimum(places, len(items) - 1)].astype(np.int64), pad)
         wanted = real.copy()
         wanted[:, 0] &= self.first[chosen]
         return rows, wanted

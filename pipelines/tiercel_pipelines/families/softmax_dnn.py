@@ -150,14 +150,14 @@ class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
     def _batches(self, pairs: Pairs, packed: Packed, rng: np.random.Generator) -> Iterator[CorpusBatch]:
         """Yield all groups in random order, as many at a time as hold about ``batch_size`` interactions."""
         groups = draw_groups(pairs, self.positives, self.context_dropout, rng)
-        size = max(1, round(self.batch_size * len(groups.users) / len(pairs)))
-        order = rng.permutation(len(groups.users))
+        size = max(1, round(self.batch_size * len(groups) / len(pairs)))
+        order = rng.permutation(len(groups))
         count = packed.n_items
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            targets, users = groups.targets[chosen], groups.users[chosen]
+            targets, users = groups.targets(chosen), groups.users[chosen].astype(np.int64)
             real = targets >= 0
-            found = pairs.items[np.where(real, targets, 0)]
+            found = pairs.items[np.where(real, targets, 0)].astype(np.int64)
             if self.negatives is None or self.negatives >= count:
                 drawn = np.arange(count)
             else:
@@ -166,7 +166,8 @@ class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
             places = np.where(real, np.searchsorted(items, found), 0)
             share = np.where(np.isin(items, drawn), len(drawn) / count, 0.0)
             had = _had(pairs, users, items)
-            yield CorpusBatch(groups.contexts[chosen], users, targets, items, places, real, share, had)
+            contexts = groups.contexts[chosen].astype(np.int64)
+            yield CorpusBatch(contexts, users, targets, items, places, real, share, had)
 
     def fresh(self, inputs: ModelInputs) -> FittedVectors:
         """Return the network, and the softmax's weights."""

@@ -1,24 +1,28 @@
 """The rows that a workflow is fitted on: interactions with the columns of their user and item.
 
-Few rows are one table in memory. Many, and those of a cluster, are written in pieces to Parquet, which Dask
-then reads piece by piece: joined they are several times as wide as the interactions alone.
+Few rows are one table in memory. Of many, Dask joins piece by piece as it reads: joined they are several
+times as wide as the interactions alone, and NVTabular reads them once for each operator. The workers of a
+cluster have no interactions: theirs are written in pieces to Parquet.
 """
 
 from __future__ import annotations
 
 import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tiercel_serving.machine import machine_faults
 
+from ..arrays.pairs import narrow
 from ..data import Dataset
 
 with warnings.catch_warnings():
@@ -26,8 +30,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from merlin.io import Dataset as MerlinDataset
 
-#: Rows that are joined at once; more than one such piece goes through files.
-ROWS = 1 << 19
+#: Up to so many rows are one table in memory.
+ROWS = 1 << 18
+
+#: Rows that are joined at once, of more.
+PIECE = 1 << 16
 
 
 @contextmanager
@@ -48,31 +55,56 @@ def joined_rows(
     place
         Where files may be written, in a folder that goes when the block ends; None is the temporary folder.
     in_files
-        Whether to write files however few rows there are.
+        Whether to write files, for who reads them is another process.
 
     Raises
     ------
     MachineFault
         If the disk is full.
     """
-    narrow = _narrowed(dataset, columns)
-    if len(interactions) <= ROWS and not in_files:
-        yield MerlinDataset(narrow.joined(interactions)[list(columns)], cpu=True)
+    narrowed = _narrowed(dataset, columns)
+    if not in_files:
+        few = len(interactions) <= ROWS
+        joined = (
+            narrowed.joined(interactions)[list(columns)] if few else _lazily(narrowed, interactions, columns)
+        )
+        yield MerlinDataset(joined, cpu=True)
         return
-    size = ROWS if not in_files else max(1, min(ROWS, -(-len(interactions) // PARTS)))
+    size = max(1, min(PIECE, -(-len(interactions) // PARTS)))
     with tempfile.TemporaryDirectory(prefix="joined-", dir=place) as scratch:
-        files, schema = [], _schema(narrow, interactions, columns)
+        files, schema = [], _schema(narrowed, interactions, columns)
         with machine_faults(Path(scratch), "writing the rows that the workflow is fitted on"):
             for start in range(0, len(interactions), size):
-                piece = narrow.joined(interactions.iloc[start : start + size])[list(columns)]
+                piece = narrowed.joined(interactions.iloc[start : start + size])[list(columns)]
                 file = Path(scratch) / f"part-{start // size:05d}.parquet"
                 pq.write_table(pa.Table.from_pandas(piece, schema, preserve_index=False), file)
                 files.append(str(file))
         yield MerlinDataset(files, engine="parquet", cpu=True, part_size="64MB")
 
 
-#: At least so many pieces for a cluster, so that its workers have something to do.
+#: At least so many pieces, so that the workers of a cluster have something to do.
 PARTS = 8
+
+
+def _lazily(dataset: Dataset, interactions: pd.DataFrame, columns: Sequence[str]) -> Any:
+    """Return a Dask frame, each piece of which is joined when it is read."""
+    homes = ((dataset.users, dataset.user_id), (dataset.items, dataset.item_id))
+    sides = [(table, narrow(pd.Index(table[own]).get_indexer(interactions[own]))) for table, own in homes]
+
+    def piece(start: int) -> pd.DataFrame:
+        some = slice(start, start + PIECE)
+        found = {}
+        for name in columns:
+            table, rows = next(((t, r) for t, r in sides if name in t.columns), (interactions, None))
+            column = table[name]
+            found[name] = column.array[some] if rows is None else column.array.take(rows[some])
+        return pd.DataFrame(found)
+
+    # A name of its own: Dask would else make one of a pickle of all tables.
+    name = f"joined-{uuid.uuid4().hex}"
+    starts = range(0, len(interactions), PIECE)
+    frames: Any = dd  # Dask has no types
+    return frames.from_map(piece, starts, meta=piece(0).iloc[:0], token=name, enforce_metadata=False)
 
 
 def _narrowed(dataset: Dataset, columns: Sequence[str]) -> Dataset:

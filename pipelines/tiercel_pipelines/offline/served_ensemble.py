@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Id = int | str
 
 EXPLAIN_MODEL = "recommend_explain"
-#: Seconds that one batch of users may take.
-TIMEOUT_S = 30.0
+#: Seconds that one batch of users may take: nobody waits for it, and a machine may be busy or asleep.
+TIMEOUT_S = 300.0
 
 
 class Ensemble(Protocol):

@@ -13,7 +13,7 @@ from tiercel_serving.kinds import Settings
 from tiercel_serving.problems import COUNT, POSITIVE, SHARE, Problem, Range, out_of_range
 
 from ..arrays.lists import FloatArray
-from ..arrays.pairs import BoolArray, IntArray, Pairs
+from ..arrays.pairs import Array, BoolArray, IntArray, Pairs, narrow
 from .negatives import Debiasing, Draws, Negatives
 from .table import MASKED, RetrievalBatch
 
@@ -129,17 +129,17 @@ class Batches:
         left_out = settings.debiasing.left_out(self._pairs, self._n_items, rng)
         if left_out is not None:
             groups = groups.without(left_out)
-        size = max(1, round(settings.batch_size * len(groups.users) / len(self._pairs)))
-        order = rng.permutation(len(groups.users))
+        size = max(1, round(settings.batch_size * len(groups) / len(self._pairs)))
+        order = rng.permutation(len(groups))
         for start in range(0, len(order), size):
             drawn = self._draws.draw(rng) if settings.negatives.drawn else _NONE
             yield self.batch(groups, order[start : start + size], drawn)
 
     def batch(self, groups: Groups, chosen: IntArray, drawn: IntArray = _NONE) -> SampledBatch:
         """Build the batch of the chosen groups, with negatives ``[n]`` that were drawn for it."""
-        users, targets = groups.users[chosen], groups.targets[chosen]
+        users, targets = groups.users[chosen].astype(np.int64), groups.targets(chosen)
         real = targets >= 0
-        own = self._pairs.items[targets[real]]
+        own = self._pairs.items[targets[real]].astype(np.int64)
         items, inverse = np.unique(np.append(own, drawn), return_inverse=True)
         positives = np.zeros(targets.shape, dtype=np.int64)
         positives[real] = inverse[: len(own)]
@@ -148,7 +148,7 @@ class Batches:
         weights = np.zeros(targets.shape, np.float32)
         weights[real] = self._item_weights[own]
         return SampledBatch(
-            contexts=groups.contexts[chosen],
+            contexts=groups.contexts[chosen].astype(np.int64),
             users=users,
             targets=targets,
             items=items,
@@ -194,19 +194,38 @@ class Groups:
     ----------
     contexts, users
         ``[G]`` rows of the packed user tensors, and user rows.
-    targets
-        ``[G, T]`` positions into the pairs, -1 where a group has fewer than T.
+    order
+        ``[n]`` positions into the pairs, group after group; -1 where an interaction is left out.
+    starts, counts
+        ``[G]`` where each group begins in ``order``, and how many places it has.
+    size
+        T.
     """
 
-    contexts: IntArray
-    users: IntArray
-    targets: IntArray
+    contexts: Array
+    users: Array
+    order: Array
+    starts: Array
+    counts: Array
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def targets(self, chosen: IntArray) -> IntArray:
+        """Return the positives of some groups ``[B, T]``, -1 where a group has fewer than T."""
+        places = np.arange(self.size)
+        real = places < self.counts[chosen][:, None]
+        found = self.order[np.where(real, self.starts[chosen][:, None] + places, 0)]
+        return np.where(real, found, -1).astype(np.int64)
 
     def without(self, left_out: IntArray) -> Groups:
         """Return the groups without some interactions, which stay in their users' histories."""
-        targets = np.where(np.isin(self.targets, left_out), -1, self.targets)
-        some = (targets >= 0).any(axis=1)
-        return Groups(self.contexts[some], self.users[some], targets[some])
+        order = np.where(np.isin(self.order, left_out), self.order.dtype.type(-1), self.order)
+        # The groups lie end to end, so each is summed up to where the next begins.
+        some = np.add.reduceat(order >= 0, self.starts) > 0
+        starts, counts = self.starts[some], self.counts[some]
+        return Groups(self.contexts[some], self.users[some], order, starts, counts, self.size)
 
 
 def draw_groups(pairs: Pairs, size: int, context_dropout: float, rng: np.random.Generator) -> Groups:
@@ -217,16 +236,15 @@ def draw_groups(pairs: Pairs, size: int, context_dropout: float, rng: np.random.
     """
     hidden = rng.random(len(pairs)) < context_dropout
     contexts = np.where(hidden, pairs.users, pairs.contexts)
-    order = np.lexsort((rng.random(len(pairs)), contexts))
+    order = narrow(np.lexsort((rng.random(len(pairs)), contexts)))
     ordered = contexts[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    run = np.cumsum(np.r_[0, ordered[1:] != ordered[:-1]])
-    place = np.arange(len(order)) - starts[run]
-    first = place % size == 0
-    group = np.cumsum(first) - 1
-    targets = np.full((int(first.sum()), size), -1, dtype=np.int64)
-    targets[group, place % size] = order
-    return Groups(ordered[first], pairs.users[order[first]], targets)
+    opens = np.append(True, ordered[1:] != ordered[:-1])[: len(order)]
+    runs = np.flatnonzero(opens)
+    place = np.arange(len(order)) - np.repeat(runs, np.diff(np.append(runs, len(order))))
+    starts = np.flatnonzero(place % size == 0)
+    counts = np.diff(np.append(starts, len(order)))
+    users = pairs.users[order[starts]]
+    return Groups(ordered[starts], users, order, narrow(starts), narrow(counts), size)
 
 
 def sampled_softmax(

@@ -36,7 +36,7 @@ from tiercel_serving.release.manifest import encode
 
 from ..arrays.inputs import ModelInputs
 from ..arrays.packed import Packed
-from ..arrays.pairs import IntArray, Pairs
+from ..arrays.pairs import Array, Pairs
 from ..errors import TrainingError
 from ..families.table import Course, State
 from ..recipe.recipe import Recipe
@@ -98,7 +98,7 @@ def recipe_document(recipe: Recipe) -> dict[str, Any]:
     return document
 
 
-def data_digest(packed: Packed, pairs: Pairs, folds: IntArray) -> str:
+def data_digest(packed: Packed, pairs: Pairs, folds: Array) -> str:
     """Return a digest of all that is learned from."""
     digest = hashlib.blake2b(digest_size=16)
     context = {} if packed.contexts is None else packed.contexts.columns

@@ -18,13 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tiercel_serving.release.manifest import encode
 from tiercel_serving.release.opened import check_file
 from tiercel_serving.release.writing import list_files
 
+from ..arrays.pairs import IntArray
+from ..data import Dataset, Split
+from ..data.dataset import ROW
 from ..data.parquet import read_table
+from ..data.split import TEST, TRAIN, VALID
 from ..errors import DataError, TrainingError
 from ..families.table import FittedRanking, FittedRetrieval
 from .record import RUN_NAME, RunRecord, read_record
@@ -41,7 +48,7 @@ def _table(name: str) -> functools.cached_property[pd.DataFrame]:
             frame = read_table(file, name)
         except DataError as error:
             raise TrainingError(f"{file}: expected a Parquet table ({error}); train again") from error
-        index = frame.pop("__row__").to_numpy()
+        index = frame.pop(ROW).to_numpy()
         return frame.set_index(pd.Index(index))
 
     return functools.cached_property(read)
@@ -105,12 +112,27 @@ class TrainedRun:
         return pd.concat([self.train, self.valid]).sort_index().reset_index(drop=True)
 
 
+#: Rows of a table that are written at once.
+_ROWS = 1 << 18
+
+
+def _write_table(file: Path, table: pd.DataFrame, rows: IntArray) -> None:
+    """Write some rows of a table, each with its place in it: that tells the order within a moment."""
+    schema = pa.Schema.from_pandas(table, preserve_index=False).append(pa.field(ROW, pa.int64()))
+    with pq.ParquetWriter(file, schema) as writer:
+        for start in range(0, len(rows), _ROWS):
+            some = rows[start : start + _ROWS]
+            piece = table.iloc[some].assign(**{ROW: table.index[some]})
+            writer.write_table(pa.Table.from_pandas(piece, schema, preserve_index=False))
+
+
 def write_run(
     directory: Path,
     record: RunRecord,
     retrieval: Mapping[str, FittedRetrieval],
     ranking: FittedRanking | None,
-    tables: Mapping[str, pd.DataFrame],
+    dataset: Dataset,
+    split: Split,
 ) -> None:
     """Fill a directory that already holds ``workflow/``; ``run.json``, with all files, comes last."""
     for name, model in retrieval.items():
@@ -120,8 +142,10 @@ def write_run(
     if ranking is not None:
         (directory / _RANKING).mkdir()
         ranking.save(directory / _RANKING)
-    for name, table in tables.items():
-        # The row in the original table tells the order of interactions of the same moment.
-        table.assign(__row__=table.index).to_parquet(directory / f"{name}.parquet", index=False)
+    for name, table in (("users", dataset.users), ("items", dataset.items)):
+        _write_table(directory / f"{name}.parquet", table, np.arange(len(table)))
+    for part, name in ((TRAIN, "train"), (VALID, "valid"), (TEST, "test")):
+        rows = np.flatnonzero(split.parts == part)
+        _write_table(directory / f"{name}.parquet", split.interactions, rows)
     files = list_files(directory, RUN_NAME)
     (directory / RUN_NAME).write_bytes(encode(msgspec.structs.replace(record, files=files)))

@@ -14,7 +14,8 @@ from tiercel_export.errors import ExportError
 from tiercel_serving.release.writing import check_destination, staging_directory
 
 from ..arrays.packing import rows_of
-from ..data import Dataset, Progress, Split, split_dataset
+from ..data import Dataset, Progress, Split, count_repeats, split_dataset
+from ..data.split import TRAIN
 from ..errors import RecipeError, TrainingError
 from ..families.ranks import ALONE, Ranks
 from ..features.dask_cluster import dask_cluster
@@ -97,7 +98,7 @@ def train_and_write(
         raise RecipeError(recipe.title, lost)
     how = msgspec.structs.asdict(recipe.split)
     split = split_dataset(dataset, **how, allow_seen=recipe.serving.allow_seen)
-    if not len(split.train):
+    if not split.counts[TRAIN]:
         raise TrainingError(f"recipe {recipe.name!r}: the training part is empty; give more interactions")
     with staging_directory(destination, replace=replace, what="run", mark=RUN_NAME) as directory:
         seconds: dict[str, float] = {}
@@ -125,14 +126,7 @@ def train_and_write(
             models=ModelsRecord({family.name: family for family in recipe.models}, recipe.ranking),
             metrics={**figures, "epochs": dict(trained.courses), "seconds": seconds},
         )
-        tables = {
-            "users": dataset.users,
-            "items": dataset.items,
-            "train": split.train,
-            "valid": split.valid,
-            "test": split.test,
-        }
-        write_run(directory, record, trained.retrieval, trained.ranking, tables)
+        write_run(directory, record, trained.retrieval, trained.ranking, dataset, split)
 
 
 def _prepared(
@@ -146,6 +140,7 @@ def _prepared(
 
 
 def _describe(dataset: Dataset, split: Split) -> DataRecord:
+    train, valid, test = split.counts
     return DataRecord(
         name=dataset.name,
         source=dataset.source,
@@ -154,8 +149,8 @@ def _describe(dataset: Dataset, split: Split) -> DataRecord:
         timestamp=dataset.timestamp,
         users=len(dataset.users),
         items=len(dataset.items),
-        train=len(split.train),
-        valid=len(split.valid),
-        test=len(split.test),
-        repeats=int(dataset.interactions.duplicated([dataset.user_id, dataset.item_id]).sum()),
+        train=train,
+        valid=valid,
+        test=test,
+        repeats=count_repeats(dataset),
     )

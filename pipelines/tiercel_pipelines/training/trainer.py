@@ -33,8 +33,9 @@ from ..arrays.inputs import ModelInputs
 from ..arrays.lists import IMPLICIT, RankingLists, draw_contexts, positive_targets, positive_weights
 from ..arrays.packed import Packed
 from ..arrays.packing import build_pairs, inputs_of, pack_dataset
-from ..arrays.pairs import IntArray, Pairs, assign_folds
+from ..arrays.pairs import Array, IntArray, Pairs, assign_folds, narrow
 from ..data import Dataset, Progress, Split
+from ..data.split import TEST, VALID
 from ..families.ranks import ALONE, Ranks
 from ..families.table import (
     Course,
@@ -103,7 +104,7 @@ class Trainer:
     packed: Packed
     inputs: ModelInputs
     pairs: Pairs
-    folds: IntArray
+    folds: Array
     progress: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
@@ -126,7 +127,7 @@ class Trainer:
             packed,
             inputs_of(cut, packed, settings),
             pairs,
-            _deal(pairs, fit.index.isin(split.valid.index)[source], recipe),
+            _deal(pairs, (split.parts[split.parts != TEST] == VALID)[source], recipe),
             progress,
         )
 
@@ -252,7 +253,7 @@ class Trainer:
         return self.recipe.seed + _APART * place
 
 
-def _deal(pairs: Pairs, valid: Any, recipe: Recipe) -> IntArray:
+def _deal(pairs: Pairs, valid: Any, recipe: Recipe) -> Array:
     """Return each interaction's fold: 0 for the validation part, the others dealt at random.
 
     Without a ranker to train there are no further folds: -1.
@@ -261,7 +262,7 @@ def _deal(pairs: Pairs, valid: Any, recipe: Recipe) -> IntArray:
     if recipe.ranking is not None and valid.any():
         rng = np.random.default_rng(recipe.seed)
         folds[~valid] = 1 + assign_folds(pairs.select(~valid), recipe.ranking.task.folds, rng)
-    return folds
+    return narrow(folds)
 
 
 def _course(course: Course) -> dict[str, Any]:

@@ -43,12 +43,8 @@ class Captured(NamedTuple):
 Capture = Callable[[Run, list[Tensor]], Captured]
 
 
-def capture(run: Run, inputs: list[Tensor], pool: Any = None) -> Captured:
-    """Capture a run as a CUDA graph, on a stream of its own as CUDA asks.
-
-    ``pool`` is where its memory comes from, None a pool of its own; see :func:`sharing_memory`.
-    """
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+def capture(run: Run, inputs: list[Tensor], stream: torch.cuda.Stream, pool: Any) -> Captured:
+    """Capture a run as a CUDA graph, on a stream and with memory of its own; see :func:`one_instance`."""
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_RUNS):
@@ -57,18 +53,27 @@ def capture(run: Run, inputs: list[Tensor], pool: Any = None) -> Captured:
     graph = torch.cuda.CUDAGraph()
     # A process serves several models, which start and work in threads of their own: what another thread asks
     # of the device meanwhile must neither fail nor end the capture.
-    with _CAPTURING, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    with (
+        _CAPTURING,
+        torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+    ):
         outputs = run(inputs)
     return Captured(graph.replay, outputs)
 
 
-def sharing_memory() -> Capture:
-    """Return what captures graphs that share their memory: those of one instance, one replayed after another.
+def one_instance() -> Capture:
+    """Return what captures the graphs of one instance, one replayed after another: they share their memory.
 
     What a graph holds between its kernels is free after its replay, and its outputs are kept from the others
-    as long as it lives: so graphs of many forms take the memory of the largest.
+    as long as it lives: so graphs of many forms take the memory of the largest. Nothing else that is made in
+    a capture may be kept: the next replay writes over it.
+
+    They share the stream of their captures too. cuBLAS has scratch memory for each stream that it was used
+    on (32 MB on an H100), for good; the graphs write to that of the stream that they were captured on, so
+    instances must not share one.
     """
-    return partial(capture, pool=torch.cuda.graph_pool_handle())
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    return partial(capture, stream=stream, pool=torch.cuda.graph_pool_handle())
 
 
 def bucket_of(batch: int, buckets: Sequence[int]) -> int | None:
@@ -99,13 +104,13 @@ class GraphedRun:
     ----------
     run
         Does the work itself: ``[B, …]`` each, in and out.
-    buckets
-        Ascending batch sizes.
     capture
         Captures a run.
+    buckets
+        Ascending batch sizes.
     """
 
-    def __init__(self, run: Run, buckets: Sequence[int] = BUCKETS, capture: Capture = capture) -> None:
+    def __init__(self, run: Run, capture: Capture, buckets: Sequence[int] = BUCKETS) -> None:
         self._run, self._buckets, self._capture = run, tuple(buckets), capture
         self._captured: dict[int, tuple[list[Tensor], Captured | None]] = {}
 

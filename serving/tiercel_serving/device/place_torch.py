@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ..errors import DeviceUnavailable
 from ..spec import Array
-from .graphs_torch import Capture, GraphedRun, Run, sharing_memory
+from .graphs_torch import Capture, GraphedRun, Run, one_instance
 
 #: A table is copied in pieces of so many bytes, so that a mapped file is never in memory whole.
 PIECE = 1 << 26
 
 #: Type of device → makes what captures the work of one instance there as graphs.
-CAPTURES: dict[str, Callable[[], Capture]] = {"cuda": sharing_memory}
+CAPTURES: dict[str, Callable[[], Capture]] = {"cuda": one_instance}
 
 
 class Place:
@@ -65,7 +65,7 @@ class Place:
 
     def graphed(self, run: Run) -> Run:
         """Return what does some work on batches ``[B, …]`` with one launch, where there are launches."""
-        return run if self.capture is None else GraphedRun(run, capture=self.capture)
+        return run if self.capture is None else GraphedRun(run, self.capture)
 
     def put(self, array: Array) -> Tensor:
         """Copy an array of a request to the device; on the CPU it is the same memory."""

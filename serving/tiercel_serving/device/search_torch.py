@@ -152,7 +152,7 @@ class DeviceSearch:
         cells = query.new_empty(users * width + 1)
         scores = cells[:-1].view(users, width)
         torch.mm(query, self.vectors[begin:end].T, out=scores[:, :size])
-        scores[:, size:] = _LOWEST
+        scores[:, size:].fill_(_LOWEST)
         return cells
 
     def _masked(

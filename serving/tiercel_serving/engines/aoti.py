@@ -153,9 +153,9 @@ class AotiEngine:
         self._loader = load_package(file, device)
         self._run: Any = self._loader.run
         if device == "cuda":
-            from ..device.graphs_torch import GraphedRun
+            from ..device.graphs_torch import GraphedRun, one_instance
 
-            self._run = GraphedRun(self._loader.run)
+            self._run = GraphedRun(self._loader.run, one_instance())
         self._device, self._on_host = torch.device(device), device == "cpu"
         self._from_numpy = torch.from_numpy
         self._dtypes = {name: np.dtype(dtype) for name, dtype in bound.inputs.items()}

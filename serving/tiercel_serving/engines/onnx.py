@@ -120,7 +120,7 @@ class OnnxEngine:
     ArtefactCorrupt
         The file is no model, or has not these outputs.
     DeviceUnavailable
-        This ONNX Runtime has no such provider, or finds no device for it.
+        This ONNX Runtime has no such provider, finds no device for it, or finds it full.
     """
 
     def __init__(
@@ -147,6 +147,11 @@ class OnnxEngine:
                 str(file), options, providers=[(name, provider_options)]
             )
         except Exception as error:
+            if "out of memory" in str(error) or "Failed to allocate" in str(error):
+                raise DeviceUnavailable(
+                    f"{file}: memory is full ({' '.join(str(error).split()[:20])}); stop what else runs "
+                    "there, lower the number of instances, or take a larger machine"
+                ) from error
             raise ArtefactCorrupt(f"{file}: not a model that ONNX Runtime reads ({error})") from error
         if self._session.get_providers()[0] != name:
             # It goes on with the CPU by itself, and says so in its log alone.

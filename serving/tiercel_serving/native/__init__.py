@@ -20,6 +20,9 @@ _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 #: Function → its arguments: p is an array's address, n a whole number.
 ARGUMENTS: Mapping[str, str] = {
     "mark": "pnpn",
+    "draw_uniform": "nnppp",
+    "sort_by_score": "nnppppp",
+    "put_in_place": "nnnpppp",
     "find_texts": "pnpnn" + "pnpppp",
     "split_texts": "pnnp",
     "place_by_vectors": "nnnnnn" + "ppppppp",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ..native.chance import draw_uniform
 from ..problems import Range
 from ..ranked import Rows
 from .per_request import PerRequest
@@ -49,6 +50,9 @@ def uniform(seeds: npt.NDArray[np.float64], rows: Rows, of: int) -> npt.NDArray[
         first = np.where(np.isnan(seeds), 0, seeds).astype(np.uint64)
         first += np.uint64(of * _STEP & _ALL)
         _mix(first)
+    found = draw_uniform(first, rows)
+    if found is not None:
+        return found
     mixed = first ^ rows.astype(np.uint64)
     _mix(mixed)
     mixed >>= _11

@@ -89,13 +89,17 @@ class Decay:
 
     def __init__(self, times: npt.NDArray[np.float64], kind: Freshness) -> None:
         self.times, self.kind = times, kind
-        self.newest = np.fmax.reduce(times, initial=-np.inf)
+        known = times[~np.isnan(times)]
+        self.newest = known.max() if len(known) else 0.0
+        # What has no time is infinitely old.
+        self._times = np.where(np.isnan(times), -np.inf, times)
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
         """Add what each gains."""
         now = batch_amount(self.kind.now, arrays)
         now = np.where(np.isnan(now), self.newest, now)
-        ages = np.maximum(now - self.times.take(arrays["kept_row"]), 0)
+        ages = np.maximum(now - self._times.take(arrays["kept_row"]), 0)
         ages /= -self.kind.half_life
-        gains = batch_amount(self.kind.strength, arrays) * np.exp2(ages)
-        return (scores + np.nan_to_num(gains, copy=False)).astype(np.float32), None
+        gains = np.exp2(ages, ages)
+        gains *= batch_amount(self.kind.strength, arrays)
+        return (scores + gains).astype(np.float32), None

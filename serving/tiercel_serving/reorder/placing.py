@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..native.order import put_in_place
 from ..ranked import Rows, Scores, order_by_score, pick, strictly_falling
 from ..spec import Arrays
 
@@ -96,6 +97,9 @@ class Line:
         picks
             ``[B, S]`` places in this line; K where nothing was picked.
         """
+        found = put_in_place(self.scores, self.order, picks)
+        if found is not None:
+            return found
         users, width = self.scores.shape
         falling, at = strictly_falling(self.scores), np.arange(users)[:, None]
         if picks.max() < width:  # as many others for every user
@@ -169,7 +173,8 @@ def scaled(relevance: Floats, by: Floats) -> Floats:
 
 def in_order(scores: Scores, order: Rows) -> Scores:
     """Return scores ``[B, K]`` of the kept in an order ``[B, K]``: sorted ones stay with the places."""
-    return unsorted(strictly_falling(scores), order)
+    found = put_in_place(scores, order, np.empty((len(scores), 0), np.int64))
+    return unsorted(strictly_falling(scores), order) if found is None else found
 
 
 def unsorted(values: npt.NDArray[Any], order: Rows) -> npt.NDArray[Any]:

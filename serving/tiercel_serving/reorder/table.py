@@ -109,6 +109,14 @@ class ReorderKind(Protocol):
 
 
 @runtime_checkable
+class HasPlace(Protocol):
+    """A kind of step that puts something at one place of the answer."""
+
+    #: Which place; 1 is the top.
+    place: int
+
+
+@runtime_checkable
 class Solved(Protocol):
     """A kind of step with numbers that an export solves, over the scores of some users' candidates."""
 

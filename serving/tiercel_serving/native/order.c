@@ -1,0 +1,152 @@
+/* Each user's candidates by (score descending, row ascending), and scores that stay with the places of an order.
+ *
+ * What ranked.py and reorder/placing.py do in NumPy, to the bit. All arrays lie in C's order; results that are NULL are
+ * left out. Each function returns 0, or -1 where there is no memory. float is float32, and no score is NaN.
+ */
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* ------------------------------------------------------------------------------------------------------------- sorting */
+
+typedef struct {
+  uint32_t key, at;
+} Entry;
+
+/* Sort by key, ascending and stable, digit by digit. `entries` and `spare` change places as often as need be. */
+static void sort_entries(Entry** entries, Entry** spare, int64_t width)
+{
+  enum { DIGITS = 4, VALUES = 256 };
+  uint32_t counts[DIGITS][VALUES] = {{0}};
+  for (int64_t at = 0; at < width; ++at)
+    for (int digit = 0; digit < DIGITS; ++digit) ++counts[digit][(*entries)[at].key >> 8 * digit & (VALUES - 1)];
+  for (int digit = 0; digit < DIGITS; ++digit) {
+    uint32_t *begins = counts[digit], sum = 0;
+    if (width == 0 || begins[(*entries)[0].key >> 8 * digit & (VALUES - 1)] == width) continue;
+    for (int value = 0; value < VALUES; ++value) {
+      const uint32_t count = begins[value];
+      begins[value] = sum;
+      sum += count;
+    }
+    for (int64_t at = 0; at < width; ++at) {
+      const Entry entry = (*entries)[at];
+      (*spare)[begins[entry.key >> 8 * digit & (VALUES - 1)]++] = entry;
+    }
+    Entry* sorted = *spare;
+    *spare = *entries;
+    *entries = sorted;
+  }
+}
+
+/* A number that rises where the score falls; 0 - x, so that -0.0 and 0.0 are one. */
+static uint32_t key_of(float score)
+{
+  const float negated = 0 - score;
+  uint32_t bits;
+  memcpy(&bits, &negated, sizeof bits);
+  return bits ^ (bits >> 31 ? UINT32_MAX : UINT32_C(1) << 31);
+}
+
+static float score_of(uint32_t key)
+{
+  const uint32_t bits = key ^ (key >> 31 ? UINT32_C(1) << 31 : UINT32_MAX);
+  float negated;
+  memcpy(&negated, &bits, sizeof negated);
+  return 0 - negated;
+}
+
+/* Whether those of equal scores are by row. */
+static bool by_row(const Entry* entries, const int64_t* rows, int64_t width)
+{
+  for (int64_t at = 1; at < width; ++at)
+    if (entries[at].key == entries[at - 1].key && rows[entries[at].at] < rows[entries[at - 1].at]) return false;
+  return true;
+}
+
+static void sort_user(const float* scores, const int64_t* rows, int64_t width, Entry** entries, Entry** spare)
+{
+  for (int64_t at = 0; at < width; ++at) (*entries)[at] = (Entry){key_of(scores[at]), (uint32_t)at};
+  sort_entries(entries, spare, width);
+  if (rows == NULL || by_row(*entries, rows, width)) return;
+  for (int64_t at = 0; at < width; ++at) (*entries)[at] = (Entry){(uint32_t)rows[at], (uint32_t)at};
+  sort_entries(entries, spare, width);
+  for (int64_t at = 0; at < width; ++at) (*entries)[at].key = key_of(scores[(*entries)[at].at]);
+  sort_entries(entries, spare, width);
+}
+
+/* Sort each user's candidates.
+ *
+ *   scores         [users, width]
+ *   rows           [users, width], not negative, below 2**32; NULL if nothing depends on which of equals comes first
+ *   order          [users, width]: where each stands
+ *   found_scores, found_rows   [users, width] in that order */
+EXPORT int64_t sort_by_score(int64_t users, int64_t width, const float* scores, const int64_t* rows, int64_t* order,
+                             float* found_scores, int64_t* found_rows)
+{
+  Entry* memory = malloc((size_t)(2 * width + 1) * sizeof *memory);
+  if (memory == NULL) return -1;
+  Entry *entries = memory, *spare = memory + width;
+  for (int64_t user = 0; user < users; ++user) {
+    const int64_t first = user * width;
+    sort_user(scores + first, rows == NULL ? NULL : rows + first, width, &entries, &spare);
+    for (int64_t at = 0; order != NULL && at < width; ++at) order[first + at] = entries[at].at;
+    for (int64_t at = 0; found_scores != NULL && at < width; ++at) found_scores[first + at] = score_of(entries[at].key);
+    for (int64_t at = 0; found_rows != NULL && at < width; ++at) found_rows[first + at] = rows[first + entries[at].at];
+  }
+  free(memory);
+  return 0;
+}
+
+/* ------------------------------------------------------------------------------------------------- scores of the places */
+
+/* Make falling scores strictly falling, changed as little as can be; -inf stays. */
+static void make_fall(const float* scores, int64_t width, float* falling)
+{
+  bool falls = true;
+  for (int64_t at = 1; at < width; ++at) falls &= scores[at] < scores[at - 1] || scores[at] == -INFINITY;
+  memcpy(falling, scores, (size_t)width * sizeof *scores);
+  if (falls) return;
+  const int64_t lowest = key_of(-3.402823466e38f);
+  int64_t most = INT64_MIN; /* of the keys, less their places */
+  for (int64_t at = 0; at < width; ++at) {
+    const int64_t step = key_of(scores[at]) - at;
+    if (step > most) most = step;
+    if (scores[at] != -INFINITY) falling[at] = score_of((uint32_t)(most + at < lowest ? most + at : lowest));
+  }
+}
+
+/* Give the places' scores to what stands there: the picked first, in their order, then all others.
+ *
+ *   scores   [users, width], falling
+ *   order    [users, width]: which candidate each was
+ *   picks    [users, places]: places in that order, `width` for nothing
+ *   out      [users, width]: each candidate's new score */
+EXPORT int64_t put_in_place(int64_t users, int64_t width, int64_t places, const float* scores, const int64_t* order,
+                            const int64_t* picks, float* out)
+{
+  float* falling = malloc((size_t)width * sizeof *falling + 1);
+  bool* picked = malloc((size_t)width * sizeof *picked + 1);
+  const bool whole = falling != NULL && picked != NULL;
+  for (int64_t user = 0; whole && user < users; ++user) {
+    const int64_t *own = order + user * width, *chosen = picks + user * places;
+    float* given = out + user * width;
+    make_fall(scores + user * width, width, falling);
+    memset(picked, 0, (size_t)width * sizeof *picked);
+    int64_t next = 0;
+    for (int64_t place = 0; place < places; ++place) {
+      if (chosen[place] == width) continue;
+      picked[chosen[place]] = true;
+      given[own[chosen[place]]] = falling[place];
+      ++next;
+    }
+    for (int64_t at = 0; at < width; ++at)
+      if (!picked[at]) given[own[at]] = falling[next++];
+  }
+  free(falling);
+  free(picked);
+  return whole ? 0 : -1;
+}

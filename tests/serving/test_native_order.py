@@ -1,0 +1,122 @@
+"""``native/order.c`` and ``native/chance.c`` do what NumPy does, to the bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from native_build import open_compiled, run_sanitized
+
+from tiercel_serving import ranked
+from tiercel_serving.columns import Column, with_null_row
+from tiercel_serving.native import chance as native_chance
+from tiercel_serving.native import order as native_order
+from tiercel_serving.reorder.chance import uniform
+from tiercel_serving.reorder.epsilon_slot import EpsilonSlot
+from tiercel_serving.reorder.gumbel_top_k import GumbelTopK
+from tiercel_serving.reorder.pin_items import PinItems
+from tiercel_serving.reorder.placing import Line, in_order
+
+ITEMS = 300
+STEPS = (GumbelTopK(0.3), EpsilonSlot(3, 0.7), PinItems("kind", (1, 3), 4))
+COLUMNS = {"kind": with_null_row(Column(np.arange(ITEMS) % 5))}
+
+
+@pytest.fixture(scope="module")
+def functions() -> Any:
+    return open_compiled()
+
+
+def batch(seed: int, users: int, width: int) -> tuple[Any, Any, dict[str, Any]]:
+    """Scores with ties, both zeros, infinities and neighbours; every row once, so that there is one order."""
+    rng = np.random.default_rng(seed)
+    odd = np.array(
+        [0.0, -0.0, 1.0, np.nextafter(np.float32(1), 0), -1.5, np.inf, -np.inf, 1e-45, -3.4028235e38]
+    )
+    scores = rng.normal(size=(users, width)).astype(np.float32)
+    drawn = rng.random(scores.shape) < rng.choice([0.0, 0.3, 1.0])
+    scores[drawn] = rng.choice(odd.astype(np.float32), int(drawn.sum()))
+    rows = np.stack([rng.permutation(ITEMS + 1)[:width] for _ in range(users)]).reshape(users, width)
+    arrays = {"kept_row": rows, "seed": rng.choice([np.nan, 0.0, 7.0, 2.0**53], (users, 1))}
+    return scores, rows, arrays
+
+
+def everything(scores: Any, rows: Any, arrays: dict[str, Any]) -> list[Any]:
+    """Return all that the functions are used for."""
+    line, users = Line.of(scores, arrays), len(scores)
+    some = np.sort(rows % max(scores.shape[1], 1), axis=1)[:, :1]
+    nothing = np.full((users, 2), scores.shape[1])
+    found = [
+        ranked.order_by_score(scores, rows),
+        *ranked.sort_by_score(scores, rows),
+        ranked.sorted_scores(scores),
+        uniform(arrays["seed"], rows, 3),
+        in_order(line.scores, line.order),
+        line.placed(some),
+        line.placed(np.concatenate([some, nothing], axis=1)),
+        line.placed(nothing),
+    ]
+    for step in STEPS:
+        opened = step.open(COLUMNS)
+        after, why = opened.apply(scores, arrays)
+        found += [after] if why is None else [after, why]
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), users=st.integers(1, 3), width=st.integers(1, ITEMS))
+def test_the_same_order_and_the_same_numbers(functions, seed, users, width):
+    scores, rows, arrays = batch(seed, users, width)
+    found = []
+    for library in (functions, None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native_order, "library", lambda library=library: library)
+            patch.setattr(native_chance, "library", lambda library=library: library)
+            found.append(everything(scores, rows, arrays))
+    for by_functions, by_numpy in zip(*found, strict=True):
+        assert by_functions.dtype == by_numpy.dtype
+        # NaN is what a draw without a seed gives.
+        assert by_functions.tobytes() == by_numpy.tobytes()
+
+
+def test_one_order_of_equal_scores_whatever_their_number(functions, monkeypatch):
+    monkeypatch.setattr(native_order, "library", lambda: functions)
+    rows = np.random.default_rng(0).permutation(100_000)[None] + 2**30
+    order = ranked.order_by_score(np.zeros(rows.shape, np.float32), rows)
+    assert (np.diff(rows[0, order[0]]) == 1).all()
+
+
+def test_no_memory_is_an_error_of_its_own(monkeypatch):
+    class Full:
+        def sort_by_score(self, *arguments: Any) -> int:
+            return -1
+
+        put_in_place = sort_by_score
+
+    monkeypatch.setattr(native_order, "library", Full)
+    scores, rows = np.zeros((1, 3), np.float32), np.arange(3)[None]
+    with pytest.raises(MemoryError, match="no memory to sort 3 candidates"):
+        ranked.order_by_score(scores, rows)
+    with pytest.raises(MemoryError, match="no memory to place 3 candidates"):
+        in_order(scores, rows)
+
+
+SANITIZED = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {__file__.rpartition("/")[0]!r})
+from test_native_order import batch, everything, native_chance, native_order
+from tiercel_serving.native import open_library
+functions = open_library(Path(sys.argv[1]))
+native_order.library = native_chance.library = lambda: functions
+for seed in range(200):
+    everything(*batch(seed, seed % 3 + 1, seed % 60 + 1))
+"""
+
+
+@pytest.mark.slow
+def test_no_byte_beyond_what_was_given_is_touched(tmp_path):
+    run_sanitized(tmp_path, SANITIZED)
