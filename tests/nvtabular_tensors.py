@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tiercel_export.workflow.frames import frame_oracle
-from tiercel_pipelines.features.workflow import packed_columns
+from tiercel_pipelines.features.graph_columns import packed_columns
 
 Array = np.ndarray
 

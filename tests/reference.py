@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from nvtabular_tensors import packed_frame
-from tiercel_pipelines.features.workflow import packed_columns
+from tiercel_pipelines.features.graph_columns import packed_columns
 from tiercel_serving.release.manifest import Packed
 from tiercel_serving.settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES, ServingSettings
 

@@ -19,7 +19,7 @@ from tiercel_pipelines.data import load_dataset
 from tiercel_pipelines.errors import DataCorrupt, DataMissing, EvaluationError
 from tiercel_pipelines.export.catalogue import catalogue_of, kind_of, load_table
 from tiercel_pipelines.export.run_export import export_run
-from tiercel_pipelines.features.workflow import packed_columns
+from tiercel_pipelines.features.graph_columns import packed_columns
 from tiercel_pipelines.offline.evaluate import check_tables
 from tiercel_pipelines.recipe import DLRM, ListwiseSoftmax, Recipe, Synthetic, TwoTower, load_recipe
 from tiercel_pipelines.training import TrainedRun, train_recipe

@@ -138,7 +138,7 @@ def test_the_example_of_several_models_is_right() -> None:
 
 def test_the_example_of_features_is_right() -> None:
     # First, since it silences what NVTabular warns of on import.
-    from tiercel_pipelines.features.workflow import blank_schema, describe_graph, root_columns  # isort: skip
+    from tiercel_pipelines.features.graph_columns import blank_schema, describe_graph, root_columns  # isort: skip
     from merlin.schema import Tags
     from nvtabular import ops
 

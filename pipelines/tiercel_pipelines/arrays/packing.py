@@ -16,8 +16,8 @@ from tiercel_serving.features.blocks import transform
 from tiercel_serving.settings import ServingSettings
 
 from ..data import Dataset
+from ..features.graph_columns import FeatureColumn, list_lengths, packed_columns
 from ..features.raw_columns import raw_columns
-from ..features.workflow import FeatureColumn, list_lengths, packed_columns
 from .inputs import CategoryColumn, ListColumn, ModelInputs, Side
 from .lists import IMPLICIT
 from .packed import Contexts, Packed

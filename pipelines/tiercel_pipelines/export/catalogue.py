@@ -23,7 +23,7 @@ from tiercel_serving.rules.table import asked
 from ..data.parquet import read_table
 from ..data.plain import plain_frame
 from ..errors import DataCorrupt, DataMissing
-from ..features.workflow import packed_columns
+from ..features.graph_columns import packed_columns
 from ..training import TrainedRun
 
 #: Kind of the run's column → other kinds that can be converted to it without loss.

@@ -14,7 +14,7 @@ from tiercel_serving.problems import Problem, choose
 
 from ..data import Dataset
 from ..families.table import FitsFeatures
-from ..features.workflow import (
+from ..features.graph_columns import (
     STRUCTURE,
     FeatureColumn,
     blank_schema,
