@@ -54,12 +54,15 @@ def test_json_is_all_there_is_on_standard_output() -> None:
 
 
 def test_without_a_terminal_progress_is_lines_with_percentages() -> None:
-    done = run("with sh.work('') as p: [p('rows', n, 1000) for n in range(1001)]; p('unknown', 5, None)")
+    done = run(
+        "with sh.work('') as p: [p('rows', n, 1000) for n in range(1001)]; "
+        "[p('users', n, None) for n in range(100)]"
+    )
     lines = done.stderr.splitlines()
     counted = [line for line in lines if "counting" in line]
     assert counted == ["  counting 0%", "  counting 33%", "  counting 66%"]
     assert [line for line in lines if "rows" in line] == [f"  rows {n}%" for n in range(0, 101, 10)]
-    assert lines[-1] == "  unknown"
+    assert lines[-8:] == ["  users", *(f"  users {n}" for n in (1, 2, 4, 8, 16, 32, 64))]
 
 
 def test_people_get_a_table_and_nothing_else() -> None:

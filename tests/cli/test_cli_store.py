@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import TIERCEL, Tiercel
+from tiercel_serving.commands.store import _read_of
 from tiercel_serving.errors import StoreUnavailable
 from tiercel_serving.release.opened import open_release
 from tiercel_serving.repository.graph import render_repository
@@ -82,6 +83,17 @@ def test_what_is_written_can_be_read_exported_and_loaded(
     assert "kB of users.jsonl 100%" in done.stderr
     assert store("get", "--user", user) == told
     assert "3 records" in store("check")["store"]
+
+
+def test_how_much_is_read_of_a_file_a_redirection_and_a_pipe(tmp_path: Path) -> None:
+    file, told = tmp_path / "users.jsonl", list[tuple[str, int, int | None]]()
+    file.write_bytes(b"x" * 5000)
+    read, write = os.pipe()
+    with file.open("rb") as lines, os.fdopen(read, "rb") as pipe, os.fdopen(write, "wb"):
+        lines.read(2000)
+        for name, stream in ((file, lines), (Path("-"), lines), (Path("-"), pipe)):
+            _read_of(name, stream, lambda *report: told.append(report))(3)
+    assert told == [("kB of users.jsonl", 2, 5), ("kB of standard input", 2, 5), ("users", 3, None)]
 
 
 def test_for_people(store: Store, user: str, column: str, tiercel_here: Tiercel) -> None:

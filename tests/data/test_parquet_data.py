@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from msgspec.structs import replace
 
-from tiercel_pipelines.data import Parquet, load_dataset
+from tiercel_pipelines.data import Dataset, Parquet, load_dataset
 from tiercel_pipelines.errors import DataCorrupt, DataError, DataMissing
 
 SPEC = Parquet(users="users.parquet", items="items.parquet", interactions="log.parquet", timestamp="when")
@@ -180,6 +180,19 @@ def test_nobodys_id(tables: dict[str, pd.DataFrame], tmp_path: Path, taken: int 
         tables[table]["user_id"] = [ids.get(user, user) for user in tables[table]["user_id"]]
     with pytest.raises(DataCorrupt, match=r"users\.user_id holds .*, which stands for whoever has no id"):
         load_dataset(SPEC, data_dir=write(tables, tmp_path))
+
+
+@pytest.mark.parametrize("table", ["items", "log"])
+@pytest.mark.parametrize("unit", ["D", "ms"])
+def test_ids_that_are_dates(tables: dict[str, pd.DataFrame], tmp_path: Path, table: str, unit: str) -> None:
+    days = pd.Timestamp("2024-05-01") + pd.to_timedelta(tables[table]["item_id"], "D")
+    tables[table]["item_id"] = days.dt.date if unit == "D" else days
+    where = "items" if table == "items" else "interactions"
+    words = rf"{where}\.item_id holds dates or times, and an id is .* write the ids as text"
+    with pytest.raises(DataCorrupt, match=words):
+        load_dataset(SPEC, data_dir=write(tables, tmp_path))
+    with pytest.raises(DataCorrupt, match=words):
+        Dataset("mine", tables["users"], tables["items"], tables["log"], timestamp="when").check()
 
 
 def test_null_ids(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:

@@ -345,13 +345,16 @@ def test_a_run_is_not_measured_by_other_tables(release: Release) -> None:
 def test_tables_are_read_from_parquet(items: pd.DataFrame, run: TrainedRun, tmp_path: Path) -> None:
     file = tmp_path / "items.parquet"
     items.to_parquet(file)
-    read = load_table(file, "items")
+    read = load_table(file, "items", run)
     assert read["genres"].tolist() == items["genres"].tolist()
     assert read["item_id"].tolist() == items["item_id"].tolist()
     assert list(read.columns) == list(items.columns)
-    assert load_table(run.path / "items.parquet", "items").equals(run.items)
+    assert load_table(run.path / "items.parquet", "items", run).equals(run.items)
     with pytest.raises(DataMissing, match=r"items: .*none\.parquet does not exist"):
-        load_table(tmp_path / "none.parquet", "items")
+        load_table(tmp_path / "none.parquet", "items", run)
     (tmp_path / "broken.parquet").write_text("item_id,title\n")
     with pytest.raises(DataCorrupt, match=r"broken\.parquet: items is not a readable Parquet file"):
-        load_table(tmp_path / "broken.parquet", "items")
+        load_table(tmp_path / "broken.parquet", "items", run)
+    items.assign(item_id=pd.Timestamp("2024-05-01")).to_parquet(file)
+    with pytest.raises(DataCorrupt, match=r"items\.item_id holds dates or times"):
+        load_table(file, "items", run)

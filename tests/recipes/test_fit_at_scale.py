@@ -12,7 +12,7 @@ from tiercel_export.workflow.cut import cut_workflow
 from tiercel_pipelines.arrays.packing import pack_dataset
 from tiercel_pipelines.data import Synthetic, load_dataset
 from tiercel_pipelines.errors import TrainingError
-from tiercel_pipelines.features import joined
+from tiercel_pipelines.features import fit_progress, joined
 from tiercel_pipelines.features.dask_cluster import dask_cluster
 from tiercel_pipelines.features.workflow import fit_workflow
 from tiercel_pipelines.recipe import load_recipe, replace
@@ -79,19 +79,27 @@ def test_pieces_without_any_value_of_a_column_fit_the_others(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cluster_of_two_workers_fits_the_same(world, tmp_path: Path):
+def test_a_cluster_of_two_workers_fits_the_same(world, tmp_path: Path, monkeypatch):
     from distributed import LocalCluster
 
+    monkeypatch.setattr(fit_progress, "POLL_S", 0.02)
+    told: list[tuple[str, int, int | None]] = []
     recipe, dataset, _ = world
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True) as cluster,
         dask_cluster(cluster.scheduler_address) as client,
     ):
-        workflow = fit_workflow(recipe, dataset, dataset.interactions, tmp_path / "workflow", client=client)
+        with fit_progress.fit_progress(lambda *report: told.append(report), client):
+            workflow = fit_workflow(
+                recipe, dataset, dataset.interactions, tmp_path / "workflow", client=client
+            )
         worked = client.run(lambda dask_worker: len(dask_worker.state.log))
     assert len(worked) == 2
     assert min(worked.values()) > 0
     check_same(world, workflow)
+    assert {what for what, _, _ in told} >= {"fitting the workflow, pass 1"}
+    assert all(0 <= done <= total for _, done, total in told)
+    assert len({done for _, done, _ in told}) > 1
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):

@@ -99,7 +99,7 @@ def command(
             made = export_run(
                 trained,
                 where,
-                **{name: load_table(path, name) for name, path in files.items() if path is not None},
+                **{name: load_table(path, name, trained) for name, path in files.items() if path is not None},
                 layout=layout,
                 runner=runner,
                 target=target,

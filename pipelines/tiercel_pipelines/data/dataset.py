@@ -77,6 +77,9 @@ class Dataset:
             if ROW in frame.columns:
                 where = f"{self.name}: {name}"
                 raise DataCorrupt(f"{where}: a run needs the name {ROW!r} for itself; rename that column")
+        for table, column in (("users", self.user_id), ("items", self.item_id)):
+            for name in (table, "interactions"):
+                _check_no_dates(f"{self.name}: {name}", tables[name], column)
         plain = {name: plain_frame(frame, f"{self.name}: {name}") for name, frame in tables.items()}
         for table, column in (("users", self.user_id), ("items", self.item_id)):
             ids = _ids(f"{self.name}: {table}", plain[table], column)
@@ -102,6 +105,16 @@ def _column(where: str, frame: pd.DataFrame, column: str, what: str) -> pd.Serie
             "right one in the recipe's data set, or add it"
         )
     return frame[column]
+
+
+def _check_no_dates(where: str, frame: pd.DataFrame, column: str) -> None:
+    """Refuse ids that are dates: as seconds nobody who sends such an id would find them again."""
+    ids = frame.get(column)
+    if ids is not None and pd.api.types.infer_dtype(ids) in ("date", "datetime", "datetime64"):
+        raise DataCorrupt(
+            f"{where}.{column} holds dates or times, and an id is a 64-bit integer or text; write the ids as "
+            "text, such as 2024-05-01"
+        )
 
 
 def _ids(where: str, frame: pd.DataFrame, column: str) -> pd.Series:

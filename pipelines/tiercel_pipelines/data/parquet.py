@@ -44,10 +44,9 @@ def load_parquet(
     paths = [find_data(path, data_dir) for path in (spec.users, spec.items, spec.interactions)]
     ids = [spec.user_id, spec.item_id]
     time = [spec.timestamp] if spec.timestamp is not None else []
-    users = _read(paths[0], "users", [spec.user_id], spec.user_columns, progress)
-    items = _read(paths[1], "items", [spec.item_id], spec.item_columns, progress)
-    told = ids + time
-    interactions = _read(paths[2], "interactions", told, spec.context_columns, progress)
+    users = _read(paths[0], "users", [spec.user_id], [], spec.user_columns, progress)
+    items = _read(paths[1], "items", [spec.item_id], [], spec.item_columns, progress)
+    interactions = _read(paths[2], "interactions", ids, time, spec.context_columns, progress)
     source = ", ".join(map(str, paths))
     dataset = Dataset(
         spec.name, users, items, interactions, spec.user_id, spec.item_id, spec.timestamp, source
@@ -55,7 +54,9 @@ def load_parquet(
     return dataset.check()
 
 
-def read_table(path: Path, table: str, *, keep: Callable[[str], bool] = lambda name: True) -> pd.DataFrame:
+def read_table(
+    path: Path, table: str, *, keep: Callable[[str], bool] = lambda name: True, ids: Sequence[str] = ()
+) -> pd.DataFrame:
     """Read a Parquet file that exists, or a folder of them, with plain dtypes; messages call it ``table``.
 
     The files of a folder are one table: each has the same columns, of one kind each. Integers may have
@@ -68,6 +69,8 @@ def read_table(path: Path, table: str, *, keep: Callable[[str], bool] = lambda n
         The file or folder, and what it holds.
     keep
         Which columns to read, by name.
+    ids
+        Which of them are ids, and so no dates.
 
     Raises
     ------
@@ -77,12 +80,19 @@ def read_table(path: Path, table: str, *, keep: Callable[[str], bool] = lambda n
         If a file is no Parquet file, or differs from the others, or a value has no plain dtype.
     """
     parts = _parts(path, table)
+    _check_ids(parts, table, ids)
     return _plain(parts, str(path), table, [name for name in _names(parts) if keep(name)], {})
 
 
 def _read(
-    path: Path, table: str, roles: list[str], columns: Columns | None, progress: Progress | None
+    path: Path,
+    table: str,
+    ids: list[str],
+    time: list[str],
+    columns: Columns | None,
+    progress: Progress | None,
 ) -> pd.DataFrame:
+    roles = ids + time
     if not path.exists():
         raise DataMissing(
             f"parquet: {table}: {path.absolute()} does not exist; correct `{table}` in the recipe's data set "
@@ -92,6 +102,7 @@ def _read(
     wanted = [*roles, *(name for name, _ in columns)] if columns is not None else _names(parts)
     for part in parts:
         _check_columns(part, table, [*roles, *wanted], columns or ())
+    _check_ids(parts, table, ids)
     names = list(dict.fromkeys(wanted))
     return _plain(parts, str(path), table, names, dict(columns or ()), progress)
 
@@ -257,6 +268,16 @@ def _check_alike(parts: Sequence[_Part], table: str, name: str) -> None:
             raise DataCorrupt(
                 f"{part.path}: {table}.{name}: the file holds {part.type_of(name)}, but {first.path} holds "
                 f"{first.type_of(name)}; write the parts of one folder with the same types"
+            )
+
+
+def _check_ids(parts: Sequence[_Part], table: str, ids: Sequence[str]) -> None:
+    """Refuse ids that are dates: as seconds nobody who sends such an id would find them again."""
+    for name in ids:
+        if any(name in part.names and part.kind(name) == "time" for part in parts):
+            raise DataCorrupt(
+                f"parquet: {table}.{name} holds dates or times, and an id is a 64-bit integer or text; "
+                "write the ids as text, such as 2024-05-01"
             )
 
 

@@ -94,8 +94,8 @@ def catalogue_of(
     return Catalogue(**tables, origin=origin)
 
 
-def load_table(path: str | Path, name: str) -> pd.DataFrame:
-    """Read one table from a Parquet file, or from a folder of them, with plain dtypes.
+def load_table(path: str | Path, name: str, run: TrainedRun) -> pd.DataFrame:
+    """Read one table, to stand in a run's place, from a Parquet file or a folder of them, with plain dtypes.
 
     The files of a run and those that pandas wrote with an index are fine; messages call the table ``name``.
 
@@ -104,12 +104,13 @@ def load_table(path: str | Path, name: str) -> pd.DataFrame:
     DataMissing
         If nothing is there.
     DataCorrupt
-        If it is no Parquet, or a column holds something that no plain dtype stands for.
+        If it is no Parquet, or a column holds something that no plain dtype stands for, or ids are dates.
     """
     file = Path(path)
     if not file.exists():
         raise DataMissing(f"{name}: {file.absolute()} does not exist; name a Parquet file")
-    return read_table(file, name, keep=lambda column: _NO_DATA.fullmatch(column) is None)
+    ids = _ids(run, name)
+    return read_table(file, name, keep=lambda column: _NO_DATA.fullmatch(column) is None, ids=ids)
 
 
 # ---------------------------------------------------------------------------------------------- schema

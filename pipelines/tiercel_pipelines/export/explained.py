@@ -36,7 +36,7 @@ def manifest_of(
     from .run_export import plan_run
 
     run = TrainedRun.open(place)
-    loaded: dict[str, pd.DataFrame] = {name: load_table(file, name) for name, file in tables.items()}
+    loaded: dict[str, pd.DataFrame] = {name: load_table(file, name, run) for name, file in tables.items()}
     return plan_run(run, progress=progress, **loaded)
 
 

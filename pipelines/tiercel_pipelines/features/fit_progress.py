@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from dask.callbacks import Callback
@@ -14,19 +15,24 @@ from ..data import Progress
 PASS = "fitting the workflow, pass {}"
 #: Computations of fewer tasks are no passes: they look at a first row, or put an end to what was counted.
 _FEW = 4
+#: How often a cluster's scheduler is asked.
+POLL_S = 1.0
 
 
-def fit_progress(progress: Progress | None) -> AbstractContextManager[Any]:
+def fit_progress(progress: Progress | None, client: Any = None) -> AbstractContextManager[Any]:
     """Report the tasks that are done of each pass within the block.
-
-    Nothing is reported where a cluster computes in place of this process.
 
     Parameters
     ----------
     progress
-        Called as ``progress(what, done, total)`` after each task; None reports nothing.
+        Called as ``progress(what, done, total)`` after each task, of a cluster from a thread; None reports
+        nothing.
+    client
+        The ``distributed.Client`` of the cluster that computes in place of this process, if one does.
     """
-    return nullcontext() if progress is None else _Tasks(progress)
+    if progress is None:
+        return nullcontext()
+    return _Tasks(progress) if client is None else _of_cluster(progress, client)
 
 
 class _Tasks(Callback):
@@ -45,3 +51,39 @@ class _Tasks(Callback):
         total = done + sum(len(state[phase]) for phase in ("ready", "waiting", "running"))
         if total >= _FEW:
             self._progress(PASS.format(self._passes), done, total)
+
+
+@contextmanager
+def _of_cluster(progress: Progress, client: Any) -> Iterator[None]:
+    over = threading.Event()
+    thread = threading.Thread(target=_ask, args=(progress, client, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _ask(progress: Progress, client: Any, over: threading.Event) -> None:
+    passes, share = 0, 1.0
+    while not over.wait(POLL_S):
+        try:
+            done, total = client.run_on_scheduler(_counting())
+        except Exception:
+            return  # what became of the cluster the fit itself says
+        if total < _FEW:
+            continue
+        passes += done / total < share or passes == 0
+        share = done / total
+        progress(PASS.format(passes), done, total)
+
+
+def _counting() -> Callable[[Any], tuple[int, int]]:
+    """Return a function that travels to the scheduler whole, for Tiercel need not be installed there."""
+
+    def count(dask_scheduler: Any) -> tuple[int, int]:
+        states = [task.state for task in list(dask_scheduler.tasks.values())]
+        return sum(state in ("memory", "released", "erred") for state in states), len(states)
+
+    return count

@@ -105,7 +105,7 @@ def train_and_write(
         with timed(seconds, "workflow"):
             if progress is not None:
                 progress("workflow", 0, None)
-            with dask_cluster(dask_scheduler) as client, fit_progress(progress):
+            with dask_cluster(dask_scheduler) as client, fit_progress(progress, client):
                 workflow = fit_checked(recipe, dataset, split.fit, directory / "workflow", client)
             trainer = _prepared(recipe, dataset, split, workflow, progress)
             digest = data_digest(trainer.packed, trainer.pairs, trainer.folds)

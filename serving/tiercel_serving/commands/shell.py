@@ -159,10 +159,16 @@ class Shell:
         told: dict[str, int] = {}
 
         def report(what: str, done: int, total: int | None) -> None:
-            percent = min(100 * done // total, 100) if total else 0
+            if not total:
+                # Without an end there are no percentages: the count is said whenever it has doubled.
+                if what not in told or done >= max(2 * told[what], 1):
+                    told[what] = done
+                    self.note(f"  {what} {done:,}" if done else f"  {what}")
+                return
+            percent = min(100 * done // total, 100)
             if what not in told or percent // 10 > told[what] // 10:
                 told[what] = percent
-                self.note(f"  {what} {percent}%" if total else f"  {what}")
+                self.note(f"  {what} {percent}%")
 
         return report
 

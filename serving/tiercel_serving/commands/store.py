@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json as json_module
+import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -289,11 +291,12 @@ def read_lines(file: Path) -> Iterator[IO[bytes]]:
 
 
 def _read_of(file: Path, lines: IO[bytes], progress: Report) -> Callable[[int], None]:
-    """Return what tells how much of a file is read; of what has no size, how many users there were."""
-    if str(file) == "-":
+    """Return what tells how much of a file is read; of a pipe, which has no size, how many users came."""
+    about = os.fstat(lines.fileno())
+    if not stat.S_ISREG(about.st_mode):
         return lambda users: progress("users", users, None)
-    size = file.stat().st_size
-    return lambda users: progress(f"kB of {file.name}", -(-lines.tell() // 1000), -(-size // 1000))
+    name, size = "standard input" if str(file) == "-" else file.name, about.st_size
+    return lambda users: progress(f"kB of {name}", -(-lines.tell() // 1000), -(-size // 1000))
 
 
 def _write(opened: FeatureStore, file: Path, progress: Callable[[int], None]) -> int:
