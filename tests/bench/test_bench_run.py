@@ -130,7 +130,7 @@ def check(report, rounds, concurrencies, runners=("python",)):
 
 def test_the_python_client_measures_real_servers_and_open_loops_load_them(tiny_release, monkeypatch):
     monkeypatch.setattr("tiercel_serving.bench.load_curve.SEARCH_STEPS", 1)
-    monkeypatch.setattr("tiercel_serving.bench.run.WARM_UP_S", 0.1)
+    monkeypatch.setattr("tiercel_serving.bench.run.WARM_UP_S", 0.5)
     monkeypatch.setattr("tiercel_serving.bench.python_client.WARM_UP_S", 0.1)
     steps, runners = [], all_runners()
     report = run_bench(

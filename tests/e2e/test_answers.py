@@ -10,7 +10,7 @@ import pytest
 from e2e.conftest import LAYOUTS, Served
 from e2e.raw import raw_infer
 from reference import Question, assert_same
-from tiercel_client import Recommendation, Recommender, Status
+from tiercel_client import InvalidInput, Recommendation, Recommender, Status
 from tiercel_serving.settings import STATUS_NAMES
 
 UNICODE_IDS = ["", " ", "é", "e\u0301", "誰も", "🦅", "a\x00b", "a\x00", "\u200f", "x" * 10_000]
@@ -187,9 +187,11 @@ def test_nan_means_null(served: Served, recommender: Recommender) -> None:
         assert answer.status is Status.KNOWN
 
 
-def test_string_ids_with_any_unicode(served: Served, recommender: Recommender) -> None:
+def test_ids_at_the_ends_of_what_there_is(served: Served, recommender: Recommender) -> None:
     if not isinstance(served.known_user, str):
-        assert recommender.recommend(-(2**63)).status is Status.UNKNOWN
+        assert recommender.recommend(1 - 2**63).status is Status.UNKNOWN
+        with pytest.raises(InvalidInput, match="stands for whoever has no id"):
+            recommender.recommend(-(2**63))
         return
     answers = recommender.recommend_many(UNICODE_IDS, exclude=[UNICODE_IDS] * len(UNICODE_IDS))
     assert [answer.user_id for answer in answers] == UNICODE_IDS
