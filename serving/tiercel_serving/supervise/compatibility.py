@@ -82,6 +82,9 @@ A release is made once and served by any of these: NumPy arrays, ONNX graphs and
 """
 
 BETWEEN = """
+The tests run on Python 3.11. On 3.10 a large part of them was run in November 2026, parity with NVTabular
+and whole trainings, exports and served answers among it ([which](../tests/README.md)).
+
 ## Tiercel {version} × Triton × TensorRT × CUDA × Python
 
 `docker/Dockerfile` builds on **{recommended}**, and names it in one place. Advisories have been published for
