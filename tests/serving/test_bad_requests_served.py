@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from threading import Event
 from typing import Any
@@ -49,8 +48,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def client(
     tiny: Tiny, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[grpcclient.InferenceServerClient]:
-    if importlib.util.find_spec("pytriton") is None:
-        pytest.skip("the embedded Triton is not installed")
     repository = tmp_path_factory.mktemp("repository")
     runner = "tiercel" if backend.library() else "python"
     render_repository(tiny.release, repository, "fused", runner=runner)

@@ -108,13 +108,17 @@ def _column(where: str, frame: pd.DataFrame, column: str, what: str) -> pd.Serie
 
 
 def _check_no_dates(where: str, frame: pd.DataFrame, column: str) -> None:
-    """Refuse ids that are dates: as seconds nobody who sends such an id would find them again."""
     ids = frame.get(column)
     if ids is not None and pd.api.types.infer_dtype(ids) in ("date", "datetime", "datetime64"):
-        raise DataCorrupt(
-            f"{where}.{column} holds dates or times, and an id is a 64-bit integer or text; write the ids as "
-            "text, such as 2024-05-01"
-        )
+        raise dates_as_ids(f"{where}.{column}")
+
+
+def dates_as_ids(where: str) -> DataCorrupt:
+    """Return the error of ids that are dates: as seconds nobody who sends one would find it again."""
+    return DataCorrupt(
+        f"{where} holds dates or times, and an id is a 64-bit integer or text; write the ids as text, such "
+        "as 2024-05-01"
+    )
 
 
 def _ids(where: str, frame: pd.DataFrame, column: str) -> pd.Series:

@@ -19,7 +19,7 @@ from tiercel_serving.machine import fault_of
 
 from ..errors import DataCorrupt, DataError, DataMissing
 from .arrow import canonical, joined, kind_of, of_kind, plain_values
-from .dataset import Dataset, Progress
+from .dataset import Dataset, Progress, dates_as_ids
 from .places import STARTS, find_data
 from .plain import check_names
 from .specs import Parquet
@@ -272,13 +272,10 @@ def _check_alike(parts: Sequence[_Part], table: str, name: str) -> None:
 
 
 def _check_ids(parts: Sequence[_Part], table: str, ids: Sequence[str]) -> None:
-    """Refuse ids that are dates: as seconds nobody who sends such an id would find them again."""
+    """Refuse ids that are dates while they are: what is read has seconds in their place."""
     for name in ids:
         if any(name in part.names and part.kind(name) == "time" for part in parts):
-            raise DataCorrupt(
-                f"parquet: {table}.{name} holds dates or times, and an id is a 64-bit integer or text; "
-                "write the ids as text, such as 2024-05-01"
-            )
+            raise dates_as_ids(f"parquet: {table}.{name}")
 
 
 def _unreadable(path: Path | str, table: str, error: Exception) -> TiercelError:
