@@ -28,16 +28,19 @@ from tiercel_serving.stores.memory_mapped import UserTables
 
 from ..arrays.packed import Packed
 from ..arrays.pairs import IntArray, Pairs
+from ..data import Progress
 from ..families.table import FittedRanking, FittedRetrieval
 
 #: Users at once.
 BLOCK = 256
 
 
-def blocks(users: IntArray) -> Iterator[IntArray]:
-    """Yield users in blocks."""
+def blocks(users: IntArray, what: str = "", progress: Progress | None = None) -> Iterator[IntArray]:
+    """Yield users in blocks, and tell of ``what`` how many are done."""
     for start in range(0, len(users), BLOCK):
         yield users[start : start + BLOCK]
+        if progress is not None:
+            progress(what, min(start + BLOCK, len(users)), len(users))
 
 
 class KnownUsers:
