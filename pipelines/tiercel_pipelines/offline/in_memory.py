@@ -28,6 +28,7 @@ from tiercel_serving.stages.specs import query_stage
 
 from ..arrays.packed import Packed
 from ..arrays.pairs import IntArray, Pairs
+from ..data import Progress
 from ..families.table import FittedRanking, FittedRetrieval
 from .had import Had
 
@@ -35,10 +36,12 @@ from .had import Had
 BLOCK = 256
 
 
-def blocks(users: IntArray) -> Iterator[IntArray]:
-    """Yield users in blocks."""
+def blocks(users: IntArray, what: str = "", progress: Progress | None = None) -> Iterator[IntArray]:
+    """Yield users in blocks, and tell of ``what`` how many are done."""
     for start in range(0, len(users), BLOCK):
         yield users[start : start + BLOCK]
+        if progress is not None:
+            progress(what, min(start + BLOCK, len(users)), len(users))
 
 
 class KnownUsers:

@@ -55,7 +55,7 @@ def offline_figures(
     ordering = OfflineOrdering(settings, trained.ranking, packed, retrieval.arrays_of)
     popular = open_source(Popular(), None, packed, pairs, settings.candidates)
     lists: dict[str, list[IntArray]] = {"popularity": [], "retrieval": [], "ranking": []}
-    for block in blocks(users):
+    for block in blocks(users, "figures", trainer.progress):
         tensors, candidates = retrieval.candidates(block)
         kept = ordering.keep(candidates)
         scores, rows = popular.candidates({}, retrieval.users.mask(block), settings.candidates)
