@@ -84,11 +84,12 @@ def put_pinned(
     functions: Any = library()
     if functions is None:
         return None
-    given = np.ascontiguousarray(scores, np.float32), np.ascontiguousarray(rows, np.int64), number
-    made = np.empty(scores.shape, np.float32), np.empty(scores.shape, np.int32)
-    if functions.put_pinned(*scores.shape, count, before, *map(address, given), *map(address, made)):
+    scores, rows = np.ascontiguousarray(scores, np.float32), np.ascontiguousarray(rows, np.int64)
+    out, pinned = np.empty(scores.shape, np.float32), np.empty(scores.shape, np.int32)
+    arrays: list[Array] = [scores, rows, number, out, pinned]
+    if functions.put_pinned(*scores.shape, count, before, *map(address, arrays)):
         raise MemoryError(f"no memory to place {scores.shape[1]} candidates")
-    return made
+    return out, pinned
 
 
 def put_by_draw(scores: Scores, noise: Doubles, weights: Doubles, rows: Rows) -> Scores | None:
