@@ -40,6 +40,7 @@ def check(keys: np.ndarray, asked: np.ndarray, lookup) -> None:
     found = lookup.find(many)
     assert found.dtype == np.int64
     assert found.tolist() == [position.get(value, -1) for value in many.tolist()]
+    assert [lookup.find_one(value) for value in asked.tolist()] == expected
     few = [lookup.find(asked[begin : begin + FEW]) for begin in range(0, len(asked), FEW)]
     assert [code for codes in few for code in codes.tolist()] == expected
     if asked.dtype == np.object_:

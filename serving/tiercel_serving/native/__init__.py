@@ -20,10 +20,11 @@ _POINTER, _NUMBER, _FIRST = ctypes.c_void_p, ctypes.c_int64, ctypes.c_char
 #: Function → its arguments: p is an array's address, n a whole number.
 ARGUMENTS: Mapping[str, str] = {
     "mark": "pnpn",
-    "draw_uniform": "nnppp",
+    "draw_uniform": "nnnppp",
     "sort_by_score": "nnppppp",
     "put_in_place": "nnnpppp",
     "put_by_draw": "nnppppp",
+    "put_pinned": "nnnnppppp",
     "find_texts": "pnpnn" + "pnpppp",
     "split_texts": "pnnp",
     "place_by_vectors": "nnnnnn" + "ppppppp",

@@ -11,15 +11,15 @@ from . import address, library
 
 
 def draw_uniform(
-    firsts: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]
+    seeds: npt.NDArray[np.float64], rows: npt.NDArray[np.int64], offset: int
 ) -> npt.NDArray[np.float64] | None:
-    """Return numbers ``[B, M]`` of each user's first ``[B or 1, 1]`` and rows ``[B, M]``; None: not built."""
+    """Return numbers ``[B, M]`` of each user's seed ``[B or 1, 1]`` and rows ``[B, M]``; None: not built."""
     functions: Any = library()
     if functions is None:
         return None
-    if len(firsts) != len(rows):
-        firsts = np.repeat(firsts, len(rows), axis=0)
+    if len(seeds) != len(rows):
+        seeds = np.repeat(seeds, len(rows), axis=0)
     drawn = np.empty(rows.shape, np.float64)
-    given = np.ascontiguousarray(firsts), np.ascontiguousarray(rows, np.int64)
-    functions.draw_uniform(*rows.shape, *map(address, given), address(drawn))
+    given = np.ascontiguousarray(seeds, np.float64), np.ascontiguousarray(rows, np.int64)
+    functions.draw_uniform(*rows.shape, offset, *map(address, given), address(drawn))
     return drawn

@@ -179,3 +179,45 @@ EXPORT int64_t put_by_draw(int64_t users, int64_t width, const float* scores, co
   free(sorted);
   return whole ? 0 : -1;
 }
+
+/* Put the pinned items at a place, one after another by their numbers, and the scores of the places to what stands there.
+ *
+ *   count    how many numbers there are
+ *   before   how many others come before them
+ *   scores, rows   [users, width]
+ *   number   of each row: 1 to `count` for what is pinned, more for all others
+ *   out      [users, width]: each candidate's new score
+ *   pinned   [users, width]: 1 for what is pinned and has a score, 0 for all others */
+EXPORT int64_t put_pinned(int64_t users, int64_t width, int64_t count, int64_t before, const float* scores,
+                          const int64_t* rows, const int32_t* number, float* out, int32_t* pinned)
+{
+  Entry* memory = malloc((size_t)(3 * width + 1) * sizeof *memory);
+  int64_t* order = malloc((size_t)width * sizeof *order + 1);
+  float* sorted = malloc((size_t)width * sizeof *sorted + 1);
+  bool whole = memory != NULL && order != NULL && sorted != NULL;
+  Entry *entries = memory, *spare = memory + width, *chosen = memory + 2 * width;
+  for (int64_t user = 0; whole && user < users; ++user) {
+    const int64_t first = user * width;
+    int32_t* own = pinned + first;
+    sort_user(scores + first, rows + first, width, &entries, &spare);
+    int64_t many = 0, next = 0, at = 0;
+    for (int64_t place = 0; place < width; ++place) {
+      const uint32_t item = entries[place].at;
+      const int32_t part = number[rows[first + item]];
+      sorted[place] = score_of(entries[place].key);
+      own[item] = part <= count && sorted[place] != -INFINITY;
+      if (own[item]) chosen[many++] = (Entry){(uint32_t)part, item};
+    }
+    if (count > 1) sort_entries(&chosen, &spare, many);
+    for (; next < before && at < width && sorted[at] != -INFINITY; ++at)
+      if (!own[entries[at].at]) order[next++] = entries[at].at;
+    for (int64_t place = 0; place < many; ++place) order[next++] = chosen[place].at;
+    for (; at < width; ++at)
+      if (!own[entries[at].at]) order[next++] = entries[at].at;
+    whole = put_in_place(1, width, 0, sorted, order, NULL, out + first) == 0;
+  }
+  free(memory);
+  free(order);
+  free(sorted);
+  return whole ? 0 : -1;
+}

@@ -57,17 +57,39 @@ def _sort(
     return True
 
 
-def put_in_place(scores: Scores, order: Rows, picks: Rows) -> Scores | None:
-    """Do what :meth:`tiercel_serving.reorder.placing.Line.placed` does, of its scores, order and picks."""
+def put_in_place(scores: Scores, order: Rows, picks: Rows | None) -> Scores | None:
+    """Do what :meth:`tiercel_serving.reorder.placing.Line.placed` does, of its scores, order and picks.
+
+    Without picks the scores go to the order as it is.
+    """
     functions: Any = library()
     if functions is None:
         return None
     out = np.empty(scores.shape, np.float32)
-    given: list[Array] = [np.ascontiguousarray(scores, np.float32)]
-    given += [np.ascontiguousarray(places, np.int64) for places in (order, picks)]
-    if functions.put_in_place(*scores.shape, picks.shape[1], *map(address, given), address(out)):
+    scores, order = np.ascontiguousarray(scores, np.float32), np.ascontiguousarray(order, np.int64)
+    places, chosen = 0, None
+    if picks is not None:
+        picks = np.ascontiguousarray(picks, np.int64)
+        places, chosen = picks.shape[1], address(picks)
+    given = address(scores), address(order), chosen
+    if functions.put_in_place(*scores.shape, places, *given, address(out)):
         raise MemoryError(f"no memory to place {scores.shape[1]} candidates")
     return out
+
+
+def put_pinned(
+    scores: Scores, rows: Rows, number: npt.NDArray[np.int32], count: int, before: int
+) -> tuple[Scores, npt.NDArray[np.int32]] | None:
+    """Do what :meth:`tiercel_serving.reorder.pin_items.Pinned.apply` does."""
+    functions: Any = library()
+    if functions is None:
+        return None
+    scores, rows = np.ascontiguousarray(scores, np.float32), np.ascontiguousarray(rows, np.int64)
+    out, pinned = np.empty(scores.shape, np.float32), np.empty(scores.shape, np.int32)
+    arrays: list[Array] = [scores, rows, number, out, pinned]
+    if functions.put_pinned(*scores.shape, count, before, *map(address, arrays)):
+        raise MemoryError(f"no memory to place {scores.shape[1]} candidates")
+    return out, pinned
 
 
 def put_by_draw(scores: Scores, noise: Doubles, weights: Doubles, rows: Rows) -> Scores | None:

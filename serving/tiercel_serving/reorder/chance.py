@@ -45,14 +45,13 @@ def uniform(seeds: npt.NDArray[np.float64], rows: Rows, of: int) -> npt.NDArray[
             return np.full(rows.shape, 0.5)
         if rows.size == 1:
             return np.full(rows.shape, plain_uniform(seed, rows.item(), of))
-        first: npt.NDArray[np.uint64] = np.full((1, 1), _plain_first(seed, of), np.uint64)
-    else:
-        first = np.where(np.isnan(seeds), 0, seeds).astype(np.uint64)
-        first += np.uint64(of * _STEP & _ALL)
-        _mix(first)
-    found = draw_uniform(first, rows)
+    offset = of * _STEP & _ALL
+    found = draw_uniform(seeds, rows, offset)
     if found is not None:
         return found
+    first = np.where(np.isnan(seeds), 0, seeds).astype(np.uint64)
+    first += np.uint64(offset)
+    _mix(first)
     mixed = first ^ rows.astype(np.uint64)
     _mix(mixed)
     mixed >>= _11

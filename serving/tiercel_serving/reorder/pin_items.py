@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings, mistyped
+from ..native.order import put_pinned
 from ..problems import COUNT, Problem, out_of_range
 from ..ranked import Rows, Scores, pick
 from ..spec import Arrays
@@ -68,7 +69,7 @@ class PinItems(Settings, frozen=True, tag="pin_items"):
 
     def open(self, columns: Mapping[str, Column]) -> Pinned:
         """Return the step."""
-        number = np.full(len(columns[self.column]), len(self.values) + 1)
+        number = np.full(len(columns[self.column]), len(self.values) + 1, np.int32)
         for at, value in enumerate(self.values, 1):
             number[having(columns, self.column, (value,))] = at
         return Pinned(number, len(self.values), self.place - 1)
@@ -89,23 +90,20 @@ class PinItems(Settings, frozen=True, tag="pin_items"):
 class Pinned:
     """Each item's number among the pinned ``[I + 1]``, 1 to ``count``, one more for all others; the place."""
 
-    def __init__(self, number: Rows, count: int, before: int) -> None:
-        self._part = number.astype(np.min_scalar_type(count + 2))
-        self._count, self._before = count, before
+    def __init__(self, number: npt.NDArray[np.int32], count: int, before: int) -> None:
+        self._number, self._count, self._before = number, count, before
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
-        """Sort by part: those before the place (0), the pinned, all others, those without a score."""
-        line = Line.of(scores, arrays)
-        part = self._part.take(line.rows)
-        pinned = part <= self._count
-        real = line.real if line.scores[:, -1].min() == -np.inf else None
-        if real is not None:
-            pinned &= real
-        if self._before:
-            part[(np.cumsum(~pinned, axis=1) <= self._before) & ~pinned] = 0
-        if real is not None:
-            part[~real] = self._count + 2
-        # Of small numbers a stable sort counts, and whatever is equal stays in its order.
+        """Put what is pinned behind those before the place."""
+        found = put_pinned(scores, arrays["kept_row"], self._number, self._count, self._before)
+        return self._sorted(Line.of(scores, arrays)) if found is None else found
+
+    def _sorted(self, line: Line) -> tuple[Scores, npt.NDArray[np.int32]]:
+        """Do the same in NumPy: those before the place (0), the pinned, all others, those without a score."""
+        part = self._number.take(line.rows)
+        pinned = (part <= self._count) & line.real
+        part[(np.cumsum(~pinned, axis=1) <= self._before) & ~pinned] = 0
+        part[~line.real] = self._count + 2
+        # What is equal stays in its order.
         order: Rows = pick(line.order, part.argsort(axis=1, kind="stable"))
-        why = unsorted(pinned.astype(np.int32), line.order)
-        return in_order(line.scores, order), why
+        return in_order(line.scores, order), unsorted(pinned.astype(np.int32), line.order)

@@ -176,7 +176,7 @@ def scaled(relevance: Floats, by: Floats) -> Floats:
 
 def in_order(scores: Scores, order: Rows) -> Scores:
     """Return scores ``[B, K]`` of the kept in an order ``[B, K]``: sorted ones stay with the places."""
-    found = put_in_place(scores, order, np.empty((len(scores), 0), np.int64))
+    found = put_in_place(scores, order, None)
     return unsorted(strictly_falling(scores), order) if found is None else found
 
 

@@ -145,9 +145,8 @@ class Overlay:
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Return the record of each key from one snapshot; None where there is none."""
         try:
-            with self._env.begin() as transaction:
-                get = transaction.get
-                return [get(key) for key in keys]
+            # The transaction ends with the last reference to it: at once, and sooner than by a block.
+            return [*map(self._env.begin().get, keys)]
         except lmdb.MapResizedError:  # by a process that lets it become larger
             self._env.set_mapsize(0)
             return self.read(keys)

@@ -97,15 +97,16 @@ class LiveUsers:
         asked, snapshot = self._latest
         if asked is user_ids and snapshot is not None:
             return snapshot
-        snapshot = self._read(user_ids)
+        # Of one user the second is the first, and made sooner.
+        snapshot = self._read(user_ids[0] if len(user_ids) == 1 else user_ids[:, 0])
         self._latest = (user_ids, snapshot)
         return snapshot
 
     def _read(self, user_ids: Array) -> Users:
-        base = self.tables.read(user_ids)
-        ids = user_ids.reshape(-1).tolist()
+        """Look the users ``[B]`` up."""
+        base = UserRows(self.tables, self.tables.rows(user_ids))
         try:
-            found = self._records.read(user_keys(ids))
+            found = self._records.read(user_keys(user_ids.tolist()))
             if found.count(None) == len(found):
                 return base
             whole = [EMPTY if record is None or not intact(record) else record for record in found]
@@ -114,7 +115,7 @@ class LiveUsers:
             if batch.width > self._width:
                 self._learn()
         except StoreError:
-            self.fallbacks[UNAVAILABLE] += len(ids)
+            self.fallbacks[UNAVAILABLE] += len(user_ids)
             return base
         return LiveRows(self, base, batch)
 

@@ -109,9 +109,10 @@ class UserTables:
 
     def rows(self, user_ids: Array) -> Rows:
         """Return the row of each raw id ``[n]``; U where the store has no such user."""
+        if len(user_ids) == 1:
+            row = self.lookup.find_one(user_ids.item())
+            return np.array([row if row >= 0 else self.size])
         found = self.lookup.find(user_ids)
-        if len(found) == 1:
-            return found if found.item() >= 0 else np.array([self.size])
         return np.where(found < 0, self.size, found)
 
     @cached_property
@@ -136,9 +137,10 @@ class UserTables:
 
     def packed(self, name: str) -> Array:
         """Return a packed table ``[U + 1, …]``."""
-        if name not in self._packed:
-            self._packed[name] = self._artefact.array(name, self.size + 1)
-        return self._packed[name]
+        table = self._packed.get(name)
+        if table is None:
+            table = self._packed[name] = self._artefact.array(name, self.size + 1)
+        return table
 
     def raw(self, column: str) -> StoredColumn | None:
         """Return a raw column ``[U + 1]``; None if the store does not hold it."""
@@ -179,7 +181,7 @@ class UserRows:
 
     def packed(self, name: str) -> Array:
         """Return a model-ready tensor ``[B, …]``."""
-        taken: Array = self._tables.packed(name).take(self.rows, axis=0)
+        taken: Array = self._tables.packed(name).take(self.rows, 0)
         return taken
 
     def raw(self, name: str) -> Column | None:
