@@ -85,6 +85,12 @@ class Environment:
         pip = [sys.executable, "-m", "pip", "--python", self.folder / "bin" / "python"]
         self._run([*pip, "install", *options, requirement])
 
+    def install_quickly(self, requirement: str) -> None:
+        """Install with uv, in a tenth of pip's time; with pip where uv finds no index: it reads no pip.conf."""
+        command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", self.folder]
+        if subprocess.run([*command, requirement], capture_output=True, env=self.variables, cwd="/").returncode:
+            self.install(requirement)
+
     def _run(self, command: list[str | Path]) -> None:
         done = subprocess.run(command, capture_output=True, text=True, env=self.variables, cwd="/")
         assert done.returncode == 0, done.stderr

@@ -219,7 +219,7 @@ class Trainer:
         if users is None:
             users = sampled_users(held_out, self.recipe.seed + fold, self.recipe.training.listed_users)
         # What comes again is never among what was held out: with it, a list would teach that it is wrong.
-        settings = msgspec.structs.replace(self.settings, allow_seen=False)
+        settings = msgspec.structs.replace(self.settings, allow_seen=False, seen_again_days=None)
         retrieval = OfflineRetrieval(settings, models, self.packed, rest)
         parts = []
         for block in blocks(users, f"lists, fold {fold + 1} of {count}", self.progress):
