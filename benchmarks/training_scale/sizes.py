@@ -10,6 +10,8 @@ SIZES: Mapping[str, Synthetic] = {
     "tiny": Synthetic(users=60, items=50, interactions=1_200),
     "1x": Synthetic(users=30_000, items=24_000, interactions=300_000),
     "10x": Synthetic(users=30_000, items=24_000, interactions=3_000_000),
+    "1m": Synthetic(users=1_000_000, items=200_000, interactions=20_000_000),
+    "1m-few": Synthetic(users=1_000_000, items=200_000, interactions=2_000_000),
 }
 
 #: Most seconds and bytes of ``1x``, and how much more memory ten times its interactions may take.

@@ -40,6 +40,7 @@ def test_the_same_seed_makes_the_same_data_up(text_ids):
         assert np.mean(one.items["lot"] < most) == float(share.rstrip("%")) / 100
 
 
+@pytest.mark.slow
 def test_tiny_runs_from_end_to_end_and_saves_json_and_a_plot(tmp_path):
     saved = tmp_path / "deep" / "scale.json"
     done = scale("--size", "tiny", "--text-ids", "--json", "--save", str(saved))

@@ -91,7 +91,7 @@ def test_what_a_user_came_back_to_is_in_one_part(tmp_path: Path) -> None:
     split = split_dataset(dataset, by="leave_one_out", validation=0.0)
     assert split.test.place.tolist() == [0, 3]
     assert split.test.item_id.tolist() == [1, 1]
-    again = split_dataset(dataset, by="leave_one_out", validation=0.0, allow_seen=True)
+    again = split_dataset(dataset, by="leave_one_out", validation=0.0, given_again=True)
     assert np.array_equal(again.test[["item_id", "place"]], [[1, 3], [4, 2]])
 
 

@@ -89,7 +89,7 @@ def test_what_a_user_came_back_to_is_in_one_part(
 
 def test_pairs_and_rows_are_one_where_nothing_repeats() -> None:
     dataset = load_dataset(Synthetic())
-    by_pairs, by_rows = split_dataset(dataset), split_dataset(dataset, allow_seen=True)
+    by_pairs, by_rows = split_dataset(dataset), split_dataset(dataset, given_again=True)
     for name in ("train", "valid", "test"):
         pd.testing.assert_frame_equal(getattr(by_pairs, name), getattr(by_rows, name))
 
@@ -116,7 +116,7 @@ def test_leave_one_out_takes_the_latest_of_each() -> None:
     assert split.test.index.tolist() == [0, 2, 3]
     assert split.valid.index.tolist() == [6]
     assert split.train.index.tolist() == [1, 4, 5]
-    seen = split_dataset(timed(EVENTS), by="leave_one_out", validation=0, allow_seen=True)
+    seen = split_dataset(timed(EVENTS), by="leave_one_out", validation=0, given_again=True)
     assert seen.test.index.tolist() == [2, 3]
 
 

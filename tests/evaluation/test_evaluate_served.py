@@ -1,7 +1,7 @@
 """Evaluation against a fake server with known lists, whose figures can be computed by hand."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +16,7 @@ from tiercel_pipelines.errors import EvaluationError
 from tiercel_pipelines.offline.evaluate import check_protocol, check_same, evaluate_served
 from tiercel_pipelines.offline.evaluation_data import EvaluationData
 from tiercel_pipelines.offline.published import PUBLISHED
-from tiercel_pipelines.recipe import SplitSettings
+from tiercel_pipelines.recipe import ServingSettings, SplitSettings
 
 ITEMS = [f"i{row}" for row in range(6)]
 KNOWN = [("anna", "i0"), ("anna", "i1"), ("bo", "i0"), ("bo", "i2"), ("cy", "i0")]
@@ -37,11 +37,11 @@ class FakeServed:
     def info(self):
         return SimpleNamespace(name="toy", build_id="b1", max_batch_size=self.batch, k_max=self.k_max)
 
-    def recommend(self, user_ids, k):
+    def recommend(self, user_ids, k, now_s=None):
         self.asked.append(list(user_ids))
         return [[ITEMS[row] for row in self.ranked[user][:k]] for user in user_ids]
 
-    def retrieve(self, user_ids):
+    def retrieve(self, user_ids, now_s=None):
         width = max(map(len, self.retrieved.values()))
         rows = np.full((len(user_ids), width), len(ITEMS))
         for place, user in enumerate(user_ids):
@@ -69,7 +69,7 @@ def served(**changes):
 def test_data_keeps_users_with_test_items_and_counts_a_repeated_pair_once(data):
     assert data.user_ids == ["anna", "bo"]
     assert data.relevance.counts.tolist() == [2, 1]
-    assert data.known.counts.tolist() == [2, 2]
+    assert data.masked.counts.tolist() == [2, 2]
     assert data.popularity_lists(6).tolist() == [[2, 3, 4, 5, 6, 6], [1, 3, 4, 5, 6, 6]]
 
 
@@ -128,7 +128,7 @@ def test_a_short_answer_is_an_answer(data):
 
 def test_an_item_that_the_run_does_not_have_is_refused(data):
     fake = served()
-    fake.recommend = lambda users, k: [["elsewhere"] for _ in users]
+    fake.recommend = lambda users, k, now_s: [["elsewhere"] for _ in users]
     with pytest.raises(EvaluationError, match="'elsewhere', which the run does not have"):
         evaluate_served(fake, data, k=2)
 
@@ -170,8 +170,8 @@ def test_a_server_of_another_recommender_or_build_is_refused():
 def run_of(dataset, seed=42, again=False):
     return SimpleNamespace(
         record=SimpleNamespace(
-            data=SimpleNamespace(name=dataset, user_id="user_id", item_id="item_id"),
-            recipe=SimpleNamespace(split=SplitSettings(seed=seed), serving=SimpleNamespace(allow_seen=again)),
+            data=SimpleNamespace(name=dataset, user_id="user_id", item_id="item_id", timestamp=None),
+            recipe=SimpleNamespace(split=SplitSettings(seed=seed), serving=ServingSettings(allow_seen=again)),
         ),
         items=pd.DataFrame({"item_id": ITEMS}),
         interactions=frame(KNOWN),
@@ -199,19 +199,20 @@ def test_published_figures_stand_only_beside_their_own_protocol(dataset, seed, k
 class PerfectServed:
     """Gives every user first what the test looks for, and then anything else, as far as it may."""
 
-    def __init__(self, known, test, items, allow_seen):
+    def __init__(self, known, test, items, allow_seen, may_not_come=None):
         self.info = SimpleNamespace(name="toy", build_id="b1", max_batch_size=7, k_max=20)
         self.lists = {}
         for user in set(test["user_id"]):
             had = set() if allow_seen else set(known["item_id"][known["user_id"] == user])
+            had = had if may_not_come is None else may_not_come(user)
             wanted = set(test["item_id"][test["user_id"] == user])
             self.lists[user] = sorted(set(range(items)) - had, key=lambda row: (row not in wanted, row))
         self.width = items
 
-    def recommend(self, user_ids, k):
+    def recommend(self, user_ids, k, now_s):
         return [self.lists[user][:k] for user in user_ids]
 
-    def retrieve(self, user_ids):
+    def retrieve(self, user_ids, now_s):
         rows = [self.lists[user] for user in user_ids]
         return np.array([row + [self.width] * (self.width - len(row)) for row in rows])
 
@@ -224,7 +225,7 @@ interactions = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 11)), min_si
 def test_a_perfect_server_scores_one_in_every_protocol(rows, allow_seen, train, k):
     table = frame(rows)
     dataset = Dataset("toy", frame([]), frame([]), table)
-    split = split_dataset(dataset, train=train, allow_seen=allow_seen)
+    split = split_dataset(dataset, train=train, given_again=allow_seen)
     assume(len(split.test))
     items = pd.DataFrame({"item_id": range(12)})
     data = EvaluationData.from_frames("toy", items, split.fit, split.test, allow_seen=allow_seen)
@@ -256,8 +257,57 @@ def test_what_was_seen_and_is_never_served_is_left_out_and_counted(known, test):
     assert ("left out of the test" in said) == (data.left_out > 0)
 
 
+times = st.integers(0, 9)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    known=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 7), times), min_size=1, max_size=40),
+    test=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 7), times), min_size=1, max_size=20),
+    days=st.integers(0, 8),
+)
+def test_what_comes_again_after_days_counts_at_the_time_of_the_users_latest_test(known, test, days):
+    """Beside a plain loop over users: what is left out, what popularity may show, and the perfect server."""
+    items, timed = pd.DataFrame({"item_id": range(8)}), ["user_id", "item_id", "timestamp"]
+    tables = [pd.DataFrame(rows, columns=timed) for rows in (known, test)]
+    for table in tables:
+        table["timestamp"] *= 86_400
+
+    def may_not_come(user):
+        now = max(time for one, _, time in test if one == user)
+        had = {}
+        for one, item, time in known:
+            if one == user:
+                had[item] = max(time, had.get(item, 0))
+        return {item for item, time in had.items() if days and now - time < days}
+
+    new = {(user, item) for user, item, _ in test if item not in may_not_come(user)}
+    if not new:
+        with pytest.raises(EvaluationError, match=r"already had all of the \d+ items .*seen_again_days"):
+            EvaluationData.from_frames("toy", items, *tables, seen_again_days=days)
+        return
+    data = EvaluationData.from_frames("toy", items, *tables, seen_again_days=days)
+    assert data.left_out == len({(user, item) for user, item, _ in test} - new)
+    assert set(data.user_ids) == {user for user, _ in new}
+    for place, user in enumerate(data.user_ids):
+        assert data.now_s[place] == 86_400 * max(time for one, _, time in test if one == user)
+        assert set(range(8)) - set(data.popularity_lists(8)[place].tolist()) == may_not_come(user)
+    perfect = PerfectServed(*tables, 8, False, may_not_come)
+    report = evaluate_served(perfect, data, k=5)
+    assert report.figures["ranking"].ndcg == pytest.approx(1)
+    said = " ".join(map(str, human(report.to_json())))
+    assert f"seen {days} or more days before" in said
+    assert (f"seen_again_days is {days}" in said) == (data.left_out > 0)
+
+
 def test_a_server_of_another_protocol_is_refused(data):
-    check_protocol(SimpleNamespace(name="toy", allow_seen=False), data)
+    check_protocol(SimpleNamespace(name="toy", allow_seen=False, request_columns=()), data)
+    again = replace(data, now_s=np.zeros(2))
+    check_protocol(
+        SimpleNamespace(name="toy", allow_seen=False, request_columns=(SimpleNamespace(name="now"),)), again
+    )
+    with pytest.raises(EvaluationError, match="serves 'toy' without seen_again_days"):
+        check_protocol(SimpleNamespace(name="toy", allow_seen=False, request_columns=()), again)
     with pytest.raises(EvaluationError, match="serves 'toy' with allow_seen=True, but the test part is made"):
         check_protocol(SimpleNamespace(name="toy", allow_seen=True), data)
 

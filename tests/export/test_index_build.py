@@ -209,6 +209,11 @@ PLACE = (
             "d (7) is no multiple",
         ),
         ("Error in void f() at b.cpp:1: Error: 'is_trained' failed", "'is_trained' failed"),
+        (
+            f"{PLACE} Error: 'metric == METRIC_L2' failed",
+            "it knows no inner product, by which items are found",
+        ),
+        ("C++ exception stoi", "a number in it is too large"),
         ("out of memory", "out of memory"),
         ("", "RuntimeError"),
         (f"Exception thrown from index 1: {PLACE} no room\n", "Exception thrown from index 1: no room"),
@@ -235,9 +240,18 @@ def test_a_poor_recall_is_refused_and_what_limits_it_is_said(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    "factory", ["Nonsense", "", "IVF4,PQ3", "IVF4,PQ4x99", "PQ4x8", "IVF64,Flat", "RQ2x8"]
+    "factory",
+    [
+        *("Nonsense", "", "IVF4,PQ3", "IVF4,PQ4x99", "PQ4x8", "IVF64,Flat", "RQ2x8", "LSH", "IVF4(LSH),Flat"),
+        *("PCA64,Flat", "IDMap,Flat", "NSG16", "IMI2x2,Flat", "IVF3,PQ4+8", "((", "IVF99999999999,Flat"),
+    ],
 )
-def test_what_faiss_refuses_is_said_without_its_places(factory: str) -> None:
+def test_what_faiss_refuses_is_said_in_words_before_anything_is_trained(factory: str) -> None:
+    problems = Index("towers", factory=factory)
+    found = problems.problems() or problems.misfits(8, 20)
+    assert found
+    assert all(problem.remedy for problem in found)
+    assert not re.search(r"::|\.cpp|Error in|C\+\+|' failed", " ".join(map(str, found)))
     vectors = np.random.default_rng(0).random((20, 8), np.float32)
     with pytest.raises(InvalidSettings) as raised:
         build_index(vectors, vectors, factory=factory, parameters=None, candidates=3, min_recall=0.5)

@@ -20,6 +20,7 @@ from tiercel_serving.release.writing import write_manifest
 from tiercel_serving.rules.compare import Compare
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.popular import Popular
+from tiercel_serving.stages.seen_again import SeenAgain
 from tiercel_serving.stores.memory_mapped import UserTables
 from tiercel_serving.verify.checks import verify_release
 from tiercel_serving.verify.golden import ANSWER_USERS, StoredGolden
@@ -172,5 +173,5 @@ def test_what_users_already_had_is_verified_both_ways(
     assert not np.any(again & ~allowed)
     assert np.any(again & allowed)
     assert all(row.ok for row in answers(release))
-    monkeypatch.setattr("tiercel_serving.stages.retrieval._masked", lambda users, allowed: users.seen())
+    monkeypatch.setattr(SeenAgain, "masked", lambda self, users, arrays: users.seen())
     assert not any(row.ok for row in answers(release))

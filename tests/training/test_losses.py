@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tiercel_pipelines.tasks import softmax_of_draws
 from tiercel_pipelines.tasks.listwise_softmax import listwise_softmax
-from tiercel_pipelines.tasks.sampled_softmax import sampled_softmax
+from tiercel_pipelines.tasks.softmax_of_draws import sampled_softmax
 
 
 def oracle_sampled(draws, query_scores, log_q, positives_of, owner):
@@ -53,6 +54,22 @@ def test_sampled_softmax_equals_the_sum_over_draws(seed, users, width, n_items):
     owner = np.nonzero(real)[0]
     expected = oracle_sampled(drawn[real].tolist(), scores, log_q, positives_of, owner)
     assert float(loss) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("at_once", [1, 20, 1_000])
+def test_the_gradient_of_the_sampled_softmax_is_that_of_its_value(at_once, monkeypatch):
+    """However many users are taken at once; the first has no positive, the second nothing against its own."""
+    monkeypatch.setattr(softmax_of_draws, "_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    query = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    vectors = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
+    log_q, counts = torch.rand(9, dtype=torch.float64).log(), torch.randint(1, 4, (9,)).double()
+    weights = torch.rand(6, 4, dtype=torch.float64) * (torch.rand(6, 4) < 0.6)
+    weights[0], weights[1, 0] = 0, 0.5
+    masked = torch.rand(6, 9) < 0.3
+    masked[1] = True
+    others = (log_q, counts, torch.randint(9, (6, 4)), masked, weights)
+    assert torch.autograd.gradcheck(lambda *both: 3 * sampled_softmax(*both, *others), (query, vectors))
 
 
 def test_log_q_makes_the_sampled_loss_estimate_the_full_softmax():

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from tiercel_pipelines.data import load_dataset
 from tiercel_pipelines.errors import RecipeError
+from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.families.dlrm import DLRM
 from tiercel_pipelines.families.two_tower import TwoTower
+from tiercel_pipelines.offline.evaluate import evaluate_served
 from tiercel_pipelines.offline.evaluation_data import EvaluationData
+from tiercel_pipelines.offline.served_ensemble import LocalEnsemble
 from tiercel_pipelines.recipe import (
     ALS,
     EASE,
     Index,
     ItemWeights,
     ListwiseSoftmax,
+    PerRequest,
     Popular,
     ServingSettings,
     SplitSettings,
@@ -63,8 +68,8 @@ def test_without_a_ranker_retrievals_order_is_the_order_and_no_fold_is_trained(d
     trained = train_recipe(
         quick(ranking=None), dataset, tmp_path / "r", progress=lambda what, *_: told.append(what)
     )
-    models = [what for what in told if "workflow" not in what]
-    assert dict.fromkeys(models) == dict.fromkeys(("two_tower, fold 1 of 1", "two_tower"))
+    done = [what for what in told if "workflow" not in what]
+    assert dict.fromkeys(done) == dict.fromkeys(("packing", "two_tower, fold 1 of 1", "two_tower", "figures"))
     assert trained.load_ranking() is None
     assert trained.metrics["ranking"] == trained.metrics["retrieval"]
     assert list(trained.metrics["epochs"]) == ["two_tower"]
@@ -120,6 +125,7 @@ def test_several_retrieval_families_are_each_trained_judged_and_kept(dataset, tm
     assert [what for what in dict.fromkeys(told) if "fold 1" in what] == [
         "two_tower, fold 1 of 3",
         "wide, fold 1 of 3",
+        "lists, fold 1 of 3",
     ]
     assert trained.record.inputs.sources == 3
     models = trained.load_retrieval()
@@ -172,3 +178,31 @@ def test_an_interrupt_leaves_nothing(dataset, tmp_path, monkeypatch, stop_at):
     with pytest.raises(KeyboardInterrupt):
         train_recipe(quick(), dataset, tmp_path / "runs" / "r")
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("by", ["random", "time"])
+def test_offline_figures_of_what_comes_again_are_those_of_the_served(dataset, tmp_path, by):
+    """Each user's request says the time of the test; a wrong time, or none, gives other figures."""
+    rng = np.random.default_rng(5)
+    once = dataset.interactions
+    later = once.assign(timestamp=once["timestamp"] + rng.integers(1, 200, len(once)) * 86_400)
+    twice = dataclasses.replace(dataset, interactions=pd.concat([once, later], ignore_index=True))
+    serving = replace(
+        SERVING,
+        sources=(ItemWeights("ease"), Popular(quota=0)),
+        seen_again_days=PerRequest("again_days", 200.0, 0.0, 365.0),
+    )
+    recipe = quick(retrieval=EASE(l2=5.0), ranking=None, serving=serving, split=SplitSettings(by=by))
+    run = train_recipe(recipe, twice, tmp_path / "run")
+    data = EvaluationData.from_run(run)
+    assert data.left_out > 0
+    again = run.test.merge(run.interactions, on=["user_id", "item_id"])[
+        ["user_id", "item_id"]
+    ].drop_duplicates()
+    assert len(again) > data.left_out  # some of what users had is to be found
+    export_run(run.path, tmp_path / "release", verify=False)
+    ensemble = LocalEnsemble(tmp_path / "release")
+    figures = evaluate_served(ensemble, data).figures
+    assert figures["ranking"].to_json() == pytest.approx(run.metrics["ranking"])
+    clock = evaluate_served(ensemble, dataclasses.replace(data, now_s=None)).figures
+    assert clock["ranking"].ndcg != pytest.approx(run.metrics["ranking"]["ndcg"])

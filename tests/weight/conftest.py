@@ -45,7 +45,7 @@ def host(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     if python is None:
         pytest.skip("no Python 3.10 to 3.12 with a shared libpython on this machine")
     environment = Environment(tmp_path_factory.mktemp("host") / "venv", python)
-    environment.install(f"tiercel[server] @ {wheel.as_uri()}")
+    environment.install_quickly(f"tiercel[server] @ {wheel.as_uri()}")
     return environment
 
 
@@ -64,7 +64,7 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Bare:
 @pytest.fixture(scope="session")
 def light(bare: Bare, wheel: Path) -> Environment:
     """The same environment after ``pip install "tiercel[commands]"``: a host with a Triton of its own."""
-    bare.environment.install(f"tiercel[commands] @ {wheel.as_uri()}")
+    bare.environment.install_quickly(f"tiercel[commands] @ {wheel.as_uri()}")
     return bare.environment
 
 

@@ -85,6 +85,12 @@ class Environment:
         pip = [sys.executable, "-m", "pip", "--python", self.folder / "bin" / "python"]
         self._run([*pip, "install", *options, requirement])
 
+    def install_quickly(self, requirement: str) -> None:
+        """Install with uv, ten times as fast; with pip where uv, which reads no pip.conf, finds no index."""
+        uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", self.folder, requirement]
+        if subprocess.run(uv, capture_output=True, env=self.variables, cwd="/").returncode:
+            self.install(requirement)
+
     def _run(self, command: list[str | Path]) -> None:
         done = subprocess.run(command, capture_output=True, text=True, env=self.variables, cwd="/")
         assert done.returncode == 0, done.stderr

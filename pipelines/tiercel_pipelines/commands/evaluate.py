@@ -92,21 +92,29 @@ def evaluate(
 
 def human(document: dict[str, Any]) -> list[Any]:
     """Return what people see."""
-    which = "items, seen or not" if document["allow_seen"] else "unseen items"
+    which = which_items(document["allow_seen"], document["seen_again_days"])
     title = (
         f"{document['name']} (build {document['build_id']}), {document['dataset']}: "
         f"{number(document['users'])} users, top {document['k']} of all {which}"
     )
     parts: list[Any] = [heading(title), figures_table(document), beyond_table(document)]
     if document["left_out"]:
-        had = (
-            f"{number(document['left_out'])} pairs of user and item are also in training, and so never served"
-        )
-        parts.append(f"[dim]left out of the test: {had} (allow_seen is off)[/]")
+        days = document["seen_again_days"]
+        why = "allow_seen is off" if days is None else f"seen_again_days is {days:g}"
+        had = f"{number(document['left_out'])} pairs of user and item are also in training, and so not served"
+        parts.append(f"[dim]left out of the test: {had} ({why})[/]")
     sources = {row["source"] for row in document["published"]}
     if sources:
         parts.append(f"[dim]published figures: {'; '.join(sorted(sources, reverse=True))}[/]")
     return parts
+
+
+def which_items(allow_seen: bool, seen_again_days: float | None) -> str:
+    """Return which items of the catalogue users were given."""
+    if allow_seen:
+        return "items, seen or not"
+    again = "" if seen_again_days is None else f" and those seen {seen_again_days:g} or more days before"
+    return f"unseen items{again}"
 
 
 def figures_table(document: dict[str, Any]) -> Table:

@@ -190,6 +190,7 @@ def explain_recipe(
     from msgspec.structs import asdict
 
     from tiercel_export.workflow.frames import columns_from_frame
+    from tiercel_serving.stages.seen_again import given_again
 
     from ..data import load_dataset, split_dataset
     from ..features.fit_progress import fit_progress
@@ -200,7 +201,7 @@ def explain_recipe(
 
     dataset = load_dataset(recipe.dataset, data_dir=data_dir, progress=progress)
     check_recipe(recipe, dataset)
-    fit = split_dataset(dataset, **asdict(recipe.split), allow_seen=recipe.serving.allow_seen).fit
+    fit = split_dataset(dataset, **asdict(recipe.split), given_again=given_again(recipe.serving)).fit
     progress("fitting the workflow", 0, None)
     with fit_progress(progress):
         workflow = fit_workflow(recipe, dataset, fit)

@@ -12,6 +12,7 @@ from tiercel_serving.commands.shell import Debug, Json, Refused, shell
 from tiercel_serving.commands.tables import heading, number, pairs, seconds, table
 
 from .data import DataDir
+from .evaluate import which_items
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,6 +65,8 @@ def command(
     with shell(json=json, debug=debug) as sh:
         begun = time.perf_counter()
         with sh.work(f"Training {recipe}") as progress:
+            from tiercel_serving.stages.seen_again import days_again, given_again
+
             from ..data import load_dataset
             from ..recipe.load import load_recipe
             from ..training import train_recipe
@@ -103,9 +106,11 @@ def command(
             "repeats": repeats,
         }
         title = f"{loaded.name}: trained in {seconds(took)} → {where}"
-        parts: list[Any] = metrics_tables(metrics, loaded.serving.allow_seen)
+        served = loaded.serving
+        which = which_items(served.allow_seen, days_again(served))
+        parts: list[Any] = metrics_tables(metrics, which)
         if repeats:
-            kept = "may be in several parts" if loaded.serving.allow_seen else "is in one part alone"
+            kept = "may be in several parts" if given_again(served) else "is in one part alone"
             said = f"{number(repeats)} interactions are of a user and an item that came before"
             parts.append(f"[dim]{said}; such a pair {kept}[/]")
         sh.emit(document, heading(title), *parts, f"\nnext: [bold]tiercel export {where}[/]")
@@ -137,14 +142,13 @@ def check_free(path: Path, may_replace: bool, what: str) -> None:
         raise Refused(f"{path}: there is something already; --replace overwrites it, {option} names another")
 
 
-def metrics_tables(metrics: dict[str, Any], allow_seen: bool = False) -> list[Table]:
+def metrics_tables(metrics: dict[str, Any], which: str = "unseen items") -> list[Table]:
     """Return what was measured: one line for each model that makes lists, and a table of the rest."""
     models = {name: value for name, value in metrics.items() if isinstance(value, dict) and "ndcg" in value}
     rest = {name: value for name, value in metrics.items() if name not in models}
     made = []
     if models:
         figures = [name for name in next(iter(models.values())) if name not in ("k", "users")]
-        which = "items, seen or not" if allow_seen else "unseen items"
         ranked = table(f"offline, top 10 of all {which}", *figures, right=figures)
         for name, values in models.items():
             ranked.add_row(name, *(f"{values[figure]:.4f}" for figure in figures))

@@ -114,12 +114,12 @@ def split_dataset(
     validation: float = 0.1,
     seed: int = 42,
     by: str = "random",
-    allow_seen: bool = False,
+    given_again: bool = False,
 ) -> Split:
     """Split a data set's interactions as :class:`~tiercel_pipelines.recipe.recipe.SplitSettings` says.
 
     What a user came back to is in one part alone, unless the recommender gives again what a user had
-    (``allow_seen``): a test of something that is never served would measure nothing.
+    (``given_again``): a test of something that is never served would measure nothing.
 
     Raises
     ------
@@ -127,10 +127,10 @@ def split_dataset(
         If it is split ``by`` time or leave_one_out, and the interactions have no time.
     """
     if by != "random":
-        return _split_by_time(dataset, by, train, validation, allow_seen)
+        return _split_by_time(dataset, by, train, validation, given_again)
     everything = dataset.interactions
     users = _codes(everything[dataset.user_id])
-    items = None if allow_seen else _codes(everything[dataset.item_id])
+    items = None if given_again else _codes(everything[dataset.item_id])
     fit = _first_share(users, items, train, seed)
     if not validation:
         return Split.of(everything, ~fit, np.zeros(int(fit.sum()), np.bool_))
@@ -139,7 +139,7 @@ def split_dataset(
     return Split.of(everything, ~fit, ~learned)
 
 
-def _split_by_time(dataset: Dataset, by: str, train: float, validation: float, allow_seen: bool) -> Split:
+def _split_by_time(dataset: Dataset, by: str, train: float, validation: float, given_again: bool) -> Split:
     """Split by the time of the interactions; the index of a part is that of the original."""
     if dataset.timestamp is None:
         raise DataError(
@@ -148,26 +148,26 @@ def _split_by_time(dataset: Dataset, by: str, train: float, validation: float, a
         )
     later = _latest_share if by == "time" else _latest_of_each
     everything = dataset.interactions
-    test = later(dataset, everything, 1 - train, allow_seen)
+    test = later(dataset, everything, 1 - train, given_again)
     fit = everything[~test]
-    valid = later(dataset, fit, validation, allow_seen) if validation else np.zeros(len(fit), np.bool_)
+    valid = later(dataset, fit, validation, given_again) if validation else np.zeros(len(fit), np.bool_)
     return Split.of(everything, test, valid)
 
 
-def _timed_pairs(dataset: Dataset, interactions: pd.DataFrame, allow_seen: bool) -> tuple[Ints, Ints, Ints]:
+def _timed_pairs(dataset: Dataset, interactions: pd.DataFrame, given_again: bool) -> tuple[Ints, Ints, Ints]:
     """Return each row's pair, the row where each pair appears first, and each row's place in time."""
     rows = np.arange(len(interactions))
     place = np.empty_like(rows)
     place[np.lexsort((rows, interactions[dataset.timestamp].to_numpy()))] = rows
-    if allow_seen:
+    if given_again:
         return rows, rows, place
     pair, opening = _pairs(_codes(interactions[dataset.user_id]), _codes(interactions[dataset.item_id]))
     return pair, opening, place
 
 
-def _latest_share(dataset: Dataset, interactions: pd.DataFrame, share: float, allow_seen: bool) -> Bools:
+def _latest_share(dataset: Dataset, interactions: pd.DataFrame, share: float, given_again: bool) -> Bools:
     """Mark the latest share of all interactions; a pair goes by its first one."""
-    pair, opening, place = _timed_pairs(dataset, interactions, allow_seen)
+    pair, opening, place = _timed_pairs(dataset, interactions, given_again)
     first = np.full(len(opening), len(interactions))
     np.minimum.at(first, pair, place)
     chosen = np.zeros(len(opening), np.bool_)
@@ -175,9 +175,9 @@ def _latest_share(dataset: Dataset, interactions: pd.DataFrame, share: float, al
     return np.asarray(chosen[pair])
 
 
-def _latest_of_each(dataset: Dataset, interactions: pd.DataFrame, share: float, allow_seen: bool) -> Bools:
+def _latest_of_each(dataset: Dataset, interactions: pd.DataFrame, share: float, given_again: bool) -> Bools:
     """Mark each user's latest interaction, with the earlier ones of the same item; who has one keeps it."""
-    pair, opening, place = _timed_pairs(dataset, interactions, allow_seen)
+    pair, opening, place = _timed_pairs(dataset, interactions, given_again)
     user = pd.factorize(interactions[dataset.user_id])[0]
     latest = np.zeros(user.max(initial=-1) + 1, np.int64)
     order = np.argsort(place)

@@ -232,9 +232,12 @@ def _draw_block(rng: np.random.Generator, world: _World, block: slice, counts: I
     if items > _POOL:
         pool = np.sort(np.argsort(-(world.log_popularity + rng.gumbel(size=items)), kind="stable")[:_POOL])
     logits = 6.0 * world.user_points[block] @ world.item_points[pool].T + world.log_popularity[pool]
-    order = np.argsort(-(logits + rng.gumbel(size=logits.shape)), axis=1, kind="stable")
-    taken = np.arange(len(pool)) < counts[:, None]
-    return np.asarray(pool[order[taken]])
+    logits += rng.gumbel(size=logits.shape)
+    most = min(int(counts.max()), len(pool))
+    best = np.argpartition(-logits, most - 1, axis=1)[:, :most]
+    order = np.argsort(-np.take_along_axis(logits, best, axis=1), axis=1)
+    taken = np.arange(most) < counts[:, None]
+    return np.asarray(pool[np.take_along_axis(best, order, axis=1)[taken]])
 
 
 def _devices(rng: np.random.Generator, minutes: Floats) -> npt.NDArray[np.object_]:

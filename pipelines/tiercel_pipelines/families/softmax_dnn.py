@@ -32,7 +32,8 @@ from tiercel_serving.problems import BELOW_1, COUNT, SHARE, Problem, out_of_rang
 from ..arrays.inputs import ModelInputs
 from ..arrays.packed import Packed
 from ..arrays.pairs import Array, BoolArray, IntArray, Pairs
-from ..tasks.sampled_softmax import draw_groups, sampled_softmax
+from ..tasks.sampled_softmax import draw_groups
+from ..tasks.softmax_of_draws import sampled_softmax
 from ..tasks.table import RetrievalBatch
 from .descent import DESCENT, tensors
 from .fitted import FittedVectors

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tiercel_serving.stages.specs import NOW
+
 from ..data import Progress
 from ..errors import EvaluationError
 from .beyond_accuracy import BeyondAccuracy, beyond_accuracy
@@ -39,8 +41,9 @@ class EvaluationReport:
         ``popularity`` (a baseline, not served), ``retrieval`` and ``ranking`` (both served).
     published
         Figures of others in the same protocol.
-    allow_seen, left_out
-        Whether users may get what they had; if not, how many pairs of the test do not count, being known.
+    allow_seen, seen_again_days, left_out
+        Whether users may get what they had, at all or after so many days; and how many pairs of the test do
+        not count, since they may not.
     beyond
         For the same lists: how new and varied they are, and how popular what they show.
     recall_curves
@@ -54,6 +57,7 @@ class EvaluationReport:
     figures: Mapping[str, RankingMetrics]
     published: tuple[Published, ...] = ()
     allow_seen: bool = False
+    seen_again_days: float | None = None
     left_out: int = 0
     beyond: Mapping[str, BeyondAccuracy] = field(default_factory=dict)
     recall_curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -71,6 +75,7 @@ class EvaluationReport:
             "recall_curves": {name: list(curve) for name, curve in self.recall_curves.items()},
             "published": [asdict(row) for row in self.published],
             "allow_seen": self.allow_seen,
+            "seen_again_days": self.seen_again_days,
             "left_out": self.left_out,
         }
 
@@ -134,6 +139,7 @@ def evaluate_served(
         figures,
         data.published,
         data.allow_seen,
+        data.seen_again_days,
         data.left_out,
         beyond,
         curves,
@@ -162,6 +168,12 @@ def check_protocol(info: ServerInfo, data: EvaluationData) -> None:
             f"the server serves {info.name!r} with allow_seen={info.allow_seen}, but the test part is made "
             f"for allow_seen={data.allow_seen}; name the run that was exported, or serve this one"
         )
+    asks_time = any(column.name == NOW for column in info.request_columns)
+    if data.now_s is not None and not asks_time:
+        raise EvaluationError(
+            f"the server serves {info.name!r} without seen_again_days, and the test part is made for it; "
+            "name the run that was exported, or serve this one"
+        )
 
 
 def check_tables(release: Release) -> None:
@@ -183,8 +195,9 @@ def _ask(
     ranked, retrieved = (np.full((users, k), catalogue, np.int64) for _ in range(2))
     for start in range(0, users, batch):
         asked = data.user_ids[start : start + batch]
-        candidates = served.retrieve(asked)
-        answers = served.recommend(asked, k)
+        now_s = None if data.now_s is None else data.now_s[start : start + batch]
+        candidates = served.retrieve(asked, now_s)
+        answers = served.recommend(asked, k, now_s)
         width = min(k, candidates.shape[1])
         retrieved[start : start + len(asked), :width] = candidates[:, :width]
         for offset, answer in enumerate(answers):

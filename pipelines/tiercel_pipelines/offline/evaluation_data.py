@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from tiercel_serving.ranked import make_mask
+from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.popular import Popular, PopularList
 from tiercel_serving.sources.table import Material
+from tiercel_serving.stages.seen_again import days_again, given_again
 
 from ..errors import EvaluationError
+from .had import Had, latest_s
 from .metrics import IntArray, Relevance
 from .published import PUBLISHED, PUBLISHED_K, PUBLISHED_SPLIT, Published
 from .served_ensemble import Id
@@ -36,17 +40,20 @@ class EvaluationData:
         Raw ids of the U users with test items, and of the catalogue in row order.
     relevance
         Each user's test items as catalogue rows.
-    known
-        Each user's items of the training and validation part.
+    masked
+        Each user's items of the training and validation part that may not come to the user again.
     popular
         All items, most known interactions first, ties by row.
     published
         Figures to stand beside, if they were measured in the same way.
-    allow_seen
-        Whether a user may be recommended what is known of the user.
+    allow_seen, seen_again_days
+        Whether a user may be recommended what is known of the user: at all, or after so many days.
+    now_s
+        What time it is for each user, in seconds since 1970: that of the latest test interaction. None where
+        it does not matter.
     left_out
         How many pairs of a user and a test item do not count, since the user is known to have had the item,
-        and so is never given it.
+        and so is not given it.
     had
         Who had which catalogue row, ``[n]`` each, of all known interactions.
     """
@@ -55,10 +62,12 @@ class EvaluationData:
     user_ids: list[Id]
     item_ids: list[Id]
     relevance: Relevance
-    known: Relevance
+    masked: Relevance
     popular: PopularList
     published: tuple[Published, ...] = ()
     allow_seen: bool = False
+    seen_again_days: float | None = None
+    now_s: npt.NDArray[np.float64] | None = None
     left_out: int = 0
     had: tuple[IntArray, IntArray] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
@@ -72,14 +81,16 @@ class EvaluationData:
         *,
         user_id: str = "user_id",
         item_id: str = "item_id",
+        timestamp: str = "timestamp",
         published: tuple[Published, ...] = (),
         allow_seen: bool = False,
+        seen_again_days: float | None = None,
     ) -> EvaluationData:
         """Build from tables with raw ids.
 
         Parameters
         ----------
-        dataset, published, allow_seen
+        dataset, published, allow_seen, seen_again_days
             See the class.
         items
             The catalogue; a row's position is the catalogue row.
@@ -87,37 +98,44 @@ class EvaluationData:
             Interactions that serving may know, and those to be found.
         user_id, item_id
             Names of the id columns.
+        timestamp
+            Name of the column of seconds since 1970, which ``seen_again_days`` asks for.
         """
         if not len(test):
             raise EvaluationError(f"{dataset}: the test part is empty, so there is nobody to ask about")
+        settings = ServingSettings(allow_seen=allow_seen, seen_again_days=seen_again_days)
         catalogue = pd.Index(items[item_id])
         users = pd.Index(test[user_id].unique())
         of_test = _rows(catalogue, test[item_id], dataset)
         of_known = _rows(catalogue, known[item_id], dataset)
         at, by = users.get_indexer(test[user_id]), users.get_indexer(known[user_id])
-        left_out = 0
-        if not allow_seen:
-            key, had = at * len(catalogue) + of_test, by * len(catalogue) + of_known
-            again = np.isin(key, had)
-            left_out = len(np.unique(key[again]))
-            asked, at = np.unique(at[~again], return_inverse=True)
-            users, of_test = users[asked], of_test[~again]
-            by = users.get_indexer(known[user_id])
-        if not len(users):
+        now_s = times_s = None
+        if seen_again_days is not None:
+            now_s = latest_s(at, test[timestamp].to_numpy(np.float64), len(users))
+            times_s = known[timestamp].to_numpy(np.float64)[by >= 0]
+        had = Had.of_events(by[by >= 0], of_known[by >= 0], times_s, len(users), settings, now_s)
+        findable = had.findable(at, of_test, len(catalogue))
+        left_out = len(np.unique((at * len(catalogue) + of_test)[~findable]))
+        asked, at = np.unique(at[findable], return_inverse=True)
+        if not len(asked):
             raise EvaluationError(
                 f"{dataset}: the users already had all of the {left_out} items that are to be found, and are "
-                "given nothing again; split pairs of user and item, or allow what was seen (allow_seen)"
+                "not given them again; split pairs of user and item, or allow what was seen (allow_seen, "
+                "seen_again_days)"
             )
+        rows, counts = had.masked(asked)
         made = Popular().make(Material(items=len(catalogue), users=by, rows=of_known))
         return cls(
             dataset=dataset,
-            user_ids=users.tolist(),
+            user_ids=users[asked].tolist(),
             item_ids=catalogue.tolist(),
-            relevance=Relevance.from_pairs(at, of_test, len(users)),
-            known=Relevance.from_pairs(by[by >= 0], of_known[by >= 0], len(users)),
+            relevance=Relevance.from_pairs(at, of_test[findable], len(asked)),
+            masked=Relevance.from_pairs(np.repeat(np.arange(len(asked)), counts), rows, len(asked)),
             popular=PopularList(made.arrays["rows"], made.arrays["scores"], len(catalogue)),
             published=published,
             allow_seen=allow_seen,
+            seen_again_days=seen_again_days,
+            now_s=None if now_s is None else now_s[asked],
             left_out=left_out,
             had=(pd.factorize(known[user_id])[0].astype(np.int64), of_known),
         )
@@ -126,8 +144,8 @@ class EvaluationData:
     def from_run(cls, run: TrainedRun, k: int = PUBLISHED_K) -> EvaluationData:
         """Take the tables of a run; published figures only if data set, split and k are theirs."""
         data, split = run.record.data, run.record.recipe.split
-        allow_seen = run.record.recipe.serving.allow_seen
-        same = not allow_seen and k == PUBLISHED_K and split.by == "random"
+        serving = run.record.recipe.serving
+        same = not given_again(serving) and k == PUBLISHED_K and split.by == "random"
         same = same and (split.train, split.seed) == PUBLISHED_SPLIT
         return cls.from_frames(
             data.name,
@@ -136,19 +154,19 @@ class EvaluationData:
             run.test,
             user_id=data.user_id,
             item_id=data.item_id,
+            timestamp=data.timestamp or "",
             published=PUBLISHED.get(data.name, ()) if same else (),
-            allow_seen=allow_seen,
+            allow_seen=serving.allow_seen,
+            seen_again_days=days_again(serving),
         )
 
     def popularity_lists(self, k: int) -> IntArray:
         """Return each user's k most popular items, but for what is masked as seen; ``[U, k]``, pad I."""
         found = []
         for start in range(0, len(self.user_ids), BLOCK):
-            offsets = self.known.offsets[start : start + BLOCK + 1]
-            if self.allow_seen:
-                offsets = np.zeros_like(offsets)
-            known = self.known.rows[offsets[0] : offsets[-1]]
-            mask = make_mask(len(offsets) - 1, len(self.item_ids), known, np.diff(offsets))
+            offsets = self.masked.offsets[start : start + BLOCK + 1]
+            masked = self.masked.rows[offsets[0] : offsets[-1]]
+            mask = make_mask(len(offsets) - 1, len(self.item_ids), masked, np.diff(offsets))
             found.append(self.popular.candidates({}, mask, k)[1])
         return np.concatenate(found)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from tiercel_serving.columns import with_null_row
@@ -24,38 +25,45 @@ from tiercel_serving.sources.merged import Candidates, MergedSources
 from tiercel_serving.sources.table import SOURCES, Material, Source, SourceKind
 from tiercel_serving.spec import Array, Arrays
 from tiercel_serving.stages.specs import query_stage
-from tiercel_serving.stores.memory_mapped import UserTables
 
 from ..arrays.packed import Packed
 from ..arrays.pairs import IntArray, Pairs
+from ..data import Progress
 from ..families.table import FittedRanking, FittedRetrieval
+from .had import Had
 
 #: Users at once.
 BLOCK = 256
 
 
-def blocks(users: IntArray) -> Iterator[IntArray]:
-    """Yield users in blocks."""
+def blocks(users: IntArray, what: str = "", progress: Progress | None = None) -> Iterator[IntArray]:
+    """Yield users in blocks, and tell of ``what`` how many are done."""
     for start in range(0, len(users), BLOCK):
         yield users[start : start + BLOCK]
+        if progress is not None:
+            progress(what, min(start + BLOCK, len(users)), len(users))
 
 
 class KnownUsers:
     """Users with what they had so far, which are the pairs, behind the served store.
 
-    They must not get that again, unless ``allow_seen``.
+    What of it they may get again, and when, are parameters of :class:`~.had.Had`; without settings nothing.
     """
 
-    def __init__(self, packed: Packed, pairs: Pairs, *, allow_seen: bool = False) -> None:
-        self._allow_seen = allow_seen
-        # One user more: nobody, who had nothing.
-        offsets = np.append(pairs.offsets, pairs.offsets[-1])
-        arrays = {"history_offsets": offsets, "history_rows": pairs.items}
-        self._packed, self._tables = packed, UserTables(Artefact.in_memory("users", arrays))
+    def __init__(
+        self,
+        packed: Packed,
+        pairs: Pairs,
+        settings: ServingSettings | None = None,
+        now_s: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        settings = ServingSettings() if settings is None else settings
+        self._packed = packed
+        self.had = Had(pairs.offsets, pairs.items, pairs.times, settings, now_s)
 
     def history(self, users: IntArray) -> IntArray:
         """Return their latest items ``[B, L]``, oldest first."""
-        return self._tables.at(users).history(self._packed.history_length, self._packed.n_items)[0]
+        return self.had.of(users).history(self._packed.history_length, self._packed.n_items)[0]
 
     def tensors(self, users: IntArray) -> dict[str, Array]:
         """Return their tensors ``[B, …]``, without context."""
@@ -63,9 +71,7 @@ class KnownUsers:
 
     def mask(self, users: IntArray) -> Mask:
         """Return what they must not get."""
-        if self._allow_seen:
-            return make_mask(len(users), self._packed.n_items, users[:0], np.zeros(len(users), np.int64))
-        return make_mask(len(users), self._packed.n_items, *self._tables.at(users).seen())
+        return make_mask(len(users), self._packed.n_items, *self.had.masked(users))
 
 
 def open_source(
@@ -122,7 +128,8 @@ def make_source(
 class OfflineRetrieval:
     """The candidates that the served sources would give; each model feeds the source of its name.
 
-    What each user had, the pairs, makes histories and popularity, and is masked unless the settings allow it.
+    What each user had, the pairs, makes histories and popularity, and is masked unless the settings allow it
+    at each user's time, ``now_s [U]``.
     """
 
     def __init__(
@@ -131,8 +138,9 @@ class OfflineRetrieval:
         models: Mapping[str, FittedRetrieval],
         packed: Packed,
         pairs: Pairs,
+        now_s: npt.NDArray[np.float64] | None = None,
     ) -> None:
-        self.users = KnownUsers(packed, pairs, allow_seen=settings.allow_seen)
+        self.users = KnownUsers(packed, pairs, settings, now_s)
         self._models = models
         self._make = {
             kind.name: partial(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tiercel_serving.stages.specs import NOW
+
 from ..errors import EvaluationError
 from .metrics import IntArray
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from tiercel_serving.release.opened import Release
 
 Id = int | str
+Floats = npt.NDArray[np.float64]
 
 EXPLAIN_MODEL = "recommend_explain"
 #: Seconds that one batch of users may take: nobody waits for it, and a machine may be busy or asleep.
@@ -24,18 +27,18 @@ TIMEOUT_S = 300.0
 
 
 class Ensemble(Protocol):
-    """The served graph, wherever it runs."""
+    """The served graph, wherever it runs; ``now_s`` is what time it is for each user, None the clock's."""
 
     @property
     def info(self) -> ServerInfo:
         """What is served."""
         ...
 
-    def recommend(self, user_ids: Sequence[Id], k: int) -> list[Sequence[Id]]:
+    def recommend(self, user_ids: Sequence[Id], k: int, now_s: Floats | None = None) -> list[Sequence[Id]]:
         """Return each user's answer, best first: raw item ids, at most k."""
         ...
 
-    def retrieve(self, user_ids: Sequence[Id]) -> IntArray:
+    def retrieve(self, user_ids: Sequence[Id], now_s: Floats | None = None) -> IntArray:
         """Return what retrieval gave each user, best first: catalogue rows ``[n, N]``, pad I."""
         ...
 
@@ -51,16 +54,19 @@ class LocalEnsemble:
         self._recommender = Recommender(transport=self._transport)
         self.info: ServerInfo = self._recommender.server_info()
 
-    def recommend(self, user_ids: Sequence[Id], k: int) -> list[Sequence[Id]]:
+    def recommend(self, user_ids: Sequence[Id], k: int, now_s: Floats | None = None) -> list[Sequence[Id]]:
         """Return each user's answer, best first: raw item ids, at most k."""
-        return [answer.item_ids for answer in self._recommender.recommend_many(user_ids, k=k, titles=False)]
+        return [
+            answer.item_ids
+            for answer in self._recommender.recommend_many(user_ids, k=k, titles=False, features=at(now_s))
+        ]
 
-    def retrieve(self, user_ids: Sequence[Id]) -> IntArray:
+    def retrieve(self, user_ids: Sequence[Id], now_s: Floats | None = None) -> IntArray:
         """Return what retrieval gave each user, best first: catalogue rows ``[n, N]``, pad I."""
         from tiercel_client.wire.transport import InferRequest
 
-        ids = id_column(user_ids, self.info.user_id_dtype)
-        request = InferRequest(EXPLAIN_MODEL, {"user_id": ids}, ("retrieved_row",), TIMEOUT_S, "", {})
+        tensors = request_tensors(user_ids, now_s, self.info.user_id_dtype)
+        request = InferRequest(EXPLAIN_MODEL, tensors, ("retrieved_row",), TIMEOUT_S, "", {})
         rows: IntArray = self._transport.infer(request)["retrieved_row"]
         return rows
 
@@ -73,17 +79,29 @@ def id_column(user_ids: Sequence[Id], dtype: str) -> npt.NDArray[Any]:
     return ids
 
 
+def request_tensors(user_ids: Sequence[Id], now_s: Floats | None, dtype: str) -> dict[str, npt.NDArray[Any]]:
+    """Return what a request for users says, at their times."""
+    said: dict[str, npt.NDArray[Any]] = {"user_id": id_column(user_ids, dtype)}
+    return said if now_s is None else said | {NOW: now_s[:, None]}
+
+
+def at(now_s: Floats | None) -> dict[str, list[float]] | None:
+    """Return what a client says of the users' times."""
+    return None if now_s is None else {NOW: now_s.tolist()}
+
+
 class ServedEnsemble:
     """A server at ``host:port`` of gRPC that ``tiercel serve`` started, or any with the same ensembles."""
 
     def __init__(self, url: str) -> None:
         import tritonclient.grpc as triton_grpc
+        from tritonclient.utils import np_to_triton_dtype
 
         from tiercel_client import Recommender
 
         self._recommender = Recommender(url)
         self._triton = triton_grpc.InferenceServerClient(url)
-        self._grpc = triton_grpc
+        self._grpc, self._dtype_of = triton_grpc, np_to_triton_dtype
         self.info: ServerInfo = self._recommender.server_info()
 
     def __enter__(self) -> ServedEnsemble:
@@ -93,21 +111,23 @@ class ServedEnsemble:
         self._triton.close()
         self._recommender.close()
 
-    def recommend(self, user_ids: Sequence[Id], k: int) -> list[Sequence[Id]]:
+    def recommend(self, user_ids: Sequence[Id], k: int, now_s: Floats | None = None) -> list[Sequence[Id]]:
         """Return each user's answer, best first: raw item ids, at most k."""
-        answers = self._recommender.recommend_many(user_ids, k=k, titles=False, timeout_s=TIMEOUT_S)
+        answers = self._recommender.recommend_many(
+            user_ids, k=k, titles=False, features=at(now_s), timeout_s=TIMEOUT_S
+        )
         return [answer.item_ids for answer in answers]
 
-    def retrieve(self, user_ids: Sequence[Id]) -> IntArray:
+    def retrieve(self, user_ids: Sequence[Id], now_s: Floats | None = None) -> IntArray:
         """Return what retrieval gave each user, best first: catalogue rows ``[n, N]``, pad I."""
         # One request, since the client explains one user at a time.
-        ids = id_column(user_ids, self.info.user_id_dtype)
-        datatype = "BYTES" if ids.dtype == np.object_ else "INT64"
-        tensor = self._grpc.InferInput("user_id", list(ids.shape), datatype)
-        tensor.set_data_from_numpy(ids)
+        inputs = []
+        for name, array in request_tensors(user_ids, now_s, self.info.user_id_dtype).items():
+            inputs.append(self._grpc.InferInput(name, list(array.shape), self._dtype_of(array.dtype)))
+            inputs[-1].set_data_from_numpy(array)
         wanted = [self._grpc.InferRequestedOutput("retrieved_row")]
         try:
-            answer = self._triton.infer(EXPLAIN_MODEL, [tensor], outputs=wanted, client_timeout=TIMEOUT_S)
+            answer = self._triton.infer(EXPLAIN_MODEL, inputs, outputs=wanted, client_timeout=TIMEOUT_S)
         except Exception as error:
             raise EvaluationError(f"{EXPLAIN_MODEL} failed for {len(user_ids)} users: {error}") from error
         rows: IntArray = answer.as_numpy("retrieved_row")

@@ -15,7 +15,8 @@ from tiercel_serving.problems import COUNT, POSITIVE, SHARE, Problem, Range, out
 from ..arrays.lists import FloatArray
 from ..arrays.pairs import Array, BoolArray, IntArray, Pairs, narrow
 from .negatives import Debiasing, Draws, Negatives
-from .table import MASKED, RetrievalBatch
+from .softmax_of_draws import sampled_softmax
+from .table import RetrievalBatch
 
 _NONE = np.zeros(0, np.int64)
 
@@ -67,7 +68,7 @@ class BatchedTask(Settings, frozen=True):
 
 
 class SampledSoftmax(BatchedTask, frozen=True, tag="sampled_softmax"):
-    """Sampled softmax with logQ correction; see :func:`sampled_softmax`.
+    """Sampled softmax with logQ correction; its formula is in :mod:`.softmax_of_draws`.
 
     Parameters
     ----------
@@ -245,47 +246,3 @@ def draw_groups(pairs: Pairs, size: int, context_dropout: float, rng: np.random.
     counts = np.diff(np.append(starts, len(order)))
     users = pairs.users[order[starts]]
     return Groups(ordered[starts], users, order, narrow(starts), narrow(counts), size)
-
-
-def sampled_softmax(
-    query: Tensor,
-    vectors: Tensor,
-    log_q: Tensor,
-    counts: Tensor,
-    positives: Tensor,
-    masked: Tensor,
-    weights: Tensor,
-) -> Tensor:
-    r"""Return the in-batch sampled softmax with logQ correction, averaged over all positives.
-
-    For a positive ``t`` of user ``u``, with the batch's draws as negatives and logits ``s``, the inner
-    products of queries and vectors, corrected by the log probability of being drawn,
-
-    .. math:: -\log \frac{e^{s_{ut} - \log q_t}}
-              {e^{s_{ut} - \log q_t} + \sum_{d \notin P_u} e^{s_{ud} - \log q_d}}
-
-    where the sum runs over every draw ``d`` that is no positive of the user (Yi et al. 2019, "Sampling-
-    bias-corrected neural modeling"). An item that was drawn ``c`` times has ``c`` equal terms, so each
-    distinct item is scored once and gets ``log c`` on top. Only the negatives make a matrix ``[B, C]``, and
-    few passes over it: that is most of a training's time.
-
-    Parameters
-    ----------
-    query, vectors
-        ``[B, D]``, and ``[C, D]`` of the batch's distinct items.
-    log_q, counts
-        ``[C]`` their log probabilities, and how often each was drawn.
-    positives
-        ``[B, T]`` places in C of each user's positives.
-    masked
-        ``[B, C]`` boolean: accidental hits, which are positives of this user.
-    weights
-        ``[B, T]`` weight of each positive; 0 where the user has fewer than T.
-    """
-    negatives = torch.addmm(torch.log(counts) - log_q, query, vectors.T).masked_fill_(masked, MASKED)
-    rest = torch.logsumexp(negatives, dim=1)
-    user, place = torch.nonzero(weights, as_tuple=True)
-    item = positives[user, place]
-    positive = (query[user] * vectors[item]).sum(1) - log_q[item]
-    losses = torch.logaddexp(positive, rest[user]) - positive
-    return (losses * weights[user, place]).sum() / weights.sum().clamp(min=1e-9)

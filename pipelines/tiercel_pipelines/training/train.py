@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from tiercel_export.errors import ExportError
 from tiercel_serving.release.writing import check_destination, staging_directory
+from tiercel_serving.stages.seen_again import given_again
 
 from ..arrays.packing import rows_of
 from ..data import Dataset, Progress, Split, count_repeats, split_dataset
@@ -97,7 +99,7 @@ def train_and_write(
     if lost:
         raise RecipeError(recipe.title, lost)
     how = msgspec.structs.asdict(recipe.split)
-    split = split_dataset(dataset, **how, allow_seen=recipe.serving.allow_seen)
+    split = split_dataset(dataset, **how, given_again=given_again(recipe.serving))
     if not split.counts[TRAIN]:
         raise TrainingError(f"recipe {recipe.name!r}: the training part is empty; give more interactions")
     with staging_directory(destination, replace=replace, what="run", mark=RUN_NAME) as directory:
@@ -107,6 +109,8 @@ def train_and_write(
                 progress("workflow", 0, None)
             with dask_cluster(dask_scheduler) as client, fit_progress(progress, client):
                 workflow = fit_checked(recipe, dataset, split.fit, directory / "workflow", client)
+            if progress is not None:
+                progress("packing", 0, None)
             trainer = _prepared(recipe, dataset, split, workflow, progress)
             digest = data_digest(trainer.packed, trainer.pairs, trainer.folds)
             ranks.check_same(digest)
@@ -116,7 +120,9 @@ def train_and_write(
         seconds |= trainer.seconds
         with timed(seconds, "figures"):
             test_users, test_items = rows_of(dataset, split.test)
-            figures = offline_figures(trainer, trained, test_users, test_items)
+            timed_by = dataset.timestamp
+            times_s = None if timed_by is None else split.test[timed_by].to_numpy(np.float64)
+            figures = offline_figures(trainer, trained, test_users, test_items, times_s)
         record = RunRecord(
             format=RUN_FORMAT,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

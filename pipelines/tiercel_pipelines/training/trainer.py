@@ -150,7 +150,7 @@ class Trainer:
             for fold in range(count):
                 models = self._fit_without(fold, count, courses, users)
                 if self.recipe.ranking is not None:
-                    lists.append(self._lists(models, fold, users if fold == 0 else None, rng))
+                    lists.append(self._lists(models, fold, count, users if fold == 0 else None, rng))
             served = {}
             for place, family in enumerate(self.recipe.models):
                 epochs = max(1, courses[family.name].epochs) if count else None
@@ -210,7 +210,7 @@ class Trainer:
         return found
 
     def _lists(
-        self, models: Models, fold: int, users: IntArray | None, rng: np.random.Generator
+        self, models: Models, fold: int, count: int, users: IntArray | None, rng: np.random.Generator
     ) -> RankingLists:
         """Return what retrieval without fold 0 and another gives users of whom that fold holds something."""
         assert self.recipe.ranking is not None
@@ -219,10 +219,10 @@ class Trainer:
         if users is None:
             users = sampled_users(held_out, self.recipe.seed + fold, self.recipe.training.listed_users)
         # What comes again is never among what was held out: with it, a list would teach that it is wrong.
-        settings = msgspec.structs.replace(self.settings, allow_seen=False)
+        settings = msgspec.structs.replace(self.settings, allow_seen=False, seen_again_days=None)
         retrieval = OfflineRetrieval(settings, models, self.packed, rest)
         parts = []
-        for block in blocks(users):
+        for block in blocks(users, f"lists, fold {fold + 1} of {count}", self.progress):
             scores, rows, sources = retrieval.candidates(block)[1]
             weights = positive_weights(held_out, block, rows, self.packed.n_items)
             targets = positive_targets(held_out, block, rows, self.packed.n_items)

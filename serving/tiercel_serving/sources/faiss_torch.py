@@ -17,6 +17,7 @@ from torch import Tensor
 from ..device.masks_torch import TensorMask
 from ..device.place_torch import Place
 from ..device.search_torch import DeviceSearch
+from .index_build import faiss_reason
 from .search import Profile
 
 logger = logging.getLogger("tiercel_serving")
@@ -110,7 +111,7 @@ def open_faiss(
         try:
             index = faiss.index_cpu_to_gpu(gpu_resources(number), number, read())
         except RuntimeError as error:
-            _fall_back(f"faiss-gpu can't have {factory!r} ({' '.join(str(error).split()[:25])})")
+            _fall_back(f"faiss-gpu can't have {factory!r} ({faiss_reason(error)})")
             return exact
         return FaissSearch(exact, index, profile, _turn_on_gpu)
     # A GPU has no HNSW. CAGRA is such a graph for one; it has no knob of ours, and is built here.

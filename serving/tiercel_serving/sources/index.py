@@ -377,7 +377,7 @@ def _too_few(factory: str, dimension: int, items: int) -> list[Problem]:
 
     from .index_build import faiss_reason
 
-    remedy = "use 'Flat', or a factory for so few items"
+    remedy = f"use 'Flat', or a factory that fits {items} items of {dimension} dimensions"
     index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     ivf = faiss.try_extract_index_ivf(index)
     if ivf is not None and ivf.nlist > items:
@@ -386,7 +386,9 @@ def _too_few(factory: str, dimension: int, items: int) -> list[Problem]:
         ivf.cp.min_points_per_centroid, ivf.cp.niter = 1, 1
     try:
         if items <= _FEW:
-            index.train(np.random.default_rng(0).random((items, dimension), np.float32))
+            drawn = np.random.default_rng(0).random((items, dimension), np.float32)
+            index.train(drawn)
+            index.add(drawn)
     except RuntimeError as error:
         problem = f"FAISS cannot build {factory!r} over {items} items ({faiss_reason(error)})"
         return [Problem("factory", problem, remedy)]

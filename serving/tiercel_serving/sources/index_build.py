@@ -24,6 +24,13 @@ from .served_recall import mask_of
 #: words may be missing, and a function's name may hold spaces, commas and brackets.
 _PLACE = re.compile(r"Error in .+? at \S+:\d+: (Error: )?('.*?' failed: (?=.))?")
 
+#: What FAISS says of a condition of its own alone, and what that means here.
+_BARE = {
+    "'metric == METRIC_L2' failed": "it knows no inner product, by which items are found",
+    "C++ exception stoi": "a number in it is too large",
+    "add_with_ids": "its vectors need ids of their own; leave IDMap out: position = row",
+}
+
 #: Knobs that trade time for recall, tried in this order on whatever the factory string builds.
 KNOBS = ("nprobe", "efSearch")
 
@@ -364,6 +371,10 @@ def _share(vectors: Array, queries: Array, found: Rows, best: Array) -> float:
 
 
 def faiss_reason(error: Exception) -> str:
-    """Return the words of a FAISS error on one line, without the places in C++ where it happened."""
+    """Return the words of a FAISS error on one line, without the places in C++ where it happened.
+
+    A condition that failed without words is given words, so far as people meet it.
+    """
     text = " ".join(str(error).split())
-    return _PLACE.sub("", text).strip() or text or type(error).__name__
+    words = _PLACE.sub("", text).strip() or text or type(error).__name__
+    return next((said for raw, said in _BARE.items() if raw in words), words)

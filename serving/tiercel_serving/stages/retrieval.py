@@ -19,7 +19,7 @@ from ..stores.memory_mapped import UserRows
 from .changed_items import ChangedItems
 from .explain_items import EXCLUDED, FOUND, HAD, NOT_ASKED, WITHDRAWN, ExplainItems
 from .request_rules import RequestRules
-from .seen_again import MayCome, SeenAgain
+from .seen_again import SeenAgain
 from .sent_ids import SentIds
 from .specs import CANDIDATES, EXPLAINED, INCLUDED, RETRIEVAL
 from .specs import EXCLUDED as EXCLUDED_IDS
@@ -230,7 +230,7 @@ class Retrieval:
         return dict(zip(_EXPLAINED, (reasons, place, scores.astype(np.float32), detail), strict=True))
 
     def _limits(self, arrays: Arrays, users: UserRows, given: Flags | None) -> Limits:
-        seen, counts = _masked(users, self._seen_again.may_come(arrays))
+        seen, counts = self._seen_again.masked(users, arrays)
         listed, allowed = None, None
         if self._included.sent(arrays):
             allowed = self._only(self._included.rows(arrays), self._included.given(arrays))
@@ -276,18 +276,3 @@ class Retrieval:
             own = limits.of(chosen)
             scores[chosen], rows[chosen], source[chosen] = give(part, own.mask(self._pad), own.listed)
         return scores, rows, source
-
-
-def _masked(users: UserRows, may_come: MayCome) -> tuple[Rows, Rows]:
-    """Return what users had and may not come again, end to end, and how much each."""
-    allowed, until_s = may_come
-    if allowed.all():
-        return np.empty(0, np.int64), np.zeros(len(allowed), np.int64)
-    flat, counts = users.seen()
-    if until_s is not None:
-        masked = (users.seen_s() > np.repeat(until_s, counts)) & np.repeat(~allowed, counts)
-        owners = np.repeat(np.arange(len(counts)), counts)
-        return flat[masked], np.bincount(owners[masked], minlength=len(counts))
-    if not allowed.any():
-        return flat, counts
-    return flat[np.repeat(~allowed, counts)], np.where(allowed, 0, counts)

@@ -1,4 +1,7 @@
-"""Since when what a user had counts: always, never (``allow_seen``), or for the latest n days."""
+"""Since when what a user had counts: always, never (``allow_seen``), or for the latest n days.
+
+Training and offline figures ask here too, at the time of the test.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..ranked import Rows
 from ..reorder.per_request import PerRequest, batch_amount
 from ..settings import ServingSettings
 from ..spec import Arrays
+from ..stores.memory_mapped import UserRows
 from .specs import ALLOW_SEEN, NOW
 
 _DAY_S = 86_400.0
@@ -69,3 +74,28 @@ class SeenAgain:
         # Without a number, neither of the recipe nor of the request, nothing comes again.
         until_s = np.where(np.isnan(days), -np.inf, now - days * _DAY_S)
         return MayCome(everything | (days == 0), until_s)
+
+    def masked(self, users: UserRows, arrays: Arrays) -> tuple[Rows, Rows]:
+        """Return what users ``[B]`` had and may not get again, end to end, and how much each."""
+        allowed, until_s = self.may_come(arrays)
+        if allowed.all():
+            return np.empty(0, np.int64), np.zeros(len(allowed), np.int64)
+        flat, counts = users.seen()
+        if until_s is not None:
+            masked = (users.seen_s() > np.repeat(until_s, counts)) & np.repeat(~allowed, counts)
+            owners = np.repeat(np.arange(len(counts)), counts)
+            return flat[masked], np.bincount(owners[masked], minlength=len(counts))
+        if not allowed.any():
+            return flat, counts
+        return flat[np.repeat(~allowed, counts)], np.where(allowed, 0, counts)
+
+
+def days_again(settings: ServingSettings) -> float | None:
+    """Return after how many days what users had comes again if their requests say nothing; None is never."""
+    days = settings.seen_again_days
+    return days.default if isinstance(days, PerRequest) else days
+
+
+def given_again(settings: ServingSettings) -> bool:
+    """Return whether anything that users had comes to them again if their requests say nothing."""
+    return settings.allow_seen or days_again(settings) is not None

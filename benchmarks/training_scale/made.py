@@ -1,0 +1,24 @@
+"""A made-up data set as Parquet files: ``python -m benchmarks.training_scale.made SIZE FOLDER``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from benchmarks.training_scale.sizes import SIZES
+from tiercel_pipelines.data import load_dataset
+
+#: The files that :mod:`benchmarks.training_scale.recipe` names.
+TABLES = ("users", "items", "interactions")
+
+
+def make(size: str, folder: Path) -> None:
+    """Write the three tables of a size."""
+    dataset = load_dataset(SIZES[size])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TABLES:
+        getattr(dataset, name).to_parquet(folder / f"{name}.parquet", index=False)
+
+
+if __name__ == "__main__":
+    make(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,97 @@
+"""What users had, behind the served store and the served rule of what of it may come again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tiercel_serving.ranked import Rows
+from tiercel_serving.release.artefacts import Artefact
+from tiercel_serving.settings import ServingSettings
+from tiercel_serving.stages.seen_again import SeenAgain
+from tiercel_serving.stages.specs import ALLOW_SEEN, NOW
+from tiercel_serving.stores.memory_mapped import UserRows, UserTables
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+
+class Had:
+    """What users had.
+
+    Parameters
+    ----------
+    offsets
+        ``[U + 1]``: what user u had is ``offsets[u]:offsets[u + 1]``.
+    rows, times_s
+        ``[n]`` item rows, once each for a user, and when each was last had; None if nobody knows.
+    settings
+        They say what of it may come again.
+    now_s
+        ``[U]``: what time it is for each user; None is the latest of the times.
+    """
+
+    def __init__(
+        self,
+        offsets: Array,
+        rows: Array,
+        times_s: Array | None,
+        settings: ServingSettings,
+        now_s: Floats | None = None,
+    ) -> None:
+        # One user more: nobody, who had nothing.
+        arrays = {"history_offsets": np.append(offsets, offsets[-1]), "history_rows": rows}
+        if times_s is not None:
+            arrays["history_times"] = times_s
+            if now_s is None:
+                now_s = np.full(len(offsets) - 1, times_s.max(initial=0.0))
+        self._tables = UserTables(Artefact.in_memory("users", arrays))
+        self._allow_seen, self._now_s = settings.allow_seen, now_s
+        self._again = SeenAgain(settings, lambda: np.nan)
+
+    @classmethod
+    def of_events(
+        cls,
+        users: Rows,
+        items: Rows,
+        times_s: Array | None,
+        n_users: int,
+        settings: ServingSettings,
+        now_s: Floats | None = None,
+    ) -> Had:
+        """Build from events ``[n]`` in any order; of a repeated item the latest counts."""
+        times = np.zeros(len(users)) if times_s is None else times_s
+        order = np.lexsort((times, items, users))
+        users, items, times = users[order], items[order], times[order]
+        last = np.ones(len(users), np.bool_)
+        last[:-1] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
+        offsets = np.append(0, np.cumsum(np.bincount(users[last], minlength=n_users)))
+        return cls(offsets, items[last], None if times_s is None else times[last], settings, now_s)
+
+    def of(self, users: Rows) -> UserRows:
+        """Return some users of the store."""
+        return self._tables.at(users)
+
+    def masked(self, users: Rows) -> tuple[Rows, Rows]:
+        """Return what users ``[B]`` had and may not get again, end to end, and how much each."""
+        arrays = {ALLOW_SEEN: np.full((len(users), 1), self._allow_seen)}
+        if self._now_s is not None:
+            arrays[NOW] = self._now_s[users][:, None]
+        return self._again.masked(self.of(users), arrays)
+
+    def findable(self, users: Rows, items: Rows, n_items: int) -> npt.NDArray[np.bool_]:
+        """Return which of pairs ``[n]`` of a user and an item a server could give: what is not masked."""
+        asked = np.unique(users)
+        rows, counts = self.masked(asked)
+        masked = np.repeat(asked, counts) * n_items + rows
+        found: npt.NDArray[np.bool_] = ~np.isin(users * n_items + items, masked)
+        return found
+
+
+def latest_s(users: Rows, times_s: Array, n_users: int) -> Floats:
+    """Return the time of each user's latest event ``[U]``; that of all for whoever has none."""
+    latest = np.full(n_users, -np.inf)
+    np.maximum.at(latest, users, times_s)
+    return np.where(np.isneginf(latest), latest.max(initial=0.0), latest)
