@@ -192,15 +192,13 @@ class Mask(ABC):
         self.users = users
         #: ``[B]`` how many rows came with the users, before any were added.
         self.had = counts
-        self._flat, self._added = flat, list[Rows]()
+        self._flat = flat
+        self._added: list[Rows] = []
         self._shape, self._pad = (users, items + 1), items
         self._base = _ONE_BASE if users == 1 else (np.arange(users) * (items + 1))[:, None]
         # To find them is an appreciable part of a search, and a search asks twice.
         self._rows: dict[int, Rows] = {}
-        first = self._base[:, 0]
-        if users > 1:
-            flat = flat + np.repeat(first, counts)
-        self._start(first + items, flat)
+        self._start(flat if users == 1 else flat + np.repeat(self._base[:, 0], counts))
 
     def add(self, rows: Rows) -> None:
         """Mask ``[B, M]`` more rows."""
@@ -245,7 +243,7 @@ class Mask(ABC):
 
     # Below, a user's item is one number: its place in that table, read row by row.
     @abstractmethod
-    def _start(self, pads: Rows, seen: Rows) -> None: ...
+    def _start(self, seen: Rows) -> None: ...
 
     @abstractmethod
     def _mask(self, cells: Rows) -> None: ...
@@ -266,9 +264,14 @@ def make_mask(users: int, items: int, flat: Rows, counts: Rows) -> Mask:
 class BitmapMask(Mask):
     """A mask that is a table of users × items: for small ones."""
 
-    def _start(self, pads: Rows, seen: Rows) -> None:
-        self._cells = np.zeros(self._shape, np.bool_).reshape(-1)
-        self._mask(pads)
+    def _start(self, seen: Rows) -> None:
+        users, width = self._shape
+        self._cells = np.zeros(users * width, np.bool_)
+        self._close(seen)
+
+    def _close(self, seen: Rows) -> None:
+        """Mask the pad rows, and what was seen."""
+        self._cells[self._pad :: self._shape[1]] = True
         self._mask(seen)
 
     def _mask(self, cells: Rows) -> None:
@@ -307,10 +310,9 @@ class AllowedMask(BitmapMask):
         self._allowed = allowed
         super().__init__(len(allowed), allowed.shape[1] - 1, flat, counts)
 
-    def _start(self, pads: Rows, seen: Rows) -> None:
+    def _start(self, seen: Rows) -> None:
         self._cells = ~self._allowed.reshape(-1)
-        self._mask(pads)
-        self._mask(seen)
+        self._close(seen)
 
     def sample(self, user: int, masked: int, most: int) -> Rows:
         """Look at some cells of the user's row: what was given is the least of what is masked."""
@@ -331,9 +333,9 @@ class AllowedMask(BitmapMask):
 class KeyMask(Mask):
     """A mask that is a sorted list of (user, item): for large catalogues."""
 
-    def _start(self, pads: Rows, seen: Rows) -> None:
-        self._keys, self._pads = seen, pads
-        self._mask(pads)
+    def _start(self, seen: Rows) -> None:
+        self._keys, self._pads = seen, self._base[:, 0] + self._pad
+        self._mask(self._pads)
 
     def _mask(self, cells: Rows) -> None:
         # The seen rows arrive sorted: a stable sort merges such runs.

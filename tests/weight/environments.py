@@ -86,11 +86,9 @@ class Environment:
         self._run([*pip, "install", *options, requirement])
 
     def install_quickly(self, requirement: str) -> None:
-        """Install with uv, in a tenth of pip's time; with pip where uv finds no index: it reads no pip.conf."""
-        command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", self.folder]
-        if subprocess.run(
-            [*command, requirement], capture_output=True, env=self.variables, cwd="/"
-        ).returncode:
+        """Install with uv, ten times as fast; with pip where uv, which reads no pip.conf, finds no index."""
+        uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", self.folder, requirement]
+        if subprocess.run(uv, capture_output=True, env=self.variables, cwd="/").returncode:
             self.install(requirement)
 
     def _run(self, command: list[str | Path]) -> None:

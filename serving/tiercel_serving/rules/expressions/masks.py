@@ -168,7 +168,8 @@ class Masks:
         # Whether texts are equal is known without where they would stand in the order.
         exact = node.operator in ("==", "!=")
         left, right = (self._code(side, exact) if text else self._scalar(side) for side in sides)
-        compare = _COMPARE[node.operator]
+        # Codes of texts are no numbers, of which NaN is none.
+        compare = operator.ne if text and node.operator == "!=" else _COMPARE[node.operator]
 
         def run(batch: Batch) -> Truth:
             one, other = left(batch), right(batch)
@@ -320,20 +321,25 @@ class Masks:
             operand = _of_users(node, batch.given)
             if not exact:
                 return operand._replace(values=self._coded(operand.values))
-            codes = [self._code_of.get(text, 0) for text in operand.values[:, 0].tolist()]
-            return operand._replace(values=np.array(codes, np.int64)[:, None])
+            codes = [[self._code_of.get(text, 0)] for text in operand.values[:, 0].tolist()]
+            return Operand(np.array(codes, np.int32), operand.valid, operand.absent)
 
         return run
 
-    def _coded(self, values: Array) -> Rows:
+    def _coded(self, values: Array) -> npt.NDArray[np.int32]:
         left = np.searchsorted(self._vocabulary, values)
         right = np.searchsorted(self._vocabulary, values, side="right")
-        return left + right
+        return (left + right).astype(np.int32)
 
 
 def _all(flags: Flags) -> bool:
     """Whether all users' flags are set: of so few, a list says it sooner than an array."""
     return False not in flags.tolist()
+
+
+def _absent(sent: Flags) -> Flags | None:
+    """Return ``[B, 1]`` who did not send a column ``[B]``; None is nobody."""
+    return None if _all(sent) else ~sent[:, None]
 
 
 def _lengths(column: Column) -> npt.NDArray[np.float64]:
@@ -344,8 +350,7 @@ def _lengths(column: Column) -> npt.NDArray[np.float64]:
 def _of_users(field: Field, given: Given) -> Operand:
     absent = None
     if field.owner == "request":
-        column, sent = given.requests[field.name], given.sent[field.name]
-        absent = None if _all(sent) else ~sent[:, None]
+        column, absent = given.requests[field.name], _absent(given.sent[field.name])
     else:
         column = given.users[field.name]
     valid = None if column.valid is None else column.valid[:, None]
@@ -357,9 +362,8 @@ def _elements(node: Node, batch: Batch) -> Elements:
     if isinstance(node, Field):
         given = batch.given
         column = (given.requests if node.owner == "request" else given.users)[node.name]
-        sent = given.sent[node.name] if node.owner == "request" else np.ones(1, np.bool_)
-        absent = None if _all(sent) else ~sent[:, None]
-        return Elements(*flat(column), valid_rows(column), absent, shared=False)
+        absent = _absent(given.sent[node.name]) if node.owner == "request" else None
+        return Elements(*flat(column), valid_rows(column), absent, False)
     assert isinstance(node, Value | Values)
     values = constant_array((node.value,) if isinstance(node, Value) else node.values)
     return Elements(values, np.zeros(len(values), np.int64), np.ones(1, np.bool_), None, shared=True)

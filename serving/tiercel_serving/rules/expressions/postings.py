@@ -109,7 +109,7 @@ class Postings:
         if self._bits is not None:
             has = self._bits if rows is None else self._bits.take(rows)
             found: Flags = (has & self._wanted(lists, users)).astype(np.bool_)
-            return found
+            return found if found.ndim == 2 else found[None]
         owner, places = self._known(lists)
         if rows is not None and self._table is not None:
             width = len(self._values) + 1
@@ -133,13 +133,13 @@ class Postings:
         return np.take_along_axis(np.broadcast_to(found, (len(rows), found.shape[1])), rows, axis=1)
 
     def _wanted(self, lists: Elements, users: int) -> Array:
-        """Return ``[users, 1]`` the bits of all that the user's list has."""
+        """Return ``[users, 1]`` the bits of all that the user's list has; of one user a number may do."""
         assert self._bits is not None
         kind: Any = self._bits.dtype.type
         if users == 1 and self._code_of:
             # Python's own integers: a dozen calls of NumPy less.
             codes = {self._code_of[value] for value in lists.values.tolist() if value in self._code_of}
-            return np.full((1, 1), sum(1 << code for code in codes), kind)
+            return kind(sum(1 << code for code in codes))  # type: ignore[no-any-return]
         owner, places = self._known(lists)
         wanted = np.zeros((users, 1), kind)
         np.bitwise_or.at(wanted[:, 0], owner, kind(1) << places.astype(kind))
