@@ -2,7 +2,7 @@
 
 ``FOLDER/data`` is what :mod:`benchmarks.training_scale.made` wrote. The steps are the commands that people
 type, each in a process of its own: train (one epoch of each model; a training that was killed goes on),
-export, verify, score; all that are not named are left out. ``FOLDER/whole.json`` holds what each took.
+export, verify, score; all of them, or those named. ``FOLDER/whole.json`` holds what each took.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# This process stays small: the peak that the kernel tells of a process begins with its parent's.
 _RECIPE = str(Path(__file__).with_name("recipe.py").resolve())
 
 #: What is typed after ``tiercel``, in the folder.
@@ -32,28 +32,38 @@ STEPS = {
 
 @dataclass
 class Watch:
-    """Wall time and the resident memory's peak, in bytes, by what a process says it is at."""
+    """Processor time and the resident memory's peak, in bytes, by what a process says it is at."""
 
     pid: int
     at: str = "start"
     seconds: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)
+    peak: int = 0
 
     def look(self) -> None:
         """Look five times a second, until the process has ended."""
-        seen = time.perf_counter()
-        while held := self._resident():
-            self.peaks[self.at] = max(self.peaks.get(self.at, 0), held)
+        seen = 0.0
+        while held := self._held():
+            self.peaks[self.at] = max(self.peaks.get(self.at, 0), held["VmRSS"])
+            self.peak = held["VmHWM"]
+            now = max(seen, self._spent_s())
+            self.seconds[self.at] = round(self.seconds.get(self.at, 0.0) + now - seen, 1)
+            seen = now
             time.sleep(0.2)
-            spent, seen = time.perf_counter() - seen, time.perf_counter()
-            self.seconds[self.at] = round(self.seconds.get(self.at, 0.0) + spent, 1)
 
-    def _resident(self) -> int:
+    def _held(self) -> dict[str, int]:
+        """Return what the process holds now and held at most; nothing once it has ended."""
         try:
-            pages = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]
-        except OSError:  # it has ended, and was waited for
-            return 0
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+            status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
+        except OSError:
+            return {}
+        return {name: int(kb) * 1024 for name, kb in re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", status)}
+
+    def _spent_s(self) -> float:
+        with suppress(OSError):
+            fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return 0.0
 
     def hear(self, line: str) -> None:
         """Take a line of its progress, such as ``two_tower, fold 1 of 4 30%``."""
@@ -82,8 +92,8 @@ def run_step(name: str, folder: Path) -> dict[str, Any]:
     return {
         "wall_s": round(time.perf_counter() - begun, 1),
         "cpu_s": round(used.ru_utime + used.ru_stime, 1),
-        "peak_bytes": used.ru_maxrss * 1024,
-        "steps_s": watch.seconds,
+        "peak_bytes": watch.peak,
+        "steps_cpu_s": watch.seconds,
         "peaks_bytes": watch.peaks,
     }
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.training_scale.command import misses
+from benchmarks.training_scale.made import make
 from benchmarks.training_scale.one import measure
+from benchmarks.training_scale.whole import main
 
 
 @pytest.mark.slow
@@ -29,3 +33,18 @@ def test_limits_are_told_apart() -> None:
     assert misses({"1x": {**one, "train_s": 1000}}, whole=False) == []
     [told_times] = misses({"1x": one, "10x": {**ten, "peak_bytes": 14 * 10**8}}, whole=True)
     assert told_times.startswith("10x: 1.40 times the memory")
+
+
+@pytest.mark.slow
+def test_the_whole_way_is_gone_and_goes_on_where_it_was_left(tmp_path: Path) -> None:
+    make("tiny", tmp_path / "data")
+    main(tmp_path, ["train", "export"])
+    main(tmp_path, ["verify", "score"])
+    kept = json.loads((tmp_path / "whole.json").read_text(encoding="utf-8"))
+    assert list(kept) == ["train", "export", "verify", "score"]
+    for taken in kept.values():
+        assert taken["cpu_s"] > 0
+        # The kernel counts pages by the dozen.
+        assert 0 < max(taken["peaks_bytes"].values()) <= 1.01 * taken["peak_bytes"]
+    assert {"packing", "two_tower, fold 1 of 4", "figures"} <= set(kept["train"]["peaks_bytes"])
+    assert pq.read_metadata(tmp_path / "lists.parquet").num_rows == 60

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,41 +40,63 @@ ODD: Mapping[str, str] = {
     **{"released": "é", "in_stock": "status", "device": "user_num", "hour": "kept_row"},
 }
 
+#: Tensors of the served graph and of every request and answer; ids have names of their own.
+TENSORS: Mapping[str, str] = {
+    **{"user_id": "person", "item_id": "article", "timestamp": "allow_seen", "title": "query_two_tower"},
+    **{"age": "user_id", "income": "k", "country": "status", "interests": "history_row", "joined": "now"},
+    **{"genres": "item_id", "topics": "source", "maker": "count", "price": "score", "minutes": "item_num"},
+    **{"year": "retrieval_score", "released": "rank_score", "in_stock": "kept_row"},
+    **{"device": "user_num", "hour": "exclude_item_ids"},
+}
 
-def odd_features() -> Any:
+
+def features_of(names: Mapping[str, str]) -> Callable[[], Any]:
+    """The features of the synthetic recipe, over columns of these names."""
+
     def plain(name: str) -> Any:  # NVTabular names a file after each column of Categorify
-        return [ODD[name]] >> ops.Rename(name=name)
+        named = [names[name]]
+        return named if names is TENSORS else named >> ops.Rename(name=name)
 
-    user = plain("user_id") >> ops.Categorify() >> ops.TagAsUserID()
-    item = plain("item_id") >> ops.Categorify() >> ops.TagAsItemID()
-    numbers = [ODD[name] for name in ("age", "income", "joined", "price", "minutes", "year", "released")]
-    categories = ["country", "interests", "genres", "topics", "maker", "device"]
-    hour = [ODD["hour"]] >> ops.Bucketize([6, 12, 18])
-    graph = user + item + hour + (numbers >> ops.FillMissing(0) >> ops.Normalize())
-    for name in categories:
-        graph = graph + (plain(name) >> ops.Categorify())
-    return graph
+    def features() -> Any:
+        user = plain("user_id") >> ops.Categorify() >> ops.TagAsUserID()
+        item = plain("item_id") >> ops.Categorify() >> ops.TagAsItemID()
+        numbers = [
+            names[name] for name in ("age", "income", "joined", "price", "minutes", "year", "released")
+        ]
+        categories = ["country", "interests", "genres", "topics", "maker", "device"]
+        hour = [names["hour"]] >> ops.Bucketize([6, 12, 18])
+        graph = user + item + hour + (numbers >> ops.FillMissing(0) >> ops.Normalize())
+        for name in categories:
+            graph = graph + (plain(name) >> ops.Categorify())
+        return graph
+
+    return features
 
 
-def odd_dataset(folder: Path) -> Parquet:
+def renamed_dataset(names: Mapping[str, str], folder: Path) -> Parquet:
     """The synthetic tables under other names."""
     data = load_dataset(Synthetic(users=100, items=120, interactions=2_500))
     for table in ("users", "items", "interactions"):
-        getattr(data, table).rename(columns=ODD).to_parquet(folder / f"{table}.parquet")
+        getattr(data, table).rename(columns=names).to_parquet(folder / f"{table}.parquet")
     files = {table: str(folder / f"{table}.parquet") for table in ("users", "items", "interactions")}
-    roles = {role: ODD[role] for role in ("user_id", "item_id", "timestamp")}
+    roles = {role: names[role] for role in ("user_id", "item_id", "timestamp")}
     return Parquet(**files, **roles)
 
 
-def odd(recipe: Recipe, folder: Path) -> Recipe:
-    rules = tuple(replace(rule, column=ODD[rule.column]) for rule in recipe.serving.rules)
-    names = {"title_column": ODD["title"], "history_columns": ("item_id",), "rules": rules}
-    # A model and a source are named as tensors are.
+def renamed(recipe: Recipe, names: Mapping[str, str], folder: Path) -> Recipe:
+    rules = tuple(replace(rule, column=names[rule.column]) for rule in recipe.serving.rules)
+    item_id = names["item_id"] if names is TENSORS else "item_id"
+    changed = {"title_column": names["title"], "history_columns": (item_id,), "rules": rules}
+    serving = replace(recipe.serving, **changed)
+    data = renamed_dataset(names, folder)
+    return replace(recipe, dataset=data, features=features_of(names), serving=serving)
+
+
+def named_as_tensors(recipe: Recipe) -> Recipe:
+    """A model and a source are named as tensors are."""
     sources = (Index("retrieval_score"), Popular("status", quota=4))
-    serving = replace(recipe.serving, sources=sources, **names)
-    retrieval = replace(recipe.retrieval, name="retrieval_score")
-    data = odd_dataset(folder)
-    return replace(recipe, dataset=data, features=odd_features, retrieval=retrieval, serving=serving)
+    serving = replace(recipe.serving, sources=sources)
+    return replace(recipe, retrieval=replace(recipe.retrieval, name="retrieval_score"), serving=serving)
 
 
 def recipe_of(form: str) -> Recipe:
@@ -95,8 +117,9 @@ def recipe_of(form: str) -> Recipe:
 def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     place: Path = tmp_path_factory.mktemp("other")
     recipe = recipe_of(request.param)
+    recipe = renamed(recipe, ODD if recipe.ranking is None else TENSORS, place)
     if recipe.ranking is None:
-        recipe = odd(recipe, place)
+        recipe = named_as_tensors(recipe)
     dataset = load_dataset(recipe.dataset)
     run = train_recipe(recipe, dataset, place / "run")
     layout = "staged" if recipe.ranking is None else "fused"
@@ -117,11 +140,11 @@ def test_served_equals_the_offline_reference(other: Served) -> None:
     with Recommender(other.server.grpc_url, timeout_s=60.0) as recommender:
         answers = recommender.recommend_many(users, k=10)
         explained = recommender.explain(users[3], k=10)
-    if other.recipe.ranking is None:
-        told = {ODD["age"]: 33, ODD["country"]: "NL", ODD["device"]: "phone", ODD["hour"]: 7}
-        questions.append(Question(other.unknown_user, features=told))
-        with Recommender(other.server.grpc_url, timeout_s=60.0) as recommender:
-            answers = [*answers, recommender.recommend(other.unknown_user, k=10, features=told)]
+    names = ODD if other.recipe.ranking is None else TENSORS
+    told = {names["age"]: 33, names["country"]: "NL", names["device"]: "phone", names["hour"]: 7}
+    questions.append(Question(other.unknown_user, features=told))
+    with Recommender(other.server.grpc_url, timeout_s=60.0) as recommender:
+        answers = [*answers, recommender.recommend(other.unknown_user, k=10, features=told)]
     identical = []
     for expected, answer in zip(other.reference.answer(questions), answers, strict=True):
         ids, scores = [i.item_id for i in answer.items], [i.score for i in answer.items]

@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from small_release import SETTINGS, Parts, array_file, small_release
 
 from tiercel_export import Vectors
+from tiercel_export.release.golden_answers import rank
 from tiercel_serving.release.manifest import encode, read_manifest
 from tiercel_serving.release.opened import Release
 from tiercel_serving.release.writing import write_manifest
@@ -24,6 +27,7 @@ from tiercel_serving.stages.seen_again import SeenAgain
 from tiercel_serving.stores.memory_mapped import UserTables
 from tiercel_serving.verify.checks import verify_release
 from tiercel_serving.verify.golden import ANSWER_USERS, StoredGolden
+from tiercel_serving.verify.reference import Candidate
 from tiercel_serving.verify.report import VerifyRow
 
 MANY = 20_000
@@ -157,6 +161,27 @@ def test_one_vector_for_all_items_is_a_warning(parts: Parts, tmp_path: Path) -> 
     assert rows
     assert all(row.ok and row.warning for row in rows)
     assert all(f"only 1 of {ANSWER_USERS + 1} users compared" in row.detail for row in rows)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3, 20])
+def test_more_candidates_than_a_ranker_takes_are_scored_behind_the_same_best(kept: int) -> None:
+    """A cut between near ties gives the reference more than are kept; rankers see the first of them."""
+
+    def run(known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        score = known["kept_score"]
+        return {"rank_score": np.stack([score, score - score[:, :1]], axis=-1)}
+
+    model = SimpleNamespace(run=run, output=SimpleNamespace(name="rank_score"))
+    uncompiled: Any = SimpleNamespace(
+        models=SimpleNamespace(ranker=model),
+        settings=SimpleNamespace(kept=kept),
+        items=9,
+        candidates=lambda rows, scores, sources: {"kept_score": scores},
+    )
+    for count in range(6):
+        found = rank(uncompiled, {}, [Candidate(row, 4.0 - row, 1) for row in range(count)])
+        behind = [0.0 if kept == 1 else -float(row) for row in range(count)]
+        assert found == [[4.0 - row, far] for row, far in zip(range(count), behind, strict=True)]
 
 
 def test_what_users_already_had_is_verified_both_ways(

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from tiercel_serving.errors import InvalidRequest, PortTaken
-from tiercel_serving.supervise import start_server
+from tiercel_serving.supervise import http_front, start_server
 from tiercel_serving.supervise.http_front import MAX_BODY
 from tiercel_serving.supervise.kserve import DTYPES, read_request, write_answer
 
@@ -250,6 +250,87 @@ def test_no_body_ends_the_server(
         canary(server.grpc_url, 5.0)
         with pytest.raises(PortTaken, match=f"http port {port}"):
             start_server(repository, http_port=port)
+
+
+#: What comes over a connection, and the status of its answer; nothing where the rest is waited for.
+STRANGE: list[tuple[bytes, bytes]] = [
+    (b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"400"),
+    (b"Transfer-Encoding: chunked\r\n\r\n-5\r\n", b"400"),
+    (b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n{", b""),
+    (b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n3\r\n{}\n\r\n0\r\n\r\n", b"400"),
+    (b"Content-Length: 3\r\nContent-Length: 2\r\n\r\n{}\n", b"400"),
+    (b"Content-Length: -1\r\n\r\n{}", b"400"),
+    (b"Content-Length: 99999999999999999999\r\n\r\n{}", b"400"),
+    (b"Content-Length: 2\r\n\r\n{}", b"400"),
+    (b"Content-Length: 90\r\n\r\n{}", b""),
+    (b"Content-Length: 67108864\r\nExpect: 100-continue\r\n\r\n", b"100"),
+    (b"Content-Length: 2\r\nExpect: 200-perhaps\r\n\r\n{}", b"417"),
+    (b"Content-Length: 2\r\nContent-Encoding: gzip, gzip\r\n\r\n{}", b"400"),
+    (b"X: " + b"a" * 100_000 + b"\r\n\r\n", b"400"),
+    (b"Content-Length: 2\r\n\r\n{}garbage \0\xff\r\n\r\n", b"400"),
+]
+
+
+def test_strange_heads_slow_senders_and_many_connections_harm_nobody_else(
+    repository: Path,
+    canary: Callable[[str, float], None],
+    nothing_left: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for name, seconds in (("BODY_S", 1.5), ("IDLE_S", 1.5), ("LOOK_S", 0.1)):
+        monkeypatch.setattr(http_front, name, seconds)
+    good, start = json.dumps({"inputs": [GOOD]}).encode(), f"POST {INFER} HTTP/1.1\r\nHost: here\r\n".encode()
+    one = start + f"Content-Length: {len(good)}\r\n\r\n".encode() + good
+    with start_server(repository, canary=canary) as server, contextlib.ExitStack() as stack:
+        port = server.ports["http"]
+
+        def send(said: bytes) -> socket.socket:
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+            connection.sendall(said)
+            return connection
+
+        waiting = []
+        for place, (rest, status) in enumerate(STRANGE):
+            connection = send(start + rest)
+            if status:
+                assert connection.recv(12)[-3:] == status, place
+            else:
+                waiting.append(connection)
+            assert ask(port, good) == 200, place
+        for nonsense in (
+            random.Random(1).randbytes(5_000),
+            b"\x16\x03\x01\0\xa5\x01",
+            b"\r\n" * 3 + one,
+            one * 50,
+        ):
+            send(nonsense)
+            assert ask(port, good) == 200
+        slow = [send(start + b"X: ") for _ in range(200)]
+        assert ask(port, good) == 200
+        canary(server.grpc_url, 5.0)
+        # Who says nothing more is told so, or cut off.
+        assert {connection.recv(12) for connection in waiting} == {b"HTTP/1.1 408"}
+        assert all(connection.recv(1) == b"" for connection in slow)
+        assert ask(port, good) == 200
+        server.check()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+class Idle:
+    def __init__(self, place: int, ended: list[int]) -> None:
+        self.force_close = lambda: ended.append(place)
+
+
+def test_the_longest_idle_connection_ends_first_where_there_are_many() -> None:
+    ended: list[int] = []
+    idle = [Idle(place, ended) for place in range(5)]
+    connections = http_front._Connections(3)
+    connections.look(idle[:3], 0.0)
+    connections.look(idle, 1.0)
+    assert ended == [0, 1]
+    connections.look(idle[2:], 0.5 + http_front.IDLE_S)
+    assert ended == [0, 1, 2]
 
 
 def test_tritons_own_http_client_is_answered(

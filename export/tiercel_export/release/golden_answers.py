@@ -132,20 +132,25 @@ def _answer(
 
 
 def rank(uncompiled: Uncompiled, user: Arrays, candidates: Sequence[Candidate]) -> list[list[float]] | None:
-    """Return the ranker's scores of candidates, one number a task: each is scored by itself."""
+    """Return the ranker's scores of candidates, best first, one number a task.
+
+    Each is scored by itself, but that rankers see how far it lies behind the best, which stands first: where
+    there are more than the ranker takes, the best leads each part.
+    """
     model, width = uncompiled.models.ranker, uncompiled.settings.kept
     if model is None:
         return None
     tasks: list[list[float]] = []
-    for begin in range(0, len(candidates), width):
-        part = candidates[begin : begin + width]
+    while len(tasks) < len(candidates):
+        lead = candidates[:1] if tasks and width > 1 else []
+        part = [*lead, *candidates[len(tasks) : len(tasks) + width - len(lead)]]
         rows = np.full((1, width), uncompiled.items, np.int64)
         scores, sources = np.zeros((1, width), np.float32), np.zeros((1, width), np.int32)
         for slot, candidate in enumerate(part):
             rows[0, slot], scores[0, slot] = candidate.row, candidate.score
             sources[0, slot] = candidate.source
         known = {**user, **uncompiled.candidates(rows, scores, sources)}
-        tasks += model.run(known)[model.output.name][0, : len(part)].tolist()
+        tasks += model.run(known)[model.output.name][0, len(lead) : len(part)].tolist()
     return tasks
 
 

@@ -17,8 +17,9 @@ SCAN_ITEMS = 4096
 #: Candidates taken beyond those needed, so that items which tie at the cut are all seen.
 MARGIN = 16
 
-#: Users whose scores of all items are computed by one matrix product.
-SCAN_USERS = 8
+#: Scores that one matrix product computes, 32 MB of them: the more users share it, the fewer times the
+#: vectors come from memory.
+SCAN_SCORES = 1 << 23
 
 #: Where an allowed set leaves less than this share of the items, they alone are looked at: one vector that
 #: is gathered costs what some four cost that lie in a row.
@@ -182,11 +183,16 @@ class Space:
             if user in few:
                 found = self.best(query[at : at + 1], self.positions_of(few[user])[None], count)
                 scores[at : at + 1], rows[at : at + 1] = found
-        for begin in range(0, len(many), SCAN_USERS):
-            places = many[begin : begin + SCAN_USERS]
-            part = query[places]
-            rough = self.vectors @ part[0] if len(part) == 1 else part @ self.vectors.T
-            for at, own in zip(places, rough.reshape(len(part), -1), strict=True):
+        together = max(1, min(len(many), SCAN_SCORES // max(len(self), 1)))
+        held = np.empty((together, len(self)), np.float32)
+        for begin in range(0, len(many), together):
+            places = many[begin : begin + together]
+            part, rough = query[places], held[: len(places)]
+            if len(part) == 1:
+                np.matmul(self.vectors, part[0], out=rough[0])
+            else:
+                np.matmul(part, self.vectors.T, out=rough)
+            for at, own in zip(places, rough, strict=True):
                 scores[at], rows[at] = self._scanned(query[at : at + 1], own, mask.rows_of(users[at]), count)
         return scores, rows
 

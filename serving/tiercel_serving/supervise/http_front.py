@@ -8,13 +8,16 @@ large until 2.68 (26.04). The embedded Triton is 2.51.
 from __future__ import annotations
 
 import asyncio
+import logging
+import resource
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ..errors import InvalidRequest
@@ -31,6 +34,13 @@ DEADLINE_S = 60.0
 
 #: Seconds that requests at work get at the end, at most.
 GRACE_S = 10.0
+
+#: Seconds that a body may take to come, and that a connection may say nothing whole: who sends a byte now and
+#: then must not hold what others need.
+BODY_S, IDLE_S = 60.0, 30.0
+
+#: Seconds between two looks at the connections.
+LOOK_S = 1.0
 
 #: Says how many bytes of a body are JSON; tensors follow.
 JSON_SIZE = "Inference-Header-Content-Length"
@@ -67,6 +77,11 @@ _TOLD = {
     _VERSION: ("ModelMetadata", service_pb2.ModelMetadataRequest),
 }
 
+#: What aiohttp logs, a traceback for each broken request, is the caller's to know; it is answered.
+_MUTED = logging.getLogger(f"{__name__}.aiohttp")
+_MUTED.setLevel(logging.CRITICAL)
+_LOG = logging.getLogger(__name__)
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -90,7 +105,10 @@ class HttpFront:
         self._channel = grpc.insecure_channel(grpc_url, options=_CHANNEL)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._workers = ThreadPoolExecutor(WORKERS, "tiercel-http")
-        self._runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=GRACE_S)
+        # Others of this process need files too.
+        self._connections = _Connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._watch: asyncio.Task[None] | None = None
+        self._runner = web.AppRunner(self._app(), access_log=None, logger=_MUTED, shutdown_timeout=GRACE_S)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tiercel-http", daemon=True)
         self._thread.start()
@@ -104,12 +122,17 @@ class HttpFront:
         """Stop listening; requests at work get ``grace_s`` seconds, :data:`GRACE_S` at most, to end."""
         if grace_s <= 0:
             self._channel.close()
-        self._run(self._runner.cleanup())
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
         self._channel.close()
         self._workers.shutdown()
+
+    async def _end(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        await self._runner.cleanup()
 
     def _run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -117,9 +140,10 @@ class HttpFront:
     async def _listen(self, host: str, port: int) -> None:
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port).start()
+        self._watch = asyncio.create_task(self._connections.watch(self._runner))
 
     def _app(self) -> web.Application:
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[_in_json])
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._connections.counted, _in_json])
         for path, (method, message, field) in _READY.items():
             app.router.add_get(path, self._told(method, message, field))
         for path, (method, message) in _TOLD.items():
@@ -141,7 +165,7 @@ class HttpFront:
         return handle
 
     async def _infer(self, request: web.Request) -> web.Response:
-        body, where = await request.read(), request.match_info
+        body, where = await asyncio.wait_for(request.read(), BODY_S), request.match_info
         size = _json_size(request.headers.get(JSON_SIZE), len(body))
 
         def answer() -> tuple[bytes, int | None]:
@@ -156,6 +180,52 @@ class HttpFront:
 
     async def _work(self, work: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+
+
+class _Connections:
+    """Ends connections that say nothing: before a request, between two, or in the middle of a head.
+
+    Parameters
+    ----------
+    most
+        So many may, for a while; of more the longest idle end.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._at_work: set[Any] = set()
+        # Each that is not at work, the longest first, and since when.
+        self._idle: dict[Any, float] = {}
+
+    @web.middleware
+    async def counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Note that a connection is at work."""
+        connection = request.protocol
+        self._at_work.add(connection)
+        self._idle.pop(connection, None)
+        try:
+            return await handler(request)
+        finally:
+            self._at_work.discard(connection)
+
+    async def watch(self, runner: web.AppRunner) -> None:
+        """Look at the connections again and again."""
+        while (server := runner.server) is not None:
+            self.look(server.connections, asyncio.get_running_loop().time())
+            await asyncio.sleep(LOOK_S)
+
+    def look(self, connections: Sequence[Any], now: float) -> None:
+        """End those that were idle for too long, and the longest idle where there are too many."""
+        there = set(connections)
+        self._idle = {one: since for one, since in self._idle.items() if one in there}
+        for one in connections:
+            if one not in self._at_work:
+                self._idle.setdefault(one, now)
+        beyond = len(self._idle) - self._most
+        for place, (one, since) in enumerate(list(self._idle.items())):
+            if place < beyond or now - since > IDLE_S:
+                del self._idle[one]
+                one.force_close()
 
 
 def _json_size(said: str | None, size: int) -> int | None:
@@ -176,6 +246,8 @@ async def _in_json(request: web.Request, handler: Handler) -> web.StreamResponse
         return await handler(request)
     except (InvalidRequest, ValueError, web.RequestPayloadError) as error:
         return _error(400, str(error))
+    except asyncio.TimeoutError:
+        return _error(408, f"the body did not come within {BODY_S:g} seconds")
     except grpc.RpcError as error:
         return _error(_STATUS.get(error.code(), 500), error.details())
     except web.HTTPRequestEntityTooLarge:
@@ -185,6 +257,11 @@ async def _in_json(request: web.Request, handler: Handler) -> web.StreamResponse
         return _error(404, f"there is no {request.path}; this is inference over HTTP, and gRPC has the rest")
     except web.HTTPException as error:
         return _error(error.status, error.reason)
+    except (ConnectionError, HttpProcessingError):
+        raise  # there is nobody to answer any more, or aiohttp does
+    except Exception:
+        _LOG.exception("%s %s", request.method, request.path)
+        return _error(500, "this is a fault of the server, whose log has it")
 
 
 def _error(status: int, said: str | None) -> web.Response:
