@@ -19,8 +19,9 @@ from tiercel_serving.spec import Array
 from tiercel_serving.stores.embedded import Embedded
 from tiercel_serving.stores.live import LiveUsers, now_ms
 from tiercel_serving.stores.memory_mapped import USER_LOOKUP, UserTables
-from tiercel_serving.stores.records import INLINE, NEVER, SCHEMA_KEY, Event, Record, Slot, user_key
+from tiercel_serving.stores.records import INLINE, NEVER, Event, Record, Slot, user_key
 from tiercel_serving.stores.schema import SCHEMA_FORMAT, Schema, StoredColumn
+from tiercel_serving.stores.sealed import SCHEMA_KEY
 from tiercel_serving.stores.table import StorePlace
 from tiercel_serving.tables.column_store import raw_prefix
 from tiercel_serving.tables.items import ITEM_LOOKUP, ItemTable, store_ids
@@ -93,10 +94,8 @@ def _schema() -> Schema:
 
 
 def _write_records(folder: Path, known: int) -> None:
-    import msgspec
-
     records, now = Embedded(path="store").open(StorePlace(folder, "bench")), now_ms()
-    records.change([(SCHEMA_KEY, lambda _: msgspec.json.encode(_schema()))])
+    records.change([(SCHEMA_KEY, lambda _: bytes(_schema()))])
     slots = {number: Slot(NEVER, INLINE, np.float64(number).tobytes()) for number in range(0, 20, 4)}
     events = [Event(item, now, NEVER) for item in range(8)]
     changes = []

@@ -127,6 +127,33 @@ def test_a_refused_operator_stops_what_it_overwrites_and_nothing_else(case, afte
     assert pairs or stopped == set(GOOD)
 
 
+@pytest.mark.parametrize(
+    ("good", "refused", "values"),
+    [
+        ("brand", lambda: ["brand", "age"] >> ops.HashedCross(10), [3, 4, 3]),
+        ("price", lambda: ["price"] >> ops.DifferenceLag(["brand"], 1), [0.6931472, 1.0986123, 1.609438]),
+        (
+            "price",
+            lambda: (
+                ["price"]
+                >> ops.LambdaOp(lambda c: c > 1)
+                >> ops.Rename(name="dear")
+                >> ops.AddTags(["target"])
+            ),
+            [0.6931472, 1.0986123, 1.609438],
+        ),
+    ],
+)
+@pytest.mark.parametrize("after", [True, False])
+def test_the_values_of_a_good_column_beside_a_refused_one(good, refused, values, after, tmp_path):
+    made = GOOD[good](str(tmp_path)) >> ops.TagAsUserFeatures()
+    workflow = fitted(made + refused() if after else refused() + made)
+    parts = dict.fromkeys(workflow.output_schema.column_names, "label") | {good: "user"}
+    program = compile_workflow(workflow, "user", parts=parts).program
+    got = program.run(columns_from_frame(FRAME, program.inputs), len(FRAME))
+    assert got[good].values.tolist() == pytest.approx(values)
+
+
 def test_every_refused_operator_is_tried():
     refused = {key.partition(".")[2] for key, entry in TABLE.items() if entry.lower is None}
     tried = " ".join(REFUSALS).replace("LambdaOp", "UDF")

@@ -113,6 +113,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: user(["country"] >> ops.Rename(name="where") >> ops.JoinGroupby(["country"], stats=["mean"])),
         r"NVTabular can't fit JoinGroupby",
     ),
+    "categories of nothing": (
+        lambda: user(["empty"] >> ops.Categorify()),
+        r"can't fit Categorify on 'empty'.*; 'empty' holds no value at all: fill it in its table",
+    ),
     "a median of nothing": (lambda: user(["empty"] >> ops.FillMedian()), r"'empty'"),
     "text that goes through a join": (
         lambda: user(["country"] >> ops.JoinExternal(pd.DataFrame({"country": ["x"]}), on="country")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import resource
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,14 +20,18 @@ from hypothesis import strategies as st
 from tiny_release import Tiny
 
 from tiercel_serving.errors import MachineFault, StoreDamaged, StoreUnavailable
+from tiercel_serving.live_items.journal import Entry, Journal
 from tiercel_serving.release.opened import open_release
 from tiercel_serving.stores import walk
 from tiercel_serving.stores.embedded import Embedded
 from tiercel_serving.stores.feature_store import FeatureStore
-from tiercel_serving.stores.records import Event, Record
+from tiercel_serving.stores.records import NEVER, Event, Record, user_key
+from tiercel_serving.stores.schema import SCHEMA_FORMAT, Schema, StoredColumn
+from tiercel_serving.stores.sealed import ITEMS_KEY, SCHEMA_KEY, VERSION_KEY, seal
 from tiercel_serving.stores.table import Change, StorePlace
 
 USERS, NOBODY = (10, 13, 10**6), 3
+SHARED = user_key(b"1")
 
 
 def opened(tiny: Tiny, folder: Path) -> Callable[[], FeatureStore]:
@@ -144,12 +149,12 @@ class Appender:
     def run(self) -> None:
         with self._acknowledged.open("wb", buffering=0) as file:
             for number in range(1_000_000):
-                self._records.change([(b"shared", self._append(number))])
+                self._records.change([(SHARED, self._append(number))])
                 file.write(b"%d\n" % number)
 
     def _append(self, number: int) -> Change:
         def change(data: bytes | None) -> bytes:
-            record = Record(b"shared") if data is None else Record.read(data, b"shared")
+            record = Record(b"1") if data is None else Record.read(data, SHARED)
             record.events.append(Event(self._name * 1_000_000 + number, 0, 1))
             return bytes(record)
 
@@ -163,14 +168,15 @@ def test_two_writers_killed_in_the_middle_lose_nothing_that_was_acknowledged(tmp
         for one in writers:
             one.result()
             one.send("run")
+        end = time.monotonic() + 60
         while any(not file.exists() or file.read_bytes().count(b"\n") < 15 for file in files):
-            pass
+            assert time.monotonic() < end, "a writer has stopped"
     finally:
         for one in writers:
             one.kill()
     with worker(lambda: Embedded(path=str(folder)).open(StorePlace(folder, "x"))) as reader:
-        (data,) = reader.call("read", [b"shared"])
-    items = [event.item for event in Record.read(data, b"shared").events]
+        (data,) = reader.call("read", [SHARED])
+    items = [event.item for event in Record.read(data, SHARED).events]
     for name, file in enumerate(files):
         mine = [item - name * 1_000_000 for item in items if item // 1_000_000 == name]
         last = int(file.read_bytes().split(b"\n")[-2])
@@ -186,13 +192,32 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[bytes, b
     """A store that nobody has open, with what it holds."""
     folder = tmp_path_factory.mktemp("whole") / "store"
     drawn = random.Random(3)
-    records = {
-        b"u%d" % number: bytes(Record(drawn.randbytes(drawn.choice([10, 100, 6000]))))
-        for number in range(120)
-    }
+    users = [b"%d" % number + drawn.randbytes(drawn.choice([10, 100, 6000])) for number in range(120)]
+    records = {user_key(user): bytes(Record(user)) for user in users}
     with worker(lambda: Filled(folder, records)):
         pass
     return folder, records
+
+
+WRITTEN = {
+    user_key(b"3"): bytes(Record(b"3", events=[Event(7, 1, NEVER)])),
+    user_key(b"3" * 500): bytes(Record(b"3" * 500, filters=bytes(9))),
+    SCHEMA_KEY: bytes(Schema(SCHEMA_FORMAT, "int64", "int64", (StoredColumn("age", "float64", False),))),
+    ITEMS_KEY: bytes(Journal("int64", entries=(Entry(172, withdrawn=True),))),
+    VERSION_KEY: seal(VERSION_KEY, b"3"),
+}
+
+
+@pytest.mark.parametrize("key", WRITTEN, ids=["user", "long user id", "schema", "items", "version"])
+def test_no_bit_of_a_key_or_a_value_may_differ(key: bytes) -> None:
+    value = WRITTEN[key]
+    assert walk.is_whole(key, value)
+    for data in (key, value):
+        for bit in range(8 * len(data)):
+            changed = bytearray(data)
+            changed[bit // 8] ^= 1 << bit % 8
+            pair = (bytes(changed), value) if data is key else (key, bytes(changed))
+            assert not walk.is_whole(*pair), pair
 
 
 class Filled:
@@ -267,10 +292,10 @@ def test_a_check_says_what_a_process_died_of(whole: tuple[Path, dict[bytes, byte
     with worker(lambda: Embedded(path=str(tmp_path / "store")).open(StorePlace(tmp_path, "x"))) as one:
         assert f"{len(records)} records" in one.call("check")
         data = file.read_bytes()
-        record = records[b"u1"]
+        record = records[min(records)]
         with file.open("r+b") as stream:
             stream.write(data.replace(record, record[:20] + b"!" + record[21:]))
-        with pytest.raises(StoreDamaged, match=r"1 differ from their checksum\); move the folder away"):
+        with pytest.raises(StoreDamaged, match=r"1 are not what was written\); move the folder away"):
             one.call("check")
     file.write_bytes(data[: len(data) // 2])
     with pytest.raises(StoreDamaged, match=r"it is not what was written"):

@@ -21,10 +21,10 @@ from tiercel_serving.release.artefacts import Artefact
 from tiercel_serving.release.opened import Release
 from tiercel_serving.stores.embedded import Embedded
 from tiercel_serving.stores.memory_mapped import MemoryMapped, UserTables
-from tiercel_serving.stores.records import Record
+from tiercel_serving.stores.records import NEVER, Event, Record, user_key
 from tiercel_serving.stores.redis import Redis
 from tiercel_serving.stores.server import StoreServer
-from tiercel_serving.stores.table import STORES, Records, Store, StoreKind, StorePlace
+from tiercel_serving.stores.table import STORES, Change, Records, Store, StoreKind, StorePlace
 from tiercel_serving.verify.reference import plain_items
 
 
@@ -153,34 +153,45 @@ def test_one_batch_gets_one_snapshot(tiny: Tiny, store: Store) -> None:
 # ----------------------------------------------------------------------------------------------- records
 
 
-def noted(old: bytes | None) -> bytes:
+def written(user: bytes, times: int, size: int = 0) -> bytes:
+    return bytes(Record(user, events=[Event(n, 0, NEVER) for n in range(times)], filters=bytes(size)))
+
+
+def noted(user: bytes) -> tuple[bytes, Change]:
     """A change that notes how often it was made."""
-    return bytes(Record(b"1" if old is None else Record.read(old, b"").user + b"1"))
+    key = user_key(user)
+
+    def change(old: bytes | None) -> bytes:
+        return written(user, 1 if old is None else len(Record.read(old, key).events) + 1)
+
+    return key, change
 
 
 def test_records_are_read_changed_and_listed(records: Records) -> None:
-    keys = [b"a", b"b", "ü\0*".encode(), b"x" * 400]
-    once, twice, large = bytes(Record(b"1")), bytes(Record(b"11")), bytes(Record(bytes(10_000)))
+    users = [b"a", b"b", "ü\0*".encode(), b"x" * 399]
+    keys, large = [user_key(user) for user in users], written(users[3], 1, 10_000)
     assert list(records.read(keys)) == [None] * 4
-    records.change([(key, noted) for key in (*keys[:3], keys[0])])
-    assert list(records.read(keys)) == [twice, once, once, None]
-    records.change([(keys[3], lambda old: large), (keys[1], lambda old: None), (b"c", lambda old: None)])
-    assert list(records.read([*keys, b"c"])) == [twice, None, once, large, None]
-    assert dict(records.scan()) == {keys[0]: twice, keys[2]: once, keys[3]: large}
+    records.change([noted(user) for user in (*users[:3], users[0])])
+    first = [written(users[0], 2), written(users[1], 1), written(users[2], 1), None]
+    assert list(records.read(keys)) == first
+    gone = user_key(b"c")
+    records.change([(keys[3], lambda old: large), (keys[1], lambda old: None), (gone, lambda old: None)])
+    assert list(records.read([*keys, gone])) == [first[0], None, first[2], large, None]
+    assert dict(records.scan()) == {keys[0]: first[0], keys[2]: first[2], keys[3]: large}
     assert records.check()
 
 
 def test_no_change_is_lost_between_threads(records: Records) -> None:
     def count() -> None:
         for _ in range(20):
-            records.change([(b"count", noted)])
+            records.change([noted(b"count")])
 
     threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert list(records.read([b"count"])) == [bytes(Record(b"1" * 80))]
+    assert list(records.read([user_key(b"count")])) == [written(b"count", 80)]
 
 
 def test_an_error_in_a_change_changes_nothing(records: Records) -> None:
@@ -188,5 +199,5 @@ def test_an_error_in_a_change_changes_nothing(records: Records) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        records.change([(b"a", noted), (b"b", fail)])
-    assert list(records.read([b"a", b"b"])) == [None, None]
+        records.change([noted(b"a"), (user_key(b"b"), fail)])
+    assert list(records.read([user_key(b"a"), user_key(b"b")])) == [None, None]

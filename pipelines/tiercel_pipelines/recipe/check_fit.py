@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,4 +126,20 @@ def _unfit(recipe: Recipe, dataset: Dataset, interactions: pd.DataFrame, error: 
     if taken:
         remedy = f"NVTabular needs the name {taken[0]!r} for itself: put ops.Rename(…) before the operator"
         return Problem("features", problem, remedy)
+    empty = [name for name in columns if _holds_nothing(dataset, name)]
+    if empty:
+        remedy = f"{empty[0]!r} holds no value at all: fill it in its table, or leave the column out"
+        return Problem("features", problem, remedy)
     return Problem("features", problem, "correct that chain, or the values of its columns")
+
+
+def _holds_nothing(dataset: Dataset, name: str) -> bool:
+    """Return whether a column holds nothing but nulls and lists of nothing."""
+    tables = (dataset.users, dataset.items, dataset.interactions)
+    column = next((table[name] for table in tables if name in table.columns), None)
+    if column is None:
+        return False
+    return all(
+        isinstance(value, Iterable) and not isinstance(value, str) and all(one is None for one in value)
+        for value in column.dropna()
+    )

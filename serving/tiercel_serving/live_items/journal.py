@@ -1,8 +1,7 @@
 """The journal: what became of items since releases were made, under one key of the store.
 
-All of it is one value, so that a write is one atomic change of one record, in every kind of store::
-
-    magic "TIJ1", CRC-32 of all behind it, JSON of a :class:`Journal`
+All of it is one value, JSON of a :class:`Journal`, so that a write is one atomic change of one record, in
+every kind of store, behind a checksum (``stores/sealed.py``).
 
 Entries keep the order in which they were first put, and none is ever taken away: of two processes that serve
 one release, both give a new item the same catalogue row. A number under a second key says which version is
@@ -13,19 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
-from zlib import crc32
 
 import msgspec
 
 from ..errors import StoreDamaged, StoreMismatch
 from ..release.manifest import IdDtype
+from ..stores.sealed import ITEMS_KEY, VERSION_KEY, seal, unseal
 from ..stores.table import Records
 
-ITEMS_KEY, VERSION_KEY = b"items", b"items version"
 JOURNAL_FORMAT = 1
-
-_MAGIC = b"TIJ1"
-_HEAD = 8
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -70,8 +65,7 @@ class Journal(msgspec.Struct, frozen=True):
     entries: tuple[Entry, ...] = ()
 
     def __bytes__(self) -> bytes:
-        body = msgspec.json.encode(self)
-        return _MAGIC + crc32(body).to_bytes(4, "little") + body
+        return seal(ITEMS_KEY, msgspec.json.encode(self))
 
     def with_entries(self, changed: Sequence[Entry]) -> Journal:
         """Return the journal with these entries in the place of those of their items, or behind all."""
@@ -90,11 +84,6 @@ class Journal(msgspec.Struct, frozen=True):
         return {entry.item_id: entry for entry in self.entries}
 
 
-def journal_intact(data: bytes) -> bool:
-    """Whether bytes are a journal as it was written."""
-    return data[:4] == _MAGIC and int.from_bytes(data[4:_HEAD], "little") == crc32(memoryview(data)[_HEAD:])
-
-
 def decode(data: bytes | None, dtype: IdDtype) -> Journal:
     """Read a journal; of nothing, an empty one. ``dtype`` is that of the release's item ids.
 
@@ -105,13 +94,14 @@ def decode(data: bytes | None, dtype: IdDtype) -> Journal:
     """
     if data is None:
         return Journal(dtype)
-    if not journal_intact(data):
+    value = unseal(ITEMS_KEY, data)
+    if value is None:
         raise StoreDamaged(
             "store: what it holds of items is not what was written (its checksum differs), so withdrawn "
             "items could come; put the items anew into another store, and move this one away"
         )
     try:
-        journal = msgspec.json.decode(data[_HEAD:], type=Journal)
+        journal = msgspec.json.decode(value, type=Journal)
     except msgspec.DecodeError as error:
         raise StoreDamaged(f"store: what it holds of items is not readable ({error})") from error
     if journal.format > JOURNAL_FORMAT:
@@ -154,10 +144,13 @@ def write_entries(records: Records, dtype: IdDtype, change: Callable[[Journal], 
     # The version comes second: who sees it finds the journal. If this process dies in between, nobody was
     # told of the write, and the next one shows it.
     records.change([(ITEMS_KEY, changed)])
-    version = str(written[-1].version).encode()
+    version = written[-1].version
 
     def latest(data: bytes | None) -> bytes:
-        return version if data is None or int(data) < int(version) else data
+        # What is not as it was written says nothing of what is the latest.
+        held = unseal(VERSION_KEY, data or b"") or b""
+        later = data if held.isdigit() and int(held) > version else None
+        return later or seal(VERSION_KEY, str(version).encode())
 
     records.change([(VERSION_KEY, latest)])
     return written[-1]

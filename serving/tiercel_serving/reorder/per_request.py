@@ -52,11 +52,11 @@ class PerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def in_batch(self, arrays: Arrays) -> Floats:
         """Return what holds for each user ``[B, 1]`` or, where no request was made, for all ``[1, 1]``."""
-        default = nan if self.default is None else self.default
         sent = arrays.get(self.name)
         if sent is None:
-            return np.array([[default]])
-        return np.where(np.isnan(sent), default, sent)
+            return np.array([[nan if self.default is None else self.default]])
+        # Without a default what was not sent stays NaN.
+        return sent if self.default is None else np.where(np.isnan(sent), self.default, sent)
 
     def of_user(self, user: Mapping[str, Any]) -> float | None:
         """Return what holds for one user, plainly."""

@@ -33,8 +33,9 @@ from . import bloom
 from .chosen import read_store
 from .lines import Line, LiveUser, to_line
 from .live import now_ms
-from .records import NEVER, SCHEMA_KEY, Event, Record, Slot, is_user_key, latest_of_each, user_key
+from .records import NEVER, Event, Record, Slot, is_user_key, latest_of_each, user_key
 from .schema import Schema, check_utf8, find_column, to_slot, user_columns
+from .sealed import SCHEMA_KEY
 from .table import Change, Records, StoreKind
 
 #: Lines that are loaded together, in one transaction where the store has such.
@@ -380,4 +381,4 @@ def _ids(values: Sequence[Any], dtype: str, what: str) -> list[int | bytes]:
 
 def _with_columns(data: bytes | None, own: Schema) -> bytes:
     schema = own if data is None else Schema.read(data).with_columns_of(own)
-    return msgspec.json.encode(schema)
+    return bytes(schema)

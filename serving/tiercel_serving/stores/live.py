@@ -19,8 +19,9 @@ from ..tables.items import ItemTable
 from .bloom import ItemProbes
 from .memory_mapped import UserRows, UserTables
 from .record_batch import EMPTY, Flags, RecordBatch
-from .records import SCHEMA_KEY, intact, user_keys
+from .records import intact, user_keys
 from .schema import Schema
+from .sealed import SCHEMA_KEY
 from .table import Records, Users
 
 #: Why users were answered without their live values: labels of a metric.
@@ -106,10 +107,14 @@ class LiveUsers:
         """Look the users ``[B]`` up."""
         base = UserRows(self.tables, self.tables.rows(user_ids))
         try:
-            found = self._records.read(user_keys(user_ids.tolist()))
+            keys = user_keys(user_ids.tolist())
+            found = self._records.read(keys)
             if found.count(None) == len(found):
                 return base
-            whole = [EMPTY if record is None or not intact(record) else record for record in found]
+            whole = [
+                EMPTY if record is None or not intact(record, key) else record
+                for key, record in zip(keys, found, strict=True)
+            ]
             self.fallbacks[DAMAGED] += whole.count(EMPTY) - found.count(None)
             batch = RecordBatch(whole, self._clock())
             if batch.width > self._width:

@@ -46,9 +46,6 @@ ABSENT, NULL, INLINE, PAYLOAD = 0, 1, 2, 3
 #: ``expires`` of what stays.
 NEVER = 2**63 - 1
 
-#: The key of the store's schema; those of users begin otherwise.
-SCHEMA_KEY = b"schema"
-
 #: Bytes of a user id that may be a key as they are; beyond them it is hashed.
 _KEY_MOST = 400
 
@@ -144,7 +141,7 @@ class Record:
         StoreDamaged
             These are not the bytes that were written.
         """
-        if not intact(data):
+        if not intact(data, key):
             raise damaged(key)
         _, _, slots, events, user_size, items_size, text = HEAD.unpack_from(data)
         of_events = HEAD.size + slots * SLOT.itemsize
@@ -177,11 +174,16 @@ def filters_of(record: bytes) -> bytes:
     return record[-4 - size : -4]
 
 
-def intact(data: bytes) -> bool:
-    """Whether bytes are a record as it was written."""
+def intact(data: bytes, key: bytes) -> bool:
+    """Whether bytes are a record as it was written, of the user whose key this is."""
     if len(data) < HEAD.size or data[:4] not in (MAGIC, MAGIC_OF_FILTERS):
         return False
-    return int.from_bytes(data[4:CHECKED], "little") == crc32(memoryview(data)[CHECKED:])
+    if int.from_bytes(data[4:CHECKED], "little") != crc32(memoryview(data)[CHECKED:]):
+        return False
+    # A key of a damaged file may have become another user's.
+    _, _, slots, events, size, _, _ = HEAD.unpack_from(data)
+    begin = HEAD.size + slots * SLOT.itemsize + events * EVENT.itemsize
+    return user_key(data[begin : begin + size]) == key
 
 
 def damaged(key: bytes) -> StoreDamaged:

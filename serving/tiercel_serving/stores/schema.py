@@ -22,6 +22,7 @@ from ..release.manifest import Catalogue, ColumnDtype, IdDtype, Manifest, Reques
 from ..spec import DTYPES
 from .record_batch import read_texts, write_texts
 from .records import INLINE, NULL, PAYLOAD, Slot
+from .sealed import SCHEMA_KEY, seal, unseal
 
 SCHEMA_FORMAT = 1
 
@@ -61,8 +62,11 @@ class Schema(msgspec.Struct, frozen=True):
         StoreDamaged, StoreMismatch
             It is not readable, or of a later Tiercel.
         """
+        value = unseal(SCHEMA_KEY, data)
         try:
-            schema = msgspec.json.decode(data, type=cls)
+            if value is None:
+                raise msgspec.DecodeError("it is not what was written")
+            schema = msgspec.json.decode(value, type=cls)
         except msgspec.DecodeError as error:
             raise StoreDamaged(
                 f"store: its schema is not readable ({error}); is this a store of Tiercel's? Choose another "
@@ -74,6 +78,9 @@ class Schema(msgspec.Struct, frozen=True):
                 f"{SCHEMA_FORMAT}; upgrade Tiercel"
             )
         return schema
+
+    def __bytes__(self) -> bytes:
+        return seal(SCHEMA_KEY, msgspec.json.encode(self))
 
     def numbers(self) -> dict[str, int]:
         """Return name → number."""

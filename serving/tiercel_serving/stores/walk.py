@@ -10,6 +10,7 @@ import sys
 import lmdb
 
 from .records import intact, is_user_key
+from .sealed import unseal
 
 
 class NotWhole(Exception):
@@ -29,12 +30,17 @@ def count(folder: str) -> int:
         for key, record in reader.cursor():
             if found and key <= last:
                 raise NotWhole("its keys are out of order")
-            broken += is_user_key(key) and not intact(record)
+            broken += not is_whole(key, record)
             found, last = found + 1, key
         expected = reader.stat()["entries"]
     if broken or found != expected:
-        raise NotWhole(f"of {expected} records {found} are found, {broken} differ from their checksum")
+        raise NotWhole(f"of {expected} records {found} are found, {broken} are not what was written")
     return found
+
+
+def is_whole(key: bytes, value: bytes) -> bool:
+    """Whether a value is what was written under this key."""
+    return intact(value, key) if is_user_key(key) else unseal(key, value) is not None
 
 
 def main() -> int:

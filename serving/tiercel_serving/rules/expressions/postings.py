@@ -93,6 +93,7 @@ class Postings:
         if len(self._values) <= _BITS:
             kind: Any = np.uint32 if len(self._values) <= _BITS // 2 else np.uint64
             self._bits = np.zeros(count, kind)
+            self._bit_of = {value: 1 << code for value, code in self._code_of.items()}
             np.bitwise_or.at(self._bits, owner, kind(1) << codes.astype(kind))
             return
         order = codes.argsort(kind="stable")
@@ -138,8 +139,10 @@ class Postings:
         kind: Any = self._bits.dtype.type
         if users == 1 and self._code_of:
             # Python's own integers: a dozen calls of NumPy less.
-            codes = {self._code_of[value] for value in lists.values.tolist() if value in self._code_of}
-            return kind(sum(1 << code for code in codes))  # type: ignore[no-any-return]
+            bits = 0
+            for value in lists.values.tolist():
+                bits |= self._bit_of.get(value, 0)
+            return kind(bits)  # type: ignore[no-any-return]
         owner, places = self._known(lists)
         wanted = np.zeros((users, 1), kind)
         np.bitwise_or.at(wanted[:, 0], owner, kind(1) << places.astype(kind))
