@@ -66,6 +66,8 @@ def test_an_unknown_name(name: str) -> None:
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "mine.py")
+    (tmp_path / "folder.py").mkdir()
+    assert "is a folder" in refusal(tmp_path / "folder.py")
 
 
 def test_a_file_that_is_no_python(tmp_path: Path) -> None:

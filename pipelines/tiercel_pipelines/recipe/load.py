@@ -82,7 +82,8 @@ def _load_module(name: str) -> ModuleType:
 
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise _failure(str(path), "file", f"{path.absolute()} does not exist", "correct the path")
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise _failure(str(path), "file", f"{path.absolute()} {problem}", "give the path of a .py file")
     module_name = f"tiercel_recipe_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
