@@ -67,7 +67,8 @@ class _SampledSoftmax(torch.autograd.Function):
         shares = weights / weights.sum().clamp(min=1e-9)
         logits = query.new_zeros(weights.shape)
         logits[user, place] = (query[user] * vectors[item]).sum(1) - log_q[item]
-        slopes, to_query, to_vectors = torch.empty_like(logits), torch.empty_like(query), 0 * vectors
+        slopes, to_query = torch.empty_like(logits), torch.empty_like(query)
+        to_vectors = torch.zeros_like(vectors)
         offsets, turned = torch.log(counts) - log_q, vectors.T
         loss = query.new_zeros(())
         for some in _pieces(len(query), len(vectors)):
