@@ -170,7 +170,7 @@ class Kinds(Generic[T]):
             return []
         names = self.class_names()
         # Somebody may have written a row's name for its class.
-        close = [name for name in names if names[name] == value]
+        close = [name for name in names if isinstance(value, str) and names[name] == value]
         close = close or get_close_matches(str(value), names, n=1) or list(names)
         known = " or ".join(f"{name}(…)" for name in close)
         return [Problem(field, f"expected a {self.what}, got {value!r}", f"write {known}")]

@@ -130,6 +130,8 @@ SETTINGS = [
         lambda: replace(RECIPE, retrieval=TwoTower(task="bpr")),
         r"retrieval\.task: expected a retrieval task, got 'bpr'",
     ),
+    (lambda: replace(RECIPE, retrieval=TwoTower(name=[])), r"retrieval\.name: expected text, got \[\]"),
+    (lambda: replace(RECIPE, ranking=DLRM(task=0)), r"ranking\.task: expected a ranking task, got 0"),
     (lambda: serving(store="redis"), r"serving\.store: expected a store, got 'redis'"),
     (lambda: replace(RECIPE, split=0.8), r"split: expected SplitSettings\(…\), got 0\.8"),
     (lambda: replace(RECIPE, dataset="ml-100k"), r"dataset: expected a data set, got 'ml-100k'"),

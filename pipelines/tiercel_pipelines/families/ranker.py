@@ -118,7 +118,7 @@ class NeuralRanker(GradientRanker, frozen=True):
         return wrong + [
             Problem(name, "expected at least one hidden layer, got none", "write a tuple such as (64, 32)")
             for name in self.widths
-            if getattr(self, name) in ((), [])
+            if isinstance(layers := getattr(self, name), tuple | list) and not layers
         ]
 
     def needs(self) -> Mapping[str, str]:

@@ -30,7 +30,7 @@ from tiercel_serving.sources.table import FitsModel, default_sources
 
 from ..data import DatasetSpec
 from ..families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, RankingFamily, RetrievalFamily
-from ..tasks.table import score_names
+from ..tasks.table import RANKING_TASKS, score_names
 from .old_names import old_name
 
 __all__ = ["Recipe", "SplitSettings", "TrainingSettings"]
@@ -173,7 +173,7 @@ class Recipe(msgspec.Struct, frozen=True):
             wrong.append(Problem("retrieval", "there is no model", "write retrieval=TwoTower()"))
         if self.ranking is not None:
             wrong += RANKING_FAMILIES.misfit(self.ranking, "ranking")
-        return [*wrong, *_misfits(self)]
+        return [*wrong, *([] if wrong else _models_misfits(self)), *_misfits(self)]
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the recipe by itself: all but its graph and its data."""
@@ -210,6 +210,16 @@ _FIELDS: Mapping[str, tuple[Any, str, str]] = {
     "split": (SplitSettings, "SplitSettings(…)", "SplitSettings(…)"),
     "training": (TrainingSettings, "TrainingSettings(…)", "TrainingSettings(…)"),
 }
+
+
+def _models_misfits(recipe: Recipe) -> Iterator[Problem]:
+    """Find what sources and steps could not be held to: names that are no text, and a task that is none."""
+    for field, family in recipe.places():
+        name: object = family.name
+        if not isinstance(name, str):
+            yield Problem(f"{field}.name", f"expected text, got {name!r}", "give the model a name")
+    if recipe.ranking is not None:
+        yield from RANKING_TASKS.misfit(recipe.ranking.task, "ranking.task")
 
 
 def _misfits(recipe: Recipe) -> Iterator[Problem]:
