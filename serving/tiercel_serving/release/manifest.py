@@ -12,7 +12,7 @@ import msgspec
 
 from ..engines.table import ENGINES
 from ..errors import KindUnavailable, ManifestInvalid
-from ..kinds import builtin
+from ..mistyped import builtin
 from ..reorder.table import REORDER, ReorderKind
 from ..rules.table import RULES, RuleKind
 from ..settings import ServingSettings
