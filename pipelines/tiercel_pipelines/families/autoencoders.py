@@ -13,7 +13,7 @@ of which alone the scores of all items are in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from tiercel_serving.problems import BELOW_1, COUNT, Problem, Range, out_of_range
 from tiercel_serving.spec import Array, Arrays
 
+from ..arrays.counted import cut
 from ..arrays.inputs import ModelInputs
 from ..arrays.pairs import IntArray, Pairs
 from .descent import DESCENT
@@ -150,20 +151,19 @@ class AutoencoderFamily(VectorFamily, frozen=True):
         size = max(1, min(self.batch_size, _CELLS // packed.n_items))
         catalogue = catalogue_tensor(packed.item)
         network, items = fitted.user_tower, fitted.item_tower
-        epochs = 0
+        met = 0
 
-        def losses() -> Iterator[Tensor]:
-            nonlocal epochs
-            order = rng.permutation(users)
-            for start in range(0, len(order), size):
-                bags = Bags.of(pairs, order[start : start + size], packed.n_items)
-                first = network.seen(item_cat=catalogue)
-                user = {name: torch.from_numpy(array[bags.users]) for name, array in packed.user.items()}
-                progress = epochs + start / len(order)
-                yield self.loss(network, Batch(bags, first, items(item_cat=catalogue), user, progress))
-            epochs += 1
+        def loss(some: IntArray) -> Tensor:
+            nonlocal met
+            epochs, start = divmod(met, len(users))
+            met += len(some)
+            bags = Bags.of(pairs, some, packed.n_items)
+            first = network.seen(item_cat=catalogue)
+            user = {name: torch.from_numpy(array[bags.users]) for name, array in packed.user.items()}
+            progress = epochs + start / len(users)
+            return self.loss(network, Batch(bags, first, items(item_cat=catalogue), user, progress))
 
-        return losses
+        return lambda: cut(rng.permutation(users), size).through(loss)
 
     def fresh(self, inputs: ModelInputs) -> FittedBags:
         """Return the network, and the last layer's vectors with their biases."""
