@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -336,3 +337,14 @@ def test_a_picture_that_is_there(tmp_path: Path) -> None:
     assert picture.read_text(encoding="utf-8") == "mine"
     with pytest.raises(Refused, match="is a folder"):
         check_picture(tmp_path, replace=True)
+
+
+def test_no_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
+    with pytest.raises(MachineFault) as caught, machine_faults(tmp_path, "writing the release"):
+        tempfile.mkdtemp()
+    assert "No usable temporary directory found in" in str(caught.value)
+    assert "while writing the release; make room in one of them, or set TMPDIR" in str(caught.value)
+    full = fault_of(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
+    assert str(full).startswith(f"{tmp_path}: No space left")
