@@ -139,9 +139,11 @@ class KeepAlive:
 
 
 def seconds(value: Any, what: str) -> float:
-    """Return a positive, finite number of seconds; InvalidInput if ``value`` is no such thing."""
+    """Return a number of seconds above 0 and at most `LONGEST_S`; InvalidInput if ``value`` is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST_S:
-        raise InvalidInput(f"{what}: expected a positive, finite number of seconds, came {shown(value)}")
+        raise InvalidInput(
+            f"{what}: expected a number of seconds above 0 and at most {LONGEST_S:.0e}, came {shown(value)}"
+        )
     return float(value)
 
 

@@ -295,11 +295,31 @@ def _of_candidate(
     if own.rank is not None and own.rank <= k:
         reason = own.reorder_reason or f"place {own.rank} of the answer"
         return Why(*who, "answer", reason, own.rank, own.score)
-    last = explained.items[min(k, len(explained.items)) - 1] if explained.items else None
-    needed = "" if last is None else f"a final score above {last.score:g}, or k of {own.rank or 'more'}"
+    score = own.score if own.score is not None else next(iter(own.rank_scores), own.retrieval_score)
     reason = own.reorder_reason or f"it came after the first {k}"
-    score = own.score if own.score is not None else next(iter(own.rank_scores), None)
-    return Why(*who, "ordering", reason, own.rank, score, needed)
+    return Why(*who, "ordering", reason, own.rank, score, _needed_of_ordering(explained, own, k))
+
+
+def _needed_of_ordering(explained: Explanation, own: Candidate, k: int) -> str:
+    """Return what would have had to be otherwise for one of the kept to be among the first k."""
+    if own.rank is None and own.reorder_reason is not None:
+        return f"a step that does not find: {own.reorder_reason}"
+    ways = []
+    before = 1 + sum(_ahead(other, own) for other in explained.kept)
+    if explained.status is not Status.UNKNOWN and before <= k:
+        # Scores stay with the places: a higher one is not what a step that placed others before it asks for.
+        ways.append(f"reorder steps that leave it at place {before}, where its own score puts it")
+    elif len(explained.items) >= k:
+        ways.append(f"a final score above {explained.items[k - 1].score:g}")
+    if own.rank is not None:
+        ways.append(f"k of {own.rank}")
+    return ", or ".join(ways)
+
+
+def _ahead(other: Candidate, own: Candidate) -> bool:
+    """Whether another candidate comes first by the scores that the reorder steps begin with."""
+    theirs, mine = (next(iter(one.rank_scores), one.retrieval_score) for one in (other, own))
+    return theirs > mine or (theirs == mine and other.item_row < own.item_row)
 
 
 def _too_deep(
@@ -310,8 +330,14 @@ def _too_deep(
     needed = "another source that gives it, or more candidates in the recipe"
     if place is not None and score is not None and found:
         reason += f": at place {place} of what the user may get"
-        least = min(one.retrieval_score for one in found)
-        needed = f"a retrieval score above {least:g}, or at least {place} candidates in the recipe"
+        least: dict[str, float] = {}
+        for one in found:
+            least[one.source] = min(one.retrieval_score, least.get(one.source, one.retrieval_score))
+        enough = max(least.values())
+        needed = f"a retrieval score above {enough:g}, or " if score <= enough else ""
+        needed += f"at least {place} candidates in the recipe"
+        if len(least) > 1:
+            needed += ", or a larger quota of a source that gives it"
     return Why(*who, "retrieval", reason, place, score, needed)
 
 

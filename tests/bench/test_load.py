@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from typer.testing import CliRunner
 
 from tiercel_serving.bench.compare import compare, format_changes, read_result, to_json
 from tiercel_serving.bench.generator import Job, arrivals, send
@@ -19,6 +20,7 @@ from tiercel_serving.bench.load_report import format_curves, promises_of
 from tiercel_serving.bench.mixes import BATCH, EXCLUDED, MIXES, Material, draw_requests, encode
 from tiercel_serving.bench.plots import lines
 from tiercel_serving.commands.bench import open_loops
+from tiercel_serving.commands.cli import app
 from tiercel_serving.commands.shell import Refused
 from tiercel_serving.errors import BenchError
 
@@ -225,3 +227,10 @@ def test_loops_that_cannot_be_are_refused(rates, mix, said):
         open_loops(rates, mix, 10.0)
     assert open_loops("none", "zipf", 10.0).shares == ()
     assert open_loops("0.5,0.9", "mixed", 10.0).limit_us == 10_000
+
+
+@pytest.mark.parametrize("option", ["--seconds", "--p99-ms"])
+@pytest.mark.parametrize("value", ["inf", "nan", "1e300", "-1"])
+def test_a_length_or_limit_without_end_is_refused_before_anything_is_measured(option, value):
+    result = CliRunner().invoke(app, ["bench", "no-release", option, value])
+    assert (result.exit_code, "Invalid value" in result.output) == (2, True), result.output

@@ -11,6 +11,7 @@ from e2e.conftest import LAYOUTS, Served
 from e2e.raw import raw_infer
 from reference import Question, assert_same
 from tiercel_client import InvalidInput, Recommendation, Recommender, Status
+from tiercel_serving.runtime.local import LocalTransport
 from tiercel_serving.settings import STATUS_NAMES
 
 UNICODE_IDS = ["", " ", "é", "e\u0301", "誰も", "🦅", "a\x00b", "a\x00", "\u200f", "x" * 10_000]
@@ -217,3 +218,23 @@ def test_explain_accounts_for_every_candidate(served: Served) -> None:
     assert [c.item_id for c in sorted(final, key=lambda c: c.rank)] == [i.item_id for i in answer.items]
     assert set(explained.times_us) == set(served.release.stages) - {"describe_items"}
     assert all(time > 0 for time in explained.times_us.values())
+
+
+def test_why_over_the_wire_is_why_in_process(served: Served) -> None:
+    items = all_items(served)
+    asked: list[dict[str, Any]] = [
+        {},
+        {"exclude": items[:40], "allow_seen": True},
+        {"include": items[::3]},
+        {"candidates": items[:150]},
+        {"history": items[20:24]},
+    ]
+    local, stages = Recommender(transport=LocalTransport(served.release), timeout_s=60.0), set()
+    with local, Recommender(served.server.grpc_url, timeout_s=60.0) as client:
+        for user in (served.known_user, served.unknown_user):
+            for number, request in enumerate(asked):
+                for item in items[number :: len(items) // 12]:
+                    why = client.why(user, item, k=5, **request)
+                    assert why == local.why(user, item, k=5, **request)
+                    stages.add(why.stage)
+    assert {"retrieval", "filtering", "ordering", "answer"} >= stages > {"retrieval"}

@@ -33,7 +33,7 @@ def command(
         Path | None, typer.Option("--save", metavar="FILE.json", help="Also write the JSON object here.")
     ] = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0.1, help="Length of each single measurement.")
+        float, typer.Option("--seconds", min=0.1, max=3600.0, help="Length of each single measurement.")
     ] = 3.0,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds for each concurrency.")] = 5,
     concurrency: Annotated[
@@ -75,7 +75,9 @@ def command(
     ] = "zipf",
     p99_ms: Annotated[
         float,
-        typer.Option("--p99-ms", min=0.1, help="The highest rate whose p99 is within this is searched for."),
+        typer.Option(
+            "--p99-ms", min=0.1, max=1e6, help="The highest rate whose p99 is within this is searched for."
+        ),
     ] = 20.0,
     instances: Annotated[
         int | None,

@@ -35,6 +35,18 @@ def command(
     include: Annotated[
         list[str] | None, typer.Option("--include", metavar="ID", help="Nothing but these items (repeat).")
     ] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option("--candidate", metavar="ID", help="Rank these items, and search for none (repeat)."),
+    ] = None,
+    history: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--history",
+            metavar="ID",
+            help="The user's items, oldest first, instead of the stored ones (repeat).",
+        ),
+    ] = None,
     feature: Annotated[
         list[str] | None,
         typer.Option("--feature", metavar="NAME=VALUE", help="A column of the user or the context (repeat)."),
@@ -55,9 +67,9 @@ def command(
         from tiercel_client import ANONYMOUS
 
         info = recommender.server_info()
-        lists = {"exclude": exclude, "include": include}
+        lists = {"exclude": exclude, "include": include, "candidates": candidate, "history": history}
         request: dict[str, Any] = {
-            name: [parse_id(text, info.item_id_dtype, f"--{name}") for text in given]
+            name: [parse_id(text, info.item_id_dtype, f"--{name.removesuffix('s')}") for text in given]
             for name, given in lists.items()
             if given is not None
         }

@@ -225,7 +225,8 @@ class Retrieval:
         own = np.take_along_axis(found[0], np.maximum(place - 1, 0).clip(max=found[0].shape[1] - 1), axis=1)
         scores = np.where(masks[FOUND], own, np.where(np.isneginf(scores), np.float32(np.nan), scores))
         # Who is answered by the fallback is not searched for: there is no scale.
-        place = np.where(unknown[:, None] & ~masks[FOUND], 0, place)
+        unscaled = unknown[:, None] & ~masks[FOUND]
+        place, scores = np.where(unscaled, 0, place), np.where(unscaled, np.float32(np.nan), scores)
         detail = self._explain.details(reasons, rows, given)
         return dict(zip(_EXPLAINED, (reasons, place, scores.astype(np.float32), detail), strict=True))
 
