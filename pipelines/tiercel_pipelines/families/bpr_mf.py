@@ -86,7 +86,7 @@ class BPRMF(VectorFamily, frozen=True, tag="bpr_mf"):
             free = torch.from_numpy(keys[place] != wanted)
             return self._loss(fitted, users[some], had.indices[some], other, free)
 
-        return lambda: cut(rng.permutation(len(users)), self.batch_size).through(loss)
+        return lambda number: cut(rng.permutation(len(users)), self.batch_size).through(loss)
 
     def _loss(self, fitted: Any, users: Any, items: Any, others: Any, free: Tensor) -> Tensor:
         """Return the mean over the pairs whose drawn item is ``free``: the user never had it."""

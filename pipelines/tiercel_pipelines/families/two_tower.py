@@ -136,7 +136,7 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
                 vectors = towers.item_tower(**tensors(items, towers.item_tower.input_names))
                 return objective.loss(towers.user_tower(**users), vectors, mine) * weight
 
-            def epoch() -> Counted[Tensor]:
+            def epoch(number: int) -> Counted[Tensor]:
                 return Counted(objective.epoch(rng)).through(loss)
 
             fitted = FittedVectors(towers.user_tower, towers.item_tower)
