@@ -5,6 +5,8 @@ r"""``bpr_mf``: matrix factorisation that learns to score what a user had above 
 over interactions (u, i) and items j drawn evenly from those that u never had (Rendle et al. 2009, "BPR:
 Bayesian personalized ranking from implicit feedback"). The last number of an item's vector is its bias, that
 of a user's is 1.
+
+Vectors are ``[B, D]`` of users and ``[I, D]`` of items.
 """
 
 from __future__ import annotations
