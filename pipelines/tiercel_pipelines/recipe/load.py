@@ -136,7 +136,7 @@ def _in_words(error: BaseException, frame: traceback.FrameSummary | None) -> str
         return f"{error}; settings are no dataclasses: from tiercel_pipelines.recipe import replace"
     if isinstance(error, TiercelError | ImportError) and not isinstance(error, ModuleNotFoundError):
         return str(error)
-    if isinstance(error, NameError):
+    if isinstance(error, NameError) and error.name:
         return f"NameError: {error}{_unnamed(error.name)}"
     return f"{type(error).__name__}: {error}"
 
