@@ -36,16 +36,18 @@ _KINDS = {number: kind for kind, numbers in _NUMBERS.items() for number in numbe
 _OF_FILES = (errno.EROFS, errno.EIO, errno.ESTALE)
 
 #: A number in the words of an error that carries none; NumPy's words for a file that could not be written
-#: whole; Python's where no folder for temporary files can be written; and those of libraries without memory.
+#: whole; and those of libraries without memory.
 _IN_WORDS = re.compile(r"\b(?:os error|errno|Errno) (\d+)\b")
 _WRITTEN_IN_PART = re.compile(r"\d+ requested and \d+ written")
-_NO_TEMPORARY = "No usable temporary directory"
 _NO_MEMORY = re.compile(
     r"can't allocate memory|[Cc]annot allocate memory|[Ff]ailed to allocate memory|bad_alloc|out of memory"
     r"|failed to map segment from shared object|can't start new thread"
     # What compilers say, and those that put an error's type into words of their own.
     r"|virtual memory exhausted|Killed signal terminated program|\bMemoryError\b"
 )
+
+#: What Python says where no folder for temporary files takes one; it tries each, and tells no reason.
+_NO_TEMPORARY = "No usable temporary directory found"
 
 
 @contextlib.contextmanager
@@ -90,8 +92,8 @@ def fault_of(
 ) -> MachineFault | None:
     """Return an error as the machine's fault, or None if it is none; see :func:`machine_faults`."""
     if isinstance(error, FileNotFoundError) and _NO_TEMPORARY in str(error):
-        remedy = "make room in one of them, or set TMPDIR to a folder that can be written"
-        return MachineFault(f"{error.strerror}{f' while {doing}' if doing else ''}{_file_limit()}; {remedy}")
+        remedy = "make room, give the permission, or name another folder in the variable TMPDIR"
+        return MachineFault(f"{error.strerror}{f' while {doing}' if doing else ''}; {remedy}")
     number = _number(error)
     if number is None:
         return None
@@ -135,7 +137,7 @@ def _place(error: BaseException, folder: Path | None, written: Path | None, kind
     if folder is not None and kind == "space":
         # The libraries' own files are in the folder for temporary ones: that with less room is at fault.
         places = [folder]
-        with contextlib.suppress(FileNotFoundError):  # where none can be written
+        with contextlib.suppress(FileNotFoundError):  # there may be none that takes a file
             places.append(Path(tempfile.gettempdir()))
         return min(places, key=lambda path: shutil.disk_usage(_there(path)).free)
     return folder
@@ -163,12 +165,10 @@ def _space(error: BaseException, place: Path | None, written: Path | None) -> st
     told += f"{_size(usage.free)} of {_size(usage.total)} are free there"
     if inodes.f_files and not inodes.f_favail:
         told += ", and no file can be added (there are no inodes left)"
-    return f"{told}{_file_limit()}; make room, or choose another folder"
-
-
-def _file_limit() -> str:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    return "" if limit == resource.RLIM_INFINITY else f", and a file may have {_size(limit)} (ulimit -f)"
+    if limit != resource.RLIM_INFINITY:
+        told += f", and a file may have {_size(limit)} (ulimit -f)"
+    return f"{told}; make room, or choose another folder"
 
 
 def _permission(error: BaseException, place: Path | None, written: Path | None) -> str:

@@ -14,6 +14,7 @@ from tiercel_pipelines.recipe import (
     BST,
     DIN,
     DLRM,
+    EASE,
     Compare,
     Index,
     ListwiseSoftmax,
@@ -353,6 +354,10 @@ COLUMNS = [
     (
         serving(title_column="titel"),
         r"serving\.title_column: the items have no column 'titel'; did you mean 'title'",
+    ),
+    (
+        replace(serving(sources=()), retrieval=EASE(most_items=10)),
+        r"retrieval\.most_items: EASE takes a dense matrix of .* and 10 are the most; raise it",
     ),
     (serving(title_column="price"), r"serving\.title_column: 'price' holds numbers, not strings"),
     (

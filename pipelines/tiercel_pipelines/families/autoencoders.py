@@ -24,7 +24,7 @@ from torch import Tensor
 from tiercel_serving.problems import BELOW_1, COUNT, Problem, Range, out_of_range
 from tiercel_serving.spec import Array, Arrays
 
-from ..arrays.counted import cut
+from ..arrays.counted import Counted
 from ..arrays.inputs import ModelInputs
 from ..arrays.pairs import IntArray, Pairs
 from .descent import DESCENT
@@ -117,8 +117,6 @@ class AutoencoderFamily(VectorFamily, frozen=True):
     max_epochs: int = 200
     patience: int = 20
 
-    #: How far β has risen is not drawn, and begins anew.
-    resumes: ClassVar[bool] = False
     #: The family's own numbers and their ranges.
     ranges: ClassVar[Mapping[str, Range]] = {}
 
@@ -151,19 +149,20 @@ class AutoencoderFamily(VectorFamily, frozen=True):
         size = max(1, min(self.batch_size, _CELLS // packed.n_items))
         catalogue = catalogue_tensor(packed.item)
         network, items = fitted.user_tower, fitted.item_tower
-        met = 0
 
-        def loss(some: IntArray) -> Tensor:
-            nonlocal met
-            epochs, start = divmod(met, len(users))
-            met += len(some)
-            bags = Bags.of(pairs, some, packed.n_items)
-            first = network.seen(item_cat=catalogue)
-            user = {name: torch.from_numpy(array[bags.users]) for name, array in packed.user.items()}
-            progress = epochs + start / len(users)
-            return self.loss(network, Batch(bags, first, items(item_cat=catalogue), user, progress))
+        def losses(number: int) -> Counted[Tensor]:
+            order = rng.permutation(users)
 
-        return lambda: cut(rng.permutation(users), size).through(loss)
+            def loss(start: int) -> Tensor:
+                bags = Bags.of(pairs, order[start : start + size], packed.n_items)
+                first = network.seen(item_cat=catalogue)
+                user = {name: torch.from_numpy(array[bags.users]) for name, array in packed.user.items()}
+                progress = number + start / len(order)
+                return self.loss(network, Batch(bags, first, items(item_cat=catalogue), user, progress))
+
+            return Counted(range(0, len(order), size)).through(loss)
+
+        return losses
 
     def fresh(self, inputs: ModelInputs) -> FittedBags:
         """Return the network, and the last layer's vectors with their biases."""

@@ -113,7 +113,7 @@ class BiasedMF(VectorFamily, frozen=True, tag="biased_mf"):
             found: Tensor = (error.square() + self.regularisation * own).mean()
             return found
 
-        return lambda: cut(rng.permutation(len(users)), self.batch_size).through(loss)
+        return lambda number: cut(rng.permutation(len(users)), self.batch_size).through(loss)
 
     def fresh(self, inputs: ModelInputs) -> FittedVectors:
         """Return both tables, of zeros."""

@@ -5,6 +5,8 @@ r"""``bpr_mf``: matrix factorisation that learns to score what a user had above 
 over interactions (u, i) and items j drawn evenly from those that u never had (Rendle et al. 2009, "BPR:
 Bayesian personalized ranking from implicit feedback"). The last number of an item's vector is its bias, that
 of a user's is 1.
+
+Vectors are ``[B, D]`` of users and ``[I, D]`` of items.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ class BPRMF(VectorFamily, frozen=True, tag="bpr_mf"):
             free = torch.from_numpy(keys[place] != wanted)
             return self._loss(fitted, users[some], had.indices[some], other, free)
 
-        return lambda: cut(rng.permutation(len(users)), self.batch_size).through(loss)
+        return lambda number: cut(rng.permutation(len(users)), self.batch_size).through(loss)
 
     def _loss(self, fitted: Any, users: Any, items: Any, others: Any, free: Tensor) -> Tensor:
         """Return the mean over the pairs whose drawn item is ``free``: the user never had it."""

@@ -100,7 +100,7 @@ def descend(
     settings: Any,
     model: torch.nn.Module,
     fitted: Any,
-    epoch: Callable[[], Iterable[torch.Tensor]],
+    epoch: Callable[[int], Iterable[torch.Tensor]],
     plan: Plan,
     *,
     max_epochs: int,
@@ -108,10 +108,10 @@ def descend(
 ) -> Course:
     """Run epochs until the judge has seen nothing better for ``patience`` of them, and keep the best.
 
-    ``epoch`` yields the loss of each batch, down which a step is taken; the judge judges ``fitted``, in which
-    the model's averaged weights lie then. ``settings`` have the fields of :data:`DESCENT`. With ``rng``, from
-    which ``epoch`` draws everything that torch does not, a training that was killed goes on at its last kept
-    epoch; else it begins anew, which gives the same model.
+    ``epoch``, called with how many were before, yields the loss of each batch, down which a step is taken;
+    the judge judges ``fitted``, in which the model's averaged weights lie then. ``settings`` have the fields
+    of :data:`DESCENT`. With ``rng``, from which ``epoch`` draws everything that torch does not, a training
+    that was killed goes on at its last kept epoch; else it begins anew, which gives the same model.
     """
     learner = Learner(model, settings.learning_rate, settings.weight_decay, plan.label, plan.ranks)
     judge, progress, label = plan.judge, plan.progress, plan.label
@@ -129,7 +129,7 @@ def descend(
         judge is not None and len(at.losses) - at.best >= settings.patience
     ):
         learner.model.train()
-        at.losses.append(_epoch(learner, epoch(), len(at.losses) + 1, progress))
+        at.losses.append(_epoch(learner, epoch(len(at.losses)), len(at.losses) + 1, progress))
         if progress is not None:
             progress(label, len(at.losses), total)
         if judge is not None:

@@ -99,7 +99,7 @@ def fit_ranker(settings: Any, data: RankingData, plan: Plan) -> tuple[FittedRank
             found: Tensor = objective.loss(model(**tensors(shown, model.input_names)), mine) * weight
             return found
 
-        def epoch() -> Counted[Tensor]:
+        def epoch(number: int) -> Counted[Tensor]:
             return Counted(objective.epoch(rng)).through(loss)
 
         fitted = FittedRanker(model)

@@ -125,7 +125,7 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
             found: Tensor = (positive + (negative * free).sum(1)).mean()
             return found
 
-        def losses() -> Counted[Tensor]:
+        def losses(number: int) -> Counted[Tensor]:
             met = self._met(pairs, rng)
             batches = cut(rng.permutation(len(met[0])), self.batch_size)
             return batches.through(

@@ -148,7 +148,7 @@ class SequenceFamily(VectorFamily, frozen=True):
             query = states[torch.from_numpy(wanted)]
             return self._loss(query, torch.from_numpy(rows[wanted]), items, packed, rng)
 
-        return lambda: windows.batches(self.batch_size, rng).through(loss)
+        return lambda number: windows.batches(self.batch_size, rng).through(loss)
 
     def _loss(
         self, query: Tensor, found: Tensor, items: HistoryItems, packed: Any, rng: np.random.Generator

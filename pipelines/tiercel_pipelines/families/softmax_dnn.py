@@ -146,7 +146,7 @@ class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
             vectors = weights(**tensors(items, weights.input_names))
             return batch.loss(network(**users), vectors)
 
-        return lambda: self._batches(pairs, packed, rng).through(loss)
+        return lambda number: self._batches(pairs, packed, rng).through(loss)
 
     def _batches(self, pairs: Pairs, packed: Packed, rng: np.random.Generator) -> Counted[CorpusBatch]:
         """Return all groups in random order, as many at a time as hold about ``batch_size`` interactions."""

@@ -1,4 +1,4 @@
-"""``two_tower``: a user tower and an item tower that meet in an inner product of unit vectors.
+r"""``two_tower``: a user tower and an item tower that meet in an inner product of unit vectors.
 
 ::
 
@@ -8,6 +8,11 @@
               └──── shared ──┐                                                  │
     item columns ─ embeddings┼─ sum ─ + hidden layers ─ L2 norm ─ vector [B, D] ┘
     numbers ────── linear ───┘
+
+.. math:: s = u^\top v / (\|u\| \, \|v\|)
+
+(Yi et al. 2019, "Sampling-bias-corrected neural modeling for large corpus item recommendations": unit vectors,
+a temperature, and in-batch negatives corrected by how often they are drawn).
 """
 
 from __future__ import annotations
@@ -136,7 +141,7 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
                 vectors = towers.item_tower(**tensors(items, towers.item_tower.input_names))
                 return objective.loss(towers.user_tower(**users), vectors, mine) * weight
 
-            def epoch() -> Counted[Tensor]:
+            def epoch(number: int) -> Counted[Tensor]:
                 return Counted(objective.epoch(rng)).through(loss)
 
             fitted = FittedVectors(towers.user_tower, towers.item_tower)
