@@ -482,6 +482,19 @@ def test_a_column_that_no_program_carries_stops_itself_alone():
     assert [output.name for output in compile_workflow(cut, "user").outputs] == ["text", "share"]
 
 
+def test_one_side_beside_a_join_that_the_first_rows_of_the_other_miss(tmp_path):
+    # Categorify raises on a column of nulls alone, and NVTabular makes both sides at once.
+    rows = pd.DataFrame({"city": ["Łódź", "Köln", "Köln", None], "brand": ["a", "b", "a", "c"]})
+    regions = pd.DataFrame({"city": ["Köln"], "region": ["west"]})
+    joined = (["city"] >> ops.JoinExternal(regions, on="city"))["region"]
+    user = joined >> ops.Categorify(out_path=path(tmp_path)) >> ops.TagAsUserFeatures()
+    item = ["brand"] >> ops.Categorify(out_path=path(tmp_path)) >> ops.TagAsItemFeatures()
+    workflow = nvt.Workflow(user + item)
+    workflow.fit(nvt.Dataset(rows))
+    answers = FrameOracle(workflow, "item", known={"city": rows["city"].dropna()})(rows[["brand"]])
+    assert answers["brand"].tolist() == workflow.transform(rows)["brand"].tolist()
+
+
 def test_keys_of_another_type_are_refused():
     table = pd.DataFrame({"flag": [0, 1], "z": [1, 2]})
     with pytest.raises(UnsupportedOperator, match="changes the column's dtype"):

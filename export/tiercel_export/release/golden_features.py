@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,16 +46,16 @@ def ask_nvtabular(
     return fresh
 
 
-def _known_values(inputs: Inputs) -> dict[str, Any]:
-    """Return a value of each raw column of the tables."""
-    known: dict[str, Any] = {}
+def _known_values(inputs: Inputs) -> dict[str, pd.Series]:
+    """Return values of each raw column of the tables."""
+    known = {}
     for frame in (inputs.items, inputs.users, inputs.interactions):
         if frame is not None:
             few = frame.head(EXAMPLES)
             for name in few.columns:
                 real = few[name].dropna()
                 if len(real):
-                    known[name] = real.iloc[0]
+                    known[name] = real
     return known
 
 

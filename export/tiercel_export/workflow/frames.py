@@ -119,7 +119,8 @@ class FrameOracle:
     parts
         As for :func:`~tiercel_export.workflow.cut.cut_workflow`.
     known
-        Values of the other part's columns, where an operator may raise on any that the fit has not seen.
+        Values of the other part's columns, by turns one a row: an operator may raise on one that the fit
+        has not seen, or where no row joins its table.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class FrameOracle:
         part: str,
         *,
         parts: Mapping[str, str] | None = None,
-        known: Mapping[str, Any] | None = None,
+        known: Mapping[str, pd.Series] | None = None,
     ) -> None:
         cut = workflow if isinstance(workflow, WorkflowParts) else cut_workflow(workflow, parts=parts)
         self.outputs = cut.output_names(part)
@@ -150,12 +151,14 @@ class FrameOracle:
         self._dtypes = {name: integer_dtype(schema[name]) for name in self.inputs}
         # A grouping node asks for every column of the fit's data set; any value will do.
         self._unused = {
-            name: any_value(column)
+            name: pd.Series([any_value(column)])
             for name, column in _asked(self.workflow.output_node).items()
             if name not in self.inputs
         }
         known = known or {}
-        self._others = {name: known.get(name, any_value(schema[name])) for name in others}
+        self._others = {
+            name: known[name] if name in known else pd.Series([any_value(schema[name])]) for name in others
+        }
 
     def answers(self, frame: pd.DataFrame) -> tuple[npt.NDArray[np.int64], pd.DataFrame]:
         """Return which rows of a frame NVTabular answers, which is all of them, and its answers."""
@@ -177,14 +180,11 @@ class FrameOracle:
         return transformed[self.outputs]
 
 
-def _with_values(frame: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the frame with further columns, of one value each."""
-    rows = len(frame)
+def _with_values(frame: pd.DataFrame, values: Mapping[str, pd.Series]) -> pd.DataFrame:
+    """Return the frame with further columns, whose values come by turns."""
+    rows = np.arange(len(frame))
     return frame.assign(
-        **{
-            name: _objects([value] * rows) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
+        **{name: few.take(rows % len(few)).reset_index(drop=True) for name, few in values.items()}
     )
 
 

@@ -245,7 +245,7 @@ def _exploded(frame: pd.DataFrame, events: Sequence[str]) -> tuple[npt.NDArray[n
 
 
 def oracle_of(
-    cut: WorkflowParts, part: str, known: Mapping[str, Any] | None = None
+    cut: WorkflowParts, part: str, known: Mapping[str, pd.Series] | None = None
 ) -> FrameOracle | SessionOracle:
     """Return NVTabular itself for a part of a workflow; ``known`` is as for :class:`FrameOracle`."""
     return SessionOracle(cut, part) if cut.event_names(part) else FrameOracle(cut, part, known=known)
