@@ -222,3 +222,51 @@ def test_a_nested_graph_that_lacks_the_flag_of_its_fit(tmp_path):
             op.fitted = False
     with pytest.raises(UnsupportedOperator, match=r"Normalize on column 'age'.*never fitted"):
         compile_workflow(workflow, "user")
+
+
+#: Encodings of a graph: key, target, folds, and the folder of their statistics. Those of one key and one
+#: folder overwrite each other's file.
+ENCODINGS = {
+    "two targets": [("brand", "price", 1, "a"), ("brand", "age", 1, "a")],
+    "two targets of two keys": [(["brand", "age"], "price", 1, "a"), (["brand", "age"], "cost", 1, "a")],
+    "other folds": [("brand", "price", 1, "a"), ("brand", "age", 3, "a")],
+    "a key and a wider one": [("brand", "price", 1, "a"), (["brand", "age"], "price", 1, "a")],
+    "three, of which one is alone": [
+        ("brand", "price", 1, "a"),
+        ("brand", "cost", 1, "a"),
+        ("age", "price", 1, "a"),
+    ],
+    "folders of their own": [("brand", "price", 1, "a"), ("brand", "age", 1, "b")],
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_encodings_that_overwrite_each_other_stop_themselves_alone(name, tmp_path):
+    encodings = ENCODINGS[name]
+    frame = FRAME.drop(columns="lists").assign(cost=[7.0, 1.0, 3.0])
+    node, made, places = None, [], []
+    for key, target, kfold, folder in encodings:
+        encoding = [key] >> ops.TargetEncoding(
+            target, kfold=kfold, out_path=str(tmp_path / folder), p_smooth=2
+        )
+        node = encoding if node is None else node + encoding
+        made.append("_".join(["TE", *np.atleast_1d(key), target]))
+        places.append((tuple(np.atleast_1d(key)), folder))
+    good = (["brand"] >> ops.Categorify(out_path=str(tmp_path / "c"))) + (["price"] >> ops.LogOp())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workflow = nvt.Workflow((node + good) >> ops.TagAsUserFeatures())
+        workflow.fit(nvt.Dataset(frame))
+    refused = [column for column, place in zip(made, places, strict=True) if places.count(place) > 1]
+    for column in refused:
+        parts = {other: "label" for other in [*made, "brand", "price"] if other != column}
+        with pytest.raises(UnsupportedOperator, match="in one file"):
+            compile_workflow(workflow, "user", parts=parts, target_encoding="no_fold")
+    kept = [column for column in [*made, "brand", "price"] if column not in refused]
+    parts = dict.fromkeys(refused, "label")
+    compiled = compile_workflow(workflow, "user", parts=parts, target_encoding="no_fold")
+    assert sorted(column.name for column in compiled.outputs) == sorted(kept)
+    columns = columns_from_frame(frame, compiled.program.inputs)
+    answers, expected = compiled.program.run(columns, len(frame)), workflow.transform(frame)
+    for column in kept:
+        assert np.array_equal(answers[column].values, expected[column].to_numpy())
