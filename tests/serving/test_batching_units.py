@@ -248,7 +248,7 @@ def test_a_chain_opens_each_artefact_once(plain: Tiny, monkeypatch: pytest.Monke
     assert set(opened) == {path.name for path in (plain.release.path / "artefacts").iterdir()}
 
 
-@pytest.mark.parametrize("flags", [[], [True], [False], [[True]], [[False]], [True, False], [[False], [False]]])
+@pytest.mark.parametrize("flags", [[], [True], [False], [[True]], [[False]], [True, False], [[False]] * 2])
 def test_flags_are_asked_as_numpy_asks_them(flags):
     array = np.array(flags, np.bool_)
     assert some(array) is bool(array.any())
