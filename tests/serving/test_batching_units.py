@@ -16,6 +16,7 @@ from tiny_release import COLUMNS, Tiny, make_tiny, objects
 
 from tiercel_serving.columns import flat_ranges
 from tiercel_serving.errors import ArtefactCorrupt, ManifestInvalid
+from tiercel_serving.flags import every, some
 from tiercel_serving.ranked import BitmapMask, KeyMask, first_allowed, order_by_score, sort_by_score
 from tiercel_serving.release.artefacts import open_artefact
 from tiercel_serving.release.opened import Release, open_release
@@ -245,3 +246,10 @@ def test_a_chain_opens_each_artefact_once(plain: Tiny, monkeypatch: pytest.Monke
     chain.run({"user_id": np.array([[plain.user_ids[2]]])})
     assert set(opened.values()) == {1}
     assert set(opened) == {path.name for path in (plain.release.path / "artefacts").iterdir()}
+
+
+@pytest.mark.parametrize("flags", [[], [True], [False], [[True]], [[False]], [True, False], [[False]] * 2])
+def test_flags_are_asked_as_numpy_asks_them(flags):
+    array = np.array(flags, np.bool_)
+    assert some(array) is bool(array.any())
+    assert every(array) is bool(array.all())
