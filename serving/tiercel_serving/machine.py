@@ -46,6 +46,9 @@ _NO_MEMORY = re.compile(
     r"|virtual memory exhausted|Killed signal terminated program|\bMemoryError\b"
 )
 
+#: What Python says where no folder for temporary files takes one; it tries each, and tells no reason.
+_NO_TEMPORARY = "No usable temporary directory found"
+
 
 @contextlib.contextmanager
 def machine_faults(folder: Path, doing: str, written: Path | None = None) -> Iterator[None]:
@@ -88,6 +91,9 @@ def fault_of(
     error: BaseException, folder: Path | None = None, doing: str = "", written: Path | None = None
 ) -> MachineFault | None:
     """Return an error as the machine's fault, or None if it is none; see :func:`machine_faults`."""
+    if isinstance(error, FileNotFoundError) and _NO_TEMPORARY in str(error):
+        remedy = "make room, give the permission, or name another folder in the variable TMPDIR"
+        return MachineFault(f"{error.strerror}{f' while {doing}' if doing else ''}; {remedy}")
     number = _number(error)
     if number is None:
         return None
@@ -130,9 +136,10 @@ def _place(error: BaseException, folder: Path | None, written: Path | None, kind
         return folder if inside else file
     if folder is not None and kind == "space":
         # The libraries' own files are in the folder for temporary ones: that with less room is at fault.
-        return min(
-            (folder, Path(tempfile.gettempdir())), key=lambda path: shutil.disk_usage(_there(path)).free
-        )
+        places = [folder]
+        with contextlib.suppress(FileNotFoundError):  # there may be none that takes a file
+            places.append(Path(tempfile.gettempdir()))
+        return min(places, key=lambda path: shutil.disk_usage(_there(path)).free)
     return folder
 
 

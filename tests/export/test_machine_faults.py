@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -313,6 +315,44 @@ def test_a_store_that_cannot_be_opened_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(MachineFault):
         Overlay(tmp_path / "mine", 2**40)
     assert (tmp_path / "mine").is_dir()
+
+
+#: What a process does that may not write a single byte to a file, as where the disk is full everywhere.
+NO_BYTE = """
+import resource, sys, tempfile
+from pathlib import Path
+from tiercel_serving.machine import fault_of
+from tiercel_serving.stores.embedded import Overlay
+from tiercel_serving.errors import MachineFault
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+try:
+    Overlay(Path(sys.argv[1]), 16)
+except MachineFault as fault:
+    print(fault)
+try:
+    tempfile.mkdtemp()
+except FileNotFoundError as error:
+    print(fault_of(error, None, "starting Triton"))
+"""
+
+
+def test_no_byte_can_be_written_anywhere(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NO_BYTE, str(tmp_path / "store")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    opening, starting = done.stdout.splitlines()
+    assert f"{tmp_path / 'store'}: File too large while opening the store" in opening
+    assert "a file may have 0 bytes (ulimit -f)" in opening
+    assert starting.startswith("No usable temporary directory found in ['/tmp'")
+    assert starting.endswith("name another folder in the variable TMPDIR")
+    assert " while starting Triton; make room," in starting
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_folder_that_is_no_tables_is_not_walked_through(

@@ -106,8 +106,9 @@ def _discard(folder: Path) -> None:
     with (folder / _LOCK).open("rb+") as lock:
         # Every process that has it open holds LMDB's lock of the first byte, shared.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-        if (folder / _DATA).stat().st_size <= 2 * mmap.PAGESIZE:  # what LMDB itself needs
-            (folder / _DATA).unlink()
+        data = folder / _DATA
+        if not data.exists() or data.stat().st_size <= 2 * mmap.PAGESIZE:  # what LMDB itself needs
+            data.unlink(missing_ok=True)
             (folder / _LOCK).unlink()
 
 
