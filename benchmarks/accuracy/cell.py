@@ -76,9 +76,10 @@ def processor_s() -> float:
 
 
 def seconds(cells: Iterable[Mapping[str, Any]]) -> str:
-    """Return the mean of the processor's seconds for people; older cells kept wall time, which says less."""
-    spent = [cell["train_cpu_s"] for cell in cells if "train_cpu_s" in cell]
-    return f"{mean(spent):.0f}" if spent else ""
+    """Return the mean of the processor's seconds for people; in brackets older cells' wall time."""
+    mine = list(cells)
+    spent = [cell["train_cpu_s"] for cell in mine if "train_cpu_s" in cell]
+    return f"{mean(spent):.0f}" if spent else f"({mean(cell['train_s'] for cell in mine):.0f})"
 
 
 def learning_curves(epochs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:

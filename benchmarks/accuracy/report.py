@@ -134,4 +134,5 @@ share of the catalogue that anybody is shown among 10, novelty the mean informat
 ([evaluation.md](evaluation.md)). `p50` is one answer to one user: through a real Triton over gRPC, or with
 a star the stages in one process. Seconds of training are the processor's, with all that a training does
 before and after its epochs, on one thread (`OMP_NUM_THREADS=1`): other work on the machine adds nothing to
-them. Latencies of a machine that does other work meanwhile, as this one did, compare families roughly."""
+them. In brackets stands wall time of earlier measurements, other work included. Latencies of a machine that
+does other work meanwhile, as this one did, compare families roughly."""

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.accuracy.__main__ import app
+from benchmarks.accuracy.cell import seconds
 from benchmarks.accuracy.contenders import COMPARISONS
 from benchmarks.accuracy.report import misses, spread
 from benchmarks.accuracy.run import cells_of
@@ -166,3 +167,8 @@ def test_lists_over_the_catalogue_hold_each_positive_once_and_no_other_that_a_us
     for user, rows, mine in zip(lists.users, lists.rows, positive, strict=True):
         assert not set(rows[~mine]) & set(had[user])
         assert set(range(60)) - set(had[user]) <= set(rows)
+
+
+def test_seconds_are_the_processors_or_in_brackets_wall_time() -> None:
+    assert seconds([{"train_s": 90.0}, {"train_cpu_s": 10.0}, {"train_cpu_s": 20.0}]) == "15"
+    assert seconds([{"train_s": 90.0}, {"train_s": 30.0}]) == "(60)"

@@ -31,6 +31,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from ..errors import TiercelError
 from ..machine import fault_behind
@@ -148,7 +149,7 @@ class Shell:
             return
         columns = (
             SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", table_column=Column()),  # a long one wraps beside its bar
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
