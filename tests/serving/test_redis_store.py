@@ -196,7 +196,7 @@ def test_a_slow_store_costs_one_deadline_and_comes_back(plain: Tiny, wire: Wire,
 
 
 class LateEvent(threading.Event):
-    """What a waiter sees whose deadline is over as the work ends: it was not done in time, and then it was."""
+    """What a waiter sees whose deadline is over as the work ends: it was not done in time, then it was."""
 
     def wait(self, timeout: float | None = None) -> bool:
         super().wait(timeout)
