@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.accuracy import ranking, sampled
+from benchmarks.accuracy.cell import seconds
 from benchmarks.accuracy.contenders import COMPARISONS, UNSEEDED
 
 HEAD = (
@@ -17,7 +18,7 @@ HEAD = (
     "recall@10",
     "coverage",
     "novelty, bits",
-    "training, s",
+    "training, processor s",
     "p50, ms",
     "release, MB",
 )
@@ -54,7 +55,7 @@ class Row:
             spread(self.of("figures", "ranking", "recall")),
             f"{mean(self.of('figures', 'ranking', 'coverage')):.2f}",
             f"{mean(self.of('beyond', 'ranking', 'novelty')):.1f}",
-            f"{mean(self.of('train_s')):.0f}",
+            seconds(self.cells),
             f"{mean(self.of('p50_us')) / 1000:.2f}"
             + ("" if all(cell["answered"] == "triton" for cell in self.cells) else "*"),
             f"{mean(self.of('bytes')) / 1e6:.1f}",
@@ -131,5 +132,6 @@ negatives, and where "any" stands nothing is drawn. Settings are the defaults of
 A caller's list is what is measured, so a recipe with a ranker is measured after ranking. Coverage is the
 share of the catalogue that anybody is shown among 10, novelty the mean information of what is shown
 ([evaluation.md](evaluation.md)). `p50` is one answer to one user: through a real Triton over gRPC, or with
-a star the stages in one process. Seconds and latencies of a machine that does other work meanwhile, as this
-one did, compare families roughly."""
+a star the stages in one process. Seconds of training are the processor's, with all that a training does
+before and after its epochs, on one thread (`OMP_NUM_THREADS=1`): other work on the machine adds nothing to
+them. Latencies of a machine that does other work meanwhile, as this one did, compare families roughly."""

@@ -19,9 +19,9 @@ from difflib import get_close_matches
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
-import numpy as np
 
 from .errors import KindUnavailable
+from .mistyped import mistyped
 from .problems import Problem, choose
 
 T = TypeVar("T")
@@ -41,24 +41,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     def reads(self) -> tuple[str, ...]:
         """Return the names of the tensors that it reads, besides those that its contract gives it."""
         return ()
-
-
-def builtin(value: Any) -> Any:
-    """Return a NumPy scalar as Python has it: what the codec asks of values that it does not know."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be written")
-
-
-def mistyped(settings: msgspec.Struct) -> Iterator[Problem]:
-    """Yield a problem for each field whose value the codec would not read back, in its words."""
-    for field in msgspec.structs.fields(settings):
-        value = getattr(settings, field.name)
-        try:
-            msgspec.convert(msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=builtin), field.type)
-        except (msgspec.ValidationError, TypeError) as error:
-            problem = str(error).replace(" - at `$", f" - at `{field.name}")
-            yield Problem(field.name, f"{problem} ({value!r})", "give a value of that type")
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,16 @@ class Problem:
         return Problem(joined, self.problem, self.remedy)
 
 
+#: The largest number of anything: users, dimensions, layers.
+MOST = 2**31 - 1
+
+
 @dataclass(frozen=True)
 class Range:
-    """What a number may be: never infinite. ``whole`` asks for an integer; ends are open where so marked."""
+    """What a number may be: never infinite; ``whole`` asks for an integer, which counts hold.
+
+    Ends are open where so marked.
+    """
 
     low: float
     high: float = float("inf")
@@ -46,22 +53,28 @@ class Range:
         """Whether a value lies in the range."""
         if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
             return False
-        if self.whole and not isinstance(value, int | np.integer):
+        if self.whole and (not isinstance(value, int | np.integer) or self.uncounted(value)):
             return False
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         return bool(above and below and abs(value) != inf)
 
+    def uncounted(self, value: Any) -> bool:
+        """Whether a number is beyond what arrays and models count by, where the range names no end."""
+        return bool(self.whole and self.high == inf and value > MOST)
+
     def __str__(self) -> str:
         what = "a whole number" if self.whole else "a number"
-        words = f"{what} {'above' if self.open_low else 'of at least'} {self.low:g}"
+        words = f"{what} {'above' if self.open_low else 'of at least'} {self.low:.10g}"
         if self.high != float("inf"):
-            words += f" and {'below' if self.open_high else 'at most'} {self.high:g}"
+            words += f" and {'below' if self.open_high else 'at most'} {self.high:.10g}"
         return words
 
 
 COUNT = Range(1, whole=True)
 COUNT_OR_0 = Range(0, whole=True)
+#: What every generator of random numbers takes.
+SEED = Range(0, 2**32 - 1, whole=True)
 POSITIVE = Range(0, open_low=True)
 AT_LEAST_0 = Range(0)
 SHARE = Range(0, 1)
@@ -73,7 +86,9 @@ def out_of_range(settings: object, ranges: Mapping[str, Range]) -> Iterator[Prob
     for name, wanted in ranges.items():
         value = getattr(settings, name)
         if not wanted.holds(value):
-            yield Problem(name, f"expected {wanted}, got {value!r}", "give such a number")
+            large = isinstance(value, int | np.integer) and wanted.uncounted(value)
+            remedy = f"give such a number, at most {MOST}" if large else "give such a number"
+            yield Problem(name, f"expected {wanted}, got {value!r}", remedy)
 
 
 def named_twice(names: Iterable[str], field: str, what: str) -> Iterator[Problem]:

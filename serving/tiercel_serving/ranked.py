@@ -60,6 +60,38 @@ def sort_by_score(scores: Scores, rows: Rows) -> tuple[Scores, Rows]:
     return read_keys(keys)
 
 
+def best_by_score(
+    scores: Scores, rows: Rows, count: int, pad: int, masked: npt.NDArray[np.bool_] | None = None
+) -> tuple[Scores, Rows]:
+    """Return each user's best ``count`` as :func:`sort_by_score` does; if fewer, -inf and ``pad`` behind.
+
+    Parameters
+    ----------
+    scores
+        As for :func:`order_by_score`.
+    rows
+        ``[B, M]``, or ``[M]`` where they are the same for everybody; ``pad`` at most.
+    count, pad
+        How many, and the row of no item.
+    masked
+        ``[B, pad + 1]``, which rows their users must not get; None is none.
+    """
+    found = native.best_by_score(scores, rows, count, pad, masked)
+    if found is not None:
+        return found
+    keys = sort_keys(scores, rows)
+    nothing = int(sort_keys(np.full(1, -np.inf, np.float32), np.array([pad]))[0])
+    if masked is not None:
+        taken = np.broadcast_to(rows, scores.shape)
+        keys[np.take_along_axis(masked, taken, axis=1)] = nothing
+    if keys.shape[1] > count:
+        keys = np.ascontiguousarray(np.partition(keys, max(count - 1, 0), axis=1)[:, :count])
+    elif keys.shape[1] < count:
+        keys = np.pad(keys, ((0, 0), (0, count - keys.shape[1])), constant_values=nothing)
+    keys.sort(axis=1)
+    return read_keys(keys)
+
+
 def sorted_scores(scores: Scores) -> Scores:
     """Return each user's scores alone as :func:`sort_by_score` does."""
     found = native.sorted_scores(scores)

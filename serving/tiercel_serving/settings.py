@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from .mistyped import mistyped
 from .problems import (
     AT_LEAST_0,
     COUNT,
@@ -152,7 +153,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def shape_problems(self) -> list[Problem]:
         """Return fields that are something else altogether: nothing else can be said of such settings."""
-        return list(_shapes(self))
+        return list(mistyped(self)) or list(_shapes(self))
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the settings by themselves."""
@@ -231,9 +232,6 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
         ("sources", SOURCES, 'Popular("popular", quota=0)'),
         ("rules", RULES, 'Compare("in stock", column="stock", operator=">", value=0)'),
         ("reorder", REORDER, "WeightedSum((1.0,))"),
-        ("history_columns", None, '"item_id"'),
-        ("related", None, '"two_tower"'),
-        ("blend", _is_term, '("ease", 1.0)'),
     )
     for field, table, example in kinds:
         value = getattr(settings, field)
@@ -242,28 +240,10 @@ def _shapes(settings: ServingSettings) -> Iterator[Problem]:
             yield Problem(field, problem, f"write {field}=({example},): a tuple of one needs its comma")
             continue
         for place, item in enumerate(value):
-            if not _fits(table, item):
+            if table.row_of(item) is None:
                 remedy = f"write {field}=({example},)"
                 yield Problem(f"{field}[{place}]", f"expected {example}, got {item!r}", remedy)
-    title: Any = settings.title_column
-    if not isinstance(title, str | None):
-        problem = f"expected a raw item column, got {title!r}"
-        yield Problem("title_column", problem, "name the column, or leave it out")
     yield from STORES.misfit(settings.store, "store")
-
-
-def _fits(table: Any, item: Any) -> bool:
-    if table is _is_term:
-        return bool(_is_term(item))
-    return isinstance(item, str) if table is None else bool(table.row_of(item))
-
-
-def _is_term(item: Any) -> bool:
-    """Return whether this is a source's name and a number."""
-    if not isinstance(item, tuple | list) or len(item) != 2:
-        return False
-    name, weight = item
-    return isinstance(name, str) and isinstance(weight, int | float) and not isinstance(weight, bool)
 
 
 def _limits(settings: ServingSettings) -> Iterator[Problem]:
@@ -282,10 +262,6 @@ def _limits(settings: ServingSettings) -> Iterator[Problem]:
     if counts and settings.max_excluded < settings.history_length:
         problem = f"{settings.max_excluded} is below history_length ({settings.history_length})"
         yield Problem("max_excluded", problem, "raise it: a request's history counts against it")
-    allow: Any = settings.allow_seen
-    if not isinstance(allow, bool):
-        problem = f"expected True or False, got {allow!r}"
-        yield Problem("allow_seen", problem, "True lets users get again what they already had")
     yield from _seen_again(settings)
     yield from _seen_filter(settings)
     if settings.unknown_users not in (FALLBACK, RANK):
@@ -301,17 +277,14 @@ def _seen_again(settings: ServingSettings) -> Iterator[Problem]:
         return
     wrong = list(amount_problems(settings, {"seen_again_days": AT_LEAST_0}, optional=("seen_again_days",)))
     yield from wrong
-    if settings.allow_seen is True:
+    if settings.allow_seen:
         problem = "allow_seen lets everything come at once"
         yield Problem("seen_again_days", problem, "leave one of the two out")
 
 
 def _seen_filter(settings: ServingSettings) -> Iterator[Problem]:
-    kept: Any = settings.seen_filter
+    kept = settings.seen_filter
     if kept is None:
-        return
-    if not isinstance(kept, SeenFilter):
-        yield Problem("seen_filter", f"expected SeenFilter(…), got {kept!r}", "write SeenFilter(beyond=1000)")
         return
     wrong = kept.problems()
     yield from (problem.within("seen_filter") for problem in wrong)
@@ -324,9 +297,12 @@ def _seen_filter(settings: ServingSettings) -> Iterator[Problem]:
 
 
 def _buckets(settings: ServingSettings) -> Iterator[Problem]:
-    buckets: Any = settings.kept_buckets
-    numbers = isinstance(buckets, tuple | list) and all(map(COUNT.holds, buckets))
-    if not numbers or sorted(set(buckets)) != list(buckets) or any(k >= settings.kept for k in buckets):
+    buckets = settings.kept_buckets
+    if (
+        not all(map(COUNT.holds, buckets))
+        or sorted(set(buckets)) != list(buckets)
+        or any(k >= settings.kept for k in buckets)
+    ):
         problem = f"expected numbers from 1 to below kept ({settings.kept}), smallest first, got {buckets!r}"
         yield Problem("kept_buckets", problem, "write kept_buckets=(16,), or leave it out")
 

@@ -38,7 +38,7 @@ def fake(ndcg: float = 0.5) -> dict[str, Any]:
         "beyond": dict.fromkeys(("popularity", "ranking"), beyond),
         "recall": [0.1, 0.2],
         "curves": {"als": [0.0, 0.1]},
-        **{"train_s": 1.0, "export_s": 1.0, "p50_us": 500.0, "bytes": 10**6, "answered": "in process"},
+        **{"train_cpu_s": 1.0, "p50_us": 500.0, "bytes": 10**6, "answered": "in process"},
     }
 
 
@@ -112,7 +112,7 @@ def test_rankers_are_compared_by_what_they_lift(tmp_path: Path, monkeypatch: pyt
             asked.append(type(ranker).__name__)
             before = {"ndcg": 0.4, "recall": 0.2, "coverage": 0.3}
             after = {**before, "ndcg": 0.41 if isinstance(ranker, FM) else 0.39}
-            return {"before": before, "after": after, "best_epoch": 1, "validation": [], "train_s": 2.0}
+            return {"before": before, "after": after, "best_epoch": 1, "validation": [], "train_cpu_s": 2.0}
 
     monkeypatch.setattr("benchmarks.accuracy.ranking.Ready.of", lambda recipe, dataset: Trained())
     monkeypatch.setattr("benchmarks.accuracy.ranking.load_dataset", lambda spec, data_dir: object())

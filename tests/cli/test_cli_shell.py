@@ -53,6 +53,12 @@ def test_json_is_all_there_is_on_standard_output() -> None:
         assert words in done.stderr
 
 
+def test_behind_a_semicolon_stands_how_things_are_and_not_another_piece_of_work() -> None:
+    done = run("with sh.work('') as p: [p(f'an epoch; loss {100 - n}', n, 100) for n in range(100)]")
+    lines = [line for line in done.stderr.splitlines() if "an epoch" in line]
+    assert lines == [f"  an epoch {n}%; loss {100 - n}" for n in range(0, 100, 10)]
+
+
 def test_without_a_terminal_progress_is_lines_with_percentages() -> None:
     done = run(
         "with sh.work('') as p: [p('rows', n, 1000) for n in range(1001)]; "

@@ -14,6 +14,7 @@ from tiercel_pipelines.recipe import (
     BST,
     DIN,
     DLRM,
+    EASE,
     Compare,
     Index,
     ListwiseSoftmax,
@@ -106,12 +107,15 @@ SETTINGS = [
     ),
     (
         lambda: serving(history_columns="item_id"),
-        r"serving\.history_columns: expected a tuple, got 'item_id'",
+        r"serving\.history_columns: expected a tuple of texts, got 'item_id'",
     ),
     (lambda: serving(sources=("index",)), r"serving\.sources\[0\]: expected Popular\(.*, got 'index'"),
     (lambda: replace(RECIPE, name="my recipe"), r"name: 'my recipe' cannot name a folder"),
     (lambda: replace(RECIPE, name=""), r"name: '' cannot name"),
-    (lambda: replace(RECIPE, seed=-1), r"seed: expected a whole number of at least 0, got -1"),
+    (
+        lambda: replace(RECIPE, seed=-1),
+        r"seed: expected a whole number of at least 0 and at most 4294967295, got -1",
+    ),
     (
         lambda: replace(RECIPE, retrieval={"dimension": 8}),
         r"retrieval: expected a retrieval family, got \{'dimension': 8\}; write TwoTower\(…\)",
@@ -134,7 +138,10 @@ SETTINGS = [
     (lambda: replace(RECIPE, ranking=DLRM(task=0)), r"ranking\.task: expected a ranking task, got 0"),
     (lambda: serving(store="redis"), r"serving\.store: expected a store, got 'redis'"),
     (lambda: replace(RECIPE, split=0.8), r"split: expected SplitSettings\(…\), got 0\.8"),
-    (lambda: replace(RECIPE, dataset="ml-100k"), r"dataset: expected a data set, got 'ml-100k'"),
+    (
+        lambda: replace(RECIPE, dataset="ml-100k"),
+        r"dataset: expected MovieLens100K\(…\) or .*, got 'ml-100k'",
+    ),
     (lambda: replace(RECIPE, features=3), r"features: expected a function, got int"),
     (
         lambda: serving(kept=101),
@@ -225,7 +232,7 @@ SETTINGS = [
     ),
     (
         lambda: replace(RECIPE, retrieval=TwoTower(user_layers=128)),
-        r"retrieval\.user_layers: expected the widths of hidden layers, got 128",
+        r"retrieval\.user_layers: expected a tuple of whole numbers, got 128; .* needs its comma",
     ),
     (
         lambda: replace(RECIPE, ranking=DLRM(dropout=1.0)),
@@ -347,6 +354,10 @@ COLUMNS = [
     (
         serving(title_column="titel"),
         r"serving\.title_column: the items have no column 'titel'; did you mean 'title'",
+    ),
+    (
+        replace(serving(sources=()), retrieval=EASE(most_items=10)),
+        r"retrieval\.most_items: EASE takes a dense matrix of .* and 10 are the most; raise it",
     ),
     (serving(title_column="price"), r"serving\.title_column: 'price' holds numbers, not strings"),
     (

@@ -108,9 +108,17 @@ def test_dataclasses_replace_is_told_to_be_the_wrong_one(tmp_path: Path) -> None
     assert "from tiercel_pipelines.recipe import replace" in message
 
 
-def test_a_name_that_is_not_defined(tmp_path: Path) -> None:
-    message = refusal(write(tmp_path, MOVIELENS.replace("dataset=MovieLens100K()", "dataset=MovieLens1B()")))
-    assert "NameError: name 'MovieLens1B' is not defined" in message
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("Unheard()", ""),
+        ("MovieLens10K()", "did you mean 'MovieLens100K'?; "),
+        ("Parquet()", "from tiercel_pipelines.recipe import Parquet; "),
+    ],
+)
+def test_a_name_that_is_not_defined(tmp_path: Path, written: str, hint: str) -> None:
+    message = refusal(write(tmp_path, MOVIELENS.replace("dataset=MovieLens100K()", f"dataset={written}")))
+    assert f"NameError: name '{written[:-2]}' is not defined; {hint}correct that line" in message
 
 
 def test_an_import_that_fails_is_not_a_missing_recipe(tmp_path: Path) -> None:

@@ -59,6 +59,13 @@ def everything(scores: Any, rows: Any, arrays: dict[str, Any]) -> list[Any]:
         line.placed(np.concatenate([some, nothing], axis=1)),
         line.placed(nothing),
     ]
+    # Rows that all users share, fewer than are wanted, and none but masked ones.
+    masked = np.random.default_rng(users).random((users, ITEMS + 1)) < 0.3
+    masked[:1] |= scores.shape[1] % 3 == 0
+    for count in (1, 2, scores.shape[1], scores.shape[1] + 2):
+        found += ranked.best_by_score(scores, rows, count, ITEMS)
+        found += ranked.best_by_score(scores, rows, count, ITEMS, masked)
+        found += ranked.best_by_score(scores, np.sort(rows[0]), count, ITEMS, masked)
     for step in STEPS:
         opened = step.open(COLUMNS)
         after, why = opened.apply(scores, arrays)
@@ -94,12 +101,14 @@ def test_no_memory_is_an_error_of_its_own(monkeypatch):
         def sort_by_score(self, *arguments: Any) -> int:
             return -1
 
-        put_in_place = sort_by_score
+        best_by_score = put_in_place = sort_by_score
 
     monkeypatch.setattr(native_order, "library", Full)
     scores, rows = np.zeros((1, 3), np.float32), np.arange(3)[None]
     with pytest.raises(MemoryError, match="no memory to sort 3 candidates"):
         ranked.order_by_score(scores, rows)
+    with pytest.raises(MemoryError, match="no memory to sort 3 candidates"):
+        ranked.best_by_score(scores, rows, 1, 3)
     with pytest.raises(MemoryError, match="no memory to place 3 candidates"):
         in_order(scores, rows)
 
@@ -115,6 +124,32 @@ native_order.library = native_chance.library = lambda: functions
 for seed in range(200):
     everything(*batch(seed, seed % 3 + 1, seed % 60 + 1))
 """
+
+
+@pytest.mark.parametrize("count", [1, 5, 99])
+def test_the_best_of_many_alike_are_some_of_them(functions, monkeypatch, count):
+    scores, rows = np.zeros((2, 100), np.float32), np.full((2, 100), 7)
+    rows[1] = np.arange(100) // 2
+    for library in (functions, None):
+        monkeypatch.setattr(native_order, "library", lambda library=library: library)
+        found, best = ranked.best_by_score(scores, rows, count, 200)
+        assert found.tolist() == [[0.0] * count] * 2
+        assert best.tolist() == [[7] * count, (np.arange(count) // 2).tolist()]
+
+
+def test_the_best_are_those_of_the_whole_order(functions, monkeypatch):
+    monkeypatch.setattr(native_order, "library", lambda: functions)
+    rng = np.random.default_rng(1)
+    scores, rows = rng.normal(size=(3, 5000)).astype(np.float32).round(2), rng.permutation(5000)
+    masked = rng.random((3, 5001)) < 0.9
+    found, best = ranked.best_by_score(scores, rows, 600, 5000, masked)
+    for user in range(3):
+        order = [at for at in np.lexsort((rows, -scores[user])) if not masked[user, rows[at]]][:600]
+        wanted = len(order)
+        assert best[user, :wanted].tolist() == rows[order].tolist()
+        assert found[user, :wanted].tolist() == scores[user, order].tolist()
+        assert (best[user, wanted:] == 5000).all()
+        assert np.isneginf(found[user, wanted:]).all()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,6 +77,19 @@ def following() -> np.ndarray:
     """What each user would have next."""
     users = np.arange(USERS)
     return (users // GROUPS % MINE + HAD) % MINE * GROUPS + users % GROUPS
+
+
+class States:
+    """Keeps every state, and gives the last that was kept before a training."""
+
+    def __init__(self, kept: list[Any]) -> None:
+        self.kept, self._last = kept, copy.deepcopy(kept[-1]) if kept else None
+
+    def read(self) -> Any:
+        return self._last
+
+    def offer(self, state: Callable[[], Any]) -> None:
+        self.kept.append(copy.deepcopy(state()))
 
 
 class RetrievalContract:
@@ -164,6 +177,17 @@ class RetrievalContract:
         )
         np.testing.assert_array_equal(first, second)
         assert not np.array_equal(first, third)
+
+    def test_a_training_that_was_killed_goes_on(self) -> None:
+        """From the state after any epoch it ends as if nothing had been; who keeps none begins anew."""
+        kept: list[Any] = []
+        states = States(kept)
+        expected = self.fit(epochs=3, states=states)[0].form(world()[0].catalogue)
+        assert len(kept) in (0, 3)
+        for state in kept[:2]:
+            again = self.fit(epochs=3, states=States([state]))[0].form(world()[0].catalogue)
+            for name, array in expected.items():
+                np.testing.assert_array_equal(again[name], array)
 
     def test_users_do_not_touch_each_other(self, fitted: Any) -> None:
         tensors = drawn(5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +132,21 @@ def test_early_stopping_returns_the_best_epoch(world):
     assert course.epochs == 2
     assert equal(weights_of(module_of(fitted)), kept[2])
     assert told[-1] == ("two_tower", 8, 8)
+
+
+def test_a_long_epoch_says_how_far_it_is(world, monkeypatch):
+    seen, _ = held_out(world)
+    told = []
+    monkeypatch.setattr("tiercel_pipelines.families.descent._LONG_S", 0.0)
+    monkeypatch.setattr("tiercel_pipelines.families.descent._EVERY_S", 0.0)
+    _, course = fit(world, seen, epochs=2, progress=lambda *step: told.append(step))
+    within = [step for step in told if step[0].startswith("two_tower, within an epoch")]
+    steps = within[0][2]
+    assert [done for _, done, _ in within] == [*range(1, steps + 1), steps] * 2
+    assert {total for *_, total in within} == {steps}
+    losses = [re.search(r"; epoch (\d), loss ([\d.]+), [\d,.]+ steps/s$", what) for what, *_ in within]
+    ends = [found.groups() for found in (losses[steps - 1], losses[2 * steps])]
+    assert ends == [(str(epoch + 1), f"{loss:.4f}") for epoch, loss in enumerate(course.losses)]
 
 
 def test_a_fixed_number_of_epochs_repeats_what_early_stopping_found(world):

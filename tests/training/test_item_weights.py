@@ -215,7 +215,9 @@ def test_another_catalogue_keeps_the_weights_of_the_items_it_knows(world: Any) -
 
 def test_what_cannot_be_fitted_is_told(world: Any) -> None:
     packed, pairs, _ = world
-    with pytest.raises(TrainingError, match=r"ease: EASE takes a dense matrix of 32 × 32 items.*ItemKNN"):
+    with pytest.raises(
+        TrainingError, match=r"ease: most_items: EASE takes a dense matrix of 32 × 32.*ItemKNN"
+    ):
         fit(world, EASE(most_items=10))
     nothing = (packed, pairs.select(np.zeros(len(pairs), bool)))
     with pytest.raises(TrainingError, match="slim: there are no interactions"):

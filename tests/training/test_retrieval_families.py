@@ -21,6 +21,7 @@ from retrieval_contract import (
 
 from tiercel_pipelines.arrays.pairs import Pairs
 from tiercel_pipelines.errors import TrainingError
+from tiercel_pipelines.families.table import RETRIEVAL_FAMILIES
 from tiercel_pipelines.recipe import (
     ALS,
     BPRMF,
@@ -194,3 +195,8 @@ class TestCDAE(RetrievalContract):
 class TestDeepAutoencoder(RetrievalContract):
     settings = DeepAutoencoder(layers=(24, 32), dropout=0.3, **QUICK)
     variants = (replace(settings, layers=(8,), refeed=False),)
+
+
+def test_every_retrieval_family_is_held_to_the_contract() -> None:
+    held = {RETRIEVAL_FAMILIES.name_of(suite.settings) for suite in RetrievalContract.__subclasses__()}
+    assert held == set(RETRIEVAL_FAMILIES)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from retrieval_contract import BOTH, INPUTS, drawn
+from retrieval_contract import BOTH, INPUTS, ITEMS, USERS, drawn, world
 
+from tiercel_pipelines.arrays.packing import build_pairs
 from tiercel_pipelines.arrays.pairs import Pairs
+from tiercel_pipelines.data import load_dataset, split_dataset
 from tiercel_pipelines.families.sequences import Windows, generalised_bce, sampled_cross_entropy
-from tiercel_pipelines.recipe import GRU4Rec, SASRec, replace
+from tiercel_pipelines.recipe import GRU4Rec, Parquet, SASRec, replace
 
 EACH: list[Any] = [SASRec(dimension=8, heads=2), GRU4Rec(dimension=8, hidden_dimension=6)]
 
@@ -94,3 +98,36 @@ def test_histories_without_an_order_are_told_before_anything_is_trained(settings
     assert "the interactions have no timestamp" in str(problem)
     assert [p.field for p in replace(settings, loss="bpr", negatives=0).problems()] == ["loss", "negatives"]
     assert [p.field for p in replace(EACH[0], heads=3).problems()] == ["heads"]
+
+
+def test_histories_know_nothing_of_what_came_later(tmp_path: Path) -> None:
+    """Rows in any order, equal times, another zone: what was last is the test, what was before is known."""
+    rng = np.random.default_rng(2)
+    owner = np.repeat(np.arange(USERS), 6)
+    items = np.concatenate([rng.choice(ITEMS, 6, replace=False) for _ in range(USERS)])
+    seconds = 1_000_000_000 + rng.integers(0, 4, len(owner)) * 3_600  # many at once: the row decides
+    rows = rng.permutation(len(owner))
+    zone = pd.to_datetime(seconds, unit="s", utc=True).tz_convert("Pacific/Auckland")
+    for name, ids in {"user": np.arange(USERS), "item": np.arange(ITEMS)}.items():
+        pd.DataFrame({f"{name}_id": ids}).to_parquet(tmp_path / f"{name}s.parquet")
+    packed, found = world()[0], []
+    for times in (seconds, zone):
+        frame = pd.DataFrame({"user_id": owner, "item_id": items, "timestamp": times}).iloc[rows]
+        frame.to_parquet(tmp_path / "all.parquet")
+        spec = Parquet("users.parquet", "items.parquet", "all.parquet")
+        dataset = load_dataset(spec, data_dir=tmp_path)
+        split = split_dataset(dataset, by="leave_one_out")
+        train, valid, test = (
+            build_pairs(dataset, part, None, packed)[0] for part in (split.train, split.valid, split.test)
+        )
+        assert (valid.lengths == 1).all()
+        assert (test.lengths == 1).all()
+        whole = np.column_stack([train.items.reshape(USERS, -1), valid.items, test.items])
+        for user, history in enumerate(whole):
+            mine = rows[owner[rows] == user]
+            assert list(history) == list(items[mine[np.argsort(seconds[mine], kind="stable")]])
+        windows = Windows.cut(train, 3)
+        shown = [np.arange(*ends) for ends in zip(windows.starts, windows.ends, strict=True)]
+        assert set(np.concatenate(shown)) == set(range(len(train)))
+        found.append(whole)
+    np.testing.assert_array_equal(*found)

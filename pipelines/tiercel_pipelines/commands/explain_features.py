@@ -200,7 +200,7 @@ def explain_recipe(
     from ..recipe.check import check_recipe
 
     dataset = load_dataset(recipe.dataset, data_dir=data_dir, progress=progress)
-    check_recipe(recipe, dataset)
+    recipe = check_recipe(recipe, dataset)
     fit = split_dataset(dataset, **asdict(recipe.split), given_again=given_again(recipe.serving)).fit
     progress("fitting the workflow", 0, None)
     with fit_progress(progress):

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
-from tiercel_serving.problems import Problem
+from tiercel_serving.mistyped import mistyped
+from tiercel_serving.problems import COUNT, SEED, Problem, out_of_range
 
 
 class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag=True):
     """What the specs have in common: written down, each says its kind."""
 
     def problems(self) -> list[Problem]:
-        """Return the fields that are no text, numbers or pairs of these, as the field asks."""
-        problems = (_misfit(field, getattr(self, field.name)) for field in msgspec.structs.fields(self))
-        return [problem for problem in problems if problem is not None]
-
-
-def _misfit(field: Any, value: Any) -> Problem | None:
-    try:
-        msgspec.convert(msgspec.to_builtins(value), field.type)
-    except (TypeError, msgspec.ValidationError) as error:
-        problem = f"expected {_said(field.type)}, got {value!r} ({error})"
-        return Problem(field.name, problem, "correct the recipe's data set")
-    return None
-
-
-def _said(kind: Any) -> str:
-    """Return how a field's type is written in Python."""
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+        """Return fields of another type."""
+        return list(mistyped(self))
 
 
 class MovieLens100K(_Spec, frozen=True):
@@ -64,6 +50,11 @@ class Synthetic(_Spec, frozen=True):
     interactions: int = 24_000
     ids: Literal["int", "str"] = "int"
     seed: int = 7
+
+    def problems(self) -> list[Problem]:
+        """Return fields of another type, and numbers of nothing."""
+        ranges = {**dict.fromkeys(("users", "items", "interactions"), COUNT), "seed": SEED}
+        return super().problems() or list(out_of_range(self, ranges))
 
 
 class Parquet(_Spec, frozen=True):

@@ -8,6 +8,8 @@ r"""``als``: matrix factorisation of implicit feedback by alternating least squa
 (Hu et al. 2008, "Collaborative filtering for implicit feedback datasets"; weights and regularisation by
 frequency as in Rendle et al. 2021, "Revisiting the performance of iALS on item recommendation benchmarks",
 eq. 3 to 5). Each side is solved exactly while the other stands still; no sum runs over users × items.
+
+Vectors are ``[B, D]`` of users and ``[I, D]`` of items.
 """
 
 from __future__ import annotations

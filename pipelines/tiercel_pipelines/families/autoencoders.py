@@ -13,7 +13,7 @@ of which alone the scores of all items are in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from tiercel_serving.problems import BELOW_1, COUNT, Problem, Range, out_of_range
 from tiercel_serving.spec import Array, Arrays
 
+from ..arrays.counted import Counted
 from ..arrays.inputs import ModelInputs
 from ..arrays.pairs import IntArray, Pairs
 from .descent import DESCENT
@@ -116,8 +117,6 @@ class AutoencoderFamily(VectorFamily, frozen=True):
     max_epochs: int = 200
     patience: int = 20
 
-    #: How far β has risen is not drawn, and begins anew.
-    resumes: ClassVar[bool] = False
     #: The family's own numbers and their ranges.
     ranges: ClassVar[Mapping[str, Range]] = {}
 
@@ -150,18 +149,18 @@ class AutoencoderFamily(VectorFamily, frozen=True):
         size = max(1, min(self.batch_size, _CELLS // packed.n_items))
         catalogue = catalogue_tensor(packed.item)
         network, items = fitted.user_tower, fitted.item_tower
-        epochs = 0
 
-        def losses() -> Iterator[Tensor]:
-            nonlocal epochs
+        def losses(number: int) -> Counted[Tensor]:
             order = rng.permutation(users)
-            for start in range(0, len(order), size):
+
+            def loss(start: int) -> Tensor:
                 bags = Bags.of(pairs, order[start : start + size], packed.n_items)
                 first = network.seen(item_cat=catalogue)
                 user = {name: torch.from_numpy(array[bags.users]) for name, array in packed.user.items()}
-                progress = epochs + start / len(order)
-                yield self.loss(network, Batch(bags, first, items(item_cat=catalogue), user, progress))
-            epochs += 1
+                progress = number + start / len(order)
+                return self.loss(network, Batch(bags, first, items(item_cat=catalogue), user, progress))
+
+            return Counted(range(0, len(order), size)).through(loss)
 
         return losses
 

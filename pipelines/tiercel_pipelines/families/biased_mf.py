@@ -13,7 +13,7 @@ The query of a user is ``[w_u, μ + b_u, 1]``, the vector of an item ``[h_i, 1, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from tiercel_serving.problems import AT_LEAST_0, COUNT, Problem, out_of_range
 
+from ..arrays.counted import cut
 from ..arrays.inputs import ModelInputs, Side
+from ..arrays.pairs import Array
 from .category_vectors import id_place, lacks_user_id
 from .descent import DESCENT
 from .fitted import FittedVectors
@@ -104,16 +106,14 @@ class BiasedMF(VectorFamily, frozen=True, tag="biased_mf"):
         with torch.no_grad():
             user.mean.copy_(ratings.mean())
 
-        def losses() -> Iterator[Tensor]:
-            order = torch.from_numpy(rng.permutation(len(users)))
-            for start in range(0, len(order), self.batch_size):
-                some = order[start : start + self.batch_size]
-                query, vector = user.vectors(users[some]), item.vectors(items[some])
-                error = ratings[some] - (query * vector).sum(dim=1)
-                own = user.table(users[some]).square().sum(1) + item.table(items[some]).square().sum(1)
-                yield (error.square() + self.regularisation * own).mean()
+        def loss(some: Array) -> Tensor:
+            query, vector = user.vectors(users[some]), item.vectors(items[some])
+            error = ratings[some] - (query * vector).sum(dim=1)
+            own = user.table(users[some]).square().sum(1) + item.table(items[some]).square().sum(1)
+            found: Tensor = (error.square() + self.regularisation * own).mean()
+            return found
 
-        return losses
+        return lambda number: cut(rng.permutation(len(users)), self.batch_size).through(loss)
 
     def fresh(self, inputs: ModelInputs) -> FittedVectors:
         """Return both tables, of zeros."""

@@ -5,11 +5,13 @@ r"""``bpr_mf``: matrix factorisation that learns to score what a user had above 
 over interactions (u, i) and items j drawn evenly from those that u never had (Rendle et al. 2009, "BPR:
 Bayesian personalized ranking from implicit feedback"). The last number of an item's vector is its bias, that
 of a user's is 1.
+
+Vectors are ``[B, D]`` of users and ``[I, D]`` of items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,9 @@ from torch.nn.functional import softplus
 
 from tiercel_serving.problems import COUNT, Problem, Range, out_of_range
 
+from ..arrays.counted import cut
 from ..arrays.inputs import ModelInputs
+from ..arrays.pairs import Array
 from .category_vectors import had_by_category, lacks_user_id, vector_models
 from .descent import DESCENT
 from .fitted import FittedVectors
@@ -77,17 +81,14 @@ class BPRMF(VectorFamily, frozen=True, tag="bpr_mf"):
         _start(fitted.user_tower, users)
         _start(fitted.item_tower, had.indices, biased=True)
 
-        def losses() -> Iterator[Tensor]:
-            order = rng.permutation(len(users))
-            for start in range(0, len(order), self.batch_size):
-                some = order[start : start + self.batch_size]
-                other = rng.choice(listed, len(some))
-                wanted = users[some] * had.shape[1] + other
-                place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-                free = torch.from_numpy(keys[place] != wanted)
-                yield self._loss(fitted, users[some], had.indices[some], other, free)
+        def loss(some: Array) -> Tensor:
+            other = rng.choice(listed, len(some))
+            wanted = users[some] * had.shape[1] + other
+            place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+            free = torch.from_numpy(keys[place] != wanted)
+            return self._loss(fitted, users[some], had.indices[some], other, free)
 
-        return losses
+        return lambda number: cut(rng.permutation(len(users)), self.batch_size).through(loss)
 
     def _loss(self, fitted: Any, users: Any, items: Any, others: Any, free: Tensor) -> Tensor:
         """Return the mean over the pairs whose drawn item is ``free``: the user never had it."""

@@ -6,6 +6,8 @@ where x̃ is what the user had with some of it left out; learned by the logistic
 of ``negatives`` times as many items drawn from the others (Wu et al. 2016, "Collaborative denoising
 auto-encoders for top-N recommender systems", eq. 5 to 8). Who came after the training has no V_u, and is his
 history.
+
+What B users had gives queries ``[B, D]``, and items have ``[I, D]``: see :mod:`~.autoencoders`.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ r"""``dcn_v2``: a cross network with a matrix a layer, before or beside an MLP.
 (Wang et al. 2021, "DCN V2: improved deep & cross network", eq. 1 and 2). *Stacked*, the MLP sees the last
 cross layer; *parallel*, it sees x_0 and both are joined. The first layer's product with the user's fields is
 taken once a user; from there on user and candidate are mixed.
+
+User fields ``[B, u, E]`` and candidate fields ``[B, K, i, E]`` give ``[B, K, T]`` (:mod:`~.ranker`).
 """
 
 from __future__ import annotations

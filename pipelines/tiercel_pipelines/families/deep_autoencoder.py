@@ -6,6 +6,8 @@ the second step being the dense re-feeding: an answer ought to be a fixed point 
 "Training deep autoencoders for collaborative filtering", sections 2.1 and 2.3). There w masks what was not
 rated; histories hold no ratings, so here w_i is 1 for what a user had and ``unobserved_weight`` for the rest,
 whose x_i is 0 (as Hu et al. 2008 weigh it).
+
+What B users had gives queries ``[B, D]``, and items have ``[I, D]``: see :mod:`~.autoencoders`.
 """
 
 from __future__ import annotations

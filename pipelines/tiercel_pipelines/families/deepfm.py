@@ -3,6 +3,8 @@ r"""``deepfm``: a factorisation machine and an MLP over the same embeddings, add
 .. math:: s = s_\text{FM} + w^\top \mathrm{MLP}(x)
 
 (Guo et al. 2017, "DeepFM: a factorization-machine based neural network for CTR prediction", eq. 1).
+
+User fields ``[B, u, E]`` and candidate fields ``[B, K, i, E]`` give ``[B, K, T]`` (:mod:`~.ranker`).
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 from tiercel_serving.problems import AT_LEAST_0, COUNT, POSITIVE, Range
 from tiercel_serving.spec import Array, Arrays
 
+from ..data import Progress
 from .learner import Learner
 from .table import Course, Plan
 
@@ -24,6 +27,9 @@ DESCENT: Mapping[str, Range] = {
     "max_epochs": COUNT,
     "patience": COUNT,
 }
+
+#: Seconds after which an epoch says how far it is, and after which it says so again.
+_LONG_S, _EVERY_S = 10.0, 1.0
 
 
 @contextmanager
@@ -73,11 +79,28 @@ class _Descent:
         rng.bit_generator.state = facts["random_state"]
 
 
+def _epoch(learner: Learner, losses: Iterable[Tensor], epoch: int, progress: Progress | None) -> float:
+    """Take a step down each loss and return their mean; an epoch that takes long says how far it is."""
+    steps: list[float] = []
+    total, begun = length_hint(losses) or None, time.monotonic()
+    told, what = begun + _LONG_S - _EVERY_S, f"{learner.label}, within an epoch"
+    for loss in losses:
+        steps.append(learner.step(loss, epoch))
+        now = time.monotonic()
+        if progress is not None and now - told >= _EVERY_S:
+            told, pace = now, len(steps) / (now - begun)
+            note = f"epoch {epoch}, loss {np.mean(steps):.4f}, {pace:,.1f} steps/s"
+            progress(f"{what}; {note}", len(steps), total)
+    if progress is not None and told > begun + _LONG_S - _EVERY_S:
+        progress(what, len(steps), len(steps))
+    return float(np.mean(steps)) if steps else 0.0
+
+
 def descend(
     settings: Any,
     model: torch.nn.Module,
     fitted: Any,
-    epoch: Callable[[], Iterable[torch.Tensor]],
+    epoch: Callable[[int], Iterable[torch.Tensor]],
     plan: Plan,
     *,
     max_epochs: int,
@@ -85,10 +108,10 @@ def descend(
 ) -> Course:
     """Run epochs until the judge has seen nothing better for ``patience`` of them, and keep the best.
 
-    ``epoch`` yields the loss of each batch, down which a step is taken; the judge judges ``fitted``, in which
-    the model's averaged weights lie then. ``settings`` have the fields of :data:`DESCENT`. With ``rng``, from
-    which ``epoch`` draws everything that torch does not, a training that was killed goes on at its last kept
-    epoch; else it begins anew, which gives the same model.
+    ``epoch``, called with how many were before, yields the loss of each batch, down which a step is taken;
+    the judge judges ``fitted``, in which the model's averaged weights lie then. ``settings`` have the fields
+    of :data:`DESCENT`. With ``rng``, from which ``epoch`` draws everything that torch does not, a training
+    that was killed goes on at its last kept epoch; else it begins anew, which gives the same model.
     """
     learner = Learner(model, settings.learning_rate, settings.weight_decay, plan.label, plan.ranks)
     judge, progress, label = plan.judge, plan.progress, plan.label
@@ -106,8 +129,7 @@ def descend(
         judge is not None and len(at.losses) - at.best >= settings.patience
     ):
         learner.model.train()
-        steps = [learner.step(loss, len(at.losses) + 1) for loss in epoch()]
-        at.losses.append(float(np.mean(steps)) if steps else 0.0)
+        at.losses.append(_epoch(learner, epoch(len(at.losses)), len(at.losses) + 1, progress))
         if progress is not None:
             progress(label, len(at.losses), total)
         if judge is not None:

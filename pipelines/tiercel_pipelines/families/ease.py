@@ -28,11 +28,11 @@ from tiercel_serving.problems import BELOW_1, COUNT, POSITIVE, Range
 from tiercel_serving.spec import Array
 
 from ..errors import TrainingError
-from .sparse_weights import WeightsFamily, largest, refuse_large, row_blocks
+from .sparse_weights import DenseFamily, largest, row_blocks
 from .table import Plan
 
 
-class EASE(WeightsFamily, frozen=True, tag="ease"):
+class EASE(DenseFamily, frozen=True, tag="ease"):
     """Embarrassingly shallow autoencoder.
 
     Parameters
@@ -57,8 +57,7 @@ class EASE(WeightsFamily, frozen=True, tag="ease"):
     def solve(self, had: Any, plan: Plan) -> Any:
         """Return the weights ``[I, I]``, each row's largest."""
         items = had.shape[1]
-        refuse_large(items, self.most_items, "EASE", plan.label)
-        gram = (had.T @ had).toarray(order="F")
+        gram = self.gram(had, plan).T  # symmetric: the same in columns, as LAPACK takes it in its place
         gram[np.diag_indices(items)] *= 1 + self.dropout / (1 - self.dropout)
         gram[np.diag_indices(items)] += self.l2
         inverse = inverted(gram, plan.label)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from tiercel_serving.spec import Array, Arrays
 
+from ..arrays.counted import Counted
 from .descent import descend, seeded, tensors
 from .layers import PackedModule, run_module
 from .table import Course, Plan, RankingData
@@ -89,15 +89,18 @@ def fit_ranker(settings: Any, data: RankingData, plan: Plan) -> tuple[FittedRank
         model: PackedModule = settings.build(data.inputs, data.scale)
         objective = settings.task.start(data.lists, data.kept, pad)
 
-        def epoch() -> Iterator[Tensor]:
-            for batch in objective.epoch(rng):
-                history = drop_history(batch.history, settings.history_dropout, pad, rng)
-                arrays = packed.user_tensors(batch.contexts, history)
-                arrays.update({name: array[batch.rows] for name, array in packed.item.items()})
-                arrays.update(kept_score=batch.scores, kept_source=batch.sources)
-                rows, mine, weight = plan.ranks.share(batch, len(batch))
-                shown = {name: array[rows] for name, array in arrays.items()}
-                yield objective.loss(model(**tensors(shown, model.input_names)), mine) * weight
+        def loss(batch: Any) -> Tensor:
+            history = drop_history(batch.history, settings.history_dropout, pad, rng)
+            arrays = packed.user_tensors(batch.contexts, history)
+            arrays.update({name: array[batch.rows] for name, array in packed.item.items()})
+            arrays.update(kept_score=batch.scores, kept_source=batch.sources)
+            rows, mine, weight = plan.ranks.share(batch, len(batch))
+            shown = {name: array[rows] for name, array in arrays.items()}
+            found: Tensor = objective.loss(model(**tensors(shown, model.input_names)), mine) * weight
+            return found
+
+        def epoch(number: int) -> Counted[Tensor]:
+            return Counted(objective.epoch(rng)).through(loss)
 
         fitted = FittedRanker(model)
         # Without lists there is nothing to learn: the start keeps retrieval's order.

@@ -4,6 +4,8 @@ r"""``fm``: a factorisation machine of second order.
 
 over all fields of user and candidate (Rendle 2010, "Factorization machines"). There h is 1; here it is
 learned from zero, one h a task, as in He & Chua 2017, "Neural factorization machines", without hidden layers.
+
+User fields ``[B, u, E]`` and candidate fields ``[B, K, i, E]`` give ``[B, K, T]`` (:mod:`~.ranker`).
 """
 
 from __future__ import annotations

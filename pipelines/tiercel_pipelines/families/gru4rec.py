@@ -6,6 +6,8 @@ with the gates of Cho et al. 2014; a query meets the item embeddings that were r
 (Hidasi et al. 2016, "Session-based recommendations with recurrent neural networks"; Hidasi & Karatzoglou
 2018, "Recurrent neural networks with top-k gains for session-based recommendations", with their constrained
 embeddings). Learned by cross-entropy over many negatives: see :mod:`~.sequences`.
+
+A history ``[B, L, H]`` gives a query ``[B, D]``, and items have ``[I, D]``.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ had nothing gets what is popular. A vector is the sum of those of the item's his
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from torch.nn.functional import softplus
 
 from tiercel_serving.problems import AT_LEAST_0, COUNT, Problem, Range, out_of_range
 
+from ..arrays.counted import Counted, cut
 from ..arrays.inputs import ModelInputs
 from ..arrays.pairs import Array, IntArray, Pairs
 from .descent import DESCENT
@@ -114,19 +115,22 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
             found: Tensor = module(item_cat=catalogue_tensor(packed.item, torch.from_numpy(rows)))
             return found
 
-        def losses() -> Iterator[Tensor]:
-            centre, other = self._met(pairs, rng)
-            order = rng.permutation(len(centre))
-            for start in range(0, len(order), self.batch_size):
-                some = order[start : start + self.batch_size]
-                wanted = pairs.items[other[some]].astype(np.int64)
-                drawn = rng.random((len(some), self.negatives)) * drawn_to[-1]
-                drawn = np.searchsorted(drawn_to, drawn, side="right")
-                own = vectors(items, pairs.items[centre[some]].astype(np.int64))
-                positive = softplus(-(own * vectors(contexts, wanted)).sum(1))
-                negative = softplus((own.unsqueeze(1) * vectors(contexts, drawn)).sum(2))
-                free = torch.from_numpy(drawn != wanted[:, None])
-                yield (positive + (negative * free).sum(1)).mean()
+        def loss(centre: IntArray, wanted: IntArray) -> Tensor:
+            drawn = rng.random((len(centre), self.negatives)) * drawn_to[-1]
+            drawn = np.searchsorted(drawn_to, drawn, side="right")
+            own = vectors(items, centre)
+            positive = softplus(-(own * vectors(contexts, wanted)).sum(1))
+            negative = softplus((own.unsqueeze(1) * vectors(contexts, drawn)).sum(2))
+            free = torch.from_numpy(drawn != wanted[:, None])
+            found: Tensor = (positive + (negative * free).sum(1)).mean()
+            return found
+
+        def losses(number: int) -> Counted[Tensor]:
+            met = self._met(pairs, rng)
+            batches = cut(rng.permutation(len(met[0])), self.batch_size)
+            return batches.through(
+                lambda some: loss(*(pairs.items[places[some]].astype(np.int64) for places in met))
+            )
 
         return losses
 

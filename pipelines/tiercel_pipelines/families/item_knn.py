@@ -22,7 +22,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import scipy.sparse as sp
 
-from tiercel_serving.problems import AT_LEAST_0, Problem, Range, choose
+from tiercel_serving.mistyped import mistyped
+from tiercel_serving.problems import AT_LEAST_0, Problem, Range
 from tiercel_serving.spec import Array
 
 from ..arrays.pairs import Pairs
@@ -152,15 +153,8 @@ def bm25_share(lengths: Array) -> Array:
 
 def similarity_problems(settings: Any) -> list[Problem]:
     """Return similarities and weightings that there are not, or that do not go with each other or ratings."""
-    wrong = []
-    for field, known in (("similarity", ("cosine", "jaccard")), ("weighting", ("none", "tf_idf", "bm25"))):
-        if getattr(settings, field) not in known:
-            problem = f"expected {' or '.join(map(repr, known))}, got {getattr(settings, field)!r}"
-            wrong.append(Problem(field, problem, choose(getattr(settings, field), known)))
+    wrong = list(mistyped(settings))
     if settings.similarity == "jaccard" and settings.weighting in ("tf_idf", "bm25"):
         problem = f"{settings.weighting!r}, but Jaccard counts and weighs none"
         wrong.append(Problem("weighting", problem, "take similarity='cosine', or weighting='none'"))
-    if settings.rating is not None and not isinstance(settings.rating, str):
-        problem = f"expected a column of the interactions, or None, got {settings.rating!r}"
-        wrong.append(Problem("rating", problem, "write its name, such as 'rating'"))
     return wrong

@@ -7,6 +7,8 @@ It is the wide part of Wide & Deep by itself:
 with the cross-product transformations of a user's and an item's category (Cheng et al. 2016, "Wide & deep
 learning for recommender systems", eq. 1 and 2). What is known of the user alone moves all candidates alike: a
 linear model orders by the items' own columns and by the crosses.
+
+Weights of the user ``[B, T]`` and of the candidates ``[B, K, T]`` are added up.
 """
 
 from __future__ import annotations

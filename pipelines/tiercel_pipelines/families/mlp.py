@@ -2,6 +2,8 @@
 
 ``s = w · MLP([u₁; …; i₁; …])``, the deep part of Cheng et al. 2016, "Wide & deep learning for recommender
 systems", by itself. The first layer's product with the user's fields is taken once a user.
+
+User fields ``[B, u, E]`` and candidate fields ``[B, K, i, E]`` give ``[B, K, T]`` (:mod:`~.ranker`).
 """
 
 from __future__ import annotations

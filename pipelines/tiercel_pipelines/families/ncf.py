@@ -2,6 +2,8 @@ r"""``ncf``: the MLP of neural collaborative filtering, :math:`s = h^\top \mathr
 
 p and q are the sums of the fields of user and candidate (He et al. 2017, "Neural collaborative filtering",
 eq. 10; there each has one field, its id). :class:`~.mlp.MLP` keeps the fields apart.
+
+With p ``[B, E]`` and q ``[B, K, E]`` the scores are ``[B, K, T]`` (:mod:`~.ranker`).
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ r"""``neumf``: GMF and NCF's MLP side by side, each with embeddings of its own.
 
 (He et al. 2017, "Neural collaborative filtering", eq. 12). Both are learned together from the start, without
 the paper's pre-training of each.
+
+With p ``[B, E]`` and q ``[B, K, E]`` the scores are ``[B, K, T]`` (:mod:`~.ranker`).
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ class SequenceRanker(NeuralRanker, frozen=True):
 
     def problems(self) -> list[Problem]:
         """Return what every ranking network may have wrong, and that it shall not see the history."""
-        if self.use_history is True:
+        if self.use_history:
             return super().problems()
         remedy = "take MLP(…) or another family that can do without, or leave it True"
         problem = f"{self.use_history!r}, but a {type(self).__name__} attends to the history"

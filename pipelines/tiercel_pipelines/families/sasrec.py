@@ -7,6 +7,8 @@ over blocks, with item embeddings e and those of places p, and a layer norm behi
 meets the item embeddings themselves in an inner product (Kang & McAuley 2018, "Self-attentive sequential
 recommendation", eq. 2 to 9). Learned over many negatives, not one: see :mod:`~.sequences`. Places count from
 the start of what is seen, and a learned vector stands before the first item.
+
+A history ``[B, L, H]`` gives a query ``[B, D]``, and items have ``[I, D]``.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ divided by n + 1, where t = 0 is SASRec's own loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from tiercel_serving.problems import BELOW_1, COUNT, SHARE, Problem, Range, out_of_range
 
+from ..arrays.counted import Counted, cut
 from ..arrays.inputs import ModelInputs
 from ..arrays.pairs import Array, BoolArray, IntArray, Pairs
 from ..tasks.table import MASKED
@@ -141,14 +142,13 @@ class SequenceFamily(VectorFamily, frozen=True):
         windows = Windows.cut(pairs, min(self.sequence_length, packed.history_length))
         shown = packed.item["item_cat"][:, list(packed.history_places)]
 
-        def losses() -> Iterator[Tensor]:
-            for chosen in windows.batches(self.batch_size, rng):
-                rows, wanted = windows.take(chosen, pairs.items, packed.n_items)
-                states = network.states(torch.from_numpy(shown[rows[:, :-1]]))
-                query = states[torch.from_numpy(wanted)]
-                yield self._loss(query, torch.from_numpy(rows[wanted]), items, packed, rng)
+        def loss(chosen: IntArray) -> Tensor:
+            rows, wanted = windows.take(chosen, pairs.items, packed.n_items)
+            states = network.states(torch.from_numpy(shown[rows[:, :-1]]))
+            query = states[torch.from_numpy(wanted)]
+            return self._loss(query, torch.from_numpy(rows[wanted]), items, packed, rng)
 
-        return losses
+        return lambda number: windows.batches(self.batch_size, rng).through(loss)
 
     def _loss(
         self, query: Tensor, found: Tensor, items: HistoryItems, packed: Any, rng: np.random.Generator
@@ -238,16 +238,13 @@ class Windows:
         starts = np.maximum(pairs.offsets[users], ends - length - 1)
         return cls(starts, ends, starts == pairs.offsets[users])
 
-    def batches(self, size: int, rng: np.random.Generator) -> Iterator[IntArray]:
-        """Yield all windows in random order, those of like length together."""
+    def batches(self, size: int, rng: np.random.Generator) -> Counted[IntArray]:
+        """Return all windows in random order, those of like length together."""
         order = rng.permutation(len(self.starts))
-        cut: list[IntArray] = []
-        for at in range(0, len(order), size * _POOL):
-            pool = order[at : at + size * _POOL]
-            pool = pool[np.argsort((self.ends - self.starts)[pool], kind="stable")]
-            cut += [pool[start : start + size] for start in range(0, len(pool), size)]
-        for place in rng.permutation(len(cut)):
-            yield cut[place]
+        found: list[IntArray] = []
+        for pool in cut(order, size * _POOL):
+            found += cut(pool[np.argsort((self.ends - self.starts)[pool], kind="stable")], size)
+        return Counted((found[place] for place in rng.permutation(len(found))), len(found))
 
     def take(self, chosen: IntArray, items: Array, pad: int) -> tuple[IntArray, BoolArray]:
         """Return the rows ``[B, w]`` of windows, and which are to be found, by the state before each."""

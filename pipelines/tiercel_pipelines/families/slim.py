@@ -19,14 +19,14 @@ import scipy.sparse as sp
 from tiercel_serving.problems import AT_LEAST_0, COUNT, Range
 from tiercel_serving.spec import Array
 
-from .sparse_weights import WeightsFamily, largest, refuse_large
+from .sparse_weights import DenseFamily, largest
 from .table import Plan
 
 #: Items whose weights are found at once.
 _BLOCK = 256
 
 
-class SLIM(WeightsFamily, frozen=True, tag="slim"):
+class SLIM(DenseFamily, frozen=True, tag="slim"):
     """Sparse linear method.
 
     Parameters
@@ -58,8 +58,7 @@ class SLIM(WeightsFamily, frozen=True, tag="slim"):
     def solve(self, had: Any, plan: Plan) -> Any:
         """Return the weights ``[I, I]``: column i is w_i."""
         items = had.shape[1]
-        refuse_large(items, self.most_items, "SLIM", plan.label)
-        gram = (had.T @ had).toarray()
+        gram = self.gram(had, plan)
         count = min(self.neighbours, items - 1)
         if count < 1:
             return sp.csr_matrix((items, items))

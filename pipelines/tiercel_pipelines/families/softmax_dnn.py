@@ -19,7 +19,7 @@ item has some too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from tiercel_serving.problems import BELOW_1, COUNT, SHARE, Problem, out_of_range
 
+from ..arrays.counted import Counted, cut
 from ..arrays.inputs import ModelInputs
 from ..arrays.packed import Packed
 from ..arrays.pairs import Array, BoolArray, IntArray, Pairs
@@ -138,24 +139,22 @@ class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
         place = telling_column(packed.item["item_cat"][:-1])[0]
         views = TrainingViews(pairs, packed, data.inputs.user, self.history_dropout, self.id_dropout)
 
-        def losses() -> Iterator[Tensor]:
-            for batch in self._batches(pairs, packed, rng):
-                users = tensors(views.users(batch, rng), network.input_names)
-                items = {name: array[batch.items] for name, array in packed.item.items()}
-                items = drop_item_ids(items, place, self.item_id_dropout, rng)
-                vectors = weights(**tensors(items, weights.input_names))
-                yield batch.loss(network(**users), vectors)
+        def loss(batch: CorpusBatch) -> Tensor:
+            users = tensors(views.users(batch, rng), network.input_names)
+            items = {name: array[batch.items] for name, array in packed.item.items()}
+            items = drop_item_ids(items, place, self.item_id_dropout, rng)
+            vectors = weights(**tensors(items, weights.input_names))
+            return batch.loss(network(**users), vectors)
 
-        return losses
+        return lambda number: self._batches(pairs, packed, rng).through(loss)
 
-    def _batches(self, pairs: Pairs, packed: Packed, rng: np.random.Generator) -> Iterator[CorpusBatch]:
-        """Yield all groups in random order, as many at a time as hold about ``batch_size`` interactions."""
+    def _batches(self, pairs: Pairs, packed: Packed, rng: np.random.Generator) -> Counted[CorpusBatch]:
+        """Return all groups in random order, as many at a time as hold about ``batch_size`` interactions."""
         groups = draw_groups(pairs, self.positives, self.context_dropout, rng)
         size = max(1, round(self.batch_size * len(groups) / len(pairs)))
-        order = rng.permutation(len(groups))
         count = packed.n_items
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
+
+        def batch(chosen: IntArray) -> CorpusBatch:
             targets, users = groups.targets(chosen), groups.users[chosen].astype(np.int64)
             real = targets >= 0
             found = pairs.items[np.where(real, targets, 0)].astype(np.int64)
@@ -168,7 +167,9 @@ class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
             share = np.where(np.isin(items, drawn), len(drawn) / count, 0.0)
             had = _had(pairs, users, items)
             contexts = groups.contexts[chosen].astype(np.int64)
-            yield CorpusBatch(contexts, users, targets, items, places, real, share, had)
+            return CorpusBatch(contexts, users, targets, items, places, real, share, had)
+
+        return cut(rng.permutation(len(groups)), size).through(batch)
 
     def fresh(self, inputs: ModelInputs) -> FittedVectors:
         """Return the network, and the softmax's weights."""

@@ -176,10 +176,22 @@ def largest(block: Array, count: int | None) -> Any:
     return sp.csr_matrix(block)
 
 
-def refuse_large(items: int, most: int, what: str, label: str) -> None:
-    """Raise TrainingError if a dense item × item matrix would have more than ``most`` rows."""
-    if items > most:
-        raise TrainingError(
-            f"{label}: {what} takes a dense matrix of {items} × {items} items, {8 * items**2 / 1e9:.0f} GB; "
-            f"raise most_items (it is {most}) where there is the memory, or take ItemKNN(…)"
-        )
+class DenseFamily(WeightsFamily, frozen=True):
+    """Base of one that holds a dense matrix item × item while it is fitted, of ``most_items`` at most."""
+
+    def too_large(self, n_items: int) -> list[Problem]:
+        """Return that so many items are too many, if so."""
+        settings: Any = self
+        most, size = settings.most_items, f"{8 * n_items**2 / 1e9:.1f} GB"
+        if n_items <= most:
+            return []
+        what = f"{type(self).__name__} takes a dense matrix of {n_items} × {n_items} items, {size}"
+        remedy = "raise it where there is the memory, or take ItemKNN(…)"
+        return [Problem("most_items", f"{what}, and {most} are the most", remedy)]
+
+    def gram(self, had: Any, plan: Plan) -> Array:
+        """Return how many users had both items, ``[I, I]`` dense; raise TrainingError if it is too large."""
+        for problem in self.too_large(had.shape[1]):
+            raise TrainingError(f"{plan.label}: {problem}")
+        found: Array = (had.T @ had).toarray()
+        return found

@@ -241,6 +241,15 @@ class FitsFeatures(Protocol):
 
 
 @runtime_checkable
+class LimitsItems(Protocol):
+    """A family that can't be fitted over any number of items."""
+
+    def too_large(self, n_items: int) -> list[Problem]:
+        """Return that so many items are too many, if so."""
+        ...
+
+
+@runtime_checkable
 class LearnsFromColumns(Protocol):
     """A family that learns from columns of the interactions too, such as ratings."""
 

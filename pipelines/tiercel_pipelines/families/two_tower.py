@@ -1,4 +1,4 @@
-"""``two_tower``: a user tower and an item tower that meet in an inner product of unit vectors.
+r"""``two_tower``: a user tower and an item tower that meet in an inner product of unit vectors.
 
 ::
 
@@ -8,13 +8,18 @@
               └──── shared ──┐                                                  │
     item columns ─ embeddings┼─ sum ─ + hidden layers ─ L2 norm ─ vector [B, D] ┘
     numbers ────── linear ───┘
+
+.. math:: s = u^\top v / (\|u\| \, \|v\|)
+
+(Yi et al. 2019, "Sampling-bias-corrected neural modeling for large corpus item recommendations": unit vectors,
+a temperature, and in-batch negatives corrected by how often they are drawn).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +29,7 @@ from torch import Tensor, nn
 from tiercel_serving.kinds import Settings
 from tiercel_serving.problems import BELOW_1, COUNT, Problem, out_of_range
 
+from ..arrays.counted import Counted
 from ..arrays.inputs import ModelInputs, Side
 from ..errors import TrainingError
 from ..tasks.sampled_softmax import SampledSoftmax
@@ -126,15 +132,17 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
             objective = self.task.start(pairs, packed.n_items)
             place = telling_column(packed.item["item_cat"][:-1])[0]
 
-            def epoch() -> Iterator[Tensor]:
-                for batch in objective.epoch(rng):
-                    rows, mine, weight = plan.ranks.share(batch, len(batch.users))
-                    shown = {name: array[rows] for name, array in views.users(batch, rng).items()}
-                    users = tensors(shown, towers.user_tower.input_names)
-                    items = {name: array[batch.items] for name, array in packed.item.items()}
-                    items = drop_item_ids(items, place, self.item_id_dropout, rng)
-                    vectors = towers.item_tower(**tensors(items, towers.item_tower.input_names))
-                    yield objective.loss(towers.user_tower(**users), vectors, mine) * weight
+            def loss(batch: Any) -> Tensor:
+                rows, mine, weight = plan.ranks.share(batch, len(batch.users))
+                shown = {name: array[rows] for name, array in views.users(batch, rng).items()}
+                users = tensors(shown, towers.user_tower.input_names)
+                items = {name: array[batch.items] for name, array in packed.item.items()}
+                items = drop_item_ids(items, place, self.item_id_dropout, rng)
+                vectors = towers.item_tower(**tensors(items, towers.item_tower.input_names))
+                return objective.loss(towers.user_tower(**users), vectors, mine) * weight
+
+            def epoch(number: int) -> Counted[Tensor]:
+                return Counted(objective.epoch(rng)).through(loss)
 
             fitted = FittedVectors(towers.user_tower, towers.item_tower)
             course = descend(self, towers, fitted, epoch, plan, max_epochs=self.max_epochs, rng=rng)

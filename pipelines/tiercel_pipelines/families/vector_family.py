@@ -17,8 +17,8 @@ from .descent import descend, seeded
 from .fitted import FittedVectors
 from .table import Course, Plan, RetrievalData
 
-#: Yields the losses of one epoch, a step each.
-Epoch = Callable[[], Iterable[Tensor]]
+#: Yields the losses of one epoch, a step each; called with how many were before it.
+Epoch = Callable[[int], Iterable[Tensor]]
 
 
 class VectorFamily(Settings, frozen=True):
@@ -29,15 +29,13 @@ class VectorFamily(Settings, frozen=True):
 
     form: ClassVar[str] = "vectors"
     scale: ClassVar[float] = 1.0
-    #: Whether a training that was killed goes on at its last epoch: all that it draws comes from ``rng``.
-    resumes: ClassVar[bool] = True
 
     def fresh(self, inputs: ModelInputs) -> FittedVectors:
         """Return both modules with fresh weights, of torch's random state."""
         raise NotImplementedError
 
     def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
-        """Return what runs an epoch."""
+        """Return what runs an epoch; all that torch does not draw comes from ``rng``."""
         raise NotImplementedError
 
     def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedVectors, Course]:
@@ -49,8 +47,7 @@ class VectorFamily(Settings, frozen=True):
             fitted = self.fresh(data.inputs)
             epoch = self.epoch(data, fitted, rng, plan.label)
             both = nn.ModuleList([fitted.user_tower, fitted.item_tower])
-            kept = rng if self.resumes else None
-            course = descend(self, both, fitted, epoch, plan, max_epochs=settings.max_epochs, rng=kept)
+            course = descend(self, both, fitted, epoch, plan, max_epochs=settings.max_epochs, rng=rng)
         return fitted, course
 
     def load(self, folder: Path, inputs: ModelInputs) -> FittedVectors:

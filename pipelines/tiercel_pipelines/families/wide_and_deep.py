@@ -4,6 +4,8 @@ r"""``wide_and_deep``: first-order terms with crosses, and an MLP, added up.
 
 (Cheng et al. 2016, "Wide & deep learning for recommender systems", eq. 3). One optimiser learns both; the
 paper takes FTRL for the wide part.
+
+User fields ``[B, u, E]`` and candidate fields ``[B, K, i, E]`` give ``[B, K, T]`` (:mod:`~.ranker`).
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from tiercel_serving.errors import KindUnavailable
 from tiercel_serving.kinds import Settings
 from tiercel_serving.machine import fault_of
+from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import AT_LEAST_0, COUNT, POSITIVE, Problem, Range, out_of_range
 from tiercel_serving.spec import Array, Arrays
 
@@ -100,14 +101,8 @@ class XGBoost(Settings, frozen=True, tag="xgboost"):
 
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, and a task of several targets."""
-        wrong = list(out_of_range(self, self.ranges)) + task_problems(self.task, RANKING_TASKS)
-        if self.objective not in tuple(OBJECTIVES):
-            problem = f"expected one of {', '.join(map(repr, OBJECTIVES))}, got {self.objective!r}"
-            wrong.append(Problem("objective", problem, "write objective='ndcg'"))
-        for field in ("use_retrieval_score", "use_history"):
-            if not isinstance(getattr(self, field), bool):
-                problem = f"expected True or False, got {getattr(self, field)!r}"
-                wrong.append(Problem(field, problem, "write True or False"))
+        wrong = list(mistyped(self)) or list(out_of_range(self, self.ranges))
+        wrong += task_problems(self.task, RANKING_TASKS)
         if not wrong and self.task.tasks != 1:
             problem = f"{self.task.tasks} targets, but trees give one score"
             wrong.append(Problem("task", problem, "take ListwiseSoftmax(…), or MMoE for several targets"))

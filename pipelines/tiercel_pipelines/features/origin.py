@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tiercel_serving.features import FeatureProgram
 from tiercel_serving.release.artefacts import HEADER_NAME, Artefact, open_artefact
 from tiercel_serving.release.manifest import MANIFEST_NAME
-from tiercel_serving.release.opened import open_release
+from tiercel_serving.release.opened import check_files, open_release
 from tiercel_serving.spec import Array
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class FeatureOrigin:
             artefact = open_artefact(self.path, "features")
             return {FeatureProgram.open(artefact).part: artefact}
         release = open_release(self.path)
+        check_files(release)
         return {part: release.artefact(f"{part}_features", "features") for part in PARTS}
 
     @property

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tiercel_serving.lookups.lookup import read_keys
-from tiercel_serving.release.opened import Release, open_release
+from tiercel_serving.release.opened import Release, check_files, open_release
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.settings import STATUS_NAMES
 from tiercel_serving.spec import Array
@@ -80,6 +80,8 @@ def score_release(
         If ``k`` is more than the release serves.
     DataError
         If the file of users cannot be read, lacks the column, or holds ids of another type or nulls.
+    ReleaseError
+        If a file of the release is missing or changed.
     MachineFault
         If the disk is full.
     """
@@ -91,6 +93,7 @@ def score_release(
             f"k = {wanted}: {opened.path} answers with 1 to {settings.k_max} items; ask for as many, or "
             "raise serving.k_max in the recipe"
         )
+    check_files(opened)
     chain, begun = Chain.open(opened), time.perf_counter()
     total, blocks = _stored(opened) if users is None else _listed(users, opened)
     item_type = pa.string() if catalogue.item_id_dtype == "bytes" else pa.int64()

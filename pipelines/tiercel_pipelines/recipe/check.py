@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tiercel_serving.mistyped import plain
+
 from ..data import Dataset
 from ..errors import RecipeError
 from .check_data import data_problems
@@ -10,7 +12,9 @@ from .recipe import Recipe
 
 
 def check_recipe(recipe: Recipe, dataset: Dataset | None = None) -> Recipe:
-    """Return the recipe itself if it makes sense; with its data set, columns and their types are checked too.
+    """Return the recipe if it makes sense; with its data set, columns and their types are checked too.
+
+    NumPy's scalars among its settings have become Python's numbers.
 
     Raises
     ------
@@ -19,6 +23,7 @@ def check_recipe(recipe: Recipe, dataset: Dataset | None = None) -> Recipe:
     """
     problems = recipe.shape_problems()
     if not problems:
+        recipe = plain(recipe)
         problems = [*recipe.problems(), *graph_problems(recipe, dataset)]
         problems += [] if dataset is None else data_problems(recipe, dataset)
     if problems:

@@ -17,7 +17,7 @@ from tiercel_serving.sources.table import FitsModel
 from ..arrays.lists import IMPLICIT
 from ..arrays.pairs import Array
 from ..data import Dataset
-from ..families.table import LearnsFromColumns
+from ..families.table import LearnsFromColumns, LimitsItems
 from ..features.raw_columns import raw_columns
 from ..tasks.table import NamedScores
 from .check_graph import held_in
@@ -44,6 +44,8 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
     if dataset.timestamp is None:
         yield from (problem.within("serving") for problem in served.timeless())
     for where, family in recipe.places():
+        if isinstance(family, LimitsItems) and not family.problems():
+            yield from (problem.within(where) for problem in family.too_large(len(items)))
         if isinstance(family, LearnsFromColumns):
             for name in family.interaction_columns():
                 yield from _learned(f"{where}{_field(family, name)}", name, dataset)

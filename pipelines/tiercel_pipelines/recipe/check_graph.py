@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from tiercel_export.errors import WorkflowError
 from tiercel_export.lowering.table import TABLE, key_of
 from tiercel_serving.machine import fault_of
@@ -268,8 +270,8 @@ def held_in(values: Any) -> str:
     """Return what a plain column holds: ``numbers`` or ``strings``, or ``lists of`` them."""
     if values.dtype != object:
         return "numbers"
-    first = next((value for value in values if value is not None), None)
-    if isinstance(first, list):
-        element = next((value for row in values for value in row if value is not None), None)
+    present = [value for value in values if value is not None]
+    if present and isinstance(present[0], list | np.ndarray):
+        element = next((value for row in present for value in row if value is not None), None)
         return "lists of strings" if isinstance(element, str) else "lists of numbers"
     return "strings"

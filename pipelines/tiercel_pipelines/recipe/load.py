@@ -136,7 +136,17 @@ def _in_words(error: BaseException, frame: traceback.FrameSummary | None) -> str
         return f"{error}; settings are no dataclasses: from tiercel_pipelines.recipe import replace"
     if isinstance(error, TiercelError | ImportError) and not isinstance(error, ModuleNotFoundError):
         return str(error)
+    if isinstance(error, NameError) and error.name:
+        return f"NameError: {error}{_unnamed(error.name)}"
     return f"{type(error).__name__}: {error}"
+
+
+def _unnamed(name: str) -> str:
+    """Return what to write for a name that nothing has, if a recipe may write the like."""
+    if name in names():
+        return f"; from tiercel_pipelines.recipe import {name}"
+    remedy = choose(name, names())
+    return f"; {remedy}" if remedy.startswith("did") else ""
 
 
 def _maker(frame: traceback.FrameSummary | None, argument: str | None = None) -> str | None:

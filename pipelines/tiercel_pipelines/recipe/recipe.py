@@ -7,17 +7,18 @@ A recipe module holds ``RECIPE = Recipe(...)``. ``docs/recipes.md`` explains eve
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import msgspec
 
 from tiercel_serving.errors import KindUnavailable
+from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import (
     AT_LEAST_0,
     BELOW_1,
     COUNT,
-    COUNT_OR_0,
+    SEED,
     Problem,
     Range,
     choose,
@@ -61,14 +62,8 @@ class SplitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, and a way to split that there is not."""
         train = Range(0, 1, open_low=True, open_high=True)
-        wrong = list(out_of_range(self, {"train": train, "validation": BELOW_1, "seed": COUNT_OR_0}))
-        if self.by not in _SPLITS:
-            problem = f"expected one of {', '.join(map(repr, _SPLITS))}, got {self.by!r}"
-            wrong.append(Problem("by", problem, choose(str(self.by), _SPLITS)))
-        return wrong
-
-
-_SPLITS = ("random", "time", "leave_one_out")
+        ranges = {"train": train, "validation": BELOW_1, "seed": SEED}
+        return list(mistyped(self)) or list(out_of_range(self, ranges))
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -147,7 +142,7 @@ class Recipe(msgspec.Struct, frozen=True):
     @property
     def title(self) -> str:
         """What messages call it."""
-        return f"{self.name!r} ({self.origin})" if self.origin else repr(self.name)
+        return f"{self.name!r} ({self.origin})" if str(self.origin) else repr(self.name)
 
     @property
     def models(self) -> tuple[RetrievalFamily, ...]:
@@ -168,12 +163,7 @@ class Recipe(msgspec.Struct, frozen=True):
 
     def shape_problems(self) -> list[Problem]:
         """Return fields that are something else altogether: nothing else can be said of such a recipe."""
-        wrong = [p for field, value in self.places() for p in RETRIEVAL_FAMILIES.misfit(value, field)]
-        if not self.models:
-            wrong.append(Problem("retrieval", "there is no model", "write retrieval=TwoTower()"))
-        if self.ranking is not None:
-            wrong += RANKING_FAMILIES.misfit(self.ranking, "ranking")
-        return [*wrong, *([] if wrong else _models_misfits(self)), *_misfits(self)]
+        return list(mistyped(self)) or list(_misfits(self))
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the recipe by itself: all but its graph and its data."""
@@ -203,49 +193,28 @@ class Recipe(msgspec.Struct, frozen=True):
         ]
 
 
-#: Field → what it must be, what messages call that, and what to write.
-_FIELDS: Mapping[str, tuple[Any, str, str]] = {
-    "dataset": (DatasetSpec, "a data set", "MovieLens100K(), Synthetic(…), Parquet(…) or Sequences(…)"),
-    "serving": (ServingSettings, "ServingSettings(…)", "ServingSettings(…)"),
-    "split": (SplitSettings, "SplitSettings(…)", "SplitSettings(…)"),
-    "training": (TrainingSettings, "TrainingSettings(…)", "TrainingSettings(…)"),
-}
-
-
-def _models_misfits(recipe: Recipe) -> Iterator[Problem]:
-    """Find what sources and steps could not be held to: names that are no text, and a task that is none."""
-    for field, family in recipe.places():
-        name: object = family.name
-        if not isinstance(name, str):
-            yield Problem(f"{field}.name", f"expected text, got {name!r}", "give the model a name")
-    if recipe.ranking is not None:
-        yield from RANKING_TASKS.misfit(recipe.ranking.task, "ranking.task")
-
-
 def _misfits(recipe: Recipe) -> Iterator[Problem]:
+    """Find what should be a model, a task, a function, a source, a rule or a step, and is none."""
+    for field, family in recipe.places():
+        yield from RETRIEVAL_FAMILIES.misfit(family, field)
+    if not recipe.models:
+        yield Problem("retrieval", "there is no model", "write retrieval=TwoTower()")
+    if recipe.ranking is not None:
+        wrong = RANKING_FAMILIES.misfit(recipe.ranking, "ranking")
+        yield from wrong or RANKING_TASKS.misfit(recipe.ranking.task, "ranking.task")
     features: object = recipe.features
     if not callable(features):
         remedy = "give the function itself, without calling it: features=features"
         yield Problem("features", f"expected a function, got {type(features).__name__}", remedy)
-    for name, (kind, what, write) in _FIELDS.items():
-        value: object = getattr(recipe, name)
-        if not isinstance(value, kind):
-            yield Problem(name, f"expected {what}, got {value!r}", f"write {name}={write}")
-        elif isinstance(value, ServingSettings):
-            yield from (problem.within(name) for problem in value.shape_problems())
-        elif isinstance(value, DatasetSpec):
-            yield from (problem.within(name) for problem in value.problems())
+    yield from (problem.within("serving") for problem in recipe.serving.shape_problems())
+    yield from (problem.within("dataset") for problem in recipe.dataset.problems())
 
 
 def _own(recipe: Recipe) -> Iterator[Problem]:
     if not isinstance(recipe.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", recipe.name):
         problem = f"{recipe.name!r} cannot name a folder or a served model"
         yield Problem("name", problem, "use letters, digits, - and _, and begin with a letter or digit")
-    if recipe.rows not in (None, "keep"):
-        yield Problem(
-            "rows", f"expected 'keep' or None, got {recipe.rows!r}", "write rows='keep', or leave it out"
-        )
-    yield from out_of_range(recipe, {"seed": COUNT_OR_0})
+    yield from out_of_range(recipe, {"seed": SEED})
     yield from named_twice((family.name for family in recipe.models), "retrieval", "models")
 
 

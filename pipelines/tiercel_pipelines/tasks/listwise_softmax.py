@@ -14,6 +14,7 @@ from torch import Tensor
 from tiercel_serving.kinds import Settings
 from tiercel_serving.problems import COUNT, SHARE, Problem, Range, out_of_range
 
+from ..arrays.counted import cut
 from ..arrays.lists import IMPLICIT, RankingLists
 from ..arrays.pairs import Array, BoolArray, left_align
 from ..errors import TrainingError
@@ -93,10 +94,9 @@ class SampledLists:
             )
 
     def epoch(self, rng: np.random.Generator) -> Iterator[RankingLists]:
-        """Yield the lists that have a positive, in random order, each with the candidates that take part."""
-        order = rng.permutation(self._useful)
-        for start in range(0, len(order), self._settings.batch_size):
-            yield self._sampled(self._lists.take(order[start : start + self._settings.batch_size]), rng)
+        """Return the lists that have a positive, in random order, each with the candidates that take part."""
+        batches = cut(rng.permutation(self._useful), self._settings.batch_size)
+        return batches.through(lambda some: self._sampled(self._lists.take(some), rng))
 
     def _sampled(self, lists: RankingLists, rng: np.random.Generator) -> RankingLists:
         settings, pad = self._settings, self._pad

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tiercel_serving.kinds import Settings, mistyped
+from tiercel_serving.kinds import Settings
+from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import POSITIVE, Problem, choose, named_twice, out_of_range
 
 from ..arrays.lists import IMPLICIT, RankingLists

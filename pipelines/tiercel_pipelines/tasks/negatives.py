@@ -21,6 +21,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
+from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import AT_LEAST_0, COUNT_OR_0, SHARE, Problem, out_of_range
 
 from ..arrays.lists import FloatArray
@@ -46,12 +47,9 @@ class Negatives(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, and that there are no negatives at all."""
-        wrong = list(out_of_range(self, {"drawn": COUNT_OR_0, "popularity_exponent": AT_LEAST_0}))
-        in_batch: object = self.in_batch
-        if not isinstance(in_batch, bool):
-            problem = f"expected True or False, got {in_batch!r}"
-            wrong.append(Problem("in_batch", problem, "say whether the batch's other items are negatives"))
-        elif not wrong and not in_batch and not self.drawn:
+        ranges = {"drawn": COUNT_OR_0, "popularity_exponent": AT_LEAST_0}
+        wrong = list(mistyped(self)) or list(out_of_range(self, ranges))
+        if not wrong and not self.in_batch and not self.drawn:
             problem = "there are no negatives: in_batch is False, and none are drawn"
             wrong.append(Problem("drawn", problem, "draw some, such as 1024, or set in_batch=True"))
         return wrong

@@ -12,6 +12,7 @@ from torch import Tensor
 from tiercel_serving.kinds import Settings
 from tiercel_serving.problems import COUNT, POSITIVE, SHARE, Problem, Range, out_of_range
 
+from ..arrays.counted import cut
 from ..arrays.lists import FloatArray
 from ..arrays.pairs import Array, BoolArray, IntArray, Pairs, narrow
 from .negatives import Debiasing, Draws, Negatives
@@ -124,17 +125,18 @@ class Batches:
         self._item_weights = settings.debiasing.weights(pairs, n_items)
 
     def epoch(self, rng: np.random.Generator) -> Iterator[SampledBatch]:
-        """Yield all groups in random order, as many at a time as hold about ``batch_size`` interactions."""
+        """Return all groups in random order, as many at a time as hold about ``batch_size`` interactions."""
         settings = self._shared
         groups = draw_groups(self._pairs, settings.positives, settings.context_dropout, rng)
         left_out = settings.debiasing.left_out(self._pairs, self._n_items, rng)
         if left_out is not None:
             groups = groups.without(left_out)
         size = max(1, round(settings.batch_size * len(groups) / len(self._pairs)))
-        order = rng.permutation(len(groups))
-        for start in range(0, len(order), size):
-            drawn = self._draws.draw(rng) if settings.negatives.drawn else _NONE
-            yield self.batch(groups, order[start : start + size], drawn)
+
+        def batch(some: Array) -> SampledBatch:
+            return self.batch(groups, some, self._draws.draw(rng) if settings.negatives.drawn else _NONE)
+
+        return cut(rng.permutation(len(groups)), size).through(batch)
 
     def batch(self, groups: Groups, chosen: IntArray, drawn: IntArray = _NONE) -> SampledBatch:
         """Build the batch of the chosen groups, with negatives ``[n]`` that were drawn for it."""

@@ -43,7 +43,7 @@ def train_distributed(
         If ``torchrun`` did not start this process, or the processes see different data; and what
         ``train_recipe`` raises.
     """
-    check_recipe(recipe, dataset)
+    recipe = check_recipe(recipe, dataset)
     destination, document = Path(run_dir).resolve(), recipe_document(recipe)
     with process_group(True) as ranks, tempfile.TemporaryDirectory() as folder:
         checkpoint = Checkpoint(Path(folder) / "checkpoint", math.inf, document, resume=False)

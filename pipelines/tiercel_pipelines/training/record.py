@@ -152,7 +152,7 @@ def read_record(file: Path) -> RunRecord:
     text = file.read_bytes()
     try:
         version = msgspec.json.decode(text, type=_Head)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise TrainingError(f"{file}: not the description of a run ({error}); train again") from error
     if version.format > RUN_FORMAT:
         raise TrainingError(
@@ -168,7 +168,7 @@ def read_record(file: Path) -> RunRecord:
         )
     try:
         return msgspec.json.decode(text, type=RunRecord, dec_hook=_read_kind)
-    except msgspec.ValidationError as error:
+    except ValueError as error:
         raise TrainingError(f"{file}: {error}; it was changed by hand or damaged: train again") from error
 
 

@@ -72,7 +72,7 @@ def train_recipe(
     """
     destination = Path(run_dir).resolve()
     check_destination(destination, replace, "run", RUN_NAME)
-    check_recipe(recipe, dataset)
+    recipe = check_recipe(recipe, dataset)
     with sole_training(destination):
         folder = destination.with_name(f"{destination.name}.checkpoint")
         document = recipe_document(recipe)

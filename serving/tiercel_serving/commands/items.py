@@ -111,7 +111,7 @@ def _vectors(texts: list[str]) -> dict[str, Any]:
 def _decoded(source: str, text: str) -> Any:
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         problem = f"{source}={text[:40]}: expected numbers in JSON, such as [0.5, -1] ({error})"
         raise typer.BadParameter(problem, param_hint="--vector") from error
 

@@ -20,8 +20,9 @@ Written by `python -m tiercel_serving.commands.reference > docs/cli.md`; a test 
 
 Every command prints a table for people on standard output, or with `--json` exactly one JSON object;
 progress, notes and errors go to standard error. Where that is no terminal, progress is plain lines with
-percentages: one as each piece of work begins, and one at each further tenth of it; of work whose end is not
-known, the count whenever it has doubled. An error is one
+percentages: one as each piece of work begins, one at each further tenth of it, and one a minute between
+them; work that takes more than ten seconds says what is left. Of work whose end is not known, the count is
+said whenever it has doubled. Epochs that take long say loss and steps a second. An error is one
 message that says what to do; `--debug` shows its stack trace, and with `--json` it is also the object
 `{"error": {"type": …, "message": …}}`.
 

@@ -29,11 +29,13 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 
 from ..errors import TiercelError
 from ..machine import fault_behind
 from .extras import extra_of_command, missing_library
+from .pace import Pace
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object, and everything else on standard error.")
@@ -137,8 +139,9 @@ class Shell:
         """Show a progress bar while something long runs, titled so until the callback says more.
 
         With ``steps`` the callback counts through the steps of one piece of work, whose names are its
-        ``what``; else each ``what`` is a piece of work with a line of its own. Where standard error is no
-        terminal, a line is printed as each ``what`` begins and at each further tenth of it.
+        ``what``; else each ``what`` is a piece of work with a line of its own, up to a "; ", behind which
+        it says how things stand. Where standard error is no terminal, a line is printed as each begins, at
+        each further tenth and, with a percent more, each minute; work that takes long says what is left.
         """
         if not self.err.is_terminal:
             yield self._plain_report(title)
@@ -149,6 +152,7 @@ class Shell:
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=False),
         )
         with Progress(*columns, console=self.err, transient=True) as bars:
             first = bars.add_task(escape(title), total=None)
@@ -156,19 +160,13 @@ class Shell:
 
     def _plain_report(self, title: str) -> Report:
         self.note(f"{title} …")
-        told: dict[str, int] = {}
+        paces: dict[str, Pace] = {}
 
         def report(what: str, done: int, total: int | None) -> None:
-            if not total:
-                # Without an end there are no percentages: the count is said whenever it has doubled.
-                if what not in told or done >= max(2 * told[what], 1):
-                    told[what] = done
-                    self.note(f"  {what} {done:,}" if done else f"  {what}")
-                return
-            percent = min(100 * done // total, 100)
-            if what not in told or percent // 10 > told[what] // 10:
-                told[what] = percent
-                self.note(f"  {what} {percent}%")
+            name, _, state = what.partition("; ")
+            said = paces.setdefault(name, Pace()).says(done, total)
+            if said is not None:
+                self.note(f"  {name}{said}" + (f"; {state}" if state else ""))
 
         return report
 
@@ -176,7 +174,7 @@ class Shell:
         tasks = {"": first} if steps else {}
 
         def report(what: str, done: int, total: int | None) -> None:
-            name = "" if steps else what
+            name = "" if steps else what.partition("; ")[0]
             if not tasks:
                 bars.update(first, visible=False)
             if name not in tasks:

@@ -57,7 +57,7 @@ class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ArtefactMissing(f"{place}: what {file.name} is bound to is not there; export again")
         try:
             return msgspec.json.decode(place.read_bytes(), type=Bound)
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise ArtefactCorrupt(f"{place}: {error}; it was changed or damaged: export again") from error
 
     def check(self, file: Path, outputs: tuple[str, ...], version: str, device: str, remedy: str) -> None:

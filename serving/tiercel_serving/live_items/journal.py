@@ -102,7 +102,7 @@ def decode(data: bytes | None, dtype: IdDtype) -> Journal:
         )
     try:
         journal = msgspec.json.decode(value, type=Journal)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise StoreDamaged(f"store: what it holds of items is not readable ({error})") from error
     if journal.format > JOURNAL_FORMAT:
         raise StoreMismatch(

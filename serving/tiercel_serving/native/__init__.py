@@ -22,6 +22,7 @@ ARGUMENTS: Mapping[str, str] = {
     "mark": "pnpn",
     "draw_uniform": "nnnppp",
     "sort_by_score": "nnppppp",
+    "best_by_score": "nnnnnn" + "ppppp",
     "put_in_place": "nnnpppp",
     "put_by_draw": "nnppppp",
     "put_pinned": "nnnnppppp",

@@ -101,6 +101,68 @@ EXPORT int64_t sort_by_score(int64_t users, int64_t width, const float* scores, 
   return 0;
 }
 
+/* The greatest key that is among the first `count` of more; digit by digit, until a digit parts these from the others. */
+static uint64_t find_cut(const uint64_t* keys, int64_t many, int64_t count)
+{
+  uint64_t cut = 0;
+  for (int shift = 56; shift >= 0; shift -= 8) {
+    int64_t counts[256] = {0}, value = 0;
+    for (int64_t at = 0; at < many; ++at)
+      if (shift == 56 || keys[at] >> (shift + 8) == cut >> (shift + 8)) ++counts[keys[at] >> shift & 255];
+    for (; counts[value] < count; ++value) count -= counts[value];
+    cut |= (uint64_t)value << shift;
+    if (counts[value] == count) return cut | ((UINT64_C(1) << shift) - 1);
+  }
+  return cut;
+}
+
+/* Find each user's best candidates among those that are not masked.
+ *
+ *   step           from one user's rows to the next's: `width`, or 0 where all have the same
+ *   cells          from one user's masked to the next's
+ *   scores         [users, width]
+ *   rows           [users, width], or [width]; not negative, below 2**32
+ *   masked         [users, cells], by row; NULL if nothing is
+ *   found_scores, found_rows   [users, count], sorted; -INFINITY and `pad` where there are fewer */
+EXPORT int64_t best_by_score(int64_t users, int64_t width, int64_t count, int64_t step, int64_t cells, int64_t pad,
+                             const float* scores, const int64_t* rows, const bool* masked, float* found_scores,
+                             int64_t* found_rows)
+{
+  uint64_t* keys = malloc((size_t)width * sizeof *keys + 1);
+  Entry* memory = malloc((size_t)(2 * count + 1) * sizeof *memory);
+  float* chosen = malloc((size_t)count * sizeof *chosen + 1);
+  int64_t* chosen_rows = malloc((size_t)count * sizeof *chosen_rows + 1);
+  const bool whole = keys != NULL && memory != NULL && chosen != NULL && chosen_rows != NULL;
+  Entry *entries = memory, *spare = memory + count;
+  for (int64_t user = 0; whole && user < users; ++user) {
+    int64_t many = 0, below = 0;
+    for (int64_t at = 0; at < width; ++at) {
+      const int64_t row = rows[user * step + at];
+      if (masked == NULL || !masked[user * cells + row])
+        keys[many++] = (uint64_t)key_of(scores[user * width + at]) << 32 | (uint32_t)row;
+    }
+    const uint64_t cut = many > count && count > 0 ? find_cut(keys, many, count) : UINT64_MAX;
+    for (int64_t at = 0; at < many; ++at) below += keys[at] < cut;
+    /* Of those that equal the cut, which are alike in all, as many as there is room for. */
+    int64_t equal = (many < count ? many : count) - below, next = 0;
+    for (int64_t at = 0; count > 0 && at < many; ++at)
+      if (keys[at] < cut || (keys[at] == cut && equal-- > 0)) {
+        chosen[next] = score_of((uint32_t)(keys[at] >> 32));
+        chosen_rows[next++] = (int64_t)(uint32_t)keys[at];
+      }
+    sort_user(chosen, chosen_rows, next, &entries, &spare);
+    for (int64_t at = 0; at < count; ++at) {
+      found_scores[user * count + at] = at < next ? score_of(entries[at].key) : -INFINITY;
+      found_rows[user * count + at] = at < next ? chosen_rows[entries[at].at] : pad;
+    }
+  }
+  free(keys);
+  free(memory);
+  free(chosen);
+  free(chosen_rows);
+  return whole ? 0 : -1;
+}
+
 /* ------------------------------------------------------------------------------------------------- scores of the places */
 
 /* Make falling scores strictly falling, changed as little as can be; -inf stays. */

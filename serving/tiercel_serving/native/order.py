@@ -43,6 +43,27 @@ def sorted_scores(scores: Scores) -> Scores | None:
     return found if _sort(scores, None, None, found, None) else None
 
 
+def best_by_score(
+    scores: Scores, rows: Rows, count: int, pad: int, masked: npt.NDArray[np.bool_] | None
+) -> tuple[Scores, Rows] | None:
+    """Do what :func:`tiercel_serving.ranked.best_by_score` does."""
+    functions: Any = library()
+    if functions is None:
+        return None
+    users, width = scores.shape
+    found = np.empty((users, count), np.float32), np.empty((users, count), np.int64)
+    scores, rows = np.ascontiguousarray(scores, np.float32), np.ascontiguousarray(rows, np.int64)
+    cells, away = 0, None
+    if masked is not None:
+        masked = np.ascontiguousarray(masked)
+        cells, away = masked.shape[1], address(masked)
+    sizes = users, width, count, width if rows.ndim == 2 else 0, cells, pad
+    given = address(scores), address(rows), away
+    if functions.best_by_score(*sizes, *given, address(found[0]), address(found[1])):
+        raise MemoryError(f"no memory to sort {width} candidates")
+    return found
+
+
 def _sort(
     scores: Scores, rows: Rows | None, order: Rows | None, found: Scores | None, found_rows: Rows | None
 ) -> bool:

@@ -5,6 +5,7 @@ Nobody reads a manifest by string keys. :func:`read_manifest` words what is wron
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import msgspec
 
 from ..engines.table import ENGINES
 from ..errors import KindUnavailable, ManifestInvalid
-from ..kinds import builtin
+from ..mistyped import builtin
 from ..reorder.table import REORDER, ReorderKind
 from ..rules.table import RULES, RuleKind
 from ..settings import ServingSettings
@@ -166,6 +167,8 @@ class Manifest(_Struct, frozen=True):
         What was left out of the data, and why.
     files
         Every other file of the release by its path; listed when the manifest is written.
+    seal
+        SHA-256 of all other fields; none for one that was never written.
     """
 
     format: int
@@ -186,6 +189,16 @@ class Manifest(_Struct, frozen=True):
     notes: tuple[str, ...]
     files: dict[str, File] = {}
     runner: str = "python"
+    seal: str = ""
+
+    def own_seal(self) -> str:
+        """Return the SHA-256 of all fields but the seal, as they are written."""
+        return hashlib.sha256(encode(msgspec.structs.replace(self, seal=""))).hexdigest()
+
+    def sealed(self, place: str) -> Manifest:
+        """Return the manifest as it reads back, with its seal; ``place`` is for messages."""
+        written = read_manifest(encode(self), place)
+        return msgspec.structs.replace(written, seal=written.own_seal())
 
     def problems(self) -> list[str]:
         """Return what no type can say: unknown engines, and what the settings say of themselves."""
@@ -231,13 +244,13 @@ def read_manifest(text: bytes, place: str) -> Manifest:
     """
     try:
         version = msgspec.json.decode(text, type=_Format).format
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise ManifestInvalid(f"{place}: not a readable manifest ({error}); export again") from error
     anew = "make the release anew with `tiercel export RUN --replace` (a run of that time: "
     check_format(place, "manifest", version, MANIFEST_FORMAT, anew + "`tiercel train` first)")
     try:
         manifest = msgspec.json.decode(text, type=Manifest, dec_hook=read_kind)
-    except msgspec.ValidationError as error:
+    except ValueError as error:
         raise ManifestInvalid(f"{place}: {error}; it was changed by hand or damaged: export again") from error
     except KindUnavailable as error:
         raise KindUnavailable(f"{place}: {error}") from error

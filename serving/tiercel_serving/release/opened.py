@@ -220,7 +220,7 @@ def open_release(path: str | Path, *, build_id: str | None = None, store: StoreK
 
 
 def check_files(release: Release, progress: Callable[[str, int], None] | None = None) -> None:
-    """Compare every file of the release with the manifest's sizes and SHA-256 checksums.
+    """Compare every file of the release with the manifest's sizes and SHA-256 checksums, and it with its own.
 
     Parameters
     ----------
@@ -229,7 +229,13 @@ def check_files(release: Release, progress: Callable[[str, int], None] | None = 
     progress
         Called with a file's name and its bytes after each file.
     """
-    for name, entry in release.manifest.files.items():
+    manifest = release.manifest
+    if manifest.seal and manifest.seal != manifest.own_seal():
+        raise ArtefactCorrupt(
+            f"{release.path / MANIFEST_NAME}: expected SHA-256 {manifest.seal[:16]}…, found "
+            f"{manifest.own_seal()[:16]}…; it was changed after it was written: export again"
+        )
+    for name, entry in manifest.files.items():
         check_file(release.path / name, entry, MANIFEST_NAME, "export again")
         if progress is not None:
             progress(name, entry.bytes)

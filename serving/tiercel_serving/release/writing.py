@@ -61,8 +61,8 @@ def version(distribution: str) -> str | None:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write the manifest of the release at ``path``, with the size and SHA-256 of every file there."""
-    files = list_files(path, MANIFEST_NAME)
-    (path / MANIFEST_NAME).write_bytes(encode(msgspec.structs.replace(manifest, files=files)))
+    file, files = path / MANIFEST_NAME, list_files(path, MANIFEST_NAME)
+    file.write_bytes(encode(msgspec.structs.replace(manifest, files=files).sealed(str(file))))
 
 
 def list_files(path: Path, without: str) -> dict[str, File]:

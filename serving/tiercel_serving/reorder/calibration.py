@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
-from ..kinds import Settings, mistyped
+from ..kinds import Settings
+from ..mistyped import mistyped
 from ..native import placing as native
 from ..problems import SHARE, Problem
 from ..ranked import Rows, Scores

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
-from ..kinds import Settings, mistyped
+from ..kinds import Settings
+from ..mistyped import mistyped
 from ..problems import COUNT_OR_0, Problem, Range, out_of_range
 from ..ranked import Scores
 from ..spec import Array, Arrays

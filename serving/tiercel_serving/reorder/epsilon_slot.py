@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
-from ..kinds import Settings, mistyped
+from ..kinds import Settings
+from ..mistyped import mistyped
 from ..problems import COUNT, SHARE, Problem, out_of_range
 from ..ranked import Rows, Scores
 from ..spec import Arrays

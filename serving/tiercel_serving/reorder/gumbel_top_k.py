@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
-from ..kinds import Settings, mistyped
+from ..kinds import Settings
+from ..mistyped import mistyped
 from ..native.order import put_by_draw
 from ..problems import POSITIVE, Problem
 from ..ranked import Rows, Scores, order_by_score, pick, sorted_scores

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
-from ..kinds import Settings, mistyped
+from ..kinds import Settings
+from ..mistyped import mistyped
 from ..native.order import put_pinned
 from ..problems import COUNT, Problem, out_of_range
 from ..ranked import Rows, Scores, pick

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..columns import Column
-from ..kinds import mistyped
+from ..mistyped import mistyped
 from ..native import placing as native
 from ..problems import SHARE, Problem, Range, out_of_range
 from ..ranked import Rows, Scores

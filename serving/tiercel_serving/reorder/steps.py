@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
+from ..flags import some
 from ..ranked import Rows, Scores
 from ..settings import FALLBACK, UNKNOWN, ServingSettings
 from ..spec import Array, Arrays
@@ -77,7 +78,7 @@ class Steps:
         bypass: Array | None = None
         if self._bypass and tasks is not None:
             unknown = arrays["status"] == UNKNOWN
-            if unknown.any():
+            if some(unknown):
                 bypass, scores = unknown, np.where(unknown, arrays["kept_score"], scores)
         rows, scores = kept, self._blank(scores, kept)
         reasons = np.zeros(kept.shape, np.int32) if self._has_reasons else None

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
-from ..kinds import Settings, mistyped
+from ..kinds import Settings
+from ..mistyped import mistyped
 from ..problems import Problem, choose
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -66,7 +67,7 @@ class Compare(Settings, frozen=True, tag="compare"):
         if self.operator in _SETS and not several:
             problem = f"the rule {self.name!r} compares by {self.operator!r} with {self.value!r}"
             return [Problem("value", problem, "give a tuple of values")]
-        values = list(self.value) if several else [self.value]
+        values = _listed(self.value) if several else [_listed(self.value)]
         odd = [value for value in values if not _can_be_kept(value)]
         if odd or (several and self.operator not in _SETS):
             problem = f"the rule {self.name!r} compares by {self.operator!r} with {self.value!r}"
@@ -134,7 +135,10 @@ def _can_be_kept(value: Any) -> bool:
 
 
 def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple | set | frozenset) else value
+    """Return several values as a list; numbers of NumPy become Python's, which JSON holds."""
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_listed(one) for one in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _stored(value: Any) -> Any:

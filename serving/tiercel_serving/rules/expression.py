@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
-from ..kinds import Settings, mistyped
+from ..kinds import Settings
+from ..mistyped import mistyped
 from ..problems import Problem
 from .expressions.grammar import parse
 from .expressions.masks import Masks, conjuncts, of_items_alone

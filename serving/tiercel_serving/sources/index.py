@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArtefactCorrupt, InvalidSettings, KindUnavailable
-from ..kinds import Settings, mistyped
+from ..kinds import Settings
 from ..machine import fault_of
+from ..mistyped import mistyped
 from ..problems import COUNT_OR_0, POSITIVE, Problem, Range, choose, out_of_range
 from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact

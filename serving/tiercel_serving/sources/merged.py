@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from ..flags import every
 from ..ranked import Mask, Rows, Scores, order_by_score, pick, repeated, sort_by_score
 from ..settings import NO_SOURCE, ServingSettings
 from ..spec import Arrays
@@ -80,7 +81,7 @@ class MergedSources:
         asked = _Asked(self._sources, arrays, mask, self._pad, self._names, self._failures)
         for place, share in self._shares:
             scores, rows = asked.of(place, share)
-            if self._alone and rows[:, -1].max() != self._pad:
+            if self._alone and every(rows[:, -1] != self._pad):
                 return scores, rows, np.full(rows.shape, place + 1, np.int32)
         self._fill(asked)
         parts = [self._scaled(asked, place, *part) for place, part in asked.parts]

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..ranked import Mask, Rows, Scores, read_keys, sort_by_score, sort_keys
+from ..ranked import Mask, Rows, Scores, best_by_score, sort_by_score
 from ..spec import Array
 
 #: Up to this many items the scores of all users are sorted together.
@@ -144,15 +144,8 @@ class Space:
                 np.multiply(self.vectors @ (mean / np.float32(length)), turned, out=products[at])
         rows = np.broadcast_to(self.rows_at(np.arange(len(self))), products.shape)
         products[~mask.allows(rows)] = NOTHING
-        keys = sort_keys(products, np.where(np.isneginf(products), self.items, rows))
-        if count < len(self):
-            keys.partition(count - 1, axis=1)
-            keys = np.ascontiguousarray(keys[:, :count])
-        keys.sort(axis=1)
-        scores, best = read_keys(keys)
-        missing = ((0, 0), (0, max(count - len(self), 0)))
-        scores = np.pad(scores, missing, constant_values=NOTHING)
-        return scores, np.pad(best, missing, constant_values=self.items)
+        rows = np.where(np.isneginf(products), self.items, rows)
+        return best_by_score(products, rows, count, self.items)
 
     @cached_property
     def _turned(self) -> Scores:
@@ -231,8 +224,6 @@ class ExactSearch:
     def __init__(self, space: Space) -> None:
         self._space = space
         self._rows = space.rows_at(np.arange(len(space)))
-        pad = np.array([[space.items]])
-        self._nothing = int(sort_keys(np.full((1, 1), NOTHING), pad)[0, 0])
 
     def nearest(self, query: Array, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the best allowed items, as :meth:`Search.nearest` says."""
@@ -240,18 +231,8 @@ class ExactSearch:
             return self._space.scan(query, mask, range(len(query)), count)
         # The same sums as Space.score makes, bit for bit.
         scores = np.einsum("id,bd->bi", self._space.vectors, query)
-        keys = sort_keys(np.fmax(scores, NOTHING, out=scores), self._rows)
-        table = mask.table()
-        masked = table[:, :-1] if self._space.rows is None else table.take(self._rows, axis=1)
-        keys[masked] = self._nothing
-        size = len(self._space)
-        if count < size:
-            keys.partition(count - 1, axis=1)
-            keys = keys[:, :count]
-        elif count > size:
-            keys = np.pad(keys, ((0, 0), (0, count - size)), constant_values=self._nothing)
-        keys.sort(axis=1)
-        return read_keys(keys)
+        np.fmax(scores, NOTHING, out=scores)
+        return best_by_score(scores, self._rows, count, self._space.items, mask.table())
 
 
 def norm(query: Array) -> float:

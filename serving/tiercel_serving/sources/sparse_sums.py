@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..ranked import BITMAP_CELLS, Mask, Rows, Scores, read_keys, sort_keys
+from ..ranked import BITMAP_CELLS, Mask, Rows, Scores, best_by_score
 from ..spec import Array
 
 _NOTHING = np.float32(-np.inf)
@@ -57,21 +57,13 @@ def left_aligned(cells: Rows, sums: Scores, users: int, columns: int, least: int
     return scores, rows
 
 
-def best(scores: Scores, rows: Rows, count: int) -> tuple[Scores, Rows]:
-    """Return the ``count`` best of ``[B, w]``, w ≥ count, by (score descending, row ascending)."""
-    keys = sort_keys(scores, rows)
-    if keys.shape[1] > count:
-        keys = np.ascontiguousarray(np.partition(keys, count - 1, axis=1)[:, :count])
-    keys.sort(axis=1)
-    return read_keys(keys)
-
-
 def best_allowed(cells: Rows, sums: Scores, mask: Mask, items: int, count: int) -> tuple[Scores, Rows]:
     """Return each user's ``count`` largest sums above 0 of users × (I + 1) that the mask allows."""
     above = sums > 0
     scores, rows = left_aligned(cells[above], sums[above], mask.users, items + 1, count)
     allowed = mask.allows(rows)
-    return best(np.where(allowed, scores, _NOTHING), np.where(allowed, rows, items), count)
+    scores, rows = np.where(allowed, scores, _NOTHING), np.where(allowed, rows, items)
+    return best_by_score(scores, rows, count, items)
 
 
 def sums_of(cells: Rows, sums: Scores, rows: Rows, items: int) -> Scores:

@@ -22,11 +22,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ..errors import InvalidSettings
-from ..ranked import Mask, Rows, Scores
+from ..ranked import Mask, Rows, Scores, best_by_score
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
 from .history_sums import HistorySums
-from .sparse_sums import best, best_allowed, left_aligned, picked, sum_cells, sums_of
+from .sparse_sums import best_allowed, left_aligned, picked, sum_cells, sums_of
 from .table import Made, Material
 
 
@@ -215,4 +215,5 @@ class Neighbours:
         found = likes.astype(np.float32)
         above = found > 0
         most = min(self._most, self._users)
-        return _Near(*best(*left_aligned(cells[above], found[above], len(history), width, most), most))
+        listed = left_aligned(cells[above], found[above], len(history), width, most)
+        return _Near(*best_by_score(*listed, most, self._users))

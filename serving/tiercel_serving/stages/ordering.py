@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..errors import InvalidRequest
+from ..flags import every
 from ..ranked import order_by_score, pick, sort_by_score
 from ..release.opened import Release
 from ..reorder.inputs import source_columns
@@ -84,7 +85,7 @@ class Ordering:
     def _answer(self, scores: Array, rows: Array, k: Array) -> dict[str, Array]:
         """Return the answer of the best ``[B, max k]``; rows that are the pad row come last."""
         width = rows.shape[1]
-        if rows[:, -1].max() != self._pad_row and k.min() == width:
+        if every(rows[:, -1] != self._pad_row) and every(k == width):
             # Every slot is real: nearly every answer to one user.
             return {"item_id": self._ids(rows), "score": scores, "count": k}
         count = np.minimum(k, np.count_nonzero(rows != self._pad_row, axis=1)[:, None]).astype(np.int32)

@@ -7,8 +7,8 @@ from time import time
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from ..flags import Flags, some
 from ..ranked import AllowedMask, Mask, Rows, make_mask
 from ..release.opened import Release
 from ..settings import FALLBACK, UNKNOWN
@@ -23,8 +23,6 @@ from .seen_again import SeenAgain
 from .sent_ids import SentIds
 from .specs import CANDIDATES, EXPLAINED, INCLUDED, RETRIEVAL
 from .specs import EXCLUDED as EXCLUDED_IDS
-
-Flags = npt.NDArray[np.bool_]
 
 #: Of how many items one request may ask what became of them.
 MOST_EXPLAINED = 100
@@ -255,7 +253,7 @@ class Retrieval:
 
     def _found(self, arrays: Arrays, limits: Limits, unknown: Flags, given: Flags | None) -> Candidates:
         """Answer each kind of users, those of another with masks of their own."""
-        if given is None and not unknown.any():
+        if given is None and not some(unknown):
             return self._sources.personal(arrays, limits.mask(self._pad))
         given = np.zeros_like(unknown) if given is None else given
         kinds: list[tuple[Flags, _Give]] = [

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ..device.masks_torch import TensorMask
 from ..device.place_torch import Place
+from ..flags import Flags
 from ..release.opened import Release
 from ..sources.captured_torch import CapturedSources
 from ..sources.merged_torch import Capturable, HostSource, MergedTensorSources, TensorSource
 from ..sources.table import SOURCES
 from ..spec import Array, Arrays
-from .retrieval import Flags, Limits, Retrieval
+from .retrieval import Limits, Retrieval
 
 #: What is done for some users: ``give(arrays, limits)``.
 _Give = Callable[[Mapping[str, Any], Limits], tuple[Tensor, Tensor, Tensor]]

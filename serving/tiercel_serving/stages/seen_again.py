@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..flags import every, some
 from ..ranked import Rows
 from ..reorder.per_request import PerRequest, batch_amount
 from ..settings import ServingSettings
@@ -78,14 +79,14 @@ class SeenAgain:
     def masked(self, users: UserRows, arrays: Arrays) -> tuple[Rows, Rows]:
         """Return what users ``[B]`` had and may not get again, end to end, and how much each."""
         allowed, until_s = self.may_come(arrays)
-        if allowed.all():
+        if every(allowed):
             return np.empty(0, np.int64), np.zeros(len(allowed), np.int64)
         flat, counts = users.seen()
         if until_s is not None:
             masked = (users.seen_s() > np.repeat(until_s, counts)) & np.repeat(~allowed, counts)
             owners = np.repeat(np.arange(len(counts)), counts)
             return flat[masked], np.bincount(owners[masked], minlength=len(counts))
-        if not allowed.any():
+        if not some(allowed):
             return flat, counts
         return flat[np.repeat(~allowed, counts)], np.where(allowed, 0, counts)
 

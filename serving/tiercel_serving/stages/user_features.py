@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..errors import ArtefactCorrupt
 from ..features import FeatureProgram
+from ..flags import every, some
 from ..ranked import Rows, last_real
 from ..release.opened import Release
 from ..settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES
@@ -111,9 +112,9 @@ class UserFeatures:
         overridden = self._sent_history.given(arrays)
         outputs: dict[str, Array] = {"status": self._status(users, sent, overridden)[:, None]}
         # The dummy row stands for no id at all, which is not what an unknown id is to the program.
-        new_ids = self._id_column is not None and not users.known.all()
-        stale = users.stale is not None and users.stale.any()
-        if new_ids or stale or any(flags.any() for flags in sent):
+        new_ids = self._id_column is not None and not every(users.known)
+        stale = users.stale is not None and some(users.stale)
+        if new_ids or stale or any(map(some, sent)):
             outputs.update(self._computed(arrays, users, sent))
         else:
             outputs.update((name, users.packed(name)) for name in self._packed)
@@ -142,7 +143,7 @@ class UserFeatures:
         self, users: Users, sent: list[npt.NDArray[np.bool_]], overridden: npt.NDArray[np.bool_]
     ) -> Array:
         known = users.known
-        if known.all():
+        if every(known):
             # KNOWN, and the quicker way to write it.
             return np.zeros(len(known), np.int32)
         features = overridden.copy()
@@ -169,7 +170,7 @@ class UserFeatures:
 
     def _history(self, users: Users, sent_rows: Rows, overridden: npt.NDArray[np.bool_]) -> dict[str, Array]:
         history, count = users.history(self._length, self._pad)
-        if overridden.any():
+        if some(overridden):
             real = sent_rows != self._pad
             sent_count = np.count_nonzero(real, axis=1)
             sent_history = last_real(sent_rows, real, self._length, self._pad)

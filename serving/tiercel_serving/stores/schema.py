@@ -65,9 +65,9 @@ class Schema(msgspec.Struct, frozen=True):
         value = unseal(SCHEMA_KEY, data)
         try:
             if value is None:
-                raise msgspec.DecodeError("it is not what was written")
+                raise ValueError("it is not what was written")
             schema = msgspec.json.decode(value, type=cls)
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise StoreDamaged(
                 f"store: its schema is not readable ({error}); is this a store of Tiercel's? Choose another "
                 "place or prefix, and load what was exported"

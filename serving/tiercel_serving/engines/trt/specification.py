@@ -58,5 +58,5 @@ class BuildSpecification(msgspec.Struct, frozen=True, forbid_unknown_fields=True
             )
         try:
             return msgspec.json.decode(file.read_bytes(), type=BuildSpecification)
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise ArtefactCorrupt(f"{file}: {error}; it was changed or damaged: export again") from error
