@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,9 @@ def test_a_damaged_record_is_counted_and_can_be_removed(plain: Tiny, wire: Wire,
     records.change([(key, lambda record: record[:-1] + b"!")])
     assert not live.is_live()
     assert (live.fallbacks(DAMAGED), live.fallbacks(UNAVAILABLE)) == (1, 0)
-    for call in (lambda: live.store.get(live.user), lambda: live.store.append(live.user, [live.item])):
+    live.store.check()  # all that a server asks for at its start
+    append = partial(live.store.append, live.user, [live.item])
+    for call in (partial(live.store.get, live.user), append, live.store.check_users):
         with pytest.raises(StoreDamaged, match="its checksum differs"):
             call()
     live.store.append(plain.user_ids[3], [live.item])
@@ -307,6 +310,7 @@ def test_a_damaged_record_is_counted_and_can_be_removed(plain: Tiny, wire: Wire,
     assert live.store.damaged == 1
     live.store.remove(live.user)
     live.store.append(live.user, [live.item])
+    live.store.check_users()
     assert live.is_live()
 
 
