@@ -11,8 +11,8 @@ r"""``two_tower``: a user tower and an item tower that meet in an inner product 
 
 .. math:: s = u^\top v / (\|u\| \, \|v\|)
 
-(Yi et al. 2019, "Sampling-bias-corrected neural modeling for large corpus item recommendations": unit vectors,
-a temperature, and in-batch negatives corrected by how often they are drawn).
+(Yi et al. 2019, "Sampling-bias-corrected neural modeling for large corpus item recommendations": unit
+vectors, a temperature, and in-batch negatives corrected by how often they are drawn).
 """
 
 from __future__ import annotations
