@@ -254,7 +254,8 @@ def read_why(contract: Contract, explained: Explanation, arrays: Arrays, item_id
     title = own.title if own is not None else None
     who = (explained.user_id, item_id, title)
     if code == UNKNOWN:
-        return Why(*who, "catalogue", "the release knows no such item", needed="a release that has it")
+        needed = "a release that has it, or `tiercel items put`"
+        return Why(*who, "catalogue", "the release knows no such item", needed=needed)
     if code == FOUND and own is not None:
         return _of_candidate(explained, who, own, k)
     if code >= FIRST_RULE:

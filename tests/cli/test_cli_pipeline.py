@@ -78,6 +78,16 @@ def test_the_graph_is_explained_before_it_is_made(trained: Path, work: Path, tie
     assert "add --explain" in refused.stderr
 
 
+@pytest.mark.slow
+def test_what_comes_next_is_to_build_plans_that_are_not_there(
+    trained: Path, work: Path, tiercel_here: Tiercel, tmp_path: Path
+) -> None:
+    release = tmp_path / "planned"
+    done = tiercel_here("export", "runs/tiny", "--target", "tensorrt", "--release", release, cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert f"next: tiercel build-engines {release}" in done.stdout.replace("\n", "")
+
+
 def test_train_export_verify(trained: Path, work: Path, tiercel_here: Tiercel) -> None:
     done = tiercel_here("export", "runs/tiny", "--layout", "staged", "--json", cwd=work)
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tiny_release import Tiny
 from tiercel_serving.errors import KindUnavailable, PortTaken, ServerFailed, StoreDamaged, StoreUnavailable
 from tiercel_serving.release.opened import Release
 from tiercel_serving.runtime.chain import Chain
+from tiercel_serving.stores.deadline import DeadlineReader
 from tiercel_serving.stores.feature_store import FeatureStore, LiveUser
 from tiercel_serving.stores.live import DAMAGED, UNAVAILABLE
 from tiercel_serving.stores.records import user_key
@@ -194,6 +196,39 @@ def test_a_slow_store_costs_one_deadline_and_comes_back(plain: Tiny, wire: Wire,
     assert live.fallbacks() == before
 
 
+class LateEvent(threading.Event):
+    """What a waiter sees whose deadline is over as the work ends: it was not done in time, then it was."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        super().wait(timeout)
+        time.sleep(0.1)  # the worker waits for the next work by now
+        return False
+
+
+def test_an_answer_at_the_very_deadline_does_not_end_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Sequence[bytes]] = []
+
+    def read(keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        asked.append(keys)
+        return [None] * len(keys)
+
+    reader = DeadlineReader(read, lambda: None, timeout_s=5.0, retry_s=0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr("tiercel_serving.stores.deadline.threading.Event", LateEvent)
+        with pytest.raises(StoreUnavailable, match="no answer within 5000 ms"):
+            reader.read([b"a"])
+    until = time.monotonic() + 20
+    while True:
+        try:
+            assert reader.read([b"b"]) == [None]
+            break
+        except StoreUnavailable:
+            assert time.monotonic() < until, "it is never asked again"
+            time.sleep(0.005)
+    # What woke the worker was no question to the store.
+    assert asked == [[b"a"], [b"b"]]
+
+
 def test_a_store_that_is_gone_comes_back(plain: Tiny, wire: Wire, valkey: StoreServer) -> None:
     live = Live(plain, wire, valkey)
     live.wait_for(True)
@@ -265,7 +300,9 @@ def test_a_damaged_record_is_counted_and_can_be_removed(plain: Tiny, wire: Wire,
     records.change([(key, lambda record: record[:-1] + b"!")])
     assert not live.is_live()
     assert (live.fallbacks(DAMAGED), live.fallbacks(UNAVAILABLE)) == (1, 0)
-    for call in (lambda: live.store.get(live.user), lambda: live.store.append(live.user, [live.item])):
+    live.store.check()  # all that a server asks for at its start
+    append = partial(live.store.append, live.user, [live.item])
+    for call in (partial(live.store.get, live.user), append, live.store.check_users):
         with pytest.raises(StoreDamaged, match="its checksum differs"):
             call()
     live.store.append(plain.user_ids[3], [live.item])
@@ -273,6 +310,7 @@ def test_a_damaged_record_is_counted_and_can_be_removed(plain: Tiny, wire: Wire,
     assert live.store.damaged == 1
     live.store.remove(live.user)
     live.store.append(live.user, [live.item])
+    live.store.check_users()
     assert live.is_live()
 
 

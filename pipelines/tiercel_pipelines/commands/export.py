@@ -109,7 +109,16 @@ def command(
             )
         document = describe(made, time.perf_counter() - begun)
         title = f"{document['name']}: exported and verified in {seconds(document['seconds'])} → {where}"
-        sh.emit(document, heading(title), release_table(document), f"\nnext: [bold]tiercel serve {where}[/]")
+        after = f"tiercel {_next(made)} {where}"
+        sh.emit(document, heading(title), release_table(document), f"\nnext: [bold]{after}[/]")
+
+
+def _next(made: Release) -> str:
+    """Return the command that a release waits for: without plans that a GPU will build it can't be served."""
+    from tiercel_serving.engines.install import engines_to_build
+
+    files = (made.path / "artefacts" / stage / kind.file for stage, _, kind in engines_to_build(made))
+    return "serve" if all(file.is_file() for file in files) else "build-engines"
 
 
 def explain_export(

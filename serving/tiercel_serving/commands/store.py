@@ -168,6 +168,7 @@ def check(release: ReleaseArgument, store: Store = None, json: Json = False, deb
     with shell(json=json, debug=debug) as sh:
         with sh.work("Checking the store"), _opened(release, store) as opened:
             said = opened.check()
+            opened.check_users()
         sh.emit({"ok": True, "store": said}, f"[green]✓[/] {said}")
 
 

@@ -68,6 +68,8 @@ class DeadlineReader:
         self._jobs.put(job)
         if not job.done.wait(self._timeout_s):
             self._down.set()
+            # It may have finished this very moment, and wait without an end for what nobody puts any more.
+            self._jobs.put(_Job(()))
             raise StoreUnavailable(f"store: no answer within {self._timeout_s * 1000:g} ms")
         if job.error is not None:
             raise StoreUnavailable(f"store: {job.error}") from job.error
@@ -93,7 +95,9 @@ def _work(
             continue
         if job is None:
             return
-        if down.is_set():
+        if not job.keys:
+            job.records = ()  # nothing to read: it was put to wake us
+        elif down.is_set():
             # It was put as another failed: whoever waits for it need not wait for the deadline.
             job.error = StoreUnavailable("it did not answer before")
         else:

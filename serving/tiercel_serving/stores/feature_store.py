@@ -33,7 +33,7 @@ from . import bloom
 from .chosen import read_store
 from .lines import Line, LiveUser, to_line
 from .live import now_ms
-from .records import NEVER, Event, Record, Slot, is_user_key, latest_of_each, user_key
+from .records import NEVER, Event, Record, Slot, damaged, intact, is_user_key, latest_of_each, user_key
 from .schema import Schema, check_utf8, find_column, to_slot, user_columns
 from .sealed import SCHEMA_KEY
 from .table import Change, Records, StoreKind
@@ -245,6 +245,16 @@ class FeatureStore:
         self._stored_schema().with_columns_of(Schema.of(self.release.manifest))
         read_journal(self._records, self.release.manifest.catalogue.item_id_dtype)
         return said
+
+    def check_users(self) -> None:
+        """Read the record of every user; StoreDamaged if one is not what was written.
+
+        A server does not ask for that at its start: a user whose record is damaged gets the release's values.
+        """
+        keys = (key for key, data in self._records.scan() if is_user_key(key) and not intact(data, key))
+        broken = next(keys, None)
+        if broken is not None:
+            raise damaged(broken)
 
     # ------------------------------------------------------------------------------------------ changes
 
