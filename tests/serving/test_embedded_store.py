@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -331,6 +333,34 @@ def test_a_full_disk_is_said_and_what_was_written_stays(tmp_path: Path) -> None:
         assert not one.call("read", b"large")
         one.call("change", b"small")
         assert one.call("read", b"small")
+
+
+#: Fills a disk of its own but for so many bytes, and opens a store there that has a folder already.
+FULL = """
+import shutil, sys
+from pathlib import Path
+from tiercel_serving.errors import MachineFault
+from tiercel_serving.stores.embedded import Overlay
+disk = Path(sys.argv[1])
+(disk / "store").mkdir()
+(disk / "rest").write_bytes(bytes(shutil.disk_usage(disk).free - int(sys.argv[2])))
+try:
+    Overlay(disk / "store", 100)
+except MachineFault as error:
+    print(error, [file.name for file in (disk / "store").iterdir()])
+"""
+
+
+@pytest.mark.parametrize("free", [0, 8192, 32768])
+def test_a_disk_without_room_for_the_locks_is_said_too(tmp_path: Path, free: int) -> None:
+    mounted = 'mount -t tmpfs -o size=200k disk "$0" && exec "$@"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounted, str(tmp_path)]
+    if subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here: user namespaces are not allowed")
+    opening = [*command, sys.executable, "-c", FULL, str(tmp_path), str(free)]
+    done = subprocess.run(opening, capture_output=True, text=True, check=True)
+    assert f"{tmp_path}/store: No space left on device while opening the store; " in done.stdout
+    assert done.stdout.endswith("choose another folder []\n")
 
 
 def test_a_store_that_has_reached_its_size_says_so(tmp_path: Path) -> None:

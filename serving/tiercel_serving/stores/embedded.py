@@ -86,13 +86,14 @@ class Embedded(LiveSettings, frozen=True, tag="embedded"):
 
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Make a folder and those above it; where the block fails, those that were made go again."""
+    """Make a folder and those above it; where the block fails, what was made goes again."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    fresh = not (folder / _DATA).exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        if missing:
+        if fresh:
             with contextlib.suppress(OSError):  # another process has begun a store there meanwhile
                 _discard(folder)
         for path in missing:
@@ -110,6 +111,15 @@ def _discard(folder: Path) -> None:
         if not data.exists() or data.stat().st_size <= 2 * mmap.PAGESIZE:  # what LMDB itself needs
             data.unlink(missing_ok=True)
             (folder / _LOCK).unlink()
+
+
+def _take_room(lock: Path) -> None:
+    """Take the lock file's blocks: LMDB maps it with a hole, where a full disk is a SIGBUS and no error."""
+    file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.posix_fallocate(file, 0, (_READERS - 1) * 64)
+    finally:
+        os.close(file)
 
 
 class Overlay:
@@ -131,6 +141,7 @@ class Overlay:
     def __init__(self, folder: Path, most_mb: int) -> None:
         self._folder, self._most_mb = folder, most_mb
         with self._faults("opening"), _made(folder):
+            _take_room(folder / _LOCK)
             size = most_mb * 1_000_000 // 4096 * 4096
             self._env = lmdb.open(str(folder), map_size=size, max_readers=_READERS, max_spare_txns=4)
             # Processes that were killed as they read would keep old pages in use.
