@@ -73,6 +73,8 @@ class Range:
 
 COUNT = Range(1, whole=True)
 COUNT_OR_0 = Range(0, whole=True)
+#: How many numbers a learned vector has: nobody's has more, and a slip of the keyboard would take all memory.
+WIDTH = Range(1, 8192, whole=True)
 #: What every generator of random numbers takes.
 SEED = Range(0, 2**32 - 1, whole=True)
 POSITIVE = Range(0, open_low=True)

@@ -271,10 +271,13 @@ def test_a_time_that_is_not_finite(tables: dict[str, pd.DataFrame], tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"users": Path("users.parquet")}, r"Parquet\.users: expected str, got PosixPath"),
-        ({"user_id": None}, r"Parquet\.user_id: expected str, got None"),
-        ({"item_columns": ("tags",)}, r"Parquet\.item_columns: expected tuple.*got \('tags',\)"),
-        ({"item_columns": {"tags": "list[string]"}}, r"Parquet\.item_columns: expected tuple.*got \{"),
+        ({"users": Path("users.parquet")}, r"Parquet\.users: expected text, got PosixPath"),
+        ({"user_id": None}, r"Parquet\.user_id: expected text, got None"),
+        ({"item_columns": ("tags",)}, r"Parquet\.item_columns\[0\]: expected \(text, text\), got 'tags'"),
+        (
+            {"item_columns": {"tags": "list[string]"}},
+            r"Parquet\.item_columns: expected a tuple of \(text, text\) or None, got \{",
+        ),
     ],
 )
 def test_a_field_of_another_type(tmp_path: Path, change: dict[str, object], match: str) -> None:

@@ -96,7 +96,7 @@ def test_there_is_something_to_learn() -> None:
 @pytest.mark.parametrize(
     ("spec", "match"),
     [
-        (Synthetic(users=0), "users must be at least 1"),
+        (Synthetic(users=0), r"Synthetic\.users: expected a whole number of at least 1, got 0"),
         (Synthetic(users=10, items=10, interactions=5), "do not fit"),
         (Synthetic(users=10, items=10, interactions=99), "do not fit"),
         (Synthetic(ids="uuid"), "'int', 'str'"),  # type: ignore[arg-type]

@@ -63,11 +63,23 @@ def test_the_smallest_that_fits_runs(real: tuple[int, ...], runs: int) -> None:
     assert all(one.closed for one in (full, *smaller.values()))
 
 
-@pytest.mark.parametrize("wrong", [(16,), (4, 4), (8, 4), (0,), 4, (2.5,)])
+@pytest.mark.parametrize("wrong", [(16,), (4, 4), (8, 4), (0,)])
 def test_sizes_that_can_not_be(wrong: Any) -> None:
     (problem,) = msgspec.structs.replace(SETTINGS, kept_buckets=wrong).problems()
     assert problem.field == "kept_buckets"
     assert "smallest first" in problem.problem
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (4, "kept_buckets: expected a tuple of whole numbers, got 4"),
+        ((2.5,), "kept_buckets[0]: expected a whole number, got 2.5"),
+    ],
+)
+def test_what_is_no_size(wrong: Any, said: str) -> None:
+    (problem,) = msgspec.structs.replace(SETTINGS, kept_buckets=wrong).problems()
+    assert str(problem).startswith(said)
 
 
 def bucketed(parts: Parts, destination: Path, **changes: Any) -> Release:

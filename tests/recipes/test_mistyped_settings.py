@@ -191,9 +191,13 @@ def test_numpy_scalars_are_the_numbers_that_they_equal(name: str) -> None:
         ),
         (replace(RECIPE, seed=True), "seed: expected a whole number, got True"),
         (
-            replace(RECIPE, retrieval=replace(RECIPE.retrieval, embedding_dimension=2**70)),
-            f"retrieval.embedding_dimension: expected a whole number of at least 1, got {2**70}; "
+            replace(RECIPE, retrieval=replace(RECIPE.retrieval, max_epochs=2**70)),
+            f"retrieval.max_epochs: expected a whole number of at least 1, got {2**70}; "
             "give such a number, at most 2147483647",
+        ),
+        (
+            replace(RECIPE, retrieval=replace(RECIPE.retrieval, embedding_dimension=100_000_000)),
+            "retrieval.embedding_dimension: expected a whole number of at least 1 and at most 8192, got 1000",
         ),
     ],
 )

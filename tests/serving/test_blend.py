@@ -103,8 +103,8 @@ def test_a_source_alone_whose_scores_are_not_the_scale_is_sorted_by_the_blend(wo
         ((("popular", 1.0),), "blend[0]: the source 'popular' scores its own items alone"),
         ((("near", 0.0),), "blend[0]: expected a weight"),
         ((("near", 1.0), ("near", 2.0)), "blend"),
-        ((("near",),), "blend[0]: expected (\"ease\", 1.0), got ('near',)"),
-        ("near", "blend: expected a tuple, got 'near'"),
+        ((("near",),), "blend[0]: expected (text, a number), got ('near',)"),
+        ("near", "blend: expected a tuple of (text, a number), got 'near'"),
     ],
 )
 def test_mistakes_are_told(blend: Any, words: str) -> None:

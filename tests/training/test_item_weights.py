@@ -104,7 +104,7 @@ def test_mistakes_are_told() -> None:
     wrong = [
         (EASE(l2=0.0), "l2: expected a number above 0"),
         (EASE(weights=0), "weights: expected a whole number of at least 1, or None for all, got 0"),
-        (ItemKNN(similarity="dice"), "similarity: expected 'cosine' or 'jaccard', got 'dice'"),
+        (ItemKNN(similarity="dice"), "similarity: expected one of 'cosine', 'jaccard', got 'dice'"),
         (ItemKNN(similarity="jaccard", weighting="bm25"), "Jaccard counts and weighs none"),
         (SLIM(neighbours=0), "neighbours: expected a whole number"),
     ]

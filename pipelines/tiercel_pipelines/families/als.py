@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from tiercel_serving.kinds import Settings
-from tiercel_serving.problems import AT_LEAST_0, COUNT, POSITIVE, Problem, out_of_range
+from tiercel_serving.problems import AT_LEAST_0, COUNT, POSITIVE, WIDTH, Problem, out_of_range
 from tiercel_serving.spec import Array
 
 from ..arrays.inputs import ModelInputs
@@ -66,7 +66,7 @@ class ALS(Settings, frozen=True, tag="als"):
 
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges."""
-        ranges = dict.fromkeys(("dimension", "max_epochs", "patience"), COUNT)
+        ranges = {"dimension": WIDTH, **dict.fromkeys(("max_epochs", "patience"), COUNT)}
         ranges |= dict.fromkeys(("unobserved_weight", "regularisation"), POSITIVE)
         return list(out_of_range(self, {**ranges, "frequency_exponent": AT_LEAST_0}))
 

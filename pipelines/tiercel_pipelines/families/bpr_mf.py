@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from tiercel_serving.problems import COUNT, Problem, Range, out_of_range
+from tiercel_serving.problems import COUNT, WIDTH, Problem, Range, out_of_range
 
 from ..arrays.counted import cut
 from ..arrays.inputs import ModelInputs
@@ -61,7 +61,7 @@ class BPRMF(VectorFamily, frozen=True, tag="bpr_mf"):
 
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges."""
-        ranges = {**DESCENT, "dimension": Range(2, whole=True), "batch_size": COUNT}
+        ranges = {**DESCENT, "dimension": Range(2, WIDTH.high, whole=True), "batch_size": COUNT}
         return list(out_of_range(self, ranges))
 
     def needs(self) -> Mapping[str, str]:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tiercel_serving.problems import COUNT, Range
+from tiercel_serving.problems import COUNT, WIDTH, Range
 
 from ..arrays.inputs import ModelInputs
 from .autoencoders import AutoencoderFamily, BagNetwork, Batch, bag_network, with_one
@@ -42,7 +42,7 @@ class CDAE(AutoencoderFamily, frozen=True, tag="cdae"):
     hidden_dimension: int = 200
     negatives: int = 5
 
-    ranges: ClassVar[Mapping[str, Range]] = {"hidden_dimension": COUNT, "negatives": COUNT}
+    ranges: ClassVar[Mapping[str, Range]] = {"hidden_dimension": WIDTH, "negatives": COUNT}
 
     @property
     def dimension(self) -> int:

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from tiercel_serving.kinds import Settings
-from tiercel_serving.problems import BELOW_1, COUNT, Problem, out_of_range
+from tiercel_serving.problems import BELOW_1, WIDTH, Problem, out_of_range
 
 from ..arrays.inputs import ModelInputs
 from ..tasks.listwise_softmax import ListwiseSoftmax
@@ -88,7 +88,7 @@ class DLRM(Settings, frozen=True, tag="dlrm"):
 
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, layers that are none, and what is wrong with the task."""
-        ranges = {**DESCENT, "embedding_dimension": COUNT, "dropout": BELOW_1, "history_dropout": BELOW_1}
+        ranges = {**DESCENT, "embedding_dimension": WIDTH, "dropout": BELOW_1, "history_dropout": BELOW_1}
         wrong = [*out_of_range(self, ranges), *wrong_widths(self, "bottom_layers", "top_layers")]
         return wrong + task_problems(self.task, RANKING_TASKS)
 

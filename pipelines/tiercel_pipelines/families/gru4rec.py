@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from tiercel_serving.problems import COUNT, Range
+from tiercel_serving.problems import COUNT, WIDTH, Range
 
 from ..arrays.inputs import ModelInputs
 from .history_items import HistoryItems
@@ -37,7 +37,7 @@ class GRU4Rec(SequenceFamily, frozen=True, tag="gru4rec"):
     hidden_dimension: int = 128
     layers: int = 1
 
-    ranges: ClassVar[Mapping[str, Range]] = {"hidden_dimension": COUNT, "layers": COUNT}
+    ranges: ClassVar[Mapping[str, Range]] = {"hidden_dimension": WIDTH, "layers": COUNT}
 
     def network(self, inputs: ModelInputs, items: HistoryItems) -> SequenceNetwork:
         """Return the layers with fresh weights."""

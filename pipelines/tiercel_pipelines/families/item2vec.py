@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from tiercel_serving.problems import AT_LEAST_0, COUNT, Problem, Range, out_of_range
+from tiercel_serving.problems import AT_LEAST_0, COUNT, WIDTH, Problem, Range, out_of_range
 
 from ..arrays.counted import Counted, cut
 from ..arrays.inputs import ModelInputs
@@ -84,7 +84,7 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges."""
         ranges = {**DESCENT, "negative_exponent": AT_LEAST_0}
-        ranges |= {"dimension": Range(2, whole=True)}
+        ranges |= {"dimension": Range(2, WIDTH.high, whole=True)}
         ranges |= dict.fromkeys(("contexts", "negatives", "batch_size"), COUNT)
         wrong = list(out_of_range(self, ranges))
         if self.window is not None and not COUNT.holds(self.window):

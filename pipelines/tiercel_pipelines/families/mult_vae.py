@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tiercel_serving.problems import AT_LEAST_0, COUNT, Range
+from tiercel_serving.problems import AT_LEAST_0, COUNT, WIDTH, Range
 
 from ..arrays.inputs import ModelInputs
 from .autoencoders import AutoencoderFamily, BagNetwork, Batch, bag_network, multinomial, with_one
@@ -41,7 +41,8 @@ class MultVAE(AutoencoderFamily, frozen=True, tag="mult_vae"):
     anneal_epochs: int = 50
 
     ranges: ClassVar[Mapping[str, Range]] = {
-        **dict.fromkeys(("hidden_dimension", "latent_dimension", "anneal_epochs"), COUNT),
+        **dict.fromkeys(("hidden_dimension", "latent_dimension"), WIDTH),
+        "anneal_epochs": COUNT,
         "kl_weight": AT_LEAST_0,
     }
 

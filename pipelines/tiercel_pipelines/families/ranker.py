@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from tiercel_serving.kinds import Settings
-from tiercel_serving.problems import BELOW_1, COUNT, Problem, Range, out_of_range
+from tiercel_serving.problems import BELOW_1, WIDTH, Problem, Range, out_of_range
 
 from ..arrays.inputs import ModelInputs
 from ..tasks.listwise_softmax import ListwiseSoftmax
@@ -113,7 +113,7 @@ class NeuralRanker(GradientRanker, frozen=True):
 
     def problems(self) -> list[Problem]:
         """Return what every ranker may have wrong, and layers that are none."""
-        ranges = {"embedding_dimension": COUNT, "dropout": BELOW_1, "history_dropout": BELOW_1}
+        ranges = {"embedding_dimension": WIDTH, "dropout": BELOW_1, "history_dropout": BELOW_1}
         wrong = [*super().problems(), *out_of_range(self, ranges), *wrong_widths(self, *self.widths)]
         return wrong + [
             Problem(name, "expected at least one hidden layer, got none", "write a tuple such as (64, 32)")

@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tiercel_serving.problems import BELOW_1, COUNT, SHARE, Problem, Range, out_of_range
+from tiercel_serving.problems import BELOW_1, COUNT, SHARE, WIDTH, Problem, Range, out_of_range
 
 from ..arrays.counted import Counted, cut
 from ..arrays.inputs import ModelInputs
@@ -107,7 +107,7 @@ class SequenceFamily(VectorFamily, frozen=True):
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, and losses that there are not."""
         ranges = {**DESCENT, **self.ranges, "dropout": BELOW_1, "calibration": SHARE}
-        ranges |= dict.fromkeys(("dimension", "sequence_length", "batch_size"), COUNT)
+        ranges |= {"dimension": WIDTH, "sequence_length": COUNT, "batch_size": COUNT}
         wrong = list(out_of_range(self, ranges))
         if self.loss not in ("softmax", "gbce"):
             problem = f"expected 'softmax' or 'gbce', got {self.loss!r}"

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tiercel_serving.problems import BELOW_1, COUNT, SHARE, Problem, out_of_range
+from tiercel_serving.problems import BELOW_1, COUNT, SHARE, WIDTH, Problem, out_of_range
 
 from ..arrays.counted import Counted, cut
 from ..arrays.inputs import ModelInputs
@@ -117,7 +117,7 @@ class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, and layers that are none."""
         ranges = {**DESCENT, "context_dropout": SHARE}
-        ranges |= dict.fromkeys(("embedding_dimension", "positives", "batch_size"), COUNT)
+        ranges |= {"embedding_dimension": WIDTH, "positives": COUNT, "batch_size": COUNT}
         ranges |= dict.fromkeys(("history_dropout", "dropout", "id_dropout", "item_id_dropout"), BELOW_1)
         wrong = [*out_of_range(self, ranges), *wrong_widths(self, "layers")]
         if self.layers in ((), []):

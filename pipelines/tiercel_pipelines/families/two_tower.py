@@ -27,7 +27,7 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from tiercel_serving.kinds import Settings
-from tiercel_serving.problems import BELOW_1, COUNT, Problem, out_of_range
+from tiercel_serving.problems import BELOW_1, WIDTH, Problem, out_of_range
 
 from ..arrays.counted import Counted
 from ..arrays.inputs import ModelInputs, Side
@@ -111,7 +111,7 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
 
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, layers that are none, and what is wrong with the task."""
-        ranges = {**DESCENT, "dimension": COUNT, "embedding_dimension": COUNT}
+        ranges = {**DESCENT, "dimension": WIDTH, "embedding_dimension": WIDTH}
         ranges |= dict.fromkeys(("dropout", "history_dropout", "id_dropout", "item_id_dropout"), BELOW_1)
         wrong = [*out_of_range(self, ranges), *wrong_widths(self, "user_layers", "item_layers")]
         return wrong + task_problems(self.task, RETRIEVAL_TASKS)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tiercel_serving.problems import COUNT, Problem, choose, out_of_range
+from tiercel_serving.problems import COUNT, WIDTH, Problem, choose, out_of_range
 
 from ..arrays.inputs import ModelInputs
 from ..errors import TrainingError
@@ -48,7 +48,7 @@ class VBPR(BPRMF, frozen=True, tag="vbpr"):
 
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, and dimensions that leave nothing to w and h."""
-        wrong = [*super().problems(), *out_of_range(self, {"length": COUNT, "vector_dimension": COUNT})]
+        wrong = [*super().problems(), *out_of_range(self, {"length": COUNT, "vector_dimension": WIDTH})]
         if not wrong and self.vector_dimension > self.dimension - 2:
             problem = f"{self.vector_dimension}, but dimension, {self.dimension}, holds w and the bias too"
             wrong.append(Problem("vector_dimension", problem, f"take {self.dimension - 2} at most"))
