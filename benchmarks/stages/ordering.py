@@ -95,7 +95,7 @@ def make_up(size: Size) -> Made:
 def peers(size: Size, made: Made) -> dict[str, Callable[[], object]]:
     """Return pyversity's forms, which take one user; none if it is not installed."""
     try:
-        from pyversity import Strategy, diversify  # type: ignore[import-not-found]
+        from pyversity import Strategy, diversify
     except ModuleNotFoundError:
         return {}
     scores, _, vectors = made.batches[1]

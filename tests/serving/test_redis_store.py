@@ -321,9 +321,9 @@ def test_a_damaged_record_is_counted_and_can_be_removed(plain: Tiny, wire: Wire,
 def server_of(tmp_path: Path) -> Iterator[Callable[..., StoreServer]]:
     made: list[StoreServer] = []
 
-    def start(*options: str) -> StoreServer:
+    def start(*options: str, port: int = 0) -> StoreServer:
         try:
-            made.append(StoreServer(options=options))
+            made.append(StoreServer(port, options=options))
         except StoreUnavailable as error:
             pytest.skip(str(error))
         return made[-1]
@@ -337,9 +337,10 @@ def test_a_cluster(plain: Tiny, server_of: Callable[..., StoreServer]) -> None:
     """Keys of a batch lie in many slots: no command may speak of two of them."""
     import redis
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        bus = free.getsockname()[1]  # by itself it is the port + 10,000, which may be none
-    server = server_of("--cluster-enabled", "yes", "--cluster-port", str(bus))
+    # Of itself the second is the first + 10,000, which may be none; one after the other they may be one.
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        port, bus = one.getsockname()[1], other.getsockname()[1]
+    server = server_of("--cluster-enabled", "yes", "--cluster-port", str(bus), port=port)
     with redis.Redis(port=server.port) as client:
         client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
         while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
