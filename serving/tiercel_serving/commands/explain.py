@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .recommend import Url, parse_features, parse_id
+from .recommend import Candidate, Exclude, History, Include, Url, parse_features, parse_id, parse_items
 from .shell import Debug, Json, shell
 from .tables import heading, pairs
 
@@ -29,24 +29,10 @@ def command(
         Path | None,
         typer.Option("--release", metavar="DIR", help="Ask this release in this process, and no server."),
     ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", metavar="ID", help="Not this item (may be repeated).")
-    ] = None,
-    include: Annotated[
-        list[str] | None, typer.Option("--include", metavar="ID", help="Nothing but these items (repeat).")
-    ] = None,
-    candidate: Annotated[
-        list[str] | None,
-        typer.Option("--candidate", metavar="ID", help="Rank these items, and search for none (repeat)."),
-    ] = None,
-    history: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--history",
-            metavar="ID",
-            help="The user's items, oldest first, instead of the stored ones (repeat).",
-        ),
-    ] = None,
+    exclude: Exclude = None,
+    include: Include = None,
+    candidate: Candidate = None,
+    history: History = None,
     feature: Annotated[
         list[str] | None,
         typer.Option("--feature", metavar="NAME=VALUE", help="A column of the user or the context (repeat)."),
@@ -67,13 +53,10 @@ def command(
         from tiercel_client import ANONYMOUS
 
         info = recommender.server_info()
-        lists = {"exclude": exclude, "include": include, "candidates": candidate, "history": history}
         request: dict[str, Any] = {
-            name: [parse_id(text, info.item_id_dtype, f"--{name.removesuffix('s')}") for text in given]
-            for name, given in lists.items()
-            if given is not None
+            "features": parse_features(feature or (), info.request_columns),
+            **parse_items(info.item_id_dtype, exclude, include, candidate, history),
         }
-        request["features"] = parse_features(feature or (), info.request_columns)
         who = ANONYMOUS if user is None else parse_id(user, info.user_id_dtype, "--user")
         wanted = parse_id(item, info.item_id_dtype, "--item")
         document = recommender.why(who, wanted, k, allow_seen=allow_seen, **request).to_json()

@@ -17,6 +17,22 @@ if TYPE_CHECKING:
     from tiercel_client import Explanation, Recommendation, RequestColumn
 
 Url = Annotated[str, typer.Option("--url", metavar="HOST:PORT", help="Where gRPC listens.")]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude", metavar="ID", help="Not this item (may be repeated).")
+]
+Include = Annotated[
+    list[str] | None, typer.Option("--include", metavar="ID", help="Nothing but these items (repeat).")
+]
+Candidate = Annotated[
+    list[str] | None,
+    typer.Option("--candidate", metavar="ID", help="Rank these items, and search for none (repeat)."),
+]
+History = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--history", metavar="ID", help="The user's items, oldest first, instead of the stored ones (repeat)."
+    ),
+]
 
 #: How many of the candidates that one reason dropped are named.
 NAMED = 6
@@ -28,24 +44,10 @@ def command(
     ] = None,
     k: Annotated[int | None, typer.Option("-k", help="How many items; else the server's default.")] = None,
     url: Url = "localhost:8001",
-    exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", metavar="ID", help="Not this item (may be repeated).")
-    ] = None,
-    include: Annotated[
-        list[str] | None, typer.Option("--include", metavar="ID", help="Nothing but these items (repeat).")
-    ] = None,
-    candidate: Annotated[
-        list[str] | None,
-        typer.Option("--candidate", metavar="ID", help="Rank these items, and search for none (repeat)."),
-    ] = None,
-    history: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--history",
-            metavar="ID",
-            help="The user's items, oldest first, instead of the stored ones (repeat).",
-        ),
-    ] = None,
+    exclude: Exclude = None,
+    include: Include = None,
+    candidate: Candidate = None,
+    history: History = None,
     feature: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,15 +83,10 @@ def command(
             request: dict[str, Any] = {
                 "user_id": ANONYMOUS if user is None else parse_id(user, info.user_id_dtype, "--user"),
                 "k": k,
-                "exclude": [parse_id(text, info.item_id_dtype, "--exclude") for text in exclude or ()],
                 "features": parse_features(feature or (), info.request_columns),
                 "allow_seen": allow_seen,
+                **parse_items(info.item_id_dtype, exclude, include, candidate, history),
             }
-            lists = {"include": include, "candidates": candidate, "history": history}
-            for name, given in lists.items():
-                if given is not None:
-                    option = f"--{name.removesuffix('s')}"
-                    request[name] = [parse_id(text, info.item_id_dtype, option) for text in given]
             if explain:
                 explained = recommender.explain(**request)
                 document = explanation_document(explained)
@@ -107,6 +104,18 @@ def parse_id(text: str, dtype: str, option: str) -> int | str:
         return int(text)
     except ValueError:
         raise Refused(f"{option} {text}: this server's ids are integers") from None
+
+
+def parse_items(
+    dtype: str, exclude: Exclude, include: Include, candidate: Candidate, history: History
+) -> dict[str, list[int | str]]:
+    """Return the lists of items that were given, by what the client calls them."""
+    lists = {"exclude": exclude, "include": include, "candidates": candidate, "history": history}
+    return {
+        name: [parse_id(text, dtype, f"--{name.removesuffix('s')}") for text in given]
+        for name, given in lists.items()
+        if given is not None
+    }
 
 
 def parse_features(given: Sequence[str], columns: Sequence[RequestColumn]) -> dict[str, Any]:
