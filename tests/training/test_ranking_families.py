@@ -54,6 +54,7 @@ from tiercel_pipelines.recipe import (
     replace,
 )
 from tiercel_pipelines.training import train_recipe
+from tiercel_serving.mistyped import mistyped
 
 TASK = ListwiseSoftmax(negatives=KEPT, hard_negatives=1.0, batch_size=32)
 SMALL: dict[str, Any] = {"learning_rate": 0.03, "task": TASK}
