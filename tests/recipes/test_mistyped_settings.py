@@ -144,7 +144,7 @@ def test_what_is_no_setting_at_all_is_a_mistake_that_names_the_setting(name: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STRUCTS)
+@pytest.mark.parametrize("name", [name for name in STRUCTS if getattr(written, name).__struct_fields__])
 def test_any_value_is_right_or_a_mistake(name: str) -> None:
     tried = [mistakes(placed(changed)) for _, _, changed in wrong(made(name), NEVER + SOMETIMES)]
     assert any(tried)
