@@ -216,6 +216,10 @@ class TestXGBoost(RankingContract):
         assert not {"kept_score", "kept_source", "history_cat", "history_length"} & set(fitted.inputs)
         check_trees(fitted)
 
+    def test_training_computes_what_is_served(self) -> None:
+        """The graph gives what the trees give: see :func:`check_trees`."""
+        check_trees(self.fit()[0])
+
     def test_the_user_is_computed_once(self) -> None:
         """In the graph the user meets the candidates in four nodes; all else of the user has no axis K."""
         graph = self.built(self.settings).fitted.served().graph
