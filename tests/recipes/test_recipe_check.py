@@ -439,7 +439,7 @@ def test_text_of_which_operators_of_ours_make_numbers(dataset: Dataset) -> None:
     recipe = with_features(
         lambda: ["title"] >> TextLength() >> ops.FillMissing(0) >> ops.Normalize(),
         lambda: ["country"] >> TextSplitCount(" ") >> ops.Rename(postfix="_words"),
-        lambda: ["maker"] >> TextSlice(-2) >> Cast("int64") >> ops.FillMedian() >> ops.Rename(name="year"),
+        lambda: ["maker"] >> TextSlice(-2) >> Cast("int64") >> ops.FillMedian() >> ops.Rename(name="made"),
     )
     assert check_recipe(recipe, dataset) is recipe
 
