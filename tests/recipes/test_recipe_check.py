@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tiercel_export.operators import Cast, TextLength, TextSlice, TextSplitCount
 from tiercel_pipelines.data import Dataset, Synthetic, load_dataset
 from tiercel_pipelines.errors import RecipeError
 from tiercel_pipelines.recipe import (
@@ -396,10 +397,10 @@ COLUMNS = [
         only(
             lambda: (
                 item_id()
-                + (["user_id", "price"] >> ops.Groupby(["user_id"], aggs={"price": ["mean"]}))["price_mean"]
+                + (["device", "hour"] >> ops.Groupby(["device"], aggs={"hour": ["mean"]}))["hour_mean"]
             )
         ),
-        r"'price_mean': Groupby makes sessions of interactions, and 'price' is in items; write 'price' into",
+        r"'hour_mean': Groupby makes a session of several interactions, .*; give the models the history",
     ),
 ]
 
@@ -430,6 +431,15 @@ def test_untagged_features_belong_to_the_table_that_has_them(dataset: Dataset) -
     recipe = with_features(
         lambda: ["title", "age", "hour"] >> ops.Categorify() >> ops.Rename(postfix="_id"),
         lambda: ["item_id"] >> ops.JoinGroupby(["age"], stats=["mean"]),
+    )
+    assert check_recipe(recipe, dataset) is recipe
+
+
+def test_text_of_which_operators_of_ours_make_numbers(dataset: Dataset) -> None:
+    recipe = with_features(
+        lambda: ["title"] >> TextLength() >> ops.FillMissing(0) >> ops.Normalize(),
+        lambda: ["country"] >> TextSplitCount(" ") >> ops.Rename(postfix="_words"),
+        lambda: ["maker"] >> TextSlice(-2) >> Cast("int64") >> ops.FillMedian() >> ops.Rename(name="made"),
     )
     assert check_recipe(recipe, dataset) is recipe
 

@@ -86,7 +86,7 @@ def joined_rows(
 def _typed(rows: Any, size: int) -> Any:
     """Let Merlin find the columns' types in so many rows.
 
-    By itself it looks at the first, whose lists may be empty: a list that no operator reads can't be fitted then.
+    By itself it looks at the first, whose lists may be empty: then lists that no operator reads are refused.
     """
     rows.infer_schema(size)
     return rows

@@ -11,6 +11,7 @@ import numpy as np
 
 from tiercel_export.errors import WorkflowError
 from tiercel_export.lowering.table import TABLE, key_of
+from tiercel_export.operators.base import OwnOperator
 from tiercel_serving.machine import fault_of
 from tiercel_serving.problems import Problem, choose
 
@@ -191,7 +192,7 @@ def why_unsupported(op: Any) -> tuple[str, str] | None:
 def _check_origins(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Dataset) -> Iterator[Problem]:
     tables = {"user": dataset.users, "item": dataset.items}
     for column in columns:
-        yield from _check_events(column, dataset)
+        yield from _check_events(column)
         for name in column.inputs:
             home = home_of(name, dataset)
             if len(column.parts) == 1 and home != column.part:
@@ -210,19 +211,14 @@ def _check_origins(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Da
             )
 
 
-def _check_events(column: FeatureColumn, dataset: Dataset) -> Iterator[Problem]:
-    """Refuse a session's column of another table: its events are rows of the interactions."""
+def _check_events(column: FeatureColumn) -> Iterator[Problem]:
+    """Refuse sessions: one row of many interactions, while training packs each interaction by itself."""
     makers = (step for step in column.operators if (entry := TABLE.get(key_of(step.op))) and entry.keys)
     for step in makers:
-        strange = [name for name in column.inputs if name not in dataset.interactions.columns]
-        for name in strange:
-            where = _TABLES[home_of(name, dataset)]
-            problem = (
-                f"{column.name!r}: {step.operator} makes sessions of interactions, and {name!r} is in {where}"
-            )
-            yield Problem(
-                "features", problem, f"write {name!r} into the interactions, too, under another name"
-            )
+        problem = f"{column.name!r}: {step.operator} makes a session of several interactions, and a recipe's "
+        problem += "models learn from each by itself"
+        remedy = "give the models the history (use_history), or train a model of sessions yourself and call "
+        yield Problem("features", problem, f"{remedy}build_release (docs/bring-your-own.md)")
 
 
 def _targets(recipe: Recipe) -> tuple[str, ...]:
@@ -253,8 +249,8 @@ _TABLES = {"user": "users", "item": "items", "context": "interactions"}
 def _check_types(column: FeatureColumn, name: str, values: Any) -> Iterator[Problem]:
     kind = held_in(values)
     for step in column.operators:
-        if step.operator == "Categorify" or step.looks_up:
-            return  # from here on these are ids, or columns of a table
+        if step.operator == "Categorify" or step.looks_up or isinstance(step.op, OwnOperator):
+            return  # from here on these are ids, columns of a table, or of a type that the fit will tell
         if step.operator in _NUMERIC and kind in ("strings", "lists of strings"):
             problem = f"{column.name!r}: {step.operator} needs numbers, but {name!r} holds {kind}"
             yield Problem("features", problem, "use ops.Categorify() for strings")
