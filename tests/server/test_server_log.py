@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tiercel_serving.supervise.log import failure_reasons, port_in_use, tail
+from tiercel_serving.supervise.log import all_unloaded, failure_reasons, port_in_use, tail
 
 NOISE = '2026-11-21T11:01:22Z 7454 E server.cc:241] "CudaDriverHelper has not been initialized."\n'
 
@@ -28,3 +28,17 @@ def test_ports_and_tails() -> None:
     assert port_in_use(text) == 8001
     assert port_in_use(NOISE) is None
     assert tail("a\n+--+\n| b |\n\nc\n") == ["a", "c"]
+
+
+def test_models_are_unloaded_when_as_many_have_said_so_as_lived_at_the_last_look() -> None:
+    look = 'server.cc:345] "Timeout {}: Found {} live models and 0 in-flight non-inference requests"\n'
+    gone = "model_lifecycle.cc:624] \"successfully unloaded '{}' version 1\"\n"
+    text = 'Signal (15) received.\nserver.cc:336] "All models are stopped, unloading models"\n'
+    assert not all_unloaded(text)
+    text += look.format(8, 2) + gone.format("recommend")
+    assert not all_unloaded(text)
+    assert all_unloaded(text + gone.format("chain"))
+    text += look.format(7, 1)
+    assert not all_unloaded(text)
+    assert all_unloaded(text + gone.format("chain"))
+    assert all_unloaded(text + look.format(6, 0))

@@ -13,12 +13,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tritonclient.grpc as grpcclient
 
+from e2e.raw import raw_infer
 from tiercel_serving.errors import PortTaken, ReleaseMissing, ServerError, ServerFailed
 from tiercel_serving.supervise import guard, start_server
+from tiercel_serving.supervise.log import all_unloaded
 
 Canary = Callable[[str, float], None]
 
@@ -97,6 +102,43 @@ def test_the_backends_own_leavings_are_told_by_their_age(tmp_path: Path) -> None
     assert len(list(tmp_path.iterdir())) == 3
     guard.remove_environments(time.time(), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"python_env_full00", "other_abcdef"}
+
+
+#: Takes a second to answer whoever sends an 8, and leaves a file as it ends.
+SLOW = """
+import pathlib, time
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def execute(self, requests):
+        arrays = [pb.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        time.sleep(max(array.max() == 8 for array in arrays))
+        return [pb.InferenceResponse([pb.Tensor("y", array)]) for array in arrays]
+
+    def finalize(self):
+        pathlib.Path(ENDED).touch()
+"""
+
+
+def test_a_stop_waits_for_what_is_in_flight_and_for_the_models_but_not_for_tritons_sleep(
+    tmp_path: Path, repository: Path, canary: Canary, nothing_left: Path
+) -> None:
+    ended, log = tmp_path / "ended", tmp_path / "t.log"
+    (repository / "identity" / "1" / "model.py").write_text(SLOW.replace("ENDED", repr(str(ended))))
+    with (
+        ThreadPoolExecutor(1) as pool,
+        start_server(repository, canary=canary, log=log) as server,
+        grpcclient.InferenceServerClient(server.grpc_url) as client,
+    ):
+        eight = {"x": np.array([[8]])}
+        answer = pool.submit(raw_infer, client, eight, model="identity", outputs=("y",))
+        time.sleep(0.3)
+        server.stop()
+        assert answer.result(1)["y"].tolist() == [[8]]
+        assert ended.exists()
+    assert all_unloaded(log.read_text())
+    assert server._process is not None
+    assert server._process.returncode == -signal.SIGKILL
 
 
 def stub_of(pid: int) -> int:

@@ -31,6 +31,7 @@ from tiercel_pipelines.families.table import RANKING_FAMILIES, Plan, RankingData
 from tiercel_pipelines.recipe import replace
 from tiercel_pipelines.tasks.listwise_softmax import ListwiseSoftmax
 from tiercel_pipelines.training.record import _read_kind
+from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import Problem
 from tiercel_serving.release.manifest import encode
 from tiercel_serving.spec import TensorSpec
@@ -168,7 +169,8 @@ class RankingContract:
     def test_odd_settings_are_told_and_break_nothing(self) -> None:
         for field in type(self.settings).__struct_fields__:
             for value in ODDITIES:
-                problems = replace(self.settings, **{field: value}).problems()
+                odd = replace(self.settings, **{field: value})
+                problems = list(mistyped(odd)) or odd.problems()
                 assert all(isinstance(problem, Problem) for problem in problems), (field, value)
         wrong = replace(self.settings, learning_rate=0.0, max_epochs=0).problems()
         assert {problem.field for problem in wrong} == {"learning_rate", "max_epochs"}

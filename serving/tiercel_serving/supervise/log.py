@@ -1,4 +1,4 @@
-"""Why Triton failed: in its log, and by how its process ended."""
+"""What Triton's log tells: why it failed, and that its models are unloaded; and how its process ended."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ _HARMLESS = ("CudaDriverHelper", "CUDA memory pool", "pinned system memory")
 _LOAD = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)")
 _ERROR = re.compile(r"^(?:\S+Z \d+ )?E\S* .*?\] (?P<message>.*)$|^error: (?P<plain>.*)$")
 _PORT = re.compile(r"Socket '[^']*:(\d+)' already in use")
+#: Written while it ends, when no inference is in flight any more; and for each model that has let go.
+_LIVE = re.compile(r"Found (\d+) live models and 0 in-flight non-inference requests")
+_UNLOADED = "successfully unloaded '"
 
 
 def failure_reasons(text: str, limit: int = 4) -> list[str]:
@@ -30,6 +33,12 @@ def port_in_use(text: str) -> int | None:
     """Return the port that Triton could not bind, if that is why it failed."""
     match = _PORT.search(text)
     return int(match[1]) if match else None
+
+
+def all_unloaded(text: str) -> bool:
+    """Return whether what Triton has written since it was told to stop says that no model is loaded."""
+    looks = list(_LIVE.finditer(text))
+    return bool(looks) and text.count(_UNLOADED, looks[-1].end()) >= int(looks[-1][1])
 
 
 def tail(text: str, lines: int = 15) -> list[str]:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from ..errors import ServerError, ServerFailed
 from ..release.manifest import MANIFEST_NAME
 from ..release.opened import Release, check_files, open_release
 from . import guard
+from .drain import drain
 from .http_front import HttpFront
 from .installation import Installation, find_installation, find_libpython
 from .launch import Launch, check_runner, model_repository, wrong_flag
@@ -323,9 +323,7 @@ class TritonServer:
             if self._front is not None:
                 self._front.close(grace_s)
             if grace_s > 0 and process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(grace_s)
+                drain(process, self.log_path, grace_s, whole=bool(self._launch.flags))
         finally:
             # Reached by a second Ctrl-C too. The group still holds stubs that outlived the server.
             if process.poll() is None or guard.group_members(self.pid):
