@@ -83,14 +83,22 @@ SHARE = Range(0, 1)
 BELOW_1 = Range(0, 1, open_high=True)
 
 
-def out_of_range(settings: object, ranges: Mapping[str, Range]) -> Iterator[Problem]:
-    """Yield a problem for each of the settings' numbers that is not in its range."""
+def out_of_range(
+    settings: object, ranges: Mapping[str, Range], *, none: Mapping[str, str] | None = None
+) -> Iterator[Problem]:
+    """Yield a problem for each of the settings' numbers that is not in its range.
+
+    ``none`` says of fields that may be None what it means there, such as "all".
+    """
+    meaning = none or {}
     for name, wanted in ranges.items():
         value = getattr(settings, name)
-        if not wanted.holds(value):
-            large = isinstance(value, int | np.integer) and wanted.uncounted(value)
-            remedy = f"give such a number, at most {MOST}" if large else "give such a number"
-            yield Problem(name, f"expected {wanted}, got {value!r}", remedy)
+        if wanted.holds(value) or (value is None and name in meaning):
+            continue
+        large = isinstance(value, int | np.integer) and wanted.uncounted(value)
+        remedy = f"give such a number, at most {MOST}" if large else "give such a number"
+        expected = f"{wanted}, or None for {meaning[name]}" if name in meaning else str(wanted)
+        yield Problem(name, f"expected {expected}, got {value!r}", remedy)
 
 
 def named_twice(names: Iterable[str], field: str, what: str) -> Iterator[Problem]:

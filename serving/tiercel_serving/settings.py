@@ -175,7 +175,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         wrong += [
             Problem(f"rules[{place}].name", f"expected a name, got {rule.name!r}", "say what people read")
             for place, rule in enumerate(self.rules)
-            if not isinstance(rule.name, str) or not rule.name.strip()
+            if not rule.name.strip()
         ]
         return wrong
 
@@ -308,7 +308,7 @@ def _buckets(settings: ServingSettings) -> Iterator[Problem]:
 
 
 def _blend(settings: ServingSettings) -> Iterator[Problem]:
-    named = {source.name: source for source in settings.sources if isinstance(source.name, str)}
+    named = {source.name: source for source in settings.sources}
     for place, (name, weight) in enumerate(settings.blend):
         where = f"blend[{place}]"
         if name not in named:
@@ -338,7 +338,7 @@ def _places(settings: ServingSettings) -> Iterator[Problem]:
 def _sources(settings: ServingSettings) -> Iterator[Problem]:
     sources = settings.sources
     for place, source in enumerate(sources):
-        if not isinstance(source.name, str) or not _NAME.fullmatch(source.name):
+        if not _NAME.fullmatch(source.name):
             problem = f"{source.name!r} cannot name a source"
             remedy = "use letters, digits and _, and begin with a letter"
             yield Problem(f"sources[{place}].name", problem, remedy)
@@ -352,8 +352,7 @@ def _sources(settings: ServingSettings) -> Iterator[Problem]:
     if all(source.personal for source in sources):
         problem = "no source serves users of whom nothing is known"
         yield Problem("sources", problem, "add one that needs no user, such as Popular(quota=0)")
-    named = [source for source in sources if isinstance(source.name, str)]
-    relating = {source.name: getattr(source, "relates", False) for source in named}
+    relating = {source.name: getattr(source, "relates", False) for source in sources}
     for place, name in enumerate(settings.related):
         if name not in relating:
             yield Problem(f"related[{place}]", f"there is no source {name!r}", choose(name, list(relating)))
@@ -365,7 +364,7 @@ def _sources(settings: ServingSettings) -> Iterator[Problem]:
     if quotas.count(None) > 1:
         remedy = "give all but one a number; None is what the others leave"
         yield Problem("sources", "more than one source has no quota", remedy)
-    total = sum(quota for quota in quotas if isinstance(quota, int))
+    total = sum(quota for quota in quotas if quota is not None)
     if COUNT.holds(settings.candidates) and total > settings.candidates:
         problem = f"the quotas add up to {total}, more than candidates ({settings.candidates})"
         yield Problem("sources", problem, "lower a quota or raise candidates")

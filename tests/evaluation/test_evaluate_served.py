@@ -16,7 +16,7 @@ from tiercel_pipelines.errors import EvaluationError
 from tiercel_pipelines.offline.evaluate import check_protocol, check_same, evaluate_served
 from tiercel_pipelines.offline.evaluation_data import EvaluationData
 from tiercel_pipelines.offline.published import PUBLISHED
-from tiercel_pipelines.recipe import ServingSettings, SplitSettings
+from tiercel_pipelines.recipe import Compare, ServingSettings, SplitSettings
 
 ITEMS = [f"i{row}" for row in range(6)]
 KNOWN = [("anna", "i0"), ("anna", "i1"), ("bo", "i0"), ("bo", "i2"), ("cy", "i0")]
@@ -98,6 +98,13 @@ def test_popularity_skips_what_the_user_knows(data):
     report = evaluate_served(served(), data, k=2)
     # Popularity finds both of anna's, none of bo's.
     assert report.figures["popularity"].recall == pytest.approx(0.5)
+
+
+def test_popularity_leaves_out_what_fails_a_rule():
+    items = pd.DataFrame({"item_id": ITEMS, "stock": [1, 1, 0, 1, 1, 1]})
+    rule = Compare("in stock", column="stock", operator=">", value=0)
+    data = EvaluationData.from_frames("toy", items, frame(KNOWN), frame(TEST), rules=(rule,))
+    assert data.popularity_lists(3).tolist() == [[3, 4, 5], [1, 3, 4]]
 
 
 def test_popularity_is_padded_where_nothing_is_left():

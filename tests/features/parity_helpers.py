@@ -318,11 +318,12 @@ def replaced_cells(
             replaced[name] = bad
             harmless = [] if column.is_list else _harmless(pair, name, column.dtype)
             values = [harmless if b else v for b, v in zip(bad, rows, strict=True)]
-            series = pd.Series(values, dtype=object)
-            if not column.is_list and column.dtype == "int64":
+            dated = frame[name].dtype.kind == "M"
+            series = pd.Series(values, dtype=frame[name].dtype if dated else object)
+            if not column.is_list and not dated and column.dtype == "int64":
                 # Beside a null the highest integers have become the float 2**63, which is none.
                 series = series.map(lambda value: min(value, 2**63 - 1025))
-            if not column.is_list and column.dtype != "bytes":
+            if not column.is_list and not dated and column.dtype != "bytes":
                 series = series.astype(column.dtype)
         out[name] = series
     return pd.DataFrame(out), replaced

@@ -252,6 +252,10 @@ CASES = {
         lambda p: ["rank"] >> ops.Clip(max_value=2**40),
         lambda p: ["price", "age"] >> ops.Clip(np.float64(-2.0), np.int64(30)),
         lambda p: ["tiny", "count", "rank", "age", "score", "price"] >> ops.Clip(-50, 1000),
+        lambda p: ["flag", "age"] >> ops.Clip(0, 1),
+        lambda p: (
+            ["age", "price"] >> ops.FillMissing(add_binary_cols=True) >> ops.Clip(min_value=0) >> ops.LogOp()
+        ),
     ],
     "nvtabular.LogOp": [
         lambda p: ["age", "price", "score", "rank", "flag", "codes"] >> ops.LogOp(),
@@ -429,7 +433,8 @@ def test_refusal_names_operator_column_reason_and_remedy(key, tmp_path):
         (lambda p: ["age"] >> ops.JoinExternal(EXTERNAL, on="age", how="inner"), "drops rows"),
         (lambda p: ["codes"] >> ops.Clip(0, 1), "on lists"),
         (lambda p: ["codes"] >> ops.Bucketize([0]), "on lists"),
-        (lambda p: ["flag"] >> ops.Clip(0, 1), "bool"),
+        (lambda p: ["flag"] >> ops.Clip(0.5, 1), "booleans"),
+        (lambda p: ["flag"] >> ops.Clip(max_value=0), "booleans"),
         (lambda p: ["city"] >> ops.Clip(0, 1), "bytes"),
         (lambda p: ["city"] >> ops.Bucketize([0]), "text"),
         (lambda p: ["city"] >> ops.FillMissing(0), "mixed types"),

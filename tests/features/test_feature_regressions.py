@@ -12,6 +12,7 @@ from scipy.sparse import coo_matrix
 from test_feature_operators import fitted, path, run
 
 from tiercel_export.errors import WorkflowError
+from tiercel_export.operators import Arithmetic
 from tiercel_export.workflow.cut import compile_workflow
 from tiercel_export.workflow.frames import FrameOracle, columns_from_frame
 
@@ -109,6 +110,15 @@ def test_columns_that_an_operator_leaves_in_its_frame_overwrite_others(tmp_path)
     assert set(both.oracle.outputs) == {"a", "a_b"}
     assert check(both, fit, strict=True) == "equal"
     assert both.oracle(fit)["a"].tolist() == [1, 2, 3]
+
+
+def test_remove_inputs_takes_what_is_made_of_a_second_column_that_is_a_node():
+    fit = pd.DataFrame({"a": [1, 2], "b": [0, 1], "c": [3.0, 5.0]})
+    ratio = ["a"] >> Arithmetic("/", column=["b"] >> Arithmetic("+", 1)) >> ops.Rename(name="ratio")
+    workflow = fitted(ratio + (["c"] >> ops.Normalize()), fit)
+    workflow.remove_inputs(["a", "b"])
+    assert workflow.transform(fit[["c"]]).columns.tolist() == ["c"]
+    assert check(pair(workflow), fit[["c"]], strict=True) == "equal"
 
 
 def broken(node):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
+import nvtabular
 import pandas as pd
 import pytest
+from nvtabular import ops
 
 from tiercel_export.workflow.cut import cut_workflow
 from tiercel_pipelines.arrays.packing import pack_dataset
@@ -76,6 +79,21 @@ def test_pieces_without_any_value_of_a_column_fit_the_others(world, tmp_path):
     assert [list(row) for row in frame["interests"]] == expected["interests"].tolist()
     np.testing.assert_array_equal(frame["price"], expected["price"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["memory", "pieces", "files"])
+def test_a_list_that_no_operator_reads_may_be_empty_in_the_first_row(world, monkeypatch, tmp_path, where):
+    _, dataset, _ = world
+    interactions = dataset.interactions.iloc[:400]
+    first = dataset.items["item_id"] == interactions["item_id"].iloc[0]
+    vectors = pd.Series([[] if empty else [0.5, 2.0] for empty in first], dataset.items.index)
+    dataset = dataclasses.replace(dataset, items=dataset.items.assign(vector=vectors))
+    if where == "pieces":
+        for name in ("ROWS", "PIECE"):
+            monkeypatch.setattr(joined, name, 300)
+    with joined.joined_rows(dataset, interactions, ["vector"], in_files=where == "files") as rows:
+        workflow = nvtabular.Workflow(["vector"] >> ops.TagAsItemFeatures()).fit(rows)
+    assert workflow.output_schema["vector"].dtype.name == "float64"
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from tiercel_pipelines.recipe import (
     BoostItems,
     Compare,
     Index,
+    MultiTask,
     Popular,
     Recipe,
     SeenFilter,
@@ -143,7 +144,7 @@ def test_what_is_no_setting_at_all_is_a_mistake_that_names_the_setting(name: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STRUCTS)
+@pytest.mark.parametrize("name", [name for name in STRUCTS if getattr(written, name).__struct_fields__])
 def test_any_value_is_right_or_a_mistake(name: str) -> None:
     tried = [mistakes(placed(changed)) for _, _, changed in wrong(made(name), NEVER + SOMETIMES)]
     assert any(tried)
@@ -189,6 +190,16 @@ def test_numpy_scalars_are_the_numbers_that_they_equal(name: str) -> None:
             replace(RECIPE, serving={}),
             "serving: expected ServingSettings(…), got {}; write ServingSettings(…)",
         ),
+        (
+            replace(
+                RECIPE, retrieval=replace(RECIPE.retrieval, task=replace(RECIPE.retrieval.task, negatives=3))
+            ),
+            "retrieval.task.negatives: expected Negatives(…), got 3; write Negatives(…)",
+        ),
+        (
+            replace(RECIPE, ranking=replace(RECIPE.ranking, task=MultiTask(("liked",)))),
+            "ranking.task.targets[0]: expected Target(…), got 'liked'; write Target(…)",
+        ),
         (replace(RECIPE, seed=True), "seed: expected a whole number, got True"),
         (
             replace(RECIPE, retrieval=replace(RECIPE.retrieval, max_epochs=2**70)),
@@ -209,6 +220,6 @@ def test_the_words(recipe: Recipe, said: str) -> None:
 
 def test_a_kind_that_nobody_mentions_names_what_it_has() -> None:
     index = Index("two_tower", parameters={"nprobe": np.array([4])})
-    assert [problem.field for problem in index.problems()] == ["parameters"]
-    assert [problem.field for problem in Compare("r", "year", "in", np.array([1, 2])).problems()] == ["value"]
+    assert [problem.field for problem in mistyped(index)] == ["parameters"]
+    assert [problem.field for problem in mistyped(Compare("r", "year", "in", np.array([1, 2])))] == ["value"]
     assert not list(out_of_range(SeenFilter(beyond=np.int64(5)), {"beyond": COUNT}))

@@ -235,8 +235,8 @@ def test_all_steps_together(batch: Batch, chain: list[Any], ranked: bool, unknow
 # ``weighted_sum``
 
 
-@pytest.mark.parametrize("weights", [(), (True,), ("1",), 1.0, None])
-def test_weights_that_are_none(weights: Any) -> None:
+@pytest.mark.parametrize("weights", [(), (float("nan"),), (1.0, float("inf"))])
+def test_weights_that_are_none(weights: tuple[float, ...]) -> None:
     [problem] = WeightedSum(weights).problems()
     assert "expected a number a task" in str(problem)
 

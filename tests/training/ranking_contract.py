@@ -26,10 +26,12 @@ from tiercel_pipelines.arrays.inputs import CategoryColumn, ListColumn, ModelInp
 from tiercel_pipelines.arrays.lists import RankingLists
 from tiercel_pipelines.arrays.packed import Packed
 from tiercel_pipelines.errors import TrainingError
+from tiercel_pipelines.families.fitted import FittedRanker
 from tiercel_pipelines.families.table import RANKING_FAMILIES, Plan, RankingData, RankingFamily
 from tiercel_pipelines.recipe import replace
 from tiercel_pipelines.tasks.listwise_softmax import ListwiseSoftmax
 from tiercel_pipelines.training.record import _read_kind
+from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import Problem
 from tiercel_serving.release.manifest import encode
 from tiercel_serving.spec import TensorSpec
@@ -167,7 +169,8 @@ class RankingContract:
     def test_odd_settings_are_told_and_break_nothing(self) -> None:
         for field in type(self.settings).__struct_fields__:
             for value in ODDITIES:
-                problems = replace(self.settings, **{field: value}).problems()
+                odd = replace(self.settings, **{field: value})
+                problems = list(mistyped(odd)) or odd.problems()
                 assert all(isinstance(problem, Problem) for problem in problems), (field, value)
         wrong = replace(self.settings, learning_rate=0.0, max_epochs=0).problems()
         assert {problem.field for problem in wrong} == {"learning_rate", "max_epochs"}
@@ -257,6 +260,17 @@ class RankingContract:
         if "use_history" in self.settings.__struct_fields__ and not self.from_history:
             blind = replace(self.settings, use_history=False).build(INPUTS)
             assert not {"history_cat", "history_length"} & set(blind.input_names)
+
+    def test_training_computes_what_is_served(self) -> None:
+        """Without dropout: in training padding is left aside, and many users are read by length."""
+        for settings in self.each():
+            plain = replace(settings, dropout=0.0) if "dropout" in settings.__struct_fields__ else settings
+            module, tensors = self.built(plain), drawn(70)
+            wanted = call(module, tensors)
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            np.testing.assert_allclose(FittedRanker(module).scores(arrays), wanted, rtol=1e-4, atol=1e-5)
+            trained = module.train()(**{name: tensors[name] for name in module.input_names})
+            torch.testing.assert_close(trained.detach(), wanted, rtol=1e-4, atol=1e-5)
 
     def test_the_user_is_computed_once(self) -> None:
         """No operator over the user alone has the axis K, and none multiplies the user's copies for each."""

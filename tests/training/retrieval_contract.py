@@ -29,6 +29,7 @@ from tiercel_pipelines.families.table import RETRIEVAL_FAMILIES, Plan, Retrieval
 from tiercel_pipelines.offline.in_memory import OfflineRetrieval
 from tiercel_pipelines.recipe import ServingSettings, replace
 from tiercel_pipelines.training.record import _read_kind
+from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import Problem
 from tiercel_serving.release.manifest import encode
 from tiercel_serving.sources.table import default_sources
@@ -144,7 +145,8 @@ class RetrievalContract:
     def test_odd_settings_are_told_and_break_nothing(self) -> None:
         for field in type(self.settings).__struct_fields__:
             for value in ODDITIES:
-                problems = replace(self.settings, **{field: value}).problems()
+                odd = replace(self.settings, **{field: value})
+                problems = list(mistyped(odd)) or odd.problems()
                 assert all(isinstance(problem, Problem) for problem in problems), (field, value)
         if "learning_rate" in self.settings.__struct_fields__:
             wrong = replace(self.settings, learning_rate=0.0, max_epochs=0).problems()

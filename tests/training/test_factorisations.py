@@ -30,6 +30,7 @@ from tiercel_pipelines.recipe import (
 )
 from tiercel_pipelines.training import train_recipe
 from tiercel_pipelines.training.record import _read_kind
+from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import Problem
 from tiercel_serving.release.manifest import encode
 
@@ -75,7 +76,8 @@ def test_settings_travel_and_odd_ones_are_told(settings: Any) -> None:
     assert RETRIEVAL_FAMILIES.read(msgspec.json.decode(encode(settings)), _read_kind) == settings
     for field in type(settings).__struct_fields__:
         for value in (None, True, -1, 2.5, "x", (), {}, object()):
-            problems = replace(settings, **{field: value}).problems()
+            odd = replace(settings, **{field: value})
+            problems = list(mistyped(odd)) or odd.problems()
             assert all(isinstance(problem, Problem) for problem in problems)
     assert [problem.field for problem in replace(settings, dimension=0).problems()] == ["dimension"]
     [problem] = settings.misfits({"age": False}, {"item_id": True}, True)

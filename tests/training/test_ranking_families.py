@@ -54,6 +54,7 @@ from tiercel_pipelines.recipe import (
     replace,
 )
 from tiercel_pipelines.training import train_recipe
+from tiercel_serving.mistyped import mistyped
 
 TASK = ListwiseSoftmax(negatives=KEPT, hard_negatives=1.0, batch_size=32)
 SMALL: dict[str, Any] = {"learning_rate": 0.03, "task": TASK}
@@ -215,6 +216,10 @@ class TestXGBoost(RankingContract):
         assert not {"kept_score", "kept_source", "history_cat", "history_length"} & set(fitted.inputs)
         check_trees(fitted)
 
+    def test_training_computes_what_is_served(self) -> None:
+        """The graph gives what the trees give: see :func:`check_trees`."""
+        check_trees(self.fit()[0])
+
     def test_the_user_is_computed_once(self) -> None:
         """In the graph the user meets the candidates in four nodes; all else of the user has no axis K."""
         graph = self.built(self.settings).fitted.served().graph
@@ -278,18 +283,18 @@ def test_repeated_work_is_found() -> None:
 WRONG: list[tuple[Any, str]] = [
     (MLP(layers=()), "layers: expected at least one hidden layer"),
     (MLP(layers=(8, 0)), "layers: expected the widths of hidden layers"),
-    (DCNv2(rank=0), "rank: expected a whole number of at least 1, got 0"),
-    (DCNv2(structure="both"), "structure: expected 'stacked' or 'parallel', got 'both'"),
+    (DCNv2(rank=0), "rank: expected a whole number of at least 1, or None for full rank, got 0"),
+    (DCNv2(structure="both"), "structure: expected one of 'stacked', 'parallel', got 'both'"),
     (BST(heads=3), "heads: 3 heads do not divide embedding_dimension, which is 16"),
     (DIN(use_history=False), "use_history: False, but a DIN attends to the history; take MLP"),
-    (WideAndDeep(crosses=("taste", "maker")), "crosses: expected pairs of columns"),
+    (WideAndDeep(crosses=("taste", "maker")), "crosses[0]: expected (text, text), got 'taste'"),
     (MMoE(experts=0), "experts: expected a whole number"),
 ]
 
 
 @pytest.mark.parametrize(("settings", "words"), WRONG)
 def test_mistakes_are_told(settings: Any, words: str) -> None:
-    assert any(words in str(problem) for problem in settings.problems())
+    assert any(words in str(problem) for problem in [*mistyped(settings), *settings.problems()])
 
 
 def test_what_the_features_lack_is_told_before_anything_is_trained() -> None:

@@ -96,7 +96,7 @@ def test_histories_without_an_order_are_told_before_anything_is_trained(settings
     assert settings.misfits({"user_id": True}, {"item_id": True}, True) == []
     [problem] = settings.misfits({"user_id": True}, {"item_id": True}, False)
     assert "the interactions have no timestamp" in str(problem)
-    assert [p.field for p in replace(settings, loss="bpr", negatives=0).problems()] == ["loss", "negatives"]
+    assert [p.field for p in replace(settings, negatives=0).problems()] == ["negatives"]
     assert [p.field for p in replace(EACH[0], heads=3).problems()] == ["heads"]
 
 

@@ -64,7 +64,7 @@ def hold(recipe: Recipe, dataset: Dataset, folder: Path) -> None:
     ensemble = LocalEnsemble(export_run(run, folder / "release").path)
     data = EvaluationData.from_run(run)
     figures = evaluate_served(ensemble, data).figures
-    for part in ("retrieval", "ranking"):
+    for part in ("popularity", "retrieval", "ranking"):
         assert figures[part].to_json() == pytest.approx(run.metrics[part]), part
     one, most = (ensemble.recommend(data.user_ids[:20], k) for k in (1, recipe.serving.k_max))
     for alone, whole in zip(one, most, strict=True):

@@ -204,5 +204,6 @@ def test_offline_figures_of_what_comes_again_are_those_of_the_served(dataset, tm
     ensemble = LocalEnsemble(tmp_path / "release")
     figures = evaluate_served(ensemble, data).figures
     assert figures["ranking"].to_json() == pytest.approx(run.metrics["ranking"])
+    assert figures["popularity"].to_json() == pytest.approx(run.metrics["popularity"])
     clock = evaluate_served(ensemble, dataclasses.replace(data, now_s=None)).figures
     assert clock["ranking"].ndcg != pytest.approx(run.metrics["ranking"]["ndcg"])

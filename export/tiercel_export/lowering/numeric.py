@@ -110,12 +110,19 @@ def lower_clip(op: Any, names: list[str], columns: Mapping[str, Expression], whe
 def _clip(op: Any, source: Expression, name: str, where: Where) -> Expression:
     if source.is_list:
         raise where.refuse(name, "NVTabular's Clip raises on lists", "Clip before the lists are built")
-    if source.is_text or source.dtype == "bool":
+    if source.is_text:
         raise where.refuse(
             name, f"Clip needs numbers, the column holds {source.dtype}", "Leave it out of Clip"
         )
     bounds = {"low": op.min_value, "high": op.max_value}
     given = {key: number_of(value, key, name, where) for key, value in bounds.items() if value is not None}
+    if source.dtype == "bool":
+        # Such as what FillMissing(add_binary_cols=True) adds: bounds that leave 0 and 1 leave booleans.
+        if given.get("low", 0) > 0 or given.get("high", 1) < 1:
+            raise where.refuse(
+                name, "these bounds make numbers of some of its booleans", "Leave it out of Clip"
+            )
+        return source
     for key, value in given.items():
         if narrowest(source) == "float32" and not _float32_holds(value):
             raise where.refuse(

@@ -164,8 +164,9 @@ TABLE: Mapping[str, Entry] = {
     "nvtabular.Clip": Entry(
         COMPILED,
         lower_clip,
-        note="refused on lists, text and booleans, and on float32 with a bound that float32 can't hold; a "
-        "bound that an integer column can't hold makes it wider always, in NVTabular only if a row needs it",
+        note="refused on lists and text, on booleans with bounds that leave 0 or 1 out, and on float32 with "
+        "a bound that float32 can't hold; a bound that an integer column can't hold makes it wider always, "
+        "in NVTabular only if a row needs it",
     ),
     "nvtabular.LogOp": Entry(TOTAL, lower_log, note="NVTabular raises on a null list row; here it is empty"),
     "nvtabular.Normalize": Entry(

@@ -27,6 +27,9 @@ class OwnOperator(Operator):  # type: ignore[misc]
 
     #: What is added to a column's name, for each column that is made of it.
     suffixes: tuple[str, ...] = ("",)
+    #: What the node of the second column made at fit: ``remove_inputs`` takes it away before it asks which
+    #: columns were made of it.
+    _operand_at_fit: str | None = None
 
     def make(self, series: pd.Series, suffix: str, other: pd.Series | None) -> pd.Series:
         """Return the column ``<name><suffix>``; ``other`` is the operator's second column, if it has one."""
@@ -43,6 +46,8 @@ class OwnOperator(Operator):  # type: ignore[misc]
         if self.operand is None or isinstance(self.operand, str):
             return self.operand
         names = self.operand.output_schema.column_names
+        if not names and self._operand_at_fit is not None:
+            return self._operand_at_fit
         if len(names) != 1:
             raise WorkflowError(
                 f"{type(self).__name__}: column: expected a node of one column, came {names}; select one"
@@ -60,6 +65,7 @@ class OwnOperator(Operator):  # type: ignore[misc]
     def compute_selector(self, input_schema: Any, selector: Any, *more: Any, **named: Any) -> Any:
         """Refuse a column that is its own operand."""
         resolved = super().compute_selector(input_schema, selector, *more, **named)
+        self._operand_at_fit = self.operand_name
         if resolved.names and not self._names(resolved):
             raise WorkflowError(
                 f"{type(self).__name__}: the column {self.operand_name!r} is both operands; Rename it first, "

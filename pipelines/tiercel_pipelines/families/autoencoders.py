@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from tiercel_serving.problems import BELOW_1, COUNT, Problem, Range, out_of_range
-from tiercel_serving.spec import Array, Arrays
 
 from ..arrays.counted import Counted
 from ..arrays.inputs import ModelInputs
@@ -39,9 +38,6 @@ SPREAD = 0.05
 
 #: Scores of users × items at once.
 _CELLS = 20_000_000
-
-#: Users of like lengths that are read together.
-_ALIKE = 32
 
 
 @dataclass(frozen=True)
@@ -164,32 +160,10 @@ class AutoencoderFamily(VectorFamily, frozen=True):
 
         return losses
 
-    def fresh(self, inputs: ModelInputs) -> FittedBags:
+    def fresh(self, inputs: ModelInputs) -> FittedVectors:
         """Return the network, and the last layer's vectors with their biases."""
         items = history_items(inputs, self.dimension, SPREAD, biased=True)
-        return FittedBags(self.network(inputs), items)
-
-
-class FittedBags(FittedVectors):
-    """An encoder of bags and the last layer's vectors; many users at once are read as long as they are."""
-
-    def query(self, users: Arrays) -> Array:
-        """Return the queries ``[B, D]``.
-
-        Users of like lengths go together, without the padding that they share: of histories that hold all
-        that anybody had, nine tenths are padding.
-        """
-        length = users["history_length"][:, 0]
-        if len(length) <= _ALIKE:
-            return super().query(users)
-        order = np.argsort(length, kind="stable")
-        parts = []
-        for start in range(0, len(order), _ALIKE):
-            some = order[start : start + _ALIKE]
-            arrays = {name: array[some] for name, array in users.items()}
-            arrays["history_cat"] = arrays["history_cat"][:, : max(1, int(length[some].max()))]
-            parts.append(super().query(arrays))
-        return np.concatenate(parts)[np.argsort(order)]
+        return FittedVectors(self.network(inputs), items)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class BiasedMF(VectorFamily, frozen=True, tag="biased_mf"):
         """Return numbers out of their ranges, and a column that has no name."""
         ranges = {**DESCENT, "factors": COUNT, "batch_size": COUNT, "regularisation": AT_LEAST_0}
         wrong = list(out_of_range(self, ranges))
-        if not isinstance(self.rating, str) or not self.rating:
+        if not self.rating:
             problem = f"expected a column of the interactions, got {self.rating!r}"
             wrong.append(Problem("rating", problem, "write its name, such as 'rating'"))
         return wrong

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tiercel_serving.problems import COUNT, Problem, Range
+from tiercel_serving.problems import COUNT, Problem, Range, out_of_range
 
 from ..arrays.inputs import ModelInputs
 from .layers import hidden_layers, zero_linear
@@ -49,14 +49,8 @@ class DCNv2(NeuralRanker, frozen=True, tag="dcn_v2"):
     ranges: ClassVar[Mapping[str, Range]] = {"cross_layers": COUNT}
 
     def problems(self) -> list[Problem]:
-        """Return what every ranker may have wrong, a rank that is none, and another structure."""
-        wrong = super().problems()
-        if self.rank is not None and not COUNT.holds(self.rank):
-            wrong.append(Problem("rank", f"expected {COUNT}, got {self.rank!r}", "or None for full rank"))
-        if self.structure not in ("stacked", "parallel"):
-            problem = f"expected 'stacked' or 'parallel', got {self.structure!r}"
-            wrong.append(Problem("structure", problem, "write one of them"))
-        return wrong
+        """Return what every ranker may have wrong, and a rank that is none."""
+        return [*super().problems(), *out_of_range(self, {"rank": COUNT}, none={"rank": "full rank"})]
 
     def build(self, inputs: ModelInputs, scale: float = 1.0) -> DeepCrossV2:
         """Build the network with fresh weights."""

@@ -5,7 +5,8 @@ c) + b)
 
 without a softmax over the history, and then an MLP over v(c) and all fields (Zhou et al. 2018, "Deep interest
 network for click-through rate prediction", eq. 3; the authors' code feeds h - c too, which W_1 and W_2 hold,
-and uses Dice for ReLU). W_1 h is computed once a user.
+and uses Dice for ReLU). :math:`W_1 h + W_3 (h \odot c) = (W_1 + W_3 \operatorname{diag}(c))\, h`: each
+candidate has a matrix of its own, and one product takes the place of three.
 """
 
 from __future__ import annotations
@@ -73,8 +74,23 @@ class Interest(RankingNetwork):
 
     def interest(self, history: Tensor, real: Tensor, candidate: Tensor) -> Tensor:
         """Return v(c) ``[B, K, E]`` of candidates ``[B, K, E]``, given histories ``[B, L, E]``."""
-        both = history.unsqueeze(1) * candidate.unsqueeze(2)
-        hidden = self.of_history(history).unsqueeze(1) + self.of_candidate(candidate).unsqueeze(2)
-        weights = self.weigh((hidden + self.of_both(both)).relu()).squeeze(-1)
-        interest: Tensor = (weights * real.unsqueeze(1).to(weights.dtype)) @ history
+        by_item = candidate.unsqueeze(3) * self.of_both.weight.T + self.of_history.weight.T
+        by_item = by_item.transpose(1, 2).flatten(2)
+        shift = self.of_candidate(candidate) + self.of_history.bias
+        if not self.training:
+            return self._weighted(history, by_item, shift, real)
+        # User by user and without the padding: what is in memory at once is small.
+        users = zip(history.unbind(), real.sum(1).tolist(), by_item.unbind(), shift.unbind(), strict=True)
+        return torch.stack([self._weighted(items[:length], *own) for items, length, *own in users])
+
+    def _weighted(
+        self, history: Tensor, by_item: Tensor, shift: Tensor, real: Tensor | None = None
+    ) -> Tensor:
+        """Return v(c) ``[…, K, E]`` of matrices ``[…, E, K · A]`` and summands ``[…, K, A]``."""
+        hidden = (history @ by_item).reshape(*history.shape[:-1], *shift.shape[-2:])
+        hidden = hidden + shift.unsqueeze(-3)
+        weights = self.weigh(hidden.relu()).squeeze(-1).transpose(-1, -2)
+        if real is not None:
+            weights = weights * real.unsqueeze(-2).to(weights.dtype)
+        interest: Tensor = weights @ history
         return interest

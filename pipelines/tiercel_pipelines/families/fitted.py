@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from tiercel_serving.spec import Array, Arrays
@@ -16,6 +17,29 @@ from .table import Course, Plan, RankingData
 from .views import drop_history
 from .weights import load_weights, save_weights
 
+#: Users of like lengths that are read together.
+_ALIKE = 32
+
+
+def run_by_length(module: PackedModule, users: Arrays) -> Array:
+    """Run a module on many users, those whose histories are of like length together.
+
+    So they go without the padding that they share, which is most of what histories hold: a module gives a
+    history the same however much padding follows it.
+    """
+    named = {name: users[name] for name in module.input_names}
+    if "history_cat" not in named or "history_length" not in named or len(named["history_cat"]) <= _ALIKE:
+        return run_module(module, named)
+    length = named["history_length"][:, 0]
+    order = np.argsort(length, kind="stable")
+    parts = []
+    for start in range(0, len(order), _ALIKE):
+        some = order[start : start + _ALIKE]
+        arrays = {name: array[some] for name, array in named.items()}
+        arrays["history_cat"] = arrays["history_cat"][:, : max(1, int(length[some[-1]]))]
+        parts.append(run_module(module, arrays))
+    return np.concatenate(parts)[np.argsort(order)]
+
 
 class FittedVectors:
     """Modules of users, ``→ [B, D]``, and of items, ``→ [I, D]``, that meet in an inner product."""
@@ -25,7 +49,7 @@ class FittedVectors:
 
     def query(self, users: Arrays) -> Array:
         """Return the queries ``[B, D]``."""
-        return run_module(self.user_tower, users)
+        return run_by_length(self.user_tower, users)
 
     def form(self, items: Arrays) -> dict[str, Array]:
         """Return ``vectors [I, D]``."""
@@ -62,7 +86,7 @@ class FittedRanker:
 
     def scores(self, arrays: Arrays) -> Array:
         """Return ``rank_score [B, K, T]``."""
-        return run_module(self.module, arrays)
+        return run_by_length(self.module, arrays)
 
     def save(self, folder: Path) -> None:
         """Write the weights."""
@@ -91,6 +115,8 @@ def fit_ranker(settings: Any, data: RankingData, plan: Plan) -> tuple[FittedRank
 
         def loss(batch: Any) -> Tensor:
             history = drop_history(batch.history, settings.history_dropout, pad, rng)
+            # Left aligned: behind the longest there is padding alone.
+            history = history[:, : max(1, int((history != pad).sum(axis=1).max()))]
             arrays = packed.user_tensors(batch.contexts, history)
             arrays.update({name: array[batch.rows] for name, array in packed.item.items()})
             arrays.update(kept_score=batch.scores, kept_source=batch.sources)

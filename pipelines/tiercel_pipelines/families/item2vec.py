@@ -85,12 +85,8 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
         """Return numbers out of their ranges."""
         ranges = {**DESCENT, "negative_exponent": AT_LEAST_0}
         ranges |= {"dimension": Range(2, WIDTH.high, whole=True)}
-        ranges |= dict.fromkeys(("contexts", "negatives", "batch_size"), COUNT)
-        wrong = list(out_of_range(self, ranges))
-        if self.window is not None and not COUNT.holds(self.window):
-            problem = f"expected {COUNT}, or None for the whole history, got {self.window!r}"
-            wrong.append(Problem("window", problem, "give such a number"))
-        return wrong
+        ranges |= dict.fromkeys(("contexts", "negatives", "batch_size", "window"), COUNT)
+        return list(out_of_range(self, ranges, none={"window": "the whole history"}))
 
     def needs(self) -> Mapping[str, str]:
         """Return the history's columns."""

@@ -22,7 +22,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import scipy.sparse as sp
 
-from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import AT_LEAST_0, Problem, Range
 from tiercel_serving.spec import Array
 
@@ -63,7 +62,7 @@ class ItemKNN(WeightsFamily, frozen=True, tag="item_knn"):
     ranges: ClassVar[Mapping[str, Range]] = {"shrinkage": AT_LEAST_0}
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and similarities and weightings that there are not."""
+        """Return numbers out of their ranges, and a weighting that does not go with the similarity."""
         return super().problems() + similarity_problems(self)
 
     def interaction_columns(self) -> tuple[str, ...]:
@@ -152,9 +151,8 @@ def bm25_share(lengths: Array) -> Array:
 
 
 def similarity_problems(settings: Any) -> list[Problem]:
-    """Return similarities and weightings that there are not, or that do not go with each other or ratings."""
-    wrong = list(mistyped(settings))
-    if settings.similarity == "jaccard" and settings.weighting in ("tf_idf", "bm25"):
-        problem = f"{settings.weighting!r}, but Jaccard counts and weighs none"
-        wrong.append(Problem("weighting", problem, "take similarity='cosine', or weighting='none'"))
-    return wrong
+    """Return a weighting that does not go with the similarity."""
+    if settings.similarity != "jaccard" or settings.weighting not in ("tf_idf", "bm25"):
+        return []
+    problem = f"{settings.weighting!r}, but Jaccard counts and weighs none"
+    return [Problem("weighting", problem, "take similarity='cosine', or weighting='none'")]

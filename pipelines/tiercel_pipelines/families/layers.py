@@ -221,6 +221,6 @@ def wrong_widths(settings: object, *names: str) -> Iterator[Problem]:
     """Yield a problem for each of the settings' fields that does not hold the widths of hidden layers."""
     for name in names:
         widths = getattr(settings, name)
-        if not isinstance(widths, tuple | list) or not all(COUNT.holds(width) for width in widths):
+        if not all(COUNT.holds(width) for width in widths):
             problem = f"expected the widths of hidden layers, got {widths!r}"
             yield Problem(name, problem, "write a tuple such as (128, 64)")

@@ -45,10 +45,6 @@ class LogisticRegression(GradientRanker, frozen=True, tag="logistic_regression")
     history_dropout: ClassVar[float] = 0.0
     ranges: ClassVar[Mapping[str, Range]] = {"cross_buckets": COUNT}
 
-    def problems(self) -> list[Problem]:
-        """Return what every ranker may have wrong, and crosses that are no pairs of names."""
-        return [*super().problems(), *cross_problems(self.crosses)]
-
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
         """Return crosses of columns that do not reach the models."""
         return [*super().misfits(user, item, timed), *cross_misfits(self.crosses, user, item)]
@@ -69,14 +65,6 @@ class Linear(RankingNetwork):
         """Return the sum of the weights."""
         score: Tensor = self.wide(tensors)
         return score
-
-
-def cross_problems(crosses: object) -> list[Problem]:
-    """Return the problem of crosses that are no pairs of column names."""
-    pairs = crosses if isinstance(crosses, tuple | list) else [crosses]
-    good = all(isinstance(p, tuple | list) and [type(name) for name in p] == [str, str] for p in pairs)
-    remedy = 'write crosses=(("user column", "item column"),)'
-    return [] if good else [Problem("crosses", f"expected pairs of columns, got {crosses!r}", remedy)]
 
 
 def cross_misfits(crosses: Sequence[tuple[str, str]], user: Columns, item: Columns) -> list[Problem]:

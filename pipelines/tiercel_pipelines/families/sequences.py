@@ -105,17 +105,10 @@ class SequenceFamily(VectorFamily, frozen=True):
     ranges: ClassVar[Mapping[str, Range]] = {}
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and losses that there are not."""
+        """Return numbers out of their ranges."""
         ranges = {**DESCENT, **self.ranges, "dropout": BELOW_1, "calibration": SHARE}
-        ranges |= {"dimension": WIDTH, "sequence_length": COUNT, "batch_size": COUNT}
-        wrong = list(out_of_range(self, ranges))
-        if self.loss not in ("softmax", "gbce"):
-            problem = f"expected 'softmax' or 'gbce', got {self.loss!r}"
-            wrong.append(Problem("loss", problem, "write one of them"))
-        if self.negatives is not None and not COUNT.holds(self.negatives):
-            problem = f"expected {COUNT}, or None for the whole catalogue, got {self.negatives!r}"
-            wrong.append(Problem("negatives", problem, "give such a number"))
-        return wrong
+        ranges |= {"dimension": WIDTH, "sequence_length": COUNT, "batch_size": COUNT, "negatives": COUNT}
+        return list(out_of_range(self, ranges, none={"negatives": "the whole catalogue"}))
 
     def needs(self) -> Mapping[str, str]:
         """Return the history's columns."""

@@ -117,15 +117,13 @@ class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, and layers that are none."""
         ranges = {**DESCENT, "context_dropout": SHARE}
-        ranges |= {"embedding_dimension": WIDTH, "positives": COUNT, "batch_size": COUNT}
+        ranges |= {"embedding_dimension": WIDTH, "positives": COUNT, "batch_size": COUNT, "negatives": COUNT}
         ranges |= dict.fromkeys(("history_dropout", "dropout", "id_dropout", "item_id_dropout"), BELOW_1)
-        wrong = [*out_of_range(self, ranges), *wrong_widths(self, "layers")]
-        if self.layers in ((), []):
+        wrong = list(out_of_range(self, ranges, none={"negatives": "the whole catalogue"}))
+        wrong += wrong_widths(self, "layers")
+        if not self.layers:
             problem = "expected at least one hidden layer, got none"
             wrong.append(Problem("layers", problem, "write a tuple such as (128, 64)"))
-        if self.negatives is not None and not COUNT.holds(self.negatives):
-            problem = f"expected {COUNT}, or None for the whole catalogue, got {self.negatives!r}"
-            wrong.append(Problem("negatives", problem, "give such a number"))
         return wrong
 
     def needs(self) -> Mapping[str, str]:

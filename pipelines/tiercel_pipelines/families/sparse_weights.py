@@ -50,11 +50,7 @@ class WeightsFamily(Settings, frozen=True):
 
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges."""
-        wrong = list(out_of_range(self, self.ranges))
-        if self.weights is not None and not COUNT.holds(self.weights):
-            problem = f"expected {COUNT}, or None for all, got {self.weights!r}"
-            wrong.append(Problem("weights", problem, "give such a number"))
-        return wrong
+        return list(out_of_range(self, {**self.ranges, "weights": COUNT}, none={"weights": "all"}))
 
     def needs(self) -> Mapping[str, str]:
         """Return the history, to which the weights are applied."""

@@ -76,12 +76,9 @@ class UserKNN(Settings, frozen=True, tag="user_knn"):
     scale: ClassVar[float] = 1.0
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and similarities and weightings that there are not."""
-        wrong = list(out_of_range(self, {"neighbours": COUNT, "shrinkage": AT_LEAST_0}))
-        if self.users_per_item is not None and not COUNT.holds(self.users_per_item):
-            problem = f"expected {COUNT}, or None for all, got {self.users_per_item!r}"
-            wrong.append(Problem("users_per_item", problem, "give such a number"))
-        return wrong + similarity_problems(self)
+        """Return numbers out of their ranges, and a weighting that does not go with the similarity."""
+        ranges = {"neighbours": COUNT, "shrinkage": AT_LEAST_0, "users_per_item": COUNT}
+        return [*out_of_range(self, ranges, none={"users_per_item": "all"}), *similarity_problems(self)]
 
     def needs(self) -> Mapping[str, str]:
         """Return the history, by which neighbours are found."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from tiercel_serving.problems import COUNT, Problem, Range
 
 from ..arrays.inputs import ModelInputs
-from .logistic_regression import cross_misfits, cross_problems
+from .logistic_regression import cross_misfits
 from .mlp import MLP, Deep
 from .ranker import build_network
 from .ranking_layers import Wide
@@ -40,10 +40,6 @@ class WideAndDeep(MLP, frozen=True, tag="wide_and_deep"):
     cross_buckets: int = 100_000
 
     ranges: ClassVar[Mapping[str, Range]] = {"cross_buckets": COUNT}
-
-    def problems(self) -> list[Problem]:
-        """Return what every ranker may have wrong, and crosses that are no pairs of names."""
-        return [*super().problems(), *cross_problems(self.crosses)]
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
         """Return crosses of columns that do not reach the models."""

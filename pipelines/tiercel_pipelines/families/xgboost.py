@@ -22,7 +22,6 @@ from msgspec.structs import replace
 from tiercel_serving.errors import KindUnavailable
 from tiercel_serving.kinds import Settings
 from tiercel_serving.machine import fault_of
-from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import AT_LEAST_0, COUNT, POSITIVE, Problem, Range, out_of_range
 from tiercel_serving.spec import Array, Arrays
 
@@ -101,7 +100,7 @@ class XGBoost(Settings, frozen=True, tag="xgboost"):
 
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, and a task of several targets."""
-        wrong = list(mistyped(self)) or list(out_of_range(self, self.ranges))
+        wrong = list(out_of_range(self, self.ranges))
         wrong += task_problems(self.task, RANKING_TASKS)
         if not wrong and self.task.tasks != 1:
             problem = f"{self.task.tasks} targets, but trees give one score"

@@ -68,7 +68,7 @@ def joined_rows(
         joined = (
             narrowed.joined(interactions)[list(columns)] if few else _lazily(narrowed, interactions, columns)
         )
-        yield MerlinDataset(joined, cpu=True)
+        yield _typed(MerlinDataset(joined, cpu=True), min(len(interactions), ROWS if few else PIECE))
         return
     size = max(1, min(PIECE, -(-len(interactions) // PARTS)))
     with tempfile.TemporaryDirectory(prefix="joined-", dir=place) as scratch:
@@ -79,7 +79,17 @@ def joined_rows(
                 file = Path(scratch) / f"part-{start // size:05d}.parquet"
                 pq.write_table(pa.Table.from_pandas(piece, schema, preserve_index=False), file)
                 files.append(str(file))
-        yield MerlinDataset(files, engine="parquet", cpu=True, part_size="64MB")
+        rows = MerlinDataset(files, engine="parquet", cpu=True, part_size="64MB")
+        yield _typed(rows, min(len(interactions), size))
+
+
+def _typed(rows: Any, size: int) -> Any:
+    """Let Merlin find the columns' types in so many rows.
+
+    By itself it looks at the first, whose lists may be empty: a list that no operator reads can't be fitted then.
+    """
+    rows.infer_schema(size)
+    return rows
 
 
 #: At least so many pieces, so that the workers of a cluster have something to do.

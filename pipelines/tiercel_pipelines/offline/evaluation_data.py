@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from tiercel_serving.ranked import make_mask
+from tiercel_serving.rules.kept import allowed_items
+from tiercel_serving.rules.table import RuleKind
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.popular import Popular, PopularList
 from tiercel_serving.sources.table import Material
 from tiercel_serving.stages.seen_again import days_again, given_again
 
 from ..errors import EvaluationError
+from ..features.raw_columns import raw_columns
 from .had import Had, latest_s
 from .metrics import IntArray, Relevance
 from .published import PUBLISHED, PUBLISHED_K, PUBLISHED_SPLIT, Published
@@ -43,7 +47,7 @@ class EvaluationData:
     masked
         Each user's items of the training and validation part that may not come to the user again.
     popular
-        All items, most known interactions first, ties by row.
+        All items that pass the rules, most known interactions first, ties by row.
     published
         Figures to stand beside, if they were measured in the same way.
     allow_seen, seen_again_days
@@ -85,6 +89,7 @@ class EvaluationData:
         published: tuple[Published, ...] = (),
         allow_seen: bool = False,
         seen_again_days: float | None = None,
+        rules: Sequence[RuleKind] = (),
     ) -> EvaluationData:
         """Build from tables with raw ids.
 
@@ -100,6 +105,8 @@ class EvaluationData:
             Names of the id columns.
         timestamp
             Name of the column of seconds since 1970, which ``seen_again_days`` asks for.
+        rules
+            What an item must pass to be served, and so to stand among the popular ones.
         """
         if not len(test):
             raise EvaluationError(f"{dataset}: the test part is empty, so there is nobody to ask about")
@@ -124,7 +131,9 @@ class EvaluationData:
                 "seen_again_days)"
             )
         rows, counts = had.masked(asked)
-        made = Popular().make(Material(items=len(catalogue), users=by, rows=of_known))
+        columns = raw_columns(items, {name for rule in rules for name in rule.columns()})
+        allowed = allowed_items(rules, columns, len(catalogue))
+        made = Popular().make(Material(items=len(catalogue), users=by, rows=of_known, allowed=allowed))
         return cls(
             dataset=dataset,
             user_ids=users[asked].tolist(),
@@ -158,6 +167,7 @@ class EvaluationData:
             published=PUBLISHED.get(data.name, ()) if same else (),
             allow_seen=serving.allow_seen,
             seen_again_days=days_again(serving),
+            rules=serving.rules,
         )
 
     def popularity_lists(self, k: int) -> IntArray:

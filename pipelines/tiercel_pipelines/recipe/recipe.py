@@ -211,7 +211,7 @@ def _misfits(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _own(recipe: Recipe) -> Iterator[Problem]:
-    if not isinstance(recipe.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", recipe.name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", recipe.name):
         problem = f"{recipe.name!r} cannot name a folder or a served model"
         yield Problem("name", problem, "use letters, digits, - and _, and begin with a letter or digit")
     yield from out_of_range(recipe, {"seed": SEED})

@@ -65,7 +65,7 @@ class ListwiseSoftmax(Settings, frozen=True, tag="listwise_softmax"):
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, and no target."""
         wrong = list(out_of_range(self, LIST_RANGES))
-        if not isinstance(self.target, str) or not self.target:
+        if not self.target:
             remedy = f"set target={IMPLICIT!r} (which items a user picked), or a column of the interactions"
             wrong.append(Problem("target", f"expected a target, got {self.target!r}", remedy))
         return wrong

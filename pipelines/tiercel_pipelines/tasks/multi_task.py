@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from tiercel_serving.kinds import Settings
-from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import POSITIVE, Problem, choose, named_twice, out_of_range
 
 from ..arrays.lists import IMPLICIT, RankingLists
@@ -60,11 +59,8 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.loss != "squared"
 
     def problems(self) -> list[Problem]:
-        """Return fields of another type, numbers out of their ranges, and what does not go together."""
-        wrong = list(mistyped(self))
-        if wrong:
-            return wrong
-        wrong += out_of_range(self, {"weight": POSITIVE})
+        """Return numbers out of their ranges, and what does not go together."""
+        wrong = list(out_of_range(self, {"weight": POSITIVE}))
         if not self.name:
             wrong.append(Problem("name", "expected a name, got none", "call it after what it is, as 'liked'"))
         if self.column == IMPLICIT and (self.at_least is not None or self.loss == "squared"):
@@ -143,16 +139,11 @@ class MultiTask(Settings, frozen=True, tag="multi_task"):
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, and targets that are none, or have one name."""
         wrong = list(out_of_range(self, LIST_RANGES))
-        targets: object = self.targets
-        if not isinstance(targets, tuple | list) or not targets:
+        if not self.targets:
             remedy = "write targets=(Target('watched'), Target('liked', column='rating', at_least=4))"
-            return [*wrong, Problem("targets", f"expected a tuple of targets, got {targets!r}", remedy)]
-        for place, target in enumerate(targets):
-            if isinstance(target, Target):
-                wrong += [problem.within(f"targets[{place}]") for problem in target.problems()]
-            else:
-                problem = f"expected a Target(…), got {target!r}"
-                wrong.append(Problem(f"targets[{place}]", problem, "write Target('name', column='…')"))
+            return [*wrong, Problem("targets", "expected targets, got none", remedy)]
+        for place, target in enumerate(self.targets):
+            wrong += [problem.within(f"targets[{place}]") for problem in target.problems()]
         if not wrong:
             wrong += named_twice(self.names, "targets", "targets")
         return wrong

@@ -21,7 +21,6 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import AT_LEAST_0, COUNT_OR_0, SHARE, Problem, out_of_range
 
 from ..arrays.lists import FloatArray
@@ -48,7 +47,7 @@ class Negatives(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges, and that there are no negatives at all."""
         ranges = {"drawn": COUNT_OR_0, "popularity_exponent": AT_LEAST_0}
-        wrong = list(mistyped(self)) or list(out_of_range(self, ranges))
+        wrong = list(out_of_range(self, ranges))
         if not wrong and not self.in_batch and not self.drawn:
             problem = "there are no negatives: in_batch is False, and none are drawn"
             wrong.append(Problem("drawn", problem, "draw some, such as 1024, or set in_batch=True"))

@@ -58,14 +58,8 @@ class BatchedTask(Settings, frozen=True):
         """Return numbers out of their ranges."""
         ranges = {"temperature": POSITIVE, "batch_size": Range(2, whole=True), "positives": COUNT}
         wrong = list(out_of_range(self, {**ranges, "context_dropout": SHARE}))
-        for name, kind in (("negatives", Negatives), ("debiasing", Debiasing)):
-            value = getattr(self, name)
-            if isinstance(value, kind):
-                wrong += [problem.within(name) for problem in value.problems()]
-            else:
-                problem = f"expected {kind.__name__}(…), got {value!r}"
-                wrong.append(Problem(name, problem, f"write {name}={kind.__name__}()"))
-        return wrong
+        wrong += [problem.within("negatives") for problem in self.negatives.problems()]
+        return wrong + [problem.within("debiasing") for problem in self.debiasing.problems()]
 
 
 class SampledSoftmax(BatchedTask, frozen=True, tag="sampled_softmax"):

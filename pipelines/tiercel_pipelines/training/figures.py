@@ -53,14 +53,13 @@ def offline_figures(
     if not len(users):
         return {}
     ordering = OfflineOrdering(settings, trained.ranking, packed, retrieval.arrays_of)
-    popular = open_source(Popular(), None, packed, pairs, settings.candidates)
+    popular = open_source(Popular(), None, packed, pairs, FIGURES_AT, settings.rules)
     lists: dict[str, list[IntArray]] = {"popularity": [], "retrieval": [], "ranking": []}
     for block in blocks(users, "figures", trainer.progress):
         tensors, candidates = retrieval.candidates(block)
         kept = ordering.keep(candidates)
-        scores, rows = popular.candidates({}, retrieval.users.mask(block), settings.candidates)
-        popular_kept = ordering.keep((scores, rows, np.zeros(rows.shape, np.int32)))["kept_row"]
-        of_block = (popular_kept, kept["kept_row"], ordering.order(tensors, kept))
+        most_had = popular.candidates({}, retrieval.users.mask(block), FIGURES_AT)[1]
+        of_block = (most_had, kept["kept_row"], ordering.order(tensors, kept))
         for name, rows in zip(lists, of_block, strict=True):
             lists[name].append(rows[:, :FIGURES_AT].copy())
     relevance = Relevance.from_pairs(np.searchsorted(users, test_users), test_items, len(users))

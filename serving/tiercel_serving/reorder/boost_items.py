@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..mistyped import mistyped
 from ..problems import Problem, Range
 from ..ranked import Scores
 from ..rules.compare import Compare
@@ -42,8 +41,6 @@ class BoostItems(Settings, frozen=True, tag="boost_items"):
 
     def problems(self) -> list[Problem]:
         """Return no values, and points that are no number."""
-        if wrong := list(mistyped(self)):
-            return wrong
         wrong = list(amount_problems(self, {"by": _ANY}))
         if not self.values:
             wrong.append(Problem("values", "expected at least one, got none", "name what shall be boosted"))

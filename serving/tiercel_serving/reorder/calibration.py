@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..mistyped import mistyped
 from ..native import placing as native
 from ..problems import SHARE, Problem
 from ..ranked import Rows, Scores
@@ -52,7 +51,7 @@ class Calibration(Settings, frozen=True, tag="calibration"):
 
     def problems(self) -> list[Problem]:
         """Return a strength that makes no sense."""
-        return list(mistyped(self)) or list(amount_problems(self, {"strength": SHARE}))
+        return list(amount_problems(self, {"strength": SHARE}))
 
     def columns(self) -> tuple[str, ...]:
         """Return the column."""

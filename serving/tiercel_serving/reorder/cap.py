@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..mistyped import mistyped
 from ..native import placing as native
 from ..problems import COUNT, Problem
 from ..ranked import Rows, Scores
@@ -46,7 +45,7 @@ class Cap(Settings, frozen=True, tag="cap"):
 
     def problems(self) -> list[Problem]:
         """Return a cap below 1."""
-        return list(mistyped(self)) or list(amount_problems(self, {"most": COUNT}))
+        return list(amount_problems(self, {"most": COUNT}))
 
     def columns(self) -> tuple[str, ...]:
         """Return the column."""

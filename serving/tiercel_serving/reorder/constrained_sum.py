@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..mistyped import mistyped
 from ..problems import COUNT_OR_0, Problem, Range, out_of_range
 from ..ranked import Scores
 from ..spec import Array, Arrays
@@ -52,8 +51,6 @@ class ConstrainedSum(Settings, frozen=True, tag="constrained_sum"):
 
     def problems(self) -> list[Problem]:
         """Return tasks that are one, a share outside of 0 … 1, and a multiplier below 0."""
-        if wrong := list(mistyped(self)):
-            return wrong
         wrong = list(out_of_range(self, {"maximise": COUNT_OR_0, "floor": COUNT_OR_0, "share": _SHARE}))
         if not wrong and self.maximise == self.floor:
             wrong.append(Problem("floor", f"{self.floor} is the task that is maximised", "name another task"))

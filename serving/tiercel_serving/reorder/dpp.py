@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..columns import Column
-from ..mistyped import mistyped
 from ..native import placing as native
 from ..problems import SHARE, Problem
 from ..ranked import Rows, Scores
@@ -54,8 +53,6 @@ class DPP(OfVectors, frozen=True, tag="dpp"):
 
     def problems(self) -> list[Problem]:
         """Return a strength that makes no sense, and vectors from nowhere."""
-        if wrong := list(mistyped(self)):
-            return wrong
         return [*self.where_problems(), *amount_problems(self, {"strength": SHARE})]
 
     def open(self, columns: Mapping[str, Column]) -> Determinant:

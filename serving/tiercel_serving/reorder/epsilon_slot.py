@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..mistyped import mistyped
 from ..problems import COUNT, SHARE, Problem, out_of_range
 from ..ranked import Rows, Scores
 from ..spec import Arrays
@@ -48,8 +47,6 @@ class EpsilonSlot(Settings, frozen=True, tag="epsilon_slot"):
 
     def problems(self) -> list[Problem]:
         """Return a place that is none, and a share that is none."""
-        if wrong := list(mistyped(self)):
-            return wrong
         amounts = amount_problems(self, {"share": SHARE, "seed": SEEDS}, optional=("seed",))
         return [*out_of_range(self, {"place": COUNT}), *amounts]
 

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..mistyped import mistyped
 from ..native import placing as native
 from ..problems import SHARE, Problem
 from ..ranked import Rows, Scores
@@ -50,8 +49,6 @@ class FairShares(Settings, frozen=True, tag="fair_shares"):
 
     def problems(self) -> list[Problem]:
         """Return shares that make no sense."""
-        if wrong := list(mistyped(self)):
-            return wrong
         values = [value for value, _ in self.shares]
         if not values or len(set(values)) < len(values):
             return [Problem("shares", f"expected values, each once, got {values!r}", "name the groups")]

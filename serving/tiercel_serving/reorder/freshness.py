@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..mistyped import mistyped
 from ..problems import AT_LEAST_0, POSITIVE, Problem, Range, out_of_range
 from ..ranked import Scores
 from ..spec import Arrays
@@ -49,8 +48,6 @@ class Freshness(Settings, frozen=True, tag="freshness"):
 
     def problems(self) -> list[Problem]:
         """Return numbers that make no sense."""
-        if wrong := list(mistyped(self)):
-            return wrong
         amounts = amount_problems(self, {"strength": AT_LEAST_0, "now": _ANY}, optional=("now",))
         return [*out_of_range(self, {"half_life": POSITIVE}), *amounts]
 

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..mistyped import mistyped
 from ..native.order import put_by_draw
 from ..problems import POSITIVE, Problem
 from ..ranked import Rows, Scores, order_by_score, pick, sorted_scores
@@ -50,7 +49,7 @@ class GumbelTopK(Settings, frozen=True, tag="gumbel_top_k"):
     def problems(self) -> list[Problem]:
         """Return a temperature that is not above 0."""
         amounts = {"temperature": POSITIVE, "seed": SEEDS}
-        return list(mistyped(self)) or list(amount_problems(self, amounts, optional=("seed",)))
+        return list(amount_problems(self, amounts, optional=("seed",)))
 
     def misfits(self, tasks: int) -> list[Problem]:
         """Return nothing: any ranker will do."""

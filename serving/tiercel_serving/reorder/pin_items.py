@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..mistyped import mistyped
 from ..native.order import put_pinned
 from ..problems import COUNT, Problem, out_of_range
 from ..ranked import Rows, Scores, pick
@@ -45,8 +44,6 @@ class PinItems(Settings, frozen=True, tag="pin_items"):
 
     def problems(self) -> list[Problem]:
         """Return no or repeated values, and a place that is none."""
-        if wrong := list(mistyped(self)):
-            return wrong
         wrong = list(out_of_range(self, {"place": COUNT}))
         if not self.values or len(set(self.values)) < len(self.values):
             problem = f"expected values, each once, got {self.values!r}"

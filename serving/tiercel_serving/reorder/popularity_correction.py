@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..mistyped import mistyped
 from ..problems import AT_LEAST_0, Problem
 from ..ranked import Scores
 from ..spec import Arrays
@@ -46,8 +45,6 @@ class PopularityCorrection(Settings, frozen=True, tag="popularity_correction"):
 
     def problems(self) -> list[Problem]:
         """Return a strength that makes no sense, and numbers from nowhere."""
-        if wrong := list(mistyped(self)):
-            return wrong
         wrong = list(amount_problems(self, {"strength": AT_LEAST_0}))
         if bool(self.source) == bool(self.column):
             problem = "expected a source or a column, one of both"

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..mistyped import mistyped
 from ..problems import Problem, Range
 from ..ranked import Scores
 from ..spec import Arrays
@@ -35,7 +34,7 @@ class ScoreFloor(Settings, frozen=True, tag="score_floor"):
 
     def problems(self) -> list[Problem]:
         """Return a floor that is no number."""
-        return list(mistyped(self)) or list(amount_problems(self, {"least": _ANY}))
+        return list(amount_problems(self, {"least": _ANY}))
 
     def misfits(self, tasks: int) -> list[Problem]:
         """Return nothing: any ranker will do."""

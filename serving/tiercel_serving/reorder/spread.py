@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..columns import Column
-from ..mistyped import mistyped
 from ..native import placing as native
 from ..problems import SHARE, Problem, Range, out_of_range
 from ..ranked import Rows, Scores
@@ -52,8 +51,6 @@ class Spread(OfVectors, frozen=True, tag="spread"):
 
     def problems(self) -> list[Problem]:
         """Return numbers that make no sense, and vectors from nowhere."""
-        if wrong := list(mistyped(self)):
-            return wrong
         numbers = [*out_of_range(self, {"window": _WINDOW}), *amount_problems(self, {"strength": SHARE})]
         return [*self.where_problems(), *numbers]
 

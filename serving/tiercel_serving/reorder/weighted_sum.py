@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..mistyped import mistyped
 from ..problems import Problem, choose, named_twice
 from ..ranked import Scores
 from ..spec import Arrays
@@ -36,7 +35,7 @@ class WeightedSum(Settings, frozen=True, tag="weighted_sum"):
 
     def problems(self) -> list[Problem]:
         """Return weights that are no numbers, and names of tasks that are not one a weight."""
-        if not self.weights or any(mistyped(self)) or not all(map(isfinite, self.weights)):
+        if not self.weights or not all(map(isfinite, self.weights)):
             problem = f"expected a number a task, got {self.weights!r}"
             return [Problem("weights", problem, "write (1.0, 0.5)")]
         if self.tasks and len(self.tasks) != len(self.weights):

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..mistyped import mistyped
 from ..problems import Problem, choose
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -58,8 +57,6 @@ class Compare(Settings, frozen=True, tag="compare"):
 
     def problems(self) -> list[Problem]:
         """Return an unknown operator, or a value that it can't take."""
-        if wrong := list(mistyped(self)):
-            return wrong
         if self.operator not in self.OPERATORS:
             problem = f"the rule {self.name!r} has no known operator: {self.operator!r}"
             return [Problem("operator", problem, choose(self.operator, self.OPERATORS))]

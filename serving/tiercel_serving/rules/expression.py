@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..kinds import Settings
-from ..mistyped import mistyped
 from ..problems import Problem
 from .expressions.grammar import parse
 from .expressions.masks import Masks, conjuncts, of_items_alone
@@ -48,8 +47,6 @@ class Expression(Settings, frozen=True, tag="expression"):
 
     def problems(self) -> list[Problem]:
         """Return what is no expression, or no condition."""
-        if wrong := list(mistyped(self)):
-            return wrong
         tree = _parsed(self.expression)
         if isinstance(tree, Problem):
             return [tree]

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from ..errors import ArtefactCorrupt, InvalidSettings, KindUnavailable
 from ..kinds import Settings
 from ..machine import fault_of
-from ..mistyped import mistyped
 from ..problems import COUNT_OR_0, POSITIVE, Problem, Range, choose, out_of_range
 from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact
@@ -93,15 +92,11 @@ class Index(Settings, frozen=True, tag="index"):
 
     def problems(self) -> list[Problem]:
         """Return a recall or parameters that cannot be."""
-        if wrong := list(mistyped(self)):
-            return wrong
-        wrong += out_of_range(self, {"min_recall": _RECALL})
+        ranges = {"min_recall": _RECALL, "exact_on_device": COUNT_OR_0}
+        wrong = list(out_of_range(self, ranges, none={"exact_on_device": "a look at every vector"}))
         if self.precision not in PRECISIONS:
             problem = f"there is no precision {self.precision!r}"
             wrong.append(Problem("precision", problem, choose(self.precision, PRECISIONS)))
-        if self.exact_on_device is not None and not COUNT_OR_0.holds(self.exact_on_device):
-            problem = f"expected {COUNT_OR_0} or None, got {self.exact_on_device!r}"
-            wrong.append(Problem("exact_on_device", problem, "give such a number of items"))
         if not self.factory:
             wrong.append(Problem("factory", "expected a FAISS factory, got none", "use 'Flat'"))
         elif few := _TOO_FEW.search(self.factory):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..errors import InvalidSettings
 from ..kinds import Settings
-from ..problems import POSITIVE, Problem
+from ..problems import POSITIVE, Problem, out_of_range
 from ..ranked import Mask, Rows, Scores, first_allowed, sort_by_score
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
@@ -47,13 +47,8 @@ class Popular(Settings, frozen=True, tag="popular"):
     form: ClassVar[str | None] = None
 
     def problems(self) -> list[Problem]:
-        """Return values of other types, and a half-life that is none."""
-        wrong = super().problems()
-        days = self.half_life_days
-        if not wrong and days is not None and not POSITIVE.holds(days):
-            problem = f"expected {POSITIVE}, or None for all time, got {days!r}"
-            wrong.append(Problem("half_life_days", problem, "give such a number of days, such as 30"))
-        return wrong
+        """Return a half-life that is none."""
+        return list(out_of_range(self, {"half_life_days": POSITIVE}, none={"half_life_days": "all time"}))
 
     @property
     def needs_times(self) -> bool:

@@ -123,9 +123,8 @@ class LiveSettings(Settings, frozen=True, kw_only=True):
     history_most: int = 1000
 
     def problems(self) -> list[Problem]:
-        """Return values of another type, and numbers out of range."""
-        wrong = super().problems()
-        return wrong or list(out_of_range(self, {"history_most": COUNT}))
+        """Return numbers out of range."""
+        return list(out_of_range(self, {"history_most": COUNT}))
 
     @classmethod
     def of_text(cls, text: str) -> LiveSettings:
