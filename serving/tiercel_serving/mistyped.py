@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -38,8 +39,14 @@ def mistyped(settings: msgspec.Struct) -> Iterator[Problem]:
 
     What a contract describes, such as a source or a model, is looked into; whether it is one, its table says.
     """
-    for field in msgspec.structs.fields(settings):
-        yield from _misfits(getattr(settings, field.name), field.type, field.name)
+    for name, kind in _fields(type(settings)):
+        yield from _misfits(getattr(settings, name), kind, name)
+
+
+@functools.cache
+def _fields(of: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
+    """Return the fields with their types, read from annotations, which takes longest."""
+    return tuple((field.name, field.type) for field in msgspec.structs.fields(of))
 
 
 def _misfits(value: Any, kind: Any, place: str) -> Iterator[Problem]:

@@ -166,6 +166,24 @@ def test_requests_at_once_are_answered_each_and_counted(
     assert settled() == (before[0] + 108, before[1] + 12)
 
 
+def test_threads_that_linger_for_a_stage_answer_the_same(asked: grpcclient.InferenceServerClient) -> None:
+    """Enough staged requests, one by one and at once, for each thread to have learnt to wait."""
+    users = [f"ü {number}" for number in range(40)]
+
+    def answer(user: str, model: str = "recommend_staged") -> dict[str, Any]:
+        answered = raw_infer(asked, {"user_id": strings([user])}, model=model)
+        return {name: array.tolist() for name, array in answered.items()}
+
+    fused = {user: answer(user, "recommend") for user in users}
+    assert [answer(user) for user in users * 4] == [fused[user] for user in users * 4]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(answer, users * 4, ["recommend_staged", "recommend"] * 80))
+    for user, answered in zip(users * 4, answers, strict=True):
+        # A dense model's scores differ in their last bit between batches of different sizes.
+        assert answered["item_id"] == fused[user]["item_id"]
+        assert answered["score"][0] == pytest.approx(fused[user]["score"][0], rel=1e-5)
+
+
 def test_what_is_at_fault_in_a_release_stops_the_start(
     release: Path, own: TritonServer, tmp_path: Path
 ) -> None:

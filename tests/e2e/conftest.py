@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import tritonclient.grpc as grpcclient
 
+from cached_export import cached_export
 from e2e.readme_reader import ROOT, Reader
 from reference import OfflineReference, Question
 from tiercel_pipelines.data import Dataset, load_dataset
@@ -103,6 +104,13 @@ def trained_synthetic(place: Path) -> tuple[TrainedRun, Release]:
     )
     run = train_recipe(recipe, load_dataset(recipe.dataset), place / "run")
     return run, export_run(run, place / "release")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cached_export() -> Iterator[None]:
+    """A run is exported again behind another index, with the same models."""
+    with cached_export():
+        yield
 
 
 @pytest.fixture(scope="session")

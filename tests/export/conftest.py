@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_release import CachedExport, Parts, small_parts, small_release
+from small_release import Parts, small_parts, small_release
 
+from cached_export import cached_export
 from tiercel_serving.release.opened import Release
 
 
@@ -22,8 +23,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cached_export() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tiercel_export.models.onnx.make_onnx", CachedExport())
+    with cached_export():
         yield
 
 

@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pandas as pd
 import torch
 from torch import nn
 
 from tiercel_export import Vectors, build_release
-from tiercel_export.models.onnx import make_onnx
-from tiercel_serving.engines.onnx import Onnx
 from tiercel_serving.release.artefacts import HEADER_NAME
 from tiercel_serving.release.opened import Release
 from tiercel_serving.reorder.weighted_sum import WeightedSum
@@ -234,24 +231,3 @@ def array_file(release: Path, name: str) -> Path:
     folder = release / "artefacts" / artefact
     header = json.loads((folder / HEADER_NAME).read_text(encoding="utf-8"))
     return folder / header["arrays"][array]["file"]
-
-
-class CachedExport:
-    """``make_onnx`` that exports equal modules once: it takes seconds and is tested by itself."""
-
-    def __init__(self) -> None:
-        self._models: dict[Any, bytes] = {}
-
-    def __call__(self, module: nn.Module, folder: Path, *, build_id: str, **options: Any) -> tuple[str, ...]:
-        if not isinstance(module, nn.Module):  # an ONNX model is only copied
-            return make_onnx(module, folder, build_id=build_id, **options)
-        path = folder / Onnx.file
-        state = [(name, value.numpy().tobytes()) for name, value in module.state_dict().items()]
-        key = (type(module).__name__, tuple(state), repr(sorted(options.items())))
-        if key not in self._models:
-            make_onnx(module, folder, build_id="cached", **options)
-            self._models[key] = path.read_bytes()
-        model = onnx.load_from_string(self._models[key])
-        model.metadata_props[0].value = build_id
-        path.write_bytes(model.SerializeToString())
-        return ()

@@ -64,6 +64,7 @@ def asks_for(tiny: Tiny) -> list[Ask]:
         Ask(nobody),
         Ask(nobody, age=41.0, exclude=items[:5]),
         Ask(users[0] if users else nobody, k=3, exclude=[*items[3:9], *items[3:5]], allow_seen=True),
+        Ask(users[1] if users else nobody, allow_seen=True),
         Ask(users[-1] if users else nobody, include=items[::2], hour=3),
         Ask(nobody, candidates=items[:7] * 2, age=20.0),
     ]

@@ -47,7 +47,7 @@ class EvaluationData:
     masked
         Each user's items of the training and validation part that may not come to the user again.
     popular
-        All items that pass the rules, most known interactions first, ties by row.
+        All items that pass the rules, what most users had first, ties by row.
     published
         Figures to stand beside, if they were measured in the same way.
     allow_seen, seen_again_days
@@ -133,7 +133,10 @@ class EvaluationData:
         rows, counts = had.masked(asked)
         columns = raw_columns(items, {name for rule in rules for name in rule.columns()})
         allowed = allowed_items(rules, columns, len(catalogue))
-        made = Popular().make(Material(items=len(catalogue), users=by, rows=of_known, allowed=allowed))
+        # As in training: who had an item several times had it.
+        everybody = pd.factorize(known[user_id])[0].astype(np.int64)
+        owners, had_rows = np.divmod(np.unique(everybody * len(catalogue) + of_known), len(catalogue))
+        made = Popular().make(Material(len(catalogue), owners, had_rows, allowed=allowed))
         return cls(
             dataset=dataset,
             user_ids=users[asked].tolist(),
@@ -146,7 +149,7 @@ class EvaluationData:
             seen_again_days=seen_again_days,
             now_s=None if now_s is None else now_s[asked],
             left_out=left_out,
-            had=(pd.factorize(known[user_id])[0].astype(np.int64), of_known),
+            had=(everybody, of_known),
         )
 
     @classmethod

@@ -15,7 +15,9 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -295,6 +297,8 @@ typedef struct Instance {
   /* Guarded by `turns`: */
   Call *first, **last; /* who waits, longest first, and where the next one is put */
   bool running;
+  uint32_t hope;  /* that requests come while the thread that has run it lingers: up where some came, down where not */
+  uint32_t tired; /* how often it had no hope */
   struct Instance* next;
 } Instance;
 
@@ -304,12 +308,18 @@ typedef struct Instance {
  * requests down. As many may run as a model has instances, for libraries that let go of Python's lock.
  *
  * While a thread runs, Triton delivers nothing in it. So after PATIENCE turns it asks for relief: whoever puts down
- * requests next runs in its place, and no model waits for long because its thread is busy with others. */
-enum { PATIENCE = 16 };
+ * requests next runs in its place, and no model waits for long because its thread is busy with others.
+ *
+ * An answer is often the next model's request, as in the staged layout, which Triton delivers in another thread after some
+ * 100 us. Would that one run it, all of Python had to come into the caches of another processor. So a thread that finds
+ * nothing to run lingers for LINGER_NS, and gives way to whoever else wants the processor, where that has been worth it more
+ * often than not; where it has not, Triton had better use for the thread, and one time in PROBE is tried. */
+enum { PATIENCE = 16, LINGER_NS = 250000, PROBE = 64, MOST_HOPE = 16 };
 static pthread_mutex_t turns = PTHREAD_MUTEX_INITIALIZER;
 static Instance *instances, *turn; /* all; and with whom the next look begins, NULL is the first */
 static uint32_t runners, most_runners = 1;
 static bool relief; /* is asked for */
+static _Atomic uint32_t arrivals; /* how often requests were put down */
 static pthread_cond_t one_gone = PTHREAD_COND_INITIALIZER;
 
 /* The number behind a key in a configuration (JSON), or 0. */
@@ -662,6 +672,7 @@ static TRITONSERVER_Error* put_down(Instance* instance, TRITONBACKEND_Request** 
   if (first != NULL) {
     *instance->last = first;
     instance->last = last;
+    ++arrivals;
   }
   *run = runners < most_runners + relief;
   if (runners == most_runners) relief = false;
@@ -681,14 +692,44 @@ static Instance* next_ready(void)
   return found;
 }
 
-/* Take the batch of whoever's turn it is, the caller's so many-th; NULL ends the caller's running. */
-static Instance* take_turn(Call** batch, uint32_t number)
+/* An instance, if it has not gone meanwhile. */
+static Instance* still_there(const Instance* instance)
+{
+  Instance* found = instances;
+  while (found != NULL && found != instance) found = found->next;
+  return found;
+}
+
+/* Wait a little for requests where some followed what was run before; `turns` is not held meanwhile. */
+static void linger(const Instance* before)
+{
+  Instance* ran = still_there(before);
+  if (ran == NULL || (ran->hope == 0 && ++ran->tired % PROBE != 0)) return;
+  uint32_t seen = arrivals;
+  uint64_t end = now_ns() + LINGER_NS;
+  pthread_mutex_unlock(&turns);
+  while (arrivals == seen && now_ns() < end) sched_yield();
+  pthread_mutex_lock(&turns);
+  ran = still_there(before);
+  if (ran == NULL) return;
+  if (arrivals == seen)
+    ran->hope -= ran->hope > 0;
+  else
+    ran->hope += ran->hope < MOST_HOPE;
+}
+
+/* Take the batch of whoever's turn it is, the caller's so many-th, who ran `before`; NULL ends the caller's running. */
+static Instance* take_turn(Call** batch, uint32_t number, const Instance* before)
 {
   pthread_mutex_lock(&turns);
   /* A relief begins when somebody has gone: two at once would fight for Python's lock. */
   while (number == 0 && runners > most_runners) pthread_cond_wait(&one_gone, &turns);
   bool relieved = number >= PATIENCE && runners > most_runners;
   Instance* chosen = relieved ? NULL : next_ready();
+  if (chosen == NULL && number > 0 && !relieved) {
+    linger(before);
+    chosen = next_ready();
+  }
   if (chosen != NULL && number > 0 && number % PATIENCE == 0) relief = true;
   if (chosen == NULL) {
     --runners;
@@ -789,6 +830,7 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_Mode
   TRY(TRITONBACKEND_ModelInstanceState(triton_instance, (void**)&instance));
   TRY(put_down(instance, requests, count, &run_here));
   Call* batch = NULL;
-  for (uint32_t number = 0; run_here && (instance = take_turn(&batch, number)) != NULL; ++number) answer(instance, batch);
+  for (uint32_t number = 0; run_here && (instance = take_turn(&batch, number, instance)) != NULL; ++number)
+    answer(instance, batch);
   return NULL;
 }

@@ -103,8 +103,8 @@ class MergedTensorSources:
         self._fallback, self._terms, self._device = settings.fallback, tuple(terms), device
         #: The place of a source whose own scores are on the scale.
         self._scale = self._terms[0][0] if [weight for _, weight in self._terms] == [1.0] else None
-        # A single source that leaves something empty has no more.
-        alone = [place for place, _ in self._shares if len(self._shares) == 1 and place != self._fallback]
+        # A source that was asked for all and leaves something empty has no more.
+        alone = [place for place, quota in self._shares if quota == self.count and place != self._fallback]
         self._fillers = [place for place in settings.fillers if place not in alone]
         codes = [place + 1 for place, quota in self._shares for _ in range(quota)]
         codes += [place + 1 for place in self._fillers for _ in range(self.count)]
