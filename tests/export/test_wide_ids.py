@@ -1,4 +1,4 @@
-"""Ids at both ends of 64 bits, through an export and an answer."""
+"""Integers at the ends of 64 bits, and such as no float holds, through an export and an answer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import nvtabular as nvt
+import pandas as pd
 from nvtabular import ops
 from small_release import SETTINGS, small_frames
 
 from tiercel_client import Recommender
 from tiercel_export import build_release
+from tiercel_serving.rules.expression import Expression
 from tiercel_serving.runtime.local import LocalTransport
 from tiercel_serving.sources.popular import Popular
 
@@ -52,3 +54,46 @@ def test_ids_at_both_ends(tmp_path: Path) -> None:
             got = {item.item_id for item in answer.items}
             assert got
             assert got <= set(items["item_id"]) - had
+
+
+def test_integers_beside_nulls_that_no_float_holds(tmp_path: Path) -> None:
+    """A user gets the very items whose code is the user's, in a column and among the elements of a list."""
+    users, items, interactions = small_frames()
+    rows = np.arange(len(items))
+    user_codes, item_codes = (2**53 + np.arange(len(table)) for table in (users, items))
+    null = np.arange(len(users)) % 5 == 4
+    users["code"] = pd.array(user_codes, "Int64")
+    users.loc[null, "code"] = pd.NA
+    items["code"] = pd.array(item_codes, "Int64")
+    items.loc[rows % 7 == 6, "code"] = pd.NA
+    items["codes"] = [[int(code), None, int(code) - 1] for code in item_codes]
+    workflow = nvt.Workflow(["user_id"] >> ops.Categorify(out_path=str(tmp_path)) >> ops.TagAsUserID())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workflow.fit(nvt.Dataset(users[["user_id"]], cpu=True))
+    for expression in ("item.code == user.code", "user.code in item.codes"):
+        made = build_release(
+            tmp_path / expression.split()[0],
+            name="exact",
+            workflow=workflow,
+            retrieval={},
+            users=users,
+            items=items,
+            interactions=interactions,
+            settings=SETTINGS.__class__(
+                candidates=20,
+                kept=10,
+                k_max=10,
+                allow_seen=True,
+                sources=(Popular("popular"),),
+                rules=(Expression("same", expression),),
+            ),
+        )
+        with Recommender(transport=LocalTransport(made)) as recommender:
+            for place in (0, 1, 2, 4, 5, 6):
+                answer = recommender.recommend(int(users["user_id"].iloc[place]), k=10)
+                got = {item.item_id for item in answer.items}
+                alike = items["code"] == user_codes[place]
+                if "codes" in expression:
+                    alike = pd.Series([int(user_codes[place]) in row for row in items["codes"]])
+                assert got == (set() if null[place] else set(items["item_id"][alike.fillna(False)]))

@@ -79,7 +79,7 @@ def zones_agree(name: str, count: int) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["Europe/Zurich", "Asia/Kolkata"])
+@pytest.mark.parametrize("name", ["Europe/Zurich", "Asia/Kolkata", "Australia/Lord_Howe"])
 def test_a_zones_clock_is_pythons(name):
     zones_agree(name, 100)
 
