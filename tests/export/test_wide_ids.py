@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import nvtabular as nvt
 import pandas as pd
+import pytest
 from nvtabular import ops
 from small_release import SETTINGS, small_frames
 
 from tiercel_client import Recommender
 from tiercel_export import build_release
+from tiercel_export.errors import ExportInputError
 from tiercel_serving.rules.expression import Expression
 from tiercel_serving.runtime.local import LocalTransport
 from tiercel_serving.sources.popular import Popular
@@ -97,3 +99,37 @@ def test_integers_beside_nulls_that_no_float_holds(tmp_path: Path) -> None:
                 if "codes" in expression:
                     alike = pd.Series([int(user_codes[place]) in row for row in items["codes"]])
                 assert got == (set() if null[place] else set(items["item_id"][alike.fillna(False)]))
+
+
+@pytest.mark.parametrize("everybody", [False, True])
+def test_nulls_that_the_fit_had_not_seen(tmp_path: Path, everybody: bool) -> None:
+    """NVTabular raises on a null among integers that were fitted without one: other rows are compared."""
+    users, items, interactions = small_frames()
+    users["code"] = pd.array(np.arange(len(users)) % 3 + 5, "Int64")
+    joined = interactions.merge(users, on="user_id")[["user_id", "item_id", "code"]].astype({"code": "int64"})
+    folder = str(tmp_path)
+    features = (["user_id"] >> ops.Categorify(out_path=folder) >> ops.TagAsUserID()) + (
+        ["item_id"] >> ops.Categorify(out_path=folder) >> ops.TagAsItemID()
+    )
+    code = ["code"] >> ops.Categorify(out_path=folder) >> ops.TagAsUserFeatures()
+    workflow = nvt.Workflow(features + code)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workflow.fit(nvt.Dataset(joined, cpu=True))
+    users.loc[:] = users.assign(code=users["code"].mask((np.arange(len(users)) % 4 == 1) | everybody))
+    settings = SETTINGS.__class__(candidates=20, kept=10, k_max=10, sources=(Popular("popular"),))
+    given = {
+        "workflow": workflow,
+        "retrieval": {},
+        "users": users,
+        "items": items,
+        "interactions": interactions,
+    }
+    if everybody:
+        with pytest.raises(ExportInputError, match="users: NVTabular raises on columns 'user_id', 'code'"):
+            build_release(tmp_path / "release", name="nulls", settings=settings, **given)
+        return
+    made = build_release(tmp_path / "release", name="nulls", settings=settings, **given)
+    with Recommender(transport=LocalTransport(made)) as recommender:
+        answer = recommender.recommend(int(users["user_id"].iloc[1]), k=10)
+        assert (answer.status.value, len(answer.items)) == ("known", 10)

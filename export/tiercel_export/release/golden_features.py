@@ -14,6 +14,7 @@ from tiercel_serving.features import InputColumn
 from tiercel_serving.verify.checks import FeatureRows
 from tiercel_serving.verify.golden import FEATURE_ROWS, Golden
 
+from ..errors import ExportInputError
 from ..workflow.cut import CompiledProgram
 from ..workflow.frames import FrameOracle, columns_from_frame, golden_rows, oracle_columns, oracle_frame
 from ..workflow.sessions import SessionOracle, oracle_of
@@ -42,7 +43,7 @@ def ask_nvtabular(
         few = _few_rows(ask, program, frame)
         golden.add_features(artefact, few.inputs, few.outputs, few.rows)
         picked = random.choice(len(frame), min(FRESH_ROWS, len(frame)), replace=False)
-        fresh[artefact] = _asked(ask, program, oracle_frame(frame.iloc[picked], program.inputs))
+        fresh[artefact] = _real_rows(ask, program, frame.iloc[picked])
     return fresh
 
 
@@ -91,7 +92,31 @@ def _few_rows(ask: FrameOracle | SessionOracle, program: CompiledProgram, frame:
                 left += [part for part in (group[middle:], group[:middle]) if middle]
             else:
                 taken += group
-    return answer if answer is not None else _asked(ask, program, oracle_frame(real, program.inputs))
+    return answer if answer is not None else _real_rows(ask, program, real)
+
+
+def _real_rows(
+    ask: FrameOracle | SessionOracle, program: CompiledProgram, frame: pd.DataFrame
+) -> FeatureRows:
+    """Ask for rows as they are; where NVTabular raises on a null new to it, for those without nulls.
+
+    Raises
+    ------
+    ExportInputError
+        It raises on these too.
+    """
+    names = [column.name for column in program.inputs]
+    whole = frame[frame[names].notna().all(axis=1)]
+    try:
+        with _silent("merlin"):
+            return _asked(ask, program, oracle_frame(frame, program.inputs))
+    except Exception as error:
+        if 0 < len(whole) < len(frame):
+            return _real_rows(ask, program, whole)
+        raise ExportInputError(
+            f"{program.part}s: NVTabular raises on columns {', '.join(map(repr, names))} ({error}); "
+            "transform this table with the fitted workflow, and correct what it can't take"
+        ) from error
 
 
 def _with_row(frame: pd.DataFrame, row: pd.Series, program: CompiledProgram) -> pd.DataFrame:
