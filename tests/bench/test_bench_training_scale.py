@@ -46,5 +46,8 @@ def test_the_whole_way_is_gone_and_goes_on_where_it_was_left(tmp_path: Path) -> 
         assert taken["cpu_s"] > 0
         # The kernel counts pages by the dozen.
         assert 0 < max(taken["peaks_bytes"].values()) <= 1.01 * taken["peak_bytes"]
-    assert {"packing", "two_tower, fold 1 of 4", "figures"} <= set(kept["train"]["peaks_bytes"])
+    # It looks five times a second: of steps this short not each is seen.
+    steps = set(kept["train"]["peaks_bytes"])
+    assert {"packing", "figures"} <= steps
+    assert any(step.endswith(" of 4") for step in steps)
     assert pq.read_metadata(tmp_path / "lists.parquet").num_rows == 60

@@ -51,8 +51,9 @@ class TritonPythonModel:
         users = int(config["max_batch_size"])
         self.outputs = []
         for output in config["output"]:
-            dtype = pb_utils.triton_string_to_numpy(output["data_type"])
-            self.outputs.append((output["name"], np.zeros((users, *shapes[output["name"]]), dtype)))
+            dtype = np.dtype(pb_utils.triton_string_to_numpy(output["data_type"]))
+            nothing = np.full((users, *shapes[output["name"]]), b"" if dtype == object else 0, dtype)
+            self.outputs.append((output["name"], nothing))
 
     def execute(self, requests):
         responses = []
