@@ -53,7 +53,7 @@ def load(ids: str) -> Dataset:
     more = {
         "labels": users["country"],
         "order": users["age"],
-        "a/b": users["country"],
+        **dict.fromkeys(("a/b", "a\0b", 300 * "l"), users["country"]),
         "status": users["country"],
         "weight": users["income"].astype("float32"),
         "empty": pd.Series([None] * len(users), dtype=object),
@@ -95,7 +95,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a name that is no file's": (
         lambda: user(["a/b"] >> ops.Categorify()),
-        r"can't fit Categorify on 'a/b'.*needs the name 'a/b'.*Rename",
+        r"can't fit Categorify on 'a/b'.*can't name a file by 'a/b'.*Rename",
+    ),
+    "a name with a zero byte": (
+        lambda: user(["country", "a\0b"] >> ops.Categorify()),
+        r"can't fit Categorify on 'a\\x00b' \(.*can't name a file by 'a\\x00b'.*Rename",
+    ),
+    "a name longer than a file's": (
+        lambda: user(["country", 300 * "l"] >> ops.Categorify()),
+        r"can't fit Categorify on 'l{300}' \(.*can't name a file by 'l{300}'.*Rename",
     ),
     "buckets of unseen values": (
         lambda: user(["country"] >> ops.Categorify(num_buckets=4, max_size=9)),

@@ -108,14 +108,11 @@ def _fitted(
     loud = executors.LOG.disabled
     executors.LOG.disabled = True
     try:
-        with (
-            warnings.catch_warnings(),
-            joined_rows(
-                dataset, interactions, root_columns(graph), place, in_files=client is not None
-            ) as rows,
-        ):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return workflow.fit(rows)
+            columns = root_columns(graph)
+            with joined_rows(dataset, interactions, columns, place, in_files=client is not None) as rows:
+                return workflow.fit(rows)
     finally:
         executors.LOG.disabled = loud
 

@@ -28,6 +28,8 @@ from .recipe import Recipe
 
 #: Names that NVTabular's Categorify needs for itself.
 _TAKEN = ("labels", "order")
+#: Bytes of a column's name, to which NVTabular adds some for that of a file, which holds 255.
+_LONGEST = 220
 
 
 def fit_checked(
@@ -118,11 +120,15 @@ def _unfit(recipe: Recipe, dataset: Dataset, interactions: pd.DataFrame, error: 
         problem = f"NVTabular can't fit the graph ({type(error).__name__}: {error})"
         return Problem("features", problem, "correct the graph, or the columns that it reads")
     operator, columns, reason = found
+    unwritable = [name for name in columns if {"/", "\0"} & set(name) or len(name.encode()) > _LONGEST]
     problem = (
-        f"NVTabular can't fit {operator} on {', '.join(map(repr, columns))} "
+        f"NVTabular can't fit {operator} on {', '.join(map(repr, unwritable or columns))} "
         f"({type(reason).__name__}: {reason})"
     )
-    taken = [name for name in columns if name in _TAKEN or "/" in name]
+    if unwritable:
+        remedy = f"NVTabular can't name a file by {unwritable[0]!r}: put ops.Rename(…) before the operator"
+        return Problem("features", problem, remedy)
+    taken = [name for name in columns if name in _TAKEN]
     if taken:
         remedy = f"NVTabular needs the name {taken[0]!r} for itself: put ops.Rename(…) before the operator"
         return Problem("features", problem, remedy)
