@@ -72,7 +72,7 @@ def light(bare: Bare, wheel: Path) -> Environment:
 def server(host: Environment, release: Path) -> Iterator[dict[str, Any]]:
     """The host's own ``tiercel serve`` on free ports, and what it says about itself.
 
-    On Tiercel's runner, in the wheel that another Python built; the stock one serves when the host measures.
+    On Tiercel's runner, in the wheel that another Python built.
     """
     ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
     runner = "tiercel" if shutil.which("cc") else "python"
