@@ -4,20 +4,50 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import nvtabular as nvt
 import pandas as pd
 import pytest
 from nvtabular import ops
-from small_release import SETTINGS, small_frames
+from small_release import small_frames
 
 from tiercel_client import Recommender
 from tiercel_export import build_release
 from tiercel_export.errors import ExportInputError
+from tiercel_serving.release.opened import Release
 from tiercel_serving.rules.expression import Expression
 from tiercel_serving.runtime.local import LocalTransport
+from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.popular import Popular
+
+#: How a column becomes a feature of whom.
+TAGS = {"user_id": ops.TagAsUserID, "item_id": ops.TagAsItemID, "code": ops.TagAsUserFeatures}
+
+
+def fitted(frame: pd.DataFrame, folder: Path) -> nvt.Workflow:
+    """Categories of each column of the frame."""
+    chains = [[name] >> ops.Categorify(out_path=str(folder)) >> TAGS[name]() for name in frame]
+    workflow = nvt.Workflow(sum(chains[1:], chains[0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return workflow.fit(nvt.Dataset(frame, cpu=True))
+
+
+def build(folder: Path, workflow: nvt.Workflow, *tables: pd.DataFrame, **changes: Any) -> Release:
+    settings = {"candidates": 20, "kept": 10, "k_max": 10, "sources": (Popular("popular"),), **changes}
+    users, items, interactions = tables
+    return build_release(
+        folder,
+        name="wide",
+        workflow=workflow,
+        retrieval={},
+        users=users,
+        items=items,
+        interactions=interactions,
+        settings=ServingSettings(**settings),
+    )
 
 
 def test_ids_at_both_ends(tmp_path: Path) -> None:
@@ -28,26 +58,8 @@ def test_ids_at_both_ends(tmp_path: Path) -> None:
     for table in (items, interactions):
         table["item_id"] = least + (table["item_id"] - 500) // 7
     users["code"] = 2**53 + 1 + 2 * np.arange(len(users))
-    features = (["user_id"] >> ops.Categorify(out_path=str(tmp_path)) >> ops.TagAsUserID()) + (
-        ["item_id"] >> ops.Categorify(out_path=str(tmp_path)) >> ops.TagAsItemID()
-    )
-    code = ["code"] >> ops.Categorify(out_path=str(tmp_path)) >> ops.TagAsUserFeatures()
-    workflow = nvt.Workflow(features + code)
-    joined = interactions.merge(users, on="user_id")[["user_id", "item_id", "code"]]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        workflow.fit(nvt.Dataset(joined, cpu=True))
-    settings = SETTINGS.__class__(candidates=20, kept=10, k_max=10, sources=(Popular("popular"),))
-    made = build_release(
-        tmp_path / "release",
-        name="wide",
-        workflow=workflow,
-        retrieval={},
-        users=users,
-        items=items,
-        interactions=interactions,
-        settings=settings,
-    )
+    workflow = fitted(interactions.merge(users, on="user_id")[["user_id", "item_id", "code"]], tmp_path)
+    made = build(tmp_path / "release", workflow, users, items, interactions)
     with Recommender(transport=LocalTransport(made)) as recommender:
         for user in (int(users["user_id"].min()), int(users["user_id"].max())):
             answer = recommender.recommend(user, k=10)
@@ -69,28 +81,11 @@ def test_integers_beside_nulls_that_no_float_holds(tmp_path: Path) -> None:
     items["code"] = pd.array(item_codes, "Int64")
     items.loc[rows % 7 == 6, "code"] = pd.NA
     items["codes"] = [[int(code), None, int(code) - 1] for code in item_codes]
-    workflow = nvt.Workflow(["user_id"] >> ops.Categorify(out_path=str(tmp_path)) >> ops.TagAsUserID())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        workflow.fit(nvt.Dataset(users[["user_id"]], cpu=True))
+    workflow = fitted(users[["user_id"]], tmp_path)
     for expression in ("item.code == user.code", "user.code in item.codes"):
-        made = build_release(
-            tmp_path / expression.split()[0],
-            name="exact",
-            workflow=workflow,
-            retrieval={},
-            users=users,
-            items=items,
-            interactions=interactions,
-            settings=SETTINGS.__class__(
-                candidates=20,
-                kept=10,
-                k_max=10,
-                allow_seen=True,
-                sources=(Popular("popular"),),
-                rules=(Expression("same", expression),),
-            ),
-        )
+        rules = (Expression("same", expression),)
+        folder = tmp_path / expression.split()[0]
+        made = build(folder, workflow, users, items, interactions, allow_seen=True, rules=rules)
         with Recommender(transport=LocalTransport(made)) as recommender:
             for place in (0, 1, 2, 4, 5, 6):
                 answer = recommender.recommend(int(users["user_id"].iloc[place]), k=10)
@@ -107,29 +102,14 @@ def test_nulls_that_the_fit_had_not_seen(tmp_path: Path, everybody: bool) -> Non
     users, items, interactions = small_frames()
     users["code"] = pd.array(np.arange(len(users)) % 3 + 5, "Int64")
     joined = interactions.merge(users, on="user_id")[["user_id", "item_id", "code"]].astype({"code": "int64"})
-    folder = str(tmp_path)
-    features = (["user_id"] >> ops.Categorify(out_path=folder) >> ops.TagAsUserID()) + (
-        ["item_id"] >> ops.Categorify(out_path=folder) >> ops.TagAsItemID()
-    )
-    code = ["code"] >> ops.Categorify(out_path=folder) >> ops.TagAsUserFeatures()
-    workflow = nvt.Workflow(features + code)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        workflow.fit(nvt.Dataset(joined, cpu=True))
+    workflow = fitted(joined, tmp_path)
     users.loc[:] = users.assign(code=users["code"].mask((np.arange(len(users)) % 4 == 1) | everybody))
-    settings = SETTINGS.__class__(candidates=20, kept=10, k_max=10, sources=(Popular("popular"),))
-    given = {
-        "workflow": workflow,
-        "retrieval": {},
-        "users": users,
-        "items": items,
-        "interactions": interactions,
-    }
+    tables = (users, items, interactions)
     if everybody:
         with pytest.raises(ExportInputError, match="users: NVTabular raises on columns 'user_id', 'code'"):
-            build_release(tmp_path / "release", name="nulls", settings=settings, **given)
+            build(tmp_path / "release", workflow, *tables)
         return
-    made = build_release(tmp_path / "release", name="nulls", settings=settings, **given)
+    made = build(tmp_path / "release", workflow, *tables)
     with Recommender(transport=LocalTransport(made)) as recommender:
         answer = recommender.recommend(int(users["user_id"].iloc[1]), k=10)
         assert (answer.status.value, len(answer.items)) == ("known", 10)
