@@ -103,7 +103,7 @@ def out_of_range(
 
 def named_twice(names: Iterable[str], field: str, what: str) -> Iterator[Problem]:
     """Yield a problem for each name that occurs more than once."""
-    listed = [name for name in names if isinstance(name, str)]
+    listed = list(names)
     for name in dict.fromkeys(listed):
         if listed.count(name) > 1:
             yield Problem(field, f"{listed.count(name)} {what} are called {name!r}", "give each its own name")
