@@ -18,6 +18,7 @@ PLAIN: Mapping[str, str] = {
     "TrainingSettings": "tiercel_pipelines.recipe.recipe",
     "Target": "tiercel_pipelines.tasks.multi_task",
     "load_recipe": "tiercel_pipelines.recipe.load",
+    "MovieLens": "tiercel_pipelines.data",
     "MovieLens100K": "tiercel_pipelines.data",
     "Parquet": "tiercel_pipelines.data",
     "Sequences": "tiercel_pipelines.data",
