@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from drawing import examples
 from tiercel_pipelines.commands.evaluate import figures_table, human
 from tiercel_pipelines.data import Dataset, split_dataset
 from tiercel_pipelines.errors import EvaluationError
@@ -227,7 +228,7 @@ class PerfectServed:
 interactions = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 11)), min_size=1, max_size=80)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(25)
 @given(rows=interactions, allow_seen=st.booleans(), train=st.floats(0.2, 0.9), k=st.integers(1, 14))
 def test_a_perfect_server_scores_one_in_every_protocol(rows, allow_seen, train, k):
     table = frame(rows)
@@ -242,7 +243,7 @@ def test_a_perfect_server_scores_one_in_every_protocol(rows, allow_seen, train, 
     assert figures["ranking"].ndcg == figures["retrieval"].ndcg == pytest.approx(1)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(25)
 @given(known=interactions, test=interactions)
 def test_what_was_seen_and_is_never_served_is_left_out_and_counted(known, test):
     items, had = pd.DataFrame({"item_id": range(12)}), set(known)
@@ -267,7 +268,7 @@ def test_what_was_seen_and_is_never_served_is_left_out_and_counted(known, test):
 times = st.integers(0, 9)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(25)
 @given(
     known=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 7), times), min_size=1, max_size=40),
     test=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 7), times), min_size=1, max_size=20),
