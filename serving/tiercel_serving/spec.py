@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +27,21 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 #: What a companion says of its tensor: how long each row of a list is (-1 is a null list), or which values
 #: are real. One that says ``packed`` goes in place of its tensor: each row's list in a single element.
 LENGTH_OF, VALID_OF, PACKED_OF = "length", "valid", "packed"
+
+#: What can't stand in the name of a parameter, and what would be read as the stand-in of such a character.
+_NO_PARAMETER = re.compile(r"[^0-9A-Za-z_]|_(?=_x)")
+
+
+def list_tensor(part: str, column: str) -> str:
+    """Return the name of the packed tensor of a part's list.
+
+    Models name their tensors as parameters of ``forward``. Where Python could not write the column's name
+    as it is, ``__x<code>_`` stands for each such character, and no two columns get one name.
+    """
+    name = f"{part}_list_{column}"
+    if name.isidentifier() and "__x" not in name and unicodedata.is_normalized("NFKC", name):
+        return name
+    return _NO_PARAMETER.sub(lambda found: f"__x{ord(found[0]):x}_", name)
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,18 @@ def test_a_line_is_a_user_and_his_items_in_order(tmp_path: Path) -> None:
     assert texts.items.item_id.tolist() == ["01", "2"]
 
 
+def test_pairs_in_the_order_of_time_are_the_same_sequences(tmp_path: Path) -> None:
+    lines, pairs = load(tmp_path, "7 3 1 2\n8 1\n9 2 2\n"), load(tmp_path, "7 3\n8 1\n7 1\n9 2\n9 2\n\n7 2\n")
+    for table in ("users", "items", "interactions"):
+        pd.testing.assert_frame_equal(getattr(pairs, table), getattr(lines, table))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "s.txt: expected a line for each user, found none"),
         ("1 2\n5\n", "s.txt, line 2: expected a user and items in the order of time, found '5'"),
-        ("1 2\n2 4\n1 3\n", r"s.txt, line 3: user 1 has a line already \(1\); join them"),
+        ("1 2\n2 4 5\n1 3\n", r"s.txt, line 3: user 1 has a line already \(1\); join them"),
     ],
 )
 def test_what_is_no_sequence_is_told_with_its_line(tmp_path: Path, text: str, message: str) -> None:

@@ -17,6 +17,7 @@ from tiercel_pipelines.errors import EvaluationError
 from tiercel_pipelines.offline.evaluate import check_protocol, check_same, evaluate_served
 from tiercel_pipelines.offline.evaluation_data import EvaluationData
 from tiercel_pipelines.offline.published import PUBLISHED
+from tiercel_pipelines.offline.scored import draw_negatives, one_plus_n
 from tiercel_pipelines.recipe import Compare, ServingSettings, SplitSettings
 
 ITEMS = [f"i{row}" for row in range(6)]
@@ -210,15 +211,16 @@ class PerfectServed:
     def __init__(self, known, test, items, allow_seen, may_not_come=None):
         self.info = SimpleNamespace(name="toy", build_id="b1", max_batch_size=7, k_max=20)
         self.lists = {}
+        self.items, self.width = items, len(items)
         for user in set(test["user_id"]):
             had = set() if allow_seen else set(known["item_id"][known["user_id"] == user])
             had = had if may_not_come is None else may_not_come(user)
             wanted = set(test["item_id"][test["user_id"] == user])
-            self.lists[user] = sorted(set(range(items)) - had, key=lambda row: (row not in wanted, row))
-        self.width = items
+            may = [row for row, item in enumerate(items) if item not in had]
+            self.lists[user] = sorted(may, key=lambda row: (items[row] not in wanted, row))
 
     def recommend(self, user_ids, k, now_s):
-        return [self.lists[user][:k] for user in user_ids]
+        return [[self.items[row] for row in self.lists[user][:k]] for user in user_ids]
 
     def retrieve(self, user_ids, now_s):
         rows = [self.lists[user] for user in user_ids]
@@ -228,19 +230,43 @@ class PerfectServed:
 interactions = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 11)), min_size=1, max_size=80)
 
 
-@examples(25)
-@given(rows=interactions, allow_seen=st.booleans(), train=st.floats(0.2, 0.9), k=st.integers(1, 14))
-def test_a_perfect_server_scores_one_in_every_protocol(rows, allow_seen, train, k):
-    table = frame(rows)
+@examples(20)
+@given(
+    rows=interactions,
+    times=st.lists(st.integers(0, 99), min_size=80, max_size=80),
+    by=st.sampled_from(["random", "leave_one_out", "time"]),
+    text=st.booleans(),
+    allow_seen=st.booleans(),
+    train=st.floats(0.2, 0.9),
+    validation=st.sampled_from([0.0, 0.1, 0.5]),
+    k=st.integers(1, 14),
+)
+def test_a_perfect_server_scores_one_in_every_protocol(
+    rows, times, by, text, allow_seen, train, validation, k
+):
+    catalogue = [f"item {row}" if text else row for row in range(12)]
+    table = frame([(f"ü{user}" if text else user, catalogue[item]) for user, item in rows])
+    table["timestamp"] = times[: len(rows)]
     dataset = Dataset("toy", frame([]), frame([]), table)
-    split = split_dataset(dataset, train=train, given_again=allow_seen)
+    split = split_dataset(dataset, train=train, validation=validation, by=by, given_again=allow_seen)
     assume(len(split.test))
-    items = pd.DataFrame({"item_id": range(12)})
+    items = pd.DataFrame({"item_id": catalogue})
     data = EvaluationData.from_frames("toy", items, split.fit, split.test, allow_seen=allow_seen)
     assert data.left_out == 0
-    served = PerfectServed(split.fit, split.test, 12, allow_seen)
-    figures = evaluate_served(served, data, k=k).figures
-    assert figures["ranking"].ndcg == figures["retrieval"].ndcg == pytest.approx(1)
+    assert len(data.user_ids) == split.test.user_id.nunique()
+    figures = evaluate_served(PerfectServed(split.fit, split.test, catalogue, allow_seen), data, k=k).figures
+    for name in ("ranking", "retrieval"):
+        assert figures[name].ndcg == figures[name].hit_rate == figures[name].mrr == pytest.approx(1)
+    wanted = {(user, item) for user, item in zip(split.test.user_id, split.test.item_id, strict=True)}
+    free = 12 - max(a + b for a, b in zip(data.relevance.counts, data.masked.counts, strict=True))
+    if free:
+        users, candidates = draw_negatives(data.relevance, data.masked, 12, free, np.random.default_rng(0))
+        scores = [
+            [(data.user_ids[user], catalogue[row]) in wanted for row in rows]
+            for user, rows in zip(users, candidates, strict=True)
+        ]
+        sampled = one_plus_n(scores, k)
+        assert sampled.ndcg == sampled.hit_rate == sampled.mrr == sampled.auc == 1
 
 
 @examples(25)
@@ -258,7 +284,7 @@ def test_what_was_seen_and_is_never_served_is_left_out_and_counted(known, test):
     assert data.relevance.counts.tolist() == [
         len({item for one, item in new if one == user}) for user in data.user_ids
     ]
-    served = PerfectServed(frame(known), frame(test), 12, False)
+    served = PerfectServed(frame(known), frame(test), range(12), False)
     report = evaluate_served(served, data, k=5)
     assert report.figures["ranking"].ndcg == pytest.approx(1)
     said = " ".join(map(str, human(report.to_json())))
@@ -300,7 +326,7 @@ def test_what_comes_again_after_days_counts_at_the_time_of_the_users_latest_test
     for place, user in enumerate(data.user_ids):
         assert data.now_s[place] == 86_400 * max(time for one, _, time in test if one == user)
         assert set(range(8)) - set(data.popularity_lists(8)[place].tolist()) == may_not_come(user)
-    perfect = PerfectServed(*tables, 8, False, may_not_come)
+    perfect = PerfectServed(*tables, range(8), False, may_not_come)
     report = evaluate_served(perfect, data, k=5)
     assert report.figures["ranking"].ndcg == pytest.approx(1)
     said = " ".join(map(str, human(report.to_json())))

@@ -97,6 +97,30 @@ def test_a_field_that_there_is_not(tmp_path: Path) -> None:
     assert "line " in message
 
 
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("replace(RECIPE, sead=1)", "Recipe has no field 'sead' (did you mean 'seed'?)"),
+        (
+            "replace(RECIPE, ranking=replace(RECIPE.ranking, top_layer=(8,)))",
+            "DLRM has no field 'top_layer' (did you mean 'top_layers'?)",
+        ),
+        (
+            "replace(RECIPE, ranking=replace(RECIPE.ranking, folds=5))",
+            "DLRM has no field 'folds': it belongs to the task: task=ListwiseSoftmax(…)",
+        ),
+        (
+            "replace(RECIPE, retrieval=ItemKNN(folds=3))",
+            "ItemKNN has no field 'folds' (it has name, weights, similarity, weighting, shrinkage, rating)",
+        ),
+    ],
+)
+def test_a_field_that_replace_does_not_find(tmp_path: Path, written: str, words: str) -> None:
+    text = f"from tiercel_pipelines.recipe import ItemKNN, replace\n{MOVIELENS}\nRECIPE = {written}\n"
+    message = refusal(write(tmp_path, text))
+    assert f"line {text.count(chr(10))}: {words}; correct that line" in message
+
+
 def test_a_field_that_is_missing(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, MOVIELENS.replace("    features=features,\n", "")))
     assert "Recipe needs 'features'" in message
@@ -152,6 +176,8 @@ def test_every_kind_can_be_imported_by_the_name_of_its_class() -> None:
     assert {"TwoTower", "DLRM", "SampledSoftmax", "Index", "Compare", "WeightedSum"} <= set(dir(writes))
     with pytest.raises(ImportError, match=r"no ThreeTower .* did you mean 'TwoTower'"):
         from tiercel_pipelines.recipe import ThreeTower  # noqa: F401
+    with pytest.raises(ImportError, match=r"no LightGCN .*; docs/models\.md and docs/recipes\.md list"):
+        from tiercel_pipelines.recipe import LightGCN  # noqa: F401
 
 
 OLD = """
@@ -194,6 +220,7 @@ def test_a_recipe_of_an_older_tiercel_is_told_what_to_write(
         ("TwoTower()", 'TwoTower(model="two_tower")', "TwoTower has no field 'model': leave it out"),
         ("DLRM()", 'DLRM(model="dlrm")', "DLRM has no field 'model': leave it out"),
         ("DLRM()", "DLRM(folds=3)", "'folds': it belongs to the task: task=ListwiseSoftmax(…)"),
+        ("TwoTower()", "TwoTower(negatives=3)", "'negatives': it belongs to the task: task=SampledS"),
         (
             "    features=features,\n",
             "    features=features,\n    index=None,\n",

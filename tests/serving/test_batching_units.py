@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from tiercel_serving.release.artefacts import open_artefact
 from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.runtime.batching import absent, complete, concatenate, split
 from tiercel_serving.runtime.chain import Chain
-from tiercel_serving.spec import LENGTH_OF, PACKED_OF, VALID_OF, TensorSpec
+from tiercel_serving.spec import LENGTH_OF, PACKED_OF, VALID_OF, TensorSpec, list_tensor
 from tiercel_serving.stages.specs import stage_specs
 
 SPECS = (
@@ -253,3 +254,17 @@ def test_flags_are_asked_as_numpy_asks_them(flags):
     array = np.array(flags, np.bool_)
     assert some(array) is bool(array.any())
     assert every(array) is bool(array.all())
+
+
+NAMES = st.text() | st.text("_x2ab ", max_size=12)
+
+
+@given(st.lists(NAMES, unique=True, max_size=8), st.sampled_from(["user", "item"]))
+def test_each_list_has_a_tensor_that_python_can_name(columns: list[str], part: str) -> None:
+    names = [list_tensor(part, column) for column in columns]
+    assert len(set(names)) == len(names)
+    for column, name in zip(columns, names, strict=True):
+        # As Python reads it in a source file: what NFKC makes of another form is another name.
+        assert list(inspect.signature(eval(f"lambda {name}: 0")).parameters) == [name]
+        if column.isalpha() and column.isascii():
+            assert name == f"{part}_list_{column}"

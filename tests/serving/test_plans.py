@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -15,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnxruntime
 import pytest
+from native_build import find_compiler
 from test_engine_kinds import WEIGHTS, write_onnx
 
 from tiercel_serving.engines import tensorrt as kinds
@@ -342,6 +346,32 @@ def test_the_real_bindings_find_no_gpu_here() -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(DeviceUnavailable, match="CUDA finds no GPU"):
         find_device(runtime)
+
+
+#: A driver that says its version alone: what CUDA's runtime asks of it before anything else.
+OLD_DRIVER = """
+#include <string.h>
+int cuDriverGetVersion(int *version) { *version = 11040; return 0; }
+static int nothing(void) { return 0; }
+int cuGetProcAddress(const char *name, void **function, int cuda, unsigned long flags) {
+    *function = (void *)nothing;
+    if (!strcmp(name, "cuDriverGetVersion")) *function = (void *)cuDriverGetVersion;
+    if (!strcmp(name, "cuGetProcAddress")) *function = (void *)cuGetProcAddress;
+    return 0;
+}
+"""
+
+
+def test_the_real_runtime_over_a_driver_that_is_too_old(tmp_path: Path) -> None:
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    (tmp_path / "driver.c").write_text(OLD_DRIVER)
+    command = [find_compiler(), "-w", "-shared", "-fPIC", "driver.c", "-o", "libcuda.so.1"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    script = "from tiercel_serving.engines.trt.cuda import find_device, runtime; find_device(runtime())"
+    path = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=path, capture_output=True, text=True)
+    assert "driver supports CUDA 11.4, this process was built for 1" in done.stderr
+    assert "update the driver of the machine (not the container)" in done.stderr
 
 
 def test_a_plan_that_is_not_built(tmp_path: Path) -> None:

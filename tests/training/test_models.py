@@ -19,7 +19,7 @@ from tiercel_pipelines.families.mult_vae import MultVAE
 from tiercel_pipelines.families.two_tower import Towers, TwoTower
 from tiercel_pipelines.families.weights import load_weights, save_weights
 from tiercel_pipelines.tasks.listwise_softmax import ListwiseSoftmax
-from tiercel_serving.spec import TensorSpec
+from tiercel_serving.spec import TensorSpec, list_tensor
 
 K, L = 5, 6
 USER = Side(
@@ -205,6 +205,23 @@ def test_onnx_with_a_dynamic_batch_equals_torch(kind, tmp_path):
         tensors = {name: tensors[name] for name in module.input_names}
         (got,) = session.run(None, {name: tensor.numpy() for name, tensor in tensors.items()})
         np.testing.assert_allclose(got, module(**tensors).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_lists_of_any_name_reach_the_models(tmp_path):
+    """A parameter of ``forward`` is called what its tensor is; a column may be called anything."""
+    hostile = ["🏷️ tags", "größe/cm", "a-b", "2nd", "class", "", "gro\u0308ße", "a__x20_b", "a b", "城市"]
+    user = Side("user", USER.cat, (), tuple(ListColumn(name, 7) for name in hostile))
+    module = frozen(randomised(towers(ModelInputs(user, ITEM), use_history=False).user_tower))
+    lists = {list_tensor("user", name): ("int64", (3,)) for name in hostile}
+    specs = {name: TensorSpec(name, dtype, dims) for name, (dtype, dims) in {**DIMS, **lists}.items()}
+    inputs = forward_inputs(module, specs, "tower")
+    assert [spec.name for spec in inputs] == ["user_cat", *lists]
+    make_onnx(module, tmp_path, inputs=inputs, output="out", max_batch=64, build_id="b")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, 7, (len(lists), 4, 3)))
+    tensors = {"user_cat": batch(4)["user_cat"], **dict(zip(lists, ids, strict=True))}
+    (got,) = session.run(None, {name: tensor.numpy() for name, tensor in tensors.items()})
+    np.testing.assert_allclose(got, module(**tensors).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_weights_survive_safetensors(tmp_path):

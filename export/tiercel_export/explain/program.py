@@ -17,7 +17,7 @@ import numpy as np
 from tiercel_serving.columns import Column, null_column
 from tiercel_serving.features import FeatureProgram, InputColumn, OutputColumn
 from tiercel_serving.features.steps import open_steps
-from tiercel_serving.spec import Array
+from tiercel_serving.spec import Array, list_tensor
 
 from .arrays import StepTable, describe_arrays
 from .registers import path_to, places_of, raw_columns
@@ -290,7 +290,7 @@ def _outputs(program: FeatureProgram, paths: Sequence[tuple[int, ...]]) -> list[
     for output, path in zip(program.outputs, paths, strict=True):
         packed, place = None, None
         if output.is_list and output.kind in position:
-            packed = f"{program.part}_list_{output.name}"
+            packed = list_tensor(program.part, output.name)
         elif output.kind in position:
             packed, place = f"{program.part}_{output.kind}", position[output.kind]
             position[output.kind] += 1

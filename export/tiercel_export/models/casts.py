@@ -215,8 +215,7 @@ class _Casting:
         if values.size and np.abs(values).max() > self.half.largest:
             raise ExportError(
                 f"weight {tensor.name!r}: its largest number is {np.abs(values).max():g}, {self.precision} "
-                "ends at "
-                f"{self.half.largest:g}; export in float32 or bf16, or train with weight decay"
+                f"ends at {self.half.largest:g}; export in float32 or bf16, or train with weight decay"
             )
         rounded = values.astype(self.half.dtype)
         if self.simulate:

@@ -137,8 +137,7 @@ def _input_shapes(graph: _Graph) -> Iterator[str]:
             if axis and not dim.dim_value:
                 yield (
                     f"input {tensor.name!r}: axis {axis} is dynamic; expected the batch, axis 0, alone to "
-                    "be: write "
-                    "the others as constants"
+                    "be: write the others as constants"
                 )
 
 

@@ -16,13 +16,14 @@ from tiercel_serving.features import InputColumn
 from tiercel_serving.features.blocks import transform
 from tiercel_serving.lookups.build import build_lookup
 from tiercel_serving.release.manifest import Catalogue, Packed, PackedList
-from tiercel_serving.spec import Array
+from tiercel_serving.spec import Array, list_tensor
 from tiercel_serving.stores.bloom import SeenFilter, build_filters, item_keys
 from tiercel_serving.stores.memory_mapped import USER_LOOKUP
 from tiercel_serving.tables.column_store import raw_prefix, store_column
 from tiercel_serving.tables.items import ITEM_LOOKUP, store_ids
 
 from ..errors import ExportInputError
+from ..workflow.cut import CompiledProgram
 from ..workflow.frames import column_from_series, columns_from_frame
 from .fit import check_rules
 from .given import id_dtype, infer_column
@@ -78,10 +79,10 @@ def make_tables(inputs: Inputs, programs: Programs) -> Tables:
         Packed(
             user_cat=programs.packed("user", "cat"),
             user_num=programs.packed("user", "num"),
-            user_lists=_lists(user_packed, "user_list_"),
+            user_lists=_lists(user_packed, programs.user),
             item_cat=programs.packed("item", "cat"),
             item_num=programs.packed("item", "num"),
-            item_lists=_lists(item_packed, "item_list_"),
+            item_lists=_lists(item_packed, programs.item),
         ),
     )
 
@@ -111,13 +112,12 @@ def _raw_user_columns(inputs: Inputs, programs: Programs, asked: Sequence[InputC
     return columns
 
 
-def _lists(packed: Mapping[str, Array], prefix: str) -> tuple[PackedList, ...]:
+def _lists(packed: Mapping[str, Array], program: CompiledProgram) -> tuple[PackedList, ...]:
+    found = ((output.name, packed.get(list_tensor(program.part, output.name))) for output in program.outputs)
     return tuple(
-        PackedList(
-            name.removeprefix(prefix), array.shape[1], "int64" if array.dtype == np.int64 else "float32"
-        )
-        for name, array in packed.items()
-        if name.startswith(prefix)
+        PackedList(name, array.shape[1], "int64" if array.dtype == np.int64 else "float32")
+        for name, array in found
+        if array is not None
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from tiercel_serving.spec import list_tensor
+
 
 class CategoryColumn(msgspec.Struct, frozen=True):
     """A categorical scalar column.
@@ -64,7 +66,7 @@ class Side(msgspec.Struct, frozen=True):
 
     def list_tensor(self, column: ListColumn) -> str:
         """Return the name of a list column's packed tensor."""
-        return f"{self.part}_list_{column.name}"
+        return list_tensor(self.part, column.name)
 
 
 class ModelInputs(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from tiercel_serving.columns import Column, null_column, take_rows
 from tiercel_serving.features import FeatureProgram
 from tiercel_serving.features.blocks import transform
 from tiercel_serving.settings import ServingSettings
+from tiercel_serving.spec import list_tensor
 
 from ..data import Dataset
 from ..features.graph_columns import FeatureColumn, list_lengths, packed_columns
@@ -52,7 +53,7 @@ def side_of(
     for column in columns:
         name, is_cat = column.name, column.kind == "cat"
         if column.is_list:
-            lists.append(ListColumn(name, cardinality(column, f"{part}_list_{name}") if is_cat else None))
+            lists.append(ListColumn(name, cardinality(column, list_tensor(part, name)) if is_cat else None))
         elif is_cat:
             vocabulary = any(step.operator == "Categorify" for step in column.operators)
             cat.append(CategoryColumn(name, cardinality(column, f"{part}_cat", len(cat)), vocabulary))
@@ -124,7 +125,7 @@ def _context_places(outputs: Sequence[FeatureColumn], context: set[str]) -> dict
     made: dict[str, tuple[int, ...] | None] = {}
     counts = {"user_cat": 0, "user_num": 0}
     for column in outputs:
-        name = f"user_list_{column.name}" if column.is_list else f"user_{column.kind}"
+        name = list_tensor("user", column.name) if column.is_list else f"user_{column.kind}"
         of_context = bool(context.intersection(column.inputs))
         if column.is_list:
             made |= {name: None} if of_context else {}

@@ -2,13 +2,14 @@
 
 from .dataset import Dataset, Progress
 from .load import NAMED, load_dataset
-from .specs import DatasetSpec, MovieLens100K, Parquet, Sequences, Synthetic
+from .specs import DatasetSpec, MovieLens, MovieLens100K, Parquet, Sequences, Synthetic
 from .split import Split, count_repeats, split_dataset, stratified_split
 
 __all__ = [
     "NAMED",
     "Dataset",
     "DatasetSpec",
+    "MovieLens",
     "MovieLens100K",
     "Parquet",
     "Progress",

@@ -8,9 +8,10 @@ from pathlib import Path
 from ..errors import DataError
 from .dataset import Dataset, Progress
 from .movielens import load_ml_100k
+from .movielens_files import load_movielens
 from .parquet import load_parquet
 from .sequences import load_sequences
-from .specs import DatasetSpec, MovieLens100K, Parquet, Sequences, Synthetic
+from .specs import DatasetSpec, MovieLens, MovieLens100K, Parquet, Sequences, Synthetic
 from .synthetic import make_synthetic
 
 #: What the command line calls some data sets.
@@ -44,6 +45,8 @@ def load_dataset(
         raise DataError(f"data set: {wrong[0].within(type(spec).__name__)}")
     if isinstance(spec, MovieLens100K):
         return load_ml_100k(data_dir=data_dir, progress=progress)
+    if isinstance(spec, MovieLens):
+        return load_movielens(spec, data_dir=data_dir)
     if isinstance(spec, Synthetic):
         return make_synthetic(spec, progress)
     if isinstance(spec, Parquet):
@@ -51,5 +54,6 @@ def load_dataset(
     if isinstance(spec, Sequences):
         return load_sequences(spec, data_dir=data_dir, progress=progress)
     raise DataError(
-        f"data set: expected MovieLens100K, Synthetic, Parquet or Sequences, got {type(spec).__name__}"
+        "data set: expected MovieLens100K, MovieLens, Synthetic, Parquet or Sequences, got "
+        f"{type(spec).__name__}"
     )

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
-import numpy as np
-import pandas as pd
 
 from tiercel_serving.machine import fault_of
 
 from ..errors import DataCorrupt, DataMissing
 from .dataset import Dataset, Progress
+from .movielens_files import read_movielens
 from .places import DATA_DIR_VARIABLE, data_dirs
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
@@ -129,7 +128,10 @@ def _unpack(archive: Path, target: Path) -> Path:
 
 def check_ml_100k(folder: Path) -> None:
     """Check that a folder holds the whole of MovieLens-100K: files, size and checksum of ``u.data``, rows."""
-    again = f"delete {folder} and run again to download it anew"
+    again = (
+        f"delete {folder} and run again to download it anew; other data of this form is read by "
+        f"dataset=MovieLens({str(folder)!r})"
+    )
     for name in _FILES:
         if not (folder / name).is_file():
             raise DataMissing(f"{folder / name}: missing from the ml-100k folder; {again}")
@@ -151,46 +153,8 @@ def check_ml_100k(folder: Path) -> None:
 def read_ml_100k(folder: Path) -> Dataset:
     """Read the tables of a checked folder (see :class:`~tiercel_pipelines.data.MovieLens100K`)."""
     try:
-        users, items, interactions = _read_users(folder), _read_items(folder), _read_ratings(folder)
-    except (ValueError, KeyError, UnicodeDecodeError) as error:
+        return read_movielens(folder, FOLDER)
+    except DataCorrupt as error:
         raise DataCorrupt(
             f"{folder}: the ml-100k tables cannot be read ({error}); delete the folder and run again"
         ) from error
-    return Dataset("ml-100k", users, items, interactions, source=str(folder)).check()
-
-
-def _read_users(folder: Path) -> pd.DataFrame:
-    names = ["user_id", "age", "gender", "occupation", "zip_code"]
-    frame = pd.read_csv(
-        folder / "u.user", sep="|", names=names, dtype={"zip_code": str}, keep_default_na=False
-    )
-    # The first digit of a US zip code is a group of states; Canadian codes begin with a letter.
-    return frame.assign(zip_prefix=frame["zip_code"].str[:1])
-
-
-def _read_items(folder: Path) -> pd.DataFrame:
-    genres = pd.read_csv(folder / "u.genre", sep="|", names=["genre", "code"]).sort_values("code")["genre"]
-    # The video release date is empty in every row as published, and the IMDb links are long dead.
-    names = ["item_id", "title", "release_date", "video_date", "imdb_url", *genres]
-    # The one file that is Latin-1 and not ASCII.
-    frame = pd.read_csv(folder / "u.item", sep="|", names=names, encoding="latin-1", keep_default_na=False)
-    title = frame["title"].str.strip()
-    released = pd.to_datetime(frame["release_date"].replace("", None), format="%d-%b-%Y")
-    in_title = title.str.extract(r"\((\d{4})\)\s*$", expand=False).astype(np.float64)
-    flags = frame[list(genres)].to_numpy(dtype=bool)
-    names_of = genres.to_numpy(dtype=object)
-    return pd.DataFrame(
-        {
-            "item_id": frame["item_id"],
-            "title": title,
-            # The title's year is the film's; the release date may be that of a re-release.
-            "year": in_title.fillna(released.dt.year.astype(np.float64)),
-            "released": released,
-            "genres": [names_of[row].tolist() for row in flags],
-        }
-    )
-
-
-def _read_ratings(folder: Path) -> pd.DataFrame:
-    names = ["user_id", "item_id", "rating", "timestamp"]
-    return pd.read_csv(folder / "u.data", sep="\t", names=names, dtype=np.int64)

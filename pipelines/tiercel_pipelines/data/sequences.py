@@ -1,9 +1,9 @@
-"""Sequences of items, a user a line, as research on sequential recommendation hands them round."""
+"""Sequences of items as research on sequential recommendation hands them round: a user a line, or pairs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,8 @@ def load_sequences(
 ) -> Dataset:
     """Read a file of sequences; where a relative path starts, :func:`~.places.find_data` says.
 
-    Ids are integers if all of their kind are, else strings.
+    A file in which each line has two words holds pairs: a user has as many lines as items. Ids are integers
+    if all of their kind are, else strings.
 
     Raises
     ------
@@ -51,15 +52,13 @@ def load_sequences(
     except (OSError, UnicodeDecodeError) as error:
         corrupt = DataCorrupt(f"{path}: not readable as UTF-8 text ({error}); write it again")
         raise fault_of(error, path, "reading sequences") or corrupt from error
-    users, items = [], []
-    for user, sequence in _lines(text, path, progress):
-        users.append(user)
-        items.append(sequence)
-    if not users:
+    lines = list(_lines(text, path, progress))
+    if not lines:
         raise DataCorrupt(f"{path}: expected a line for each user, found none; write it again")
-    lengths = [len(sequence) for sequence in items]
-    user_ids = _ids(users)
-    item_ids = _ids([item for sequence in items for item in sequence])
+    sequences = _joined(lines, path)
+    lengths = [len(sequence) for sequence in sequences.values()]
+    user_ids = _ids(list(sequences))
+    item_ids = _ids([item for sequence in sequences.values() for item in sequence])
     interactions = pd.DataFrame(
         {
             "user_id": np.repeat(user_ids, lengths),
@@ -78,9 +77,8 @@ def load_sequences(
     return dataset.check()
 
 
-def _lines(text: str, path: Path, progress: Progress | None) -> Iterator[tuple[str, list[str]]]:
-    """Yield each user and the items behind; blank lines are none."""
-    seen: dict[str, int] = {}
+def _lines(text: str, path: Path, progress: Progress | None) -> Iterator[tuple[int, str, list[str]]]:
+    """Yield the number of each line, the user and the items behind; blank lines are none."""
     lines = text.splitlines()
     for number, line in enumerate(lines, start=1):
         if progress is not None and (number % _TOLD == 0 or number == len(lines)):
@@ -93,12 +91,23 @@ def _lines(text: str, path: Path, progress: Progress | None) -> Iterator[tuple[s
                 f"{path}, line {number}: expected a user and items in the order of time, found "
                 f"{line.strip()!r}; drop the line or name items"
             )
-        if user in seen:
+        yield number, user, sequence
+
+
+def _joined(lines: Sequence[tuple[int, str, list[str]]], path: Path) -> dict[str, list[str]]:
+    """Return each user's items, users in the order in which they appear."""
+    pairs = all(len(items) == 1 for _, _, items in lines)
+    sequences: dict[str, list[str]] = {}
+    first: dict[str, int] = {}
+    for number, user, items in lines:
+        if user in sequences and not pairs:
             raise DataCorrupt(
-                f"{path}, line {number}: user {user} has a line already ({seen[user]}); join them in one"
+                f"{path}, line {number}: user {user} has a line already ({first[user]}); join them in one, "
+                "or write one pair of user and item in every line"
             )
-        seen[user] = number
-        yield user, sequence
+        first.setdefault(user, number)
+        sequences.setdefault(user, []).extend(items)
+    return sequences
 
 
 def _ids(words: list[str]) -> Array:

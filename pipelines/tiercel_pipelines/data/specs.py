@@ -27,6 +27,24 @@ class MovieLens100K(_Spec, frozen=True):
     """
 
 
+class MovieLens(_Spec, frozen=True):
+    """Another MovieLens, or data of your own in a form of GroupLens': 100K's, 1M's and 10M's, or CSV.
+
+    Columns are called as those of :class:`MovieLens100K`. Only 100K's form has ``released``, and without a
+    file of users (10M, CSV) they have no features.
+
+    Parameters
+    ----------
+    path
+        The folder. Where a relative path starts, :class:`Parquet` says.
+    name
+        What the data set is called.
+    """
+
+    path: str
+    name: str = "movielens"
+
+
 class Synthetic(_Spec, frozen=True):
     """Made-up data with real structure: tastes, genres, popularity, and every type of column.
 
@@ -92,6 +110,9 @@ class Parquet(_Spec, frozen=True):
 class Sequences(_Spec, frozen=True):
     """A text file with a line for each user: the user's id, then item ids in the order of time.
 
+    Or with a line for each pair of user and item: if every line has two words, it is that. The order of a
+    user's lines is that of time then, and users may alternate.
+
     There is no time but that order: interactions have a column ``place``, which is their timestamp.
 
     Parameters
@@ -107,4 +128,4 @@ class Sequences(_Spec, frozen=True):
 
 
 #: What :func:`~tiercel_pipelines.data.load_dataset` takes.
-DatasetSpec: TypeAlias = MovieLens100K | Synthetic | Parquet | Sequences
+DatasetSpec: TypeAlias = MovieLens100K | MovieLens | Synthetic | Parquet | Sequences

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tiercel_serving.problems import COUNT, WIDTH, Problem, choose, out_of_range
+from tiercel_serving.spec import list_tensor
 
 from ..arrays.inputs import ModelInputs
 from ..errors import TrainingError
@@ -68,7 +69,7 @@ class VBPR(BPRMF, frozen=True, tag="vbpr"):
 
     def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
         """Train as BPR does, the given vectors at hand by the items' category."""
-        given = data.packed.item[f"item_list_{self.vectors}"]
+        given = data.packed.item[list_tensor("item", self.vectors)]
         if given.shape[1] != self.length:
             raise TrainingError(
                 f"{label}: the vectors in {self.vectors!r} have {given.shape[1]} numbers, not {self.length}; "

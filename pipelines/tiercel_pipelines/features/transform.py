@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tiercel_serving.features import FeatureProgram, InputColumn
+from tiercel_serving.spec import list_tensor
 
 from ..errors import DataCorrupt, DataError, DataMissing
 from .arrow_columns import array_from_column, array_from_tensor, arrow_type, check_schema, columns_from_batch
@@ -145,7 +146,7 @@ def _packed_fields(program: FeatureProgram) -> list[pa.Field]:
                     f"give one: --list-length {output.name}=N"
                 )
             dtype = pa.int64() if output.kind == "cat" else pa.float32()
-            made.append(pa.field(f"{program.part}_list_{output.name}", pa.list_(dtype, output.length)))
+            made.append(pa.field(list_tensor(program.part, output.name), pa.list_(dtype, output.length)))
     return made
 
 

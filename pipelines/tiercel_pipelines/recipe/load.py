@@ -35,6 +35,7 @@ BUILT_IN: Mapping[str, str] = {
 #: How msgspec words a call that does not fit a struct.
 _UNEXPECTED = re.compile(r"Unexpected keyword argument '(\w+)'")
 _MISSING = re.compile(r"Missing required argument '(\w+)'")
+_REPLACED = re.compile(r"`(\w+)` has no field '(\w+)'")
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
@@ -125,11 +126,15 @@ def _explained(recipe: str, error: BaseException) -> TiercelError:
 
 
 def _in_words(error: BaseException, frame: traceback.FrameSummary | None) -> str:
-    unexpected, missing = _UNEXPECTED.search(str(error)), _MISSING.search(str(error))
+    unexpected, missing, replaced = (
+        pattern.search(str(error)) for pattern in (_UNEXPECTED, _MISSING, _REPLACED)
+    )
     if isinstance(error, TypeError) and unexpected is not None:
         name = unexpected[1]
         maker = _maker(frame, name)
         return f"{maker or 'this'} has no field {name!r}{_hint(maker, name)}"
+    if isinstance(error, TypeError) and replaced is not None:
+        return f"{replaced[1]} has no field {replaced[2]!r}{_hint(replaced[1], replaced[2])}"
     if isinstance(error, TypeError) and missing is not None:
         return f"{_maker(frame) or 'this'} needs {missing[1]!r}"
     if isinstance(error, TypeError) and "dataclass instance" in str(error):
@@ -170,7 +175,10 @@ def _maker(frame: traceback.FrameSummary | None, argument: str | None = None) ->
 def _hint(maker: str | None, name: str) -> str:
     if maker is None or maker not in names():
         return ""
-    fields = [field.name for field in msgspec.structs.fields(find_name(maker))]
+    fields = {field.name: field for field in msgspec.structs.fields(find_name(maker))}
+    task = fields["task"].default if "task" in fields else None
+    if name in getattr(task, "__struct_fields__", ()):
+        return f": it belongs to the task: task={type(task).__name__}(…)"
     if name in NOW:
         return f": {NOW[name]}"
     remedy = choose(name, fields)

@@ -18,6 +18,7 @@ PLAIN: Mapping[str, str] = {
     "TrainingSettings": "tiercel_pipelines.recipe.recipe",
     "Target": "tiercel_pipelines.tasks.multi_task",
     "load_recipe": "tiercel_pipelines.recipe.load",
+    "MovieLens": "tiercel_pipelines.data",
     "MovieLens100K": "tiercel_pipelines.data",
     "Parquet": "tiercel_pipelines.data",
     "Sequences": "tiercel_pipelines.data",
@@ -60,7 +61,8 @@ def find_name(name: str) -> Any:
     for table in tables():
         if name in table.class_names():
             return table.find(table.class_names()[name])
-    close = choose(name, names())
-    if name[:1].isupper() and close.startswith("did") and name not in NOW:
-        raise ImportError(f"there is no {name} to write in a recipe; {close}")
+    if name[:1].isupper() and name not in NOW:
+        close = choose(name, names())
+        remedy = close if close.startswith("did") else "docs/models.md and docs/recipes.md list what there is"
+        raise ImportError(f"there is no {name} to write in a recipe; {remedy}")
     raise old_name(name, "tiercel_pipelines.recipe")

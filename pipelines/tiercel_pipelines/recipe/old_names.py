@@ -15,15 +15,6 @@ NOW: Mapping[str, str] = {
     "index": 'write Index("two_tower", factory=…) among serving.sources',
     "task_weights": "write reorder=(WeightedSum((1.0, …)),)",
     "kind": 'leave it out: the class says it, Index("two_tower") or Popular()',
-    **dict.fromkeys(
-        ("temperature", "logq_correction", "positives"), "it belongs to the task: task=SampledSoftmax(…)"
-    ),
-    **dict.fromkeys(
-        ("target", "folds", "negatives", "hard_negatives"), "it belongs to the task: task=ListwiseSoftmax(…)"
-    ),
-    **dict.fromkeys(
-        ("batch_size", "context_dropout"), "it belongs to the task, such as task=SampledSoftmax(…)"
-    ),
 }
 
 

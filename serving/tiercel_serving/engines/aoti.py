@@ -225,8 +225,6 @@ def load_package(file: Path, device: str) -> Any:
             ) from error
         raise ArtefactCorrupt(
             f"{file}: not a package that torch {torch.__version__} reads ({' '.join(first)}); export again. "
-            "If the "
-            "machine is said to be at fault: torch unpacks it into the folder for temporary files (TMPDIR), "
-            "which must be "
-            "writable and allow execution"
+            "If the machine is said to be at fault: torch unpacks it into the folder for temporary files "
+            "(TMPDIR), which must be writable and allow execution"
         ) from error

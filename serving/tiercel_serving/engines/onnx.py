@@ -133,9 +133,8 @@ class OnnxEngine:
         name, provider_options = provider
         if name not in onnxruntime.get_available_providers():
             raise DeviceUnavailable(
-                f"{file}: this ONNX Runtime {onnxruntime.__version__} has no {name}; install "
-                "onnxruntime-gpu in "
-                "place of onnxruntime, or export for the CPU"
+                f"{file}: this ONNX Runtime {onnxruntime.__version__} has no {name}; install onnxruntime-gpu "
+                "in place of onnxruntime, or export for the CPU"
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -157,8 +156,7 @@ class OnnxEngine:
             # It goes on with the CPU by itself, and says so in its log alone.
             raise DeviceUnavailable(
                 f"{file}: ONNX Runtime found no device for {name}; run it on a machine with an NVIDIA GPU "
-                "and its "
-                "driver, or export for the CPU"
+                "and its driver, or export for the CPU"
             )
         self.inputs = tuple(put.name for put in self._session.get_inputs())
         self.outputs = tuple(outputs)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..errors import ArtefactCorrupt, InvalidRequest, NewerFormat
 from ..release.artefacts import Artefact
-from ..spec import Array
+from ..spec import Array, list_tensor
 from .quiet import Quiet
 from .registers import Register, Registers
 from .steps import STEPS, open_steps
@@ -105,7 +105,7 @@ class FeatureProgram:
         self._where = [(column["register"], column["row"]) for column in program["outputs"]]
         self._packs = self._plan_packs()
         self._lists = [
-            (f"{self.part}_list_{column.name}", number, column.length, column.kind)
+            (list_tensor(self.part, column.name), number, column.length, column.kind)
             for column, (number, _) in zip(self.outputs, self._where, strict=True)
             if column.is_list and column.kind != "raw"
         ]

@@ -19,7 +19,7 @@ from ..reorder.per_request import PerRequest, per_request
 from ..reorder.steps import reasons_of
 from ..rules.table import asked
 from ..settings import ServingSettings
-from ..spec import PACKED_OF, StageSpec, TensorSpec
+from ..spec import PACKED_OF, StageSpec, TensorSpec, list_tensor
 from .column_tensors import empty_of, list_tensors, request_tensors, told_to_rules
 
 #: Stages that every graph has, and those of a ranker. Between the first and retrieval comes one query
@@ -109,7 +109,7 @@ class Tensors:
         return _withoutempty_of(
             TensorSpec("user_cat", "int64", (len(packed.user_cat),), doc="Category ids of the user."),
             TensorSpec("user_num", "float32", (len(packed.user_num),), doc="Numbers of the user."),
-            *(_packed_list("user_list_", entry) for entry in packed.user_lists),
+            *(_packed_list("user", entry) for entry in packed.user_lists),
             TensorSpec("history_row", "int64", (length,), pad=pad, doc="Latest items, oldest first."),
             TensorSpec("history_length", "int32", (1,) if length else (0,), doc="Its real length."),
             TensorSpec("history_cat", "int64", (length, shown), doc="Its category ids."),
@@ -122,7 +122,7 @@ class Tensors:
         return _withoutempty_of(
             TensorSpec("item_cat", "int64", (k, len(packed.item_cat)), doc="Category ids."),
             TensorSpec("item_num", "float32", (k, len(packed.item_num)), doc="Numbers."),
-            *(_packed_list("item_list_", entry, k) for entry in packed.item_lists),
+            *(_packed_list("item", entry, k) for entry in packed.item_lists),
         )
 
     @property
@@ -330,9 +330,9 @@ def _related(manifest: Manifest, k: TensorSpec) -> Iterator[StageSpec]:
         yield StageSpec(RELATED, (*_id_lists(manifest, (RELATED_TO, EXCLUDED)), k), outputs)
 
 
-def _packed_list(prefix: str, entry: PackedList, *leading: int) -> TensorSpec:
+def _packed_list(part: str, entry: PackedList, *leading: int) -> TensorSpec:
     doc = f"List {entry.name}, padded with 0."
-    return TensorSpec(prefix + entry.name, entry.dtype, (*leading, entry.length), doc=doc)
+    return TensorSpec(list_tensor(part, entry.name), entry.dtype, (*leading, entry.length), doc=doc)
 
 
 def _named(stage: str, known: Sequence[TensorSpec], names: Iterable[str]) -> tuple[TensorSpec, ...]:

@@ -109,8 +109,8 @@ def build_plan(
                 log.errors.append("a plan that takes new weights needs a GPU and its driver to be built")
             raise EngineBuildFailed(
                 f"{file}: {flavour.name} {trt.__version__} could not build it: {log.said()}; change that "
-                "layer, or "
-                "raise workspace_mb of build.json if it speaks of memory, or export with --engine onnx"
+                "layer, or raise workspace_mb of build.json if it speaks of memory, or export with --engine "
+                "onnx"
             )
         measured = bytes(config.get_timing_cache().serialize()) if flavour.timing_cache else b""
         inputs = [network.get_input(place) for place in range(network.num_inputs)]
@@ -197,9 +197,8 @@ def _profile(
         if first != -1 or -1 in rest:
             raise EngineBuildFailed(
                 f"{file}: input {tensor.name!r} has the shape {[first, *rest]}; expected the batch, axis 0, "
-                "to be its "
-                "one dynamic axis: candidates K and lengths are constants of a plan, another K is another "
-                "plan"
+                "to be its one dynamic axis: candidates K and lengths are constants of a plan, another K is "
+                "another plan"
             )
         profile.set_shape(tensor.name, *((size, *rest) for size in batch))
     return profile

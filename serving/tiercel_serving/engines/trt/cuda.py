@@ -7,9 +7,6 @@ from typing import Any
 
 from ...errors import DeviceUnavailable
 
-#: The oldest driver that CUDA 12's minor-version compatibility takes.
-OLDEST_DRIVER = 12000
-
 
 @dataclass(frozen=True)
 class Device:
@@ -43,8 +40,7 @@ def ask(cudart: Any, call: str, *arguments: Any) -> Any:
         if "MemoryAllocation" in error.name:
             raise DeviceUnavailable(
                 f"{call} of {arguments[0]:,} bytes: the GPU's memory is full ({error.name}); stop what else "
-                "runs on "
-                "it, lower max_batch_size or the number of instances, or take a larger GPU"
+                "runs on it, lower max_batch_size or the number of instances, or take a larger GPU"
             )
         raise DeviceUnavailable(
             f"{call}: CUDA answered {error.name}; see the driver's log (dmesg, nvidia-smi)"
@@ -63,17 +59,17 @@ def find_device(cudart: Any) -> Device:
     _, driver = cudart.cudaDriverGetVersion()
     _, library = cudart.cudaRuntimeGetVersion()
     error, count = cudart.cudaGetDeviceCount()
-    if driver and driver < OLDEST_DRIVER:
+    # Without a driver CUDA calls it insufficient too, and its version is 0.
+    if driver and error.name == "cudaErrorInsufficientDriver":
         raise DeviceUnavailable(
             f"the GPU's driver supports CUDA {_version(driver)}, this process was built for "
-            f"{_version(library)}; "
-            "update the driver of the machine (not the container), or take a container of that CUDA"
+            f"{_version(library)}; update the driver of the machine (not the container), or take a "
+            "container of that CUDA"
         )
     if int(error) != 0 or not count:
         raise DeviceUnavailable(
             f"CUDA finds no GPU ({error.name}); run it on a machine with an NVIDIA GPU and its driver, and "
-            "give the "
-            "container the GPU (docker run --gpus all)"
+            "give the container the GPU (docker run --gpus all)"
         )
     properties = ask(cudart, "cudaGetDeviceProperties", ask(cudart, "cudaGetDevice"))
     free, _ = ask(cudart, "cudaMemGetInfo")

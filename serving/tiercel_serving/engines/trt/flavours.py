@@ -152,9 +152,8 @@ def load(flavour: Flavour) -> Module:
     since, below = (".".join(map(str, version)) for version in (flavour.since, flavour.below))
     if module is None:
         raise KindUnavailable(
-            f"{flavour.name}: expected its Python module {flavour.modules[0]} ({since} up to, not "
-            f"including, {below}), "
-            f"which is not installed; {flavour.remedy}"
+            f"{flavour.name}: expected its Python module {flavour.modules[0]} ({since} up to, not including, "
+            f"{below}), which is not installed; {flavour.remedy}"
         )
     version = tuple(int(part) for part in str(module.__version__).split(".")[:2])
     if not flavour.since <= version < flavour.below:

@@ -56,8 +56,8 @@ def check_plan(file: Path, flavour: Flavour, trt: Module, device: Device, output
     if flavour.capabilities and device.capability not in flavour.capabilities:
         raise EngineMismatch(
             f"{file}: {flavour.name} runs on compute capabilities {', '.join(flavour.capabilities)}; this "
-            "GPU is "
-            f"{device}. Export with --target tensorrt and build on this machine, or with --engine aoti-cuda"
+            f"GPU is {device}. Export with --target tensorrt and build on this machine, or with --engine "
+            "aoti-cuda"
         )
     here = bound.device if flavour.portable else str(device)
     bound.check(file, tuple(outputs), trt.__version__, here, REBUILD)
@@ -65,8 +65,7 @@ def check_plan(file: Path, flavour: Flavour, trt: Module, device: Device, output
     if network_sha256(file.parent / specification.network) != bound.network:
         raise EngineMismatch(
             f"{file}: the plan was built of another graph than {specification.network} beside it; export "
-            "again, or "
-            f"{REBUILD}"
+            f"again, or {REBUILD}"
         )
     return bound
 
@@ -131,8 +130,7 @@ class PlanEngine:
             raise DeviceUnavailable(
                 f"{file}: the plan needs {needed / 1e6:,.0f} MB of scratch memory, {device} has "
                 f"{device.free_bytes / 1e6:,.0f} MB free; lower max_batch_size or the number of instances, "
-                "or stop "
-                "what else runs on this GPU"
+                "or stop what else runs on this GPU"
             )
 
     def _buffer(self, trt: Module, name: str) -> _Buffer:
@@ -206,8 +204,7 @@ class PlanEngine:
         if batch > self.max_batch:
             raise InvalidRequest(
                 f"{self._file}: a batch of {batch}, but the plan was built for at most {self.max_batch}; "
-                "send fewer "
-                "users at once, or export with a larger max_batch_size and build again"
+                "send fewer users at once, or export with a larger max_batch_size and build again"
             )
         return batch
 
