@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
+from drawing import examples
 from tiercel_serving.columns import Column
 from tiercel_serving.lookups import perfect_hash
 from tiercel_serving.lookups.build import Table, build_fused, build_lookup
@@ -72,7 +73,7 @@ def test_many_spread_integers(stride):
         assert isinstance(lookup, IntLookup)
 
 
-@settings(max_examples=300)
+@examples(100)
 @given(st.lists(KEYS, unique=True, max_size=60), st.lists(KEYS, max_size=60))
 def test_any_bytes(keys, asked):
     keys = objects(keys)
@@ -106,7 +107,7 @@ def test_equal_checksums_of_odd_strings_are_told_apart():
     )
 
 
-@settings(max_examples=100)
+@examples(35)
 @given(
     st.lists(st.lists(INT64, unique=True, max_size=30), min_size=1, max_size=4),
     st.lists(INT64, min_size=1, max_size=20),
@@ -123,7 +124,7 @@ def test_fused_integers_stay_apart(tables, asked, data):
     check_fused(lookup, built, which, asked)
 
 
-@settings(max_examples=100)
+@examples(35)
 @given(
     st.lists(st.lists(KEYS, unique=True, max_size=30), min_size=1, max_size=4),
     st.lists(KEYS, min_size=1, max_size=20),
@@ -263,7 +264,7 @@ ELEMENTS = {
 
 
 @pytest.mark.parametrize("kind", ELEMENTS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@examples(14, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_stored_column_gives_back_each_row(kind, data):
     element, dtype = ELEMENTS[kind]

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
+from drawing import examples
 from tiercel_serving.errors import InvalidRequest, PortTaken
 from tiercel_serving.supervise import http_front, start_server
 from tiercel_serving.supervise.http_front import MAX_BODY
@@ -56,7 +57,7 @@ def same(mine: list[Any], theirs: list[Any]) -> bool:
     )
 
 
-@settings(max_examples=80, deadline=None)
+@examples(25)
 @given(sent=st.lists(tensors(), min_size=1, max_size=3), data=st.data())
 def test_tensors_come_back_as_they_were_sent(sent: list[Any], data: st.DataObject) -> None:
     """As JSON, flat or nested, or as bytes behind it; and the answer likewise."""
@@ -157,7 +158,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(50)
 @given(
     document=anything,
     entry=st.dictionaries(st.sampled_from([*GOOD, "parameters"]), anything),
