@@ -57,6 +57,8 @@ def run_sanitized(folder: Path, script: str) -> None:
         [sys.executable, "-c", script, str(built)],
         env={
             **os.environ,
+            # The tests' own modules, and what all tests share.
+            "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).resolve().parents[:2])),
             "LD_PRELOAD": " ".join(sanitizers),
             # Python itself leaks, and its own allocator would hide what goes beyond an object.
             "ASAN_OPTIONS": "detect_leaks=0",

@@ -114,10 +114,9 @@ def test_no_memory_is_an_error_of_its_own(monkeypatch):
         in_order(scores, rows)
 
 
-SANITIZED = f"""
+SANITIZED = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {__file__.rpartition("/")[0]!r})
 from test_native_order import batch, everything, native_chance, native_order
 from tiercel_serving.native import open_library
 functions = open_library(Path(sys.argv[1]))

@@ -109,10 +109,9 @@ def test_no_memory_is_an_error_of_its_own(monkeypatch):
         )
 
 
-SANITIZED = f"""
+SANITIZED = """
 import sys, numpy as np
 from pathlib import Path
-sys.path.insert(0, {__file__.rpartition("/")[0]!r})
 from test_native_placing import STEPS, batch, columns, native
 from tiercel_serving.native import open_library
 functions = open_library(Path(sys.argv[1]))
