@@ -221,6 +221,29 @@ def test_a_loss_that_is_no_number_is_told(world):
         fit(world, world[1], settings=wild)
 
 
+def test_numbers_that_the_very_last_step_lost_are_told(world):
+    """No later loss tells of them: the judge does, and where there is none, what makes the lists."""
+    packed, pairs, folds = world
+    rest, valid = pairs.select(folds != 0), pairs.select(folds == 0)
+    one_step = replace(RETRIEVAL, learning_rate=1e30, task=SampledSoftmax(batch_size=10**6))
+    told = r"two_tower, its queries of users: 480 of 480 numbers are NaN or infinite after its training"
+    with pytest.raises(TrainingError, match=told):
+        fit(world, rest, judge=judge_of(world, rest, valid), settings=replace(one_step, max_epochs=1))
+    fitted, _ = fit(world, rest, epochs=1, settings=one_step)
+    retrieval = OfflineRetrieval(SERVING, {"two_tower": fitted}, packed, rest)
+    with pytest.raises(TrainingError, match=told):
+        retrieval.candidates(np.arange(USERS))
+    with torch.no_grad():
+        fitted.item_tower.bias[0] = torch.nan
+    with pytest.raises(TrainingError, match=r"two_tower, its vectors of items: 320 of 320 numbers"):
+        OfflineRetrieval(SERVING, {"two_tower": fitted}, packed, rest)
+    valid_lists, lists = ranking_lists(world, 0), ranking_lists(world, 1)[0]
+    wild = replace(RANKING, learning_rate=1e30, max_epochs=1, task=ListwiseSoftmax(batch_size=10**6))
+    data = RankingData(packed, INPUTS, lists, SERVING.kept, RETRIEVAL.scale)
+    with pytest.raises(TrainingError, match=r"ranking, its scores: \d+ of \d+ numbers"):
+        wild.fit(data, Plan(0, "ranking", RankingJudge(SERVING, packed, *valid_lists)))
+
+
 def test_nothing_to_learn_is_told(world):
     pairs = world[1]
     with pytest.raises(TrainingError, match="no interactions"):

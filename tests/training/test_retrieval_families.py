@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from retrieval_contract import (
 
 from tiercel_pipelines.arrays.pairs import Pairs
 from tiercel_pipelines.errors import TrainingError
-from tiercel_pipelines.families.table import RETRIEVAL_FAMILIES
+from tiercel_pipelines.families.table import RETRIEVAL_FAMILIES, Plan, RetrievalData
 from tiercel_pipelines.recipe import (
     ALS,
     BPRMF,
@@ -77,7 +78,7 @@ class TestSLIM(RetrievalContract):
 
 
 class TestALS(RetrievalContract):
-    settings = ALS(dimension=8, max_epochs=5, regularisation=0.05)
+    settings = ALS(dimension=8, max_epochs=5, regularisation=1.0)
 
 
 class TestBPRMF(RetrievalContract):
@@ -114,6 +115,27 @@ class TestSoftmaxDNN(RetrievalContract):
         max_epochs=15,
     )
     variants = (replace(settings, layers=(6,), negatives=5),)
+
+
+@pytest.mark.parametrize("family", [TestTwoTower, TestSoftmaxDNN])
+def test_new_users_and_new_items_are_known_by_their_features(family: Any) -> None:
+    """Ids that no training knew, without a history: of a user the taste is left, of an item the maker."""
+    packed, pairs = world()
+    tastes, users, unknown = np.arange(GROUPS), np.arange(USERS), np.full(GROUPS, 2)
+    told = {"user_cat": np.stack([users % GROUPS, users], 1) + 3}
+    data = RetrievalData(dataclasses.replace(packed, user=told), pairs, INPUTS)
+    fitted, _ = replace(family.settings, id_dropout=0.3, item_id_dropout=0.3).fit(data, Plan(0, "model"))
+    queries = {}
+    for kind, ids in {"known": told["user_cat"], "new": np.stack([tastes + 3, unknown], 1)}.items():
+        history = {"history_cat": np.zeros((len(ids), 1, 1), np.int64)}
+        history["history_length"] = np.zeros((len(ids), 1), np.int32)
+        queries[kind] = fitted.query({"user_cat": ids, **history})
+    fresh = {"item_cat": np.stack([tastes + 3, unknown], 1)}
+    vectors = {"known": fitted.form(packed.catalogue), "new": fitted.form(fresh)}
+    for who, query in queries.items():
+        for what, form in vectors.items():
+            best = (query @ form["vectors"].T).argmax(1) % GROUPS
+            assert (best == np.arange(len(query)) % GROUPS).mean() > 0.9, (who, what)
 
 
 class TestItem2Vec(RetrievalContract):

@@ -9,12 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as drawn_cases
+from hypothesis import strategies as st
 from retrieval_contract import BOTH, INPUTS, ITEMS, USERS, drawn, world
 
+from tiercel_export.release.given import check_events
+from tiercel_export.release.parts import TableColumns
+from tiercel_export.release.tables import histories
+from tiercel_pipelines.arrays.packed import Packed
 from tiercel_pipelines.arrays.packing import build_pairs
 from tiercel_pipelines.arrays.pairs import Pairs
-from tiercel_pipelines.data import load_dataset, split_dataset
+from tiercel_pipelines.data import Dataset, load_dataset, split_dataset
 from tiercel_pipelines.families.sequences import Windows, generalised_bce, sampled_cross_entropy
+from tiercel_pipelines.offline.in_memory import KnownUsers
 from tiercel_pipelines.recipe import GRU4Rec, Parquet, SASRec, replace
 
 EACH: list[Any] = [SASRec(dimension=8, heads=2), GRU4Rec(dimension=8, hidden_dimension=6)]
@@ -131,3 +139,31 @@ def test_histories_know_nothing_of_what_came_later(tmp_path: Path) -> None:
         assert set(np.concatenate(shown)) == set(range(len(train)))
         found.append(whole)
     np.testing.assert_array_equal(*found)
+
+
+@drawn_cases(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 5), st.integers(1, 8))
+def test_a_release_keeps_the_histories_that_were_trained_on(
+    seed: int, count: int, moments: int, latest: int
+) -> None:
+    """Rows in any order, many of one moment, and what users came back to."""
+    rng = np.random.default_rng(seed)
+    users, items = rng.permutation(6), rng.permutation(5)
+    names = {"user_id": users, "item_id": items, "timestamp": np.arange(moments)}
+    events = pd.DataFrame({name: rng.choice(values, count) for name, values in names.items()})
+    tables = (pd.DataFrame({"user_id": users}), pd.DataFrame({"item_id": items}), events)
+    everybody = np.arange(len(users))
+    packed = Packed(
+        {"user_cat": everybody[:, None]},
+        {"item_cat": np.arange(len(items) + 1)[:, None]},
+        (),
+        latest,
+        len(users),
+    )
+    pairs, _ = build_pairs(Dataset("drawn", *tables), events, None, packed)
+    trained = KnownUsers(packed, pairs).history(everybody)
+    given_out = check_events(events, items, users, TableColumns(), [])
+    offsets, places = histories(given_out.users, given_out.items, len(users), latest)
+    for user, history in enumerate(trained):
+        served = given_out.items[places[offsets[user] : offsets[user + 1]]][-latest:]
+        assert served.tolist() == history[history < len(items)].tolist()

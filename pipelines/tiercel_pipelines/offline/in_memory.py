@@ -29,6 +29,7 @@ from tiercel_serving.stages.specs import query_stage
 from ..arrays.packed import Packed
 from ..arrays.pairs import IntArray, Pairs
 from ..data import Progress
+from ..errors import TrainingError
 from ..families.table import FittedRanking, FittedRetrieval
 from .had import Had
 
@@ -42,6 +43,27 @@ def blocks(users: IntArray, what: str = "", progress: Progress | None = None) ->
         yield users[start : start + BLOCK]
         if progress is not None:
             progress(what, min(start + BLOCK, len(users)), len(users))
+
+
+def finite(values: Array, what: str) -> Array:
+    """Return what a trained model gave; raise TrainingError if it is no numbers, which have no order.
+
+    A loss tells of the weights before its step: the last step's are looked at here.
+    """
+    wrong = int(values.size - np.count_nonzero(np.isfinite(values)))
+    if wrong:
+        raise TrainingError(
+            f"{what}: {wrong} of {values.size} numbers are NaN or infinite after its training; lower the "
+            "learning rate, or look for numbers among the features that are null (FillMissing) or that no "
+            "Normalize() tames"
+        )
+    return values
+
+
+def queries_of(model: FittedRetrieval, name: str, tensors: Arrays) -> Array | None:
+    """Return a model's queries ``[B, D]``, or None if it has none; raise TrainingError if not finite."""
+    query = model.query(tensors)
+    return None if query is None else finite(query, f"{name}, its queries of users")
 
 
 class KnownUsers:
@@ -110,12 +132,15 @@ def make_source(
     rules
         What its items must pass.
     """
+    form = {} if model is None else model.form(packed.catalogue)
+    for name, array in form.items():
+        finite(array, f"{kind.name}, its {name} of items")
     material = Material(
         items=packed.n_items,
         users=pairs.users,
         rows=pairs.items,
         columns={name: packed.raw[name] for name in kind.columns()},
-        form={} if model is None else model.form(packed.catalogue),
+        form=form,
         allowed=allowed_items(rules, packed.raw, packed.n_items) if rules else None,
         candidates=candidates,
         times=pairs.times,
@@ -161,9 +186,13 @@ class OfflineRetrieval:
     def candidates(self, users: IntArray) -> tuple[dict[str, Array], Candidates]:
         """Return the tensors of a block of users, and their candidates: scores, rows, sources ``[B, N]``."""
         tensors = self.users.tensors(users)
-        queries = {query_stage(name): model.query(tensors) for name, model in self._models.items()}
+        queries = {
+            query_stage(name): queries_of(model, name, tensors) for name, model in self._models.items()
+        }
         arrays = tensors | {name: query for name, query in queries.items() if query is not None}
-        return tensors, self._sources.personal(arrays, self.users.mask(users))
+        found = self._sources.personal(arrays, self.users.mask(users))
+        finite(found[0], "retrieval, its scores")
+        return tensors, found
 
 
 class OfflineOrdering:
@@ -199,6 +228,6 @@ class OfflineOrdering:
         if self._ranker is not None:
             read = [name for name in self._ranker.inputs if name in self._packed.item]
             items = {name: self._packed.item[name].take(kept["kept_row"], axis=0) for name in read}
-            arrays["rank_score"] = self._ranker.scores({**arrays, **items})
+            arrays["rank_score"] = finite(self._ranker.scores({**arrays, **items}), "ranking, its scores")
         final = self._steps.apply(arrays)
         return sort_by_score(final.scores, final.rows)[1]

@@ -16,7 +16,7 @@ from ..arrays.lists import RankingLists
 from ..arrays.packed import Packed
 from ..arrays.pairs import Array, IntArray, Pairs
 from ..families.table import FittedRanking, FittedRetrieval
-from ..offline.in_memory import KnownUsers, OfflineOrdering, blocks, open_source
+from ..offline.in_memory import KnownUsers, OfflineOrdering, blocks, open_source, queries_of
 from ..offline.metrics import Relevance, ranking_metrics
 
 #: Places that early stopping looks at.
@@ -54,7 +54,7 @@ class RetrievalJudge:
         known, found = self._known, []
         for block in blocks(self.users):
             tensors = known.tensors(block)
-            query = model.query(tensors)
+            query = queries_of(model, self.source.name, tensors)
             arrays = tensors if query is None else {**tensors, query_stage(self.source.name): query}
             found.append(source.candidates(arrays, known.mask(block), JUDGED_AT)[1])
         return ndcg(np.concatenate(found), self.users, self.held_out, self.packed.n_items)
