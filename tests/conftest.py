@@ -129,25 +129,15 @@ class Room:
 _room: Room | None = None
 
 
-def draw_the_same(anew: bool) -> None:
-    """Let Hypothesis draw the same in every run, or ``anew``."""
-    from hypothesis import settings
-    from hypothesis.internal.conjecture import providers
-
-    settings.register_profile("ordinary", derandomize=not anew)
-    settings.load_profile("ordinary")
-    # It takes constants out of our modules, of those that are loaded: what it draws would depend on which
-    # tests the process ran before.
-    if hasattr(providers, "_get_local_constants"):
-        providers._get_local_constants = lambda: providers._local_constants
-
-
 def pytest_configure(config: pytest.Config) -> None:
     global _room
     # Until all is collected: importing makes millions of objects that stay, through which it would look again
     # and again.
     gc.disable()
-    draw_the_same(anew=config.getoption("--slow"))
+    # Not before its plugin: it would warn.
+    import drawing
+
+    drawing.draw(slow=config.getoption("--slow"))
     if hasattr(config, "workerinput"):
         _room = Room()
 

@@ -232,7 +232,7 @@ SAMPLED: Mapping[str, tuple[RankingFamily | RetrievalFamily, ...]] = {
         ALS(dimension=dimension, unobserved_weight=unobserved, regularisation=l2)
         for dimension in (32, 64)
         for unobserved in (0.03, 0.1, 0.3)
-        for l2 in (0.01, 0.03, 0.1)
+        for l2 in (3.0, 6.0, 12.0)
     ),
     "dot_product_bpr": tuple(BPRMF(weight_decay=w) for w in (0.1, 0.3, 1.0)),
 }

@@ -86,7 +86,9 @@ Error* TRITONBACKEND_ModelRepository(void* model, int* kind, const char** locati
 }
 Error* TRITONBACKEND_ModelConfig(void* model, uint32_t version, void** made)
 {
-  *made = model && version ? "{\"max_batch_size\":4}" : "";
+  /* From 4 on they are inner models, whose requests Triton does not gather. */
+  const char* gathers = (uintptr_t)model < 4 ? "{\"max_batch_size\":4,\"dynamic_batching\":{}}" : "{\"max_batch_size\":4}";
+  *made = model && version ? (void*)gathers : "";
   return NULL;
 }
 Error* TRITONBACKEND_ModelInstanceSetState(void* instance, void* value)

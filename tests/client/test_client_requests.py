@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from drawing import examples
 from tiercel_client import ANONYMOUS, InvalidInput, ProtocolMismatch, RequestColumn
 from tiercel_client.contract import LENGTHS, Contract, read_contract
 from tiercel_client.request import Part, Question, build_requests, canary
@@ -497,7 +498,7 @@ def questions(draw: Any) -> tuple[int, dict[str, Any]]:
     }
 
 
-@settings(max_examples=150, deadline=None)
+@examples(50)
 @given(questions())
 def test_the_server_reads_what_was_asked(question: tuple[int, dict[str, Any]]) -> None:
     count, arguments = question
@@ -549,7 +550,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(65)
 @given(anything, anything, st.sampled_from([INTS, TEXTS]))
 def test_anything_is_sent_or_refused_and_never_an_accident(first: Any, second: Any, rules: Contract) -> None:
     user = 1 if rules is INTS else "u"

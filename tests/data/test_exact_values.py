@@ -12,9 +12,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from drawing import examples
 from tiercel_pipelines.data import Dataset
 from tiercel_pipelines.data.arrow import canonical, joined, plain_values
 from tiercel_pipelines.data.parquet import read_table
@@ -54,7 +55,7 @@ def masked(values: list[int | None], dtype: type) -> Any:
     return pd.arrays.IntegerArray(known, np.array([value is None for value in values]))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(50)
 @given(st.lists(WHOLE | st.none(), min_size=1, max_size=5))
 def test_integers_come_exactly_or_are_refused_by_value(values: list[int | None]) -> None:
     known = [value for value in values if value is not None]
@@ -86,7 +87,7 @@ def test_the_pandas_dtype_of_wide_integers_is_unsigned() -> None:
         by_pandas(np.array([1, 2**63], np.uint64))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(50)
 @given(st.lists(st.none() | st.lists(WHOLE.filter(lambda n: n >= 0) | st.none(), max_size=3), max_size=4))
 def test_integers_in_lists(rows: list[list[int | None] | None]) -> None:
     flat = [value for row in rows if row is not None for value in row]
@@ -165,7 +166,7 @@ def test_days(day: str, expected: int) -> None:
     assert by_pandas(pd.Series([value], dtype=object)).tolist() == [expected]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(35)
 @given(MOMENTS | st.none(), MOMENTS)
 def test_moments(one: datetime | None, other: datetime) -> None:
     values = [one, other]

@@ -78,6 +78,8 @@ def test_every_form_gives_the_same_tables(tmp_path: Path, files: Mapping[str, st
         (MILLION, "users.dat", "5::M::old::1::2\n", "users.dat: age: expected an integer, found 'old'"),
         (MILLION, "ratings.dat", "5::3::4\n", "ratings.dat: expected user, item, rating and time"),
         (MILLION, "ratings.dat", "5::3::4::100::9\n", r"ratings.dat: expected user, .* \(5 fields\)"),
+        (MILLION, "ratings.dat", "5::3::good::100\n", "ratings.dat: expected user, item, rating and time"),
+        (MILLION, "ratings.dat", "5::3:4:4::100\n", "ratings.dat: expected .* with '::' between them"),
         (MILLION, "movies.dat", "3::A::Noir\n", "item_id that items does not have, such as 8"),
         (TABLES, "movies.csv", "movieId,title,genres\n3,A, B,Noir\n", "movies.csv: expected movieId, title"),
         (HUNDRED, "u.item", "3|A|96/3/1|||0|1|1\n", "u.item: release date: .*96/3/1"),

@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from drawing import examples
 from tiercel_pipelines.data import Dataset, Synthetic, load_dataset, split_dataset, stratified_split
 from tiercel_pipelines.errors import DataError
 
@@ -26,7 +27,7 @@ def test_movielens_is_split_as_published(ml_100k: Dataset) -> None:
     assert train.user_id.nunique() == test.user_id.nunique() == 943
 
 
-@settings(max_examples=60, deadline=None)
+@examples(20)
 @given(
     users=st.lists(st.sampled_from(["ann", "bo", "çelik", ""]), max_size=60),
     ratio=st.floats(0.05, 0.95),
@@ -65,7 +66,7 @@ def test_no_validation() -> None:
     assert list(split.valid.columns) == list(dataset.interactions.columns)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(20)
 @given(
     rows=st.lists(st.tuples(st.sampled_from(["ann", "bo", ""]), st.integers(-2, 6)), max_size=60),
     ratio=st.floats(0.05, 0.95),

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from drawing import examples
 from tiercel_pipelines.commands.evaluate import figures_table, human
 from tiercel_pipelines.data import Dataset, split_dataset
 from tiercel_pipelines.errors import EvaluationError
@@ -229,7 +230,7 @@ class PerfectServed:
 interactions = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 11)), min_size=1, max_size=80)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(20)
 @given(
     rows=interactions,
     times=st.lists(st.integers(0, 99), min_size=80, max_size=80),
@@ -268,7 +269,7 @@ def test_a_perfect_server_scores_one_in_every_protocol(
         assert sampled.ndcg == sampled.hit_rate == sampled.mrr == sampled.auc == 1
 
 
-@settings(max_examples=80, deadline=None)
+@examples(25)
 @given(known=interactions, test=interactions)
 def test_what_was_seen_and_is_never_served_is_left_out_and_counted(known, test):
     items, had = pd.DataFrame({"item_id": range(12)}), set(known)
@@ -293,7 +294,7 @@ def test_what_was_seen_and_is_never_served_is_left_out_and_counted(known, test):
 times = st.integers(0, 9)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(25)
 @given(
     known=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 7), times), min_size=1, max_size=40),
     test=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 7), times), min_size=1, max_size=20),

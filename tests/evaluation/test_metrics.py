@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from drawing import examples
 from tiercel_pipelines.offline.metrics import (
     Relevance,
     ndcg_at_k,
@@ -133,7 +134,7 @@ def cases(draw):
     return ranked, counts, relevant, draw(st.integers(1, 14)), catalogue
 
 
-@settings(deadline=None, max_examples=200)
+@examples(65)
 @given(cases())
 def test_vectorised_equals_naive(case):
     ranked, counts, relevant, k, catalogue = case

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import pytrec_eval
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from drawing import examples
 from tiercel_pipelines.offline.metrics import Relevance, ranking_metrics
 
 
-@settings(max_examples=60, deadline=None)
+@examples(20)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 25), st.integers(1, 40), st.integers(1, 12))
 def test_on_random_rankings(seed: int, users: int, catalogue: int, k: int) -> None:
     """Answers of any length, none at all among them; users with one wanted item, many, or none."""

@@ -7,11 +7,12 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.spatial.distance import cosine
 
+from drawing import examples
 from tiercel_pipelines.offline.beyond_accuracy import beyond_accuracy, gini
 from tiercel_pipelines.offline.metrics import Relevance, ranking_metrics, recall_curve
 from tiercel_pipelines.offline.scored import auc, draw_negatives, factorised_top_k, log_loss, one_plus_n
@@ -19,7 +20,7 @@ from tiercel_pipelines.offline.scored import auc, draw_negatives, factorised_top
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(10)
 @given(SEEDS, st.integers(2, 40), st.booleans())
 def test_auc_is_the_statistic_of_mann_and_whitney(seed, n, ties):
     rng = np.random.default_rng(seed)
@@ -30,7 +31,7 @@ def test_auc_is_the_statistic_of_mann_and_whitney(seed, n, ties):
     assert auc(positive, scores) == pytest.approx(expected / (positive.sum() * (~positive).sum()))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(10)
 @given(SEEDS, st.integers(1, 30))
 def test_log_loss_is_the_entropy_of_what_happened(seed, n):
     rng = np.random.default_rng(seed)
@@ -47,7 +48,7 @@ def test_a_certain_mistake_costs_much_and_not_everything():
         auc([True, True], [1, 2])
 
 
-@settings(max_examples=30, deadline=None)
+@examples(10)
 @given(SEEDS, st.integers(1, 8), st.integers(1, 12), st.integers(1, 6))
 def test_one_plus_n_place_by_place(seed, count, n, k):
     rng = np.random.default_rng(seed)
@@ -83,7 +84,7 @@ def test_negatives_are_what_the_user_never_had():
         draw_negatives(relevant, known, 10, 8, rng)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(7)
 @given(SEEDS, st.integers(1, 9), st.integers(2, 12))
 def test_factorised_top_k_by_sorting(seed, pairs, items):
     rng = np.random.default_rng(seed)
@@ -118,7 +119,7 @@ def literal(lists, k, users, rows, catalogue):
     return np.mean(novelty), popularity, popularity / profile - 1, uneven, np.mean(apart) if apart else np.nan
 
 
-@settings(max_examples=25, deadline=None)
+@examples(9)
 @given(SEEDS, st.integers(1, 6), st.integers(1, 5), st.integers(6, 9))
 def test_beyond_accuracy_list_by_list(seed, n_lists, k, catalogue):
     rng = np.random.default_rng(seed)

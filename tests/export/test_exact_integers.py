@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from drawing import examples
 from tiercel_client.errors import InvalidInput
 from tiercel_client.values import convert_column, convert_ids
 from tiercel_export.errors import ExportInputError
@@ -42,7 +43,7 @@ def frames(values: list[int | None]) -> list[pd.Series]:
     return series
 
 
-@settings(max_examples=120, deadline=None)
+@examples(40)
 @given(st.lists(WHOLE | st.none(), min_size=1, max_size=4), st.sampled_from(DTYPES))
 def test_columns(values: list[int | None], dtype: str) -> None:
     strays = [value for value in values if value is not None and not fits(value, dtype)]
@@ -58,7 +59,7 @@ def test_columns(values: list[int | None], dtype: str) -> None:
         ]
 
 
-@settings(max_examples=120, deadline=None)
+@examples(40)
 @given(st.lists(st.lists(WHOLE | st.none(), max_size=3), min_size=1, max_size=3), st.sampled_from(DTYPES))
 def test_lists(rows: list[list[int | None]], dtype: str) -> None:
     column = InputColumn("x", dtype, True, "item")
@@ -78,7 +79,7 @@ def test_lists(rows: list[list[int | None]], dtype: str) -> None:
             assert value is None or got == value
 
 
-@settings(max_examples=80, deadline=None)
+@examples(25)
 @given(st.lists(WHOLE, min_size=1, max_size=4))
 def test_ids(values: list[int]) -> None:
     strays = [value for value in values if not fits(value, "int64")]
@@ -106,7 +107,7 @@ def test_what_is_no_integer(value: Any) -> None:
 # -------------------------------------------------------------------------------------------- requests
 
 
-@settings(max_examples=120, deadline=None)
+@examples(40)
 @given(st.lists(WHOLE, min_size=1, max_size=4), st.sampled_from(["int64", "float64"]))
 def test_requests(values: list[int], dtype: str) -> None:
     strays = [value for value in values if not fits(value, dtype)]

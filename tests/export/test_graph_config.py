@@ -139,6 +139,13 @@ def test_stage_models_batch_ragged_requests_and_warm_up(configs: dict[str, Any])
         assert len(config.model_warmup[0].inputs) >= 1
 
 
+def test_tritons_batching_is_left_out_where_the_runner_gathers(release: Release, tmp_path: Path) -> None:
+    """What callers ask first waits in Triton's queue; what other models' answers start, in the backend's."""
+    render_repository(release, tmp_path, "staged", runner="tiercel")
+    batched = {name for name, config in read(tmp_path).items() if config.HasField("dynamic_batching")}
+    assert batched == {"user_features", "describe_items"}
+
+
 def test_clients_are_told_the_limits(configs: dict[str, Any], release: Release) -> None:
     parameters = {key: value.string_value for key, value in configs["recommend"].parameters.items()}
     assert parameters["build_id"] == release.build_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -277,6 +278,37 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(MachineFault, match=f"{tmp_path}/deep: Permission denied while writing the run r"):
         with staging_directory(tmp_path / "deep" / "r", replace=False, what="run"):
             pass
+
+
+def refused(staging: Path) -> None:
+    raise DataCorrupt("no file")
+
+
+@pytest.mark.parametrize("removed", ["the folder", "what holds it"])
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda staging: None,
+        lambda staging: (staging / "x").write_text(""),
+        lambda staging: FRAME.to_parquet(staging / "x" / "y.parquet"),
+        refused,
+    ],
+)
+def test_a_folder_that_vanishes_while_it_is_written(
+    tmp_path: Path, removed: str, then: Callable[[Path], None]
+) -> None:
+    """Whatever fails first because of it, the folder is named and not the file, nor a path to correct."""
+
+    def work(file: Path) -> None:
+        staging = file.parent
+        shutil.rmtree(staging if removed == "the folder" else staging.parent)
+        then(staging)
+
+    with pytest.raises(MachineFault, match=r"out: the folder \.r\..* vanished while writing the r") as raised:
+        stage(tmp_path / "out" / "r", work)
+    assert "begin again" in str(raised.value)
+    assert wrong_path(raised.value) is None
+    assert not list(tmp_path.rglob("*.partial-*"))
 
 
 def test_tables_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

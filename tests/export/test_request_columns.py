@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from bare_manifest import bare_manifest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_release import ITEMS, SETTINGS, Parts, small_frames, small_release
 from torch import nn
 
+from drawing import examples
 from tiercel_export import TableColumns, Vectors, build_release
 from tiercel_export.errors import ExportInputError
 from tiercel_export.release.request_columns import graph_names, request_columns
@@ -162,7 +163,7 @@ def request_of(named: tuple[RequestColumn, ...], values: dict[str, Any], style: 
     return arrays
 
 
-@settings(max_examples=60, deadline=None)
+@examples(20)
 @given(COLUMNS, st.data())
 def test_columns_of_any_name_through_a_chain(columns: tuple[InputColumn, ...], data: st.DataObject) -> None:
     columns = tuple(c for c in columns if not (c.is_list and c.dtype in ("bool", "bytes")))

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
+
+from drawing import examples
 
 TEXTS = ["", "a", "b", "é", "e\u0301", "東京", " ", "None", "nan", "🦅" * 9]
 INTS = [0, 1, 2, 3, -1, 7, 255, 2**31, -(2**40), 2**53, 2**53 + 1, 2**62 + 1]
@@ -109,10 +111,5 @@ requests = st.builds(
 )
 groups = st.lists(st.sampled_from(KEYS), min_size=1, max_size=4, unique=True)
 
-#: Few fits in an ordinary run, and many with ``--slow``, which draws anew (``tests/conftest.py``).
-SOME = settings(
-    max_examples=4 if settings.default.derandomize else 60,
-    deadline=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+#: Few, since each is fitted.
+SOME = examples(4, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))

@@ -141,7 +141,6 @@ def compare_graphs(name: str, graphs: int, frames: int, folder: Path) -> Tally:
     @seed(crc32(name.encode()))
     @settings(
         max_examples=graphs,
-        deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
         database=None,

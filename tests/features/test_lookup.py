@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
+from drawing import every_pair, examples
 from tiercel_serving.columns import Column
 from tiercel_serving.lookups import perfect_hash
 from tiercel_serving.lookups.build import Table, build_fused, build_lookup
@@ -72,7 +73,7 @@ def test_many_spread_integers(stride):
         assert isinstance(lookup, IntLookup)
 
 
-@settings(max_examples=300)
+@examples(100)
 @given(st.lists(KEYS, unique=True, max_size=60), st.lists(KEYS, max_size=60))
 def test_any_bytes(keys, asked):
     keys = objects(keys)
@@ -81,8 +82,10 @@ def test_any_bytes(keys, asked):
     check(keys, objects([*asked, *edge, *near]), open_lookup(build_lookup(keys)))
 
 
-@pytest.mark.parametrize("length", [7, 8, 9, 23, 24, 25, 55, 56, 57, 119, 120, 121, 500])
-@pytest.mark.parametrize("outliers", [0, 1, 50])
+@pytest.mark.parametrize(
+    ("length", "outliers"),
+    every_pair([7, 8, 9, 23, 24, 25, 55, 56, 57, 119, 120, 121, 500], [0, 1, 50]),
+)
 def test_strings_of_any_length_beside_longer_ones(length, outliers):
     keys = [(b"%06d" % i).ljust(length, b"x") for i in range(3000)]
     keys += [key + b"-and-more" * (1 + i % 30) for i, key in enumerate(keys[:outliers])]
@@ -106,7 +109,7 @@ def test_equal_checksums_of_odd_strings_are_told_apart():
     )
 
 
-@settings(max_examples=100)
+@examples(35)
 @given(
     st.lists(st.lists(INT64, unique=True, max_size=30), min_size=1, max_size=4),
     st.lists(INT64, min_size=1, max_size=20),
@@ -123,7 +126,7 @@ def test_fused_integers_stay_apart(tables, asked, data):
     check_fused(lookup, built, which, asked)
 
 
-@settings(max_examples=100)
+@examples(35)
 @given(
     st.lists(st.lists(KEYS, unique=True, max_size=30), min_size=1, max_size=4),
     st.lists(KEYS, min_size=1, max_size=20),
@@ -263,7 +266,7 @@ ELEMENTS = {
 
 
 @pytest.mark.parametrize("kind", ELEMENTS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@examples(14, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_stored_column_gives_back_each_row(kind, data):
     element, dtype = ELEMENTS[kind]

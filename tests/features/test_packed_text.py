@@ -8,10 +8,11 @@ import numpy as np
 import nvtabular as nvt
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nvtabular import ops
 
+from drawing import examples
 from tiercel_export.workflow.cut import compile_workflow
 from tiercel_serving.columns import Column
 from tiercel_serving.errors import InvalidRequest
@@ -82,7 +83,7 @@ def test_text_of_one_width_shares_a_step(program):
     assert sum(step["op"] == "encode_text" for step in steps) == 5
 
 
-@settings(max_examples=60, deadline=None)
+@examples(20)
 @given(st.data(), st.integers(0, 30))
 def test_packed_text_equals_objects(program, data, n):
     columns = {

@@ -19,6 +19,7 @@ from parity_helpers import compare, rows_of
 from session_parity import Both, fitted
 from test_feature_operators import FIT as OPERATORS_FIT
 
+from drawing import examples
 from tiercel_export.errors import UnsupportedOperator, WorkflowError
 from tiercel_export.operators import DatePart, TimeDifference
 from tiercel_export.workflow.cut import compile_workflow, cut_workflow
@@ -153,7 +154,7 @@ DRAWN = st.builds(
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-@settings(max_examples=2, deadline=None)
+@examples(2)
 @given(sessions=DRAWN)
 def test_drawn_sessions(graph: str, sessions: pd.DataFrame, graphs: dict[str, Both]) -> None:
     graphs[graph].check(sessions)
@@ -161,7 +162,7 @@ def test_drawn_sessions(graph: str, sessions: pd.DataFrame, graphs: dict[str, Bo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("graph", GRAPHS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sessions=DRAWN)
 def test_many_drawn_sessions(graph: str, sessions: pd.DataFrame, graphs: dict[str, Both]) -> None:
     graphs[graph].check(sessions)

@@ -17,11 +17,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nvtabular import ops
 from parity_helpers import compare
 
+from drawing import examples
 from tiercel_export.errors import UnsupportedOperator
 from tiercel_export.workflow.cut import compile_workflow
 from tiercel_export.workflow.frames import FrameOracle, oracle_frame
@@ -326,7 +327,7 @@ def _plain(value):
 
 
 @given(arrays())
-@settings(max_examples=300, deadline=None)
+@examples(100)
 def test_columns_hold_what_arrow_holds(drawn):
     dtype, is_list, array, rows = drawn
     column = column_from_arrow(array, InputColumn("c", dtype, is_list, "user"), "here")

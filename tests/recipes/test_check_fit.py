@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from merlin.schema import Tags
 from nvtabular import ops
 
+from drawing import examples
 from tiercel_export import operators as own
 from tiercel_export.errors import UnsupportedOperator
 from tiercel_export.workflow.cut import cut_workflow
@@ -248,7 +249,7 @@ CHAINS: dict[str, Callable[[], Any]] = {
 }
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@examples(6, suppress_health_check=list(HealthCheck), database=None)
 @given(name=st.sampled_from(NUMBERS), chain=st.lists(st.sampled_from(sorted(CHAINS)), min_size=1, max_size=3))
 def test_any_chain_is_a_mistake_or_compiles(
     name: str, chain: list[str], dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
@@ -320,7 +321,7 @@ def with_parameter(title: str, name: str, value: Any) -> Recipe:
     return bare(lambda: user(columns >> operator(*parts, **{**right, name: value})))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@examples(9, suppress_health_check=list(HealthCheck), database=None)
 @given(case=st.sampled_from(CASES), value=st.sampled_from(WRONG))
 def test_a_parameter_of_another_type_passes_or_is_a_mistake(
     case: tuple[str, str], value: Any, dataset: Dataset
@@ -340,7 +341,7 @@ def test_boundaries_that_are_no_numbers(value: Any, dataset: Dataset) -> None:
         check_recipe(with_parameter("Bucketize", "boundaries", [1, value, "a"]), dataset)
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@examples(4, suppress_health_check=list(HealthCheck), database=None)
 @given(case=st.sampled_from(CASES), value=st.sampled_from(WRONG))
 def test_a_parameter_that_passes_is_fitted_or_a_mistake(
     case: tuple[str, str], value: Any, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory

@@ -6,9 +6,10 @@ from math import log, log2
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from drawing import examples
 from tiercel_serving.stores.bloom import (
     FIRST,
     ItemProbes,
@@ -32,7 +33,7 @@ def array(values: list[int] | list[bytes]) -> np.ndarray:
     return out
 
 
-@settings(max_examples=10, deadline=None)
+@examples(4)
 @given(put_in=ids, asked=ids, rate=st.sampled_from([0.5, 0.1, 0.001]))
 def test_all_items_at_once_are_as_one_by_one(put_in: list, asked: list, rate: float) -> None:
     kept = SeenFilter(1, rate)

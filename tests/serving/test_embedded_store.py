@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_release import Tiny
 
+from drawing import examples
 from tiercel_serving.errors import MachineFault, StoreDamaged, StoreUnavailable
 from tiercel_serving.live_items.journal import Entry, Journal
 from tiercel_serving.release.opened import open_release
@@ -125,17 +126,17 @@ def check_against_a_dictionary(tiny: Tiny, folder: Path, script: list[Any]) -> N
             one.kill()
 
 
-unhurried = settings(deadline=None, suppress_health_check=[*HealthCheck])
+unhurried = {"suppress_health_check": [*HealthCheck]}
 
 
-@settings(unhurried, max_examples=3)
+@examples(3, **unhurried)
 @given(script=steps)
 def test_it_is_a_dictionary_whoever_writes_and_dies(plain: Tiny, tmp_path: Path, script: list[Any]) -> None:
     check_against_a_dictionary(plain, tmp_path / "store", script)
 
 
 @pytest.mark.slow
-@settings(unhurried, max_examples=150)
+@settings(max_examples=150, **unhurried)
 @given(script=steps)
 def test_it_is_a_dictionary_often(plain: Tiny, tmp_path: Path, script: list[Any]) -> None:
     check_against_a_dictionary(plain, tmp_path / "store", script)

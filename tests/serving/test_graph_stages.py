@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import stage_oracles as oracle
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from stage_oracles import Ask, tensors
 from tiny_release import DAY_S, OCCUPATIONS, Tiny, ranker_oracle, tower_oracle, transform
 
+from drawing import examples
 from tiercel_serving.errors import StageFailed
 from tiercel_serving.reorder.steps import reasons_of
 from tiercel_serving.runtime import batching
@@ -23,7 +24,7 @@ from tiercel_serving.settings import FALLBACK, KEPT, UNKNOWN
 from tiercel_serving.spec import DTYPES
 from tiercel_serving.verify import reference
 
-quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = examples(5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 #: What requests say of time where that counts: at the very boundary of a day, and between.

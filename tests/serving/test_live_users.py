@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from kind_contracts import check_settings
 from tiny_release import COLUMNS, Tiny, ids_array, objects
 
+from drawing import examples
 from tiercel_client.errors import InvalidInput
 from tiercel_serving.errors import InvalidSettings, KindUnavailable, StoreMismatch
 from tiercel_serving.release.opened import Release, open_release
@@ -30,7 +31,7 @@ from tiercel_serving.stores.table import STORES, StoreKind
 
 BOTH = pytest.mark.parametrize("variant", ["plain", "strings"], indirect=True)
 ONE = pytest.mark.parametrize("variant", ["plain"], indirect=True)
-quick = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = examples(4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def text(value: Any) -> Any:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from tiny_release import Tiny, make_tiny
 
+from drawing import examples
 from tiercel_serving.errors import InvalidSettings
 from tiercel_serving.ranked import AllowedMask, Mask, make_mask
 from tiercel_serving.release.artefacts import Artefact, open_artefact, write_artefact
@@ -159,7 +160,7 @@ def test_one_heavy_user_among_many(search: Search, heavy: str) -> None:
         np.testing.assert_array_equal(one[others], before[others])
 
 
-@settings(max_examples=15, deadline=None)
+@examples(5)
 @given(
     factory=st.sampled_from([*FACTORIES, "IVF32,PQ8x4"]),
     make=st.sampled_from([mask_of, allowed_of]),

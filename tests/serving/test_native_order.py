@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from native_build import open_compiled, run_sanitized
 
+from drawing import examples
 from tiercel_serving import ranked
 from tiercel_serving.columns import Column, with_null_row
 from tiercel_serving.native import chance as native_chance
@@ -73,7 +74,7 @@ def everything(scores: Any, rows: Any, arrays: dict[str, Any]) -> list[Any]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@examples(20)
 @given(seed=st.integers(0, 2**32), users=st.integers(1, 3), width=st.integers(1, ITEMS))
 def test_the_same_order_and_the_same_numbers(functions, seed, users, width):
     scores, rows, arrays = batch(seed, users, width)

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from native_build import open_compiled, run_sanitized
 
+from drawing import examples
 from tiercel_serving.columns import Column, with_null_row
 from tiercel_serving.native import placing as native
 from tiercel_serving.reorder.calibration import Calibration
@@ -72,7 +73,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-@settings(max_examples=10, deadline=None)
+@examples(4)
 @given(
     seed=st.integers(0, 2**32),
     users=st.integers(1, 3),

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from native_build import open_compiled, run_sanitized
 
+from drawing import examples
 from tiercel_serving import native
 from tiercel_serving.lookups.build import Table, build_fused, build_lookup
 from tiercel_serving.lookups.lookup import FEW, open_lookup
@@ -41,7 +42,7 @@ def both(arrays: dict[str, np.ndarray], functions: Any, texts: Strings) -> tuple
     return by_functions, lookup.find(texts)
 
 
-@settings(max_examples=60)
+@examples(20)
 @given(st.lists(TEXTS, unique=True, max_size=40), st.lists(TEXTS, max_size=40), st.integers(0, 2))
 def test_any_texts_and_gaps(functions, keys, asked, gap):
     near = [key + end for key in keys for end in (b"", b"\0", b"x")]
@@ -70,7 +71,7 @@ def test_columns_of_every_width(functions, length):
 
 
 @pytest.mark.parametrize("built", [False, True])
-@settings(max_examples=30)
+@examples(10)
 @given(st.lists(st.text("aé\N{SNOWMAN}", max_size=12), max_size=30), st.integers(0, 9))
 def test_texts_are_split_at_their_nuls(built, functions, texts, more):
     blob = np.frombuffer(b"".join(text.encode() + b"\0" for text in texts) + b"x" * more, np.uint8)

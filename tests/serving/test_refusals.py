@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from stage_oracles import Ask, tensors
 from tiny_release import Tiny, objects
 
+from drawing import examples
 from tiercel_serving.errors import (
     ArtefactCorrupt,
     ArtefactMissing,
@@ -214,7 +215,7 @@ NAMES = st.text(min_size=1) | st.sampled_from(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@examples(14)
 @given(st.lists(NAMES, min_size=1, max_size=6, unique=True))
 def test_files_are_numbered_whatever_arrays_are_called(names: list[str]) -> None:
     with TemporaryDirectory() as place:

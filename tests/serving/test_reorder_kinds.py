@@ -10,12 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from kind_contracts import check_rows, check_settings
 from own_kinds import EvenYears
 from tiny_release import column, list_column
 
+from drawing import examples
 from tiercel_serving.columns import Column
 from tiercel_serving.reorder.boost_items import BoostItems
 from tiercel_serving.reorder.calibration import Calibration
@@ -154,7 +154,7 @@ class TestReorderKind:
             assert kind.misfits(TASKS) == []
             assert bool(kind.misfits(0)) == kind.of_ranker
 
-    @hypothesis_settings(max_examples=30, deadline=None)
+    @examples(10)
     @given(batch=batches())
     def test_it_scores_as_its_reference(self, name: str, batch: Batch) -> None:
         rows, tasks = batch.arrays["kept_row"], batch.arrays["rank_score"]
@@ -194,7 +194,7 @@ class TestReorderKind:
 CHAINS = st.lists(st.sampled_from([kind for kinds in EXAMPLES.values() for kind in kinds]), max_size=3)
 
 
-@hypothesis_settings(max_examples=100, deadline=None)
+@examples(35)
 @given(batch=batches(), chain=CHAINS, ranked=st.booleans(), unknown=st.sampled_from(["fallback", "rank"]))
 def test_all_steps_together(batch: Batch, chain: list[Any], ranked: bool, unknown: str) -> None:
     chain = [kind for kind in chain if ranked or not kind.of_ranker]

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_release import column, list_column
 
+from drawing import examples
 from tiercel_serving.columns import Column, take_rows
 from tiercel_serving.problems import Problem
 from tiercel_serving.rules.expression import Expression
@@ -96,7 +97,7 @@ def compiled(tree: Any, items: Mapping[str, Column]) -> Masks:
     return Masks(conjuncts(tree), items, len(items["whole"]))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(10)
 @given(text=conditions(), world=worlds(), seed=st.integers(0, 9))
 def test_masks_are_what_the_plain_reference_says(
     text: str, world: tuple[dict[str, Column], Given], seed: int
@@ -156,7 +157,7 @@ def pandas_conditions(draw: st.DrawFn, depth: int = 2) -> str:
     )
 
 
-@settings(max_examples=12, deadline=None)
+@examples(4)
 @given(text=pandas_conditions(), seed=st.integers(0, 10**6))
 @example(text="not (item.whole > 1) or item.real == 2", seed=1)
 def test_masks_are_what_pandas_says(text: str, seed: int) -> None:

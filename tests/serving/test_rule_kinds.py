@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kind_contracts import check_rows, check_settings
 from tiny_release import column, list_column, objects
 
+from drawing import examples
 from tiercel_serving.columns import Column, take_rows
 from tiercel_serving.rules.compare import Compare
 from tiercel_serving.rules.expression import Expression
@@ -73,7 +74,7 @@ class TestRuleKind:
             assert kind.reason.strip()
             assert set(kind.columns()) <= set(COLUMNS)
 
-    @settings(max_examples=50, deadline=None)
+    @examples(17)
     @given(columns=tables())
     def test_it_passes_what_its_reference_passes(self, name: str, columns: dict[str, Column]) -> None:
         items, item_of = len(columns["whole"]), plain_items(columns)
@@ -87,7 +88,7 @@ class TestRuleKind:
                 assert kind.passes(last).tolist() == [passed[-1]]
 
 
-@settings(max_examples=50, deadline=None)
+@examples(17)
 @given(columns=tables(), chosen=st.lists(st.sampled_from(EXAMPLES["compare"]), max_size=3))
 def test_the_first_rule_that_fails_is_the_reason(columns: dict[str, Column], chosen: list[Compare]) -> None:
     items, item_of = len(columns["whole"]), plain_items(columns)

@@ -8,12 +8,13 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from stage_oracles import pack, packed, tensors
 from test_graph_stages import asks_of
 from tiny_release import Tiny, objects
 
+from drawing import examples
 from tiercel_client.contract import read_contract
 from tiercel_client.request import Question, build_requests
 from tiercel_client.testing import FakeTransport
@@ -48,7 +49,7 @@ ITEMS = [*ODD, *(f"item {number}" for number in range(300))]
 
 ids = st.sampled_from(ITEMS) | st.text(st.characters(codec="utf-8"), max_size=40) | st.just("y" * 500)
 lists = st.none() | st.lists(ids, max_size=20) | st.lists(st.sampled_from(ODD), min_size=20, max_size=40)
-quick = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = examples(10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

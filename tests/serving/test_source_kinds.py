@@ -11,11 +11,12 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kind_contracts import check_rows, check_settings
 from own_kinds import Beside
 
+from drawing import examples
 from tiercel_serving.columns import Column
 from tiercel_serving.errors import InvalidSettings
 from tiercel_serving.ranked import BitmapMask, KeyMask, Mask
@@ -126,9 +127,7 @@ EXAMPLES: dict[str, list[Example]] = {
     ],
     "beside": [Example(Beside("next"))],
 }
-EACH = [
-    pytest.param(e, id=f"{name}-{n}") for name, examples in EXAMPLES.items() for n, e in enumerate(examples)
-]
+EACH = [pytest.param(e, id=f"{name}-{n}") for name, kinds in EXAMPLES.items() for n, e in enumerate(kinds)]
 
 
 def test_every_kind_is_here() -> None:
@@ -201,13 +200,13 @@ def cases(draw: st.DrawFn, example: Example) -> Case:
     )
 
 
-quick = settings(max_examples=25, deadline=None)
+quick = examples(9)
 
 
 @pytest.mark.parametrize("example", EACH)
 class TestSourceKind:
     def test_settings(self, example: Example) -> None:
-        name = next(name for name, examples in EXAMPLES.items() if example in examples)
+        name = next(name for name, kinds in EXAMPLES.items() if example in kinds)
         check_settings(SOURCES, name, example.kind, SourceKind)
         assert set(example.kind.columns()) <= set(example.columns(np.random.default_rng(0), 3))
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from kind_contracts import check_rows, check_settings
 from tiny_release import Tiny, ids_array, transform, user_arrays
 
+from drawing import examples
 from tiercel_serving.columns import Column
 from tiercel_serving.release.artefacts import Artefact
 from tiercel_serving.release.opened import Release
@@ -82,7 +83,7 @@ def values(column: Column) -> list[Any]:
 
 
 several = pytest.mark.parametrize("variant", ["plain", "strings", "no users"], indirect=True)
-quick = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = examples(4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @several

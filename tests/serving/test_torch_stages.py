@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from on_device import CAPTURED, DEVICES, ON_CUDA, capture_double, on_device
 from stage_oracles import Ask, tensors
@@ -20,6 +20,7 @@ from test_graph_stages import asks_of
 from tiny_release import DAY_S, Tiny
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from drawing import examples
 from tiercel_serving.device.crossing import Crossing
 from tiercel_serving.device.place_torch import CAPTURES
 from tiercel_serving.runtime.chain import Chain
@@ -85,7 +86,7 @@ def test_every_kind_of_recommender(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_is_asked(
     device: str, variant: str, tiny: Tiny, chain: Chain, torch_chain: Chains, data: st.DataObject

@@ -39,7 +39,7 @@ USER = Side("user", (CategoryColumn("taste", GROUPS + 3), CategoryColumn("user_i
 ITEM = Side("item", (CategoryColumn("item_id", ITEMS + 3),))
 INPUTS = ModelInputs(USER, ITEM, ("item_id",), sources=2)
 EACH: list[Any] = [
-    ALS(dimension=8, max_epochs=5, regularisation=0.05),
+    ALS(dimension=8, max_epochs=5, regularisation=1.0),
     BPRMF(dimension=8, max_epochs=15, batch_size=64, learning_rate=0.05, weight_decay=0.01),
 ]
 
@@ -139,13 +139,33 @@ def test_als_solves_its_equation(world: Any) -> None:
     had, rng, settings = world[2].copy(), np.random.default_rng(1), EACH[0]
     had[5] = 0
     others = rng.normal(size=(ITEMS, 8))
-    found = settings.solve(sp.csr_matrix(had), others)
+    found = settings.solve(sp.csr_matrix(had), others, 0.05)
     for user in range(USERS):
         mine, count = others[had[user] > 0], had[user].sum()
-        penalty = settings.regularisation * (count + settings.unobserved_weight * ITEMS)
+        penalty = 0.05 * (count + settings.unobserved_weight * ITEMS)
         left = mine.T @ mine + settings.unobserved_weight * others.T @ others + penalty * np.eye(8)
         expected = np.linalg.solve(left, mine.sum(0)) if count else np.zeros(8)
         np.testing.assert_allclose(found[user], expected, rtol=1e-8, atol=1e-12)
+
+
+def test_als_is_held_back_alike_in_every_catalogue() -> None:
+    """Tastes of few items are found among few items and among many: λ follows the size of the catalogue."""
+    import scipy.sparse as sp
+
+    rng, scores = np.random.default_rng(3), []
+    for items in (40, 4000):
+        had = np.zeros((80, items))
+        # Two halves of users, and of the first 40 items; somebody had all others.
+        for user in range(80):
+            had[user, 20 * (user % 2) + rng.permutation(20)[:15]] = 1
+        had[0, 40:] = 1
+        matrix, settings = sp.csr_matrix(had), ALS(dimension=4)
+        strength, vectors = settings.strength(matrix), rng.normal(size=(items, 4))
+        for _ in range(8):
+            users = settings.solve(matrix, vectors, strength)
+            vectors = settings.solve(matrix.T.tocsr(), users, strength)
+        scores.append(float(np.mean(users[1::2] @ vectors[20:40].T)))
+    assert min(scores) > 0.4
 
 
 @pytest.mark.parametrize("settings", EACH)

@@ -78,7 +78,7 @@ class TestSLIM(RetrievalContract):
 
 
 class TestALS(RetrievalContract):
-    settings = ALS(dimension=8, max_epochs=5, regularisation=0.05)
+    settings = ALS(dimension=8, max_epochs=5, regularisation=1.0)
 
 
 class TestBPRMF(RetrievalContract):

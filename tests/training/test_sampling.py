@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from drawing import examples
 from tiercel_pipelines.arrays.inputs import CategoryColumn, Side
 from tiercel_pipelines.arrays.lists import RankingLists, draw_contexts, positive_weights
 from tiercel_pipelines.arrays.packed import Packed
@@ -48,7 +49,7 @@ def naive_history(pairs, user, without, length):
     return mine[-length:]
 
 
-@settings(max_examples=30, deadline=None)
+@examples(10)
 @given(st.integers(0, 10_000), st.integers(1, 4), st.booleans())
 def test_each_interaction_is_a_target_once_an_epoch(seed, size, contexts):
     pairs = random_pairs(seed, contexts=contexts)
@@ -66,7 +67,7 @@ def test_hidden_contexts_are_the_users_own_rows():
     assert (groups.contexts == groups.users).all()
 
 
-@settings(max_examples=30, deadline=None)
+@examples(10)
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 8))
 def test_a_batch_masks_targets_out_of_the_history_and_positives_out_of_the_negatives(seed, size, length):
     rng = np.random.default_rng(seed)
@@ -160,7 +161,7 @@ class Table:
         return {"vectors": self.vectors}
 
 
-@settings(max_examples=40, deadline=None)
+@examples(14)
 @given(
     st.integers(0, 10_000),
     st.integers(1, 15),

@@ -91,12 +91,16 @@ def read_movielens(folder: Path, name: str) -> Dataset:
     return Dataset(name, users, items, ratings, source=str(folder)).check()
 
 
+def _unread(error: OSError, path: Path) -> Exception:
+    return fault_of(error, path, "reading ratings") or DataCorrupt(f"{path}: {error}")
+
+
 def _text(path: Path) -> str:
     """Return a file's text: UTF-8 where it is that, else Latin-1, as the older sets are."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise fault_of(error, path, "reading ratings") or DataCorrupt(f"{path}: {error}") from error
+        raise _unread(error, path) from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -134,31 +138,31 @@ def _integers(path: Path, column: pd.Series) -> pd.Series:
     return numbers
 
 
-def _read_ratings(path: Path, separator: str) -> pd.DataFrame:
-    """Read ratings without a header; the one large file, so by pandas' own reader."""
-    text = _text(path)
-    # pandas' fast reader takes separators of one character.
-    if len(separator) > 1:
-        text, separator = text.replace(separator, "\t"), "\t"
-    return _numbers(path, text, separator, header=None)
-
-
-def _numbers(path: Path, text: str, separator: str, header: int | None) -> pd.DataFrame:
-    """Return user, item, rating and time of each line."""
-    whole = dict.fromkeys(("user_id", "item_id", "timestamp"), np.int64)
+def _read_ratings(path: Path, separator: str, *, header: int | None = None) -> pd.DataFrame:
+    """Return user, item, rating and time of each line: the one large file, so by pandas' fast reader."""
+    # That takes separators of one character: between the two of ``::`` lies an empty column.
+    names = [str(place) for place in range(len(separator) * (len(_RATINGS) - 1) + 1)]
+    wanted = dict(zip(names[:: len(separator)], _RATINGS, strict=True))
+    whole = {name: np.int64 for name, column in wanted.items() if column != "rating"}
     try:
-        frame = pd.read_csv(
-            io.StringIO(text), sep=separator, names=list(_RATINGS), header=header, dtype=whole
-        )
-        # What stands before four columns pandas takes for an index.
+        frame = pd.read_csv(path, sep=separator[0], names=names, header=header, dtype=whole)
+        # What stands before as many columns pandas takes for an index.
         if not isinstance(frame.index, pd.RangeIndex):
-            raise ValueError(f"{len(_RATINGS) + frame.index.nlevels} fields")
+            raise ValueError(f"{len(_RATINGS) + frame.index.nlevels // len(separator)} fields")
+    except OSError as error:
+        raise _unread(error, path) from error
     except ValueError as error:
         raise DataCorrupt(
             f"{path}: expected user, item, rating and time in each line, all of them numbers ({error}); "
             "correct the file"
         ) from error
-    return frame
+    ratings = frame[list(wanted)].rename(columns=wanted)
+    if ratings["rating"].dtype == object or frame.drop(columns=list(wanted)).notna().any(axis=None):
+        raise DataCorrupt(
+            f"{path}: expected user, item, rating and time in each line, all of them numbers, with "
+            f"{separator!r} between them; correct the file"
+        )
+    return ratings
 
 
 def _with_years(items: pd.DataFrame) -> pd.DataFrame:
@@ -219,10 +223,6 @@ def _with_genres(path: Path, items: pd.DataFrame) -> pd.DataFrame:
     return _with_years(items.assign(item_id=_integers(path, items["item_id"]), genres=genres))
 
 
-def _ratings_csv(path: Path) -> pd.DataFrame:
-    return _numbers(path, _text(path), ",", header=0)
-
-
 def _items_csv(path: Path) -> pd.DataFrame:
     rows = list(csv.reader(io.StringIO(_text(path), newline="")))[1:]
     wrong = next((row for row in rows if len(row) != 3), None)
@@ -247,5 +247,9 @@ FORMS = (
         users="users.dat",
         read_users=_users_1m,
     ),
-    Form(files=("ratings.csv", "movies.csv"), read_ratings=_ratings_csv, read_items=_items_csv),
+    Form(
+        files=("ratings.csv", "movies.csv"),
+        read_ratings=lambda path: _read_ratings(path, ",", header=0),
+        read_items=_items_csv,
+    ),
 )

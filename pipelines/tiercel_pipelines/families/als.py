@@ -9,6 +9,10 @@ r"""``als``: matrix factorisation of implicit feedback by alternating least squa
 frequency as in Rendle et al. 2021, "Revisiting the performance of iALS on item recommendation benchmarks",
 eq. 3 to 5). Each side is solved exactly while the other stands still; no sum runs over users × items.
 
+λ is the setting over the mean of :math:`(|I_u| + \alpha_0 |I|)^\nu` over the users. So the setting
+is what holds the average user's vector back, in interactions, whatever the size of the catalogue: a
+λ that is right for 1,700 films leaves nothing of the vectors where there are 25,000 items.
+
 Vectors are ``[B, D]`` of users and ``[I, D]`` of items.
 """
 
@@ -47,7 +51,7 @@ class ALS(Settings, frozen=True, tag="als"):
     unobserved_weight
         α₀, what a pair weighs that is no interaction, beside 1 for one that is.
     regularisation, frequency_exponent
-        λ and ν; an exponent of 1 regularises who had much the most.
+        λ for the average user, in interactions, and ν; an exponent of 1 regularises who had much the most.
     max_epochs, patience
         Training stops after so many epochs, or after so many without a better validation.
     """
@@ -55,7 +59,7 @@ class ALS(Settings, frozen=True, tag="als"):
     name: str = "als"
     dimension: int = 64
     unobserved_weight: float = 0.1
-    regularisation: float = 0.03
+    regularisation: float = 6.0
     frequency_exponent: float = 1.0
     max_epochs: int = 16
     patience: int = 3
@@ -85,13 +89,14 @@ class ALS(Settings, frozen=True, tag="als"):
         rng = np.random.default_rng(plan.seed)
         items = rng.normal(0, 0.1 / np.sqrt(self.dimension), (had.shape[1], self.dimension))
         items[np.diff(back.indptr) == 0] = 0
+        strength = self.strength(had)
         fitted = vector_models(data.inputs, self.dimension)
         total = self.max_epochs if plan.judge is not None or plan.epochs is None else plan.epochs
         judged, best, kept = [0.0], 0, None
         losses: list[float] = []
         for number in range(1, total + 1):
-            users = self.solve(had, items)
-            items = self.solve(back, users)
+            users = self.solve(had, items, strength)
+            items = self.solve(back, users, strength)
             losses.append(_loss(had, users, items))
             if not np.isfinite(losses[-1]):
                 raise TrainingError(
@@ -116,17 +121,24 @@ class ALS(Settings, frozen=True, tag="als"):
             plan.progress(plan.label, total, total)
         return fitted, Course(best, tuple(losses), tuple(judged))
 
-    def solve(self, had: Any, others: Array) -> Array:
+    def strength(self, had: Any) -> float:
+        """Return λ for who had what, ``[users, items]`` CSR."""
+        lengths, items = np.diff(had.indptr), len(np.unique(had.indices))
+        return float(self.regularisation / self._frequencies(lengths[lengths > 0], items).mean())
+
+    def _frequencies(self, lengths: Array, others: int) -> Array:
+        """Return how much each of one side is regularised beside the rest of it."""
+        frequencies: Array = (lengths + self.unobserved_weight * others) ** self.frequency_exponent
+        return frequencies
+
+    def solve(self, had: Any, others: Array, strength: float) -> Array:
         """Return the vectors ``[n, D]`` of one side that are best for those ``[m, D]`` of the other.
 
-        ``had [n, m]`` is CSR.
+        ``had [n, m]`` is CSR, ``strength`` is λ.
         """
         lengths, size = np.diff(had.indptr), others.shape[1]
         everything = self.unobserved_weight * others.T @ others
-        penalty = (
-            self.regularisation
-            * (lengths + self.unobserved_weight * np.count_nonzero(others.any(1))) ** self.frequency_exponent
-        )
+        penalty = strength * self._frequencies(lengths, np.count_nonzero(others.any(1)))
         found = np.zeros((had.shape[0], size))
         order = np.argsort(lengths, kind="stable")
         order = order[lengths[order] > 0]

@@ -297,30 +297,35 @@ typedef struct Instance {
   /* Guarded by `turns`: */
   Call *first, **last; /* who waits, longest first, and where the next one is put */
   bool running;
-  uint32_t hope;  /* that requests come while the thread that has run it lingers: up where some came, down where not */
-  uint32_t tired; /* how often it had no hope */
+  bool inner;       /* its requests are answers of other models: it has no dynamic batching */
+  uint32_t hope;    /* that as many requests come as it has answered, while a thread lingers: up where so, down where not */
+  uint32_t tired;   /* how often it had no hope */
+  uint32_t awaited; /* what `arrivals` is by then */
   struct Instance* next;
 } Instance;
 
 /* Python runs in one thread at a time, whatever their number; and stages that each take what has just come, while the
- * others do too, hand on ever smaller batches. So threads take turns: one of those in which Triton delivers requests
- * runs whatever waits, instance after instance, each with all that has come for it by then. The others only put their
- * requests down. As many may run as a model has instances, for libraries that let go of Python's lock.
+ * others do too, hand on ever smaller batches. So threads take turns: one runs whatever waits, instance after instance,
+ * each with all that has come for it by then; the others only put their requests down. As many may run as a model has
+ * instances, for libraries that let go of Python's lock.
  *
- * While a thread runs, Triton delivers nothing in it. So after PATIENCE turns it asks for relief: whoever puts down
- * requests next runs in its place, and no model waits for long because its thread is busy with others.
+ * If nobody runs, it is the thread in which Triton delivers a request that does. Meanwhile Triton delivers nothing in it
+ * and gathers what comes: after PATIENCE turns it hands over to a spare thread, which is the backend's own. Requests of an
+ * inner model, those that another model's answer is, Triton does not gather: the thread that delivers them hands over at
+ * once.
  *
- * An answer is often the next model's request, as in the staged layout, which Triton delivers in another thread after some
- * 100 us. Would that one run it, all of Python had to come into the caches of another processor. So a thread that finds
- * nothing to run lingers for LINGER_NS, and gives way to whoever else wants the processor, where that has been worth it more
- * often than not; where it has not, Triton had better use for the thread, and one time in PROBE is tried. */
+ * An answer is often the next model's request, as in the staged layout, which Triton delivers in another thread after
+ * some 50 us. To begin anything else meanwhile would part what ran together, and to stop would have another thread go
+ * on, for which all of Python had to come into the caches of another processor. So a thread lingers until as many requests
+ * have come as it has answered, for LINGER_NS at most, and gives way to whoever else wants the processor, after models where
+ * that has been worth it more often than not; where it has not, one time in PROBE is tried. */
 enum { PATIENCE = 16, LINGER_NS = 250000, PROBE = 64, MOST_HOPE = 16 };
 static pthread_mutex_t turns = PTHREAD_MUTEX_INITIALIZER;
 static Instance *instances, *turn; /* all; and with whom the next look begins, NULL is the first */
-static uint32_t runners, most_runners = 1;
-static bool relief; /* is asked for */
-static _Atomic uint32_t arrivals; /* how often requests were put down */
-static pthread_cond_t one_gone = PTHREAD_COND_INITIALIZER;
+static uint32_t runners, most_runners, spares;
+static uint32_t handed_over;      /* how many runners a spare thread has yet to stand in for */
+static _Atomic uint32_t arrivals; /* how many requests were put down */
+static pthread_cond_t spare_wanted = PTHREAD_COND_INITIALIZER;
 
 /* The number behind a key in a configuration (JSON), or 0. */
 static uint64_t number_at(const char* json, size_t size, const char* key)
@@ -333,6 +338,8 @@ static uint64_t number_at(const char* json, size_t size, const char* key)
   return number;
 }
 
+static void* run_spare(void* unused);
+
 /* Let an instance take part in the turns. */
 static void join_in(Instance* instance)
 {
@@ -343,6 +350,8 @@ static void join_in(Instance* instance)
   for (; *end != NULL; end = &(*end)->next) alike += (*end)->model == instance->model;
   *end = instance;
   if (alike > most_runners) most_runners = alike;
+  for (pthread_t spare; spares < most_runners && pthread_create(&spare, NULL, run_spare, NULL) == 0; ++spares)
+    pthread_detach(spare);
   pthread_mutex_unlock(&turns);
 }
 
@@ -368,6 +377,7 @@ static TRITONSERVER_Error* load(Instance* instance, const char* config, size_t s
   instance->execute = PyObject_GetAttrString(loaded, "execute");
   instance->finalize = PyObject_GetAttrString(loaded, "finalize");
   instance->most_users = number_at(config, size, "\"max_batch_size\":");
+  instance->inner = memmem(config, size, "\"dynamic_batching\":", 19) == NULL;
   Py_DecRef(loaded);
   return instance->execute == NULL || instance->finalize == NULL ? python_error("model") : NULL;
 }
@@ -650,6 +660,15 @@ static uint64_t count_users(TRITONBACKEND_Request* request)
   return failed == NULL && dims > 0 ? (uint64_t)shape[0] : 1;
 }
 
+/* Have a spare thread go on in the caller's place; whether there is one. `turns` is held. */
+static bool hand_over(void)
+{
+  if (spares == 0) return false;
+  ++handed_over;
+  pthread_cond_signal(&spare_wanted);
+  return true;
+}
+
 /* Put requests down for an instance; whether the caller shall run what waits. */
 static TRITONSERVER_Error* put_down(Instance* instance, TRITONBACKEND_Request** requests, uint32_t count, bool* run)
 {
@@ -672,24 +691,30 @@ static TRITONSERVER_Error* put_down(Instance* instance, TRITONBACKEND_Request** 
   if (first != NULL) {
     *instance->last = first;
     instance->last = last;
-    ++arrivals;
+    arrivals += count;
   }
-  *run = runners < most_runners + relief;
-  if (runners == most_runners) relief = false;
-  runners += *run;
+  bool free_turn = runners < most_runners;
+  runners += free_turn;
+  *run = free_turn && !(instance->inner && hand_over());
   pthread_mutex_unlock(&turns);
   return NULL;
 }
 
 static bool ready(const Instance* instance) { return !instance->running && instance->first != NULL; }
 
+static Instance* first_ready(Instance* from, bool inner)
+{
+  while (from != NULL && (from->inner != inner || !ready(from))) from = from->next;
+  return from;
+}
+
+/* Who runs next: what is under way comes before what has not begun, which gathers meanwhile. */
 static Instance* next_ready(void)
 {
-  Instance* found = turn;
-  while (found != NULL && !ready(found)) found = found->next;
-  if (found == NULL)
-    for (found = instances; found != NULL && !ready(found);) found = found->next;
-  return found;
+  Instance* found = first_ready(turn, true);
+  if (found == NULL) found = first_ready(instances, true);
+  if (found == NULL) found = first_ready(turn, false);
+  return found == NULL ? first_ready(instances, false) : found;
 }
 
 /* An instance, if it has not gone meanwhile. */
@@ -700,41 +725,32 @@ static Instance* still_there(const Instance* instance)
   return found;
 }
 
-/* Wait a little for requests where some followed what was run before; `turns` is not held meanwhile. */
+/* Wait a little for as many requests as were answered; `turns` is not held meanwhile. */
 static void linger(const Instance* before)
 {
   Instance* ran = still_there(before);
   if (ran == NULL || (ran->hope == 0 && ++ran->tired % PROBE != 0)) return;
-  uint32_t seen = arrivals;
+  uint32_t awaited = ran->awaited;
   uint64_t end = now_ns() + LINGER_NS;
   pthread_mutex_unlock(&turns);
-  while (arrivals == seen && now_ns() < end) sched_yield();
+  while ((int32_t)(arrivals - awaited) < 0 && now_ns() < end) sched_yield();
   pthread_mutex_lock(&turns);
   ran = still_there(before);
   if (ran == NULL) return;
-  if (arrivals == seen)
+  if ((int32_t)(arrivals - awaited) < 0)
     ran->hope -= ran->hope > 0;
   else
     ran->hope += ran->hope < MOST_HOPE;
 }
 
-/* Take the batch of whoever's turn it is, the caller's so many-th, who ran `before`; NULL ends the caller's running. */
-static Instance* take_turn(Call** batch, uint32_t number, const Instance* before)
+/* Take the batch of whoever's turn it is, after the caller ran `before` (NULL: nothing); NULL ends its running. */
+static Instance* take_turn(Call** batch, const Instance* before)
 {
   pthread_mutex_lock(&turns);
-  /* A relief begins when somebody has gone: two at once would fight for Python's lock. */
-  while (number == 0 && runners > most_runners) pthread_cond_wait(&one_gone, &turns);
-  bool relieved = number >= PATIENCE && runners > most_runners;
-  Instance* chosen = relieved ? NULL : next_ready();
-  if (chosen == NULL && number > 0 && !relieved) {
-    linger(before);
-    chosen = next_ready();
-  }
-  if (chosen != NULL && number > 0 && number % PATIENCE == 0) relief = true;
+  if (before != NULL) linger(before);
+  Instance* chosen = next_ready();
   if (chosen == NULL) {
     --runners;
-    if (!relieved) relief = false;
-    pthread_cond_broadcast(&one_gone);
   } else {
     turn = chosen->next;
     chosen->running = true;
@@ -800,6 +816,8 @@ static void answer(Instance* instance, Call* batch)
   enter_python();
   run(instance, batch, &compute_begin, &compute_end);
   leave_python();
+  instance->awaited = arrivals;
+  for (Call* call = batch; call != NULL; call = call->next) ++instance->awaited;
   /* Sending is Triton's own work, and another instance may compute meanwhile. */
   for (Call* call = batch; call != NULL; call = call->next)
     if (call->response != NULL)
@@ -822,6 +840,31 @@ static void answer(Instance* instance, Call* batch)
   }
 }
 
+/* Run what waits, for so many turns at most; whether there may be more. */
+static bool run_turns(uint32_t most)
+{
+  Call* batch = NULL;
+  Instance* instance = NULL;
+  for (uint32_t number = 0; number < most; ++number) {
+    instance = take_turn(&batch, instance);
+    if (instance == NULL) return false;
+    answer(instance, batch);
+  }
+  return true;
+}
+
+static void* run_spare(void* unused)
+{
+  while (true) {
+    pthread_mutex_lock(&turns);
+    while (handed_over == 0) pthread_cond_wait(&spare_wanted, &turns);
+    --handed_over;
+    pthread_mutex_unlock(&turns);
+    while (run_turns(UINT32_MAX)) continue;
+  }
+  return unused;
+}
+
 EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_ModelInstance* triton_instance,
                                                               TRITONBACKEND_Request** requests, uint32_t count)
 {
@@ -829,8 +872,10 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_Mode
   bool run_here = false;
   TRY(TRITONBACKEND_ModelInstanceState(triton_instance, (void**)&instance));
   TRY(put_down(instance, requests, count, &run_here));
-  Call* batch = NULL;
-  for (uint32_t number = 0; run_here && (instance = take_turn(&batch, number, instance)) != NULL; ++number)
-    answer(instance, batch);
+  while (run_here && run_turns(PATIENCE)) {
+    pthread_mutex_lock(&turns);
+    run_here = !hand_over();
+    pthread_mutex_unlock(&turns);
+  }
   return NULL;
 }

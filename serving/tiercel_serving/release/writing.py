@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..errors import DestinationTaken
+from ..errors import DestinationTaken, MachineFault
 from ..machine import machine_faults
 from .manifest import MANIFEST_NAME, File, Made, Manifest, encode
 from .opened import file_sha256
@@ -101,7 +101,7 @@ def staging_directory(
     DestinationTaken
         If the destination exists and ``replace`` is False, or it is something else.
     MachineFault
-        If the disk is full, the folder is not ours to write, or the memory does not suffice.
+        If the disk is full, the folder is not ours to write or vanishes, or the memory does not suffice.
     """
     destination = destination.resolve()
     folder, doing = destination.parent, f"writing the {what} {destination.name}"
@@ -113,10 +113,11 @@ def staging_directory(
         staging.mkdir()
     try:
         with machine_faults(folder, doing, staging), _locked(staging):
-            yield staging
-            # Checked again: minutes may have passed since the work began.
-            check_destination(destination, replace, what, mark)
-            _as_the_umask_says(staging)
+            with _kept(staging, doing):
+                yield staging
+                # Checked again: minutes may have passed since the work began.
+                check_destination(destination, replace, what, mark)
+                _as_the_umask_says(staging)
             _swap(staging, destination)
     finally:
         _remove(staging)
@@ -139,6 +140,20 @@ def check_destination(
             f"{destination}: a {what} is already here; choose another destination, or replace it "
             "(replace=True, --replace)"
         )
+
+
+@contextlib.contextmanager
+def _kept(staging: Path, doing: str) -> Iterator[None]:
+    """Name what fails because the directory is gone: each library has other words for that."""
+    try:
+        yield
+    except Exception as error:
+        if staging.exists() or isinstance(error, MachineFault):
+            raise
+        raise MachineFault(
+            f"{staging.parent}: the folder {staging.name} vanished while {doing}; begin again, and see that "
+            "nothing removes it before the work is done"
+        ) from error
 
 
 def _remove(directory: Path) -> None:

@@ -26,7 +26,7 @@ from ..spec import StageSpec, TensorSpec, model_inputs
 from ..stages.specs import BESIDE, NOW, TIME_PREFIX, time_spec
 from ..stores.chosen import write_store
 from .engine_models import engine_config, link_engine, own_backend
-from .targets import find_runner, find_target, model_groups
+from .targets import Runner, find_runner, find_target, model_groups
 
 #: Names of the two models, most often ensembles, that people ask.
 RECOMMEND, EXPLAIN = "recommend", "recommend_explain"
@@ -93,14 +93,14 @@ def render_repository(
     groups = {} if direct else dict(graph)
     groups |= {name: (specs[name],) for name in BESIDE if name in specs and not (directory / name).exists()}
     place = _release_path(release, directory)
-    configs = [_model(release, model, stages, place, ran_by.backend) for model, stages in groups.items()]
+    configs = [_model(release, model, stages, place, ran_by) for model, stages in groups.items()]
     for name, public in (
         (RECOMMEND, (*RECOMMEND_OUTPUTS, PROPENSITY)),
         (EXPLAIN, _explain_outputs(graph.values())),
     ):
         if direct:
             [stages] = graph.values()
-            config = _stage_model(release, name + suffix, stages, place, ran_by.backend)
+            config = _stage_model(release, name + suffix, stages, place, ran_by)
             _narrow(config, public)
             _set_parameters(config, client_parameters(release))
         else:
@@ -150,21 +150,25 @@ def model_outputs(release: Release, stages: Sequence[StageSpec]) -> tuple[Tensor
     return (*outputs.values(), *(time_spec(spec.name) for spec in stages))
 
 
-def _model(release: Release, name: str, stages: Sequence[StageSpec], release_path: str, backend: str) -> Any:
+def _model(
+    release: Release, name: str, stages: Sequence[StageSpec], release_path: str, runner: Runner
+) -> Any:
     """Return a model's config: a lone engine may have a Triton backend of its own."""
     kind = own_backend(release, stages)
     if kind is None:
-        return _stage_model(release, name, stages, release_path, backend)
+        return _stage_model(release, name, stages, release_path, runner)
     config = engine_config(stages[0], kind, release.settings, TRITON_DTYPES)
     _set_batching(config, release.settings)
     return config
 
 
 def _stage_model(
-    release: Release, name: str, stages: Sequence[StageSpec], release_path: str, backend: str
+    release: Release, name: str, stages: Sequence[StageSpec], release_path: str, runner: Runner
 ) -> Any:
     settings, target = release.settings, find_target(release.manifest.target)
-    config = model_config_pb2.ModelConfig(name=name, backend=backend, max_batch_size=settings.max_batch_size)
+    config = model_config_pb2.ModelConfig(
+        name=name, backend=runner.backend, max_batch_size=settings.max_batch_size
+    )
     inputs = model_inputs(stages)
     public = {tensor.name for tensor in model_inputs(tuple(release.stages.values()))}
     for tensor in inputs:
@@ -174,7 +178,10 @@ def _stage_model(
     for tensor in model_outputs(release, stages):
         _add_tensor(config.output, tensor)
     config.instance_group.add(kind=target.instance_kind, count=settings.instances)
-    _set_batching(config, settings)
+    inner = any(not tensor.optional and tensor.name not in public for tensor in inputs)
+    if not (inner and runner.in_process):
+        # Else the backend gathers what waits, and Triton would have one thread more to wake for each hop.
+        _set_batching(config, settings)
     _set_parameters(
         config,
         {
