@@ -1,9 +1,12 @@
-"""What Hypothesis draws, and how much of it: a test states what an ordinary run draws, ``@examples(25)``."""
+"""How much an ordinary run tries, and how much ``--slow``: drawn examples, and pairs of parameters."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis.internal.conjecture import providers
 
@@ -27,3 +30,13 @@ def draw(*, slow: bool) -> None:
 def examples(ordinary: int, **more: Any) -> settings:
     """Return a decorator of a test that draws so many examples, and more with ``--slow``."""
     return settings(max_examples=ordinary * settings.default.max_examples // UNSTATED, **more)
+
+
+def every_pair(ones: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """Return parameters: an ordinary run tries each value of both at least once, ``--slow`` every pair."""
+    longest = max(len(ones), len(others))
+    ordinary = {(number % len(ones), number % len(others)) for number in range(longest)}
+    return [
+        pytest.param(ones[one], others[other], marks=[] if (one, other) in ordinary else pytest.mark.slow)
+        for one, other in product(range(len(ones)), range(len(others)))
+    ]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from tiercel_export.workflow.frames import frame_oracle
 from tiercel_pipelines.features.graph_columns import packed_columns
+from tiercel_serving.spec import list_tensor
 
 Array = np.ndarray
 
@@ -51,7 +52,7 @@ def packed_frame(
         if column.is_list:
             length = (lengths or {}).get(column.name)
             dtype = np.int64 if column.kind == "cat" else np.float32
-            packed[f"{part}_list_{column.name}"] = padded(transformed[column.name], length, dtype)
+            packed[list_tensor(part, column.name)] = padded(transformed[column.name], length, dtype)
     return packed
 
 

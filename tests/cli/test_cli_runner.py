@@ -19,6 +19,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from brief_server import brief_server
 from e2e.raw import raw_infer
 from tiercel_client import Recommender
 from tiercel_serving import backend
@@ -47,7 +48,7 @@ def own(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tri
     opened = open_release(release)
     render_repository(opened, repository, "fused", runner="tiercel")
     render_repository(opened, repository, "staged", suffix="_staged", runner="tiercel")
-    with start_server(repository) as running:
+    with brief_server(repository) as running:
         yield running
 
 

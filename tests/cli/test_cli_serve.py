@@ -40,7 +40,10 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     ("number", "code", "words"),
-    [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 0, "Stopped by SIGTERM")],
+    [
+        pytest.param(signal.SIGINT, 130, "Interrupted", marks=pytest.mark.slow),
+        (signal.SIGTERM, 0, "Stopped by SIGTERM"),
+    ],
 )
 def test_it_serves_until_a_signal_and_leaves_nothing(
     serve: Serve, release: Path, tmp_path: Path, number: signal.Signals, code: int, words: str
@@ -78,6 +81,7 @@ def test_it_ends_when_a_stub_dies(serve: Serve, release: Path) -> None:
     assert gone(process.pid)
 
 
+@pytest.mark.slow
 def test_the_other_layout(serve: Serve, release: Path) -> None:
     with serve(release, "--layout", "staged") as (_, document):
         answer = subprocess.run(document["curl"], shell=True, capture_output=True, text=True, timeout=10)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import tritonclient.grpc as grpcclient
 
+from brief_server import brief_server
 from cached_export import cached_export
 from e2e.readme_reader import ROOT, Reader
 from reference import OfflineReference, Question
@@ -28,7 +29,7 @@ from tiercel_serving import backend
 from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.stores.embedded import Embedded
-from tiercel_serving.supervise import TritonServer, start_server
+from tiercel_serving.supervise import TritonServer
 
 LAYOUTS = {"fused": "recommend", "staged": "recommend_staged"}
 #: What runs the stages of each: every test of this folder is made on both. Tiercel's own where it was built.
@@ -141,5 +142,5 @@ def served(
     runner = RUNNERS[request.param]
     render_repository(release, repository, "fused", runner=runner)
     render_repository(release, repository, "staged", suffix="_staged", runner=runner)
-    with start_server(repository) as server:
+    with brief_server(repository) as server:
         yield Served(recipe, dataset, run, release, server)

@@ -233,7 +233,7 @@ def test_why_over_the_wire_is_why_in_process(served: Served) -> None:
     with local, Recommender(served.server.grpc_url, timeout_s=60.0) as client:
         for user in (served.known_user, served.unknown_user):
             for number, request in enumerate(asked):
-                for item in items[number :: len(items) // 12]:
+                for item in items[number :: len(items) // 4]:
                     why = client.why(user, item, k=5, **request)
                     assert why == local.why(user, item, k=5, **request)
                     stages.add(why.stage)

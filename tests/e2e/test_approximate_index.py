@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 
+from brief_server import brief_server
 from e2e.conftest import Served
 from e2e.raw import ANSWER, raw_infer
 from reference import Question, assert_same
@@ -16,7 +17,6 @@ from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.recipe import Index, replace
 from tiercel_serving.release.opened import Release
 from tiercel_serving.settings import STATUS_NAMES
-from tiercel_serving.supervise import start_server
 
 #: One of the two is enough of a check that takes a further export; with ``--slow`` both.
 pytestmark = pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def approximate(
         patch.setattr("tiercel_serving.sources.index.EXACT_ITEMS", 0)
         patch.setattr("tiercel_serving.sources.index_build._cost", lambda *_: 0.1)
         release = export_run(run, tmp_path_factory.mktemp("approximate") / "release")
-    with start_server(release) as server:
+    with brief_server(release) as server:
         yield release, grpcclient.InferenceServerClient(server.grpc_url)
 
 

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from brief_server import brief_server
 from e2e.conftest import LAYOUTS, RUNNERS, Served
 from tiercel_client import Recommender, Status
 from tiercel_pipelines.export.run_export import export_run
@@ -24,7 +25,6 @@ from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.runtime.local import LocalTransport
 from tiercel_serving.stores.embedded import Embedded
 from tiercel_serving.stores.feature_store import FeatureStore
-from tiercel_serving.supervise import start_server
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -159,7 +159,7 @@ def test_new_items_live_in_two_instances_of_both_layouts(served: Served, tmp_pat
             release, tmp_path / "repository", layout, suffix=suffix, runner=RUNNERS["synthetic"]
         )
     items, user = ItemStore.open(release), served.known_user
-    with start_server(tmp_path / "repository", timeout_s=300) as server:
+    with brief_server(tmp_path / "repository", timeout_s=300) as server:
         clients = [Recommender(server.grpc_url, model=name, timeout_s=60.0) for name in LAYOUTS.values()]
         like = clients[0].recommend(user, k=1, allow_seen=True).items[0].item_id
         row = served.run.items[served.run.items[served.dataset.item_id] == like].iloc[0]

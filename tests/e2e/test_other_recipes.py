@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from nvtabular import ops
 
+from brief_server import brief_server
 from e2e.conftest import Served
 from reference import Question, assert_same
 from tiercel_client import Recommender
@@ -29,7 +30,6 @@ from tiercel_pipelines.recipe import (
 )
 from tiercel_pipelines.training import train_recipe
 from tiercel_serving.settings import STATUS_NAMES
-from tiercel_serving.supervise import start_server
 
 #: Names of columns as people write them: that are one without accents, in another case, or to Unicode's
 #: compatibility forms; marks that shells, paths, JSON and Triton read; and tensors of the served graph.
@@ -113,7 +113,7 @@ def recipe_of(form: str) -> Recipe:
     return replace(recipe, name="other", dataset=data, serving=serving, **changes)
 
 
-@pytest.fixture(scope="module", params=["two families", "no ranker"])
+@pytest.fixture(scope="module", params=["two families", pytest.param("no ranker", marks=pytest.mark.slow)])
 def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     place: Path = tmp_path_factory.mktemp("other")
     recipe = recipe_of(request.param)
@@ -124,7 +124,7 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     run = train_recipe(recipe, dataset, place / "run")
     layout = "staged" if recipe.ranking is None else "fused"
     release = export_run(run, place / "release", layout=layout)
-    with start_server(release) as server:
+    with brief_server(release) as server:
         yield Served(recipe, dataset, run, release, server)
 
 

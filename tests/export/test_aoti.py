@@ -15,6 +15,7 @@ from small_release import Parts, small_release
 from test_dense_models import AVAILABLE, MAX, Model, batch
 
 from benchmarks.engines.run import measure
+from brief_server import brief_server
 from tiercel_client import Recommender
 from tiercel_export.errors import ExportError
 from tiercel_export.models.aoti import make_aoti, make_aoti_cuda
@@ -38,7 +39,6 @@ from tiercel_serving.errors import (
     KindUnavailable,
 )
 from tiercel_serving.release.opened import Release
-from tiercel_serving.supervise import start_server
 from tiercel_serving.verify.checks import verify_release
 
 INPUTS = {name: str(spec.numpy_dtype) for name, spec in AVAILABLE.items()}
@@ -270,7 +270,7 @@ def test_it_is_served_and_answers_as_onnx_does(compiled: Release, release: Relea
     users = parts.users["user_id"].tolist()[:12]
     answers = []
     for one in (compiled, release):
-        with start_server(one, grpc_port=0, http_port=0, metrics_port=0) as server:
+        with brief_server(one, grpc_port=0, http_port=0, metrics_port=0) as server:
             with Recommender(server.grpc_url, timeout_s=60.0) as recommender:
                 answers.append(recommender.recommend_many(users, k=8))
     for ours, theirs in zip(*answers, strict=True):

@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 from small_release import SETTINGS, Parts, small_release
 
+from brief_server import brief_server
+
 pytest.importorskip("nvtabular")
 
 from tiercel_client import ANONYMOUS, InvalidInput, Recommender, RequestRefused
@@ -25,7 +27,6 @@ from tiercel_serving.rules.expression import Expression
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.stages.retrieval import Retrieval
-from tiercel_serving.supervise import start_server
 
 DAY_S = 86_400
 BEGUN_S = time()
@@ -118,7 +119,7 @@ def server(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     repository = tmp_path_factory.mktemp("repository")
     render_repository(release, repository, "fused")
     render_repository(release, repository, "staged", suffix="_staged")
-    with start_server(repository) as running:
+    with brief_server(repository) as running:
         yield running.grpc_url
 
 

@@ -26,6 +26,7 @@ from tiercel_export.workflow.frames import FrameOracle, columns_from_frame, orac
 from tiercel_serving.columns import Column
 from tiercel_serving.features import FeatureProgram, InputColumn, OutputColumn
 from tiercel_serving.lookups.strings import Strings
+from tiercel_serving.spec import list_tensor
 
 # NVTabular logs a traceback for each frame that it refuses; the tests ask for many.
 logging.getLogger("merlin").disabled = True
@@ -222,7 +223,7 @@ def check_packed(program: FeatureProgram, columns: dict[str, Column], got: dict[
             assert_bits(name, packed_values(got[name], kind, dtype), packed[f"{part}_{kind}"][:, i])
     for output in program.outputs:
         if output.is_list and output.kind != "raw":
-            column, tensor = got[output.name], packed[f"{part}_list_{output.name}"]
+            column, tensor = got[output.name], packed[list_tensor(part, output.name)]
             values = packed_values(column, output.kind, np.int64 if output.kind == "cat" else np.float32)
             assert tensor.dtype == values.dtype
             for i, row in enumerate(tensor):

@@ -18,6 +18,7 @@ from merlin.schema import Tags
 from nvtabular import ops
 from parity_helpers import Pair, check, pair
 
+from drawing import every_pair
 from tiercel_export.errors import UnsupportedOperator, WorkflowError
 from tiercel_export.lowering import keys as lowering_keys
 from tiercel_export.workflow.cut import compile_workflow, cut_workflow
@@ -70,10 +71,10 @@ GROUPS: list[Any] = [["text", "maybe"], ["maybe", "holes", "flag"], ["int", "sin
         {"max_size": 9},
         {"name_sep": " × ", "dtype": np.int32},
         {"dtype": np.int8},
-        {"dtype": "float32"},
+        pytest.param({"dtype": "float32"}, marks=pytest.mark.slow),
         {"single_table": True},
         {"split_out": 2},
-        {"cat_cache": None},
+        pytest.param({"cat_cache": None}, marks=pytest.mark.slow),
         {"num_buckets": 1},
     ],
 )
@@ -199,10 +200,18 @@ def test_combinations_of_drawn_frames(tmp_path, selected, parameters, rows, seed
 
 
 @pytest.mark.parametrize(
-    "group",
-    [["int", "small"], ["small", "holes"], ["single", "double"], ["text", "maybe"], ["unsigned", "single"]],
+    ("group", "parameters"),
+    every_pair(
+        [
+            ["int", "small"],
+            ["small", "holes"],
+            ["single", "double"],
+            ["text", "maybe"],
+            ["unsigned", "single"],
+        ],
+        [{}, {"max_size": 7, "dtype": np.int32}, {"single_table": True}],
+    ),
 )
-@pytest.mark.parametrize("parameters", [{}, {"max_size": 7, "dtype": np.int32}, {"single_table": True}])
 def test_joint_vocabularies_of_several_dtypes(tmp_path, group, parameters):
     encode = ops.Categorify(out_path=path(tmp_path), **parameters)
     others = [name for name in ("flag", "text", "int") if name not in group]

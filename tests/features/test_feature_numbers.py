@@ -10,6 +10,7 @@ from nvtabular import ops
 from parity_helpers import check, pair
 from test_feature_operators import FIT, MATRIX, REQUEST, fitted, path, run, similarity
 
+from drawing import every_pair
 from tiercel_export.errors import UnsupportedOperator
 from tiercel_export.workflow.cut import compile_workflow
 from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
@@ -239,8 +240,9 @@ def test_column_similarity_is_total():
     assert got[3:] == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("metric", ["tfidf", "cosine", "inner"])
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(
+    ("metric", "dtype"), every_pair(["tfidf", "cosine", "inner"], [np.float64, np.float32])
+)
 def test_column_similarity_sums_in_nvtabulars_order(metric, dtype):
     # Hundreds of products a row: another order of summation would change last bits.
     rng = np.random.default_rng(5)

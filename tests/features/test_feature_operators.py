@@ -20,7 +20,7 @@ from merlin.dag.ops.subgraph import Subgraph
 from merlin.schema import Tags
 from nvtabular import ops
 from own_operator_cases import OWN_CASES
-from parity_helpers import check, pair
+from parity_helpers import Pair, check, check_rows_alone, pair
 from scipy.sparse import coo_matrix
 
 from tiercel_export import operators as own_operators
@@ -365,12 +365,21 @@ def test_equals_nvtabular(key, number, tmp_path):
     part = "item" if "TagAsItem" in key else "user"
     both = pair(workflow, part, anchor=FIT)
     both.wide = frozenset(both.oracle.outputs)
-    check(both, REQUEST)
-    for i in range(len(REQUEST)):
-        check(both, REQUEST.iloc[[i]])
     check(both, FIT, strict=True)
     check(both, WHOLE, strict=True)
-    check(both, REQUEST.iloc[:0])
+    check_odd_rows(both)
+
+
+def check_odd_rows(both: Pair) -> None:
+    """Compare on rows that NVTabular may raise on, by themselves and together.
+
+    It is asked for a plain row, for one of nulls, and for others that have none; each row by itself must be
+    what it is beside another one, for which our own program is asked alone.
+    """
+    for rows in (REQUEST, REQUEST.iloc[[0]], REQUEST.iloc[[1]], REQUEST.iloc[[2, 3, 5]], REQUEST.iloc[:0]):
+        check(both, rows)
+    for row in range(len(REQUEST)):
+        check_rows_alone(both, REQUEST.iloc[[row, (row + 1) % len(REQUEST)]])
 
 
 def test_dtypes_are_nvtabulars_own(tmp_path):

@@ -19,6 +19,7 @@ from merlin.schema import Tags
 from nvtabular import ops
 from parity_helpers import Pair, check
 
+from drawing import every_pair
 from tiercel_export.errors import UnsupportedOperator, WorkflowError
 from tiercel_export.workflow.cut import compile_workflow, cut_workflow, trace
 from tiercel_export.workflow.frames import FrameOracle, columns_from_frame, oracle_frame
@@ -176,16 +177,18 @@ def test_a_statistic_of_a_target_is_no_label(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "parameters",
-    [
-        {},
-        {"p_smooth": 0},
-        {"p_smooth": 0.5, "out_dtype": "float64"},
-        {"out_dtype": "float32", "name_sep": "|"},
-        {"p_smooth": 3, "split_out": 2},
-    ],
+    ("parameters", "kfold"),
+    every_pair(
+        [
+            {},
+            {"p_smooth": 0},
+            {"p_smooth": 0.5, "out_dtype": "float64"},
+            {"out_dtype": "float32", "name_sep": "|"},
+            {"p_smooth": 3, "split_out": 2},
+        ],
+        [1, 4],
+    ),
 )
-@pytest.mark.parametrize("kfold", [1, 4])
 def test_target_encoding_without_folds(tmp_path, parameters, kfold):
     groups = ["text", ["maybe", "int"], ["double", "flag", "text"]]
     encoding = ops.TargetEncoding(["hit", "x", "y"], kfold=kfold, out_path=path(tmp_path), **parameters)
@@ -517,8 +520,9 @@ def test_one_side_of_a_join():
         check(both, request_frame(Drawn(40, 4, 0.2, 0.2), names), strict=True)
 
 
-@pytest.mark.parametrize("dtype", ["Int64", "Float64", "boolean", "string"])
-@pytest.mark.parametrize("nulls", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "nulls"), every_pair(["Int64", "Float64", "boolean", "string"], [True, False])
+)
 def test_keys_of_extension_dtypes(tmp_path, dtype, nulls):
     values = {"boolean": [True, False], "string": ["a", ""], "Float64": [0.5, 1.0]}.get(dtype, [1, 2**60])
     key = pd.Series([*values, None if nulls else values[0]] * 5, dtype=dtype)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from drawing import examples
+from drawing import every_pair, examples
 from tiercel_serving.columns import Column
 from tiercel_serving.lookups import perfect_hash
 from tiercel_serving.lookups.build import Table, build_fused, build_lookup
@@ -82,8 +82,10 @@ def test_any_bytes(keys, asked):
     check(keys, objects([*asked, *edge, *near]), open_lookup(build_lookup(keys)))
 
 
-@pytest.mark.parametrize("length", [7, 8, 9, 23, 24, 25, 55, 56, 57, 119, 120, 121, 500])
-@pytest.mark.parametrize("outliers", [0, 1, 50])
+@pytest.mark.parametrize(
+    ("length", "outliers"),
+    every_pair([7, 8, 9, 23, 24, 25, 55, 56, 57, 119, 120, 121, 500], [0, 1, 50]),
+)
 def test_strings_of_any_length_beside_longer_ones(length, outliers):
     keys = [(b"%06d" % i).ljust(length, b"x") for i in range(3000)]
     keys += [key + b"-and-more" * (1 + i % 30) for i, key in enumerate(keys[:outliers])]

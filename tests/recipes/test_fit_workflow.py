@@ -37,7 +37,13 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+#: Ids as text go through all that integers do, and more.
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name == "synthetic-int" else []) for name in CASES
+    ],
+)
 def fitted(request: pytest.FixtureRequest) -> tuple[Recipe, Dataset, pd.DataFrame, Any]:
     spec = CASES[request.param]
     if isinstance(spec, MovieLens100K) and find_ml_100k() is None:

@@ -308,6 +308,10 @@ FEATURES = [
         r"'age_b' uses LambdaOp, .*; write it with tiercel_export\.operators, .* IsNull\(\)",
     ),
     (
+        with_features(lambda: ["country"] >> ops.JoinGroupby(["age"], stats=["min", "max"]) >> user_tag()),
+        r"'country_age_max': NVTabular can't fit JoinGroupby for minima and maxima alone; add 'count'",
+    ),
+    (
         with_features(lambda: ["age"] >> ops.Bucketize({"aeg": [3]})),
         r"NVTabular refuses the graph \(KeyError",
     ),

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from brief_server import brief_server
+
 pytest.importorskip("nvtabular")
 
 from tiercel_client import Recommender, RequestRefused
@@ -21,7 +23,6 @@ from tiercel_pipelines.training import train_recipe
 from tiercel_serving.release.opened import Release
 from tiercel_serving.reorder.table import REORDER
 from tiercel_serving.runtime.chain import Chain
-from tiercel_serving.supervise import start_server
 
 TEXT = (Path(__file__).parents[2] / "docs" / "reordering.md").read_text(encoding="utf-8")
 
@@ -62,7 +63,7 @@ def serves_what_runs_in_process(release: Release, run: Any, answers: list[list[i
     user = int(run.users["user_id"].iloc[0])
     for served in (release, staged):
         with (
-            start_server(served.path, grpc_port=0, http_port=0, metrics_port=0) as server,
+            brief_server(served.path, grpc_port=0, http_port=0, metrics_port=0) as server,
             Recommender(server.grpc_url) as recommender,
         ):
             told = {column.name: column.part for column in recommender.server_info().request_columns}

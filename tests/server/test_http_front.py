@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
+from brief_server import brief_server
 from drawing import examples
 from tiercel_serving.errors import InvalidRequest, PortTaken
 from tiercel_serving.supervise import http_front, start_server
@@ -221,7 +222,7 @@ def test_no_body_ends_the_server(
     assert 5_000_000 < len(much) < MAX_BODY
     packed = {"Content-Encoding": "gzip"}
     json_size = "Inference-Header-Content-Length"
-    with start_server(repository, canary=canary) as server:
+    with brief_server(repository, canary=canary) as server:
         port = server.ports["http"]
         cases: list[tuple[int, Callable[[], int]]] = [
             (200, lambda: ask(port, good)),
@@ -283,7 +284,7 @@ def test_strange_heads_slow_senders_and_many_connections_harm_nobody_else(
         monkeypatch.setattr(http_front, name, seconds)
     good, start = json.dumps({"inputs": [GOOD]}).encode(), f"POST {INFER} HTTP/1.1\r\nHost: here\r\n".encode()
     one = start + f"Content-Length: {len(good)}\r\n\r\n".encode() + good
-    with start_server(repository, canary=canary) as server, contextlib.ExitStack() as stack:
+    with brief_server(repository, canary=canary) as server, contextlib.ExitStack() as stack:
         port = server.ports["http"]
 
         def send(said: bytes) -> socket.socket:
@@ -337,7 +338,7 @@ def test_the_longest_idle_connection_ends_first_where_there_are_many() -> None:
 def test_tritons_own_http_client_is_answered(
     repository: Path, canary: Callable[[str, float], None], nothing_left: Path
 ) -> None:
-    with start_server(repository, canary=canary) as server:
+    with brief_server(repository, canary=canary) as server:
         with contextlib.closing(tritonclient.http.InferenceServerClient(server.http_url[7:])) as client:
             assert client.is_server_live()
             assert client.is_server_ready()

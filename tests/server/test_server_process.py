@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,20 @@ def test_the_backends_own_leavings_are_told_by_their_age(tmp_path: Path) -> None
     assert {path.name for path in tmp_path.iterdir()} == {"python_env_full00", "other_abcdef"}
 
 
+def test_what_may_be_anothers_stays_until_that_one_ends(tmp_path: Path) -> None:
+    other = tmp_path / "tritonserver"
+    shutil.copy("/bin/sleep", other)
+    spawned, left = time.time(), tmp_path / "python_env_abcdef"
+    with subprocess.Popen([other, "60"]) as process:
+        left.mkdir()
+        assert any(abs(begun - spawned) < 1 for begun in guard.tritons())
+        guard.remove_environments(spawned, tmp_path)
+        assert left.exists()
+        process.kill()
+    guard.remove_environments(spawned, tmp_path)
+    assert not left.exists()
+
+
 #: Takes a second to answer whoever sends an 8, and leaves a file as it ends.
 SLOW = """
 import pathlib, time
@@ -187,7 +202,10 @@ with start_server(sys.argv[1]):
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, *(pytest.param(end, marks=pytest.mark.slow) for end in (signal.SIGTERM, signal.SIGINT))],
+)
 def test_nothing_is_left_when_the_starter_is_killed(
     tmp_path: Path, repository: Path, traces: Callable[[int], list[str]], number: signal.Signals
 ) -> None:

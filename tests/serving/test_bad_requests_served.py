@@ -12,6 +12,7 @@ import tritonclient.grpc as grpcclient
 from tiny_release import Tiny, make_tiny
 from tritonclient.utils import InferenceServerException
 
+from brief_server import brief_server
 from e2e.raw import ANSWER, raw_infer, raw_request
 from tiercel_serving import backend
 from tiercel_serving.reorder.cap import Cap
@@ -21,7 +22,6 @@ from tiercel_serving.reorder.per_request import PerRequest
 from tiercel_serving.reorder.pin_items import PinItems
 from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.rules.compare import Compare
-from tiercel_serving.supervise import start_server
 
 STEPS = (
     MMR(source="near", strength=PerRequest("diversity", 0.25, 0.0, 0.5)),
@@ -52,7 +52,7 @@ def client(
     runner = "tiercel" if backend.library() else "python"
     render_repository(tiny.release, repository, "fused", runner=runner)
     render_repository(tiny.release, repository, "staged", suffix="_staged", runner=runner)
-    with start_server(repository) as server:
+    with brief_server(repository) as server:
         yield grpcclient.InferenceServerClient(server.grpc_url)
 
 

@@ -19,6 +19,7 @@ from tiny_release import Tiny, make_tiny
 from tritonclient.grpc import model_config_pb2
 
 from benchmarks.gpu.served import changed
+from brief_server import brief_server
 from tiercel_client import Recommender
 from tiercel_serving.device import place_torch
 from tiercel_serving.device.place_torch import Place
@@ -28,7 +29,6 @@ from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.repository.targets import TARGETS
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.stages.table import build_stage
-from tiercel_serving.supervise import start_server
 from tiercel_serving.verify.stand_in import with_stand_ins
 
 
@@ -51,7 +51,7 @@ def test_it_is_served_and_answers_as_the_cpu_target_does(tmp_path: Path) -> None
     tiny = make_tiny(tmp_path / "release", seed=2)
     release = changed(tiny.release, tmp_path / "there", "torch", "onnx")
     assert (release.manifest.target, release.manifest.layout) == ("torch", "fused")
-    with start_server(release, timeout_s=240.0) as server:
+    with brief_server(release, timeout_s=240.0) as server:
         with Recommender(server.grpc_url, timeout_s=60.0) as recommender:
             answers = recommender.recommend_many(tiny.user_ids, k=5)
     asks = [Ask(user, k=5) for user in tiny.user_ids]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import signal
 import subprocess
@@ -33,7 +34,7 @@ from tiercel_pipelines.recipe import (
 )
 from tiercel_pipelines.training import checkpoint as checkpoints
 from tiercel_pipelines.training import train_recipe
-from tiercel_serving.errors import DestinationTaken, MachineFault
+from tiercel_serving.errors import DestinationTaken, MachineFault, ReleaseError
 
 #: Trains the tiny recipe into a folder, and ends as by the machine's out-of-memory killer.
 KILLED = """
@@ -160,9 +161,42 @@ def test_a_checkpoint_of_another_recipe_or_data_is_refused(recipe, dataset, copi
     fewer = type(dataset)(dataset.name, dataset.users, dataset.items, dataset.interactions.iloc[1:])
     with pytest.raises(TrainingError, match="of other data"):
         train_recipe(recipe, fewer, copied, resume=True)
-    (copied.with_name("run.checkpoint") / "checkpoint.json").write_text("{")
-    with pytest.raises(TrainingError, match="no checkpoint can be read"):
+    head = copied.with_name("run.checkpoint") / "checkpoint.json"
+    told = json.loads(head.read_text())
+    course = {"models": {**told["models"], "fold-0-two_tower": {"epochs": "three"}}}
+    for odd in ("{", "null", "[]", *(json.dumps({**told, **other}) for other in ({"at": {}}, course))):
+        head.write_text(odd)
+        with pytest.raises(TrainingError, match=r"no checkpoint can be read \(.*remove .*and begin anew"):
+            train_recipe(recipe, dataset, copied, resume=True)
+    head.write_text(json.dumps({**told, "format": 1}))
+    with pytest.raises(TrainingError, match="checkpoint format 1, but this Tiercel reads 2"):
         train_recipe(recipe, dataset, copied, resume=True)
+
+
+@pytest.mark.parametrize("how", ["changed", "cut", "gone"])
+def test_a_damaged_checkpoint_is_refused_before_anything_is_done(recipe, dataset, copied, tmp_path, how):
+    """One byte of a weight would go unseen, and give another model than an uninterrupted training."""
+
+    def damage(file):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-9] if how == "cut" else whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        if how == "gone":
+            file.unlink()
+
+    words = {"changed": "expected SHA-256", "cut": "expected [0-9]+ bytes", "gone": "but missing"}[how]
+    words += ".*remove .*run\\.checkpoint and begin anew"
+    seen = []
+    damage(copied.with_name("run.checkpoint") / "models" / "fold-1-two_tower" / "item_tower.safetensors")
+    with pytest.raises(ReleaseError, match=f"item_tower.*{words}"):
+        train_recipe(recipe, dataset, copied, resume=True, progress=lambda *said: seen.append(said))
+    assert not seen
+    folder = tmp_path / "other" / "run.checkpoint"
+    kept = checkpoints.Checkpoint(folder, 0, {"seed": 1}, resume=False)
+    for epoch in (1, 2):
+        kept.offer("ranking", lambda epoch=epoch: ({"weight": np.ones(3)}, {"losses": [1.0] * epoch}))
+    damage(folder / "state-2.safetensors")
+    with pytest.raises(ReleaseError, match=f"state-2.*{words}"):
+        checkpoints.Checkpoint(folder, 0, {"seed": 1}, resume=True)
 
 
 def test_two_trainings_of_one_run_are_refused(tmp_path):

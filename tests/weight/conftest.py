@@ -55,7 +55,7 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Bare:
     python = newest(ALL)
     assert python is not None
     environment = Environment(tmp_path_factory.mktemp("light") / "venv", python)
-    environment.install(f"tiercel @ {wheel.as_uri()}")
+    environment.install_quickly(f"tiercel @ {wheel.as_uri()}")
     typed = {line: environment.tiercel(*line.split()) for line in ("", "--help", "serve releases/x --json")}
     client = environment.says("import tiercel_client, sys; print(tiercel_client.Recommender.__name__)")
     return Bare(environment, environment.distributions(), typed, client)

@@ -212,9 +212,10 @@ TABLE: Mapping[str, Entry] = {
     "nvtabular.JoinGroupby": Entry(
         TOTAL,
         lower_join_groupby,
-        note="NVTabular raises on an unseen key if it counts; here its count is 0. An unseen key's other "
-        "statistics are null; sum, min and max of integers and booleans keep their dtype then, which pandas "
-        "changes as soon as a key of the batch is unseen",
+        note="NVTabular raises on an unseen key if it counts; here its count is 0. NVTabular can't fit "
+        "minima and maxima without another statistic. An unseen key's other statistics are null; sum, min "
+        "and max of integers and booleans keep their dtype then, which pandas changes as soon as a key of "
+        "the batch is unseen",
         reads=keys_of_statistics,
         files=files_of_statistics,
     ),

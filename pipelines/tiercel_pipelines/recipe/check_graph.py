@@ -153,7 +153,7 @@ def _check_history(recipe: Recipe, columns: Iterable[FeatureColumn]) -> Iterator
 
 
 def _check_operators(columns: Iterable[FeatureColumn]) -> Iterator[Problem]:
-    """Find operators that cannot be served, and boundaries that do not rise."""
+    """Find operators that cannot be served, and parameters that NVTabular takes and cannot fit."""
     for column in columns:
         for step in column.operators:
             refusal = why_unsupported(step.op)
@@ -170,6 +170,9 @@ def _check_operators(columns: Iterable[FeatureColumn]) -> Iterator[Problem]:
                 elif boundaries != sorted(set(boundaries)):
                     problem = f"the boundaries of {column.name!r} do not rise: {boundaries}"
                     yield Problem("features", problem, "sort them and drop repeated ones")
+            if step.operator == "JoinGroupby" and all(stat in ("min", "max") for stat in step.op.stats):
+                problem = f"{column.name!r}: NVTabular can't fit JoinGroupby for minima and maxima alone"
+                yield Problem("features", problem, "add 'count' or 'mean' to its stats")
 
 
 def why_unsupported(op: Any) -> tuple[str, str] | None:

@@ -3,7 +3,7 @@
 ::
 
     <run>.checkpoint/
-        checkpoint.json               of which recipe and data, what is finished, what is at work
+        checkpoint.json               of which recipe and data, what is finished, what is at work, checksums
         models/<key>/                 a finished model, as its family saves it
         state-<number>.safetensors    the one at work, after some epoch
 
@@ -21,18 +21,19 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tiercel_serving.errors import DestinationTaken
 from tiercel_serving.machine import machine_faults
-from tiercel_serving.release.manifest import encode
+from tiercel_serving.release.manifest import File, encode
+from tiercel_serving.release.opened import check_file, file_sha256
+from tiercel_serving.release.writing import list_files
 
 from ..arrays.inputs import ModelInputs
 from ..arrays.packed import Packed
@@ -42,7 +43,7 @@ from ..families.table import Course, State
 from ..recipe.recipe import Recipe
 from .record import RecipeRecord
 
-FORMAT = 1
+FORMAT = 2
 _HEAD = "checkpoint.json"
 
 
@@ -115,6 +116,36 @@ def data_digest(packed: Packed, pairs: Pairs, folds: Array) -> str:
     return digest.hexdigest()
 
 
+class AtWork(msgspec.Struct, frozen=True):
+    """The model at work: its key, the number of its state, what that says besides arrays, and its file."""
+
+    key: str
+    number: int
+    facts: dict[str, Any]
+    files: dict[str, File]
+
+
+class Head(msgspec.Struct):
+    """What a checkpoint says of itself.
+
+    Parameters
+    ----------
+    format, document, data
+        Of which Tiercel, recipe and data; None is none as yet.
+    models, files
+        Finished models by key, and their files.
+    at
+        The model at work.
+    """
+
+    format: int
+    document: dict[str, Any]
+    data: str | None = None
+    models: dict[str, Course] = {}
+    files: dict[str, File] = {}
+    at: AtWork | None = None
+
+
 class Checkpoint:
     """What is kept of one training, in a folder of its own; nothing is written before ``every_s`` seconds.
 
@@ -132,13 +163,14 @@ class Checkpoint:
     DestinationTaken
         If there is something and ``resume`` is False.
     TrainingError
-        If what is there is of another recipe, or is damaged.
+        If what is there is of another recipe, or its head is damaged.
+    ReleaseError
+        If another file of it is missing or changed.
     """
 
     def __init__(self, folder: Path, every_s: float, document: Mapping[str, Any], *, resume: bool) -> None:
         self.folder, self._every_s, self._written_at = folder, every_s, time.monotonic()
-        self._head: dict[str, Any] = {"format": FORMAT, "document": document, "data": None}
-        self._head |= {"models": {}, "at": None}
+        self._head = Head(FORMAT, dict(document))
         #: Finished since the last writing: key → model and course.
         self._fresh: dict[str, tuple[Any, Course]] = {}
         self._number = 0
@@ -150,58 +182,45 @@ class Checkpoint:
                 "begin anew (replace=True, --replace)"
             )
         self._head = self._read(document)
-        at = self._head["at"]
-        self._number = 0 if at is None else int(at["number"])
+        self._number = 0 if self._head.at is None else self._head.at.number
 
-    def _read(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        file = self.folder / _HEAD
+    def _read(self, document: Mapping[str, Any]) -> Head:
+        """Read the head, and compare every file with it: changed weights look like any others."""
+        file, anew = self.folder / _HEAD, f"remove {self.folder} and begin anew"
         try:
-            head: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            kept, version = head["document"], head["format"]
+            told = json.loads(file.read_text(encoding="utf-8"))
+            version = told["format"]
+            head = msgspec.convert(told, Head) if version == FORMAT else None
         except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(f"{file}: no checkpoint can be read ({error}); {anew}") from error
+        if head is None:
             raise TrainingError(
-                f"{file}: no checkpoint can be read ({error}); remove {self.folder} and begin anew"
-            ) from error
-        if version != FORMAT:
-            raise TrainingError(
-                f"{file}: checkpoint format {version}, but this Tiercel reads {FORMAT}; remove {self.folder} "
-                "and begin anew"
+                f"{file}: checkpoint format {version}, but this Tiercel reads {FORMAT}; {anew}"
             )
-        differs = _difference(kept, document)
+        differs = _difference(head.document, document)
         if differs:
             raise TrainingError(
-                f"{file}: the checkpoint is of another recipe: {differs}; give the recipe as it was, or "
-                f"remove {self.folder} and begin anew"
+                f"{file}: the checkpoint is of another recipe: {differs}; give the recipe as it was, "
+                f"or {anew}"
             )
+        for name, entry in {**head.files, **({} if head.at is None else head.at.files)}.items():
+            check_file(self.folder / name, entry, _HEAD, anew)
         return head
 
     def check_data(self, digest: str) -> None:
         """Raise TrainingError if the checkpoint is of other data, or another graph, than ``digest``."""
-        if self._head["data"] not in (None, digest):
+        if self._head.data not in (None, digest):
             raise TrainingError(
                 f"{self.folder / _HEAD}: the checkpoint is of other data: the tables, or the recipe's "
                 f"features, are not those that it was begun with; give them as they were, or remove "
                 f"{self.folder} and begin anew"
             )
-        self._head["data"] = digest
-
-    @property
-    def facts(self) -> str:
-        """What is there, for people."""
-        at = self._head["at"]
-        epoch = "" if at is None else f", {at['key']} after epoch {len(at['facts']['losses'])}"
-        return f"{len(self._head['models'])} finished models{epoch}"
+        self._head.data = digest
 
     def finished(self, key: str, family: Any, inputs: ModelInputs) -> tuple[Any, Course] | None:
         """Return a model that was finished before, with its course."""
-        course = self._head["models"].get(key)
-        if course is None:
-            return None
-        model = family.load(self.folder / "models" / key, inputs)
-        told: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in course.items()
-        }
-        return model, Course(**told)
+        course = self._head.models.get(key)
+        return None if course is None else (family.load(self.folder / "models" / key, inputs), course)
 
     def finish(self, key: str, model: Any, course: Course) -> None:
         """Keep a finished model; it is written with the next state, or now if it is time to."""
@@ -228,16 +247,10 @@ class Checkpoint:
 
     def read(self, key: str) -> State | None:
         """Return the state of the model at work, if it is this one."""
-        at = self._head["at"]
-        if at is None or at["key"] != key:
+        at = self._head.at
+        if at is None or at.key != key:
             return None
-        file = self.folder / self._state_name(at["number"])
-        try:
-            return load_file(file), at["facts"]
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(
-                f"{file}: the state of {key} can't be read ({error}); remove {self.folder} and begin anew"
-            ) from error
+        return load_file(self.folder / self._state_name(at.number)), at.facts
 
     def _write(self, at: tuple[str, State] | None) -> None:
         """Write what is new, then the head in place of the old one, then remove what that named."""
@@ -247,20 +260,13 @@ class Checkpoint:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
                 model.save(folder)
-                self._head["models"][key] = asdict(course)
+                self._head.models[key] = course
+                listed = list_files(folder, _HEAD)
+                self._head.files |= {f"models/{key}/{name}": entry for name, entry in listed.items()}
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._head["at"] = None
-            if at is not None:
-                key, (arrays, facts) = at
-                self._number += 1
-                # safetensors refuses what is not contiguous, and NumPy's scalars.
-                save_file(
-                    {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-                    self.folder / self._state_name(self._number),
-                )
-                self._head["at"] = {"key": key, "number": self._number, "facts": facts}
+            self._head.at = None if at is None else self._kept(*at)
             partial = self.folder / f".{_HEAD}.partial"
-            partial.write_text(json.dumps(self._head), encoding="utf-8")
+            partial.write_text(json.dumps(msgspec.to_builtins(self._head)), encoding="utf-8")
             os.replace(partial, self.folder / _HEAD)
             current = None if at is None else self._state_name(self._number)
             for file in self.folder.glob("state-*.safetensors"):
@@ -268,6 +274,15 @@ class Checkpoint:
                     file.unlink()
         self._fresh.clear()
         self._written_at = time.monotonic()
+
+    def _kept(self, key: str, state: State) -> AtWork:
+        """Write the state of the model at work, under a name of its own."""
+        arrays, facts = state
+        self._number += 1
+        file = self.folder / self._state_name(self._number)
+        # safetensors refuses what is not contiguous, and NumPy's scalars.
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, file)
+        return AtWork(key, self._number, facts, {file.name: File(file.stat().st_size, file_sha256(file))})
 
     @staticmethod
     def _state_name(number: int) -> str:

@@ -65,6 +65,8 @@ def train_recipe(
         If the recipe does not fit the data set.
     TrainingError
         If there is nothing to learn from, a loss is not finite, or a checkpoint is of another recipe or data.
+    ReleaseError
+        If a file of a checkpoint is missing or changed.
     DestinationTaken
         If the directory is taken, or being written, or there is a checkpoint that is not to be resumed.
     MachineFault

@@ -57,14 +57,30 @@ def remove_environments(spawned: float, folder: Path = Path("/tmp")) -> None:
     """Remove the empty directory that the Python backend makes as it starts, and a killed one leaves.
 
     Its name is random and its place is fixed in the backend, so it is told by its age: ``spawned`` is when
-    Triton was started, seconds since the epoch. Should it be another Triton's that started at the same
-    moment, an empty directory is missed by nobody: only models with a packed environment use it.
+    Triton was started, seconds since the epoch. One that may be that of another Triton, which lives and was
+    started at the same moment, stays until that one ends: without it, its end is a crash.
     """
+    others = tritons()
     for path in folder.glob("python_env_??????"):
         with contextlib.suppress(OSError):
             status = path.stat()
-            if status.st_uid == os.getuid() and -0.5 <= status.st_ctime - spawned <= 3.0:
+            ages = [status.st_ctime - begun for begun in (spawned, *others)]
+            ours, *theirs = (-0.5 <= age <= 3.0 for age in ages)
+            if status.st_uid == os.getuid() and ours and not any(theirs):
                 path.rmdir()
+
+
+def tritons() -> list[float]:
+    """Return when each living Triton of this machine was started, in seconds since the epoch."""
+    booted = time.time() - float(Path("/proc/uptime").read_text().split()[0])
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            head, _, tail = Path("/proc", entry, "stat").read_text(errors="replace").rpartition(")")
+            fields = tail.split()
+            if head.endswith("(tritonserver") and fields[0] not in "ZX":
+                found.append(booted + int(fields[19]) / os.sysconf("SC_CLK_TCK"))
+    return found
 
 
 def main(workdir: str, prefix: str) -> None:
