@@ -182,6 +182,7 @@ def test_movielens_without_its_data_says_that_the_data_is_made_up(tmp_path, monk
     assert [compiled.part for compiled in case.compiled] == ["user", "item"]
 
 
+@pytest.mark.slow
 def test_rows_that_are_asked_one_by_one_are_not_null_and_later_ones_are_hard(tmp_path):
     case = make_case("criteo-text", replace(QUICK, pool=2000), tmp_path)
     texts = [f"C{i}" for i in range(1, 27)]

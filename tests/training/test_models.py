@@ -182,7 +182,10 @@ def test_ids_that_training_never_sees_add_nothing():
     assert model.item_tower.encoder.tables[0].weight[3:].all()
 
 
-@pytest.mark.parametrize("kind", ["user_tower", "item_tower", "ranker"])
+@pytest.mark.parametrize(
+    "kind",
+    ["ranker", *(pytest.param(tower, marks=pytest.mark.slow) for tower in ("user_tower", "item_tower"))],
+)
 def test_onnx_with_a_dynamic_batch_equals_torch(kind, tmp_path):
     model = towers()
     module = {"user_tower": model.user_tower, "item_tower": model.item_tower}.get(kind)
