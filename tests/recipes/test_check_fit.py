@@ -85,6 +85,10 @@ def user(chain: Any) -> Any:
     return chain >> ops.TagAsUserFeatures()
 
 
+def combined() -> Any:
+    return [["country", "joined"]] >> ops.Categorify(encode_type="combo")
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a name that NVTabular needs": (
         lambda: user(["labels"] >> ops.Categorify()),
@@ -124,12 +128,20 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "categories of nothing": (
         lambda: user(["empty"] >> ops.Categorify()),
-        r"can't fit Categorify on 'empty'.*; 'empty' holds no value at all: fill it in its table",
+        r"can't fit Categorify on 'empty'.*; 'empty' holds no value at all in what is fitted: fill it in",
     ),
     "a median of nothing": (lambda: user(["empty"] >> ops.FillMedian()), r"'empty'"),
     "text that goes through a join": (
         lambda: user(["country"] >> ops.JoinExternal(pd.DataFrame({"country": ["x"]}), on="country")),
         r"'country' reaches the models as strings; put ops\.Categorify",
+    ),
+    "a combination over text": (
+        lambda: user((["country"] >> ops.Categorify()) + combined()),
+        r"'country' comes out as it went in: 'country_joined' after it.*; take the combination alone",
+    ),
+    "a combination over numbers": (
+        lambda: user((["joined"] >> ops.Normalize()) + combined()),
+        r"'joined' comes out as it went in: 'country_joined' after it.*; take the combination alone",
     ),
     "two groups that share a file": (
         lambda: user([["age_joined"], ["age", "joined"]] >> ops.Categorify()),
@@ -140,6 +152,31 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 def checked_and_fitted(recipe: Recipe, dataset: Dataset, folder: Path) -> Any:
     return fit_checked(check_recipe(recipe, dataset), dataset, dataset.interactions, folder / "workflow")
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        lambda: (["country"] >> ops.Categorify()) + combined()["country_joined"],
+        lambda: combined() + (["country"] >> ops.Categorify()) + (["joined"] >> ops.Normalize()),
+        lambda: ["country", "joined", ["country", "joined"]] >> ops.Categorify(encode_type="combo"),
+    ],
+)
+def test_a_combination_beside_its_columns(chain: Any, dataset: Dataset, tmp_path: Path) -> None:
+    """As the remedy says."""
+    workflow = checked_and_fitted(bare(lambda: user(chain())), dataset, tmp_path)
+    made = workflow.transform(dataset.joined(dataset.interactions.head(50)))
+    assert made.country.dtype.kind == "i"  # and not the text itself
+    assert made.country_joined.nunique() > made.country.nunique()
+
+
+def test_nothing_in_the_rows_that_are_fitted(dataset: Dataset, tmp_path: Path) -> None:
+    """The table holds values; those of the users who have interactions are null."""
+    users, asked = dataset.users, set(dataset.interactions.user_id)
+    values = [None if user in asked else "x" for user in users.user_id]
+    late = dataclasses.replace(dataset, users=users.assign(late=pd.Series(values, dtype=object)))
+    with pytest.raises(RecipeError, match=r"'late' holds no value at all in what is fitted"):
+        checked_and_fitted(bare(lambda: user(["late"] >> ops.Categorify())), late, tmp_path)
 
 
 @pytest.mark.parametrize("case", REFUSED)

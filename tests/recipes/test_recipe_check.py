@@ -31,6 +31,7 @@ from tiercel_pipelines.recipe import (
     replace,
 )
 from tiercel_pipelines.recipe.check import check_recipe
+from tiercel_pipelines.recipe.check_data import data_problems
 
 RECIPE = load_recipe("synthetic")
 
@@ -413,6 +414,18 @@ COLUMNS = [
 def test_a_mistake_that_only_the_data_shows(recipe: Recipe, pattern: str, dataset: Dataset) -> None:
     mistakes = found(recipe, dataset)
     assert any(re.search(pattern, mistake) for mistake in mistakes), mistakes
+
+
+@pytest.mark.parametrize("changes", [{"seen_again_days": 3.0}, {"sources": (Popular(half_life_days=7.0),)}])
+def test_days_are_counted_in_seconds(changes: dict[str, Any], dataset: Dataset) -> None:
+    recipe = serving(**changes)
+    assert not any("timestamp" in str(problem) for problem in data_problems(recipe, dataset))
+    times = dataset.interactions.timestamp * 1000
+    late = dataclasses.replace(dataset, interactions=dataset.interactions.assign(timestamp=times))
+    words = r"dataset\.timestamp: 'timestamp' goes up to \d+, which as seconds .* 9999; write it in seconds"
+    assert any(re.search(words, str(problem)) for problem in data_problems(recipe, late))
+    # Where nothing but the order of times counts, they may be of any unit.
+    assert not any("timestamp" in str(problem) for problem in data_problems(RECIPE, late))
 
 
 def test_all_mistakes_at_once(dataset: Dataset) -> None:

@@ -97,9 +97,11 @@ def test_the_table_of_models_is_that_of_the_families(table: Any) -> None:
             assert rest[0] == settings.form
         if isinstance(settings, FitsFeatures):
             assert ("user id" in needs) == bool(
-                settings.misfits({}, {"item_id": True}, True)
+                settings.misfits({}, {"item_id": "category"}, True)
             ) or "history" in needs
-            timeless = settings.misfits({"user_id": True}, {"item_id": True, "embedding": False}, False)
+            timeless = settings.misfits(
+                {"user_id": "category"}, {"item_id": "category", "embedding": "numbers"}, False
+            )
             assert ("timestamp" in needs) == bool(timeless), name
 
 

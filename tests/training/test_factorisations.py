@@ -80,7 +80,7 @@ def test_settings_travel_and_odd_ones_are_told(settings: Any) -> None:
             problems = list(mistyped(odd)) or odd.problems()
             assert all(isinstance(problem, Problem) for problem in problems)
     assert [problem.field for problem in replace(settings, dimension=0).problems()] == ["dimension"]
-    [problem] = settings.misfits({"age": False}, {"item_id": True}, True)
+    [problem] = settings.misfits({"age": "number"}, {"item_id": "category"}, True)
     assert "keeps a vector for each user, but no category of the user" in str(problem)
 
 

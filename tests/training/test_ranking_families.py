@@ -28,7 +28,7 @@ from tiercel_pipelines.data import load_dataset
 from tiercel_pipelines.errors import TrainingError
 from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.families.ranking_layers import hashed
-from tiercel_pipelines.families.table import RANKING_FAMILIES, Plan, RankingData
+from tiercel_pipelines.families.table import RANKING_FAMILIES, Columns, Plan, RankingData
 from tiercel_pipelines.recipe import (
     BST,
     DCN,
@@ -298,7 +298,8 @@ def test_mistakes_are_told(settings: Any, words: str) -> None:
 
 
 def test_what_the_features_lack_is_told_before_anything_is_trained() -> None:
-    user, item = {"taste": True, "age": False}, {"maker": True, "genres": False}
+    user: Columns = {"taste": "category", "age": "number"}
+    item: Columns = {"maker": "category", "genres": "categories"}
     crossed = LogisticRegression(crosses=(("tast", "maker"), ("age", "genres")))
     assert [str(problem) for problem in crossed.misfits(user, item, True)] == [
         "crosses[0]: no single category 'tast' of the user reaches the models; use 'taste'",

@@ -223,6 +223,13 @@ def test_a_full_disk_is_the_machines_fault_and_leaves_the_checkpoint_before(tmp_
     arrays, facts = again.read("served-two_tower")
     assert (arrays["weight"].tolist(), facts) == ([1, 1, 1], {"losses": [1.0]})
     assert again.read("another") is None
+    first = checkpoints.Checkpoint(tmp_path / "other.checkpoint", 0, {"seed": 1}, resume=False)
+    with pytest.raises(MachineFault):
+        first.offer("served-two_tower", lambda: ({"weight": np.zeros(3)}, {"losses": [1.0]}))
+    assert (tmp_path / "other.checkpoint").is_dir()
+    for resume in (True, False):
+        anew = checkpoints.Checkpoint(tmp_path / "other.checkpoint", 0, {"seed": 1}, resume=resume)
+        assert anew.read("served-two_tower") is None
 
 
 def test_a_loss_that_is_no_number_says_where(recipe):

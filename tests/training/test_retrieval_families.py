@@ -22,7 +22,7 @@ from retrieval_contract import (
 
 from tiercel_pipelines.arrays.pairs import Pairs
 from tiercel_pipelines.errors import TrainingError
-from tiercel_pipelines.families.table import RETRIEVAL_FAMILIES, Plan, RetrievalData
+from tiercel_pipelines.families.table import RETRIEVAL_FAMILIES, Columns, Plan, RetrievalData
 from tiercel_pipelines.recipe import (
     ALS,
     BPRMF,
@@ -182,10 +182,14 @@ class TestVBPR(RetrievalContract):
         assert (scores.argmax(1) == np.arange(USERS) % GROUPS).mean() > 0.9
 
     def test_what_does_not_fit_is_told(self) -> None:
-        [problem] = self.settings.misfits({"user_id": True}, {"item_id": True, "embeding": False}, True)
-        assert "no feature of the items that holds numbers is called 'embedding'; use 'embeding'" in str(
-            problem
-        )
+        user: Columns = {"user_id": "category"}
+        item: Columns = {"item_id": "category", "price": "number", "genres": "categories"}
+        told = "no feature of the items that holds lists of numbers is called 'embedding'; "
+        [problem] = self.settings.misfits(user, {**item, "embeding": "numbers"}, True)
+        assert told + "use 'embeding'" in str(problem)
+        for wrong in (item, {**item, "embedding": "categories"}, {**item, "embedding": "number"}):
+            [problem] = self.settings.misfits(user, wrong, True)
+            assert told + "tag their column of vectors as such a feature" in str(problem)
         with pytest.raises(TrainingError, match="have 4 numbers, not 5; write length=4"):
             self.fit(replace(self.settings, length=5))
         [problem] = replace(self.settings, vector_dimension=7).problems()

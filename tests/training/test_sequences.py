@@ -101,8 +101,8 @@ def test_losses_are_their_formulas() -> None:
 
 @pytest.mark.parametrize("settings", EACH)
 def test_histories_without_an_order_are_told_before_anything_is_trained(settings: Any) -> None:
-    assert settings.misfits({"user_id": True}, {"item_id": True}, True) == []
-    [problem] = settings.misfits({"user_id": True}, {"item_id": True}, False)
+    assert settings.misfits({"user_id": "category"}, {"item_id": "category"}, True) == []
+    [problem] = settings.misfits({"user_id": "category"}, {"item_id": "category"}, False)
     assert "the interactions have no timestamp" in str(problem)
     assert [p.field for p in replace(settings, negatives=0).problems()] == ["negatives"]
     assert [p.field for p in replace(EACH[0], heads=3).problems()] == ["heads"]

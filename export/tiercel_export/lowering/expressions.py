@@ -16,6 +16,8 @@ INTEGER_DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"
 
 #: ``op`` of a column that can't be compiled.
 REFUSED = "refused"
+#: Those of a column that is as it came.
+RAW = ("load", "load_list", "load_events")
 
 
 @dataclass(frozen=True)

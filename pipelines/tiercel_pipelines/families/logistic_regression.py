@@ -72,8 +72,8 @@ def cross_misfits(crosses: Sequence[tuple[str, str]], user: Columns, item: Colum
     wrong = []
     for place, pair in enumerate(crosses):
         for name, side, known in zip(pair, ("user", "item"), (user, item), strict=True):
-            if not known.get(name):
+            if known.get(name) != "category":
                 problem = f"no single category {name!r} of the {side} reaches the models"
-                single = [column for column, category in known.items() if category]
+                single = [column for column, holds in known.items() if holds == "category"]
                 wrong.append(Problem(f"crosses[{place}]", problem, choose(name, single)))
     return wrong

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from tiercel_serving.kinds import Kind, Kinds
 from tiercel_serving.problems import Problem
@@ -219,8 +219,8 @@ class RankingFamily(Family[RankingData, FittedRanking], Protocol):
         ...
 
 
-#: Column → whether it is a single category, rather than a number or a list.
-Columns = Mapping[str, bool]
+#: Column → what a row of it holds.
+Columns = Mapping[str, Literal["category", "categories", "number", "numbers"]]
 
 
 @runtime_checkable

@@ -58,9 +58,9 @@ class VBPR(BPRMF, frozen=True, tag="vbpr"):
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
         """Return that users have no id, or items no such vectors."""
         wrong = super().misfits(user, item, timed)
-        if item.get(self.vectors, True):
-            listed = [name for name, single in item.items() if not single]
-            problem = f"no feature of the items that holds numbers is called {self.vectors!r}"
+        if item.get(self.vectors) != "numbers":
+            listed = [name for name, holds in item.items() if holds == "numbers"]
+            problem = f"no feature of the items that holds lists of numbers is called {self.vectors!r}"
             remedy = (
                 choose(self.vectors, listed) if listed else "tag their column of vectors as such a feature"
             )

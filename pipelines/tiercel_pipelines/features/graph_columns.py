@@ -137,6 +137,19 @@ def feature_columns(workflow: Any) -> tuple[FeatureColumn, ...]:
     return tuple(_feature_column(workflow, column) for column in workflow.output_schema)
 
 
+def passed_on(graph: Any) -> dict[str, str]:
+    """Return the columns that combinations of columns read, each with the combination.
+
+    NVTabular's combinations give these on as they came, over a feature of that name before them.
+    """
+    found = {}
+    for node in _nodes(graph):
+        if type(node.op).__name__ == "Categorify" and node.op.encode_type == "combo":
+            made: Mapping[str, list[str]] = node.column_mapping
+            found |= {name: output for output, read in made.items() for name in read if name not in made}
+    return found
+
+
 def home_of(name: str, dataset: Dataset) -> str:
     """Return the part of a raw column: that of the table which has it."""
     tables = {"user": dataset.users, "item": dataset.items}

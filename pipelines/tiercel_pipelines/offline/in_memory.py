@@ -53,7 +53,7 @@ def finite(values: Array, what: str) -> Array:
     wrong = int(values.size - np.count_nonzero(np.isfinite(values)))
     if wrong:
         raise TrainingError(
-            f"{what}: {wrong} of {values.size} numbers are NaN or infinite after its training; lower the "
+            f"{what}: {wrong} of {values.size} numbers are NaN or infinite; lower the "
             "learning rate, or look for numbers among the features that are null (FillMissing) or that no "
             "Normalize() tames"
         )

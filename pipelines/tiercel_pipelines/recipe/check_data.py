@@ -23,6 +23,9 @@ from ..tasks.table import NamedScores
 from .check_graph import held_in
 from .recipe import Recipe
 
+#: The end of the year 9999, in seconds since 1970: milliseconds of any year of ours lie behind it.
+_LAST_SECOND = 253_402_300_799
+
 
 def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
     """Yield the problems of columns that sources, rules, steps, titles and the target name."""
@@ -43,6 +46,8 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
                 yield from (problem.within(where) for problem in kind.unfit(columns))
     if dataset.timestamp is None:
         yield from (problem.within("serving") for problem in served.timeless())
+    else:
+        yield from _no_seconds(recipe, dataset.timestamp, dataset.interactions[dataset.timestamp])
     for where, family in recipe.places():
         if isinstance(family, LimitsItems) and not family.problems():
             yield from (problem.within(where) for problem in family.too_large(len(items)))
@@ -60,6 +65,14 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
     if recipe.ranking is not None and isinstance(recipe.ranking.task, NamedScores):
         numbers = {name: _numbers(dataset.interactions[name]) for name in dataset.context_columns}
         yield from (problem.within("ranking.task") for problem in recipe.ranking.task.unfit(numbers))
+
+
+def _no_seconds(recipe: Recipe, name: str, times: pd.Series) -> Iterator[Problem]:
+    """Find times that are no seconds, where days are counted; else only their order matters."""
+    latest = times.max()
+    if latest > _LAST_SECOND and any(True for _ in recipe.served.timeless()):
+        problem = f"{name!r} goes up to {latest}, which as seconds since 1970 is after the year 9999"
+        yield Problem("dataset.timestamp", problem, "write it in seconds, or as dates and times")
 
 
 def _no_negatives(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:

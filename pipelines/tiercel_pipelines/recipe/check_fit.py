@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from tiercel_export.errors import ExportError, UnsupportedOperator, WorkflowError
-from tiercel_export.lowering.expressions import REFUSED
+from tiercel_export.lowering.expressions import RAW, REFUSED
 from tiercel_export.workflow.cut import WorkflowParts, cut_workflow, trace_part
 from tiercel_export.workflow.trace import raw_column
 from tiercel_serving.errors import MachineFault
@@ -22,6 +22,7 @@ from tiercel_serving.stages.specs import FACE
 
 from ..data import Dataset
 from ..errors import RecipeError
+from ..features.graph_columns import feature_columns, passed_on
 from ..features.raw_columns import raw_columns
 from ..features.workflow import first_unfit, fit_workflow
 from .recipe import Recipe
@@ -68,6 +69,8 @@ def workflow_problems(workflow: Any, rows: str | None = None) -> Iterator[Proble
     except WorkflowError as error:
         yield problem_of(error)
         return
+    combined = passed_on(workflow)
+    worked_on = {column.name for column in feature_columns(workflow) if column.operators}
     for part, traced in columns.items():
         for name in cut.output_names(part):
             column = traced.get(name)
@@ -75,6 +78,13 @@ def workflow_problems(workflow: Any, rows: str | None = None) -> Iterator[Proble
                 yield Problem("features", f"no operator makes {name!r}", "take it out of the graph")
             elif column.op == REFUSED:
                 yield problem_of(dict(column.own)["error"], name)
+            elif column.op in RAW and name in combined and name in worked_on:
+                whole = combined[name]
+                problem = (
+                    f"{name!r} comes out as it went in: {whole!r} after it gives its columns on as they came"
+                )
+                remedy = f"take the combination alone, combined[{whole!r}], or write it before {name!r}"
+                yield Problem("features", problem, remedy)
             elif column.is_text:
                 problem = f"{name!r} reaches the models as {'lists of ' if column.is_list else ''}strings"
                 yield Problem("features", problem, "put ops.Categorify() into its chain")
@@ -132,19 +142,22 @@ def _unfit(recipe: Recipe, dataset: Dataset, interactions: pd.DataFrame, error: 
     if taken:
         remedy = f"NVTabular needs the name {taken[0]!r} for itself: put ops.Rename(…) before the operator"
         return Problem("features", problem, remedy)
-    empty = [name for name in columns if _holds_nothing(dataset, name)]
+    empty = [name for name in columns if _holds_nothing(dataset, interactions, name)]
     if empty:
-        remedy = f"{empty[0]!r} holds no value at all: fill it in its table, or leave the column out"
+        remedy = f"{empty[0]!r} holds no value at all in what is fitted: fill it in its table, give more "
+        remedy += "interactions, or leave the column out"
         return Problem("features", problem, remedy)
     return Problem("features", problem, "correct that chain, or the values of its columns")
 
 
-def _holds_nothing(dataset: Dataset, name: str) -> bool:
-    """Return whether a column holds nothing but nulls and lists of nothing."""
-    tables = (dataset.users, dataset.items, dataset.interactions)
-    column = next((table[name] for table in tables if name in table.columns), None)
-    if column is None:
+def _holds_nothing(dataset: Dataset, interactions: pd.DataFrame, name: str) -> bool:
+    """Return whether a column holds nothing but nulls and lists of nothing, in the rows of interactions."""
+    homes = ((dataset.users, dataset.user_id), (dataset.items, dataset.item_id), (interactions, None))
+    found = next((home for home in homes if name in home[0].columns), None)
+    if found is None:
         return False
+    table, key = found
+    column = table[name] if key is None else table[name][table[key].isin(interactions[key])]
     return all(
         isinstance(value, Iterable) and not isinstance(value, str) and all(one is None for one in value)
         for value in column.dropna()

@@ -234,11 +234,12 @@ def _targets(recipe: Recipe) -> tuple[str, ...]:
 
 def _check_models(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Dataset) -> Iterator[Problem]:
     """Let each model say what it lacks of the features and the data."""
-    sides: dict[str, dict[str, bool]] = {"user": {}, "item": {}}
+    sides: dict[str, dict[str, Any]] = {"user": {}, "item": {}}
     for column in columns:
         if len(column.parts) == 1:
             side = sides["item" if column.part == "item" else "user"]
-            side[column.name] = column.kind == "cat" and not column.is_list
+            one, many = ("category", "categories") if column.kind == "cat" else ("number", "numbers")
+            side[column.name] = many if column.is_list else one
     models: list[tuple[str, Any]] = [(f"retrieval {model.name!r}", model) for model in recipe.models]
     for where, model in [*models, ("ranking", recipe.ranking)]:
         if isinstance(model, FitsFeatures):

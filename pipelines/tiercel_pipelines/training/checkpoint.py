@@ -174,7 +174,8 @@ class Checkpoint:
         #: Finished since the last writing: key → model and course.
         self._fresh: dict[str, tuple[Any, Course]] = {}
         self._number = 0
-        if not folder.exists():
+        if not folder.exists() or (folder.is_dir() and not (folder / _HEAD).exists()):
+            # Without a head none was ever whole: a kill, or a full disk, came while the first was written.
             return
         if not resume:
             raise DestinationTaken(
