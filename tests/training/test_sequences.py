@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import settings as drawn_cases
 from hypothesis import strategies as st
 from retrieval_contract import BOTH, INPUTS, ITEMS, USERS, drawn, world
 
+from drawing import examples
 from tiercel_export.release.given import check_events
 from tiercel_export.release.parts import TableColumns
 from tiercel_export.release.tables import histories
@@ -141,7 +141,7 @@ def test_histories_know_nothing_of_what_came_later(tmp_path: Path) -> None:
     np.testing.assert_array_equal(*found)
 
 
-@drawn_cases(max_examples=40, deadline=None)
+@examples(14)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 5), st.integers(1, 8))
 def test_a_release_keeps_the_histories_that_were_trained_on(
     seed: int, count: int, moments: int, latest: int
