@@ -142,7 +142,7 @@ def passed_on(graph: Any) -> dict[str, str]:
 
     NVTabular's combinations give these on as they came, over a feature of that name before them.
     """
-    found = {}
+    found: dict[str, str] = {}
     for node in _nodes(graph):
         if type(node.op).__name__ == "Categorify" and node.op.encode_type == "combo":
             made: Mapping[str, list[str]] = node.column_mapping
