@@ -141,8 +141,8 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine_threads: int = 1
 
     RANGES: ClassVar[Mapping[str, Range]] = {
-        **dict.fromkeys(("candidates", "kept", "k_default", "k_max"), COUNT),
         # Beyond these a server finds no memory for a request, or Triton no number in its configuration.
+        **dict.fromkeys(("candidates", "kept", "k_default", "k_max"), Range(1, 10**6, whole=True)),
         "max_batch_size": Range(1, 2**16, whole=True),
         "max_excluded": Range(1, 10**7, whole=True),
         **dict.fromkeys(("instances", "engine_threads"), Range(1, 1024, whole=True)),

@@ -152,7 +152,9 @@ SETTINGS = [
     (lambda: serving(k_max=51), r"serving\.k_max: 51 is more than the candidates that are ranked"),
     (lambda: serving(k_default=51), r"serving\.k_default: 51 is more than a request may ask for"),
     (lambda: serving(candidates="many"), r"serving\.candidates: expected a whole number.*'many'"),
-    (lambda: serving(k_default=0), r"serving\.k_default: expected a whole number of at least 1, got 0"),
+    (lambda: serving(k_default=0), r"serving\.k_default: expected a whole number of at least 1 .*, got 0"),
+    # Found after training else, when no memory holds so many for a batch.
+    (lambda: serving(candidates=10**9), r"serving\.candidates: .* and at most 1000000, got 1000000000"),
     (lambda: serving(max_batch_size=2.5), r"serving\.max_batch_size: expected a whole number"),
     (lambda: serving(max_excluded=5), r"serving\.max_excluded: 5 is below history_length \(20\)"),
     (lambda: serving(unknown_users="guess"), r"serving\.unknown_users: .*'guess'.*'fallback', 'rank'"),
@@ -352,6 +354,14 @@ COLUMNS = [
             lambda: ["topics"] >> ops.Clip(0, 1) >> ops.Rename(postfix="_c") >> ops.TagAsItemFeatures()
         ),
         r"'topics_c': Clip does not work on lists, which 'topics' holds",
+    ),
+    (
+        with_features(lambda: ["maker"] >> ops.Categorify() >> ops.ValueCount() >> ops.Rename(postfix="_n")),
+        r"'maker_n': ValueCount is for lists, but 'maker' holds strings",
+    ),
+    (
+        with_features(lambda: ["price"] >> ops.ListSlice(2) >> ops.Rename(postfix="_n")),
+        r"'price_n': ListSlice is for lists, but 'price' holds numbers",
     ),
     (
         only(lambda: item_id() + (["maker"] >> ops.Categorify() >> ops.TagAsItemID())),

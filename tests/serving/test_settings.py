@@ -45,7 +45,7 @@ def test_nothing_is_wrong_with_good_ones() -> None:
     [
         ({"kept": 201}, "kept: 201 is more than are retrieved (candidates is 200); lower it to at most 200"),
         ({"k_max": 101}, "k_max: 101 is more than the candidates that are ranked (kept is 100)"),
-        ({"k_default": 0}, "k_default: expected a whole number of at least 1, got 0"),
+        ({"k_default": 0}, "k_default: expected a whole number of at least 1 and at most 1000000, got 0"),
         ({"candidates": True}, "candidates: expected a whole number, got True"),
         ({"allow_seen": 1}, "allow_seen: expected True or False, got 1"),
         ({"seen_again_days": -1}, "seen_again_days: expected a number of at least 0, got -1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import numbers
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,8 +33,9 @@ from ..tasks.table import NamedScores
 from .check_fit import problem_of
 from .recipe import Recipe
 
-#: Operators that need numbers, and those of them that NVTabular cannot use on lists.
+#: Operators that need numbers, those that need lists, and those that NVTabular cannot use on lists.
 _NUMERIC = frozenset({"Clip", "LogOp", "Normalize", "NormalizeMinMax", "Bucketize", "FillMedian"})
+_LISTS_ONLY = frozenset({"ListSlice", "ValueCount"})
 _SCALAR_ONLY = frozenset({"Clip", "Bucketize", "FillMissing", "FillMedian", "NormalizeMinMax"})
 
 
@@ -252,6 +254,12 @@ _TABLES = {"user": "users", "item": "items", "context": "interactions"}
 
 def _check_types(column: FeatureColumn, name: str, values: Any) -> Iterator[Problem]:
     kind = held_in(values)
+    on_values = itertools.takewhile(lambda step: not step.looks_up, column.operators)
+    for operator in (step.operator for step in on_values if step.operator in _LISTS_ONLY):
+        if not kind.startswith("lists"):
+            problem = f"{column.name!r}: {operator} is for lists, but {name!r} holds {kind}"
+            yield Problem("features", problem, "name a column of lists, or leave the operator out")
+            return
     for step in column.operators:
         if step.operator == "Categorify" or step.looks_up or isinstance(step.op, OwnOperator):
             return  # from here on these are ids, columns of a table, or of a type that the fit will tell
