@@ -138,7 +138,9 @@ def _place(error: BaseException, folder: Path | None, written: Path | None, kind
         # The libraries' own files are in the folder for temporary ones: that with less room is at fault.
         places = [folder]
         with contextlib.suppress(FileNotFoundError):  # there may be none that takes a file
-            places.append(Path(tempfile.gettempdir()))
+            temporary = Path(tempfile.gettempdir())
+            if temporary.stat().st_dev != _there(folder).stat().st_dev:
+                places.append(temporary)
         return min(places, key=lambda path: shutil.disk_usage(_there(path)).free)
     return folder
 

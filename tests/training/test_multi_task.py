@@ -201,7 +201,8 @@ def dataset() -> Dataset:
     stars = 1.0 + np.random.default_rng(0).integers(0, 5, len(made.interactions))
     stars[::10] = np.nan
     words = np.where(stars > 3, "good", "bad")
-    more = made.interactions.assign(rating=stars, words=words, same=0.5, shares=stars / 5)
+    endless = np.where(np.arange(len(stars)) == 3, np.inf, 1.0)
+    more = made.interactions.assign(rating=stars, words=words, same=0.5, shares=stars / 5, endless=endless)
     return dataclasses.replace(made, interactions=more)
 
 
@@ -211,6 +212,7 @@ REFUSED: list[tuple[Any, Any, str]] = [
     (MultiTask((Target("a", column="rating"),)), (), r"not everywhere .*between 0 and 1; .*at_least=…"),
     (MultiTask((Target("a", column="rating", at_least=9),)), (), "'a' is constant: 0 for every interaction"),
     (MultiTask((Target("a", column="same", loss="squared"),)), (), "'a' is constant: 0.5 for every"),
+    (MultiTask((Target("a", column="endless", loss="squared"),)), (), "1 of [0-9]+ 'endless' are infinite"),
     (ListwiseSoftmax(target="same"), (), "'same' is constant: 0.5 for every interaction"),
     (TASK, (WeightedSum((1.0,), tasks=("like",)),), r"serving\.reorder\[0\].*no task 'like'.*'liked'"),
     (TASK, (WeightedSum((1.0,)),), "1 weights, but the ranking model has 3 tasks"),

@@ -139,6 +139,9 @@ def _learned(where: str, name: str, dataset: Dataset) -> Iterator[Problem]:
     elif values.isna().any():
         problem = f"{int(values.isna().sum())} of {len(values)} interactions have no {name!r}"
         yield Problem(where, problem, "drop those interactions, or name another column")
+    elif (infinite := int(np.isinf(values.to_numpy(np.float64)).sum())) > 0:
+        problem = f"{infinite} of {len(values)} interactions have an infinite {name!r}"
+        yield Problem(where, problem, "drop those interactions, or name another column")
     elif values.nunique() < 2:
         problem = f"every {name!r} is {values.iloc[0]}, so there is nothing to learn from it"
         yield Problem(where, problem, "name another column, or a family that learns from who had what")

@@ -86,6 +86,9 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.ranks and present.size and not 0 <= present.min() <= present.max() <= 1:
             problem = f"{self.column!r} is not everywhere a number between 0 and 1"
             return [Problem("column", problem, "say from which value on it counts: at_least=…")]
+        if np.isinf(present).any():
+            problem = f"{int(np.isinf(present).sum())} of {len(values)} {self.column!r} are infinite"
+            return [Problem("column", problem, "drop those interactions, or make them null")]
         if present.size and present.min() < present.max():
             return []
         came = f"{present[0]:g} for every interaction" if present.size else "null everywhere"
