@@ -12,7 +12,7 @@ from hypothesis.internal.conjecture import providers
 
 #: How many examples an ordinary run draws where a test states no number; and how many times as many of all
 #: ``--slow`` draws.
-UNSTATED, SLOW_TIMES = 30, 5
+UNSTATED, SLOW_TIMES = 30, 15
 
 
 def draw(*, slow: bool) -> None:
