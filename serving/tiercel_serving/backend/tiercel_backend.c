@@ -321,7 +321,7 @@ typedef struct Instance {
  * that has been worth it more often than not; where it has not, one time in PROBE is tried. */
 enum { PATIENCE = 16, LINGER_NS = 250000, PROBE = 64, MOST_HOPE = 16 };
 static pthread_mutex_t turns = PTHREAD_MUTEX_INITIALIZER;
-static Instance *instances, *turn; /* all; and with whom the next look begins, NULL is the first */
+static Instance *instances, *turn[2]; /* all; and with whom the next look begins, NULL is the first: inner ones apart */
 static uint32_t runners, most_runners, spares;
 static uint32_t handed_over;      /* how many runners a spare thread has yet to stand in for */
 static _Atomic uint32_t arrivals; /* how many requests were put down */
@@ -361,7 +361,8 @@ static void leave_out(const Instance* instance)
   Instance** at = &instances;
   while (*at != NULL && *at != instance) at = &(*at)->next;
   if (*at != NULL) *at = instance->next;
-  if (turn == instance) turn = instance->next;
+  for (int inner = 0; inner < 2; ++inner)
+    if (turn[inner] == instance) turn[inner] = instance->next;
   pthread_mutex_unlock(&turns);
 }
 
@@ -702,19 +703,20 @@ static TRITONSERVER_Error* put_down(Instance* instance, TRITONBACKEND_Request** 
 
 static bool ready(const Instance* instance) { return !instance->running && instance->first != NULL; }
 
-static Instance* first_ready(Instance* from, bool inner)
+static Instance* next_of(bool inner)
 {
-  while (from != NULL && (from->inner != inner || !ready(from))) from = from->next;
-  return from;
+  Instance* found = turn[inner];
+  while (found != NULL && (found->inner != inner || !ready(found))) found = found->next;
+  if (found == NULL)
+    for (found = instances; found != NULL && (found->inner != inner || !ready(found));) found = found->next;
+  return found;
 }
 
 /* Who runs next: what is under way comes before what has not begun, which gathers meanwhile. */
 static Instance* next_ready(void)
 {
-  Instance* found = first_ready(turn, true);
-  if (found == NULL) found = first_ready(instances, true);
-  if (found == NULL) found = first_ready(turn, false);
-  return found == NULL ? first_ready(instances, false) : found;
+  Instance* found = next_of(true);
+  return found == NULL ? next_of(false) : found;
 }
 
 /* An instance, if it has not gone meanwhile. */
@@ -752,7 +754,7 @@ static Instance* take_turn(Call** batch, const Instance* before)
   if (chosen == NULL) {
     --runners;
   } else {
-    turn = chosen->next;
+    turn[chosen->inner] = chosen->next;
     chosen->running = true;
     *batch = chosen->first;
     Call* end = chosen->first;
