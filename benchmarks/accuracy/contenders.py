@@ -151,7 +151,7 @@ COMPARISONS: Mapping[str, Comparison] = {
         Sequences("amazon-beauty/beauty.txt", name="amazon-beauty"),
         {
             # As many epochs as were best on the validation part where there were more of them.
-            "sasrec": Alone(SASRec(negatives=256, max_epochs=24)),
+            "sasrec": Alone(SASRec()),
             "gru4rec": Alone(GRU4Rec(negatives=256, max_epochs=30)),
             "item_knn": Alone(ItemKNN()),
             "ease": Alone(EASE()),
