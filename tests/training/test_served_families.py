@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from brief_server import brief_server
 from tiercel_pipelines.data import Dataset, load_dataset
 from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES
 from tiercel_pipelines.offline.evaluate import evaluate_served
 from tiercel_pipelines.offline.evaluation_data import EvaluationData
-from tiercel_pipelines.offline.served_ensemble import LocalEnsemble
+from tiercel_pipelines.offline.served_ensemble import LocalEnsemble, ServedEnsemble
 from tiercel_pipelines.recipe import EASE, ListwiseSoftmax, Recipe, Synthetic, load_recipe, replace
 from tiercel_pipelines.training import train_recipe
 
@@ -84,3 +85,15 @@ def test_ranking_is_served_as_trained(name: str, dataset: Dataset, tmp_path: Pat
     serving = replace(BASE.serving, candidates=60, kept=50, k_max=50, sources=())
     recipe = replace(BASE, retrieval=EASE(l2=5.0), ranking=ranker, serving=serving)
     hold(recipe, dataset, tmp_path)
+
+
+def test_a_real_triton_says_what_retrieval_gave_where_no_model_stands_between(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    serving = replace(BASE.serving, candidates=60, kept=50, k_max=50, sources=())
+    recipe = replace(BASE, retrieval=EASE(l2=5.0), ranking=None, serving=serving)
+    run = train_recipe(recipe, dataset, tmp_path / "run")
+    release = export_run(run, tmp_path / "release", layout="staged")
+    users = EvaluationData.from_run(run).user_ids[:20]
+    with brief_server(release) as server, ServedEnsemble(server.grpc_url) as served:
+        np.testing.assert_array_equal(served.retrieve(users), LocalEnsemble(release.path).retrieve(users))

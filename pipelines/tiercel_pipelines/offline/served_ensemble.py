@@ -125,9 +125,10 @@ class ServedEnsemble:
         for name, array in request_tensors(user_ids, now_s, self.info.user_id_dtype).items():
             inputs.append(self._grpc.InferInput(name, list(array.shape), self._dtype_of(array.dtype)))
             inputs[-1].set_data_from_numpy(array)
-        wanted = [self._grpc.InferRequestedOutput("retrieved_row")]
         try:
-            answer = self._triton.infer(EXPLAIN_MODEL, inputs, outputs=wanted, client_timeout=TIMEOUT_S)
+            # All outputs: of an ensemble that is asked for some Triton also leaves out steps that these need,
+            # where a step's tensors are outputs and inputs of other steps at once.
+            answer = self._triton.infer(EXPLAIN_MODEL, inputs, client_timeout=TIMEOUT_S)
         except Exception as error:
             raise EvaluationError(f"{EXPLAIN_MODEL} failed for {len(user_ids)} users: {error}") from error
         rows: IntArray = answer.as_numpy("retrieved_row")
