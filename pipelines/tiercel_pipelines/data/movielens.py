@@ -1,4 +1,4 @@
-"""MovieLens-100K: found on disk or fetched from GroupLens, checked, and read.
+"""MovieLens-100K: found on disk or fetched from GroupLens, and checked; :mod:`.movielens_files` reads it.
 
 Its licence forbids redistribution, so it is never part of this project: each machine fetches its own.
 """
