@@ -29,7 +29,7 @@ from tiercel_serving.reorder.table import place_tasks, unknown_tasks
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.table import FitsModel, default_sources
 
-from ..data import DatasetSpec
+from ..data import DATASETS, DatasetSpec
 from ..families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, RankingFamily, RetrievalFamily
 from ..tasks.table import RANKING_TASKS, score_names
 from .old_names import old_name
@@ -207,7 +207,8 @@ def _misfits(recipe: Recipe) -> Iterator[Problem]:
         remedy = "give the function itself, without calling it: features=features"
         yield Problem("features", f"expected a function, got {type(features).__name__}", remedy)
     yield from (problem.within("serving") for problem in recipe.serving.shape_problems())
-    yield from (problem.within("dataset") for problem in recipe.dataset.problems())
+    wrong = DATASETS.misfit(recipe.dataset, "dataset")
+    yield from wrong or (problem.within("dataset") for problem in recipe.dataset.problems())
 
 
 def _own(recipe: Recipe) -> Iterator[Problem]:

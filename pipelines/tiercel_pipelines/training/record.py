@@ -14,7 +14,7 @@ from tiercel_serving.release.manifest import File, encode, read_kind
 from tiercel_serving.settings import ServingSettings
 
 from ..arrays.inputs import ModelInputs
-from ..data import DatasetSpec
+from ..data import DATASETS, DatasetSpec
 from ..errors import TrainingError
 from ..families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, RankingFamily, RetrievalFamily
 from ..recipe.recipe import Recipe, SplitSettings, TrainingSettings
@@ -24,6 +24,7 @@ RUN_FORMAT = 2
 RUN_NAME = "run.json"
 
 _TABLES: Mapping[Any, Kinds[Any]] = {
+    DatasetSpec: DATASETS,
     RetrievalFamily: RETRIEVAL_FAMILIES,
     RankingFamily: RANKING_FAMILIES,
     RetrievalTask: RETRIEVAL_TASKS,

@@ -111,8 +111,6 @@ def train_and_write(
                 progress("workflow", 0, None)
             with dask_cluster(dask_scheduler) as client, fit_progress(progress, client):
                 workflow = fit_checked(recipe, dataset, split.fit, directory / "workflow", client)
-            if progress is not None:
-                progress("packing", 0, None)
             trainer = _prepared(recipe, dataset, split, workflow, progress)
             digest = data_digest(trainer.packed, trainer.pairs, trainer.folds)
             ranks.check_same(digest)

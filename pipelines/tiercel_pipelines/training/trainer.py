@@ -116,7 +116,7 @@ class Trainer:
     ) -> Trainer:
         """Pack a data set by its fitted workflow and deal its interactions into folds."""
         settings, fit, cut = recipe.served, split.fit, cut_workflow(workflow, rows=recipe.rows)
-        packed = pack_dataset(cut, dataset, fit, settings)
+        packed = pack_dataset(cut, dataset, fit, settings, progress)
         task = None if recipe.ranking is None else recipe.ranking.task
         weight = None if task is None or task.target == IMPLICIT else task.target
         targets = task.target_columns if isinstance(task, NamedScores) else ()
