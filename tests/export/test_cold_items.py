@@ -1,7 +1,7 @@
 """An item that nobody had: found beside those that are like it, in a new export and between releases.
 
-Users have items of one maker. Each family learns that from the ids; dropout of item ids, or given vectors, has
-the features say it too, and so an item whose features are a known one's gets that one's neighbours.
+Users have items of one maker, which each family learns by ids. Dropout of item ids, or given vectors, let the
+features say it too, and so an item whose features are a known one's gets that one's neighbours.
 """
 
 from __future__ import annotations

@@ -120,6 +120,7 @@ def train_and_write(
             checkpoint.check_data(digest)
             trainer = dataclasses.replace(trainer, checkpoint=checkpoint, ranks=ranks)
         trained = trainer.fit()
+        trainer = dataclasses.replace(trainer, settings=trained.settings)
         seconds |= trainer.seconds
         with timed(seconds, "figures"):
             test_users, test_items = rows_of(dataset, split.test)
@@ -129,7 +130,7 @@ def train_and_write(
         record = RunRecord(
             format=RUN_FORMAT,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            recipe=RecipeRecord.of(recipe),
+            recipe=msgspec.structs.replace(RecipeRecord.of(recipe), serving=trained.settings),
             data=_describe(dataset, split),
             inputs=trainer.inputs,
             models=ModelsRecord({family.name: family for family in recipe.models}, recipe.ranking),
