@@ -120,7 +120,6 @@ def train_and_write(
             checkpoint.check_data(digest)
             trainer = dataclasses.replace(trainer, checkpoint=checkpoint, ranks=ranks)
         trained = trainer.fit()
-        trainer = dataclasses.replace(trainer, settings=trained.settings)
         seconds |= trainer.seconds
         with timed(seconds, "figures"):
             test_users, test_items = rows_of(dataset, split.test)
