@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from tiercel_serving.ranked import sort_by_score
 from tiercel_serving.settings import ServingSettings
@@ -52,17 +51,17 @@ def chosen_blend(
     rows = np.concatenate([part[0] for part in parts])
     terms = np.concatenate([part[1] for part in parts], axis=1)
 
-    def found(weights: npt.NDArray[np.float32]) -> float:
-        total = np.where(rows == packed.n_items, -np.inf, np.tensordot(weights, terms, 1))
-        return ndcg(sort_by_score(total, rows)[1][:, :JUDGED_AT], users, held_out, packed.n_items)
+    def found(weights: list[float]) -> float:
+        total = np.tensordot(np.array(weights, np.float32), terms, 1)
+        best = sort_by_score(np.where(rows == packed.n_items, np.float32(-np.inf), total), rows)[1]
+        return ndcg(best[:, :JUDGED_AT], users, held_out, packed.n_items)
 
-    weights = np.array([weight for _, weight in settings.blend], np.float32)
+    names, weights = [name for name, _ in settings.blend], [weight for _, weight in settings.blend]
     most = found(weights)
     for place in range(1, len(weights)):
-        for weight in weights[place] * np.array(FACTORS, np.float32):
-            tried = weights.copy()
-            tried[place] = weight
+        written = weights[place]
+        for factor in FACTORS:
+            tried = [*weights[:place], written * factor, *weights[place + 1 :]]
             if (value := found(tried)) > most:
                 weights, most = tried, value
-    names = (name for name, _ in settings.blend)
-    return msgspec.structs.replace(settings, blend=tuple(zip(names, weights.tolist(), strict=True)))
+    return msgspec.structs.replace(settings, blend=tuple(zip(names, weights, strict=True)))
