@@ -16,7 +16,7 @@ a user's with an item's).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -181,7 +181,7 @@ class Interactions(PackedModule):
         bottom = self.user_bottom(torch.cat(numbers, dim=-1)) if numbers else None
         if bottom is not None:
             vectors.append(bottom)
-        return self.drop(torch.stack(vectors, dim=1)), bottom
+        return self.drop(_side_by_side(vectors)), bottom
 
     def _items(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Return the candidates' vectors [B, K, i, E] and the bottom network's output [B, K, E]."""
@@ -194,7 +194,13 @@ class Interactions(PackedModule):
         bottom = self.item_bottom(torch.cat(numbers, dim=-1)) if numbers else None
         if bottom is not None:
             vectors.append(bottom)
-        return torch.stack(vectors, dim=2), bottom
+        return _side_by_side(vectors), bottom
+
+
+def _side_by_side(vectors: Sequence[Tensor]) -> Tensor:
+    """Return vectors ``[..., E]`` as one tensor ``[..., n, E]``; ``stack`` exports an operator for each."""
+    width = vectors[0].shape[-1]
+    return torch.cat(list(vectors), dim=-1).reshape(*vectors[0].shape[:-1], len(vectors), width)
 
 
 class _Bottom(nn.Module):

@@ -125,7 +125,7 @@ class SideEncoder(nn.Module):
         if not found:
             return []
         numbers = torch.cat(found, dim=-1)
-        numbers = torch.where(torch.isnan(numbers), torch.zeros_like(numbers), numbers)
+        numbers = torch.where(torch.isnan(numbers), 0.0, numbers)
         return [numbers.clamp(-NUMBER_LIMIT, NUMBER_LIMIT)]
 
 
@@ -143,8 +143,8 @@ def embedding(cardinality: int, width: int, spread: float) -> nn.Embedding:
 
 def mean_of_list(table: nn.Module, ids: Tensor) -> Tensor:
     """Return the mean embedding ``[..., E]`` of each padded list ``[..., L]``; zeros for an empty one."""
-    real = ids != PAD_ID
-    return sum_of_real([table], ids.unsqueeze(-1), real) / real.to(torch.float32).sum(-1, True).clamp(min=1.0)
+    real = ids > PAD_ID
+    return sum_of_real([table], [ids], real) / real.to(torch.float32).sum(-1, True).clamp(min=1.0)
 
 
 def pool_history(tables: Sequence[nn.Module], history_cat: Tensor, history_length: Tensor) -> Tensor:
@@ -155,28 +155,27 @@ def pool_history(tables: Sequence[nn.Module], history_cat: Tensor, history_lengt
     ``history_cat [B, L, H]`` (int64 ids, left aligned), of which ``history_length [B, 1]`` are real.
     """
     places = torch.arange(history_cat.shape[1], device=history_cat.device)
-    total = sum_of_real(tables, history_cat, places.unsqueeze(0) < history_length)
+    total = sum_of_real(tables, history_cat.unbind(-1), places.unsqueeze(0) < history_length)
     return total / history_length.to(torch.float32).clamp(min=1.0).sqrt()
 
 
-def sum_of_real(tables: Sequence[nn.Module], ids: Tensor, real: Tensor) -> Tensor:
-    """Add up the embeddings ``[..., E]`` of the real ids ``[..., L, H]``, with one table for each of H.
+def sum_of_real(tables: Sequence[nn.Module], columns: Sequence[Tensor], real: Tensor) -> Tensor:
+    """Add up the embeddings ``[..., E]`` of the real ids of some columns ``[..., L]``, each with its table.
 
     Training visits the real places alone, ``[..., L]`` True: most of a batch of histories is padding, whose
-    gradients would cost as much as the others'. What is exported gathers all places and masks.
+    gradients would cost as much as the others'. What is exported gathers all places, and adds the real ones
+    up by one matrix product.
     """
     if not all(table.training and isinstance(table, nn.Embedding) for table in tables):
-        vectors = tables[0](ids[..., 0])
-        for place, table in enumerate(tables[1:], start=1):
-            vectors = vectors + table(ids[..., place])
-        masked: Tensor = (vectors * real.unsqueeze(-1).to(torch.float32)).sum(dim=-2)
-        return masked
+        vectors = tables[0](columns[0])
+        for table, ids in zip(tables[1:], columns[1:], strict=True):
+            vectors = vectors + table(ids)
+        return torch.matmul(real.to(torch.float32).unsqueeze(-2), vectors).squeeze(-2)
     lengths = real.sum(-1)
     offsets = lengths.flatten().cumsum(0) - lengths.flatten()
-    shown = ids[real]
     sums = [
-        F.embedding_bag(shown[:, place], table.weight, offsets, mode="sum", sparse=table.sparse)
-        for place, table in enumerate(tables)
+        F.embedding_bag(ids[real], table.weight, offsets, mode="sum", sparse=table.sparse)
+        for table, ids in zip(tables, columns, strict=True)
         if isinstance(table, nn.Embedding)
     ]
     total = sums[0]

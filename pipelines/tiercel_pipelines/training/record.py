@@ -108,6 +108,8 @@ class RunRecord(_Struct, frozen=True):
         Offline figures: see ``docs/training.md``.
     files
         Every other file of the run by its path.
+    notes
+        What a reader should know of how it came to be.
     """
 
     format: int
@@ -118,6 +120,7 @@ class RunRecord(_Struct, frozen=True):
     models: ModelsRecord
     metrics: dict[str, Any]
     files: dict[str, File] = {}
+    notes: tuple[str, ...] = ()
 
 
 def kept_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..ranked import Mask
+from ..spec import Array
 from .crossing import Copies
 
 
@@ -73,6 +75,8 @@ class TensorMask:
         Users beyond B, of ``users`` in all, have nothing masked but their pad rows.
         """
         width, cells = self.items + 1, self._cells
+        if users == self.users and len(cells) == rounded_up(len(cells)):
+            return cells
         if users > self.users:
             ends = torch.arange(self.users + 1, users + 1, device=cells.device) * width
             cells = torch.cat([cells, ends - 1])
@@ -88,6 +92,13 @@ class TensorMask:
         for rows in self._added:
             mask.add(place.take(rows))
         return mask
+
+
+def filled_up(cells: Array) -> Array:
+    """Return cells on the host, the last of them repeated to such a length."""
+    filled = np.full(rounded_up(len(cells)), cells[-1])
+    filled[: len(cells)] = cells
+    return filled
 
 
 def rounded_up(count: int) -> int:

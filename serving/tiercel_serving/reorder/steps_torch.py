@@ -48,7 +48,7 @@ class TensorSteps:
 
         Returns
         -------
-        ``[B, K]`` float32 scores, ``[B, K]`` rows, and ``[B, K]`` int32 reasons or None.
+        ``[B, K]`` float32 scores, to be blanked, ``[B, K]`` rows, and ``[B, K]`` int32 reasons or None.
         """
         kept, tasks = arrays["kept_row"], arrays.get("rank_score")
         scores: Tensor = arrays["kept_score"] if tasks is None else tasks[:, :, 0]
@@ -58,7 +58,7 @@ class TensorSteps:
             if unknown.any():
                 bypass = self._place.put(unknown)
                 scores = torch.where(bypass, arrays["kept_score"], scores)
-        rows, scores = kept, self._blank(scores, kept)
+        rows, scores = kept, self.blank(scores, kept) if self._steps else scores
         reasons = torch.zeros_like(kept, dtype=torch.int32) if self._has_reasons else None
         first = 1
         for kind, step in self._steps:
@@ -68,9 +68,9 @@ class TensorSteps:
             rows = rows.masked_fill((changed == _LOWEST) & (scores != _LOWEST), self._pad)
             if why is not None and reasons is not None:
                 reasons = torch.where(why > 0, why + (first - 1), reasons)
-            scores, first = self._blank(changed, rows), first + len(kind.reasons)
+            scores, first = self.blank(changed, rows), first + len(kind.reasons)
         return scores, rows, reasons
 
-    def _blank(self, scores: Tensor, rows: Tensor) -> Tensor:
+    def blank(self, scores: Tensor, rows: Tensor) -> Tensor:
         """Give empty slots -inf, and items of whose score a broken model says NaN: they go last."""
         return scores.masked_fill(scores.isnan() | (rows == self._pad), _LOWEST)
