@@ -72,7 +72,8 @@ def canonical(column: pa.ChunkedArray, where: str) -> pa.Array:
     if kind == "time":
         return _seconds(array)
     if kind not in _ELEMENTS and kind not in {f"list[{element}]" for element in _ELEMENTS}:
-        raise not_plain(where, str(column.type))
+        remedy = "convert the column, or name in the recipe's data set the columns to read (`user_columns=…`)"
+        raise not_plain(where, str(column.type), remedy)
     if not _is_list(array.type):
         return _plain_elements(array, where)
     if _types.is_fixed_size_list(array.type):
