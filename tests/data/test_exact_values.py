@@ -126,6 +126,16 @@ def test_every_kind_of_list() -> None:
     assert by_arrow(pa.array([[None], []])).tolist() == [[None], []]
 
 
+def test_lists_of_nothing_but_nulls() -> None:
+    rows = [[None] * count for count in (3, 0, 1, 3, 2, 3)]
+    for dtype in (pa.list_(pa.null()), pa.large_list(pa.null())):
+        array = canonical(pa.chunked_array([pa.array(rows, dtype)]), "x")
+        assert plain_values(joined([array]), "x").tolist() == rows
+        assert plain_values(joined([array, array]), "x").tolist() == [*rows, *rows]
+        texts = canonical(pa.chunked_array([pa.array([["a"]])]), "x")
+        assert plain_values(joined([array, texts]), "x").tolist() == [*rows, ["a"]]
+
+
 def test_types_for_which_no_plain_dtype_stands() -> None:
     for array in (
         pa.array([b"x"]),

@@ -161,7 +161,8 @@ def joined(arrays: Sequence[pa.Array]) -> pa.Array:
     types = list(dict.fromkeys(array.type for array in arrays))
     # Of a narrow float, a wide one and no value at all the wide one takes them all.
     widest = max(types, key=_rank)
-    return pa.concat_arrays([array.cast(widest) for array in arrays])
+    # Arrow cuts the elements of lists of nothing when it casts them to what they are.
+    return pa.concat_arrays([array if array.type == widest else array.cast(widest) for array in arrays])
 
 
 #: What stands for a kind where a column has no value that would say it.
