@@ -28,6 +28,7 @@ SECTION = re.compile(
 EXAMPLES = [match.groupdict() for match in SECTION.finditer(GUIDE)]
 #: Every table that a kind can be added to.
 TABLES = {
+    "DATASETS",
     "ENGINES",
     "RANKING_FAMILIES",
     "RANKING_TASKS",
@@ -42,9 +43,10 @@ TABLES = {
 RECIPE = """
 from msgspec.structs import replace
 
+from tiercel_pipelines.data.json_lines import JsonLines
 from tiercel_pipelines.families.biased import Biased
 from tiercel_pipelines.families.pure_svd import PureSVD
-from tiercel_pipelines.recipe import Index, Popular, Synthetic, TwoTower
+from tiercel_pipelines.recipe import Index, Popular, TwoTower
 from tiercel_pipelines.recipes.synthetic import RECIPE as BASE
 from tiercel_pipelines.tasks.hinge import Hinge
 from tiercel_pipelines.tasks.pointwise import Pointwise
@@ -56,7 +58,7 @@ from tiercel_serving.stores.sqlite import SQLite
 RECIPE = replace(
     BASE,
     name="extended",
-    dataset=Synthetic(users=150, items=120, interactions=3_000, ids="int"),
+    dataset=JsonLines("made"),
     retrieval=(
         TwoTower(dimension=8, embedding_dimension=8, max_epochs=1, task=Hinge()),
         PureSVD(dimension=8),
@@ -80,8 +82,10 @@ RECIPE = replace(
 #: Everything in one process, which imports once what is heavy.
 SCRIPT = """
 import json
+import pathlib
 from typer.testing import CliRunner
 from tiercel_client import Recommender
+from tiercel_pipelines.data import Synthetic, load_dataset
 from tiercel_serving.commands.cli import app
 from tiercel_serving.commands.serve import example_user
 from tiercel_serving.release.opened import open_release
@@ -92,6 +96,11 @@ def tiercel(*typed):
     done = CliRunner().invoke(app, typed, prog_name="tiercel")
     assert done.exit_code == 0, done.stderr
     return done.stdout
+
+made = load_dataset(Synthetic(users=150, items=120, interactions=3_000, ids="int"))
+pathlib.Path("made").mkdir()
+for name in ("users", "items", "interactions"):
+    getattr(made, name).to_json(f"made/{name}.jsonl", orient="records", lines=True)
 
 tiercel("train", "recipe.py", "--run", "runs/extended")
 tiercel("export", "runs/extended", "--release", "release", "--engine", "plain_onnx")
@@ -176,6 +185,7 @@ def test_from_training_to_a_served_answer(extended: Path) -> None:
     assert manifest["ranking"]["engine"] == "plain_onnx"
     run_info = json.loads((extended / "runs" / "extended" / "run.json").read_text(encoding="utf-8"))
     assert "pure_svd" in json.dumps(run_info["models"])
+    assert run_info["recipe"]["dataset"] == {"kind": "JsonLines", "path": "made"}
     assert answer["items"] == 10
     assert {"two_tower", "pure_svd", "newest"} <= set(answer["sources"])
     assert "boosted" in answer["reasons"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tiercel_pipelines.data.specs import DatasetSpec, Sequences, Synthetic
+from tiercel_pipelines.data import DatasetSpec, Sequences, Synthetic
 from tiercel_pipelines.families.table import RankingFamily, RetrievalFamily
 from tiercel_pipelines.recipe import (
     ALS,

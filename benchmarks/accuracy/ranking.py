@@ -50,14 +50,15 @@ class Ready:
         """Train a ranker and return the figures at 10 of what it orders, before and after."""
         begun = processor_s()
         fitted, course = self.trainer.fit_ranking(ranker, self.retrieved.lists)
-        trained = processor_s()
-        figures = offline_figures(self.trainer, Trained(self.retrieved.models, fitted, {}), *self.test)
+        ended = processor_s()
+        trained = Trained(self.retrieved.models, fitted, {}, self.retrieved.settings)
+        figures = offline_figures(self.trainer, trained, *self.test)
         return {
             "before": figures["retrieval"],
             "after": figures["ranking"],
             "best_epoch": course.epochs,
             "validation": [round(value, 5) for value in course.validation],
-            "train_cpu_s": round(trained - begun, 2),
+            "train_cpu_s": round(ended - begun, 2),
         }
 
 

@@ -25,7 +25,7 @@ from benchmarks.features.plan import Plan
 from tiercel_export.workflow.cut import CompiledProgram, compile_workflow, cut_workflow
 from tiercel_pipelines.data import load_dataset, split_dataset
 from tiercel_pipelines.data.dataset import Dataset
-from tiercel_pipelines.data.movielens import find_ml_100k
+from tiercel_pipelines.data.movielens_100k import find_ml_100k
 from tiercel_pipelines.features.graph_columns import root_columns
 from tiercel_pipelines.features.workflow import fit_workflow
 from tiercel_pipelines.recipes import movielens

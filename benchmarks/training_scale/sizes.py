@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tiercel_pipelines.data.specs import Synthetic
+from tiercel_pipelines.data import Synthetic
 
 SIZES: Mapping[str, Synthetic] = {
     "tiny": Synthetic(users=60, items=50, interactions=1_200),

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from benchmarks.accuracy.__main__ import app
 from benchmarks.accuracy.cell import seconds
 from benchmarks.accuracy.contenders import COMPARISONS
+from benchmarks.accuracy.plot import draw, pictures
 from benchmarks.accuracy.report import misses, spread
 from benchmarks.accuracy.run import cells_of
 from benchmarks.accuracy.sampled import Bench, whole_lists
@@ -83,6 +84,33 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     saved.write_text(json.dumps(kept), encoding="utf-8")
     assert CliRunner().invoke(app, [*told, "--seeds", "2"]).exit_code == 0
     assert asked[3:] == [("als", 42)]
+
+
+def test_the_pictures_hold_what_was_measured(tmp_path: Path) -> None:
+    """Of each family the first seed's learning curve and recall, and accuracy by latency of all seeds."""
+    from matplotlib import pyplot
+
+    def cell(family: str, seed: int, **measured: Any) -> dict[str, Any]:
+        return {**fake(), "data": "tiny", "family": family, "seed": seed, **measured}
+
+    ease = cell("ease", 42, curves={}, recall=[0.3, 0.4, 0.5], p50_us=2500.0)
+    document = {"cells": [cell("als", 42), cell("als", 43, p50_us=1500.0), ease]}
+    figure = pictures(document)
+    drawn = [
+        {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in picture.lines}
+        for picture in figure.axes
+    ]
+    assert drawn[0] == {"als: als": ([0, 1], [0.0, 0.1])}
+    assert drawn[1] == {"als": ([1, 2], [0.1, 0.2]), "ease": ([1, 2, 3], [0.3, 0.4, 0.5])}
+    points = {text.get_text(): text.xy for text in figure.axes[2].texts}
+    assert points == {"als": (1.0, 0.5), "ease": (2.5, 0.5)}
+    assert sorted((x[0], y[0]) for x, y in drawn[2].values()) == sorted(points.values())
+    pyplot.close(figure)
+    file = tmp_path / "new" / "pictures.svg"
+    draw(document, file)
+    text = file.read_text(encoding="utf-8")
+    for said in ("epoch", "validation nDCG@10", "recall at k", "p50 of one answer, ms", "als: als", ">ease<"):
+        assert said in text
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from tiercel_pipelines.data import Dataset, MovieLens100K, load_dataset
-from tiercel_pipelines.data.movielens import find_ml_100k
+from tiercel_pipelines.data.movielens_100k import find_ml_100k
 
 
 @pytest.fixture(scope="session")

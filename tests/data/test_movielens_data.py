@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tiercel_pipelines.data import Dataset, MovieLens100K, load_dataset, movielens
+from tiercel_pipelines.data import Dataset, MovieLens100K, load_dataset, movielens_100k
 from tiercel_pipelines.errors import DataCorrupt, DataMissing
 
 RATINGS = "".join(f"{user}\t{item}\t{item}\t{880000000 + item}\n" for user in (1, 2, 3) for item in (1, 2, 3))
@@ -32,9 +32,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in (("u.data", RATINGS), ("u.user", USERS), ("u.item", ITEMS), ("u.genre", GENRES)):
         (folder / name).write_text(text, encoding="latin-1")
     (folder / "README").write_text("about")
-    monkeypatch.setattr(movielens, "RATINGS_MD5", hashlib.md5(RATINGS.encode()).hexdigest())
-    monkeypatch.setattr(movielens, "RATINGS_BYTES", len(RATINGS))
-    monkeypatch.setattr(movielens, "ROWS", {"u.user": 3, "u.item": 4, "u.data": 9})
+    monkeypatch.setattr(movielens_100k, "RATINGS_MD5", hashlib.md5(RATINGS.encode()).hexdigest())
+    monkeypatch.setattr(movielens_100k, "RATINGS_BYTES", len(RATINGS))
+    monkeypatch.setattr(movielens_100k, "ROWS", {"u.user": 3, "u.item": 4, "u.data": 9})
     monkeypatch.delenv("TIERCEL_DATA_DIR", raising=False)
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -91,12 +91,12 @@ def test_reads_latin_1_years_genres_and_dates(tiny: Path) -> None:
 def test_is_found_by_the_variable_and_in_the_current_directory(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert movielens.find_ml_100k() is None
+    assert movielens_100k.find_ml_100k() is None
     monkeypatch.setenv("TIERCEL_DATA_DIR", str(tiny.parent))
-    assert movielens.find_ml_100k() == tiny
+    assert movielens_100k.find_ml_100k() == tiny
     monkeypatch.delenv("TIERCEL_DATA_DIR")
     shutil.copytree(tiny, Path("data/ml-100k"))
-    assert movielens.find_ml_100k() == Path("data/ml-100k")
+    assert movielens_100k.find_ml_100k() == Path("data/ml-100k")
     assert len(load_dataset(MovieLens100K()).interactions) == 9
 
 
@@ -104,14 +104,14 @@ def test_is_downloaded_with_progress_and_appears_whole(tiny: Path, tmp_path: Pat
     content = archive_of(tiny)
     told: list[tuple[str, int, int | None]] = []
     target = tmp_path / "new"
-    dataset = movielens.load_ml_100k(
+    dataset = movielens_100k.load_ml_100k(
         data_dir=target, progress=lambda *args: told.append(args), transport=answering(200, content)
     )
     assert len(dataset.interactions) == 9
     assert told[-1] == ("downloading ml-100k.zip", len(content), len(content))
     assert [path.name for path in target.iterdir()] == ["ml-100k"]
     # The second time it is found, and the network is not asked.
-    again = movielens.load_ml_100k(data_dir=target, transport=httpx.MockTransport(no_network))
+    again = movielens_100k.load_ml_100k(data_dir=target, transport=httpx.MockTransport(no_network))
     assert len(again.interactions) == 9
 
 
@@ -123,7 +123,7 @@ def test_no_download_says_where_it_looked_and_what_to_do(
 ) -> None:
     target = tmp_path / "new"
     with pytest.raises(DataMissing) as caught:
-        movielens.load_ml_100k(data_dir=target, transport=transport)
+        movielens_100k.load_ml_100k(data_dir=target, transport=transport)
     message = str(caught.value)
     assert str(target / "ml-100k") in message
     assert "TIERCEL_DATA_DIR" in message
@@ -134,7 +134,7 @@ def test_no_download_says_where_it_looked_and_what_to_do(
 def test_a_folder_that_cannot_be_made(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataMissing, match="could not be downloaded"):
-        movielens.load_ml_100k(data_dir=tmp_path / "file", transport=answering(200, archive_of(tiny)))
+        movielens_100k.load_ml_100k(data_dir=tmp_path / "file", transport=answering(200, archive_of(tiny)))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
@@ -142,7 +142,7 @@ def test_a_download_cut_off_leaves_nothing(tiny: Path, tmp_path: Path, share: fl
     content = archive_of(tiny)
     target = tmp_path / "new"
     with pytest.raises(DataCorrupt, match="cut off"):
-        movielens.load_ml_100k(
+        movielens_100k.load_ml_100k(
             data_dir=target, transport=answering(200, content[: int(len(content) * share)])
         )
     assert list(target.iterdir()) == []
@@ -153,7 +153,7 @@ def test_a_download_with_other_ratings_leaves_nothing(tiny: Path, tmp_path: Path
     shutil.copytree(tiny, changed)
     (changed / "u.data").write_text(RATINGS.replace("880000001", "880000009"))
     with pytest.raises(DataCorrupt, match="MD5"):
-        movielens.load_ml_100k(data_dir=tmp_path / "new", transport=answering(200, archive_of(changed)))
+        movielens_100k.load_ml_100k(data_dir=tmp_path / "new", transport=answering(200, archive_of(changed)))
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -162,7 +162,7 @@ def test_an_interrupted_download_leaves_nothing(tiny: Path, tmp_path: Path) -> N
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        movielens.load_ml_100k(
+        movielens_100k.load_ml_100k(
             data_dir=tmp_path / "new", progress=interrupt, transport=answering(200, archive_of(tiny))
         )
     assert list((tmp_path / "new").iterdir()) == []

@@ -108,5 +108,7 @@ def test_sizes_that_make_no_data_set(spec: Synthetic, match: str) -> None:
 
 
 def test_what_is_no_data_set() -> None:
-    with pytest.raises(DataError, match=r"expected MovieLens100K, MovieLens, .* or Sequences, got str"):
+    with pytest.raises(
+        DataError, match=r"expected a data set, got 'ml-1b'; write MovieLens100K\(…\) or .* or Sequences\(…\)"
+    ):
         load_dataset("ml-1b")  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from tiercel_export.errors import WorkflowError
 from tiercel_export.workflow.cut import compile_workflow
 from tiercel_export.workflow.frames import columns_from_frame, frame_oracle
 from tiercel_pipelines.data import Dataset, MovieLens100K, Synthetic, load_dataset, split_dataset
-from tiercel_pipelines.data.movielens import find_ml_100k
+from tiercel_pipelines.data.movielens_100k import find_ml_100k
 from tiercel_pipelines.features.fit_progress import fit_progress
 from tiercel_pipelines.features.graph_columns import feature_columns, list_lengths, packed_columns
 from tiercel_pipelines.features.workflow import fit_workflow

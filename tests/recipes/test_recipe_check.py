@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -32,9 +33,11 @@ from tiercel_pipelines.recipe import (
 )
 from tiercel_pipelines.recipe.check import check_recipe
 from tiercel_pipelines.recipe.check_data import data_problems
+from tiercel_pipelines.recipe.check_fit import fit_checked
 
 RECIPE = load_recipe("synthetic")
 
+from merlin.dag.ops.subgraph import Subgraph  # noqa: E402
 from merlin.schema import Tags  # noqa: E402  (NVTabular's warnings are silenced by the first import)
 from nvtabular import ops  # noqa: E402
 
@@ -142,7 +145,7 @@ SETTINGS = [
     (lambda: replace(RECIPE, split=0.8), r"split: expected SplitSettings\(…\), got 0\.8"),
     (
         lambda: replace(RECIPE, dataset="ml-100k"),
-        r"dataset: expected MovieLens100K\(…\) or .*, got 'ml-100k'",
+        r"dataset: expected a data set, got 'ml-100k'; write MovieLens100K\(…\) or .*",
     ),
     (lambda: replace(RECIPE, features=3), r"features: expected a function, got int"),
     (
@@ -325,6 +328,44 @@ FEATURES = [
 def test_a_mistake_in_the_graph(recipe: Recipe, pattern: str) -> None:
     mistakes = found(recipe)
     assert any(re.search(pattern, mistake) for mistake in mistakes), mistakes
+
+
+def test_what_a_selection_gives_may_be_nothing(dataset: Dataset, tmp_path: Path) -> None:
+    def all_of_one_table() -> Any:
+        rest = (["age"] >> ops.Normalize()) - ["age"]
+        return RECIPE.features() + [] + rest + (rest >> ops.LogOp())
+
+    recipe = check_recipe(replace(RECIPE, features=all_of_one_table), dataset)
+    assert fit_checked(recipe, dataset, dataset.interactions, tmp_path).output_node is not None
+
+
+NOTHING = {
+    **{
+        name: lambda op=op: [] >> op()
+        for name, op in {
+            "Categorify": ops.Categorify,
+            "FillMissing": ops.FillMissing,
+            "LambdaOp": lambda: ops.LambdaOp(lambda column: column),
+            "Rename": lambda: ops.Rename(postfix="_x"),
+            "TagAsUserFeatures": ops.TagAsUserFeatures,
+            "TargetEncoding": lambda: ops.TargetEncoding("hour"),
+            "TextLength": TextLength,
+        }.items()
+    },
+    "a group": lambda: [["age"], []] >> ops.Categorify(),
+    "only a group": lambda: [[]] >> ops.Categorify(encode_type="combo"),
+    "before others": lambda: () >> ops.FillMissing() >> ops.Normalize(),
+    "None": lambda: [None] >> ops.Normalize(),
+    "statistics": lambda: ["country"] >> ops.JoinGroupby(cont_cols=[]),
+    "inside a subgraph": lambda: ["age"] >> ops.Normalize() >> Subgraph("s", [] >> ops.LogOp()),
+}
+
+
+@pytest.mark.parametrize("case", NOTHING)
+def test_an_operator_of_no_column(case: str, dataset: Dataset) -> None:
+    named = case if hasattr(ops, case) or case == "TextLength" else r"\w+"
+    pattern = rf"features: {named} is given an empty list of columns, .*; name a column there"
+    assert re.search(pattern, "\n".join(found(with_features(NOTHING[case]), dataset)))
 
 
 COLUMNS = [

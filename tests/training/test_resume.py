@@ -126,6 +126,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_not(recipe, dataset, killed, c
     assert not any(what.startswith("two_tower") for what, _ in trained)  # they were finished
     assert ("ranking", 0) in trained
     assert told(resumed) == whole
+    assert resumed.record.notes == ()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -171,6 +172,16 @@ def test_a_checkpoint_of_another_recipe_or_data_is_refused(recipe, dataset, copi
     head.write_text(json.dumps({**told, "format": 1}))
     with pytest.raises(TrainingError, match="checkpoint format 1, but this Tiercel reads 2"):
         train_recipe(recipe, dataset, copied, resume=True)
+
+
+def test_another_version_of_torch_goes_on_and_the_run_says_so(recipe, dataset, copied):
+    head = copied.with_name("run.checkpoint") / "checkpoint.json"
+    told = json.loads(head.read_text())
+    assert told["torch"] == [torch.__version__]
+    head.write_text(json.dumps({**told, "torch": ["2.1.0+cpu"]}))
+    run = train_recipe(recipe, dataset, copied, resume=True)
+    [note] = run.record.notes
+    assert note.startswith(f"torch 2.1.0+cpu began this training and {torch.__version__} went on with it")
 
 
 @pytest.mark.parametrize("how", ["changed", "cut", "gone"])

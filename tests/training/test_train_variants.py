@@ -8,13 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tiercel_pipelines.data import load_dataset
+from tiercel_pipelines.data import load_dataset, split_dataset
 from tiercel_pipelines.errors import RecipeError
 from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.families.dlrm import DLRM
+from tiercel_pipelines.families.table import Plan, RetrievalData
 from tiercel_pipelines.families.two_tower import TwoTower
 from tiercel_pipelines.offline.evaluate import evaluate_served
 from tiercel_pipelines.offline.evaluation_data import EvaluationData
+from tiercel_pipelines.offline.in_memory import OfflineRetrieval
 from tiercel_pipelines.offline.served_ensemble import LocalEnsemble
 from tiercel_pipelines.recipe import (
     ALS,
@@ -27,11 +29,16 @@ from tiercel_pipelines.recipe import (
     ServingSettings,
     SplitSettings,
     Synthetic,
+    TrainingSettings,
     load_recipe,
     replace,
 )
+from tiercel_pipelines.recipe.check_fit import fit_checked
 from tiercel_pipelines.training import train as train_module
 from tiercel_pipelines.training import train_recipe
+from tiercel_pipelines.training.blend import FACTORS, chosen_blend
+from tiercel_pipelines.training.judges import ndcg
+from tiercel_pipelines.training.trainer import Trainer
 
 RECIPE = load_recipe("synthetic")
 TWO_TOWER = TwoTower(dimension=8, embedding_dimension=8, max_epochs=1)
@@ -92,6 +99,63 @@ def test_users_with_one_interaction_or_none_and_items_nobody_has_are_trained_aro
     assert trained.items.equals(dataset.items)
     assert not {lonely, nobody} & set(trained.test["user_id"])
     assert 0 < trained.metrics["ranking"]["ndcg"] < 1
+
+
+BLENDED = {
+    "retrieval": (EASE(l2=5.0), ALS(dimension=4, max_epochs=1)),
+    "ranking": None,
+    "serving": replace(
+        SERVING,
+        sources=(ItemWeights("ease"), Index("als", quota=8), Popular(quota=0)),
+        # ALS of one epoch knows little, and would drown the other.
+        blend=(("ease", 1.0), ("als", 16.0)),
+    ),
+    "training": TrainingSettings(choose_blend=True),
+}
+
+
+def test_the_weights_of_a_blend_are_those_that_find_most_of_the_validation_part(dataset, tmp_path):
+    recipe = quick(**BLENDED)
+    split = split_dataset(dataset)
+    trainer = Trainer.prepare(recipe, dataset, split, fit_checked(recipe, dataset, split.fit, tmp_path / "w"))
+    rest, held_out = (trainer.pairs.select(part) for part in (trainer.folds != 0, trainer.folds == 0))
+    users = np.flatnonzero(held_out.lengths > 0)
+    models = {
+        family.name: family.fit(RetrievalData(trainer.packed, rest, trainer.inputs), Plan(0, "m"))[0]
+        for family in recipe.models
+    }
+
+    def found(blend):
+        served = OfflineRetrieval(replace(trainer.settings, blend=blend), models, trainer.packed, rest)
+        return ndcg(served.candidates(users)[1][1][:, :10], users, held_out, trainer.packed.n_items)
+
+    chosen = chosen_blend(trainer.settings, models, trainer.packed, rest, held_out, users).blend
+    tried = {factor: found((("ease", 1.0), ("als", 16.0 * factor))) for factor in FACTORS}
+    assert found(chosen) == max(tried.values()) > tried[1.0]
+    assert dict(chosen)["als"] < 16.0
+
+
+def test_the_chosen_weights_are_served(dataset, tmp_path):
+    run = train_recipe(quick(**BLENDED), dataset, tmp_path / "run")
+    blend = run.record.recipe.serving.blend
+    assert blend[0] == ("ease", 1.0)
+    assert blend[1][1] < 16.0
+    release = export_run(run, tmp_path / "release")
+    assert release.settings.blend == blend
+    figures = evaluate_served(LocalEnsemble(release.path), EvaluationData.from_run(run)).figures
+    assert figures["ranking"].to_json() == pytest.approx(run.metrics["ranking"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"serving": SERVING}, "serving.blend names no two sources, so there is nothing to choose"),
+        ({"split": SplitSettings(validation=0.0)}, "there is no validation part to choose the weights by"),
+    ],
+)
+def test_nothing_to_choose_or_to_choose_by_is_told_before_training(changes, words):
+    told = [str(problem) for problem in quick(**{**BLENDED, **changes}).problems()]
+    assert any(text.startswith(f"training.choose_blend: {words}") for text in told)
 
 
 @pytest.mark.parametrize("allow_seen", [False, True])

@@ -16,7 +16,7 @@ from tiercel_serving.features.blocks import transform
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.spec import list_tensor
 
-from ..data import Dataset
+from ..data import Dataset, Progress
 from ..features.graph_columns import FeatureColumn, list_lengths, packed_columns
 from ..features.raw_columns import raw_columns
 from .inputs import CategoryColumn, ListColumn, ModelInputs, Side
@@ -70,17 +70,25 @@ def inputs_of(cut: WorkflowParts, packed: Packed, settings: ServingSettings) -> 
 
 
 def pack_dataset(
-    cut: WorkflowParts, dataset: Dataset, interactions: pd.DataFrame, settings: ServingSettings
+    cut: WorkflowParts,
+    dataset: Dataset,
+    interactions: pd.DataFrame,
+    settings: ServingSettings,
+    progress: Progress | None = None,
 ) -> Packed:
     """Pack items, users, and users in the context of each interaction, by the compiled feature programs.
 
     ``interactions`` are the training and validation part, whose contexts are packed in this order.
+    ``progress`` is told of rows.
     """
+    tell = _Told(progress, len(dataset.items) + len(dataset.users) + len(interactions))
+    tell(0)
     lengths = list_lengths(cut.workflow, dataset)
     program = compile_workflow(cut, "item", list_lengths=lengths).program
     item = _packed(program, columns_from_frame(dataset.items, program.inputs), len(dataset.items))
+    tell(len(dataset.items))
     user_program = compile_workflow(cut, "user", list_lengths=lengths).program
-    user, contexts = _pack_users(user_program, packed_columns(cut, "user"), dataset, interactions)
+    user, contexts = _pack_users(user_program, packed_columns(cut, "user"), dataset, interactions, tell)
     categories = [c.name for c in packed_columns(cut, "item") if c.kind == "cat" and not c.is_list]
     return Packed(
         user=user,
@@ -93,8 +101,24 @@ def pack_dataset(
     )
 
 
+class _Told:
+    """Rows that are packed."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self, rows: int) -> None:
+        self._done += rows
+        if self._progress is not None:
+            self._progress("packing", self._done, self._total)
+
+
 def _pack_users(
-    program: FeatureProgram, outputs: Sequence[FeatureColumn], dataset: Dataset, interactions: pd.DataFrame
+    program: FeatureProgram,
+    outputs: Sequence[FeatureColumn],
+    dataset: Dataset,
+    interactions: pd.DataFrame,
+    tell: _Told,
 ) -> tuple[dict[str, Array], Contexts | None]:
     """Return all users without context, and what each interaction adds to its user."""
     known = [column for column in program.inputs if column.name in dataset.users.columns]
@@ -103,7 +127,9 @@ def _pack_users(
     count = len(dataset.users)
     nothing = {column.name: null_column(column.dtype, column.is_list, count) for column in context}
     alone = _packed(program, users | nothing, count)
+    tell(count)
     if not context:
+        tell(len(interactions))  # nothing of them is packed
         return alone, None
     places = _context_places(outputs, {column.name for column in context})
     rows, _ = rows_of(dataset, interactions)
@@ -115,6 +141,7 @@ def _pack_users(
         shown = _packed(program, columns, len(rows[some]))
         for name, place in places.items():
             parts[name].append(narrow(shown[name] if place is None else shown[name][:, place]))
+        tell(len(rows[some]))
     made = {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
     known_places = {name: place for name, place in places.items() if place is not None}
     return alone, Contexts(narrow(rows), made, known_places)

@@ -104,6 +104,7 @@ def command(
             "seconds": took,
             "metrics": metrics,
             "repeats": repeats,
+            "notes": trained.record.notes,
         }
         title = f"{loaded.name}: trained in {seconds(took)} → {where}"
         served = loaded.serving
@@ -114,6 +115,8 @@ def command(
             said = f"{number(repeats)} interactions are of a user and an item that came before"
             parts.append(f"[dim]{said}; such a pair {kept}[/]")
         sh.emit(document, heading(title), *parts, f"\nnext: [bold]tiercel export {where}[/]")
+        for note in trained.record.notes:
+            sh.note(note, style="yellow")
 
 
 def adjusted(recipe: Recipe, seed: int | None, epochs: int | None) -> Recipe:

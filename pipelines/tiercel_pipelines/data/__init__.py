@@ -2,10 +2,16 @@
 
 from .dataset import Dataset, Progress
 from .load import NAMED, load_dataset
-from .specs import DatasetSpec, MovieLens, MovieLens100K, Parquet, Sequences, Synthetic
+from .movielens import MovieLens
+from .movielens_100k import MovieLens100K
+from .parquet import Parquet
+from .sequences import Sequences
 from .split import Split, count_repeats, split_dataset, stratified_split
+from .synthetic import Synthetic
+from .table import DATASETS, DatasetSpec
 
 __all__ = [
+    "DATASETS",
     "NAMED",
     "Dataset",
     "DatasetSpec",

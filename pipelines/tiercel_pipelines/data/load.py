@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from tiercel_serving.mistyped import mistyped
 
 from ..errors import DataError
 from .dataset import Dataset, Progress
-from .movielens import load_ml_100k
-from .movielens_files import load_movielens
-from .parquet import load_parquet
-from .sequences import load_sequences
-from .specs import DatasetSpec, MovieLens, MovieLens100K, Parquet, Sequences, Synthetic
-from .synthetic import make_synthetic
+from .movielens_100k import MovieLens100K
+from .synthetic import Synthetic
+from .table import DATASETS, DatasetSpec
 
 #: What the command line calls some data sets.
 NAMED: Mapping[str, DatasetSpec] = {"ml-100k": MovieLens100K(), "synthetic": Synthetic()}
@@ -41,19 +41,11 @@ def load_dataset(
     DataError
         If the spec itself cannot be.
     """
-    if isinstance(spec, DatasetSpec) and (wrong := spec.problems()):
-        raise DataError(f"data set: {wrong[0].within(type(spec).__name__)}")
-    if isinstance(spec, MovieLens100K):
-        return load_ml_100k(data_dir=data_dir, progress=progress)
-    if isinstance(spec, MovieLens):
-        return load_movielens(spec, data_dir=data_dir)
-    if isinstance(spec, Synthetic):
-        return make_synthetic(spec, progress)
-    if isinstance(spec, Parquet):
-        return load_parquet(spec, data_dir=data_dir, progress=progress)
-    if isinstance(spec, Sequences):
-        return load_sequences(spec, data_dir=data_dir, progress=progress)
-    raise DataError(
-        "data set: expected MovieLens100K, MovieLens, Synthetic, Parquet or Sequences, got "
-        f"{type(spec).__name__}"
-    )
+    wrong = DATASETS.misfit(spec, "data set")
+    if not wrong:
+        settings: Any = spec
+        own = list(mistyped(settings)) or spec.problems()
+        wrong = [problem.within(f"data set {type(spec).__name__}") for problem in own]
+    if wrong:
+        raise DataError(str(wrong[0]))
+    return spec.load(data_dir, progress)

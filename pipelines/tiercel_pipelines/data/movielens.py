@@ -1,160 +1,274 @@
-"""MovieLens-100K: found on disk or fetched from GroupLens, and checked; :mod:`.movielens_files` reads it.
+"""MovieLens as GroupLens writes it, in each of its forms: ratings, items, and mostly users.
 
-Its licence forbids redistribution, so it is never part of this project: each machine fetches its own.
+=====  ==========================  ============================================
+form   of                          files
+=====  ==========================  ============================================
+100K   MovieLens-100K              ``u.data``, ``u.item``, ``u.genre``, ``u.user``
+1M     MovieLens-1M, -10M          ``ratings.dat``, ``movies.dat``, ``users.dat``
+CSV    -20M, -25M, -32M, -latest   ``ratings.csv``, ``movies.csv``
+=====  ==========================  ============================================
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tempfile
-import zipfile
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import numpy as np
+import pandas as pd
 
+from tiercel_serving.kinds import Settings
 from tiercel_serving.machine import fault_of
 
 from ..errors import DataCorrupt, DataMissing
 from .dataset import Dataset, Progress
-from .movielens_files import read_movielens
-from .places import DATA_DIR_VARIABLE, data_dirs
+from .places import STARTS, find_data
 
-URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
-FOLDER = "ml-100k"
-
-#: MD5 and size in bytes of ``u.data``, as GroupLens publishes it.
-RATINGS_MD5 = "6e47046882bad158b0efbb84cd5cb987"
-RATINGS_BYTES = 1_979_173
-#: Rows of each file.
-ROWS = {"u.user": 943, "u.item": 1_682, "u.data": 100_000}
-
-_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
-_FILES = ("u.data", "u.user", "u.item", "u.genre")
+_RATINGS = ("user_id", "item_id", "rating", "timestamp")
+_NO_GENRES = "(no genres listed)"
 
 
-def load_ml_100k(
-    *,
-    data_dir: str | Path | None = None,
-    progress: Progress | None = None,
-    transport: httpx.BaseTransport | None = None,
-) -> Dataset:
-    """Find or fetch MovieLens-100K, check it, and read it; as :func:`~tiercel_pipelines.data.load_dataset`.
+class MovieLens(Settings, frozen=True, tag="MovieLens"):
+    """Another MovieLens, or data of your own in a form of GroupLens': 100K's, 1M's and 10M's, or CSV.
 
-    ``transport`` is the HTTP transport of the download; None is the network.
+    Columns are called as those of :class:`MovieLens100K`. Only 100K's form has ``released``, and without a
+    file of users (10M, CSV) they have no features.
+
+    Parameters
+    ----------
+    path
+        The folder. Where a relative path starts, :class:`Parquet` says.
+    name
+        What the data set is called.
     """
-    found = find_ml_100k(data_dir) or fetch_ml_100k(_places(data_dir), progress, transport)
-    check_ml_100k(found)
-    return read_ml_100k(found)
+
+    path: str
+    name: str = "movielens"
+
+    def load(self, data_dir: str | Path | None, progress: Progress | None) -> Dataset:
+        """Read the folder in the form whose ratings it holds.
+
+        Raises
+        ------
+        DataMissing
+            There is no such folder, or it holds no form whole.
+        DataCorrupt
+            A file is not what its form says; the message names the line where it can.
+        """
+        folder = find_data(self.path, data_dir)
+        if not folder.is_dir():
+            raise DataMissing(
+                f"{self.name}: {folder.absolute()}: expected a folder, found none; correct `path` in the "
+                f"recipe's data set ({STARTS})"
+            )
+        return read_movielens(folder, self.name)
 
 
-def find_ml_100k(data_dir: str | Path | None = None) -> Path | None:
-    """Return the folder with MovieLens-100K on this machine, unchecked, or None."""
-    return next((place for place in _places(data_dir) if place.is_dir()), None)
+@dataclass(frozen=True)
+class Table:
+    """A file of a form, and what reads it."""
+
+    file: str
+    read: Callable[[Path], pd.DataFrame]
 
 
-def _places(data_dir: str | Path | None) -> list[Path]:
-    """Folders to look at, in order. A download goes to the first."""
-    return [root / FOLDER for root in data_dirs(data_dir)]
+@dataclass(frozen=True)
+class Form:
+    """One way to write the three tables.
+
+    Parameters
+    ----------
+    ratings, items
+        Their files.
+    users
+        The file of users; without it they are whoever rated, and have no features.
+    beside
+        Files that must be there too.
+    """
+
+    ratings: Table
+    items: Table
+    users: Table | None = None
+    beside: tuple[str, ...] = ()
 
 
-def fetch_ml_100k(
-    places: Sequence[Path], progress: Progress | None = None, transport: httpx.BaseTransport | None = None
-) -> Path:
-    """Download MovieLens-100K into the first place; it appears there only when whole and checked."""
-    target = places[0]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.", dir=target.parent))
-    except OSError as error:
-        raise fault_of(error, target.parent, "fetching ml-100k") or _missing(places, error) from error
-    try:
-        archive = scratch / f"{FOLDER}.zip"
-        try:
-            _download(archive, progress, transport)
-        except (httpx.HTTPError, OSError) as error:
-            fault = fault_of(error, target.parent, "fetching ml-100k", scratch)
-            raise fault or _missing(places, error) from error
-        unpacked = _unpack(archive, scratch / FOLDER)
-        check_ml_100k(unpacked)
-        # Somebody else may have fetched it meanwhile, which is as good.
-        if not target.is_dir():
-            unpacked.replace(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return target
-
-
-def _missing(places: Sequence[Path], error: Exception) -> DataMissing:
-    looked = ", ".join(str(place.absolute()) for place in places)
-    return DataMissing(
-        f"ml-100k: not found in {looked}, and {URL} could not be downloaded to the first of them "
-        f"({type(error).__name__}: {error}); connect to the internet, or put the unpacked {FOLDER} folder "
-        f"there, or let {DATA_DIR_VARIABLE} name the folder that holds it; the synthetic data set needs no "
-        "download"
-    )
-
-
-def _download(archive: Path, progress: Progress | None, transport: httpx.BaseTransport | None) -> None:
-    with httpx.Client(transport=transport, follow_redirects=True, timeout=_TIMEOUT) as client:
-        with client.stream("GET", URL) as response, archive.open("wb") as file:
-            response.raise_for_status()
-            length = response.headers.get("content-length", "")
-            total = int(length) if length.isdigit() else None
-            done = 0
-            for chunk in response.iter_bytes(1 << 16):
-                file.write(chunk)
-                done += len(chunk)
-                if progress is not None:
-                    progress(f"downloading {FOLDER}.zip", done, total)
-
-
-def _unpack(archive: Path, target: Path) -> Path:
-    """Copy the wanted members out by name, so that no path in the archive is ever trusted."""
-    target.mkdir()
-    try:
-        with zipfile.ZipFile(archive) as source:
-            for name in (*_FILES, "README"):
-                with source.open(f"{FOLDER}/{name}") as member, (target / name).open("wb") as file:
-                    shutil.copyfileobj(member, file)
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise DataCorrupt(
-            f"{URL}: expected a zip archive with {FOLDER}/u.data and its neighbours, got something else "
-            f"({error}); the download was cut off or replaced on its way: try again"
-        ) from error
-    return target
-
-
-def check_ml_100k(folder: Path) -> None:
-    """Check that a folder holds the whole of MovieLens-100K: files, size and checksum of ``u.data``, rows."""
-    again = (
-        f"delete {folder} and run again to download it anew; other data of this form is read by "
-        f"dataset=MovieLens({str(folder)!r})"
-    )
-    for name in _FILES:
-        if not (folder / name).is_file():
-            raise DataMissing(f"{folder / name}: missing from the ml-100k folder; {again}")
-    ratings = (folder / "u.data").read_bytes()
-    if len(ratings) < RATINGS_BYTES:
-        raise DataCorrupt(
-            f"{folder / 'u.data'}: truncated: expected {RATINGS_BYTES} bytes, found {len(ratings)}; {again}"
+def read_movielens(folder: Path, name: str) -> Dataset:
+    """Read the tables of a folder, in the form whose ratings it holds."""
+    form = next((form for form in FORMS if (folder / form.ratings.file).is_file()), None)
+    if form is None:
+        wanted = " or ".join(form.ratings.file for form in FORMS)
+        raise DataMissing(
+            f"{name}: {folder}: expected {wanted}, found none of them; unpack the data set there"
         )
-    digest = hashlib.md5(ratings, usedforsecurity=False).hexdigest()
-    if digest != RATINGS_MD5:
-        raise DataCorrupt(f"{folder / 'u.data'}: expected the MD5 {RATINGS_MD5}, found {digest}; {again}")
-    for name, expected in ROWS.items():
-        rows = (folder / name).read_bytes().rstrip(b"\n").count(b"\n") + 1
-        if rows != expected:
-            state = "truncated" if rows < expected else "changed"
-            raise DataCorrupt(f"{folder / name}: {state}: expected {expected} rows, found {rows}; {again}")
+    for file in (form.items.file, *form.beside):
+        if not (folder / file).is_file():
+            raise DataMissing(f"{name}: {folder / file}: missing beside {form.ratings.file}; put it there")
+    ratings, items = (table.read(folder / table.file) for table in (form.ratings, form.items))
+    if form.users is not None and (folder / form.users.file).is_file():
+        users = form.users.read(folder / form.users.file)
+    else:
+        users = pd.DataFrame({"user_id": np.unique(ratings["user_id"])})
+    return Dataset(name, users, items, ratings, source=str(folder)).check()
 
 
-def read_ml_100k(folder: Path) -> Dataset:
-    """Read the tables of a checked folder (see :class:`~tiercel_pipelines.data.MovieLens100K`)."""
+def _unread(error: OSError, path: Path) -> Exception:
+    return fault_of(error, path, "reading ratings") or DataCorrupt(f"{path}: {error}")
+
+
+def _text(path: Path) -> str:
+    """Return a file's text: UTF-8 where it is that, else Latin-1, as the older sets are."""
     try:
-        return read_movielens(folder, FOLDER)
-    except DataCorrupt as error:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _unread(error, path) from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def _table(path: Path, separator: str, names: Sequence[str], free: str | None = None) -> pd.DataFrame:
+    """Return a file's fields as text; the column ``free`` may hold the separator itself."""
+    rows = []
+    before = 0 if free is None else list(names).index(free)
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        fields = line.rstrip("\r").split(separator)
+        if free is not None and len(fields) > len(names):
+            after = len(fields) - (len(names) - before - 1)
+            fields = [*fields[:before], separator.join(fields[before:after]), *fields[after:]]
+        if len(fields) != len(names):
+            raise DataCorrupt(
+                f"{path}, line {number}: expected {len(names)} fields between {separator!r}, found "
+                f"{len(fields)}; correct the line"
+            )
+        rows.append(fields)
+    return pd.DataFrame(rows, columns=list(names), dtype=object)
+
+
+def _integers(path: Path, column: pd.Series) -> pd.Series:
+    """Return a column of text as integers, as floats if some have none."""
+    numbers = pd.to_numeric(column.str.strip().replace("", None), errors="coerce")
+    strange = column[numbers.isna() & (column.str.strip() != "")]
+    if len(strange):
         raise DataCorrupt(
-            f"{folder}: the ml-100k tables cannot be read ({error}); delete the folder and run again"
+            f"{path}: {column.name}: expected an integer, found {strange.iloc[0]!r}; correct it"
+        )
+    return numbers
+
+
+def _read_ratings(path: Path, separator: str, *, header: int | None = None) -> pd.DataFrame:
+    """Return user, item, rating and time of each line: the one large file, so by pandas' fast reader."""
+    # That takes separators of one character: between the two of ``::`` lies an empty column.
+    names = [str(place) for place in range(len(separator) * (len(_RATINGS) - 1) + 1)]
+    wanted = dict(zip(names[:: len(separator)], _RATINGS, strict=True))
+    whole = {name: np.int64 for name, column in wanted.items() if column != "rating"}
+    try:
+        frame = pd.read_csv(path, sep=separator[0], names=names, header=header, dtype=whole)
+        # What stands before as many columns pandas takes for an index.
+        if not isinstance(frame.index, pd.RangeIndex):
+            raise ValueError(f"{len(_RATINGS) + frame.index.nlevels // len(separator)} fields")
+    except OSError as error:
+        raise _unread(error, path) from error
+    except ValueError as error:
+        raise DataCorrupt(
+            f"{path}: expected user, item, rating and time in each line, all of them numbers ({error}); "
+            "correct the file"
         ) from error
+    ratings = frame[list(wanted)].rename(columns=wanted)
+    if ratings["rating"].dtype == object or frame.drop(columns=list(wanted)).notna().any(axis=None):
+        raise DataCorrupt(
+            f"{path}: expected user, item, rating and time in each line, all of them numbers, with "
+            f"{separator!r} between them; correct the file"
+        )
+    return ratings
+
+
+def _with_years(items: pd.DataFrame) -> pd.DataFrame:
+    """Return items with the year that stands behind the title."""
+    title = items["title"].str.strip()
+    year = title.str.extract(r"\((\d{4})\)\s*$", expand=False).astype(np.float64)
+    return items.assign(title=title, year=year)
+
+
+def _people(path: Path, separator: str, names: Sequence[str]) -> pd.DataFrame:
+    """Return users."""
+    frame = _table(path, separator, names)
+    numbers = {name: _integers(path, frame[name]) for name in ("user_id", "age")}
+    # The first digit of a US zip code is a group of states; Canadian codes begin with a letter.
+    return frame.assign(**numbers, zip_prefix=frame["zip_code"].str[:1])
+
+
+def _users_100k(path: Path) -> pd.DataFrame:
+    return _people(path, "|", ["user_id", "age", "gender", "occupation", "zip_code"])
+
+
+def _items_100k(path: Path) -> pd.DataFrame:
+    kinds = _table(path.with_name("u.genre"), "|", ["genre", "code"])
+    genres = kinds.assign(code=_integers(path, kinds["code"])).sort_values("code")["genre"].tolist()
+    # The video release date is empty in every row as published, and the IMDb links are long dead.
+    names = ["item_id", "title", "release_date", "video_date", "imdb_url", *map(_flag, genres)]
+    frame = _table(path, "|", names, free="title")
+    try:
+        released = pd.to_datetime(frame["release_date"].replace("", None), format="%d-%b-%Y")
+    except ValueError as error:
+        raise DataCorrupt(f"{path}: release date: {error}; write it as 01-Jan-1995") from error
+    has = (frame[[_flag(genre) for genre in genres]] == "1").to_numpy()
+    named = np.array(genres, dtype=object)
+    items = _with_years(frame[["item_id", "title"]].assign(item_id=_integers(path, frame["item_id"])))
+    return items.assign(
+        # The title's year is the film's; the release date may be that of a re-release.
+        year=items["year"].fillna(released.dt.year.astype(np.float64)),
+        released=released,
+        genres=[named[row].tolist() for row in has],
+    )
+
+
+def _flag(genre: str) -> str:
+    """Return the column that says whether a film is of a genre: one may be called ``title``."""
+    return f"genre {genre}"
+
+
+def _users_1m(path: Path) -> pd.DataFrame:
+    return _people(path, "::", ["user_id", "gender", "age", "occupation", "zip_code"])
+
+
+def _items_1m(path: Path) -> pd.DataFrame:
+    return _with_genres(path, _table(path, "::", ["item_id", "title", "genres"], free="title"))
+
+
+def _with_genres(path: Path, items: pd.DataFrame) -> pd.DataFrame:
+    genres = items["genres"].map(lambda text: [g for g in text.split("|") if g and g != _NO_GENRES])
+    return _with_years(items.assign(item_id=_integers(path, items["item_id"]), genres=genres))
+
+
+def _items_csv(path: Path) -> pd.DataFrame:
+    rows = list(csv.reader(io.StringIO(_text(path), newline="")))[1:]
+    wrong = next((row for row in rows if len(row) != 3), None)
+    if wrong is not None:
+        raise DataCorrupt(f"{path}: expected movieId, title and genres, found {wrong}; correct the line")
+    return _with_genres(path, pd.DataFrame(rows, columns=["item_id", "title", "genres"], dtype=object))
+
+
+#: The first whose ratings are there is read.
+FORMS = (
+    Form(
+        ratings=Table("u.data", lambda path: _read_ratings(path, "\t")),
+        items=Table("u.item", _items_100k),
+        users=Table("u.user", _users_100k),
+        beside=("u.genre",),
+    ),
+    Form(
+        ratings=Table("ratings.dat", lambda path: _read_ratings(path, "::")),
+        items=Table("movies.dat", _items_1m),
+        users=Table("users.dat", _users_1m),
+    ),
+    Form(
+        ratings=Table("ratings.csv", lambda path: _read_ratings(path, ",", header=0)),
+        items=Table("movies.csv", _items_csv),
+    ),
+)

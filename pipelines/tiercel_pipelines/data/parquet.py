@@ -15,6 +15,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from tiercel_serving.errors import TiercelError
+from tiercel_serving.kinds import Settings
 from tiercel_serving.machine import fault_of
 
 from ..errors import DataCorrupt, DataError, DataMissing
@@ -22,7 +23,6 @@ from .arrow import canonical, joined, kind_of, of_kind, plain_values
 from .dataset import Dataset, Progress, dates_as_ids
 from .places import STARTS, find_data
 from .plain import check_names
-from .specs import Parquet
 
 _T = TypeVar("_T")
 Columns = tuple[tuple[str, str], ...]
@@ -37,21 +37,50 @@ MOST_ENTRIES = 100_000
 _NO_VALUES = ("null", "list[null]")
 
 
-def load_parquet(
-    spec: Parquet, *, data_dir: str | Path | None = None, progress: Progress | None = None
-) -> Dataset:
-    """Read three Parquet tables and check them against their schema; ``find_data`` says where they are."""
-    paths = [find_data(path, data_dir) for path in (spec.users, spec.items, spec.interactions)]
-    ids = [spec.user_id, spec.item_id]
-    time = [spec.timestamp] if spec.timestamp is not None else []
-    users = _read(paths[0], "users", [spec.user_id], [], spec.user_columns, progress)
-    items = _read(paths[1], "items", [spec.item_id], [], spec.item_columns, progress)
-    interactions = _read(paths[2], "interactions", ids, time, spec.context_columns, progress)
-    source = ", ".join(map(str, paths))
-    dataset = Dataset(
-        spec.name, users, items, interactions, spec.user_id, spec.item_id, spec.timestamp, source
-    )
-    return dataset.check()
+class Parquet(Settings, frozen=True, tag="Parquet"):
+    """Your own three tables.
+
+    Parameters
+    ----------
+    users, items, interactions
+        Paths of Parquet files (or folders of them). A relative path starts at ``data_dir``; without one,
+        at the first of ``$TIERCEL_DATA_DIR``, ``./data`` and the current directory that has it.
+    user_id, item_id
+        The id columns: 64-bit integers or strings, the same type in both tables that have them.
+    timestamp
+        The column of ``interactions`` with the time, as dates or as seconds; None if there is none.
+    user_columns, item_columns, context_columns
+        The columns to read from ``users``, ``items`` and ``interactions`` besides ids and time, each
+        with its type (``int``, ``float``, ``bool``, ``string``, ``time``, ``list[int]``,
+        ``list[float]`` or ``list[string]``); None reads all as they are.
+    name
+        What the data set is called.
+    """
+
+    users: str
+    items: str
+    interactions: str
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    timestamp: str | None = "timestamp"
+    user_columns: tuple[tuple[str, str], ...] | None = None
+    item_columns: tuple[tuple[str, str], ...] | None = None
+    context_columns: tuple[tuple[str, str], ...] | None = None
+    name: str = "parquet"
+
+    def load(self, data_dir: str | Path | None, progress: Progress | None) -> Dataset:
+        """Read the three tables and check them against their schema."""
+        paths = [find_data(path, data_dir) for path in (self.users, self.items, self.interactions)]
+        ids = [self.user_id, self.item_id]
+        time = [self.timestamp] if self.timestamp is not None else []
+        users = _read(paths[0], "users", [self.user_id], [], self.user_columns, progress)
+        items = _read(paths[1], "items", [self.item_id], [], self.item_columns, progress)
+        interactions = _read(paths[2], "interactions", ids, time, self.context_columns, progress)
+        source = ", ".join(map(str, paths))
+        dataset = Dataset(
+            self.name, users, items, interactions, self.user_id, self.item_id, self.timestamp, source
+        )
+        return dataset.check()
 
 
 def read_table(

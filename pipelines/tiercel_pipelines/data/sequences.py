@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tiercel_serving.kinds import Settings
 from tiercel_serving.machine import fault_of
 
 from ..errors import DataCorrupt, DataMissing
 from .dataset import Dataset, Progress
 from .places import STARTS, find_data
 from .plain import Array
-from .specs import Sequences
 
 #: What the column of an item's place in its line is called; it stands for the time.
 PLACE = "place"
@@ -26,55 +26,69 @@ _TOLD = 10_000
 _PLAIN = re.compile("0|[1-9][0-9]{0,17}")
 
 
-def load_sequences(
-    spec: Sequences, *, data_dir: str | Path | None = None, progress: Progress | None = None
-) -> Dataset:
-    """Read a file of sequences; where a relative path starts, :func:`~.places.find_data` says.
+class Sequences(Settings, frozen=True, tag="Sequences"):
+    """A text file with a line for each user: the user's id, then item ids in the order of time.
 
-    A file in which each line has two words holds pairs: a user has as many lines as items. Ids are integers
-    if all of their kind are, else strings.
+    Or with a line for each pair of user and item: if every line has two words, it is that. The order of a
+    user's lines is that of time then, and users may alternate.
 
-    Raises
-    ------
-    DataMissing
-        There is no such file.
-    DataCorrupt
-        It is no text, holds nothing, or has a line without items or with a user of a line before.
+    There is no time but that order: interactions have a column ``place``, which is their timestamp.
+
+    Parameters
+    ----------
+    path
+        The file. Where a relative path starts, :class:`Parquet` says.
+    name
+        What the data set is called.
     """
-    path = find_data(spec.path, data_dir)
-    if not path.is_file():
-        raise DataMissing(
-            f"sequences: {path.absolute()}: expected a file, found none; correct `path` in the recipe's "
-            f"data set ({STARTS})"
+
+    path: str
+    name: str = "sequences"
+
+    def load(self, data_dir: str | Path | None, progress: Progress | None) -> Dataset:
+        """Read the file: ids are integers if all of their kind are, else strings.
+
+        Raises
+        ------
+        DataMissing
+            There is no such file.
+        DataCorrupt
+            It is no text, holds nothing, or has a line without items or with a user of a line before.
+        """
+        path = find_data(self.path, data_dir)
+        if not path.is_file():
+            raise DataMissing(
+                f"sequences: {path.absolute()}: expected a file, found none; correct `path` in the recipe's "
+                f"data set ({STARTS})"
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            corrupt = DataCorrupt(f"{path}: not readable as UTF-8 text ({error}); write it again")
+            raise fault_of(error, path, "reading sequences") or corrupt from error
+        lines = list(_lines(text, path, progress))
+        if not lines:
+            raise DataCorrupt(f"{path}: expected a line for each user, found none; write it again")
+        sequences = _joined(lines, path)
+        lengths = [len(sequence) for sequence in sequences.values()]
+        user_ids = _ids(list(sequences))
+        item_ids = _ids([item for sequence in sequences.values() for item in sequence])
+        interactions = pd.DataFrame(
+            {
+                "user_id": np.repeat(user_ids, lengths),
+                "item_id": item_ids,
+                PLACE: np.concatenate([np.arange(length) for length in lengths]),
+            }
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        corrupt = DataCorrupt(f"{path}: not readable as UTF-8 text ({error}); write it again")
-        raise fault_of(error, path, "reading sequences") or corrupt from error
-    lines = list(_lines(text, path, progress))
-    if not lines:
-        raise DataCorrupt(f"{path}: expected a line for each user, found none; write it again")
-    sequences = _joined(lines, path)
-    lengths = [len(sequence) for sequence in sequences.values()]
-    user_ids = _ids(list(sequences))
-    item_ids = _ids([item for sequence in sequences.values() for item in sequence])
-    interactions = pd.DataFrame(
-        {
-            "user_id": np.repeat(user_ids, lengths),
-            "item_id": item_ids,
-            PLACE: np.concatenate([np.arange(length) for length in lengths]),
-        }
-    )
-    dataset = Dataset(
-        name=spec.name,
-        users=pd.DataFrame({"user_id": user_ids}),
-        items=pd.DataFrame({"item_id": pd.unique(interactions["item_id"])}),
-        interactions=interactions,
-        timestamp=PLACE,
-        source=str(path),
-    )
-    return dataset.check()
+        dataset = Dataset(
+            name=self.name,
+            users=pd.DataFrame({"user_id": user_ids}),
+            items=pd.DataFrame({"item_id": pd.unique(interactions["item_id"])}),
+            interactions=interactions,
+            timestamp=PLACE,
+            source=str(path),
+        )
+        return dataset.check()
 
 
 def _lines(text: str, path: Path, progress: Progress | None) -> Iterator[tuple[int, str, list[str]]]:

@@ -8,15 +8,17 @@ of the latent structure, some of them clearly (genres, interests), some faintly 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ..errors import DataError
+from tiercel_serving.kinds import Settings
+from tiercel_serving.problems import COUNT, SEED, Problem, out_of_range
+
 from .dataset import Dataset, Progress
-from .specs import Synthetic
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -44,6 +46,53 @@ _POOL = 4_096
 _BLOCK = 512
 
 
+class Synthetic(Settings, frozen=True, tag="Synthetic"):
+    """Made-up data with real structure: tastes, genres, popularity, and every type of column.
+
+    The same arguments give the same data on every machine.
+
+    Parameters
+    ----------
+    users, items
+        How many of each.
+    interactions
+        About how many interactions; nobody has one item twice.
+    ids
+        ``int`` (gaps between them, so that an id is never a row by chance) or ``str`` (with letters
+        outside ASCII).
+    seed
+        Another seed, another data set.
+    """
+
+    users: int = 600
+    items: int = 400
+    interactions: int = 24_000
+    ids: Literal["int", "str"] = "int"
+    seed: int = 7
+
+    def problems(self) -> list[Problem]:
+        """Return numbers of nothing, and those that make no data set."""
+        ranges = {**dict.fromkeys(("users", "items", "interactions"), COUNT), "seed": SEED}
+        wrong = list(out_of_range(self, ranges))
+        most = self.users * min(self.items, _POOL) // 2
+        if wrong or self.users <= self.interactions <= most:
+            return wrong
+        problem = (
+            f"{self.interactions} do not fit {self.users} users and {self.items} items: each user has at "
+            "least one, and on average at most half of the items"
+        )
+        return [Problem("interactions", problem, "change one of the three numbers")]
+
+    def load(self, data_dir: str | Path | None, progress: Progress | None) -> Dataset:
+        """Make the three tables."""
+        rng = np.random.default_rng(self.seed)
+        world = _make_world(rng, self)
+        users = _make_users(rng, self, world)
+        items = _make_items(rng, self, world)
+        interactions = _make_interactions(rng, self, world, users, items, progress)
+        return Dataset("synthetic", users, items, interactions, source=f"made by seed {self.seed}").check()
+
+
 @dataclass(frozen=True)
 class _World:
     """The latent truth: genre membership [I, G], item and user points [., d], log popularity [I]."""
@@ -53,35 +102,6 @@ class _World:
     user_tastes: npt.NDArray[np.bool_]
     user_points: Floats
     log_popularity: Floats
-
-
-def make_synthetic(spec: Synthetic, progress: Progress | None = None) -> Dataset:
-    """Make the data set that a spec describes; the same spec gives the same tables.
-
-    Raises DataError if the sizes make no data set.
-    """
-    _check(spec)
-    rng = np.random.default_rng(spec.seed)
-    world = _make_world(rng, spec)
-    users = _make_users(rng, spec, world)
-    items = _make_items(rng, spec, world)
-    interactions = _make_interactions(rng, spec, world, users, items, progress)
-    source = f"made by seed {spec.seed}"
-    return Dataset("synthetic", users, items, interactions, source=source).check()
-
-
-def _check(spec: Synthetic) -> None:
-    for name in ("users", "items", "interactions"):
-        if getattr(spec, name) < 1:
-            raise DataError(f"synthetic: {name} must be at least 1, got {getattr(spec, name)}")
-    if spec.interactions < spec.users or spec.interactions > spec.users * min(spec.items, _POOL) // 2:
-        raise DataError(
-            f"synthetic: {spec.interactions} interactions do not fit {spec.users} users and {spec.items} "
-            "items: each user has at least one, and on average at most half of the items; change one of "
-            "the three numbers"
-        )
-    if spec.ids not in ("int", "str"):
-        raise DataError(f"synthetic: ids must be 'int' or 'str', got {spec.ids!r}")
 
 
 def _make_world(rng: np.random.Generator, spec: Synthetic) -> _World:

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     # Merlin warns on import about TensorFlow and CUDA packages that nothing here uses.
     warnings.simplefilter("ignore")
     import nvtabular
-    from merlin.dag import Node
+    from merlin.dag import ColumnSelector, Node
     from merlin.dag.node import iter_nodes
     from merlin.schema import ColumnSchema, Schema, Tags
 
@@ -89,6 +89,25 @@ def root_columns(graph: Any) -> tuple[str, ...]:
         elif node.selector is not None:
             names.update(dict.fromkeys(node.selector.names))
     return tuple(names)
+
+
+def given_nothing(graph: Any) -> tuple[str, ...]:
+    """Return the operators that are given an empty list of columns, or an empty group among others."""
+    found: dict[str, None] = {}
+    for node in _nodes(graph):
+        if node.op is not None and node.op.is_subgraph:
+            found.update(dict.fromkeys(given_nothing(node.op.graph.output_node)))
+        selections = [above.selector for above in node.parents_with_dependencies if not above.parents]
+        # Statistics of no column: NVTabular makes no node of them.
+        selections.append(getattr(node.op, "dependencies", None))
+        if any(isinstance(one, ColumnSelector) and _selects_nothing(one) for one in selections):
+            found[type(node.op).__name__.replace("UDF", "LambdaOp")] = None
+    return tuple(found)
+
+
+def _selects_nothing(selector: Any) -> bool:
+    whole = selector.all or selector.tags or selector.names
+    return not whole or any(_selects_nothing(group) for group in selector.subgroups)
 
 
 def table_schema(frame: pd.DataFrame) -> Any:

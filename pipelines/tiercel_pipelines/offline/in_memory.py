@@ -186,13 +186,28 @@ class OfflineRetrieval:
     def candidates(self, users: IntArray) -> tuple[dict[str, Array], Candidates]:
         """Return the tensors of a block of users, and their candidates: scores, rows, sources ``[B, N]``."""
         tensors = self.users.tensors(users)
+        return tensors, self._found(users, self._arrays(tensors))
+
+    def terms(self, users: IntArray) -> tuple[IntArray, Array]:
+        """Return the candidates ``[B, N]`` of a block of users, and what each source of the scale gives them.
+
+        These scores are without the sources' weights, ``[T, B, N]``, and -inf for the pad row.
+        """
+        arrays = self._arrays(self.users.tensors(users))
+        rows = self._found(users, arrays)[1]
+        return rows, self._sources.term_scores(arrays, rows)
+
+    def _arrays(self, tensors: dict[str, Array]) -> dict[str, Array]:
+        """Return what the sources read: tensors of users, and their queries."""
         queries = {
             query_stage(name): queries_of(model, name, tensors) for name, model in self._models.items()
         }
-        arrays = tensors | {name: query for name, query in queries.items() if query is not None}
+        return tensors | {name: query for name, query in queries.items() if query is not None}
+
+    def _found(self, users: IntArray, arrays: Arrays) -> Candidates:
         found = self._sources.personal(arrays, self.users.mask(users))
         finite(found[0], "retrieval, its scores")
-        return tensors, found
+        return found
 
 
 class OfflineOrdering:

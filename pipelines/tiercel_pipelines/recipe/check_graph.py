@@ -23,6 +23,7 @@ from ..features.graph_columns import (
     FeatureColumn,
     blank_schema,
     describe_graph,
+    given_nothing,
     home_of,
     is_graph,
     placed,
@@ -55,6 +56,12 @@ def graph_problems(recipe: Recipe, dataset: Dataset | None) -> Iterator[Problem]
     if not is_graph(graph):
         problem = f"the function returned {type(graph).__name__}, not an NVTabular graph"
         yield Problem("features", problem, "return chains such as ['age'] >> ops.Normalize(), joined by +")
+        return
+    empty = given_nothing(graph)
+    for operator in empty:
+        problem = f"{operator} is given an empty list of columns, or a group without any"
+        yield Problem("features", problem, "name a column there, or leave that operator out")
+    if empty:
         return
     roots = root_columns(graph)
     if dataset is not None:

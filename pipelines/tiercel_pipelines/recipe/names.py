@@ -18,11 +18,6 @@ PLAIN: Mapping[str, str] = {
     "TrainingSettings": "tiercel_pipelines.recipe.recipe",
     "Target": "tiercel_pipelines.tasks.multi_task",
     "load_recipe": "tiercel_pipelines.recipe.load",
-    "MovieLens": "tiercel_pipelines.data",
-    "MovieLens100K": "tiercel_pipelines.data",
-    "Parquet": "tiercel_pipelines.data",
-    "Sequences": "tiercel_pipelines.data",
-    "Synthetic": "tiercel_pipelines.data",
     "ServingSettings": "tiercel_serving.settings",
     "Negatives": "tiercel_pipelines.tasks.negatives",
     "Debiasing": "tiercel_pipelines.tasks.negatives",
@@ -40,11 +35,12 @@ def tables() -> tuple[Kinds[Any], ...]:
     from tiercel_serving.sources.table import SOURCES
     from tiercel_serving.stores.table import STORES
 
+    from ..data import DATASETS
     from ..families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES
     from ..tasks.table import RANKING_TASKS, RETRIEVAL_TASKS
 
     models = (RETRIEVAL_FAMILIES, RANKING_FAMILIES, RETRIEVAL_TASKS, RANKING_TASKS)
-    return (*models, SOURCES, RULES, REORDER, STORES)
+    return (DATASETS, *models, SOURCES, RULES, REORDER, STORES)
 
 
 def names() -> Iterator[str]:

@@ -29,7 +29,7 @@ from tiercel_serving.reorder.table import place_tasks, unknown_tasks
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.table import FitsModel, default_sources
 
-from ..data import DatasetSpec
+from ..data import DATASETS, DatasetSpec
 from ..families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, RankingFamily, RetrievalFamily
 from ..tasks.table import RANKING_TASKS, score_names
 from .old_names import old_name
@@ -82,12 +82,16 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checkpoint_s
         Seconds between two checkpoints, at least; each is written after an epoch. See
         ``tiercel train --resume``.
+    choose_blend
+        Whether the weights of ``serving.blend`` are where a search on the validation part begins, and not
+        what is served.
     """
 
     judged_users: int = 4_000
     listed_users: int = 10_000
     measured_users: int = 20_000
     checkpoint_s: float = 60.0
+    choose_blend: bool = False
 
     def problems(self) -> list[Problem]:
         """Return numbers out of their ranges."""
@@ -182,6 +186,7 @@ class Recipe(msgspec.Struct, frozen=True):
         wrong += [problem.within("serving") for problem in served.problems()]
         wrong += [problem.within("split") for problem in self.split.problems()]
         wrong += [problem.within("training") for problem in self.training.problems()]
+        wrong += _choice(self)
         return [*wrong, *_sources(self, served), *_steps(self, served), *_needs(self, served)]
 
     def places(self) -> list[tuple[str, RetrievalFamily]]:
@@ -207,7 +212,8 @@ def _misfits(recipe: Recipe) -> Iterator[Problem]:
         remedy = "give the function itself, without calling it: features=features"
         yield Problem("features", f"expected a function, got {type(features).__name__}", remedy)
     yield from (problem.within("serving") for problem in recipe.serving.shape_problems())
-    yield from (problem.within("dataset") for problem in recipe.dataset.problems())
+    wrong = DATASETS.misfit(recipe.dataset, "dataset")
+    yield from wrong or (problem.within("dataset") for problem in recipe.dataset.problems())
 
 
 def _own(recipe: Recipe) -> Iterator[Problem]:
@@ -216,6 +222,18 @@ def _own(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("name", problem, "use letters, digits, - and _, and begin with a letter or digit")
     yield from out_of_range(recipe, {"seed": SEED})
     yield from named_twice((family.name for family in recipe.models), "retrieval", "models")
+
+
+def _choice(recipe: Recipe) -> Iterator[Problem]:
+    """Find that weights are to be chosen where there is nothing to choose, or to choose by."""
+    if not recipe.training.choose_blend:
+        return
+    if len(recipe.serving.blend) < 2:
+        problem = "serving.blend names no two sources, so there is nothing to choose"
+        yield Problem("training.choose_blend", problem, "name them, or leave choose_blend out")
+    if recipe.split.validation == 0 and recipe.split.by != "leave_one_out":
+        problem = "there is no validation part to choose the weights by (split.validation is 0)"
+        yield Problem("training.choose_blend", problem, "raise it, or leave choose_blend out")
 
 
 def _sources(recipe: Recipe, served: ServingSettings) -> Iterator[Problem]:

@@ -4,13 +4,22 @@ EASE reads the history as it is now; ALS knows each user and item by a vector. N
 there is no ranker: their errors differ, so that their sum is better than either (``docs/accuracy.md``).
 """
 
-from tiercel_pipelines.recipe import ALS, EASE, Index, ItemWeights, Popular, ServingSettings, replace
+from tiercel_pipelines.recipe import (
+    ALS,
+    EASE,
+    Index,
+    ItemWeights,
+    Popular,
+    ServingSettings,
+    TrainingSettings,
+    replace,
+)
 from tiercel_pipelines.recipes.movielens import RECIPE as MOVIELENS
 
 RECIPE = replace(
     MOVIELENS,
     name="movielens_blend",
-    # How both are weighed, and the settings that are not a default, were chosen on the validation part.
+    # Settings that are not a default were chosen on the validation part.
     retrieval=(EASE(weights=400, l2=200.0, dropout=0.5), ALS()),
     ranking=None,
     serving=ServingSettings(
@@ -27,4 +36,6 @@ RECIPE = replace(
         rules=MOVIELENS.serving.rules,
         title_column="title",
     ),
+    # How both are weighed is chosen anew on the data at hand, beginning with the weights of the blend.
+    training=TrainingSettings(choose_blend=True),
 )

@@ -27,6 +27,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import torch
 from safetensors.numpy import load_file, save_file
 
 from tiercel_serving.errors import DestinationTaken
@@ -45,6 +46,8 @@ from .record import RecipeRecord
 
 FORMAT = 2
 _HEAD = "checkpoint.json"
+#: With its build, such as ``+cpu``: each draws and adds up in its own way.
+_TORCH = str(torch.__version__)
 
 
 @contextlib.contextmanager
@@ -136,6 +139,8 @@ class Head(msgspec.Struct):
         Finished models by key, and their files.
     at
         The model at work.
+    torch
+        Each version of torch that trained, in order.
     """
 
     format: int
@@ -144,6 +149,7 @@ class Head(msgspec.Struct):
     models: dict[str, Course] = {}
     files: dict[str, File] = {}
     at: AtWork | None = None
+    torch: tuple[str, ...] = ()
 
 
 class Checkpoint:
@@ -170,7 +176,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, every_s: float, document: Mapping[str, Any], *, resume: bool) -> None:
         self.folder, self._every_s, self._written_at = folder, every_s, time.monotonic()
-        self._head = Head(FORMAT, dict(document))
+        self._head = Head(FORMAT, dict(document), torch=(_TORCH,))
         #: Finished since the last writing: key → model and course.
         self._fresh: dict[str, tuple[Any, Course]] = {}
         self._number = 0
@@ -184,6 +190,21 @@ class Checkpoint:
             )
         self._head = self._read(document)
         self._number = 0 if self._head.at is None else self._head.at.number
+        if self._head.torch[-1:] != (_TORCH,):
+            self._head.torch = (*self._head.torch, _TORCH)
+
+    def notes(self) -> tuple[str, ...]:
+        """Say that another version of torch goes on than began: its draws and sums may differ.
+
+        The models are no worse for it, so that it is told and not refused: hours of work are at stake.
+        """
+        if len(self._head.torch) < 2:
+            return ()
+        first, *later = self._head.torch
+        return (
+            f"torch {first} began this training and {', then '.join(later)} went on with it: the models may "
+            "differ from an uninterrupted training's; for the same, train anew with one version",
+        )
 
     def _read(self, document: Mapping[str, Any]) -> Head:
         """Read the head, and compare every file with it: changed weights look like any others."""

@@ -37,7 +37,7 @@ def offline_figures(
     test_users, test_items, test_times_s
         The test interactions ``[n]``: rows of users and items, and when they were; None if nobody knows.
     """
-    packed, settings, pairs = trainer.packed, trainer.settings, trainer.pairs
+    packed, settings, pairs = trainer.packed, trained.settings, trainer.pairs
     users = np.unique(test_users)
     most = trainer.recipe.training.measured_users
     if len(users) > most:

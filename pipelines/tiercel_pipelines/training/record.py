@@ -14,7 +14,7 @@ from tiercel_serving.release.manifest import File, encode, read_kind
 from tiercel_serving.settings import ServingSettings
 
 from ..arrays.inputs import ModelInputs
-from ..data import DatasetSpec
+from ..data import DATASETS, DatasetSpec
 from ..errors import TrainingError
 from ..families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, RankingFamily, RetrievalFamily
 from ..recipe.recipe import Recipe, SplitSettings, TrainingSettings
@@ -24,6 +24,7 @@ RUN_FORMAT = 2
 RUN_NAME = "run.json"
 
 _TABLES: Mapping[Any, Kinds[Any]] = {
+    DatasetSpec: DATASETS,
     RetrievalFamily: RETRIEVAL_FAMILIES,
     RankingFamily: RANKING_FAMILIES,
     RetrievalTask: RETRIEVAL_TASKS,
@@ -107,6 +108,8 @@ class RunRecord(_Struct, frozen=True):
         Offline figures: see ``docs/training.md``.
     files
         Every other file of the run by its path.
+    notes
+        What a reader should know of how it came to be.
     """
 
     format: int
@@ -117,6 +120,7 @@ class RunRecord(_Struct, frozen=True):
     models: ModelsRecord
     metrics: dict[str, Any]
     files: dict[str, File] = {}
+    notes: tuple[str, ...] = ()
 
 
 def kept_problems(recipe: Recipe) -> Iterator[Problem]:

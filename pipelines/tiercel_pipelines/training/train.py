@@ -52,7 +52,8 @@ def train_recipe(
         Whether a run that is already there may be replaced.
     resume
         Whether to go on from the checkpoint that an interrupted training of the same recipe and data left
-        beside the run; without one it begins anew. The result is that of an uninterrupted training.
+        beside the run; without one it begins anew. The result is that of an uninterrupted training, unless
+        another version of torch goes on: then the run's ``notes`` say so.
     dask_scheduler
         Address of a Dask scheduler, whose workers fit the workflow; they must see the run's folder. None
         fits in this process.
@@ -111,8 +112,6 @@ def train_and_write(
                 progress("workflow", 0, None)
             with dask_cluster(dask_scheduler) as client, fit_progress(progress, client):
                 workflow = fit_checked(recipe, dataset, split.fit, directory / "workflow", client)
-            if progress is not None:
-                progress("packing", 0, None)
             trainer = _prepared(recipe, dataset, split, workflow, progress)
             digest = data_digest(trainer.packed, trainer.pairs, trainer.folds)
             ranks.check_same(digest)
@@ -128,11 +127,12 @@ def train_and_write(
         record = RunRecord(
             format=RUN_FORMAT,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            recipe=RecipeRecord.of(recipe),
+            recipe=msgspec.structs.replace(RecipeRecord.of(recipe), serving=trained.settings),
             data=_describe(dataset, split),
             inputs=trainer.inputs,
             models=ModelsRecord({family.name: family for family in recipe.models}, recipe.ranking),
             metrics={**figures, "epochs": dict(trained.courses), "seconds": seconds},
+            notes=checkpoint.notes(),
         )
         write_run(directory, record, trained.retrieval, trained.ranking, dataset, split)
 

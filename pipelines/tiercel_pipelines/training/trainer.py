@@ -3,6 +3,7 @@
 ::
 
     pack ─┬─ retrieval on all but fold 0; early stopping on fold 0
+          │     ├─ the weights of a blend, if the recipe has them chosen
           │     └─ its candidates: the lists that the ranker is judged on
           ├─ retrieval on all but folds 0 and f, for each further fold f
           │     └─ its candidates, of which fold f's interactions are positives:
@@ -51,6 +52,7 @@ from ..families.table import (
 from ..offline.in_memory import OfflineRetrieval, blocks
 from ..recipe.recipe import Recipe
 from ..tasks.table import NamedScores
+from .blend import chosen_blend
 from .checkpoint import Checkpoint
 from .judges import RankingJudge, RetrievalJudge, sampled_users
 
@@ -62,20 +64,23 @@ Models = Mapping[str, FittedRetrieval]
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training: the models that are served, and how each training went, as JSON."""
+    """What came of a training: the models that are served and how, and how each training went, as JSON."""
 
     retrieval: Models
     ranking: FittedRanking | None
     courses: Mapping[str, Any]
+    settings: ServingSettings
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What came of the retrieval models: those that are served, and each fold's lists for the ranker."""
+    """What came of the retrieval models: those that are served and how, and lists for the ranker."""
 
     models: Models
+    #: Each fold's.
     lists: tuple[RankingLists, ...]
     courses: Mapping[str, Course]
+    settings: ServingSettings
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class Trainer:
     ) -> Trainer:
         """Pack a data set by its fitted workflow and deal its interactions into folds."""
         settings, fit, cut = recipe.served, split.fit, cut_workflow(workflow, rows=recipe.rows)
-        packed = pack_dataset(cut, dataset, fit, settings)
+        packed = pack_dataset(cut, dataset, fit, settings, progress)
         task = None if recipe.ranking is None else recipe.ranking.task
         weight = None if task is None or task.target == IMPLICIT else task.target
         targets = task.target_columns if isinstance(task, NamedScores) else ()
@@ -136,8 +141,10 @@ class Trainer:
         retrieved = self.fit_retrieval()
         ranking, courses = None, dict(retrieved.courses)
         if self.recipe.ranking is not None:
+            # A ranker sees of the blend the scores that are in its lists.
             ranking, courses["ranking"] = self.fit_ranking(self.recipe.ranking, retrieved.lists)
-        return Trained(retrieved.models, ranking, {name: _course(course) for name, course in courses.items()})
+        told = {name: _course(course) for name, course in courses.items()}
+        return Trained(retrieved.models, ranking, told, retrieved.settings)
 
     def fit_retrieval(self) -> Retrieved:
         """Train the retrieval models, and make the lists of the ranker that the recipe has."""
@@ -146,18 +153,23 @@ class Trainer:
         rng = np.random.default_rng(self.recipe.seed)
         courses: dict[str, Course] = {}
         lists: list[RankingLists] = []
+        listing = self
         with timed(self.seconds, "retrieval"):
             for fold in range(count):
                 models = self._fit_without(fold, count, courses, users)
+                if fold == 0 and self.recipe.training.choose_blend:
+                    rest, held_out = self.pairs.select(self.folds != 0), self._fold(0)
+                    chosen = chosen_blend(self.settings, models, self.packed, rest, held_out, users)
+                    listing = replace(self, settings=chosen)
                 if self.recipe.ranking is not None:
-                    lists.append(self._lists(models, fold, count, users if fold == 0 else None, rng))
+                    lists.append(listing._lists(models, fold, count, users if fold == 0 else None, rng))
             served = {}
             for place, family in enumerate(self.recipe.models):
                 epochs = max(1, courses[family.name].epochs) if count else None
                 plan = Plan(self._seed(place), family.name, epochs=epochs, progress=self.progress)
                 served[family.name], course = self._fitted("served", family, self.pairs, plan)
                 courses.setdefault(family.name, course)
-        return Retrieved(served, tuple(lists), courses)
+        return Retrieved(served, tuple(lists), courses, listing.settings)
 
     def fit_ranking(
         self, family: RankingFamily, lists: Sequence[RankingLists]

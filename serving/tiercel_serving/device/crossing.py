@@ -17,6 +17,10 @@ class Copies(Protocol):
         """Return the array as a tensor on the device."""
         ...
 
+    def put_all(self, arrays: Arrays) -> Mapping[str, Any]:
+        """Return the arrays as tensors on the device; of one request, each name is put once."""
+        ...
+
     def take(self, tensor: Any) -> Array:
         """Return a tensor as an array."""
         ...
@@ -40,7 +44,11 @@ class Crossing:
 
     def give(self, names: Iterable[str], there: frozenset[str]) -> dict[str, Any]:
         """Return what a stage reads: those ``there`` on the device, all others on the host."""
-        return {name: self.there(name) if name in there else self.host(name) for name in names}
+        wanted = list(names)
+        new = {name: self._host[name] for name in wanted if name in there and name not in self._there}
+        if new:
+            self._there.update(self._place.put_all(new))
+        return {name: self._there[name] if name in there else self.host(name) for name in wanted}
 
     def add(self, made: Mapping[str, Any]) -> None:
         """Take what a stage made; whatever is no NumPy array is on the device."""
@@ -56,9 +64,3 @@ class Crossing:
         if name not in self._host:
             self._host[name] = self._place.take(self._there[name])
         return self._host[name]
-
-    def there(self, name: str) -> Any:
-        """Return a tensor on the device."""
-        if name not in self._there:
-            self._there[name] = self._place.put(self._host[name])
-        return self._there[name]

@@ -1,6 +1,7 @@
 """Work replayed from CUDA graphs: one launch for all of its kernels.
 
-A graph is bound to its shapes and addresses, so inputs are copied into the buffers that it was captured with.
+A graph is bound to its shapes and addresses: inputs are copied into the buffers that it was captured with,
+but for those that lie at the same address each time, as the outputs of other graphs do.
 Where a capture fails the work is done without, and the log says so. The choice of graphs and the copies are
 tested on the CPU with a double of the capture, and the capture by ``pytest -m gpu``.
 """
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +30,20 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 #: One capture at a time.
 _CAPTURING = Lock()
 
+#: Tensors that last; see :func:`lasting`.
+_LASTING: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
 #: Runs before a capture, for libraries that choose kernels and take memory when they are first called.
 WARM_RUNS = 3
+
+
+def lasting(tensor: Tensor) -> Tensor:
+    """Mark a tensor whose memory is its own as long as it lives, written anew for each request; return it.
+
+    A graph reads it there. Its views are not marked.
+    """
+    _LASTING[tensor] = None
+    return tensor
 
 
 class Captured(NamedTuple):
@@ -94,6 +108,86 @@ def attempt(capture: Capture, run: Run, inputs: list[Tensor]) -> Captured | None
         return None
 
 
+class _Graph(NamedTuple):
+    """What was captured for some form: the buffers that it reads, those to fill by dtype, and the run."""
+
+    inputs: list[Tensor]
+    filled: list[list[int]]
+    captured: Captured | None
+
+
+class GraphedForms:
+    """Work from graphs, one for each form that it has: what decides the shapes of its inputs and the rest.
+
+    A tensor that lasts (:func:`lasting`) is read where it is, and a graph belongs to those that it reads;
+    others are copied into buffers.
+
+    Parameters
+    ----------
+    capture
+        Captures a run.
+    room
+        So many forms are captured; others run without.
+    """
+
+    def __init__(self, capture: Capture, room: int = 32) -> None:
+        self._capture, self._room = capture, room
+        self._graphs: dict[Hashable, _Graph] = {}
+
+    def __call__(
+        self, form: Hashable, run: Run, tensors: list[Tensor], rows: int | None = None
+    ) -> list[Tensor]:
+        """Do the work ``run`` of a form.
+
+        Parameters
+        ----------
+        form
+            Which of the graphs.
+        run
+            Does the work.
+        tensors
+            Its inputs.
+        rows
+            So many rows the graph's inputs have, if more than these; what the further rows give is cut off.
+
+        Returns
+        -------
+        The results. They last as long as this object, and the next work of the same form writes over them.
+        """
+        batch = None if rows is None or rows == len(tensors[0]) else len(tensors[0])
+        lasts = [batch is None and one in _LASTING for one in tensors]
+        key = form, *(id(one) for one, there in zip(tensors, lasts, strict=True) if there)
+        graph = self._graphs.get(key)
+        if graph is None and len(self._graphs) < self._room:
+            graph = self._graphs[key] = self._captured(run, tensors, lasts, rows)
+        if graph is None or graph.captured is None:
+            return run(tensors)
+        for places in graph.filled:
+            # All of one dtype by one launch.
+            buffers = [graph.inputs[place][:batch] for place in places]
+            torch._foreach_copy_(buffers, [tensors[place] for place in places])
+        graph.captured.replay()
+        outputs = graph.captured.outputs
+        return outputs if batch is None else [output[:batch] for output in outputs]
+
+    def _captured(self, run: Run, tensors: list[Tensor], lasts: list[bool], rows: int | None) -> _Graph:
+        inputs, filled = list[Tensor](), dict[torch.dtype, list[int]]()
+        for place, (tensor, there) in enumerate(zip(tensors, lasts, strict=True)):
+            inputs.append(tensor if there else _buffer(tensor, rows))
+            if not there:
+                filled.setdefault(tensor.dtype, []).append(place)
+        captured = attempt(self._capture, run, inputs)
+        for output in [] if captured is None else captured.outputs:
+            lasting(output)
+        return _Graph(inputs, list(filled.values()), captured)
+
+
+def _buffer(tensor: Tensor, rows: int | None) -> Tensor:
+    if rows is None or rows == len(tensor):
+        return tensor.clone()
+    return tensor.new_zeros((rows, *tensor.shape[1:]))
+
+
 class GraphedRun:
     """Work on batches, from graphs of a few batch sizes; each is captured when it is first asked for.
 
@@ -111,52 +205,9 @@ class GraphedRun:
     """
 
     def __init__(self, run: Run, capture: Capture, buckets: Sequence[int] = BUCKETS) -> None:
-        self._run, self._buckets, self._capture = run, tuple(buckets), capture
-        self._captured: dict[int, tuple[list[Tensor], Captured | None]] = {}
+        self._run, self._buckets, self._forms = run, tuple(buckets), GraphedForms(capture)
 
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Do the work for tensors ``[B, …]``; the results are the caller's own."""
-        batch = len(tensors[0])
-        bucket = bucket_of(batch, self._buckets)
-        if bucket is None:
-            return self._run(tensors)
-        if bucket not in self._captured:
-            inputs = [one.new_zeros((bucket, *one.shape[1:])) for one in tensors]
-            self._captured[bucket] = inputs, attempt(self._capture, self._run, inputs)
-        inputs, captured = self._captured[bucket]
-        if captured is None:
-            return self._run(tensors)
-        for buffer, tensor in zip(inputs, tensors, strict=True):
-            buffer[:batch].copy_(tensor)
-        captured.replay()
-        # The next replay writes over them.
-        return [output[:batch].clone() for output in captured.outputs]
-
-
-class GraphedForms:
-    """Work from graphs, one for each form that it has: what decides the shapes of its inputs and the rest.
-
-    Parameters
-    ----------
-    capture
-        Captures a run.
-    room
-        So many forms are captured; others run without.
-    """
-
-    def __init__(self, capture: Capture, room: int = 32) -> None:
-        self._capture, self._room = capture, room
-        self._captured: dict[Hashable, tuple[list[Tensor], Captured | None]] = {}
-
-    def __call__(self, form: Hashable, run: Run, tensors: list[Tensor]) -> list[Tensor]:
-        """Do the work ``run`` of a form; the results are the caller's own."""
-        if form not in self._captured and len(self._captured) < self._room:
-            inputs = [one.clone() for one in tensors]
-            self._captured[form] = inputs, attempt(self._capture, run, inputs)
-        inputs, captured = self._captured.get(form, ([], None))
-        if captured is None:
-            return run(tensors)
-        for buffer, tensor in zip(inputs, tensors, strict=True):
-            buffer.copy_(tensor)
-        captured.replay()
-        return [output.clone() for output in captured.outputs]
+        """Do the work for tensors ``[B, …]``; the next batch of the same bucket writes over the results."""
+        bucket = bucket_of(len(tensors[0]), self._buckets)
+        return self._run(tensors) if bucket is None else self._forms(bucket, self._run, tensors, bucket)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, ExitStack
 
 import numpy as np
@@ -10,11 +10,17 @@ import torch
 from torch import Tensor
 
 from ..errors import DeviceUnavailable
-from ..spec import Array
-from .graphs_torch import Capture, GraphedRun, Run, one_instance
+from ..spec import Array, Arrays
+from .graphs_torch import Capture, GraphedRun, Run, lasting, one_instance
 
 #: A table is copied in pieces of so many bytes, so that a mapped file is never in memory whole.
 PIECE = 1 << 26
+
+#: Arrays of a request begin at multiples of so many bytes, which kernels may count on.
+ALIGNED = 16
+
+#: Names and shapes for which room is kept; others are copied by themselves.
+MOST_STAGED = 64
 
 #: Type of device → makes what captures the work of one instance there as graphs.
 CAPTURES: dict[str, Callable[[], Capture]] = {"cuda": one_instance}
@@ -54,6 +60,7 @@ class Place:
             self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         captures = CAPTURES.get(self.device.type)
         self.capture = None if captures is None else captures()
+        self._staged: dict[Hashable, Staging] = {}
 
     def here(self) -> AbstractContextManager[object]:
         """Return the context in which an instance works: its stream, and no gradients."""
@@ -75,6 +82,21 @@ class Place:
             return tensor
         # Page-locked, the copy need not be waited for.
         return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def put_all(self, arrays: Arrays) -> dict[str, Tensor]:
+        """Copy arrays of a request to the device, where work is captured by one copy to where it lasts.
+
+        The next request's arrays of the same names and shapes are copied to the same place.
+        """
+        if self.capture is None:
+            return {name: self.put(array) for name, array in arrays.items()}
+        key = tuple((name, array.shape) for name, array in arrays.items())
+        staging = self._staged.get(key)
+        if staging is None:
+            if len(self._staged) == MOST_STAGED:
+                return {name: self.put(array) for name, array in arrays.items()}
+            staging = self._staged[key] = Staging(arrays, self.device)
+        return staging.put(arrays)
 
     def take(self, tensor: Tensor) -> Array:
         """Copy a tensor to the host, after all work before it is done."""
@@ -110,6 +132,42 @@ class Place:
         free, _ = torch.cuda.mem_get_info(self.device)
         if needed > free:
             raise DeviceUnavailable(no_room(what, needed, free, str(self.device)))
+
+
+class Staging:
+    """Room for arrays of some shapes on the host, page-locked, and on the device: they cross by one copy.
+
+    Parameters
+    ----------
+    arrays
+        Such arrays.
+    device
+        The device.
+    """
+
+    def __init__(self, arrays: Arrays, device: torch.device) -> None:
+        begins, size = list[int](), 0
+        for array in arrays.values():
+            begins.append(size)
+            size += -(-array.nbytes // ALIGNED) * ALIGNED
+        # Page-locked, the copy need not be waited for.
+        self._here = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._there = torch.empty(size, dtype=torch.uint8, device=device)
+        packed = self._here.numpy()
+        self._slots: dict[str, Array] = {}
+        self._tensors: dict[str, Tensor] = {}
+        for (name, array), begin in zip(arrays.items(), begins, strict=True):
+            place = slice(begin, begin + array.nbytes)
+            self._slots[name] = packed[place].view(array.dtype).reshape(array.shape)
+            kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
+            self._tensors[name] = lasting(self._there[place].view(kind).view(array.shape))
+
+    def put(self, arrays: Arrays) -> dict[str, Tensor]:
+        """Copy arrays of those shapes; what was put before them has been read, or is needed no more."""
+        for name, array in arrays.items():
+            self._slots[name][...] = array
+        self._there.copy_(self._here, non_blocking=True)
+        return self._tensors
 
 
 def no_room(what: str, needed: int, free: int, device: str) -> str:

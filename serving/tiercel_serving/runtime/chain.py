@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -13,6 +14,7 @@ from ..device.crossing import Crossing
 from ..errors import InvalidSettings, KindUnavailable, RequestError, StageFailed
 from ..live_items.watch import LiveItems
 from ..release.opened import Release, open_release
+from ..repository.engine_models import batch_sizes
 from ..repository.targets import find_target
 from ..spec import Array, Arrays, Checks, Closes, Renews, Stage, TensorSpec, Widths, model_inputs
 from ..stages.specs import BESIDE, ITEM_ROWS
@@ -85,7 +87,20 @@ class Chain:
             )
         stages = [build_stage(name, opened, place) for name in names]
         renewed = any(isinstance(one, Renews) for one in stages)
-        return cls(stages, place, opened.live_items if renewed else None)
+        chain = cls(stages, place, opened.live_items if renewed else None)
+        if place is not None and place.capture is not None:
+            chain.warm(batch_sizes(opened.settings.max_batch_size))
+        return chain
+
+    def warm(self, batches: Iterable[int]) -> None:
+        """Run each of these batches once: kernels of a device are chosen and graphs captured now."""
+        for users in batches:
+            blank = {
+                one.name: np.full((users, *(max(dim, 0) for dim in one.dims)), one.pad, one.numpy_dtype)
+                for one in self.external_inputs
+            }
+            with suppress(RequestError):
+                self.run(blank)
 
     def close(self) -> None:
         """Have each stage give back what it holds; the chain runs no more."""

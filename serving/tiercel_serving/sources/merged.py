@@ -128,6 +128,10 @@ class MergedSources:
         """Return the scores ``[B, M]`` of any items on the common scale; None if there is none."""
         return self._score(arrays, rows) if self.terms else None
 
+    def term_scores(self, arrays: Arrays, rows: Rows) -> Scores:
+        """Return what each source of the scale gives any items, without its weight: ``[T, B, M]``."""
+        return np.stack([cast("Scorer", self._sources[place]).score(arrays, rows) for place, _ in self.terms])
+
     def _score(self, arrays: Arrays, rows: Rows) -> Scores:
         """Return the scores ``[B, M]`` of any items on the common scale, which there is."""
         if self._scale is not None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from ..device.place_torch import Place
 from ..engines.table import ENGINES, TakesTensors
 from ..release.opened import Release
-from ..repository.engine_models import batch_sizes
 from ..spec import StageSpec
 from .engine import EngineStage, model_of, open_engine
 
@@ -28,12 +26,6 @@ class TensorEngineStage:
         """Run the model on tensors ``[B, …]`` of the dtypes in the spec."""
         return self._engine.run_tensors(arrays)
 
-    def warm(self, batches: Sequence[int], place: Place) -> None:
-        """Run each of these batches once, on zeros: kernels are chosen and graphs captured now, not later."""
-        for batch in batches:
-            zeros = (np.zeros((batch, *one.dims), one.numpy_dtype) for one in self.spec.inputs)
-            self.run({one.name: place.put(array) for one, array in zip(self.spec.inputs, zeros, strict=True)})
-
     def close(self) -> None:
         """Give back what the engine holds."""
         self._engine.close()
@@ -49,8 +41,4 @@ def open_stage(name: str, release: Release, place: Place) -> TensorEngineStage |
     if not isinstance(engine, TakesTensors):
         engine.close()
         return EngineStage(name, release)
-    stage = TensorEngineStage(name, release, engine)
-    if place.stream is not None:
-        with place.here():
-            stage.warm(batch_sizes(release.settings.max_batch_size), place)
-    return stage
+    return TensorEngineStage(name, release, engine)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..device.masks_torch import TensorMask
+from ..device.masks_torch import TensorMask, filled_up
 from ..device.place_torch import Place
 from ..flags import Flags
 from ..release.opened import Release
@@ -59,9 +59,9 @@ class TensorRetrieval(Retrieval):
         """Answer each kind of users, those of another with masks of their own."""
         given = np.zeros_like(unknown) if given is None else given
         kinds: list[tuple[Flags, _Give]] = [
-            (unknown, lambda own, less: self._merged.fallback(own, self._mask(less))),
+            (unknown, lambda own, less: self._merged.fallback(own, self._mask("fallback", less))),
             (~unknown & given, self._named),
-            (~unknown & ~given, lambda own, less: self._merged.personal(own, self._mask(less))),
+            (~unknown & ~given, lambda own, less: self._merged.personal(own, self._mask("personal", less))),
         ]
         kinds = [(chosen, give) for chosen, give in kinds if chosen.any()]
         if len(kinds) == 1:
@@ -79,10 +79,13 @@ class TensorRetrieval(Retrieval):
 
     def _named(self, arrays: Mapping[str, Any], limits: Limits) -> tuple[Tensor, Tensor, Tensor]:
         assert limits.listed is not None
-        return self._merged.ranked(arrays, self._mask(limits), self._place.put(limits.listed))
+        return self._merged.ranked(arrays, self._mask("named", limits), self._place.put(limits.listed))
 
-    def _mask(self, limits: Limits) -> TensorMask:
-        """Return what users must not get as a mask on the device, by one copy, or two with what may come."""
+    def _mask(self, kind: str, limits: Limits) -> TensorMask:
+        """Return what users of a kind must not get as a mask on the device.
+
+        By one copy, or two with what may come; each kind has room of its own, for one batch may have several.
+        """
         users = len(limits.counts)
         base = np.arange(users) * (self._pad + 1)
         cells = [
@@ -95,7 +98,7 @@ class TensorRetrieval(Retrieval):
             cells.append((limits.changed.out + base[:, None]).reshape(-1))
             most += len(limits.changed.out)
         allowed = None if limits.allowed is None else self._place.put(limits.allowed)
-        there = self._place.put(np.concatenate(cells))
+        there = self._place.put_all({kind: filled_up(np.concatenate(cells))})[kind]
         return TensorMask(users, self._pad, there, most, allowed, lambda: limits.mask(self._pad))
 
     def _explained(self, arrays: Arrays, limits: Limits, found: Any, unknown: Flags) -> dict[str, Array]:

@@ -1,0 +1,69 @@
+"""`tiercel score` holds no more for ten times the users: what it has of its own, seen from outside."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from small_release import ITEMS, SETTINGS, Parts, small_release
+
+TIERCEL = [sys.executable, "-c", "from tiercel_serving.commands.main import main; main()"]
+FEW, MANY = 20_000, 200_000
+#: Interactions of a user.
+HAD = 3
+#: Most bytes that a further user may cost. The answers of one, held to the end, would be 150 and more.
+MOST_BYTES = 40
+
+
+def frames(parts: Parts, users: int) -> dict[str, pd.DataFrame]:
+    """So many users, most of them nobody that the workflow knew, each with a few items."""
+    rng = np.random.default_rng(0)
+    ids = np.arange(1, users + 1)
+    known = parts.users.iloc[rng.integers(0, len(parts.users), users)]
+    count = users * HAD
+    return {
+        "users": known.assign(user_id=ids).reset_index(drop=True),
+        "interactions": pd.DataFrame(
+            {
+                "user_id": np.repeat(ids, HAD),
+                "item_id": parts.items["item_id"].to_numpy()[rng.integers(0, ITEMS, count)],
+                "timestamp": np.arange(count),
+                "device": "web",
+            }
+        ),
+    }
+
+
+def peak(release: Path, output: Path) -> int:
+    """Return the most bytes that the command held, without the pages of files that it has mapped."""
+    command = [*TIERCEL, "score", str(release), str(output), "-k", str(SETTINGS.k_max), "--json"]
+    most = 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            for line in status.read_text().splitlines():
+                if line.startswith("RssAnon:"):
+                    most = max(most, int(line.split()[1]) * 1024)
+            time.sleep(0.02)
+    assert process.returncode == 0
+    return most
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_memory_does_not_grow_with_the_users(parts: Parts, tmp_path: Path) -> None:
+    peaks = []
+    for users in (FEW, MANY):
+        made = small_release(tmp_path / str(users), parts, verify=False, **frames(parts, users))
+        output = tmp_path / f"{users}.parquet"
+        peaks.append(peak(made.path, output))
+        assert pq.read_metadata(output).num_rows == users
+    small, large = peaks
+    print(f"{FEW:,} users {small / 1e6:.1f} MB, {MANY:,} users {large / 1e6:.1f} MB")
+    assert (large - small) / (MANY - FEW) < MOST_BYTES
