@@ -194,8 +194,8 @@ def split(
     """
     # Of a batch that lies in one piece each request's rows do too, unless they are narrower.
     whole = {name: np.ascontiguousarray(outputs[name]) for name in dict.fromkeys(chain.from_iterable(wanted))}
-    if len(users) == 1:
-        return [{name: _narrow(array, widths[0].get(name)) for name, array in whole.items()}]
+    if len(users) == 1 and not widths[0]:
+        return [whole]
     ends = np.cumsum([0, *users]).tolist()
     return [
         {name: _narrow(whole[name][begin:end], width.get(name)) for name in names}

@@ -191,7 +191,7 @@ def load(model_config: str, model_repository: str) -> Loaded:
     def execute(raw: list[RawRequest]) -> list[RawAnswer]:
         try:
             answers = None
-            if answer_alike is not None and len(raw) > 1 and (joined := joined_if_alike(raw)) is not None:
+            if answer_alike is not None and (joined := joined_if_alike(raw)) is not None:
                 answers = answer_alike(joined, len(raw), raw[0][1])
             if answers is None:
                 answers = answer([(_arrays(tensors), wanted) for tensors, wanted in raw])
@@ -247,6 +247,8 @@ def joined_if_alike(raw: Sequence[RawRequest]) -> dict[str, Array] | None:
     together costs more than many a stage. Alike are those that have and want the same: names, types, shapes.
     """
     first, wanted = raw[0]
+    if len(raw) == 1:
+        return _arrays(first)
     if any(len(tensors) != len(first) or outputs != wanted for tensors, outputs in raw):
         return None
     joined: dict[str, Array] = {}

@@ -135,7 +135,7 @@ class TritonPythonModel:
             users = [self._inputs.count_users(arrays) // requests] * requests
             self._chain.check(arrays)
             widths: list[Mapping[str, int]] = [{}] * requests
-            if not self._chain.widths(arrays).keys().isdisjoint(wanted):
+            if requests > 1 and not self._chain.widths(arrays).keys().isdisjoint(wanted):
                 parts = batching.split(arrays, users, [list(arrays)] * requests, widths)
                 widths = [self._chain.widths(part) for part in parts]
             return self._run_batch(arrays, users, [wanted] * requests, widths)
