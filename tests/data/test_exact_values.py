@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from drawing import examples
@@ -125,17 +126,64 @@ def test_every_kind_of_list() -> None:
     assert by_arrow(pa.array([[None], []])).tolist() == [[None], []]
 
 
+def test_lists_of_nothing_but_nulls() -> None:
+    rows = [[None] * count for count in (3, 0, 1, 3, 2, 3)]
+    for dtype in (pa.list_(pa.null()), pa.large_list(pa.null())):
+        array = canonical(pa.chunked_array([pa.array(rows, dtype)]), "x")
+        assert plain_values(joined([array]), "x").tolist() == rows
+        assert plain_values(joined([array, array]), "x").tolist() == [*rows, *rows]
+        texts = canonical(pa.chunked_array([pa.array([["a"]])]), "x")
+        assert plain_values(joined([array, texts]), "x").tolist() == [*rows, ["a"]]
+
+
 def test_types_for_which_no_plain_dtype_stands() -> None:
     for array in (
         pa.array([b"x"]),
         pa.array([{"a": 1}]),
         pa.array([[[1]]]),
         pa.array([[date(2020, 1, 1)]]),
-        pa.array([1]).cast(pa.decimal128(20, 0)),
         pa.array([timedelta(1)]),
     ):
         with pytest.raises(DataCorrupt, match=r"t, column 'x': expected one of integers"):
             by_arrow(array)
+
+
+# --------------------------------------------------------------------------------------------- decimals
+
+
+@given(
+    st.lists(st.none() | st.decimals(-(10**9), 10**9, places=4), max_size=20),
+    st.sampled_from([pa.decimal128(20, 4), pa.decimal256(40, 4), pa.decimal128(14, 4)]),
+)
+@example([Decimal("0.1235"), None, Decimal("-0.0001")], pa.decimal128(38, 18))
+@examples(20)
+def test_decimals_are_the_nearest_floats(values: list[Decimal | None], dtype: pa.DataType) -> None:
+    expected = [None if value is None else float(value) for value in values]
+    for array in (pa.array(values, dtype), pa.array(values, dtype).dictionary_encode()):
+        assert [None if np.isnan(one) else one for one in by_arrow(array)] == expected
+    [row] = by_arrow(pa.array([values], pa.list_(dtype)))
+    assert [None if one is None or np.isnan(one) else one for one in row] == expected
+
+
+def test_decimals_without_places_are_integers() -> None:
+    for dtype in (pa.decimal128(38, 0), pa.decimal256(60, 0)):
+        whole = by_arrow(pa.array([Decimal(2**63 - 1), Decimal(-(2**63))], dtype))
+        assert (whole.dtype, whole.tolist()) == (np.int64, [2**63 - 1, -(2**63)])
+        assert by_arrow(pa.array([Decimal(5), None], dtype)).tolist()[0] == 5.0
+        assert by_arrow(pa.array([[Decimal(7)], None], pa.list_(dtype))).tolist() == [[7], []]
+        with pytest.raises(DataCorrupt, match=f"column 'x': expected integers of 64 bits .*found {2**63};"):
+            by_arrow(pa.array([Decimal(1), Decimal(2**63), None], dtype))
+        with pytest.raises(DataCorrupt, match=r"the column has nulls.*9007199254740993 would become"):
+            by_arrow(pa.array([Decimal(2**53 + 1), None], dtype))
+
+
+def test_two_decimals_stay_two() -> None:
+    near = [Decimal("0.1"), None, Decimal("0.100000000000000001"), Decimal("0.1")]
+    pattern = r"t, column 'x': .*, and 0\.1[0]+ and 0\.100000000000000001 would both become 0\.1; write"
+    for values in (near, [near]):
+        dtype = pa.decimal128(38, 18)
+        with pytest.raises(DataCorrupt, match=pattern):
+            by_arrow(pa.array(values, dtype if values is near else pa.list_(dtype)))
 
 
 # ------------------------------------------------------------------------------------------------ times

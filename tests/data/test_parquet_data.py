@@ -140,11 +140,18 @@ def test_a_type_that_there_is_not(tables: dict[str, pd.DataFrame], tmp_path: Pat
         load_dataset(spec, data_dir=write(tables, tmp_path))
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1 this is not Parquet", b"x" * 10_000])
-def test_no_parquet(tables: dict[str, pd.DataFrame], tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        (b"", "write it as Parquet"),
+        (b"PAR1 this is not Parquet", "write it again"),
+        (b"item_id,name\n1,one\n", r"write it as Parquet, such as a CSV file by pandas\.read_csv"),
+    ],
+)
+def test_no_parquet(tables: dict[str, pd.DataFrame], tmp_path: Path, content: bytes, remedy: str) -> None:
     write(tables, tmp_path)
     (tmp_path / "items.parquet").write_bytes(content)
-    with pytest.raises(DataCorrupt, match="items is not a readable Parquet file"):
+    with pytest.raises(DataCorrupt, match=f"items is not a readable Parquet file .*; {remedy}"):
         load_dataset(SPEC, data_dir=tmp_path)
 
 

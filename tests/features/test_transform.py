@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from tiercel_export.errors import UnsupportedOperator
 from tiercel_export.workflow.cut import compile_workflow
 from tiercel_export.workflow.frames import FrameOracle, oracle_frame
 from tiercel_pipelines.errors import DataCorrupt, DataError, DataMissing
-from tiercel_pipelines.features.arrow_columns import array_from_column, column_from_arrow
+from tiercel_pipelines.features.arrow_columns import array_from_column, check_schema, column_from_arrow
 from tiercel_pipelines.features.origin import FeatureOrigin, kind_of
 from tiercel_pipelines.features.parquet_files import parquet_files
 from tiercel_pipelines.features.transform import Transform, transform_files
@@ -348,6 +349,19 @@ def test_columns_hold_what_arrow_holds(drawn):
         if is_list:
             return
         assert [_plain(value) for value in array_from_column(column, output).to_pylist()] == flat
+
+
+def test_decimals_are_the_numbers_that_a_training_read():
+    column = InputColumn("c", "float64", False, "user")
+    held = column_from_arrow(pa.array([Decimal("0.30"), None], pa.decimal128(38, 2)), column, "f")
+    assert held.values.tolist()[0] == 0.3
+    assert held.valid.tolist() == [True, False]
+    whole = InputColumn("c", "int64", True, "user")
+    held = column_from_arrow(pa.array([[Decimal(2**62 + 1)]], pa.list_(pa.decimal128(38, 0))), whole, "f")
+    assert held.values.tolist() == [2**62 + 1]
+    with pytest.raises(DataCorrupt, match=r"f: column 'c': a cast to int64 would change 1\.5"):
+        column_from_arrow(pa.array([[Decimal("1.5")]], pa.list_(pa.decimal128(9, 1))), whole, "f")
+    check_schema(pa.schema({"c": pa.list_(pa.decimal128(9, 1))}), [whole], "f")
 
 
 def test_fixed_size_lists_and_their_slices():

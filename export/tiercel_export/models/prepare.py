@@ -304,13 +304,23 @@ def engine_for(engine: str, stage: str) -> str:
 
 
 def write_engines(
-    artefacts: Path, models: Models, engine: str, *, max_batch: int, build_id: str
+    artefacts: Path,
+    models: Models,
+    engine: str,
+    *,
+    max_batch: int,
+    build_id: str,
+    tell: Callable[[str], None],
 ) -> list[str]:
-    """Write the artefact of every model, by the maker that its engine's row names; return notes."""
+    """Write the artefact of every model, by the maker that its engine's row names; return notes.
+
+    ``tell`` hears the stage of each as it begins.
+    """
     notes: list[str] = []
     rows = [(model, engine_for(engine, model.stage)) for model in models.dense]
     rows += [(model, TOWER_ENGINE) for model in models.towers.values()]
     for model, row in rows:
+        tell(model.stage)
         module, _, name = ENGINES.find(row).maker.partition(":")
         make = cast("Maker", getattr(import_module(module), name))
         folder = artefacts / model.stage

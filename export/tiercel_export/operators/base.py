@@ -135,11 +135,16 @@ def plain(series: pd.Series, operator: Any) -> pd.Series:
     return series
 
 
-def wrong_column(operator: Any, series: pd.Series, expected: str, came: str) -> WorkflowError:
+def wrong_column(
+    operator: Any,
+    series: pd.Series,
+    expected: str,
+    came: str,
+    remedy: str = "leave the column out, or Cast it before",
+) -> WorkflowError:
     """Return the error of a column of the wrong type."""
     return WorkflowError(
-        f"{type(operator).__name__} on column {series.name!r}: expected {expected}, came {came}; "
-        "leave the column out, or Cast it before"
+        f"{type(operator).__name__} on column {series.name!r}: expected {expected}, came {came}; {remedy}"
     )
 
 

@@ -138,6 +138,8 @@ def times(series: Any, unit: str | None, operator: Any) -> tuple[Whole, Valid, s
         return values.astype(np.int64), ~null if null.any() else None, np.datetime_data(values.dtype)[0]
     x, valid = numbers(series, operator)
     if unit is None:
-        raise wrong_column(operator, series, "dates and times, or a unit for numbers", f"{dtype} and no unit")
+        remedy = 'say the unit, which is "s" in a recipe: dates are whole seconds there'
+        expected, came = "dates and times, or a unit for numbers", f"{dtype} and no unit"
+        raise wrong_column(operator, series, expected, came, remedy)
     ticks, held = ticks_of(x, valid)
     return ticks, where_all_valid(valid, held), unit

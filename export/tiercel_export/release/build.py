@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -58,7 +58,7 @@ Progress = Callable[[str, int, int], None]
 #: What ids and time are called, and how the workflow is read, unless the caller says otherwise.
 COLUMNS, FEATURES = TableColumns(), FeatureOptions()
 
-#: The steps that ``progress`` hears of.
+#: The steps that ``progress`` hears of; of the fourth, each model too, as ``exporting ranking``.
 STEPS = (
     "checking the inputs",
     "compiling the workflow",
@@ -199,7 +199,15 @@ def build_release(
         parts = _prepare(inputs, workflow, features, ranker, goal.tasks, step)
         programs, tables, models = parts.programs, parts.tables, parts.models
         most = inputs.settings.max_batch_size
-        inputs.notes.extend(write_engines(artefacts, models, goal.engine, max_batch=most, build_id=build_id))
+        notes = write_engines(
+            artefacts,
+            models,
+            goal.engine,
+            max_batch=most,
+            build_id=build_id,
+            tell=lambda stage: step(3, f"exporting {stage}"),
+        )
+        inputs.notes.extend(notes)
         step(4)
         user_ids = np.concatenate([inputs.user_ids, stranger(inputs.user_ids)])
         uncompiled = Uncompiled(inputs.settings, tables, models, user_ids)
@@ -282,10 +290,16 @@ def plan_release(
     return _manifest(goal, new_build_id(), inputs, parts.programs, parts.tables, parts.models, {})
 
 
-def _reporter(progress: Progress | None) -> Callable[[int], None]:
-    def step(done: int) -> None:
+class _Step(Protocol):
+    def __call__(self, done: int, what: str = "") -> None:
+        """Tell which step begins, by its own name or that of a part of it."""
+        ...
+
+
+def _reporter(progress: Progress | None) -> _Step:
+    def step(done: int, what: str = "") -> None:
         if progress is not None:
-            progress(STEPS[min(done, len(STEPS) - 1)], done, len(STEPS))
+            progress(what or STEPS[min(done, len(STEPS) - 1)], done, len(STEPS))
 
     return step
 
@@ -296,7 +310,7 @@ def _prepare(
     features: FeatureOptions,
     ranker: DenseGiven | None,
     tasks: Sequence[str],
-    step: Callable[[int], None],
+    step: _Step,
 ) -> Prepared:
     """Compile the workflow, make the tables, and look at the models; nothing is written."""
     step(1)

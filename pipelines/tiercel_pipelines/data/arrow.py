@@ -17,6 +17,8 @@ from .plain import LARGEST, Array, check_exact, not_plain, too_wide, whole_numbe
 
 _types = pa.types
 
+#: As many decimal digits a float64 always tells apart.
+_EXACT_DIGITS = 15
 _DAY = 86_400
 _A_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
@@ -30,6 +32,8 @@ def kind_of(dtype: pa.DataType) -> str:
         return kind_of(dtype.value_type)
     if _is_list(dtype):
         return f"list[{kind_of(dtype.value_type)}]"
+    if _types.is_decimal(dtype):
+        return "float" if dtype.scale > 0 else "int"
     tests = {
         "int": _types.is_integer,
         "float": _types.is_floating,
@@ -54,12 +58,12 @@ _ELEMENTS = ("int", "float", "bool", "string", "null")
 def canonical(column: pa.ChunkedArray, where: str) -> pa.Array:
     """Return a column as one array of int64, float32 or float64, booleans, text, null, or lists of these.
 
-    Times become whole seconds since 1970, rounded down.
+    Times become whole seconds since 1970, rounded down, and decimals what :func:`of_decimals` says.
 
     Raises
     ------
     DataCorrupt
-        If no plain dtype stands for its type, or an integer does not fit 64 bits with a sign.
+        If no plain dtype stands for its type, or a number would become another's.
     """
     array = pa.concat_arrays(column.chunks) if column.chunks else pa.array([], column.type)
     if _types.is_dictionary(array.type):
@@ -68,20 +72,64 @@ def canonical(column: pa.ChunkedArray, where: str) -> pa.Array:
     if kind == "time":
         return _seconds(array)
     if kind not in _ELEMENTS and kind not in {f"list[{element}]" for element in _ELEMENTS}:
-        raise not_plain(where, str(column.type))
+        remedy = "convert the column, or name in the recipe's data set the columns to read (`user_columns=…`)"
+        raise not_plain(where, str(column.type), remedy)
     if not _is_list(array.type):
-        _check_width(array, where)
-        return array.cast(_plain_type(array.type))
+        return _plain_elements(array, where)
     if _types.is_fixed_size_list(array.type):
         array = array.cast(pa.large_list(array.type.value_type))
     elements = array.flatten()
     if _types.is_dictionary(elements.type):
         elements = elements.dictionary_decode()
-    _check_width(elements, where)
+    elements = _plain_elements(elements, where)
     # Null lists may have hidden elements, which `flatten` leaves out; they become empty ones in the end.
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     ends = pa.array(np.append(0, np.cumsum(lengths, dtype=np.int64)))
-    return pa.LargeListArray.from_arrays(ends, elements.cast(_plain_type(elements.type)))
+    return pa.LargeListArray.from_arrays(ends, elements)
+
+
+def _plain_elements(array: pa.Array, where: str) -> pa.Array:
+    if _types.is_decimal(array.type):
+        return of_decimals(array, where)
+    _check_width(array, where)
+    return array.cast(_plain_type(array.type))
+
+
+def of_decimals(array: pa.Array, where: str) -> pa.Array:
+    """Return decimals as int64 if their type has no places, else as the nearest float64.
+
+    Raises
+    ------
+    DataCorrupt
+        If one does not fit int64, or two would become the same float64.
+    """
+    if array.type.scale <= 0:
+        try:
+            return array.cast(pa.int64())
+        except pa.ArrowInvalid:
+            stray = next(
+                int(one) for one in array.drop_null().to_pylist() if not -LARGEST - 1 <= one <= LARGEST
+            )
+            raise too_wide(stray, where) from None
+    texts = array.cast(pa.string())
+    floats = texts.cast(pa.float64())  # Arrow's own way from decimals to floats rounds twice
+    if array.type.precision > _EXACT_DIGITS:
+        different = texts.drop_null().unique()
+        made = different.cast(pa.float64())
+        if len(made.unique()) < len(different):
+            raise _merged(different.to_pylist(), made.to_pylist(), where)
+    return floats
+
+
+def _merged(decimals: Sequence[str], floats: Sequence[float], where: str) -> DataCorrupt:
+    first: dict[float, str] = {}
+    for one, other in zip(decimals, floats, strict=True):
+        if first.setdefault(other, one) != one:
+            break
+    return DataCorrupt(
+        f"{where}: its decimals become float64, and {first[other]} and {one} would both become {other}; "
+        "write the column with fewer places, or as strings"
+    )
 
 
 def _plain_type(dtype: pa.DataType) -> pa.DataType:
@@ -113,7 +161,8 @@ def joined(arrays: Sequence[pa.Array]) -> pa.Array:
     types = list(dict.fromkeys(array.type for array in arrays))
     # Of a narrow float, a wide one and no value at all the wide one takes them all.
     widest = max(types, key=_rank)
-    return pa.concat_arrays([array.cast(widest) for array in arrays])
+    # Arrow cuts the elements of lists of nothing when it casts them to what they are.
+    return pa.concat_arrays([array if array.type == widest else array.cast(widest) for array in arrays])
 
 
 #: What stands for a kind where a column has no value that would say it.

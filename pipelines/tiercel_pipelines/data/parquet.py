@@ -308,8 +308,21 @@ def _check_ids(parts: Sequence[_Part], table: str, ids: Sequence[str]) -> None:
 
 
 def _unreadable(path: Path | str, table: str, error: Exception) -> TiercelError:
-    corrupt = DataCorrupt(f"{path}: {table} is not a readable Parquet file ({error}); write it again")
+    if _begins_as_parquet(Path(path)):
+        remedy = "write it again"
+    else:
+        remedy = "write it as Parquet, such as a CSV file by pandas.read_csv(…).to_parquet(…)"
+    corrupt = DataCorrupt(f"{path}: {table} is not a readable Parquet file ({error}); {remedy}")
     return fault_of(error, Path(path), f"reading {table}") or corrupt
+
+
+def _begins_as_parquet(path: Path) -> bool:
+    """Whether a path is a folder, or a file that begins as Parquet does: no other kind of file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PAR1"
+    except OSError:
+        return True
 
 
 def _check_columns(part: _Part, table: str, wanted: list[str], columns: Columns) -> None:

@@ -69,11 +69,11 @@ def plain_column(column: pd.Series, where: str) -> Array:
     raise not_plain(where, str(dtype))
 
 
-def not_plain(where: str, found: str) -> DataCorrupt:
+def not_plain(where: str, found: str, remedy: str = "convert or drop the column") -> DataCorrupt:
     """Return the error of a column for which no plain dtype stands."""
     return DataCorrupt(
         f"{where}: expected one of integers, floats, booleans, strings, dates or lists in all its rows, "
-        f"found {found}; convert or drop the column"
+        f"found {found}; {remedy}"
     )
 
 

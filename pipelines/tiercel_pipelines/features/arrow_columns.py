@@ -20,13 +20,14 @@ from tiercel_serving.features import InputColumn, OutputColumn
 from tiercel_serving.features.calendar import PER_SECOND
 from tiercel_serving.spec import Array
 
+from ..data.arrow import of_decimals
 from ..errors import DataCorrupt, DataMissing
 
 _types = pa.types
 
 #: What an input column may be in a file, by the dtype that the program asks for. An all-null column may
 #: have Arrow's null type.
-_NUMBER = (_types.is_integer, _types.is_floating, _types.is_boolean, _types.is_null)
+_NUMBER = (_types.is_integer, _types.is_floating, _types.is_decimal, _types.is_boolean, _types.is_null)
 ACCEPTED: Mapping[str, tuple[Any, ...]] = {
     "int64": _NUMBER,
     "bool": _NUMBER,
@@ -175,6 +176,8 @@ def _elements(array: pa.Array, column: InputColumn, where: str) -> _Elements:
         return _texts(array, column, where)
     if _types.is_null(array.type):
         return np.zeros(len(array), np.dtype(column.dtype)), np.zeros(len(array), np.bool_), None
+    if _types.is_decimal(array.type):
+        array = of_decimals(array, f"{where}: column {column.name!r}")
     return *_typed(_numbers(array), _valid(array), column, where), None
 
 
