@@ -32,17 +32,20 @@ from tiercel_serving.verify.golden import StoredGolden
 BATCHES = (1, 8, 64)
 
 
-def median_us(calls: Mapping[str, Callable[[], Any]], rounds: int, warm: int) -> dict[str, float]:
-    """Return each call's median in microseconds, all of them taking turns."""
-    names, taken = list(calls), {name: np.empty(rounds) for name in calls}
+def median_us(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, warm: int, in_a_row: int = 1
+) -> dict[str, float]:
+    """Return each call's median in microseconds, all of them taking turns of ``in_a_row`` calls."""
+    names, taken = list(calls), {name: np.empty((rounds, in_a_row)) for name in calls}
     rng = np.random.default_rng(0)
     for number in range(-warm, rounds):
         for place in rng.permutation(len(names)):
             name = names[place]
-            begun = time.perf_counter_ns()
-            calls[name]()
-            if number >= 0:
-                taken[name][number] = time.perf_counter_ns() - begun
+            for again in range(in_a_row):
+                begun = time.perf_counter_ns()
+                calls[name]()
+                if number >= 0:
+                    taken[name][number, again] = time.perf_counter_ns() - begun
     return {name: float(np.median(times)) / 1e3 for name, times in taken.items()}
 
 
@@ -58,7 +61,9 @@ def ranker_us(releases: Mapping[str, Release], batch: int, rounds: int) -> dict[
         return median_us(calls, rounds, warm=max(3, rounds // 10))
 
 
-def served(paths: Mapping[str, Path], rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+def served(
+    paths: Mapping[str, Path], rounds: int, seconds: float, in_a_row: int = 1
+) -> dict[str, dict[str, float]]:
     """Return each release's median answer in microseconds by one caller, and answers a second to eight."""
     with contextlib.ExitStack() as stack:
         urls, users = {}, {}
@@ -69,7 +74,7 @@ def served(paths: Mapping[str, Path], rounds: int, seconds: float) -> dict[str, 
         calls = {
             name: partial(client.recommend, user_id=users[name], k=10) for name, client in clients.items()
         }
-        p50 = median_us(calls, rounds, warm=max(3, rounds // 10))
+        p50 = median_us(calls, rounds, max(3, rounds // 10), in_a_row)
         # Twice in turn, so that neither has the quieter half of the time.
         rates = {name: [answers_per_s(urls[name], users[name], seconds) for _ in (0, 1)] for name in urls}
         return {

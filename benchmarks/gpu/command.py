@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     from benchmarks.gpu.report import GpuReport, Size
 
 NAME = "python -m benchmarks.gpu"
-PARTS = ("ranker", "search", "served")
+PARTS = ("ranker", "search", "index", "served")
 
 
 def command(
     size: Annotated[str, typer.Option("--size", metavar="SIZE", help="full, or tiny for a try.")] = "full",
     device: Annotated[str, typer.Option("--device", metavar="cuda|cpu", help="Where it runs.")] = "cuda",
     part: Annotated[
-        list[str] | None, typer.Option("--part", help="ranker, search or served; else all, if they can.")
+        list[str] | None,
+        typer.Option("--part", help="ranker, search, index, served; else all, if they can."),
     ] = None,
     form: Annotated[
         list[str] | None,
@@ -53,7 +54,7 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure a ranker in every form, exact search, and a served release, on a GPU.
+    """Measure a ranker in every form, exact search, an index, and a served release, on a GPU.
 
     It needs torch, ONNX Runtime and what serves; what an export makes comes along: the ONNX files
     (`--prepare` writes them where onnxscript is installed) and the release.
@@ -112,6 +113,7 @@ def measure(
     DeviceUnavailable
         There is no such device.
     """
+    from benchmarks.gpu.index import measure_index
     from benchmarks.gpu.ranker import measure_ranker
     from benchmarks.gpu.report import GpuReport
     from benchmarks.gpu.search import bandwidth, measure_search
@@ -125,6 +127,9 @@ def measure(
             report.bandwidth_gb_s = speed / 1e9
             shapes = (size.items, size.dimension, size.precisions, size.batches)
             report.search += measure_search(*shapes, device, max(size.rounds // 4, 3), speed, note)
+    if "index" in parts:
+        shapes_of_index = (*size.indexed, size.nprobes, size.batches)
+        report.index += measure_index(*shapes_of_index, device, max(size.rounds // 4, 3), note)
     if "ranker" in parts:
         shapes_of_ranker = (size.shape, size.rankers, size.forms)
         report.ranker += measure_ranker(*shapes_of_ranker, device, size.rounds, folder, note)

@@ -149,11 +149,13 @@ def _aoti(graphs: bool) -> Callable[..., Run]:
             raise RuntimeError("CUDA graphs need a GPU")
         loader = _package(model, shape, kept, device, folder)
         run: Any = loader.run
-        if graphs:
-            from tiercel_serving.device.graphs_torch import GraphedRun, one_instance
+        if not graphs:
+            return lambda given: run([given[name] for name in INPUTS])[0]
+        from tiercel_serving.device.graphs_torch import GraphedRun, lasting, one_instance
 
-            run = GraphedRun(loader.run, one_instance())
-        return lambda given: run([given[name] for name in INPUTS])[0]
+        run = GraphedRun(loader.run, one_instance())
+        # As the stages before it leave them: where they last, and are read without a copy.
+        return lambda given: run([lasting(given[name]) for name in INPUTS])[0]
 
     return make
 

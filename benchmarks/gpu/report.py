@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.gpu.index import IndexRow
 from benchmarks.gpu.model import Shape
 from benchmarks.gpu.ranker import RankerRow
 from benchmarks.gpu.search import SearchRow
@@ -22,6 +23,8 @@ class Size:
     dimension: int
     precisions: Sequence[str]
     batches: Sequence[int]
+    indexed: tuple[int, int, str]
+    nprobes: Sequence[int]
     copied_bytes: int
     rounds: int
     seconds: float
@@ -41,6 +44,8 @@ SIZES: Mapping[str, Size] = {
         128,
         ("float32", "float16"),
         (1, 8, 64),
+        (10_000_000, 128, "IVF4096,PQ64"),
+        (8, 32, 128),
         1 << 30,
         200,
         5.0,
@@ -53,6 +58,8 @@ SIZES: Mapping[str, Size] = {
         16,
         ("float32", "float16"),
         (1, 4),
+        (3_000, 16, "IVF16,Flat"),
+        (2, 16),
         1 << 20,
         3,
         0.3,
@@ -68,6 +75,7 @@ class GpuReport:
     ranker: list[RankerRow] = field(default_factory=list)
     bandwidth_gb_s: float | None = None
     search: list[SearchRow] = field(default_factory=list)
+    index: list[IndexRow] = field(default_factory=list)
     served: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -80,6 +88,7 @@ class GpuReport:
             ],
             "bandwidth_gb_s": self.bandwidth_gb_s,
             "search": [row._asdict() for row in self.search],
+            "index": [row._asdict() for row in self.index],
             "served": {name: dict(figures) for name, figures in self.served.items()},
         }
 
@@ -93,6 +102,9 @@ class GpuReport:
             lines += [f"Copying within the device: {self.bandwidth_gb_s:,.1f} GB/s, read and written.", ""]
             lines += ["| items | precision | users | launches | p50, µs | over reading the vectors once |"]
             lines += ["|---|---|---|---|---|---|", *map(_search_line, self.search), ""]
+        if self.index:
+            lines += ["| items | index | nprobe | users | recall@200 | exact, µs | index, µs |"]
+            lines += ["|---|---|---|---|---|---|---|", *map(_index_line, self.index), ""]
         if self.served:
             lines += ["| target, engine | in one process, µs | served, µs | answers a second to 8 |"]
             lines += ["|---|---|---|---|", *map(_served_line, self.served.items())]
@@ -117,3 +129,10 @@ def _search_line(row: SearchRow) -> str:
     if row.p50_us is None:
         return f"{at} not run: {row.reason} | |"
     return f"{at} {row.p50_us:,.0f} | {row.over_bandwidth:.2f} |"
+
+
+def _index_line(row: IndexRow) -> str:
+    at = f"| {row.items:,} | {row.factory} | {row.nprobe} | {row.users} |"
+    if row.recall is None:
+        return f"{at} not run: {row.reason.replace('|', '/')} | | |"
+    return f"{at} {row.recall:.3f} | {row.exact_us:,.0f} | {row.index_us:,.0f} |"

@@ -37,7 +37,7 @@ def test_it_imports_nothing_that_a_gpu_machine_lacks() -> None:
 
 def test_tiny_on_the_cpu(tmp_path: Path) -> None:
     said: list[str] = []
-    parts = ("ranker", "search", "served")
+    parts = ("ranker", "search", "index", "served")
     report = measure(SIZES["tiny"], "cpu", parts, None, tmp_path, tmp_path, "typed", said.append)
     document = json.loads(json.dumps(report.to_json()))
     rows = {(row["form"], row["users"]): row for row in document["ranker"]}
@@ -47,7 +47,11 @@ def test_tiny_on_the_cpu(tmp_path: Path) -> None:
     found = {(row["precision"], row["users"]): row["over_bandwidth"] for row in document["search"]}
     assert set(found) == {(precision, users) for precision in ("float32", "float16") for users in (1, 4)}
     assert min(found.values()) > 0
+    indexed = {(row["nprobe"], row["users"]): row for row in document["index"]}
+    assert set(indexed) == {(nprobe, users) for nprobe in (2, 16) for users in (1, 4)}
+    assert indexed[16, 4]["recall"] == 1.0, "every list was looked at"
     text = report.to_markdown()
+    assert "| 3,000 | IVF16,Flat | 16 | 4 | 1.000 |" in text
     assert "| eager | 4 × 16 |" in text
     assert "not run: RuntimeError: CUDA graphs need a GPU" in text
     assert said[0].startswith("3,000 × 16")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from stage_oracles import Ask, packed, tensors
 from tiny_release import Tiny, objects
+
+from tiercel_serving.runtime.embedded import TRITON_TYPES, joined_if_alike
 
 OUTPUTS = ("item_id", "score", "count", "status")
 
@@ -144,6 +147,68 @@ def test_the_bad_are_refused_and_their_neighbours_answered(open_model: Open, pla
         assert sorted(response.arrays) == sorted(OUTPUTS)
         for name in ("item_id", "count", "status"):
             np.testing.assert_array_equal(response.arrays[name], alone.arrays[name])
+
+
+def raw(arrays: dict[str, np.ndarray], outputs: tuple[str, ...] = OUTPUTS) -> Any:
+    """A request as Tiercel's backend reads it."""
+    tensors = [
+        (name, TRITON_TYPES[one.dtype], one.shape, memoryview(one.tobytes())) for name, one in arrays.items()
+    ]
+    return tensors, list(outputs)
+
+
+@pytest.mark.parametrize(
+    "users",
+    [
+        pytest.param([[Ask(1)], [Ask(2)], [Ask(3)]], id="one user each"),
+        pytest.param([[Ask(1)], [Ask(-4)], [Ask(3)]], id="one whom nobody knows"),
+        pytest.param([[Ask(1, k=3)], [Ask(2, k=8)], [Ask(3, k=1)]], id="answers of other widths"),
+        pytest.param([[Ask(1, k=3), Ask(2, k=2)], [Ask(3, k=8), Ask(-4)]], id="two users each"),
+        pytest.param([[Ask(1, exclude=(1, 2))], [Ask(2, exclude=(3, 4))]], id="lists"),
+    ],
+)
+def test_requests_that_are_alike_are_answered_as_others_are(
+    open_model: Open, plain: Tiny, users: list[list[Ask]]
+) -> None:
+    model = open_model()
+    requests = [
+        tensors(
+            [ask if ask.user_id < 0 else replace(ask, user_id=plain.user_ids[ask.user_id]) for ask in asks]
+        )
+        for asks in users
+    ]
+    joined = joined_if_alike([raw(arrays) for arrays in requests])
+    assert joined is not None
+    answers = model.answer_alike(joined, len(requests), OUTPUTS)
+    for given, expected in zip(
+        answers, model.answer([(arrays, OUTPUTS) for arrays in requests]), strict=True
+    ):
+        assert list(given) == list(expected)
+        for name, array in given.items():
+            assert array.flags.c_contiguous, name
+            np.testing.assert_array_equal(array, expected[name], name, strict=True)
+
+
+def test_requests_that_differ_are_not_joined(open_model: Open, plain: Tiny) -> None:
+    one, other = (tensors([Ask(plain.user_ids[n], exclude=plain.item_ids[:3])]) for n in (2, 3))
+    assert joined_if_alike([raw(one), raw(other)]) is not None
+    wider = tensors([Ask(plain.user_ids[3], exclude=plain.item_ids[:4])])
+    text = {**one, "occupation": objects([b"lawyer"])[:, None]}
+    short = raw(other)
+    short[0][0] = (*short[0][0][:3], memoryview(b""))
+    for strange in (raw(wider), raw(text), raw({"user_id": one["user_id"]}), raw(other, OUTPUTS[:2]), short):
+        assert joined_if_alike([raw(one), strange]) is None
+    assert joined_if_alike([raw(text), raw(text)]) is None
+    assert joined_if_alike([short, short]) is None
+    # One of them is at fault: which, only answering each by itself says.
+    bad = [tensors([Ask(plain.user_ids[2], k=k)]) for k in (3, 99)]
+    joined = joined_if_alike([raw(arrays) for arrays in bad])
+    model = open_model()
+    assert model.answer_alike(joined, 2, OUTPUTS) is None
+    assert [isinstance(one, dict) for one in model.answer([(arrays, OUTPUTS) for arrays in bad])] == [
+        True,
+        False,
+    ]
 
 
 def test_a_badly_packed_list_falls_alone(open_model: Open, tiny_of: Callable[[str], Tiny]) -> None:

@@ -115,7 +115,8 @@ def test_what_faiss_gpu_is_asked_for(
         def train(self, vectors: torch.Tensor) -> None:
             self.add(vectors)
 
-    def to_gpu(resources: Resources, device: int, made: Any) -> Any:
+    def to_gpu(resources: Resources, device: int, made: Any, options: Any) -> Any:
+        assert options.useFloat16 is (made.nlist == 4), "of product quantizers alone"
         if made.nlist == 1:
             raise RuntimeError("not implemented on a GPU")
         return made
@@ -123,6 +124,7 @@ def test_what_faiss_gpu_is_asked_for(
     gpu_resources.cache_clear()
     for name, value in {
         "StandardGpuResources": Resources,
+        "GpuClonerOptions": SimpleNamespace,
         "index_cpu_to_gpu": to_gpu,
         "GpuParameterSpace": faiss.ParameterSpace,
     }.items():

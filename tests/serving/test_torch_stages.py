@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from drawing import examples
 from tiercel_serving.device.crossing import Crossing
+from tiercel_serving.device.order_torch import COUNTED
 from tiercel_serving.device.place_torch import CAPTURES
 from tiercel_serving.runtime.chain import Chain
 
@@ -73,8 +74,10 @@ def asks_for(tiny: Tiny) -> list[Ask]:
 
 @pytest.mark.parametrize("device", [*DEVICES, CAPTURED])
 def test_every_kind_of_recommender(
-    device: str, variant: str, tiny: Tiny, chain: Chain, torch_chain: Chains
+    device: str, variant: str, tiny: Tiny, chain: Chain, torch_chain: Chains, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if device == CAPTURED:  # as on a GPU in this too
+        monkeypatch.setitem(COUNTED, "cpu", COUNTED["cuda"])
     asks = asks_for(tiny)
     if tiny.settings.seen_again_days is not None:
         asks = [replace(ask, now=4.5 * DAY_S * at, again_days=at % 4) for at, ask in enumerate(asks)]

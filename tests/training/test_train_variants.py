@@ -138,6 +138,7 @@ def test_the_weights_of_a_blend_are_those_that_find_most_of_the_validation_part(
 def test_the_chosen_weights_are_served(dataset, tmp_path):
     run = train_recipe(quick(**BLENDED), dataset, tmp_path / "run")
     blend = run.record.recipe.serving.blend
+    assert run.metrics["blend"] == dict(blend)
     assert blend[0] == ("ease", 1.0)
     assert blend[1][1] < 16.0
     release = export_run(run, tmp_path / "release")

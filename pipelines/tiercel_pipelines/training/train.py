@@ -124,6 +124,8 @@ def train_and_write(
             timed_by = dataset.timestamp
             times_s = None if timed_by is None else split.test[timed_by].to_numpy(np.float64)
             figures = offline_figures(trainer, trained, test_users, test_items, times_s)
+        if recipe.training.choose_blend:
+            figures["blend"] = dict(trained.settings.blend)
         record = RunRecord(
             format=RUN_FORMAT,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

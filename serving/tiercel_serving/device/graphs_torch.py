@@ -156,7 +156,7 @@ class GraphedForms:
         """
         batch = None if rows is None or rows == len(tensors[0]) else len(tensors[0])
         lasts = [batch is None and one in _LASTING for one in tensors]
-        key = form, *(id(one) for one, there in zip(tensors, lasts, strict=True) if there)
+        key = form, *(id(one) if there else 0 for one, there in zip(tensors, lasts, strict=True))
         graph = self._graphs.get(key)
         if graph is None and len(self._graphs) < self._room:
             graph = self._graphs[key] = self._captured(run, tensors, lasts, rows)

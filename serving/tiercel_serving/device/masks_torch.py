@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from ..ranked import Mask
 from ..spec import Array
 from .crossing import Copies
+
+#: So many cells, of all users together, are written as a table of those that are free.
+MOST_WRITTEN = 1 << 26
 
 
 class TensorMask:
@@ -43,9 +47,9 @@ class TensorMask:
     ) -> None:
         self.users, self.items, self.most, self.allowed = users, items, most, allowed
         self._cells = cells
-        #: The cells in order, once somebody asks for single items.
+        #: All cells that are free, or those that are not in order, once somebody asks for single items.
+        self._free: Tensor | None = None
         self._sorted: Tensor | None = None
-        self._base = (torch.arange(users, device=cells.device) * (items + 1))[:, None]
         self._added: list[Tensor] = []
         self._on_host = on_host
 
@@ -54,16 +58,29 @@ class TensorMask:
         self._added.append(rows)
         self.most += rows.shape[1]
         self._cells = torch.cat([self._cells, (rows + self._base).reshape(-1)])
-        self._sorted = None
+        self._free = self._sorted = None
 
     def allows(self, rows: Tensor) -> Tensor:
         """Return for ``[B, M]`` rows whether their user may get them."""
+        free = self._are_free(rows + self._base)
+        return free if self.allowed is None else free & self.allowed.gather(1, rows)
+
+    @cached_property
+    def _base(self) -> Tensor:
+        return (torch.arange(self.users, device=self._cells.device) * (self.items + 1))[:, None]
+
+    def _are_free(self, wanted: Tensor) -> Tensor:
+        """Return which cells are not masked: sorting those takes longer than writing some megabytes."""
+        cells = self.users * (self.items + 1)
+        if cells <= MOST_WRITTEN:
+            if self._free is None:
+                self._free = torch.ones(cells, dtype=torch.bool, device=wanted.device)
+                self._free.index_fill_(0, self._cells, False)
+            return self._free[wanted]
         if self._sorted is None:
             self._sorted = self._cells.sort().values
-        wanted = rows + self._base
         # The last cell is the last user's pad row, and no cell lies beyond it.
-        free = self._sorted[torch.searchsorted(self._sorted, wanted)] != wanted
-        return free if self.allowed is None else free & self.allowed.gather(1, rows)
+        return self._sorted[torch.searchsorted(self._sorted, wanted)] != wanted
 
     def cells(self) -> tuple[Tensor, Tensor]:
         """Return user and row of everything that is masked, ``[n]`` each."""

@@ -14,6 +14,7 @@ from torch.export.passes import move_to_device_pass
 from ..errors import ArtefactCorrupt, ArtefactMissing, EngineBuildFailed
 from .bound import SUFFIX, Bound
 from .compiler import PROGRAM, device_name, no_compiler
+from .epilogues_torch import fuse_activations
 from .trt.build import network_sha256
 
 #: Threads are a matter of the host that serves, not of the one that compiles.
@@ -136,6 +137,7 @@ def _read(file: Path, written: Bound, device: str) -> torch.export.ExportedProgr
     if device != "cpu":
         # With its number, as tensors name it: "cuda" alone is another device to the pass.
         program = move_to_device_pass(program, f"{device}:{torch.cuda.current_device()}")
+        fuse_activations(program)
     return program
 
 

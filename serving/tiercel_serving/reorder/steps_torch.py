@@ -48,16 +48,19 @@ class TensorSteps:
 
         Returns
         -------
-        ``[B, K]`` float32 scores, to be blanked, ``[B, K]`` rows, and ``[B, K]`` int32 reasons or None.
+        ``[B, K, T]`` float32 scores, to be blanked, the first of which counts; ``[B, K]`` rows; ``[B, K]``
+        int32 reasons or None. Where there is nothing to do, scores are the ranker's as they lie.
         """
         kept, tasks = arrays["kept_row"], arrays.get("rank_score")
-        scores: Tensor = arrays["kept_score"] if tasks is None else tasks[:, :, 0]
+        unknown = arrays["status"] == UNKNOWN
         bypass: Tensor | None = None
-        if self._bypass and tasks is not None:
-            unknown = arrays["status"] == UNKNOWN
-            if unknown.any():
-                bypass = self._place.put(unknown)
-                scores = torch.where(bypass, arrays["kept_score"], scores)
+        if self._bypass and tasks is not None and unknown.any():
+            bypass = self._place.put(unknown)
+        if tasks is not None and bypass is None and not self._steps:
+            return tasks, kept, None
+        scores: Tensor = arrays["kept_score"] if tasks is None else tasks[:, :, 0]
+        if bypass is not None:
+            scores = torch.where(bypass, arrays["kept_score"], scores)
         rows, scores = kept, self.blank(scores, kept) if self._steps else scores
         reasons = torch.zeros_like(kept, dtype=torch.int32) if self._has_reasons else None
         first = 1
@@ -69,7 +72,7 @@ class TensorSteps:
             if why is not None and reasons is not None:
                 reasons = torch.where(why > 0, why + (first - 1), reasons)
             scores, first = self.blank(changed, rows), first + len(kind.reasons)
-        return scores, rows, reasons
+        return scores[:, :, None], rows, reasons
 
     def blank(self, scores: Tensor, rows: Tensor) -> Tensor:
         """Give empty slots -inf, and items of whose score a broken model says NaN: they go last."""

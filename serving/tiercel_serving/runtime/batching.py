@@ -7,7 +7,7 @@ the model takes; a companion's names its tensor and what it says of it (how long
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -192,16 +192,18 @@ def split(
     -------
     For each request, its outputs: contiguous, and views of the batch's where they can be.
     """
-    if len(users) == 1:
-        return [{name: _narrow(outputs[name], widths[0].get(name)) for name in wanted[0]}]
+    # Of a batch that lies in one piece each request's rows do too, unless they are narrower.
+    whole = {name: np.ascontiguousarray(outputs[name]) for name in dict.fromkeys(chain.from_iterable(wanted))}
+    if len(users) == 1 and not widths[0]:
+        return [whole]
     ends = np.cumsum([0, *users]).tolist()
     return [
-        {name: _narrow(outputs[name][begin:end], width.get(name)) for name in names}
+        {name: _narrow(whole[name][begin:end], width.get(name)) for name in names}
         for (begin, end), names, width in zip(pairwise(ends), wanted, widths, strict=True)
     ]
 
 
 def _narrow(array: Array, width: int | None) -> Array:
-    if width is not None and array.shape[1] != width:
-        array = array[:, :width]
-    return np.ascontiguousarray(array)
+    if width is None or array.shape[1] == width:
+        return array
+    return np.ascontiguousarray(array[:, :width])

@@ -113,6 +113,36 @@ class TritonPythonModel:
             self._answer(calls, answers)
         return answers
 
+    def answer_alike(
+        self, arrays: dict[str, Array], requests: int, wanted: Sequence[str]
+    ) -> list[dict[str, Array]] | None:
+        """Answer requests that are alike, whose tensors are already one batch.
+
+        Parameters
+        ----------
+        arrays
+            Their tensors, end to end; each has as many users.
+        requests
+            How many they are.
+        wanted
+            The outputs that each of them wants.
+
+        Returns
+        -------
+        What :meth:`answer` does; None if one of them cannot be answered, which only that says of which.
+        """
+        try:
+            users = [self._inputs.count_users(arrays) // requests] * requests
+            self._chain.check(arrays)
+            widths: list[Mapping[str, int]] = [{}] * requests
+            if requests > 1 and not self._chain.widths(arrays).keys().isdisjoint(wanted):
+                parts = batching.split(arrays, users, [list(arrays)] * requests, widths)
+                widths = [self._chain.widths(part) for part in parts]
+            return self._run_batch(arrays, users, [wanted] * requests, widths)
+        except Exception:
+            # Whose fault it is, and what is counted and logged, is found where they are answered one by one.
+            return None
+
     def finalize(self) -> None:
         """Send the last counts, and let go of the stages."""
         self._metrics.close()
@@ -133,16 +163,24 @@ class TritonPythonModel:
             answers[call.place] = answer
 
     def _run(self, calls: Sequence[Call]) -> list[dict[str, Array]]:
-        users = [call.users for call in calls]
+        users, wanted = [call.users for call in calls], [call.wanted for call in calls]
         arrays = batching.concatenate(self._chain.external_inputs, [call.arrays for call in calls])
-        wanted = [call.wanted for call in calls]
+        widths = [self._chain.widths(call.arrays) for call in calls] if len(calls) > 1 else [{}]
+        return self._run_batch(arrays, users, wanted, widths)
+
+    def _run_batch(
+        self,
+        arrays: Arrays,
+        users: Sequence[int],
+        wanted: Sequence[Sequence[str]],
+        widths: Sequence[Mapping[str, int]],
+    ) -> list[dict[str, Array]]:
         of_all = set().union(*wanted)
         outputs, times = self._chain.run(arrays, of_all)
         self._note_answers(arrays, outputs)
         for name in self._time_outputs & of_all:
             time_us = times[name.removeprefix(TIME_PREFIX)]
             outputs[name] = np.full((sum(users), 1), time_us, np.float32)
-        widths = [self._chain.widths(call.arrays) for call in calls] if len(calls) > 1 else [{}]
         return batching.split(outputs, users, wanted, widths)
 
     def _note_answers(self, arrays: Arrays, outputs: Arrays) -> None:

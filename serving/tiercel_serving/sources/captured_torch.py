@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..device.graphs_torch import BUCKETS, Capture, GraphedForms, bucket_of
+from ..device.graphs_torch import BUCKETS, Capture, GraphedForms, bucket_of, lasting
 from ..device.masks_torch import TensorMask, rounded_up
 from .merged_torch import Candidates, MergedTensorSources
 
@@ -34,6 +35,8 @@ class CapturedSources:
         self._merged, self._reads, self.count = merged, tuple(reads), merged.count
         self.ranked = merged.ranked
         self._graphs = GraphedForms(capture)
+        #: Users of a bucket → where their candidates lie, whatever they were found by.
+        self._found: dict[int, Candidates] = {}
 
     def personal(self, arrays: Mapping[str, Any], mask: TensorMask) -> Candidates:
         """Return what the sources do; see :meth:`~.merged_torch.MergedTensorSources.personal`."""
@@ -52,11 +55,28 @@ class CapturedSources:
 
         def run(tensors: list[Tensor]) -> list[Tensor]:
             limits = TensorMask(users, items, tensors[-1], most)
-            return list(give(dict(zip(self._reads, tensors, strict=False)), limits))
+            made = give(dict(zip(self._reads, tensors, strict=False)), limits)
+            for there, one in zip(found, made, strict=True):
+                there.copy_(one)
+            return []
 
+        found = self._place_of(users, cells.device)
         given = [*(_filled(arrays[read], users) for read in self._reads), cells]
-        scores, rows, source = self._graphs((name, users, len(cells), most), run, given)
+        self._graphs((name, users, len(cells), most), run, given)
+        if batch == users:
+            return found
+        scores, rows, source = found
         return scores[:batch], rows[:batch], source[:batch]
+
+    def _place_of(self, users: int, device: torch.device) -> Candidates:
+        """Return where the candidates of so many users are written, at each request."""
+        if users not in self._found:
+            scores, rows, source = (
+                lasting(torch.zeros((users, self.count), dtype=dtype, device=device))
+                for dtype in (torch.float32, torch.int64, torch.int32)
+            )
+            self._found[users] = scores, rows, source
+        return self._found[users]
 
 
 def _filled(tensor: Tensor, users: int) -> Tensor:

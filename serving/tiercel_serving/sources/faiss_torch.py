@@ -1,7 +1,7 @@
 """An approximate FAISS index asked with tensors: on a GPU by faiss-gpu, on the CPU by the index as it is.
 
-Written against FAISS's API and its ``contrib.torch_utils``, which passes tensors without a copy to the host.
-The tests run it with an index on the CPU; faiss-gpu has not been run by this project's tests.
+By FAISS's ``contrib.torch_utils``, which passes tensors without a copy to the host. The tests run it with an
+index on the CPU, and on a GPU with faiss-gpu (``pytest -m gpu``); CAGRA has not been run.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def open_faiss(
     number = int(place.device.index)
     if not factory.startswith("HNSW"):
         try:
-            index = faiss.index_cpu_to_gpu(gpu_resources(number), number, read())
+            index = faiss.index_cpu_to_gpu(gpu_resources(number), number, read(), cloner(factory))
         except RuntimeError as error:
             _fall_back(f"faiss-gpu can't have {factory!r} ({faiss_reason(error)})")
             return exact
@@ -126,6 +126,18 @@ def open_faiss(
     search = FaissSearch(exact, index, Profile(None, profile.margin, profile.ladder), _turn_on_gpu)
     index.train(exact.vectors.float())
     return search
+
+
+def cloner(factory: str) -> Any:
+    """Return how an index is taken to a GPU: tables of product quantizers in float16.
+
+    In float32 those of 64 bytes an item have no room in shared memory. What is found is scored anew.
+    """
+    import faiss
+
+    options = faiss.GpuClonerOptions()
+    options.useFloat16 = "PQ" in factory
+    return options
 
 
 @functools.cache

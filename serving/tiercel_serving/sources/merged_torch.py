@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..device.crossing import Copies
 from ..device.masks_torch import TensorMask
-from ..device.order_torch import repeated, smallest, sort_keys
+from ..device.order_torch import ascending, first_of, repeated, sort_keys
 from ..settings import NO_SOURCE, ServingSettings
 from .table import Scorer, Source
 
@@ -148,7 +148,7 @@ class MergedTensorSources:
         else:
             scores = self._score(arrays, rows)
         scores = scores.masked_fill(rows == self._pad, _LOWEST)
-        order = sort_keys(scores, rows).argsort(dim=1)[:, : self.count]
+        order = ascending(sort_keys(scores, rows))[:, : self.count]
         scores, rows = scores.gather(1, order), rows.gather(1, order)
         place = self._terms[0][0] if self._terms else self._shares[0][0]
         return self._blank(scores.masked_fill(torch.isneginf(scores), 0), rows, self._code(place, rows))
@@ -172,12 +172,12 @@ class MergedTensorSources:
         return total
 
     def _order(self, scores: Tensor, rows: Tensor, source: Tensor) -> Tensor:
-        order = sort_keys(scores, rows).argsort(dim=1)
+        order = ascending(sort_keys(scores, rows))
         if self._terms:
             return order
         # Without a scale sources follow one another, and empty slots come last.
         place = source.masked_fill(rows == self._pad, len(self._sources) + 1)
-        return order.gather(1, place.gather(1, order).argsort(dim=1, stable=True))
+        return order.gather(1, ascending(place.gather(1, order).long()))
 
     def _code(self, place: int, rows: Tensor) -> Tensor:
         return torch.full(rows.shape, place + 1, dtype=torch.int32, device=self._device)
@@ -196,10 +196,9 @@ def first_listed(rows: Tensor, scores: Tensor, mask: TensorMask, count: int) -> 
     # Of so many places no user has more masked than the mask has of anybody.
     looked = size if mask.allowed is not None else min(size, count + mask.most)
     listed = rows[:looked].expand(mask.users, looked)
-    places = torch.arange(looked, device=rows.device).expand(mask.users, looked)
-    found = smallest(places.masked_fill(~mask.allows(listed), size), count)
-    if found.shape[1] < count:
-        found = torch.cat([found, found.new_full((mask.users, count - found.shape[1]), size)], dim=1)
-    order = sort_keys(scores[found], rows[found]).argsort(dim=1)
+    found = first_of(mask.allows(listed), count)
+    # Where there are no more, the last place, also if not so many were looked at.
+    found = found.masked_fill(found == looked, size)
+    order = ascending(sort_keys(scores[found], rows[found]))
     found = found.gather(1, order)
     return scores[found], rows[found]

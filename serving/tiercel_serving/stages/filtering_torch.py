@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..device.order_torch import first_of
 from ..device.place_torch import Place
 from ..release.opened import Release
 from ..rules.kept import reason_table
@@ -40,7 +41,7 @@ class TensorFiltering:
         count = len(self._places)
         reason = self._reasons[rows]
         passed = reason == KEPT
-        first = torch.where(passed, self._places, count).sort(dim=1).values[:, : self._kept]
+        first = first_of(passed, self._kept)
         empty = first == count
         index = first.masked_fill(empty, 0)
         # Whatever passed behind the last kept candidate came too late.

@@ -43,7 +43,7 @@ class TensorOrdering(Ordering):
     def _first(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return the keys of as many as a request may ask for, in order."""
         scores, rows = tensors
-        return [smallest(sort_keys(self._there.blank(scores, rows), rows), self._k_max)]
+        return [smallest(sort_keys(self._there.blank(scores[:, :, 0], rows), rows), self._k_max)]
 
 
 def open_stage(name: str, release: Release, place: Place) -> Ordering:
