@@ -399,7 +399,7 @@ def test_a_parameter_that_passes_is_fitted_or_a_mistake(
     [
         (None, "Rename of 'age' gives a column the name None"),
         ("", "name ''"),
-        (3, "NVTabular refuses the graph"),
+        (3, "NVTabular refuses Rename"),
     ],
 )
 def test_a_feature_without_a_name(name: Any, words: str, dataset: Dataset) -> None:

@@ -319,8 +319,9 @@ FEATURES = [
     ),
     (
         with_features(lambda: ["age"] >> ops.Bucketize({"aeg": [3]})),
-        r"NVTabular refuses the graph \(KeyError",
+        r"features: Bucketize has no boundaries for 'age'; add them to its dict",
     ),
+    (with_features(lambda: ["age"] >> ops.DropLowCardinality()), r"NVTabular refuses DropLowCardinality \("),
 ]
 
 
@@ -457,6 +458,18 @@ COLUMNS = [
             )
         ),
         r"'hour_mean': Groupby makes a session of several interactions, .*; give the models the history",
+    ),
+    (
+        with_features(lambda: ["genres"] >> ops.TargetEncoding("hour", kfold=1)),
+        r"TargetEncoding takes one value a row here, but 'genres' holds lists of strings; name a column",
+    ),
+    (
+        with_features(lambda: ["genres"] >> ops.JoinGroupby(["hour"], stats=["count"])),
+        r"JoinGroupby takes one value a row here, but 'genres' holds lists of strings",
+    ),
+    (
+        with_features(lambda: [["genres", "maker"]] >> ops.Categorify(encode_type="combo")),
+        r"Categorify takes one value a row here, but 'genres' holds lists of strings",
     ),
 ]
 

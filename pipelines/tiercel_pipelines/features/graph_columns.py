@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ with warnings.catch_warnings():
     # Merlin warns on import about TensorFlow and CUDA packages that nothing here uses.
     warnings.simplefilter("ignore")
     import nvtabular
-    from merlin.dag import ColumnSelector, Node
+    from merlin.dag import BaseOperator, ColumnSelector, Node
     from merlin.dag.node import iter_nodes
     from merlin.schema import ColumnSchema, Schema, Tags
 
@@ -101,8 +102,20 @@ def given_nothing(graph: Any) -> tuple[str, ...]:
         # Statistics of no column: NVTabular makes no node of them.
         selections.append(getattr(node.op, "dependencies", None))
         if any(isinstance(one, ColumnSelector) and _selects_nothing(one) for one in selections):
-            found[type(node.op).__name__.replace("UDF", "LambdaOp")] = None
+            found[operator_name(node.op)] = None
     return tuple(found)
+
+
+def operator_name(op: Any) -> str:
+    """Return what people write for an operator: Merlin's class of a LambdaOp has another name."""
+    return type(op).__name__.replace("UDF", "LambdaOp")
+
+
+def raised_by(error: BaseException) -> str | None:
+    """Return the operator in which NVTabular raised an error, if it was in one."""
+    methods_of = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    operators = [one for one in methods_of if isinstance(one, BaseOperator)]
+    return operator_name(operators[-1]) if operators else None
 
 
 def _selects_nothing(selector: Any) -> bool:
@@ -132,7 +145,8 @@ def describe_graph(graph: Any, schema: Any) -> tuple[tuple[FeatureColumn, ...], 
     Raises
     ------
     WorkflowError
-        An operator gives a column no name: NVTabular would drop it without a word.
+        An operator gives a column no name: NVTabular would drop it without a word. Or one lacks what it needs
+        of a column.
     """
     workflow = nvtabular.Workflow(graph)
     workflow.fit_schema(schema)
@@ -275,7 +289,12 @@ def _cardinality(column: Any, operators: tuple[_Step, ...]) -> int | None:
     last = operators[-1] if operators else None
     if last is not None and last.operator == "Bucketize":
         # NVTabular writes no domain for buckets; values past the last boundary are one bucket more.
-        return len(last.op.boundaries(last.column)) + 1
+        try:
+            return len(last.op.boundaries(last.column)) + 1
+        except KeyError as error:
+            raise WorkflowError(
+                f"Bucketize has no boundaries for {last.column!r}; add them to its dict"
+            ) from error
     domain = column.int_domain
     return int(domain.max) + 1 if domain is not None and domain.max is not None else None
 

@@ -26,7 +26,9 @@ from ..features.graph_columns import (
     given_nothing,
     home_of,
     is_graph,
+    operator_name,
     placed,
+    raised_by,
     root_columns,
     table_schema,
 )
@@ -76,7 +78,7 @@ def graph_problems(recipe: Recipe, dataset: Dataset | None) -> Iterator[Problem]
         yield problem_of(error)
         return
     except Exception as error:
-        words = f"NVTabular refuses the graph ({type(error).__name__}: {error})"
+        words = f"NVTabular refuses {raised_by(error) or 'the graph'} ({type(error).__name__}: {error})"
         yield Problem("features", words, "correct the graph")
         return
     if dataset is not None:
@@ -167,8 +169,7 @@ def _check_operators(columns: Iterable[FeatureColumn]) -> Iterator[Problem]:
         for step in column.operators:
             refusal = why_unsupported(step.op)
             if refusal is not None:
-                # Merlin's class of a LambdaOp has another name.
-                name = step.operator.replace("UDF", "LambdaOp")
+                name = operator_name(step.op)
                 problem = f"{column.name!r} uses {name}, which Tiercel cannot serve: {refusal[0]}"
                 yield Problem("features", problem, refusal[1][:1].lower() + refusal[1][1:])
             if step.operator == "Bucketize":
@@ -266,6 +267,13 @@ def _check_types(column: FeatureColumn, name: str, values: Any) -> Iterator[Prob
         if not kind.startswith("lists"):
             problem = f"{column.name!r}: {operator} is for lists, but {name!r} holds {kind}"
             yield Problem("features", problem, "name a column of lists, or leave the operator out")
+            return
+    for step in column.operators if kind.startswith("lists") else ():
+        if step.looks_up or getattr(step.op, "encode_type", None) == "combo":
+            problem = (
+                f"{column.name!r}: {step.operator} takes one value a row here, but {name!r} holds {kind}"
+            )
+            yield Problem("features", problem, "name a column with one value a row")
             return
     for step in column.operators:
         if step.operator == "Categorify" or step.looks_up or isinstance(step.op, OwnOperator):

@@ -82,8 +82,9 @@ A release is made once and served by any of these: NumPy arrays, ONNX graphs and
 """
 
 BETWEEN = """
-The tests run on Python 3.11. On 3.10 a large part of them was run in November 2026, parity with NVTabular
-and whole trainings, exports and served answers among it ([which](../tests/README.md)).
+The tests run on Python 3.11. On 3.10, set up by `make setup PYTHON=…/python3.10`, 1,821 of them ran in
+November 2026 and passed: parity with NVTabular, whole trainings, exports and answers of a real Triton among
+them ([which](../tests/README.md)).
 
 ## Tiercel {version} × Triton × TensorRT × CUDA × Python
 
