@@ -135,6 +135,7 @@ def test_the_weights_of_a_blend_are_those_that_find_most_of_the_validation_part(
     assert dict(chosen)["als"] < 16.0
 
 
+@pytest.mark.slow
 def test_the_chosen_weights_are_served(dataset, tmp_path):
     run = train_recipe(quick(**BLENDED), dataset, tmp_path / "run")
     blend = run.record.recipe.serving.blend
