@@ -47,7 +47,7 @@ def test_the_first_flags(flags: list[list[bool]], count: int) -> None:
 
 @pytest.mark.parametrize("most", [0, 10**6])
 def test_a_mask_by_a_table_and_by_order(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiercel_serving.device.masks_torch.MOST_WRITTEN", most)
+    monkeypatch.setattr("tiercel_serving.device.masks_torch.MOST_WRITTEN", {"cpu": most})
     mask = TensorMask(2, 5, torch.tensor([1, 3, 5, 6 + 0, 6 + 5]), 2)
     rows = torch.arange(6).expand(2, 6)
     assert mask.allows(rows).tolist() == [[1, 0, 1, 0, 1, 0], [0, 1, 1, 1, 1, 0]]

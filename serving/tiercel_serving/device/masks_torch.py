@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -13,8 +13,9 @@ from ..ranked import Mask
 from ..spec import Array
 from .crossing import Copies
 
-#: So many cells, of all users together, are written as a table of those that are free.
-MOST_WRITTEN = 1 << 26
+#: Type of device → so many cells, of all users together, are written as a table of those that are free: in
+#: the time that it takes to sort a few hundred masked ones.
+MOST_WRITTEN: Mapping[str, int] = {"cuda": 1 << 26, "cpu": 1 << 18}
 
 
 class TensorMask:
@@ -72,7 +73,7 @@ class TensorMask:
     def _are_free(self, wanted: Tensor) -> Tensor:
         """Return which cells are not masked: sorting those takes longer than writing some megabytes."""
         cells = self.users * (self.items + 1)
-        if cells <= MOST_WRITTEN:
+        if cells <= MOST_WRITTEN[wanted.device.type]:
             if self._free is None:
                 self._free = torch.ones(cells, dtype=torch.bool, device=wanted.device)
                 self._free.index_fill_(0, self._cells, False)
