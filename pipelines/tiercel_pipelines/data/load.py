@@ -27,19 +27,14 @@ def load_dataset(
     ----------
     spec
         A data set's spec.
-    data_dir
-        The folder that holds (or gets) ``ml-100k``, and where relative paths start.
-    progress
-        Called as ``progress(what, done, total)`` during long work.
+    data_dir, progress
+        See :meth:`.table.DatasetSpec.load`; the folder also gets what is fetched.
 
     Raises
     ------
-    DataMissing
-        If it is not where it was looked for, and could not be fetched.
-    DataCorrupt
-        If it is truncated, changed, or not what its schema says.
     DataError
-        If the spec itself cannot be.
+        If the spec itself cannot be, or as its :meth:`~.table.DatasetSpec.load` says: the data are missing
+        (``DataMissing``) or not what they should be (``DataCorrupt``).
     """
     wrong = DATASETS.misfit(spec, "data set")
     if not wrong:
