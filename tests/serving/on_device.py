@@ -69,6 +69,7 @@ def storage_of(tensor: Tensor) -> int:
 
 def capture_double(run: Run, inputs: list[Tensor]) -> Captured:
     """As a graph does it: reads these buffers and writes those, whatever it is told later."""
+    run(inputs)  # before the capture, when constants are made
     with Capturing() as capturing:
         outputs = run(inputs)
     capturing.check_kept(outputs)
