@@ -98,7 +98,8 @@ class TensorMask:
         Users beyond B, of ``users`` in all, have nothing masked but their pad rows.
         """
         width, cells = self.items + 1, self._cells
-        if users == self.users and len(cells) == rounded_up(len(cells)):
+        count = cells.shape[0]
+        if users == self.users and count == rounded_up(count):
             return cells
         if users > self.users:
             ends = torch.arange(self.users + 1, users + 1, device=cells.device) * width
@@ -119,8 +120,9 @@ class TensorMask:
 
 def filled_up(cells: Array) -> Array:
     """Return cells on the host, the last of them repeated to such a length."""
-    filled = np.full(rounded_up(len(cells)), cells[-1])
-    filled[: len(cells)] = cells
+    count = len(cells)
+    filled = np.empty(rounded_up(count), cells.dtype)
+    filled[:count], filled[count:] = cells, cells[-1]
     return filled
 
 
