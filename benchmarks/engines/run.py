@@ -117,7 +117,9 @@ def analysed(
                 user = users[name]
                 write_requests(np.array([user.encode() if isinstance(user, str) else user]), data)
                 begun = _model_time(client)
-                measured = analyzer.run(MODEL, urls[name], concurrency=1, seconds=seconds / rounds, data=data)
+                measured = analyzer.run(
+                    MODEL, urls[name], concurrency=1, seconds=max(seconds / rounds, 1.0), data=data
+                )
                 ended = _model_time(client)
                 p50s[name].append(measured.p50_us)
                 parts[name].append((ended[0] - begun[0]) / max(ended[1] - begun[1], 1) / 1e3)
