@@ -101,7 +101,7 @@ def test_whatever_is_asked(
 def test_one_answer_takes_few_kernels(
     tiny_of: Callable[[str], Tiny], torch_chain: Chains, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of one user each takes as long as it takes to start: 201 before keys and masks were made in fewer steps."""
+    """Of one user each takes as long as it takes to start: 201 before keys and masks took fewer steps."""
     monkeypatch.setitem(COUNTED, "cpu", COUNTED["cuda"])
     arrays = tensors([Ask(tiny_of("plain").user_ids[0])])
     chain = torch_chain("plain", "cpu")
