@@ -101,6 +101,17 @@ def test_users_with_one_interaction_or_none_and_items_nobody_has_are_trained_aro
     assert 0 < trained.metrics["ranking"]["ndcg"] < 1
 
 
+def test_where_nobody_has_two_interactions_the_run_says_that_nothing_was_judged(dataset, tmp_path):
+    kept = dataset.interactions.drop_duplicates("user_id").reset_index(drop=True)
+    sources = ItemWeights("ease"), Popular(quota=0)
+    recipe = quick(retrieval=EASE(l2=5.0), ranking=None, serving=replace(SERVING, sources=sources))
+    trained = train_recipe(recipe, dataclasses.replace(dataset, interactions=kept), tmp_path / "r")
+    validation, test = trained.record.notes
+    assert validation.startswith("the validation part is empty: no user has so many interactions")
+    assert test.startswith("the test part is empty")
+    assert "ranking" not in trained.metrics
+
+
 BLENDED = {
     "retrieval": (EASE(l2=5.0), ALS(dimension=4, max_epochs=1)),
     "ranking": None,
