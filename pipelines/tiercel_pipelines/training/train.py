@@ -150,9 +150,9 @@ def _prepared(
 
 
 def unjudged(split: Split) -> tuple[str, ...]:
-    """Say what could not be judged, as nobody had so many interactions that some could be held out."""
+    """Say what could not be judged, as nothing was held out for it."""
     _, valid, test = split.counts
-    few = "part is empty: no user has so many interactions that some go there"
+    few = "part is empty: by this split nothing of any user's interactions goes there"
     notes = []
     if not valid:
         notes.append(f"the validation {few}; nothing stopped early, and a ranker keeps retrieval's order")
