@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from cached_fit import cached_fit
 from tiercel_pipelines.data import load_dataset, split_dataset
 from tiercel_pipelines.errors import RecipeError
 from tiercel_pipelines.export.run_export import export_run
@@ -53,6 +55,13 @@ def quick(**changes):
         "serving": SERVING,
     }
     return replace(RECIPE, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cached_fit() -> Iterator[None]:
+    """Most of these trainings differ in what comes after the workflow."""
+    with cached_fit():
+        yield
 
 
 @pytest.fixture(scope="module")
