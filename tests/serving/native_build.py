@@ -44,22 +44,33 @@ def open_compiled() -> Any:
         return native.open_library(compile_native(Path(folder), "-O1"))
 
 
-def run_sanitized(folder: Path, script: str) -> None:
-    """Run a script, whose argument is the functions' file, built to stop at any byte too far."""
+#: Where what is built for all tests of a process lies until it ends.
+_FOLDER = TemporaryDirectory()
+
+
+@cache
+def _sanitized() -> tuple[Path, str]:
+    """Build them to stop at any byte too far; return their file, and what must be loaded before."""
     compiler = find_compiler()
     names = ("libasan.so", "libubsan.so")
     commands = [[compiler, f"-print-file-name={name}"] for name in names]
     sanitizers = [subprocess.run(one, capture_output=True, text=True).stdout.strip() for one in commands]
     if not all(Path(path).is_absolute() for path in sanitizers):
         pytest.skip("this compiler has no sanitizers")
-    built = compile_native(folder, "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    flags = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    return compile_native(Path(_FOLDER.name), *flags), " ".join(sanitizers)
+
+
+def run_sanitized(script: str, *arguments: str) -> None:
+    """Run a script, whose first argument is the functions' file, built to stop at any byte too far."""
+    built, sanitizers = _sanitized()
     done = subprocess.run(
-        [sys.executable, "-c", script, str(built)],
+        [sys.executable, "-c", script, str(built), *arguments],
         env={
             **os.environ,
             # The tests' own modules, and what all tests share.
             "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).resolve().parents[:2])),
-            "LD_PRELOAD": " ".join(sanitizers),
+            "LD_PRELOAD": sanitizers,
             # Python itself leaks, and its own allocator would hide what goes beyond an object.
             "ASAN_OPTIONS": "detect_leaks=0",
             "PYTHONMALLOC": "malloc",

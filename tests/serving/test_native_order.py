@@ -153,5 +153,5 @@ def test_the_best_are_those_of_the_whole_order(functions, monkeypatch):
 
 
 @pytest.mark.slow
-def test_no_byte_beyond_what_was_given_is_touched(tmp_path):
-    run_sanitized(tmp_path, SANITIZED)
+def test_no_byte_beyond_what_was_given_is_touched():
+    run_sanitized(SANITIZED)

@@ -137,5 +137,5 @@ for width in (6, 20, 40, 100):
 
 
 @pytest.mark.slow
-def test_no_byte_beyond_what_was_given_is_read(tmp_path):
-    run_sanitized(tmp_path, SANITIZED)
+def test_no_byte_beyond_what_was_given_is_read():
+    run_sanitized(SANITIZED)

@@ -16,7 +16,7 @@ from tiercel_serving.engines.bound import Bound
 from tiercel_serving.engines.compiler import device_name
 from tiercel_serving.spec import TensorSpec
 
-from .onnx import make_onnx
+from .onnx import write_onnx
 from .program import batch_program
 
 
@@ -65,7 +65,7 @@ def make_aoti_cuda(
     EngineBuildFailed
         There is a GPU and no compiler, or it failed.
     """
-    make_onnx(module, folder, inputs=inputs, output=output, max_batch=max_batch, build_id=build_id)
+    write_onnx(module, folder, inputs=inputs, output=output, max_batch=max_batch, build_id=build_id)
     program, _ = batch_program(module, inputs, max_batch, folder.name)
     write_program(program, folder, _bound("any", inputs, output))
     if torch.cuda.is_available():

@@ -18,6 +18,7 @@ from tiercel_serving.engines.onnx import Onnx
 from tiercel_serving.spec import TensorSpec
 
 from ..errors import ExportError
+from .loops.lower import lower
 from .onnx_model import DOMAINS, OnnxModel
 from .program import batch_program, first_lines
 from .readiness import graph_problems
@@ -45,6 +46,32 @@ def make_onnx(
     max_batch: int,
     build_id: str,
 ) -> tuple[str, ...]:
+    """Write the module as :func:`write_onnx` does, and small graphs as loops too (:mod:`.loops`).
+
+    Returns
+    -------
+    What TensorRT would have against the graph, for people: this engine does not mind.
+
+    Raises
+    ------
+    ExportError
+        If torch cannot express the module as one graph, or the graph needs operators that ONNX
+        Runtime does not have.
+    """
+    model = _graph_of(module, folder, inputs, output, max_batch, build_id)
+    lower(model, folder / Onnx.file)
+    return _written(model, folder)
+
+
+def write_onnx(
+    module: torch.nn.Module | OnnxModel,
+    folder: Path,
+    *,
+    inputs: Sequence[TensorSpec],
+    output: str,
+    max_batch: int,
+    build_id: str,
+) -> tuple[str, ...]:
     """Write the module as an ONNX file with a dynamic batch of 1 to ``max_batch``; an ONNX model as it is.
 
     Returns
@@ -57,14 +84,27 @@ def make_onnx(
         If torch cannot express the module as one graph, or the graph needs operators that ONNX
         Runtime does not have.
     """
-    path = folder / Onnx.file
+    return _written(_graph_of(module, folder, inputs, output, max_batch, build_id), folder)
+
+
+def _graph_of(
+    module: torch.nn.Module | OnnxModel,
+    folder: Path,
+    inputs: Sequence[TensorSpec],
+    output: str,
+    max_batch: int,
+    build_id: str,
+) -> onnx.ModelProto:
     if isinstance(module, OnnxModel):
         graph = onnx.ModelProto()
         graph.CopyFrom(module.graph)
     else:
         graph = _exported(module, folder.name, inputs, output, max_batch)
-    model = _finish(graph, path, build_id)
-    save_onnx(model, path)
+    return _finish(graph, folder / Onnx.file, build_id)
+
+
+def _written(model: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
+    save_onnx(model, folder / Onnx.file)
     return tuple(f"{folder.name}: not ready for TensorRT: {problem}" for problem in graph_problems(model))
 
 

@@ -24,7 +24,7 @@ from tiercel_serving.spec import Array, Arrays, TensorSpec
 
 from ..errors import ExportError
 from .casts import cast_graph
-from .onnx import make_onnx, save_onnx
+from .onnx import save_onnx, write_onnx
 from .onnx_model import OnnxModel
 from .quantized import EIGHT_BITS, open_graph, quantize_graph
 from .readiness import graph_problems
@@ -68,7 +68,7 @@ def _make(
     EngineBuildFailed
         A portable plan could not be built.
     """
-    make_onnx(module, folder, inputs=inputs, output=output, max_batch=max_batch, build_id=build_id)
+    write_onnx(module, folder, inputs=inputs, output=output, max_batch=max_batch, build_id=build_id)
     file = folder / Onnx.file
     network = file if precision is None else write_cast(file, precision)
     if kind is None:

@@ -1,4 +1,4 @@
-"""``onnx`` and ``onnx-cuda``: an ONNX file in ONNX Runtime, on the CPU or on a GPU."""
+"""``onnx`` and ``onnx-cuda``: an ONNX file in ONNX Runtime, on the CPU or on a GPU; or loops of our own."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from ..errors import ArtefactCorrupt, DeviceUnavailable
 from ..spec import Array, Arrays
 from ..verify.compare import ENGINE, Tolerance
 from .bound import check_outputs
+from .loops import open_loops
 
 if TYPE_CHECKING:
     import torch
 
+    from .table import Engine
+
 
 class Onnx:
-    """ONNX Runtime's CPU provider, in the Python process."""
+    """ONNX Runtime's CPU provider, in the Python process, or the loops beside the file (:mod:`.loops`)."""
 
     file: ClassVar[str] = "model.onnx"
     tolerance: ClassVar[Tolerance] = ENGINE
@@ -31,15 +34,18 @@ class Onnx:
     from_onnx: ClassVar[bool] = True
 
     @classmethod
-    def open(cls, file: Path, outputs: Sequence[str], *, threads: int = 1) -> OnnxEngine:
+    def open(cls, file: Path, outputs: Sequence[str], *, threads: int = 1) -> Engine:
         """Open an ONNX file; see :class:`~.table.EngineKind`."""
-        return OnnxEngine(file, outputs, threads, PROVIDERS[cls.device])
+        # Loops have one thread.
+        loops = open_loops(file, outputs) if threads == 1 else None
+        return OnnxEngine(file, outputs, threads, PROVIDERS[cls.device]) if loops is None else loops
 
 
 class OnnxCuda(Onnx):
     """The same file in ONNX Runtime's CUDA provider."""
 
     device: ClassVar[str] = "cuda"
+    maker: ClassVar[str] = "tiercel_export.models.onnx:write_onnx"
     takes_stream: ClassVar[bool] = True
 
     @classmethod

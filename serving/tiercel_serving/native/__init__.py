@@ -32,6 +32,7 @@ ARGUMENTS: Mapping[str, str] = {
     "place_by_mix": "nnnnn" + "pppppp",
     "place_under_caps": "nnnnn" + "ppppp",
     "place_in_shares": "nnnn" + "pppp",
+    "run_loops": "nnnppp",
 }
 
 

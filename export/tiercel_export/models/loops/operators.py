@@ -1,0 +1,398 @@
+"""How each operator of ONNX becomes loops and views: one function, and one row in :data:`OPERATORS`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from tiercel_serving.spec import Array
+
+from .lowering import Lowering, Write
+from .values import LANES, Refused, Value, Writer, collapse, dense_steps
+
+Attributes = Mapping[str, Any]
+
+#: What a clip without limits still cuts: infinities.
+_FLOATS = np.finfo(np.float32)
+
+
+def _elements(kind: str) -> Write:
+    def write(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+        operands = [_number(lowering, name) for name in node.input]
+        return lowering.writer.elements(kind, *operands)
+
+    return write
+
+
+def _number(lowering: Lowering, name: str) -> Value:
+    """Return an operand of arithmetic, which is float32: whole numbers would count in another way."""
+    if lowering.value(name).dtype not in ("float32", "bool"):
+        raise Refused("arithmetic with whole numbers")
+    return lowering.floats(name)
+
+
+def _compared(kind: str) -> Write:
+    """Compare: of whole numbers one side is a constant, so that none is mistaken for its neighbour."""
+
+    def write(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+        whole = [name for name in node.input if lowering.value(name).dtype != "float32"]
+        if len(whole) == 2:
+            raise Refused("a comparison of whole numbers that both are computed")
+        return lowering.writer.elements(kind, *map(lowering.floats, node.input))
+
+    return write
+
+
+def _several(kind: str) -> Write:
+    def write(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+        first, *others = [_number(lowering, name) for name in node.input]
+        for other in others:
+            first = lowering.writer.elements(kind, first, other)
+        return first
+
+    return write
+
+
+def _power(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    base, exponent = _number(lowering, node.input[0]), lowering.known(node.input[1])
+    if exponent.size != 1 or exponent.item() not in (2, 0.5):
+        raise Refused("a power that is neither square nor root")
+    if exponent.item() == 2:
+        return lowering.writer.elements("multiply", base, base)
+    return lowering.writer.elements("root", base)
+
+
+def _clip(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    limits = [*node.input[1:], "", ""][:2]
+    values = [
+        lowering.writer.constant(np.array(none)) if not name else lowering.floats(name)
+        for name, none in zip(limits, (_FLOATS.min, _FLOATS.max), strict=True)
+    ]
+    if any(limit.size != 1 for limit in values):
+        raise Refused("a clip between more than two numbers")
+    return lowering.writer.elements("clip", _number(lowering, node.input[0]), *values)
+
+
+def _cast(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    value, to = lowering.value(node.input[0]), attributes["to"]
+    if to == TensorProto.FLOAT:
+        return lowering.floats(node.input[0])
+    wider = value.dtype == "int32" and to == TensorProto.INT64
+    if wider or (value.dtype == "int64" and to == TensorProto.INT64):
+        return value
+    raise Refused(f"a cast from {value.dtype} to {TensorProto.DataType.Name(to)}")
+
+
+def _same(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    return lowering.value(node.input[0])
+
+
+# ------------------------------------------------------------------------------------------------- views
+
+
+def _reshape(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    value, wanted = lowering.value(node.input[0]), lowering.known(node.input[1]).tolist()
+    if not attributes.get("allowzero"):
+        wanted = [value.shape[at] if size == 0 else size for at, size in enumerate(wanted)]
+    others = math.prod(size for size in wanted if size != -1)
+    return _reshaped(
+        lowering.writer, value, [value.size // others if size == -1 else size for size in wanted]
+    )
+
+
+def _reshaped(writer: Writer, value: Value, shape: Sequence[int]) -> Value:
+    if not value.dense and value.dtype != "float32":
+        raise Refused("an input that is cut and reshaped")
+    return writer.dense(value).seen_as(shape, dense_steps(shape))
+
+
+def _flatten(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    value, axis = lowering.value(node.input[0]), attributes.get("axis", 1)
+    shape = math.prod(value.shape[:axis]), math.prod(value.shape[axis:])
+    return _reshaped(lowering.writer, value, shape)
+
+
+def _axes(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes, rank: int) -> list[int]:
+    """Return the axes of a node, as its attribute or its second input says them; all without either."""
+    axes: Any = attributes.get("axes")
+    if len(node.input) > 1 and node.input[1]:
+        axes = lowering.known(node.input[1]).reshape(-1).tolist()
+    return sorted(axis % rank for axis in (range(rank) if axes is None else axes))
+
+
+def _squeeze(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    value = lowering.value(node.input[0])
+    axes = _axes(lowering, node, attributes, len(value.shape))
+    kept = [axis for axis, size in enumerate(value.shape) if axis not in axes or size != 1]
+    return value.seen_as([value.shape[axis] for axis in kept], [value.steps[axis] for axis in kept])
+
+
+def _unsqueeze(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    value = lowering.value(node.input[0])
+    more = len(lowering.known(node.input[1]).reshape(-1))
+    axes = _axes(lowering, node, attributes, len(value.shape) + more)
+    shape, steps = list(value.shape), list(value.steps)
+    for axis in axes:
+        shape.insert(axis, 1)
+        steps.insert(axis, 0)
+    return value.seen_as(shape, steps)
+
+
+def _expand(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    value = lowering.value(node.input[0])
+    return value.broadcast(np.broadcast_shapes(value.shape, tuple(lowering.known(node.input[1]).tolist())))
+
+
+def _transpose(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    value = lowering.value(node.input[0])
+    order = attributes.get("perm", range(len(value.shape))[::-1])
+    return value.seen_as([value.shape[axis] for axis in order], [value.steps[axis] for axis in order])
+
+
+def _slice(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    value = lowering.value(node.input[0])
+    begins, ends = (lowering.known(name).tolist() for name in node.input[1:3])
+    rest = [lowering.known(name).tolist() for name in node.input[3:] if name]
+    axes = rest[0] if rest else list(range(len(begins)))
+    strides = rest[1] if len(rest) > 1 else [1] * len(begins)
+    for axis, begin, end, stride in zip(axes, begins, ends, strides, strict=True):
+        value = _cut(value, axis % len(value.shape), range(value.shape[axis])[slice(begin, end, stride)])
+    return value
+
+
+def _cut(value: Value, axis: int, places: range) -> Value:
+    """Return those places along an axis."""
+    if not len(places):
+        raise Refused("a slice of nothing")
+    shape, steps = list(value.shape), list(value.steps)
+    first, shape[axis], steps[axis] = places[0] * steps[axis], len(places), steps[axis] * places.step
+    return value.seen_as(shape, steps, first)
+
+
+def _split(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> tuple[Value, ...]:
+    value, parts = lowering.value(node.input[0]), len(node.output)
+    axis = attributes.get("axis", 0) % len(value.shape)
+    size = -(-value.shape[axis] // parts)
+    sizes = lowering.known(node.input[1]).tolist() if len(node.input) > 1 else [size] * parts
+    ends = np.minimum(np.cumsum(sizes), value.shape[axis]).tolist()
+    return tuple(_cut(value, axis, range(a, b)) for a, b in zip([0, *ends[:-1]], ends, strict=True))
+
+
+# ------------------------------------------------------------------------------------- what is not by element
+
+
+def _gather(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    axis = attributes.get("axis", 0)
+    if node.input[1] in lowering.constants:
+        return _chosen(lowering.value(node.input[0]), axis, lowering.constants[node.input[1]])
+    ids, table = lowering.value(node.input[1]), lowering.known(node.input[0])
+    if axis or table.ndim != 2 or table.dtype != np.float32 or ids.dtype not in ("int32", "int64"):
+        raise Refused("a gather that is not of a table's rows by ids that come")
+    rows, width = table.shape
+    out = lowering.writer.room((*ids.shape, width))
+    axes = collapse(ids.shape, [out.steps[:-1], ids.steps], 3)
+    sizes, by, of = zip(*axes, strict=True)
+    operands = ((out, (*by, 1)), (ids, (*of, 0)), (lowering.value(node.input[0]), (width, 0, 0, 1)))
+    lowering.writer.add(f"gather_{ids.dtype}", (*sizes, width), operands, rows)
+    return out
+
+
+def _chosen(value: Value, axis: int, places: Array) -> Value:
+    """Return one place along an axis, which goes, or several that lie evenly."""
+    axis, flat = axis % len(value.shape), places.reshape(-1) % value.shape[axis]
+    stride = int(flat[1] - flat[0]) if len(flat) > 1 else 1
+    if places.ndim > 1 or stride == 0 or (np.diff(flat) != stride).any():
+        raise Refused("a gather of places that lie unevenly")
+    cut = _cut(value, axis, range(int(flat[0]), int(flat[-1]) + stride, stride))
+    if places.ndim:
+        return cut
+    kept = [one for one in range(len(cut.shape)) if one != axis]
+    return cut.seen_as([cut.shape[one] for one in kept], [cut.steps[one] for one in kept])
+
+
+def _concat(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    parts = [_number(lowering, name) for name in node.input]
+    axis, shape = attributes["axis"] % len(parts[0].shape), list(parts[0].shape)
+    shape[axis] = sum(part.shape[axis] for part in parts)
+    out, begin = lowering.writer.room(shape), 0
+    for part in parts:
+        end = begin + part.shape[axis]
+        lowering.writer.elements("copy", part, into=_cut(out, axis, range(begin, end)))
+        begin = end
+    return out
+
+
+def _matmul(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    return _product(lowering, _number(lowering, node.input[0]), node.input[1])
+
+
+def _gemm(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    if attributes.get("alpha", 1.0) != 1 or attributes.get("beta", 1.0) != 1 or attributes.get("transA"):
+        raise Refused("a product with factors")
+    name = node.input[1]
+    if attributes.get("transB"):
+        name = f"{name}, transposed"
+        lowering.constants[name] = np.ascontiguousarray(lowering.known(node.input[1]).T)
+    made = _product(lowering, _number(lowering, node.input[0]), name)
+    if len(node.input) < 3 or not node.input[2]:
+        return made
+    return lowering.writer.elements("add", made, _number(lowering, node.input[2]))
+
+
+def _product(lowering: Lowering, one: Value, name: str) -> Value:
+    """Write a product of matrices."""
+    writer = lowering.writer
+    two = _columns(lowering, name)
+    if len(one.shape) < 2 or len(two.shape) < 2:
+        raise Refused("a product with a vector")
+    rows, depth, columns = one.shape[-2], one.shape[-1], two.shape[-1]
+    before = np.broadcast_shapes(one.shape[:-2], two.shape[:-2])
+    out = writer.room((*before, rows, columns))
+    left, right = (operand.broadcast((*before, *operand.shape[-2:])) for operand in (one, two))
+    row: tuple[int, ...]
+    if any(right.steps[:-2]):
+        (axis,) = collapse(before, [value.steps[:-2] for value in (out, left, right)], 1)
+        many, row = axis, (rows, out.steps[-2], left.steps[-2])
+    else:  # with one second factor for all, their rows are those of one product
+        axis, row = collapse((*before, rows), [out.steps[:-1], left.steps[:-1]], 2)
+        many = (*axis, 0)
+    operands = (
+        (out, (many[1], row[1], 1, 0)),
+        (left, (many[2], row[2], 0, left.steps[-1])),
+        (right, (many[3], 0, 1, right.steps[-2])),
+    )
+    writer.add("product", (many[0], row[0], columns, depth), operands)
+    return out
+
+
+def _columns(lowering: Lowering, name: str) -> Value:
+    """Return a second factor whose columns lie side by side, with room up to a multiple of LANES."""
+    if name in lowering.constants:
+        array = lowering.constants[name]
+        lowering.dense += array.size
+        return lowering.value(name, room=-array.shape[-1] % LANES)
+    value = _number(lowering, name)
+    room = -value.shape[-1] % LANES
+    if not room and value.steps[-1] == 1:
+        return value
+    wide = lowering.writer.room((*value.shape[:-1], value.shape[-1] + room))
+    view = wide.seen_as(value.shape, wide.steps)
+    return lowering.writer.elements("copy", value, into=view)
+
+
+def _reduced(kind: str) -> Write:
+    def write(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+        value = _number(lowering, node.input[0])
+        axes = _axes(lowering, node, attributes, len(value.shape))
+        return _reduce(lowering.writer, kind, value, axes, bool(attributes.get("keepdims", 1)))
+
+    return write
+
+
+def _reduce(writer: Writer, kind: str, value: Value, axes: Sequence[int], keep: bool = True) -> Value:
+    for axis in axes:
+        shape = [1 if one == axis else size for one, size in enumerate(value.shape)]
+        out = writer.room(shape)
+        sizes, by, of = zip(*collapse(shape, [out.steps, value.steps], 3), strict=True)
+        operands = ((out, (*by, 0)), (value, (*of, value.steps[axis])))
+        writer.add(kind, (*sizes, value.shape[axis]), operands)
+        value = out
+    kept = [axis for axis in range(len(value.shape)) if keep or axis not in axes]
+    return value.seen_as([value.shape[axis] for axis in kept], [value.steps[axis] for axis in kept])
+
+
+def _mean(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    value = _number(lowering, node.input[0])
+    axes = _axes(lowering, node, attributes, len(value.shape))
+    total = _reduce(lowering.writer, "sum", value, axes, bool(attributes.get("keepdims", 1)))
+    count = lowering.writer.constant(np.array(math.prod(value.shape[axis] for axis in axes)))
+    return lowering.writer.elements("divide", total, count)
+
+
+def _length(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    value = _number(lowering, node.input[0])
+    axes, keep = _axes(lowering, node, attributes, len(value.shape)), bool(attributes.get("keepdims", 1))
+    squares = lowering.writer.elements("multiply", value, value)
+    return lowering.writer.elements("root", _reduce(lowering.writer, "sum", squares, axes, keep))
+
+
+def _softmax(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    value, writer = _number(lowering, node.input[0]), lowering.writer
+    axes = [attributes.get("axis", -1) % len(value.shape)]
+    shifted = writer.elements("subtract", value, _reduce(writer, "highest", value, axes))
+    raised = writer.elements("exponent", shifted)
+    return writer.elements("divide", raised, _reduce(writer, "sum", raised, axes))
+
+
+def _normalised(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    value, writer = _number(lowering, node.input[0]), lowering.writer
+    axes = list(range(attributes.get("axis", -1) % len(value.shape), len(value.shape)))
+    count = writer.constant(np.array(math.prod(value.shape[axis] for axis in axes)))
+    mean = writer.elements("divide", _reduce(writer, "sum", value, axes), count)
+    centred = writer.elements("subtract", value, mean)
+    squares = writer.elements("multiply", centred, centred)
+    variance = writer.elements("divide", _reduce(writer, "sum", squares, axes), count)
+    least = writer.constant(np.array(attributes.get("epsilon", 1e-5)))
+    made = writer.elements(
+        "divide", centred, writer.elements("root", writer.elements("add", variance, least))
+    )
+    for kind, name in zip(("multiply", "add"), node.input[1:], strict=False):
+        made = writer.elements(kind, made, lowering.floats(name))
+    return made
+
+
+#: Operator of ONNX → what writes it. Where one is missing, the whole graph stays ONNX Runtime's.
+OPERATORS: Mapping[str, Callable[..., Value | tuple[Value, ...]]] = {
+    "Abs": _elements("absolute"),
+    "Add": _elements("add"),
+    "And": _elements("multiply"),
+    "Cast": _cast,
+    "Clip": _clip,
+    "Concat": _concat,
+    "Div": _elements("divide"),
+    "Equal": _compared("equal"),
+    "Erf": _elements("error"),
+    "Exp": _elements("exponent"),
+    "Expand": _expand,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "Gemm": _gemm,
+    "Greater": _compared("more"),
+    "GreaterOrEqual": _compared("at_least"),
+    "Identity": _same,
+    "IsNaN": _elements("is_nan"),
+    "LayerNormalization": _normalised,
+    "Less": _compared("less"),
+    "LessOrEqual": _compared("at_most"),
+    "Log": _elements("logarithm"),
+    "MatMul": _matmul,
+    "Max": _several("greater"),
+    "Min": _several("lesser"),
+    "Mul": _elements("multiply"),
+    "Neg": _elements("negate"),
+    "Not": _elements("not"),
+    "Or": _elements("greater"),
+    "Pow": _power,
+    "ReduceL2": _length,
+    "ReduceMax": _reduced("highest"),
+    "ReduceMean": _mean,
+    "ReduceSum": _reduced("sum"),
+    "Relu": _elements("rectify"),
+    "Reshape": _reshape,
+    "Sigmoid": _elements("sigmoid"),
+    "Slice": _slice,
+    "Softmax": _softmax,
+    "Split": _split,
+    "Sqrt": _elements("root"),
+    "Squeeze": _squeeze,
+    "Sub": _elements("subtract"),
+    "Tanh": _elements("tangent"),
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+    "Where": _elements("choose"),
+}

@@ -1,0 +1,149 @@
+"""A small dense model as a list of loops, run by a C function of our own in place of ONNX Runtime.
+
+One user's answer computes little: of a small model's time in ONNX Runtime most is what each operator costs
+before it computes, and that much code pushes the code of the other stages out of the caches. So the export
+writes the same graph for one user as loops over numbers beside the ONNX file, where it can
+(``tiercel_export.models.loops``). They run where the functions of :mod:`..native` were built; elsewhere, and
+with several threads, ONNX Runtime runs the file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..errors import ArtefactCorrupt
+from ..native import address, library
+from ..spec import DTYPES, Array, Arrays
+from .bound import check_outputs
+
+#: What the two files are called: the ONNX file's name and these.
+LIST_SUFFIX, WEIGHTS_SUFFIX = ".loops.json", ".loops.npy"
+
+#: What a loop may do, in the order of the numbers in ``native/loops.c``.
+KINDS = (
+    *("load_bool", "load_int32", "load_int64", "copy", "add", "subtract", "multiply", "divide", "lesser"),
+    *("greater", "less", "more", "equal", "at_most", "at_least", "choose", "clip", "is_nan", "not", "negate"),
+    *("absolute", "root", "logarithm", "exponent", "tangent", "sigmoid", "rectify", "error"),
+    *("sum", "highest", "product", "gather_int32", "gather_int64"),
+)
+
+#: The arrays of a loop's operands by number: weights, work space, inputs, and the output last.
+WEIGHTS, WORK, FIRST_INPUT = 0, 1, 2
+
+#: The axes that a loop has, and the numbers that say one: kind, rows, sizes, and four operands of array,
+#: first element and steps.
+AXES, NUMBERS = 4, 30
+
+
+class Put(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An input or an output: its name, its dtype and its shape for one user."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+
+
+class LoopList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model as loops.
+
+    Parameters
+    ----------
+    inputs, output
+        What it takes and gives.
+    work
+        The float32 numbers between its loops.
+    loops
+        :data:`NUMBERS` for each loop.
+    """
+
+    inputs: tuple[Put, ...]
+    output: Put
+    work: int
+    loops: tuple[tuple[int, ...], ...]
+
+    def write(self, file: Path, weights: Array) -> None:
+        """Write it with its weights beside an ONNX file."""
+        file.with_name(file.name + LIST_SUFFIX).write_bytes(msgspec.json.encode(self) + b"\n")
+        np.save(file.with_name(file.name + WEIGHTS_SUFFIX), weights)
+
+
+def open_loops(file: Path, outputs: Sequence[str]) -> LoopsEngine | None:
+    """Open the loops beside an ONNX file; None if there are none, or nothing here that runs them.
+
+    Raises
+    ------
+    ArtefactCorrupt
+        They can't be read, or lack an output.
+    """
+    listed = file.with_name(file.name + LIST_SUFFIX)
+    functions = library()
+    if functions is None or not listed.is_file():
+        return None
+    try:
+        read = msgspec.json.decode(listed.read_bytes(), type=LoopList)
+        weights = np.load(file.with_name(file.name + WEIGHTS_SUFFIX), mmap_mode="r")
+    except (ValueError, OSError) as error:
+        raise ArtefactCorrupt(f"{listed}: {error}; it was changed or damaged: export again") from error
+    if any(len(loop) != NUMBERS for loop in read.loops):
+        raise ArtefactCorrupt(f"{listed}: expected {NUMBERS} numbers a loop; export again")
+    check_outputs(listed, tuple(outputs), (read.output.name,))
+    return LoopsEngine(read, weights, functions)
+
+
+class LoopsEngine:
+    """One opened list; ``functions`` are those of :func:`tiercel_serving.native.library`."""
+
+    def __init__(self, listed: LoopList, weights: Array, functions: Any) -> None:
+        self.inputs = tuple(put.name for put in listed.inputs)
+        self.outputs = (listed.output.name,)
+        self._puts = [(put.name, DTYPES[put.dtype], math.prod(put.dims)) for put in listed.inputs]
+        self._dims, self._width = listed.output.dims, math.prod(listed.output.dims)
+        self._weights, self._work = weights, listed.work
+        self._loops = np.array(listed.loops, np.int64)
+        of_inputs = [size * dtype.itemsize for _, dtype, size in self._puts]
+        self._distances = np.array([0, 0, *of_inputs, 4 * self._width], np.int64)
+        self._fixed = address(self._loops), address(self._distances)
+        self._first, self._run = address(weights), functions.run_loops
+        self._places = ctypes.c_void_p * len(self._distances)
+        # What runs at the same time has a work space of its own each; there is seldom more than one.
+        self._spare: list[Array] = []
+
+    def run(self, arrays: Arrays) -> dict[str, Array]:
+        """Run the model on tensors ``[B, …]``.
+
+        Raises
+        ------
+        ValueError
+            A tensor has another size than the model's, or an id is beyond its table.
+        """
+        held = [self._fit(arrays[name], dtype) for name, dtype, _ in self._puts]
+        users = len(held[0])
+        for array, (name, _, size) in zip(held, self._puts, strict=True):
+            if array.size != users * size:
+                raise ValueError(f"{name}: expected {size} numbers a user, came {array.shape}")
+        out = np.empty((users, *self._dims), np.float32)
+        work = self._spare.pop() if self._spare else np.zeros(self._work, np.float32)
+        loops, distances = self._fixed
+        places = self._places(self._first, address(work), *map(address, held), address(out))
+        beyond = self._run(users, len(self._loops), len(places), loops, places, distances)
+        self._spare.append(work)
+        if beyond:
+            raise ValueError(f"{beyond} ids are beyond the tables of the model that they are for")
+        return {self.outputs[0]: out}
+
+    @staticmethod
+    def _fit(array: Array, dtype: np.dtype[Any]) -> Array:
+        if array.dtype is not dtype and array.dtype != dtype:
+            raise ValueError(f"expected {dtype}, came {array.dtype}")
+        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+    def close(self) -> None:
+        """Give the work space back."""
+        self._spare.clear()

@@ -1,0 +1,355 @@
+"""Small models as loops: every operator equals ONNX Runtime's, what is not understood stays with that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from native_build import open_compiled, run_sanitized
+from onnx import TensorProto, helper, numpy_helper
+
+from tiercel_export.models.loops.lower import lower
+from tiercel_export.models.loops.operators import OPERATORS
+from tiercel_serving.engines.loops import LIST_SUFFIX, LoopsEngine, open_loops
+from tiercel_serving.engines.onnx import Onnx, OnnxEngine
+from tiercel_serving.errors import ArtefactCorrupt
+from tiercel_serving.spec import Array
+
+RANDOM = np.random.default_rng(3)
+TABLE = RANDOM.normal(size=(7, 12)).astype(np.float32)
+WIDE, NARROW = (RANDOM.normal(size=shape).astype(np.float32) for shape in ((5, 19), (5, 3)))
+
+#: The inputs that every graph may read, for one user.
+INPUTS = {
+    "x": ("float32", (6, 5)),
+    "y": ("float32", (6, 5)),
+    "row": ("float32", (5,)),
+    "ids": ("int64", (4, 3)),
+    "short": ("int32", (2,)),
+    "flag": ("bool", (6, 5)),
+}
+
+
+def node(operator: str, inputs: str, output: str = "out", **attributes: Any) -> onnx.NodeProto:
+    """Return a node; inputs are names apart by spaces, and ``-`` is none."""
+    names = ["" if name == "-" else name for name in inputs.split()]
+    return helper.make_node(operator, names, output.split(), name=f"{operator}_{output}", **attributes)
+
+
+def ints(*values: int) -> Array:
+    """Return axes, sizes or places."""
+    return np.array(values, np.int64)
+
+
+def model(
+    nodes: Sequence[onnx.NodeProto], constants: dict[str, Any], shape: Sequence[int]
+) -> onnx.ModelProto:
+    """Return a graph over those of the inputs that it reads, with one output ``[B, …]``."""
+    read = {name for one in nodes for name in one.input}
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), ["B", *dims])
+        for name, (dtype, dims) in INPUTS.items()
+        if name in read
+    ]
+    output = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["B", *shape])
+    weights = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(list(nodes), "g", inputs, [output], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def batch(users: int) -> dict[str, Array]:
+    """Return every input, with a NaN, infinities and the ends of the table among them."""
+    arrays: dict[str, Array] = {}
+    for name, (dtype, dims) in INPUTS.items():
+        shape = (users, *dims)
+        arrays[name] = RANDOM.normal(size=shape).astype(dtype)
+        if dtype != "float32":
+            arrays[name] = RANDOM.integers(0, 2 if dtype == "bool" else 7, shape).astype(dtype)
+    arrays["x"][0, 0, :3] = np.nan, np.inf, -np.inf
+    return arrays
+
+
+def cast(to: int = TensorProto.FLOAT) -> onnx.NodeProto:
+    """Return the cast of what came before."""
+    return node("Cast", "made", to=to)
+
+
+HALF, ONE = np.float32(0.5), np.float32(1)
+SAME: tuple[int, ...] = (6, 5)
+
+#: Operator → graphs: nodes, constants, and the output's shape for one user.
+GRAPHS: dict[str, list[tuple[list[onnx.NodeProto], dict[str, Any], tuple[int, ...]]]] = {
+    **{
+        name: [([node(name, "x")], {}, SAME)]
+        for name in ("Abs", "Neg", "Exp", "Tanh", "Erf", "Sigmoid", "Relu")
+    },
+    **{
+        name: [
+            ([node(name, "x y")], {}, SAME),
+            ([node("Unsqueeze", "row one", "m"), node(name, "m x")], {"one": ints(1)}, SAME),
+        ]
+        for name in ("Add", "Sub", "Mul", "Div")
+    },
+    **{name: [([node(name, "x y row2")], {"row2": WIDE[:, 0]}, SAME)] for name in ("Max", "Min")},
+    **{
+        name: [
+            ([node(name, "x y", "made"), cast()], {}, SAME),
+            ([node(name, "ids two", "made"), cast()], {"two": ints(2)}, (4, 3)),
+        ]
+        for name in ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+    },
+    **{
+        name: [([node("Less", "x y", "less"), node(name, "less flag", "made"), cast()], {}, SAME)]
+        for name in ("And", "Or")
+    },
+    "Cast": [
+        ([node("Cast", "flag", to=TensorProto.FLOAT)], {}, SAME),
+        ([node("Cast", "short", "made", to=TensorProto.INT64), cast()], {}, (2,)),
+    ],
+    "Clip": [
+        ([node("Clip", "x low high")], {"low": -HALF, "high": ONE}, SAME),
+        ([node("Clip", "x low")], {"low": HALF}, SAME),
+        ([node("Clip", "x - high")], {"high": HALF}, SAME),
+    ],
+    "Concat": [
+        ([node("Concat", "x y", axis=-1)], {}, (6, 10)),
+        ([node("Concat", "x y x", axis=1)], {}, (18, 5)),
+    ],
+    "Expand": [
+        (
+            [node("Unsqueeze", "row one", "m"), node("Expand", "m to")],
+            {"one": ints(1), "to": ints(1, 4, 5)},
+            (4, 5),
+        )
+    ],
+    "Flatten": [([node("Flatten", "x")], {}, (30,))],
+    "Gather": [
+        ([node("Gather", "t ids")], {"t": TABLE}, (4, 3, 12)),
+        (
+            [node("Gather", "ids one", "m", axis=2), node("Gather", "t m")],
+            {"one": np.int64(1), "t": TABLE},
+            (4, 12),
+        ),
+        ([node("Gather", "t short")], {"t": TABLE[:, :3]}, (2, 3)),
+        ([node("Gather", "x at", axis=1)], {"at": ints(4, 2, 0)}, (3, 5)),
+    ],
+    "Gemm": [
+        ([node("Gemm", "row w c", transB=1)], {"w": np.ascontiguousarray(WIDE.T), "c": WIDE[0]}, (19,)),
+        ([node("Gemm", "row w")], {"w": NARROW}, (3,)),
+    ],
+    "Identity": [([node("Identity", "x")], {}, SAME)],
+    "IsNaN": [([node("IsNaN", "x", "made"), cast()], {}, SAME)],
+    "LayerNormalization": [
+        ([node("LayerNormalization", "y s b", axis=-1)], {"s": WIDE[:, 0], "b": WIDE[:, 1]}, SAME)
+    ],
+    "Log": [([node("Abs", "x", "a"), node("Log", "a")], {}, SAME)],
+    "MatMul": [
+        ([node("MatMul", "y w")], {"w": WIDE}, (6, 19)),
+        ([node("MatMul", "y w")], {"w": NARROW[:, :1]}, (6, 1)),
+        ([node("Transpose", "x", "t", perm=[0, 2, 1]), node("MatMul", "y t")], {}, (6, 6)),
+        ([node("Transpose", "y", "t", perm=[0, 2, 1]), node("MatMul", "t y")], {}, (5, 5)),
+        (
+            [
+                node("Gather", "t ids", "rows"),
+                node("Gather", "w ids", "weights"),
+                node("Unsqueeze", "row two", "tall"),
+                node("Squeeze", "tall two", "flat"),
+                node("Slice", "flat a b two2", "three"),
+                node("Unsqueeze", "three places", "factors"),
+                node("MatMul", "factors rows", "sums"),
+                node("Squeeze", "sums two"),
+            ],
+            {
+                "t": TABLE,
+                "w": TABLE,
+                "two": ints(2),
+                "a": ints(0),
+                "b": ints(3),
+                "two2": ints(1),
+                "places": ints(1, 2),
+            },
+            (4, 12),
+        ),
+    ],
+    "Not": [([node("Not", "flag", "made"), cast()], {}, SAME)],
+    "Pow": [
+        ([node("Pow", "x two")], {"two": np.float32(2)}, SAME),
+        ([node("Abs", "y", "a"), node("Pow", "a half")], {"half": HALF}, SAME),
+    ],
+    "ReduceL2": [([node("ReduceL2", "y a", keepdims=1)], {"a": ints(-1)}, (6, 1))],
+    "ReduceMax": [([node("ReduceMax", "x a", keepdims=0)], {"a": ints(1)}, (5,))],
+    "ReduceMean": [([node("ReduceMean", "y a", keepdims=0)], {"a": ints(1, 2)}, ())],
+    "ReduceSum": [
+        ([node("ReduceSum", "x a", keepdims=0)], {"a": ints(2)}, (6,)),
+        ([node("ReduceSum", "y a", keepdims=1)], {"a": ints(1)}, (1, 5)),
+    ],
+    "Reshape": [
+        ([node("Reshape", "x to")], {"to": ints(0, 3, -1)}, (3, 10)),
+        ([node("Transpose", "x", "t", perm=[0, 2, 1]), node("Reshape", "t to")], {"to": ints(-1, 30)}, (30,)),
+    ],
+    "Slice": [
+        (
+            [node("Slice", "x a b axis by")],
+            {"a": ints(5), "b": ints(-7), "axis": ints(1), "by": ints(-2)},
+            (3, 5),
+        ),
+        ([node("Slice", "x a b axis")], {"a": ints(1), "b": ints(99), "axis": ints(-1)}, (6, 4)),
+    ],
+    "Softmax": [([node("Softmax", "y", axis=-1)], {}, SAME), ([node("Softmax", "y", axis=1)], {}, SAME)],
+    "Split": [
+        (
+            [node("Split", "x sizes", "a b", axis=2), node("Concat", "b a", axis=2)],
+            {"sizes": ints(2, 3)},
+            SAME,
+        )
+    ],
+    "Sqrt": [([node("Abs", "x", "a"), node("Sqrt", "a")], {}, SAME)],
+    "Squeeze": [([node("Unsqueeze", "x a", "m"), node("Squeeze", "m a")], {"a": ints(1, 3)}, SAME)],
+    "Transpose": [([node("Transpose", "x", perm=[0, 2, 1])], {}, (5, 6))],
+    "Unsqueeze": [([node("Unsqueeze", "row a")], {"a": ints(1, -1)}, (1, 5, 1))],
+    "Where": [
+        ([node("Where", "flag x c")], {"c": HALF}, SAME),
+        ([node("Where", "flag c row2")], {"c": HALF, "row2": WIDE[:, 0]}, SAME),
+    ],
+}
+
+
+def opened(made: onnx.ModelProto, folder: Path, monkeypatch: pytest.MonkeyPatch) -> LoopsEngine:
+    """Lower a graph, and open it over functions that are built of these sources."""
+    monkeypatch.setattr("tiercel_serving.engines.loops.library", open_compiled)
+    onnx.checker.check_model(made, full_check=True)
+    assert lower(made, folder / Onnx.file) == ""
+    onnx.save(made, folder / Onnx.file)
+    engine = open_loops(folder / Onnx.file, ["out"])
+    assert engine is not None
+    return engine
+
+
+def test_there_is_a_graph_for_every_operator() -> None:
+    assert set(GRAPHS) == set(OPERATORS)
+
+
+@pytest.mark.parametrize("operator", sorted(GRAPHS))
+def test_an_operator_equals_onnx_runtimes(
+    operator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for nodes, constants, shape in GRAPHS[operator]:
+        loops = opened(model(nodes, constants, shape), tmp_path, monkeypatch)
+        reference = OnnxEngine(tmp_path / Onnx.file, ["out"], 1)
+        assert (loops.inputs, loops.outputs) == (reference.inputs, reference.outputs)
+        for users in (1, 3):
+            arrays = batch(users)
+            got, wanted = loops.run(arrays)["out"], reference.run(arrays)["out"]
+            assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
+            np.testing.assert_allclose(got, wanted, rtol=2e-6, atol=2e-6)
+
+
+#: Graphs that stay ONNX Runtime's, and what is said of them.
+REFUSED = {
+    "the operator Softplus": ([node("Softplus", "x")], {}, SAME),
+    "arithmetic with whole numbers": ([node("Add", "ids ids", "made"), cast()], {}, (4, 3)),
+    "both are computed": ([node("Equal", "ids ids", "made"), cast()], {}, (4, 3)),
+    "not float32": ([node("Less", "ids many", "made"), cast()], {"many": ints(1 << 25)}, (4, 3)),
+    "lie unevenly": ([node("Gather", "x at", axis=1)], {"at": ints(0, 1, 3)}, (3, 5)),
+    "a cast from float32 to INT64": ([node("Cast", "x", "made", to=TensorProto.INT64), cast()], {}, SAME),
+    "neither square nor root": ([node("Pow", "x three")], {"three": np.float32(3)}, SAME),
+    "the operator RandomNormal": (
+        [node("RandomNormal", "", "made", shape=[1, 6, 5]), node("Add", "made x")],
+        {},
+        SAME,
+    ),
+    "dense weights": ([node("Gemm", "row w")], {"w": np.zeros((5, 60_000), np.float32)}, (60_000,)),
+}
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_what_loops_cannot_do_stays_onnx_runtimes(said: str, tmp_path: Path) -> None:
+    made = model(*REFUSED[said])
+    assert said in lower(made, tmp_path / Onnx.file)
+    onnx.save(made, tmp_path / Onnx.file)
+    assert isinstance(Onnx.open(tmp_path / Onnx.file, ["out"]), OnnxEngine)
+
+
+def test_loops_run_where_they_were_built_with_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(model(*GRAPHS["Add"][0]), tmp_path, monkeypatch)
+    assert isinstance(Onnx.open(tmp_path / Onnx.file, ["out"]), LoopsEngine)
+    assert isinstance(Onnx.open(tmp_path / Onnx.file, ["out"], threads=2), OnnxEngine)
+    monkeypatch.setattr("tiercel_serving.engines.loops.library", lambda: None)
+    assert isinstance(Onnx.open(tmp_path / Onnx.file, ["out"]), OnnxEngine)
+
+
+@pytest.mark.parametrize("wrong", [-1, 7, 1 << 40])
+def test_an_id_beyond_its_table_is_refused(
+    wrong: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = opened(model(*GRAPHS["Gather"][0]), tmp_path, monkeypatch)
+    arrays = batch(2)
+    arrays["ids"][1, 3, 2] = wrong
+    with pytest.raises(ValueError, match="1 ids are beyond"):
+        loops.run(arrays)
+    arrays["ids"][1, 3, 2] = 6
+    assert np.array_equal(loops.run(arrays)["out"], TABLE[arrays["ids"]])
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((2, 6, 5)), np.zeros((2, 6, 4), np.float32)])
+def test_a_tensor_of_another_dtype_or_size_is_refused(
+    wrong: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = opened(model(*GRAPHS["Add"][0]), tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match="expected"):
+        loops.run({**batch(2), "y": wrong})
+
+
+def test_tensors_need_not_lie_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loops = opened(model(*GRAPHS["Add"][0]), tmp_path, monkeypatch)
+    arrays = batch(3)
+    turned = np.asfortranarray(arrays["y"])
+    assert np.array_equal(loops.run({**arrays, "y": turned})["out"], loops.run(arrays)["out"], equal_nan=True)
+
+
+def test_a_damaged_list_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(model(*GRAPHS["Add"][0]), tmp_path, monkeypatch)
+    listed = tmp_path / f"{Onnx.file}{LIST_SUFFIX}"
+    whole = json.loads(listed.read_text())
+    for damaged in (listed.read_text()[:-9], json.dumps({**whole, "loops": [[1, 2]]})):
+        listed.write_text(damaged)
+        with pytest.raises(ArtefactCorrupt, match=listed.name):
+            Onnx.open(tmp_path / Onnx.file, ["out"])
+    listed.write_text(json.dumps(whole))
+    with pytest.raises(ArtefactCorrupt, match="other"):
+        Onnx.open(tmp_path / Onnx.file, ["other"])
+
+
+_SANITIZED = """
+import sys
+from pathlib import Path
+import numpy as np
+from tiercel_serving import native
+from tiercel_serving.engines import loops
+functions = native.open_library(Path(sys.argv[1]))
+loops.library = lambda: functions
+lists = Path(sys.argv[2])
+for file in sorted(lists.glob("*.onnx")):
+    engine = loops.open_loops(file, ["out"])
+    for users in (1, 3):
+        engine.run(np.load(lists / f"{users}.npz"))
+"""
+
+
+@pytest.mark.slow
+def test_no_loop_goes_beyond_its_arrays(tmp_path: Path) -> None:
+    for operator, graphs in GRAPHS.items():
+        for at, graph in enumerate(graphs):
+            file = tmp_path / f"{operator}-{at}.onnx"
+            assert lower(model(*graph), file) == ""
+            file.touch()
+    for users in (1, 3):
+        np.savez(tmp_path / f"{users}.npz", **batch(users))
+    run_sanitized(_SANITIZED, str(tmp_path))
