@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
+from tritonclient.grpc import InferenceServerClient
 
 from tiercel_client import Recommender
 from tiercel_serving.bench.machine import describe_machine, installed_versions
+from tiercel_serving.bench.perf_analyzer import PerfAnalyzer
+from tiercel_serving.bench.repository import write_requests
 from tiercel_serving.commands.serve import example_user
 from tiercel_serving.commands.shell import Refused
 from tiercel_serving.release.opened import Release, open_release
@@ -30,6 +35,9 @@ from tiercel_serving.verify.golden import StoredGolden
 
 #: Users at once.
 BATCHES = (1, 8, 64)
+
+#: The model that answers.
+MODEL = "recommend"
 
 
 def median_us(
@@ -62,9 +70,16 @@ def ranker_us(releases: Mapping[str, Release], batch: int, rounds: int) -> dict[
 
 
 def served(
-    paths: Mapping[str, Path], rounds: int, seconds: float, in_a_row: int = 1
+    paths: Mapping[str, Path],
+    rounds: int,
+    seconds: float,
+    in_a_row: int = 1,
+    analyzer: PerfAnalyzer | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Return each release's median answer in microseconds by one caller, and answers a second to eight."""
+    """Return each release's median answer in microseconds by one caller, and answers a second to eight.
+
+    With an ``analyzer`` also what it measures of one caller, and what of that Triton spends in the model.
+    """
     with contextlib.ExitStack() as stack:
         urls, users = {}, {}
         for name, path in paths.items():
@@ -77,9 +92,46 @@ def served(
         p50 = median_us(calls, rounds, max(3, rounds // 10), in_a_row)
         # Twice in turn, so that neither has the quieter half of the time.
         rates = {name: [answers_per_s(urls[name], users[name], seconds) for _ in (0, 1)] for name in urls}
-        return {
+        figures = {
             name: {"p50_us": p50[name], "answers_per_s_at_8": float(np.mean(rates[name]))} for name in paths
         }
+        if analyzer is not None:
+            for name, more in analysed(analyzer, urls, users, seconds).items():
+                figures[name].update(more)
+        return figures
+
+
+def analysed(
+    analyzer: PerfAnalyzer, urls: Mapping[str, str], users: Mapping[str, Any], seconds: float, rounds: int = 5
+) -> dict[str, dict[str, float]]:
+    """Return by server perf_analyzer's p50 with one caller, and the model's part of it by Triton's clocks.
+
+    Medians over rounds in which the servers take turns.
+    """
+    p50s, parts = ({name: list[float]() for name in urls} for _ in range(2))
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        clients = {name: stack.enter_context(InferenceServerClient(url)) for name, url in urls.items()}
+        for _ in range(rounds):
+            for name, client in clients.items():
+                data = Path(folder) / "requests.json"
+                user = users[name]
+                write_requests(np.array([user.encode() if isinstance(user, str) else user]), data)
+                begun = _model_time(client)
+                measured = analyzer.run(
+                    MODEL, urls[name], concurrency=1, seconds=max(seconds / rounds, 1.0), data=data
+                )
+                ended = _model_time(client)
+                p50s[name].append(measured.p50_us)
+                parts[name].append((ended[0] - begun[0]) / max(ended[1] - begun[1], 1) / 1e3)
+    return {
+        name: {"perf_analyzer_p50_us": median(p50s[name]), "model_us": median(parts[name])} for name in urls
+    }
+
+
+def _model_time(client: InferenceServerClient) -> tuple[int, int]:
+    """Return the nanoseconds that a model has run so far, and how many times."""
+    [stats] = client.get_inference_statistics(MODEL).model_stats
+    return stats.inference_stats.compute_infer.ns, stats.inference_stats.compute_infer.count
 
 
 def answers_per_s(url: str, user: Any, seconds: float, callers: int = 8) -> float:

@@ -18,10 +18,11 @@ import msgspec
 import numpy as np
 
 from benchmarks.engines.run import median_us, served
+from tiercel_serving.bench.perf_analyzer import PerfAnalyzer, find_perf_analyzer
 from tiercel_serving.commands.serve import example_user
 from tiercel_serving.commands.shell import Refused
 from tiercel_serving.engines.table import ENGINES
-from tiercel_serving.errors import TiercelError
+from tiercel_serving.errors import PerfAnalyzerMissing, TiercelError
 from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.release.writing import write_manifest
 from tiercel_serving.repository.graph import render_repository
@@ -100,8 +101,16 @@ def measure_served(
     inside = median_us(calls, rounds, warm=max(20, rounds // 10))
     calls.clear()
     paths = {name: release.path for name, release in releases.items()}
-    figures = served(paths, max(rounds // IN_A_ROW, 3), seconds, IN_A_ROW)
+    figures = served(paths, max(rounds // IN_A_ROW, 3), seconds, IN_A_ROW, _analyzer(note))
     return {name: {"in_process_p50_us": inside[name], **figures[name]} for name in releases}
+
+
+def _analyzer(note: Callable[[str], Any]) -> PerfAnalyzer | None:
+    try:
+        return find_perf_analyzer()
+    except PerfAnalyzerMissing as error:
+        note(f"without perf_analyzer: {error}")
+        return None
 
 
 def _opened(name: str, release: Release, note: Callable[[str], Any]) -> Chain | None:

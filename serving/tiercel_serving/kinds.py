@@ -153,9 +153,10 @@ class Kinds(Generic[T]):
         if self.row_of(value) is not None:
             return []
         names = self.class_names()
-        # Somebody may have written a row's name for its class.
-        close = [name for name in names if isinstance(value, str) and names[name] == value]
-        close = close or get_close_matches(str(value), names, n=1) or list(names)
+        # Somebody may have written a row's name for its class, or the class without parentheses.
+        spelled = {spelling.lower(): name for name, row in names.items() for spelling in (row, name)}
+        written = value.__name__ if isinstance(value, type) else str(value)
+        close = [spelled[near] for near in get_close_matches(written.lower(), spelled, n=1)] or list(names)
         known = " or ".join(f"{name}(…)" for name in close)
         return [Problem(field, f"expected a {self.what}, got {value!r}", f"write {known}")]
 

@@ -373,6 +373,7 @@ def test_no_byte_can_be_written_anywhere(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", NO_BYTE, str(tmp_path / "store")],
         cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "TMPDIR"},
         capture_output=True,
         text=True,
         timeout=60,

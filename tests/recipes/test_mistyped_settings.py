@@ -13,6 +13,7 @@ import tiercel_pipelines.recipe as written
 from tiercel_pipelines.errors import RecipeError
 from tiercel_pipelines.families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES
 from tiercel_pipelines.recipe import (
+    DIN,
     BoostItems,
     Compare,
     Index,
@@ -200,6 +201,8 @@ def test_numpy_scalars_are_the_numbers_that_they_equal(name: str) -> None:
             replace(RECIPE, ranking=replace(RECIPE.ranking, task=MultiTask(("liked",)))),
             "ranking.task.targets[0]: expected Target(…), got 'liked'; write Target(…)",
         ),
+        (replace(RECIPE, ranking="dlmr"), "ranking: expected a ranking family, got 'dlmr'; write DLRM(…)"),
+        (replace(RECIPE, ranking=DIN), "families.din.DIN'>; write DIN(…)"),
         (replace(RECIPE, seed=True), "seed: expected a whole number, got True"),
         (
             replace(RECIPE, retrieval=replace(RECIPE.retrieval, max_epochs=2**70)),

@@ -63,12 +63,31 @@ class Capturing(TorchDispatchMode):
         assert not kept, f"{len(kept)} tensors of a capture are kept: the next replay writes over them"
 
 
+class Kernels(TorchDispatchMode):
+    """Counts the operations that a GPU would start a kernel for: those that write, and no views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        read = {storage_of(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name.partition("::")[2]
+        writes = name.endswith("_") or any(
+            isinstance(one, Tensor) and storage_of(one) not in read for one in tree_leaves(out)
+        )
+        self.count += writes and "empty" not in name
+        return out
+
+
 def storage_of(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
 def capture_double(run: Run, inputs: list[Tensor]) -> Captured:
     """As a graph does it: reads these buffers and writes those, whatever it is told later."""
+    run(inputs)  # before the capture, when constants are made
     with Capturing() as capturing:
         outputs = run(inputs)
     capturing.check_kept(outputs)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from drawing import examples
 from tiercel_serving.device.masks_torch import TensorMask
-from tiercel_serving.device.order_torch import COUNTED, ascending, first_of, places_of, smallest
+from tiercel_serving.device.order_torch import COUNTED, arranged, ascending, first_of, places_of, smallest
 
 #: Few values, so that they tie; and those at the ends.
 KEYS = st.lists(
@@ -31,6 +31,8 @@ def test_counting_is_sorting(rows: list[list[int]], count: int) -> None:
         patch.setitem(COUNTED, "cpu", 4 * 7 * 7)
         assert torch.equal(ascending(keys), order)
         assert torch.equal(smallest(keys, count), want)
+        assert torch.equal(arranged(keys, count, keys)[0], want)
+    assert torch.equal(arranged(keys, count, keys)[0], want)
 
 
 @examples(40)
@@ -39,10 +41,10 @@ def test_counting_is_sorting(rows: list[list[int]], count: int) -> None:
     count=st.integers(1, 8),
 )
 def test_the_first_flags(flags: list[list[bool]], count: int) -> None:
-    found = first_of(torch.tensor(flags), count).tolist()
+    found = first_of(torch.tensor(flags), count, 9).tolist()
     for one, own in zip(flags, found, strict=True):
         places = [place for place, flag in enumerate(one) if flag][:count]
-        assert own == places + [6] * (count - len(places))
+        assert own == places + [9] * (count - len(places))
 
 
 @pytest.mark.parametrize("most", [0, 10**6])

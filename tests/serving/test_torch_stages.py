@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
-from on_device import CAPTURED, DEVICES, ON_CUDA, capture_double, on_device
+from on_device import CAPTURED, DEVICES, ON_CUDA, Kernels, capture_double, on_device
 from stage_oracles import Ask, tensors
 from test_graph_stages import asks_of
 from tiny_release import DAY_S, Tiny
@@ -96,6 +96,19 @@ def test_whatever_is_asked(
 ) -> None:
     arrays = tensors(data.draw(asks_of(tiny)))
     check_same(chain.run(arrays)[0], torch_chain(variant, device).run(arrays)[0])
+
+
+def test_one_answer_takes_few_kernels(
+    tiny_of: Callable[[str], Tiny], torch_chain: Chains, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one user each takes as long as it takes to start: 201 before keys and masks took fewer steps."""
+    monkeypatch.setitem(COUNTED, "cpu", COUNTED["cuda"])
+    arrays = tensors([Ask(tiny_of("plain").user_ids[0])])
+    chain = torch_chain("plain", "cpu")
+    chain.run(arrays)  # what is made once
+    with Kernels() as kernels:
+        chain.run(arrays)
+    assert 50 < kernels.count <= 120
 
 
 # ------------------------------------------------------------------------------------------- what crosses

@@ -69,8 +69,8 @@ class Learner:
         if not math.isfinite(value):
             raise TrainingError(
                 f"{self.label}: the loss became {value} in step {self.steps + 1}, epoch {epoch}"
-                f"{self._where()}; lower the learning rate, raise the temperature, or look for numbers "
-                "among the features that no Normalize() tames"
+                f"{self._where()}; lower the learning rate, raise the temperature if there is one, or look "
+                "for numbers among the features that no Normalize() tames"
             )
         self.model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

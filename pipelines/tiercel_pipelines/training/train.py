@@ -134,7 +134,7 @@ def train_and_write(
             inputs=trainer.inputs,
             models=ModelsRecord({family.name: family for family in recipe.models}, recipe.ranking),
             metrics={**figures, "epochs": dict(trained.courses), "seconds": seconds},
-            notes=checkpoint.notes(),
+            notes=(*unjudged(split), *checkpoint.notes()),
         )
         write_run(directory, record, trained.retrieval, trained.ranking, dataset, split)
 
@@ -147,6 +147,18 @@ def _prepared(
         return Trainer.prepare(recipe, dataset, split, workflow, progress)
     except ExportError as error:
         raise RecipeError(recipe.title, [problem_of(error)]) from error
+
+
+def unjudged(split: Split) -> tuple[str, ...]:
+    """Say what could not be judged, as nothing was held out for it."""
+    _, valid, test = split.counts
+    few = "part is empty: by this split nothing of any user's interactions goes there"
+    notes = []
+    if not valid:
+        notes.append(f"the validation {few}; nothing stopped early, and a ranker keeps retrieval's order")
+    if not test:
+        notes.append(f"the test {few}; so there are no figures of how good the answers are")
+    return tuple(notes)
 
 
 def _describe(dataset: Dataset, split: Split) -> DataRecord:

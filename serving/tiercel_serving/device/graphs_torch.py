@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +29,8 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 #: One capture at a time.
 _CAPTURING = Lock()
 
-#: Tensors that last; see :func:`lasting`.
-_LASTING: WeakIdKeyDictionary = WeakIdKeyDictionary()
+#: The attribute of a tensor that lasts; see :func:`lasting`.
+_LASTS = "tiercel_lasts"
 
 #: Runs before a capture, for libraries that choose kernels and take memory when they are first called.
 WARM_RUNS = 3
@@ -42,7 +41,7 @@ def lasting(tensor: Tensor) -> Tensor:
 
     A graph reads it there. Its views are not marked.
     """
-    _LASTING[tensor] = None
+    setattr(tensor, _LASTS, True)
     return tensor
 
 
@@ -154,8 +153,9 @@ class GraphedForms:
         -------
         The results. They last as long as this object, and the next work of the same form writes over them.
         """
-        batch = None if rows is None or rows == len(tensors[0]) else len(tensors[0])
-        lasts = [batch is None and one in _LASTING for one in tensors]
+        given = tensors[0].shape[0]
+        batch = None if rows is None or rows == given else given
+        lasts = [batch is None and hasattr(one, _LASTS) for one in tensors]
         key = form, *(id(one) if there else 0 for one, there in zip(tensors, lasts, strict=True))
         graph = self._graphs.get(key)
         if graph is None and len(self._graphs) < self._room:
@@ -209,5 +209,5 @@ class GraphedRun:
 
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
         """Do the work for tensors ``[B, …]``; the next batch of the same bucket writes over the results."""
-        bucket = bucket_of(len(tensors[0]), self._buckets)
+        bucket = bucket_of(tensors[0].shape[0], self._buckets)
         return self._run(tensors) if bucket is None else self._forms(bucket, self._run, tensors, bucket)

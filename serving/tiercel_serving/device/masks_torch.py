@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from ..ranked import Mask
 from ..spec import Array
 from .crossing import Copies
+from .order_torch import numbers
 
 #: Type of device → so many cells, of all users together, are written as a table of those that are free: in
 #: the time that it takes to sort a few hundred masked ones.
@@ -58,17 +58,20 @@ class TensorMask:
         """Mask ``[B, M]`` more rows."""
         self._added.append(rows)
         self.most += rows.shape[1]
-        self._cells = torch.cat([self._cells, (rows + self._base).reshape(-1)])
+        self._cells = torch.cat([self._cells, self._cells_of(rows).reshape(-1)])
         self._free = self._sorted = None
 
     def allows(self, rows: Tensor) -> Tensor:
         """Return for ``[B, M]`` rows whether their user may get them."""
-        free = self._are_free(rows + self._base)
+        free = self._are_free(self._cells_of(rows))
         return free if self.allowed is None else free & self.allowed.gather(1, rows)
 
-    @cached_property
-    def _base(self) -> Tensor:
-        return (torch.arange(self.users, device=self._cells.device) * (self.items + 1))[:, None]
+    def _cells_of(self, rows: Tensor) -> Tensor:
+        """Return the cells of each user's rows ``[B, M]``."""
+        if self.users == 1:
+            return rows
+        users = numbers(self.users, rows.device)[:, None]
+        return torch.add(rows, users, alpha=self.items + 1)
 
     def _are_free(self, wanted: Tensor) -> Tensor:
         """Return which cells are not masked: sorting those takes longer than writing some megabytes."""
@@ -83,8 +86,10 @@ class TensorMask:
         # The last cell is the last user's pad row, and no cell lies beyond it.
         return self._sorted[torch.searchsorted(self._sorted, wanted)] != wanted
 
-    def cells(self) -> tuple[Tensor, Tensor]:
-        """Return user and row of everything that is masked, ``[n]`` each."""
+    def cells(self) -> tuple[Tensor | None, Tensor]:
+        """Return user and row of what is masked, ``[n]`` each; None for the user of one."""
+        if self.users == 1:
+            return None, self._cells
         return self._cells // (self.items + 1), self._cells % (self.items + 1)
 
     def padded(self, users: int) -> Tensor:
@@ -93,7 +98,8 @@ class TensorMask:
         Users beyond B, of ``users`` in all, have nothing masked but their pad rows.
         """
         width, cells = self.items + 1, self._cells
-        if users == self.users and len(cells) == rounded_up(len(cells)):
+        count = cells.shape[0]
+        if users == self.users and count == rounded_up(count):
             return cells
         if users > self.users:
             ends = torch.arange(self.users + 1, users + 1, device=cells.device) * width
@@ -114,8 +120,9 @@ class TensorMask:
 
 def filled_up(cells: Array) -> Array:
     """Return cells on the host, the last of them repeated to such a length."""
-    filled = np.full(rounded_up(len(cells)), cells[-1])
-    filled[: len(cells)] = cells
+    count = len(cells)
+    filled = np.empty(rounded_up(count), cells.dtype)
+    filled[:count], filled[count:] = cells, cells[-1]
     return filled
 
 

@@ -1,12 +1,20 @@
-"""Order by (score descending, row ascending) on a device: :mod:`tiercel_serving.ranked`, in torch."""
+"""Order by (score descending, row ascending) on a device: :mod:`tiercel_serving.ranked`, in torch.
+
+For one user each kernel works on a few hundred numbers, in little more time than it takes to begin: what
+counts is how many kernels there are.
+"""
 
 from __future__ import annotations
+
+import sys
+from functools import cache
 
 import torch
 from torch import Tensor
 
 _ALL_BUT_SIGN = 0x7FFFFFFF
 _LOWER = 0xFFFFFFFF
+_UPPER = 1 if sys.byteorder == "little" else 0
 
 #: Lists of up to so many keys are sorted whole: choosing the smallest, and then sorting them, takes longer.
 _SORTED_WHOLE = 1024
@@ -20,18 +28,28 @@ def sort_keys(scores: Tensor, rows: Tensor) -> Tensor:
     """Return int64 keys that sort ascending like (score descending, row ascending).
 
     The same numbers as :func:`tiercel_serving.ranked.sort_keys` gives for float32 scores without NaN and
-    int64 rows below 2**31, of shapes that broadcast.
+    int64 rows below 2**31, of shapes that broadcast; a row has an axis.
     """
     bits = (0 - scores).view(torch.int32)
     flips = ((bits >> 31) & _ALL_BUT_SIGN) ^ bits
-    return (flips.long() << 32) | rows
+    return torch.add(rows, flips, alpha=1 << 32)
 
 
 def read_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
     """Return the scores and rows that :func:`sort_keys` put together."""
-    flipped = (keys >> 32).int()
+    flipped = keys.view(torch.int32)[..., _UPPER::2]
     bits = flipped ^ ((flipped >> 31) & _ALL_BUT_SIGN)
     return 0 - bits.view(torch.float32), keys & _LOWER
+
+
+def rows_of(keys: Tensor) -> Tensor:
+    """Return the rows alone that :func:`sort_keys` put together."""
+    return keys & _LOWER
+
+
+def scored(keys: Tensor) -> Tensor:
+    """Return where the score that :func:`sort_keys` put in was above -inf."""
+    return keys < _NO_SCORE
 
 
 def smallest(keys: Tensor, count: int) -> Tensor:
@@ -47,8 +65,26 @@ def ascending(keys: Tensor) -> Tensor:
     """Return the stable order ``[B, M]`` of each user's int64 keys, as ``argsort`` does."""
     if not _are_few(keys):
         return keys.argsort(dim=1, stable=True)
-    numbers = torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
-    return torch.empty_like(keys).scatter_(1, places_of(keys), numbers)
+    places = numbers(keys.shape[1], keys.device).expand_as(keys)
+    return torch.empty_like(keys).scatter_(1, places_of(keys), places)
+
+
+def arranged(keys: Tensor, count: int, *values: Tensor) -> list[Tensor]:
+    """Return each user's values ``[B, M]`` in the order of the keys, the first ``count``.
+
+    Where keys are equal, which comes first is open.
+    """
+    if _are_few(keys):
+        places = places_of(keys)
+        return [
+            value.new_empty(keys.shape).scatter_(1, places, value.expand_as(keys))[:, :count]
+            for value in values
+        ]
+    if count >= keys.shape[1] or keys.shape[1] <= _SORTED_WHOLE:
+        order = keys.argsort(dim=1)[:, :count]
+    else:
+        order = keys.topk(count, dim=1, largest=False, sorted=True).indices
+    return [value.expand_as(keys).gather(1, order) for value in values]
 
 
 def places_of(keys: Tensor) -> Tensor:
@@ -56,10 +92,22 @@ def places_of(keys: Tensor) -> Tensor:
 
     The least int64 is no key.
     """
-    size = keys.shape[1]
     # One less for those before, so that of equal keys the first comes first.
-    earlier = torch.ones((size, size), dtype=torch.int64, device=keys.device).tril_(-1)
+    earlier = _earlier(keys.shape[1], keys.device)
     return ((keys[:, None] - earlier) < keys[:, :, None]).sum(dim=2)
+
+
+@cache
+def numbers(size: int, device: torch.device) -> Tensor:
+    """Return 0, 1, … ``[size]`` int64, made once."""
+    # Copied there, which waits: whoever asks next may work on another stream.
+    return torch.arange(size).to(device)
+
+
+@cache
+def _earlier(size: int, device: torch.device) -> Tensor:
+    """Return 1 where the column's place is before the row's, else 0: ``[size, size]`` int64, made once."""
+    return torch.ones((size, size), dtype=torch.int64).tril_(-1).to(device)
 
 
 def _are_few(keys: Tensor) -> bool:
@@ -67,12 +115,18 @@ def _are_few(keys: Tensor) -> bool:
     return users * size * size <= COUNTED.get(keys.device.type, 0)
 
 
-def first_of(flags: Tensor, count: int) -> Tensor:
-    """Return the places of each user's first ``count`` flags ``[B, M]``, in order; M where there is none."""
+def first_of(flags: Tensor, count: int, none: int) -> Tensor:
+    """Return the places of the first ``count`` flags of each user ``[B, M]``, in order, then ``none``."""
     users, size = flags.shape
-    slots = (flags.cumsum(dim=1) - 1).masked_fill(~flags, count).clamp_(max=count)
-    found = slots.new_full((users, count + 1), size)
-    return found.scatter_(1, slots, torch.arange(size, device=flags.device).expand(users, size))[:, :count]
+    # Those without a flag go to a column in front.
+    slots = flags.cumsum(dim=1) * flags
+    found = slots.new_full((users, max(size, count) + 1), none)
+    places = numbers(size, flags.device).expand(users, size)
+    return found.scatter_(1, slots, places)[:, 1 : count + 1]
+
+
+#: What no key of a score above -inf reaches.
+_NO_SCORE = int(sort_keys(torch.tensor([float("-inf")]), torch.zeros(1, dtype=torch.int64))[0])
 
 
 def repeated(rows: Tensor) -> Tensor:

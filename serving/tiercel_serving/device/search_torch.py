@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .masks_torch import TensorMask
-from .order_torch import read_keys, smallest, sort_keys
+from .order_torch import arranged, numbers, rows_of, scored, sort_keys
 
 #: What vectors may lie in on a device → torch's dtype.
 DTYPES: Mapping[str, torch.dtype] = {
@@ -94,18 +94,17 @@ class DeviceSearch:
         if half:
             # Of length 1, so that no product leaves the range of half precision; the order is the same.
             rough = torch.nn.functional.normalize(query, dim=1).type(self.vectors.dtype)
-        masked: tuple[Tensor, Tensor] | None = None
+        masked: tuple[Tensor | None, Tensor] | None = None
         parts = []
         for begin in range(0, size, block):
             end = min(begin + block, size)
-            cells = self._products(rough, begin, end)
+            scores = self._products(rough, begin, end)
             if masked is None:
                 # After the first product: the device is at work while it is told what else to do.
                 users, rows = mask.cells()
-                masked = users, rows if self._position_of is None else self._position_of[rows]
-            scores = self._masked(cells, mask.allowed, masked, begin, end)
-            found, positions = best(scores, wanted)
-            parts.append(torch.where(torch.isneginf(found), size, positions + begin))
+                masked = users, self.positions_of(rows)
+            self._mask_out(scores, mask.allowed, masked, begin, end)
+            parts.append(best(scores, wanted, begin, size))
         if not parts:
             parts = [torch.empty((len(query), 0), dtype=torch.int64, device=query.device)]
         positions = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -116,19 +115,19 @@ class DeviceSearch:
         size = len(self.vectors)
         scores = self.score_at(query, positions)
         rows = self.rows_at(torch.where(torch.isneginf(scores), size, positions))
-        keys = smallest(sort_keys(scores, rows), count)
-        missing = count - keys.shape[1]
+        missing = count - rows.shape[1]
         if missing > 0:
-            nothing = sort_keys(query.new_full((len(query), missing), _LOWEST), rows.new_full((), self.items))
-            keys = torch.cat([keys, nothing], dim=1)
-        return read_keys(keys)
+            pad = torch.nn.functional.pad
+            scores, rows = pad(scores, (0, missing), value=_LOWEST), pad(rows, (0, missing), value=self.items)
+        best, found = arranged(sort_keys(scores, rows), count, scores, rows)
+        return best, found
 
     def score_at(self, query: Tensor, positions: Tensor) -> Tensor:
         """Return inner products ``[B, M]`` with items at positions; -inf for position A and for NaN."""
         size = len(self.vectors)
         if not size:
             return torch.full(positions.shape, _LOWEST, device=query.device)
-        found = self.vectors[positions.clamp(max=size - 1)].double()
+        found = self.vectors[positions.clamp(max=size - 1)]
         products = (found * query.double()[:, None]).sum(dim=2).float()
         return _sortable(products).masked_fill(positions == size, _LOWEST)
 
@@ -141,53 +140,70 @@ class DeviceSearch:
         return rows if self._position_of is None else self._position_of[rows]
 
     def _products(self, query: Tensor, begin: int, end: int) -> Tensor:
-        """Return rough scores of positions ``begin`` to ``end``, in ``users × width + 1`` cells.
+        """Return rough scores ``[B, width]`` of positions ``begin`` to ``end``.
 
-        The width is filled up to whole groups. There is one cell more: what is masked outside of these
+        The width is filled up to whole groups, with at least one column: what is masked outside of these
         positions goes there. The scores are written and read once each: of many users they are more than the
         vectors.
         """
         users, size = len(query), end - begin
-        width = -(-size // GROUP) * GROUP
-        cells = query.new_empty(users * width + 1)
-        scores = cells[:-1].view(users, width)
+        scores = query.new_empty((users, (size // GROUP + 1) * GROUP))
         torch.mm(query, self.vectors[begin:end].T, out=scores[:, :size])
         scores[:, size:].fill_(_LOWEST)
-        return cells
+        return scores
 
-    def _masked(
-        self, cells: Tensor, allowed: Tensor | None, masked: tuple[Tensor, Tensor], begin: int, end: int
-    ) -> Tensor:
-        """Take the score of what must not come, and return the scores ``[B, width]``."""
+    def _mask_out(
+        self,
+        scores: Tensor,
+        allowed: Tensor | None,
+        masked: tuple[Tensor | None, Tensor],
+        begin: int,
+        end: int,
+    ) -> None:
+        """Take the score of what must not come."""
         size = end - begin
-        width = -(-size // GROUP) * GROUP
-        scores = cells[:-1].view(-1, width)
         if allowed is not None:
             own = allowed[:, begin:end] if self._row_of is None else allowed[:, self._row_of[begin:end]]
             scores[:, :size].masked_fill_(~own, _LOWEST)
-        user, position = masked
-        inside = (position >= begin) & (position < end)
-        cells.index_fill_(0, torch.where(inside, user * width + position - begin, scores.numel()), _LOWEST)
-        return scores
+        user, column = masked
+        if size < len(self.vectors):
+            column = column - begin
+            column = torch.where((column >= 0) & (column < size), column, size)
+        cells = column if user is None else torch.add(column, user, alpha=scores.shape[1])
+        scores.view(-1).index_fill_(0, cells, _LOWEST)
 
 
-def _best_in_order(scores: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-    """Return scores and places ``[B, n]`` of the best by (score descending, place ascending), in any order.
+def _best_in_order(scores: Tensor, wanted: int, begin: int, none: int) -> Tensor:
+    """Return positions ``[B, n]`` of the best by (score descending, place ascending), in any order.
 
-    ``n`` is ``wanted``, or the number of all.
+    Parameters
+    ----------
+    scores
+        ``[B, width]``.
+    wanted
+        How many; n is that, or the number of all.
+    begin
+        The position of the first column.
+    none
+        What is returned for -inf.
     """
-    # The best n items lie in the n groups whose best come first: each group before another has an item
-    # that comes before all of that other's.
-    groups = scores.view(len(scores), -1, GROUP)
-    numbers = torch.arange(groups.shape[1], device=scores.device)
-    _, best = read_keys(_first(sort_keys(_sortable(groups.amax(dim=2)), numbers), wanted))
-    inner = torch.arange(GROUP, device=scores.device)
-    found = _sortable(groups.gather(1, best[:, :, None].expand(-1, -1, GROUP)))
-    places = best[:, :, None] * GROUP + inner
-    return read_keys(_first(sort_keys(found, places).view(len(scores), -1), wanted))
+    device = scores.device
+    if scores.shape[1] <= wanted * GROUP:
+        keys = sort_keys(_sortable(scores), numbers(scores.shape[1], device))
+    else:
+        # The best n items lie in the n groups whose best come first: each group before another has an item
+        # that comes before all of that other's.
+        groups = scores.view(len(scores), -1, GROUP)
+        tops = sort_keys(_sortable(groups.amax(dim=2)), numbers(groups.shape[1], device))
+        best = rows_of(_first(tops, wanted))
+        found = _sortable(groups.gather(1, best[:, :, None].expand(-1, -1, GROUP)))
+        places = best[:, :, None] * GROUP + numbers(GROUP, device)
+        keys = sort_keys(found, places).flatten(1)
+    keys = _first(keys, wanted)
+    return torch.where(scored(keys), _moved(rows_of(keys), begin), none)
 
 
-def _best_rounded(scores: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+def _best_rounded(scores: Tensor, wanted: int, begin: int, none: int) -> Tensor:
     """Return the same of scores in half precision, without an order among equal ones.
 
     Rounding swaps more than ties do, and the margin is there for both. What is chosen by is two bytes an item
@@ -198,10 +214,14 @@ def _best_rounded(scores: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
     tops = groups.amax(dim=1).nan_to_num(nan=_LOWEST, neginf=_LOWEST)
     best = tops.topk(min(wanted, width), dim=1, sorted=False).indices
     found = groups.gather(2, best[:, None].expand(-1, GROUP, -1)).nan_to_num(nan=_LOWEST, neginf=_LOWEST)
-    inner = torch.arange(GROUP, device=scores.device)
-    places = (best[:, None] + inner[:, None] * width).flatten(1)
+    places = torch.add(best[:, None], numbers(GROUP, scores.device)[:, None], alpha=width).flatten(1)
     chosen, order = found.flatten(1).topk(min(wanted, places.shape[1]), dim=1, sorted=False)
-    return chosen, places.gather(1, order)
+    positions = places.gather(1, order)
+    return torch.where(torch.isneginf(chosen), none, _moved(positions, begin))
+
+
+def _moved(places: Tensor, begin: int) -> Tensor:
+    return places + begin if begin else places
 
 
 def _first(keys: Tensor, count: int) -> Tensor:

@@ -76,4 +76,5 @@ class TensorSteps:
 
     def blank(self, scores: Tensor, rows: Tensor) -> Tensor:
         """Give empty slots -inf, and items of whose score a broken model says NaN: they go last."""
-        return scores.masked_fill(scores.isnan() | (rows == self._pad), _LOWEST)
+        told = scores.nan_to_num(nan=_LOWEST, posinf=float("inf"), neginf=_LOWEST)
+        return told.masked_fill(rows == self._pad, _LOWEST)

@@ -62,7 +62,7 @@ class CapturedSources:
 
         found = self._place_of(users, cells.device)
         given = [*(_filled(arrays[read], users) for read in self._reads), cells]
-        self._graphs((name, users, len(cells), most), run, given)
+        self._graphs((name, users, cells.shape[0], most), run, given)
         if batch == users:
             return found
         scores, rows, source = found
@@ -81,8 +81,9 @@ class CapturedSources:
 
 def _filled(tensor: Tensor, users: int) -> Tensor:
     """Return ``[B, …]`` with zeros for users beyond B."""
-    if len(tensor) == users:
+    batch = tensor.shape[0]
+    if batch == users:
         return tensor
     out = tensor.new_zeros((users, *tensor.shape[1:]))
-    out[: len(tensor)] = tensor
+    out[:batch] = tensor
     return out

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..device.crossing import Copies
 from ..device.masks_torch import TensorMask
-from ..device.order_torch import ascending, first_of, repeated, sort_keys
+from ..device.order_torch import arranged, ascending, first_of, numbers, repeated, sort_keys
 from ..settings import NO_SOURCE, ServingSettings
 from .table import Scorer, Source
 
@@ -118,18 +118,18 @@ class MergedTensorSources:
                 mask.add(parts[-1][1])
             parts.append(self._scaled(place, arrays, *self._sources[place].candidates(arrays, mask, quota)))
         for place in self._fillers:
-            found = torch.cat([rows for _, rows in parts], dim=1) != self._pad
+            before = _beside([rows for _, rows in parts])
             mask.add(parts[-1][1])
             scores, rows = self._sources[place].candidates(arrays, mask, self.count)
-            # Each gives as many as those before left empty.
-            missing = self.count - found.sum(dim=1, keepdim=True)
-            unwanted = torch.arange(self.count, device=self._device) >= missing
-            rows, scores = rows.masked_fill(unwanted, self._pad), scores.masked_fill(unwanted, _LOWEST)
+            # Each gives as many as those before left of the N.
+            found = (before != self._pad).sum(dim=1, keepdim=True)
+            wanted = numbers(self.count, rows.device) < self.count - found
+            rows = torch.where(wanted, rows, self._pad)
+            if place == self._scale or not self._terms:
+                scores = torch.where(wanted, scores, _LOWEST)
             parts.append(self._scaled(place, arrays, scores, rows))
-        scores, rows = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))
-        source = self._codes.expand(rows.shape)
-        order = self._order(scores, rows, source)[:, : self.count]
-        return self._blank(scores.gather(1, order), rows.gather(1, order), source.gather(1, order))
+        scores, rows = (_beside(list(side)) for side in zip(*parts, strict=True))
+        return self._blank(*self._merged(scores, rows))
 
     def fallback(self, arrays: Mapping[str, Any], mask: TensorMask) -> Candidates:
         """Return the fallback's candidates, with its own scores, for users of whom nothing is known."""
@@ -148,8 +148,7 @@ class MergedTensorSources:
         else:
             scores = self._score(arrays, rows)
         scores = scores.masked_fill(rows == self._pad, _LOWEST)
-        order = ascending(sort_keys(scores, rows))[:, : self.count]
-        scores, rows = scores.gather(1, order), rows.gather(1, order)
+        scores, rows = arranged(sort_keys(scores, rows), self.count, scores, rows)
         place = self._terms[0][0] if self._terms else self._shares[0][0]
         return self._blank(scores.masked_fill(torch.isneginf(scores), 0), rows, self._code(place, rows))
 
@@ -171,13 +170,17 @@ class MergedTensorSources:
             total = total + weight * scorers[place].score(arrays, rows)
         return total
 
-    def _order(self, scores: Tensor, rows: Tensor, source: Tensor) -> Tensor:
-        order = ascending(sort_keys(scores, rows))
+    def _merged(self, scores: Tensor, rows: Tensor) -> Candidates:
+        """Return the first N of all parts, which lie side by side."""
+        keys, source = sort_keys(scores, rows), self._codes.expand(rows.shape)
         if self._terms:
-            return order
+            best, found, codes = arranged(keys, self.count, scores, rows, source)
+            return best, found, codes
         # Without a scale sources follow one another, and empty slots come last.
-        place = source.masked_fill(rows == self._pad, len(self._sources) + 1)
-        return order.gather(1, ascending(place.gather(1, order).long()))
+        order = ascending(keys)
+        place = torch.where(rows == self._pad, len(self._sources) + 1, source)
+        order = order.gather(1, ascending(place.gather(1, order).long()))[:, : self.count]
+        return scores.gather(1, order), rows.gather(1, order), source.gather(1, order)
 
     def _code(self, place: int, rows: Tensor) -> Tensor:
         return torch.full(rows.shape, place + 1, dtype=torch.int32, device=self._device)
@@ -187,18 +190,25 @@ class MergedTensorSources:
         return scores.masked_fill(empty, 0), rows, source.masked_fill(empty, NO_SOURCE)
 
 
-def first_listed(rows: Tensor, scores: Tensor, mask: TensorMask, count: int) -> tuple[Tensor, Tensor]:
+def first_listed(
+    rows: Tensor, scores: Tensor, in_order: bool, mask: TensorMask, count: int
+) -> tuple[Tensor, Tensor]:
     """Return the first ``count`` of a list that the mask allows, as :meth:`TensorSource.candidates` does.
 
-    ``rows`` and ``scores`` are ``[A + 1]``, best first; the last place holds the pad row and -inf.
+    ``rows`` and ``scores`` are ``[A + 1]``, the last place holds the pad row and -inf. ``in_order`` says that
+    they are by (score descending, row ascending), of which scores that were rounded may know nothing.
     """
     size = len(rows) - 1
     # Of so many places no user has more masked than the mask has of anybody.
     looked = size if mask.allowed is not None else min(size, count + mask.most)
     listed = rows[:looked].expand(mask.users, looked)
-    found = first_of(mask.allows(listed), count)
     # Where there are no more, the last place, also if not so many were looked at.
-    found = found.masked_fill(found == looked, size)
-    order = ascending(sort_keys(scores[found], rows[found]))
-    found = found.gather(1, order)
-    return scores[found], rows[found]
+    found = first_of(mask.allows(listed), count, size)
+    best, items = scores[found], rows[found]
+    if not in_order:
+        best, items = arranged(sort_keys(best, items), count, best, items)
+    return best, items
+
+
+def _beside(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

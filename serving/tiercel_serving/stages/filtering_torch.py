@@ -41,7 +41,7 @@ class TensorFiltering:
         count = len(self._places)
         reason = self._reasons[rows]
         passed = reason == KEPT
-        first = first_of(passed, self._kept)
+        first = first_of(passed, self._kept, count)
         empty = first == count
         index = first.masked_fill(empty, 0)
         # Whatever passed behind the last kept candidate came too late.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..device.masks_torch import TensorMask, filled_up
 from ..device.place_torch import Place
-from ..flags import Flags
+from ..flags import Flags, some
 from ..release.opened import Release
 from ..sources.captured_torch import CapturedSources
 from ..sources.merged_torch import Capturable, HostSource, MergedTensorSources, TensorSource
@@ -57,6 +57,8 @@ class TensorRetrieval(Retrieval):
 
     def _found(self, arrays: Arrays, limits: Limits, unknown: Flags, given: Flags | None) -> Any:
         """Answer each kind of users, those of another with masks of their own."""
+        if given is None and not some(unknown):
+            return self._merged.personal(arrays, self._mask("personal", limits))
         given = np.zeros_like(unknown) if given is None else given
         kinds: list[tuple[Flags, _Give]] = [
             (unknown, lambda own, less: self._merged.fallback(own, self._mask("fallback", less))),
@@ -86,20 +88,20 @@ class TensorRetrieval(Retrieval):
 
         By one copy, or two with what may come; each kind has room of its own, for one batch may have several.
         """
-        users = len(limits.counts)
-        base = np.arange(users) * (self._pad + 1)
-        cells = [
-            limits.seen + np.repeat(base, limits.counts),
-            (limits.excluded + base[:, None]).reshape(-1),
-            base + self._pad,
-        ]
-        most = int(limits.counts.max(initial=0)) + limits.excluded.shape[1]
-        if limits.changed is not None and len(limits.changed.out):
-            cells.append((limits.changed.out + base[:, None]).reshape(-1))
-            most += len(limits.changed.out)
+        users, pad = len(limits.counts), self._pad
+        own, out = [limits.excluded], limits.changed.out if limits.changed is not None else ()
+        if len(out):
+            own.append(np.broadcast_to(out, (users, len(out))))
+        cells = [limits.seen, *(rows.reshape(-1) for rows in own), np.full(users, pad)]
+        if users > 1:
+            base = np.arange(users) * (pad + 1)
+            cells[0] = limits.seen + np.repeat(base, limits.counts)
+            cells[1:-1] = [(rows + base[:, None]).reshape(-1) for rows in own]
+            cells[-1] += base
+        most = int(limits.counts.max(initial=0)) + sum(rows.shape[1] for rows in own)
         allowed = None if limits.allowed is None else self._place.put(limits.allowed)
         there = self._place.put_all({kind: filled_up(np.concatenate(cells))})[kind]
-        return TensorMask(users, self._pad, there, most, allowed, lambda: limits.mask(self._pad))
+        return TensorMask(users, pad, there, most, allowed, lambda: limits.mask(pad))
 
     def _explained(self, arrays: Arrays, limits: Limits, found: Any, unknown: Flags) -> dict[str, Array]:
         if self._asked.sent(arrays):
