@@ -134,7 +134,8 @@ class LoopsEngine:
                     f"{name}: expected {size} numbers of {dtype} a user, came {array.dtype} {array.shape}"
                 )
             try:
-                places[at] = ctypes.addressof(ctypes.c_char.from_buffer(array))  # refuses what has gaps
+                # This refuses what has gaps.
+                places[at] = ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
             except (TypeError, ValueError):
                 held.append(np.ascontiguousarray(array))
                 places[at] = address(held[-1])
