@@ -38,6 +38,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # NVTabular's graphs are of a few tasks of a millisecond: Dask's threads would cost more than they run.
 os.environ.setdefault("DASK_SCHEDULER", "synchronous")
+# Nor does it pay that numba optimises NVTabular's similarities for a dozen rows; the floats are the same.
+os.environ.setdefault("NUMBA_OPT", "0")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
