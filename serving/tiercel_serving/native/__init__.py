@@ -33,6 +33,8 @@ ARGUMENTS: Mapping[str, str] = {
     "place_under_caps": "nnnnn" + "ppppp",
     "place_in_shares": "nnnn" + "pppp",
     "run_loops": "nnnppp",
+    "inner_products": "nnnn" + "pppp",
+    "best_of_all": "nnnnnn" + "pppppp",
 }
 
 
