@@ -164,12 +164,10 @@ class LoopsEngine:
                 raise ValueError(
                     f"{name}: expected {size} numbers of {dtype} a user, came {array.dtype} {array.shape}"
                 )
-            try:
-                # This refuses what has gaps.
-                places[at] = ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
-            except (TypeError, ValueError):
-                held.append(np.ascontiguousarray(array))
-                places[at] = address(held[-1])
+            if not array.flags.c_contiguous:
+                array = np.ascontiguousarray(array)
+                held.append(array)
+            places[at] = address(array)
             at += 1
         places[at] = address(out)
         beyond = self._run(users, len(self._loops), len(places), self._listed, places, self._apart)
