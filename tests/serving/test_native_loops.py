@@ -250,7 +250,7 @@ def test_an_operator_equals_onnx_runtimes(
 
 
 #: Graphs that stay ONNX Runtime's, and what is said of them.
-REFUSED = {
+REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], tuple[int, ...]]] = {
     "the operator Softplus": ([node("Softplus", "x")], {}, SAME),
     "arithmetic with whole numbers": ([node("Add", "ids ids", "made"), cast()], {}, (4, 3)),
     "both are computed": ([node("Equal", "ids ids", "made"), cast()], {}, (4, 3)),

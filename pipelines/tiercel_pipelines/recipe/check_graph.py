@@ -83,9 +83,9 @@ def graph_problems(recipe: Recipe, dataset: Dataset | None) -> Iterator[Problem]
         yield problem_of(error)
         return
     except Exception as error:
-        operator = raised_by(error)
-        words = f"NVTabular refuses {operator or 'the graph'} ({type(error).__name__}: {error})"
-        yield Problem("features", words, _REMEDIES.get(operator or "", "correct the graph"))
+        culprit = raised_by(error) or ""
+        words = f"NVTabular refuses {culprit or 'the graph'} ({type(error).__name__}: {error})"
+        yield Problem("features", words, _REMEDIES.get(culprit, "correct the graph"))
         return
     if dataset is not None:
         columns = tuple(placed(column, dataset) for column in columns)

@@ -109,8 +109,8 @@ class LoopsEngine:
         self._loops = np.array(listed.loops, np.int64)
         of_inputs = [size * dtype.itemsize for _, dtype, size in self._puts]
         self._distances = np.array([0, 0, *of_inputs, 4 * self._width], np.int64)
-        self._fixed = address(self._loops), address(self._distances)
         self._first, self._run = address(weights), functions.run_loops
+        self._listed, self._apart = address(self._loops), address(self._distances)
         self._places = ctypes.c_void_p * len(self._distances)
         # What runs at the same time has a work space of its own each; there is seldom more than one.
         self._spare: list[Array] = []
@@ -123,26 +123,27 @@ class LoopsEngine:
         ValueError
             A tensor has another size than the model's, or an id is beyond its table.
         """
-        held = [self._fit(arrays[name], dtype) for name, dtype, _ in self._puts]
-        users = len(held[0])
-        for array, (name, _, size) in zip(held, self._puts, strict=True):
-            if array.size != users * size:
-                raise ValueError(f"{name}: expected {size} numbers a user, came {array.shape}")
+        users, held, at = len(arrays[self.inputs[0]]), [], FIRST_INPUT
         out = np.empty((users, *self._dims), np.float32)
         work = self._spare.pop() if self._spare else np.zeros(self._work, np.float32)
-        loops, distances = self._fixed
-        places = self._places(self._first, address(work), *map(address, held), address(out))
-        beyond = self._run(users, len(self._loops), len(places), loops, places, distances)
+        places = self._places(self._first, address(work))
+        for name, dtype, size in self._puts:
+            array = arrays[name]
+            if array.size != users * size or (array.dtype is not dtype and array.dtype != dtype):
+                raise ValueError(
+                    f"{name}: expected {size} numbers of {dtype} a user, came {array.dtype} {array.shape}"
+                )
+            if not array.flags.c_contiguous:
+                array = np.ascontiguousarray(array)
+                held.append(array)
+            places[at] = address(array)
+            at += 1
+        places[at] = address(out)
+        beyond = self._run(users, len(self._loops), len(places), self._listed, places, self._apart)
         self._spare.append(work)
         if beyond:
             raise ValueError(f"{beyond} ids are beyond the tables of the model that they are for")
         return {self.outputs[0]: out}
-
-    @staticmethod
-    def _fit(array: Array, dtype: np.dtype[Any]) -> Array:
-        if array.dtype is not dtype and array.dtype != dtype:
-            raise ValueError(f"expected {dtype}, came {array.dtype}")
-        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
     def close(self) -> None:
         """Give the work space back."""

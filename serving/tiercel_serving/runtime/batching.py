@@ -192,10 +192,10 @@ def split(
     -------
     For each request, its outputs: contiguous, and views of the batch's where they can be.
     """
+    if len(users) == 1 and not widths[0]:
+        return [{name: np.ascontiguousarray(outputs[name]) for name in wanted[0]}]
     # Of a batch that lies in one piece each request's rows do too, unless they are narrower.
     whole = {name: np.ascontiguousarray(outputs[name]) for name in dict.fromkeys(chain.from_iterable(wanted))}
-    if len(users) == 1 and not widths[0]:
-        return [whole]
     ends = np.cumsum([0, *users]).tolist()
     return [
         {name: _narrow(whole[name][begin:end], width.get(name)) for name in names}

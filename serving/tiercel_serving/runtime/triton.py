@@ -175,10 +175,10 @@ class TritonPythonModel:
         wanted: Sequence[Sequence[str]],
         widths: Sequence[Mapping[str, int]],
     ) -> list[dict[str, Array]]:
-        of_all = set().union(*wanted)
+        of_all = wanted[0] if len(wanted) == 1 else set().union(*wanted)
         outputs, times = self._chain.run(arrays, of_all)
         self._note_answers(arrays, outputs)
-        for name in self._time_outputs & of_all:
+        for name in self._time_outputs.intersection(of_all):
             time_us = times[name.removeprefix(TIME_PREFIX)]
             outputs[name] = np.full((sum(users), 1), time_us, np.float32)
         return batching.split(outputs, users, wanted, widths)
