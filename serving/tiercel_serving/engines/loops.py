@@ -91,10 +91,41 @@ def open_loops(file: Path, outputs: Sequence[str]) -> LoopsEngine | None:
         weights = np.load(file.with_name(file.name + WEIGHTS_SUFFIX), mmap_mode="r")
     except (ValueError, OSError) as error:
         raise ArtefactCorrupt(f"{listed}: {error}; it was changed or damaged: export again") from error
-    if any(len(loop) != NUMBERS for loop in read.loops):
-        raise ArtefactCorrupt(f"{listed}: expected {NUMBERS} numbers a loop; export again")
+    if any(len(loop) != NUMBERS for loop in read.loops) or not _within(read, weights):
+        raise ArtefactCorrupt(f"{listed}: a loop goes beyond its arrays; it was changed: export again")
     check_outputs(listed, tuple(outputs), (read.output.name,))
     return LoopsEngine(read, weights, functions)
+
+
+def _within(listed: LoopList, weights: Array) -> bool:
+    """Return whether all loops stay within arrays of their types, and write where they may."""
+    if weights.dtype != np.float32 or weights.ndim != 1 or not listed.loops:
+        return False
+    puts = (*listed.inputs, listed.output)
+    capacities = np.array([len(weights), listed.work, *(math.prod(put.dims) for put in puts)], np.float64)
+    loops = np.array(listed.loops, np.int64)
+    kinds, rows, sizes = loops[:, 0], loops[:, 1], loops[:, 2:6].astype(np.float64)
+    arrays, *numbers = np.moveaxis(loops[:, 6:].reshape(-1, 4, 2 + AXES), 2, 0)
+    known = ((kinds >= 0) & (kinds < len(KINDS))).all() and ((arrays >= 0) & (arrays < len(capacities))).all()
+    if not known or (sizes < 1).any() or not np.isin(arrays[:, 0], (WORK, len(capacities) - 1)).all():
+        return False
+    names = np.array(KINDS)[kinds]
+    spans = np.repeat(sizes[:, None] - 1, 4, axis=1)
+    product, gather = names == "product", np.char.startswith(names, "gather")
+    if (rows[gather] < 1).any():
+        return False
+    # Columns are read up to a multiple of eight, and any row of a table.
+    spans[product, 2, 2] = np.ceil(sizes[product, 2] / 8) * 8 - 1
+    spans[gather, 2, 0] = rows[gather] - 1
+    reach = spans * np.stack(numbers[1:], axis=-1)
+    first = numbers[0] + np.minimum(reach, 0).sum(-1)
+    last = numbers[0] + np.maximum(reach, 0).sum(-1)
+    wanted = np.full(arrays.shape, "float32", object)
+    wanted[:, 1] = [
+        name.split("_")[1] if name.startswith(("load", "gather")) else "float32" for name in names
+    ]
+    types = np.array(["float32", "float32", *(put.dtype for put in puts)], object)[arrays]
+    return bool((first >= 0).all() and (last < capacities[arrays]).all() and (types == wanted).all())
 
 
 class LoopsEngine:

@@ -45,7 +45,6 @@ class KeptRules:
     def __init__(self, reasons: npt.NDArray[np.int32], candidates: int, kept: int) -> None:
         self._reasons, self._kept, self._pad = reasons, kept, len(reasons) - 1
         self._places = np.arange(candidates)
-        self._places.flags.writeable = False
 
     def keep(self, rows: Rows, scores: Scores, source: npt.NDArray[np.int32]) -> dict[str, Array]:
         """Filter candidates ``[B, N]``, best first, and say of each why it was kept or not.
@@ -55,10 +54,8 @@ class KeptRules:
         ``kept_row``, ``kept_index``, ``kept_score``, ``kept_source`` ``[B, K]`` and ``filter_reason
         [B, N]``.
         """
-        reason = self._reasons.take(rows)
+        reason = self._reasons[rows]
         passed = reason == KEPT
-        if rows.shape[1] >= self._kept and passed[:, : self._kept].all():
-            return self._first(rows, scores, source, reason, passed)
         kept_index, real = first_allowed(passed, self._kept)
         kept_row = pick(rows, kept_index)
         kept_score, kept_source = pick(scores, kept_index), pick(source, kept_index)
@@ -75,24 +72,5 @@ class KeptRules:
             "kept_index": kept_index,
             "kept_score": kept_score,
             "kept_source": kept_source,
-            "filter_reason": reason,
-        }
-
-    def _first(
-        self,
-        rows: Rows,
-        scores: Scores,
-        source: npt.NDArray[np.int32],
-        reason: npt.NDArray[np.int32],
-        passed: npt.NDArray[np.bool_],
-    ) -> dict[str, Array]:
-        """Keep everybody's first K, which all pass: what is known before the search is not found."""
-        kept = self._kept
-        reason[:, kept:][passed[:, kept:]] = BEYOND_KEPT
-        return {
-            "kept_row": np.ascontiguousarray(rows[:, :kept]),
-            "kept_index": self._places[None, :kept].repeat(len(rows), axis=0),
-            "kept_score": np.ascontiguousarray(scores[:, :kept]),
-            "kept_source": np.ascontiguousarray(source[:, :kept]),
             "filter_reason": reason,
         }
