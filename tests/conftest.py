@@ -24,11 +24,13 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 #: Directories that go together, since they use the same release.
 TOGETHER = {"container": "cli", "weight": "cli"}
-#: What is begun first, so that nothing long is left at the end; and last what times itself, while the other
-#: process has little to do.
-FIRST = ("e2e", "cli", "export", "test_extending.py", "serving", "bench")
-#: Files of half a minute, which would come last by their names.
-FIRST += ("test_train_variants.py", "test_train_recipe.py", "test_ranking_families.py")
+#: What is begun first, the longest before the shorter ones, so that nothing long is left at the end; and last
+#: what times itself, while the other process has little to do.
+FIRST = ("e2e", "export", "cli", "serving", "bench", "test_feature_operators.py", "test_feature_graphs.py")
+FIRST += ("test_retrieval_families.py", "test_ranking_families.py", "test_categorify.py", "test_extending.py")
+FIRST += ("test_train_variants.py", "test_joins.py", "test_explain.py", "server", "test_models.py")
+FIRST += ("test_check_fit.py", "test_resume.py", "test_fit_workflow.py", "test_train_recipe.py")
+FIRST += ("test_feature_round_trip.py", "test_refused_operators.py", "test_transform.py")
 LAST = ("test_feature_speed.py", "test_large_vocabulary.py")
 
 
@@ -38,6 +40,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # NVTabular's graphs are of a few tasks of a millisecond: Dask's threads would cost more than they run.
 os.environ.setdefault("DASK_SCHEDULER", "synchronous")
+# Nor does it pay that numba optimises NVTabular's similarities for a dozen rows; the floats are the same.
+os.environ.setdefault("NUMBA_OPT", "0")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

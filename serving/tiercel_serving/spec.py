@@ -156,7 +156,7 @@ class Renews(Protocol):
 
 @runtime_checkable
 class Widths(Protocol):
-    """A stage whose outputs are as wide as the request asks."""
+    """A stage whose outputs are as wide as the request asks: by its tensors' shapes and its ``k``."""
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
         """Return output → width for one request's own arrays."""

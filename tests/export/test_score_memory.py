@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from small_release import ITEMS, SETTINGS, Parts, small_release
+
+from peak_memory import peak_bytes
 
 TIERCEL = [sys.executable, "-c", "from tiercel_serving.commands.main import main; main()"]
 FEW, MANY = 20_000, 200_000
@@ -43,16 +43,7 @@ def frames(parts: Parts, users: int) -> dict[str, pd.DataFrame]:
 def peak(release: Path, output: Path) -> int:
     """Return the most bytes that the command held, without the pages of files that it has mapped."""
     command = [*TIERCEL, "score", str(release), str(output), "-k", str(SETTINGS.k_max), "--json"]
-    most = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        status = Path(f"/proc/{process.pid}/status")
-        while process.poll() is None:
-            for line in status.read_text().splitlines():
-                if line.startswith("RssAnon:"):
-                    most = max(most, int(line.split()[1]) * 1024)
-            time.sleep(0.02)
-    assert process.returncode == 0
-    return most
+    return peak_bytes(command, "RssAnon")[0]
 
 
 @pytest.mark.slow

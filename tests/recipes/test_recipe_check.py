@@ -321,7 +321,10 @@ FEATURES = [
         with_features(lambda: ["age"] >> ops.Bucketize({"aeg": [3]})),
         r"features: Bucketize has no boundaries for 'age'; add them to its dict",
     ),
-    (with_features(lambda: ["age"] >> ops.DropLowCardinality()), r"NVTabular refuses DropLowCardinality \("),
+    (
+        with_features(lambda: ["age"] >> ops.DropLowCardinality()),
+        r"NVTabular refuses DropLowCardinality \(.*; put ops\.Categorify\(\) or ops\.Bucketize\(\) before it",
+    ),
 ]
 
 

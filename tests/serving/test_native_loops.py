@@ -250,7 +250,7 @@ def test_an_operator_equals_onnx_runtimes(
 
 
 #: Graphs that stay ONNX Runtime's, and what is said of them.
-REFUSED = {
+REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], tuple[int, ...]]] = {
     "the operator Softplus": ([node("Softplus", "x")], {}, SAME),
     "arithmetic with whole numbers": ([node("Add", "ids ids", "made"), cast()], {}, (4, 3)),
     "both are computed": ([node("Equal", "ids ids", "made"), cast()], {}, (4, 3)),
@@ -312,6 +312,46 @@ def test_tensors_need_not_lie_in_order(tmp_path: Path, monkeypatch: pytest.Monke
     arrays = batch(3)
     turned = np.asfortranarray(arrays["y"])
     assert np.array_equal(loops.run({**arrays, "y": turned})["out"], loops.run(arrays)["out"], equal_nan=True)
+
+
+#: What somebody might change in a list: of the first loop, the place of a number and the number.
+CHANGED = {
+    "no such kind": (0, 99),
+    "a size": (5, 31),
+    "no size": (5, 0),
+    "written over weights": (6, 0),
+    "no such array": (12, 7),
+    "behind its array": (13, 1),
+    "before its array": (13, -1),
+    "far apart": (17, 1 << 40),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_a_list_that_goes_beyond_its_arrays_is_refused(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(model(*GRAPHS["Add"][0]), tmp_path, monkeypatch)
+    listed, (place, number) = tmp_path / f"{Onnx.file}{LIST_SUFFIX}", CHANGED[what]
+    whole = json.loads(listed.read_text())
+    whole["loops"][0][place] = number
+    listed.write_text(json.dumps(whole))
+    with pytest.raises(ArtefactCorrupt, match="beyond its arrays"):
+        Onnx.open(tmp_path / Onnx.file, ["out"])
+
+
+@pytest.mark.parametrize("rows", [-1, 16, 1 << 50])
+def test_a_table_has_no_more_rows_than_were_written(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(model(*GRAPHS["Gather"][0]), tmp_path, monkeypatch)
+    listed = tmp_path / f"{Onnx.file}{LIST_SUFFIX}"
+    whole = json.loads(listed.read_text())
+    assert whole["loops"][0][1] == len(TABLE)
+    whole["loops"][0][1] = rows
+    listed.write_text(json.dumps(whole))
+    with pytest.raises(ArtefactCorrupt, match="beyond its arrays"):
+        Onnx.open(tmp_path / Onnx.file, ["out"])
 
 
 def test_a_damaged_list_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

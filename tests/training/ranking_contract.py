@@ -31,6 +31,7 @@ from tiercel_pipelines.families.table import RANKING_FAMILIES, Plan, RankingData
 from tiercel_pipelines.recipe import replace
 from tiercel_pipelines.tasks.listwise_softmax import ListwiseSoftmax
 from tiercel_pipelines.training.record import _read_kind
+from tiercel_serving.engines.onnx import Onnx
 from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import Problem
 from tiercel_serving.release.manifest import encode
@@ -303,10 +304,17 @@ def check_onnx(module: Any, file: Path) -> None:
     operators = {node.op_type for node in onnx.load(file).graph.node}
     assert not operators & {"OneHot", "NonZero", "Unique", "Loop", "If", "Scan"}
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    served = Onnx.open(file, ["out"])
     for size in (1, 3, 7):
         tensors = {name: drawn(size, seed=size)[name] for name in module.input_names}
-        (got,) = session.run(None, {name: tensor.numpy() for name, tensor in tensors.items()})
-        np.testing.assert_allclose(got, call(module, tensors).numpy(), rtol=1e-5, atol=1e-5)
+        arrays, expected = (
+            {name: tensor.numpy() for name, tensor in tensors.items()},
+            call(module, tensors).numpy(),
+        )
+        (got,) = session.run(None, arrays)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+        # As loops, where the graph is such.
+        np.testing.assert_allclose(served.run(arrays)["out"], expected, rtol=1e-5, atol=1e-5)
 
 
 #: Operators that multiply matrices, and those that only move numbers.

@@ -29,6 +29,7 @@ from tiercel_pipelines.families.table import RETRIEVAL_FAMILIES, Plan, Retrieval
 from tiercel_pipelines.offline.in_memory import OfflineRetrieval
 from tiercel_pipelines.recipe import ServingSettings, replace
 from tiercel_pipelines.training.record import _read_kind
+from tiercel_serving.engines.onnx import Onnx
 from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import Problem
 from tiercel_serving.release.manifest import encode
@@ -276,9 +277,12 @@ def check_onnx(module: Any, file: Path) -> None:
     operators = {node.op_type for node in onnx.load(file).graph.node}
     assert not operators & {"OneHot", "NonZero", "Unique", "Loop", "If", "Scan"}
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    served = Onnx.open(file, ["out"])
     for size in (1, 3, 7):
         tensors = {name: drawn(size, seed=size)[name] for name in module.input_names}
         (got,) = session.run(None, tensors)
         with torch.inference_mode():
             expected = module(**{name: torch.from_numpy(array) for name, array in tensors.items()})
         np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-5)
+        # As loops, where the graph is such.
+        np.testing.assert_allclose(served.run(tensors)["out"], expected.numpy(), rtol=1e-5, atol=1e-5)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-#: Trains on so many interactions into a folder, and says how many there were and the most memory it held.
+from peak_memory import peak_bytes
+
+#: Trains on so many interactions into a folder, and says how many there were.
 TRAINED = """
 import sys
-from pathlib import Path
 from tiercel_pipelines.data import load_dataset
 from tiercel_pipelines.recipe import Synthetic, TwoTower, load_recipe, replace
 from tiercel_pipelines.training import train_recipe
@@ -24,9 +24,7 @@ recipe = replace(
 )
 dataset = load_dataset(recipe.dataset)
 train_recipe(recipe, dataset, sys.argv[2])
-status = Path("/proc/self/status").read_text().splitlines()
-peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-print(len(dataset.interactions), peak * 1024)
+print(len(dataset.interactions))
 """
 
 #: Most bytes an interaction may cost: the data set has 40, the arrays that are learned from 90, and there is
@@ -40,8 +38,8 @@ def test_memory_grows_by_little_with_the_interactions(tmp_path: Path) -> None:
     told = []
     for interactions in (60_000, 720_000):
         command = [sys.executable, "-c", TRAINED, str(interactions), str(tmp_path / str(interactions))]
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=900)
-        told.append(tuple(map(int, said.stdout.split()[-2:])))
+        peak, said = peak_bytes(command, "VmHWM")
+        told.append((int(said.split()[-1]), peak))
     (few, small), (many, large) = told
     print(f"{few:,} interactions {small / 1e9:.2f} GB, {many:,} {large / 1e9:.2f} GB")
     assert (large - small) / (many - few) < MOST_BYTES

@@ -252,7 +252,10 @@ TABLE: Mapping[str, Entry] = {
         "on lists, for float16, and on integers that an operator before may have widened",
     ),
     "nvtabular.DropLowCardinality": Entry(
-        COMPILED, lower_selection, note="which columns it drops is decided at fit"
+        COMPILED,
+        lower_selection,
+        note="which columns it drops is decided at fit; NVTabular itself fails on columns that are no "
+        "categories, so put Categorify or Bucketize before it",
     ),
     "nvtabular.ValueCount": Entry(
         COMPILED, lower_frame, note="its statistics are in the schema alone", times=True

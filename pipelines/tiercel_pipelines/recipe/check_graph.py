@@ -40,6 +40,11 @@ from .recipe import Recipe
 _NUMERIC = frozenset({"Clip", "LogOp", "Normalize", "NormalizeMinMax", "Bucketize", "FillMedian"})
 _LISTS_ONLY = frozenset({"ListSlice", "ValueCount"})
 _SCALAR_ONLY = frozenset({"Clip", "Bucketize", "FillMissing", "FillMedian", "NormalizeMinMax"})
+#: What to do about an operator on which NVTabular raises with words of its own inside.
+_REMEDIES = {
+    "DropLowCardinality": "put ops.Categorify() or ops.Bucketize() before it, for every column that it is "
+    "given: NVTabular finds the number of categories there, and fails on a column that has none",
+}
 
 
 def graph_problems(recipe: Recipe, dataset: Dataset | None) -> Iterator[Problem]:
@@ -78,8 +83,9 @@ def graph_problems(recipe: Recipe, dataset: Dataset | None) -> Iterator[Problem]
         yield problem_of(error)
         return
     except Exception as error:
-        words = f"NVTabular refuses {raised_by(error) or 'the graph'} ({type(error).__name__}: {error})"
-        yield Problem("features", words, "correct the graph")
+        culprit = raised_by(error) or ""
+        words = f"NVTabular refuses {culprit or 'the graph'} ({type(error).__name__}: {error})"
+        yield Problem("features", words, _REMEDIES.get(culprit, "correct the graph"))
         return
     if dataset is not None:
         columns = tuple(placed(column, dataset) for column in columns)

@@ -91,10 +91,41 @@ def open_loops(file: Path, outputs: Sequence[str]) -> LoopsEngine | None:
         weights = np.load(file.with_name(file.name + WEIGHTS_SUFFIX), mmap_mode="r")
     except (ValueError, OSError) as error:
         raise ArtefactCorrupt(f"{listed}: {error}; it was changed or damaged: export again") from error
-    if any(len(loop) != NUMBERS for loop in read.loops):
-        raise ArtefactCorrupt(f"{listed}: expected {NUMBERS} numbers a loop; export again")
+    if any(len(loop) != NUMBERS for loop in read.loops) or not _within(read, weights):
+        raise ArtefactCorrupt(f"{listed}: a loop goes beyond its arrays; it was changed: export again")
     check_outputs(listed, tuple(outputs), (read.output.name,))
     return LoopsEngine(read, weights, functions)
+
+
+def _within(listed: LoopList, weights: Array) -> bool:
+    """Return whether all loops stay within arrays of their types, and write where they may."""
+    if weights.dtype != np.float32 or weights.ndim != 1 or not listed.loops:
+        return False
+    puts = (*listed.inputs, listed.output)
+    capacities = np.array([len(weights), listed.work, *(math.prod(put.dims) for put in puts)], np.float64)
+    loops = np.array(listed.loops, np.int64)
+    kinds, rows, sizes = loops[:, 0], loops[:, 1], loops[:, 2:6].astype(np.float64)
+    arrays, *numbers = np.moveaxis(loops[:, 6:].reshape(-1, 4, 2 + AXES), 2, 0)
+    known = ((kinds >= 0) & (kinds < len(KINDS))).all() and ((arrays >= 0) & (arrays < len(capacities))).all()
+    if not known or (sizes < 1).any() or not np.isin(arrays[:, 0], (WORK, len(capacities) - 1)).all():
+        return False
+    names = np.array(KINDS)[kinds]
+    spans = np.repeat(sizes[:, None] - 1, 4, axis=1)
+    product, gather = names == "product", np.char.startswith(names, "gather")
+    if (rows[gather] < 1).any():
+        return False
+    # Columns are read up to a multiple of eight, and any row of a table.
+    spans[product, 2, 2] = np.ceil(sizes[product, 2] / 8) * 8 - 1
+    spans[gather, 2, 0] = rows[gather] - 1
+    reach = spans * np.stack(numbers[1:], axis=-1)
+    first = numbers[0] + np.minimum(reach, 0).sum(-1)
+    last = numbers[0] + np.maximum(reach, 0).sum(-1)
+    wanted = np.full(arrays.shape, "float32", object)
+    wanted[:, 1] = [
+        name.split("_")[1] if name.startswith(("load", "gather")) else "float32" for name in names
+    ]
+    types = np.array(["float32", "float32", *(put.dtype for put in puts)], object)[arrays]
+    return bool((first >= 0).all() and (last < capacities[arrays]).all() and (types == wanted).all())
 
 
 class LoopsEngine:
@@ -109,8 +140,8 @@ class LoopsEngine:
         self._loops = np.array(listed.loops, np.int64)
         of_inputs = [size * dtype.itemsize for _, dtype, size in self._puts]
         self._distances = np.array([0, 0, *of_inputs, 4 * self._width], np.int64)
-        self._fixed = address(self._loops), address(self._distances)
         self._first, self._run = address(weights), functions.run_loops
+        self._listed, self._apart = address(self._loops), address(self._distances)
         self._places = ctypes.c_void_p * len(self._distances)
         # What runs at the same time has a work space of its own each; there is seldom more than one.
         self._spare: list[Array] = []
@@ -123,26 +154,27 @@ class LoopsEngine:
         ValueError
             A tensor has another size than the model's, or an id is beyond its table.
         """
-        held = [self._fit(arrays[name], dtype) for name, dtype, _ in self._puts]
-        users = len(held[0])
-        for array, (name, _, size) in zip(held, self._puts, strict=True):
-            if array.size != users * size:
-                raise ValueError(f"{name}: expected {size} numbers a user, came {array.shape}")
+        users, held, at = len(arrays[self.inputs[0]]), [], FIRST_INPUT
         out = np.empty((users, *self._dims), np.float32)
         work = self._spare.pop() if self._spare else np.zeros(self._work, np.float32)
-        loops, distances = self._fixed
-        places = self._places(self._first, address(work), *map(address, held), address(out))
-        beyond = self._run(users, len(self._loops), len(places), loops, places, distances)
+        places = self._places(self._first, address(work))
+        for name, dtype, size in self._puts:
+            array = arrays[name]
+            if array.size != users * size or (array.dtype is not dtype and array.dtype != dtype):
+                raise ValueError(
+                    f"{name}: expected {size} numbers of {dtype} a user, came {array.dtype} {array.shape}"
+                )
+            if not array.flags.c_contiguous:
+                array = np.ascontiguousarray(array)
+                held.append(array)
+            places[at] = address(array)
+            at += 1
+        places[at] = address(out)
+        beyond = self._run(users, len(self._loops), len(places), self._listed, places, self._apart)
         self._spare.append(work)
         if beyond:
             raise ValueError(f"{beyond} ids are beyond the tables of the model that they are for")
         return {self.outputs[0]: out}
-
-    @staticmethod
-    def _fit(array: Array, dtype: np.dtype[Any]) -> Array:
-        if array.dtype is not dtype and array.dtype != dtype:
-            raise ValueError(f"expected {dtype}, came {array.dtype}")
-        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
     def close(self) -> None:
         """Give the work space back."""

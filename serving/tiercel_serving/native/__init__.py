@@ -33,6 +33,8 @@ ARGUMENTS: Mapping[str, str] = {
     "place_under_caps": "nnnnn" + "ppppp",
     "place_in_shares": "nnnn" + "pppp",
     "run_loops": "nnnppp",
+    "inner_products": "nnnn" + "pppp",
+    "best_of_all": "nnnnnn" + "pppppp",
 }
 
 
@@ -66,9 +68,8 @@ def open_library(file: Path) -> Any:
 
 def address(array: Array) -> int:
     """Return where a contiguous array lies; it must live until the call is over."""
-    try:
-        # A third of the time of what is below, of which a call may need ten.
+    if array.flags.writeable and array.size:
+        # Half of the time of what is below, of which a call may need ten.
         return ctypes.addressof(_FIRST.from_buffer(array))  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # read-only, or empty
-        found: int = array.__array_interface__["data"][0]
-        return found
+    found: int = array.__array_interface__["data"][0]
+    return found

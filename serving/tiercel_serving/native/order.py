@@ -72,7 +72,7 @@ def _sort(
         return False
     scores = np.ascontiguousarray(scores, np.float32)
     rows = None if rows is None else np.ascontiguousarray(rows, np.int64)
-    made = (None if array is None else address(array) for array in (rows, order, found, found_rows))
+    made = [None if array is None else address(array) for array in (rows, order, found, found_rows)]
     if functions.sort_by_score(*scores.shape, address(scores), *made):
         raise MemoryError(f"no memory to sort {scores.shape[1]} candidates")
     return True

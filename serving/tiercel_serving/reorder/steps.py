@@ -47,16 +47,13 @@ class Steps:
         self._bypass = settings.unknown_users == FALLBACK
         self._steps = [(step, step.open(columns)) for step in settings.reorder]
         self._has_reasons = bool(reasons_of(settings.reorder))
+        #: Whether a step draws, so that items have propensities.
+        self.explore = any(isinstance(step, Explores) for _, step in self._steps)
 
     @property
     def opened(self) -> Sequence[tuple[ReorderKind, Step]]:
         """The steps in their order, each with its open form."""
         return self._steps
-
-    @property
-    def explore(self) -> bool:
-        """Whether a step draws, so that items have propensities."""
-        return any(isinstance(step, Explores) for _, step in self._steps)
 
     def apply(self, arrays: Arrays) -> Final:
         """Score the kept.

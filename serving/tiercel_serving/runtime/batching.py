@@ -7,7 +7,7 @@ the model takes; a companion's names its tensor and what it says of it (how long
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import accumulate, chain
 
 import numpy as np
 
@@ -192,14 +192,16 @@ def split(
     -------
     For each request, its outputs: contiguous, and views of the batch's where they can be.
     """
+    if len(users) == 1 and not widths[0]:
+        return [{name: np.ascontiguousarray(outputs[name]) for name in wanted[0]}]
     # Of a batch that lies in one piece each request's rows do too, unless they are narrower.
     whole = {name: np.ascontiguousarray(outputs[name]) for name in dict.fromkeys(chain.from_iterable(wanted))}
-    if len(users) == 1 and not widths[0]:
-        return [whole]
-    ends = np.cumsum([0, *users]).tolist()
+    rows = [slice(end - count, end) for end, count in zip(accumulate(users), users, strict=True)]
+    if not any(widths):
+        return [{name: whole[name][own] for name in names} for own, names in zip(rows, wanted, strict=True)]
     return [
-        {name: _narrow(whole[name][begin:end], width.get(name)) for name in names}
-        for (begin, end), names, width in zip(pairwise(ends), wanted, widths, strict=True)
+        {name: _narrow(whole[name][own], width.get(name)) for name in names}
+        for own, names, width in zip(rows, wanted, widths, strict=True)
     ]
 
 

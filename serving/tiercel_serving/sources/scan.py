@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..native import search as native
 from ..ranked import Mask, Rows, Scores, best_by_score, sort_by_score
 from ..spec import Array
 
@@ -106,6 +107,9 @@ class Space:
         """
         if not len(self):
             return np.full(positions.shape, NOTHING)
+        found = native.inner_products(self.vectors, query, positions)
+        if found is not None:
+            return found
         products: Scores = np.einsum("bmd,bd->bm", self.vectors.take(positions, axis=0, mode="clip"), query)
         np.fmax(products, NOTHING, out=products)
         products[positions == len(self.vectors)] = NOTHING
@@ -223,16 +227,20 @@ class ExactSearch:
 
     def __init__(self, space: Space) -> None:
         self._space = space
-        self._rows = space.rows_at(np.arange(len(space)))
+        self._rows = np.ascontiguousarray(space.rows_at(np.arange(len(space))))
 
     def nearest(self, query: Array, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the best allowed items, as :meth:`Search.nearest` says."""
         if len(self._space) > SCAN_ITEMS:
             return self._space.scan(query, mask, range(len(query)), count)
         # The same sums as Space.score makes, bit for bit.
-        scores = np.einsum("id,bd->bi", self._space.vectors, query)
+        space, masked = self._space, mask.table()
+        found = native.best_of_all(space.vectors, query, self._rows, count, space.items, masked)
+        if found is not None:
+            return found
+        scores = np.einsum("id,bd->bi", space.vectors, query)
         np.fmax(scores, NOTHING, out=scores)
-        return best_by_score(scores, self._rows, count, self._space.items, mask.table())
+        return best_by_score(scores, self._rows, count, space.items, masked)
 
 
 def norm(query: Array) -> float:

@@ -78,7 +78,7 @@ class Ordering:
         return answer if reasons is None else {**answer, "reorder_reason": reasons}
 
     def _best(self, scores: Array, kept: Array, k: Array) -> dict[str, Array]:
-        width = int(k.max())
+        width = int(k.item() if k.size == 1 else k.max())
         scores, rows = sort_by_score(scores, kept)
         return self._answer(scores[:, :width], rows[:, :width], k)
 

@@ -22,16 +22,19 @@ class SentColumn:
         self._stage = stage
         self.name, self.tensor, self.companion = column.name, column.tensor, column.companion or ""
         self.dtype = DTYPES[column.dtype]
-        self.is_list = column.is_list
+        self.is_list, self._is_float = column.is_list, self.dtype.kind == "f"
         self.of_user = column.part == "user"
 
     def sent(self, arrays: Arrays) -> npt.NDArray[np.bool_]:
         """Return ``[B]``: which rows carry a value that is not null."""
+        sent: npt.NDArray[np.bool_]
         if self.is_list:
-            return np.asarray(arrays[self.companion][:, 0] >= 0, np.bool_)
-        if self.dtype.kind == "f":
-            return np.asarray(~np.isnan(arrays[self.tensor][:, 0]), np.bool_)
-        return np.asarray(arrays[self.companion][:, 0], np.bool_)
+            sent = arrays[self.companion][:, 0] >= 0
+        elif self._is_float:
+            sent = ~np.isnan(arrays[self.tensor][:, 0])
+        else:
+            sent = arrays[self.companion][:, 0]
+        return sent
 
     def column(
         self,

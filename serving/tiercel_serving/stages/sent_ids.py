@@ -87,8 +87,11 @@ class SentIds:
 
     def sent(self, arrays: Arrays) -> bool:
         """Return whether some user carries a list that is not null."""
-        lengths, packed = arrays[self._length], self._sent(arrays)
+        lengths = arrays[self._length]
         longest = lengths.item() if lengths.size == 1 else lengths.max()
+        if self._packed is None:
+            return bool(longest >= 0)
+        packed = self._sent(arrays)
         return bool(longest >= 0 or (packed is not None and packed.astype(np.bool_).any()))
 
     def given(self, arrays: Arrays) -> npt.NDArray[np.bool_]:

@@ -55,6 +55,8 @@ class UserFeatures:
         self._k_max, self._set = settings.k_max, settings.numbers()
         self._seen_again = SeenAgain(settings, clock)
         self._pad = self._items.size
+        # By batch size, of which there are few.
+        self._blank: dict[int, Rows] = {}
         self._release, self._shows_history = release, "history_cat" in names
         self.renew()
 
@@ -125,7 +127,9 @@ class UserFeatures:
             outputs.update(self._history(users, sent_rows, overridden))
         may_come = self._seen_again.may_come(arrays)
         allowed = may_come.everything[:, None]
-        ruled_out = [np.where(allowed, self._pad, sent_rows), self._excluded.rows(arrays)]
+        ruled_out = [self._excluded.rows(arrays)]
+        if sent_rows.shape[1]:
+            ruled_out.insert(0, np.where(allowed, self._pad, sent_rows))
         if users.appended is not None:
             if may_come.until_s is not None:
                 allowed = allowed | (users.appended_ms <= may_come.until_s[:, None] * 1000)
@@ -135,9 +139,15 @@ class UserFeatures:
         excluded = [rows for rows in ruled_out if rows.shape[1]]
         if not excluded:
             # Triton has no use for a tensor without elements.
-            excluded = [np.full((len(sent_rows), 1), self._pad)]
+            excluded = [self._nobody(len(sent_rows))]
         outputs["excluded_row"] = excluded[0] if len(excluded) == 1 else np.concatenate(excluded, axis=1)
         return outputs
+
+    def _nobody(self, users: int) -> Rows:
+        """Return ``[B, 1]`` of no item."""
+        if users not in self._blank:
+            self._blank[users] = np.full((users, 1), self._pad)
+        return self._blank[users]
 
     def _status(
         self, users: Users, sent: list[npt.NDArray[np.bool_]], overridden: npt.NDArray[np.bool_]

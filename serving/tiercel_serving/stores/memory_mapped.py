@@ -167,12 +167,8 @@ class UserRows:
 
     def __init__(self, tables: UserTables, rows: Rows) -> None:
         self._tables, self.rows = tables, rows
-
-    @cached_property
-    def known(self) -> npt.NDArray[np.bool_]:
-        """``[B]``: who is in the tables."""
-        known: npt.NDArray[np.bool_] = self.rows < self._tables.size
-        return known
+        #: ``[B]``: who is in the tables.
+        self.known: npt.NDArray[np.bool_] = rows < tables.size
 
     @property
     def appended_ms(self) -> Rows:
@@ -192,9 +188,11 @@ class UserRows:
     def history(self, length: int, pad: int) -> tuple[Rows, npt.NDArray[np.int32]]:
         """Return the latest items ``[B, length]``, oldest first, and how many ``[B]`` are real."""
         offsets, listed, rows = self._tables.history_offsets, self._tables.history_rows, self.rows
-        out = np.full((len(rows), length), pad, np.int64)
+        out = np.empty((len(rows), length), np.int64)
+        out.fill(pad)
         if len(rows) == 1:
-            begin, end = offsets[rows[0] : rows[0] + 2].tolist()
+            row = rows.item()
+            begin, end = offsets[row : row + 2].tolist()
             count = min(end - begin, length)
             out[0, :count] = listed[end - count : end]
             return out, np.array([count], np.int32)
@@ -213,7 +211,8 @@ class UserRows:
             parts = [np.concatenate(both) for both in zip(filtered, carried, strict=True)]
             return np.concatenate(parts).astype(np.int64), np.array([len(part) for part in parts])
         if len(rows) == 1:
-            begin, end = offsets[rows[0] : rows[0] + 2].tolist()
+            row = rows.item()
+            begin, end = offsets[row : row + 2].tolist()
             return listed[begin:end].astype(np.int64), np.array([end - begin])
         starts = offsets[rows]
         counts = offsets[rows + 1] - starts

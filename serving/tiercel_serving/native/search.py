@@ -1,0 +1,64 @@
+"""Inner products with item vectors: ``search.c``. Functions that were not built return None.
+
+They give the bits of ``np.einsum``, by which they are defined, where NumPy adds up as it does on every x86;
+where it does not they are not used.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import address, library
+
+Rows = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float32]
+
+
+@cache
+def functions() -> Any | None:
+    """Return the built functions; None where there are none, or their sums are not NumPy's to the bit."""
+    built: Any = library()
+    return built if built is not None and all(_same(built, size) for size in (1, 5, 16, 37, 64)) else None
+
+
+def _same(built: Any, size: int) -> bool:
+    drawn = np.random.default_rng(size).normal(size=(10, size)).astype(np.float32)
+    vectors, query, found = drawn[:7], drawn[7:], np.empty((3, 7), np.float32)
+    places = *map(address, (vectors, query)), None, address(found)
+    built.inner_products(3, 7, 7, size, *places)
+    return np.array_equal(found, np.einsum("id,bd->bi", vectors, query))
+
+
+def inner_products(vectors: Scores, query: Scores, positions: Rows) -> Scores | None:
+    """Do what :meth:`tiercel_serving.sources.scan.Space.score` does, where there are vectors."""
+    built = functions()
+    if built is None:
+        return None
+    vectors, query = np.ascontiguousarray(vectors, np.float32), np.ascontiguousarray(query, np.float32)
+    positions = np.ascontiguousarray(positions, np.int64)
+    users, width = positions.shape
+    found = np.empty((users, width), np.float32)
+    given = address(vectors), address(query), address(positions)
+    built.inner_products(users, len(vectors), width, vectors.shape[1], *given, address(found))
+    return found
+
+
+def best_of_all(
+    vectors: Scores, query: Scores, rows: Rows, count: int, pad: int, masked: npt.NDArray[np.bool_]
+) -> tuple[Scores, Rows] | None:
+    """Do what :meth:`tiercel_serving.sources.scan.ExactSearch.nearest` does of a small catalogue."""
+    built = functions()
+    if built is None:
+        return None
+    vectors, query = np.ascontiguousarray(vectors, np.float32), np.ascontiguousarray(query, np.float32)
+    masked = np.ascontiguousarray(masked)
+    found = np.empty((len(query), count), np.float32), np.empty((len(query), count), np.int64)
+    sizes = len(query), *vectors.shape, count, masked.shape[1], pad
+    given = address(vectors), address(query), address(rows), address(masked)
+    if built.best_of_all(*sizes, *given, address(found[0]), address(found[1])):
+        raise MemoryError(f"no memory to score {len(vectors)} items for {len(query)} users")
+    return found
