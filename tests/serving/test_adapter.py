@@ -163,6 +163,7 @@ def raw(arrays: dict[str, np.ndarray], outputs: tuple[str, ...] = OUTPUTS) -> An
         pytest.param([[Ask(1)], [Ask(2)], [Ask(3)]], id="one user each"),
         pytest.param([[Ask(1)], [Ask(-4)], [Ask(3)]], id="one whom nobody knows"),
         pytest.param([[Ask(1, k=3)], [Ask(2, k=8)], [Ask(3, k=1)]], id="answers of other widths"),
+        pytest.param([[Ask(1, k=3)], [Ask(2, k=3)]], id="answers of one width"),
         pytest.param([[Ask(1, k=3), Ask(2, k=2)], [Ask(3, k=8), Ask(-4)]], id="two users each"),
         pytest.param([[Ask(1, exclude=(1, 2))], [Ask(2, exclude=(3, 4))]], id="lists"),
     ],

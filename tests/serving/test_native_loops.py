@@ -263,7 +263,12 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], tuple[int, ...]]]
         {},
         SAME,
     ),
-    "dense weights": ([node("Gemm", "row w")], {"w": np.zeros((5, 60_000), np.float32)}, (60_000,)),
+    "dense weights": ([node("Gemm", "row w")], {"w": np.zeros((5, 15_000), np.float32)}, (15_000,)),
+    "multiplications": (
+        [node("Unsqueeze", "x one", "m"), node("Expand", "m to", "many"), node("MatMul", "many w")],
+        {"one": ints(1), "to": ints(1, 200, 6, 5), "w": np.zeros((5, 2_000), np.float32)},
+        (200, 6, 2_000),
+    ),
 }
 
 

@@ -186,11 +186,15 @@ def describe(release: Release, took_s: float) -> dict[str, Any]:
     """Return what is in a release as JSON."""
     import msgspec
 
+    from tiercel_serving.engines.loops import listed_beside
+    from tiercel_serving.engines.onnx import Onnx
     from tiercel_serving.stages.specs import RANKING, query_stage
 
     manifest = release.manifest
     queries = {query_stage(name): model.engine for name, model in manifest.queries.items()}
     ranking = {} if manifest.ranking is None else {RANKING: manifest.ranking.engine}
+    engines = {**queries, **ranking}
+    files = {stage: release.path / "artefacts" / stage / Onnx.file for stage in engines}
     return {
         "release": str(release.path),
         "seconds": took_s,
@@ -199,7 +203,8 @@ def describe(release: Release, took_s: float) -> dict[str, Any]:
         "layout": manifest.layout,
         "runner": manifest.runner,
         "target": manifest.target,
-        "engines": {**queries, **ranking},
+        "engines": engines,
+        "loops": [stage for stage, file in files.items() if listed_beside(file).is_file()],
         "catalogue": msgspec.to_builtins(manifest.catalogue),
         "tables": manifest.tables,
         "sources": manifest.sources,
@@ -215,6 +220,7 @@ def release_table(document: dict[str, Any]) -> Table:
         "build": document["build_id"],
         "layout, target": f"{document['layout']}, {document['target']}",
         "runner": document["runner"],
+        **{f"model {stage}": engine_of(document, stage) for stage in document["engines"]},
         "items": f"{catalogue['items']:,}{replaced(document, 'items')}",
         "users": f"{catalogue['users']:,}{replaced(document, 'users')}",
         "interactions": f"{catalogue['interactions']:,}{replaced(document, 'interactions')}",
@@ -222,6 +228,11 @@ def release_table(document: dict[str, Any]) -> Table:
         "size": f"{document['bytes'] / 1e6:.1f} MB in {document['files']} files",
     }
     return pairs(values)
+
+
+def engine_of(document: Mapping[str, Any], stage: str) -> str:
+    """Return what runs a model; docs/engines.md says what loops are."""
+    return f"{document['engines'][stage]}{', as loops' if stage in document['loops'] else ''}"
 
 
 def measured(figures: Mapping[str, Any]) -> str:

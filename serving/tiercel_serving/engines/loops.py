@@ -70,8 +70,13 @@ class LoopList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def write(self, file: Path, weights: Array) -> None:
         """Write it with its weights beside an ONNX file."""
-        file.with_name(file.name + LIST_SUFFIX).write_bytes(msgspec.json.encode(self) + b"\n")
+        listed_beside(file).write_bytes(msgspec.json.encode(self) + b"\n")
         np.save(file.with_name(file.name + WEIGHTS_SUFFIX), weights)
+
+
+def listed_beside(file: Path) -> Path:
+    """Return where the list of an ONNX file lies, if it has one."""
+    return file.with_name(file.name + LIST_SUFFIX)
 
 
 def open_loops(file: Path, outputs: Sequence[str]) -> LoopsEngine | None:
@@ -82,8 +87,7 @@ def open_loops(file: Path, outputs: Sequence[str]) -> LoopsEngine | None:
     ArtefactCorrupt
         They can't be read, or lack an output.
     """
-    listed = file.with_name(file.name + LIST_SUFFIX)
-    functions = library()
+    listed, functions = listed_beside(file), library()
     if functions is None or not listed.is_file():
         return None
     try:

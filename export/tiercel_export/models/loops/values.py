@@ -139,6 +139,11 @@ class Writer:
         """Return a value whose elements lie one after the other."""
         return value if value.dense else self.elements("copy", value)
 
+    @property
+    def multiplications(self) -> int:
+        """How many all products of matrices take."""
+        return sum(math.prod(sizes) for kind, _, sizes, _ in self.loops if kind == "product")
+
     def listed(self, inputs: Sequence[Put], output: Put, result: Value) -> tuple[LoopList, Array]:
         """Return the whole list with its weights: ``result`` goes to the output."""
         dims = (1, *output.dims)
