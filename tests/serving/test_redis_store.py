@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import select
 import socket
@@ -237,6 +238,25 @@ def test_a_store_that_is_gone_comes_back(plain: Tiny, wire: Wire, valkey: StoreS
     assert live.fallbacks() > 0
     wire.join()
     live.wait_for(True)
+
+
+def test_a_store_that_nobody_holds_any_more_is_not_asked_whether_it_is_back(
+    plain: Tiny, wire: Wire, valkey: StoreServer
+) -> None:
+    """A model may be unloaded while its store is gone: nothing of it stays."""
+    before = set(threading.enumerate())
+    live = Live(plain, wire, valkey)
+    wire.cut()
+    live.wait_for(False)
+    asking = {thread for thread in threading.enumerate() if thread.name == "tiercel-store"} - before
+    assert asking
+    live.chain.close()
+    del live
+    gc.collect()
+    for thread in asking:
+        thread.join(20)
+        assert not thread.is_alive()
+    wire.join()
 
 
 def test_a_server_may_start_before_its_store(plain: Tiny, wire: Wire, valkey: StoreServer) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 
 from ..errors import StoreUnavailable
 from ..problems import POSITIVE, Problem, out_of_range
-from .deadline import DeadlineReader, Read
+from .deadline import DeadlineReader
 from .table import Change, LiveSettings, StorePlace
 
 #: Schemes of URLs, and how redis-py calls them: Valkey speaks the same protocol.
@@ -113,58 +114,34 @@ class RedisRecords:
 
     def __init__(self, settings: Redis, prefix: str, timeout_s: float) -> None:
         self._settings, self._prefix = settings, f"{prefix}:".encode()
-        self._timeout_s = timeout_s
+        #: The URL without a password.
+        parts = urlsplit(settings.url)
+        self._named = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         #: The reader ends by itself, at worst some deadlines late; a connection may take longer than a read.
-        self._reader = _connect(settings, self._timeout_s, max(1.0, self._timeout_s))
+        reader = _connect(settings, timeout_s, max(1.0, timeout_s))
         self._writer = _connect(settings, settings.write_timeout_s, settings.write_timeout_s)
         with contextlib.suppress(StoreUnavailable), _faults(self._named):
             # Else the first batch would wait for the connection, and perhaps too long.
-            self._reader.ping()
-        self._timely = DeadlineReader(self._get(self._reader), self._ping, self._timeout_s, settings.retry_s)
-
-    @property
-    def _named(self) -> str:
-        """The URL without a password."""
-        parts = urlsplit(self._settings.url)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+            reader.ping()
+        # What the reader's thread holds must not hold the reader: it ends when nobody has that any more.
+        get = partial(_get, reader, settings.cluster, self._prefix, self._named)
+        ping = partial(_ping, reader, timeout_s, self._named)
+        self._timely = DeadlineReader(get, ping, timeout_s, settings.retry_s)
 
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Return the record of each key, within the deadline; None where there is none."""
         return self._timely.read(keys)
-
-    def _ping(self) -> None:
-        """Raise unless the store answers in time; a new connection may take longer."""
-        self._reader.ping()
-        begun = time.monotonic()
-        self._reader.ping()
-        if time.monotonic() - begun > self._timeout_s:
-            raise StoreUnavailable(f"store {self._named}: it answers, but not within {self._timeout_s:g} s")
-
-    def _get(self, client: Any) -> Read:
-        def get(keys: Sequence[bytes]) -> Sequence[bytes | None]:
-            names = [self._prefix + key for key in keys]
-            with _faults(self._named):
-                if not self._settings.cluster:
-                    return cast("list[bytes | None]", client.mget(names))
-                # A cluster's nodes hold some of the keys each, and answer for no others.
-                with client.pipeline() as pipeline:
-                    for name in names:
-                        pipeline.get(name)
-                    return cast("list[bytes | None]", pipeline.execute())
-
-        return get
 
     def change(self, changes: Sequence[tuple[bytes, Change]]) -> None:
         """Change records by compare-and-set; what others changed in between is tried anew."""
         pending: dict[bytes, list[Change]] = {}
         for key, change in changes:
             pending.setdefault(key, []).append(change)
-        get = self._get(self._writer)
         for _ in range(_TRIES):
             if not pending:
                 return
             keys = list(pending)
-            old = get(keys)
+            old = self._get_now(keys)
             new = [_changed(record, pending[key]) for key, record in zip(keys, old, strict=True)]
             done = self._compare_and_set(keys, old, new)
             pending = {key: pending[key] for key, did in zip(keys, done, strict=True) if not did}
@@ -172,6 +149,10 @@ class RedisRecords:
             f"store {self._named}: others changed the record {next(iter(pending))!r} each of {_TRIES} "
             "times; try again"
         )
+
+    def _get_now(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Read without the reader's deadline."""
+        return _get(self._writer, self._settings.cluster, self._prefix, self._named, keys)
 
     def _compare_and_set(
         self, keys: Sequence[bytes], old: Sequence[bytes | None], new: Sequence[bytes | None]
@@ -191,13 +172,13 @@ class RedisRecords:
     def scan(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield every key with its record, each once; keys that come or go meanwhile may be missing."""
         pattern = re.sub(rb"([*?\[\]^\\-])", rb"\\\1", self._prefix) + b"*"
-        get, told = self._get(self._writer), set[bytes]()
+        told = set[bytes]()
         with _faults(self._named):
             names = iter(self._writer.scan_iter(match=pattern, count=_BLOCK))
             while block := list(islice(names, _BLOCK)):
                 keys = [name.removeprefix(self._prefix) for name in dict.fromkeys(block) if name not in told]
                 told.update(block)
-                for key, record in zip(keys, get(keys) if keys else [], strict=True):
+                for key, record in zip(keys, self._get_now(keys) if keys else [], strict=True):
                     if record is not None:
                         yield key, record
 
@@ -207,6 +188,30 @@ class RedisRecords:
         with _faults(self._named):
             self._writer.ping()
         return f"{self._named}: answers in {(time.monotonic() - begun) * 1000:.1f} ms"
+
+
+def _get(
+    client: Any, cluster: bool, prefix: bytes, named: str, keys: Sequence[bytes]
+) -> Sequence[bytes | None]:
+    """Return the record of each key; None where there is none."""
+    names = [prefix + key for key in keys]
+    with _faults(named):
+        if not cluster:
+            return cast("list[bytes | None]", client.mget(names))
+        # A cluster's nodes hold some of the keys each, and answer for no others.
+        with client.pipeline() as pipeline:
+            for name in names:
+                pipeline.get(name)
+            return cast("list[bytes | None]", pipeline.execute())
+
+
+def _ping(client: Any, timeout_s: float, named: str) -> None:
+    """Raise unless the store answers in time; a new connection may take longer."""
+    client.ping()
+    begun = time.monotonic()
+    client.ping()
+    if time.monotonic() - begun > timeout_s:
+        raise StoreUnavailable(f"store {named}: it answers, but not within {timeout_s:g} s")
 
 
 def _changed(record: bytes | None, changes: Sequence[Change]) -> bytes | None:
