@@ -185,6 +185,13 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_runtest_setup() -> None:
+    """Give torch one thread, as long as there are other processes, whatever an earlier test has set."""
+    torch = sys.modules.get("torch")
+    if _room is not None and torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     with _room.among_others() if _room else contextlib.nullcontext():
