@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
     from ..recipe.recipe import Recipe
 
-Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="At most so many, for each model.")]
-Replace = Annotated[bool, typer.Option("--replace", help="Overwrite what is already there.")]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Maximum number of epochs of each model.")
+]
+Replace = Annotated[bool, typer.Option("--replace", help="Overwrite what already exists.")]
 
 
 def command(
@@ -32,13 +34,13 @@ def command(
         ),
     ],
     run: Annotated[
-        Path | None, typer.Option("--run", metavar="DIR", help="Where the run goes; else runs/<recipe>.")
+        Path | None, typer.Option("--run", metavar="DIR", help="Folder of the run. Default: runs/<recipe>.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Another seed than the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Use this seed instead of the recipe's.")] = None,
     epochs: Epochs = None,
     replace_run: Replace = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what a killed training left, if it left anything.")
+        bool, typer.Option("--resume", help="Continue a killed training, if it left a checkpoint.")
     ] = False,
     dask_scheduler: Annotated[
         str | None,
@@ -49,7 +51,7 @@ def command(
         ),
     ] = None,
     distributed: Annotated[
-        bool, typer.Option("--distributed", help="Train together with the other processes of torchrun.")
+        bool, typer.Option("--distributed", help="Train in several processes that torchrun started.")
     ] = False,
     data_dir: DataDir = None,
     json: Json = False,

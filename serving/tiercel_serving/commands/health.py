@@ -11,14 +11,16 @@ from .shell import FAILED, Debug, Json, shell
 
 
 def command(
-    url: Annotated[str, typer.Argument(metavar="URL", help="host:port of gRPC.")] = "localhost:8001",
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="Address of the server's gRPC.")
+    ] = "localhost:8001",
     timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.001, help="Deadline in seconds.")] = 2.0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make one real inference with a deadline; exit 0 if it is answered and 1 if not.
+    """Make one real inference with a deadline; exit with 0 if it is answered, else with 1.
 
-    A server can call itself ready and not answer, so this asks it for recommendations.
+    A server can report that it is ready and still not answer, so this asks it for recommendations.
 
     Example: [bold]tiercel health localhost:8001 --timeout-s 2[/]
     """

@@ -16,21 +16,26 @@ if TYPE_CHECKING:
 
     from tiercel_client import Explanation, Recommendation, RequestColumn
 
-Url = Annotated[str, typer.Option("--url", metavar="HOST:PORT", help="Where gRPC listens.")]
+Url = Annotated[str, typer.Option("--url", metavar="HOST:PORT", help="Address of the server's gRPC.")]
 Exclude = Annotated[
-    list[str] | None, typer.Option("--exclude", metavar="ID", help="Not this item (may be repeated).")
+    list[str] | None, typer.Option("--exclude", metavar="ID", help="Exclude this item (may be repeated).")
 ]
 Include = Annotated[
-    list[str] | None, typer.Option("--include", metavar="ID", help="Nothing but these items (repeat).")
+    list[str] | None,
+    typer.Option("--include", metavar="ID", help="Recommend only such items (may be repeated)."),
 ]
 Candidate = Annotated[
     list[str] | None,
-    typer.Option("--candidate", metavar="ID", help="Rank these items, and search for none (repeat)."),
+    typer.Option(
+        "--candidate", metavar="ID", help="Rank these items instead of searching (may be repeated)."
+    ),
 ]
 History = Annotated[
     list[str] | None,
     typer.Option(
-        "--history", metavar="ID", help="The user's items, oldest first, instead of the stored ones (repeat)."
+        "--history",
+        metavar="ID",
+        help="An item of the user's history, oldest first, instead of the stored history (may be repeated).",
     ),
 ]
 
@@ -40,9 +45,9 @@ NAMED = 6
 
 def command(
     user: Annotated[
-        str | None, typer.Option("--user", "-u", metavar="ID", help="The user; without one, anybody.")
+        str | None, typer.Option("--user", "-u", metavar="ID", help="The user. Default: an anonymous user.")
     ] = None,
-    k: Annotated[int | None, typer.Option("-k", help="How many items; else the server's default.")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Number of items. Default: the server's.")] = None,
     url: Url = "localhost:8001",
     exclude: Exclude = None,
     include: Include = None,
@@ -53,7 +58,7 @@ def command(
         typer.Option(
             "--feature",
             metavar="NAME=VALUE",
-            help="A column of the user or the context, instead of the stored value (repeat). "
+            help="A column of the user or the context, instead of the stored value (may be repeated). "
             "Commas separate a list; an empty value is null.",
         ),
     ] = None,
@@ -61,11 +66,12 @@ def command(
         bool | None,
         typer.Option(
             "--allow-seen/--no-allow-seen",
-            help="Whether what the user already had may come; else as the recipe says.",
+            help="Whether items that the user already had may be recommended. Default: as the recipe says.",
         ),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show what each stage did, what was dropped and why, and times.")
+        bool,
+        typer.Option("--explain", help="Show what each stage did, what it dropped and why, and its time."),
     ] = False,
     timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.001, help="Deadline in seconds.")] = 5.0,
     json: Json = False,

@@ -39,7 +39,7 @@ from .extras import extra_of_command, missing_library
 from .pace import Pace
 
 Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object, and everything else on standard error.")
+    bool, typer.Option("--json", help="Print one JSON object; everything else goes to standard error.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")]
 
