@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from tiercel_client import AsyncRecommender, Recommender
+from tiercel_client import AsyncRecommender, Recommender, TritonTransport
 from tiercel_client.testing import AsyncFakeTransport, FakeTransport
 
 
@@ -27,6 +27,12 @@ class Blocking:
     def __exit__(self, *error: object) -> None:
         self.loop.run_until_complete(self.recommender.close())
         self.loop.close()
+
+
+def by_grpc_library(url: str, **options: Any) -> Recommender:
+    """Return a recommender that calls by gRPC's library, where it would take connections of its own."""
+    of_it = {name: options.pop(name) for name in ("tls", "keep_alive") if name in options}
+    return Recommender(transport=TritonTransport(url, grpc_library=True, **of_it), **options)
 
 
 #: Flavour → recommender and fake transport.
