@@ -176,7 +176,7 @@ def refuse_unknown(option: str, given: str | None, known: Iterable[str]) -> None
     """Refuse a value that is not one of those there are."""
     names = list(known)
     if given is not None and given not in names:
-        raise Refused(f"--{option} {given}: there is {', '.join(names)}")
+        raise Refused(f"--{option} {given}: expected one of {', '.join(names)}")
 
 
 def refuse_missing(files: Mapping[str, Path | None]) -> None:

@@ -114,7 +114,7 @@ def command(
         parts: list[Any] = metrics_tables(metrics, which)
         if repeats:
             kept = "may be in several parts" if given_again(served) else "is in one part alone"
-            said = f"{number(repeats)} interactions are of a user and an item that came before"
+            said = f"{number(repeats)} interactions repeat an earlier pair of user and item"
             parts.append(f"[dim]{said}; such a pair {kept}[/]")
         sh.emit(document, heading(title), *parts, f"\nnext: [bold]tiercel export {where}[/]")
         for note in trained.record.notes:
@@ -144,7 +144,7 @@ def check_free(path: Path, may_replace: bool, what: str) -> None:
     """Refuse early, before an hour of work, to write over something that is there."""
     if path.exists() and not may_replace:
         option = "--run" if what == "run" else "--release"
-        raise Refused(f"{path}: there is something already; --replace overwrites it, {option} names another")
+        raise Refused(f"{path}: exists already; --replace overwrites it, {option} names another folder")
 
 
 def metrics_tables(metrics: dict[str, Any], which: str = "unseen items") -> list[Table]:

@@ -96,7 +96,7 @@ def command(
     Example: [bold]tiercel transform releases/movielens users.parquet features.parquet[/]
     """
     with shell(json=json, debug=debug) as sh:
-        with sh.work(f"Transforming by {source}") as progress:
+        with sh.work(f"Transforming with {source}") as progress:
             from ..features.origin import kind_of
             from ..features.parquet_files import check_output, parquet_files
             from ..features.transform import BATCH_ROWS, Transform, transform_files

@@ -68,7 +68,7 @@ def withdraw(
         dtype = opened.release.manifest.catalogue.item_id_dtype
         ids = list(dict.fromkeys(read_id(one, dtype, "--item") for one in item))
         opened.withdraw(ids)
-        sh.emit({"items": len(ids)}, heading(f"Withdrew {len(ids)} items"))
+        sh.emit({"items": len(ids)}, heading(f"Withdrew {len(ids)} item{'' if len(ids) == 1 else 's'}"))
         if unknown := opened.unknown(ids):
             sh.note(f"Not in this release's catalogue, so of no effect on it: {[*unknown]}", style="yellow")
 

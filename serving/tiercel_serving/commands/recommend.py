@@ -135,7 +135,7 @@ def parse_features(given: Sequence[str], columns: Sequence[RequestColumn]) -> di
         if name not in known:
             raise Refused(f"--feature {pair}: this server knows no such column; it takes {', '.join(known)}")
         if name in features:
-            raise Refused(f"--feature {pair}: {name} came twice; give it once")
+            raise Refused(f"--feature {pair}: {name} was given twice; give it once")
         features[name] = _parse_value(text, known[name], pair)
     return features
 

@@ -61,6 +61,7 @@ REFUSED = frozenset(
         "Refused",
         "ReleaseMissing",
         "RequestRefused",
+        "RunMissing",
         "StoreMismatch",
     }
 )

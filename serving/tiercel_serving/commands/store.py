@@ -274,7 +274,7 @@ def split_pairs(typed: list[str], option: str) -> dict[str, str]:
         if not equals:
             raise typer.BadParameter(f"{pair!r}: write NAME=VALUE", param_hint=option)
         if name in found:
-            raise typer.BadParameter(f"{name!r} came twice; give it once", param_hint=option)
+            raise typer.BadParameter(f"{name!r} was given twice; give it once", param_hint=option)
         found[name] = text
     return found
 
