@@ -215,7 +215,11 @@ YES = np.ones(3, bool)
             "'words' must be bytes, but got int: 7",
         ),
         # scalars and lists
-        ("age", Column(np.zeros(2, np.int64), None, np.array([0, 1, 2])), "'age' holds scalars, but got lists"),
+        (
+            "age",
+            Column(np.zeros(2, np.int64), None, np.array([0, 1, 2])),
+            "'age' holds scalars, but got lists",
+        ),
         ("words", Column(texts(b"", b"")), "'words' holds lists, but got scalars"),
         # unequal length
         ("age", Column(np.zeros(3, np.int64)), "column 'age' has 3 rows, expected 2"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tiercel_serving.commands.serve import Layout, Triton, start
-from tiercel_serving.commands.shell import Debug, Json, Refused, Shell, shell
+from tiercel_serving.commands.shell import Debug, Json, Refused, Shell, checked_url, shell
 from tiercel_serving.commands.tables import heading, number, table
 
 if TYPE_CHECKING:
@@ -38,7 +38,12 @@ def command(
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option("--url", metavar="HOST:PORT", help="Ask a server that is already running (gRPC)."),
+        typer.Option(
+            "--url",
+            metavar="HOST:PORT",
+            callback=checked_url,
+            help="Ask a server that is already running (gRPC).",
+        ),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of items to judge in each list.")] = 10,
     layout: Layout = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from .shell import Debug, Json, Refused, shell
+from .shell import Debug, Json, Refused, checked_url, shell
 from .tables import heading, number, table
 
 if TYPE_CHECKING:
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from tiercel_client import Explanation, Recommendation, RequestColumn
 
-Url = Annotated[str, typer.Option("--url", metavar="HOST:PORT", help="Address of the server's gRPC.")]
+Url = Annotated[
+    str,
+    typer.Option("--url", metavar="HOST:PORT", callback=checked_url, help="Address of the server's gRPC."),
+]
 Exclude = Annotated[
     list[str] | None, typer.Option("--exclude", metavar="ID", help="Exclude this item (may be repeated).")
 ]
