@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
-from both_flavours import FLAVOURS, by_grpc_library
+from both_flavours import FLAVOURS, WIRES
 from wire_server import WireServer
 
 from tiercel_client import (
@@ -60,10 +60,6 @@ def server() -> Iterator[WireServer]:
     server = WireServer(fake())
     yield server
     server.stop()
-
-
-#: The flavours, and the blocking one by gRPC's library.
-WIRES = {**{name: made for name, (made, _) in FLAVOURS.items()}, "library": by_grpc_library}
 
 
 @pytest.fixture(params=WIRES)
@@ -228,7 +224,7 @@ def test_a_server_that_dies_with_the_request_is_not_asked_again(flavour: str) ->
         assert not error.value.retryable
 
 
-@pytest.mark.parametrize("flavour", ["sync", "library"])
+@pytest.mark.parametrize("flavour", ["sync", "sync, library"])
 def test_closing_while_it_waits(flavour: str, server: WireServer) -> None:
     recommender = WIRES[flavour](server.url, timeout_s=10.0)
     recommender.recommend("ü")
