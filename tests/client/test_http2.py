@@ -19,7 +19,7 @@ from http2_server import Http2Server, Way, framed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiercel_client.wire import frames
+from tiercel_client.wire import direct, direct_async, frames
 from tiercel_client.wire.direct import DirectChannel, host_and_port
 from tiercel_client.wire.direct_async import AsyncDirectChannel
 from tiercel_client.wire.header_blocks import call_fields, metadata_fields, read_fields, timeout_field
@@ -43,6 +43,18 @@ class OnLoop:
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.channel = AsyncDirectChannel(host, port)
         self._open, self._idle = self.channel._open, self.channel._idle
+
+    @property
+    def may_cancel(self) -> bool:
+        return self.channel.may_cancel
+
+    @may_cancel.setter
+    def may_cancel(self, value: bool) -> None:
+        self.channel.may_cancel = value
+
+    @property
+    def _late(self) -> Any:
+        return self.channel._late
 
     def wait(self, made: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(made, self.loop).result()
@@ -88,6 +100,7 @@ def failure(channel: Any, message: bytes = b"hello", timeout_s: float = 5.0) -> 
 
 
 def test_what_a_server_reads(server: Http2Server, channel: Any) -> None:
+    channel.may_cancel = True
     assert channel.unary(
         METHOD, b"\x00\xff", 1.5, {"authorization": "Bearer x", "trace-bin": b"\x01\x02"}
     ) == (b"\x00\xff")
@@ -362,15 +375,55 @@ def test_connections_that_were_closed_meanwhile(server: Http2Server, channel: An
     assert len(server.calls) == 2
 
 
+def slow(server: Http2Server, seconds: float) -> None:
+    """Let the next call take so long."""
+    server.script.append(Way(before=lambda conn, stream: time.sleep(seconds)))
+
+
 def test_a_deadline(server: Http2Server, channel: Any) -> None:
-    """It is told to the server, and the connection is not used again: perhaps nothing comes through it."""
-    server.script.append(Way(instead=lambda conn, stream: None))
+    """A server that may be told of it has it in the call, and sees the connection close."""
+    channel.may_cancel = True
+    slow(server, 0.3)
     begun = time.perf_counter()
     assert failure(channel, timeout_s=0.1)[0] == "DEADLINE_EXCEEDED"
-    assert 0.09 < time.perf_counter() - begun < 1.0
+    assert 0.09 < time.perf_counter() - begun < 0.3
     assert not channel._open
+    assert not channel._late
+    assert server.calls[0][0]["grpc-timeout"] == "100m"
     assert ask(channel) == b"hello"
-    assert server.reset == [1]
+    assert server.closed.wait(5)
+
+
+def test_a_deadline_of_which_the_server_is_not_told(server: Http2Server, channel: Any) -> None:
+    """The connection waits for the late answer, which nobody gets, and is of use again."""
+    slow(server, 0.3)
+    assert failure(channel, b"late", timeout_s=0.1)[0] == "DEADLINE_EXCEEDED"
+    assert "grpc-timeout" not in server.calls[0][0]
+    assert len(channel._late) == 1
+    assert ask(channel, b"meanwhile") == b"meanwhile"
+    assert len(server.connections) == 2
+    time.sleep(0.4)
+    channel._idle.clear()  # so that a connection is wanted
+    assert ask(channel, b"later") == b"later"
+    assert not channel._late
+    assert len(server.connections) == 2
+    assert not server.closed.is_set()
+
+
+def test_late_answers_that_never_come(
+    server: Http2Server, channel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (direct, direct_async):
+        monkeypatch.setattr(module, "MOST_LATE", 2)
+    server.script += [Way(instead=lambda conn, stream: None)] * 3
+    for late in (1, 2, 2):
+        assert failure(channel, timeout_s=0.05)[0] == "DEADLINE_EXCEEDED"
+        assert len(channel._late) == late
+    server.break_off()
+    time.sleep(0.1)
+    assert ask(channel) == b"hello"
+    assert not channel._late
+    assert len(channel._open) == 1
 
 
 def test_a_deadline_while_bytes_trickle_in(server: Http2Server, channel: Any) -> None:
@@ -398,8 +451,10 @@ def test_a_deadline_while_a_server_takes_nothing_more(connect: Any) -> None:
         server.close()
 
 
-async def test_who_cancels_a_call_cancels_it_on_the_wire(server: Http2Server) -> None:
+@pytest.mark.parametrize("told", [False, True])
+async def test_who_cancels_a_call_gives_it_up(server: Http2Server, told: bool) -> None:
     channel = AsyncDirectChannel(server.host, server.port)
+    channel.may_cancel = told
     server.script.append(Way(instead=lambda conn, stream: None))
     call = asyncio.ensure_future(channel.unary(METHOD, b"hello", 5.0, {}))
     while not server.calls:
@@ -408,7 +463,8 @@ async def test_who_cancels_a_call_cancels_it_on_the_wire(server: Http2Server) ->
     with pytest.raises(asyncio.CancelledError):
         await call
     assert await channel.unary(METHOD, b"hello", 5.0, {}) == b"hello"
-    assert server.reset == [1]
+    assert len(channel._late) == (0 if told else 1)
+    assert server.closed.wait(1.0 if told else 0.1) == told
     await channel.close()
 
 

@@ -15,9 +15,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
-from .header_blocks import call_fields, metadata_fields, timeout_field
+from .header_blocks import header_block
 from .http2 import Http2, Untouched
 from .status_codes import CallFailed
+
+#: How many connections may wait for late answers before further ones are closed, which the server notices.
+MOST_LATE = 64
 
 #: A connection that was of use so lately is taken as it is: looking at it costs more than it would tell.
 _FRESH_S = 0.05
@@ -38,12 +41,6 @@ def authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def header_block(method: str, where: str, timeout_s: float, metadata: Mapping[str, str | bytes]) -> bytes:
-    """Return the header block of a call."""
-    fields = call_fields(method, where) + timeout_field(timeout_s)
-    return fields + metadata_fields(metadata) if metadata else fields
-
-
 class DirectChannel:
     """Calls to one server in plain text, by the threads that make them. Survives a fork.
 
@@ -51,9 +48,16 @@ class DirectChannel:
     ----------
     host, port
         Of the server.
+
+    Attributes
+    ----------
+    may_cancel
+        Whether the server is told of deadlines, and that a call was given up. Otherwise the connection of
+        such a call waits, of no other use, until the answer has come.
     """
 
     def __init__(self, host: str, port: int) -> None:
+        self.may_cancel = False
         self._host, self._port, self._where = host, port, authority(host, port)
         self._closed = False
         self._begin()
@@ -85,7 +89,7 @@ class DirectChannel:
             It failed, with gRPC's status.
         """
         ends = time.monotonic() + timeout_s
-        fields = header_block(method, self._where, timeout_s, metadata)
+        fields = header_block(method, self._where, timeout_s if self.may_cancel else None, metadata)
         try:
             try:
                 return self._call(self._take(ends), fields, message, ends)
@@ -109,16 +113,24 @@ class DirectChannel:
         self._lock = threading.Lock()
         self._open: set[Connection] = set()
         self._idle: list[Connection] = []
+        self._late: list[Connection] = []  # their calls were given up, and not answered yet
 
     def _call(self, connection: Connection, fields: bytes, message: bytes, ends: float) -> bytes:
         try:
             return connection.call(fields, message, ends)
         finally:
-            if connection.http2.spent:
-                self._drop(connection)
-            else:
-                connection.used_at = time.monotonic()
-                self._idle.append(connection)
+            self._put_back(connection)
+
+    def _put_back(self, connection: Connection) -> None:
+        """Keep a connection for the next call, if it can take one, or will."""
+        http2 = connection.http2
+        if http2.ended and not http2.spent:
+            connection.used_at = time.monotonic()
+            self._idle.append(connection)
+        elif http2.spent or not http2.asked or self.may_cancel or len(self._late) >= MOST_LATE:
+            self._drop(connection)
+        else:
+            self._late.append(connection)
 
     def _take(self, ends: float) -> Connection:
         """Return the connection that was used last and still stands, or a new one."""
@@ -132,7 +144,20 @@ class DirectChannel:
             if connection.used_at > time.monotonic() - _FRESH_S or connection.stands():
                 return connection
             self._drop(connection)
-        return self._connect(ends)
+        return self._answered_late() or self._connect(ends)
+
+    def _answered_late(self) -> Connection | None:
+        """Return a connection whose late answer has come meanwhile."""
+        with self._lock:
+            for connection in [*self._late]:
+                if connection.stands():
+                    self._late.remove(connection)
+                    return connection
+                if connection.http2.spent:
+                    self._late.remove(connection)
+                    self._open.discard(connection)
+                    connection.close()
+        return None
 
     def _connect(self, ends: float) -> Connection:
         connection = Connection(self._host, self._port, ends)
@@ -185,7 +210,6 @@ class Connection:
             while not http2.ended:
                 self._exchange(ends)
         except TimeoutError:
-            self._cancel()
             raise CallFailed("DEADLINE_EXCEEDED", "Deadline Exceeded") from None
         except OSError as error:
             raise http2.lost(error) from None
@@ -198,8 +222,10 @@ class Connection:
             while not self.http2.spent:
                 self.http2.take(self._received())
         except BlockingIOError:
-            return True
-        except (CallFailed, OSError):
+            return self.http2.ended
+        except OSError as error:
+            self.http2.lost(error)
+        except CallFailed:
             pass  # whatever it is, the next connection need not have it
         return False
 
@@ -215,10 +241,9 @@ class Connection:
         if left_s <= 0:
             raise TimeoutError
         self._socket.settimeout(left_s)
-        unsent = self.http2.unsent
-        if unsent:
-            self._socket.sendall(unsent)
-            unsent.clear()
+        if self.http2.unsent:
+            self._socket.sendall(self.http2.unsent)
+            self.http2.sent()
         self.http2.take(self._received())
 
     def _received(self) -> bytes:
@@ -226,13 +251,6 @@ class Connection:
         if not came:
             raise ConnectionResetError("it was closed")
         return came
-
-    def _cancel(self) -> None:
-        if self.http2.unsent:  # perhaps the half of a frame is sent
-            return
-        with suppress(OSError):
-            self._socket.settimeout(0)
-            self._socket.sendall(self.http2.cancelled())
 
 
 def _connected(host: str, port: int, ends: float) -> socket.socket:

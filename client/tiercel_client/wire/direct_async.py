@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from .direct import authority, header_block
+from .direct import MOST_LATE, authority
+from .header_blocks import header_block
 from .http2 import Http2, Untouched
 from .status_codes import CallFailed
 
@@ -19,20 +20,27 @@ class AsyncDirectChannel:
     ----------
     host, port
         Of the server.
+
+    Attributes
+    ----------
+    may_cancel
+        As of :class:`~.direct.DirectChannel`.
     """
 
     def __init__(self, host: str, port: int) -> None:
+        self.may_cancel = False
         self._host, self._port, self._where = host, port, authority(host, port)
         self._closed = False
         self._open: set[_Connection] = set()
         self._idle: list[_Connection] = []
+        self._late: list[_Connection] = []  # their calls were given up, and not answered yet
 
     async def unary(
         self, method: str, message: bytes, timeout_s: float, metadata: Mapping[str, str | bytes]
     ) -> bytes:
-        """Make a call: see :meth:`~.direct.DirectChannel.unary`. Who cancels it cancels it on the wire."""
+        """Make a call: see :meth:`~.direct.DirectChannel.unary`. Who cancels it gives it up."""
         ends = time.monotonic() + timeout_s
-        fields = header_block(method, self._where, timeout_s, metadata)
+        fields = header_block(method, self._where, timeout_s if self.may_cancel else None, metadata)
         try:
             try:
                 return await self._call(await self._take(ends), fields, message, ends)
@@ -53,16 +61,23 @@ class AsyncDirectChannel:
         try:
             return await connection.call(fields, message, ends)
         finally:
-            if connection.http2.spent:
+            http2 = connection.http2
+            if http2.ended and not http2.spent:
+                self._idle.append(connection)
+            elif http2.spent or not http2.asked or self.may_cancel or len(self._late) >= MOST_LATE:
                 self._drop(connection)
             else:
-                self._idle.append(connection)
+                self._late.append(connection)
 
     async def _take(self, ends: float) -> _Connection:
         """Return the connection that was used last and still stands, or a new one."""
+        # The event loop has read whatever came.
+        answered = [one for one in self._late if one.http2.ended or one.http2.spent]
+        self._late = [one for one in self._late if one not in answered]
+        self._idle += answered
         while self._idle:
             connection = self._idle.pop()
-            if not connection.http2.spent:  # the event loop has read whatever came
+            if not connection.http2.spent:
                 return connection
             self._drop(connection)
         return await self._connect(ends)
@@ -104,10 +119,7 @@ class _Connection(asyncio.Protocol):
         self._send()
         try:
             await answered
-        except (TimeoutError, asyncio.CancelledError) as error:
-            self._transport.write(self.http2.cancelled())
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except TimeoutError:
             raise CallFailed("DEADLINE_EXCEEDED", "Deadline Exceeded") from None
         finally:
             timer.cancel()
@@ -140,7 +152,7 @@ class _Connection(asyncio.Protocol):
     def _send(self) -> None:
         if self.http2.unsent:
             self._transport.write(bytes(self.http2.unsent))
-            self.http2.unsent.clear()
+            self.http2.sent()
 
     def _fail(self, error: Exception) -> None:
         if self._answered is not None and not self._answered.done():

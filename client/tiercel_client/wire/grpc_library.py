@@ -21,6 +21,7 @@ class GrpcChannel:
     """
 
     def __init__(self, url: str, tls: TLS | None, keep_alive: KeepAlive | None) -> None:
+        self.may_cancel = True  # whatever the server is, gRPC's library tells it
         self._channel = _connect(grpc, url, _credentials(tls), tls, keep_alive)
         self._methods: dict[str, Any] = {}
 
@@ -49,6 +50,7 @@ class AsyncGrpcChannel:
     """
 
     def __init__(self, url: str, tls: TLS | None, keep_alive: KeepAlive | None) -> None:
+        self.may_cancel = True  # whatever the server is, gRPC's library tells it
         self._options = url, _credentials(tls), tls, keep_alive
         self._channel: Any = None
         self._methods: dict[str, Any] = {}

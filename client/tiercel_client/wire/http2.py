@@ -60,10 +60,10 @@ class Http2:
 
     def __init__(self, where: str) -> None:
         self._where = where
-        #: What is to be sent; whoever has sent it clears it.
+        #: What is to be sent; whoever has sent it says so by :meth:`sent`.
         self.unsent = bytearray(GREETING)
-        #: Whether the call has been answered. One that never is was given up.
-        self.ended = True
+        #: Whether the last call has been sent whole, and whether it has been answered.
+        self.asked = self.ended = True
         self._rest = b""  # of a frame that has not come whole
         self._greeted = self._leaving = False
         # The call: its stream, what is not yet written of its body, and its answer as far as it has come.
@@ -79,13 +79,14 @@ class Http2:
 
     @property
     def spent(self) -> bool:
-        """Whether it takes no more calls: one was given up, the server leaves, or the streams are used up."""
-        return self._leaving or not self.ended or self._stream > frames.LARGEST - 2
+        """Whether it takes no more calls: it is lost, the server leaves, or the streams are used up."""
+        return self._leaving or self._stream > frames.LARGEST - 2
 
     def begin(self, fields: bytes, message: bytes) -> None:
         """Begin a call, of a header block and a serialised message."""
         self._stream += 2
-        self.ended, self._data, self._fields, self._room = False, [], {}, self._new_room
+        self.asked = self.ended = False
+        self._data, self._fields, self._room = [], {}, self._new_room
         kind = frames.HEADERS
         while len(fields) > frames.FRAME_SIZE:
             self.unsent += written(kind, 0, self._stream, fields[: frames.FRAME_SIZE])
@@ -93,6 +94,11 @@ class Http2:
         self.unsent += written(kind, frames.END_HEADERS, self._stream, fields)
         self._body = b"\x00" + len(message).to_bytes(4, "big") + message
         self._write_body()
+
+    def sent(self) -> None:
+        """Hear that what was to be sent is sent."""
+        self.unsent.clear()
+        self.asked = not self._body
 
     def take(self, came: bytes) -> None:
         """Take what came.
@@ -146,12 +152,8 @@ class Http2:
         if not self._greeted:
             return CallFailed("UNAVAILABLE", f"failed to connect to {self._where}: {error}")
         # What could not be sent whole is nothing that a server begins with.
-        kind = Untouched if self.unsent or self._body else CallFailed
+        kind = CallFailed if self.asked else Untouched
         return kind("UNAVAILABLE", f"Socket closed: {error}")
-
-    def cancelled(self) -> bytes:
-        """Return what tells the server that nobody waits for the call any more."""
-        return written(frames.RST_STREAM, 0, self._stream, frames.CANCEL.to_bytes(4, "big"))
 
     def _write_body(self) -> None:
         """Write as much of the call's body as the server has room for."""
@@ -183,6 +185,7 @@ class Http2:
         elif kind == frames.HEADERS or kind == frames.CONTINUATION:
             self._heed_part_of_fields(flags, stream, payload)
         elif kind == frames.RST_STREAM and stream == self._stream and not self.ended:
+            self._leaving = True
             code = number(payload)
             error = Untouched if code == frames.REFUSED_STREAM else CallFailed
             raise error(

@@ -8,6 +8,7 @@ travel as the bytes that :mod:`.messages` writes and reads.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -31,8 +32,16 @@ _MODEL_CONFIG = _SERVICE + "ModelConfig"
 _SERVER_METADATA = _SERVICE + "ServerMetadata"
 
 
+#: The first Triton whose gRPC front survives calls that are given up: 2.51 frees what it knows of one while
+#: another of its threads still looks (pull requests 7840 and 8078 of triton-inference-server/server).
+_SURVIVES_CANCEL = (2, 57)
+
+
 class Channel(Protocol):
     """Makes unary gRPC calls of bytes."""
+
+    #: Whether the server may be told that a call was given up.
+    may_cancel: bool
 
     def unary(
         self, method: str, message: bytes, timeout_s: float, metadata: Mapping[str, str | bytes]
@@ -47,6 +56,8 @@ class Channel(Protocol):
 
 class AsyncChannel(Protocol):
     """:class:`Channel` for asyncio."""
+
+    may_cancel: bool
 
     async def unary(
         self, method: str, message: bytes, timeout_s: float, metadata: Mapping[str, str | bytes]
@@ -106,6 +117,8 @@ class TritonTransport:
 
     def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
         """See :class:`Transport`."""
+        _, version = self.server_metadata(timeout_s=timeout_s, headers=headers)
+        self._channel.may_cancel = _survives_cancel(version)
         with _errors(self._url, model):
             asked = _config_request(model)
             return _model_config(self._channel.unary(_MODEL_CONFIG, asked, timeout_s, headers))
@@ -159,7 +172,8 @@ class AsyncTritonTransport:
 
     async def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
         """See :class:`Transport`."""
-        self._check_loop()
+        _, version = await self.server_metadata(timeout_s=timeout_s, headers=headers)
+        self._channel.may_cancel = _survives_cancel(version)
         with _errors(self._url, model):
             asked = _config_request(model)
             return _model_config(await self._channel.unary(_MODEL_CONFIG, asked, timeout_s, headers))
@@ -235,6 +249,12 @@ def _arrays(answer: bytes, url: str, request: InferRequest) -> dict[str, Array]:
 
 def _config_request(model: str) -> bytes:
     return bytes(service_pb2.ModelConfigRequest(name=model).SerializeToString())
+
+
+def _survives_cancel(version: str) -> bool:
+    """Return whether a Triton may be told that a call was given up; one of unknown version may not."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= _SURVIVES_CANCEL
 
 
 def _server_metadata(answer: bytes) -> tuple[str, str]:
