@@ -1,4 +1,4 @@
-"""Deadlines that pass, by the hundred. The embedded Triton dies of cancelled calls, so it is not told of them."""
+"""Deadlines that pass, by the hundred. The embedded Triton dies of cancelled calls, so it is not told."""
 
 from __future__ import annotations
 
