@@ -4,7 +4,7 @@ One user's answer computes little: of a small model's time in ONNX Runtime most 
 before it computes, and that much code pushes the code of the other stages out of the caches. So the export
 writes the same graph for one user as loops over numbers beside the ONNX file, where it can
 (``tiercel_export.models.loops``). They run where the functions of :mod:`..native` were built; elsewhere, and
-with several threads, ONNX Runtime runs the file.
+with several threads, ONNX Runtime runs the file. Only the host knows which, so both are the row ``onnx``.
 """
 
 from __future__ import annotations
