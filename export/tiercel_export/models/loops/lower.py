@@ -83,7 +83,7 @@ def _add(lowering: Lowering, node: onnx.NodeProto) -> None:
     write = OPERATORS.get(node.op_type)
     if write is None or node.domain not in ("", "ai.onnx"):
         raise Refused(f"the operator {node.op_type}")
-    made: Value | tuple[Value, ...] = write(lowering, node, _attributes(node))
+    made = write(lowering, node, _attributes(node))
     lowering.values.update(zip(node.output, made if isinstance(made, tuple) else (made,), strict=True))
 
 
