@@ -39,6 +39,9 @@ Request = tuple[dict[str, Array], Sequence[str]]
 #: Its outputs, or Triton's error.
 Answer = Any
 
+#: Widths of one request whose answer is as wide as its batch's.
+_AS_WIDE: list[Mapping[str, int]] = [{}]
+
 
 class Call(NamedTuple):
     """A checked request: its place in the Triton batch, what it carries for whom, and what it wants."""
@@ -47,6 +50,27 @@ class Call(NamedTuple):
     arrays: dict[str, Array]
     users: int
     wanted: Sequence[str]
+
+
+class Alike(NamedTuple):
+    """What is known of requests of one kind, once one of them was looked at.
+
+    Parameters
+    ----------
+    kind
+        The same object in all of them.
+    users
+        How many each has.
+    checked
+        Whether what they carry is to be checked.
+    lacking
+        Requests in a batch → the tensors that it lacks (:meth:`~.chain.Chain.lacking`).
+    """
+
+    kind: Any
+    users: int
+    checked: bool
+    lacking: dict[int, Arrays]
 
 
 class TritonPythonModel:
@@ -75,6 +99,7 @@ class TritonPythonModel:
         except TiercelError as error:
             raise pb_utils.TritonModelException(str(error)) from error
         self._inputs = batching.Inputs(self._chain.external_inputs)
+        self._alike = Alike(None, 0, checked=True, lacking={})
         self._k_default = release.settings.k_default
         self._time_outputs = frozenset(TIME_PREFIX + name for name in names)
         self._metrics = Metrics(
@@ -114,7 +139,7 @@ class TritonPythonModel:
         return answers
 
     def answer_alike(
-        self, arrays: dict[str, Array], requests: int, wanted: Sequence[str]
+        self, arrays: dict[str, Array], requests: int, kind: tuple[Any, Sequence[str]]
     ) -> list[dict[str, Array]] | None:
         """Answer requests that are alike, whose tensors are already one batch.
 
@@ -124,26 +149,39 @@ class TritonPythonModel:
             Their tensors, end to end; each has as many users.
         requests
             How many they are.
-        wanted
-            The outputs that each of them wants.
+        kind
+            Names, dtypes and shapes of what each carries, and the outputs that each of them wants: as one
+            object, by which those of the next batch are known to be the same.
 
         Returns
         -------
-        What :meth:`answer` does; None if one of them cannot be answered, which only that says of which.
+        One answer that has the rows of all of them, or for each its own where they differ in width; None if
+        one of them cannot be answered, which only :meth:`answer` says of which.
         """
         try:
-            users = [self._inputs.count_users(arrays) // requests] * requests
-            self._chain.check(arrays)
-            widths: list[Mapping[str, int]] = [{}] * requests
+            alike = self._alike if self._alike.kind is kind else self._look_at(arrays, requests, kind)
+            if alike.checked:
+                self._chain.check(arrays)
+            lacking = alike.lacking.get(requests)
+            if lacking is None:
+                lacking = alike.lacking[requests] = self._chain.lacking(arrays)
             k = arrays.get("k")
             # Of one k all are as wide as their batch.
-            if k is not None and requests > 1 and not (k == k[0]).all():
-                parts = batching.split(arrays, users, [list(arrays)] * requests, widths)
-                widths = [self._chain.widths(part) for part in parts]
-            return self._run_batch(arrays, users, [wanted] * requests, widths)
+            if k is None or requests == 1 or (k == k[0]).all():
+                return self._run_batch(arrays, [alike.users * requests], [kind[1]], _AS_WIDE, lacking)
+            users = [alike.users] * requests
+            parts = batching.split(arrays, users, [list(arrays)] * requests, _AS_WIDE * requests)
+            widths = [self._chain.widths(part) for part in parts]
+            return self._run_batch(arrays, users, [kind[1]] * requests, widths, lacking)
         except Exception:
             # Whose fault it is, and what is counted and logged, is found where they are answered one by one.
             return None
+
+    def _look_at(self, arrays: Arrays, requests: int, kind: Any) -> Alike:
+        """Check names, dtypes and shapes, and remember for the next requests what follows from these."""
+        users = self._inputs.count_users(arrays) // requests
+        self._alike = Alike(kind, users, not self._inputs.needed >= arrays.keys(), {})
+        return self._alike
 
     def finalize(self) -> None:
         """Send the last counts, and let go of the stages."""
@@ -167,7 +205,7 @@ class TritonPythonModel:
     def _run(self, calls: Sequence[Call]) -> list[dict[str, Array]]:
         users, wanted = [call.users for call in calls], [call.wanted for call in calls]
         arrays = batching.concatenate(self._chain.external_inputs, [call.arrays for call in calls])
-        widths = [self._chain.widths(call.arrays) for call in calls] if len(calls) > 1 else [{}]
+        widths = [self._chain.widths(call.arrays) for call in calls] if len(calls) > 1 else _AS_WIDE
         return self._run_batch(arrays, users, wanted, widths)
 
     def _run_batch(
@@ -176,10 +214,12 @@ class TritonPythonModel:
         users: Sequence[int],
         wanted: Sequence[Sequence[str]],
         widths: Sequence[Mapping[str, int]],
+        lacking: Arrays | None = None,
     ) -> list[dict[str, Array]]:
         of_all = wanted[0] if len(wanted) == 1 else set().union(*wanted)
-        outputs, times = self._chain.run(arrays, of_all)
-        self._note_answers(arrays, outputs)
+        outputs, times = self._chain.run(arrays, of_all, lacking)
+        if "count" in outputs:
+            self._note_answers(arrays, outputs)
         for name in self._time_outputs.intersection(of_all):
             time_us = times[name.removeprefix(TIME_PREFIX)]
             outputs[name] = np.full((sum(users), 1), time_us, np.float32)
@@ -187,15 +227,15 @@ class TritonPythonModel:
 
     def _note_answers(self, arrays: Arrays, outputs: Arrays) -> None:
         """Note what was answered, where answers are made; it is counted later, off the caller's time."""
-        count, status = outputs.get("count"), outputs.get("status")
-        if count is None or (status is None and "status" not in arrays):
-            return  # no answer, or one that is to nobody
+        status = outputs.get("status", arrays.get("status"))
+        if status is None:
+            return  # titles are no answer, nor is what is like an item
         k = arrays.get("k")
         self._metrics.note(
             # Inputs lie in memory that is Triton's again once the request is answered, and so does whatever
             # a stage hands on: where every slot is real, `count` is the request's own `k`.
-            (arrays["status"] if status is None else status).copy(),
-            count.copy(),
+            status.copy(),
+            outputs["count"].copy(),
             self._k_default if k is None else k.copy(),
         )
 
