@@ -12,7 +12,7 @@ import functools
 import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -196,12 +196,13 @@ def load(model_config: str, model_repository: str) -> Loaded:
 
     def execute(raw: list[RawRequest]) -> list[RawAnswer]:
         try:
-            answers = None
-            if answer_alike is not None and (joined := joined_if_alike(raw)) is not None:
-                answers = answer_alike(joined, len(raw), raw[0][0])
-            if answers is None:
-                answers = answer([(_arrays(one), one[0][1]) for one in raw])
-            return [_raw(one) for one in answers]
+            if answer_alike is not None:
+                joined, kind = _arrays(raw[0]) if len(raw) == 1 else joined_if_alike(raw), raw[0][0]
+                together = None if joined is None else answer_alike(joined, len(raw), kind)
+                if together is not None:
+                    return [_raw(together, kind[1])]
+            answers = answer([(_arrays(one), one[0][1]) for one in raw])
+            return [_raw_of_one(one) for one in answers]
         except Exception as error:
             Logger.log_error(traceback.format_exc())
             return [(TritonError.INTERNAL, f"the model broke: {error!r}", [])] * len(raw)
@@ -241,10 +242,11 @@ def triton_string_to_numpy(name: str) -> type[Any]:
 def _arrays(request: RawRequest) -> dict[str, Array]:
     """Return a request's tensors as arrays over Triton's memory."""
     (tensors, _), bodies = request
-    return {
-        name: np.ndarray(shape, NUMPY_TYPES[number], body) if number != BYTES else _objects(shape, body)
-        for (name, number, shape), body in zip(tensors, bodies)  # noqa: B905 - read as one
-    }
+    arrays: dict[str, Array] = {}
+    for (name, number, shape), body in zip(tensors, bodies):  # noqa: B905 - the backend makes both
+        known = number != BYTES
+        arrays[name] = np.ndarray(shape, NUMPY_TYPES[number], body) if known else _objects(shape, body)
+    return arrays
 
 
 def joined_if_alike(raw: Sequence[RawRequest]) -> dict[str, Array] | None:
@@ -253,8 +255,6 @@ def joined_if_alike(raw: Sequence[RawRequest]) -> dict[str, Array] | None:
     Such are nearly all that an inner model gets, and to make arrays of each of them, check them and put them
     together costs more than many a stage.
     """
-    if len(raw) == 1:
-        return _arrays(raw[0])
     kind = raw[0][0]
     if any(one is not kind for one, _ in raw):
         return None
@@ -274,15 +274,20 @@ def _objects(shape: tuple[int, ...], data: list[bytes]) -> Array:
     return array.reshape(shape)
 
 
-def _raw(answer: TritonError | Mapping[str, Array]) -> RawAnswer:
-    if isinstance(answer, TritonError):
-        return answer.code, str(answer), []
+def _raw(outputs: Mapping[str, Array], wanted: Iterable[str]) -> RawAnswer:
     tensors: list[RawTensor] = []
-    for name, array in answer.items():
+    for name in wanted:
+        array = np.ascontiguousarray(outputs[name])
         number = TRITON_TYPES[array.dtype]
         data = array if number != BYTES else [_bytes(value) for value in array.reshape(-1).tolist()]
         tensors.append((name, number, array.shape, data))
     return GOOD, "", tensors
+
+
+def _raw_of_one(answer: TritonError | Mapping[str, Array]) -> RawAnswer:
+    if isinstance(answer, TritonError):
+        return answer.code, str(answer), []
+    return _raw(answer, answer)
 
 
 def _bytes(value: str | bytes) -> bytes:

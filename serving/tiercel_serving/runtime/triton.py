@@ -18,7 +18,7 @@ with, asks :meth:`TritonPythonModel.answer`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +38,6 @@ from .metrics import ADAPTER, REFUSED, STAGE_ERRORS, Metrics
 Request = tuple[dict[str, Array], Sequence[str]]
 #: Its outputs, or Triton's error.
 Answer = Any
-
-#: Widths of one request whose answer is as wide as its batch's.
-_AS_WIDE: list[Mapping[str, int]] = [{}]
 
 
 class Call(NamedTuple):
@@ -140,7 +137,7 @@ class TritonPythonModel:
 
     def answer_alike(
         self, arrays: dict[str, Array], requests: int, kind: tuple[Any, Sequence[str]]
-    ) -> list[dict[str, Array]] | None:
+    ) -> dict[str, Array] | None:
         """Answer requests that are alike, whose tensors are already one batch.
 
         Parameters
@@ -155,24 +152,20 @@ class TritonPythonModel:
 
         Returns
         -------
-        One answer that has the rows of all of them, or for each its own where they differ in width; None if
-        one of them cannot be answered, which only :meth:`answer` says of which.
+        What they want, and more, with the rows of all of them; None if one of them cannot be answered, or
+        their answers differ in width: then :meth:`answer` is to be asked.
         """
         try:
             alike = self._alike if self._alike.kind is kind else self._look_at(arrays, requests, kind)
             if alike.checked:
                 self._chain.check(arrays)
+            k = arrays.get("k")
+            if k is not None and requests > 1 and not (k == k[0]).all():
+                return None
             lacking = alike.lacking.get(requests)
             if lacking is None:
                 lacking = alike.lacking[requests] = self._chain.lacking(arrays)
-            k = arrays.get("k")
-            # Of one k all are as wide as their batch.
-            if k is None or requests == 1 or (k == k[0]).all():
-                return self._run_batch(arrays, [alike.users * requests], [kind[1]], _AS_WIDE, lacking)
-            users = [alike.users] * requests
-            parts = batching.split(arrays, users, [list(arrays)] * requests, _AS_WIDE * requests)
-            widths = [self._chain.widths(part) for part in parts]
-            return self._run_batch(arrays, users, [kind[1]] * requests, widths, lacking)
+            return self._run_batch(arrays, alike.users * requests, kind[1], lacking)
         except Exception:
             # Whose fault it is, and what is counted and logged, is found where they are answered one by one.
             return None
@@ -205,25 +198,19 @@ class TritonPythonModel:
     def _run(self, calls: Sequence[Call]) -> list[dict[str, Array]]:
         users, wanted = [call.users for call in calls], [call.wanted for call in calls]
         arrays = batching.concatenate(self._chain.external_inputs, [call.arrays for call in calls])
-        widths = [self._chain.widths(call.arrays) for call in calls] if len(calls) > 1 else _AS_WIDE
-        return self._run_batch(arrays, users, wanted, widths)
+        widths = [self._chain.widths(call.arrays) for call in calls] if len(calls) > 1 else [{}]
+        outputs = self._run_batch(arrays, sum(users), set().union(*wanted))
+        return batching.split(outputs, users, wanted, widths)
 
     def _run_batch(
-        self,
-        arrays: Arrays,
-        users: Sequence[int],
-        wanted: Sequence[Sequence[str]],
-        widths: Sequence[Mapping[str, int]],
-        lacking: Arrays | None = None,
-    ) -> list[dict[str, Array]]:
-        of_all = wanted[0] if len(wanted) == 1 else set().union(*wanted)
-        outputs, times = self._chain.run(arrays, of_all, lacking)
+        self, arrays: Arrays, users: int, wanted: Collection[str], lacking: Arrays | None = None
+    ) -> dict[str, Array]:
+        outputs, times = self._chain.run(arrays, wanted, lacking)
         if "count" in outputs:
             self._note_answers(arrays, outputs)
-        for name in self._time_outputs.intersection(of_all):
-            time_us = times[name.removeprefix(TIME_PREFIX)]
-            outputs[name] = np.full((sum(users), 1), time_us, np.float32)
-        return batching.split(outputs, users, wanted, widths)
+        for name in self._time_outputs.intersection(wanted):
+            outputs[name] = np.full((users, 1), times[name.removeprefix(TIME_PREFIX)], np.float32)
+        return outputs
 
     def _note_answers(self, arrays: Arrays, outputs: Arrays) -> None:
         """Note what was answered, where answers are made; it is counted later, off the caller's time."""
