@@ -166,7 +166,7 @@ class LoopsEngine:
             array = arrays[name]
             if array.size != users * size or (array.dtype is not dtype and array.dtype != dtype):
                 raise ValueError(
-                    f"{name}: expected {size} numbers of {dtype} a user, came {array.dtype} {array.shape}"
+                    f"{name}: expected {size} numbers of {dtype} a user, got {array.dtype} {array.shape}"
                 )
             held.append(np.ascontiguousarray(array))
         held.append(out)
