@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from tiercel_client import AsyncRecommender, Recommender, TritonTransport
+from tiercel_client import AsyncRecommender, AsyncTritonTransport, Recommender, TritonTransport
 from tiercel_client.testing import AsyncFakeTransport, FakeTransport
 
 
@@ -29,14 +29,20 @@ class Blocking:
         self.loop.close()
 
 
-def by_grpc_library(url: str, **options: Any) -> Recommender:
-    """Return a recommender that calls by gRPC's library, where it would take connections of its own."""
-    of_it = {name: options.pop(name) for name in ("tls", "keep_alive") if name in options}
-    return Recommender(transport=TritonTransport(url, grpc_library=True, **of_it), **options)
-
-
 #: Flavour → recommender and fake transport.
 FLAVOURS: dict[str, tuple[Any, Any]] = {
     "sync": (Recommender, FakeTransport),
     "asyncio": (Blocking, AsyncFakeTransport),
+}
+
+#: How calls travel → what makes a recommender of an address: by connections of its own, or gRPC's library.
+WIRES: dict[str, Callable[..., Any]] = {
+    "sync": Recommender,
+    "asyncio": Blocking,
+    "sync, library": lambda url, **options: Recommender(
+        transport=TritonTransport(url, grpc_library=True), **options
+    ),
+    "asyncio, library": lambda url, **options: Blocking(
+        transport=AsyncTritonTransport(url, grpc_library=True), **options
+    ),
 }

@@ -15,7 +15,7 @@ from typing import Any
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import DataReceived, RequestReceived, StreamEnded, StreamReset
+from h2.events import DataReceived, RequestReceived, StreamEnded
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
@@ -52,8 +52,8 @@ class Http2Server:
         self.script: deque[Way] = deque()
         self.settings = settings or {}
         self.calls: list[tuple[dict[str, str], bytes]] = []
-        #: Streams that the client broke off.
-        self.reset: list[int] = []
+        #: Whether a client has closed a connection.
+        self.closed = threading.Event()
         self.connections: list[socket.socket] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.host, self.port = self.listener.getsockname()
@@ -96,7 +96,9 @@ class Http2Server:
                             sock.close()
                             return
                 sock.sendall(conn.data_to_send())
+            self.closed.set()
         except (OSError, ProtocolError):
+            self.closed.set()
             sock.close()
 
     def _heed(self, conn: H2Connection, event: Any, asked: dict[int, Any]) -> Way | None:
@@ -105,8 +107,6 @@ class Http2Server:
         elif isinstance(event, DataReceived):
             asked[event.stream_id][1].extend(event.data)
             conn.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-        elif isinstance(event, StreamReset):
-            self.reset.append(event.stream_id)
         elif isinstance(event, StreamEnded):
             headers, body = asked.pop(event.stream_id)
             self.calls.append((headers, bytes(body[5:])))

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
-from both_flavours import FLAVOURS, by_grpc_library
+from both_flavours import FLAVOURS, WIRES
 from wire_server import WireServer
 
 from tiercel_client import (
@@ -60,10 +60,6 @@ def server() -> Iterator[WireServer]:
     server = WireServer(fake())
     yield server
     server.stop()
-
-
-#: The flavours, and the blocking one by gRPC's library.
-WIRES = {**{name: made for name, (made, _) in FLAVOURS.items()}, "library": by_grpc_library}
 
 
 @pytest.fixture(params=WIRES)
@@ -179,6 +175,23 @@ def test_a_slow_server(recommender: Any, server: WireServer) -> None:
     assert recommender.recommend("ü").count == 3
 
 
+@pytest.mark.parametrize("flavour", ["sync", "asyncio"])
+@pytest.mark.parametrize(
+    ("version", "told"), [("2.51.0", False), ("2.57.0", True), ("3.0.0", True), ("", False)]
+)
+def test_a_triton_that_dies_of_cancelled_calls_is_not_told_of_deadlines(
+    server: WireServer, flavour: str, version: str, told: bool
+) -> None:
+    server.version = version
+    with WIRES[flavour](server.url, retry=QUICK, timeout_s=5.0) as recommender:
+        recommender.recommend("ü", titles=False)
+        assert (server.time_remaining[-1] < 6) == told
+        server.script.append(0.3)
+        with pytest.raises(DeadlineExceeded):
+            recommender.recommend("ü", titles=False, timeout_s=0.1)
+        assert recommender.recommend("ü").count == 3
+
+
 def test_health_has_a_deadline(recommender: Any, server: WireServer) -> None:
     server.script.append(1.0)
     with pytest.raises(DeadlineExceeded):
@@ -228,7 +241,7 @@ def test_a_server_that_dies_with_the_request_is_not_asked_again(flavour: str) ->
         assert not error.value.retryable
 
 
-@pytest.mark.parametrize("flavour", ["sync", "library"])
+@pytest.mark.parametrize("flavour", ["sync", "sync, library"])
 def test_closing_while_it_waits(flavour: str, server: WireServer) -> None:
     recommender = WIRES[flavour](server.url, timeout_s=10.0)
     recommender.recommend("ü")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,8 +19,9 @@ from http2_server import Http2Server, Way, framed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiercel_client.wire import frames
+from tiercel_client.wire import direct, direct_async, frames
 from tiercel_client.wire.direct import DirectChannel, host_and_port
+from tiercel_client.wire.direct_async import AsyncDirectChannel
 from tiercel_client.wire.header_blocks import call_fields, metadata_fields, read_fields, timeout_field
 from tiercel_client.wire.status_codes import CallFailed
 
@@ -33,18 +35,62 @@ def server() -> Iterator[Http2Server]:
     server.close()
 
 
+class OnLoop:
+    """An :class:`AsyncDirectChannel` on an event loop in a thread, for callers who wait."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.channel = AsyncDirectChannel(host, port)
+        self._open, self._idle = self.channel._open, self.channel._idle
+
+    @property
+    def may_cancel(self) -> bool:
+        return self.channel.may_cancel
+
+    @may_cancel.setter
+    def may_cancel(self, value: bool) -> None:
+        self.channel.may_cancel = value
+
+    @property
+    def _late(self) -> Any:
+        return self.channel._late
+
+    def wait(self, made: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(made, self.loop).result()
+
+    def unary(self, *asked: Any) -> bytes:
+        return self.wait(self.channel.unary(*asked))  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self.wait(self.channel.close())
+
+
+@pytest.fixture(params=[DirectChannel, OnLoop], ids=["threads", "asyncio"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Callable[[str, int], Any]]:
+    made = []
+
+    def connect(host: str, port: int) -> Any:
+        made.append(request.param(host, port))
+        return made[-1]
+
+    yield connect
+    for channel in made:
+        channel.close()
+        if isinstance(channel, OnLoop):
+            channel.loop.call_soon_threadsafe(channel.loop.stop)
+
+
 @pytest.fixture
-def channel(server: Http2Server) -> Iterator[DirectChannel]:
-    channel = DirectChannel(server.host, server.port)
-    yield channel
-    channel.close()
+def channel(server: Http2Server, connect: Any) -> Any:
+    return connect(server.host, server.port)
 
 
-def ask(channel: DirectChannel, message: bytes = b"hello", timeout_s: float = 5.0, **metadata: Any) -> bytes:
+def ask(channel: Any, message: bytes = b"hello", timeout_s: float = 5.0, **metadata: Any) -> bytes:
     return channel.unary(METHOD, message, timeout_s, metadata)
 
 
-def failure(channel: DirectChannel, message: bytes = b"hello", timeout_s: float = 5.0) -> tuple[str, str]:
+def failure(channel: Any, message: bytes = b"hello", timeout_s: float = 5.0) -> tuple[str, str]:
     with pytest.raises(CallFailed) as error:
         ask(channel, message, timeout_s)
     return error.value.status, error.value.text
@@ -53,7 +99,8 @@ def failure(channel: DirectChannel, message: bytes = b"hello", timeout_s: float 
 # What a call says
 
 
-def test_what_a_server_reads(server: Http2Server, channel: DirectChannel) -> None:
+def test_what_a_server_reads(server: Http2Server, channel: Any) -> None:
+    channel.may_cancel = True
     assert channel.unary(
         METHOD, b"\x00\xff", 1.5, {"authorization": "Bearer x", "trace-bin": b"\x01\x02"}
     ) == (b"\x00\xff")
@@ -159,7 +206,7 @@ def test_frames_come_whole_however_they_are_cut(sent: list[Any], data: st.DataOb
 
 
 @pytest.mark.parametrize("size", [0, 1, 16_379, 16_380, 70_000, 3_000_000])
-def test_messages_of_any_size(server: Http2Server, channel: DirectChannel, size: int) -> None:
+def test_messages_of_any_size(server: Http2Server, channel: Any, size: int) -> None:
     """Beyond a frame, and beyond the windows in which a server lets a client send."""
     message = os.urandom(size)
     server.script.append(Way(body=framed(message[::-1])))
@@ -170,9 +217,9 @@ def test_messages_of_any_size(server: Http2Server, channel: DirectChannel, size:
 
 
 @pytest.mark.parametrize("window", [1, 1000, 1 << 20])
-def test_a_server_that_changes_its_windows(window: int) -> None:
+def test_a_server_that_changes_its_windows(window: int, connect: Any) -> None:
     server = Http2Server({SettingCodes.INITIAL_WINDOW_SIZE: window, SettingCodes.MAX_FRAME_SIZE: 20_000})
-    channel = DirectChannel(server.host, server.port)
+    channel = connect(server.host, server.port)
     try:
         assert ask(channel, b"first") == b"first"  # before its settings have come
         assert ask(channel, b"x" * (30 * window if window < 10_000 else 90_000))
@@ -190,13 +237,13 @@ def test_a_server_that_changes_its_windows(window: int) -> None:
 @pytest.mark.parametrize("pieces", [1, 7, 1 << 20])
 @pytest.mark.parametrize("padding", [None, 0, 255])
 def test_padding_and_frames_that_come_in_pieces(
-    server: Http2Server, channel: DirectChannel, pieces: int, padding: int | None
+    server: Http2Server, channel: Any, pieces: int, padding: int | None
 ) -> None:
     server.script.append(Way(pieces=pieces, padding=padding))
     assert ask(channel, b"m" * 12_000) == b"m" * 12_000
 
 
-def test_header_blocks_of_many_frames_both_ways(server: Http2Server, channel: DirectChannel) -> None:
+def test_header_blocks_of_many_frames_both_ways(server: Http2Server, channel: Any) -> None:
     long = "ü" + "v" * 40_000
     server.script.append(
         Way(headers={**Way().headers, "x-long": long}, trailers={"grpc-status": "0", "x-too": long})
@@ -205,7 +252,7 @@ def test_header_blocks_of_many_frames_both_ways(server: Http2Server, channel: Di
     assert server.calls[-1][0]["x-token"] == "t" * 50_000
 
 
-def test_pings_settings_and_priorities_within_an_answer(server: Http2Server, channel: DirectChannel) -> None:
+def test_pings_settings_and_priorities_within_an_answer(server: Http2Server, channel: Any) -> None:
     def unasked(conn: H2Connection, stream: int) -> None:
         conn.ping(b"12345678")
         conn.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: 7})
@@ -219,13 +266,13 @@ def test_pings_settings_and_priorities_within_an_answer(server: Http2Server, cha
     assert len(server.connections) == 1
 
 
-def test_room_is_made_for_what_comes(channel: DirectChannel, server: Http2Server) -> None:
+def test_room_is_made_for_what_comes(channel: Any, server: Http2Server) -> None:
     """A connection takes more than one window of answers."""
     server.script += [Way(body=framed(b"a" * 9_000_000))] * 3
     for _ in range(3):
         assert len(ask(channel)) == 9_000_000
     [connection] = channel._open
-    assert connection._taken < 1 << 24
+    assert connection.http2._taken < 1 << 24
 
 
 # Ends of calls
@@ -257,9 +304,7 @@ def test_room_is_made_for_what_comes(channel: DirectChannel, server: Http2Server
         (Way(instead=lambda conn, stream: None, then_close=True), "UNAVAILABLE", "Socket closed"),
     ],
 )
-def test_how_a_call_may_end(
-    server: Http2Server, channel: DirectChannel, way: Way, status: str, said: str
-) -> None:
+def test_how_a_call_may_end(server: Http2Server, channel: Any, way: Way, status: str, said: str) -> None:
     server.script.append(way)
     came = failure(channel)
     assert came[0] == status
@@ -280,7 +325,7 @@ def test_how_a_call_may_end(
     ],
     ids=["padding", "table", "frame", "block"],
 )
-def test_a_server_that_breaks_the_rules(server: Http2Server, channel: DirectChannel, raw: bytes) -> None:
+def test_a_server_that_breaks_the_rules(server: Http2Server, channel: Any, raw: bytes) -> None:
     def broken(conn: H2Connection, stream: int) -> None:
         conn._data_to_send += raw[:5] + stream.to_bytes(4, "big") + raw[9:]
 
@@ -301,7 +346,7 @@ def test_a_server_that_breaks_the_rules(server: Http2Server, channel: DirectChan
     ids=["stream", "connection"],
 )
 def test_a_call_that_was_not_begun_with_is_made_again_once(
-    server: Http2Server, channel: DirectChannel, refuse: Any
+    server: Http2Server, channel: Any, refuse: Any
 ) -> None:
     assert ask(channel) == b"hello"
     server.script.append(Way(instead=refuse))
@@ -312,7 +357,7 @@ def test_a_call_that_was_not_begun_with_is_made_again_once(
     assert len(server.calls) == 5
 
 
-def test_a_server_on_its_way_out_finishes_its_calls(server: Http2Server, channel: DirectChannel) -> None:
+def test_a_server_on_its_way_out_finishes_its_calls(server: Http2Server, channel: Any) -> None:
     def leave(conn: H2Connection, stream: int) -> None:
         conn._data_to_send += frames.written(frames.GOAWAY, 0, 0, stream.to_bytes(4, "big") + bytes(4))
 
@@ -322,7 +367,7 @@ def test_a_server_on_its_way_out_finishes_its_calls(server: Http2Server, channel
     assert len(server.connections) == 2
 
 
-def test_connections_that_were_closed_meanwhile(server: Http2Server, channel: DirectChannel) -> None:
+def test_connections_that_were_closed_meanwhile(server: Http2Server, channel: Any) -> None:
     assert ask(channel) == b"hello"
     server.break_off()
     time.sleep(0.1)
@@ -330,18 +375,58 @@ def test_connections_that_were_closed_meanwhile(server: Http2Server, channel: Di
     assert len(server.calls) == 2
 
 
-def test_a_deadline(server: Http2Server, channel: DirectChannel) -> None:
-    """It is told to the server, and the connection is not used again: perhaps nothing comes through it."""
-    server.script.append(Way(instead=lambda conn, stream: None))
+def slow(server: Http2Server, seconds: float) -> None:
+    """Let the next call take so long."""
+    server.script.append(Way(before=lambda conn, stream: time.sleep(seconds)))
+
+
+def test_a_deadline(server: Http2Server, channel: Any) -> None:
+    """A server that may be told of it has it in the call, and sees the connection close."""
+    channel.may_cancel = True
+    slow(server, 0.3)
     begun = time.perf_counter()
     assert failure(channel, timeout_s=0.1)[0] == "DEADLINE_EXCEEDED"
-    assert 0.09 < time.perf_counter() - begun < 1.0
+    assert 0.09 < time.perf_counter() - begun < 0.3
     assert not channel._open
+    assert not channel._late
+    assert server.calls[0][0]["grpc-timeout"] == "100m"
     assert ask(channel) == b"hello"
-    assert server.reset == [1]
+    assert server.closed.wait(5)
 
 
-def test_a_deadline_while_bytes_trickle_in(server: Http2Server, channel: DirectChannel) -> None:
+def test_a_deadline_of_which_the_server_is_not_told(server: Http2Server, channel: Any) -> None:
+    """The connection waits for the late answer, which nobody gets, and is of use again."""
+    slow(server, 0.3)
+    assert failure(channel, b"late", timeout_s=0.1)[0] == "DEADLINE_EXCEEDED"
+    assert "grpc-timeout" not in server.calls[0][0]
+    assert len(channel._late) == 1
+    assert ask(channel, b"meanwhile") == b"meanwhile"
+    assert len(server.connections) == 2
+    time.sleep(0.4)
+    channel._idle.clear()  # so that a connection is wanted
+    assert ask(channel, b"later") == b"later"
+    assert not channel._late
+    assert len(server.connections) == 2
+    assert not server.closed.is_set()
+
+
+def test_late_answers_that_never_come(
+    server: Http2Server, channel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (direct, direct_async):
+        monkeypatch.setattr(module, "MOST_LATE", 2)
+    server.script += [Way(instead=lambda conn, stream: None)] * 3
+    for late in (1, 2, 2):
+        assert failure(channel, timeout_s=0.05)[0] == "DEADLINE_EXCEEDED"
+        assert len(channel._late) == late
+    server.break_off()
+    time.sleep(0.1)
+    assert ask(channel) == b"hello"
+    assert not channel._late
+    assert len(channel._open) == 1
+
+
+def test_a_deadline_while_bytes_trickle_in(server: Http2Server, channel: Any) -> None:
     def trickle(conn: H2Connection, stream: int) -> None:
         [sock] = server.connections
         for _ in range(100):
@@ -354,16 +439,33 @@ def test_a_deadline_while_bytes_trickle_in(server: Http2Server, channel: DirectC
     assert time.perf_counter() - begun < 0.8
 
 
-def test_a_deadline_while_a_server_takes_nothing_more() -> None:
+def test_a_deadline_while_a_server_takes_nothing_more(connect: Any) -> None:
     """Its window stays shut."""
     server = Http2Server()
     server._heed = lambda conn, event, asked: None  # type: ignore[method-assign]
-    channel = DirectChannel(server.host, server.port)
+    channel = connect(server.host, server.port)
     try:
         assert failure(channel, b"x" * 1_000_000, timeout_s=0.2)[0] == "DEADLINE_EXCEEDED"
     finally:
         channel.close()
         server.close()
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_who_cancels_a_call_gives_it_up(server: Http2Server, told: bool) -> None:
+    channel = AsyncDirectChannel(server.host, server.port)
+    channel.may_cancel = told
+    server.script.append(Way(instead=lambda conn, stream: None))
+    call = asyncio.ensure_future(channel.unary(METHOD, b"hello", 5.0, {}))
+    while not server.calls:
+        await asyncio.sleep(0.01)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert await channel.unary(METHOD, b"hello", 5.0, {}) == b"hello"
+    assert len(channel._late) == (0 if told else 1)
+    assert server.closed.wait(1.0 if told else 0.1) == told
+    await channel.close()
 
 
 # What is no gRPC server in plain text
@@ -379,7 +481,7 @@ def test_a_deadline_while_a_server_takes_nothing_more() -> None:
     ],
     ids=["http1", "tls", "nothing", "zeros"],
 )
-def test_another_protocol(said: bytes) -> None:
+def test_another_protocol(said: bytes, connect: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -390,20 +492,20 @@ def test_another_protocol(said: bytes) -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        channel = DirectChannel("127.0.0.1", listener.getsockname()[1])
+        channel = connect("127.0.0.1", listener.getsockname()[1])
         status, text = failure(channel)
         thread.join()
         assert status == "UNAVAILABLE"
         assert "failed to connect" in text
 
 
-def test_nobody_and_no_such_name() -> None:
+def test_nobody_and_no_such_name(connect: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    status, text = failure(DirectChannel("127.0.0.1", port))
+    status, text = failure(connect("127.0.0.1", port))
     assert status == "UNAVAILABLE"
     assert "failed to connect" in text
-    status, text = failure(DirectChannel("nowhere.invalid", 8001))
+    status, text = failure(connect("nowhere.invalid", 8001))
     assert status == "UNAVAILABLE"
     assert "nowhere.invalid" in text
 
@@ -411,7 +513,7 @@ def test_nobody_and_no_such_name() -> None:
 # Threads, processes, the end
 
 
-def test_threads_have_a_connection_each(server: Http2Server, channel: DirectChannel) -> None:
+def test_threads_have_a_connection_each(server: Http2Server, channel: Any) -> None:
     def work(number: int) -> bool:
         return all(ask(channel, b"%d-%d" % (number, turn)) == b"%d-%d" % (number, turn) for turn in range(30))
 
@@ -423,7 +525,8 @@ def test_threads_have_a_connection_each(server: Http2Server, channel: DirectChan
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_has_connections_of_its_own(server: Http2Server, channel: DirectChannel) -> None:
+def test_a_fork_has_connections_of_its_own(server: Http2Server) -> None:
+    channel = DirectChannel(server.host, server.port)
     assert ask(channel, b"parent") == b"parent"
     child = os.fork()
     if not child:
@@ -433,10 +536,11 @@ def test_a_fork_has_connections_of_its_own(server: Http2Server, channel: DirectC
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert ask(channel, b"parent") == b"parent"
     assert len(server.connections) == 2
+    channel.close()
 
 
-def test_closing(server: Http2Server) -> None:
-    channel = DirectChannel(server.host, server.port)
+def test_closing(server: Http2Server, connect: Any) -> None:
+    channel = connect(server.host, server.port)
     assert ask(channel) == b"hello"
     server.script.append(Way(instead=lambda conn, stream: threading.Timer(0.1, channel.close).start()))
     for _ in range(2):  # the call under way, and a later one

@@ -1,4 +1,4 @@
-"""Channels of gRPC's own library: encrypted ones, ones that ping, and those of asyncio."""
+"""Channels of gRPC's own library: encrypted ones, and ones that ping."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc
+import grpc.aio
 
 from ..options import TLS, KeepAlive
 
@@ -20,7 +21,8 @@ class GrpcChannel:
     """
 
     def __init__(self, url: str, tls: TLS | None, keep_alive: KeepAlive | None) -> None:
-        self._channel = connect(grpc, url, credentials(tls), tls, keep_alive)
+        self.may_cancel = True  # whatever the server is, gRPC's library tells it
+        self._channel = _connect(grpc, url, _credentials(tls), tls, keep_alive)
         self._methods: dict[str, Any] = {}
 
     def unary(
@@ -30,7 +32,7 @@ class GrpcChannel:
         call = self._methods.get(method)
         if call is None:
             call = self._methods[method] = self._channel.unary_unary(method)
-        answer: bytes = call(message, timeout_s, as_metadata(metadata))
+        answer: bytes = call(message, timeout_s, _metadata(metadata))
         return answer
 
     def close(self) -> None:
@@ -38,20 +40,52 @@ class GrpcChannel:
         self._channel.close()
 
 
-def as_metadata(headers: Mapping[str, str | bytes]) -> tuple[tuple[str, str | bytes], ...] | None:
-    """Return a call's metadata as gRPC's library takes it."""
+class AsyncGrpcChannel:
+    """:class:`GrpcChannel` for asyncio. Connects in the event loop of its first call.
+
+    Parameters
+    ----------
+    url, tls, keep_alive
+        As in :class:`~.triton.TritonTransport`.
+    """
+
+    def __init__(self, url: str, tls: TLS | None, keep_alive: KeepAlive | None) -> None:
+        self.may_cancel = True  # whatever the server is, gRPC's library tells it
+        self._options = url, _credentials(tls), tls, keep_alive
+        self._channel: Any = None
+        self._methods: dict[str, Any] = {}
+
+    async def unary(
+        self, method: str, message: bytes, timeout_s: float, metadata: Mapping[str, str | bytes]
+    ) -> bytes:
+        """Make a call: see :meth:`GrpcChannel.unary`."""
+        if self._channel is None:
+            self._channel = _connect(grpc.aio, *self._options)
+        call = self._methods.get(method)
+        if call is None:
+            call = self._methods[method] = self._channel.unary_unary(method)
+        answer: bytes = await call(message, timeout=timeout_s, metadata=_metadata(metadata))
+        return answer
+
+    async def close(self) -> None:
+        """Close it; calls under way fail."""
+        if self._channel is not None:
+            await self._channel.close()
+
+
+def _metadata(headers: Mapping[str, str | bytes]) -> tuple[tuple[str, str | bytes], ...] | None:
     return tuple(headers.items()) if headers else None
 
 
-def connect(flavour: Any, url: str, trusted: Any, tls: TLS | None, keep_alive: KeepAlive | None) -> Any:
-    """Return a channel of ``grpc`` or ``grpc.aio``; ``trusted`` is what :func:`credentials` gives."""
+def _connect(flavour: Any, url: str, trusted: Any, tls: TLS | None, keep_alive: KeepAlive | None) -> Any:
+    """Return a channel of ``grpc`` or ``grpc.aio``; ``trusted`` are its credentials."""
     options = _channel_args(tls, keep_alive)
     if trusted is None:
         return flavour.insecure_channel(url, options=options)
     return flavour.secure_channel(url, trusted, options=options)
 
 
-def credentials(tls: TLS | None) -> Any:
+def _credentials(tls: TLS | None) -> Any:
     """Return gRPC's credentials, or None for plain text; InvalidInput if a file can't be read."""
     return None if tls is None else grpc.ssl_channel_credentials(**tls.read())
 

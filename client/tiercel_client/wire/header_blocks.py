@@ -36,6 +36,16 @@ def call_fields(path: str, authority: str) -> bytes:
     return b"".join(_field(_LITERAL, name, value.encode()) for name, value in fields.items())
 
 
+def header_block(
+    path: str, authority: str, timeout_s: float | None, metadata: Mapping[str, str | bytes]
+) -> bytes:
+    """Return the header block of a call; without ``timeout_s`` the server is told no deadline."""
+    block = call_fields(path, authority)
+    if timeout_s is not None:
+        block += timeout_field(timeout_s)
+    return block + metadata_fields(metadata) if metadata else block
+
+
 def timeout_field(timeout_s: float) -> bytes:
     """Return ``grpc-timeout``: how long the server may take."""
     milliseconds = max(1, int(timeout_s * 1000))

@@ -8,11 +8,11 @@ travel as the bytes that :mod:`.messages` writes and reads.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import grpc.aio
 from tritonclient.grpc import service_pb2
 
 from ..contract import ModelConfig, TensorInfo
@@ -20,7 +20,8 @@ from ..errors import ClientError, Closed, InvalidInput, ProtocolMismatch
 from ..options import TLS, KeepAlive
 from ..values import shown
 from .direct import DirectChannel, host_and_port
-from .grpc_library import GrpcChannel, as_metadata, connect, credentials
+from .direct_async import AsyncDirectChannel
+from .grpc_library import AsyncGrpcChannel, GrpcChannel
 from .messages import read_answer, write_request
 from .status_codes import client_error
 from .transport import Array, Arrays, Headers, InferRequest
@@ -31,8 +32,16 @@ _MODEL_CONFIG = _SERVICE + "ModelConfig"
 _SERVER_METADATA = _SERVICE + "ServerMetadata"
 
 
+#: The first Triton whose gRPC front survives calls that are given up: 2.51 frees what it knows of one while
+#: another of its threads still looks (pull requests 7840 and 8078 of triton-inference-server/server).
+_SURVIVES_CANCEL = (2, 57)
+
+
 class Channel(Protocol):
     """Makes unary gRPC calls of bytes."""
+
+    #: Whether the server may be told that a call was given up.
+    may_cancel: bool
 
     def unary(
         self, method: str, message: bytes, timeout_s: float, metadata: Mapping[str, str | bytes]
@@ -41,6 +50,22 @@ class Channel(Protocol):
         ...
 
     def close(self) -> None:
+        """Close it; calls under way fail."""
+        ...
+
+
+class AsyncChannel(Protocol):
+    """:class:`Channel` for asyncio."""
+
+    may_cancel: bool
+
+    async def unary(
+        self, method: str, message: bytes, timeout_s: float, metadata: Mapping[str, str | bytes]
+    ) -> bytes:
+        """Make a call."""
+        ...
+
+    async def close(self) -> None:
         """Close it; calls under way fail."""
         ...
 
@@ -73,9 +98,9 @@ class TritonTransport:
         grpc_library: bool = False,
     ) -> None:
         self._url = check_url(url)
-        address = host_and_port(self._url)
+        address = _direct_address(self._url, tls, keep_alive, grpc_library)
         self._channel: Channel
-        if address is None or tls is not None or keep_alive is not None or grpc_library:
+        if address is None:
             self._channel = GrpcChannel(self._url, tls, keep_alive)
         else:
             self._channel = DirectChannel(*address)
@@ -92,6 +117,8 @@ class TritonTransport:
 
     def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
         """See :class:`Transport`."""
+        _, version = self.server_metadata(timeout_s=timeout_s, headers=headers)
+        self._channel.may_cancel = _survives_cancel(version)
         with _errors(self._url, model):
             asked = _config_request(model)
             return _model_config(self._channel.unary(_MODEL_CONFIG, asked, timeout_s, headers))
@@ -107,27 +134,37 @@ class TritonTransport:
 
 
 class AsyncTritonTransport:
-    """A Triton Inference Server by gRPC's library, for asyncio. Connects in the event loop of its first call.
+    """A Triton Inference Server over gRPC, for asyncio. Belongs to the event loop of its first call.
 
     Parameters
     ----------
-    url, tls, keep_alive
+    url, tls, keep_alive, grpc_library
         As in :class:`TritonTransport`.
     """
 
-    def __init__(self, url: str, *, tls: TLS | None = None, keep_alive: KeepAlive | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        tls: TLS | None = None,
+        keep_alive: KeepAlive | None = None,
+        grpc_library: bool = False,
+    ) -> None:
         self._url = check_url(url)
-        self._options = credentials(tls), tls, keep_alive
-        self._channel: Any = None
-        self._infer: Any = None
+        address = _direct_address(self._url, tls, keep_alive, grpc_library)
+        self._channel: AsyncChannel
+        if address is None:
+            self._channel = AsyncGrpcChannel(self._url, tls, keep_alive)
+        else:
+            self._channel = AsyncDirectChannel(*address)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def infer(self, request: InferRequest) -> Arrays:
         """See :class:`Transport`."""
-        self._connected()
+        self._check_loop()
         try:
-            answer = await self._infer(
-                write_request(request), timeout=request.timeout_s, metadata=as_metadata(request.headers)
+            answer = await self._channel.unary(
+                _MODEL_INFER, write_request(request), request.timeout_s, request.headers
             )
         except Exception as error:
             raise client_error(error, self._url, request.model, request.request_id) from error
@@ -135,34 +172,37 @@ class AsyncTritonTransport:
 
     async def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
         """See :class:`Transport`."""
+        _, version = await self.server_metadata(timeout_s=timeout_s, headers=headers)
+        self._channel.may_cancel = _survives_cancel(version)
         with _errors(self._url, model):
-            return _model_config(await self._unary(_MODEL_CONFIG, _config_request(model), timeout_s, headers))
+            asked = _config_request(model)
+            return _model_config(await self._channel.unary(_MODEL_CONFIG, asked, timeout_s, headers))
 
     async def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
         """See :class:`Transport`."""
+        self._check_loop()
         with _errors(self._url):
-            return _server_metadata(await self._unary(_SERVER_METADATA, b"", timeout_s, headers))
+            return _server_metadata(await self._channel.unary(_SERVER_METADATA, b"", timeout_s, headers))
 
     async def close(self) -> None:
         """See :class:`Transport`."""
-        if self._channel is not None:
-            await self._channel.close()
+        await self._channel.close()
 
-    async def _unary(self, method: str, message: bytes, timeout_s: float, headers: Headers) -> bytes:
-        call = self._connected().unary_unary(method)
-        answer: bytes = await call(message, timeout=timeout_s, metadata=as_metadata(headers))
-        return answer
-
-    def _connected(self) -> Any:
+    def _check_loop(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._channel is None:
-            self._channel, self._loop = connect(grpc.aio, self._url, *self._options), loop
-            self._infer = self._channel.unary_unary(_MODEL_INFER)
+        if self._loop is None:
+            self._loop = loop
         elif self._loop is not loop:
             raise Closed(
                 f"{self._url}: this recommender belongs to another event loop; make one in each loop"
             )
-        return self._channel
+
+
+def _direct_address(
+    url: str, tls: TLS | None, keep_alive: KeepAlive | None, grpc_library: bool
+) -> tuple[str, int] | None:
+    """Return where connections of our own go, or None where gRPC's library shall make them."""
+    return host_and_port(url) if tls is None and keep_alive is None and not grpc_library else None
 
 
 def check_url(url: Any) -> str:
@@ -209,6 +249,12 @@ def _arrays(answer: bytes, url: str, request: InferRequest) -> dict[str, Array]:
 
 def _config_request(model: str) -> bytes:
     return bytes(service_pb2.ModelConfigRequest(name=model).SerializeToString())
+
+
+def _survives_cancel(version: str) -> bool:
+    """Return whether a Triton may be told that a call was given up; one of unknown version may not."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= _SURVIVES_CANCEL
 
 
 def _server_metadata(answer: bytes) -> tuple[str, str]:

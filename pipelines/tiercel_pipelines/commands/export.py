@@ -190,15 +190,14 @@ def describe(release: Release, took_s: float) -> dict[str, Any]:
     """Return what is in a release as JSON."""
     import msgspec
 
-    from tiercel_serving.engines.loops import listed_beside
-    from tiercel_serving.engines.onnx import Onnx
+    from tiercel_serving.engines.table import form_of
     from tiercel_serving.stages.specs import RANKING, query_stage
 
     manifest = release.manifest
     queries = {query_stage(name): model.engine for name, model in manifest.queries.items()}
     ranking = {} if manifest.ranking is None else {RANKING: manifest.ranking.engine}
     engines = {**queries, **ranking}
-    files = {stage: release.path / "artefacts" / stage / Onnx.file for stage in engines}
+    forms = {stage: form_of(engine, release.path / "artefacts" / stage) for stage, engine in engines.items()}
     return {
         "release": str(release.path),
         "seconds": took_s,
@@ -208,7 +207,7 @@ def describe(release: Release, took_s: float) -> dict[str, Any]:
         "runner": manifest.runner,
         "target": manifest.target,
         "engines": engines,
-        "loops": [stage for stage, file in files.items() if listed_beside(file).is_file()],
+        "forms": {stage: form for stage, form in forms.items() if form is not None},
         "catalogue": msgspec.to_builtins(manifest.catalogue),
         "tables": manifest.tables,
         "sources": manifest.sources,
@@ -236,7 +235,8 @@ def release_table(document: dict[str, Any]) -> Table:
 
 def engine_of(document: Mapping[str, Any], stage: str) -> str:
     """Return what runs a model; docs/engines.md says what loops are."""
-    return f"{document['engines'][stage]}{', as loops' if stage in document['loops'] else ''}"
+    form = document["forms"].get(stage)
+    return f"{document['engines'][stage]}{'' if form is None else f', as {form}'}"
 
 
 def measured(figures: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..machine import machine_faults
+from ..machine_faults import machine_faults
 from .serve import Triton
 from .shell import FAILED, Debug, Json, Refused, Shell, shell
 from .tables import heading

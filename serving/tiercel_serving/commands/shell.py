@@ -34,7 +34,7 @@ from rich.progress import (
 from rich.table import Column
 
 from ..errors import TiercelError
-from ..machine import fault_behind
+from ..machine_faults import fault_behind
 from .extras import extra_of_command, missing_library
 from .pace import Pace
 

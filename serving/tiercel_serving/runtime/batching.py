@@ -61,7 +61,8 @@ class Inputs:
 
     def __init__(self, specs: Sequence[TensorSpec]) -> None:
         self._specs = tuple(specs)
-        self._needed = frozenset(spec.name for spec in specs if not spec.optional)
+        #: What every request has.
+        self.needed = frozenset(spec.name for spec in specs if not spec.optional)
         self._known = {spec.name: (spec.dims, spec.numpy_dtype, -1 in spec.dims) for spec in specs}
 
     def count_users(self, arrays: Arrays) -> int:
@@ -76,7 +77,7 @@ class Inputs:
             if not fits or array.dtype != dtype or users not in (-1, shape[0]):
                 return count_users(self._specs, arrays)
             users = shape[0]
-        return users if users > 0 and self._needed <= arrays.keys() else count_users(self._specs, arrays)
+        return users if users > 0 and self.needed <= arrays.keys() else count_users(self._specs, arrays)
 
 
 def _fit(dims: Sequence[int], shape: Sequence[int]) -> bool:
