@@ -65,7 +65,7 @@ class Part:
 
 #: The Pythons are pyproject.toml's, which a test compares.
 PARTS: Sequence[Part] = (
-    Part("", "asks: the client", "3.10 to 3.13", "NumPy 1.26 or 2, tritonclient 2.50 or later"),
+    Part("", "asks: the client", "3.10 to 3.13", "NumPy 1.26 or 2, hpack 4, tritonclient 2.50 or later"),
     Part("commands", "serves, on a Triton of its own", "3.10 to 3.13", "NumPy 1.26 or 2"),
     Part(
         "server", "serves, with the embedded Triton", "3.10 to 3.12", "`nvidia-pytriton` wants NumPy below 2"
