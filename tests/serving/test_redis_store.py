@@ -233,7 +233,9 @@ def test_an_answer_at_the_very_deadline_does_not_end_the_store(monkeypatch: pyte
 def test_whoever_reads_is_told_which_store_is_away_and_what_to_do(tmp_path: Path) -> None:
     records = Redis("redis://me:secret@127.0.0.1:1").open(StorePlace(tmp_path, "mine", patient=True))
     for told in ("ConnectionError", "it did not answer before"):
-        with pytest.raises(StoreUnavailable, match=rf"^store redis://127\.0\.0\.1:1: {told}.*; check that it runs"):
+        with pytest.raises(
+            StoreUnavailable, match=rf"^store redis://127\.0\.0\.1:1: {told}.*; check that it runs"
+        ):
             records.read([b"a"])
 
 
