@@ -130,8 +130,9 @@ class Checks(Protocol):
     def check(self, arrays: Arrays) -> None:
         """Raise :class:`~tiercel_serving.errors.InvalidRequest` if one request's arrays can't be answered.
 
-        Called once per request, before requests are put together, with all that the request carries, of
-        which the stage's inputs are its business. Vectorised over the request's rows.
+        Called before the stage runs, for one request or for several that are alike, with all that is
+        carried, of which the stage's inputs are its business. Vectorised over rows. Who carries nothing
+        optional is not checked: of what a stage always gets, the spec says everything.
         """
         ...
 

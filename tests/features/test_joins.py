@@ -292,7 +292,7 @@ def test_a_recipe_has_no_folds():
 
 
 def test_another_form_than_no_fold_is_an_error():
-    with pytest.raises(WorkflowError, match="'no_fold', came 'folds'"):
+    with pytest.raises(WorkflowError, match="'no_fold', got 'folds'"):
         cut_workflow(fitted(["int"] >> ops.LogOp()), target_encoding="folds")
 
 

@@ -17,7 +17,11 @@ import pytest
 from stage_oracles import Ask, packed, tensors
 from tiny_release import Tiny, objects
 
+from tiercel_serving.runtime import batching
 from tiercel_serving.runtime.embedded import TRITON_TYPES, joined_if_alike
+from tiercel_serving.spec import Checks
+from tiercel_serving.stages.specs import PACKED
+from tiercel_serving.stages.table import build_stage
 
 OUTPUTS = ("item_id", "score", "count", "status")
 
@@ -141,7 +145,7 @@ def test_the_bad_are_refused_and_their_neighbours_answered(open_model: Open, pla
         None,
     ]
     assert "user_id is missing" in str(responses[0].error)
-    assert "k must be 1 to 8, came 99" in str(responses[2].error)
+    assert "k must be 1 to 8, got 99" in str(responses[2].error)
     for arrays, response in zip(good, responses[1::2], strict=True):
         alone = model.execute([Request(arrays)])[0]
         assert sorted(response.arrays) == sorted(OUTPUTS)
@@ -149,12 +153,21 @@ def test_the_bad_are_refused_and_their_neighbours_answered(open_model: Open, pla
             np.testing.assert_array_equal(response.arrays[name], alone.arrays[name])
 
 
-def raw(arrays: dict[str, np.ndarray], outputs: tuple[str, ...] = OUTPUTS) -> Any:
-    """A request as Tiercel's backend reads it."""
-    tensors = [
-        (name, TRITON_TYPES[one.dtype], one.shape, memoryview(one.tobytes())) for name, one in arrays.items()
-    ]
-    return tensors, list(outputs)
+def raw(requests: list[dict[str, np.ndarray]], outputs: tuple[str, ...] = OUTPUTS) -> list[Any]:
+    """Requests that follow one another as Tiercel's backend reads them."""
+    read: list[Any] = []
+    for arrays in requests:
+        kind = tuple((name, TRITON_TYPES[one.dtype], one.shape) for name, one in arrays.items())
+        same = read[-1][0] if read and read[-1][0][0] == kind else (kind, list(outputs))
+        read.append((same, [memoryview(one.tobytes()) for one in arrays.values()]))
+    return read
+
+
+def cut(shared: dict[str, np.ndarray], users: int, requests: int) -> list[dict[str, np.ndarray]]:
+    """What each request gets, as the backend cuts one answer to all of them."""
+    assert all(len(shared[name]) == users * requests for name in OUTPUTS)
+    rows = [slice(users * n, users * (n + 1)) for n in range(requests)]
+    return [{name: shared[name][own] for name in OUTPUTS} for own in rows]
 
 
 @pytest.mark.parametrize(
@@ -162,9 +175,8 @@ def raw(arrays: dict[str, np.ndarray], outputs: tuple[str, ...] = OUTPUTS) -> An
     [
         pytest.param([[Ask(1)], [Ask(2)], [Ask(3)]], id="one user each"),
         pytest.param([[Ask(1)], [Ask(-4)], [Ask(3)]], id="one whom nobody knows"),
-        pytest.param([[Ask(1, k=3)], [Ask(2, k=8)], [Ask(3, k=1)]], id="answers of other widths"),
         pytest.param([[Ask(1, k=3)], [Ask(2, k=3)]], id="answers of one width"),
-        pytest.param([[Ask(1, k=3), Ask(2, k=2)], [Ask(3, k=8), Ask(-4)]], id="two users each"),
+        pytest.param([[Ask(1, k=3), Ask(2, k=3)], [Ask(3, k=3), Ask(-4, k=3)]], id="two users each"),
         pytest.param([[Ask(1, exclude=(1, 2))], [Ask(2, exclude=(3, 4))]], id="lists"),
     ],
 )
@@ -178,38 +190,74 @@ def test_requests_that_are_alike_are_answered_as_others_are(
         )
         for asks in users
     ]
-    joined = joined_if_alike([raw(arrays) for arrays in requests])
-    assert joined is not None
-    answers = model.answer_alike(joined, len(requests), OUTPUTS)
-    for given, expected in zip(
-        answers, model.answer([(arrays, OUTPUTS) for arrays in requests]), strict=True
-    ):
-        assert list(given) == list(expected)
-        for name, array in given.items():
-            assert array.flags.c_contiguous, name
-            np.testing.assert_array_equal(array, expected[name], name, strict=True)
+    each = model.answer([(arrays, OUTPUTS) for arrays in requests])
+    # What is remembered of the first batch holds for the next one, and for one request of that kind alone.
+    for some in (requests, requests[::-1], requests[:1]):
+        read = raw(some)
+        joined = joined_if_alike(read)
+        assert joined is not None
+        shared = model.answer_alike(joined, len(some), read[0][0])
+        answers = cut(shared, len(users[0]), len(some))
+        wanted = each if some[0] is requests[0] else each[::-1]
+        for given, expected in zip(answers, wanted[: len(some)], strict=True):
+            for name, array in given.items():
+                np.testing.assert_array_equal(array, expected[name], name, strict=True)
 
 
 def test_requests_that_differ_are_not_joined(open_model: Open, plain: Tiny) -> None:
     one, other = (tensors([Ask(plain.user_ids[n], exclude=plain.item_ids[:3])]) for n in (2, 3))
-    assert joined_if_alike([raw(one), raw(other)]) is not None
+    assert joined_if_alike(raw([one, other])) is not None
     wider = tensors([Ask(plain.user_ids[3], exclude=plain.item_ids[:4])])
     text = {**one, "occupation": objects([b"lawyer"])[:, None]}
-    short = raw(other)
-    short[0][0] = (*short[0][0][:3], memoryview(b""))
-    for strange in (raw(wider), raw(text), raw({"user_id": one["user_id"]}), raw(other, OUTPUTS[:2]), short):
-        assert joined_if_alike([raw(one), strange]) is None
-    assert joined_if_alike([raw(text), raw(text)]) is None
-    assert joined_if_alike([short, short]) is None
+    for strange in (wider, text, {"user_id": one["user_id"]}):
+        assert joined_if_alike(raw([one, strange])) is None
+    assert joined_if_alike(raw([one]) + raw([other], OUTPUTS[:2])) is None
+    assert joined_if_alike(raw([text, text])) is None
+    short = raw([one, other])
+    short[1][1][0] = memoryview(b"")
+    assert joined_if_alike(short) is None
+    model = open_model()
+    read = raw([tensors([Ask(plain.user_ids[2], k=k)]) for k in (3, 8)])
+    assert read[0][0] is read[1][0]
+    assert model.answer_alike(joined_if_alike(read), 2, read[0][0]) is None  # of other widths
     # One of them is at fault: which, only answering each by itself says.
     bad = [tensors([Ask(plain.user_ids[2], k=k)]) for k in (3, 99)]
-    joined = joined_if_alike([raw(arrays) for arrays in bad])
-    model = open_model()
-    assert model.answer_alike(joined, 2, OUTPUTS) is None
+    read = raw(bad)
+    assert model.answer_alike(joined_if_alike(read), 2, read[0][0]) is None
     assert [isinstance(one, dict) for one in model.answer([(arrays, OUTPUTS) for arrays in bad])] == [
         True,
         False,
     ]
+
+
+@pytest.mark.parametrize("release", ["strings", "plain"])
+def test_no_stage_checks_what_it_always_gets(tiny_of: Callable[[str], Tiny], release: str) -> None:
+    """Who carries nothing optional is not checked."""
+    tiny, asked = tiny_of(release), set[str]()
+
+    class Noted(dict[str, np.ndarray]):
+        def __contains__(self, name: object) -> bool:
+            asked.add(str(name))
+            return super().__contains__(name)
+
+        def get(self, name: str, default: Any = None) -> Any:
+            asked.add(name)
+            return super().get(name, default)
+
+        def __getitem__(self, name: str) -> np.ndarray:
+            asked.add(name)
+            return super().__getitem__(name)
+
+    for name in tiny.release.stages:
+        stage = build_stage(name, tiny.release)
+        if isinstance(stage, Checks):
+            asked.clear()
+            blank = batching.absent(stage.spec.inputs, 1)
+            # Of what may come in two forms, one.
+            twice = {"item_row", *PACKED.values()}
+            stage.check(Noted({name: array for name, array in blank.items() if name not in twice}))
+            assert asked, name
+            assert not asked & {one.name for one in stage.spec.inputs if not one.optional}, name
 
 
 def test_a_badly_packed_list_falls_alone(open_model: Open, tiny_of: Callable[[str], Tiny]) -> None:

@@ -132,7 +132,7 @@ for width in (6, 20, 40, 100):
     offsets = np.empty(9, np.int64)
     for size in range(40):
         blob = np.zeros(size, np.uint8)
-        assert functions.split_texts(native.address(blob), size, 8, native.address(offsets)) == min(size, 8)
+        assert functions.split_texts(blob, size, 8, offsets) == min(size, 8)
 """
 
 

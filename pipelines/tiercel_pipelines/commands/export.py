@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory that `tiercel train` made.")],
     release: Annotated[
-        Path | None, typer.Option("--release", metavar="DIR", help="Where it goes; else releases/<name>.")
+        Path | None,
+        typer.Option("--release", metavar="DIR", help="Folder of the release. Default: releases/<name>."),
     ] = None,
     layout: Annotated[
         str, typer.Option("--layout", metavar="fused|staged", help="One Triton model, or one for each stage.")
@@ -35,31 +36,34 @@ def command(
         typer.Option(
             "--runner",
             metavar="python|tiercel",
-            help="What runs the stages: Triton's Python backend, or Tiercel's, in Triton's own process.",
+            help="What runs the stages: Triton's Python backend, or Tiercel's backend in Triton's process.",
         ),
     ] = "python",
     items: Annotated[
         Path | None,
-        typer.Option("--items", metavar="FILE", help="Parquet table in place of the run's items."),
+        typer.Option("--items", metavar="FILE", help="Parquet table to use instead of the run's items."),
     ] = None,
     users: Annotated[
         Path | None,
-        typer.Option("--users", metavar="FILE", help="Parquet table in place of the run's users."),
+        typer.Option("--users", metavar="FILE", help="Parquet table to use instead of the run's users."),
     ] = None,
     interactions: Annotated[
         Path | None,
-        typer.Option("--interactions", metavar="FILE", help="Parquet table in place of the run's."),
+        typer.Option(
+            "--interactions", metavar="FILE", help="Parquet table to use instead of the run's interactions."
+        ),
     ] = None,
-    target: Annotated[str, typer.Option("--target", help="What it is compiled for.")] = "cpu",
+    target: Annotated[str, typer.Option("--target", help="Target to compile for.")] = "cpu",
     engine: Annotated[
         str | None,
-        typer.Option("--engine", metavar="NAME", help="What runs the dense models; else the target's."),
+        typer.Option("--engine", metavar="NAME", help="Engine of the dense models. Default: the target's."),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show the graph with each hop and copy, and write no release.")
+        bool, typer.Option("--explain", help="Show the graph with each hop and copy; write no release.")
     ] = False,
     svg: Annotated[
-        Path | None, typer.Option("--svg", metavar="FILE", help="With --explain: where a picture of it goes.")
+        Path | None,
+        typer.Option("--svg", metavar="FILE", help="With --explain: also draw the graph to this file."),
     ] = None,
     replace: Replace = False,
     json: Json = False,
@@ -172,7 +176,7 @@ def refuse_unknown(option: str, given: str | None, known: Iterable[str]) -> None
     """Refuse a value that is not one of those there are."""
     names = list(known)
     if given is not None and given not in names:
-        raise Refused(f"--{option} {given}: there is {', '.join(names)}")
+        raise Refused(f"--{option} {given}: expected one of {', '.join(names)}")
 
 
 def refuse_missing(files: Mapping[str, Path | None]) -> None:

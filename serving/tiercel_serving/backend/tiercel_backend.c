@@ -142,6 +142,7 @@ enum { BUFFER_SIMPLE = 0, MEMORY_READ = 0x100 };
   X(int, PyGILState_Ensure, (void))                                                \
   X(PyThreadState*, PyEval_SaveThread, (void))                                     \
   X(void, PyEval_RestoreThread, (PyThreadState * state))                           \
+  X(void, Py_IncRef, (PyObject * object))                                          \
   X(void, Py_DecRef, (PyObject * object))                                          \
   X(PyObject*, PyImport_ImportModule, (const char* name))                          \
   X(PyObject*, PyObject_GetAttrString, (PyObject * object, const char* name))      \
@@ -285,15 +286,29 @@ typedef struct Call {
   TRITONSERVER_Error* failed;
   PyObject* read; /* what Python gets of it */
   ssize_t place;  /* in the list that Python gets, or -1 */
-  uint64_t users;
+  uint64_t users, row; /* and where its users begin among those of all in that list */
   struct Call* next;
 } Call;
+
+/* What requests may have in common: names, types and shapes of tensors, and the names of wanted outputs. In bytes, by
+ * which it is compared, and as one object, by which Python knows requests that are alike. */
+enum { MOST_KEY = 4096 };
+typedef struct {
+  size_t size; /* 0: like no other */
+  bool whole;
+  char bytes[MOST_KEY];
+} Key;
+typedef struct {
+  PyObject* object;
+  Key key;
+} Kind;
 
 typedef struct Instance {
   TRITONBACKEND_ModelInstance* triton;
   TRITONBACKEND_Model* model;
   PyObject *execute, *finalize;
   uint64_t most_users; /* in one batch */
+  Kind kind;           /* of the latest request; guarded by Python's lock */
   /* Guarded by `turns`: */
   Call *first, **last; /* who waits, longest first, and where the next one is put */
   bool running;
@@ -427,6 +442,7 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_Mod
   if (done != NULL) Py_DecRef(done);
   Py_DecRef(instance->execute);
   Py_DecRef(instance->finalize);
+  if (instance->kind.object != NULL) Py_DecRef(instance->kind.object);
   leave_python();
   free(instance);
   return failed;
@@ -491,14 +507,17 @@ static TRITONSERVER_Error* join(TRITONBACKEND_Input* input, const char* name, ui
   return NULL;
 }
 
-static void set(PyObject* tuple, ssize_t index, PyObject* item, bool* whole)
+/* Append to a key; what does not fit leaves it too long, so that nothing is like it. */
+static void append(Key* key, const void* bytes, size_t size)
 {
-  *whole = *whole && item != NULL;
-  if (item != NULL) PyTuple_SetItem(tuple, index, item);
+  key->whole = key->whole && size <= MOST_KEY - key->size;
+  if (!key->whole) return;
+  memcpy(key->bytes + key->size, bytes, size);
+  key->size += size;
 }
 
-/* (name, Triton's type, shape, data) of one tensor. */
-static TRITONSERVER_Error* read_tensor(TRITONBACKEND_Input* input, PyObject** tensor)
+/* The data of one tensor, whose description is appended to the key. */
+static TRITONSERVER_Error* read_body(TRITONBACKEND_Input* input, Key* key, PyObject** body)
 {
   const char* name = NULL;
   const int64_t* shape = NULL;
@@ -506,61 +525,74 @@ static TRITONSERVER_Error* read_tensor(TRITONBACKEND_Input* input, PyObject** te
   uint32_t dims = 0, buffers = 0;
   uint64_t size = 0, elements = 1;
   TRY(TRITONBACKEND_InputProperties(input, &name, &type, &shape, &dims, &size, &buffers));
+  append(key, name, strlen(name) + 1);
+  append(key, &type, sizeof type);
+  append(key, &dims, sizeof dims);
+  append(key, shape, dims * sizeof *shape);
   const void* data = NULL;
-  PyObject *owner = NULL, *body = NULL;
+  PyObject* owner = NULL;
   TRITONSERVER_Error* failed = join(input, name, size, buffers, &data, &owner);
-  PyObject* sizes = PyTuple_New(dims);
-  bool whole = sizes != NULL;
-  for (uint32_t index = 0; whole && index < dims; ++index) {
-    elements *= (uint64_t)shape[index]; /* Triton has bounded the product when it took the request */
-    set(sizes, index, PyLong_FromLongLong(shape[index]), &whole);
-  }
-  if (failed == NULL && whole) {
-    if (type == TYPE_BYTES) {
-      body = decode_bytes(data, size, elements);
-      if (body == NULL && !PyErr_Occurred())
-        failed = error(ERROR_INVALID_ARG, "input %s: its %llu bytes are not %llu strings, each behind its length", name,
-                       (unsigned long long)size, (unsigned long long)elements);
-    } else if (owner != NULL) {
-      body = owner;
-      owner = NULL;
-    } else {
-      body = PyMemoryView_FromMemory((char*)data, (ssize_t)size, MEMORY_READ);
-    }
-  }
-  *tensor = PyTuple_New(4);
-  whole = whole && *tensor != NULL && body != NULL;
-  if (*tensor != NULL) {
-    set(*tensor, 0, PyUnicode_FromString(name), &whole);
-    set(*tensor, 1, PyLong_FromLongLong(type), &whole);
-    if (sizes != NULL) set(*tensor, 2, sizes, &whole);
-    if (body != NULL) set(*tensor, 3, body, &whole);
+  if (failed == NULL && type == TYPE_BYTES) {
+    /* Triton has bounded the product when it took the request. */
+    for (uint32_t index = 0; index < dims; ++index) elements *= (uint64_t)shape[index];
+    *body = decode_bytes(data, size, elements);
+    if (*body == NULL && !PyErr_Occurred())
+      failed = error(ERROR_INVALID_ARG, "input %s: its %llu bytes are not %llu strings, each behind its length", name,
+                     (unsigned long long)size, (unsigned long long)elements);
+  } else if (failed == NULL && owner != NULL) {
+    *body = owner;
+    owner = NULL;
+  } else if (failed == NULL) {
+    *body = PyMemoryView_FromMemory((char*)data, (ssize_t)size, MEMORY_READ);
   }
   if (owner != NULL) Py_DecRef(owner);
-  if (failed == NULL && !whole) failed = python_error(name);
+  if (failed == NULL && *body == NULL) failed = python_error(name);
   return failed;
 }
 
-/* ([tensor …], [name of a wanted output …]) of one request that somebody still waits for. */
-static TRITONSERVER_Error* read_request(TRITONBACKEND_Request* request, PyObject** read)
+static void set(PyObject* tuple, ssize_t index, PyObject* item, bool* whole)
 {
-  bool cancelled = false;
-  TRY(TRITONBACKEND_RequestIsCancelled(request, &cancelled));
-  if (cancelled) return error(ERROR_CANCELLED, "cancelled before it was computed");
-  uint32_t inputs = 0, outputs = 0;
-  TRY(TRITONBACKEND_RequestInputCount(request, &inputs));
-  TRY(TRITONBACKEND_RequestOutputCount(request, &outputs));
-  PyObject *tensors = PyList_New(inputs), *names = PyList_New(outputs);
-  *read = PyTuple_New(2);
-  if (tensors == NULL || names == NULL || *read == NULL) return python_error("request");
-  PyTuple_SetItem(*read, 0, tensors);
-  PyTuple_SetItem(*read, 1, names);
+  *whole = *whole && item != NULL;
+  if (item != NULL) PyTuple_SetItem(tuple, index, item);
+}
+
+/* (name, Triton's type, shape) of one tensor. */
+static TRITONSERVER_Error* describe_tensor(TRITONBACKEND_Input* input, PyObject** described)
+{
+  const char* name = NULL;
+  const int64_t* shape = NULL;
+  int type = 0;
+  uint32_t dims = 0, buffers = 0;
+  uint64_t size = 0;
+  TRY(TRITONBACKEND_InputProperties(input, &name, &type, &shape, &dims, &size, &buffers));
+  PyObject* sizes = PyTuple_New(dims);
+  *described = PyTuple_New(3);
+  bool whole = sizes != NULL && *described != NULL;
+  for (uint32_t index = 0; whole && index < dims; ++index) set(sizes, index, PyLong_FromLongLong(shape[index]), &whole);
+  if (*described == NULL) {
+    if (sizes != NULL) Py_DecRef(sizes);
+    return python_error(name);
+  }
+  set(*described, 0, PyUnicode_FromString(name), &whole);
+  set(*described, 1, PyLong_FromLongLong(type), &whole);
+  set(*described, 2, sizes, &whole);
+  return whole ? NULL : python_error(name);
+}
+
+/* (((name, type, shape) …), [name of a wanted output …]) of a request. */
+static TRITONSERVER_Error* describe(TRITONBACKEND_Request* request, uint32_t inputs, uint32_t outputs, PyObject** described)
+{
+  PyObject *tensors = PyTuple_New(inputs), *names = PyList_New(outputs);
+  *described = PyTuple_New(2);
+  if (tensors == NULL || names == NULL || *described == NULL) return python_error("request");
+  PyTuple_SetItem(*described, 0, tensors);
+  PyTuple_SetItem(*described, 1, names);
   for (uint32_t index = 0; index < inputs; ++index) {
     TRITONBACKEND_Input* input = NULL;
     PyObject* tensor = NULL;
     TRY(TRITONBACKEND_RequestInputByIndex(request, index, &input));
-    TRITONSERVER_Error* failed = read_tensor(input, &tensor);
-    if (tensor != NULL) PyList_SetItem(tensors, index, tensor);
+    TRITONSERVER_Error* failed = describe_tensor(input, &tensor);
+    if (tensor != NULL) PyTuple_SetItem(tensors, index, tensor);
     if (failed != NULL) return failed;
   }
   for (uint32_t index = 0; index < outputs; ++index) {
@@ -570,6 +602,59 @@ static TRITONSERVER_Error* read_request(TRITONBACKEND_Request* request, PyObject
     if (text == NULL) return python_error(name);
     PyList_SetItem(names, index, text);
   }
+  return NULL;
+}
+
+/* Have `kind` be that of a request with this key: it is seldom another than the latest one's. */
+static TRITONSERVER_Error* find_kind(Kind* kind, const Key* key, TRITONBACKEND_Request* request, uint32_t inputs,
+                                     uint32_t outputs)
+{
+  if (key->whole && key->size == kind->key.size && memcmp(key->bytes, kind->key.bytes, key->size) == 0) return NULL;
+  PyObject* described = NULL;
+  TRITONSERVER_Error* failed = describe(request, inputs, outputs, &described);
+  if (failed != NULL) {
+    if (described != NULL) Py_DecRef(described);
+    return failed;
+  }
+  if (kind->object != NULL) Py_DecRef(kind->object);
+  kind->object = described;
+  kind->key.size = key->whole ? key->size : 0;
+  memcpy(kind->key.bytes, key->bytes, kind->key.size);
+  return NULL;
+}
+
+/* (kind, [data of a tensor …]) of one request that somebody still waits for. */
+static TRITONSERVER_Error* read_request(Kind* kind, TRITONBACKEND_Request* request, PyObject** read)
+{
+  bool cancelled = false;
+  TRY(TRITONBACKEND_RequestIsCancelled(request, &cancelled));
+  if (cancelled) return error(ERROR_CANCELLED, "cancelled before it was computed");
+  uint32_t inputs = 0, outputs = 0;
+  TRY(TRITONBACKEND_RequestInputCount(request, &inputs));
+  TRY(TRITONBACKEND_RequestOutputCount(request, &outputs));
+  PyObject* bodies = PyList_New(inputs);
+  *read = PyTuple_New(2);
+  if (bodies == NULL || *read == NULL) return python_error("request");
+  PyTuple_SetItem(*read, 1, bodies);
+  Key key;
+  key.size = 0;
+  key.whole = true;
+  append(&key, &inputs, sizeof inputs);
+  for (uint32_t index = 0; index < inputs; ++index) {
+    TRITONBACKEND_Input* input = NULL;
+    PyObject* body = NULL;
+    TRY(TRITONBACKEND_RequestInputByIndex(request, index, &input));
+    TRY(read_body(input, &key, &body));
+    PyList_SetItem(bodies, index, body);
+  }
+  for (uint32_t index = 0; index < outputs; ++index) {
+    const char* name = NULL;
+    TRY(TRITONBACKEND_RequestOutputName(request, index, &name));
+    append(&key, name, strlen(name) + 1);
+  }
+  TRY(find_kind(kind, &key, request, inputs, outputs));
+  Py_IncRef(kind->object);
+  PyTuple_SetItem(*read, 0, kind->object);
   return NULL;
 }
 
@@ -584,20 +669,26 @@ static TRITONSERVER_Error* output_buffer(TRITONBACKEND_Output* output, const cha
   return NULL;
 }
 
+/* Of a tensor those rows that are one request's; `all` is how many rows it has. */
+typedef struct {
+  uint64_t begin, count, all;
+} Rows;
+
 /* A list of bytes objects as a BYTES tensor. */
-static TRITONSERVER_Error* write_bytes(TRITONBACKEND_Output* output, const char* name, PyObject* list)
+static TRITONSERVER_Error* write_bytes(TRITONBACKEND_Output* output, const char* name, PyObject* list, const Rows* rows)
 {
-  ssize_t count = PyList_Size(list), length = 0;
+  ssize_t each = rows->all == 0 ? 0 : PyList_Size(list) / (ssize_t)rows->all, length = 0;
+  ssize_t begin = (ssize_t)rows->begin * each, end = begin + (ssize_t)rows->count * each;
   uint64_t size = 0;
   char* bytes = NULL;
-  for (ssize_t index = 0; index < count; ++index) {
+  for (ssize_t index = begin; index < end; ++index) {
     if (PyBytes_AsStringAndSize(PyList_GetItem(list, index), &bytes, &length) != 0) return python_error(name);
     size += 4 + (uint64_t)length;
   }
   void* buffer = NULL;
   TRY(output_buffer(output, name, size, &buffer));
   unsigned char* at = buffer;
-  for (ssize_t index = 0; index < count; ++index) {
+  for (ssize_t index = begin; index < end; ++index) {
     if (PyBytes_AsStringAndSize(PyList_GetItem(list, index), &bytes, &length) != 0) return python_error(name);
     for (int byte = 0; byte < 4; ++byte) *at++ = (unsigned char)((uint64_t)length >> 8 * byte);
     memcpy(at, bytes, (size_t)length);
@@ -606,7 +697,21 @@ static TRITONSERVER_Error* write_bytes(TRITONBACKEND_Output* output, const char*
   return NULL;
 }
 
-static TRITONSERVER_Error* write_tensor(TRITONBACKEND_Response* response, PyObject* tensor)
+static TRITONSERVER_Error* write_array(TRITONBACKEND_Output* output, const char* name, PyObject* array, const Rows* rows)
+{
+  Py_buffer view;
+  if (PyObject_GetBuffer(array, &view, BUFFER_SIMPLE) != 0) return python_error(name);
+  uint64_t each = rows->all == 0 ? 0 : (uint64_t)view.len / rows->all;
+  void* buffer = NULL;
+  TRITONSERVER_Error* failed = output_buffer(output, name, rows->count * each, &buffer);
+  if (failed == NULL && rows->count * each > 0)
+    memcpy(buffer, (const char*)view.buf + rows->begin * each, rows->count * each);
+  PyBuffer_Release(&view);
+  return failed;
+}
+
+/* Those rows of a tensor that are the call's, or all. */
+static TRITONSERVER_Error* write_tensor(const Call* call, PyObject* tensor, bool shared)
 {
   enum { MOST_DIMS = 16 };
   int64_t shape[MOST_DIMS];
@@ -615,23 +720,24 @@ static TRITONSERVER_Error* write_tensor(TRITONBACKEND_Response* response, PyObje
   int type = (int)PyLong_AsLongLong(PyTuple_GetItem(tensor, 1));
   PyObject* sizes = PyTuple_GetItem(tensor, 2);
   ssize_t dims = PyTuple_Size(sizes);
-  if (dims < 0 || dims > MOST_DIMS) return error(ERROR_INTERNAL, "output %s: more than %d dimensions", name, MOST_DIMS);
+  if (dims < 1 || dims > MOST_DIMS) return error(ERROR_INTERNAL, "output %s: %zd dimensions; it may have 1 to %d", name, dims, MOST_DIMS);
   for (ssize_t index = 0; index < dims; ++index) shape[index] = PyLong_AsLongLong(PyTuple_GetItem(sizes, index));
+  Rows rows = {0, (uint64_t)shape[0], (uint64_t)shape[0]};
+  if (shared) {
+    rows.begin = call->row;
+    rows.count = call->users;
+    if (rows.begin + rows.count > rows.all)
+      return error(ERROR_INTERNAL, "output %s: the model gave %lld rows, too few for its batch", name, (long long)shape[0]);
+    shape[0] = (int64_t)rows.count;
+  }
   TRITONBACKEND_Output* output = NULL;
-  TRY(TRITONBACKEND_ResponseOutput(response, &output, name, type, shape, (uint32_t)dims));
+  TRY(TRITONBACKEND_ResponseOutput(call->response, &output, name, type, shape, (uint32_t)dims));
   PyObject* body = PyTuple_GetItem(tensor, 3);
-  if (type == TYPE_BYTES) return write_bytes(output, name, body);
-  Py_buffer view;
-  if (PyObject_GetBuffer(body, &view, BUFFER_SIMPLE) != 0) return python_error(name);
-  void* buffer = NULL;
-  TRITONSERVER_Error* failed = output_buffer(output, name, (uint64_t)view.len, &buffer);
-  if (failed == NULL && view.len > 0) memcpy(buffer, view.buf, (size_t)view.len);
-  PyBuffer_Release(&view);
-  return failed;
+  return type == TYPE_BYTES ? write_bytes(output, name, body, &rows) : write_array(output, name, body, &rows);
 }
 
-/* An answer is (code, message, [tensor …]); code -1 is a good one. */
-static TRITONSERVER_Error* write_answer(TRITONBACKEND_Response* response, PyObject* answer)
+/* An answer is (code, message, [tensor …]); code -1 is a good one. A shared one is that of the whole batch. */
+static TRITONSERVER_Error* write_answer(const Call* call, PyObject* answer, bool shared)
 {
   int code = (int)PyLong_AsLongLong(PyTuple_GetItem(answer, 0));
   if (code >= 0) {
@@ -640,7 +746,7 @@ static TRITONSERVER_Error* write_answer(TRITONBACKEND_Response* response, PyObje
   }
   PyObject* tensors = PyTuple_GetItem(answer, 2);
   ssize_t count = PyList_Size(tensors);
-  for (ssize_t index = 0; index < count; ++index) TRY(write_tensor(response, PyList_GetItem(tensors, index)));
+  for (ssize_t index = 0; index < count; ++index) TRY(write_tensor(call, PyList_GetItem(tensors, index), shared));
   return NULL;
 }
 
@@ -779,12 +885,15 @@ static void end_turn(Instance* instance)
 }
 
 /* Run the calls of a batch that can be read, in one call of Python's; times are of the call itself. */
-static void run(const Instance* instance, Call* batch, uint64_t* begin, uint64_t* end)
+static void run(Instance* instance, Call* batch, uint64_t* begin, uint64_t* end)
 {
   ssize_t good = 0;
+  uint64_t rows = 0;
   for (Call* call = batch; call != NULL; call = call->next) {
-    call->failed = read_request(call->request, &call->read);
+    call->failed = read_request(&instance->kind, call->request, &call->read);
     call->place = call->failed == NULL ? good++ : -1;
+    call->row = rows;
+    if (call->failed == NULL) rows += call->users;
   }
   PyObject* list = PyList_New(good);
   for (Call* call = batch; call != NULL; call = call->next) {
@@ -797,6 +906,8 @@ static void run(const Instance* instance, Call* batch, uint64_t* begin, uint64_t
   PyObject* answers = list == NULL || good == 0 ? NULL : PyObject_CallFunctionObjArgs(instance->execute, list, NULL);
   *end = now_ns();
   TRITONSERVER_Error* broken = answers == NULL && good > 0 ? python_error("the model broke") : NULL;
+  /* One answer to several requests is that of their batch: each gets its rows. */
+  bool shared = broken == NULL && good > 1 && PyList_Size(answers) == 1;
   for (Call* call = batch; call != NULL; call = call->next) {
     if (call->failed == NULL)
       call->failed = TRITONBACKEND_ResponseNew(&call->response, call->request);
@@ -804,7 +915,7 @@ static void run(const Instance* instance, Call* batch, uint64_t* begin, uint64_t
       log_and_delete(TRITONBACKEND_ResponseNew(&call->response, call->request));
     if (call->failed != NULL) continue;
     call->failed = broken != NULL ? TRITONSERVER_ErrorNew(ERROR_INTERNAL, TRITONSERVER_ErrorMessage(broken))
-                                  : write_answer(call->response, PyList_GetItem(answers, call->place));
+                                  : write_answer(call, PyList_GetItem(answers, shared ? 0 : call->place), shared);
   }
   if (broken != NULL) TRITONSERVER_ErrorDelete(broken);
   if (answers != NULL) Py_DecRef(answers);

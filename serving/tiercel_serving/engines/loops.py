@@ -9,7 +9,6 @@ with several threads, ONNX Runtime runs the file. Only the host knows which, so 
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import msgspec
 import numpy as np
 
 from ..errors import ArtefactCorrupt
-from ..native import address, library
+from ..native import library
 from ..spec import DTYPES, Array, Arrays
 from .bound import check_outputs
 
@@ -144,9 +143,7 @@ class LoopsEngine:
         self._loops = np.array(listed.loops, np.int64)
         of_inputs = [size * dtype.itemsize for _, dtype, size in self._puts]
         self._distances = np.array([0, 0, *of_inputs, 4 * self._width], np.int64)
-        self._first, self._run = address(weights), functions.run_loops
-        self._listed, self._apart = address(self._loops), address(self._distances)
-        self._places = ctypes.c_void_p * len(self._distances)
+        self._run = functions.run_loops
         # Whoever runs takes a work space, and gives it back: threads that run at the same time have one each.
         self._spare: list[Array] = []
 
@@ -158,26 +155,22 @@ class LoopsEngine:
         ValueError
             A tensor has another size than the model's, or an id is beyond its table.
         """
-        users, held, at = len(arrays[self.inputs[0]]), [], FIRST_INPUT
+        users = len(arrays[self.inputs[0]])
         out = np.empty((users, *self._dims), np.float32)
         try:
             work = self._spare.pop()
         except IndexError:  # asked for beforehand, another thread could take the last one in between
             work = np.zeros(self._work, np.float32)
-        places = self._places(self._first, address(work))
+        held = [self._weights, work]
         for name, dtype, size in self._puts:
             array = arrays[name]
             if array.size != users * size or (array.dtype is not dtype and array.dtype != dtype):
                 raise ValueError(
-                    f"{name}: expected {size} numbers of {dtype} a user, came {array.dtype} {array.shape}"
+                    f"{name}: expected {size} numbers of {dtype} a user, got {array.dtype} {array.shape}"
                 )
-            if not array.flags.c_contiguous:
-                array = np.ascontiguousarray(array)
-                held.append(array)
-            places[at] = address(array)
-            at += 1
-        places[at] = address(out)
-        beyond = self._run(users, len(self._loops), len(places), self._listed, places, self._apart)
+            held.append(np.ascontiguousarray(array))
+        held.append(out)
+        beyond = self._run(users, len(self._loops), len(held), self._loops, tuple(held), self._distances)
         self._spare.append(work)
         if beyond:
             raise ValueError(f"{beyond} ids are beyond the tables of the model that they are for")

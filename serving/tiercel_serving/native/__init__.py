@@ -1,7 +1,7 @@
 """What is done in C where it was built; elsewhere NumPy, or ONNX Runtime for models, does the same, slower.
 
 Installing the package builds the functions (``*.c`` beside this file) where there is a C compiler. They are
-plain C without Python's headers, called through ctypes; while they run, other threads do too.
+plain C, which ``calls.c`` lets Python call without Python's headers; while they run, other threads do too.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from ..spec import Array
-
-_POINTER, _NUMBER, _FIRST = ctypes.c_void_p, ctypes.c_int64, ctypes.c_char
-
-#: Function → its arguments: p is an array's address, n a whole number.
+#: Function → its arguments: p is an array in one piece or None, t a tuple of arrays, n a whole number.
 ARGUMENTS: Mapping[str, str] = {
     "mark": "pnpn",
     "draw_uniform": "nnnppp",
@@ -32,7 +29,7 @@ ARGUMENTS: Mapping[str, str] = {
     "place_by_mix": "nnnnn" + "pppppp",
     "place_under_caps": "nnnnn" + "ppppp",
     "place_in_shares": "nnnn" + "pppp",
-    "run_loops": "nnnppp",
+    "run_loops": "nnnptp",
     "inner_products": "nnnn" + "pppp",
     "best_of_all": "nnnnnn" + "pppppp",
 }
@@ -58,18 +55,11 @@ def open_library(file: Path) -> Any:
     OSError, AttributeError
         It can't be loaded, or lacks one.
     """
-    opened = ctypes.CDLL(str(file))
+    opened = ctypes.PyDLL(str(file))
+    bind = opened.bind_function
+    bind.argtypes, bind.restype = [ctypes.py_object], ctypes.py_object
+    bound = SimpleNamespace()
     for name, arguments in ARGUMENTS.items():
-        function = getattr(opened, name)
-        function.argtypes = [_POINTER if one == "p" else _NUMBER for one in arguments]
-        function.restype = _NUMBER
-    return opened
-
-
-def address(array: Array) -> int:
-    """Return where a contiguous array lies; it must live until the call is over."""
-    if array.flags.writeable and array.size:
-        # Half of the time of what is below, of which a call may need ten.
-        return ctypes.addressof(_FIRST.from_buffer(array))  # type: ignore[arg-type]
-    found: int = array.__array_interface__["data"][0]
-    return found
+        place = ctypes.cast(getattr(opened, name), ctypes.c_void_p).value
+        setattr(bound, name, bind((place, arguments.encode())))
+    return bound

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import address, library
+from . import library
 
 
 def draw_uniform(
@@ -21,5 +21,5 @@ def draw_uniform(
         seeds = np.repeat(seeds, len(rows), axis=0)
     drawn = np.empty(rows.shape, np.float64)
     given = np.ascontiguousarray(seeds, np.float64), np.ascontiguousarray(rows, np.int64)
-    functions.draw_uniform(*rows.shape, offset, *map(address, given), address(drawn))
+    functions.draw_uniform(*rows.shape, offset, *given, drawn)
     return drawn

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import address, library
+from . import library
 
 #: From so many places on the call is worth its own cost.
 MANY = 2000
@@ -26,6 +26,6 @@ def mark(cells: npt.NDArray[np.bool_], at: npt.NDArray[np.integer[Any]]) -> None
         cells[at] = True
         return
     places = np.ascontiguousarray(at, np.int64)
-    beyond = functions.mark(address(cells), len(cells), address(places), places.size)
+    beyond = functions.mark(cells, len(cells), places, places.size)
     if beyond:
         raise IndexError(f"{beyond} of {places.size} places are beyond the {len(cells)} cells")

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..spec import Array
-from . import address, library
+from . import library
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -53,13 +53,10 @@ def best_by_score(
     users, width = scores.shape
     found = np.empty((users, count), np.float32), np.empty((users, count), np.int64)
     scores, rows = np.ascontiguousarray(scores, np.float32), np.ascontiguousarray(rows, np.int64)
-    cells, away = 0, None
-    if masked is not None:
-        masked = np.ascontiguousarray(masked)
-        cells, away = masked.shape[1], address(masked)
+    masked = None if masked is None else np.ascontiguousarray(masked)
+    cells = 0 if masked is None else masked.shape[1]
     sizes = users, width, count, width if rows.ndim == 2 else 0, cells, pad
-    given = address(scores), address(rows), away
-    if functions.best_by_score(*sizes, *given, address(found[0]), address(found[1])):
+    if functions.best_by_score(*sizes, scores, rows, masked, *found):
         raise MemoryError(f"no memory to sort {width} candidates")
     return found
 
@@ -72,8 +69,7 @@ def _sort(
         return False
     scores = np.ascontiguousarray(scores, np.float32)
     rows = None if rows is None else np.ascontiguousarray(rows, np.int64)
-    made = [None if array is None else address(array) for array in (rows, order, found, found_rows)]
-    if functions.sort_by_score(*scores.shape, address(scores), *made):
+    if functions.sort_by_score(*scores.shape, scores, rows, order, found, found_rows):
         raise MemoryError(f"no memory to sort {scores.shape[1]} candidates")
     return True
 
@@ -88,12 +84,9 @@ def put_in_place(scores: Scores, order: Rows, picks: Rows | None) -> Scores | No
         return None
     out = np.empty(scores.shape, np.float32)
     scores, order = np.ascontiguousarray(scores, np.float32), np.ascontiguousarray(order, np.int64)
-    places, chosen = 0, None
-    if picks is not None:
-        picks = np.ascontiguousarray(picks, np.int64)
-        places, chosen = picks.shape[1], address(picks)
-    given = address(scores), address(order), chosen
-    if functions.put_in_place(*scores.shape, places, *given, address(out)):
+    picks = None if picks is None else np.ascontiguousarray(picks, np.int64)
+    places = 0 if picks is None else picks.shape[1]
+    if functions.put_in_place(*scores.shape, places, scores, order, picks, out):
         raise MemoryError(f"no memory to place {scores.shape[1]} candidates")
     return out
 
@@ -107,8 +100,7 @@ def put_pinned(
         return None
     scores, rows = np.ascontiguousarray(scores, np.float32), np.ascontiguousarray(rows, np.int64)
     out, pinned = np.empty(scores.shape, np.float32), np.empty(scores.shape, np.int32)
-    arrays: list[Array] = [scores, rows, number, out, pinned]
-    if functions.put_pinned(*scores.shape, count, before, *map(address, arrays)):
+    if functions.put_pinned(*scores.shape, count, before, scores, rows, number, out, pinned):
         raise MemoryError(f"no memory to place {scores.shape[1]} candidates")
     return out, pinned
 
@@ -124,6 +116,6 @@ def put_by_draw(scores: Scores, noise: Doubles, weights: Doubles, rows: Rows) ->
     given += [np.ascontiguousarray(noise, np.float64), np.ascontiguousarray(weights, np.float64)]
     given.append(np.ascontiguousarray(rows, np.int64))
     out = np.empty(scores.shape, np.float32)
-    if functions.put_by_draw(*scores.shape, *map(address, given), address(out)):
+    if functions.put_by_draw(*scores.shape, *given, out):
         raise MemoryError(f"no memory to place {scores.shape[1]} candidates")
     return out

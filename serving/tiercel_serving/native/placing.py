@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..ranked.order import Rows
 from ..spec import Array
-from . import address, library
+from . import library
 
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
@@ -160,9 +160,7 @@ def _picks(
     picks = np.empty((shape[0], places), np.int64)
     lying = [np.ascontiguousarray(array) for array in given]
     first = () if before is None else (before,)
-    failed = getattr(functions, name)(
-        *(*first, *shape, places, *numbers), *map(address, lying), address(picks), *map(address, made)
-    )
+    failed = getattr(functions, name)(*first, *shape, places, *numbers, *lying, picks, *made)
     if failed:
         raise MemoryError(f"no memory to place {shape[1]} candidates of each of {shape[0]} users")
     return picks

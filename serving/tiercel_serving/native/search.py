@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import address, library
+from . import library
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -28,8 +28,7 @@ def functions() -> Any | None:
 def _same(built: Any, size: int) -> bool:
     drawn = np.random.default_rng(size).normal(size=(10, size)).astype(np.float32)
     vectors, query, found = drawn[:7], drawn[7:], np.empty((3, 7), np.float32)
-    places = *map(address, (vectors, query)), None, address(found)
-    built.inner_products(3, 7, 7, size, *places)
+    built.inner_products(3, 7, 7, size, vectors, query, None, found)
     return np.array_equal(found, np.einsum("id,bd->bi", vectors, query))
 
 
@@ -42,8 +41,7 @@ def inner_products(vectors: Scores, query: Scores, positions: Rows) -> Scores | 
     positions = np.ascontiguousarray(positions, np.int64)
     users, width = positions.shape
     found = np.empty((users, width), np.float32)
-    given = address(vectors), address(query), address(positions)
-    built.inner_products(users, len(vectors), width, vectors.shape[1], *given, address(found))
+    built.inner_products(users, len(vectors), width, vectors.shape[1], vectors, query, positions, found)
     return found
 
 
@@ -58,7 +56,6 @@ def best_of_all(
     masked = np.ascontiguousarray(masked)
     found = np.empty((len(query), count), np.float32), np.empty((len(query), count), np.int64)
     sizes = len(query), *vectors.shape, count, masked.shape[1], pad
-    given = address(vectors), address(query), address(rows), address(masked)
-    if built.best_of_all(*sizes, *given, address(found[0]), address(found[1])):
+    if built.best_of_all(*sizes, vectors, query, rows, masked, *found):
         raise MemoryError(f"no memory to score {len(vectors)} items for {len(query)} users")
     return found

@@ -4,7 +4,7 @@
  * goes through all strings and the table's records come from memory one by one. Here, some strings at a time are
  * hashed, what they need of the table is asked for ahead of time, and then it is compared.
  *
- * Plain C functions without Python's headers, called through ctypes (texts.py). Words are little-endian, as in the
+ * Plain C functions without Python's headers (texts.py). Words are little-endian, as in the
  * tables.
  */
 #include <stdint.h>

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ..lookups.strings import Strings
 from ..spec import Array
-from . import address, library
+from . import library
 
 
 class NativeTexts:
@@ -26,19 +26,17 @@ class NativeTexts:
 
     def __init__(self, functions: Any, records: Array, displacements: Array, columns: Array) -> None:
         self._find = functions.find_texts
-        # They lie together, and stay while their addresses are known here.
-        self._arrays = tuple(map(np.ascontiguousarray, (records, displacements, columns)))
-        self._records, self._displacements, self._columns = map(address, self._arrays)
-        self._words, self._column_bytes = records.shape[1] - 1, 8 * columns.shape[1]
+        lying = map(np.ascontiguousarray, (records, displacements, columns))
+        self._records, self._displacements, self._columns = lying
+        self._words = records.shape[1] - 1
 
     def find(self, column: int, texts: Strings, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Write each string's code into ``codes [n]``; return the positions of odd ones, which get none."""
         odd = np.empty(len(texts), np.int64)
         offsets = np.ascontiguousarray(texts.offsets, np.int64)
         found = self._find(
-            *(address(texts.blob), len(texts.blob), address(offsets), len(texts), texts.gap),
-            *(self._records, self._words, self._displacements),
-            *(self._columns + column * self._column_bytes, address(codes), address(odd)),
+            *(texts.blob, len(texts.blob), offsets, len(texts), texts.gap),
+            *(self._records, self._words, self._displacements, self._columns[column], codes, odd),
         )
         return odd[:found]
 
@@ -49,5 +47,5 @@ def split_at_nuls(blob: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int
     if functions is None:
         return np.append(0, np.flatnonzero(blob == 0)[:count] + 1)
     offsets = np.empty(count + 1, np.int64)
-    functions.split_texts(address(blob), len(blob), count, address(offsets))
+    functions.split_texts(blob, len(blob), count, offsets)
     return offsets

@@ -36,13 +36,13 @@ def count_users(specs: Sequence[TensorSpec], arrays: Arrays) -> int:
         if array.ndim < 1 or not _fit(spec.dims, array.shape[1:]):
             shape = ", ".join("any" if dim == -1 else str(dim) for dim in spec.dims)
             raise InvalidRequest(
-                f"input {spec.name}: expected the shape [users, {shape}], came {list(array.shape)}"
+                f"input {spec.name}: expected the shape [users, {shape}], got {list(array.shape)}"
             )
         if array.dtype != spec.numpy_dtype:
-            raise InvalidRequest(f"input {spec.name}: expected {spec.dtype}, came {array.dtype}")
+            raise InvalidRequest(f"input {spec.name}: expected {spec.dtype}, got {array.dtype}")
         if users not in (-1, len(array)):
             raise InvalidRequest(
-                f"input {spec.name}: expected {users} rows as in the others, came {len(array)}"
+                f"input {spec.name}: expected {users} rows as in the others, got {len(array)}"
             )
         users = len(array)
     if users < 1:
@@ -61,7 +61,8 @@ class Inputs:
 
     def __init__(self, specs: Sequence[TensorSpec]) -> None:
         self._specs = tuple(specs)
-        self._needed = frozenset(spec.name for spec in specs if not spec.optional)
+        #: What every request has.
+        self.needed = frozenset(spec.name for spec in specs if not spec.optional)
         self._known = {spec.name: (spec.dims, spec.numpy_dtype, -1 in spec.dims) for spec in specs}
 
     def count_users(self, arrays: Arrays) -> int:
@@ -76,7 +77,7 @@ class Inputs:
             if not fits or array.dtype != dtype or users not in (-1, shape[0]):
                 return count_users(self._specs, arrays)
             users = shape[0]
-        return users if users > 0 and self._needed <= arrays.keys() else count_users(self._specs, arrays)
+        return users if users > 0 and self.needed <= arrays.keys() else count_users(self._specs, arrays)
 
 
 def _fit(dims: Sequence[int], shape: Sequence[int]) -> bool:

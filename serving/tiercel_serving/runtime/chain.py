@@ -126,8 +126,17 @@ class Chain:
             widths.update(stage.widths(arrays))
         return widths
 
+    def lacking(self, arrays: Arrays) -> dict[str, Array]:
+        """Return the optional inputs that one batch lacks, null; they depend on names and shapes alone."""
+        users = count_rows(arrays)
+        blank = self._blanks.get(users)
+        if blank is None:
+            blank = self._blanks[users] = absent(self.external_inputs, users)
+        full = complete(self._companions, arrays, blank)
+        return {name: array for name, array in full.items() if name not in arrays}
+
     def run(
-        self, arrays: Arrays, wanted: Collection[str] | None = None
+        self, arrays: Arrays, wanted: Collection[str] | None = None, lacking: Arrays | None = None
     ) -> tuple[dict[str, Array], dict[str, float]]:
         """Run all stages on one batch of the external inputs, of which absent optional ones are null.
 
@@ -137,6 +146,8 @@ class Chain:
             The inputs.
         wanted
             The outputs that shall be copied from a device; None are all.
+        lacking
+            What :meth:`lacking` says of the inputs, where it was asked before.
 
         Returns
         -------
@@ -150,11 +161,7 @@ class Chain:
         """
         if self._items is not None:
             self._renew(self._items, arrays)
-        users = count_rows(arrays)
-        blank = self._blanks.get(users)
-        if blank is None:
-            blank = self._blanks[users] = absent(self.external_inputs, users)
-        tensors = complete(self._companions, arrays, blank)
+        tensors = {**(self.lacking(arrays) if lacking is None else lacking), **arrays}
         if self.place is not None:
             with self.place.here():
                 return self._run_there(tensors, wanted)

@@ -12,7 +12,7 @@ import functools
 import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,10 +33,13 @@ TYPE_NAMES = (
     *("FP16", "FP32", "FP64", "STRING"),
 )
 
-#: A tensor as the backend knows it: name, Triton's type, shape, its memory (BYTES: a list of bytes).
+#: What requests may have in common: name, Triton's type and shape of each tensor, and the names of wanted
+#: outputs. Requests that have the same come with the same object, as long as no other is between them.
+Kind = tuple[tuple[tuple[str, int, tuple[int, ...]], ...], list[str]]
+#: A request: its kind, and the memory of each tensor (BYTES: a list of bytes).
+RawRequest = tuple[Kind, list[Any]]
+#: A tensor of an answer: name, Triton's type, shape, an array (BYTES: a list of bytes).
 RawTensor = tuple[str, int, tuple[int, ...], Any]
-#: A request: its tensors, and the names of the outputs that it wants.
-RawRequest = tuple[list[RawTensor], list[str]]
 #: An answer: Triton's error code, or :data:`GOOD`; its message; tensors.
 RawAnswer = tuple[int, str, list[RawTensor]]
 GOOD = -1
@@ -160,7 +163,10 @@ def _metric(family: int | None, labels: tuple[tuple[str, str], ...]) -> ctypes.c
 
 
 class Loaded(NamedTuple):
-    """A model that is ready: what the backend calls for each batch, and at the end."""
+    """A model that is ready: what the backend calls for each batch, and at the end.
+
+    ``execute`` gives an answer to each request, or one with the rows of all of them in their order.
+    """
 
     execute: Callable[[list[RawRequest]], list[RawAnswer]]
     finalize: Callable[[], None]
@@ -190,12 +196,13 @@ def load(model_config: str, model_repository: str) -> Loaded:
 
     def execute(raw: list[RawRequest]) -> list[RawAnswer]:
         try:
-            answers = None
-            if answer_alike is not None and (joined := joined_if_alike(raw)) is not None:
-                answers = answer_alike(joined, len(raw), raw[0][1])
-            if answers is None:
-                answers = answer([(_arrays(tensors), wanted) for tensors, wanted in raw])
-            return [_raw(one) for one in answers]
+            if answer_alike is not None:
+                joined, kind = _arrays(raw[0]) if len(raw) == 1 else joined_if_alike(raw), raw[0][0]
+                together = None if joined is None else answer_alike(joined, len(raw), kind)
+                if together is not None:
+                    return [_raw(together, kind[1])]
+            answers = answer([(_arrays(one), one[0][1]) for one in raw])
+            return [_raw_of_one(one) for one in answers]
         except Exception as error:
             Logger.log_error(traceback.format_exc())
             return [(TritonError.INTERNAL, f"the model broke: {error!r}", [])] * len(raw)
@@ -232,35 +239,32 @@ def triton_string_to_numpy(name: str) -> type[Any]:
     return NUMPY_TYPES[TYPE_NAMES.index(name.removeprefix("TYPE_")) + 1].type
 
 
-def _arrays(tensors: Sequence[RawTensor]) -> dict[str, Array]:
+def _arrays(request: RawRequest) -> dict[str, Array]:
     """Return a request's tensors as arrays over Triton's memory."""
-    return {
-        name: np.ndarray(shape, NUMPY_TYPES[number], data) if number != BYTES else _objects(shape, data)
-        for name, number, shape, data in tensors
-    }
+    (tensors, _), bodies = request
+    arrays: dict[str, Array] = {}
+    for (name, number, shape), body in zip(tensors, bodies):  # noqa: B905 - the backend makes both
+        known = number != BYTES
+        arrays[name] = np.ndarray(shape, NUMPY_TYPES[number], body) if known else _objects(shape, body)
+    return arrays
 
 
 def joined_if_alike(raw: Sequence[RawRequest]) -> dict[str, Array] | None:
-    """Return the tensors of requests that are alike, each of all of them end to end; None if they are not.
+    """Return the tensors of requests of one kind, each of all of them end to end; None if they are not alike.
 
     Such are nearly all that an inner model gets, and to make arrays of each of them, check them and put them
-    together costs more than many a stage. Alike are those that have and want the same: names, types, shapes.
+    together costs more than many a stage.
     """
-    first, wanted = raw[0]
-    if len(raw) == 1:
-        return _arrays(first)
-    if any(len(tensors) != len(first) or outputs != wanted for tensors, outputs in raw):
+    kind = raw[0][0]
+    if any(one is not kind for one, _ in raw):
         return None
     joined: dict[str, Array] = {}
-    for column in zip(*(tensors for tensors, _ in raw), strict=True):
-        head, size = column[0][:3], len(column[0][3])
-        name, number, shape = head
-        if number == BYTES or not shape or any(one[:3] != head or len(one[3]) != size for one in column):
+    for (name, number, shape), *bodies in zip(kind[0], *(bodies for _, bodies in raw), strict=True):
+        dtype = NUMPY_TYPES[number]
+        size = math.prod(shape) * dtype.itemsize
+        if number == BYTES or not shape or any(len(body) != size for body in bodies):
             return None
-        dtype, data = NUMPY_TYPES[number], bytearray().join([one[3] for one in column])
-        if len(data) != len(raw) * math.prod(shape) * dtype.itemsize:
-            return None
-        joined[name] = np.ndarray((len(raw) * shape[0], *shape[1:]), dtype, data)
+        joined[name] = np.ndarray((len(raw) * shape[0], *shape[1:]), dtype, bytearray().join(bodies))
     return joined
 
 
@@ -270,15 +274,20 @@ def _objects(shape: tuple[int, ...], data: list[bytes]) -> Array:
     return array.reshape(shape)
 
 
-def _raw(answer: TritonError | Mapping[str, Array]) -> RawAnswer:
-    if isinstance(answer, TritonError):
-        return answer.code, str(answer), []
+def _raw(outputs: Mapping[str, Array], wanted: Iterable[str]) -> RawAnswer:
     tensors: list[RawTensor] = []
-    for name, array in answer.items():
+    for name in wanted:
+        array = np.ascontiguousarray(outputs[name])
         number = TRITON_TYPES[array.dtype]
         data = array if number != BYTES else [_bytes(value) for value in array.reshape(-1).tolist()]
         tensors.append((name, number, array.shape, data))
     return GOOD, "", tensors
+
+
+def _raw_of_one(answer: TritonError | Mapping[str, Array]) -> RawAnswer:
+    if isinstance(answer, TritonError):
+        return answer.code, str(answer), []
+    return _raw(answer, answer)
 
 
 def _bytes(value: str | bytes) -> bytes:

@@ -18,7 +18,7 @@ with, asks :meth:`TritonPythonModel.answer`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,27 @@ class Call(NamedTuple):
     wanted: Sequence[str]
 
 
+class Alike(NamedTuple):
+    """What is known of requests of one kind, once one of them was looked at.
+
+    Parameters
+    ----------
+    kind
+        The same object in all of them.
+    users
+        How many each has.
+    checked
+        Whether what they carry is to be checked.
+    lacking
+        Requests in a batch → the tensors that it lacks (:meth:`~.chain.Chain.lacking`).
+    """
+
+    kind: Any
+    users: int
+    checked: bool
+    lacking: dict[int, Arrays]
+
+
 class TritonPythonModel:
     """What Triton's Python backend loads: a list of stages behind Triton's calls."""
 
@@ -75,6 +96,7 @@ class TritonPythonModel:
         except TiercelError as error:
             raise pb_utils.TritonModelException(str(error)) from error
         self._inputs = batching.Inputs(self._chain.external_inputs)
+        self._alike = Alike(None, 0, checked=True, lacking={})
         self._k_default = release.settings.k_default
         self._time_outputs = frozenset(TIME_PREFIX + name for name in names)
         self._metrics = Metrics(
@@ -114,8 +136,8 @@ class TritonPythonModel:
         return answers
 
     def answer_alike(
-        self, arrays: dict[str, Array], requests: int, wanted: Sequence[str]
-    ) -> list[dict[str, Array]] | None:
+        self, arrays: dict[str, Array], requests: int, kind: tuple[Any, Sequence[str]]
+    ) -> dict[str, Array] | None:
         """Answer requests that are alike, whose tensors are already one batch.
 
         Parameters
@@ -124,26 +146,35 @@ class TritonPythonModel:
             Their tensors, end to end; each has as many users.
         requests
             How many they are.
-        wanted
-            The outputs that each of them wants.
+        kind
+            Names, dtypes and shapes of what each carries, and the outputs that each of them wants: as one
+            object, by which those of the next batch are known to be the same.
 
         Returns
         -------
-        What :meth:`answer` does; None if one of them cannot be answered, which only that says of which.
+        What they want, and more, with the rows of all of them; None if one of them cannot be answered, or
+        their answers differ in width: then :meth:`answer` is to be asked.
         """
         try:
-            users = [self._inputs.count_users(arrays) // requests] * requests
-            self._chain.check(arrays)
-            widths: list[Mapping[str, int]] = [{}] * requests
+            alike = self._alike if self._alike.kind is kind else self._look_at(arrays, requests, kind)
+            if alike.checked:
+                self._chain.check(arrays)
             k = arrays.get("k")
-            # Of one k all are as wide as their batch.
             if k is not None and requests > 1 and not (k == k[0]).all():
-                parts = batching.split(arrays, users, [list(arrays)] * requests, widths)
-                widths = [self._chain.widths(part) for part in parts]
-            return self._run_batch(arrays, users, [wanted] * requests, widths)
+                return None
+            lacking = alike.lacking.get(requests)
+            if lacking is None:
+                lacking = alike.lacking[requests] = self._chain.lacking(arrays)
+            return self._run_batch(arrays, alike.users * requests, kind[1], lacking)
         except Exception:
             # Whose fault it is, and what is counted and logged, is found where they are answered one by one.
             return None
+
+    def _look_at(self, arrays: Arrays, requests: int, kind: Any) -> Alike:
+        """Check names, dtypes and shapes, and remember for the next requests what follows from these."""
+        users = self._inputs.count_users(arrays) // requests
+        self._alike = Alike(kind, users, not self._inputs.needed >= arrays.keys(), {})
+        return self._alike
 
     def finalize(self) -> None:
         """Send the last counts, and let go of the stages."""
@@ -168,34 +199,30 @@ class TritonPythonModel:
         users, wanted = [call.users for call in calls], [call.wanted for call in calls]
         arrays = batching.concatenate(self._chain.external_inputs, [call.arrays for call in calls])
         widths = [self._chain.widths(call.arrays) for call in calls] if len(calls) > 1 else [{}]
-        return self._run_batch(arrays, users, wanted, widths)
+        outputs = self._run_batch(arrays, sum(users), set().union(*wanted))
+        return batching.split(outputs, users, wanted, widths)
 
     def _run_batch(
-        self,
-        arrays: Arrays,
-        users: Sequence[int],
-        wanted: Sequence[Sequence[str]],
-        widths: Sequence[Mapping[str, int]],
-    ) -> list[dict[str, Array]]:
-        of_all = wanted[0] if len(wanted) == 1 else set().union(*wanted)
-        outputs, times = self._chain.run(arrays, of_all)
-        self._note_answers(arrays, outputs)
-        for name in self._time_outputs.intersection(of_all):
-            time_us = times[name.removeprefix(TIME_PREFIX)]
-            outputs[name] = np.full((sum(users), 1), time_us, np.float32)
-        return batching.split(outputs, users, wanted, widths)
+        self, arrays: Arrays, users: int, wanted: Collection[str], lacking: Arrays | None = None
+    ) -> dict[str, Array]:
+        outputs, times = self._chain.run(arrays, wanted, lacking)
+        if "count" in outputs:
+            self._note_answers(arrays, outputs)
+        for name in self._time_outputs.intersection(wanted):
+            outputs[name] = np.full((users, 1), times[name.removeprefix(TIME_PREFIX)], np.float32)
+        return outputs
 
     def _note_answers(self, arrays: Arrays, outputs: Arrays) -> None:
         """Note what was answered, where answers are made; it is counted later, off the caller's time."""
-        count, status = outputs.get("count"), outputs.get("status")
-        if count is None or (status is None and "status" not in arrays):
-            return  # no answer, or one that is to nobody
+        status = outputs.get("status", arrays.get("status"))
+        if status is None:
+            return  # titles are no answer, nor is what is like an item
         k = arrays.get("k")
         self._metrics.note(
             # Inputs lie in memory that is Triton's again once the request is answered, and so does whatever
             # a stage hands on: where every slot is real, `count` is the request's own `k`.
-            (arrays["status"] if status is None else status).copy(),
-            count.copy(),
+            status.copy(),
+            outputs["count"].copy(),
             self._k_default if k is None else k.copy(),
         )
 

@@ -92,14 +92,12 @@ def checked_weights(form: Mapping[str, Any], items: int, name: str) -> tuple[Arr
     what = f"item weights {name!r}"
     missing = [array for array in ("offsets", "columns", "weights") if array not in form]
     if missing:
-        raise InvalidSettings(
-            f"{what}: expected offsets, columns and weights, came no {missing[0]}; give all"
-        )
+        raise InvalidSettings(f"{what}: expected offsets, columns and weights, got no {missing[0]}; give all")
     offsets = np.asarray(form["offsets"], np.int64)
     columns, weights = np.asarray(form["columns"]), np.asarray(form["weights"], np.float32)
     if len(offsets) != items + 1 or len(columns) != len(weights) or offsets[-1] != len(weights):
         raise InvalidSettings(
-            f"{what}: expected {items + 1} offsets that end at the number of columns and of weights, came "
+            f"{what}: expected {items + 1} offsets that end at the number of columns and of weights, got "
             f"{len(offsets)} that end at {offsets[-1:]}, {len(columns)} and {len(weights)}; give CSR arrays "
             "with a row for each item of the catalogue"
         )

@@ -125,7 +125,7 @@ def checked_neighbours(form: Mapping[str, Any], items: int, name: str) -> dict[s
     """Return the arrays of a form; raise InvalidSettings if one is missing, or they do not fit together."""
     what = f"user neighbours {name!r}"
     if missing := [array for array in _FORM if array not in form]:
-        raise InvalidSettings(f"{what}: expected {', '.join(_FORM)}, came no {missing[0]}; give all")
+        raise InvalidSettings(f"{what}: expected {', '.join(_FORM)}, got no {missing[0]}; give all")
     arrays = {key: np.asarray(form[key], dtype) for key, dtype in _FORM.items()}
     users = len(arrays["lengths"])
     for offsets, values, beside, rows, columns in (
@@ -143,7 +143,7 @@ def checked_neighbours(form: Mapping[str, Any], items: int, name: str) -> dict[s
             raise InvalidSettings(f"{what}: {beside} must be finite; give finite numbers")
     if len(arrays["weights"]) != items:
         raise InvalidSettings(
-            f"{what}: expected {items} weights, came {len(arrays['weights'])}; give one an item"
+            f"{what}: expected {items} weights, got {len(arrays['weights'])}; give one an item"
         )
     return arrays
 

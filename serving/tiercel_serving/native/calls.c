@@ -1,0 +1,134 @@
+/* Functions of this library as functions of Python's, which take arrays as they are.
+ *
+ * Through ctypes a call takes longer than most of them run, above all after a wait, when its code is out of the caches. What
+ * is needed of Python is of its stable ABI, and declared here: whoever loads this library has it.
+ */
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+typedef struct PyObject PyObject;
+typedef struct PyThreadState PyThreadState;
+typedef struct {
+  void* buf;
+  PyObject* obj;
+  ssize_t len, itemsize;
+  int readonly, ndim;
+  char* format;
+  ssize_t *shape, *strides, *suboffsets;
+  void* internal;
+} Py_buffer;
+typedef struct {
+  const char* name;
+  PyObject* (*function)(PyObject* self, PyObject* const* given, ssize_t count);
+  int flags;
+  const char* doc;
+} PyMethodDef;
+enum { BUFFER_SIMPLE = 0, METHOD_FASTCALL = 0x80 };
+
+extern PyObject _Py_NoneStruct, *PyExc_TypeError;
+PyObject* PyCFunction_NewEx(PyMethodDef* method, PyObject* self, PyObject* module);
+PyObject* PyErr_NoMemory(void);
+PyObject* PyErr_Occurred(void);
+PyObject* PyErr_Format(PyObject* type, const char* format, ...);
+int PyObject_GetBuffer(PyObject* object, Py_buffer* view, int flags);
+void PyBuffer_Release(Py_buffer* view);
+unsigned long long PyLong_AsUnsignedLongLongMask(PyObject* number);
+void* PyLong_AsVoidPtr(PyObject* number);
+PyObject* PyLong_FromLongLong(long long value);
+char* PyBytes_AsString(PyObject* bytes);
+PyObject* PyTuple_GetItem(PyObject* tuple, ssize_t index);
+ssize_t PyTuple_Size(PyObject* tuple);
+PyThreadState* PyEval_SaveThread(void);
+void PyEval_RestoreThread(PyThreadState* state);
+
+/* A number and an address are passed alike, and who takes fewer does not look at the others. */
+enum { MOST = 13 };
+typedef int64_t Function(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+                         int64_t, int64_t);
+
+/* What a call holds of its arrays until it is over. */
+typedef struct {
+  size_t count;
+  Py_buffer* views;
+  void** places; /* of those that come in a tuple */
+} Held;
+
+/* Hold an array, which lies in one piece; None is no array. */
+static bool hold(PyObject* array, Held* held, void** place)
+{
+  *place = NULL;
+  if (array == &_Py_NoneStruct) return true;
+  if (PyObject_GetBuffer(array, &held->views[held->count], BUFFER_SIMPLE) != 0) return false;
+  *place = held->views[held->count++].buf;
+  return true;
+}
+
+/* Read an argument: n is a number, p an array or None, t a tuple of arrays. */
+static bool read_argument(char kind, PyObject* given, Held* held, int64_t* value)
+{
+  void* place = NULL;
+  if (kind == 'n') {
+    *value = (int64_t)PyLong_AsUnsignedLongLongMask(given); /* some are unsigned */
+    return *value != -1 || PyErr_Occurred() == NULL;
+  }
+  if (kind == 'p') {
+    if (!hold(given, held, &place)) return false;
+    *value = (int64_t)(intptr_t)place;
+    return true;
+  }
+  for (ssize_t index = 0; index < PyTuple_Size(given); ++index)
+    if (!hold(PyTuple_GetItem(given, index), held, &held->places[index])) return false;
+  *value = (int64_t)(intptr_t)held->places;
+  return true;
+}
+
+/* Make room for all arrays of a call. */
+static bool make_room(const char* kinds, PyObject* const* given, Held* held)
+{
+  size_t views = 1, places = 1;
+  for (size_t index = 0; kinds[index] != '\0'; ++index) {
+    ssize_t count = kinds[index] == 't' ? PyTuple_Size(given[index]) : 1;
+    if (count < 0) return false;
+    views += (size_t)count;
+    if (kinds[index] == 't') places = (size_t)count + 1;
+  }
+  held->views = malloc(views * sizeof *held->views + places * sizeof *held->places);
+  held->places = (void**)(held->views + views);
+  if (held->views == NULL) PyErr_NoMemory();
+  return held->views != NULL;
+}
+
+/* Call the function whose address and kinds of arguments are `self`; other threads run meanwhile. */
+static PyObject* call(PyObject* self, PyObject* const* given, ssize_t count)
+{
+  Function* function = NULL;
+  *(void**)(&function) = PyLong_AsVoidPtr(PyTuple_GetItem(self, 0));
+  const char* kinds = PyBytes_AsString(PyTuple_GetItem(self, 1));
+  int64_t v[MOST] = {0}, found = 0;
+  Held held = {0, NULL, NULL};
+  if ((size_t)count != strlen(kinds)) return PyErr_Format(PyExc_TypeError, "expected %s, came %zd arguments", kinds, count);
+  bool good = make_room(kinds, given, &held);
+  for (ssize_t index = 0; good && index < count; ++index) good = read_argument(kinds[index], given[index], &held, &v[index]);
+  if (good) {
+    PyThreadState* state = PyEval_SaveThread();
+    found = function(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12]);
+    PyEval_RestoreThread(state);
+  }
+  for (size_t index = 0; index < held.count; ++index) PyBuffer_Release(&held.views[index]);
+  free(held.views);
+  return good ? PyLong_FromLongLong(found) : NULL;
+}
+
+/* Return a function of Python's: `self` is (its address, its arguments' kinds as bytes). */
+EXPORT PyObject* bind_function(PyObject* self)
+{
+  static PyMethodDef method = {"call", call, METHOD_FASTCALL, NULL};
+  if (strlen(PyBytes_AsString(PyTuple_GetItem(self, 1))) > MOST)
+    return PyErr_Format(PyExc_TypeError, "a function takes at most %d arguments", MOST);
+  return PyCFunction_NewEx(&method, self, NULL);
+}

@@ -1,0 +1,44 @@
+"""``native/calls.c``: how Python calls the functions in C."""
+
+import numpy as np
+import pytest
+from native_build import open_compiled, run_sanitized
+
+
+def refused_calls(functions):
+    """Call with what is no array in one piece, no number, or too much: each is refused, none stays held."""
+    cells, places = bytearray(8), np.array([1, 5])
+    assert functions.mark(cells, 8, places, 2) == 0
+    assert bytes(cells) == b"\0\1\0\0\0\1\0\0"
+    for given in ((cells, 8, places), (cells, 8, places, 2, 3)):
+        with pytest.raises(TypeError, match=f"expected pnpn, came {len(given)} arguments"):
+            functions.mark(*given)
+    for given in ((cells, 8, 3, 2), (cells, "8", places, 2), (cells, 8.5, places, 2)):
+        with pytest.raises(TypeError):
+            functions.mark(*given)
+    with pytest.raises((ValueError, BufferError), match="contiguous"):
+        functions.mark(cells, 8, np.arange(8)[::2], 4)
+    with pytest.raises(SystemError):
+        functions.run_loops(1, 0, 1, None, [cells], None)
+    with pytest.raises(TypeError):
+        functions.run_loops(1, 0, 2, None, (cells, 7), None)
+    cells.append(0)  # which it refuses as long as somebody holds its memory
+
+
+def test_what_does_not_fit_is_refused():
+    refused_calls(open_compiled())
+
+
+SANITIZED = """
+import sys
+from pathlib import Path
+from serving.test_native_calls import refused_calls
+from tiercel_serving import native
+
+refused_calls(native.open_library(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_touched_that_was_not_given():
+    run_sanitized(SANITIZED)
