@@ -38,6 +38,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # As many threads as processes would have two for each core, which wait for one another; before NumPy and
     # torch are imported, and for the commands that tests start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # When numba first runs a loop with threads, as NVTabular's similarities do, it gives OpenMP its number,
+    # and so torch and FAISS.
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 # NVTabular's graphs are of a few tasks of a millisecond: Dask's threads would cost more than they run.
 os.environ.setdefault("DASK_SCHEDULER", "synchronous")
 # Nor does it pay that numba optimises NVTabular's similarities for a dozen rows; the floats are the same.
@@ -183,13 +186,6 @@ def pytest_collection_finish() -> None:
     # What tests import later stays too, and is as large: a look through all of it takes a fifth of a second.
     gc.set_threshold(20_000, 10, 100)
     gc.enable()
-
-
-def pytest_runtest_setup() -> None:
-    """Give torch one thread, as long as there are other processes, whatever an earlier test has set."""
-    torch = sys.modules.get("torch")
-    if _room is not None and torch is not None and torch.get_num_threads() != 1:
-        torch.set_num_threads(1)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

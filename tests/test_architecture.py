@@ -133,7 +133,7 @@ def declared(extra: str | None) -> set[str]:
 
 
 def test_extras_are_read_as_pip_reads_them() -> None:
-    assert declared(None) == {"numpy", "tritonclient", "protobuf"}
+    assert declared(None) == {"hpack", "numpy", "tritonclient", "protobuf"}
     assert declared("commands") >= {"faiss-cpu", "onnxruntime", "msgspec", "typer", "rich", "numpy"}
     assert declared("server") - declared("commands") == {"nvidia-pytriton"}
     assert declared("pipelines") >= {"nvidia-pytriton", "nvtabular", "torch", "safetensors"}

@@ -151,8 +151,8 @@ def markdown(document: Mapping[str, Any]) -> list[str]:
 _TEXT = """\
 ## Rankers, ml-100k
 
-`python -m benchmarks.accuracy --ranking`: what each ranking family makes of the same 200 candidates of each
-user. Retrieval is trained once a seed, every ranker learns from the same lists that did not know their
-positives, stops by the validation part, and is judged on the test part by the served stages in memory. Lift
-is the difference to retrieval's own order with the same seed, mean ± standard deviation over seeds. Settings
-are the defaults."""
+`python -m benchmarks.accuracy --ranking` compares ranking families on the same 200 candidates of each user.
+Retrieval is trained once for each seed. Every ranker learns from the same lists, which were retrieved without
+knowledge of their positives, stops early by the validation part, and is judged on the test part by the served
+stages in memory. Lift is the difference to retrieval's own order with the same seed, as mean ± standard
+deviation over seeds. Settings are the defaults."""

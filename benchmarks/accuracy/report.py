@@ -109,30 +109,39 @@ def markdown(document: Mapping[str, Any]) -> str:
         parts.append(f"{users} users; mean ± standard deviation over seeds; on {' and '.join(machines)}.")
         lines = [HEAD, ["---"] * len(HEAD), *(row.table() for row in rows), popularity(rows)]
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
-        for row in rows:
-            real = [str(cell["seed"]) for cell in row.cells if cell["answered"] == "triton"]
-            if 0 < len(real) < len(row.cells):
-                parts.append(
-                    f"Of `{row.family}` seed {', '.join(real)} was asked of a real Triton over gRPC, the "
-                    "others in one process."
-                )
+        parts += _partly_real(rows)
     parts += [*ranking.markdown(document), *sampled.markdown(document)]
     return "\n\n".join(parts) + "\n"
+
+
+def _partly_real(rows: Iterable[Row]) -> list[str]:
+    """Return which seeds of which families a real Triton answered, where not all of a family's."""
+    families: dict[str, list[str]] = {}
+    for row in rows:
+        real = [str(cell["seed"]) for cell in row.cells if cell["answered"] == "triton"]
+        if 0 < len(real) < len(row.cells):
+            families.setdefault(", ".join(real), []).append(f"`{row.family}`")
+    return [
+        f"Measured through a real Triton over gRPC: seed {seeds} of {', '.join(names)}; the other seeds in "
+        "one process."
+        for seeds, names in families.items()
+    ]
 
 
 _INTRODUCTION = """\
 # Accuracy
 
-Written by `make accuracy` (`python -m benchmarks.accuracy`): each family is trained from a recipe, exported
-by the same compilers, and judged by what the served stages answer for every user of the test part; nothing
-else is looked at. The split is the same for every seed; seeds change initial weights, batches and
-negatives, and where "any" stands nothing is drawn. Settings are the defaults of
-[models.md](models.md), or what `benchmarks/accuracy/contenders.py` says.
+Written by `make accuracy` (`python -m benchmarks.accuracy`). Each family is trained from a recipe, exported
+by the same compilers, and judged only by what the served stages answer for every user of the test part. The
+split is the same for every seed; a seed changes initial weights, batches and negatives. Families with "any"
+seed have nothing random. Settings are the defaults of [models.md](models.md), or those in
+`benchmarks/accuracy/contenders.py`.
 
-A caller's list is what is measured, so a recipe with a ranker is measured after ranking. Coverage is the
-share of the catalogue that anybody is shown among 10, novelty the mean information of what is shown
-([evaluation.md](evaluation.md)). `p50` is one answer to one user: through a real Triton over gRPC, or with
-a star the stages in one process. Seconds of training are the processor's, with all that a training does
-before and after its epochs, on one thread (`OMP_NUM_THREADS=1`): other work on the machine adds nothing to
-them. In brackets stands wall time of earlier measurements, other work included. Latencies of a machine that
-does other work meanwhile, as this one did, compare families roughly."""
+- The answer to a caller is what is measured, so a recipe with a ranker is measured after ranking.
+- Coverage is the share of the catalogue that appears in anybody's top 10; novelty is the mean information of
+  the recommended items ([evaluation.md](evaluation.md)).
+- `p50` is the time of one answer to one user, through a real Triton over gRPC; with a star, of the stages in
+  one process. The machine did other work meanwhile, so latencies compare families only roughly.
+- Training is in processor seconds on one thread (`OMP_NUM_THREADS=1`), including everything before and after
+  the epochs; other work on the machine adds nothing to them. Figures in brackets are wall time of earlier
+  measurements, which includes other work."""

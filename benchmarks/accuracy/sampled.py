@@ -221,16 +221,16 @@ def markdown(document: Mapping[str, Any]) -> list[str]:
 _TEXT = """\
 ## One item among 100, ml-100k
 
-`python -m benchmarks.accuracy --sampled`: the protocol of He et al. 2017 ("Neural collaborative
-filtering"), in which each user's last film is ranked among 99 that the user never had. Every model sees ids
-alone. Settings and epochs are chosen on the film before the last, from the few in
-`benchmarks/accuracy/contenders.py`; then the model is trained on all but the test. GMF, NCF (the MLP) and
-NeuMF learn by log loss with four drawn negatives a positive, as in the paper; `dot_product` is matrix
-factorisation by ALS, `dot_product_bpr` by BPR."""
+`python -m benchmarks.accuracy --sampled` follows the protocol of He et al. 2017 ("Neural collaborative
+filtering"): each user's last film is ranked among 99 films that the user never had. Every model sees only
+ids. Settings and epochs are chosen on the film before the last, from the few in
+`benchmarks/accuracy/contenders.py`; then the model is trained on everything but the test. GMF, NCF (the MLP)
+and NeuMF learn by log loss with four sampled negatives for each positive, as in the paper. `dot_product` is
+matrix factorisation by ALS, `dot_product_bpr` by BPR."""
 
 _AFTER = """\
-A rank among 100 is not a rank in the catalogue, and orders models differently (Krichene and Rendle 2020): the
-tables above are the ones to choose by. On MovieLens-1M He et al. found NeuMF above GMF above their MLP, and
-all above matrix factorisation; Rendle et al. 2020 ("Neural collaborative filtering vs. matrix factorization
-revisited") tuned the dot product there, and it passed all three. With 943 users the standard error of a hit
-rate is .015: neighbours in this table are not told apart ([models.md](models.md#ranking))."""
+A rank among 100 is not a rank in the catalogue, and it orders models differently (Krichene and Rendle 2020):
+choose by the tables above. On MovieLens-1M He et al. found NeuMF above GMF above their MLP, and all above
+matrix factorisation; Rendle et al. 2020 ("Neural collaborative filtering vs. matrix factorization
+revisited") tuned the dot product there, and it surpassed all three. With 943 users the standard error of a
+hit rate is .015, so neighbours in this table can't be told apart ([models.md](models.md#ranking))."""

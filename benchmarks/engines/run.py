@@ -11,7 +11,8 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -69,62 +70,67 @@ def ranker_us(releases: Mapping[str, Release], batch: int, rounds: int) -> dict[
         return median_us(calls, rounds, warm=max(3, rounds // 10))
 
 
-def served(
-    paths: Mapping[str, Path],
-    rounds: int,
-    seconds: float,
-    in_a_row: int = 1,
-    analyzer: PerfAnalyzer | None = None,
-) -> dict[str, dict[str, float]]:
-    """Return each release's median answer in microseconds by one caller, and answers a second to eight.
+@dataclass(frozen=True)
+class Served:
+    """A release on a server, and a user to ask for."""
 
-    With an ``analyzer`` also what it measures of one caller, and what of that Triton spends in the model.
-    """
+    url: str
+    user: Any
+
+
+@contextlib.contextmanager
+def serve_all(paths: Mapping[str, Path]) -> Iterator[dict[str, Served]]:
+    """Serve releases side by side, each on a server of its own, until the block ends."""
     with contextlib.ExitStack() as stack:
-        urls, users = {}, {}
+        servers = {}
         for name, path in paths.items():
             server = stack.enter_context(start_server(path, grpc_port=0, http_port=0, metrics_port=0))
-            urls[name], users[name] = server.grpc_url, example_user(open_release(path))
-        clients = {name: stack.enter_context(Recommender(url, timeout_s=60.0)) for name, url in urls.items()}
-        calls = {
-            name: partial(client.recommend, user_id=users[name], k=10) for name, client in clients.items()
-        }
+            servers[name] = Served(server.grpc_url, example_user(open_release(path)))
+        yield servers
+
+
+def ask_all(
+    servers: Mapping[str, Served], rounds: int, seconds: float, in_a_row: int = 1
+) -> dict[str, dict[str, float]]:
+    """Return each server's median answer in microseconds by one caller, and answers a second to eight."""
+    with contextlib.ExitStack() as stack:
+        calls = {}
+        for name, one in servers.items():
+            client = stack.enter_context(Recommender(one.url, timeout_s=60.0))
+            calls[name] = partial(client.recommend, user_id=one.user, k=10)
         p50 = median_us(calls, rounds, max(3, rounds // 10), in_a_row)
-        # Twice in turn, so that neither has the quieter half of the time.
-        rates = {name: [answers_per_s(urls[name], users[name], seconds) for _ in (0, 1)] for name in urls}
-        figures = {
-            name: {"p50_us": p50[name], "answers_per_s_at_8": float(np.mean(rates[name]))} for name in paths
-        }
-        if analyzer is not None:
-            for name, more in analysed(analyzer, urls, users, seconds).items():
-                figures[name].update(more)
-        return figures
+    # Twice in turn, so that neither has the quieter half of the time.
+    rates = {name: [answers_per_s(one, seconds) for _ in (0, 1)] for name, one in servers.items()}
+    return {
+        name: {"p50_us": p50[name], "answers_per_s_at_8": float(np.mean(rates[name]))} for name in servers
+    }
 
 
-def analysed(
-    analyzer: PerfAnalyzer, urls: Mapping[str, str], users: Mapping[str, Any], seconds: float, rounds: int = 5
+def analyse_all(
+    servers: Mapping[str, Served], analyzer: PerfAnalyzer, seconds: float, rounds: int = 5
 ) -> dict[str, dict[str, float]]:
     """Return by server perf_analyzer's p50 with one caller, and the model's part of it by Triton's clocks.
 
     Medians over rounds in which the servers take turns.
     """
-    p50s, parts = ({name: list[float]() for name in urls} for _ in range(2))
+    p50s, parts = ({name: list[float]() for name in servers} for _ in range(2))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        clients = {name: stack.enter_context(InferenceServerClient(url)) for name, url in urls.items()}
+        data = Path(folder) / "requests.json"
+        clients = {name: stack.enter_context(InferenceServerClient(one.url)) for name, one in servers.items()}
         for _ in range(rounds):
-            for name, client in clients.items():
-                data = Path(folder) / "requests.json"
-                user = users[name]
-                write_requests(np.array([user.encode() if isinstance(user, str) else user]), data)
-                begun = _model_time(client)
+            for name, one in servers.items():
+                user = one.user.encode() if isinstance(one.user, str) else one.user
+                write_requests(np.array([user]), data)
+                begun = _model_time(clients[name])
                 measured = analyzer.run(
-                    MODEL, urls[name], concurrency=1, seconds=max(seconds / rounds, 1.0), data=data
+                    MODEL, one.url, concurrency=1, seconds=max(seconds / rounds, 1.0), data=data
                 )
-                ended = _model_time(client)
+                ended = _model_time(clients[name])
                 p50s[name].append(measured.p50_us)
                 parts[name].append((ended[0] - begun[0]) / max(ended[1] - begun[1], 1) / 1e3)
     return {
-        name: {"perf_analyzer_p50_us": median(p50s[name]), "model_us": median(parts[name])} for name in urls
+        name: {"perf_analyzer_p50_us": median(p50s[name]), "model_us": median(parts[name])}
+        for name in servers
     }
 
 
@@ -134,15 +140,15 @@ def _model_time(client: InferenceServerClient) -> tuple[int, int]:
     return stats.inference_stats.compute_infer.ns, stats.inference_stats.compute_infer.count
 
 
-def answers_per_s(url: str, user: Any, seconds: float, callers: int = 8) -> float:
+def answers_per_s(server: Served, seconds: float, callers: int = 8) -> float:
     """Return how many answers a second so many callers get together."""
     counts = [0] * callers
     until = time.perf_counter() + seconds
 
     def ask(place: int) -> None:
-        with Recommender(url, timeout_s=60.0) as client:
+        with Recommender(server.url, timeout_s=60.0) as client:
             while time.perf_counter() < until:
-                client.recommend(user_id=user, k=10)
+                client.recommend(user_id=server.user, k=10)
                 counts[place] += 1
 
     threads = [threading.Thread(target=ask, args=(place,)) for place in range(callers)]
@@ -162,7 +168,7 @@ def measure(paths: Sequence[Path], *, rounds: int, seconds: float, command: str)
         raise Refused(f"RELEASE: expected releases of different engines, got {', '.join(names)}")
     releases, folders = dict(zip(names, opened, strict=True)), dict(zip(names, paths, strict=True))
     first = opened[0].manifest
-    return {
+    figures: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
         "machine": describe_machine(),
@@ -172,8 +178,10 @@ def measure(paths: Sequence[Path], *, rounds: int, seconds: float, command: str)
         "kept": first.settings.kept,
         "parameters": 0 if first.ranking is None else first.ranking.parameters,
         "rounds": rounds,
-        "ranker_us": {
-            str(batch): ranker_us(releases, batch, max(rounds // max(batch // 4, 1), 30)) for batch in BATCHES
-        },
-        "served": served(folders, rounds, seconds),
     }
+    figures["ranker_us"] = {
+        str(batch): ranker_us(releases, batch, max(rounds // max(batch // 4, 1), 30)) for batch in BATCHES
+    }
+    with serve_all(folders) as servers:
+        figures["served"] = ask_all(servers, rounds, seconds)
+    return figures

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks.engines.run import median_us, served
+from benchmarks.engines.run import analyse_all, ask_all, median_us, serve_all
 from tiercel_serving.bench.perf_analyzer import PerfAnalyzer, find_perf_analyzer
 from tiercel_serving.commands.serve import example_user
 from tiercel_serving.commands.shell import Refused
@@ -101,8 +101,14 @@ def measure_served(
     inside = median_us(calls, rounds, warm=max(20, rounds // 10))
     calls.clear()
     paths = {name: release.path for name, release in releases.items()}
-    figures = served(paths, max(rounds // IN_A_ROW, 3), seconds, IN_A_ROW, _analyzer(note))
-    return {name: {"in_process_p50_us": inside[name], **figures[name]} for name in releases}
+    analyzer = _analyzer(note)
+    with serve_all(paths) as servers:
+        asked = ask_all(servers, max(rounds // IN_A_ROW, 3), seconds, IN_A_ROW)
+        analysed = {} if analyzer is None else analyse_all(servers, analyzer, seconds)
+    return {
+        name: {"in_process_p50_us": inside[name], **asked[name], **analysed.get(name, {})}
+        for name in releases
+    }
 
 
 def _analyzer(note: Callable[[str], Any]) -> PerfAnalyzer | None:

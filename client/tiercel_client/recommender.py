@@ -367,15 +367,15 @@ class Recommender(Core[Transport]):
             while True:
                 calls = step(outcome)
                 try:
-                    step, outcome = flow.send, self._perform_together(calls)
+                    alone = len(calls) == 1
+                    outcome = [self._perform(calls[0])] if alone else self._perform_together(calls)
+                    step = flow.send
                 except ClientError as error:
                     step, outcome = flow.throw, error
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
 
     def _perform_together(self, calls: Sequence[Call]) -> list[Any]:
-        if len(calls) == 1:
-            return [self._perform(calls[0])]
         pool = ThreadPoolExecutor(self._max_concurrency, "tiercel-client")
         try:
             futures = [pool.submit(self._perform, call) for call in calls]

@@ -353,10 +353,10 @@ def check_vectors(vectors: Any, items: int, what: str) -> Array:
     if array.ndim != 2 or len(array) != items or array.shape[1] == 0:
         raise ExportInputError(
             f"{what}: expected [{items}, D], one row for each row of `items` in its order; "
-            f"came {list(array.shape)}"
+            f"got {list(array.shape)}"
         )
     if array.dtype.kind != "f":
-        raise ExportInputError(f"{what}: expected float32, came {array.dtype}")
+        raise ExportInputError(f"{what}: expected float32, got {array.dtype}")
     bad = ~np.isfinite(array).all(axis=1)
     if bad.any():
         raise ExportInputError(

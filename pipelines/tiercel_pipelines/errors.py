@@ -8,7 +8,8 @@
         ├── DataError
         │   ├── DataMissing          the data is not where it was looked for, and could not be fetched
         │   └── DataCorrupt          the data is there, but truncated, changed or not what its schema says
-        ├── TrainingError            training cannot go on
+        ├── TrainingError            training cannot go on, or a run cannot be read
+        │   └── RunMissing           there is no run where one was expected
         └── EvaluationError          what is served and what it is measured by do not belong together
 
 A message says the stage or file, what was expected, what came, and what to do.
@@ -63,7 +64,11 @@ class DataCorrupt(DataError):
 
 
 class TrainingError(PipelineError):
-    """Training cannot go on."""
+    """Training cannot go on, or a run cannot be read."""
+
+
+class RunMissing(TrainingError):
+    """There is no run where one was expected."""
 
 
 class EvaluationError(PipelineError):

@@ -95,6 +95,7 @@ def test_train_export_verify(trained: Path, work: Path, tiercel_here: Tiercel) -
     assert (exported["layout"], exported["target"], exported["name"]) == ("staged", "cpu", "tiny")
     assert exported["sources"]["two_tower"]["recall"] >= 0.99
     assert exported["engines"] == {"query_two_tower": "onnx", "ranking": "onnx"}
+    assert exported["forms"] == {"query_two_tower": "loops", "ranking": "loops"}
     done = tiercel_here("verify", "releases/tiny", "--json", cwd=work)
     report = json.loads(done.stdout)
     assert done.returncode == 0

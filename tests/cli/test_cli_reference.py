@@ -79,5 +79,10 @@ def test_usage_errors_are_two() -> None:
         result = runner.invoke(app, arguments)
         assert result.exit_code == 2, arguments
         assert "Usage: tiercel" in result.output
+    for command in (["recommend", "--url"], ["health"], ["evaluate", "run", "--url"]):
+        for url in ("localhost", "localhost:x"):
+            result = runner.invoke(app, [*command, url])
+            assert result.exit_code == 2
+            assert "expected HOST:PORT" in result.output
     assert "Did you mean 'recommend'" in runner.invoke(app, ["rekommend"]).output
     assert runner.invoke(app, ["--version"]).output.startswith("tiercel ")

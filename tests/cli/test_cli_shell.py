@@ -72,8 +72,8 @@ def test_without_a_terminal_progress_is_lines_with_percentages() -> None:
 
 
 def test_people_get_a_table_and_nothing_else() -> None:
-    done = run("sh.emit({'a': 1}, 'a table')")
-    assert done.stdout == "a table\n"
+    done = run("sh.emit({'a': 1}, 'a table :x: [1]')")
+    assert done.stdout == "a table :x: [1]\n"
     assert "a library prints" in done.stderr
 
 
@@ -87,9 +87,9 @@ def test_two_json_objects_are_a_defect() -> None:
     ("raised", "code", "words"),
     [
         (
-            "from tiercel_serving.errors import ServerFailed as E; raise E('[Triton] died')",
+            "from tiercel_serving.errors import ServerFailed as E; raise E('[Triton] localhost:x: died')",
             1,
-            "error [Triton] died",
+            "error [Triton] localhost:x: died",
         ),
         (
             "from tiercel_serving.errors import ReleaseMissing as E; raise E('no release')",

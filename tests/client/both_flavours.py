@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from tiercel_client import AsyncRecommender, Recommender
+from tiercel_client import AsyncRecommender, AsyncTritonTransport, Recommender, TritonTransport
 from tiercel_client.testing import AsyncFakeTransport, FakeTransport
 
 
@@ -33,4 +33,16 @@ class Blocking:
 FLAVOURS: dict[str, tuple[Any, Any]] = {
     "sync": (Recommender, FakeTransport),
     "asyncio": (Blocking, AsyncFakeTransport),
+}
+
+#: How calls travel → what makes a recommender of an address: by connections of its own, or gRPC's library.
+WIRES: dict[str, Callable[..., Any]] = {
+    "sync": Recommender,
+    "asyncio": Blocking,
+    "sync, library": lambda url, **options: Recommender(
+        transport=TritonTransport(url, grpc_library=True), **options
+    ),
+    "asyncio, library": lambda url, **options: Blocking(
+        transport=AsyncTritonTransport(url, grpc_library=True), **options
+    ),
 }

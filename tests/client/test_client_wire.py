@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
-from both_flavours import FLAVOURS
+from both_flavours import FLAVOURS, WIRES
 from wire_server import WireServer
 
 from tiercel_client import (
@@ -62,9 +62,9 @@ def server() -> Iterator[WireServer]:
     server.stop()
 
 
-@pytest.fixture(params=FLAVOURS)
+@pytest.fixture(params=WIRES)
 def recommender(request: pytest.FixtureRequest, server: WireServer) -> Iterator[Any]:
-    with FLAVOURS[request.param][0](server.url, retry=QUICK, timeout_s=5.0) as recommender:
+    with WIRES[request.param](server.url, retry=QUICK, timeout_s=5.0) as recommender:
         yield recommender
 
 
@@ -175,6 +175,23 @@ def test_a_slow_server(recommender: Any, server: WireServer) -> None:
     assert recommender.recommend("ü").count == 3
 
 
+@pytest.mark.parametrize("flavour", ["sync", "asyncio"])
+@pytest.mark.parametrize(
+    ("version", "told"), [("2.51.0", False), ("2.57.0", True), ("3.0.0", True), ("", False)]
+)
+def test_a_triton_that_dies_of_cancelled_calls_is_not_told_of_deadlines(
+    server: WireServer, flavour: str, version: str, told: bool
+) -> None:
+    server.version = version
+    with WIRES[flavour](server.url, retry=QUICK, timeout_s=5.0) as recommender:
+        recommender.recommend("ü", titles=False)
+        assert (server.time_remaining[-1] < 6) == told
+        server.script.append(0.3)
+        with pytest.raises(DeadlineExceeded):
+            recommender.recommend("ü", titles=False, timeout_s=0.1)
+        assert recommender.recommend("ü").count == 3
+
+
 def test_health_has_a_deadline(recommender: Any, server: WireServer) -> None:
     server.script.append(1.0)
     with pytest.raises(DeadlineExceeded):
@@ -182,9 +199,9 @@ def test_health_has_a_deadline(recommender: Any, server: WireServer) -> None:
     assert recommender.health().build_id == "fake"
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavour", WIRES)
 def test_nobody_listens(flavour: str) -> None:
-    with FLAVOURS[flavour][0](f"127.0.0.1:{free_port()}", retry=QUICK, timeout_s=5.0) as recommender:
+    with WIRES[flavour](f"127.0.0.1:{free_port()}", retry=QUICK, timeout_s=5.0) as recommender:
         begun = time.perf_counter()
         with pytest.raises(ServerUnavailable, match="is the server running") as error:
             recommender.recommend(1)
@@ -192,7 +209,7 @@ def test_nobody_listens(flavour: str) -> None:
     assert error.value.retryable
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavour", WIRES)
 def test_a_server_that_starts_meanwhile(flavour: str) -> None:
     port = free_port()
     started: list[WireServer] = []
@@ -200,18 +217,18 @@ def test_a_server_that_starts_meanwhile(flavour: str) -> None:
     patient = Retry(attempts=50, first_delay_s=0.05, factor=1.2, max_delay_s=0.2)
     timer.start()
     try:
-        with FLAVOURS[flavour][0](f"127.0.0.1:{port}", retry=patient, timeout_s=8.0) as recommender:
+        with WIRES[flavour](f"127.0.0.1:{port}", retry=patient, timeout_s=8.0) as recommender:
             assert recommender.recommend("ü").count == 3
     finally:
         timer.join()
         started[0].stop()
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavour", WIRES)
 def test_a_server_that_dies_with_the_request_is_not_asked_again(flavour: str) -> None:
     """Perhaps the request killed it; the next replica shall not get it too."""
     server = WireServer(fake())
-    with FLAVOURS[flavour][0](server.url, retry=QUICK, timeout_s=5.0) as recommender:
+    with WIRES[flavour](server.url, retry=QUICK, timeout_s=5.0) as recommender:
         recommender.recommend("ü")
         server.requests.clear()
         server.script.append(float("inf"))
@@ -224,8 +241,9 @@ def test_a_server_that_dies_with_the_request_is_not_asked_again(flavour: str) ->
         assert not error.value.retryable
 
 
-def test_closing_while_it_waits(server: WireServer) -> None:
-    recommender = Recommender(server.url, timeout_s=10.0)
+@pytest.mark.parametrize("flavour", ["sync", "sync, library"])
+def test_closing_while_it_waits(flavour: str, server: WireServer) -> None:
+    recommender = WIRES[flavour](server.url, timeout_s=10.0)
     recommender.recommend("ü")
     server.script.append(float("inf"))
     closer = threading.Thread(target=lambda: (server.entered.wait(5), recommender.close()))
@@ -270,11 +288,11 @@ class WrongShape(WireServer):
         return response
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavour", WIRES)
 def test_answers_that_cannot_be_read(flavour: str) -> None:
     server = WrongShape(fake())
     try:
-        with FLAVOURS[flavour][0](server.url, retry=QUICK, timeout_s=5.0) as recommender:
+        with WIRES[flavour](server.url, retry=QUICK, timeout_s=5.0) as recommender:
             with pytest.raises(ProtocolMismatch, match="can't be read"):
                 recommender.recommend("ü")
     finally:
@@ -325,15 +343,15 @@ def test_tls(flavour: str, secure: WireServer, certificates: Path) -> None:
     own = {"private_key": certificates / "client.key", "certificate_chain": str(certificates / "client.pem")}
     tls = TLS(root_certificates=certificates / "ca.pem", **(own if secure.mutual else {}))  # type: ignore[attr-defined]
     options = {"timeout_s": 5.0, "retry": QUICK, "keep_alive": KeepAlive()}
-    with FLAVOURS[flavour][0](secure.url, tls=tls, **options) as recommender:
+    with WIRES[flavour](secure.url, tls=tls, **options) as recommender:
         assert recommender.recommend("ü").count == 3
-    with FLAVOURS[flavour][0](secure.url, tls=TLS(), **options) as recommender:
+    with WIRES[flavour](secure.url, tls=TLS(), **options) as recommender:
         with pytest.raises(ServerUnavailable, match="TLS handshake failed") as error:
             recommender.recommend("ü")
         assert not error.value.retryable
     if secure.mutual:  # type: ignore[attr-defined]
         anonymous = TLS(root_certificates=certificates / "ca.pem")
-        with FLAVOURS[flavour][0](secure.url, tls=anonymous, **options) as recommender:
+        with WIRES[flavour](secure.url, tls=anonymous, **options) as recommender:
             with pytest.raises(ServerUnavailable):
                 recommender.recommend("ü")
 

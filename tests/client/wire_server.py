@@ -46,8 +46,11 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.fake = fake
         #: What the next inferences end with: a status and its message, or seconds to be slow.
         self.script: deque[tuple[grpc.StatusCode, str] | float] = deque()
+        self.version = "9.9"
         self.requests: list[Any] = []
         self.metadata: list[dict[str, Any]] = []
+        #: Seconds that the calls said they had left; a year and more where they said nothing.
+        self.time_remaining: list[float] = []
         self.entered, self.go_on = threading.Event(), threading.Event()
         self.server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self.server)
@@ -69,7 +72,7 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return [request for request in self.requests if request.model_name == model]
 
     def ServerMetadata(self, request: Any, context: Any) -> Any:
-        return service_pb2.ServerMetadataResponse(name="wire", version="9.9")
+        return service_pb2.ServerMetadataResponse(name="wire", version=self.version)
 
     def ModelConfig(self, request: Any, context: Any) -> Any:
         try:
@@ -92,6 +95,8 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelInfer(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
+        left_s = context.time_remaining()
+        self.time_remaining.append(float("inf") if left_s is None else left_s)
         if self.script:
             step = self.script.popleft()
             if isinstance(step, tuple):

@@ -253,18 +253,18 @@ REFUSED = {
     ),
     "vectors of other items": (
         vectors(GOOD[:-1]),
-        r"retrieval\['towers'\]\.items: expected \[60, D\].*came \[59, 8\]",
+        r"retrieval\['towers'\]\.items: expected \[60, D\].*got \[59, 8\]",
     ),
     "flat vectors": (vectors(GOOD[:, 0]), r"expected \[60, D\]"),
-    "integer vectors": (vectors(GOOD.astype(np.int64)), "expected float32, came int64"),
+    "integer vectors": (vectors(GOOD.astype(np.int64)), "expected float32, got int64"),
     "a hole in a vector": (vectors(HOLE), "the first in row 7"),
     "tower of another dimension": (
         lambda parts: {"retrieval": {"towers": Vectors(Narrow(), parts.item_tower)}},
-        r"retrieval\['towers'\]\.query: expected float32 \[B, 8\], came float32 \[3, 1\]",
+        r"retrieval\['towers'\]\.query: expected float32 \[B, 8\], got float32 \[3, 1\]",
     ),
     "ranker without tasks": (
         lambda parts: {"ranker": OneColumn()},
-        r"ranker: expected float32 \[B, 16, any\], came float32 \[3, 16\]",
+        r"ranker: expected float32 \[B, 16, any\], got float32 \[3, 16\]",
     ),
     "weights of other tasks": (
         setting(reorder=(WeightedSum((1.0,)),)),

@@ -230,16 +230,16 @@ def test_what_does_not_fit_is_refused(live: Live) -> None:
         ({"item_id": 7, "values": {"stock": "many"}}, "values\\['stock'\\].*whole number"),
         ({"item_id": 7, "values": {"tags": "a"}}, "values\\['tags'\\].*list"),
         ({"item_id": "seven"}, "item_id.*whole number"),
-        ({"item_id": 7, "vectors": {"towers": [1.0]}}, "expected 8 finite numbers, came 1"),
+        ({"item_id": 7, "vectors": {"towers": [1.0]}}, "expected 8 finite numbers, got 1"),
         ({"item_id": 7, "vectors": {"towers": [float("nan")] * 8}}, "finite"),
         ({"item_id": 7, "vectors": {"popular": [1.0]}}, "no source of vectors; there are towers"),
         (
             {"item_id": 7, "vectors": {"towers": ["a"] * 8}},
-            r"vectors.*: expected numbers, came str",
+            r"vectors.*: expected numbers, got str",
         ),
         ({"item_id": 7, "vectors": {"towers": 5}}, r"vectors\['towers'\]: expected a list, came int 5"),
-        ({"item_id": 7, "vectors": [1.0]}, "vectors: expected a mapping from names, came list"),
-        ({"item_id": 7, "values": [1]}, "values: expected a mapping from names, came list"),
+        ({"item_id": 7, "vectors": [1.0]}, "vectors: expected a mapping from names, got list"),
+        ({"item_id": 7, "values": [1]}, "values: expected a mapping from names, got list"),
     ]
     for arguments, message in refused:
         with pytest.raises(InvalidInput, match=message):
@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_refused(live: Live) -> None:
     ("typed", "said"),
     [
         (("put", "--item", "7", "--vector", "towers=[1"), "expected numbers in JSON"),
-        (("put", "--item", "7", "stock=1", "stock=2"), "'stock' came twice"),
+        (("put", "--item", "7", "stock=1", "stock=2"), "'stock' was given twice"),
         (("withdraw", "--item", "4000000", "--item", "4000000"), "so of no effect on it: [4000000]"),
         (("list", "--store", "embedded:"), "expected a folder, got ''"),
     ],

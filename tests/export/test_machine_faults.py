@@ -35,7 +35,7 @@ from tiercel_pipelines.recipe.check_graph import graph_problems
 from tiercel_serving.commands.bench import check_place, write_whole
 from tiercel_serving.commands.shell import Refused, wrong_path
 from tiercel_serving.errors import MachineFault, TiercelError
-from tiercel_serving.machine import fault_of, machine_faults
+from tiercel_serving.machine_faults import fault_of, machine_faults
 from tiercel_serving.release.artefacts import open_artefact, write_artefact
 from tiercel_serving.release.writing import staging_directory
 from tiercel_serving.sources.popular import Popular
@@ -353,7 +353,7 @@ def test_a_store_that_cannot_be_opened_leaves_nothing(tmp_path: Path) -> None:
 NO_BYTE = """
 import resource, sys, tempfile
 from pathlib import Path
-from tiercel_serving.machine import fault_of
+from tiercel_serving.machine_faults import fault_of
 from tiercel_serving.stores.embedded import Overlay
 from tiercel_serving.errors import MachineFault
 

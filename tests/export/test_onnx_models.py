@@ -157,7 +157,7 @@ def test_names_and_axes_become_those_of_the_stage() -> None:
         outputs={"hidden": (FLOAT, ["batch", 2]), "query": (FLOAT, ["batch", 2])},
     )
     assert [put.name for put in opened(twice).graph.graph.output] == ["query"]
-    with pytest.raises(ExportInputError, match=r"called 'rank_score', came \['hidden', 'query'\]"):
+    with pytest.raises(ExportInputError, match=r"called 'rank_score', got \['hidden', 'query'\]"):
         opened(twice, "rank_score")
     inner = graph(
         helper.make_node("MatMul", ["user_num", "w"], ["rank_score"]),
@@ -187,48 +187,48 @@ def _relu(domain: str, name: str) -> onnx.ModelProto:
 
 
 REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
-    "operator": (lambda: _relu("", "Swoosh"), r"came Swoosh \(operator set 18\)"),
-    "domain": (lambda: _relu("mine", "Swoosh"), "expected operators of ONNX, came mine.Swoosh"),
-    "operator of a newer set": (lambda: _relu("", "Gelu"), r"came Gelu \(operator set 18\)"),
-    "operator set": (lambda: graph(opset=99), r"operator set of 7 to \d+, came 99; .*opset 18"),
+    "operator": (lambda: _relu("", "Swoosh"), r"got Swoosh \(operator set 18\)"),
+    "domain": (lambda: _relu("mine", "Swoosh"), "expected operators of ONNX, got mine.Swoosh"),
+    "operator of a newer set": (lambda: _relu("", "Gelu"), r"got Gelu \(operator set 18\)"),
+    "operator set": (lambda: graph(opset=99), r"operator set of 7 to \d+, got 99; .*opset 18"),
     "input": (
         lambda: graph(inputs={"age": (FLOAT, ["b", 2])}),
-        r"came inputs 'age'; available here: kept_score, user_cat, user_num",
+        r"got inputs 'age'; available here: kept_score, user_cat, user_num",
     ),
-    "no input": (lambda: graph(helper.make_node("Relu", ["w"], ["query"]), inputs={}), "came no input"),
+    "no input": (lambda: graph(helper.make_node("Relu", ["w"], ["query"]), inputs={}), "got no input"),
     "float64": (
         lambda: graph(inputs={"user_num": (TensorProto.DOUBLE, ["b", 2])}),
-        "input 'user_num': expected float32, came float64; cast it",
+        "input 'user_num': expected float32, got float64; cast it",
     ),
     "bfloat16": (
         lambda: graph(inputs={"user_num": (TensorProto.BFLOAT16, ["b", 2])}),
-        "expected float32, came bfloat16",
+        "expected float32, got bfloat16",
     ),
     "int32 categories": (
         lambda: graph(inputs={"user_cat": (TensorProto.INT32, ["b", 2])}),
-        "input 'user_cat': expected int64, came int32",
+        "input 'user_cat': expected int64, got int32",
     ),
     "fixed batch": (
         lambda: graph(inputs={"user_num": (FLOAT, [1, 2])}),
-        r"dynamic batch as axis 0, came \[1, 2\].*dynamic_axes=\{'user_num': \{0: 'batch'\}\}",
+        r"dynamic batch as axis 0, got \[1, 2\].*dynamic_axes=\{'user_num': \{0: 'batch'\}\}",
     ),
     "width": (
         lambda: graph(inputs={"user_num": (FLOAT, ["b", 7])}),
-        r"expected \['B', 2\] as this recommender has it, came \['b', 7\]",
+        r"expected \['B', 2\] as this recommender has it, got \['b', 7\]",
     ),
-    "rank": (lambda: graph(inputs={"user_num": (FLOAT, ["b", 2, 1])}), r"came \['b', 2, 1\]"),
+    "rank": (lambda: graph(inputs={"user_num": (FLOAT, ["b", 2, 1])}), r"got \['b', 2, 1\]"),
     "output type": (
         lambda: graph(
             helper.make_node("Cast", ["user_num"], ["query"], to=TensorProto.DOUBLE),
             outputs={"query": (TensorProto.DOUBLE, ["b", 2])},
         ),
-        "output 'query': expected float32, came float64",
+        "output 'query': expected float32, got float64",
     ),
     "output shape": (
         lambda: graph(
             helper.make_node("Unsqueeze", ["user_num", "one"], ["query"]), weights={"one": np.array([1])}
         ),
-        r"expected float32 \[B, any\], came float32 \[3, 1, 2\] for a batch of 3",
+        r"expected float32 \[B, any\], got float32 \[3, 1, 2\] for a batch of 3",
     ),
     "batch within": (
         lambda: graph(
@@ -274,7 +274,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     path.write_bytes(graph().SerializeToString()[:-20])
     with pytest.raises(ExportInputError, match=r"can't be read as one .*cut short"):
         opened(str(path))
-    with pytest.raises(ExportInputError, match=r"ranker: expected a torch module, the path .* came int"):
+    with pytest.raises(ExportInputError, match=r"ranker: expected a torch module, the path .* got int"):
         open_model(3, SPECS, "query", "ranker")
 
 

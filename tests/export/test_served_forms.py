@@ -193,11 +193,11 @@ REFUSED: dict[str, tuple[Changes, str]] = {
     ),
     "form of another kind": (
         lambda parts: {"retrieval": {"towers": Given("item weights", {})}},
-        r"retrieval\['towers'\]: the source 'towers' \(index\) takes the form 'vectors', came 'item weights'",
+        r"retrieval\['towers'\]: the source 'towers' \(index\) takes the form 'vectors', got 'item weights'",
     ),
     "form without its module": (
         lambda parts: {"retrieval": {"towers": Given("vectors", {"vectors": VECTORS})}},
-        r"retrieval\['towers'\]: .* reads queries, but 'vectors' came without a module",
+        r"retrieval\['towers'\]: .* reads queries, but got 'vectors' without a module",
     ),
     "form of a source that takes none": (
         lambda parts: {"retrieval": {**two_forms(parts), "popular": Given("vectors", {})}},
@@ -209,7 +209,7 @@ REFUSED: dict[str, tuple[Changes, str]] = {
     ),
     "no form at all": (
         lambda parts: {"retrieval": {"towers": parts.user_tower}},
-        r"retrieval\['towers'\]: expected a served form, came UserTower; give Vectors",
+        r"retrieval\['towers'\]: expected a served form, got UserTower; give Vectors",
     ),
     "several forms and no quota": (
         lambda parts: {"retrieval": two_forms(parts), "settings": changed(sources=())},
@@ -217,7 +217,7 @@ REFUSED: dict[str, tuple[Changes, str]] = {
     ),
     "query of another width": (
         lambda parts: {"retrieval": {"towers": Vectors(Wide(), VECTORS)}},
-        r"retrieval\['towers'\]\.query: expected float32 \[B, 5\], came float32 \[3, 3\]",
+        r"retrieval\['towers'\]\.query: expected float32 \[B, 5\], got float32 \[3, 3\]",
     ),
     "steps of a ranker that is not there": (
         lambda parts: {"ranker": None, "settings": changed(reorder=(WeightedSum((1.0, 0.5)),))},

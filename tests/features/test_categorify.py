@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from keyed_frames import KEYS, REQUESTS, SOME, Drawn, fit_frame, groups, request
 from merlin.schema import Tags
 from nvtabular import ops
 from parity_helpers import Pair, check, pair
+from quiet_fits import fit, path
 
 from drawing import every_pair
 from tiercel_export.errors import UnsupportedOperator, WorkflowError
@@ -25,21 +25,10 @@ from tiercel_export.workflow.cut import compile_workflow, cut_workflow
 from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
 
 FIT = fit_frame(400, 2)
-COUNTER = itertools.count()
-
-
-def path(folder: Path) -> str:
-    place = folder / f"cats{next(COUNTER)}"
-    place.mkdir()
-    return str(place)
 
 
 def fitted(node, frame: pd.DataFrame = FIT) -> nvt.Workflow:
-    workflow = nvt.Workflow(node >> ops.AddTags([Tags.USER]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        workflow.fit(nvt.Dataset(frame))
-    return workflow
+    return fit(node, frame)
 
 
 def exact(node, frame: pd.DataFrame = FIT) -> Pair:

@@ -198,13 +198,13 @@ def test_dates_of_a_file():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DatePart("moon", unit="s"), r"expected one of 'year'.*came 'moon'"),
+        (lambda: DatePart("moon", unit="s"), r"expected one of 'year'.*got 'moon'"),
         (lambda: DatePart(), "at least one part"),
         (lambda: DatePart("year", zone="Mars/Olympus"), r"zone 'Mars/Olympus'.*Europe/Zurich"),
-        (lambda: TimeDifference("before", "y"), r"unit: expected one of .*came 'y'"),
+        (lambda: TimeDifference("before", "y"), r"unit: expected one of .*got 'y'"),
         (
             lambda: fitted(["stamp"] >> DatePart("year")),
-            r"on column 'stamp': expected .* unit.*came int64 and no",
+            r"on column 'stamp': expected .* unit.*got int64 and no",
         ),
     ],
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import pkgutil
-import warnings
 from pathlib import Path
 
 import merlin.dag.ops
@@ -21,6 +20,7 @@ from merlin.schema import Tags
 from nvtabular import ops
 from own_operator_cases import OWN_CASES
 from parity_helpers import Pair, check, check_rows_alone, pair
+from quiet_fits import fit, path
 from scipy.sparse import coo_matrix
 
 from tiercel_export import operators as own_operators
@@ -78,21 +78,8 @@ REQUEST = pd.DataFrame(
 WHOLE = REQUEST.iloc[[0, 4]].reset_index(drop=True)
 
 
-COUNTER = itertools.count()
-
-
-def path(tmp_path: Path) -> str:
-    place = tmp_path / f"cats{next(COUNTER)}"
-    place.mkdir()
-    return str(place)
-
-
 def fitted(node, frame: pd.DataFrame = FIT) -> nvt.Workflow:
-    workflow = nvt.Workflow(node >> ops.AddTags([Tags.USER]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        workflow.fit(nvt.Dataset(frame))
-    return workflow
+    return fit(node, frame)
 
 
 def select(*names: str):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from pathlib import Path
 
 import dask.dataframe as dd
@@ -18,6 +17,7 @@ from keyed_frames import KEYS, REQUESTS, SOME, Drawn, fit_frame, groups, known_k
 from merlin.schema import Tags
 from nvtabular import ops
 from parity_helpers import Pair, check
+from quiet_fits import fit, path
 
 from drawing import every_pair
 from tiercel_export.errors import UnsupportedOperator, WorkflowError
@@ -25,22 +25,11 @@ from tiercel_export.workflow.cut import compile_workflow, cut_workflow, trace
 from tiercel_export.workflow.frames import FrameOracle, columns_from_frame, oracle_frame
 
 FIT = fit_frame(400, 1)
-COUNTER = itertools.count()
 STATS = ["sum", "mean", "std", "var", "min", "max"]
 
 
-def path(folder: Path) -> str:
-    place = folder / f"stats{next(COUNTER)}"
-    place.mkdir()
-    return str(place)
-
-
 def fitted(node, frame: pd.DataFrame | nvt.Dataset = FIT) -> nvt.Workflow:
-    workflow = nvt.Workflow(node >> ops.AddTags([Tags.USER]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        workflow.fit(frame if isinstance(frame, nvt.Dataset) else nvt.Dataset(frame))
-    return workflow
+    return fit(node, frame)
 
 
 def exact(workflow: nvt.Workflow, **cut: str) -> Pair:
@@ -303,7 +292,7 @@ def test_a_recipe_has_no_folds():
 
 
 def test_another_form_than_no_fold_is_an_error():
-    with pytest.raises(WorkflowError, match="'no_fold', came 'folds'"):
+    with pytest.raises(WorkflowError, match="'no_fold', got 'folds'"):
         cut_workflow(fitted(["int"] >> ops.LogOp()), target_encoding="folds")
 
 

@@ -113,7 +113,7 @@ def test_packed_text_where_it_does_not_belong(program):
     columns["lists"] = list_column_of([[], []], 0, 0)
     with pytest.raises(InvalidRequest, match="'a' has 3 rows, expected 2"):
         program.run(columns | {"a": packed(column_of([b"a", b"b", b"c"]))}, 2)
-    with pytest.raises(InvalidRequest, match="'a' must be bytes, but uint8 came"):
+    with pytest.raises(InvalidRequest, match="'a' must be bytes, but got uint8"):
         program.run(columns | {"a": Column(np.array([1, 2], np.uint8))}, 2)
 
 

@@ -392,7 +392,7 @@ def test_rows_are_kept_by_choice_alone(drop: str, tmp_path: Path) -> None:
     parts = {"price": "user", "word": "user"}
     with pytest.raises(UnsupportedOperator, match=r"drops rows.*rows='keep'"):
         compile_workflow(workflow, "user", parts=parts)
-    with pytest.raises(WorkflowError, match="rows must be None or 'keep', came 'all'"):
+    with pytest.raises(WorkflowError, match="rows must be None or 'keep', got 'all'"):
         cut_workflow(workflow, parts=parts, rows="all")
     compiled = compile_workflow(workflow, "user", parts=parts, rows="keep")
     frame = pd.DataFrame({"price": [3.0, np.nan, -0.5, 1.0], "word": ["a", "b", None, "x"]})

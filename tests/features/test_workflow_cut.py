@@ -147,7 +147,7 @@ def test_never_fitted():
 
 
 def test_part_must_be_user_or_item(workflow):
-    with pytest.raises(WorkflowError, match="'user' or 'item', came 'label'"):
+    with pytest.raises(WorkflowError, match="'user' or 'item', got 'label'"):
         compile_workflow(workflow, "label")
 
 

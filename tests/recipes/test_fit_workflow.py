@@ -4,6 +4,8 @@ import functools
 import gc
 import operator
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -266,3 +268,25 @@ def test_two_vocabularies_given_for_one_column(tmp_path: Path, monkeypatch: pyte
 
     with pytest.raises(WorkflowError, match=r"'age': another one was given vocabs.*out_path of its own"):
         fit_workflow(SimpleNamespace(features=features), ONE, EVENTS)  # type: ignore[arg-type]
+
+
+#: numba sets the number of threads once in a process.
+THREADS = """
+import torch
+from nvtabular import ops
+from scipy.sparse import identity
+from tiercel_pipelines.data import Synthetic, load_dataset
+from tiercel_pipelines.features.workflow import _fitted
+dataset = load_dataset(Synthetic(users=40, items=40, interactions=400))
+similar = ops.ColumnSimilarity(identity(100_000, format="coo"))
+print(torch.get_num_threads(), end=" ")
+_fitted([["user_id", "item_id"]] >> similar, dataset, dataset.interactions)
+print(torch.get_num_threads(), end=" ")
+"""
+
+
+@pytest.mark.slow
+def test_similarities_leave_torch_its_threads() -> None:
+    own = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", THREADS], env=own, capture_output=True, text=True)
+    assert done.stdout == "1 1 ", done.stderr

@@ -145,7 +145,7 @@ def test_the_bad_are_refused_and_their_neighbours_answered(open_model: Open, pla
         None,
     ]
     assert "user_id is missing" in str(responses[0].error)
-    assert "k must be 1 to 8, came 99" in str(responses[2].error)
+    assert "k must be 1 to 8, got 99" in str(responses[2].error)
     for arrays, response in zip(good, responses[1::2], strict=True):
         alone = model.execute([Request(arrays)])[0]
         assert sorted(response.arrays) == sorted(OUTPUTS)

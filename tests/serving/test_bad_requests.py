@@ -58,7 +58,7 @@ def test_ten_thousand_candidates_most_of_them_unknown_or_repeated(tiny: Tiny, ch
     assert nothing["count"].tolist() == [[0]]
     for name in ("candidate_item_ids", "include_item_ids", "explain_item_ids"):
         with pytest.raises(
-            InvalidRequest, match=f"{name} may hold [0-9]+ ids at most, came 10001; send fewer"
+            InvalidRequest, match=f"{name} may hold [0-9]+ ids at most, got 10001; send fewer"
         ):
             ask(chain, **{name: [1] * (MOST + 1)})
 

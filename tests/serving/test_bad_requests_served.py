@@ -70,7 +70,7 @@ REFUSED: dict[str, tuple[dict[str, np.ndarray], str]] = {
     **{
         f"{name} {value}": (
             {name: one(value)},
-            f"{name}: expected {what} from {low} to {high} (the recipe's limits), came {value:g}; send one",
+            f"{name}: expected {what} from {low} to {high} (the recipe's limits), got {value:g}; send one",
         )
         for name, what, low, high, values in (
             ("diversity", "a number", "0", "0.5", (0.51, -1e-9, np.inf, -np.inf)),
@@ -88,7 +88,7 @@ REFUSED: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "candidates in int32": ({"candidate_item_ids": np.array([[1, 2]], np.int32)}, "candidate_item_ids"),
     "candidates as text": ({"candidate_item_ids": one(b"1", np.object_)}, "candidate_item_ids"),
     "candidates of no user": ({"candidate_item_ids": np.array([1, 2])}, "batch size"),
-    "too many candidates": (ids([1] * 10_001), "candidate_item_ids may hold 10000 ids at most, came 10001"),
+    "too many candidates": (ids([1] * 10_001), "candidate_item_ids may hold 10000 ids at most, got 10001"),
     "more than there are": (ids([1, 2], 3), "candidate_item_ids__length"),
     "a length below null": (ids([1, 2], -2), "candidate_item_ids__length"),
     "a length as a float": (

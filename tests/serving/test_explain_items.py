@@ -206,7 +206,7 @@ def test_what_cannot_be_asked(tiny_of: Callable[[str], Tiny]) -> None:
         recommender.why(10, 1, k=9)
     transport = LocalTransport(tiny.release)
     many = {"user_id": np.array([[10]]), "explain_item_ids": np.zeros((1, 101), np.int64)}
-    with pytest.raises(RequestRefused, match="explain_item_ids may hold 100 ids at most, came 101"):
+    with pytest.raises(RequestRefused, match="explain_item_ids may hold 100 ids at most, got 101"):
         recommender._drive(_asked(recommender, many))
     assert transport.server_metadata(timeout_s=1, headers={})[0] == "local"
     with pytest.raises(NotFound, match="says what became of an item"):

@@ -336,7 +336,7 @@ def test_a_null_overrides_and_a_removed_value_does_not(live: Live) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "expected values of columns, came none"),
+        ({}, "expected values of columns, got none"),
         ({"aeg": 3}, "no user column 'aeg'; use 'age', 'occupation', 'tags'"),
         ({"hour": 3}, "no user column 'hour'"),
         ({"age": "old"}, r"values\['age'\]: expected a number, came str 'old'"),
@@ -349,7 +349,7 @@ def test_a_null_overrides_and_a_removed_value_does_not(live: Live) -> None:
         ({"tags": [1, 2.5]}, r"values\['tags'\]\[1\]: expected a whole number"),
         ({"tags": [None]}, "expected a whole number, came NoneType"),
         ({"tags": [2**63]}, "expected a number that fits int64"),
-        ([1], r"values: expected a mapping of column to value, came list \[1\]"),
+        ([1], r"values: expected a mapping of column to value, got list \[1\]"),
     ],
 )
 def test_values_of_another_type_are_refused(live: Live, values: dict[str, Any], message: str) -> None:

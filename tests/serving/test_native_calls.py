@@ -6,7 +6,7 @@ from native_build import open_compiled, run_sanitized
 
 
 def refused_calls(functions):
-    """Call with no array in one piece, no number, or too much: each is refused, and nothing stays held."""
+    """Call with what is no array in one piece, no number, or too much: each is refused, none stays held."""
     cells, places = bytearray(8), np.array([1, 5])
     assert functions.mark(cells, 8, places, 2) == 0
     assert bytes(cells) == b"\0\1\0\0\0\1\0\0"

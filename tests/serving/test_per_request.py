@@ -86,14 +86,14 @@ def test_fewer_items_are_the_first_of_more(tiny: Tiny, chain: Chain) -> None:
 @pytest.mark.parametrize("value", [0.51, -0.1, np.inf])
 def test_beyond_the_limits_is_refused_on_arrival(tiny: Tiny, value: float) -> None:
     first = Chain.open(tiny.release, ["user_features"])
-    with pytest.raises(InvalidRequest, match=r"diversity: expected a number from 0 to 0.5 .*came"):
+    with pytest.raises(InvalidRequest, match=r"diversity: expected a number from 0 to 0.5 .*got"):
         first.check({"user_id": np.array([[1]]), "diversity": np.array([[value]])})
 
 
 def test_a_whole_number_is_asked_for() -> None:
     seed = PerRequest("seed", None, 0, 2.0**53, whole=True)
     seed.check({"seed": np.array([[3.0], [np.nan]])})
-    with pytest.raises(InvalidRequest, match=r"seed: expected a whole number .*came 2.5"):
+    with pytest.raises(InvalidRequest, match=r"seed: expected a whole number .*got 2.5"):
         seed.check({"seed": np.array([[2.5], [np.nan]])})
 
 

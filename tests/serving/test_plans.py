@@ -399,9 +399,9 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     [
         (
             "10.11.0",
-            r"expected 10\.12 up to, not including, 12\.0, came 10\.11\.0; run this in the container",
+            r"expected 10\.12 up to, not including, 12\.0, got 10\.11\.0; run this in the container",
         ),
-        ("12.0.1", r"came 12\.0\.1"),
+        ("12.0.1", r"got 12\.0\.1"),
         (None, r"its Python module tensorrt .* is not installed; run this in the container"),
     ],
 )

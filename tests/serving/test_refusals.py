@@ -45,18 +45,18 @@ def int32(*values: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"k": int32(0)}, "k must be 1 to 8, came 0"),
-        ({"k": int32(-3)}, "k must be 1 to 8, came -3"),
-        ({"k": int32(9)}, "k must be 1 to 8, came 9"),
+        ({"k": int32(0)}, "k must be 1 to 8, got 0"),
+        ({"k": int32(-3)}, "k must be 1 to 8, got -3"),
+        ({"k": int32(9)}, "k must be 1 to 8, got 9"),
         ({"age": np.array([[np.inf]])}, "age must be finite"),
         ({"age": np.array([[-np.inf]])}, "age must be finite"),
-        ({"exclude_item_ids": np.zeros((1, 201), np.int64)}, "may hold 200 ids at most, came 201"),
-        ({"history_item_ids": np.zeros((1, 201), np.int64)}, "may hold 200 ids at most, came 201"),
+        ({"exclude_item_ids": np.zeros((1, 201), np.int64)}, "may hold 200 ids at most, got 201"),
+        ({"history_item_ids": np.zeros((1, 201), np.int64)}, "may hold 200 ids at most, got 201"),
         (
             {"exclude_item_ids": np.zeros((1, 2), np.int64), "exclude_item_ids__length": int32(3)},
-            "exclude_item_ids__length must be -1 .null. to 2, the width of exclude_item_ids, came 3",
+            "exclude_item_ids__length must be -1 .null. to 2, the width of exclude_item_ids, got 3",
         ),
-        ({"tags": np.zeros((1, 2), np.int64), "how many tags": int32(-2)}, "came -2"),
+        ({"tags": np.zeros((1, 2), np.int64), "how many tags": int32(-2)}, "got -2"),
         ({"how many tags": int32(1)}, "how many tags must be -1 .null. to 0"),
         ({"tags__length": np.array([[np.inf]], np.float32)}, "tags__length must be finite"),
         ({"hour__valid": np.array([[True]])}, "hour was not sent"),
@@ -78,11 +78,11 @@ def test_stages_accept_the_limits(plain_chain: Chain) -> None:
     [
         ({}, "user_id is missing"),
         ({"user_id": np.zeros((0, 1), np.int64)}, "no rows"),
-        ({"user_id": np.zeros(1, np.int64)}, r"expected the shape \[users, 1\], came \[1\]"),
-        ({"user_id": np.zeros((1, 2), np.int64)}, r"came \[1, 2\]"),
-        ({"user_id": np.zeros((1, 1), np.int32)}, "expected int64, came int32"),
-        ({"user_id": objects([b"x"])[:, None]}, "expected int64, came object"),
-        ({**ONE, "k": int32(1, 2)}, "input k: expected 1 rows as in the others, came 2"),
+        ({"user_id": np.zeros(1, np.int64)}, r"expected the shape \[users, 1\], got \[1\]"),
+        ({"user_id": np.zeros((1, 2), np.int64)}, r"got \[1, 2\]"),
+        ({"user_id": np.zeros((1, 1), np.int32)}, "expected int64, got int32"),
+        ({"user_id": objects([b"x"])[:, None]}, "expected int64, got object"),
+        ({**ONE, "k": int32(1, 2)}, "input k: expected 1 rows as in the others, got 2"),
     ],
 )
 def test_edge_refuses(plain_chain: Chain, arrays: dict[str, Any], message: str) -> None:
@@ -94,9 +94,9 @@ def test_describe_items_refuses(plain: Tiny) -> None:
     describe = Chain.open(plain.release, ["describe_items"])
     ids, rows = np.array([[1, 2]]), np.array([[1, -1]])
     for arrays, message in (
-        ({}, "send item_id or item_row, came neither"),
-        ({"item_id": ids, "item_row": abs(rows)}, "came item_id and item_row"),
-        ({"item_row": rows}, "must not be negative, came -1"),
+        ({}, "send item_id or item_row, got neither"),
+        ({"item_id": ids, "item_row": abs(rows)}, "got item_id and item_row"),
+        ({"item_row": rows}, "must not be negative, got -1"),
     ):
         with pytest.raises(InvalidRequest, match=message):
             describe.check(arrays)

@@ -126,15 +126,15 @@ def test_requests_of_both_ways_are_answered_alike_in_one_batch(
 @pytest.mark.parametrize(
     ("element", "message"),
     [
-        (b"\1", "expected at least 4 bytes, or none for null, came 1"),
-        (b"\1\0\0", "came 3"),
+        (b"\1", "expected at least 4 bytes, or none for null, got 1"),
+        (b"\1\0\0", "got 3"),
         (pack([b"a"])[:4], "it says 1 ids, and has 0"),
         (b"\xff\xff\xff\xff" + bytes(8), "it says -1 ids, and has 8"),
         (pack([b"a", b"bc"])[:-1], "it says 2 ids, and has 1"),
-        (pack([b"a", b"bc"]) + b"d", "expected a NUL at its end, came b'd'"),
+        (pack([b"a", b"bc"]) + b"d", "expected a NUL at its end, got b'd'"),
         (pack([]) + b"d", "expected a NUL at its end"),
         (pack([b"a", b"b\0c"]), "it says 2 ids, and has 3; .*ids that hold a NUL go as a tensor"),
-        (pack([b"a"] * 201), "may hold 200 ids at most, came 201; send fewer"),
+        (pack([b"a"] * 201), "may hold 200 ids at most, got 201; send fewer"),
     ],
 )
 @pytest.mark.parametrize("name", [EXCLUDED, HISTORY])
@@ -151,7 +151,7 @@ def test_lists_that_come_twice_are_refused(chain_of: Callable[[str], Chain], oth
         EXCLUDED: objects([b"a"])[:, None],
         LENGTHS[EXCLUDED]: np.array([[0]], np.int32),
     }
-    with pytest.raises(InvalidRequest, match=f"{PACKED[EXCLUDED]} came, and {other} too"):
+    with pytest.raises(InvalidRequest, match=f"got {PACKED[EXCLUDED]}, and {other} too"):
         chain_of("strings").check({PACKED[EXCLUDED]: objects([b""])[:, None], other: both[other]})
 
 

@@ -333,8 +333,8 @@ def test_sums_of_many_users_are_those_of_few(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"weights": None}, "came no weights"),
-        ({"offsets": [0, 1]}, "expected 4 offsets .* came 2"),
+        ({"weights": None}, "got no weights"),
+        ({"offsets": [0, 1]}, "expected 4 offsets .* got 2"),
         ({"columns": [0, 3]}, "columns lie below 3"),
         ({"offsets": [0, 2, 1, 2]}, "offsets must rise"),
         ({"weights": [1.0, np.nan]}, "a weight of row 2 is nan"),

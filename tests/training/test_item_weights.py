@@ -6,7 +6,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -17,7 +16,7 @@ from tiercel_pipelines.arrays.pairs import Pairs
 from tiercel_pipelines.data import load_dataset
 from tiercel_pipelines.errors import TrainingError
 from tiercel_pipelines.export.run_export import export_run
-from tiercel_pipelines.families.table import RETRIEVAL_FAMILIES, Plan, RetrievalData, RetrievalFamily
+from tiercel_pipelines.families.table import Plan, RetrievalData
 from tiercel_pipelines.offline.in_memory import OfflineRetrieval
 from tiercel_pipelines.recipe import (
     EASE,
@@ -33,10 +32,7 @@ from tiercel_pipelines.recipe import (
     replace,
 )
 from tiercel_pipelines.training import train_recipe
-from tiercel_pipelines.training.record import _read_kind
 from tiercel_serving.mistyped import mistyped
-from tiercel_serving.problems import Problem
-from tiercel_serving.release.manifest import encode
 
 USERS, ITEMS, GROUPS = 120, 32, 4
 ITEM = Side("item", (CategoryColumn("maker", 8), CategoryColumn("item_id", ITEMS + 3)))
@@ -88,18 +84,6 @@ def dense(form: Any) -> np.ndarray:
 
 def weights_of(world: Any, settings: Any) -> np.ndarray:
     return dense(fit(world, settings).form(world[0].catalogue))
-
-
-@pytest.mark.parametrize("settings", EACH)
-def test_settings_travel_and_odd_ones_are_told(settings: Any) -> None:
-    assert isinstance(settings, RetrievalFamily)
-    assert settings.problems() == []
-    assert RETRIEVAL_FAMILIES.read(msgspec.json.decode(encode(settings)), _read_kind) == settings
-    for field in type(settings).__struct_fields__:
-        for value in (None, True, -1, 2.5, "x", (), {}, object()):
-            odd = replace(settings, **{field: value})
-            problems = list(mistyped(odd)) or odd.problems()
-            assert all(isinstance(problem, Problem) for problem in problems)
 
 
 def test_mistakes_are_told() -> None:

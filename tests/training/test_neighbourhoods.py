@@ -132,7 +132,7 @@ def test_ratings_make_the_adjusted_cosine(world: Any) -> None:
 
 def test_what_no_ratings_can_be_learned_from_is_told(world: Any) -> None:
     data = world[0]
-    with pytest.raises(TrainingError, match=r"m: the interactions came without 'stars' \(with 'rating'\)"):
+    with pytest.raises(TrainingError, match=r"m: expected interactions with 'stars', got 'rating'"):
         UserKNN(rating="stars").fit(data, Plan(0, "m"))
     flat = Pairs.build(
         data.pairs.users,

@@ -46,23 +46,36 @@ _NOT_REACHED = (
 )
 
 
+#: gRPC's numbers of its statuses, as they travel.
+_STATUS_NAMES: Mapping[str, str] = {str(code.value[0]): code.name for code in grpc.StatusCode}
+
+
+class CallFailed(Exception):
+    """A call over a connection of our own failed: gRPC's status, and what was said with it."""
+
+    def __init__(self, status: str, text: str) -> None:
+        super().__init__(f"{status}: {text}")
+        self.status = status
+        self.text = text
+
+
+def status_name(number: str) -> str:
+    """Return the name of a status that came as a number."""
+    return _STATUS_NAMES.get(number, "UNKNOWN")
+
+
 def client_error(
     error: Exception, url: str, model: str | None = None, request_id: str | None = None
 ) -> ClientError:
     """Return what went wrong with what was asked there: the one map of gRPC's status codes."""
     where = url if model is None else f"{url}: model {model!r}"
-    # Whatever ends a call is also that call, and knows its end.
-    call: Any = error
-    if not isinstance(error, grpc.RpcError) or not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
-        # What a closed channel raises, in either flavour.
-        closed = isinstance(error, ValueError | grpc.aio.UsageError) and "closed" in str(error).lower()
-        if closed:
-            return Closed(f"{where}: the recommender was closed; make another one", request_id=request_id)
-        return ServerFault(
-            f"{where}: {type(error).__name__} in the gRPC library: {error}", request_id=request_id
-        )
-    text = str(call.details() or "")
-    status = str(call.code()).removeprefix("StatusCode.")
+    # What a closed channel of gRPC's library raises, in either flavour.
+    if isinstance(error, ValueError | grpc.aio.UsageError) and "closed" in str(error).lower():
+        return Closed(f"{where}: the recommender was closed; make another one", request_id=request_id)
+    said = _said(error)
+    if said is None:
+        return ServerFault(f"{where}: {type(error).__name__}: {error}", request_id=request_id)
+    status, text = said
     kind, hint, retryable = _meaning(status, text)
     return kind(
         f"{where}: {status}: {text or 'no message'}; {hint}",
@@ -71,6 +84,17 @@ def client_error(
         request_id=request_id,
         retryable=retryable,
     )
+
+
+def _said(error: Exception) -> tuple[str, str] | None:
+    """Return the status that a call ended with, and its text; None if it is no such end."""
+    if isinstance(error, CallFailed):
+        return error.status, error.text
+    # Whatever ends a call of gRPC's library is also that call, and knows its end.
+    call: Any = error
+    if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call | grpc.aio.AioRpcError):
+        return str(call.code()).removeprefix("StatusCode."), str(call.details() or "")
+    return None
 
 
 def _meaning(status: str, text: str) -> tuple[type[ClientError], str, bool | None]:

@@ -1,35 +1,80 @@
 """A Triton Inference Server over gRPC, blocking and for asyncio.
 
-Messages and stubs are tritonclient's; its ``InferenceServerClient`` is not used: it copies each tensor's
-description, and looks through all outputs for each by name, which is half of what a small answer costs.
-Inferences travel as the bytes that :mod:`.messages` writes and reads.
+Messages are tritonclient's; its ``InferenceServerClient`` is not used: it copies each tensor's description,
+and looks through all outputs for each by name, which is half of what a small answer costs. Inferences
+travel as the bytes that :mod:`.messages` writes and reads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
-import grpc
-import grpc.aio
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from ..contract import ModelConfig, TensorInfo
 from ..errors import ClientError, Closed, InvalidInput, ProtocolMismatch
 from ..options import TLS, KeepAlive
 from ..values import shown
+from .direct import DirectChannel, host_and_port
+from .direct_async import AsyncDirectChannel
+from .grpc_library import AsyncGrpcChannel, GrpcChannel
 from .messages import read_answer, write_request
 from .status_codes import client_error
 from .transport import Array, Arrays, Headers, InferRequest
 
-#: Called without a serialiser of gRPC's, since the messages are bytes.
-_MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+_SERVICE = "/inference.GRPCInferenceService/"
+_MODEL_INFER = _SERVICE + "ModelInfer"
+_MODEL_CONFIG = _SERVICE + "ModelConfig"
+_SERVER_METADATA = _SERVICE + "ServerMetadata"
+
+
+#: The first Triton whose gRPC front survives calls that are given up: 2.51 frees what it knows of one while
+#: another of its threads still looks (pull requests 7840 and 8078 of triton-inference-server/server).
+_SURVIVES_CANCEL = (2, 57)
+
+
+class Channel(Protocol):
+    """Makes unary gRPC calls of bytes."""
+
+    #: Whether the server may be told that a call was given up.
+    may_cancel: bool
+
+    def unary(
+        self, method: str, message: bytes, timeout_s: float, metadata: Mapping[str, str | bytes]
+    ) -> bytes:
+        """Make a call."""
+        ...
+
+    def close(self) -> None:
+        """Close it; calls under way fail."""
+        ...
+
+
+class AsyncChannel(Protocol):
+    """:class:`Channel` for asyncio."""
+
+    may_cancel: bool
+
+    async def unary(
+        self, method: str, message: bytes, timeout_s: float, metadata: Mapping[str, str | bytes]
+    ) -> bytes:
+        """Make a call."""
+        ...
+
+    async def close(self) -> None:
+        """Close it; calls under way fail."""
+        ...
 
 
 class TritonTransport:
     """A Triton Inference Server over gRPC.
+
+    In plain text over connections of its own (:mod:`.direct`), which answer sooner; with ``tls``, with
+    ``keep_alive`` and to an address of another form than ``host:port`` by gRPC's library.
 
     Parameters
     ----------
@@ -39,35 +84,49 @@ class TritonTransport:
         Options of an encrypted channel; None is plain text.
     keep_alive
         Pings on an idle connection; None is no pings.
+    grpc_library
+        Whether to take gRPC's library whatever else is said: it knows proxies that the environment names, and
+        whatever else an application sets for gRPC.
     """
 
-    def __init__(self, url: str, *, tls: TLS | None = None, keep_alive: KeepAlive | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        tls: TLS | None = None,
+        keep_alive: KeepAlive | None = None,
+        grpc_library: bool = False,
+    ) -> None:
         self._url = check_url(url)
-        self._channel = _connect(grpc, self._url, _credentials(tls), _channel_args(tls, keep_alive))
-        self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._infer = self._channel.unary_unary(_MODEL_INFER)
+        address = _direct_address(self._url, tls, keep_alive, grpc_library)
+        self._channel: Channel
+        if address is None:
+            self._channel = GrpcChannel(self._url, tls, keep_alive)
+        else:
+            self._channel = DirectChannel(*address)
 
     def infer(self, request: InferRequest) -> Arrays:
         """See :class:`Transport`."""
         try:
-            answer = self._infer(write_request(request), request.timeout_s, _metadata(request))
+            answer = self._channel.unary(
+                _MODEL_INFER, write_request(request), request.timeout_s, request.headers
+            )
         except Exception as error:
             raise client_error(error, self._url, request.model, request.request_id) from error
         return _arrays(answer, self._url, request)
 
     def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
         """See :class:`Transport`."""
+        _, version = self.server_metadata(timeout_s=timeout_s, headers=headers)
+        self._channel.may_cancel = _survives_cancel(version)
         with _errors(self._url, model):
-            asked = service_pb2.ModelConfigRequest(name=model)
-            answer = self._stub.ModelConfig(asked, timeout=timeout_s, metadata=tuple(headers.items()))
-            return _model_config(answer.config)
+            asked = _config_request(model)
+            return _model_config(self._channel.unary(_MODEL_CONFIG, asked, timeout_s, headers))
 
     def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
         """See :class:`Transport`."""
         with _errors(self._url):
-            asked = service_pb2.ServerMetadataRequest()
-            answer = self._stub.ServerMetadata(asked, timeout=timeout_s, metadata=tuple(headers.items()))
-            return str(answer.name), str(answer.version)
+            return _server_metadata(self._channel.unary(_SERVER_METADATA, b"", timeout_s, headers))
 
     def close(self) -> None:
         """See :class:`Transport`."""
@@ -75,28 +134,37 @@ class TritonTransport:
 
 
 class AsyncTritonTransport:
-    """A Triton Inference Server over gRPC, for asyncio. Connects in the event loop of its first call.
+    """A Triton Inference Server over gRPC, for asyncio. Belongs to the event loop of its first call.
 
     Parameters
     ----------
-    url, tls, keep_alive
+    url, tls, keep_alive, grpc_library
         As in :class:`TritonTransport`.
     """
 
-    def __init__(self, url: str, *, tls: TLS | None = None, keep_alive: KeepAlive | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        tls: TLS | None = None,
+        keep_alive: KeepAlive | None = None,
+        grpc_library: bool = False,
+    ) -> None:
         self._url = check_url(url)
-        self._options = _credentials(tls), _channel_args(tls, keep_alive)
-        self._channel: Any = None
-        self._stub: Any = None
-        self._infer: Any = None
+        address = _direct_address(self._url, tls, keep_alive, grpc_library)
+        self._channel: AsyncChannel
+        if address is None:
+            self._channel = AsyncGrpcChannel(self._url, tls, keep_alive)
+        else:
+            self._channel = AsyncDirectChannel(*address)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def infer(self, request: InferRequest) -> Arrays:
         """See :class:`Transport`."""
-        self._connected()
+        self._check_loop()
         try:
-            answer = await self._infer(
-                write_request(request), timeout=request.timeout_s, metadata=_metadata(request)
+            answer = await self._channel.unary(
+                _MODEL_INFER, write_request(request), request.timeout_s, request.headers
             )
         except Exception as error:
             raise client_error(error, self._url, request.model, request.request_id) from error
@@ -104,34 +172,37 @@ class AsyncTritonTransport:
 
     async def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
         """See :class:`Transport`."""
+        _, version = await self.server_metadata(timeout_s=timeout_s, headers=headers)
+        self._channel.may_cancel = _survives_cancel(version)
         with _errors(self._url, model):
-            stub, asked = self._connected(), service_pb2.ModelConfigRequest(name=model)
-            answer = await stub.ModelConfig(asked, timeout=timeout_s, metadata=tuple(headers.items()))
-            return _model_config(answer.config)
+            asked = _config_request(model)
+            return _model_config(await self._channel.unary(_MODEL_CONFIG, asked, timeout_s, headers))
 
     async def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
         """See :class:`Transport`."""
+        self._check_loop()
         with _errors(self._url):
-            stub, asked = self._connected(), service_pb2.ServerMetadataRequest()
-            answer = await stub.ServerMetadata(asked, timeout=timeout_s, metadata=tuple(headers.items()))
-            return str(answer.name), str(answer.version)
+            return _server_metadata(await self._channel.unary(_SERVER_METADATA, b"", timeout_s, headers))
 
     async def close(self) -> None:
         """See :class:`Transport`."""
-        if self._channel is not None:
-            await self._channel.close()
+        await self._channel.close()
 
-    def _connected(self) -> Any:
+    def _check_loop(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._channel is None:
-            self._channel, self._loop = _connect(grpc.aio, self._url, *self._options), loop
-            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-            self._infer = self._channel.unary_unary(_MODEL_INFER)
+        if self._loop is None:
+            self._loop = loop
         elif self._loop is not loop:
             raise Closed(
                 f"{self._url}: this recommender belongs to another event loop; make one in each loop"
             )
-        return self._stub
+
+
+def _direct_address(
+    url: str, tls: TLS | None, keep_alive: KeepAlive | None, grpc_library: bool
+) -> tuple[str, int] | None:
+    """Return where connections of our own go, or None where gRPC's library shall make them."""
+    return host_and_port(url) if tls is None and keep_alive is None and not grpc_library else None
 
 
 def check_url(url: Any) -> str:
@@ -144,10 +215,6 @@ def check_url(url: Any) -> str:
     return url.strip()
 
 
-def _metadata(request: InferRequest) -> tuple[tuple[str, str | bytes], ...] | None:
-    return tuple(request.headers.items()) if request.headers else None
-
-
 @contextmanager
 def _errors(url: str, model: str | None = None, request_id: str | None = None) -> Iterator[None]:
     try:
@@ -156,40 +223,6 @@ def _errors(url: str, model: str | None = None, request_id: str | None = None) -
         raise
     except Exception as error:
         raise client_error(error, url, model, request_id) from error
-
-
-def _connect(flavour: Any, url: str, credentials: Any, options: list[tuple[str, Any]]) -> Any:
-    """Return a channel of ``grpc`` or ``grpc.aio``."""
-    if credentials is None:
-        return flavour.insecure_channel(url, options=options)
-    return flavour.secure_channel(url, credentials, options=options)
-
-
-def _credentials(tls: TLS | None) -> Any:
-    return None if tls is None else grpc.ssl_channel_credentials(**tls.read())
-
-
-def _channel_args(tls: TLS | None, keep_alive: KeepAlive | None) -> list[tuple[str, Any]]:
-    args: list[tuple[str, Any]] = [
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", -1),
-        # Each recommender has a connection of its own, so that closing one closes it.
-        ("grpc.use_local_subchannel_pool", 1),
-        # gRPC waits a second before it tries a refused connection again; a retry would only be told
-        # of the old refusal.
-        ("grpc.initial_reconnect_backoff_ms", 20),
-        ("grpc.max_reconnect_backoff_ms", 1000),
-    ]
-    if keep_alive is not None:
-        args += [
-            ("grpc.keepalive_time_ms", int(keep_alive.time_s * 1000)),
-            ("grpc.keepalive_timeout_ms", int(keep_alive.timeout_s * 1000)),
-            ("grpc.keepalive_permit_without_calls", int(keep_alive.without_calls)),
-            ("grpc.http2.max_pings_without_data", 0),
-        ]
-    if tls is not None and tls.server_name is not None:
-        args.append(("grpc.ssl_target_name_override", tls.server_name))
-    return args
 
 
 #: Number of a data type in a model's configuration → our name of it.
@@ -214,7 +247,23 @@ def _arrays(answer: bytes, url: str, request: InferRequest) -> dict[str, Array]:
         ) from error
 
 
-def _model_config(config: Any) -> ModelConfig:
+def _config_request(model: str) -> bytes:
+    return bytes(service_pb2.ModelConfigRequest(name=model).SerializeToString())
+
+
+def _survives_cancel(version: str) -> bool:
+    """Return whether a Triton may be told that a call was given up; one of unknown version may not."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= _SURVIVES_CANCEL
+
+
+def _server_metadata(answer: bytes) -> tuple[str, str]:
+    message = service_pb2.ServerMetadataResponse.FromString(answer)
+    return str(message.name), str(message.version)
+
+
+def _model_config(answer: bytes) -> ModelConfig:
+    config = service_pb2.ModelConfigResponse.FromString(answer).config
     return ModelConfig(
         name=str(config.name),
         max_batch_size=int(config.max_batch_size),

@@ -156,7 +156,7 @@ def check_output(
     fits = fits and all(dim is None or dim == size for dim, size in zip(dims, output.shape[1:], strict=True))
     if not fits or output.dtype != np.float32:
         raise ExportInputError(
-            f"{what}: expected float32 {wanted}, came {output.dtype} {list(output.shape)} for a batch of "
+            f"{what}: expected float32 {wanted}, got {output.dtype} {list(output.shape)} for a batch of "
             f"{batch}"
         )
     if np.isnan(output).any():

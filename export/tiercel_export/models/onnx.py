@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -37,32 +38,6 @@ EXTERNAL_DATA_BYTES = 1 << 20
 EXTERNAL_DATA_SUFFIX = ".data"
 
 
-def make_onnx(
-    module: torch.nn.Module | OnnxModel,
-    folder: Path,
-    *,
-    inputs: Sequence[TensorSpec],
-    output: str,
-    max_batch: int,
-    build_id: str,
-) -> tuple[str, ...]:
-    """Write the module as :func:`write_onnx` does, and small graphs as loops too (:mod:`.loops`).
-
-    Returns
-    -------
-    What TensorRT would have against the graph, for people: this engine does not mind.
-
-    Raises
-    ------
-    ExportError
-        If torch cannot express the module as one graph, or the graph needs operators that ONNX
-        Runtime does not have.
-    """
-    model = _graph_of(module, folder, inputs, output, max_batch, build_id)
-    lower(model, folder / Onnx.file)
-    return _written(model, folder)
-
-
 def write_onnx(
     module: torch.nn.Module | OnnxModel,
     folder: Path,
@@ -71,8 +46,16 @@ def write_onnx(
     output: str,
     max_batch: int,
     build_id: str,
+    loops: bool = False,
 ) -> tuple[str, ...]:
     """Write the module as an ONNX file with a dynamic batch of 1 to ``max_batch``; an ONNX model as it is.
+
+    Parameters
+    ----------
+    module, folder, inputs, output, max_batch, build_id
+        As every maker's; see :class:`~.prepare.Maker`.
+    loops
+        Whether a small graph is written as loops too (:mod:`.loops`).
 
     Returns
     -------
@@ -84,28 +67,20 @@ def write_onnx(
         If torch cannot express the module as one graph, or the graph needs operators that ONNX
         Runtime does not have.
     """
-    return _written(_graph_of(module, folder, inputs, output, max_batch, build_id), folder)
-
-
-def _graph_of(
-    module: torch.nn.Module | OnnxModel,
-    folder: Path,
-    inputs: Sequence[TensorSpec],
-    output: str,
-    max_batch: int,
-    build_id: str,
-) -> onnx.ModelProto:
     if isinstance(module, OnnxModel):
         graph = onnx.ModelProto()
         graph.CopyFrom(module.graph)
     else:
         graph = _exported(module, folder.name, inputs, output, max_batch)
-    return _finish(graph, folder / Onnx.file, build_id)
+    file = folder / Onnx.file
+    save_onnx(_finish(graph, file, build_id), file)
+    if loops:
+        lower(file)
+    return tuple(f"{folder.name}: not ready for TensorRT: {problem}" for problem in graph_problems(graph))
 
 
-def _written(model: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
-    save_onnx(model, folder / Onnx.file)
-    return tuple(f"{folder.name}: not ready for TensorRT: {problem}" for problem in graph_problems(model))
+#: The maker of the engine ``onnx``, which runs loops where there are any.
+make_onnx = partial(write_onnx, loops=True)
 
 
 def _exported(

@@ -116,7 +116,7 @@ class OnnxModel:
         opset = opsets.get("ai.onnx", newest)
         if not OLDEST_OPSET <= opset <= newest:
             raise self._error(
-                f"expected an operator set of {OLDEST_OPSET} to {newest}, came {opset}; export it again with "
+                f"expected an operator set of {OLDEST_OPSET} to {newest}, got {opset}; export it again with "
                 "opset 18"
             )
         local = {(function.domain, function.name) for function in model.functions}
@@ -130,7 +130,7 @@ class OnnxModel:
                 unknown.add(node.op_type)
         if foreign or unknown:
             raise self._error(
-                f"expected operators of ONNX, came {', '.join(sorted(foreign | unknown))} (operator set "
+                f"expected operators of ONNX, got {', '.join(sorted(foreign | unknown))} (operator set "
                 f"{opset}); write those layers with plain operations, or export with another opset"
             )
 
@@ -181,7 +181,7 @@ class OnnxModel:
         if unknown or not graph.input:
             came = f"inputs {', '.join(map(repr, unknown))}" if unknown else "no input"
             raise self._error(
-                f"expected inputs named after tensors of this stage, came {came}; available here: {here}; "
+                f"expected inputs named after tensors of this stage, got {came}; available here: {here}; "
                 "name them with input_names when you export"
             )
         for put in graph.input:
@@ -193,14 +193,14 @@ class OnnxModel:
         wanted = helper.np_dtype_to_tensor_dtype(np.dtype(spec.numpy_dtype))
         if kind.elem_type != wanted:
             raise self._error(
-                f"input {put.name!r}: expected {spec.dtype}, came {_type_name(kind.elem_type)}; cast it "
+                f"input {put.name!r}: expected {spec.dtype}, got {_type_name(kind.elem_type)}; cast it "
                 "inside the graph"
             )
         if kind.HasField("shape"):
             came = [dim.dim_value or dim.dim_param or "?" for dim in kind.shape.dim]
             if came and isinstance(came[0], int):
                 raise self._error(
-                    f"input {put.name!r}: expected a dynamic batch as axis 0, came {came}, whose axis 0 is "
+                    f"input {put.name!r}: expected a dynamic batch as axis 0, got {came}, whose axis 0 is "
                     f"always {came[0]}; export it with dynamic_axes={{{put.name!r}: {{0: 'batch'}}}} (or "
                     "dynamic_shapes)"
                 )
@@ -208,7 +208,7 @@ class OnnxModel:
             fits = len(came) == len(spec.dims) + 1
             if not fits or any(isinstance(size, int) and size != dim for size, dim in sizes):
                 raise self._error(
-                    f"input {put.name!r}: expected {['B', *spec.dims]} as this recommender has it, came "
+                    f"input {put.name!r}: expected {['B', *spec.dims]} as this recommender has it, got "
                     f"{came}; export it with those sizes, or leave the axes dynamic"
                 )
         _set_shape(put, spec.dims)
@@ -219,7 +219,7 @@ class OnnxModel:
         names = [put.name for put in graph.output]
         if len(names) != 1 and wanted not in names:
             raise self._error(
-                f"expected one output, or one of them called {wanted!r}, came {names}; name the outputs with "
+                f"expected one output, or one of them called {wanted!r}, got {names}; name the outputs with "
                 "output_names when you export"
             )
         name = names[0] if len(names) == 1 else wanted
@@ -229,7 +229,7 @@ class OnnxModel:
         put = graph.output[0]
         if put.type.tensor_type.elem_type != TensorProto.FLOAT:
             raise self._error(
-                f"output {name!r}: expected float32, came {_type_name(put.type.tensor_type.elem_type)}; cast "
+                f"output {name!r}: expected float32, got {_type_name(put.type.tensor_type.elem_type)}; cast "
                 "it inside the graph"
             )
         # What it gives is looked at, not what it says.

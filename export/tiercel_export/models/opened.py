@@ -48,7 +48,7 @@ def open_model(
         model = OnnxModel(given, available, output, what)
         return model, model.inputs
     raise ExportInputError(
-        f"{what}: expected a torch module, the path of an ONNX file or an onnx.ModelProto, came "
+        f"{what}: expected a torch module, the path of an ONNX file or an onnx.ModelProto, got "
         f"{type(given).__name__}"
     )
 

@@ -50,7 +50,7 @@ class OwnOperator(Operator):  # type: ignore[misc]
             return self._operand_at_fit
         if len(names) != 1:
             raise WorkflowError(
-                f"{type(self).__name__}: column: expected a node of one column, came {names}; select one"
+                f"{type(self).__name__}: column: expected a node of one column, got {names}; select one"
             )
         return str(names[0])
 
@@ -106,7 +106,7 @@ def one_of(value: Any, known: Mapping[str, Any] | tuple[str, ...], what: str) ->
     """Return the value if it is one of these, or refuse it."""
     if isinstance(value, str) and value in known:
         return value
-    raise WorkflowError(f"{what}: expected one of {', '.join(map(repr, known))}, came {value!r}")
+    raise WorkflowError(f"{what}: expected one of {', '.join(map(repr, known))}, got {value!r}")
 
 
 def plain_number(value: Any, what: str) -> int | float:
@@ -119,7 +119,7 @@ def plain_number(value: Any, what: str) -> int | float:
         return value
     if isinstance(value, float) and not np.isnan(value):
         return value
-    raise WorkflowError(f"{what}: expected a number that fits 64 bits, came {value!r}")
+    raise WorkflowError(f"{what}: expected a number that fits 64 bits, got {value!r}")
 
 
 def plain(series: pd.Series, operator: Any) -> pd.Series:
@@ -144,7 +144,7 @@ def wrong_column(
 ) -> WorkflowError:
     """Return the error of a column of the wrong type."""
     return WorkflowError(
-        f"{type(operator).__name__} on column {series.name!r}: expected {expected}, came {came}; {remedy}"
+        f"{type(operator).__name__} on column {series.name!r}: expected {expected}, got {came}; {remedy}"
     )
 
 

@@ -44,7 +44,7 @@ class _OfTwo(OwnOperator):
         self.operator = one_of(operator, self._operators, kind)
         if (value is None) == (column is None):
             raise WorkflowError(
-                f"{kind}({operator!r}): expected either a constant or column=…, came "
+                f"{kind}({operator!r}): expected either a constant or column=…, got "
                 f"{'neither' if column is None else 'both'}; give it one of them"
             )
         self.column = column
@@ -172,7 +172,7 @@ class Cyclical(OwnOperator):
         super().__init__()
         self.period = float(plain_number(period, "Cyclical: period"))
         if not 0 < self.period < np.inf:
-            raise WorkflowError(f"Cyclical: expected a period above 0, came {period!r}")
+            raise WorkflowError(f"Cyclical: expected a period above 0, got {period!r}")
 
     def make(self, series: pd.Series, suffix: str, other: pd.Series | None) -> pd.Series:
         """Compute one of the waves."""

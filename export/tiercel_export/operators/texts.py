@@ -29,9 +29,9 @@ class TextSlice(OwnOperator):
         super().__init__()
         for name, value in (("start", start), ("stop", stop), ("step", step)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise WorkflowError(f"TextSlice: {name}: expected a whole number or None, came {value!r}")
+                raise WorkflowError(f"TextSlice: {name}: expected a whole number or None, got {value!r}")
         if step == 0:
-            raise WorkflowError("TextSlice: step: expected a number other than 0, came 0")
+            raise WorkflowError("TextSlice: step: expected a number other than 0, got 0")
         self.start, self.stop, self.step = start, stop, step
 
     def make(self, series: pd.Series, suffix: str, other: pd.Series | None) -> pd.Series:
@@ -81,7 +81,7 @@ class TextStrip(OwnOperator):
     def __init__(self, characters: str | None = None) -> None:
         super().__init__()
         if characters is not None and not isinstance(characters, str):
-            raise WorkflowError(f"TextStrip: expected characters or None, came {characters!r}")
+            raise WorkflowError(f"TextStrip: expected characters or None, got {characters!r}")
         self.characters = characters
 
     def make(self, series: pd.Series, suffix: str, other: pd.Series | None) -> pd.Series:
@@ -123,7 +123,7 @@ class TextSplitCount(OwnOperator):
         super().__init__()
         if not isinstance(separator, str) or not separator:
             raise WorkflowError(
-                f"TextSplitCount: expected a separator of at least one character, came {separator!r}"
+                f"TextSplitCount: expected a separator of at least one character, got {separator!r}"
             )
         self.separator = separator
 

@@ -63,11 +63,11 @@ class IsIn(OwnOperator):
         super().__init__()
         given = [values] if isinstance(values, str) else list(values)
         if not given:
-            raise WorkflowError("IsIn: expected at least one value, came none")
+            raise WorkflowError("IsIn: expected at least one value, got none")
         if all(isinstance(value, str) for value in given):
             self.values: list[Any] = list(dict.fromkeys(given))
         elif any(isinstance(value, str) for value in given):
-            raise WorkflowError(f"IsIn: expected all text or all numbers, came {given!r}")
+            raise WorkflowError(f"IsIn: expected all text or all numbers, got {given!r}")
         else:
             known = [plain_number(value, "IsIn") for value in given]
             floats = any(isinstance(value, float) for value in known)

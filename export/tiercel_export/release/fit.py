@@ -41,7 +41,7 @@ def checked_settings(settings: ServingSettings, retrieval: Mapping[str, ServedFo
     stray = {name: form for name, form in retrieval.items() if not isinstance(form, ServedForm)}
     for name, came in stray.items():
         raise ExportInputError(
-            f"retrieval[{name!r}]: expected a served form, came {type(came).__name__}; "
+            f"retrieval[{name!r}]: expected a served form, got {type(came).__name__}; "
             "give Vectors(query, items), or another form of tiercel_export.forms"
         )
     if not settings.sources:
@@ -68,9 +68,9 @@ def _unmatched(sources: Sequence[SourceKind], retrieval: Mapping[str, ServedForm
         elif kind.form is None:
             yield f"retrieval[{kind.name!r}]: {what} takes no served form; leave it out, or rename it"
         elif given.form != kind.form:
-            yield f"retrieval[{kind.name!r}]: {what} takes the form {kind.form!r}, came {given.form!r}"
+            yield f"retrieval[{kind.name!r}]: {what} takes the form {kind.form!r}, got {given.form!r}"
         elif given.query is None and query_stage(kind.name) in kind.reads():
-            yield f"retrieval[{kind.name!r}]: {what} reads queries, but {given.form!r} came without a module"
+            yield f"retrieval[{kind.name!r}]: {what} reads queries, but got {given.form!r} without a module"
     names = [kind.name for kind in sources]
     for name in retrieval:
         if name not in names:
@@ -143,7 +143,7 @@ def check_reorder(settings: ServingSettings, tasks: int, names: Sequence[str]) -
     """Refuse reorder steps that do not fit a ranker of so many tasks, and names; 0 is no ranker."""
     if names and len(names) != tasks:
         raise ExportInputError(
-            f"tasks: expected {tasks} names, one for each score that the ranker gives, came {len(names)} "
+            f"tasks: expected {tasks} names, one for each score that the ranker gives, got {len(names)} "
             f"({', '.join(map(repr, names))})"
         )
     refuse(

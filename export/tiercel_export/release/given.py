@@ -60,7 +60,7 @@ def _as_bytes(values: Array, kinds: set[type], column: str, what: str, dtype: An
     if not kinds <= {str, bytes}:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise ExportInputError(
-            f"{what}: ids in {column!r} must be all integers or all strings; came {dtype} of {names}"
+            f"{what}: ids in {column!r} must be all integers or all strings; got {dtype} of {names}"
         )
     encoded = np.empty(len(values), object)
     try:
@@ -72,7 +72,7 @@ def _as_bytes(values: Array, kinds: set[type], column: str, what: str, dtype: An
 
 def _wide_id(value: Any, column: str, what: str) -> ExportInputError:
     return ExportInputError(
-        f"{what}: ids in {column!r} must fit 64 bits with a sign, came {value}; write them as strings"
+        f"{what}: ids in {column!r} must fit 64 bits with a sign, got {value}; write them as strings"
     )
 
 

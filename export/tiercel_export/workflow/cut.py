@@ -196,9 +196,9 @@ def cut_workflow(
         An output has no tag, or depends on columns of both user and item.
     """
     if target_encoding not in (None, NO_FOLD):
-        raise WorkflowError(f"target_encoding must be None or {NO_FOLD!r}, came {target_encoding!r}")
+        raise WorkflowError(f"target_encoding must be None or {NO_FOLD!r}, got {target_encoding!r}")
     if rows not in (None, KEEP):
-        raise WorkflowError(f"rows must be None or {KEEP!r}, came {rows!r}")
+        raise WorkflowError(f"rows must be None or {KEEP!r}, got {rows!r}")
     workflow = load_workflow(workflow)
     behind = lineage_of(workflow)
     chosen = parts or {}
@@ -320,7 +320,7 @@ def compile_workflow(
         The workflow can't be read or cut.
     """
     if part not in ("user", "item"):
-        raise WorkflowError(f"part must be 'user' or 'item', came {part!r}")
+        raise WorkflowError(f"part must be 'user' or 'item', got {part!r}")
     cut = workflow
     if not isinstance(cut, WorkflowParts):
         cut = cut_workflow(workflow, parts=parts, target_encoding=target_encoding, rows=rows)

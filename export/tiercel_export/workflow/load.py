@@ -25,7 +25,7 @@ def load_workflow(workflow: Any) -> Any:
         workflow = _read_saved(Path(workflow))
     if not hasattr(workflow, "output_node"):
         raise WorkflowError(
-            f"{place}expected an nvtabular.Workflow or the path of one, came {type(workflow).__name__}"
+            f"{place}expected an nvtabular.Workflow or the path of one, got {type(workflow).__name__}"
         )
     if workflow.output_schema is None:
         raise WorkflowError(f"{place}the workflow was never fitted: call fit() on the training data first")

@@ -21,20 +21,23 @@ DataDir = Annotated[
     typer.Option(
         "--data-dir",
         metavar="DIR",
-        help="Folder that holds data sets, and gets what is downloaded. Else $TIERCEL_DATA_DIR, else ./data.",
+        help="Folder of data sets, also for downloads. Default: $TIERCEL_DATA_DIR, else ./data.",
     ),
 ]
 
 
 def command(
     dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="ml-100k, synthetic, or a recipe, for the recipe's own.")
+        str,
+        typer.Argument(
+            metavar="DATASET", help="ml-100k, synthetic, or a recipe, for that recipe's data set."
+        ),
     ],
     data_dir: DataDir = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Find or download a data set, check it, and show what is in it.
+    """Find or download a data set, check it, and describe it.
 
     Example: [bold]tiercel data ml-100k[/]
     """

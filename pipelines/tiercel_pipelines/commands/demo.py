@@ -28,17 +28,23 @@ RECIPES = {"ml-100k": "movielens_blend", "synthetic": "synthetic"}
 def command(
     data: Annotated[
         str,
-        typer.Option("--data", metavar="auto|ml-100k|synthetic", help="auto takes ml-100k if it can be had."),
+        typer.Option(
+            "--data",
+            metavar="auto|ml-100k|synthetic",
+            help="auto takes ml-100k if it is here or can be downloaded, else synthetic.",
+        ),
     ] = "auto",
-    folder: Annotated[Path, typer.Option("--dir", help="Where runs/ and releases/ go.")] = Path(),
+    folder: Annotated[Path, typer.Option("--dir", help="Folder for runs/ and releases/.")] = Path(),
     epochs: Epochs = None,
-    reuse: Annotated[bool, typer.Option("--reuse", help="Keep a run and a release that are there.")] = False,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Use an existing run and release instead of making them.")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Do everything once: data, training, export, verification, a real Triton, ten recommendations.
 
-    Takes MovieLens-100K if it is there or can be downloaded, else made-up data, and says which.
+    Takes MovieLens-100K if it is here or can be downloaded, else synthetic data, and says which.
 
     Example: [bold]tiercel demo[/]
     """

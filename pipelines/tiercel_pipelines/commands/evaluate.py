@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tiercel_serving.commands.serve import Layout, Triton, start
-from tiercel_serving.commands.shell import Debug, Json, Refused, Shell, shell
+from tiercel_serving.commands.shell import Debug, Json, Refused, Shell, checked_url, shell
 from tiercel_serving.commands.tables import heading, number, table
 
 if TYPE_CHECKING:
@@ -32,18 +32,26 @@ def command(
     ],
     release: Annotated[
         Path | None,
-        typer.Option("--release", metavar="RELEASE", help="Start a server on this release, and stop it."),
+        typer.Option(
+            "--release", metavar="RELEASE", help="Start a server on this release, and stop it at the end."
+        ),
     ] = None,
     url: Annotated[
-        str | None, typer.Option("--url", metavar="HOST:PORT", help="Ask a server that runs already (gRPC).")
+        str | None,
+        typer.Option(
+            "--url",
+            metavar="HOST:PORT",
+            callback=checked_url,
+            help="Ask a server that is already running (gRPC).",
+        ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many places to look at.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of items to judge in each list.")] = 10,
     layout: Layout = None,
     triton: Triton = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Ask the served ensemble for every test user, and measure what it answers.
+    """Ask the served ensemble for every test user's items, and measure the quality of the answers.
 
     Reports nDCG, precision, recall, hit rate, MRR and coverage after retrieval alone and after ranking,
     beside the most popular items and, where the protocol is theirs, published figures; then how new and

@@ -43,18 +43,20 @@ def command(
         ),
     ],
     part: Annotated[
-        str | None, typer.Option("--part", metavar="user|item", help="This part alone; else both.")
+        str | None, typer.Option("--part", metavar="user|item", help="Show only this part. Default: both.")
     ] = None,
     fit: Annotated[
-        bool, typer.Option("--fit", help="Fit a recipe's workflow anew, even if runs/<recipe> is there.")
+        bool, typer.Option("--fit", help="Fit a recipe's workflow again, even if runs/<recipe> exists.")
     ] = False,
     timed: Annotated[
         bool, typer.Option("--time", help="Also measure each step, on one row and on a batch.")
     ] = False,
-    rows: Annotated[int, typer.Option("--rows", min=2, help="Rows of the batch of --time.")] = 1_000,
+    rows: Annotated[
+        int, typer.Option("--rows", min=2, help="Rows of the batch that --time measures.")
+    ] = 1_000,
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="FILE", help="Parquet file whose first rows --time takes."),
+        typer.Option("--data", metavar="FILE", help="Parquet file whose first rows --time measures."),
     ] = None,
     target_encoding: TargetEncoding = None,
     keep_rows: KeepRows = False,

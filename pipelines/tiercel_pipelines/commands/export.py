@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory that `tiercel train` made.")],
     release: Annotated[
-        Path | None, typer.Option("--release", metavar="DIR", help="Where it goes; else releases/<name>.")
+        Path | None,
+        typer.Option("--release", metavar="DIR", help="Folder of the release. Default: releases/<name>."),
     ] = None,
     layout: Annotated[
         str, typer.Option("--layout", metavar="fused|staged", help="One Triton model, or one for each stage.")
@@ -35,31 +36,34 @@ def command(
         typer.Option(
             "--runner",
             metavar="python|tiercel",
-            help="What runs the stages: Triton's Python backend, or Tiercel's, in Triton's own process.",
+            help="What runs the stages: Triton's Python backend, or Tiercel's backend in Triton's process.",
         ),
     ] = "python",
     items: Annotated[
         Path | None,
-        typer.Option("--items", metavar="FILE", help="Parquet table in place of the run's items."),
+        typer.Option("--items", metavar="FILE", help="Parquet table to use instead of the run's items."),
     ] = None,
     users: Annotated[
         Path | None,
-        typer.Option("--users", metavar="FILE", help="Parquet table in place of the run's users."),
+        typer.Option("--users", metavar="FILE", help="Parquet table to use instead of the run's users."),
     ] = None,
     interactions: Annotated[
         Path | None,
-        typer.Option("--interactions", metavar="FILE", help="Parquet table in place of the run's."),
+        typer.Option(
+            "--interactions", metavar="FILE", help="Parquet table to use instead of the run's interactions."
+        ),
     ] = None,
-    target: Annotated[str, typer.Option("--target", help="What it is compiled for.")] = "cpu",
+    target: Annotated[str, typer.Option("--target", help="Target to compile for.")] = "cpu",
     engine: Annotated[
         str | None,
-        typer.Option("--engine", metavar="NAME", help="What runs the dense models; else the target's."),
+        typer.Option("--engine", metavar="NAME", help="Engine of the dense models. Default: the target's."),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show the graph with each hop and copy, and write no release.")
+        bool, typer.Option("--explain", help="Show the graph with each hop and copy; write no release.")
     ] = False,
     svg: Annotated[
-        Path | None, typer.Option("--svg", metavar="FILE", help="With --explain: where a picture of it goes.")
+        Path | None,
+        typer.Option("--svg", metavar="FILE", help="With --explain: also draw the graph to this file."),
     ] = None,
     replace: Replace = False,
     json: Json = False,
@@ -172,7 +176,7 @@ def refuse_unknown(option: str, given: str | None, known: Iterable[str]) -> None
     """Refuse a value that is not one of those there are."""
     names = list(known)
     if given is not None and given not in names:
-        raise Refused(f"--{option} {given}: there is {', '.join(names)}")
+        raise Refused(f"--{option} {given}: expected one of {', '.join(names)}")
 
 
 def refuse_missing(files: Mapping[str, Path | None]) -> None:
@@ -186,15 +190,14 @@ def describe(release: Release, took_s: float) -> dict[str, Any]:
     """Return what is in a release as JSON."""
     import msgspec
 
-    from tiercel_serving.engines.loops import listed_beside
-    from tiercel_serving.engines.onnx import Onnx
+    from tiercel_serving.engines.table import form_of
     from tiercel_serving.stages.specs import RANKING, query_stage
 
     manifest = release.manifest
     queries = {query_stage(name): model.engine for name, model in manifest.queries.items()}
     ranking = {} if manifest.ranking is None else {RANKING: manifest.ranking.engine}
     engines = {**queries, **ranking}
-    files = {stage: release.path / "artefacts" / stage / Onnx.file for stage in engines}
+    forms = {stage: form_of(engine, release.path / "artefacts" / stage) for stage, engine in engines.items()}
     return {
         "release": str(release.path),
         "seconds": took_s,
@@ -204,7 +207,7 @@ def describe(release: Release, took_s: float) -> dict[str, Any]:
         "runner": manifest.runner,
         "target": manifest.target,
         "engines": engines,
-        "loops": [stage for stage, file in files.items() if listed_beside(file).is_file()],
+        "forms": {stage: form for stage, form in forms.items() if form is not None},
         "catalogue": msgspec.to_builtins(manifest.catalogue),
         "tables": manifest.tables,
         "sources": manifest.sources,
@@ -232,7 +235,8 @@ def release_table(document: dict[str, Any]) -> Table:
 
 def engine_of(document: Mapping[str, Any], stage: str) -> str:
     """Return what runs a model; docs/engines.md says what loops are."""
-    return f"{document['engines'][stage]}{', as loops' if stage in document['loops'] else ''}"
+    form = document["forms"].get(stage)
+    return f"{document['engines'][stage]}{'' if form is None else f', as {form}'}"
 
 
 def measured(figures: Mapping[str, Any]) -> str:

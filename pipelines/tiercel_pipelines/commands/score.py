@@ -18,18 +18,22 @@ def command(
     users: Annotated[
         Path | None,
         typer.Option(
-            "--users", metavar="FILE", help="Parquet with the ids of whom to score; else every user."
+            "--users",
+            metavar="FILE",
+            help="Parquet file with the ids of the users to score. Default: every user.",
         ),
     ] = None,
-    k: Annotated[int | None, typer.Option("-k", min=1, help="Items a user; else the recipe's own.")] = None,
+    k: Annotated[
+        int | None, typer.Option("-k", min=1, help="Items for each user. Default: the recipe's.")
+    ] = None,
     batch_users: Annotated[
-        int, typer.Option("--batch-users", min=1, help="Users at a time, for less memory.")
+        int, typer.Option("--batch-users", min=1, help="Users at a time; fewer need less memory.")
     ] = 256,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an OUTPUT that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing OUTPUT.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write every user's list to a Parquet file, as the server would answer, without a server.
+    """Write every user's recommendations, as a server would answer, to a Parquet file; no server is needed.
 
     One row a user: the user's id, lists item_id and score, best first, and status. Memory does not grow
     with the users. The output appears under its name only when it is whole.

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
     from ..recipe.recipe import Recipe
 
-Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="At most so many, for each model.")]
-Replace = Annotated[bool, typer.Option("--replace", help="Overwrite what is already there.")]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Maximum number of epochs of each model.")
+]
+Replace = Annotated[bool, typer.Option("--replace", help="Overwrite what already exists.")]
 
 
 def command(
@@ -32,13 +34,13 @@ def command(
         ),
     ],
     run: Annotated[
-        Path | None, typer.Option("--run", metavar="DIR", help="Where the run goes; else runs/<recipe>.")
+        Path | None, typer.Option("--run", metavar="DIR", help="Folder of the run. Default: runs/<recipe>.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Another seed than the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Use this seed instead of the recipe's.")] = None,
     epochs: Epochs = None,
     replace_run: Replace = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what a killed training left, if it left anything.")
+        bool, typer.Option("--resume", help="Continue a killed training, if it left a checkpoint.")
     ] = False,
     dask_scheduler: Annotated[
         str | None,
@@ -49,7 +51,7 @@ def command(
         ),
     ] = None,
     distributed: Annotated[
-        bool, typer.Option("--distributed", help="Train together with the other processes of torchrun.")
+        bool, typer.Option("--distributed", help="Train in several processes that torchrun started.")
     ] = False,
     data_dir: DataDir = None,
     json: Json = False,
@@ -112,7 +114,7 @@ def command(
         parts: list[Any] = metrics_tables(metrics, which)
         if repeats:
             kept = "may be in several parts" if given_again(served) else "is in one part alone"
-            said = f"{number(repeats)} interactions are of a user and an item that came before"
+            said = f"{number(repeats)} interactions repeat an earlier pair of user and item"
             parts.append(f"[dim]{said}; such a pair {kept}[/]")
         sh.emit(document, heading(title), *parts, f"\nnext: [bold]tiercel export {where}[/]")
         for note in trained.record.notes:
@@ -142,7 +144,7 @@ def check_free(path: Path, may_replace: bool, what: str) -> None:
     """Refuse early, before an hour of work, to write over something that is there."""
     if path.exists() and not may_replace:
         option = "--run" if what == "run" else "--release"
-        raise Refused(f"{path}: there is something already; --replace overwrites it, {option} names another")
+        raise Refused(f"{path}: exists already; --replace overwrites it, {option} names another folder")
 
 
 def metrics_tables(metrics: dict[str, Any], which: str = "unseen items") -> list[Table]:

@@ -26,7 +26,7 @@ TargetEncoding = Annotated[
     typer.Option(
         "--target-encoding",
         metavar="no_fold",
-        help="Compile a workflow's TargetEncoding over all folds, which it else refuses.",
+        help="Compile a workflow's TargetEncoding over all folds; without this it is refused.",
     ),
 ]
 
@@ -34,7 +34,8 @@ KeepRows = Annotated[
     bool,
     typer.Option(
         "--keep-rows",
-        help="Compile a workflow's Filter and Dropna, which would drop rows, to pass every row as it came.",
+        help="Compile a workflow's Filter and Dropna so that they pass every row unchanged; "
+        "without this they are refused.",
     ),
 ]
 
@@ -47,7 +48,7 @@ def command(
         ),
     ],
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT…", help="Parquet files, or folders of them, in order.")
+        list[Path], typer.Argument(metavar="INPUT…", help="Parquet files, or folders of them, in this order.")
     ],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The Parquet file to write.")],
     part: Annotated[
@@ -55,18 +56,18 @@ def command(
         typer.Option(
             "--part",
             metavar="user|item|both",
-            help="Whose features; else of every part with its columns.",
+            help="Part to compute. Default: every part whose columns are there.",
         ),
     ] = None,
     packed: Annotated[
-        bool, typer.Option("--packed", help="Write the models' tensors in place of named features.")
+        bool, typer.Option("--packed", help="Write the models' tensors instead of named features.")
     ] = False,
     list_length: Annotated[
         list[str] | None,
         typer.Option(
             "--list-length",
             metavar="NAME=N",
-            help="Length of a packed list, which a run or workflow does not say (repeat).",
+            help="Length of a packed list, for a run or workflow (may be repeated).",
         ),
     ] = None,
     target_encoding: TargetEncoding = None,
@@ -76,18 +77,18 @@ def command(
         typer.Option(
             "--keep",
             metavar="NAME[=AS]",
-            help="Also write this column of the files as it is, under this or another name (repeat).",
+            help="Also copy this column of the files, under this or another name (may be repeated).",
         ),
     ] = None,
     batch_rows: Annotated[
         int | None,
-        typer.Option("--batch-rows", min=1, help="Rows at a time, for less memory; else 65,536."),
+        typer.Option("--batch-rows", min=1, help="Rows at a time; fewer need less memory. Default: 65,536."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an OUTPUT that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing OUTPUT.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compute the features of Parquet files by the program that serves them, in bounded memory.
+    """Compute the features of Parquet files with the program that is served, in bounded memory.
 
     Writes what NVTabular's `Workflow.transform` gives, to the last bit, row for row. The output appears
     under its name only when it is whole.
@@ -95,7 +96,7 @@ def command(
     Example: [bold]tiercel transform releases/movielens users.parquet features.parquet[/]
     """
     with shell(json=json, debug=debug) as sh:
-        with sh.work(f"Transforming by {source}") as progress:
+        with sh.work(f"Transforming with {source}") as progress:
             from ..features.origin import kind_of
             from ..features.parquet_files import check_output, parquet_files
             from ..features.transform import BATCH_ROWS, Transform, transform_files

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from tiercel_serving.kinds import Settings
-from tiercel_serving.machine import fault_of
+from tiercel_serving.machine_faults import fault_of
 
 from ..errors import DataCorrupt, DataMissing
 from .dataset import Dataset, Progress

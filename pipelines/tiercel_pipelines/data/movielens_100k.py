@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 from tiercel_serving.kinds import Settings
-from tiercel_serving.machine import fault_of
+from tiercel_serving.machine_faults import fault_of
 
 from ..errors import DataCorrupt, DataMissing
 from .dataset import Dataset, Progress

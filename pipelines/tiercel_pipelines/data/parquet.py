@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from tiercel_serving.errors import TiercelError
 from tiercel_serving.kinds import Settings
-from tiercel_serving.machine import fault_of
+from tiercel_serving.machine_faults import fault_of
 
 from ..errors import DataCorrupt, DataError, DataMissing
 from .arrow import canonical, joined, kind_of, of_kind, plain_values

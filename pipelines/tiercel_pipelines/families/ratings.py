@@ -20,7 +20,7 @@ def ratings_of(pairs: Pairs, column: str, label: str) -> Array:
     """
     if column not in pairs.numbers:
         known = ", ".join(map(repr, pairs.numbers)) or "none"
-        raise TrainingError(f"{label}: the interactions came without {column!r} (with {known}); name it")
+        raise TrainingError(f"{label}: expected interactions with {column!r}, got {known}; name it")
     ratings = pairs.numbers[column]
     if not np.isfinite(ratings).all():
         raise TrainingError(f"{label}: {column!r} is not everywhere a finite number; drop those interactions")

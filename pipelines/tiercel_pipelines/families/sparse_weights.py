@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from tiercel_export.forms import ItemWeights
 from tiercel_serving.kinds import Settings
-from tiercel_serving.machine import fault_of
+from tiercel_serving.machine_faults import fault_of
 from tiercel_serving.problems import COUNT, Problem, Range, out_of_range
 from tiercel_serving.spec import Array, Arrays
 

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tiercel_serving.machine import fault_of
+from tiercel_serving.machine_faults import fault_of
 
 from ..errors import TrainingError
 

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from tiercel_serving.errors import KindUnavailable
 from tiercel_serving.kinds import Settings
-from tiercel_serving.machine import fault_of
+from tiercel_serving.machine_faults import fault_of
 from tiercel_serving.problems import AT_LEAST_0, COUNT, POSITIVE, Problem, Range, out_of_range
 from tiercel_serving.spec import Array, Arrays
 

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tiercel_serving.machine import machine_faults
+from tiercel_serving.machine_faults import machine_faults
 
 from ..arrays.pairs import narrow
 from ..data import Dataset

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tiercel_serving.errors import TiercelError
-from tiercel_serving.machine import fault_of
+from tiercel_serving.machine_faults import fault_of
 
 from ..data.parquet import check_folder
 from ..errors import DataCorrupt, DataError, DataMissing

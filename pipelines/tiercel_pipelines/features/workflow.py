@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from tiercel_export.errors import WorkflowError
 
@@ -105,7 +106,9 @@ def _fitted(
 ) -> Any:
     """Fit a graph, on the ``client``'s cluster if there is one; what NVTabular logs is in what it raises."""
     workflow = nvtabular.Workflow(graph)
-    loud = executors.LOG.disabled
+    # numba, which computes similarities, gives OpenMP its own number when it first runs, and so torch: models
+    # would then be fitted with other threads than whoever trains has set.
+    loud, threads = executors.LOG.disabled, torch.get_num_threads()
     executors.LOG.disabled = True
     try:
         with warnings.catch_warnings():
@@ -115,6 +118,7 @@ def _fitted(
                 return workflow.fit(rows)
     finally:
         executors.LOG.disabled = loud
+        torch.set_num_threads(threads)
 
 
 def _keep_apart(graph: Any, folder: Path) -> list[Any]:

@@ -13,7 +13,7 @@ from tiercel_export.lowering.expressions import RAW, REFUSED
 from tiercel_export.workflow.cut import WorkflowParts, cut_workflow, trace_part
 from tiercel_export.workflow.trace import raw_column
 from tiercel_serving.errors import MachineFault
-from tiercel_serving.machine import fault_of
+from tiercel_serving.machine_faults import fault_of
 from tiercel_serving.problems import Problem
 from tiercel_serving.reorder.per_request import name_problems
 from tiercel_serving.rules.expressions.types import Schema, Type, type_of, type_of_dtype

@@ -13,7 +13,7 @@ import numpy as np
 from tiercel_export.errors import WorkflowError
 from tiercel_export.lowering.table import TABLE, key_of
 from tiercel_export.operators.base import OwnOperator
-from tiercel_serving.machine import fault_of
+from tiercel_serving.machine_faults import fault_of
 from tiercel_serving.problems import Problem, choose
 
 from ..data import Dataset

@@ -16,7 +16,7 @@ from types import ModuleType
 import msgspec
 
 from tiercel_serving.errors import TiercelError
-from tiercel_serving.machine import fault_of
+from tiercel_serving.machine_faults import fault_of
 from tiercel_serving.problems import Problem, choose
 
 from ..errors import RecipeError

@@ -31,7 +31,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from tiercel_serving.errors import DestinationTaken
-from tiercel_serving.machine import machine_faults
+from tiercel_serving.machine_faults import machine_faults
 from tiercel_serving.release.manifest import File, encode
 from tiercel_serving.release.opened import check_file, file_sha256
 from tiercel_serving.release.writing import list_files

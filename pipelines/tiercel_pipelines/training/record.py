@@ -15,7 +15,7 @@ from tiercel_serving.settings import ServingSettings
 
 from ..arrays.inputs import ModelInputs
 from ..data import DATASETS, DatasetSpec
-from ..errors import TrainingError
+from ..errors import RunMissing, TrainingError
 from ..families.table import RANKING_FAMILIES, RETRIEVAL_FAMILIES, RankingFamily, RetrievalFamily
 from ..recipe.recipe import Recipe, SplitSettings, TrainingSettings
 from ..tasks.table import RANKING_TASKS, RETRIEVAL_TASKS, RankingTask, RetrievalTask
@@ -148,11 +148,15 @@ def read_record(file: Path) -> RunRecord:
 
     Raises
     ------
+    RunMissing
+        There is no run.
     TrainingError
-        It is missing or no description of a run, or of another format than this Tiercel writes.
+        It is no description of a run, or of another format than this Tiercel writes.
     """
     if not file.is_file():
-        raise TrainingError(f"{file}: no run here; make one with `tiercel train`")
+        if (file.parent / "manifest.json").is_file():
+            raise RunMissing(f"{file.parent}: a release, not a run; name the run that it was exported from")
+        raise RunMissing(f"{file}: no run here; make one with `tiercel train`")
     text = file.read_bytes()
     try:
         version = msgspec.json.decode(text, type=_Head)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..machine import machine_faults
+from ..machine_faults import machine_faults
 from .serve import Triton
 from .shell import FAILED, Debug, Json, Refused, Shell, shell
 from .tables import heading
@@ -30,21 +30,22 @@ def command(
         Path | None, typer.Argument(metavar="RELEASE", help="Directory of a release.", show_default=False)
     ] = None,
     save: Annotated[
-        Path | None, typer.Option("--save", metavar="FILE.json", help="Also write the JSON object here.")
+        Path | None,
+        typer.Option("--save", metavar="FILE.json", help="Also write the JSON object to this file."),
     ] = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0.1, max=3600.0, help="Length of each single measurement.")
+        float, typer.Option("--seconds", min=0.1, max=3600.0, help="Length of each measurement in seconds.")
     ] = 3.0,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds for each concurrency.")] = 5,
     concurrency: Annotated[
-        str, typer.Option("--concurrency", metavar="N,N,…", help="Requests in flight.")
+        str, typer.Option("--concurrency", metavar="N,N,…", help="Numbers of requests in flight.")
     ] = "1,8",
     client: Annotated[
         str,
         typer.Option(
             "--client",
             metavar="perf_analyzer|python",
-            help="What makes the load; python adds the cost of the Python client to every figure.",
+            help="Load generator; python adds the cost of the Python client to every figure.",
         ),
     ] = "perf_analyzer",
     cache: Annotated[
@@ -52,31 +53,34 @@ def command(
         typer.Option(
             "--cache",
             metavar="DIR",
-            help="Where a fetched perf_analyzer lies (else ~/.cache/tiercel/perf_analyzer).",
+            help="Folder of a downloaded perf_analyzer. Default: ~/.cache/tiercel/perf_analyzer.",
         ),
     ] = None,
     runner: Annotated[
         str,
-        typer.Option(
-            "--runner", metavar="python|tiercel|all", help="What runs the stages; all that are here."
-        ),
+        typer.Option("--runner", metavar="python|tiercel|all", help="Runners to measure."),
     ] = "all",
     rates: Annotated[
         str,
         typer.Option(
             "--rates",
             metavar="SHARE,…",
-            help="Open loops at these shares of what saturates each model; none leaves them out.",
+            help="Open loops at these shares of each model's saturated throughput; none skips them.",
         ),
     ] = "0.25,0.5,0.75,0.9",
     mix: Annotated[
         str,
-        typer.Option("--mix", metavar="MIX", help="Requests of the open loops, see docs/benchmarks.md."),
+        typer.Option(
+            "--mix", metavar="MIX", help="Kind of requests in the open loops; see docs/benchmarks.md."
+        ),
     ] = "zipf",
     p99_ms: Annotated[
         float,
         typer.Option(
-            "--p99-ms", min=0.1, max=1e6, help="The highest rate whose p99 is within this is searched for."
+            "--p99-ms",
+            min=0.1,
+            max=1e6,
+            help="Search for the highest rate whose p99 stays within this many milliseconds.",
         ),
     ] = 20.0,
     instances: Annotated[
@@ -84,18 +88,17 @@ def command(
         typer.Option(
             "--instances",
             min=1,
-            help="Instances of each model; else what the release says.",
+            help="Instances of each model. Default: the release's.",
             show_default=False,
         ),
     ] = None,
     growth: Annotated[
         bool,
-        typer.Option(
-            "--growth", help="Also measure batches and index types by themselves, without a server."
-        ),
+        typer.Option("--growth", help="Also measure batch sizes and index types, without a server."),
     ] = False,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE.html", help="Also write a report with plots here.")
+        Path | None,
+        typer.Option("--html", metavar="FILE.html", help="Also write a report with plots to this file."),
     ] = None,
     beside: Annotated[
         list[Path] | None,
@@ -103,7 +106,7 @@ def command(
             "--beside",
             metavar="FILE.json",
             help="With --html: a saved result of another release, or of `python -m benchmarks.scale`, for "
-            "plots over items, users and candidates. May be given several times.",
+            "plots over items, users and candidates. May be repeated.",
         ),
     ] = None,
     compared: Annotated[
@@ -111,20 +114,18 @@ def command(
         typer.Option(
             "--compare",
             metavar="BEFORE.json AFTER.json",
-            help="Measure nothing: say what changed between two saved results beyond the noise of rounds.",
+            help="Measure nothing; report what changed between two saved results beyond the noise of rounds.",
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="With --compare: even results of two machines.")
+        bool, typer.Option("--force", help="With --compare: also compare results of different machines.")
     ] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit with 1 if a figure is beyond its limit.")
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a figure misses its limit.")] = False,
     triton: Triton = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure both layouts of a release on each runner, beside models that do nothing and the bare compute.
+    """Measure both layouts of a release on each runner, compared with empty models and the bare compute.
 
     Prints p50, p99 and throughput, where each microsecond of the bare compute goes, how latency grows with
     load, what the server spends, and how all of it stands against its limits. Uses the perf_analyzer on PATH,

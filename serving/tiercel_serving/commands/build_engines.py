@@ -15,29 +15,34 @@ def command(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Directory of a release.")],
     to: Annotated[
         Path | None,
-        typer.Option("--to", metavar="DIR", help="Where the result goes; else its own place."),
+        typer.Option("--to", metavar="DIR", help="Folder of the result. Default: the release's own."),
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option("--cache", metavar="DIR", help="Keeps what was built, by GPU and library version."),
+        typer.Option(
+            "--cache", metavar="DIR", help="Folder that keeps built engines, by GPU and library version."
+        ),
     ] = None,
     refittable: Annotated[
-        bool, typer.Option("--refittable", help="Plans take the weights of a later release.")
+        bool, typer.Option("--refittable", help="Build plans that can take the weights of a later release.")
     ] = False,
     refit: Annotated[
         Path | None,
-        typer.Option("--refit", metavar="OLD", help="Release whose plans get the new weights, if they fit."),
+        typer.Option(
+            "--refit", metavar="OLD", help="Release whose plans are reused with the new weights, if they fit."
+        ),
     ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Build a release's TensorRT plans on the GPU that will run them, verify them, and install them.
+    """Build a release's GPU engines on the GPU that will run them, verify them, and install them.
 
-    Run it in the container that will serve, before Triton starts: plans are bound to the GPU's model and to
-    the version of TensorRT. The release changes only if every engine computes what its graph computes.
+    These are TensorRT plans, bound to the GPU's model and the version of TensorRT, and packages of
+    `aoti-cuda`. Run it in the container that will serve, before Triton starts. The release changes only if
+    every engine computes what its graph computes.
 
-    After a training that changed weights alone, `--refit OLD` puts them into the plans of the release OLD,
-    which was built with `--refittable`, in place of a build.
+    After a training that changed only weights, `--refit OLD` puts them into the plans of the release OLD,
+    which was built with `--refittable`, instead of building plans.
 
     Example: [bold]tiercel build-engines releases/movielens --cache /var/cache/tiercel[/]
     """
@@ -58,4 +63,6 @@ def command(
         for one in built:
             made.add_row(one.stage, one.engine, one.detail)
         title = f"{document['release']}: {len(built)} engines built and verified"
-        sh.emit(document, heading(title), *([made] if built else ["no engine of this release is built so"]))
+        sh.emit(
+            document, heading(title), *([made] if built else ["no engine of this release needs building"])
+        )

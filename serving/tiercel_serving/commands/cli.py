@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from .extras import extra_of_command, missing_library
 
-BUILD, FEATURES, SERVE, MEASURE = "Build a release", "Compute its features", "Serve it", "Measure it"
+BUILD, FEATURES, SERVE, MEASURE = "Build a release", "Compute features", "Serve it", "Measure it"
 
 
 @dataclass(frozen=True)
@@ -36,27 +36,27 @@ _SERVING, _PIPELINES = "tiercel_serving.commands", "tiercel_pipelines.commands"
 #: Every command. Those of heavier packages are found here by name, and imported only when they are called.
 COMMANDS: Mapping[str, Entry] = {
     "demo": Entry(f"{_PIPELINES}.demo", "Train, export, verify, serve; recommend for one user.", BUILD),
-    "data": Entry(f"{_PIPELINES}.data", "Find or download a data set, check it, show what it holds.", BUILD),
-    "train": Entry(f"{_PIPELINES}.train", "Train a recipe: workflow, retrieval model, ranker.", BUILD),
+    "data": Entry(f"{_PIPELINES}.data", "Find or download a data set, check it, and describe it.", BUILD),
+    "train": Entry(f"{_PIPELINES}.train", "Train a recipe: workflow, retrieval models, ranker.", BUILD),
     "export": Entry(f"{_PIPELINES}.export", "Compile a run into a release, and verify it.", BUILD),
     "build-engines": Entry(
-        f"{_SERVING}.build_engines", "Build TensorRT plans on the GPU that will run them.", BUILD
+        f"{_SERVING}.build_engines", "Build GPU engines on the GPU that will run them.", BUILD
     ),
     "verify": Entry(f"{_SERVING}.verify", "Compare each artefact with its golden vectors.", BUILD),
     "explain-features": Entry(
         f"{_PIPELINES}.explain_features", "Show what the compiler made of a workflow.", FEATURES
     ),
     "transform": Entry(f"{_PIPELINES}.transform", "Compute the features of Parquet files.", FEATURES),
-    "score": Entry(f"{_PIPELINES}.score", "Write every user's served list to a Parquet file.", SERVE),
+    "score": Entry(f"{_PIPELINES}.score", "Write every user's recommendations to a Parquet file.", SERVE),
     "serve": Entry(f"{_SERVING}.serve", "Serve a release on Triton until Ctrl-C.", SERVE),
-    "store": Entry(f"{_SERVING}.store", "Write live values of users: they count at once.", SERVE),
-    "items": Entry(f"{_SERVING}.items", "Put and withdraw items between releases.", SERVE),
+    "store": Entry(f"{_SERVING}.store", "Write live values of users, which take effect at once.", SERVE),
+    "items": Entry(f"{_SERVING}.items", "Add, change and withdraw items between releases.", SERVE),
     "recommend": Entry(
-        f"{_SERVING}.recommend", "Ask a server for recommendations, and for their reasons.", SERVE
+        f"{_SERVING}.recommend", "Ask a server for recommendations, with their reasons.", SERVE
     ),
-    "explain": Entry(f"{_SERVING}.explain", "Say why a user gets an item, or does not.", SERVE),
+    "explain": Entry(f"{_SERVING}.explain", "Explain why a user gets an item, or does not.", SERVE),
     "related": Entry(f"{_SERVING}.related", "Ask a server for similar items.", SERVE),
-    "health": Entry(f"{_SERVING}.health", "Make one real inference in time: a container probe.", SERVE),
+    "health": Entry(f"{_SERVING}.health", "Check a server by one real inference: a container probe.", SERVE),
     "evaluate": Entry(f"{_PIPELINES}.evaluate", "Measure the quality of what is served.", MEASURE),
     "bench": Entry(f"{_SERVING}.bench", "Measure the latency and throughput of what is served.", MEASURE),
 }
@@ -129,7 +129,7 @@ app = typer.Typer(
     cls=LazyGroup,
     help=(
         "Compile a trained multi-stage recommender into a Triton Inference Server model repository, serve "
-        "it, and prove that what is served is what was trained."
+        "it, and check that what is served is what was trained."
     ),
     epilog="Start with [bold]tiercel demo[/].",
     no_args_is_help=True,

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 def command(
     item: Annotated[str, typer.Option("--item", "-i", metavar="ID", help="The item.")],
     user: Annotated[
-        str | None, typer.Option("--user", "-u", metavar="ID", help="The user; without one, anybody.")
+        str | None, typer.Option("--user", "-u", metavar="ID", help="The user. Default: an anonymous user.")
     ] = None,
-    k: Annotated[int | None, typer.Option("-k", help="How many items; else the server's default.")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Number of items. Default: the server's.")] = None,
     url: Url = "localhost:8001",
     release: Annotated[
         Path | None,
-        typer.Option("--release", metavar="DIR", help="Ask this release in this process, and no server."),
+        typer.Option(
+            "--release", metavar="DIR", help="Use this release in this process instead of a server."
+        ),
     ] = None,
     exclude: Exclude = None,
     include: Include = None,
@@ -35,17 +37,21 @@ def command(
     history: History = None,
     feature: Annotated[
         list[str] | None,
-        typer.Option("--feature", metavar="NAME=VALUE", help="A column of the user or the context (repeat)."),
+        typer.Option(
+            "--feature", metavar="NAME=VALUE", help="A column of the user or the context (may be repeated)."
+        ),
     ] = None,
     allow_seen: Annotated[
         bool | None,
-        typer.Option("--allow-seen/--no-allow-seen", help="Whether what the user already had may come."),
+        typer.Option(
+            "--allow-seen/--no-allow-seen", help="Whether items that the user already had may be recommended."
+        ),
     ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.001, help="Deadline in seconds.")] = 5.0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say why a user gets an item, or does not: where it fell, and what would have had to be otherwise.
+    """Explain why a user gets an item or not: the stage that dropped it, and what would have to change.
 
     Example: [bold]tiercel explain --user 42 --item 50[/]
     """

@@ -7,18 +7,20 @@ from typing import Annotated
 
 import typer
 
-from .shell import FAILED, Debug, Json, shell
+from .shell import FAILED, Debug, Json, checked_url, shell
 
 
 def command(
-    url: Annotated[str, typer.Argument(metavar="URL", help="host:port of gRPC.")] = "localhost:8001",
+    url: Annotated[
+        str, typer.Argument(metavar="URL", callback=checked_url, help="Address of the server's gRPC.")
+    ] = "localhost:8001",
     timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.001, help="Deadline in seconds.")] = 2.0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make one real inference with a deadline; exit 0 if it is answered and 1 if not.
+    """Make one real inference with a deadline; exit with 0 if it is answered, else with 1.
 
-    A server can call itself ready and not answer, so this asks it for recommendations.
+    A server can report that it is ready and still not answer, so this asks it for recommendations.
 
     Example: [bold]tiercel health localhost:8001 --timeout-s 2[/]
     """
@@ -35,7 +37,7 @@ def command(
             sh.emit({"url": url, "healthy": False, "took_ms": round(took_ms, 3), "error": failure})
             if debug:
                 raise
-            sh.note(f"✗ {url}: {error}", style="red")
+            sh.note(f"✗ {error}" if url in str(error) else f"✗ {url}: {error}", style="red")
             raise typer.Exit(FAILED) from None
         took_ms = health.latency_s * 1000
         document = {"url": url, "healthy": True, "took_ms": round(took_ms, 3), "build_id": health.build_id}

@@ -29,13 +29,13 @@ def put(
         list[str] | None, typer.Option("--vector", metavar="SOURCE=[...]", help="A source's vector, in JSON.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", help="JSON lines of items instead; - is standard input.")
+        Path | None, typer.Option("--file", help="Read items from this JSON Lines file; - is standard input.")
     ] = None,
     store: Store = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Put new items, or change those of the release; what was withdrawn comes again.
+    """Add new items, change items of the release, or bring withdrawn ones back.
 
     A new item's vectors are made by the item tower of the release, unless they are given. A line of a file is
     {"item_id": 2001, "values": {"title": "New"}, "vectors": {"two_tower": [...]}}.
@@ -59,7 +59,7 @@ def put(
 def withdraw(
     release: ReleaseArgument, item: Item, store: Store = None, json: Json = False, debug: Debug = False
 ) -> None:
-    """Withdraw items: they come in no answer any more.
+    """Withdraw items: no answer contains them any more.
 
     Example: [bold]tiercel items withdraw releases/movielens --item 50 --store embedded:stores/mine[/]
     """
@@ -68,7 +68,7 @@ def withdraw(
         dtype = opened.release.manifest.catalogue.item_id_dtype
         ids = list(dict.fromkeys(read_id(one, dtype, "--item") for one in item))
         opened.withdraw(ids)
-        sh.emit({"items": len(ids)}, heading(f"Withdrew {len(ids)} items"))
+        sh.emit({"items": len(ids)}, heading(f"Withdrew {len(ids)} item{'' if len(ids) == 1 else 's'}"))
         if unknown := opened.unknown(ids):
             sh.note(f"Not in this release's catalogue, so of no effect on it: {[*unknown]}", style="yellow")
 
@@ -76,7 +76,7 @@ def withdraw(
 def list_items(
     release: ReleaseArgument, store: Store = None, json: Json = False, debug: Debug = False
 ) -> None:
-    """Show what was put and withdrawn, and what of it this release does not take.
+    """Show items that were put or withdrawn, and those that this release can't take.
 
     Example: [bold]tiercel items list releases/movielens --store embedded:stores/mine[/]
     """

@@ -24,7 +24,7 @@ def main() -> None:
     try:
         app(prog_name="tiercel")
     except (OSError, MemoryError, ImportError) as error:  # before a command has begun
-        from ..machine import fault_of
+        from ..machine_faults import fault_of
 
         fault = fault_of(error)
         if fault is None:

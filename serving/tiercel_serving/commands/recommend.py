@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from .shell import Debug, Json, Refused, shell
+from .shell import Debug, Json, Refused, checked_url, shell
 from .tables import heading, number, table
 
 if TYPE_CHECKING:
@@ -16,21 +16,29 @@ if TYPE_CHECKING:
 
     from tiercel_client import Explanation, Recommendation, RequestColumn
 
-Url = Annotated[str, typer.Option("--url", metavar="HOST:PORT", help="Where gRPC listens.")]
+Url = Annotated[
+    str,
+    typer.Option("--url", metavar="HOST:PORT", callback=checked_url, help="Address of the server's gRPC."),
+]
 Exclude = Annotated[
-    list[str] | None, typer.Option("--exclude", metavar="ID", help="Not this item (may be repeated).")
+    list[str] | None, typer.Option("--exclude", metavar="ID", help="Exclude this item (may be repeated).")
 ]
 Include = Annotated[
-    list[str] | None, typer.Option("--include", metavar="ID", help="Nothing but these items (repeat).")
+    list[str] | None,
+    typer.Option("--include", metavar="ID", help="Recommend only such items (may be repeated)."),
 ]
 Candidate = Annotated[
     list[str] | None,
-    typer.Option("--candidate", metavar="ID", help="Rank these items, and search for none (repeat)."),
+    typer.Option(
+        "--candidate", metavar="ID", help="Rank these items instead of searching (may be repeated)."
+    ),
 ]
 History = Annotated[
     list[str] | None,
     typer.Option(
-        "--history", metavar="ID", help="The user's items, oldest first, instead of the stored ones (repeat)."
+        "--history",
+        metavar="ID",
+        help="An item of the user's history, oldest first, instead of the stored history (may be repeated).",
     ),
 ]
 
@@ -40,9 +48,9 @@ NAMED = 6
 
 def command(
     user: Annotated[
-        str | None, typer.Option("--user", "-u", metavar="ID", help="The user; without one, anybody.")
+        str | None, typer.Option("--user", "-u", metavar="ID", help="The user. Default: an anonymous user.")
     ] = None,
-    k: Annotated[int | None, typer.Option("-k", help="How many items; else the server's default.")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Number of items. Default: the server's.")] = None,
     url: Url = "localhost:8001",
     exclude: Exclude = None,
     include: Include = None,
@@ -53,7 +61,7 @@ def command(
         typer.Option(
             "--feature",
             metavar="NAME=VALUE",
-            help="A column of the user or the context, instead of the stored value (repeat). "
+            help="A column of the user or the context, instead of the stored value (may be repeated). "
             "Commas separate a list; an empty value is null.",
         ),
     ] = None,
@@ -61,11 +69,12 @@ def command(
         bool | None,
         typer.Option(
             "--allow-seen/--no-allow-seen",
-            help="Whether what the user already had may come; else as the recipe says.",
+            help="Whether items that the user already had may be recommended. Default: as the recipe says.",
         ),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show what each stage did, what was dropped and why, and times.")
+        bool,
+        typer.Option("--explain", help="Show what each stage did, what it dropped and why, and its time."),
     ] = False,
     timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.001, help="Deadline in seconds.")] = 5.0,
     json: Json = False,
@@ -129,7 +138,7 @@ def parse_features(given: Sequence[str], columns: Sequence[RequestColumn]) -> di
         if name not in known:
             raise Refused(f"--feature {pair}: this server knows no such column; it takes {', '.join(known)}")
         if name in features:
-            raise Refused(f"--feature {pair}: {name} came twice; give it once")
+            raise Refused(f"--feature {pair}: {name} was given twice; give it once")
         features[name] = _parse_value(text, known[name], pair)
     return features
 

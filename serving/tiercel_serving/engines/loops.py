@@ -4,7 +4,7 @@ One user's answer computes little: of a small model's time in ONNX Runtime most 
 before it computes, and that much code pushes the code of the other stages out of the caches. So the export
 writes the same graph for one user as loops over numbers beside the ONNX file, where it can
 (``tiercel_export.models.loops``). They run where the functions of :mod:`..native` were built; elsewhere, and
-with several threads, ONNX Runtime runs the file.
+with several threads, ONNX Runtime runs the file. Only the host knows which, so both are the row ``onnx``.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class LoopsEngine:
         of_inputs = [size * dtype.itemsize for _, dtype, size in self._puts]
         self._distances = np.array([0, 0, *of_inputs, 4 * self._width], np.int64)
         self._run = functions.run_loops
-        # What runs at the same time has a work space of its own each; there is seldom more than one.
+        # Whoever runs takes a work space, and gives it back: threads that run at the same time have one each.
         self._spare: list[Array] = []
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
@@ -157,13 +157,16 @@ class LoopsEngine:
         """
         users = len(arrays[self.inputs[0]])
         out = np.empty((users, *self._dims), np.float32)
-        work = self._spare.pop() if self._spare else np.zeros(self._work, np.float32)
+        try:
+            work = self._spare.pop()
+        except IndexError:  # asked for beforehand, another thread could take the last one in between
+            work = np.zeros(self._work, np.float32)
         held = [self._weights, work]
         for name, dtype, size in self._puts:
             array = arrays[name]
             if array.size != users * size or (array.dtype is not dtype and array.dtype != dtype):
                 raise ValueError(
-                    f"{name}: expected {size} numbers of {dtype} a user, came {array.dtype} {array.shape}"
+                    f"{name}: expected {size} numbers of {dtype} a user, got {array.dtype} {array.shape}"
                 )
             held.append(np.ascontiguousarray(array))
         held.append(out)

@@ -15,7 +15,7 @@ from ..errors import ArtefactCorrupt, DeviceUnavailable
 from ..spec import Array, Arrays
 from ..verify.compare import ENGINE, Tolerance
 from .bound import check_outputs
-from .loops import open_loops
+from .loops import listed_beside, open_loops
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,11 @@ class Onnx:
         # Loops have one thread.
         loops = open_loops(file, outputs) if threads == 1 else None
         return OnnxEngine(file, outputs, threads, PROVIDERS[cls.device]) if loops is None else loops
+
+    @classmethod
+    def form(cls, file: Path) -> str | None:
+        """Return that there are loops; see :class:`~.table.Lowered`."""
+        return "loops" if listed_beside(file).is_file() else None
 
 
 class OnnxCuda(Onnx):

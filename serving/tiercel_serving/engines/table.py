@@ -146,6 +146,16 @@ class FromOnnx(Protocol):
 
 
 @runtime_checkable
+class Lowered(EngineKind, Protocol):
+    """A kind whose maker may write another form of a model beside its file, which runs where it can."""
+
+    @classmethod
+    def form(cls, file: Path) -> str | None:
+        """Return what the form beside a model's file is called, or None."""
+        ...
+
+
+@runtime_checkable
 class Reduced(Protocol):
     """A kind that computes a ranker in less than float32."""
 
@@ -190,3 +200,9 @@ def query_engine(engine: str) -> str:
     """
     kind: Any = ENGINES.find(engine)
     return str(kind.full) if isinstance(kind, Reduced) else engine
+
+
+def form_of(engine: str, folder: Path) -> str | None:
+    """Return what else than its engine's file an artefact may be run as, or None; see :class:`Lowered`."""
+    kind: Any = ENGINES.find(engine)
+    return kind.form(folder / kind.file) if isinstance(kind, Lowered) else None

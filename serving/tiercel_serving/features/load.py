@@ -25,7 +25,7 @@ def checked_column(columns: Columns, name: str, n: int, is_list: bool) -> Column
         raise InvalidRequest(f"features: column {name!r} is missing; send it, or null in every row")
     if (column.offsets is not None) != is_list:
         want, came = ("lists", "scalars") if is_list else ("scalars", "lists")
-        raise InvalidRequest(f"features: column {name!r} holds {want}, but {came} came")
+        raise InvalidRequest(f"features: column {name!r} holds {want}, but got {came}")
     if column.text_offsets is not None:
         _check_offsets(name, column.text_offsets, len(column.values), "strings", "byte")
     if column.offsets is not None:
@@ -45,7 +45,7 @@ def _check_offsets(name: str, offsets: Array, size: int, what: str, unit: str) -
     if offsets.dtype.kind not in "iu" or len(offsets) == 0:
         raise InvalidRequest(
             f"features: column {name!r}: its {what} need int64 offsets, one more than there are of them, "
-            f"but {len(offsets)} of {offsets.dtype.name} came"
+            f"but got {len(offsets)} of {offsets.dtype.name}"
         )
     if len(offsets) <= FEW_OFFSETS:
         ends = offsets.tolist()
@@ -60,7 +60,7 @@ def _misfit(name: str, offsets: Array, size: int, what: str, unit: str) -> Inval
     if offsets[0] < 0 or offsets[-1] > size:
         return InvalidRequest(
             f"features: column {name!r}: its {what} begin at {unit} {offsets[0]} and end at {unit} "
-            f"{offsets[-1]}, but {size} came"
+            f"{offsets[-1]}, but there are {size}"
         )
     row = int((offsets[1:] < offsets[:-1]).argmax())
     return InvalidRequest(
@@ -73,8 +73,8 @@ def _check_valid(name: str, valid: Array | None, size: int, what: str) -> None:
     """Refuse flags of validity that are not one boolean for each value or row."""
     if valid is not None and (len(valid) != size or valid.dtype != np.bool_):
         raise InvalidRequest(
-            f"features: column {name!r} has {size} {what}, but {len(valid)} validity flags of "
-            f"{valid.dtype.name} came; send one boolean for each"
+            f"features: column {name!r} has {size} {what}, but got {len(valid)} validity flags of "
+            f"{valid.dtype.name}; send one boolean for each"
         )
 
 
@@ -95,7 +95,7 @@ def _typed(name: str, column: Column, dtype: np.dtype[Any]) -> Array:
         return np.empty(0, dtype)
     want = "bytes" if dtype == np.object_ else dtype.name
     came = "bytes" if kind == "O" else values.dtype.name
-    raise InvalidRequest(f"features: column {name!r} must be {want}, but {came} came")
+    raise InvalidRequest(f"features: column {name!r} must be {want}, but got {came}")
 
 
 class Load:

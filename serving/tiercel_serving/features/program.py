@@ -237,7 +237,7 @@ def _not_bytes(inputs: Sequence[InputColumn], columns: Mapping[str, Column]) -> 
             for value in given.values[valid].tolist():
                 if not isinstance(value, bytes):
                     return InvalidRequest(
-                        f"features: column {column.name!r} must be bytes, but {type(value).__name__} came: "
+                        f"features: column {column.name!r} must be bytes, but got {type(value).__name__}: "
                         f"{value!r}; encode text as UTF-8, and mark nulls in 'valid'"
                     )
     return None

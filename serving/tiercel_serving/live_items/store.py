@@ -115,7 +115,7 @@ class ItemStore:
         """
         for name, given in (("values", values), ("vectors", vectors)):
             if given is not None and not isinstance(given, Mapping):
-                raise InvalidInput(f"{name}: expected a mapping from names, came {shown(given)}")
+                raise InvalidInput(f"{name}: expected a mapping from names, got {shown(given)}")
         made = {source: _numbers(vector, source) for source, vector in (vectors or {}).items()}
         self.write([ItemLine(item_id, dict(values or {}), made)])
 
@@ -131,7 +131,7 @@ class ItemStore:
         """
         ids = sequence(item_ids, "item_ids")
         if not len(ids):
-            raise InvalidInput("item_ids: expected items, came none; name some")
+            raise InvalidInput("item_ids: expected items, got none; name some")
         self.write([ItemLine(one, withdrawn=True) for one in ids])
 
     def unknown(self, item_ids: Sequence[int | str]) -> tuple[int | str, ...]:
@@ -213,7 +213,7 @@ class ItemStore:
             dimension = self.release.manifest.queries[source].dimension
             if len(vector) != dimension or not np.isfinite(vector).all():
                 raise InvalidInput(
-                    f"vectors[{source!r}]: expected {dimension} finite numbers, came {len(vector)}"
+                    f"vectors[{source!r}]: expected {dimension} finite numbers, got {len(vector)}"
                 )
         is_new = self.release.items.rows(ids)[0] == self.release.items.size
         lacking = [name for name in indexes if name not in line.vectors and not self.release.has_tower(name)]
@@ -248,5 +248,5 @@ def _numbers(vector: Any, source: str) -> list[float]:
     numbers = list(sequence(vector, where))
     wrong = [one for one in numbers if isinstance(one, bool | np.bool_) or not isinstance(one, Real)]
     if wrong:
-        raise InvalidInput(f"{where}: expected numbers, came {shown(wrong[0])}")
+        raise InvalidInput(f"{where}: expected numbers, got {shown(wrong[0])}")
     return [float(one) for one in numbers]

@@ -49,7 +49,7 @@ class Strings:
             stray = next((item for item in items if not isinstance(item, bytes)), b"")
             if not isinstance(stray, bytes):
                 came = type(stray).__name__
-                raise TypeError(f"expected bytes, came {came}: {stray!r}; encode text as UTF-8")
+                raise TypeError(f"expected bytes, got {came}: {stray!r}; encode text as UTF-8")
         offsets = np.zeros(len(items) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, items), np.int64, len(items)), out=offsets[1:])
         return cls(np.frombuffer(b"".join(items), np.uint8), offsets)

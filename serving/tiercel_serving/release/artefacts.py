@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import ArtefactCorrupt, ArtefactMissing, BuildMismatch, NewerFormat, OlderFormat
 from ..lookups.lookup import Lookup, open_lookup
-from ..machine import fault_of
+from ..machine_faults import fault_of
 from ..spec import Array
 
 ARTEFACT_FORMAT = 2

@@ -209,6 +209,10 @@ def open_release(path: str | Path, *, build_id: str | None = None, store: StoreK
     root = Path(path)
     file = root / MANIFEST_NAME
     if not file.is_file():
+        if (root / "run.json").is_file():
+            raise ReleaseMissing(
+                f"{root}: a run, not a release; make a release of it: `tiercel export {root}`"
+            )
         raise ReleaseMissing(f"{file}: no release here; make one with `tiercel export`")
     release = Release(root, read_manifest(file.read_bytes(), str(file)), store)
     if build_id is not None and release.build_id != build_id:

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from ..errors import DestinationTaken, MachineFault
-from ..machine import machine_faults
+from ..machine_faults import machine_faults
 from .manifest import MANIFEST_NAME, File, Made, Manifest, encode
 from .opened import file_sha256
 

@@ -82,7 +82,7 @@ class PerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             what = "a whole number" if self.whole else "a number"
             raise InvalidRequest(
                 f"{self.name}: expected {what} from {self.low:g} to {self.high:g} (the recipe's limits), "
-                f"came {sent[wrong][0]:g}; send one within them, or leave it out"
+                f"got {sent[wrong][0]:g}; send one within them, or leave it out"
             )
 
 

@@ -36,13 +36,13 @@ def count_users(specs: Sequence[TensorSpec], arrays: Arrays) -> int:
         if array.ndim < 1 or not _fit(spec.dims, array.shape[1:]):
             shape = ", ".join("any" if dim == -1 else str(dim) for dim in spec.dims)
             raise InvalidRequest(
-                f"input {spec.name}: expected the shape [users, {shape}], came {list(array.shape)}"
+                f"input {spec.name}: expected the shape [users, {shape}], got {list(array.shape)}"
             )
         if array.dtype != spec.numpy_dtype:
-            raise InvalidRequest(f"input {spec.name}: expected {spec.dtype}, came {array.dtype}")
+            raise InvalidRequest(f"input {spec.name}: expected {spec.dtype}, got {array.dtype}")
         if users not in (-1, len(array)):
             raise InvalidRequest(
-                f"input {spec.name}: expected {users} rows as in the others, came {len(array)}"
+                f"input {spec.name}: expected {users} rows as in the others, got {len(array)}"
             )
         users = len(array)
     if users < 1:

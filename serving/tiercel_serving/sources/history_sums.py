@@ -1,4 +1,7 @@
-"""What sources share that add up what a user's history says for each item: settings, and plain reference."""
+"""What sources share that add up what a user's history says for each item.
+
+Settings with the plain reference, and the opened source.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kinds import Settings
-from ..spec import Array
+from ..ranked import Mask, Rows, Scores
+from ..spec import Array, Arrays
+from .sparse_sums import best_allowed, sums_of
 from .table import UserTensors
 
 
@@ -50,3 +55,32 @@ class HistorySums(Settings, frozen=True):
     def reference_score(self, arrays: Mapping[str, Array], user: UserTensors, row: int) -> float:
         """Return one item's sum."""
         return float(np.float32(self.totals(arrays, user["history_row"].tolist()).get(row, 0.0)))
+
+
+class OpenedSums:
+    """Base of such a source, opened.
+
+    Parameters
+    ----------
+    items
+        I, the pad row.
+    """
+
+    def __init__(self, items: int) -> None:
+        self._items = items
+
+    def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
+        """Return the ``count`` largest sums above zero that the mask allows."""
+        return best_allowed(*self.sums(arrays["history_row"]), mask, self._items, count)
+
+    def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
+        """Return what the given items say together: they are as a history."""
+        return self.candidates({"history_row": rows}, mask, count)
+
+    def score(self, arrays: Arrays, rows: Rows) -> Scores:
+        """Return the sums of any items ``[B, M]``; -inf for the pad row."""
+        return sums_of(*self.sums(arrays["history_row"]), rows, self._items)
+
+    def sums(self, history: Rows) -> tuple[Rows, Scores]:
+        """Return cells ``[n]`` of users × (I + 1), ascending, and what histories ``[B, L]`` say in sum."""
+        raise NotImplementedError

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import ArtefactCorrupt, InvalidSettings, KindUnavailable
 from ..kinds import Settings
-from ..machine import fault_of
+from ..machine_faults import fault_of
 from ..problems import COUNT_OR_0, POSITIVE, Problem, Range, choose, out_of_range
 from ..ranked import Mask, Rows, Scores
 from ..release.artefacts import Artefact

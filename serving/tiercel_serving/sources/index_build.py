@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 
 from ..errors import InvalidSettings
-from ..machine import fault_of
+from ..machine_faults import fault_of
 from ..ranked import Rows
 from ..spec import Array
 from .scan import ExactSearch, Search, Space

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import InvalidSettings
-from ..ranked import Mask, Rows, Scores
+from ..ranked import Rows, Scores
 from ..release.artefacts import Artefact
-from ..spec import Array, Arrays
-from .history_sums import HistorySums
-from .sparse_sums import best_allowed, picked, sum_cells, sums_of
+from ..spec import Array
+from .history_sums import HistorySums, OpenedSums
+from .sparse_sums import picked, sum_cells
 from .table import Made, Material, UserTensors
 
 
@@ -92,14 +92,12 @@ def checked_weights(form: Mapping[str, Any], items: int, name: str) -> tuple[Arr
     what = f"item weights {name!r}"
     missing = [array for array in ("offsets", "columns", "weights") if array not in form]
     if missing:
-        raise InvalidSettings(
-            f"{what}: expected offsets, columns and weights, came no {missing[0]}; give all"
-        )
+        raise InvalidSettings(f"{what}: expected offsets, columns and weights, got no {missing[0]}; give all")
     offsets = np.asarray(form["offsets"], np.int64)
     columns, weights = np.asarray(form["columns"]), np.asarray(form["weights"], np.float32)
     if len(offsets) != items + 1 or len(columns) != len(weights) or offsets[-1] != len(weights):
         raise InvalidSettings(
-            f"{what}: expected {items + 1} offsets that end at the number of columns and of weights, came "
+            f"{what}: expected {items + 1} offsets that end at the number of columns and of weights, got "
             f"{len(offsets)} that end at {offsets[-1:]}, {len(columns)} and {len(weights)}; give CSR arrays "
             "with a row for each item of the catalogue"
         )
@@ -115,7 +113,7 @@ def checked_weights(form: Mapping[str, Any], items: int, name: str) -> tuple[Arr
     return offsets, columns.astype(np.int32), weights
 
 
-class WeightedItems:
+class WeightedItems(OpenedSums):
     """A sparse matrix over a catalogue.
 
     Parameters
@@ -127,22 +125,11 @@ class WeightedItems:
     """
 
     def __init__(self, offsets: Array, columns: Array, weights: Array, items: int) -> None:
-        self._offsets, self._columns, self._weights, self._items = offsets, columns, weights, items
+        super().__init__(items)
+        self._offsets, self._columns, self._weights = offsets, columns, weights
 
-    def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return the ``count`` largest sums above zero that the mask allows."""
-        return best_allowed(*self._sums(arrays["history_row"]), mask, self._items, count)
-
-    def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return what weighs most for the given items together: they are as a history."""
-        return self.candidates({"history_row": rows}, mask, count)
-
-    def score(self, arrays: Arrays, rows: Rows) -> Scores:
-        """Return the sums of any items ``[B, M]``; -inf for the pad row."""
-        return sums_of(*self._sums(arrays["history_row"]), rows, self._items)
-
-    def _sums(self, history: Rows) -> tuple[Rows, Scores]:
-        """Return cells ``[n]`` of users × (I + 1), ascending, and their sums in the history's order."""
+    def sums(self, history: Rows) -> tuple[Rows, Scores]:
+        """Return the sums of weights in the history's order; see :meth:`OpenedSums.sums`."""
         users, width = len(history), self._items + 1
         real = history < self._items
         places, counts = picked(self._offsets, history[real])

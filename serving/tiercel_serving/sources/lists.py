@@ -94,11 +94,11 @@ def checked_lists(form: Mapping[str, Any], items: int, name: str) -> dict[str, A
     """
     what = f"lists {name!r}"
     if missing := [array for array in _FORM if array not in form]:
-        raise InvalidSettings(f"{what}: expected {', '.join(_FORM)}, came no {missing[0]}; give all")
+        raise InvalidSettings(f"{what}: expected {', '.join(_FORM)}, got no {missing[0]}; give all")
     arrays = {key: np.asarray(form[key], dtype) for key, dtype in _FORM.items()}
     keys, offsets, rows, scores = (arrays[key] for key in _FORM)
     if keys.ndim != 2 or not len(keys) or not np.isfinite(keys).all():
-        raise InvalidSettings(f"{what}: expected finite keys [C, D], at least one, came {keys.shape}")
+        raise InvalidSettings(f"{what}: expected finite keys [C, D], at least one, got {keys.shape}")
     fits = len(offsets) == len(keys) + 1 and offsets[0] == 0 and offsets[-1] == len(rows) == len(scores)
     if not fits or (np.diff(offsets) < 0).any() or ((rows < 0) | (rows >= items)).any():
         raise InvalidSettings(

@@ -64,11 +64,11 @@ class MergedSources:
             self.terms = tuple((place, 1.0) for place in itertools.islice(scorers, 1))
         #: The place of a source whose own scores are on the scale.
         self._scale = self.terms[0][0] if [weight for _, weight in self.terms] == [1.0] else None
-        # By batch size and code, of which there are few; nobody writes to them.
-        self._same: dict[tuple[int, int], npt.NDArray[np.int32]] = {}
         # One source that fills every slot on its own scale has nothing to be merged with.
         own = not self.terms or self._scale == self._shares[0][0]
         self._alone = self._shares[0][1] == self.count and own
+        # Its code for every slot of the largest batch so far; nobody writes to it.
+        self._codes_alone = np.empty((0, self.count), np.int32)
 
     def personal(self, arrays: Arrays, mask: Mask) -> Candidates:
         """Return the candidates of users of whom something is known.
@@ -84,7 +84,7 @@ class MergedSources:
         for place, share in self._shares:
             scores, rows = asked.of(place, share)
             if self._alone and every(rows[:, -1] != self._pad):
-                return scores, rows, self._codes(len(rows), place + 1)
+                return scores, rows, self._codes_of(len(rows))
         self._fill(asked)
         parts = [self._scaled(asked, place, *part) for place, part in asked.parts]
         codes = np.repeat([place + 1 for place, _ in asked.parts], [part[1].shape[1] for part in parts])
@@ -99,12 +99,13 @@ class MergedSources:
         order = self._order(asked, scores, rows, source)[:, : self.count]
         return self._blank(pick(scores, order), pick(rows, order), codes.astype(np.int32)[order])
 
-    def _codes(self, users: int, code: int) -> npt.NDArray[np.int32]:
-        """Return ``[B, N]`` of one code."""
-        codes = self._same.get((users, code))
-        if codes is None:
-            codes = self._same[users, code] = np.full((users, self.count), code, np.int32)
-        return codes
+    def _codes_of(self, users: int) -> npt.NDArray[np.int32]:
+        """Return ``[B, N]`` of the code of the one source that fills every slot."""
+        codes = self._codes_alone
+        if len(codes) < users:
+            code = self._shares[0][0] + 1
+            codes = self._codes_alone = np.full((users, self.count), code, np.int32)
+        return codes[:users]
 
     def fallback(self, arrays: Arrays, mask: Mask) -> Candidates:
         """Return the fallback's candidates, with its own scores, for users of whom nothing is known."""

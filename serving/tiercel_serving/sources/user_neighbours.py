@@ -22,11 +22,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ..errors import InvalidSettings
-from ..ranked import Mask, Rows, Scores, best_by_score
+from ..ranked import Rows, Scores, best_by_score
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
-from .history_sums import HistorySums
-from .sparse_sums import best_allowed, left_aligned, picked, sum_cells, sums_of
+from .history_sums import HistorySums, OpenedSums
+from .sparse_sums import left_aligned, picked, sum_cells
 from .table import Made, Material
 
 
@@ -125,7 +125,7 @@ def checked_neighbours(form: Mapping[str, Any], items: int, name: str) -> dict[s
     """Return the arrays of a form; raise InvalidSettings if one is missing, or they do not fit together."""
     what = f"user neighbours {name!r}"
     if missing := [array for array in _FORM if array not in form]:
-        raise InvalidSettings(f"{what}: expected {', '.join(_FORM)}, came no {missing[0]}; give all")
+        raise InvalidSettings(f"{what}: expected {', '.join(_FORM)}, got no {missing[0]}; give all")
     arrays = {key: np.asarray(form[key], dtype) for key, dtype in _FORM.items()}
     users = len(arrays["lengths"])
     for offsets, values, beside, rows, columns in (
@@ -143,7 +143,7 @@ def checked_neighbours(form: Mapping[str, Any], items: int, name: str) -> dict[s
             raise InvalidSettings(f"{what}: {beside} must be finite; give finite numbers")
     if len(arrays["weights"]) != items:
         raise InvalidSettings(
-            f"{what}: expected {items} weights, came {len(arrays['weights'])}; give one an item"
+            f"{what}: expected {items} weights, got {len(arrays['weights'])}; give one an item"
         )
     return arrays
 
@@ -155,7 +155,7 @@ class _Near(NamedTuple):
     users: Rows
 
 
-class Neighbours:
+class Neighbours(OpenedSums):
     """Who has each item, and what each user votes for.
 
     Parameters
@@ -167,24 +167,13 @@ class Neighbours:
     """
 
     def __init__(self, arrays: Arrays, items: int) -> None:
-        self._arrays, self._items, self._users = arrays, items, len(arrays["lengths"])
+        super().__init__(items)
+        self._arrays, self._users = arrays, len(arrays["lengths"])
         self._most = int(arrays["neighbours"][0])
         self._shrinkage, self._jaccard = float(arrays["shrinkage"][0]), bool(arrays["jaccard"][0])
 
-    def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return the ``count`` largest sums above zero that the mask allows."""
-        return best_allowed(*self._sums(arrays["history_row"]), mask, self._items, count)
-
-    def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return what those had who had the given items: these are as a history."""
-        return self.candidates({"history_row": rows}, mask, count)
-
-    def score(self, arrays: Arrays, rows: Rows) -> Scores:
-        """Return the sums of any items ``[B, M]``; -inf for the pad row."""
-        return sums_of(*self._sums(arrays["history_row"]), rows, self._items)
-
-    def _sums(self, history: Rows) -> tuple[Rows, Scores]:
-        """Return cells of users × (I + 1), ascending, and what the neighbours say in sum."""
+    def sums(self, history: Rows) -> tuple[Rows, Scores]:
+        """Return what the neighbours say in sum; see :meth:`OpenedSums.sums`."""
         near = self._near(history)
         real = near.users < self._users
         places, counts = picked(self._arrays["vote_offsets"], near.users[real])

@@ -29,11 +29,11 @@ class DescribeItems:
         given = [name for name in ("item_id", "item_row") if name in arrays]
         if len(given) != 1:
             raise InvalidRequest(
-                f"stage describe_items: send item_id or item_row, came {' and '.join(given) or 'neither'}"
+                f"stage describe_items: send item_id or item_row, got {' and '.join(given) or 'neither'}"
             )
         rows = arrays.get("item_row")
         if rows is not None and rows.size and rows.min() < 0:
-            raise InvalidRequest(f"stage describe_items: item_row must not be negative, came {rows.min()}")
+            raise InvalidRequest(f"stage describe_items: item_row must not be negative, got {rows.min()}")
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
         """Return how wide one request's outputs are: as wide as what it sent."""

@@ -99,4 +99,4 @@ def check_k(arrays: Arrays, k_max: int) -> None:
     k = arrays.get("k")
     if k is not None and (k.min(initial=1) < 1 or k.max(initial=1) > k_max):
         wrong = k[(k < 1) | (k > k_max)].reshape(-1)[0]
-        raise InvalidRequest(f"k must be 1 to {k_max}, came {wrong}")
+        raise InvalidRequest(f"k must be 1 to {k_max}, got {wrong}")

@@ -88,10 +88,9 @@ class TensorRetrieval(Retrieval):
 
         By one copy, or two with what may come; each kind has room of its own, for one batch may have several.
         """
-        users, pad = len(limits.counts), self._pad
-        own, out = [limits.excluded], limits.changed.out if limits.changed is not None else ()
-        if len(out):
-            own.append(np.broadcast_to(out, (users, len(out))))
+        users, pad, own = len(limits.counts), self._pad, [limits.excluded]
+        if limits.changed is not None and len(limits.changed.out):
+            own.append(np.broadcast_to(limits.changed.out, (users, len(limits.changed.out))))
         cells = [limits.seen, *(rows.reshape(-1) for rows in own), np.full(users, pad)]
         if users > 1:
             base = np.arange(users) * (pad + 1)

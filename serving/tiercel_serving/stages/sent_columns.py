@@ -76,7 +76,7 @@ class SentColumn:
                 )
         if values is not None and self.dtype.kind == "f" and np.isinf(values).any():
             raise InvalidRequest(
-                f"stage {self._stage}: {self.tensor} must be finite (NaN means null), came an infinity"
+                f"stage {self._stage}: {self.tensor} must be finite (NaN means null), got an infinity"
             )
 
     def carried(self, arrays: Arrays) -> Column:
@@ -139,9 +139,9 @@ def check_list(arrays: Arrays, name: str, companion: str, stage: str, limit: int
     values, lengths = arrays.get(name), arrays.get(companion)
     width = 0 if values is None else values.shape[1]
     if limit is not None and width > limit:
-        raise InvalidRequest(f"stage {stage}: {name} may hold {limit} ids at most, came {width}; send fewer")
+        raise InvalidRequest(f"stage {stage}: {name} may hold {limit} ids at most, got {width}; send fewer")
     if lengths is not None and lengths.size and (lengths.min() < -1 or lengths.max() > width):
         wrong = lengths[(lengths < -1) | (lengths > width)].reshape(-1)[0]
         raise InvalidRequest(
-            f"stage {stage}: {companion} must be -1 (null) to {width}, the width of {name}, came {wrong}"
+            f"stage {stage}: {companion} must be -1 (null) to {width}, the width of {name}, got {wrong}"
         )

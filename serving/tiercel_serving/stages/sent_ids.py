@@ -60,7 +60,7 @@ class SentIds:
         twice = [name for name in (self._name, self._length) if name in arrays]
         if twice:
             raise InvalidRequest(
-                f"stage {self._stage}: {self._packed} came, and {' and '.join(twice)} too; send the lists "
+                f"stage {self._stage}: got {self._packed}, and {' and '.join(twice)} too; send the lists "
                 "packed, or as a tensor of ids with its lengths"
             )
         for row, element in enumerate(packed[:, 0].tolist()):
@@ -74,15 +74,15 @@ class SentIds:
         """Return what is wrong with a packed list, or nothing."""
         layout = "send int32 n, then n ids with a NUL behind each; ids that hold a NUL go as a tensor"
         if len(element) < _COUNT:
-            return f"expected at least {_COUNT} bytes, or none for null, came {len(element)}; {layout}"
+            return f"expected at least {_COUNT} bytes, or none for null, got {len(element)}; {layout}"
         count = int.from_bytes(element[:_COUNT], "little", signed=True)
         if count > self._limit:
-            return f"a list may hold {self._limit} ids at most, came {count}; send fewer"
+            return f"a list may hold {self._limit} ids at most, got {count}; send fewer"
         ids = len(element) - _COUNT - np.count_nonzero(np.frombuffer(element, np.uint8, offset=_COUNT))
         if count != ids:
             return f"it says {count} ids, and has {ids}; {layout}"
         if len(element) > _COUNT and element[-1]:
-            return f"expected a NUL at its end, came {element[-1:]!r}; {layout}"
+            return f"expected a NUL at its end, got {element[-1:]!r}; {layout}"
         return ""
 
     def sent(self, arrays: Arrays) -> bool:

@@ -29,7 +29,7 @@ from pathlib import Path
 import lmdb
 
 from ..errors import StoreDamaged, StoreUnavailable
-from ..machine import fault_of
+from ..machine_faults import fault_of
 from ..problems import COUNT, Problem, out_of_range
 from .table import Change, LiveSettings, StorePlace
 

@@ -262,9 +262,9 @@ class FeatureStore:
         self, user: bytes, values: Mapping[str, Any], expires: int, own: Mapping[str, int] = _NOTHING
     ) -> tuple[bytes, Change]:
         if not isinstance(values, Mapping):
-            raise InvalidInput(f"values: expected a mapping of column to value, came {shown(values)}")
+            raise InvalidInput(f"values: expected a mapping of column to value, got {shown(values)}")
         if not values:
-            raise InvalidInput(f"user {user.decode()!r}: expected values of columns, came none; name some")
+            raise InvalidInput(f"user {user.decode()!r}: expected values of columns, got none; name some")
         slots = {
             name: to_slot(find_column(self._columns, name), value, own.get(name, expires))
             for name, value in values.items()
@@ -367,7 +367,7 @@ class FeatureStore:
             list(sequence(item_ids, "item_ids")), self.release.manifest.catalogue.item_id_dtype, "item_ids"
         )
         if not items:
-            raise InvalidInput("item_ids: expected items, came none; name some")
+            raise InvalidInput("item_ids: expected items, got none; name some")
         return items
 
     def _expires(self, ttl_s: float | None) -> int:
@@ -375,7 +375,7 @@ class FeatureStore:
             return NEVER
         if not POSITIVE.holds(ttl_s) or ttl_s > 1e9:
             raise InvalidInput(
-                f"ttl_s: expected {POSITIVE} and at most 1e9, came {ttl_s!r}; leave it out for never"
+                f"ttl_s: expected {POSITIVE} and at most 1e9, got {ttl_s!r}; leave it out for never"
             )
         return self._clock() + max(1, round(ttl_s * 1000))
 

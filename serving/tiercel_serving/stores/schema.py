@@ -186,4 +186,4 @@ def check_utf8(texts: Iterable[Any], what: str) -> None:
     """
     wrong = next((text for text in texts if text.decode(errors="ignore").encode() != text), None)
     if wrong is not None:
-        raise InvalidInput(f"{what}: expected UTF-8, came {wrong!r}; encode it anew")
+        raise InvalidInput(f"{what}: expected UTF-8, got {wrong!r}; encode it anew")

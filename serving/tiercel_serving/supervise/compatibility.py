@@ -65,7 +65,12 @@ class Part:
 
 #: The Pythons are pyproject.toml's, which a test compares.
 PARTS: Sequence[Part] = (
-    Part("", "asks: the client", "3.10 to 3.13", "NumPy 1.26 or 2, tritonclient 2.50 or later"),
+    Part(
+        "",
+        "calls a server: the client",
+        "3.10 to 3.13",
+        "NumPy 1.26 or 2, hpack 4, tritonclient 2.50 or later",
+    ),
     Part("commands", "serves, on a Triton of its own", "3.10 to 3.13", "NumPy 1.26 or 2"),
     Part(
         "server", "serves, with the embedded Triton", "3.10 to 3.12", "`nvidia-pytriton` wants NumPy below 2"
@@ -75,34 +80,35 @@ PARTS: Sequence[Part] = (
 )
 
 HEAD = """\
-# What works with what
+# Supported versions
 
 Written by `python -m tiercel_serving.supervise.compatibility > docs/compatibility.md`; a test compares them.
-A release is made once and served by any of these: NumPy arrays, ONNX graphs and FAISS indexes, no pickle.
+A release is made once and can be served by any of these: it contains NumPy arrays, ONNX graphs and FAISS
+indexes, and no pickle.
 """
 
 BETWEEN = """
 The tests run on Python 3.11. On 3.10, set up by `make setup PYTHON=…/python3.10`, 1,821 of them ran in
-November 2026 and passed: parity with NVTabular, whole trainings, exports and answers of a real Triton among
-them ([which](../tests/README.md)).
+November 2026 and passed, including parity with NVTabular, whole trainings, exports and answers of a real
+Triton ([which](../tests/README.md)).
 
 ## Tiercel {version} × Triton × TensorRT × CUDA × Python
 
-`docker/Dockerfile` builds on **{recommended}**, and names it in one place. Advisories have been published for
-Tritons since 24.10, and before 26.04 one HTTP request can end the server ([why](operations.md#plain-http)).
+`docker/Dockerfile` builds on **{recommended}**. Security advisories have been published for Triton since
+24.10, and before 26.04 one HTTP request can end the server ([why](operations.md#plain-http)).
 """
 
 TAIL = """
 Where TensorRT is "not said", NVIDIA's release notes refer to its
 [support matrix](https://docs.nvidia.com/deeplearning/frameworks/support-matrix/index.html). The container
-says it itself:
+reports its own version:
 
 ```bash
 docker run --rm nvcr.io/nvidia/tritonserver:{recommended}-py3 dpkg-query -W "libnvinfer*"
 ```
 
-A TensorRT plan runs under the TensorRT that built it and on the kind of GPU that built it, and nowhere else:
-build plans in the container that will serve them.
+A TensorRT plan runs only with the TensorRT that built it, on the kind of GPU that built it: build plans in
+the container that will serve them.
 """
 
 
@@ -111,7 +117,7 @@ def markdown() -> str:
     from importlib.metadata import version
 
     parts = _table(
-        ("install", "what it does", "Python", "because of"),
+        ("install", "what it does", "Python", "reason"),
         (
             (f"`tiercel[{row.extra}]`" if row.extra else "`tiercel`", row.does, row.python, row.why)
             for row in PARTS

@@ -233,9 +233,7 @@ def _json_size(said: str | None, size: int) -> int | None:
     if said is None:
         return None
     if not (said.isascii() and said.isdigit() and len(said) < 20 and int(said) <= size):
-        raise InvalidRequest(
-            f"{JSON_SIZE}: expected at most the {size} bytes of the body, came {said[:40]!r}"
-        )
+        raise InvalidRequest(f"{JSON_SIZE}: expected at most the {size} bytes of the body, got {said[:40]!r}")
     return int(said)
 
 

@@ -127,7 +127,7 @@ def _parse(text: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise InvalidRequest(f"the body is no JSON: {error}") from None
     if not isinstance(document, dict):
-        raise InvalidRequest('expected a JSON object such as {"inputs": [...]}, came another value')
+        raise InvalidRequest('expected a JSON object such as {"inputs": [...]}, got another value')
     return document
 
 

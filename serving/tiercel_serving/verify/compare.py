@@ -86,7 +86,7 @@ def compare_arrays(
     if candidate.shape != oracle.shape or candidate.dtype != oracle.dtype:
         text = (
             f"{name}: expected {oracle.dtype} {list(oracle.shape)}, "
-            f"came {candidate.dtype} {list(candidate.shape)}"
+            f"got {candidate.dtype} {list(candidate.shape)}"
         )
         return Difference(0, np.inf, np.inf, False, text)
     if oracle.size == 0:
@@ -111,7 +111,7 @@ def compare_arrays(
     if wrong is None:
         return Difference(int(oracle.size), worst, worst_relative, True)
     index = wrong[1]
-    where = f"{name}{list(index)}: expected {oracle[index]!r}, came {candidate[index]!r}"
+    where = f"{name}{list(index)}: expected {oracle[index]!r}, got {candidate[index]!r}"
     return Difference(int(oracle.size), worst, worst_relative, False, where)
 
 
@@ -148,7 +148,7 @@ def compare(
 ) -> Difference:
     """Compare named arrays. A name that only one side has is a difference."""
     if set(candidate) != set(oracle):
-        text = f"expected tensors {sorted(oracle)}, came {sorted(candidate)}"
+        text = f"expected tensors {sorted(oracle)}, got {sorted(candidate)}"
         return Difference(0, np.inf, np.inf, False, text)
     return merge([compare_arrays(candidate[name], oracle[name], tolerance, name) for name in oracle])
 
@@ -187,7 +187,7 @@ def compare_rankings(
     """
     scores = compare_arrays(candidate_scores, oracle_scores, tolerance, "score")
     if candidate_ids.shape != oracle_ids.shape:
-        text = f"item_id: expected {list(oracle_ids.shape)}, came {list(candidate_ids.shape)}"
+        text = f"item_id: expected {list(oracle_ids.shape)}, got {list(candidate_ids.shape)}"
         return merge([scores, Difference(0, np.inf, np.inf, False, text)])
     swapped = np.asarray(candidate_ids != oracle_ids)
     for row, column in zip(*np.nonzero(swapped), strict=True):
@@ -199,7 +199,7 @@ def compare_rankings(
         if abs(float(oracle_scores[row, place]) - score) > 2 * allowed:
             text = (
                 f"item_id[{row}, {column}]: expected {oracle_ids[row, column]!r} ({score:.6g}), "
-                f"came {candidate_ids[row, column]!r} ({float(candidate_scores[row, column]):.6g})"
+                f"got {candidate_ids[row, column]!r} ({float(candidate_scores[row, column]):.6g})"
             )
             return merge([scores, Difference(int(swapped.size), np.inf, np.inf, False, text)])
     return merge([scores, Difference(int(swapped.size), 0.0, 0.0, True)])

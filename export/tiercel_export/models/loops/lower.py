@@ -32,14 +32,16 @@ OLDEST_OPSET, NEWEST_OPSET = 13, 22
 DENSE, ALL, MULTIPLICATIONS, WORK_SPACE = 1 << 16, 1 << 24, 1 << 23, 1 << 20
 
 
-def lower(model: onnx.ModelProto, file: Path) -> str:
-    """Write a graph with one output as loops beside its file, and return why not, or nothing."""
+def lower(file: Path) -> str:
+    """Write an ONNX file with one output as loops beside it, and return why not, or nothing."""
+    model = onnx.load(str(file), load_external_data=False)
     opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         return f"operator set {opset}"
     total = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
     if total > ALL:
         return f"{total:,} weights"
+    onnx.load_external_data_for_model(model, str(file.parent))
     lowering, inputs = Lowering(model), []
     try:
         for place, put in enumerate(model.graph.input):
@@ -81,7 +83,7 @@ def _add(lowering: Lowering, node: onnx.NodeProto) -> None:
     write = OPERATORS.get(node.op_type)
     if write is None or node.domain not in ("", "ai.onnx"):
         raise Refused(f"the operator {node.op_type}")
-    made: Value | tuple[Value, ...] = write(lowering, node, _attributes(node))
+    made = write(lowering, node, _attributes(node))
     lowering.values.update(zip(node.output, made if isinstance(made, tuple) else (made,), strict=True))
 
 

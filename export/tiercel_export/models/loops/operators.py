@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -347,7 +347,7 @@ def _normalised(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes
 
 
 #: Operator of ONNX → what writes it. Where one is missing, the whole graph stays ONNX Runtime's.
-OPERATORS: Mapping[str, Callable[..., Value | tuple[Value, ...]]] = {
+OPERATORS: Mapping[str, Write] = {
     "Abs": _elements("absolute"),
     "Add": _elements("add"),
     "And": _elements("multiply"),

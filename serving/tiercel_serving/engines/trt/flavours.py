@@ -158,7 +158,7 @@ def load(flavour: Flavour) -> Module:
     version = tuple(int(part) for part in str(module.__version__).split(".")[:2])
     if not flavour.since <= version < flavour.below:
         raise KindUnavailable(
-            f"{flavour.name}: expected {since} up to, not including, {below}, came {module.__version__}; "
+            f"{flavour.name}: expected {since} up to, not including, {below}, got {module.__version__}; "
             f"{flavour.remedy}"
         )
     return module
