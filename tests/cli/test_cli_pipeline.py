@@ -162,7 +162,7 @@ def test_mistakes_are_named_in_the_recipes_words(work: Path, tiercel_here: Tierc
     assert "serving." in done.stderr
     assert "Traceback" not in done.stderr
     done = tiercel_here("export", "runs/none", cwd=work)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "tiercel train" in done.stderr
     assert tiercel_here("export", "runs/tiny", "--target", "tpu", cwd=work).returncode == 2
     assert tiercel_here("export", "runs/tiny", "--layout", "round", cwd=work).returncode == 2
