@@ -11,7 +11,7 @@ def refused_calls(functions):
     assert functions.mark(cells, 8, places, 2) == 0
     assert bytes(cells) == b"\0\1\0\0\0\1\0\0"
     for given in ((cells, 8, places), (cells, 8, places, 2, 3)):
-        with pytest.raises(TypeError, match=f"expected pnpn, came {len(given)} arguments"):
+        with pytest.raises(TypeError, match=f"expected pnpn, got {len(given)} arguments"):
             functions.mark(*given)
     for given in ((cells, 8, 3, 2), (cells, "8", places, 2), (cells, 8.5, places, 2)):
         with pytest.raises(TypeError):

@@ -111,7 +111,7 @@ static PyObject* call(PyObject* self, PyObject* const* given, ssize_t count)
   const char* kinds = PyBytes_AsString(PyTuple_GetItem(self, 1));
   int64_t v[MOST] = {0}, found = 0;
   Held held = {0, NULL, NULL};
-  if ((size_t)count != strlen(kinds)) return PyErr_Format(PyExc_TypeError, "expected %s, came %zd arguments", kinds, count);
+  if ((size_t)count != strlen(kinds)) return PyErr_Format(PyExc_TypeError, "expected %s, got %zd arguments", kinds, count);
   bool good = make_room(kinds, given, &held);
   for (ssize_t index = 0; good && index < count; ++index) good = read_argument(kinds[index], given[index], &held, &v[index]);
   if (good) {

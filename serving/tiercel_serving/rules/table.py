@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..kinds import Kind, Kinds
 from ..problems import Problem
-from ..ranked import Rows
+from ..ranked.order import Rows
 
 
 @runtime_checkable

@@ -13,7 +13,8 @@ from ..columns import Column
 from ..errors import KindUnavailable
 from ..kinds import Kind, Kinds
 from ..problems import Problem
-from ..ranked import Mask, Rows, Scores
+from ..ranked.masks import Mask
+from ..ranked.order import Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
 

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ..errors import InvalidSettings
-from ..ranked import Rows, Scores, best_by_score
+from ..ranked.order import Rows, Scores, best_by_score
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
 from .history_sums import HistorySums, OpenedSums

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from ..lookups.strings import Strings
 from ..problems import COUNT, Problem, Range, out_of_range
-from ..ranked import Rows
+from ..ranked.order import Rows
 from ..spec import Array
 
 Bytes = npt.NDArray[np.uint8]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..kinds import Kind, Kinds, Settings
 from ..problems import COUNT, Problem, out_of_range
-from ..ranked import Rows
+from ..ranked.order import Rows
 from ..spec import Array
 
 #: From a user's record, or None, to the new one, or None for none. It may be called more than once.
