@@ -1,4 +1,4 @@
-"""``embedded``: what was written lies in an LMDB file, shared by all processes of a machine.
+"""``embedded``: live values in an LMDB file, shared by all processes of a machine.
 
 LMDB (Chu 2011, "MDB: A Memory-Mapped Database and Backend for OpenLDAP") reads from memory that all processes
 share, without a lock or a system call, and writes copies of pages, of which a commit makes the new ones the
