@@ -147,26 +147,27 @@ TABLE: Mapping[str, Entry] = {
         TOTAL,
         lower_categorify,
         note="NVTabular raises on an all-null column, a null list row, and NaN or ±inf into an integer "
-        "vocabulary; here a null is id 1 (in a combination a value like any other, unless all are null, "
-        "and a null boolean is True, as NVTabular has it), a null list is empty, ±inf is unseen. "
-        "num_buckets above 1 is refused where unseen values are hashed, and so is a column called 'order', "
-        "by which NVTabular sorts the batch",
+        "vocabulary. Here a null is id 1, a null list is empty, and ±inf is unseen. In a combination a null "
+        "is a value like any other, unless all are null, and a null boolean is True, as in NVTabular. "
+        "num_buckets above 1 is refused, because unseen values are then hashed. So is a column called "
+        "'order', because NVTabular sorts the batch by it",
         files=files_of_vocabularies,
     ),
     "nvtabular.FillMissing": Entry(
         TOTAL,
         lower_fill_missing,
-        note="a null list row becomes an empty list; where it was filled with text, operators that read "
-        "elements are refused, for NVTabular gives them its letters. NVTabular widens a column by a fill_val "
-        "that its dtype can't hold only if a row of the batch is null; here an integer or float32 column is "
-        "then wider always, and refused if Normalize or NormalizeMinMax of a float32 column follow",
+        note="a null list row becomes an empty list; if it was filled with text, operators that read "
+        "elements are refused, because NVTabular gives them its letters. NVTabular widens a column for a "
+        "fill_val that its dtype can't hold only if a row of the batch is null. Here an integer or float32 "
+        "column is then always wider, and refused if Normalize or NormalizeMinMax of a float32 column "
+        "follows",
     ),
     "nvtabular.Clip": Entry(
         COMPILED,
         lower_clip,
-        note="refused on lists and text, on booleans with bounds that leave 0 or 1 out, and on float32 with "
-        "a bound that float32 can't hold; a bound that an integer column can't hold makes it wider always, "
-        "in NVTabular only if a row needs it",
+        note="refused on lists and text, on booleans with bounds that exclude 0 or 1, and on float32 with a "
+        "bound that float32 can't hold. A bound that an integer column can't hold always makes it wider; in "
+        "NVTabular only if a row needs it",
     ),
     "nvtabular.LogOp": Entry(TOTAL, lower_log, note="NVTabular raises on a null list row; here it is empty"),
     "nvtabular.Normalize": Entry(
@@ -176,16 +177,16 @@ TABLE: Mapping[str, Entry] = {
     "nvtabular.FillMedian": Entry(
         COMPILED,
         lower_fill_median,
-        note="the median of an even number of rows may be one that the column's dtype can't hold: as "
-        "FillMissing. NVTabular can't fit it on text and lists",
+        note="the median of an even number of rows may be a number that the column's dtype can't hold; then "
+        "as FillMissing. NVTabular can't fit it on text and lists",
     ),
     "nvtabular.NormalizeMinMax": Entry(
         COMPILED,
         lower_min_max,
         note="nothing is clipped; a column that was constant at fit gives x / (2 * x), which is 0.5 or NaN. "
-        "Refused on lists, text and booleans. Integers subtract as such if no column of the operator is a "
-        "float: int32 and int64 wrap round where the difference leaves them, as in NVTabular if no row of "
-        "the batch is null; narrower and unsigned ones are refused, unless their minimum is 0, and beside "
+        "Refused on lists, text and booleans. If no column of the operator is a float, integers are "
+        "subtracted as integers: int32 and int64 wrap around on overflow, as in NVTabular if no row of the "
+        "batch is null. Narrower and unsigned ones are refused, unless their minimum is 0, and also beside "
         "float32 columns",
     ),
     "nvtabular.HashBucket": Entry(
@@ -203,9 +204,9 @@ TABLE: Mapping[str, Entry] = {
     "nvtabular.TargetEncoding": Entry(
         TOTAL,
         lower_target_encoding,
-        note="with kfold=1, or without folds if compiled with target_encoding='no_fold': as it stands, any "
-        "other kfold is refused, since NVTabular applies its folds at transform too, by the row's position. "
-        "The target is not needed at serving time",
+        note="with kfold=1, or without folds if compiled with target_encoding='no_fold'. Otherwise it is "
+        "refused, because NVTabular applies its folds at transform too, by the position of the row. The "
+        "target is not needed at serving time",
         reads=keys_of_encodings,
         files=files_of_encodings,
     ),
@@ -213,8 +214,8 @@ TABLE: Mapping[str, Entry] = {
         TOTAL,
         lower_join_groupby,
         note="NVTabular raises on an unseen key if it counts; here its count is 0. NVTabular can't fit "
-        "minima and maxima without another statistic. An unseen key's other statistics are null; sum, min "
-        "and max of integers and booleans keep their dtype then, which pandas changes as soon as a key of "
+        "minima and maxima without another statistic. An unseen key's other statistics are null. Sum, min "
+        "and max of integers and booleans then keep their dtype, which pandas changes as soon as a key of "
         "the batch is unseen",
         reads=keys_of_statistics,
         files=files_of_statistics,
@@ -222,8 +223,8 @@ TABLE: Mapping[str, Entry] = {
     "nvtabular.JoinExternal": Entry(
         TOTAL,
         lower_join_external,
-        note="the table is read when the workflow is compiled. An unseen key's columns are null; integers, "
-        "booleans and lists keep their dtype then, which pandas changes as soon as a key of the batch is "
+        note="the table is read when the workflow is compiled. An unseen key's columns are null. Integers, "
+        "booleans and lists then keep their dtype, which pandas changes as soon as a key of the batch is "
         "unseen. how='inner', keys that occur twice, and numeric keys of a table of several partitions are "
         "refused",
         reads=columns_joined,
@@ -233,45 +234,45 @@ TABLE: Mapping[str, Entry] = {
         TOTAL,
         lower_list_slice,
         note="NVTabular raises on a null list row; here it stays null, and with pad it is all padding. pad "
-        "lengthens the lists of a request; lists that an operator computed, and lists of float32, are arrays "
-        "in NVTabular, which it leaves unpadded without a word, and so does the program. A pad_value of "
-        "another type than the elements is refused, but a number that integers can't hold makes them float64",
+        "lengthens the lists of a request. Lists that an operator computed, and lists of float32, are arrays "
+        "in NVTabular, which it silently leaves unpadded, and so does the program. A pad_value of another "
+        "type than the elements is refused, except that a number that integers can't hold makes them float64",
     ),
     "nvtabular.ColumnSimilarity": Entry(
         TOTAL,
         lower_column_similarity,
         note="a null gives NaN, where NVTabular raises; a row that the feature matrix does not have gives 0, "
-        "where NVTabular reads beyond the matrix. Refused for matrices of integers that metric='inner' "
-        "leaves such, and on columns that are not integers",
+        "where NVTabular reads beyond the matrix. Refused for integer matrices that metric='inner' keeps as "
+        "integers, and on columns that are not integers",
     ),
     "nvtabular.ReduceDtypeSize": Entry(
         TOTAL,
         lower_reduce_dtype,
-        note="the dtype is that of the fit: a value beyond it wraps round, as in NVTabular if no row of the "
+        note="the dtype is that of the fit: a value beyond it wraps around, as in NVTabular if no row of the "
         "batch is null. A null stays null where NVTabular raises, and becomes True among booleans. Refused "
-        "on lists, for float16, and on integers that an operator before may have widened",
+        "on lists, for float16, and on integers that an earlier operator may have widened",
     ),
     "nvtabular.DropLowCardinality": Entry(
         COMPILED,
         lower_selection,
-        note="which columns it drops is decided at fit; NVTabular itself fails on columns that are no "
+        note="which columns it drops is decided at fit; NVTabular itself fails on columns that are not "
         "categories, so put Categorify or Bucketize before it",
     ),
     "nvtabular.ValueCount": Entry(
-        COMPILED, lower_frame, note="its statistics are in the schema alone", times=True
+        COMPILED, lower_frame, note="its statistics are only in the schema", times=True
     ),
     "nvtabular.DataStats": Entry(
-        COMPILED, lower_frame, note="its statistics are of the fit alone", times=True
+        COMPILED, lower_frame, note="its statistics are only of the fit", times=True
     ),
     "nvtabular.Groupby": Entry(
         TOTAL,
         lower_groupby,
         note="by one key, with list, count, first, last, min, max, mean and sum: a served row is one "
-        "session, whose events come as lists (see Sessions). A session without events, which "
-        "NVTabular leaves out, has an empty list, count and sum 0, and else null. Ties of one sort "
-        "column, which pandas leaves in any order, stay in the order in which they came. Refused by "
-        "several keys or dates as keys, of sessions, by other aggregations, for lists, sums and means of "
-        "dates, and for names that NVTabular casts by",
+        "session, whose events come as lists (see Sessions). A session without events, which NVTabular "
+        "leaves out, has an empty list, count and sum 0, and null for everything else. Ties of one sort "
+        "column, which pandas leaves in any order, keep their order. Refused: several keys, dates as keys, "
+        "Groupby of sessions, other aggregations, lists, sums and means of dates, and names that NVTabular "
+        "casts by",
         reads=columns_of_groupby,
         asks=keys_of_groupby,
         keys=keys_of_groupby,
@@ -286,10 +287,10 @@ TABLE: Mapping[str, Entry] = {
     "nvtabular.Dropna": Entry(
         TOTAL,
         lower_dropna,
-        note="before Groupby it drops events of a session. Elsewhere it is refused, for a served batch keeps "
-        "every row, unless compiled with rows='keep': then it does nothing, and a null goes on as it came",
+        note="before Groupby it drops events of a session. Elsewhere it is refused, because a served batch "
+        "keeps every row, unless compiled with rows='keep': then it does nothing, and nulls pass unchanged",
         remedy="Drop the rows of the data before the fit, use FillMissing, or choose rows='keep', with which "
-        "the served row goes on as it came",
+        "the served row passes unchanged",
         reads=columns_of_dropna,
         frame=fewer_rows,
         drops_rows=True,
@@ -298,11 +299,11 @@ TABLE: Mapping[str, Entry] = {
         TOTAL,
         lower_filter,
         note="before Groupby it drops events of a session, if its function compares columns with values or "
-        "with each other (==, <, isin, between, isna, &, |, ~ and the like), which is found by calling it "
-        "with a stand-in for the frame. Elsewhere it is refused, for a served batch keeps every row, unless "
-        "compiled with rows='keep': then it does nothing",
-        remedy="Filter the data before the fit, or choose rows='keep', with which the served row goes on as "
-        "it came",
+        "with each other (==, <, isin, between, isna, &, |, ~ and similar), which is found by calling it "
+        "with a stand-in for the frame. Elsewhere it is refused, because a served batch keeps every row, "
+        "unless compiled with rows='keep': then it does nothing",
+        remedy="Filter the data before the fit, or choose rows='keep', with which the served row passes "
+        "unchanged",
         reads=columns_of_filter,
         drops_rows=True,
     ),
