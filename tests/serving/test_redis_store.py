@@ -239,6 +239,13 @@ def test_whoever_reads_is_told_which_store_is_away_and_what_to_do(tmp_path: Path
             records.read([b"a"])
 
 
+def test_no_password_is_told_of_a_cluster_that_is_away(tmp_path: Path) -> None:
+    kind = Redis("redis://me:secret@127.0.0.1:1", cluster=True)
+    with pytest.raises(StoreUnavailable, match=r"^store redis://127\.0\.0\.1:1: ") as told:
+        kind.open(StorePlace(tmp_path, "mine", patient=True))
+    assert "secret" not in str(told.value)
+
+
 def test_a_store_that_is_gone_comes_back(plain: Tiny, wire: Wire, valkey: StoreServer) -> None:
     live = Live(plain, wire, valkey)
     live.wait_for(True)

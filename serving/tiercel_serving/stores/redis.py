@@ -11,10 +11,9 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from ..errors import StoreUnavailable
@@ -113,20 +112,16 @@ class RedisRecords:
     """
 
     def __init__(self, settings: Redis, prefix: str, timeout_s: float) -> None:
-        self._settings, self._prefix = settings, f"{prefix}:".encode()
-        parts = urlsplit(settings.url)
-        #: The URL without a password.
-        self._named = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        self._prefix, self._named = f"{prefix}:".encode(), _without_password(settings.url)
         # The reader ends by itself, at worst some deadlines late; a connection may take longer than a read.
-        reader = _connect(settings, timeout_s, max(1.0, timeout_s))
-        self._writer = _connect(settings, settings.write_timeout_s, settings.write_timeout_s)
+        reader = _Connection.of(settings, self._prefix, timeout_s, max(1.0, timeout_s))
+        self._writer = _Connection.of(
+            settings, self._prefix, settings.write_timeout_s, settings.write_timeout_s
+        )
         with contextlib.suppress(StoreUnavailable), _faults(self._named):
             # Else the first batch would wait for the connection, and perhaps too long.
-            reader.ping()
-        # What the reader's thread holds must not hold the reader: it ends when nobody has that any more.
-        get = partial(_get, reader, settings.cluster, self._prefix, self._named)
-        ping = partial(_ping, reader, timeout_s, self._named)
-        self._timely = DeadlineReader(self._named, get, ping, timeout_s, settings.retry_s)
+            reader.client.ping()
+        self._timely = DeadlineReader(self._named, reader.get, reader.ping, timeout_s, settings.retry_s)
 
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Return the record of each key, within the deadline; None where there is none."""
@@ -141,7 +136,7 @@ class RedisRecords:
             if not pending:
                 return
             keys = list(pending)
-            old = self._get_now(keys)
+            old = self._writer.get(keys)
             new = [_changed(record, pending[key]) for key, record in zip(keys, old, strict=True)]
             done = self._compare_and_set(keys, old, new)
             pending = {key: pending[key] for key, did in zip(keys, done, strict=True) if not did}
@@ -149,10 +144,6 @@ class RedisRecords:
             f"store {self._named}: others changed the record {next(iter(pending))!r} each of {_TRIES} "
             "times; try again"
         )
-
-    def _get_now(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Read without the reader's deadline."""
-        return _get(self._writer, self._settings.cluster, self._prefix, self._named, keys)
 
     def _compare_and_set(
         self, keys: Sequence[bytes], old: Sequence[bytes | None], new: Sequence[bytes | None]
@@ -162,9 +153,10 @@ class RedisRecords:
             for key, before, after in zip(keys, old, new, strict=True)
         ]
         with _faults(self._named):
-            if self._settings.cluster:
-                return [bool(self._writer.eval(*call)) for call in calls]
-            with self._writer.pipeline(transaction=False) as pipeline:
+            client = self._writer.client
+            if self._writer.cluster:
+                return [bool(client.eval(*call)) for call in calls]
+            with client.pipeline(transaction=False) as pipeline:
                 for call in calls:
                     pipeline.eval(*call)
                 return [bool(done) for done in pipeline.execute()]
@@ -174,11 +166,11 @@ class RedisRecords:
         pattern = re.sub(rb"([*?\[\]^\\-])", rb"\\\1", self._prefix) + b"*"
         told = set[bytes]()
         with _faults(self._named):
-            names = iter(self._writer.scan_iter(match=pattern, count=_BLOCK))
+            names = iter(self._writer.client.scan_iter(match=pattern, count=_BLOCK))
             while block := list(islice(names, _BLOCK)):
                 keys = [name.removeprefix(self._prefix) for name in dict.fromkeys(block) if name not in told]
                 told.update(block)
-                for key, record in zip(keys, self._get_now(keys) if keys else [], strict=True):
+                for key, record in zip(keys, self._writer.get(keys) if keys else [], strict=True):
                     if record is not None:
                         yield key, record
 
@@ -186,32 +178,53 @@ class RedisRecords:
         """Ask for a sign of life."""
         begun = time.monotonic()
         with _faults(self._named):
-            self._writer.ping()
+            self._writer.client.ping()
         return f"{self._named}: answers in {(time.monotonic() - begun) * 1000:.1f} ms"
 
 
-def _get(
-    client: Any, cluster: bool, prefix: bytes, named: str, keys: Sequence[bytes]
-) -> Sequence[bytes | None]:
-    """Return the record of each key; None where there is none."""
-    names = [prefix + key for key in keys]
-    with _faults(named):
-        if not cluster:
-            return cast("list[bytes | None]", client.mget(names))
-        # A cluster's nodes hold some of the keys each, and answer for no others.
-        with client.pipeline() as pipeline:
-            for name in names:
-                pipeline.get(name)
-            return cast("list[bytes | None]", pipeline.execute())
+class _Connection(NamedTuple):
+    """A client, and what reads through it need.
+
+    It holds nothing of :class:`RedisRecords`: a reader's thread holds it, and ends when nobody has those.
+    """
+
+    client: Any
+    cluster: bool
+    prefix: bytes
+    named: str
+    timeout_s: float
+
+    @classmethod
+    def of(cls, settings: Redis, prefix: bytes, timeout_s: float, connect_timeout_s: float) -> _Connection:
+        """Connect, as late as redis-py does."""
+        named = _without_password(settings.url)
+        client = _connect(settings, named, timeout_s, connect_timeout_s)
+        return cls(client, settings.cluster, prefix, named, timeout_s)
+
+    def get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Return the record of each key; None where there is none."""
+        names = [self.prefix + key for key in keys]
+        with _faults(self.named):
+            if not self.cluster:
+                return cast("list[bytes | None]", self.client.mget(names))
+            # A cluster's nodes hold some of the keys each, and answer for no others.
+            with self.client.pipeline() as pipeline:
+                for name in names:
+                    pipeline.get(name)
+                return cast("list[bytes | None]", pipeline.execute())
+
+    def ping(self) -> None:
+        """Raise unless the store answers in time; a new connection may take longer."""
+        self.client.ping()
+        begun = time.monotonic()
+        self.client.ping()
+        if time.monotonic() - begun > self.timeout_s:
+            raise StoreUnavailable(f"store {self.named}: it answers, but not within {self.timeout_s:g} s")
 
 
-def _ping(client: Any, timeout_s: float, named: str) -> None:
-    """Raise unless the store answers in time; a new connection may take longer."""
-    client.ping()
-    begun = time.monotonic()
-    client.ping()
-    if time.monotonic() - begun > timeout_s:
-        raise StoreUnavailable(f"store {named}: it answers, but not within {timeout_s:g} s")
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _changed(record: bytes | None, changes: Sequence[Change]) -> bytes | None:
@@ -220,7 +233,7 @@ def _changed(record: bytes | None, changes: Sequence[Change]) -> bytes | None:
     return record
 
 
-def _connect(settings: Redis, timeout_s: float, connect_timeout_s: float) -> Any:
+def _connect(settings: Redis, named: str, timeout_s: float, connect_timeout_s: float) -> Any:
     """Return a client of redis-py that never tries by itself again: whoever asks has a deadline."""
     from redis import Redis as Client
     from redis.backoff import NoBackoff
@@ -237,7 +250,7 @@ def _connect(settings: Redis, timeout_s: float, connect_timeout_s: float) -> Any
         options["password"] = Path(settings.password_file).read_text(encoding="utf-8").strip()
     url = f"{SCHEMES[scheme]}://{rest}"
     if settings.cluster:
-        with _faults(url):
+        with _faults(named):
             return RedisCluster.from_url(url, retry=Retry(NoBackoff(), 3), **options)
     return Client.from_url(url, retry=Retry(NoBackoff(), 0), **options)
 
@@ -245,11 +258,11 @@ def _connect(settings: Redis, timeout_s: float, connect_timeout_s: float) -> Any
 @contextlib.contextmanager
 def _faults(named: str) -> Iterator[None]:
     """Turn what redis-py raises into StoreUnavailable."""
-    from redis.exceptions import RedisError
+    from redis.exceptions import RedisClusterException, RedisError
 
     try:
         yield
-    except (RedisError, OSError) as error:
+    except (RedisError, RedisClusterException, OSError) as error:  # the second is no RedisError
         raise StoreUnavailable(
             f"store {named}: {type(error).__name__}: {error}; check that it runs, and its "
             "address, and try again"
