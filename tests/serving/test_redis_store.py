@@ -246,6 +246,16 @@ def test_no_password_is_told_of_a_cluster_that_is_away(tmp_path: Path) -> None:
     assert "secret" not in str(told.value)
 
 
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_a_password_file_that_cannot_be_read_is_told(content: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content)
+    kind = Redis("redis://127.0.0.1:1", password_file=str(file))
+    with pytest.raises(StoreUnavailable, match=f"password_file {file} can't be read .*; put a file there"):
+        kind.open(StorePlace(tmp_path, "mine", patient=True))
+
+
 def test_a_store_that_is_gone_comes_back(plain: Tiny, wire: Wire, valkey: StoreServer) -> None:
     live = Live(plain, wire, valkey)
     live.wait_for(True)

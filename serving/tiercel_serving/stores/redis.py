@@ -247,12 +247,22 @@ def _connect(settings: Redis, named: str, timeout_s: float, connect_timeout_s: f
         "protocol": 2,
     }
     if settings.password_file is not None:
-        options["password"] = Path(settings.password_file).read_text(encoding="utf-8").strip()
+        options["password"] = _password(settings.password_file, named)
     url = f"{SCHEMES[scheme]}://{rest}"
     if settings.cluster:
         with _faults(named):
             return RedisCluster.from_url(url, retry=Retry(NoBackoff(), 3), **options)
     return Client.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+
+
+def _password(file: str, named: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8
+        raise StoreUnavailable(
+            f"store {named}: its password_file {file} can't be read ({error}); put a file there, on every "
+            "host that serves, that holds the password alone"
+        ) from error
 
 
 @contextlib.contextmanager
