@@ -11,9 +11,10 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from ..errors import StoreUnavailable
@@ -114,10 +115,8 @@ class RedisRecords:
     def __init__(self, settings: Redis, prefix: str, timeout_s: float) -> None:
         self._prefix, self._named = f"{prefix}:".encode(), _without_password(settings.url)
         # The reader ends by itself, at worst some deadlines late; a connection may take longer than a read.
-        reader = _Connection.of(settings, self._prefix, timeout_s, max(1.0, timeout_s))
-        self._writer = _Connection.of(
-            settings, self._prefix, settings.write_timeout_s, settings.write_timeout_s
-        )
+        reader = _Connection(settings, self._prefix, timeout_s, max(1.0, timeout_s))
+        self._writer = _Connection(settings, self._prefix, settings.write_timeout_s, settings.write_timeout_s)
         with contextlib.suppress(StoreUnavailable), _faults(self._named):
             # Else the first batch would wait for the connection, and perhaps too long.
             reader.client.ping()
@@ -182,28 +181,42 @@ class RedisRecords:
         return f"{self._named}: answers in {(time.monotonic() - begun) * 1000:.1f} ms"
 
 
-class _Connection(NamedTuple):
-    """A client, and what reads through it need.
+class _Connection:
+    """A client, made when it is first needed, and what reads through it need.
 
     It holds nothing of :class:`RedisRecords`: a reader's thread holds it, and ends when nobody has those.
     """
 
-    client: Any
-    cluster: bool
-    prefix: bytes
-    named: str
-    timeout_s: float
+    def __init__(self, settings: Redis, prefix: bytes, timeout_s: float, connect_timeout_s: float) -> None:
+        self.named, self.cluster = _without_password(settings.url), settings.cluster
+        self._prefix, self._timeout_s = prefix, timeout_s
+        self._options: dict[str, Any] = {
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": connect_timeout_s,
+            "protocol": 2,
+        }
+        if settings.password_file is not None:
+            self._options["password"] = _password(settings.password_file, self.named)
+        scheme, _, rest = settings.url.partition("://")
+        self._url = f"{SCHEMES[scheme]}://{rest}"
 
-    @classmethod
-    def of(cls, settings: Redis, prefix: bytes, timeout_s: float, connect_timeout_s: float) -> _Connection:
-        """Connect, as late as redis-py does."""
-        named = _without_password(settings.url)
-        client = _connect(settings, named, timeout_s, connect_timeout_s)
-        return cls(client, settings.cluster, prefix, named, timeout_s)
+    @cached_property
+    def client(self) -> Any:
+        """A client of redis-py that never tries by itself again: whoever asks has a deadline."""
+        from redis import Redis as Client
+        from redis.backoff import NoBackoff
+        from redis.cluster import RedisCluster
+        from redis.retry import Retry
+
+        if not self.cluster:
+            return Client.from_url(self._url, retry=Retry(NoBackoff(), 0), **self._options)
+        # Unlike the other it connects at once, and may be away.
+        with _faults(self.named):
+            return RedisCluster.from_url(self._url, retry=Retry(NoBackoff(), 3), **self._options)
 
     def get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Return the record of each key; None where there is none."""
-        names = [self.prefix + key for key in keys]
+        names = [self._prefix + key for key in keys]
         with _faults(self.named):
             if not self.cluster:
                 return cast("list[bytes | None]", self.client.mget(names))
@@ -218,8 +231,8 @@ class _Connection(NamedTuple):
         self.client.ping()
         begun = time.monotonic()
         self.client.ping()
-        if time.monotonic() - begun > self.timeout_s:
-            raise StoreUnavailable(f"store {self.named}: it answers, but not within {self.timeout_s:g} s")
+        if time.monotonic() - begun > self._timeout_s:
+            raise StoreUnavailable(f"store {self.named}: it answers, but not within {self._timeout_s:g} s")
 
 
 def _without_password(url: str) -> str:
@@ -231,28 +244,6 @@ def _changed(record: bytes | None, changes: Sequence[Change]) -> bytes | None:
     for change in changes:
         record = change(record)
     return record
-
-
-def _connect(settings: Redis, named: str, timeout_s: float, connect_timeout_s: float) -> Any:
-    """Return a client of redis-py that never tries by itself again: whoever asks has a deadline."""
-    from redis import Redis as Client
-    from redis.backoff import NoBackoff
-    from redis.cluster import RedisCluster
-    from redis.retry import Retry
-
-    scheme, _, rest = settings.url.partition("://")
-    options: dict[str, Any] = {
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": connect_timeout_s,
-        "protocol": 2,
-    }
-    if settings.password_file is not None:
-        options["password"] = _password(settings.password_file, named)
-    url = f"{SCHEMES[scheme]}://{rest}"
-    if settings.cluster:
-        with _faults(named):
-            return RedisCluster.from_url(url, retry=Retry(NoBackoff(), 3), **options)
-    return Client.from_url(url, retry=Retry(NoBackoff(), 0), **options)
 
 
 def _password(file: str, named: str) -> str:
