@@ -18,7 +18,7 @@ from benchmarks.scale.parts import SOURCE
 from benchmarks.scale.sizes import Size
 from tiercel_export.release.sources import write_source
 from tiercel_serving.errors import InvalidSettings
-from tiercel_serving.ranked import make_mask
+from tiercel_serving.ranked.masks import make_mask
 from tiercel_serving.release.artefacts import open_artefact
 from tiercel_serving.sources.index import Index, VectorIndex
 from tiercel_serving.sources.scan import ExactSearch

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.features.timing import Timed, interleave
 from benchmarks.stages.report import FilterTimes, Size
-from tiercel_serving.ranked import AllowedMask, Mask, make_mask
+from tiercel_serving.ranked.masks import AllowedMask, Mask, make_mask
 from tiercel_serving.sources.index_build import build_index
 from tiercel_serving.sources.scan import Search, Space
 from tiercel_serving.spec import Array

@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.features.timing import interleave
 from tiercel_serving.columns import Column
-from tiercel_serving.ranked import make_mask
+from tiercel_serving.ranked.masks import make_mask
 from tiercel_serving.rules.expression import Expression
 from tiercel_serving.rules.expressions.given import Given
 from tiercel_serving.spec import Array

@@ -1,4 +1,4 @@
-"""Compilers: fitted workflow, served forms of retrieval models and a ranker in, a release for Triton out.
+"""Compilers: they turn a fitted workflow, retrieval models and a ranker into a release for Triton.
 
 >>> from tiercel_export import Vectors, build_release  # doctest: +SKIP
 """
@@ -16,7 +16,7 @@ __all__ = ["FeatureOptions", "Given", "ItemWeights", "TableColumns", "Vectors", 
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: it brings torch and NVTabular along."""
+    """Import a name on use, because it loads torch and NVTabular."""
     if name in __all__:
         return getattr(
             import_module(

@@ -108,7 +108,7 @@ class HasItems(Protocol):
 
 @dataclass(frozen=True)
 class Vectors:
-    """Queries and item vectors: what is near is a candidate.
+    """Queries and item vectors: the items nearest to a query are candidates.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ class Vectors:
         ``[I, D]`` float32 in the order of the item table, or a torch module or ONNX file that makes them from
         ``item_cat [B, C]``, ``item_num [B, F]`` and ``item_list_<column> [B, L]``.
     index
-        A FAISS index over these vectors, position = row of the item table, to take instead of building one.
+        A FAISS index over these vectors (position = row of the item table), used instead of building one.
     """
 
     form: ClassVar[str] = "vectors"

@@ -1,6 +1,6 @@
-"""Tables of kinds: name → the class that is it, imported on use. Nothing registers itself.
+"""Tables of kinds: name → class, imported on use. Nothing registers itself.
 
-What the future multiplies (sources, rules, reorder steps, engines, stores; families and tasks in
+Whatever will have many variants (sources, rules, reorder steps, engines, stores; families and tasks in
 ``tiercel_pipelines``) is one file with one class, and one row in a literal table::
 
     SOURCES = Kinds("source", {"popular": Kind("tiercel_serving.sources.popular:Popular")})
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
-    """Base of the settings of a kind, with what most kinds have nothing to say to."""
+    """Base of the settings of a kind, with defaults for methods that most kinds do not need."""
 
     def problems(self) -> list[Problem]:
         """Return what makes no sense in the settings by themselves.
@@ -54,7 +54,7 @@ class Kind:
     path
         ``module:class``.
     extra
-        What installs what it needs beyond its package.
+        The extra that installs what it needs beyond its package.
     on_device
         ``module:attribute`` that makes its form in torch, for targets whose stages run on a device; None has
         none, and runs on the host.
@@ -72,7 +72,7 @@ def imported(path: str) -> Any:
 
 
 class Kinds(Generic[T]):
-    """A literal table of kinds: what one is called in messages, and name (the tag of its class) → row."""
+    """A literal table of kinds: the word for a kind in messages, and name (the tag of its class) → row."""
 
     def __init__(self, what: str, rows: Mapping[str, Kind]) -> None:
         self.what = what
@@ -108,9 +108,9 @@ class Kinds(Generic[T]):
 
     @contextmanager
     def using(self, kind: object) -> Iterator[None]:
-        """Say of a library that turns out to be missing which extra installs it.
+        """Turn the error of a missing library into one that names the extra which installs it.
 
-        For what a kind, given by name or by its settings, imports only where it is made or opened.
+        For imports of a kind, given by name or settings, that happen only when it is made or opened.
 
         Raises
         ------
@@ -145,11 +145,11 @@ class Kinds(Generic[T]):
         return next((name for name, row in self.rows.items() if row.path == path), None)
 
     def class_names(self) -> dict[str, str]:
-        """Return what people write → the name of its row."""
+        """Return the class name, which people write → the name of its row."""
         return {row.path.rpartition(":")[2]: name for name, row in self.rows.items()}
 
     def misfit(self, value: object, field: str) -> list[Problem]:
-        """Return the problem of a value of a field that is none of these kinds; none if it is one."""
+        """Return the problem of a field's value that is not one of these kinds; none if it is."""
         if self.row_of(value) is not None:
             return []
         names = self.class_names()
@@ -161,7 +161,7 @@ class Kinds(Generic[T]):
         return [Problem(field, f"expected a {self.what}, got {value!r}", f"write {known}")]
 
     def read(self, data: Any, hook: Callable[[Any, Any], Any] | None = None) -> T:
-        """Make settings from a mapping, whose ``kind`` says of which; ``hook`` is msgspec's ``dec_hook``.
+        """Make settings from a mapping, whose ``kind`` names the class; ``hook`` is msgspec's ``dec_hook``.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""How a recommender is served: the limits and rules that a recipe states and the stages obey."""
+"""How a recommender is served: limits, sources, rules and steps, as a recipe states them."""
 
 from __future__ import annotations
 
@@ -50,35 +50,34 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything about serving that is a choice and not a fact of the trained models.
+    """Everything about serving that can be chosen independently of the trained models.
 
     Parameters
     ----------
     candidates
-        N, how many candidates retrieval gives.
+        N, the number of candidates from retrieval.
     kept
-        K, how many of them filtering passes to the ranker.
+        K, the number of them that filtering passes to the ranker.
     k_default, k_max
-        How many items an answer has if the request says nothing, and at most.
+        Number of items in an answer, by default and at most.
     history_length
-        L, how many of a user's latest items the models see.
+        L, the number of a user's latest items that the models see.
     max_batch_size
-        Users in one request and in one Triton batch, at most.
+        Largest number of users in one request and in one Triton batch.
     max_excluded
-        Length of each list of item ids in a request, at most.
+        Largest length of each list of item ids in a request.
     allow_seen
-        Whether users may get what they already had, unless their request says otherwise: what the store
-        knows of them and the history that the request sends. What it excludes never comes.
+        Whether users may get items that they already had (by the store, or by the history that the request
+        sends), unless their request says otherwise. Items that it excludes are never recommended.
     seen_again_days
-        After how many days an item that a user had may come again; None is never. It goes by the times of the
+        Days after which an item that a user had may come again; None is never. Times are those of the
         interactions and of what was appended to the store; a history that a request sends counts as had now.
     seen_filter
-        From how many items on the older ones of a history are kept in a Bloom filter; None keeps all of them
-        as they are, but for those that a store drops beyond its ``history_most``.
+        Length of a history beyond which older items are kept in a Bloom filter; None keeps all items, except
+        those that a store drops beyond its ``history_most``.
     sources
-        Where candidates come from, in order of precedence. What one leaves empty, since it fails or has no
-        more, the others fill in that order. The first that needs no user (its quota may be 0) serves unknown
-        users, and fills last.
+        Where candidates come from, in order of precedence. If one fails or has too few, the others fill up in
+        that order. The first that needs no user (its quota may be 0) serves unknown users, and fills last.
     blend
         Names of sources, each with its weight: a candidate's score, by which all are sorted and which the
         ranker sees, is the weighted sum of what these sources give it. Empty takes the first source that
@@ -88,26 +87,26 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reorder
         From the ranker's scores to the final order, step by step; empty means the first task's score.
     related
-        Names of sources that say which items are like others, for the model ``related``: what the first lacks
-        the next gives. Empty serves no such model.
+        Names of sources that know similar items, for the model ``related``: items that the first lacks come
+        from the next. Empty: no such model is served.
     store
-        Where live values of users are kept, if such are written, and what became of items since.
+        Where live values of users, and changes of items, are stored, if any are written.
     added_items
-        How many items may be put between releases (``tiercel items put``): so much room the tables have.
-        Items of the release may be changed and withdrawn without.
+        Number of new items that may be put between releases (``tiercel items put``): the tables reserve room
+        for them. Items of the release can be changed and withdrawn without it.
     unknown_users
         ``fallback`` (the default: that source's items, no ranker) or ``rank`` (like everybody else).
     history_columns
         Categorical item columns whose category ids make ``history_cat [B, L, H]``, in this order.
     title_column
-        The raw item column that people see, or None.
+        The raw item column that is shown to people, or None.
     kept_buckets
-        Numbers of candidates below ``kept``, smallest first, for which the ranker gets smaller engines too:
-        a batch that leaves the other slots empty runs the smallest that fits. Worth it where requests name
-        few candidates, or rules keep few.
+        Numbers of candidates below ``kept``, smallest first, for which smaller engines of the ranker are
+        built too: a batch with few candidates runs on the smallest that fits. Useful if requests name few
+        candidates, or rules keep few.
     queue_delay_us, max_queue_size
-        Triton's dynamic batching: how long a request may wait for company, in microseconds, and how
-        many may wait (0 is no limit).
+        Triton's dynamic batching: how long a request may wait for others, in microseconds, and how many may
+        wait (0 is no limit).
     instances
         Instances of each Python model.
     engine_threads
@@ -152,11 +151,11 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     }
 
     def shape_problems(self) -> list[Problem]:
-        """Return fields that are something else altogether: nothing else can be said of such settings."""
+        """Return fields of a wrong type: nothing else can be checked in such settings."""
         return list(mistyped(self)) or list(_shapes(self))
 
     def problems(self) -> list[Problem]:
-        """Return what is wrong with the settings by themselves."""
+        """Return what is wrong with the settings themselves."""
         shapes = self.shape_problems()
         if shapes:
             return shapes
@@ -180,7 +179,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return wrong
 
     def placed(self) -> dict[str, msgspec.Struct]:
-        """Return what may have numbers that a request sets, by its place in the settings."""
+        """Return the parts that may have numbers set by requests, by their place in the settings."""
         steps: dict[str, Any] = {f"reorder[{place}]": step for place, step in enumerate(self.reorder)}
         return {**steps, "": self}
 
@@ -189,7 +188,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return per_request(self.placed().values())
 
     def timeless(self) -> Iterator[Problem]:
-        """Yield what is wrong with the settings where interactions have no time."""
+        """Yield what is wrong with the settings if interactions have no time."""
         yield from timeless(self.sources)
         if self.seen_again_days is not None:
             problem = "it asks when interactions were, but they have no timestamp"
@@ -227,7 +226,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _shapes(settings: ServingSettings) -> Iterator[Problem]:
-    """Find single values where several are expected, and objects of no kind: before anything is asked."""
+    """Find single values where several are expected, and objects that are no kind."""
     kinds: tuple[tuple[str, Any, str], ...] = (
         ("sources", SOURCES, 'Popular("popular", quota=0)'),
         ("rules", RULES, 'Compare("in stock", column="stock", operator=">", value=0)'),

@@ -73,6 +73,30 @@ def test_docs_are_what_the_commands_say() -> None:
     assert written == markdown(), "run: python -m tiercel_serving.commands.reference > docs/cli.md"
 
 
+def test_commands_in_the_documents_exist() -> None:
+    """Each command line of a block, and its options."""
+    options = {
+        name: {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
+        for name, command in leaves().items()
+    }
+    pages = [
+        page for at in ("*.md", "docs/*.md", "docker/*.md") for page in ROOT.glob(at) if page.name != "cli.md"
+    ]
+    blocks = [
+        block
+        for page in pages
+        for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+    ]
+    lines = [line for block in blocks for line in re.findall(r"^(?:\$ )?tiercel (.*)$", block, re.M)]
+    assert len(lines) > 40
+    for line in lines:
+        words = line.partition("#")[0].partition(" -- ")[0].split()
+        name = next(one for one in (" ".join(words[:2]), words[0]) if one in options or one == words[0])
+        assert name in options, line
+        given = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"}
+        assert given <= options[name] | {"--help"}, line
+
+
 def test_usage_errors_are_two() -> None:
     runner = CliRunner()
     for arguments in (["rekommend"], ["serve"], ["serve", "x", "--grpc-port", "many"], ["train"]):

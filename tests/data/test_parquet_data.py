@@ -136,7 +136,7 @@ def test_another_type_than_the_schema_says(tables: dict[str, pd.DataFrame], tmp_
 
 def test_a_type_that_there_is_not(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     spec = replace(SPEC, item_columns=(("name", "text"),))
-    with pytest.raises(DataError, match=r"'text' is no column type; use one of int, float"):
+    with pytest.raises(DataError, match=r"'text' is not a column type; use one of int, float"):
         load_dataset(spec, data_dir=write(tables, tmp_path))
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tiercel_serving.kinds import Kind, Settings
-from tiercel_serving.ranked import order_by_score, pick
+from tiercel_serving.ranked.order import order_by_score, pick
 from tiercel_serving.release.artefacts import Artefact
 from tiercel_serving.sources.table import Made, Material
 

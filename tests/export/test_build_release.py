@@ -302,7 +302,7 @@ REFUSED = {
     ),
     "rule on nothing": (
         setting(rules=(Compare("r", "colour", "==", 1),)),
-        r"settings\.rules\[0\]: 'colour' is no column of `items`",
+        r"settings\.rules\[0\]: 'colour' is not a column of `items`",
     ),
     "odd operator": (setting(rules=(Compare("r", "stock", "~", 1),)), "no known operator: '~'"),
     "in needs a list": (setting(rules=(Compare("r", "kind", "in", "toy"),)), "give a tuple of values"),
@@ -312,7 +312,7 @@ REFUSED = {
     ),
     "number against text": (setting(rules=(Compare("r", "kind", "==", 3),)), "holds strings, with 3"),
     "list needs in": (setting(rules=(Compare("r", "tags", "==", "a"),)), "holds lists of strings"),
-    "title of nothing": (setting(title_column="name"), r"settings\.title_column: 'name' is no column"),
+    "title of nothing": (setting(title_column="name"), r"settings\.title_column: 'name' is not a column"),
     "history of a list": (setting(history_columns=("tags",)), r"settings\.history_columns: 'tags' is no"),
     "order of training": (
         lambda parts: {"features": FeatureOptions(expected_packed={"item_cat": ["kind", "item_id"]})},

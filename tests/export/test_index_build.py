@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tiercel_serving.errors import InvalidSettings
-from tiercel_serving.ranked import Mask
+from tiercel_serving.ranked.masks import Mask
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.index_build import build_index, faiss_reason
 from tiercel_serving.sources.scan import ExactSearch, Space

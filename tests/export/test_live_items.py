@@ -232,7 +232,7 @@ def test_what_does_not_fit_is_refused(live: Live) -> None:
         ({"item_id": "seven"}, "item_id.*whole number"),
         ({"item_id": 7, "vectors": {"towers": [1.0]}}, "expected 8 finite numbers, got 1"),
         ({"item_id": 7, "vectors": {"towers": [float("nan")] * 8}}, "finite"),
-        ({"item_id": 7, "vectors": {"popular": [1.0]}}, "no source of vectors; there are towers"),
+        ({"item_id": 7, "vectors": {"popular": [1.0]}}, "not a source of vectors; use towers"),
         (
             {"item_id": 7, "vectors": {"towers": ["a"] * 8}},
             r"vectors.*: expected numbers, got str",

@@ -125,7 +125,7 @@ def test_a_release_of_onnx_files_answers_as_that_of_the_modules(
 
 
 def test_torch_only_engines_refuse_onnx_before_any_work(parts: Parts, tmp_path: Path) -> None:
-    with pytest.raises(ExportInputError, match=r"ranker: it is no torch module, and the engine 'aoti'.*onnx"):
+    with pytest.raises(ExportInputError, match=r"ranker: it is not a torch module, .* engine 'aoti'.*onnx"):
         small_release(tmp_path / "r", parts, ranker="ranker.onnx", engine="aoti")
 
 

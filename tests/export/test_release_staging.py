@@ -86,8 +86,8 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     file.write_text("x")
     for path, replace, words in (
         (release, False, "already here"),
-        (folder, True, "is no release"),
-        (file, True, "is no release"),
+        (folder, True, "is not a release"),
+        (file, True, "is not a release"),
     ):
         with pytest.raises(DestinationTaken, match=words), staging_directory(path, replace=replace):
             pytest.fail("must not begin")

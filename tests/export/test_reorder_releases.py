@@ -53,7 +53,7 @@ def test_golden_answers_hold_with_steps_and_a_seed_explores(parts: Parts, tmp_pa
     ("step", "said"),
     [
         (MMR(column="price"), r"settings\.reorder\[0\]\.column: 'price' holds numbers"),
-        (Cap("shade", 2), r"settings\.reorder\[0\]: 'shade' is no column of `items`"),
+        (Cap("shade", 2), r"settings\.reorder\[0\]: 'shade' is not a column of `items`"),
         (PinItems("item_id", (1,)), r"settings\.reorder\[0\]\.values: no item has 1 in 'item_id'"),
         (MMR(source="tower"), r"settings\.reorder\[0\]\.source: there is no source 'tower'"),
         (

@@ -174,7 +174,7 @@ SETTINGS = [
         r"serving\.history_columns\[0\]: there is no feature 'item'",
     ),
     (lambda: serving(history_columns=("price",)), r"history_columns\[0\]: 'price' is a number"),
-    (lambda: serving(history_columns=("country",)), r"history_columns\[0\]: 'country' is no item feature"),
+    (lambda: serving(history_columns=("country",)), r"columns\[0\]: 'country' is not an item feature"),
     (
         lambda: serving(sources=(Index("two_tower"),)),
         r"serving\.sources: no source serves users of whom nothing is known",

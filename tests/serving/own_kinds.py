@@ -13,7 +13,8 @@ import pytest
 from tiercel_serving.columns import Column
 from tiercel_serving.kinds import Kind, Settings
 from tiercel_serving.problems import Problem
-from tiercel_serving.ranked import Mask, Rows, Scores, sort_by_score
+from tiercel_serving.ranked.masks import Mask
+from tiercel_serving.ranked.order import Rows, Scores, sort_by_score
 from tiercel_serving.release.artefacts import Artefact
 from tiercel_serving.reorder.table import REORDER
 from tiercel_serving.sources.table import SOURCES, Made, Material, UserTensors

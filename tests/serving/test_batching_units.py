@@ -18,7 +18,8 @@ from tiny_release import COLUMNS, Tiny, make_tiny, objects
 from tiercel_serving.columns import flat_ranges
 from tiercel_serving.errors import ArtefactCorrupt, ManifestInvalid
 from tiercel_serving.flags import every, some
-from tiercel_serving.ranked import BitmapMask, KeyMask, first_allowed, order_by_score, sort_by_score
+from tiercel_serving.ranked.masks import BitmapMask, KeyMask
+from tiercel_serving.ranked.order import first_allowed, order_by_score, sort_by_score
 from tiercel_serving.release.artefacts import open_artefact
 from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.runtime.batching import absent, complete, concatenate, split

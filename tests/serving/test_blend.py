@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tiercel_serving.ranked import make_mask
+from tiercel_serving.ranked.masks import make_mask
 from tiercel_serving.release.artefacts import Artefact
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.item_weights import ItemWeights

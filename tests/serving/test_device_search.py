@@ -14,10 +14,10 @@ from tiercel_serving.device.order_torch import read_keys, repeated, sort_keys
 from tiercel_serving.device.place_torch import Place
 from tiercel_serving.device.search_torch import MARGIN, DeviceSearch, most_alike
 from tiercel_serving.errors import InvalidSettings
-from tiercel_serving.ranked import AllowedMask, Mask, make_mask
-from tiercel_serving.ranked import read_keys as read_numpy
-from tiercel_serving.ranked import repeated as repeated_numpy
-from tiercel_serving.ranked import sort_keys as sort_numpy
+from tiercel_serving.ranked.masks import AllowedMask, Mask, make_mask
+from tiercel_serving.ranked.order import read_keys as read_numpy
+from tiercel_serving.ranked.order import repeated as repeated_numpy
+from tiercel_serving.ranked.order import sort_keys as sort_numpy
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.scan import ExactSearch, Space
 from tiercel_serving.sources.table import Material

@@ -231,7 +231,7 @@ def test_what_a_store_no_longer_carries_is_in_a_bloom_filter(live: Live, tmp_pat
     chain, store = Chain.open(release), FeatureStore.open(release)
     assert store.load(lines) == store.load(lines) == 3
     assert come(user) == set(live.items) - set(had)
-    with pytest.raises(InvalidInput, match="line 1: filters: these are no Bloom filters"):
+    with pytest.raises(InvalidInput, match="line 1: filters: these are not Bloom filters"):
         store.load([b'{"user_id": "a", "filters": "AAAA"}'])
 
 

@@ -15,7 +15,7 @@ from tiny_release import Tiny, make_tiny
 
 from drawing import examples
 from tiercel_serving.errors import InvalidSettings
-from tiercel_serving.ranked import AllowedMask, Mask, make_mask
+from tiercel_serving.ranked.masks import AllowedMask, Mask, make_mask
 from tiercel_serving.release.artefacts import Artefact, open_artefact, write_artefact
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.sources import index as index_kind

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from native_build import open_compiled, run_sanitized
 
 from drawing import examples
-from tiercel_serving import ranked
 from tiercel_serving.columns import Column, with_null_row
 from tiercel_serving.native import chance as native_chance
 from tiercel_serving.native import order as native_order
+from tiercel_serving.ranked import order as ranked
 from tiercel_serving.reorder.chance import uniform
 from tiercel_serving.reorder.epsilon_slot import EpsilonSlot
 from tiercel_serving.reorder.gumbel_top_k import GumbelTopK

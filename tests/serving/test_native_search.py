@@ -10,7 +10,8 @@ import pytest
 from native_build import open_compiled, run_sanitized
 
 from tiercel_serving.native import search
-from tiercel_serving.ranked import best_by_score, make_mask
+from tiercel_serving.ranked.masks import make_mask
+from tiercel_serving.ranked.order import best_by_score
 from tiercel_serving.sources.scan import ExactSearch, Space
 
 ITEMS, USERS = 60, 3

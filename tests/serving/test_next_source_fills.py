@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tiercel_serving.ranked import Mask, make_mask
+from tiercel_serving.ranked.masks import Mask, make_mask
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.merged import MergedSources

@@ -213,10 +213,10 @@ def test_an_answer_at_the_very_deadline_does_not_end_the_store(monkeypatch: pyte
         asked.append(keys)
         return [None] * len(keys)
 
-    reader = DeadlineReader(read, lambda: None, timeout_s=5.0, retry_s=0.01)
+    reader = DeadlineReader("mine", read, lambda: None, timeout_s=5.0, retry_s=0.01)
     with monkeypatch.context() as patch:
         patch.setattr("tiercel_serving.stores.deadline.threading.Event", LateEvent)
-        with pytest.raises(StoreUnavailable, match="no answer within 5000 ms"):
+        with pytest.raises(StoreUnavailable, match="store mine: no answer within 5000 ms; check"):
             reader.read([b"a"])
     until = time.monotonic() + 20
     while True:
@@ -228,6 +228,15 @@ def test_an_answer_at_the_very_deadline_does_not_end_the_store(monkeypatch: pyte
             time.sleep(0.005)
     # What woke the worker was no question to the store.
     assert asked == [[b"a"], [b"b"]]
+
+
+def test_whoever_reads_is_told_which_store_is_away_and_what_to_do(tmp_path: Path) -> None:
+    records = Redis("redis://me:secret@127.0.0.1:1").open(StorePlace(tmp_path, "mine", patient=True))
+    for told in ("ConnectionError", "it did not answer before"):
+        with pytest.raises(
+            StoreUnavailable, match=rf"^store redis://127\.0\.0\.1:1: {told}.*; check that it runs"
+        ):
+            records.read([b"a"])
 
 
 def test_a_store_that_is_gone_comes_back(plain: Tiny, wire: Wire, valkey: StoreServer) -> None:

@@ -19,7 +19,7 @@ from own_kinds import Beside
 from drawing import examples
 from tiercel_serving.columns import Column
 from tiercel_serving.errors import InvalidSettings
-from tiercel_serving.ranked import BitmapMask, KeyMask, Mask
+from tiercel_serving.ranked.masks import BitmapMask, KeyMask, Mask
 from tiercel_serving.release.artefacts import Artefact, open_artefact, write_artefact
 from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.item_weights import ItemWeights, WeightedItems

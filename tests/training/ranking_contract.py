@@ -7,16 +7,15 @@ the columns of both sides; or, where ``from_history``, in the history alone.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import msgspec
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from family_contract import FamilyContract
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -30,11 +29,7 @@ from tiercel_pipelines.families.fitted import FittedRanker
 from tiercel_pipelines.families.table import RANKING_FAMILIES, Plan, RankingData, RankingFamily
 from tiercel_pipelines.recipe import replace
 from tiercel_pipelines.tasks.listwise_softmax import ListwiseSoftmax
-from tiercel_pipelines.training.record import _read_kind
 from tiercel_serving.engines.onnx import Onnx
-from tiercel_serving.mistyped import mistyped
-from tiercel_serving.problems import Problem
-from tiercel_serving.release.manifest import encode
 from tiercel_serving.spec import TensorSpec
 
 USERS, ITEMS, GROUPS, KEPT, LENGTH = 64, 32, 4, 7, 5
@@ -66,8 +61,6 @@ TENSORS: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 OF_CANDIDATES = {"item_cat", "item_num", "item_list_genres", "kept_score", "kept_source"}
 SPECS = {name: TensorSpec(name, dtype, dims) for name, (dtype, dims) in TENSORS.items()}
-#: Somebody may write these for any setting.
-ODDITIES: tuple[Any, ...] = (None, True, -1, 2.5, "x", (), (None,), {}, object())
 
 
 class TwoTasks(ListwiseSoftmax, frozen=True, tag="two_tasks"):
@@ -127,22 +120,18 @@ def call(module: Any, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return result
 
 
-class RankingContract:
+class RankingContract(FamilyContract):
     """Subclass it, and give a family's settings that learn the pattern in a second."""
 
-    #: Small settings that learn the pattern within ``epochs``.
-    settings: ClassVar[Any]
-    #: Other settings of the family, whose networks differ.
-    variants: ClassVar[tuple[Any, ...]] = ()
+    table: ClassVar[Any] = RANKING_FAMILIES
+    protocol: ClassVar[type] = RankingFamily
     from_history: ClassVar[bool] = False
+    #: Within so many epochs the settings learn the pattern.
     epochs: ClassVar[int] = 30
     #: Products over copies of the user that it is known to make.
     joined: ClassVar[int] = 0
     #: The file that its fitted model is kept in.
     kept_in: ClassVar[str] = r"weights\.safetensors"
-
-    def each(self) -> Iterator[Any]:
-        yield from (self.settings, *self.variants)
 
     def built(self, settings: Any, tasks: int = 1, seed: int = 3) -> Any:
         """Return a network in which no layer is zero, so that none can hide a mistake."""
@@ -158,23 +147,6 @@ class RankingContract:
         packed, lists = world(from_history=self.from_history)
         data = RankingData(packed, INPUTS, lists, KEPT, 1.0)
         return self.settings.fit(data, Plan(seed, "ranking", epochs=epochs or self.epochs))
-
-    def test_it_is_in_the_table_and_its_settings_travel(self) -> None:
-        for settings in self.each():
-            assert isinstance(settings, RankingFamily)
-            assert RANKING_FAMILIES.find(RANKING_FAMILIES.name_of(settings)) is type(settings)
-            assert settings.problems() == []
-            read = RANKING_FAMILIES.read(msgspec.json.decode(encode(settings)), _read_kind)
-            assert read == settings
-
-    def test_odd_settings_are_told_and_break_nothing(self) -> None:
-        for field in type(self.settings).__struct_fields__:
-            for value in ODDITIES:
-                odd = replace(self.settings, **{field: value})
-                problems = list(mistyped(odd)) or odd.problems()
-                assert all(isinstance(problem, Problem) for problem in problems), (field, value)
-        wrong = replace(self.settings, learning_rate=0.0, max_epochs=0).problems()
-        assert {problem.field for problem in wrong} == {"learning_rate", "max_epochs"}
 
     def test_untrained_it_keeps_retrievals_order(self) -> None:
         for settings in self.each():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from family_contract import FamilyContract
 
 from tiercel_export.models.dense import forward_inputs, frozen
 from tiercel_export.models.onnx import make_onnx
@@ -28,11 +29,7 @@ from tiercel_pipelines.errors import TrainingError
 from tiercel_pipelines.families.table import RETRIEVAL_FAMILIES, Plan, RetrievalData, RetrievalFamily
 from tiercel_pipelines.offline.in_memory import OfflineRetrieval
 from tiercel_pipelines.recipe import ServingSettings, replace
-from tiercel_pipelines.training.record import _read_kind
 from tiercel_serving.engines.onnx import Onnx
-from tiercel_serving.mistyped import mistyped
-from tiercel_serving.problems import Problem
-from tiercel_serving.release.manifest import encode
 from tiercel_serving.sources.table import default_sources
 from tiercel_serving.spec import TensorSpec
 
@@ -43,8 +40,6 @@ ITEM = Side("item", (CategoryColumn("maker", GROUPS + 3), CategoryColumn("item_i
 GIVEN = ListColumn("embedding", None)
 INPUTS = ModelInputs(USER, ITEM, ("item_id",), sources=2)
 BOTH = msgspec.structs.replace(INPUTS, history=("maker", "item_id"))
-#: Somebody may write these for any setting.
-ODDITIES: tuple[Any, ...] = (None, True, -1, 2.5, "x", (), (None,), {}, object())
 
 
 def packed_items(items: np.ndarray) -> np.ndarray:
@@ -94,13 +89,11 @@ class States:
         self.kept.append(copy.deepcopy(state()))
 
 
-class RetrievalContract:
+class RetrievalContract(FamilyContract):
     """Subclass it, and give a family's settings that learn the pattern in a second."""
 
-    #: Small settings that learn the pattern.
-    settings: ClassVar[Any]
-    #: Other settings of the family, whose models differ.
-    variants: ClassVar[tuple[Any, ...]] = ()
+    table: ClassVar[Any] = RETRIEVAL_FAMILIES
+    protocol: ClassVar[type] = RetrievalFamily
     #: What the models may take.
     inputs: ClassVar[ModelInputs] = INPUTS
     #: Whether it learns the order, and finds what comes next first.
@@ -109,9 +102,6 @@ class RetrievalContract:
     drawn: ClassVar[str] = "vectors"
     #: Settings under which the loss becomes no number.
     wild: ClassVar[dict[str, Any]] = {"learning_rate": 3e37}
-
-    def each(self) -> Iterator[Any]:
-        yield from (self.settings, *self.variants)
 
     @pytest.fixture(scope="class")
     def fitted(self) -> Any:
@@ -134,24 +124,6 @@ class RetrievalContract:
         )
         retrieval = OfflineRetrieval(serving, {settings.name: fitted}, packed, pairs)
         return retrieval.candidates(np.arange(packed.n_users))[1][1]
-
-    def test_it_is_in_the_table_and_its_settings_travel(self) -> None:
-        for settings in self.each():
-            assert isinstance(settings, RetrievalFamily)
-            assert RETRIEVAL_FAMILIES.find(RETRIEVAL_FAMILIES.name_of(settings)) is type(settings)
-            assert settings.problems() == []
-            read = RETRIEVAL_FAMILIES.read(msgspec.json.decode(encode(settings)), _read_kind)
-            assert read == settings
-
-    def test_odd_settings_are_told_and_break_nothing(self) -> None:
-        for field in type(self.settings).__struct_fields__:
-            for value in ODDITIES:
-                odd = replace(self.settings, **{field: value})
-                problems = list(mistyped(odd)) or odd.problems()
-                assert all(isinstance(problem, Problem) for problem in problems), (field, value)
-        if "learning_rate" in self.settings.__struct_fields__:
-            wrong = replace(self.settings, learning_rate=0.0, max_epochs=0).problems()
-            assert {problem.field for problem in wrong} == {"learning_rate", "max_epochs"}
 
     def test_its_source_finds_the_pattern_and_it_is_read_back(self, fitted: Any, tmp_path: Path) -> None:
         packed, pairs = world()

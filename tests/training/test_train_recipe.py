@@ -211,6 +211,6 @@ def test_what_is_there_is_not_written_over(recipe, dataset, copied, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("precious")
-    with pytest.raises(DestinationTaken, match=r"exists and is no run \(it has no run\.json\)"):
+    with pytest.raises(DestinationTaken, match=r"exists and is not a run \(it has no run\.json\)"):
         train_recipe(recipe, dataset, other, replace=True)
     assert (other / "thesis.txt").read_text() == "precious"

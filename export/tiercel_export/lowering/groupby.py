@@ -187,7 +187,7 @@ def _ordered(
         if key.axis != source.axis or key.of_key:
             raise where.refuse(
                 name,
-                f"it sorts by {column!r}, which is no column of the same events",
+                f"it sorts by {column!r}, which is not a column of the same events",
                 "Sort by a column that has passed the same filters",
             )
     ascending = op.ascending if isinstance(op.ascending, list) else [op.ascending] * len(by)

@@ -59,7 +59,7 @@ def forward_inputs(
             chosen.append(available[parameter.name])
         elif parameter.default is parameter.empty:
             raise ExportInputError(
-                f"{what}: forward names a parameter {parameter.name!r}, which is no tensor of this stage; "
+                f"{what}: forward names a parameter {parameter.name!r}, which is not a tensor of this stage; "
                 f"available here: {', '.join(sorted(available))}"
             )
     if not chosen:

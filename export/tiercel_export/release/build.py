@@ -109,36 +109,36 @@ def build_release(
     Parameters
     ----------
     destination
-        The release's directory. It appears whole or not at all.
+        The release's directory. It appears complete, or not at all.
     name
         What clients call this recommender.
     workflow
-        A fitted ``nvtabular.Workflow``, or the folder that its ``save`` wrote. Its outputs carry the
-        tags USER, ITEM or CONTEXT, its categories CATEGORICAL.
+        A fitted ``nvtabular.Workflow``, or the folder that its ``save`` wrote. Its outputs have the tags
+        USER, ITEM or CONTEXT, and its categories CATEGORICAL.
     items
-        One row an item: the id, the workflow's raw item columns, and what sources, rules, reorder steps and
-        titles name.
+        One row for each item: the id, the workflow's raw item columns, and the columns that sources, rules,
+        reorder steps and titles name.
     retrieval
-        Source → what its model leaves for it: :class:`~tiercel_export.forms.Vectors` and its like.
+        Source → the served form of its model, such as :class:`~tiercel_export.forms.Vectors`.
     ranker
         Torch module whose ``forward`` names the tensors that it takes, as that of
         :class:`~tiercel_export.forms.Vectors` does; besides those ``item_cat [B, K, C]``,
         ``item_num [B, K, F]``, ``item_list_<column> [B, K, L]``, ``kept_score [B, K]`` float32 and
-        ``kept_source [B, K]`` int32. Gives ``[B, K, T]`` float32, one column a task. Or the path of an
-        ONNX file (or an ``onnx.ModelProto``) whose inputs have those names. None serves retrieval's own
+        ``kept_source [B, K]`` int32. Returns ``[B, K, T]`` float32, one column for each task. Or the
+        path of an ONNX file (or an ``onnx.ModelProto``) whose inputs have those names. None keeps retrieval's
         order.
     tasks
-        What the ranker's scores are called, in their order: steps may name them, and clients are told.
+        Names of the ranker's scores, in order: steps may refer to them, and clients see them.
     users
-        One row a user: the id and the workflow's raw user columns. None serves without a store.
+        One row for each user: the id and the workflow's raw user columns. With None no user is known.
     interactions
-        Who had what and when: ids and the timestamp. Histories, seen items and popularity come from
-        it; context columns, if it has them, are examples for golden vectors.
+        Which user had which item, and when: ids and the timestamp. Histories, seen items and popularity come
+        from it; its context columns, if any, are used as examples for golden vectors.
     settings
-        Limits, sources, rules and reorder steps of serving; None takes the defaults. Without sources each
-        served form gets its own.
+        Limits, sources, rules and reorder steps of serving; None uses the defaults. Without sources each
+        served form gets a source of its own.
     columns
-        What the tables call ids and time.
+        Names of the id and time columns in the tables.
     features
         How the workflow is read.
     target, layout
@@ -150,13 +150,13 @@ def build_release(
     origin
         Where each table comes from, as JSON; the manifest keeps it under ``tables``.
     seed
-        For clustering and for what is sampled.
+        Random seed for clustering and sampling.
     replace
         Whether a release at the destination may be replaced.
     verify
         Whether to compare everything with its originals before the release gets its name.
     progress
-        Called with the step's name, the number of steps done, and of how many.
+        Called with the name of the step, the number of steps done, and the number of all steps.
 
     Returns
     -------
@@ -170,7 +170,7 @@ def build_release(
     WorkflowError
         If the workflow cannot be compiled exactly.
     InvalidSettings, KindUnavailable
-        If there is no such target, layout or runner, a source can't be made as it shall, or what a kind
+        If there is no such target, layout or runner, a source can't be built as configured, or what a kind
         needs is not installed.
     VerificationFailed
         If what was compiled differs from its original. Nothing is left at the destination.

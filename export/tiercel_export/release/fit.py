@@ -98,7 +98,7 @@ def check_columns(settings: ServingSettings, items: Sequence[str], item_cat: Seq
     if settings.title_column is not None:
         named.append(("title_column", settings.title_column))
     wrong = [
-        Problem(field, f"{column!r} is no column of `items`", choose(column, items))
+        Problem(field, f"{column!r} is not a column of `items`", choose(column, items))
         for field, column in named
         if column not in items
     ]
@@ -108,7 +108,7 @@ def check_columns(settings: ServingSettings, items: Sequence[str], item_cat: Seq
         if column == ""
     ]
     wrong += [
-        Problem("history_columns", f"{name!r} is no scalar category of the items", choose(name, item_cat))
+        Problem("history_columns", f"{name!r} is not a scalar category of the items", choose(name, item_cat))
         for name in settings.history_columns
         if name not in item_cat
     ]

@@ -66,7 +66,7 @@ def _as_bytes(values: Array, kinds: set[type], column: str, what: str, dtype: An
     try:
         encoded[:] = [value.encode() if isinstance(value, str) else value for value in values]
     except UnicodeEncodeError as error:
-        raise ExportInputError(f"{what}: an id in {column!r} is no valid text: {error}") from error
+        raise ExportInputError(f"{what}: an id in {column!r} is not a valid text: {error}") from error
     return encoded
 
 

@@ -67,7 +67,7 @@ def check_onnx(engine: str, retrieval: Mapping[str, ServedForm], ranker: object)
             continue
         taking = [name for name in ENGINES if isinstance(ENGINES.find(name), FromOnnx)]
         raise ExportInputError(
-            f"{what}: it is no torch module, and the engine {engine!r} is made of torch modules alone; take "
+            f"{what}: it is not a torch module, and the engine {engine!r} needs torch modules; use "
             f"one of {', '.join(taking)}"
         )
 

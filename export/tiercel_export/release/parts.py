@@ -22,14 +22,14 @@ from ..workflow.cut import CompiledProgram, WorkflowParts
 
 @dataclass(frozen=True)
 class TableColumns:
-    """What the raw tables call their columns.
+    """Names of columns in the raw tables.
 
     Parameters
     ----------
     item_id, user_id
-        The ids.
+        The id columns.
     timestamp
-        What puts interactions in order; None takes the rows as they come.
+        The column that orders interactions; None keeps the order of the rows.
     """
 
     item_id: str = "item_id"

@@ -53,10 +53,16 @@ def command(
             "--interactions", metavar="FILE", help="Parquet table to use instead of the run's interactions."
         ),
     ] = None,
-    target: Annotated[str, typer.Option("--target", help="Target to compile for.")] = "cpu",
+    target: Annotated[
+        str, typer.Option("--target", help="Target to compile for: see docs/engines.md.")
+    ] = "cpu",
     engine: Annotated[
         str | None,
-        typer.Option("--engine", metavar="NAME", help="Engine of the dense models. Default: the target's."),
+        typer.Option(
+            "--engine",
+            metavar="NAME",
+            help="Engine of the dense models: see docs/engines.md. Default: the target's.",
+        ),
     ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show the graph with each hop and copy; write no release.")

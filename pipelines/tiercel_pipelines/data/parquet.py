@@ -335,7 +335,7 @@ def _check_columns(part: _Part, table: str, wanted: list[str], columns: Columns)
     for name, expected in columns:
         if expected not in COLUMN_TYPES:
             raise DataError(
-                f"parquet: {table}.{name}: {expected!r} is no column type; use one of "
+                f"parquet: {table}.{name}: {expected!r} is not a column type; use one of "
                 f"{', '.join(COLUMN_TYPES)}"
             )
         if part.kind(name) != expected and part.kind(name) not in _NO_VALUES:

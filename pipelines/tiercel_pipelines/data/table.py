@@ -1,4 +1,4 @@
-"""The contract of a kind of data set, and the table of them: what a recipe's ``dataset`` may be."""
+"""The contract of a kind of data set, and the table of them: the values of a recipe's ``dataset``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .dataset import Dataset, Progress
 
 @runtime_checkable
 class DatasetSpec(Protocol):
-    """What a recipe says about its data, and how that becomes three tables."""
+    """A recipe's description of its data, and how it becomes three tables."""
 
     def problems(self) -> list[Problem]:
         """Return what makes no sense in the settings by themselves."""
@@ -25,18 +25,18 @@ class DatasetSpec(Protocol):
         Parameters
         ----------
         data_dir
-            The folder of data sets, where relative paths start; None is where :mod:`.places` says.
+            The folder of data sets, where relative paths start; None uses the places of :mod:`.places`.
         progress
             Called as ``progress(what, done, total)`` during long work.
 
         Raises
         ------
         DataMissing
-            If it is not where it was looked for, and could not be fetched.
+            If it is not found, and could not be downloaded.
         DataCorrupt
             If it is truncated, changed, or not what its schema says.
         DataError
-            If the settings ask for what cannot be.
+            If the settings ask for something impossible.
         """
         ...
 

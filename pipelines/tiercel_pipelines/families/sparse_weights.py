@@ -99,7 +99,7 @@ class WeightsFamily(Settings, frozen=True):
             column = int(arrays.pop("column")[0])
             return FittedItemWeights(ItemWeights(**arrays, column=column))
         except (KeyError, TypeError) as error:
-            raise TrainingError(f"{file}: these are no item weights ({error}); train again") from error
+            raise TrainingError(f"{file}: these are not item weights ({error}); train again") from error
 
 
 class FittedItemWeights:

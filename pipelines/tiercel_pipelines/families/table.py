@@ -1,8 +1,8 @@
 """The contracts of model families, and the tables of them.
 
-A family's class is its settings: what a recipe writes, and what a run keeps beside the weights. Fitting gives
-a *fitted* model, which training asks for candidates or scores and an export for its served form. Nothing here
-knows torch, gradients or epochs: a family that solves an equation or grows trees fits as well.
+A family's class is its settings: what a recipe writes, and what a run stores beside the weights. Fitting
+returns a *fitted* model, which training asks for candidates or scores, and an export for its served form.
+Nothing here depends on torch, gradients or epochs, so a family may also solve an equation or grow trees.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class EpochStates(Protocol):
     """Keeps how far the training of one model is."""
 
     def read(self) -> State | None:
-        """Return the state that was kept before the process was killed, if there is one."""
+        """Return the state kept before the process was killed, if any."""
         ...
 
     def offer(self, state: Callable[[], State]) -> None:
-        """Keep the state after an epoch, if it is time to; only then is it asked for."""
+        """Keep the state after an epoch, if it is time to; the state is computed only then."""
         ...
 
 
@@ -47,22 +47,22 @@ class Plan:
     Parameters
     ----------
     seed
-        Same seed, same model, on the same machine with the same number of threads.
+        Random seed: the same seed gives the same model, on the same machine with the same number of threads.
     label
-        What progress and messages call it.
+        Its name in progress and messages.
     judge
-        Gives a fitted model's quality on what was held out, more is better; whoever trains in epochs stops
-        when it gets no better, and keeps the best. None judges nothing.
+        Returns a fitted model's quality on held-out data, higher is better. A family that trains in epochs
+        stops when it no longer improves, and keeps the best. None: nothing is judged.
     epochs
-        How many epochs without a judge; None is as many as the settings allow. No matter to a family
-        without epochs.
+        Number of epochs if there is no judge; None is as many as the settings allow. Families without epochs
+        ignore it.
     progress
         Called after each epoch.
     states
-        Keeps the state after an epoch, so that a training that was killed goes on from there. Whoever does
-        not use it begins anew, and gives the same model.
+        Keeps the state after an epoch, so that a killed training continues from there. A family that does not
+        use it starts again, and gives the same model.
     ranks
-        The processes that train together. Whoever knows nothing of them does the same in each.
+        The processes that train together. A family that ignores them does the same in each.
     """
 
     seed: int
@@ -81,7 +81,7 @@ class Course:
     Parameters
     ----------
     epochs
-        How many epochs the kept model saw; 0 for a family without.
+        Number of epochs of the kept model; 0 for a family without epochs.
     losses
         Mean loss of each epoch run.
     validation
@@ -111,9 +111,9 @@ class RankingData:
     packed, inputs
         As for retrieval.
     lists
-        Lists of candidates whose positives retrieval did not know; maybe none.
+        Lists of candidates whose positives retrieval did not know; may be empty.
     kept
-        K: how many candidates reach the ranker when it serves.
+        K: number of candidates that the ranker gets in serving.
     scale
         What turns retrieval scores into log-probabilities, up to a constant.
     """
@@ -174,7 +174,7 @@ class Family(Protocol[Data, Model]):
         ...
 
     def needs(self) -> Mapping[str, str]:
-        """Return fields of the serving settings that it can't do without, each with what to do instead."""
+        """Return the serving settings that it needs, each with what to do if it is missing."""
         ...
 
     def fit(self, data: Data, plan: Plan) -> tuple[Model, Course]:
@@ -195,7 +195,7 @@ class RetrievalFamily(Family[RetrievalData, FittedRetrieval], Protocol):
 
     @property
     def name(self) -> str:
-        """What its source and its stage are called."""
+        """Name of its source and its stage."""
         ...
 
     @property
@@ -225,7 +225,7 @@ Columns = Mapping[str, Literal["category", "categories", "number", "numbers"]]
 
 @runtime_checkable
 class FitsFeatures(Protocol):
-    """A family that can say before anything is trained whether the features and the data suit it."""
+    """A family that can tell before training whether the features and the data suit it."""
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
         """Return what it lacks.
@@ -245,13 +245,13 @@ class LimitsItems(Protocol):
     """A family that can't be fitted over any number of items."""
 
     def too_large(self, n_items: int) -> list[Problem]:
-        """Return that so many items are too many, if so."""
+        """Return a problem if this number of items is too large."""
         ...
 
 
 @runtime_checkable
 class LearnsFromColumns(Protocol):
-    """A family that learns from columns of the interactions too, such as ratings."""
+    """A family that also learns from columns of the interactions, such as ratings."""
 
     def interaction_columns(self) -> tuple[str, ...]:
         """Return the columns, of numbers: :attr:`~tiercel_pipelines.arrays.pairs.Pairs.numbers` has them."""

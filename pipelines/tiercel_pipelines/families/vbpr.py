@@ -87,7 +87,7 @@ class VBPR(BPRMF, frozen=True, tag="vbpr"):
         column = lists.get(self.vectors)
         if column is None or column.cardinality is not None:
             raise TrainingError(
-                f"{self.name}: the item feature {self.vectors!r} is no list of numbers; name one that is"
+                f"{self.name}: the item feature {self.vectors!r} is not a list of numbers; name one that is"
             )
         users = with_inputs(CategoryVectors, ("user_cat",))(inputs.user, self.dimension, one=True)
         name = inputs.item.list_tensor(column)

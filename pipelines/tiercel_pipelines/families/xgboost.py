@@ -241,7 +241,7 @@ class FittedTrees:
                 self.booster.load_model(bytearray(json.dumps(document["trees"]), "utf-8"))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise fault_of(error, path) or TrainingError(
-                f"{path}: these are no trees of XGBoost ({error}); train again"
+                f"{path}: these are not trees of XGBoost ({error}); train again"
             ) from error
         return self
 

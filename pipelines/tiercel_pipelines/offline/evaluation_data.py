@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from tiercel_serving.ranked import make_mask
+from tiercel_serving.ranked.masks import make_mask
 from tiercel_serving.rules.kept import allowed_items
 from tiercel_serving.rules.table import RuleKind
 from tiercel_serving.settings import ServingSettings

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tiercel_serving.ranked import Rows
+from tiercel_serving.ranked.order import Rows
 from tiercel_serving.release.artefacts import Artefact
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.stages.seen_again import SeenAgain

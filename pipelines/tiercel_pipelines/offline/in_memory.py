@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 
 from tiercel_serving.columns import with_null_row
-from tiercel_serving.ranked import Mask, make_mask, sort_by_score
+from tiercel_serving.ranked.masks import Mask, make_mask
+from tiercel_serving.ranked.order import sort_by_score
 from tiercel_serving.release.artefacts import Artefact
 from tiercel_serving.reorder.inputs import source_columns
 from tiercel_serving.reorder.steps import Steps

@@ -1,4 +1,4 @@
-"""What a recipe writes, each name imported when it is asked for.
+"""Everything that a recipe uses; each name is imported on use.
 
 ::
 

@@ -164,7 +164,9 @@ def _check_history(recipe: Recipe, columns: Iterable[FeatureColumn]) -> Iterator
         if column is None:
             yield Problem(where, f"there is no feature {name!r}", choose(name, usable))
         elif name not in usable:
-            kind = "a list" if column.is_list else "a number" if column.kind == "num" else "no item feature"
+            kind = (
+                "a list" if column.is_list else "a number" if column.kind == "num" else "not an item feature"
+            )
             problem = f"{name!r} is {kind}; a history is made of categorical item features"
             yield Problem(where, problem, choose(name, usable))
 

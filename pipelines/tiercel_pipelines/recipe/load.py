@@ -138,7 +138,7 @@ def _in_words(error: BaseException, frame: traceback.FrameSummary | None) -> str
     if isinstance(error, TypeError) and missing is not None:
         return f"{_maker(frame) or 'this'} needs {missing[1]!r}"
     if isinstance(error, TypeError) and "dataclass instance" in str(error):
-        return f"{error}; settings are no dataclasses: from tiercel_pipelines.recipe import replace"
+        return f"{error}; settings are not dataclasses: from tiercel_pipelines.recipe import replace"
     if isinstance(error, TiercelError | ImportError) and not isinstance(error, ModuleNotFoundError):
         return str(error)
     if isinstance(error, NameError) and error.name:

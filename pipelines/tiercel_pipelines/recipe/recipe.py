@@ -1,6 +1,6 @@
 """A recipe: one Python module that describes one recommender, from its data to its serving limits.
 
-A recipe module holds ``RECIPE = Recipe(...)``. ``docs/recipes.md`` explains every field;
+A recipe module ends with ``RECIPE = Recipe(...)``. ``docs/recipes.md`` explains every field;
 ``tiercel_pipelines/recipes/movielens.py`` is the one to copy.
 """
 
@@ -45,13 +45,13 @@ class SplitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train
         Share of the interactions that is not the test part.
     validation
-        Share of that which early stopping looks at; 0 is none.
+        Share of ``train`` that is used for early stopping; 0 is none.
     seed
-        Same seed, same split at random.
+        Random seed: the same seed gives the same split.
     by
         ``random``: for each user; ``time``: the latest share of all interactions; ``leave_one_out``: each
-        user's latest interaction is the test and the one before it the validation part, whatever the shares,
-        but for a ``validation`` of 0.
+        user's latest interaction is the test and the one before it the validation part, whatever the shares
+        (a ``validation`` of 0 still means none).
     """
 
     train: float = 0.75
@@ -67,24 +67,24 @@ class SplitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How much a training looks at, so that it stays bounded however many users there are.
+    """How many users a training looks at, which limits its cost for any number of users.
 
-    Each number is a fixed sample of the users, all of them where there are fewer; the seed says which.
+    Each number is the size of a fixed sample of users (all of them if there are fewer), chosen by the seed.
 
     Parameters
     ----------
     judged_users
         Users that early stopping looks at, after each epoch.
     listed_users
-        Users of whom each fold makes a list that the ranker learns from.
+        Users for whom each fold makes a list that the ranker learns from.
     measured_users
-        Users that the figures on the test part are of.
+        Users on whom the figures of the test part are measured.
     checkpoint_s
-        Seconds between two checkpoints, at least; each is written after an epoch. See
+        Least time between two checkpoints, in seconds; each is written after an epoch. See
         ``tiercel train --resume``.
     choose_blend
-        Whether the weights of ``serving.blend`` are where a search on the validation part begins, and not
-        what is served.
+        Whether the weights of ``serving.blend`` are only the start of a search on the validation part, whose
+        result is served.
     """
 
     judged_users: int = 4_000

@@ -20,8 +20,8 @@ from tiercel_pipelines.recipe import (
 
 
 def features() -> Any:
-    """Describe what the models see. A chain starts with raw columns and ends with a tag: whose they are."""
-    # Users. The id itself is a feature: each user with training data gets an embedding, all others share one.
+    """Describe what the models see. Chains start with raw columns and end with a tag."""
+    # Users. The id is a feature: each user in the training data gets an embedding, all others share one.
     user_id = ["user_id"] >> ops.Categorify() >> ops.TagAsUserID()
     age_group = ["age"] >> ops.Bucketize([18, 25, 35, 45, 50, 56]) >> ops.Rename(postfix="_group")
     age = ["age"] >> ops.Normalize()
@@ -30,7 +30,7 @@ def features() -> Any:
 
     # Items. Exactly one column is the item id; a user's history is looked up in its vocabulary.
     item_id = ["item_id"] >> ops.Categorify() >> ops.TagAsItemID()
-    genres = ["genres"] >> ops.Categorify()  # a list: several genres a film
+    genres = ["genres"] >> ops.Categorify()  # a list: several genres for each film
     year = ["year"] >> ops.FillMissing(1995) >> ops.Clip(min_value=1920) >> ops.Normalize()
     item = item_id + ((genres + year) >> ops.TagAsItemFeatures())
 
@@ -48,19 +48,19 @@ RECIPE = Recipe(
     ranking=DLRM(),
     # 3. Serve them.
     serving=ServingSettings(
-        candidates=200,  # retrieved for each user, without what was seen or excluded
-        kept=100,  # of those, how many pass the rules and are ranked
-        k_default=10,  # in an answer, unless the request says otherwise
+        candidates=200,  # retrieved for each user, without seen or excluded items
+        kept=100,  # of those, the number that passes the rules and is ranked
+        k_default=10,  # items in an answer, unless the request says otherwise
         k_max=100,
         history_length=100,
         history_columns=("item_id",),
         sources=(
             # The item vectors of the retrieval model of this name.
             Index("two_tower", factory="Flat"),
-            # Serves users of whom nothing is known, and fills up what the index leaves empty.
+            # Serves completely unknown users, and fills slots that the index leaves empty.
             Popular(quota=0),
         ),
-        # The data has one film that is called "unknown" and has no year; a null fails every rule.
+        # The data has one film called "unknown", without a year; a null fails this rule.
         rules=(Compare("has a year", column="year", operator=">", value=0),),
         title_column="title",
     ),

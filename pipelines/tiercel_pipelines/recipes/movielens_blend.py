@@ -1,7 +1,7 @@
-"""Films for MovieLens-100K, by two models whose scores are added up: the most accurate that we know.
+"""Films for MovieLens-100K by two models whose scores are added up: the most accurate recipe of Tiercel.
 
-EASE reads the history as it is now; ALS knows each user and item by a vector. Neither takes features, and
-there is no ranker: their errors differ, so that their sum is better than either (``docs/accuracy.md``).
+EASE reads the current history; ALS has a vector for each user and item. Neither uses features, and there
+is no ranker. Their errors differ, so their sum is better than either (``docs/accuracy.md``).
 """
 
 from tiercel_pipelines.recipe import (
@@ -19,7 +19,7 @@ from tiercel_pipelines.recipes.movielens import RECIPE as MOVIELENS
 RECIPE = replace(
     MOVIELENS,
     name="movielens_blend",
-    # Settings that are not a default were chosen on the validation part.
+    # Settings other than the defaults were chosen on the validation part.
     retrieval=(EASE(weights=400, l2=200.0, dropout=0.5), ALS()),
     ranking=None,
     serving=ServingSettings(
@@ -27,15 +27,15 @@ RECIPE = replace(
         kept=100,
         k_default=10,
         k_max=100,
-        # EASE needs the whole history: who has had most has had 553 films.
+        # EASE needs the whole history: the longest one has 553 films.
         history_length=800,
         history_columns=("item_id",),
         sources=(ItemWeights("ease"), Index("als", factory="Flat", quota=100), Popular(quota=0)),
-        # Each candidate, whichever source it is of, gets the sum of both scores.
+        # Each candidate, from either source, gets the sum of both scores.
         blend=(("ease", 1.0), ("als", 1.0)),
         rules=MOVIELENS.serving.rules,
         title_column="title",
     ),
-    # How both are weighed is chosen anew on the data at hand, beginning with the weights of the blend.
+    # The weights are tuned on the validation part, starting with those of the blend.
     training=TrainingSettings(choose_blend=True),
 )

@@ -1,7 +1,7 @@
-"""What comes next, from what a user had and in which order. Copy this file, and name a file of your own.
+"""The next item, from a user's history and its order. Copy this file, and name a file of your own.
 
-The data is one line a user, item ids in the order of time; ``Parquet(…)`` in its place takes tables with
-features and real times. Judged by what each user had last: everything before is known.
+The data has one line for each user, with item ids in order of time; ``Parquet(…)`` in its place reads tables
+with features and real times. Each user's last item is the test; everything before it is known.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from tiercel_pipelines.recipe import (
 
 
 def features() -> Any:
-    """Describe what the models see: a user is known by his history alone, and items by their id."""
+    """Describe what the models see: of a user only the history, of items only their id."""
     user_id = ["user_id"] >> ops.Categorify() >> ops.TagAsUserID()
     item_id = ["item_id"] >> ops.Categorify() >> ops.TagAsItemID()
     return user_id + item_id

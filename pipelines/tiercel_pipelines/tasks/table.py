@@ -1,4 +1,4 @@
-"""The contracts of tasks, and the tables of them: which batches a model learns from, and by what loss.
+"""The contracts of tasks, and their tables: the batches that a model learns from, and its loss.
 
 These tasks are for models that torch trains. Their batches name rows of the data set; the family turns rows
 into tensors, so that one task serves every model of its kind.
@@ -36,7 +36,7 @@ class RetrievalBatch:
     users
         ``[B]`` user rows.
     targets
-        ``[B, T]`` positions into the pairs of what is to be found: no history shows it. -1 is none.
+        ``[B, T]`` positions of the targets in the pairs; no history contains them. -1 is none.
     items
         ``[C]`` catalogue rows.
     """
@@ -48,7 +48,7 @@ class RetrievalBatch:
 
 
 class RetrievalObjective(Protocol):
-    """A retrieval task at work on some interactions."""
+    """A retrieval task applied to some interactions."""
 
     def epoch(self, rng: np.random.Generator) -> Iterator[RetrievalBatch]:
         """Yield the batches of one epoch."""
@@ -61,7 +61,7 @@ class RetrievalObjective(Protocol):
 
 @runtime_checkable
 class RetrievalTask(Protocol):
-    """What a model of queries and item vectors learns."""
+    """The objective of a model of queries and item vectors."""
 
     @property
     def scale(self) -> float:
@@ -73,12 +73,12 @@ class RetrievalTask(Protocol):
         ...
 
     def start(self, pairs: Pairs, n_items: int) -> RetrievalObjective:
-        """Return the task at work on some interactions with a catalogue of ``n_items``."""
+        """Return the task applied to some interactions with a catalogue of ``n_items``."""
         ...
 
 
 class RankingObjective(Protocol):
-    """A ranking task at work on some lists."""
+    """A ranking task applied to some lists."""
 
     def epoch(self, rng: np.random.Generator) -> Iterator[RankingLists]:
         """Yield the batches of one epoch: lists with the candidates that take part."""
@@ -95,17 +95,17 @@ class ListSettings(Protocol):
 
     @property
     def tasks(self) -> int:
-        """T, how many scores a candidate gets."""
+        """T, the number of scores of a candidate."""
         ...
 
     @property
     def target(self) -> str:
-        """``interaction``, or the column of the interactions between 0 and 1 that weighs the positives."""
+        """``interaction``, or the column of the interactions between 0 and 1 that weights the positives."""
         ...
 
     @property
     def folds(self) -> int:
-        """Into how many folds the training part is dealt, for lists that retrieval did not know."""
+        """Number of folds of the training part, for lists that retrieval did not know."""
         ...
 
     @property
@@ -116,14 +116,14 @@ class ListSettings(Protocol):
 
 @runtime_checkable
 class RankingTask(ListSettings, Protocol):
-    """What a ranker learns, and from which lists."""
+    """The objective of a ranker, and the lists that it learns from."""
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the settings by themselves."""
         ...
 
     def start(self, lists: RankingLists, kept: int, n_items: int) -> RankingObjective:
-        """Return the task at work on some lists, of which a ranker sees the first ``kept`` when it serves."""
+        """Return the task applied to some lists, of which a ranker sees the first ``kept`` in serving."""
         ...
 
 
@@ -133,7 +133,7 @@ class NamedScores(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``[T]`` what the scores are called."""
+        """``[T]`` the names of the scores."""
         ...
 
     @property
@@ -152,7 +152,7 @@ class NamedScores(Protocol):
 
 
 def score_names(task: object) -> tuple[str, ...]:
-    """Return what a ranking task's scores are called; nothing if they have no names."""
+    """Return the names of a ranking task's scores; empty if they have none."""
     return task.names if isinstance(task, NamedScores) else ()
 
 
@@ -177,6 +177,6 @@ RANKING_TASKS: Kinds[RankingTask] = Kinds(
 
 
 def task_problems(task: Any, table: Kinds[Any]) -> list[Problem]:
-    """Return what is wrong with a family's task: it is none of its table, or its own problems."""
+    """Return what is wrong with a family's task: it is not in the table, or its own problems."""
     wrong = table.misfit(task, "task")
     return wrong or [problem.within("task") for problem in task.problems()]

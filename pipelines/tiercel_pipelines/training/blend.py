@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from tiercel_serving.ranked import sort_by_score
+from tiercel_serving.ranked.order import sort_by_score
 from tiercel_serving.settings import ServingSettings
 
 from ..arrays.packed import Packed

@@ -58,9 +58,15 @@ def command(
     runner: Runner = None,
     triton: Triton = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    grpc_port: Annotated[int, typer.Option("--grpc-port", help="Port; 0 takes a free one.")] = 8001,
-    http_port: Annotated[int, typer.Option("--http-port", help="Port; 0 takes a free one.")] = 8000,
-    metrics_port: Annotated[int, typer.Option("--metrics-port", help="Port; 0 takes a free one.")] = 8002,
+    grpc_port: Annotated[
+        int, typer.Option("--grpc-port", min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = 8001,
+    http_port: Annotated[
+        int, typer.Option("--http-port", min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = 8000,
+    metrics_port: Annotated[
+        int, typer.Option("--metrics-port", min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = 8002,
     store: Store = None,
     log: Annotated[
         Path | None, typer.Option("--log", metavar="FILE", help="File for Triton's log. Default: none.")

@@ -1,4 +1,4 @@
-"""Which items each user of a batch must not get: :class:`tiercel_serving.ranked.Mask`, on a device."""
+"""Which items each user of a batch must not get: :class:`tiercel_serving.ranked.masks.Mask`, on a device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ranked import Mask
+from ..ranked.masks import Mask
 from ..spec import Array
 from .crossing import Copies
 from .order_torch import numbers

@@ -1,4 +1,4 @@
-"""Order by (score descending, row ascending) on a device: :mod:`tiercel_serving.ranked`, in torch.
+"""Order by (score descending, row ascending) on a device: :mod:`tiercel_serving.ranked.order`, in torch.
 
 For one user each kernel works on a few hundred numbers, in little more time than it takes to begin: what
 counts is how many kernels there are.
@@ -27,8 +27,8 @@ COUNTED: dict[str, int] = {"cuda": 1 << 21}
 def sort_keys(scores: Tensor, rows: Tensor) -> Tensor:
     """Return int64 keys that sort ascending like (score descending, row ascending).
 
-    The same numbers as :func:`tiercel_serving.ranked.sort_keys` gives for float32 scores without NaN and
-    int64 rows below 2**31, of shapes that broadcast; a row has an axis.
+    The same numbers as :func:`tiercel_serving.ranked.order.sort_keys` gives for float32 scores without NaN
+    and int64 rows below 2**31, of shapes that broadcast; a row has an axis.
     """
     bits = (0 - scores).view(torch.int32)
     flips = ((bits >> 31) & _ALL_BUT_SIGN) ^ bits

@@ -70,7 +70,7 @@ class EngineKind(Protocol):
         ArtefactCorrupt
             The file is not such a model.
         EngineMismatch, EngineNotBuilt
-            It is compiled for another device or library, or is to be built yet.
+            It is compiled for another device or library, or not built yet.
         DeviceUnavailable
             The device is not there, or has too little memory.
         """
@@ -79,7 +79,7 @@ class EngineKind(Protocol):
 
 @runtime_checkable
 class BuiltKind(EngineKind, Protocol):
-    """A kind whose file is built of a graph by ``build``: where it will run, or at export already."""
+    """A kind whose file is built from a graph by ``build``: where it will run, or already at export."""
 
     #: Row of the engine that runs the same graph, from the same artefact, where the built file can't run.
     stand_in: ClassVar[str]
@@ -95,19 +95,19 @@ class BuiltKind(EngineKind, Protocol):
     def build(
         cls, folder: Path, cache: Path | None = None, *, refittable: bool = False, old: Path | None = None
     ) -> str:
-        """Build the file of an artefact, and say in a few words what came of it.
+        """Build the file of an artefact, and return the result in a few words.
 
         Parameters
         ----------
         folder
             The artefact's folder, with whatever the maker wrote.
         cache
-            A folder that keeps what was built, by device and library version; None keeps nothing.
+            A folder that keeps built files, by device and library version; None keeps nothing.
         refittable
-            Whether the file shall take other weights later.
+            Whether the file must be able to take other weights later.
         old
-            The artefact's folder in a release that may differ in its weights alone: its file is taken and
-            given the new ones, if it fits.
+            The artefact's folder in a release that may differ only in its weights: its file is reused with
+            the new weights, if it fits.
         """
         ...
 
@@ -140,14 +140,14 @@ class NeedsTools(Protocol):
 
 @runtime_checkable
 class FromOnnx(Protocol):
-    """A kind whose maker takes ONNX models too, not only torch modules."""
+    """A kind whose maker accepts ONNX models too, not only torch modules."""
 
     from_onnx: ClassVar[bool]
 
 
 @runtime_checkable
 class Lowered(EngineKind, Protocol):
-    """A kind whose maker may write another form of a model beside its file, which runs where it can."""
+    """A kind whose maker may write another form of a model beside its file, which runs where possible."""
 
     @classmethod
     def form(cls, file: Path) -> str | None:
@@ -165,7 +165,7 @@ class Reduced(Protocol):
 
 @runtime_checkable
 class Calibrated(Protocol):
-    """A kind whose ranker is finished when requests are at hand that show how large each number becomes."""
+    """A kind whose ranker is finished only with sample requests, which show the range of each number."""
 
     #: ``module:function`` that finishes what the maker wrote.
     calibrator: ClassVar[str]
@@ -194,9 +194,9 @@ ENGINES: Kinds[EngineKind] = Kinds(
 
 
 def query_engine(engine: str) -> str:
-    """Return the row that takes query models where a ranker takes ``engine``.
+    """Return the row for query models if the ranker uses ``engine``.
 
-    What finds candidates is computed in full precision.
+    Queries, which find candidates, are computed in full precision.
     """
     kind: Any = ENGINES.find(engine)
     return str(kind.full) if isinstance(kind, Reduced) else engine

@@ -23,7 +23,7 @@ from ..columns import Column, merge_rows
 from ..errors import TiercelError
 from ..features import FeatureProgram
 from ..problems import choose
-from ..ranked import Rows
+from ..ranked.order import Rows
 from ..release.manifest import Manifest
 from ..spec import Array
 from ..tables.items import ItemTable

@@ -208,7 +208,7 @@ class ItemStore:
         for source, vector in line.vectors.items():
             if source not in indexes:
                 raise InvalidInput(
-                    f"vectors: {source!r} is no source of vectors; there are {', '.join(indexes) or 'none'}"
+                    f"vectors: {source!r} is not a source of vectors; use {', '.join(indexes) or 'none'}"
                 )
             dimension = self.release.manifest.queries[source].dimension
             if len(vector) != dimension or not np.isfinite(vector).all():

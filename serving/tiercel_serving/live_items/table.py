@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..columns import Column, merge_rows, take_rows
 from ..lookups.strings import Strings
-from ..ranked import Rows
+from ..ranked.order import Rows
 from ..release.artefacts import Artefact
 from ..spec import Array
 from ..tables.column_store import StoredColumn

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..engines.table import Engine
 from ..errors import StoreError, StoreUnavailable
-from ..ranked import Rows
+from ..ranked.order import Rows
 from ..release.manifest import IdDtype
 from ..spec import Array
 from ..stores.table import Records

@@ -1,4 +1,4 @@
-"""What is done in C where it was built, and in NumPy elsewhere: the same, slower.
+"""What is done in C where it was built; elsewhere NumPy, or ONNX Runtime for models, does the same, slower.
 
 Installing the package builds the functions (``*.c`` beside this file) where there is a C compiler. They are
 plain C, which ``calls.c`` lets Python call without Python's headers; while they run, other threads do too.

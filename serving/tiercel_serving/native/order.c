@@ -1,6 +1,6 @@
 /* Each user's candidates by (score descending, row ascending), and scores that stay with the places of an order.
  *
- * What ranked.py and reorder/placing.py do in NumPy, to the bit. All arrays lie in C's order; results that are NULL are
+ * What ranked/order.py and reorder/placing.py do in NumPy, to the bit. All arrays lie in C's order; results that are NULL are
  * left out. Each function returns 0, or -1 where there is no memory. float is float32, and no score is NaN.
  */
 #include <math.h>

@@ -16,13 +16,13 @@ Doubles = npt.NDArray[np.float64]
 
 
 def order_by_score(scores: Scores, rows: Rows) -> Rows | None:
-    """Do what :func:`tiercel_serving.ranked.order_by_score` does."""
+    """Do what :func:`tiercel_serving.ranked.order.order_by_score` does."""
     order = np.empty(scores.shape, np.int64)
     return order if _sort(scores, rows, order, None, None) else None
 
 
 def sort_by_score(scores: Scores, rows: Rows) -> tuple[Scores, Rows] | None:
-    """Do what :func:`tiercel_serving.ranked.sort_by_score` does."""
+    """Do what :func:`tiercel_serving.ranked.order.sort_by_score` does."""
     found = np.empty(scores.shape, np.float32), np.empty(scores.shape, np.int64)
     return found if _sort(scores, rows, None, *found) else None
 
@@ -38,7 +38,7 @@ def line_up(scores: Scores, rows: Rows) -> tuple[Rows, Scores, Rows] | None:
 
 
 def sorted_scores(scores: Scores) -> Scores | None:
-    """Do what :func:`tiercel_serving.ranked.sorted_scores` does."""
+    """Do what :func:`tiercel_serving.ranked.order.sorted_scores` does."""
     found = np.empty(scores.shape, np.float32)
     return found if _sort(scores, None, None, found, None) else None
 
@@ -46,7 +46,7 @@ def sorted_scores(scores: Scores) -> Scores | None:
 def best_by_score(
     scores: Scores, rows: Rows, count: int, pad: int, masked: npt.NDArray[np.bool_] | None
 ) -> tuple[Scores, Rows] | None:
-    """Do what :func:`tiercel_serving.ranked.best_by_score` does."""
+    """Do what :func:`tiercel_serving.ranked.order.best_by_score` does."""
     functions: Any = library()
     if functions is None:
         return None

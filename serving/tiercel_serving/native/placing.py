@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..ranked import Rows
+from ..ranked.order import Rows
 from ..spec import Array
 from . import library
 

@@ -133,7 +133,7 @@ def check_destination(
         return
     if not destination.is_dir() or not (destination / mark).is_file():
         raise DestinationTaken(
-            f"{destination}: exists and is no {what} (it has no {mark}); choose another destination"
+            f"{destination}: exists and is not a {what} (it has no {mark}); choose another destination"
         )
     if not replace:
         raise DestinationTaken(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..kinds import Settings
 from ..problems import Problem, Range
-from ..ranked import Scores
+from ..ranked.order import Scores
 from ..rules.compare import Compare
 from ..spec import Arrays
 from .per_request import Amount, amount_problems, batch_amount, user_amount

@@ -16,7 +16,7 @@ from ..columns import Column
 from ..kinds import Settings
 from ..native import placing as native
 from ..problems import SHARE, Problem
-from ..ranked import Rows, Scores
+from ..ranked.order import Rows, Scores
 from ..spec import Arrays
 from .per_request import Amount, amount_problems, batch_amount, user_amount
 from .placing import Line, fill, places_to_fill, scaled

@@ -13,7 +13,7 @@ from ..columns import Column
 from ..kinds import Settings
 from ..native import placing as native
 from ..problems import COUNT, Problem
-from ..ranked import Rows, Scores
+from ..ranked.order import Rows, Scores
 from ..spec import Arrays
 from .per_request import PerRequest, amount_problems, batch_amount, user_amount
 from .placing import Flags, Line, fill, places_to_fill, unsorted

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..native.chance import draw_uniform
 from ..problems import Range
-from ..ranked import Rows
+from ..ranked.order import Rows
 from .per_request import PerRequest
 
 #: What a request sends so that something is explored; without one nothing is. The same seed draws the same.

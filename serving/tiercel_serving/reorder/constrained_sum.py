@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..kinds import Settings
 from ..problems import COUNT_OR_0, Problem, Range, out_of_range
-from ..ranked import Scores
+from ..ranked.order import Scores
 from ..spec import Array, Arrays
 
 _SHARE = Range(0, 1)

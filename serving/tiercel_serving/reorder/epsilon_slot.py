@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..kinds import Settings
 from ..problems import COUNT, SHARE, Problem, out_of_range
-from ..ranked import Rows, Scores
+from ..ranked.order import Rows, Scores
 from ..spec import Arrays
 from .chance import SEED, SEEDS, plain_uniform, uniform
 from .per_request import Amount, PerRequest, amount_problems, batch_amount, user_amount

@@ -18,7 +18,7 @@ from ..columns import Column
 from ..kinds import Settings
 from ..native import placing as native
 from ..problems import SHARE, Problem
-from ..ranked import Rows, Scores
+from ..ranked.order import Rows, Scores
 from ..spec import Arrays
 from .boost_items import having, unfit_values
 from .placing import Line, fill, places_to_fill

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..kinds import Settings
 from ..problems import AT_LEAST_0, POSITIVE, Problem, Range, out_of_range
-from ..ranked import Scores
+from ..ranked.order import Scores
 from ..spec import Arrays
 from .numbers import holds_no_numbers, numbers_of, plain_number
 from .per_request import Amount, PerRequest, amount_problems, batch_amount, user_amount

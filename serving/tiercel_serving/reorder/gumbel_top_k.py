@@ -16,7 +16,7 @@ from ..columns import Column
 from ..kinds import Settings
 from ..native.order import put_by_draw
 from ..problems import POSITIVE, Problem
-from ..ranked import Rows, Scores, order_by_score, pick, sorted_scores
+from ..ranked.order import Rows, Scores, order_by_score, pick, sorted_scores
 from ..spec import Arrays
 from .chance import SEED, SEEDS, plain_uniform, uniform
 from .per_request import Amount, PerRequest, amount_problems, batch_amount, user_amount

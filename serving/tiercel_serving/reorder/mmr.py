@@ -14,7 +14,7 @@ import numpy as np
 from ..columns import Column
 from ..native import placing as native
 from ..problems import SHARE, Problem
-from ..ranked import Rows, Scores
+from ..ranked.order import Rows, Scores
 from ..spec import Arrays
 from .per_request import Amount, amount_problems, user_amount
 from .placing import fill

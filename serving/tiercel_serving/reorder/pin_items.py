@@ -12,7 +12,7 @@ from ..columns import Column
 from ..kinds import Settings
 from ..native.order import put_pinned
 from ..problems import COUNT, Problem, out_of_range
-from ..ranked import Rows, Scores, pick
+from ..ranked.order import Rows, Scores, pick
 from ..spec import Arrays
 from .boost_items import having, unfit_values
 from .placing import Line, in_order, unsorted

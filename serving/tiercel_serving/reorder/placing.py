@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..native.order import line_up, put_in_place
-from ..ranked import Rows, Scores, order_by_score, pick, strictly_falling
+from ..ranked.order import Rows, Scores, order_by_score, pick, strictly_falling
 from ..spec import Arrays
 
 Flags = npt.NDArray[np.bool_]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..kinds import Settings
 from ..problems import AT_LEAST_0, Problem
-from ..ranked import Scores
+from ..ranked.order import Scores
 from ..spec import Arrays
 from .inputs import of_source
 from .numbers import holds_no_numbers, numbers_of, plain_number

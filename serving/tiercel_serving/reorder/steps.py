@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..flags import some
-from ..ranked import Rows, Scores
+from ..ranked.order import Rows, Scores
 from ..settings import FALLBACK, UNKNOWN, ServingSettings
 from ..spec import Array, Arrays
 from .table import Explores, ReorderKind, Step

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..kinds import Kind, Kinds
 from ..problems import Problem
-from ..ranked import Scores
+from ..ranked.order import Scores
 from ..spec import Array, Arrays
 
 
@@ -24,12 +24,12 @@ class Step(Protocol):
         Parameters
         ----------
         scores
-            ``[B, K]`` float32: what the steps before it made of the ranker's score; -inf in empty slots,
-            of items dropped before, and where the ranker said NaN.
+            ``[B, K]`` float32: the ranker's scores after the previous steps; -inf in empty slots, for items
+            dropped before, and where the ranker gave NaN.
         arrays
             ``kept_row``, ``kept_score`` ``[B, K]``, ``rank_score [B, K, T]`` if there is a ranker, the
             tensors that the kind reads, what requests set of its numbers (:mod:`.per_request`), and ``k [B,
-            1]``: so many places of each user will be seen. Without it all will be.
+            1]``: this many positions of each user are shown. Without it all are.
 
         Returns
         -------
@@ -42,10 +42,10 @@ class Step(Protocol):
 
 @runtime_checkable
 class Explores(Protocol):
-    """An opened step that draws, if requests send a seed, and says with which chances."""
+    """An opened step that draws at random, if requests send a seed, and reports the probabilities."""
 
     def propensity(self, before: Scores, after: Scores, arrays: Arrays) -> Scores:
-        """Return ``[B, K]`` float32 the chance with which each item came to stand where it does.
+        """Return ``[B, K]`` float32, the probability with which each item got its position.
 
         Parameters
         ----------
@@ -79,7 +79,7 @@ class ReorderKind(Protocol):
         ...
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return what does not fit a ranker that gives ``tasks`` scores to an item; 0 is no ranker."""
+        """Return what does not fit a ranker with ``tasks`` scores for an item; 0 is no ranker."""
         ...
 
     def open(self, columns: Mapping[str, Column]) -> Step:
@@ -110,7 +110,7 @@ class ReorderKind(Protocol):
 
 @runtime_checkable
 class HasPlace(Protocol):
-    """A kind of step that puts something at one place of the answer."""
+    """A kind of step that puts something at one position of the answer."""
 
     #: Which place; 1 is the top.
     place: int
@@ -127,7 +127,7 @@ class Solved(Protocol):
 
 @runtime_checkable
 class NamesTasks(ReorderKind, Protocol):
-    """A kind that may name the ranker's tasks, where a served one counts them."""
+    """A kind that may name the ranker's tasks; the served form numbers them."""
 
     def unknown(self, names: Sequence[str]) -> list[Problem]:
         """Return what it names that is none of the ranker's scores."""

@@ -14,7 +14,7 @@ from ..kinds import Settings
 from ..native import placing as native
 from ..native.placing import LANES, Vectors
 from ..problems import Problem
-from ..ranked import Rows, Scores
+from ..ranked.order import Rows, Scores
 from ..spec import Array, Arrays
 from .inputs import of_source
 from .per_request import Amount, batch_amount

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..kinds import Settings
 from ..problems import Problem, choose, named_twice
-from ..ranked import Scores
+from ..ranked.order import Scores
 from ..spec import Arrays
 
 

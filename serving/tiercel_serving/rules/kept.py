@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
-from ..ranked import Rows, Scores, first_allowed, pick
+from ..ranked.order import Rows, Scores, first_allowed, pick
 from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT
 from ..spec import Array
 from .table import RuleKind

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..kinds import Kind, Kinds
 from ..problems import Problem
-from ..ranked import Rows
+from ..ranked.order import Rows
 
 
 @runtime_checkable
@@ -20,7 +20,7 @@ class RuleKind(Protocol):
 
     @property
     def name(self) -> str:
-        """What ``--explain`` calls it."""
+        """Its name in ``--explain``."""
         ...
 
     @property
@@ -58,7 +58,7 @@ class Asks(NamedTuple):
 
 
 class OpenedRule(Protocol):
-    """A rule over the items of a release, for whatever users and requests come."""
+    """A rule over the items of a release, ready for users and requests."""
 
     def allows(self, given: Any, rows: Rows | None = None) -> npt.NDArray[np.bool_]:
         """Return which items pass: ``[B or 1, I or 1]``, or of rows ``[B, n]`` likewise.
@@ -72,7 +72,7 @@ class OpenedRule(Protocol):
 class AskingRule(Protocol):
     """A rule that also depends on the user, the request or the time.
 
-    Its :meth:`RuleKind.passes` is what of it depends on the item alone.
+    Its :meth:`RuleKind.passes` is the part that depends only on the item.
     """
 
     def asks(self) -> Asks:
@@ -87,7 +87,7 @@ class AskingRule(Protocol):
         ...
 
     def open(self, columns: Mapping[str, Column]) -> OpenedRule | None:
-        """Open what of it depends on more than the item, over columns ``[I]``; None if nothing does."""
+        """Open the part that depends on more than the item, over columns ``[I]``; None if there is none."""
         ...
 
     def reference_of(

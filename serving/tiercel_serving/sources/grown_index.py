@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ..ranked import Mask, Rows, Scores, sort_by_score
+from ..ranked.masks import Mask
+from ..ranked.order import Rows, Scores, sort_by_score
 from ..spec import Array, Arrays
 from .scan import Space
 

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kinds import Settings
-from ..ranked import Mask, Rows, Scores
+from ..ranked.masks import Mask
+from ..ranked.order import Rows, Scores
 from ..spec import Array, Arrays
 from .sparse_sums import best_allowed, sums_of
 from .table import UserTensors

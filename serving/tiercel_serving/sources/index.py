@@ -16,7 +16,8 @@ from ..errors import ArtefactCorrupt, InvalidSettings, KindUnavailable
 from ..kinds import Settings
 from ..machine_faults import fault_of
 from ..problems import COUNT_OR_0, POSITIVE, Problem, Range, choose, out_of_range
-from ..ranked import Mask, Rows, Scores
+from ..ranked.masks import Mask
+from ..ranked.order import Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
 from .grown_index import GrownIndex

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import InvalidSettings
 from ..machine_faults import fault_of
-from ..ranked import Rows
+from ..ranked.order import Rows
 from ..spec import Array
 from .scan import ExactSearch, Search, Space
 from .search import DEEP, IndexSearch, Profile, Rung

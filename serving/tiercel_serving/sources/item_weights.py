@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import InvalidSettings
-from ..ranked import Rows, Scores
+from ..ranked.order import Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array
 from .history_sums import HistorySums, OpenedSums

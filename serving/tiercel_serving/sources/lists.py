@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from ..errors import InvalidSettings
 from ..kinds import Settings
-from ..ranked import Mask, Rows, Scores, first_allowed, sort_by_score
+from ..ranked.masks import Mask
+from ..ranked.order import Rows, Scores, first_allowed, sort_by_score
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
 from .table import Made, Material, UserTensors
@@ -102,7 +103,8 @@ def checked_lists(form: Mapping[str, Any], items: int, name: str) -> dict[str, A
     fits = len(offsets) == len(keys) + 1 and offsets[0] == 0 and offsets[-1] == len(rows) == len(scores)
     if not fits or (np.diff(offsets) < 0).any() or ((rows < 0) | (rows >= items)).any():
         raise InvalidSettings(
-            f"{what}: offsets, rows and scores are no {len(keys)} lists of rows below {items}; give one a key"
+            f"{what}: offsets, rows and scores are not {len(keys)} lists of rows below {items}; "
+            "give one for each key"
         )
     if not np.isfinite(scores).all():
         raise InvalidSettings(f"{what}: scores must be finite; give finite numbers")

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..flags import every
-from ..ranked import Mask, Rows, Scores, order_by_score, pick, repeated, sort_by_score
+from ..ranked.masks import Mask
+from ..ranked.order import Rows, Scores, order_by_score, pick, repeated, sort_by_score
 from ..settings import NO_SOURCE, ServingSettings
 from ..spec import Arrays
 from .table import Scorer, Source

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from ..errors import InvalidSettings
 from ..kinds import Settings
 from ..problems import POSITIVE, Problem, out_of_range
-from ..ranked import Mask, Rows, Scores, first_allowed, sort_by_score
+from ..ranked.masks import Mask
+from ..ranked.order import Rows, Scores, first_allowed, sort_by_score
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
 from .table import Made, Material, UserTensors

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..device.masks_torch import TensorMask
 from ..device.place_torch import Place
-from ..ranked import sort_keys
+from ..ranked.order import sort_keys
 from ..release.artefacts import Artefact
 from .merged_torch import first_listed
 from .popular import Popular

@@ -9,7 +9,8 @@ import numpy as np
 from ..device.masks_torch import TensorMask
 from ..device.place_torch import Place
 from ..device.search_torch import DTYPES, DeviceSearch
-from ..ranked import Rows, make_mask
+from ..ranked.masks import make_mask
+from ..ranked.order import Rows
 from ..spec import Array
 from .scan import ExactSearch, Space
 

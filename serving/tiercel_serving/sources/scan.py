@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from ..native import search as native
-from ..ranked import Mask, Rows, Scores, best_by_score, sort_by_score
+from ..ranked.masks import Mask
+from ..ranked.order import Rows, Scores, best_by_score, sort_by_score
 from ..spec import Array
 
 #: Up to this many items the scores of all users are sorted together.

@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ..ranked import Mask, Rows, Scores, first_allowed, pick
+from ..ranked.masks import Mask
+from ..ranked.order import Rows, Scores, first_allowed, pick
 from ..spec import Array
 from .scan import MARGIN, NOTHING, Space, norm
 

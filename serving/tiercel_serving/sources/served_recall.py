@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..ranked import Mask, Rows, make_mask
+from ..ranked.masks import Mask, make_mask
+from ..ranked.order import Rows
 from ..spec import Array
 from .scan import Search, Space
 

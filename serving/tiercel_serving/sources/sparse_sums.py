@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..ranked import BITMAP_CELLS, Mask, Rows, Scores, best_by_score
+from ..ranked.masks import BITMAP_CELLS, Mask
+from ..ranked.order import Rows, Scores, best_by_score
 from ..spec import Array
 
 _NOTHING = np.float32(-np.inf)

@@ -13,7 +13,8 @@ from ..columns import Column
 from ..errors import KindUnavailable
 from ..kinds import Kind, Kinds
 from ..problems import Problem
-from ..ranked import Mask, Rows, Scores
+from ..ranked.masks import Mask
+from ..ranked.order import Rows, Scores
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
 
@@ -30,24 +31,24 @@ class Material:
     items
         I.
     users, rows
-        ``[n]`` user and item rows of the interactions, in order of time; a user row of -1 is nobody known.
+        ``[n]`` user and item rows of the interactions, in order of time; a user row of -1 is an unknown user.
     columns
         Raw item columns ``[I]`` that the source asked for.
     form
-        What the source's retrieval model gives: arrays by name (``vectors [I, D]`` float32), and whatever
-        else its kind takes; empty for a source without one.
+        The served form of the source's retrieval model: arrays by name (``vectors [I, D]`` float32), and
+        whatever else its kind takes; empty for a source without a model.
     queries
-        ``[Q, D]`` queries like those to come, to measure with; None where nothing shall be measured.
+        ``[Q, D]`` realistic queries to measure with; None if nothing is to be measured.
     seen
         For each query, the catalogue rows that its user has had.
     allowed
-        ``[I]``: which items pass every rule; None is all. No source ever gives another.
+        ``[I]``: which items pass every rule; None is all. A source must not return others.
     candidates
         N.
     seed
-        For whatever is random.
+        Random seed.
     times
-        ``[n]`` float64 seconds, when each interaction was; None if nobody knows.
+        ``[n]`` float64, the time of each interaction in seconds; None if unknown.
     """
 
     items: int
@@ -65,7 +66,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Made:
-    """What a source keeps: its artefact before it is written.
+    """What a source stores: its artefact before it is written.
 
     Parameters
     ----------
@@ -74,10 +75,10 @@ class Made:
     files
         Name → writes that file.
     figures
-        What was measured, for people: the manifest keeps it. ``exact`` False says that the source may miss
-        what its plain reference finds; ``recall`` then says how much it finds.
+        What was measured, for people; stored in the manifest. ``exact`` False means that the source may miss
+        items that its plain reference finds; ``recall`` then says how many it finds.
     notes
-        What people should know.
+        Notes for people.
     """
 
     arrays: Mapping[str, Array] = field(default_factory=dict)
@@ -112,7 +113,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """An opened source that can score any item for a user, and so give all candidates one scale."""
+    """An opened source that can score any item for a user, so that all candidates get one scale."""
 
     def score(self, arrays: Arrays, rows: Rows) -> Scores:
         """Return the scores ``[B, M]`` of items ``[B, M]``; -inf for the pad row."""
@@ -146,7 +147,7 @@ class Grows(Protocol):
 
 @runtime_checkable
 class SourceKind(Protocol):
-    """A kind of source: its settings, how it is made and opened, and its plain reference."""
+    """A kind of source: its settings, how its artefact is made and opened, and its plain reference."""
 
     #: Whether it needs to know the user: one that does not also serves unknown users, and fills up.
     personal: ClassVar[bool]
@@ -155,12 +156,12 @@ class SourceKind(Protocol):
 
     @property
     def name(self) -> str:
-        """What ``--explain`` calls it; the retrieval model of this name feeds it."""
+        """Its name in ``--explain``; the retrieval model of this name feeds it."""
         ...
 
     @property
     def quota(self) -> int | None:
-        """How many candidates it may give; None is whatever the other quotas leave."""
+        """Number of candidates that it may return; None is whatever the other quotas leave."""
         ...
 
     def problems(self) -> list[Problem]:
@@ -168,7 +169,7 @@ class SourceKind(Protocol):
         ...
 
     def columns(self) -> tuple[str, ...]:
-        """Return the raw item columns that it is made of."""
+        """Return the raw item columns that it is made from."""
         ...
 
     def reads(self) -> tuple[str, ...]:
@@ -176,21 +177,21 @@ class SourceKind(Protocol):
         ...
 
     def make(self, material: Material) -> Made:
-        """Make what it serves from: for a release, or in memory for training."""
+        """Make its artefact, for a release or in memory for training."""
         ...
 
     def open(self, artefact: Artefact, items: int, threads: int) -> Source:
         """Open what :meth:`make` made, for I ``items``, with so many threads.
 
-        The last :attr:`~tiercel_serving.release.artefacts.Artefact.room` of the items are such as may be put
-        later: it knows nothing of them, and must not give them.
+        The last :attr:`~tiercel_serving.release.artefacts.Artefact.room` of the items are reserved for items
+        that are put later: it knows nothing of them, and must not return them.
         """
         ...
 
     def reference(
         self, arrays: Mapping[str, Array], user: UserTensors, allowed: npt.NDArray[np.bool_], count: int
     ) -> list[tuple[int, float]]:
-        """Return (row, score) of one user's best allowed items, best first: plainly, without a fast path.
+        """Return (row, score) of one user's best allowed items, best first, in plain code.
 
         A kind whose opened source is a :class:`Scorer` also has ``reference_score(arrays, user, row)``.
         """
@@ -202,7 +203,7 @@ class FitsModel(Protocol):
     """A kind of source that can say before anything is trained whether a model fits it."""
 
     def misfits(self, dimension: int, items: int | None = None, allowed: int | None = None) -> list[Problem]:
-        """Return what does not fit queries of so many dimensions, or so many items (that pass the rules)."""
+        """Return what does not fit this dimension of queries or number of items (that pass the rules)."""
         ...
 
 
@@ -258,7 +259,7 @@ def open_source(kind: SourceKind, artefact: Artefact, items: int, threads: int) 
 
 
 def default_sources(models: Mapping[str, str]) -> tuple[SourceKind, ...]:
-    """Return the sources of a recommender that names none.
+    """Return the default sources of a recommender.
 
     Parameters
     ----------
@@ -268,9 +269,9 @@ def default_sources(models: Mapping[str, str]) -> tuple[SourceKind, ...]:
     Returns
     -------
     tuple of SourceKind
-        For each model the first kind in the table that takes its form; then, with a quota of 0 unless it
-        is alone, the first kind that needs neither model nor user. With several models, say quotas
-        yourself: all but one need a number.
+        For each model the first kind in the table that takes its form; then, with a quota of 0 unless it is
+        alone, the first kind that needs neither model nor user. With several models, set quotas yourself: all
+        but one need a number.
     """
     found = []
     for model, form in models.items():

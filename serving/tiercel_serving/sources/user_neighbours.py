@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ..errors import InvalidSettings
-from ..ranked import Rows, Scores, best_by_score
+from ..ranked.order import Rows, Scores, best_by_score
 from ..release.artefacts import Artefact
 from ..spec import Array, Arrays
 from .history_sums import HistorySums, OpenedSums
@@ -136,8 +136,8 @@ def checked_neighbours(form: Mapping[str, Any], items: int, name: str) -> dict[s
         fits = len(ends) == rows + 1 and ends[0] == 0 and ends[-1] == len(inside) == len(weights)
         if not fits or (np.diff(ends) < 0).any() or ((inside < 0) | (inside >= columns)).any():
             raise InvalidSettings(
-                f"{what}: {offsets}, {values} and {beside} are no CSR matrix of {rows} × {columns}; give one "
-                "over the catalogue"
+                f"{what}: {offsets}, {values} and {beside} are not a CSR matrix of {rows} × {columns}; give "
+                "one over the catalogue"
             )
         if not np.isfinite(weights).all():
             raise InvalidSettings(f"{what}: {beside} must be finite; give finite numbers")

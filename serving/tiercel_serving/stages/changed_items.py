@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..ranked import Mask, Rows
+from ..ranked.masks import Mask
+from ..ranked.order import Rows
 from ..release.opened import Release
 from ..rules.kept import allowed_items
 from ..sources.table import Grows

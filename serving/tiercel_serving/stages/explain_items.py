@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..ranked import Mask, Rows, Scores
+from ..ranked.masks import Mask
+from ..ranked.order import Rows, Scores
 from ..release.opened import Release
 from ..rules.expressions.given import Given
 from ..rules.table import asked

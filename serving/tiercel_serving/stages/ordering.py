@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import InvalidRequest
 from ..flags import every
-from ..ranked import order_by_score, pick, sort_by_score
+from ..ranked.order import order_by_score, pick, sort_by_score
 from ..release.opened import Release
 from ..reorder.inputs import source_columns
 from ..reorder.per_request import per_request

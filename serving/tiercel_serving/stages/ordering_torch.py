@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..device.order_torch import smallest, sort_keys
 from ..device.place_torch import Place
-from ..ranked import read_keys
+from ..ranked.order import read_keys
 from ..release.opened import Release
 from ..reorder.steps_torch import TensorSteps
 from ..reorder.table import REORDER

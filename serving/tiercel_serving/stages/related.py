@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import InvalidSettings
-from ..ranked import Rows, Scores, make_mask
+from ..ranked.masks import make_mask
+from ..ranked.order import Rows, Scores
 from ..release.opened import Release
 from ..sources.table import Relates, open_source
 from ..spec import Array, Arrays, StageSpec

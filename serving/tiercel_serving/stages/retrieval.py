@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..flags import Flags, some
-from ..ranked import AllowedMask, Mask, Rows, make_mask
+from ..ranked.masks import AllowedMask, Mask, make_mask
+from ..ranked.order import Rows
 from ..release.opened import Release
 from ..settings import FALLBACK, UNKNOWN
 from ..sources.merged import Candidates, MergedSources

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..flags import every, some
-from ..ranked import Rows
+from ..ranked.order import Rows
 from ..reorder.per_request import PerRequest, batch_amount
 from ..settings import ServingSettings
 from ..spec import Arrays

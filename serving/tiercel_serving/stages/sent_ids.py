@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..errors import InvalidRequest
 from ..lookups.strings import Strings
 from ..native.texts import split_at_nuls
-from ..ranked import Rows
+from ..ranked.order import Rows
 from ..spec import Array, Arrays
 from ..tables.items import ItemTable
 from .sent_columns import check_list

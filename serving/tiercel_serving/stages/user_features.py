@@ -12,7 +12,7 @@ from ..columns import Column
 from ..errors import ArtefactCorrupt
 from ..features import FeatureProgram
 from ..flags import every, some
-from ..ranked import Rows, last_real
+from ..ranked.order import Rows, last_real
 from ..release.opened import Release
 from ..settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES
 from ..spec import Array, Arrays, StageSpec

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from ..lookups.strings import Strings
 from ..problems import COUNT, Problem, Range, out_of_range
-from ..ranked import Rows
+from ..ranked.order import Rows
 from ..spec import Array
 
 Bytes = npt.NDArray[np.uint8]
@@ -200,7 +200,7 @@ def check_series(series: bytes) -> bytes:
     except StructError:
         whole = False
     if not whole or sum(_HEAD.size + len(data) for _, _, data in read_series(series)) != len(series):
-        raise ValueError("filters: these are no Bloom filters that a store has written; export them anew")
+        raise ValueError("filters: these are not Bloom filters that a store has written; export them anew")
     return series
 
 

@@ -19,6 +19,7 @@ class _Job:
     def __init__(self, keys: Sequence[bytes]) -> None:
         self.keys = keys
         self.done = threading.Event()
+        #: None: it was not asked for, since the store did not answer before.
         self.records: Sequence[bytes | None] | None = None
         self.error: Exception | None = None
 
@@ -31,6 +32,8 @@ class DeadlineReader:
 
     Parameters
     ----------
+    named
+        What messages call the store.
     read
         Reads records; it must end by itself at some time.
     ping
@@ -41,9 +44,11 @@ class DeadlineReader:
         How often a store that was gone is asked again.
     """
 
-    def __init__(self, read: Read, ping: Callable[[], None], timeout_s: float, retry_s: float) -> None:
+    def __init__(
+        self, named: str, read: Read, ping: Callable[[], None], timeout_s: float, retry_s: float
+    ) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._timeout_s = timeout_s
+        self._named, self._timeout_s = named, timeout_s
         self._down = threading.Event()
         thread = threading.Thread(
             target=_work,
@@ -63,18 +68,29 @@ class DeadlineReader:
             The store failed, or did not answer in time, now or before.
         """
         if self._down.is_set():
-            raise StoreUnavailable("store: it did not answer before, and is asked again in the background")
+            raise self._silent()
         job = _Job(keys)
         self._jobs.put(job)
         if not job.done.wait(self._timeout_s):
             self._down.set()
             # It may have finished this very moment, and wait without an end for what nobody puts any more.
             self._jobs.put(_Job(()))
-            raise StoreUnavailable(f"store: no answer within {self._timeout_s * 1000:g} ms")
+            raise StoreUnavailable(
+                f"store {self._named}: no answer within {self._timeout_s * 1000:g} ms; check that it runs "
+                "and is near, or give it a longer deadline"
+            )
         if job.error is not None:
-            raise StoreUnavailable(f"store: {job.error}") from job.error
-        assert job.records is not None
+            told = str(job.error) if isinstance(job.error, StoreUnavailable) else repr(job.error)
+            raise StoreUnavailable(told) from job.error
+        if job.records is None:
+            raise self._silent()
         return job.records
+
+    def _silent(self) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"store {self._named}: it did not answer before, and is asked again in the background; check "
+            "that it runs, and its address"
+        )
 
 
 def _work(
@@ -97,10 +113,8 @@ def _work(
             return
         if not job.keys:
             job.records = ()  # nothing to read: it was put to wake us
-        elif down.is_set():
-            # It was put as another failed: whoever waits for it need not wait for the deadline.
-            job.error = StoreUnavailable("it did not answer before")
-        else:
+        elif not down.is_set():
+            # Else it was put as another failed: whoever waits for it need not wait for the deadline.
             try:
                 job.records = read(job.keys)
             except Exception as error:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..columns import Column, merge_rows, null_column
 from ..errors import StoreError, StoreUnavailable
-from ..ranked import Rows, last_real
+from ..ranked.order import Rows, last_real
 from ..release.manifest import RequestColumn
 from ..spec import Array
 from ..tables.items import ItemTable

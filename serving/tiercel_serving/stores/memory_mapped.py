@@ -31,7 +31,7 @@ import numpy.typing as npt
 from ..columns import Column, flat_ranges
 from ..kinds import Settings
 from ..lookups.lookup import Lookup
-from ..ranked import Rows
+from ..ranked.order import Rows
 from ..release.artefacts import Artefact
 from ..spec import Array
 from ..tables.column_store import StoredColumn, raw_column

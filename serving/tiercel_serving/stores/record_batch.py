@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..columns import Column
 from ..lookups.strings import Strings
-from ..ranked import Rows
+from ..ranked.order import Rows
 from ..spec import DTYPES, Array
 from .records import EVENT, HEAD, MAGIC_OF_FILTERS, NULL, SLOT, Record, filters_of
 

@@ -114,10 +114,10 @@ class RedisRecords:
 
     def __init__(self, settings: Redis, prefix: str, timeout_s: float) -> None:
         self._settings, self._prefix = settings, f"{prefix}:".encode()
-        #: The URL without a password.
         parts = urlsplit(settings.url)
+        #: The URL without a password.
         self._named = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        #: The reader ends by itself, at worst some deadlines late; a connection may take longer than a read.
+        # The reader ends by itself, at worst some deadlines late; a connection may take longer than a read.
         reader = _connect(settings, timeout_s, max(1.0, timeout_s))
         self._writer = _connect(settings, settings.write_timeout_s, settings.write_timeout_s)
         with contextlib.suppress(StoreUnavailable), _faults(self._named):
@@ -126,7 +126,7 @@ class RedisRecords:
         # What the reader's thread holds must not hold the reader: it ends when nobody has that any more.
         get = partial(_get, reader, settings.cluster, self._prefix, self._named)
         ping = partial(_ping, reader, timeout_s, self._named)
-        self._timely = DeadlineReader(get, ping, timeout_s, settings.retry_s)
+        self._timely = DeadlineReader(self._named, get, ping, timeout_s, settings.retry_s)
 
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Return the record of each key, within the deadline; None where there is none."""

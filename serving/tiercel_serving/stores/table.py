@@ -1,10 +1,10 @@
 """The contract of a user store, and the table of stores.
 
 The users of a release lie in its memory-mapped tables. A store holds what was written since: values of user
-columns and what users had, in one *record* for each user (``records.py``), under the user's raw id. A kind of
-store keeps records, and knows nothing of what they say: it reads those of a batch at once, and changes one
-atomically. To put a value and to append to a history are such changes (``feature_store.py``); to lay records
-over the release's tables is the same for every kind (``live.py``).
+columns and new items of users, in one *record* for each user (``records.py``), under the user's raw id. A
+kind of store keeps records without knowing their content: it reads those of a batch at once, and changes one
+atomically. Putting a value and appending to a history are such changes (``feature_store.py``); applying
+records to the release's tables is the same for every kind (``live.py``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ..columns import Column
 from ..kinds import Kind, Kinds, Settings
 from ..problems import COUNT, Problem, out_of_range
-from ..ranked import Rows
+from ..ranked.order import Rows
 from ..spec import Array
 
 #: From a user's record, or None, to the new one, or None for none. It may be called more than once.
@@ -29,9 +29,9 @@ Change = Callable[[bytes | None], bytes | None]
 
 @dataclass(frozen=True)
 class StorePlace:
-    """Where a store is opened: the folder that holds the release, and what the release is called.
+    """Where a store is opened: the folder that contains the release, and the name of the release.
 
-    Whoever is ``patient`` has no request to answer, and waits for a read as long as for a write.
+    With ``patient`` no request is waiting, so a read may take as long as a write.
     """
 
     folder: Path
@@ -69,12 +69,12 @@ class Records(Protocol):
         ...
 
     def check(self) -> str:
-        """Try the whole store, which may take a while, and return a line about it for people.
+        """Check the whole store, which may take a while, and return a line about it for people.
 
         Raises
         ------
         StoreUnavailable, StoreDamaged
-            It does not answer, or is not whole.
+            It does not answer, or is damaged.
         """
         ...
 
@@ -93,7 +93,7 @@ class StoreKind(Protocol):
 
     @classmethod
     def of_text(cls, text: str) -> StoreKind:
-        """Return the settings that somebody means who writes ``--store KIND:text``."""
+        """Return the settings that ``--store KIND:text`` means."""
         ...
 
     def problems(self) -> list[Problem]:
@@ -101,7 +101,7 @@ class StoreKind(Protocol):
         ...
 
     def open(self, place: StorePlace) -> Records | None:
-        """Open the store; None if nothing is ever written to it: the release's own users are all there is.
+        """Open the store; None if nothing is ever written to it.
 
         Raises
         ------

@@ -38,7 +38,7 @@ def wrong_flag(flags: Sequence[str]) -> str | None:
     for flag in flags:
         name = flag.partition("=")[0]
         if not name.startswith("--"):
-            return f"{flag!r} is no flag of tritonserver; write flags with their values, as --log-verbose=1"
+            return f"{flag!r} is not a flag of tritonserver; write flags with values, as --log-verbose=1"
         if name in OURS:
             return f"{flag!r}: `tiercel serve` says this to Triton itself, by {OURS[name]}"
     return None

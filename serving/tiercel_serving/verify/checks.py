@@ -17,7 +17,7 @@ from ..columns import Column, null_column
 from ..errors import InvalidConfig
 from ..features import FeatureProgram
 from ..features.blocks import transform
-from ..ranked import make_mask
+from ..ranked.masks import make_mask
 from ..release.artefacts import Artefact
 from ..release.opened import Release, check_files, open_release
 from ..repository.validate import validate_repository

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...columns import Column
-from ...ranked import Rows
+from ...ranked.order import Rows
 from ...spec import Array
 from .postings import Flags
 

@@ -93,11 +93,11 @@ def _parsed(text: str) -> ast.expr:
     except SyntaxError as error:
         if "too many nested" in str(error):
             raise too_deep from None
-        raise Unparsed(f"it is no expression ({error.msg})", _keyword(text) or _CAN) from None
+        raise Unparsed(f"it is not an expression ({error.msg})", _keyword(text) or _CAN) from None
     except (RecursionError, MemoryError):
         raise too_deep from None
     except ValueError as error:  # a NUL, an integer of thousands of digits, half a letter
-        raise Unparsed(f"it is no expression ({error})", _CAN) from None
+        raise Unparsed(f"it is not an expression ({error})", _CAN) from None
     if _depth(tree) > MOST_DEPTH:
         raise too_deep
     return tree
@@ -225,7 +225,7 @@ def _call(node: ast.Call, text: str) -> Node:
         if not isinstance(value, Value) or isinstance(value.value, bool | str):
             raise Unparsed(f"{name}() of {_said(count, text)}", f"give {name}() a number")
         if not isfinite(seconds := value.value * UNITS_S[name]):
-            raise Unparsed(f"{_said(node, text)} is no value", f"give {name}() a smaller number")
+            raise Unparsed(f"{_said(node, text)} is not a value", f"give {name}() a smaller number")
         return Value(seconds)
     raise Unparsed(f"{_said(node, text)} calls something else than any(), len(), days() and hours()")
 
@@ -254,7 +254,7 @@ def _constant(node: ast.Constant, text: str) -> Constant:
     if isinstance(value, float) and isfinite(value):
         return value
     raise Unparsed(
-        f"{_said(node, text)} is no value", "write finite numbers that 64 bits hold, text, True, False"
+        f"{_said(node, text)} is not a value", "write finite numbers that 64 bits hold, text, True, False"
     )
 
 

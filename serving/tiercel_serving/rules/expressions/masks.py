@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...columns import Column
-from ...ranked import Rows
+from ...ranked.order import Rows
 from ...spec import Array
 from .given import Batch, Given, Operand, Truth
 from .postings import Elements, Flags, Postings, flat, real_elements, valid_rows

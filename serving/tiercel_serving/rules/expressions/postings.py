@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...columns import Column, flat_ranges
-from ...ranked import Rows
+from ...ranked.order import Rows
 from ...spec import Array
 
 Flags = npt.NDArray[np.bool_]

@@ -155,4 +155,4 @@ def opposite(node: Node) -> Node:
         return Either(tuple(map(opposite, node.all)))
     if isinstance(node, Either):
         return Both(tuple(map(opposite, node.any)))
-    raise TypeError(f"{node!r} is no condition")
+    raise TypeError(f"{node!r} is not a condition")

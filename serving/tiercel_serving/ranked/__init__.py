@@ -1,0 +1,1 @@
+"""Arrays of candidates: in what order, and who must not get which."""
