@@ -1,4 +1,4 @@
-"""Served forms: what a retrieval model leaves for its source, named by source in ``build_release``.
+"""Served forms: what a source needs from its retrieval model, by source in ``build_release``.
 
 A form has the name that the kinds of source that take it give as their ``form``
 (:class:`tiercel_serving.sources.table.SourceKind`). A model that turns a user into a query also brings a

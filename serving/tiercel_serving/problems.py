@@ -1,4 +1,4 @@
-"""What is wrong with settings, in one wording: settings say it, recipes and exports only pass it on."""
+"""Problems of settings, in one form: settings report them, recipes and exports only pass them on."""
 
 from __future__ import annotations
 

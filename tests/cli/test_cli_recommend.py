@@ -95,7 +95,7 @@ def test_an_explanation_says_what_each_stage_did() -> None:
 
 def test_an_empty_answer_is_an_answer() -> None:
     answer = Recommendation(None, Status.UNKNOWN_WITH_FEATURES, ())
-    assert answer_line(answer.to_json()) == "Anybody (unknown with features): 0 items"
+    assert answer_line(answer.to_json()) == "Anonymous user (unknown with features): 0 items"
     empty = Explanation(answer, (), (), STAGES, {})
     text = shown(*explanation_view(explanation_document(empty)))
     assert "found nothing" in text

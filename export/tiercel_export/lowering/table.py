@@ -1,4 +1,4 @@
-"""The table of operators: all of NVTabular 23.08, of Merlin's graph and of ours, and what becomes of each.
+"""The table of operators: all of NVTabular 23.08, of Merlin's graph and of Tiercel, with the outcome of each.
 
 Keys are ``<package>.<class>``; nothing registers itself. ``docs/features.md`` shows this table and a test
 holds that it does; another test fails if an entry that is compiled has no parity test.

@@ -1,4 +1,4 @@
-"""A dense model that comes as ONNX: a file that somebody exported, or a graph in memory.
+"""A dense model given as ONNX: a file, or a graph in memory.
 
 It takes the place of a torch module. The names of its inputs are the wiring, as the parameters of ``forward``
 are. It is read once: what is compiled, the golden answers and the verification all come of those bytes,

@@ -1,4 +1,4 @@
-"""Is a graph ready for TensorRT? Our own table of what it refuses or changes silently, asked at every export.
+"""Is a graph ready for TensorRT? A table of what it refuses or changes silently, checked at every export.
 
 Sources: the operators that the parser of TensorRT-RTX 1.7 says it has, of ONNX 1.23's (a test asks it again),
 and what was tried with that parser: float64 is narrowed without a word, TopK takes a constant K up to 3,840,

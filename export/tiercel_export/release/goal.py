@@ -1,4 +1,4 @@
-"""What a release shall be, decided before any work: its target, engine, layout and runner."""
+"""The goal of an export, decided before any work: target, engine, layout and runner."""
 
 from __future__ import annotations
 

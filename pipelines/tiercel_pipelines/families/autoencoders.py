@@ -1,4 +1,4 @@
-r"""What autoencoders share: a user is the bag of his items, and the decoder's last layer is the item vectors.
+r"""What autoencoders share: a user is the set of items had, and the decoder's last layer is the item vectors.
 
 ::
 
@@ -128,7 +128,7 @@ class AutoencoderFamily(VectorFamily, frozen=True):
 
     def needs(self) -> Mapping[str, str]:
         """Return the history's columns."""
-        return {"history_columns": "name the item id feature: a user is his history"}
+        return {"history_columns": "name the item id feature: users are described by their history"}
 
     def network(self, inputs: ModelInputs) -> BagNetwork:
         """Return the encoder, and the decoder but for its last layer, with fresh weights."""

@@ -1,4 +1,4 @@
-r"""``bpr_mf``: matrix factorisation that learns to score what a user had above what the user did not.
+r"""``bpr_mf``: matrix factorisation that learns to score a user's items above other items.
 
 .. math:: -\sum_{(u, i, j)} \ln \sigma\bigl( (w_u^\top h_i + b_i) - (w_u^\top h_j + b_j) \bigr)
 

@@ -1,4 +1,4 @@
-"""What factorisations share: who had what by category, and a vector for each category of either side.
+"""What factorisations share: interactions by category, and a vector for each category of either side.
 
 Users and items are told apart by the category of most values on their side, which is their id. Those that
 share a category, such as the unknown one, share a vector.

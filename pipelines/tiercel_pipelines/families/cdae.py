@@ -4,8 +4,8 @@ r"""``cdae``: a denoising autoencoder with a node for each user.
 
 where x̃ is what the user had with some of it left out; learned by the logistic loss of all that he had and
 of ``negatives`` times as many items drawn from the others (Wu et al. 2016, "Collaborative denoising
-auto-encoders for top-N recommender systems", eq. 5 to 8). Who came after the training has no V_u, and is his
-history.
+auto-encoders for top-N recommender systems", eq. 5 to 8). A user who came after the training has no V_u, and
+is described only by the history.
 
 What B users had gives queries ``[B, D]``, and items have ``[I, D]``: see :mod:`~.autoencoders`.
 """
@@ -65,7 +65,7 @@ class CDAE(AutoencoderFamily, frozen=True, tag="cdae"):
 
 
 class UserAndBag(BagNetwork):
-    """The hidden layer of a user and his items."""
+    """The hidden layer of a user and the user's items."""
 
     def __init__(self, inputs: ModelInputs, settings: CDAE):
         width = settings.hidden_dimension

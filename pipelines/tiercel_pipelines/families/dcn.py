@@ -1,4 +1,4 @@
-r"""``dcn``: a cross network of explicit feature crosses beside an MLP, by one vector a layer.
+r"""``dcn``: a cross network with one vector for each layer, in parallel with an MLP.
 
 .. math:: x_{l+1} = x_0 \, (x_l^\top w_l) + b_l + x_l
 

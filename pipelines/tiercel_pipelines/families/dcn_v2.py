@@ -1,4 +1,4 @@
-r"""``dcn_v2``: a cross network with a matrix a layer, before or beside an MLP.
+r"""``dcn_v2``: a cross network with a matrix for each layer, before an MLP or in parallel with it.
 
 .. math:: x_{l+1} = x_0 \odot (W_l x_l + b_l) + x_l, \qquad W_l = U_l V_l^\top \text{ with a rank}
 

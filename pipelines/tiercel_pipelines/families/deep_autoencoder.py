@@ -1,4 +1,4 @@
-r"""``deep_autoencoder``: many layers of SELU around a code with much dropout, fed with its own answers.
+r"""``deep_autoencoder``: many SELU layers around a code with much dropout, also trained on its own outputs.
 
 .. math:: \min \sum_i w_i (x_i - f_i(x))^2, \qquad \min \sum_i (y_i - f_i(y))^2 \ \text{ for } y = f(x)
 

@@ -1,4 +1,4 @@
-r"""``din``: a candidate looks at the items of the history that matter to it.
+r"""``din``: each candidate attends to the items of the history that matter to it.
 
 .. math:: v(c) = \sum_{l} a(h_l, c)\, h_l, \qquad a(h, c) = w^\top \mathrm{ReLU}(W_1 h + W_2 c + W_3 (h \odot
 c) + b)

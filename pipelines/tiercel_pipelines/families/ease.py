@@ -1,4 +1,4 @@
-r"""``ease``: the linear model of items by items, in closed form.
+r"""``ease``: a linear item × item model in closed form.
 
 .. math::
     \min_B \|X - XB\|_F^2 + \lambda \|B\|_F^2,\ B_{jj} = 0

@@ -1,4 +1,4 @@
-r"""``gru4rec``: a gated recurrent network reads the history, item by item.
+r"""``gru4rec``: a gated recurrent network that reads the history item by item.
 
 .. math:: h_t = (1 - z_t) \odot n_t + z_t \odot h_{t-1}, \qquad q = W h_n
 

@@ -1,4 +1,4 @@
-"""Items as a history shows them: for models that know a user by the items he had, and by nothing else.
+"""Items as a history shows them: for models that describe a user only by the items of the history.
 
 A vector of an item is the sum of the embeddings of its history columns (``serving.history_columns``), of
 which the item id is one: histories and the catalogue then speak of the same thing, and a new item has the

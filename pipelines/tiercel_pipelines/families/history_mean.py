@@ -1,4 +1,4 @@
-"""A query that is the direction of the history's mean: what is served of models that know items alone."""
+"""A query in the direction of the history's mean: the served form of models that have only item vectors."""
 
 from __future__ import annotations
 

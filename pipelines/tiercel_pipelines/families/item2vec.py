@@ -90,7 +90,7 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
 
     def needs(self) -> Mapping[str, str]:
         """Return the history's columns."""
-        return {"history_columns": "name the item id feature: a user is his history"}
+        return {"history_columns": "name the item id feature: users are described by their history"}
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
         """Return that a window needs an order, if there is none."""

@@ -1,4 +1,4 @@
-r"""``item_knn``: what users had together, by a similarity of items.
+r"""``item_knn``: items that the same users had, by a similarity of items.
 
 .. math::
     W_{ji} = \frac{n_{ji}}{n_{ji} + h} \cdot \frac{x_j^\top x_i}{\|x_j\| \|x_i\|}

@@ -1,4 +1,4 @@
-r"""``kmeans``: users in clusters, and for each cluster the list of what its users, or its items, are.
+r"""``kmeans``: clusters of users or items, and for each cluster a list of items.
 
 .. math:: \max \sum_x \cos(x, c_{k(x)})
 
@@ -81,7 +81,7 @@ class KMeans(Settings, frozen=True, tag="kmeans"):
 
     def needs(self) -> Mapping[str, str]:
         """Return the history's columns."""
-        return {"history_columns": "name the item id feature: a user is his history"}
+        return {"history_columns": "name the item id feature: users are described by their history"}
 
     def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedLists, Course]:
         """Decompose, cluster and list; there are no epochs."""

@@ -1,4 +1,4 @@
-"""Layers that the model families share, made of operators that every engine has.
+"""Layers that the model families share, made of operators that every engine supports.
 
 Embedding (Gather), matrix products, comparisons and reductions only: no EmbeddingBag, NonZero or
 OneHot, and no shape that depends on a value. Category id 0 is padding, 1 null, 2 out of vocabulary.

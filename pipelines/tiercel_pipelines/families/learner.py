@@ -1,4 +1,4 @@
-"""A model, its optimisers, and the moving average of its weights, which is what training keeps."""
+"""A model, its optimisers, and the moving average of its weights, which training keeps."""
 
 from __future__ import annotations
 

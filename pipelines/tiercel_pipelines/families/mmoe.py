@@ -1,4 +1,4 @@
-r"""``mmoe``: experts that all tasks share, mixed for each task by a gate of its own.
+r"""``mmoe``: experts shared by all tasks, mixed for each task by its own gate.
 
 .. math:: s_t = h_t\Bigl( \sum_n g_t(x)_n f_n(x) \Bigr), \qquad g_t(x) = \mathrm{softmax}(W_t x)
 

@@ -1,4 +1,4 @@
-r"""``neumf``: GMF and NCF's MLP side by side, each with embeddings of its own.
+r"""``neumf``: GMF and NCF's MLP in parallel, each with its own embeddings.
 
 .. math:: s = h^\top [\, p^G \odot q^G;\ \mathrm{MLP}([p^M; q^M]) \,]
 

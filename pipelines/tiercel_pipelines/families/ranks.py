@@ -1,4 +1,4 @@
-"""Several processes that train one model together, data parallel, as ``torchrun`` starts them.
+"""Several processes, started by ``torchrun``, that train one model together, data parallel.
 
 Each process holds the whole model and draws every batch, the same in all of them; it takes its share of the
 batch's rows, and the gradients are averaged (Li et al. 2020, "PyTorch distributed: experiences on

@@ -1,4 +1,4 @@
-"""What families share that learn from ratings: a column of numbers of the interactions."""
+"""What families that learn from ratings share: a column of numbers of the interactions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adam for large embedding tables: a step costs the rows of its batch, whatever the table holds."""
+"""Adam for large embedding tables: a step costs the rows of its batch, whatever the size of the table."""
 
 from __future__ import annotations
 

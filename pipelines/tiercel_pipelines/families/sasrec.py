@@ -1,4 +1,4 @@
-r"""``sasrec``: self-attention over the history; each item of it looks at those before it.
+r"""``sasrec``: self-attention over the history; each item attends to those before it.
 
 .. math:: x = e \sqrt D + p, \qquad x' = x + \mathrm{MH}(\mathrm{LN}(x)), \qquad
     x'' = x' + W_2\, \mathrm{ReLU}(W_1\, \mathrm{LN}(x'))

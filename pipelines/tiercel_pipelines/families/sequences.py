@@ -1,4 +1,4 @@
-r"""What sequential families share: training over every place of every history, and the query after it.
+r"""What sequential families share: training at every position of every history, and the query after it.
 
 ::
 
@@ -112,7 +112,7 @@ class SequenceFamily(VectorFamily, frozen=True):
 
     def needs(self) -> Mapping[str, str]:
         """Return the history's columns."""
-        return {"history_columns": "name the item id feature: a user is his history"}
+        return {"history_columns": "name the item id feature: users are described by their history"}
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
         """Return that interactions have no time, without which a history has no order."""

@@ -1,4 +1,4 @@
-r"""``slim``: a sparse linear model of items by items, with weights that are never negative.
+r"""``slim``: a sparse linear item × item model with non-negative weights.
 
 .. math:: \min_{w_i \ge 0,\ w_{ii} = 0} \tfrac12 \|x_i - X w_i\|^2 + \tfrac{\beta}{2} \|w_i\|^2 + \lambda
 \|w_i\|_1

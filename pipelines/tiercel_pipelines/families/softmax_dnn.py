@@ -1,4 +1,4 @@
-r"""``softmax_dnn``: which of all items comes next, as one classification over the corpus.
+r"""``softmax_dnn``: the next item, as a classification over the catalogue.
 
 ::
 
@@ -128,7 +128,7 @@ class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
 
     def needs(self) -> Mapping[str, str]:
         """Return the history's columns."""
-        return {"history_columns": "name the item id feature: a user is his history, and his features"}
+        return {"history_columns": "name the item id feature: users are described by history and features"}
 
     def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
         """Train on all interactions: each is to be found by a query that knows some of the others."""

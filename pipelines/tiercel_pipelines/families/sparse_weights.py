@@ -1,4 +1,4 @@
-"""What families of item weights share: who had what as a sparse matrix, the fitted model, and pruning."""
+"""What families of item weights share: interactions as a sparse matrix, the fitted model, and pruning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The features of trees: packed tensors → one row of numbers a candidate, as an ONNX graph.
+"""The features of trees: packed tensors → one row of numbers for each candidate, as an ONNX graph.
 
 Training runs the same graph that is served, so a threshold means the same in both. What depends on the user
 alone is computed once and then repeated for each candidate.

@@ -1,4 +1,4 @@
-r"""``two_tower``: a user tower and an item tower that meet in an inner product of unit vectors.
+r"""``two_tower``: a user tower and an item tower, combined by an inner product of unit vectors.
 
 ::
 

@@ -1,4 +1,4 @@
-r"""``user_knn``: what the users with the most similar histories had.
+r"""``user_knn``: items of the users with the most similar histories.
 
 .. math::
     s_{ui} = \sum_{v \in N_k(u)} \mathrm{sim}(u, v)\, r_{vi}, \qquad
@@ -9,7 +9,7 @@ where x_u holds the items of user u, weighed, and n counts items: cosine or Jacc
 "GroupLens: an open architecture for collaborative filtering of netnews"; for implicit feedback Aiolli 2013,
 "Efficient top-n recommendation for very large scale binary rated datasets"), shrunk by h where two have few
 items in common. Items are weighed as words are in documents, which here are users: TF-IDF, or BM25 in place
-of the norms. r is 1, or by how much v's rating lies above the mean of his own.
+of the norms. r is 1, or how much v's rating lies above the mean of v's ratings.
 
 What is served is not a list of neighbours a user, which would be old with the next item he has, but who had
 what (``user neighbours``): neighbours are found for the history of each request, exactly.

@@ -1,4 +1,4 @@
-r"""``vbpr``: BPR over vectors of items that another model made, beside learned ones.
+r"""``vbpr``: BPR with item vectors from another model in addition to learned ones.
 
 .. math:: s_{ui} = w_u^\top h_i + \theta_u^\top E f_i + \beta^\top f_i + b_i
 

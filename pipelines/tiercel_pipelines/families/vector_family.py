@@ -1,4 +1,4 @@
-"""What families share that train modules of users and of items, which meet in an inner product."""
+"""What families that train a user and an item module, combined by an inner product, share."""
 
 from __future__ import annotations
 

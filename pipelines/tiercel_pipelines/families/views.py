@@ -1,4 +1,4 @@
-"""How training shows users to a model: without the targets in the history, and with some of it left out."""
+"""How training shows users to a model: with a history without the targets, and partly left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a set of lists is like beside how right it is: new, varied, and whether it shows the popular alone.
+"""Properties of lists besides accuracy: novelty, variety, and popularity bias.
 
 Arrays as in :mod:`.metrics`: a ranking is ``ranked [U, m]``, catalogue rows with pad I.
 """

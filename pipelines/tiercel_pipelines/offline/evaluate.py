@@ -1,4 +1,4 @@
-"""Quality of what is served: every test user is asked for over gRPC, and nothing else is looked at.
+"""Quality of what is served: recommendations for every test user, over gRPC, and nothing else.
 
 The figures stand for the whole chain (compiled features, engines, index, filters, order), not for the
 trained models. Protocol: ``docs/evaluation.md``.

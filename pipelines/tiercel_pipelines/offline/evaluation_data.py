@@ -1,4 +1,4 @@
-"""Who is asked for in an evaluation, and what counts as right."""
+"""The users of an evaluation, and their relevant items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users had, behind the served store and the served rule of what of it may come again."""
+"""What users had, by the served store and the served rule of which seen items may come again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures that others reached, to stand beside ours where data, split and protocol are the same."""
+"""Published figures of others, shown only if data, split and protocol are the same."""
 
 from __future__ import annotations
 

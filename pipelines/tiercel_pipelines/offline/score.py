@@ -1,4 +1,4 @@
-"""Every user's served list as a Parquet file, for e-mail and caches.
+"""Every user's recommendations, as served, in a Parquet file, for e-mails and caches.
 
 The stages of the release run in this process, the ones that Triton would run, on blocks of users; no server
 is needed. Memory holds one block and one row group, whatever the number of users.

@@ -1,4 +1,4 @@
-"""What an evaluation asks: a server, or a release in this process, through our client."""
+"""What an evaluation asks: a server, or a release in this process, through the client."""
 
 from __future__ import annotations
 

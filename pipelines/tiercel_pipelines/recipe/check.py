@@ -1,4 +1,4 @@
-"""One check of a recipe: its settings judge themselves, and its graph and columns are held to its data."""
+"""The check of a recipe: its settings check themselves; its graph and columns are compared with its data."""
 
 from __future__ import annotations
 

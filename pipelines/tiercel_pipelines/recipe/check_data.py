@@ -1,4 +1,4 @@
-"""What of a recipe's serving and target does not fit the columns of its data."""
+"""Parts of a recipe's serving settings and targets that do not fit the columns of its data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a fit shows: NVTabular's own refusals, and what an export would refuse of the fitted workflow."""
+"""Problems that only a fit shows: NVTabular's own errors, and what an export would refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading a recipe's module, and saying in one line where its own code went wrong."""
+"""Loading a recipe's module, with one-line messages for errors in its own code."""
 
 from __future__ import annotations
 

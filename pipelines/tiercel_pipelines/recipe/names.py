@@ -1,4 +1,4 @@
-"""The names that a recipe writes, and where each is."""
+"""The names that a recipe can import, and where each is defined."""
 
 from __future__ import annotations
 

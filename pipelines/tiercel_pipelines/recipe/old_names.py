@@ -1,4 +1,4 @@
-"""What to write in place of what older recipes wrote."""
+"""Replacements for names of older recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recipe over made-up data with every type of column: numbers, strings, lists, nulls, times, context.
+"""A recipe over synthetic data with every type of column: numbers, strings, lists, nulls, times, context.
 
 It needs no download. Change ``ids`` to ``"str"`` for ids that are strings.
 """

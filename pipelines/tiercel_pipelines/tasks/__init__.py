@@ -1,1 +1,1 @@
-"""Tasks: what a model learns, apart from the model. One file a task; ``table.py`` lists them."""
+"""Tasks: training objectives, separate from models. One file for each task; ``table.py`` lists them."""

@@ -1,4 +1,4 @@
-r"""``binary_cross_entropy``: each of a user's items is one, each negative is none, all by themselves.
+r"""``binary_cross_entropy``: each of a user's items is labelled 1, each negative 0, all separately.
 
 .. math:: -\frac{1}{N} \sum_t w_t \Bigl( \log \sigma(s_{ut}) + \sum_j \log(1 - \sigma(s_{uj})) \Bigr)
 

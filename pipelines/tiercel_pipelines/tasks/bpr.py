@@ -1,4 +1,4 @@
-r"""``bpr``: each of a user's items shall score above negatives, pair by pair.
+r"""``bpr``: each of a user's items should score above negatives, pair by pair.
 
 .. math:: -\frac{1}{\sum w} \sum_{t, j} w_t \log \sigma(s_{ut} - s_{uj})
 

@@ -1,4 +1,4 @@
-r"""``multi_task``: several targets at once, each its own score of a candidate.
+r"""``multi_task``: several targets at once, each with its own score of a candidate.
 
 .. math:: L = \sum_t w_t L_t
 

@@ -1,4 +1,4 @@
-"""The sampled softmax and its gradient, a few users at a time: its matrix of logits is never held whole."""
+"""The sampled softmax and its gradient, a few users at a time: the whole matrix of logits never exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the sources of a blend are weighed, chosen on the validation part.
+"""The weights of a blend's sources, chosen on the validation part.
 
 Scores of different models have different scales and merits, which change with the data: on ml-100k EASE and
 ALS are best added up as they are, on MovieLens latest-small EASE counts eight times as much. The weights of a

@@ -1,4 +1,4 @@
-"""What an interrupted training leaves, beside the run to be, and what ``--resume`` goes on from.
+"""Checkpoints: what an interrupted training leaves beside the future run, for ``--resume``.
 
 ::
 

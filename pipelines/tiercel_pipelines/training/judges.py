@@ -1,4 +1,4 @@
-"""What early stopping looks at: nDCG@10 on held-out interactions of a fixed sample of users, as served."""
+"""The measure of early stopping: nDCG@10, as served, on held-out interactions of a fixed sample of users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run: the directory that training leaves and an export reads.
+"""A run: the directory that training writes and an export reads.
 
 ::
 

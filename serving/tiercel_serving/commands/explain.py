@@ -80,7 +80,7 @@ def _recommender(url: str, release: Path | None, timeout_s: float) -> Recommende
 
 
 def _line(document: Mapping[str, Any]) -> str:
-    who = "Anybody" if document["user_id"] is None else f"User {document['user_id']}"
+    who = "Anonymous user" if document["user_id"] is None else f"User {document['user_id']}"
     title = f" ({document['title']})" if document["title"] else ""
     verb = "gets" if document["stage"] == "answer" else "does not get"
     return f"{who} {verb} item {document['item_id']}{title}"

@@ -193,7 +193,7 @@ def explanation_view(document: Mapping[str, Any]) -> list[Any]:
 
 def answer_line(document: Mapping[str, Any]) -> str:
     """Return one line about the answer as a whole."""
-    who = "Anybody" if document["user_id"] is None else f"User {document['user_id']}"
+    who = "Anonymous user" if document["user_id"] is None else f"User {document['user_id']}"
     count = len(document["items"])
     return f"{who} ({document['status'].replace('_', ' ')}): {count} item{'' if count == 1 else 's'}"
 
@@ -237,7 +237,7 @@ def stages_table(explained: Mapping[str, Any]) -> Table:
     for stage in explained["stages"]:
         made.add_row(stage["stage"], escape(stage["what"]), _time(stage["time_us"]))
     total = sum(stage["time_us"] or 0.0 for stage in explained["stages"])
-    made.add_row("[dim]together[/]", "", _time(total))
+    made.add_row("[dim]total[/]", "", _time(total))
     return made
 
 

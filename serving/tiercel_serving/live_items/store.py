@@ -219,8 +219,8 @@ class ItemStore:
         lacking = [name for name in indexes if name not in line.vectors and not self.release.has_tower(name)]
         if is_new and lacking and not line.withdrawn and len(lacking) == len(indexes):
             raise InvalidInput(
-                f"vectors: the release holds no model of item vectors for {lacking[0]!r}, so nobody would "
-                f"find the new item {line.item_id!r}; give its vector, or export with added_items above 0 "
+                f"vectors: the release has no model of item vectors for {lacking[0]!r}, so the new item "
+                f"{line.item_id!r} could not be found; give its vector, or export with added_items above 0 "
                 "and a module that makes vectors"
             )
 

@@ -1,4 +1,4 @@
-"""Numbers that look drawn, of users and rows: ``chance.c``, and NumPy where it was not built."""
+"""Pseudo-random numbers of users and rows: ``chance.c``, or NumPy where it was not built."""
 
 from __future__ import annotations
 

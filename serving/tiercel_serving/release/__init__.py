@@ -1,1 +1,1 @@
-"""A release on disk: manifest, artefacts, checksums, and how it comes to be."""
+"""A release on disk: manifest, artefacts, checksums, and how it is written."""

@@ -1,4 +1,4 @@
-"""The manifest: everything that a release says of itself, as one typed object with one codec.
+"""The manifest: the description of a release, as one typed object with one codec.
 
 Nobody reads a manifest by string keys. :func:`read_manifest` words what is wrong with one.
 """

@@ -1,4 +1,4 @@
-"""The manifest, and how a release directory comes to be: beside its name, then renamed, or not at all."""
+"""Writing a release directory with its manifest: under another name, then renamed, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``boost_items``: items of some values of a column gain a fixed number of points."""
+"""``boost_items``: items with certain values of a column gain a fixed number of points."""
 
 from __future__ import annotations
 

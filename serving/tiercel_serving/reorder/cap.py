@@ -1,4 +1,4 @@
-"""``cap``: at most so many items of one value in the answer, such as of a genre or a provider."""
+"""``cap``: at most a given number of items with one value in the answer, such as a genre or a provider."""
 
 from __future__ import annotations
 

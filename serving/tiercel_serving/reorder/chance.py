@@ -1,4 +1,4 @@
-"""Numbers that look drawn, and are a function of a seed and an item: the same alone and in company.
+"""Pseudo-random numbers as a function of a seed and an item: the same alone and in a batch.
 
 SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"), of the seed, then
 of the item.

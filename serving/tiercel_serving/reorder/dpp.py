@@ -1,4 +1,4 @@
-"""``dpp``: each place goes to the item that most enlarges the volume of relevant, unlike items.
+"""``dpp``: each position goes to the item that most increases the volume of relevant, dissimilar items.
 
 Chen, Zhang and Zhou 2018, "Fast greedy MAP inference for determinantal point process to improve
 recommendation diversity".

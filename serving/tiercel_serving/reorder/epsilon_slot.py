@@ -1,4 +1,4 @@
-"""``epsilon_slot``: one place of the answer goes, now and then, to any candidate at all."""
+"""``epsilon_slot``: one position of the answer sometimes goes to a random candidate."""
 
 from __future__ import annotations
 

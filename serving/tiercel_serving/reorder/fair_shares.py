@@ -1,4 +1,4 @@
-"""``fair_shares``: every part of the answer shows groups of items in given shares.
+"""``fair_shares``: every prefix of the answer has groups of items in given shares.
 
 DetGreedy of Geyik, Ambler and Kenthapadi 2019, "Fairness-aware ranking in search and recommendation systems
 with application to LinkedIn talent search".

@@ -1,4 +1,4 @@
-"""``freshness``: new items gain, and what they gain halves with each half-life of their age."""
+"""``freshness``: raises new items; the gain halves with each half-life of their age."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``gumbel_top_k``: exploration that draws whole rankings, better items more often.
+"""``gumbel_top_k``: exploration that draws whole rankings at random, with better items more likely.
 
 Kool, van Hoof and Welling 2019, "Stochastic beams and where to find them: the Gumbel-top-k trick".
 """

@@ -1,4 +1,4 @@
-"""What reorder steps know of items: raw columns, and what a source of the release knows of each.
+"""What reorder steps know of items: raw columns, and what a source of the release knows.
 
 Both are columns ``[I + 1]``, whose last row is null.
 """

@@ -1,4 +1,4 @@
-"""``mmr``: each place goes to the item that is relevant and unlike those before it.
+"""``mmr``: each position goes to an item that is relevant and unlike those before it.
 
 Carbonell and Goldstein 1998, "The use of MMR, diversity-based reranking for reordering documents and
 producing summaries".

@@ -1,4 +1,4 @@
-"""``pin_items``: named items stand at a place of the answer, if they are candidates at all."""
+"""``pin_items``: puts named items at a position of the answer, if they are candidates."""
 
 from __future__ import annotations
 

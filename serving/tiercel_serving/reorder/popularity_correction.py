@@ -1,4 +1,4 @@
-"""``popularity_correction``: rare items gain what the model owes to how often the others were had."""
+"""``popularity_correction``: raises rare items, to correct the model's popularity bias."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``score_floor``: items below a score do not come, rather than fill the answer."""
+"""``score_floor``: drops items below a score, instead of filling the answer with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``spread``: within a sliding window of places, items span as much as they can.
+"""``spread``: within a sliding window of positions, items span as large a volume as possible.
 
 Huang et al. 2021, "Sliding spectrum decomposition for diversified recommendation" (SSD).
 """

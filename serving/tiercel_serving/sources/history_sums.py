@@ -1,4 +1,4 @@
-"""What sources share that add up what a user's history says for each item.
+"""What sources that add up weights of a user's history share.
 
 Settings with the plain reference, and the opened source.
 """

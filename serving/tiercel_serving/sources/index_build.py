@@ -1,4 +1,4 @@
-"""How an index is built: FAISS by factory string, and its knob measured for every depth."""
+"""How an index is built: FAISS by factory string, and its search parameter, measured for every depth."""
 
 from __future__ import annotations
 

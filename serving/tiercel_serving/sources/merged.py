@@ -1,4 +1,4 @@
-"""The sources of a recommender as one: quotas, one scale of scores, no item twice, nothing masked."""
+"""The sources of a recommender combined: quotas, one scale of scores, no item twice, no masked items."""
 
 from __future__ import annotations
 

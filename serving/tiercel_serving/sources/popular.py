@@ -1,4 +1,4 @@
-r"""``popular``: the items with the most interactions, for everybody alike; of all time, or of late.
+r"""``popular``: the items with the most interactions, the same for everybody; of all time, or recently.
 
 .. math:: s_i \propto \sum_{(u, i, t)} 2^{-(T - t) / h}
 

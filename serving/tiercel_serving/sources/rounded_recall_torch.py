@@ -1,4 +1,4 @@
-"""What rounding an index's vectors for a device costs: measured at export, on the CPU."""
+"""The recall lost by rounding an index's vectors for a device: measured at export, on the CPU."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 An index is asked for a few more than are wanted, for all users of a batch at once. A user whose masked items
 crowd out the best ones is served alone: by the index with a knob that was measured for that depth, or by a
-scan of all vectors, whichever is cheaper. So nobody gets fewer items than there are, and a user with much to
-hide costs his own time alone.
+scan of all vectors, whichever is cheaper. So nobody gets fewer items than there are, and a user with many
+masked items costs only that user's time.
 """
 
 from __future__ import annotations

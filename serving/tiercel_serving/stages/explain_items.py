@@ -1,4 +1,4 @@
-"""Why an item is not among the candidates: asked of single items, for people."""
+"""Why an item is not among the candidates: for single items, for people."""
 
 from __future__ import annotations
 

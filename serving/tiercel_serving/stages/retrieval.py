@@ -1,4 +1,4 @@
-"""``retrieval``: candidates from the sources; what must not come never enters, nor what a user had."""
+"""``retrieval``: candidates from the sources, without excluded and seen items."""
 
 from __future__ import annotations
 

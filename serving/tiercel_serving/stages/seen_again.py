@@ -1,4 +1,4 @@
-"""Since when what a user had counts: always, never (``allow_seen``), or for the latest n days.
+"""When items that a user had count as seen: always, never (``allow_seen``), or for the latest n days.
 
 Training and offline figures ask here too, at the time of the test.
 """

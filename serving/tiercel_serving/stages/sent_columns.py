@@ -1,4 +1,4 @@
-"""Raw columns that a request may carry: what was sent, else what the store holds, else null."""
+"""Raw columns that a request may carry: the sent value, else the stored one, else null."""
 
 from __future__ import annotations
 

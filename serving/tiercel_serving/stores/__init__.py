@@ -1,1 +1,1 @@
-"""User stores: what is known of users, by raw id. One file a kind; ``table.py`` lists them."""
+"""User stores: data of users by raw id. One file for each kind; ``table.py`` lists them."""

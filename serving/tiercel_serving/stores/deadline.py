@@ -1,4 +1,4 @@
-"""Reads with a deadline, of a store that may be slow or gone, and comes back by itself."""
+"""Reads with a deadline, from a store that may be slow or gone, and may come back."""
 
 from __future__ import annotations
 

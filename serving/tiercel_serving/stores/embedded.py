@@ -1,4 +1,4 @@
-"""``embedded``: what was written lies in an LMDB file, shared by all processes of a machine.
+"""``embedded``: live values in an LMDB file, shared by all processes of a machine.
 
 LMDB (Chu 2011, "MDB: A Memory-Mapped Database and Backend for OpenLDAP") reads from memory that all processes
 share, without a lock or a system call, and writes copies of pages, of which a commit makes the new ones the
@@ -184,7 +184,7 @@ class Overlay:
         """Read the whole file in a process of its own, which a damaged one may kill."""
         records = _walk_apart(self._folder)
         size_mb = (self._folder / _DATA).stat().st_size / 1_000_000
-        return f"{self._folder}: {records:,} records in {size_mb:.1f} MB, all whole"
+        return f"{self._folder}: {records:,} records in {size_mb:.1f} MB, none damaged"
 
     @contextlib.contextmanager
     def _faults(self, doing: str) -> Iterator[None]:

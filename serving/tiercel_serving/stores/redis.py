@@ -1,4 +1,4 @@
-"""``redis``: what was written lies in Redis or Valkey, for a fleet of machines.
+"""``redis``: live values in Redis or Valkey, for several machines.
 
 A user's record is one value under one key, so a batch is read by one command in one round trip, and nothing
 asks for two keys of a cluster to lie together. A record is changed by compare-and-set: it is read, and a

@@ -1,4 +1,4 @@
-"""Which Tritons Tiercel serves on, and ``docs/compatibility.md``, written from this table.
+"""The versions of Triton that Tiercel serves on, and ``docs/compatibility.md``, written from this table.
 
 ``python -m tiercel_serving.supervise.compatibility > docs/compatibility.md``
 """

@@ -1,4 +1,4 @@
-"""Plain HTTP in front of Triton: bodies are bounded and read here, and travel on over gRPC.
+"""Plain HTTP in front of Triton: bodies are limited and parsed here, and passed on over gRPC.
 
 Triton's own HTTP is never started: one request to it can end the server, and with it everybody's. A body of
 some MiB does until 2.59.1 (the container 25.07), brackets in brackets until 2.58 (25.05), a shape that is too

@@ -1,4 +1,4 @@
-"""What Triton's log tells: why it failed, and that its models are unloaded; and how its process ended."""
+"""Reading Triton's log: why it failed, and that its models are unloaded; and how its process ended."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is served against what was trained: comparers, golden vectors, checks."""
+"""Comparison of what is served with what was trained: comparers, golden vectors, checks."""

@@ -1,4 +1,4 @@
-"""The served graph after its models, said plainly: one user at a time, by each kind's own reference.
+"""The served graph after its models in plain code: one user at a time, by each kind's own reference.
 
 No stage, no fast path, no array of users. Golden answers come from here, and the tests of the stages compare
 with it.

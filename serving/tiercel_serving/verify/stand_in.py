@@ -1,4 +1,4 @@
-"""A release that can't all run here: other engines run the same graphs, another device the same stages."""
+"""A release that can't run here completely: other engines run the same graphs, another device the stages."""
 
 from __future__ import annotations
 
