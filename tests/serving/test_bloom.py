@@ -93,5 +93,5 @@ def test_what_makes_no_sense_is_said(settings: SeenFilter, said: str) -> None:
 
 @pytest.mark.parametrize("data", [b"x", bytes(12), b"\1\0\0\0" * 3, put(b"", [1], SeenFilter())[:-1]])
 def test_other_bytes_are_no_filters(data: bytes) -> None:
-    with pytest.raises(ValueError, match="no Bloom filters"):
+    with pytest.raises(ValueError, match="not Bloom filters"):
         check_series(data)

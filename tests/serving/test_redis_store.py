@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import select
@@ -239,6 +240,24 @@ def test_whoever_reads_is_told_which_store_is_away_and_what_to_do(tmp_path: Path
             records.read([b"a"])
 
 
+def test_no_password_is_told_of_a_cluster_that_is_away(tmp_path: Path) -> None:
+    records = Redis("redis://me:secret@127.0.0.1:1", cluster=True).open(StorePlace(tmp_path, "mine", True))
+    for ask in (partial(records.read, [b"a"]), records.check, partial(records.change, [(b"a", bool)])):
+        with pytest.raises(StoreUnavailable, match=r"^store redis://127\.0\.0\.1:1: .*check that") as told:
+            ask()
+        assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_a_password_file_that_cannot_be_read_is_told(content: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content)
+    kind = Redis("redis://127.0.0.1:1", password_file=str(file))
+    with pytest.raises(StoreUnavailable, match=f"password_file {file} can't be read .*; put a file there"):
+        kind.open(StorePlace(tmp_path, "mine", patient=True))
+
+
 def test_a_store_that_is_gone_comes_back(plain: Tiny, wire: Wire, valkey: StoreServer) -> None:
     live = Live(plain, wire, valkey)
     live.wait_for(True)
@@ -362,19 +381,30 @@ def server_of(tmp_path: Path) -> Iterator[Callable[..., StoreServer]]:
         one.stop()
 
 
-def test_a_cluster(plain: Tiny, server_of: Callable[..., StoreServer]) -> None:
+def test_a_cluster(plain: Tiny, tmp_path: Path, server_of: Callable[..., StoreServer]) -> None:
     """Keys of a batch lie in many slots: no command may speak of two of them."""
     import redis
 
     # Of itself the second is the first + 10,000, which may be none; one after the other they may be one.
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         port, bus = one.getsockname()[1], other.getsockname()[1]
+    kind = Redis(url=f"redis://127.0.0.1:{port}", cluster=True, timeout_ms=5000.0, retry_s=0.02)
+    early = kind.open(StorePlace(tmp_path, "early"))
+    with pytest.raises(StoreUnavailable):
+        early.read([b"nobody"])
     server = server_of("--cluster-enabled", "yes", "--cluster-port", str(bus), port=port)
     with redis.Redis(port=server.port) as client:
         client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
         while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
             time.sleep(0.02)
-    kind = Redis(url=server.url, cluster=True, timeout_ms=5000.0)
+    # It was away when it was opened, and is asked again until it is there.
+    until, found = time.monotonic() + 20, None
+    while found is None:
+        assert time.monotonic() < until, "it is never asked again"
+        with contextlib.suppress(StoreUnavailable):
+            found = early.read([b"nobody"])
+        time.sleep(0.02)
+    assert found == [None]
     store = FeatureStore.open(plain.release, kind)
     for number, user in enumerate(plain.user_ids):
         store.append(user, [plain.item_ids[number]])

@@ -3,14 +3,15 @@
  * Triton's stock Python backend gives each model instance a process, and every tensor crosses between the two. Here
  * CPython is embedded: an instance calls tiercel_serving.runtime.embedded, which runs the same adapter.
  *
- *   request   every tensor is a view of Triton's memory (BYTES are decoded: a list of bytes objects)
+ *   request   every tensor is a NumPy array over Triton's memory (BYTES are decoded: a list of bytes objects)
  *   answer    every array is copied once, into the buffer that Triton sends
  *
  * Neither Triton's nor Python's headers are needed, and nothing is linked: both are C interfaces that do not change
  * (Triton's backend API 1.x, Python's stable ABI and, for PyObject_GetBuffer, which joined it with 3.11, the same symbol
  * and layout in 3.10). Triton's functions are there when the server loads this file; Python's are looked up in the
- * library that `--backend-config=tiercel,libpython=PATH` names. So one binary serves every Python from 3.10 and every
- * Triton from 24.10 on.
+ * library that `--backend-config=tiercel,libpython=PATH` names; NumPy's are in the table that it gives to all who were
+ * compiled with it, whose places are the same in 1.x and 2.x. So one binary serves every Python from 3.10 and every Triton
+ * from 24.10 on.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -134,7 +135,7 @@ typedef struct {
   ssize_t *shape, *strides, *suboffsets;
   void* internal;
 } Py_buffer;
-enum { BUFFER_SIMPLE = 0, MEMORY_READ = 0x100 };
+enum { BUFFER_SIMPLE = 0 };
 
 #define PYTHON(X)                                                                  \
   X(int, Py_IsInitialized, (void))                                                 \
@@ -150,7 +151,7 @@ enum { BUFFER_SIMPLE = 0, MEMORY_READ = 0x100 };
   X(PyObject*, PyObject_Str, (PyObject * object))                                  \
   X(int, PyObject_GetBuffer, (PyObject * object, Py_buffer * view, int flags))     \
   X(void, PyBuffer_Release, (Py_buffer * view))                                    \
-  X(PyObject*, PyMemoryView_FromMemory, (char* memory, ssize_t size, int flags))   \
+  X(void*, PyCapsule_GetPointer, (PyObject * capsule, const char* name))           \
   X(PyObject*, PyList_New, (ssize_t size))                                         \
   X(int, PyList_SetItem, (PyObject * list, ssize_t index, PyObject* item))         \
   X(PyObject*, PyList_GetItem, (PyObject * list, ssize_t index))                   \
@@ -190,6 +191,36 @@ static TRITONSERVER_Error* python_error(const char* during)
   if (value != NULL) Py_DecRef(value);
   if (traceback != NULL) Py_DecRef(traceback);
   return made;
+}
+
+/* NumPy's type of arrays, and some of its functions. */
+static PyObject* array_type;
+static PyObject* (*find_descr)(int number);
+static PyObject* (*new_array)(PyObject* type, PyObject* descr, int dims, const int64_t* shape, const int64_t* strides,
+                              void* data, int flags, PyObject* object);
+static int (*set_base)(PyObject* array, PyObject* owner);
+enum { ARRAY_TYPE = 2, FIND_DESCR = 45, NEW_ARRAY = 94, SET_BASE = 282 };
+enum { ARRAY_IN_ORDER = 1, ARRAY_ALIGNED = 0x100 };
+
+/* By Triton's number of a type, NumPy's, and the bytes of an element. */
+static const struct {
+  int number;
+  uint64_t size;
+} numpy_types[] = {{0, 0}, {0, 1}, {2, 1}, {4, 2}, {6, 4}, {8, 8}, {1, 1}, {3, 2}, {5, 4}, {7, 8}, {23, 2}, {11, 4}, {12, 8}};
+enum { NUMPY_TYPES = sizeof numpy_types / sizeof *numpy_types };
+
+/* Take what is needed of NumPy's table, which the module `embedded` holds; false leaves Python's error set. */
+static bool open_numpy(PyObject* embedded)
+{
+  PyObject* capsule = PyObject_GetAttrString(embedded, "ARRAY_API");
+  void** table = capsule == NULL ? NULL : PyCapsule_GetPointer(capsule, NULL);
+  if (capsule != NULL) Py_DecRef(capsule);
+  if (table == NULL) return false;
+  array_type = table[ARRAY_TYPE];
+  *(void**)(&find_descr) = table[FIND_DESCR];
+  *(void**)(&new_array) = table[NEW_ARRAY];
+  *(void**)(&set_base) = table[SET_BASE];
+  return true;
 }
 
 /* A thread's own Python state, made once: to make one anew for each call costs microseconds. */
@@ -266,7 +297,7 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend* backe
   }
   PyObject* module = PyImport_ImportModule("tiercel_serving.runtime.embedded");
   if (module != NULL) {
-    load_function = PyObject_GetAttrString(module, "load");
+    if (open_numpy(module)) load_function = PyObject_GetAttrString(module, "load");
     Py_DecRef(module);
   }
   TRITONSERVER_Error* failed =
@@ -516,6 +547,18 @@ static void append(Key* key, const void* bytes, size_t size)
   key->size += size;
 }
 
+/* An array over memory that stays, or that `owner` keeps, which is taken; NULL leaves Python's error set. */
+static PyObject* make_array(int type, const int64_t* shape, uint32_t dims, const void* data, PyObject* owner)
+{
+  int aligned = (uintptr_t)data % numpy_types[type].size == 0 ? ARRAY_ALIGNED : 0;
+  PyObject* array = new_array(array_type, find_descr(numpy_types[type].number), (int)dims, shape, NULL, (void*)data,
+                              ARRAY_IN_ORDER | aligned, NULL);
+  if (owner == NULL) return array;
+  if (array != NULL && set_base(array, owner) == 0) return array;
+  Py_DecRef(array == NULL ? owner : array);
+  return NULL;
+}
+
 /* The data of one tensor, whose description is appended to the key. */
 static TRITONSERVER_Error* read_body(TRITONBACKEND_Input* input, Key* key, PyObject** body)
 {
@@ -529,21 +572,22 @@ static TRITONSERVER_Error* read_body(TRITONBACKEND_Input* input, Key* key, PyObj
   append(key, &type, sizeof type);
   append(key, &dims, sizeof dims);
   append(key, shape, dims * sizeof *shape);
+  if (type < 1 || type > TYPE_BYTES) return error(ERROR_UNSUPPORTED, "input %s: this backend knows no type %d", name, type);
+  /* Triton has bounded the product when it took the request. */
+  for (uint32_t index = 0; index < dims; ++index) elements *= (uint64_t)shape[index];
+  if (type < NUMPY_TYPES && size != elements * numpy_types[type].size)
+    return error(ERROR_INVALID_ARG, "input %s: its %llu bytes are not those of its shape", name, (unsigned long long)size);
   const void* data = NULL;
   PyObject* owner = NULL;
   TRITONSERVER_Error* failed = join(input, name, size, buffers, &data, &owner);
   if (failed == NULL && type == TYPE_BYTES) {
-    /* Triton has bounded the product when it took the request. */
-    for (uint32_t index = 0; index < dims; ++index) elements *= (uint64_t)shape[index];
     *body = decode_bytes(data, size, elements);
     if (*body == NULL && !PyErr_Occurred())
       failed = error(ERROR_INVALID_ARG, "input %s: its %llu bytes are not %llu strings, each behind its length", name,
                      (unsigned long long)size, (unsigned long long)elements);
-  } else if (failed == NULL && owner != NULL) {
-    *body = owner;
-    owner = NULL;
   } else if (failed == NULL) {
-    *body = PyMemoryView_FromMemory((char*)data, (ssize_t)size, MEMORY_READ);
+    *body = make_array(type, shape, dims, data, owner);
+    owner = NULL;
   }
   if (owner != NULL) Py_DecRef(owner);
   if (failed == NULL && *body == NULL) failed = python_error(name);

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,13 +36,18 @@ TYPE_NAMES = (
 #: What requests may have in common: name, Triton's type and shape of each tensor, and the names of wanted
 #: outputs. Requests that have the same come with the same object, as long as no other is between them.
 Kind = tuple[tuple[tuple[str, int, tuple[int, ...]], ...], list[str]]
-#: A request: its kind, and the memory of each tensor (BYTES: a list of bytes).
+#: A request: its kind, and each tensor, an array over Triton's memory (BYTES: a list of bytes).
 RawRequest = tuple[Kind, list[Any]]
 #: A tensor of an answer: name, Triton's type, shape, an array (BYTES: a list of bytes).
 RawTensor = tuple[str, int, tuple[int, ...], Any]
 #: An answer: Triton's error code, or :data:`GOOD`; its message; tensors.
 RawAnswer = tuple[int, str, list[RawTensor]]
 GOOD = -1
+
+#: NumPy's functions for C, of which the backend makes arrays.
+ARRAY_API: object = import_module(
+    f"numpy.{'core' if np.__version__.startswith('1.') else '_core'}._multiarray_umath"
+)._ARRAY_API
 
 
 class TritonModelException(Exception):
@@ -240,32 +245,24 @@ def triton_string_to_numpy(name: str) -> type[Any]:
 
 
 def _arrays(request: RawRequest) -> dict[str, Array]:
-    """Return a request's tensors as arrays over Triton's memory."""
+    """Return a request's tensors by their names."""
     (tensors, _), bodies = request
     arrays: dict[str, Array] = {}
     for (name, number, shape), body in zip(tensors, bodies):  # noqa: B905 - the backend makes both
-        known = number != BYTES
-        arrays[name] = np.ndarray(shape, NUMPY_TYPES[number], body) if known else _objects(shape, body)
+        arrays[name] = body if number != BYTES else _objects(shape, body)
     return arrays
 
 
 def joined_if_alike(raw: Sequence[RawRequest]) -> dict[str, Array] | None:
     """Return the tensors of requests of one kind, each of all of them end to end; None if they are not alike.
 
-    Such are nearly all that an inner model gets, and to make arrays of each of them, check them and put them
-    together costs more than many a stage.
+    Such are nearly all that an inner model gets, and to check each of them costs more than many a stage.
     """
     kind = raw[0][0]
-    if any(one is not kind for one, _ in raw):
+    if any(one is not kind for one, _ in raw) or any(number == BYTES for _, number, _ in kind[0]):
         return None
-    joined: dict[str, Array] = {}
-    for (name, number, shape), *bodies in zip(kind[0], *(bodies for _, bodies in raw), strict=True):
-        dtype = NUMPY_TYPES[number]
-        size = math.prod(shape) * dtype.itemsize
-        if number == BYTES or not shape or any(len(body) != size for body in bodies):
-            return None
-        joined[name] = np.ndarray((len(raw) * shape[0], *shape[1:]), dtype, bytearray().join(bodies))
-    return joined
+    columns = zip(*(bodies for _, bodies in raw), strict=True)
+    return {name: np.concatenate(column) for (name, _, _), column in zip(kind[0], columns, strict=True)}
 
 
 def _objects(shape: tuple[int, ...], data: list[bytes]) -> Array:

@@ -11,7 +11,7 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -113,20 +113,14 @@ class RedisRecords:
     """
 
     def __init__(self, settings: Redis, prefix: str, timeout_s: float) -> None:
-        self._settings, self._prefix = settings, f"{prefix}:".encode()
-        parts = urlsplit(settings.url)
-        #: The URL without a password.
-        self._named = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        self._prefix, self._named = f"{prefix}:".encode(), _without_password(settings.url)
         # The reader ends by itself, at worst some deadlines late; a connection may take longer than a read.
-        reader = _connect(settings, timeout_s, max(1.0, timeout_s))
-        self._writer = _connect(settings, settings.write_timeout_s, settings.write_timeout_s)
+        reader = _Connection(settings, self._prefix, timeout_s, max(1.0, timeout_s))
+        self._writer = _Connection(settings, self._prefix, settings.write_timeout_s, settings.write_timeout_s)
         with contextlib.suppress(StoreUnavailable), _faults(self._named):
             # Else the first batch would wait for the connection, and perhaps too long.
-            reader.ping()
-        # What the reader's thread holds must not hold the reader: it ends when nobody has that any more.
-        get = partial(_get, reader, settings.cluster, self._prefix, self._named)
-        ping = partial(_ping, reader, timeout_s, self._named)
-        self._timely = DeadlineReader(self._named, get, ping, timeout_s, settings.retry_s)
+            reader.client.ping()
+        self._timely = DeadlineReader(self._named, reader.get, reader.ping, timeout_s, settings.retry_s)
 
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Return the record of each key, within the deadline; None where there is none."""
@@ -141,7 +135,7 @@ class RedisRecords:
             if not pending:
                 return
             keys = list(pending)
-            old = self._get_now(keys)
+            old = self._writer.get(keys)
             new = [_changed(record, pending[key]) for key, record in zip(keys, old, strict=True)]
             done = self._compare_and_set(keys, old, new)
             pending = {key: pending[key] for key, did in zip(keys, done, strict=True) if not did}
@@ -149,10 +143,6 @@ class RedisRecords:
             f"store {self._named}: others changed the record {next(iter(pending))!r} each of {_TRIES} "
             "times; try again"
         )
-
-    def _get_now(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Read without the reader's deadline."""
-        return _get(self._writer, self._settings.cluster, self._prefix, self._named, keys)
 
     def _compare_and_set(
         self, keys: Sequence[bytes], old: Sequence[bytes | None], new: Sequence[bytes | None]
@@ -162,9 +152,10 @@ class RedisRecords:
             for key, before, after in zip(keys, old, new, strict=True)
         ]
         with _faults(self._named):
-            if self._settings.cluster:
-                return [bool(self._writer.eval(*call)) for call in calls]
-            with self._writer.pipeline(transaction=False) as pipeline:
+            client = self._writer.client
+            if self._writer.cluster:
+                return [bool(client.eval(*call)) for call in calls]
+            with client.pipeline(transaction=False) as pipeline:
                 for call in calls:
                     pipeline.eval(*call)
                 return [bool(done) for done in pipeline.execute()]
@@ -174,11 +165,11 @@ class RedisRecords:
         pattern = re.sub(rb"([*?\[\]^\\-])", rb"\\\1", self._prefix) + b"*"
         told = set[bytes]()
         with _faults(self._named):
-            names = iter(self._writer.scan_iter(match=pattern, count=_BLOCK))
+            names = iter(self._writer.client.scan_iter(match=pattern, count=_BLOCK))
             while block := list(islice(names, _BLOCK)):
                 keys = [name.removeprefix(self._prefix) for name in dict.fromkeys(block) if name not in told]
                 told.update(block)
-                for key, record in zip(keys, self._get_now(keys) if keys else [], strict=True):
+                for key, record in zip(keys, self._writer.get(keys) if keys else [], strict=True):
                     if record is not None:
                         yield key, record
 
@@ -186,32 +177,67 @@ class RedisRecords:
         """Ask for a sign of life."""
         begun = time.monotonic()
         with _faults(self._named):
-            self._writer.ping()
+            self._writer.client.ping()
         return f"{self._named}: answers in {(time.monotonic() - begun) * 1000:.1f} ms"
 
 
-def _get(
-    client: Any, cluster: bool, prefix: bytes, named: str, keys: Sequence[bytes]
-) -> Sequence[bytes | None]:
-    """Return the record of each key; None where there is none."""
-    names = [prefix + key for key in keys]
-    with _faults(named):
-        if not cluster:
-            return cast("list[bytes | None]", client.mget(names))
-        # A cluster's nodes hold some of the keys each, and answer for no others.
-        with client.pipeline() as pipeline:
-            for name in names:
-                pipeline.get(name)
-            return cast("list[bytes | None]", pipeline.execute())
+class _Connection:
+    """A client, made when it is first needed, and what reads through it need.
+
+    It holds nothing of :class:`RedisRecords`: a reader's thread holds it, and ends when nobody has those.
+    """
+
+    def __init__(self, settings: Redis, prefix: bytes, timeout_s: float, connect_timeout_s: float) -> None:
+        self.named, self.cluster = _without_password(settings.url), settings.cluster
+        self._prefix, self._timeout_s = prefix, timeout_s
+        self._options: dict[str, Any] = {
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": connect_timeout_s,
+            "protocol": 2,
+        }
+        if settings.password_file is not None:
+            self._options["password"] = _password(settings.password_file, self.named)
+        scheme, _, rest = settings.url.partition("://")
+        self._url = f"{SCHEMES[scheme]}://{rest}"
+
+    @cached_property
+    def client(self) -> Any:
+        """A client of redis-py that never tries by itself again: whoever asks has a deadline."""
+        from redis import Redis as Client
+        from redis.backoff import NoBackoff
+        from redis.cluster import RedisCluster
+        from redis.retry import Retry
+
+        if not self.cluster:
+            return Client.from_url(self._url, retry=Retry(NoBackoff(), 0), **self._options)
+        # Unlike the other it connects at once, and may be away.
+        with _faults(self.named):
+            return RedisCluster.from_url(self._url, retry=Retry(NoBackoff(), 3), **self._options)
+
+    def get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Return the record of each key; None where there is none."""
+        names = [self._prefix + key for key in keys]
+        with _faults(self.named):
+            if not self.cluster:
+                return cast("list[bytes | None]", self.client.mget(names))
+            # A cluster's nodes hold some of the keys each, and answer for no others.
+            with self.client.pipeline() as pipeline:
+                for name in names:
+                    pipeline.get(name)
+                return cast("list[bytes | None]", pipeline.execute())
+
+    def ping(self) -> None:
+        """Raise unless the store answers in time; a new connection may take longer."""
+        self.client.ping()
+        begun = time.monotonic()
+        self.client.ping()
+        if time.monotonic() - begun > self._timeout_s:
+            raise StoreUnavailable(f"store {self.named}: it answers, but not within {self._timeout_s:g} s")
 
 
-def _ping(client: Any, timeout_s: float, named: str) -> None:
-    """Raise unless the store answers in time; a new connection may take longer."""
-    client.ping()
-    begun = time.monotonic()
-    client.ping()
-    if time.monotonic() - begun > timeout_s:
-        raise StoreUnavailable(f"store {named}: it answers, but not within {timeout_s:g} s")
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _changed(record: bytes | None, changes: Sequence[Change]) -> bytes | None:
@@ -220,36 +246,24 @@ def _changed(record: bytes | None, changes: Sequence[Change]) -> bytes | None:
     return record
 
 
-def _connect(settings: Redis, timeout_s: float, connect_timeout_s: float) -> Any:
-    """Return a client of redis-py that never tries by itself again: whoever asks has a deadline."""
-    from redis import Redis as Client
-    from redis.backoff import NoBackoff
-    from redis.cluster import RedisCluster
-    from redis.retry import Retry
-
-    scheme, _, rest = settings.url.partition("://")
-    options: dict[str, Any] = {
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": connect_timeout_s,
-        "protocol": 2,
-    }
-    if settings.password_file is not None:
-        options["password"] = Path(settings.password_file).read_text(encoding="utf-8").strip()
-    url = f"{SCHEMES[scheme]}://{rest}"
-    if settings.cluster:
-        with _faults(url):
-            return RedisCluster.from_url(url, retry=Retry(NoBackoff(), 3), **options)
-    return Client.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+def _password(file: str, named: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8
+        raise StoreUnavailable(
+            f"store {named}: its password_file {file} can't be read ({error}); put a file there, on every "
+            "host that serves, that holds the password alone"
+        ) from error
 
 
 @contextlib.contextmanager
 def _faults(named: str) -> Iterator[None]:
     """Turn what redis-py raises into StoreUnavailable."""
-    from redis.exceptions import RedisError
+    from redis.exceptions import RedisClusterException, RedisError
 
     try:
         yield
-    except (RedisError, OSError) as error:
+    except (RedisError, RedisClusterException, OSError) as error:  # the second is no RedisError
         raise StoreUnavailable(
             f"store {named}: {type(error).__name__}: {error}; check that it runs, and its "
             "address, and try again"
