@@ -135,31 +135,31 @@ class _Reader:
 
     def text(self, key: str) -> str:
         if key not in self.config.parameters:
-            raise self.wrong(f"expected the parameter {key!r} in its configuration, came none")
+            raise self.wrong(f"expected the parameter {key!r} in its configuration, got none")
         return self.config.parameters[key]
 
     def positive(self, key: str, value: int | None = None, least: int = 1) -> int:
         try:
             number = int(self.text(key)) if value is None else value
         except ValueError:
-            raise self.wrong(f"{key}: expected a number, came {self.text(key)!r}") from None
+            raise self.wrong(f"{key}: expected a number, got {self.text(key)!r}") from None
         if number < least:
-            raise self.wrong(f"{key}: expected at least {least}, came {number}")
+            raise self.wrong(f"{key}: expected at least {least}, got {number}")
         return number
 
     def choice(self, key: str, known: tuple[str, ...]) -> str:
         value = self.text(key)
         if value not in known:
-            raise self.wrong(f"{key}: expected one of {', '.join(known)}, came {value!r}")
+            raise self.wrong(f"{key}: expected one of {', '.join(known)}, got {value!r}")
         return value
 
     def json(self, key: str, kind: type | tuple[type, ...]) -> Any:
         try:
             value = json.loads(self.text(key))
         except ValueError:
-            raise self.wrong(f"{key}: expected JSON, came {self.text(key)!r}") from None
+            raise self.wrong(f"{key}: expected JSON, got {self.text(key)!r}") from None
         if not isinstance(value, kind):
-            raise self.wrong(f"{key}: came {type(value).__name__} {self.text(key)[:80]!r}")
+            raise self.wrong(f"{key}: got {type(value).__name__} {self.text(key)[:80]!r}")
         return value
 
     def names(self, key: str) -> tuple[str, ...]:
@@ -185,7 +185,7 @@ class _Reader:
             column = RequestColumn(name, dtype, bool(entry["is_list"]), part, tensor, companion, unit)
         except (KeyError, TypeError):
             expected = "expected name, dtype, is_list, part, tensor and companion"
-            raise self.wrong(f"request_columns: {expected}, came {entry!r}") from None
+            raise self.wrong(f"request_columns: {expected}, got {entry!r}") from None
         self._check_input(column, column.tensor, column.dtype, column.dtype in COLUMN_DTYPES)
         if column.is_list:
             self._check_input(column, column.companion, "int32")
@@ -197,4 +197,4 @@ class _Reader:
         tensor = None if name is None else self.inputs.get(name)
         if tensor is None or tensor.dtype != dtype or not known:
             came = "no such input" if tensor is None else f"an input of {tensor.dtype}"
-            raise self.wrong(f"request column {column.name!r}: expected {name!r} of {dtype}, came {came}")
+            raise self.wrong(f"request column {column.name!r}: expected {name!r} of {dtype}, got {came}")

@@ -373,17 +373,17 @@ class Core(Generic[AnyTransport]):
 
 def _name(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value:
-        raise InvalidInput(f"{what}: expected the name of a model, came {shown(value)}")
+        raise InvalidInput(f"{what}: expected the name of a model, got {shown(value)}")
     return value
 
 
 def _flag(value: Any, what: str) -> bool:
     if not isinstance(value, (bool, np.bool_)):
-        raise InvalidInput(f"{what}: expected True or False, came {shown(value)}")
+        raise InvalidInput(f"{what}: expected True or False, got {shown(value)}")
     return bool(value)
 
 
 def _whole(value: Any, what: str, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidInput(f"{what}: expected a whole number from {least}, came {shown(value)}")
+        raise InvalidInput(f"{what}: expected a whole number from {least}, got {shown(value)}")
     return value

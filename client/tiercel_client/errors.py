@@ -14,7 +14,7 @@
     ├── ServerFault         it failed at work on the request      (INTERNAL and the like)
     └── ProtocolMismatch    what answers is no Tiercel that this client knows
 
-A message says what was expected, what came, and what to do. ``retryable`` says whether the same
+A message says what was expected, what was received, and what to do. ``retryable`` says whether the same
 request may succeed a moment later: only after a refused connection, or in front of a full queue.
 """
 
@@ -27,7 +27,7 @@ class ClientError(Exception):
     Parameters
     ----------
     message
-        What was expected, what came, what to do.
+        What was expected, what was received, what to do.
     status
         Name of the gRPC status, if a server or the channel gave one.
     server_message

@@ -44,7 +44,7 @@ class Retry:
 
     def __post_init__(self) -> None:
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
-            raise InvalidInput(f"Retry: attempts: expected a whole number, came {shown(self.attempts)}")
+            raise InvalidInput(f"Retry: attempts: expected a whole number, got {shown(self.attempts)}")
         limits = {
             "attempts": (1, 100),
             "first_delay_s": (0, 3600),
@@ -55,7 +55,7 @@ class Retry:
         for name, (least, most) in limits.items():
             value = getattr(self, name)
             if not isinstance(value, int | float) or not least <= value <= most:
-                raise InvalidInput(f"Retry: {name}: expected {least} to {most}, came {shown(value)}")
+                raise InvalidInput(f"Retry: {name}: expected {least} to {most}, got {shown(value)}")
 
     def delay(self, attempt: int, error: ClientError, remaining_s: float) -> float | None:
         """Return how many seconds to wait after attempt number ``attempt`` failed; None is give up."""
@@ -94,7 +94,7 @@ class TLS:
 
     def __post_init__(self) -> None:
         if (self.private_key is None) != (self.certificate_chain is None):
-            raise InvalidInput("TLS: expected private_key and certificate_chain together, came one of them")
+            raise InvalidInput("TLS: expected private_key and certificate_chain together, got one of them")
 
     def read(self) -> dict[str, bytes | None]:
         """Return the files' content as gRPC's credentials take it; InvalidInput if one can't be read."""
@@ -108,7 +108,7 @@ class TLS:
         try:
             return Path(path).read_bytes()
         except OSError as error:
-            raise InvalidInput(f"TLS: {name}: expected a PEM file, came {error.strerror}: {path}") from None
+            raise InvalidInput(f"TLS: {name}: expected a PEM file, got {error.strerror}: {path}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def seconds(value: Any, what: str) -> float:
     """Return a number of seconds above 0 and at most `LONGEST_S`; InvalidInput if ``value`` is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST_S:
         raise InvalidInput(
-            f"{what}: expected a number of seconds above 0 and at most {LONGEST_S:.0e}, came {shown(value)}"
+            f"{what}: expected a number of seconds above 0 and at most {LONGEST_S:.0e}, got {shown(value)}"
         )
     return float(value)
 
@@ -162,21 +162,21 @@ def check_headers(headers: Any) -> dict[str, str | bytes]:
     if headers is None:
         return {}
     if not isinstance(headers, Mapping):
-        raise InvalidInput(f"headers: expected a mapping of name to value, came {type(headers).__name__}")
+        raise InvalidInput(f"headers: expected a mapping of name to value, got {type(headers).__name__}")
     checked: dict[str, str | bytes] = {}
     for name, value in headers.items():
         lower = name.lower() if isinstance(name, str) else ""
         if not _HEADER_NAME.fullmatch(lower) or lower.startswith("grpc-"):
             raise InvalidInput(
                 "headers: expected names of letters, digits, '-', '_' and '.' that do not begin with "
-                f"'grpc-', came {shown(name)}"
+                f"'grpc-', got {shown(name)}"
             )
         binary = lower.endswith("-bin")
         if binary != isinstance(value, bytes) or not (
             binary or (isinstance(value, str) and _HEADER_VALUE.fullmatch(value))
         ):
             want = "bytes" if binary else "printable ASCII text"
-            raise InvalidInput(f"headers: {lower}: expected {want}, came another {type(value).__name__}")
+            raise InvalidInput(f"headers: {lower}: expected {want}, got another {type(value).__name__}")
         checked[lower] = value
     return checked
 
@@ -188,4 +188,4 @@ def check_request_id(request_id: Any) -> str:
             return request_id
     except UnicodeEncodeError:
         pass
-    raise InvalidInput(f"request_id: expected text that UTF-8 can write, came {shown(request_id)}")
+    raise InvalidInput(f"request_id: expected text that UTF-8 can write, got {shown(request_id)}")

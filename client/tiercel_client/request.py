@@ -92,7 +92,7 @@ def build_requests(contract: Contract, question: Question) -> list[Part]:
     users = sequence(question.users, "user_ids")
     count = len(users)
     if not count:
-        raise InvalidInput("user_ids: expected at least one user, came none; nothing to ask for")
+        raise InvalidInput("user_ids: expected at least one user, got none; nothing to ask for")
     tensors: list[_Scalars | _Lists] = [_user_ids(contract, users, question.single)]
     if question.k is not None and (k := _k(contract, question, count)) is not None:
         tensors.append(k)
@@ -132,7 +132,7 @@ def related_inputs(contract: Contract, item_ids: Any, k: Any, exclude: Any) -> d
     given = [item_ids] if isinstance(item_ids, int | str) else list(sequence(item_ids, "item_ids"))
     if not 0 < len(given) <= contract.max_excluded:
         limit = f"1 to {contract.max_excluded} (max_excluded of {contract.model})"
-        raise InvalidInput(f"item_ids: expected {limit} items, came {len(given)}")
+        raise InvalidInput(f"item_ids: expected {limit} items, got {len(given)}")
     ids = convert_ids(given, contract.item_id_dtype, lambda position: f"item_ids[{position}]")
     inputs = {RELATED_TO: ids.reshape(1, -1), "k": np.array([[build_k(contract, k)]], np.int32)}
     if exclude is not None:
@@ -254,7 +254,7 @@ def _k(contract: Contract, question: Question, count: int) -> _Scalars | None:
         worst = int(np.argmax(wrong))
         raise InvalidInput(
             f"{place(worst)}: expected 1 to {contract.k_max} items (k_max of {contract.model}), "
-            f"came {int(k[worst])}"
+            f"got {int(k[worst])}"
         )
     return _Scalars("k", k.astype(np.int32))
 
@@ -287,7 +287,7 @@ def _item_ids(
         worst = int(np.argmax(lengths))
         raise InvalidInput(
             f"{_place(argument, single)(worst)}: expected at most {contract.max_excluded} item ids "
-            f"(max_excluded of {contract.model}), came {int(lengths[worst])}"
+            f"(max_excluded of {contract.model}), got {int(lengths[worst])}"
         )
     if name == EXCLUDE:
         lengths = np.where(lengths == 0, np.int32(-1), lengths)  # nothing to exclude is nothing to send
@@ -301,7 +301,7 @@ def _item_ids(
 
 def _features(contract: Contract, features: Any, count: int, single: bool) -> list[_Scalars | _Lists]:
     if not isinstance(features, Mapping):
-        raise InvalidInput(f"features: expected a mapping of column to value, came {shown(features)}")
+        raise InvalidInput(f"features: expected a mapping of column to value, got {shown(features)}")
     return [_feature(contract, name, values, count, single) for name, values in features.items()]
 
 
@@ -335,9 +335,7 @@ def _rows(given: Any, argument: str) -> Sequence[Any] | Array:
 
 def _each(values: Sequence[Any] | Array, argument: str, count: int) -> Sequence[Any] | Array:
     if len(values) != count:
-        raise InvalidInput(
-            f"{argument}: expected one entry for each of the {count} users, came {len(values)}"
-        )
+        raise InvalidInput(f"{argument}: expected one entry for each of the {count} users, got {len(values)}")
     return values
 
 

@@ -141,14 +141,14 @@ def read_explained(contract: Contract, arrays: Arrays, user: Any, request_id: st
         raise read.wrong("filter_reason: expected empty slots at the end only")
     places = read.array("kept_index", "iu", (-1,))[0][: int((reasons == KEPT).sum())]
     if places.size and (places.min() < 0 or places.max() >= len(rows) or (reasons[places] != KEPT).any()):
-        raise read.wrong("kept_index: expected the places of the kept candidates, came others")
+        raise read.wrong("kept_index: expected the places of the kept candidates, got others")
     scores, moved = np.zeros((len(rows), 0)), np.zeros(len(rows), np.int32)
     if "rank_score" in arrays:
         scores = read.array("rank_score", "f", (-1, -1))[0]
     if "reorder_reason" in arrays:
         moved = read.array("reorder_reason", "iu", (-1,))[0]
     if min(len(scores), len(moved)) < len(places):
-        raise read.wrong("rank_score, reorder_reason: expected one for each of the kept, came fewer")
+        raise read.wrong("rank_score, reorder_reason: expected one for each of the kept, got fewer")
     history: Array = np.zeros(0, np.int64)
     if "history_row" in arrays:
         history = read.array("history_row", "iu", (-1,))[0][: read.within("history_length", 0, None)[0]]
@@ -275,7 +275,7 @@ def _said(contract: Contract, arrays: Arrays) -> tuple[int, int | None, float | 
     missing = [name for name in names if name not in arrays or arrays[name].size != 1]
     if missing:
         raise ProtocolMismatch(
-            f"model {contract.model!r}: expected one value in {missing[0]!r}, came none; the release is "
+            f"model {contract.model!r}: expected one value in {missing[0]!r}, got none; the release is "
             "older than this client: export it again"
         )
     code, place, score, detail = (arrays[name].reshape(-1)[0] for name in names)
@@ -358,17 +358,17 @@ class _Reader:
         """Return an output of one of the dtype kinds and of the shape ``[rows, *dims]``; -1 is any."""
         array = self.arrays.get(name)
         if array is None:
-            raise self.wrong(f"expected the output {name!r}, came {', '.join(self.arrays) or 'nothing'}")
+            raise self.wrong(f"expected the output {name!r}, got {', '.join(self.arrays) or 'nothing'}")
         shape, came = (self.rows, *dims), array.shape
         if array.dtype.kind in kinds and (came == shape or _fits(came, shape)):
             return array
-        raise self.wrong(f"{name}: expected shape {shape}, came {array.dtype} {came}")
+        raise self.wrong(f"{name}: expected shape {shape}, got {array.dtype} {came}")
 
     def within(self, name: str, least: int, most: int | None) -> list[int]:
         """Return an output ``[rows, 1]`` of whole numbers in a range."""
         values: list[int] = self.array(name, "iu", (1,))[:, 0].tolist()
         if values and (min(values) < least or (most is not None and max(values) > most)):
-            raise self.wrong(f"{name}: expected {least} to {most}, came {values}")
+            raise self.wrong(f"{name}: expected {least} to {most}, got {values}")
         return values
 
     def ids(self, ids: Sequence[Any]) -> Sequence[Id]:
@@ -378,7 +378,7 @@ class _Reader:
         try:
             return [one.decode() for one in ids]
         except UnicodeDecodeError as error:
-            raise self.wrong(f"item_id: expected UTF-8, came {error.object!r}") from None
+            raise self.wrong(f"item_id: expected UTF-8, got {error.object!r}") from None
 
 
 def _fits(came: tuple[int, ...], shape: tuple[int, ...]) -> bool:

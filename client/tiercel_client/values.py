@@ -52,7 +52,7 @@ def sequence(values: object, what: str, *, unordered: bool = False) -> Sequence[
         values = values.to_numpy()
     if isinstance(values, np.ndarray):
         if values.ndim != 1:
-            raise InvalidInput(f"{what}: expected one dimension, came an array of shape {values.shape}")
+            raise InvalidInput(f"{what}: expected one dimension, got an array of shape {values.shape}")
         return values
     is_set = isinstance(values, set | frozenset)
     if (
@@ -60,7 +60,7 @@ def sequence(values: object, what: str, *, unordered: bool = False) -> Sequence[
         or not isinstance(values, Iterable)
         or (is_set and not unordered)
     ):
-        raise InvalidInput(f"{what}: expected a list, came {shown(values)}")
+        raise InvalidInput(f"{what}: expected a list, got {shown(values)}")
     return list(values)
 
 
@@ -220,7 +220,7 @@ def _whole(value: object, place: Place, position: int, feature: bool) -> int:
         raise _out_of_range(place(position), number, "int64")
     if isinstance(value, float | np.floating) and abs(number) >= _EXACT:
         raise InvalidInput(
-            f"{place(position)}: expected a whole number, came {shown(value)}, a float so large that it "
+            f"{place(position)}: expected a whole number, got {shown(value)}, a float so large that it "
             "stands for several; send an int"
         )
     return number
@@ -235,14 +235,14 @@ def _boolean(value: object, place: Place, position: int, nullable: bool) -> bool
 def _floats(values: Sequence[Any] | Array, dtype: str, place: Place, *, nullable: bool) -> Array:
     wide = _wide_floats(values, place)
     if not nullable and (empty := np.isnan(wide)).any():
-        raise InvalidInput(f"{place(int(np.argmax(empty)))}: expected a number, came NaN or None")
+        raise InvalidInput(f"{place(int(np.argmax(empty)))}: expected a number, got NaN or None")
     with np.errstate(over="ignore"):
         narrow = wide.astype(dtype, copy=False)
     infinite = np.isinf(narrow)
     if infinite.any():
         worst = int(np.argmax(infinite))
         raise InvalidInput(
-            f"{place(worst)}: expected a finite {dtype}, came {wide[worst]}; send None or NaN for "
+            f"{place(worst)}: expected a finite {dtype}, got {wide[worst]}; send None or NaN for "
             "a value that is not known"
         )
     return narrow
@@ -269,14 +269,14 @@ def _number(value: object, where: str) -> float:
     if isinstance(value, bool | np.bool_ | np.timedelta64) or not isinstance(
         value, int | float | np.integer | np.floating
     ):
-        raise InvalidInput(f"{where}: expected a number, came {shown(value)}")
+        raise InvalidInput(f"{where}: expected a number, got {shown(value)}")
     try:
         number = float(value)
     except OverflowError:
-        raise InvalidInput(f"{where}: expected a number that fits a float64, came {shown(value)}") from None
+        raise InvalidInput(f"{where}: expected a number that fits a float64, got {shown(value)}") from None
     if isinstance(value, int | np.integer) and int(number) != value:
         raise InvalidInput(
-            f"{where}: expected a number that a float64 holds, came {shown(value)}, which would become "
+            f"{where}: expected a number that a float64 holds, got {shown(value)}, which would become "
             f"{int(number)}; send a float if its last digits do not matter"
         )
     return number
@@ -304,7 +304,7 @@ def _text(value: object, place: Place, position: int, nullable: bool) -> bytes:
         return value.encode()
     except UnicodeEncodeError as error:
         raise InvalidInput(
-            f"{place(position)}: expected text that UTF-8 can write, came {shown(value)} with a lone "
+            f"{place(position)}: expected text that UTF-8 can write, got {shown(value)} with a lone "
             f"surrogate at position {error.start}; decode its source with the encoding it was written in"
         ) from None
 
@@ -318,13 +318,13 @@ def _wrong_type(where: str, dtype: str, value: object) -> InvalidInput:
     elif is_null(value):
         anonymous = "send tiercel_client.ANONYMOUS for a user without an id"
         hint = f"; {anonymous if where.startswith('user_id') else 'leave it out'}"
-    return InvalidInput(f"{where}: expected {_KINDS[dtype]}, came {shown(value)}{hint}")
+    return InvalidInput(f"{where}: expected {_KINDS[dtype]}, got {shown(value)}{hint}")
 
 
 def _out_of_range(where: str, number: int, dtype: str) -> InvalidInput:
     limits = np.iinfo(dtype)
     return InvalidInput(
-        f"{where}: expected a number that fits {dtype} ({limits.min} to {limits.max}), came {shown(number)}"
+        f"{where}: expected a number that fits {dtype} ({limits.min} to {limits.max}), got {shown(number)}"
     )
 
 

@@ -105,7 +105,7 @@ def test_for_people(store: Store, user: str, column: str, tiercel_here: Tiercel)
 
 def test_what_cannot_be_is_said(store: Store, user: str, column: str, tmp_path: Path) -> None:
     assert "has no user column 'aeg'; use" in store.fails("put", "--user", user, "aeg=3")
-    assert "expected a number, came str 'old'" in store.fails("put", "--user", user, f"{column}=old")
+    assert "expected a number, got str 'old'" in store.fails("put", "--user", user, f"{column}=old")
     assert "write NAME=VALUE" in store.fails("put", "--user", user, column)
     assert "ttl_s: expected a number above 0" in store.fails("put", "--user", user, f"{column}=1", "--ttl", 0)
     (tmp_path / "bad").write_text('{"user_id": 3}\n')

@@ -378,7 +378,7 @@ def test_why_a_step_moved_a_candidate(make: Make) -> None:
     first, _, third = recommender.explain(42).candidates
     assert (first.reorder_reason, third.reorder_reason) == ("reason 3", "too many of one kind")
     transport._explained = lambda answer: {**moved(answer), "reorder_reason": np.zeros((1, 1), np.int32)}
-    with pytest.raises(ProtocolMismatch, match="one for each of the kept, came fewer"):
+    with pytest.raises(ProtocolMismatch, match="one for each of the kept, got fewer"):
         recommender.explain(42)
 
 

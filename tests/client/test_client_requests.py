@@ -113,7 +113,7 @@ def test_sets_and_candidates_travel_as_they_are() -> None:
     assert part.inputs["candidate_item_ids"].tolist() == [[5, 5, 1], [0, 0, 0], [0, 0, 0]]
     assert part.inputs["candidate_item_ids__length"].tolist() == [[3], [0], [-1]]
     said = refused(one, candidates=list(range(7)))
-    assert "candidates: expected at most 6 item ids (max_excluded of recommend), came 7" in said
+    assert "candidates: expected at most 6 item ids (max_excluded of recommend), got 7" in said
     assert "candidates[1]: expected" in refused(one, candidates=[1, "x"])
     old = dataclasses.replace(INTS, inputs=INTS.inputs - {"include_item_ids"})
     assert "include: model recommend takes no include_item_ids" in refused(one, rules=old, include=[1])
@@ -188,7 +188,7 @@ def test_arrow_arrays_and_the_nulls_of_pandas() -> None:
     assert one("x", TEXTS, exclude=pa.array(["a", "b"]))["exclude_item_ids"].tolist() == [[b"a", b"b"]]
     codes = one(features={"codes": pa.chunked_array([[2**60 + 1], [4]])})["codes"]
     assert codes.tolist() == [[2**60 + 1, 4]]
-    with pytest.raises(InvalidInput, match=r"history\[1\]: expected a whole number, came NoneType"):
+    with pytest.raises(InvalidInput, match=r"history\[1\]: expected a whole number, got NoneType"):
         one(history=pa.array([1, None]))
     for null in (pd.NA, pd.NaT):
         assert one(features=dict.fromkeys(("age", "income", "country", "member"), null)).keys() == {"user_id"}
@@ -201,9 +201,9 @@ def test_arrow_arrays_and_the_nulls_of_pandas() -> None:
 def test_durations_are_no_numbers() -> None:
     duration = np.timedelta64(3, "s")
     for name in ("age", "income"):
-        with pytest.raises(InvalidInput, match=r"expected a .*number, came timedelta64"):
+        with pytest.raises(InvalidInput, match=r"expected a .*number, got timedelta64"):
             one(features={name: duration})
-    with pytest.raises(InvalidInput, match="user_id: expected a whole number, came timedelta64"):
+    with pytest.raises(InvalidInput, match="user_id: expected a whole number, got timedelta64"):
         one(duration)
 
 
@@ -239,12 +239,12 @@ def test_yes_and_no() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tensor": "elsewhere"}, "'trip': expected 'elsewhere' of int64, came no such input"),
-        ({"dtype": "int32"}, "expected 'a tensor' of int32, came an input of int64"),
-        ({"companion": None}, "expected None of int32, came no such input"),
-        ({"companion": "a tensor"}, "expected 'a tensor' of int32, came an input of int64"),
-        ({"is_list": False}, "expected 'trip__valid' of bool, came an input of int32"),
-        ({"dtype": "datetime"}, "of datetime, came an input of int64"),
+        ({"tensor": "elsewhere"}, "'trip': expected 'elsewhere' of int64, got no such input"),
+        ({"dtype": "int32"}, "expected 'a tensor' of int32, got an input of int64"),
+        ({"companion": None}, "expected None of int32, got no such input"),
+        ({"companion": "a tensor"}, "expected 'a tensor' of int32, got an input of int64"),
+        ({"is_list": False}, "expected 'trip__valid' of bool, got an input of int32"),
+        ({"dtype": "datetime"}, "of datetime, got an input of int64"),
     ],
 )
 def test_a_release_that_names_what_it_does_not_have(changes: dict[str, Any], message: str) -> None:

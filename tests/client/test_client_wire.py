@@ -119,7 +119,7 @@ EXPECTED = [
     (CODE.UNAVAILABLE, "Socket closed", ServerUnavailable, 1),
     (CODE.UNAVAILABLE, "", ServerUnavailable, 1),
     (CODE.DEADLINE_EXCEEDED, "Deadline Exceeded", DeadlineExceeded, 1),
-    (CODE.INVALID_ARGUMENT, "stage ordering: k must be 1 to 12, came 0", RequestRefused, 1),
+    (CODE.INVALID_ARGUMENT, "stage ordering: k must be 1 to 12, got 0", RequestRefused, 1),
     (CODE.FAILED_PRECONDITION, "no", RequestRefused, 1),
     (CODE.OUT_OF_RANGE, "no", RequestRefused, 1),
     (CODE.NOT_FOUND, "Request for unknown model", NotFound, 1),

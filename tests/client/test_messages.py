@@ -73,7 +73,7 @@ def test_an_answer_is_what_protobuf_wrote() -> None:
 def test_contents_that_do_not_fit_are_told(content: bytes) -> None:
     message = answer(count=np.array([[3]]))
     message.raw_output_contents[0] = content
-    with pytest.raises(ValueError, match=rf"count: expected 8 bytes for int64 \(1, 1\), came {len(content)}"):
+    with pytest.raises(ValueError, match=rf"count: expected 8 bytes for int64 \(1, 1\), got {len(content)}"):
         read_answer(message.SerializeToString())
 
 

@@ -51,7 +51,7 @@ def test_dates_finer_times_and_what_is_no_date():
 @pytest.mark.parametrize(
     ("value", "unit", "message"),
     [
-        ("tomorrow", "s", r"features\['when'\]\[0\]: expected a date.*came str 'tomorrow'.*2026-01-31"),
+        ("tomorrow", "s", r"features\['when'\]\[0\]: expected a date.*got str 'tomorrow'.*2026-01-31"),
         ("2026-02-30", "s", "day is out of range"),
         (datetime(9999, 12, 31), "ns", "64 bits hold as ns since 1970"),
     ],
@@ -73,5 +73,5 @@ def test_a_request_carries_what_the_server_announces():
     [part] = build_requests(contract, Question([1, 2, 3], features=users))
     assert part.inputs["when"][[0, 2], 0].tolist() == [NOON * 1000, (NOON - 43_200) * 1000]
     assert part.inputs[contract.columns["when"].companion][:, 0].tolist() == [True, False, True]
-    with pytest.raises(InvalidInput, match=r"features\['age'\].*a whole number, came datetime"):
+    with pytest.raises(InvalidInput, match=r"features\['age'\].*a whole number, got datetime"):
         build_requests(contract, Question.of_one(1, None, features={"age": datetime(2026, 1, 31)}))

@@ -237,7 +237,7 @@ def test_what_does_not_fit_is_refused(live: Live) -> None:
             {"item_id": 7, "vectors": {"towers": ["a"] * 8}},
             r"vectors.*: expected numbers, got str",
         ),
-        ({"item_id": 7, "vectors": {"towers": 5}}, r"vectors\['towers'\]: expected a list, came int 5"),
+        ({"item_id": 7, "vectors": {"towers": 5}}, r"vectors\['towers'\]: expected a list, got int 5"),
         ({"item_id": 7, "vectors": [1.0]}, "vectors: expected a mapping from names, got list"),
         ({"item_id": 7, "values": [1]}, "values: expected a mapping from names, got list"),
     ]

@@ -207,7 +207,7 @@ class FakeServer:
     def _recommend(self, inputs: Arrays, *, explain: bool) -> dict[str, Array]:
         users = _plain(inputs["user_id"][:, 0])
         if len(users) > self.max_batch_size:
-            raise RequestRefused(f"the fake server takes {self.max_batch_size} users, came {len(users)}")
+            raise RequestRefused(f"the fake server takes {self.max_batch_size} users, got {len(users)}")
         k = inputs["k"][:, 0].tolist() if "k" in inputs else [self.k_default] * len(users)
         excluded, history, included, listed = (
             self._lists(inputs, name, len(users)) for name in (EXCLUDE, HISTORY, INCLUDE, CANDIDATES)
@@ -328,7 +328,7 @@ _OUTPUTS = {"item_id": "", "score": "float32", "count": "int32", "status": "int3
 def _id_dtype(ids: Mapping[Id, Any]) -> str:
     kinds = {"bytes" if isinstance(one, str) else "int64" for one in ids}
     if len(kinds) > 1:
-        raise InvalidInput("FakeServer: expected ids that are all numbers or all text, came both")
+        raise InvalidInput("FakeServer: expected ids that are all numbers or all text, got both")
     return kinds.pop() if kinds else "int64"
 
 

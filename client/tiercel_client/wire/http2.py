@@ -142,7 +142,7 @@ class Http2:
         if body[:1] != b"\x00" or int.from_bytes(body[1:5], "big") != len(body) - 5:
             raise CallFailed(
                 "INTERNAL",
-                f"expected one message without compression, came {len(body)} bytes of another form",
+                f"expected one message without compression, got {len(body)} bytes of another form",
             )
         return body[5:]
 

@@ -68,7 +68,7 @@ def read_answer(answer: bytes) -> dict[str, Array]:
         if dtype is None:
             arrays[name] = deserialize_bytes_tensor(answer[begin : begin + came]).reshape(shape)
         elif came != size:
-            raise ValueError(f"{name}: expected {size} bytes for {dtype} {shape}, came {came}")
+            raise ValueError(f"{name}: expected {size} bytes for {dtype} {shape}, got {came}")
         else:
             arrays[name] = np.ndarray(shape, dtype, answer, begin)
     return arrays

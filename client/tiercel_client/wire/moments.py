@@ -64,7 +64,7 @@ def _ticks(value: Any, unit: str, where: str) -> Any:
     whole = nanoseconds // NANOSECONDS[unit]
     if not -(2**63) <= whole < 2**63:
         raise InvalidInput(
-            f"{where}: expected a time that 64 bits hold as {unit} since 1970, came {shown(value)}"
+            f"{where}: expected a time that 64 bits hold as {unit} since 1970, got {shown(value)}"
         )
     return whole
 
@@ -101,7 +101,7 @@ def _of_text(text: str, where: str) -> int:
         moment = datetime(year, month, day, hour, minute, second, tzinfo=_zone(match[8]))
     except ValueError as error:
         raise InvalidInput(
-            f"{where}: expected a date, a time or a whole number, came {shown(text)}: {error}"
+            f"{where}: expected a date, a time or a whole number, got {shown(text)}: {error}"
         ) from None
     passed = moment - _EPOCH
     return (passed.days * 86_400 + passed.seconds) * 10**9 + int((match[7] or "").ljust(9, "0"))

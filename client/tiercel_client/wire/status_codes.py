@@ -28,7 +28,7 @@ _STATUS_ERRORS: Mapping[str, tuple[type[ClientError], str]] = {
     "UNAUTHENTICATED": (NotAuthorised, "send other credentials in headers"),
     "PERMISSION_DENIED": (NotAuthorised, "send other credentials in headers"),
     "NOT_FOUND": (NotFound, "check the model's name and which release the server runs"),
-    "UNIMPLEMENTED": (ProtocolMismatch, "is it the gRPC port of a Triton Inference Server?"),
+    "UNIMPLEMENTED": (ProtocolMismatch, "is this the gRPC port of a Triton Inference Server?"),
     "DEADLINE_EXCEEDED": (DeadlineExceeded, "give it a longer timeout_s, or find out what is slow"),
 }
 
@@ -117,5 +117,5 @@ def _meaning(status: str, text: str) -> tuple[type[ClientError], str, bool | Non
     if any(words in lower for words in _TLS_FAILED):
         return ServerUnavailable, "the TLS handshake failed: check the certificates and names in tls", False
     if any(words in lower for words in _NOT_REACHED):
-        return ServerUnavailable, "is the server running there, and is it its gRPC port?", True
+        return ServerUnavailable, "is the server running, and is this its gRPC port?", True
     return ServerUnavailable, "the connection or the server broke off while it had the request", False

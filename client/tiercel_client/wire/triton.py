@@ -210,7 +210,7 @@ def check_url(url: Any) -> str:
     if not isinstance(url, str) or not url.strip() or "://" in url:
         raise InvalidInput(
             "url: expected host:port of the server's gRPC service, such as 'localhost:8001', "
-            f"came {shown(url)}"
+            f"got {shown(url)}"
         )
     return url.strip()
 
