@@ -21,7 +21,7 @@ class Recommender(Core[Transport]):
     """Asks a served Tiercel release for recommendations. Safe to use from several threads.
 
     Nothing is sent before the first call, which also reads the ensemble's configuration: its limits,
-    the types of its ids and its request columns. Make one and keep it: it holds one connection.
+    the types of its ids and its request columns. Make one and keep it: it keeps its connections.
 
     Parameters
     ----------

@@ -123,14 +123,13 @@ class DirectChannel:
 
     def _put_back(self, connection: Connection) -> None:
         """Keep a connection for the next call, if it can take one, or will."""
-        http2 = connection.http2
-        if http2.ended and not http2.spent:
+        if connection.http2.free:
             connection.used_at = time.monotonic()
             self._idle.append(connection)
-        elif http2.spent or not http2.asked or self.may_cancel or len(self._late) >= MOST_LATE:
-            self._drop(connection)
-        else:
+        elif connection.http2.late and not self.may_cancel and len(self._late) < MOST_LATE:
             self._late.append(connection)
+        else:
+            self._drop(connection)
 
     def _take(self, ends: float) -> Connection:
         """Return the connection that was used last and still stands, or a new one."""

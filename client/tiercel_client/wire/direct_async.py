@@ -61,18 +61,17 @@ class AsyncDirectChannel:
         try:
             return await connection.call(fields, message, ends)
         finally:
-            http2 = connection.http2
-            if http2.ended and not http2.spent:
+            if connection.http2.free:
                 self._idle.append(connection)
-            elif http2.spent or not http2.asked or self.may_cancel or len(self._late) >= MOST_LATE:
-                self._drop(connection)
-            else:
+            elif connection.http2.late and not self.may_cancel and len(self._late) < MOST_LATE:
                 self._late.append(connection)
+            else:
+                self._drop(connection)
 
     async def _take(self, ends: float) -> _Connection:
         """Return the connection that was used last and still stands, or a new one."""
         # The event loop has read whatever came.
-        answered = [one for one in self._late if one.http2.ended or one.http2.spent]
+        answered = [one for one in self._late if not one.http2.late]
         self._late = [one for one in self._late if one not in answered]
         self._idle += answered
         while self._idle:

@@ -82,6 +82,16 @@ class Http2:
         """Whether it takes no more calls: it is lost, the server leaves, or the streams are used up."""
         return self._leaving or self._stream > frames.LARGEST - 2
 
+    @property
+    def free(self) -> bool:
+        """Whether it takes another call now."""
+        return self.ended and not self.spent
+
+    @property
+    def late(self) -> bool:
+        """Whether the call was sent whole and can still be answered."""
+        return self.asked and not self.ended and not self.spent
+
     def begin(self, fields: bytes, message: bytes) -> None:
         """Begin a call, of a header block and a serialised message."""
         self._stream += 2
