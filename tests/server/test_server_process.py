@@ -171,6 +171,22 @@ def test_the_watch_notices_a_death(repository: Path, canary: Canary, nothing_lef
         server.stop(grace_s=0.0)
 
 
+def test_a_triton_that_is_still_ending_is_no_stub(
+    repository: Path, canary: Canary, nothing_left: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first thread has ended, others have not: the kernel calls it a zombie, and has no status yet."""
+    with start_server(repository, canary=canary) as server:
+        stub = stub_of(server.pid)
+        monkeypatch.setattr(guard, "group_members", lambda group: [stub])
+        with pytest.raises(ServerFailed, match="Triton is ending while it was serving"):
+            server.check()
+        threading.Timer(0.2, os.kill, (server.pid, signal.SIGKILL)).start()
+        with pytest.raises(ServerFailed, match="Triton was killed by SIGKILL while it was serving"):
+            server.check()
+        monkeypatch.undo()
+        server.stop(grace_s=0.0)
+
+
 def test_the_watch_notices_a_failing_canary_and_a_stop(
     repository: Path, canary: Canary, nothing_left: Path
 ) -> None:

@@ -33,6 +33,8 @@ Canary = Callable[[str, float], None]
 
 _CANARY_ATTEMPTS = 3
 _CANARY_START_S = 10.0
+#: How long a Triton whose first thread has ended may take until the kernel tells how it ended.
+_ENDING_S = 1.0
 
 
 def start_server(
@@ -186,6 +188,8 @@ class TritonServer:
             raise ServerFailed("this server was stopped; start another")
         gone = self._members.difference(guard.group_members(self.pid)) if self._members else ()
         status = self._process.poll()  # after the members: Triton is one, and may die in between
+        if status is None and self.pid in gone:  # its first thread has ended, others are still ending
+            status = self._ending(self._process)
         if status is not None:
             raise self._failure(f"Triton {exit_text(status)} while it was serving")
         if gone:
@@ -314,6 +318,12 @@ class TritonServer:
             f"Triton at {self.grpc_url} says that it is ready, but a real inference failed "
             f"{attempts} times: {failed}"
         ) from failed
+
+    def _ending(self, process: subprocess.Popen[bytes]) -> int:
+        try:
+            return process.wait(_ENDING_S)
+        except subprocess.TimeoutExpired:
+            raise self._failure("Triton is ending while it was serving; start the server again") from None
 
     def _end_process(self, grace_s: float) -> None:
         process = self._process
