@@ -178,7 +178,7 @@ def test_a_triton_that_is_still_ending_is_no_stub(
     with start_server(repository, canary=canary) as server:
         stub = stub_of(server.pid)
         monkeypatch.setattr(guard, "group_members", lambda group: [stub])
-        with pytest.raises(ServerFailed, match="Triton is ending while it was serving"):
+        with pytest.raises(ServerFailed, match="Triton died while it was serving"):
             server.check()
         threading.Timer(0.2, os.kill, (server.pid, signal.SIGKILL)).start()
         with pytest.raises(ServerFailed, match="Triton was killed by SIGKILL while it was serving"):

@@ -100,7 +100,6 @@ def start_server(
     source = _as_source(release_or_repository)
     if isinstance(source, Release):
         check_runner(source.manifest.runner if runner is None else runner)
-    if isinstance(source, Release):
         check_files(source, progress)
     ports = {"grpc": grpc_port or None, "http": http_port or None, "metrics": metrics_port or None}
     with held_ports(address, ports) as held:
@@ -189,14 +188,13 @@ class TritonServer:
         gone = self._members.difference(guard.group_members(self.pid)) if self._members else ()
         status = self._process.poll()  # after the members: Triton is one, and may die in between
         if status is None and self.pid in gone:  # its first thread has ended, others are still ending
-            status = self._ending(self._process)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = self._process.wait(_ENDING_S)
         if status is not None:
             raise self._failure(f"Triton {exit_text(status)} while it was serving")
         if gone:
-            raise self._failure(
-                f"Triton's Python stub process {min(gone)} died, and Triton does not restart it; "
-                "start the server again"
-            )
+            what = "" if self.pid in gone else f"'s Python stub process {min(gone)}"
+            raise self._failure(f"Triton{what} died while it was serving; start the server again")
 
     def wait(self, *, canary_interval_s: float = 10.0, canary_timeout_s: float = 5.0) -> None:
         """Block while the server serves, and return when another thread has stopped it.
@@ -318,12 +316,6 @@ class TritonServer:
             f"Triton at {self.grpc_url} says that it is ready, but a real inference failed "
             f"{attempts} times: {failed}"
         ) from failed
-
-    def _ending(self, process: subprocess.Popen[bytes]) -> int:
-        try:
-            return process.wait(_ENDING_S)
-        except subprocess.TimeoutExpired:
-            raise self._failure("Triton is ending while it was serving; start the server again") from None
 
     def _end_process(self, grace_s: float) -> None:
         process = self._process
