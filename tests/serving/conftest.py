@@ -126,6 +126,7 @@ def chain_of(tiny_of: Callable[[str], Tiny]) -> Callable[[str], Chain]:
                 if variant.endswith("by a scan"):
                     # Catalogues as small as these are otherwise sorted for all users at once.
                     patch.setattr("tiercel_serving.sources.scan.SCAN_ITEMS", 0)
+                    patch.setattr("tiercel_serving.sources.scan.BLOCK_NUMBERS", 0)
                 made[variant] = Chain.open(tiny_of(variant).release)
         return made[variant]
 

@@ -53,6 +53,7 @@ MASKS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 def _no_catalogue_is_small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tiercel_serving.sources.scan.SCAN_ITEMS", 0)
+        patch.setattr("tiercel_serving.sources.scan.BLOCK_NUMBERS", 0)
         # Nor are so many users scanned at once that a batch is not cut.
         patch.setattr("tiercel_serving.sources.scan.SCAN_SCORES", 7 * ITEMS)
         yield

@@ -155,3 +155,29 @@ def test_the_best_are_those_of_the_whole_order(functions, monkeypatch):
 @pytest.mark.slow
 def test_no_byte_beyond_what_was_given_is_touched():
     run_sanitized(SANITIZED)
+
+
+#: What a sample of every so manyth score makes of the best: score by place, of 4,096.
+SAMPLED = {
+    "the best are those of the sample": lambda at: np.where(at % 32 == 0, 5.0, -at),
+    "none of the best is in the sample": lambda at: np.where(at % 32 == 1, 5.0, -at),
+    "falling": lambda at: -at,
+    "rising": lambda at: at,
+    "all alike": lambda at: np.zeros(len(at)),
+    "two values": lambda at: at % 2,
+}
+
+
+@pytest.mark.parametrize("hidden", [0.0, 0.5, 0.97, 1.0])
+@pytest.mark.parametrize("kind", SAMPLED)
+def test_the_best_are_found_however_a_sample_misleads(functions, monkeypatch, kind, hidden):
+    monkeypatch.setattr(native_order, "library", lambda: functions)
+    at = np.arange(4096)
+    scores, rng = SAMPLED[kind](at).astype(np.float32)[None], np.random.default_rng(0)
+    masked = rng.random((1, 4097)) < hidden
+    for count in (1, 31, 200, 4000, 5000):
+        found, best = ranked.best_by_score(scores, at, count, 4096, masked)
+        order = [one for one in np.lexsort((at, -scores[0])).tolist() if not masked[0, one]][:count]
+        assert best[0].tolist() == order + [4096] * (count - len(order))
+        assert found[0, : len(order)].tolist() == scores[0, order].tolist()
+        assert np.isneginf(found[0, len(order) :]).all()

@@ -86,6 +86,37 @@ def test_the_best_of_all_are_those_that_numpy_finds(count: int, monkeypatch: pyt
     assert np.array_equal(rows, best[1])
 
 
+@pytest.mark.parametrize("size", [1, 3, 4, 15, 16, 17, 32, 37, 64, 130])
+@pytest.mark.parametrize("items", [0, 1, 15, 16, 17, 700])
+def test_blocks_give_the_sums_of_numpy_for_each_user(items: int, size: int) -> None:
+    random = np.random.default_rng(items + size)
+    vectors = random.normal(size=(items, size)).astype(np.float32)
+    query = random.normal(size=(4, size)).astype(np.float32)
+    if items > 5:
+        vectors[5] = np.nan
+    rows, masked = random.permutation(items), random.random((4, items + 1)) < 0.2
+    blocks = search.in_blocks(vectors)
+    assert blocks is not None
+    found = search.best_of_all(blocks, query, rows, 40, items, masked)
+    scores = np.fmax(np.einsum("id,bd->bi", vectors, query), np.float32(-np.inf))
+    wanted = best_by_score(scores, rows, 40, items, masked)
+    assert np.array_equal(found[0], wanted[0])
+    assert np.array_equal(found[1], wanted[1])
+
+
+def test_more_users_than_are_scored_at_once_get_what_each_gets_alone() -> None:
+    random = np.random.default_rng(0)
+    vectors, query = (random.normal(size=(many, 4)).astype(np.float32) for many in (5000, 500))
+    rows, masked = np.arange(5000), random.random((500, 5001)) < 0.2
+    blocks = search.in_blocks(vectors)
+    assert blocks is not None
+    scores, best = search.best_of_all(blocks, query, rows, 3, 5000, masked)
+    for user in (0, 208, 209, 210, 419, 420, 499):
+        alone = search.best_of_all(blocks, query[[user]], rows, 3, 5000, masked[[user]])
+        assert np.array_equal(alone[0][0], scores[user])
+        assert np.array_equal(alone[1][0], best[user])
+
+
 def test_functions_of_other_sums_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     class Rounded:
         def inner_products(self, *sizes_and_places: Any) -> int:
@@ -95,6 +126,7 @@ def test_functions_of_other_sums_are_not_used(monkeypatch: pytest.MonkeyPatch) -
     vectors, query, positions = drawn(8)
     assert search.functions() is None
     assert search.inner_products(vectors, query, positions) is None
+    assert search.in_blocks(vectors) is None
 
 
 SANITIZED = """
@@ -107,12 +139,12 @@ functions = native.open_library(Path(sys.argv[1]))
 search.functions = lambda: functions
 random = np.random.default_rng(0)
 for size in range(1, 40):
-    for items in (1, 3, 4, 9):
+    for items in (1, 3, 4, 9, 16, 300):
         vectors = random.normal(size=(items, size)).astype(np.float32)
         query = random.normal(size=(2, size)).astype(np.float32)
         search.inner_products(vectors, query, random.integers(0, items + 1, (2, 7)))
         masked = random.random((2, items + 1)) < 0.3
-        search.best_of_all(vectors, query, np.arange(items), 5, items, masked)
+        search.best_of_all(search.in_blocks(vectors), query, np.arange(items), 5, items, masked)
 """
 
 

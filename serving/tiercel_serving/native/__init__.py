@@ -31,6 +31,7 @@ ARGUMENTS: Mapping[str, str] = {
     "place_in_shares": "nnnn" + "pppp",
     "run_loops": "nnnptp",
     "inner_products": "nnnn" + "pppp",
+    "put_in_blocks": "nnpp",
     "best_of_all": "nnnnnn" + "pppppp",
 }
 

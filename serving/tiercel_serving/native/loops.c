@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "processors.h"
+
 #define EXPORT __attribute__((visibility("default")))
 
 /* A product and a sum in one step where the processor has it, as BLAS does. */
@@ -16,15 +18,6 @@
 #pragma STDC FP_CONTRACT ON
 #else
 #pragma GCC optimize("fp-contract=fast")
-#endif
-
-/* Once more for processors of the last ten years, which the loader chooses by itself: as BLAS does for NumPy. */
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 11 && !defined(__SANITIZE_ADDRESS__)
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v3", "default")))
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-#else
-#define FOR_EACH_PROCESSOR
-#define ALWAYS_INLINE static inline
 #endif
 
 /* The names in KINDS of engines/loops.py, in that order. */

@@ -101,6 +101,12 @@ EXPORT int64_t sort_by_score(int64_t users, int64_t width, const float* scores, 
   return 0;
 }
 
+/* What sorts by (score descending, row ascending). */
+static uint64_t key_at(const float* scores, const int64_t* rows, int64_t at)
+{
+  return (uint64_t)key_of(scores[at]) << 32 | (uint32_t)rows[at];
+}
+
 /* The greatest key that is among the first `count` of more; digit by digit, until a digit parts these from the others. */
 static uint64_t find_cut(const uint64_t* keys, int64_t many, int64_t count)
 {
@@ -116,6 +122,32 @@ static uint64_t find_cut(const uint64_t* keys, int64_t many, int64_t count)
   return cut;
 }
 
+/* A key that most likely has `count` of the keys at or below it, and not many times more; found among SAMPLE of them. */
+static uint64_t guess_cut(const float* scores, const int64_t* rows, const bool* masked, int64_t width, int64_t count)
+{
+  enum { SAMPLE = 128 };
+  uint64_t keys[SAMPLE];
+  int64_t many = 0;
+  const int64_t step = width / SAMPLE;
+  if (step < 2) return UINT64_MAX;
+  const int64_t wanted = count * SAMPLE * 3 / 2 / width + 8;
+  for (int64_t at = 0; at < SAMPLE; ++at)
+    if (masked == NULL || !masked[rows[at * step]]) keys[many++] = key_at(scores, rows, at * step);
+  return many > wanted ? find_cut(keys, many, wanted) : UINT64_MAX;
+}
+
+/* Gather the keys, up to a greatest one, of what is not masked; return how many. */
+static int64_t gather_keys(const float* scores, const int64_t* rows, const bool* masked, int64_t width, uint64_t greatest,
+                           uint64_t* keys)
+{
+  int64_t many = 0;
+  for (int64_t at = 0; at < width; ++at) {
+    keys[many] = key_at(scores, rows, at);
+    many += (keys[many] <= greatest) & (masked == NULL || !masked[rows[at]]);
+  }
+  return many;
+}
+
 /* Find each user's best candidates among those that are not masked.
  *
  *   step           from one user's rows to the next's: `width`, or 0 where all have the same
@@ -128,19 +160,19 @@ EXPORT int64_t best_by_score(int64_t users, int64_t width, int64_t count, int64_
                              const float* scores, const int64_t* rows, const bool* masked, float* found_scores,
                              int64_t* found_rows)
 {
-  uint64_t* keys = malloc((size_t)width * sizeof *keys + 1);
+  uint64_t* keys = malloc((size_t)(width + 1) * sizeof *keys);
   Entry* memory = malloc((size_t)(2 * count + 1) * sizeof *memory);
   float* chosen = malloc((size_t)count * sizeof *chosen + 1);
   int64_t* chosen_rows = malloc((size_t)count * sizeof *chosen_rows + 1);
   const bool whole = keys != NULL && memory != NULL && chosen != NULL && chosen_rows != NULL;
   Entry *entries = memory, *spare = memory + count;
   for (int64_t user = 0; whole && user < users; ++user) {
-    int64_t many = 0, below = 0;
-    for (int64_t at = 0; at < width; ++at) {
-      const int64_t row = rows[user * step + at];
-      if (masked == NULL || !masked[user * cells + row])
-        keys[many++] = (uint64_t)key_of(scores[user * width + at]) << 32 | (uint32_t)row;
-    }
+    const float* const own = scores + user * width;
+    const int64_t* const own_rows = rows + user * step;
+    const bool* const own_masked = masked == NULL ? NULL : masked + user * cells;
+    const uint64_t guess = guess_cut(own, own_rows, own_masked, width, count);
+    int64_t below = 0, many = gather_keys(own, own_rows, own_masked, width, guess, keys);
+    if (many < count && guess != UINT64_MAX) many = gather_keys(own, own_rows, own_masked, width, UINT64_MAX, keys);
     const uint64_t cut = many > count && count > 0 ? find_cut(keys, many, count) : UINT64_MAX;
     for (int64_t at = 0; at < many; ++at) below += keys[at] < cut;
     /* Of those that equal the cut, which are alike in all, as many as there is room for. */

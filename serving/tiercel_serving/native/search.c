@@ -9,10 +9,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "processors.h"
+
 #define EXPORT __attribute__((visibility("default")))
 
 typedef float Lanes __attribute__((vector_size(16)));
 enum { LANES = 4, BLOCK = 4 * LANES, ROWS = 4 /* vectors at a time: each sum waits for its last product */ };
+enum { GROUP = 16 /* vectors of a block */, SCORES = 1 << 20 /* that are held at once, 4 MB */ };
+typedef float Group __attribute__((vector_size(64)));
+typedef int32_t Flags __attribute__((vector_size(64)));
 
 /* In order.c. */
 int64_t best_by_score(int64_t users, int64_t width, int64_t count, int64_t step, int64_t cells, int64_t pad,
@@ -76,20 +81,90 @@ EXPORT int64_t inner_products(int64_t users, int64_t many, int64_t width, int64_
   return 0;
 }
 
+/* Which four numbers of a vector are added in step `step`: NumPy goes backwards within blocks, then forwards. */
+static int64_t numbers_of_step(int64_t step, int64_t size)
+{
+  const int64_t at = step * LANES, block = at - at % BLOCK;
+  return block + BLOCK <= size ? block + BLOCK - LANES - at % BLOCK : at;
+}
+
+/* Copy the numbers of a vector in the order in which they are added, `apart` floats from each other; zeros fill the last
+ * step. */
+static void put_in_order(const float* vector, int64_t size, int64_t apart, float* out)
+{
+  for (int64_t step = 0; step * LANES < size; ++step)
+    for (int64_t lane = 0; lane < LANES; ++lane) {
+      const int64_t at = numbers_of_step(step, size) + lane;
+      out[(step * LANES + lane) * apart] = at < size ? vector[at] : 0;
+    }
+}
+
+/* Lay vectors out for best_of_all: blocks of GROUP vectors, whose numbers of one place lie side by side.
+ *
+ *   vectors   [many, size]
+ *   blocks    [many / GROUP, size / LANES, LANES, GROUP], both quotients rounded up; zeros at first */
+EXPORT int64_t put_in_blocks(int64_t many, int64_t size, const float* vectors, float* blocks)
+{
+  const int64_t padded = (size + LANES - 1) / LANES * LANES;
+  for (int64_t at = 0; at < many; ++at)
+    put_in_order(vectors + at * size, size, GROUP, blocks + at / GROUP * GROUP * padded + at % GROUP);
+  return 0;
+}
+
+/* The inner products of the GROUP vectors of a block with a query, both in order: `padded` numbers each. */
+ALWAYS_INLINE void score_block(const float* block, const float* query, int64_t padded, float* scores)
+{
+  Group sums[LANES] = {{0}}, own;
+  for (int64_t at = 0; at < padded; at += LANES)
+    for (int64_t lane = 0; lane < LANES; ++lane) {
+      memcpy(&own, block + (at + lane) * GROUP, sizeof own);
+      sums[lane] += own * query[at + lane];
+    }
+  const Group sum = (sums[0] + sums[1]) + (sums[2] + sums[3]), nothing = (Group){0} - INFINITY;
+  /* The NaN of a broken model sorts as nothing. */
+  const Flags real = sum == sum;
+  own = (Group)(((Flags)sum & real) | ((Flags)nothing & ~real));
+  memcpy(scores, &own, sizeof own);
+}
+
+/* The scores of all vectors for all users, [users, many]: a block stays in the cache for all users. */
+FOR_EACH_PROCESSOR static void score_blocks(int64_t users, int64_t many, int64_t padded, const float* blocks,
+                                            const float* queries, float* scores)
+{
+  float last[GROUP];
+  for (int64_t at = 0; at < many; at += GROUP)
+    for (int64_t user = 0; user < users; ++user) {
+      float* const own = scores + user * many + at;
+      const bool whole = at + GROUP <= many;
+      score_block(blocks + at * padded, queries + user * padded, padded, whole ? own : last);
+      if (!whole) memcpy(own, last, (size_t)(many - at) * sizeof *own);
+    }
+}
+
 /* Find each user's best among all vectors: what inner_products and best_by_score do, one after the other.
  *
+ *   blocks       the vectors, as put_in_blocks lays them out
  *   rows         [many]: the vectors' catalogue rows
  *   masked       [users, cells], by row
  *   found_scores, found_rows   [users, count] */
 EXPORT int64_t best_of_all(int64_t users, int64_t many, int64_t size, int64_t count, int64_t cells, int64_t pad,
-                           const float* vectors, const float* queries, const int64_t* rows, const bool* masked,
+                           const float* blocks, const float* queries, const int64_t* rows, const bool* masked,
                            float* found_scores, int64_t* found_rows)
 {
-  float* const scores = malloc((size_t)(users * many) * sizeof *scores + 1);
+  const int64_t padded = (size + LANES - 1) / LANES * LANES;
+  int64_t together = SCORES / (many + 1) + 1, failed = 0;
+  if (together > users) together = users;
+  float* const scores = malloc((size_t)(together * (many + padded)) * sizeof *scores + 1);
   if (scores == NULL) return -1;
-  inner_products(users, many, many, size, vectors, queries, NULL, scores);
-  const int64_t failed =
-      best_by_score(users, many, count, 0, cells, pad, scores, rows, masked, found_scores, found_rows);
+  float* const in_order = scores + together * many;
+  for (int64_t first = 0; first < users && failed == 0; first += together) {
+    const int64_t some = users - first < together ? users - first : together, found = first * count;
+    for (int64_t user = 0; user < some; ++user)
+      put_in_order(queries + (first + user) * size, size, 1, in_order + user * padded);
+    score_blocks(some, many, padded, blocks, in_order, scores);
+    failed = best_by_score(some, many, count, 0, cells, pad, scores, rows, masked + first * cells, found_scores + found,
+                           found_rows + found);
+  }
   free(scores);
   return failed;
 }

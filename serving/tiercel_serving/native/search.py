@@ -7,6 +7,7 @@ where it does not they are not used.
 from __future__ import annotations
 
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from . import library
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
+
+#: As in ``search.c``: how many numbers of a vector are added at once, and the vectors of a block.
+LANES, GROUP = 4, 16
 
 
 @cache
@@ -45,17 +49,40 @@ def inner_products(vectors: Scores, query: Scores, positions: Rows) -> Scores | 
     return found
 
 
-def best_of_all(
-    vectors: Scores, query: Scores, rows: Rows, count: int, pad: int, masked: npt.NDArray[np.bool_]
-) -> tuple[Scores, Rows] | None:
-    """Do what :meth:`tiercel_serving.sources.scan.ExactSearch.nearest` does of a small catalogue."""
+def in_blocks(vectors: Scores) -> Scores | None:
+    """Lay vectors ``[A, D]`` out as :func:`best_of_all` reads them: a copy of them."""
     built = functions()
     if built is None:
         return None
-    vectors, query = np.ascontiguousarray(vectors, np.float32), np.ascontiguousarray(query, np.float32)
-    masked = np.ascontiguousarray(masked)
-    found = np.empty((len(query), count), np.float32), np.empty((len(query), count), np.int64)
-    sizes = len(query), *vectors.shape, count, masked.shape[1], pad
-    if built.best_of_all(*sizes, vectors, query, rows, masked, *found):
-        raise MemoryError(f"no memory to score {len(vectors)} items for {len(query)} users")
+    many, size = vectors.shape
+    shape = (-(-many // GROUP), -(-size // LANES) * LANES, GROUP)
+    # A line of the cache holds GROUP numbers; those that lie across two lines take twice the time to read.
+    held = np.zeros(prod(shape) + GROUP, np.float32)
+    begin = -held.ctypes.data % (4 * GROUP) // 4
+    blocks = held[begin : begin + prod(shape)].reshape(shape)
+    built.put_in_blocks(many, size, np.ascontiguousarray(vectors, np.float32), blocks)
+    return blocks
+
+
+def best_of_all(
+    blocks: Scores, query: Scores, rows: Rows, count: int, pad: int, masked: npt.NDArray[np.bool_]
+) -> tuple[Scores, Rows]:
+    """Return what :meth:`tiercel_serving.sources.scan.ExactSearch.nearest` does.
+
+    Parameters
+    ----------
+    blocks, rows
+        The vectors as :func:`in_blocks` returns them, and ``[A]`` their catalogue rows.
+    query, count
+        ``[B, D]``, and how many items each user gets.
+    pad, masked
+        The pad row, and ``[B, I + 1]`` whether a user must not get an item.
+    """
+    built: Any = functions()
+    query, masked = np.ascontiguousarray(query, np.float32), np.ascontiguousarray(masked)
+    users, size = query.shape
+    found = np.empty((users, count), np.float32), np.empty((users, count), np.int64)
+    sizes = users, len(rows), size, count, masked.shape[1], pad
+    if built.best_of_all(*sizes, blocks, query, rows, masked, *found):
+        raise MemoryError(f"no memory to score {len(rows)} items for {users} users")
     return found

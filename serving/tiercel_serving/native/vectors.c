@@ -15,17 +15,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "processors.h"
+
 #define EXPORT __attribute__((visibility("default")))
 
 enum { MMR, DPP, SPREAD };
-
-/* Once more for processors of the last ten years, which the loader chooses by itself: as BLAS does for NumPy. */
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 11
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v3", "default")))
-#else
-#define FOR_EACH_PROCESSOR
-#endif
-#define ALWAYS_INLINE inline __attribute__((always_inline))
 
 typedef float Lanes __attribute__((vector_size(32)));
 typedef int32_t Places __attribute__((vector_size(32)));
@@ -38,7 +32,7 @@ enum { LANES = 8, BLOCK = 32 /* candidates that are looked at together */ };
 #endif
 
 /* out[i] = the inner product of rows[i] and a vector, eight rows at a time; `size` is a multiple of LANES. */
-static ALWAYS_INLINE void multiply(const float* const* rows, const float* vector, int64_t size, float* out)
+ALWAYS_INLINE void multiply(const float* const* rows, const float* vector, int64_t size, float* out)
 {
   Lanes sums[LANES], part, own;
   memcpy(&part, vector, sizeof part);
@@ -67,7 +61,7 @@ static ALWAYS_INLINE void multiply(const float* const* rows, const float* vector
 
 /* A natural logarithm of a number above 0 and not beyond the normal ones, to the last bit or two: it has no branch,
  * so that compilers do many at once. ln m = 2 artanh((m - 1) / (m + 1)), m between the roots of 1/2 and of 2. */
-static ALWAYS_INLINE float log_of(float number)
+ALWAYS_INLINE float log_of(float number)
 {
   int32_t bits;
   memcpy(&bits, &number, sizeof bits);
@@ -107,7 +101,7 @@ static void expect(const ByVectors* self, int64_t block)
 }
 
 /* The largest of a block's numbers. */
-static ALWAYS_INLINE float largest(const float* numbers)
+ALWAYS_INLINE float largest(const float* numbers)
 {
   float most[LANES];
   memcpy(most, numbers, sizeof most);

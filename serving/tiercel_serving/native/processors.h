@@ -1,0 +1,13 @@
+/* Functions that are compiled several times, each for processors with wider vectors; the loader chooses, as BLAS does. */
+#ifndef TIERCEL_PROCESSORS_H
+#define TIERCEL_PROCESSORS_H
+
+/* A sanitizer is not ready yet when the loader chooses. */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12 && !defined(__SANITIZE_ADDRESS__)
+#define FOR_EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FOR_EACH_PROCESSOR
+#endif
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+#endif
