@@ -39,31 +39,35 @@ typedef struct {
 } Loop;
 
 typedef float Lanes __attribute__((vector_size(32)));
+typedef float Wide __attribute__((vector_size(64)));
 enum { LANES = 8 };
 
 /* ------------------------------------------------------------------------------------------------ element by element */
 
+/* No number is read that was written for another: whoever wrote the list has seen to that. */
+#define EACH_NUMBER _Pragma("GCC ivdep") for (int64_t i = 0; i < size; ++i)
+
 /* The usual distances have loops of their own, which the compiler writes with vectors. */
-#define EACH(value)                                              \
-  do {                                                           \
-    if (by == 1 && of == 1 && at == 1)                           \
-      for (int64_t i = 0; i < size; ++i) {                       \
-        const float x = one[i], y = two[i];                      \
-        (void)y;                                                 \
-        out[i] = value;                                          \
-      }                                                          \
-    else if (by == 1 && of == 1 && at == 0)                      \
-      for (int64_t i = 0; i < size; ++i) {                       \
-        const float x = one[i], y = two[0];                      \
-        (void)y;                                                 \
-        out[i] = value;                                          \
-      }                                                          \
-    else                                                         \
-      for (int64_t i = 0; i < size; ++i) {                       \
-        const float x = one[i * of], y = two[i * at];            \
-        (void)y;                                                 \
-        out[i * by] = value;                                     \
-      }                                                          \
+#define EACH(value)                               \
+  do {                                            \
+    if (by == 1 && of == 1 && at == 1)            \
+      EACH_NUMBER {                               \
+        const float x = one[i], y = two[i];       \
+        (void)y;                                  \
+        out[i] = value;                           \
+      }                                           \
+    else if (by == 1 && of == 1 && at == 0)       \
+      EACH_NUMBER {                               \
+        const float x = one[i], y = two[0];       \
+        (void)y;                                  \
+        out[i] = value;                           \
+      }                                           \
+    else                                          \
+      EACH_NUMBER {                               \
+        const float x = one[i * of], y = two[i * at]; \
+        (void)y;                                  \
+        out[i * by] = value;                      \
+      }                                           \
   } while (0)
 
 #define LOAD(type)                                                            \
@@ -192,6 +196,20 @@ ALWAYS_INLINE void multiply_tile(const Loop* loop, int64_t rows, int64_t vectors
     }
 }
 
+/* `rows` rows, a constant where it is called, by sixteen columns: twice as many products in a step. */
+ALWAYS_INLINE void multiply_wide(const Loop* loop, int64_t rows, float* out, const float* one, const float* two)
+{
+  const int64_t depth = loop->sizes[3], by = loop->out.steps[1], of = loop->one.steps[1];
+  const int64_t along = loop->one.steps[3], next = loop->two.steps[3];
+  Wide sums[12], part;
+  for (int64_t row = 0; row < rows; ++row) sums[row] = (Wide){0};
+  for (int64_t at = 0; at < depth; ++at) {
+    memcpy(&part, two + at * next, sizeof part);
+    for (int64_t row = 0; row < rows; ++row) sums[row] += one[row * of + at * along] * part;
+  }
+  for (int64_t row = 0; row < rows; ++row) memcpy(out + row * by, &sums[row], sizeof part);
+}
+
 /* Products of matrices: sizes are products, rows, columns, depth. The columns of the second factor lie side by side,
  * with room up to a multiple of LANES. */
 ALWAYS_INLINE void run_product(const Loop* loop, char* const* arrays)
@@ -205,7 +223,12 @@ ALWAYS_INLINE void run_product(const Loop* loop, char* const* arrays)
       const int64_t by = loop->out.steps[1], of = loop->one.steps[1], left = columns - column;
       const int64_t last = left < LANES ? left : LANES;
       int64_t row = 0;
-      if (left >= 2 * LANES) {
+      if (left >= 2 * LANES && SIXTEEN_LANES) {
+        for (; row + 12 <= rows; row += 12) multiply_wide(loop, 12, out + row * by, one + row * of, two);
+        for (; row + 4 <= rows; row += 4) multiply_wide(loop, 4, out + row * by, one + row * of, two);
+        for (; row < rows; ++row) multiply_wide(loop, 1, out + row * by, one + row * of, two);
+        column += 2 * LANES;
+      } else if (left >= 2 * LANES) {
         for (; row + 6 <= rows; row += 6) multiply_tile(loop, 6, 2, LANES, out + row * by, one + row * of, two);
         for (; row < rows; ++row) multiply_tile(loop, 1, 2, LANES, out + row * by, one + row * of, two);
         column += 2 * LANES;

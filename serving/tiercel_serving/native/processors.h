@@ -5,8 +5,10 @@
 /* A sanitizer is not ready yet when the loader chooses. */
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12 && !defined(__SANITIZE_ADDRESS__)
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define SIXTEEN_LANES __builtin_cpu_supports("avx512f") /* whether a vector may have as many */
 #else
 #define FOR_EACH_PROCESSOR
+#define SIXTEEN_LANES 0
 #endif
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
