@@ -70,9 +70,11 @@ class Request(ctypes.Structure):
 
 #: Where a request is held whose first tensor is called "wait"; the threads in which batches ran.
 go_on, ran_in = Event(), Counter()  # type: ignore[var-annotated]
+#: The devices on which instances were placed, in the order in which they were loaded.
+placed: list[int] = []
 
 
-def load(config: str, place: str) -> Any:
+def load(config: str, place: str, device: int) -> Any:
     """A model that gives back what it got, and breaks where the first tensor is named so."""
 
     def execute(raw: list[Any]) -> list[Any]:
@@ -101,6 +103,7 @@ def load(config: str, place: str) -> Any:
 
     assert config.startswith('{"max_batch_size":4')
     assert place == "/nowhere"
+    placed.append(device)
     return SimpleNamespace(execute=execute, finalize=lambda: None)
 
 
@@ -264,6 +267,7 @@ def at_once(backend: Any, draw: random.Random, counts: dict[str, int]) -> None:
     handles = [ctypes.c_void_p(number) for number in (2, 3, 4, 5)]
     for handle in handles:
         assert not backend.TRITONBACKEND_ModelInstanceInitialize(handle)
+    assert placed == [1, 2, 3, 4, 5]  # the stand-in's instances lie each on a device of its own number
     sent: list[tuple[Request, bytes, list[Any]]] = []
     asked: list[list[Any]] = []
     for _ in handles:

@@ -78,6 +78,11 @@ Error* TRITONBACKEND_ModelInstanceModel(void* instance, void** model)
   *model = instance;
   return NULL;
 }
+Error* TRITONBACKEND_ModelInstanceDeviceId(void* instance, int32_t* device)
+{
+  *device = (int32_t)(uintptr_t)instance;
+  return NULL;
+}
 Error* TRITONBACKEND_ModelRepository(void* model, int* kind, const char** location)
 {
   *kind = model ? 0 : 0;

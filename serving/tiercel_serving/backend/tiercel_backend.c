@@ -78,6 +78,7 @@ TRITONSERVER_Error* TRITONBACKEND_ModelConfig(TRITONBACKEND_Model* model, uint32
                                               TRITONSERVER_Message** config);
 TRITONSERVER_Error* TRITONBACKEND_ModelInstanceModel(TRITONBACKEND_ModelInstance* instance,
                                                      TRITONBACKEND_Model** model);
+TRITONSERVER_Error* TRITONBACKEND_ModelInstanceDeviceId(TRITONBACKEND_ModelInstance* instance, int32_t* device);
 TRITONSERVER_Error* TRITONBACKEND_ModelInstanceSetState(TRITONBACKEND_ModelInstance* instance, void* state);
 TRITONSERVER_Error* TRITONBACKEND_ModelInstanceState(TRITONBACKEND_ModelInstance* instance, void** state);
 TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportStatistics(TRITONBACKEND_ModelInstance* instance,
@@ -412,14 +413,17 @@ static void leave_out(const Instance* instance)
   pthread_mutex_unlock(&turns);
 }
 
-static TRITONSERVER_Error* load(Instance* instance, const char* config, size_t size, const char* location)
+static TRITONSERVER_Error* load(Instance* instance, const char* config, size_t size, const char* location, int32_t device)
 {
   PyObject* text = PyUnicode_FromStringAndSize(config, (ssize_t)size);
   PyObject* place = PyUnicode_FromString(location);
+  PyObject* number = PyLong_FromLongLong(device);
   PyObject* loaded = NULL;
-  if (text != NULL && place != NULL) loaded = PyObject_CallFunctionObjArgs(load_function, text, place, NULL);
+  if (text != NULL && place != NULL && number != NULL)
+    loaded = PyObject_CallFunctionObjArgs(load_function, text, place, number, NULL);
   if (text != NULL) Py_DecRef(text);
   if (place != NULL) Py_DecRef(place);
+  if (number != NULL) Py_DecRef(number);
   if (loaded == NULL) return python_error("model");
   instance->execute = PyObject_GetAttrString(loaded, "execute");
   instance->finalize = PyObject_GetAttrString(loaded, "finalize");
@@ -436,6 +440,8 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_M
   const char *location = NULL, *config = NULL;
   size_t size = 0;
   int artifact = 0;
+  int32_t device = 0;
+  TRY(TRITONBACKEND_ModelInstanceDeviceId(triton_instance, &device));
   TRY(TRITONBACKEND_ModelInstanceModel(triton_instance, &model));
   TRY(TRITONBACKEND_ModelRepository(model, &artifact, &location));
   TRY(TRITONBACKEND_ModelConfig(model, CONFIG_VERSION, &message));
@@ -446,7 +452,7 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_M
     /* One after the other: Triton loads models side by side, and what they import for the first time does not like it. */
     pthread_mutex_lock(&loading);
     enter_python();
-    failed = load(instance, config, size, location);
+    failed = load(instance, config, size, location, device);
     leave_python();
     pthread_mutex_unlock(&loading);
   }

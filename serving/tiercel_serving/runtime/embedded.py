@@ -177,7 +177,7 @@ class Loaded(NamedTuple):
     finalize: Callable[[], None]
 
 
-def load(model_config: str, model_repository: str) -> Loaded:
+def load(model_config: str, model_repository: str, device: int = 0) -> Loaded:
     """Open one instance of a model.
 
     Parameters
@@ -186,6 +186,8 @@ def load(model_config: str, model_repository: str) -> Loaded:
         Its config, as JSON.
     model_repository
         Its directory.
+    device
+        The number of the GPU on which Triton places the instance, if it places it on one.
 
     Raises
     ------
@@ -194,7 +196,13 @@ def load(model_config: str, model_repository: str) -> Loaded:
     """
     sys.modules["triton_python_backend_utils"] = sys.modules[__name__]
     model = _model_class(Path(model_repository) / "1" / "model.py")()
-    model.initialize({"model_config": model_config, "model_repository": model_repository})
+    model.initialize(
+        {
+            "model_config": model_config,
+            "model_repository": model_repository,
+            "model_instance_device_id": str(device),
+        }
+    )
 
     answer = getattr(model, "answer", None) or functools.partial(_answer_by_stock_calls, model)
     answer_alike = getattr(model, "answer_alike", None)
