@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BenchError
-from .generator import Answers, Job, send
+from .generator import WARM_UP, Answers, Job, send
 from .server_costs import StageTimes, Statistics, cpu_seconds, forget_peak, peak_mb
 
 #: Requests in flight that saturate a server of a few cores.
@@ -144,7 +144,7 @@ def measure_load(pool: ProcessPoolExecutor, target: Target, job: Job) -> LoadPoi
         max_us=float(answers.latencies_us.max()),
         late_us=float(np.percentile(answers.late_us, 99)) if len(answers.late_us) else 0.0,
         failures=answers.failures,
-        cpu_s=spent / count * 1000,
+        cpu_s=spent / (count + WARM_UP) * 1000,  # those that warm it up cost as much
         peak_mb=peak_mb(target.group),
         stages=Statistics(target.url).since(before),
     )

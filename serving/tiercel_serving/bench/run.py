@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 from .. import backend
@@ -33,6 +34,8 @@ USERS = 1000
 BARE_USERS = 256
 #: Seconds of the unmeasured round that comes first.
 WARM_UP_S = 0.5
+#: How often the processor time of the bare compute is measured.
+BARE_ROUNDS = 3
 #: Packages whose versions the report names.
 PACKAGES = ("tiercel", "nvidia-pytriton", "numpy", "onnxruntime", "faiss-cpu", "torch", "tritonclient")
 
@@ -202,7 +205,8 @@ def _curves(
     curves = {}
 
     def bare(batch: int) -> float:
-        return bare_cpu_seconds(pipeline, users, batch, seconds)
+        # One measurement of half a second differs by half from the next.
+        return median(bare_cpu_seconds(pipeline, users, batch, seconds) for _ in range(BARE_ROUNDS))
 
     loaded = [(runner, what) for runner in servers for what in ("fused", "staged")]
     with generator() as pool:
