@@ -113,6 +113,7 @@ def complete(specs: Sequence[TensorSpec], arrays: Arrays, blank: Arrays) -> dict
             value = _fill_value(spec, arrays)
             if value != spec.pad:
                 full[spec.name] = np.full((count_rows(arrays), 1), value, spec.numpy_dtype)
+                full[spec.name].setflags(write=False)
     return full
 
 
