@@ -539,6 +539,14 @@ def test_a_fork_has_connections_of_its_own(server: Http2Server) -> None:
     channel.close()
 
 
+def test_a_call_some_time_after_closing(server: Http2Server, connect: Any) -> None:
+    channel = connect(server.host, server.port)
+    assert ask(channel) == b"hello"
+    channel.close()
+    time.sleep(0.06)  # a connection that was of use just now is not looked at
+    assert failure(channel) == ("CANCELLED", "Channel closed")
+
+
 def test_closing(server: Http2Server, connect: Any) -> None:
     channel = connect(server.host, server.port)
     assert ask(channel) == b"hello"

@@ -216,8 +216,8 @@ class Connection:
 
     def stands(self) -> bool:
         """Return whether it takes another call, after heeding what has come meanwhile."""
-        self._socket.settimeout(0)
         try:
+            self._socket.settimeout(0)
             while not self.http2.spent:
                 self.http2.take(self._received())
         except BlockingIOError:
