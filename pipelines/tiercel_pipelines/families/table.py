@@ -29,7 +29,7 @@ State = tuple[dict[str, Array], dict[str, Any]]
 
 
 class EpochStates(Protocol):
-    """Keeps how far the training of one model is."""
+    """Keeps the training state of one model."""
 
     def read(self) -> State | None:
         """Return the state kept before the process was killed, if any."""
@@ -85,7 +85,7 @@ class Course:
     losses
         Mean loss of each epoch run.
     validation
-        What the judge said: before the first epoch, then after each. Empty without a judge.
+        The judge's scores: before the first epoch, then after each. Empty without a judge.
     """
 
     epochs: int
@@ -115,7 +115,7 @@ class RankingData:
     kept
         K: number of candidates that the ranker gets in serving.
     scale
-        What turns retrieval scores into log-probabilities, up to a constant.
+        Factor that turns retrieval scores into log-probabilities, up to a constant.
     """
 
     packed: Packed
@@ -145,7 +145,7 @@ class FittedRetrieval(Fitted, Protocol):
         ...
 
     def form(self, items: Arrays) -> dict[str, Array]:
-        """Return the arrays of its served form for item tensors ``[I, …]``: what its source is made of."""
+        """Return the arrays of its served form for item tensors ``[I, …]``, from which its source is made."""
         ...
 
 
@@ -205,7 +205,7 @@ class RetrievalFamily(Family[RetrievalData, FittedRetrieval], Protocol):
 
     @property
     def scale(self) -> float:
-        """What turns its scores into log-probabilities, up to a constant."""
+        """Factor that turns its scores into log-probabilities, up to a constant."""
         ...
 
 
@@ -228,7 +228,7 @@ class FitsFeatures(Protocol):
     """A family that can tell before training whether the features and the data suit it."""
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
-        """Return what it lacks.
+        """Return a problem for each feature or property of the data that the family lacks.
 
         Parameters
         ----------
@@ -288,7 +288,7 @@ RETRIEVAL_FAMILIES: Kinds[RetrievalFamily] = Kinds(
     },
 )
 
-#: Every family that orders them.
+#: Every family that orders candidates.
 RANKING_FAMILIES: Kinds[RankingFamily] = Kinds(
     "ranking family",
     {
