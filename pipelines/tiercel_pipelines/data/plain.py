@@ -1,6 +1,7 @@
 """Columns with plain dtypes (see :class:`~.dataset.Dataset`), made from pandas' without changing a value.
 
-A value that a plain dtype cannot hold is refused, with its column, and never rounded or wrapped.
+A value that a plain dtype cannot hold is refused, with its column, and never rounded or wrapped. Only times
+lose something: they are rounded down to whole seconds.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@ r"""``bpr_mf``: matrix factorisation that learns to score a user's items above o
 
 .. math:: -\sum_{(u, i, j)} \ln \sigma\bigl( (w_u^\top h_i + b_i) - (w_u^\top h_j + b_j) \bigr)
 
-over interactions (u, i) and items j drawn uniformly from those that u has not interacted with (Rendle
-et al. 2009, "BPR: Bayesian personalized ranking from implicit feedback"). The last element of an item's
-vector is its bias, that of a user's vector is 1.
+over interactions (u, i) and items j drawn uniformly from those that others, but not u, have interacted with
+(Rendle et al. 2009, "BPR: Bayesian personalized ranking from implicit feedback"). The last element of an
+item's vector is its bias, that of a user's vector is 1.
 
 Vectors are ``[B, D]`` of users and ``[I, D]`` of items.
 """

@@ -60,7 +60,7 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
     negatives
         n, the number of items drawn for each such pair.
     negative_exponent
-        α: 0 draws uniformly, 1 in proportion to an item's interactions.
+        α: 0 draws uniformly from the items with interactions, 1 in proportion to their number.
     batch_size
         Pairs in a batch.
     learning_rate, weight_decay

@@ -1,7 +1,9 @@
 """Layers that the model families share, made of operators that every engine supports.
 
-Embedding (Gather), matrix products, comparisons and reductions only: no EmbeddingBag, NonZero or
-OneHot, and no shape that depends on a value. Category id 0 is padding, 1 null, 2 out of vocabulary.
+When exported, they are Embedding (Gather), matrix products, comparisons and reductions only: no EmbeddingBag,
+NonZero or OneHot, and no shape that depends on a value.
+
+Category id 0 is padding, 1 null, 2 out of vocabulary.
 """
 
 from __future__ import annotations
@@ -116,7 +118,7 @@ class SideEncoder(nn.Module):
     def numbers(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """Return a list of one tensor ``[..., F]``, all numbers with nulls as 0 (their mean), or of none."""
         found = [tensors[f"{self.side.part}_num"]] if self.side.num else []
-        # A sum and not a mean: the padding adds nothing, however long it is.
+        # A sum, not a mean: padding adds nothing to it, regardless of its length.
         found.extend(
             tensors[self.side.list_tensor(column)].sum(dim=-1, keepdim=True)
             for column in self.side.lists

@@ -124,7 +124,7 @@ def pair_linear(layer: nn.Linear, user: Tensor, item: Tensor) -> Tensor:
 
 
 def flat_fields(user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
-    """Return fields ``[B, u, E]`` and ``[B, K, i, E]`` side by side: ``[B, u·E]`` and ``[B, K, i·E]``."""
+    """Return fields ``[B, u, E]`` and ``[B, K, i, E]`` concatenated: ``[B, u·E]`` and ``[B, K, i·E]``."""
     return user.flatten(1), item.flatten(2)
 
 

@@ -2,7 +2,7 @@
 
 A family's class is its settings: what a recipe writes, and what a run stores beside the weights. Fitting
 returns a *fitted* model, which training asks for candidates or scores, and an export for its served form.
-Nothing here depends on torch, gradients or epochs, so a family may also solve an equation or grow trees.
+The contracts require no torch, gradients or epochs, so a family may also solve an equation or grow trees.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ class LearnsFromColumns(Protocol):
     """A family that also learns from columns of the interactions, such as ratings."""
 
     def interaction_columns(self) -> tuple[str, ...]:
-        """Return the columns, of numbers: :attr:`~tiercel_pipelines.arrays.pairs.Pairs.numbers` has them."""
+        """Return the numeric columns; :attr:`~tiercel_pipelines.arrays.pairs.Pairs.numbers` holds them."""
         ...
 
 

@@ -89,7 +89,7 @@ class SampledBatch(RetrievalBatch):
     positives, weights
         ``[B, T]`` positions in ``items``, and the weight of each positive: 0 where there is none.
     hits
-        ``[B, C]`` True where the item is not a negative: it is one of the row's user's, or ``counts`` is 0.
+        ``[B, C]`` True where the item is not a negative: the user interacted with it, or ``counts`` is 0.
     """
 
     counts: FloatArray
