@@ -119,7 +119,10 @@ class Batches:
         self._item_weights = settings.debiasing.weights(pairs, n_items)
 
     def epoch(self, rng: np.random.Generator) -> Iterator[SampledBatch]:
-        """Return all groups in random order, in batches of about ``batch_size`` interactions."""
+        """Return all groups in random order, in batches of about ``batch_size`` interactions.
+
+        Subsampling leaves fewer in a batch.
+        """
         settings = self._shared
         groups = draw_groups(self._pairs, settings.positives, settings.context_dropout, rng)
         left_out = settings.debiasing.left_out(self._pairs, self._n_items, rng)
