@@ -4,15 +4,15 @@
 
     TiercelError                     (tiercel_serving.errors)
     └── PipelineError
-        ├── RecipeError              the recipe says something that cannot be; lists every mistake
+        ├── RecipeError              the recipe is invalid; lists every mistake
         ├── DataError
-        │   ├── DataMissing          the data is not where it was looked for, and could not be fetched
-        │   └── DataCorrupt          the data is there, but truncated, changed or not what its schema says
-        ├── TrainingError            training cannot go on, or a run cannot be read
+        │   ├── DataMissing          the data was not found, and could not be downloaded
+        │   └── DataCorrupt          the data was found, but is truncated, changed or not what its schema says
+        ├── TrainingError            training cannot continue, or a run cannot be read
         │   └── RunMissing           there is no run where one was expected
-        └── EvaluationError          what is served and what it is measured by do not belong together
+        └── EvaluationError          what is served and what it is evaluated with do not belong together
 
-A message says the stage or file, what was expected, what came, and what to do.
+A message names the stage or file, what was expected, what was found, and what to do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PipelineError(TiercelError):
 
 
 class RecipeError(PipelineError):
-    """The recipe says something that cannot be.
+    """The recipe is invalid.
 
     Parameters
     ----------
@@ -56,15 +56,15 @@ class DataError(PipelineError):
 
 
 class DataMissing(DataError):
-    """The data is not where it was looked for, and could not be fetched."""
+    """The data was not found, and could not be downloaded."""
 
 
 class DataCorrupt(DataError):
-    """The data is there, but truncated, changed, or not what its schema says."""
+    """The data was found, but is truncated, changed, or not what its schema says."""
 
 
 class TrainingError(PipelineError):
-    """Training cannot go on, or a run cannot be read."""
+    """Training cannot continue, or a run cannot be read."""
 
 
 class RunMissing(TrainingError):
@@ -72,4 +72,4 @@ class RunMissing(TrainingError):
 
 
 class EvaluationError(PipelineError):
-    """What is served and what it is measured by do not belong together."""
+    """What is served and what it is evaluated with do not belong together."""

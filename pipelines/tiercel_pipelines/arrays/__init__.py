@@ -1,1 +1,1 @@
-"""A data set as models learn it: interactions by row, packed tensors, and which columns lie in them."""
+"""A data set as models learn it: interactions by row, packed tensors, and the columns that they hold."""

@@ -1,4 +1,4 @@
-"""Batches one after another, of which it is known how many are to come."""
+"""Iterators over batches that know how many are left."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ S = TypeVar("S")
 
 
 class Counted(Iterator[T]):
-    """An iterator that knows how many are left, for whom asks by :func:`operator.length_hint`.
+    """An iterator that reports the number of elements left through :func:`operator.length_hint`.
 
     Parameters
     ----------
     each
-        What comes.
+        The elements.
     left
-        How many; else what ``each`` says of itself, or 0 where it doesn't.
+        How many there are; None takes the length hint of ``each``, or 0 if it has none.
     """
 
     def __init__(self, each: Iterable[T], left: int | None = None) -> None:
@@ -28,17 +28,17 @@ class Counted(Iterator[T]):
         self._each = iter(each)
 
     def __next__(self) -> T:
-        """Return the next one."""
+        """Return the next element."""
         found = next(self._each)
         self._left = max(0, self._left - 1)
         return found
 
     def __length_hint__(self) -> int:
-        """Return how many are left."""
+        """Return the number of elements left."""
         return self._left
 
     def through(self, change: Callable[[T], S]) -> Counted[S]:
-        """Return what ``change`` makes of each, when its turn comes."""
+        """Return an iterator that applies ``change`` to each element when it is reached."""
         return Counted(map(change, self), self._left)
 
 

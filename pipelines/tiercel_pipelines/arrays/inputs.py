@@ -1,4 +1,4 @@
-"""What models may take: the packed columns of both sides, and how many categories each has."""
+"""Inputs of models: the packed columns of both sides, and how many categories each has."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Side(msgspec.Struct, frozen=True):
     part
         ``user`` or ``item``, the prefix of the tensors' names.
     cat, num, lists
-        Columns of ``<part>_cat`` and ``<part>_num``, and those that travel alone.
+        Columns of ``<part>_cat`` and ``<part>_num``, and list columns, each of which is its own tensor.
     """
 
     part: str
@@ -70,7 +70,7 @@ class Side(msgspec.Struct, frozen=True):
 
 
 class ModelInputs(msgspec.Struct, frozen=True):
-    """What the models of one run may take; a model is loaded by its settings and these.
+    """The inputs that the models of one run may use; a model is loaded from its settings and these.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class ModelInputs(msgspec.Struct, frozen=True):
     history
         The H item columns whose ids make ``history_cat [B, L, H]``; empty for no history.
     sources
-        How many sources of candidates there are.
+        Number of candidate sources.
     """
 
     user: Side

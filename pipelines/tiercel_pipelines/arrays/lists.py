@@ -1,4 +1,4 @@
-"""Lists to train or judge a ranker on: what retrieval gave when some positives were held out."""
+"""Lists to train or judge a ranker on: retrieval's candidates when some positives were held out."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from .pairs import Array, BoolArray, IntArray, Pairs
 
 FloatArray = npt.NDArray[np.float32]
 
-#: The target of a ranker that learns which items a user picked at all.
+#: The target of a ranker that learns only which items a user picked.
 IMPLICIT = "interaction"
 
 
 @dataclass(frozen=True)
 class RankingLists:
-    """Lists of candidates, one for a user.
+    """Lists of candidates, one per user.
 
     Parameters
     ----------
     users, contexts
-        ``[M]`` user rows, and context rows.
+        ``[M]`` user rows, and context rows (see :class:`~.packed.Packed`).
     history
-        ``[M, L]`` the users' histories without the held-out positives; in 32 bits where they are kept.
+        ``[M, L]`` item rows of the users' histories without the held-out positives; int32 in stored lists.
     rows, scores, sources
-        ``[M, N]`` the candidates, best first, as the stages give them; padding row I. In 32 bits where they
-        are kept.
+        ``[M, N]`` the candidates, best first, as the stages return them, padded with row I; rows are int32 in
+        stored lists.
     weights
         ``[M, N]`` float32: above 0 for a held-out positive.
     targets
-        ``[M, N, T]`` float32: what the columns of the targets hold of a held-out positive, NaN where they are
-        null; 0 for other candidates. None where the weights are all that is learned.
+        ``[M, N, T]`` float32: the values of the targets' columns for a held-out positive, NaN for null; 0 for
+        other candidates. None if only the weights are learned.
     """
 
     users: IntArray
@@ -51,11 +51,11 @@ class RankingLists:
 
     @property
     def mass(self) -> float:
-        """How many lists have a positive: so many does a loss average over."""
+        """Number of lists with a positive, over which a loss averages."""
         return float((self.weights > 0).any(axis=1).sum())
 
     def take(self, chosen: IntArray | slice) -> RankingLists:
-        """Return some of the lists, in 64 bits."""
+        """Return some of the lists, with int64 rows."""
         own = (getattr(self, field.name) for field in fields(self))
         taken: Any = (None if array is None else array[chosen] for array in own)
         some = RankingLists(*taken)
@@ -63,19 +63,19 @@ class RankingLists:
         return replace(some, history=wide[0], rows=wide[1])
 
     def narrowed(self) -> RankingLists:
-        """Return the same lists as they are kept: rows are of a catalogue that 32 bits count."""
+        """Return the lists as they are stored, with int32 rows, which suffice for any catalogue."""
         return replace(self, history=self.history.astype(np.int32), rows=self.rows.astype(np.int32))
 
     @classmethod
     def concatenate(cls, parts: Sequence[RankingLists]) -> RankingLists:
-        """Put lists of the same widths together."""
+        """Concatenate lists of the same widths."""
         each = ([getattr(part, field.name) for part in parts] for field in fields(cls))
         joined: Any = (None if arrays[0] is None else np.concatenate(arrays) for arrays in each)
         return cls(*joined)
 
 
 def draw_contexts(held_out: Pairs, dropout: float, rng: np.random.Generator) -> IntArray:
-    """Return ``[U]`` the packed row of each user in the context of one of its positives, or in none.
+    """Return ``[U]`` context rows: each user in the context of one of its positives, or without context.
 
     ``dropout`` is the share of the users without context.
     """
@@ -87,7 +87,7 @@ def draw_contexts(held_out: Pairs, dropout: float, rng: np.random.Generator) -> 
 
 
 def positive_weights(held_out: Pairs, users: IntArray, rows: IntArray, n_items: int) -> FloatArray:
-    """Return the weight of each candidate ``[M, N]`` of some users, 0 for those that were not held out."""
+    """Return the weight of each candidate ``[M, N]`` of some users, 0 for candidates not held out."""
     if not len(held_out):
         return np.zeros(rows.shape, dtype=np.float32)
     place, held = _places(held_out, users, rows, n_items)
@@ -95,7 +95,7 @@ def positive_weights(held_out: Pairs, users: IntArray, rows: IntArray, n_items: 
 
 
 def positive_targets(held_out: Pairs, users: IntArray, rows: IntArray, n_items: int) -> FloatArray | None:
-    """Return what the targets of each candidate hold ``[M, N, T]``; None without targets."""
+    """Return the target values of each candidate, ``[M, N, T]``; None without targets."""
     targets = held_out.targets
     if targets is None:
         return None
@@ -106,7 +106,7 @@ def positive_targets(held_out: Pairs, users: IntArray, rows: IntArray, n_items: 
 
 
 def _places(held_out: Pairs, users: IntArray, rows: IntArray, n_items: int) -> tuple[IntArray, BoolArray]:
-    """Return the place of each candidate among what was held out, and whether it is there."""
+    """Return the position of each candidate in ``held_out``, and whether it is there, ``[M, N]`` each."""
     owner, positions = held_out.places(users)
     if not len(positions):
         return np.zeros(rows.shape, np.int64), np.zeros(rows.shape, np.bool_)

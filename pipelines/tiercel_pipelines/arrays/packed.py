@@ -1,4 +1,4 @@
-"""The tensors of a data set, which pairs of users and items point into."""
+"""The packed tensors of a data set, whose rows the interactions refer to."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .pairs import Array, IntArray
 
 @dataclass(frozen=True)
 class Contexts:
-    """What interactions add to their users' tensors, in the narrowest integers that hold it.
+    """What interactions add to their users' tensors; integers are int32 where that suffices.
 
     Parameters
     ----------
     users
         ``[n]`` the user row of each interaction.
     columns
-        Tensor name → ``[n, …]``: of ``user_cat`` and ``user_num`` the columns made of the interaction, of a
-        list all places.
+        Tensor name → ``[n, …]``: for ``user_cat`` and ``user_num`` the columns made from the interaction, for
+        a list the whole tensor.
     places
-        Tensor name → positions of those columns; a list has none.
+        Tensor name → positions of those columns; lists are not in it.
     """
 
     users: Array
@@ -57,7 +57,7 @@ class Packed:
         Raw item columns ``[I]`` that sources, rules and reorder steps read.
     contexts
         What each interaction adds; None if the recipe has no context. A *context row* below U is a user
-        without context, U + j the user of interaction j in its context.
+        without context; U + j is the user of interaction j in its context.
     """
 
     user: Mapping[str, Array]
@@ -80,7 +80,7 @@ class Packed:
 
     @cached_property
     def _history_table(self) -> Array:
-        """The items' categories that a history shows, ``[I + 1, H]`` with each row together."""
+        """The items' history columns, ``[I + 1, H]``, contiguous by row."""
         return np.ascontiguousarray(self.item["item_cat"][:, list(self.history_places)])
 
     def history(self, rows: IntArray) -> dict[str, Array]:

@@ -33,7 +33,7 @@ def side_of(
 ) -> Side:
     """Describe one side's packed columns for the models.
 
-    Where the workflow does not say how many categories a column has, the largest id that occurs does.
+    A column's cardinality is the workflow's, or one more than the largest id that occurs if that is larger.
     """
     shown = {} if contexts is None else contexts.columns
     cat: list[CategoryColumn] = []
@@ -63,7 +63,7 @@ def side_of(
 
 
 def inputs_of(cut: WorkflowParts, packed: Packed, settings: ServingSettings) -> ModelInputs:
-    """Describe what the models of a recipe may take."""
+    """Describe the inputs that the models of a recipe may use."""
     user = side_of(packed_columns(cut, "user"), "user", packed.user, packed.contexts)
     item = side_of(packed_columns(cut, "item"), "item", packed.item)
     return ModelInputs(user, item, tuple(settings.history_columns), len(settings.sources))
@@ -79,7 +79,7 @@ def pack_dataset(
     """Pack items, users, and users in the context of each interaction, by the compiled feature programs.
 
     ``interactions`` are the training and validation part, whose contexts are packed in this order.
-    ``progress`` is told of rows.
+    ``progress`` counts rows.
     """
     tell = _Told(progress, len(dataset.items) + len(dataset.users) + len(interactions))
     tell(0)
@@ -102,7 +102,7 @@ def pack_dataset(
 
 
 class _Told:
-    """Rows that are packed."""
+    """Reports how many rows are packed."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
@@ -129,7 +129,7 @@ def _pack_users(
     alone = _packed(program, users | nothing, count)
     tell(count)
     if not context:
-        tell(len(interactions))  # nothing of them is packed
+        tell(len(interactions))  # they have nothing to pack
         return alone, None
     places = _context_places(outputs, {column.name for column in context})
     rows, _ = rows_of(dataset, interactions)
@@ -148,7 +148,7 @@ def _pack_users(
 
 
 def _context_places(outputs: Sequence[FeatureColumn], context: set[str]) -> dict[str, tuple[int, ...] | None]:
-    """Return the places in each packed user tensor of what is made of context; None is a whole list."""
+    """Return the positions of columns made from context in each packed user tensor; None for a list."""
     made: dict[str, tuple[int, ...] | None] = {}
     counts = {"user_cat": 0, "user_num": 0}
     for column in outputs:
@@ -164,13 +164,13 @@ def _context_places(outputs: Sequence[FeatureColumn], context: set[str]) -> dict
 
 
 def _packed(program: FeatureProgram, columns: Mapping[str, Column], n: int) -> dict[str, Array]:
-    # What is beyond float32 becomes infinite, as it does online.
+    # Values beyond float32 become infinite, as they do online.
     with np.errstate(over="ignore"):
         return transform(program, columns, n)
 
 
 def rows_of(dataset: Dataset, interactions: pd.DataFrame) -> tuple[IntArray, IntArray]:
-    """Return the user rows and catalogue rows of interactions."""
+    """Return the user rows and catalogue rows of interactions, ``[n]`` int64 each."""
     users = pd.Index(dataset.users[dataset.user_id]).get_indexer(interactions[dataset.user_id])
     items = pd.Index(dataset.items[dataset.item_id]).get_indexer(interactions[dataset.item_id])
     return users.astype(np.int64), items.astype(np.int64)
@@ -186,7 +186,7 @@ def build_pairs(
 ) -> tuple[Pairs, IntArray]:
     """Return interactions as rows, sorted by user and time.
 
-    An item that a user came back to counts once, at its latest place.
+    Several interactions of a user with an item count as one, the latest.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def build_pairs(
     numbers
         Columns of the interactions that models learn from.
     targets
-        The column of each target of a ranker of several, or :data:`~.lists.IMPLICIT` for 1.
+        The column of each target of a multi-task ranker, or :data:`~.lists.IMPLICIT`, whose values are 1.
 
     Returns
     -------
@@ -229,7 +229,7 @@ def build_pairs(
 
 
 def _targets(interactions: pd.DataFrame, names: Sequence[str], order: IntArray) -> npt.NDArray[np.float32]:
-    """Return the columns of the targets ``[n, T]`` of interactions in an order."""
+    """Return the targets' columns ``[n, T]`` of the interactions, in the given order."""
     columns = [
         np.ones(len(order), np.float32)
         if name == IMPLICIT

@@ -21,7 +21,7 @@ class Pairs:
     Parameters
     ----------
     users, items
-        ``[n]`` user rows and catalogue rows, in 32 bits where that is enough, as the contexts are.
+        ``[n]`` user rows and catalogue rows; like the contexts, int32 where that suffices.
     contexts
         ``[n]`` row of the packed user tensors that holds the user with the interaction's context;
         equal to ``users`` where a recipe has no context.
@@ -34,8 +34,8 @@ class Pairs:
     numbers
         Columns of the interactions that models learn from, such as ratings: name → ``[n]`` float64.
     targets
-        ``[n, T]`` float32: what the columns of a ranker's targets hold, NaN where they are null; None where
-        the weights are all that it learns.
+        ``[n, T]`` float32: the values of a ranker's target columns, NaN for null; None if it learns only the
+        weights.
     """
 
     users: Array
@@ -59,7 +59,7 @@ class Pairs:
         numbers: Mapping[str, Array] | None = None,
         targets: npt.NDArray[np.float32] | None = None,
     ) -> Pairs:
-        """Build from arrays that are sorted by user and time already."""
+        """Build from arrays that are already sorted by user and time."""
         offsets = np.zeros(n_users + 1, dtype=np.int64)
         np.cumsum(np.bincount(users, minlength=n_users), out=offsets[1:])
         rows = narrow(users), narrow(items), narrow(contexts)
@@ -72,7 +72,7 @@ class Pairs:
 
     @property
     def n_users(self) -> int:
-        """U."""
+        """U, the number of users."""
         return len(self.offsets) - 1
 
     @property
@@ -118,16 +118,16 @@ class Pairs:
 
 
 def narrow(array: Array) -> Array:
-    """Return integers in 32 bits where that loses nothing."""
+    """Return int64 values as int32 if all of them fit; any other array stays as it is."""
     if array.dtype != np.int64 or (len(array) and max(-int(array.min()), int(array.max())) > 2**31 - 1):
         return array
     return array.astype(np.int32)
 
 
 def left_align(rows: IntArray, keep: BoolArray, length: int, pad: int) -> IntArray:
-    """Keep some places of each row ``[B, W]``, move them to the left in order, and fill the end with ``pad``.
+    """Keep some elements of each row ``[B, W]``, move them to the left in order, and pad with ``pad``.
 
-    The result is ``[B, length]``: of more than so many kept places, the last ones stay.
+    The result is ``[B, length]`` int64. If a row keeps more elements than ``length``, the last ones stay.
     """
     from_end = np.cumsum(keep[:, ::-1], axis=1)[:, ::-1]
     keep = keep & (from_end <= length)

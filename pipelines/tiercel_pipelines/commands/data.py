@@ -57,7 +57,7 @@ def command(
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """Return what is in a data set as JSON."""
+    """Return a description of a data set as JSON."""
     users, items, pairs_ = len(dataset.users), len(dataset.items), len(dataset.interactions)
     return {
         "name": dataset.name,

@@ -21,7 +21,7 @@ from .train import Epochs, adjusted
 if TYPE_CHECKING:
     from ..data import Dataset
 
-#: Data set → its recipe: of those that come with Tiercel the most accurate.
+#: Data set → the most accurate recipe for it that comes with Tiercel.
 RECIPES = {"ml-100k": "movielens_blend", "synthetic": "synthetic"}
 
 
@@ -57,14 +57,14 @@ def command(
 
 
 class _Demo:
-    """The steps, and how long each took."""
+    """The steps of the demo, and how long each took, in seconds."""
 
     def __init__(self, sh: Shell, folder: Path, epochs: int | None, reuse: bool) -> None:
         self.sh, self.folder, self.epochs, self.reuse = sh, folder, epochs, reuse
         self.steps: dict[str, float] = {}
 
     def run(self, data: str) -> dict[str, Any]:
-        """Take every step, and return what came of it as JSON."""
+        """Run every step, and return the results as JSON."""
         begun = time.perf_counter()
         dataset = self.data(data)
         name = RECIPES[dataset.name]
@@ -83,7 +83,7 @@ class _Demo:
         }
 
     def data(self, wanted: str) -> Dataset:
-        """Load ml-100k if it is wanted or can be had, else make data up, and say which."""
+        """Load the ``wanted`` data set; ``auto`` takes ml-100k if it is available, else synthetic data."""
         from ..data import NAMED, load_dataset
         from ..errors import DataError
 
@@ -146,7 +146,7 @@ class _Demo:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Measure a step, and say in the end what the block was told that came of it."""
+        """Time a step, and print its result at the end, which the block passes to the yielded function."""
         came: list[str] = []
         begun = time.perf_counter()
         yield came.append

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..offline.evaluate import EvaluationReport
     from ..training import TrainedRun
 
-#: Row of the table → what it is.
+#: Row of the table → its label.
 ROWS = {
     "popularity": "popularity (baseline)",
     "retrieval": "served, retrieval alone",
@@ -74,7 +74,7 @@ def command(
 def evaluate(
     sh: Shell, run: TrainedRun, release: Path | None, url: str | None, k: int, **how: Any
 ) -> EvaluationReport:
-    """Ask the server at ``url``, or one started on ``release``; with both, the server must serve it."""
+    """Evaluate the server at ``url``, or one started on ``release``; with both, the server must serve it."""
     from tiercel_serving.release.opened import open_release
 
     from ..offline.evaluate import check_protocol, check_same, check_tables, evaluate_served
@@ -99,7 +99,7 @@ def evaluate(
 
 
 def human(document: dict[str, Any]) -> list[Any]:
-    """Return what people see."""
+    """Return the output for people."""
     which = which_items(document["allow_seen"], document["seen_again_days"])
     title = (
         f"{document['name']} (build {document['build_id']}), {document['dataset']}: "
@@ -118,7 +118,7 @@ def human(document: dict[str, Any]) -> list[Any]:
 
 
 def which_items(allow_seen: bool, seen_again_days: float | None) -> str:
-    """Return which items of the catalogue users were given."""
+    """Return in words which items of the catalogue could be recommended."""
     if allow_seen:
         return "items, seen or not"
     again = "" if seen_again_days is None else f" and those seen {seen_again_days:g} or more days before"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..features.origin import FeatureOrigin
     from ..features.sample_rows import SampleRows
 
-#: So many columns of a step are named; of more, the first ones and the last.
+#: Maximum number of columns of a step that are named; of more, the first ones and the last are.
 NAMED = 6
 
 
@@ -88,7 +88,7 @@ def command(
 
 @dataclass(frozen=True)
 class Explained:
-    """The plans, the programs that they are of, and where rows to time them on come from."""
+    """The plans, their programs, and the function that returns rows to time them on."""
 
     name: str
     kind: str
@@ -99,7 +99,7 @@ class Explained:
     timed_on: str | None = None
 
     def timed(self, rows: int, data: Path | None, progress: Report) -> Explained:
-        """Return the same with times."""
+        """Return a copy whose plans have times, on the first rows of ``data`` or else the source's own."""
         from tiercel_export.explain.program import time_plan
 
         from ..features.sample_rows import rows_of_file
@@ -141,7 +141,7 @@ def explain(
     progress: Report,
     sh: Shell,
 ) -> Explained:
-    """Explain what was named; ``how`` is what ``--target-encoding`` and ``--keep-rows`` say."""
+    """Explain a source; ``how`` holds the values of ``--target-encoding`` and ``--keep-rows``."""
     from ..features.origin import kind_of
 
     path = Path(source)
@@ -235,7 +235,7 @@ def explain_cut(
 
 
 def pages(explained: Explained, document: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Yield what people read."""
+    """Yield the output for people."""
     yield heading(
         f"{explained.name} ({explained.kind}): {effect(document['applications'], document['steps'])}"
     )
@@ -283,14 +283,14 @@ def part_page(plan: PartPlan) -> Iterator[RenderableType]:
 
 
 def short(names: Sequence[str]) -> str:
-    """Return names with a comma between; of many the first ones, the last, and how many there are."""
+    """Return names joined by commas; of many only the first ones, the last, and their number."""
     if len(names) <= NAMED:
         return ", ".join(names)
     return f"{', '.join(names[: NAMED - 2])} … {names[-1]} ({len(names)})"
 
 
 def inputs_table(plan: PartPlan) -> Table:
-    """Return the raw columns."""
+    """Return the table of raw columns."""
     rows = ((column.name, words(column.dtype, column.is_list), column.part) for column in plan.inputs)
     return filled(rows, "raw column", "dtype", "part")
 
@@ -304,7 +304,7 @@ def filled(rows: Iterable[Sequence[str]], *columns: str) -> Table:
 
 
 def steps_table(plan: PartPlan) -> Table:
-    """Return the steps in order."""
+    """Return the table of steps, in order."""
     times = [f"µs, {n:,} row{'s' if n > 1 else ''}" for n in plan.total_us]
     right = ("", "entries", "bytes", *times)
     made = table(
@@ -331,7 +331,7 @@ def steps_table(plan: PartPlan) -> Table:
 
 
 def outputs_table(plan: PartPlan) -> Table:
-    """Return the features."""
+    """Return the table of features."""
     rows = []
     for output in plan.outputs:
         packed = output.packed or "not packed"
@@ -345,12 +345,12 @@ def outputs_table(plan: PartPlan) -> Table:
 
 
 def words(dtype: str, is_list: bool) -> str:
-    """Return a dtype as people call it."""
+    """Return a dtype in words."""
     element = "text" if dtype == "bytes" else dtype
     return f"list of {element}" if is_list else element
 
 
 def refusals_table(plan: PartPlan) -> Table:
-    """Return what can't be compiled, and what to do instead."""
+    """Return the table of what can't be compiled, and what to do instead."""
     rows = ((gone.output, gone.operator, gone.column, gone.reason, gone.remedy) for gone in plan.refused)
     return filled(rows, "feature", "operator", "column", "why", "what to do")

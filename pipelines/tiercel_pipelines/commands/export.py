@@ -124,7 +124,7 @@ def command(
 
 
 def _next(made: Release) -> str:
-    """Return the command that a release waits for: without plans that a GPU will build it can't be served."""
+    """Return the next command: ``build-engines`` if an engine is still to be built, else ``serve``."""
     from tiercel_serving.engines.install import engines_to_build
 
     files = (made.path / "artefacts" / stage / kind.file for stage, _, kind in engines_to_build(made))
@@ -138,7 +138,7 @@ def explain_export(
     goal: tuple[str, str, str | None],
     svg: Path | None,
 ) -> None:
-    """Print what would run where, for the target, layout and engine of ``goal``, beside all the others."""
+    """Print what would run where for ``goal`` (target, layout, engine), and compare it with all others."""
     refuse_unknown_rows(*goal)
     refuse_missing(files)
     with sh.work(f"Looking at {run}", steps=True) as progress:
@@ -161,14 +161,14 @@ def explain_export(
 
 
 def check_picture(file: Path, replace: bool) -> None:
-    """Refuse a file that can't be written, or is there already, before anything is loaded."""
+    """Refuse a file that can't be written, or already exists, before anything is loaded."""
     check_place(file)
     if file.exists() and not replace:
         raise Refused(f"--svg {file}: is there already; name another file, or add --replace")
 
 
 def refuse_unknown_rows(target: str, layout: str, engine: str | None, runner: str | None = None) -> None:
-    """Refuse a target, a layout, an engine or a runner that there is not."""
+    """Refuse an unknown target, layout, engine or runner."""
     from tiercel_serving.engines.table import ENGINES
     from tiercel_serving.repository.targets import LAYOUTS, RUNNERS, TARGETS
 
@@ -179,21 +179,21 @@ def refuse_unknown_rows(target: str, layout: str, engine: str | None, runner: st
 
 
 def refuse_unknown(option: str, given: str | None, known: Iterable[str]) -> None:
-    """Refuse a value that is not one of those there are."""
+    """Refuse a value that is not a known one."""
     names = list(known)
     if given is not None and given not in names:
         raise Refused(f"--{option} {given}: expected one of {', '.join(names)}")
 
 
 def refuse_missing(files: Mapping[str, Path | None]) -> None:
-    """Refuse tables that are not there, before anything is loaded."""
+    """Refuse tables that do not exist, before anything is loaded."""
     for name, path in files.items():
         if path is not None and not path.exists():
             raise Refused(f"--{name} {path}: there is no such file; name a Parquet file")
 
 
 def describe(release: Release, took_s: float) -> dict[str, Any]:
-    """Return what is in a release as JSON."""
+    """Return a description of a release as JSON."""
     import msgspec
 
     from tiercel_serving.engines.table import form_of
@@ -223,7 +223,7 @@ def describe(release: Release, took_s: float) -> dict[str, Any]:
 
 
 def release_table(document: dict[str, Any]) -> Table:
-    """Return the release in short."""
+    """Return a summary of the release."""
     catalogue = document["catalogue"]
     values = {
         "build": document["build_id"],
@@ -240,13 +240,13 @@ def release_table(document: dict[str, Any]) -> Table:
 
 
 def engine_of(document: Mapping[str, Any], stage: str) -> str:
-    """Return what runs a model; docs/engines.md says what loops are."""
+    """Return the engine of a model and, if it has one, its form, such as loops (see docs/engines.md)."""
     form = document["forms"].get(stage)
     return f"{document['engines'][stage]}{'' if form is None else f', as {form}'}"
 
 
 def measured(figures: Mapping[str, Any]) -> str:
-    """Return what was measured of a source, in one line."""
+    """Return the measured figures of a source in one line."""
     return ", ".join(
         str(value) if key == "factory" else f"{key} {number(value) if isinstance(value, float) else value}"
         for key, value in figures.items()
@@ -255,7 +255,7 @@ def measured(figures: Mapping[str, Any]) -> str:
 
 
 def replaced(document: Mapping[str, Any], name: str) -> str:
-    """Return what to say of a table that was given in place of the run's."""
+    """Return the remark on a table that replaced the run's; empty if it is the run's own."""
     table = document["tables"].get(name, {"from": "run"})
     if table["from"] == "run":
         return ""

@@ -122,7 +122,7 @@ def command(
 
 
 def adjusted(recipe: Recipe, seed: int | None, epochs: int | None) -> Recipe:
-    """Return the recipe with what the command line says instead."""
+    """Return the recipe with the seed and number of epochs of the command line, if given."""
     from msgspec.structs import replace
 
     if seed is not None:
@@ -134,21 +134,21 @@ def adjusted(recipe: Recipe, seed: int | None, epochs: int | None) -> Recipe:
 
 
 def with_epochs(family: Any, epochs: int) -> Any:
-    """Return a family's settings with so many epochs at most; one without epochs stays as it is."""
+    """Return a family's settings with at most ``epochs`` epochs; one without epochs stays as it is."""
     from msgspec.structs import replace
 
     return replace(family, max_epochs=epochs) if hasattr(family, "max_epochs") else family
 
 
 def check_free(path: Path, may_replace: bool, what: str) -> None:
-    """Refuse early, before an hour of work, to write over something that is there."""
+    """Refuse to overwrite something that exists, before hours of work."""
     if path.exists() and not may_replace:
         option = "--run" if what == "run" else "--release"
         raise Refused(f"{path}: exists already; --replace overwrites it, {option} names another folder")
 
 
 def metrics_tables(metrics: dict[str, Any], which: str = "unseen items") -> list[Table]:
-    """Return what was measured: one line for each model that makes lists, and a table of the rest."""
+    """Return the figures as tables: one with a line for each model that makes lists, and one of the rest."""
     models = {name: value for name, value in metrics.items() if isinstance(value, dict) and "ndcg" in value}
     rest = {name: value for name, value in metrics.items() if name not in models}
     made = []
@@ -159,7 +159,7 @@ def metrics_tables(metrics: dict[str, Any], which: str = "unseen items") -> list
             ranked.add_row(name, *(f"{values[figure]:.4f}" for figure in figures))
         made.append(ranked)
     if rest:
-        # Learning curves are for machines.
+        # Learning curves are only in the JSON output.
         shown = {name: value for name, value in flat(rest) if not isinstance(value, list)}
         made.append(pairs(shown))
     return made

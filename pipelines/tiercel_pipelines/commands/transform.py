@@ -130,7 +130,7 @@ def command(
 
 @contextlib.contextmanager
 def refused() -> Iterator[None]:
-    """Turn what is wrong with the files that were named into a usage error."""
+    """Turn an error about the named files into a usage error."""
     from ..errors import DataError
 
     try:
@@ -142,7 +142,7 @@ def refused() -> Iterator[None]:
 def origin_of(
     kind: str, path: Path, list_lengths: Sequence[str], target_encoding: str | None, keep_rows: bool
 ) -> FeatureOrigin:
-    """Return the source, which compiles a workflow as the options say."""
+    """Return the origin of the programs, which compiles a workflow as the options say."""
     from ..features.origin import FeatureOrigin
 
     check_target_encoding(target_encoding)
@@ -160,13 +160,13 @@ def origin_of(
 
 
 def check_target_encoding(given: str | None) -> None:
-    """Refuse another value than the one there is."""
+    """Refuse any value other than ``no_fold``."""
     if given not in (None, "no_fold"):
         raise Refused(f"--target-encoding {given}: expected no_fold")
 
 
 def lengths_of(list_lengths: Sequence[str], source: FeatureOrigin) -> dict[str, int]:
-    """Return the lengths that ``NAME=N`` say."""
+    """Return the list lengths given as ``NAME=N``."""
     lengths: dict[str, int] = {}
     for text in list_lengths:
         name, _, length = text.rpartition("=")
@@ -183,7 +183,7 @@ def lengths_of(list_lengths: Sequence[str], source: FeatureOrigin) -> dict[str, 
 
 
 def kept(text: str) -> tuple[str, str]:
-    """Return the name of a column to keep, and the one that it is written under."""
+    """Return the name of a column to keep, and the name under which it is written."""
     old, _, new = text.partition("=")
     return old, new or old
 
@@ -191,7 +191,7 @@ def kept(text: str) -> tuple[str, str]:
 def chosen_parts(
     source: FeatureOrigin, part: str | None, files: Sequence[Path], sh: Shell
 ) -> tuple[str, ...]:
-    """Return the parts to transform: those that are asked for, else those whose columns the files have."""
+    """Return the parts to transform: the requested ones, else those whose columns the first file has."""
     from ..errors import DataMissing
     from ..features.parquet_files import read_footer
 
@@ -219,13 +219,13 @@ def chosen_parts(
 def describe(
     done: Transformed, source: Path, kind: str, parts: Sequence[str], packed: bool
 ) -> dict[str, Any]:
-    """Return what was done as JSON."""
+    """Return a description of the transform as JSON."""
     asked = {"source": source, "kind": kind, "parts": parts, "packed": packed}
     return {**asked, **vars(done), "bytes": done.output.stat().st_size, "rows_per_s": done.rows_per_s}
 
 
 def summary(document: Mapping[str, Any]) -> Table:
-    """Return what was done in short."""
+    """Return a summary of the transform."""
     files = document["files"]
     values = {
         "part": " and ".join(document["parts"]),

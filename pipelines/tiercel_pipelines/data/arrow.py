@@ -1,6 +1,6 @@
 """Arrow columns with plain dtypes (see :class:`~.dataset.Dataset`), of one file or of several.
 
-pandas is not between them: it makes floats of integers beside a null, and its dates end in 2262.
+They do not pass through pandas, which turns integers beside a null into floats, and whose dates end in 2262.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .plain import LARGEST, Array, check_exact, not_plain, too_wide, whole_numbe
 
 _types = pa.types
 
-#: As many decimal digits a float64 always tells apart.
+#: Number of decimal digits that a float64 always tells apart.
 _EXACT_DIGITS = 15
 _DAY = 86_400
 _A_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 def kind_of(dtype: pa.DataType) -> str:
-    """Return what a column of an Arrow type is: ``int``, ``time``, ``list[string]``, …; else its own name.
+    """Return the kind of an Arrow type: ``int``, ``time``, ``list[string]``, …; else the type's own name.
 
     ``null`` is a column without any value.
     """
@@ -51,19 +51,19 @@ def _is_list(dtype: pa.DataType) -> bool:
     return bool(_types.is_list(dtype) or _types.is_large_list(dtype) or _types.is_fixed_size_list(dtype))
 
 
-#: Kinds of which a list may be made.
+#: Kinds that the elements of a list may have.
 _ELEMENTS = ("int", "float", "bool", "string", "null")
 
 
 def canonical(column: pa.ChunkedArray, where: str) -> pa.Array:
     """Return a column as one array of int64, float32 or float64, booleans, text, null, or lists of these.
 
-    Times become whole seconds since 1970, rounded down, and decimals what :func:`of_decimals` says.
+    Times become whole seconds since 1970, rounded down; :func:`of_decimals` converts decimals.
 
     Raises
     ------
     DataCorrupt
-        If no plain dtype stands for its type, or a number would become another's.
+        If its type has no plain dtype, an integer does not fit int64, or two decimals would become one float.
     """
     array = pa.concat_arrays(column.chunks) if column.chunks else pa.array([], column.type)
     if _types.is_dictionary(array.type):
@@ -82,7 +82,7 @@ def canonical(column: pa.ChunkedArray, where: str) -> pa.Array:
     if _types.is_dictionary(elements.type):
         elements = elements.dictionary_decode()
     elements = _plain_elements(elements, where)
-    # Null lists may have hidden elements, which `flatten` leaves out; they become empty ones in the end.
+    # Null lists may have hidden elements, which `flatten` leaves out; null lists become empty ones here.
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     ends = pa.array(np.append(0, np.cumsum(lengths, dtype=np.int64)))
     return pa.LargeListArray.from_arrays(ends, elements)
@@ -96,7 +96,7 @@ def _plain_elements(array: pa.Array, where: str) -> pa.Array:
 
 
 def of_decimals(array: pa.Array, where: str) -> pa.Array:
-    """Return decimals as int64 if their type has no places, else as the nearest float64.
+    """Return decimals as int64 if their type has no decimal places, else as the nearest float64.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def of_decimals(array: pa.Array, where: str) -> pa.Array:
             )
             raise too_wide(stray, where) from None
     texts = array.cast(pa.string())
-    floats = texts.cast(pa.float64())  # Arrow's own way from decimals to floats rounds twice
+    floats = texts.cast(pa.float64())  # Arrow's direct cast from decimals to floats rounds twice
     if array.type.precision > _EXACT_DIGITS:
         different = texts.drop_null().unique()
         made = different.cast(pa.float64())
@@ -157,20 +157,20 @@ def _seconds(array: pa.Array) -> pa.Array:
 
 
 def joined(arrays: Sequence[pa.Array]) -> pa.Array:
-    """Put canonical arrays of one kind together."""
+    """Concatenate canonical arrays of one kind."""
     types = list(dict.fromkeys(array.type for array in arrays))
-    # Of a narrow float, a wide one and no value at all the wide one takes them all.
+    # Float64 also holds float32, and any type holds columns without values.
     widest = max(types, key=_rank)
-    # Arrow cuts the elements of lists of nothing when it casts them to what they are.
+    # A cast of lists of nulls to their own type would make Arrow cut off elements.
     return pa.concat_arrays([array if array.type == widest else array.cast(widest) for array in arrays])
 
 
-#: What stands for a kind where a column has no value that would say it.
+#: Types of the kinds for columns without any value, from which a type could be seen.
 _TYPES = {"string": pa.large_string(), "float": pa.float64(), "bool": pa.bool_()}
 
 
 def of_kind(array: pa.Array, kind: str | None) -> pa.Array:
-    """Return a canonical array; one without any value becomes the ``kind`` that a schema names."""
+    """Return a canonical array; one without any value gets the type of the ``kind`` that a schema names."""
     if kind is None or kind_of(array.type) not in ("null", "list[null]"):
         return array
     if not kind.startswith("list["):
@@ -204,7 +204,7 @@ def plain_values(array: pa.Array, where: str) -> Array:
             return _texts(array)
         return _lists(array, where) if _is_list(array.type) else array.to_numpy(zero_copy_only=False)
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        # Arrow takes a file's word for it that its text is UTF-8.
+        # Arrow does not check that a file's text is UTF-8.
         raise DataCorrupt(
             f"{where}: expected text in UTF-8, found other bytes ({error}); decode the column as it was "
             "written, and write it again"
@@ -212,7 +212,7 @@ def plain_values(array: pa.Array, where: str) -> Array:
 
 
 def _texts(array: pa.LargeStringArray) -> Array:
-    """Return text as objects, each text once: of few, rows share them, and a row costs a pointer."""
+    """Return text as objects; rows of equal text share one object, so that a row costs a pointer."""
     coded = array.dictionary_encode()
     nothing = np.array([None], dtype=object)
     texts = np.append(coded.dictionary.to_numpy(zero_copy_only=False), nothing)

@@ -18,7 +18,7 @@ from .plain import plain_frame
 Progress = Callable[[str, int, int | None], None]
 
 
-#: The column that a run writes beside a table's own: the row in the data set.
+#: The column that a run adds to each table: the row in the data set.
 ROW = "__row__"
 
 
@@ -33,13 +33,13 @@ class Dataset:
     Parameters
     ----------
     name
-        What the data set is called.
+        Name of the data set.
     users, items, interactions
-        One row a user, an item (its position is the catalogue row), and an interaction.
+        One row per user, per item (its position is the catalogue row), and per interaction.
     user_id, item_id, timestamp
         Names of the columns of ids and time. ``timestamp`` is None if the interactions carry no time.
     source
-        Where the tables came from, for people.
+        Where the tables came from, as text for people.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Dataset:
 
     @property
     def context_columns(self) -> tuple[str, ...]:
-        """Columns of the interactions other than ids and time: what a request can tell."""
+        """Columns of the interactions other than ids and time: the context that a request can send."""
         known = {self.user_id, self.item_id, self.timestamp}
         return tuple(name for name in self.interactions.columns if name not in known)
 
@@ -114,7 +114,7 @@ def _check_no_dates(where: str, frame: pd.DataFrame, column: str) -> None:
 
 
 def dates_as_ids(where: str) -> DataCorrupt:
-    """Return the error of ids that are dates: as seconds nobody who sends one would find it again."""
+    """Return the error of ids that are dates: converted to seconds, they would match no id of a request."""
     return DataCorrupt(
         f"{where} holds dates or times, and an id is a 64-bit integer or text; write the ids as text, such "
         "as 2024-05-01"
@@ -122,7 +122,7 @@ def dates_as_ids(where: str) -> DataCorrupt:
 
 
 def _ids(where: str, frame: pd.DataFrame, column: str) -> pd.Series:
-    """Return a table's ids, which must be there, and be integers or strings without nulls."""
+    """Return a table's ids, which must exist, and be integers or strings without nulls."""
     ids = _column(where, frame, column, "ids")
     if not len(ids):
         raise DataCorrupt(f"{where} is empty; expected at least one row")
@@ -151,7 +151,7 @@ def _check_join(name: str, table: str, ids: pd.Series, named: pd.Series) -> None
 
 
 def _check_users(name: str, ids: pd.Series) -> None:
-    """Refuse the id that stands in requests for whoever has none."""
+    """Refuse the id that stands for anonymous users in requests."""
     stand_in = ANONYMOUS_IDS["int64" if ids.dtype == np.int64 else "bytes"]
     taken = stand_in.decode() if isinstance(stand_in, bytes) else stand_in
     if (ids == taken).any():
@@ -185,7 +185,7 @@ def _check_time(where: str, interactions: pd.DataFrame, timestamp: str | None) -
 
 
 def _check_shared_names(dataset: Dataset) -> None:
-    """Refuse two tables with a column of one name: a feature names its column without its table."""
+    """Refuse a column name that two tables share, since a feature names its column without its table."""
     tables = {"users": set(dataset.users.columns), "items": set(dataset.items.columns)}
     tables["interactions"] = set(dataset.interactions.columns) - {dataset.user_id, dataset.item_id}
     for first, second in combinations(tables, 2):

@@ -1,4 +1,4 @@
-"""The one door to data: from a recipe's spec to a checked data set."""
+"""The single entry point to data: from a recipe's spec to a checked data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .movielens_100k import MovieLens100K
 from .synthetic import Synthetic
 from .table import DATASETS, DatasetSpec
 
-#: What the command line calls some data sets.
+#: Data sets that have a name on the command line.
 NAMED: Mapping[str, DatasetSpec] = {"ml-100k": MovieLens100K(), "synthetic": Synthetic()}
 
 
@@ -28,12 +28,12 @@ def load_dataset(
     spec
         A data set's spec.
     data_dir, progress
-        See :meth:`.table.DatasetSpec.load`; the folder also gets what is fetched.
+        See :meth:`.table.DatasetSpec.load`; downloads also go to the folder.
 
     Raises
     ------
     DataError
-        If the spec itself cannot be, or as its :meth:`~.table.DatasetSpec.load` says: the data are missing
+        If the spec itself is invalid, or from its :meth:`~.table.DatasetSpec.load`: the data are missing
         (``DataMissing``) or not what they should be (``DataCorrupt``).
     """
     wrong = DATASETS.misfit(spec, "data set")

@@ -1,4 +1,4 @@
-"""MovieLens as GroupLens writes it, in each of its forms: ratings, items, and mostly users.
+"""MovieLens in each of the forms that GroupLens publishes: ratings, items, and in most of them users.
 
 =====  ==========================  ============================================
 form   of                          files
@@ -32,29 +32,29 @@ _NO_GENRES = "(no genres listed)"
 
 
 class MovieLens(Settings, frozen=True, tag="MovieLens"):
-    """Another MovieLens, or data of your own in a form of GroupLens': 100K's, 1M's and 10M's, or CSV.
+    """Another MovieLens, or your own data in a form of GroupLens: that of 100K, of 1M and 10M, or CSV.
 
-    Columns are called as those of :class:`MovieLens100K`. Only 100K's form has ``released``, and without a
-    file of users (10M, CSV) they have no features.
+    Columns have the names of :class:`MovieLens100K`. Only the form of 100K has ``released``, and without a
+    file of users (10M, CSV) users have no features.
 
     Parameters
     ----------
     path
-        The folder. Where a relative path starts, :class:`Parquet` says.
+        The folder; :class:`Parquet` describes where a relative path starts.
     name
-        What the data set is called.
+        Name of the data set.
     """
 
     path: str
     name: str = "movielens"
 
     def load(self, data_dir: str | Path | None, progress: Progress | None) -> Dataset:
-        """Read the folder in the form whose ratings it holds.
+        """Read the folder in the form of its file of ratings.
 
         Raises
         ------
         DataMissing
-            There is no such folder, or it holds no form whole.
+            There is no such folder, or no form is complete in it.
         DataCorrupt
             A file is not what its form says; the message names the line where it can.
         """
@@ -69,7 +69,7 @@ class MovieLens(Settings, frozen=True, tag="MovieLens"):
 
 @dataclass(frozen=True)
 class Table:
-    """A file of a form, and what reads it."""
+    """A file of a form, and the function that reads it."""
 
     file: str
     read: Callable[[Path], pd.DataFrame]
@@ -84,9 +84,9 @@ class Form:
     ratings, items
         Their files.
     users
-        The file of users; without it they are whoever rated, and have no features.
+        The file of users; without it, users are those who rated, and have no features.
     beside
-        Files that must be there too.
+        Other files that must exist.
     """
 
     ratings: Table
@@ -96,7 +96,7 @@ class Form:
 
 
 def read_movielens(folder: Path, name: str) -> Dataset:
-    """Read the tables of a folder, in the form whose ratings it holds."""
+    """Read the tables of a folder, in the form of its file of ratings."""
     form = next((form for form in FORMS if (folder / form.ratings.file).is_file()), None)
     if form is None:
         wanted = " or ".join(form.ratings.file for form in FORMS)
@@ -119,7 +119,7 @@ def _unread(error: OSError, path: Path) -> Exception:
 
 
 def _text(path: Path) -> str:
-    """Return a file's text: UTF-8 where it is that, else Latin-1, as the older sets are."""
+    """Return a file's text: UTF-8 if it is valid, else Latin-1, as in the older sets."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -151,7 +151,7 @@ def _table(path: Path, separator: str, names: Sequence[str], free: str | None = 
 
 
 def _integers(path: Path, column: pd.Series) -> pd.Series:
-    """Return a column of text as integers, as floats if some have none."""
+    """Return a column of text as integers, or as floats if some values are empty."""
     numbers = pd.to_numeric(column.str.strip().replace("", None), errors="coerce")
     strange = column[numbers.isna() & (column.str.strip() != "")]
     if len(strange):
@@ -162,14 +162,14 @@ def _integers(path: Path, column: pd.Series) -> pd.Series:
 
 
 def _read_ratings(path: Path, separator: str, *, header: int | None = None) -> pd.DataFrame:
-    """Return user, item, rating and time of each line: the one large file, so by pandas' fast reader."""
-    # That takes separators of one character: between the two of ``::`` lies an empty column.
+    """Return user, item, rating and time of each line, with pandas' fast reader, as the file is large."""
+    # The reader takes separators of one character: between the two of ``::`` is an empty column.
     names = [str(place) for place in range(len(separator) * (len(_RATINGS) - 1) + 1)]
     wanted = dict(zip(names[:: len(separator)], _RATINGS, strict=True))
     whole = {name: np.int64 for name, column in wanted.items() if column != "rating"}
     try:
         frame = pd.read_csv(path, sep=separator[0], names=names, header=header, dtype=whole)
-        # What stands before as many columns pandas takes for an index.
+        # pandas takes surplus columns at the start of a line for an index.
         if not isinstance(frame.index, pd.RangeIndex):
             raise ValueError(f"{len(_RATINGS) + frame.index.nlevels // len(separator)} fields")
     except OSError as error:
@@ -189,14 +189,14 @@ def _read_ratings(path: Path, separator: str, *, header: int | None = None) -> p
 
 
 def _with_years(items: pd.DataFrame) -> pd.DataFrame:
-    """Return items with the year that stands behind the title."""
+    """Return items with the year at the end of the title as a column."""
     title = items["title"].str.strip()
     year = title.str.extract(r"\((\d{4})\)\s*$", expand=False).astype(np.float64)
     return items.assign(title=title, year=year)
 
 
 def _people(path: Path, separator: str, names: Sequence[str]) -> pd.DataFrame:
-    """Return users."""
+    """Return the users of a file."""
     frame = _table(path, separator, names)
     numbers = {name: _integers(path, frame[name]) for name in ("user_id", "age")}
     # The first digit of a US zip code is a group of states; Canadian codes begin with a letter.
@@ -229,7 +229,7 @@ def _items_100k(path: Path) -> pd.DataFrame:
 
 
 def _flag(genre: str) -> str:
-    """Return the column that says whether a film is of a genre: one may be called ``title``."""
+    """Return the name of a genre's column, prefixed since a genre may be called ``title``."""
     return f"genre {genre}"
 
 
@@ -254,7 +254,7 @@ def _items_csv(path: Path) -> pd.DataFrame:
     return _with_genres(path, pd.DataFrame(rows, columns=["item_id", "title", "genres"], dtype=object))
 
 
-#: The first whose ratings are there is read.
+#: The first form whose file of ratings exists is read.
 FORMS = (
     Form(
         ratings=Table("u.data", lambda path: _read_ratings(path, "\t")),

@@ -69,7 +69,7 @@ def find_ml_100k(data_dir: str | Path | None = None) -> Path | None:
 
 
 def _places(data_dir: str | Path | None) -> list[Path]:
-    """Folders to look at, in order. A download goes to the first."""
+    """Return the folders to look at, in order; a download goes to the first."""
     return [root / FOLDER for root in data_dirs(data_dir)]
 
 
@@ -92,7 +92,7 @@ def fetch_ml_100k(
             raise fault or _missing(places, error) from error
         unpacked = _unpack(archive, scratch / FOLDER)
         check_ml_100k(unpacked)
-        # Somebody else may have fetched it meanwhile, which is as good.
+        # Another process may have fetched it meanwhile, which is as good.
         if not target.is_dir():
             unpacked.replace(target)
     finally:

@@ -27,13 +27,13 @@ from .plain import check_names
 _T = TypeVar("_T")
 Columns = tuple[tuple[str, str], ...]
 
-#: Types a schema may name, and what to ask of an Arrow type.
+#: Column types that a schema may name, which are kinds of :func:`kind_of`.
 COLUMN_TYPES = ("int", "float", "bool", "string", "time", "list[int]", "list[float]", "list[string]")
 
-#: Files and folders below the folder of a table, at most.
+#: Maximum number of files and folders below the folder of a table.
 MOST_ENTRIES = 100_000
 
-#: Kinds of a part's column that say nothing of the table's.
+#: Kinds of columns without any value, which do not determine the table's type.
 _NO_VALUES = ("null", "list[null]")
 
 
@@ -54,7 +54,7 @@ class Parquet(Settings, frozen=True, tag="Parquet"):
         with its type (``int``, ``float``, ``bool``, ``string``, ``time``, ``list[int]``,
         ``list[float]`` or ``list[string]``); None reads all as they are.
     name
-        What the data set is called.
+        Name of the data set.
     """
 
     users: str
@@ -89,7 +89,7 @@ def read_table(
     """Read a Parquet file that exists, or a folder of them, with plain dtypes; messages call it ``table``.
 
     The files of a folder are one table: each has the same columns, of one kind each. Integers may have
-    several widths, floats several precisions, times several units, and a column without any value is of
+    several widths, floats several precisions, times several units, and a column without any value matches
     every kind.
 
     Parameters
@@ -99,14 +99,15 @@ def read_table(
     keep
         Which columns to read, by name.
     ids
-        Which of them are ids, and so no dates.
+        Which of them are ids, which must not be dates.
 
     Raises
     ------
     DataMissing
         If there is no file in the folder, or one lacks a column.
     DataCorrupt
-        If a file is no Parquet file, or differs from the others, or a value has no plain dtype.
+        If a file is not a Parquet file or differs from the others, an id is a date, or a value has no plain
+        dtype.
     """
     parts = _parts(path, table)
     _check_ids(parts, table, ids)
@@ -146,7 +147,7 @@ def _names(parts: Sequence[_Part]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Part:
-    """One file: ``folders`` are the columns that the names of its folders give it, as in ``country=NL``."""
+    """One file; ``folders`` are its partition columns, from folder names such as ``country=NL``."""
 
     path: str
     fragment: pads.ParquetFileFragment
@@ -169,7 +170,7 @@ class _Part:
     def read(self, names: Sequence[str], table: str) -> pa.Table:
         own = [name for name in names if not self._in_folders(name)]
         try:
-            # Arrow's own allocator would keep what is read into for the rest of the process.
+            # Arrow's own allocator would keep this memory for the rest of the process.
             pool = pa.system_memory_pool()
             read = self.fragment.to_table(schema=self.schema, columns=own, memory_pool=pool)
         except (pa.ArrowException, OSError) as error:
@@ -189,7 +190,7 @@ class _Part:
 
 
 def check_folder(path: Path, table: str) -> None:
-    """Refuse a folder that is that of no table, such as the whole disk, without walking through it."""
+    """Refuse a folder that cannot be one table's, such as the whole disk, without walking through it."""
     entries = 0
     for _, folders, files in os.walk(path):
         entries += len(folders) + len(files)
@@ -224,7 +225,7 @@ def _parts(path: Path, table: str) -> list[_Part]:
 
 
 def _check_names(path: Path, table: str) -> None:
-    """Refuse a column that a file has twice, of which Arrow says that the file is unreadable."""
+    """Refuse a duplicate column, for which Arrow only reports that the file is unreadable."""
     with contextlib.suppress(pa.ArrowException, OSError):
         check_names(pq.read_schema(path).names, f"{path}: {table}")
 
@@ -237,7 +238,7 @@ def _plain(
     kinds: Mapping[str, str],
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Read columns of all parts, after comparing what they hold; ``kinds`` is for those without values."""
+    """Read columns of all parts, after comparing their kinds; ``kinds`` is for columns without values."""
     rows = sum(part.rows for part in parts)
     reading, making = _Half(progress, table, rows, 0), _Half(progress, table, rows, 1)
     for name in names:
@@ -247,7 +248,7 @@ def _plain(
     del read
     columns = {}
     for name in making.through(names, [rows / len(names)] * len(names)):
-        # What is made of a column takes its place in memory.
+        # Each converted column replaces the one that was read, to save memory.
         pieces = [
             canonical(piece, f"{part.path}: {table}, column {name!r}")
             for part, piece in zip(parts, unmade.pop(name), strict=True)
@@ -255,13 +256,13 @@ def _plain(
         whole = of_kind(joined(pieces), kinds.get(name))
         columns[name] = plain_values(whole, f"{where}: {table}, column {name!r}")
         del pieces, whole
-    pa.default_memory_pool().release_unused()  # Arrow would keep what it read into
+    pa.default_memory_pool().release_unused()  # Arrow would keep the memory
     return pd.DataFrame(columns, index=pd.RangeIndex(rows), columns=names)
 
 
 @dataclass(frozen=True)
 class _Half:
-    """Half of the loading of a table: files are read, then columns made of them; told in rows."""
+    """Progress of half of a table's loading, in rows: reading files, then converting columns."""
 
     progress: Progress | None
     table: str
@@ -269,7 +270,7 @@ class _Half:
     number: int
 
     def through(self, pieces: Sequence[_T], sizes: Sequence[float]) -> Iterator[_T]:
-        """Give piece after piece, and tell of each that is done."""
+        """Yield each piece, and report it when it is done."""
         done = 0.0
         for piece, size in zip(pieces, sizes, strict=True):
             yield piece
@@ -279,7 +280,7 @@ class _Half:
 
 
 def _check_alike(parts: Sequence[_Part], table: str, name: str) -> None:
-    """Refuse a column that some part lacks, or that is of another kind there than in the parts before."""
+    """Refuse a column that some part lacks, or that differs in kind between parts."""
     first = None
     for part in parts:
         if name not in part.names:
@@ -301,7 +302,7 @@ def _check_alike(parts: Sequence[_Part], table: str, name: str) -> None:
 
 
 def _check_ids(parts: Sequence[_Part], table: str, ids: Sequence[str]) -> None:
-    """Refuse ids that are dates while they are: what is read has seconds in their place."""
+    """Refuse ids that are dates, before reading turns them into seconds."""
     for name in ids:
         if any(name in part.names and part.kind(name) == "time" for part in parts):
             raise dates_as_ids(f"parquet: {table}.{name}")
@@ -317,7 +318,7 @@ def _unreadable(path: Path | str, table: str, error: Exception) -> TiercelError:
 
 
 def _begins_as_parquet(path: Path) -> bool:
-    """Whether a path is a folder, or a file that begins as Parquet does: no other kind of file."""
+    """Whether a path is a file that begins as Parquet does, or cannot be read, such as a folder."""
     try:
         with path.open("rb") as file:
             return file.read(4) == b"PAR1"

@@ -6,23 +6,23 @@ import os
 from pathlib import Path
 
 DATA_DIR_VARIABLE = "TIERCEL_DATA_DIR"
-#: What a message about a missing file says of paths.
+#: What messages about a missing file say about relative paths.
 STARTS = f"a relative path starts at --data-dir, else ${DATA_DIR_VARIABLE}, ./data or the current directory"
 
 
 def data_dirs(data_dir: str | Path | None) -> list[Path]:
-    """Return the folders that hold data sets, the first one first: as told, the variable's, ``data`` here."""
+    """Return the folders of data sets in order of preference: ``data_dir``, the variable's, ``./data``."""
     variable = os.environ.get(DATA_DIR_VARIABLE)
     return [*(Path(folder) for folder in (data_dir, variable) if folder), Path("data")]
 
 
 def find_data(path: str, data_dir: str | Path | None) -> Path:
-    """Return where a recipe's path leads.
+    """Return the location of a recipe's path.
 
     Parameters
     ----------
     path
-        An absolute path is itself.
+        An absolute path is returned as it is.
     data_dir
         Where a relative one starts; None is the first of ``$TIERCEL_DATA_DIR``, ``data`` and the current
         directory that has it.
@@ -30,7 +30,7 @@ def find_data(path: str, data_dir: str | Path | None) -> Path:
     Returns
     -------
     pathlib.Path
-        Maybe of nothing, in the first folder then.
+        If nothing exists at any place, the path in the first folder.
     """
     starts = [Path(data_dir)] if data_dir is not None else [*data_dirs(None), Path()]
     return next((start / path for start in starts if (start / path).exists()), starts[0] / path)

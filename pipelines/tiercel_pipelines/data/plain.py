@@ -1,6 +1,7 @@
-"""Columns with plain dtypes (see :class:`~.dataset.Dataset`), made of pandas' so that no value changes.
+"""Columns with plain dtypes (see :class:`~.dataset.Dataset`), made from pandas' without changing a value.
 
-What a plain dtype cannot hold is refused with its column and value, never rounded or wrapped.
+A value that a plain dtype cannot hold is refused, with its column, and never rounded or wrapped. Only times
+lose something: they are rounded down to whole seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..errors import DataCorrupt
 Array = npt.NDArray[Any]
 
 LARGEST = 2**63 - 1
-#: Up to here a float64 holds every whole number.
+#: Up to here a float64 holds every integer.
 _EXACT = 2**53
 
 
@@ -28,8 +29,8 @@ def plain_frame(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     Raises
     ------
     DataCorrupt
-        If a column has an empty name or another's, a type that no plain dtype stands for, or a value that
-        its plain dtype cannot hold.
+        If a column has an empty or duplicate name, a type without a plain dtype, or a value that its plain
+        dtype cannot hold.
     """
     check_names([str(name) for name in frame.columns], where)
     plain = {str(name): plain_column(frame[name], f"{where}, column {name!r}") for name in frame.columns}
@@ -70,7 +71,7 @@ def plain_column(column: pd.Series, where: str) -> Array:
 
 
 def not_plain(where: str, found: str, remedy: str = "convert or drop the column") -> DataCorrupt:
-    """Return the error of a column for which no plain dtype stands."""
+    """Return the error of a column that has no plain dtype."""
     return DataCorrupt(
         f"{where}: expected one of integers, floats, booleans, strings, dates or lists in all its rows, "
         f"found {found}; {remedy}"
@@ -78,16 +79,18 @@ def not_plain(where: str, found: str, remedy: str = "convert or drop the column"
 
 
 def whole_numbers(values: Array, null: npt.NDArray[np.bool_], where: str) -> Array:
-    """Return whole numbers as int64; as float64 with NaN where some are null.
+    """Return integers as int64, or as float64 with NaN if some are null.
+
+    Raises DataCorrupt if an integer does not fit.
 
     Parameters
     ----------
     values
-        ``[n]`` integers of any width, anything at a null's place.
+        ``[n]`` integers of any width, arbitrary where null.
     null
-        ``[n]``.
+        ``[n]`` boolean.
     where
-        What messages call the column.
+        Name of the column in messages.
     """
     if values.dtype.kind == "u":
         wide = (values > LARGEST) & ~null

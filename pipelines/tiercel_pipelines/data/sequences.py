@@ -1,4 +1,4 @@
-"""Sequences of items as research on sequential recommendation hands them round: a user a line, or pairs."""
+"""Item sequences in the text forms of research on sequential recommendation: one user per line, or pairs."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from .dataset import Dataset, Progress
 from .places import STARTS, find_data
 from .plain import Array
 
-#: What the column of an item's place in its line is called; it stands for the time.
+#: Column of an item's position in its user's sequence, which stands for the time.
 PLACE = "place"
 
-#: After how many lines progress is told.
+#: Number of lines between progress reports.
 _TOLD = 10_000
-#: What an integer looks like that is written in one way alone, and fits 64 bits.
+#: Integers in canonical form that fit 64 bits.
 _PLAIN = re.compile("0|[1-9][0-9]{0,17}")
 
 
 class Sequences(Settings, frozen=True, tag="Sequences"):
     """A text file with a line for each user: the user's id, then item ids in the order of time.
 
-    Or with a line for each pair of user and item: if every line has two words, it is that. The order of a
-    user's lines is that of time then, and users may alternate.
+    Or a text file with a line for each pair of user and item, which is assumed if every line has two words. A
+    user's lines are then in the order of time, and users may alternate.
 
-    There is no time but that order: interactions have a column ``place``, which is their timestamp.
+    That order is the only time: interactions have a column ``place``, which is their timestamp.
 
     Parameters
     ----------
     path
-        The file. Where a relative path starts, :class:`Parquet` says.
+        The file; :class:`Parquet` describes where a relative path starts.
     name
-        What the data set is called.
+        Name of the data set.
     """
 
     path: str
@@ -53,7 +53,7 @@ class Sequences(Settings, frozen=True, tag="Sequences"):
         DataMissing
             There is no such file.
         DataCorrupt
-            It is no text, holds nothing, or has a line without items or with a user of a line before.
+            It is not text, holds nothing, has a line without items, or has a second line of a user.
         """
         path = find_data(self.path, data_dir)
         if not path.is_file():
@@ -92,7 +92,7 @@ class Sequences(Settings, frozen=True, tag="Sequences"):
 
 
 def _lines(text: str, path: Path, progress: Progress | None) -> Iterator[tuple[int, str, list[str]]]:
-    """Yield the number of each line, the user and the items behind; blank lines are none."""
+    """Yield number, user and items of each line that is not blank."""
     lines = text.splitlines()
     for number, line in enumerate(lines, start=1):
         if progress is not None and (number % _TOLD == 0 or number == len(lines)):
@@ -109,7 +109,7 @@ def _lines(text: str, path: Path, progress: Progress | None) -> Iterator[tuple[i
 
 
 def _joined(lines: Sequence[tuple[int, str, list[str]]], path: Path) -> dict[str, list[str]]:
-    """Return each user's items, users in the order in which they appear."""
+    """Return each user's items, with users in the order in which they appear."""
     pairs = all(len(items) == 1 for _, _, items in lines)
     sequences: dict[str, list[str]] = {}
     first: dict[str, int] = {}
@@ -125,7 +125,7 @@ def _joined(lines: Sequence[tuple[int, str, list[str]]], path: Path) -> dict[str
 
 
 def _ids(words: list[str]) -> Array:
-    """Return ids as integers if all are plain ones, else as strings."""
+    """Return ids as integers if all are in canonical form, else as strings."""
     if all(_PLAIN.fullmatch(word) for word in set(words)):
         return np.array(words, dtype=np.int64)
     return np.array(words, dtype=object)

@@ -21,7 +21,7 @@ TRAIN, VALID, TEST = 0, 1, 2
 class Split:
     """Three disjoint parts of a data set's interactions, each a table in the order of the original.
 
-    A part is taken anew whenever it is asked for: the interactions are held once.
+    Every access to a part selects its rows again, so that the interactions are held only once.
 
     Parameters
     ----------
@@ -36,34 +36,34 @@ class Split:
 
     @classmethod
     def of(cls, interactions: pd.DataFrame, test: Bools, valid: Bools) -> Split:
-        """Return the split with a test part ``[n]``, and a validation part of the others, in their order."""
+        """Return the split with the mask ``test [n]``, and the mask ``valid`` over the other rows."""
         parts = np.where(test, np.int8(TEST), np.int8(TRAIN))
         parts[np.flatnonzero(~test)[valid]] = VALID
         return cls(interactions, parts)
 
     @property
     def train(self) -> pd.DataFrame:
-        """What is learned from."""
+        """The interactions to learn from."""
         return self.interactions[self.parts == TRAIN]
 
     @property
     def valid(self) -> pd.DataFrame:
-        """What early stopping looks at."""
+        """The interactions that early stopping measures."""
         return self.interactions[self.parts == VALID]
 
     @property
     def test(self) -> pd.DataFrame:
-        """What is looked at once, at the end."""
+        """The interactions that are used once, at the end."""
         return self.interactions[self.parts == TEST]
 
     @property
     def fit(self) -> pd.DataFrame:
-        """Training and validation part together: everything that is not the test."""
+        """Training and validation part together: everything but the test part."""
         return self.interactions[self.parts != TEST]
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """How many interactions the three parts have."""
+        """Number of interactions of the three parts."""
         train, valid, test = np.bincount(self.parts, minlength=3).tolist()
         return train, valid, test
 
@@ -78,10 +78,11 @@ def stratified_split(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split each user's interactions at random, a share of ``ratio`` of them to the first part.
 
-    Row for row the split of the published MovieLens-100K benchmarks (recommenders'
-    ``python_stratified_split``), if ``interactions`` has the order of ``u.data`` and seed is 42: one
-    uniform number a row, rank of a row among its user's numbers over their count, at most ``ratio``
-    goes to the first part. A user's lowest rank always does, so that nobody is without training data.
+    If ``interactions`` has the order of ``u.data`` and the seed is 42, this is row for row the split of
+    the published MovieLens-100K benchmarks (recommenders' ``python_stratified_split``). Each row gets a
+    uniform random number, and goes to the first part if its rank among its user's numbers, divided by
+    their count, is at most ``ratio``. A user's lowest rank always does, so that nobody is without
+    training data.
 
     Parameters
     ----------
@@ -92,8 +93,8 @@ def stratified_split(
     seed
         Same seed, same split.
     item_id
-        The column of items: all rows of a user and an item then go to the same part, and the shares are of
-        such pairs. Where no pair comes twice this is the same split. None splits row by row.
+        The column of items: all rows of a user and an item then go to the same part, and shares count such
+        pairs. If no pair occurs twice, the split does not change. None splits row by row.
 
     Returns
     -------
@@ -118,7 +119,7 @@ def split_dataset(
 ) -> Split:
     """Split a data set's interactions as :class:`~tiercel_pipelines.recipe.recipe.SplitSettings` says.
 
-    What a user came back to is in one part alone, unless the recommender gives again what a user had
+    All interactions of a user with an item go to one part, unless seen items may be recommended again
     (``given_again``): a test of something that is never served would measure nothing.
 
     Raises
@@ -155,7 +156,7 @@ def _split_by_time(dataset: Dataset, by: str, train: float, validation: float, g
 
 
 def _timed_pairs(dataset: Dataset, interactions: pd.DataFrame, given_again: bool) -> tuple[Ints, Ints, Ints]:
-    """Return each row's pair, the row where each pair appears first, and each row's place in time."""
+    """Return each row's pair, the row where each pair appears first, and each row's rank in time."""
     rows = np.arange(len(interactions))
     place = np.empty_like(rows)
     place[np.lexsort((rows, interactions[dataset.timestamp].to_numpy()))] = rows
@@ -166,7 +167,7 @@ def _timed_pairs(dataset: Dataset, interactions: pd.DataFrame, given_again: bool
 
 
 def _latest_share(dataset: Dataset, interactions: pd.DataFrame, share: float, given_again: bool) -> Bools:
-    """Mark the latest share of all interactions; a pair goes by its first one."""
+    """Mark the latest share of all pairs, by the time of their first interaction."""
     pair, opening, place = _timed_pairs(dataset, interactions, given_again)
     first = np.full(len(opening), len(interactions))
     np.minimum.at(first, pair, place)
@@ -176,12 +177,12 @@ def _latest_share(dataset: Dataset, interactions: pd.DataFrame, share: float, gi
 
 
 def _latest_of_each(dataset: Dataset, interactions: pd.DataFrame, share: float, given_again: bool) -> Bools:
-    """Mark each user's latest interaction, with the earlier ones of the same item; who has one keeps it."""
+    """Mark each user's latest pair, with all its interactions, unless it is the user's only one."""
     pair, opening, place = _timed_pairs(dataset, interactions, given_again)
     user = pd.factorize(interactions[dataset.user_id])[0]
     latest = np.zeros(user.max(initial=-1) + 1, np.int64)
     order = np.argsort(place)
-    latest[user[order]] = pair[order]  # the last one written stays
+    latest[user[order]] = pair[order]  # later rows overwrite earlier ones
     several = np.bincount(user[opening], minlength=len(latest)) > 1
     chosen = np.zeros(len(opening), np.bool_)
     chosen[latest[several]] = True
@@ -189,7 +190,7 @@ def _latest_of_each(dataset: Dataset, interactions: pd.DataFrame, share: float, 
 
 
 def count_repeats(dataset: Dataset) -> int:
-    """Return how many interactions are of a user and an item that came before."""
+    """Return how many interactions repeat an earlier pair of user and item."""
     everything = dataset.interactions
     keys = _keys(_codes(everything[dataset.user_id]), _codes(everything[dataset.item_id]))
     keys.sort()
@@ -211,14 +212,14 @@ def _keys(users: npt.NDArray[np.int32], items: npt.NDArray[np.int32]) -> Ints:
 
 
 def _pairs(users: npt.NDArray[np.int32], items: npt.NDArray[np.int32]) -> tuple[Ints, Ints]:
-    """Return the number of each row's pair, in order of first appearance, and the row where each appears."""
+    """Return each row's pair, numbered by first appearance, and the row where each pair first appears."""
     keys = _keys(users, items)
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     opens = np.append(True, keys[1:] != keys[:-1])[: len(keys)]
     del keys
     if opens.all():
-        # The usual case: no pair comes twice.
+        # The usual case: no pair occurs twice.
         return (rows := np.arange(len(order))), rows
     first = order[np.flatnonzero(opens)[np.cumsum(opens) - 1]]
     row = np.empty_like(first)
@@ -230,7 +231,7 @@ def _pairs(users: npt.NDArray[np.int32], items: npt.NDArray[np.int32]) -> tuple[
 def _first_share(
     users: npt.NDArray[np.int32], items: npt.NDArray[np.int32] | None, ratio: float, seed: int
 ) -> Bools:
-    """Mark a share of each user's rows, drawn at random; with items, of each user's pairs."""
+    """Mark a share of each user's rows, drawn at random; with ``items``, a share of the user's pairs."""
     if items is None:
         return _share_of_each(users, ratio, seed)
     pair, opening = _pairs(users, items)

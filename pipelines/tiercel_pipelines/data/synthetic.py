@@ -1,8 +1,8 @@
 """Made-up data with real structure, so that models have something to learn without any download.
 
 Every item has one to three genres, every user one to three tastes; both are points in one latent
-space, and a user picks items by ``exp(taste + popularity + noise)`` without repeats. The columns tell
-of the latent structure, some of them clearly (genres, interests), some faintly (age, price).
+space, and a user picks items by ``exp(taste + popularity + noise)`` without repeats. The columns
+reflect the latent structure, some of them clearly (genres, interests), some faintly (age, price).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MAKERS = ("Atelier", "Bjørk", "Cañón", "Dvořák", "Élan", "Fjäll", "Gül"
 _DIMENSIONS = 12
 _DAY = 86_400
 _START = 1_577_836_800  # 2020-01-01 00:00 UTC
-#: A block of users meets at most this many items, so that memory stays bounded at any size.
+#: A block of users picks from at most this many items, so that memory stays bounded at any size.
 _POOL = 4_096
 _BLOCK = 512
 
@@ -56,7 +56,7 @@ class Synthetic(Settings, frozen=True, tag="Synthetic"):
     users, items
         How many of each.
     interactions
-        About how many interactions; nobody has one item twice.
+        About how many interactions; no user has an item twice.
     ids
         ``int`` (gaps between them, so that an id is never a row by chance) or ``str`` (with letters
         outside ASCII).
@@ -71,7 +71,7 @@ class Synthetic(Settings, frozen=True, tag="Synthetic"):
     seed: int = 7
 
     def problems(self) -> list[Problem]:
-        """Return numbers of nothing, and those that make no data set."""
+        """Return a problem for each number outside its range, and for numbers that do not fit together."""
         ranges = {**dict.fromkeys(("users", "items", "interactions"), COUNT), "seed": SEED}
         wrong = list(out_of_range(self, ranges))
         most = self.users * min(self.items, _POOL) // 2
@@ -120,7 +120,7 @@ def _make_world(rng: np.random.Generator, spec: Synthetic) -> _World:
 
 
 def _memberships(rng: np.random.Generator, n: int) -> npt.NDArray[np.bool_]:
-    """Return [n, G] with one to three True a row."""
+    """Return [n, G] with one to three True per row."""
     order = np.argsort(rng.random((n, len(GENRES))), axis=1)
     count = rng.integers(1, 4, size=(n, 1))
     return np.asarray(np.argsort(order, axis=1) < count)
@@ -148,7 +148,7 @@ def _nulled(rng: np.random.Generator, values: npt.NDArray[Any], share: float) ->
 def _pick(
     rng: np.random.Generator, names: tuple[str, ...], logits: npt.NDArray[Any]
 ) -> npt.NDArray[np.object_]:
-    """Draw one name a row by softmax of the logits [n, len(names)]."""
+    """Draw one name per row by softmax of the logits [n, len(names)]."""
     choice = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
     picked: npt.NDArray[np.object_] = np.array(names, dtype=object)[choice]
     return picked
@@ -239,7 +239,7 @@ def _make_interactions(
 
 
 def _counts(rng: np.random.Generator, spec: Synthetic) -> Ints:
-    """How many interactions each user has: uneven, at least one, about the total asked for."""
+    """Return how many interactions each user has: uneven, at least one, about the wanted total."""
     shares = rng.lognormal(sigma=0.6, size=spec.users)
     counts = np.round(shares / shares.sum() * spec.interactions).astype(np.int64)
     return np.asarray(np.clip(counts, 1, max(1, int(min(spec.items, _POOL) * 0.8))))
@@ -261,12 +261,12 @@ def _draw_block(rng: np.random.Generator, world: _World, block: slice, counts: I
 
 
 def _devices(rng: np.random.Generator, minutes: Floats) -> npt.NDArray[np.object_]:
-    """Short items are for the phone, long ones for the television; some requests do not say."""
+    """Return devices: phones for short items, televisions for long ones, and some nulls."""
     length = (minutes - 95) / 40
     logits = np.stack([-length, -0.3 * length, length, np.zeros_like(length)], axis=1)
     return _nulled(rng, _pick(rng, DEVICES, 1.5 * logits), 0.05)
 
 
 def _hours(rng: np.random.Generator, minutes: Floats) -> Ints:
-    """Long items are for the evening."""
+    """Return hours of the day: later ones for longer items."""
     return np.asarray(np.round(rng.normal(13 + minutes / 20, 4)).astype(np.int64) % 24)

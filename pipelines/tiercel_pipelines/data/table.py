@@ -16,7 +16,7 @@ class DatasetSpec(Protocol):
     """A recipe's description of its data, and how it becomes three tables."""
 
     def problems(self) -> list[Problem]:
-        """Return what makes no sense in the settings by themselves."""
+        """Return what is wrong with the settings by themselves."""
         ...
 
     def load(self, data_dir: str | Path | None, progress: Progress | None) -> Dataset:

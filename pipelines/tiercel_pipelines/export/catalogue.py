@@ -1,7 +1,7 @@
-"""Tables that an export takes in place of a run's own: a new catalogue behind the same models.
+"""Tables that an export uses instead of a run's own: a new catalogue for the same models.
 
-They have the run's schema. Which columns must be there follows from what the workflow, the rules and the
-title read; which type they have follows from the run's tables, since the workflow was fitted on those.
+They have the run's schema. What the workflow, the rules and the title read determines the required columns;
+the run's tables determine the types, since the workflow was fitted on those.
 """
 
 from __future__ import annotations
@@ -68,16 +68,16 @@ def catalogue_of(
     users: pd.DataFrame | None = None,
     interactions: pd.DataFrame | None = None,
 ) -> Catalogue:
-    """Return a run's tables, with others in place of its own.
+    """Return a run's tables, with the given ones instead of its own.
 
-    A column of those that the export does not read may be missing, and the order of columns is free. Integers
-    may be floats where nulls made them so.
+    A given table may lack columns that the export does not read, and its columns may be in any order.
+    Integers may be floats because of nulls.
 
     Raises
     ------
     ExportInputError
-        If a table has no rows or no such ids, an id is null or repeated, or a column is missing, unknown or
-        of another type than the run's. One message names all columns of a table.
+        If a table has no rows or no id column, an id is null or repeated, or a column is missing, unknown or
+        of another type than the run's. One message names all such columns of a table.
     """
     tables = {"items": run.items, "users": run.users, "interactions": run.interactions}
     origin: dict[str, dict[str, Any]] = {name: {"from": "run"} for name in tables}
@@ -95,16 +95,16 @@ def catalogue_of(
 
 
 def load_table(path: str | Path, name: str, run: TrainedRun) -> pd.DataFrame:
-    """Read one table, to stand in a run's place, from a Parquet file or a folder of them, with plain dtypes.
+    """Read a table that replaces a run's, from a Parquet file or a folder of them, with plain dtypes.
 
-    The files of a run and those that pandas wrote with an index are fine; messages call the table ``name``.
+    Files of a run, and files that pandas wrote with an index, are accepted; messages call the table ``name``.
 
     Raises
     ------
     DataMissing
         If nothing is there.
     DataCorrupt
-        If it is no Parquet, or a column holds something that no plain dtype stands for, or ids are dates.
+        If it is not Parquet, a column holds something that has no plain dtype, or ids are dates.
     """
     file = Path(path)
     if not file.exists():
@@ -152,7 +152,7 @@ def _conformed(
         raise ExportInputError(str(error)) from error
     wrong = {column: _problem(plain[column], own[column]) for column in columns if column in came}
     for column in ids:
-        # As they came: integers with nulls would be floats by now.
+        # The given columns, since integers with nulls are floats in ``plain``.
         raw_ids(frame, column, name) if name == "interactions" else unique_ids(frame, column, name)
     problems = [f"column {column!r} {problem}" for column, problem in wrong.items() if problem]
     if problems:
@@ -171,7 +171,7 @@ def _problem(values: pd.Series, own: pd.Series) -> str | None:
     if came not in CONVERTIBLE.get(expected, ()):
         return differs
     if expected == "integers":
-        # Floats, from which nulls made integers.
+        # The run's integers may be floats in the given table because of nulls.
         within = (values >= -(2.0**63)) & (values < 2.0**63)
         stray = values[values.notna() & ~(within & (values % 1 == 0))]
         return f"holds {stray.iloc[0]!r}, the run's holds integers" if len(stray) else None
@@ -181,7 +181,7 @@ def _problem(values: pd.Series, own: pd.Series) -> str | None:
         stray = next((value for value in known if int(dtype.type(value)) != value), None)
         return None if stray is None else f"holds {stray}, which the run's {dtype} would change"
     if "booleans" in (expected, came):
-        # A column of booleans is one of 0 and 1 where it has nulls.
+        # A column of booleans with nulls holds floats 0 and 1.
         both = pd.concat([values.dropna(), own.dropna()]).astype(np.float64)
         return None if both.isin((0, 1)).all() else differs
     return None
@@ -236,7 +236,7 @@ def _difference(ids: pd.Series, own: pd.Series) -> dict[str, int]:
 
 
 def _check_raw_categories(run: TrainedRun, workflow: Any, name: str, frame: pd.DataFrame) -> None:
-    """Refuse ids above those that the models have embeddings for.
+    """Refuse category ids for which the models have no embedding.
 
     A vocabulary or buckets take any value; a raw column of numbers that is used as a category does not.
     """

@@ -1,4 +1,4 @@
-"""What an export would place where, before it is made: ``tiercel export --explain``."""
+"""Where an export would place everything, without making it: ``tiercel export --explain``."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def manifest_of(
     place
         A run or a release.
     tables
-        Name → Parquet file that takes the place of a table of the run.
+        Name → Parquet file that replaces a table of the run.
     progress
-        As ``build_release`` takes it.
+        As for ``build_release``.
     """
     if (place / MANIFEST_NAME).is_file():
         return open_release(place).manifest
@@ -46,5 +46,5 @@ def placement_of(manifest: Manifest, target: str, layout: str, engine: str | Non
 
 
 def every_placement(manifest: Manifest) -> list[Placement]:
-    """Return the placement for each layout and target that there is."""
+    """Return the placement for every target and layout."""
     return [placement_of(manifest, target, layout) for target in TARGETS for layout in LAYOUTS]

@@ -40,7 +40,7 @@ def export_run(
     run, destination
         What is exported, and the release's directory.
     items, users, interactions
-        Tables in place of the run's own, in its schema: a new catalogue behind the same models, without
+        Tables to use instead of the run's own, in its schema: a new catalogue for the same models, without
         training. Ids that the workflow never saw become the out-of-vocabulary category; interactions
         with items that are gone are dropped. None keeps the run's table. The manifest's ``tables`` says
         which are not the run's.
@@ -57,7 +57,7 @@ def export_run(
     verify
         Whether to compare everything with its sources first.
     progress
-        Called with a step's name, the number of steps done, and of how many.
+        Called with a step's name, the number of steps done, and the total number of steps.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def _parts(
     users: pd.DataFrame | None,
     interactions: pd.DataFrame | None,
 ) -> dict[str, Any]:
-    """Return what a run brings to ``build_release``."""
+    """Return the arguments of ``build_release`` that come from a run."""
     recipe, data, workflow = run.record.recipe, run.record.data, run.load_workflow()
     tables = catalogue_of(run, workflow, items=items, users=users, interactions=interactions)
     ranker, family = run.load_ranking(), run.record.models.ranking

@@ -1,1 +1,1 @@
-"""Model families: one file a family, its settings, model and fitting; ``table.py`` lists them."""
+"""Model families: one file per family, with its settings, model and fitting; ``table.py`` lists them."""

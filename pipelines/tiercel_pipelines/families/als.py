@@ -7,11 +7,11 @@ r"""``als``: matrix factorisation of implicit feedback by alternating least squa
 
 (Hu et al. 2008, "Collaborative filtering for implicit feedback datasets"; weights and regularisation by
 frequency as in Rendle et al. 2021, "Revisiting the performance of iALS on item recommendation benchmarks",
-eq. 3 to 5). Each side is solved exactly while the other stands still; no sum runs over users × items.
+eq. 3 to 5). Each side is solved exactly while the other is fixed; no sum runs over all user × item pairs.
 
-λ is the setting over the mean of :math:`(|I_u| + \alpha_0 |I|)^\nu` over the users. So the setting
-is what holds the average user's vector back, in interactions, whatever the size of the catalogue: a
-λ that is right for 1,700 films leaves nothing of the vectors where there are 25,000 items.
+λ is the setting divided by the mean of :math:`(|I_u| + \alpha_0 |I|)^\nu` over the users. The setting is
+thus the regularisation of the average user, in interactions, and independent of the catalogue's size. A fixed
+λ that suits 1,700 films would shrink all vectors to almost nothing with 25,000 items.
 
 Vectors are ``[B, D]`` of users and ``[I, D]`` of items.
 """
@@ -35,7 +35,7 @@ from .category_vectors import had_by_category, lacks_user_id, vector_models
 from .fitted import FittedVectors
 from .table import Columns, Course, Plan, RetrievalData
 
-#: Numbers of gathered vectors at once.
+#: About how many elements of gathered vectors are in memory at once.
 _CELLS = 10_000_000
 
 
@@ -45,15 +45,16 @@ class ALS(Settings, frozen=True, tag="als"):
     Parameters
     ----------
     name
-        What its source is called.
+        Name of its candidate source.
     dimension
         D, the length of the vectors.
     unobserved_weight
-        α₀, what a pair weighs that is no interaction, beside 1 for one that is.
+        α₀, the weight of a pair without an interaction, relative to 1 for an interaction.
     regularisation, frequency_exponent
-        λ for the average user, in interactions, and ν; an exponent of 1 regularises who had much the most.
+        λ for the average user, in interactions, and ν. The larger ν is, the more are users and items with
+        many interactions regularised relative to the others.
     max_epochs, patience
-        Training stops after so many epochs, or after so many without a better validation.
+        Maximum number of epochs; training stops after ``patience`` epochs without a better validation score.
     """
 
     name: str = "als"
@@ -65,25 +66,25 @@ class ALS(Settings, frozen=True, tag="als"):
     patience: int = 3
 
     form: ClassVar[str] = "vectors"
-    #: Its scores are shares of an interaction, from 0 to about 1.
+    #: Scores estimate interactions, which are 0 or 1, and so lie between 0 and about 1.
     scale: ClassVar[float] = 10.0
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges."""
+        """Return a problem for each number outside its range."""
         ranges = {"dimension": WIDTH, **dict.fromkeys(("max_epochs", "patience"), COUNT)}
         ranges |= dict.fromkeys(("unobserved_weight", "regularisation"), POSITIVE)
         return list(out_of_range(self, {**ranges, "frequency_exponent": AT_LEAST_0}))
 
     def needs(self) -> Mapping[str, str]:
-        """Return nothing: it knows users by their id."""
+        """Return nothing, since the model identifies users by their id."""
         return {}
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
-        """Return that users have no id, if so."""
+        """Return a problem if users have no id."""
         return lacks_user_id(user, "ALS")
 
     def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedVectors, Course]:
-        """Solve for users and items in turn, until the judge sees nothing better any more."""
+        """Solve for users and items alternately until the judge's score no longer improves."""
         had = had_by_category(data, plan.label)
         back = had.T.tocsr()
         rng = np.random.default_rng(plan.seed)
@@ -122,17 +123,17 @@ class ALS(Settings, frozen=True, tag="als"):
         return fitted, Course(best, tuple(losses), tuple(judged))
 
     def strength(self, had: Any) -> float:
-        """Return λ for who had what, ``[users, items]`` CSR."""
+        """Return λ for the interactions ``[users, items]`` (CSR)."""
         lengths, items = np.diff(had.indptr), len(np.unique(had.indices))
         return float(self.regularisation / self._frequencies(lengths[lengths > 0], items).mean())
 
     def _frequencies(self, lengths: Array, others: int) -> Array:
-        """Return how much each of one side is regularised beside the rest of it."""
+        """Return the relative regularisation ``[n]`` of one side's rows, given the size of the other side."""
         frequencies: Array = (lengths + self.unobserved_weight * others) ** self.frequency_exponent
         return frequencies
 
     def solve(self, had: Any, others: Array, strength: float) -> Array:
-        """Return the vectors ``[n, D]`` of one side that are best for those ``[m, D]`` of the other.
+        """Return the optimal vectors ``[n, D]`` of one side, given those of the other, ``[m, D]``.
 
         ``had [n, m]`` is CSR, ``strength`` is λ.
         """
@@ -145,7 +146,7 @@ class ALS(Settings, frozen=True, tag="als"):
         padded = np.append(others, np.zeros((1, size)), axis=0)
         start = 0
         while start < len(order):
-            # The longest of a block decides its width; sorted by length, little of it is padding.
+            # A block is as wide as its longest row; rows are sorted by length, so there is little padding.
             stop = start + max(1, min(512, _CELLS // (size * max(int(lengths[order[start]]), 1))))
             rows = order[start:stop]
             alike = int(np.searchsorted(lengths[rows], 2 * lengths[rows[0]] + 16, side="right"))
@@ -175,7 +176,7 @@ def _put(table: Any, vectors: Any) -> None:
 
 
 def _with_strangers(users: Array, had: Any) -> Array:
-    """Return the users' vectors, with the mean of all for who had nothing: what most like is a guess."""
+    """Return the users' vectors, with the mean of the known users' for users without interactions."""
     known = np.diff(had.indptr) > 0
     return np.where(known[:, None], users, users[known].mean(0))
 

@@ -1,4 +1,4 @@
-r"""What autoencoders share: a user is the set of items had, and the decoder's last layer is the item vectors.
+r"""Base of the autoencoders: a user is a set of items, and the decoder's last layer holds the item vectors.
 
 ::
 
@@ -6,9 +6,9 @@ r"""What autoencoders share: a user is the set of items had, and the decoder's l
                                                                      ├─ inner product
     item ─────────────────────── the last layer's weights and bias ──┘
 
-The first layer of a dense network over all items is a sum of embeddings, the last is an inner product with
-vectors: so an autoencoder is served as any model of queries and item vectors. It learns from blocks of users,
-of which alone the scores of all items are in memory.
+The first layer of a dense network over all items is a sum of embeddings, and the last is an inner product
+with vectors, so an autoencoder is served like any model of queries and item vectors. It is trained on batches
+of users; only one batch's scores of all items are in memory at a time.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from .layers import PackedModule, with_inputs
 from .table import RetrievalData
 from .vector_family import Epoch, VectorFamily
 
-#: Spread of the initial embeddings of the first and of the last layer.
+#: Standard deviation of the initial embeddings of the first and of the last layer.
 SPREAD = 0.05
 
-#: Scores of users × items at once.
+#: Largest number of user × item scores in memory at once.
 _CELLS = 20_000_000
 
 
 @dataclass(frozen=True)
 class Bags:
-    """What some users had.
+    """The items of some users.
 
     Parameters
     ----------
     users
         ``[B]`` user rows.
     owner, rows
-        ``[n]`` places in ``users`` and catalogue rows.
+        ``[n]`` int64: for each interaction the user's position in ``users``, and the catalogue row.
     lengths
-        ``[B]`` how many items each has.
+        ``[B]`` number of items of each user.
     items
-        I.
+        I, the size of the catalogue.
     """
 
     users: IntArray
@@ -70,15 +70,15 @@ class Bags:
         return cls(users, torch.from_numpy(owner), torch.from_numpy(rows), lengths, items)
 
     def dense(self) -> Tensor:
-        """Return who had what, ``[B, I]``: 1 or 0."""
+        """Return the interactions as a dense matrix ``[B, I]`` of 1 and 0."""
         had = torch.zeros(len(self.users), self.items)
         had[self.owner, self.rows] = 1.0
         return had
 
     def summed(self, weights: Tensor, dropout: float) -> Tensor:
-        """Return each user's sum of the items' weights ``[I, W]``, over the root of how many there are.
+        """Return ``[B, W]``: each user's sum of item ``weights [I, W]``, divided by √n for n items.
 
-        ``dropout`` of the items are left out, and the others made as much larger.
+        A share ``dropout`` of the items is left out, and the others are scaled up accordingly.
         """
         values = 1 / self.lengths[self.owner].sqrt()
         values = torch.nn.functional.dropout(values, dropout)
@@ -94,15 +94,15 @@ class AutoencoderFamily(VectorFamily, frozen=True):
     Parameters
     ----------
     name
-        What its source is called.
+        Name of its candidate source.
     input_dropout
-        Share of a user's items that training leaves out of what the encoder sees.
+        Share of a user's items that is hidden from the encoder in training.
     batch_size
-        Users in a batch; fewer where the catalogue is so large that their scores would fill the memory.
+        Users in a batch; fewer for a very large catalogue, so that their scores fit in memory.
     learning_rate, weight_decay
-        Of the optimiser.
+        Learning rate and weight decay of the optimiser (AdamW).
     max_epochs, patience
-        Training stops after so many epochs, or after so many without a better validation.
+        Maximum number of epochs; training stops after ``patience`` epochs without a better validation score.
     """
 
     name: str
@@ -113,25 +113,25 @@ class AutoencoderFamily(VectorFamily, frozen=True):
     max_epochs: int = 200
     patience: int = 20
 
-    #: The family's own numbers and their ranges.
+    #: Ranges of the family's own numeric settings.
     ranges: ClassVar[Mapping[str, Range]] = {}
 
     @property
     def dimension(self) -> int:
-        """D: the width of the layer before the last, and a constant 1 for the bias."""
+        """D: the width of the last hidden layer, plus a constant 1 for the bias."""
         raise NotImplementedError
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges."""
+        """Return a problem for each number outside its range."""
         ranges = {**DESCENT, "input_dropout": BELOW_1, "batch_size": COUNT, **self.ranges}
         return list(out_of_range(self, ranges))
 
     def needs(self) -> Mapping[str, str]:
-        """Return the history's columns."""
+        """Return ``history_columns``, since the model reads the history."""
         return {"history_columns": "name the item id feature: users are described by their history"}
 
     def network(self, inputs: ModelInputs) -> BagNetwork:
-        """Return the encoder, and the decoder but for its last layer, with fresh weights."""
+        """Return the encoder, and the decoder without its last layer, with fresh weights."""
         raise NotImplementedError
 
     def loss(self, network: Any, batch: Batch) -> Tensor:
@@ -139,7 +139,7 @@ class AutoencoderFamily(VectorFamily, frozen=True):
         raise NotImplementedError
 
     def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
-        """Train on the users that had anything, block by block."""
+        """Train on all users that have interactions, batch by batch."""
         pairs, packed = data.pairs, data.packed
         users = np.flatnonzero(pairs.lengths)
         size = max(1, min(self.batch_size, _CELLS // packed.n_items))
@@ -168,18 +168,18 @@ class AutoencoderFamily(VectorFamily, frozen=True):
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss is made of.
+    """The inputs of a loss.
 
     Parameters
     ----------
     bags
-        What B users had.
+        The items of B users.
     first, last
         ``[I, W]`` and ``[I, D]``: the first layer's weights, and the last layer's with the bias.
     user
         The users' packed tensors ``[B, …]``.
     progress
-        Epochs done so far.
+        Epochs done so far, including the fraction of the current one.
     """
 
     bags: Bags
@@ -196,7 +196,7 @@ class Batch:
 class BagNetwork(PackedModule):
     """History → query ``[B, D]``, whose last number is 1.
 
-    A family's network writes :meth:`decode`; ``width`` is that of its first layer.
+    Subclasses implement :meth:`decode`; ``width`` is the width W of the first layer.
     """
 
     def __init__(self, inputs: ModelInputs, width: int):
@@ -204,7 +204,7 @@ class BagNetwork(PackedModule):
         self.seen = history_items(inputs, width, SPREAD)
 
     def decode(self, bags: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return the layer before the last ``[B, D - 1]`` of the first layer's sums ``[B, W]``."""
+        """Return the last hidden layer ``[B, D - 1]``, given the first layer's sums ``[B, W]``."""
         raise NotImplementedError
 
     def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -218,16 +218,16 @@ class BagNetwork(PackedModule):
 
 
 def with_one(vectors: Tensor) -> Tensor:
-    """Return ``[B, D]`` of ``[B, D - 1]``, the last number 1: it meets the bias."""
+    """Append a constant 1, the factor of the item's bias: ``[B, D - 1]`` → ``[B, D]``."""
     return torch.cat([vectors, torch.ones_like(vectors[:, :1])], dim=1)
 
 
 def bag_network(kind: type[BagNetwork], inputs: ModelInputs, settings: Any, *more: str) -> BagNetwork:
-    """Return a network of a kind whose ``forward`` names the history's tensors, and some ``more``."""
+    """Return a ``kind`` network whose ``forward`` takes the tensors ``more`` and those of the history."""
     return with_inputs(kind, (*more, *HISTORY))(inputs, settings)
 
 
 def multinomial(scores: Tensor, bags: Bags) -> Tensor:
-    """Return the negative log-likelihood of what each user had under a softmax ``[B, I]``, a user's mean."""
+    """Return the mean over users of their items' negative log-likelihood, by softmax of ``scores [B, I]``."""
     found = scores.log_softmax(dim=1)[bags.owner, bags.rows]
     return -found.sum() / len(bags.users)

@@ -4,9 +4,9 @@ r"""``biased_mf``: matrix factorisation of ratings, with biases.
     \hat r_{ui} = \mu + b_u + b_i + w_u^\top h_i, \qquad
     \min \sum_{(u,i)} (r_{ui} - \hat r_{ui})^2 + \lambda (\|w_u\|^2 + \|h_i\|^2 + b_u^2 + b_i^2)
 
-by stochastic gradient descent over the ratings there are (Koren, Bell & Volinsky 2009, "Matrix factorization
-techniques for recommender systems", eq. 5). Its scores are predicted ratings: it says how much somebody would
-like what he takes, and not what he takes. Of an item that nobody rated it says the user's mean.
+by stochastic gradient descent over the known ratings (Koren, Bell & Volinsky 2009, "Matrix factorization
+techniques for recommender systems", eq. 5). Its scores are predicted ratings: how much a user would like an
+item, not whether the user would choose it. An item without ratings gets the user's mean, μ + b_u.
 
 The query of a user is ``[w_u, μ + b_u, 1]``, the vector of an item ``[h_i, 1, b_i]``.
 """
@@ -33,7 +33,7 @@ from .ratings import ratings_of
 from .table import Columns, RetrievalData
 from .vector_family import Epoch, VectorFamily
 
-#: Spread of the initial vectors.
+#: Standard deviation of the initial vectors.
 _SPREAD = 0.1
 
 
@@ -43,7 +43,7 @@ class BiasedMF(VectorFamily, frozen=True, tag="biased_mf"):
     Parameters
     ----------
     name
-        What its source is called.
+        Name of its candidate source.
     rating
         The column of the interactions to predict.
     factors
@@ -53,9 +53,10 @@ class BiasedMF(VectorFamily, frozen=True, tag="biased_mf"):
     batch_size
         Ratings in a batch.
     learning_rate, weight_decay
-        Of the optimiser, whose decay acts besides λ, on what no rating of the batch concerns too.
+        Learning rate and weight decay of the optimiser (AdamW). Weight decay acts in addition to λ, and also
+        on vectors without a rating in the batch.
     max_epochs, patience
-        Training stops after so many epochs, or after so many without a better validation.
+        Maximum number of epochs; training stops after ``patience`` epochs without a better validation score.
     """
 
     name: str = "biased_mf"
@@ -70,11 +71,11 @@ class BiasedMF(VectorFamily, frozen=True, tag="biased_mf"):
 
     @property
     def dimension(self) -> int:
-        """D: the factors, and both biases."""
+        """D: the factors, plus two elements for the biases."""
         return self.factors + 2
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and a column that has no name."""
+        """Return a problem for each number outside its range, and for an empty column name."""
         ranges = {**DESCENT, "factors": COUNT, "batch_size": COUNT, "regularisation": AT_LEAST_0}
         wrong = list(out_of_range(self, ranges))
         if not self.rating:
@@ -83,11 +84,11 @@ class BiasedMF(VectorFamily, frozen=True, tag="biased_mf"):
         return wrong
 
     def needs(self) -> Mapping[str, str]:
-        """Return nothing: it knows users by their id."""
+        """Return nothing, since the model identifies users by their id."""
         return {}
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
-        """Return that users have no id, if so."""
+        """Return a problem if users have no id."""
         return lacks_user_id(user, "BiasedMF")
 
     def interaction_columns(self) -> tuple[str, ...]:
@@ -116,13 +117,13 @@ class BiasedMF(VectorFamily, frozen=True, tag="biased_mf"):
         return lambda number: cut(rng.permutation(len(users)), self.batch_size).through(loss)
 
     def fresh(self, inputs: ModelInputs) -> FittedVectors:
-        """Return both tables, of zeros."""
+        """Return both modules, with tables of zeros."""
         user, item = (with_inputs(Biased, (f"{part}_cat",)) for part in ("user", "item"))
         return FittedVectors(user(inputs.user, self.factors), item(inputs.item, self.factors))
 
 
 class Biased(PackedModule):
-    """The vector and the bias of a category: of users ``[w, μ + b, 1]``, of items ``[h, 1, b]``."""
+    """Vector and bias of a category: ``[w, μ + b, 1]`` for users, ``[h, 1, b]`` for items."""
 
     def __init__(self, side: Side, factors: int):
         super().__init__()
@@ -133,7 +134,7 @@ class Biased(PackedModule):
         self.register_buffer("mean", torch.zeros(()))
 
     def start(self, seen: Tensor) -> None:
-        """Draw the vectors of the categories that occur; of others nothing is known, and nothing is said."""
+        """Draw initial vectors for the categories that occur; the others stay 0."""
         with torch.no_grad():
             drawn = torch.randn_like(self.table.weight[:, :-1]) * _SPREAD
             rows = torch.unique(seen)

@@ -2,9 +2,9 @@ r"""``bpr_mf``: matrix factorisation that learns to score a user's items above o
 
 .. math:: -\sum_{(u, i, j)} \ln \sigma\bigl( (w_u^\top h_i + b_i) - (w_u^\top h_j + b_j) \bigr)
 
-over interactions (u, i) and items j drawn evenly from those that u never had (Rendle et al. 2009, "BPR:
-Bayesian personalized ranking from implicit feedback"). The last number of an item's vector is its bias, that
-of a user's is 1.
+over interactions (u, i) and items j drawn uniformly from those that others, but not u, have interacted with
+(Rendle et al. 2009, "BPR: Bayesian personalized ranking from implicit feedback"). The last element of an
+item's vector is its bias, that of a user's vector is 1.
 
 Vectors are ``[B, D]`` of users and ``[I, D]`` of items.
 """
@@ -30,7 +30,7 @@ from .fitted import FittedVectors
 from .table import Columns, RetrievalData
 from .vector_family import Epoch, VectorFamily
 
-#: Spread of the initial vectors.
+#: Standard deviation of the initial vectors.
 _SPREAD = 0.1
 
 
@@ -40,15 +40,15 @@ class BPRMF(VectorFamily, frozen=True, tag="bpr_mf"):
     Parameters
     ----------
     name
-        What its source is called.
+        Name of its candidate source.
     dimension
-        D, the length of the vectors, with the bias.
+        D, the length of the vectors, including the bias.
     batch_size
-        Interactions in a batch, each against one item that its user did not have.
+        Interactions in a batch, each paired with one item that its user has not interacted with.
     learning_rate, weight_decay
-        Of the optimiser.
+        Learning rate and weight decay of the optimiser (AdamW).
     max_epochs, patience
-        Training stops after so many epochs, or after so many without a better validation.
+        Maximum number of epochs; training stops after ``patience`` epochs without a better validation score.
     """
 
     name: str = "bpr_mf"
@@ -60,20 +60,20 @@ class BPRMF(VectorFamily, frozen=True, tag="bpr_mf"):
     patience: int = 10
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges."""
+        """Return a problem for each number outside its range."""
         ranges = {**DESCENT, "dimension": Range(2, WIDTH.high, whole=True), "batch_size": COUNT}
         return list(out_of_range(self, ranges))
 
     def needs(self) -> Mapping[str, str]:
-        """Return nothing: it knows users by their id."""
+        """Return nothing, since the model identifies users by their id."""
         return {}
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
-        """Return that users have no id, if so."""
+        """Return a problem if users have no id."""
         return lacks_user_id(user, "BPRMF")
 
     def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
-        """Train both tables on each interaction against one item that its user did not have."""
+        """Train both tables on each interaction, paired with a drawn item."""
         had = had_by_category(data, label)
         users = np.repeat(np.arange(had.shape[0]), np.diff(had.indptr))
         listed = np.flatnonzero(np.diff(had.T.tocsr().indptr))
@@ -91,7 +91,7 @@ class BPRMF(VectorFamily, frozen=True, tag="bpr_mf"):
         return lambda number: cut(rng.permutation(len(users)), self.batch_size).through(loss)
 
     def _loss(self, fitted: Any, users: Any, items: Any, others: Any, free: Tensor) -> Tensor:
-        """Return the mean over the pairs whose drawn item is ``free``: the user never had it."""
+        """Return the mean loss of the pairs whose drawn item is ``free``, that is, not one of the user's."""
         query, items, others = (torch.from_numpy(rows).long() for rows in (users, items, others))
         difference = fitted.item_tower.vectors(items) - fitted.item_tower.vectors(others)
         losses = softplus(-(fitted.user_tower.vectors(query) * difference).sum(-1))
@@ -104,7 +104,7 @@ class BPRMF(VectorFamily, frozen=True, tag="bpr_mf"):
 
 
 def _start(module: Any, seen: Any, *, biased: bool = False) -> None:
-    """Draw the vectors of the categories that occur; others add nothing, and a bias starts at 0."""
+    """Draw initial vectors for the categories that occur; the others, and all biases, start at 0."""
     weight = module.table.weight
     unseen = np.ones(len(weight), np.bool_)
     unseen[seen] = False

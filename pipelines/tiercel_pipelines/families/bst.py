@@ -1,13 +1,13 @@
 r"""``bst``: a transformer over the history with the candidate as its last item.
 
-Embeddings of the items and of how far back they lie pass through blocks of self-attention
+Embeddings of the items and of their distance from the end of the history pass through self-attention blocks
 
 .. math:: x' = \mathrm{LN}(x + \mathrm{MH}(x)), \qquad \mathrm{LN}(x' + W_2\, \mathrm{LeakyReLU}(W_1 x'))
 
-and the candidate's place goes, with all fields, into an MLP (Chen et al. 2019, "Behavior sequence transformer
-for e-commerce recommendation in Alibaba", eq. 2 to 6). Unlike there, items of the history do not attend to
-the candidate, which comes after them: so they are encoded once a user and not once a candidate, and the MLP
-sees the candidate's place alone. A place is a number of items and no time.
+and the candidate's output goes, with all fields, into an MLP (Chen et al. 2019, "Behavior sequence
+transformer for e-commerce recommendation in Alibaba", eq. 2 to 6). Unlike in the paper, items of the history
+do not attend to the candidate, which comes after them. They are therefore encoded once per user rather than
+once per candidate, and the MLP sees only the candidate's output. Positions count items, not time.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class BST(SequenceRanker, frozen=True, tag="bst"):
     Parameters
     ----------
     blocks, heads
-        How many blocks, and heads of attention in each; heads divide ``embedding_dimension``.
+        Number of blocks, and of attention heads in each; ``heads`` must divide ``embedding_dimension``.
     places
-        How many places of the history have a vector of their own; what lies further back shares the last.
+        Number of history positions with an embedding of their own; older items share the last one.
     layers
         Widths of the MLP's hidden layers.
     """
@@ -50,7 +50,7 @@ class BST(SequenceRanker, frozen=True, tag="bst"):
     ranges: ClassVar[Mapping[str, Range]] = dict.fromkeys(("blocks", "heads", "places"), COUNT)
 
     def problems(self) -> list[Problem]:
-        """Return what every ranking network may have wrong, and heads that do not divide the width."""
+        """Return the base class's problems, and one if the heads do not divide the width."""
         wrong, width = super().problems(), self.embedding_dimension
         if COUNT.holds(self.heads) and COUNT.holds(width) and width % self.heads:
             problem = f"{self.heads} heads do not divide embedding_dimension, which is {width}"
@@ -58,7 +58,7 @@ class BST(SequenceRanker, frozen=True, tag="bst"):
         return wrong
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
-        """Return that interactions have no time, without which a history has no order."""
+        """Return a problem if interactions have no timestamp, since a history then has no order."""
         if timed:
             return super().misfits(user, item, timed)
         problem = "a BST reads histories in their order, but the interactions have no timestamp"
@@ -76,7 +76,7 @@ class SequenceTransformer(RankingNetwork):
         super().__init__(settings, inputs, scale)
         width, scored = settings.embedding_dimension, settings.use_retrieval_score
         self.fields = fields = CandidateFields(inputs, width, scored=scored, pooled=False)
-        #: Place 0 is the candidate's, 1 the latest item's.
+        #: Position 0 is the candidate, 1 the latest item of the history.
         self.places = nn.Embedding(settings.places + 1, width)
         nn.init.normal_(self.places.weight, std=SPREAD)
         self.blocks = nn.ModuleList(
@@ -102,7 +102,7 @@ class SequenceTransformer(RankingNetwork):
 
 
 class Block(nn.Module):
-    """One block of a transformer over a history ``[B, L, E]`` and what comes after it."""
+    """One transformer block over a history ``[B, L, E]`` and the items after it."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -113,9 +113,9 @@ class Block(nn.Module):
         self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.LeakyReLU(), nn.Linear(4 * width, width))
 
     def forward(self, history: Tensor, x: Tensor, real: Tensor, *, last: bool = False) -> Tensor:
-        """Return what becomes of ``x [B, M, E]``, which attends to the history (``real [B, L]``).
+        """Return the output for ``x [B, M, E]``, which attends to the history (``real [B, L]`` is its mask).
 
-        ``last``: each x is an item behind the history, alone, and attends to itself too.
+        With ``last``, each item of ``x`` follows the history by itself, and also attends to itself.
         """
         query, keys, values = self._split(self.query(x)), self.key(history), self.value(history)
         scores = query @ self._split(keys).transpose(2, 3) / query.shape[-1] ** 0.5
@@ -131,5 +131,5 @@ class Block(nn.Module):
         return result
 
     def _split(self, x: Tensor) -> Tensor:
-        """Return the heads of ``[B, M, E]`` apart: ``[B, heads, M, E / heads]``."""
+        """Split ``[B, M, E]`` into heads: ``[B, heads, M, E / heads]``."""
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)

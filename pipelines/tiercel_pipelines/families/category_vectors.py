@@ -1,7 +1,7 @@
-"""What factorisations share: interactions by category, and a vector for each category of either side.
+"""Base of the factorisations: interactions by category, and a vector for each category of either side.
 
-Users and items are told apart by the category of most values on their side, which is their id. Those that
-share a category, such as the unknown one, share a vector.
+Users and items are identified by the categorical column with the most values on their side, which is their
+id. Those with the same category, such as the unknown one, share a vector.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .table import Columns, RetrievalData
 
 
 class CategoryVectors(PackedModule):
-    """The vector of a category: ``[B, D]``, with a constant 1 behind it if ``one``."""
+    """The vector of a category, ``[B, D]``; its last element is a constant 1 if ``one``."""
 
     def __init__(self, side: Side, dimension: int, *, one: bool = False):
         super().__init__()
@@ -42,23 +42,23 @@ class CategoryVectors(PackedModule):
 
 
 def vector_models(inputs: ModelInputs, dimension: int, *, one: bool = False) -> FittedVectors:
-    """Return fresh tables of both sides; ``one`` makes the last number of an item's vector its bias."""
+    """Return fresh tables of both sides; with ``one``, the last element of an item's vector is its bias."""
     user, item = (with_inputs(CategoryVectors, (f"{part}_cat",)) for part in ("user", "item"))
     return FittedVectors(user(inputs.user, dimension, one=one), item(inputs.item, dimension))
 
 
 def id_place(side: Side) -> int:
-    """Return the place of the categorical column with most values."""
+    """Return the position of the categorical column with the most values."""
     return max(range(len(side.cat)), key=lambda place: side.cat[place].cardinality)
 
 
 def had_by_category(data: RetrievalData, label: str) -> Any:
-    """Return who had what, ``[categories of users, categories of items]``: CSR, 1 for each pair.
+    """Return the interactions as CSR ``[user categories, item categories]``, float64: 1 for each pair.
 
     Raises
     ------
     TrainingError
-        Nobody had anything.
+        There are no interactions.
     """
     pairs, packed, sides = data.pairs, data.packed, (data.inputs.user, data.inputs.item)
     if not len(pairs):
@@ -73,7 +73,7 @@ def had_by_category(data: RetrievalData, label: str) -> Any:
 
 
 def lacks_user_id(user: Columns, family: str) -> list[Problem]:
-    """Return that users have no category, so that there is nothing to keep a vector by."""
+    """Return a problem if users have no categorical column, by which their vectors would be stored."""
     if "category" in user.values():
         return []
     problem = f"a {family} keeps a vector for each user, but no category of the user reaches the models"

@@ -2,12 +2,12 @@ r"""``cdae``: a denoising autoencoder with a node for each user.
 
 .. math:: h = \sigma(W^\top \tilde x + V_u + b), \qquad s_i = h^\top w'_i + b'_i
 
-where x̃ is what the user had with some of it left out; learned by the logistic loss of all that he had and
-of ``negatives`` times as many items drawn from the others (Wu et al. 2016, "Collaborative denoising
-auto-encoders for top-N recommender systems", eq. 5 to 8). A user who came after the training has no V_u, and
-is described only by the history.
+where x̃ holds the user's items with some left out. It is trained with the logistic loss over all items of the
+user and about ``negatives`` times as many items drawn from the others (Wu et al. 2016, "Collaborative
+denoising auto-encoders for top-N recommender systems", eq. 5 to 8). A user who is new since the training has
+no V_u and is described only by the history.
 
-What B users had gives queries ``[B, D]``, and items have ``[I, D]``: see :mod:`~.autoencoders`.
+The items of B users give queries ``[B, D]``; item vectors are ``[I, D]`` (see :mod:`~.autoencoders`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CDAE(AutoencoderFamily, frozen=True, tag="cdae"):
     hidden_dimension
         Width of h.
     negatives
-        Items that a user never had, drawn anew each epoch, for each that he had.
+        Average number of negatives per item of the user, drawn anew in each epoch.
     """
 
     name: str = "cdae"
@@ -46,7 +46,7 @@ class CDAE(AutoencoderFamily, frozen=True, tag="cdae"):
 
     @property
     def dimension(self) -> int:
-        """D, the hidden layer and a constant for the bias."""
+        """D: the width of the hidden layer, plus a constant 1 for the bias."""
         return self.hidden_dimension + 1
 
     def network(self, inputs: ModelInputs) -> BagNetwork:
@@ -54,7 +54,7 @@ class CDAE(AutoencoderFamily, frozen=True, tag="cdae"):
         return bag_network(UserAndBag, inputs, self, *(("user_cat",) if inputs.user.cat else ()))
 
     def loss(self, network: Any, batch: Batch) -> Tensor:
-        """Return the mean logistic loss of what users had and of what was drawn."""
+        """Return the mean logistic loss over the users' items and the drawn ones."""
         scores = with_one(network.decode(batch.encoded(self.input_dropout), batch.user)) @ batch.last.T
         had = batch.bags.dense()
         lengths = batch.bags.lengths.unsqueeze(1)

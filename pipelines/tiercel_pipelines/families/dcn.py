@@ -3,9 +3,9 @@ r"""``dcn``: a cross network with one vector for each layer, in parallel with an
 .. math:: x_{l+1} = x_0 \, (x_l^\top w_l) + b_l + x_l
 
 (Wang et al. 2017, "Deep & cross network for ad click predictions", eq. 3; the rank-1 case of
-:class:`~.dcn_v2.DCNv2` with one fixed factor). Each x_l is :math:`a_l x_0 + c_l` with a number a_l for each
-candidate and a vector c_l that no input changes, so a layer needs :math:`x_0^\top w_l` alone, of which the
-user's share is computed once.
+:class:`~.dcn_v2.DCNv2` with one fixed factor). Each x_l equals :math:`a_l x_0 + c_l` with a scalar a_l for
+each candidate and a vector c_l that does not depend on the input. A layer therefore needs only
+:math:`x_0^\top w_l`, whose user part is computed once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class DCN(NeuralRanker, frozen=True, tag="dcn"):
     Parameters
     ----------
     cross_layers
-        How many cross layers: one more than the degree of the crosses.
+        Number of cross layers, which is one less than the degree of the crosses.
     layers
         Widths of the MLP's hidden layers.
     """
@@ -70,7 +70,7 @@ class DeepCross(RankingNetwork):
         for layer in range(len(weights)):
             along = factor * products[..., layer] + constant @ weights[layer]
             factor, constant = factor + along, constant + self.biases[layer]
-        # The last layer is linear too: of a x_0 + c it makes a last(x_0) + last(c).
+        # The last layer is linear too: last(a x_0 + c) = a last(x_0) + last(c).
         crossed = factor.unsqueeze(-1) * pair_linear(self.last_cross, user, item)
         crossed = crossed + self.last_cross.weight @ constant
         score: Tensor = crossed + self.last(self.hidden(user, item))

@@ -2,9 +2,9 @@ r"""``dcn_v2``: a cross network with a matrix for each layer, before an MLP or i
 
 .. math:: x_{l+1} = x_0 \odot (W_l x_l + b_l) + x_l, \qquad W_l = U_l V_l^\top \text{ with a rank}
 
-(Wang et al. 2021, "DCN V2: improved deep & cross network", eq. 1 and 2). *Stacked*, the MLP sees the last
-cross layer; *parallel*, it sees x_0 and both are joined. The first layer's product with the user's fields is
-taken once a user; from there on user and candidate are mixed.
+(Wang et al. 2021, "DCN V2: improved deep & cross network", eq. 1 and 2). If *stacked*, the MLP takes the
+output of the last cross layer; if *parallel*, it takes x_0, and both outputs are concatenated. The first
+layer's product with the user's fields is computed once per user; later layers mix user and candidate.
 
 User fields ``[B, u, E]`` and candidate fields ``[B, K, i, E]`` give ``[B, K, T]`` (:mod:`~.ranker`).
 """
@@ -31,9 +31,9 @@ class DCNv2(NeuralRanker, frozen=True, tag="dcn_v2"):
     Parameters
     ----------
     cross_layers
-        How many cross layers: the degree of the crosses, less one.
+        Number of cross layers, which is one less than the degree of the crosses.
     rank
-        Of the matrices of the cross layers; None is full rank.
+        Rank of the cross layers' matrices; None is full rank.
     structure
         ``stacked`` or ``parallel``.
     layers
@@ -49,7 +49,7 @@ class DCNv2(NeuralRanker, frozen=True, tag="dcn_v2"):
     ranges: ClassVar[Mapping[str, Range]] = {"cross_layers": COUNT}
 
     def problems(self) -> list[Problem]:
-        """Return what every ranker may have wrong, and a rank that is none."""
+        """Return the base class's problems, and one for an invalid rank."""
         return [*super().problems(), *out_of_range(self, {"rank": COUNT}, none={"rank": "full rank"})]
 
     def build(self, inputs: ModelInputs, scale: float = 1.0) -> DeepCrossV2:
@@ -58,7 +58,7 @@ class DCNv2(NeuralRanker, frozen=True, tag="dcn_v2"):
 
 
 class DeepCrossV2(RankingNetwork):
-    """Cross layers, and hidden layers behind or beside them."""
+    """Cross layers, and hidden layers after them or in parallel."""
 
     def __init__(self, settings: DCNv2, inputs: ModelInputs, scale: float):
         super().__init__(settings, inputs, scale)
@@ -66,8 +66,8 @@ class DeepCrossV2(RankingNetwork):
         self.fields = fields = CandidateFields(inputs, width, scored=settings.use_retrieval_score)
         sizes = fields.user_count * width, fields.item_count * width
         total = sum(sizes)
-        # Each W is one matrix, or the product of a wide and a tall one; of the first layer the user's share
-        # is apart.
+        # Each W is one matrix, or the product of two of lower rank. The user part of the first layer is
+        # computed separately.
         self.first = nn.Linear(total, rank or total, bias=rank is None)
         self.first_up = nn.Linear(rank, total) if rank else nn.Identity()
         later = range(1, settings.cross_layers)

@@ -1,13 +1,13 @@
-r"""``deep_autoencoder``: many SELU layers around a code with much dropout, also trained on its own outputs.
+r"""``deep_autoencoder``: SELU layers around a code with strong dropout, also trained on its own outputs.
 
 .. math:: \min \sum_i w_i (x_i - f_i(x))^2, \qquad \min \sum_i (y_i - f_i(y))^2 \ \text{ for } y = f(x)
 
-the second step being the dense re-feeding: an answer ought to be a fixed point (Kuchaiev & Ginsburg 2017,
-"Training deep autoencoders for collaborative filtering", sections 2.1 and 2.3). There w masks what was not
-rated; histories hold no ratings, so here w_i is 1 for what a user had and ``unobserved_weight`` for the rest,
-whose x_i is 0 (as Hu et al. 2008 weigh it).
+where the second term is the dense re-feeding: an output should be a fixed point (Kuchaiev & Ginsburg 2017,
+"Training deep autoencoders for collaborative filtering", sections 2.1 and 2.3). In the paper w masks items
+without a rating. Histories hold no ratings, so here w_i is 1 for a user's items and ``unobserved_weight`` for
+the others, whose x_i is 0 (weighted as in Hu et al. 2008).
 
-What B users had gives queries ``[B, D]``, and items have ``[I, D]``: see :mod:`~.autoencoders`.
+The items of B users give queries ``[B, D]``; item vectors are ``[I, D]`` (see :mod:`~.autoencoders`).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class DeepAutoencoder(AutoencoderFamily, frozen=True, tag="deep_autoencoder"):
     Parameters
     ----------
     layers
-        Widths of the encoder's layers, the last of which is the code; the decoder's are the same backwards.
+        Widths of the encoder's layers, the last of which is the code; the decoder mirrors them.
     dropout
-        Of the code.
+        Dropout of the code.
     unobserved_weight
-        What an item weighs that a user did not have, beside 1 for one that he had.
+        Weight of an item that is not one of the user's, relative to 1 for one that is.
     refeed
-        Whether each batch is followed by one of the model's own answers.
+        Whether the loss includes that of the model's own outputs, fed in again.
     """
 
     name: str = "deep_autoencoder"
@@ -53,11 +53,11 @@ class DeepAutoencoder(AutoencoderFamily, frozen=True, tag="deep_autoencoder"):
 
     @property
     def dimension(self) -> int:
-        """D, the last hidden layer and a constant for the bias."""
+        """D: the width of the last hidden layer, plus a constant 1 for the bias."""
         return self.layers[0] + 1 if self.layers else 1
 
     def problems(self) -> list[Problem]:
-        """Return what every autoencoder may have wrong, and layers that are none."""
+        """Return the base class's problems, and one for missing or invalid layers."""
         wrong = [*super().problems(), *wrong_widths(self, "layers")]
         if self.layers in ((), []):
             problem = "expected at least one hidden layer, got none"
@@ -69,7 +69,7 @@ class DeepAutoencoder(AutoencoderFamily, frozen=True, tag="deep_autoencoder"):
         return bag_network(DeepLayers, inputs, self)
 
     def loss(self, network: Any, batch: Batch) -> Tensor:
-        """Return the weighted squared error, and that of the answers fed in again."""
+        """Return the weighted squared error, plus that of the outputs fed in again."""
         answers = self._answers(network, batch.encoded(self.input_dropout), batch)
         had = batch.bags.dense()
         weights = had + self.unobserved_weight * (1 - had)
@@ -85,7 +85,7 @@ class DeepAutoencoder(AutoencoderFamily, frozen=True, tag="deep_autoencoder"):
 
 
 class DeepLayers(BagNetwork):
-    """The encoder, and the decoder but for its last layer."""
+    """The encoder, and the decoder without its last layer."""
 
     def __init__(self, inputs: ModelInputs, settings: DeepAutoencoder):
         widths = tuple(settings.layers)

@@ -1,4 +1,4 @@
-"""Training by gradient descent: epochs, early stopping, the best epoch, and going on after a kill."""
+"""Training by gradient descent: epochs, early stopping, the best epoch, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..data import Progress
 from .learner import Learner
 from .table import Course, Plan
 
-#: What the settings of a model that is trained so may be.
+#: Ranges of the settings that every model trained by gradient descent has.
 DESCENT: Mapping[str, Range] = {
     "learning_rate": POSITIVE,
     "weight_decay": AT_LEAST_0,
@@ -28,13 +28,13 @@ DESCENT: Mapping[str, Range] = {
     "patience": COUNT,
 }
 
-#: Seconds after which an epoch says how far it is, and after which it says so again.
+#: Seconds after which an epoch first reports its progress, and seconds between its later reports.
 _LONG_S, _EVERY_S = 10.0, 1.0
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[np.random.Generator]:
-    """Seed torch inside the block and give a NumPy generator; torch's own state returns afterwards."""
+    """Seed torch inside the block and yield a NumPy generator; torch's own state is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield np.random.default_rng(seed)
@@ -47,7 +47,7 @@ def tensors(arrays: Arrays, names: Iterable[str]) -> dict[str, torch.Tensor]:
 
 @dataclass
 class _Descent:
-    """How far a training is: losses and judgements so far, and the weights of the best epoch."""
+    """State of a training: losses and the judge's scores so far, and the weights of the best epoch."""
 
     learner: Learner
     losses: list[float] = field(default_factory=list)
@@ -56,11 +56,11 @@ class _Descent:
     kept: list[Tensor] = field(default_factory=list)
 
     def keep(self) -> None:
-        """Keep the averaged weights: no epoch was better."""
+        """Keep the averaged weights as those of the best epoch."""
         self.best, self.kept = len(self.losses), [value.clone() for value in self.learner.average]
 
     def state(self, rng: np.random.Generator) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Return arrays and facts that say everything of the next epoch."""
+        """Return the arrays and JSON facts that determine the next epoch completely."""
         arrays = {name: value.numpy() for name, value in self.learner.state().items()}
         arrays |= {f"kept/{place}": value.numpy() for place, value in enumerate(self.kept)}
         arrays["torch_random_state"] = torch.get_rng_state().numpy()
@@ -68,7 +68,7 @@ class _Descent:
         return arrays, {**facts, "best": self.best, "random_state": rng.bit_generator.state}
 
     def restore(self, arrays: Arrays, facts: Mapping[str, Any], rng: np.random.Generator) -> None:
-        """Take back what :meth:`state` gave."""
+        """Restore what :meth:`state` returned."""
         state = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.learner.restore(state, facts["steps"])
         self.losses, self.judged, self.best = list(facts["losses"]), list(facts["judged"]), facts["best"]
@@ -80,7 +80,7 @@ class _Descent:
 
 
 def _epoch(learner: Learner, losses: Iterable[Tensor], epoch: int, progress: Progress | None) -> float:
-    """Take a step down each loss and return their mean; an epoch that takes long says how far it is."""
+    """Take an optimiser step for each loss and return their mean; a long epoch reports its progress."""
     steps: list[float] = []
     total, begun = length_hint(losses) or None, time.monotonic()
     told, what = begun + _LONG_S - _EVERY_S, f"{learner.label}, within an epoch"
@@ -106,12 +106,12 @@ def descend(
     max_epochs: int,
     rng: np.random.Generator | None = None,
 ) -> Course:
-    """Run epochs until the judge has seen nothing better for ``patience`` of them, and keep the best.
+    """Run epochs until the judge's score has not improved for ``patience`` of them, and keep the best.
 
-    ``epoch``, called with how many were before, yields the loss of each batch, down which a step is taken;
-    the judge judges ``fitted``, in which the model's averaged weights lie then. ``settings`` have the fields
-    of :data:`DESCENT`. With ``rng``, from which ``epoch`` draws everything that torch does not, a training
-    that was killed goes on at its last kept epoch; else it begins anew, which gives the same model.
+    ``epoch``, called with the number of epochs done, yields the loss of each batch, and a step is taken for
+    each. The judge scores ``fitted`` while the model holds its averaged weights. ``settings`` has the fields
+    of :data:`DESCENT`. With ``rng``, from which ``epoch`` draws everything that torch does not, a killed
+    training resumes after its last saved epoch. Without it, training starts again and gives the same model.
     """
     learner = Learner(model, settings.learning_rate, settings.weight_decay, plan.label, plan.ranks)
     judge, progress, label = plan.judge, plan.progress, plan.label
@@ -144,6 +144,6 @@ def descend(
     learner.load(at.kept if judge is not None else learner.average)
     learner.model.eval()
     if progress is not None and len(at.losses) < total:
-        # It stopped early: nothing is left to wait for.
+        # Training stopped early, so the progress is complete.
         progress(label, total, total)
     return Course(at.best if judge is not None else len(at.losses), tuple(at.losses), tuple(at.judged))

@@ -3,10 +3,10 @@ r"""``din``: each candidate attends to the items of the history that matter to i
 .. math:: v(c) = \sum_{l} a(h_l, c)\, h_l, \qquad a(h, c) = w^\top \mathrm{ReLU}(W_1 h + W_2 c + W_3 (h \odot
 c) + b)
 
-without a softmax over the history, and then an MLP over v(c) and all fields (Zhou et al. 2018, "Deep interest
-network for click-through rate prediction", eq. 3; the authors' code feeds h - c too, which W_1 and W_2 hold,
-and uses Dice for ReLU). :math:`W_1 h + W_3 (h \odot c) = (W_1 + W_3 \operatorname{diag}(c))\, h`: each
-candidate has a matrix of its own, and one product takes the place of three.
+without a softmax over the history, followed by an MLP over v(c) and all fields (Zhou et al. 2018, "Deep
+interest network for click-through rate prediction", eq. 3; the authors' code also feeds h - c, which W_1 and
+W_2 cover, and uses Dice instead of ReLU). Since :math:`W_1 h + W_3 (h \odot c) = (W_1 + W_3
+\operatorname{diag}(c))\, h`, each candidate has a matrix of its own, and one product replaces two.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class DIN(SequenceRanker, frozen=True, tag="din"):
     Parameters
     ----------
     attention_width
-        Width of the hidden layer that weighs an item of the history.
+        Width of the hidden layer that computes the weight of a history item.
     layers
         Widths of the MLP's hidden layers.
     """
@@ -79,14 +79,14 @@ class Interest(RankingNetwork):
         shift = self.of_candidate(candidate) + self.of_history.bias
         if not self.training:
             return self._weighted(history, by_item, shift, real)
-        # User by user and without the padding: what is in memory at once is small.
+        # One user at a time and without the padding, to need little memory.
         users = zip(history.unbind(), real.sum(1).tolist(), by_item.unbind(), shift.unbind(), strict=True)
         return torch.stack([self._weighted(items[:length], *own) for items, length, *own in users])
 
     def _weighted(
         self, history: Tensor, by_item: Tensor, shift: Tensor, real: Tensor | None = None
     ) -> Tensor:
-        """Return v(c) ``[…, K, E]`` of matrices ``[…, E, K · A]`` and summands ``[…, K, A]``."""
+        """Return v(c) ``[…, K, E]``, given matrices ``[…, E, K · A]`` and offsets ``[…, K, A]``."""
         hidden = (history @ by_item).reshape(*history.shape[:-1], *shift.shape[-2:])
         hidden = hidden + shift.unsqueeze(-3)
         weights = self.weigh(hidden.relu()).squeeze(-1).transpose(-1, -2)

@@ -7,11 +7,10 @@
     item columns, bottom(numbers) ───── I [B, K, i, E]┘                               +─ rank_score
     kept_score ──────────────────────────────────────────── × learned scale ──────────┘  [B, K, T]
 
-The user side is computed once and meets the K candidates only in the inner products. The score starts
-as the retrieval model's own (the last layers start at zero), so an untrained ranker keeps retrieval's
-order, and training learns only what to change about it (Naumov et al. 2019, "Deep learning recommendation
-model for personalization and recommendation systems"; there the products are of all pairs of fields, here of
-a user's with an item's).
+The user side is computed once per user, not once per candidate. The initial score is that of retrieval (the
+last layers start at zero), so an untrained ranker keeps retrieval's order, and training learns only how to
+change it (Naumov et al. 2019, "Deep learning recommendation model for personalization and recommendation
+systems"; the paper takes the products of all pairs of fields, here each pairs a user's with an item's).
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from .layers import (
 from .ranker import prior_scales
 from .table import Course, Plan, RankingData
 
-#: Spread of the ranker's initial embeddings: large enough for inner products to have gradients.
+#: Standard deviation of the ranker's initial embeddings: large enough for inner products to have gradients.
 SPREAD = 0.05
 
 
@@ -58,19 +57,19 @@ class DLRM(Settings, frozen=True, tag="dlrm"):
     bottom_layers, top_layers
         Widths of the hidden layers before and after the interaction.
     use_retrieval_score
-        Whether it sees the score that retrieval gave; else it starts from nothing.
+        Whether the model sees the retrieval score; otherwise all candidates start with equal scores.
     use_history
-        Whether it sees the items a user had before.
+        Whether the model sees the items of the user's history.
     history_dropout
         Share of the history's items that is left out at random in training.
     dropout
         Dropout of the hidden layers and of the user's embeddings.
     learning_rate, weight_decay
-        Of the optimiser.
+        Learning rate and weight decay of the optimiser (AdamW).
     max_epochs, patience
-        Training stops after so many epochs, or after so many without a better validation.
+        Maximum number of epochs; training stops after ``patience`` epochs without a better validation score.
     task
-        What it learns.
+        The training objective.
     """
 
     embedding_dimension: int = 32
@@ -87,21 +86,21 @@ class DLRM(Settings, frozen=True, tag="dlrm"):
     task: RankingTask = ListwiseSoftmax()
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, layers that are none, and what is wrong with the task."""
+        """Return a problem for each number outside its range, for invalid layers, and for the task."""
         ranges = {**DESCENT, "embedding_dimension": WIDTH, "dropout": BELOW_1, "history_dropout": BELOW_1}
         wrong = [*out_of_range(self, ranges), *wrong_widths(self, "bottom_layers", "top_layers")]
         return wrong + task_problems(self.task, RANKING_TASKS)
 
     def needs(self) -> Mapping[str, str]:
-        """Return the history's columns, if it sees the history."""
+        """Return ``history_columns`` if the model reads the history."""
         remedy = "name the item id feature, or set use_history=False"
         return {"history_columns": remedy} if self.use_history else {}
 
     def build(self, inputs: ModelInputs, scale: float = 1.0) -> Interactions:
         """Build the network with fresh weights from torch's global random state.
 
-        Its ``forward(user_cat, …, item_cat, …, kept_score, kept_source) → [B, K, T]`` float32 names its
-        packed tensors. ``scale``, where the factor of the retrieval score starts, turns that score into
+        Its ``forward(user_cat, …, item_cat, …, kept_score, kept_source) → [B, K, T]`` float32 takes its
+        packed tensors by name. ``scale`` is the initial factor of the retrieval score, which turns it into
         log-probabilities.
         """
         if not (inputs.item.cat or inputs.item.lists):
@@ -112,7 +111,7 @@ class DLRM(Settings, frozen=True, tag="dlrm"):
         return with_inputs(Interactions, names)(self, inputs, scale)
 
     def fit(self, data: RankingData, plan: Plan) -> tuple[FittedRanker, Course]:
-        """Train on the lists; if no epoch is better than the start, the start is returned."""
+        """Train on the lists; if no epoch improves on the initial model, return the initial model."""
         return fit_ranker(self, data, plan)
 
     def load(self, folder: Path, inputs: ModelInputs) -> FittedRanker:
@@ -151,11 +150,11 @@ class Interactions(PackedModule):
             nn.init.zeros_(self.source_bias.weight)
 
     def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return the scores ``[B, K, T]``; what padded candidates get means nothing."""
+        """Return the scores ``[B, K, T]``; those of padded candidates are meaningless."""
         user, user_numbers = self._user(tensors)
         item, item_numbers = self._items(tensors)
         batch, count, fields, width = item.shape
-        # [B, K·i, E] × [B, E, u]: one matrix product a user, whatever K is.
+        # [B, K·i, E] × [B, E, u]: one matrix product per user, regardless of K.
         pairs = torch.matmul(item.reshape(batch, count * fields, width), user.transpose(1, 2))
         pairs = pairs.reshape(batch, count, fields * user.shape[1])
         parts = [pairs]
@@ -189,7 +188,7 @@ class Interactions(PackedModule):
         numbers = self.item_encoder.numbers(tensors)
         if self.sees_score:
             score = tensors["kept_score"]
-            # Candidates come best first: the second number is how far one lies behind the best.
+            # Candidates are sorted best first: the second number is the distance from the best score.
             numbers.append(torch.stack([score, score - score[:, :1]], dim=-1))
         bottom = self.item_bottom(torch.cat(numbers, dim=-1)) if numbers else None
         if bottom is not None:
@@ -198,7 +197,7 @@ class Interactions(PackedModule):
 
 
 def _side_by_side(vectors: Sequence[Tensor]) -> Tensor:
-    """Return vectors ``[..., E]`` as one tensor ``[..., n, E]``; ``stack`` exports an operator for each."""
+    """Return n vectors ``[..., E]`` as ``[..., n, E]``; ``torch.stack`` would export an operator for each."""
     width = vectors[0].shape[-1]
     return torch.cat(list(vectors), dim=-1).reshape(*vectors[0].shape[:-1], len(vectors), width)
 

@@ -4,15 +4,14 @@ r"""``ease``: a linear item × item model in closed form.
     \min_B \|X - XB\|_F^2 + \lambda \|B\|_F^2,\ B_{jj} = 0
     \;\Rightarrow\; B_{ji} = -\frac{P_{ji}}{P_{ii}},\ P = (X^\top X + \lambda I)^{-1}
 
-(Steck 2019, "Embarrassingly shallow autoencoders for sparse data", eq. 8). With dropout p of what is seen,
-the rest scaled up to the same sum, the least squares over all ways to drop have
+(Steck 2019, "Embarrassingly shallow autoencoders for sparse data", eq. 8). With dropout p of the input, whose
+rest is scaled up accordingly, the least-squares solution over all dropout masks has
 
 .. math:: P = \Bigl(X^\top X + \lambda I + \tfrac{p}{1 - p} \operatorname{diag}(X^\top X)\Bigr)^{-1}
 
 (Steck 2020, "Autoencoders that don't overfit towards the identity"), which regularises popular items most.
-It inverts one dense matrix item × item of float64 in its place: memory grows with the square of the catalogue
-(1.2 GB for 12,000 items, 4.6 GB for 24,000), time with its cube.
-What is served are each item's largest weights.
+It inverts one dense float64 item × item matrix in place: memory grows with the square of the catalogue
+(1.2 GB for 12,000 items, 4.6 GB for 24,000), time with its cube. Only each item's largest weights are served.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ class EASE(DenseFamily, frozen=True, tag="ease"):
     Parameters
     ----------
     l2
-        λ, in users.
+        λ, on the scale of an item's number of users.
     dropout
-        p, the share of a user's items that is dropped, on average over all ways to do so; 0 is plain EASE.
+        p, the share of a user's items that is dropped, averaged over all dropout masks; 0 is plain EASE.
     most_items
-        Larger catalogues are refused, before the memory is gone.
+        Largest catalogue that is accepted, so that the machine does not run out of memory.
     """
 
     name: str = "ease"
@@ -51,13 +50,13 @@ class EASE(DenseFamily, frozen=True, tag="ease"):
     most_items: int = 20_000
 
     ranges: ClassVar[Mapping[str, Range]] = {"l2": POSITIVE, "dropout": BELOW_1, "most_items": COUNT}
-    #: Its scores are shares of an interaction, from 0 to about 1.
+    #: Scores estimate interactions, which are 0 or 1, and so lie between 0 and about 1.
     scale: ClassVar[float] = 10.0
 
     def solve(self, had: Any, plan: Plan) -> Any:
-        """Return the weights ``[I, I]``, each row's largest."""
+        """Return the sparse weights ``[I, I]``, only the largest of each row."""
         items = had.shape[1]
-        gram = self.gram(had, plan).T  # symmetric: the same in columns, as LAPACK takes it in its place
+        gram = self.gram(had, plan).T  # symmetric: its transpose is column-major, which LAPACK overwrites
         gram[np.diag_indices(items)] *= 1 + self.dropout / (1 - self.dropout)
         gram[np.diag_indices(items)] += self.l2
         inverse = inverted(gram, plan.label)
@@ -68,10 +67,11 @@ class EASE(DenseFamily, frozen=True, tag="ease"):
 
 
 def inverted(gram: Array, label: str) -> Array:
-    """Return the lower triangle of the inverse of a positive definite matrix ``[I, I]``, in its place.
+    """Return the lower triangle of the inverse of a positive definite matrix ``[I, I]``, in place.
 
-    By Cholesky's factor (LAPACK's ``potrf`` and ``potri``): a third of what inverting a matrix of any kind
-    takes, and no second matrix. What stands above the diagonal means nothing.
+    Uses the Cholesky factor (LAPACK's ``potrf`` and ``potri``), which takes a third of the work of a general
+    inverse and no second matrix. Elements above the diagonal are meaningless. Raises TrainingError if there
+    is no inverse.
     """
     factor, failed = dpotrf(gram, lower=1, clean=0, overwrite_a=1)
     if not failed:
@@ -83,7 +83,7 @@ def inverted(gram: Array, label: str) -> Array:
 
 
 def mirrored(lower: Array, rows: slice) -> Array:
-    """Return some rows ``[b, I]`` of the symmetric matrix that a lower triangle stands for, 0 diagonal."""
+    """Return rows ``[b, I]`` of the symmetric matrix given by its lower triangle, with a zero diagonal."""
     block = lower[rows].copy()
     place, column = np.arange(rows.start, rows.stop)[:, None], np.arange(len(lower))
     np.copyto(block, lower[:, rows].T, where=column > place)

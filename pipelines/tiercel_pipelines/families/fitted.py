@@ -17,15 +17,15 @@ from .table import Course, Plan, RankingData
 from .views import drop_history
 from .weights import load_weights, save_weights
 
-#: Users of like lengths that are read together.
+#: Users with histories of similar length that run as one batch.
 _ALIKE = 32
 
 
 def run_by_length(module: PackedModule, users: Arrays) -> Array:
-    """Run a module on many users, those whose histories are of like length together.
+    """Run a module on many users, in batches of similar history length.
 
-    So they go without the padding that they share, which is most of what histories hold: a module gives a
-    history the same however much padding follows it.
+    This avoids the padding that a batch shares, which is most of what histories hold. The output for a
+    history does not depend on how much padding follows it.
     """
     named = {name: users[name] for name in module.input_names}
     if "history_cat" not in named or "history_length" not in named or len(named["history_cat"]) <= _ALIKE:
@@ -42,7 +42,7 @@ def run_by_length(module: PackedModule, users: Arrays) -> Array:
 
 
 class FittedVectors:
-    """Modules of users, ``→ [B, D]``, and of items, ``→ [I, D]``, that meet in an inner product."""
+    """A user module ``→ [B, D]`` and an item module ``→ [I, D]``, combined by an inner product."""
 
     def __init__(self, user_tower: PackedModule, item_tower: PackedModule) -> None:
         self.user_tower, self.item_tower = user_tower, item_tower
@@ -61,7 +61,7 @@ class FittedVectors:
         save_weights(self.item_tower, folder / "item_tower.safetensors")
 
     def restored(self, folder: Path) -> FittedVectors:
-        """Read what :meth:`save` wrote into modules of the same shape, and return them."""
+        """Load what :meth:`save` wrote into these modules, whose shapes must match, and return ``self``."""
         load_weights(self.user_tower.eval(), folder / "user_tower.safetensors")
         load_weights(self.item_tower.eval(), folder / "item_tower.safetensors")
         return self
@@ -93,7 +93,7 @@ class FittedRanker:
         save_weights(self.module, folder / "weights.safetensors")
 
     def restored(self, folder: Path) -> FittedRanker:
-        """Read what :meth:`save` wrote into a module of the same shape, and return it."""
+        """Load what :meth:`save` wrote into this module, whose shapes must match, and return ``self``."""
         load_weights(self.module.eval(), folder / "weights.safetensors")
         return self
 
@@ -103,10 +103,10 @@ class FittedRanker:
 
 
 def fit_ranker(settings: Any, data: RankingData, plan: Plan) -> tuple[FittedRanker, Course]:
-    """Train a ranker on lists; if no epoch is better than the start, the start is returned.
+    """Train a ranker on lists; if no epoch improves on the initial model, return the initial model.
 
-    The family's ``build(inputs, scale)`` makes the module with fresh weights, its ``task`` says what is
-    learned, its ``history_dropout`` and the fields of :data:`~.descent.DESCENT` say how.
+    The family's ``build(inputs, scale)`` makes the module with fresh weights, its ``task`` is the objective,
+    and its ``history_dropout`` and the fields of :data:`~.descent.DESCENT` control the training.
     """
     packed, pad = data.packed, data.packed.n_items
     with seeded(plan.seed) as rng:
@@ -115,7 +115,7 @@ def fit_ranker(settings: Any, data: RankingData, plan: Plan) -> tuple[FittedRank
 
         def loss(batch: Any) -> Tensor:
             history = drop_history(batch.history, settings.history_dropout, pad, rng)
-            # Left aligned: behind the longest there is padding alone.
+            # Histories are left aligned: after the longest there is only padding.
             history = history[:, : max(1, int((history != pad).sum(axis=1).max()))]
             arrays = packed.user_tensors(batch.contexts, history)
             arrays.update({name: array[batch.rows] for name, array in packed.item.items()})
@@ -129,7 +129,7 @@ def fit_ranker(settings: Any, data: RankingData, plan: Plan) -> tuple[FittedRank
             return Counted(objective.epoch(rng)).through(loss)
 
         fitted = FittedRanker(model)
-        # Without lists there is nothing to learn: the start keeps retrieval's order.
+        # Without lists there is nothing to learn: the initial model keeps retrieval's order.
         epochs = settings.max_epochs if len(data.lists) else 0
         course = descend(settings, model, fitted, epoch, plan, max_epochs=epochs, rng=rng)
     return fitted, course

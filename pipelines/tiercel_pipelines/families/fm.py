@@ -2,8 +2,9 @@ r"""``fm``: a factorisation machine of second order.
 
 .. math:: s = \sum_j w_j x_j + \sum_e h_e \Bigl( \sum_{a < b} v_a x_a \odot v_b x_b \Bigr)_e
 
-over all fields of user and candidate (Rendle 2010, "Factorization machines"). There h is 1; here it is
-learned from zero, one h a task, as in He & Chua 2017, "Neural factorization machines", without hidden layers.
+over all fields of user and candidate (Rendle 2010, "Factorization machines"). In the paper h is 1; here it is
+learned from zero, one h per task, as in He & Chua 2017, "Neural factorization machines", without its hidden
+layers.
 
 User fields ``[B, u, E]`` and candidate fields ``[B, K, i, E]`` give ``[B, K, T]`` (:mod:`~.ranker`).
 """

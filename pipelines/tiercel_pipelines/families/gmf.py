@@ -1,7 +1,7 @@
 r"""``gmf``: generalised matrix factorisation, :math:`s = h^\top (p \odot q)`.
 
 p and q are the sums of the fields of user and candidate (He et al. 2017, "Neural collaborative filtering",
-eq. 9; there each has one field, its id).
+eq. 9; in the paper each has one field, its id).
 
 With p ``[B, E]`` and q ``[B, K, E]`` the scores are ``[B, K, T]`` (:mod:`~.ranker`).
 """

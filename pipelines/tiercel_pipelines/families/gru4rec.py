@@ -2,12 +2,12 @@ r"""``gru4rec``: a gated recurrent network that reads the history item by item.
 
 .. math:: h_t = (1 - z_t) \odot n_t + z_t \odot h_{t-1}, \qquad q = W h_n
 
-with the gates of Cho et al. 2014; a query meets the item embeddings that were read in an inner product
-(Hidasi et al. 2016, "Session-based recommendations with recurrent neural networks"; Hidasi & Karatzoglou
-2018, "Recurrent neural networks with top-k gains for session-based recommendations", with their constrained
-embeddings). Learned by cross-entropy over many negatives: see :mod:`~.sequences`.
+with the gates of Cho et al. 2014. The query is combined by an inner product with the item embeddings that the
+network reads (Hidasi et al. 2016, "Session-based recommendations with recurrent neural networks"; Hidasi &
+Karatzoglou 2018, "Recurrent neural networks with top-k gains for session-based recommendations", with their
+constrained embeddings). It is trained with cross-entropy over many negatives (see :mod:`~.sequences`).
 
-A history ``[B, L, H]`` gives a query ``[B, D]``, and items have ``[I, D]``.
+A history ``[B, L, H]`` gives a query ``[B, D]``; item vectors are ``[I, D]``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class GRU4Rec(SequenceFamily, frozen=True, tag="gru4rec"):
     Parameters
     ----------
     hidden_dimension, layers
-        Width of its state, and how many layers of it.
+        Width of the state, and number of recurrent layers.
     """
 
     name: str = "gru4rec"

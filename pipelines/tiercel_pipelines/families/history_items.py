@@ -1,9 +1,9 @@
-"""Items as a history shows them: for models that describe a user only by the items of the history.
+"""Item vectors for models that describe a user only by the items of the history.
 
-A vector of an item is the sum of the embeddings of its history columns (``serving.history_columns``), of
-which the item id is one: histories and the catalogue then speak of the same thing, and a new item has the
-vector of its other columns. Unknown ids take part in training as negatives wherever the catalogue has such
-items, so that nothing is known of them, rather than something good.
+An item's vector is the sum of the embeddings of its history columns (``serving.history_columns``), one of
+which is the item id. Histories and the catalogue thus share their vectors, and a new item has the vector of
+its other columns. Where the catalogue has items with an unknown id, they take part in training as negatives,
+so that the embedding of the unknown id does not favour them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tiercel_serving.spec import Arrays
 from ..arrays.inputs import ModelInputs
 from .layers import PackedModule, embedding, with_inputs
 
-#: What a model of the history alone reads of a user.
+#: The user tensors that a model of the history alone reads.
 HISTORY = ("history_cat", "history_length")
 
 
 class HistoryItems(PackedModule):
-    """``item_cat [B, C]`` → the vectors ``[B, D]`` of items; with ``biased``, the last number is a bias.
+    """``item_cat [B, C]`` → the vectors ``[B, D]`` of items; with ``biased``, the last element is a bias.
 
-    A bias starts at 0, the other numbers with standard deviation ``spread``.
+    Biases start at 0, the other elements with standard deviation ``spread``.
     """
 
     def __init__(self, inputs: ModelInputs, dimension: int, spread: float, *, biased: bool = False):
@@ -70,13 +70,13 @@ def latest(history_cat: Tensor, history_length: Tensor, most: int) -> tuple[Tens
     Parameters
     ----------
     history_cat, history_length
-        ``[B, L, H]`` int64 and ``[B, 1]`` int32: oldest first, of which so many are real.
+        ``[B, L, H]`` int64, oldest first, and ``[B, 1]`` int32, the number of real items.
     most
-        n.
+        n, the number of items to keep.
 
     Returns
     -------
-    ``[B, min(n, L), H]`` and ``[B, 1]`` int64: the same, of the latest items alone.
+    ``[B, min(n, L), H]`` and ``[B, 1]``, both int64, for the latest items only.
     """
     width = history_cat.shape[1]
     length = history_length.to(torch.int64)

@@ -14,7 +14,7 @@ from .layers import PackedModule, with_inputs
 
 
 class HistoryMean(PackedModule):
-    """History → the unit vector ``[B, D]`` of the sum of its items' unit vectors; 0 for none."""
+    """History → the normalised sum ``[B, D]`` of its items' unit vectors; 0 for an empty history."""
 
     def __init__(self, items: HistoryItems):
         super().__init__()
@@ -29,7 +29,7 @@ class HistoryMean(PackedModule):
 
 
 class UnitItems(PackedModule):
-    """``item_cat [B, C]`` → unit vectors ``[B, D]`` of items; 0 for one that nothing is known of."""
+    """``item_cat [B, C]`` → unit vectors ``[B, D]`` of items; 0 for an item without a learned vector."""
 
     def __init__(self, items: HistoryItems):
         super().__init__()
@@ -51,6 +51,6 @@ def unit_items(items: HistoryItems) -> UnitItems:
 
 
 def id_table(inputs: ModelInputs, items: HistoryItems) -> int:
-    """Return which table of item vectors is that of the column that tells items apart best."""
+    """Return the index of the embedding table of the column with the most categories: the item id."""
     counts = [inputs.item.cat[place].cardinality for place in items.places]
     return counts.index(max(counts))

@@ -3,18 +3,18 @@ r"""``item2vec``: items as words, histories as sentences or as bags.
 .. math:: -\log \sigma(v_i^\top c_j) - \sum_{k=1}^{n} \log \sigma(-v_i^\top c_{j_k}), \qquad
     j_k \sim \mathrm{count}(j)^{\alpha}
 
-over items i and others j of the same history, at most ``window`` places away (Mikolov et al. 2013,
+over items i and others j of the same history, at most ``window`` positions away (Mikolov et al. 2013,
 "Distributed representations of words and phrases and their compositionality", eq. 4; Barkan & Koenigstein
 2016, "Item2Vec: neural item embedding for collaborative filtering", where a history is a bag; Grbovic et
 al. 2015, "E-commerce in your inbox: product recommendations at scale", where it has an order: prod2vec).
 
-Where the loss is least (Levy & Goldberg 2014, "Neural word embedding as implicit matrix factorization"),
+At the minimum of the loss (Levy & Goldberg 2014, "Neural word embedding as implicit matrix factorization"),
 
 .. math:: v_i^\top c_j = \log P(j \mid i) - \alpha \log \mathrm{count}(j) + \mathrm{const}
 
-and so what is served is what was learned, :math:`\bar v^\top c_j + \alpha \log \mathrm{count}(j)` with the
-mean :math:`\bar v` over the history: the logarithm of the geometric mean of what each item of it says. Who
-had nothing gets what is popular. A vector is the sum of those of the item's history columns.
+so the served score is :math:`\bar v^\top c_j + \alpha \log \mathrm{count}(j)` with the mean :math:`\bar v`
+over the history. Up to a constant, it is the logarithm of the geometric mean of P(j | i) over the history's
+items. A user without history gets popular items. An item's vector is the sum over its history columns.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .layers import PackedModule, with_inputs
 from .table import Columns, RetrievalData
 from .vector_family import Epoch, VectorFamily
 
-#: Spread of the initial vectors.
+#: Standard deviation of the initial vectors.
 _SPREAD = 0.1
 
 
@@ -50,23 +50,23 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
     Parameters
     ----------
     name
-        What its source is called.
+        Name of its candidate source.
     dimension
-        D, the length of the served vectors, of which one is how popular an item is.
+        D, the length of the served vectors; one element is the item's popularity.
     window
-        How many places apart two items of a history may be at most, in order of time; None is any: a bag.
+        Maximum distance of two items in the time-ordered history; None treats the history as a bag.
     contexts
-        How many others of its history each item meets in an epoch.
+        Number of other items of its history that each item is paired with in an epoch.
     negatives
-        n, drawn items for each such pair.
+        n, the number of items drawn for each such pair.
     negative_exponent
-        α: 0 draws evenly, 1 by how often an item was had.
+        α: 0 draws uniformly from the items with interactions, 1 in proportion to their number.
     batch_size
         Pairs in a batch.
     learning_rate, weight_decay
-        Of the optimiser.
+        Learning rate and weight decay of the optimiser (AdamW).
     max_epochs, patience
-        Training stops after so many epochs, or after so many without a better validation.
+        Maximum number of epochs; training stops after ``patience`` epochs without a better validation score.
     """
 
     name: str = "item2vec"
@@ -82,25 +82,25 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
     patience: int = 4
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges."""
+        """Return a problem for each number outside its range."""
         ranges = {**DESCENT, "negative_exponent": AT_LEAST_0}
         ranges |= {"dimension": Range(2, WIDTH.high, whole=True)}
         ranges |= dict.fromkeys(("contexts", "negatives", "batch_size", "window"), COUNT)
         return list(out_of_range(self, ranges, none={"window": "the whole history"}))
 
     def needs(self) -> Mapping[str, str]:
-        """Return the history's columns."""
+        """Return ``history_columns``, since the model reads the history."""
         return {"history_columns": "name the item id feature: users are described by their history"}
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
-        """Return that a window needs an order, if there is none."""
+        """Return a problem if there is a window, but no timestamp to order a history by."""
         if timed or self.window is None:
             return []
         problem = "places of a history are counted in order of time, but the interactions have no timestamp"
         return [Problem("window", problem, "name the data set's timestamp, or write window=None")]
 
     def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
-        """Train on pairs of each history."""
+        """Train on pairs of items from each history."""
         pairs, packed = data.pairs, data.packed
         items, contexts = fitted.user_tower.items, fitted.item_tower.contexts
         counts = np.bincount(pairs.items, minlength=packed.n_items).astype(np.float64)
@@ -131,12 +131,12 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
         return losses
 
     def _met(self, pairs: Pairs, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
-        """Return positions ``[p]`` of items, and of another of the same history for each."""
+        """Return positions ``[p]`` of items, and for each that of another item of the same history."""
         place = np.tile(np.arange(len(pairs)), self.contexts)
         first, last = pairs.offsets[pairs.users[place]], pairs.offsets[pairs.users[place] + 1] - 1
         if self.window is not None:
             first, last = np.maximum(first, place - self.window), np.minimum(last, place + self.window)
-        # Who had one item alone has no other.
+        # A user with a single item has no other.
         there = last > first
         place, first, last = place[there], first[there], last[there]
         other = first + rng.integers(0, np.maximum(last - first, 1))
@@ -151,7 +151,7 @@ class Item2Vec(VectorFamily, frozen=True, tag="item2vec"):
 
 
 class MeanVector(PackedModule):
-    """History → the mean of its items' vectors, and 1: ``[B, D]``."""
+    """History → the mean of its items' vectors, followed by 1: ``[B, D]``."""
 
     def __init__(self, items: HistoryItems):
         super().__init__()
@@ -167,7 +167,7 @@ class MeanVector(PackedModule):
 
 
 class ContextVectors(PackedModule):
-    """``item_cat [B, C]`` → vectors ``[B, D]`` of items as what is found, the last number is α log count."""
+    """``item_cat [B, C]`` → context vectors ``[B, D]`` of items, whose last element is α log count."""
 
     popularity: Tensor
 
@@ -179,10 +179,10 @@ class ContextVectors(PackedModule):
         self.register_buffer("popularity", torch.zeros(inputs.item.cat[self.column].cardinality))
 
     def weigh(self, item_cat: Array, counts: Array, exponent: float) -> None:
-        """Set the popularity of each id from ``counts [I]``: of ids that items share, of their mean."""
+        """Set the popularity of each id from ``counts [I]``, the mean count if several items share an id."""
         ids, size = item_cat[:, self.column], len(self.popularity)
         had = np.bincount(ids, counts, size) / np.maximum(np.bincount(ids, minlength=size), 1)
-        # What nobody had is less popular than what one had, and not infinitely so.
+        # An item without interactions is less popular than one with a single one, but not infinitely so.
         self.popularity.copy_(torch.from_numpy(exponent * np.log(np.maximum(had, 0.5))))
 
     def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -1,16 +1,16 @@
-r"""``item_knn``: items that the same users had, by a similarity of items.
+r"""``item_knn``: items similar to those of the history, by the users that they have in common.
 
 .. math::
     W_{ji} = \frac{n_{ji}}{n_{ji} + h} \cdot \frac{x_j^\top x_i}{\|x_j\| \|x_i\|}
     \quad\text{or}\quad \frac{n_{ji}}{n_j + n_i - n_{ji} + h}
 
-where x_i holds the users of item i, weighed, and n counts users: cosine (Sarwar et al. 2001, "Item-based
-collaborative filtering recommendation algorithms") or Jaccard, shrunk by h where few users had both (Bell &
-Koren 2007, "Scalable collaborative filtering with jointly derived neighborhood interpolation weights"). Each
-item keeps its nearest neighbours (Deshpande & Karypis 2004). Users are weighed as words are in documents,
-which here are items: TF-IDF, or BM25 in place of the norms (Robertson & Zaragoza 2009), so that who had
-everything says little. With ratings, x_i holds by how much each lies above its user's mean: the adjusted
-cosine of Sarwar et al., in which items are alike that the same users like more than others.
+where x_i is the weighted vector of item i's users and n counts users: cosine (Sarwar et al. 2001, "Item-based
+collaborative filtering recommendation algorithms") or Jaccard, shrunk by h where few users had both items
+(Bell & Koren 2007, "Scalable collaborative filtering with jointly derived neighborhood interpolation
+weights"). Each item keeps its nearest neighbours (Deshpande & Karypis 2004). Users are weighted like words in
+documents, where an item is a document: TF-IDF, or BM25 instead of the norms (Robertson & Zaragoza 2009), so
+that a user of very many items counts little. With ratings, x_i holds each rating minus its user's mean. This
+is the adjusted cosine of Sarwar et al., by which items are similar if the same users prefer them.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from .ratings import centred
 from .sparse_weights import WeightsFamily
 from .table import Plan
 
-#: BM25: how soon a count saturates, and how much an item's number of users is normalised.
+#: BM25's k1 and b: how soon a count saturates, and how strongly an item's number of users is normalised.
 K1, B = 1.2, 0.75
 
-#: Products of item × item at once.
+#: About how many item × item products are computed at once.
 _PRODUCTS = 20_000_000
 
 
@@ -45,12 +45,12 @@ class ItemKNN(WeightsFamily, frozen=True, tag="item_knn"):
     similarity
         ``cosine`` or ``jaccard``.
     weighting
-        Of users: ``none``, ``tf_idf`` or ``bm25``; Jaccard counts users and has none.
+        Weighting of users: ``none``, ``tf_idf`` or ``bm25``; Jaccard counts users and needs ``none``.
     shrinkage
         h, in users.
     rating
-        A column of the interactions whose values, above or below their user's mean, stand for having had the
-        item. None counts all alike. Histories hold no ratings: what a user had speaks for what is like it.
+        Column of the interactions whose values, minus their user's mean, replace the 1 of an interaction.
+        None weights all alike. Histories hold no ratings: in serving, every item supports similar ones.
     """
 
     name: str = "item_knn"
@@ -62,15 +62,15 @@ class ItemKNN(WeightsFamily, frozen=True, tag="item_knn"):
     ranges: ClassVar[Mapping[str, Range]] = {"shrinkage": AT_LEAST_0}
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and a weighting that does not go with the similarity."""
+        """Return a problem for each number outside its range, and for a weighting together with Jaccard."""
         return super().problems() + similarity_problems(self)
 
     def interaction_columns(self) -> tuple[str, ...]:
-        """Return the column of ratings, if it has one."""
+        """Return the column of ratings, if one is set."""
         return () if self.rating is None else (self.rating,)
 
     def values(self, pairs: Pairs, label: str) -> Array:
-        """Return 1 for each interaction, or how much its rating lies above its user's mean."""
+        """Return ``[n]`` float64: 1 for each interaction, or its rating minus its user's mean."""
         return super().values(pairs, label) if self.rating is None else centred(pairs, self.rating, label)
 
     def solve(self, had: Any, plan: Plan) -> Any:
@@ -81,7 +81,7 @@ class ItemKNN(WeightsFamily, frozen=True, tag="item_knn"):
         weighed = sp.csc_matrix(_weighed(values, counts, self.weighting))
         norms = np.sqrt(np.asarray(weighed.multiply(weighed).sum(axis=0)).ravel())
         if self.weighting == "bm25":
-            # It has put items of many and of few users on one scale by itself, and a norm would undo that.
+            # BM25 already normalises by an item's number of users; a norm would undo that.
             norms = np.ones_like(norms)
         columns, parts = sp.csc_matrix(had), []
         for rows in _blocks(had, columns):
@@ -102,7 +102,7 @@ class ItemKNN(WeightsFamily, frozen=True, tag="item_knn"):
 
 
 def _at(found: Any, wanted: Any) -> Array:
-    """Return the values of a sparse matrix at the places of another, which has all of its places."""
+    """Return the values of sparse ``found`` at the positions of ``wanted``, which include all of its own."""
     found.sort_indices()
     wanted.sort_indices()
     if found.nnz == wanted.nnz:
@@ -112,7 +112,7 @@ def _at(found: Any, wanted: Any) -> Array:
 
 
 def _blocks(had: Any, columns: Any) -> Iterator[slice]:
-    """Yield rows of item × item in blocks whose products fit into the memory."""
+    """Yield slices of rows of the item × item matrix whose products fit in memory."""
     cost = np.cumsum(columns.T @ np.diff(had.indptr).astype(np.float64))
     ends = np.searchsorted(cost, np.arange(_PRODUCTS, cost[-1], _PRODUCTS))
     edges = np.unique([0, *ends, len(cost)])
@@ -120,7 +120,7 @@ def _blocks(had: Any, columns: Any) -> Iterator[slice]:
 
 
 def _largest(block: Any, count: int | None) -> Any:
-    """Return a sparse block with the ``count`` entries of each row that are largest by magnitude."""
+    """Return a sparse block with only the ``count`` entries of each row that are largest by magnitude."""
     lengths = np.diff(block.indptr)
     if count is not None and lengths.max(initial=0) > count:
         row = np.repeat(np.arange(len(lengths)), lengths)
@@ -131,7 +131,7 @@ def _largest(block: Any, count: int | None) -> Any:
 
 
 def _weighed(had: Any, counts: Array, weighting: str) -> Any:
-    """Return who had what ``[U, I]``, each user weighed as a word of items."""
+    """Return the interactions ``[U, I]`` with each user weighted like a word in documents."""
     if weighting == "none":
         return had
     weighed = sp.diags(rarity(np.diff(had.indptr), had.shape[1])) @ had
@@ -139,19 +139,19 @@ def _weighed(had: Any, counts: Array, weighting: str) -> Any:
 
 
 def rarity(counts: Array, total: int) -> Array:
-    """Return the inverse document frequency of words in so many of ``total`` documents, never below 0."""
-    # A user who had everything weighs nothing.
+    """Return the inverse document frequency of words in ``counts`` of ``total`` documents, at least 0."""
+    # A user with all items has weight 0.
     return np.asarray(np.maximum(np.log(total) - np.log1p(counts), 0.0))
 
 
 def bm25_share(lengths: Array) -> Array:
-    """Return by what BM25 multiplies a word that a document has once, by the documents' lengths."""
+    """Return BM25's factor of a word that occurs once in documents of these lengths."""
     normal = 1 - B + B * lengths / max(float(lengths.mean()), 1e-12)
     return np.asarray((K1 + 1) / (K1 * normal + 1))
 
 
 def similarity_problems(settings: Any) -> list[Problem]:
-    """Return a weighting that does not go with the similarity."""
+    """Return a problem if Jaccard is combined with a weighting."""
     if settings.similarity != "jaccard" or settings.weighting not in ("tf_idf", "bm25"):
         return []
     problem = f"{settings.weighting!r}, but Jaccard counts and weighs none"

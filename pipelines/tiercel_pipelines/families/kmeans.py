@@ -2,11 +2,11 @@ r"""``kmeans``: clusters of users or items, and for each cluster a list of items
 
 .. math:: \max \sum_x \cos(x, c_{k(x)})
 
-over users or items x, by k-means on the sphere (Dhillon & Modha 2001, "Concept decompositions for large
-sparse text data using clustering"; FAISS's). An item's vector is its row of H Σ of the truncated singular
-value decomposition X ≈ W Σ Hᵀ of who had what, as a unit; a user's is the direction of the history's mean:
-so a user is put into the nearest cluster by the history he has now. The list of a cluster of users holds
-what most of them had, that of a cluster of items its items that most users had.
+over users or items x, by spherical k-means (Dhillon & Modha 2001, "Concept decompositions for large sparse
+text data using clustering"; FAISS's implementation). An item's vector is its normalised row of H Σ in the
+truncated singular value decomposition X ≈ W Σ Hᵀ of the interactions. A user's vector is the direction of the
+history's mean, so the current history of a request decides the nearest cluster. A cluster of users lists the
+items that most of them had; a cluster of items lists its own items with the most users.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .weights import load_weights, save_weights
 
 _WEIGHTS, _LISTS = "items.safetensors", "lists.safetensors"
 
-#: Users whose vectors are made at once.
+#: Points that are assigned to clusters at once.
 _BLOCK = 65_536
 
 
@@ -46,17 +46,17 @@ class KMeans(Settings, frozen=True, tag="kmeans"):
     Parameters
     ----------
     name
-        What its source is called.
+        Name of its candidate source.
     of
-        ``users``: lists of what alike users had; ``items``: lists of items that the same users had.
+        ``users``: lists of what similar users had; ``items``: lists of items that the same users had.
     clusters
-        C; as many as there are users or items, where those are fewer.
+        C; at most the number of users or items.
     dimension
-        D, the length of the vectors; less where there are fewer users or items.
+        D, the length of the vectors; elements beyond the rank of the interactions are 0.
     items_per_cluster
-        How long a list may be.
+        Maximum length of a list.
     iterations
-        Of k-means.
+        Iterations of k-means.
     """
 
     name: str = "kmeans"
@@ -67,11 +67,11 @@ class KMeans(Settings, frozen=True, tag="kmeans"):
     iterations: int = 20
 
     form: ClassVar[str] = "lists"
-    #: Its scores are shares, and no probabilities of anything.
+    #: Scores are relative frequencies, not log-probabilities.
     scale: ClassVar[float] = 1.0
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and something else to cluster."""
+        """Return a problem for each number outside its range, and for an unknown ``of``."""
         names = ("clusters", "dimension", "items_per_cluster", "iterations")
         wrong = list(out_of_range(self, dict.fromkeys(names, COUNT)))
         if self.of not in ("users", "items"):
@@ -80,11 +80,11 @@ class KMeans(Settings, frozen=True, tag="kmeans"):
         return wrong
 
     def needs(self) -> Mapping[str, str]:
-        """Return the history's columns."""
+        """Return ``history_columns``, since the model reads the history."""
         return {"history_columns": "name the item id feature: users are described by their history"}
 
     def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedLists, Course]:
-        """Decompose, cluster and list; there are no epochs."""
+        """Decompose the interactions, cluster, and make the lists; there are no epochs."""
         pairs, items = data.pairs, data.packed.n_items
         if not len(pairs):
             raise TrainingError(f"{plan.label}: there are no interactions to learn from")
@@ -119,7 +119,7 @@ class KMeans(Settings, frozen=True, tag="kmeans"):
         return fitted, Course(0, (), judged)
 
     def _clusters(self, points: Array, seed: int) -> tuple[Array, Array]:
-        """Return the centres ``[C, D]``, and the nearest of each point ``[n]``."""
+        """Return the centres ``[C, D]``, and the nearest one of each point, ``[n]``."""
         import faiss
 
         count = min(self.clusters, len(points))
@@ -176,7 +176,7 @@ class FittedLists:
         return arrays
 
     def save(self, folder: Path) -> None:
-        """Write item vectors, centres and lists, and which item each row is."""
+        """Write item vectors, centres and lists, and the category id of each catalogue row."""
         save_weights(self._items, folder / _WEIGHTS)
         named = {"categories": self._categories, "column": np.array([self._column])}
         save_file({**self._arrays, **named}, folder / _LISTS)
@@ -187,7 +187,7 @@ class FittedLists:
 
 
 def _item_vectors(had: Any, dimension: int, seed: int) -> Array:
-    """Return the right singular vectors of who had what, times the values: ``[I, D]``, 0 beyond its rank."""
+    """Return right singular vectors of ``had`` times its singular values, ``[I, D]``; 0 beyond the rank."""
     from scipy.sparse.linalg import svds
 
     count = min(dimension, min(had.shape) - 1)
@@ -196,7 +196,7 @@ def _item_vectors(had: Any, dimension: int, seed: int) -> Array:
         start = np.random.default_rng(seed).normal(size=min(had.shape))
         _, values, right = svds(had, k=count, v0=start)
         vectors[:, :count] = (values[:, None] * right).T[:, ::-1]
-    # An item that nobody had has no direction.
+    # An item without interactions has no direction.
     vectors[np.asarray(had.sum(axis=0)).ravel() == 0] = 0
     return vectors
 

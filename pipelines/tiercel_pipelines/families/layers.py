@@ -1,7 +1,9 @@
 """Layers that the model families share, made of operators that every engine supports.
 
-Embedding (Gather), matrix products, comparisons and reductions only: no EmbeddingBag, NonZero or
-OneHot, and no shape that depends on a value. Category id 0 is padding, 1 null, 2 out of vocabulary.
+When exported, they are Embedding (Gather), matrix products, comparisons and reductions only: no EmbeddingBag,
+NonZero or OneHot, and no shape that depends on a value.
+
+Category id 0 is padding, 1 null, 2 out of vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from ..arrays.inputs import Side
 #: Category ids that name no category: padding, null, out of vocabulary.
 PAD_ID, NULL_ID, UNKNOWN_ID = 0, 1, 2
 
-#: Numbers are normalised; what is further out is an outlier and must not drown the rest.
+#: Normalised numbers are clamped to this magnitude, so that outliers do not dominate.
 NUMBER_LIMIT = 10.0
 
 #: Rows that go through a model at once.
@@ -34,9 +36,9 @@ CHUNK = 1024
 class PackedModule(nn.Module):
     """A module over packed tensors, whose ``forward`` names them as parameters.
 
-    Which tensors there are depends on the recipe's columns, so a subclass writes :meth:`compute` over
-    a mapping and :func:`with_inputs` gives it a ``forward`` whose signature names exactly its tensors.
-    That signature is all that an exporter reads.
+    Which tensors there are depends on the recipe's columns, so a subclass implements :meth:`compute` over
+    a mapping, and :func:`with_inputs` gives it a ``forward`` whose signature names exactly its tensors.
+    An exporter reads only that signature.
     """
 
     #: The parameters of ``forward``, in order.
@@ -65,7 +67,7 @@ def with_inputs(kind: type[Module], names: Sequence[str]) -> type[Module]:
 
 
 def run_module(module: PackedModule, arrays: Arrays, rows: int = CHUNK) -> npt.NDArray[np.float32]:
-    """Run a module on NumPy tensors, so many rows at a time, without gradients and in evaluation mode."""
+    """Run a module on NumPy arrays, ``rows`` at a time, without gradients and in evaluation mode."""
     training = module.training
     module.eval()
     named = {name: arrays[name] for name in module.input_names}
@@ -80,7 +82,7 @@ def run_module(module: PackedModule, arrays: Arrays, rows: int = CHUNK) -> npt.N
 
 
 class SideEncoder(nn.Module):
-    """Embeds the columns of one side, each into a vector of one width.
+    """Embeds the columns of one side, each into a vector of the same width.
 
     Works on any leading axes: ``[B]`` for a user or an item, ``[B, K]`` for candidates. ``width`` is E,
     ``spread`` the standard deviation of the initial embeddings.
@@ -99,7 +101,7 @@ class SideEncoder(nn.Module):
 
     @property
     def field_count(self) -> int:
-        """How many vectors :meth:`fields` gives."""
+        """Number of vectors that :meth:`fields` returns."""
         return len(self.tables) + len(self.list_tables)
 
     def fields(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
@@ -114,9 +116,9 @@ class SideEncoder(nn.Module):
         return found
 
     def numbers(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return one tensor ``[..., F]`` of all numbers, nulls as 0 (their mean); none if there are none."""
+        """Return a list of one tensor ``[..., F]``, all numbers with nulls as 0 (their mean), or of none."""
         found = [tensors[f"{self.side.part}_num"]] if self.side.num else []
-        # A sum and not a mean: the padding adds nothing, however long it is.
+        # A sum, not a mean: padding adds nothing to it, regardless of its length.
         found.extend(
             tensors[self.side.list_tensor(column)].sum(dim=-1, keepdim=True)
             for column in self.side.lists
@@ -132,7 +134,7 @@ class SideEncoder(nn.Module):
 def embedding(cardinality: int, width: int, spread: float) -> nn.Embedding:
     """Return an embedding table whose rows for padding, null and unknown start at zero.
 
-    A category that training never sees then adds nothing, instead of noise.
+    Such an id then adds nothing, instead of noise, if training never sees it.
     """
     table = nn.Embedding(cardinality, width)
     with torch.no_grad():
@@ -150,9 +152,9 @@ def mean_of_list(table: nn.Module, ids: Tensor) -> Tensor:
 def pool_history(tables: Sequence[nn.Module], history_cat: Tensor, history_length: Tensor) -> Tensor:
     """Add up the embeddings of the items of a history and divide by the root of its length: ``[B, E]``.
 
-    The root lies between the sum, in which long histories drown everything else, and the mean, in
-    which they are no surer than short ones. There is one table for each of the H columns of
-    ``history_cat [B, L, H]`` (int64 ids, left aligned), of which ``history_length [B, 1]`` are real.
+    The root is a compromise between the sum, in which long histories dominate everything else, and the
+    mean, in which they count no more than short ones. There is one table for each of the H columns of
+    ``history_cat [B, L, H]`` (int64 ids, left aligned); ``history_length [B, 1]`` is its number of items.
     """
     places = torch.arange(history_cat.shape[1], device=history_cat.device)
     total = sum_of_real(tables, history_cat.unbind(-1), places.unsqueeze(0) < history_length)
@@ -162,9 +164,9 @@ def pool_history(tables: Sequence[nn.Module], history_cat: Tensor, history_lengt
 def sum_of_real(tables: Sequence[nn.Module], columns: Sequence[Tensor], real: Tensor) -> Tensor:
     """Add up the embeddings ``[..., E]`` of the real ids of some columns ``[..., L]``, each with its table.
 
-    Training visits the real places alone, ``[..., L]`` True: most of a batch of histories is padding, whose
-    gradients would cost as much as the others'. What is exported gathers all places, and adds the real ones
-    up by one matrix product.
+    Training visits only the positions where ``real [..., L]`` is True: most of a batch of histories is
+    padding, whose gradients would cost as much as the others. The exported model gathers all positions, and
+    adds up the real ones with one matrix product.
     """
     if not all(table.training and isinstance(table, nn.Embedding) for table in tables):
         vectors = tables[0](columns[0])
@@ -194,10 +196,10 @@ def hidden_layers(inputs: int, widths: Sequence[int], dropout: float) -> nn.Sequ
 
 
 def linear_of_parts(layer: nn.Linear, parts: Sequence[Tensor]) -> Tensor:
-    """Return ``layer(torch.cat(parts, -1))`` of parts ``[…, n]`` whose other axes broadcast.
+    """Return ``layer(torch.cat(parts, -1))`` for parts ``[…, n]`` whose other axes broadcast.
 
-    Each part's product is taken at the part's own shape: what depends on the user alone, ``[B, 1, n]``, is
-    multiplied once and not once for each candidate.
+    Each part is multiplied in its own shape: a part that depends only on the user, ``[B, 1, n]``, is
+    multiplied once rather than once per candidate.
     """
     weights = torch.split(layer.weight, [part.shape[-1] for part in parts], dim=1)
     products = [F.linear(part, weight) for part, weight in zip(parts, weights, strict=True)]
@@ -208,7 +210,7 @@ def linear_of_parts(layer: nn.Linear, parts: Sequence[Tensor]) -> Tensor:
 
 
 def zero_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
-    """Return a linear layer that starts as zero, so that what it adds to starts unchanged."""
+    """Return a linear layer whose weights are 0, so that it adds nothing until it is trained."""
     layer = nn.Linear(inputs, outputs, bias=bias)
     nn.init.zeros_(layer.weight)
     if bias:

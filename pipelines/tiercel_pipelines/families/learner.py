@@ -13,17 +13,17 @@ from ..errors import TrainingError
 from .ranks import ALONE, Ranks
 from .row_wise import RowWiseAdam
 
-#: The kept weights are a moving average over about 1 / (1 - this) steps: it is as good as letting the
-#: learning rate fall, and unlike that it is good at every epoch, so that one may stop at any.
+#: The kept weights are a moving average over about 1 / (1 - this) steps. It is as good as a decaying learning
+#: rate and, unlike that, is good after every epoch, so that training may stop at any.
 AVERAGE_DECAY = 0.98
 
-#: Embedding tables with more rows learn row by row: AdamW's passes over such a table would cost more than
-#: the batch.
+#: Embedding tables with more rows are updated row by row: AdamW's passes over such a table would cost more
+#: than the batch.
 LARGE_TABLE = 100_000
 
 
 class Learner:
-    """AdamW, row-wise Adam for large embedding tables, and the average of both."""
+    """AdamW, row-wise Adam for large embedding tables, and the moving average of all weights."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Learner:
             if id(parameter) in apart
         }
         self._dense = {name: p for name, p in model.named_parameters() if name not in self._tables}
-        # Fused: one pass over the weights in place of ten.
+        # Fused: one pass over the weights instead of ten.
         self._adam = (
             torch.optim.AdamW(self._dense.values(), lr=learning_rate, weight_decay=weight_decay, fused=True)
             if self._dense
@@ -64,7 +64,7 @@ class Learner:
         self._dense_average = list(dense.values())
 
     def step(self, loss: Tensor, epoch: int) -> float:
-        """Take one step down the loss and return its value; raise TrainingError if it is not finite."""
+        """Take one optimiser step and return the loss; raise TrainingError if it is not finite."""
         value = self._ranks.mean(float(loss.detach()))
         if not math.isfinite(value):
             raise TrainingError(
@@ -87,7 +87,7 @@ class Learner:
         return value
 
     def _where(self) -> str:
-        """Say which weights are no numbers any more: what went wrong did so in the step before."""
+        """Name the weights that are no longer finite: then a step before this one went wrong."""
         wrong = [
             name
             for name, weights in zip(self._names, self.parameters, strict=True)
@@ -97,7 +97,7 @@ class Learner:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Put the average into the model inside the block."""
+        """Let the model hold the averaged weights inside the block."""
         self.settle()
         current = [parameter.data for parameter in self.parameters]
         for parameter, average in zip(self.parameters, self.average, strict=True):
@@ -109,7 +109,7 @@ class Learner:
                 parameter.data = weights
 
     def settle(self) -> None:
-        """Bring every row of every table, and its average, to the last step."""
+        """Bring every row of the large tables, and its average, up to date with the last step."""
         for table in self._tables.values():
             table.settle(self.steps)
 
@@ -120,7 +120,7 @@ class Learner:
                 parameter.copy_(value)
 
     def state(self) -> dict[str, Tensor]:
-        """Return weights, averages and moments by name: what :meth:`restore` goes on from, to the bit."""
+        """Return weights, averages and moments by name, with which :meth:`restore` continues bit for bit."""
         made: dict[str, Tensor] = {}
         for name, parameter, average in zip(self._names, self.parameters, self.average, strict=True):
             made |= {f"weight/{name}": parameter.detach(), f"average/{name}": average}
@@ -132,7 +132,7 @@ class Learner:
         return made
 
     def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
-        """Take back what :meth:`state` gave after so many steps."""
+        """Restore what :meth:`state` returned after ``steps`` steps."""
         self.steps = steps
         self.load([state[f"weight/{name}"] for name in self._names])
         for name, average in zip(self._names, self.average, strict=True):

@@ -5,7 +5,7 @@ It is the wide part of Wide & Deep by itself:
 .. math:: s = \sum_j w_j x_j + \sum_{(a, b)} w_{\text{hash}(x_a, x_b)}
 
 with the cross-product transformations of a user's and an item's category (Cheng et al. 2016, "Wide & deep
-learning for recommender systems", eq. 1 and 2). What is known of the user alone moves all candidates alike: a
+learning for recommender systems", eq. 1 and 2). Terms of the user alone shift all candidates equally, so a
 linear model orders by the items' own columns and by the crosses.
 
 Weights of the user ``[B, T]`` and of the candidates ``[B, K, T]`` are added up.
@@ -32,21 +32,21 @@ class LogisticRegression(GradientRanker, frozen=True, tag="logistic_regression")
     Parameters
     ----------
     crosses
-        Pairs (user column, item column) of single categories, each pair of whose values gets a weight.
+        Pairs (user column, item column) of scalar categorical columns; each pair of values gets a weight.
     cross_buckets
-        At most so many weights a cross; pairs beyond share one by their hash.
+        Maximum number of weights per cross; with more pairs of values, weights are shared by hash.
     """
 
     crosses: tuple[tuple[str, str], ...] = ()
     cross_buckets: int = 100_000
 
-    #: What is known of the user alone moves all candidates alike, and so would the history.
+    #: Like other terms of the user alone, the history would shift all candidates equally.
     use_history: ClassVar[bool] = False
     history_dropout: ClassVar[float] = 0.0
     ranges: ClassVar[Mapping[str, Range]] = {"cross_buckets": COUNT}
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
-        """Return crosses of columns that do not reach the models."""
+        """Return a problem for each crossed column that does not reach the models."""
         return [*super().misfits(user, item, timed), *cross_misfits(self.crosses, user, item)]
 
     def build(self, inputs: ModelInputs, scale: float = 1.0) -> Linear:
@@ -68,7 +68,7 @@ class Linear(RankingNetwork):
 
 
 def cross_misfits(crosses: Sequence[tuple[str, str]], user: Columns, item: Columns) -> list[Problem]:
-    """Return crosses of columns that do not reach the models as single categories."""
+    """Return a problem for each crossed column that does not reach the models as a scalar category."""
     wrong = []
     for place, pair in enumerate(crosses):
         for name, side, known in zip(pair, ("user", "item"), (user, item), strict=True):

@@ -1,7 +1,7 @@
-"""``mlp``: hidden layers over the fields of user and candidate side by side.
+"""``mlp``: hidden layers over the concatenated fields of user and candidate.
 
 ``s = w · MLP([u₁; …; i₁; …])``, the deep part of Cheng et al. 2016, "Wide & deep learning for recommender
-systems", by itself. The first layer's product with the user's fields is taken once a user.
+systems", by itself. The first layer's product with the user's fields is computed once per user.
 
 User fields ``[B, u, E]`` and candidate fields ``[B, K, i, E]`` give ``[B, K, T]`` (:mod:`~.ranker`).
 """
@@ -38,7 +38,7 @@ class MLP(NeuralRanker, frozen=True, tag="mlp"):
 
 
 class Deep(RankingNetwork):
-    """Fields side by side, hidden layers, one score a task."""
+    """Concatenated fields, hidden layers, and one score per task."""
 
     def __init__(self, settings: MLP, inputs: ModelInputs, scale: float):
         super().__init__(settings, inputs, scale)

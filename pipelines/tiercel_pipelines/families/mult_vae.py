@@ -4,9 +4,9 @@ r"""``mult_vae``: a variational autoencoder with a multinomial likelihood over t
     - \beta\, \mathrm{KL}\bigl(q(z|x) \,\|\, \mathcal N(0, I)\bigr), \qquad
     q(z|x) = \mathcal N(\mu(x), \mathrm{diag}\,\sigma^2(x))
 
-with β rising to less than 1 as training goes on (Liang et al. 2018, "Variational autoencoders for
-collaborative filtering", eq. 2 and 7). Encoder items → 600 → 200, decoder 200 → 600 → items, tanh between;
-when it serves, z is its mean.
+with β rising during training to a final value below 1 (Liang et al. 2018, "Variational autoencoders for
+collaborative filtering", eq. 2 and 7). By default the encoder is items → 600 → 200 and the decoder 200 → 600
+→ items, with tanh between. In serving, z is its mean.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MultVAE(AutoencoderFamily, frozen=True, tag="mult_vae"):
     hidden_dimension, latent_dimension
         Widths of the layers around z, and of z.
     kl_weight, anneal_epochs
-        β in the end, and after how many epochs that is; it rises evenly from 0.
+        Final value of β, and the number of epochs in which it rises linearly from 0 to it.
     """
 
     name: str = "mult_vae"
@@ -48,7 +48,7 @@ class MultVAE(AutoencoderFamily, frozen=True, tag="mult_vae"):
 
     @property
     def dimension(self) -> int:
-        """D, the hidden layer and a constant for the bias."""
+        """D: the width of the hidden layer, plus a constant 1 for the bias."""
         return self.hidden_dimension + 1
 
     def network(self, inputs: ModelInputs) -> BagNetwork:
@@ -56,7 +56,7 @@ class MultVAE(AutoencoderFamily, frozen=True, tag="mult_vae"):
         return bag_network(Variational, inputs, self)
 
     def loss(self, network: Any, batch: Batch) -> Tensor:
-        """Return the negative of the bound, of a draw of z."""
+        """Return the negative evidence lower bound for one sample of z."""
         mean, log_variance = network.latent(batch.encoded(self.input_dropout))
         z = mean + torch.randn_like(mean) * (log_variance / 2).exp()
         found = multinomial(with_one(network.after(z)) @ batch.last.T, batch.bags)
@@ -77,7 +77,7 @@ class Variational(BagNetwork):
         self.up = nn.Linear(latent, hidden)
 
     def latent(self, bags: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and logarithm of the variance of z, ``[B, Z]`` each."""
+        """Return the mean and the log variance of z, ``[B, Z]`` each."""
         hidden = (bags + self.bias).tanh()
         return self.mean(hidden), self.log_variance(hidden)
 
@@ -87,5 +87,5 @@ class Variational(BagNetwork):
         return hidden
 
     def decode(self, bags: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return the decoder's hidden layer of the mean."""
+        """Return the decoder's hidden layer for the mean of z."""
         return self.after(self.mean((bags + self.bias).tanh()))

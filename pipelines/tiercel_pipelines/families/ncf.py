@@ -1,7 +1,7 @@
 r"""``ncf``: the MLP of neural collaborative filtering, :math:`s = h^\top \mathrm{MLP}([p; q])`.
 
 p and q are the sums of the fields of user and candidate (He et al. 2017, "Neural collaborative filtering",
-eq. 10; there each has one field, its id). :class:`~.mlp.MLP` keeps the fields apart.
+eq. 10; in the paper each has one field, its id). :class:`~.mlp.MLP` keeps the fields apart.
 
 With p ``[B, E]`` and q ``[B, K, E]`` the scores are ``[B, K, T]`` (:mod:`~.ranker`).
 """

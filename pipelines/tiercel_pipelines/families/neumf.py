@@ -41,7 +41,7 @@ class NeuMF(NeuralRanker, frozen=True, tag="neumf"):
 
 
 class NeuralFactorisation(RankingNetwork):
-    """A product and hidden layers, weighed together."""
+    """A product and hidden layers, combined by one linear layer."""
 
     def __init__(self, settings: NeuMF, inputs: ModelInputs, scale: float):
         super().__init__(settings, inputs, scale)

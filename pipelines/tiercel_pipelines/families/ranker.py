@@ -1,4 +1,4 @@
-"""What rankers by gradient descent share: their settings, and networks that start from retrieval's score.
+"""Base of the rankers trained by gradient descent: settings, and networks that start from retrieval's score.
 
 ::
 
@@ -7,7 +7,7 @@
     kept_score, kept_source ─────────────────────── RetrievalPrior [B, K, T] ─────────────── + ─ rank_score
 
 The last layer of every family starts at zero, so an untrained ranker keeps retrieval's order, and training
-learns only what to change about it. Whatever depends on the user alone is computed once, never K times.
+learns only how to change it. Everything that depends only on the user is computed once, not K times.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class GradientRanker(Settings, frozen=True):
     Parameters
     ----------
     use_retrieval_score
-        Whether it sees the score that retrieval gave; else it starts from nothing.
+        Whether the model sees the retrieval score; otherwise all candidates start with equal scores.
     learning_rate, weight_decay
-        Of the optimiser.
+        Learning rate and weight decay of the optimiser (AdamW).
     max_epochs, patience
-        Training stops after so many epochs, or after so many without a better validation.
+        Maximum number of epochs; training stops after ``patience`` epochs without a better validation score.
     task
-        What it learns.
+        The training objective.
     """
 
     use_retrieval_score: bool = True
@@ -54,33 +54,33 @@ class GradientRanker(Settings, frozen=True):
     patience: int = 2
     task: RankingTask = ListwiseSoftmax()
 
-    #: The family's own numbers and their ranges.
+    #: Ranges of the family's own numeric settings.
     ranges: ClassVar[Mapping[str, Range]] = {}
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and what is wrong with the task."""
+        """Return a problem for each number outside its range, and those of the task."""
         wrong = list(out_of_range(self, {**DESCENT, **self.ranges}))
         return wrong + task_problems(self.task, RANKING_TASKS)
 
     def needs(self) -> Mapping[str, str]:
-        """Return nothing: it reads what it gets."""
+        """Return nothing, since the model takes any features."""
         return {}
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
-        """Return what it lacks of the features; see :class:`~.table.FitsFeatures`."""
+        """Return the problems with the features; see :class:`~.table.FitsFeatures`."""
         return []
 
     def build(self, inputs: ModelInputs, scale: float = 1.0) -> RankingNetwork:
         """Build the network with fresh weights from torch's global random state.
 
-        Its ``forward(user_cat, …, item_cat, …, kept_score, kept_source) → [B, K, T]`` float32 names its
-        packed tensors. ``scale``, where the factor of the retrieval score starts, turns that score into
+        Its ``forward(user_cat, …, item_cat, …, kept_score, kept_source) → [B, K, T]`` float32 takes its
+        packed tensors by name. ``scale`` is the initial factor of the retrieval score, which turns it into
         log-probabilities.
         """
         raise NotImplementedError
 
     def fit(self, data: RankingData, plan: Plan) -> tuple[FittedRanker, Course]:
-        """Train on the lists; if no epoch is better than the start, the start is returned."""
+        """Train on the lists; if no epoch improves on the initial model, return the initial model."""
         return fit_ranker(self, data, plan)
 
     def load(self, folder: Path, inputs: ModelInputs) -> FittedRanker:
@@ -96,7 +96,7 @@ class NeuralRanker(GradientRanker, frozen=True):
     embedding_dimension
         E, the length of each column's embedding.
     use_history
-        Whether it sees the items a user had before.
+        Whether the model sees the items of the user's history.
     history_dropout
         Share of the history's items that is left out at random in training.
     dropout
@@ -108,11 +108,11 @@ class NeuralRanker(GradientRanker, frozen=True):
     history_dropout: float = 0.3
     dropout: float = 0.2
 
-    #: Its fields that hold widths of hidden layers.
+    #: Names of the fields that hold widths of hidden layers.
     widths: ClassVar[tuple[str, ...]] = ()
 
     def problems(self) -> list[Problem]:
-        """Return what every ranker may have wrong, and layers that are none."""
+        """Return the base class's problems, and one for missing or invalid layers."""
         ranges = {"embedding_dimension": WIDTH, "dropout": BELOW_1, "history_dropout": BELOW_1}
         wrong = [*super().problems(), *out_of_range(self, ranges), *wrong_widths(self, *self.widths)]
         return wrong + [
@@ -122,12 +122,12 @@ class NeuralRanker(GradientRanker, frozen=True):
         ]
 
     def needs(self) -> Mapping[str, str]:
-        """Return the history's columns, if it sees the history."""
+        """Return ``history_columns`` if the model reads the history."""
         remedy = "name the item id feature, or set use_history=False"
         return {"history_columns": remedy} if self.use_history else {}
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
-        """Return that it sees nothing of the user, if so."""
+        """Return a problem if the model would see no feature of the user."""
         if user or self.use_history:
             return []
         problem = "False, but no other feature of the user reaches the ranker"
@@ -135,10 +135,10 @@ class NeuralRanker(GradientRanker, frozen=True):
 
 
 class SequenceRanker(NeuralRanker, frozen=True):
-    """Base of the settings of a ranking network over the items of the history, one by one."""
+    """Base of the settings of a ranking network that attends to the single items of the history."""
 
     def problems(self) -> list[Problem]:
-        """Return what every ranking network may have wrong, and that it shall not see the history."""
+        """Return the base class's problems, and one if ``use_history`` is False."""
         if self.use_history:
             return super().problems()
         remedy = "take MLP(…) or another family that can do without, or leave it True"
@@ -146,14 +146,14 @@ class SequenceRanker(NeuralRanker, frozen=True):
         return [*super().problems(), Problem("use_history", problem, remedy)]
 
     def needs(self) -> Mapping[str, str]:
-        """Return the history's columns."""
+        """Return ``history_columns``, since the model always reads the history."""
         return {"history_columns": "name the item id feature, or take a family that needs no history"}
 
 
 class RankingNetwork(PackedModule):
     """User tensors, candidates ``[B, K, …]`` and their retrieval scores → ``rank_score [B, K, T]``.
 
-    A family's network makes its layers after ``super().__init__`` and writes :meth:`score`.
+    Subclasses create their layers after ``super().__init__`` and implement :meth:`score`.
     """
 
     def __init__(self, settings: GradientRanker, inputs: ModelInputs, scale: float):
@@ -164,12 +164,12 @@ class RankingNetwork(PackedModule):
         self.prior = RetrievalPrior(inputs.sources, scales) if prior else None
 
     def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return the scores ``[B, K, T]``; what padded candidates get means nothing."""
+        """Return the scores ``[B, K, T]``; those of padded candidates are meaningless."""
         score = self.score(tensors)
         return score if self.prior is None else score + self.prior(tensors)
 
     def score(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return what is added to retrieval's score, ``[B, K, T]``; zero, up to a constant, at the start."""
+        """Return what is added to retrieval's score, ``[B, K, T]``; initially zero, up to a constant."""
         raise NotImplementedError
 
 
@@ -190,7 +190,7 @@ class RetrievalPrior(nn.Module):
 
 
 def prior_scales(task: RankingTask, scale: float) -> Tensor:
-    """Return the factor ``[T]`` of retrieval's score that each score starts from; 0 if it is no order."""
+    """Return each score's initial factor of retrieval's score, ``[T]``; 0 for scores that do not rank."""
     ranks = task.ranks if isinstance(task, NamedScores) else (True,) * task.tasks
     return torch.tensor([float(scale) if one else 0.0 for one in ranks])
 
@@ -199,7 +199,7 @@ Network = TypeVar("Network", bound=RankingNetwork)
 
 
 def build_network(kind: type[Network], settings: Any, inputs: ModelInputs, scale: float) -> Network:
-    """Build a network of a kind whose ``forward`` names the tensors that the settings let it see."""
+    """Build a ``kind`` network whose ``forward`` takes the tensors that the settings let it see."""
     if not (inputs.item.cat or inputs.item.lists):
         raise ValueError("the ranker needs at least one categorical item column, such as the item id")
     inputs = inputs if settings.use_history else replace(inputs, history=())

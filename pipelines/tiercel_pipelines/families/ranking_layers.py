@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from ..arrays.inputs import ModelInputs
 from .layers import SideEncoder, hidden_layers, linear_of_parts, pool_history
 
-#: Spread of the initial embeddings: large enough for products of them to have gradients.
+#: Standard deviation of the initial embeddings: large enough for products of them to have gradients.
 SPREAD = 0.05
 
 
 class CandidateFields(nn.Module):
     """Packed tensors → the fields of the user ``[B, u, E]`` and of the candidates ``[B, K, i, E]``.
 
-    A category's field is its embedding, a list's the mean of its embeddings, a number's a learned vector
-    times the number. The history is a field of the user, the embeddings of the candidates' own columns added
-    up and divided by the root of its length; so is the logarithm of its length. ``scored`` adds retrieval's
-    score and its distance from the best to the candidates' numbers; ``pooled`` False leaves the history to
-    the family.
+    The field of a category is its embedding, that of a list the mean of its embeddings, and that of a number
+    a learned vector times the number. The history gives the user two fields: the sum of its items' embeddings
+    (from the candidates' tables) divided by the root of its length, and the logarithm of its length.
+    ``scored`` adds retrieval's score and its distance from the best score to the candidates' numbers. With
+    ``pooled`` False, the family handles the history's items itself.
     """
 
     def __init__(self, inputs: ModelInputs, width: int, *, scored: bool, pooled: bool = True):
@@ -64,7 +64,7 @@ class CandidateFields(nn.Module):
         fields, numbers = self.item_encoder.fields(tensors), self.item_encoder.numbers(tensors)
         if self.scored:
             score = tensors["kept_score"]
-            # Candidates come best first: the second number is how far one lies behind the best.
+            # Candidates are sorted best first: the second number is the distance from the best score.
             numbers.append(torch.stack([score, score - score[:, :1]], dim=-1))
         return self.item_numbers.join(fields, numbers)
 
@@ -76,7 +76,7 @@ class CandidateFields(nn.Module):
         return vectors, torch.arange(ids.shape[1], device=ids.device).unsqueeze(0) < length
 
     def alike(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return the candidates as the history shows items: ``[B, K, E]``."""
+        """Return the candidates embedded like items of the history: ``[B, K, E]``."""
         ids = tensors["item_cat"]
         found = [
             table(ids[..., place])
@@ -89,7 +89,7 @@ class CandidateFields(nn.Module):
 
 
 class NumberFields(nn.Module):
-    """Numbers ``[…, F]`` → fields ``[…, F, E]``: each a learned vector times the number, as FM has it."""
+    """Numbers ``[…, F]`` → fields ``[…, F, E]``: each a learned vector times the number, as in an FM."""
 
     def __init__(self, count: int, width: int):
         super().__init__()
@@ -124,7 +124,7 @@ def pair_linear(layer: nn.Linear, user: Tensor, item: Tensor) -> Tensor:
 
 
 def flat_fields(user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
-    """Return fields ``[B, u, E]`` and ``[B, K, i, E]`` side by side: ``[B, u·E]`` and ``[B, K, i·E]``."""
+    """Return fields ``[B, u, E]`` and ``[B, K, i, E]`` concatenated: ``[B, u·E]`` and ``[B, K, i·E]``."""
     return user.flatten(1), item.flatten(2)
 
 
@@ -133,8 +133,8 @@ def bi_interaction(user: Tensor, item: Tensor) -> Tensor:
 
     .. math:: \sum_{a < b} v_a \odot v_b = \tfrac12 \Bigl[ (\sum_a v_a)^2 - \sum_a v_a^2 \Bigr]
 
-    which is linear in the number of fields (Rendle 2010, eq. 5). The sums over the user's fields are taken
-    once.
+    which is linear in the number of fields (Rendle 2010, eq. 5). The sums over the user's fields are computed
+    once per user.
     """
     total = user.sum(1).unsqueeze(1) + item.sum(2)
     squares = user.square().sum(1).unsqueeze(1) + item.square().sum(2)
@@ -144,8 +144,8 @@ def bi_interaction(user: Tensor, item: Tensor) -> Tensor:
 class Wide(nn.Module):
     """The first-order terms: a weight for each category and number, and one for each crossed pair.
 
-    Crossed pairs of a user's and an item's category share ``buckets`` weights by their hash; with no more
-    pairs than buckets each has its own. All start at zero. Gives ``[B, K, T]``.
+    Crossed pairs of a user's and an item's category share ``buckets`` weights by hash; if there are no more
+    pairs than buckets, each has its own. All weights start at zero. The output is ``[B, K, T]``.
     """
 
     def __init__(
@@ -186,6 +186,6 @@ class Wide(nn.Module):
 
 
 def hashed(numbers: Tensor, buckets: int) -> Tensor:
-    """Return buckets of int64 numbers from 0: Fibonacci hashing, the upper bits of a product (TAOCP 6.4)."""
+    """Return buckets of int64 numbers ≥ 0 by Fibonacci hashing: the upper bits of a product (TAOCP 6.4)."""
     mixed = (numbers % 2**31) * 2_654_435_761 % 2**32  # below 2^63 throughout
     return torch.div(mixed * buckets, 2**32, rounding_mode="floor")

@@ -1,11 +1,10 @@
-"""Several processes, started by ``torchrun``, that train one model together, data parallel.
+"""Data-parallel training of one model in several processes that ``torchrun`` started.
 
-Each process holds the whole model and draws every batch, the same in all of them; it takes its share of the
-batch's rows, and the gradients are averaged (Li et al. 2020, "PyTorch distributed: experiences on
-accelerating data parallel training"). What the batch shares, its items, every process has whole, so that
-the negatives of a query are those that one process would give it: the loss is the same but for the order of
-sums. torch's own ``DistributedDataParallel`` averages behind one ``forward``; here user and item modules
-run apart.
+Each process holds the whole model and draws the same batches. It computes its share of a batch's rows, and
+the gradients are averaged (Li et al. 2020, "PyTorch distributed: experiences on accelerating data parallel
+training"). Every process has all items of a batch, so a query has the same negatives as with one process.
+With the sampled and the listwise softmax, the loss differs only by dropout and the order of sums. torch's
+own ``DistributedDataParallel`` averages after one ``forward``; here user and item modules run separately.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from ..errors import TrainingError
 
-#: What ``torchrun`` tells each process.
+#: Environment variables that ``torchrun`` sets for each process.
 _TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 Batch = TypeVar("Batch")
@@ -39,22 +38,22 @@ class Divisible(Protocol):
 
     @property
     def mass(self) -> float:
-        """By how much the rows weigh in the loss, which is a mean."""
+        """Total weight of the rows in the loss, which is a weighted mean."""
         ...
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process among ``count``; alone, nothing is communicated."""
+    """One process among ``count``; a single one communicates nothing."""
 
     rank: int = 0
     count: int = 1
 
     def share(self, batch: Batch, rows: int) -> tuple[slice, Batch, float]:
-        """Return this process's rows of a batch, the batch of them, and what its loss must be multiplied by.
+        """Return this process's rows of a batch, the batch of those rows, and the factor of its loss.
 
-        The mean of all processes' losses is then that of the whole batch. A batch that cannot be divided is
-        every process's whole.
+        With that factor, the mean of all processes' losses is the loss of the whole batch, if it is a mean
+        over rows weighted by their ``mass``. A batch that cannot be divided goes to every process whole.
         """
         if self.count == 1 or not isinstance(batch, Divisible):
             return slice(None), batch, 1.0
@@ -95,7 +94,7 @@ class Ranks:
         return float(number) / self.count
 
     def first(self, value: float) -> float:
-        """Return the first process's number, so that all decide alike."""
+        """Return the first process's number, so that all processes decide alike."""
         if self.count == 1:
             return value
         number = torch.tensor(value, dtype=torch.float64)
@@ -117,7 +116,7 @@ class Ranks:
             )
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """Wait until all processes have reached this point."""
         if self.count > 1:
             dist.barrier()
 
@@ -127,12 +126,12 @@ ALONE = Ranks()
 
 @contextmanager
 def process_group(distributed: bool, timeout_s: float = 1800.0) -> Iterator[Ranks]:
-    """Join the processes that ``torchrun`` started; not ``distributed`` is a process alone.
+    """Join the processes that ``torchrun`` started, or yield :data:`ALONE` if not ``distributed``.
 
     Raises
     ------
     TrainingError
-        If it shall be distributed, and ``torchrun`` did not start this process.
+        If ``distributed`` and ``torchrun`` did not start this process.
     """
     if not distributed:
         yield ALONE

@@ -1,4 +1,4 @@
-"""What families that learn from ratings share: a column of numbers of the interactions."""
+"""Ratings for the families that learn from them: a numeric column of the interactions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def ratings_of(pairs: Pairs, column: str, label: str) -> Array:
     Raises
     ------
     TrainingError
-        There is no such column, or its values are not finite, or all the same.
+        There is no such column, its values are not all finite, or they are all equal.
     """
     if column not in pairs.numbers:
         known = ", ".join(map(repr, pairs.numbers)) or "none"
@@ -33,7 +33,7 @@ def ratings_of(pairs: Pairs, column: str, label: str) -> Array:
 
 
 def centred(pairs: Pairs, column: str, label: str) -> Array:
-    """Return by how much each rating ``[n]`` lies above the mean of its user's."""
+    """Return each rating minus the mean of its user's ratings, ``[n]`` float64."""
     ratings = ratings_of(pairs, column, label)
     totals = np.bincount(pairs.users, ratings, minlength=pairs.n_users)
     means = totals / np.maximum(pairs.lengths, 1)

@@ -1,4 +1,4 @@
-"""Adam for large embedding tables: a step costs the rows of its batch, whatever the size of the table."""
+"""Adam for large embedding tables: a step's cost depends on the batch's rows, not on the table's size."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-#: Decay of the means of gradients and of their squares, and what keeps from dividing by 0: AdamW's defaults.
+#: Decay rates of the two moments, and the term that prevents a division by 0: AdamW's defaults.
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class RowWiseAdam:
     r"""One table's optimiser, and the moving average of its weights.
 
-    A row moves only in steps that have a gradient of it ("lazy" Adam; the second moment is one number a row,
-    its mean square, as in FBGEMM's ``PARTIAL_ROWWISE_ADAM``; both count a row's own steps):
+    A row moves only in steps that have a gradient for it ("lazy" Adam). The second moment is one number per
+    row, the mean square of its gradients, as in FBGEMM's ``PARTIAL_ROWWISE_ADAM``. Both moments count only
+    the row's own steps:
 
     .. math:: m = \beta_1 m + (1 - \beta_1) g, \quad v = \beta_2 v + (1 - \beta_2) \overline{g^2}, \quad
               p = \gamma p - \eta \hat m / (\sqrt{\hat v} + \epsilon)
 
-    Weight decay (:math:`\gamma = 1 - \eta \lambda`) and the average (:math:`a = d\,a + (1 - d)\,p`) concern
-    every row in every step. Over the :math:`n` steps that leave a row alone they have a closed form, which is
-    made up for when the row is next needed:
+    Weight decay (:math:`\gamma = 1 - \eta \lambda`) and the average (:math:`a = d\,a + (1 - d)\,p`) apply to
+    every row in every step. Over :math:`n` steps without a gradient for a row they have a closed form, which
+    is applied when the row is next needed:
 
     .. math:: a \leftarrow d^n a + (1 - d)\, p\, \gamma \frac{\gamma^n - d^n}{\gamma - d}, \qquad
               p \leftarrow \gamma^n p
@@ -34,7 +35,7 @@ class RowWiseAdam:
     learning_rate, weight_decay
         :math:`\eta` and :math:`\lambda`.
     decay
-        d of the average. Its first steps weigh more, as step t ≤ 1 / (1 - d) has the share 1 / (t + 1).
+        d of the average. Early steps weigh more: step t has the share max(1 - d, 1 / (t + 1)).
     """
 
     def __init__(self, table: Tensor, learning_rate: float, weight_decay: float, decay: float) -> None:
@@ -43,7 +44,7 @@ class RowWiseAdam:
         rows = len(table)
         self._mean = torch.zeros_like(self.average)
         self._square, self._count = torch.zeros(rows), torch.zeros(rows, dtype=torch.int32)
-        #: The step up to which each row is settled.
+        #: The step up to which each row is up to date.
         self._settled = torch.zeros(rows, dtype=torch.int32)
 
     @torch.no_grad()
@@ -58,7 +59,7 @@ class RowWiseAdam:
         early = share > 1 - self._decay
         self.settle(number - 1, None if early else rows)
         if early:
-            # The share still changes from step to step: no closed form, and few steps.
+            # The share still changes from step to step, so there is no closed form; such steps are few.
             self.table.mul_(self._shrink)
             self.table.index_add_(0, rows, self._change(rows, values))
             self.average.lerp_(self.table, share)
@@ -70,7 +71,7 @@ class RowWiseAdam:
         self._settled[rows] = number
 
     def _change(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """Return what the step adds to some rows, and keep their moments."""
+        """Return what the step adds to ``rows [r]``, ``[r, E]``, and update their moments."""
         count = self._count[rows] + 1
         mean = self._mean[rows].lerp(gradient, 1 - BETA1)
         square = self._square[rows].lerp(gradient.square().mean(1), 1 - BETA2)
@@ -81,12 +82,12 @@ class RowWiseAdam:
 
     @torch.no_grad()
     def settle(self, number: int, rows: Tensor | None = None) -> None:
-        """Bring rows, None for all, to the end of step ``number``."""
+        """Bring ``rows``, or all if None, up to date with the end of step ``number``."""
         late = torch.nonzero(self._settled < number).flatten() if rows is None else rows
         steps = (number - self._settled[late]).double()
         late, steps = late[steps > 0], steps[steps > 0]
         decay, shrink = self._decay, self._shrink
-        # So many rows at once as need little memory.
+        # In pieces, which need little memory.
         for some, left in zip(torch.split(late, _ROWS), torch.split(steps, _ROWS), strict=True):
             kept, shrunk = decay**left, shrink**left
             if abs(shrink - decay) < 1e-9:
@@ -99,7 +100,7 @@ class RowWiseAdam:
         self._settled[late] = number
 
     def state(self) -> dict[str, Tensor]:
-        """Return everything that :meth:`restore` needs, but for the table and its average."""
+        """Return everything that :meth:`restore` needs, except the table and its average."""
         return {
             "mean": self._mean,
             "square": self._square,
@@ -108,10 +109,10 @@ class RowWiseAdam:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what :meth:`state` gave."""
+        """Restore what :meth:`state` returned."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
 
 
-#: Rows that are settled at once.
+#: Rows that are brought up to date at once.
 _ROWS = 1 << 16

@@ -3,12 +3,13 @@ r"""``sasrec``: self-attention over the history; each item attends to those befo
 .. math:: x = e \sqrt D + p, \qquad x' = x + \mathrm{MH}(\mathrm{LN}(x)), \qquad
     x'' = x' + W_2\, \mathrm{ReLU}(W_1\, \mathrm{LN}(x'))
 
-over blocks, with item embeddings e and those of places p, and a layer norm behind the last block; a query
-meets the item embeddings themselves in an inner product (Kang & McAuley 2018, "Self-attentive sequential
-recommendation", eq. 2 to 9). Learned over many negatives, not one: see :mod:`~.sequences`. Places count from
-the start of what is seen, and a learned vector stands before the first item.
+in each block, with item embeddings e and position embeddings p, and a layer norm after the last block. The
+query is combined with the same item embeddings by an inner product (Kang & McAuley 2018, "Self-attentive
+sequential recommendation", eq. 2 to 9). Unlike in the paper, it is trained with many negatives, not one (see
+:mod:`~.sequences`). Positions count from the start of the visible history, and a learned vector precedes the
+first item.
 
-A history ``[B, L, H]`` gives a query ``[B, D]``, and items have ``[I, D]``.
+A history ``[B, L, H]`` gives a query ``[B, D]``; item vectors are ``[I, D]``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class SASRec(SequenceFamily, frozen=True, tag="sasrec"):
     Parameters
     ----------
     blocks, heads
-        How many blocks, and heads of attention in each; heads divide ``dimension``.
+        Number of blocks, and of attention heads in each; ``heads`` must divide ``dimension``.
     """
 
     name: str = "sasrec"
@@ -43,7 +44,7 @@ class SASRec(SequenceFamily, frozen=True, tag="sasrec"):
     ranges: ClassVar[Mapping[str, Range]] = {"blocks": COUNT, "heads": COUNT}
 
     def problems(self) -> list[Problem]:
-        """Return what every sequential family may have wrong, and heads that do not divide the dimension."""
+        """Return the base class's problems, and one if the heads do not divide the dimension."""
         wrong, width = super().problems(), self.dimension
         if COUNT.holds(self.heads) and COUNT.holds(width) and width % self.heads:
             problem = f"{self.heads} heads do not divide dimension, which is {width}"
@@ -82,7 +83,7 @@ class SelfAttention(SequenceNetwork):
 
 
 class Block(nn.Module):
-    """One block over ``[B, n, D]``, in which a place does not see those that are ``behind [n, n]`` it."""
+    """One block over ``[B, n, D]``; no position attends to a later one (``behind [n, n]`` is True there)."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -95,7 +96,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, behind: Tensor) -> Tensor:
-        """Return what becomes of ``x``."""
+        """Return the block's output for ``x``."""
         seen = self.norm(x)
         query, key, value = (self._split(layer(seen)) for layer in (self.query, self.key, self.value))
         scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
@@ -105,5 +106,5 @@ class Block(nn.Module):
         return result
 
     def _split(self, x: Tensor) -> Tensor:
-        """Return the heads of ``[B, n, D]`` apart: ``[B, heads, n, D / heads]``."""
+        """Split ``[B, n, D]`` into heads: ``[B, heads, n, D / heads]``."""
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)

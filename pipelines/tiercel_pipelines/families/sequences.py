@@ -1,26 +1,26 @@
-r"""What sequential families share: training at every position of every history, and the query after it.
+r"""Base of the sequential families: training at every position of every history, and the query after it.
 
 ::
 
     start ─ i₁ ─ i₂ ─ … ─ iₙ      the history, oldest first
       │     │    │        │
-    state₀ state₁ state₂ … stateₙ  a state knows what lies before it, and nothing behind it
+    state₀ state₁ state₂ … stateₙ  a state depends on the items before it, and on none after it
       │     │    │        │
-      i₁    i₂   i₃       ?        what it learns to find; the last one is the query
+      i₁    i₂   i₃       ?        the item to predict; the last state is the query
 
-A network that is causal and counts places from the start gives each state in training the very number that it
-gives when that prefix is the history of a request: the same function serves. A history that is longer than
-``sequence_length`` is cut into windows in which each item is found once; no window shows what lies behind.
+A causal network that counts positions from the start computes each state in training exactly as it does when
+that prefix is the history of a request, so the same function is served. A history that is longer than
+``sequence_length`` is cut into windows so that each item is predicted once, from items before it only.
 
-The loss is the softmax over the catalogue, or over ``negatives`` items drawn evenly from it, the same for a
-whole batch,
+The loss is the softmax over the catalogue, or over ``negatives`` items that are drawn uniformly from it once
+for the whole batch,
 
 .. math:: -\log \frac{e^{s_+}}{e^{s_+} + \frac I n \sum_{j \in S, j \ne +} e^{s_j}}, \qquad n = |S|
 
 which estimates the former (Bengio & Senécal 2008; Klenitskiy & Vasilev 2023, "Turning dross into gold loss:
-is BERT4Rec really better than SASRec?", find cross-entropy over many negatives decisive). Or generalised
-binary cross-entropy (Petrov & Macdonald 2023, "gSASRec: reducing overconfidence in sequential recommendation
-trained with negative sampling", eq. 5 to 7)
+is BERT4Rec really better than SASRec?", find cross-entropy over many negatives decisive). The alternative is
+generalised binary cross-entropy (Petrov & Macdonald 2023, "gSASRec: reducing overconfidence in sequential
+recommendation trained with negative sampling", eq. 5 to 7)
 
 .. math:: -\beta \log \sigma(s_+) - \sum_{j \in S} \log(1 - \sigma(s_j)), \quad
     \beta = \alpha \bigl( t (1 - \tfrac1\alpha) + \tfrac1\alpha \bigr), \quad \alpha = \frac{n}{I - 1}
@@ -53,10 +53,10 @@ from .layers import PackedModule, with_inputs
 from .table import Columns, RetrievalData
 from .vector_family import Epoch, VectorFamily
 
-#: Spread of the initial embeddings.
+#: Standard deviation of the initial embeddings.
 SPREAD = 0.02
 
-#: Batches whose histories are sorted by length together, so that little of a batch is padding.
+#: Number of batches whose histories are sorted by length together, so that batches have little padding.
 _POOL = 32
 
 
@@ -66,26 +66,26 @@ class SequenceFamily(VectorFamily, frozen=True):
     Parameters
     ----------
     name
-        What its source is called.
+        Name of its candidate source.
     dimension
         D, the length of the query and of the item vectors.
     sequence_length
-        How many of a user's latest items it sees, in training and when it serves.
+        Number of a user's latest items that the model sees, in training and in serving.
     dropout
         Dropout of the item embeddings and of the layers.
     loss
         ``softmax``, or ``gbce``: generalised binary cross-entropy.
     negatives
-        Items drawn for each batch, which every place of it shares; None is the whole catalogue, and so is a
-        catalogue that has no more.
+        Number of items drawn for each batch, shared by all its positions; the whole catalogue if None, or if
+        it has no more items.
     calibration
-        t of ``gbce``: 0 is plain binary cross-entropy, 1 makes up for the drawing in full.
+        t of ``gbce``: 0 is plain binary cross-entropy, 1 corrects fully for the sampling.
     batch_size
-        Histories in a batch.
+        Histories, or windows of long ones, in a batch.
     learning_rate, weight_decay
-        Of the optimiser.
+        Learning rate and weight decay of the optimiser (AdamW).
     max_epochs, patience
-        Training stops after so many epochs, or after so many without a better validation.
+        Maximum number of epochs; training stops after ``patience`` epochs without a better validation score.
     """
 
     name: str
@@ -101,21 +101,21 @@ class SequenceFamily(VectorFamily, frozen=True):
     max_epochs: int = 100
     patience: int = 8
 
-    #: The family's own numbers and their ranges.
+    #: Ranges of the family's own numeric settings.
     ranges: ClassVar[Mapping[str, Range]] = {}
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges."""
+        """Return a problem for each number outside its range."""
         ranges = {**DESCENT, **self.ranges, "dropout": BELOW_1, "calibration": SHARE}
         ranges |= {"dimension": WIDTH, "sequence_length": COUNT, "batch_size": COUNT, "negatives": COUNT}
         return list(out_of_range(self, ranges, none={"negatives": "the whole catalogue"}))
 
     def needs(self) -> Mapping[str, str]:
-        """Return the history's columns."""
+        """Return ``history_columns``, since the model reads the history."""
         return {"history_columns": "name the item id feature: users are described by their history"}
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
-        """Return that interactions have no time, without which a history has no order."""
+        """Return a problem if interactions have no timestamp, since a history then has no order."""
         if timed:
             return []
         what = type(self).__name__
@@ -129,7 +129,7 @@ class SequenceFamily(VectorFamily, frozen=True):
         raise NotImplementedError
 
     def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
-        """Train on every place of every history."""
+        """Train on every position of every history."""
         pairs, packed = data.pairs, data.packed
         network, items = fitted.user_tower, fitted.item_tower
         windows = Windows.cut(pairs, min(self.sequence_length, packed.history_length))
@@ -146,7 +146,7 @@ class SequenceFamily(VectorFamily, frozen=True):
     def _loss(
         self, query: Tensor, found: Tensor, items: HistoryItems, packed: Any, rng: np.random.Generator
     ) -> Tensor:
-        """Return the loss of queries ``[P, D]`` which shall find the catalogue rows ``[P]``."""
+        """Return the loss of queries ``[P, D]`` whose targets are the catalogue rows ``found [P]``."""
         count, drawn = packed.n_items, self.negatives
         if drawn is None or drawn >= count:
             scores = query @ items(item_cat=catalogue_tensor(packed.item)).T
@@ -169,9 +169,9 @@ class SequenceFamily(VectorFamily, frozen=True):
 
 
 class SequenceNetwork(PackedModule):
-    """History → query ``[B, D]``: the state after the latest item, or the start's where there is none.
+    """History → query ``[B, D]``: the state after the latest item, or the first state if there is none.
 
-    A family's network writes :meth:`encode`. The embeddings of the history are those of the item vectors.
+    Subclasses implement :meth:`encode`. The embeddings of the history are the item vectors.
     """
 
     def __init__(self, settings: SequenceFamily, items: HistoryItems):
@@ -181,7 +181,7 @@ class SequenceNetwork(PackedModule):
         nn.init.normal_(self.start, std=SPREAD)
 
     def encode(self, vectors: Tensor) -> Tensor:
-        """Return states ``[B, n, D]`` of item vectors ``[B, n, D]``; none may know what is behind it."""
+        """Return states ``[B, n, D]`` for item vectors ``[B, n, D]``; none may depend on later vectors."""
         raise NotImplementedError
 
     def states(self, history_cat: Tensor) -> Tensor:
@@ -199,20 +199,20 @@ class SequenceNetwork(PackedModule):
 
 
 def sequence_network(kind: type[SequenceNetwork], *arguments: Any) -> SequenceNetwork:
-    """Return a network of a kind whose ``forward`` names the tensors of the history."""
+    """Return a ``kind`` network whose ``forward`` takes the tensors of the history."""
     return with_inputs(kind, HISTORY)(*arguments)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Histories cut into windows, in which every interaction is found once.
+    """Histories cut into windows so that every interaction is predicted once.
 
     Parameters
     ----------
     starts, ends
         ``[W]`` positions into the pairs: a window holds ``starts:ends``.
     first
-        ``[W]``: whether it begins with a user's first item, which then is to be found too.
+        ``[W]``: whether it begins with a user's first item, which is then predicted too.
     """
 
     starts: IntArray
@@ -221,9 +221,9 @@ class Windows:
 
     @classmethod
     def cut(cls, pairs: Pairs, length: int) -> Windows:
-        """Cut each user's history into windows that show at most ``length`` items, from its end."""
+        """Cut each user's history into windows that show at most ``length`` items, starting at its end."""
         counts = pairs.lengths
-        # The window that reaches a user's start finds one item more than it shows.
+        # The window at a user's first item predicts that item too, one more than it shows.
         windows = np.maximum(-(-(counts - 1) // length), np.minimum(counts, 1))
         users = np.repeat(np.arange(pairs.n_users), windows)
         number = np.arange(len(users)) - np.repeat(np.cumsum(windows) - windows, windows)
@@ -232,7 +232,7 @@ class Windows:
         return cls(starts, ends, starts == pairs.offsets[users])
 
     def batches(self, size: int, rng: np.random.Generator) -> Counted[IntArray]:
-        """Return all windows in random order, those of like length together."""
+        """Return batches of all windows in random order, with those of similar length together."""
         order = rng.permutation(len(self.starts))
         found: list[IntArray] = []
         for pool in cut(order, size * _POOL):
@@ -240,7 +240,7 @@ class Windows:
         return Counted((found[place] for place in rng.permutation(len(found))), len(found))
 
     def take(self, chosen: IntArray, items: Array, pad: int) -> tuple[IntArray, BoolArray]:
-        """Return the rows ``[B, w]`` of windows, and which are to be found, by the state before each."""
+        """Return the rows ``[B, w]`` of windows, and ``[B, w]`` True where the state before predicts one."""
         starts, ends = self.starts[chosen, None], self.ends[chosen, None]
         places = starts + np.arange(int((ends - starts).max()))
         real = places < ends
@@ -251,13 +251,13 @@ class Windows:
 
 
 def sampled_cross_entropy(positive: Tensor, scores: Tensor, items: int) -> Tensor:
-    """Return the mean softmax of positives ``[P]`` against items ``[P, n]`` drawn from so many ``items``."""
+    """Return the mean softmax loss of positives ``[P]`` against items ``[P, n]`` drawn out of ``items``."""
     others = torch.logsumexp(scores, dim=1) + math.log(items / scores.shape[1])
     return (torch.logaddexp(positive, others) - positive).mean()
 
 
 def generalised_bce(positive: Tensor, scores: Tensor, items: int, calibration: float) -> Tensor:
-    """Return gBCE of positives ``[P]`` and drawn items ``[P, n]`` out of ``items``."""
+    """Return the gBCE loss of positives ``[P]`` and items ``[P, n]`` drawn out of ``items``."""
     share = min(1.0, scores.shape[1] / max(items - 1, 1))
     power = share * (calibration * (1 - 1 / share) + 1 / share)
     losses = power * F.softplus(-positive) + F.softplus(scores).sum(dim=1)

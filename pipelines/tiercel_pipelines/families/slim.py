@@ -4,8 +4,8 @@ r"""``slim``: a sparse linear item × item model with non-negative weights.
 \|w_i\|_1
 
 for each item i (Ning & Karypis 2011, "SLIM: sparse linear methods for top-n recommender systems", eq. 4),
-over its nearest items by cosine alone (there fsSLIM). Coordinate descent on the Gram matrix, for many items
-at once.
+restricted to its nearest items by cosine (the paper's fsSLIM). It is solved by coordinate descent on the Gram
+matrix, for many items at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tiercel_serving.spec import Array
 from .sparse_weights import DenseFamily, largest
 from .table import Plan
 
-#: Items whose weights are found at once.
+#: Items whose weights are solved at once.
 _BLOCK = 256
 
 
@@ -32,13 +32,13 @@ class SLIM(DenseFamily, frozen=True, tag="slim"):
     Parameters
     ----------
     l1, l2
-        λ and β, in users.
+        λ and β, on the scale of an item's number of users.
     neighbours
-        How many items may weigh for one, the nearest by cosine.
+        Number of items, the nearest by cosine, that may have a weight for an item.
     sweeps
-        Of coordinate descent.
+        Sweeps of coordinate descent.
     most_items
-        Larger catalogues are refused, before the memory is gone.
+        Largest catalogue that is accepted, so that the machine does not run out of memory.
     """
 
     name: str = "slim"
@@ -52,7 +52,7 @@ class SLIM(DenseFamily, frozen=True, tag="slim"):
         **dict.fromkeys(("l1", "l2"), AT_LEAST_0),
         **dict.fromkeys(("neighbours", "sweeps", "most_items"), COUNT),
     }
-    #: Its scores are shares of an interaction, from 0 to about 1.
+    #: Scores estimate interactions, which are 0 or 1, and so lie between 0 and about 1.
     scale: ClassVar[float] = 10.0
 
     def solve(self, had: Any, plan: Plan) -> Any:

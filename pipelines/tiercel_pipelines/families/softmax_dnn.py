@@ -10,11 +10,11 @@ r"""``softmax_dnn``: the next item, as a classification over the catalogue.
 .. math:: P(i \mid u) = \frac{e^{q_u^\top v_i + b_i}}{\sum_j e^{q_u^\top v_j + b_j}}
 
 (Covington et al. 2016, "Deep neural networks for YouTube recommendations", section 3). The softmax's weights
-are the item vectors, and not the embeddings that the history reads. In training the sum runs over the
-catalogue, or over items drawn evenly from it, which stand for the others (Bengio & Senécal 2008, "Adaptive
-importance sampling to accelerate training of a neural probabilistic language model"), but for what he had.
-There an item's weights are those of its id; here they are the sum of those of all its columns, so that a new
-item has some too.
+are the item vectors, not the embeddings that the history reads. In training the sum runs over the catalogue,
+or over items drawn uniformly from it, which stand for the others (Bengio & Senécal 2008, "Adaptive importance
+sampling to accelerate training of a neural probabilistic language model"). It excludes the user's own items.
+In the paper an item's weights belong to its id; here they are the sum over all its columns, so that a new
+item has weights too.
 """
 
 from __future__ import annotations
@@ -53,44 +53,44 @@ from .table import RetrievalData
 from .vector_family import Epoch, VectorFamily
 from .views import TrainingViews, drop_item_ids
 
-#: Spread of the initial embeddings of history and items.
+#: Standard deviation of the initial embeddings of history and items.
 SPREAD = 0.05
 
 
 class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
-    """A deep network with a softmax over the corpus.
+    """A deep network with a softmax over the catalogue.
 
     Parameters
     ----------
     name
-        What its source is called.
+        Name of its candidate source.
     embedding_dimension
         E, the length of each column's embedding, and of the history's.
     layers
-        Widths of the hidden layers; the last is the length of the query, but for the bias.
+        Widths of the hidden layers; the last is the length of the query without the bias.
     history_dropout
         Mean share of the history that is left out at random in training.
     dropout
         Dropout of the hidden layers.
     id_dropout
-        Share of a user's category ids that training makes null or unknown, so that there is something to say
-        of users that it does not know.
+        Share of a user's category ids that training replaces by null or unknown, so that the model also
+        works for users it has not seen.
     item_id_dropout
-        Share of a batch's items whose id training makes unknown, so that the other columns speak for items
-        that it does not know.
+        Share of a batch's items whose id training replaces by unknown, so that the other columns describe
+        items that the model has not seen.
     negatives
-        Items drawn evenly for each batch, besides what is to be found in it; None is the whole catalogue, and
-        so is a catalogue that has no more.
+        Number of items drawn uniformly for each batch, in addition to its targets; the whole catalogue if
+        None, or if it has no more items.
     positives
-        T: how many interactions of one user share one query; the rest of the user's items is its history.
+        T: number of a user's interactions that share one query; the rest of the user's items is its history.
     batch_size
         Interactions in a batch.
     context_dropout
-        Share of the interactions whose context is hidden in training, since requests may come without.
+        Share of the interactions whose context is hidden in training, since requests may have none.
     learning_rate, weight_decay
-        Of the optimiser.
+        Learning rate and weight decay of the optimiser (AdamW).
     max_epochs, patience
-        Training stops after so many epochs, or after so many without a better validation.
+        Maximum number of epochs; training stops after ``patience`` epochs without a better validation score.
     """
 
     name: str = "softmax_dnn"
@@ -111,11 +111,11 @@ class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
 
     @property
     def dimension(self) -> int:
-        """D: the width of the last layer, and a constant 1 for the bias."""
+        """D: the width of the last layer, plus a constant 1 for the bias."""
         return self.layers[-1] + 1 if self.layers else 1
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and layers that are none."""
+        """Return a problem for each number outside its range, and for missing or invalid layers."""
         ranges = {**DESCENT, "context_dropout": SHARE}
         ranges |= {"embedding_dimension": WIDTH, "positives": COUNT, "batch_size": COUNT, "negatives": COUNT}
         ranges |= dict.fromkeys(("history_dropout", "dropout", "id_dropout", "item_id_dropout"), BELOW_1)
@@ -127,11 +127,11 @@ class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
         return wrong
 
     def needs(self) -> Mapping[str, str]:
-        """Return the history's columns."""
+        """Return ``history_columns``, since the model reads the history."""
         return {"history_columns": "name the item id feature: users are described by history and features"}
 
     def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
-        """Train on all interactions: each is to be found by a query that knows some of the others."""
+        """Train on all interactions: a query that knows some of the user's others predicts each."""
         pairs, packed = data.pairs, data.packed
         network, weights = fitted.user_tower, fitted.item_tower
         place = telling_column(packed.item["item_cat"][:-1])[0]
@@ -147,7 +147,7 @@ class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
         return lambda number: self._batches(pairs, packed, rng).through(loss)
 
     def _batches(self, pairs: Pairs, packed: Packed, rng: np.random.Generator) -> Counted[CorpusBatch]:
-        """Return all groups in random order, as many at a time as hold about ``batch_size`` interactions."""
+        """Return all groups in random order, in batches of about ``batch_size`` interactions."""
         groups = draw_groups(pairs, self.positives, self.context_dropout, rng)
         size = max(1, round(self.batch_size * len(groups) / len(pairs)))
         count = packed.n_items
@@ -177,16 +177,16 @@ class SoftmaxDNN(VectorFamily, frozen=True, tag="softmax_dnn"):
 
 @dataclass(frozen=True)
 class CorpusBatch(RetrievalBatch):
-    """One batch: B queries, each of which shall find T of C items.
+    """One batch: B queries, each with at most T targets among C items.
 
     Parameters
     ----------
     places, real
-        ``[B, T]`` positions into ``items``, and whether there is something to be found.
+        ``[B, T]`` positions of the targets in ``items``, and False where there is no target.
     share
-        ``[C]`` with what probability an item is among those drawn; 0 for one that is there to be found alone.
+        ``[C]`` probability with which an item is drawn; 0 for an item that is only a target.
     had
-        ``[B, C]``: what the user had, and so is none of the others.
+        ``[B, C]`` True for the user's own items, which are not negatives.
     """
 
     places: IntArray
@@ -195,9 +195,9 @@ class CorpusBatch(RetrievalBatch):
     had: BoolArray
 
     def loss(self, query: Tensor, vectors: Tensor) -> Tensor:
-        """Return the mean negative log-likelihood of what is to be found.
+        """Return the mean negative log-likelihood of the targets.
 
-        An item drawn with probability p stands for 1/p of the corpus.
+        An item drawn with probability p stands for 1/p items of the catalogue.
         """
         drawn = self.share > 0
         weights = np.where(drawn, 1 / np.where(drawn, self.share, 1.0), 1.0).astype(np.float32)
@@ -213,7 +213,7 @@ class CorpusBatch(RetrievalBatch):
 
 
 def _had(pairs: Pairs, users: IntArray, items: IntArray) -> BoolArray:
-    """Return ``[B, C]``: which of the items ``[C]``, ascending, users ``[B]`` had."""
+    """Return ``[B, C]``: which of the ascending ``items [C]`` each of ``users [B]`` has interacted with."""
     owner, rows = pairs.seen(users)
     place = np.minimum(np.searchsorted(items, rows), len(items) - 1)
     there = items[place] == rows
@@ -223,7 +223,7 @@ def _had(pairs: Pairs, users: IntArray, items: IntArray) -> BoolArray:
 
 
 class DeepNetwork(PackedModule):
-    """User columns and history → query ``[B, D]`` float32, whose last number is 1."""
+    """User columns and history → query ``[B, D]`` float32, whose last element is 1."""
 
     def __init__(self, inputs: ModelInputs, settings: SoftmaxDNN):
         super().__init__()
@@ -245,7 +245,7 @@ class DeepNetwork(PackedModule):
 
 
 class ItemWeights(PackedModule):
-    """Item columns → the softmax's weights ``[B, D]`` float32, whose last number is the bias."""
+    """Item columns → the softmax's weights ``[B, D]`` float32, whose last element is the bias."""
 
     def __init__(self, inputs: ModelInputs, settings: SoftmaxDNN):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What families of item weights share: interactions as a sparse matrix, the fitted model, and pruning."""
+"""Base of the families of item-item weights: the interaction matrix, the fitted model, and pruning."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from .table import Course, Plan, RetrievalData
 
 _FILE = "item_weights.safetensors"
 
-#: Cells of item × item that are dense at once.
+#: Largest number of elements of a dense block of an item × item matrix.
 _CELLS = 20_000_000
 
 
 class WeightsFamily(Settings, frozen=True):
-    """Base of the settings of a family that gives item weights.
+    """Base of the settings of a family that fits item-item weights.
 
     Parameters
     ----------
     name
-        What its source is called.
+        Name of its candidate source.
     weights
-        How many weights of each item are kept, the largest by magnitude; None keeps all.
+        Number of weights kept for each item, the largest by magnitude; None keeps all.
     """
 
     name: str
@@ -45,23 +45,23 @@ class WeightsFamily(Settings, frozen=True):
     form: ClassVar[str] = "item weights"
     dimension: ClassVar[None] = None
     scale: ClassVar[float] = 1.0
-    #: The family's own numbers and their ranges.
+    #: Ranges of the family's own numeric settings.
     ranges: ClassVar[Mapping[str, Range]] = {}
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges."""
+        """Return a problem for each number outside its range."""
         return list(out_of_range(self, {**self.ranges, "weights": COUNT}, none={"weights": "all"}))
 
     def needs(self) -> Mapping[str, str]:
-        """Return the history, to which the weights are applied."""
+        """Return ``history_length``, since the weights are applied to the history."""
         return {"history_length": "say how many of a user's items it may look at, such as 100"}
 
     def values(self, pairs: Pairs, label: str) -> Array:
-        """Return what each interaction is worth, ``[n]`` float64: 1."""
+        """Return the value of each interaction, ``[n]`` float64: 1."""
         return np.ones(len(pairs))
 
     def solve(self, had: Any, plan: Plan) -> Any:
-        """Return sparse weights ``[I, I]`` of who ``had [U, I]`` what: CSR, the value of each interaction."""
+        """Return sparse weights ``[I, I]``, given the values of the interactions, ``had [U, I]`` (CSR)."""
         raise NotImplementedError
 
     def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedItemWeights, Course]:
@@ -103,13 +103,13 @@ class WeightsFamily(Settings, frozen=True):
 
 
 class FittedItemWeights:
-    """Weights of items for items."""
+    """A fitted model of item-item weights."""
 
     def __init__(self, weights: ItemWeights) -> None:
         self.weights = weights
 
     def query(self, users: Arrays) -> None:
-        """Return nothing: the history is what the weights are applied to."""
+        """Return None, since the weights are applied to the history."""
         return
 
     def form(self, items: Arrays) -> dict[str, Array]:
@@ -118,7 +118,7 @@ class FittedItemWeights:
         return arrays
 
     def save(self, folder: Path) -> None:
-        """Write the weights, and which item each row is."""
+        """Write the weights, and the category id of each catalogue row."""
         found = self.weights
         assert found.categories is not None
         arrays = {
@@ -131,12 +131,12 @@ class FittedItemWeights:
         save_file(arrays, folder / _FILE)
 
     def served(self) -> ItemWeights:
-        """Return the weights, which fit any catalogue."""
+        """Return the weights, which can be mapped to any catalogue."""
         return self.weights
 
 
 def read_arrays(file: Path, what: str) -> dict[str, Array]:
-    """Read arrays from a safetensors file; raise TrainingError if it is none."""
+    """Read arrays from a safetensors file; raise TrainingError if it is missing or not readable."""
     if not file.is_file():
         raise TrainingError(f"{file}: expected {what}, found no file; train again")
     try:
@@ -149,14 +149,14 @@ def read_arrays(file: Path, what: str) -> dict[str, Array]:
 
 
 def telling_column(item_cat: Array) -> tuple[int, Array]:
-    """Return place and values ``[I]`` of the category that tells items apart best: their id."""
+    """Return position and values ``[I]`` of the column with the most distinct categories: the item id."""
     distinct = [len(np.unique(item_cat[:, place])) for place in range(item_cat.shape[1])]
     place = int(np.argmax(distinct))
     return place, np.ascontiguousarray(item_cat[:, place])
 
 
 def row_blocks(items: int) -> Iterator[slice]:
-    """Yield rows of an item × item matrix in blocks that may be dense."""
+    """Yield slices of rows of an item × item matrix that are small enough to be dense."""
     size = max(1, _CELLS // max(items, 1))
     for start in range(0, items, size):
         yield slice(start, min(start + size, items))
@@ -173,10 +173,10 @@ def largest(block: Array, count: int | None) -> Any:
 
 
 class DenseFamily(WeightsFamily, frozen=True):
-    """Base of one that holds a dense matrix item × item while it is fitted, of ``most_items`` at most."""
+    """Base of a family whose fit holds a dense item × item matrix, of at most ``most_items`` items."""
 
     def too_large(self, n_items: int) -> list[Problem]:
-        """Return that so many items are too many, if so."""
+        """Return a problem if there are more than ``most_items`` items."""
         settings: Any = self
         most, size = settings.most_items, f"{8 * n_items**2 / 1e9:.1f} GB"
         if n_items <= most:
@@ -186,7 +186,7 @@ class DenseFamily(WeightsFamily, frozen=True):
         return [Problem("most_items", f"{what}, and {most} are the most", remedy)]
 
     def gram(self, had: Any, plan: Plan) -> Array:
-        """Return how many users had both items, ``[I, I]`` dense; raise TrainingError if it is too large."""
+        """Return how many users had both items, ``[I, I]`` dense; raise TrainingError for too many items."""
         for problem in self.too_large(had.shape[1]):
             raise TrainingError(f"{plan.label}: {problem}")
         found: Array = (had.T @ had).toarray()

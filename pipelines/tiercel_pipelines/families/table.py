@@ -2,7 +2,7 @@
 
 A family's class is its settings: what a recipe writes, and what a run stores beside the weights. Fitting
 returns a *fitted* model, which training asks for candidates or scores, and an export for its served form.
-Nothing here depends on torch, gradients or epochs, so a family may also solve an equation or grow trees.
+The contracts require no torch, gradients or epochs, so a family may also solve an equation or grow trees.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ State = tuple[dict[str, Array], dict[str, Any]]
 
 
 class EpochStates(Protocol):
-    """Keeps how far the training of one model is."""
+    """Keeps the training state of one model."""
 
     def read(self) -> State | None:
         """Return the state kept before the process was killed, if any."""
@@ -85,7 +85,7 @@ class Course:
     losses
         Mean loss of each epoch run.
     validation
-        What the judge said: before the first epoch, then after each. Empty without a judge.
+        The judge's scores: before the first epoch, then after each. Empty without a judge.
     """
 
     epochs: int
@@ -115,7 +115,7 @@ class RankingData:
     kept
         K: number of candidates that the ranker gets in serving.
     scale
-        What turns retrieval scores into log-probabilities, up to a constant.
+        Factor that turns retrieval scores into log-probabilities, up to a constant.
     """
 
     packed: Packed
@@ -145,7 +145,7 @@ class FittedRetrieval(Fitted, Protocol):
         ...
 
     def form(self, items: Arrays) -> dict[str, Array]:
-        """Return the arrays of its served form for item tensors ``[I, …]``: what its source is made of."""
+        """Return the arrays of its served form for item tensors ``[I, …]``, from which its source is made."""
         ...
 
 
@@ -205,7 +205,7 @@ class RetrievalFamily(Family[RetrievalData, FittedRetrieval], Protocol):
 
     @property
     def scale(self) -> float:
-        """What turns its scores into log-probabilities, up to a constant."""
+        """Factor that turns its scores into log-probabilities, up to a constant."""
         ...
 
 
@@ -228,7 +228,7 @@ class FitsFeatures(Protocol):
     """A family that can tell before training whether the features and the data suit it."""
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
-        """Return what it lacks.
+        """Return a problem for each feature or property of the data that the family lacks.
 
         Parameters
         ----------
@@ -254,7 +254,7 @@ class LearnsFromColumns(Protocol):
     """A family that also learns from columns of the interactions, such as ratings."""
 
     def interaction_columns(self) -> tuple[str, ...]:
-        """Return the columns, of numbers: :attr:`~tiercel_pipelines.arrays.pairs.Pairs.numbers` has them."""
+        """Return the numeric columns; :attr:`~tiercel_pipelines.arrays.pairs.Pairs.numbers` holds them."""
         ...
 
 
@@ -288,7 +288,7 @@ RETRIEVAL_FAMILIES: Kinds[RetrievalFamily] = Kinds(
     },
 )
 
-#: Every family that orders them.
+#: Every family that orders candidates.
 RANKING_FAMILIES: Kinds[RankingFamily] = Kinds(
     "ranking family",
     {

@@ -1,7 +1,7 @@
 """The features of trees: packed tensors → one row of numbers for each candidate, as an ONNX graph.
 
-Training runs the same graph that is served, so a threshold means the same in both. What depends on the user
-alone is computed once and then repeated for each candidate.
+Training runs the same graph that is served, so a threshold means the same in both. Features of the user alone
+are computed once and then repeated for each candidate.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tiercel_serving.spec import Array, Arrays
 
 from ..arrays.inputs import ModelInputs, Side
 
-#: Categorical lists with more categories are not shown: each category is a number of its own.
+#: Categorical lists with more categories are left out, since each category would be a column.
 MOST_CATEGORIES = 256
 
 #: The output: ``[B·K, F]`` float32.
@@ -27,18 +27,18 @@ OPSET = 18
 
 
 class FeatureGraph:
-    """The nodes that make :data:`ROWS` ``[B·K, F]`` of packed tensors.
+    """The nodes that compute :data:`ROWS` ``[B·K, F]`` from packed tensors.
 
-    A category is its code, which NVTabular gives by frequency; a list a 0 or 1 for each category; a null
-    number NaN, which trees send their own way. Of the history there are its length, and for each of its
-    columns the share that has the candidate's value.
+    A category becomes its code, which NVTabular assigns by frequency; a list becomes a 0 or 1 for each
+    category; a null number becomes NaN, for which trees have a branch of their own. The history becomes its
+    length and, for each of its columns, the share of items with the candidate's value.
 
     Parameters
     ----------
     inputs
         The columns of both sides, and the history's.
     scored
-        Whether retrieval's score, how far it lies behind the best, and its source are among them.
+        Whether retrieval's score, its distance from the best score, and its source are among the features.
     """
 
     def __init__(self, inputs: ModelInputs, *, scored: bool) -> None:
@@ -84,7 +84,7 @@ class FeatureGraph:
         return name
 
     def model(self, output: str, rank: int) -> onnx.ModelProto:
-        """Return the graph up to a float32 output of a rank, with every axis dynamic."""
+        """Return the graph up to a float32 ``output`` with ``rank`` axes, all of them dynamic."""
 
         def put(name: str, kind: int, size: int) -> onnx.ValueInfoProto:
             axes = ["batch", *[f"{name}_{axis}" for axis in range(1, size)]]
@@ -143,14 +143,14 @@ class FeatureGraph:
     def _scores(self) -> list[str]:
         score = self._input("kept_score", TensorProto.FLOAT, 2)
         source = self.do("Cast", self._input("kept_source", TensorProto.INT32, 2), to=TensorProto.FLOAT)
-        # Candidates come best first.
+        # Candidates are sorted best first.
         best = self.do("Gather", score, self.ints(0), axis=1)
         behind = self.do("Sub", score, best)
         return [self.do("Unsqueeze", one, self.ints(2)) for one in (score, behind, source)]
 
 
 class FeatureRows:
-    """A feature graph at work: named arrays → ``[B·K, F]``."""
+    """A session that runs a feature graph: named arrays → ``[B·K, F]`` float32."""
 
     def __init__(self, graph: FeatureGraph) -> None:
         options = onnxruntime.SessionOptions()

@@ -1,7 +1,7 @@
 """XGBoost's trees → ONNX's ``TreeEnsembleRegressor`` (ai.onnx.ml 3).
 
-Thresholds and rows stay float32, as XGBoost compares them: ``x < threshold`` goes left, and what is missing
-where the tree learned to send it.
+Thresholds and rows stay float32, as XGBoost compares them: ``x < threshold`` goes left, and a missing value
+goes to the side that the tree learned.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .tree_features import ROWS, FeatureGraph
 
 @dataclass(frozen=True)
 class Trees:
-    """The nodes of all trees, each tree's from its root on; n of them.
+    """The n nodes of all trees, each tree starting with its root.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class Trees:
     feature, threshold
         ``[n]`` column and float32 threshold; the value of a leaf.
     left, right
-        ``[n]`` the nodes that follow; -1 for a leaf.
+        ``[n]`` child nodes; -1 for a leaf.
     missing_left
         ``[n]`` whether a missing value goes left.
     """
@@ -44,7 +44,7 @@ class Trees:
         """Read the JSON form of a booster of trees."""
         found = cls([], [], [], [], [], [], [])
         for number, tree in enumerate(document["learner"]["gradient_booster"]["model"]["trees"]):
-            waiting = [0]  # pruned nodes hang on no root
+            waiting = [0]  # pruned nodes are not reachable from the root
             while waiting:
                 node = waiting.pop()
                 left, right = tree["left_children"][node], tree["right_children"][node]
@@ -65,9 +65,9 @@ def add_trees(graph: FeatureGraph, trees: Trees | None, item_tensor: str, scale:
     Parameters
     ----------
     graph
-        The features; it gets the nodes.
+        The features, to which the nodes are added.
     trees
-        None for none.
+        None if there are no trees.
     item_tensor
         A tensor of the candidates, whose first two axes are B and K.
     scale

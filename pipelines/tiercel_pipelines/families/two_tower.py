@@ -49,7 +49,7 @@ from .sparse_weights import telling_column
 from .table import Course, Plan, RetrievalData
 from .views import TrainingViews, drop_item_ids
 
-#: Spread of the initial embeddings that a history adds up; they carry most of what is learned.
+#: Standard deviation of the initial embeddings of history items, which carry most of what is learned.
 ITEM_SPREAD = 0.1
 
 
@@ -59,7 +59,7 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
     Parameters
     ----------
     name
-        What its source is called.
+        Name of its candidate source.
     dimension
         D, the length of the query and of the item vectors.
     embedding_dimension
@@ -67,23 +67,23 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
     user_layers, item_layers
         Widths of the hidden layers of each tower.
     use_history
-        Whether the user tower sees the items a user had before.
+        Whether the user tower sees the items of the user's history.
     history_dropout
         Share of the history's items that is left out at random in training.
     dropout
         Dropout of the hidden layers and of the user's embeddings.
     id_dropout
-        Share of a user's category ids that training makes null or unknown, so that the model has
-        something to say about users it does not know.
+        Share of a user's category ids that training replaces by null or unknown, so that the model also
+        works for users it has not seen.
     item_id_dropout
-        Share of a batch's items whose id training makes unknown, so that the other columns speak for items
-        that it does not know.
+        Share of a batch's items whose id training replaces by unknown, so that the other columns describe
+        items that the model has not seen.
     learning_rate, weight_decay
-        Of the optimiser.
+        Learning rate and weight decay of the optimiser (AdamW).
     max_epochs, patience
-        Training stops after so many epochs, or after so many without a better validation.
+        Maximum number of epochs; training stops after ``patience`` epochs without a better validation score.
     task
-        What it learns.
+        The training objective.
     """
 
     name: str = "two_tower"
@@ -106,18 +106,18 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
 
     @property
     def scale(self) -> float:
-        """What turns its scores into log-probabilities, up to a constant."""
+        """Factor that turns its scores into log-probabilities, up to a constant."""
         return self.task.scale
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, layers that are none, and what is wrong with the task."""
+        """Return a problem for each number outside its range, for invalid layers, and for the task."""
         ranges = {**DESCENT, "dimension": WIDTH, "embedding_dimension": WIDTH}
         ranges |= dict.fromkeys(("dropout", "history_dropout", "id_dropout", "item_id_dropout"), BELOW_1)
         wrong = [*out_of_range(self, ranges), *wrong_widths(self, "user_layers", "item_layers")]
         return wrong + task_problems(self.task, RETRIEVAL_TASKS)
 
     def needs(self) -> Mapping[str, str]:
-        """Return the history's columns, if it sees the history."""
+        """Return ``history_columns`` if the model reads the history."""
         remedy = "name the item id feature, or set use_history=False"
         return {"history_columns": remedy} if self.use_history else {}
 
@@ -155,7 +155,7 @@ class TwoTower(Settings, frozen=True, tag="two_tower"):
 
 
 class Tower(PackedModule):
-    """What both towers share: columns → sum of embeddings → residual hidden layers → unit vector."""
+    """Base of both towers: columns → sum of embeddings → residual hidden layers → unit vector."""
 
     def __init__(self, side: Side, settings: TwoTower, layers: tuple[int, ...]):
         super().__init__()
@@ -210,7 +210,7 @@ class ItemTower(Tower):
 class UserTower(Tower):
     """User columns and history → query ``[B, D]`` float32, unit vectors.
 
-    The embeddings of the history are the item tower's own.
+    The embeddings of the history are shared with the item tower.
     """
 
     def __init__(self, settings: TwoTower, inputs: ModelInputs, item_tower: ItemTower):

@@ -5,14 +5,14 @@ r"""``user_knn``: items of the users with the most similar histories.
     \mathrm{sim}(u, v) = \frac{n_{uv}}{n_{uv} + h} \cdot \frac{x_u^\top x_v}{\|x_u\| \|x_v\|}
     \quad\text{or}\quad \frac{n_{uv}}{n_u + n_v - n_{uv} + h}
 
-where x_u holds the items of user u, weighed, and n counts items: cosine or Jaccard (Resnick et al. 1994,
+where x_u is the weighted vector of user u's items and n counts items: cosine or Jaccard (Resnick et al. 1994,
 "GroupLens: an open architecture for collaborative filtering of netnews"; for implicit feedback Aiolli 2013,
-"Efficient top-n recommendation for very large scale binary rated datasets"), shrunk by h where two have few
-items in common. Items are weighed as words are in documents, which here are users: TF-IDF, or BM25 in place
-of the norms. r is 1, or how much v's rating lies above the mean of v's ratings.
+"Efficient top-n recommendation for very large scale binary rated datasets"), shrunk by h where two users have
+few items in common. Items are weighted like words in documents, where a user is a document: TF-IDF, or BM25
+instead of the norms. r is 1, or v's rating minus the mean of v's ratings.
 
-What is served is not a list of neighbours a user, which would be old with the next item he has, but who had
-what (``user neighbours``): neighbours are found for the history of each request, exactly.
+A list of neighbours for each user would be outdated by the user's next item. Therefore the interactions
+themselves are served (``user neighbours``), and exact neighbours are found for the history of each request.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ class UserKNN(Settings, frozen=True, tag="user_knn"):
     Parameters
     ----------
     name
-        What its source is called.
+        Name of its candidate source.
     neighbours
-        k: how many users speak for an item.
+        k, the number of neighbours.
     similarity
         ``cosine`` or ``jaccard``.
     weighting
-        Of items: ``none``, ``tf_idf`` or ``bm25``; Jaccard counts items and has none.
+        Weighting of items: ``none``, ``tf_idf`` or ``bm25``; Jaccard counts items and needs ``none``.
     shrinkage
         h, in items.
     rating
-        A column of the interactions: neighbours then speak for what they rated above their own mean, and
-        against what they rated below. None counts all that they had alike.
+        Column of the interactions: neighbours then vote for items that they rated above their own mean, and
+        against items that they rated below it. None weights all interactions alike.
     users_per_item
-        Of an item that more users had, so many are looked at, drawn at random: what an answer costs at most.
-        None looks at all.
+        Maximum number of users kept for each item, drawn at random, which bounds the cost of a request. None
+        keeps all.
     """
 
     name: str = "user_knn"
@@ -76,27 +76,27 @@ class UserKNN(Settings, frozen=True, tag="user_knn"):
     scale: ClassVar[float] = 1.0
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and a weighting that does not go with the similarity."""
+        """Return a problem for each number outside its range, and for a weighting together with Jaccard."""
         ranges = {"neighbours": COUNT, "shrinkage": AT_LEAST_0, "users_per_item": COUNT}
         return [*out_of_range(self, ranges, none={"users_per_item": "all"}), *similarity_problems(self)]
 
     def needs(self) -> Mapping[str, str]:
-        """Return the history, by which neighbours are found."""
+        """Return ``history_length``, since neighbours are found by the history."""
         return {"history_length": "say how many of a user's items it may look at, such as 100"}
 
     def interaction_columns(self) -> tuple[str, ...]:
-        """Return the column of ratings, if it has one."""
+        """Return the column of ratings, if one is set."""
         return () if self.rating is None else (self.rating,)
 
     def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedNeighbours, Course]:
-        """Weigh who had what; there are no epochs, and no pair of users is looked at."""
+        """Weight the interactions; there are no epochs, and no pairs of users are compared."""
         pairs, items = data.pairs, data.packed.n_items
         if not len(pairs):
             raise TrainingError(f"{plan.label}: there are no interactions to learn from")
         if plan.progress is not None:
             plan.progress(plan.label, 0, 1)
         votes = np.ones(len(pairs)) if self.rating is None else centred(pairs, self.rating, plan.label)
-        # Who had nothing is nobody's neighbour.
+        # A user without interactions is nobody's neighbour.
         lengths = pairs.lengths[pairs.lengths > 0]
         offsets = np.append(0, np.cumsum(lengths))
         weights, likeness = self._weighed(pairs.items, lengths, items)
@@ -123,7 +123,7 @@ class UserKNN(Settings, frozen=True, tag="user_knn"):
         return fitted, Course(0, (), judged)
 
     def _weighed(self, rows: Array, lengths: Array, items: int) -> tuple[Array, Array]:
-        """Return each item's weight ``[I]``, and what it says of each user that had it, ``[n]``."""
+        """Return the weight of each item, ``[I]``, and the normalised weight of each interaction, ``[n]``."""
         weights = np.ones(items)
         if self.weighting != "none":
             weights = rarity(np.bincount(rows, minlength=items), len(lengths))
@@ -135,7 +135,7 @@ class UserKNN(Settings, frozen=True, tag="user_knn"):
         return weights, likeness / np.maximum(norms, 1e-12)[owner]
 
     def _kept(self, offsets: Array, rng: np.random.Generator) -> Array:
-        """Return which entries ``[n]`` of ``offsets [I + 1]`` are kept: of each item so many at most."""
+        """Return ``[n]`` True for kept entries: at most ``users_per_item`` per item (``offsets [I + 1]``)."""
         counts = np.diff(offsets)
         kept = np.ones(int(offsets[-1]), np.bool_)
         if self.users_per_item is None or counts.max(initial=0) <= self.users_per_item:
@@ -146,7 +146,7 @@ class UserKNN(Settings, frozen=True, tag="user_knn"):
         return kept
 
     def load(self, folder: Path, inputs: ModelInputs) -> FittedNeighbours:
-        """Read who had what."""
+        """Read the interactions."""
         arrays = read_arrays(folder / _FILE, "who had what")
         try:
             column, categories = int(arrays.pop("column")[0]), arrays.pop("categories")
@@ -156,13 +156,13 @@ class UserKNN(Settings, frozen=True, tag="user_knn"):
 
 
 class FittedNeighbours:
-    """Users and what they had."""
+    """A fitted model: users and their items."""
 
     def __init__(self, users: UserNeighbours) -> None:
         self.users = users
 
     def query(self, users: Arrays) -> None:
-        """Return nothing: the history is what neighbours are found by."""
+        """Return None, since neighbours are found by the history."""
         return
 
     def form(self, items: Arrays) -> dict[str, Array]:
@@ -171,11 +171,11 @@ class FittedNeighbours:
         return arrays
 
     def save(self, folder: Path) -> None:
-        """Write the arrays, and which item each row is."""
+        """Write the arrays, and the category id of each catalogue row."""
         assert self.users.categories is not None
         named = {"categories": self.users.categories, "column": np.array([self.users.column])}
         save_file({**self.users.arrays, **named}, folder / _FILE)
 
     def served(self) -> UserNeighbours:
-        """Return the users, whose items fit any catalogue."""
+        """Return the users, whose items can be mapped to any catalogue."""
         return self.users

@@ -2,9 +2,10 @@ r"""``vbpr``: BPR with item vectors from another model in addition to learned on
 
 .. math:: s_{ui} = w_u^\top h_i + \theta_u^\top E f_i + \beta^\top f_i + b_i
 
-where f_i are given, of a picture or a text (He & McAuley 2016, "VBPR: visual Bayesian personalized ranking
-from implicit feedback", eq. 4 and 6), learned as ``bpr_mf`` is. A new item has E f and β·f from the first
-day. The query of a user is ``[w_u, θ_u, 1]``, the vector of an item ``[h_i, E f_i, β·f_i + b_i]``.
+where f_i is a given vector, such as that of a picture or a text (He & McAuley 2016, "VBPR: visual Bayesian
+personalized ranking from implicit feedback", eq. 4 and 6). It is trained like ``bpr_mf``. A new item has E f
+and β·f from the start. The query of a user is ``[w_u, θ_u, 1]``, the vector of an item ``[h_i, E f_i, β·f_i +
+b_i]``.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class VBPR(BPRMF, frozen=True, tag="vbpr"):
     vectors
         The item feature that holds them: a list of numbers.
     length
-        How long each is.
+        Length of each given vector.
     vector_dimension
-        Length of θ and of E f; the rest of ``dimension`` is that of w and h, and one for the bias.
+        Length of θ and of E f; the rest of ``dimension`` is the length of w and h, and one for the bias.
     """
 
     name: str = "vbpr"
@@ -48,7 +49,7 @@ class VBPR(BPRMF, frozen=True, tag="vbpr"):
     vector_dimension: int = 31
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and dimensions that leave nothing to w and h."""
+        """Return a problem for each number outside its range, and if nothing is left for w and h."""
         wrong = [*super().problems(), *out_of_range(self, {"length": COUNT, "vector_dimension": WIDTH})]
         if not wrong and self.vector_dimension > self.dimension - 2:
             problem = f"{self.vector_dimension}, but dimension, {self.dimension}, holds w and the bias too"
@@ -56,7 +57,7 @@ class VBPR(BPRMF, frozen=True, tag="vbpr"):
         return wrong
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
-        """Return that users have no id, or items no such vectors."""
+        """Return a problem if users have no id, or items no such vectors."""
         wrong = super().misfits(user, item, timed)
         if item.get(self.vectors) != "numbers":
             listed = [name for name, holds in item.items() if holds == "numbers"]
@@ -68,7 +69,7 @@ class VBPR(BPRMF, frozen=True, tag="vbpr"):
         return wrong
 
     def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
-        """Train as BPR does, the given vectors at hand by the items' category."""
+        """Train like BPR, with the given vectors indexed by the items' category."""
         given = data.packed.item[list_tensor("item", self.vectors)]
         if given.shape[1] != self.length:
             raise TrainingError(
@@ -82,7 +83,7 @@ class VBPR(BPRMF, frozen=True, tag="vbpr"):
         return super().epoch(data, fitted, rng, label)
 
     def fresh(self, inputs: ModelInputs) -> FittedVectors:
-        """Return the table of users, and the items' with the layer over their vectors."""
+        """Return the user table, and the item table with the layer over the given vectors."""
         lists = {column.name: column for column in inputs.item.lists}
         column = lists.get(self.vectors)
         if column is None or column.cardinality is not None:
@@ -102,9 +103,9 @@ class GivenAndLearned(PackedModule):
         self.place, self.name = id_place(inputs.item), name
         count = inputs.item.cat[self.place].cardinality
         self.table = nn.Embedding(count, settings.dimension - settings.vector_dimension)
-        #: The last number is β·f.
+        #: The last output is β·f.
         self.layer = nn.Linear(settings.length, settings.vector_dimension + 1, bias=False)
-        #: The given vectors by category, while it learns.
+        #: The given vectors by category, in training.
         self.given = torch.zeros(0)
 
     def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:

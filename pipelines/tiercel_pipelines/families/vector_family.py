@@ -1,4 +1,4 @@
-"""What families that train a user and an item module, combined by an inner product, share."""
+"""Base of the families that train a user and an item module, combined by an inner product."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from .descent import descend, seeded
 from .fitted import FittedVectors
 from .table import Course, Plan, RetrievalData
 
-#: Yields the losses of one epoch, a step each; called with how many were before it.
+#: Called with the number of epochs done; yields the losses of one epoch, one for each step.
 Epoch = Callable[[int], Iterable[Tensor]]
 
 
 class VectorFamily(Settings, frozen=True):
-    """Base of the settings of such a family: it says what the modules are, and what an epoch is.
+    """Base of the settings of such a family, which defines the modules and an epoch.
 
-    Its settings have the fields of :data:`~.descent.DESCENT`.
+    A subclass has the fields of :data:`~.descent.DESCENT`.
     """
 
     form: ClassVar[str] = "vectors"
     scale: ClassVar[float] = 1.0
 
     def fresh(self, inputs: ModelInputs) -> FittedVectors:
-        """Return both modules with fresh weights, of torch's random state."""
+        """Return both modules with fresh weights, drawn from torch's random state."""
         raise NotImplementedError
 
     def epoch(self, data: RetrievalData, fitted: Any, rng: np.random.Generator, label: str) -> Epoch:
-        """Return what runs an epoch; all that torch does not draw comes from ``rng``."""
+        """Return the function that runs an epoch; everything that torch does not draw comes from ``rng``."""
         raise NotImplementedError
 
     def fit(self, data: RetrievalData, plan: Plan) -> tuple[FittedVectors, Course]:
-        """Train both modules, until the judge sees nothing better any more."""
+        """Train both modules until the judge's score no longer improves."""
         if not len(data.pairs):
             raise TrainingError(f"{plan.label}: there are no interactions to learn from")
         settings: Any = self

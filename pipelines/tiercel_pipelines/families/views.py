@@ -1,4 +1,4 @@
-"""How training shows users to a model: with a history without the targets, and partly left out."""
+"""User tensors for training: histories without the targets and a random share of the other items."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def drop_ids(
 ) -> dict[str, Array]:
     """Make a share of the category ids null or unknown, so that their embeddings are learned too.
 
-    Without this a user who is not in the training data would meet embeddings that never moved.
-    Buckets have no such ids and stay.
+    Without this a user who is not in the training data would get embeddings that were never trained.
+    Buckets have no such ids and stay unchanged.
     """
     name = f"{side.part}_cat"
     if share <= 0 or name not in tensors:

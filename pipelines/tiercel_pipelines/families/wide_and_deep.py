@@ -31,9 +31,9 @@ class WideAndDeep(MLP, frozen=True, tag="wide_and_deep"):
     Parameters
     ----------
     crosses
-        Pairs (user column, item column) of single categories, each pair of whose values gets a weight.
+        Pairs (user column, item column) of scalar categorical columns; each pair of values gets a weight.
     cross_buckets
-        At most so many weights a cross; pairs beyond share one by their hash.
+        Maximum number of weights per cross; with more pairs of values, weights are shared by hash.
     """
 
     crosses: tuple[tuple[str, str], ...] = ()
@@ -42,7 +42,7 @@ class WideAndDeep(MLP, frozen=True, tag="wide_and_deep"):
     ranges: ClassVar[Mapping[str, Range]] = {"cross_buckets": COUNT}
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
-        """Return crosses of columns that do not reach the models."""
+        """Return a problem for each crossed column that does not reach the models."""
         return [*super().misfits(user, item, timed), *cross_misfits(self.crosses, user, item)]
 
     def build(self, inputs: ModelInputs, scale: float = 1.0) -> WideDeep:

@@ -2,10 +2,10 @@ r"""``xgboost``: gradient-boosted trees that learn to order lists.
 
 .. math:: s = \alpha\, r + \sum_m f_m(x)
 
-r is retrieval's score and :math:`\alpha` what turns it into a log-probability: trees :math:`f_m` learn what
-to change about its order (Chen and Guestrin 2016, "XGBoost: a scalable tree boosting system", eq. 1; the
-objective ``ndcg`` is LambdaMART, Burges 2010). x are the rows of :mod:`.tree_features`. Served as one ONNX
-graph.
+r is retrieval's score and :math:`\alpha` the factor that turns it into a log-probability. The trees
+:math:`f_m` learn how to change its order (Chen and Guestrin 2016, "XGBoost: a scalable tree boosting system",
+eq. 1; the objective ``ndcg`` is LambdaMART, Burges 2010). x are the rows of :mod:`.tree_features`. The model
+is served as one ONNX graph.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OBJECTIVES: Mapping[str, str] = {
     "logistic": "binary:logistic",
 }
 
-#: Labels are shares of an interaction, not grades.
+#: Labels are weights between 0 and 1, not grades of relevance.
 _OF_LISTS = {"eval_metric": "ndcg@10", "ndcg_exp_gain": False}
 
 _FILE = "trees.json"
@@ -55,21 +55,22 @@ class XGBoost(Settings, frozen=True, tag="xgboost"):
     Parameters
     ----------
     objective
-        ``ndcg`` or ``pairwise`` order each list; ``logistic`` takes every candidate by itself.
+        ``ndcg`` or ``pairwise`` order each list; ``logistic`` treats every candidate separately.
     use_retrieval_score
-        Whether it sees the score that retrieval gave, and starts from its order.
+        Whether the model sees the retrieval score and starts from its order.
     use_history
-        Whether it sees the items a user had before.
+        Whether the model sees the items of the user's history.
     learning_rate
-        What each tree's values are multiplied by.
+        Factor of each tree's values.
     max_depth, min_child_weight, l2
-        Of each tree: its depth, the least sum of Hessians in a leaf, and the regularisation of its values.
+        For each tree: maximum depth, minimum sum of Hessians in a leaf, and L2 regularisation of its values.
     subsample, column_share
         Share of the rows and of the columns that each tree sees.
     trees_per_epoch, max_epochs, patience
-        Trees are added so many at a time, until so many additions, or so many without a better validation.
+        In each of at most ``max_epochs`` epochs, ``trees_per_epoch`` trees are added; training stops after
+        ``patience`` epochs without a better validation score.
     task
-        From which lists it learns; the objective above takes the place of its loss.
+        Defines the lists to learn from; ``objective`` replaces its loss.
     """
 
     objective: Literal["ndcg", "pairwise", "logistic"] = "ndcg"
@@ -99,7 +100,7 @@ class XGBoost(Settings, frozen=True, tag="xgboost"):
     }
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and a task of several targets."""
+        """Return a problem for each number outside its range, for the task, and for several targets."""
         wrong = list(out_of_range(self, self.ranges))
         wrong += task_problems(self.task, RANKING_TASKS)
         if not wrong and self.task.tasks != 1:
@@ -108,12 +109,12 @@ class XGBoost(Settings, frozen=True, tag="xgboost"):
         return wrong
 
     def needs(self) -> Mapping[str, str]:
-        """Return the history's columns, if it sees the history."""
+        """Return ``history_columns`` if the model reads the history."""
         remedy = "name the item id feature, or set use_history=False"
         return {"history_columns": remedy} if self.use_history else {}
 
     def misfits(self, user: Columns, item: Columns, timed: bool) -> list[Problem]:
-        """Return that XGBoost is not installed, if so; it reads whatever features it gets."""
+        """Return a problem if XGBoost is not installed; any features will do."""
         try:
             _library()
         except KindUnavailable as error:
@@ -122,7 +123,7 @@ class XGBoost(Settings, frozen=True, tag="xgboost"):
         return []
 
     def fit(self, data: RankingData, plan: Plan) -> tuple[FittedTrees, Course]:
-        """Add trees until the validation gets no better; without lists retrieval's order is kept."""
+        """Add trees until the judge's score no longer improves; without lists keep retrieval's order."""
         fitted = FittedTrees(self, data.inputs, data.scale)
         task = self.task.start(data.lists, data.kept, data.packed.n_items)
         judged = [] if plan.judge is None else [plan.judge(fitted)]
@@ -153,7 +154,7 @@ class XGBoost(Settings, frozen=True, tag="xgboost"):
 
 
 class FittedTrees:
-    """Trees over candidates, and what they are fed."""
+    """Trees over candidates, and the graph of their features."""
 
     def __init__(self, settings: XGBoost, inputs: ModelInputs, scale: float) -> None:
         self.settings = settings
@@ -182,13 +183,13 @@ class FittedTrees:
         return np.asarray(found, np.float32).reshape(*shape, 1)
 
     def start(self, arrays: Arrays, shape: tuple[int, ...]) -> Array:
-        """Return what the trees are added to, ``[B, K]`` float32."""
+        """Return the scores ``[B, K]`` float32 that the trees add to."""
         if not self.settings.use_retrieval_score:
             return np.zeros(shape, np.float32)
         return np.asarray(arrays["kept_score"] * np.float32(self.scale), np.float32)
 
     def grow(self, matrix: Any, plan: Plan, epoch: int) -> float:
-        """Add an epoch's trees and return the mean loss on what they learn from."""
+        """Add an epoch's trees and return the training loss; raise TrainingError if it is not finite."""
         settings = self.settings
         evaluated: dict[str, dict[str, list[float]]] = {}
         self.booster = _library().train(
@@ -203,7 +204,7 @@ class FittedTrees:
                 "colsample_bytree": settings.column_share,
                 "seed": plan.seed,
                 "tree_method": "hist",
-                "nthread": 1,  # what comes out depends on it, and lists are few
+                "nthread": 1,  # the result depends on it, and there are few lists
                 "verbosity": 0,
             },
             matrix,
@@ -261,13 +262,13 @@ class FittedTrees:
 
 
 def _library() -> Any:
-    """Import XGBoost; KindUnavailable, with the extra that installs it, if it is not there."""
+    """Import XGBoost; raise KindUnavailable, which names the extra to install, if it is missing."""
     with RANKING_FAMILIES.using("xgboost"):
         return importlib.import_module("xgboost")
 
 
 def _matrix(fitted: FittedTrees, data: RankingData, batches: list[RankingLists]) -> Any:
-    """Return the lists' candidates as XGBoost takes them, padding left out."""
+    """Return the lists' candidates as an XGBoost ``DMatrix``, without padding."""
     packed, rows, labels, margins = data.packed, [], [], []
     owners: list[Array] = []
     for batch in batches:

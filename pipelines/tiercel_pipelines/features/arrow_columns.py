@@ -1,9 +1,9 @@
-"""Arrow arrays beside the columns of a feature program, without a Python loop over rows.
+"""Conversion between Arrow arrays and the columns of a feature program, without a Python loop over rows.
 
-A column computes in the dtype that it had at the fit. A file may hold another one as long as no value
-changes on the way: an integer of another width, whole numbers that nulls made floats, integers or float32
-where floats are expected. A value that would change is refused with its column: NVTabular would compute it
-in the file's own dtype, and the last bits would differ.
+A column is computed in the dtype that it had when the workflow was fitted. A file may hold another one as
+long as no value changes: integers of another width, integers that nulls turned into floats, integers or
+float32 where floats are expected. A value that would change is refused, with its column, since NVTabular
+would compute it in the file's own dtype, and the last bits would differ.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ..errors import DataCorrupt, DataMissing
 
 _types = pa.types
 
-#: What an input column may be in a file, by the dtype that the program asks for. An all-null column may
-#: have Arrow's null type.
+#: Types that an input column may have in a file, by the program's dtype. An all-null column may have Arrow's
+#: null type.
 _NUMBER = (_types.is_integer, _types.is_floating, _types.is_decimal, _types.is_boolean, _types.is_null)
 ACCEPTED: Mapping[str, tuple[Any, ...]] = {
     "int64": _NUMBER,
@@ -41,7 +41,7 @@ ACCEPTED: Mapping[str, tuple[Any, ...]] = {
 }
 _MOST_ELEMENTS = 2**31 - 1
 _LISTS = (_types.is_list, _types.is_large_list, _types.is_fixed_size_list)
-#: What messages call the dtypes.
+#: Names of the dtypes in messages.
 WORDS: Mapping[str, str] = {
     "int64": "integers",
     "bool": "booleans",
@@ -59,7 +59,7 @@ def check_schema(schema: pa.Schema, inputs: Sequence[InputColumn], where: str) -
     DataMissing
         Columns are missing.
     DataCorrupt
-        A column occurs twice, has a type that cannot stand for the program's, or is a list where the
+        A column occurs twice, has a type that cannot be converted to the program's, or is a list where the
         program has scalars, or the reverse.
     """
     missing = [column for column in inputs if column.name not in schema.names]
@@ -104,14 +104,14 @@ def _plain(dtype: pa.DataType) -> pa.DataType:
 def columns_from_batch(batch: pa.RecordBatch, inputs: Sequence[InputColumn], where: str) -> dict[str, Column]:
     """Convert a batch whose schema :func:`check_schema` has accepted.
 
-    Text, and numbers that have the program's dtype already, are the batch's own memory. Raises DataCorrupt
-    if a value is not one of the program's dtype; ``where`` is what messages call the file and rows.
+    Text, and numbers that already have the program's dtype, share the batch's memory. Raises DataCorrupt if
+    the program's dtype cannot hold a value; ``where`` names the file and rows in messages.
     """
     return {column.name: column_from_arrow(batch.column(column.name), column, where) for column in inputs}
 
 
 def column_from_arrow(array: pa.Array, column: InputColumn, where: str) -> Column:
-    """Convert one array; see :func:`columns_from_batch`. Text comes packed, as Arrow has it."""
+    """Convert one array; see :func:`columns_from_batch`. Text stays packed, as in Arrow."""
     array = _decoded(array)
     if column.unit is not None and _is_time(array.type):
         array = _ticks(array, column, where)
@@ -182,7 +182,7 @@ def _elements(array: pa.Array, column: InputColumn, where: str) -> _Elements:
 
 
 def _numbers(array: pa.Array) -> Array:
-    """Return an array of numbers or booleans as NumPy's, with anything at a null's place."""
+    """Return an array of numbers or booleans as NumPy's; values at nulls are arbitrary."""
     if _types.is_boolean(array.type):
         return np.asarray(array.fill_null(False).to_numpy(zero_copy_only=False))
     dtype = np.dtype(array.type.to_pandas_dtype())
@@ -196,7 +196,7 @@ def _texts(array: pa.Array, column: InputColumn, where: str) -> _Elements:
     if _types.is_null(array.type):
         return np.zeros(0, np.uint8), np.zeros(len(array), np.bool_), np.zeros(len(array) + 1, np.int64)
     try:
-        # Binary columns must hold UTF-8, as everywhere in a program, and views become plain.
+        # Binary columns must hold UTF-8, as everywhere in a program; views become plain strings.
         text = array if _types.is_large_string(array.type) else array.cast(pa.string())
     except pa.ArrowInvalid as error:
         raise DataCorrupt(
@@ -236,7 +236,7 @@ def _typed(values: Array, valid: Array | None, column: InputColumn, where: str) 
 
 
 def _is_same(values: Array, cast: Array) -> Array:
-    """Tell which values a cast leaves as they are; NaN counts as the same."""
+    """Return which values a cast leaves unchanged; NaN counts as unchanged."""
     same: Array
     floats = values if values.dtype.kind == "f" else cast
     if floats.dtype.kind != "f":
@@ -244,7 +244,7 @@ def _is_same(values: Array, cast: Array) -> Array:
     elif cast.dtype.kind == values.dtype.kind:
         same = (cast.astype(values.dtype) == values) | np.isnan(values)
     else:
-        # Beyond these limits a float becomes some integer that depends on the machine.
+        # Beyond these limits the integer that a float becomes depends on the machine.
         within = (floats >= -(2.0**63)) & (floats < 2.0**63)
         same = within & (np.where(within, cast, 0).astype(values.dtype) == values) | np.isnan(floats)
     return same
@@ -254,7 +254,7 @@ def _is_same(values: Array, cast: Array) -> Array:
 
 
 def arrow_type(output: OutputColumn) -> pa.DataType:
-    """Return the type under which a feature is written: NVTabular's dtype, lists as lists."""
+    """Return the Arrow type in which a feature is written: NVTabular's dtype, lists as lists."""
     element = pa.string() if output.dtype == "bytes" else pa.from_numpy_dtype(np.dtype(output.dtype))
     return pa.list_(element) if output.is_list else element
 

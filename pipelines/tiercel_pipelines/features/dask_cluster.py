@@ -1,4 +1,4 @@
-"""A Dask cluster that fits a workflow in place of this process."""
+"""A Dask cluster that fits a workflow instead of this process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ TIMEOUT_S = 10
 
 @contextmanager
 def dask_cluster(address: str | None) -> Iterator[Any]:
-    """Give a ``distributed.Client`` of the scheduler at an address, which NVTabular finds by itself.
+    """Yield a ``distributed.Client`` of the scheduler at ``address``, which NVTabular finds by itself.
 
-    None gives None: the work is done in this process.
+    Without an address, yield None: this process does the work.
 
     Raises
     ------

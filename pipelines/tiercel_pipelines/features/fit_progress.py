@@ -1,4 +1,4 @@
-"""How far the fit of a workflow has got: NVTabular computes statistics with Dask, whose tasks are counted."""
+"""Progress of a workflow's fit, counted in the Dask tasks with which NVTabular computes statistics."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from dask.callbacks import Callback
 
 from ..data import Progress
 
-#: What a report calls a pass over the data; each group of operators that needs another's outcome takes one.
+#: Name of a pass over the data in reports; each group of operators that needs another's result takes one.
 PASS = "fitting the workflow, pass {}"
-#: Computations of fewer tasks are no passes: they look at a first row, or put an end to what was counted.
+#: Computations of fewer tasks are not passes: they look at a first row, or complete what was counted.
 _FEW = 4
-#: How often a cluster's scheduler is asked.
+#: Seconds between two requests to a cluster's scheduler.
 POLL_S = 1.0
 
 
 def fit_progress(progress: Progress | None, client: Any = None) -> AbstractContextManager[Any]:
-    """Report the tasks that are done of each pass within the block.
+    """Report the finished tasks of each pass within the block.
 
     Parameters
     ----------
     progress
-        Called as ``progress(what, done, total)`` after each task, of a cluster from a thread; None reports
-        nothing.
+        Called as ``progress(what, done, total)`` after each task, or with a cluster regularly from a thread;
+        None reports nothing.
     client
-        The ``distributed.Client`` of the cluster that computes in place of this process, if one does.
+        The ``distributed.Client`` of the cluster that computes instead of this process; None if none does.
     """
     if progress is None:
         return nullcontext()
@@ -36,7 +36,7 @@ def fit_progress(progress: Progress | None, client: Any = None) -> AbstractConte
 
 
 class _Tasks(Callback):
-    """Dask's own way to be told of each task."""
+    """Dask callback that is called after each task."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._passes = progress, 0
@@ -71,7 +71,7 @@ def _ask(progress: Progress, client: Any, over: threading.Event) -> None:
         try:
             done, total = client.run_on_scheduler(_counting())
         except Exception:
-            return  # what became of the cluster the fit itself says
+            return  # the fit itself reports what happened to the cluster
         if total < _FEW:
             continue
         passes += done / total < share or passes == 0
@@ -80,7 +80,7 @@ def _ask(progress: Progress, client: Any, over: threading.Event) -> None:
 
 
 def _counting() -> Callable[[Any], tuple[int, int]]:
-    """Return a function that travels to the scheduler whole, for Tiercel need not be installed there."""
+    """Return a function that is pickled with its code, since the scheduler may have no Tiercel installed."""
 
     def count(dask_scheduler: Any) -> tuple[int, int]:
         states = [task.state for task in list(dask_scheduler.tasks.values())]

@@ -1,4 +1,4 @@
-"""What the columns of a recipe's NVTabular graph are: their parts, kinds, and what they are made of."""
+"""The columns of a recipe's NVTabular graph: their parts, kinds, and origins."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class FeatureColumn:
     Parameters
     ----------
     name
-        Its name after the workflow.
+        Its name in the workflow's output.
     parts
-        Those of ``user``, ``item``, ``context`` that its tags name; a right one has exactly one.
+        Those of ``user``, ``item``, ``context`` that its tags name; a valid column has exactly one.
     is_id
         Whether it has the tag ID (with ITEM: the item id).
     kind
@@ -55,7 +55,7 @@ class FeatureColumn:
     cardinality
         For ``cat`` of a fitted workflow, one more than the largest id; else None.
     is_label
-        Whether its tags say that it is learnt and not served.
+        Whether its tags say that it is a label, which is learned from and not served.
     """
 
     name: str
@@ -99,7 +99,7 @@ def given_nothing(graph: Any) -> tuple[str, ...]:
         if node.op is not None and node.op.is_subgraph:
             found.update(dict.fromkeys(given_nothing(node.op.graph.output_node)))
         selections = [above.selector for above in node.parents_with_dependencies if not above.parents]
-        # Statistics of no column: NVTabular makes no node of them.
+        # Statistics of no column, for which NVTabular makes no node.
         selections.append(getattr(node.op, "dependencies", None))
         if any(isinstance(one, ColumnSelector) and _selects_nothing(one) for one in selections):
             found[operator_name(node.op)] = None
@@ -107,12 +107,12 @@ def given_nothing(graph: Any) -> tuple[str, ...]:
 
 
 def operator_name(op: Any) -> str:
-    """Return what people write for an operator: Merlin's class of a LambdaOp has another name."""
+    """Return the name that users write for an operator; Merlin's class of a LambdaOp has another one."""
     return type(op).__name__.replace("UDF", "LambdaOp")
 
 
 def raised_by(error: BaseException) -> str | None:
-    """Return the operator in which NVTabular raised an error, if it was in one."""
+    """Return the operator in which NVTabular raised an error; None if it was in none."""
     methods_of = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
     operators = [one for one in methods_of if isinstance(one, BaseOperator)]
     return operator_name(operators[-1]) if operators else None
@@ -135,18 +135,18 @@ def table_schema(frame: pd.DataFrame) -> Any:
 
 
 def blank_schema(names: Iterable[str]) -> Any:
-    """Return a schema of numbers, for looking at a graph's names and tags without any data."""
+    """Return a schema of numbers, to inspect a graph's names and tags without any data."""
     return Schema([ColumnSchema(name, dtype="float64") for name in names])
 
 
 def describe_graph(graph: Any, schema: Any) -> tuple[tuple[FeatureColumn, ...], tuple[str, ...]]:
-    """Describe what an unfitted graph would give, and name the columns that it gives more than once.
+    """Describe the output columns of an unfitted graph, and name the columns that occur more than once.
 
     Raises
     ------
     WorkflowError
-        An operator gives a column no name: NVTabular would drop it without a word. Or one lacks what it needs
-        of a column.
+        An operator gives a column no name, so that NVTabular would silently drop it, or has no boundaries for
+        a column that it should bucketise.
     """
     workflow = nvtabular.Workflow(graph)
     workflow.fit_schema(schema)
@@ -171,9 +171,9 @@ def feature_columns(workflow: Any) -> tuple[FeatureColumn, ...]:
 
 
 def passed_on(graph: Any) -> dict[str, str]:
-    """Return the columns that combinations of columns read, each with the combination.
+    """Return the columns that combinations of columns read, each with the combination's name.
 
-    NVTabular's combinations give these on as they came, over a feature of that name before them.
+    NVTabular's combinations pass these on unchanged, and overwrite an earlier feature of that name.
     """
     found: dict[str, str] = {}
     for node in _nodes(graph):
@@ -184,13 +184,13 @@ def passed_on(graph: Any) -> dict[str, str]:
 
 
 def home_of(name: str, dataset: Dataset) -> str:
-    """Return the part of a raw column: that of the table which has it."""
+    """Return the part of a raw column, which is that of its table."""
     tables = {"user": dataset.users, "item": dataset.items}
     return next((part for part, table in tables.items() if name in table.columns), "context")
 
 
 def placed(column: FeatureColumn, dataset: Dataset) -> FeatureColumn:
-    """Return a column with a part: without a tag, that of the one table which has what it is made of."""
+    """Return a column with its part; without a tag, that of the only table that holds its inputs."""
     homes = () if column.parts else tuple({home_of(name, dataset) for name in column.inputs})
     return replace(column, parts=homes) if len(homes) == 1 else column
 
@@ -240,10 +240,10 @@ def _lineage(node: Any, name: str) -> tuple[list[str], tuple[Any, ...]]:
 
 
 def _read_by(node: Any) -> Mapping[str, list[str]]:
-    """Return which columns a node's outputs are computed from: statistics from their keys alone."""
+    """Return the columns that a node's outputs are computed from; for statistics only their keys."""
     entry = TABLE.get(key_of(node.op))
     if _drops_rows(node):
-        return {}  # each column of itself
+        return {}  # each column is computed from itself
     if entry is None or entry.reads is None:
         mapping: Mapping[str, list[str]] = node.column_mapping
         return mapping
@@ -272,7 +272,7 @@ STRUCTURE = frozenset(
 
 @dataclass(frozen=True)
 class _Step:
-    """An operator at work on one column, under the name the column has there."""
+    """An operator applied to one column, with the name that the column has there."""
 
     operator: str
     op: Any
@@ -280,7 +280,7 @@ class _Step:
 
     @property
     def looks_up(self) -> bool:
-        """Whether what it makes is of a table that it fitted or was given: its input are the keys."""
+        """Whether its output comes from a table that it fitted or was given, with its input as keys."""
         entry = TABLE.get(key_of(self.op))
         return entry is not None and entry.reads is not None
 
@@ -288,7 +288,7 @@ class _Step:
 def _cardinality(column: Any, operators: tuple[_Step, ...]) -> int | None:
     last = operators[-1] if operators else None
     if last is not None and last.operator == "Bucketize":
-        # NVTabular writes no domain for buckets; values past the last boundary are one bucket more.
+        # NVTabular writes no domain for buckets; values past the last boundary are one more bucket.
         try:
             return len(last.op.boundaries(last.column)) + 1
         except KeyError as error:
@@ -307,7 +307,7 @@ def _nodes(graph: Any) -> Iterator[Any]:
 def packed_columns(workflow: Any, part: Part) -> tuple[FeatureColumn, ...]:
     """Return one part's output columns in the order in which they are packed: the workflow's own.
 
-    ``user`` has the context columns too.
+    ``user`` includes the context columns.
     """
     cut = workflow if isinstance(workflow, WorkflowParts) else cut_workflow(workflow)
     by_name = {column.name: column for column in feature_columns(cut.workflow)}

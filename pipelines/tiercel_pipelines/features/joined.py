@@ -1,8 +1,8 @@
 """The rows that a workflow is fitted on: interactions with the columns of their user and item.
 
-Few rows are one table in memory. Of many, Dask joins piece by piece as it reads: joined they are several
-times as wide as the interactions alone, and NVTabular reads them once for each operator. The workers of a
-cluster have no interactions: theirs are written in pieces to Parquet.
+Few rows are joined to one table in memory. Many rows are joined piece by piece when Dask reads them: joined
+rows are several times as wide as the interactions alone, and NVTabular reads them once for each operator. The
+workers of a cluster do not have the interactions, so the joined rows are written in pieces to Parquet.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from ..arrays.pairs import narrow
 from ..data import Dataset
 
 with warnings.catch_warnings():
-    # As in workflow.py.
+    # Merlin warns on import about TensorFlow and CUDA packages that nothing here uses.
     warnings.simplefilter("ignore")
     from merlin.io import Dataset as MerlinDataset
 
-#: Up to so many rows are one table in memory.
+#: Up to this many rows are one table in memory.
 ROWS = 1 << 18
 
-#: Rows that are joined at once, of more.
+#: Rows that are joined at once if there are more.
 PIECE = 1 << 16
 
 
@@ -46,16 +46,17 @@ def joined_rows(
     *,
     in_files: bool = False,
 ) -> Iterator[Any]:
-    """Give some columns of interactions, joined, as a ``merlin.io.Dataset``.
+    """Yield some columns of the joined interactions as a ``merlin.io.Dataset``.
 
     Parameters
     ----------
     dataset, interactions, columns
         The tables, some of its interactions, and the raw columns of any table.
     place
-        Where files may be written, in a folder that goes when the block ends; None is the temporary folder.
+        Where a folder for files may be made, which is removed when the block ends; None is the temporary
+        folder.
     in_files
-        Whether to write files, for who reads them is another process.
+        Whether to write files, because another process reads the rows.
 
     Raises
     ------
@@ -84,20 +85,21 @@ def joined_rows(
 
 
 def _typed(rows: Any, size: int) -> Any:
-    """Let Merlin find the columns' types in so many rows.
+    """Let Merlin infer the columns' types from ``size`` rows.
 
-    By itself it looks at the first, whose lists may be empty: then lists that no operator reads are refused.
+    By default it looks at the first row only, whose lists may be empty; then it refuses lists that no
+    operator reads.
     """
     rows.infer_schema(size)
     return rows
 
 
-#: At least so many pieces, so that the workers of a cluster have something to do.
+#: Minimum number of pieces, so that the workers of a cluster have something to do.
 PARTS = 8
 
 
 def _lazily(dataset: Dataset, interactions: pd.DataFrame, columns: Sequence[str]) -> Any:
-    """Return a Dask frame, each piece of which is joined when it is read."""
+    """Return a Dask frame whose pieces are joined when they are read."""
     homes = ((dataset.users, dataset.user_id), (dataset.items, dataset.item_id))
     sides = [(table, narrow(pd.Index(table[own]).get_indexer(interactions[own]))) for table, own in homes]
 
@@ -110,7 +112,7 @@ def _lazily(dataset: Dataset, interactions: pd.DataFrame, columns: Sequence[str]
             found[name] = column.array[some] if rows is None else column.array.take(rows[some])
         return pd.DataFrame(found)
 
-    # A name of its own: Dask would else make one of a pickle of all tables.
+    # An explicit name, since Dask would compute one from a pickle of all tables.
     name = f"joined-{uuid.uuid4().hex}"
     starts = range(0, len(interactions), PIECE)
     frames: Any = dd  # Dask has no types
@@ -118,7 +120,7 @@ def _lazily(dataset: Dataset, interactions: pd.DataFrame, columns: Sequence[str]
 
 
 def _narrowed(dataset: Dataset, columns: Sequence[str]) -> Dataset:
-    """Return the data set with users and items that have their ids and the wanted columns alone."""
+    """Return the data set with only the ids and the wanted columns of users and items."""
     users, items = (
         table[[name for name in table.columns if name in {*columns, own}]]
         for table, own in ((dataset.users, dataset.user_id), (dataset.items, dataset.item_id))
@@ -135,9 +137,9 @@ def _narrowed(dataset: Dataset, columns: Sequence[str]) -> Dataset:
 
 
 def _schema(dataset: Dataset, interactions: pd.DataFrame, columns: Sequence[str]) -> pa.Schema:
-    """Return one schema for all pieces, of which one alone may hold no value of a column."""
+    """Return one schema for all pieces, since a single piece may hold no value of a column."""
     tables = (dataset.users, dataset.items, interactions)
     held = {name: next(table[name] for table in tables if name in table.columns) for name in columns}
     types = {name: pa.array(values, from_pandas=True).type for name, values in held.items()}
-    # A column without any value is one of text.
+    # A column without any value is written as text.
     return pa.schema({name: pa.string() if pa.types.is_null(kind) else kind for name, kind in types.items()})

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tiercel_export.workflow.cut import WorkflowParts
 
 PARTS = ("user", "item")
-#: The file that tells what a directory is, in the order of looking.
+#: The file that identifies each kind of directory, in the order in which they are looked for.
 MARKS: Mapping[str, str] = {
     "release": MANIFEST_NAME,
     "run": "run.json",
@@ -38,7 +38,7 @@ def kind_of(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class FeatureOrigin:
-    """Something that gives feature programs.
+    """A directory that feature programs come from.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ class FeatureOrigin:
     path
         Its directory.
     list_lengths, target_encoding, rows
-        How a workflow is compiled: as for :func:`~tiercel_export.workflow.cut.compile_workflow`. A run says
-        by itself whether rows are kept.
+        How a workflow is compiled, as for :func:`~tiercel_export.workflow.cut.compile_workflow`. Without
+        ``rows``, a run's recipe says whether rows are kept.
     """
 
     kind: str
@@ -59,19 +59,19 @@ class FeatureOrigin:
 
     @cached_property
     def parts(self) -> tuple[str, ...]:
-        """Those of :data:`PARTS` that have features."""
+        """The parts among :data:`PARTS` that have features."""
         if self.has_workflow:
             return tuple(part for part in PARTS if self.workflow.output_names(part))
         return tuple(part for part in PARTS if part in self._artefacts)
 
     @property
     def has_workflow(self) -> bool:
-        """Whether the fitted workflow is at hand."""
+        """Whether the fitted workflow is available."""
         return self.kind in ("run", "workflow")
 
     @cached_property
     def workflow(self) -> WorkflowParts:
-        """The fitted workflow, cut into parts. One without any tag is all ``user``."""
+        """The fitted workflow, cut into parts; a workflow without any tag is all ``user``."""
         with warnings.catch_warnings():
             # Merlin warns on import about TensorFlow and CUDA packages that nothing here uses.
             warnings.simplefilter("ignore")
@@ -95,7 +95,7 @@ class FeatureOrigin:
 
     @property
     def build_id(self) -> str | None:
-        """The build, if there is one."""
+        """The build id; None for a workflow or a run."""
         if self.has_workflow:
             return None
         return next(iter(self._artefacts.values())).build_id

@@ -1,4 +1,4 @@
-"""Parquet files that are read in pieces, and a file that appears whole or not at all."""
+"""Parquet files that are read in pieces, and an output file that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..errors import DataCorrupt, DataError, DataMissing
 
 #: Bytes of each column that are read ahead; without it a whole row group would be.
 _READ_AHEAD = 1 << 18
-#: What a folder's files must end with.
+#: Suffixes of a folder's Parquet files.
 _SUFFIXES = (".parquet", ".parq", ".pq")
 
 
 def read_footer(path: Path) -> tuple[pa.Schema, int]:
-    """Read a file's footer alone: its schema, and how many rows it has."""
+    """Read only a file's footer: its schema, and its number of rows."""
     with open_parquet(path) as file:
         return file.schema_arrow, file.metadata.num_rows
 
@@ -57,10 +57,10 @@ def unreadable(path: Path, error: Exception) -> TiercelError:
 
 
 def parquet_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files that paths name: each file itself, and of a folder all Parquet files below it.
+    """Return the files that ``paths`` name: a file itself, and for a folder all Parquet files below it.
 
-    Those of a folder come in the order of their names, numbers by value; hidden ones and those that
-    begin with an underscore are left out. Raises DataMissing if there is none.
+    Files of a folder are sorted by name, with numbers by value; hidden files and those that begin with
+    an underscore are left out. Raises DataMissing if a path does not exist or a folder has no such file.
     """
     found: list[Path] = []
     for path in paths:
@@ -103,10 +103,10 @@ def check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
 
 @contextmanager
 def whole_file(output: Path) -> Iterator[Path]:
-    """Give a hidden name beside ``output`` to write to, which becomes ``output`` only if the block ends well.
+    """Yield a hidden path beside ``output`` to write to, which becomes ``output`` only if the block succeeds.
 
-    What is there is removed whatever ends the block, Ctrl-C included. Raises MachineFault if the disk is
-    full or the folder is not ours, and DataError if it can't be written for another reason.
+    Otherwise the hidden file is removed, also after Ctrl-C. Raises MachineFault if the disk is full or the
+    folder is not ours, and DataError if the file can't be written for another reason.
     """
     partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(6)}")
     try:
@@ -117,5 +117,5 @@ def whole_file(output: Path) -> Iterator[Path]:
             f"{output}: can't be written ({error}); name another place"
         ) from error
     finally:
-        with suppress(OSError):  # such as of a file system that is read-only
+        with suppress(OSError):  # such as on a read-only file system
             partial.unlink(missing_ok=True)

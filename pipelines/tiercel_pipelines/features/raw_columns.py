@@ -17,6 +17,6 @@ def raw_columns(frame: pd.DataFrame, names: Iterable[str], what: str = "items") 
     Raises
     ------
     ExportInputError
-        A column holds something else than numbers, booleans, text, or lists of these.
+        A column holds something other than numbers, booleans, text, or lists of these.
     """
     return {name: column_from_series(frame[name], infer_column(frame[name], name, what)) for name in names}

@@ -1,4 +1,4 @@
-"""Rows to time a feature program on: the best that its source has."""
+"""Rows to time a feature program on: the most realistic that its source has."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rows_of_file(path: Path, inputs: Sequence[InputColumn], n: int) -> SampleRow
 
 
 def _as_sent(column: Column) -> Column:
-    """Return a column with text as requests have it: objects."""
+    """Return a column whose text is objects, as in requests."""
     if column.text_offsets is None:
         return column
     return Column(column.strings().objects(), column.valid, column.offsets, column.row_valid)

@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Transformed:
-    """What a transform wrote, and how long that took with reading; nothing read the ``ignored`` columns."""
+    """What a transform wrote; ``seconds`` include reading, and nothing read the ``ignored`` columns."""
 
     output: Path
     files: tuple[Path, ...]
@@ -51,14 +51,14 @@ class Transformed:
 
 @dataclass(frozen=True)
 class Transform:
-    """Feature programs, and what to write of them.
+    """Feature programs, and which of their outputs to write.
 
     Parameters
     ----------
     programs
         One for each part; their features are written in this order.
     packed
-        Whether to write the models' tensors in place of named features.
+        Whether to write the models' tensors instead of named features.
     keep
         Columns of the files that are written as they are: name there → name in the output.
     batch_rows
@@ -89,7 +89,7 @@ class Transform:
         return [made for program in self.programs for made in _packed_fields(program)]
 
     def schema(self, given: pa.Schema) -> pa.Schema:
-        """Return the output's schema: what is kept of a file with the given schema, then the features.
+        """Return the output's schema: the kept columns of a file with schema ``given``, then the features.
 
         Raises
         ------
@@ -116,12 +116,12 @@ class Transform:
         return pa.schema(fields, metadata=dict(self.metadata) or None)
 
     def batch(self, batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordBatch:
-        """Return the output's rows of a batch of the files' rows."""
+        """Return the output's rows for a batch of the files' rows; ``where`` names it in messages."""
         columns = columns_from_batch(batch, self.inputs, where)
         arrays = [batch.column(old) for old in self.keep]
         for program in self.programs:
             if self.packed:
-                with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, as it does online
+                with np.errstate(over="ignore"):  # values beyond float32 become infinite, as they do online
                     tensors = program.packed(columns, batch.num_rows)
                 arrays += [array_from_tensor(tensors[made.name]) for made in _packed_fields(program)]
             else:
@@ -131,7 +131,7 @@ class Transform:
 
 
 def _packed_fields(program: FeatureProgram) -> list[pa.Field]:
-    """Return the fields of the packed tensors; ``columns`` in their metadata says what lies where."""
+    """Return the fields of the packed tensors; ``columns`` in their metadata lists the columns in order."""
     made = []
     for kind, dtype in (("cat", pa.int64()), ("num", pa.float32())):
         names = [output.name for output in program.outputs if output.kind == kind and not output.is_list]
@@ -208,7 +208,7 @@ def transform_files(
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Open the output. Floats get no dictionary: nearly all differ, and it would take time and space."""
+    """Open the output, without dictionaries for floats: nearly all differ, so one costs time and space."""
     worth = []
     for made in schema:
         is_list = pa.types.is_list(made.type) or pa.types.is_fixed_size_list(made.type)

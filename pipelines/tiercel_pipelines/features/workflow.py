@@ -1,6 +1,6 @@
 """Fitting a recipe's NVTabular workflow.
 
-One workflow is fitted on the joined training interactions: fitting the parts apart would change ids
+One workflow is fitted on the joined training interactions: fitting the parts separately would change ids
 and moments, and a user's history shares the vocabulary of the item ids.
 """
 
@@ -31,7 +31,8 @@ with warnings.catch_warnings():
     from merlin.dag import executors
     from merlin.dag.node import iter_nodes, postorder_iter_nodes
 
-#: Rows on which a graph that NVTabular can't fit is tried operator by operator, and the most that are.
+#: A graph that NVTabular can't fit is tried operator by operator on ``SAMPLE`` rows, and then on all rows if
+#: there are at most ``MOST``.
 SAMPLE, MOST = 1_000, 100_000
 
 
@@ -47,12 +48,12 @@ def fit_workflow(
 
     NVTabular computes the statistics with Dask, in this process or on the cluster of ``client`` (a
     ``distributed.Client``), whose workers must see this machine's files. The workflow is saved in
-    ``directory`` and reads its vocabularies there; None is a temporary directory, which goes when the
-    workflow does.
+    ``directory`` and reads its vocabularies there; None is a temporary directory, which is removed with the
+    workflow object.
     """
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # Beside the run where there is one: workers of a cluster must see what is written here.
+        # Beside the run if there is one: workers of a cluster must see what is written here.
         place = None if client is None or directory is None else Path(directory).parent
         scratch = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="tiercel-workflow-", dir=place))
@@ -62,7 +63,7 @@ def fit_workflow(
         workflow = _fitted(graph, dataset, interactions, client, scratch)
         _tag(workflow, dataset)
         for op in operators:
-            # Workflow.save copies what lies below an operator's folder: each keeps one of its own there too.
+            # Workflow.save copies everything below an operator's out_path, where each has its own folder.
             op.out_path = str(scratch / "fit")
         target = Path(directory) if directory is not None else scratch / "saved"
         workflow.save(str(target))
@@ -73,7 +74,7 @@ def fit_workflow(
 
 
 def _tag(workflow: Any, dataset: Dataset) -> None:
-    """Write into the schema where columns without a tag belong, so that whoever loads the workflow knows."""
+    """Tag the columns without a tag in the schema, so that the part is known after loading the workflow."""
     schema = workflow.output_schema
     for column in feature_columns(workflow):
         if not column.parts:
@@ -84,11 +85,11 @@ def _tag(workflow: Any, dataset: Dataset) -> None:
 def first_unfit(
     recipe: Any, dataset: Dataset, interactions: pd.DataFrame
 ) -> tuple[str, tuple[str, ...], Exception] | None:
-    """Find the first operator that NVTabular can't fit: its name, raw columns, and why."""
+    """Find the first operator that NVTabular can't fit: its name, raw columns, and error; None if none."""
     few = [interactions.head(SAMPLE)]
     for rows in few if len(interactions) <= SAMPLE or len(interactions) > MOST else [*few, interactions]:
         for place in range(len(list(postorder_iter_nodes(recipe.features())))):
-            # Each time a new graph: a fit leaves its schemas in the nodes.
+            # A new graph each time, since a fit leaves its schemas in the nodes.
             node = list(postorder_iter_nodes(recipe.features()))[place]
             if not node.parents or not root_columns(node):
                 continue
@@ -104,10 +105,10 @@ def first_unfit(
 def _fitted(
     graph: Any, dataset: Dataset, interactions: pd.DataFrame, client: Any = None, place: Path | None = None
 ) -> Any:
-    """Fit a graph, on the ``client``'s cluster if there is one; what NVTabular logs is in what it raises."""
+    """Fit a graph, on the cluster of ``client`` if given; the log is off, as exceptions say what it says."""
     workflow = nvtabular.Workflow(graph)
-    # numba, which computes similarities, gives OpenMP its own number when it first runs, and so torch: models
-    # would then be fitted with other threads than whoever trains has set.
+    # numba, which computes similarities, sets OpenMP's number of threads when it first runs, and so torch's.
+    # Models would then be fitted with another number of threads than the caller has set.
     loud, threads = executors.LOG.disabled, torch.get_num_threads()
     executors.LOG.disabled = True
     try:
@@ -122,9 +123,9 @@ def _fitted(
 
 
 def _keep_apart(graph: Any, folder: Path) -> list[Any]:
-    """Give each node an operator, and each operator a folder, of its own.
+    """Give each node its own operator, and each operator its own folder.
 
-    NVTabular names files by columns: two operators of one column in one folder overwrite each other's.
+    NVTabular names files by columns, so two operators on one column in one folder overwrite each other's.
     """
     operators: dict[int, Any] = {}
     given: dict[str, Any] = {}

@@ -1,9 +1,9 @@
-r"""``binary_cross_entropy``: each of a user's items is labelled 1, each negative 0, all separately.
+r"""``binary_cross_entropy``: a user's items are labelled 1 and negatives 0, each pair by itself.
 
 .. math:: -\frac{1}{N} \sum_t w_t \Bigl( \log \sigma(s_{ut}) + \sum_j \log(1 - \sigma(s_{uj})) \Bigr)
 
-over n negatives j of each positive t, drawn from the batch's, N being the weights of all terms (He et al.
-2017, "Neural collaborative filtering", eq. 7).
+over n negatives j of each positive t, drawn from those of the batch, where N is the total weight of all terms
+(He et al. 2017, "Neural collaborative filtering", eq. 7).
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ class BinaryCrossEntropy(BatchedTask, frozen=True, tag="binary_cross_entropy"):
     Parameters
     ----------
     negatives_per_positive
-        n: how many of the batch's negatives, drawn anew, come to each positive.
+        n: number of negatives of each positive, drawn anew from those of the batch.
     """
 
     negatives_per_positive: int = 8
 
     def problems(self) -> list[Problem]:
-        """Return what every such task may have wrong, and no negatives."""
+        """Return the base class's problems, and one for an invalid number of negatives."""
         return [*super().problems(), *out_of_range(self, {"negatives_per_positive": COUNT})]
 
     def start(self, pairs: Pairs, n_items: int) -> OneByOne:
-        """Return the task at work."""
+        """Return the task applied to some interactions."""
         return OneByOne(self, pairs, n_items)
 
 
 class OneByOne(Batches):
-    """The task at work."""
+    """Binary cross-entropy applied to some interactions."""
 
     def __init__(self, settings: BinaryCrossEntropy, pairs: Pairs, n_items: int) -> None:
         super().__init__(settings, pairs, n_items)
@@ -52,6 +52,6 @@ class OneByOne(Batches):
 
 
 def cross_entropy(positive: Tensor, negative: Tensor, real: Tensor, weights: Tensor) -> Tensor:
-    """Return the loss; parameters as of :func:`~tiercel_pipelines.tasks.bpr.each_with_negatives`."""
+    """Return the loss of what :func:`~tiercel_pipelines.tasks.bpr.each_with_negatives` returns."""
     losses = softplus(-positive) + (softplus(negative) * real).sum(dim=1)
     return (losses * weights).sum() / ((1 + real.sum(dim=1)) * weights).sum().clamp(min=1e-9)

@@ -2,8 +2,8 @@ r"""``bpr``: each of a user's items should score above negatives, pair by pair.
 
 .. math:: -\frac{1}{\sum w} \sum_{t, j} w_t \log \sigma(s_{ut} - s_{uj})
 
-over n negatives j of each positive t, drawn from the batch's (Rendle et al. 2009, "BPR: Bayesian personalized
-ranking from implicit feedback").
+over n negatives j of each positive t, drawn from those of the batch (Rendle et al. 2009, "BPR: Bayesian
+personalized ranking from implicit feedback").
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ class BPR(BatchedTask, frozen=True, tag="bpr"):
     Parameters
     ----------
     negatives_per_positive
-        n: how many of the batch's negatives, drawn anew, each positive is compared with.
+        n: number of negatives that each positive is compared with, drawn anew from those of the batch.
     """
 
     negatives_per_positive: int = 8
 
     def problems(self) -> list[Problem]:
-        """Return what every such task may have wrong, and no negatives."""
+        """Return the base class's problems, and one for an invalid number of negatives."""
         return [*super().problems(), *out_of_range(self, {"negatives_per_positive": COUNT})]
 
     def start(self, pairs: Pairs, n_items: int) -> PairByPair:
-        """Return the task at work."""
+        """Return the task applied to some interactions."""
         return PairByPair(self, pairs, n_items)
 
 
 class PairByPair(Batches):
-    """The task at work."""
+    """Bayesian personalised ranking applied to some interactions."""
 
     def __init__(self, settings: BPR, pairs: Pairs, n_items: int) -> None:
         super().__init__(settings, pairs, n_items)
@@ -54,12 +54,12 @@ class PairByPair(Batches):
 def each_with_negatives(
     scores: Tensor, batch: SampledBatch, count: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw negatives for each positive of a batch, as often as the batch drew them.
+    """Draw negatives for each positive of a batch, in proportion to how often the batch drew them.
 
     Parameters
     ----------
     scores
-        ``[B, C]`` of each user and item of the batch.
+        ``[B, C]`` score of each item of the batch for each user.
     batch
         The batch.
     count
@@ -68,8 +68,8 @@ def each_with_negatives(
     Returns
     -------
     positive, negative, real, weights
-        Scores ``[P]`` and ``[P, n]``, whether a negative ``[P, n]`` is none of the user's own items, and what
-        each positive weighs ``[P]``.
+        Scores of the positives ``[P]`` and negatives ``[P, n]``, ``[P, n]`` True where a negative is not one
+        of the user's own items, and the weight of each positive ``[P]``.
     """
     weights = torch.from_numpy(batch.weights)
     user, place = torch.nonzero(weights, as_tuple=True)

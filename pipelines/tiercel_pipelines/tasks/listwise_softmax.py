@@ -20,7 +20,7 @@ from ..arrays.pairs import Array, BoolArray, left_align
 from ..errors import TrainingError
 from .table import MASKED
 
-#: What the numbers that say how lists are made may be.
+#: Ranges of the settings that define how lists are made.
 LIST_RANGES: Mapping[str, Range] = {
     "folds": Range(2, whole=True),
     "negatives": COUNT,
@@ -37,11 +37,11 @@ class ListwiseSoftmax(Settings, frozen=True, tag="listwise_softmax"):
     ----------
     target
         What it learns: ``interaction`` (a user picked the item; items that the user did not pick are the
-        negatives), or a column of the interactions between 0 and 1, which weighs the positives.
+        negatives), or a column of the interactions between 0 and 1, which weights the positives.
     folds
-        The ranker learns from interactions that retrieval did not know. The training part is dealt into
-        so many folds, and for each the retrieval models are trained without it: more folds, histories
-        closer to those when serving, more time. At least 2.
+        Number of folds of the training part, at least 2. The ranker learns from interactions that retrieval
+        did not know, so the retrieval models are trained without each fold in turn. More folds take more
+        time, and give histories closer to those in serving.
     negatives
         Negatives in the list of a user.
     hard_negatives
@@ -63,7 +63,7 @@ class ListwiseSoftmax(Settings, frozen=True, tag="listwise_softmax"):
     tasks: ClassVar[int] = 1
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and no target."""
+        """Return a problem for each number outside its range, and for a missing target."""
         wrong = list(out_of_range(self, LIST_RANGES))
         if not self.target:
             remedy = f"set target={IMPLICIT!r} (which items a user picked), or a column of the interactions"
@@ -71,12 +71,12 @@ class ListwiseSoftmax(Settings, frozen=True, tag="listwise_softmax"):
         return wrong
 
     def start(self, lists: RankingLists, kept: int, n_items: int) -> SampledLists:
-        """Return the task at work."""
+        """Return the task applied to some lists."""
         return SampledLists(self, lists, kept, n_items)
 
 
 class SampledLists:
-    """The task at work on some lists, of which a ranker sees the first ``kept``; ``n_items`` is padding.
+    """The task applied to some lists; a ranker sees their first ``kept`` items, and ``n_items`` is padding.
 
     Raises
     ------
@@ -94,7 +94,7 @@ class SampledLists:
             )
 
     def epoch(self, rng: np.random.Generator) -> Iterator[RankingLists]:
-        """Return the lists that have a positive, in random order, each with the candidates that take part."""
+        """Return batches of the lists with a positive, in random order, each with its sampled candidates."""
         batches = cut(rng.permutation(self._useful), self._settings.batch_size)
         return batches.through(lambda some: self._sampled(self._lists.take(some), rng))
 
@@ -103,7 +103,7 @@ class SampledLists:
         chosen = sample_candidates(lists, self._kept, settings.negatives, settings.hard_negatives, pad, rng)
         width = int(chosen.sum(axis=1).max())
         places = np.broadcast_to(np.arange(chosen.shape[1]), chosen.shape)
-        # One more column of padding, for the places that a shorter row does not use.
+        # One more column of padding, for the unused positions of shorter rows.
         place = left_align(places, chosen, width, chosen.shape[1])
 
         def taken(array: Array, fill: int = 0) -> Array:
@@ -132,9 +132,9 @@ def sample_candidates(
 ) -> BoolArray:
     """Choose which candidates of each list take part in one training step: ``[B, N]`` True for those.
 
-    The best candidate always does (scores are seen relative to its), and every positive among the
-    first ``kept``. Of the ``negatives`` of each list, the share ``hard`` is drawn from the first ``kept``
-    candidates, which are the ones the ranker will have to order, the others from all N that were retrieved.
+    The best candidate always takes part, since scores are seen relative to its score, and so does every
+    positive among the first ``kept``. Of the ``negatives`` of each list, the share ``hard`` is drawn from the
+    first ``kept`` candidates, which are those that the ranker has to order, and the others from all N.
     """
     width = lists.rows.shape[1]
     real = lists.rows != n_items
@@ -165,7 +165,7 @@ def listwise_softmax(scores: Tensor, weights: Tensor, real: Tensor) -> Tensor:
 
     .. math:: \frac{1}{\sum_P w_p} \sum_{p \in P} -w_p \log \frac{e^{s_p}}{e^{s_p} + \sum_{n \in N} e^{s_n}}
 
-    so positives never push each other down. Lists without a positive count for nothing.
+    so positives do not compete with each other. Lists without a positive do not count.
 
     Parameters
     ----------

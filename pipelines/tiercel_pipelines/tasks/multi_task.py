@@ -3,7 +3,7 @@ r"""``multi_task``: several targets at once, each with its own score of a candid
 .. math:: L = \sum_t w_t L_t
 
 with constant weights :math:`w_t` (Caruana 1997, "Multitask learning", section 2). All targets learn from the
-same lists; what each target makes of an interaction's column, and its loss, is its own.
+same lists; each has its own column of the interactions, labels and loss.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from .listwise_softmax import LIST_RANGES, SampledLists, listwise_softmax
 
 
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One target of a ranker of several tasks: a column of ``rank_score``.
+    """One target of a multi-task ranker: a column of ``rank_score``.
 
     Parameters
     ----------
     name
-        What the score is called.
+        Name of the score.
     column
         ``interaction`` (a user picked the item), or a column of the interactions.
     at_least
-        An interaction is positive where its column holds at least this; None takes the column's own value,
-        for ``softmax`` and ``logistic`` between 0 and 1.
+        An interaction is positive if its column holds at least this value. None takes the column's own value,
+        which must be between 0 and 1 for ``softmax`` and ``logistic``.
     loss
         ``softmax``: in each list the positive candidates against the others. ``logistic``: each candidate by
-        itself, whose score is a log-odds. ``squared``: the value of what a user picked, in standard
-        deviations from the mean over the training part; candidates that were not picked have none.
+        itself; its score is a log-odds. ``squared``: the value of a picked candidate, in standard deviations
+        from the mean over the training lists; candidates that were not picked have no value.
     weight
-        Of the loss among all.
+        Weight of its loss in the sum.
     """
 
     name: str
@@ -55,11 +55,11 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def ranks(self) -> bool:
-        """Whether its score orders candidates, and so begins with retrieval's."""
+        """Whether its score orders candidates, and so starts from retrieval's score."""
         return self.loss != "squared"
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and what does not go together."""
+        """Return a problem for each number outside its range, and for settings that exclude each other."""
         wrong = list(out_of_range(self, {"weight": POSITIVE}))
         if not self.name:
             wrong.append(Problem("name", "expected a name, got none", "call it after what it is, as 'liked'"))
@@ -72,7 +72,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return wrong
 
     def labels(self, values: Array) -> npt.NDArray[np.float32]:
-        """Return what the column's values ``[…]`` mean: labels between 0 and 1, or values; NaN is none."""
+        """Return float32 labels ``[…]`` for a column's values: 0 to 1, or the values; NaN is no label."""
         if self.at_least is not None:
             values = np.where(np.isnan(values), 0.0, values >= self.at_least)
         elif self.ranks:
@@ -80,7 +80,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return np.asarray(values, np.float32)
 
     def unfit(self, values: Array) -> list[Problem]:
-        """Return why a column of interactions can't be learned."""
+        """Return why the values ``[n]`` of a column of the interactions can't be learned."""
         labels = self.labels(values)
         present = labels[~np.isnan(labels)]
         if self.ranks and present.size and not 0 <= present.min() <= present.max() <= 1:
@@ -97,14 +97,14 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MultiTask(Settings, frozen=True, tag="multi_task"):
-    """Several targets, each a score of its own; see :class:`Target`.
+    """Several targets, each with its own score; see :class:`Target`.
 
     Parameters
     ----------
     targets
         The targets, in the order of the scores. Without a ``WeightedSum`` the first orders the answer.
     folds, negatives, hard_negatives, context_dropout, batch_size
-        As :class:`~.listwise_softmax.ListwiseSoftmax` has them.
+        As for :class:`~.listwise_softmax.ListwiseSoftmax`.
     """
 
     targets: tuple[Target, ...]
@@ -116,17 +116,17 @@ class MultiTask(Settings, frozen=True, tag="multi_task"):
 
     @property
     def tasks(self) -> int:
-        """T."""
+        """T, the number of targets."""
         return len(self.targets)
 
     @property
     def target(self) -> str:
-        """Every interaction is a positive of the lists, whatever its columns say."""
+        """``interaction``: every one is a positive of the lists, regardless of its columns."""
         return IMPLICIT
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the scores are called."""
+        """The names of the scores."""
         return tuple(target.name for target in self.targets)
 
     @property
@@ -136,11 +136,11 @@ class MultiTask(Settings, frozen=True, tag="multi_task"):
 
     @property
     def ranks(self) -> tuple[bool, ...]:
-        """Whether each score begins with retrieval's."""
+        """Whether each score starts from retrieval's score."""
         return tuple(target.ranks for target in self.targets)
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and targets that are none, or have one name."""
+        """Return a problem for each number outside its range, and for missing, wrong or duplicate targets."""
         wrong = list(out_of_range(self, LIST_RANGES))
         if not self.targets:
             remedy = "write targets=(Target('watched'), Target('liked', column='rating', at_least=4))"
@@ -152,12 +152,12 @@ class MultiTask(Settings, frozen=True, tag="multi_task"):
         return wrong
 
     def unfit(self, columns: Mapping[str, Array | None]) -> list[Problem]:
-        """Return targets whose column there is not, is no number, or is constant.
+        """Return a problem for each target whose column is missing, not numeric, or not learnable.
 
         Parameters
         ----------
         columns
-            The interactions' columns: numbers as float64, None for what is none.
+            The interactions' columns by name: ``[n]`` float64, None for a column that is not numeric.
         """
         wrong = []
         for place, target in enumerate(self.targets):
@@ -176,18 +176,18 @@ class MultiTask(Settings, frozen=True, tag="multi_task"):
         return wrong
 
     def start(self, lists: RankingLists, kept: int, n_items: int) -> SeveralTargets:
-        """Return the task at work.
+        """Return the task applied to some lists.
 
         Raises
         ------
         TrainingError
-            A target is constant over the lists.
+            A target is constant over the lists, or there are positives and no negatives.
         """
         return SeveralTargets(self, lists, kept, n_items)
 
 
 class SeveralTargets(SampledLists):
-    """The task at work on some lists, whose ``targets`` are there."""
+    """The task applied to some lists, whose ``targets`` must not be None."""
 
     def __init__(self, settings: MultiTask, lists: RankingLists, kept: int, n_items: int) -> None:
         super().__init__(settings, lists, kept, n_items)
@@ -234,11 +234,11 @@ def target_loss(
     Parameters
     ----------
     loss
-        As :class:`Target` has it.
+        As in :class:`Target`.
     scores, labels
-        ``[B, K]``: labels are those of what was picked, NaN is none.
+        ``[B, K]``; the labels of picked candidates count, and NaN is no label.
     picked, real
-        ``[B, K]`` boolean: what users picked, and what is no padding.
+        ``[B, K]`` boolean: candidates that users picked, and candidates that are not padding.
     moments
         Mean and standard deviation of labels that are values.
     """

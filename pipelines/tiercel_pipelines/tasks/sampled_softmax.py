@@ -32,14 +32,14 @@ class BatchedTask(Settings, frozen=True):
     batch_size
         Interactions in a batch.
     positives
-        T: how many interactions of one user share one query in a batch; the rest of the user's items
+        T: number of a user's interactions that share one query in a batch; the rest of the user's items
         is its history.
     context_dropout
-        Share of the interactions whose context is hidden in training, since requests may come without.
+        Share of the interactions whose context is hidden in training, since requests may have none.
     negatives
         Where negatives come from.
     debiasing
-        How popular items are held back among the positives.
+        How popular items count less among the positives.
     """
 
     temperature: float = 0.2
@@ -55,7 +55,7 @@ class BatchedTask(Settings, frozen=True):
         return 1 / self.temperature
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges."""
+        """Return a problem for each number outside its range, and those of its parts."""
         ranges = {"temperature": POSITIVE, "batch_size": Range(2, whole=True), "positives": COUNT}
         wrong = list(out_of_range(self, {**ranges, "context_dropout": SHARE}))
         wrong += [problem.within("negatives") for problem in self.negatives.problems()]
@@ -68,13 +68,13 @@ class SampledSoftmax(BatchedTask, frozen=True, tag="sampled_softmax"):
     Parameters
     ----------
     logq_correction
-        Whether popular items, which are negatives more often, are corrected for.
+        Whether to correct for popular items being negatives more often.
     """
 
     logq_correction: bool = True
 
     def start(self, pairs: Pairs, n_items: int) -> InBatch:
-        """Return the task at work."""
+        """Return the task applied to some interactions."""
         return InBatch(self, pairs, n_items)
 
 
@@ -87,31 +87,31 @@ class SampledBatch(RetrievalBatch):
     counts
         ``[C]`` how often each item was drawn as a negative; ``items`` are distinct and ascending.
     positives, weights
-        ``[B, T]`` positions into ``items``, and what each positive weighs: 0 where there is none.
+        ``[B, T]`` positions in ``items``, and the weight of each positive: 0 where there is none.
     hits
-        ``[B, C]`` True where the item is no negative: any positive of the row's user, or not drawn.
+        ``[B, C]`` True where the item is not a negative: the user interacted with it, or ``counts`` is 0.
     """
 
     counts: FloatArray
     positives: IntArray
     weights: FloatArray
     hits: BoolArray
-    #: How many of the batch's interactions its items are of.
+    #: D: number of interactions in the batch, not counting drawn negatives.
     interactions: int
 
     @property
     def mass(self) -> float:
-        """What its positives weigh together."""
+        """Total weight of its positives."""
         return float(self.weights.sum())
 
     def take(self, chosen: slice) -> SampledBatch:
-        """Return some of the rows; the items, which are all rows' negatives, stay."""
+        """Return some of the rows, with all items, since every row has them as negatives."""
         rows = ("contexts", "users", "targets", "positives", "weights", "hits")
         return replace(self, **{name: getattr(self, name)[chosen] for name in rows})
 
 
 class Batches:
-    """Batches of some interactions with a catalogue of ``n_items``: what tasks that make them share."""
+    """Batches of some interactions with a catalogue of ``n_items``; base of the tasks that use them."""
 
     def __init__(self, settings: BatchedTask, pairs: Pairs, n_items: int) -> None:
         self._pairs, self._n_items, self._shared = pairs, n_items, settings
@@ -119,7 +119,10 @@ class Batches:
         self._item_weights = settings.debiasing.weights(pairs, n_items)
 
     def epoch(self, rng: np.random.Generator) -> Iterator[SampledBatch]:
-        """Return all groups in random order, as many at a time as hold about ``batch_size`` interactions."""
+        """Return all groups in random order, in batches of about ``batch_size`` interactions.
+
+        Subsampling leaves fewer in a batch.
+        """
         settings = self._shared
         groups = draw_groups(self._pairs, settings.positives, settings.context_dropout, rng)
         left_out = settings.debiasing.left_out(self._pairs, self._n_items, rng)
@@ -133,7 +136,7 @@ class Batches:
         return cut(rng.permutation(len(groups)), size).through(batch)
 
     def batch(self, groups: Groups, chosen: IntArray, drawn: IntArray = _NONE) -> SampledBatch:
-        """Build the batch of the chosen groups, with negatives ``[n]`` that were drawn for it."""
+        """Build the batch of the chosen groups, with the negatives ``drawn [n]`` for it."""
         users, targets = groups.users[chosen].astype(np.int64), groups.targets(chosen)
         real = targets >= 0
         own = self._pairs.items[targets[real]].astype(np.int64)
@@ -167,7 +170,7 @@ class Batches:
 
 
 class InBatch(Batches):
-    """The task at work."""
+    """Sampled softmax applied to some interactions."""
 
     def __init__(self, settings: SampledSoftmax, pairs: Pairs, n_items: int) -> None:
         super().__init__(settings, pairs, n_items)
@@ -194,7 +197,7 @@ class Groups:
     order
         ``[n]`` positions into the pairs, group after group; -1 where an interaction is left out.
     starts, counts
-        ``[G]`` where each group begins in ``order``, and how many places it has.
+        ``[G]`` where each group begins in ``order``, and how many positions it has.
     size
         T.
     """
@@ -228,8 +231,8 @@ class Groups:
 def draw_groups(pairs: Pairs, size: int, context_dropout: float, rng: np.random.Generator) -> Groups:
     """Deal all interactions at random into groups of one user and context, at most ``size`` (T) in each.
 
-    One query then serves several positives, and the rest of the user's items is its history: an epoch
-    costs a fraction of one query for each interaction.
+    One query then serves several positives, and the rest of the user's items is its history. An epoch
+    therefore needs far fewer queries than there are interactions.
     """
     hidden = rng.random(len(pairs)) < context_dropout
     contexts = np.where(hidden, pairs.users, pairs.contexts)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .table import MASKED
 
-#: Logits held at once, half a megabyte: each pass over them finds them in a core's own cache.
+#: Logits in memory at once: half a megabyte, so that they stay in a core's own cache.
 _AT_ONCE = 1 << 17
 
 
@@ -30,20 +30,20 @@ def sampled_softmax(
     .. math:: -\log \frac{e^{s_{ut} - \log q_t}}
               {e^{s_{ut} - \log q_t} + \sum_{d \notin P_u} e^{s_{ud} - \log q_d}}
 
-    where the sum runs over every draw ``d`` that is no positive of the user (Yi et al. 2019, "Sampling-
+    where the sum runs over every draw ``d`` that is not a positive of the user (Yi et al. 2019, "Sampling-
     bias-corrected neural modeling"). An item that was drawn ``c`` times has ``c`` equal terms, so each
-    distinct item is scored once and gets ``log c`` on top.
+    distinct item is scored once and ``log c`` is added to its logit.
 
     Parameters
     ----------
     query, vectors
-        ``[B, D]``, and ``[C, D]`` of the batch's distinct items; gradients reach these two alone.
+        ``[B, D]``, and ``[C, D]`` of the batch's distinct items; only these two get gradients.
     log_q, counts
         ``[C]`` their log probabilities, and how often each was drawn.
     positives
-        ``[B, T]`` places in C of each user's positives.
+        ``[B, T]`` positions in C of each user's positives.
     masked
-        ``[B, C]`` boolean: accidental hits, which are positives of this user.
+        ``[B, C]`` boolean: items that are not negatives, such as accidental hits: positives of this user.
     weights
         ``[B, T]`` weight of each positive; 0 where the user has fewer than T.
     """
@@ -53,10 +53,10 @@ def sampled_softmax(
 
 
 class _SampledSoftmax(torch.autograd.Function):
-    """The loss, with its gradient taken on the way: once the logits are gone both would need them anew.
+    """The loss; its forward pass also computes the gradient, since the logits are not kept for later.
 
-    With r the log of the sum over the negatives and g the weight of a positive times σ(r - s), the slope is
-    -g in the positive's logit and g times the negatives' softmax in theirs.
+    With r the log of the sum over the negatives and g the weight of a positive times σ(r - s), the derivative
+    is -g with respect to the positive's logit, and g times the negatives' softmax with respect to theirs.
     """
 
     @staticmethod
@@ -96,6 +96,6 @@ class _SampledSoftmax(torch.autograd.Function):
 
 
 def _pieces(rows: int, columns: int) -> list[slice]:
-    """Return slices of so many rows as hold about :data:`_AT_ONCE` logits."""
+    """Return slices of rows that hold about :data:`_AT_ONCE` logits each."""
     size = max(1, _AT_ONCE // max(columns, 1))
     return [slice(start, start + size) for start in range(0, rows, size)]

@@ -65,7 +65,7 @@ class RetrievalTask(Protocol):
 
     @property
     def scale(self) -> float:
-        """What turns inner products into log-probabilities, up to a constant."""
+        """Factor that turns inner products into log-probabilities, up to a constant."""
         ...
 
     def problems(self) -> list[Problem]:
@@ -105,7 +105,7 @@ class ListSettings(Protocol):
 
     @property
     def folds(self) -> int:
-        """Number of folds of the training part, for lists that retrieval did not know."""
+        """Number of folds of the training part, for lists whose positives retrieval did not know."""
         ...
 
     @property
@@ -123,7 +123,7 @@ class RankingTask(ListSettings, Protocol):
         ...
 
     def start(self, lists: RankingLists, kept: int, n_items: int) -> RankingObjective:
-        """Return the task applied to some lists, of which a ranker sees the first ``kept`` in serving."""
+        """Return the task applied to some lists; in serving, a ranker sees their first ``kept`` items."""
         ...
 
 
@@ -143,11 +143,11 @@ class NamedScores(Protocol):
 
     @property
     def ranks(self) -> tuple[bool, ...]:
-        """``[T]`` whether each orders candidates, and so begins with retrieval's score."""
+        """``[T]`` whether each orders candidates, and so starts from retrieval's score."""
         ...
 
     def unfit(self, columns: Mapping[str, Array | None]) -> list[Problem]:
-        """Return which of them the interactions' columns can't teach; None is a column without numbers."""
+        """Return why scores can't be learned from the interactions' columns; None is not numeric."""
         ...
 
 
@@ -177,6 +177,6 @@ RANKING_TASKS: Kinds[RankingTask] = Kinds(
 
 
 def task_problems(task: Any, table: Kinds[Any]) -> list[Problem]:
-    """Return what is wrong with a family's task: it is not in the table, or its own problems."""
+    """Return what is wrong with a family's task: that it is not in the table, or its own problems."""
     wrong = table.misfit(task, "task")
     return wrong or [problem.within("task") for problem in task.problems()]

@@ -1,11 +1,11 @@
 """The weights of a blend's sources, chosen on the validation part.
 
-Scores of different models have different scales and merits, which change with the data: on ml-100k EASE and
-ALS are best added up as they are, on MovieLens latest-small EASE counts eight times as much. The weights of a
-recipe are where the search begins; each but the first, which is the scale, is tried at powers of two of it
-and at nothing, the others as they are, and what finds most of the validation part is kept. What is tied stays
-as written. A source that weighs nothing is left out of the blend: on Steam-200K ALS only harms, however
-little it weighs. Its candidates stay, and are scored by the others.
+Scores of different models differ in scale and merit, and the best weights depend on the data: on ml-100k
+EASE and ALS are best added unscaled, on MovieLens latest-small EASE counts eight times as much. The search
+begins with the recipe's weights. The first weight is fixed, since it sets the scale. Each other weight is
+tried, one after another, at 0 and at powers of two times its value; the value with the best nDCG@10 on the
+validation part is kept, and with a tie the recipe's value. A source of weight 0 is left out of the blend: on
+Steam-200K ALS only harms, however small its weight. Its candidates stay, and are scored by the others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..families.table import FittedRetrieval
 from ..offline.in_memory import OfflineRetrieval, blocks
 from .judges import JUDGED_AT, ndcg
 
-#: What a weight is multiplied by. Beyond a sixteenth the other scores decide nearly alone.
+#: Factors that are tried on a weight. Below a sixteenth, the other scores decide almost everything.
 FACTORS = (0.0, *(2.0**power for power in range(-4, 5)))
 
 
@@ -36,25 +36,25 @@ def chosen_blend(
     held_out: Pairs,
     users: IntArray,
 ) -> ServingSettings:
-    """Return the settings with the weights that find most.
+    """Return the settings with the blend weights that give the best nDCG@10.
 
     Parameters
     ----------
     models, seen
-        Retrieval that does not know what is held out, and what it knows.
+        Retrieval models that were trained without ``held_out``, and the interactions that they know.
     held_out, users
-        What shall be found, and of whom: ``[M]``, ascending.
+        Interactions to find, and the users to measure: ``[M]`` user rows, ascending.
     """
-    # What comes again is never among what was held out.
+    # Seen items that may be recommended again are never among the held-out ones.
     asked = msgspec.structs.replace(settings, allow_seen=False, seen_again_days=None)
     retrieval = OfflineRetrieval(asked, models, packed, seen)
     parts = [retrieval.terms(block) for block in blocks(users)]
-    # Whatever the weights, the candidates are the same: each source gives its quota by its own scores.
+    # The candidates do not depend on the weights: each source fills its quota by its own scores.
     rows = np.concatenate([part[0] for part in parts])
     terms = np.concatenate([part[1] for part in parts], axis=1)
 
     def found(weights: list[float]) -> float:
-        counted = np.flatnonzero(weights)  # the scores of empty places are infinite
+        counted = np.flatnonzero(weights)  # the scores of padding are infinite
         total = np.tensordot(np.array(weights, np.float32)[counted], terms[counted], 1)
         best = sort_by_score(np.where(rows == packed.n_items, np.float32(-np.inf), total), rows)[1]
         return ndcg(best[:, :JUDGED_AT], users, held_out, packed.n_items)

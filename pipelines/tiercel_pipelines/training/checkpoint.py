@@ -3,12 +3,12 @@
 ::
 
     <run>.checkpoint/
-        checkpoint.json               of which recipe and data, what is finished, what is at work, checksums
+        checkpoint.json               recipe, data, finished models, the model in training, checksums
         models/<key>/                 a finished model, as its family saves it
-        state-<number>.safetensors    the one at work, after some epoch
+        state-<number>.safetensors    the model in training, after some epoch
 
-What is not here is done again: the split, the workflow, the lists of candidates. All of it is fixed by the
-seed, so a resumed training gives the run that an uninterrupted one would have given.
+Everything else is computed again: the split, the workflow, the lists of candidates. The seed determines all
+of it, so a resumed training gives the run that an uninterrupted one would have given.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from .record import RecipeRecord
 
 FORMAT = 2
 _HEAD = "checkpoint.json"
-#: With its build, such as ``+cpu``: each draws and adds up in its own way.
+#: Includes the build, such as ``+cpu``: builds differ in random draws and in the order of sums.
 _TORCH = str(torch.__version__)
 
 
 @contextlib.contextmanager
 def sole_training(destination: Path) -> Iterator[None]:
-    """Hold a lock beside the run to be, which a killed process drops.
+    """Hold a lock beside the future run; it is released even if the process is killed.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def _locked_file(lock: Path, destination: Path) -> int:
                 f"{destination}: another training is writing this run (process {who}); wait for it, end it, "
                 "or name another directory (--run)"
             ) from error
-        # Who had the lock may have removed the file in between.
+        # The former holder of the lock may have removed the file in between.
         if lock.exists() and os.path.samestat(os.fstat(file), lock.stat()):
             os.ftruncate(file, 0)
             os.pwrite(file, str(os.getpid()).encode(), 0)
@@ -91,7 +91,7 @@ def _locked_file(lock: Path, destination: Path) -> int:
 
 
 def recipe_document(recipe: Recipe) -> dict[str, Any]:
-    """Return everything of a recipe that a training depends on, but for its graph: the data tell of that."""
+    """Return everything of a recipe that a training depends on, except its graph, which the data reflect."""
     training = msgspec.structs.replace(recipe.training, checkpoint_s=0)
     parts = {
         "recipe": msgspec.structs.replace(RecipeRecord.of(recipe), origin="", training=training),
@@ -103,7 +103,7 @@ def recipe_document(recipe: Recipe) -> dict[str, Any]:
 
 
 def data_digest(packed: Packed, pairs: Pairs, folds: Array) -> str:
-    """Return a digest of all that is learned from."""
+    """Return a digest of all data that models learn from."""
     digest = hashlib.blake2b(digest_size=16)
     context = {} if packed.contexts is None else packed.contexts.columns
     parts: list[Mapping[str, Any]] = [packed.user, packed.item, context]
@@ -120,7 +120,7 @@ def data_digest(packed: Packed, pairs: Pairs, folds: Array) -> str:
 
 
 class AtWork(msgspec.Struct, frozen=True):
-    """The model at work: its key, the number of its state, what that says besides arrays, and its file."""
+    """The model in training: its key, the number of its state, the state's JSON facts, and its file."""
 
     key: str
     number: int
@@ -129,16 +129,16 @@ class AtWork(msgspec.Struct, frozen=True):
 
 
 class Head(msgspec.Struct):
-    """What a checkpoint says of itself.
+    """The contents of ``checkpoint.json``.
 
     Parameters
     ----------
     format, document, data
-        Of which Tiercel, recipe and data; None is none as yet.
+        The checkpoint format, the recipe, and a digest of the data; None if not known yet.
     models, files
         Finished models by key, and their files.
     at
-        The model at work.
+        The model in training.
     torch
         Each version of torch that trained, in order.
     """
@@ -153,35 +153,35 @@ class Head(msgspec.Struct):
 
 
 class Checkpoint:
-    """What is kept of one training, in a folder of its own; nothing is written before ``every_s`` seconds.
+    """The checkpoint of one training, in a folder of its own; nothing is written before ``every_s`` seconds.
 
     Parameters
     ----------
     folder, every_s
-        Where, and how many seconds lie between two states at least. A state is written after an epoch.
+        The folder, and the minimum number of seconds between two states. A state is written after an epoch.
     document
-        What of the recipe the training depends on.
+        What :func:`recipe_document` returns.
     resume
-        Whether to go on from what is there.
+        Whether to continue from an existing checkpoint.
 
     Raises
     ------
     DestinationTaken
-        If there is something and ``resume`` is False.
+        If there is a checkpoint and ``resume`` is False.
     TrainingError
-        If what is there is of another recipe, or its head is damaged.
+        If the checkpoint is of another recipe or format, or ``checkpoint.json`` is damaged.
     ReleaseError
-        If another file of it is missing or changed.
+        If another file of the checkpoint is missing or changed.
     """
 
     def __init__(self, folder: Path, every_s: float, document: Mapping[str, Any], *, resume: bool) -> None:
         self.folder, self._every_s, self._written_at = folder, every_s, time.monotonic()
         self._head = Head(FORMAT, dict(document), torch=(_TORCH,))
-        #: Finished since the last writing: key → model and course.
+        #: Models finished since the last write: key → model and course.
         self._fresh: dict[str, tuple[Any, Course]] = {}
         self._number = 0
         if not folder.exists() or (folder.is_dir() and not (folder / _HEAD).exists()):
-            # Without a head none was ever whole: a kill, or a full disk, came while the first was written.
+            # Without a head no checkpoint was ever complete: a kill or a full disk stopped the first write.
             return
         if not resume:
             raise DestinationTaken(
@@ -194,9 +194,9 @@ class Checkpoint:
             self._head.torch = (*self._head.torch, _TORCH)
 
     def notes(self) -> tuple[str, ...]:
-        """Say that another version of torch goes on than began: its draws and sums may differ.
+        """Return a note if several versions of torch trained: their random draws and sums may differ.
 
-        The models are no worse for it, so that it is told and not refused: hours of work are at stake.
+        The models are no worse for it and hours of work are at stake, so this is noted and not refused.
         """
         if len(self._head.torch) < 2:
             return ()
@@ -207,7 +207,7 @@ class Checkpoint:
         )
 
     def _read(self, document: Mapping[str, Any]) -> Head:
-        """Read the head, and compare every file with it: changed weights look like any others."""
+        """Read the head, and compare every file with it, since changed weights look like any others."""
         file, anew = self.folder / _HEAD, f"remove {self.folder} and begin anew"
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
@@ -240,12 +240,12 @@ class Checkpoint:
         self._head.data = digest
 
     def finished(self, key: str, family: Any, inputs: ModelInputs) -> tuple[Any, Course] | None:
-        """Return a model that was finished before, with its course."""
+        """Return a model that was finished before, with its course; None if it was not."""
         course = self._head.models.get(key)
         return None if course is None else (family.load(self.folder / "models" / key, inputs), course)
 
     def finish(self, key: str, model: Any, course: Course) -> None:
-        """Keep a finished model; it is written with the next state, or now if it is time to."""
+        """Keep a finished model; it is written with the next state, or now if a write is due."""
         self._fresh[key] = (model, course)
         if self._due:
             self._write(None)
@@ -255,7 +255,7 @@ class Checkpoint:
         return KeptStates(self, key)
 
     def remove(self) -> None:
-        """Remove the folder: the run is there."""
+        """Remove the folder, once the run is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
@@ -263,19 +263,19 @@ class Checkpoint:
         return time.monotonic() - self._written_at >= self._every_s
 
     def offer(self, key: str, state: Callable[[], State]) -> None:
-        """Keep the state of the model at work if it is time to."""
+        """Write the state of the model in training if a write is due."""
         if self._due:
             self._write((key, state()))
 
     def read(self, key: str) -> State | None:
-        """Return the state of the model at work, if it is this one."""
+        """Return the state of the model in training if it is ``key``, else None."""
         at = self._head.at
         if at is None or at.key != key:
             return None
         return load_file(self.folder / self._state_name(at.number)), at.facts
 
     def _write(self, at: tuple[str, State] | None) -> None:
-        """Write what is new, then the head in place of the old one, then remove what that named."""
+        """Write what is new, then replace the head, then remove the states that only the old head named."""
         with machine_faults(self.folder.parent, f"writing the checkpoint {self.folder.name}", self.folder):
             for key, (model, course) in self._fresh.items():
                 folder = self.folder / "models" / key
@@ -298,11 +298,11 @@ class Checkpoint:
         self._written_at = time.monotonic()
 
     def _kept(self, key: str, state: State) -> AtWork:
-        """Write the state of the model at work, under a name of its own."""
+        """Write the state of the model in training, under a new name."""
         arrays, facts = state
         self._number += 1
         file = self.folder / self._state_name(self._number)
-        # safetensors refuses what is not contiguous, and NumPy's scalars.
+        # safetensors refuses arrays that are not contiguous, and NumPy's scalars.
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, file)
         return AtWork(key, self._number, facts, {file.name: File(file.stat().st_size, file_sha256(file))})
 
@@ -319,16 +319,16 @@ class KeptStates:
     key: str
 
     def read(self) -> State | None:
-        """Return the state that was kept, if the model is the one that was at work."""
+        """Return the state that was written, if this is the model that was in training."""
         return self.checkpoint.read(self.key)
 
     def offer(self, state: Callable[[], State]) -> None:
-        """Keep the state if it is time to."""
+        """Write the state if a write is due."""
         self.checkpoint.offer(self.key, state)
 
 
 def _difference(kept: Any, now: Any, where: str = "") -> str:
-    """Say where two JSON values differ first; empty if nowhere."""
+    """Say where two JSON values first differ; empty if nowhere."""
     if isinstance(kept, dict) and isinstance(now, dict):
         for name in [*kept, *(name for name in now if name not in kept)]:
             found = _difference(kept.get(name), now.get(name), f"{where}.{name}".lstrip("."))

@@ -26,16 +26,16 @@ def train_distributed(
     replace: bool = False,
     progress: Progress | None = None,
 ) -> TrainedRun | None:
-    """Train a recipe together with the other processes; every one of them calls this with the same.
+    """Train a recipe together with the other processes, which all call this with the same arguments.
 
-    Families by gradient descent over batches that can be divided, which are ``TwoTower`` and the rankers,
-    share the work of each batch; all else is done by every process alike. No checkpoint is written. The
-    parameters are those of :func:`~tiercel_pipelines.training.train.train_recipe`.
+    The processes divide the batches of ``TwoTower`` and of the rankers that gradient descent trains; they all
+    do everything else in full. No checkpoint is written. The parameters are those of
+    :func:`~tiercel_pipelines.training.train.train_recipe`.
 
     Returns
     -------
     TrainedRun or None
-        The run, which the first process alone writes; None in the others.
+        The run, which only the first process writes; None in the others.
 
     Raises
     ------

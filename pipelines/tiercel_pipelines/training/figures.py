@@ -1,4 +1,4 @@
-"""Offline figures of a training: popularity, retrieval and what a caller gets, on the test part."""
+"""Offline figures of a training on the test part: popularity, retrieval, and what a caller gets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..offline.in_memory import OfflineOrdering, OfflineRetrieval, blocks, open_
 from ..offline.metrics import Relevance, ranking_metrics
 from .trainer import Trained, Trainer
 
-#: Places of the offline figures.
+#: Length of the lists that the offline figures measure.
 FIGURES_AT = 10
 
 
@@ -25,17 +25,18 @@ def offline_figures(
     test_items: IntArray,
     test_times_s: Array | None = None,
 ) -> dict[str, Any]:
-    """Return the figures of popularity, retrieval and ranking on the test part.
+    """Return the figures of popularity, retrieval and ranking on the test part; empty without test users.
 
-    All follow the served path: seen items masked before the best N unless they may come again, filter
-    rules, the first K ranked, no context; of more users than the recipe measures, a fixed sample.
-    ``ranking`` is what a caller gets, with a ranker or without. Each user is asked for at the time of the
-    latest test interaction; what may not come again by then does not count.
+    All follow the served path without context: seen items are masked before the top N unless they may be
+    recommended again, rules filter, and the first K are ranked. At most ``measured_users`` of the recipe, a
+    fixed sample, are measured. ``ranking`` is what a caller gets, with or without a ranker. A user's request
+    has the time of the user's latest test interaction; items that may not be recommended again by then do not
+    count.
 
     Parameters
     ----------
     test_users, test_items, test_times_s
-        The test interactions ``[n]``: rows of users and items, and when they were; None if nobody knows.
+        The test interactions ``[n]``: user rows, item rows, and times in seconds, None if there are none.
     """
     packed, settings, pairs = trainer.packed, trained.settings, trainer.pairs
     users = np.unique(test_users)

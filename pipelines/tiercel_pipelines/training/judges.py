@@ -19,12 +19,12 @@ from ..families.table import FittedRanking, FittedRetrieval
 from ..offline.in_memory import KnownUsers, OfflineOrdering, blocks, open_source, queries_of
 from ..offline.metrics import Relevance, ranking_metrics
 
-#: Places that early stopping looks at.
+#: Length of the lists that early stopping measures.
 JUDGED_AT = 10
 
 
 def sampled_users(held_out: Pairs, seed: int, most: int) -> IntArray:
-    """Return users with something held out: all of them, or a sample that a seed fixes; ascending."""
+    """Return the ascending rows of users with held-out interactions: all, or a sample fixed by ``seed``."""
     users = np.flatnonzero(held_out.lengths > 0)
     if len(users) > most:
         users = np.sort(np.random.default_rng(seed).choice(users, most, replace=False))
@@ -33,9 +33,9 @@ def sampled_users(held_out: Pairs, seed: int, most: int) -> IntArray:
 
 @dataclass(frozen=True)
 class RetrievalJudge:
-    """Judges a retrieval model by what the source that it feeds finds among all unseen items.
+    """Judges a retrieval model by what its source finds among all unseen items.
 
-    It knows ``seen`` and shall find ``held_out``; only ``users`` are looked at.
+    The source knows ``seen`` and should find ``held_out``; only ``users`` are measured.
     """
 
     source: SourceKind
@@ -64,7 +64,7 @@ class RetrievalJudge:
 class RankingJudge:
     """Judges a ranker by its order of each list's first K candidates, without context.
 
-    ``lists`` are what retrieval gave; what is ``held_out`` shall stand first.
+    ``lists`` are retrieval's candidates, among which ``held_out`` should come first.
     """
 
     settings: ServingSettings
@@ -74,7 +74,7 @@ class RankingJudge:
 
     def __call__(self, ranker: FittedRanking) -> float:
         """Return nDCG@10."""
-        # Steps that are not the ranker's own (diversity, caps) say nothing of how well it ranks.
+        # Steps that are not the ranker's own (diversity, caps) say nothing about how well it ranks.
         own = tuple(step for step in self.settings.reorder if step.of_ranker)
         ordering = OfflineOrdering(msgspec.structs.replace(self.settings, reorder=own), ranker, self.packed)
         kept, found = self.settings.kept, []
@@ -91,7 +91,7 @@ class RankingJudge:
 
 
 def ndcg(rows: IntArray, users: IntArray, held_out: Pairs, n_items: int) -> float:
-    """Return nDCG@10 of rows ``[M, K]`` that end in the pad row, for users ``[M]`` in ascending order."""
+    """Return nDCG@10 of item ``rows [M, K]``, padded with row I, for ascending ``users [M]``."""
     place = np.full(held_out.n_users, -1)
     place[users] = np.arange(len(users))
     judged = place[held_out.users]

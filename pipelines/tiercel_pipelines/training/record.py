@@ -1,4 +1,4 @@
-"""What ``run.json`` says: one typed object with one codec."""
+"""The contents of ``run.json``: one typed object with one codec."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _TABLES: Mapping[Any, Kinds[Any]] = {
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the record is made of."""
+    """Base of the parts of the record."""
 
 
 class RecipeRecord(_Struct, frozen=True):
-    """The recipe, but for its graph (which is the saved workflow) and its models."""
+    """The recipe, without its graph (which is the saved workflow) and its models."""
 
     name: str
     origin: str
@@ -50,7 +50,7 @@ class RecipeRecord(_Struct, frozen=True):
 
     @classmethod
     def of(cls, recipe: Recipe) -> RecipeRecord:
-        """Return the record of a recipe, its default sources written out."""
+        """Return the record of a recipe, with its default sources written out."""
         return cls(
             recipe.name,
             recipe.origin,
@@ -64,9 +64,9 @@ class RecipeRecord(_Struct, frozen=True):
 
 
 class DataRecord(_Struct, frozen=True):
-    """The data set: its names of columns, how many rows each table has, and how many ``repeats`` there are.
+    """The data set: its column names, the number of rows of each table or part, and of ``repeats``.
 
-    A repeat is an interaction of a user and an item that came before.
+    A repeat is an interaction whose pair of user and item occurred before.
     """
 
     name: str
@@ -97,11 +97,11 @@ class RunRecord(_Struct, frozen=True):
     format
         :data:`RUN_FORMAT`.
     created
-        When, in UTC (ISO 8601).
+        Time of creation in UTC (ISO 8601).
     recipe, data
         What was trained, and on what.
     inputs
-        The packed columns that the models may take.
+        The packed columns that the models may use.
     models
         The models.
     metrics
@@ -109,7 +109,7 @@ class RunRecord(_Struct, frozen=True):
     files
         Every other file of the run by its path.
     notes
-        What a reader should know of how it came to be.
+        What a reader should know about how the run was made.
     """
 
     format: int
@@ -124,7 +124,7 @@ class RunRecord(_Struct, frozen=True):
 
 
 def kept_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Yield settings that ``run.json`` could not hold, or would not give back."""
+    """Yield a problem for each setting that ``run.json`` could not store or restore."""
     served = recipe.served
     places: list[tuple[str, Any]] = [
         (f"serving.{section}[{place}]", kind)
@@ -151,7 +151,7 @@ def read_record(file: Path) -> RunRecord:
     RunMissing
         There is no run.
     TrainingError
-        It is no description of a run, or of another format than this Tiercel writes.
+        It does not describe a run, or has another format than this Tiercel writes.
     """
     if not file.is_file():
         if (file.parent / "manifest.json").is_file():

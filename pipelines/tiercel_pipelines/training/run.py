@@ -2,7 +2,7 @@
 
 ::
 
-    run.json                     what it is, and the size and SHA-256 of every other file; written last
+    run.json                     the record, with the size and SHA-256 of every other file; written last
     workflow/                    the fitted NVTabular workflow, as NVTabular saves it
     retrieval/<name>/            each retrieval model, as its family saves it
     ranking/                     the ranker, if there is one
@@ -108,7 +108,7 @@ class TrainedRun:
 
     @property
     def interactions(self) -> pd.DataFrame:
-        """Everything that serving may know: training and validation part in their original order."""
+        """All interactions that serving may use: training and validation part in their original order."""
         return pd.concat([self.train, self.valid]).sort_index().reset_index(drop=True)
 
 
@@ -117,7 +117,7 @@ _ROWS = 1 << 18
 
 
 def _write_table(file: Path, table: pd.DataFrame, rows: IntArray) -> None:
-    """Write some rows of a table, each with its place in it: that tells the order within a moment."""
+    """Write some rows of a table, each with its position in it, which orders rows of the same time."""
     schema = pa.Schema.from_pandas(table, preserve_index=False).append(pa.field(ROW, pa.int64()))
     with pq.ParquetWriter(file, schema) as writer:
         for start in range(0, len(rows), _ROWS):
@@ -134,7 +134,7 @@ def write_run(
     dataset: Dataset,
     split: Split,
 ) -> None:
-    """Fill a directory that already holds ``workflow/``; ``run.json``, with all files, comes last."""
+    """Fill a directory that already holds ``workflow/``; ``run.json``, which lists all files, comes last."""
     for name, model in retrieval.items():
         folder = directory / _RETRIEVAL / name
         folder.mkdir(parents=True)

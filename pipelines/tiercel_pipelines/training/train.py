@@ -47,13 +47,13 @@ def train_recipe(
     Parameters
     ----------
     run_dir
-        Where the run goes. It appears there only when it is whole.
+        The run's directory, which appears only when it is complete.
     replace
-        Whether a run that is already there may be replaced.
+        Whether an existing run may be replaced.
     resume
-        Whether to go on from the checkpoint that an interrupted training of the same recipe and data left
-        beside the run; without one it begins anew. The result is that of an uninterrupted training, unless
-        another version of torch goes on: then the run's ``notes`` say so.
+        Whether to resume from the checkpoint that an interrupted training of the same recipe and data left
+        beside the run; without one, training starts from the beginning. The result is that of an
+        uninterrupted training, unless another version of torch resumes it: then the run's ``notes`` say so.
     dask_scheduler
         Address of a Dask scheduler, whose workers fit the workflow; they must see the run's folder. None
         fits in this process.
@@ -69,9 +69,10 @@ def train_recipe(
     ReleaseError
         If a file of a checkpoint is missing or changed.
     DestinationTaken
-        If the directory is taken, or being written, or there is a checkpoint that is not to be resumed.
+        If the directory is taken or being written, or there is a checkpoint and neither ``resume`` nor
+        ``replace``.
     MachineFault
-        If the disk is full; the checkpoint before stays.
+        If the disk is full; the previous checkpoint stays.
     """
     destination = Path(run_dir).resolve()
     check_destination(destination, replace, "run", RUN_NAME)
@@ -97,7 +98,7 @@ def train_and_write(
     progress: Progress | None,
     ranks: Ranks = ALONE,
 ) -> None:
-    """Train and write a run; of processes that train together, each writes one of its own."""
+    """Train and write a run; processes that train together each write one of their own."""
     lost = list(kept_problems(recipe))
     if lost:
         raise RecipeError(recipe.title, lost)
@@ -142,7 +143,7 @@ def train_and_write(
 def _prepared(
     recipe: Recipe, dataset: Dataset, split: Split, workflow: Any, progress: Progress | None
 ) -> Trainer:
-    """Pack the data; a column that a release could not hold is a mistake of the recipe."""
+    """Pack the data; raise RecipeError for a column that a release could not hold."""
     try:
         return Trainer.prepare(recipe, dataset, split, workflow, progress)
     except ExportError as error:
@@ -150,7 +151,7 @@ def _prepared(
 
 
 def unjudged(split: Split) -> tuple[str, ...]:
-    """Say what could not be judged, as nothing was held out for it."""
+    """Return a note on each part that is empty, and on what could therefore not be measured."""
     _, valid, test = split.counts
     few = "part is empty: by this split nothing of any user's interactions goes there"
     notes = []

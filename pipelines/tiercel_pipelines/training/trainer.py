@@ -1,19 +1,19 @@
-"""What is trained on what.
+"""Which models are trained and judged on which interactions.
 
 ::
 
     pack ─┬─ retrieval on all but fold 0; early stopping on fold 0
-          │     ├─ the weights of a blend, if the recipe has them chosen
+          │     ├─ the weights of a blend, if the recipe asks to choose them
           │     └─ its candidates: the lists that the ranker is judged on
           ├─ retrieval on all but folds 0 and f, for each further fold f
           │     └─ its candidates, of which fold f's interactions are positives:
-          │        the lists that the ranker learns; early stopping on fold 0
+          │        the lists that the ranker learns from; early stopping on fold 0
           └─ retrieval on all folds, for as many epochs as were best: the one served
 
-Fold 0 is the validation part. The ranker must not know it, neither as history nor as something seen:
-an unseen item that a user will like is a negative in training as it is in the test, and a validation
-that spares its own positives this fate rewards learning the negatives by heart. The test part is
-looked at once, at the end. Without a ranker there are no further folds.
+Fold 0 is the validation part. The ranker must not know it, neither as history nor as seen items. An
+unseen item that a user will like is a negative in training, as it is in the test; if that did not
+hold for validation's positives, validation would reward memorising the negatives. The test part is
+used once, at the end. Without a ranker there are no further folds.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from .blend import chosen_blend
 from .checkpoint import Checkpoint
 from .judges import RankingJudge, RetrievalJudge, sampled_users
 
-#: Between the seeds of two retrieval models of one recipe, so that they draw differently.
+#: Difference between the seeds of two retrieval models of one recipe, so that they draw differently.
 _APART = 7_919
 
 Models = Mapping[str, FittedRetrieval]
@@ -64,7 +64,7 @@ Models = Mapping[str, FittedRetrieval]
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training: the models that are served and how, and how each training went, as JSON."""
+    """Result of a training: the models to serve, how to serve them, and each model's course as JSON."""
 
     retrieval: Models
     ranking: FittedRanking | None
@@ -74,10 +74,10 @@ class Trained:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What came of the retrieval models: those that are served and how, and lists for the ranker."""
+    """Result of training retrieval: the models to serve, how to serve them, and lists for the ranker."""
 
     models: Models
-    #: Each fold's.
+    #: The lists of each fold.
     lists: tuple[RankingLists, ...]
     courses: Mapping[str, Course]
     settings: ServingSettings
@@ -97,9 +97,9 @@ class Trainer:
         Training and validation interactions, and ``[n]`` the fold of each; fold 0 is the validation part,
         -1 is in no fold.
     seconds
-        Wall time of each part.
+        Wall time of each part in seconds.
     checkpoint
-        Where finished models and the state of the one at work are kept; None keeps nothing.
+        Where finished models and the state of the model in training are kept; None keeps nothing.
     ranks
         The processes that train together.
     """
@@ -137,17 +137,17 @@ class Trainer:
         )
 
     def fit(self) -> Trained:
-        """Train all models as the module's picture says."""
+        """Train all models as the module's diagram shows."""
         retrieved = self.fit_retrieval()
         ranking, courses = None, dict(retrieved.courses)
         if self.recipe.ranking is not None:
-            # A ranker sees of the blend the scores that are in its lists.
+            # A ranker sees the blend only through the scores in its lists.
             ranking, courses["ranking"] = self.fit_ranking(self.recipe.ranking, retrieved.lists)
         told = {name: _course(course) for name, course in courses.items()}
         return Trained(retrieved.models, ranking, told, retrieved.settings)
 
     def fit_retrieval(self) -> Retrieved:
-        """Train the retrieval models, and make the lists of the ranker that the recipe has."""
+        """Train the retrieval models, and make the lists for the ranker if the recipe has one."""
         count = int(self.folds.max(initial=-1)) + 1
         users = sampled_users(self._fold(0), self.recipe.seed, self.recipe.training.judged_users)
         rng = np.random.default_rng(self.recipe.seed)
@@ -179,14 +179,14 @@ class Trainer:
             judge = None
             if len(lists) > 1 and len(lists[0]):
                 judge = RankingJudge(self.settings, self.packed, lists[0], self._fold(0))
-            # With one fold or none there is nothing to learn from that retrieval did not know.
+            # With one fold or none, there are no interactions to learn from that retrieval did not know.
             learned = RankingLists.concatenate(lists[1:]) if len(lists) > 1 else self._no_lists()
             data = RankingData(self.packed, self.inputs, learned, self.settings.kept, self._scale())
             plan = Plan(self.recipe.seed, "ranking", judge, progress=self.progress)
             return self._kept("ranking", family, data, plan)
 
     def _fit_without(self, fold: int, count: int, courses: dict[str, Course], users: IntArray) -> Models:
-        """Train retrieval without fold 0 and another; without fold 0 alone, it is judged by that."""
+        """Train retrieval without fold 0 and ``fold``; if only fold 0 is left out, judge it on that."""
         rest = self.pairs.select((self.folds != 0) & (self.folds != fold))
         models = {}
         for place, family in enumerate(self.recipe.models):
@@ -210,7 +210,7 @@ class Trainer:
         return self._kept(f"{part}-{family.name}", family, data, plan)
 
     def _kept(self, key: str, family: Any, data: Any, plan: Plan) -> tuple[Any, Course]:
-        """Fit a model, unless a checkpoint has it."""
+        """Fit a model, or load it if a checkpoint has it."""
         plan = replace(plan, ranks=self.ranks)
         if self.checkpoint is None:
             fitted: tuple[Any, Course] = family.fit(data, plan)
@@ -224,13 +224,14 @@ class Trainer:
     def _lists(
         self, models: Models, fold: int, count: int, users: IntArray | None, rng: np.random.Generator
     ) -> RankingLists:
-        """Return what retrieval without fold 0 and another gives users of whom that fold holds something."""
+        """Return the candidates of retrieval without fold 0 and ``fold``, for users in ``fold``."""
         assert self.recipe.ranking is not None
         rest, held_out = self.pairs.select((self.folds != 0) & (self.folds != fold)), self._fold(fold)
         contexts = draw_contexts(held_out, self.recipe.ranking.task.context_dropout, rng)
         if users is None:
             users = sampled_users(held_out, self.recipe.seed + fold, self.recipe.training.listed_users)
-        # What comes again is never among what was held out: with it, a list would teach that it is wrong.
+        # Seen items that may be recommended again are never held-out positives: in the lists they would be
+        # negatives.
         settings = msgspec.structs.replace(self.settings, allow_seen=False, seen_again_days=None)
         retrieval = OfflineRetrieval(settings, models, self.packed, rest)
         parts = []
@@ -241,7 +242,7 @@ class Trainer:
             history = retrieval.users.history(block)
             found = RankingLists(block, contexts[block], history, rows, scores, sources, weights, targets)
             if fold:
-                # What was held out and is not among the candidates teaches nothing of their order.
+                # A list without a held-out item among its candidates teaches nothing about their order.
                 found = found.take(np.flatnonzero((weights > 0).any(axis=1)))
             parts.append(found.narrowed())
         return RankingLists.concatenate(parts) if parts else self._no_lists()
@@ -253,7 +254,7 @@ class Trainer:
         return RankingLists(rows[:, 0], rows[:, 0], history, rows, score, nothing.astype(np.int32), score)
 
     def _scale(self) -> float:
-        """Return what turns retrieval scores into log-probabilities: by the first model among the sources."""
+        """Return the factor from retrieval scores to log-probabilities: that of the first source's model."""
         families: dict[str, RetrievalFamily] = {family.name: family for family in self.recipe.models}
         found = (families[s.name].scale for s in self.settings.sources if s.form and s.name in families)
         return next(found, 1.0)
@@ -268,7 +269,7 @@ class Trainer:
 def _deal(pairs: Pairs, valid: Any, recipe: Recipe) -> Array:
     """Return each interaction's fold: 0 for the validation part, the others dealt at random.
 
-    Without a ranker to train there are no further folds: -1.
+    Without a ranker, or without a validation part, the others are in no fold: -1.
     """
     folds = np.where(valid, 0, -1)
     if recipe.ranking is not None and valid.any():
@@ -289,7 +290,7 @@ def _course(course: Course) -> dict[str, Any]:
 
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Keep the wall time of a part."""
+    """Record the wall time of a part in seconds."""
     begun = time.perf_counter()
     yield
     seconds[name] = round(time.perf_counter() - begun, 2)
