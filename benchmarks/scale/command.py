@@ -75,7 +75,7 @@ def command(
 
 
 def human(report: ScaleReport, save: Path | None, picture: Path | None) -> list[Any]:
-    """Return what people see."""
+    """Return the lines for people."""
     from rich.markup import escape
     from rich.text import Text
 
