@@ -88,7 +88,7 @@ class Comparison:
     contenders
         Name → model or recipe to compare.
     protocol
-        Description for people.
+        Human-readable description.
     wanted
         Contender → the least mean nDCG@10 that it must reach.
     """

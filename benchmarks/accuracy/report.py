@@ -47,7 +47,7 @@ class Row:
         return mean(self.of("figures", "ranking", "ndcg"))
 
     def table(self) -> list[str]:
-        """Return the row's cells for people."""
+        """Return the row's cells as text."""
         return [
             self.family,
             "any" if self.family in UNSEEDED else str(len(self.cells)),

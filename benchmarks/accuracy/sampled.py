@@ -2,8 +2,8 @@
 
 Each user's last film is the test part, and the one before it the validation part. Every contender sees only
 ids. Its settings and epochs are chosen on the validation part, then it is trained again on everything except
-the test part. It ranks each test film among 99 films that the user never had, which are equal for all
-contenders and seeds.
+the test part. It ranks each test film among 99 films that the user never had, the same for all contenders
+and seeds.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Bench:
             workflow = fit_checked(recipe, dataset, split.fit, Path(folder) / "workflow", None)
             trainer = Trainer.prepare(recipe, dataset, split, workflow, None)
         held = trainer.pairs.select(trainer.folds == 0)
-        # The user's test item is not an item that the user never had, so neither judge may draw it.
+        # Test items count as known, so that neither judge draws them as negatives.
         test = rows_of(dataset, split.test)
         every = _with(trainer.pairs, test)
         return cls(

@@ -1,1 +1,1 @@
-"""Benchmark of equal models in several engines: in process at each batch size, and served."""
+"""Benchmark of the same models in several engines: in process at each batch size, and served."""

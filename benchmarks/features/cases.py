@@ -58,7 +58,7 @@ class Case:
     name
         One of :data:`CASES`.
     says
-        Description for people.
+        Human-readable description.
     workflow
         The fitted ``nvtabular.Workflow``.
     compiled

@@ -136,7 +136,7 @@ def how_to_serve(
 
 
 def human(report: FeatureReport, save: Path | None, picture: Path | None) -> list[Any]:
-    """Return the lines for people."""
+    """Return the report's lines for the terminal."""
     from rich.markup import escape
     from rich.text import Text
 

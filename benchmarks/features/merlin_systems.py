@@ -1,6 +1,6 @@
 """Merlin Systems 23.8 in its own environment, which is built here, and a workflow's export for Triton.
 
-Merlin Systems is the existing way to serve an NVTabular workflow. It gets a virtual environment of its own,
+Merlin Systems is NVIDIA's way to serve an NVTabular workflow. It gets a virtual environment of its own,
 so that nothing of Tiercel is in its process. Its own ``Ensemble.export`` writes the models in that
 environment, and Triton runs them there (``EXECUTION_ENV_PATH``).
 """

@@ -1,4 +1,4 @@
-"""The feature benchmark's report: figures, limits, tables for people, JSON for machines."""
+"""The feature benchmark's report: figures with their limits, as tables and as JSON."""
 
 from __future__ import annotations
 

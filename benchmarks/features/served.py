@@ -42,9 +42,9 @@ from tiercel_serving.errors import BenchError
 from tiercel_serving.spec import Array
 from tiercel_serving.supervise import start_server
 
-#: Served case → how many times faster than Merlin Systems' workflow model it must be (p50, one caller).
-#: With small vocabularies NVTabular is so fast that a request which computes nothing is hardly that much
-#: faster; such a case is reported without a limit.
+#: Served case → how many times faster than Merlin Systems' workflow model Tiercel must be (p50, one caller).
+#: With small vocabularies NVTabular is so fast that even a request which computes nothing is hardly that much
+#: faster, so that case has no limit.
 SERVED: Mapping[str, float | None] = {"three": 25.0, "movielens": 25.0, "three-small": None}
 #: The same limits for :data:`OWN`.
 OWN_LIMITS: Mapping[str, float] = {"three": 50.0}

@@ -6,7 +6,7 @@
     ranker   its forms: eager, torch.compile, AOTInductor with and without CUDA graphs, ONNX Runtime
     search   exact top-k over item vectors, against the time to read them
     index    an approximate FAISS index, against exact search
-    served   a release on Triton with its stages on the device, against one with stages on the CPU
+    served   a release on Triton with its stages on the device, against stages on the CPU
     report   tables, JSON, Markdown
     command  the command line
 """

@@ -18,7 +18,7 @@ from tiercel_serving.device.search_torch import DeviceSearch
 from tiercel_serving.sources.faiss_torch import MOST_FOUND, FaissSearch, cloner, gpu_resources, open_faiss
 from tiercel_serving.sources.search import Profile, Rung
 
-#: Number of centres around which items lie, and the standard deviation of items, with 1 for that of centres.
+#: Number of cluster centres, and the standard deviation of items around them, relative to that of centres.
 CENTRES, SPREAD = 2000, 0.7
 
 #: Number of vectors that an index is trained on.

@@ -1,4 +1,4 @@
-"""The scale benchmark's report: figures with their limits, tables for people, JSON for machines."""
+"""The scale benchmark's report: figures with their limits, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Figure:
     Parameters
     ----------
     what
-        Description for people.
+        Human-readable description.
     value, limit
         The figure, and its upper limit, or its lower limit if ``least``.
     """

@@ -1,4 +1,4 @@
-"""The stages benchmark's report: figures with their limits, a table for people, JSON for machines."""
+"""The stages benchmark's report: figures with their limits, as tables and as JSON."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def misses(runs: Mapping[str, Any], *, whole: bool) -> list[str]:
 
 
 def human(runs: Mapping[str, Any], missed: list[str]) -> list[Any]:
-    """Return the lines for people."""
+    """Return the report's lines for the terminal."""
     from rich.markup import escape
     from rich.text import Text
 

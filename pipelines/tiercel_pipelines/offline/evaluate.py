@@ -42,10 +42,11 @@ class EvaluationReport:
     published
         Published figures in the same protocol.
     allow_seen, seen_again_days, left_out
-        Whether items that a user had may be recommended again, always or after that many days; and how many
-        (user, test item) pairs are not counted because they may not.
+        Whether items that a user had may be recommended again, always or after that many days; and the
+        number of (user, test item) pairs that are left out because the item may not be.
     beyond
-        Novelty, diversity and popularity of the same lists. A name is absent if all its lists are empty.
+        Novelty, diversity and popularity of the same lists. A name is absent if its lists are all
+        empty, or if no interactions are known.
     recall_curves
         Recall at 1, 2, … k of the same lists.
     """
@@ -221,7 +222,7 @@ def _answer_rows(answer: Sequence[Id], row_of: Mapping[Id, int], user: Id) -> li
 
 
 def _check_catalogue(rows: Sequence[int], candidates: IntArray, user: Id, data: EvaluationData) -> None:
-    """Check that catalogue rows mean the same items to server and data: answers must be candidates."""
+    """Raise EvaluationError if an answer is not among the candidates, since catalogue orders then differ."""
     if not np.isin(rows, candidates).all():
         raise EvaluationError(
             f"user {user!r}: an item of the answer is not among the rows that retrieval gave, so the "

@@ -72,18 +72,18 @@ class Had:
         return cls(offsets, items[last], None if times_s is None else times[last], settings, now_s)
 
     def of(self, users: Rows) -> UserRows:
-        """Return the users in rows ``[B]`` as the store does."""
+        """Return the store's view of the users in rows ``[B]``."""
         return self._tables.at(users)
 
     def masked(self, users: Rows) -> tuple[Rows, Rows]:
-        """Return the rows that users ``[B]`` may not get again, concatenated, and their number per user."""
+        """Return the item rows that users ``[B]`` may not get again, concatenated, and counts per user."""
         arrays = {ALLOW_SEEN: np.full((len(users), 1), self._allow_seen)}
         if self._now_s is not None:
             arrays[NOW] = self._now_s[users][:, None]
         return self._again.masked(self.of(users), arrays)
 
     def findable(self, users: Rows, items: Rows, n_items: int) -> npt.NDArray[np.bool_]:
-        """Return which (user, item) pairs ``[n]`` a server may recommend, since they are not masked."""
+        """Return for (user, item) pairs ``[n]`` whether a server may recommend the item to the user."""
         asked = np.unique(users)
         rows, counts = self.masked(asked)
         masked = np.repeat(asked, counts) * n_items + rows
@@ -92,7 +92,7 @@ class Had:
 
 
 def latest_s(users: Rows, times_s: Array, n_users: int) -> Floats:
-    """Return the time of each user's latest event ``[U]``; of all events for a user without any."""
+    """Return the time of each user's latest event ``[U]``, or of the latest of all if a user has none."""
     latest = np.full(n_users, -np.inf)
     np.maximum.at(latest, users, times_s)
     return np.where(np.isneginf(latest), latest.max(initial=0.0), latest)

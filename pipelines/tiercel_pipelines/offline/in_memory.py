@@ -1,7 +1,8 @@
 """The served graph in memory, for training and offline figures.
 
 It runs the served sources, rules, reorder steps and store over artefacts in memory, without writing a
-release. An index is searched exactly. Users are processed in blocks, so that no array is users × items.
+release. An index is searched exactly. Users are processed in blocks, so that no array is as large as all
+users × items.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ BLOCK = 256
 
 
 def blocks(users: IntArray, what: str = "", progress: Progress | None = None) -> Iterator[IntArray]:
-    """Yield users in blocks, and report how many are done as the progress of ``what``."""
+    """Yield users in blocks, and report progress under the name ``what``."""
     for start in range(0, len(users), BLOCK):
         yield users[start : start + BLOCK]
         if progress is not None:

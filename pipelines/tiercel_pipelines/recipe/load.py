@@ -48,8 +48,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     RecipeError
         If there is no such recipe, the module cannot be run, it has no ``RECIPE``, or the settings
         have mistakes.
-    TiercelError
-        If the machine is at fault, such as out of memory, while the module runs.
+    MachineFault
+        If the machine fails while the module runs, such as by a full disk.
     """
     text = str(name_or_path)
     is_file = text.endswith(".py") or "/" in text
