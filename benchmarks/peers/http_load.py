@@ -1,4 +1,4 @@
-"""A closed-loop load over plain HTTP with one connection per caller and prepared bodies."""
+"""A closed-loop load over plain HTTP, in its own process, with a connection per caller and ready bodies."""
 
 from __future__ import annotations
 

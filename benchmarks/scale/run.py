@@ -48,7 +48,7 @@ def run_scale(
     sizes
         Keys of :data:`~benchmarks.scale.sizes.SIZES`.
     indexes
-        The index types to search, of which the first is exported; empty takes those of each size.
+        The index types to search; the first one is exported. Empty takes those of each size.
     text_ids
         Whether users and items have text ids.
     command
