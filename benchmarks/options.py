@@ -27,7 +27,7 @@ Check: TypeAlias = Annotated[
 
 
 def chosen(option: str, asked: list[str] | None, known: Collection[str]) -> tuple[str, ...]:
-    """Return what an option names, or all there is."""
+    """Return the values of an option, or all known ones; raise Refused if one is unknown."""
     for name in asked or ():
         if name not in known:
             *most, last = known
@@ -36,7 +36,7 @@ def chosen(option: str, asked: list[str] | None, known: Collection[str]) -> tupl
 
 
 def plot_file(save: Path | None, plot: Path | None) -> Path | None:
-    """Return where the plot goes, as asked or beside ``save``; refuse now what can't be saved later."""
+    """Return the plot's file, by default beside ``save``; raise Refused early if it can't be saved."""
     if save is not None:
         check_place(save)
     file = plot or (None if save is None else save.with_suffix(".png"))

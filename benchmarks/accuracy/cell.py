@@ -1,4 +1,4 @@
-"""One cell: a recipe, trained by one seed, exported, and judged as it is served."""
+"""One cell: a recipe trained with one seed, exported, and evaluated as served."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from tiercel_pipelines.recipe import Recipe
 from tiercel_pipelines.training import train_recipe
 from tiercel_serving.supervise.process import start_server
 
-#: Places of the figures, and of the recall curves.
+#: The k of the figures, and the largest k of the recall curves.
 AT, CURVE_AT = 10, 50
-#: Single requests that are timed, after as many that warm up.
+#: Number of timed requests for one user, after as many that warm up.
 TIMED = 200
 
 
 def measure(
     recipe: Recipe, dataset: Dataset, *, served: bool, say: Callable[[str], None] = lambda what: None
 ) -> dict[str, Any]:
-    """Train, export and judge a recipe in a temporary folder.
+    """Train, export and evaluate a recipe in a temporary folder.
 
     Parameters
     ----------
     recipe, dataset
-        What is trained.
+        The recipe to train, and its data.
     served
-        Whether a real Triton answers; else the same stages do in this process.
+        Whether a real Triton answers; otherwise the same stages answer in this process.
     say
-        Called with what comes next.
+        Called with the name of the next step.
 
     Returns
     -------
     dict
-        ``figures`` at 10 and what lies ``beyond`` accuracy, of popularity, retrieval and what a caller gets;
-        ``recall`` at 1, 2, … of what a caller gets; learning ``curves`` by model; ``train_cpu_s``, the
-        processor's seconds, ``p50_us`` of an answer to one user, ``bytes`` of the release, and who
-        ``answered``.
+        ``figures`` at 10 and metrics ``beyond`` accuracy of popularity, retrieval and the final answers;
+        ``recall`` of the final answers at 1, 2, …; learning ``curves`` by model; ``train_cpu_s``, the CPU
+        seconds of training; ``p50_us`` of an answer to one user; ``bytes`` of the release; and whether
+        "triton" or the stages "in process" ``answered``.
     """
     with tempfile.TemporaryDirectory() as folder:
         say("training")
@@ -70,13 +70,13 @@ def measure(
 
 
 def processor_s() -> float:
-    """Return the processor's seconds of this process and its children so far; a busy machine adds none."""
+    """Return the CPU seconds of this process and its ended children so far; other load adds nothing."""
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def seconds(cells: Iterable[Mapping[str, Any]]) -> str:
-    """Return the mean of the processor's seconds for people; in brackets older cells' wall time."""
+    """Return the mean CPU seconds of training as text; in brackets, the wall time that older cells have."""
     mine = list(cells)
     spent = [cell["train_cpu_s"] for cell in mine if "train_cpu_s" in cell]
     return f"{mean(spent):.0f}" if spent else f"({mean(cell['train_s'] for cell in mine):.0f})"
@@ -103,7 +103,7 @@ def _served(release: Path, data: EvaluationData, recipe: Recipe) -> dict[str, An
 
 
 def judged(ensemble: Ensemble, data: EvaluationData, recipe: Recipe) -> dict[str, Any]:
-    """Return the figures at 10, and recall at more places."""
+    """Return the figures at 10, and recall at 1, 2, … 50 (or the recipe's ``k_max`` if smaller)."""
     report = evaluate_served(ensemble, data, k=AT).to_json()
     curve = evaluate_served(ensemble, data, k=min(CURVE_AT, recipe.serving.k_max)).recall_curves["ranking"]
     return {

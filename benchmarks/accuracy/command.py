@@ -96,7 +96,7 @@ def command(
 def human(
     document: dict[str, Any], sets: tuple[str, ...], missed: list[str], files: list[Path | None]
 ) -> list[Any]:
-    """Return what people see."""
+    """Return the report's lines for the terminal."""
     from rich.text import Text
 
     from benchmarks.accuracy import ranking, sampled

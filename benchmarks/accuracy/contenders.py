@@ -1,4 +1,4 @@
-"""What is compared on which data: literal tables."""
+"""Literal tables of the data sets and of the models that are compared on each."""
 
 from __future__ import annotations
 
@@ -77,20 +77,20 @@ class Shipped:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A data set, how it is served, who is compared, and the figures wanted.
+    """A data set, how it is served, the contenders, and their limits.
 
     Parameters
     ----------
     recipe
-        A shipped recipe: features, limits and the split.
+        Name of the shipped recipe that gives features, serving limits and split.
     dataset
-        The data in place of the recipe's own.
+        The data in place of the recipe's own; None keeps that.
     contenders
-        By name.
+        Name → model or recipe to compare.
     protocol
-        For people.
+        Human-readable description.
     wanted
-        Least mean nDCG@10.
+        Contender → the least mean nDCG@10 that it must reach.
     """
 
     recipe: str
@@ -100,12 +100,12 @@ class Comparison:
     wanted: Mapping[str, float]
 
     def base(self) -> Recipe:
-        """Return the recipe that the contenders change."""
+        """Return the recipe that contenders modify."""
         found = load_recipe(self.recipe)
         return found if self.dataset is None else replace(found, dataset=self.dataset)
 
 
-#: Histories that hold all that anybody has had: item weights are applied to nothing else.
+#: History length that covers every user's whole history, which is all that models such as EASE read.
 WHOLE = 800
 
 COMPARISONS: Mapping[str, Comparison] = {
@@ -150,7 +150,7 @@ COMPARISONS: Mapping[str, Comparison] = {
         "sequences",
         Sequences("amazon-beauty/beauty.txt", name="amazon-beauty"),
         {
-            # GRU4Rec is cut off after 30 epochs, while its validation still rises: it learns for long.
+            # GRU4Rec learns slowly; it is stopped after 30 epochs although its validation figure still rises.
             "sasrec": Alone(SASRec()),
             "gru4rec": Alone(GRU4Rec(negatives=256, max_epochs=30)),
             "item_knn": Alone(ItemKNN()),
@@ -170,7 +170,7 @@ COMPARISONS: Mapping[str, Comparison] = {
     ),
 }
 
-#: What draws nothing at random on data of these sizes: one seed says all.
+#: Families that draw nothing at random on data of these sizes, so that one seed is enough.
 UNSEEDED = frozenset({"ease", "slim", "item_knn", "user_knn"})
 
 #: The data set of ``--ranking``.
@@ -183,7 +183,7 @@ RANKED: Mapping[str, Alone | Shipped] = {
     "movielens_blend": Shipped("movielens_blend"),
 }
 
-#: Rankers that are compared, each with its defaults. With a task of one target MMoE is a mixture of experts.
+#: Rankers to compare, each with its defaults. With a task of one target, MMoE is a plain mixture of experts.
 RANKERS: Mapping[str, RankingFamily] = {
     "logistic_regression": LogisticRegression(),
     "fm": FM(),
@@ -204,7 +204,7 @@ RANKERS: Mapping[str, RankingFamily] = {
     "xgboost": XGBoost(),
 }
 
-#: Of neural factorisations: ids alone, and log loss with four negatives a positive.
+#: Settings of neural factorisations: only ids as input, and log loss with four negatives per positive.
 _IDS_ALONE: Mapping[str, Any] = {
     "use_retrieval_score": False,
     "use_history": False,
@@ -214,14 +214,15 @@ _IDS_ALONE: Mapping[str, Any] = {
     "max_epochs": 60,
     "patience": 5,
 }
-#: Hidden layers lie on a plateau first, as good as popularity: dropout or a small step never leaves it.
+#: Models with hidden layers start on a plateau that is no better than popularity, and do not leave it with
+#: dropout or a small learning rate.
 _HIDDEN: Mapping[str, Any] = {
     **_IDS_ALONE,
     **{"embedding_dimension": 32, "layers": (64, 32, 16), "dropout": 0.0},
     **{"learning_rate": 1e-2, "weight_decay": 0.3, "max_epochs": 30, "patience": 8},
 }
 
-#: Those of ``--sampled``, and what each may choose from on the validation part.
+#: Models of ``--sampled``, each with the settings from which the best is chosen on the validation part.
 SAMPLED: Mapping[str, tuple[RankingFamily | RetrievalFamily, ...]] = {
     "neumf": (NeuMF(**_HIDDEN),),
     "gmf": tuple(

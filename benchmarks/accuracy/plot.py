@@ -1,4 +1,4 @@
-"""Three pictures: learning curves, recall over k, accuracy against latency."""
+"""Plots of learning curves, recall over k, and accuracy against latency."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.accuracy.report import rows_of
 
 
 def draw(document: Mapping[str, Any], file: Path) -> None:
-    """Draw a line of three pictures for each data set into ``.png`` or ``.svg``."""
+    """Draw a row of three plots for each data set into a ``.png`` or ``.svg`` file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -25,7 +25,7 @@ def draw(document: Mapping[str, Any], file: Path) -> None:
 
 
 def pictures(document: Mapping[str, Any]) -> Any:
-    """Return the figure: a line for each data set, in it learning curves, recall and accuracy."""
+    """Return the figure, with a row of learning curves, recall and accuracy for each data set."""
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(cell["data"] for cell in document["cells"]))

@@ -1,7 +1,7 @@
-"""What each ranking family makes of one and the same retrieval: ``--ranking``.
+"""Comparison of ranking families over the same retrieval (``--ranking``).
 
-Retrieval and the lists of candidates are made once a seed; every ranker learns from the same lists, orders
-the same 200 candidates of each user, and is judged on the test part by the served stages in memory.
+Retrieval is trained, and candidate lists are made, once per seed. Every ranker learns from the same lists,
+orders the same 200 candidates of each user, and is evaluated on the test part by the served stages in memory.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tiercel_pipelines.recipe.check_fit import fit_checked
 from tiercel_pipelines.training.figures import offline_figures
 from tiercel_pipelines.training.trainer import Retrieved, Trained, Trainer
 
-#: How many candidates a ranker orders.
+#: Number of candidates that a ranker orders.
 CANDIDATES = 200
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A retrieval that is trained, and what its rankers are judged by."""
+    """A trained retrieval with the lists of its rankers, and the test part (user and item rows)."""
 
     trainer: Trainer
     retrieved: Retrieved
@@ -39,7 +39,7 @@ class Ready:
 
     @classmethod
     def of(cls, recipe: Recipe, dataset: Dataset) -> Ready:
-        """Train the retrieval of a recipe with a ranker, and make the lists of that ranker."""
+        """Train the retrieval of a recipe with a ranker, and make the lists that the ranker learns from."""
         split = split_dataset(dataset, **msgspec.structs.asdict(recipe.split))
         with tempfile.TemporaryDirectory() as folder:
             workflow = fit_checked(recipe, dataset, split.fit, Path(folder) / "workflow", None)
@@ -47,7 +47,7 @@ class Ready:
         return cls(trainer, trainer.fit_retrieval(), rows_of(dataset, split.test))
 
     def measure(self, ranker: Any) -> dict[str, Any]:
-        """Train a ranker and return the figures at 10 of what it orders, before and after."""
+        """Train a ranker and return the figures at 10 before and after it orders the candidates."""
         begun = processor_s()
         fitted, course = self.trainer.fit_ranking(ranker, self.retrieved.lists)
         ended = processor_s()
@@ -63,7 +63,7 @@ class Ready:
 
 
 def recipe_of(retrieval: str, seed: int) -> Recipe:
-    """Return the recipe whose ranker makes the lists; every ranker here learns from lists of its kind."""
+    """Return a recipe with a ranker that determines the form of the lists, which all rankers here share."""
     found = RANKED[retrieval].recipe(TESTS.base())
     serving = msgspec.structs.replace(found.serving, candidates=CANDIDATES, kept=CANDIDATES)
     return replace(found, ranking=LogisticRegression(), serving=serving, seed=seed)
@@ -77,7 +77,7 @@ def run_rankings(
     data_dir: Path | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> None:
-    """Measure what ``kept`` does not hold yet: each ranker over each retrieval by each seed."""
+    """Measure each ranker over each retrieval with each seed, unless ``kept`` already holds the result."""
     asked = [
         (retrieval, seed, ranker)
         for retrieval in retrievals
@@ -106,7 +106,7 @@ HEAD = ("ranker", "seeds", "nDCG@10", "lift", "recall@10", "coverage", "training
 
 
 def table(cells: Iterable[Mapping[str, Any]]) -> list[list[str]]:
-    """Return the rows of one retrieval, best first, and retrieval's own order."""
+    """Return the rows of one retrieval by descending lift, and a row for retrieval's own order."""
     mine = list(cells)
     groups = [[cell for cell in mine if cell["ranker"] == name] for name in {c["ranker"]: 0 for c in mine}]
     groups.sort(key=lambda group: -mean(_lifts(group)))

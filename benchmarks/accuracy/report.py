@@ -1,4 +1,4 @@
-"""The table: means and spreads over seeds, for people, and ``docs/accuracy.md``."""
+"""Tables of means and spreads over seeds, for the terminal and ``docs/accuracy.md``."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Row:
-    """A family on one data set: what its cells say, seed by seed."""
+    """The cells of a family on one data set, one per seed."""
 
     family: str
     cells: Sequence[Mapping[str, Any]]
 
     def of(self, *path: str) -> list[float]:
-        """Return a figure of each cell."""
+        """Return the figure at ``path`` of each cell."""
         found = []
         for cell in self.cells:
             value: Any = cell
@@ -43,11 +43,11 @@ class Row:
 
     @property
     def ndcg(self) -> float:
-        """Mean over seeds."""
+        """Mean nDCG@10 over seeds."""
         return mean(self.of("figures", "ranking", "ndcg"))
 
     def table(self) -> list[str]:
-        """Return the row's cells for people."""
+        """Return the row's cells as text."""
         return [
             self.family,
             "any" if self.family in UNSEEDED else str(len(self.cells)),
@@ -63,12 +63,12 @@ class Row:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return mean and standard deviation; one seed has no spread."""
+    """Return mean and standard deviation as text; a single value has no spread."""
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def rows_of(document: Mapping[str, Any], data: str) -> list[Row]:
-    """Return the rows of a data set, best first, and popularity, which every cell has measured beside."""
+    """Return the rows of a data set by descending mean nDCG@10."""
     mine = [cell for cell in document["cells"] if cell["data"] == data]
     families = dict.fromkeys(cell["family"] for cell in mine)
     rows = [Row(family, [cell for cell in mine if cell["family"] == family]) for family in families]
@@ -76,7 +76,7 @@ def rows_of(document: Mapping[str, Any], data: str) -> list[Row]:
 
 
 def popularity(rows: Sequence[Row]) -> list[str]:
-    """Return the baseline's row."""
+    """Return the row of the popularity baseline, which every cell measures too."""
     cell = rows[0].cells[0]
     figures, beyond = cell["figures"]["popularity"], cell["beyond"]["popularity"]
     shown = [f"{figures['ndcg']:.4f}", f"{figures['recall']:.4f}", f"{figures['coverage']:.2f}"]
@@ -84,7 +84,7 @@ def popularity(rows: Sequence[Row]) -> list[str]:
 
 
 def misses(document: Mapping[str, Any], data: Iterable[str]) -> list[str]:
-    """Return the figures that are below what is wanted of them."""
+    """Return a message for each figure below its limit."""
     found = []
     for name in data:
         wanted = COMPARISONS[name].wanted
@@ -115,7 +115,7 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 
 def _partly_real(rows: Iterable[Row]) -> list[str]:
-    """Return which seeds of which families a real Triton answered, where not all of a family's."""
+    """Return notes on families with some seeds, but not all, measured through a real Triton."""
     families: dict[str, list[str]] = {}
     for row in rows:
         real = [str(cell["seed"]) for cell in row.cells if cell["answered"] == "triton"]

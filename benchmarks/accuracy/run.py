@@ -1,4 +1,4 @@
-"""All cells that were asked for, each kept in the JSON file as soon as it is there."""
+"""The run over the chosen cells, each saved in the JSON file as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tiercel_serving.bench.machine import describe_machine, installed_versions
 from tiercel_serving.commands.bench import write_whole
 
 PACKAGES = ("tiercel", "numpy", "scipy", "torch", "onnxruntime", "faiss-cpu", "nvidia-pytriton")
-#: Of the first seed, those of the others are counted up from it.
+#: The first seed; further seeds count up from it.
 FIRST_SEED = 42
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A data set, a contender and a seed, with the recipe that they make."""
+    """A data set, a contender and a seed, with the resulting recipe."""
 
     data: str
     family: str
@@ -34,34 +34,40 @@ class Cell:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What a finished cell must have in common with it: also every setting that training depends on."""
+        """The values that identify a finished cell, including every setting that training depends on."""
         document = json.loads(json.dumps(recipe_document(self.recipe)))
         return {"data": self.data, "family": self.family, "seed": self.seed, "recipe": document}
 
     def done(self, one: Mapping[str, Any]) -> bool:
-        """Return whether ``one`` is this cell, finished before."""
+        """Return whether ``one``, from a saved document, is this cell."""
         return {name: one.get(name) for name in self.key} == self.key
 
 
 class Kept:
-    """The JSON document of what was measured, and the file that it goes to; None keeps nothing."""
+    """The JSON document of all measurements, and its file; with ``save=None`` nothing is written.
+
+    Raises
+    ------
+    ValueError
+        If the file exists but holds something else.
+    """
 
     def __init__(self, save: Path | None, command: str = "") -> None:
         self.document, self._save, self._command = _document(save), save, command
 
     def has(self, part: str, key: Mapping[str, Any]) -> bool:
-        """Return whether a part of the document holds what has this key."""
+        """Return whether a part of the document holds an entry with this key."""
         return any(_same(one, key) for one in self.document.get(part, ()))
 
     def add(self, part: str, key: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-        """Put what was found into a part, in place of what had the same key but for its settings."""
+        """Add an entry to a part, and remove any whose key equals this one apart from its settings."""
         place = {name: value for name, value in key.items() if name != "settings"}
         rest = [one for one in self.document.get(part, ()) if not _same(one, place)]
         self.document[part] = [*rest, {**key, **found, **self.facts()}]
         self.write()
 
     def facts(self) -> dict[str, Any]:
-        """Return when, how and where it was measured."""
+        """Return the date, command, machine and versions of a measurement."""
         return {
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "command": self._command,
@@ -70,7 +76,7 @@ class Kept:
         }
 
     def write(self) -> None:
-        """Write the file anew."""
+        """Write the whole file, if there is one."""
         if self._save is not None:
             write_whole(self._save, self.document)
 
@@ -81,7 +87,7 @@ def _same(one: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
 
 
 def cells_of(data: Iterable[str], families: Iterable[str] | None, seeds: int) -> list[Cell]:
-    """Return the cells of data sets, of all their contenders or of some, seed by seed where one matters."""
+    """Return the cells of data sets for all (None) or some contenders; unseeded ones have one seed."""
     found = []
     for name in data:
         base, contenders = COMPARISONS[name].base(), COMPARISONS[name].contenders
@@ -100,20 +106,20 @@ def run_cells(
     data_dir: Path | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> None:
-    """Measure what ``kept`` does not hold yet.
+    """Measure the cells that ``kept`` does not hold yet.
 
     Parameters
     ----------
     cells
-        What is measured.
+        The cells to measure.
     kept
-        The document, whose file is written anew after each.
+        The document, whose file is written after each cell.
     served
-        Families that a real Triton answers for, rather than the stages in this process.
+        Families that are measured through a real Triton, rather than the stages in this process.
     data_dir
-        Where data sets lie.
+        Folder of the data sets.
     progress
-        Called with what comes next, how many cells are done, and of how many.
+        Called as ``progress(next step, cells done, all cells)``.
     """
     asked, real, document = list(cells), set(served), kept.document
     datasets: dict[str, Dataset] = {}

@@ -1,8 +1,9 @@
-"""The 1 + 99 protocol of He et al. 2017 on ml-100k, ``--sampled``: neural factorisations and dot products.
+"""Neural factorisations and dot products in the 1 + 99 protocol of He et al. 2017 on ml-100k (``--sampled``).
 
-Each user's last film is the test, the one before it the validation part. Every contender sees ids alone, has
-its settings and epochs chosen on the validation part, is trained again on everything but the test, and gives
-each test film a rank among 99 that its user never had, the same for all contenders and seeds.
+Each user's last film is the test part, and the one before it the validation part. Every contender sees only
+ids. Its settings and epochs are chosen on the validation part, then it is trained again on everything except
+the test part. It ranks each test film among 99 films that the user never had, the same for all contenders
+and seeds.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from tiercel_pipelines.training.trainer import Trainer
 from tiercel_serving.spec import Array
 
 NEGATIVES = 99
-#: Positives in a ranker's list, each beside four negatives that are drawn anew each epoch, as in the paper.
+#: Positives in a ranker's list, each with four negatives that are redrawn in each epoch, as in the paper.
 POSITIVES = 20
 
 
 def features() -> Any:
-    """Describe what the models see: the ids."""
+    """Return the feature graph, which holds only ids."""
     from nvtabular import ops
 
     user_id = ["user_id"] >> ops.Categorify() >> ops.TagAsUserID()
@@ -46,7 +47,7 @@ def features() -> Any:
 
 @dataclass(frozen=True)
 class Judge:
-    """Ranks one item of each user among those that the user never had: ``candidates [P, 1 + 99]``."""
+    """Ranks a held-out item of each user among 99 that the user never had (``candidates [P, 1 + 99]``)."""
 
     trainer: Trainer
     users: Array
@@ -54,14 +55,14 @@ class Judge:
 
     @classmethod
     def of(cls, trainer: Trainer, known: Pairs, held_out: tuple[Array, Array]) -> Judge:
-        """Draw the negatives, the same whatever is judged."""
+        """Draw the negatives by a fixed seed, so that they are equal for all models."""
         n_items, count = trainer.packed.n_items, known.n_users
         relevance = Relevance.from_pairs(*held_out, count)
         had = Relevance.from_pairs(known.users, known.items, count)
         return cls(trainer, *draw_negatives(relevance, had, n_items, NEGATIVES, np.random.default_rng(0)))
 
     def figures(self, fitted: Any) -> SampledMetrics:
-        """Return the figures at 10."""
+        """Return the figures at 10 of a fitted ranker or dot product."""
         packed = self.trainer.packed
         users = packed.user_tensors(self.users, np.full((len(self.users), 1), packed.n_items))
         if hasattr(fitted, "scores"):
@@ -71,13 +72,13 @@ class Judge:
         return one_plus_n(np.einsum("pd,pnd->pn", fitted.query(users), vectors))
 
     def __call__(self, fitted: Any) -> float:
-        """Return nDCG@10."""
+        """Return nDCG@10 of a fitted model."""
         return self.figures(fitted).ndcg
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The data, and both judges."""
+    """The data, and the judges of validation and test part."""
 
     trainer: Trainer
     valid: Judge
@@ -93,7 +94,7 @@ class Bench:
             workflow = fit_checked(recipe, dataset, split.fit, Path(folder) / "workflow", None)
             trainer = Trainer.prepare(recipe, dataset, split, workflow, None)
         held = trainer.pairs.select(trainer.folds == 0)
-        # What a user had last is nothing that he never had: neither judge draws it.
+        # Test items count as known, so that neither judge draws them as negatives.
         test = rows_of(dataset, split.test)
         every = _with(trainer.pairs, test)
         return cls(
@@ -103,7 +104,7 @@ class Bench:
         )
 
     def measure(self, families: Iterable[Any], seed: int) -> dict[str, Any]:
-        """Choose settings and epochs on the validation part, and return the figures of the test."""
+        """Choose settings and epochs on the validation part, and return the figures of the test part."""
         known = self.trainer.pairs.select(self.trainer.folds != 0)
         tried = []
         for family in families:
@@ -130,10 +131,13 @@ class Bench:
 
 
 def whole_lists(pairs: Pairs, n_items: int) -> RankingLists:
-    """Return lists over the whole catalogue: some of a user's items, and all that the user never had."""
+    """Return lists of at most 20 positives of a user and all items that the user never had.
+
+    A list is as long as the catalogue plus 1; pads take the places of the user's other items.
+    """
     owner = np.repeat(np.arange(pairs.n_users), -(-pairs.lengths // POSITIVES))
     part = np.arange(len(owner)) - np.searchsorted(owner, owner)
-    # The first place, which takes part in every step, stays empty: no item shall be a negative so often.
+    # The first place takes part in every step. It stays empty, so that no item is a negative so often.
     catalogue = np.append(n_items, np.arange(n_items)).astype(np.int32)
     rows = np.tile(catalogue, (len(owner), 1))
     weights = np.zeros(rows.shape, np.float32)
@@ -167,7 +171,7 @@ def run_sampled(
     data_dir: Path | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> None:
-    """Measure what ``kept`` does not hold yet."""
+    """Measure the models and seeds that ``kept`` does not hold yet."""
     asked = [(name, seed) for name in names for seed in range(FIRST_SEED, FIRST_SEED + seeds)]
     bench: Bench | None = None
     for number, (name, seed) in enumerate(asked):
@@ -183,7 +187,7 @@ HEAD = ("model", "seeds", "HR@10", "NDCG@10", "MRR", "AUC", "chosen")
 
 
 def table(cells: Iterable[Mapping[str, Any]]) -> list[list[str]]:
-    """Return the rows, best first."""
+    """Return the rows by descending mean nDCG@10."""
     mine = list(cells)
     groups = [[cell for cell in mine if cell["model"] == name] for name in {c["model"]: 0 for c in mine}]
     groups.sort(key=lambda group: -mean(cell["figures"]["ndcg"] for cell in group))
@@ -199,7 +203,7 @@ def table(cells: Iterable[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _chosen(cells: list[Mapping[str, Any]]) -> str:
-    """Return the settings that differ between what was tried, and the epochs, of the first seed."""
+    """Return the chosen values of the settings that were varied, and the epochs, of the first seed."""
     cell = cells[0]
     varied = [name for name in cell["chosen"] if len({str(one[name]) for one in cell["settings"]}) > 1]
     return ", ".join([*(f"{name} {cell['chosen'][name]}" for name in varied), f"{cell['epochs']} epochs"])

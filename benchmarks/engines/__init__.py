@@ -1,1 +1,1 @@
-"""The same models in several engines: in process at each batch, and served."""
+"""Benchmark of the same models in several engines: in process at each batch size, and served."""

@@ -1,7 +1,7 @@
-"""Releases of one run that differ in their engine alone: measured turn by turn, in process and served.
+"""Interleaved measurements, in process and served, of releases that differ only in their engine.
 
-What another program takes from the machine is taken from all of them alike: each round asks every release
-once, in another order, and the median over the rounds is told.
+Each round calls every release once in a random order, so that other load on the machine affects all of them
+alike. Results are medians over rounds.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from tiercel_serving.stages.specs import RANKING
 from tiercel_serving.supervise import start_server
 from tiercel_serving.verify.golden import StoredGolden
 
-#: Users at once.
+#: Batch sizes.
 BATCHES = (1, 8, 64)
 
-#: The model that answers.
+#: Name of the Triton model.
 MODEL = "recommend"
 
 
 def median_us(
     calls: Mapping[str, Callable[[], Any]], rounds: int, warm: int, in_a_row: int = 1
 ) -> dict[str, float]:
-    """Return each call's median in microseconds, all of them taking turns of ``in_a_row`` calls."""
+    """Return each call's median in microseconds; a round makes ``in_a_row`` calls of each in random order."""
     names, taken = list(calls), {name: np.empty((rounds, in_a_row)) for name in calls}
     rng = np.random.default_rng(0)
     for number in range(-warm, rounds):
@@ -59,7 +59,7 @@ def median_us(
 
 
 def ranker_us(releases: Mapping[str, Release], batch: int, rounds: int) -> dict[str, float]:
-    """Return the median of one call of each release's ranker, for so many users at once."""
+    """Return the median microseconds of each release's ranker for a batch of users."""
     with contextlib.ExitStack() as stack:
         calls: dict[str, Callable[[], Any]] = {}
         for name, release in releases.items():
@@ -72,7 +72,7 @@ def ranker_us(releases: Mapping[str, Release], batch: int, rounds: int) -> dict[
 
 @dataclass(frozen=True)
 class Served:
-    """A release on a server, and a user to ask for."""
+    """A served release's gRPC address, and a user to request."""
 
     url: str
     user: Any
@@ -80,7 +80,7 @@ class Served:
 
 @contextlib.contextmanager
 def serve_all(paths: Mapping[str, Path]) -> Iterator[dict[str, Served]]:
-    """Serve releases side by side, each on a server of its own, until the block ends."""
+    """Serve each release on its own server until the block ends."""
     with contextlib.ExitStack() as stack:
         servers = {}
         for name, path in paths.items():
@@ -92,14 +92,14 @@ def serve_all(paths: Mapping[str, Path]) -> Iterator[dict[str, Served]]:
 def ask_all(
     servers: Mapping[str, Served], rounds: int, seconds: float, in_a_row: int = 1
 ) -> dict[str, dict[str, float]]:
-    """Return each server's median answer in microseconds by one caller, and answers a second to eight."""
+    """Return each server's median latency in microseconds for one caller, and answers/s for eight."""
     with contextlib.ExitStack() as stack:
         calls = {}
         for name, one in servers.items():
             client = stack.enter_context(Recommender(one.url, timeout_s=60.0))
             calls[name] = partial(client.recommend, user_id=one.user, k=10)
         p50 = median_us(calls, rounds, max(3, rounds // 10), in_a_row)
-    # Twice in turn, so that neither has the quieter half of the time.
+    # Two measurements of each, since a single one varies more.
     rates = {name: [answers_per_s(one, seconds) for _ in (0, 1)] for name, one in servers.items()}
     return {
         name: {"p50_us": p50[name], "answers_per_s_at_8": float(np.mean(rates[name]))} for name in servers
@@ -109,9 +109,9 @@ def ask_all(
 def analyse_all(
     servers: Mapping[str, Served], analyzer: PerfAnalyzer, seconds: float, rounds: int = 5
 ) -> dict[str, dict[str, float]]:
-    """Return by server perf_analyzer's p50 with one caller, and the model's part of it by Triton's clocks.
+    """Return perf_analyzer's p50 with one caller, and the model's compute time by Triton, for each server.
 
-    Medians over rounds in which the servers take turns.
+    Both are in microseconds, as medians over rounds that alternate between the servers.
     """
     p50s, parts = ({name: list[float]() for name in servers} for _ in range(2))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -135,13 +135,13 @@ def analyse_all(
 
 
 def _model_time(client: InferenceServerClient) -> tuple[int, int]:
-    """Return the nanoseconds that a model has run so far, and how many times."""
+    """Return the model's total compute time so far in nanoseconds, and the number of runs."""
     [stats] = client.get_inference_statistics(MODEL).model_stats
     return stats.inference_stats.compute_infer.ns, stats.inference_stats.compute_infer.count
 
 
 def answers_per_s(server: Served, seconds: float, callers: int = 8) -> float:
-    """Return how many answers a second so many callers get together."""
+    """Return the answers per second that ``callers`` concurrent callers get in total."""
     counts = [0] * callers
     until = time.perf_counter() + seconds
 
@@ -161,7 +161,7 @@ def answers_per_s(server: Served, seconds: float, callers: int = 8) -> float:
 
 
 def measure(paths: Sequence[Path], *, rounds: int, seconds: float, command: str) -> dict[str, Any]:
-    """Return every figure of some releases, by engine."""
+    """Return all figures of releases by engine; raise Refused if two have the same engine."""
     opened = [open_release(path) for path in paths]
     names = [model_of(RANKING, release).engine for release in opened]
     if len(set(names)) < len(names):

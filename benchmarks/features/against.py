@@ -1,6 +1,6 @@
 """The compiled program against ``Workflow.transform``, in one process, on the same rows.
 
-What is timed, each on rows that are already in memory:
+Each of the following is timed on rows that are already in memory:
 
 ``transform``
     ``Workflow.transform(frame)``: from a pandas frame in the dtypes of the fit to a frame.
@@ -8,10 +8,10 @@ What is timed, each on rows that are already in memory:
     ``FeatureProgram.packed(columns, n)``: the feature computation itself, from plain arrays to the packed
     tensors of the models. **The limits are on this figure.**
 ``from tensors``
-    The same with what comes before it in a server: the arrays that Triton's Python backend gives for a
-    request, to columns as the ``user_features`` stage makes them, to packed tensors.
+    ``program`` and the conversion before it in a server: from the arrays of a request, as Triton's Python
+    backend gives them, to columns, as the ``user_features`` stage makes them, to packed tensors.
 ``from frame``
-    The same from the very frame that ``transform`` gets: ``columns_from_frame`` and then ``packed``.
+    ``program`` from the frame that ``transform`` gets: ``columns_from_frame`` and then ``packed``.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from tiercel_serving.spec import Array, Arrays
 from tiercel_serving.stages.sent_columns import SentColumn
 from tiercel_serving.verify.compare import compare_arrays
 
-#: How many times faster than ``Workflow.transform`` the program shall be, by rows of a batch.
+#: Rows of a batch → how many times faster than ``Workflow.transform`` the program must be.
 LIMITS: Mapping[int, float] = {1: 100.0, 10_000: 10.0}
-#: Microseconds that one row shall cost at most, on 2 cores.
+#: Case → most microseconds that one row may take, on 2 cores.
 AIMS_US: Mapping[str, float] = {
     "three": 20.0,
     "three-small": 20.0,
@@ -54,7 +54,7 @@ Columns = dict[str, Column]
 
 @dataclass(frozen=True)
 class Against:
-    """One case at one batch size, both ways.
+    """Times of one case at one batch size, by NVTabular and by the compiled program.
 
     Parameters
     ----------
@@ -63,11 +63,11 @@ class Against:
     batch
         Rows.
     transform, program, from_tensors, from_frame
-        See the module's text.
+        See the module's docstring.
     limit
-        How many times faster than ``transform`` the ``program`` shall be at least; None is no limit.
+        How many times faster than ``transform`` the ``program`` must be; None is no limit.
     aim_us
-        How long the ``program`` may take at most; None is no limit.
+        Most microseconds that the ``program`` may take; None is no limit.
     """
 
     case: str
@@ -86,7 +86,7 @@ class Against:
 
     @property
     def ok(self) -> bool:
-        """Whether it is as fast as it shall be."""
+        """Whether the program is within its limits."""
         fast_enough = self.limit is None or self.ratio >= self.limit
         return fast_enough and (self.aim_us is None or self.program.us <= self.aim_us)
 
@@ -110,14 +110,14 @@ class Against:
 
 
 class Programs:
-    """A case's compiled programs, memory-mapped as a stage has them, and how requests reach them.
+    """A case's compiled programs, memory-mapped as in a stage, and the conversions to their input.
 
     Parameters
     ----------
     case
         The case.
     scratch
-        A directory for the artefacts; it must outlive this.
+        A directory for the artefacts; it must outlive this object.
     """
 
     def __init__(self, case: Case, scratch: Path) -> None:
@@ -132,15 +132,15 @@ class Programs:
         )
 
     def frame(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Return rows as the frame that NVTabular gets."""
+        """Return rows as NVTabular's input frame."""
         return oracle_frame(rows, self.inputs)
 
     def columns(self, frame: pd.DataFrame) -> list[Columns]:
-        """Return what each program takes."""
+        """Return each program's input columns."""
         return [columns_from_frame(frame, program.inputs) for program in self._programs]
 
     def packed(self, columns: Sequence[Columns], n: int) -> None:
-        """Run every program: ``program``."""
+        """Run every program; this call is timed as ``program``."""
         for program, own in zip(self._programs, columns, strict=True):
             program.packed(own, n)
 
@@ -152,19 +152,19 @@ class Programs:
         return out
 
     def columns_of_tensors(self, tensors: Arrays) -> list[Columns]:
-        """Return what each program takes, made as the ``user_features`` stage makes it."""
-        nobody: Any = None  # the columns are of the context, so that no store is asked
+        """Return each program's input columns, converted as in the ``user_features`` stage."""
+        nobody: Any = None  # all columns are context columns, so no store is read
         return [
             {column.name: column.column(tensors, nobody, column.sent(tensors)) for column in request}
             for request in self._requests
         ]
 
     def from_tensors(self, tensors: Arrays, n: int) -> None:
-        """Run every program on a request's arrays: ``from_tensors``."""
+        """Run every program on a request's arrays; this call is timed as ``from_tensors``."""
         self.packed(self.columns_of_tensors(tensors), n)
 
     def from_frame(self, frame: pd.DataFrame) -> None:
-        """Run every program on a frame: ``from_frame``."""
+        """Run every program on a frame; this call is timed as ``from_frame``."""
         self.packed(self.columns(frame), len(frame))
 
 
@@ -179,14 +179,14 @@ def _request_columns(inputs: Sequence[InputColumn]) -> list[SentColumn]:
 
 
 def companion_of(column: InputColumn) -> str | None:
-    """Return the name of the tensor that says how long a column's lists are, or which values are real."""
+    """Return the name of a column's tensor of list lengths, or of valid values; None for plain floats."""
     if column.is_list:
         return f"{column.name}__length"
     return None if column.dtype.startswith("float") else f"{column.name}__valid"
 
 
 def tensors_of(columns: Mapping[str, Column], inputs: Sequence[InputColumn]) -> dict[str, Array]:
-    """Return columns as a request carries them: ``[n, 1]``, or ``[n, L]`` and ``[n, 1]`` lengths."""
+    """Return columns as a request's tensors: ``[n, 1]``, or ``[n, L]`` and ``[n, 1]`` lengths."""
     tensors: dict[str, Array] = {}
     for column in inputs:
         name, values = column.name, columns[column.name].values
@@ -208,7 +208,7 @@ def tensors_of(columns: Mapping[str, Column], inputs: Sequence[InputColumn]) -> 
 def measure_against(
     case: Case, plan: Plan, scratch: Path, progress: Callable[[int, int], None] | None = None
 ) -> list[Against]:
-    """Time a case at every batch size, after checking that both sides give the same.
+    """Time a case at every batch size, after checking that both sides give equal outputs.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ def measure_against(
     Raises
     ------
     BenchError
-        The program and NVTabular differ, so that their times must not be compared.
+        The outputs of the program and NVTabular differ, so their times must not be compared.
     """
     programs = Programs(case, scratch)
     figures = []
@@ -257,7 +257,7 @@ def measure_against(
 
 
 def _batches(rows: pd.DataFrame, size: int, plan: Plan) -> list[pd.DataFrame]:
-    """Return different batches of one size."""
+    """Return distinct batches of one size."""
     first, count = (0, plan.singles) if size == 1 else (plan.singles, plan.pool // size)
     return [rows.iloc[first + i * size : first + (i + 1) * size] for i in range(count)]
 

@@ -1,12 +1,12 @@
-"""What is transformed: fitted workflows, and rows to ask about.
+"""The cases: fitted workflows, and rows to transform.
 
 ::
 
     three        an integer, a string and a float
-    three-small  the same with a hundredth of the vocabularies
-    movielens    the MovieLens recipe on MovieLens-100K, or on made-up data of its form
-    criteo-int   26 categorical columns and 13 numbers as in Criteo's, the keys 32-bit integers
-    criteo-text  the same with the keys as eight hexadecimal digits, as Criteo publishes them
+    three-small  the same with vocabularies of a hundredth of the size
+    movielens    the MovieLens recipe on MovieLens-100K, or on synthetic data of its form
+    criteo-int   26 categorical and 13 numeric columns as in Criteo's data, with 32-bit integer keys
+    criteo-text  the same with keys of eight hexadecimal digits, as Criteo publishes them
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CRITEO_SIZES = (
     *(27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572),
 )
 CRITEO_NUMBERS = 13
-#: Of the values asked about, how many are not in the vocabulary, and how many numbers and strings are null.
+#: Share of values to transform that are not in the vocabulary, and of numbers and strings that are null.
 UNSEEN, NULL = 0.01, 0.05
 
 Array = npt.NDArray[Any]
@@ -58,14 +58,14 @@ class Case:
     name
         One of :data:`CASES`.
     says
-        What it is, in words.
+        Human-readable description.
     workflow
         The fitted ``nvtabular.Workflow``.
     compiled
         Its compiled programs: user, and item if it has such columns.
     rows
-        Raw rows to ask about: those that are asked one by one, then the larger batches'. The first have
-        no null in a categorical column, since NVTabular raises on a column that is null in every row.
+        Raw rows to transform: first those of the one-row batches, then those of larger batches. The first
+        have no null in a categorical column, since NVTabular raises on a column that is null in every row.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Case:
 
     @property
     def columns(self) -> int:
-        """How many raw columns it reads."""
+        """Number of raw columns that the workflow reads."""
         return len(self.rows.columns)
 
 
@@ -88,7 +88,7 @@ def make_case(name: str, plan: Plan, scratch: Path, data_dir: Path | None = None
     name
         Its name.
     plan
-        How large it is.
+        Sizes and repeats.
     scratch
         An existing directory for the vocabularies; it must outlive the case.
     data_dir
@@ -139,7 +139,7 @@ def _movielens_data(data_dir: Path | None) -> tuple[Dataset, str]:
 
 
 def _stand_in() -> Dataset:
-    """Return made-up tables with the columns, dtypes and sizes of MovieLens-100K."""
+    """Return synthetic tables with the columns, dtypes and sizes of MovieLens-100K."""
     rng = np.random.default_rng(100)
     users, items, rows = 943, 1682, 100_000
     genres = np.array(["Action", "Comedy", "Crime", "Drama", "Film-Noir", "Horror", "Thriller", "War"])
@@ -183,7 +183,7 @@ def _criteo_text(name: str, plan: Plan, scratch: Path, data_dir: Path | None) ->
 
 
 def _criteo(name: str, plan: Plan, scratch: Path, kind: str, spell: Callable[[Array], Array]) -> Case:
-    """Make 26 columns with the vocabulary sizes of Criteo's, none above the plan's largest."""
+    """Make 26 columns with the vocabulary sizes of Criteo's data, limited to the plan's largest."""
     rng = np.random.default_rng(26)
     vocabularies = [spell(scattered(min(size, plan.largest), rng)) for size in CRITEO_SIZES]
     cats = [f"C{i + 1}" for i in range(len(vocabularies))]
@@ -210,13 +210,13 @@ def _criteo(name: str, plan: Plan, scratch: Path, kind: str, spell: Callable[[Ar
 
 
 def scattered(count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Return so many distinct integers of 32 bits, in no order."""
+    """Return ``count`` distinct integers of 32 bits in random order."""
     keys = np.unique(rng.integers(0, 1 << 32, count + count // 100 + 16))
     return rng.permutation(keys)[:count]
 
 
 def hexadecimal(keys: Array) -> Array:
-    """Return integers as eight hexadecimal digits, objects that are ``str``."""
+    """Return integers as ``str`` objects of eight hexadecimal digits."""
     text = np.empty(len(keys), np.object_)
     text[:] = [f"{key:08x}" for key in keys.tolist()]
     return text
@@ -229,7 +229,7 @@ def _words(prefix: str, count: int) -> Array:
 
 
 def _draw(rng: np.random.Generator, values: Array, rows: int, plan: Plan, *, fit: bool) -> Array:
-    """Draw a column: to fit, with every value in it; to ask about, evenly, with unseen values and nulls."""
+    """Draw a column: for a fit with every value in it, else uniformly, with unseen values and nulls."""
     if fit:
         every: Array = values[rng.permutation(rows) % len(values)]
         return every
@@ -250,7 +250,7 @@ def _fitted(name: str, says: str, graph: Any, frame: pd.DataFrame, rows: pd.Data
 
 
 def fit_graph(graph: Any, frame: pd.DataFrame) -> Any:
-    """Return a workflow of one part, fitted on a frame in memory."""
+    """Return a workflow of only user features, fitted on a frame in memory."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         workflow = nvtabular.Workflow(graph >> ops.AddTags([Tags.USER]))

@@ -123,7 +123,7 @@ def command(
 def how_to_serve(
     sh: Shell, client: str, cache: Path | None, rounds: int, seconds: float, triton: Path | None
 ) -> Serving:
-    """Return how the part that serves is measured."""
+    """Return the settings of the part ``served``."""
     from benchmarks.features.run import Serving
     from tiercel_serving.bench.perf_analyzer import default_cache
 
@@ -136,7 +136,7 @@ def how_to_serve(
 
 
 def human(report: FeatureReport, save: Path | None, picture: Path | None) -> list[Any]:
-    """Return what people see."""
+    """Return the report's lines for the terminal."""
     from rich.markup import escape
     from rich.text import Text
 

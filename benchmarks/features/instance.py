@@ -1,7 +1,7 @@
-"""One more instance of a stage: run as a script, in a process of its own, by ``opening.py``.
+"""A script that acts as one more instance of a stage, run by ``opening.py`` in its own process.
 
-``python instance.py PROGRAM ASKED.json`` opens the artefact, looks the strings of a JSON list up, prints
-one JSON object, and stays until its standard input ends. It imports what a stage imports and no more.
+``python instance.py PROGRAM ASKED.json`` opens the artefact, looks up the strings of a JSON list, prints
+one JSON object, and stays until its standard input ends. It imports only what a stage imports.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from tiercel_serving.columns import Column
 from tiercel_serving.features import FeatureProgram
 from tiercel_serving.release.artefacts import open_artefact
 
-#: Rows that are asked for one by one.
+#: Number of batches of one row.
 SINGLES = 100
 
 
 def measure(program_path: Path, texts: list[str]) -> dict[str, float]:
-    """Open the artefact as a stage does, look strings up, and say what that took."""
+    """Open the artefact as a stage does, look up strings, and return times, memory and the lowest id."""
     asked = np.array([text.encode() for text in texts], np.object_)
     before = anonymous_bytes()
     begin = time.perf_counter()
@@ -43,7 +43,7 @@ def measure(program_path: Path, texts: list[str]) -> dict[str, float]:
 
 
 def anonymous_bytes() -> int:
-    """Return how much of this process's memory no file backs."""
+    """Return how many bytes of this process's memory no file backs."""
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
     [line] = [line for line in lines if line.startswith("Anonymous:")]
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""What vocabularies cost: direct tables beside bare gathers, hash lookups beside pandas, and the size."""
+"""Costs of vocabularies: direct tables against plain gathers, hash lookups against pandas, and by size."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ from tiercel_serving.lookups.strings import Strings
 from tiercel_serving.release.artefacts import open_artefact
 from tiercel_serving.spec import Array
 
-#: Rows of a batch, and how many different batches take turns.
+#: Rows of a batch, and number of different batches that are cycled through.
 BATCH, BATCHES = 10_000, 8
-#: How many times a bare ``table[index]`` the direct tables may take.
+#: Most time that direct tables may take, as a multiple of a plain ``table[index]``.
 GATHER_LIMIT = 1.5
-#: How many times faster than ``Index.get_indexer`` a hash lookup shall be.
+#: How many times faster than ``Index.get_indexer`` a hash lookup must be.
 HASH_LIMIT = 3.0
-#: How many times the cheapest vocabulary the dearest may cost, one row.
+#: Most time that one row may take with the slowest vocabulary size, as a multiple of the fastest.
 FLAT_LIMIT = 1.5
 
 
 @dataclass(frozen=True)
 class Gather:
-    """Direct tables and bare gathers, the same columns, :data:`BATCH` rows.
+    """Direct tables and plain gathers on the same columns, with :data:`BATCH` rows.
 
     Parameters
     ----------
     columns
-        How many columns.
+        Number of columns.
     bare
-        ``table[index]`` for each column, the index being ready.
+        ``table[index]`` for each column, with an index that is ready.
     encode
-        The program's own step: offsets, bounds, unseen values, gather.
+        The program's encoding steps: offsets, bounds, unseen values, gather.
     program
-        The whole program: loading the columns, that step, the outputs.
+        The whole program: loading the columns, encoding, outputs.
     limit
-        How many times ``bare`` the step ``encode`` may take.
+        Most time that ``encode`` may take, as a multiple of ``bare``; None is no limit.
     """
 
     columns: int
@@ -63,7 +63,7 @@ class Gather:
 
     @property
     def ratio(self) -> float:
-        """How many times the bare gathers the step takes."""
+        """The time of ``encode`` as a multiple of ``bare``."""
         return self.encode.us / self.bare.us
 
     @property
@@ -88,18 +88,18 @@ class Gather:
 
 @dataclass(frozen=True)
 class Hash:
-    """Lookups of one kind of key beside pandas, :data:`BATCH` keys a call.
+    """Hash lookups of one kind of key against pandas, with :data:`BATCH` keys per call.
 
     Parameters
     ----------
     kind
-        ``integers``, ``strings`` (Python objects) or ``packed strings`` (bytes end to end).
+        ``integers``, ``strings`` (Python objects) or ``packed strings`` (concatenated bytes).
     entries
-        Keys in the table.
+        Number of keys in the table.
     lookup, pandas
-        Both ways.
+        Times of Tiercel's lookup and of pandas.
     limit
-        How many times faster than pandas the lookup shall be.
+        How many times faster than pandas the lookup must be; None is no limit.
     """
 
     kind: str
@@ -115,11 +115,11 @@ class Hash:
 
     @property
     def ok(self) -> bool:
-        """Whether it is as fast as it shall be."""
+        """Whether that is within the limit."""
         return self.limit is None or self.ratio >= self.limit
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON form, times in nanoseconds a key."""
+        """Return a JSON form, with times in nanoseconds per key too."""
         lowest, highest = span(self.pandas, self.lookup)
         return {
             "kind": self.kind,
@@ -138,16 +138,16 @@ class Hash:
 
 @dataclass(frozen=True)
 class Flat:
-    """One row of one column, by the size of its vocabulary.
+    """Times of one row of one column, by the size of its vocabulary.
 
     Parameters
     ----------
     kind
         ``dense integers``, ``sparse integers`` or ``strings``.
     sizes
-        Entries → the program's time.
+        Vocabulary entries → the program's time.
     limit
-        How many times the cheapest the dearest may cost.
+        Most time that the slowest size may take, as a multiple of the fastest; None is no limit.
     """
 
     kind: str
@@ -156,7 +156,7 @@ class Flat:
 
     @property
     def ratio(self) -> float:
-        """The dearest over the cheapest."""
+        """The slowest time divided by the fastest."""
         times = [timed.us for timed in self.sizes.values()]
         return max(times) / min(times)
 
@@ -177,7 +177,7 @@ class Flat:
 
 
 def ns_a_key(timed: Timed) -> float:
-    """Return nanoseconds a key of a call on :data:`BATCH` keys."""
+    """Return the nanoseconds per key of a call on :data:`BATCH` keys."""
     return timed.us * 1000 / BATCH
 
 
@@ -185,7 +185,7 @@ def ns_a_key(timed: Timed) -> float:
 
 
 def measure_gather(plan: Plan, scratch: Path) -> Gather:
-    """Time the direct tables of 26 columns of dense integers, of the sizes of the Criteo-like cases.
+    """Time the direct tables of 26 columns of dense integers, sized as in the Criteo-like cases.
 
     Parameters
     ----------
@@ -193,6 +193,11 @@ def measure_gather(plan: Plan, scratch: Path) -> Gather:
         Sizes and repeats.
     scratch
         A directory for vocabularies and artefacts.
+
+    Raises
+    ------
+    BenchError
+        A direct table and a plain gather give different results.
     """
     rng = np.random.default_rng(0)
     sizes = [min(size, plan.largest) for size in CRITEO_SIZES]
@@ -226,7 +231,7 @@ def measure_gather(plan: Plan, scratch: Path) -> Gather:
 
 
 def _tables(program: FeatureProgram, sizes: list[int], names: list[str]) -> dict[str, Array]:
-    """Return the whole table of each column, as the program itself answers it."""
+    """Return the whole table of each column, read out through the program."""
     tables = {}
     for name, size in zip(names, sizes, strict=True):
         every = {other: Column(np.zeros(size, np.int64)) for other in names}
@@ -240,7 +245,7 @@ def _bare(tables: Mapping[str, Array], keys: Mapping[str, Array]) -> list[Array]
 
 
 def _encode_steps(compiled: CompiledProgram, place: Path, batch: Mapping[str, Column]) -> Call:
-    """Return a call that runs a program's encoding steps alone, on registers that are ready."""
+    """Return a call that runs only a program's encoding steps, on registers that are ready."""
     described = compiled.document["steps"]
     steps = open_steps(described, open_artefact(place, "features").arrays)
     registers: list[Any] = []
@@ -262,9 +267,14 @@ def _encode_steps(compiled: CompiledProgram, place: Path, batch: Mapping[str, Co
 def measure_hashes(plan: Plan) -> list[Hash]:
     """Time hash lookups and ``pandas.Index.get_indexer`` over the same keys, some of them unseen.
 
-    Both have their table ready. Strings are ``str`` for pandas, and for the lookup ``bytes``, as Triton's
-    Python backend gives them, or packed, as Arrow keeps them. Objects are made anew for each call, as each
-    request brings its own: else pandas would find the very objects of its table, their hashes known.
+    Both have their table ready. Strings are ``str`` for pandas. For the lookup they are ``bytes``, as in
+    Triton's Python backend, or packed, as Arrow stores them. Objects are created anew for each call, as for
+    each request; otherwise pandas would find the objects of its own table, with their hashes cached.
+
+    Raises
+    ------
+    BenchError
+        The two give different results.
     """
     rng = np.random.default_rng(1)
     integers = scattered(plan.keys, rng)
@@ -296,7 +306,7 @@ def measure_hashes(plan: Plan) -> list[Hash]:
 
 
 class _Fresh(Sequence[Call]):
-    """Calls whose input is made when the call is taken, which is before the clock starts."""
+    """Calls whose input is created when the call is fetched, before the clock starts."""
 
     def __init__(
         self, inputs: Sequence[Array], call: Callable[[Any], object], form: Callable[[Array], Any]
@@ -320,12 +330,12 @@ def _bytes_of(values: Array) -> Array:
 
 
 def _packed(values: Array) -> Strings:
-    """Return text end to end, as Arrow and Parquet keep it."""
+    """Return text as concatenated bytes, as Arrow and Parquet store it."""
     return Strings.of(_bytes_of(values))
 
 
 def _index_of(values: Array) -> pd.Index:
-    """Return what pandas looks up fastest; text as new ``str`` objects."""
+    """Return keys in the form that pandas looks up fastest; text as new ``str`` objects."""
     if values.dtype != np.object_:
         return pd.Index(values)
     return pd.Index(_objects([text.encode().decode() for text in values.tolist()]))
@@ -341,9 +351,9 @@ def _objects(values: list[Any]) -> Array:
 
 
 def measure_flatness(plan: Plan, scratch: Path) -> list[Flat]:
-    """Time one row of one column whose vocabulary has a thousand entries, up to a million.
+    """Time one row of one column for each vocabulary size of the plan.
 
-    Every call asks for another key.
+    Each call looks up another key.
 
     Parameters
     ----------

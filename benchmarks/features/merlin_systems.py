@@ -1,8 +1,8 @@
-"""Merlin Systems 23.8: its own environment, built here, and a workflow exported in it for Triton.
+"""Merlin Systems 23.8 in its own environment, which is built here, and a workflow's export for Triton.
 
-Merlin Systems is what serves an NVTabular workflow otherwise. It gets a virtual environment of its own,
-so that nothing of Tiercel is in its process: Triton starts its models in that environment
-(``EXECUTION_ENV_PATH``), and they are written by its own ``Ensemble.export`` in that environment.
+Merlin Systems is NVIDIA's way to serve an NVTabular workflow. It gets a virtual environment of its own,
+so that nothing of Tiercel is in its process. Its own ``Ensemble.export`` writes the models in that
+environment, and Triton runs them there (``EXECUTION_ENV_PATH``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tiercel_serving.errors import BenchError
 VERSION = "23.8.0"
 #: Newer pips refuse merlin-dataloader, see ``make setup``.
 PIP = "pip==25.3"
-#: All of it, as pip resolved it for Python 3.11 on Linux. ``merlin-systems`` is a source package.
+#: All packages, as pip resolved them for Python 3.11 on Linux. ``merlin-systems`` is a source package.
 PACKAGES = f"""\
 absl-py==2.5.1
 betterproto==1.2.5
@@ -89,11 +89,11 @@ urllib3==2.8.0
 zict==3.0.0
 zipp==4.1.2
 """
-#: Written last, so that an interrupted build starts again.
+#: File that is written last, so that an interrupted build starts again.
 STAMP = ".ready"
 
-#: What Merlin Systems' own documentation does to serve a workflow: ``Ensemble.export`` writes two models,
-#: the workflow and an executor that calls it.
+#: Export of a workflow as in Merlin Systems' own documentation. ``Ensemble.export`` writes two models, the
+#: workflow and an executor that calls it.
 EXPORT = """\
 import sys, warnings
 
@@ -106,7 +106,7 @@ workflow = Workflow.load(sys.argv[1])
 graph = workflow.input_schema.column_names >> TransformWorkflow(workflow)
 Ensemble(graph, workflow.input_schema).export(sys.argv[2])
 """
-#: The names of those models.
+#: Names of those models.
 WORKFLOW_MODEL, EXECUTOR_MODEL = "0_transformworkflowtriton", "executor_model"
 
 Progress = Callable[[int, int], None]
@@ -153,19 +153,19 @@ class MerlinSystems:
 
 
 def find_merlin_systems(cache: Path, progress: Progress | None = None) -> MerlinSystems:
-    """Return Merlin Systems' environment, built if it is not there: half a minute, and 0.8 GB.
+    """Return Merlin Systems' environment, after building it if needed, which takes half a minute and 0.8 GB.
 
     Parameters
     ----------
     cache
-        The directory of environments; each set of packages has its own in it.
+        The directory of environments, in which each set of packages has its own.
     progress
         Called as ``progress(packages seen, packages)`` while pip works.
 
     Raises
     ------
     BenchError
-        It can't be built here; the message ends with pip's own words.
+        It can't be built; if pip fails, the message ends with its output.
     """
     folder = environment_folder(cache)
     if not (folder / STAMP).is_file():
@@ -179,9 +179,9 @@ def find_merlin_systems(cache: Path, progress: Progress | None = None) -> Merlin
 
 
 def environment_folder(cache: Path) -> Path:
-    """Return where the environment of this Python and of :data:`PACKAGES` lies.
+    """Return the folder of the environment for this Python and :data:`PACKAGES`.
 
-    Scripts of an environment hold its path, so it is built where it stays.
+    Scripts in an environment contain its path, so it is built in its final place.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     digest = hashlib.sha256(f"{sys.base_prefix} {PIP} {PACKAGES}".encode()).hexdigest()[:8]
@@ -211,7 +211,7 @@ def _build(folder: Path, progress: Progress) -> None:
 
 
 def _run(command: list[str], what: str, follow: Callable[[str], None] | None = None) -> None:
-    """Run a command in an environment without this one's Python settings; say why if it fails."""
+    """Run a command without this process's ``PYTHON…`` variables; raise BenchError if it fails."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     lines: list[str] = []
     try:

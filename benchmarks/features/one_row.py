@@ -1,4 +1,4 @@
-"""One row through the compiled feature program against the same row through NVTabular."""
+"""Time of one row through the compiled feature program, against the same row through NVTabular."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from tiercel_export.workflow.frames import FrameOracle, columns_from_frame, orac
 if TYPE_CHECKING:
     from tiercel_pipelines.training import TrainedRun
 
-#: How many times faster than ``Workflow.transform`` one row shall be.
+#: How many times faster than ``Workflow.transform`` one row must be.
 LIMIT = 100.0
-#: Interactions among which a row without nulls is looked for.
+#: Number of interactions that are searched for a row without nulls.
 SAMPLE = 1000
 
 
 @dataclass(frozen=True)
 class OneRow:
-    """One part of a workflow, one row, both ways.
+    """Times of one row through one part of a workflow, by the program and by NVTabular.
 
     Parameters
     ----------
     part
-        ``user`` or ``item``.
+        ``user``, ``item`` or ``both``.
     columns
-        How many output columns the part has.
+        Number of output columns of the part.
     program_us, transform_us
         Median microseconds of the compiled program and of NVTabular's ``Workflow.transform``.
     limit
-        How many times faster the program shall be at least; None is no limit.
+        How many times faster the program must be; None is no limit.
     """
 
     part: str
@@ -52,7 +52,7 @@ class OneRow:
 
     @property
     def ok(self) -> bool:
-        """Whether it is at least as fast as it shall be."""
+        """Whether the ratio is within the limit."""
         return self.limit is None or self.ratio >= self.limit
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class OneRow:
 
 
 def median_us(call: Callable[[], object], seconds: float, at_least: int = 5) -> float:
-    """Return the median microseconds of a call, repeated for so many seconds, after one warm-up."""
+    """Return the median microseconds of a call, repeated for ``seconds`` after one warm-up."""
     call()
     spent: list[float] = []
     end = time.perf_counter() + seconds
@@ -74,22 +74,22 @@ def median_us(call: Callable[[], object], seconds: float, at_least: int = 5) -> 
 
 
 def measure_one_row(run: TrainedRun, seconds: float = 1.0) -> list[OneRow]:
-    """Time one row of a run's workflow both ways: the user part, the item part, and both.
+    """Time one row of a run's workflow by program and NVTabular: the user part, the item part, and both.
 
-    Both sides give the same columns in the same dtypes from a row that is already in memory. The whole
-    workflow's one row is a joined interaction, as it was at the fit.
+    Both sides return the same columns in the same dtypes from a row that is already in memory. The whole
+    workflow gets one row of joined interactions, as in the fit.
 
     Parameters
     ----------
     run
         The run whose workflow and tables are used.
     seconds
-        How long each of the six measurements takes.
+        Duration of each of the six measurements.
     """
     cut = cut_workflow(run.load_workflow())
     data = run.record.data
     joined = run.train.head(SAMPLE).merge(run.users, on=data.user_id).merge(run.items, on=data.item_id)
-    # NVTabular raises on a categorical column that is null in all rows, and one row is all rows.
+    # NVTabular raises on a categorical column that is null in all rows, and here there is only one row.
     whole_rows = joined.dropna()
     joined = (whole_rows if len(whole_rows) else joined).head(1)
     figures, calls, frames = [], [], []

@@ -1,11 +1,11 @@
-"""Opening a vocabulary of ten million strings: seconds, and the memory that each instance has to itself.
+"""Opening a vocabulary of ten million strings: the time it takes, and each instance's private memory.
 
-The vocabulary is given to a Categorify, the workflow compiled and written as an artefact. Then processes
-open the artefact as a stage does, and look strings up; each stays, as instances that serve do. The figures
-are medians of those that come after the first.
+A Categorify gets the vocabulary, and its workflow is compiled and written as an artefact. Then several
+processes open the artefact as a stage does and look up strings; each stays alive, as serving instances do.
+The figures are medians over all processes except the first.
 
-An instance's own memory is what Linux counts as *anonymous*: pages that no file backs. Pages of the
-memory-mapped tables are the file's, and one copy of them serves all processes of a machine.
+An instance's private memory is what Linux counts as *anonymous*, the pages that no file backs. Pages of the
+memory-mapped tables belong to the file, and all processes of a machine share one copy of them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from benchmarks.features import instance
 from benchmarks.features.plan import Plan
 from tiercel_serving.errors import BenchError
 
-#: How long opening may take, and what an instance may have to itself of the size of the tables.
+#: Most seconds that opening may take, and most private memory of an instance, as a share of the tables' size.
 OPEN_LIMIT_S, PRIVATE_LIMIT = 1.0, 0.05
-#: Strings that an instance looks up before its memory is read.
+#: Number of strings that an instance looks up before its memory is measured.
 LOOKUPS = 10_000
 COLUMN, PROGRAM = "key", "program"
 #: The id of a vocabulary's first entry.
@@ -38,22 +38,22 @@ FIRST_ID = 3
 
 @dataclass(frozen=True)
 class Opening:
-    """What opening a large vocabulary costs.
+    """Time and memory that opening a large vocabulary takes.
 
     Parameters
     ----------
     strings
-        Its entries.
+        Entries of the vocabulary.
     size_bytes
         Size of the artefact.
     open_s
         Seconds from the artefact's path to a program that is ready: header, sizes, memory maps.
     first_row_us
-        The first row after that.
+        Microseconds of the first row after that.
     private_bytes
-        What a further instance has to itself after its lookups.
+        Private memory of a further instance after its lookups.
     build_s, build_peak_bytes
-        Of compiling and writing it, which happens once, at export.
+        Time to compile and write the artefact, once at export, and peak memory of that process.
     limited
         Whether the limits apply.
     """
@@ -69,22 +69,22 @@ class Opening:
 
     @property
     def private_share(self) -> float:
-        """An instance's own memory over the size of the tables."""
+        """An instance's private memory divided by the size of the artefact."""
         return self.private_bytes / self.size_bytes
 
     @property
     def open_ok(self) -> bool:
-        """Whether it opens in time."""
+        """Whether it opens within the limit."""
         return not self.limited or self.open_s <= OPEN_LIMIT_S
 
     @property
     def private_ok(self) -> bool:
-        """Whether an instance has little enough to itself."""
+        """Whether an instance's private memory is within the limit."""
         return not self.limited or self.private_share <= PRIVATE_LIMIT
 
     @property
     def ok(self) -> bool:
-        """Whether both are so."""
+        """Whether both are within their limits."""
         return self.open_ok and self.private_ok
 
     def to_json(self) -> dict[str, Any]:
@@ -100,12 +100,12 @@ class Opening:
 
 
 def measure_opening(plan: Plan, scratch: Path, progress: Callable[[int, int], None] | None = None) -> Opening:
-    """Build the vocabulary and open it in processes of their own.
+    """Build the vocabulary in one process and open it in several others.
 
     Parameters
     ----------
     plan
-        How large it is.
+        Size of the vocabulary, and number of processes.
     scratch
         A directory for the Parquet file and the artefact.
     progress
@@ -154,7 +154,7 @@ def _start(arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def _answer(process: subprocess.Popen[str]) -> dict[str, float]:
-    """Return the JSON line that a process prints."""
+    """Return the JSON object of the line that a process prints; raise BenchError if there is none."""
     assert process.stdout is not None
     line = process.stdout.readline()
     try:
@@ -170,14 +170,14 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, float]:
 
 
 def build(scratch: Path, strings: int) -> dict[str, float]:
-    """Compile a Categorify whose vocabulary has so many strings, and write the artefact."""
+    """Compile a Categorify with a vocabulary of ``strings`` entries, and write the artefact."""
     import pandas as pd
     from nvtabular import ops
 
     from benchmarks.features.cases import fit_graph
     from tiercel_export.workflow.cut import compile_workflow
 
-    # A vocabulary that is given is written as a fit would write it, which would take minutes longer.
+    # A given vocabulary is written as by a fit, but a fit would take minutes longer.
     vocabulary = {COLUMN: pd.Series(_spell(range(strings)), dtype=object)}
     graph = [COLUMN] >> ops.Categorify(vocabs=vocabulary, out_path=str(scratch / "fit"))
     workflow = fit_graph(graph, pd.DataFrame({COLUMN: _spell([0, 1, 2])}))
@@ -191,7 +191,7 @@ def build(scratch: Path, strings: int) -> dict[str, float]:
 
 
 def _spell(numbers: Iterable[int]) -> list[str]:
-    """Return the strings of a vocabulary: 6 to 12 bytes."""
+    """Return a vocabulary's strings, of 6 to 12 bytes."""
     return [f"user-{number}" for number in numbers]
 
 

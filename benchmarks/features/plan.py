@@ -1,4 +1,4 @@
-"""How large everything is: the whole benchmark, and the same in seconds for tests."""
+"""Sizes and repeats of the full benchmark, and of a quick run that takes seconds, for tests."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ class Plan:
     entries
         Entries of the integer vocabulary of the case ``three``; the strings have a tenth.
     batches
-        Rows of a batch.
+        Rows of a batch, for each comparison with NVTabular.
     singles
-        Different batches of one row.
+        Number of different batches of one row.
     pool
-        Rows that the larger batches are made of.
+        Number of rows from which the larger batches are taken.
     rounds, slow_rounds
-        Rounds of the comparison with NVTabular, and where one of its calls takes over a second.
+        Rounds of the in-process comparisons, and of those with NVTabular where a call takes over a second.
     seconds
-        How long each side of a comparison is repeated in a round; one call at least.
+        How long each side of a comparison is repeated in a round; at least one call.
     flat
-        Vocabularies of the flatness figures.
+        Vocabulary sizes for which the time of one row is compared.
     keys
-        Entries of the vocabulary whose lookups are set against pandas.
+        Entries of the vocabulary whose lookups are compared with pandas.
     strings
         Entries of the vocabulary that is opened.
     instances
-        Processes that open it, the first among them.
+        Number of processes that open it, including the first.
     quick
-        Whether it is the small run, whose figures are no figures: no limit applies.
+        Whether this is the quick run, whose times mean nothing, so that no limit applies.
     """
 
     largest: int = 1_000_000

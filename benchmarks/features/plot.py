@@ -1,4 +1,4 @@
-"""The report as one picture, PNG or SVG by the file's suffix."""
+"""The report as one plot, PNG or SVG by the file's suffix."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ THEIRS, OURS, OTHER = "#b3541e", "#1f6f8b", "#9a9a9a"
 
 
 def draw(report: FeatureReport, file: Path) -> None:
-    """Draw a report: time by rows of a batch, by size of the vocabulary, hash lookups, and what is served.
+    """Draw time by batch size, time by vocabulary size, hash lookups, and served latency.
 
     Parameters
     ----------
     report
-        What was measured; a panel without figures says so.
+        The measurements; a panel without figures says so.
     file
         ``.png`` or ``.svg``.
     """

@@ -1,4 +1,4 @@
-"""The feature benchmark's report: figures, limits, tables for people, JSON for machines."""
+"""The feature benchmark's report: figures with their limits, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from tiercel_serving.bench.report import format_table
 
 @dataclass(frozen=True)
 class FeatureReport:
-    """Everything that one run of the feature benchmark found.
+    """All results of one run of the feature benchmark.
 
     Parameters
     ----------
     facts
-        Date, command, machine, versions: what the figures depend on.
+        Date, command, machine and versions, on which the figures depend.
     cases
-        Case → what it is, in words.
+        Case → description.
     against
-        The program and ``Workflow.transform``, by case and batch.
+        Times of the program and ``Workflow.transform``, by case and batch.
     one_row
         The same for one row of a run's workflow, by part.
     gathers, hashes, flats, openings
-        What vocabularies cost.
+        Costs of vocabularies.
     served
-        Beside Merlin Systems in one Triton.
+        Tiercel and Merlin Systems in one Triton, by case.
     missing
-        What was not measured → why.
+        Part that was not measured → reason.
     """
 
     facts: Mapping[str, Any]
@@ -62,11 +62,11 @@ class FeatureReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every figure that was measured is within its limit."""
+        """Whether every measured figure is within its limit."""
         return all(figure.ok for figure in self.figures)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON form: medians, and every round that they were taken of."""
+        """Return a JSON form with medians and the rounds behind them."""
         groups = ("against", "one_row", "gathers", "hashes", "flats", "openings", "served")
         return {
             **self.facts,
@@ -249,12 +249,12 @@ def _limit(bound: str, limit: float | None, unit: str, ok: bool) -> str:
 
 
 def verdict(ok: bool) -> str:
-    """Return what is printed of a limit."""
+    """Return the word printed for a limit that was kept or missed."""
     return "pass" if ok else "FAIL"
 
 
 def duration(us: float) -> str:
-    """Return microseconds in the unit that people read."""
+    """Return microseconds as text in a readable unit."""
     if us >= 1e6:
         return f"{us / 1e6:.2f} s"
     if us >= 1e3:

@@ -24,7 +24,7 @@ from tiercel_serving.bench.machine import describe_machine, installed_versions
 from tiercel_serving.bench.run import Load
 from tiercel_serving.errors import TiercelError
 
-#: What can be measured by itself.
+#: Parts that can be measured separately.
 PARTS = ("cases", "lookups", "opening", "served")
 #: Packages whose versions the report names.
 PACKAGES = (
@@ -36,16 +36,16 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Serving:
-    """How the part that serves is measured.
+    """Settings of the part ``served``.
 
     Parameters
     ----------
     find_load
-        Finds what makes the load.
+        Finds the load generator.
     cache
-        Where Merlin Systems' environment is, or is built.
+        Folder in which Merlin Systems' environment is found or built.
     rounds, seconds
-        How many rounds, and how long each single measurement takes.
+        Number of rounds, and duration of each single measurement.
     triton
         As for :func:`~tiercel_serving.supervise.start_server`.
     """
@@ -68,22 +68,22 @@ def run_features(
     command: str = "",
     progress: Progress | None = None,
 ) -> FeatureReport:
-    """Measure compiled features beside NVTabular, pandas, bare NumPy and Merlin Systems.
+    """Measure compiled features against NVTabular, pandas, plain NumPy and Merlin Systems.
 
     Parameters
     ----------
     plan
         Sizes and repeats.
     serving
-        How to serve; None leaves that part out.
+        Settings of the part ``served``; None leaves it out.
     cases
-        Which of :data:`~.cases.CASES`.
+        Names in :data:`~.cases.CASES`.
     parts
-        Which of :data:`PARTS`.
+        Names in :data:`PARTS`.
     data_dir
-        Where MovieLens-100K is looked for.
+        Folder to search for MovieLens-100K.
     trained
-        A run, as `tiercel train` leaves it; one row of its workflow is timed too.
+        A run written by ``tiercel train``; one row of its workflow is timed too.
     command
         The command line, for the report.
     progress
@@ -92,12 +92,12 @@ def run_features(
     Raises
     ------
     BenchError
-        The program and what it is compared with differ. What only the peer or the server can't do is no
-        error: the report says what was not measured, and why.
+        The outputs of the program and of a library it is compared with differ. A failure of Merlin Systems
+        or the server alone raises nothing; the report says what was not measured, and why.
     """
     with tempfile.TemporaryDirectory(prefix="tiercel-bench-") as folder:
         run = _Run(plan, Path(folder), data_dir, progress or (lambda what, done, total: None))
-        # The environment is built before anything is timed: nothing else runs beside a measurement.
+        # The environment is built before anything is timed, so that no build runs during a measurement.
         ready = run.prepare(serving) if "served" in parts else False
         for name in cases:
             if "cases" in parts or (ready and name in SERVED):
@@ -123,9 +123,9 @@ def run_features(
 
 
 class _Run:
-    """One run: measures part by part, and keeps what it found.
+    """One run of the benchmark, measured part by part.
 
-    One case is in memory at a time: those with vocabularies of a million take gigabytes.
+    Only one case is in memory at a time, since those with vocabularies of a million take gigabytes.
     """
 
     def __init__(self, plan: Plan, scratch: Path, data_dir: Path | None, progress: Progress) -> None:
@@ -145,7 +145,7 @@ class _Run:
         }
 
     def prepare(self, serving: Serving | None) -> bool:
-        """Get Merlin Systems and what makes the load; return whether both can be had."""
+        """Find Merlin Systems and the load generator; return whether both are available."""
         if serving is None:
             self._missing["Merlin Systems"] = "left out, as asked"
             return False
@@ -161,7 +161,7 @@ class _Run:
         return True
 
     def case(self, name: str, *, timed: bool, served: bool) -> None:
-        """Fit a case, and measure it in this process, behind a server, or both."""
+        """Fit a case, and measure it in this process, in a server, or both."""
         place = self._scratch / name
         place.mkdir()
         self._progress(f"{name}: fitting", 0, None)
@@ -206,7 +206,7 @@ class _Run:
         self._progress("one row", 1, 1)
 
     def lookups(self) -> None:
-        """Measure what vocabularies cost."""
+        """Measure the costs of vocabularies."""
         place = self._scratch / "lookups"
         place.mkdir()
         self._progress("lookups", 0, 3)

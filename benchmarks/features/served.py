@@ -1,20 +1,20 @@
 """The same workflow served by Tiercel and by Merlin Systems, in one Triton, on the same requests.
 
-Six models with the same inputs, one tensor a column, as Merlin Systems lays them out:
+Six models have the same inputs, one tensor per column, in Merlin Systems' layout:
 
 ``identity``
-    A Python model that does nothing: what a request costs by itself.
+    A Python model that does nothing, which measures the cost of a request alone.
 ``tiercel``
-    A Python model that runs the compiled programs and gives packed tensors, as Tiercel's stages do. **The
+    A Python model that runs the compiled programs and returns packed tensors, as Tiercel's stages do. **The
     limit is on this one.**
 ``own``
-    The same on Tiercel's own runner, in the server's process, where that was built. It has a limit too.
+    The same on Tiercel's own runner, in the server's process, if that is built. It has a limit too.
 ``columns``
-    As ``tiercel``, but every feature goes out in a tensor of its own, exactly as from Merlin Systems.
+    As ``tiercel``, but with one output tensor per feature, exactly as from Merlin Systems.
 ``workflow``
-    Merlin Systems' ``TransformWorkflow`` model, which is what ``tiercel`` is set against.
+    Merlin Systems' ``TransformWorkflow`` model, with which ``tiercel`` is compared.
 ``executor``
-    Merlin Systems' executor, which calls it, and is what its documentation has clients ask.
+    Merlin Systems' executor, which calls ``workflow``; its documentation has clients call this model.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from tiercel_serving.errors import BenchError
 from tiercel_serving.spec import Array
 from tiercel_serving.supervise import start_server
 
-#: Cases that are served, and how many times quicker than from Merlin Systems' workflow model the answer
-#: shall come, p50, one caller. With small vocabularies NVTabular is so quick that a request which computes
-#: nothing is hardly that much quicker: shown, without a limit.
+#: Served case → how many times faster than Merlin Systems' workflow model Tiercel must be (p50, one caller).
+#: With small vocabularies NVTabular is so fast that even a request which computes nothing is hardly that much
+#: faster, so that case has no limit.
 SERVED: Mapping[str, float | None] = {"three": 25.0, "movielens": 25.0, "three-small": None}
-#: The same of :data:`OWN`.
+#: The same limits for :data:`OWN`.
 OWN_LIMITS: Mapping[str, float] = {"three": 50.0}
-#: What runs on Tiercel's own runner.
+#: Name of the model on Tiercel's own runner.
 OWN = "own"
-#: What is measured → its Triton model.
+#: Name in the report → Triton model.
 MODELS: Mapping[str, str] = {
     "identity": "bench_identity",
     "tiercel": "bench_tiercel",
@@ -59,7 +59,7 @@ MODELS: Mapping[str, str] = {
     "workflow": WORKFLOW_MODEL,
     "executor": EXECUTOR_MODEL,
 }
-#: Requests that take turns, and how many of their answers are compared first, which also warms the models up.
+#: Number of different requests, and of those whose answers are compared first; this also warms up the models.
 REQUESTS, COMPARED = 200, 20
 TIMEOUT_S = 30.0
 
@@ -153,18 +153,19 @@ class TritonPythonModel:
 
 @dataclass(frozen=True)
 class Served:
-    """One case, served.
+    """Measurements of one served case.
 
     Parameters
     ----------
     case
         The case's name.
     rounds
-        What was measured → its rounds, in order; one caller, one row a request.
+        Name in :data:`MODELS` → its rounds, in order, with one caller and one row per request.
     triton
         The server's version.
     limit, own_limit
-        How many times quicker than Merlin Systems Tiercel shall be, on the stock runner and on its own.
+        How many times faster than Merlin Systems Tiercel must be, on Triton's Python backend and on its own
+        runner; None is no limit.
     """
 
     case: str
@@ -174,41 +175,41 @@ class Served:
     own_limit: float | None = None
 
     def p50_us(self, name: str) -> float:
-        """Return the median over rounds of one model's p50."""
+        """Return the median over rounds of one model's p50, in microseconds."""
         return median_of(self.rounds[name]).p50_us
 
     @property
     def ratio(self) -> float:
-        """How many times quicker than Merlin Systems' workflow model Tiercel answers."""
+        """How many times faster Tiercel answers than Merlin Systems' workflow model."""
         return self.times("workflow", "tiercel")
 
     @property
     def ceiling(self) -> float:
-        """The same if features took no time: what a request costs by itself is the rest."""
+        """The upper bound of ``ratio``, as if features took no time and only the request did."""
         return self.times("workflow", "identity")
 
     def times(self, slower: str, quicker: str) -> float:
-        """Return how many times quicker one model answers than another."""
+        """Return how many times faster the model ``quicker`` answers than ``slower``."""
         return self.p50_us(slower) / self.p50_us(quicker)
 
     @property
     def ok(self) -> bool:
-        """Whether it is as quick as it shall be, on both runners."""
+        """Whether both runners are within their limits."""
         return self.stock_ok and self.own_ok
 
     @property
     def stock_ok(self) -> bool:
-        """Whether it is on the stock runner."""
+        """Whether Triton's Python backend is within its limit."""
         return self.limit is None or self.ratio >= self.limit
 
     @property
     def own_ratio(self) -> float | None:
-        """How many times quicker Tiercel answers on its own runner; None where that was not built."""
+        """How many times faster Tiercel answers on its own runner; None if that is not built."""
         return self.times("workflow", OWN) if OWN in self.rounds else None
 
     @property
     def own_ok(self) -> bool:
-        """Whether it is on its own."""
+        """Whether Tiercel's own runner is within its limit."""
         return self.own_ratio is None or self.own_limit is None or self.own_ratio >= self.own_limit
 
     def to_json(self) -> dict[str, Any]:
@@ -246,7 +247,7 @@ def measure_served(
     triton: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Served:
-    """Serve a case both ways on one server, compare the answers, and measure in interleaved rounds.
+    """Serve a case by all models on one server, compare answers, and measure in interleaved rounds.
 
     Parameters
     ----------
@@ -255,11 +256,11 @@ def measure_served(
     peer
         Merlin Systems' environment.
     load
-        What makes the load.
+        The load generator.
     scratch
         A directory for the model repository.
     rounds, seconds
-        How many rounds, and how long each single measurement takes.
+        Number of rounds, and duration of each single measurement.
     triton
         As for :func:`~tiercel_serving.supervise.start_server`.
     progress
@@ -332,7 +333,7 @@ def _write_model(repository: Path, name: str, face: Any, code: str, **parameters
 
 
 def _packed_outputs(case: Case) -> list[Any]:
-    """Return the packed tensors of a case's programs, as outputs of a config."""
+    """Return the packed tensors of a case's programs as outputs of a model config."""
     kinds: dict[str, str] = {}
     for compiled in case.compiled:
         for output in compiled.outputs:
@@ -346,7 +347,7 @@ def _packed_outputs(case: Case) -> list[Any]:
 
 
 def requests_of(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return perf_analyzer's input data: one row a request, no nulls, which Merlin Systems can't be sent."""
+    """Return perf_analyzer's input data: one row per request, no nulls, which Merlin Systems can't take."""
     return [_request(row) for row in rows.dropna().head(REQUESTS).to_dict("records")]
 
 
@@ -362,7 +363,7 @@ def _request(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def compare_answers(url: str, case: str, requests: Sequence[Mapping[str, Any]]) -> None:
-    """Ask every model for the same rows, and compare those that give one tensor a feature.
+    """Send every model the same rows, and compare the models with one output tensor per feature.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Timing calls in this process: in turn, so that what disturbs the machine disturbs all of them."""
+"""Timing of calls in this process, interleaved so that disturbances of the machine affect all of them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timed:
-    """What was measured of one side of a comparison.
+    """Times of one side of a comparison.
 
     Parameters
     ----------
     rounds_us
-        The median microseconds of a call in each round.
+        Median microseconds per call in each round.
     """
 
     rounds_us: tuple[float, ...]
 
     @property
     def us(self) -> float:
-        """The median over rounds."""
+        """The median over rounds, in microseconds."""
         return median(self.rounds_us)
 
     def to_json(self) -> dict[str, object]:
@@ -34,7 +34,7 @@ class Timed:
 
 
 def span(over: Timed, under: Timed) -> tuple[float, float]:
-    """Return the lowest and the highest ratio of single rounds."""
+    """Return the lowest and the highest ratio over rounds."""
     ratios = [a / b for a, b in zip(over.rounds_us, under.rounds_us, strict=True)]
     return min(ratios), max(ratios)
 
@@ -47,18 +47,18 @@ def interleave(
     Parameters
     ----------
     sides
-        Name → calls that do the same on different input; each repeat takes the next one, so that no
-        answer comes out of a cache that only a benchmark would have.
+        Name → calls that do the same on different input. Each repeat takes the next one, so that no answer
+        comes from a cache that only a benchmark would have.
     rounds
-        How many rounds.
+        Number of rounds.
     seconds
-        How long each side is repeated in a round; one call at least.
+        How long each side is repeated in a round; at least one call.
     slow_rounds
-        Rounds where some call takes more than a second; None is ``rounds``.
+        Number of rounds if any side's call takes more than a second; None is ``rounds``.
 
     Returns
     -------
-    What was measured, by name. Every side is called once before anything counts.
+    The times of each side, by name. Every side is called once before measuring.
     """
     gc.collect()
     slowest = max(_clock(calls[-1]) for calls in sides.values())
@@ -74,7 +74,7 @@ def interleave(
 
 
 def _repeat(calls: Sequence[Call], first: int, seconds: float) -> tuple[int, float]:
-    """Repeat for so many seconds; return where to go on, and the median microseconds."""
+    """Repeat calls for ``seconds``; return the next call's index, and the median microseconds per call."""
     spent: list[float] = []
     place, end = first, time.perf_counter() + seconds
     while not spent or time.perf_counter() < end:

@@ -106,7 +106,7 @@ def measure(
     command: str,
     note: Callable[[str], Any],
 ) -> GpuReport:
-    """Measure the parts that were asked for; ``note`` is told what is done next.
+    """Measure the chosen parts; ``note`` is called with the name of the next step.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""An approximate index of FAISS asked as a release asks it, beside exact search over the same vectors."""
+"""An approximate FAISS index, searched as in a release, against exact search over the same vectors."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tiercel_serving.device.search_torch import DeviceSearch
 from tiercel_serving.sources.faiss_torch import MOST_FOUND, FaissSearch, cloner, gpu_resources, open_faiss
 from tiercel_serving.sources.search import Profile, Rung
 
-#: Items lie around so many centres, at this distance to the centres' own.
+#: Number of cluster centres, and the standard deviation of items around them, relative to that of centres.
 CENTRES, SPREAD = 2000, 0.7
 
-#: Vectors that an index is trained on.
+#: Number of vectors that an index is trained on.
 TRAINED = 200_000
 
 
 class IndexRow(NamedTuple):
-    """One index at one batch: what share of the best allowed it finds, and both searches' time."""
+    """One index at one batch size: its recall of the best allowed items, and both searches' times in µs."""
 
     items: int
     factory: str
@@ -48,7 +48,7 @@ def measure_index(
     rounds: int,
     progress: Callable[[str], None],
 ) -> Iterator[IndexRow]:
-    """Measure an index over random vectors of length 1; one row without figures where FAISS has no GPU."""
+    """Measure an index over random unit vectors; yield one row with only a reason if it can't be built."""
     progress(f"{factory} over {items:,} × {dimension}")
     place = Place(device)
     with place.here():
@@ -57,7 +57,7 @@ def measure_index(
         exact = DeviceSearch(vectors, None, items)
         try:
             made = _made(vectors, factory, place)
-        except Exception as error:  # what a machine lacks is a line of the report
+        except Exception as error:  # such as FAISS without a GPU; the report says so
             reason = " ".join(str(error).split()[:25])
             yield IndexRow(items, factory, 0, 0, None, None, None, reason)
             return
@@ -80,7 +80,7 @@ def _drawn(count: int, seed: int, dimension: int, device: str) -> Tensor:
 
 
 def _made(vectors: Tensor, factory: str, place: Place) -> Any:
-    """Return the index on the host, as an export writes it; made where the vectors are."""
+    """Return the index on the host, as an export writes it; it is built on the vectors' device."""
     import faiss
     import faiss.contrib.torch_utils
 

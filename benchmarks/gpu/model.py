@@ -1,4 +1,4 @@
-"""A ranker of the usual form with random weights: how long it takes does not depend on what it has learnt."""
+"""A typical ranker with random weights, since latency does not depend on their values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INPUTS = ("user_cat", "user_num", "item_cat", "item_num", "kept_score")
 
 @dataclass(frozen=True)
 class Shape:
-    """How large the ranker is: categories, their number, columns of numbers, widths."""
+    """Size of the ranker: rows of the embedding table, columns of each tensor, and layer widths."""
 
     categories: int = 100_000
     user_cats: int = 4
@@ -29,7 +29,7 @@ class Shape:
 class Ranker(nn.Module):
     """DLRM over ``[B, K]`` candidates (Naumov et al. 2019): embeddings, products of all pairs, an MLP.
 
-    What depends on the user alone is computed once and broadcast. Gives ``[B, K, 1]``.
+    Values that depend only on the user are computed once and broadcast. Returns ``[B, K, 1]`` float32.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -40,7 +40,7 @@ class Ranker(nn.Module):
         self.item_bottom = nn.Linear(shape.item_nums + 1, dimension)
         fields = columns + 2
         first, second = torch.triu_indices(fields, fields, 1)
-        # Cells above the diagonal of the products, row by row.
+        # Flat positions of the products above the diagonal.
         self.register_buffer("pairs", first * fields + second)
         widths = [fields * (fields - 1) // 2 + dimension, *shape.hidden]
         layers: list[nn.Module] = []
@@ -65,7 +65,7 @@ class Ranker(nn.Module):
 
 
 def example(shape: Shape, users: int, kept: int, device: str, seed: int = 0) -> dict[str, Tensor]:
-    """Return random inputs for so many users and candidates."""
+    """Return random inputs for a number of users and of candidates."""
     draw = torch.Generator().manual_seed(seed)
     cats: Mapping[str, tuple[int, ...]] = {
         "user_cat": (users, shape.user_cats),

@@ -1,4 +1,4 @@
-"""The ranker in each of its forms, at each shape: latency and throughput, and how far it lies from eager."""
+"""The ranker in each of its forms, at each shape: latency, throughput, and difference from eager."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from benchmarks.gpu.model import INPUTS, Ranker, Shape, example
 from benchmarks.gpu.timing import Times, measure
 
-#: What runs the ranker on named tensors.
+#: A function that runs the ranker on named tensors.
 Run = Callable[[Mapping[str, Tensor]], Tensor]
 
-#: ONNX files → the precision of the products.
+#: Precision of an ONNX file → its dtype.
 PRECISIONS: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -28,7 +28,7 @@ OUTPUT = "rank_score"
 
 
 class RankerRow(NamedTuple):
-    """One form at one shape; where it could not run, why not in place of times."""
+    """One form at one shape; if it could not run, ``reason`` replaces times and difference."""
 
     form: str
     users: int
@@ -39,12 +39,12 @@ class RankerRow(NamedTuple):
 
 
 def onnx_file(folder: Path, precision: str, kept: int) -> Path:
-    """Return where the ranker of K candidates lies as ONNX."""
+    """Return the ONNX file of the ranker of K candidates."""
     return folder / f"ranker-{kept}-{precision}.onnx"
 
 
 def prepare(folder: Path, shape: Shape, kept: Sequence[int], precisions: Sequence[str]) -> None:
-    """Write the ranker as ONNX for each K and precision: for a machine without ``onnxscript``."""
+    """Write the ranker as ONNX for each K and precision, for use on a machine without ``onnxscript``."""
     folder.mkdir(parents=True, exist_ok=True)
     for precision in precisions:
         model = _model(shape, "cpu").to(PRECISIONS[precision])
@@ -85,19 +85,19 @@ def measure_ranker(
     Parameters
     ----------
     shape
-        The ranker's.
+        Size of the ranker.
     sizes
-        Users and candidates.
+        Pairs of B users and K candidates.
     forms
-        Rows of :data:`FORMS`.
+        Keys of :data:`FORMS`.
     device
         ``cpu`` or ``cuda``.
     rounds
-        Calls of each.
+        Number of calls of each form at each size.
     folder
-        Where ONNX files lie, and packages are put.
+        Folder of ONNX files and compiled packages; missing ones are written there.
     progress
-        Called with what is done next.
+        Called with the name of the next step.
     """
     model = _model(shape, device)
     for kept in dict.fromkeys(count for _, count in sizes):
@@ -106,7 +106,7 @@ def measure_ranker(
             batches = [users for users, count in sizes if count == kept]
             try:
                 run = FORMS[form](model, shape, kept, device, folder)
-            except Exception as error:  # what a machine lacks is a line of the report
+            except Exception as error:  # such as a missing package; the report says so
                 reason = _first_line(error)
                 yield from (RankerRow(form, users, kept, None, None, reason) for users in batches)
                 continue
@@ -154,14 +154,14 @@ def _aoti(graphs: bool) -> Callable[..., Run]:
         from tiercel_serving.device.graphs_torch import GraphedRun, lasting, one_instance
 
         run = GraphedRun(loader.run, one_instance())
-        # As the stages before it leave them: where they last, and are read without a copy.
+        # Earlier stages leave tensors in lasting memory, from which the graph reads them without a copy.
         return lambda given: run([lasting(given[name]) for name in INPUTS])[0]
 
     return make
 
 
 def _package(model: Ranker, shape: Shape, kept: int, device: str, folder: Path) -> Any:
-    """Return the loaded package of one K, compiled as an export's are, at most once for a device."""
+    """Return the loaded package for one K, compiled as in an export unless the device's file exists."""
     from tiercel_serving.engines.aoti import load_package
     from tiercel_serving.engines.aoti_torch import build_package, write_program
     from tiercel_serving.engines.bound import Bound
@@ -198,7 +198,7 @@ def _onnx(precision: str) -> Callable[..., Run]:
     return make
 
 
-#: Form → makes what runs it.
+#: Form → function that makes its ``Run``.
 FORMS: Mapping[str, Callable[..., Run]] = {
     "eager": _eager,
     "torch.compile": _compiled,

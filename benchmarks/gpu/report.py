@@ -1,4 +1,4 @@
-"""What was measured, as JSON and as Markdown; the sizes."""
+"""The sizes of the benchmark, and its results as JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ SIZES: Mapping[str, Size] = {
 
 @dataclass
 class GpuReport:
-    """The figures: what they depend on, and each part that was asked for."""
+    """The figures of each measured part, and the facts on which they depend (``head``)."""
 
     head: Mapping[str, Any]
     ranker: list[RankerRow] = field(default_factory=list)
@@ -79,7 +79,7 @@ class GpuReport:
     served: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON."""
+        """Return a JSON form."""
         return {
             **self.head,
             "ranker": [
@@ -93,7 +93,7 @@ class GpuReport:
         }
 
     def to_markdown(self) -> str:
-        """Return everything as Markdown."""
+        """Return the report as Markdown."""
         lines = [f"# {self.head['device_name']}, {self.head['date']}", "", f"`{self.head['command']}`", ""]
         if self.ranker:
             lines += ["| ranker | B × K | p50, µs | p99, µs | in a row, µs | from eager |"]

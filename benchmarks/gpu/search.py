@@ -1,4 +1,4 @@
-"""Exact top-k over item vectors on a device, against what reading them takes."""
+"""Exact top-k over item vectors on a device, against the time to read them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tiercel_serving.device.masks_torch import TensorMask
 from tiercel_serving.device.place_torch import CAPTURES
 from tiercel_serving.device.search_torch import DTYPES, DeviceSearch
 
-#: Candidates that are asked for, and items that each user has had.
+#: Number of candidates to find, and of items that each user has had.
 COUNT, SEEN = 200, 200
 
-#: Vectors are drawn so many at a time.
+#: Number of vectors drawn at once.
 _PIECE = 1 << 20
 
 
 class SearchRow(NamedTuple):
-    """One search: its time, and over the time that reading the vectors once takes.
+    """One search: its median time, and this divided by the time to read the vectors once.
 
-    ``launches`` is "one" where it is replayed from a CUDA graph, as a served request of one user is.
+    ``launches`` is "one" if the search is replayed from a CUDA graph, as for a served request of one user.
     """
 
     items: int
@@ -38,7 +38,7 @@ class SearchRow(NamedTuple):
 
 
 def bandwidth(device: str, size: int) -> float:
-    """Return bytes a second, read and written together, of copying so many bytes within a device."""
+    """Return bytes per second, read and written together, of copying ``size`` bytes within a device."""
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
     times = measure(lambda: target.copy_(source), device, 20)
@@ -55,7 +55,7 @@ def measure_search(
     speed: float,
     progress: Callable[[str], None],
 ) -> Iterator[SearchRow]:
-    """Measure each number of items, precision and batch; ``speed`` is of :func:`bandwidth`."""
+    """Measure each number of items, precision and batch; ``speed`` is the result of :func:`bandwidth`."""
     for items in sizes:
         for precision in precisions:
             progress(f"{items:,} × {dimension} {precision}")
@@ -66,7 +66,7 @@ def measure_search(
                     for launches in _launches(device):
                         yield _row(search, precision, users, launches, device, rounds, speed)
                 del vectors, search
-            except RuntimeError as error:  # too little memory: a line of the report
+            except RuntimeError as error:  # such as too little memory; the report says so
                 reason = " ".join(str(error).split()[:15])
                 yield from (SearchRow(items, precision, users, "", None, None, reason) for users in batches)
             if device == "cuda":

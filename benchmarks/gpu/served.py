@@ -1,8 +1,8 @@
-"""A release in one process and on Triton, its stages on the device, beside the same release on the CPU.
+"""A release in one process and on Triton, with its stages on the device or on the CPU.
 
-The release comes along: one of target ``cpu`` with engine ``onnx``, or of target ``gpu`` whose engines
-``tiercel build-engines`` has compiled here. Its artefacts are those of the other forms: only manifest and
-configs are written anew, in copies that share them.
+The caller provides the release, which has target ``cpu`` and engine ``onnx``, or target ``gpu`` and engines
+that ``tiercel build-engines`` has compiled on this machine. Each form is a copy that links the release's
+artefacts and has its own manifest and configs.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.stages.engine import engine_names
 from tiercel_serving.verify.golden import StoredGolden
 
-#: Device → the forms that are measured there, each a target and an engine.
+#: Device → the forms measured on it, each a target and an engine.
 FORMS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "cpu": (("cpu", "onnx"), ("torch", "onnx")),
     "cuda": (("cpu", "onnx"), ("gpu", "onnx-cuda"), ("gpu", "aoti-cuda")),
 }
 
-#: Requests to one server before the next has its turn, as a caller has it who asks again and again: a server
-#: that slept a few milliseconds, while others were asked, takes longer.
+#: Number of consecutive requests to one server before the next server, as from a busy caller. A server that
+#: has idled for a few milliseconds, while others were measured, takes longer.
 IN_A_ROW = 50
 
-#: What a served answer gives.
+#: Outputs of a served answer.
 ANSWER = ("item_id", "score", "count", "status")
 
 
 def forms(path: Path, folder: Path, device: str) -> Iterator[tuple[str, Release]]:
-    """Yield the release in each form whose engines' files it has, with what the form is called.
+    """Yield the name and release of each form for which the release has engine files.
 
     Raises
     ------
     Refused
-        It has an ONNX file for none of its engines.
+        An ONNX file of a model is missing.
     """
     opened = open_release(path)
     names = engine_names(opened)
@@ -85,9 +85,10 @@ def changed(release: Release, folder: Path, target: str, engine: str) -> Release
 def measure_served(
     path: Path, folder: Path, device: str, rounds: int, seconds: float, note: Callable[[str], Any]
 ) -> dict[str, Any]:
-    """Return by form the median answer to one user, in one process and served, and the rate to eight.
+    """Return each form's median latency for one user, in one process and served, and the rate to 8 callers.
 
-    ``note`` is told of a form that can't run here, and why.
+    Latencies are in microseconds, the rate is in answers per second. ``note`` is called with the name of a
+    form that can't run on this machine, and the reason.
     """
     opened = open_release(path)
     known, (golden, _) = example_user(opened), StoredGolden(opened).tensors("answers")

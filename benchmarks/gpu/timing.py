@@ -1,4 +1,4 @@
-"""Times of calls on a device: each by itself, and many without waiting between them."""
+"""Times of calls on a device: of single calls, and of many without a wait between them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class Times(NamedTuple):
-    """Microseconds of one call that is waited for (median and 99th percentile), and of one among many."""
+    """Microseconds of a call that is waited for (median, 99th percentile), and per call without waits."""
 
     p50_us: float
     p99_us: float
@@ -19,13 +19,13 @@ class Times(NamedTuple):
 
 
 def wait(device: str) -> None:
-    """Wait until a device has done its work."""
+    """Wait until a device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def measure(call: Callable[[], Any], device: str, rounds: int) -> Times:
-    """Call so many times, after a tenth as many that do not count."""
+    """Return the times of ``rounds`` calls, after a tenth as many (at least 3) that warm up."""
     for _ in range(max(3, rounds // 10)):
         call()
     wait(device)

@@ -1,1 +1,1 @@
-"""Tiercel beside the service that people write by hand."""
+"""Benchmark of Tiercel against a typical hand-written service."""

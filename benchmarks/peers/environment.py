@@ -1,4 +1,4 @@
-"""The environment of the hand-written service: packages that Tiercel does not need to be there."""
+"""The hand-written service's own environment, since Tiercel does not need its packages."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PACKAGES = (
 
 
 def find_python(given: Path | None, cache: Path) -> Path:
-    """Return the Python of that environment: the one that was named, or one that is built once in the cache.
+    """Return the environment's Python: ``given``, or else the one in ``cache``, which is built once.
 
     Raises
     ------
     BenchError
-        It can't be built here; the message ends with pip's own words.
+        It can't be built; the message ends with the output of venv or pip.
     """
     if given is not None:
         return given
@@ -31,7 +31,7 @@ def find_python(given: Path | None, cache: Path) -> Path:
     try:
         _run([str(python), "-m", "pip", "install", "--quiet", *PACKAGES])
     except BenchError:
-        python.unlink()  # what is half made is built again
+        python.unlink()  # so that the next call builds it again
         raise
     return python
 

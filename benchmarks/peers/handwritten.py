@@ -1,8 +1,8 @@
-"""The service people write by hand: FastAPI, pandas, torch, FAISS. It runs in an environment of its own.
+"""A typical hand-written service with FastAPI, pandas, torch and FAISS, in its own environment.
 
-``uvicorn handwritten:app --workers N``, with ``PREPARED`` naming the folder that ``prepare.py`` wrote.
-Nothing of Tiercel is imported. It is kinder to itself than most: features are encoded beforehand, and users
-and items are data frames in memory.
+Start it by ``uvicorn handwritten:app --workers N``, where ``PREPARED`` names the folder of ``prepare.py``.
+It imports nothing of Tiercel. It is faster than most such services, because features are encoded beforehand,
+and users and items are data frames in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ USERS, ITEMS = (pd.read_pickle(PREPARED / f"{name}.pkl") for name in ("users", "
 COLUMNS: dict[str, list[str]] = {}
 for column in (*USERS.columns, *ITEMS.columns):
     COLUMNS.setdefault(column.partition(".")[0], []).append(column)
-# Without the guards of an exported program, which a module of one's own has not.
+# Without the guards of exported programs, which a hand-written module does not have.
 TOWER, RANKER = (
     torch.export.load(PREPARED / f"{name}.pt2").module(check_guards=False) for name in ("tower", "ranker")
 )
@@ -46,7 +46,7 @@ class Asked(BaseModel):
 
 
 def tensor(frame: Any, name: str) -> torch.Tensor:
-    """The columns of a packed tensor, ``[rows, columns]`` or ``[rows, …]`` of a list column."""
+    """Return a packed tensor of a frame's rows: ``[rows, columns]``, or ``[rows, …]`` for a list column."""
     columns = COLUMNS[name]
     if columns == [name]:
         return torch.from_numpy(np.stack(frame[name].to_list()))
@@ -54,7 +54,7 @@ def tensor(frame: Any, name: str) -> torch.Tensor:
 
 
 def recommend(asked: Asked) -> dict[str, Any]:
-    """The best k of the items that the user has not had."""
+    """Return the best k of the items that the user has not had; 404 if the user is unknown."""
     if asked.user_id not in USERS.index:
         raise HTTPException(404, f"there is no user {asked.user_id}")
     user = USERS.loc[[asked.user_id]]

@@ -1,4 +1,4 @@
-"""A closed loop over plain HTTP: a connection a caller, bodies made beforehand, in a process of its own."""
+"""A closed-loop load over plain HTTP, in its own process, with a connection per caller and ready bodies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiercel_serving.bench.measurement import Measurement
 
 @dataclass(frozen=True)
 class HttpJob:
-    """What is sent where, by how many callers, for how long."""
+    """The endpoint, the request bodies, the duration in seconds, and the number of callers."""
 
     host: str
     port: int
@@ -25,7 +25,7 @@ class HttpJob:
 
 
 def send_http(job: HttpJob) -> Measurement:
-    """Send, and return what was measured; an answer other than 200 ends it."""
+    """Send the requests and return latencies and throughput; RuntimeError if a status is not 200."""
     start = time.perf_counter()
     with ThreadPoolExecutor(job.concurrency) as pool:
         parts = [
@@ -41,8 +41,8 @@ def _caller(job: HttpJob, bodies: Sequence[bytes], end: float) -> list[float]:
     headers, latencies_us, number = {"Content-Type": "application/json"}, [], 0
     while (begun := time.perf_counter()) < end:
         connection.request("POST", job.path, bodies[number % len(bodies)], headers)
-        # Workers of uvicorn answer in two parts without TCP_NODELAY: else the second waits 40 ms for an
-        # acknowledgement of the first.
+        # uvicorn's workers send an answer in two parts without TCP_NODELAY; without this option, the second
+        # part waits 40 ms for the acknowledgement of the first.
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         answer = connection.getresponse()
         body = answer.read()

@@ -1,4 +1,4 @@
-"""What the hand-written service reads: data frames, vectors and exported torch modules of one trained run."""
+"""The hand-written service's files: data frames, vectors and exported torch modules of a trained run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiercel_serving.release.opened import Release
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.stores.memory_mapped import USER_LOOKUP
 
-#: Users for each run of the stage that makes their tensors.
+#: Number of users per run of the stage that makes their tensors.
 BATCH = 64
 
 Arrays = dict[str, Any]
@@ -30,7 +30,7 @@ def prepare(run: TrainedRun, release: Release, folder: Path) -> None:
     Raises
     ------
     BenchError
-        The run has not one query model and one ranker: there is no such service to write.
+        The run is not one two-tower model with a ranker, which is all that the service implements.
     """
     retrieval: dict[str, Any] = dict(run.load_retrieval())
     ranker: Any = run.load_ranking()
@@ -83,7 +83,7 @@ def _seen(release: Release, ids: Any) -> list[set[int]]:
 
 
 def _frame(tensors: Arrays, id_name: str, ids: Any, seen: list[set[int]] | None) -> Any:
-    """One row an entity: a column for each column of a packed tensor, an object column for what is larger."""
+    """Return a frame with a row per entity, a column per packed column, and object columns for lists."""
     columns: Arrays = {id_name: ids}
     for name, array in tensors.items():
         if name in ("user_cat", "user_num", "item_cat", "item_num", "history_length"):

@@ -1,4 +1,4 @@
-"""Rounds in turn: Tiercel's fused layout on both runners, the hand-written service, the stages alone."""
+"""Interleaved rounds of Tiercel's fused layout on each runner, the service, and the stages in process."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from .http_load import HttpJob, send_http
 
 SERVICE, BARE = "handwritten", "stages in one process"
 CONCURRENCIES = (1, 8)
-#: What is asked, and of whom both are asked before anything is measured.
+#: Number of different requests, and of users for whom answers are compared before measuring.
 REQUESTS, COMPARED = 500, 20
 START_S = 120.0
 
-#: In flight → what was measured → its rounds; and processor milliseconds of an answer, at 8 in flight.
+#: Requests in flight → server → its rounds; and server → CPU milliseconds per answer, at 8 in flight.
 Rounds = dict[int, dict[str, list[Measurement]]]
 Costs = dict[str, list[float]]
 
 
 @contextmanager
 def handwritten(python: Path, prepared: Path, workers: int) -> Iterator[tuple[int, int]]:
-    """Run the service; gives its port and its process group."""
+    """Run the service; yield its port and its process group."""
     with held_ports("127.0.0.1", {"http": None}) as held:
         port = held["http"]
     command = [str(python), "-m", "uvicorn", "handwritten:app", "--port", str(port)]
@@ -58,7 +58,7 @@ def handwritten(python: Path, prepared: Path, workers: int) -> Iterator[tuple[in
         _wait(port, process)
         yield port, process.pid
     finally:
-        kill_group(process.pid, grace_s=5.0)  # its workers too, whatever they are doing
+        kill_group(process.pid, grace_s=5.0)  # with its workers, even busy ones
         process.wait()
 
 
@@ -74,7 +74,7 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def ask(port: int, user: int, k: int = 10) -> list[int]:
-    """Ask the service for one user's items."""
+    """Return the service's items for one user."""
     body = json.dumps({"user_id": user, "k": k}).encode()
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/recommend", body, {"Content-Type": "application/json"}
@@ -84,7 +84,7 @@ def ask(port: int, user: int, k: int = 10) -> list[int]:
 
 
 def agreement(url: str, port: int, users: Sequence[int]) -> float:
-    """Return which share of the ten best items of some users both name: they serve the same models."""
+    """Return the share of users' ten best items that Tiercel and the service have in common."""
     with Recommender(url) as recommender:
         shared = [
             len({item.item_id for item in recommender.recommend(user, k=10).items} & set(ask(port, user)))
@@ -96,12 +96,12 @@ def agreement(url: str, port: int, users: Sequence[int]) -> float:
 def run_peers(
     release: Release, prepared: Path, python: Path, *, seconds: float, rounds: int, workers: int
 ) -> dict[str, Any]:
-    """Measure, and return the whole as JSON.
+    """Measure all servers, and return the result as a JSON object.
 
     Raises
     ------
     BenchError
-        The service does not start, or answers other items than Tiercel does.
+        The service does not start, or shares less than 90% of the compared items with Tiercel.
     """
     drawn = draw_requests(Material.of(release), "users", REQUESTS)
     users = [int(tensors["user_id"].item()) for tensors in drawn]
@@ -139,7 +139,7 @@ def run_peers(
 
 
 def _measure(pool: ProcessPoolExecutor, job: Any, group: int) -> tuple[Measurement, float]:
-    """Return what was measured, and the processor milliseconds that an answer took the server."""
+    """Return the measurement, and the server's CPU milliseconds per answer."""
     spent = cpu_seconds(group)
     if isinstance(job, HttpJob):
         found: Measurement = pool.submit(send_http, job).result()

@@ -17,20 +17,20 @@ from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.spec import Array
 from tiercel_serving.stages.specs import RETRIEVAL
 
-#: Users of a large batch.
+#: Number of users in a large batch.
 BATCH = 64
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A release that is asked: where it is, whose it is, and of what size.
+    """A release to send requests to, with its users and size.
 
     Parameters
     ----------
     path, release
-        Its folder, and the same opened.
+        The release's folder, and the opened release.
     user_ids
-        All users' raw ids; position = place in the made-up data.
+        Raw ids of all users, in the order of the synthetic data.
     size
         Its size.
     """
@@ -41,20 +41,21 @@ class Asked:
     size: Size
 
     def light(self) -> Array:
-        """Return the places of users who have had little."""
+        """Return the positions of the users who are not heavy."""
         return np.setdiff1d(np.arange(self.size.users), heavy_users(self.size))
 
 
 def measure_answers(asked: Mapping[str, Asked], seed: int = 0) -> dict[str, dict[str, float]]:
-    """Measure medians in microseconds, by name.
+    """Measure the time of answers in each release.
 
-    Single users of all releases are asked in turn: a machine that is slower for a while is so for each.
+    Requests for single users alternate between the releases, so that a slow phase of the machine affects all.
 
     Returns
     -------
     dict
-        By name, ``one`` (an answer to one user), ``batch`` and ``heavy`` (:data:`BATCH` users, in the second
-        case one heavy among them; a user), and the same with ``_retrieval`` for that stage alone.
+        Name → medians in microseconds per user: ``one`` (a request for one user), ``batch`` and ``heavy``
+        (:data:`BATCH` users, one of them heavy for ``heavy``), and each name with the suffix ``_retrieval``
+        for that stage alone.
     """
     chains = {name: Chain.open(one.release) for name, one in asked.items()}
     random = np.random.default_rng(seed)
@@ -62,7 +63,7 @@ def measure_answers(asked: Mapping[str, Asked], seed: int = 0) -> dict[str, dict
     light = {name: one.light() for name, one in asked.items()}
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in asked}
     turns = max(one.size.answers for one in asked.values())
-    # As many come before: what is measured is a server that has answered.
+    # The first half warms up.
     for _ in range(2 * turns):
         for name, one in asked.items():
             spent[name].append(_spent(chains[name], one, random.choice(light[name], 1)))
@@ -72,7 +73,7 @@ def measure_answers(asked: Mapping[str, Asked], seed: int = 0) -> dict[str, dict
 
 
 def _batches(chain: Chain, one: Asked, random: np.random.Generator) -> dict[str, float]:
-    """Measure batches with and without one heavy user, in turn; the first of each warms up."""
+    """Measure batches with and without one heavy user, alternating; the first of each warms up."""
     light, heavy = one.light(), heavy_users(one.size)
     spent: dict[str, list[tuple[float, float]]] = {"batch": [], "heavy": []}
     for _ in range(max(one.size.answers // 5, 5) + 1):
@@ -86,7 +87,7 @@ def _batches(chain: Chain, one: Asked, random: np.random.Generator) -> dict[str,
 
 
 def _spent(chain: Chain, one: Asked, rows: Array) -> tuple[float, float]:
-    """Return the microseconds a user of one answer, and of its retrieval."""
+    """Return the microseconds per user of one answer, and of its retrieval stage."""
     ids = one.user_ids[rows][:, None]
     begun = time.perf_counter()
     _, times = chain.run({"user_id": ids})

@@ -1,6 +1,6 @@
-"""An export in a process of its own: how long it takes, and how much memory beyond the caller's frames.
+"""An export in a process of its own: its time, and its memory beyond the caller's data frames.
 
-Run as a module, it makes the data up, exports to a folder, and prints one JSON object.
+Run as a module, it generates the data, exports to a folder, and prints one JSON object.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def measure_export(destination: Path, size: str, index: str, text_ids: bool) -> 
 
 
 def output_of(command: list[str]) -> dict[str, float]:
-    """Return the JSON object that a command prints last."""
+    """Return the JSON object in a command's last line of output; raise BenchError if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchError(f"{' '.join(command[1:4])} failed: {done.stderr.strip()[-2000:]}")
@@ -32,14 +32,14 @@ def output_of(command: list[str]) -> dict[str, float]:
 
 
 def memory(field: str) -> int:
-    """Return ``VmRSS`` or ``VmHWM``, its peak, of this process in bytes."""
+    """Return ``VmRSS`` (resident memory) or ``VmHWM`` (its peak) of this process in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     [line] = [line for line in lines if line.startswith(f"{field}:")]
     return int(line.split()[1]) * 1024
 
 
 def main(destination: str, size: str, index: str, ids: str) -> None:
-    """Export once."""
+    """Export once, and print seconds and bytes as JSON."""
     from benchmarks.scale.made_up import make_up
     from benchmarks.scale.parts import arguments
     from tiercel_export import build_release
@@ -47,7 +47,7 @@ def main(destination: str, size: str, index: str, ids: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = make_up(SIZES[size], text_ids=ids == "text")
         given = arguments(made, SIZES[size], index, folder)
-        # From here on the kernel counts the peak anew.
+        # Reset the peak that the kernel counts (VmHWM).
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         before, steps, peaks = memory("VmRSS"), {}, {}
         begun = last = time.perf_counter()

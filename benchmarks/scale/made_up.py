@@ -1,4 +1,4 @@
-"""Made-up data: items in clusters, users who mostly stay in one. The same seed gives the same data."""
+"""Synthetic data of items in clusters, and users who mostly stay in one. A seed always gives equal data."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pandas as pd
 from benchmarks.scale.sizes import Size
 from tiercel_serving.spec import Array
 
-#: How far items lie from the middle of their cluster, which has length 1.
+#: Distance of items from the centre of their cluster, which has length 1.
 SPREAD = 0.3
-#: The dimensions are not alike: the standard deviation of the j-th is 1 / j to this power, as the singular
-#: values of trained embeddings fall off too. (Where all are alike, an item's cluster is an island, and behind
-#: it everything is equally far: no index helps there, and no real catalogue is so.)
+#: The standard deviation of the j-th dimension is proportional to 1 / j to this power, since singular values
+#: of trained embeddings decay too. (With equal deviations clusters are isolated and everything outside one is
+#: equally far away, where no index helps. No real catalogue is like that.)
 DECAY = 1.0
-#: The share of a user's events that lie in his own clusters.
+#: Share of a user's events that lie in the user's own cluster.
 FAITHFUL = 0.8
-#: The lots of items, of which rules let some pass, and share of the items → what lots those are.
+#: Number of lots of items. Rules let some lots pass: share of the items → lots below this number.
 LOTS = 2000
 RULES = {"50%": LOTS // 2, "1%": LOTS // 100, "0.05%": 1}
 #: Kinds of items.
@@ -27,7 +27,7 @@ KINDS = ("tool", "toy", "gift", "book")
 
 @dataclass(frozen=True)
 class MadeUp:
-    """What is made up: frames, and item vectors in the order of the items."""
+    """Synthetic data: frames, and item vectors ``[I, D]`` in the order of the items."""
 
     items: pd.DataFrame
     users: pd.DataFrame
@@ -36,16 +36,16 @@ class MadeUp:
 
 
 def make_up(size: Size, *, text_ids: bool = False, seed: int = 0) -> MadeUp:
-    """Make a size up.
+    """Generate the data of a size.
 
     Parameters
     ----------
     size
-        How much.
+        Numbers of items, users and events.
     text_ids
         Whether ids are text of 14 characters instead of integers.
     seed
-        Of everything.
+        Random seed of all data.
     """
     random = np.random.default_rng(seed)
     vectors = item_vectors(size, random)
@@ -73,7 +73,7 @@ def make_up(size: Size, *, text_ids: bool = False, seed: int = 0) -> MadeUp:
 
 
 def item_vectors(size: Size, random: np.random.Generator) -> Array:
-    """Return unit vectors ``[I, D]`` float32; item i is of cluster ``i * clusters // I``."""
+    """Return unit vectors ``[I, D]`` float32; item i is in cluster ``i * clusters // I``."""
     scale = (np.arange(1, size.dimension + 1) ** -DECAY).astype(np.float32)
     scale /= np.sqrt(np.mean(scale**2))
     centres = random.normal(size=(size.clusters, size.dimension)).astype(np.float32) * scale
@@ -86,7 +86,7 @@ def item_vectors(size: Size, random: np.random.Generator) -> Array:
 
 
 def heavy_users(size: Size) -> Array:
-    """Return the rows of the heavy users, spread over all."""
+    """Return the rows of the heavy users, evenly spread over all users."""
     return np.linspace(0, size.users - 1, size.heavy).astype(np.int64)
 
 
@@ -97,17 +97,17 @@ def _ids(prefix: str, numbers: Array, text: bool) -> Array:
 
 
 def _events(size: Size, random: np.random.Generator) -> tuple[Array, Array]:
-    """Return user and item rows of all events: one at least for each user, many for few."""
+    """Return user and item rows of all events; each user has at least one, and heavy users have many."""
     heavy = heavy_users(size)
     each = min(size.heavy_events, size.items // 2)
     light = size.events - each * len(heavy) - size.users
-    # Of two draws the product: some have a hundred times what others have.
+    # A product of two draws is skewed: some users have a hundred times the events of others.
     drawn = (random.random(light) * random.random(light) * size.users).astype(np.int64)
     by = np.concatenate([np.arange(size.users), drawn])
     own = _near(by * 7919 % size.clusters, size, random)
     anywhere = (random.random(len(by)) ** 2 * size.items).astype(np.int64)
     of = np.where(random.random(len(by)) < FAITHFUL, own, anywhere)
-    # A heavy user has had most of his clusters, and as much elsewhere.
+    # A heavy user has had most items of some clusters, and as many elsewhere.
     clusters = max(2, size.clusters * each // (2 * size.items))
     some = []
     for user in heavy.tolist():
@@ -119,7 +119,7 @@ def _events(size: Size, random: np.random.Generator) -> tuple[Array, Array]:
 
 
 def _near(clusters: Array, size: Size, random: np.random.Generator) -> Array:
-    """Return an item of each cluster."""
+    """Return a random item of each cluster in ``clusters``."""
     begins = -(-clusters * size.items // size.clusters)
     ends = -(-(clusters + 1) * size.items // size.clusters)
     return begins + (random.random(len(clusters)) * (ends - begins)).astype(np.int64)

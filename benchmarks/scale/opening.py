@@ -1,6 +1,6 @@
-"""A further instance: a process that opens a release, answers, and says what memory is its own.
+"""A further instance, as a process that opens a release, answers, and reports its private memory.
 
-What files back is shared by all that map them; what counts is the memory that no file backs.
+Pages that files back are shared by all processes that map them, so only memory that no file backs counts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.scale.exporting import output_of
 
 
 def measure_opening(release: Path, user: int | bytes) -> dict[str, float]:
-    """Return ``seconds`` to the first answer and ``private_bytes``, once the files are warm."""
+    """Return ``seconds`` to the first answer and ``private_bytes``, with the files in the page cache."""
     asked = json.dumps(user.decode() if isinstance(user, bytes) else user)
     command = [sys.executable, "-m", __name__, str(release), asked]
     output_of(command)
@@ -23,7 +23,7 @@ def measure_opening(release: Path, user: int | bytes) -> dict[str, float]:
 
 def main(path: str, user: str) -> None:
     """Open the release, answer once, describe the answer, and print one JSON object."""
-    # What an instance has imported anyway.
+    # An instance has these imported anyway, so they do not count.
     import faiss  # noqa: F401
     import numpy as np
     import onnxruntime  # noqa: F401

@@ -1,4 +1,4 @@
-"""What a team would bring to ``build_release``: a small workflow, modules without training, settings."""
+"""The arguments of ``build_release``: a small workflow, untrained modules, settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiercel_serving.sources.index import Index
 from tiercel_serving.sources.popular import Popular
 from tiercel_serving.spec import Array
 
-#: The source that is searched.
+#: Name of the source with the index.
 SOURCE = "vectors"
 
 
@@ -37,13 +37,13 @@ def settings(size: Size, index: str) -> ServingSettings:
 
 
 class Query(nn.Module):
-    """The mean of what the history's items are: as large as the catalogue, like an embedding of items."""
+    """The mean vector of the history's items, from a table as large as that of an item embedding."""
 
     def __init__(self, vectors: Array) -> None:
         super().__init__()
         table = np.concatenate([vectors, np.zeros((1, vectors.shape[1]), np.float32)])
         self.items = nn.Embedding(table.shape[0], table.shape[1], _weight=torch.from_numpy(table))
-        # Who has had nothing asks for something, not for everything alike.
+        # Without this, the query of an empty history is zero, and all items score equally.
         self.start = nn.Parameter(torch.from_numpy(vectors[:: max(1, len(vectors) // 50)].mean(0)))
 
     def forward(self, history_row: torch.Tensor, history_length: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,7 @@ class Query(nn.Module):
 
 
 class Ranker(nn.Module):
-    """One small layer over the candidates."""
+    """A small network over each candidate's features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Ranker(nn.Module):
 
 
 def workflow(made: MadeUp, folder: str) -> Any:
-    """Fit it on some rows: what is measured is what comes after. ``folder`` keeps its vocabularies."""
+    """Return a workflow fitted on few rows, as the fit is not measured; ``folder`` keeps vocabularies."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import nvtabular

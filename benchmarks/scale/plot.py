@@ -1,4 +1,4 @@
-"""The report as one picture, PNG or SVG by the file's suffix: p50 and recall over size."""
+"""The report as one plot of p50 and recall over size, PNG or SVG by the file's suffix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def draw(report: ScaleReport, file: Path) -> None:
     Parameters
     ----------
     report
-        What was measured.
+        The measurements.
     file
         ``.png`` or ``.svg``.
     """

@@ -1,4 +1,4 @@
-"""The scale benchmark's report: figures with their limits, tables for people, JSON for machines."""
+"""The scale benchmark's report: figures with their limits, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from benchmarks.scale.searching import Searched
 from benchmarks.scale.sizes import SIZES
 from tiercel_serving.bench.report import format_table
 
-#: Limits: the served recall, a search over an exact scan, a batch with one heavy user over one without.
+#: Limits: the least recall, the most time of a search relative to an exact scan, and the most time of
+#: retrieval for a batch with one heavy user relative to one without.
 RECALL, SCAN, HEAVY = 0.99, 1.2, 1.5
-#: Limits on the largest size alone: bytes of an export beyond the caller's frames, seconds to the first
-#: answer, and a search over an unmasked one (with the most excluded, and under any other mask).
+#: The largest size, and limits on it alone: bytes of an export beyond the caller's frames, seconds to the
+#: first answer, and time of a search relative to an unmasked one (with the most excluded items, and with any
+#: other mask).
 LARGE, EXPORT_BYTES, OPEN_S, EXCLUDED, MASKED = "S2", 4e9, 3.0, 10.0, 5.0
-#: The sizes at which a search is set against a scan: of less, any search is quick.
+#: Sizes at which a search is compared with a scan; at smaller sizes any search is fast.
 SEARCHED = ("S1", "S2")
-#: Limits: private memory of a further instance over the release, one answer over that of the smallest size,
-#: and milliseconds that excluded text ids add to a served answer.
+#: Limits: an instance's private memory relative to the release (largest size only), one answer relative to
+#: that of the smallest size, and milliseconds that excluded text ids add to a served answer.
 PRIVATE, FLAT, EXCLUDED_MS = 0.15, 1.5, 2.0
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one size.
+    """Measurements of one size.
 
     Parameters
     ----------
     size, index
-        Its name, and the index type of the release.
+        The size's name, and the index type of the release.
     release_bytes
-        What the release weighs.
+        Size of the release's files.
     export, opening, answers, served
-        As their modules say.
+        Results of the modules ``exporting``, ``opening``, ``answering`` and ``serving``.
     text_ids
         Whether ids are text.
     source
-        What the manifest says of the index.
+        The manifest's entry of the index.
     searches
         Each index type under each mask.
     """
@@ -61,9 +63,9 @@ class Figure:
     Parameters
     ----------
     what
-        In words.
+        Human-readable description.
     value, limit
-        The figure, and what it may be at most, or at least if ``least``.
+        The figure, and its upper limit, or its lower limit if ``least``.
     """
 
     what: str
@@ -77,14 +79,14 @@ class Figure:
         return self.value >= self.limit if self.least else self.value <= self.limit
 
     def row(self) -> list[str]:
-        """Return what a table shows."""
+        """Return the cells of a table row."""
         bound = f"at {'least' if self.least else 'most'} {self.limit:g}"
         return [self.what, f"{self.value:.4g}", bound, "ok" if self.ok else "MISSED"]
 
 
 @dataclass(frozen=True)
 class ScaleReport:
-    """Everything that one run of the scale benchmark found: ``facts`` of the machine, and sizes."""
+    """All results of one run of the scale benchmark: ``facts`` of the machine and versions, and sizes."""
 
     facts: Mapping[str, Any]
     sizes: Mapping[str, Measured]
@@ -124,7 +126,7 @@ def _figures(one: Measured) -> Iterator[Figure]:
         share = one.opening["private_bytes"] / one.release_bytes
         yield Figure(f"{one.size}: private memory of an instance / release", share, PRIVATE)
     if one.size == "tiny":
-        # Too small for what is measured to be a figure.
+        # Times at this size are too short to mean anything.
         return
     ratio = one.answers["heavy_retrieval"] / one.answers["batch_retrieval"]
     yield Figure(f"{one.size}: retrieval of a batch with a heavy user / without", ratio, HEAVY)

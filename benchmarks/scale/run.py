@@ -48,13 +48,13 @@ def run_scale(
     sizes
         Keys of :data:`~benchmarks.scale.sizes.SIZES`.
     indexes
-        The index types that are searched, and the first of them exported; none takes each size's own.
+        The index types to search; the first one is exported. Empty takes those of each size.
     text_ids
         Whether users and items have text ids.
     command
-        What was typed.
+        The command line, for the report.
     progress
-        Called with what comes next, how many steps are done, and of how many.
+        Called as ``progress(next step, steps done, all steps)``.
     """
     facts = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -63,7 +63,7 @@ def run_scale(
         "versions": installed_versions(PACKAGES),
         "ids": "text" if text_ids else "int64",
     }
-    # Of each size an export, an opening, and the searches of its index types; then all sizes together.
+    # Each size has an export, an opening, and searches per index type; two steps measure all sizes together.
     each = len(indexes) or max(len(SIZES[name].indexes) for name in sizes)
     steps = itertools.count()
 
@@ -127,7 +127,7 @@ def _searches(
 
 
 def _users(one: Asked, seed: int = 1) -> tuple[Users, Users]:
-    """Return some users who have had little, and some who have had much, with their queries as served."""
+    """Return some light and some heavy users, with their queries as served."""
     size, heavy, light = one.size, heavy_users(one.size), one.light()
     many = min(max(size.queries, BUILD_QUERIES), len(light))
     chosen = np.random.default_rng(seed).choice(light, many, replace=False)

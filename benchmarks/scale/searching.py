@@ -1,4 +1,4 @@
-"""Recall and latency of an index type under each mask, beside an exact scan of the same in this process."""
+"""Recall and latency of an index type under each mask, against an exact scan in this process."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from tiercel_serving.sources.scan import ExactSearch
 from tiercel_serving.sources.table import Material
 from tiercel_serving.spec import Array
 
-#: How often each query is searched for: a median of twenty quick ones is uncertain.
+#: Number of searches per query, since a median over twenty fast searches is too noisy.
 PASSES = 3
 
-#: The orders in which an index, a scan and an unmasked search are asked.
+#: The orders in which an index, a scan and an unmasked search run.
 ORDERS = tuple(itertools.permutations(range(3)))
 
-#: Queries that an index is measured with when it is built: of users who have had little, and much.
+#: Numbers of queries, of light and of heavy users, with which an index is measured when it is built.
 BUILD_QUERIES, BUILD_HEAVY = 100, 20
 
 
 @dataclass(frozen=True)
 class Users:
-    """Users who are asked for.
+    """Users to search for.
 
     Parameters
     ----------
     queries
-        ``[Q, D]``.
+        ``[Q, D]`` query vectors.
     seen
-        The item rows that each has had.
+        The item rows that each user has had.
     """
 
     queries: Array
@@ -53,7 +53,7 @@ class Users:
 
 @dataclass(frozen=True)
 class Searched:
-    """What was measured of one index type under one mask.
+    """Measurements of one index type under one mask.
 
     Parameters
     ----------
@@ -62,10 +62,10 @@ class Searched:
     recall
         The share of the best allowed items that are found.
     us, scan_us, unmasked_us
-        The median microseconds of one search, of an exact scan, and of a search of the same index with
-        nothing masked. They take turns, so that a machine that is slower for a while is so for all three.
+        Median microseconds of one search, of an exact scan, and of an unmasked search of this index. They are
+        interleaved, so that a slow phase of the machine affects all three.
     refused
-        Why there is no such index.
+        Why the index cannot be built; empty if it can.
     """
 
     index: str
@@ -86,19 +86,19 @@ def measure_searches(
     indexes: tuple[str, ...],
     progress: Callable[[str], None],
 ) -> Iterator[Searched]:
-    """Yield the figures of each index type: unmasked, masked by user, and cut down by rules.
+    """Yield the figures of each index type: unmasked, masked by user, and restricted by rules.
 
     Parameters
     ----------
     vectors, lots
-        The items' vectors, and the column of which rules let some pass.
+        The items' vectors ``[I, D]``, and the column ``[I]`` that the rules compare.
     light, heavy
-        Users who have had little, and much; the last of the heavy ones are not searched for, but an index
-        is made with them.
+        Light and heavy users. The last of the heavy users are not searched for; they are used only to measure
+        an index when it is built.
     size, indexes
-        How much, and which index types.
+        The size, and the index types.
     progress
-        Called with what comes next.
+        Called with a description of the next step.
     """
     count = size.candidates
     known = Users(
@@ -151,7 +151,7 @@ def measure_searches(
 def _source(
     folder: Path, index: str, vectors: Array, allowed: npt.NDArray[np.bool_] | None, users: Users, count: int
 ) -> VectorIndex:
-    """Make a source, write it, and open it, as an export and a stage do."""
+    """Build a source, write it, and open it, as an export and a stage do."""
     nothing = np.zeros(0, np.int64)
     kind = Index(SOURCE, factory=index)
     made = kind.make(
@@ -171,7 +171,7 @@ def _source(
 
 
 def _best(exact: VectorIndex, queries: Array, items: int, count: int) -> list[Array]:
-    """Return the best rows of each query, of all items."""
+    """Return the ``count`` best rows of all items for each query."""
     nothing = np.zeros(0, np.int64)
     found = []
     for query in queries:
@@ -183,7 +183,7 @@ def _best(exact: VectorIndex, queries: Array, items: int, count: int) -> list[Ar
 def _searched(
     index: str, mask: str, sources: tuple[VectorIndex, VectorIndex], users: Users, items: int, count: int
 ) -> Searched:
-    """Search for each user by himself: the index, a scan of its vectors, and the index without a mask."""
+    """Search for each user alone by the index, by a scan of its vectors, and by the index without a mask."""
     source, plain = sources
     exact = VectorIndex(Index(SOURCE).query, source.space, ExactSearch(source.space))
     ways = (source, exact, plain)
@@ -193,10 +193,10 @@ def _searched(
     asked = list(zip(users.queries, users.seen, strict=True))
     for turn, (query, seen) in enumerate(asked * PASSES):
         scores = [np.empty(0, np.float32)] * len(ways)
-        # Masks are made before: all need one, and it costs all the same. Each has its own, since a mask keeps
-        # what is worked out of it.
+        # Masks are made before the clock starts, since every search needs one at equal cost. Each search has
+        # its own, since a mask caches what is computed from it.
         masks = [make_mask(1, items, rows, np.array([len(rows)])) for rows in (seen, seen, nothing)]
-        # Who comes after a search of the same vectors finds them in the caches: every order has its turn.
+        # A search right after another one finds the vectors in the CPU's caches, so all orders are used.
         for way in ORDERS[turn % len(ORDERS)]:
             tensors = {Index(SOURCE).query: query[None]}
             begun = time.perf_counter()
@@ -205,12 +205,12 @@ def _searched(
             scores[way] = found[0]
         shares.append(_share(scores[0], scores[1]))
     us, scan_us, unmasked_us = (median(times[len(times) // 5 :]) for times in spent)
-    # A mean of twentieths is no binary fraction: .99 is .99.
+    # Round, so that binary error in the mean does not push a recall of exactly 0.99 below its limit.
     return Searched(index, mask, round(float(np.mean(shares)), 9), us, scan_us, unmasked_us)
 
 
 def _share(found: Array, exact: Array) -> float:
-    """Return the share of found items whose score reaches the last of the best: ties are nobody's loss."""
+    """Return the share of found items that score at least as high as the worst exact one, ties included."""
     real = int(np.count_nonzero(exact > -np.inf))
     if not real:
         return 1.0

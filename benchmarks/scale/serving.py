@@ -1,4 +1,4 @@
-"""Answers end to end: one caller, over gRPC, to real Tritons that serve the releases."""
+"""Answers end to end, by one caller over gRPC from real Tritons that serve the releases."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tiercel_serving.supervise.process import start_server
 
 
 def measure_served(asked: Mapping[str, Asked], seed: int = 2) -> dict[str, dict[str, float]]:
-    """Ask servers of all releases in turn, without and with many items excluded.
+    """Send requests to the servers of all releases, alternating, without and with many excluded items.
 
     Returns
     -------
     dict
-        By name, medians in microseconds: ``one`` (an answer to a user who has had little), and ``excluded``
-        (one with as many items excluded as the size hides at most).
+        Name → medians in microseconds: ``one`` (an answer to a light user), and ``excluded`` (the same with
+        the size's largest number of excluded items, ``max(hidden)``).
     """
     random = np.random.default_rng(seed)
     turns = max(one.size.answers for one in asked.values())
@@ -50,7 +50,7 @@ def measure_served(asked: Mapping[str, Asked], seed: int = 2) -> dict[str, dict[
 
 
 def _excluded(one: Asked, random: np.random.Generator) -> list[list[Any]]:
-    """Return some lists of as many item ids as the size hides at most."""
+    """Return eight lists of random item ids, each as long as the size's largest exclusion."""
     items = one.size.items
     many = min(max(one.size.hidden), items // 2)
     return [_plain(one.release.items.ids(random.choice(items, many, replace=False))) for _ in range(8)]

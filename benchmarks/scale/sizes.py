@@ -1,4 +1,4 @@
-"""How large everything is."""
+"""Sizes of the scale benchmark."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ class Size:
     Parameters
     ----------
     items, users, events
-        How many.
+        Numbers of items, users and interactions.
     served
-        The index type of the release that is exported.
+        The index type of the exported release.
     indexes
         The index types whose search is measured.
     dimension, clusters
-        Of the item vectors.
+        Dimension D and number of clusters of the item vectors.
     heavy, heavy_events
-        How many heavy users there are, and how many items each has had, at most half of them all.
+        Number of heavy users, and of the items that each has had, at most half of all items.
     queries
-        Queries for each mask.
+        Number of queries for each mask.
     answers
-        Single users who are answered; a fifth as many batches.
+        Number of measured requests for a single user; batches are a fifth as many.
     candidates, kept
         N and K.
     hidden
-        How many of the best items are excluded, few and many.
+        How many of each query's best items are excluded, in the smaller and in the larger case.
     """
 
     items: int

@@ -1,4 +1,4 @@
-"""Exact search under filters: what passes is known before the search, and as many come as there are."""
+"""Exact search under filters, which are applied before the search, so that no allowed item is lost."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tiercel_serving.sources.index_build import build_index
 from tiercel_serving.sources.scan import Search, Space
 from tiercel_serving.spec import Array
 
-#: Which share of the items passes; None is no filter.
+#: Shares of the items that pass; None is no filter.
 SHARES: tuple[float | None, ...] = (None, 0.5, 0.01, 0.001, 0.0005)
 
 _NOBODY_HAD = np.zeros(0, np.int64)
 
 
 def measure_filters(size: Size) -> dict[str, FilterTimes]:
-    """Search for K of the items of a size under each filter, in turn, for batches of each number of users."""
+    """Measure the search for ``size.found`` items under each filter, at each batch size."""
     rng = np.random.default_rng(0)
     items, count = size.searched, size.found
     vectors = rng.normal(size=(items, size.dimension)).astype(np.float32)
@@ -46,7 +46,7 @@ def measure_filters(size: Size) -> dict[str, FilterTimes]:
 
 
 def _allowed(rng: np.random.Generator, users: int, items: int, share: float | None) -> Array | None:
-    """Return ``[B, I + 1]``: for each user as many items as pass, others for each."""
+    """Return a mask ``[B, I + 1]`` of random allowed items, different for each user; None is no filter."""
     if share is None:
         return None
     allowed = np.zeros((users, items + 1), np.bool_)
@@ -66,7 +66,7 @@ def _find(search: Search, items: int, query: Array, allowed: Array | None, count
 
 
 def _is_exact(found: Array, query: Array, vectors: Array, allowed: Array | None, count: int) -> bool:
-    """Whether the best of what passes was found, and all of it if that is fewer; near ties may swap."""
+    """Whether the best allowed items, or all of them if there are fewer, were found; near ties may swap."""
     for user, rows in enumerate(found):
         scores = vectors @ query[user]
         if allowed is not None:

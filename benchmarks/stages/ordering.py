@@ -1,4 +1,4 @@
-"""Every reorder step on made-up candidates, in process, and pyversity's forms of three of them in turn."""
+"""Every reorder step on synthetic candidates, in process, interleaved with pyversity for three of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tiercel_serving.spec import Array
 #: The window of ``Spread`` and of its peer.
 WINDOW = 10
 
-#: What is measured: name → its settings.
+#: Name → settings of each measured step.
 STEPS: Mapping[str, Any] = {
     "weighted_sum": WeightedSum((1.0, 0.5)),
     "constrained_sum": ConstrainedSum(multiplier=0.5),
@@ -55,14 +55,14 @@ STEPS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Made:
-    """Item columns, and batches of ``B`` users: scores, what steps read, and the vectors ``[B, K, D]``."""
+    """Item columns, and by batch size B: scores ``[B, K]``, the steps' input, vectors ``[B, K, D]``."""
 
     columns: Mapping[str, Column]
     batches: Mapping[int, tuple[Array, dict[str, Array], Array]]
 
 
 def make_up(size: Size) -> Made:
-    """Make items and candidates up; the same seed makes the same."""
+    """Generate items and candidates with a fixed seed."""
     rng = np.random.default_rng(0)
     items, kept = size.items, size.kept
     vectors = rng.normal(size=(items, size.dimension)).astype(np.float32)
@@ -93,7 +93,7 @@ def make_up(size: Size) -> Made:
 
 
 def peers(size: Size, made: Made) -> dict[str, Callable[[], object]]:
-    """Return pyversity's forms, which take one user; none if it is not installed."""
+    """Return calls of pyversity's equivalents for one user, by step; none if it is not installed."""
     try:
         from pyversity import Strategy, diversify
     except ModuleNotFoundError:
@@ -110,7 +110,7 @@ def peers(size: Size, made: Made) -> dict[str, Callable[[], object]]:
 def measure_steps(
     size: Size, progress: Callable[[str, int, int | None], None] = lambda what, done, total: None
 ) -> dict[str, StepTimes]:
-    """Measure every step."""
+    """Measure every step of :data:`STEPS`."""
     made = make_up(size)
     other, found = peers(size, made), dict[str, StepTimes]()
     for done, (step, kind) in enumerate(STEPS.items()):

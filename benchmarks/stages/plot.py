@@ -1,4 +1,4 @@
-"""The report as one picture, PNG or SVG by the file's suffix: microseconds a user of each step."""
+"""The report as one plot of microseconds per user of each step, PNG or SVG by the file's suffix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.stages.report import SIZES, StagesReport
 
 
 def draw(report: StagesReport, file: Path) -> None:
-    """Draw a report into ``.png`` or ``.svg``."""
+    """Draw a report into a ``.png`` or ``.svg`` file."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""The stages benchmark's report: figures with their limits, a table for people, JSON for machines."""
+"""The stages benchmark's report: figures with their limits, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -12,9 +12,20 @@ from tiercel_serving.bench.report import format_table
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: items, K, k, D, batch sizes (1 among them), and how long.
+    """Sizes of the measurements.
 
-    Filters search ``searched`` items for ``found`` of them; the store has ``known`` users.
+    Parameters
+    ----------
+    items, kept, k, dimension
+        Numbers of items, of candidates K, and of answered items k; dimension D of vectors.
+    users
+        Batch sizes, including 1.
+    rounds, seconds
+        Number of rounds, and how long each call is repeated in a round.
+    searched, found
+        Number of items that filtered search looks through, and of items that it returns.
+    known
+        Number of users in the store.
     """
 
     items: int
@@ -35,7 +46,7 @@ SIZES: Mapping[str, Size] = {
     "tiny": Size(40, 12, 4, 4, (1, 3), 1, 0.0, 500, 10, 3000),
 }
 
-#: Microseconds for one user, at most, by step.
+#: Step → most microseconds for one user.
 LIMITS_US: Mapping[str, float] = {
     **dict.fromkeys(("weighted_sum", "constrained_sum", "freshness", "popularity_correction"), 60),
     **dict.fromkeys(("boost_items", "score_floor"), 60),
@@ -44,25 +55,25 @@ LIMITS_US: Mapping[str, float] = {
     **dict.fromkeys(("dpp", "calibration"), 800),
 }
 
-#: Microseconds that rules and a long history may take of one user.
+#: Most microseconds that rules and a long history may take for one user.
 RULES_US = 100.0
-#: Times as long as without a filter, at most.
+#: Most time that a filtered search may take, as a multiple of the unfiltered one.
 FILTERED = 3.0
 
-#: Microseconds (of opening: seconds) at most, by kind of read.
+#: Kind of read → most microseconds (for opening, seconds).
 READS: Mapping[str, float] = {
     "opening, s": 0.2,
     "one user, model-ready": 5,
     "64 users, 20 columns": 150,
 }
 
-#: Times faster than the peer: one user, and a user of the largest batch.
+#: How many times faster than pyversity a step must be, for one user, and per user of the largest batch.
 TIMES_ONE, TIMES_BATCH = 2.0, 10.0
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Microseconds a user by batch size, and those of the peer for one user; None if it has none."""
+    """Microseconds per user by batch size, and pyversity's for one user; None if it has no such step."""
 
     us: Mapping[int, float]
     peer_us: float | None
@@ -70,7 +81,7 @@ class StepTimes:
 
 @dataclass(frozen=True)
 class FilterTimes:
-    """Microseconds a user by batch size, and whether the best of what passes was found."""
+    """Microseconds per user by batch size, and whether the best allowed items were found."""
 
     us: Mapping[int, float]
     exact: bool
@@ -78,11 +89,22 @@ class FilterTimes:
 
 @dataclass(frozen=True)
 class StagesReport:
-    """Everything that one run found.
+    """All results of one run.
 
-    ``facts`` of the machine, the size's name, each step, each filter by the share that passes, what each
-    kind of read of users took, and what :func:`~benchmarks.stages.rules.measure_rules` found; None if nobody
-    asked.
+    Parameters
+    ----------
+    facts
+        Date, command, machine and versions.
+    size
+        Key of :data:`SIZES`.
+    steps
+        Reorder step → times.
+    filters
+        Share of items that pass → times.
+    users
+        Kind of read → microseconds (for opening, seconds).
+    rules_us
+        Result of :func:`~benchmarks.stages.rules.measure_rules`; None if not measured.
     """
 
     facts: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Five rules that ask for users, requests and the time, and a long history, of one user's candidates."""
+"""Five rules that read users, requests and the time, and a long history, over one user's candidates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiercel_serving.rules.expression import Expression
 from tiercel_serving.rules.expressions.given import Given
 from tiercel_serving.spec import Array
 
-#: What is asked of each candidate.
+#: Rules that each candidate must pass.
 RULES = (
     "item.stock > 0",
     "item.year >= request.min_year",
@@ -20,14 +20,14 @@ RULES = (
     "item.expires > now",
 )
 
-#: Of how many items the user has had how many are among the candidates is chance.
+#: Numbers of items, of candidates, and of items that the user has had. Candidates and history are random.
 ITEMS, CANDIDATES, HISTORY = 20_000, 2_000, 10_000
 
 
 def measure_rules(*, rounds: int, seconds: float, items: int = ITEMS) -> float:
-    """Return microseconds for one user: which of the candidates pass all rules, and were not had.
+    """Return the microseconds, for one user, to find the candidates that pass all rules and are not seen.
 
-    What depends on the item alone is decided when a release is opened, and gathered.
+    Results that depend only on the item are computed when a release is opened, so here they are gathered.
     """
     rng = np.random.default_rng(0)
     columns, given = _columns(rng, items), _given()

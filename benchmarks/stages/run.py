@@ -1,4 +1,4 @@
-"""Everything that the stages benchmark measures, in one run."""
+"""The stages benchmark from end to end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def measure(
     command: str = "",
     progress: Callable[[str, int, int | None], None] = lambda what, done, total: None,
 ) -> StagesReport:
-    """Measure at a size of :data:`~benchmarks.stages.report.SIZES`."""
+    """Measure all parts at a size, a key of :data:`~benchmarks.stages.report.SIZES`."""
     size = SIZES[name]
     steps = measure_steps(size, progress)
     progress("filters", len(STEPS), len(STEPS) + 3)

@@ -1,8 +1,8 @@
-"""What each step's strength costs in nDCG and gives in variety, on MovieLens-100K, through a real Triton.
+"""nDCG and diversity by each reorder step's strength, on MovieLens-100K, through a real Triton.
 
-``python -m benchmarks.stages.tradeoff FILE.json`` trains ALS, exports one release whose steps all have their
-strength from the request, serves it, and asks for every user of the published split, step by step and
-strength by strength. It writes the figures, and a plot (SVG) beside.
+``python -m benchmarks.stages.tradeoff FILE.json`` trains ALS, and exports and serves one release whose steps
+all read their strength from the request. It requests answers for every user of the published split at each
+strength of each step, and writes the figures and a plot (SVG) with the same file name.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from tiercel_serving.supervise.process import start_server
 
 KEPT, AT, USERS = 100, 10, 64
 
-#: Step → what its strength is called in a request, and the strengths. At 0 (a cap: at its highest, Gumbel:
-#: without a seed) it changes nothing.
+#: Step → name of its strength in a request, and the strengths to measure. A strength of 0 changes nothing.
+#: Neither does the cap at its highest value, nor Gumbel without a seed.
 STRENGTHS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "mmr": ("mmr", (0.1, 0.2, 0.4, 0.6, 0.8)),
     "dpp": ("dpp", (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)),
@@ -64,12 +64,12 @@ STRENGTHS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "gumbel": ("temperature", (0.01, 0.02, 0.05, 0.1, 0.2)),
 }
 
-#: Curves that are compared: the first shall not lie below the second.
+#: Pairs of curves to compare; the first should not lie below the second.
 PAIRS = (("dpp", "mmr"), ("dpp of genres", "mmr of genres"))
 
 
 def recipe() -> Recipe:
-    """Return ALS on the published split, with every step, which changes nothing unless a request says so."""
+    """Return ALS on the published split, with every step, each off unless a request sets its strength."""
     off = {name: PerRequest(name, 0.0) for name in ("mmr", "dpp", "mmr_genres", "dpp_genres", "spread")}
     steps = (
         PopularityCorrection(source="popular", strength=PerRequest("popularity", 0.0)),
@@ -96,14 +96,14 @@ def recipe() -> Recipe:
 
 
 class Asked:
-    """A server that answers for all users of an evaluation, ``USERS`` at a time."""
+    """Requests to a server for all users of an evaluation, in batches of ``USERS``."""
 
     def __init__(self, client: Recommender, data: EvaluationData) -> None:
         self._client, self._users = client, data.user_ids
         self._row_of = {item: row for row, item in enumerate(data.item_ids)}
 
     def rows(self, **numbers: float) -> Array:
-        """Return the answers as catalogue rows ``[U, AT]``, the pad row where there is no more."""
+        """Return answers as catalogue rows ``[U, AT]`` padded with I; each request holds ``numbers``."""
         rows = np.full((len(self._users), AT), len(self._row_of))
         for begin in range(0, len(self._users), USERS):
             users = self._users[begin : begin + USERS]
@@ -118,7 +118,7 @@ class Asked:
 
 @contextmanager
 def served() -> Iterator[tuple[Asked, dict[str, Column], EvaluationData]]:
-    """Train, export and serve; yield who answers, item columns, and what counts as right."""
+    """Train, export and serve; yield the requests, the items' genres, and the evaluation's users."""
     made = recipe()
     dataset = load_dataset(made.dataset)
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +132,7 @@ def served() -> Iterator[tuple[Asked, dict[str, Column], EvaluationData]]:
 
 
 def figures(rows: Array, columns: Mapping[str, Column], relevance: Relevance, items: int) -> dict[str, float]:
-    """Return nDCG, intra-list diversity of genres, coverage and the Gini index of exposure, at 10."""
+    """Return nDCG, intra-list diversity of genres, coverage and the Gini coefficient of exposure, at 10."""
     from tiercel_serving.reorder.vectors import hot_rows
 
     hot = hot_rows(columns["genres"])
@@ -151,7 +151,7 @@ def figures(rows: Array, columns: Mapping[str, Column], relevance: Relevance, it
 
 
 def run(command: str = "") -> dict[str, Any]:
-    """Return the figures without a step, and of each step by strength."""
+    """Return the figures without steps, and those of each step by strength."""
     with served() as (asked, columns, data):
         relevance, items = data.relevance, len(data.item_ids)
 
@@ -189,10 +189,11 @@ def compared(
     over: Sequence[tuple[Mapping[str, float], FloatArray]],
     under: Sequence[tuple[Mapping[str, float], FloatArray]],
 ) -> list[dict[str, float]]:
-    """Return how far each point of one curve lies above another curve, at the same diversity.
+    """Return the nDCG of each point of one curve above another curve at equal diversity.
 
-    Points are figures, and each user's nDCG. The other curve is drawn straight between its points; ``error``
-    is the standard error over users.
+    A point consists of the figures and each user's nDCG. The other curve is interpolated linearly between its
+    points, and points of the first curve outside its range are left out. ``error`` is the standard error over
+    users.
     """
     order = sorted(under, key=lambda point: point[0]["diversity"])
     places, scores = [point["diversity"] for point, _ in order], [ndcg for _, ndcg in order]
@@ -211,7 +212,7 @@ def compared(
 
 
 def draw(document: Mapping[str, Any], file: Path) -> None:
-    """Draw nDCG over diversity, coverage and Gini."""
+    """Draw nDCG over diversity, coverage and the Gini coefficient into an SVG file."""
     import matplotlib
 
     matplotlib.use("Agg")

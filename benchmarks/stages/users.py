@@ -1,4 +1,4 @@
-"""Reads of users: the release's memory-mapped columns, with an embedded store over them."""
+"""Reads of users from the release's memory-mapped columns, overridden by an embedded store."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from tiercel_serving.stores.table import StorePlace
 from tiercel_serving.tables.column_store import raw_prefix
 from tiercel_serving.tables.items import ITEM_LOOKUP, ItemTable, store_ids
 
-#: Columns of a user, all numbers.
+#: Numeric columns of a user.
 COLUMNS = tuple(f"c{number}" for number in range(20))
 
-#: Every so many-th user has a record: some values, and some items that were appended.
+#: One user in this many has a record in the store, with some values and some appended items.
 WRITTEN = 1000
 
 _BUILD, _ITEMS, _ASKED = "bench", 1000, 50
 
 
 def measure_users(size: Size) -> dict[str, float]:
-    """Return microseconds of each kind of read, and seconds of opening, by name."""
+    """Return by name the microseconds of each kind of read (for the whole batch), and seconds of opening."""
     with TemporaryDirectory(prefix="tiercel-bench-") as place:
         folder = Path(place)
         _write_release(folder / "users", size.known)

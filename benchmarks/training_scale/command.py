@@ -75,7 +75,7 @@ def command(
 
 
 def misses(runs: Mapping[str, Any], *, whole: bool) -> list[str]:
-    """Return what is beyond its limit; the time only of a training that was ``whole``."""
+    """Return a message for each missed limit; time is checked only if the training was not shortened."""
     from benchmarks.training_scale.sizes import MOST_BYTES, MOST_S, MOST_TIMES
 
     found = []
@@ -93,7 +93,7 @@ def misses(runs: Mapping[str, Any], *, whole: bool) -> list[str]:
 
 
 def human(runs: Mapping[str, Any], missed: list[str]) -> list[Any]:
-    """Return what people see."""
+    """Return the report's lines for the terminal."""
     from rich.markup import escape
     from rich.text import Text
 

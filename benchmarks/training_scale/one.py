@@ -1,6 +1,6 @@
 """One training in a process of its own: ``python -m benchmarks.training_scale.one SIZE [EPOCHS [N]]``.
 
-At most N batches of an epoch, if that is given.
+If N is given, each epoch ends after N batches.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tiercel_pipelines.training import train_recipe
 
 
 def recipe_of(size: str, epochs: int | None) -> Recipe:
-    """Return the recipe ``synthetic`` at this size, both models with their defaults, or fewer epochs."""
+    """Return the recipe ``synthetic`` at this size, with default models or at most ``epochs`` epochs."""
     models: list[Any] = [TwoTower(), DLRM()]
     if epochs is not None:
         models = [msgspec.structs.replace(model, max_epochs=epochs) for model in models]
@@ -34,7 +34,7 @@ def recipe_of(size: str, epochs: int | None) -> Recipe:
 
 
 def watched() -> tuple[dict[str, float], dict[str, int], Progress]:
-    """Return seconds and peaks of memory by what was at work, and the progress that fills them."""
+    """Return seconds and peak memory in bytes by step, and the progress callback that fills both."""
     seconds: dict[str, float] = {}
     peaks: dict[str, int] = {}
     at: list[Any] = ["start", time.perf_counter()]
@@ -49,7 +49,7 @@ def watched() -> tuple[dict[str, float], dict[str, int], Progress]:
 
 
 def shorten(batches: int) -> None:
-    """Let an epoch end after so many batches, for the rest of this process: no more memory is held later."""
+    """End each epoch after ``batches`` batches in this process, since later ones take no more memory."""
     for task in (InBatch, SampledLists):
         whole: Any = task.epoch
 
@@ -62,14 +62,14 @@ def shorten(batches: int) -> None:
 def measure(
     size: str, epochs: int | None = None, batches: int | None = None, *, say: Callable[[str], None] = print
 ) -> None:
-    """Train once, and say what it took as JSON."""
+    """Train once, and pass times, memory and figures to ``say`` as JSON."""
     if batches is not None:
         shorten(batches)
     recipe = recipe_of(size, epochs)
     begun = time.perf_counter(), time.process_time()
     dataset = load_dataset(recipe.dataset)
     made = time.perf_counter(), time.process_time()
-    # From here on the kernel counts the peak anew; the data set stays in it.
+    # Reset the peak that the kernel counts (VmHWM); it still includes the data set.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = memory("VmRSS")
     seconds, peaks, progress = watched()

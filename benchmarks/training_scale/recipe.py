@@ -1,4 +1,4 @@
-"""The recipe ``synthetic`` over the Parquet files in ``--data-dir``, both models with their defaults."""
+"""The recipe ``synthetic`` over the Parquet files in ``--data-dir``, with default models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large the data sets are, and what a training of them may take."""
+"""Sizes of the data sets, and limits on training with them."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ SIZES: Mapping[str, Synthetic] = {
     "1m-few": Synthetic(users=1_000_000, items=200_000, interactions=2_000_000),
 }
 
-#: Most seconds and bytes of ``1x``, and how much more memory ten times its interactions may take.
+#: Most seconds and bytes for ``1x``, and most memory for ten times its interactions, as a multiple of ``1x``.
 MOST_S, MOST_BYTES, MOST_TIMES = 15 * 60, 3 * 10**9, 1.3

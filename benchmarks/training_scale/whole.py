@@ -1,8 +1,8 @@
 """From tables to every user's list: ``python -m benchmarks.training_scale.whole FOLDER [STEP …]``.
 
-``FOLDER/data`` is what :mod:`benchmarks.training_scale.made` wrote. The steps are the commands that people
-type, each in a process of its own: train (one epoch of each model; a training that was killed goes on),
-export, verify, score; all of them, or those named. ``FOLDER/whole.json`` holds what each took.
+:mod:`benchmarks.training_scale.made` writes ``FOLDER/data``. The steps are commands of ``tiercel``, each in a
+process of its own: train (one epoch of each model; a killed training resumes), export, verify, score. All
+steps run unless some are named. ``FOLDER/whole.json`` gets the time and memory of each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 _RECIPE = str(Path(__file__).with_name("recipe.py").resolve())
 
-#: What is typed after ``tiercel``, in the folder.
+#: Step → arguments of ``tiercel``, which runs in the folder.
 STEPS = {
     "train": ("train", _RECIPE, "--data-dir=data", "--run=run", "--epochs=1", "--resume"),
     "export": ("export", "run", "--release=release", "--replace"),
@@ -32,7 +32,7 @@ STEPS = {
 
 @dataclass
 class Watch:
-    """Processor time and the resident memory's peak, in bytes, by what a process says it is at."""
+    """CPU seconds and peak resident memory in bytes of a process, by the step that its output names."""
 
     pid: int
     at: str = "start"
@@ -41,7 +41,7 @@ class Watch:
     peak: int = 0
 
     def look(self) -> None:
-        """Look five times a second, until the process has ended."""
+        """Sample five times a second until the process has ended."""
         seen = 0.0
         while held := self._held():
             self.peaks[self.at] = max(self.peaks.get(self.at, 0), held["VmRSS"])
@@ -52,7 +52,7 @@ class Watch:
             time.sleep(0.2)
 
     def _held(self) -> dict[str, int]:
-        """Return what the process holds now and held at most; nothing once it has ended."""
+        """Return the process's resident memory and its peak in bytes; empty once it has ended."""
         try:
             status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
         except OSError:
@@ -66,13 +66,13 @@ class Watch:
         return 0.0
 
     def hear(self, line: str) -> None:
-        """Take a line of its progress, such as ``two_tower, fold 1 of 4 30%``."""
+        """Read the step from a line of progress, such as ``two_tower, fold 1 of 4 30%``."""
         found = re.fullmatch(r"  (\S.*?)( \d+%)?\n", line)
         self.at = found[1] if found else self.at
 
 
 def run_step(name: str, folder: Path) -> dict[str, Any]:
-    """Run one of the steps and return what it took; what it says goes to ``<name>.log``."""
+    """Run a step and return its time and memory; its progress goes to ``<name>.log``."""
     command = [str(Path(sys.executable).with_name("tiercel")), *STEPS[name], "--json"]
     begun = time.perf_counter()
     with (
@@ -99,7 +99,7 @@ def run_step(name: str, folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path, names: list[str]) -> None:
-    """Run steps, all if none is named, and keep what each took beside what was kept before."""
+    """Run the named steps (all by default), and merge their results into ``whole.json``."""
     file = folder / "whole.json"
     for name in names or list(STEPS):
         taken = run_step(name, folder)

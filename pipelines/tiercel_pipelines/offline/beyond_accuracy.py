@@ -1,4 +1,4 @@
-"""Properties of lists besides accuracy: novelty, variety, and popularity bias.
+"""Metrics beyond accuracy: novelty, diversity and popularity bias of recommended lists.
 
 Arrays as in :mod:`.metrics`: a ranking is ``ranked [U, m]``, catalogue rows with pad I.
 """
@@ -25,18 +25,21 @@ class BeyondAccuracy:
     Parameters
     ----------
     novelty
-        Mean of ``-log2 p(i)`` over each list, p(i) the share of the users who had the item (Zhou et al. 2010;
-        Vargas and Castells 2011). An item that nobody had counts as if one user had.
+        Mean of ``-log2 p(i)`` over each list, where p(i) is the share of users who had item i (Zhou et al.
+        2010; Vargas and Castells 2011). An item that nobody had counts as if one user had it.
     popularity
-        Mean number of users who had the items of a list (average recommendation popularity, Yin et al. 2012).
+        Mean over each list of the number of users who had the item (average recommendation popularity, Yin
+        et al. 2012).
     popularity_lift
-        That over the mean number for the items that the users themselves had, less 1: 0 is no popularity bias
-        (Abdollahpouri et al. 2019).
+        ``popularity`` divided by the mean popularity of the items in all known interactions, minus 1. 0 means
+        no popularity bias (Abdollahpouri et al. 2019).
     gini
-        Gini coefficient of how often each item of the catalogue is shown: 0 is all alike, near 1 is a few.
+        Gini coefficient of how often each catalogue item is recommended. 0 means equally often; near 1 means
+        that a few items take nearly all places.
     diversity
-        Mean of 1 - cosine over the pairs of a list, an item's vector being who had it (intra-list diversity,
-        Ziegler et al. 2005); over lists of two items or more.
+        Mean of 1 - cosine similarity over the item pairs of a list, where an item's vector marks the users
+        who had it (intra-list diversity, Ziegler et al. 2005). Lists of one item are left out; NaN if there
+        are no others.
     """
 
     novelty: float
@@ -53,23 +56,23 @@ class BeyondAccuracy:
 def beyond_accuracy(
     ranked: npt.ArrayLike, k: int, users: IntArray, rows: IntArray, catalogue: int
 ) -> BeyondAccuracy:
-    """Compute all of it for the first k places.
+    """Compute every figure for the first k places.
 
     Parameters
     ----------
     ranked
-        ``[U, m]``, best first.
+        ``[U, m]`` catalogue rows, best first.
     k
-        Places looked at.
+        Number of places to evaluate.
     users, rows
-        ``[n]`` the known interactions: who (any integers) had which catalogue row.
+        ``[n]`` the known interactions: users (any distinct integers) and the catalogue rows that they had.
     catalogue
-        I.
+        Number of items, I.
 
     Raises
     ------
     ValueError
-        If every list is empty, or nothing is known.
+        If every list is empty, or there are no known interactions.
     """
     lists = np.asarray(ranked, np.int64)[:, :k]
     lists = lists[(lists != catalogue).any(axis=1)]
@@ -92,7 +95,7 @@ def beyond_accuracy(
 
 
 def interaction_matrix(users: IntArray, rows: IntArray, catalogue: int) -> sp.csr_matrix:
-    """Return who had what: ``[I, V]`` of ones, over the V users who had something."""
+    """Return a binary matrix ``[I, V]`` of the items that each of the V users with interactions had."""
     _, user = np.unique(users, return_inverse=True)
     size = (catalogue, int(user.max(initial=0)) + 1)
     matrix = sp.coo_matrix((np.ones(len(rows)), (rows, user)), size).tocsr()
@@ -114,7 +117,7 @@ def _diversity(lists: IntArray, had: sp.csr_matrix, catalogue: int) -> float:
     real = (one != catalogue) & (other != catalogue)
     if not real.any():
         return float("nan")
-    # Lists share most of their pairs: each is looked at once.
+    # Lists share most of their pairs, so each distinct pair is computed once.
     keys, inverse = np.unique(
         np.minimum(one, other)[real] * catalogue + np.maximum(one, other)[real], return_inverse=True
     )

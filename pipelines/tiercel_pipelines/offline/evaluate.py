@@ -1,7 +1,7 @@
-"""Quality of what is served: recommendations for every test user, over gRPC, and nothing else.
+"""Evaluation of what is served, from the recommendations for every test user.
 
-The figures stand for the whole chain (compiled features, engines, index, filters, order), not for the
-trained models. Protocol: ``docs/evaluation.md``.
+The figures measure the whole chain (compiled features, engines, index, filters, order) rather than the
+trained models alone. Protocol: ``docs/evaluation.md``.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What was measured.
+    """The result of an evaluation.
 
     Parameters
     ----------
     dataset, name, build_id, k
-        On which data, what was served, and how many places were looked at.
+        The data set, the recommender and its build, and the number of places evaluated.
     figures
         ``popularity`` (a baseline, not served), ``retrieval`` and ``ranking`` (both served).
     published
-        Figures of others in the same protocol.
+        Published figures in the same protocol.
     allow_seen, seen_again_days, left_out
-        Whether users may get what they had, at all or after so many days; and how many pairs of the test do
-        not count, since they may not.
+        Whether items that a user had may be recommended again, always or after that many days; and the
+        number of (user, test item) pairs that are left out because the item may not be.
     beyond
-        For the same lists: how new and varied they are, and how popular what they show.
+        Novelty, diversity and popularity of the same lists. A name is absent if its lists are all
+        empty, or if no interactions are known.
     recall_curves
-        For the same lists: recall at 1, 2, … k.
+        Recall at 1, 2, … k of the same lists.
     """
 
     dataset: str
@@ -87,30 +88,31 @@ def evaluate_served(
     k: int = 10,
     progress: Progress | None = None,
 ) -> EvaluationReport:
-    """Ask a server for every test user and measure what it answers.
+    """Request recommendations for every test user and measure them.
 
     Parameters
     ----------
     served
-        What to ask: a server, or a release in this process (``LocalEnsemble``); or ``host:port`` of gRPC.
+        A server (``ServedEnsemble``), a release in this process (``LocalEnsemble``), or the ``host:port``
+        of a server's gRPC endpoint, which :func:`check_protocol` then checks first.
     data
-        Whom to ask about, and what counts as right.
+        The users to evaluate and their relevant items.
     k
-        Places looked at.
+        Number of places to evaluate.
     progress
-        Called as users are done.
+        Called after each batch of users.
 
     Returns
     -------
     EvaluationReport
-        Figures after retrieval alone (the first k of what retrieval gave, before any filter), after
-        ranking (what a caller gets), and of the popularity baseline.
+        Figures after retrieval alone (the first k retrieved items, before any filter), after ranking (what
+        a caller gets), and of the popularity baseline.
 
     Raises
     ------
     EvaluationError
-        The server answers with items that the data does not have, repeats one, or serves another
-        catalogue.
+        If k exceeds the server's ``k_max``, a request for candidates fails, or the server answers with items
+        that the data does not have, repeats one, or serves another catalogue.
     """
     if isinstance(served, str):
         with ServedEnsemble(served) as ensemble:
@@ -147,7 +149,7 @@ def evaluate_served(
 
 
 def check_same(info: ServerInfo, run: TrainedRun, build_id: str | None = None) -> None:
-    """Raise EvaluationError if a server serves another recommender than a run's, or another build."""
+    """Raise EvaluationError if a server serves another recommender than the run's, or not ``build_id``."""
     name = run.record.recipe.name
     if info.name != name:
         raise EvaluationError(
@@ -162,7 +164,7 @@ def check_same(info: ServerInfo, run: TrainedRun, build_id: str | None = None) -
 
 
 def check_protocol(info: ServerInfo, data: EvaluationData) -> None:
-    """Raise EvaluationError if a server gives users what they had and the data expects otherwise."""
+    """Raise EvaluationError if server and data differ in whether seen items may be recommended again."""
     if info.allow_seen != data.allow_seen:
         raise EvaluationError(
             f"the server serves {info.name!r} with allow_seen={info.allow_seen}, but the test part is made "
@@ -177,7 +179,7 @@ def check_protocol(info: ServerInfo, data: EvaluationData) -> None:
 
 
 def check_tables(release: Release) -> None:
-    """Raise EvaluationError if a release holds tables that the run's test part does not measure."""
+    """Raise EvaluationError if a release was exported with other tables than the run's."""
     given = [name for name, table in release.manifest.tables.items() if table["from"] != "run"]
     if given:
         raise EvaluationError(
@@ -189,7 +191,7 @@ def check_tables(release: Release) -> None:
 def _ask(
     served: Ensemble, data: EvaluationData, k: int, batch: int, progress: Progress | None
 ) -> tuple[IntArray, IntArray]:
-    """Return what a caller gets and what retrieval gave, as rows ``[U, k]`` with pad I."""
+    """Return the recommended and the retrieved items, as catalogue rows ``[U, k]`` padded with I."""
     catalogue, users = len(data.item_ids), len(data.user_ids)
     row_of = {item: row for row, item in enumerate(data.item_ids)}
     ranked, retrieved = (np.full((users, k), catalogue, np.int64) for _ in range(2))
@@ -220,7 +222,7 @@ def _answer_rows(answer: Sequence[Id], row_of: Mapping[Id, int], user: Id) -> li
 
 
 def _check_catalogue(rows: Sequence[int], candidates: IntArray, user: Id, data: EvaluationData) -> None:
-    """Refuse a server whose catalogue rows mean other items: its answer must come from its candidates."""
+    """Raise EvaluationError if an answer is not among the candidates, since catalogue orders then differ."""
     if not np.isin(rows, candidates).all():
         raise EvaluationError(
             f"user {user!r}: an item of the answer is not among the rows that retrieval gave, so the "

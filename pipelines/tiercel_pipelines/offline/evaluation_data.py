@@ -28,13 +28,13 @@ from .served_ensemble import Id
 if TYPE_CHECKING:
     from ..training import TrainedRun
 
-#: Users at once.
+#: Number of users in a block.
 BLOCK = 512
 
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Who is asked for, and what counts as right.
+    """The users to evaluate, and their relevant items.
 
     Parameters
     ----------
@@ -43,23 +43,24 @@ class EvaluationData:
     user_ids, item_ids
         Raw ids of the U users with test items, and of the catalogue in row order.
     relevance
-        Each user's test items as catalogue rows.
+        Each user's test items that may be recommended, as catalogue rows.
     masked
-        Each user's items of the training and validation part that may not come to the user again.
+        Each user's items of the training and validation parts that may not be recommended again.
     popular
-        All items that pass the rules, what most users had first, ties by row.
+        All items that pass the rules, sorted by the number of users who had them, ties by row.
     published
-        Figures to stand beside, if they were measured in the same way.
+        Published figures to compare with, if they were measured in the same way.
     allow_seen, seen_again_days
-        Whether a user may be recommended what is known of the user: at all, or after so many days.
+        Whether items that a user is known to have had may be recommended again: always, or after that many
+        days.
     now_s
-        What time it is for each user, in seconds since 1970: that of the latest test interaction. None where
-        it does not matter.
+        ``[U]`` float64 request time of each user, in seconds since 1970, which is that of the latest test
+        interaction. None without ``seen_again_days``.
     left_out
-        How many pairs of a user and a test item do not count, since the user is known to have had the item,
-        and so is not given it.
+        How many (user, test item) pairs are not counted because the user is known to have had the item and
+        may not be recommended it again.
     had
-        Who had which catalogue row, ``[n]`` each, of all known interactions.
+        All known interactions: users (any distinct integers) and catalogue rows, ``[n]`` int64 each.
     """
 
     dataset: str
@@ -100,13 +101,19 @@ class EvaluationData:
         items
             The catalogue; a row's position is the catalogue row.
         known, test
-            Interactions that serving may know, and those to be found.
+            Interactions that serving may know, and those to predict.
         user_id, item_id
             Names of the id columns.
         timestamp
-            Name of the column of seconds since 1970, which ``seen_again_days`` asks for.
+            Name of the column of seconds since 1970; read only with ``seen_again_days``.
         rules
-            What an item must pass to be served, and so to stand among the popular ones.
+            Rules that an item must pass to be served, and so to be in ``popular``.
+
+        Raises
+        ------
+        EvaluationError
+            If the test part is empty, its users already had all of its items and may not be recommended them
+            again, or an interaction names an item that is not in the catalogue.
         """
         if not len(test):
             raise EvaluationError(f"{dataset}: the test part is empty, so there is nobody to ask about")
@@ -133,7 +140,7 @@ class EvaluationData:
         rows, counts = had.masked(asked)
         columns = raw_columns(items, {name for rule in rules for name in rule.columns()})
         allowed = allowed_items(rules, columns, len(catalogue))
-        # As in training: who had an item several times had it.
+        # As in training, repeated interactions of a user with an item count once.
         everybody = pd.factorize(known[user_id])[0].astype(np.int64)
         owners, had_rows = np.divmod(np.unique(everybody * len(catalogue) + of_known), len(catalogue))
         made = Popular().make(Material(len(catalogue), owners, had_rows, allowed=allowed))
@@ -154,7 +161,7 @@ class EvaluationData:
 
     @classmethod
     def from_run(cls, run: TrainedRun, k: int = PUBLISHED_K) -> EvaluationData:
-        """Take the tables of a run; published figures only if data set, split and k are theirs."""
+        """Build from a run's tables; add published figures only if data set, split and k match theirs."""
         data, split = run.record.data, run.record.recipe.split
         serving = run.record.recipe.serving
         same = not given_again(serving) and k == PUBLISHED_K and split.by == "random"
@@ -174,7 +181,7 @@ class EvaluationData:
         )
 
     def popularity_lists(self, k: int) -> IntArray:
-        """Return each user's k most popular items, but for what is masked as seen; ``[U, k]``, pad I."""
+        """Return each user's k most popular items that are not masked: rows ``[U, k]`` padded with I."""
         found = []
         for start in range(0, len(self.user_ids), BLOCK):
             offsets = self.masked.offsets[start : start + BLOCK + 1]

@@ -1,4 +1,4 @@
-"""What users had, by the served store and the served rule of which seen items may come again."""
+"""Items that users had, read through the served store, and which of them may be recommended again."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ Floats = npt.NDArray[np.float64]
 
 
 class Had:
-    """What users had.
+    """Items that users had, and which of them may be recommended again.
 
     Parameters
     ----------
     offsets
-        ``[U + 1]``: what user u had is ``offsets[u]:offsets[u + 1]``.
+        ``[U + 1]``; the items of user u are ``rows[offsets[u]:offsets[u + 1]]``.
     rows, times_s
-        ``[n]`` item rows, once each for a user, and when each was last had; None if nobody knows.
+        ``[n]`` catalogue rows, unique within a user, and the time when the user last had each, in seconds
+        since 1970. ``times_s`` is None if times are unknown.
     settings
-        They say what of it may come again.
+        Serving settings, which determine what may be recommended again.
     now_s
-        ``[U]``: what time it is for each user; None is the latest of the times.
+        ``[U]`` request time of each user, in seconds since 1970; None uses the latest of ``times_s``.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Had:
         settings: ServingSettings,
         now_s: Floats | None = None,
     ) -> None:
-        # One user more: nobody, who had nothing.
+        # The store expects one more user without items, which stands for unknown users.
         arrays = {"history_offsets": np.append(offsets, offsets[-1]), "history_rows": rows}
         if times_s is not None:
             arrays["history_times"] = times_s
@@ -61,7 +62,7 @@ class Had:
         settings: ServingSettings,
         now_s: Floats | None = None,
     ) -> Had:
-        """Build from events ``[n]`` in any order; of a repeated item the latest counts."""
+        """Build from events ``[n]`` in any order; only the latest of a user's events with an item counts."""
         times = np.zeros(len(users)) if times_s is None else times_s
         order = np.lexsort((times, items, users))
         users, items, times = users[order], items[order], times[order]
@@ -71,18 +72,18 @@ class Had:
         return cls(offsets, items[last], None if times_s is None else times[last], settings, now_s)
 
     def of(self, users: Rows) -> UserRows:
-        """Return some users of the store."""
+        """Return the store's view of the users in rows ``[B]``."""
         return self._tables.at(users)
 
     def masked(self, users: Rows) -> tuple[Rows, Rows]:
-        """Return what users ``[B]`` had and may not get again, end to end, and how much each."""
+        """Return the item rows that users ``[B]`` may not get again, concatenated, and counts per user."""
         arrays = {ALLOW_SEEN: np.full((len(users), 1), self._allow_seen)}
         if self._now_s is not None:
             arrays[NOW] = self._now_s[users][:, None]
         return self._again.masked(self.of(users), arrays)
 
     def findable(self, users: Rows, items: Rows, n_items: int) -> npt.NDArray[np.bool_]:
-        """Return which of pairs ``[n]`` of a user and an item a server could give: what is not masked."""
+        """Return for (user, item) pairs ``[n]`` whether a server may recommend the item to the user."""
         asked = np.unique(users)
         rows, counts = self.masked(asked)
         masked = np.repeat(asked, counts) * n_items + rows
@@ -91,7 +92,7 @@ class Had:
 
 
 def latest_s(users: Rows, times_s: Array, n_users: int) -> Floats:
-    """Return the time of each user's latest event ``[U]``; that of all for whoever has none."""
+    """Return the time of each user's latest event ``[U]``, or of the latest of all if a user has none."""
     latest = np.full(n_users, -np.inf)
     np.maximum.at(latest, users, times_s)
     return np.where(np.isneginf(latest), latest.max(initial=0.0), latest)

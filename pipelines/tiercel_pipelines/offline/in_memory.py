@@ -1,7 +1,8 @@
-"""The served graph in memory, for training and offline figures: the same sources, rules, steps and store.
+"""The served graph in memory, for training and offline figures.
 
-No release is written. The store and the sources are the served ones over artefacts in memory; an index is
-searched exactly. Users come in blocks, so that nothing is ever users × items.
+It runs the served sources, rules, reorder steps and store over artefacts in memory, without writing a
+release. An index is searched exactly. Users are processed in blocks, so that no array is as large as all
+users × items.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from ..errors import TrainingError
 from ..families.table import FittedRanking, FittedRetrieval
 from .had import Had
 
-#: Users at once.
+#: Number of users in a block.
 BLOCK = 256
 
 
 def blocks(users: IntArray, what: str = "", progress: Progress | None = None) -> Iterator[IntArray]:
-    """Yield users in blocks, and tell of ``what`` how many are done."""
+    """Yield users in blocks, and report progress under the name ``what``."""
     for start in range(0, len(users), BLOCK):
         yield users[start : start + BLOCK]
         if progress is not None:
@@ -47,9 +48,9 @@ def blocks(users: IntArray, what: str = "", progress: Progress | None = None) ->
 
 
 def finite(values: Array, what: str) -> Array:
-    """Return what a trained model gave; raise TrainingError if it is no numbers, which have no order.
+    """Return a trained model's output; raise TrainingError if any of it is NaN or infinite.
 
-    A loss tells of the weights before its step: the last step's are looked at here.
+    A loss is computed with the weights before its step, so only this check sees those of the last step.
     """
     wrong = int(values.size - np.count_nonzero(np.isfinite(values)))
     if wrong:
@@ -68,9 +69,10 @@ def queries_of(model: FittedRetrieval, name: str, tensors: Arrays) -> Array | No
 
 
 class KnownUsers:
-    """Users with what they had so far, which are the pairs, behind the served store.
+    """Users and the items that they had so far (``pairs``), behind the served store.
 
-    What of it they may get again, and when, are parameters of :class:`~.had.Had`; without settings nothing.
+    ``settings`` and ``now_s`` are those of :class:`~.had.Had`; without settings no item that a user had may
+    be recommended again.
     """
 
     def __init__(
@@ -85,15 +87,15 @@ class KnownUsers:
         self.had = Had(pairs.offsets, pairs.items, pairs.times, settings, now_s)
 
     def history(self, users: IntArray) -> IntArray:
-        """Return their latest items ``[B, L]``, oldest first."""
+        """Return the users' latest items ``[B, L]``, oldest first."""
         return self.had.of(users).history(self._packed.history_length, self._packed.n_items)[0]
 
     def tensors(self, users: IntArray) -> dict[str, Array]:
-        """Return their tensors ``[B, …]``, without context."""
+        """Return the users' tensors ``[B, …]``, without context."""
         return self._packed.user_tensors(users, self.history(users))
 
     def mask(self, users: IntArray) -> Mask:
-        """Return what they must not get."""
+        """Return the mask of items that the users must not get."""
         return make_mask(len(users), self._packed.n_items, *self.had.masked(users))
 
 
@@ -108,7 +110,7 @@ def open_source(
     """Make a source and open it, in memory; the parameters are those of :func:`make_source`."""
     with SOURCES.using(kind):
         artefact = make_source(kind, model, packed, pairs, candidates, rules)
-        # FAISS and torch share one count of threads, which must stay as whoever trains has it.
+        # FAISS and torch share one thread count, so opening a source must not change that of the training.
         return kind.open(artefact, packed.n_items, torch.get_num_threads())
 
 
@@ -125,13 +127,13 @@ def make_source(
     Parameters
     ----------
     kind, candidates
-        Its settings, and N.
+        The source's settings, and the number of candidates N.
     model
-        The retrieval model that feeds it; None for a source without one.
+        The retrieval model that feeds the source; None for a source without one.
     packed, pairs
-        The items, and the interactions that it may know.
+        The items, and the interactions that the source may know.
     rules
-        What its items must pass.
+        Rules that the source's items must pass.
     """
     form = {} if model is None else model.form(packed.catalogue)
     for name, array in form.items():
@@ -152,10 +154,10 @@ def make_source(
 
 
 class OfflineRetrieval:
-    """The candidates that the served sources would give; each model feeds the source of its name.
+    """The candidates that the served sources would return; each model feeds the source of the same name.
 
-    What each user had, the pairs, makes histories and popularity, and is masked unless the settings allow it
-    at each user's time, ``now_s [U]``.
+    ``pairs`` holds the items that each user had. They determine histories and popularity, and are masked
+    unless the settings allow them again at the user's time ``now_s [U]``, in seconds since 1970.
     """
 
     def __init__(
@@ -190,16 +192,17 @@ class OfflineRetrieval:
         return tensors, self._found(users, self._arrays(tensors))
 
     def terms(self, users: IntArray) -> tuple[IntArray, Array]:
-        """Return the candidates ``[B, N]`` of a block of users, and what each source of the scale gives them.
+        """Return the candidates ``[B, N]`` of a block of users, and their scores by each blended source.
 
-        These scores are without the sources' weights, ``[T, B, N]``, and -inf for the pad row.
+        The scores ``[T, B, N]`` exclude the sources' weights and are -inf for the pad row. T counts the
+        sources whose weighted sum is the common scale (``MergedSources.terms``).
         """
         arrays = self._arrays(self.users.tensors(users))
         rows = self._found(users, arrays)[1]
         return rows, self._sources.term_scores(arrays, rows)
 
     def _arrays(self, tensors: dict[str, Array]) -> dict[str, Array]:
-        """Return what the sources read: tensors of users, and their queries."""
+        """Return the inputs of the sources: the users' tensors and queries."""
         queries = {
             query_stage(name): queries_of(model, name, tensors) for name, model in self._models.items()
         }
@@ -212,9 +215,9 @@ class OfflineRetrieval:
 
 
 class OfflineOrdering:
-    """What the served rules, steps and ranker (None keeps retrieval's order) make of candidates.
+    """Filter, rank and order candidates as served; without a ranker, retrieval's order is kept.
 
-    ``arrays_of`` gives the arrays of a source, for steps that read what sources know of items.
+    ``arrays_of`` returns the arrays of a source's artefact, for steps that read a source's item data.
     """
 
     def __init__(
@@ -239,7 +242,7 @@ class OfflineOrdering:
         return self._rules.keep(rows, scores, sources)
 
     def order(self, users: Arrays, kept: Arrays) -> IntArray:
-        """Return the rows ``[B, K]`` of the kept in their final order, the pad row last."""
+        """Return the kept rows ``[B, K]`` in their final order, pad rows last."""
         arrays = {**users, **kept, "status": np.full((len(kept["kept_row"]), 1), KNOWN, np.int32)}
         if self._ranker is not None:
             read = [name for name in self._ranker.inputs if name in self._packed.item]

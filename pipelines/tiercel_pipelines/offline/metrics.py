@@ -1,7 +1,7 @@
 """Ranking metrics at k with binary relevance, vectorised over users.
 
 The protocol is that of the recommenders team (``recommenders.evaluation.python_evaluation``), so that
-figures can stand beside the ones it publishes:
+figures can be compared with the ones it publishes:
 
 - an item is relevant to a user if and only if it is among the user's test interactions;
 - every metric is averaged over the users who have at least one test item, those with an empty answer
@@ -9,8 +9,8 @@ figures can stand beside the ones it publishes:
 - precision divides by k even where the answer is shorter, recall by the number of the user's test
   items, and the ideal DCG has ``min(k, number of test items)`` hits at its top.
 
-Arrays: ``U`` users, ``k`` places, ``I`` items. A ranking is ``ranked [U, m]``: catalogue rows, best first;
-the pad row I is no item and fills what a short answer leaves.
+Arrays: ``U`` users, ``k`` places, ``I`` items. A ranking is ``ranked [U, m]``: catalogue rows, best first.
+The pad row I is not an item; it fills the empty places of a short answer.
 """
 
 from __future__ import annotations
@@ -45,7 +45,12 @@ class Relevance:
     def from_pairs(cls, users: npt.ArrayLike, rows: npt.ArrayLike, n_users: int) -> Relevance:
         """Build from interactions ``[n]``: user positions below ``n_users``, which is U, and catalogue rows.
 
-        A pair that comes twice counts once, and users without a pair have no relevant item.
+        Repeated pairs count once, and users without a pair have no relevant item.
+
+        Raises
+        ------
+        ValueError
+            If the two are not vectors of one length, or a user position is out of range.
         """
         user = np.asarray(users, dtype=np.int64)
         row = np.asarray(rows, dtype=np.int64)
@@ -76,13 +81,13 @@ class RankingMetrics:
     Parameters
     ----------
     k
-        Places looked at.
+        Number of places evaluated.
     users
-        How many users were averaged over.
+        Number of users averaged over.
     ndcg, precision, recall, hit_rate, mrr
         In 0 … 1.
     coverage
-        Share of the catalogue that stands in at least one answer, in 0 … 1.
+        Share of the catalogue that appears in at least one answer, in 0 … 1.
     """
 
     k: int
@@ -102,20 +107,20 @@ class RankingMetrics:
 def ranking_metrics(ranked: npt.ArrayLike, relevance: Relevance, k: int, catalogue: int) -> RankingMetrics:
     """Compute every metric at k, averaged over the users who have relevant items.
 
-    For each user precision is ``hits / k``, recall ``hits / |relevant|``, the hit rate 1 with any hit, and
-    the reciprocal rank ``1 / place`` of the first hit, 0 without one.
+    For each user, precision is ``hits / k``, recall is ``hits / |relevant|``, the hit rate is 1 with any hit,
+    and the reciprocal rank is ``1 / place`` of the first hit, or 0 without one.
     Coverage is ``|∪_u answer_u| / I`` ("catalogue coverage" of Ge, Delgado-Battenfeld and Jannach 2010).
 
     Parameters
     ----------
     ranked
-        ``[U, m]`` catalogue rows, best first; narrower than k is as if filled with misses.
+        ``[U, m]`` catalogue rows, best first. If m < k, the missing places count as misses.
     relevance
         The relevant items of the same users.
     k
-        Places looked at.
+        Number of places to evaluate.
     catalogue
-        I.
+        Number of items, I.
 
     Raises
     ------
@@ -162,7 +167,7 @@ def find_hits(rows: IntArray, relevance: Relevance, k: int, catalogue: int) -> B
         raise ValueError(f"rows must lie in 0 … {catalogue}, got {rows.min()} … {rows.max()}")
     rows = rows[:, :k]
     _refuse_repeats(rows, catalogue)
-    # One key for each (user, row) turns membership in U sets into one.
+    # With one key for each (user, row), a single isin replaces U membership tests.
     base = np.arange(users)[:, None] * (catalogue + 1)
     keys = np.repeat(base[:, 0], relevance.counts) + relevance.rows
     hits = np.zeros((users, k), dtype=np.bool_)
@@ -190,7 +195,7 @@ def ndcg_at_k(hits: BoolArray, relevant: IntArray) -> FloatArray:
     Parameters
     ----------
     hits
-        ``[U, k]`` where a relevant item stands.
+        ``[U, k]``, true where the place holds a relevant item.
     relevant
         ``[U]`` number of relevant items.
     """

@@ -1,4 +1,4 @@
-"""Published figures of others, shown only if data, split and protocol are the same."""
+"""Published figures of other systems, shown only if data, split and protocol are the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """Somebody's figures at 10 for the same data set, split and protocol."""
+    """Another system's figures at 10 for the same data set, split and protocol."""
 
     name: str
     ndcg: float
@@ -20,8 +20,7 @@ class Published:
 RECOMMENDERS = "recommenders-team/recommenders, comparison of algorithms"
 MEASURED = "measured for this project with the same split"
 
-#: Data set → what others reached on it with a random 75/25 split by user (seed 42), top 10 of all unseen
-#: items.
+#: Data set → figures of other systems on a random 75/25 split by user (seed 42), top 10 of all unseen items.
 PUBLISHED: Mapping[str, tuple[Published, ...]] = {
     "ml-100k": (
         Published("EASE (λ = 400)", 0.4826, 0.4201, 0.2241, MEASURED),
@@ -33,6 +32,6 @@ PUBLISHED: Mapping[str, tuple[Published, ...]] = {
         Published("SAR", 0.3825, 0.3308, 0.1764, RECOMMENDERS),
     )
 }
-#: The k, and the split's training share and seed, that the published figures are for.
+#: The k, and the split's training share and seed, of the published figures.
 PUBLISHED_K = 10
 PUBLISHED_SPLIT = (0.75, 42)

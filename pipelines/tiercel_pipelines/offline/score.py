@@ -1,7 +1,7 @@
 """Every user's recommendations, as served, in a Parquet file, for e-mails and caches.
 
-The stages of the release run in this process, the ones that Triton would run, on blocks of users; no server
-is needed. Memory holds one block and one row group, whatever the number of users.
+The stages that Triton would run are run in this process, on blocks of users; no server is needed. Memory
+holds one block and one row group, regardless of the number of users.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ from ..data import Progress
 from ..errors import DataCorrupt, DataMissing, EvaluationError
 from ..features.parquet_files import open_parquet, parquet_files, unreadable, whole_file
 
-#: Users in a row group of the output, and read from a file at once.
+#: Number of users in a row group of the output, and in a batch read from a file.
 GROUP = 8_192
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What was written: of how many users, how many of them the release knows, and how long that took."""
+    """The file written by :func:`score_release`, its number of users and items, and the duration.
+
+    ``known`` counts the users that the release knows.
+    """
 
     output: Path
     users: int
@@ -55,29 +58,30 @@ def score_release(
     batch_users: int = 256,
     progress: Progress | None = None,
 ) -> Scored:
-    """Write each user's list, as the server would answer a request that says nothing but the user's id.
+    """Write each user's recommendations, as the server would answer a request with only a user id and k.
 
-    One row a user, in the users' order: the id under its column's name, ``item_id`` (a list of raw ids, best
-    first), ``score`` (a list of float32) and ``status`` (what is known of the user). Both lists have as many
-    places as the answer has items.
+    The file has one row per user, in the users' order. Its columns are the id under its own name, ``item_id``
+    (a list of raw ids, best first), ``score`` (a list of float32) and ``status`` (a name of ``STATUS_NAMES``:
+    what is known of the user). Both lists are as long as the answer.
 
     Parameters
     ----------
     release, output
-        What is served, and the file to write; it appears under its name only when it is whole.
+        The release, and the file to write, which appears under its name only when it is complete.
     users
-        A Parquet file, or a folder of them, with the ids of whom to score; None is every user of the release.
+        A Parquet file, or a folder of them, with the ids of the users to score; None scores every user of the
+        release.
     k
-        Items a user, at most; None is the recipe's ``k_default``.
+        Maximum number of items per user; None is the recipe's ``k_default``.
     batch_users
-        Users that go through the stages at once.
+        Number of users that go through the stages in one batch.
     progress
-        Called as users are done.
+        Called after each batch.
 
     Raises
     ------
     EvaluationError
-        If ``k`` is more than the release serves.
+        If ``k`` is below 1 or more than the release serves.
     DataError
         If the file of users cannot be read, lacks the column, or holds ids of another type or nulls.
     ReleaseError
@@ -127,7 +131,7 @@ def score_release(
 
 
 def _rows(ids: Array, answer: dict[str, Array], schema: pa.Schema) -> pa.Table:
-    """Return a block's rows: of each answer the places that are real."""
+    """Return a batch's rows, with the real places of each answer only."""
     real = np.arange(answer["score"].shape[1]) < answer["count"]
     ends = pa.array(np.append(0, np.cumsum(answer["count"][:, 0])).astype(np.int32))
     status = np.array(STATUS_NAMES, object)[answer["status"][:, 0]]
@@ -147,13 +151,13 @@ def _ids(ids: Array, dtype: pa.DataType) -> pa.Array:
 
 
 def _stored(release: Release) -> tuple[int, Iterator[Array]]:
-    """Return how many users a release has, and their ids in blocks."""
+    """Return the number of users in a release, and their ids in blocks."""
     keys = read_keys(release.artefact("users", "users").arrays, USER_LOOKUP)
     return len(keys), (keys[start : start + GROUP] for start in range(0, len(keys), GROUP))
 
 
 def _listed(path: Path, release: Release) -> tuple[int, Iterator[Array]]:
-    """Return how many users files list, and their ids in blocks."""
+    """Return the number of users that files list, and their ids in blocks."""
     catalogue = release.manifest.catalogue
     name, is_text = catalogue.user_id_column, catalogue.user_id_dtype == "bytes"
     files = parquet_files([path])
@@ -184,7 +188,7 @@ def _ids_of_file(file: Path, name: str, is_text: bool) -> Iterator[Array]:
 
 
 def _raw_ids(ids: pa.Array, is_text: bool, where: str) -> Array:
-    """Return the ids of a file as the store has them."""
+    """Return the ids of a file as the store holds them, as bytes or int64."""
     if ids.null_count:
         raise DataCorrupt(f"{where}: {ids.null_count} of the ids are null; drop those rows")
     came = ids.type.value_type if pa.types.is_dictionary(ids.type) else ids.type

@@ -11,15 +11,15 @@ import numpy.typing as npt
 
 from .metrics import FloatArray, IntArray, Relevance
 
-#: Scores of users × items at once.
+#: Maximum number of scores (pairs × items) computed at once.
 _CELLS = 4_000_000
 
 
 def auc(positive: npt.ArrayLike, scores: npt.ArrayLike) -> float:
-    """Return the area under the ROC curve: the chance that a positive scores above a negative, ties a half.
+    """Return the area under the ROC curve: the probability that a positive scores above a negative.
 
-    ``(Σ ranks of the positives - P (P + 1) / 2) / (P N)``, equal scores sharing their mean rank (Mann and
-    Whitney 1947).
+    Ties count half. The formula is ``(Σ ranks of the positives - P (P + 1) / 2) / (P N)``, where equal scores
+    share their mean rank (Mann and Whitney 1947).
 
     Parameters
     ----------
@@ -43,12 +43,12 @@ def auc(positive: npt.ArrayLike, scores: npt.ArrayLike) -> float:
 
 
 def log_loss(positive: npt.ArrayLike, probability: npt.ArrayLike) -> float:
-    """Return the mean of ``-log p`` of what happened, probabilities ``[n]`` kept 2⁻⁵² away from 0 and 1.
+    """Return the mean negative log-likelihood, with probabilities ``[n]`` clipped to 2⁻⁵² … 1 - 2⁻⁵².
 
     Raises
     ------
     ValueError
-        If lengths differ, there is nothing, or a probability is outside 0 … 1.
+        If lengths differ, the vectors are empty, or a probability is outside 0 … 1.
     """
     label, p = np.asarray(positive, np.bool_), np.asarray(probability, np.float64)
     if label.shape != p.shape or label.ndim != 1 or not len(p) or not ((p >= 0) & (p <= 1)).all():
@@ -79,12 +79,12 @@ class SampledMetrics:
 def draw_negatives(
     relevance: Relevance, known: Relevance, catalogue: int, n: int, rng: np.random.Generator
 ) -> tuple[IntArray, IntArray]:
-    """Draw n items, without repeats, that the user of each positive never had.
+    """Draw n distinct negatives for each positive, from the items that its user never had.
 
     Returns
     -------
     users, candidates
-        ``[P]`` the user of each positive, and ``[P, 1 + n]`` the positive and its negatives.
+        ``[P]`` the user of each positive, and ``[P, 1 + n]`` the positive followed by its negatives.
 
     Raises
     ------
@@ -107,12 +107,13 @@ def draw_negatives(
 
 
 def one_plus_n(scores: npt.ArrayLike, k: int = 10) -> SampledMetrics:
-    """Return the figures of the 1 + n protocol (He et al. 2017), column 0 of ``[P, 1 + n]`` the positive.
+    """Return the figures of the 1 + n protocol (He et al. 2017); column 0 of ``[P, 1 + n]`` is the positive.
 
-    Its rank is one more than the negatives that score above it; equal ones count against it, so that a model
-    that gives all the same score gets nothing. nDCG is ``1 / log2(rank + 1)`` and the hit rate 1 up to rank
-    k, MRR the mean of ``1 / rank`` whatever k, AUC the share of the negatives below, ties a half. Sampled
-    figures do not order models as those of the full catalogue do (Krichene and Rendle 2020).
+    The positive's rank is 1 plus the number of negatives that score at least as high, so that a model that
+    scores all items equally gains nothing from ties. Up to rank k, nDCG is ``1 / log2(rank + 1)`` and the hit
+    rate is 1; below it both are 0. MRR is the mean of ``1 / rank`` regardless of k. AUC is the share of the
+    negatives below the positive, where ties count half. Sampled figures do not order models as those of the
+    full catalogue do (Krichene and Rendle 2020).
 
     Raises
     ------
@@ -140,21 +141,21 @@ def one_plus_n(scores: npt.ArrayLike, k: int = 10) -> SampledMetrics:
 def factorised_top_k(
     queries: FloatArray, vectors: FloatArray, items: IntArray, ks: Sequence[int] = (1, 5, 10, 50, 100)
 ) -> dict[int, float]:
-    """Return the share of the pairs whose item is among the k best of the whole catalogue, for each k.
+    """Return, for each k, the share of pairs whose item is among the k best of the whole catalogue.
 
-    As ``FactorizedTopK`` of TensorFlow Recommenders: scores are inner products, nothing is masked, and an
-    item is among the k best if fewer than k score above it.
+    The protocol is that of TensorFlow Recommenders' ``FactorizedTopK``. Scores are inner products, nothing is
+    masked, and an item is among the k best if fewer than k items score above it.
 
     Parameters
     ----------
     queries
-        ``[P, D]``, one for each pair.
+        ``[P, D]``, the query vector of each pair.
     vectors
-        ``[I, D]``.
+        ``[I, D]``, the item vectors.
     items
         ``[P]`` the item of each pair.
     ks
-        Places.
+        Values of k.
     """
     above = np.empty(len(items), np.int64)
     size = max(1, _CELLS // max(1, len(vectors)))

@@ -1,4 +1,4 @@
-"""What an evaluation asks: a server, or a release in this process, through the client."""
+"""Access to the served graph through the client, on a server or in this process, for evaluation."""
 
 from __future__ import annotations
 
@@ -22,29 +22,32 @@ Id = int | str
 Floats = npt.NDArray[np.float64]
 
 EXPLAIN_MODEL = "recommend_explain"
-#: Seconds that one batch of users may take: nobody waits for it, and a machine may be busy or asleep.
+#: Timeout of one batch of users, in seconds. It is long, since nobody waits and a machine may be busy.
 TIMEOUT_S = 300.0
 
 
 class Ensemble(Protocol):
-    """The served graph, wherever it runs; ``now_s`` is what time it is for each user, None the clock's."""
+    """The served graph, on a server or in this process.
+
+    ``now_s [n]`` is the request time of each user, in seconds since 1970; None uses the clock.
+    """
 
     @property
     def info(self) -> ServerInfo:
-        """What is served."""
+        """The served recommender's description."""
         ...
 
     def recommend(self, user_ids: Sequence[Id], k: int, now_s: Floats | None = None) -> list[Sequence[Id]]:
-        """Return each user's answer, best first: raw item ids, at most k."""
+        """Return at most k raw item ids for each user, best first."""
         ...
 
     def retrieve(self, user_ids: Sequence[Id], now_s: Floats | None = None) -> IntArray:
-        """Return what retrieval gave each user, best first: catalogue rows ``[n, N]``, pad I."""
+        """Return each user's retrieved catalogue rows ``[n, N]``, best first, padded with I."""
         ...
 
 
 class LocalEnsemble:
-    """The stages of a release in this process: the same answers, without a server."""
+    """The stages of a release run in this process, with the server's answers but without a server."""
 
     def __init__(self, release: Release | str | Path) -> None:
         from tiercel_client import Recommender
@@ -55,14 +58,14 @@ class LocalEnsemble:
         self.info: ServerInfo = self._recommender.server_info()
 
     def recommend(self, user_ids: Sequence[Id], k: int, now_s: Floats | None = None) -> list[Sequence[Id]]:
-        """Return each user's answer, best first: raw item ids, at most k."""
+        """Return at most k raw item ids for each user, best first."""
         return [
             answer.item_ids
             for answer in self._recommender.recommend_many(user_ids, k=k, titles=False, features=at(now_s))
         ]
 
     def retrieve(self, user_ids: Sequence[Id], now_s: Floats | None = None) -> IntArray:
-        """Return what retrieval gave each user, best first: catalogue rows ``[n, N]``, pad I."""
+        """Return each user's retrieved catalogue rows ``[n, N]``, best first, padded with I."""
         from tiercel_client.wire.transport import InferRequest
 
         tensors = request_tensors(user_ids, now_s, self.info.user_id_dtype)
@@ -72,7 +75,7 @@ class LocalEnsemble:
 
 
 def id_column(user_ids: Sequence[Id], dtype: str) -> npt.NDArray[Any]:
-    """Return raw ids as the tensor ``[n, 1]`` that a request takes."""
+    """Return raw ids as a request's tensor ``[n, 1]``: bytes objects if ``dtype`` is "bytes", else int64."""
     is_text = dtype == "bytes"
     ids = np.empty((len(user_ids), 1), np.object_ if is_text else np.int64)
     ids[:, 0] = [user.encode() for user in map(str, user_ids)] if is_text else list(user_ids)
@@ -80,18 +83,18 @@ def id_column(user_ids: Sequence[Id], dtype: str) -> npt.NDArray[Any]:
 
 
 def request_tensors(user_ids: Sequence[Id], now_s: Floats | None, dtype: str) -> dict[str, npt.NDArray[Any]]:
-    """Return what a request for users says, at their times."""
+    """Return a request's tensors: the users, and their times unless None."""
     said: dict[str, npt.NDArray[Any]] = {"user_id": id_column(user_ids, dtype)}
     return said if now_s is None else said | {NOW: now_s[:, None]}
 
 
 def at(now_s: Floats | None) -> dict[str, list[float]] | None:
-    """Return what a client says of the users' times."""
+    """Return the users' times as the client's ``features``."""
     return None if now_s is None else {NOW: now_s.tolist()}
 
 
 class ServedEnsemble:
-    """A server at ``host:port`` of gRPC that ``tiercel serve`` started, or any with the same ensembles."""
+    """A server at a gRPC ``host:port``, started by ``tiercel serve`` or serving the same ensembles."""
 
     def __init__(self, url: str) -> None:
         import tritonclient.grpc as triton_grpc
@@ -112,22 +115,22 @@ class ServedEnsemble:
         self._recommender.close()
 
     def recommend(self, user_ids: Sequence[Id], k: int, now_s: Floats | None = None) -> list[Sequence[Id]]:
-        """Return each user's answer, best first: raw item ids, at most k."""
+        """Return at most k raw item ids for each user, best first."""
         answers = self._recommender.recommend_many(
             user_ids, k=k, titles=False, features=at(now_s), timeout_s=TIMEOUT_S
         )
         return [answer.item_ids for answer in answers]
 
     def retrieve(self, user_ids: Sequence[Id], now_s: Floats | None = None) -> IntArray:
-        """Return what retrieval gave each user, best first: catalogue rows ``[n, N]``, pad I."""
-        # One request, since the client explains one user at a time.
+        """Return each user's retrieved catalogue rows ``[n, N]``, best first, padded with I."""
+        # The client explains one user per request; this asks for all users in one.
         inputs = []
         for name, array in request_tensors(user_ids, now_s, self.info.user_id_dtype).items():
             inputs.append(self._grpc.InferInput(name, list(array.shape), self._dtype_of(array.dtype)))
             inputs[-1].set_data_from_numpy(array)
         try:
-            # All outputs: of an ensemble that is asked for some Triton also leaves out steps that these need,
-            # where a step's tensors are outputs and inputs of other steps at once.
+            # Ask for all outputs. Asked for only some, Triton may also leave out steps that these need, where
+            # a step's tensors are both outputs of the ensemble and inputs of other steps.
             answer = self._triton.infer(EXPLAIN_MODEL, inputs, client_timeout=TIMEOUT_S)
         except Exception as error:
             raise EvaluationError(f"{EXPLAIN_MODEL} failed for {len(user_ids)} users: {error}") from error

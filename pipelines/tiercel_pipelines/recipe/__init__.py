@@ -1,4 +1,4 @@
-"""Everything that a recipe uses; each name is imported on use.
+"""Everything that a recipe uses; each name is imported on first use.
 
 ::
 

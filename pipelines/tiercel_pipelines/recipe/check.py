@@ -1,4 +1,4 @@
-"""The check of a recipe: its settings check themselves; its graph and columns are compared with its data."""
+"""Checks of a whole recipe: its settings by themselves, and its graph and columns against its data."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .recipe import Recipe
 
 
 def check_recipe(recipe: Recipe, dataset: Dataset | None = None) -> Recipe:
-    """Return the recipe if it makes sense; with its data set, columns and their types are checked too.
+    """Return the recipe if it is valid; with a data set, also check columns and their types.
 
-    NumPy's scalars among its settings have become Python's numbers.
+    NumPy scalars among the settings are converted to Python numbers.
 
     Raises
     ------
     RecipeError
-        With every problem that was found.
+        If the recipe has problems; it lists all of them.
     """
     problems = recipe.shape_problems()
     if not problems:

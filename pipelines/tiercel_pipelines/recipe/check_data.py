@@ -23,12 +23,12 @@ from ..tasks.table import NamedScores
 from .check_graph import held_in
 from .recipe import Recipe
 
-#: The end of the year 9999, in seconds since 1970: milliseconds of any year of ours lie behind it.
+#: The end of the year 9999, in seconds since 1970; present-day times in milliseconds lie beyond it.
 _LAST_SECOND = 253_402_300_799
 
 
 def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
-    """Yield the problems of columns that sources, rules, steps, titles and the target name."""
+    """Yield problems of the data, and of columns that sources, rules, steps, models and targets name."""
     items, served = dataset.items, recipe.served
     yield from _no_negatives(recipe, dataset)
     for section in ("sources", "rules", "reorder"):
@@ -68,7 +68,7 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
 
 
 def _no_seconds(recipe: Recipe, name: str, times: pd.Series) -> Iterator[Problem]:
-    """Find times that are no seconds, where days are counted; else only their order matters."""
+    """Find times that are not seconds if a setting depends on durations; otherwise only order matters."""
     latest = times.max()
     if latest > _LAST_SECOND and any(True for _ in recipe.served.timeless()):
         problem = f"{name!r} goes up to {latest}, which as seconds since 1970 is after the year 9999"
@@ -76,12 +76,12 @@ def _no_seconds(recipe: Recipe, name: str, times: pd.Series) -> Iterator[Problem
 
 
 def _no_negatives(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
-    """Find that everybody had everything, where who had what is all there is to learn from."""
+    """Find data without negatives (every user had every item) if a model learns from interactions alone."""
     ids, frame = [dataset.user_id, dataset.item_id], dataset.interactions
     if not len(frame) or all(isinstance(family, LearnsFromColumns) for family in recipe.models):
         return
     users, items = frame[dataset.user_id].nunique(), len(dataset.items)
-    # Fewer interactions than pairs need no look at each: so it is with almost any data.
+    # Almost all data has fewer interactions than pairs, which settles it without the costly deduplication.
     if len(frame) >= users * items and len(frame[ids].drop_duplicates()) == users * items:
         problem = f"each of its {users} users had each of the {items} items, so there are no negatives"
         remedy = "give interactions of more items, or a family that learns from ratings (BiasedMF)"
@@ -89,7 +89,7 @@ def _no_negatives(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
 
 
 def _unknown_user_columns(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
-    """Find columns of users that rules ask for and nobody has."""
+    """Find user columns that rules ask for and the users do not have."""
     known = [dataset.user_id, *dataset.users.columns]
     for place, rule in enumerate(recipe.served.rules):
         for name in asked([rule]).users:
@@ -99,7 +99,7 @@ def _unknown_user_columns(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]
 
 
 def _too_few_items(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
-    """Find sources that can't be made over so few items."""
+    """Find sources that can't be built over so few items."""
     allowed = None
     dimensions = {family.name: family.dimension for family in recipe.models}
     for place, source in enumerate(recipe.served.sources):
@@ -112,7 +112,7 @@ def _too_few_items(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
 
 
 def _allowed(recipe: Recipe, dataset: Dataset) -> int:
-    """Return how many items pass the rules, but for those that are wrong."""
+    """Return how many items pass the rules, ignoring rules that have problems of their own."""
     passing = np.ones(len(dataset.items), np.bool_)
     for rule in recipe.served.rules:
         if not rule.problems() and set(rule.columns()) <= set(dataset.items.columns):
@@ -122,7 +122,7 @@ def _allowed(recipe: Recipe, dataset: Dataset) -> int:
 
 
 def _field(kind: Any, value: str) -> str:
-    """Return the field of a kind's settings that holds a value, as a suffix; nothing if none does."""
+    """Return the field of a kind's settings that holds a value, as the suffix ``.name``; "" if none does."""
     fields = (field.name for field in msgspec.structs.fields(kind))
     return next((f".{name}" for name in fields if getattr(kind, name) == value), "")
 

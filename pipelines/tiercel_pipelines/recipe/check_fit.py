@@ -1,4 +1,4 @@
-"""Problems that only a fit shows: NVTabular's own errors, and what an export would refuse."""
+"""Problems that appear only when the workflow is fitted: NVTabular's errors, and export refusals."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from ..features.raw_columns import raw_columns
 from ..features.workflow import first_unfit, fit_workflow
 from .recipe import Recipe
 
-#: Names that NVTabular's Categorify needs for itself.
+#: Names that NVTabular's Categorify reserves.
 _TAKEN = ("labels", "order")
-#: Bytes of a column's name, to which NVTabular adds some for that of a file, which holds 255.
+#: Most bytes of a column's name. NVTabular makes longer file names of it, and a file name holds 255 bytes.
 _LONGEST = 220
 
 
 def fit_checked(
     recipe: Recipe, dataset: Dataset, interactions: pd.DataFrame, directory: Path, client: Any = None
 ) -> Any:
-    """Fit a recipe's workflow, on the Dask cluster of ``client`` if any, and hold it to what an export asks.
+    """Fit a recipe's workflow, on the Dask cluster of ``client`` if given, and check that it can be exported.
 
     Raises
     ------
     RecipeError
         NVTabular can't fit it, or the fitted workflow can't be compiled; every column is named.
-    OSError, MemoryError
-        The machine is at fault, as whoever gave the directory will say.
+    MachineFault, OSError, MemoryError
+        The machine is at fault; such errors pass unchanged, and the caller names the directory.
     """
     try:
         workflow = fit_workflow(recipe, dataset, interactions, directory, client=client)
@@ -62,7 +62,7 @@ def fit_checked(
 
 
 def workflow_problems(workflow: Any, rows: str | None = None) -> Iterator[Problem]:
-    """Yield what of a fitted workflow can't be compiled, or reaches no model, output by output."""
+    """Yield each output of a fitted workflow that can't be compiled or that no model can read."""
     try:
         cut = cut_workflow(workflow, rows=rows)
         columns = {part: trace_part(cut, part) for part in ("user", "item")}
@@ -91,14 +91,14 @@ def workflow_problems(workflow: Any, rows: str | None = None) -> Iterator[Proble
 
 
 def request_problems(recipe: Recipe, dataset: Dataset, cut: WorkflowParts) -> Iterator[Problem]:
-    """Yield what rules and steps want of requests and users that the features already say otherwise."""
+    """Yield request values and user columns of rules and steps that conflict with the features."""
     served, asks = recipe.served, asked(recipe.served.rules)
     read = {name: raw_column(cut.workflow, name) for name in cut.input_names("user")}
     types = {
         name: type_of_dtype("bytes" if of.is_text else of.dtype, of.is_list) for name, of in read.items()
     }
     context = {name for name in read if cut.input_part(name, "user") == "context"}
-    users = {str(name): Type("bytes") for name in dataset.users.columns}  # of no account unless it is read
+    users = {str(name): Type("bytes") for name in dataset.users.columns}  # kept only where nothing reads it
     wanted = [name for name in asks.users if name in dataset.users and name not in types]
     users |= {name: type_of(column) for name, column in raw_columns(dataset.users, wanted, "users").items()}
     users |= {name: of for name, of in types.items() if name not in context}
@@ -114,7 +114,7 @@ def request_problems(recipe: Recipe, dataset: Dataset, cut: WorkflowParts) -> It
 
 
 def problem_of(error: ExportError, output: str | None = None) -> Problem:
-    """Say in a recipe's words what an export refuses."""
+    """Return an export's refusal as a problem of the recipe, about ``output`` if one is named."""
     about = "" if output is None else f"{output!r} can't be served: "
     if isinstance(error, UnsupportedOperator):
         problem = f"{about}{error.operator} on column {error.column!r}: {error.reason}"
@@ -124,7 +124,7 @@ def problem_of(error: ExportError, output: str | None = None) -> Problem:
 
 
 def _unfit(recipe: Recipe, dataset: Dataset, interactions: pd.DataFrame, error: Exception) -> Problem:
-    """Name the operator and the columns that NVTabular can't fit."""
+    """Return the problem of the operator and columns that NVTabular can't fit."""
     found = first_unfit(recipe, dataset, interactions)
     if found is None:
         problem = f"NVTabular can't fit the graph ({type(error).__name__}: {error})"
@@ -151,7 +151,7 @@ def _unfit(recipe: Recipe, dataset: Dataset, interactions: pd.DataFrame, error: 
 
 
 def _holds_nothing(dataset: Dataset, interactions: pd.DataFrame, name: str) -> bool:
-    """Return whether a column holds nothing but nulls and lists of nothing, in the rows of interactions."""
+    """Return whether a column holds only nulls, empty lists and lists of nulls, in the interactions' rows."""
     homes = ((dataset.users, dataset.user_id), (dataset.items, dataset.item_id), (interactions, None))
     found = next((home for home in homes if name in home[0].columns), None)
     if found is None:

@@ -1,4 +1,4 @@
-"""What can be wrong with a recipe's feature graph: names, tags, operators, and columns that do not fit."""
+"""Problems of a recipe's feature graph: names, tags, operators, and columns that do not fit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from .recipe import Recipe
 _NUMERIC = frozenset({"Clip", "LogOp", "Normalize", "NormalizeMinMax", "Bucketize", "FillMedian"})
 _LISTS_ONLY = frozenset({"ListSlice", "ValueCount"})
 _SCALAR_ONLY = frozenset({"Clip", "Bucketize", "FillMissing", "FillMedian", "NormalizeMinMax"})
-#: What to do about an operator on which NVTabular raises with words of its own inside.
+#: Operator → remedy, where NVTabular's own message does not help.
 _REMEDIES = {
     "DropLowCardinality": "put ops.Categorify() or ops.Bucketize() before it, for every column that it is "
     "given: NVTabular finds the number of categories there, and fails on a column that has none",
@@ -48,7 +48,7 @@ _REMEDIES = {
 
 
 def graph_problems(recipe: Recipe, dataset: Dataset | None) -> Iterator[Problem]:
-    """Yield the problems of the graph; with the data set, those about columns too."""
+    """Yield the problems of the graph; with the data set, also those of its columns."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -104,7 +104,7 @@ def graph_problems(recipe: Recipe, dataset: Dataset | None) -> Iterator[Problem]
 def _schema(names: Iterable[str], dataset: Dataset | None) -> Any:
     if dataset is None:
         return blank_schema(names)
-    # A column has one type in all its rows, so that a few are enough.
+    # A column has one type in all its rows, so a few rows are enough.
     return table_schema(dataset.joined(dataset.interactions.head(100)))
 
 
@@ -172,7 +172,7 @@ def _check_history(recipe: Recipe, columns: Iterable[FeatureColumn]) -> Iterator
 
 
 def _check_operators(columns: Iterable[FeatureColumn]) -> Iterator[Problem]:
-    """Find operators that cannot be served, and parameters that NVTabular takes and cannot fit."""
+    """Find operators that cannot be served, and parameters that NVTabular accepts but cannot fit."""
     for column in columns:
         for step in column.operators:
             refusal = why_unsupported(step.op)
@@ -198,7 +198,7 @@ def why_unsupported(op: Any) -> tuple[str, str] | None:
     key = key_of(op)
     entry = TABLE.get(key)
     if key == "nvtabular.TargetEncoding" and op.kfold > 1:
-        # Models are trained on what NVTabular transforms, folds and all; a release would serve another form.
+        # Models are trained on NVTabular's output, which depends on the fold; serving could not reproduce it.
         return "its folds depend on the row's position", "fit it with kfold=1"
     if entry is not None and entry.lower is not None:
         return None
@@ -233,7 +233,7 @@ def _check_origins(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Da
 
 
 def _check_events(column: FeatureColumn) -> Iterator[Problem]:
-    """Refuse sessions: one row of many interactions, while training packs each interaction by itself."""
+    """Find operators that group interactions into sessions; training packs each interaction by itself."""
     makers = (step for step in column.operators if (entry := TABLE.get(key_of(step.op))) and entry.keys)
     for step in makers:
         problem = f"{column.name!r}: {step.operator} makes a session of several interactions, and a recipe's "
@@ -243,7 +243,7 @@ def _check_events(column: FeatureColumn) -> Iterator[Problem]:
 
 
 def _targets(recipe: Recipe) -> tuple[str, ...]:
-    """Return the columns that the ranker learns."""
+    """Return the target columns of the ranker."""
     task: Any = None if recipe.ranking is None else recipe.ranking.task
     if isinstance(task, NamedScores):
         return task.target_columns
@@ -251,7 +251,7 @@ def _targets(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _check_models(recipe: Recipe, columns: Iterable[FeatureColumn], dataset: Dataset) -> Iterator[Problem]:
-    """Let each model say what it lacks of the features and the data."""
+    """Yield what each model needs and the features or the data do not provide."""
     sides: dict[str, dict[str, Any]] = {"user": {}, "item": {}}
     for column in columns:
         if len(column.parts) == 1:
@@ -285,7 +285,7 @@ def _check_types(column: FeatureColumn, name: str, values: Any) -> Iterator[Prob
             return
     for step in column.operators:
         if step.operator == "Categorify" or step.looks_up or isinstance(step.op, OwnOperator):
-            return  # from here on these are ids, columns of a table, or of a type that the fit will tell
+            return  # from here on values are ids or table columns, or have a type known only after the fit
         if step.operator in _NUMERIC and kind in ("strings", "lists of strings"):
             problem = f"{column.name!r}: {step.operator} needs numbers, but {name!r} holds {kind}"
             yield Problem("features", problem, "use ops.Categorify() for strings")

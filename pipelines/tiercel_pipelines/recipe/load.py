@@ -1,4 +1,4 @@
-"""Loading a recipe's module, with one-line messages for errors in its own code."""
+"""Loading of a recipe's module, with one-line messages for errors in its own code."""
 
 from __future__ import annotations
 
@@ -32,22 +32,24 @@ BUILT_IN: Mapping[str, str] = {
     "synthetic": "tiercel_pipelines.recipes.synthetic",
 }
 
-#: How msgspec words a call that does not fit a struct.
+#: msgspec's messages for a call that does not fit a struct.
 _UNEXPECTED = re.compile(r"Unexpected keyword argument '(\w+)'")
 _MISSING = re.compile(r"Missing required argument '(\w+)'")
 _REPLACED = re.compile(r"`(\w+)` has no field '(\w+)'")
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """Load a recipe and check its settings; its graph and columns are checked with its data.
+    """Load a recipe and check its settings; :func:`.check.check_recipe` checks its graph and columns.
 
-    What is given is a name of :data:`BUILT_IN`, the path of a ``.py`` file, or the dotted name of a module.
+    ``name_or_path`` is a name in :data:`BUILT_IN`, the path of a ``.py`` file, or a module's dotted name.
 
     Raises
     ------
     RecipeError
         If there is no such recipe, the module cannot be run, it has no ``RECIPE``, or the settings
         have mistakes.
+    MachineFault
+        If the machine fails while the module runs, such as by a full disk.
     """
     text = str(name_or_path)
     is_file = text.endswith(".py") or "/" in text
@@ -90,8 +92,8 @@ def _load_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise _failure(str(path), "file", "it is no Python module", "give a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up while they are made; afterwards the name is free again, so that
-    # functions of the recipe are pickled by value into the workflow and not by a name nobody can import.
+    # Dataclasses look up their module in sys.modules while they are defined. The name is removed afterwards,
+    # so that the recipe's functions are pickled into the workflow by value, not by a name nobody can import.
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
@@ -107,7 +109,7 @@ def _failure(recipe: str, where: str, problem: str, remedy: str) -> RecipeError:
 
 
 def _explained(recipe: str, error: BaseException) -> TiercelError:
-    """Say in one line where the recipe's own code went wrong, or what the machine did to it."""
+    """Return a one-line error that says where the recipe's own code failed, or the machine's fault."""
     if isinstance(error, RecipeError):
         return error
     fault = fault_of(error, doing=f"loading {recipe}")
@@ -147,7 +149,7 @@ def _in_words(error: BaseException, frame: traceback.FrameSummary | None) -> str
 
 
 def _unnamed(name: str) -> str:
-    """Return what to write for a name that nothing has, if a recipe may write the like."""
+    """Return a hint for an undefined name if a recipe can import that name or a similar one."""
     if name in names():
         return f"; from tiercel_pipelines.recipe import {name}"
     remedy = choose(name, names())
@@ -155,7 +157,7 @@ def _unnamed(name: str) -> str:
 
 
 def _maker(frame: traceback.FrameSummary | None, argument: str | None = None) -> str | None:
-    """Return the name of the class that a frame's line calls, with this argument if one is given."""
+    """Return the class that a frame's line calls, with this keyword argument if one is given."""
     if frame is None or frame.lineno is None:
         return None
     tree = ast.parse(Path(frame.filename).read_text(encoding="utf-8"))
@@ -167,7 +169,7 @@ def _maker(frame: traceback.FrameSummary | None, argument: str | None = None) ->
         and node.lineno <= frame.lineno <= (node.end_lineno or node.lineno)
         and (argument is None or any(keyword.arg == argument for keyword in node.keywords))
     ]
-    # Without an argument to go by, the call that begins on the line is meant.
+    # Without an argument, prefer a call that begins on the line.
     best = max(calls, key=lambda node: (node.lineno == frame.lineno, node.lineno), default=None)
     return best.func.id if best is not None and isinstance(best.func, ast.Name) else None
 

@@ -29,7 +29,7 @@ PLAIN: Mapping[str, str] = {
 
 
 def tables() -> tuple[Kinds[Any], ...]:
-    """Return the tables of everything that a recipe may write."""
+    """Return the tables of all kinds that a recipe may use."""
     from tiercel_serving.reorder.table import REORDER
     from tiercel_serving.rules.table import RULES
     from tiercel_serving.sources.table import SOURCES
@@ -51,7 +51,15 @@ def names() -> Iterator[str]:
 
 
 def find_name(name: str) -> Any:
-    """Import what a name stands for; the error of one of an older Tiercel says what to write now."""
+    """Import the object of a name.
+
+    Raises
+    ------
+    ImportError
+        If a capitalised name does not exist, or is of an older Tiercel; it says what to write instead.
+    AttributeError
+        If any other name does not exist.
+    """
     if name in PLAIN:
         return getattr(importlib.import_module(PLAIN[name]), name)
     for table in tables():

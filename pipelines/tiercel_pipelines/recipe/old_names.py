@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-#: Name or field of older recipes → what says it now.
+#: Name or field of older recipes → what to write now.
 NOW: Mapping[str, str] = {
     "RetrievalSettings": "TwoTower(…): the class is the model",
     "RankingSettings": "DLRM(…): the class is the model; target, folds and negatives are its task's",
@@ -19,7 +19,7 @@ NOW: Mapping[str, str] = {
 
 
 def old_name(name: str, module: str) -> Exception:
-    """Return the error of a name that a module does not have."""
+    """Return the error to raise for a name that a module does not have."""
     if name in NOW and name[0].isupper():
         return ImportError(f"{name} is of an older Tiercel; write {NOW[name]}")
     return AttributeError(f"module {module!r} has no attribute {name!r}")

@@ -49,9 +49,9 @@ class SplitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed
         Random seed: the same seed gives the same split.
     by
-        ``random``: for each user; ``time``: the latest share of all interactions; ``leave_one_out``: each
-        user's latest interaction is the test and the one before it the validation part, whatever the shares
-        (a ``validation`` of 0 still means none).
+        ``random`` splits each user's interactions at random; with ``time``, the test part is the latest share
+        of all interactions; with ``leave_one_out``, each user's latest interaction is the test part and the
+        one before it the validation part, regardless of the shares (a ``validation`` of 0 still means none).
     """
 
     train: float = 0.75
@@ -60,31 +60,31 @@ class SplitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     by: Literal["random", "time", "leave_one_out"] = "random"
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges, and a way to split that there is not."""
+        """Return problems of numbers out of their ranges, and of an unknown way to split."""
         train = Range(0, 1, open_low=True, open_high=True)
         ranges = {"train": train, "validation": BELOW_1, "seed": SEED}
         return list(mistyped(self)) or list(out_of_range(self, ranges))
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How many users a training looks at, which limits its cost for any number of users.
+    """Samples of users that bound the cost of training, checkpoints, and the choice of blend weights.
 
-    Each number is the size of a fixed sample of users (all of them if there are fewer), chosen by the seed.
+    Each number of users is the size of a fixed sample, chosen by the seed (all users if there are fewer).
 
     Parameters
     ----------
     judged_users
-        Users that early stopping looks at, after each epoch.
+        Users on whom early stopping measures the model after each epoch.
     listed_users
         Users for whom each fold makes a list that the ranker learns from.
     measured_users
         Users on whom the figures of the test part are measured.
     checkpoint_s
-        Least time between two checkpoints, in seconds; each is written after an epoch. See
+        Minimum time between two checkpoints, in seconds; each is written after an epoch. See
         ``tiercel train --resume``.
     choose_blend
-        Whether the weights of ``serving.blend`` are only the start of a search on the validation part, whose
-        result is served.
+        Whether to tune the weights of ``serving.blend`` on the validation part, starting from those given,
+        and serve the result.
     """
 
     judged_users: int = 4_000
@@ -94,7 +94,7 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     choose_blend: bool = False
 
     def problems(self) -> list[Problem]:
-        """Return numbers out of their ranges."""
+        """Return problems of numbers out of their ranges."""
         counts = dict.fromkeys(("judged_users", "listed_users", "measured_users"), COUNT)
         return list(out_of_range(self, {**counts, "checkpoint_s": AT_LEAST_0}))
 
@@ -105,7 +105,7 @@ class Recipe(msgspec.Struct, frozen=True):
     Parameters
     ----------
     name
-        Names runs and releases: letters, digits, ``-`` and ``_``.
+        Name of runs and releases: letters, digits, ``-`` and ``_``, beginning with a letter or digit.
     dataset
         Where users, items and interactions come from.
     features
@@ -119,14 +119,15 @@ class Recipe(msgspec.Struct, frozen=True):
         Limits, sources, rules and reorder steps. Without sources there is one for each retrieval model,
         and popular items for users of whom nothing is known.
     split
-        Training, validation and test part.
+        How interactions are split into training, validation and test part.
     training
-        How many users a training looks at, and how often it writes a checkpoint.
+        Sample sizes, checkpoints, and whether blend weights are tuned.
     rows
-        ``keep``: ``Filter`` and ``Dropna`` of the graph drop no rows, in training and when served; a row
-        that they would drop goes on as it came. None refuses them but where they drop events of a session.
+        With ``keep``, the graph's ``Filter`` and ``Dropna`` drop no rows, in training and serving; a row that
+        they would drop passes unchanged. None refuses these operators, except where they drop events of a
+        session.
     seed
-        Of initial weights, batches and negatives.
+        Random seed of initial weights, batches and negatives.
     origin
         The module or file it was loaded from; set by :func:`~tiercel_pipelines.recipe.load.load_recipe`.
     """
@@ -145,17 +146,17 @@ class Recipe(msgspec.Struct, frozen=True):
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """The recipe's name in messages, with its origin if known."""
         return f"{self.name!r} ({self.origin})" if str(self.origin) else repr(self.name)
 
     @property
     def models(self) -> tuple[RetrievalFamily, ...]:
-        """The retrieval models, however many."""
+        """The retrieval models, always as a tuple."""
         return tuple(self.retrieval) if isinstance(self.retrieval, tuple | list) else (self.retrieval,)
 
     @property
     def served(self) -> ServingSettings:
-        """The serving settings as they are served: with sources, and steps that count the tasks they name."""
+        """The serving settings with default sources, and with task names in steps resolved to positions."""
         serving = self.serving
         if not serving.sources:
             sources = default_sources({family.name: family.form for family in self.models})
@@ -166,11 +167,11 @@ class Recipe(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(serving, reorder=steps)
 
     def shape_problems(self) -> list[Problem]:
-        """Return fields that are something else altogether: nothing else can be said of such a recipe."""
+        """Return the problems of fields with the wrong type, which rule out any other check."""
         return list(mistyped(self)) or list(_misfits(self))
 
     def problems(self) -> list[Problem]:
-        """Return what is wrong with the recipe by itself: all but its graph and its data."""
+        """Return every problem of the recipe, except those of its graph and its data."""
         wrong = self.shape_problems()
         if wrong:
             return wrong
@@ -190,7 +191,7 @@ class Recipe(msgspec.Struct, frozen=True):
         return [*wrong, *_sources(self, served), *_steps(self, served), *_needs(self, served)]
 
     def places(self) -> list[tuple[str, RetrievalFamily]]:
-        """Return the retrieval models, each with its place in the recipe's words."""
+        """Return each retrieval model with its field in the recipe, such as ``retrieval[0]``."""
         several = isinstance(self.retrieval, tuple | list)
         return [
             (f"retrieval[{place}]" if several else "retrieval", family)
@@ -199,7 +200,7 @@ class Recipe(msgspec.Struct, frozen=True):
 
 
 def _misfits(recipe: Recipe) -> Iterator[Problem]:
-    """Find what should be a model, a task, a function, a source, a rule or a step, and is none."""
+    """Find values that are not the model, task, function, data set, source, rule or step expected there."""
     for field, family in recipe.places():
         yield from RETRIEVAL_FAMILIES.misfit(family, field)
     if not recipe.models:
@@ -225,7 +226,7 @@ def _own(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _choice(recipe: Recipe) -> Iterator[Problem]:
-    """Find that weights are to be chosen where there is nothing to choose, or to choose by."""
+    """Find that ``choose_blend`` is set without two sources to blend, or without a validation part."""
     if not recipe.training.choose_blend:
         return
     if len(recipe.serving.blend) < 2:
@@ -285,5 +286,5 @@ def _needs(recipe: Recipe, served: ServingSettings) -> Iterator[Problem]:
 
 
 def __getattr__(name: str) -> Any:
-    """Say what to write in place of a name of older recipes."""
+    """Raise an error; for a name of older recipes, it says what to write instead."""
     raise old_name(name, __name__)

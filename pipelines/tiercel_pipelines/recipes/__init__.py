@@ -1,1 +1,1 @@
-"""Recipes that come with Tiercel: ``movielens`` and ``synthetic``. Copy one and change it."""
+"""Built-in recipes to copy and change: ``movielens``, ``movielens_blend``, ``sequences``, ``synthetic``."""

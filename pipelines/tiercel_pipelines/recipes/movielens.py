@@ -1,4 +1,4 @@
-"""Films for the users of MovieLens-100K. Copy this file, change it, and run ``tiercel train my_recipe.py``.
+"""Film recommendations for MovieLens-100K. Copy this file, change it, and run ``tiercel train my_recipe.py``.
 
 ``docs/recipes.md`` explains every field that can be set here.
 """
@@ -20,7 +20,7 @@ from tiercel_pipelines.recipe import (
 
 
 def features() -> Any:
-    """Describe what the models see. Chains start with raw columns and end with a tag."""
+    """Return the feature graph. Chains start with raw columns and end with a tag."""
     # Users. The id is a feature: each user in the training data gets an embedding, all others share one.
     user_id = ["user_id"] >> ops.Categorify() >> ops.TagAsUserID()
     age_group = ["age"] >> ops.Bucketize([18, 25, 35, 45, 50, 56]) >> ops.Rename(postfix="_group")

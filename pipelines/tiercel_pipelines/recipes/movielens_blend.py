@@ -1,7 +1,7 @@
-"""Films for MovieLens-100K by two models whose scores are added up: the most accurate recipe of Tiercel.
+"""Film recommendations for MovieLens-100K from two models with summed scores: Tiercel's most accurate recipe.
 
 EASE reads the current history; ALS has a vector for each user and item. Neither uses features, and there
-is no ranker. Their errors differ, so their sum is better than either (``docs/accuracy.md``).
+is no ranker. Their errors differ, so the sum ranks better than either model (``docs/accuracy.md``).
 """
 
 from tiercel_pipelines.recipe import (

@@ -1,7 +1,7 @@
-"""The next item, from a user's history and its order. Copy this file, and name a file of your own.
+"""Next-item recommendation from a user's ordered history. Copy this file, and name a file of your own.
 
-The data has one line for each user, with item ids in order of time; ``Parquet(…)`` in its place reads tables
-with features and real times. Each user's last item is the test; everything before it is known.
+The data has one line for each user, with item ids in order of time. ``Parquet(…)`` instead reads tables with
+features and timestamps. Each user's last item is the test part; everything before it is known.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from tiercel_pipelines.recipe import (
 
 
 def features() -> Any:
-    """Describe what the models see: of a user only the history, of items only their id."""
+    """Return the feature graph, which holds only ids; the model learns from the users' histories."""
     user_id = ["user_id"] >> ops.Categorify() >> ops.TagAsUserID()
     item_id = ["item_id"] >> ops.Categorify() >> ops.TagAsItemID()
     return user_id + item_id

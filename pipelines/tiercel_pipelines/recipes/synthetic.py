@@ -21,7 +21,7 @@ from tiercel_pipelines.recipe import (
 
 
 def features() -> Any:
-    """Describe what the models see."""
+    """Return the feature graph."""
     # Users: integers, floats with nulls, strings with nulls, a list of strings, a time.
     user_id = ["user_id"] >> ops.Categorify() >> ops.TagAsUserID()
     age_group = ["age"] >> ops.Bucketize([18, 25, 35, 50, 65]) >> ops.Rename(postfix="_group")
