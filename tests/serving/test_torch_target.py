@@ -1,4 +1,4 @@
-"""The targets ``gpu`` and ``torch``: configs, a real Triton on the CPU, and machines that can't run them."""
+"""The targets ``gpu`` and ``torch``: configs, a real Triton on the CPU, and machines that cannot run them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_targets_engines_are_made_for_their_device() -> None:
             assert {ENGINES.find(name).device for name in (target.engine, *target.instead)} == {target.device}
 
 
-# ------------------------------------------------------------------------------------------- bad machines
+# --------------------------------------------------------------------------------- unsuitable machines
 
 
 def broken(**functions: Any) -> SimpleNamespace:
