@@ -1,4 +1,4 @@
-"""A release whose features look rows up in fitted tables: statistics, encodings, a joined table."""
+"""A release whose features look rows up in fitted tables: statistics, encodings and a joined table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiercel_serving.release.opened import open_release
 
 
 def keyed_workflow(parts: Parts, folder: Path) -> Any:
-    """Return a workflow of as many columns as the modules of ``parts`` take, made by keyed operators."""
+    """Return a workflow with as many columns as the modules of ``parts`` take, made by keyed operators."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import nvtabular
@@ -57,7 +57,7 @@ def test_a_release_with_keyed_tables(tmp_path: Path, parts: Parts) -> None:
     with pytest.raises(UnsupportedOperator, match="no_fold"):
         small_release(tmp_path / "refused", keyed)
     release = small_release(tmp_path / "release", keyed, features=FeatureOptions(target_encoding="no_fold"))
-    # The export has compared every feature with NVTabular's; the target is nowhere among the inputs.
+    # The export has compared every feature with NVTabular's; the target is not among the inputs.
     manifest = repr(open_release(release.path).manifest)
     assert "'TE_country_liked'" in manifest
     assert "'liked'" not in manifest
