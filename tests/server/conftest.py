@@ -1,4 +1,4 @@
-"""A hand-made model repository with one identity model, and ways to see what a server leaves behind."""
+"""Fixtures: a hand-made repository with one identity model, and ways to see what a server leaves behind."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def canary() -> Callable[[str, float], None]:
 
 
 def traces_of(pid: int) -> list[str]:
-    """Everything that a server started by process ``pid`` has on this machine."""
+    """Return the shared memory files and processes of servers started by process ``pid``."""
     found = [f"/dev/shm/{name}" for name in os.listdir("/dev/shm") if name.startswith(f"tiercel_{pid}_")]
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -82,7 +82,7 @@ def traces_of(pid: int) -> list[str]:
 
 
 def wait_until_nothing(pid: int, before: Collection[str], timeout_s: float = 12.0) -> set[str]:
-    """Wait until only ``before`` is left: servers of other tests may be running."""
+    """Wait until only ``before`` is left, as servers of other tests may be running."""
     deadline = time.monotonic() + timeout_s
     while (left := set(traces_of(pid)) - set(before)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -96,7 +96,7 @@ def traces() -> Callable[[int], list[str]]:
 
 @pytest.fixture
 def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A temporary directory of its own, in which nothing may be left at the end, as nowhere else."""
+    """A temporary folder for the test; at the end nothing may be left there or elsewhere."""
     folder = tmp_path / "tmp"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
