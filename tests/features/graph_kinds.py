@@ -420,15 +420,15 @@ def categorify(built: Building, options: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Kind:
-    """How one operator is drawn and built.
+    """How to draw and build one operator.
 
-    How to draw and build one operator.
+    Parameters
     ----------
     keys
-        Operators of the lowering table, one of which it brings into the graph.
-    Operators of the lowering table, one of which the kind adds to the graph.
-        Whether it takes a column of a type.
-    Whether it takes a column of a given type.
+        Operators of the lowering table, one of which the kind adds to the graph.
+    takes
+        Whether it takes a column of a given type.
+    draw
         Draws its parameters, given the columns taken and the raw columns.
     makes
         The columns that it makes.
