@@ -33,7 +33,7 @@ def examples(ordinary: int, **more: Any) -> settings:
 
 
 def every_pair(ones: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-    """Return parameters: an ordinary run covers each value of both once, ``--slow`` every pair."""
+    """Return parameters: an ordinary run covers each value of both at least once, ``--slow`` every pair."""
     longest = max(len(ones), len(others))
     ordinary = {(number % len(ones), number % len(others)) for number in range(longest)}
     return [

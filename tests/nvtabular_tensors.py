@@ -19,7 +19,7 @@ Array = np.ndarray
 def packed_frame(
     workflow: Any, part: str, frame: pd.DataFrame, lengths: Mapping[str, int] | None = None
 ) -> dict[str, Array]:
-    """Transform raw rows of one part by NVTabular itself, and pack them into the models' tensors.
+    """Transform raw rows of one part by NVTabular itself and pack them into the models' tensors.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def packed_frame(
 
 
 def padded(rows: Iterable[Any], length: int | None, dtype: Any) -> Array:
-    """Return lists as ``[n, L]``, cut or padded with 0 at the end; L is at least 1."""
+    """Return lists as [n, L], cut or padded with 0 at the end; L is at least 1."""
     lists = [np.asarray(row) for row in rows]
     longest = max((len(row) for row in lists), default=0)
     width = max(1, longest if length is None else length)

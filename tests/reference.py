@@ -1,8 +1,8 @@
 """The offline reference: what the served graph must answer, computed from the parts as trained.
 
 NVTabular transforms, torch scores, and NumPy searches exactly, one user at a time in plain Python. It uses
-no compiled part: no feature program, no ONNX, no FAISS, no stage. It follows section 2 of
-DESIGN.md.
+no compiled part: no feature program, no ONNX, no FAISS, no stage. It follows DESIGN.md,
+section 2.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COMPARE = {
 
 @dataclass(frozen=True)
 class Question:
-    """One user's request. None and absent features mean null."""
+    """One user's request. None and absent features are null."""
 
     user_id: Any
     k: int | None = None
@@ -56,7 +56,7 @@ class Expected:
     scores: list[float]
     retrieved: list[int]
     k: int
-    #: Another item's retrieval score is within TIE of a cut, so another candidate set is right too.
+    #: Another item's retrieval score lies within TIE of a cut, so another candidate set is right too.
     ambiguous: bool
 
 

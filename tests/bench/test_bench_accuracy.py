@@ -78,7 +78,7 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert json.loads(done.stdout)["cells"] == json.loads(saved.read_text(encoding="utf-8"))["cells"]
     assert "| ease | any | 0.5000 | 0.2000 |" in docs.read_text(encoding="utf-8")
     assert "| als | 2 | 0.5000 ± 0.0000 | 0.2000 ± 0.0000 |" in docs.read_text(encoding="utf-8")
-    # Other settings make another cell.
+    # Other settings are another cell.
     kept = json.loads(saved.read_text(encoding="utf-8"))
     kept["cells"][0]["recipe"]["recipe"]["split"]["train"] = 0.5
     saved.write_text(json.dumps(kept), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One row through the compiled program of a run's workflow and through NVTabular."""
+"""One row of a run's workflow through the compiled program and through NVTabular."""
 
 import json
 from types import SimpleNamespace

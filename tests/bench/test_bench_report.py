@@ -1,4 +1,4 @@
-"""Medians, ratios and limits, and what is printed and saved."""
+"""Medians, ratios, limits, and what is printed and saved."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The benchmark on a real server with a tiny release: both layouts, empty models, the bare computation."""
+"""The benchmark on a real server with a tiny release: both layouts, empty models, the bare compute."""
 
 import json
 import re

@@ -137,7 +137,7 @@ def fill(
 
 
 def strings(draw: random.Random) -> tuple[list[int], bytes, bool]:
-    """Draw a BYTES tensor: its shape, its memory, and whether the two match."""
+    """Draw a BYTES tensor: its shape, its memory, and whether the two fit."""
     values = [draw.randbytes(draw.choice((0, 1, 9, 300))) for _ in range(draw.randrange(6))]
     data = b"".join(struct.pack("<I", len(value)) + value for value in values)
     how = draw.randrange(6)

@@ -232,7 +232,7 @@ def test_titles_of_another_release_are_asked_again(make: Make) -> None:
     assert recommender.recommend(42, k=1).items[0].title == "Aliens"
 
 
-# # Server information
+# Server information
 
 
 def test_the_configuration_is_read_once(make: Make) -> None:
@@ -637,7 +637,7 @@ async def test_a_cancelled_call_leaves_nothing_running() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-# # Malformed answers
+# Malformed answers
 
 
 class Lying(FakeTransport):

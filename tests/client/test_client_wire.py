@@ -152,7 +152,7 @@ def test_the_error_map(
     assert error.value.request_id == "r-7"
     assert server.url in str(error.value)
     assert "model 'recommend'" in str(error.value)
-    assert recommender.recommend("ü").count == 3  # the next request is answered
+    assert recommender.recommend("ü").count == 3  # the next request is served
 
 
 def test_every_status_is_mapped() -> None:

@@ -96,7 +96,7 @@ def failure(channel: Any, message: bytes = b"hello", timeout_s: float = 5.0) -> 
     return error.value.status, error.value.text
 
 
-# # Contents of a call
+# Contents of a call
 
 
 def test_what_a_server_reads(server: Http2Server, channel: Any) -> None:
@@ -202,7 +202,7 @@ def test_frames_come_whole_however_they_are_cut(sent: list[Any], data: st.DataOb
     assert came == [(*one, len(one[3])) for one in sent]
 
 
-# # Everything that HTTP/2 allows
+# Everything that HTTP/2 allows
 
 
 @pytest.mark.parametrize("size", [0, 1, 16_379, 16_380, 70_000, 3_000_000])
@@ -275,7 +275,7 @@ def test_room_is_made_for_what_comes(channel: Any, server: Http2Server) -> None:
     assert connection.http2._taken < 1 << 24
 
 
-# # Endings of calls
+# Endings of calls
 
 
 @pytest.mark.parametrize(
@@ -468,7 +468,7 @@ async def test_who_cancels_a_call_gives_it_up(server: Http2Server, told: bool) -
     await channel.close()
 
 
-# # Servers that are not gRPC in plain text
+# Servers that are not gRPC in plain text
 
 
 @pytest.mark.parametrize(
@@ -510,7 +510,7 @@ def test_nobody_and_no_such_name(connect: Any) -> None:
     assert "nowhere.invalid" in text
 
 
-# # Threads, processes, closing
+# Threads, processes, closing
 
 
 def test_threads_have_a_connection_each(server: Http2Server, channel: Any) -> None:

@@ -32,13 +32,13 @@ from tiercel_serving.stores.embedded import Embedded
 from tiercel_serving.supervise import TritonServer
 
 LAYOUTS = {"fused": "recommend", "staged": "recommend_staged"}
-#: The runner of each recommender; the synthetic one uses Tiercel's own backend if that was built.
+#: The runner of each recommender, so that every test covers both; Tiercel's own backend if it was built.
 RUNNERS = {"movielens": "python", "synthetic": "tiercel" if backend.library() else "python"}
 
 
 @dataclass
 class Served:
-    """A served recommender, and everything it was made of."""
+    """A served recommender and everything it was made of."""
 
     recipe: Recipe
     dataset: Dataset

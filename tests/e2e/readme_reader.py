@@ -1,7 +1,7 @@
 """Type the README's commands as written, in their order.
 
 Only what would collide or take long is replaced: the ports, the number of epochs, and MovieLens by the
-synthetic recipe where its data is not available.
+synthetic recipe where its data is not found.
 """
 
 from __future__ import annotations

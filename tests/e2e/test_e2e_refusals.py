@@ -34,7 +34,7 @@ def wrong_user_type(served: Served) -> Inputs:
 
 
 def infinite(served: Served) -> Inputs:
-    """Return a request with -inf in a numeric column; in an integer one if there are no floats."""
+    """Return a request with -inf in a numeric column; in an integer one, as float32, if none is float."""
     columns = [c for c in served.release.manifest.request_columns if not c.is_list and c.dtype != "bytes"]
     entry = min(columns, key=lambda c: not c.dtype.startswith("float"))
     dtype = entry.dtype if entry.dtype.startswith("float") else "float32"

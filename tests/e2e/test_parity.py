@@ -34,7 +34,7 @@ def variety(served: Served, count: int = USERS) -> list[Question]:
         if kind == 1:  # a value sent overrides the store
             column = columns[int(rng.integers(len(columns)))].name
             features[column] = plain(users[column].iloc[int(rng.integers(len(users)))])
-        if kind == 2:  # exclusions, some unknown and some twice, and an own history
+        if kind == 2:  # exclusions, some unknown and some twice, and its own history
             changes["exclude"] = [items[int(i)] for i in rng.integers(len(items), size=20)] * 2
             changes["history"] = [items[int(i)] for i in rng.choice(len(items), size=30, replace=False)]
         if kind == 3:  # anonymous with features

@@ -25,7 +25,7 @@ def test_on_random_rankings(seed: int, users: int, catalogue: int, k: int) -> No
     ours = ranking_metrics(ranked, Relevance.from_pairs(*np.nonzero(wanted), users), k, catalogue)
 
     judged = {str(u): {str(i): 1 for i in np.flatnonzero(wanted[u])} for u in range(users) if wanted[u].any()}
-    # It computes all figures but the reciprocal rank at k by itself.
+    # trec_eval itself cuts all figures at k, except for the reciprocal rank.
     run = {
         u: {str(i): float(-place) for place, i in enumerate(ranked[int(u), :k]) if i != catalogue}
         for u in judged

@@ -1,6 +1,6 @@
 """A small recommender on synthetic data with every type of column, shared by tests of releases.
 
-Plain functions, so that any test can use them: ``parts = small_parts(folder)`` and
+Plain functions, so that any test may use them: ``parts = small_parts(folder)`` and
 ``small_release(destination, parts)``.
 """
 

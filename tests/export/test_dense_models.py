@@ -35,7 +35,7 @@ AVAILABLE = {
 
 
 class Model(nn.Module):
-    """Covers everything: embeddings, a masked mean, a broadcast user side, an argument of each dtype."""
+    """Uses everything: embeddings, a masked mean, a broadcast user side, an argument of each dtype."""
 
     def __init__(self) -> None:
         super().__init__()

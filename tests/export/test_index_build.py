@@ -89,7 +89,7 @@ def test_recall_is_measured_as_served() -> None:
 
 
 def test_users_who_had_much_are_held_to_the_recall_by_deeper_rungs_alone() -> None:
-    """Their queries lie between the clusters, where an index tuned for the others finds less."""
+    """Their queries lie between the clusters, where an index that is tuned for the others finds less."""
     rng = np.random.default_rng(3)
     centres = rng.normal(size=(60, 16))
     vectors = (centres[np.arange(6000) % 60] + rng.normal(size=(6000, 16)) / 4).astype(np.float32)

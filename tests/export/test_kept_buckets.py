@@ -119,7 +119,7 @@ def test_the_python_process_chooses(parts: Parts) -> None:
 
 
 class Compared(Ranker):
-    """A ranker whose scores are relative to all slots, including empty ones."""
+    """A ranker whose scores are relative to all slots, empty ones too."""
 
     def forward(
         self,

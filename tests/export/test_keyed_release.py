@@ -1,4 +1,4 @@
-"""A release whose features look rows up in fitted tables: statistics, encodings and a joined table."""
+"""A release whose features look rows up in fitted tables: statistics, encodings, a joined table."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_release_with_keyed_tables(tmp_path: Path, parts: Parts) -> None:
     with pytest.raises(UnsupportedOperator, match="no_fold"):
         small_release(tmp_path / "refused", keyed)
     release = small_release(tmp_path / "release", keyed, features=FeatureOptions(target_encoding="no_fold"))
-    # The export has compared every feature with NVTabular's; the target is not among the inputs.
+    # The export has compared every feature with NVTabular's; the target is nowhere among the inputs.
     manifest = repr(open_release(release.path).manifest)
     assert "'TE_country_liked'" in manifest
     assert "'liked'" not in manifest

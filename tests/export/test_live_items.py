@@ -40,7 +40,7 @@ def made(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 
 class Live:
-    """A store, and a release served with it."""
+    """A store, and the release served with it."""
 
     def __init__(self, made: Release, folder: Path) -> None:
         self.kind = Embedded(path=str(folder))

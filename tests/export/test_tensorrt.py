@@ -1,4 +1,4 @@
-"""The TensorRT builder, run with TensorRT-RTX, which needs no GPU; and releases with its plans."""
+"""The TensorRT builder, executed with TensorRT-RTX, which needs no GPU; and releases with its plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verification of whole answers where the catalogue is large and scores are close together."""
+"""Verification of whole answers where the catalogue is large and scores lie close together."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ EXTREMES = [np.inf, -np.inf, 1e308, -1e308, 3e38, 5e-324, 2.0**63, -(2.0**63)]
 
 INT_DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
 FLOAT_DTYPES = ("float32", "float64")
-#: Dtypes of scalar columns, and of the elements of lists.
+#: dtypes of scalar columns, and of the elements of lists.
 SCALARS = (*INT_DTYPES, "int64", "int64", *FLOAT_DTYPES, *FLOAT_DTYPES, "bool", "text", "text", "text")
 ELEMENTS = ("int64", "int64", "int32", "float64", "float32", "text", "text", "bool")
 #: The pandas extension dtypes that a fitted frame may have instead of NumPy's.
@@ -58,7 +58,7 @@ class ColumnSpec:
     nulls
         Share of nulls in the fitted frame.
     form
-        ``plain``; ``extension``, a pandas extension dtype; or ``floats``, integers that are float64
+        ``plain``; ``extension``, a pandas extension dtype; or ``floats``, integers that became float64
         because some are null.
     """
 
@@ -181,7 +181,7 @@ def _fit_series(spec: ColumnSpec, rows: int, rng: np.random.Generator) -> pd.Ser
 
 
 def request_frame(specs: tuple[ColumnSpec, ...], request: Request) -> pd.DataFrame:
-    """Return the frame of a request: every column is ``object``, as a service would build it."""
+    """Return the frame of a request: every column is ``object``, as a service would gather it."""
     rng = np.random.default_rng(request.seed)
     return pd.DataFrame({spec.name: _request_series(spec, request, rng) for spec in specs})
 

@@ -437,7 +437,7 @@ class Kind:
     least
         How many columns it needs.
     others
-        How many more sources it has.
+        How many further sources it has.
     grouped
         Whether a group of columns is among its names.
     alike

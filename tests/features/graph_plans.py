@@ -101,7 +101,7 @@ class Plan:
 
 @st.composite
 def plans(draw: Draw, focus: str, steps: int = 5) -> Plan:
-    """Draw a graph of at most ``steps`` nodes that contains the operator ``focus``."""
+    """Draw a graph with the operator ``focus``: up to ``steps`` nodes, and up to 3 for refused operators."""
     specs = [
         draw(columns("i", INT_DTYPES)),
         draw(columns("f", FLOAT_DTYPES)),
@@ -145,7 +145,7 @@ def plans(draw: Draw, focus: str, steps: int = 5) -> Plan:
 
 
 def _add_after(draw: Draw, name: str, specs: Specs, raw: Types, made: list[Types], nodes: list[Step]) -> None:
-    """Add a refused operator, or a tail after one, if it takes any column. It becomes a leaf later."""
+    """Add a refused operator, or a tail after one, if it takes any column. Its leaf is a later one."""
     kind = ALL_KINDS[name]
     if name in TAILS:
         able = [len(made) - 1] if takeable(kind, made[-1]) else []
@@ -176,7 +176,7 @@ def _draw_step(
 
     sources = [RAW] if kind.raw else range(RAW, len(made))
     able = [source for source in sources if takeable(kind, offered(source))]
-    # Half of all steps start from raw columns, the others from a node.
+    # Half of all steps start from raw columns, the others go on from a node.
     if source is None:
         source = RAW if draw(st.booleans()) else draw(st.sampled_from(able))
     types = offered(source)
@@ -207,7 +207,7 @@ def _groups(draw: Draw, names: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def build(plan: Plan, folder: Path) -> nvt.Workflow:
-    """Build NVTabular's graph of a plan."""
+    """Make NVTabular's graph of a plan."""
     specs = {spec.name: spec for spec in plan.columns}
     raw = list(specs)
     nodes: list[Any] = []

@@ -1,4 +1,4 @@
-"""Frames with keys of every kind, for operators that look rows up in fitted tables."""
+"""Frames with keys of every kind, for the operators that look rows up in fitted tables."""
 
 from __future__ import annotations
 

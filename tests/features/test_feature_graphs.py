@@ -1,4 +1,4 @@
-"""Random operator graphs on random frames: the compiled program equals NVTabular to the last bit.
+"""Random operator graphs and random frames: the compiled program equals NVTabular to the last bit.
 
 Each graph is compiled as a whole; columns whose operator is refused are left out, as labels are, and the rest
 is compared. Graphs that NVTabular itself cannot fit do not count.
@@ -88,7 +88,7 @@ def run_graph(plan: Plan, frames: list[Request], folder: Path, tally: Tally) -> 
             tally.graphs["refused"] += 1
             return set()
         inputs = {column.name for both in pairs for column in both.program.inputs}
-        if inputs - set(fitted.columns):  # remove_inputs left a joined table's column without its join
+        if inputs - set(fitted.columns):  # remove_inputs has left a joined table's column without its join
             assert plan.removed
             tally.graphs["broken"] += 1
             return set()

@@ -17,7 +17,7 @@ from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
 
 #: One column of each dtype that a group may contain.
 GROUP = ["tiny", "count", "rank", "age", "score", "price", "flag"]
-#: Each operator on a group of mixed dtypes, and the dtypes of its outputs.
+#: Each operator on a group of differing dtypes, and the dtypes of its outputs.
 GROUPS = {
     "FillMissing": (
         lambda p, names: names >> ops.FillMissing(1),

@@ -37,7 +37,7 @@ class Trip:
 
 
 def depart(key: str, number: int, folder: Path) -> Trip:
-    """Fit, save, move the saved folder, compile, and write the artefact and its inputs."""
+    """Fit, save, move the saved folder, compile and write the artefact and its inputs."""
     categories, saved, moved = folder / "categories", folder / "saved", folder / "moved"
     categories.mkdir(parents=True)
     workflow = fitted(CASES[key][number](path(categories)))

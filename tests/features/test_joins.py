@@ -527,7 +527,7 @@ def test_keys_of_extension_dtypes(tmp_path, dtype, nulls):
                 compile_workflow(workflow, "user")
             continue
         both = exact(workflow)
-        # A batch with a null is float64, which pandas cannot merge with Int64.
+        # A batch with a null is float64, which pandas can't merge with Int64.
         check(both, frame.dropna() if dtype == "Int64" else frame, strict=True)
         check(both, frame.iloc[[0]], strict=True)
     with pytest.raises(UnsupportedOperator, match=f"the table's key {dtype}"):

@@ -476,7 +476,7 @@ def test_the_guides_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     known["workflow"] = fitted(known["long_enough"], fit)
     exec(request, known)
     packed = known["packed"]
-    # 7 is the most frequent item, so the first of the vocabulary.
+    # 7 is the most frequent item, and so the first of the vocabulary.
     assert packed["user_list_item_id__x2d_list"].tolist() == [[4, 3, 3]]
     assert packed["user_cat"].tolist() == [[3]]
     assert packed["user_num"].tolist() == [[3.0]]

@@ -245,7 +245,7 @@ def test_one_operator_at_two_places_is_two(tmp_path: Path, monkeypatch: pytest.M
     told: list[tuple[str, int, int | None]] = []
     with fit_progress(lambda *said: told.append(said)):
         workflow = fit_workflow(SimpleNamespace(features=features), ONE, EVENTS)  # type: ignore[arg-type]
-    # Each pass starts at its first task and ends at its last.
+    # Each pass begins at its first task and ends at its last.
     passes = list(dict.fromkeys(what for what, _, _ in told))
     assert passes
     for what in passes:

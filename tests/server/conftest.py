@@ -1,4 +1,4 @@
-"""Fixtures: a hand-made repository with one identity model, and ways to see what a server leaves behind."""
+"""A hand-made model repository with one identity model, and ways to see what a server leaves behind."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def traces_of(pid: int) -> list[str]:
 
 
 def wait_until_nothing(pid: int, before: Collection[str], timeout_s: float = 12.0) -> set[str]:
-    """Wait until only ``before`` is left, as servers of other tests may be running."""
+    """Wait until only ``before`` is left: servers of other tests may be running."""
     deadline = time.monotonic() + timeout_s
     while (left := set(traces_of(pid)) - set(before)) and time.monotonic() < deadline:
         time.sleep(0.05)

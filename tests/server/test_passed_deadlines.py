@@ -38,7 +38,7 @@ def test_a_server_outlives_them(repository: Path, canary: Any) -> None:
                     assert hasty
                 else:
                     answered += 1
-                    assert came["y"].tolist() == sent.tolist()  # not a late answer to another call
+                    assert came["y"].tolist() == sent.tolist()  # and not a late answer to another call
             return answered, passed
 
         with ThreadPoolExecutor(CALLERS) as pool:

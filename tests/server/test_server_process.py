@@ -38,7 +38,7 @@ def test_a_server_answers_and_leaves_nothing(repository: Path, canary: Canary, n
         with urllib.request.urlopen(server.metrics_url) as answer:
             assert b"nv_inference_request_success" in answer.read()
         server.check()
-        # Interfaces that could change a server are disabled.
+        # Interfaces that could change a server are off.
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(f"{server.http_url}/v2/logging")
         with pytest.raises(PortTaken, match=f"grpc port {server.ports['grpc']}"):

@@ -31,7 +31,7 @@ class Worker:
         self._in, self._out = os.fdopen(self._ask, "wb"), os.fdopen(self._told, "rb")
 
     def send(self, name: str, *arguments: Any, **options: Any) -> None:
-        """Start a call."""
+        """Begin a call."""
         pickle.dump((name, arguments, options), self._in)
         self._in.flush()
 

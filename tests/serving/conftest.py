@@ -1,4 +1,4 @@
-"""Fixtures: tiny releases, each written once a session."""
+"""Tiny releases, each written once a session."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ COMPANIONS = {**LENGTHS, **{column.tensor: str(column.companion) for column in C
 
 @dataclass(frozen=True)
 class Ask:
-    """One user's request; None means null."""
+    """One user's request; None is null."""
 
     user_id: Any
     k: int | None = None

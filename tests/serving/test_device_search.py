@@ -1,4 +1,4 @@
-"""Exact search on a device against the scan on the host: blocks, masks, ties, rules and rounding."""
+"""Exact search on a device against the scan on the host: blocks, masks, ties, rules, rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``native/calls.c``: how Python calls the C functions."""
+"""``native/calls.c``: how Python calls the functions in C."""
 
 import numpy as np
 import pytest

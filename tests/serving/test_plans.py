@@ -53,7 +53,7 @@ class Error(enum.IntEnum):
 
 
 class Cuda:
-    """CUDA's runtime over host memory."""
+    """CUDA's runtime over memory of the host."""
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
 

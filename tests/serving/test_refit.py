@@ -106,7 +106,7 @@ def test_new_weights_go_into_the_old_plan(tmp_path: Path, built: list[bool]) -> 
     bound = Bound.read(new / "model.plan")
     assert (bound.network, bound.refittable) == (network_sha256(new / "model.onnx"), True)
     assert build(new, old=old) == "was built before"
-    # The result can be refitted again.
+    # And the result can be refitted again.
     assert build(artefact(tmp_path / "newer", 3.0), old=new).startswith("refitted")
 
 

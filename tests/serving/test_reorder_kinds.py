@@ -88,7 +88,7 @@ def test_every_kind_is_here() -> None:
 
 @dataclass(frozen=True)
 class Batch:
-    """Users with their kept candidates; empty slots come last."""
+    """Users with their kept candidates, empty slots last."""
 
     arrays: dict[str, np.ndarray]
 

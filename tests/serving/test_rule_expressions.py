@@ -21,7 +21,7 @@ from tiercel_serving.rules.expressions.masks import Masks, conjuncts
 from tiercel_serving.rules.expressions.types import Schema, Type, type_of
 from tiercel_serving.verify.reference import plain_items
 
-#: Column → dtype, whether it is a list, and values. Items, users and requests have all of them.
+#: Column → dtype, whether it is a list, values. Items, users and requests have all of them.
 COLUMNS: dict[str, tuple[Any, bool, st.SearchStrategy[Any]]] = {
     "whole": (np.int64, False, st.integers(-2, 3)),
     "real": (np.float64, False, st.sampled_from([-1.5, 0.0, 2.0, 3.0])),

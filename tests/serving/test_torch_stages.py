@@ -105,7 +105,7 @@ def test_one_answer_takes_few_kernels(
     monkeypatch.setitem(COUNTED, "cpu", COUNTED["cuda"])
     arrays = tensors([Ask(tiny_of("plain").user_ids[0])])
     chain = torch_chain("plain", "cpu")
-    chain.run(arrays)  # for what is made once
+    chain.run(arrays)  # makes what later runs reuse
     with Kernels() as kernels:
         chain.run(arrays)
     assert 50 < kernels.count <= 120

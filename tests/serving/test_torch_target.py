@@ -1,4 +1,4 @@
-"""The targets ``gpu`` and ``torch``: configs, a real Triton on the CPU, and machines that cannot run them."""
+"""The targets ``gpu`` and ``torch``: configs, a real Triton on the CPU, and machines that can't run them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Every family under TensorRT: its graph is ready, and its plan is built in FP32, FP16 and BF16.
 
-Run with TensorRT-RTX, whose parser is TensorRT's and which needs no GPU to build.
+Executed with TensorRT-RTX, whose parser is TensorRT's and which needs no GPU to build.
 """
 
 from __future__ import annotations
