@@ -68,7 +68,7 @@ def run_sanitized(script: str, *arguments: str) -> None:
         [sys.executable, "-c", script, str(built), *arguments],
         env={
             **os.environ,
-            # This folder's modules, and the helpers that all tests share.
+            # This folder's modules, and those that all tests share.
             "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).resolve().parents[:2])),
             "LD_PRELOAD": sanitizers,
             # Python itself leaks memory, and its own allocator would hide out-of-bounds accesses.

@@ -1,4 +1,4 @@
-"""Filling, concatenating and splitting batches, and small helpers of the stages."""
+"""Filling, concatenating and splitting batches, and small functions of the stages."""
 
 from __future__ import annotations
 
